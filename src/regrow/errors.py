@@ -1,0 +1,56 @@
+"""Everything that regrow raises for people to read.
+
+    RegrowError
+    |- ConfigError      a study, recipe, option or name that cannot be meant
+    |- DataError        images or labels that are missing, damaged or mislabelled
+    |- TraceError       a network whose channels cannot be followed or cut as asked
+    |- StoreError       a store that cannot be read, written or trusted
+    |- TrainingError    a training that produced no usable network (diverged, not finite)
+    `- Interrupted      a run stopped on request; what was under way can be resumed
+
+Each message says where, what was expected, what came, and what to do. The command line prints it
+without a traceback and exits with code 2.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RegrowError(Exception):
+    """Base of every error that is meant for the user."""
+
+
+class ConfigError(RegrowError):
+    """A study, recipe, option or name that cannot be meant."""
+
+
+class DataError(RegrowError):
+    """Images or labels that are missing, damaged or mislabelled."""
+
+
+class TraceError(RegrowError):
+    """A network whose channels cannot be followed or cut as asked."""
+
+
+class StoreError(RegrowError):
+    """A store that cannot be read, written or trusted."""
+
+
+class TrainingError(RegrowError):
+    """A training that produced no usable network."""
+
+
+class Interrupted(RegrowError):
+    """A run stopped on request; what was under way can be resumed."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Word the message for a name that is not known, nearest names first.
+
+    >>> unknown("model", "vgg-17", ["vgg-16", "vgg-19", "resnet-20"])
+    "Unknown model 'vgg-17'. Did you mean 'vgg-16' or 'vgg-19'? Known: resnet-20, vgg-16, vgg-19."
+    """
+    names = sorted(known)
+    near = get_close_matches(name.lower(), names, n=3, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."
