@@ -1,0 +1,277 @@
+"""Networks by name: what a model is asked for, how it is built, and how it is drawn anew.
+
+The folder is the registry: each family is one file here, and a user's file given by ``--with``
+registers its own with the same ``register_model``. A model's factory takes keyword arguments only:
+``classes``, ``in_channels``, ``input_size`` (pixels of a square image), ``width`` (a factor on all
+channel numbers), and those of its own variants.
+"""
+
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import nn
+
+from regrow.errors import ConfigError, unknown
+from regrow.registry import Registry, canonical, check_arguments
+from regrow.seeds import derive
+
+Factory = Callable[..., nn.Module]
+F = TypeVar("F", bound=Factory)
+
+FROM_DATA = ("classes", "in_channels", "input_size")  # what a study fills in for every model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """A registered network: its factory, and the arguments that make it this one of its family."""
+
+    name: str
+    factory: Factory
+    family: str
+    reference: str
+    defaults: Mapping[str, Any]
+
+
+MODELS: Registry[ModelEntry] = Registry("model", "regrow.models")
+
+
+def register_model(name: str, *, family: str, **defaults: Any) -> Callable[[F], F]:
+    """Register a factory under a name; ``defaults`` are what this name adds to the factory's own.
+
+    One factory may carry several names. Its docstring's "Reference:" paragraph is shown to users.
+    A whole file that adds a model::
+
+        @register_model("one-layer", family="example")
+        def one_layer(*, classes: int, in_channels: int = 3, input_size: int = 32) -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * input_size**2, classes))
+    """
+
+    def register(factory: F) -> F:
+        where = f"register_model({name!r})"
+        takes = inspect.signature(factory).parameters
+        if missing := [argument for argument in FROM_DATA if argument not in takes]:
+            raise ConfigError(
+                f"{where}: the factory must take the arguments {', '.join(FROM_DATA)}, which come "
+                f"from the data set. Missing: {', '.join(missing)}."
+            )
+        check_arguments(factory, defaults, where=where)
+        entry = ModelEntry(
+            name=canonical(name),
+            factory=factory,
+            family=family,
+            reference=_reference(factory),
+            defaults=defaults,
+        )
+        MODELS.add(name, entry, origin=factory)
+        return factory
+
+    return register
+
+
+@dataclass(frozen=True, init=False)
+class ModelSpec:
+    """A network as it is asked for: a registered name and the arguments given with it.
+
+    Two specs are equal when their canonical names and arguments are. Whether the name and the
+    arguments exist is checked by ``resolve`` and ``build``.
+    """
+
+    name: str
+    _arguments: str  # canonical JSON, so that a spec is hashable and cannot be changed from outside
+
+    def __init__(self, name: str, arguments: Mapping[str, Any] | None = None) -> None:
+        if not isinstance(name, str):
+            raise ConfigError(f"A model name must be a text. Got {name!r}.")
+        try:
+            text = json.dumps(dict(arguments or {}), sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"The arguments of model {name!r} must map names to numbers, texts, true or false, "
+                f"or lists of these. Got {arguments!r} ({error})."
+            ) from error
+        object.__setattr__(self, "name", canonical(name))
+        object.__setattr__(self, "_arguments", text)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments given, sorted by name; a copy."""
+        arguments: dict[str, Any] = json.loads(self._arguments)
+        return arguments
+
+    def __repr__(self) -> str:
+        return f"ModelSpec({self.name!r}, {self.arguments!r})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as JSON values."""
+        return {"name": self.name, "arguments": self.arguments}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "ModelSpec":
+        """Read what ``to_json`` wrote."""
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"A model must map 'name' and 'arguments'. Got {value!r}.")
+        for key in value:
+            if key not in ("name", "arguments"):
+                raise ConfigError(f"A model: {unknown('key', key, ['name', 'arguments'])}")
+        if "name" not in value:
+            raise ConfigError(f"A model needs a 'name'. Got {dict(value)!r}.")
+        return cls(value["name"], value.get("arguments"))
+
+
+def resolve(spec: ModelSpec, *, reserved: Iterable[str] = ()) -> dict[str, Any]:
+    """Return every argument a spec stands for: the factory's, the name's and the given ones.
+
+    A ``ConfigError`` names an unknown model or argument (with the nearest known ones), a missing
+    argument, or a value of the wrong type. ``reserved`` arguments, which the caller fills in from
+    the data, may be neither given nor missed; they are not in the result unless they have defaults.
+    """
+    entry = MODELS.get(spec.name)
+    where = f"model {entry.name!r}"
+    given = spec.arguments
+    for name in reserved:
+        if name in given:
+            raise ConfigError(
+                f"{where}: the argument {name!r} comes from the data set. Leave it out."
+            )
+    check_arguments(entry.factory, given, where=where, reserved=reserved)
+    hints = _hints(entry.factory)
+    arguments: dict[str, Any] = {}
+    for parameter in inspect.signature(entry.factory).parameters.values():
+        name = parameter.name
+        if name in given:
+            value = given[name]
+        elif name in entry.defaults:
+            value = entry.defaults[name]
+        elif parameter.default is not parameter.empty:
+            value = parameter.default
+        elif name in reserved:
+            continue
+        else:
+            raise ConfigError(f"{where}: the argument {name!r} is missing. Add it.")
+        arguments[name] = _checked(value, hints.get(name, Any), where=f"{where}: {name!r}")
+        _check_range(name, arguments[name], where=where)
+    return arguments
+
+
+def build(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
+    """Build the network of a spec, in training mode, its parameters drawn from (seed, "init").
+
+    The global generator is left as it was. Raises what ``resolve`` raises, and a ``ConfigError``
+    for values the family refuses (a depth that does not fit, an empty plan).
+    """
+    entry = MODELS.get(spec.name)
+    arguments = resolve(spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "init"))
+        model = entry.factory(**arguments)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model {entry.name!r}: its factory must return a torch.nn.Module. "
+            f"Got {type(model).__name__}."
+        )
+    return model.train()
+
+
+def initialise_(model: nn.Module, *, seed: int) -> None:
+    """Draw every parameter and running statistic of a model anew, from (seed, "reinit").
+
+    The model's own ``initialise_()`` does it, or else the ``reset_parameters()`` of each of its
+    layers. Both read the sizes of the layers as they are, so a narrowed network is drawn by its
+    narrow shapes. A parameter that neither covers is a ``ConfigError`` (and is left not-a-number).
+    The model should be on the CPU: other devices draw other numbers from the same seed.
+    """
+    own = getattr(model, "initialise_", None)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(derive(seed, "reinit"))
+        for parameter in model.parameters():
+            parameter.fill_(math.nan)
+        if callable(own):
+            own()
+        else:
+            for module in model.modules():
+                reset = getattr(module, "reset_parameters", None)
+                if callable(reset):
+                    reset()
+        missed = [name for name, p in model.named_parameters() if p.isnan().any()]
+    if missed:
+        raise ConfigError(
+            f"Nothing initialises {', '.join(map(repr, missed))} of {type(model).__name__}. Give "
+            "the model a method 'initialise_()' that draws all its parameters, or their layer a "
+            "'reset_parameters()'."
+        )
+
+
+def _reference(factory: Factory) -> str:
+    """Return the paragraph of a factory's docstring that begins with "Reference:", on one line."""
+    for paragraph in (inspect.getdoc(factory) or "").split("\n\n"):
+        if paragraph.startswith("Reference:"):
+            return " ".join(paragraph.removeprefix("Reference:").split())
+    return ""
+
+
+def _hints(factory: Factory) -> dict[str, Any]:
+    try:
+        return get_type_hints(factory)
+    except NameError:  # a user's annotation that only a type checker can read
+        return {}
+
+
+def _checked(value: Any, hint: Any, *, where: str) -> Any:
+    """Return a value as its annotation wants it (1 is 1.0 for a float); refuse other types."""
+    if get_origin(hint) is Literal and isinstance(value, str):
+        choices = [str(choice) for choice in get_args(hint)]
+        if value not in choices:
+            raise ConfigError(f"{where}: {unknown('value', value, choices)}")
+    if not _fits(value, hint):
+        raise ConfigError(f"{where} must be {_words(hint)}. Got {value!r}.")
+    if hint is float:
+        return float(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in inner)
+    if origin is Literal:
+        return value in inner
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, list | tuple) and all(_fits(item, inner[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    return value is None if hint is type(None) else True
+
+
+def _words(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(option) for option in inner)
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in inner)
+    if origin in (list, tuple, Sequence):
+        return f"a list, each item {_words(inner[0])}"
+    names = {int: "an int", float: "a number", bool: "true or false", str: "a text"}
+    return names.get(hint, "null" if hint is type(None) else str(hint))
+
+
+# What these arguments mean is the same for every model. The built-in networks halve the map up to
+# four times and stop at one pixel; below 4 pixels there is nothing left to learn.
+_AT_LEAST = {"classes": 1, "in_channels": 1, "input_size": 4}
+
+
+def _check_range(name: str, value: Any, *, where: str) -> None:
+    least = _AT_LEAST.get(name)
+    if least is not None and isinstance(value, int) and value < least:
+        raise ConfigError(f"{where}: {name!r} must be an int of at least {least}. Got {value!r}.")
+    if name == "width" and isinstance(value, int | float) and value <= 0:
+        raise ConfigError(f"{where}: 'width' is a factor and must be above 0. Got {value!r}.")

@@ -1,0 +1,181 @@
+"""What the built-in networks share: initialisation by layer type, shortcuts, and small helpers.
+
+No model is registered here. Nothing in a ``forward`` knows a number of channels, because surgery
+narrows the layers in place and the network must still run.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regrow.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init:
+    """How a network's parameters are drawn.
+
+    - ``conv_fan``: convolutions are N(0, 2 / (k * k * channels)), He et al. 2015, where channels
+      are the layer's outputs ("out") or its inputs ("in"); biases are 0.
+    - ``norm_scale``: the scale of every BatchNorm2d; shifts are 0. BatchNorm1d keeps 1 and 0.
+    - ``linear``: "normal" is N(0, 0.01^2) with bias 0, "kaiming" is N(0, 2 / inputs) with bias 0,
+      "default" is PyTorch's own.
+    """
+
+    conv_fan: Literal["out", "in"] = "out"
+    norm_scale: float = 1.0
+    linear: Literal["normal", "kaiming", "default"] = "default"
+
+
+def initialise_by_type_(model: nn.Module, init: Init) -> None:
+    """Draw every convolution, norm and linear layer of a model anew, by its type and present shape.
+
+    Layers are found by type, not by name, and sizes are read from the layers as they are, so the
+    same rule holds after surgery: a layer cut to half its filters has half the fan-out. Running
+    statistics are reset too. Draws come from the global generator; see ``models.initialise_``.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            _draw_conv_(module, init.conv_fan)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+            nn.init.constant_(module.weight, init.norm_scale)
+        elif isinstance(module, nn.BatchNorm1d):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear):
+            _draw_linear_(module, init.linear)
+
+
+def _draw_conv_(conv: nn.Conv2d, fan: str) -> None:
+    channels = conv.out_channels if fan == "out" else conv.in_channels // conv.groups
+    std = math.sqrt(2.0 / (math.prod(conv.kernel_size) * channels))
+    nn.init.normal_(conv.weight, 0.0, std)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+def _draw_linear_(linear: nn.Linear, rule: str) -> None:
+    if rule == "default":
+        linear.reset_parameters()
+        return
+    std = 0.01 if rule == "normal" else math.sqrt(2.0 / linear.in_features)
+    nn.init.normal_(linear.weight, 0.0, std)
+    nn.init.zeros_(linear.bias)
+
+
+class Classifier(nn.Module):
+    """Features of any map size, the mean over the map, and a head: the frame of every family."""
+
+    def __init__(self, features: nn.Module, head: nn.Module, *, init: Init) -> None:
+        super().__init__()
+        self.features = features
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = head
+        self.init = init
+        self.initialise_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images: ``[N, C, H, W] -> [N, classes]``."""
+        logits: Tensor = self.head(torch.flatten(self.pool(self.features(x)), 1))
+        return logits
+
+    def initialise_(self) -> None:
+        """Draw all parameters anew by the rule of this variant, for the layers as they are now."""
+        initialise_by_type_(self, self.init)
+
+
+class ZeroPad(nn.Module):
+    """Append channels of zeros: ``[N, C, H, W] -> [N, C + channels, H, W]``.
+
+    The appended channels come from no parameter, so surgery tells the layer how many are left.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Append the zero channels after those of ``x``."""
+        return F.pad(x, (0, 0, 0, 0, 0, self.channels))
+
+    def narrow_(self, kept_out: Tensor, num_in: int) -> None:
+        """Set the appended channels so that ``num_in`` channels come out as ``len(kept_out)``."""
+        assert len(kept_out) >= num_in, f"{num_in} channels come in, {len(kept_out)} stay"
+        self.channels = len(kept_out) - num_in
+
+    def extra_repr(self) -> str:
+        """Show the appended channels in the printed model."""
+        return f"channels={self.channels}"
+
+
+class AveragePoolShortcut(nn.Module):
+    """Halve the map by 2x2 means and append zero channels; no gradient flows back.
+
+    The L1-norm folder of the official code rebuilds this tensor from raw data, which cuts the
+    gradient; it is part of the published network (protocols, section 2.2).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # Odd maps round up, as the 3x3 convolution of stride 2 on the other path does.
+        self.pool = nn.AvgPool2d(2, ceil_mode=True)
+        self.pad = ZeroPad(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, C + channels, H / 2, W / 2]``, detached."""
+        padded: Tensor = self.pad(self.pool(x.detach()))
+        return padded
+
+
+class SubsampleShortcut(nn.Module):
+    """Take every second pixel and append zero channels (type A of He et al. 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pad = ZeroPad(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, C + channels, H / 2, W / 2]``."""
+        padded: Tensor = self.pad(x[:, :, ::2, ::2])
+        return padded
+
+
+def conv(
+    num_in: int, num_out: int, *, kernel: int, stride: int = 1, bias: bool = False
+) -> nn.Conv2d:
+    """Make a square convolution that keeps the map's size (before its stride)."""
+    return nn.Conv2d(num_in, num_out, kernel, stride=stride, padding=kernel // 2, bias=bias)
+
+
+def scaled(channels: int, width: float) -> int:
+    """Scale a number of channels, to the nearest whole one and at least 1.
+
+    >>> scaled(64, 0.25), scaled(12, 0.01)
+    (16, 1)
+    """
+    return max(1, round(channels * width))
+
+
+def blocks_per_stage(depth: int, *, per_block: int, extra: int, family: str) -> int:
+    """Return n of ``depth = per_block * n + extra``; other depths are a ``ConfigError``."""
+    num, rest = divmod(depth - extra, per_block)
+    if num >= 1 and rest == 0:
+        return num
+    nearest = max(1, round((depth - extra) / per_block)) * per_block + extra
+    raise ConfigError(
+        f"The 'depth' of a {family} must be {per_block}n + {extra} with n of at least 1. "
+        f"Got {depth}; the nearest is {nearest}."
+    )
+
+
+def named(parts: Sequence[tuple[str, nn.Module]]) -> nn.Sequential:
+    """Chain modules under names of their own, which reports and errors then show."""
+    sequence = nn.Sequential()
+    for name, module in parts:
+        sequence.add_module(name, module)
+    return sequence
