@@ -1,0 +1,110 @@
+"""Which units stay: the algebra of masks, and holding masked weights at zero during training."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from regrow.errors import ConfigError
+
+Unit = Literal["channel", "weight"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Mask:
+    """Kept units by name: group names to ``[units]``, or parameter names to weight shapes; bool.
+
+    A group or parameter that is not named stays whole.
+
+    >>> mask = Mask(unit="channel", kept={"conv1": torch.tensor([True, False, True, True])})
+    >>> mask.sparsity, mask.widths()
+    (0.25, {'conv1': 3})
+    """
+
+    unit: Unit
+    kept: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        for name, kept in self.kept.items():
+            if kept.dtype != torch.bool:
+                raise ConfigError(
+                    f"The mask of {name!r} must hold booleans (True = stays). Got {kept.dtype}."
+                )
+
+    @property
+    def num_units(self) -> int:
+        """Count the units that the mask speaks of."""
+        return sum(kept.numel() for kept in self.kept.values())
+
+    @property
+    def num_kept(self) -> int:
+        """Count the units that stay."""
+        return sum(int(kept.sum()) for kept in self.kept.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Return the removed share of the units, in [0, 1)."""
+        return 1.0 - self.num_kept / self.num_units if self.num_units else 0.0
+
+    def widths(self) -> dict[str, int]:
+        """Count the kept units of each group or parameter, in the mask's order."""
+        return {name: int(kept.sum()) for name, kept in self.kept.items()}
+
+    def indices(self, name: str) -> Tensor:
+        """Return the positions of the units that stay in one group."""
+        return torch.nonzero(self.kept[name].flatten()).flatten()
+
+    def __and__(self, other: "Mask") -> "Mask":
+        """Keep what both keep."""
+        if self.unit != other.unit:
+            raise ConfigError(
+                f"Cannot combine a mask over {self.unit}s with a mask over {other.unit}s."
+            )
+        both = {name: kept & other.kept.get(name, kept) for name, kept in self.kept.items()}
+        return Mask(unit=self.unit, kept={**other.kept, **both})
+
+
+def holder(mask: Mask) -> Callable[[nn.Module], None]:
+    """Make a function that zeroes the masked weights of a model, and their gradients, in place.
+
+    Called before and after an update it holds them at exactly zero: no gradient reaches the
+    momentum, and weight decay of zero is zero.
+    """
+    _require_weights(mask)
+    cache: dict[int, tuple[list[nn.Parameter], list[Tensor]]] = {}
+
+    def hold_(model: nn.Module) -> None:
+        if id(model) not in cache:
+            cache.clear()
+            named = dict(model.named_parameters())
+            cache[id(model)] = (
+                [named[name] for name in mask.kept],
+                [kept.to(named[name]) for name, kept in mask.kept.items()],
+            )
+        parameters, factors = cache[id(model)]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        with torch.no_grad():
+            torch._foreach_mul_(parameters, factors)  # type: ignore[arg-type]
+            if len(gradients) == len(factors):
+                torch._foreach_mul_(gradients, factors)
+
+    return hold_
+
+
+def apply_(model: nn.Module, mask: Mask) -> None:
+    """Zero the masked weights of a model, in place."""
+    _require_weights(mask)
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, kept in mask.kept.items():
+            named[name].mul_(kept.to(named[name]))
+
+
+def _require_weights(mask: Mask) -> None:
+    if mask.unit != "weight":
+        raise ConfigError(
+            f"Only a mask over weights can be held at zero. Got one over {mask.unit}s: use "
+            "regrow.shrink to cut them."
+        )
