@@ -1,0 +1,137 @@
+"""Records become rows, tables, figures, and an answer in words.
+
+``write`` puts a whole report into a folder: ``report.md`` (for people, with date and machine),
+``table.tex``, ``rows.csv`` and ``rows.parquet`` (one row a cell and arm), ``runs.csv`` (one row a
+seed), ``verdicts.csv`` and the figures as PNG and SVG. All but ``report.md`` depend on the results
+alone.
+"""
+
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from regrow.errors import ConfigError
+from regrow.report import figures
+from regrow.report.render import Failure, Page, blocks, latex, markdown, terminal
+from regrow.report.rows import ROW_COLUMNS, RUN_COLUMNS, Run, runs_frame, summarise, to_csv
+from regrow.report.verdict import VERDICT_COLUMNS, Verdict, answer, verdicts, verdicts_frame
+from regrow.report.words import listed
+
+__all__ = ["Failure", "Report", "Run", "Verdict", "runs_frame", "summarise", "verdicts", "write"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A written report: ``text`` for the terminal, the rows, the verdicts and where it lies."""
+
+    text: str
+    answer: str
+    frame: pd.DataFrame
+    verdicts: tuple[Verdict, ...]
+    paths: tuple[Path, ...]
+
+
+def write(
+    runs: Sequence[Run],
+    folder: Path,
+    *,
+    title: str,
+    command: str,
+    machine: str,
+    date: str,
+    margin: float = 0.3,
+    failures: Sequence[Failure] = (),
+    notes: Sequence[str] = (),
+    draw: bool = True,
+) -> Report:
+    """Write every file of a report into a folder (made if absent) and return it.
+
+    ``runs`` come in the study's order, with those that failed or are missing. ``margin`` is the
+    difference in points below which arms count as equivalent. ``notes`` are limits that the runs do
+    not show (e.g. a subset of the data). ``draw=False`` leaves the figures out. A folder that
+    cannot be written is a ``ConfigError``.
+    """
+    frame, found = summarise(runs), verdicts(runs, margin=margin)
+    page = Page(
+        title=title,
+        tables=blocks(frame, runs),
+        answer=answer(found),
+        verdicts=found,
+        limits=(*_limits(runs), *notes),
+        failures=tuple(failures),
+    )
+    made = {
+        "command": f"`{command}`",
+        "date": date,
+        "machine": machine,
+        "versions": _versions(),
+        "margin": f"{margin:g} points",
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if draw:
+            page = replace(page, pictures=figures.draw(frame, folder))
+        texts = {
+            "report.md": markdown(page, made=made),
+            "table.tex": latex(page),
+            "rows.csv": to_csv(frame, ROW_COLUMNS),
+            "runs.csv": to_csv(runs_frame(runs), RUN_COLUMNS),
+            "verdicts.csv": to_csv(verdicts_frame(found), VERDICT_COLUMNS),
+        }
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        frame.to_parquet(folder / "rows.parquet", index=False)
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write the report to '{folder}': {error.strerror or error}. Name a folder that "
+            "you may write to."
+        ) from error
+    names = [*texts, "rows.parquet", *(path for p in page.pictures for path in p.paths)]
+    return Report(
+        text=terminal(page),
+        answer=page.answer,
+        frame=frame,
+        verdicts=found,
+        paths=tuple(folder / name for name in names),
+    )
+
+
+def _limits(runs: Sequence[Run]) -> list[str]:
+    """Say what the runs themselves show to be less than what was asked for."""
+    limits = []
+    done = sum(run.done for run in runs)
+    failed = sum(run.status == "failed" for run in runs)
+    if done < len(runs):
+        limits.append(
+            f"{done} of {len(runs)} runs are done, {failed} failed, "
+            f"{len(runs) - done - failed} have not run: rows with fewer seeds say so."
+        )
+    capped = [run for run in runs if run.capped]
+    if capped:
+        caps = listed([f"{cap:g}x" for cap in sorted({run.cap or 0.0 for run in capped})])
+        limits.append(
+            f"Equal FLOPs was capped at {caps} of the epochs in {len(capped)} of "
+            f"{sum(run.budget == 'equal-flops' for run in runs)} runs: these trained for less than "
+            "the unpruned network's FLOPs."
+        )
+    emptied = sum(bool(run.emptied) for run in runs)
+    if emptied:
+        limits.append(
+            f"In {emptied} runs a global threshold would have emptied whole layers; the guard kept "
+            "units there, so these networks are a little larger than asked."
+        )
+    if done and max(Counter((r.group, r.arm) for r in runs if r.done).values()) == 1:
+        limits.append("One seed a row: no spread is known and nothing can be tested.")
+    return limits
+
+
+def _versions() -> str:
+    packages = ("regrow", "torch", "numpy")
+    return ", ".join(
+        [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]
+    )

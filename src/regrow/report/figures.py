@@ -1,0 +1,244 @@
+"""Accuracy against cost: what each arm reaches with how many MACs and parameters.
+
+One panel for each data set and model (rows) and method (columns); points are means, bars one
+standard deviation over seeds, the unpruned network is a line with a band. Colours are those of
+Okabe and Ito, told apart by most colour-blind readers, and each arm has a marker of its own.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from regrow.report.rows import UNPRUNED
+from regrow.report.words import quantity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLES = {
+    "pruned": ("#7f7f7f", "X"),
+    "fine-tune": ("#0072B2", "o"),
+    "scratch-e": ("#E69F00", "^"),
+    "scratch-b": ("#D55E00", "s"),
+    "winning-ticket": ("#009E73", "D"),
+    "random-init": ("#CC79A7", "v"),
+}
+# For arms that users add.
+SPARE = (("#56B4E9", "P"), ("#999933", "<"), ("#882255", ">"), ("#332288", "h"), ("#44AA99", "*"))
+AXES = {"macs": "MACs", "parameters": "parameters"}
+DODGE = 0.022  # of the axis between neighbouring arms, so that equal sizes do not hide each other
+PAGE = 24  # panels of one picture; a larger study gets one for each data set and model
+COLOURED = 0.9  # line width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One figure of a report, in its folder as PNG and SVG."""
+
+    caption: str
+    name: str
+
+    @property
+    def paths(self) -> tuple[str, str]:
+        """File names in the report's folder, the PNG first."""
+        return f"{self.name}.png", f"{self.name}.svg"
+
+
+def draw(frame: pd.DataFrame, folder: Path) -> tuple[Picture, ...]:
+    """Draw accuracy against MACs and against parameters for the rows of ``summarise``.
+
+    Writes PNG (150 dpi) and SVG (the same bytes for the same rows). Without a finished row nothing
+    is drawn.
+    """
+    import matplotlib as mpl
+
+    ran = frame[frame["n"] > 0]
+    pictures = []
+    with mpl.rc_context({"svg.hashsalt": "regrow", "font.size": 9}):
+        for suffix, about, part in _pages(ran):
+            for column, label in AXES.items():
+                if part[column].notna().sum() == 0:
+                    continue
+                picture = Picture(
+                    caption=f"Accuracy against {label}{about}", name=f"accuracy-{column}{suffix}"
+                )
+                figure = accuracy_figure(part, against=column)
+                png, svg = (folder / path for path in picture.paths)
+                figure.savefig(png, dpi=150)
+                figure.savefig(svg, metadata={"Date": None})
+                pictures.append(picture)
+    return tuple(pictures)
+
+
+def accuracy_figure(frame: pd.DataFrame, *, against: str = "macs") -> "Figure":
+    """Draw accuracy over one column of ``summarise`` ("macs" or "parameters"), arm by arm."""
+    from matplotlib.figure import Figure
+
+    panels = _panels(frame)
+    methods = [m for m in dict.fromkeys(frame["method"]) if m] or [""]
+    arms = [arm for arm in dict.fromkeys(frame["arm"]) if arm != UNPRUNED]
+    styles = _styles(arms)
+    width = max(4.6, 1.2 + 3.0 * len(methods))
+    figure = Figure(figsize=(width, 0.9 + 2.6 * len(panels)), layout="constrained")
+    grid = figure.subplots(len(panels), len(methods), squeeze=False, sharey="row")
+    for axes_row, (title, part) in zip(grid, panels, strict=True):
+        limits = _limits(part)
+        for axes, method in zip(axes_row, methods, strict=True):
+            rows = part[(part["method"] == method) & (part["arm"] != UNPRUNED)]
+            if len(rows) == 0 and method:
+                axes.set_visible(False)
+                continue
+            whole = part[part["arm"] == UNPRUNED]
+            own = whole[whole["method"] == method]
+            _reference(axes, own if len(own) else whole[:1])
+            _scale(axes, [*rows[against].dropna(), *whole[against].dropna()][: len(rows) or None])
+            for arm, style in styles.items():
+                _arm(axes, rows[rows["arm"] == arm], against, style, place=_place(arm, arms))
+            axes.set_ylim(limits)
+            _clipped(axes, rows, against, arms, styles)
+            axes.set_title(" / ".join(x for x in (title, method) if x), fontsize=9)
+            axes.set_xlabel(f"{AXES[against]} (log scale)")
+            axes.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
+            axes.spines[["top", "right"]].set_visible(False)
+        axes_row[0].set_ylabel("test accuracy (%)")
+    _legend(figure, styles, reference=bool((frame["arm"] == UNPRUNED).any()))
+    return figure
+
+
+def _pages(frame: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    """Split what would be too many panels: (suffix of the file, of the caption, rows)."""
+    panels, methods = _panels(frame), frame["method"].nunique()
+    if not panels or len(panels) * methods <= PAGE:
+        return [("", "", frame)] if panels else []
+    return [(f"-{i}", f" ({title})", part) for i, (title, part) in enumerate(panels, start=1)]
+
+
+def _panels(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    groups = frame.groupby(["data", "model"], sort=False)
+    return [(" / ".join(map(str, key)), part) for key, part in groups]
+
+
+def _styles(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Give each arm its colour and marker, the same in every figure of a report."""
+    others = [arm for arm in arms if arm not in STYLES]
+    return {arm: STYLES.get(arm) or SPARE[others.index(arm) % len(SPARE)] for arm in arms}
+
+
+def _limits(rows: pd.DataFrame) -> tuple[float, float]:
+    """Choose the y axis by what was trained; an arm left as cut may fall far below it."""
+    trained = rows[rows["epochs"] > 0]
+    shown = trained if len(trained) else rows
+    spread = shown["std"].fillna(0.0)
+    low, high = (shown["mean"] - spread).min(), (shown["mean"] + spread).max()
+    pad = max(0.08 * (high - low), 0.15)
+    return low - pad, high + pad
+
+
+def _place(arm: str, arms: Sequence[str]) -> float:
+    """Offset of an arm from its true place, in shares of the axis."""
+    return DODGE * (arms.index(arm) - (len(arms) - 1) / 2)
+
+
+def _scale(axes: "Axes", values: Sequence[float]) -> None:
+    """Set a log axis with room at both ends and ticks that people can read."""
+    low, high = (min(values), max(values)) if len(values) else (1.0, 10.0)
+    room = max(0.14 * math.log(high / low), math.log(1.5))
+    low, high = low / math.exp(room), high * math.exp(room)
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    ticks = _ticks(low, high)
+    axes.set_xticks(ticks, [quantity(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Choose at most five round numbers on a log axis, as fine as that allows.
+
+    >>> _ticks(9e4, 4e6), _ticks(80, 130)
+    ([100000.0, 300000.0, 1000000.0, 3000000.0], [80.0, 90.0, 100.0])
+    """
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    best: list[float] = []
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(range(1, 10))):
+        ticks = [float(step * 10**power) for power in powers for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(best) < len(ticks) <= 5:
+            best = ticks
+    return best or [math.sqrt(low * high)]
+
+
+def _shift(axes: "Axes", x: float, place: float) -> float:
+    low, high = axes.get_xlim()
+    return float(x * (high / low) ** place)
+
+
+def _reference(axes: "Axes", whole: pd.DataFrame) -> None:
+    for mean, std in zip(whole["mean"], whole["std"].fillna(0.0), strict=True):
+        axes.axhspan(mean - std, mean + std, color="black", alpha=0.08, linewidth=0)
+        axes.axhline(mean, color="black", linewidth=COLOURED, linestyle="--")
+
+
+def _arm(
+    axes: "Axes", rows: pd.DataFrame, against: str, style: tuple[str, str], *, place: float
+) -> None:
+    rows = rows.dropna(subset=[against]).sort_values(against, kind="stable")
+    if len(rows) == 0:
+        return
+    colour, marker = style
+    axes.errorbar(
+        [_shift(axes, x, place) for x in rows[against]],
+        rows["mean"],
+        yerr=rows["std"].fillna(0.0),
+        color=colour,
+        marker=marker,
+        markersize=5,
+        linewidth=COLOURED,
+        elinewidth=1.1,
+        capsize=2,
+        alpha=0.95,
+    )
+
+
+def _clipped(
+    axes: "Axes",
+    rows: pd.DataFrame,
+    against: str,
+    arms: Sequence[str],
+    styles: dict[str, tuple[str, str]],
+) -> None:
+    """Mark points below the axis at its foot, with their value, rather than lose them."""
+    low, high = axes.get_ylim()
+    for arm, x, mean in zip(rows["arm"], rows[against], rows["mean"], strict=True):
+        if mean >= low or x != x:
+            continue
+        at, colour = _shift(axes, x, _place(arm, arms)), styles[arm][0]
+        foot = low + 0.02 * (high - low)
+        axes.plot([at], [foot], marker=7, color=colour, markersize=6, clip_on=False)
+        axes.annotate(
+            f"{mean:.1f}",
+            (at, foot),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7.5,
+            color=colour,
+        )
+
+
+def _legend(figure: "Figure", styles: dict[str, tuple[str, str]], *, reference: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=COLOURED, label=arm)
+        for arm, (colour, marker) in styles.items()
+    ]
+    if reference:
+        line = Line2D([], [], color="black", linestyle="--", linewidth=COLOURED, label=UNPRUNED)
+        handles.insert(0, line)
+    columns = len(handles) if figure.get_figwidth() > 8 else 3
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)

@@ -1,0 +1,250 @@
+"""Rows and verdicts as text: for the terminal, as Markdown and as LaTeX.
+
+All three show the same figures, worded by ``regrow.report.words``. Only the Markdown page knows
+date, machine and command.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from regrow.report import words
+from regrow.report.figures import Picture
+from regrow.report.rows import Run
+from regrow.report.verdict import FINE_TUNE, Verdict
+
+WIDTH = 100
+LISTED = 30  # verdicts shown in the terminal; the Markdown page has them all
+COLUMNS = (
+    "arm",
+    "accuracy %",
+    "n",
+    "vs fine-tune",
+    "parameters",
+    "MACs",
+    "epochs",
+    "training FLOPs",
+    "fairness",
+)
+METHOD = (
+    "Accuracy is that of the last epoch on the test set: mean " + words.PLUS_MINUS + " standard "
+    "deviation (n - 1) over n seeds; 'vs fine-tune' is the mean difference over the seeds that both "
+    "arms have. Parameters and MACs (a multiply-add is 1) are shown with the share of the unpruned "
+    "network's. Training FLOPs (a multiply-add is 2) count a row with all stages it stands on; what "
+    "rows share is counted in each. Epochs are the arm's own."
+)
+TESTS = (
+    "Seeds pair the arms. Better and worse: paired t test; equivalent: two one-sided tests (TOST) "
+    "within the margin; both at {alpha:g} after Holm's correction over the cells of a question. "
+    "Averages over cells are taken seed by seed. 'About k seeds would settle it' is a normal "
+    "approximation at power 0.8 that takes the observed difference and spread as true."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A job that ended in an error, as the report lists it."""
+
+    label: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One table: the rows of a data set and model, in sections of one cell each."""
+
+    title: str
+    sections: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Everything a report says, before it is laid out."""
+
+    title: str
+    tables: tuple[Block, ...]
+    answer: str
+    verdicts: tuple[Verdict, ...]
+    limits: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[Block, ...]:
+    """Word every row of ``summarise``, grouped as tables show them."""
+    cuts = {run.group: run.cut for run in runs}
+    differences = _differences(runs)
+    tables: dict[tuple[str, str], dict[str, list[tuple[str, ...]]]] = {}
+    for row in frame.to_dict("records"):
+        sections = tables.setdefault((row["data"], row["model"]), {})
+        difference = differences.get((row["group"], row["arm"]))
+        sections.setdefault(row["group"], []).append(_words(row, difference))
+    return tuple(
+        Block(
+            title=" / ".join(panel),
+            sections=tuple((cuts[group], tuple(rows)) for group, rows in sections.items()),
+        )
+        for panel, sections in tables.items()
+    )
+
+
+def terminal(page: Page) -> str:
+    """Write the report as plain text; tables are as wide as they need, sentences are wrapped."""
+    parts = [page.title, *(_plain(block) for block in page.tables)]
+    parts.append("\n".join(["Answer", *map(_wrap, page.answer.splitlines())]))
+    if 1 < len(page.verdicts) <= LISTED:
+        parts.append("\n".join(["Cell by cell", *(_wrap(v.sentence) for v in page.verdicts)]))
+    if page.limits:
+        parts.append("\n".join(["Limits", *map(_wrap, page.limits)]))
+    if page.failures:
+        failed = (_wrap(f"{failure.label}: {failure.message}") for failure in page.failures)
+        parts.append("\n".join(["Failures", *failed]))
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown(page: Page, *, made: Mapping[str, str]) -> str:
+    """Write the report as a page; ``made`` says how it came about (command, date, machine)."""
+    lines = [f"# {_md(page.title)}", "", "## Answer", ""]
+    lines += [f"- {_md(line)}" for line in page.answer.splitlines()]
+    for picture in page.pictures:
+        lines += ["", f"![{_md(picture.caption)}]({picture.paths[0]})"]
+    lines += ["", "## Results"]
+    for block in page.tables:
+        lines += ["", f"### {_md(block.title)}", "", *_md_table(block)]
+    lines += ["", METHOD if page.tables else "Not run: the study has no rows."]
+    if page.verdicts:
+        lines += ["", "## Cell by cell", "", *(f"- {_md(v.sentence)}" for v in page.verdicts)]
+        lines += ["", TESTS.format(alpha=page.verdicts[0].alpha)]
+    if page.limits:
+        lines += ["", "## Limits", "", *(f"- {_md(limit)}" for limit in page.limits)]
+    if page.failures:
+        lines += ["", "## Failures", ""]
+        lines += [f"- {_md(f.label)}: {_md(' '.join(f.message.split()))}" for f in page.failures]
+    lines += ["", "## How it was made", "", *(f"- {k}: {v}" for k, v in made.items()), ""]
+    return "\n".join(lines)
+
+
+def latex(page: Page) -> str:
+    """Write one ``table`` for each data set and model; needs ``\\usepackage{booktabs}``."""
+    head = f"% {' '.join(page.title.split())}\n% needs \\usepackage{{booktabs}}"
+    if not page.tables:
+        return f"{head}\n% not run: the study has no rows\n"
+    return "\n".join([head, *(_tex_table(block) for block in page.tables)])
+
+
+def _words(row: Mapping[str, object], difference: float | None) -> tuple[str, ...]:
+    def number(name: str) -> float | None:
+        value = row[name]
+        return float(value) if isinstance(value, int | float) and value == value else None
+
+    n, expected = int(str(row["n"])), int(str(row["n_expected"]))
+    return (
+        str(row["arm"]),
+        words.accuracy(number("mean"), number("std"), n),
+        words.seeds(n, expected),
+        "" if difference is None else words.signed(difference),
+        words.with_kept(number("parameters"), number("parameters_kept")),
+        words.with_kept(number("macs"), number("macs_kept")),
+        words.quantity(number("epochs")),
+        words.quantity(number("training_flops")),
+        str(row["fairness"]),
+    )
+
+
+def _differences(runs: Sequence[Run]) -> dict[tuple[str, str], float]:
+    """Average each arm minus fine-tune over the seeds both have."""
+    tuned = {(run.group, run.seed): run.accuracy for run in runs if run.arm == FINE_TUNE}
+    pairs: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        base = tuned.get((run.group, run.seed))
+        if run.arm != FINE_TUNE and base is not None and run.accuracy is not None:
+            pairs.setdefault((run.group, run.arm), []).append(run.accuracy - base)
+    return {key: sum(values) / len(values) for key, values in pairs.items()}
+
+
+def _plain(block: Block) -> str:
+    """Align a table's columns; the heading of a section stands above its indented arms."""
+    header = ("", *COLUMNS[1:])
+    body: list[tuple[str, ...]] = []
+    for cut, rows in block.sections:
+        body += [(cut,)] if cut else []
+        body += [("  " + row[0] if cut else row[0], *row[1:]) for row in rows]
+    columns = range(len(header))
+    whole = [header, *(row for row in body if len(row) > 1)]
+    widths = [max(len(row[i]) for row in whole) for i in columns]
+    widths[0] = max([widths[0], *(len(row[0]) for row in body)])
+    last = len(header) - 1
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = [
+            cell.ljust(width) if i in (0, last) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ]
+        return "  ".join(cells).rstrip()
+
+    rule = "-" * max(len(line(row)) for row in [header, *body])
+    return "\n".join([block.title, line(header), rule, *map(line, body)])
+
+
+def _md_table(block: Block) -> Iterator[str]:
+    yield f"| pruned by | {' | '.join(COLUMNS)} |"
+    yield "|---|---|" + "---:|" * (len(COLUMNS) - 2) + "---|"
+    for cut, rows in block.sections:
+        for i, row in enumerate(rows):
+            cells = [_md(cell).replace("|", "\\|") for cell in ("" if i else cut, *row)]
+            yield f"| {' | '.join(cells)} |"
+
+
+def _md(text: str) -> str:
+    """Escape what Markdown or a browser would read as markup."""
+    escaped = re.sub(r"([\\`*_\[\]])", r"\\\1", text)
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    words.PLUS_MINUS: r"$\pm$",
+    **{c: "\\" + c for c in "&%$#_{}"},
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(c, c) for c in text)
+
+
+def _tex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(_tex, cells)) + r" \\"
+
+
+def _tex_table(block: Block) -> str:
+    shown = len(COLUMNS) - 1  # fairness stands in the text of a paper; it is too wide for a column
+    lines = [
+        r"\begin{table}",
+        r"\centering\small",
+        rf"\caption{{{_tex(block.title)}: accuracy in \% (mean $\pm$ std over n seeds).}}",
+        rf"\begin{{tabular}}{{l{'r' * (shown - 1)}}}",
+        r"\toprule",
+        _tex_row(COLUMNS[:shown]),
+    ]
+    for cut, rows in block.sections:
+        lines.append(r"\midrule")
+        if cut:
+            lines.append(rf"\multicolumn{{{shown}}}{{l}}{{{_tex(cut)}}} \\")
+        lines += [_tex_row(row[:shown]) for row in rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(
+        " ".join(text.split()),
+        WIDTH,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,282 @@
+"""From single runs to the rows of a table: one ``Run`` a seed, one row a cell and arm.
+
+Nothing here depends on the machine, the date or the order in which trainings ended: the runs come
+in the study's order and the rows keep it, so that ``rows.csv`` is byte for byte the same however
+often a study was interrupted.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from regrow.stats import mean_and_std
+
+Status = Literal["done", "failed", "missing"]
+UNPRUNED = "unpruned"
+Column = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training of a table's row: one arm of one cell with one seed.
+
+    ``accuracy`` is in percent, ``parameters`` and ``macs`` are those of the network as it ends,
+    ``epochs`` the arm's own, ``training_flops`` and ``samples`` those of the whole row with the
+    stages it stands on. ``emptied`` counts layers that only the guard kept alive. ``group`` names
+    the cell whose arms are compared with each other; left empty it follows from the other fields.
+    ``method`` is empty for a network that no method touches.
+
+    How fair the row is follows from ``start`` ("random", "inherited", "initial", "rewound"),
+    ``budget`` ("epochs", "equal-epochs", "equal-flops", "none"), ``base_epochs`` (of the parent),
+    ``cap`` (the budget's limit in multiples of ``base_epochs``), ``capped`` (it was reached) and
+    ``parent_counted`` (the budget pays for the parent's training).
+    """
+
+    data: str
+    model: str
+    arm: str
+    seed: int
+    method: str = ""
+    sparsity: float | None = None
+    target: str | None = None
+    unit: str = ""
+    status: Status = "missing"
+    accuracy: float | None = None
+    loss: float | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    epochs: int | None = None
+    base_epochs: int | None = None
+    training_flops: float | None = None
+    samples: int | None = None
+    emptied: int | None = None
+    start: str = ""
+    budget: str = ""
+    cap: float | None = None
+    capped: bool = False
+    parent_counted: bool = False
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if self.status == "done":
+            assert self.accuracy is not None, f"a finished run without accuracy: {self}"
+            assert math.isfinite(self.accuracy), f"a finished run without accuracy: {self}"
+        if not self.group:
+            parts = [self.data, self.model, self.method, self.target or _share(self.sparsity)]
+            object.__setattr__(self, "group", "/".join(part for part in parts if part))
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result to count."""
+        return self.status == "done"
+
+    @property
+    def panel(self) -> tuple[str, str]:
+        """Data set and model: what shares a table and an unpruned reference."""
+        return self.data, self.model
+
+    @property
+    def cut(self) -> str:
+        """Method and how much it removed, for people: ``l1-filter 0.5``, ``l1-filter VGG-16-A``."""
+        return " ".join(
+            part for part in (self.method, self.target or _share(self.sparsity)) if part
+        )
+
+
+class Table:
+    """The runs of a study by panel (data set, model), cell and arm, in order of appearance."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self.panels: dict[tuple[str, str], dict[str, dict[str, list[Run]]]] = {}
+        for run in runs:
+            groups = self.panels.setdefault(run.panel, {})
+            groups.setdefault(run.group, {}).setdefault(run.arm, []).append(run)
+
+    def cells(self) -> Iterable[dict[str, list[Run]]]:
+        """Every group of arms that are compared with each other."""
+        return (arms for groups in self.panels.values() for arms in groups.values())
+
+    def unpruned(self, run: Run) -> list[Run]:
+        """Return the unpruned runs a row is measured against: of its group, method or panel."""
+        groups = self.panels[run.panel]
+        own = groups[run.group].get(UNPRUNED)
+        if own:
+            return own
+        found = [arms[UNPRUNED] for arms in groups.values() if UNPRUNED in arms]
+        same = [runs for runs in found if runs[0].method == run.method]
+        return (same or found or [[]])[0]
+
+
+# Column -> (type, format in CSV). Digits are fixed, so that equal data is equal bytes.
+TEXT, COUNT, FLAG = ("str", ""), ("Int64", "d"), ("bool", "")
+POINTS, SHARE, MEAN = ("float64", ".4f"), ("float64", "g"), ("float64", ".1f")
+LOSS, KEPT, FLOPS = ("float64", ".6f"), ("float64", ".6f"), ("float64", ".6e")
+ROW_COLUMNS = {
+    "data": TEXT,
+    "model": TEXT,
+    "method": TEXT,
+    "target": TEXT,
+    "sparsity": SHARE,
+    "unit": TEXT,
+    "arm": TEXT,
+    "mean": POINTS,
+    "std": POINTS,
+    "n": COUNT,
+    "n_expected": COUNT,
+    "n_failed": COUNT,
+    "n_missing": COUNT,
+    "loss": LOSS,
+    "parameters": MEAN,
+    "macs": MEAN,
+    "parameters_kept": KEPT,
+    "macs_kept": KEPT,
+    "epochs": MEAN,
+    "training_flops": FLOPS,
+    "samples": MEAN,
+    "emptied": MEAN,
+    "fairness": TEXT,
+    "group": TEXT,
+}
+RUN_COLUMNS = {
+    "data": TEXT,
+    "model": TEXT,
+    "method": TEXT,
+    "target": TEXT,
+    "sparsity": SHARE,
+    "unit": TEXT,
+    "arm": TEXT,
+    "seed": COUNT,
+    "status": TEXT,
+    "accuracy": POINTS,
+    "loss": LOSS,
+    "parameters": COUNT,
+    "macs": COUNT,
+    "epochs": COUNT,
+    "base_epochs": COUNT,
+    "training_flops": FLOPS,
+    "samples": COUNT,
+    "emptied": COUNT,
+    "start": TEXT,
+    "budget": TEXT,
+    "cap": SHARE,
+    "capped": FLAG,
+    "parent_counted": FLAG,
+    "group": TEXT,
+}
+
+
+def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
+    """Put one run in each row, in the order given."""
+    return to_frame([vars(run) for run in runs], RUN_COLUMNS)
+
+
+def summarise(runs: Iterable[Run]) -> pd.DataFrame:
+    """Put one arm of one cell in each row: mean over seeds, std, n, size, cost, fairness.
+
+    ``n_expected`` counts the runs asked for; only finished ones enter the means. std divides by
+    n - 1 and is empty for n = 1, every figure for n = 0. ``parameters_kept`` and ``macs_kept`` are
+    shares of the unpruned network of the same data set and model, empty where the study has none.
+    """
+    table = Table(runs)
+    rows = [_row(rows, table) for arms in table.cells() for rows in arms.values()]
+    return to_frame(rows, ROW_COLUMNS)
+
+
+def fairness(runs: Sequence[Run]) -> str:
+    """Word what one row was given to train with, from its specs.
+
+    >>> common = dict(data="digits", model="vgg", arm="a", status="done", accuracy=98.0)
+    >>> fairness([Run(**common, seed=0, start="inherited", budget="epochs", epochs=40,
+    ...               base_epochs=160)])
+    "40 epochs after the parent's 160"
+    >>> fairness([Run(**common, seed=s, start="random", budget="equal-flops", epochs=480, cap=3.0,
+    ...               capped=s == 0) for s in range(2)])
+    'equal FLOPs, capped at 3x in 1 of 2 seeds'
+    """
+    first = runs[0]
+    own = sorted({run.epochs for run in runs if run.epochs is not None})
+    count = "-".join(str(epochs) for epochs in dict.fromkeys((own[0], own[-1]))) if own else ""
+    if first.arm == UNPRUNED:
+        return f"{count} epochs" if count else ""
+    if first.budget == "none" or own == [0]:
+        return "no training after the cut"
+    named = {"equal-epochs": "equal epochs", "equal-flops": "equal FLOPs"}
+    text = named.get(first.budget, f"{count} epochs" if count else first.budget)
+    if first.start in ("inherited", "rewound") and first.base_epochs:
+        text += f" after the parent's {first.base_epochs}"
+    if first.parent_counted:
+        text += ", the parent's training counted"
+    capped = sum(run.capped for run in runs)
+    if capped and first.cap is not None:
+        text += f", capped at {first.cap:g}x"
+        text += "" if capped == len(runs) else f" in {capped} of {len(runs)} seeds"
+    return text
+
+
+def to_csv(frame: pd.DataFrame, columns: Mapping[str, Column]) -> str:
+    """Write a frame with a fixed number of digits in each column; what is unknown stays empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    cells = [
+        ["" if value is None or pd.isna(value) else format(value, form) for value in frame[name]]
+        for name, (_, form) in columns.items()
+    ]
+    writer.writerows(zip(*cells, strict=True))
+    return text.getvalue()
+
+
+def _row(runs: list[Run], table: Table) -> dict[str, object]:
+    first = runs[0]
+    done = [run for run in runs if run.done]
+    accuracies = [run.accuracy for run in done if run.accuracy is not None]
+    mean, std = mean_and_std(accuracies) if accuracies else (None, None)
+    whole = [run for run in table.unpruned(first) if run.done]
+    row: dict[str, object] = {
+        "data": first.data,
+        "model": first.model,
+        "method": first.method,
+        "target": first.target or "",
+        "sparsity": first.sparsity,
+        "unit": first.unit,
+        "arm": first.arm,
+        "mean": mean,
+        "std": std,
+        "n": len(done),
+        "n_expected": len(runs),
+        "n_failed": sum(run.status == "failed" for run in runs),
+        "n_missing": sum(run.status == "missing" for run in runs),
+        "fairness": fairness(done or runs),
+        "group": first.group,
+    }
+    for name in ("loss", "parameters", "macs", "epochs", "training_flops", "samples", "emptied"):
+        row[name] = _mean(done, name)
+    for name in ("parameters", "macs"):
+        ours, theirs = _mean(done, name), _mean(whole, name)
+        row[f"{name}_kept"] = ours / theirs if ours is not None and theirs else None
+    return row
+
+
+def _mean(runs: list[Run], name: str) -> float | None:
+    values = [float(v) for run in runs if (v := getattr(run, name)) is not None]
+    return mean_and_std(values)[0] if values else None
+
+
+def to_frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:
+    """Build a frame whose types do not depend on what happens to be missing."""
+    series = {}
+    for name, (kind, _) in columns.items():
+        values = [row[name] for row in rows]
+        if kind == "str":
+            values = ["" if value is None else value for value in values]
+        series[name] = pd.Series(values, dtype=kind)
+    return pd.DataFrame(series)
+
+
+def _share(sparsity: float | None) -> str:
+    return "" if sparsity is None else f"{sparsity:g}"

@@ -1,0 +1,77 @@
+"""How figures are written for people: the same in the terminal, in Markdown and in LaTeX."""
+
+import math
+
+PLUS_MINUS = "\u00b1"
+
+
+def quantity(value: float | None) -> str:
+    """Write a large count in three digits and a unit letter; empty for None.
+
+    >>> quantity(272474), quantity(125_485_000.0), quantity(64), quantity(None)
+    ('272k', '125M', '64', '')
+    """
+    if value is None or math.isnan(value):
+        return ""
+    for power, letter in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        # 0.9995: 999_700 would otherwise be written as 1000k.
+        if value >= 0.9995 * 10**power:
+            scaled = value / 10**power
+            return f"{scaled:.{max(0, 3 - len(str(int(scaled + 0.5))))}f}{letter}"
+    return f"{value:.4g}"
+
+
+def with_kept(value: float | None, kept: float | None) -> str:
+    """Write a count and the share of the unpruned network's that it is: ``272k (32%)``."""
+    if kept is None or math.isnan(kept) or not (text := quantity(value)):
+        return quantity(value)
+    percent = 100 * kept
+    return f"{text} ({percent:.0f}%)" if percent >= 1 else f"{text} ({percent:.1g}%)"
+
+
+def accuracy(mean: float | None, std: float | None, n: int) -> str:
+    """Write mean and spread in points, or that there is nothing yet.
+
+    >>> accuracy(98.456, None, 1), accuracy(None, None, 0)
+    ('98.46', 'not run')
+    """
+    if n == 0 or mean is None:
+        return "not run"
+    return f"{mean:.2f}" if n == 1 or std is None else f"{mean:.2f} {PLUS_MINUS} {std:.2f}"
+
+
+def seeds(n: int, expected: int) -> str:
+    """Write how many seeds stand behind a figure: ``5``, or ``4 of 5`` where some are missing."""
+    return str(n) if n == expected else f"{n} of {expected}"
+
+
+def num_seeds(n: int, expected: int) -> str:
+    """Write the same with its noun: ``1 seed``, ``5 seeds``, ``4 of 5 seeds``."""
+    return f"{seeds(n, expected)} {'seed' if expected == 1 else 'seeds'}"
+
+
+def signed(points: float) -> str:
+    """Write a difference in points, always with its sign.
+
+    >>> signed(0.123), signed(-0.001)
+    ('+0.12', '+0.00')
+    """
+    return f"{round(points, 2) + 0.0:+.2f}"
+
+
+def p_value(p: float) -> str:
+    """Write a p-value without pretending to more digits than it has.
+
+    >>> p_value(0.00001), p_value(0.0312)
+    ('p < 0.001', 'p = 0.031')
+    """
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def listed(items: list[str]) -> str:
+    """Join items as in a sentence.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join(([", ".join(items[:-1])] if items[:-1] else []) + items[-1:])

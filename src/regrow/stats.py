@@ -1,0 +1,314 @@
+"""Compare two arms without claiming more than the seeds show.
+
+Arms that share a seed share data order and augmentation, so seeds pair them: ``paired`` is the test
+of choice. ``welch`` serves figures of which only mean, standard deviation and n are printed. Both
+give a ``Comparison``, and ``equivalence`` asks of either whether the difference is smaller than a
+margin, because "not significant" is never evidence of equality. Accuracies and differences are in
+points (percent) throughout.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from scipy.special import ndtri, stdtr, stdtrit
+
+from regrow.errors import ConfigError
+
+# Below this share of the values' size a spread is rounding of floats, not variation of seeds.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Summary figures of one cell; ``std`` divides by n - 1 and is None for a single run."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """First arm minus second arm, and how sure that is.
+
+    ``n`` counts pairs (for Welch: the smaller group). ``p`` is two-sided; it is None where no test
+    is possible, and ``note`` then says why. ``std`` is that of the paired differences.
+    """
+
+    n: int
+    difference: float
+    std: float | None
+    error: float | None
+    df: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    confidence: float
+    paired: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equivalence:
+    """Outcome of two one-sided tests: a small ``p`` shows a difference below ``margin``.
+
+    ``low`` and ``high`` bound the difference at confidence 1 - 2 alpha, the interval that lies
+    within the margins exactly when p < alpha.
+    """
+
+    margin: float
+    alpha: float
+    p: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signs:
+    """How many rows go up and down, with the exact two-sided sign test over the untied ones."""
+
+    up: int
+    down: int
+    ties: int
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooled:
+    """Random-effects mean of several differences; ``tau`` is their std beyond chance."""
+
+    num: int
+    num_left_out: int
+    mean: float
+    low: float
+    high: float
+    p: float
+    tau: float
+    confidence: float
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return mean and standard deviation (n - 1; None for one value), whatever the order.
+
+    >>> mean_and_std([1.0, 2.0, 3.0])
+    (2.0, 1.0)
+    >>> mean_and_std([98.5])
+    (98.5, None)
+    """
+    if not values:
+        raise ConfigError("A mean needs at least one value. Got none.")
+    if max(values) - min(values) <= ROUNDING * max(1.0, *map(abs, values)):
+        return values[0], 0.0 if len(values) > 1 else None
+    mean = math.fsum(values) / len(values)
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def paired(
+    first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95
+) -> Comparison:
+    """Compare two arms over the seeds both have, value by value (paired t test).
+
+    t = mean(d) / (std(d) / sqrt(n)) with n - 1 degrees of freedom, d = first - second. One pair
+    gives a difference and no test. Where all differences are equal t is not defined; an exact sign
+    test takes its place (all n of one sign: p = 2^(1 - n)) and there is no interval.
+
+    >>> result = paired([95.0, 96.0, 97.0], [94.0, 95.5, 95.5])
+    >>> result.difference, result.n, round(result.p, 4)
+    (1.0, 3, 0.0742)
+    """
+    if len(first) != len(second):
+        raise ConfigError(
+            f"A paired comparison needs as many values in both arms. Got {len(first)} and "
+            f"{len(second)}. Give the seeds that both have."
+        )
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    difference, std = mean_and_std(differences)
+    n = len(differences)
+    if std is None:
+        return _untested(difference, n, confidence, paired=True, note="one pair: no test")
+    if std == 0.0:
+        p = 1.0 if abs(difference) <= ROUNDING else 2.0 ** (1 - n)
+        note = "all differences equal: exact sign test"
+        untested = _untested(difference, n, confidence, paired=True, note=note)
+        return replace(untested, std=0.0, error=0.0, df=n - 1.0, p=p)
+    error = std / math.sqrt(n)
+    return _tested(difference, error, n - 1.0, n=n, std=std, confidence=confidence)
+
+
+def welch(first: Sample, second: Sample, *, confidence: float = 0.95) -> Comparison:
+    """Compare two cells of which only mean, std and n are known (Welch's t test).
+
+    Variances need not be equal; degrees of freedom by Satterthwaite (1946):
+    df = (a + b)^2 / (a^2 / (n1 - 1) + b^2 / (n2 - 1)) with a = s1^2 / n1, b = s2^2 / n2.
+    """
+    difference = first.mean - second.mean
+    n = min(first.n, second.n)
+    if n < 2 or first.std is None or second.std is None:
+        note = "a single run: no test"
+        return _untested(difference, n, confidence, paired=False, note=note)
+    a, b = first.std**2 / first.n, second.std**2 / second.n
+    if a + b == 0.0:
+        note = "no spread in either arm: no test"
+        return _untested(difference, n, confidence, paired=False, note=note)
+    df = (a + b) ** 2 / (a**2 / (first.n - 1) + b**2 / (second.n - 1))
+    return _tested(difference, math.sqrt(a + b), df, n=n, std=None, confidence=confidence)
+
+
+def equivalence(comparison: Comparison, *, margin: float = 0.3, alpha: float = 0.05) -> Equivalence:
+    """Test whether a difference lies within +-margin (two one-sided t tests, TOST).
+
+    p = max(P(T > (d + margin) / error), P(T < (d - margin) / error)). Where all paired differences
+    are equal, each side is the exact sign test of the shifted differences (2^-n).
+
+    Reference: Schuirmann, A comparison of the two one-sided tests procedure and the power approach
+    for assessing the equivalence of average bioavailability, J. Pharmacokinet. Biopharm. 1987.
+    """
+    if not margin > 0:
+        raise ConfigError(
+            f"The 'margin' of an equivalence test must be a number of points above 0. "
+            f"Got {margin!r}."
+        )
+    d, error, df = comparison.difference, comparison.error, comparison.df
+    if error is None or df is None:
+        return Equivalence(margin=margin, alpha=alpha, p=None, low=None, high=None)
+    if error == 0.0:
+        p = 2.0**-comparison.n if abs(d) < margin else 1.0
+        return Equivalence(margin=margin, alpha=alpha, p=p, low=None, high=None)
+    above = float(stdtr(df, -(d + margin) / error))  # chance of this if the truth were -margin
+    below = float(stdtr(df, (d - margin) / error))  # and if it were +margin
+    half = float(stdtrit(df, 1 - alpha)) * error
+    return Equivalence(margin=margin, alpha=alpha, p=max(above, below), low=d - half, high=d + half)
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Correct p-values for being several (step-down); None (no test) stays None and counts not.
+
+    The k-th smallest of m is multiplied by m - k + 1, then made monotone and cut at 1.
+
+    >>> holm([0.01, None, 0.04, 0.03])
+    [0.03, None, 0.06, 0.06]
+
+    Reference: Holm, A simple sequentially rejective multiple test procedure, Scand. J. Stat. 1979.
+    """
+    tested = sorted((p, i) for i, p in enumerate(ps) if p is not None)
+    adjusted: list[float | None] = [None] * len(ps)
+    running = 0.0
+    for rank, (p, i) in enumerate(tested):
+        running = max(running, min(1.0, p * (len(tested) - rank)))
+        adjusted[i] = running
+    return adjusted
+
+
+def sign_test(differences: Sequence[float]) -> Signs:
+    """Count rows by the sign of their difference, with the exact binomial p-value (1/2 each).
+
+    >>> sign_test([0.2, 0.1, 0.4, 0.3, 0.2, -0.1, 0.0])
+    Signs(up=5, down=1, ties=1, p=0.21875)
+    """
+    up = sum(d > ROUNDING for d in differences)
+    down = sum(d < -ROUNDING for d in differences)
+    n = up + down
+    tail = sum(math.comb(n, k) for k in range(min(up, down) + 1)) / 2**n
+    return Signs(up=up, down=down, ties=len(differences) - n, p=min(1.0, 2 * tail))
+
+
+def pooled(comparisons: Sequence[Comparison], *, confidence: float = 0.95) -> Pooled | None:
+    """Average differences over rows that may truly differ (random effects).
+
+    Weights 1 / (error^2 + tau^2), tau^2 by DerSimonian and Laird (1986), interval and p-value by
+    Hartung and Knapp (2001) with k - 1 degrees of freedom. Rows without a standard error, or with
+    an error of 0, cannot be weighted and are left out and counted; below two rows the result is
+    None. Rows that share a parent are taken as independent, which makes the interval too short.
+    """
+    rows = [(c.difference, c.error) for c in comparisons if c.error]
+    k = len(rows)
+    if k < 2:
+        return None
+    inverse = [1 / error**2 for _, error in rows]
+    fixed = math.fsum(w * d for w, (d, _) in zip(inverse, rows, strict=True)) / sum(inverse)
+    q = math.fsum(w * (d - fixed) ** 2 for w, (d, _) in zip(inverse, rows, strict=True))
+    scale = sum(inverse) - sum(w**2 for w in inverse) / sum(inverse)
+    tau2 = max(0.0, (q - (k - 1)) / scale)
+    weights = [1 / (error**2 + tau2) for _, error in rows]
+    mean = math.fsum(w * d for w, (d, _) in zip(weights, rows, strict=True)) / sum(weights)
+    spread = math.fsum(w * (d - mean) ** 2 for w, (d, _) in zip(weights, rows, strict=True))
+    # Never below the plain random-effects error: with few, agreeing rows Hartung-Knapp's is too
+    # small (Roever et al., 2015).
+    error = math.sqrt(max(1.0, spread / (k - 1)) / sum(weights))
+    test = _tested(mean, error, k - 1.0, n=k, std=None, confidence=confidence)
+    assert test.low is not None
+    assert test.high is not None
+    assert test.p is not None
+    return Pooled(
+        num=k,
+        num_left_out=len(comparisons) - k,
+        mean=mean,
+        low=test.low,
+        high=test.high,
+        p=test.p,
+        tau=math.sqrt(tau2),
+        confidence=confidence,
+    )
+
+
+def seeds_to_settle(
+    difference: float, std: float, *, margin: float, alpha: float = 0.05, power: float = 0.8
+) -> int:
+    """Estimate how many pairs would likely decide, taking the observed figures as the truth.
+
+    The smaller of two numbers: pairs to find the difference, ((z(1 - alpha/2) + z(power)) std /
+    d)^2, and, for a difference below the margin, pairs to show equivalence, ((z(1 - alpha) +
+    z(1 - (1 - power)/2)) std / (margin - |d|))^2. Normal approximation, with Guenther's (1981)
+    z^2 / 2 for the t distribution. A std of 0 asks for as many pairs as the sign test needs.
+
+    >>> seeds_to_settle(0.2, 0.2, margin=0.3)
+    10
+    """
+    size = abs(difference)
+    if std <= 0.0:
+        return math.ceil(math.log2(1 / alpha)) + (size >= margin)
+    two, one, good = (float(ndtri(p)) for p in (1 - alpha / 2, 1 - alpha, power))
+    needed: list[float] = []
+    if size > ROUNDING:
+        needed.append(((two + good) * std / size) ** 2 + two**2 / 2)
+    if margin - size > ROUNDING:
+        both = float(ndtri(1 - (1 - power) / 2))
+        needed.append(((one + both) * std / (margin - size)) ** 2 + one**2 / 2)
+    return math.ceil(min(needed))
+
+
+def _tested(
+    difference: float, error: float, df: float, *, n: int, std: float | None, confidence: float
+) -> Comparison:
+    half = float(stdtrit(df, (1 + confidence) / 2)) * error
+    return Comparison(
+        n=n,
+        difference=difference,
+        std=std,
+        error=error,
+        df=df,
+        low=difference - half,
+        high=difference + half,
+        p=2 * float(stdtr(df, -abs(difference) / error)),
+        confidence=confidence,
+        paired=std is not None,
+    )
+
+
+def _untested(
+    difference: float, n: int, confidence: float, *, paired: bool, note: str
+) -> Comparison:
+    return Comparison(
+        n=n,
+        difference=difference,
+        std=None,
+        error=None,
+        df=None,
+        low=None,
+        high=None,
+        p=None,
+        confidence=confidence,
+        paired=paired,
+        note=note,
+    )
