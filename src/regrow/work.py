@@ -1,0 +1,196 @@
+"""What a job is, and what it may ask for while it works.
+
+A job is a frozen, picklable value: a pure function of its spec and its inputs. It runs anywhere -
+in this process or in a worker - and only through its ``Context``:
+
+    def run(self, context):
+        training = Training(..., context.dataset(self.data))
+        if saved := context.load_checkpoint():
+            training.restore(*saved)
+        while not training.done:
+            training.step()
+            if context.checkpoint_due():
+                context.save_checkpoint(*training.state())
+            context.tick(training.steps_done / training.num_steps, f"epoch {training.epoch}")
+        return Outcome({"accuracy": ...}, training.model.state_dict())
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from regrow.errors import Interrupted, StoreError
+from regrow.store import Store, Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regrow.data import Dataset, DataSpec
+
+REPORT_SECONDS = 0.25  # four times a second is all that a person can follow
+PROGRESS_FILE_SECONDS = 2.0  # for `regrow status` in another terminal
+
+
+class Job(Protocol):
+    """One node of the graph of work."""
+
+    @property
+    def kind(self) -> str:
+        """What it does: "train", "prune", ..."""
+
+    @property
+    def key(self) -> str:
+        """Its identity: digest of all that its result depends on."""
+
+    @property
+    def label(self) -> str:
+        """Its short name for people."""
+
+    @property
+    def inputs(self) -> "tuple[Job, ...]":
+        """The jobs whose records it reads."""
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """All that it was asked for, as JSON; stored with its record and compared on load."""
+
+    @property
+    def flops(self) -> float:
+        """Planned training FLOPs, 0 if unknown; decides what runs first."""
+
+    def run(self, context: "Context") -> "Outcome":
+        """Do it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job found: a record for people and tables (JSON), and tensors for later jobs."""
+
+    record: Mapping[str, Any]
+    tensors: Mapping[str, "Tensor"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is."""
+
+    fraction: float
+    note: str = ""
+    resumed_at: float = 0.0  # what an earlier run had done already
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something about a job that its user should know, though it goes on."""
+
+    message: str
+
+
+class Context:
+    """All that a running job may ask for; one for each run of a job."""
+
+    def __init__(
+        self,
+        job: Job,
+        store: Store,
+        workspace: Workspace,
+        *,
+        device: str = "cpu",
+        checkpoint_seconds: float = 120.0,
+        report: Callable[[Progress | Notice], None] = lambda _: None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.store = store
+        self.device = device
+        self._job = job
+        self._workspace = workspace
+        self._checkpoint_seconds = checkpoint_seconds
+        self._report = report
+        self._stopping = stopping
+        self._started = self._saved = time.monotonic()
+        self._earlier_seconds = 0.0
+        self._resumed = False
+        self._resumed_at: float | None = None
+        self._can_checkpoint = False
+        self._ready_to_stop = False
+        self._next_report = self._started
+        self._next_file = self._started + PROGRESS_FILE_SECONDS
+
+    @property
+    def seconds(self) -> float:
+        """The time this job took so far, with what it took before it was resumed."""
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    def record(self, job: Job) -> dict[str, Any]:
+        """Return the record of an input; raises ``StoreError`` if it stands for another spec."""
+        return self.store.record(job.key, spec=job.spec)
+
+    def tensors(self, job: Job) -> dict[str, "Tensor"]:
+        """Return the tensors of an input."""
+        return self.store.tensors(job.key)
+
+    def dataset(self, spec: "DataSpec") -> "Dataset":
+        """Return a data set, loaded once in each process."""
+        return _dataset(spec)
+
+    def load_checkpoint(self) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
+        """Return what this job saved when it was last stopped, or None.
+
+        A damaged checkpoint is given up with a notice, and the job starts over.
+        """
+        try:
+            saved = self._workspace.load_checkpoint()
+        except StoreError as error:
+            self._workspace.drop_checkpoint()
+            self._report(Notice(f"The job starts over. {error}"))
+            return None
+        if saved is None:
+            return None
+        tensors, meta = saved
+        self._earlier_seconds = meta["seconds"]
+        self._resumed = True
+        return tensors, meta["meta"]
+
+    def checkpoint_due(self) -> bool:
+        """Tell whether to save now: enough time went by, or the run is being stopped."""
+        self._can_checkpoint = True
+        if self._stopping():
+            return not self._ready_to_stop
+        return time.monotonic() - self._saved >= self._checkpoint_seconds
+
+    def save_checkpoint(self, tensors: Mapping[str, "Tensor"], meta: Mapping[str, Any]) -> None:
+        """Keep all that is needed to go on from here, in place of the last checkpoint."""
+        self._ready_to_stop = self._stopping()
+        self._workspace.save_checkpoint(tensors, {"meta": meta, "seconds": self.seconds})
+        self._saved = time.monotonic()
+
+    def tick(self, fraction: float, note: str = "") -> None:
+        """Say how far the job is, in [0, 1]; call it every step, most calls cost a microsecond.
+
+        Raises ``Interrupted`` when the run is being stopped - for a job that asks
+        ``checkpoint_due``, only after it has saved.
+        """
+        if self._stopping() and (self._ready_to_stop or not self._can_checkpoint):
+            raise Interrupted(f"{self._job.label} was stopped; it goes on in the next run.")
+        now = time.monotonic()
+        if self._resumed_at is None:
+            self._resumed_at = fraction if self._resumed else 0.0
+        if now >= self._next_report:
+            self._next_report = now + REPORT_SECONDS
+            self._report(Progress(fraction, note, self._resumed_at))
+        if now >= self._next_file:
+            self._next_file = now + PROGRESS_FILE_SECONDS
+            self._workspace.progress(
+                {"label": self._job.label, "fraction": fraction, "note": note}
+                | {"seconds": self.seconds}
+            )
+
+
+# A study has few data sets, but they may be large: the last four stay in memory.
+@lru_cache(maxsize=4)
+def _dataset(spec: "DataSpec") -> "Dataset":
+    from regrow.data import load
+
+    return load(spec)
