@@ -317,7 +317,7 @@ def test_shortcuts_shrink_the_map_and_append_zeros() -> None:
 
 def test_zero_pad_narrows_to_the_channels_that_stay() -> None:
     pad = ZeroPad(16)
-    pad.narrow_(torch.arange(20), 12)
+    pad.narrow_(kept_in=torch.arange(12), kept_out=torch.arange(20))
     out = pad(torch.ones(1, 12, 2, 2))
     assert out.shape == (1, 20, 2, 2)
     assert not out[:, 12:].any()

@@ -103,10 +103,10 @@ class ZeroPad(nn.Module):
         """Append the zero channels after those of ``x``."""
         return F.pad(x, (0, 0, 0, 0, 0, self.channels))
 
-    def narrow_(self, kept_out: Tensor, num_in: int) -> None:
-        """Set the appended channels so that ``num_in`` channels come out as ``len(kept_out)``."""
-        assert len(kept_out) >= num_in, f"{num_in} channels come in, {len(kept_out)} stay"
-        self.channels = len(kept_out) - num_in
+    def narrow_(self, kept_in: Tensor, kept_out: Tensor) -> None:
+        """Append as many channels as stay beyond those that still come in."""
+        assert len(kept_out) >= len(kept_in), f"{len(kept_in)} come in, {len(kept_out)} stay"
+        self.channels = len(kept_out) - len(kept_in)
 
     def extra_repr(self) -> str:
         """Show the appended channels in the printed model."""

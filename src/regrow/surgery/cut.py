@@ -61,7 +61,7 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     renamed = _insert_selects_(small, trace, mask)
     for name, module in small.named_modules(remove_duplicate=False):
         if isinstance(module, Narrows) and (f"{name}:in", 1) in kept:
-            module.narrow_(kept[f"{name}:in", 1], kept[f"{name}:out", 1])
+            module.narrow_(kept_in=kept[f"{name}:in", 1], kept_out=kept[f"{name}:out", 1])
     _narrow_tensors_(small, kept, renamed)
     _try(small, trace)
     return small
