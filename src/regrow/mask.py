@@ -16,7 +16,8 @@ Unit = Literal["channel", "weight"]
 class Mask:
     """Kept units by name: group names to ``[units]``, or parameter names to weight shapes; bool.
 
-    A group or parameter that is not named stays whole.
+    A group or parameter that is not named stays whole. ``guarded`` names the groups that would have
+    been emptied and kept one unit instead.
 
     >>> mask = Mask(unit="channel", kept={"conv1": torch.tensor([True, False, True, True])})
     >>> mask.sparsity, mask.widths()
@@ -25,6 +26,7 @@ class Mask:
 
     unit: Unit
     kept: Mapping[str, Tensor]
+    guarded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, kept in self.kept.items():
@@ -63,7 +65,8 @@ class Mask:
                 f"Cannot combine a mask over {self.unit}s with a mask over {other.unit}s."
             )
         both = {name: kept & other.kept.get(name, kept) for name, kept in self.kept.items()}
-        return Mask(unit=self.unit, kept={**other.kept, **both})
+        guarded = tuple(dict.fromkeys(self.guarded + other.guarded))
+        return Mask(unit=self.unit, kept={**other.kept, **both}, guarded=guarded)
 
 
 def holder(mask: Mask) -> Callable[[nn.Module], None]:

@@ -1,6 +1,6 @@
 """Trace a network into groups: the channels of several layers that live and die together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -49,6 +49,30 @@ class Group:
     def producers(self) -> tuple[Slot, ...]:
         """Return the weights (not biases) whose output dimension holds the units."""
         return tuple(s for s in self.slots if s.role == "producer" and s.tensor.endswith("weight"))
+
+    def sum(self, values: Callable[[str], Tensor], *, role: Role = "producer") -> Tensor:
+        """Add up, for each unit, what it owns of the weights that produce (or normalise) it.
+
+        Args:
+            values: from the name of a parameter to numbers of its shape.
+            role: ``producer`` for the weights behind the units, ``norm`` for the scales of norms.
+
+        Returns:
+            ``[size]``; a ``TraceError`` if the group has no such weights.
+        """
+        total = torch.zeros(self.size)
+        mine = {f"{norm}.weight" for norm in self.norms}
+        slots = [s for s in self.slots if s.role == role and s.tensor.endswith("weight")]
+        slots = [s for s in slots if role != "norm" or s.tensor in mine]
+        if not slots:
+            raise TraceError(
+                f"The group {self.name!r} ({self.kind}) has no {role} weights to score."
+            )
+        for slot in slots:
+            parts = values(slot.tensor).movedim(slot.dim, 0).reshape(len(slot.units), -1).sum(1)
+            here = slot.units >= 0
+            total.index_add_(0, slot.units[here], parts[here].to(total))
+        return total
 
     def readers(self) -> tuple[Slot, ...]:
         """Return the weights whose input dimension holds the units."""
