@@ -1,0 +1,42 @@
+"""Images to train on: named data sets, read once, split by seed, augmented by whole batches.
+
+    dataset = load(DataSpec("hf:some/folder", subset=2000, validation=0.1))
+    pixels = dataset.train.augmented(indices, seed=1, kind=dataset.augmentation)  # uint8
+    x = normalise(pixels, dataset.mean, dataset.std)
+
+Every module of this folder that registers a data set adds one (``register_data``).
+"""
+
+from regrow.data.augment import AUGMENTATIONS, augment, normalise
+from regrow.data.base import (
+    DATASETS,
+    DataEntry,
+    Encoded,
+    Normalisation,
+    Raw,
+    Split,
+    register_data,
+)
+from regrow.data.images import Images, MemoryImages, StreamedImages
+from regrow.data.loading import Dataset, fingerprint, load
+from regrow.data.spec import DataSpec
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "DataEntry",
+    "DataSpec",
+    "Dataset",
+    "Encoded",
+    "Images",
+    "MemoryImages",
+    "Normalisation",
+    "Raw",
+    "Split",
+    "StreamedImages",
+    "augment",
+    "fingerprint",
+    "load",
+    "normalise",
+    "register_data",
+]

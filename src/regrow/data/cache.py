@@ -1,0 +1,140 @@
+"""The data folder: downloads, decoded arrays, and remembered digests of large files.
+
+A cache is a convenience: what cannot be written there is done without, and a damaged entry is made
+anew. Entries are written beside their place and renamed, so that a reader finds all or nothing.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regrow.data.spec import DataSpec
+from regrow.errors import DataError
+
+CHUNK_BYTES = 1 << 20
+
+
+def data_root(spec: DataSpec) -> Path:
+    """Return the folder of downloads and caches: option, ``REGROW_DATA``, or the user's cache."""
+    given = spec.root or os.environ.get("REGROW_DATA") or "~/.cache/regrow/data"
+    return Path(given).expanduser().absolute()
+
+
+def digest(*parts: object) -> str:
+    """Digest JSON values: SHA-256, 32 hexadecimal digits."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def file_digest(path: Path, *, root: Path) -> str:
+    """Return the SHA-256 of a file, remembered by path, size and time of change."""
+    memory = root / "digests.json"
+    stat = path.stat()
+    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    known = _read_digests(memory)
+    if key in known:
+        return known[key]
+    sha = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(CHUNK_BYTES):
+            sha.update(block)
+    # Read again: another process may have added its own meanwhile. One lost entry costs a re-hash.
+    text = json.dumps(_read_digests(memory) | {key: sha.hexdigest()}, indent=0)
+    with contextlib.suppress(OSError):
+        _replace(memory, lambda temporary: temporary.write_text(text))
+    return sha.hexdigest()
+
+
+def decoded(
+    name: str, make: Callable[[], NDArray[np.uint8]], *, root: Path, num: int
+) -> NDArray[np.uint8]:
+    """Return a decoded array [num, C, H, W] from the cache, else make and keep it.
+
+    Read by memory map, so that worker processes share one copy. While one process decodes, others
+    that want the same wait for it.
+    """
+    path = root / "decoded" / f"{name}.npy"
+    with _locked(path):
+        found = _read_array(path, num=num)
+        if found is not None:
+            return found
+        array = make()
+        with contextlib.suppress(OSError):
+            _replace(path, lambda temporary: _write_array(temporary, array))
+        kept = _read_array(path, num=num)
+    return array if kept is None else kept
+
+
+def kept_file(path: Path, write: Callable[[Path], None]) -> Path:
+    """Return a file of the cache, written once; a cache that refuses it is a ``DataError``."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            if not path.is_file():
+                _replace(path, write)
+    except OSError as error:
+        raise DataError(
+            f"Cannot write {path}, which streaming needs ({error.strerror}). Set REGROW_DATA or "
+            "the option 'root' to a writable folder with room for the encoded images."
+        ) from error
+    return path
+
+
+def _read_digests(path: Path) -> dict[str, str]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):  # absent or damaged: hash anew
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_array(path: Path, *, num: int) -> NDArray[np.uint8] | None:
+    try:
+        # Copy on write: torch wants writable memory, and the file must stay as it is.
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # absent, cut short, or not an array
+        return None
+    shaped = array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[2] == array.shape[3]
+    return array if array.dtype == np.uint8 and shaped and len(array) == num else None
+
+
+def _write_array(path: Path, array: NDArray[np.uint8]) -> None:
+    with path.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock beside a cache entry; without a writable cache there is nothing to guard."""
+    lock = path.with_suffix(".lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        stream = lock.open("w")
+    except OSError:
+        yield
+        return
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

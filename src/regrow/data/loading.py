@@ -1,0 +1,271 @@
+"""From what a study asks for to images ready for training; and the identity of that content."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regrow.data.base import DATASETS, Encoded, Normalisation, Raw, Split
+from regrow.data.cache import data_root, decoded, digest
+from regrow.data.decode import decode_all, look, resize_all
+from regrow.data.images import Images, MemoryImages, StreamedImages
+from regrow.data.normalisation import IMAGENET, computed, recognised
+from regrow.data.spec import DataSpec
+from regrow.data.splits import seeded_subset, split
+from regrow.errors import ConfigError, DataError, unknown
+from regrow.seeds import seeded
+
+TEST_SHARE = 0.2  # of the images, where no test split is published
+VERSION = 1  # raise it when the same spec and files come to mean other images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Images of a spec, split, with what a training needs to know about them.
+
+    Images are [channels, size, size]; ``mean`` and ``std`` are for pixels in [0, 1];
+    ``augmentation`` is the kind that a recipe uses unless it names one.
+    """
+
+    spec: DataSpec
+    train: Images
+    validation: Images | None
+    test: Images
+    classes: tuple[str, ...]
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """How all images of a data set are held: their shape, and a way to take rows of a split."""
+
+    take: Callable[[Split, Tensor], Images]
+    channels: int
+    size: int
+    streamed: bool
+
+
+def load(spec: DataSpec) -> Dataset:
+    """Read, check, split and decode a data set.
+
+    Drawn in this order, each by ``spec.seed`` and its own purpose: the test split (a fifth, where
+    none is published), the subset of the rest, the validation share of the subset. Decoded images
+    are cached in the data folder. Missing, damaged or mislabelled data is a ``DataError``, an
+    option that does not fit the data a ``ConfigError``.
+    """
+    raw = DATASETS.get(spec.name).read(spec)
+    _check(raw, spec)
+    train_rows, validation, (test_split, test_rows) = _rows(raw, spec)
+    held = _hold_streamed(raw, spec) or _hold_in_memory(raw, spec)
+    train = held.take(raw.train, train_rows)
+    statistics = _normalisation(raw, spec, held=held, train=train)
+    return Dataset(
+        spec=spec,
+        train=train,
+        validation=None if validation is None else held.take(*validation),
+        test=held.take(test_split, test_rows),
+        classes=raw.classes,
+        channels=held.channels,
+        size=held.size,
+        mean=statistics.mean,
+        std=statistics.std,
+        augmentation=raw.augmentation or _augmentation(held),
+    )
+
+
+def fingerprint(spec: DataSpec) -> str:
+    """Return the identity of what ``load`` would give: 32 hexadecimal digits.
+
+    By content, so a copy of the files elsewhere is the same: file digests for Parquet (remembered
+    by path, size and time of change), relative paths and sizes for folders, the name for published
+    sets; with the options that are not at their defaults. Data that is missing is a ``DataError``.
+    """
+    entry = DATASETS.get(spec.name)
+    content = entry.content(spec) if entry.content is not None else entry.name
+    options = {k: v for k, v in spec.to_json().items() if k not in ("name", "root")}
+    key = DATASETS.key(spec.name)
+    return digest(VERSION, key, DATASETS.code(spec.name), content, options)
+
+
+def _rows(
+    raw: Raw, spec: DataSpec
+) -> tuple[Tensor, tuple[Split, Tensor] | None, tuple[Split, Tensor]]:
+    """Draw which rows are for training, for validation and for testing."""
+    labels = raw.train.labels
+    rows = torch.arange(len(labels))
+    test_split, test_rows = raw.train, rows
+    if raw.test is None:
+        held_out = split(labels, TEST_SHARE, seeded(spec.seed, "data", "test"))
+        test_rows, rows = rows[held_out], rows[~held_out]
+    else:
+        test_split, test_rows = raw.test, torch.arange(len(raw.test.labels))
+    test_labels = test_split.labels[test_rows]
+    test_rows = test_rows[
+        seeded_subset(test_labels, spec.test_subset, seed=spec.seed, option="test_subset")
+    ]
+    rows = rows[seeded_subset(labels[rows], spec.subset, seed=spec.seed, option="subset")]
+    validation = None
+    if spec.validation > 0:
+        held_out = split(labels[rows], spec.validation, seeded(spec.seed, "data", "validation"))
+        validation, rows = (raw.train, rows[held_out]), rows[~held_out]
+    elif raw.validation is not None:
+        validation = (raw.validation, torch.arange(len(raw.validation.labels)))
+    return rows, validation, (test_split, test_rows)
+
+
+def _splits(raw: Raw) -> list[Split]:
+    return [part for part in (raw.train, raw.test, raw.validation) if part is not None]
+
+
+def _hold_streamed(raw: Raw, spec: DataSpec) -> _Held | None:
+    """Stream encoded images if they would not fit into the memory limit, else return None."""
+    sources = [part.images for part in _splits(raw) if not isinstance(part.images, Tensor)]
+    if not sources:
+        return None
+    looks = [look(source) for source in sources]
+    sizes = dict.fromkeys(size for seen in looks for size in seen.sizes)
+    sides = {side for size in sizes for side in size}
+    if spec.size is None and len(sides) > 1:
+        shown = ", ".join(f"{width}x{height}" for width, height in list(sizes)[:3])
+        raise DataError(
+            f"Data set {spec.name!r}: the images must be squares of one size, got {shown} "
+            f"(among others). Give `size`, e.g. size: {min(sides)}."
+        )
+    size = spec.size or sides.pop()
+    channels = 1 if all(seen.grey for seen in looks) else 3
+    num_bytes = sum(map(len, sources)) * channels * size * size
+    if num_bytes <= spec.memory_limit_bytes:
+        return None
+    readers = {id(source): source.reader(data_root(spec)) for source in sources}
+
+    def take(part: Split, rows: Tensor) -> Images:
+        assert not isinstance(part.images, Tensor)
+        return StreamedImages(
+            readers[id(part.images)],
+            part.images.where,
+            rows=rows,
+            labels=part.labels[rows],
+            size=size,
+            channels=channels,
+        )
+
+    return _Held(take=take, channels=channels, size=size, streamed=True)
+
+
+def _hold_in_memory(raw: Raw, spec: DataSpec) -> _Held:
+    """Decode all images, bring them to one number of channels, and check that sizes agree."""
+    pixels = {id(part): _pixels(part, spec) for part in _splits(raw)}
+    shapes = {tuple(p.shape[2:]) for p in pixels.values()}
+    height, width = next(iter(shapes))
+    if len(shapes) > 1 or height != width:
+        shown = " and ".join(f"{w}x{h}" for h, w in sorted(shapes))
+        raise DataError(
+            f"Data set {spec.name!r}: the images must be squares of one size, got {shown}. "
+            f"Give `size`, e.g. size: {min(height, width)}."
+        )
+    channels = max(p.shape[1] for p in pixels.values())
+
+    def take(part: Split, rows: Tensor) -> Images:
+        held = pixels[id(part)]
+        # Rows that are all of a split stay where they are: a memory map that processes share.
+        chosen = held if len(rows) == len(held) else held.index_select(0, rows)
+        if chosen.shape[1] != channels:
+            chosen = chosen.repeat(1, channels, 1, 1)  # a grey split beside a coloured one
+        return MemoryImages(chosen, part.labels[rows])
+
+    return _Held(take=take, channels=channels, size=height, streamed=False)
+
+
+def _pixels(part: Split, spec: DataSpec) -> Tensor:
+    source = part.images
+    if isinstance(source, Tensor):
+        return source if spec.size is None else resize_all(source, size=spec.size)
+    name = digest(VERSION, source.identity(), spec.size)
+    array = decoded(
+        name,
+        lambda: decode_all(source, size=spec.size),
+        root=data_root(spec),
+        num=len(source),
+    )
+    return torch.from_numpy(array)
+
+
+def _augmentation(held: _Held) -> str:
+    if held.streamed:
+        return "resized-crop-flip"
+    # One channel is mostly signs (digits, letters), which a flip turns into others.
+    return "shift" if held.channels == 1 else "pad-crop-flip"
+
+
+def _normalisation(raw: Raw, spec: DataSpec, *, held: _Held, train: Images) -> Normalisation:
+    """Choose mean and std: given, else by name, else the data set's own, else computed."""
+    if spec.mean is not None and spec.std is not None:
+        chosen = Normalisation(mean=spec.mean, std=spec.std)
+        for option, values in (("mean", spec.mean), ("std", spec.std)):
+            if len(values) != held.channels:
+                raise ConfigError(
+                    f"Data set {spec.name!r}: {option!r} must have {held.channels} value(s), one "
+                    f"for each channel. Got {len(values)}."
+                )
+        return chosen
+    own = raw.normalisations or recognised(raw.classes, held.size)
+    # A single-channel variant of a coloured set has no published values.
+    own = {name: n for name, n in own.items() if len(n.mean) == held.channels}
+    named = {"imagenet": IMAGENET, **own} if held.channels == 3 else own
+    wanted = spec.normalisation or next(iter(own), "computed")
+    if wanted == "computed":
+        return computed(train)
+    if wanted not in named:
+        raise ConfigError(
+            f"Data set {spec.name!r}: {unknown('normalisation', wanted, [*named, 'computed'])}"
+        )
+    return named[wanted]
+
+
+def _check(raw: Raw, spec: DataSpec) -> None:
+    """Refuse images or labels that cannot be what they are called."""
+    names = {"train": raw.train, "test": raw.test, "validation": raw.validation}
+    if len(raw.classes) < 2:
+        raise DataError(
+            f"Data set {spec.name!r}: expected at least 2 classes, got {len(raw.classes)}."
+        )
+    for name, part in names.items():
+        if part is not None:
+            _check_split(part, raw.classes, of=f"the {name} split of {spec.name!r}")
+    counts = torch.bincount(raw.train.labels, minlength=len(raw.classes))
+    if (counts == 0).any():
+        empty = raw.classes[int(counts.argmin())]
+        raise DataError(
+            f"Data set {spec.name!r}: the class {empty!r} has no training image. "
+            "Add its images, or remove the class."
+        )
+
+
+def _check_split(part: Split, classes: tuple[str, ...], *, of: str) -> None:
+    labels, images = part.labels, part.images
+    if not isinstance(images, (Tensor, Encoded)):
+        raise DataError(f"{of}: expected images as a tensor or Encoded. Got {type(images)}.")
+    if labels.dtype != torch.int64 or labels.shape != (len(images),) or len(images) == 0:
+        raise DataError(
+            f"{of}: expected one int64 label for each of its {len(images)} images, at least one. "
+            f"Got {labels.dtype} {list(labels.shape)}."
+        )
+    if isinstance(images, Tensor) and (
+        images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3)
+    ):
+        raise DataError(
+            f"{of}: expected images as uint8 [N, 1 or 3, H, W]. "
+            f"Got {images.dtype} {list(images.shape)}."
+        )
+    outside = (labels < 0) | (labels >= len(classes))
+    if outside.any():
+        index = int(outside.int().argmax())
+        raise DataError(
+            f"{part.where(index)}: the label {int(labels[index])} is outside the {len(classes)} "
+            f"classes (0 to {len(classes) - 1}) of {of}. Correct the labels."
+        )

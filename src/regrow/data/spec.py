@@ -1,0 +1,139 @@
+"""What a study asks of its data: one frozen, checked value."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from regrow.errors import ConfigError, unknown
+
+DATA_NAMES = "regrow.data"  # the package, and the entry point group, that hold data sets
+
+# 4 GB hold CIFAR-10 twenty times over; ImageNet exceeds it from 32 px upwards (3.9 GB) and streams.
+MEMORY_LIMIT_BYTES = 4_000_000_000
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set by name, and what of it is used.
+
+    ``subset``, ``test_subset``: how many training and test images, drawn at random with every
+    class in proportion; a larger subset of the same seed contains a smaller one.
+    ``validation``: share of those training images, in [0, 1), that is held out for validation.
+    ``size``: resize so that the shorter side has this many pixels, then crop the centre.
+    ``seed``: of every draw above, and of the test split where none is published. It belongs to the
+    data, not to a training: all trainings of a study see the same split.
+    ``image``, ``label``: column names of a Parquet data set, where they are not recognised.
+    ``normalisation``: one of the data set's named ones (``cifar``, ``sfp``, ``imagenet``,
+    ``computed``); ``mean`` and ``std`` (together, for pixels in [0, 1]) override it.
+    ``root``: folder of downloads and caches; else ``REGROW_DATA``, else ``~/.cache/regrow/data``.
+    ``memory_limit_bytes``: images that need more than this once decoded are streamed.
+
+    A value that cannot be meant is a ``ConfigError``.
+    """
+
+    name: str
+    subset: int | None = None
+    test_subset: int | None = None
+    validation: float = 0.0
+    size: int | None = None
+    seed: int = 0
+    image: str | None = None
+    label: str | None = None
+    normalisation: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    root: str | None = None
+    memory_limit_bytes: int = MEMORY_LIMIT_BYTES
+
+    def __post_init__(self) -> None:
+        from regrow.data.base import DATASETS  # here, because a data set's file imports this one
+
+        key = DATASETS.key(self.name)
+        name = key + self.name.strip().partition(":")[2] if key.endswith(":") else key
+        if name.endswith(":"):
+            raise ConfigError(f"The data set {name!r} needs a path after the colon.")
+        object.__setattr__(self, "name", name)
+        for option in ("subset", "test_subset", "size"):
+            self._check_int(option, low=1, optional=True)
+        self._check_int("seed", low=0)
+        self._check_int("memory_limit_bytes", low=0)
+        for option in ("image", "label", "normalisation", "root"):
+            self._check_text(option)
+        if not _is_number(self.validation) or not 0 <= self.validation < 1:
+            raise self._error("validation", "a share in [0, 1)")
+        self._check_statistics()
+
+    @property
+    def location(self) -> str:
+        """Return what follows the prefix of a name, e.g. the path of ``folder:PATH``."""
+        return self.name.partition(":")[2]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the name and the options that differ from their defaults."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        defaults = {f.name: f.default for f in fields(self)}
+        changed = {key: value for key, value in given.items() if value != defaults[key]}
+        return {"name": self.name} | {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in changed.items()
+        }
+
+    @classmethod
+    def from_json(cls, value: str | Mapping[str, Any]) -> "DataSpec":
+        """Read a name alone, or a mapping of ``name`` and options; refuse unknown options."""
+        if isinstance(value, str):
+            return cls(value)
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"A data set must be a name or a mapping. Got {value!r}.")
+        known = [f.name for f in fields(cls)]
+        for key in value:
+            if key not in known:
+                raise ConfigError(f"Data set: {unknown('option', str(key), known)}")
+        if "name" not in value:
+            raise ConfigError(f"A data set needs a 'name'. Got {dict(value)!r}.")
+        options: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
+        }
+        return cls(**options)
+
+    def _check_int(self, option: str, *, low: int, optional: bool = False) -> None:
+        value = getattr(self, option)
+        if optional and value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise self._error(option, f"an int of at least {low}")
+
+    def _check_text(self, option: str) -> None:
+        value = getattr(self, option)
+        if value is not None and (not isinstance(value, str) or not value):
+            raise self._error(option, "a text")
+
+    def _check_statistics(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError(
+                f"Data set {self.name!r}: give 'mean' and 'std' together, or neither. "
+                f"Got mean {self.mean!r} and std {self.std!r}."
+            )
+        for option, least in (("mean", -math.inf), ("std", 0.0)):
+            value = getattr(self, option)
+            if value is None:
+                continue
+            if not isinstance(value, tuple) or not all(_is_number(v) and v > least for v in value):
+                positive = " above 0" if option == "std" else ""
+                raise self._error(option, f"a list of numbers{positive}, one for each channel")
+        if self.mean is not None and self.normalisation is not None:
+            raise ConfigError(
+                f"Data set {self.name!r}: 'normalisation' and 'mean' contradict each other. "
+                "Give one of them."
+            )
+
+    def _error(self, option: str, expected: str) -> ConfigError:
+        return ConfigError(
+            f"Data set {self.name!r}: the {option!r} must be {expected}. "
+            f"Got {getattr(self, option)!r}."
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
