@@ -21,16 +21,18 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+from torch import Tensor
+
 from regrow.errors import Interrupted, StoreError
 from regrow.store import Store, Workspace
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from regrow.data import Dataset, DataSpec
 
 REPORT_SECONDS = 0.25  # four times a second is all that a person can follow
 PROGRESS_FILE_SECONDS = 2.0  # for `regrow status` in another terminal
+RANDOM_STATE = "context/random-state"  # beside the job's own tensors in a checkpoint
 
 
 class Job(Protocol):
@@ -69,7 +71,7 @@ class Outcome:
     """What a job found: a record for people and tables (JSON), and tensors for later jobs."""
 
     record: Mapping[str, Any]
-    tensors: Mapping[str, "Tensor"] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Context:
         """Return the record of an input; raises ``StoreError`` if it stands for another spec."""
         return self.store.record(job.key, spec=job.spec)
 
-    def tensors(self, job: Job) -> dict[str, "Tensor"]:
+    def tensors(self, job: Job) -> dict[str, Tensor]:
         """Return the tensors of an input."""
         return self.store.tensors(job.key)
 
@@ -135,10 +137,11 @@ class Context:
         """Return a data set, loaded once in each process."""
         return _dataset(spec)
 
-    def load_checkpoint(self) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return what this job saved when it was last stopped, or None.
 
-        A damaged checkpoint is given up with a notice, and the job starts over.
+        Sets the global random state of the CPU to what it was then. A damaged checkpoint is given
+        up with a notice, and the job starts over.
         """
         try:
             saved = self._workspace.load_checkpoint()
@@ -149,6 +152,7 @@ class Context:
         if saved is None:
             return None
         tensors, meta = saved
+        torch.set_rng_state(tensors.pop(RANDOM_STATE))
         self._earlier_seconds = meta["seconds"]
         self._resumed = True
         return tensors, meta["meta"]
@@ -160,10 +164,14 @@ class Context:
             return not self._ready_to_stop
         return time.monotonic() - self._saved >= self._checkpoint_seconds
 
-    def save_checkpoint(self, tensors: Mapping[str, "Tensor"], meta: Mapping[str, Any]) -> None:
-        """Keep all that is needed to go on from here, in place of the last checkpoint."""
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Keep all that is needed to go on from here, in place of the last checkpoint.
+
+        The global random state of the CPU is kept too: a user's network may draw from it.
+        """
         self._ready_to_stop = self._stopping()
-        self._workspace.save_checkpoint(tensors, {"meta": meta, "seconds": self.seconds})
+        everything = {**tensors, RANDOM_STATE: torch.get_rng_state()}
+        self._workspace.save_checkpoint(everything, {"meta": meta, "seconds": self.seconds})
         self._saved = time.monotonic()
 
     def tick(self, fraction: float, note: str = "") -> None:

@@ -1,0 +1,80 @@
+"""Do the jobs that are missing from a store, here or in worker processes.
+
+    summary = run(study.jobs(), store, workers=2, on_event=show)
+
+The path of a job: ``schedule`` says which is next, ``conduct`` hands it to the ``crew``, a
+``worker`` runs ``execute``, which stores what it finds; ``events`` tell of it, ``display`` shows.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+
+from regrow.errors import ConfigError
+from regrow.run.conduct import Conductor, Summary
+from regrow.run.crew import assemble
+from regrow.run.events import (
+    Event,
+    JobBlocked,
+    JobDone,
+    JobFailed,
+    JobProgress,
+    JobStarted,
+    JobWarning,
+    RunProgress,
+)
+from regrow.run.execute import Settings
+from regrow.run.schedule import Schedule
+from regrow.store import Store
+from regrow.work import Job
+
+__all__ = [
+    "Event",
+    "JobBlocked",
+    "JobDone",
+    "JobFailed",
+    "JobProgress",
+    "JobStarted",
+    "JobWarning",
+    "RunProgress",
+    "Summary",
+    "run",
+]
+
+
+def run(
+    jobs: Iterable[Job],
+    store: Store,
+    *,
+    workers: int | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    checkpoint_seconds: float = 120.0,
+    device: str = "cpu",
+) -> Summary:
+    """Do jobs and all they stand on, as far as the store does not have them.
+
+    With fewer than two workers, or a single job, the work is done in this process; by default there
+    is one worker process per core (on a GPU: this process). A job that fails leaves the others
+    running, and is tried again by the next run. Several runs may share one store: a job held by
+    another is waited for. Ctrl-C or SIGTERM stops in good order - every job saves, ``Interrupted``
+    is raised - and a second one at once.
+    """
+    if workers is None:
+        workers = num_cores() if device == "cpu" else 0
+    if workers < 0:
+        raise ConfigError(f"'workers' must be an int of at least 0. Got {workers!r}.")
+    store.tidy()
+    schedule = Schedule(jobs, store.snapshot().done)
+    settings = Settings(device=device, checkpoint_seconds=checkpoint_seconds)
+    num = min(workers, len(schedule.nodes))
+    crew = assemble(num if num > 1 else 0, store, settings)
+    try:
+        return Conductor(schedule, store, crew, on_event or (lambda _: None)).conduct()
+    finally:
+        crew.close()
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,84 @@
+"""What happens during a run, told as values; whoever shows it needs nothing else."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStarted:
+    """A job is being worked on by this run."""
+
+    key: str
+    label: str
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobProgress:
+    """How far a running job is; at most four times a second."""
+
+    key: str
+    label: str
+    fraction: float
+    note: str
+    seconds: float  # in this run
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobDone:
+    """A job's record is in the store; ``reused`` when another run put it there meanwhile."""
+
+    key: str
+    label: str
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFailed:
+    """A job could not be done; its traceback is in the store."""
+
+    key: str
+    label: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobBlocked:
+    """A job cannot be done, because one that it needs failed."""
+
+    key: str
+    label: str
+    because: str  # label of the job that failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobWarning:
+    """Something about a job that its user should know, though it goes on."""
+
+    key: str
+    label: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunProgress:
+    """How far the whole run is; at most four times a second, and at its end."""
+
+    jobs_done: int  # with those reused
+    jobs_total: int
+    reused: int  # were in the store already
+    failed: int
+    blocked: int
+    running: int
+    held: int  # another run works on them, this one waits for their records
+    flops_done: float
+    flops_total: float
+    share: float  # of the work, by FLOPs where they are known, in [0, 1]
+    seconds: float
+    jobs_per_minute: float
+    flops_per_second: float
+    eta_seconds: float | None
+
+
+Event = JobStarted | JobProgress | JobDone | JobFailed | JobBlocked | JobWarning | RunProgress

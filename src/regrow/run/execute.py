@@ -1,0 +1,127 @@
+"""Do one job, the same way in this process and in a worker."""
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from regrow.errors import Interrupted, RegrowError, StoreError
+from regrow.seeds import derive
+from regrow.store import Store, Workspace
+from regrow.work import Context, Job, Notice, Outcome, Progress
+
+# The environment's fault, not the job's: what was computed so far is good and can be resumed.
+ENVIRONMENT = (OSError, MemoryError, StoreError)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the work on a job ended.
+
+    "reused": another run had done it; "held": another run works on it; "stopped": on request, can
+    be resumed; "died": its process ended without a word.
+    """
+
+    status: Literal["done", "reused", "held", "failed", "stopped", "died"]
+    seconds: float = 0.0
+    message: str = ""
+
+
+Message = Progress | Notice | Ended
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How jobs are done; the same for all jobs of a run."""
+
+    device: str
+    checkpoint_seconds: float
+
+
+def execute(
+    job: Job,
+    store: Store,
+    settings: Settings,
+    *,
+    report: Callable[[Progress | Notice], None],
+    stopping: Callable[[], bool],
+) -> Ended:
+    """Do a job and store what it finds, or why it failed; never raises for the job's own sake."""
+    with store.claim(job.key) as workspace:
+        if workspace is None:
+            return Ended("held")
+        if store.has(job.key):
+            return Ended("reused")
+        store.forgive(job.key)
+        report(Progress(0.0))
+        context = Context(
+            job,
+            store,
+            workspace,
+            device=settings.device,
+            checkpoint_seconds=settings.checkpoint_seconds,
+            report=report,
+            stopping=stopping,
+        )
+        try:
+            with _own_randomness(job.key):
+                outcome = job.run(context)
+            store.commit(job.key, _record(job, outcome, context.seconds), outcome.tensors)
+        except Interrupted:
+            return Ended("stopped", context.seconds)
+        except Exception as error:
+            return _failed(job, error, store=store, workspace=workspace)
+        return Ended("done", context.seconds)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, without denormals, as every job does: so results are bitwise equal.
+
+    One thread per training and one process per core is also the fastest use of a CPU here.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _own_randomness(key: str) -> Iterator[None]:
+    """Start every job from its own global random state, whatever ran before it in this process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(0, "job", key))
+        yield
+
+
+def _record(job: Job, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    timing: Mapping[str, Any] = outcome.record.get("timing", {})
+    return {
+        **outcome.record,
+        "kind": job.kind,
+        "spec": job.spec,
+        "inputs": [before.key for before in job.inputs],
+        "timing": {**timing, "seconds": round(seconds, 3)},
+    }
+
+
+def _failed(job: Job, error: Exception, *, store: Store, workspace: Workspace) -> Ended:
+    message = str(error) if isinstance(error, RegrowError) else f"{type(error).__name__}: {error}"
+    if not isinstance(error, ENVIRONMENT):
+        workspace.drop_checkpoint()
+    try:
+        store.fail(job.key, job.spec, message=message, traceback=_traceback(error))
+    except StoreError as second:  # a full disk: the caller still learns of both
+        message = f"{message} ({second})"
+    return Ended("failed", message=message)
+
+
+def _traceback(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))

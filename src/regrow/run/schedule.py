@@ -1,0 +1,121 @@
+"""Which job comes next: the graph of what is missing, longest remaining chain first.
+
+With few workers and jobs of very different length, what starts last decides when the run ends. So
+the ready job that heads the longest chain of work (its own and of those that wait for it) goes
+first; without dependents that is "longest job first".
+"""
+
+import heapq
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from regrow.work import Job
+
+
+@dataclass(eq=False)
+class Node:
+    """A job in its graph."""
+
+    job: Job
+    key: str
+    index: int
+    work: float  # FLOPs, at least 1, so that jobs of unknown cost count as a step each
+    dependents: "list[Node]" = field(default_factory=list)
+    num_waiting_for: int = 0
+    chain: float = 0.0  # work from here to the end of the longest chain
+    closed: bool = False  # done, failed or blocked
+
+
+class Schedule:
+    """The jobs still to be done, handed out in order; every step costs O(log of the ready)."""
+
+    def __init__(self, jobs: Iterable[Job], done: Collection[str]) -> None:
+        asked = list(jobs)
+        everything = _expand(asked)
+        requested = [everything[key] for key in dict.fromkeys(job.key for job in asked)]
+        needed = _needed(requested, everything, done)
+        self.nodes = {key: node for key, node in everything.items() if key in needed}
+        self.reused = [node for key, node in everything.items() if key in done]
+        for node in self.nodes.values():
+            for key in _input_keys(node.job):
+                if key in self.nodes:
+                    self.nodes[key].dependents.append(node)
+                    node.num_waiting_for += 1
+        for node in reversed(self.nodes.values()):  # dependents come after their inputs
+            node.chain = node.work + max((later.chain for later in node.dependents), default=0.0)
+        self.num_open = len(self.nodes)
+        self._ready: list[tuple[float, int, Node]] = []
+        for node in self.nodes.values():
+            if node.num_waiting_for == 0:
+                self.put_back(node)
+
+    def take(self) -> Node | None:
+        """Return the next job that can start, or None when all that is left waits for others."""
+        return heapq.heappop(self._ready)[2] if self._ready else None
+
+    def put_back(self, node: Node) -> None:
+        """Take a job back that was handed out and not done."""
+        heapq.heappush(self._ready, (-node.chain, node.index, node))
+
+    def finish(self, node: Node) -> None:
+        """Note that a job is done, which may make others ready."""
+        self._close(node)
+        for later in node.dependents:
+            later.num_waiting_for -= 1
+            if later.num_waiting_for == 0 and not later.closed:
+                self.put_back(later)
+
+    def fail(self, node: Node) -> list[Node]:
+        """Note that a job failed; returns those that cannot be done without it."""
+        self._close(node)
+        blocked: list[Node] = []
+        stack = [node]
+        while stack:
+            for later in stack.pop().dependents:
+                if not later.closed:
+                    self._close(later)
+                    blocked.append(later)
+                    stack.append(later)
+        return sorted(blocked, key=lambda node: node.index)
+
+    def _close(self, node: Node) -> None:
+        node.closed = True
+        self.num_open -= 1
+
+
+def _expand(jobs: list[Job]) -> dict[str, Node]:
+    """Collect jobs and all they stand on, once each, every job after its inputs.
+
+    A loop, not a recursion: the rounds of a lottery make long chains.
+    """
+    nodes: dict[str, Node] = {}
+    opened: set[str] = set()
+    stack = jobs[::-1]
+    while stack:
+        job = stack[-1]
+        key = job.key
+        if key in nodes:
+            stack.pop()
+        elif key in opened:
+            stack.pop()
+            nodes[key] = Node(job, key, index=len(nodes), work=max(job.flops, 1.0))
+        else:
+            opened.add(key)
+            stack.extend(before for before in reversed(job.inputs) if before.key not in opened)
+    return nodes
+
+
+def _needed(requested: list[Node], nodes: dict[str, Node], done: Collection[str]) -> set[str]:
+    """Tell which jobs must be run: those asked for, and their inputs, as far as not done."""
+    needed: set[str] = set()
+    stack = [node.key for node in requested]
+    while stack:
+        key = stack.pop()
+        if key not in done and key not in needed:
+            needed.add(key)
+            stack.extend(_input_keys(nodes[key].job))
+    return needed
+
+
+def _input_keys(job: Job) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(before.key for before in job.inputs))

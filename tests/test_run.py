@@ -1,0 +1,676 @@
+"""The run: same records however it is run, stopped, killed or shared; failure is data."""
+
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from regrow import registry
+from regrow.errors import ConfigError, Interrupted, RegrowError, TrainingError
+from regrow.run import (
+    Event,
+    JobBlocked,
+    JobDone,
+    JobFailed,
+    JobProgress,
+    JobStarted,
+    JobWarning,
+    RunProgress,
+    run,
+)
+from regrow.run.display import describe, display
+from regrow.run.schedule import Schedule
+from regrow.store import Store
+from regrow.work import Context, Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """A job that walks at random, from where its inputs ended; every step can be resumed."""
+
+    name: str
+    steps: int = 5
+    inputs: "tuple[Walk, ...]" = ()
+    flops: float = 0.0
+    seconds: float = 0.0  # for each step; not part of what it is
+    trace: Path | None = None  # where it says that it was started; not part of what it is
+    trouble: str = ""
+
+    kind = "walk"
+
+    @property
+    def key(self) -> str:
+        parts = [self.name, str(self.steps), *(before.key for before in self.inputs)]
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.name, "steps": self.steps}
+
+    def run(self, context: Context) -> Outcome:
+        if self.trace is not None:
+            with self.trace.open("a") as file:
+                file.write(f"{self.name} {os.getpid()}\n")
+        self._stumble()
+        place = torch.zeros(64)
+        for before in self.inputs:
+            assert context.record(before)["end"] == pytest.approx(
+                float(context.tensors(before)["place"].sum())
+            )
+            place += context.tensors(before)["place"]
+        step = 0
+        if saved := context.load_checkpoint():
+            place, step = saved[0]["place"], saved[1]["step"]
+        while step < self.steps:
+            generator = torch.Generator().manual_seed(step)
+            place = (place + torch.randn(64, generator=generator) @ torch.ones(64, 64)).sin()
+            place += torch.rand(64)  # the global random state, as a user's dropout would draw from
+            step += 1
+            time.sleep(self.seconds)
+            if context.checkpoint_due():
+                context.save_checkpoint({"place": place}, {"step": step})
+            context.tick(step / self.steps, f"step {step}")
+        record = {"end": float(place.sum()), "threads": torch.get_num_threads()}
+        return Outcome(record, {"place": place, "luck": torch.rand(3)})
+
+    def _stumble(self) -> None:
+        if self.trouble == "diverge":
+            raise TrainingError("The loss is not finite in epoch 3. Lower the learning rate.")
+        if self.trouble == "bug":
+            raise ZeroDivisionError("oops")
+        if self.trouble == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.trouble == "die once" and num_starts(self.trace, self.name) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def num_starts(trace: Path | None, name: str = "") -> int:
+    """Count how often jobs were started, or one of them."""
+    if trace is None or not trace.exists():
+        return 0
+    return sum(line.startswith(name) for line in trace.read_text().splitlines())
+
+
+def diamond(**common: Any) -> list[Walk]:
+    """Make a small study: two parents, arms on each, and one job that needs all."""
+    parents = [Walk(name=f"parent {i}", **common) for i in range(2)]
+    arms = [Walk(name=f"arm {i}", inputs=(parents[i % 2],), **common) for i in range(4)]
+    return [*arms, Walk(name="last", inputs=(*arms, parents[0]), **common)]
+
+
+def results(store: Store) -> dict[str, tuple[dict[str, Any], bytes]]:
+    """Return what must be the same however it came about: all but the times."""
+    found = {}
+    for key in store.snapshot().done:
+        folder = store.root / "records" / key[:2] / key
+        record = json.loads((folder / "record.json").read_text())
+        assert record.pop("timing")["seconds"] >= 0
+        found[key] = (record, (folder / "tensors.safetensors").read_bytes())
+    return found
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "a \"b\" 'c'")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    store = Store.open(tmp_path_factory.mktemp("undisturbed"))
+    run(diamond(), store, workers=0)
+    return results(store)
+
+
+def test_run_does_every_job_and_those_it_stands_on(store: Store) -> None:
+    events: list[Event] = []
+    summary = run(diamond(), store, workers=0, on_event=events.append)
+    assert summary.complete
+    assert len(summary.done) == 7
+    assert not summary.reused
+    started = [event.label for event in events if isinstance(event, JobStarted)]
+    assert sorted(started) == sorted(e.label for e in events if isinstance(e, JobDone))
+    assert started.index("parent 0") < started.index("arm 0") < started.index("last")
+    last = events[-1]
+    assert isinstance(last, RunProgress)
+    assert (last.jobs_done, last.jobs_total, last.share) == (7, 7, 1.0)
+    assert last.eta_seconds == 0.0
+    record = store.record(diamond()[0].key, spec=diamond()[0].spec)
+    assert record["kind"] == "walk"
+    assert record["inputs"] == [diamond()[0].inputs[0].key]
+    assert not list((store.root / "running").iterdir())
+
+
+def test_second_run_does_nothing(store: Store, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    run(diamond(trace=trace), store, workers=0)
+    summary = run(diamond(trace=trace), store, workers=0)
+    assert len(summary.reused) == 7
+    assert not summary.done
+    assert num_starts(trace) == 7
+
+
+def test_inputs_of_what_is_done_are_not_needed(store: Store) -> None:
+    parent = Walk(name="parent")
+    child = Walk(name="child", inputs=(parent,))
+    run([parent], store, workers=0)
+    run([child], store, workers=0)
+    empty = {parent.key}
+    assert not Schedule([child], store.snapshot().done - empty).nodes
+
+
+def test_workers_give_the_same_bytes_as_this_process(
+    store: Store, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    trace = tmp_path / "trace"
+    summary = run(diamond(trace=trace, seconds=0.02), store, workers=2)
+    assert summary.complete
+    assert results(store) == undisturbed
+    processes = {line.rsplit(" ", 1)[1] for line in trace.read_text().splitlines()}
+    assert len(processes) == 2  # started once each, not once per job
+    assert str(os.getpid()) not in processes
+
+
+def test_result_does_not_depend_on_what_ran_before(store: Store, tmp_path: Path) -> None:
+    jobs = [Walk(name=f"job {i}") for i in range(3)]
+    other = Store.open(tmp_path / "other")
+    run(jobs, store, workers=0)
+    torch.manual_seed(17)
+    for job in jobs[::-1]:
+        run([job], other, workers=0)
+    assert results(store) == results(other)
+
+
+def test_run_leaves_threads_and_random_state_of_the_caller_alone(store: Store) -> None:
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    run([Walk(name="job")], store, workers=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_failing_job_leaves_the_others_running(store: Store, workers: int) -> None:
+    bad = Walk(name="bad", trouble="diverge")
+    bug = Walk(name="bug", trouble="bug")
+    needs = Walk(name="needs", inputs=(bad,))
+    deeper = Walk(name="deeper", inputs=(needs, bug))
+    good = [Walk(name=f"good {i}") for i in range(3)]
+    events: list[Event] = []
+    summary = run([bad, bug, deeper, *good], store, workers=workers, on_event=events.append)
+    assert sorted(summary.done) == ["good 0", "good 1", "good 2"]
+    assert sorted(summary.failed) == ["bad", "bug"]
+    assert sorted(summary.blocked) == ["deeper", "needs"]
+    assert not summary.complete
+    messages = {event.label: event.message for event in events if isinstance(event, JobFailed)}
+    assert messages["bad"] == "The loss is not finite in epoch 3. Lower the learning rate."
+    assert messages["bug"] == "ZeroDivisionError: oops"
+    assert len([event for event in events if isinstance(event, JobBlocked)]) == 2
+    failure = store.failure(bug.key)
+    assert failure is not None
+    assert "in _stumble" in failure["traceback"]
+    assert failure["spec"] == bug.spec
+
+
+def test_failed_job_is_tried_again_by_the_next_run(store: Store) -> None:
+    assert run([Walk(name="job", trouble="bug")], store, workers=0).failed == ("job",)
+    assert run([Walk(name="job")], store, workers=0).done == ("job",)
+    assert store.failure(Walk(name="job").key) is None
+
+
+def test_worker_that_dies_twice_fails_its_job_only(store: Store, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    jobs = [
+        Walk(name="fatal", trouble="die", trace=trace),
+        Walk(name="unlucky", trouble="die once", trace=trace),
+        Walk(name="bug", trouble="bug"),
+        Walk(name="good", trace=trace),
+    ]
+    events: list[Event] = []
+    summary = run(jobs, store, workers=2, on_event=events.append)
+    assert sorted(summary.done) == ["good", "unlucky"]
+    assert sorted(summary.failed) == ["bug", "fatal"]
+    warnings = [event for event in events if isinstance(event, JobWarning)]
+    assert sorted(event.label for event in warnings) == ["fatal", "unlucky"]
+    assert "killed by signal 9" in warnings[0].message
+    assert num_starts(trace, "fatal") == 2
+    failure = store.failure(jobs[0].key)
+    assert failure is not None
+    assert "ended without a word, 2 times" in failure["message"]
+
+
+@pytest.mark.slow
+def test_kill_of_a_worker_resumes_its_job_from_the_checkpoint(store: Store, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    common: dict[str, Any] = {"steps": 60, "seconds": 0.01, "trace": trace}
+    jobs = [Walk(name="one", **common), Walk(name="two", **common)]
+    resumed: list[float] = []
+
+    def kill_once(event: Event) -> None:
+        if isinstance(event, JobProgress) and event.label == "one":
+            if event.fraction > 0.3 and num_starts(trace, "one") == 1:
+                pid = next(s for s in trace.read_text().splitlines() if s.startswith("one "))
+                os.kill(int(pid.split()[1]), signal.SIGKILL)
+            elif num_starts(trace, "one") == 2:
+                resumed.append(event.fraction)
+
+    summary = run(jobs, store, workers=2, on_event=kill_once, checkpoint_seconds=0.02)
+    assert summary.complete
+    assert resumed[0] > 0.1
+    alone = Store.open(tmp_path / "alone")
+    run(jobs, alone, workers=0)
+    assert results(store) == results(alone)
+
+
+@pytest.mark.parametrize(("workers", "number"), [(0, signal.SIGTERM), (2, signal.SIGINT)])
+def test_signal_saves_what_is_under_way_and_the_next_run_goes_on(
+    store: Store, tmp_path: Path, workers: int, number: int
+) -> None:
+    jobs = [Walk(name=f"job {i}", steps=40, seconds=0.01) for i in range(2)]
+    handler = signal.getsignal(number)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, JobProgress) and event.fraction > 0.3:
+            stop_once()
+
+    def send() -> None:
+        os.kill(os.getpid(), number)
+
+    stop_once = once(send)
+    with pytest.raises(Interrupted, match="0 of 2 jobs are done, what was under way is kept"):
+        run(jobs, store, workers=workers, on_event=stop, checkpoint_seconds=1000)
+    assert signal.getsignal(number) is handler
+    paused = store.snapshot().paused
+    assert len(paused) == max(1, workers)
+    fractions: dict[str, float] = {}
+
+    def first(event: Event) -> None:
+        if isinstance(event, JobProgress):
+            fractions.setdefault(event.key, event.fraction)
+
+    assert run(jobs, store, workers=0, on_event=first).complete
+    assert all(fractions[key] > 0.1 for key in paused)
+    alone = Store.open(tmp_path / "alone")
+    run([Walk(name=job.name, steps=40) for job in jobs], alone, workers=0)
+    assert results(store) == results(alone)
+
+
+def once(action: Callable[[], None]) -> Callable[[], None]:
+    done = threading.Event()
+
+    def act() -> None:
+        if not done.is_set():
+            done.set()
+            action()
+
+    return act
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_second_signal_stops_at_once(store: Store, workers: int) -> None:
+    jobs = [Walk(name=f"job {i}", steps=3, seconds=30) for i in range(2)]
+
+    def twice() -> None:
+        for delay in (0.3, 0.8):
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    interrupt = once(twice)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, JobStarted):
+            interrupt()
+
+    start = time.monotonic()
+    with pytest.raises(Interrupted):
+        run(jobs[: 1 if workers == 0 else 2], store, workers=workers, on_event=stop)
+    assert time.monotonic() - start < 20
+    assert not store.snapshot().running
+
+
+def test_damaged_checkpoint_is_given_up_with_a_warning(store: Store, tmp_path: Path) -> None:
+    job = Walk(name="job")
+    folder = store.root / "running" / job.key
+    folder.mkdir()
+    (folder / "checkpoint.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
+    events: list[Event] = []
+    assert run([job], store, workers=0, on_event=events.append).complete
+    warning = next(event for event in events if isinstance(event, JobWarning))
+    assert "The job starts over. The checkpoint" in warning.message
+    alone = Store.open(tmp_path / "alone")
+    run([job], alone, workers=0)
+    assert results(store) == results(alone)
+
+
+def test_input_record_of_another_spec_fails_the_job_that_reads_it(store: Store) -> None:
+    parent = Walk(name="parent")
+    store.commit(parent.key, {"spec": {"name": "somebody else"}}, {})
+    child = Walk(name="child", inputs=(parent,))
+    events: list[Event] = []
+    assert run([child], store, workers=0, on_event=events.append).failed == ("child",)
+    failed = next(event for event in events if isinstance(event, JobFailed))
+    assert "stands for another job: its 'spec.name'" in failed.message
+
+
+def test_workers_must_be_a_count(store: Store) -> None:
+    with pytest.raises(ConfigError, match=r"'workers' must be an int of at least 0\. Got -1"):
+        run([], store, workers=-1)
+
+
+def test_nothing_to_do_is_done_at_once(store: Store) -> None:
+    assert run([], store).complete
+
+
+# --- other processes ----------------------------------------------------------------------------
+
+STUDY = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_run import diamond
+from regrow.run import run
+from regrow.store import Store
+
+if __name__ == "__main__":
+    store, trace, workers, steps, seconds = sys.argv[2:]
+    jobs = diamond(steps=int(steps), seconds=float(seconds), trace=Path(trace))
+    summary = run(jobs, Store.open(store), workers=int(workers), checkpoint_seconds=0.03)
+    print(len(summary.done), len(summary.reused), flush=True)
+"""
+
+
+def start_study(
+    folder: Path, store: Store, *, steps: int, seconds: float, workers: int = 2
+) -> subprocess.Popen[str]:
+    script = folder / "study.py"
+    script.write_text(STUDY)
+    here = str(Path(__file__).parent)
+    command = [sys.executable, script, here, store.root, folder / "trace", workers, steps, seconds]
+    return subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_runs_share_one_store_and_do_each_job_once(
+    store: Store, tmp_path: Path, workers: int
+) -> None:
+    runs = [start_study(tmp_path, store, steps=20, seconds=0.02, workers=workers) for _ in "ab"]
+    outputs = [process.communicate(timeout=120)[0].split() for process in runs]
+    assert [int(done) + int(reused) for done, reused in outputs] == [7, 7]
+    assert sum(int(done) for done, _ in outputs) == 7
+    lines = (tmp_path / "trace").read_text().splitlines()
+    assert len(lines) == len({line.rsplit(" ", 1)[0] for line in lines}) == 7
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_workers_end_when_their_parent_is_killed(store: Store, tmp_path: Path) -> None:
+    with start_study(tmp_path, store, steps=1000, seconds=0.05) as parent:
+        trace = tmp_path / "trace"
+        wait_until(lambda: num_starts(trace) == 2)
+        workers = [int(line.rsplit(" ", 1)[1]) for line in trace.read_text().splitlines()]
+        assert all(alive(pid) for pid in workers)
+        parent.kill()
+    wait_until(lambda: not any(alive(pid) for pid in workers), seconds=2)
+    wait_until(lambda: not store.snapshot().running, seconds=1)
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_study_killed_at_random_moments_ends_in_the_same_bytes(
+    store: Store, tmp_path: Path, seed: int
+) -> None:
+    moments = random.Random(seed)
+    trace = tmp_path / "trace"
+    for _ in range(5):
+        begun = num_starts(trace)
+        process = start_study(tmp_path, store, steps=100, seconds=0.01)
+        while num_starts(trace) == begun:
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 1.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    with start_study(tmp_path, store, steps=100, seconds=0) as process:
+        output = process.communicate(timeout=120)[0].split()
+    assert sum(map(int, output)) == 7
+    alone = Store.open(tmp_path / "alone")
+    run(diamond(steps=100), alone, workers=0)
+    assert results(store) == results(alone)
+    assert not list((store.root / "running").iterdir())
+
+
+STUCK = (
+    """
+if __name__ == "__mp_main__":  # what a worker makes of the main module
+    raise SystemExit(3)
+"""
+    + STUDY
+)
+
+
+def test_worker_that_cannot_start_is_a_clear_error(store: Store, tmp_path: Path) -> None:
+    script = tmp_path / "stuck.py"
+    script.write_text(STUCK)
+    here = str(Path(__file__).parent)
+    command = [sys.executable, script, here, store.root, tmp_path / "trace", 2, 1, 0]
+    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert f"{RegrowError.__name__}: A worker process did not start (exit code 3)" in ended.stderr
+    assert "needs `if __name__ == '__main__':`" in ended.stderr
+
+
+USER_FILE = """
+from dataclasses import dataclass
+from regrow.work import Outcome
+
+@dataclass(frozen=True)
+class Mine:
+    key: str
+    kind = label = "mine"
+    inputs = ()
+    spec = {}
+    flops = 0.0
+
+    def run(self, context):
+        return Outcome({"mine": True})
+"""
+
+
+def test_workers_know_the_files_that_the_user_gave(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_LOADED", [])
+    file = tmp_path / "mine.py"
+    file.write_text(USER_FILE)
+    registry.load_file(file)
+    mine = next(m for name, m in sys.modules.items() if name.endswith("_mine")).Mine
+    jobs = [mine("aa"), mine("bb")]
+    assert len(run(jobs, store, workers=2).done) == 2
+
+
+@pytest.mark.slow
+def test_file_that_the_user_gave_and_removed_is_a_clear_error(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_LOADED", [tmp_path / "gone.py"])
+    with pytest.raises(RegrowError, match=r"--with .*gone\.py: no such file"):
+        run([Walk(name="one"), Walk(name="two")], store, workers=2)
+
+
+# --- order and cost -----------------------------------------------------------------------------
+
+
+def order(jobs: list[Walk]) -> list[str]:
+    schedule = Schedule(jobs, ())
+    names = []
+    while (node := schedule.take()) is not None:
+        names.append(node.job.label)
+        schedule.finish(node)
+    assert schedule.num_open == 0
+    return names
+
+
+def test_longest_chain_of_work_goes_first() -> None:
+    short = Walk(name="short", flops=1)
+    long = Walk(name="long", flops=5)
+    parent = Walk(name="parent", flops=2)
+    prune = Walk(name="prune", inputs=(parent,))
+    arm = Walk(name="arm", flops=4, inputs=(prune,))
+    assert order([short, long, arm]) == ["parent", "long", "prune", "arm", "short"]
+
+
+def test_jobs_of_unknown_cost_go_by_length_of_chain_then_as_given() -> None:
+    first, second = Walk(name="first"), Walk(name="second")
+    end = Walk(name="end", inputs=(Walk(name="begin"),))
+    assert order([first, second, end]) == ["begin", "first", "second", "end"]
+
+
+def test_long_chains_do_not_exhaust_the_stack(store: Store) -> None:
+    job = Link(index=0)
+    for index in range(1, 5000):
+        job = Link(index=index, inputs=(job,))
+    assert len(Schedule([job], ()).nodes) == 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A job that costs nothing, so that what is left is the cost of running it."""
+
+    index: int
+    inputs: "tuple[Link, ...]" = ()
+    flops: float = 1.0
+    kind = "link"
+
+    @property
+    def key(self) -> str:
+        return f"{self.index * 2654435761 % 2**32:08x}"
+
+    @property
+    def label(self) -> str:
+        return str(self.index)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"index": self.index}
+
+    def run(self, context: Context) -> Outcome:
+        return Outcome({})
+
+
+def fan(num: int) -> list[Link]:
+    """Make a study of ``num`` jobs: one parent to every nine arms."""
+    parents = [Link(index=i) for i in range(num // 10)]
+    arms = [Link(index=i, inputs=(parents[i % len(parents)],)) for i in range(num // 10, num)]
+    return [*parents, *arms]
+
+
+def test_schedule_costs_the_same_per_job_for_any_number_of_jobs() -> None:
+    def seconds_per_job(num: int) -> float:
+        jobs = fan(num)
+        start = time.perf_counter()
+        schedule = Schedule(jobs, ())
+        while (node := schedule.take()) is not None:
+            schedule.finish(node)
+        return (time.perf_counter() - start) / num
+
+    small = min(seconds_per_job(100) for _ in range(20))
+    large = min(seconds_per_job(10_000) for _ in range(3))
+    # Memory that no longer fits the cache costs up to 2x; anything quadratic would cost 100x.
+    assert large < 4 * small + 5e-6
+    assert large < 100e-6
+
+
+@pytest.mark.slow
+def test_run_costs_the_same_per_job_from_ten_to_two_thousand_jobs(tmp_path: Path) -> None:
+    def seconds_per_job(num: int) -> float:
+        times: list[float] = []
+        store = Store.open(tmp_path / str(num))
+        run(fan(num), store, workers=2, on_event=lambda e: times.append(time.perf_counter()))
+        assert len(store.keys()) == num
+        return (times[-1] - times[0]) / num
+
+    small, large = seconds_per_job(100), seconds_per_job(2000)
+    assert large < 2 * small
+    assert large < 0.02  # two syncs of files and two of folders, on a slow disk
+
+
+# --- display ------------------------------------------------------------------------------------
+
+
+def test_pipe_gets_a_line_per_finished_job_and_one_per_trouble(store: Store) -> None:
+    out = io.StringIO()
+    jobs = [Walk(name="[good] job"), Walk(name="bad", trouble="diverge")]
+    jobs.append(Walk(name="after", inputs=(jobs[1],)))
+    with display(Console(file=out, width=40)) as show:
+        run(jobs, store, workers=0, on_event=show)
+    assert sorted(out.getvalue().splitlines()) == [
+        "FAILED bad: The loss is not finite in epoch 3. Lower the learning rate.",
+        "blocked after: needs bad, which failed",
+        "done [good] job (0:00)",
+    ]
+
+
+def test_terminal_shows_the_run_and_its_running_jobs(store: Store) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100)
+    with display(console) as show:
+        run([Walk(name="a job", steps=40, seconds=0.02)], store, workers=0, on_event=show)
+    assert "0/1 jobs" in out.getvalue()
+    assert "a job" in out.getvalue()
+    assert "ETA" in out.getvalue()
+
+
+def test_position_of_a_run_is_told_in_words() -> None:
+    progress = RunProgress(
+        jobs_done=7,
+        jobs_total=20,
+        reused=2,
+        failed=1,
+        blocked=0,
+        running=2,
+        held=3,
+        flops_done=1e9,
+        flops_total=4e9,
+        share=0.25,
+        seconds=75,
+        jobs_per_minute=4.0,
+        flops_per_second=1e7,
+        eta_seconds=300,
+    )
+    assert describe(progress) == (
+        "7/20 jobs, 25 % of the work, 4.0 jobs/min, 1 failed, 3 elsewhere, 1:15 so far, ETA 5:00"
+    )
