@@ -9,6 +9,6 @@ The only code that changes shapes.
 
 from regrow.surgery.cut import Select, shrink, silence, verify
 from regrow.surgery.rules import rule
-from regrow.surgery.trace import Group, Slot, Trace, trace
+from regrow.surgery.trace import Group, Kind, Slot, Trace, trace
 
-__all__ = ["Group", "Select", "Slot", "Trace", "rule", "shrink", "silence", "trace", "verify"]
+__all__ = ["Group", "Kind", "Select", "Slot", "Trace", "rule", "shrink", "silence", "trace", "verify"]

@@ -1,0 +1,382 @@
+"""The three jobs of every study: train a network, prune it, retrain what is left.
+
+A job is a frozen value; its key digests its kind, its version, its spec and the keys of its inputs.
+Change what a job means: raise its version.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regrow.architecture import Architecture
+from regrow.arms import Arm
+from regrow.cost import Cost, measure
+from regrow.data import Dataset, DataSpec
+from regrow.mask import Mask, apply_, holder
+from regrow.models import ModelSpec, build, initialise_
+from regrow.prune import CRITERIA, METHODS, Method, select
+from regrow.seeds import derive
+from regrow.surgery import trace
+from regrow.train import Recipe, Training, evaluate
+from regrow.work import Context, Job, Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """The images of a job: how to load them, the identity of their content, their shape."""
+
+    spec: DataSpec
+    content: str  # fingerprint, the same wherever the files lie
+    channels: int
+    size: int
+    classes: int
+    num_train: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return (1, self.channels, self.size, self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalty:
+    """A method's penalty during training, and its strength."""
+
+    method: str
+    strength: float
+    code: str | None = None  # digest of a file from outside this package
+
+
+class _Keyed:
+    """Identity by content, shared by the jobs."""
+
+    kind: ClassVar[str]
+    version: ClassVar[int]
+
+    @cached_property
+    def key(self: Job) -> str:  # type: ignore[misc]
+        """Digest of all that the result depends on."""
+        identity = {
+            "kind": self.kind,
+            "version": self.version,  # type: ignore[attr-defined]
+            "spec": self.spec,
+            "inputs": [job.key for job in self.inputs],
+        }
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(_Keyed):
+    """Train a network from its first weights."""
+
+    kind: ClassVar[str] = "train"
+    version: ClassVar[int] = 1
+
+    data: Material
+    model: ModelSpec
+    recipe: Recipe
+    seed: int
+    penalty: Penalty | None = None
+    code: str | None = None  # digest of the model's file, where it is not part of this package
+    label: str = "train"
+
+    @property
+    def inputs(self) -> tuple[Job, ...]:
+        """Nothing."""
+        return ()
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """All that was asked for."""
+        penalty = self.penalty
+        return _without_none(
+            data=self.data.content,
+            model=self.model.to_json(),
+            recipe=self.recipe.to_json(),
+            seed=self.seed,
+            code=self.code,
+            penalty=penalty
+            and _without_none(method=penalty.method, strength=penalty.strength, code=penalty.code),
+        )
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs of the training."""
+        cost = model_cost(self.model, self.data.shape)
+        return cost.training_flops(self.recipe.epochs * self.data.num_train)
+
+    def run(self, context: Context) -> Outcome:
+        """Train, and read the test set once."""
+        dataset = context.dataset(self.data.spec)
+        model = build(self.model, seed=self.seed)
+        regulariser = None
+        if self.penalty is not None:
+            strength, penalty = self.penalty.strength, METHODS.get(self.penalty.method).penalty
+            assert penalty is not None
+
+            def regulariser(trained: nn.Module) -> None:
+                penalty(trained, strength)
+
+        training = Training(
+            model,
+            dataset,
+            self.recipe,
+            seed=self.seed,
+            device=context.device,
+            regulariser=regulariser,
+        )
+        _advance(training, context)
+        cost = model_cost(self.model, self.data.shape)
+        return Outcome(
+            _result(training.model, dataset, self.recipe, cost, training),
+            _state(training.model),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(_Keyed):
+    """Choose what stays of a network: of a trained one, or (``parent`` None) by structure alone."""
+
+    kind: ClassVar[str] = "prune"
+    version: ClassVar[int] = 1
+
+    data: Material
+    model: ModelSpec
+    method: Method
+    seed: int
+    parent: Train | None = None
+    sparsity: float | None = None
+    shares: tuple[float, ...] | None = None
+    code: str | None = None  # digest of the criterion's file, where it is not part of this package
+    label: str = "prune"
+
+    @property
+    def inputs(self) -> tuple[Job, ...]:
+        """The trained network, if its weights matter."""
+        return (self.parent,) if self.parent is not None else ()
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """All that was asked for."""
+        method = self.method
+        return _without_none(
+            # What a criterion sees of images belongs to its parent; none is needed without one.
+            model=self.model.to_json(),
+            shape=list(self.data.shape),
+            criterion=method.criterion,
+            allocation=method.allocation if self.shares is None else None,
+            unit=method.unit,
+            scope=list(method.scope),
+            sparsity=self.sparsity,
+            shares=None if self.shares is None else list(self.shares),
+            seed=self.seed,
+            code=self.code,
+        )
+
+    @property
+    def flops(self) -> float:
+        """Nothing is trained."""
+        return 0.0
+
+    def run(self, context: Context) -> Outcome:
+        """Score, allocate, and measure what is left."""
+        model = build(self.model, seed=self.seed)
+        if self.parent is not None:
+            model.load_state_dict(context.tensors(self.parent))
+        found = trace(model, self.data.shape)
+        mask = select(
+            model,
+            found,
+            self.method,
+            sparsity=self.sparsity,
+            shares=self.shares,
+            dataset=context.dataset(self.data.spec) if self.parent is not None else None,
+            seed=self.seed,
+        )
+        before = model_cost(self.model, self.data.shape)
+        architecture = Architecture(model=self.model, shape=self.data.shape)
+        if mask.unit == "channel":
+            architecture = architecture.then(mask)
+            after = measure(architecture.cut(model), found.example)
+        else:
+            after = measure(model, found.example, mask)
+        record = {
+            "unit": mask.unit,
+            "sparsity": mask.sparsity,
+            "widths": mask.widths(),
+            "guarded": list(mask.guarded),
+            "before": before.to_json(),
+            "after": after.to_json(),
+            "architecture": architecture.to_json(),
+        }
+        return Outcome(record, dict(mask.kept))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrain(_Keyed):
+    """Train what a pruning left, under one arm."""
+
+    kind: ClassVar[str] = "retrain"
+    version: ClassVar[int] = 1
+
+    prune: Prune
+    arm: Arm
+    recipe: Recipe
+    seed: int
+    parent: Train | None = None  # whose weights are inherited
+    label: str = "retrain"
+
+    @property
+    def inputs(self) -> tuple[Job, ...]:
+        """The pruning, and the trained network where its weights are inherited."""
+        return (self.prune, self.parent) if self.parent is not None else (self.prune,)
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """All that was asked for."""
+        return {
+            "data": self.prune.data.content,
+            "arm": self.arm.to_json(),
+            "recipe": self.recipe.to_json(),
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs that the training will take of the machine, guessed before the network is known."""
+        data = self.prune.data
+        kept = 1.0 - (self.prune.sparsity or _mean(self.prune.shares or (0.0,)))
+        # Cutting channels narrows a layer's inputs and its outputs.
+        ratio = 1.0 / max(kept, 0.02) ** (2 if self.prune.method.unit == "channel" else 1)
+        epochs = self.arm.budget.epochs(self.recipe.epochs, ratio)
+        whole = model_cost(self.prune.model, data.shape).training_flops(epochs * data.num_train)
+        # Weights held at zero take as long as any.
+        return whole / ratio if self.prune.method.unit == "channel" else whole
+
+    def run(self, context: Context) -> Outcome:
+        """Build the start, train it for its budget, and read the test set once."""
+        pruned = context.record(self.prune)
+        mask = Mask(unit=pruned["unit"], kept=context.tensors(self.prune))
+        before, after = Cost(**pruned["before"]), Cost(**pruned["after"])
+        ratio = before.flops / after.flops
+        data = self.prune.data
+        dataset = context.dataset(data.spec)
+        model = self._start(context, mask)
+        epochs = self.arm.budget.epochs(self.recipe.epochs, ratio)
+        record: dict[str, Any] = {"ratio": ratio, "capped": self.arm.budget.is_capped(ratio)}
+        if epochs == 0:
+            return Outcome(record | _result(model, dataset, self.recipe, after, None))
+        recipe = self.arm.recipe(self.recipe, epochs)
+        training = Training(
+            model,
+            dataset,
+            recipe,
+            seed=self.seed,
+            device=context.device,
+            hold=holder(mask) if mask.unit == "weight" else None,
+        )
+        _advance(training, context)
+        record |= _result(training.model, dataset, recipe, after, training)
+        return Outcome(record, _state(training.model))
+
+    def _start(self, context: Context, mask: Mask) -> nn.Module:
+        """Build the network that the arm starts from, cut or held by the mask."""
+        spec, start = self.prune.model, self.arm.start
+        seed = derive(self.seed, "redrawn") if start == "redrawn" else self.seed
+        model = build(spec, seed=seed)
+        if start == "inherited":
+            assert self.parent is not None
+            model.load_state_dict(context.tensors(self.parent))
+        if mask.unit == "channel":
+            cut = Architecture(model=spec, shape=self.prune.data.shape, cuts=(mask,))
+            model = cut.cut(model)
+        if start == "random":
+            initialise_(model, seed=self.seed)
+            if mask.unit == "weight":
+                _draw_sparse_(model, mask, seed=self.seed)
+        if mask.unit == "weight":
+            apply_(model, mask)
+        return model
+
+
+@cache
+def model_cost(model: ModelSpec, shape: tuple[int, ...]) -> Cost:
+    """Measure an unpruned network, once."""
+    return measure(build(model), torch.zeros(shape))
+
+
+def _draw_sparse_(model: nn.Module, mask: Mask, *, seed: int) -> None:
+    """Draw masked convolutions N(0, 2 / n), n = weights kept / input channels, in place.
+
+    The fan-out rule scaled by each layer's density, as the paper's section 4.3 does for scratch
+    training under an unstructured mask.
+    """
+    generator = torch.Generator().manual_seed(derive(seed, "sparse-init"))
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, kept in mask.kept.items():
+            weight = parameters[name]
+            fan = max(int(kept.sum()) / weight.shape[1], 1.0)
+            weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2.0 / fan))
+
+
+def _advance(training: Training, context: Context) -> None:
+    """Train to the end, from the last checkpoint if there is one."""
+    saved = context.load_checkpoint()
+    if saved is not None:
+        training.restore(*saved)
+    while not training.done:
+        training.step()
+        if context.checkpoint_due():
+            context.save_checkpoint(*training.state())
+        context.tick(
+            training.steps_done / training.num_steps,
+            f"epoch {min(training.epoch + 1, training.recipe.epochs)}/{training.recipe.epochs}",
+        )
+
+
+def _result(
+    model: nn.Module, dataset: Dataset, recipe: Recipe, cost: Cost, training: Training | None
+) -> dict[str, Any]:
+    """Measure a network that has been trained (or not), and say what that took."""
+    test = evaluate(model, dataset.test, dataset, precision=recipe.precision)
+    samples = training.samples if training is not None else 0
+    record: dict[str, Any] = {
+        "accuracy": test.accuracy,
+        "loss": test.loss,
+        "num_test": test.num,
+        **cost.to_json(),
+        "epochs": recipe.epochs if training is not None else 0,
+        "samples": samples,
+        "training_flops": cost.training_flops(samples),
+        "history": training.history if training is not None else [],
+    }
+    if dataset.validation is not None:
+        held_out = evaluate(model, dataset.validation, dataset, precision=recipe.precision)
+        record["validation"] = {"accuracy": held_out.accuracy, "loss": held_out.loss}
+    return record
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+
+
+def _mean(values: tuple[float, ...]) -> float:
+    return sum(values) / len(values)
+
+
+def _without_none(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def structure_only(method: Method) -> Method:
+    """Return the method that keeps the first units of each layer: the same widths, no weights."""
+    CRITERIA.get("first")
+    return replace(method, criterion="first", trained=False, penalty=None)

@@ -1,0 +1,32 @@
+"""Controls that any method has to beat: units chosen by chance, over the network or layer by layer.
+
+``random`` draws the units from the whole network, so each layer loses about the same share, give or
+take; ``uniform`` takes exactly the same share of every layer.
+"""
+
+import torch
+from torch import Tensor
+
+from regrow.prune import Probe, Scope, criterion, register_method
+from regrow.surgery import Group
+
+
+@criterion("random")
+def random_score(group: Group, probe: Probe) -> Tensor:
+    """Score units by chance; the seed decides."""
+    return probe.random(group)
+
+
+@criterion("first")
+def first(group: Group, probe: Probe) -> Tensor:
+    """Keep the first units of each group: for widths that are given, before any training."""
+    return -torch.arange(group.size, dtype=torch.float32)
+
+
+# The units that network slimming prunes too, so that the three compare.
+_SCOPE: tuple[Scope, ...] = ("normed-conv", "view")
+
+register_method("random", criterion=random_score, allocation="global", scope=_SCOPE, trained=False)
+register_method(
+    "uniform", criterion=random_score, allocation="uniform", scope=_SCOPE, trained=False
+)

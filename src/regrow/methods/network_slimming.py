@@ -1,0 +1,37 @@
+"""Learning Efficient Convolutional Networks through Network Slimming (Liu et al., ICCV 2017)."""
+
+import torch
+from torch import Tensor, nn
+
+from regrow.prune import Probe, criterion, register_method
+from regrow.surgery import Group
+
+
+@criterion("norm-scale")
+def norm_scale(group: Group, probe: Probe) -> Tensor:
+    """Score a channel by the absolute scale of its BatchNorm, which training pushed to zero."""
+    return group.sum(lambda name: probe.weight(name).abs(), role="norm")
+
+
+def push_scales_to_zero(model: nn.Module, strength: float) -> None:
+    """Add strength * sign(scale) to the gradient of every BatchNorm2d scale, in place.
+
+    The penalty strength * sum |scale|; as part of the gradient it goes through the momentum.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    gradients = [m.weight.grad for m in norms if m.weight.grad is not None]
+    with torch.no_grad():
+        signs = [m.weight.sign() for m in norms if m.weight.grad is not None]
+        torch._foreach_add_(gradients, signs, alpha=strength)
+
+
+register_method(
+    "network-slimming",
+    criterion=norm_scale,
+    allocation="global",
+    scope=("normed-conv", "view"),
+    penalty=push_scales_to_zero,
+    # The strengths of the official code: VGG 1e-4, pre-activation ResNet and DenseNet 1e-5.
+    strength={"vgg": 1e-4, "": 1e-5},
+    reference="Liu et al., Network Slimming, ICCV 2017, arXiv:1708.06519",
+)
