@@ -125,9 +125,9 @@ def _pad_crop(pixels: Tensor, generator: torch.Generator, *, flipped: Tensor) ->
     columns = torch.where(flipped[:, None], width - 1 - columns, columns) + left[:, None]  # [B, W]
     rows = torch.arange(height, device=pixels.device) + top[:, None]  # [B, H]
     offsets = rows[:, :, None] * (width + 2 * pad_x) + columns[:, None, :]  # [B, H, W]
-    index = offsets.view(num, 1, -1).expand(num, channels, height * width)
+    index = offsets.flatten(1)[:, None].expand(num, channels, height * width)
     padded = F.pad(pixels, (pad_x, pad_x, pad_y, pad_y))
-    return padded.view(num, channels, -1).gather(2, index).view(num, channels, height, width)
+    return padded.flatten(2).gather(2, index).view(num, channels, height, width)
 
 
 def _resized_crop_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,635 @@
+"""Parquet files, folders of classes, decoding, caching and streaming; and all that can be wrong."""
+
+import io
+import json
+import shutil
+import sys
+import time
+import types
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from regrow.data import DataSpec, MemoryImages, StreamedImages, augment, fingerprint, load
+from regrow.data.cache import decoded
+from regrow.errors import ConfigError, DataError
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("REGROW_DATA", str(tmp_path / "data-root"))
+    return tmp_path / "data-root"
+
+
+def image(index: int, *, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(index)
+    shape = (size[1], size[0]) if mode in ("L", "LA") else (size[1], size[0], 3)
+    return Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).convert(mode)
+
+
+def png(index: int, *, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> bytes:
+    stream = io.BytesIO()
+    image(index, size=size, mode=mode).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def write_parquet(
+    path: Path,
+    images: list[bytes | None],
+    labels: list[Any],
+    *,
+    names: list[str] | None = None,
+    columns: tuple[str, str] = ("image", "label"),
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    structs = [{"bytes": data, "path": f"{n}.png"} for n, data in enumerate(images)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    arrays = [pa.array(structs, kind), pa.array(labels)]
+    table = pa.Table.from_arrays(arrays, names=list(columns))
+    if names is not None:
+        features: dict[str, Any] = {columns[0]: {"_type": "Image"}}
+        features |= {columns[1]: {"_type": "ClassLabel", "names": names}}
+        text = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": text})
+    pq.write_table(table, path, row_group_size=7)
+
+
+def parquet_folder(base: Path, *, test: str | None = "test", **options: Any) -> Path:
+    """Write 20 training images of 2 classes, and 10 more in another split."""
+    write_parquet(
+        base / "data" / "train-00000-of-00001.parquet",
+        [png(n) for n in range(20)],
+        [n % 2 for n in range(20)],
+        **options,
+    )
+    if test is not None:
+        write_parquet(
+            base / "data" / f"{test}-00000-of-00001.parquet",
+            [png(n) for n in range(100, 110)],
+            [n % 2 for n in range(10)],
+            **options,
+        )
+    return base
+
+
+def image_folder(base: Path, splits: tuple[str, ...] = ("train", "test"), num: int = 6) -> Path:
+    for split in splits:
+        for label, name in enumerate(("cat", "dog")):
+            folder = base / split / name
+            folder.mkdir(parents=True)
+            for n in range(num):
+                image(1000 * len(split) + 100 * label + n).save(folder / f"{n}.png")
+    return base
+
+
+def everything(images: MemoryImages | StreamedImages) -> torch.Tensor:
+    return images.batch(torch.arange(len(images)))
+
+
+def expected_pixels(indices: list[int]) -> torch.Tensor:
+    arrays = [np.asarray(image(n)).transpose(2, 0, 1) for n in indices]
+    return torch.from_numpy(np.stack(arrays))
+
+
+# Parquet
+
+
+def test_parquet_folder_is_read_pixel_by_pixel(tmp_path: Path) -> None:
+    base = parquet_folder(tmp_path / 'a "b" c', names=["odd", "even"])
+    dataset = load(DataSpec(f"hf:{base}"))
+    assert dataset.classes == ("odd", "even")
+    assert (dataset.channels, dataset.size, dataset.augmentation) == (3, 8, "pad-crop-flip")
+    assert torch.equal(dataset.train.batch(torch.arange(20)), expected_pixels(list(range(20))))
+    assert torch.equal(dataset.test.batch(torch.arange(10)), expected_pixels(list(range(100, 110))))
+    assert dataset.train.labels.tolist() == [n % 2 for n in range(20)]
+    assert dataset.train.labels.dtype == torch.int64
+
+
+def test_splits_of_other_names_and_layouts(tmp_path: Path) -> None:
+    validation = load(DataSpec(f"hf:{parquet_folder(tmp_path / 'v', test='validation')}"))
+    assert len(validation.test) == 10
+    assert validation.validation is None
+    alone = load(DataSpec(f"hf:{parquet_folder(tmp_path / 'alone', test=None)}"))
+    assert (len(alone.train), len(alone.test)) == (16, 4)
+    both = parquet_folder(tmp_path / "both")
+    write_parquet(both / "data" / "validation-0.parquet", [png(50), png(51)], [0, 1])
+    three = load(DataSpec(f"hf:{both}"))
+    assert three.validation is not None
+    assert len(three.validation) == 2
+    asked = load(DataSpec(f"hf:{both}", validation=0.5))
+    assert asked.validation is not None
+    assert len(asked.validation) == 10
+    converted = tmp_path / "converted" / "default"
+    write_parquet(converted / "train" / "0000.parquet", [png(0), png(1)], [0, 1])
+    write_parquet(converted / "test" / "0000.parquet", [png(2), png(3)], [0, 1])
+    assert len(load(DataSpec(f"hf:{converted.parent}")).test) == 2
+
+
+def test_columns_are_found_or_named(tmp_path: Path) -> None:
+    base = parquet_folder(tmp_path / "x", columns=("photo", "kind"))
+    with pytest.raises(DataError, match=r"one column of class labels \(integers\), got none"):
+        load(DataSpec(f"hf:{base}"))
+    assert len(load(DataSpec(f"hf:{base}", label="kind", image="photo")).train) == 20
+    with pytest.raises(ConfigError, match=r"Unknown label column 'kinds'. Did you mean 'kind'"):
+        load(DataSpec(f"hf:{base}", label="kinds"))
+    with pytest.raises(ConfigError, match="Unknown image column 'kind'"):
+        load(DataSpec(f"hf:{base}", label="kind", image="kind"))
+
+
+def test_identity_of_parquet_is_content(tmp_path: Path, data_folder: Path) -> None:
+    base = parquet_folder(tmp_path / "x")
+    shutil.copytree(base, tmp_path / "copy")
+    first = fingerprint(DataSpec(f"hf:{base}"))
+    assert fingerprint(DataSpec(f"hf:{tmp_path / 'copy'}")) == first
+    assert fingerprint(DataSpec(f"hf:{base}", size=16)) != first
+    (data_folder / "digests.json").write_text("damaged")
+    assert fingerprint(DataSpec(f"hf:{base}")) == first
+    parquet_folder(tmp_path / "copy", names=["a", "b"])
+    assert fingerprint(DataSpec(f"hf:{tmp_path / 'copy'}")) != first
+
+
+def test_digests_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = parquet_folder(tmp_path / "x")
+    first = fingerprint(DataSpec(f"hf:{base}"))
+
+    def refuse() -> None:
+        raise AssertionError("hashed again")
+
+    monkeypatch.setattr("regrow.data.cache.hashlib.sha256", refuse)
+    monkeypatch.setattr("regrow.data.cache.digest", lambda *parts: "d")
+    from regrow.data.cache import file_digest
+
+    train = next(base.rglob("train-*"))
+    assert len(file_digest(train, root=tmp_path / "data-root")) == 64
+    assert len(first) == 32
+
+
+def remove_all(base: Path) -> None:
+    shutil.rmtree(base / "data")
+
+
+def cut_short(base: Path) -> None:
+    path = next(base.rglob("train-*"))
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def damage_inside(base: Path) -> None:
+    path = next(base.rglob("train-*"))
+    data = bytearray(path.read_bytes())
+    data[4:2000] = b"\xff" * 1996
+    path.write_bytes(bytes(data))
+
+
+def rewrite(images: list[bytes | None], labels: list[Any], **options: Any) -> Callable[..., None]:
+    def write(base: Path) -> None:
+        write_parquet(next(base.rglob("train-*")), images, labels, **options)
+
+    return write
+
+
+PNGS: list[bytes | None] = [png(n) for n in range(4)]
+DAMAGED_PNG = png(2)[:60]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove_all, "expected Parquet files named train-.* there are none"),
+        (cut_short, r"train-00000-of-00001.parquet: the Parquet file cannot be read"),
+        (damage_inside, r"train-00000-of-00001.parquet"),
+        (
+            rewrite([PNGS[0], PNGS[1], DAMAGED_PNG, PNGS[3]], [0, 1, 0, 1]),
+            r"train-00000-of-00001.parquet, row 2: the image cannot be read",
+        ),
+        (
+            rewrite([PNGS[0], PNGS[1], b"no image", PNGS[3]], [0, 1, 0, 1]),
+            r"row 2: the image cannot be read \(UnidentifiedImageError",
+        ),
+        (rewrite([PNGS[0], None, *PNGS[2:]], [0, 1, 0, 1]), r"row 1: there is no image"),
+        (rewrite(PNGS, [0, None, 0, None]), r"row 1: the label is null \(2 in all\)"),
+        (rewrite(PNGS, ["a", "b", "a", "b"]), "one column of class labels"),
+        (rewrite(PNGS, [0, 1, 2, 2]), "the classes differ: train has 3, test has 2; only one"),
+        (rewrite(PNGS, [0, 1, 0, 1], names=["1", "0"]), "the classes differ.*their order differs"),
+        (rewrite(PNGS, [1, 1, 1, 1]), "the class '0' has no training image"),
+        (rewrite([], pa.array([], pa.int64())), "classes differ|at least 2 classes"),
+        (
+            rewrite([*PNGS[:3], png(3, size=(9, 9))], [0, 1, 0, 1]),
+            "must be squares of one size, got 8x8, 9x9.*Give `size`",
+        ),
+    ],
+)
+def test_damaged_parquet_is_one_clear_message(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    base = parquet_folder(tmp_path / "x")
+    damage(base)
+    with pytest.raises(DataError, match=message):
+        load(DataSpec(f"hf:{base}"))
+
+
+def test_label_outside_the_named_classes_is_placed(tmp_path: Path) -> None:
+    base = parquet_folder(tmp_path / "x", names=["a", "b"])
+    rewrite(PNGS, [0, 1, 0, 2], names=["a", "b"])(base)
+    message = r"train-00000-of-00001.parquet, row 3: the label 2 is outside the 2 classes \(0 to 1"
+    with pytest.raises(DataError, match=message):
+        load(DataSpec(f"hf:{base}"))
+
+
+def test_other_size_beyond_the_sample_is_named(tmp_path: Path) -> None:
+    images = [png(0)] * 70 + [png(1, size=(8, 12))]
+    labels = [n % 2 for n in range(71)]
+    write_parquet(tmp_path / "x" / "train-0.parquet", list(images), labels)
+    with pytest.raises(DataError, match=r"8x8 in .*row 0, 8x12 in .*row 70. Give `size`"):
+        load(DataSpec(f"hf:{tmp_path / 'x'}"))
+    assert load(DataSpec(f"hf:{tmp_path / 'x'}", size=8)).size == 8
+
+
+def test_files_of_a_split_must_have_one_schema(tmp_path: Path) -> None:
+    base = parquet_folder(tmp_path / "x")
+    write_parquet(base / "data" / "train-1.parquet", PNGS, [0, 1, 0, 1], columns=("a", "b"))
+    with pytest.raises(DataError, match="the columns differ from those of train-00000"):
+        load(DataSpec(f"hf:{base}"))
+
+
+def test_several_configurations_are_refused(tmp_path: Path) -> None:
+    parquet_folder(tmp_path / "x" / "one")
+    parquet_folder(tmp_path / "x" / "two")
+    with pytest.raises(DataError, match=r"several configurations \(one/data, two/data\)"):
+        fingerprint(DataSpec(f"hf:{tmp_path / 'x'}"))
+
+
+@pytest.mark.parametrize("act", [load, fingerprint])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hf:/no/such/folder", "there is no folder /no/such/folder"),
+        ("folder:no-such-folder", r"there is no folder .*no-such-folder. Give the folder"),
+        ("hf:./nothing/here", "there is no folder .*nothing/here. Give a folder"),
+    ],
+)
+def test_missing_folders_are_named(
+    act: Callable[[DataSpec], object], name: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        act(DataSpec(name))
+
+
+def test_hub_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ConfigError, match=r"pip install 'regrow\[hub\]'"):
+        load(DataSpec("hf:uoft-cs/cifar10"))
+
+
+def fake_hub(monkeypatch: pytest.MonkeyPatch, download: Callable[..., str]) -> None:
+    module = types.ModuleType("huggingface_hub")
+    monkeypatch.setattr(module, "snapshot_download", download, raising=False)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+
+
+def test_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **options: object) -> str:
+        raise RuntimeError("no route\nto host")
+
+    fake_hub(monkeypatch, offline)
+    message = r"'uoft-cs/cifar10' cannot be fetched .*\(RuntimeError: no route\)"
+    with pytest.raises(DataError, match=message):
+        load(DataSpec("hf:uoft-cs/cifar10"))
+
+
+def test_hub_snapshot_is_read_as_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = parquet_folder(tmp_path / "snapshot")
+    asked = []
+
+    def download(*args: object, **options: object) -> str:
+        asked.append((args, options))
+        return str(base)
+
+    fake_hub(monkeypatch, download)
+    assert len(load(DataSpec("hf:some-one/some.set/data")).train) == 20
+    assert asked[0] == (
+        ("some-one/some.set",),
+        {"repo_type": "dataset", "allow_patterns": ["data/*.parquet"]},
+    )
+    assert fingerprint(DataSpec("hf:some-one/some.set")) == fingerprint(DataSpec(f"hf:{base}"))
+
+
+# Folders
+
+
+def test_image_folder_is_read(tmp_path: Path) -> None:
+    base = image_folder(tmp_path / "x", ("train", "val"))
+    (base / "train" / ".hidden").mkdir()
+    (base / "train" / "cat" / "notes.txt").write_text("not an image")
+    dataset = load(DataSpec(f"folder:{base}"))
+    assert dataset.classes == ("cat", "dog")
+    assert (len(dataset.train), len(dataset.test)) == (12, 12)
+    assert dataset.train.labels.tolist() == [0] * 6 + [1] * 6
+    assert torch.equal(
+        dataset.train.batch(torch.arange(6)), expected_pixels(list(range(5000, 5006)))
+    )
+
+
+def test_folder_with_all_three_splits_and_with_none(tmp_path: Path) -> None:
+    three = load(DataSpec(f"folder:{image_folder(tmp_path / 'x', ('train', 'val', 'test'))}"))
+    assert three.validation is not None
+    assert torch.equal(three.test.batch(torch.arange(6)), expected_pixels(list(range(4000, 4006))))
+    image_folder(tmp_path / "plain", ("all",), num=10)
+    plain = DataSpec(f"folder:{tmp_path / 'plain' / 'all'}")
+    assert (len(load(plain).train), len(load(plain).test)) == (16, 4)
+    image_folder(tmp_path / "train-only", ("train",), num=10)
+    assert len(load(DataSpec(f"folder:{tmp_path / 'train-only'}")).test) == 4
+
+
+def test_identity_of_a_folder_is_relative(tmp_path: Path) -> None:
+    base = image_folder(tmp_path / "x")
+    shutil.copytree(base, tmp_path / "copy")
+    first = fingerprint(DataSpec(f"folder:{base}"))
+    assert fingerprint(DataSpec(f"folder:{tmp_path / 'copy'}")) == first
+    (tmp_path / "copy" / "train" / "cat" / "0.png").rename(
+        tmp_path / "copy" / "train" / "dog" / "new.png"
+    )
+    assert fingerprint(DataSpec(f"folder:{tmp_path / 'copy'}")) != first
+
+
+def empty_class(base: Path) -> None:
+    (base / "train" / "emu").mkdir()
+
+
+def class_in_train_only(base: Path) -> None:
+    shutil.copytree(base / "train" / "cat", base / "train" / "emu")
+
+
+def unreadable(base: Path) -> None:
+    (base / "train" / "dog" / "3.png").write_bytes(b"")
+
+
+def truncated(base: Path) -> None:
+    path = base / "test" / "dog" / "3.png"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def sixteen_bits(base: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(base / "train" / "dog" / "3.png")
+
+
+def no_train(base: Path) -> None:
+    shutil.rmtree(base / "train")
+
+
+def one_class(base: Path) -> None:
+    shutil.rmtree(base / "train" / "cat")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (empty_class, "train/emu: the class has no image"),
+        (class_in_train_only, "The classes differ: .* only one of them has 'emu'"),
+        (unreadable, r"train/dog/3.png: the image cannot be read"),
+        (truncated, r"test/dog/3.png: the image cannot be read"),
+        (sixteen_bits, r"train/dog/3.png: expected an 8-bit image, got mode 'I;16'"),
+        (no_train, "has a folder 'test' but no 'train'"),
+        (one_class, "a folder for each of at least 2 classes, got 1"),
+    ],
+)
+def test_damaged_folder_is_one_clear_message(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    base = image_folder(tmp_path / "x")
+    damage(base)
+    with pytest.raises(DataError, match=message):
+        load(DataSpec(f"folder:{base}"))
+
+
+def test_image_that_is_no_file_is_named(tmp_path: Path) -> None:
+    base = image_folder(tmp_path / "x")
+    (base / "train" / "cat" / "9.png").mkdir()
+    with pytest.raises(DataError, match=r"train/cat/9.png: the image cannot be read \(Is a dir"):
+        load(DataSpec(f"folder:{base}"))
+
+
+def test_grey_stays_grey_unless_mixed_with_colour(tmp_path: Path) -> None:
+    base = image_folder(tmp_path / "x")
+    for path in base.rglob("*.png"):
+        Image.open(path).convert("LA").save(path)
+    grey = load(DataSpec(f"folder:{base}"))
+    assert (grey.channels, grey.augmentation) == (1, "shift")
+    assert len(grey.mean) == 1
+    image(7).save(base / "test" / "cat" / "0.png")
+    mixed = load(DataSpec(f"folder:{base}"))
+    assert mixed.channels == 3
+    assert torch.equal(
+        mixed.train.batch(torch.arange(12)),
+        grey.train.batch(torch.arange(12)).repeat(1, 3, 1, 1),
+    )
+
+
+def test_palette_and_transparent_images_become_rgb(tmp_path: Path) -> None:
+    base = image_folder(tmp_path / "x")
+    image(1).convert("P").save(base / "train" / "cat" / "0.png", transparency=b"\x00\x80")
+    image(2).convert("RGBA").save(base / "train" / "cat" / "1.png")
+    dataset = load(DataSpec(f"folder:{base}"))
+    assert torch.equal(dataset.train.batch(torch.tensor([1])), expected_pixels([2]))
+
+
+# Cache
+
+
+def test_decoding_is_paid_once(
+    tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = DataSpec(f"hf:{parquet_folder(tmp_path / 'x')}")
+    first = load(spec).train.batch(torch.arange(20))
+    assert len(list((data_folder / "decoded").glob("*.npy"))) == 2
+    assert not list((data_folder / "decoded").glob(".*"))
+
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr("regrow.data.loading.decode_all", refuse)
+    again = load(spec)
+    assert torch.equal(again.train.batch(torch.arange(20)), first)
+    with pytest.raises(AssertionError, match="decoded again"):
+        load(DataSpec(spec.name, size=4))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "shape"])
+def test_damaged_cache_is_made_anew(tmp_path: Path, data_folder: Path, damage: str) -> None:
+    spec = DataSpec(f"hf:{parquet_folder(tmp_path / 'x')}")
+    first = load(spec).train.batch(torch.arange(20))
+    for path in (data_folder / "decoded").glob("*.npy"):
+        if damage == "shape":
+            np.save(path, np.zeros((3, 3, 8, 8), dtype=np.uint8))
+        else:
+            path.write_bytes(path.read_bytes()[:300] if damage == "cut" else b"")
+    assert torch.equal(load(spec).train.batch(torch.arange(20)), first)
+
+
+def test_cache_that_cannot_be_written_is_done_without(tmp_path: Path, data_folder: Path) -> None:
+    data_folder.write_text("a file where the folder should be")
+    spec = DataSpec(f"hf:{parquet_folder(tmp_path / 'x')}")
+    assert torch.equal(load(spec).train.batch(torch.arange(20)), expected_pixels(list(range(20))))
+    with pytest.raises(DataError, match=r"Cannot write .* which streaming needs"):
+        load(DataSpec(spec.name, memory_limit_bytes=0))
+
+
+def test_one_of_several_decodes_and_the_others_wait(tmp_path: Path) -> None:
+    made = []
+
+    def make() -> np.ndarray[Any, np.dtype[np.uint8]]:
+        made.append(1)
+        time.sleep(0.05)
+        return np.ones((2, 1, 4, 4), dtype=np.uint8)
+
+    with ThreadPoolExecutor(4) as pool:
+        arrays = list(
+            pool.map(lambda _: decoded("x", make, root=tmp_path / "root", num=2), range(4))
+        )
+    assert len(made) == 1
+    assert all((array == 1).all() for array in arrays)
+
+
+def test_writing_to_pixels_leaves_the_cache_alone(tmp_path: Path) -> None:
+    spec = DataSpec(f"hf:{parquet_folder(tmp_path / 'x')}")
+    dataset = load(spec)
+    assert isinstance(dataset.train, MemoryImages)
+    dataset.train.pixels.zero_()
+    assert torch.equal(load(spec).train.batch(torch.arange(20)), expected_pixels(list(range(20))))
+
+
+# Streaming
+
+
+@pytest.fixture(params=["hf", "folder"])
+def streamed_name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "hf":
+        return f"hf:{parquet_folder(tmp_path / 'x')}"
+    return f"folder:{image_folder(tmp_path / 'x')}"
+
+
+def test_streamed_images_equal_those_in_memory(streamed_name: str) -> None:
+    kept = load(DataSpec(streamed_name, subset=8, validation=0.25))
+    streamed = load(DataSpec(streamed_name, subset=8, validation=0.25, memory_limit_bytes=0))
+    assert streamed.augmentation == "resized-crop-flip"
+    for part in ("train", "validation", "test"):
+        one, two = getattr(kept, part), getattr(streamed, part)
+        assert isinstance(two, StreamedImages)
+        assert torch.equal(one.labels, two.labels)
+        indices = torch.arange(len(one)).flip(0)
+        two.prefetch(indices)
+        assert torch.equal(one.batch(indices), two.batch(indices))
+        for kind in ("none", "flip", "pad-crop-flip"):
+            assert torch.equal(
+                one.augmented(indices, seed=5, kind=kind),
+                two.augmented(indices, seed=5, kind=kind),
+            )
+    assert (kept.mean, kept.std) == (streamed.mean, streamed.std)
+    assert fingerprint(kept.spec) != fingerprint(streamed.spec)
+
+
+def test_announced_batches_equal_unannounced_ones(streamed_name: str) -> None:
+    train = load(DataSpec(streamed_name, memory_limit_bytes=0, size=6)).train
+    assert isinstance(train, StreamedImages)
+    batches = [torch.arange(n, n + 3) for n in range(9)] + [torch.arange(3)] * 2
+    plain = [train.augmented(b, seed=n, kind="resized-crop-flip") for n, b in enumerate(batches)]
+    for n, batch in enumerate(batches):  # more than are kept: the oldest are dropped
+        train.prefetch(batch, seed=n, kind="resized-crop-flip")
+    for n, batch in enumerate(batches):
+        announced = train.augmented(batch, seed=n, kind="resized-crop-flip")
+        assert announced.shape == (3, 3, 6, 6)
+        assert torch.equal(announced, plain[n])
+    assert not torch.equal(plain[0], plain[9])  # the same images by another seed
+    assert not train._announced
+
+
+def test_memory_images_answer_as_streamed_ones_do() -> None:
+    dataset = load(DataSpec("digits"))
+    indices = torch.arange(10)
+    dataset.train.prefetch(indices, seed=1, kind="shift")
+    generator = torch.Generator().manual_seed(1)
+    assert torch.equal(
+        dataset.train.augmented(indices, seed=1, kind="shift"),
+        augment(dataset.train.batch(indices), generator, kind="shift"),
+    )
+    assert isinstance(dataset.train, MemoryImages)
+    assert torch.equal(dataset.train.to("cpu").pixels, dataset.train.pixels)
+
+
+def test_streamed_resized_crops_are_cut_from_the_original(tmp_path: Path) -> None:
+    # A ramp from left to right: a crop of it, scaled, is a ramp with a part of the slope.
+    base = image_folder(tmp_path / "x")
+    ramp = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (48, 64, 3))
+    for path in base.rglob("*.png"):
+        Image.fromarray(np.ascontiguousarray(ramp)).save(path)
+    with pytest.raises(DataError, match="must be squares of one size, got 64x48"):
+        load(DataSpec(f"folder:{base}", memory_limit_bytes=0))
+    train = load(DataSpec(f"folder:{base}", memory_limit_bytes=0, size=16)).train
+    crops = train.augmented(torch.arange(12), seed=0, kind="resized-crop-flip").float()
+    assert crops.shape == (12, 3, 16, 16)
+    slopes = crops[..., -1].mean(dim=(1, 2)) - crops[..., 0].mean(dim=(1, 2))
+    assert (slopes > 0).any()
+    assert (slopes < 0).any()
+    # Evaluation: shorter side 16 * 256 / 224 = 18, so 24 across, of which the middle 16.
+    middle = train.batch(torch.tensor([0]))[0, 0, 0].float()
+    assert float(middle[0]) == pytest.approx(255 * 4.5 / 24, abs=4)
+    assert float(middle[-1]) == pytest.approx(255 * 19.5 / 24, abs=4)
+
+
+def test_damaged_streamed_image_is_named_when_it_is_read(
+    streamed_name: str, tmp_path: Path
+) -> None:
+    if streamed_name.startswith("hf:"):
+        images = [*[png(n) for n in range(70)], DAMAGED_PNG]
+        write_parquet(
+            next((tmp_path / "x").rglob("train-*")), list(images), [n % 2 for n in range(71)]
+        )
+        bad = 70
+    else:
+        for n in range(100):
+            image(n).save(tmp_path / "x" / "train" / "dog" / f"a{n}.png")
+        bad = 13  # not in the evenly spaced sample
+        files = sorted((tmp_path / "x" / "train" / "dog").iterdir())
+        files[bad - 6].write_bytes(DAMAGED_PNG)
+    spec = DataSpec(streamed_name, memory_limit_bytes=0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    train = load(spec).train
+    train.prefetch(torch.tensor([0, bad]))
+    with pytest.raises(DataError, match="the image cannot be read"):
+        train.batch(torch.tensor([0, bad]))
+
+
+# Real images
+
+
+def shared(name: str) -> DataSpec:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"needs {name} in the folder shared/data beside the checkout")
+    return DataSpec(f"hf:{SHARED / name}", normalisation="computed")
+
+
+def test_real_tiny_imagenet_at_64_pixels() -> None:
+    dataset = load(shared("tiny-imagenet-20-64px"))
+    assert (len(dataset.train), len(dataset.test)) == (10_000, 1_000)
+    assert (dataset.size, dataset.channels, len(dataset.classes)) == (64, 3, 20)
+    assert dataset.classes[0].startswith("n01644900")
+    assert torch.bincount(dataset.train.labels).tolist() == [500] * 20
+    assert all(abs(m - i) < 0.05 for m, i in zip(dataset.mean, (0.485, 0.456, 0.406), strict=True))
+
+
+@pytest.mark.slow
+def test_real_cifar_has_the_published_mean() -> None:
+    spec = shared("cifar10-jpeg")
+    dataset = load(spec)
+    assert dataset.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=0.003)
+    assert dataset.std == pytest.approx((0.247, 0.2435, 0.2616), abs=0.003)
+    assert torch.bincount(dataset.train.labels).tolist() == [5000] * 10
+    assert load(DataSpec(spec.name)).std == (0.2023, 0.1994, 0.2010)
