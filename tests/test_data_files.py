@@ -1,25 +1,20 @@
-"""Parquet files, folders of classes, decoding, caching and streaming; and all that can be wrong."""
+"""Parquet files and folders of classes; and all that can be wrong with them."""
 
-import io
-import json
 import shutil
 import sys
-import time
 import types
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from regrow.data import DataSpec, MemoryImages, StreamedImages, augment, fingerprint, load
-from regrow.data.cache import decoded
+from image_files import expected_pixels, image, image_folder, parquet_folder, png, write_parquet
+from regrow.data import DataSpec, fingerprint, load
 from regrow.errors import ConfigError, DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -29,76 +24,6 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("REGROW_DATA", str(tmp_path / "data-root"))
     return tmp_path / "data-root"
-
-
-def image(index: int, *, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Image.Image:
-    rng = np.random.default_rng(index)
-    shape = (size[1], size[0]) if mode in ("L", "LA") else (size[1], size[0], 3)
-    return Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).convert(mode)
-
-
-def png(index: int, *, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> bytes:
-    stream = io.BytesIO()
-    image(index, size=size, mode=mode).save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def write_parquet(
-    path: Path,
-    images: list[bytes | None],
-    labels: list[Any],
-    *,
-    names: list[str] | None = None,
-    columns: tuple[str, str] = ("image", "label"),
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    structs = [{"bytes": data, "path": f"{n}.png"} for n, data in enumerate(images)]
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    arrays = [pa.array(structs, kind), pa.array(labels)]
-    table = pa.Table.from_arrays(arrays, names=list(columns))
-    if names is not None:
-        features: dict[str, Any] = {columns[0]: {"_type": "Image"}}
-        features |= {columns[1]: {"_type": "ClassLabel", "names": names}}
-        text = json.dumps({"info": {"features": features}})
-        table = table.replace_schema_metadata({"huggingface": text})
-    pq.write_table(table, path, row_group_size=7)
-
-
-def parquet_folder(base: Path, *, test: str | None = "test", **options: Any) -> Path:
-    """Write 20 training images of 2 classes, and 10 more in another split."""
-    write_parquet(
-        base / "data" / "train-00000-of-00001.parquet",
-        [png(n) for n in range(20)],
-        [n % 2 for n in range(20)],
-        **options,
-    )
-    if test is not None:
-        write_parquet(
-            base / "data" / f"{test}-00000-of-00001.parquet",
-            [png(n) for n in range(100, 110)],
-            [n % 2 for n in range(10)],
-            **options,
-        )
-    return base
-
-
-def image_folder(base: Path, splits: tuple[str, ...] = ("train", "test"), num: int = 6) -> Path:
-    for split in splits:
-        for label, name in enumerate(("cat", "dog")):
-            folder = base / split / name
-            folder.mkdir(parents=True)
-            for n in range(num):
-                image(1000 * len(split) + 100 * label + n).save(folder / f"{n}.png")
-    return base
-
-
-def everything(images: MemoryImages | StreamedImages) -> torch.Tensor:
-    return images.batch(torch.arange(len(images)))
-
-
-def expected_pixels(indices: list[int]) -> torch.Tensor:
-    arrays = [np.asarray(image(n)).transpose(2, 0, 1) for n in indices]
-    return torch.from_numpy(np.stack(arrays))
 
 
 # Parquet
@@ -440,171 +365,6 @@ def test_palette_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     image(2).convert("RGBA").save(base / "train" / "cat" / "1.png")
     dataset = load(DataSpec(f"folder:{base}"))
     assert torch.equal(dataset.train.batch(torch.tensor([1])), expected_pixels([2]))
-
-
-# Cache
-
-
-def test_decoding_is_paid_once(
-    tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = DataSpec(f"hf:{parquet_folder(tmp_path / 'x')}")
-    first = load(spec).train.batch(torch.arange(20))
-    assert len(list((data_folder / "decoded").glob("*.npy"))) == 2
-    assert not list((data_folder / "decoded").glob(".*"))
-
-    def refuse(*args: object, **options: object) -> None:
-        raise AssertionError("decoded again")
-
-    monkeypatch.setattr("regrow.data.loading.decode_all", refuse)
-    again = load(spec)
-    assert torch.equal(again.train.batch(torch.arange(20)), first)
-    with pytest.raises(AssertionError, match="decoded again"):
-        load(DataSpec(spec.name, size=4))
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "shape"])
-def test_damaged_cache_is_made_anew(tmp_path: Path, data_folder: Path, damage: str) -> None:
-    spec = DataSpec(f"hf:{parquet_folder(tmp_path / 'x')}")
-    first = load(spec).train.batch(torch.arange(20))
-    for path in (data_folder / "decoded").glob("*.npy"):
-        if damage == "shape":
-            np.save(path, np.zeros((3, 3, 8, 8), dtype=np.uint8))
-        else:
-            path.write_bytes(path.read_bytes()[:300] if damage == "cut" else b"")
-    assert torch.equal(load(spec).train.batch(torch.arange(20)), first)
-
-
-def test_cache_that_cannot_be_written_is_done_without(tmp_path: Path, data_folder: Path) -> None:
-    data_folder.write_text("a file where the folder should be")
-    spec = DataSpec(f"hf:{parquet_folder(tmp_path / 'x')}")
-    assert torch.equal(load(spec).train.batch(torch.arange(20)), expected_pixels(list(range(20))))
-    with pytest.raises(DataError, match=r"Cannot write .* which streaming needs"):
-        load(DataSpec(spec.name, memory_limit_bytes=0))
-
-
-def test_one_of_several_decodes_and_the_others_wait(tmp_path: Path) -> None:
-    made = []
-
-    def make() -> np.ndarray[Any, np.dtype[np.uint8]]:
-        made.append(1)
-        time.sleep(0.05)
-        return np.ones((2, 1, 4, 4), dtype=np.uint8)
-
-    with ThreadPoolExecutor(4) as pool:
-        arrays = list(
-            pool.map(lambda _: decoded("x", make, root=tmp_path / "root", num=2), range(4))
-        )
-    assert len(made) == 1
-    assert all((array == 1).all() for array in arrays)
-
-
-def test_writing_to_pixels_leaves_the_cache_alone(tmp_path: Path) -> None:
-    spec = DataSpec(f"hf:{parquet_folder(tmp_path / 'x')}")
-    dataset = load(spec)
-    assert isinstance(dataset.train, MemoryImages)
-    dataset.train.pixels.zero_()
-    assert torch.equal(load(spec).train.batch(torch.arange(20)), expected_pixels(list(range(20))))
-
-
-# Streaming
-
-
-@pytest.fixture(params=["hf", "folder"])
-def streamed_name(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "hf":
-        return f"hf:{parquet_folder(tmp_path / 'x')}"
-    return f"folder:{image_folder(tmp_path / 'x')}"
-
-
-def test_streamed_images_equal_those_in_memory(streamed_name: str) -> None:
-    kept = load(DataSpec(streamed_name, subset=8, validation=0.25))
-    streamed = load(DataSpec(streamed_name, subset=8, validation=0.25, memory_limit_bytes=0))
-    assert streamed.augmentation == "resized-crop-flip"
-    for part in ("train", "validation", "test"):
-        one, two = getattr(kept, part), getattr(streamed, part)
-        assert isinstance(two, StreamedImages)
-        assert torch.equal(one.labels, two.labels)
-        indices = torch.arange(len(one)).flip(0)
-        two.prefetch(indices)
-        assert torch.equal(one.batch(indices), two.batch(indices))
-        for kind in ("none", "flip", "pad-crop-flip"):
-            assert torch.equal(
-                one.augmented(indices, seed=5, kind=kind),
-                two.augmented(indices, seed=5, kind=kind),
-            )
-    assert (kept.mean, kept.std) == (streamed.mean, streamed.std)
-    assert fingerprint(kept.spec) != fingerprint(streamed.spec)
-
-
-def test_announced_batches_equal_unannounced_ones(streamed_name: str) -> None:
-    train = load(DataSpec(streamed_name, memory_limit_bytes=0, size=6)).train
-    assert isinstance(train, StreamedImages)
-    batches = [torch.arange(n, n + 3) for n in range(9)] + [torch.arange(3)] * 2
-    plain = [train.augmented(b, seed=n, kind="resized-crop-flip") for n, b in enumerate(batches)]
-    for n, batch in enumerate(batches):  # more than are kept: the oldest are dropped
-        train.prefetch(batch, seed=n, kind="resized-crop-flip")
-    for n, batch in enumerate(batches):
-        announced = train.augmented(batch, seed=n, kind="resized-crop-flip")
-        assert announced.shape == (3, 3, 6, 6)
-        assert torch.equal(announced, plain[n])
-    assert not torch.equal(plain[0], plain[9])  # the same images by another seed
-    assert not train._announced
-
-
-def test_memory_images_answer_as_streamed_ones_do() -> None:
-    dataset = load(DataSpec("digits"))
-    indices = torch.arange(10)
-    dataset.train.prefetch(indices, seed=1, kind="shift")
-    generator = torch.Generator().manual_seed(1)
-    assert torch.equal(
-        dataset.train.augmented(indices, seed=1, kind="shift"),
-        augment(dataset.train.batch(indices), generator, kind="shift"),
-    )
-    assert isinstance(dataset.train, MemoryImages)
-    assert torch.equal(dataset.train.to("cpu").pixels, dataset.train.pixels)
-
-
-def test_streamed_resized_crops_are_cut_from_the_original(tmp_path: Path) -> None:
-    # A ramp from left to right: a crop of it, scaled, is a ramp with a part of the slope.
-    base = image_folder(tmp_path / "x")
-    ramp = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (48, 64, 3))
-    for path in base.rglob("*.png"):
-        Image.fromarray(np.ascontiguousarray(ramp)).save(path)
-    with pytest.raises(DataError, match="must be squares of one size, got 64x48"):
-        load(DataSpec(f"folder:{base}", memory_limit_bytes=0))
-    train = load(DataSpec(f"folder:{base}", memory_limit_bytes=0, size=16)).train
-    crops = train.augmented(torch.arange(12), seed=0, kind="resized-crop-flip").float()
-    assert crops.shape == (12, 3, 16, 16)
-    slopes = crops[..., -1].mean(dim=(1, 2)) - crops[..., 0].mean(dim=(1, 2))
-    assert (slopes > 0).any()
-    assert (slopes < 0).any()
-    # Evaluation: shorter side 16 * 256 / 224 = 18, so 24 across, of which the middle 16.
-    middle = train.batch(torch.tensor([0]))[0, 0, 0].float()
-    assert float(middle[0]) == pytest.approx(255 * 4.5 / 24, abs=4)
-    assert float(middle[-1]) == pytest.approx(255 * 19.5 / 24, abs=4)
-
-
-def test_damaged_streamed_image_is_named_when_it_is_read(
-    streamed_name: str, tmp_path: Path
-) -> None:
-    if streamed_name.startswith("hf:"):
-        images = [*[png(n) for n in range(70)], DAMAGED_PNG]
-        write_parquet(
-            next((tmp_path / "x").rglob("train-*")), list(images), [n % 2 for n in range(71)]
-        )
-        bad = 70
-    else:
-        for n in range(100):
-            image(n).save(tmp_path / "x" / "train" / "dog" / f"a{n}.png")
-        bad = 13  # not in the evenly spaced sample
-        files = sorted((tmp_path / "x" / "train" / "dog").iterdir())
-        files[bad - 6].write_bytes(DAMAGED_PNG)
-    spec = DataSpec(streamed_name, memory_limit_bytes=0, mean=(0.0,) * 3, std=(1.0,) * 3)
-    train = load(spec).train
-    train.prefetch(torch.tensor([0, bad]))
-    with pytest.raises(DataError, match="the image cannot be read"):
-        train.batch(torch.tensor([0, bad]))
 
 
 # Real images

@@ -83,7 +83,8 @@ def fingerprint(spec: DataSpec) -> str:
 
     By content, so a copy of the files elsewhere is the same: file digests for Parquet (remembered
     by path, size and time of change), relative paths and sizes for folders, the name for published
-    sets; with the options that are not at their defaults. Data that is missing is a ``DataError``.
+    sets (downloaded first, if need be); with the options that are not at their defaults. Data that
+    is missing is a ``DataError``.
     """
     entry = DATASETS.get(spec.name)
     content = entry.content(spec) if entry.content is not None else entry.name
