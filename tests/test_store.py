@@ -248,6 +248,18 @@ def test_claim_dies_with_its_process_and_the_checkpoint_stays(store: Store) -> N
         assert workspace.load_checkpoint() == ({"x": torch.ones(1)}, {"step": 7})
 
 
+def test_damaged_failure_names_the_file_and_what_to_do(store: Store) -> None:
+    store.fail(KEY, {}, message="no luck")
+    (store.root / "failed" / f"{KEY}.json").write_text("{")
+    with pytest.raises(StoreError, match=rf"Cannot read .*{KEY}\.json.*Delete "):
+        store.failure(KEY)
+
+
+def test_importing_the_store_does_not_import_torch() -> None:
+    check = "import regrow.store, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
 def test_failure_is_kept_as_data_until_forgiven(store: Store) -> None:
     assert store.failure(KEY) is None
     store.fail(KEY, {"seed": 1}, message="diverged", traceback="line 1")

@@ -168,13 +168,11 @@ class Store:
 
     def failure(self, key: str) -> dict[str, Any] | None:
         """Return spec, message and traceback of a job's last failure, or None."""
-        file = self._failure(key)
-        return _read_json(file, remedy=f"Delete {file}") if file.exists() else None
+        return _read_if_there(self._failure(key))
 
     def progress(self, key: str) -> dict[str, Any] | None:
         """Return what a job under way last said of itself, or None."""
-        file = self._running / key / "progress.json"
-        return _read_json(file, remedy=f"Delete {file}") if file.exists() else None
+        return _read_if_there(self._running / key / "progress.json")
 
     @contextmanager
     def claim(self, key: str) -> Iterator[Workspace | None]:
@@ -423,6 +421,15 @@ def _read_json(file: Path, *, remedy: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise StoreError(f"Cannot read {file}: not a JSON object. {remedy}.")
     return value
+
+
+def _read_if_there(file: Path) -> dict[str, Any] | None:
+    try:
+        return _read_json(file, remedy=f"Delete {file}")
+    except StoreError:
+        if file.exists():
+            raise
+        return None  # absent, or removed this moment by the process that works on the job
 
 
 def _difference(found: object, wanted: object, *, at: str) -> str:
