@@ -11,4 +11,15 @@ from regrow.surgery.cut import Select, shrink, silence, verify
 from regrow.surgery.rules import rule
 from regrow.surgery.trace import Group, Kind, Slot, Trace, trace
 
-__all__ = ["Group", "Kind", "Select", "Slot", "Trace", "rule", "shrink", "silence", "trace", "verify"]
+__all__ = [
+    "Group",
+    "Kind",
+    "Select",
+    "Slot",
+    "Trace",
+    "rule",
+    "shrink",
+    "silence",
+    "trace",
+    "verify",
+]

@@ -5,6 +5,7 @@ elementwise operations unite the colours that meet; a norm may open a *view*: co
 beneath those of the stream it reads, so that a reader can drop a channel which the stream keeps.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +68,31 @@ def spread(ids: Tensor, shape: tuple[int, ...], dim: int, *, clean: bool = True)
     return Paint(ids.reshape(wanted).clone(), shape, clean)
 
 
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """Colours when all unions are made; every tensor ``[colours]`` is indexed by colour."""
+
+    root: Tensor  # the representative of a colour's class
+    above: Tensor  # class of the stream that a view's class reads, else ZERO
+    _reason: Tensor  # position in ``_reasons``, -1 where the class may be cut
+    _reasons: tuple[str, ...]
+
+    def levels(self, ids: Tensor) -> Iterator[Tensor]:
+        """Yield the classes of colours, then those of the streams above them, to the top."""
+        level = self.root[ids.clamp(min=ZERO)]
+        while bool(level.any()):
+            yield level
+            level = self.above[level]
+
+    def free(self, classes: Tensor) -> Tensor:
+        """Tell which classes may be cut."""
+        return (classes > ZERO) & (self._reason[classes] < 0)
+
+    def reason(self, colour: int) -> str:
+        """Say why a class is kept whole."""
+        return self._reasons[int(self._reason[colour])]
+
+
 class Colours:
     """Union-find over colours, with views above which other colours stand, and frozen ones."""
 
@@ -74,7 +100,7 @@ class Colours:
         self._parent = [ZERO]
         self._above: dict[int, int] = {}  # colour of a view -> colour of the stream it reads
         self._view_of: dict[int, str] = {}  # colour of a view -> its norm
-        self._frozen: dict[int, str] = {}  # colour -> why it is kept whole
+        self._frozen: list[tuple[Tensor, str]] = []  # colours, why they are kept whole
 
     def fresh(self, count: int) -> Tensor:
         """Make new colours ``[count]``."""
@@ -84,71 +110,54 @@ class Colours:
 
     def view(self, stream: Tensor, norm: str) -> Tensor:
         """Make new colours beneath those of a stream ``[channels]``, owned by a norm."""
-        colours = self.fresh(len(stream))
-        for colour, above in zip(colours.tolist(), stream.tolist(), strict=True):
-            self._above[colour] = above
-            self._view_of[colour] = norm
-        return colours
+        ids = self.fresh(len(stream))
+        self._above.update(zip(ids.tolist(), stream.tolist(), strict=True))
+        self._view_of.update(dict.fromkeys(ids.tolist(), norm))
+        return ids
 
-    def find(self, colour: int) -> int:
-        """Return the representative of a colour's class."""
-        if colour <= ZERO:
-            return colour
+    def freeze(self, ids: Tensor, reason: str) -> None:
+        """Keep channels whole, with everything above them."""
+        self._frozen.append((ids.flatten(), reason))
+
+    def unite(self, a: Tensor, b: Tensor) -> Tensor:
+        """Unite the colours of two tensors of one shape, element by element; return the result."""
+        differ = (a != b) & (a != ZERO) & (b != ZERO)
+        for x, y in dict.fromkeys(zip(a[differ].tolist(), b[differ].tolist(), strict=True)):
+            self._union(x, y)
+        whole = (a == WHOLE) | (b == WHOLE)
+        self.freeze(torch.maximum(a, b)[whole], "it meets data that is kept whole")
+        return torch.where(whole, WHOLE, torch.where(a == ZERO, b, a))
+
+    def classes(self) -> Classes:
+        """Look every colour up, now that all unions are made."""
+        root = torch.tensor(self._parent)
+        while not torch.equal(root, root[root]):
+            root = root[root]
+        above = torch.zeros_like(root)
+        if self._above:
+            below = torch.tensor(list(self._above))
+            above[below] = root[torch.tensor(list(self._above.values())).clamp(min=ZERO)]
+        reason = torch.full_like(root, -1)
+        classes = Classes(root, above, reason, tuple(text for _, text in self._frozen))
+        for number, (ids, _) in enumerate(self._frozen):
+            for level in classes.levels(ids):
+                reason[level] = torch.where(reason[level] < 0, number, reason[level])
+        return classes
+
+    def _union(self, x: int, y: int) -> None:
+        x, y = self._find(x), self._find(y)
+        for root in (x, y):
+            if x != y and root in self._view_of:
+                raise ViewConflictError(self._view_of[root])
+        if WHOLE not in (x, y):
+            self._parent[max(x, y)] = min(x, y)
+
+    def _find(self, colour: int) -> int:
+        if colour == WHOLE:
+            return WHOLE
         root = colour
         while self._parent[root] != root:
             root = self._parent[root]
         while self._parent[colour] != root:
             self._parent[colour], colour = root, self._parent[colour]
         return root
-
-    def above(self, root: int) -> int | None:
-        """Return the class of the stream that a view's class reads, else None."""
-        return self.find(self._above[root]) if root in self._above else None
-
-    def chain(self, colour: int) -> list[int]:
-        """Return the classes whose cutting removes a channel: its own, then those above it."""
-        chain = []
-        current: int | None = self.find(colour)
-        while current is not None and current > ZERO:
-            chain.append(current)
-            current = self.above(current)
-        return chain
-
-    def freeze(self, ids: Tensor, reason: str) -> None:
-        """Keep channels whole, with everything above them."""
-        for colour in torch.unique(ids).tolist():
-            for root in self.chain(colour):
-                self._frozen.setdefault(root, reason)
-
-    def reason(self, root: int) -> str | None:
-        """Say why a class is kept whole, or None when it may be cut."""
-        return self._frozen.get(root)
-
-    def settle(self) -> None:
-        """Carry frozen marks to the present representatives, once all unions are made."""
-        for colour, reason in list(self._frozen.items()):
-            for root in self.chain(colour):
-                self._frozen.setdefault(root, reason)
-
-    def unite(self, a: Tensor, b: Tensor) -> Tensor:
-        """Unite the colours of two tensors of one shape, element by element; return the result."""
-        pairs = torch.unique(torch.stack([a.flatten(), b.flatten()], dim=1), dim=0)
-        for x, y in pairs.tolist():
-            self._union(x, y)
-        whole = (a == WHOLE) | (b == WHOLE)
-        return torch.where(whole, WHOLE, torch.where(a == ZERO, b, a))
-
-    def _union(self, x: int, y: int) -> None:
-        x, y = self.find(x), self.find(y)
-        if x == y or ZERO in (x, y):
-            return
-        for root in (x, y):
-            if root in self._view_of:
-                raise ViewConflictError(self._view_of[root])
-        if WHOLE in (x, y):
-            self.freeze(torch.tensor([max(x, y)]), "it meets data that is kept whole")
-            return
-        low, high = min(x, y), max(x, y)
-        self._parent[high] = low
-        if high in self._frozen:
-            self._frozen.setdefault(low, self._frozen[high])

@@ -3,22 +3,15 @@
 from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from regrow.errors import TraceError
 from regrow.mask import Mask
-from regrow.surgery.trace import Group, Trace
-
-
-@runtime_checkable
-class Narrows(Protocol):
-    """A module that moves channels itself, and can follow a cut of what enters and leaves it."""
-
-    def narrow_(self, kept_in: Tensor, kept_out: Tensor) -> None:
-        """Adapt to the channels (positions before the cut) that still come in and go out."""
+from regrow.surgery.tape import Narrows, evaluating
+from regrow.surgery.trace import Trace
 
 
 class Select(nn.Module):
@@ -34,11 +27,10 @@ class Select(nn.Module):
         """Select ``[N, C, ...] -> [N, len(index), ...]``."""
         return x.index_select(1, self.index)
 
-    def narrow_(self, kept_in: Tensor, kept_out: Tensor) -> None:
+    def narrow_(self, *, kept_in: Tensor, kept_out: Tensor) -> None:
         """Point at the same channels among those that still come in."""
-        place = torch.full((int(self.index.max()) + 1 + int(kept_in.max()),), -1)
-        place[kept_in] = torch.arange(len(kept_in))
-        self.index = place[self.index[kept_out]]
+        chosen = self.index[kept_out.to(self.index.device)]
+        self.index = torch.searchsorted(kept_in.to(self.index.device), chosen)
 
     def extra_repr(self) -> str:
         """Say how many channels are passed on."""
@@ -53,16 +45,21 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
 
     Raises:
         TraceError: the mask names groups that the trace lacks, has another width, would empty a
-            group, or the smaller network does not run because its code fixes a number of channels.
+            layer, or the smaller network does not run because its code fixes a number of channels.
     """
     _check(mask, trace)
     small = deepcopy(model)
     kept = _kept_positions(mask, trace)
-    renamed = _insert_selects_(small, trace, mask)
-    for name, module in small.named_modules(remove_duplicate=False):
-        if isinstance(module, Narrows) and (f"{name}:in", 1) in kept:
-            module.narrow_(kept_in=kept[f"{name}:in", 1], kept_out=kept[f"{name}:out", 1])
-    _narrow_tensors_(small, kept, renamed)
+    for name, widths in trace.movers.items():
+        sides = [
+            kept.get((f"{name}:{side}", 1), torch.arange(width))
+            for side, width in zip(("in", "out"), widths, strict=True)
+        ]
+        module = small.get_submodule(name)
+        assert isinstance(module, Narrows)
+        module.narrow_(kept_in=sides[0], kept_out=sides[1])
+    _narrow_tensors_(small, kept)
+    _insert_selects_(small, trace, mask)
     _try(small, trace)
     return small
 
@@ -79,23 +76,31 @@ def silence(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
         for name, stays in mask.kept.items():
             for slot in trace.groups[name].slots:
                 # A variance of zero is as good as any other, its mean being zero; it must stay.
-                if slot.role in ("producer", "norm") and not slot.tensor.endswith("running_var"):
-                    cut = _is_cut(slot.units, stays)
-                    tensors[slot.tensor].index_fill_(slot.dim, cut.nonzero().flatten(), 0.0)
+                silenced = slot.role in ("producer", "bias", "norm")
+                if silenced and not slot.tensor.endswith("running_var"):
+                    tensor = tensors[slot.tensor]
+                    cut = _is_cut(slot.units, stays).nonzero().flatten()
+                    tensor.index_fill_(slot.dim, cut.to(tensor.device), 0.0)
     return quiet
 
 
 def verify(model: nn.Module, mask: Mask, trace: Trace) -> float:
     """Return the largest difference between ``shrink`` and ``silence`` on random inputs (float64).
 
-    Below 1e-9 for a cut that is right.
+    Relative to the largest output; below 1e-9 for a cut that is right.
     """
-    small = shrink(model, mask, trace).double().eval()
-    quiet = silence(model, mask, trace).double().eval()
+    small = shrink(model, mask, trace).double()
+    quiet = silence(model, mask, trace).double()
+    generator = torch.Generator().manual_seed(0)
     shape = (2, *trace.example.shape[1:])
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    with torch.no_grad():
-        return float((small(x) - quiet(x)).abs().max())
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(trace.example.device)
+    with torch.no_grad(), evaluating(small), evaluating(quiet):
+        pairs = list(zip(_tensors(small(x)), _tensors(quiet(x)), strict=True))
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs)
+
+
+def _tensors(output: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _check(mask: Mask, trace: Trace) -> None:
@@ -115,7 +120,7 @@ def _check(mask: Mask, trace: Trace) -> None:
 
 
 def _is_cut(units: Tensor, kept: Tensor) -> Tensor:
-    return (units >= 0) & ~kept[units.clamp(min=0)]
+    return (units >= 0) & ~kept.cpu()[units.clamp(min=0)]
 
 
 def _kept_positions(mask: Mask, trace: Trace) -> dict[tuple[str, int], Tensor]:
@@ -123,76 +128,73 @@ def _kept_positions(mask: Mask, trace: Trace) -> dict[tuple[str, int], Tensor]:
     stays: dict[tuple[str, int], Tensor] = {}
     for name, kept in mask.kept.items():
         for slot in trace.groups[name].slots:
-            tensor = slot.tensor
-            if slot.role.startswith("mover"):
-                tensor = f"{tensor}:{slot.role.removeprefix('mover-')}"
             here = ~_is_cut(slot.units, kept)
-            key = (tensor, slot.dim)
+            key = (slot.tensor, slot.dim)
             stays[key] = stays[key] & here if key in stays else here
-    for tensor, dim in list(stays):
-        head, colon, side = tensor.rpartition(":")
-        other = (f"{head}:{'out' if side == 'in' else 'in'}", dim)
-        if colon and other not in stays:
-            raise TraceError(f"The channels that pass {head!r} cannot be followed on both sides.")
+            if not bool(stays[key].any()):
+                raise TraceError(
+                    f"The mask would empty {slot.tensor!r}, which several groups share. Keep a "
+                    f"unit of {name!r} that the others keep too."
+                )
     return {key: here.nonzero().flatten() for key, here in stays.items()}
 
 
-def _insert_selects_(small: nn.Module, trace: Trace, mask: Mask) -> dict[str, str]:
-    """Put a selection before each norm whose view is cut, relative to the stream as it will be.
-
-    Returns the new names of these norms by their old ones.
-    """
-    renamed = {}
-    for name, kept in mask.kept.items():
-        group = trace.groups[name]
-        if group.kind != "view" or bool(kept.all()):
+def _insert_selects_(small: nn.Module, trace: Trace, mask: Mask) -> None:
+    """Put a selection before each norm whose view is cut, relative to the stream as it is now."""
+    for name in mask.kept:
+        view = trace.groups[name]
+        if view.kind != "view":
             continue
-        norm = next(s for s in group.slots if s.role == "norm")
-        in_view = ~_is_cut(norm.units, kept)
+        slots = {
+            other: slot
+            for other in mask.kept
+            for slot in trace.groups[other].slots
+            if slot.role == "norm" and slot.tensor == f"{name}.weight"
+        }
+        in_view = ~_is_cut(slots.pop(name).units, mask.kept[name])
         in_stream = torch.ones_like(in_view)
-        for above, stream in _streams_above(trace, group, mask).items():
-            for slot in stream.slots:
-                if slot.tensor == norm.tensor and slot.dim == norm.dim:
-                    in_stream &= ~_is_cut(slot.units, mask.kept[above])
-        place = in_stream.long().cumsum(0) - 1
-        index = place[in_view & in_stream]
-        module = small.get_submodule(name)
-        _replace(small, name, nn.Sequential(OrderedDict(select=Select(index), norm=module)))
-        renamed[name] = f"{name}.norm"
-    return renamed
-
-
-def _streams_above(trace: Trace, view: Group, mask: Mask) -> dict[str, Group]:
-    """Return the groups, other than a view itself, that the mask cuts and that pass its norm."""
-    return {
-        name: trace.groups[name]
-        for name in mask.kept
-        if name != view.name and any(s.role == "norm" for s in trace.groups[name].slots)
-    }
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
-def _narrow_tensors_(
-    small: nn.Module, kept: Mapping[tuple[str, int], Tensor], renamed: Mapping[str, str]
-) -> None:
-    for tensor_name in dict.fromkeys(name for name, _ in kept):
-        if ":" in tensor_name:
+        for stream, slot in slots.items():
+            in_stream &= ~_is_cut(slot.units, mask.kept[stream])
+        if not bool((in_stream & ~in_view).any()):
             continue
-        owner, _, attribute = tensor_name.rpartition(".")
-        module = small.get_submodule(renamed.get(owner, owner))
-        old = getattr(module, attribute)
-        new = old.data
-        for dim in range(old.dim()):
-            if (tensor_name, dim) in kept:
-                new = new.index_select(dim, kept[tensor_name, dim].to(new.device))
+        index = in_view[in_stream].nonzero().flatten()
+        norm = small.get_submodule(name)
+        device = next(norm.parameters()).device
+        chosen = nn.Sequential(OrderedDict(select=Select(index.to(device)), norm=norm))
+        _replace(small, norm, chosen)
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another, under all the names that it has."""
+    for parent in list(model.modules()):
+        for child, module in list(parent.named_children()):
+            if module is old and parent is not new:
+                setattr(parent, child, new)
+
+
+def _narrow_tensors_(small: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -> None:
+    dims: dict[str, list[int]] = {}
+    for tensor, dim in kept:
+        if ":" not in tensor:
+            dims.setdefault(tensor, []).append(dim)
+    tensors = dict(small.named_parameters()) | dict(small.named_buffers())
+    narrow: dict[int, Tensor] = {}
+    for name, cut in dims.items():
+        old = tensors[name]
+        new = old.detach()
+        for dim in cut:
+            new = new.index_select(dim, kept[name, dim].to(new.device))
         if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new.contiguous(), requires_grad=old.requires_grad)
-        setattr(module, attribute, new)
-        _sync_(module)
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        narrow[id(old)] = new
+    # By identity and not by name, because modules may share a parameter.
+    for module in small.modules():
+        own = [*module._parameters.items(), *module._buffers.items()]
+        found = {attribute: narrow[id(t)] for attribute, t in own if id(t) in narrow}
+        for attribute, narrowed in found.items():
+            setattr(module, attribute, narrowed)
+        if found:
+            _sync_(module)
 
 
 def _sync_(module: nn.Module) -> None:
@@ -213,16 +215,12 @@ def _sync_(module: nn.Module) -> None:
 
 
 def _try(small: nn.Module, trace: Trace) -> None:
-    was_training = small.training
-    small.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(small):
             small(trace.example)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:
         raise TraceError(
             f"The smaller network does not run: {error}. Its code probably fixes a number of "
             "channels; read it from the tensor there, or keep the layer whole: "
             "trace(..., keep=['<layer>'])."
         ) from error
-    finally:
-        small.train(was_training)

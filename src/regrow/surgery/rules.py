@@ -9,6 +9,7 @@ operation without a rule keeps everything that enters it whole.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,81 +41,126 @@ def _names(words: str) -> list[str]:
     return [f"aten::{word}" for word in words.split()]
 
 
-_ZERO_AT_ZERO = """
-    relu relu_ leaky_relu leaky_relu_ relu6 hardtanh hardtanh_ gelu silu silu_ mish tanh tanh_
-    hardswish hardswish_ elu elu_ selu neg abs sqrt sin erf sign dropout native_dropout
+_UNARY = """
+    relu relu_ leaky_relu leaky_relu_ relu6 relu6_ hardtanh hardtanh_ clamp clamp_ clamp_min
+    clamp_min_ clamp_max clamp_max_ threshold threshold_ gelu silu silu_ mish mish_ tanh tanh_
+    hardswish hardswish_ elu elu_ selu selu_ celu celu_ softplus log_sigmoid_forward softshrink
+    hardshrink sigmoid sigmoid_ hardsigmoid hardsigmoid_ neg abs sign sqrt rsqrt reciprocal square
+    pow pow_ exp exp_ expm1 log log1p sin cos erf dropout native_dropout
 """
 _POOLS = """
     avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool2d max_pool3d_with_indices
     _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d _adaptive_avg_pool3d
-    upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
+    adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d
+    upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact2d
+    reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d replication_pad3d
 """
-_LAYOUT_ONLY = """
-    permute transpose t expand unsqueeze squeeze clone alias detach contiguous _to_copy cat stack
-    lift_fresh
+_COPIES = "clone alias detach contiguous _to_copy lift_fresh"
+_TURNS = "permute transpose t unsqueeze"
+_VIEWS = "view _unsafe_view reshape _reshape_alias"
+_CHOICES = """
+    slice select split split_with_sizes chunk unbind index_select narrow unfold roll flip repeat
+    index
 """
 
 
-@rule(*_names(_ZERO_AT_ZERO))
-def _keep_zero(painter: Painter, node: Node) -> None:
-    """Apply a function with f(0) = 0: the colours stay."""
-    source = painter.of(node.args[0])
-    painter.put(node, source)
+@rule(*_names(_UNARY))
+def _unary(painter: Painter, node: Node) -> None:
+    """Apply a function of one tensor: the colours stay; silence stays zero where f(0) = 0."""
+    data, *rest = node.args
+    if not isinstance(data, Ref) or len(node.refs()) > 1:
+        painter.unknown(node)
+        return
+    source = painter.of(data)
+    zero = torch.zeros(1, dtype=painter.value(data).dtype)
+    result = tree_leaves(node.op(zero, *rest, **node.kwargs))[0]
+    painter.put(node, replace(source, clean=source.clean and not bool(result.any())))
 
 
-@rule(*_names("sigmoid hardsigmoid exp cos softplus reciprocal rsqrt log"))
-def _break_zero(painter: Painter, node: Node) -> None:
-    """Apply a function with f(0) != 0: the colours stay, but silence is no longer zero."""
-    source = painter.of(node.args[0])
-    painter.put(node, Paint(source.ids, source.shape, clean=False))
+@dataclass(frozen=True)
+class _Operand:
+    """A tensor in elementwise arithmetic, with as many dimensions as the result."""
+
+    ref: Ref
+    paint: Paint | None  # None: a constant
+    sizes: tuple[int, ...]
+    same: bool = False  # the same for all channels, over which it is spread
+
+    def is_zero(self, painter: Painter) -> bool:
+        """Tell whether a channel that is cut is zero in this operand."""
+        if self.paint is None:
+            return not bool(painter.value(self.ref).any())
+        return self.paint.clean and not self.same
+
+
+def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
+    """Unite the operands of an elementwise operation under broadcasting."""
+    shape = painter.shape(node.outputs[0])
+    operands = []
+    for ref in (a for a in node.args if isinstance(a, Ref)):
+        painted = painter.is_painted(ref) or painter.paint_parameter(ref)
+        own = tuple(painter.value(ref).shape)
+        missing = (1,) * (len(shape) - len(own))
+        paint = painter.of(ref) if painted else None
+        if paint is not None:
+            ids = paint.ids.reshape(missing + tuple(paint.ids.shape))
+            paint = Paint(ids, missing + own, paint.clean)
+        operands.append(_Operand(ref, paint, missing + own))
+    coloured = {d for o in operands if o.paint is not None for d in o.paint.coloured_dims()}
+    operands = [
+        replace(o, same=any(o.sizes[d] == 1 < shape[d] for d in coloured)) for o in operands
+    ]
+    met: Tensor | None = None
+    for operand in operands:
+        if operand.paint is None:
+            continue
+        if operand.same:
+            painter.keep_whole(operand.paint, node, "it is spread over other channels")
+        else:
+            ids = operand.paint.ids
+            met = ids if met is None else painter.unite(met, ids)
+    if met is None:
+        met = torch.full((1,) * len(shape), WHOLE)
+    result = Paint(met, shape)
+    for operand in operands:
+        if operand.paint is None and any(operand.sizes[d] > 1 for d in result.coloured_dims()):
+            painter.keep_whole(result, node, "it meets a constant of fixed width")
+    return result, operands
 
 
 @rule(*_names("add add_ sub sub_ maximum minimum"))
 def _add(painter: Painter, node: Node) -> None:
-    scalars = [a for a in node.args if not isinstance(a, Ref)]
-    clean = all(scalar == 0 for scalar in scalars)
-    for ref in _operands(node):
-        clean = clean and painter.is_zero_when_silenced(ref)
-    painter.put(node, _together(painter, node, clean=clean))
+    result, operands = _meet(painter, node)
+    clean = all(a == 0 for a in node.args if not isinstance(a, Ref))
+    clean = clean and all(operand.is_zero(painter) for operand in operands)
+    painter.put(node, replace(result, clean=clean))
 
 
 @rule(*_names("mul mul_"))
 def _multiply(painter: Painter, node: Node) -> None:
-    painted = [ref for ref in _operands(node) if painter.is_painted(ref)]
-    clean = any(painter.of(ref).clean for ref in painted)
-    painter.put(node, _together(painter, node, clean=clean))
+    result, operands = _meet(painter, node)
+    clean = any(o.paint is not None and o.is_zero(painter) for o in operands)
+    painter.put(node, replace(result, clean=clean))
 
 
-@rule("aten::div", "aten::div_")
+@rule(*_names("div div_"))
 def _divide(painter: Painter, node: Node) -> None:
-    first = node.args[0]
-    clean = isinstance(first, Ref) and painter.is_painted(first) and painter.of(first).clean
-    painter.put(node, _together(painter, node, clean=clean))
+    result, operands = _meet(painter, node)
+    first, second = node.args[:2]
+    divisor = next((o for o in operands if o.ref == second), None)
+    if not isinstance(first, Ref) or (
+        divisor is not None and divisor.paint is not None and divisor.is_zero(painter)
+    ):
+        painter.unknown(node)  # a channel that is cut would divide by zero
+        return
+    painter.put(node, replace(result, clean=operands[0].is_zero(painter)))
 
 
-def _operands(node: Node) -> list[Ref]:
-    return [a for a in node.args if isinstance(a, Ref)]
-
-
-def _together(painter: Painter, node: Node, *, clean: bool) -> Paint:
-    """Unite the operands of an elementwise operation under broadcasting."""
-    shape = painter.shape(node.outputs[0])
-    result: Tensor | None = None
-    constants = []
-    for ref in _operands(node):
-        if not painter.is_painted(ref) and not painter.paint_parameter(ref):
-            constants.append(painter.value(ref))
-            continue
-        ids = painter.of(ref).ids
-        ids = ids.reshape((1,) * (len(shape) - ids.dim()) + tuple(ids.shape))
-        result = ids if result is None else painter.unite(result, ids)
-    assert result is not None
-    merged = Paint(result, shape, clean)
-    for constant in constants:
-        sizes = (1,) * (len(shape) - constant.dim()) + tuple(constant.shape)
-        if any(sizes[dim] > 1 for dim in merged.coloured_dims()):
-            painter.keep_whole(merged, node, "it meets a constant of fixed width")
-    return merged
+@rule("aten::_prelu_kernel")
+def _prelu(painter: Painter, node: Node) -> None:
+    """Scale what is negative, channel by channel or all alike."""
+    result, operands = _meet(painter, node)
+    painter.put(node, replace(result, clean=operands[0].is_zero(painter)))
 
 
 @rule(*_names(_POOLS))
@@ -128,71 +174,80 @@ def _pool(painter: Painter, node: Node) -> None:
     painter.put(node, spread(channels, painter.shape(node.outputs[0]), 1, clean=source.clean))
 
 
-@rule("aten::mean", "aten::sum", "aten::amax", "aten::amin")
+@rule(*_names("mean sum amax amin max min var std"))
 def _reduce(painter: Painter, node: Node) -> None:
-    source = painter.of(node.args[0])
+    """Reduce dimensions along which the colour does not vary."""
+    data, *rest = node.args
+    if not isinstance(data, Ref) or len(node.refs()) > 1:
+        painter.unknown(node)
+        return
+    source = painter.of(data)
     rank = len(source.shape)
-    given = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], list | tuple) else None
-    dims = sorted({d % rank for d in given}) if given else list(range(rank))
+    given = rest[0] if rest else None
+    dims = [given] if isinstance(given, int) else given or range(rank)
+    dims = sorted({d % rank for d in dims})
     if any(dim in source.coloured_dims() for dim in dims):
         painter.unknown(node)
         return
-    keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
+    keep = len(painter.shape(node.outputs[0])) == rank
     ids = source.ids
     for dim in reversed(dims):
         ids = ids.narrow(dim, 0, 1) if keep else ids.select(dim, 0)
     painter.put(node, Paint(ids, painter.shape(node.outputs[0]), source.clean))
 
 
-@rule("aten::convolution", "aten::_convolution")
+@rule("aten::_softmax", "aten::_log_softmax")
+def _softmax(painter: Painter, node: Node) -> None:
+    source = painter.of(node.args[0])
+    if node.args[1] % len(source.shape) in source.coloured_dims():
+        painter.unknown(node)
+        return
+    painter.put(node, replace(source, clean=False))
+
+
+@rule("aten::convolution")
 def _convolution(painter: Painter, node: Node) -> None:
     data, weight, bias = node.args[:3]
     transposed, groups = node.args[6], node.args[8]
     name = painter.parameter(weight)
+    bias_name = painter.parameter(bias) if bias is not None else None
     source = painter.of(data)
     channels = source.along(1)
-    if name is None or channels is None:
+    if name is None or channels is None or (bias is not None and bias_name is None):
         painter.unknown(node)
         return
     shape = painter.shape(node.outputs[0])
-    bias_name = painter.parameter(bias) if isinstance(bias, Ref) else None
     out_dim, in_dim = (1, 0) if transposed else (0, 1)
-    if groups == 1:
-        painter.read(name, in_dim, channels, source, node)
-        out = painter.produce(name, bias_name, out_dim, shape[1], linear=False)
-    elif groups == len(channels) == shape[1]:  # depthwise: each channel goes through by itself
+    if groups == len(channels) == shape[1] and groups > 1:  # each channel goes through by itself
         out = channels
         painter.pass_through(name, 0, out)
         if bias_name is not None:
             painter.pass_through(bias_name, 0, out)
     else:
-        painter.keep_whole(source, node, "a grouped convolution reads it")
-        out = torch.full((shape[1],), WHOLE)
+        if groups == 1:
+            painter.read(name, in_dim, channels, source, node)
+        else:
+            painter.keep_whole(source, node, "a grouped convolution reads it")
+        out = painter.produce(name, bias_name, out_dim, shape[1], linear=False)
+        if groups > 1:
+            painter.colours.freeze(out, "it is a grouped convolution")
     painter.put(node, spread(out, shape, 1))
 
 
 @rule("aten::addmm", "aten::mm", "aten::linear")
 def _linear(painter: Painter, node: Node) -> None:
-    if node.name == "aten::addmm":
-        bias, data, weight = node.args[:3]
-    else:
-        data, weight = node.args[:2]
-        bias = node.args[2] if len(node.args) > 2 else None
+    first, *rest = node.args
+    bias, data, weight = (first, *rest) if node.name == "aten::addmm" else (None, first, rest[0])
     viewed = painter.parameter_view(weight)
-    transposed = (1, 0) if node.name != "aten::linear" else (0, 1)
-    if viewed is None or viewed[1] != transposed or not painter.is_painted(data):
+    bias_name = painter.parameter(bias) if bias is not None else None
+    features = painter.of(data).along(-1) if painter.is_painted(data) else None
+    if viewed is None or features is None or (bias is not None and bias_name is None):
         painter.unknown(node)
         return
-    name = viewed[0]
-    source = painter.of(data)
-    features = source.along(-1)
-    if features is None:
-        painter.unknown(node)
-        return
+    name, (in_dim, out_dim) = viewed
     shape = painter.shape(node.outputs[0])
-    bias_name = painter.parameter(bias) if isinstance(bias, Ref) else None
-    painter.read(name, 1, features, source, node)
-    out = painter.produce(name, bias_name, 0, shape[-1], linear=True)
+    painter.read(name, in_dim, features, painter.of(data), node)
+    out = painter.produce(name, bias_name, out_dim, shape[-1], linear=True)
     painter.put(node, spread(out, shape, len(shape) - 1))
 
 
@@ -201,105 +256,132 @@ def _linear(painter: Painter, node: Node) -> None:
 def _batch_norm(painter: Painter, node: Node) -> None:
     source = painter.of(node.args[0])
     channels = source.along(1)
-    if channels is None:
+    tensors = [a for a in node.args[1:5] if isinstance(a, Ref)]
+    if channels is None or any(painter.tensor_name(ref) is None for ref in tensors):
         painter.unknown(node)
         return
-    if node.module in painter.views and bool((channels > ZERO).any()):
+    # Without a scale and a shift of its own a norm cannot silence what its stream still carries.
+    affine = node.args[1] is not None and node.args[2] is not None
+    if node.module in painter.views and affine and bool((channels > ZERO).any()):
         channels = painter.colours.view(channels, node.module)
         painter.opened[node.module] = channels
-    for argument in node.args[1:5]:
-        name = painter.tensor_name(argument) if isinstance(argument, Ref) else None
-        if name is not None:
-            painter.pass_through(name, 0, channels, norm=node.module)
-    painter.put(node, spread(channels, source.shape, 1))
+    for ref in tensors:
+        name = painter.tensor_name(ref)
+        assert name is not None
+        painter.pass_through(name, 0, channels, norm=node.module)
+    painter.put(node, spread(channels, source.shape, 1, clean=affine or source.clean))
 
 
-_BY_COUNT = {  # operation -> position of the dimension it counts along, None: several
-    "slice": 1, "select": 1, "split": 2, "split_with_sizes": 2, "chunk": 2, "unbind": 1,
-    "index_select": 1, "roll": None, "flip": None, "repeat": None, "index": None,
-    "pixel_shuffle": None, "channel_shuffle": None, "unfold": 1, "narrow": 1,
-}  # fmt: skip
-_VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias")
+@rule(*_names(_COPIES))
+def _copy(painter: Painter, node: Node) -> None:
+    painter.put(node, painter.of(node.args[0]))
 
 
-@rule(*_names(_LAYOUT_ONLY), *(f"aten::{name}" for name in (*_BY_COUNT, *_VIEWS)))
+@rule(*_names(_TURNS))
+def _turn(painter: Painter, node: Node) -> None:
+    """Reorder or add dimensions, on the colours' compact form."""
+    source = painter.of(node.args[0])
+    ids = node.op(source.ids, *node.args[1:])
+    painter.put(node, Paint(ids, painter.shape(node.outputs[0]), source.clean))
+
+
+@rule(*_names(f"{_VIEWS} {_CHOICES} squeeze expand"))
 def _move(painter: Painter, node: Node) -> None:
     """Run an operation that only moves data on the colours themselves."""
-    if not any(painter.is_painted(Ref(i)) for i in node.refs()):
-        painter.move_parameter(node)
+    data, *rest = node.args
+    if any(painter.is_painted(Ref(index)) for index in node.refs()[1:]):
+        painter.unknown(node)  # which data goes where depends on the data
         return
-    name = node.name.removeprefix("aten::")
-    _keep_what_is_counted(painter, node, name)
-    args, kwargs = tree_map(lambda x: _colours_of(painter, x, node), (node.args, dict(node.kwargs)))
-    if name == "_to_copy":
-        result: Any = args[0]
-    elif name in _VIEWS:
-        result = args[0].reshape(painter.shape(node.outputs[0]))
+    source = painter.of(data)
+    if node.module not in painter.movers:
+        _keep_what_is_counted(painter, node, source)
+    if node.name.removeprefix("aten::") in _VIEWS.split():
+        result: Any = source.full().reshape(painter.shape(node.outputs[0]))
     else:
-        result = node.op(*args, **kwargs)
-    painted = [painter.of(Ref(i)) for i in node.refs() if painter.is_painted(Ref(i))]
-    clean = all(p.clean for p in painted)
+        indices = tree_map(lambda a: painter.value(a) if isinstance(a, Ref) else a, rest)
+        result = node.op(source.full(), *indices, **node.kwargs)
     for output, ids in zip(node.outputs, tree_leaves(result), strict=True):
         if output is not None:
-            painter.paints[output] = _give_zeros_colours(painter, paint(ids, clean=clean))
+            painter.paints[output] = paint(ids, clean=source.clean)
 
 
-def _keep_what_is_counted(painter: Painter, node: Node, name: str) -> None:
-    """Keep channels whole whose number the operation depends on, outside of movers."""
-    if node.module in painter.movers or not isinstance(node.args[0], Ref):
+@rule("aten::cat", "aten::stack")
+def _join(painter: Painter, node: Node) -> None:
+    refs = node.args[0]
+    rank = len(painter.shape(node.outputs[0]))
+    dim = int(node.args[1] if len(node.args) > 1 else 0) % rank
+    parts = [_part(painter, node, ref) for ref in refs]
+    if node.name == "aten::stack":
+        parts = [
+            Paint(p.ids.unsqueeze(dim), (*p.shape[:dim], 1, *p.shape[dim:]), p.clean) for p in parts
+        ]
+    if any(len(p.shape) != rank for p in parts):  # an empty tensor, which torch lets pass
+        painter.unknown(node)
         return
-    source = painter.of(node.args[0])
+    sizes = [max(p.ids.shape[d] for p in parts) for d in range(rank)]
+    pieces = [
+        p.ids.expand([p.shape[d] if d == dim else size for d, size in enumerate(sizes)])
+        for p in parts
+    ]
+    joined = paint(torch.cat(pieces, dim))
+    shape = painter.shape(node.outputs[0])
+    result = Paint(joined.ids, shape, all(p.clean for p in parts))
+    painter.put(node, _give_zeros_colours(painter, result))
+
+
+def _part(painter: Painter, node: Node, ref: Ref) -> Paint:
+    if painter.is_painted(ref):
+        return painter.of(ref)
+    value = painter.value(ref)
+    # Zeros that a mover appends are narrowed by it; any other constant has a fixed width.
+    inside = node.module in painter.movers and not bool(value.any())
+    return Paint(torch.full((1,) * value.dim(), ZERO if inside else WHOLE), tuple(value.shape))
+
+
+def _keep_what_is_counted(painter: Painter, node: Node, source: Paint) -> None:
+    """Keep channels whole whose number the operation depends on."""
+    name = node.name.removeprefix("aten::")
     coloured = source.coloured_dims()
-    if name in _BY_COUNT:
-        position = _BY_COUNT[name]
-        default = 1 if name == "unbind" else 0
-        if position is None:
-            touched = list(coloured)
-        else:
-            dim = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
-            touched = [
-                d
-                for d in coloured
-                if d == (dim if dim is not None else default) % len(source.shape)
-            ]
-        if touched and not _takes_all(painter, node, name):
-            painter.keep_whole(source, node, f"'{name}' divides it at fixed places")
-    elif name in _VIEWS:
-        edges = torch.tensor(painter.shape(node.outputs[0])).cumprod(0).tolist()
+    shape = painter.shape(node.outputs[0])
+    if name in _VIEWS.split():
+        edges = torch.tensor(shape).cumprod(0).tolist()
         before = [1, *torch.tensor(source.shape).cumprod(0).tolist()]
         if any(before[d] < edge < before[d + 1] for d in coloured for edge in edges):
             painter.keep_whole(source, node, "it is split into parts by a view")
+    elif name in _CHOICES.split():
+        takes_all = name in ("slice", "narrow") and shape == source.shape
+        if not takes_all and any(d in coloured for d in _chosen_dims(node, len(source.shape))):
+            painter.keep_whole(source, node, f"'{name}' divides it at fixed places")
 
 
-def _takes_all(painter: Painter, node: Node, name: str) -> bool:
-    return name == "slice" and painter.shape(node.outputs[0]) == painter.of(node.args[0]).shape
-
-
-def _colours_of(painter: Painter, argument: Any, node: Node) -> Any:
-    if not isinstance(argument, Ref):
-        return argument
-    if painter.is_painted(argument):
-        return painter.of(argument).full()
-    value = painter.value(argument)
-    if node.name != "aten::cat" and node.name != "aten::stack":
-        return value  # an index
-    # Zeros that a mover appends are narrowed by it; any other constant has a fixed width.
-    inside = node.module in painter.movers and not bool(value.any())
-    return torch.full(value.shape, ZERO if inside else WHOLE)
+def _chosen_dims(node: Node, rank: int) -> list[int]:
+    """Return the dimensions along which an operation chooses positions by number."""
+    name = node.name.removeprefix("aten::")
+    if name == "index":
+        return [d for d, index in enumerate(node.args[1]) if index is not None]
+    if name == "repeat":
+        missing = len(node.args[1]) - rank
+        return [d - missing for d, times in enumerate(node.args[1]) if times > 1]
+    position = {"split": 2, "split_with_sizes": 2, "chunk": 2, "roll": 2}.get(name, 1)
+    dims = node.args[position] if len(node.args) > position else 0
+    if not isinstance(dims, int):
+        return [d % rank for d in dims] or list(range(rank))
+    return [dims % rank] if name != "roll" or len(node.args) > 2 else list(range(rank))
 
 
 @rule("aten::constant_pad_nd")
 def _pad(painter: Painter, node: Node) -> None:
     source = painter.of(node.args[0])
     widths = list(node.args[1])
+    zeros = len(node.args) < 3 or node.args[2] == 0
     rank = len(source.shape)
     padded = [d for d in range(rank) if any(widths[2 * (rank - 1 - d) : 2 * (rank - d)])]
     if not any(d in source.coloured_dims() for d in padded):
         # Around the map: a border of zeros belongs to its channel.
         shape = painter.shape(node.outputs[0])
-        painter.put(node, Paint(source.ids, shape, source.clean))
+        painter.put(node, Paint(source.ids, shape, source.clean and zeros))
         return
-    fill = ZERO if node.module in painter.movers else WHOLE
+    fill = ZERO if node.module in painter.movers and zeros else WHOLE
     padded_ids = torch.constant_pad_nd(source.full(), widths, fill)
     painter.put(node, _give_zeros_colours(painter, paint(padded_ids, clean=source.clean)))
 

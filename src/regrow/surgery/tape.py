@@ -1,16 +1,24 @@
 """Record what a network does with one example: every ATen operation, its values and its owner."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from regrow.errors import TraceError
+
+
+@runtime_checkable
+class Narrows(Protocol):
+    """A module that moves channels itself, and can follow a cut of what enters and leaves it."""
+
+    def narrow_(self, *, kept_in: Tensor, kept_out: Tensor) -> None:
+        """Adapt to the channels (positions before the cut) that still come in and go out."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +39,22 @@ class Node:
     outputs: tuple[int | None, ...]
     module: str
 
+    @property
+    def in_place(self) -> bool:
+        """Tell whether the first argument is overwritten."""
+        return self.name.endswith("_")
+
     def refs(self) -> list[int]:
         """Return the indices of the values that go in."""
-        leaves = tree_leaves((self.args, dict(self.kwargs)))
-        return [leaf.index for leaf in leaves if isinstance(leaf, Ref)]
+        return list(_refs((*self.args, *self.kwargs.values())))
+
+
+def _refs(arguments: Sequence[Any]) -> Iterator[int]:
+    for argument in arguments:
+        if isinstance(argument, Ref):
+            yield argument.index
+        elif isinstance(argument, list | tuple):
+            yield from _refs(argument)
 
 
 @dataclass(kw_only=True)
@@ -48,6 +68,14 @@ class Tape:
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     movers: list[tuple[str, int, int]] = field(default_factory=list)  # module, value in, value out
+    _storages: dict[int, list[int]] = field(default_factory=dict)
+
+    def aliases(self, index: int) -> list[int]:
+        """Return the values that lie in the same memory as one, itself included."""
+        if not self._storages:
+            for i, value in enumerate(self.values):
+                self._storages.setdefault(value.untyped_storage().data_ptr(), []).append(i)
+        return self._storages[self.values[index].untyped_storage().data_ptr()]
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -82,27 +110,35 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        def ref(x: Any) -> Any:
-            return Ref(self.value(x)) if isinstance(x, Tensor) else x
-
-        recorded_args = tree_map(ref, args)
-        recorded_kwargs = tree_map(ref, dict(kwargs or {}))
+        recorded_args = self._recorded(args)
+        recorded_kwargs = self._recorded(kwargs or {})
         result = func(*args, **(kwargs or {}))
         # An operation in place makes a new value of the same tensor, hence `enter`.
         outputs = tuple(
-            self.enter(x) if isinstance(x, Tensor) else None for x in tree_leaves(result)
+            self.enter(x) if isinstance(x, Tensor) else None
+            for x in ([result] if isinstance(result, Tensor) else tree_leaves(result))
         )
         self.tape.nodes.append(
             Node(
                 op=func,
                 name=func._schema.name,
-                args=tuple(recorded_args),
+                args=recorded_args,
                 kwargs=recorded_kwargs,
                 outputs=outputs,
                 module=self.stack[-1],
             )
         )
         return result
+
+    def _recorded(self, argument: Any) -> Any:
+        # As tree_map would do it, but several times faster: operators take few kinds of arguments.
+        if isinstance(argument, Tensor):
+            return Ref(self.value(argument))
+        if isinstance(argument, list | tuple):
+            return type(argument)(self._recorded(x) for x in argument)
+        if isinstance(argument, Mapping):
+            return {name: self._recorded(x) for name, x in argument.items()}
+        return argument
 
 
 def record(model: nn.Module, example: Tensor) -> Tape:
@@ -116,26 +152,36 @@ def record(model: nn.Module, example: Tensor) -> Tape:
     for name, buffer in model.named_buffers():
         tape.names[recorder.enter(buffer)] = name
     tape.inputs.append(recorder.enter(example))
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with ExitStack() as stack, torch.no_grad():
-            stack.enter_context(_owners(model, recorder))
-            stack.enter_context(recorder)
+        with evaluating(model), torch.no_grad(), _owners(model, recorder), recorder:
             output = model(example)
-    except TraceError:
-        raise
     except Exception as error:
         where = f" in {recorder.stack[-1]!r}" if recorder.stack[-1] else ""
         raise TraceError(
             f"The network fails on an example of shape {tuple(example.shape)}{where}: {error}. "
             "Give an example input that the network takes."
         ) from error
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            tape.outputs.append(recorder.value(leaf))
+        elif not isinstance(leaf, bool | int | float | str | None):
+            raise TraceError(
+                f"The network's output holds a {type(leaf).__name__}, in which no tensor can be "
+                "found. Let it return a tensor, or a tuple, list or dict of tensors."
+            )
+    return tape
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and each of its modules back into its own mode after."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
     finally:
         for module, training in modes.items():
             module.training = training
-    tape.outputs = [recorder.value(x) for x in tree_leaves(output) if isinstance(x, Tensor)]
-    return tape
 
 
 @contextmanager
@@ -148,10 +194,10 @@ def _owners(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
 
         return hook
 
-    def leaving(name: str) -> Callable[..., None]:
+    def leaving(name: str, *, moves: bool) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             recorder.stack.pop()
-            if hasattr(module, "narrow_"):
+            if moves:
                 pair = (recorder.value(args[0]), recorder.value(output))
                 recorder.tape.movers.append((name, *pair))
 
@@ -160,7 +206,8 @@ def _owners(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(entering(name)))
-        handles.append(module.register_forward_hook(leaving(name)))
+        after = leaving(name, moves=isinstance(module, Narrows))
+        handles.append(module.register_forward_hook(after))
     try:
         yield
     finally:

@@ -1,18 +1,19 @@
 """Trace a network into groups: the channels of several layers that live and die together."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from regrow.errors import TraceError
-from regrow.surgery.colours import WHOLE, ZERO, Colours, Paint, ViewConflictError
+from regrow.surgery.colours import WHOLE, ZERO, Classes, Colours, Paint, ViewConflictError, spread
 from regrow.surgery.rules import RULES
 from regrow.surgery.tape import Node, Ref, Tape, record
 
-Role = Literal["producer", "norm", "reader", "mover-in", "mover-out"]
+Role = Literal["producer", "bias", "norm", "reader", "mover"]
 Kind = Literal["conv", "linear", "stream", "view"]
 
 
@@ -21,8 +22,8 @@ class Slot:
     """Where a group's units lie in one dimension of one tensor.
 
     ``units[i]`` is the unit at position i, or -1 where the position belongs to none of the group's.
-    For the roles ``mover-in`` and ``mover-out`` the tensor is the data that enters or leaves the
-    module called ``tensor``.
+    For the role ``mover`` the tensor is the data that enters or leaves a module: ``<module>:in`` or
+    ``<module>:out``.
     """
 
     tensor: str
@@ -48,7 +49,7 @@ class Group:
 
     def producers(self) -> tuple[Slot, ...]:
         """Return the weights (not biases) whose output dimension holds the units."""
-        return tuple(s for s in self.slots if s.role == "producer" and s.tensor.endswith("weight"))
+        return tuple(s for s in self.slots if s.role == "producer")
 
     def sum(self, values: Callable[[str], Tensor], *, role: Role = "producer") -> Tensor:
         """Add up, for each unit, what it owns of the weights that produce (or normalise) it.
@@ -62,8 +63,7 @@ class Group:
         """
         total = torch.zeros(self.size)
         mine = {f"{norm}.weight" for norm in self.norms}
-        slots = [s for s in self.slots if s.role == role and s.tensor.endswith("weight")]
-        slots = [s for s in slots if role != "norm" or s.tensor in mine]
+        slots = [s for s in self.slots if s.role == role and (role != "norm" or s.tensor in mine)]
         if not slots:
             raise TraceError(
                 f"The group {self.name!r} ({self.kind}) has no {role} weights to score."
@@ -86,6 +86,7 @@ class Trace:
     groups: Mapping[str, Group]
     whole: Mapping[str, str]
     views: frozenset[str]  # norms that select from a stream
+    movers: Mapping[str, tuple[int, int]]  # modules that move channels -> how many enter and leave
     example: Tensor
 
     def group(self, name: str) -> Group:
@@ -120,7 +121,9 @@ class Painter:
     opened: dict[str, Tensor] = field(default_factory=dict)  # view norms -> their colours
     norms: list[tuple[str, Tensor]] = field(default_factory=list)
     linear: dict[str, bool] = field(default_factory=dict)  # producers -> whether they are linear
+    fixed: dict[str, str] = field(default_factory=dict)  # parameters that keep their shape -> why
     _seen: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    _marked: set[tuple[str, int, Role]] = field(default_factory=set)
     _moved: dict[int, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -129,20 +132,45 @@ class Painter:
             shape = tuple(self.tape.values[index].shape)
             self.paints[index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
         for node in self.tape.nodes:
-            if any(self.is_painted(Ref(i)) for i in node.refs()):
-                RULES.get(node.name, Painter.unknown)(self, node)
-            else:
+            if not any(index in self.paints for index in node.refs()):
                 self.move_parameter(node)
+            elif "out" in node.kwargs:
+                self.unknown(node)
+            else:
+                RULES.get(node.name, Painter.unknown)(self, node)
+            if node.in_place:
+                self._follow_aliases(node)
         for index in self.tape.outputs:
             if index in self.paints:
                 self.colours.freeze(self.paints[index].ids, "it is the network's output")
         for name, source, result in self.tape.movers:
-            for value, role in ((source, "mover-in"), (result, "mover-out")):
-                ids = self.paints[value].along(1)
-                if ids is None:
-                    raise TraceError(f"The channels that pass {name!r} vary over its map.")
-                self.marks.append(_Mark(name, 1, ids, role))  # type: ignore[arg-type]
-        self.colours.settle()
+            self._mark(f"{name}:in", 1, self._channels_of_mover(name, source), "mover")
+            self._mark(f"{name}:out", 1, self._channels_of_mover(name, result), "mover")
+        for mark in self.marks:
+            if mark.tensor in self.fixed:
+                self.colours.freeze(mark.ids, self.fixed[mark.tensor])
+
+    def _channels_of_mover(self, name: str, value: int) -> Tensor:
+        painted = self.of(Ref(value))
+        ids = painted.along(1) if len(painted.shape) > 1 else None
+        if ids is None:
+            raise TraceError(
+                f"The channels that pass {name!r} vary over its map, so its narrow_() cannot be "
+                "told which of them stay. Remove that method, and its channels are kept whole."
+            )
+        return ids
+
+    def _follow_aliases(self, node: Node) -> None:
+        """Let other views of memory that was overwritten know what it holds now."""
+        result = node.outputs[0]
+        if result not in self.paints:
+            return
+        for index in self.tape.aliases(result):
+            if index not in self.paints:
+                shape = self.shape(index)
+                self.paints[index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
+            elif not self.paints[result].clean:
+                self.paints[index] = replace(self.paints[index], clean=False)
 
     # What rules ask -----------------------------------------------------------------------------
 
@@ -180,13 +208,6 @@ class Painter:
             return self.tape.names[ref.index], tuple(range(self.value(ref).dim()))
         return self._moved.get(ref.index)
 
-    def is_zero_when_silenced(self, ref: Ref) -> bool:
-        """Tell whether a cut channel is exactly zero in this operand."""
-        if self.is_painted(ref):
-            return self.of(ref).clean
-        # A bias added by hand is a producer's: silenced with it. Any other constant is not.
-        return ref.index in self.tape.parameters or not bool(self.value(ref).any())
-
     def unite(self, a: Tensor, b: Tensor) -> Tensor:
         """Unite the colours of two operands under broadcasting; return those of the result."""
         shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
@@ -219,10 +240,10 @@ class Painter:
         ids = self._seen.get((weight, dim))
         if ids is None:
             ids = self.colours.fresh(count)
-            self.linear[weight] = linear
-            self._mark(weight, dim, ids, "producer")
-            if bias is not None:
-                self._mark(bias, 0, ids, "producer")
+        self.linear[weight] = linear
+        self._mark(weight, dim, ids, "producer")
+        if bias is not None:
+            self._mark(bias, 0, ids, "bias")
         return ids
 
     def pass_through(self, tensor: str, dim: int, ids: Tensor, *, norm: str | None = None) -> None:
@@ -237,42 +258,57 @@ class Painter:
         if name is None:
             return False
         value = self.value(ref)
-        wide = [d for d, size in enumerate(value.shape) if size > 1]
-        if len(wide) > 1:
-            self.paints[ref.index] = Paint(
-                torch.full((1,) * value.dim(), WHOLE), tuple(value.shape)
-            )
-            return True
         shape = tuple(value.shape)
-        ids = self.colours.fresh(value.numel())
-        if wide:
+        wide = [d for d, size in enumerate(shape) if size > 1]
+        if len(wide) > 1:
+            self.fixed[name] = "its weights take part in other arithmetic"
+            self.paints[ref.index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
+        elif wide:
+            ids = self.colours.fresh(value.numel())
             self._mark(name, wide[0], ids, "norm")
-            self.paints[ref.index] = Paint(ids.reshape(shape).clone(), shape)
+            self.paints[ref.index] = spread(ids, shape, wide[0])
         else:
-            self.paints[ref.index] = Paint(torch.full((1,) * value.dim(), ZERO), shape)
+            # One number, which no channel owns: silencing leaves it as it is.
+            self.paints[ref.index] = Paint(torch.full((1,) * len(shape), ZERO), shape, clean=False)
         return True
 
     def move_parameter(self, node: Node) -> None:
         """Follow a parameter through a transposition; other arithmetic on constants is constant."""
         first = node.args[0] if node.args else None
         viewed = self.parameter_view(first) if isinstance(first, Ref) else None
-        output = node.outputs[0] if node.outputs else None
-        if viewed is None or output is None:
+        operation = node.name.removeprefix("aten::")
+        if viewed is None or operation not in (*_TRANSPOSITIONS, *_VECTOR_MOVES):
+            self._fix_parameters(node)
+            return
+        assert isinstance(first, Ref)
+        if operation in _VECTOR_MOVES:
+            if sum(size > 1 for size in self.value(first).shape) <= 1 and self.paint_parameter(
+                first
+            ):
+                RULES[node.name](self, node)
+            else:
+                self._fix_parameters(node)
             return
         name, order = viewed
-        operation = node.name.removeprefix("aten::")
         rank = len(order)
-        if operation in ("detach", "alias"):
-            self._moved[output] = (name, order)
-        elif operation == "t":
-            self._moved[output] = (name, tuple(reversed(order)))
+        swapped = list(order)
+        if operation == "t":
+            swapped.reverse()
         elif operation == "transpose":
             a, b = (int(d) % rank for d in node.args[1:3])
-            swapped = list(order)
             swapped[a], swapped[b] = swapped[b], swapped[a]
-            self._moved[output] = (name, tuple(swapped))
         elif operation == "permute":
-            self._moved[output] = (name, tuple(order[int(d) % rank] for d in node.args[1]))
+            swapped = [order[int(d) % rank] for d in node.args[1]]
+        output = node.outputs[0]
+        assert output is not None
+        self._moved[output] = (name, tuple(swapped))
+
+    def _fix_parameters(self, node: Node) -> None:
+        """Keep the shapes of parameters whose numbers flow into constants."""
+        for index in node.refs():
+            viewed = self.parameter_view(Ref(index))
+            if viewed is not None:
+                self.fixed[viewed[0]] = f"its weights also go through '{node.name}'"
 
     def keep_whole(self, source: Paint, node: Node, reason: str) -> None:
         """Freeze the channels of a value."""
@@ -281,6 +317,7 @@ class Painter:
 
     def unknown(self, node: Node) -> None:
         """Keep everything whole that enters an operation whose channels cannot be followed."""
+        self._fix_parameters(node)
         for index in node.refs():
             if index in self.paints:
                 self.keep_whole(self.paints[index], node, f"'{node.name}' cannot be followed")
@@ -290,12 +327,16 @@ class Painter:
                 self.paints[output] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
 
     def _mark(self, tensor: str, dim: int, ids: Tensor, role: Role) -> None:
-        seen = self._seen.get((tensor, dim))
-        if seen is not None:
-            self.colours.unite(seen, ids)
-            return
-        self._seen[tensor, dim] = ids
-        self.marks.append(_Mark(tensor, dim, ids, role))
+        seen = self._seen.setdefault((tensor, dim), ids)
+        self.colours.unite(seen, ids)
+        if (tensor, dim, role) not in self._marked:
+            self._marked.add((tensor, dim, role))
+            self.marks.append(_Mark(tensor, dim, ids, role))
+
+
+# A parameter keeps its name through these: a weight in any order, a vector in any place.
+_TRANSPOSITIONS = ("detach", "alias", "t", "transpose", "permute")
+_VECTOR_MOVES = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "expand")
 
 
 def trace(model: nn.Module, example: Tensor | Sequence[int], *, keep: Sequence[str] = ()) -> Trace:
@@ -318,20 +359,24 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, keep: Sequence[s
         if name not in names:
             raise TraceError(f"keep: the network has no module {name!r}.")
     sample = _sample(model, example)
-    tape = record(model, sample)
+    tape = record(model, sample.clone())
     movers = frozenset(name for name, _, _ in tape.movers)
     views = _candidate_views(tape)
     while True:
         painter = Painter(tape, views, movers)
         try:
             painter.run()
-            break
         except ViewConflictError as conflict:
             views = views - {conflict.norm}
-    for mark in painter.marks:
-        if mark.role == "producer" and any(_within(mark.tensor, module) for module in keep):
-            painter.colours.freeze(mark.ids, "asked to be kept")
-    return _assemble(painter, sample)
+            continue
+        for mark in painter.marks:
+            if mark.role in ("producer", "norm") and any(_within(mark.tensor, m) for m in keep):
+                painter.colours.freeze(mark.ids, "asked to be kept")
+        classes = painter.colours.classes()
+        needless = _needless_views(painter, classes)
+        if not needless:
+            return _assemble(painter, classes, sample)
+        views = views - needless
 
 
 def _sample(model: nn.Module, example: Tensor | Sequence[int]) -> Tensor:
@@ -353,70 +398,64 @@ _NORMS = {name for name in RULES if "batch_norm" in name}
 
 def _candidate_views(tape: Tape) -> frozenset[str]:
     """Name the norms that read a shared stream rather than one producer's own output."""
-    users: dict[int, int] = {}
+    users: Counter[int] = Counter()
     makers: dict[int, Node] = {}
     for node in tape.nodes:
-        for index in node.refs():
-            users[index] = users.get(index, 0) + 1
-        for output in node.outputs:
-            if output is not None:
-                makers[output] = node
+        users.update(node.refs())
+        makers.update((output, node) for output in node.outputs if output is not None)
     views = set()
     for node in tape.nodes:
         if node.name in _NORMS:
             source = node.args[0].index
-            maker = makers.get(source)
-            alone = users[source] == 1 and maker is not None and maker.name in _PRODUCERS
+            alone = users[source] == 1 and source in makers and makers[source].name in _PRODUCERS
             if not alone:
                 views.add(node.module)
     return frozenset(views)
 
 
-def _assemble(painter: Painter, sample: Tensor) -> Trace:
-    """Gather classes of colours into groups, and everything they touch into slots."""
-    colours = painter.colours
-    colours.settle()
-    owners = _owners(painter)
-    group_of = _components(painter, owners)
-    members: dict[int, list[int]] = {}  # group -> classes, in order
-    names: dict[int, str] = {}
-    producers: dict[int, set[str]] = {}
-    whole: dict[str, str] = {}
-    for owner, ids in owners:
-        for root in dict.fromkeys(colours.find(c) for c in ids.tolist()):
-            reason = colours.reason(root)
-            if reason is not None:
-                whole.setdefault(owner, reason)
-                continue
-            group = group_of[root]
-            names.setdefault(group, owner)
-            producers.setdefault(group, set()).add(owner)
-            if root not in members.setdefault(group, []):
-                members[group].append(root)
-    unit_of = {
-        root: (group, unit) for group, roots in members.items() for unit, root in enumerate(roots)
-    }
-    slots: dict[int, list[Slot]] = {group: [] for group in members}
+def _needless_views(painter: Painter, classes: Classes) -> frozenset[str]:
+    """Name the views whose whole stream nothing else reads: to cut them is to cut the stream."""
+    num_readers = torch.zeros_like(classes.root)
+    streams = {name: classes.above[classes.root[ids]] for name, ids in painter.opened.items()}
     for mark in painter.marks:
-        for group, units in _levels(colours, mark.ids, unit_of).items():
+        if mark.role == "reader" or mark.tensor.endswith(":in"):
+            num_readers[torch.unique(classes.root[mark.ids.clamp(min=ZERO)])] += 1
+    for stream in streams.values():
+        num_readers[torch.unique(stream)] += 1
+    return frozenset(
+        name
+        for name, stream in streams.items()
+        if bool((classes.free(stream) & (num_readers[stream] == 1)).all())
+    )
+
+
+def _assemble(painter: Painter, classes: Classes, sample: Tensor) -> Trace:
+    """Gather classes of colours into groups, and everything they touch into slots."""
+    owners = _owners(painter)
+    whole = {}
+    for owner, ids in owners:
+        frozen = classes.root[ids][~classes.free(classes.root[ids])]
+        if len(frozen):
+            whole[owner] = classes.reason(int(frozen[0]))
+    numbering = _Numbering.of(owners, classes)
+    slots: dict[int, list[Slot]] = {group: [] for group in numbering.owners}
+    for mark in painter.marks:
+        for group, units in numbering.levels(mark.ids):
             slots[group].append(Slot(mark.tensor, mark.dim, units, mark.role))
-    norms: dict[int, list[str]] = {group: [] for group in members}
+    norms: dict[int, dict[str, None]] = {group: {} for group in numbering.owners}
     for norm, ids in painter.norms:
-        for group in _levels(colours, ids, unit_of, own=True):
-            if norm not in norms[group]:
-                norms[group].append(norm)
+        for group in numbering.own(ids):
+            norms[group][norm] = None
     groups = {}
-    for group, roots in members.items():
-        name = names[group]
-        kind: Kind = "conv"
-        if name in painter.opened:
-            kind = "view"
-        elif len(producers[group]) > 1:
-            kind = "stream"
-        elif painter.linear.get(f"{name}.weight", False):
-            kind = "linear"
-        groups[name] = Group(name, kind, len(roots), tuple(slots[group]), tuple(norms[group]))
-    return Trace(groups, whole, frozenset(painter.opened), sample)
+    for group, names in numbering.owners.items():
+        kind = _kind(painter, names)
+        size = numbering.sizes[group]
+        groups[names[0]] = Group(names[0], kind, size, tuple(slots[group]), tuple(norms[group]))
+    widths = {
+        name: (painter.shape(source)[1], painter.shape(result)[1])
+        for name, source, result in painter.tape.movers
+    }
+    return Trace(groups, whole, frozenset(painter.opened), widths, sample)
 
 
 def _owners(painter: Painter) -> list[tuple[str, Tensor]]:
@@ -424,37 +463,73 @@ def _owners(painter: Painter) -> list[tuple[str, Tensor]]:
     order = [
         (mark.tensor.removesuffix(".weight"), mark.ids)
         for mark in painter.marks
-        if mark.role == "producer" and mark.tensor in painter.linear
+        if mark.role == "producer"
     ]
     order += list(painter.opened.items())
     return sorted(order, key=lambda owner: int(owner[1].min()))
 
 
-def _components(painter: Painter, owners: list[tuple[str, Tensor]]) -> dict[int, int]:
-    """Number the groups: producers that share a class are in one group."""
-    colours = painter.colours
-    group_of: dict[int, int] = {}
-    for number, (_, ids) in enumerate(owners):
-        roots = {r for r in (colours.find(c) for c in ids.tolist()) if colours.reason(r) is None}
-        met = {group_of[root] for root in roots if root in group_of}
-        for root, group in list(group_of.items()):
-            if group in met:
-                group_of[root] = number
-        group_of.update(dict.fromkeys(roots, number))
-    return group_of
+def _kind(painter: Painter, owners: Sequence[str]) -> Kind:
+    if owners[0] in painter.opened:
+        return "view"
+    if len(owners) > 1:
+        return "stream"
+    return "linear" if painter.linear.get(f"{owners[0]}.weight", False) else "conv"
 
 
-def _levels(
-    colours: Colours, ids: Tensor, unit_of: Mapping[int, tuple[int, int]], *, own: bool = False
-) -> dict[int, Tensor]:
-    """Write colours along a dimension as units: of their own groups and of the streams above."""
-    found: dict[int, Tensor] = {}
-    for position, colour in enumerate(ids.tolist()):
-        chain = colours.chain(colour)
-        for root in chain[:1] if own else chain:
-            if root in unit_of:
-                group, unit = unit_of[root]
-                if group not in found:
-                    found[group] = torch.full((len(ids),), -1)
-                found[group][position] = unit
-    return found
+@dataclass(frozen=True)
+class _Numbering:
+    """Groups and units by number; producers that share a class are in one group."""
+
+    classes: Classes
+    group: Tensor  # [colours] -> group, -1 where there is none
+    unit: Tensor  # [colours] -> unit within its group
+    owners: Mapping[int, list[str]]
+    sizes: Mapping[int, int]
+
+    @classmethod
+    def of(cls, owners: Sequence[tuple[str, Tensor]], classes: Classes) -> "_Numbering":
+        group = torch.full_like(classes.root, -1)
+        unit = torch.full_like(classes.root, -1)
+        names: dict[int, list[str]] = {}
+        for number, (owner, ids) in enumerate(owners):
+            mine = classes.root[ids]
+            mine = mine[classes.free(mine)]
+            if not len(mine):
+                continue
+            met = [g for g in torch.unique(group[mine]).tolist() if g >= 0]
+            home = min(met, default=number)
+            for other in met[1:]:
+                # Two groups are one after all: its units come after those of the first.
+                moved = group == other
+                unit[moved] += int((group == home).sum())
+                group[moved] = home
+                names[home] += names.pop(other)
+            new = _first_places(mine[group[mine] < 0])
+            unit[new] = int((group == home).sum()) + torch.arange(len(new))
+            group[new] = home
+            names.setdefault(home, []).append(owner)
+        sizes = {number: int((group == number).sum()) for number in names}
+        return cls(classes, group, unit, names, sizes)
+
+    def levels(self, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Write colours along a dimension as units: of their own groups and of those above."""
+        found: dict[int, Tensor] = {}
+        for level in self.classes.levels(ids):
+            here = self.group[level]
+            for group in torch.unique(here[here >= 0]).tolist():
+                units = found.setdefault(group, torch.full_like(ids, -1))
+                mine = here == group
+                units[mine] = self.unit[level][mine]
+        yield from found.items()
+
+    def own(self, ids: Tensor) -> list[int]:
+        """Return the groups that colours belong to, without those above."""
+        here = self.group[self.classes.root[ids.clamp(min=ZERO)]]
+        groups: list[int] = torch.unique(here[here >= 0]).tolist()
+        return groups
+
+
+def _first_places(values: Tensor) -> Tensor:
+    """Drop repetitions, in order of first appearance."""
+    return torch.tensor(list(dict.fromkeys(values.tolist())), dtype=torch.long)
