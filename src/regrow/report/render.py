@@ -8,16 +8,17 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from regrow.report import words
 from regrow.report.figures import Picture
 from regrow.report.rows import Run
-from regrow.report.verdict import FINE_TUNE, Verdict
+from regrow.report.verdict import FINE_TUNE, Verdict, leading
 
 WIDTH = 100
-LISTED = 30  # verdicts shown in the terminal; the Markdown page has them all
+LISTED = 20  # cells put in words in the terminal; the Markdown page has them all
 COLUMNS = (
     "arm",
     "accuracy %",
@@ -30,11 +31,11 @@ COLUMNS = (
     "fairness",
 )
 METHOD = (
-    "Accuracy is that of the last epoch on the test set: mean " + words.PLUS_MINUS + " standard "
-    "deviation (n - 1) over n seeds; 'vs fine-tune' is the mean difference over the seeds that both "
-    "arms have. Parameters and MACs (a multiply-add is 1) are shown with the share of the unpruned "
-    "network's. Training FLOPs (a multiply-add is 2) count a row with all stages it stands on; what "
-    "rows share is counted in each. Epochs are the arm's own."
+    f"Accuracy is that of the last epoch on the test set: mean {words.PLUS_MINUS} standard "
+    "deviation (n - 1) over n seeds; 'vs fine-tune' is the mean difference over the seeds that "
+    "both arms have. Parameters and MACs (a multiply-add is 1) are shown with the share of the "
+    "unpruned network's. Training FLOPs (a multiply-add is 2) count a row with all stages it "
+    "stands on; what rows share is counted in each. Epochs are the arm's own."
 )
 TESTS = (
     "Seeds pair the arms. Better and worse: paired t test; equivalent: two one-sided tests (TOST) "
@@ -92,11 +93,14 @@ def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[Block, ...]:
 
 
 def terminal(page: Page) -> str:
-    """Write the report as plain text; tables are as wide as they need, sentences are wrapped."""
+    """Write the report as plain text, for about 110 columns; only what leads is put in words."""
     parts = [page.title, *(_plain(block) for block in page.tables)]
+    if page.tables:
+        parts.append("\n".join(["Trained for", *map(_wrap, _stamps(page.tables))]))
     parts.append("\n".join(["Answer", *map(_wrap, page.answer.splitlines())]))
-    if 1 < len(page.verdicts) <= LISTED:
-        parts.append("\n".join(["Cell by cell", *(_wrap(v.sentence) for v in page.verdicts)]))
+    lead = leading(page.verdicts)
+    if 1 < len(lead) <= LISTED:
+        parts.append("\n".join(["Cell by cell", *(_wrap(v.sentence) for v in lead)]))
     if page.limits:
         parts.append("\n".join(["Limits", *map(_wrap, page.limits)]))
     if page.failures:
@@ -135,14 +139,14 @@ def latex(page: Page) -> str:
     return "\n".join([head, *(_tex_table(block) for block in page.tables)])
 
 
-def _words(row: Mapping[str, object], difference: float | None) -> tuple[str, ...]:
+def _words(row: Mapping[Any, Any], difference: float | None) -> tuple[str, ...]:
     def number(name: str) -> float | None:
         value = row[name]
-        return float(value) if isinstance(value, int | float) and value == value else None
+        return None if pd.isna(value) else float(value)
 
-    n, expected = int(str(row["n"])), int(str(row["n_expected"]))
+    n, expected = row["n"], row["n_expected"]
     return (
-        str(row["arm"]),
+        row["arm"],
         words.accuracy(number("mean"), number("std"), n),
         words.seeds(n, expected),
         "" if difference is None else words.signed(difference),
@@ -150,7 +154,7 @@ def _words(row: Mapping[str, object], difference: float | None) -> tuple[str, ..
         words.with_kept(number("macs"), number("macs_kept")),
         words.quantity(number("epochs")),
         words.quantity(number("training_flops")),
-        str(row["fairness"]),
+        row["fairness"],
     )
 
 
@@ -167,26 +171,26 @@ def _differences(runs: Sequence[Run]) -> dict[tuple[str, str], float]:
 
 def _plain(block: Block) -> str:
     """Align a table's columns; the heading of a section stands above its indented arms."""
-    header = ("", *COLUMNS[1:])
-    body: list[tuple[str, ...]] = []
+    body: list[tuple[str, ...]] = [("", *COLUMNS[1:-1])]
     for cut, rows in block.sections:
-        body += [(cut,)] if cut else []
-        body += [("  " + row[0] if cut else row[0], *row[1:]) for row in rows]
-    columns = range(len(header))
-    whole = [header, *(row for row in body if len(row) > 1)]
-    widths = [max(len(row[i]) for row in whole) for i in columns]
-    widths[0] = max([widths[0], *(len(row[0]) for row in body)])
-    last = len(header) - 1
+        body += [(cut, *[""] * (len(COLUMNS) - 2))] if cut else []
+        body += [("  " + row[0] if cut else row[0], *row[1:-1]) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*body, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in body
+    ]
+    return "\n".join([block.title, lines[0], "-" * len(lines[0]), *lines[1:]])
 
-    def line(row: tuple[str, ...]) -> str:
-        cells = [
-            cell.ljust(width) if i in (0, last) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
-        ]
-        return "  ".join(cells).rstrip()
 
-    rule = "-" * max(len(line(row)) for row in [header, *body])
-    return "\n".join([block.title, line(header), rule, *map(line, body)])
+def _stamps(tables: Sequence[Block]) -> Iterator[str]:
+    """Say once for each arm what its rows were given; the tables' last column, gathered."""
+    stamps: dict[str, dict[str, None]] = {}
+    for row in (row for block in tables for _, rows in block.sections for row in rows):
+        if row[-1]:
+            stamps.setdefault(row[0], {})[row[-1]] = None
+    for arm, found in stamps.items():
+        yield f"{arm}: {'; '.join(found)}"
 
 
 def _md_table(block: Block) -> Iterator[str]:

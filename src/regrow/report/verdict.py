@@ -116,10 +116,19 @@ def answer(found: Sequence[Verdict]) -> str:
         return "This study has no two arms to compare: add scratch-e or scratch-b beside fine-tune."
     if all(verdict.outcome == "not run" for verdict in found):
         return "Not run: no cell has a seed with results in two arms yet, so there is no answer."
-    questions = dict.fromkeys(verdict.question for verdict in found)
-    families = [[v for v in found if v.question == question] for question in questions]
-    families.sort(key=lambda family: _rank(family[0].question))
-    return "\n".join(_family(family) for family in families)
+    return "\n".join(_family(family) for family in _families(found))
+
+
+def leading(found: Sequence[Verdict]) -> list[Verdict]:
+    """Return the cells of the study's first question: scratch-b, if it has that arm."""
+    return next(iter(_families(found)), [])
+
+
+def _families(found: Sequence[Verdict]) -> list[list[Verdict]]:
+    families: dict[str, list[Verdict]] = {}
+    for verdict in found:
+        families.setdefault(verdict.question, []).append(verdict)
+    return sorted(families.values(), key=lambda family: _rank(family[0].question))
 
 
 def _open(arms: dict[str, list[Run]], table: Table, margin: float, alpha: float) -> list[Verdict]:

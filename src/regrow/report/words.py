@@ -13,12 +13,28 @@ def quantity(value: float | None) -> str:
     """
     if value is None or math.isnan(value):
         return ""
+    scaled, letter = _scaled(value)
+    if not letter:
+        return f"{value:.4g}"
+    return f"{scaled:.{max(0, 3 - len(str(int(scaled + 0.5))))}f}{letter}"
+
+
+def short(value: float) -> str:
+    """Write a round number, such as an axis carries, with no digit too many.
+
+    >>> short(5e3), short(1.5e6), short(300.0)
+    ('5k', '1.5M', '300')
+    """
+    scaled, letter = _scaled(value)
+    return f"{scaled:g}{letter}"
+
+
+def _scaled(value: float) -> tuple[float, str]:
     for power, letter in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
         # 0.9995: 999_700 would otherwise be written as 1000k.
         if value >= 0.9995 * 10**power:
-            scaled = value / 10**power
-            return f"{scaled:.{max(0, 3 - len(str(int(scaled + 0.5))))}f}{letter}"
-    return f"{value:.4g}"
+            return value / 10**power, letter
+    return value, ""
 
 
 def with_kept(value: float | None, kept: float | None) -> str:

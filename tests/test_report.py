@@ -1,0 +1,337 @@
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from regrow.errors import ConfigError
+from regrow.report import Failure, Report, write
+from regrow.report.rows import ROW_COLUMNS, Run, fairness, summarise, to_csv
+from regrow.report.verdict import Verdict, answer, verdicts
+
+HOW: dict[str, Any] = {
+    "title": "a study",
+    "command": "regrow run s.yaml",
+    "machine": "2 cores",
+    "date": "2025-01-01",
+}
+ARMS = {
+    "pruned": ("inherited", "none"),
+    "fine-tune": ("inherited", "share"),
+    "scratch-e": ("random", "equal-epochs"),
+    "scratch-b": ("random", "equal-flops"),
+}
+BASE = [97.0, 97.4, 97.2, 97.5, 97.1]
+NOISE = [0.02, -0.03, 0.01, 0.04, -0.02]
+
+
+def make_arm(arm: str, accuracies: Sequence[float | None], **changes: Any) -> list[Run]:
+    """Make one run a seed; None is a run that is missing."""
+    start, budget = ARMS.get(arm, ("initial", "equal-epochs"))
+    run = Run(
+        data="digits",
+        model="vgg",
+        method="" if arm == "unpruned" else "l1-filter",
+        sparsity=None if arm == "unpruned" else 0.5,
+        arm=arm,
+        seed=0,
+        start=start,
+        budget=budget,
+        base_epochs=12,
+    )
+    run = replace(run, **changes, group="")
+    sizes: dict[str, Any] = {"parameters": 1000, "macs": 4000} if arm != "unpruned" else {}
+    done: dict[str, Any] = {
+        "parameters": 4000,
+        "macs": 20000,
+        "epochs": 12,
+        "training_flops": 1e9,
+        **sizes,
+    }
+    return [
+        replace(run, seed=seed)
+        if accuracy is None
+        else replace(run, seed=seed, status="done", accuracy=accuracy, **done)
+        for seed, accuracy in enumerate(accuracies)
+    ]
+
+
+def shifted(by: float, noise: float = 1.0) -> list[float]:
+    return [b + by + noise * e for b, e in zip(BASE, NOISE, strict=True)]
+
+
+def study(scratch: Sequence[float | None] = ()) -> list[Run]:
+    return [
+        *make_arm("unpruned", BASE),
+        *make_arm("pruned", [60.0] * 5),
+        *make_arm("fine-tune", BASE),
+        *make_arm("scratch-b", scratch or shifted(0.1)),
+    ]
+
+
+def verdict_of(scratch: Sequence[float | None], *, margin: float = 0.3) -> Verdict:
+    found = verdicts(study(scratch), margin=margin)
+    return next(v for v in found if v.arm == "scratch-b" and v.against == "fine-tune")
+
+
+def report(runs: Sequence[Run], folder: Path, **options: Any) -> Report:
+    return write(runs, folder, **HOW, **options)
+
+
+def test_rows_hold_mean_std_n_and_kept_shares() -> None:
+    row = summarise(study([97.0, 98.0, 99.0, None, None])).iloc[-1]
+    assert (row["mean"], row["std"], row["n"], row["n_expected"]) == (98.0, 1.0, 3, 5)
+    assert (row["parameters_kept"], row["macs_kept"]) == (0.25, 0.2)
+    assert row["n_missing"] == 2
+
+
+def test_one_seed_has_no_std_and_no_seed_no_figures() -> None:
+    frame = summarise([*make_arm("fine-tune", [97.0]), *make_arm("scratch-b", [None])])
+    assert pd.isna(frame["std"]).all()
+    assert frame["n"].tolist() == [1, 0]
+    assert pd.isna(frame["mean"].iloc[1])
+    assert pd.isna(frame["parameters_kept"]).all()
+
+
+def test_rows_keep_the_order_of_first_appearance() -> None:
+    frame = summarise(study())
+    assert frame["arm"].tolist() == ["unpruned", "pruned", "fine-tune", "scratch-b"]
+
+
+def test_unpruned_of_the_same_method_comes_first() -> None:
+    plain = make_arm("unpruned", BASE)
+    sparse = [replace(r, method="slimming", group="", parameters=2000) for r in plain]
+    tuned = make_arm("fine-tune", BASE, method="slimming")
+    frame = summarise([*plain, *sparse, *tuned])
+    assert frame["parameters_kept"].iloc[-1] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budget": "none", "start": "inherited"}, "no training after the cut"),
+        ({"budget": "share", "start": "inherited"}, "12 epochs after the parent's 12"),
+        ({"budget": "equal-epochs", "start": "random"}, "equal epochs"),
+        ({"budget": "equal-flops", "start": "random"}, "equal FLOPs"),
+        (
+            {"budget": "equal-flops", "cap": 3.0, "capped": True},
+            "equal FLOPs, capped at 3x",
+        ),
+        (
+            {"budget": "equal-flops", "parent_counted": True},
+            "equal FLOPs, the parent's training counted",
+        ),
+    ],
+)
+def test_fairness_is_worded_from_the_specs(changes: dict[str, object], words: str) -> None:
+    assert fairness(make_arm("scratch-b", BASE, **changes)) == words
+
+
+def test_better_and_worse_name_difference_interval_n_and_p() -> None:
+    better, worse = verdict_of(shifted(0.8)), verdict_of(shifted(-0.8))
+    assert (better.outcome, worse.outcome) == ("better", "worse")
+    pattern = r"scratch-b is better than fine-tune by 0\.80 points \(95% interval .*n = 5 seeds, p"
+    assert re.search(pattern, better.sentence)
+
+
+def test_equivalent_needs_the_margin() -> None:
+    assert verdict_of(shifted(0.0)).outcome == "equivalent"
+    assert "within 0.3 points" in verdict_of(shifted(0.0)).sentence
+    assert verdict_of(shifted(0.0), margin=0.01).outcome == "undecided"
+
+
+def test_equivalent_does_not_hide_a_significant_small_difference() -> None:
+    verdict = verdict_of(shifted(0.1))
+    assert verdict.outcome == "equivalent"
+    assert "The small difference is significant" in verdict.sentence
+
+
+def test_undecided_says_how_many_seeds_would_settle_it() -> None:
+    verdict = verdict_of(shifted(0.2, noise=15))
+    assert verdict.outcome == "undecided"
+    assert verdict.needed is not None
+    assert verdict.needed > 5
+    assert f"about {verdict.needed} seeds would likely settle it" in verdict.sentence
+    assert "neither a difference nor equivalence" in verdict.sentence
+
+
+def test_one_seed_is_undecided_without_a_test() -> None:
+    verdict = verdict_of([98.0, None, None, None, None])
+    assert (verdict.outcome, verdict.n) == ("undecided", 1)
+    assert "n = 1 of 5 seeds" in verdict.sentence
+    assert "one seed allows no test" in verdict.sentence
+
+
+def test_only_seeds_of_both_arms_are_compared() -> None:
+    scratch = [None, *shifted(0.8)[1:]]
+    verdict = verdict_of(scratch)
+    assert [seed for seed, _ in verdict.differences] == [1, 2, 3, 4]
+    assert "n = 4 of 5 seeds" in verdict.sentence
+
+
+def test_p_values_are_corrected_over_the_cells() -> None:
+    one = verdict_of(shifted(0.3, noise=4))
+    other = [replace(run, sparsity=0.8, group="") for run in study(shifted(0.3, noise=4))[5:]]
+    found = verdicts([*study(shifted(0.3, noise=4)), *other])
+    family = [v for v in found if v.question == one.question]
+    assert one.p is not None
+    assert [v.p for v in family] == pytest.approx([2 * one.p] * 2)
+
+
+def test_pruned_is_the_reference_where_nothing_is_fine_tuned() -> None:
+    runs = [*make_arm("pruned", BASE), *make_arm("scratch-b", shifted(0.8))]
+    assert [(v.against, v.outcome) for v in verdicts(runs)] == [("pruned", "better")]
+
+
+def test_winning_ticket_is_compared_with_random_init() -> None:
+    runs = [*make_arm("winning-ticket", shifted(0.0)), *make_arm("random-init", BASE)]
+    (verdict,) = verdicts(runs)
+    assert (verdict.arm, verdict.against, verdict.outcome) == (
+        "winning-ticket",
+        "random-init",
+        "equivalent",
+    )
+
+
+def test_best_arm_is_said_to_be_chosen_on_these_numbers() -> None:
+    verdict = next(v for v in verdicts(study()) if v.against == "unpruned")
+    assert verdict.arm == "scratch-b"
+    assert "chosen on these numbers" in verdict.sentence
+
+
+def test_answer_averages_cells_seed_by_seed() -> None:
+    up, down = shifted(0.5, noise=30), shifted(0.5, noise=-25)
+    other = [replace(run, sparsity=0.8, group="") for run in study(down)[5:]]
+    text = answer(verdicts([*study(up), *other]))
+    # The noise of the two cells nearly cancels within each seed, so only the average is sure.
+    assert "Yes: averaged over 2 cells, scratch-b is better than fine-tune by 0.51 points" in text
+    assert "undecided in 2" in text
+
+
+def test_answer_says_when_some_cells_are_worse() -> None:
+    bad = [replace(run, sparsity=0.8, group="") for run in study(shifted(-0.5))[5:]]
+    text = answer(verdicts([*study(shifted(2.0)), *bad]))
+    assert "On average yes, but worse in 1 of 2 cells" in text
+
+
+def test_answer_never_calls_the_undecided_equal() -> None:
+    text = answer(verdicts(study(shifted(0.0, noise=30))))
+    assert "Is training from scratch (scratch-b) as good as fine-tuning? Undecided" in text
+    assert "equal to" not in text
+
+
+def test_report_writes_every_file_it_names(tmp_path: Path) -> None:
+    made = report(study(), tmp_path / "a folder" / "named 'so'")
+    names = {path.name for path in made.paths}
+    assert {"report.md", "table.tex", "rows.csv", "rows.parquet", "runs.csv"} <= names
+    assert {"accuracy-macs.png", "accuracy-macs.svg", "accuracy-parameters.png"} <= names
+    assert all(path.stat().st_size > 0 for path in made.paths)
+    page = (made.paths[0].parent / "report.md").read_text(encoding="utf-8")
+    for text in ("regrow run s.yaml", "2 cores", "2025-01-01", "accuracy-macs.png", "0.3 points"):
+        assert text in page
+
+
+def test_all_but_the_page_is_the_same_bytes_on_another_day(tmp_path: Path) -> None:
+    first = report(study(), tmp_path / "1")
+    other: dict[str, Any] = {**HOW, "date": "2026-02-02", "machine": "64 cores"}
+    second = write(study(), tmp_path / "2", **other)
+    for one, two in zip(first.paths, second.paths, strict=True):
+        assert (one.read_bytes() == two.read_bytes()) == (one.name != "report.md"), one.name
+
+
+def test_csv_has_a_fixed_number_of_digits() -> None:
+    lines = to_csv(summarise(study()), ROW_COLUMNS).splitlines()
+    header, last = lines[0].split(","), lines[-1].split(",")
+    row = dict(zip(header, last, strict=True))
+    assert (row["mean"], row["training_flops"], row["sparsity"]) == (
+        "97.3440",
+        "1.000000e+09",
+        "0.5",
+    )
+
+
+def test_parquet_holds_the_rows(tmp_path: Path) -> None:
+    made = report(study(), tmp_path, draw=False)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "rows.parquet"), made.frame)
+
+
+def test_missing_and_failed_seeds_are_counted_in_words(tmp_path: Path) -> None:
+    runs = study([*shifted(0.8)[:4], None])
+    runs[-1] = replace(runs[-1], status="failed")
+    failure = Failure(label="scratch-b seed 4", message="The loss is nan at\nepoch 3, step 10.")
+    made = report(runs, tmp_path, failures=[failure], draw=False)
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for text in (made.text, page):
+        assert "4 of 5" in text
+        assert "The loss is nan at epoch 3, step 10." in text
+        assert "1 failed" in text
+
+
+def test_a_study_that_has_not_run_says_so(tmp_path: Path) -> None:
+    runs = [*make_arm("fine-tune", [None] * 2), *make_arm("scratch-b", [None] * 2)]
+    made = report(runs, tmp_path)
+    assert made.text.count("not run") >= 2
+    assert made.answer.startswith("Not run")
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_study_without_rows_still_has_a_report(tmp_path: Path) -> None:
+    made = report([], tmp_path)
+    assert "no two arms to compare" in made.answer
+    assert "no rows" in (tmp_path / "table.tex").read_text(encoding="utf-8")
+    assert len(pd.read_parquet(tmp_path / "rows.parquet")) == 0
+
+
+def test_limits_name_caps_guards_and_single_seeds(tmp_path: Path) -> None:
+    runs = make_arm("scratch-b", [97.0], cap=3.0, capped=True, emptied=1)
+    text = report(runs, tmp_path, notes=["2,000 images only."], draw=False).text
+    for part in ("capped at 3x", "would have emptied", "One seed", "2,000 images only."):
+        assert part in text
+
+
+def test_unwritable_folder_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"Cannot write the report to '.*file'.*Name a folder"):
+        report(study(), tmp_path / "file")
+
+
+def test_latex_is_escaped_and_balanced(tmp_path: Path) -> None:
+    runs = [replace(run, data="my_data & 50%", group="") for run in study()]
+    report(runs, tmp_path, draw=False)
+    text = (tmp_path / "table.tex").read_text(encoding="utf-8")
+    begun = re.findall(r"\\begin\{(\w+\*?)\}", text)
+    ended = re.findall(r"\\end\{(\w+\*?)\}", text)
+    assert sorted(begun) == sorted(ended) == ["table", "tabular"]
+    assert r"my\_data \& 50\%" in text
+    code = re.sub(r"\\.", "", text.split("\n", 2)[2])
+    assert code.count("{") == code.count("}")
+    rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multi" not in line]
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {7}
+
+
+def test_markdown_is_escaped(tmp_path: Path) -> None:
+    runs = [replace(run, model="a|b_<c>*", group="") for run in study()]
+    report(runs, tmp_path, draw=False)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert r"a|b\_&lt;c&gt;\*" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {11}
+
+
+def test_ten_thousand_runs_become_two_thousand_rows(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    runs = [
+        replace(run, data=f"data-{d}", sparsity=s / 100, group="")
+        for d in range(20)
+        for s in range(1, 26)
+        for arm in ARMS
+        for run in make_arm(arm, [rng.gauss(97, 0.3) for _ in range(5)])
+    ]
+    made = report(runs, tmp_path, draw=False)
+    assert len(runs) == 10_000
+    assert len(made.frame) == 2000
+    assert len(made.verdicts) == 1000  # scratch-e and scratch-b in each of 500 cells
