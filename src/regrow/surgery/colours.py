@@ -125,7 +125,8 @@ class Colours:
         for x, y in dict.fromkeys(zip(a[differ].tolist(), b[differ].tolist(), strict=True)):
             self._union(x, y)
         whole = (a == WHOLE) | (b == WHOLE)
-        self.freeze(torch.maximum(a, b)[whole], "it meets data that is kept whole")
+        if bool(whole.any()):
+            self.freeze(torch.maximum(a, b)[whole], "it meets data that is kept whole")
         return torch.where(whole, WHOLE, torch.where(a == ZERO, b, a))
 
     def classes(self) -> Classes:

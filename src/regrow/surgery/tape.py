@@ -53,7 +53,7 @@ def _refs(arguments: Sequence[Any]) -> Iterator[int]:
     for argument in arguments:
         if isinstance(argument, Ref):
             yield argument.index
-        elif isinstance(argument, list | tuple):
+        elif type(argument) in (list, tuple):
             yield from _refs(argument)
 
 
@@ -111,7 +111,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         recorded_args = self._recorded(args)
-        recorded_kwargs = self._recorded(kwargs or {})
+        recorded_kwargs = {name: self._recorded(x) for name, x in (kwargs or {}).items()}
         result = func(*args, **(kwargs or {}))
         # An operation in place makes a new value of the same tensor, hence `enter`.
         outputs = tuple(
@@ -134,10 +134,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # As tree_map would do it, but several times faster: operators take few kinds of arguments.
         if isinstance(argument, Tensor):
             return Ref(self.value(argument))
-        if isinstance(argument, list | tuple):
-            return type(argument)(self._recorded(x) for x in argument)
-        if isinstance(argument, Mapping):
-            return {name: self._recorded(x) for name, x in argument.items()}
+        if type(argument) in (list, tuple):
+            return type(argument)([self._recorded(x) for x in argument])
         return argument
 
 

@@ -1,7 +1,7 @@
 """Trace a network into groups: the channels of several layers that live and die together."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -119,7 +119,7 @@ class Painter:
     paints: dict[int, Paint] = field(default_factory=dict)
     marks: list[_Mark] = field(default_factory=list)
     opened: dict[str, Tensor] = field(default_factory=dict)  # view norms -> their colours
-    norms: list[tuple[str, Tensor]] = field(default_factory=list)
+    norms: dict[str, Tensor] = field(default_factory=dict)  # norms -> the colours they pass
     linear: dict[str, bool] = field(default_factory=dict)  # producers -> whether they are linear
     fixed: dict[str, str] = field(default_factory=dict)  # parameters that keep their shape -> why
     _seen: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -250,7 +250,7 @@ class Painter:
         """Note a parameter or buffer with one entry for each channel that passes."""
         self._mark(tensor, dim, ids, "norm")
         if norm is not None:
-            self.norms.append((norm, ids))
+            self.norms.setdefault(norm, ids)
 
     def paint_parameter(self, ref: Ref) -> bool:
         """Colour a parameter that takes part in elementwise arithmetic; False if it is none."""
@@ -328,7 +328,8 @@ class Painter:
 
     def _mark(self, tensor: str, dim: int, ids: Tensor, role: Role) -> None:
         seen = self._seen.setdefault((tensor, dim), ids)
-        self.colours.unite(seen, ids)
+        if seen is not ids:
+            self.colours.unite(seen, ids)
         if (tensor, dim, role) not in self._marked:
             self._marked.add((tensor, dim, role))
             self.marks.append(_Mark(tensor, dim, ids, role))
@@ -440,10 +441,10 @@ def _assemble(painter: Painter, classes: Classes, sample: Tensor) -> Trace:
     numbering = _Numbering.of(owners, classes)
     slots: dict[int, list[Slot]] = {group: [] for group in numbering.owners}
     for mark in painter.marks:
-        for group, units in numbering.levels(mark.ids):
+        for group, units in numbering.levels(mark.ids).items():
             slots[group].append(Slot(mark.tensor, mark.dim, units, mark.role))
     norms: dict[int, dict[str, None]] = {group: {} for group in numbering.owners}
-    for norm, ids in painter.norms:
+    for norm, ids in painter.norms.items():
         for group in numbering.own(ids):
             norms[group][norm] = None
     groups = {}
@@ -486,6 +487,7 @@ class _Numbering:
     unit: Tensor  # [colours] -> unit within its group
     owners: Mapping[int, list[str]]
     sizes: Mapping[int, int]
+    _known: dict[bytes, dict[int, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, owners: Sequence[tuple[str, Tensor]], classes: Classes) -> "_Numbering":
@@ -512,8 +514,14 @@ class _Numbering:
         sizes = {number: int((group == number).sum()) for number in names}
         return cls(classes, group, unit, names, sizes)
 
-    def levels(self, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def levels(self, ids: Tensor) -> Mapping[int, Tensor]:
         """Write colours along a dimension as units: of their own groups and of those above."""
+        key = ids.numpy().tobytes()  # many tensors share their colours: a norm's four, its reader
+        if key not in self._known:
+            self._known[key] = self._levels(ids)
+        return self._known[key]
+
+    def _levels(self, ids: Tensor) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
         for level in self.classes.levels(ids):
             here = self.group[level]
@@ -521,7 +529,7 @@ class _Numbering:
                 units = found.setdefault(group, torch.full_like(ids, -1))
                 mine = here == group
                 units[mine] = self.unit[level][mine]
-        yield from found.items()
+        return found
 
     def own(self, ids: Tensor) -> list[int]:
         """Return the groups that colours belong to, without those above."""
