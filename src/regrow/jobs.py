@@ -37,6 +37,7 @@ class Material:
     size: int
     classes: int
     num_train: int
+    num_test: int
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,7 +61,7 @@ class _Keyed:
     version: ClassVar[int]
 
     @cached_property
-    def key(self: Job) -> str:  # type: ignore[misc]
+    def key(self: Job) -> str:
         """Digest of all that the result depends on."""
         identity = {
             "kind": self.kind,
@@ -250,15 +251,24 @@ class Retrain(_Keyed):
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs that the training will take of the machine, guessed before the network is known."""
+        """FLOPs of the training, guessed before the network is known."""
         data = self.prune.data
+        cost = model_cost(self.prune.model, data.shape)
+        return cost.training_flops(self.expected_epochs * data.num_train) / self.expected_ratio
+
+    @property
+    def expected_ratio(self) -> float:
+        """FLOPs of the unpruned network over those of the pruned one, guessed from the sparsity.
+
+        Cutting channels narrows a layer's inputs and its outputs, hence the square.
+        """
         kept = 1.0 - (self.prune.sparsity or _mean(self.prune.shares or (0.0,)))
-        # Cutting channels narrows a layer's inputs and its outputs.
-        ratio = 1.0 / max(kept, 0.02) ** (2 if self.prune.method.unit == "channel" else 1)
-        epochs = self.arm.budget.epochs(self.recipe.epochs, ratio)
-        whole = model_cost(self.prune.model, data.shape).training_flops(epochs * data.num_train)
-        # Weights held at zero take as long as any.
-        return whole / ratio if self.prune.method.unit == "channel" else whole
+        return 1.0 / max(kept, 0.02) ** (2 if self.prune.method.unit == "channel" else 1)
+
+    @property
+    def expected_epochs(self) -> int:
+        """Epochs of the arm, guessed likewise."""
+        return self.arm.budget.epochs(self.recipe.epochs, self.expected_ratio)
 
     def run(self, context: Context) -> Outcome:
         """Build the start, train it for its budget, and read the test set once."""

@@ -362,6 +362,7 @@ def _checked(method: Method, group: Group, scores: Tensor) -> Tensor:
         )
     if not bool(torch.isfinite(scores).all()):
         raise ConfigError(
-            f"The criterion {method.criterion!r} gave scores that are not finite for {group.name!r}."
+            f"The criterion {method.criterion!r} gave scores for {group.name!r} that are not all "
+            "finite."
         )
     return scores

@@ -18,7 +18,6 @@ from typing import Generic, TypeVar
 
 from regrow.errors import ConfigError, unknown
 
-
 T = TypeVar("T")
 
 

@@ -17,7 +17,7 @@ from regrow.architecture import Architecture
 from regrow.cost import measure
 from regrow.data import Dataset, load
 from regrow.errors import TraceError
-from regrow.jobs import Material, Retrain, Train, model_cost
+from regrow.jobs import Material, Prune, Retrain, Train, model_cost
 from regrow.models import ModelSpec, build
 from regrow.prune import METHODS, select
 from regrow.surgery import trace
@@ -83,9 +83,8 @@ def all_jobs(jobs: Sequence[Job]) -> dict[str, Job]:
 
 def _count_kinds(nodes: dict[str, Job], done: Collection[str]) -> dict[str, tuple[int, int]]:
     counts: dict[str, tuple[int, int]] = {}
-    for job in sorted(
-        nodes.values(), key=lambda job: ("train", "prune", "retrain").index(job.kind)
-    ):
+    kinds = [Train.kind, Prune.kind, Retrain.kind]
+    for job in sorted(nodes.values(), key=lambda job: kinds.index(job.kind)):
         total, ready = counts.get(job.kind, (0, 0))
         counts[job.kind] = (total + 1, ready + (job.key in done))
     return counts

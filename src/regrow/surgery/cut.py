@@ -218,9 +218,12 @@ def _try(small: nn.Module, trace: Trace) -> None:
     try:
         with torch.no_grad(), evaluating(small):
             small(trace.example)
+            if trace.idle:
+                # Layers that run in training only may still read what was cut.
+                deepcopy(small).train()(torch.cat([trace.example] * 2))
     except Exception as error:
         raise TraceError(
             f"The smaller network does not run: {error}. Its code probably fixes a number of "
-            "channels; read it from the tensor there, or keep the layer whole: "
-            "trace(..., keep=['<layer>'])."
+            "channels, or a layer that runs in training only reads what was cut. Read the number "
+            "from the tensor there, or keep the layer whole: trace(..., keep=['<layer>'])."
         ) from error

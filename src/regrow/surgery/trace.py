@@ -87,6 +87,7 @@ class Trace:
     whole: Mapping[str, str]
     views: frozenset[str]  # norms that select from a stream
     movers: Mapping[str, tuple[int, int]]  # modules that move channels -> how many enter and leave
+    idle: tuple[str, ...]  # parameters that took no part: those of layers that only train
     example: Tensor
 
     def group(self, name: str) -> Group:
@@ -456,7 +457,9 @@ def _assemble(painter: Painter, classes: Classes, sample: Tensor) -> Trace:
         name: (painter.shape(source)[1], painter.shape(result)[1])
         for name, source, result in painter.tape.movers
     }
-    return Trace(groups, whole, frozenset(painter.opened), widths, sample)
+    used = {index for node in painter.tape.nodes for index in node.refs()}
+    idle = tuple(painter.tape.names[i] for i in sorted(painter.tape.parameters - used))
+    return Trace(groups, whole, frozenset(painter.opened), widths, idle, sample)
 
 
 def _owners(painter: Painter) -> list[tuple[str, Tensor]]:

@@ -1,0 +1,96 @@
+"""From a study and a store to runs: what each cell's record says, and what it cost in all."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from regrow.jobs import Prune, Retrain, Train
+from regrow.report.render import Failure
+from regrow.report.rows import Run
+from regrow.store import Store
+from regrow.study import Cell, Study
+from regrow.work import Job
+
+
+def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
+    """Read the records of a study's cells, in its order, with what is missing and what failed."""
+    reader = _Reader(store)
+    cells = study.cells()
+    runs = [reader.run(cell) for cell in cells]
+    failures: dict[str, Failure] = {}
+    for cell in cells:
+        for job in (*stages(cell.job), cell.job):
+            problem = reader.failure(job)
+            if problem is not None:
+                failures[job.key] = Failure(label=job.label, message=problem["message"])
+    return runs, list(failures.values())
+
+
+def stages(job: Job) -> Iterator[Job]:
+    """Yield all that a job stands on, each once."""
+    seen: set[str] = set()
+    open_jobs = list(job.inputs)
+    while open_jobs:
+        stage = open_jobs.pop()
+        if stage.key not in seen:
+            seen.add(stage.key)
+            open_jobs += stage.inputs
+            yield stage
+
+
+class _Reader:
+    """Read each record once, however many rows stand on it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._snapshot = store.snapshot()
+        self._records: dict[str, dict[str, Any]] = {}
+
+    def record(self, job: Job) -> dict[str, Any]:
+        if job.key not in self._records:
+            self._records[job.key] = self._store.record(job.key, spec=job.spec)
+        return self._records[job.key]
+
+    def failure(self, job: Job) -> dict[str, Any] | None:
+        if job.key in self._snapshot.done or job.key not in self._snapshot.failed:
+            return None
+        return self._store.failure(job.key)
+
+    def run(self, cell: Cell) -> Run:
+        experiment, use, cut, arm, job = cell.experiment, cell.use, cell.cut, cell.arm, cell.job
+        common: dict[str, Any] = {
+            "data": experiment.data_label,
+            "model": experiment.model_label,
+            "arm": arm.name,
+            "seed": cell.seed,
+            "method": use.label if use else "",
+            "sparsity": cut.sparsity if cut else None,
+            "target": cut.target if cut else None,
+            "unit": use.method.unit if use else "",
+            "start": arm.start,
+            "budget": "none" if arm.budget.kind == "none" else arm.budget.kind,
+            "cap": arm.budget.cap,
+            "base_epochs": experiment.recipe.epochs,
+        }
+        if job.key not in self._snapshot.done:
+            failed = any(self.failure(j) is not None for j in (job, *stages(job)))
+            return Run(**common, status="failed" if failed else "missing")
+        record = self.record(job)
+        trained = [job, *(s for s in stages(job) if isinstance(s, Train | Retrain))]
+        costs = [self.record(stage) for stage in trained]
+        return Run(
+            **common,
+            status="done",
+            accuracy=100.0 * record["accuracy"],
+            loss=record["loss"],
+            parameters=record["parameters"],
+            macs=record["macs"],
+            epochs=record["epochs"],
+            samples=sum(cost["samples"] for cost in costs),
+            training_flops=sum(cost["training_flops"] for cost in costs),
+            emptied=self._emptied(job),
+            capped=record.get("capped", False),
+        )
+
+    def _emptied(self, job: Job) -> int:
+        prunings = [stage for stage in stages(job) if isinstance(stage, Prune)]
+        return sum(len(self.record(pruning)["guarded"]) for pruning in prunings)

@@ -1,0 +1,44 @@
+"""What the tests of surgery share: networks that are alive, and random masks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from regrow.mask import Mask
+from regrow.surgery import Kind, Trace
+
+KINDS: tuple[Kind, ...] = ("conv", "linear", "stream", "view")
+
+
+def enliven_(model: nn.Module, shape: Sequence[int]) -> None:
+    """Give a network parameters and statistics with which every channel shows in the output."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=generator)
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if float(parameter.std(correction=0)) < 1e-3:  # zeros, ones, layer scales
+                parameter.add_(0.3 * noise(parameter))
+        model.train()
+        for _ in range(3):
+            model(torch.randn(4, *shape[1:], generator=generator))
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            module.running_mean.add_(0.3 * noise(module.running_mean))
+
+
+def random_mask(
+    trace: Trace, *, seed: int = 0, kinds: Sequence[Kind] = KINDS, keep: float = 0.6
+) -> Mask:
+    """Draw a mask over all groups of some kinds, each of which keeps at least one unit."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = {}
+    for name, group in trace.groups.items():
+        if group.kind in kinds:
+            drawn = torch.rand(group.size, generator=generator) < keep
+            drawn[torch.randint(group.size, (1,), generator=generator)] = True
+            kept[name] = drawn
+    return Mask(unit="channel", kept=kept)
