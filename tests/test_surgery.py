@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from cutting import KINDS, enliven_, random_mask
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cutting import KINDS, enliven_, random_mask
 from regrow.cost import measure
 from regrow.errors import TraceError
 from regrow.mask import Mask
@@ -18,8 +18,8 @@ from regrow.models import MODELS, ModelSpec, build
 from regrow.surgery import Kind, Select, Trace, shrink, silence, trace, verify
 
 EXACT = 1e-9  # of the largest output, in float64
-NARROW = {"width": 0.25}
-PLAN = {"plan": [8, "M", 8, 8, "M", 16]}
+NARROW: dict[str, Any] = {"width": 0.25}
+PLAN: dict[str, Any] = {"plan": [8, "M", 8, 8, "M", 16]}
 
 # One small member of each family and variant.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -72,13 +72,8 @@ def test_smaller_network_is_the_silenced_one_and_trains(
     assert verify(model, mask, found) < EXACT
     small = shrink(model, mask, found).train()
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    labels = torch.arange(4)
-    for net in (small, model.train()):
-        nn.functional.cross_entropy(net(images), labels).backward()
-    trained = {n.replace(".norm.", ".") for n, p in small.named_parameters() if p.grad is not None}
-    for n, p in model.named_parameters():
-        assert p.grad is None or n.replace(".norm.", ".") in trained
-    assert all(p.grad.isfinite().all() for p in small.parameters() if p.grad is not None)
+    nn.functional.cross_entropy(small(images), torch.arange(4)).backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in small.parameters())
     save_file(small.state_dict(), tmp_path / "small.safetensors")
     again = shrink(model, mask, found)
     again.load_state_dict(load_file(tmp_path / "small.safetensors"))
@@ -105,8 +100,9 @@ def test_one_unit_of_each_group_is_enough(
 ) -> None:
     model, found = small_cases[case]
     # A view and the stream that it reads must keep a unit in common: the views stay whole here.
+    # The first units of a stream are those that all its stages have.
     kept = {
-        name: torch.arange(group.size) == group.size - 1
+        name: torch.arange(group.size) == 0
         for name, group in found.groups.items()
         if group.kind != "view"
     }
@@ -382,15 +378,15 @@ def test_masks_that_cannot_be_cut_are_refused() -> None:
                 "features.stage1.0.conv3": torch.arange(64) < 32,
                 "features.stage2.0.norm1": torch.arange(64) >= 32,
             },
-            "would empty 'features.stage2.0.norm1.weight', which several groups share",
+            "would empty 'features.stage2.0.norm1.weight', which holds some of the units",
         ),
     ]
     for kept, message in cases:
-        for act in (shrink, silence) if "share" not in message else (shrink,):
+        for act in (shrink, silence) if "holds" not in message else (shrink,):
             with pytest.raises(TraceError, match=message):
                 act(model, Mask(unit="channel", kept=kept), found)
     weights = Mask(unit="weight", kept={"head.weight": torch.ones(2, 2, dtype=torch.bool)})
-    with pytest.raises(TraceError, match="Only channels can be cut out. Got a mask over weights"):
+    with pytest.raises(TraceError, match=r"Only channels can be cut out\. Got a mask over weights"):
         shrink(model, weights, found)
 
 

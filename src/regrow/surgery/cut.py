@@ -133,8 +133,8 @@ def _kept_positions(mask: Mask, trace: Trace) -> dict[tuple[str, int], Tensor]:
             stays[key] = stays[key] & here if key in stays else here
             if not bool(stays[key].any()):
                 raise TraceError(
-                    f"The mask would empty {slot.tensor!r}, which several groups share. Keep a "
-                    f"unit of {name!r} that the others keep too."
+                    f"The mask would empty {slot.tensor!r}, which holds some of the units of "
+                    f"{name!r} only, or of other groups as well. Keep another unit of {name!r}."
                 )
     return {key: here.nonzero().flatten() for key, here in stays.items()}
 

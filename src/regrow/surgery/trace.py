@@ -416,18 +416,22 @@ def _candidate_views(tape: Tape) -> frozenset[str]:
 
 
 def _needless_views(painter: Painter, classes: Classes) -> frozenset[str]:
-    """Name the views whose whole stream nothing else reads: to cut them is to cut the stream."""
+    """Name the views that alone read what one producer makes: to cut them is to cut that one."""
     num_readers = torch.zeros_like(classes.root)
+    num_producers = torch.zeros_like(classes.root)
     streams = {name: classes.above[classes.root[ids]] for name, ids in painter.opened.items()}
     for mark in painter.marks:
         if mark.role == "reader" or mark.tensor.endswith(":in"):
             num_readers[torch.unique(classes.root[mark.ids.clamp(min=ZERO)])] += 1
+        elif mark.role == "producer":
+            num_producers[classes.root[mark.ids]] += 1
     for stream in streams.values():
         num_readers[torch.unique(stream)] += 1
+    once = (num_readers == 1) & (num_producers == 1)
     return frozenset(
         name
         for name, stream in streams.items()
-        if bool((classes.free(stream) & (num_readers[stream] == 1)).all())
+        if bool((classes.free(stream) & once[stream]).all())
     )
 
 
