@@ -22,12 +22,23 @@ def enliven_(model: nn.Module, shape: Sequence[int]) -> None:
         for parameter in model.parameters():
             if float(parameter.std(correction=0)) < 1e-3:  # zeros, ones, layer scales
                 parameter.add_(0.3 * noise(parameter))
-        model.train()
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over the batches that follow
+    model.train()
+    with torch.no_grad():
         for _ in range(3):
             model(torch.randn(4, *shape[1:], generator=generator))
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            module.running_mean.add_(0.3 * noise(module.running_mean))
+    for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.momentum = 0.1
+        norm.running_mean += 0.3 * norm.running_var.sqrt() * noise(norm.running_mean)
 
 
 def random_mask(

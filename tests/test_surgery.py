@@ -80,6 +80,23 @@ def test_smaller_network_is_the_silenced_one_and_trains(
     assert same(again, small)
 
 
+@pytest.mark.parametrize("case", range(len(SMALL)))
+def test_every_group_shows_in_the_output(
+    small_cases: dict[int, tuple[nn.Module, Trace]], case: int
+) -> None:
+    """Without this the oracle would prove nothing."""
+    model, found = small_cases[case]
+    x = torch.randn(8, *found.example.shape[1:], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = model.eval()(x)
+        for name, group in found.groups.items():
+            kept = torch.arange(group.size) % 2 == 0
+            after = silence(model, Mask(unit="channel", kept={name: kept}), found)(x)
+            change = float((after - before).abs().max() / before.abs().max())
+            assert change > 1e-3, name
+    model.train()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", range(len(SMALL)))
 def test_each_kind_of_group_can_be_cut_alone(

@@ -58,6 +58,10 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
         module = small.get_submodule(name)
         assert isinstance(module, Narrows)
         module.narrow_(kept_in=sides[0], kept_out=sides[1])
+    for tensor, dim in kept:
+        norm, colon, part = tensor.rpartition(":")
+        if colon and part == "width":  # a norm without tensors of its own
+            setattr(small.get_submodule(norm), "num_features", len(kept[tensor, dim]))  # noqa: B010
     _narrow_tensors_(small, kept)
     _insert_selects_(small, trace, mask)
     _try(small, trace)
@@ -199,18 +203,18 @@ def _narrow_tensors_(small: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -
 
 def _sync_(module: nn.Module) -> None:
     """Bring a layer's own numbers in line with the shapes of its weights."""
-    weight = getattr(module, "weight", None)
     if isinstance(module, nn.modules.conv._ConvNd):
-        out_dim, in_dim = (1, 0) if module.transposed else (0, 1)
-        module.out_channels = weight.shape[out_dim]  # type: ignore[union-attr]
         if module.groups > 1:  # depthwise
-            module.groups = module.in_channels = module.out_channels
+            module.groups = module.in_channels = module.out_channels = module.weight.shape[0]
         else:
-            module.in_channels = weight.shape[in_dim]  # type: ignore[union-attr]
+            out_dim, in_dim = (1, 0) if module.transposed else (0, 1)
+            module.out_channels = module.weight.shape[out_dim]
+            module.in_channels = module.weight.shape[in_dim]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
         shaped = module.weight if module.weight is not None else module.running_mean
+        assert shaped is not None
         module.num_features = len(shaped)
 
 

@@ -269,6 +269,8 @@ def _batch_norm(painter: Painter, node: Node) -> None:
         name = painter.tensor_name(ref)
         assert name is not None
         painter.pass_through(name, 0, channels, norm=node.module)
+    if not tensors:
+        painter.pass_width(node.module, channels)
     painter.put(node, spread(channels, source.shape, 1, clean=affine or source.clean))
 
 

@@ -22,8 +22,9 @@ class Slot:
     """Where a group's units lie in one dimension of one tensor.
 
     ``units[i]`` is the unit at position i, or -1 where the position belongs to none of the group's.
-    For the role ``mover`` the tensor is the data that enters or leaves a module: ``<module>:in`` or
-    ``<module>:out``.
+    For the role ``mover`` it is no tensor but the data that enters or leaves a module,
+    ``<module>:in`` and ``<module>:out``, or the number of channels that a norm was told,
+    ``<module>:width``.
     """
 
     tensor: str
@@ -252,6 +253,11 @@ class Painter:
         self._mark(tensor, dim, ids, "norm")
         if norm is not None:
             self.norms.setdefault(norm, ids)
+
+    def pass_width(self, norm: str, ids: Tensor) -> None:
+        """Note a norm that knows the number of its channels, but has no tensor of that size."""
+        if norm in self.tape.normalisers:
+            self._mark(f"{norm}:width", 0, ids, "mover")
 
     def paint_parameter(self, ref: Ref) -> bool:
         """Colour a parameter that takes part in elementwise arithmetic; False if it is none."""

@@ -1,0 +1,495 @@
+"""Surgery on networks of all sorts: each is cut right, or kept whole with a reason."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision.models
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cutting import enliven_, random_mask
+from regrow.errors import TraceError
+from regrow.mask import Mask
+from regrow.surgery import rule, shrink, trace, verify
+from regrow.surgery.rules import RULES
+from regrow.surgery.tape import Node
+from regrow.surgery.trace import Painter
+
+EXACT = 1e-9
+SHAPE = (1, 3, 8, 8)
+
+
+class Net(nn.Module):
+    """A network of some layers and a function of them and the input."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.function = forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def conv(a: int, b: int, **arguments: Any) -> nn.Conv2d:
+    return nn.Conv2d(a, b, 3, padding=1, **arguments)
+
+
+def with_parameter(net: Net, name: str, value: Tensor) -> Net:
+    net.register_parameter(name, nn.Parameter(value))
+    return net
+
+
+def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
+    """Networks by name, with the groups they have and why other layers are whole."""
+    out = {"out": "output"}
+    r = F.relu
+    cases: dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]] = {}
+
+    def add(name: str, net: nn.Module, groups: dict[str, int], whole: dict[str, str]) -> None:
+        cases[name] = (net, groups, whole)
+
+    add(
+        "two readers of one producer",
+        Net(
+            lambda m, x: m.out(r(m.b(r(m.a(x)))) + r(m.c(r(m.a(x))))),
+            a=conv(3, 8), b=conv(8, 6), c=conv(8, 6), out=conv(6, 2),
+        ),
+        {"a": 8, "b": 6}, out,
+    )  # fmt: skip
+    add(
+        "residual addition",
+        Net(lambda m, x: (lambda y: m.out(r(y + m.b(r(y)))))(m.a(x)),
+            a=conv(3, 8), b=conv(8, 8), out=conv(8, 2)),
+        {"a": 8}, out,
+    )  # fmt: skip
+    add(
+        "concatenation",
+        Net(lambda m, x: m.out(torch.cat([m.a(x), r(m.b(x)), m.a(x)], 1)),
+            a=conv(3, 8), b=conv(3, 5), out=conv(21, 2)),
+        {"a": 8, "b": 5}, out,
+    )  # fmt: skip
+    add(
+        "depthwise convolution",
+        Net(lambda m, x: m.out(r(m.n(m.d(r(m.a(x)))))),
+            a=conv(3, 8), d=conv(8, 8, groups=8), n=nn.BatchNorm2d(8), out=conv(8, 2)),
+        {"a": 8}, out,
+    )  # fmt: skip
+    add(
+        "grouped convolution",
+        Net(lambda m, x: m.out(r(m.b(r(m.g(r(m.a(x))))))),
+            a=conv(3, 8), g=conv(8, 8, groups=2), b=conv(8, 6), out=conv(6, 2)),
+        {"b": 6},
+        {"a": "a grouped convolution reads it in 'g'", "g": "it is a grouped", **out},
+    )  # fmt: skip
+    add(
+        "squeeze and excite",
+        Net(lambda m, x: (lambda y: m.out(
+                y * torch.sigmoid(m.e(r(m.s(F.adaptive_avg_pool2d(y, 1)))))))(r(m.a(x))),
+            a=conv(3, 8), s=nn.Conv2d(8, 4, 1), e=nn.Conv2d(4, 8, 1), out=conv(8, 2)),
+        {"a": 8, "s": 4}, out,
+    )  # fmt: skip
+    add(
+        "flattened map into a linear layer with bias",
+        Net(lambda m, x: m.out(r(m.l(F.max_pool2d(r(m.a(x)), 4).flatten(1)))),
+            a=conv(3, 8), l=nn.Linear(32, 6), out=nn.Linear(6, 2)),
+        {"a": 8, "l": 6}, out,
+    )  # fmt: skip
+    add(
+        "norms without affine parameters, or without statistics",
+        Net(lambda m, x: m.out(r(m.n2(m.b(r(m.n1(m.a(x))))))),
+            a=conv(3, 8), n1=nn.BatchNorm2d(8, affine=False), b=conv(8, 6),
+            n2=nn.BatchNorm2d(6, track_running_stats=False), out=conv(6, 2)),
+        {"a": 8, "b": 6}, out,
+    )  # fmt: skip
+    add(
+        "norm without affine parameters on a stream",
+        Net(lambda m, x: (lambda y: m.out(r(y + m.b(r(m.n(y))))))(m.a(x)),
+            a=conv(3, 8), n=nn.BatchNorm2d(8, affine=False), b=conv(8, 8), out=conv(8, 2)),
+        {"a": 8}, out,
+    )  # fmt: skip
+    add(
+        "instance norm",
+        Net(lambda m, x: m.out(r(m.n(m.a(x)))),
+            a=conv(3, 8), n=nn.InstanceNorm2d(8), out=conv(8, 2)),
+        {"a": 8}, out,
+    )  # fmt: skip
+    add(
+        "sigmoid before a reader",
+        Net(lambda m, x: m.out(r(m.b(torch.sigmoid(m.a(x))))),
+            a=conv(3, 8), b=conv(8, 6), out=conv(6, 2)),
+        {"b": 6}, {"a": "would not be zero where it is read in 'b'", **out},
+    )  # fmt: skip
+    add(
+        "sigmoid before a norm",
+        Net(lambda m, x: m.out(r(m.n(torch.sigmoid(m.a(x))))),
+            a=conv(3, 8), n=nn.BatchNorm2d(8), out=conv(8, 2)),
+        {"a": 8}, out,
+    )  # fmt: skip
+    add(
+        "sigmoid added in place through another view of the memory",
+        Net(lambda m, x: (lambda y: (y.view(-1).add_(1.0), m.out(y))[1])(m.a(x)),
+            a=conv(3, 8), out=conv(8, 2)),
+        {}, {"a": "would not be zero where it is read", **out},
+    )  # fmt: skip
+    add(
+        "halves",
+        Net(lambda m, x: (lambda p: m.out(r(p[0]) * p[1]))(m.a(x).chunk(2, 1)),
+            a=conv(3, 8), out=conv(4, 2)),
+        {}, {"a": "'split' divides it at fixed places", **out},
+    )  # fmt: skip
+    add(
+        "slices",
+        Net(lambda m, x: (lambda y: m.out(r(y[:, :4] - y[:, 4:])))(m.a(x)),
+            a=conv(3, 8), out=conv(4, 2)),
+        {}, {"a": "'slice' divides it", **out},
+    )  # fmt: skip
+    add(
+        "channel shuffle by view and transposition",
+        Net(lambda m, x: m.out(r(m.a(x)).view(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8)),
+            a=conv(3, 8), out=conv(8, 2)),
+        {}, {"a": "split into parts by a view", **out},
+    )  # fmt: skip
+    add(
+        "channel shuffle by index",
+        Net(lambda m, x: m.out(r(m.a(x))[:, [1, 0, 3, 2]]), a=conv(3, 4), out=conv(4, 2)),
+        {}, {"a": "'index' divides it", **out},
+    )  # fmt: skip
+    add(
+        "assembly in a buffer",
+        Net(_assembled, a=conv(3, 4), b=conv(3, 4), c=conv(8, 6), out=conv(6, 2)),
+        {"c": 6}, {"a": "'aten::copy_' cannot be followed", "b": "copy_", **out},
+    )  # fmt: skip
+    add(
+        "PReLU of both kinds",
+        Net(lambda m, x: m.out(m.p(m.b(m.q(m.a(x))))),
+            a=conv(3, 8), q=nn.PReLU(), b=conv(8, 6), p=nn.PReLU(6), out=conv(6, 2)),
+        {"a": 8, "b": 6}, out,
+    )  # fmt: skip
+    add(
+        "module used twice",
+        Net(lambda m, x: m.out(r(m.b(r(m.b(r(m.a(x))))))),
+            a=conv(3, 8), b=conv(8, 8), out=conv(8, 2)),
+        {"a": 8}, out,
+    )  # fmt: skip
+    twin = conv(8, 8)
+    tied = conv(8, 8)
+    tied.weight = twin.weight
+    add(
+        "tied weights",
+        Net(lambda m, x: m.out(r(m.c(r(m.b(r(m.a(x))))))),
+            a=conv(3, 8), b=twin, c=tied, out=conv(8, 2)),
+        {"a": 8}, out,
+    )  # fmt: skip
+    add(
+        "tied autoencoder",
+        with_parameter(
+            Net(lambda m, x: m.out(F.linear(r(F.linear(r(m.a(x.flatten(1))), m.w)), m.w.t())),
+                a=nn.Linear(192, 8), out=nn.Linear(8, 2)),
+            "w", torch.randn(5, 8)),
+        {"a": 8, "w": 5}, out,
+    )  # fmt: skip
+    add(
+        "scale and shift by hand",
+        with_parameter(
+            with_parameter(
+                Net(lambda m, x: m.out(r(m.a(x) * m.g + m.h.view(1, -1, 1, 1))),
+                    a=conv(3, 8), out=conv(8, 2)),
+                "g", torch.randn(8, 1, 1)),
+            "h", torch.randn(8)),
+        {"a": 8}, out,
+    )  # fmt: skip
+    add(
+        "one number added to all channels",
+        with_parameter(
+            Net(lambda m, x: m.out(m.a(x) + m.g), a=conv(3, 8), out=conv(8, 2)),
+            "g", torch.randn(1)),
+        {}, {"a": "would not be zero", **out},
+    )  # fmt: skip
+    add(
+        "division by a parameter",
+        with_parameter(
+            Net(lambda m, x: m.out(m.a(x) / m.g), a=conv(3, 8), out=conv(8, 2)),
+            "g", torch.rand(8, 1, 1) + 1),
+        {}, {"a": "'aten::div' cannot be followed", **out},
+    )  # fmt: skip
+    add(
+        "weight that also scales",
+        Net(lambda m, x: m.out(r(m.a(x)) * m.a.weight.mean()), a=conv(3, 8), out=conv(8, 2)),
+        {}, {"a": "its weights also go through 'aten::mean'", **out},
+    )  # fmt: skip
+    add(
+        "spatial gate",
+        Net(lambda m, x: (lambda y: m.out(y * torch.sigmoid(m.g(y))))(r(m.a(x))),
+            a=conv(3, 8), g=conv(8, 1), out=conv(8, 2)),
+        {"a": 8}, {"g": "it is spread over other channels", **out},
+    )  # fmt: skip
+    add(
+        "Conv1d",
+        Net(lambda m, x: m.out(F.max_pool1d(r(m.n(m.a(x.flatten(2)))), 2)),
+            a=nn.Conv1d(3, 8, 3), n=nn.BatchNorm1d(8), out=nn.Conv1d(8, 2, 3)),
+        {"a": 8}, out,
+    )  # fmt: skip
+    add(
+        "ConvTranspose2d",
+        Net(lambda m, x: m.out(r(m.d(r(m.b(r(m.a(x))))))),
+            a=conv(3, 8), b=nn.ConvTranspose2d(8, 6, 2, stride=2),
+            d=nn.ConvTranspose2d(6, 6, 2, groups=6), out=nn.ConvTranspose2d(6, 2, 2)),
+        {"a": 8, "b": 6}, out,
+    )  # fmt: skip
+    add(
+        "functional convolution with a parameter of the parent",
+        with_parameter(
+            Net(lambda m, x: m.out(r(F.conv2d(r(m.a(x)), m.w))), a=conv(3, 8), out=conv(6, 2)),
+            "w", torch.randn(6, 8, 3, 3)),
+        {"a": 8, "w": 6}, out,
+    )  # fmt: skip
+    add(
+        "several outputs",
+        Net(lambda m, x: (lambda y: {"y": [m.out(y), 3], "z": m.b(y)})(r(m.a(x))),
+            a=conv(3, 8), b=conv(8, 4), out=conv(8, 2)),
+        {"a": 8}, {"b": "output", **out},
+    )  # fmt: skip
+    add(
+        "operations in place",
+        Net(lambda m, x: m.out(m.a(x).relu_().add_(m.b(x)).mul_(2).clamp_(0, 6)),
+            a=conv(3, 8), b=conv(3, 8), out=conv(8, 2)),
+        {"a": 8}, out,
+    )  # fmt: skip
+    add(
+        "layer norm over the channels",
+        Net(lambda m, x: m.out(r(m.b(r(m.n(m.a(x.flatten(1))))))),
+            a=nn.Linear(192, 8), n=nn.LayerNorm(8), b=nn.Linear(8, 6), out=nn.Linear(6, 2)),
+        {"b": 6}, {"a": "'aten::native_layer_norm' cannot be followed in 'n'", **out},
+    )  # fmt: skip
+    add(
+        "tokens",
+        Net(lambda m, x: m.out(F.gelu(m.b(F.gelu(m.a(x.flatten(2).transpose(1, 2))))).softmax(1)
+                               .mean(1)),
+            a=nn.Linear(3, 8), b=nn.Linear(8, 6), out=nn.Linear(6, 2)),
+        {"a": 8}, {"b": "would not be zero", **out},
+    )  # fmt: skip
+    add(
+        "attention",
+        Net(lambda m, x: (lambda t: m.out(m.p(m.v(t)) + (m.q(t) @ m.v(t).transpose(1, 2)).sum()))(
+                x.flatten(2).transpose(1, 2)),
+            q=nn.Linear(3, 8), v=nn.Linear(3, 8), p=nn.Linear(8, 6), out=nn.Linear(6, 2)),
+        {}, {"q": "'aten::bmm' cannot be followed", "v": "bmm", "p": "not be zero", **out},
+    )  # fmt: skip
+    add(
+        "padding with ones",
+        Net(lambda m, x: m.out(F.pad(m.a(x), (1, 1, 1, 1), value=1.0)),
+            a=conv(3, 8), out=conv(8, 2)),
+        {}, {"a": "would not be zero", **out},
+    )  # fmt: skip
+    add(
+        "mirror, upsampling and standard deviation",
+        Net(lambda m, x: m.out(torch.cat([
+                (y := F.interpolate(F.pad(m.a(x), (1, 1, 1, 1), mode="reflect"),
+                                    scale_factor=2)).std((2, 3)), y.amax((2, 3))], 1)),
+            a=conv(3, 8), out=nn.Linear(16, 2)),
+        {"a": 8}, out,
+    )  # fmt: skip
+    add(
+        "norm under two names, on a stream",
+        _shared_norm(),
+        {"a": 8, "n": 8}, {"out": "output"},
+    )  # fmt: skip
+    return cases
+
+
+def _assembled(m: Any, x: Tensor) -> Tensor:
+    both = x.new_zeros(x.shape[0], 8, 8, 8)
+    both[:, :4] = m.a(x)
+    both[:, 4:] = m.b(x)
+    result: Tensor = m.out(F.relu(m.c(both)))
+    return result
+
+
+def _shared_norm() -> nn.Module:
+    norm = nn.BatchNorm2d(8)
+    return Net(
+        lambda m, x: (lambda y: m.out(F.relu(y + m.b(F.relu(m.other.n(y))))))(m.a(x)),
+        a=conv(3, 8), n=norm, other=nn.Sequential(OrderedDict(n=norm)), b=conv(8, 8),
+        out=conv(8, 2),
+    )  # fmt: skip
+
+
+NETS = nets()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_network_is_cut_right_or_kept_whole_with_a_reason(name: str) -> None:
+    net, sizes, whole = NETS[name]
+    enliven_(net, SHAPE)
+    found = trace(net, SHAPE)
+    assert {n: g.size for n, g in found.groups.items()} == sizes
+    assert found.whole.keys() == whole.keys()
+    for layer, reason in whole.items():
+        assert reason in found.whole[layer]
+    for seed in range(2):
+        mask = random_mask(found, seed=seed, keep=0.5)
+        assert verify(net, mask, found) < EXACT
+
+
+# Networks of torchvision, without weights
+
+QUICK = {
+    "resnet18": 12,
+    "squeezenet1_0": 25,
+    "mobilenet_v2": 25,
+    "mobilenet_v3_small": 27,
+    "mnasnet0_5": 25,
+    "shufflenet_v2_x0_5": 18,
+    "googlenet": 57,
+}
+SLOW = {
+    "vgg11_bn": 10,
+    "regnet_y_400mf": 21,
+    "densenet121": 182,
+    "efficientnet_b0": 40,
+    "resnext50_32x4d": 5,
+    "inception_v3": 94,
+    "convnext_tiny": 18,
+    "swin_t": 12,
+    "vit_b_16": 12,
+}
+REASONS = (
+    "network's output",
+    "grouped convolution",
+    "split into parts by a view",
+    "native_layer_norm' cannot be followed",
+    "meets data that is kept whole",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_groups"),
+    [*QUICK.items(), *[pytest.param(*case, marks=pytest.mark.slow) for case in SLOW.items()]],
+)
+def test_networks_of_torchvision(name: str, num_groups: int) -> None:
+    arguments: dict[str, Any] = {"weights": None, "num_classes": 10}
+    if name in ("googlenet", "inception_v3"):
+        arguments |= {"aux_logits": False, "init_weights": False}
+    if name == "vit_b_16":
+        arguments |= {"image_size": 32}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = getattr(torchvision.models, name)(**arguments)
+    size = {"inception_v3": 96, "vit_b_16": 32}.get(name, 64)
+    shape = (1, 3, size, size)
+    enliven_(net, shape)
+    found = trace(net, shape)
+    assert len(found.groups) == num_groups
+    assert all(any(known in reason for known in REASONS) for reason in found.whole.values())
+    assert verify(net, random_mask(found), found) < EXACT
+
+
+def test_layers_that_only_train_are_not_forgotten() -> None:
+    net = Net(_with_auxiliary, a=conv(3, 8), aux=conv(8, 2), out=conv(8, 2))
+    found = trace(net, SHAPE)
+    assert found.idle == ("aux.weight", "aux.bias")
+    with pytest.raises(TraceError, match="a layer that runs in training only reads what was cut"):
+        shrink(net, random_mask(found), found)
+    whole = trace(net, SHAPE, keep=["a"])
+    assert not whole.groups
+
+
+def _with_auxiliary(m: Any, x: Tensor) -> Tensor:
+    y = F.relu(m.a(x))
+    result: Tensor = m.out(y)
+    return result + m.aux(y) if m.training else result
+
+
+# Errors
+
+
+def test_code_that_fixes_a_number_of_channels_is_named() -> None:
+    net = Net(
+        lambda m, x: m.out(F.adaptive_avg_pool2d(m.a(x), 1).view(-1, 8)),
+        a=conv(3, 8),
+        out=nn.Linear(8, 2),
+    )
+    found = trace(net, SHAPE)
+    with pytest.raises(
+        TraceError, match=r"does not run: .*shape.*invalid.*fixes a number of chann"
+    ):
+        shrink(net, random_mask(found), found)
+    assert not trace(net, SHAPE, keep=["a"]).groups
+
+
+class Answer:
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+def test_output_that_hides_its_tensors_is_refused() -> None:
+    net = Net(lambda m, x: Answer(m.a(x)), a=conv(3, 8))
+    with pytest.raises(TraceError, match="output holds a Answer, in which no tensor can be found"):
+        trace(net, SHAPE)
+
+
+class Turn(nn.Module):
+    """A mover that does not keep its channels in one dimension."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+    def narrow_(self, *, kept_in: Tensor, kept_out: Tensor) -> None:
+        raise AssertionError
+
+
+def test_mover_whose_channels_vary_over_its_map_is_refused() -> None:
+    net = Net(lambda m, x: m.out(m.t(m.a(x))), a=conv(3, 8), t=Turn(), out=conv(8, 2))
+    with pytest.raises(TraceError, match=r"pass 't' vary over its map, .* Remove that method"):
+        trace(net, SHAPE)
+
+
+class Drop(nn.Module):
+    """A mover that drops every second channel."""
+
+    def __init__(self, num: int) -> None:
+        super().__init__()
+        self.kept = torch.arange(0, num, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.kept]
+
+    def narrow_(self, *, kept_in: Tensor, kept_out: Tensor) -> None:
+        place = {old: new for new, old in enumerate(kept_in.tolist())}
+        self.kept = torch.tensor([place[int(self.kept[i])] for i in kept_out])
+
+
+def test_any_module_that_can_narrow_itself_is_followed() -> None:
+    net = Net(lambda m, x: m.out(m.d(F.relu(m.a(x)))), a=conv(3, 8), d=Drop(8), out=conv(4, 2))
+    found = trace(net, SHAPE)
+    assert {n: g.size for n, g in found.groups.items()} == {"a": 8}
+    for seed in range(4):
+        assert verify(net, random_mask(found, seed=seed), found) < EXACT
+
+
+def test_a_rule_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(lambda m, x: m.out(m.a(x).cumsum(2)), a=conv(3, 8), out=conv(8, 2))
+    assert "'aten::cumsum' cannot be followed" in trace(net, SHAPE).whole["a"]
+    monkeypatch.setitem(RULES, "aten::cumsum", RULES["aten::relu"])  # gone after the test
+
+    @rule("aten::cumsum")
+    def keep_colours(painter: Painter, node: Node) -> None:
+        painter.put(node, painter.of(node.args[0]))
+
+    found = trace(net, SHAPE)
+    assert list(found.groups) == ["a"]
+    assert verify(net, random_mask(found), found) < EXACT
+
+
+def test_mask_over_one_unit_of_a_shared_weight_cuts_all_its_uses() -> None:
+    net, _, _ = NETS["tied weights"]
+    found = trace(net, SHAPE)
+    kept = {"a": torch.arange(8) != 3}
+    small = shrink(net, Mask(unit="channel", kept=kept), found)
+    assert small.get_parameter("b.weight") is small.get_parameter("c.weight")
+    assert small.get_submodule("c").in_channels == 7
