@@ -102,7 +102,15 @@ class Registry(Generic[T]):
         self._discovered = True  # first, because the modules below may ask for names themselves
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
+            try:
+                importlib.import_module(f"{self.package}.{module.name}")
+            except ConfigError:
+                raise
+            except Exception as error:
+                raise ConfigError(
+                    f"The file {module.name}.py of {self.package} cannot be imported: "
+                    f"{type(error).__name__}: {error}. Mend it, or take it out of the folder."
+                ) from error
         for point in entry_points(group=self.package):
             point.load()
 
