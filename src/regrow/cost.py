@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from regrow.mask import Mask
+from regrow.surgery.tape import evaluating
 
 # Backward costs about twice forward: once for the inputs' gradients, once for the weights'.
 TRAINING_FACTOR = 3
 
-_Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_WEIGHTED = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,34 +45,30 @@ class Cost:
 
 def measure(model: nn.Module, example: Tensor, mask: Mask | None = None) -> Cost:
     """Measure a network on one example ``[1, C, H, W]``; of masked weights count those kept."""
-    kept = {} if mask is None or mask.unit != "weight" else dict(mask.kept)
-    density = {name: float(k.float().mean()) for name, k in kept.items()}
-    removed = sum(int((~k).sum()) for k in kept.values())
+    kept = {} if mask is None or mask.unit != "weight" else mask.kept
+    num_kept = {name: int(k.sum()) for name, k in kept.items()}
+    removed = sum(k.numel() - num_kept[name] for name, k in kept.items())
     totals = {"macs": 0, "flops": 0}
 
     def count(name: str, module: nn.Module, inputs: Tensor, output: Tensor) -> None:
-        macs, flops = _count(module, inputs, output, density.get(f"{name}.weight", 1.0))
+        weight = f"{name}.weight" if name else "weight"
+        macs, flops = _count(module, inputs, output, num_kept.get(weight))
         totals["macs"] += macs
         totals["flops"] += flops
 
-    was_training = model.training
-    model.eval()
-    with _watched(model, count), torch.no_grad():
+    with evaluating(model), _watched(model, count), torch.no_grad():
         model(example)
-    model.train(was_training)
     parameters = sum(p.numel() for p in model.parameters()) - removed
     return Cost(parameters=parameters, macs=totals["macs"], flops=totals["flops"])
 
 
-def _count(module: nn.Module, inputs: Tensor, output: Tensor, density: float) -> tuple[int, int]:
-    """Return (macs, flops) of one call of one layer."""
-    if isinstance(module, _Convolution):
-        positions = output.numel() // module.out_channels
-        macs = round(positions * module.weight.numel() * density)
-        return macs, 2 * macs + (output.numel() if module.bias is not None else 0)
-    if isinstance(module, nn.Linear):
-        rows = output.numel() // module.out_features
-        macs = round(rows * module.weight.numel() * density)
+def _count(
+    module: nn.Module, inputs: Tensor, output: Tensor, num_kept: int | None
+) -> tuple[int, int]:
+    """Return (macs, flops) of one call of one layer, of whose weights ``num_kept`` are not zero."""
+    if isinstance(module, _WEIGHTED):
+        num_weights = module.weight.numel() if num_kept is None else num_kept
+        macs = _uses_of_a_weight(module, inputs, output) * num_weights
         return macs, 2 * macs + (output.numel() if module.bias is not None else 0)
     if isinstance(module, nn.BatchNorm2d):
         return 0, 2 * inputs.numel()
@@ -81,6 +80,16 @@ def _count(module: nn.Module, inputs: Tensor, output: Tensor, density: float) ->
     ):
         return 0, _window(module, inputs, output) * output.numel()
     return 0, 0
+
+
+def _uses_of_a_weight(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
+    """Count how often each weight is multiplied: positions of the map, rows of the data."""
+    if isinstance(module, nn.Linear):
+        return output.numel() // module.out_features
+    if isinstance(module, _TRANSPOSED):
+        return inputs.numel() // module.in_channels
+    assert isinstance(module, _CONVOLUTIONS)
+    return output.numel() // module.out_channels
 
 
 def _window(module: nn.Module, inputs: Tensor, output: Tensor) -> int:

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, unknown
 
 Unit = Literal["channel", "weight"]
 
@@ -76,22 +77,19 @@ def holder(mask: Mask) -> Callable[[nn.Module], None]:
     momentum, and weight decay of zero is zero.
     """
     _require_weights(mask)
-    cache: dict[int, tuple[list[nn.Parameter], list[Tensor]]] = {}
+    cache: WeakKeyDictionary[nn.Module, tuple[list[Tensor], list[Tensor]]] = WeakKeyDictionary()
 
     def hold_(model: nn.Module) -> None:
-        if id(model) not in cache:
-            cache.clear()
-            named = dict(model.named_parameters())
-            cache[id(model)] = (
-                [named[name] for name in mask.kept],
-                [kept.to(named[name]) for name, kept in mask.kept.items()],
-            )
-        parameters, factors = cache[id(model)]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        if model not in cache:
+            cache[model] = _masked(model, mask)
+        parameters, factors = cache[model]
+        pairs = [
+            (p.grad, f) for p, f in zip(parameters, factors, strict=True) if p.grad is not None
+        ]
         with torch.no_grad():
-            torch._foreach_mul_(parameters, factors)  # type: ignore[arg-type]
-            if len(gradients) == len(factors):
-                torch._foreach_mul_(gradients, factors)
+            torch._foreach_mul_(parameters, factors)
+            if pairs:
+                torch._foreach_mul_([gradient for gradient, _ in pairs], [f for _, f in pairs])
 
     return hold_
 
@@ -99,10 +97,28 @@ def holder(mask: Mask) -> Callable[[nn.Module], None]:
 def apply_(model: nn.Module, mask: Mask) -> None:
     """Zero the masked weights of a model, in place."""
     _require_weights(mask)
-    named = dict(model.named_parameters())
+    parameters, factors = _masked(model, mask)
     with torch.no_grad():
-        for name, kept in mask.kept.items():
-            named[name].mul_(kept.to(named[name]))
+        for parameter, factor in zip(parameters, factors, strict=True):
+            parameter.mul_(factor)
+
+
+def _masked(model: nn.Module, mask: Mask) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the parameters that a mask names, and the mask as factors of 0 and 1 for each."""
+    named = dict(model.named_parameters())
+    for name, kept in mask.kept.items():
+        if name not in named:
+            raise ConfigError(
+                "The mask names a parameter that the network lacks. "
+                f"{unknown('parameter', name, named)}"
+            )
+        if kept.shape != named[name].shape:
+            raise ConfigError(
+                f"The mask of {name!r} has the shape {tuple(kept.shape)}, but the parameter has "
+                f"{tuple(named[name].shape)}. Use a mask made for this network."
+            )
+    parameters: list[Tensor] = [named[name] for name in mask.kept]
+    return parameters, [kept.to(named[name]) for name, kept in mask.kept.items()]
 
 
 def _require_weights(mask: Mask) -> None:
