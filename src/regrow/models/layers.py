@@ -22,13 +22,15 @@ class Init:
 
     - ``conv_fan``: convolutions are N(0, 2 / (k * k * channels)), He et al. 2015, where channels
       are the layer's outputs ("out") or its inputs ("in"); biases are 0.
-    - ``norm_scale``: the scale of every BatchNorm2d; shifts are 0. BatchNorm1d keeps 1 and 0.
+    - ``norm_scale``: the scale of every BatchNorm2d; shifts are 0.
+    - ``norm1d_scale``: the scale of every BatchNorm1d; shifts are 0.
     - ``linear``: "normal" is N(0, 0.01^2) with bias 0, "kaiming" is N(0, 2 / inputs) with bias 0,
       "default" is PyTorch's own.
     """
 
     conv_fan: Literal["out", "in"] = "out"
     norm_scale: float = 1.0
+    norm1d_scale: float = 1.0
     linear: Literal["normal", "kaiming", "default"] = "default"
 
 
@@ -47,6 +49,7 @@ def initialise_by_type_(model: nn.Module, init: Init) -> None:
             nn.init.constant_(module.weight, init.norm_scale)
         elif isinstance(module, nn.BatchNorm1d):
             module.reset_parameters()
+            nn.init.constant_(module.weight, init.norm1d_scale)
         elif isinstance(module, nn.Linear):
             _draw_linear_(module, init.linear)
 
@@ -69,12 +72,17 @@ def _draw_linear_(linear: nn.Linear, rule: str) -> None:
 
 
 class Classifier(nn.Module):
-    """Features of any map size, the mean over the map, and a head: the frame of every family."""
+    """Features of any map size, the mean over the map, and a head: the frame of every family.
 
-    def __init__(self, features: nn.Module, head: nn.Module, *, init: Init) -> None:
+    The head reads ``map_size`` x ``map_size`` means of each channel, usually one.
+    """
+
+    def __init__(
+        self, features: nn.Module, head: nn.Module, *, init: Init, map_size: int = 1
+    ) -> None:
         super().__init__()
         self.features = features
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool = nn.AdaptiveAvgPool2d(map_size)
         self.head = head
         self.init = init
         self.initialise_()
@@ -111,6 +119,33 @@ class ZeroPad(nn.Module):
     def extra_repr(self) -> str:
         """Show the appended channels in the printed model."""
         return f"channels={self.channels}"
+
+
+class Select(nn.Module):
+    """Pass on a fixed choice of channels: ``[N, C, H, W] -> [N, len(index), H, W]``.
+
+    The choice is part of the network, so it is kept when the parameters are drawn anew. A cut of
+    the channels that come in, or of those that are passed on, moves it (``narrow_``).
+    """
+
+    index: Tensor
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("index", index.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Select the channels."""
+        return x.index_select(1, self.index)
+
+    def narrow_(self, kept_in: Tensor, kept_out: Tensor) -> None:
+        """Point at the same channels among those that still come in."""
+        chosen = self.index[kept_out.to(self.index.device)]
+        self.index = torch.searchsorted(kept_in.to(self.index.device), chosen)
+
+    def extra_repr(self) -> str:
+        """Show the number of channels that are passed on in the printed model."""
+        return f"channels={len(self.index)}"
 
 
 class AveragePoolShortcut(nn.Module):
