@@ -15,12 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from regrow.errors import ConfigError, StoreError
+from regrow.errors import ConfigError, StoreError, TraceError
 from regrow.mask import Mask
 from regrow.models import ModelSpec, build
 from regrow.surgery import shrink, trace
 
 FORMAT = 1
+ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,7 +63,9 @@ class Architecture:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Architecture":
-        """Read what ``to_json`` wrote."""
+        """Read what ``to_json`` wrote; anything else is a ``StoreError``."""
+        if not isinstance(value, Mapping):
+            raise StoreError(f"An architecture must be a mapping. Got {value!r}: save it anew.")
         if value.get("format") != FORMAT:
             raise StoreError(
                 f"This architecture has format {value.get('format')!r}, and this regrow reads "
@@ -76,56 +79,82 @@ class Architecture:
             return cls(
                 model=ModelSpec.from_json(value["model"]), shape=tuple(value["shape"]), cuts=cuts
             )
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError) as error:
             raise StoreError(f"This architecture is damaged ({error!r}). Save it anew.") from error
 
 
 def _stays(of: int, kept: list[int]) -> Tensor:
+    if not all(isinstance(unit, int) and 0 <= unit < of for unit in kept):
+        raise ValueError(f"units outside 0 to {of - 1}")
     stays = torch.zeros(of, dtype=torch.bool)
     stays[kept] = True
     return stays
 
 
 def save(folder: str | Path, model: nn.Module, architecture: Architecture) -> None:
-    """Write a network's ``architecture.json`` and ``weights.safetensors`` into a folder."""
+    """Write a network's ``architecture.json`` and ``weights.safetensors`` into a folder.
+
+    Raises:
+        ConfigError: the network is not one of this architecture, or the folder cannot be written.
+    """
     path = Path(folder)
+    # A clone of each, because the format holds no two tensors of one storage.
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    _check_fit(architecture.build(), state)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-        save_file(state, path / "weights.safetensors")
-        text = json.dumps(architecture.to_json(), indent=1)
-        (path / "architecture.json").write_text(text, encoding="utf-8")
-    except OSError as error:
+        save_file(state, path / WEIGHTS)
+        content = json.dumps(architecture.to_json(), indent=1)
+        (path / ARCHITECTURE).write_text(content, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
         raise ConfigError(
-            f"Cannot write the network to '{folder}': {error.strerror or error}. Name a folder "
-            "that you may write to."
+            f"Cannot write the network to '{folder}': {getattr(error, 'strerror', None) or error}. "
+            "Name a folder that you may write to."
         ) from error
 
 
 def load(folder: str | Path) -> nn.Module:
-    """Rebuild a network that ``save`` (or a study) left in a folder, in evaluation mode.
+    """Rebuild a network that ``save`` left in a folder, in evaluation mode.
 
     Raises:
         StoreError: a file is missing or damaged, or the weights do not fit the architecture.
+        ConfigError: its model is not registered (a user's file has to be loaded first).
     """
     path = Path(folder)
     try:
-        text = (path / "architecture.json").read_text(encoding="utf-8")
-        weights = load_file(path / "weights.safetensors")
+        value = json.loads((path / ARCHITECTURE).read_text(encoding="utf-8"))
+        weights = load_file(path / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise StoreError(
-            f"No network can be read from '{folder}': {error}. Expected architecture.json and "
-            "weights.safetensors, as regrow.save writes them."
+            f"No network can be read from '{folder}': {error}. Expected {ARCHITECTURE} and "
+            f"{WEIGHTS}, as regrow.save writes them."
         ) from error
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise StoreError(f"'{path / 'architecture.json'}' is damaged ({error}).") from error
-    model = Architecture.from_json(value).build()
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
+    except ValueError as error:
         raise StoreError(
-            f"The weights in '{folder}' do not fit its architecture: {error}"
+            f"'{path / ARCHITECTURE}' is damaged ({error}). Save the network anew."
         ) from error
+    try:
+        model = Architecture.from_json(value).build()
+    except TraceError as error:
+        raise StoreError(
+            f"The cuts in '{path / ARCHITECTURE}' do not fit its model: {error}"
+        ) from error
+    try:
+        _check_fit(model, weights)
+    except ConfigError as error:
+        raise StoreError(
+            f"The weights in '{folder}' do not fit its architecture. {error}"
+        ) from error
+    model.load_state_dict(weights)
     return model.eval()
+
+
+def _check_fit(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes; a ``ConfigError`` names the first that differs."""
+    own = model.state_dict()
+    for name in (*own, *state):
+        shapes = [tuple(s[name].shape) if name in s else "nothing" for s in (own, state)]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"The architecture has {shapes[0]} for {name!r}, and the network {shapes[1]}."
+            )

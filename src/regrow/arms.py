@@ -5,7 +5,7 @@ the few lines at the end of this file.
 """
 
 from dataclasses import dataclass, replace
-from math import floor
+from math import floor, isfinite
 from typing import Any, Literal, get_args
 
 from regrow.errors import ConfigError
@@ -34,6 +34,16 @@ class Budget:
         if self.kind not in get_args(BudgetKind):
             raise ConfigError(
                 f"A budget must be one of {', '.join(get_args(BudgetKind))}. Got {self.kind!r}."
+            )
+        if self.kind not in ("epochs", "share") and self.amount is not None:
+            raise ConfigError(
+                f"A budget of {self.kind} takes no 'amount'. Got {self.amount!r}: leave it out, or "
+                "take a budget of epochs or of a share."
+            )
+        if self.kind != "equal-flops" and self.cap is not None:
+            raise ConfigError(
+                f"Only a budget of equal FLOPs can have a 'cap'. Got {self.cap!r} for a budget of "
+                f"{self.kind}."
             )
         if self.kind == "epochs" and not _is_whole(self.amount):
             raise ConfigError(
@@ -111,7 +121,7 @@ class Arm:
         return replace(base, epochs=epochs, lr=self.lr or base.lr)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the arm does, without its name."""
+        """Return what the arm does, without its name: equal for arms that do the same."""
         budget = {"kind": self.budget.kind, "amount": self.budget.amount, "cap": self.budget.cap}
         fields = {"start": self.start, "schedule": self.schedule, "lr": self.lr}
         return {
@@ -134,7 +144,9 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return isfinite(value) and value > 0
 
 
 # The two that are measured rather than trained.
@@ -158,3 +170,6 @@ WINNING_TICKET = register_arm(
 RANDOM_INIT = register_arm(
     Arm(name="random-init", start="redrawn", budget=Budget(kind="equal-epochs"))
 )
+
+# What a study runs that does not name its arms, in the order of its table.
+DEFAULT_ARMS = (UNPRUNED, PRUNED, FINE_TUNE, SCRATCH_E, SCRATCH_B, WINNING_TICKET, RANDOM_INIT)

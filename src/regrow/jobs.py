@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +20,7 @@ from regrow.cost import Cost, measure
 from regrow.data import Dataset, DataSpec
 from regrow.mask import Mask, apply_, holder
 from regrow.models import ModelSpec, build, initialise_
-from regrow.prune import CRITERIA, METHODS, Method, select
+from regrow.prune import METHODS, Method, select
 from regrow.seeds import derive
 from regrow.surgery import trace
 from regrow.train import Recipe, Training, evaluate
@@ -143,7 +143,7 @@ class Train(_Keyed):
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(_Keyed):
-    """Choose what stays of a network: of a trained one, or (``parent`` None) by structure alone."""
+    """Choose what stays of a network: of a trained one, or (``parent`` None) as first drawn."""
 
     kind: ClassVar[str] = "prune"
     version: ClassVar[int] = 1
@@ -155,7 +155,7 @@ class Prune(_Keyed):
     parent: Train | None = None
     sparsity: float | None = None
     shares: tuple[float, ...] | None = None
-    code: str | None = None  # digest of the criterion's file, where it is not part of this package
+    code: str | None = None  # digest of the files that decide, where not part of this package
     label: str = "prune"
 
     @property
@@ -168,9 +168,8 @@ class Prune(_Keyed):
         """All that was asked for."""
         method = self.method
         return _without_none(
-            # What a criterion sees of images belongs to its parent; none is needed without one.
+            data=self.data.content,  # a criterion may look at images
             model=self.model.to_json(),
-            shape=list(self.data.shape),
             criterion=method.criterion,
             allocation=method.allocation if self.shares is None else None,
             unit=method.unit,
@@ -198,7 +197,7 @@ class Prune(_Keyed):
             self.method,
             sparsity=self.sparsity,
             shares=self.shares,
-            dataset=context.dataset(self.data.spec) if self.parent is not None else None,
+            dataset=context.dataset(self.data.spec),
             seed=self.seed,
         )
         before = model_cost(self.model, self.data.shape)
@@ -282,6 +281,7 @@ class Retrain(_Keyed):
         epochs = self.arm.budget.epochs(self.recipe.epochs, ratio)
         record: dict[str, Any] = {"ratio": ratio, "capped": self.arm.budget.is_capped(ratio)}
         if epochs == 0:
+            model = model.to(context.device)
             return Outcome(record | _result(model, dataset, self.recipe, after, None))
         recipe = self.arm.recipe(self.recipe, epochs)
         training = Training(
@@ -356,7 +356,14 @@ def _result(
     model: nn.Module, dataset: Dataset, recipe: Recipe, cost: Cost, training: Training | None
 ) -> dict[str, Any]:
     """Measure a network that has been trained (or not), and say what that took."""
-    test = evaluate(model, dataset.test, dataset, precision=recipe.precision)
+    score = partial(
+        evaluate,
+        model,
+        dataset=dataset,
+        precision=recipe.precision,
+        channels_last=recipe.channels_last,
+    )
+    test = score(dataset.test)
     samples = training.samples if training is not None else 0
     record: dict[str, Any] = {
         "accuracy": test.accuracy,
@@ -369,7 +376,7 @@ def _result(
         "history": training.history if training is not None else [],
     }
     if dataset.validation is not None:
-        held_out = evaluate(model, dataset.validation, dataset, precision=recipe.precision)
+        held_out = score(dataset.validation)
         record["validation"] = {"accuracy": held_out.accuracy, "loss": held_out.loss}
     return record
 
@@ -388,5 +395,4 @@ def _without_none(**fields: Any) -> dict[str, Any]:
 
 def structure_only(method: Method) -> Method:
     """Return the method that keeps the first units of each layer: the same widths, no weights."""
-    CRITERIA.get("first")
-    return replace(method, criterion="first", trained=False, penalty=None)
+    return replace(method, criterion="first", trained=False)

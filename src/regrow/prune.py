@@ -8,20 +8,19 @@ functions.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import floor
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.errors import ConfigError, TraceError
+from regrow.data import Dataset, normalise
+from regrow.errors import ConfigError, TraceError, unknown
 from regrow.mask import Mask, Unit
 from regrow.registry import Registry
 from regrow.seeds import seeded
 from regrow.surgery import Group, Kind, Slot, Trace
-
-if TYPE_CHECKING:
-    from regrow.data import Dataset
+from regrow.surgery.tape import evaluating
 
 Criterion = Callable[[Group, "Probe"], Tensor]
 Allocate = Callable[[Mapping[str, Tensor], float], dict[str, Tensor]]
@@ -31,6 +30,9 @@ SCOPES: tuple[str, ...] = get_args(Scope)
 CRITERIA: Registry[Criterion] = Registry("criterion", "regrow.methods")
 ALLOCATIONS: Registry[Allocate] = Registry("allocation", "regrow.methods")
 METHODS: "Registry[Method]" = Registry("method", "regrow.methods")
+
+PROBE_IMAGES = 512
+PROBE_BATCH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +53,8 @@ class Method:
         scope: which kinds of groups it prunes: ``conv`` (one convolution's filters),
             ``normed-conv`` (those that a norm of their own follows), ``linear``, ``stream``
             (residual streams), ``view`` (a norm's selection of a stream's channels).
-        trained: whether the criterion looks at trained weights; if not, the choice depends on the
-            seed alone and needs no parent.
+        trained: whether the criterion looks at a trained network; if not, it sees the network as
+            first drawn, and the choice needs no training.
         penalty: adds to the gradients in every step of the parent's training, given its strength.
         strength: the penalty's default strength for a model family (the key "" is for any other).
         targets: predefined architectures by name.
@@ -68,6 +70,18 @@ class Method:
     strength: Mapping[str, float] = field(default_factory=dict)
     targets: Mapping[str, Target] = field(default_factory=dict)
     reference: str = ""
+
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            raise self._error(unknown("unit", str(self.unit), get_args(Unit)))
+        if not self.scope:
+            raise self._error(f"The 'scope' must name one of {', '.join(SCOPES)}, or several.")
+        for kind in self.scope:
+            if kind not in SCOPES:
+                raise self._error(unknown("scope", str(kind), SCOPES))
+
+    def _error(self, message: str) -> ConfigError:
+        return ConfigError(f"The method {self.name!r}: {message}")
 
     def strength_for(self, family: str) -> float:
         """Return the published strength of the penalty for a model family."""
@@ -87,7 +101,8 @@ def criterion(name: str) -> Callable[[Criterion], Criterion]:
 def allocation(name: str) -> Callable[[Allocate], Allocate]:
     """Register an allocation: ``(scores by group, sparsity) -> kept units by group`` (decorator).
 
-    It may empty a group; ``select`` then keeps the unit that scores highest there.
+    Kept units are booleans, shaped as the scores. It may empty a group; ``select`` then keeps the
+    channel that scores highest there.
     """
 
     def register(function: Allocate) -> Allocate:
@@ -104,24 +119,32 @@ def register_method(
     allocation: str = "global",
     unit: Unit = "channel",
     scope: Sequence[Scope] = ("conv",),
-    **parts: Any,
+    trained: bool = True,
+    penalty: Callable[[nn.Module, float], None] | None = None,
+    strength: Mapping[str, float] | None = None,
+    targets: Mapping[str, Target] | None = None,
+    reference: str = "",
 ) -> Method:
     """Register a method under a name; the criterion may be a registered function itself.
 
-    >>> from regrow.methods.l1_filter import l1_norm
-    >>> register_method("l1-everywhere", criterion=l1_norm, scope=("conv", "stream")).criterion
-    'l1-norm'
+    The other parts are those of ``Method``::
+
+        register_method("l1-everywhere", criterion=l1_norm, scope=("conv", "stream"))
     """
-    origin = criterion if callable(criterion) else None
     method = Method(
         name=name,
         criterion=criterion if isinstance(criterion, str) else _name_of(criterion),
         allocation=allocation,
         unit=unit,
         scope=tuple(scope),
-        **parts,
+        trained=trained,
+        penalty=penalty,
+        strength=strength or {},
+        targets=targets or {},
+        reference=reference,
     )
-    METHODS.add(name, method, origin=origin or parts.get("penalty"))
+    # The penalty first: its code is part of what a training is, the criterion's of a pruning.
+    METHODS.add(name, method, origin=penalty or (criterion if callable(criterion) else None))
     return method
 
 
@@ -136,22 +159,22 @@ def _name_of(function: Criterion) -> str:
 
 
 class Probe:
-    """What a criterion may look at: weights, gradients and activations of the trained network.
+    """What a criterion may look at: weights, gradients and activations of a network.
 
-    Gradients and activations are taken on training images without augmentation, once, when first
-    asked for.
+    Gradients and activations are taken in evaluation mode, on training images drawn by the seed,
+    without augmentation. All that is returned is a copy, on the CPU; the network stays as it is.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        dataset: "Dataset | None" = None,
+        dataset: Dataset | None = None,
         *,
         seed: int = 0,
-        num_images: int = 512,
+        num_images: int = PROBE_IMAGES,
     ) -> None:
         self._model = model
-        self._parameters = dict(model.named_parameters())
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._dataset = dataset
         self._seed = seed
         self._num_images = num_images
@@ -159,79 +182,108 @@ class Probe:
 
     def weight(self, name: str) -> Tensor:
         """Return a parameter's values."""
-        return self._parameters[name].detach()
+        return self._parameters[name].detach().to("cpu", copy=True)
 
     def gradient(self, name: str) -> Tensor:
         """Return the gradient of the mean loss over the probe's images, shaped as the parameter."""
         if self._gradients is None:
             self._gradients = self._measure_gradients()
-        return self._gradients[name]
+        return self._gradients[name].clone()
 
     def activation(self, group: Group) -> Tensor:
-        """Return what a group's units put out, ``[images, units]``: the mean over the map.
+        """Return what a group's channels put out, ``[images, units]``: the mean over the map.
 
-        Taken after the group's norm where it has one, else from its first producer, before any
-        nonlinearity.
+        Taken after the group's first norm where it has one, else from its first producer, before
+        any nonlinearity. Single weights put out nothing of their own: a ``ConfigError``.
         """
-        slot = next(s for s in group.slots if s.role in ("producer", "norm"))
-        source = group.norms[0] if group.norms else slot.tensor.rpartition(".")[0]
+        slot = _output_of(group)
+        module = self._model.get_submodule(slot.tensor.rpartition(".")[0])
         found: list[Tensor] = []
 
         def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            found.append(output.flatten(2).mean(2) if output.dim() > 2 else output)
+            found.append(_mean_over_map(module, output).cpu())
 
-        handle = self._model.get_submodule(source).register_forward_hook(keep)
+        batches = self._batches()
+        handle = module.register_forward_hook(keep)
         try:
-            with torch.no_grad():
-                for x, _ in self._batches():
-                    self._model.eval()(x)
+            with evaluating(self._model), torch.no_grad():
+                for x, _ in batches:
+                    self._model(x)
         finally:
             handle.remove()
-        result = torch.zeros(sum(len(f) for f in found), group.size)
-        return result.index_add(1, slot.units.clamp(min=0), torch.cat(found))
+        values = torch.cat(found)  # [images, channels of the module]
+        if values.shape[1] != len(slot.units):
+            raise ConfigError(
+                f"Activations score channels, and {group.name!r} is a group of single weights. Use "
+                "unit 'channel', or a criterion of weights and gradients."
+            )
+        mine = slot.units >= 0
+        result = torch.zeros(len(values), group.size)
+        return result.index_add_(1, slot.units[mine], values[:, mine])
 
     def random(self, group: Group) -> Tensor:
         """Return uniform numbers ``[units]`` that depend on the seed and the group's name alone."""
         return torch.rand(group.size, generator=seeded(self._seed, "random-score", group.name))
 
     def _batches(self) -> list[tuple[Tensor, Tensor]]:
-        from regrow.data import normalise
-
         if self._dataset is None:
             raise ConfigError(
                 "This criterion looks at gradients or activations, so it needs images: give "
                 "select(..., dataset=...)."
             )
         data = self._dataset
+        device = next(iter(self._parameters.values())).device
         order = torch.randperm(len(data.train), generator=seeded(self._seed, "probe"))
+        parts = torch.split(order[: self._num_images], PROBE_BATCH)
         return [
-            (normalise(data.train.batch(part), data.mean, data.std), data.train.labels[part])
-            for part in torch.split(order[: self._num_images], 128)
+            (
+                normalise(data.train.batch(part).to(device), data.mean, data.std),
+                data.train.labels[part].to(device),
+            )
+            for part in parts
         ]
 
     def _measure_gradients(self) -> dict[str, Tensor]:
-        model = self._model.eval()
-        model.zero_grad(set_to_none=True)
+        total = {name: torch.zeros(p.shape) for name, p in self._parameters.items()}
+        learnt = {name: p for name, p in self._parameters.items() if p.requires_grad}
         batches = self._batches()
-        total = sum(len(y) for _, y in batches)
-        for x, y in batches:
-            loss = F.cross_entropy(model(x), y, reduction="sum") / total
-            loss.backward()  # type: ignore[no-untyped-call]
-        gradients = {
-            name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-            for name, p in self._parameters.items()
-        }
-        model.zero_grad(set_to_none=True)
-        return gradients
+        num_images = sum(len(labels) for _, labels in batches)
+        with evaluating(self._model), torch.enable_grad():
+            for x, labels in batches:
+                loss = F.cross_entropy(self._model(x), labels, reduction="sum") / num_images
+                parts = torch.autograd.grad(loss, tuple(learnt.values()), allow_unused=True)
+                for name, part in zip(learnt, parts, strict=True):
+                    if part is not None:
+                        total[name] += part.cpu()
+        return total
+
+
+def _output_of(group: Group) -> Slot:
+    """Return where a group's units lie in the output of its first norm, or of a producer."""
+    norms = [
+        slot
+        for slot in group.slots
+        if slot.role == "norm" and slot.tensor.rpartition(".")[0] in group.norms
+    ]
+    return (*norms, *group.producers())[0]
+
+
+def _mean_over_map(module: nn.Module, output: Tensor) -> Tensor:
+    """Average over everything but images and channels: ``[N, ...] -> [N, channels]``."""
+    channels = -1 if isinstance(module, nn.Linear | nn.LayerNorm) else 1
+    return output.movedim(channels, 1).flatten(2).mean(2) if output.dim() > 2 else output
 
 
 @allocation("global")
 def allocate_global(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Remove the floor(N * sparsity) lowest scores of all groups together; ties go by position."""
-    flat = torch.cat([s.flatten() for s in scores.values()])
-    kept = torch.ones(len(flat), dtype=torch.bool)
-    kept[torch.argsort(flat, stable=True)[: _share(len(flat), sparsity)]] = False
-    parts = torch.split(kept, [s.numel() for s in scores.values()])
+    """Remove the floor(N * sparsity) lowest scores of all groups together.
+
+    The official code takes the score at that position for a threshold and removes it too, with all
+    that equal it: one unit more.
+    """
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    kept = _highest(flat, len(flat) - _share(len(flat), sparsity))
+    parts = torch.split(kept, [score.numel() for score in scores.values()])
     return {name: part.clone() for name, part in zip(scores, parts, strict=True)}
 
 
@@ -243,12 +295,16 @@ def allocate_uniform(scores: Mapping[str, Tensor], sparsity: float) -> dict[str,
 
 def allocate_shares(scores: Mapping[str, Tensor], shares: Sequence[float]) -> dict[str, Tensor]:
     """Keep the floor(width * (1 - share)) highest scores of each group; a share for each."""
-    kept = {}
-    for (name, score), share in zip(scores.items(), shares, strict=True):
-        num_kept = _share(score.numel(), 1.0 - share)
-        order = torch.argsort(score.flatten(), stable=True, descending=True)
-        kept[name] = torch.zeros(score.numel(), dtype=torch.bool)
-        kept[name][order[:num_kept]] = True
+    return {
+        name: _highest(score, _share(score.numel(), 1.0 - share))
+        for (name, score), share in zip(scores.items(), shares, strict=True)
+    }
+
+
+def _highest(scores: Tensor, num: int) -> Tensor:
+    """Mark the highest scores; of equal ones the first."""
+    kept = torch.zeros(len(scores), dtype=torch.bool)
+    kept[torch.argsort(scores, stable=True, descending=True)[:num]] = True
     return kept
 
 
@@ -321,27 +377,32 @@ def select(
     """
     chosen = METHODS.get(method) if isinstance(method, str) else method
     groups = groups_in_scope(model, trace, chosen)
+    if shares is None:
+        sparsity = checked_sparsity(sparsity)
+    elif len(shares) != len(groups):
+        raise ConfigError(
+            f"{chosen.name}: expected a share for each of the network's {len(groups)} groups. "
+            f"Got {len(shares)}."
+        )
     probe = Probe(model, dataset, seed=seed)
     score = CRITERIA.get(chosen.criterion)
     scores = {name: _checked(chosen, group, score(group, probe)) for name, group in groups.items()}
     if shares is not None:
-        if len(shares) != len(groups):
-            raise ConfigError(
-                f"{chosen.name}: expected a share for each of the network's {len(groups)} groups. "
-                f"Got {len(shares)}."
-            )
-        kept = allocate_shares(scores, shares)
+        kept = allocate_shares(scores, [checked_sparsity(share) for share in shares])
     else:
-        kept = ALLOCATIONS.get(chosen.allocation)(scores, checked_sparsity(sparsity))
+        assert sparsity is not None
+        kept = ALLOCATIONS.get(chosen.allocation)(scores, sparsity)
+        _check_kept(chosen, scores, kept)
+    if chosen.unit == "weight":
+        # Not guarded: a layer without weights still passes on its bias and norm.
+        shapes = dict(model.named_parameters())
+        return Mask(unit="weight", kept={n: k.reshape(shapes[n].shape) for n, k in kept.items()})
     guarded = tuple(name for name, stays in kept.items() if not bool(stays.any()))
-    if chosen.unit == "weight":
-        guarded = ()  # a layer without weights still passes on its bias and norm: nothing breaks
-    for name in guarded:
-        kept[name][int(scores[name].argmax())] = True
-    shapes = dict(model.named_parameters())
-    if chosen.unit == "weight":
-        kept = {name: stays.reshape(shapes[name].shape) for name, stays in kept.items()}
-    return Mask(unit=chosen.unit, kept=kept, guarded=guarded)
+    return Mask(
+        unit="channel",
+        kept={n: _highest(scores[n], 1) if n in guarded else k for n, k in kept.items()},
+        guarded=guarded,
+    )
 
 
 def checked_sparsity(sparsity: float | None) -> float:
@@ -355,14 +416,26 @@ def checked_sparsity(sparsity: float | None) -> float:
 
 
 def _checked(method: Method, group: Group, scores: Tensor) -> Tensor:
-    if scores.shape != (group.size,):
+    if not isinstance(scores, Tensor) or scores.shape != (group.size,):
+        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ConfigError(
             f"The criterion {method.criterion!r} must return one score for each of the "
-            f"{group.size} units of {group.name!r}. Got shape {tuple(scores.shape)}."
+            f"{group.size} units of {group.name!r}. Got shape {shape}."
         )
     if not bool(torch.isfinite(scores).all()):
         raise ConfigError(
             f"The criterion {method.criterion!r} gave scores for {group.name!r} that are not all "
             "finite."
         )
-    return scores
+    return scores.detach().cpu()
+
+
+def _check_kept(method: Method, scores: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    for name, score in scores.items():
+        stays = kept.get(name)
+        if stays is None or stays.dtype != torch.bool or stays.shape != score.shape:
+            got = "nothing" if stays is None else f"{stays.dtype} {list(stays.shape)}"
+            raise ConfigError(
+                f"The allocation {method.allocation!r} must return a boolean for each of the "
+                f"{len(score)} units of {name!r}. Got {got}."
+            )

@@ -15,7 +15,7 @@ the study's top level.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -24,60 +24,27 @@ from typing import Any
 import torch
 import yaml
 
-from regrow.arms import ARMS, PRUNED, UNPRUNED, Arm, Budget
+from regrow.arms import UNPRUNED, Arm
 from regrow.data import DataSpec, fingerprint, load
-from regrow.errors import ConfigError, unknown
-from regrow.jobs import Material, Penalty, Prune, Retrain, Train, structure_only
-from regrow.models import FROM_DATA, MODELS, ModelSpec, build, resolve
-from regrow.prune import (
-    ALLOCATIONS,
-    CRITERIA,
-    METHODS,
-    SCOPES,
-    Method,
-    checked_sparsity,
-    groups_in_scope,
+from regrow.errors import ConfigError
+from regrow.experiment import (
+    AXES,
+    Cut,
+    Experiment,
+    MethodUse,
+    is_number,
+    mapping,
+    read_experiments,
+    text,
 )
+from regrow.jobs import Material, Penalty, Prune, Retrain, Train, structure_only
+from regrow.models import MODELS, ModelSpec, build
+from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, groups_in_scope
 from regrow.surgery import trace
-from regrow.train import Recipe
 from regrow.work import Job
 
 DEFAULT_MARGIN = 0.3  # points of accuracy: about two standard deviations of the paper's rows
-AXES = ("data", "models", "methods", "arms", "seeds", "recipe")
 KEYS = ("name", "title", *AXES, "margin", "experiments")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """How much a method removes: a sparsity, or a target's share of each group in turn."""
-
-    sparsity: float | None = None
-    target: str | None = None
-    shares: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodUse:
-    """A method as a study uses it: with its own parts replaced where the study says so."""
-
-    method: Method
-    label: str
-    cuts: tuple[Cut, ...]
-    strength: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """One data set, one model, and everything that is compared on them."""
-
-    data: DataSpec
-    data_label: str
-    model: ModelSpec
-    model_label: str
-    uses: tuple[MethodUse, ...]
-    arms: tuple[Arm, ...]
-    seeds: tuple[int, ...]
-    recipe: Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +58,19 @@ class Cell:
     seed: int
     job: Job
 
+    @property
+    def place(self) -> tuple[str, str, str, str, str, int]:
+        """Where it stands in the table: two results at one place could not be told apart."""
+        own, use, cut = self.experiment, self.use, self.cut
+        return (
+            own.data_label,
+            own.model_label,
+            use.label if use else "",
+            cut.label if cut else "",
+            self.arm.name,
+            self.seed,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
@@ -101,42 +81,56 @@ class Study:
     experiments: tuple[Experiment, ...]
     margin: float = DEFAULT_MARGIN
 
+    def __post_init__(self) -> None:
+        known: dict[tuple[str, str], Experiment] = {}
+        for one in self.experiments:
+            other = known.setdefault((one.data_label, one.model_label), one)
+            differs = [
+                a for a in ("data", "model", "recipe") if getattr(one, a) != getattr(other, a)
+            ]
+            if differs:
+                raise ConfigError(
+                    f"Two experiments call their network {one.model_label!r} on "
+                    f"{one.data_label!r}, but differ in the {' and the '.join(differs)}: a table "
+                    "could not tell them apart. Give the model or the data of one of them another "
+                    "'label'."
+                )
+
     @classmethod
     def load(cls, path: str | Path) -> "Study":
         """Read a study file; a ``ConfigError`` says where it is wrong."""
         file = Path(path)
         try:
-            text = file.read_text(encoding="utf-8")
+            content = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise ConfigError(f"Cannot read the study '{path}': {reason}.") from error
+            raise ConfigError(
+                f"Cannot read the study '{path}': {reason}. Give the path of a YAML file."
+            ) from error
         try:
-            value = yaml.load(text, Loader=_Loader)
+            value = yaml.load(content, Loader=_Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"The study '{path}' is not YAML: {error}") from error
         try:
             return cls.from_json(value, name=file.stem)
         except ConfigError as error:
-            raise type(error)(f"{path}: {error}") from error
+            raise ConfigError(f"{path}: {error}") from error
 
     @classmethod
     def from_json(cls, value: Any, *, name: str = "study") -> "Study":
         """Check a study given as mappings and lists."""
-        top = _mapping(value, "A study", KEYS)
-        parts = top.get("experiments", [{}])
-        if not isinstance(parts, list) or not parts:
-            raise ConfigError(f"'experiments' must be a list of mappings. Got {parts!r}.")
-        experiments: list[Experiment] = []
-        for number, part in enumerate(parts, 1):
-            where = f"experiments, number {number}" if "experiments" in top else "A study"
-            own = _mapping(part, where, AXES)
-            experiments += _experiments({**{k: top[k] for k in AXES if k in top}, **own}, where)
+        top = mapping(value, "A study", KEYS)
+        shared = {key: top[key] for key in AXES if key in top}
+        if "experiments" in top:
+            experiments = _listed_experiments(top["experiments"], shared)
+        else:
+            experiments = read_experiments(shared)
         margin = top.get("margin", DEFAULT_MARGIN)
-        if not isinstance(margin, int | float) or isinstance(margin, bool) or margin <= 0:
+        if not is_number(margin) or margin <= 0:
             raise ConfigError(f"The 'margin' must be a number of points above 0. Got {margin!r}.")
         return cls(
-            name=_text(top.get("name", name), "name"),
-            title=_text(top.get("title", top.get("name", name)), "title"),
+            name=_file_name(top.get("name", name)),
+            title=text(top.get("title", top.get("name", name)), "title"),
             experiments=tuple(experiments),
             margin=float(margin),
         )
@@ -145,13 +139,20 @@ class Study:
         """Expand into the rows of the table, one cell a seed, in report order.
 
         Looks at the data (to know its shape and the identity of its content) and traces each
-        network once, so that what cannot work is refused before anything is trained.
+        network once, so that what cannot work is refused before anything is trained. What several
+        experiments ask for alike stands there once.
         """
-        cells: list[Cell] = []
-        seen: set[tuple[str, str, int]] = set()
+        cells: dict[Any, Cell] = {}
         for experiment in self.experiments:
-            cells += _cells(experiment, seen)
-        return cells
+            for cell in _cells(experiment):
+                if cells.setdefault(cell.place, cell).job.key != cell.job.key:
+                    *place, seed = cell.place
+                    raise ConfigError(
+                        f"Two experiments mean different things by the row '{' / '.join(place)}' "
+                        f"(seed {seed}). Give the method of one of them another 'label', or its "
+                        "arm another 'name'."
+                    )
+        return list(cells.values())
 
     def jobs(self) -> tuple[Job, ...]:
         """Return the jobs that fill the cells; what they stand on is in their ``inputs``."""
@@ -165,12 +166,16 @@ class _Loader(yaml.SafeLoader):
     """YAML as people mean it: 1e-3 is a number, and a key that stands twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen = []
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # <<: *anchor
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", node.start_mark
+                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
                 )
+            seen.append(key)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -178,202 +183,28 @@ _SCIENTIFIC = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+0123456789"))
 
 
-def _mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} must be a mapping of {', '.join(known)}. Got {value!r}.")
-    for key in value:
-        if key not in known:
-            raise ConfigError(f"{where}: {unknown('key', str(key), known)}")
-    return dict(value)
+def _listed_experiments(parts: Any, shared: Mapping[str, Any]) -> list[Experiment]:
+    if not isinstance(parts, list) or not parts:
+        raise ConfigError(f"'experiments' must be a list of mappings. Got {parts!r}.")
+    found: list[Experiment] = []
+    for number, part in enumerate(parts, 1):
+        own = mapping(part, f"experiments, number {number}", AXES)
+        try:
+            found += read_experiments({**shared, **own})
+        except ConfigError as error:
+            raise ConfigError(f"experiments, number {number}: {error}") from error
+    return found
 
 
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"The {where!r} must be a text. Got {value!r}.")
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _experiments(value: Mapping[str, Any], where: str) -> list[Experiment]:
-    for key in ("data", "models"):
-        if key not in value:
-            raise ConfigError(f"{where}: {key!r} is missing. Name at least one.")
-    uses = tuple(_use(entry) for entry in _list(value.get("methods", [])))
-    arms = tuple(_arm(entry) for entry in _list(value.get("arms", list(ARMS.names()))))
-    _refuse_twice([use.label for use in uses], "methods", "label")
-    _refuse_twice([arm.name for arm in arms], "arms", "name")
-    seeds = _seeds(value.get("seeds", 5))
-    recipe = Recipe.from_json(value.get("recipe", "cifar"))
-    data = [_data(entry) for entry in _list(value["data"])]
-    models = [_model(entry) for entry in _list(value["models"])]
-    if not data or not models:
-        raise ConfigError(f"{where}: 'data' and 'models' must name at least one each.")
-    _refuse_twice([label for _, label in data], "data", "label")
-    _refuse_twice([label for _, label in models], "models", "label")
-    return [
-        Experiment(
-            data=data_spec,
-            data_label=data_label,
-            model=model,
-            model_label=model_label,
-            uses=uses,
-            arms=arms,
-            seeds=seeds,
-            recipe=recipe,
-        )
-        for data_spec, data_label in data
-        for model, model_label in models
-    ]
-
-
-def _refuse_twice(names: Sequence[str], axis: str, field: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(
-                f"{axis}: {name!r} stands there twice. Give one of them another {field!r}."
-            )
-
-
-def _data(entry: Any) -> tuple[DataSpec, str]:
-    given = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
-    label = given.pop("label", None)
-    spec = DataSpec.from_json(given)
-    if label is None:
-        label = Path(spec.location).name if spec.location else spec.name
-        label += f" ({spec.subset:,} images)" if spec.subset else ""
-    return spec, _text(label, "label")
-
-
-def _model(entry: Any) -> tuple[ModelSpec, str]:
-    given = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
-    name, label = given.pop("name", None), given.pop("label", None)
-    if name is None:
-        raise ConfigError(f"models: an entry needs a 'name'. Got {entry!r}.")
-    spec = ModelSpec(MODELS.key(name), given)
-    resolve(spec, reserved=FROM_DATA)
-    if label is None:
-        options = ", ".join(f"{key} {value}" for key, value in given.items())
-        label = f"{spec.name} ({options})" if options else spec.name
-    return spec, _text(label, "label")
-
-
-def _seeds(value: Any) -> tuple[int, ...]:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return tuple(range(value))
-    good = isinstance(value, list) and all(
-        isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in value
-    )
-    if not good or not value:
+def _file_name(value: Any) -> str:
+    """Check a study's name, under which its report is written."""
+    name = text(value, "name")
+    if "/" in name or "\\" in name or name.startswith("."):
         raise ConfigError(
-            "The 'seeds' must be how many (an int of at least 1) or a list of at least one seed. "
-            f"Got {value!r}."
+            f"The 'name' of a study names a folder, so it can have no slash and no dot in front. "
+            f"Got {name!r}; a 'title' is free."
         )
-    _refuse_twice([str(s) for s in value], "seeds", "value")
-    return tuple(value)
-
-
-_USE_KEYS = ("name", "label", "sparsity", "target", "shares", "strength",
-             "criterion", "allocation", "scope")  # fmt: skip
-
-
-def _use(entry: Any) -> MethodUse:
-    given = _mapping({"name": entry} if isinstance(entry, str) else entry, "methods", _USE_KEYS)
-    if "name" not in given:
-        raise ConfigError(f"methods: an entry needs a 'name'. Got {entry!r}.")
-    name = METHODS.key(given["name"])
-    method = METHODS.get(name)
-    where = f"The method {name!r}"
-    changes: dict[str, Any] = {}
-    for part, registry in (("criterion", CRITERIA), ("allocation", ALLOCATIONS)):
-        if part in given:
-            changes[part] = registry.key(given[part])
-    if "scope" in given:
-        changes["scope"] = tuple(_list(given["scope"]))
-        for kind in changes["scope"]:
-            if kind not in SCOPES:
-                raise ConfigError(f"{where}: {unknown('scope', str(kind), SCOPES)}")
-    strength = given.get("strength")
-    if strength is not None:
-        if method.penalty is None:
-            raise ConfigError(f"{where} has no penalty during training, so it takes no 'strength'.")
-        if not isinstance(strength, int | float) or isinstance(strength, bool) or strength < 0:
-            raise ConfigError(f"{where}: 'strength' must be at least 0. Got {strength!r}.")
-    return MethodUse(
-        method=replace(method, **changes),
-        label=_text(given.get("label", name), "label"),
-        cuts=_cuts(given, method, where),
-        strength=None if strength is None else float(strength),
-    )
-
-
-def _cuts(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
-    cuts = [Cut(sparsity=_sparsity(s, where)) for s in _list(given.get("sparsity", []))]
-    for name in _list(given.get("target", [])):
-        key = str(name).lower()
-        if key not in method.targets:
-            raise ConfigError(f"{where}: {unknown('target', str(name), method.targets)}")
-        cuts.append(Cut(target=key, shares=method.targets[key].shares))
-    if "shares" in given:
-        shares = tuple(_sparsity(s, where) for s in _list(given["shares"]))
-        cuts.append(Cut(target="shares", shares=shares))
-    if not cuts:
-        known = f", or a 'target' ({', '.join(method.targets)})" if method.targets else ""
-        raise ConfigError(f"{where} needs a 'sparsity' in [0, 1), or several{known}.")
-    return tuple(cuts)
-
-
-def _sparsity(value: Any, where: str) -> float:
-    try:
-        return checked_sparsity(value)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-_ARM_KEYS = ("name", "like", "start", "schedule", "lr", "epochs", "share", "budget", "cap")
-
-
-def _arm(entry: Any) -> Arm:
-    """Read an arm: a name, or a name with what differs (from itself, or from ``like``)."""
-    given = _mapping({"name": entry} if isinstance(entry, str) else entry, "arms", _ARM_KEYS)
-    if "name" not in given:
-        raise ConfigError(f"arms: an entry needs a 'name'. Got {entry!r}.")
-    name = _text(given["name"], "name")
-    if "like" not in given and "start" in given and name not in ARMS.names():
-        base = Arm(name=name, start=given["start"], budget=Budget(kind="equal-epochs"))
-    else:
-        base = ARMS.get(given.get("like", name))
-    if base in (UNPRUNED, PRUNED) and set(given) - {"name", "like"}:
-        raise ConfigError(f"The arm {base.name!r} is measured, not trained: it takes no options.")
-    changes = {key: given[key] for key in ("start", "schedule", "lr") if key in given}
-    return replace(
-        base,
-        name=ARMS.key(name) if name in ARMS.names() else name,
-        budget=_budget(given, base),
-        **changes,
-    )
-
-
-def _budget(given: Mapping[str, Any], base: Arm) -> Budget:
-    asked = [key for key in ("epochs", "share", "budget") if key in given]
-    if len(asked) > 1:
-        raise ConfigError(f"The arm {given['name']!r}: give one of {' and '.join(asked)}.")
-    budget = base.budget
-    if "epochs" in given:
-        budget = Budget(kind="epochs", amount=given["epochs"])
-    elif "share" in given:
-        budget = Budget(kind="share", amount=given["share"])
-    elif "budget" in given:
-        budget = Budget(kind=given["budget"])
-    if "cap" in given:
-        if budget.kind != "equal-flops":
-            raise ConfigError(
-                f"The arm {given['name']!r}: only a budget of equal FLOPs can have a 'cap'."
-            )
-        budget = replace(budget, cap=given["cap"])
-    return budget
+    return name
 
 
 # Expanding ----------------------------------------------------------------------------------------
@@ -394,36 +225,22 @@ def material(spec: DataSpec) -> Material:
     )
 
 
-def _cells(experiment: Experiment, seen: set[tuple[str, str, int]]) -> Iterable[Cell]:
+def _cells(experiment: Experiment) -> Iterable[Cell]:
     data = material(experiment.data)
-    model = ModelSpec(
-        experiment.model.name,
-        {
-            **experiment.model.arguments,
-            "classes": data.classes,
-            "in_channels": data.channels,
-            "input_size": data.size,
-        },
-    )
+    from_data = {"classes": data.classes, "in_channels": data.channels, "input_size": data.size}
+    model = ModelSpec(experiment.model.name, {**experiment.model.arguments, **from_data})
     for use in experiment.uses:
         _check_use(use, model, data)
     plain = {seed: _train(experiment, data, model, seed, None) for seed in experiment.seeds}
     if UNPRUNED in experiment.arms:
         for seed, job in plain.items():
-            row = (experiment.data_label, experiment.model_label, seed)
-            if row not in seen:  # further experiments on the same network share its row
-                seen.add(row)
-                yield Cell(
-                    experiment=experiment, use=None, cut=None, arm=UNPRUNED, seed=seed, job=job
-                )
+            yield Cell(experiment=experiment, use=None, cut=None, arm=UNPRUNED, seed=seed, job=job)
     for use in experiment.uses:
         trained = plain
         if use.method.penalty is not None:
             trained = {s: _train(experiment, data, model, s, use) for s in experiment.seeds}
         for cut in use.cuts:
-            for arm in experiment.arms:
-                if arm == UNPRUNED:
-                    continue
+            for arm in (arm for arm in experiment.arms if arm != UNPRUNED):
                 for seed in experiment.seeds:
                     yield Cell(
                         experiment=experiment,
@@ -460,12 +277,15 @@ def _train(
 
 def _retrain(experiment: Experiment, trained: Train, use: MethodUse, cut: Cut, arm: Arm) -> Retrain:
     """Hang an arm on what it needs: a random start of given widths needs no trained network."""
-    seed, method = trained.seed, use.method
-    how_much = cut.target or f"{cut.sparsity:g}"
-    label = f"{experiment.model_label} {use.label} {how_much}"
-    by_structure = cut.shares is not None and arm.start == "random"
+    # A penalty belongs to the training; without it the job can be sent to any worker.
+    seed, method = trained.seed, replace(use.method, penalty=None)
+    label = f"{experiment.model_label} {use.label} {cut.label}"
+    by_structure = arm.start == "random" and _gives_architecture(use, cut)
     if by_structure:
         method = structure_only(method)
+    codes = [CRITERIA.code(method.criterion), MODELS.code(trained.model.name)]
+    if cut.shares is None:
+        codes.append(ALLOCATIONS.code(method.allocation))
     prune = Prune(
         data=trained.data,
         model=trained.model,
@@ -474,7 +294,7 @@ def _retrain(experiment: Experiment, trained: Train, use: MethodUse, cut: Cut, a
         parent=trained if method.trained else None,
         sparsity=cut.sparsity,
         shares=cut.shares,
-        code=CRITERIA.code(method.criterion),
+        code="-".join(sorted({code for code in codes if code is not None})) or None,
         label=f"{label} prune" + ("" if by_structure else f" seed {seed}"),
     )
     return Retrain(
@@ -484,6 +304,17 @@ def _retrain(experiment: Experiment, trained: Train, use: MethodUse, cut: Cut, a
         seed=seed,
         parent=trained if arm.start == "inherited" else None,
         label=f"{label} {arm.name} seed {seed}",
+    )
+
+
+def _gives_architecture(use: MethodUse, cut: Cut) -> bool:
+    """Tell whether the widths alone are the architecture, whichever units make them up.
+
+    Not so for single weights, nor for streams and views, whose positions other layers share.
+    """
+    private = {"conv", "normed-conv", "linear"}
+    return (
+        cut.shares is not None and use.method.unit == "channel" and set(use.method.scope) <= private
     )
 
 

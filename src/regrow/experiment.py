@@ -1,0 +1,292 @@
+"""One experiment of a study: a network, a data set, and everything that is compared on them.
+
+Read from the mappings and lists of a study file, and checked: what cannot be meant is a
+``ConfigError`` that says where it stands and what is known there.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from regrow.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED, Arm, Budget
+from regrow.data import AUGMENTATIONS, DataSpec
+from regrow.errors import ConfigError, unknown
+from regrow.models import FROM_DATA, MODELS, ModelSpec, resolve
+from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, Method, checked_sparsity
+from regrow.train import Recipe
+
+AXES = ("data", "models", "methods", "arms", "seeds", "recipe")
+
+_METHOD_KEYS = (
+    *("name", "label", "sparsity", "target", "shares"),
+    *("strength", "criterion", "allocation", "scope"),
+)
+_ARM_KEYS = ("name", "like", "start", "schedule", "lr", "epochs", "share", "budget", "cap")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How much a method removes: a sparsity, or a target's share of each group in turn."""
+
+    sparsity: float | None = None
+    target: str | None = None
+    shares: tuple[float, ...] | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name in a table."""
+        return self.target or f"{self.sparsity:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodUse:
+    """A method as a study uses it: with its own parts replaced where the study says so."""
+
+    method: Method
+    label: str
+    cuts: tuple[Cut, ...]
+    strength: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One data set, one model, and everything that is compared on them."""
+
+    data: DataSpec
+    data_label: str
+    model: ModelSpec
+    model_label: str
+    uses: tuple[MethodUse, ...]
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    recipe: Recipe
+
+
+def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
+    """Read what stands under the keys ``AXES``: an experiment for each data set and model."""
+    for key in ("data", "models"):
+        if key not in value:
+            raise ConfigError(f"{key!r} is missing. Name at least one.")
+    uses = tuple(_use(entry) for entry in _list(value.get("methods", [])))
+    arms = tuple(_arm(entry) for entry in _list(value.get("arms", [a.name for a in DEFAULT_ARMS])))
+    seeds = _seeds(value.get("seeds", 5))
+    recipe = _recipe(value.get("recipe", "cifar"))
+    data = [_data(entry) for entry in _list(value["data"])]
+    models = [_model(entry) for entry in _list(value["models"])]
+    for key, found in (("data", data), ("models", models), ("arms", arms)):
+        if not found:
+            raise ConfigError(f"{key!r} must name at least one. Got an empty list.")
+    if not uses and UNPRUNED not in arms:
+        raise ConfigError(
+            "Nothing is asked for: without 'methods' there is only the arm 'unpruned', and 'arms' "
+            "does not name it."
+        )
+    _refuse_twice("methods", [use.label for use in uses], "give one of them another 'label'")
+    _refuse_twice("arms", [arm.name for arm in arms], "give one of them another 'name'")
+    _refuse_twice("data", [label for _, label in data], "give one of them another 'label'")
+    _refuse_twice("models", [label for _, label in models], "give one of them another 'label'")
+    return [
+        Experiment(
+            data=data_spec,
+            data_label=data_label,
+            model=model,
+            model_label=model_label,
+            uses=uses,
+            arms=arms,
+            seeds=seeds,
+            recipe=recipe,
+        )
+        for data_spec, data_label in data
+        for model, model_label in models
+    ]
+
+
+def mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
+    """Return a mapping that has no other keys than those known."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must be a mapping of {', '.join(known)}. Got {value!r}.")
+    for key in value:
+        if key not in known:
+            raise ConfigError(f"{where}: {unknown('key', str(key), known)}")
+    return dict(value)
+
+
+def text(value: Any, field: str) -> str:
+    """Return a text that is one."""
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"The {field!r} must be a text. Got {value!r}.")
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value is a finite number (true and false are none)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _entry(value: Any, axis: str, known: Sequence[str]) -> dict[str, Any]:
+    """Read an entry of an axis: a name alone, or a mapping with a name in it."""
+    named = {"name": value} if isinstance(value, str) else value
+    given = mapping(named, f"{axis}: an entry", known)
+    if "name" not in given:
+        raise ConfigError(f"{axis}: an entry needs a 'name'. Got {value!r}.")
+    return given
+
+
+def _refuse_twice(axis: str, names: Sequence[str], remedy: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{axis}: {name!r} stands there twice; {remedy}.")
+
+
+def _data(entry: Any) -> tuple[DataSpec, str]:
+    given = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
+    label = given.pop("label", None)
+    spec = DataSpec.from_json(given)
+    if label is None:
+        label = Path(spec.location).name if spec.location else spec.name
+        label += f" ({spec.subset:,} images)" if spec.subset else ""
+    return spec, text(label, "label")
+
+
+def _model(entry: Any) -> tuple[ModelSpec, str]:
+    given = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
+    name, label = given.pop("name", None), given.pop("label", None)
+    if name is None:
+        raise ConfigError(f"models: an entry needs a 'name'. Got {entry!r}.")
+    spec = ModelSpec(MODELS.key(name), given)
+    resolve(spec, reserved=FROM_DATA)
+    if label is None:
+        options = ", ".join(f"{key} {value}" for key, value in given.items())
+        label = f"{spec.name} ({options})" if options else spec.name
+    return spec, text(label, "label")
+
+
+def _recipe(value: Any) -> Recipe:
+    recipe = Recipe.from_json(value)
+    if recipe.augmentation is not None and recipe.augmentation not in AUGMENTATIONS:
+        raise ConfigError(f"Recipe: {unknown('augmentation', recipe.augmentation, AUGMENTATIONS)}")
+    return recipe
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return tuple(range(value))
+    good = isinstance(value, list) and all(
+        isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in value
+    )
+    if not good or not value:
+        raise ConfigError(
+            "The 'seeds' must be how many (an int of at least 1) or a list of at least one seed. "
+            f"Got {value!r}."
+        )
+    _refuse_twice("seeds", [str(s) for s in value], "leave one out")
+    return tuple(value)
+
+
+def _use(entry: Any) -> MethodUse:
+    given = _entry(entry, "methods", _METHOD_KEYS)
+    name = METHODS.key(given["name"])
+    method = METHODS.get(name)
+    where = f"The method {name!r}"
+    changes: dict[str, Any] = {
+        "criterion": CRITERIA.key(given.get("criterion", method.criterion)),
+        "allocation": ALLOCATIONS.key(given.get("allocation", method.allocation)),
+    }
+    if "scope" in given:
+        changes["scope"] = tuple(_list(given["scope"]))
+    strength = given.get("strength")
+    if strength is not None:
+        if method.penalty is None:
+            raise ConfigError(f"{where} has no penalty during training, so it takes no 'strength'.")
+        if not is_number(strength) or strength < 0:
+            raise ConfigError(f"{where}: 'strength' must be at least 0. Got {strength!r}.")
+    return MethodUse(
+        method=replace(method, **changes),
+        label=text(given.get("label", name), "label"),
+        cuts=_cuts(given, method, where),
+        strength=None if strength is None else float(strength),
+    )
+
+
+def _cuts(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
+    cuts = [Cut(sparsity=_sparsity(s, where)) for s in _list(given.get("sparsity", []))]
+    for name in _list(given.get("target", [])):
+        key = str(name).lower()
+        if key not in method.targets:
+            raise ConfigError(f"{where}: {unknown('target', str(name), method.targets)}")
+        cuts.append(Cut(target=key, shares=method.targets[key].shares))
+    if "shares" in given:
+        shares = tuple(_sparsity(s, where) for s in _list(given["shares"]))
+        cuts.append(Cut(target="shares", shares=shares))
+    if not cuts:
+        known = f", or a 'target' ({', '.join(method.targets)})" if method.targets else ""
+        raise ConfigError(f"{where} needs a 'sparsity' in [0, 1), or several{known}.")
+    _refuse_twice(where, [cut.label for cut in cuts], "leave one out")
+    return tuple(cuts)
+
+
+def _sparsity(value: Any, where: str) -> float:
+    try:
+        return checked_sparsity(value)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _arm(entry: Any) -> Arm:
+    """Read an arm: a registered name, or a name with what differs from itself or from ``like``."""
+    given = _entry(entry, "arms", _ARM_KEYS)
+    name = text(given["name"], "name")
+    known = _registered_arm(name)
+    if known is not None:
+        base = known
+        for key in ("like", "start"):
+            if key in given:
+                raise ConfigError(
+                    f"The arm {known.name!r} is what it is called; with {key!r} it needs another "
+                    "'name'."
+                )
+    elif "start" in given and "like" not in given:
+        base = Arm(name=name, start=given["start"], budget=Budget(kind="equal-epochs"))
+    else:
+        base = ARMS.get(given.get("like", name))
+    if base in (UNPRUNED, PRUNED) and set(given) - {"name"}:
+        raise ConfigError(f"The arm {base.name!r} is measured, not trained: it takes no options.")
+    return replace(
+        base,
+        name=base.name if known is not None else name,
+        budget=_budget(given, base),
+        **{key: given[key] for key in ("start", "schedule", "lr") if key in given},
+    )
+
+
+def _registered_arm(name: str) -> Arm | None:
+    try:
+        return ARMS.get(name)
+    except ConfigError:
+        return None
+
+
+def _budget(given: Mapping[str, Any], base: Arm) -> Budget:
+    asked = [key for key in ("epochs", "share", "budget") if key in given]
+    if len(asked) > 1:
+        raise ConfigError(f"The arm {given['name']!r}: give one of {' and '.join(asked)}.")
+    budget = base.budget
+    if "epochs" in given:
+        budget = Budget(kind="epochs", amount=given["epochs"])
+    elif "share" in given:
+        budget = Budget(kind="share", amount=given["share"])
+    elif "budget" in given:
+        budget = Budget(kind=given["budget"])
+    if "cap" in given:
+        if budget.kind != "equal-flops":
+            raise ConfigError(
+                f"The arm {given['name']!r}: only a budget of equal FLOPs can have a 'cap'."
+            )
+        budget = replace(budget, cap=given["cap"])
+    return budget
