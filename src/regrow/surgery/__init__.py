@@ -1,8 +1,8 @@
 """Surgery: trace a network into groups of channels, and shrink it to those that stay.
 
-    groups = trace(model, example).groups
-    small = shrink(model, mask, example)      # an ordinary, smaller nn.Module
-    verify(model, mask, example)              # largest difference from the silenced model
+    found = trace(model, example)             # found.groups: what can be cut; found.whole: why not
+    small = shrink(model, mask, found)        # an ordinary, smaller nn.Module
+    verify(model, mask, found)                # largest difference from the silenced model
 
 The only code that changes shapes.
 """
