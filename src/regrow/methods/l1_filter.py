@@ -5,6 +5,8 @@ from torch import Tensor
 from regrow.prune import Probe, Target, criterion, register_method
 from regrow.surgery import Group
 
+RESNET_34_WHOLE = (2, 8, 14, 16, 26, 28, 30, 32)
+
 
 @criterion("l1-norm")
 def l1_norm(group: Group, probe: Probe) -> Tensor:
@@ -12,17 +14,16 @@ def l1_norm(group: Group, probe: Probe) -> Tensor:
     return group.sum(lambda name: probe.weight(name).abs())
 
 
-def _basic_blocks(per_stage: int, shares: tuple[float, ...], whole: tuple[int, ...]) -> Target:
+def _basic_blocks(
+    model: str, per_stage: tuple[int, ...], shares: tuple[float, ...], whole: tuple[int, ...]
+) -> Target:
     """Lay a share over each stage's first convolutions, numbered 2, 4, ... as in the paper.
 
-    ``whole`` are the numbers of layers that are kept whole.
+    ``per_stage`` are the stages' numbers of blocks, ``whole`` the layers that are kept whole.
     """
-    numbers = range(2, 2 * per_stage * len(shares) + 1, 2)
-    laid = [share for share in shares for _ in range(per_stage)]
-    return Target(
-        model=f"resnet-{2 * per_stage * len(shares) + 2}",
-        shares=tuple(0.0 if n in whole else p for n, p in zip(numbers, laid, strict=True)),
-    )
+    laid = [p for p, num in zip(shares, per_stage, strict=True) for _ in range(num)]
+    kept = [0.0 if 2 * i in whole else p for i, p in enumerate(laid, start=1)]
+    return Target(model=model, shares=tuple(kept))
 
 
 # Shares and skipped layers as in Li et al.; VGG-16-A halves convolution 1 and convolutions 8-13.
@@ -33,10 +34,18 @@ register_method(
     scope=("conv",),
     targets={
         "vgg-16-a": Target(model="vgg-16", shares=(0.5, *[0.0] * 6, *[0.5] * 6)),
-        "resnet-56-a": _basic_blocks(9, (0.1, 0.1, 0.1), (16, 20, 38, 54)),
-        "resnet-56-b": _basic_blocks(9, (0.6, 0.3, 0.1), (16, 18, 20, 34, 38, 54)),
-        "resnet-110-a": _basic_blocks(18, (0.5, 0.0, 0.0), (36,)),
-        "resnet-110-b": _basic_blocks(18, (0.5, 0.4, 0.3), (36, 38, 74)),
+        "resnet-56-a": _basic_blocks("resnet-56", (9,) * 3, (0.1, 0.1, 0.1), (16, 20, 38, 54)),
+        "resnet-56-b": _basic_blocks(
+            "resnet-56", (9,) * 3, (0.6, 0.3, 0.1), (16, 18, 20, 34, 38, 54)
+        ),
+        "resnet-110-a": _basic_blocks("resnet-110", (18,) * 3, (0.5, 0.0, 0.0), (36,)),
+        "resnet-110-b": _basic_blocks("resnet-110", (18,) * 3, (0.5, 0.4, 0.3), (36, 38, 74)),
+        "resnet-34-a": _basic_blocks(
+            "imagenet-resnet-34", (3, 4, 6, 3), (0.3, 0.3, 0.3, 0.0), RESNET_34_WHOLE
+        ),
+        "resnet-34-b": _basic_blocks(
+            "imagenet-resnet-34", (3, 4, 6, 3), (0.5, 0.6, 0.4, 0.0), RESNET_34_WHOLE
+        ),
     },
     reference="Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, arXiv:1608.08710",
 )
