@@ -14,9 +14,9 @@ from cutting import enliven_, random_mask
 from regrow.errors import TraceError
 from regrow.mask import Mask
 from regrow.surgery import rule, shrink, trace, verify
+from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.tape import Node
-from regrow.surgery.trace import Painter
 
 EXACT = 1e-9
 SHAPE = (1, 3, 8, 8)

@@ -20,7 +20,7 @@ from regrow.surgery.colours import WHOLE, ZERO, Paint, paint, spread
 from regrow.surgery.tape import Node, Ref
 
 if TYPE_CHECKING:
-    from regrow.surgery.trace import Painter
+    from regrow.surgery.painter import Painter
 
 Rule = Callable[["Painter", Node], None]
 RULES: dict[str, Rule] = {}

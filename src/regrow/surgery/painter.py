@@ -1,0 +1,261 @@
+"""Paint a recorded network: colours carried through every operation, and where they lie."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from regrow.errors import TraceError
+from regrow.surgery.colours import WHOLE, ZERO, Colours, Paint, spread
+from regrow.surgery.rules import RULES
+from regrow.surgery.tape import Node, Ref, Tape
+
+Role = Literal["producer", "bias", "norm", "reader", "mover"]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Colours along one dimension of a tensor, as met while painting."""
+
+    tensor: str
+    dim: int
+    ids: Tensor
+    role: Role
+
+
+@dataclass
+class Painter:
+    """Carry colours through a tape, and note where they lie in every parameter."""
+
+    tape: Tape
+    views: frozenset[str]
+    movers: frozenset[str]
+    colours: Colours = field(default_factory=Colours)
+    paints: dict[int, Paint] = field(default_factory=dict)
+    marks: list[Mark] = field(default_factory=list)
+    opened: dict[str, Tensor] = field(default_factory=dict)  # view norms -> their colours
+    norms: dict[str, Tensor] = field(default_factory=dict)  # norms -> the colours they pass
+    linear: dict[str, bool] = field(default_factory=dict)  # producers -> whether they are linear
+    fixed: dict[str, str] = field(default_factory=dict)  # parameters that keep their shape -> why
+    _seen: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    _marked: set[tuple[str, int, Role]] = field(default_factory=set)
+    _moved: dict[int, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Paint every value."""
+        for index in self.tape.inputs:
+            shape = tuple(self.tape.values[index].shape)
+            self.paints[index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
+        for node in self.tape.nodes:
+            if not any(index in self.paints for index in node.refs()):
+                self.move_parameter(node)
+            elif "out" in node.kwargs:
+                self.unknown(node)
+            else:
+                RULES.get(node.name, Painter.unknown)(self, node)
+            if node.in_place:
+                self._follow_aliases(node)
+        for index in self.tape.outputs:
+            if index in self.paints:
+                self.colours.freeze(self.paints[index].ids, "it is the network's output")
+        for name, source, result in self.tape.movers:
+            self._mark(f"{name}:in", 1, self._channels_of_mover(name, source), "mover")
+            self._mark(f"{name}:out", 1, self._channels_of_mover(name, result), "mover")
+        for mark in self.marks:
+            if mark.tensor in self.fixed:
+                self.colours.freeze(mark.ids, self.fixed[mark.tensor])
+
+    def _channels_of_mover(self, name: str, value: int) -> Tensor:
+        painted = self.of(Ref(value))
+        ids = painted.along(1) if len(painted.shape) > 1 else None
+        if ids is None:
+            raise TraceError(
+                f"The channels that pass {name!r} vary over its map, so its narrow_() cannot be "
+                "told which of them stay. Remove that method, and its channels are kept whole."
+            )
+        return ids
+
+    def _follow_aliases(self, node: Node) -> None:
+        """Let other views of memory that was overwritten know what it holds now."""
+        result = node.outputs[0]
+        if result not in self.paints:
+            return
+        for index in self.tape.aliases(result):
+            if index not in self.paints:
+                shape = self.shape(index)
+                self.paints[index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
+            elif not self.paints[result].clean:
+                self.paints[index] = replace(self.paints[index], clean=False)
+
+    # What rules ask -----------------------------------------------------------------------------
+
+    def is_painted(self, ref: Ref) -> bool:
+        """Tell whether a value depends on the input (or is a parameter that was painted)."""
+        return ref.index in self.paints
+
+    def of(self, ref: Ref) -> Paint:
+        """Return a value's colours."""
+        if ref.index not in self.paints:
+            shape = tuple(self.value(ref).shape)
+            return Paint(torch.full((1,) * len(shape), WHOLE), shape)
+        return self.paints[ref.index]
+
+    def value(self, ref: Ref) -> Tensor:
+        """Return the recorded tensor."""
+        return self.tape.values[ref.index]
+
+    def shape(self, index: int | None) -> tuple[int, ...]:
+        """Return the shape of a recorded value."""
+        assert index is not None
+        return tuple(self.tape.values[index].shape)
+
+    def tensor_name(self, ref: Ref) -> str | None:
+        """Return the name of a parameter or buffer, or None."""
+        return self.tape.names.get(ref.index)
+
+    def parameter(self, ref: Ref) -> str | None:
+        """Return the name of an untouched parameter, or None."""
+        return self.tape.names.get(ref.index) if ref.index in self.tape.parameters else None
+
+    def parameter_view(self, ref: Ref) -> tuple[str, tuple[int, ...]] | None:
+        """Return (name, order of dimensions) of a permuted parameter, or None."""
+        if ref.index in self.tape.parameters:
+            return self.tape.names[ref.index], tuple(range(self.value(ref).dim()))
+        return self._moved.get(ref.index)
+
+    def unite(self, a: Tensor, b: Tensor) -> Tensor:
+        """Unite the colours of two operands under broadcasting; return those of the result."""
+        shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+        return self.colours.unite(a.expand(shape), b.expand(shape))
+
+    # What rules do ------------------------------------------------------------------------------
+
+    def put(self, node: Node, result: Paint) -> None:
+        """Set the colours of an operation's first result; further ones carry no channels."""
+        first, *rest = node.outputs
+        assert first is not None
+        self.paints[first] = result
+        for index in rest:
+            if index is not None:
+                shape = self.shape(index)
+                self.paints[index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
+
+    def read(self, weight: str, dim: int, ids: Tensor, source: Paint, node: Node) -> None:
+        """Note that a weight's input dimension reads these channels."""
+        if not source.clean:
+            self.keep_whole(
+                source, node, "a channel that is cut would not be zero where it is read"
+            )
+        self._mark(weight, dim, ids, "reader")
+
+    def produce(
+        self, weight: str, bias: str | None, dim: int, count: int, *, linear: bool
+    ) -> Tensor:
+        """Give a producer's output channels their colours."""
+        ids = self._seen.get((weight, dim))
+        if ids is None:
+            ids = self.colours.fresh(count)
+        self.linear[weight] = linear
+        self._mark(weight, dim, ids, "producer")
+        if bias is not None:
+            self._mark(bias, 0, ids, "bias")
+        return ids
+
+    def pass_through(self, tensor: str, dim: int, ids: Tensor, *, norm: str | None = None) -> None:
+        """Note a parameter or buffer with one entry for each channel that passes."""
+        self._mark(tensor, dim, ids, "norm")
+        if norm is not None:
+            self.norms.setdefault(norm, ids)
+
+    def pass_width(self, norm: str, ids: Tensor) -> None:
+        """Note a norm that knows the number of its channels, but has no tensor of that size."""
+        if norm in self.tape.normalisers:
+            self._mark(f"{norm}:width", 0, ids, "mover")
+
+    def paint_parameter(self, ref: Ref) -> bool:
+        """Colour a parameter that takes part in elementwise arithmetic; False if it is none."""
+        name = self.parameter(ref)
+        if name is None:
+            return False
+        value = self.value(ref)
+        shape = tuple(value.shape)
+        wide = [d for d, size in enumerate(shape) if size > 1]
+        if len(wide) > 1:
+            self.fixed[name] = "its weights take part in other arithmetic"
+            self.paints[ref.index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
+        elif wide:
+            ids = self.colours.fresh(value.numel())
+            self._mark(name, wide[0], ids, "norm")
+            self.paints[ref.index] = spread(ids, shape, wide[0])
+        else:
+            # One number, which no channel owns: silencing leaves it as it is.
+            self.paints[ref.index] = Paint(torch.full((1,) * len(shape), ZERO), shape, clean=False)
+        return True
+
+    def move_parameter(self, node: Node) -> None:
+        """Follow a parameter through a transposition; other arithmetic on constants is constant."""
+        first = node.args[0] if node.args else None
+        viewed = self.parameter_view(first) if isinstance(first, Ref) else None
+        operation = node.name.removeprefix("aten::")
+        if viewed is None or operation not in (*_TRANSPOSITIONS, *_VECTOR_MOVES):
+            self._fix_parameters(node)
+            return
+        assert isinstance(first, Ref)
+        if operation in _VECTOR_MOVES:
+            if sum(size > 1 for size in self.value(first).shape) <= 1 and self.paint_parameter(
+                first
+            ):
+                RULES[node.name](self, node)
+            else:
+                self._fix_parameters(node)
+            return
+        name, order = viewed
+        rank = len(order)
+        swapped = list(order)
+        if operation == "t":
+            swapped.reverse()
+        elif operation == "transpose":
+            a, b = (int(d) % rank for d in node.args[1:3])
+            swapped[a], swapped[b] = swapped[b], swapped[a]
+        elif operation == "permute":
+            swapped = [order[int(d) % rank] for d in node.args[1]]
+        output = node.outputs[0]
+        assert output is not None
+        self._moved[output] = (name, tuple(swapped))
+
+    def _fix_parameters(self, node: Node) -> None:
+        """Keep the shapes of parameters whose numbers flow into constants."""
+        for index in node.refs():
+            viewed = self.parameter_view(Ref(index))
+            if viewed is not None:
+                self.fixed[viewed[0]] = f"its weights also go through '{node.name}'"
+
+    def keep_whole(self, source: Paint, node: Node, reason: str) -> None:
+        """Freeze the channels of a value."""
+        where = f" in {node.module!r}" if node.module else ""
+        self.colours.freeze(source.ids, f"{reason}{where}")
+
+    def unknown(self, node: Node) -> None:
+        """Keep everything whole that enters an operation whose channels cannot be followed."""
+        self._fix_parameters(node)
+        for index in node.refs():
+            if index in self.paints:
+                self.keep_whole(self.paints[index], node, f"'{node.name}' cannot be followed")
+        for output in node.outputs:
+            if output is not None:
+                shape = self.shape(output)
+                self.paints[output] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
+
+    def _mark(self, tensor: str, dim: int, ids: Tensor, role: Role) -> None:
+        seen = self._seen.setdefault((tensor, dim), ids)
+        if seen is not ids:
+            self.colours.unite(seen, ids)
+        if (tensor, dim, role) not in self._marked:
+            self._marked.add((tensor, dim, role))
+            self.marks.append(Mark(tensor, dim, ids, role))
+
+
+# A parameter keeps its name through these: a weight in any order, a vector in any place.
+_TRANSPOSITIONS = ("detach", "alias", "t", "transpose", "permute")
+_VECTOR_MOVES = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "expand")
