@@ -1,15 +1,20 @@
-"""The command line: ``regrow quickstart``, ``run``, ``plan``, ``status``, ``report``, ``list``.
+"""The command line: ``regrow quickstart``, ``run``, ``plan``, ``status``, ``report``, ``export``,
+``list``.
 
 Only this module prints. Heavy imports stand inside the commands, so that ``regrow --help`` answers
 at once.
 """
 
+import errno
 import json
 import os
 import platform
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+import tempfile
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
@@ -17,18 +22,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from regrow.errors import ConfigError, Interrupted, RegrowError, unknown
 
 if TYPE_CHECKING:
     from regrow.report import Report
+    from regrow.run import Summary
     from regrow.store import Store
     from regrow.study import Study
 
 EXIT_FAILED_JOBS = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+STOPPED = "Stopped. The same command goes on from here."
+PIPE_WIDTH = 10_000  # where nobody looks, a line is a line: for grep and for logs
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,10 +46,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Is a pruned network good because of the weights it inherits, or because of its "
     "architecture? Train, prune and retrain under every arm, and read the fair table.",
+    epilog="Exit codes: 0 all is done; 1 some jobs failed, the report says which; 2 the input is "
+    "at fault, nothing was lost; 130 stopped by Ctrl-C, the same command goes on.",
 )
 
 StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).", show_default=False)]
-StoreOption = Annotated[Path, typer.Option(help="Folder of results; shared by studies.")]
+StoreOption = Annotated[Path, typer.Option(help="Folder of results; studies may share one.")]
 OutOption = Annotated[
     Path | None, typer.Option(help="Folder of the report.", show_default="regrow-report/<name>")
 ]
@@ -48,16 +60,43 @@ WithOption = Annotated[
     typer.Option("--with", help="Python file that registers methods, models, data sets or arms."),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=0, help="Worker processes.", show_default="one a core")
+    int | None,
+    typer.Option(
+        min=0, help="Worker processes; 0 or 1: none but this one.", show_default="one a core"
+    ),
 ]
 CheckpointOption = Annotated[
     float, typer.Option(min=0.1, help="Seconds between checkpoints of a training.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="Where networks are trained: cpu, cuda, ...")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")
+]
+
+ChoiceOption = Annotated[str | None, typer.Option(help="Of the row to take, as in the table.")]
 
 DEFAULT_STORE = Path("regrow-store")
 DEFAULT_OUT = Path("regrow-report")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"regrow {version('regrow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -110,9 +149,10 @@ def plan(
     from regrow.run.estimate import estimate
 
     asked = _study(study)
-    done = _open(store, create=False).snapshot().done if store.exists() else frozenset[str]()
+    opened = _open(store, create=False) if store.exists() else None
+    done = opened.snapshot().done if opened else frozenset[str]()
     num_workers = max(workers if workers is not None else num_cores(), 1)
-    found = estimate(asked.jobs(), done, workers=num_workers)
+    found = estimate(asked.jobs(), done, workers=num_workers, store=opened)
     if as_json:
         _print_json(
             {
@@ -122,23 +162,26 @@ def plan(
                 "by_kind": found.by_kind,
                 "training_flops": found.training_flops,
                 "seconds": found.seconds,
+                "compute_seconds": found.compute_seconds,
                 "workers": num_workers,
             }
         )
         return
-    console = Console()
-    table = Table("jobs", "in all", "done", "to do", title=f"Plan of {asked.title}")
+    console = _console()
+    table = Table("jobs", "in all", "done", "to do", title=Text(f"Plan of {asked.title}"))
     for kind, (total, ready) in found.by_kind.items():
         table.add_row(kind, str(total), str(ready), str(total - ready))
     table.add_row("all", str(found.jobs), str(found.done), str(found.jobs - found.done))
     console.print(table)
     if found.done == found.jobs:
-        console.print("All of it is done: regrow report shows it.")
+        console.print("All of it is done: `regrow report` shows it.")
         return
+    source = "the jobs done so far" if found.from_records else "a short calibration"
     console.print(
         f"Still to train: {found.training_flops:.3g} FLOPs, about {_duration(found.seconds)} with "
-        f"{num_workers} worker{'s' if num_workers > 1 else ''} on this machine (from a short "
-        "calibration; FLOPs of networks that are yet to be pruned are guessed)."
+        f"{_count(num_workers, 'worker')} on this machine as it is now (from {source}; networks "
+        "that are yet to be pruned are guessed).",
+        highlight=False,
     )
 
 
@@ -172,6 +215,7 @@ def status(
         _print_json(
             {
                 "study": asked.name,
+                "jobs": len(nodes),
                 "counts": counts,
                 "running": [
                     {"job": nodes[key].label, **progress} for key, progress in running.items()
@@ -183,14 +227,20 @@ def status(
             }
         )
         return
-    console = Console()
-    counts_text = ", ".join(f"{len(keys)} {name}" for name, keys in groups.items())
-    console.print(f"{asked.title}: {counts_text}, {len(missing)} missing, of {len(nodes)} jobs.")
+    words = {"done": "done", "running": "running", "paused": "stopped half-way", "failed": "failed"}
+    parts = [f"{len(groups['done'])} of {_count(len(nodes), 'job')} done"]
+    parts += [f"{len(groups[k])} {word}" for k, word in words.items() if groups[k] and k != "done"]
+    parts += [f"{len(missing)} not begun"] if missing else []
+    lines = [f"{asked.title}: {', '.join(parts)}."]
     for key, progress in running.items():
         share, note = progress.get("fraction", 0.0), progress.get("note", "")
-        console.print(f"  running {nodes[key].label}: {share:.0%} {note}", highlight=False)
+        lines.append(f"  running {nodes[key].label}: {share:.0%} {note}".rstrip())
     for key, failure in failures.items():
-        console.print(f"  failed  {nodes[key].label}: {failure.get('message')}", highlight=False)
+        lines.append(f"  failed {nodes[key].label}: {failure.get('message')}")
+    if failures:
+        lines.append("`regrow run` tries again what failed.")
+    for line in lines:
+        _console().print(line, markup=False, highlight=False)
 
 
 @app.command()
@@ -204,23 +254,82 @@ def report(
     """Write the report of what a study has so far, and show its table and answer."""
     _load_files(with_files)
     asked = _study(study)
-    made, incomplete = _report(asked, _open(store, create=False), out, command=_command())
+    opened = _open(store, create=False)
+    made, statuses = _report(asked, opened, out, command=_command())
     _show(made, as_json=as_json)
-    if incomplete:
+    if "failed" in statuses:
         raise typer.Exit(EXIT_FAILED_JOBS)
+
+
+@app.command()
+def export(
+    study: StudyFile,
+    to: Annotated[Path, typer.Option(help="Folder to write the network to.", show_default=False)],
+    data: ChoiceOption = None,
+    model: ChoiceOption = None,
+    method: ChoiceOption = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Of the row to take, as in the table.")
+    ] = None,
+    target: ChoiceOption = None,
+    arm: ChoiceOption = None,
+    seed: Annotated[int | None, typer.Option(help="Of the row to take.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    with_files: WithOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the network of one finished row: architecture.json, weights.safetensors, result.json.
+
+    In Python, regrow.load(FOLDER) returns it. Without enough options to choose one row, the message
+    lists what there is.
+    """
+    _load_files(with_files)
+    from regrow.export import choose
+    from regrow.export import export as write
+
+    given = {
+        "data": data,
+        "model": model,
+        "method": method,
+        "sparsity": None if sparsity is None else f"{sparsity:g}",
+        "target": target,
+        "arm": arm,
+        "seed": None if seed is None else str(seed),
+    }
+    wanted = {axis: value for axis, value in given.items() if value is not None}
+    asked, opened = _study(study), _open(store, create=False)
+    made = write(choose(asked.cells(), wanted), opened, to)
+    if as_json:
+        _print_json(
+            {
+                "label": made.label,
+                "folder": str(made.folder),
+                "accuracy": made.accuracy,
+                "parameters": made.parameters,
+                "macs": made.macs,
+            }
+        )
+        return
+    print(
+        f"{made.label}: {100 * made.accuracy:.2f} % on the test set, {made.parameters:,} "
+        f"parameters, {made.macs:,} MACs.\n"
+        f"Written to {made.folder}; regrow.load({str(made.folder)!r}) returns it."
+    )
 
 
 @app.command(name="list")
 def list_names(
     what: Annotated[
-        str, typer.Argument(help="models, data, methods, criteria, allocations, arms, recipes.")
+        str, typer.Argument(help="data, models, methods, criteria, allocations, arms, recipes.")
     ] = "all",
     with_files: WithOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List what can be named in a study."""
     _load_files(with_files)
-    found = _names()
+    from regrow.catalogue import catalogue
+
+    found = catalogue()
     if what != "all":
         if what not in found:
             raise ConfigError(unknown("kind of name", what, [*found, "all"]))
@@ -228,32 +337,67 @@ def list_names(
     if as_json:
         _print_json(found)
         return
-    console = Console()
     for kind, names in found.items():
-        table = Table(kind, "", box=None, title_justify="left", pad_edge=False)
-        for name, about in names.items():
-            table.add_row(name, about)
-        console.print(table)
-        console.print()
+        _print_names(kind, names, brief=what == "all")
+
+
+def _print_names(kind: str, names: Mapping[str, str], *, brief: bool) -> None:
+    """Print one line for each name; brief ones end with their first sentence."""
+    console = _console()
+    console.print(Text(kind, style="bold"))
+    texts = {name: about.partition(". ")[0] if brief else about for name, about in names.items()}
+    if not console.is_terminal:
+        width = max(map(len, texts), default=0)
+        for name, about in texts.items():
+            print(f"  {name.ljust(width)}  {about}".rstrip())
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, about in texts.items():
+        table.add_row(f"  {escape(name)}", Text(about))
+    console.print(table)
 
 
 def main() -> None:
     """Run the command line; errors for people end in exit code 2 without a traceback."""
     try:
-        app(standalone_mode=True)
+        app()
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:  # Ctrl-C, as typer hands it on
+            _complain(STOPPED)
+        _flush()
+        raise
     except Interrupted as error:
-        _complain(f"Stopped. {error} Give the same command to go on.")
+        _complain(f"{error}")
         sys.exit(EXIT_INTERRUPTED)
     except RegrowError as error:
         _complain(f"{error}")
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
-        _complain("Stopped. Give the same command to go on.")
+        _complain(STOPPED)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _flush() -> None:
+    """Write what is buffered now, because a reader that has gone must not end in a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED_JOBS)
 
 
 def _complain(message: str) -> None:
     Console(stderr=True).print(f"regrow: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _command() -> str:
@@ -294,6 +438,7 @@ def _run(
     from regrow.run.display import display
 
     asked = _study(path)
+    _check_device(device)
     opened = _open(store, create=True)
     _check_writable(_out(asked, out))
     with display() as show:
@@ -305,32 +450,69 @@ def _run(
             checkpoint_seconds=checkpoint_seconds,
             device=device,
         )
-    made, incomplete = _report(asked, opened, out, command=command)
-    _show(made, as_json=as_json)
-    if incomplete or not summary.complete:
+    made, statuses = _report(asked, opened, out, command=command)
+    _show(made, as_json=as_json, summary=summary)
+    _sum_up(summary, made.paths[0])
+    if set(statuses) != {"done"} or not summary.complete:
         raise typer.Exit(EXIT_FAILED_JOBS)
 
 
+def _sum_up(summary: "Summary", page: Path) -> None:
+    """Say how the run went, on standard error, where its progress went too."""
+    from regrow.run.display import clock
+
+    line = f"{_count(len(summary.done), 'job')} done in {clock(summary.seconds)}"
+    if summary.reused:
+        line += f", {len(summary.reused)} were done before"
+    if summary.failed:
+        line += f"; {len(summary.failed)} FAILED"
+        if summary.blocked:
+            line += f" and {_count(len(summary.blocked), 'other')} cannot be done without them"
+        line += f": see 'Failures' in {page}. The same command tries them again"
+    console = Console(stderr=True)
+    console.print(f"{line}.", markup=False, highlight=False, soft_wrap=True)
+
+
 def _out(asked: "Study", out: Path | None) -> Path:
-    return out if out is not None else DEFAULT_OUT / asked.name
+    """Return where the report goes; a study's name is one folder's name, whatever it holds."""
+    if out is not None:
+        return out
+    name = re.sub(r"[/\\\x00-\x1f]+", "-", asked.name).strip(" .-")
+    return DEFAULT_OUT / (name or "study")
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that this machine does not have, by using it."""
+    if device == "cpu":
+        return
+    import torch
+
+    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    try:
+        torch.ones(1, device=torch.device(device)).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"Cannot train on the device {device!r}: this machine does not have it, or PyTorch "
+            f"cannot use it. Choose --device {' or '.join(here)}."
+        ) from error
 
 
 def _check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be written before hours go into what it shall hold."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ConfigError(
             f"Cannot write the report to '{folder}': {error.strerror or error}. Name a folder "
-            "that you may write to."
+            "that you may write to with --out."
         ) from error
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"Cannot write the report to '{folder}': permission denied.")
 
 
 def _report(
     asked: "Study", opened: "Store", out: Path | None, *, command: str
-) -> "tuple[Report, bool]":
+) -> "tuple[Report, list[str]]":
     from regrow.report import write
     from regrow.report.collect import collect
 
@@ -345,17 +527,37 @@ def _report(
         margin=asked.margin,
         failures=failures,
     )
-    return made, any(run.status != "done" for run in runs)
+    return made, [run.status for run in runs]
 
 
-def _show(made: "Report", *, as_json: bool) -> None:
-    if as_json:
-        rows = json.loads(made.frame.to_json(orient="records"))
-        paths = [str(path) for path in made.paths]
-        _print_json({"rows": rows, "answer": made.answer, "paths": paths})
+def _show(made: "Report", *, as_json: bool, summary: "Summary | None" = None) -> None:
+    if not as_json:
+        print(made.text)
+        print(f"Written to {made.paths[0].parent}:")
+        print(_columns(path.name for path in made.paths))
         return
-    print(made.text)
-    print(f"Written to {made.paths[0].parent}: {', '.join(path.name for path in made.paths)}")
+    found: dict[str, Any] = {
+        "rows": json.loads(made.frame.to_json(orient="records")),
+        "answer": made.answer,
+        "paths": [str(path) for path in made.paths],
+    }
+    if summary is not None:
+        found["jobs"] = _describe(summary)
+    _print_json(found)
+
+
+def _describe(summary: "Summary") -> Mapping[str, Any]:
+    return {
+        "done": len(summary.done),
+        "reused": len(summary.reused),
+        "failed": list(summary.failed),
+        "blocked": list(summary.blocked),
+        "seconds": round(summary.seconds, 3),
+    }
+
+
+def _columns(names: Iterable[str]) -> str:
+    return textwrap.fill(", ".join(names), 78, initial_indent="  ", subsequent_indent="  ")
 
 
 def _machine() -> str:
@@ -369,42 +571,6 @@ def _machine() -> str:
     from regrow.run import num_cores
 
     return f"{num_cores()} cores, {processor}, {platform.system()}"
-
-
-def _names() -> dict[str, dict[str, str]]:
-    from regrow.arms import ARMS
-    from regrow.data import DATASETS
-    from regrow.models import MODELS
-    from regrow.prune import ALLOCATIONS, CRITERIA, METHODS
-    from regrow.train import RECIPES
-
-    def first_line(value: object) -> str:
-        return (getattr(value, "__doc__", None) or "").strip().partition("\n")[0]
-
-    arms = {}
-    for name in ARMS.names():
-        arm = ARMS.get(name)
-        amount = "" if arm.budget.amount is None else f" {arm.budget.amount:g}"
-        budget = f"{arm.budget.kind}{amount}"
-        arms[name] = f"starts {arm.start}, budget {budget}, schedule {arm.schedule}"
-    methods = {}
-    for name in METHODS.names():
-        method = METHODS.get(name)
-        methods[name] = f"{method.criterion} x {method.allocation}, unit {method.unit}"
-        if method.targets:
-            methods[name] += f"; targets {', '.join(method.targets)}"
-    return {
-        "models": {name: MODELS.get(name).family for name in MODELS.names()},
-        "data": {name: first_line(DATASETS.get(name)) for name in DATASETS.names()},
-        "methods": methods,
-        "criteria": {name: first_line(CRITERIA.get(name)) for name in CRITERIA.names()},
-        "allocations": {name: first_line(ALLOCATIONS.get(name)) for name in ALLOCATIONS.names()},
-        "arms": arms,
-        "recipes": {
-            name: json.dumps(recipe.to_json()) if recipe.to_json() else "160 epochs, SGD 0.1"
-            for name, recipe in RECIPES.items()
-        },
-    }
 
 
 def _duration(seconds: float) -> str:

@@ -1,71 +1,107 @@
 """Estimate what a study has still to compute: training FLOPs, and time on this machine.
 
 Each network is timed for a few steps, whole and with half of its channels, on one thread as a
-worker has it; a line through the two tells what a step of any narrower network takes. Channels that
-a method has yet to choose are guessed: FLOPs go with the square of the share that is kept.
+worker has it, and with as many busy processes as there are workers; a line through the two tells
+what a step of any narrower network takes. Where the store has records of the same network, what
+they took corrects that. Channels that a method has yet to choose are guessed: as if each layer lost
+the same share.
 """
 
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from graphlib import TopologicalSorter
 from statistics import median
 
 import torch
 from torch import nn
 
-from regrow.architecture import Architecture
 from regrow.cost import measure
-from regrow.data import Dataset, load
+from regrow.data import Dataset, MemoryImages, load
 from regrow.errors import TraceError
 from regrow.jobs import Material, Prune, Retrain, Train, model_cost
 from regrow.models import ModelSpec, build
 from regrow.prune import METHODS, select
-from regrow.surgery import trace
-from regrow.train import Recipe, Training
+from regrow.run.execute import one_thread
+from regrow.store import Store
+from regrow.surgery import Trace, shrink, trace
+from regrow.train import Recipe, Training, evaluate
 from regrow.work import Job
 
 WARM_STEPS = 2
-TIMED_STEPS = 5
-# Building, tracing, cutting and storing a network, measured on the networks of the paper.
-JOB_SECONDS = 0.3
+MIN_STEPS, MAX_STEPS = 3, 40
+CALIBRATION_SECONDS = 1.0  # of timed steps for each network and width, unless 3 take longer
+CALIBRATION_IMAGES = 256
+# A worker starts as this process did: imports, a look at the data, the first trace. Not longer than
+# this, for a process that plans may have done other things before.
+MAX_START_SECONDS = 15.0
+REPORT_SECONDS = 3.0  # mostly figures
+RECORDS_READ, RECORDS_NEEDED = 40, 3
+# A job that took this much longer than expected had to import libraries first.
+FIRST_RATIO, FIRST_SECONDS = 3.0, 2.0
+# A neighbour as a worker would be: busy on one thread, with more data than a core's cache holds.
+# It ends with its pipe.
+NEIGHBOUR = """
+import sys, threading, os
+import numpy as np
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+a = np.ones((1024, 1024), dtype=np.float32)
+print(flush=True)
+while True:
+    a @ a
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What is left of a study; ``seconds`` is for the given number of workers."""
+    """What is left of a study.
+
+    ``seconds`` is for the given number of workers, with their start and the report;
+    ``compute_seconds`` adds up what all processes compute.
+    """
 
     jobs: int
     done: int
     by_kind: dict[str, tuple[int, int]]  # in all, done
     training_flops: float
     seconds: float
+    compute_seconds: float
+    from_records: bool  # whether jobs that are done corrected the calibration
 
 
-@dataclass(frozen=True)
-class _Speed:
-    """Seconds of one training step by the network's FLOPs for one image."""
+def estimate(
+    jobs: Sequence[Job], done: Collection[str], *, workers: int, store: Store | None = None
+) -> Estimate:
+    """Estimate the jobs (with all they stand on) whose keys are not done.
 
-    fixed: float
-    per_flop: float
-
-    def step(self, flops: float) -> float:
-        return self.fixed + self.per_flop * flops
-
-
-def estimate(jobs: Sequence[Job], done: Collection[str], *, workers: int) -> Estimate:
-    """Estimate the jobs (with all they stand on) whose keys are not done."""
+    The records of those that are done are read from ``store``, if it is given.
+    """
+    start = min(time.process_time(), MAX_START_SECONDS)
     nodes = all_jobs(jobs)
     pending = [job for key, job in nodes.items() if key not in done]
-    speeds: dict[tuple[ModelSpec, Material, Recipe], _Speed] = {}
-    seconds = [_seconds(job, speeds) for job in pending]
+    finished = [job for key, job in nodes.items() if key in done]
+    workers = max(1, min(workers, len(pending)))
+    guess = _Guess(finished, store)
+    with _neighbours(workers - 1), one_thread():
+        seconds = {job.key: guess.seconds(job) for job in pending}
+    # This process starts, then its workers do (none for a single one); at the end it reports.
+    around = start * (2 if workers > 1 else 1) + REPORT_SECONDS
+    total = sum(seconds.values())
     # No schedule beats its longest chain, nor the work shared evenly.
-    chain = _longest_chain(pending, seconds)
+    longest = max(total / workers, _longest_chain(pending, seconds))
     return Estimate(
         jobs=len(nodes),
-        done=len(nodes) - len(pending),
+        done=len(finished),
         by_kind=_count_kinds(nodes, done),
-        training_flops=sum(job.flops for job in pending),
-        seconds=max(sum(seconds) / max(workers, 1), chain),
+        training_flops=sum(guess.training_flops(job) for job in pending),
+        seconds=around + longest if pending else 0.0,
+        compute_seconds=around + start * (workers - 1) + total if pending else 0.0,
+        from_records=guess.from_records,
     )
 
 
@@ -90,75 +126,241 @@ def _count_kinds(nodes: dict[str, Job], done: Collection[str]) -> dict[str, tupl
     return counts
 
 
-def _longest_chain(pending: Sequence[Job], seconds: Sequence[float]) -> float:
-    own = {job.key: took for job, took in zip(pending, seconds, strict=True)}
+def _longest_chain(pending: Sequence[Job], seconds: Mapping[str, float]) -> float:
+    graph = {job.key: [stage.key for stage in job.inputs] for job in pending}
     ends: dict[str, float] = {}
-
-    def end(job: Job) -> float:
-        if job.key not in ends:
-            before = max((end(stage) for stage in job.inputs), default=0.0)
-            ends[job.key] = before + own.get(job.key, 0.0)
-        return ends[job.key]
-
-    return max((end(job) for job in pending), default=0.0)
+    for key in TopologicalSorter(graph).static_order():
+        before = max((ends[stage] for stage in graph.get(key, ())), default=0.0)
+        ends[key] = before + seconds.get(key, 0.0)
+    return max(ends.values(), default=0.0)
 
 
-def _seconds(job: Job, speeds: dict[tuple[ModelSpec, Material, Recipe], _Speed]) -> float:
+@dataclass(frozen=True)
+class _Line:
+    """Seconds by the network's FLOPs for one image."""
+
+    fixed: float
+    per_flop: float
+
+    def at(self, flops: float) -> float:
+        return self.fixed + self.per_flop * flops
+
+    @classmethod
+    def through(cls, whole: tuple[float, float], half: tuple[float, float] | None) -> "_Line":
+        """Draw a line through two (FLOPs, seconds): rising, and not below zero at zero FLOPs."""
+        flops, seconds = whole
+        if half is None or half[0] >= flops:
+            return cls(0.0, seconds / flops)
+        slope = (seconds - half[1]) / (flops - half[0])
+        slope = min(max(slope, 0.0), seconds / flops)
+        return cls(seconds - slope * flops, slope)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Speed:
+    """What a network takes on one thread: a training step, scoring an image, being cut."""
+
+    step: _Line
+    image: _Line
+    cut_seconds: float
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What speed depends on."""
+
+    model: ModelSpec
+    data: Material
+    recipe: Recipe
+
+
+@dataclass
+class _Guess:
+    """Guess what jobs take, from a calibration of their networks and from records."""
+
+    finished: Sequence[Job]
+    store: Store | None
+    from_records: bool = False
+    _speeds: dict[_Setting, _Speed] = field(default_factory=dict)
+    _factors: dict[_Setting, float] = field(default_factory=dict)
+    _traces: dict[tuple[ModelSpec, tuple[int, ...]], tuple[nn.Module, Trace]] = field(
+        default_factory=dict
+    )
+    _ratios: dict[object, float] = field(default_factory=dict)
+
+    def training_flops(self, job: Job) -> float:
+        if not isinstance(job, Retrain):
+            return job.flops
+        data, ratio = job.prune.data, self._ratio(job.prune)
+        samples = job.arm.budget.epochs(job.recipe.epochs, ratio) * data.num_train
+        return model_cost(job.prune.model, data.shape).training_flops(samples) / ratio
+
+    def seconds(self, job: Job) -> float:
+        setting = _setting(job)
+        return self._calibrated(job) * (self._factor(setting) if setting else 1.0)
+
+    def _calibrated(self, job: Job) -> float:
+        if isinstance(job, Prune):
+            return self._speed(_Setting(job.model, job.data, Recipe())).cut_seconds
+        assert isinstance(job, Train | Retrain)
+        setting = _setting(job)
+        assert setting is not None
+        speed = self._speed(setting)
+        flops: float = model_cost(setting.model, setting.data.shape).flops
+        epochs, overhead = job.recipe.epochs, 0.0
+        if isinstance(job, Retrain):
+            ratio, overhead = self._ratio(job.prune), speed.cut_seconds
+            epochs = job.arm.budget.epochs(epochs, ratio)
+            if job.prune.method.unit == "channel":
+                flops /= ratio  # weights held at zero take as long as any
+        data = setting.data
+        steps = epochs * -(-data.num_train // job.recipe.batch)
+        return overhead + steps * speed.step.at(flops) + data.num_test * speed.image.at(flops)
+
+    def _speed(self, setting: _Setting) -> _Speed:
+        if setting not in self._speeds:
+            same = (s for s in self._speeds if (s.model, s.data) == (setting.model, setting.data))
+            if setting.recipe == Recipe() and (known := next(same, None)):
+                return self._speeds[known]  # for a cut, any recipe's calibration will do
+            self._speeds[setting] = _calibrate(setting)
+        return self._speeds[setting]
+
+    def _factor(self, setting: _Setting) -> float:
+        """Return what jobs of this setting took over what the calibration says, if known."""
+        if setting not in self._factors:
+            jobs = [job for job in self.finished if _setting(job) == setting]
+            ratios = [] if self.store is None else self._compare(jobs, self.store)
+            self._factors[setting] = median(ratios) if len(ratios) >= RECORDS_NEEDED else 1.0
+            self.from_records |= len(ratios) >= RECORDS_NEEDED
+        return self._factors[setting]
+
+    def _compare(self, jobs: Sequence[Job], store: Store) -> list[float]:
+        """Divide what jobs took by their calibrated seconds, but for the first of each worker."""
+        ratios = []
+        for job in jobs[:: len(jobs) // RECORDS_READ + 1]:
+            expected, took = self._calibrated(job), store.record(job.key)["timing"]["seconds"]
+            if took < FIRST_RATIO * expected or took < expected + FIRST_SECONDS:
+                ratios.append(took / expected)
+        return ratios
+
+    def _ratio(self, prune: Prune) -> float:
+        """Return the unpruned network's FLOPs over the pruned one's, known or guessed."""
+        how = prune.method
+        key = (prune.model, prune.data.shape, how.unit, how.scope, prune.sparsity, prune.shares)
+        if self.store is not None and prune.key in self._finished_keys:
+            record = self.store.record(prune.key)
+            return float(record["before"]["flops"] / max(record["after"]["flops"], 1))
+        if key not in self._ratios:
+            self._ratios[key] = self._uniform_ratio(prune)
+        return self._ratios[key]
+
+    @cached_property
+    def _finished_keys(self) -> frozenset[str]:
+        return frozenset(job.key for job in self.finished)
+
+    def _uniform_ratio(self, prune: Prune) -> float:
+        kept = 1.0 - (prune.sparsity or 0.0)
+        if prune.method.unit == "weight":
+            return 1.0 / max(kept, 0.01)
+        key = (prune.model, prune.data.shape)
+        try:
+            if key not in self._traces:
+                network = build(prune.model)
+                self._traces[key] = network, trace(network, prune.data.shape)
+            network, found = self._traces[key]
+            method = replace(METHODS.get("uniform"), scope=prune.method.scope)
+            mask = select(
+                network, found, method, sparsity=prune.sparsity, shares=prune.shares, seed=0
+            )
+            after = measure(shrink(network, mask, found), torch.zeros(prune.data.shape))
+        except TraceError:
+            return 1.0 / max(kept, 0.1) ** 2  # a layer loses inputs and outputs
+        return model_cost(prune.model, prune.data.shape).flops / max(after.flops, 1)
+
+
+def _setting(job: Job) -> _Setting | None:
     if isinstance(job, Train):
-        data, model, base, epochs = job.data, job.model, job.recipe, job.recipe.epochs
+        data, model, base = job.data, job.model, job.recipe
     elif isinstance(job, Retrain):
         data, model, base = job.prune.data, job.prune.model, job.recipe
-        epochs = job.expected_epochs
     else:
-        return JOB_SECONDS
+        return None
     recipe = Recipe(batch=base.batch, precision=base.precision, channels_last=base.channels_last)
-    if (model, data, recipe) not in speeds:
-        speeds[model, data, recipe] = _measure(model, data, recipe)
-    speed = speeds[model, data, recipe]
-    flops = model_cost(model, data.shape).flops
-    if isinstance(job, Retrain) and job.prune.method.unit == "channel":
-        flops = round(flops / job.expected_ratio)  # weights held at zero take as long as any
-    steps = epochs * -(-data.num_train // base.batch)
-    # Evaluating is the forward third of a step.
-    evaluations = data.num_test / base.batch / 3
-    return JOB_SECONDS + (steps + evaluations) * speed.step(flops)
+    return _Setting(model, data, recipe)
 
 
-def _measure(model: ModelSpec, data: Material, recipe: Recipe) -> _Speed:
+def _calibrate(setting: _Setting) -> _Speed:
     """Time a network, whole and half as wide."""
-    dataset = load(data.spec)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        whole = build(model)
-        flops = model_cost(model, data.shape).flops
-        seconds = _time_steps(whole, dataset, recipe)
-        half = _half(model, data)
-        if half is None:
-            return _Speed(0.0, seconds / flops)
-        half_flops = measure(half, torch.zeros(data.shape)).flops
-        slope = (seconds - _time_steps(half, dataset, recipe)) / max(flops - half_flops, 1)
-        slope = min(max(slope, 0.0), seconds / flops)
-        return _Speed(seconds - slope * flops, slope)
-    finally:
-        torch.set_num_threads(threads)
+    dataset = load(setting.data.spec)
+    shape = setting.data.shape
+    whole = build(setting.model)
+    flops = model_cost(setting.model, shape).flops
+    began = time.perf_counter()
+    half = _half(whole, shape)
+    cut_seconds = time.perf_counter() - began
+    step, image = _time(whole, dataset, setting.recipe)
+    if half is None:
+        return _Speed(
+            step=_Line.through((flops, step), None),
+            image=_Line.through((flops, image), None),
+            cut_seconds=cut_seconds,
+        )
+    half_flops = measure(half, torch.zeros(shape)).flops
+    half_step, half_image = _time(half, dataset, setting.recipe)
+    return _Speed(
+        step=_Line.through((flops, step), (half_flops, half_step)),
+        image=_Line.through((flops, image), (half_flops, half_image)),
+        cut_seconds=cut_seconds,
+    )
 
 
-def _half(model: ModelSpec, data: Material) -> nn.Module | None:
-    network = build(model)
+def _half(network: nn.Module, shape: tuple[int, ...]) -> nn.Module | None:
     try:
-        found = trace(network, data.shape)
+        found = trace(network, shape)
         mask = select(network, found, METHODS.get("uniform"), sparsity=0.5)
     except TraceError:
         return None
-    return Architecture(model=model, shape=data.shape, cuts=(mask,)).cut(network)
+    return shrink(network, mask, found)
 
 
-def _time_steps(network: nn.Module, dataset: Dataset, recipe: Recipe) -> float:
+def _time(network: nn.Module, dataset: Dataset, recipe: Recipe) -> tuple[float, float]:
+    """Return the seconds of a training step, and of scoring one image."""
     training = Training(network, dataset, recipe, seed=0)
-    times = []
-    for _ in range(min(WARM_STEPS + TIMED_STEPS, training.num_steps)):
+    times: list[float] = []
+    while len(times) < MAX_STEPS + WARM_STEPS and not training.done:
         began = time.perf_counter()
         training.step()
         times.append(time.perf_counter() - began)
-    return median(times[WARM_STEPS:] or times)
+        timed = times[WARM_STEPS:]
+        if len(timed) >= MIN_STEPS and sum(timed) > CALIBRATION_SECONDS:
+            break
+    rows = torch.arange(min(len(dataset.test), CALIBRATION_IMAGES))
+    some = MemoryImages(dataset.test.batch(rows), dataset.test.labels[rows])
+    layout = {"precision": recipe.precision, "channels_last": recipe.channels_last}
+    began = time.perf_counter()
+    evaluate(network, some, dataset, **layout)  # type: ignore[arg-type]
+    return median(times[WARM_STEPS:] or times), (time.perf_counter() - began) / len(rows)
+
+
+@contextmanager
+def _neighbours(num: int) -> Iterator[None]:
+    """Keep other cores as busy as other workers would: cores share caches, memory and power."""
+    command = [sys.executable, "-c", NEIGHBOUR]
+    started = [
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        for _ in range(num)
+    ]
+    try:
+        for process in started:
+            assert process.stdout is not None
+            process.stdout.readline()
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
