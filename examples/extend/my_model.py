@@ -1,0 +1,35 @@
+"""A small network with a shortcut of its own."""
+
+import torch
+from torch import Tensor, nn
+
+from regrow.models import register_model
+
+
+class Skip(nn.Module):
+    """Two convolutions, the input of the second handed on beside its output."""
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(num_in, num_out, 3, padding=1)
+        self.norm = nn.BatchNorm2d(num_out)
+        self.second = nn.Conv2d(num_out, num_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, 2 x num_out, H, W]``; no number of channels is fixed here."""
+        x = self.norm(self.first(x)).relu()
+        return torch.cat([x, self.second(x).relu()], dim=1)
+
+
+@register_model("skip-net", family="example")
+def skip_net(
+    *, classes: int, in_channels: int = 3, input_size: int = 32, width: float = 1.0
+) -> nn.Module:
+    """Build the network; any image size will do, because it is averaged away."""
+    channels = max(1, round(16 * width))
+    return nn.Sequential(
+        Skip(in_channels, channels),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2 * channels, classes),
+    )

@@ -1,0 +1,54 @@
+"""What the tests of the spine share: small networks, a little data, and studies of a second."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.data import Dataset, DataSpec, load
+from regrow.models import ModelSpec, build
+from regrow.surgery import Trace, trace
+
+SHAPE = (1, 1, 8, 8)
+DIGITS = DataSpec("digits", subset=128, test_subset=64)
+FROM_DIGITS = {"classes": 10, "in_channels": 1, "input_size": 8}
+PLAN: dict[str, Any] = {"plan": [6, "M", 8, "M", 8]}
+
+# One small member of each family: private filters, streams with padding, views, concatenation.
+NETWORKS: dict[str, ModelSpec] = {
+    label: ModelSpec(name, {**FROM_DIGITS, **arguments})
+    for label, name, arguments in (
+        ("vgg", "vgg", PLAN),
+        ("resnet", "resnet-20", {"depth": 8, "width": 0.5}),
+        ("preresnet", "preresnet-56", {"depth": 11, "width": 0.25}),
+        ("densenet", "densenet-40", {"depth": 7, "growth": 4}),
+    )
+}
+
+
+def small(label: str, *, seed: int = 0) -> tuple[nn.Module, Trace]:
+    """Build a small network whose norms have scales worth ranking, and trace it."""
+    model = build(NETWORKS[label], seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
+                module.bias.copy_(torch.randn(module.bias.shape, generator=generator))
+    return model, trace(model, SHAPE)
+
+
+def digits() -> Dataset:
+    """Load the digits the tests train on."""
+    return load(DIGITS)
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copy all parameters and buffers."""
+    return copy.deepcopy(model.state_dict())
+
+
+def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Compare two states bit by bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)

@@ -1,0 +1,223 @@
+"""The contract of every registered criterion and method, on a small network of each family.
+
+A new method is found here by itself: no test knows a name.
+"""
+
+import math
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from regrow.errors import TraceError
+from regrow.mask import Mask
+from regrow.prune import (
+    ALLOCATIONS,
+    CRITERIA,
+    METHODS,
+    Method,
+    Probe,
+    groups_in_scope,
+    select,
+)
+from regrow.registry import load_file
+from regrow.surgery import Group, Trace, shrink, trace
+from small import NETWORKS, SHAPE, digits, equal, small, snapshot
+
+# The file that the contributing guide shows is held to the same contract.
+load_file(Path(__file__).parents[1] / "examples" / "extend" / "taylor.py")
+
+PLAIN = Method(name="plain", criterion="l1-norm")
+EXACT_SHARES = [0.0, 0.1, 0.3, 0.5, 0.75]
+
+
+@cache
+def _network(label: str) -> tuple[nn.Module, Trace]:
+    return small(label)
+
+
+def _methods_on_networks() -> list[tuple[str, str]]:
+    """List every method with every network that it can prune; each must prune one at least."""
+    pairs = []
+    for name in METHODS.names():
+        fits = [label for label in NETWORKS if _groups(METHODS.get(name), label)]
+        assert fits, f"the method {name!r} prunes none of {', '.join(NETWORKS)}"
+        pairs += [(name, label) for label in fits]
+    return pairs
+
+
+def _groups(method: Method, label: str) -> dict[str, Group]:
+    try:
+        return groups_in_scope(*_network(label), method)
+    except TraceError:
+        return {}
+
+
+METHODS_ON_NETWORKS = _methods_on_networks()
+
+
+def _users(criterion: str) -> list[Method]:
+    """Return the methods of a criterion, which tell what it can score."""
+    methods = [METHODS.get(name) for name in METHODS.names()]
+    return [m for m in methods if m.criterion == criterion] or [PLAIN]
+
+
+def _scores(criterion: str, model: nn.Module, groups: dict[str, Group]) -> dict[str, Tensor]:
+    probe = Probe(model, digits(), num_images=64)
+    return {name: CRITERIA.get(criterion)(group, probe) for name, group in groups.items()}
+
+
+def _select(name: str, label: str, sparsity: float, *, seed: int = 0) -> Mask:
+    model, found = _network(label)
+    return select(model, found, name, sparsity=sparsity, dataset=digits(), seed=seed)
+
+
+# Criteria ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CRITERIA.names())
+@pytest.mark.parametrize("label", NETWORKS)
+def test_a_criterion_gives_one_finite_score_a_unit_and_the_same_again(
+    name: str, label: str
+) -> None:
+    model, _ = _network(label)
+    for method in _users(name):
+        groups = _groups(method, label)
+        first, again = _scores(name, model, groups), _scores(name, model, groups)
+        for group, scores in first.items():
+            assert scores.shape == (groups[group].size,)
+            assert scores.is_floating_point()
+            assert torch.isfinite(scores).all()
+            assert torch.equal(scores, again[group])
+
+
+@pytest.mark.parametrize("name", CRITERIA.names())
+def test_a_criterion_follows_a_permutation_of_the_filters(name: str) -> None:
+    for label in NETWORKS:
+        model, found = small(label)
+        blind = _is_blind(name, label)
+        filters = [g for g in found.groups.values() if g.kind == "conv"]
+        for group in () if blind else filters:
+            order = torch.randperm(group.size, generator=torch.Generator().manual_seed(1))
+            other, _ = small(label)
+            _permute_(other, group, order)
+            x = torch.rand(2, *SHAPE[1:])
+            torch.testing.assert_close(other.eval()(x), model.eval()(x))
+            for method in _users(name):
+                groups = _groups(method, label)
+                before, after = (_scores(name, net, groups) for net in (model, other))
+                for key in before.keys() & {group.name, f"{group.name}.weight"}:
+                    rows = (s.view(group.size, -1) for s in (before[key], after[key]))
+                    torch.testing.assert_close(next(rows)[order], next(rows), atol=1e-6, rtol=1e-4)
+
+
+def _is_blind(name: str, label: str) -> bool:
+    """Tell whether a criterion looks at positions or chance alone: any weights score the same."""
+    first, second = (small(label, seed=seed)[0] for seed in (0, 1))
+    groups = [group for method in _users(name) for group in _groups(method, label).items()]
+    one, two = (_scores(name, model, dict(groups)) for model in (first, second))
+    return all(torch.equal(one[key], two[key]) for key in one)
+
+
+def _permute_(model: nn.Module, group: Group, order: Tensor) -> None:
+    """Put a group's units into another order, in every tensor that they touch."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for slot in group.slots:
+            places = torch.arange(len(slot.units))
+            for new, old in enumerate(order.tolist()):
+                places[slot.units == new] = (slot.units == old).nonzero().flatten()
+            tensor = tensors[slot.tensor]
+            tensor.copy_(tensor.index_select(slot.dim, places))
+
+
+# Methods ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_method_is_made_of_registered_parts(name: str) -> None:
+    method = METHODS.get(name)
+    assert method.name == name
+    assert CRITERIA.key(method.criterion) == method.criterion
+    assert ALLOCATIONS.key(method.allocation) == method.allocation
+    assert (method.penalty is None) or any(method.strength.values())
+    assert all(0 <= share < 1 for target in method.targets.values() for share in target.shares)
+
+
+@pytest.mark.parametrize(("name", "label"), METHODS_ON_NETWORKS)
+def test_a_method_leaves_the_model_and_the_global_chance_alone(name: str, label: str) -> None:
+    model, found = small(label)
+    model.get_parameter("head.weight").grad = torch.ones(10, model.head.in_features)  # type: ignore
+    inner = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    model.train()
+    inner.eval()
+    modes = [m.training for m in model.modules()]
+    before, chance = snapshot(model), torch.get_rng_state()
+    select(model, found, name, sparsity=0.5, dataset=digits())
+    assert equal(snapshot(model), before)
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), chance)
+    for key, parameter in model.named_parameters():
+        if key == "head.weight":
+            assert parameter.grad is not None
+            assert bool((parameter.grad == 1).all())
+        else:
+            assert parameter.grad is None
+        assert parameter.requires_grad
+    assert all(not m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(("name", "label"), METHODS_ON_NETWORKS)
+def test_a_method_is_deterministic_and_speaks_of_all_groups_in_scope(name: str, label: str) -> None:
+    first, again = _select(name, label, 0.5), _select(name, label, 0.5)
+    groups = _groups(METHODS.get(name), label)
+    assert list(first.kept) == list(groups)
+    assert all(k.numel() == groups[n].size for n, k in first.kept.items())
+    assert all(torch.equal(first.kept[n], again.kept[n]) for n in groups)
+    assert first.guarded == again.guarded
+
+
+@pytest.mark.parametrize(("name", "label"), METHODS_ON_NETWORKS)
+def test_a_method_meets_the_sparsity_within_one_unit(name: str, label: str) -> None:
+    """Over the whole network, or else in each group; guarded units are counted apart."""
+    for sparsity in EXACT_SHARES:
+        mask = _select(name, label, sparsity)
+        removed = mask.num_units - mask.num_kept + len(mask.guarded)
+        whole = removed == math.floor(mask.num_units * sparsity + 1e-9)
+        sizes = {n: k.numel() for n, k in mask.kept.items()}
+        each = all(
+            left - (n in mask.guarded) == math.floor(sizes[n] * (1 - sparsity) + 1e-9)
+            for n, left in mask.widths().items()
+        )
+        assert whole or each, f"{removed} of {mask.num_units} removed at {sparsity}"
+
+
+@pytest.mark.parametrize(("name", "label"), METHODS_ON_NETWORKS)
+def test_a_method_leaves_a_network_that_runs_even_when_next_to_nothing_stays(
+    name: str, label: str
+) -> None:
+    mask = _select(name, label, 0.97)
+    model, found = _network(label)
+    if mask.unit == "weight":
+        assert mask.guarded == ()
+        return
+    assert all(left >= 1 for left in mask.widths().values())
+    assert mask.guarded
+    assert all(mask.widths()[group] == 1 for group in mask.guarded)
+    small_one = shrink(model, mask, found)
+    assert small_one.eval()(torch.zeros(SHAPE)).shape == (1, 10)
+    assert trace(small_one, SHAPE).groups.keys() <= found.groups.keys() | {
+        f"{group}.norm" for group in found.groups
+    }
+
+
+@pytest.mark.parametrize(("name", "label"), METHODS_ON_NETWORKS)
+def test_a_method_that_needs_no_training_still_looks_at_the_seed_or_the_weights(
+    name: str, label: str
+) -> None:
+    other, found = small(label, seed=7)
+    one = _select(name, label, 0.5)
+    two = select(other, found, name, sparsity=0.5, dataset=digits(), seed=7)
+    assert any(not torch.equal(one.kept[n], two.kept[n]) for n in one.kept)
