@@ -1,0 +1,201 @@
+"""How the parts of a claim are judged.
+
+An outcome is strict. ``holds``: the test that the claim needs shows it. ``does not hold``: the rows
+speak against it. ``partly``: neither, and the numbers say why. "Not significant" never counts as
+equal.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+
+from regrow.paper.contrasts import MARGIN, Contrast, Tally, pairs
+from regrow.stats import ROUNDING
+
+Outcome = Literal["holds", "partly", "does not hold", "not testable here"]
+UNTESTABLE: Outcome = "not testable here"
+OUTCOMES: tuple[Outcome, ...] = ("holds", "partly", "does not hold", UNTESTABLE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """The cells a claim is judged on: results, and widths and shares kept where there are any."""
+
+    results: pd.DataFrame
+    widths: pd.DataFrame | None = None
+    sparsity: pd.DataFrame | None = None
+    margin: float = MARGIN
+
+    def tally(self, contrast: Contrast, *, sign: int = 1) -> Tally:
+        """Compare every row that has both sides; p-values corrected within each table."""
+        found = pairs(self.results, contrast, margin=self.margin)
+        return Tally(pairs=found, margin=self.margin, sign=sign)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a part of a claim asks of a tally, in words and as a judgement."""
+
+    asks: str
+    judge: Callable[[Tally], Outcome]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The outcome of one part of a claim; ``outcome`` is None for what is only told."""
+
+    name: str
+    asks: str
+    outcome: Outcome | None
+    text: str
+    rows: int = 0
+    n: tuple[int, ...] = ()
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A contrast and the rule it is judged by; ``against=True`` judges its negative."""
+
+    contrast: Contrast
+    rule: Rule | None = None
+    against: bool = False
+
+    def __call__(self, evidence: Evidence) -> Part:
+        """Judge this part of a claim on the evidence."""
+        name = self.contrast.name
+        tally = evidence.tally(self.contrast, sign=-1 if self.against else 1)
+        asks = self.rule.asks if self.rule else ""
+        if not tally.pairs:
+            return Part(name=name, asks=asks, outcome=UNTESTABLE, text="not run")
+        return Part(
+            name=name,
+            asks=asks,
+            outcome=self.rule.judge(tally) if self.rule else None,
+            text=tally.sentence(),
+            rows=tally.num,
+            n=tuple(sorted({pair.comparison.n for pair in tally.pairs})),
+            numbers=tally.numbers(),
+        )
+
+
+def combine(outcomes: Sequence[Outcome | None]) -> Outcome:
+    """Join the outcomes of a claim's parts: all hold, none holds, or partly.
+
+    A part that cannot be tested keeps the claim from holding as a whole.
+
+    >>> combine(["holds", None, "holds"]), combine(["holds", "not testable here"])
+    ('holds', 'partly')
+    """
+    judged = [outcome for outcome in outcomes if outcome]
+    tested = {outcome for outcome in judged if outcome != UNTESTABLE}
+    if not tested:
+        return UNTESTABLE
+    if tested == {"does not hold"}:
+        return "does not hold"
+    return "holds" if set(judged) == {"holds"} else "partly"
+
+
+def _graded(holds: bool, fails: bool) -> Outcome:
+    return "does not hold" if fails else "holds" if holds else "partly"
+
+
+def _at_least_each(tally: Tally) -> Outcome:
+    worse = tally.significant(-1, corrected=True)
+    untested = [d for p, d in tally.directed() if p.comparison.p is None]
+    shown = tally.no_worse() == tally.tested and all(d >= -ROUNDING for d in untested)
+    return _graded(shown, fails=worse > 0)
+
+
+def _at_least(tally: Tally) -> Outcome:
+    average = tally.pooled
+    if average is None:
+        return _at_least_each(tally)
+    worse = tally.significant(-1, corrected=True)
+    return _graded(worse == 0 and average.low > -tally.margin, fails=average.high < 0)
+
+
+def _on_par(tally: Tally) -> Outcome:
+    average = tally.pooled
+    if average is None:
+        return _graded(tally.equivalent() == tally.num, fails=False)
+    apart = sum(tally.significant(sign, corrected=True) for sign in (1, -1))
+    inside = average.low > -tally.margin and average.high < tally.margin
+    outside = average.low > tally.margin or average.high < -tally.margin
+    return _graded(inside and not apart, fails=outside)
+
+
+def _better(tally: Tally) -> Outcome:
+    average = tally.pooled
+    above = average.low > 0 if average else tally.above(0) == tally.num
+    worse = tally.significant(-1, corrected=True)
+    most = 2 * tally.above(0) > tally.num
+    return _graded(above and most and not worse, fails=not most or tally.mean <= 0)
+
+
+def _better_each(tally: Tally) -> Outcome:
+    shown = tally.significant(1, corrected=True) == tally.tested
+    up = tally.above(0)
+    return _graded(shown and up == tally.num, fails=2 * up <= tally.num)
+
+
+def _sometimes(tally: Tally) -> Outcome:
+    shown = tally.significant(1, corrected=True) > 0
+    return _graded(shown, fails=tally.significant(1, corrected=False) == 0)
+
+
+def _within_spread(tally: Tally) -> Outcome:
+    larger, total = (2 * tally.within(total=both) > tally.num for both in (False, True))
+    return _graded(larger, fails=not total)
+
+
+AT_LEAST_EACH = Rule(
+    asks="each row shown to be no worse by the margin, none significantly worse (Holm)",
+    judge=_at_least_each,
+)
+AT_LEAST = Rule(
+    asks="mean shown to be no worse by the margin, no row significantly worse (Holm)",
+    judge=_at_least,
+)
+ON_PAR = Rule(asks="mean shown to lie within the margin, no row apart (Holm)", judge=_on_par)
+BETTER = Rule(asks="mean above 0, most rows up, none significantly down (Holm)", judge=_better)
+BETTER_EACH = Rule(asks="every row up and, where tested, significant (Holm)", judge=_better_each)
+SOMETIMES = Rule(asks="at least one row significant (Holm)", judge=_sometimes)
+WITHIN_SPREAD = Rule(
+    asks="most differences at most the larger of both stds (partly: their sum)",
+    judge=_within_spread,
+)
+ON_AVERAGE = Rule(
+    asks="mean difference above 0",
+    judge=lambda tally: _graded(tally.mean > 0, fails=tally.mean <= 0),
+)
+SELDOM_DOWN = Rule(
+    asks="at most one row in ten significantly down",
+    judge=lambda tally: (
+        "holds" if 10 * tally.significant(-1, corrected=False) <= tally.num else "does not hold"
+    ),
+)
+
+
+def every(points: float = 0.0) -> Rule:
+    """Ask that every row lies above so many points; half of them or fewer speaks against it."""
+
+    def judge(tally: Tally) -> Outcome:
+        above = tally.above(points)
+        return _graded(above == tally.num, fails=2 * above <= tally.num)
+
+    return Rule(asks=f"every row above {points:g}", judge=judge)
+
+
+def most(share: float = 0.5, *, points: float = 0.0) -> Rule:
+    """Ask for more than half of the rows above so many points, or for at least a larger share."""
+
+    def judge(tally: Tally) -> Outcome:
+        above = tally.above(points)
+        many = 2 * above > tally.num
+        return _graded(many and above >= share * tally.num - ROUNDING, fails=not many)
+
+    asked = "more than half" if share == 0.5 else f"at least {100 * share:g}%"
+    return Rule(asks=f"{asked} of the rows above {points:g}", judge=judge)

@@ -1,0 +1,394 @@
+"""The paper's claims as data: what each states, and the parts that must hold for it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from regrow.paper import patterns
+from regrow.paper.contrasts import MARGIN, Contrast
+from regrow.paper.rules import (
+    AT_LEAST,
+    AT_LEAST_EACH,
+    BETTER,
+    BETTER_EACH,
+    ON_AVERAGE,
+    ON_PAR,
+    SELDOM_DOWN,
+    SOMETIMES,
+    UNTESTABLE,
+    WITHIN_SPREAD,
+    Ask,
+    Evidence,
+    Part,
+    Rule,
+    every,
+    most,
+)
+
+FT, SE, SB = "fine-tuned", "scratch-e", "scratch-b"
+FT_40, FT_80, FT_160 = "fine-tune-40", "fine-tune-80", "fine-tune-160"
+TICKET, RANDOM = "winning-ticket", "random-init"
+TUNED = ("fine-tuned", "pruned", "prune-c")  # what a method offers: SSS and SFP fine-tune nothing
+STRUCTURED = (1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 17)
+BOTH_SCRATCH = (1, 4, 6, 10, 11, 13, 17)
+CIFAR = {"dataset": ("CIFAR-10", "CIFAR-100")}
+IMAGENET = {"dataset": ("ImageNet",)}
+UP_TO_80 = {**CIFAR, "target": ("30%", "50%", "80%")}
+AT_95 = {**CIFAR, "target": ("95%",)}
+NOT_TINY = {"target": ("VGG-Conv", "VGG-GAP", "ResNet50-30%", "ResNet50-50%", "ResNet50-70%")}
+PART_A, PART_B = {"part": ("a",)}, {"part": ("b",)}  # initial rates 0.1 and 0.01
+SECTIONS = {
+    "Structured pruning, predefined targets": range(1, 8),
+    "Structured pruning, automatic targets": range(8, 12),
+    "Unstructured pruning": range(12, 18),
+    "Pruning as architecture search": range(18, 23),
+    "Lottery ticket": range(23, 28),
+    "Further checks": range(28, 34),
+}
+Where = Mapping[str, tuple[str, ...]]
+Judge = Callable[[Evidence], Part]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One testable statement.
+
+    ``tests`` names what it is judged by: W (Welch), E (equivalence), S (signs), P (patterns); it is
+    empty where no printed number bears on it.
+    """
+
+    number: int
+    text: str
+    asks: tuple[Judge, ...]
+    tables: tuple[int, ...] = ()
+    tests: str = ""
+
+    @property
+    def section(self) -> str:
+        """The part of the paper that the claim belongs to."""
+        return next(name for name, numbers in SECTIONS.items() if self.number in numbers)
+
+
+def _of(
+    first: str, second: str | Sequence[str], tables: int | tuple[int, ...], *, where: Where
+) -> Contrast:
+    return Contrast(
+        first=first,
+        second=(second,) if isinstance(second, str) else tuple(second),
+        tables=(tables,) if isinstance(tables, int) else tables,
+        where=where,
+    )
+
+
+def _up(
+    first: str,
+    second: str | Sequence[str],
+    tables: int | tuple[int, ...],
+    *,
+    rule: Rule | None = None,
+    where: Where | None = None,
+) -> Ask:
+    """Judge ``first`` minus ``second``; without a rule it is only told."""
+    return Ask(contrast=_of(first, second, tables, where=where or {}), rule=rule)
+
+
+def _down(
+    first: str,
+    second: str | Sequence[str],
+    tables: int | tuple[int, ...],
+    *,
+    rule: Rule,
+    where: Where | None = None,
+) -> Ask:
+    """Judge the same from the other side: ``every`` then asks that every row is below."""
+    return Ask(contrast=_of(first, second, tables, where=where or {}), rule=rule, against=True)
+
+
+def _needs(what: str) -> tuple[Judge]:
+    """Make the part that no printed number can decide."""
+
+    def judge(evidence: Evidence) -> Part:
+        del evidence
+        text = f"not testable on the printed numbers; needed: {what}"
+        return Part(name="Beyond the tables", asks="", outcome=UNTESTABLE, text=text)
+
+    return (judge,)
+
+
+_OVERALL = _of(SB, TUNED, STRUCTURED, where={})
+_FAMILIES = [
+    (_of(SB, TUNED, (1, 2, 3, 4, 5), where=data), _of(SB, FT, 6, where=data))
+    for data in (IMAGENET, CIFAR)
+]
+CLAIMS = (
+    Claim(
+        number=1,
+        text="L1 filters: in every row, training from scratch is at least as good as fine-tuning.",
+        tables=(1,),
+        tests="WES",
+        asks=(_up(SE, FT, 1, rule=AT_LEAST_EACH), _up(SB, FT, 1, rule=AT_LEAST_EACH)),
+    ),
+    Claim(
+        number=2,
+        text="L1 filters: scratch-b is mostly slightly above scratch-e.",
+        tables=(1,),
+        tests="S",
+        asks=(_up(SB, SE, 1, rule=most()),),
+    ),
+    Claim(
+        number=3,
+        text="L1 filters on ImageNet: both scratch-b networks beat fine-tuning noticeably.",
+        tables=(1,),
+        tests="S",
+        asks=(_up(SB, FT, 1, rule=every(MARGIN), where=IMAGENET),),
+    ),
+    Claim(
+        number=4,
+        text="ThiNet: scratch training beats fine-tuning in all rows but scratch-e for VGG-Tiny.",
+        tables=(2,),
+        tests="S",
+        asks=(
+            _up(SB, FT, 2, rule=every()),
+            _up(SE, FT, 2, rule=every(), where=NOT_TINY),
+            _up(SE, FT, 2),
+        ),
+    ),
+    Claim(
+        number=5,
+        text="Regression: networks trained from scratch lose less than fine-tuned ones.",
+        tables=(3,),
+        tests="S",
+        asks=(_up(SB, FT, 3, rule=every()), _up(SE, FT, 3, rule=every())),
+    ),
+    Claim(
+        number=6,
+        text="SFP: scratch-e beats the pruned network mostly, scratch-b nearly always.",
+        tables=(10,),
+        tests="WS",
+        asks=(_up(SE, "pruned", 10, rule=most()), _up(SB, "pruned", 10, rule=most(0.9))),
+    ),
+    Claim(
+        number=7,
+        text="SFP from a trained network: the same.",
+        tables=(11,),
+        tests="WS",
+        asks=(
+            _up(SE, "pruned", 11, rule=most()),
+            _up(SB, "pruned", 11, rule=most(0.9)),
+            _up(SB, SE, 11),
+        ),
+    ),
+    Claim(
+        number=8,
+        text="Slimming: scratch-b beats fine-tuning in 8 of the 10 CIFAR rows.",
+        tables=(4,),
+        tests="WS",
+        asks=(_up(SB, FT, 4, rule=most(0.8), where=CIFAR), _up(SB, FT, 4)),
+    ),
+    Claim(
+        number=9,
+        text="Slimming: scratch-e is slightly below fine-tuning, but mostly within the std.",
+        tables=(4,),
+        tests="WES",
+        asks=(
+            _down(SE, FT, 4, rule=most(), where=CIFAR),
+            _up(SE, FT, 4, rule=WITHIN_SPREAD, where=CIFAR),
+        ),
+    ),
+    Claim(
+        number=10,
+        text="SSS: scratch-e beats the pruned network on average, scratch-b beats both everywhere.",
+        tables=(5,),
+        tests="S",
+        asks=(
+            _up(SE, "pruned", 5, rule=ON_AVERAGE),
+            _up(SB, "pruned", 5, rule=every()),
+            _up(SB, SE, 5, rule=every()),
+        ),
+    ),
+    Claim(
+        number=11,
+        text="Overall: with structured methods, fine-tuning is no better than training anew.",
+        tables=STRUCTURED,
+        tests="WES",
+        asks=(Ask(contrast=_OVERALL, rule=AT_LEAST), patterns.leave_one_method_out(_OVERALL)),
+    ),
+    Claim(
+        number=12,
+        text="CIFAR, up to 80%: scratch-e sometimes falls short, scratch-b is at least on par.",
+        tables=(6,),
+        tests="WE",
+        asks=(
+            _down(SE, FT, 6, rule=SOMETIMES, where=UP_TO_80),
+            _up(SB, FT, 6, rule=AT_LEAST, where=UP_TO_80),
+        ),
+    ),
+    Claim(
+        number=13,
+        text="CIFAR, 95%: fine-tuning can beat training from scratch.",
+        tables=(6,),
+        tests="W",
+        asks=(_down(SB, FT, 6, rule=SOMETIMES, where=AT_95),),
+    ),
+    Claim(
+        number=14,
+        text="ImageNet: scratch-b is mostly noticeably worse than fine-tuning.",
+        tables=(6,),
+        tests="S",
+        asks=(
+            _down(SB, FT, 6, rule=most(), where=IMAGENET),
+            _down(SB, FT, 6, rule=most(points=MARGIN), where=IMAGENET),
+        ),
+    ),
+    Claim(
+        number=15,
+        text="Structured and unstructured pruning differ in how training from scratch fares.",
+        tables=(1, 2, 3, 4, 5, 6),
+        tests="W",
+        asks=tuple(patterns.families_apart(*families) for families in _FAMILIES),
+    ),
+    Claim(
+        number=16,
+        text="Fine-tuned sparse networks have almost no weights near zero, retrained ones have.",
+        asks=_needs("the weights (Figure 8): the share below a small threshold"),
+    ),
+    Claim(
+        number=17,
+        text="Scaling the initial std to the share kept brings nothing.",
+        asks=_needs("new runs of magnitude pruning with and without the scaling"),
+    ),
+    Claim(
+        number=18,
+        text="Slimmed and sparse VGGs need fewer parameters than uniform ones (Slimming: 5x).",
+        asks=_needs("the curves of Figure 3: parameters at equal accuracy, interpolated"),
+    ),
+    Claim(
+        number=19,
+        text="Pruned architectures agree between runs: widths vary by at most about 10%.",
+        tables=(7,),
+        tests="P",
+        asks=(patterns.consistent_widths,),
+    ),
+    Claim(
+        number=20,
+        text="VGG is redundant in its late stages, and far from uniformly.",
+        tables=(21,),
+        tests="P",
+        asks=(patterns.late_redundancy,),
+    ),
+    Claim(
+        number=21,
+        text="PreResNet and DenseNet lose nearly evenly, so there pruning only equals uniform.",
+        tables=(18, 19, 20),
+        tests="P",
+        asks=(
+            patterns.flatter_than_vgg,
+            patterns.even_cells(19),
+            patterns.even_cells(20),
+            *_needs("the curves of Figure 5: pruned against uniform, trained from scratch"),
+        ),
+    ),
+    Claim(
+        number=22,
+        text="Guided designs equal pruned ones; transferred ones beat uniform well.",
+        asks=_needs("new runs of the four series of Figure 6"),
+    ),
+    Claim(
+        number=23,
+        text="Unstructured, rate 0.1: the winning ticket is no better than random.",
+        tables=(9,),
+        tests="WES",
+        asks=(_down(TICKET, RANDOM, 9, rule=AT_LEAST, where=PART_A),),
+    ),
+    Claim(
+        number=24,
+        text="Unstructured, rate 0.01: the winning ticket is better.",
+        tables=(9,),
+        tests="WS",
+        asks=(_up(TICKET, RANDOM, 9, rule=BETTER, where=PART_B),),
+    ),
+    Claim(
+        number=25,
+        text="Structured: the winning ticket is no better at either rate.",
+        tables=(8,),
+        tests="WES",
+        asks=tuple(_down(TICKET, RANDOM, 8, rule=AT_LEAST, where=p) for p in (PART_A, PART_B)),
+    ),
+    Claim(
+        number=26,
+        text="The initial rate 0.01 is less accurate than 0.1, whatever the arm.",
+        tables=(8, 9),
+        tests="WS",
+        asks=(
+            Ask(
+                contrast=Contrast(first="b", second=("a",), tables=(8, 9), by="part"),
+                rule=BETTER_EACH,
+                against=True,
+            ),
+        ),
+    ),
+    Claim(
+        number=27,
+        text="Iterative pruning behaves as one-shot pruning does.",
+        asks=_needs("the iterative runs of Figure 7a, of which no numbers are printed"),
+    ),
+    Claim(
+        number=28,
+        text="Detection: after transfer, training from scratch equals or beats fine-tuning.",
+        tables=(12,),
+        tests="S",
+        asks=(_up(SE, "prune-c", 12, rule=every()), _up(SB, "prune-c", 12, rule=every())),
+    ),
+    Claim(
+        number=29,
+        text="Detection: pruning before the transfer beats pruning after it.",
+        tables=(12,),
+        tests="S",
+        asks=(_up("prune-c", "prune-d", 12, rule=every()),),
+    ),
+    Claim(
+        number=30,
+        text="Very high ratios: the lead of scratch grows, fine-tuned is far below unpruned.",
+        tables=(13, 14, 15),
+        tests="W",
+        asks=(
+            *(
+                ask
+                for tables in ((13, 14), (15,))
+                for ask in (
+                    _up(SB, FT, tables, rule=BETTER_EACH),
+                    _up(SE, FT, tables, rule=BETTER_EACH),
+                    _down(FT, "unpruned", tables, rule=BETTER_EACH),
+                )
+            ),
+            patterns.larger_lead(_of(SB, FT, (13, 14), where={}), _of(SB, FT, (1, 4), where={})),
+        ),
+    ),
+    Claim(
+        number=31,
+        text="Longer fine-tuning does not help; scratch-e stays on par.",
+        tables=(16,),
+        tests="WE",
+        asks=(
+            _down(FT_160, FT_40, 16, rule=AT_LEAST),
+            _down(FT_80, FT_40, 16, rule=AT_LEAST),
+            _up(SE, FT_160, 16, rule=ON_PAR),
+        ),
+    ),
+    Claim(
+        number=32,
+        text="With a schedule of 300 epochs, scratch is still at least on par.",
+        tables=(17,),
+        tests="WES",
+        asks=(_up(SE, FT, 17, rule=AT_LEAST), _up(SB, FT, 17, rule=AT_LEAST)),
+    ),
+    Claim(
+        number=33,
+        text="More epochs, within reason, seldom harm: scratch-b against scratch-e.",
+        tables=BOTH_SCRATCH,
+        tests="WS",
+        asks=(
+            _up(SB, SE, BOTH_SCRATCH, rule=most()),
+            _up(SB, SE, BOTH_SCRATCH, rule=SELDOM_DOWN),
+        ),
+    ),
+)
