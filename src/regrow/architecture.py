@@ -34,7 +34,7 @@ class Architecture:
 
     def build(self, *, seed: int = 0) -> nn.Module:
         """Build the network with fresh weights (those of the uncut model's seed, then cut)."""
-        return self.cut(build(self.model, seed=seed))
+        return self.cut(build(self.model.untrained(), seed=seed))
 
     def cut(self, model: nn.Module) -> nn.Module:
         """Cut a network of the uncut model."""

@@ -104,6 +104,12 @@ class ModelSpec:
         arguments: dict[str, Any] = json.loads(self._arguments)
         return arguments
 
+    def untrained(self) -> "ModelSpec":
+        """Return the spec without published ``weights``: the same layers, drawn from a seed."""
+        arguments = self.arguments
+        arguments.pop("weights", None)
+        return ModelSpec(self.name, arguments)
+
     def __repr__(self) -> str:
         return f"ModelSpec({self.name!r}, {self.arguments!r})"
 

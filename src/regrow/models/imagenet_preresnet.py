@@ -134,12 +134,12 @@ def _check(branches: Sequence[int], first_branch: Sequence[bool]) -> None:
     for stage, (remaining, has_first) in enumerate(
         zip(branches, first_branch, strict=True), start=1
     ):
+        if remaining < 0:
+            raise ConfigError(
+                f"The 'branches' of stage {stage} must be an int of at least 0. Got {remaining}."
+            )
         if remaining < has_first:
             raise ConfigError(
                 f"Stage {stage} keeps its first unit's branch ('first_branch'), so its 'branches', "
                 f"which include that one, must be at least 1. Got {remaining}."
-            )
-        if remaining < 0:
-            raise ConfigError(
-                f"The 'branches' of stage {stage} must be an int of at least 0. Got {remaining}."
             )

@@ -263,6 +263,11 @@ def _select(num_in: int, chosen: Sequence[int], generator: torch.Generator) -> n
 
 
 def _check(widths: Widths, groups: int, *, num_blocks: int, basic: bool) -> None:
+    if groups < 1 or (basic and groups > 1):
+        raise ConfigError(
+            f"The 'groups' of a ResNet must be an int of at least 1, and 1 in basic blocks (depths "
+            f"{' and '.join(map(str, BASIC))}). Got {groups}."
+        )
     lengths = (1,) if basic else (2, 3)
     wrong = [list(w) for w in widths if len(w) not in lengths or any(n < groups for n in w)]
     if len(widths) != num_blocks or wrong:
@@ -270,9 +275,4 @@ def _check(widths: Widths, groups: int, *, num_blocks: int, basic: bool) -> None
             f"The 'widths' of this ResNet must be a list for each of its {num_blocks} blocks, of "
             f"{' or '.join(map(str, lengths))} numbers of at least {groups}. "
             f"Got {len(widths)} lists" + (f", with {wrong[0]} among them." if wrong else ".")
-        )
-    if groups < 1 or (basic and groups > 1):
-        raise ConfigError(
-            f"The 'groups' of a ResNet must be an int of at least 1, and 1 in basic blocks (depths "
-            f"{' and '.join(map(str, BASIC))}). Got {groups}."
         )

@@ -1,6 +1,6 @@
 """VGG for large images: plain 3x3 convolutions and fully connected layers, and thinner targets."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import nn
@@ -88,21 +88,23 @@ def imagenet_vgg(
     if weights == "torchvision":
         num_convs = len(widths) - widths.count("M")
         full = f"vgg{num_convs + 3}" + ("_bn" if conv_norm else "")
-        load_torchvision_(model, full, rename=_Numbers(model))
+        load_torchvision_(model, full, rename=numbers(model))
     return model
 
 
-class _Numbers:
-    """Torchvision numbers the layers that have names here, in the same order."""
+def numbers(model: nn.Module) -> Callable[[str], str]:
+    """Return how torchvision calls parameters: it numbers the layers that have names here."""
+    places = {
+        f"{ours}.{name}": f"{theirs}.{number}"
+        for ours, theirs in (("features", "features"), ("head", "classifier"))
+        for number, (name, _) in enumerate(model.get_submodule(ours).named_children())
+    }
 
-    def __init__(self, model: Classifier) -> None:
-        self._parts = {"features": model.features, "head": model.head}
+    def rename(name: str) -> str:
+        layer, _, tensor = name.rpartition(".")
+        return f"{places.get(layer, layer)}.{tensor}"
 
-    def __call__(self, name: str) -> str:
-        part, layer, *rest = name.split(".")
-        names = [child for child, _ in self._parts[part].named_children()]
-        theirs = {"features": "features", "head": "classifier"}[part]
-        return ".".join([theirs, str(names.index(layer)), *rest])
+    return rename
 
 
 def _check_plan(plan: Plan) -> None:

@@ -34,8 +34,14 @@ def load_torchvision_(model: nn.Module, name: str, *, rename: Callable[[str], st
         ConfigError: the network differs from torchvision's in layers or widths.
         DataError: the file can neither be found nor downloaded, or is damaged.
     """
-    from torchvision.models import get_model, get_model_weights
+    import torchvision  # takes a second, and few ask for these weights
+    from torchvision.models import get_model, get_model_weights, list_models
 
+    if name not in list_models(torchvision.models):
+        raise ConfigError(
+            f"weights='torchvision': torchvision has no {name!r}, of as many layers as this "
+            "network. Leave out 'weights', or the arguments that change its layers."
+        )
     with torch.device("meta"):
         theirs = get_model(name, weights=None)
     fitting = _fit(model, theirs, name=name, rename=rename)
