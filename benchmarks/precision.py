@@ -1,0 +1,60 @@
+"""Does bf16 change accuracy? A paired equivalence test on real images, many seeds.
+
+    uv run python benchmarks/precision.py --data hf:../shared/data/cifar10-jpeg --seeds 30
+
+Trains a small VGG on CIFAR-10 in fp32 and in bf16 from the same seeds (the same first weights, order
+and augmentation), in the store given, so that it can be stopped and goes on. Prints the paired
+difference, its 95 % interval, and whether it is equivalent to zero within the margin (two one-sided
+tests). The margin is one standard deviation of a single training over seeds: less than seed noise.
+"""
+
+import argparse
+from pathlib import Path
+
+from regrow.run import run
+from regrow.run.display import display
+from regrow.stats import equivalence, mean_and_std, paired
+from regrow.store import Store
+from regrow.study import Study
+
+PLAN = [16, 16, "M", 32, 32, "M", 64, 64]
+
+
+def study(data: str, seeds: int, precision: str) -> Study:
+    return Study.from_json(
+        {
+            "name": f"precision-{precision}",
+            "data": {"name": data, "subset": 5000, "test_subset": 5000},
+            "models": {"name": "vgg", "plan": PLAN, "label": "small VGG"},
+            "arms": ["unpruned"],
+            "seeds": seeds,
+            "recipe": {"name": "cifar", "epochs": 8, "lr": 0.05, "precision": precision},
+        }
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--store", type=Path, default=Path("regrow-store"))
+    arguments = parser.parse_args()
+    store = Store.open(arguments.store)
+    studies = {p: study(arguments.data, arguments.seeds, p) for p in ("fp32", "bf16")}
+    with display() as show:
+        run([job for asked in studies.values() for job in asked.jobs()], store, on_event=show)
+    accuracy = {
+        precision: [100 * store.record(cell.job.key)["accuracy"] for cell in asked.cells()]
+        for precision, asked in studies.items()
+    }
+    found = paired(accuracy["bf16"], accuracy["fp32"])
+    (_, noise), (mean, _) = mean_and_std(accuracy["fp32"]), mean_and_std(accuracy["bf16"])
+    assert noise is not None
+    print(f"fp32 {mean_and_std(accuracy['fp32'])}, bf16 {mean_and_std(accuracy['bf16'])}")
+    print(found)
+    print(f"margin {noise:.2f} points (one standard deviation over seeds); bf16 mean {mean:.2f}")
+    print(equivalence(found, margin=noise))
+
+
+if __name__ == "__main__":
+    main()
