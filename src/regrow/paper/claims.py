@@ -108,7 +108,8 @@ def _own(claim: Claim, ours: Evidence, printed: Evidence) -> Finding:
 
 def _judge(claim: Claim, evidence: Evidence) -> Finding:
     parts = tuple(ask(evidence) for ask in claim.asks)
-    return Finding(claim=claim, outcome=combine([part.outcome for part in parts]), parts=parts)
+    outcomes = [outcome for part in parts for _, outcome in part.judged]
+    return Finding(claim=claim, outcome=combine(outcomes), parts=parts)
 
 
 def _widened(frame: pd.DataFrame) -> pd.DataFrame:
@@ -118,8 +119,8 @@ def _widened(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sentence(part: Part) -> str:
-    verdict = f" [{part.asks}: {part.outcome}]" if part.asks and part.rows else ""
-    return f"{part.name}: {part.text}{verdict}."
+    judged = "; ".join(f"{asks}: {outcome}" for asks, outcome in part.judged if asks)
+    return f"{part.name}: {part.text}{f' [{judged}]' if judged else ''}."
 
 
 def render(findings: Sequence[Finding], *, ours: Sequence[Finding] = ()) -> str:
@@ -180,8 +181,8 @@ def to_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
             "n": list(finding.n),
             "text": finding.text,
             "parts": [
-                {"name": p.name, "asks": p.asks, "outcome": p.outcome, "rows": p.rows}
-                | {"n": list(p.n), "text": p.text, "numbers": dict(p.numbers)}
+                {"name": p.name, "text": p.text, "rows": p.rows, "n": list(p.n)}
+                | {"judged": [list(pair) for pair in p.judged], "numbers": p.numbers}
                 for p in finding.parts
             ],
             "notes": list(finding.notes),
@@ -205,8 +206,8 @@ def _counts(findings: Sequence[Finding], ours: Sequence[Finding]) -> str:
     for label, group in (("printed numbers", findings), ("our results", ours)):
         counts = [(outcome, sum(f.outcome == outcome for f in group)) for outcome in OUTCOMES]
         if group:
-            numbers = ", ".join(f"{count} {outcome}" for outcome, count in counts)
-            said.append(f"Of {len(group)} claims, on the {label}: {numbers}.")
+            numbers = ", ".join(f"{outcome}: {count}" for outcome, count in counts)
+            said.append(f"{len(group)} claims on the {label} - {numbers}.")
     return " ".join(said)
 
 

@@ -47,10 +47,14 @@ class Contrast:
     @property
     def name(self) -> str:
         """What is subtracted from what, where: ``scratch-b - fine-tuned, Table 4, CIFAR-10``."""
-        tables = ", ".join(map(str, self.tables))
-        kept = [" and ".join(values) for values in self.where.values()]
-        minus = f"{self.first} - {' or '.join(self.second)}"
-        return ", ".join([minus, f"Table{'s' * (len(self.tables) > 1)} {tables}", *kept])
+        lead = "" if self.by == "arm" else f"{self.by} "
+        minus = f"{lead}{self.first} - {lead}{' or '.join(self.second)}"
+        tables = f"Table{'s' * (len(self.tables) > 1)} {', '.join(map(str, self.tables))}"
+        kept = [
+            f"{'part ' * (name == 'part')}{' and '.join(values)}"
+            for name, values in self.where.items()
+        ]
+        return ", ".join([minus, tables, *kept])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from regrow.paper.contrasts import Contrast
 from regrow.paper.printed import records
-from regrow.paper.rules import UNTESTABLE, Evidence, Outcome, Part
+from regrow.paper.rules import Evidence, Outcome, Part, untestable
 from regrow.report.words import listed, p_value, signed
 from regrow.stats import Sample, mean_and_std, pooled, welch
 
@@ -28,7 +28,7 @@ def leave_one_method_out(contrast: Contrast) -> Callable[[Evidence], Part]:
             if (average := pooled([p.comparison for p in pairs if p.row["method"] != method]))
         }
         if not means:
-            return Part(name=name, asks=asks, outcome=UNTESTABLE, text="not run")
+            return untestable(name)
         lows = [average.low for average in means.values()]
         outcome: Outcome = "holds" if min(lows) > -evidence.margin else "partly"
         if any(average.high < 0 for average in means.values()):
@@ -40,8 +40,7 @@ def leave_one_method_out(contrast: Contrast) -> Callable[[Evidence], Part]:
         ]
         return Part(
             name=name,
-            asks=asks,
-            outcome=outcome,
+            judged=((asks, outcome),),
             text=f"random-effects mean without {listed(said)}",
             rows=len(pairs),
             numbers={method: average.mean for method, average in means.items()},
@@ -59,7 +58,7 @@ def families_apart(structured: Contrast, unstructured: Contrast) -> Callable[[Ev
         asks = "structured above unstructured, p < 0.05"
         families = [evidence.tally(contrast) for contrast in (structured, unstructured)]
         if min(family.num for family in families) < 2:
-            return Part(name=name, asks=asks, outcome=UNTESTABLE, text="not run")
+            return untestable(name)
         samples = []
         for family in families:
             mean, std = mean_and_std(family.differences)
@@ -73,8 +72,7 @@ def families_apart(structured: Contrast, unstructured: Contrast) -> Callable[[Ev
         means = [signed(s.mean) for s in samples]
         return Part(
             name=name,
-            asks=asks,
-            outcome=outcome,
+            judged=((asks, outcome),),
             text=f"mean {means[0]} over {samples[0].n} rows against {means[1]} over "
             f"{samples[1].n} ({p}; rows of one network are not independent)",
             rows=samples[0].n + samples[1].n,
@@ -95,12 +93,16 @@ def larger_lead(high: Contrast, low: Contrast) -> Callable[[Evidence], Part]:
         pairs = evidence.tally(high).pairs
         matched = [p for p in pairs if _network(p.row) in smaller]
         if not matched:
-            return Part(name=name, asks=asks, outcome=UNTESTABLE, text="not run")
+            return untestable(name)
         larger = sum(p.comparison.difference > max(smaller[_network(p.row)]) for p in matched)
         return Part(
             name=name,
-            asks=asks,
-            outcome="holds" if larger == len(matched) else "partly" if larger else "does not hold",
+            judged=(
+                (
+                    asks,
+                    "holds" if larger == len(matched) else "partly" if larger else "does not hold",
+                ),
+            ),
             text=f"larger in {larger} of {len(matched)} rows; {len(pairs) - len(matched)} have "
             "none to compare with",
             rows=len(matched),
@@ -115,18 +117,17 @@ def consistent_widths(evidence: Evidence) -> Part:
     name, asks = "std over mean of each width", f"at most {100 * CONSISTENT:g}%"
     frame = evidence.widths
     if frame is None or not len(pruned := frame[frame["quantity"] == "pruned width"]):
-        return Part(name=name, asks=asks, outcome=UNTESTABLE, text="not run")
+        return untestable(name)
     layers = pruned[(pruned["layer"] != "total") & pruned["std"].notna()]
     shares = layers["std"] / layers["mean"]
     if shares.empty:
-        return Part(name=name, asks=asks, outcome=UNTESTABLE, text="one run: no spread")
+        return untestable(name, why="one run: no spread")
     worst = max(records(layers), key=lambda row: row["std"] / row["mean"])
     whole = frame[frame["layer"] != "total"].groupby("quantity")["mean"].sum()
     gone = 1 - whole["pruned width"] / whole["width"]
     return Part(
         name=name,
-        asks=asks,
-        outcome="holds" if shares.max() <= CONSISTENT else "does not hold",
+        judged=((asks, "holds" if shares.max() <= CONSISTENT else "does not hold"),),
         text=f"largest {100 * shares.max():.1f}% (layer {worst['layer']}) of {len(layers)} layers; "
         f"{100 * gone:.1f}% of the channels are pruned",
         rows=len(layers),
@@ -144,7 +145,7 @@ def late_redundancy(evidence: Evidence) -> Part:
     asks = "falling over stages (p < 0.05), least in the last two, spread growing with the ratio"
     table = _stages(evidence, 21)
     if table is None:
-        return Part(name=name, asks=asks, outcome=UNTESTABLE, text="not run")
+        return untestable(name)
     from scipy.stats import page_trend_test  # half a second to import
 
     stages = len(table.columns)
@@ -155,8 +156,7 @@ def late_redundancy(evidence: Evidence) -> Part:
     shown = [p < 0.05, late, grows]
     return Part(
         name=name,
-        asks=asks,
-        outcome="holds" if all(shown) else "partly" if any(shown) else "does not hold",
+        judged=((asks, _share(sum(shown), len(shown))),),
         text=f"max - min over stages from {spread[0]:.3f} at {table.index[0]} to "
         f"{spread[-1]:.3f} at {table.index[-1]}; Page's trend test {p_value(p)} (the ratios share "
         f"a network); the least is {'always' if late else 'not always'} kept in the last two",
@@ -170,14 +170,15 @@ def flatter_than_vgg(evidence: Evidence) -> Part:
     name, asks = "spread over stages, Table 18", "below VGG's (Table 21) at every common ratio"
     flat, steep = _stages(evidence, 18), _stages(evidence, 21)
     if flat is None or steep is None:
-        return Part(name=name, asks=asks, outcome=UNTESTABLE, text="not run")
+        return untestable(name)
     spreads = [table.max(axis=1) - table.min(axis=1) for table in (flat, steep)]
     common = [ratio for ratio in flat.index if ratio in steep.index]
-    below = sum(spreads[0][ratio] < spreads[1][ratio] for ratio in common)
+    below = sum(bool(spreads[0][ratio] < spreads[1][ratio]) for ratio in common)
     return Part(
         name=name,
-        asks=asks,
-        outcome="holds" if below == len(common) else "partly" if below else "does not hold",
+        judged=(
+            (asks, "holds" if below == len(common) else "partly" if below else "does not hold"),
+        ),
         text=f"max - min at most {spreads[0].max():.3f}; below VGG's at {below} of {len(common)} "
         "ratios",
         rows=flat.size,
@@ -192,21 +193,24 @@ def even_cells(number: int) -> Callable[[Evidence], Part]:
         name, asks = f"shares kept, Table {number}", f"within a factor of {EVEN:g} at every ratio"
         frame = evidence.sparsity
         if frame is None or not (frame["table"] == number).any():
-            return Part(name=name, asks=asks, outcome=UNTESTABLE, text="not run")
+            return untestable(name)
         cells = frame[frame["table"] == number]
         low, high = (cells.groupby("ratio")["mean"].agg(name) for name in ("min", "max"))
         even = [bool(high[r] <= EVEN * low[r]) for r in low.index]
         said = [f"{r}: {low[r]:.3f} to {high[r]:.3f}" for r in low.index]
         return Part(
             name=name,
-            asks=asks,
-            outcome="holds" if all(even) else "partly" if any(even) else "does not hold",
+            judged=((asks, _share(sum(even), len(even))),),
             text=", ".join(said),
             rows=len(cells),
             numbers={r: {"lowest": float(low[r]), "highest": float(high[r])} for r in low.index},
         )
 
     return ask
+
+
+def _share(shown: int, of: int) -> Outcome:
+    return "holds" if shown == of else "partly" if shown else "does not hold"
 
 
 def _network(row: Mapping[str, Any]) -> tuple[str, str]:

@@ -34,22 +34,36 @@ class Evidence:
         return Tally(pairs=found, margin=self.margin, sign=sign)
 
 
+STRAIGHT = {"up": "up", "down": "down", "above": "above", "worse": "worse", "minus": ""}
+TURNED = {"up": "down", "down": "up", "above": "below", "worse": "better", "minus": "-"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What a part of a claim asks of a tally, in words and as a judgement."""
+    """What a part of a claim asks of a tally, in words and as a judgement.
+
+    The words name directions in braces: {up}, {down}, {above} and {worse} turn round when a
+    contrast is judged by its negative, and {minus} is then a sign.
+    """
 
     asks: str
     judge: Callable[[Tally], Outcome]
 
+    def words(self, *, against: bool) -> str:
+        """Say what is asked, in the direction in which the contrast is shown."""
+        return self.asks.format_map(TURNED if against else STRAIGHT)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The outcome of one part of a claim; ``outcome`` is None for what is only told."""
+    """One part of a claim in figures and words, and how it was ``judged``: (asked, outcome) pairs.
+
+    What is only told is not judged. ``rows`` counts the rows it stands on, ``n`` their seeds.
+    """
 
     name: str
-    asks: str
-    outcome: Outcome | None
     text: str
+    judged: tuple[tuple[str, Outcome], ...] = ()
     rows: int = 0
     n: tuple[int, ...] = ()
     numbers: dict[str, Any] = field(default_factory=dict)
@@ -57,45 +71,46 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """A contrast and the rule it is judged by; ``against=True`` judges its negative."""
+    """A contrast and the rules it is judged by; ``against=True`` judges its negative."""
 
     contrast: Contrast
-    rule: Rule | None = None
+    rules: tuple[Rule, ...] = ()
     against: bool = False
 
     def __call__(self, evidence: Evidence) -> Part:
         """Judge this part of a claim on the evidence."""
-        name = self.contrast.name
         tally = evidence.tally(self.contrast, sign=-1 if self.against else 1)
-        asks = self.rule.asks if self.rule else ""
         if not tally.pairs:
-            return Part(name=name, asks=asks, outcome=UNTESTABLE, text="not run")
+            return untestable(self.contrast.name, told=not self.rules)
         return Part(
-            name=name,
-            asks=asks,
-            outcome=self.rule.judge(tally) if self.rule else None,
+            name=self.contrast.name,
             text=tally.sentence(),
+            judged=tuple((r.words(against=self.against), r.judge(tally)) for r in self.rules),
             rows=tally.num,
             n=tuple(sorted({pair.comparison.n for pair in tally.pairs})),
             numbers=tally.numbers(),
         )
 
 
-def combine(outcomes: Sequence[Outcome | None]) -> Outcome:
+def untestable(name: str, *, why: str = "not run", told: bool = False) -> Part:
+    """Make a part that the evidence cannot decide; what is only ``told`` is no loss."""
+    return Part(name=name, text=why, judged=() if told else (("", UNTESTABLE),))
+
+
+def combine(outcomes: Sequence[Outcome]) -> Outcome:
     """Join the outcomes of a claim's parts: all hold, none holds, or partly.
 
     A part that cannot be tested keeps the claim from holding as a whole.
 
-    >>> combine(["holds", None, "holds"]), combine(["holds", "not testable here"])
+    >>> combine(["holds", "holds"]), combine(["holds", "not testable here"])
     ('holds', 'partly')
     """
-    judged = [outcome for outcome in outcomes if outcome]
-    tested = {outcome for outcome in judged if outcome != UNTESTABLE}
+    tested = {outcome for outcome in outcomes if outcome != UNTESTABLE}
     if not tested:
         return UNTESTABLE
     if tested == {"does not hold"}:
         return "does not hold"
-    return "holds" if set(judged) == {"holds"} else "partly"
+    return "holds" if set(outcomes) == {"holds"} else "partly"
 
 
 def _graded(holds: bool, fails: bool) -> Outcome:
@@ -152,27 +167,29 @@ def _within_spread(tally: Tally) -> Outcome:
 
 
 AT_LEAST_EACH = Rule(
-    asks="each row shown to be no worse by the margin, none significantly worse (Holm)",
+    asks="each row shown to be no {worse} by the margin, none significantly {worse} (Holm)",
     judge=_at_least_each,
 )
 AT_LEAST = Rule(
-    asks="mean shown to be no worse by the margin, no row significantly worse (Holm)",
+    asks="mean shown to be no {worse} by the margin, no row significantly {worse} (Holm)",
     judge=_at_least,
 )
 ON_PAR = Rule(asks="mean shown to lie within the margin, no row apart (Holm)", judge=_on_par)
-BETTER = Rule(asks="mean above 0, most rows up, none significantly down (Holm)", judge=_better)
-BETTER_EACH = Rule(asks="every row up and, where tested, significant (Holm)", judge=_better_each)
-SOMETIMES = Rule(asks="at least one row significant (Holm)", judge=_sometimes)
+BETTER = Rule(
+    asks="mean {above} 0, most rows {up}, none significantly {down} (Holm)", judge=_better
+)
+BETTER_EACH = Rule(asks="every row {up} and, where tested, significant (Holm)", judge=_better_each)
+SOMETIMES = Rule(asks="at least one row significantly {up} (Holm)", judge=_sometimes)
 WITHIN_SPREAD = Rule(
     asks="most differences at most the larger of both stds (partly: their sum)",
     judge=_within_spread,
 )
 ON_AVERAGE = Rule(
-    asks="mean difference above 0",
+    asks="mean difference {above} 0",
     judge=lambda tally: _graded(tally.mean > 0, fails=tally.mean <= 0),
 )
 SELDOM_DOWN = Rule(
-    asks="at most one row in ten significantly down",
+    asks="at most one row in ten significantly {down}",
     judge=lambda tally: (
         "holds" if 10 * tally.significant(-1, corrected=False) <= tally.num else "does not hold"
     ),
@@ -186,7 +203,7 @@ def every(points: float = 0.0) -> Rule:
         above = tally.above(points)
         return _graded(above == tally.num, fails=2 * above <= tally.num)
 
-    return Rule(asks=f"every row above {points:g}", judge=judge)
+    return Rule(asks=f"every row {{above}} {_bound(points)}", judge=judge)
 
 
 def most(share: float = 0.5, *, points: float = 0.0) -> Rule:
@@ -198,4 +215,8 @@ def most(share: float = 0.5, *, points: float = 0.0) -> Rule:
         return _graded(many and above >= share * tally.num - ROUNDING, fails=not many)
 
     asked = "more than half" if share == 0.5 else f"at least {100 * share:g}%"
-    return Rule(asks=f"{asked} of the rows above {points:g}", judge=judge)
+    return Rule(asks=f"{asked} of the rows {{above}} {_bound(points)}", judge=judge)
+
+
+def _bound(points: float) -> str:
+    return f"{{minus}}{points:g}" if points else "0"

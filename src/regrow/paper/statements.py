@@ -14,7 +14,6 @@ from regrow.paper.rules import (
     ON_PAR,
     SELDOM_DOWN,
     SOMETIMES,
-    UNTESTABLE,
     WITHIN_SPREAD,
     Ask,
     Evidence,
@@ -22,6 +21,7 @@ from regrow.paper.rules import (
     Rule,
     every,
     most,
+    untestable,
 )
 
 FT, SE, SB = "fine-tuned", "scratch-e", "scratch-b"
@@ -84,11 +84,11 @@ def _up(
     second: str | Sequence[str],
     tables: int | tuple[int, ...],
     *,
-    rule: Rule | None = None,
+    rules: tuple[Rule, ...] = (),
     where: Where | None = None,
 ) -> Ask:
-    """Judge ``first`` minus ``second``; without a rule it is only told."""
-    return Ask(contrast=_of(first, second, tables, where=where or {}), rule=rule)
+    """Judge ``first`` minus ``second``; without rules it is only told."""
+    return Ask(contrast=_of(first, second, tables, where=where or {}), rules=rules)
 
 
 def _down(
@@ -96,11 +96,11 @@ def _down(
     second: str | Sequence[str],
     tables: int | tuple[int, ...],
     *,
-    rule: Rule,
+    rules: tuple[Rule, ...],
     where: Where | None = None,
 ) -> Ask:
     """Judge the same from the other side: ``every`` then asks that every row is below."""
-    return Ask(contrast=_of(first, second, tables, where=where or {}), rule=rule, against=True)
+    return Ask(contrast=_of(first, second, tables, where=where or {}), rules=rules, against=True)
 
 
 def _needs(what: str) -> tuple[Judge]:
@@ -108,8 +108,8 @@ def _needs(what: str) -> tuple[Judge]:
 
     def judge(evidence: Evidence) -> Part:
         del evidence
-        text = f"not testable on the printed numbers; needed: {what}"
-        return Part(name="Beyond the tables", asks="", outcome=UNTESTABLE, text=text)
+        why = f"not testable on the printed numbers; needed: {what}"
+        return untestable("Beyond the tables", why=why)
 
     return (judge,)
 
@@ -125,21 +125,21 @@ CLAIMS = (
         text="L1 filters: in every row, training from scratch is at least as good as fine-tuning.",
         tables=(1,),
         tests="WES",
-        asks=(_up(SE, FT, 1, rule=AT_LEAST_EACH), _up(SB, FT, 1, rule=AT_LEAST_EACH)),
+        asks=(_up(SE, FT, 1, rules=(AT_LEAST_EACH,)), _up(SB, FT, 1, rules=(AT_LEAST_EACH,))),
     ),
     Claim(
         number=2,
         text="L1 filters: scratch-b is mostly slightly above scratch-e.",
         tables=(1,),
         tests="S",
-        asks=(_up(SB, SE, 1, rule=most()),),
+        asks=(_up(SB, SE, 1, rules=(most(),)),),
     ),
     Claim(
         number=3,
         text="L1 filters on ImageNet: both scratch-b networks beat fine-tuning noticeably.",
         tables=(1,),
         tests="S",
-        asks=(_up(SB, FT, 1, rule=every(MARGIN), where=IMAGENET),),
+        asks=(_up(SB, FT, 1, rules=(every(MARGIN),), where=IMAGENET),),
     ),
     Claim(
         number=4,
@@ -147,8 +147,8 @@ CLAIMS = (
         tables=(2,),
         tests="S",
         asks=(
-            _up(SB, FT, 2, rule=every()),
-            _up(SE, FT, 2, rule=every(), where=NOT_TINY),
+            _up(SB, FT, 2, rules=(every(),)),
+            _up(SE, FT, 2, rules=(every(),), where=NOT_TINY),
             _up(SE, FT, 2),
         ),
     ),
@@ -157,14 +157,14 @@ CLAIMS = (
         text="Regression: networks trained from scratch lose less than fine-tuned ones.",
         tables=(3,),
         tests="S",
-        asks=(_up(SB, FT, 3, rule=every()), _up(SE, FT, 3, rule=every())),
+        asks=(_up(SB, FT, 3, rules=(every(),)), _up(SE, FT, 3, rules=(every(),))),
     ),
     Claim(
         number=6,
         text="SFP: scratch-e beats the pruned network mostly, scratch-b nearly always.",
         tables=(10,),
         tests="WS",
-        asks=(_up(SE, "pruned", 10, rule=most()), _up(SB, "pruned", 10, rule=most(0.9))),
+        asks=(_up(SE, "pruned", 10, rules=(most(),)), _up(SB, "pruned", 10, rules=(most(0.9),))),
     ),
     Claim(
         number=7,
@@ -172,8 +172,8 @@ CLAIMS = (
         tables=(11,),
         tests="WS",
         asks=(
-            _up(SE, "pruned", 11, rule=most()),
-            _up(SB, "pruned", 11, rule=most(0.9)),
+            _up(SE, "pruned", 11, rules=(most(),)),
+            _up(SB, "pruned", 11, rules=(most(0.9),)),
             _up(SB, SE, 11),
         ),
     ),
@@ -182,17 +182,14 @@ CLAIMS = (
         text="Slimming: scratch-b beats fine-tuning in 8 of the 10 CIFAR rows.",
         tables=(4,),
         tests="WS",
-        asks=(_up(SB, FT, 4, rule=most(0.8), where=CIFAR), _up(SB, FT, 4)),
+        asks=(_up(SB, FT, 4, rules=(most(0.8),), where=CIFAR), _up(SB, FT, 4)),
     ),
     Claim(
         number=9,
         text="Slimming: scratch-e is slightly below fine-tuning, but mostly within the std.",
         tables=(4,),
         tests="WES",
-        asks=(
-            _down(SE, FT, 4, rule=most(), where=CIFAR),
-            _up(SE, FT, 4, rule=WITHIN_SPREAD, where=CIFAR),
-        ),
+        asks=(_down(SE, FT, 4, rules=(most(), WITHIN_SPREAD), where=CIFAR),),
     ),
     Claim(
         number=10,
@@ -200,9 +197,9 @@ CLAIMS = (
         tables=(5,),
         tests="S",
         asks=(
-            _up(SE, "pruned", 5, rule=ON_AVERAGE),
-            _up(SB, "pruned", 5, rule=every()),
-            _up(SB, SE, 5, rule=every()),
+            _up(SE, "pruned", 5, rules=(ON_AVERAGE,)),
+            _up(SB, "pruned", 5, rules=(every(),)),
+            _up(SB, SE, 5, rules=(every(),)),
         ),
     ),
     Claim(
@@ -210,7 +207,7 @@ CLAIMS = (
         text="Overall: with structured methods, fine-tuning is no better than training anew.",
         tables=STRUCTURED,
         tests="WES",
-        asks=(Ask(contrast=_OVERALL, rule=AT_LEAST), patterns.leave_one_method_out(_OVERALL)),
+        asks=(Ask(contrast=_OVERALL, rules=(AT_LEAST,)), patterns.leave_one_method_out(_OVERALL)),
     ),
     Claim(
         number=12,
@@ -218,8 +215,8 @@ CLAIMS = (
         tables=(6,),
         tests="WE",
         asks=(
-            _down(SE, FT, 6, rule=SOMETIMES, where=UP_TO_80),
-            _up(SB, FT, 6, rule=AT_LEAST, where=UP_TO_80),
+            _down(SE, FT, 6, rules=(SOMETIMES,), where=UP_TO_80),
+            _up(SB, FT, 6, rules=(AT_LEAST,), where=UP_TO_80),
         ),
     ),
     Claim(
@@ -227,17 +224,14 @@ CLAIMS = (
         text="CIFAR, 95%: fine-tuning can beat training from scratch.",
         tables=(6,),
         tests="W",
-        asks=(_down(SB, FT, 6, rule=SOMETIMES, where=AT_95),),
+        asks=(_down(SB, FT, 6, rules=(SOMETIMES,), where=AT_95),),
     ),
     Claim(
         number=14,
         text="ImageNet: scratch-b is mostly noticeably worse than fine-tuning.",
         tables=(6,),
         tests="S",
-        asks=(
-            _down(SB, FT, 6, rule=most(), where=IMAGENET),
-            _down(SB, FT, 6, rule=most(points=MARGIN), where=IMAGENET),
-        ),
+        asks=(_down(SB, FT, 6, rules=(most(), most(points=MARGIN)), where=IMAGENET),),
     ),
     Claim(
         number=15,
@@ -297,21 +291,21 @@ CLAIMS = (
         text="Unstructured, rate 0.1: the winning ticket is no better than random.",
         tables=(9,),
         tests="WES",
-        asks=(_down(TICKET, RANDOM, 9, rule=AT_LEAST, where=PART_A),),
+        asks=(_down(TICKET, RANDOM, 9, rules=(AT_LEAST,), where=PART_A),),
     ),
     Claim(
         number=24,
         text="Unstructured, rate 0.01: the winning ticket is better.",
         tables=(9,),
         tests="WS",
-        asks=(_up(TICKET, RANDOM, 9, rule=BETTER, where=PART_B),),
+        asks=(_up(TICKET, RANDOM, 9, rules=(BETTER,), where=PART_B),),
     ),
     Claim(
         number=25,
         text="Structured: the winning ticket is no better at either rate.",
         tables=(8,),
         tests="WES",
-        asks=tuple(_down(TICKET, RANDOM, 8, rule=AT_LEAST, where=p) for p in (PART_A, PART_B)),
+        asks=tuple(_down(TICKET, RANDOM, 8, rules=(AT_LEAST,), where=p) for p in (PART_A, PART_B)),
     ),
     Claim(
         number=26,
@@ -321,7 +315,7 @@ CLAIMS = (
         asks=(
             Ask(
                 contrast=Contrast(first="b", second=("a",), tables=(8, 9), by="part"),
-                rule=BETTER_EACH,
+                rules=(BETTER_EACH,),
                 against=True,
             ),
         ),
@@ -336,14 +330,14 @@ CLAIMS = (
         text="Detection: after transfer, training from scratch equals or beats fine-tuning.",
         tables=(12,),
         tests="S",
-        asks=(_up(SE, "prune-c", 12, rule=every()), _up(SB, "prune-c", 12, rule=every())),
+        asks=(_up(SE, "prune-c", 12, rules=(every(),)), _up(SB, "prune-c", 12, rules=(every(),))),
     ),
     Claim(
         number=29,
         text="Detection: pruning before the transfer beats pruning after it.",
         tables=(12,),
         tests="S",
-        asks=(_up("prune-c", "prune-d", 12, rule=every()),),
+        asks=(_up("prune-c", "prune-d", 12, rules=(every(),)),),
     ),
     Claim(
         number=30,
@@ -355,9 +349,9 @@ CLAIMS = (
                 ask
                 for tables in ((13, 14), (15,))
                 for ask in (
-                    _up(SB, FT, tables, rule=BETTER_EACH),
-                    _up(SE, FT, tables, rule=BETTER_EACH),
-                    _down(FT, "unpruned", tables, rule=BETTER_EACH),
+                    _up(SB, FT, tables, rules=(BETTER_EACH,)),
+                    _up(SE, FT, tables, rules=(BETTER_EACH,)),
+                    _down(FT, "unpruned", tables, rules=(BETTER_EACH,)),
                 )
             ),
             patterns.larger_lead(_of(SB, FT, (13, 14), where={}), _of(SB, FT, (1, 4), where={})),
@@ -369,9 +363,9 @@ CLAIMS = (
         tables=(16,),
         tests="WE",
         asks=(
-            _down(FT_160, FT_40, 16, rule=AT_LEAST),
-            _down(FT_80, FT_40, 16, rule=AT_LEAST),
-            _up(SE, FT_160, 16, rule=ON_PAR),
+            _down(FT_160, FT_40, 16, rules=(AT_LEAST,)),
+            _down(FT_80, FT_40, 16, rules=(AT_LEAST,)),
+            _up(SE, FT_160, 16, rules=(ON_PAR,)),
         ),
     ),
     Claim(
@@ -379,16 +373,13 @@ CLAIMS = (
         text="With a schedule of 300 epochs, scratch is still at least on par.",
         tables=(17,),
         tests="WES",
-        asks=(_up(SE, FT, 17, rule=AT_LEAST), _up(SB, FT, 17, rule=AT_LEAST)),
+        asks=(_up(SE, FT, 17, rules=(AT_LEAST,)), _up(SB, FT, 17, rules=(AT_LEAST,))),
     ),
     Claim(
         number=33,
         text="More epochs, within reason, seldom harm: scratch-b against scratch-e.",
         tables=BOTH_SCRATCH,
         tests="WS",
-        asks=(
-            _up(SB, SE, BOTH_SCRATCH, rule=most()),
-            _up(SB, SE, BOTH_SCRATCH, rule=SELDOM_DOWN),
-        ),
+        asks=(_up(SB, SE, BOTH_SCRATCH, rules=(most(), SELDOM_DOWN)),),
     ),
 )
