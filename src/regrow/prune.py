@@ -5,7 +5,7 @@ sparsity into kept units; a method names one of each. k criteria and m allocatio
 functions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import floor
 from typing import Any, Literal, get_args
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from regrow.data import Dataset, normalise
 from regrow.errors import ConfigError, TraceError, unknown
 from regrow.mask import Mask, Unit
+from regrow.reconstruct import Keep, contributions, observe
 from regrow.registry import Registry
 from regrow.seeds import seeded
 from regrow.surgery import Group, Kind, Slot, Trace
@@ -24,11 +25,13 @@ from regrow.surgery.tape import evaluating
 
 Criterion = Callable[[Group, "Probe"], Tensor]
 Allocate = Callable[[Mapping[str, Tensor], float], dict[str, Tensor]]
+Repair = Callable[[nn.Module, Mask, Trace, "Probe"], None]
 Scope = Literal["conv", "normed-conv", "linear", "stream", "view"]
 SCOPES: tuple[str, ...] = get_args(Scope)
 
 CRITERIA: Registry[Criterion] = Registry("criterion", "regrow.methods")
 ALLOCATIONS: Registry[Allocate] = Registry("allocation", "regrow.methods")
+REPAIRS: Registry[Repair] = Registry("repair", "regrow.methods")
 METHODS: "Registry[Method]" = Registry("method", "regrow.methods")
 
 PROBE_IMAGES = 512
@@ -57,6 +60,7 @@ class Method:
             first drawn, and the choice needs no training.
         penalty: adds to the gradients in every step of the parent's training, given its strength.
         strength: the penalty's default strength for a model family (the key "" is for any other).
+        repair: name of a registered function that mends the inherited weights after the cut.
         targets: predefined architectures by name.
     """
 
@@ -68,6 +72,7 @@ class Method:
     trained: bool = True
     penalty: Callable[[nn.Module, float], None] | None = None
     strength: Mapping[str, float] = field(default_factory=dict)
+    repair: str | None = None
     targets: Mapping[str, Target] = field(default_factory=dict)
     reference: str = ""
 
@@ -79,6 +84,8 @@ class Method:
         for kind in self.scope:
             if kind not in SCOPES:
                 raise self._error(unknown("scope", str(kind), SCOPES))
+        if self.repair is not None and self.unit != "channel":
+            raise self._error("A 'repair' follows a cut, so the 'unit' must be 'channel'.")
 
     def _error(self, message: str) -> ConfigError:
         return ConfigError(f"The method {self.name!r}: {message}")
@@ -112,6 +119,20 @@ def allocation(name: str) -> Callable[[Allocate], Allocate]:
     return register
 
 
+def repair(name: str) -> Callable[[Repair], Repair]:
+    """Register a repair: ``(small, mask, trace, probe) -> None`` (decorator).
+
+    It changes the weights of the cut network ``small`` in place; the mask says what was cut, trace
+    and probe are of the uncut network.
+    """
+
+    def register(function: Repair) -> Repair:
+        REPAIRS.add(name, function, origin=function)
+        return function
+
+    return register
+
+
 def register_method(
     name: str,
     *,
@@ -122,6 +143,7 @@ def register_method(
     trained: bool = True,
     penalty: Callable[[nn.Module, float], None] | None = None,
     strength: Mapping[str, float] | None = None,
+    repair: str | None = None,
     targets: Mapping[str, Target] | None = None,
     reference: str = "",
 ) -> Method:
@@ -140,6 +162,7 @@ def register_method(
         trained=trained,
         penalty=penalty,
         strength=strength or {},
+        repair=repair,
         targets=targets or {},
         reference=reference,
     )
@@ -172,13 +195,16 @@ class Probe:
         *,
         seed: int = 0,
         num_images: int = PROBE_IMAGES,
+        groups: Mapping[str, Group] | None = None,
     ) -> None:
         self._model = model
+        self._groups = groups or {}  # measured together when one of them is asked for
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._dataset = dataset
         self._seed = seed
         self._num_images = num_images
         self._gradients: dict[str, Tensor] | None = None
+        self._contributions: dict[str, Tensor] = {}
 
     def weight(self, name: str) -> Tensor:
         """Return a parameter's values."""
@@ -220,6 +246,29 @@ class Probe:
         mine = slot.units >= 0
         result = torch.zeros(len(values), group.size)
         return result.index_add_(1, slot.units[mine], values[:, mine])
+
+    def contributions(self, group: Group) -> Tensor:
+        """Return what each unit adds to outputs of the layers that read it: ``[samples, units]``.
+
+        A row sums to one output, without its bias, at one place of one image.
+        """
+        if group.name not in self._contributions:
+            together = self._groups.values() if group.name in self._groups else [group]
+            images = (x for x, _ in self._batches())
+            found = contributions(self._model, together, images, seed=self._seed)
+            self._contributions.update(found)
+        return self._contributions[group.name].clone()
+
+    def observe(
+        self, readers: Iterable[str], keep: Keep, *, model: nn.Module | None = None
+    ) -> dict[str, Tensor]:
+        """Sample layers by the names of their weights: see ``reconstruct.observe``.
+
+        Another network of this one's layers (one that was cut) is sampled on the same images and at
+        the same places.
+        """
+        images = (x for x, _ in self._batches())
+        return observe(model or self._model, readers, images, keep=keep, seed=self._seed)
 
     def random(self, group: Group) -> Tensor:
         """Return uniform numbers ``[units]`` that depend on the seed and the group's name alone."""
@@ -384,7 +433,7 @@ def select(
             f"{chosen.name}: expected a share for each of the network's {len(groups)} groups. "
             f"Got {len(shares)}."
         )
-    probe = Probe(model, dataset, seed=seed)
+    probe = Probe(model, dataset, seed=seed, groups=groups)
     score = CRITERIA.get(chosen.criterion)
     scores = {name: _checked(chosen, group, score(group, probe)) for name, group in groups.items()}
     if shares is not None:

@@ -7,7 +7,7 @@
 The only code that changes shapes.
 """
 
-from regrow.surgery.cut import Select, shrink, silence, verify
+from regrow.surgery.cut import Select, kept_positions, shrink, silence, verify
 from regrow.surgery.rules import rule
 from regrow.surgery.trace import Group, Kind, Slot, Trace, trace
 
@@ -17,6 +17,7 @@ __all__ = [
     "Select",
     "Slot",
     "Trace",
+    "kept_positions",
     "rule",
     "shrink",
     "silence",

@@ -49,7 +49,7 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     """
     _check(mask, trace)
     small = deepcopy(model)
-    kept = _kept_positions(mask, trace)
+    kept = kept_positions(mask, trace)
     for name, widths in trace.movers.items():
         sides = [
             kept.get((f"{name}:{side}", 1), torch.arange(width))
@@ -127,7 +127,7 @@ def _is_cut(units: Tensor, kept: Tensor) -> Tensor:
     return (units >= 0) & ~kept.cpu()[units.clamp(min=0)]
 
 
-def _kept_positions(mask: Mask, trace: Trace) -> dict[tuple[str, int], Tensor]:
+def kept_positions(mask: Mask, trace: Trace) -> dict[tuple[str, int], Tensor]:
     """Return the positions that stay, for each dimension of each tensor that the cut touches."""
     stays: dict[tuple[str, int], Tensor] = {}
     for name, kept in mask.kept.items():

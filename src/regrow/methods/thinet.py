@@ -1,0 +1,60 @@
+"""ThiNet: A Filter Level Pruning Method (Luo et al., ICCV 2017, arXiv:1707.06342).
+
+A channel matters as much as the next layer's outputs need it. The paper cuts layer by layer with an
+epoch or two of training after each; here all layers are scored on the trained network, cut at once
+and repaired in the order of computation, and the arm decides the training that follows.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from regrow.mask import Mask
+from regrow.prune import Probe, criterion, register_method, repair
+from regrow.reconstruct import reconstruct_, rescale
+from regrow.surgery import Group, Trace
+
+
+@criterion("thinet")
+def thinet(group: Group, probe: Probe) -> Tensor:
+    """Score a channel by how late greedy removal takes it, as a share of the group.
+
+    Each step removes the channel after which the contributions of all removed channels have the
+    least squared sum over the samples (algorithm 1).
+    """
+    rows = probe.contributions(group).double()  # [samples, units]
+    order = greedy_order(rows.T @ rows)
+    scores = torch.empty(group.size)
+    scores[order] = torch.arange(1, group.size + 1) / group.size
+    return scores
+
+
+def greedy_order(gram: Tensor) -> Tensor:
+    """Order channels by greedy removal, given the sums of products of their contributions.
+
+    With S the removed channels, adding c to them raises the squared sum of their contributions by
+    ``gram[c, c] + 2 * sum of gram[c, s] over s in S``.
+    """
+    rise = gram.diagonal().clone()
+    order = []
+    for _ in range(len(gram)):
+        chosen = int(rise.argmin())
+        order.append(chosen)
+        rise += 2 * gram[chosen]
+        rise[chosen] = torch.inf
+    return torch.tensor(order)
+
+
+@repair("rescale-inputs")
+def rescale_inputs_(small: nn.Module, mask: Mask, trace: Trace, probe: Probe) -> None:
+    """Scale the input channels of each reader by least squares (section 3.2.3), in place."""
+    reconstruct_(small, mask, trace, observer=probe, solve=rescale)
+
+
+register_method(
+    "thinet",
+    criterion=thinet,
+    allocation="uniform",
+    scope=("conv",),
+    repair="rescale-inputs",
+    reference="Luo et al., ThiNet, ICCV 2017, arXiv:1707.06342",
+)
