@@ -14,7 +14,7 @@ from torch import nn
 from regrow.architecture import Architecture, save
 from regrow.data import load
 from regrow.errors import ConfigError, unknown
-from regrow.jobs import Material, Retrain, Train
+from regrow.jobs import Material, Retrain, Train, split_repaired
 from regrow.mask import Mask, apply_
 from regrow.store import Store
 from regrow.study import Cell
@@ -107,13 +107,18 @@ def _network(job: Train | Retrain, store: Store) -> tuple[nn.Module, Architectur
         network = architecture.build()
         network.load_state_dict(weights)
         return network, architecture
-    # Not trained after the cut: its record keeps no weights, for they are the parent's.
+    # Not trained after the cut: its record keeps no weights, for they are the parent's, or those
+    # that the pruning mended.
     assert job.parent is not None
     network, _ = _network(job.parent, store)
+    kept, repaired = split_repaired(store.tensors(job.prune.key))
     if pruned["unit"] == "weight":
-        apply_(network, Mask(unit="weight", kept=store.tensors(job.prune.key)))
+        apply_(network, Mask(unit="weight", kept=kept))
         return network, architecture
-    return architecture.cut(network), architecture
+    network = architecture.cut(network)
+    if repaired:
+        network.load_state_dict(repaired)
+    return network, architecture
 
 
 def _result(job: Train | Retrain, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Change what a job means: raise its version.
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from regrow.cost import Cost, measure
 from regrow.data import Dataset, DataSpec
 from regrow.mask import Mask, apply_, holder
 from regrow.models import ModelSpec, build, initialise_
-from regrow.prune import METHODS, Method, select
+from regrow.prune import METHODS, REPAIRS, Method, Probe, select
 from regrow.seeds import derive
 from regrow.surgery import trace
 from regrow.train import Recipe, Training, evaluate
@@ -176,6 +177,7 @@ class Prune(_Keyed):
             scope=list(method.scope),
             sparsity=self.sparsity,
             shares=None if self.shares is None else list(self.shares),
+            repair=method.repair,
             seed=self.seed,
             code=self.code,
         )
@@ -186,25 +188,32 @@ class Prune(_Keyed):
         return 0.0
 
     def run(self, context: Context) -> Outcome:
-        """Score, allocate, and measure what is left."""
+        """Score, allocate, measure what is left, and mend its weights if the method does."""
         model = build(self.model, seed=self.seed)
         if self.parent is not None:
             model.load_state_dict(context.tensors(self.parent))
         found = trace(model, self.data.shape)
+        dataset = context.dataset(self.data.spec)
         mask = select(
             model,
             found,
             self.method,
             sparsity=self.sparsity,
             shares=self.shares,
-            dataset=context.dataset(self.data.spec),
+            dataset=dataset,
             seed=self.seed,
         )
         before = model_cost(self.model, self.data.shape)
         architecture = Architecture(model=self.model, shape=self.data.shape)
+        repaired: dict[str, Tensor] = {}
         if mask.unit == "channel":
             architecture = architecture.then(mask)
-            after = measure(architecture.cut(model), found.example)
+            small = architecture.cut(model)
+            after = measure(small, found.example)
+            if self.method.repair is not None:
+                probe = Probe(model, dataset, seed=self.seed)
+                REPAIRS.get(self.method.repair)(small, mask, found, probe)
+                repaired = {REPAIRED + name: value for name, value in _state(small).items()}
         else:
             after = measure(model, found.example, mask)
         record = {
@@ -216,7 +225,7 @@ class Prune(_Keyed):
             "after": after.to_json(),
             "architecture": architecture.to_json(),
         }
-        return Outcome(record, dict(mask.kept))
+        return Outcome(record, {**mask.kept, **repaired})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,12 +281,15 @@ class Retrain(_Keyed):
     def run(self, context: Context) -> Outcome:
         """Build the start, train it for its budget, and read the test set once."""
         pruned = context.record(self.prune)
-        mask = Mask(unit=pruned["unit"], kept=context.tensors(self.prune))
+        kept, repaired = split_repaired(context.tensors(self.prune))
+        mask = Mask(unit=pruned["unit"], kept=kept)
         before, after = Cost(**pruned["before"]), Cost(**pruned["after"])
         ratio = before.flops / after.flops
         data = self.prune.data
         dataset = context.dataset(data.spec)
         model = self._start(context, mask)
+        if repaired and self.arm.start == "inherited":
+            model.load_state_dict(repaired)
         epochs = self.arm.budget.epochs(self.recipe.epochs, ratio)
         record: dict[str, Any] = {"ratio": ratio, "capped": self.arm.budget.is_capped(ratio)}
         if epochs == 0:
@@ -314,6 +326,16 @@ class Retrain(_Keyed):
         if mask.unit == "weight":
             apply_(model, mask)
         return model
+
+
+REPAIRED = "repaired/"  # before the names of a cut network's mended weights, in a pruning's tensors
+
+
+def split_repaired(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Part a pruning's tensors into kept units by group, and the mended weights (or nothing)."""
+    kept = {name: value for name, value in tensors.items() if not name.startswith(REPAIRED)}
+    repaired = {n.removeprefix(REPAIRED): v for n, v in tensors.items() if n not in kept}
+    return kept, repaired
 
 
 @cache
@@ -395,4 +417,4 @@ def _without_none(**fields: Any) -> dict[str, Any]:
 
 def structure_only(method: Method) -> Method:
     """Return the method that keeps the first units of each layer: the same widths, no weights."""
-    return replace(method, criterion="first", trained=False)
+    return replace(method, criterion="first", trained=False, repair=None)

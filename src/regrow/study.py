@@ -39,7 +39,7 @@ from regrow.experiment import (
 )
 from regrow.jobs import Material, Penalty, Prune, Retrain, Train, structure_only
 from regrow.models import MODELS, ModelSpec, build
-from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, groups_in_scope
+from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, REPAIRS, groups_in_scope
 from regrow.surgery import trace
 from regrow.work import Job
 
@@ -286,6 +286,8 @@ def _retrain(experiment: Experiment, trained: Train, use: MethodUse, cut: Cut, a
     codes = [CRITERIA.code(method.criterion), MODELS.code(trained.model.name)]
     if cut.shares is None:
         codes.append(ALLOCATIONS.code(method.allocation))
+    if method.repair is not None:
+        codes.append(REPAIRS.code(method.repair))
     prune = Prune(
         data=trained.data,
         model=trained.model,
