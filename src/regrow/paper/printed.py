@@ -174,7 +174,7 @@ def lookup(
         raise ConfigError(
             f"{len(frame)} printed cells have the labels {given}. Give also {' or '.join(open_)}."
         )
-    return _printed(records(frame)[0])
+    return printed(records(frame)[0])
 
 
 def once(frame: pd.DataFrame) -> pd.DataFrame:
@@ -238,9 +238,15 @@ def compare(ours: Sample, printed: Printed) -> Agreement:
     return Agreement(difference=difference, within=within, p=p, words=words)
 
 
-def sample(row: Mapping[str, Any]) -> Sample:
+def printed(row: Mapping[str, Any]) -> Printed:
     """Read mean, std and n from a row of any frame of cells."""
-    return _printed(row).sample
+    mean, std, n = (float(row[name]) for name in FIGURES)
+    return Printed(mean=mean, std=None if math.isnan(std) else std, n=int(n))
+
+
+def sample(row: Mapping[str, Any]) -> Sample:
+    """Read the same as the statistics take it."""
+    return printed(row).sample
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -254,11 +260,6 @@ def _read(name: str) -> pd.DataFrame:
     with path.open(encoding="utf-8") as file:
         frame = pd.read_csv(file, dtype=str, keep_default_na=False)
     return frame.assign(table=frame["table"].astype(int)) if "table" in frame else frame
-
-
-def _printed(row: Mapping[str, Any]) -> Printed:
-    mean, std, n = (float(row[name]) for name in FIGURES)
-    return Printed(mean=mean, std=None if math.isnan(std) else std, n=int(n))
 
 
 def _keys(frame: pd.DataFrame, columns: tuple[str, ...]) -> list[tuple[object, ...]]:
