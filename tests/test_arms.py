@@ -1,0 +1,192 @@
+"""Arms and budgets against the table of resolved budgets in the protocols."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from regrow.architecture import Architecture
+from regrow.arms import (
+    ARMS,
+    DEFAULT_ARMS,
+    FINE_TUNE,
+    SCRATCH_B,
+    SCRATCH_E,
+    Arm,
+    Budget,
+    register_arm,
+)
+from regrow.cost import measure
+from regrow.errors import ConfigError
+from regrow.models import ModelSpec, build
+from regrow.prune import METHODS, select
+from regrow.surgery import trace
+from regrow.train import RECIPES, Recipe
+
+EQUAL_FLOPS = Budget(kind="equal-flops")
+TWICE = Budget(kind="equal-flops", cap=2)
+
+
+def drops(recipe: Recipe) -> list[int]:
+    return [e for e in range(1, recipe.epochs) if recipe.lr_at(e) < recipe.lr_at(e - 1)]
+
+
+# Target, r, epochs and drops with a base of 160 epochs, epochs with a base of 300.
+CIFAR = [
+    ("vgg-16-a", 1.519, 243, [121, 182], 455),
+    ("resnet-56-a", 1.116, 178, [89, 133], 334),
+    ("resnet-56-b", 1.379, 220, [110, 165], 413),
+    ("resnet-110-a", 1.188, 190, [95, 142], 356),
+    ("resnet-110-b", 1.627, 260, [130, 195], 488),
+]
+
+
+def measured_ratio(target: str) -> float:
+    found = METHODS.get("l1-filter").targets[target]
+    more = {"head": "two-layer"} if found.model == "vgg-16" else {}
+    spec = ModelSpec(found.model, {"classes": 10, **more})
+    model, shape = build(spec), (1, 3, 32, 32)
+    mask = select(model, trace(model, shape), "l1-filter", shares=found.shares)
+    small = Architecture(model=spec, shape=shape, cuts=(mask,)).build()
+    example = torch.zeros(shape)
+    return measure(model, example).flops / measure(small, example).flops
+
+
+@pytest.mark.parametrize(("target", "ratio", "epochs", "dropped", "long"), CIFAR)
+def test_scratch_b_trains_as_long_as_in_the_paper(
+    target: str, ratio: float, epochs: int, dropped: list[int], long: int
+) -> None:
+    ours = measured_ratio(target)
+    assert round(ours, 3) == ratio
+    for r in (ratio, ours):
+        assert EQUAL_FLOPS.epochs(160, r) == epochs
+    # The printed ratio is rounded: 300 x 1.627 is 488.1, 300 x 1.188 is 356.4.
+    assert EQUAL_FLOPS.epochs(300, ours) == long
+    recipe = SCRATCH_B.recipe(RECIPES["cifar"], EQUAL_FLOPS.epochs(160, ours))
+    assert recipe.epochs == epochs
+    assert drops(recipe) == dropped
+    stretched = SCRATCH_B.recipe(RECIPES["cifar"], long)
+    assert drops(stretched) == [math.floor(0.5 * long), math.floor(0.75 * long)]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "epochs", "step"),
+    [
+        (1.182, 106, 35),  # ResNet-34-A
+        (1.316, 118, 39),  # ResNet-34-B
+        (3.227, 180, 60),  # VGG-Conv
+        (3.312, 180, 60),  # VGG-GAP
+        (15.35, 180, 60),  # VGG-Tiny
+        (3.479, 180, 60),  # ResNet50-30 %
+        (2.235, 180, 60),
+        (1.569, 141, 47),
+        (4.398, 180, 60),  # VGG-16-5x
+        (1.495, 134, 44),  # ResNet-50-2x
+    ],
+)
+def test_on_imagenet_scratch_b_at_most_doubles(ratio: float, epochs: int, step: int) -> None:
+    assert TWICE.epochs(90, ratio) == epochs == math.floor(90 * min(ratio, 2))
+    assert TWICE.is_capped(ratio) == (ratio > 2)
+    recipe = SCRATCH_B.recipe(RECIPES["imagenet"], epochs)
+    assert drops(recipe) == [e for e in range(1, epochs) if e % step == 0]
+
+
+@pytest.mark.parametrize(
+    ("budget", "base", "ratio", "epochs"),
+    [
+        (Budget(kind="none"), 160, 2.0, 0),
+        (Budget(kind="epochs", amount=40), 160, 2.0, 40),
+        (Budget(kind="share", amount=0.25), 160, 2.0, 40),
+        (Budget(kind="share", amount=0.29), 100, 2.0, 29),  # 28.999999999999996 in binary
+        (Budget(kind="share", amount=0.01), 3, 2.0, 1),
+        (Budget(kind="equal-epochs"), 160, 2.0, 160),
+        (Budget(kind="equal-flops"), 160, 1.0, 160),
+        (Budget(kind="equal-flops"), 160, 20.0, 3200),
+        (Budget(kind="equal-flops", cap=2), 160, 2.0, 320),
+    ],
+)
+def test_budgets_resolve_to_epochs(budget: Budget, base: int, ratio: float, epochs: int) -> None:
+    assert budget.epochs(base, ratio) == epochs
+
+
+def test_only_a_cap_that_decided_is_told() -> None:
+    assert not TWICE.is_capped(2.0)
+    assert TWICE.is_capped(2.01)
+    assert not EQUAL_FLOPS.is_capped(100.0)
+
+
+def test_fine_tuning_is_40_epochs_at_the_last_rate_on_cifar() -> None:
+    recipe = FINE_TUNE.recipe(RECIPES["cifar"], FINE_TUNE.budget.epochs(160, 2.0))
+    assert recipe.epochs == 40
+    assert {recipe.lr_at(epoch) for epoch in range(40)} == {0.001}
+
+
+def test_fine_tuning_starts_without_the_recipes_warmup() -> None:
+    recipe = FINE_TUNE.recipe(RECIPES["cifar-sfp"], 50)
+    assert {recipe.lr_at(epoch) for epoch in range(50)} == {RECIPES["cifar-sfp"].last_lr()}
+
+
+def test_an_arm_may_have_a_rate_of_its_own() -> None:
+    base = RECIPES["cifar"]
+    tuned = Arm(name="t", start="inherited", budget=EQUAL_FLOPS, schedule="last-rate", lr=0.02)
+    fresh = Arm(name="f", start="random", budget=EQUAL_FLOPS, lr=0.02)
+    assert tuned.recipe(base, 10).lr_at(9) == 0.02
+    assert [fresh.recipe(base, 8).lr_at(e) for e in (0, 4, 6)] == [0.02, 0.002, 0.0002]
+
+
+def test_the_papers_arms_are_what_they_are_called() -> None:
+    assert [arm.name for arm in DEFAULT_ARMS[:5]] == [
+        *("unpruned", "pruned", "fine-tune", "scratch-e", "scratch-b")
+    ]
+    assert set(DEFAULT_ARMS) <= {ARMS.get(name) for name in ARMS.names()}
+    assert SCRATCH_E.to_json() == {
+        "start": "random",
+        "schedule": "full",
+        "budget": {"kind": "equal-epochs"},
+    }
+    assert ARMS.get("winning-ticket").start == "initial"
+    assert ARMS.get("random-init").start == "redrawn"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "forever"}, "A budget must be one of none, epochs, .*Got 'forever'"),
+        ({"kind": "epochs"}, "epochs must be an int of at least 1. Got None"),
+        ({"kind": "epochs", "amount": 1.5}, "epochs must be an int of at least 1. Got 1.5"),
+        ({"kind": "epochs", "amount": True}, "epochs must be an int of at least 1. Got True"),
+        ({"kind": "share", "amount": 0}, "share must be a number above 0. Got 0"),
+        ({"kind": "share", "amount": math.inf}, "share must be a number above 0. Got inf"),
+        ({"kind": "equal-flops", "cap": 0.5}, "cap must be a number of at least 1. Got 0.5"),
+        ({"kind": "equal-flops", "cap": "2"}, "cap must be a number of at least 1. Got '2'"),
+        ({"kind": "equal-flops", "cap": math.nan}, "cap must be a number of at least 1. Got nan"),
+        ({"kind": "equal-epochs", "cap": 2}, "Only a budget of equal FLOPs can have a 'cap'"),
+        ({"kind": "equal-epochs", "amount": 2}, "A budget of equal-epochs takes no 'amount'"),
+    ],
+)
+def test_a_budget_that_cannot_be_meant_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Budget(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"start": "warm"}, "'start' of the arm 'a' must be one of inherited, .*Got 'warm'"),
+        ({"schedule": "slow"}, "'schedule' of the arm 'a' must be one of full, .*Got 'slow'"),
+        ({"lr": 0}, "'lr' of the arm 'a' must be a number above 0. Got 0"),
+        ({"lr": math.inf}, "'lr' of the arm 'a' must be a number above 0. Got inf"),
+    ],
+)
+def test_an_arm_that_cannot_be_meant_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Arm(**{"name": "a", "start": "random", "budget": EQUAL_FLOPS, **fields})
+
+
+def test_a_registered_arm_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ARMS, "_values", dict(ARMS._values))
+    long = register_arm(Arm(name="fine-tune-long", start="inherited", budget=EQUAL_FLOPS))
+    assert ARMS.get("Fine_Tune long") is long
+    with pytest.raises(ConfigError, match=r"Unknown arm 'scratch-c'. Did you mean 'scratch-"):
+        ARMS.get("scratch-c")
