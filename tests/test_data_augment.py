@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regrow.data import AUGMENTATIONS, augment, normalise
+from regrow.data import AUGMENTATIONS, augment, draw, normalise
 from regrow.data.augment import CROP_DRAWS, crop_boxes, draw_crops
 from regrow.errors import ConfigError
 
@@ -21,6 +21,11 @@ def random_pixels(num: int, *, channels: int = 3, size: int = 8) -> torch.Tensor
     # From 1, so that black can only come from the padding.
     shape = (num, channels, size, size)
     return torch.randint(1, 256, shape, dtype=torch.uint8, generator=generator(99))
+
+
+def augmented(pixels: torch.Tensor, kind: str, *, seed: int = 0) -> torch.Tensor:
+    draws = draw(kind, len(pixels), size=pixels.shape[-1], generator=generator(seed))
+    return augment(pixels, draws, kind=kind)
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
@@ -36,11 +41,11 @@ def test_augment_keeps_shape_and_type_and_repeats(
 ) -> None:
     pixels = random_pixels(num, channels=channels, size=size)
     before = pixels.clone()
-    first = augment(pixels, generator(seed), kind=kind)
+    first = augmented(pixels, kind, seed=seed)
     assert first.shape == pixels.shape
     assert first.dtype == torch.uint8
     assert torch.equal(pixels, before)
-    assert torch.equal(first, augment(pixels, generator(seed), kind=kind))
+    assert torch.equal(first, augmented(pixels, kind, seed=seed))
 
 
 @pytest.mark.parametrize(("kind", "may_flip"), [("shift", False), ("pad-crop-flip", True)])
@@ -50,7 +55,7 @@ def test_each_output_is_a_crop_of_the_padded_input(kind: str, may_flip: bool, si
     pad = size // 8
     padded = F.pad(pixels, (pad, pad, pad, pad))
     seen = set()
-    for image, source in zip(augment(pixels, generator(), kind=kind), padded, strict=True):
+    for image, source in zip(augmented(pixels, kind), padded, strict=True):
         found = [
             (top, left, flipped)
             for top in range(2 * pad + 1)
@@ -70,7 +75,7 @@ def test_each_output_is_a_crop_of_the_padded_input(kind: str, may_flip: bool, si
 
 def test_padding_is_four_pixels_at_the_size_of_cifar() -> None:
     pixels = torch.full((2000, 1, 32, 32), 255, dtype=torch.uint8)
-    black = (augment(pixels, generator(), kind="shift") == 0).all(dim=3).sum(dim=2)
+    black = (augmented(pixels, "shift") == 0).all(dim=3).sum(dim=2)
     assert int(black.max()) == 4
 
 
@@ -79,7 +84,7 @@ def test_about_half_are_flipped(kind: str) -> None:
     # Dark on the left, bright on the right: a flip is seen whatever the crop.
     pixels = torch.arange(0, 256, 16).repeat(16, 1).expand(4000, 1, 16, 16).to(torch.uint8) // 2
     pixels = pixels + 100
-    changed = augment(pixels, generator(), kind=kind).float()
+    changed = augmented(pixels, kind).float()
     left, right = changed[..., 4:8].mean(dim=(1, 2, 3)), changed[..., 8:12].mean(dim=(1, 2, 3))
     flipped = int((left > right).sum())
     assert abs(flipped - 2000) < 4 * math.sqrt(1000)  # 4 standard deviations of 4000 coins
@@ -87,7 +92,7 @@ def test_about_half_are_flipped(kind: str) -> None:
 
 def test_flip_returns_the_image_or_its_mirror() -> None:
     pixels = random_pixels(40)
-    flipped = augment(pixels, generator(), kind="flip")
+    flipped = augmented(pixels, "flip")
     kept = (flipped == pixels).all(dim=(1, 2, 3))
     mirrored = (flipped == pixels.flip(3)).all(dim=(1, 2, 3))
     assert (kept ^ mirrored).all()
@@ -95,11 +100,21 @@ def test_flip_returns_the_image_or_its_mirror() -> None:
     assert mirrored.any()
 
 
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_any_batch_of_an_epoch_is_augmented_as_within_the_epoch(kind: str) -> None:
+    pixels = random_pixels(30)
+    draws = draw(kind, 30, size=8, generator=generator(3))
+    assert draws.dtype == torch.int64
+    whole = augment(pixels, draws, kind=kind)
+    parts = zip(pixels.split(7), draws.split(7), strict=True)
+    assert torch.equal(torch.cat([augment(p, own, kind=kind) for p, own in parts]), whole)
+
+
 def test_unknown_augmentation_offers_the_nearest() -> None:
     with pytest.raises(
         ConfigError, match=r"Unknown augmentation 'pad-crop'. Did you mean 'pad-cro"
     ):
-        augment(random_pixels(1), generator(), kind="pad-crop")
+        augmented(random_pixels(1), "pad-crop")
 
 
 def loop_box(draws: list[float], width: int, height: int) -> tuple[int, int, int, int]:
@@ -138,12 +153,12 @@ def test_crop_boxes_equal_a_loop_and_lie_inside(width: int, height: int, seed: i
 def test_resized_crop_equals_cropping_and_scaling_each_image() -> None:
     pixels = random_pixels(20, size=32)
     draws = draw_crops(20, generator())
-    changed = augment(pixels, generator(), kind="resized-crop-flip")
+    changed = augmented(pixels, "resized-crop-flip")
     boxes = crop_boxes(draws, 32, 32).tolist()
-    for image, result, draw, (x, y, w, h) in zip(pixels, changed, draws, boxes, strict=True):
+    for image, result, drawn, (x, y, w, h) in zip(pixels, changed, draws, boxes, strict=True):
         cut = image[None, :, y : y + h, x : x + w].float()
         scaled = F.interpolate(cut, (32, 32), mode="bilinear")[0]
-        expected = scaled.flip(2) if draw[-1] < 0.5 else scaled
+        expected = scaled.flip(2) if drawn[-1] < 0.5 else scaled
         # The edge pixels differ: the batch reads one pixel beyond the box where there is one.
         inner = (slice(None), slice(4, -4), slice(4, -4))
         assert (result[inner].float() - expected[inner]).abs().max() <= 1.0

@@ -109,9 +109,10 @@ def test_streamed_images_equal_those_in_memory(streamed_name: str) -> None:
         two.prefetch(indices)
         assert torch.equal(one.batch(indices), two.batch(indices))
         for kind in ("none", "flip", "pad-crop-flip"):
+            draws = one.draw(kind, torch.Generator().manual_seed(5))
+            assert torch.equal(draws, two.draw(kind, torch.Generator().manual_seed(5)))
             assert torch.equal(
-                one.augmented(indices, seed=5, kind=kind),
-                two.augmented(indices, seed=5, kind=kind),
+                one.augmented(indices, draws, kind=kind), two.augmented(indices, draws, kind=kind)
             )
     assert (kept.mean, kept.std) == (streamed.mean, streamed.std)
     assert fingerprint(kept.spec) != fingerprint(streamed.spec)
@@ -121,11 +122,14 @@ def test_announced_batches_equal_unannounced_ones(streamed_name: str) -> None:
     train = load(DataSpec(streamed_name, memory_limit_bytes=0, size=6)).train
     assert isinstance(train, StreamedImages)
     batches = [torch.arange(n, n + 3) for n in range(9)] + [torch.arange(3)] * 2
-    plain = [train.augmented(b, seed=n, kind="resized-crop-flip") for n, b in enumerate(batches)]
-    for n, batch in enumerate(batches):  # more than are kept: the oldest are dropped
-        train.prefetch(batch, seed=n, kind="resized-crop-flip")
-    for n, batch in enumerate(batches):
-        announced = train.augmented(batch, seed=n, kind="resized-crop-flip")
+    kind = "resized-crop-flip"
+    drawn = [train.draw(kind, torch.Generator().manual_seed(n))[:3] for n in range(len(batches))]
+    pairs = list(zip(batches, drawn, strict=True))
+    plain = [train.augmented(batch, draws, kind=kind) for batch, draws in pairs]
+    for batch, draws in pairs:  # more than are kept: the oldest are dropped
+        train.prefetch(batch, draws, kind=kind)
+    for n, (batch, draws) in enumerate(pairs):
+        announced = train.augmented(batch, draws, kind=kind)
         assert announced.shape == (3, 3, 6, 6)
         assert torch.equal(announced, plain[n])
     assert not torch.equal(plain[0], plain[9])  # the same images by another seed
@@ -135,11 +139,12 @@ def test_announced_batches_equal_unannounced_ones(streamed_name: str) -> None:
 def test_memory_images_answer_as_streamed_ones_do() -> None:
     dataset = load(DataSpec("digits"))
     indices = torch.arange(10)
-    dataset.train.prefetch(indices, seed=1, kind="shift")
-    generator = torch.Generator().manual_seed(1)
+    draws = dataset.train.draw("shift", torch.Generator().manual_seed(1))
+    assert len(draws) == len(dataset.train)
+    dataset.train.prefetch(indices, draws[:10], kind="shift")
     assert torch.equal(
-        dataset.train.augmented(indices, seed=1, kind="shift"),
-        augment(dataset.train.batch(indices), generator, kind="shift"),
+        dataset.train.augmented(indices, draws[:10], kind="shift"),
+        augment(dataset.train.batch(indices), draws[:10], kind="shift"),
     )
     assert isinstance(dataset.train, MemoryImages)
     assert torch.equal(dataset.train.to("cpu").pixels, dataset.train.pixels)
@@ -154,7 +159,8 @@ def test_streamed_resized_crops_are_cut_from_the_original(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="must be squares of one size, got 64x48"):
         load(DataSpec(f"folder:{base}", memory_limit_bytes=0))
     train = load(DataSpec(f"folder:{base}", memory_limit_bytes=0, size=16)).train
-    crops = train.augmented(torch.arange(12), seed=0, kind="resized-crop-flip").float()
+    draws = train.draw("resized-crop-flip", torch.Generator().manual_seed(0))
+    crops = train.augmented(torch.arange(12), draws[:12], kind="resized-crop-flip").float()
     assert crops.shape == (12, 3, 16, 16)
     slopes = crops[..., -1].mean(dim=(1, 2)) - crops[..., 0].mean(dim=(1, 2))
     assert (slopes > 0).any()

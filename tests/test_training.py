@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regrow.data import Dataset, DataSpec, MemoryImages, load, normalise
 from regrow.errors import ConfigError, TrainingError
 from regrow.mask import Mask, holder
-from regrow.seeds import derive, seeded
+from regrow.seeds import seeded
 from regrow.train import Recipe, Training, evaluate, fit
 
 CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg"
@@ -86,9 +86,10 @@ def plain_loop(model: nn.Module, data: Dataset, recipe: Recipe, *, seed: int) ->
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, recipe.drop_factor)
     for epoch in range(recipe.epochs):
         order = torch.randperm(len(data.train), generator=seeded(seed, "shuffle", epoch))
-        for step, indices in enumerate(torch.split(order, recipe.batch)):
-            augment_seed = derive(seed, "augment", epoch, step)
-            pixels = data.train.augmented(indices, seed=augment_seed, kind=data.augmentation)
+        draws = data.train.draw(data.augmentation, seeded(seed, "augment", epoch))
+        batches = zip(*(torch.split(t, recipe.batch) for t in (order, draws)), strict=True)
+        for indices, own in batches:
+            pixels = data.train.augmented(indices, own, kind=data.augmentation)
             loss = F.cross_entropy(
                 model(normalise(pixels, data.mean, data.std)), data.train.labels[indices]
             )

@@ -1,13 +1,14 @@
 """Images to train on: named data sets, read once, split by seed, augmented by whole batches.
 
     dataset = load(DataSpec("hf:some/folder", subset=2000, validation=0.1))
-    pixels = dataset.train.augmented(indices, seed=1, kind=dataset.augmentation)  # uint8
+    draws = dataset.train.draw(dataset.augmentation, generator)  # for an epoch
+    pixels = dataset.train.augmented(indices, draws[:64], kind=dataset.augmentation)  # uint8
     x = normalise(pixels, dataset.mean, dataset.std)
 
 Every module of this folder that registers a data set adds one (``register_data``).
 """
 
-from regrow.data.augment import AUGMENTATIONS, augment, normalise
+from regrow.data.augment import AUGMENTATIONS, augment, draw, normalise, scale_bytes, scaling
 from regrow.data.base import (
     DATASETS,
     DataEntry,
@@ -35,8 +36,11 @@ __all__ = [
     "Split",
     "StreamedImages",
     "augment",
+    "draw",
     "fingerprint",
     "load",
     "normalise",
     "register_data",
+    "scale_bytes",
+    "scaling",
 ]

@@ -6,6 +6,7 @@ same distribution (the crop offsets are symmetric), so there is one kind for bot
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +22,25 @@ CROP_TRIES = 10
 CROP_DRAWS = 2 * CROP_TRIES + 3
 
 
-def augment(pixels: Tensor, generator: torch.Generator, *, kind: str) -> Tensor:
-    """Augment a batch, each image by its own draw, in a fixed number of tensor operations.
+def draw(kind: str, num: int, *, size: int, generator: torch.Generator) -> Tensor:
+    """Draw what ``augment`` needs for a number of images of one size: int64 [num, numbers of kind].
 
-    ``pixels``: uint8 [B, C, H, W], returned as such. Kinds: ``none``; ``flip`` (left-right, every
-    second image on average); ``shift`` (pad with black by an eighth of the size, 4 pixels at 32,
-    and crop at random); ``pad-crop-flip`` (both, the CIFAR recipe); ``resized-crop-flip`` (the
-    ImageNet recipe). An unknown kind is a ``ConfigError``.
+    All that is random is drawn here, on the CPU and for a whole epoch at once, so that a step costs
+    no draws and every device sees the same images. An unknown kind is a ``ConfigError``.
     """
-    if kind not in _KINDS:
-        raise ConfigError(unknown("augmentation", kind, _KINDS))
-    return _KINDS[kind](pixels, generator)
+    return _kind(kind).draw(num, size, generator)
+
+
+def augment(pixels: Tensor, draws: Tensor, *, kind: str) -> Tensor:
+    """Augment a batch, each image by its own draws, in a fixed number of tensor operations.
+
+    ``pixels``: uint8 [B, C, H, W], returned as such; ``draws``: int64 [B, numbers of kind] of
+    ``draw``, on the same device. Kinds: ``none``; ``flip`` (left-right, every second image on
+    average); ``shift`` (pad with black by an eighth of the size, 4 pixels at 32, and crop at
+    random); ``pad-crop-flip`` (both, the CIFAR recipe); ``resized-crop-flip`` (the ImageNet
+    recipe). An unknown kind is a ``ConfigError``.
+    """
+    return _kind(kind).apply(pixels, draws)
 
 
 def normalise(
@@ -49,9 +58,21 @@ def normalise(
     >>> normalise(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), (0.5,), (0.25,)).tolist()
     [[[[-2.0, 2.0]]]]
     """
-    scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device).view(-1, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=pixels.device)
-    return pixels.to(torch.float32).mul_(scale).add_(shift.view(-1, 1, 1)).to(dtype)
+    return scale_bytes(pixels, *scaling(mean, std, pixels.device)).to(dtype)
+
+
+def scaling(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Return the factor and the term by which bytes are normalised: float32 [C, 1, 1] each."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return scale.view(-1, 1, 1), shift.view(-1, 1, 1)
+
+
+def scale_bytes(pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Normalise by what ``scaling`` returned, on the device of all three."""
+    return pixels.to(torch.float32).mul_(scale).add_(shift)
 
 
 def crop_boxes(draws: Tensor, width: int, height: int) -> Tensor:
@@ -89,57 +110,41 @@ def _whole_box(width: int, height: int) -> tuple[int, int]:
 
 
 def draw_crops(num: int, generator: torch.Generator) -> Tensor:
-    """Draw what ``crop_boxes`` needs for a batch: float64 [num, CROP_DRAWS]; the last is a flip."""
+    """Draw what ``crop_boxes`` needs: float64 [num, CROP_DRAWS]; the last is a flip."""
     return torch.rand(num, CROP_DRAWS, dtype=torch.float64, generator=generator)
 
 
-def _unchanged(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    return pixels
+def _flip(pixels: Tensor, draws: Tensor) -> Tensor:
+    return torch.where(draws[:, :1, None, None] == 1, pixels.flip(3), pixels)
 
 
-def _flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    flipped = _flips(len(pixels), generator).to(pixels.device)
-    return torch.where(flipped.view(-1, 1, 1, 1), pixels.flip(3), pixels)
+def _pad_crop(pixels: Tensor, draws: Tensor) -> Tensor:
+    """Pad with black, crop, and reverse the columns of those with a third number of 1.
 
-
-def _shift(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    none = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
-    return _pad_crop(pixels, generator, flipped=none)
-
-
-def _pad_crop_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    flipped = _flips(len(pixels), generator).to(pixels.device)
-    return _pad_crop(pixels, generator, flipped=flipped)
-
-
-def _pad_crop(pixels: Tensor, generator: torch.Generator, *, flipped: Tensor) -> Tensor:
-    """Pad with black, crop at random, and reverse the columns of the flipped ones, in one gather.
-
-    A gather of bytes by computed offsets costs half of what indexing strided windows does.
+    In one gather of bytes by computed offsets, which costs half of what indexing strided windows
+    does.
     """
     num, channels, height, width = pixels.shape
     pad_y, pad_x = height // 8, width // 8  # 4 for 32 px, as in the paper; 1 for 8 px, 8 for 64 px
-    top = _integers(num, 2 * pad_y + 1, generator).to(pixels.device)
-    left = _integers(num, 2 * pad_x + 1, generator).to(pixels.device)
     columns = torch.arange(width, device=pixels.device)
-    columns = torch.where(flipped[:, None], width - 1 - columns, columns) + left[:, None]  # [B, W]
-    rows = torch.arange(height, device=pixels.device) + top[:, None]  # [B, H]
+    if draws.shape[1] == 3:
+        columns = torch.where(draws[:, 2:] == 1, width - 1 - columns, columns)
+    columns = columns + draws[:, 1:2]  # [B, W]
+    rows = torch.arange(height, device=pixels.device) + draws[:, :1]  # [B, H]
     offsets = rows[:, :, None] * (width + 2 * pad_x) + columns[:, None, :]  # [B, H, W]
     index = offsets.flatten(1)[:, None].expand(num, channels, height * width)
     padded = F.pad(pixels, (pad_x, pad_x, pad_y, pad_y))
     return padded.flatten(2).gather(2, index).view(num, channels, height, width)
 
 
-def _resized_crop_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Crop at random and scale back to the same size: never shrinks, so needs no filter."""
-    num, _, height, width = pixels.shape
-    draws = draw_crops(num, generator)
-    boxes = crop_boxes(draws, width, height).to(pixels.device, torch.float32)
-    x, y, w, h = (boxes[:, i, None] for i in range(4))
+def _resized_crop_flip(pixels: Tensor, draws: Tensor) -> Tensor:
+    """Crop and scale back to the same size: never shrinks, so needs no filter."""
+    height, width = pixels.shape[2:]
+    x, y, w, h = (draws[:, i, None].float() for i in range(4))
     across = (torch.arange(width, device=pixels.device) + 0.5) / width
     down = (torch.arange(height, device=pixels.device) + 0.5) / height
-    flipped = (draws[:, -1:] < 0.5).to(pixels.device)
-    columns = 2 * (x + torch.where(flipped, 1 - across, across) * w) / width - 1  # [B, W]
+    across = torch.where(draws[:, 4:] == 1, 1 - across, across)
+    columns = 2 * (x + across * w) / width - 1  # [B, W]
     rows = 2 * (y + down * h) / height - 1  # [B, H]
     grid = torch.stack(
         [columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)], dim=3
@@ -149,19 +154,47 @@ def _resized_crop_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _flips(num: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(num, generator=generator, device=generator.device) < 0.5
+def _draw_nothing(num: int, size: int, generator: torch.Generator) -> Tensor:
+    return torch.empty(num, 0, dtype=torch.int64)
 
 
-def _integers(num: int, end: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, end, (num,), generator=generator, device=generator.device)
+def _draw_flip(num: int, size: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, (num, 1), generator=generator)
 
 
-_KINDS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "none": _unchanged,
-    "flip": _flip,
-    "shift": _shift,
-    "pad-crop-flip": _pad_crop_flip,
-    "resized-crop-flip": _resized_crop_flip,
+def _draw_shift(num: int, size: int, generator: torch.Generator) -> Tensor:
+    """Draw the first row and the first column of each crop."""
+    return torch.randint(0, 2 * (size // 8) + 1, (num, 2), generator=generator)
+
+
+def _draw_pad_crop_flip(num: int, size: int, generator: torch.Generator) -> Tensor:
+    places = _draw_shift(num, size, generator)
+    return torch.cat([places, _draw_flip(num, size, generator)], dim=1)
+
+
+def _draw_resized_crop_flip(num: int, size: int, generator: torch.Generator) -> Tensor:
+    """Draw a box (x, y, width, height) and a flip for each."""
+    draws = draw_crops(num, generator)
+    return torch.cat([crop_boxes(draws, size, size), (draws[:, -1:] < 0.5).long()], dim=1)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    draw: Callable[[int, int, torch.Generator], Tensor]
+    apply: Callable[[Tensor, Tensor], Tensor]
+
+
+_KINDS: dict[str, _Kind] = {
+    "none": _Kind(_draw_nothing, lambda pixels, draws: pixels),
+    "flip": _Kind(_draw_flip, _flip),
+    "shift": _Kind(_draw_shift, _pad_crop),
+    "pad-crop-flip": _Kind(_draw_pad_crop_flip, _pad_crop),
+    "resized-crop-flip": _Kind(_draw_resized_crop_flip, _resized_crop_flip),
 }
 AUGMENTATIONS = tuple(_KINDS)
+
+
+def _kind(name: str) -> _Kind:
+    if name not in _KINDS:
+        raise ConfigError(unknown("augmentation", name, _KINDS))
+    return _KINDS[name]

@@ -1,21 +1,24 @@
 """The images of one split: in memory as one tensor, or decoded from files while training runs.
 
-Both kinds answer alike. A training announces what it will ask for, and asks::
+Both kinds answer alike. A training draws for a whole epoch, announces what it will ask for, and
+asks::
 
-    images.prefetch(later, seed=later_seed, kind=kind)      # any number of batches ahead
-    pixels = images.augmented(indices, seed=seed, kind=kind)  # uint8 [B, C, H, W]
+    draws = images.draw(kind, generator)                       # int64 [N, ...], a row a place
+    images.prefetch(later, later_draws, kind=kind)             # any number of batches ahead
+    pixels = images.augmented(indices, draws[rows], kind=kind)  # uint8 [B, C, H, W]
 
 For images in memory, ``prefetch`` has nothing to do and ``augmented`` equals
-``augment(images.batch(indices), torch.Generator().manual_seed(seed), kind=kind)``. Streamed images
-decode the announced batches in a pool of threads, and cut a ``resized-crop-flip`` out of the image
-as it is in its file, before it is scaled down. Evaluation uses ``prefetch(indices)`` and
-``batch(indices)``.
+``augment(images.batch(indices), draws, kind=kind)``. Streamed images decode the announced batches
+in a pool of threads, and cut a ``resized-crop-flip`` out of the image as it is in its file, before
+it is scaled down: its size is known only then, so what is drawn is a seed for each image.
+Evaluation uses ``prefetch(indices)`` and ``batch(indices)``.
 """
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import final
 
 import numpy as np
@@ -23,7 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regrow.data.augment import augment, crop_boxes, draw_crops
+from regrow.data.augment import augment, crop_boxes, draw, draw_crops
 from regrow.data.decode import fit, num_threads, open_image, to_rgb
 
 # The ImageNet test transform: shorter side 256 for a crop of 224.
@@ -50,11 +53,15 @@ class Images(ABC):
         """Read images as they are evaluated: uint8 [B, C, H, W] for int64 indices [B]."""
 
     @abstractmethod
-    def augmented(self, indices: Tensor, *, seed: int, kind: str) -> Tensor:
-        """Read images as they are trained on: augmented by one seed for the whole batch."""
+    def draw(self, kind: str, generator: torch.Generator) -> Tensor:
+        """Draw for an epoch what ``augmented`` needs: int64 [N, ...], on the CPU."""
 
     @abstractmethod
-    def prefetch(self, indices: Tensor, *, seed: int = 0, kind: str = "none") -> None:
+    def augmented(self, indices: Tensor, draws: Tensor, *, kind: str) -> Tensor:
+        """Read images as they are trained on, each augmented by its row of draws."""
+
+    @abstractmethod
+    def prefetch(self, indices: Tensor, draws: Tensor | None = None, *, kind: str = "none") -> None:
         """Announce a later ``augmented`` of the same arguments, or ``batch`` if none are given."""
 
 
@@ -65,6 +72,8 @@ class MemoryImages(Images):
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
         self.pixels = pixels
         self._labels = labels
+        self._copies: dict[torch.device, MemoryImages] = {}
+        self._lock = Lock()
 
     @property
     def labels(self) -> Tensor:
@@ -79,19 +88,33 @@ class MemoryImages(Images):
         """Gather a copy of the images."""
         return self.pixels.index_select(0, indices)
 
-    def augmented(self, indices: Tensor, *, seed: int, kind: str) -> Tensor:
-        """Gather and augment."""
-        return augment(self.batch(indices), torch.Generator().manual_seed(seed), kind=kind)
+    def draw(self, kind: str, generator: torch.Generator) -> Tensor:
+        """Draw as ``augment`` needs it."""
+        return draw(kind, len(self), size=self.pixels.shape[-1], generator=generator)
 
-    def prefetch(self, indices: Tensor, *, seed: int = 0, kind: str = "none") -> None:
+    def augmented(self, indices: Tensor, draws: Tensor, *, kind: str) -> Tensor:
+        """Gather and augment."""
+        return augment(self.batch(indices), draws, kind=kind)
+
+    def prefetch(self, indices: Tensor, draws: Tensor | None = None, *, kind: str = "none") -> None:
         """Do nothing: the images are here already."""
 
     def to(self, device: torch.device | str) -> "MemoryImages":
-        """Return the same images and labels on a device."""
-        return MemoryImages(self.pixels.to(device), self._labels.to(device))
+        """Return the same images and labels on a device, copied once for all who ask."""
+        wanted = torch.empty(0, device=device).device  # "cuda" is the one in use
+        if wanted == self.pixels.device:
+            return self
+        with self._lock:
+            if wanted not in self._copies:
+                copy = MemoryImages(self.pixels.to(wanted), self._labels.to(wanted))
+                if wanted.type == "cuda":
+                    # Whoever asks next may compute on another stream.
+                    torch.cuda.synchronize(wanted)
+                self._copies[wanted] = copy
+            return self._copies[wanted]
 
 
-_Key = tuple[bytes, int | None]
+_Key = tuple[bytes, bytes | None]
 
 
 @final
@@ -135,36 +158,42 @@ class StreamedImages(Images):
         """Decode images as they are evaluated, or take them as announced."""
         return self._take(indices, None)
 
-    def augmented(self, indices: Tensor, *, seed: int, kind: str) -> Tensor:
+    def draw(self, kind: str, generator: torch.Generator) -> Tensor:
+        """Draw as ``augment`` needs it; a seed for each image's resized crop."""
+        if kind == "resized-crop-flip":
+            return torch.randint(2**62, (len(self), 1), generator=generator)
+        return draw(kind, len(self), size=self._size, generator=generator)
+
+    def augmented(self, indices: Tensor, draws: Tensor, *, kind: str) -> Tensor:
         """Decode random resized crops, or decode as for evaluation and augment the batch."""
         if kind == "resized-crop-flip":
-            return self._take(indices, seed)
-        return augment(self.batch(indices), torch.Generator().manual_seed(seed), kind=kind)
+            return self._take(indices, draws)
+        return augment(self.batch(indices), draws, kind=kind)
 
-    def prefetch(self, indices: Tensor, *, seed: int = 0, kind: str = "none") -> None:
+    def prefetch(self, indices: Tensor, draws: Tensor | None = None, *, kind: str = "none") -> None:
         """Begin to decode a later batch."""
-        crop_seed = seed if kind == "resized-crop-flip" else None
-        key = _key(indices, crop_seed)
+        seeds = draws if kind == "resized-crop-flip" else None
+        key = _key(indices, seeds)
         if key in self._announced:
             return
-        self._announced[key] = self._submit(indices, crop_seed)
+        self._announced[key] = self._submit(indices, seeds)
         while len(self._announced) > BATCHES_AHEAD:
             for future in self._announced.popitem(last=False)[1]:
                 future.cancel()
 
-    def _take(self, indices: Tensor, crop_seed: int | None) -> Tensor:
-        futures = self._announced.pop(_key(indices, crop_seed), None)
+    def _take(self, indices: Tensor, seeds: Tensor | None) -> Tensor:
+        futures = self._announced.pop(_key(indices, seeds), None)
         if futures is None:
-            futures = self._submit(indices, crop_seed)
+            futures = self._submit(indices, seeds)
         return torch.stack([future.result() for future in futures])
 
-    def _submit(self, indices: Tensor, crop_seed: int | None) -> list[Future[Tensor]]:
-        positions = indices.tolist()
-        if crop_seed is None:
-            return [self._pool.submit(self._centre, self._rows[i]) for i in positions]
-        draws = draw_crops(len(positions), torch.Generator().manual_seed(crop_seed))
+    def _submit(self, indices: Tensor, seeds: Tensor | None) -> list[Future[Tensor]]:
+        rows = [self._rows[i] for i in indices.tolist()]
+        if seeds is None:
+            return [self._pool.submit(self._centre, row) for row in rows]
+        each = seeds.flatten().tolist()
         return [
-            self._pool.submit(self._crop, self._rows[i], draws[n]) for n, i in enumerate(positions)
+            self._pool.submit(self._crop, row, seed) for row, seed in zip(rows, each, strict=True)
         ]
 
     def _centre(self, row: int) -> Tensor:
@@ -172,16 +201,17 @@ class StreamedImages(Images):
         shorter = min(round(self._size * TEST_RESIZE), max(self._size, min(image.size)))
         return self._tensor(fit(image, shorter=shorter, crop=self._size))
 
-    def _crop(self, row: int, draws: Tensor) -> Tensor:
+    def _crop(self, row: int, seed: int) -> Tensor:
         image = self._decoded(row)
-        x, y, width, height = crop_boxes(draws[None], *image.size)[0].tolist()
+        draws = draw_crops(1, torch.Generator().manual_seed(seed))
+        x, y, width, height = crop_boxes(draws, *image.size)[0].tolist()
         image = image.resize(
             (self._size, self._size),
             Image.Resampling.BILINEAR,
             box=(x, y, x + width, y + height),
         )
         pixels = self._tensor(image)
-        return pixels.flip(2) if draws[-1] < 0.5 else pixels
+        return pixels.flip(2) if draws[0, -1] < 0.5 else pixels
 
     def _decoded(self, row: int) -> Image.Image:
         where = self._where(row)
@@ -192,5 +222,5 @@ class StreamedImages(Images):
         return pixels[: self._channels]  # of a grey image, red equals green and blue
 
 
-def _key(indices: Tensor, crop_seed: int | None) -> _Key:
-    return indices.numpy().tobytes(), crop_seed
+def _key(indices: Tensor, seeds: Tensor | None) -> _Key:
+    return indices.numpy().tobytes(), None if seeds is None else seeds.numpy().tobytes()

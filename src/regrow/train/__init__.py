@@ -1,7 +1,8 @@
 """The one training loop: what a recipe is, one step, exact resume, and evaluation."""
 
+from regrow.train.evaluation import Evaluation, evaluate
 from regrow.train.recipe import RECIPES, Precision, Recipe, Schedule, named
-from regrow.train.training import Evaluation, Training, evaluate, fit
+from regrow.train.training import Training, fit
 
 __all__ = [
     "RECIPES",

@@ -1,0 +1,73 @@
+"""What a network scores on a split, in one pass that waits for the device only at its end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from regrow.data import Dataset, Images, MemoryImages, scaling
+from regrow.train.engine import BATCHES_AHEAD, forward, normalised, on_device
+from regrow.train.recipe import Precision
+
+EVALUATION_BATCH = 256  # the paper's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a network scored: ``accuracy`` in [0, 1], mean cross-entropy ``loss``, of ``num``."""
+
+    accuracy: float
+    loss: float
+    num: int
+
+
+def evaluate(
+    model: nn.Module,
+    images: Images,
+    dataset: Dataset,
+    *,
+    precision: Precision = "fp32",
+    channels_last: bool = True,
+    batch: int = EVALUATION_BATCH,
+) -> Evaluation:
+    """Score a model on all images of a split, on the device and in the layout it has.
+
+    ``dataset`` tells how to normalise. The modes (training or not) of its modules are as before
+    afterwards. The accuracy is an exact count over the number of images.
+    """
+    device = next(model.parameters()).device
+    images = on_device(images, device)
+    labels = images.labels.to(device)
+    factors = scaling(dataset.mean, dataset.std, device)
+    # Indices lie where the images are read: decoding is the CPU's.
+    places = torch.arange(len(images), device=device if isinstance(images, MemoryImages) else "cpu")
+    order = torch.split(places, batch)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    with _evaluating(model), torch.inference_mode():
+        for place, indices in enumerate(order):
+            for later in order[place : place + BATCHES_AHEAD]:
+                images.prefetch(later)
+            pixels = images.batch(indices).to(device)
+            x = normalised(pixels, factors, channels_last=channels_last)
+            logits = forward(model, x, precision)
+            wanted = labels[indices.to(device)]
+            correct += (logits.argmax(dim=1) == wanted).sum()
+            loss += F.cross_entropy(logits, wanted, reduction="sum")
+    num = len(images)
+    return Evaluation(accuracy=int(correct) / num, loss=float(loss) / num, num=num)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, and back into the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

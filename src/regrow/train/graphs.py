@@ -1,0 +1,126 @@
+"""CUDA graphs: a step is recorded once, and one call replays its hundreds of kernels.
+
+Several trainings may record and replay in threads of one process, each on a stream of its own.
+Recording is one at a time; replaying is not hindered by it.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from regrow.train.engine import CannotRecord
+from regrow.turns import TURN
+
+# Before a recording, as PyTorch asks: libraries choose their kernels and take their memory then.
+WARM_UPS = 3
+# The host may be this many replays ahead at most (twice, before it waits). The device never runs
+# dry, and progress, checkpoints and Ctrl-C are no more than a fraction of a second late.
+REPLAYS_AHEAD = 32
+
+
+class CudaGraphs:
+    """The graphs of one training on one device.
+
+    They share a pool of memory, because they never run at the same time, and a generator of their
+    own, so that the dropout of one training does not draw the numbers of another.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._generator = torch.Generator(device)
+        self._replays = 0
+        self._mark: torch.cuda.Event | None = None
+
+    def record(
+        self, body: Callable[[], None], *, prepare: Callable[[], object]
+    ) -> Callable[[], None]:
+        """Warm the body up and record it; what it changes is changed by the warm-up."""
+        try:
+            with TURN, self._own_generator(), _no_collection():
+                graph = self._capture(body, prepare)
+        except RuntimeError as error:  # also what torch raises where memory runs out
+            raise CannotRecord(f"{type(error).__name__}: {error}") from error
+
+        def replay() -> None:
+            self._pace()
+            graph.replay()
+
+        return replay
+
+    @contextmanager
+    def seed(self, seed: int) -> Iterator[None]:
+        """Seed what is replayed next; a graph reads the seed when it is replayed."""
+        self._generator.manual_seed(seed)
+        yield
+
+    def _capture(
+        self, body: Callable[[], None], prepare: Callable[[], object]
+    ) -> torch.cuda.CUDAGraph:
+        stream = _stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    prepare()
+                    body()
+            graph = torch.cuda.CUDAGraph()
+            # Thread-local: what other trainings do meanwhile on their streams is allowed.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+            ):
+                body()
+        finally:  # what the warm-up did is to be undone after it, not meanwhile
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+        return graph
+
+    @contextmanager
+    def _own_generator(self) -> Iterator[None]:
+        """Let the device's default generator be this training's; only in ``TURN``."""
+        default = torch.cuda.default_generators[self._device.index]
+        before = default.graphsafe_get_state()
+        default.graphsafe_set_state(self._generator.graphsafe_get_state())
+        try:
+            yield
+        finally:
+            default.graphsafe_set_state(before)
+
+    def _pace(self) -> None:
+        """Keep the host from running ahead without bound."""
+        self._replays += 1
+        if self._replays % REPLAYS_AHEAD == 0:
+            if self._mark is not None:
+                self._mark.synchronize()
+            self._mark = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._mark.record(torch.cuda.current_stream(self._device))
+
+
+_SIDE: dict[int, torch.cuda.Stream] = {}
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream to record on: the thread's own, or one beside the default stream.
+
+    Not a new one for each recording: torch has 32 in all and hands them out in turn, and two
+    trainings that record on one stream would share a workspace of cuBLAS when they replay.
+    """
+    current = torch.cuda.current_stream(device)
+    if current != torch.cuda.default_stream(device):
+        return current
+    if device.index not in _SIDE:
+        _SIDE[device.index] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return _SIDE[device.index]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python from freeing other trainings' device memory in the middle of a recording."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
