@@ -135,7 +135,7 @@ def render(findings: Sequence[Finding], *, ours: Sequence[Finding] = ()) -> str:
         own = f"{told[finding.number].outcome:17} " if ours else ""
         lead = f"{finding.number:>3} {finding.outcome:17} {own}"
         lines += _wrap(finding.claim.text, lead, " " * len(lead))
-    lines += ["", _counts(findings, ours), ""]
+    lines += ["", *_counts(findings, ours), ""]
     for finding in findings:
         lines += _wrap(finding.claim.text, f"{finding.number:>2}. ", "    ")
         for label, said in _voices(finding, told):
@@ -149,7 +149,7 @@ def markdown(findings: Sequence[Finding], *, ours: Sequence[Finding] = ()) -> st
     """Write findings as a page: one table of outcomes, then each in words under its section."""
     told = _by_number(ours)
     columns = ["", "claim", "tables", "paper", *(["ours"] if ours else [])]
-    lines = ["# The paper's claims", "", _counts(findings, ours), ""]
+    lines = ["# The paper's claims", "", " ".join(_counts(findings, ours)), ""]
     lines += [f"| {' | '.join(columns)} |", "|---:|---|---|" + "---|" * (len(columns) - 3)]
     for finding in findings:
         claim = finding.claim
@@ -201,14 +201,11 @@ def _by_number(findings: Sequence[Finding]) -> dict[int, Finding]:
     return {finding.number: finding for finding in findings}
 
 
-def _counts(findings: Sequence[Finding], ours: Sequence[Finding]) -> str:
-    said = []
-    for label, group in (("printed numbers", findings), ("our results", ours)):
-        counts = [(outcome, sum(f.outcome == outcome for f in group)) for outcome in OUTCOMES]
+def _counts(findings: Sequence[Finding], ours: Sequence[Finding]) -> Iterator[str]:
+    for label, group in (("the printed numbers", findings), ("our results", ours)):
         if group:
-            numbers = ", ".join(f"{outcome}: {count}" for outcome, count in counts)
-            said.append(f"{len(group)} claims on the {label} - {numbers}.")
-    return " ".join(said)
+            counts = (f"{o}: {sum(f.outcome == o for f in group)}" for o in OUTCOMES)
+            yield f"{len(group)} claims on {label} - {', '.join(counts)}."
 
 
 def _seeds(finding: Finding) -> str:

@@ -167,7 +167,7 @@ class Sheet:
         if bare := len(done) - sum(counts):
             text += f" For {bare} the paper prints no standard deviation: no test."
         if self.num_unplaced:
-            text += f" {self.num_unplaced} rows of ours have no cell in this table."
+            text += f" Rows of ours without a cell in this table: {self.num_unplaced}."
         return text
 
 

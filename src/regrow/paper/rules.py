@@ -129,17 +129,19 @@ def _at_least(tally: Tally) -> Outcome:
     if average is None:
         return _at_least_each(tally)
     worse = tally.significant(-1, corrected=True)
-    return _graded(worse == 0 and average.low > -tally.margin, fails=average.high < 0)
+    return _graded(
+        worse == 0 and average.low > -tally.margin, fails=average.high < 0 or 2 * worse > tally.num
+    )
 
 
 def _on_par(tally: Tally) -> Outcome:
     average = tally.pooled
     if average is None:
         return _graded(tally.equivalent() == tally.num, fails=False)
-    apart = sum(tally.significant(sign, corrected=True) for sign in (1, -1))
+    apart = [tally.significant(sign, corrected=True) for sign in (1, -1)]
     inside = average.low > -tally.margin and average.high < tally.margin
     outside = average.low > tally.margin or average.high < -tally.margin
-    return _graded(inside and not apart, fails=outside)
+    return _graded(inside and not any(apart), fails=outside or 2 * max(apart) > tally.num)
 
 
 def _better(tally: Tally) -> Outcome:

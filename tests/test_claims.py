@@ -1,0 +1,266 @@
+"""The claims on the printed numbers, against counts made by hand from the tables."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from regrow.paper.claims import Finding, evaluate_claims, markdown, render, to_json
+from regrow.paper.contrasts import Contrast, Tally, pairs
+from regrow.paper.printed import results, sparsity, widths
+from regrow.paper.rules import (
+    AT_LEAST,
+    AT_LEAST_EACH,
+    BETTER_EACH,
+    ON_PAR,
+    SELDOM_DOWN,
+    Ask,
+    combine,
+    every,
+    most,
+)
+from regrow.paper.statements import CLAIMS, Claim
+from regrow.stats import holm
+
+PRINTED = {finding.number: finding for finding in evaluate_claims()}
+UNTESTABLE = (16, 17, 18, 22, 27)
+# (claim, start of the part's name, figures). "up" and "down" count rows of first minus second;
+# significance is at p < 0.05, uncorrected.
+ORACLES: list[tuple[int, str, dict[str, Any]]] = [
+    (1, "scratch-e", {"rows": 7, "up": 5, "tested": 5, "significant_up": 1, "significant_down": 0}),
+    (1, "scratch-b", {"rows": 7, "up": 7, "tested": 5, "significant_up": 3, "significant_down": 0}),
+    (2, "scratch-b", {"rows": 7, "up": 6}),
+    (3, "scratch-b", {"rows": 2, "smallest": 0.47, "largest": 0.62, "tested": 0}),
+    (4, "scratch-b", {"rows": 6, "up": 6, "smallest": 0.03}),
+    (4, "scratch-e - fine-tuned, Table 2", {"rows": 6, "up": 3}),
+    (5, "scratch-b", {"rows": 2, "up": 2}),
+    (5, "scratch-e", {"rows": 2, "up": 1}),
+    (6, "scratch-e", {"rows": 15, "up": 12, "tested": 13, "significant_up": 1}),
+    (6, "scratch-b", {"rows": 15, "up": 14, "tested": 13, "significant_up": 7}),
+    (6, "scratch-b", {"significantly_down_in": ["CIFAR-10 ResNet-32 10%"]}),
+    (7, "scratch-e - pruned", {"rows": 3, "up": 3}),
+    (7, "scratch-b - pruned", {"rows": 3, "up": 3}),
+    (7, "scratch-b - scratch-e", {"rows": 3, "down": 2}),
+    (8, "scratch-b - fine-tuned, Table 4, CIFAR-10 and CIFAR-100", {"rows": 10, "up": 8}),
+    (8, "scratch-b - fine-tuned, Table 4, C", {"significant_up": 5, "significant_down": 0}),
+    (8, "scratch-b - fine-tuned, Table 4", {"rows": 11, "up": 9}),
+    (9, "scratch-e", {"rows": 10, "down": 6, "within_larger_std": 4, "within_both_stds": 8}),
+    (9, "scratch-e", {"significant_down": 4, "significant_up": 2}),
+    (10, "scratch-e - pruned", {"rows": 3, "up": 2, "mean": 0.16}),
+    (10, "scratch-b - pruned", {"rows": 3, "up": 3}),
+    (10, "scratch-b - scratch-e", {"rows": 3, "up": 3}),
+    (12, "scratch-e", {"rows": 12, "significant_up": 6, "significant_down": 5}),
+    (12, "scratch-b", {"rows": 12, "significant_up": 4, "significant_down": 0}),
+    (13, "scratch-b", {"rows": 6, "significant_up": 2, "significant_down": 3}),
+    (
+        13,
+        "scratch-b",
+        {
+            "significantly_down_in": [
+                "CIFAR-10 PreResNet-110 95%",
+                "CIFAR-10 DenseNet-BC-100 95%",
+                "CIFAR-100 DenseNet-BC-100 95%",
+            ]
+        },
+    ),
+    (14, "scratch-b", {"rows": 4, "down": 3, "smallest": -1.18, "largest": 0.34}),
+    (19, "std", {"layer": "1", "largest": 0.095, "pruned": 0.600}),
+    (21, "spread", {"spread": 0.197}),
+    (21, "shares kept, Table 19", {"90%": {"lowest": 0.032, "highest": 0.217}}),
+    (21, "shares kept, Table 20", {"90%": {"lowest": 0.040, "highest": 0.147}}),
+    (23, "winning", {"rows": 10, "up": 6, "mean": 0.004, "significant_up": 0}),
+    (23, "winning", {"significant_down": 0}),
+    (24, "winning", {"rows": 10, "up": 10, "significant_up": 9, "mean": 0.52}),
+    (25, "winning-ticket - random-init, Table 8, part a", {"rows": 5, "mean": -0.07}),
+    (25, "winning-ticket - random-init, Table 8, part b", {"rows": 5, "mean": 0.01}),
+    (25, "winning-ticket - random-init, Table 8, part a", {"significant_up": 0}),
+    (25, "winning-ticket - random-init, Table 8, part b", {"significant_up": 0}),
+    (26, "part b", {"rows": 35, "down": 35, "significant_down": 35, "largest": -0.60}),
+    (28, "scratch-e", {"rows": 2, "up": 2, "tested": 0}),
+    (28, "scratch-b", {"rows": 2, "up": 2, "tested": 0}),
+    (29, "prune-c", {"rows": 2, "smallest": 0.48, "largest": 1.22}),
+    (30, "scratch-b - fine-tuned, Tables 13, 14", {"rows": 6, "significant_up": 6}),
+    (30, "scratch-e - fine-tuned, Tables 13, 14", {"rows": 6, "significant_up": 6}),
+    (30, "fine-tuned - unpruned, Tables 13, 14", {"rows": 6, "significant_down": 6}),
+    (30, "lead", {"larger": 5, "matched": 5, "rows": 6}),
+    (30, "scratch-e - fine-tuned, Table 15", {"rows": 2, "down": 1}),
+    (30, "fine-tuned - unpruned, Table 15", {"rows": 2, "largest": -0.16, "significant_down": 1}),
+    (31, "fine-tune-160", {"rows": 5, "mean": 0.014}),
+    (31, "fine-tune-80", {"rows": 5, "mean": 0.006}),
+    (31, "scratch-e", {"rows": 5, "mean": 0.062, "significant_up": 1, "significant_down": 0}),
+    (32, "scratch-e", {"rows": 5, "up": 4, "significant_up": 1, "significant_down": 0}),
+    (32, "scratch-b", {"rows": 5, "up": 5, "significant_up": 2, "significant_down": 0}),
+    (33, "scratch-b", {"rows": 68, "up": 59, "significant_down": 3}),
+    (
+        33,
+        "scratch-b",
+        {
+            "significantly_down_in": [
+                "CIFAR-10 VGG-19 30%",
+                "CIFAR-10 ResNet-56 30%",
+                "CIFAR-10 ResNet-56 40%",
+            ]
+        },
+    ),
+]
+
+
+def tally(first: str, second: str, table: int, **changes: Any) -> Tally:
+    contrast = Contrast(first=first, second=(second,), tables=(table,))
+    return Tally(pairs=pairs(results(), contrast, margin=0.3), margin=0.3, **changes)
+
+
+def numbers(finding: Finding, name: str) -> Any:
+    exact = finding.numbers.get(name)
+    return exact or next(found for key, found in finding.numbers.items() if key.startswith(name))
+
+
+@pytest.mark.parametrize(("claim", "part", "expected"), ORACLES)
+def test_printed_numbers_say(claim: int, part: str, expected: dict[str, Any]) -> None:
+    found = numbers(PRINTED[claim], part)
+    for name, value in expected.items():
+        exact = isinstance(value, (int, str, list))
+        assert found[name] == (value if exact else pytest.approx(value, abs=0.0051)), name
+
+
+def test_all_33_claims_are_there_in_order() -> None:
+    assert [claim.number for claim in CLAIMS] == list(range(1, 34))
+    assert all(claim.section for claim in CLAIMS)
+
+
+@pytest.mark.parametrize("number", UNTESTABLE)
+def test_claims_beyond_the_tables_say_what_they_need(number: int) -> None:
+    finding = PRINTED[number]
+    assert finding.outcome == "not testable here"
+    assert "not testable on the printed numbers; needed: " in finding.text
+
+
+@pytest.mark.parametrize("number", [4, 5])
+def test_tables_that_contradict_the_text_are_no_confirmation(number: int) -> None:
+    assert PRINTED[number].outcome == "partly"
+
+
+def test_redundancy_of_vgg_grows_with_the_ratio() -> None:
+    spread = numbers(PRINTED[20], "shares")["spread"]
+    assert (spread[0], spread[-1]) == pytest.approx((0.139, 0.868))
+
+
+def test_imagenet_sets_unstructured_pruning_apart() -> None:
+    found = numbers(PRINTED[15], "row differences, Tables 1-5 against 6, ImageNet")
+    assert found["structured"] > 0 > found["unstructured"]
+    assert found["p"] < 0.05
+
+
+def test_fine_tuning_is_no_better_without_any_one_method() -> None:
+    means = numbers(PRINTED[11], "without")
+    assert set(means) == {"l1-filter", "slimming", "sfp", "sfp-pretrained"}
+    assert min(means.values()) > 0
+
+
+def test_p_values_are_corrected_within_each_table() -> None:
+    both = Contrast(first="scratch-b", second=("scratch-e",), tables=(1, 17))
+    found = pairs(results(), both, margin=0.3)
+    for table in (1, 17):
+        alone = [pair for pair in found if pair.row["table"] == table]
+        assert [pair.p for pair in alone] == holm([pair.comparison.p for pair in alone])
+
+
+def test_a_tally_read_from_the_other_side_is_the_other_contrast() -> None:
+    one, other = (
+        tally("winning-ticket", "random-init", 8),
+        tally("random-init", "winning-ticket", 8),
+    )
+    turned = tally("winning-ticket", "random-init", 8, sign=-1)
+    assert turned.differences == pytest.approx(other.differences)
+    assert turned.no_worse() == other.no_worse()
+    assert turned.numbers()["up"] == one.numbers()["up"]  # figures are told unturned
+
+
+def test_not_significant_is_not_equal() -> None:
+    # ResNet-56-B: -0.13 points, p = 0.25, and yet five seeds do not rule out -0.3.
+    scratch_e = tally("scratch-e", "fine-tuned", 1)
+    assert scratch_e.significant(-1, corrected=False) == 0
+    assert AT_LEAST_EACH.judge(scratch_e) == "partly"
+    assert AT_LEAST.judge(scratch_e) == "holds"
+
+
+def test_rules_speak_against_what_the_rows_contradict() -> None:
+    far_below = tally("fine-tuned", "scratch-b", 13)
+    assert AT_LEAST.judge(far_below) == "does not hold"
+    assert ON_PAR.judge(tally("scratch-b", "scratch-e", 6)) == "partly"
+    assert ON_PAR.judge(tally("winning-ticket", "random-init", 8)) == "holds"
+    assert SELDOM_DOWN.judge(far_below) == "does not hold"
+    assert most().judge(far_below) == "does not hold"
+    assert every().judge(tally("scratch-b", "fine-tuned", 13)) == "holds"
+
+
+def test_parts_combine() -> None:
+    assert combine(["holds", "does not hold"]) == "partly"
+    assert combine(["does not hold", "not testable here"]) == "does not hold"
+    assert combine([]) == "not testable here"
+
+
+def test_comparisons_are_those_of_the_statistics() -> None:
+    pair = tally("scratch-b", "fine-tuned", 14).pairs[0]
+    error = math.sqrt((0.26**2 + 0.08**2) / 5)
+    assert pair.comparison.difference == pytest.approx(91.93 - 89.17)
+    assert pair.comparison.error == pytest.approx(error)
+    assert pair.comparison.n == 5
+
+
+def test_own_rows_run_through_the_same_claims() -> None:
+    ours = {f.number: f for f in evaluate_claims(results())}
+    assert ours[19].outcome == ours[20].outcome == "not testable here"
+    for number in set(PRINTED) - {19, 20, 21}:
+        assert ours[number].outcome == PRINTED[number].outcome
+        assert ours[number].numbers == PRINTED[number].numbers
+    patterns = evaluate_claims(results(), widths_frame=widths(), sparsity_frame=sparsity())
+    assert [f.outcome for f in patterns] == [f.outcome for f in PRINTED.values()]
+
+
+def test_part_of_the_rows_says_how_many() -> None:
+    frame = results()
+    some = frame[(frame["table"] == 1) & (frame["model"] == "VGG-16")]
+    found = {f.number: f for f in evaluate_claims(some)}
+    assert "1 of the paper's 7 rows have been run" in found[1].text
+    assert found[24].outcome == "not testable here"
+    assert "not run" in found[24].text
+
+
+def test_no_rows_leave_nothing_to_test() -> None:
+    assert {f.outcome for f in evaluate_claims(results().iloc[:0])} == {"not testable here"}
+
+
+def test_an_outcome_that_hangs_on_the_std_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = results()
+    rows = (frame["table"] == 14) & (frame["arm"] == "scratch-e")
+    frame.loc[rows, ["mean", "std"]] = [89.57, 0.28]
+    rows = (frame["table"] == 14) & (frame["arm"] == "fine-tuned")
+    frame.loc[rows, ["mean", "std"]] = [89.17, 0.22]  # t = 2.5, p = 0.04; with wider stds 0.06
+    contrast = Contrast(first="scratch-e", second=("fine-tuned",), tables=(14,))
+    claim = Claim(number=1, text="scratch-e", asks=(Ask(contrast=contrast, rules=(BETTER_EACH,)),))
+    monkeypatch.setattr("regrow.paper.claims.results", lambda: frame)
+    monkeypatch.setattr("regrow.paper.claims.CLAIMS", [claim])
+    (finding,) = evaluate_claims()
+    assert finding.outcome == "holds"
+    assert "divided by n, not n - 1, the outcome would be: partly." in finding.text
+
+
+def test_rendering_names_every_claim_in_100_columns() -> None:
+    findings = list(PRINTED.values())
+    text = render(findings, ours=evaluate_claims(results().iloc[:8]))
+    assert max(map(len, text.splitlines())) <= 100
+    flat = " ".join(text.split())
+    assert all(claim.text in flat for claim in CLAIMS)
+    assert "Our results: not testable here" in text
+
+
+def test_markdown_and_json_hold_the_same() -> None:
+    findings = list(PRINTED.values())
+    page = markdown(findings)
+    assert all(f"### {claim.number}. {claim.text}" in page for claim in CLAIMS)
+    values = json.loads(json.dumps(to_json(findings), allow_nan=False))
+    assert [value["outcome"] for value in values] == [f.outcome for f in findings]
+    assert values[23]["parts"][0]["numbers"]["significant_up"] == 9
+    assert values[0]["n"] == [1, 5]
