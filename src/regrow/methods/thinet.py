@@ -25,6 +25,8 @@ def thinet(group: Group, probe: Probe) -> Tensor:
     order = greedy_order(rows.T @ rows)
     scores = torch.empty(group.size)
     scores[order] = torch.arange(1, group.size + 1) / group.size
+    silent = (rows == 0.0).all(dim=0)  # taken one after another, in no order of their own
+    scores[silent] = scores[silent].min() if bool(silent.any()) else 0.0
     return scores
 
 
