@@ -1,0 +1,179 @@
+"""Networks on disk: what ``save`` writes, ``load`` rebuilds by code; damage is told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import regrow
+from cutting import enliven_, random_mask
+from regrow.architecture import Architecture
+from regrow.errors import ConfigError, StoreError
+from regrow.models import ModelSpec, build
+from regrow.surgery import trace
+from small import FROM_DIGITS, NETWORKS, SHAPE, equal
+
+
+def cut_network(spec: ModelSpec, *, cuts: int = 1) -> tuple[nn.Module, Architecture]:
+    """Cut a network over all its groups, views and streams too, as often as asked."""
+    model = build(spec)
+    enliven_(model, SHAPE)
+    architecture = Architecture(model=spec, shape=SHAPE)
+    for number in range(cuts):
+        mask = random_mask(trace(model, SHAPE), seed=number, keep=0.8)
+        model = Architecture(model=spec, shape=SHAPE, cuts=(mask,)).cut(model)
+        architecture = architecture.then(mask)
+    return model, architecture
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    regrow.save(tmp_path / "net", *cut_network(NETWORKS["vgg"]))
+    return tmp_path / "net"
+
+
+@pytest.mark.parametrize("cuts", [0, 1, 2])
+@pytest.mark.parametrize("label", NETWORKS)
+def test_a_network_comes_back_as_it_was(label: str, cuts: int, tmp_path: Path) -> None:
+    model, architecture = cut_network(NETWORKS[label], cuts=cuts)
+    regrow.save(tmp_path, model, architecture)
+    again = regrow.load(tmp_path)
+    assert not again.training
+    assert equal(again.state_dict(), model.state_dict())
+    x = torch.rand(3, *SHAPE[1:])
+    assert torch.equal(again(x), model.eval()(x))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "architecture.json", "weights.safetensors"
+    ]  # fmt: skip
+
+
+def test_an_architecture_comes_back_as_it_was() -> None:
+    _, architecture = cut_network(NETWORKS["preresnet"], cuts=2)
+    value = json.loads(json.dumps(architecture.to_json()))
+    again = Architecture.from_json(value)
+    assert again.to_json() == architecture.to_json()
+    assert again.build().state_dict().keys() == architecture.build().state_dict().keys()
+
+
+def test_a_network_can_be_saved_over_another(saved: Path) -> None:
+    model, architecture = cut_network(NETWORKS["resnet"])
+    regrow.save(saved, model, architecture)
+    assert equal(regrow.load(saved).state_dict(), model.state_dict())
+
+
+def test_a_network_of_another_architecture_is_not_saved(tmp_path: Path) -> None:
+    model, _ = cut_network(NETWORKS["vgg"])
+    whole = Architecture(model=NETWORKS["vgg"], shape=SHAPE)
+    with pytest.raises(ConfigError, match=r"has \(6, 1, 3, 3\) for 'features.conv1.weight', and"):
+        regrow.save(tmp_path / "net", model, whole)
+    assert not (tmp_path / "net").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"Cannot write the network to .*net.* Name a folder"):
+        regrow.save(tmp_path / "file" / "net", *cut_network(NETWORKS["vgg"]))
+
+
+@pytest.mark.parametrize("name", ["architecture.json", "weights.safetensors"])
+def test_a_missing_file_is_told(name: str, saved: Path) -> None:
+    (saved / name).unlink()
+    with pytest.raises(StoreError, match=rf"No network can be read .*{name}.*as regrow.save"):
+        regrow.load(saved)
+
+
+def test_half_of_the_weights_are_told(saved: Path) -> None:
+    content = (saved / "weights.safetensors").read_bytes()
+    (saved / "weights.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(StoreError, match="No network can be read from"):
+        regrow.load(saved)
+
+
+def test_weights_of_another_network_are_told(saved: Path, tmp_path: Path) -> None:
+    regrow.save(tmp_path / "other", *cut_network(NETWORKS["vgg"], cuts=2))
+    other = (tmp_path / "other" / "weights.safetensors").read_bytes()
+    (saved / "weights.safetensors").write_bytes(other)
+    with pytest.raises(StoreError, match=r"do not fit its architecture. The architecture has \("):
+        regrow.load(saved)
+
+
+def test_a_weight_that_lacks_or_is_too_many_is_told(saved: Path) -> None:
+    weights = load_file(saved / "weights.safetensors")
+    bias = weights.pop("head.bias")
+    save_file(weights, saved / "weights.safetensors")
+    with pytest.raises(StoreError, match=r"has \(10,\) for 'head.bias', and the network nothing"):
+        regrow.load(saved)
+    save_file({**weights, "head.bias": bias, "more": bias.clone()}, saved / "weights.safetensors")
+    with pytest.raises(StoreError, match=r"has nothing for 'more', and the network \(10,\)"):
+        regrow.load(saved)
+
+
+def _damage(value: dict[str, Any], *path: Any, to: Any) -> dict[str, Any]:
+    inner: Any = value
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = to
+    return value
+
+
+CONV = ("cuts", 0, "features.conv1")
+
+
+@pytest.mark.parametrize(
+    ("path", "to", "message"),
+    [
+        (("format",), 2, "has format 2, and this regrow reads 1. Use the regrow that wrote it"),
+        (("shape",), None, "This architecture is damaged"),
+        (("model",), None, "This architecture is damaged"),
+        (("model",), {"nane": "vgg"}, "This architecture is damaged"),
+        (("cuts",), 3, "This architecture is damaged"),
+        (("cuts", 0), [1], "This architecture is damaged"),
+        ((*CONV, "kept"), [0, 6], "This architecture is damaged .*units outside 0 to 5"),
+        ((*CONV, "kept"), [-1], "This architecture is damaged"),
+        ((*CONV, "kept"), [0.5], "This architecture is damaged"),
+        ((*CONV, "kept"), "all", "This architecture is damaged"),
+        ((*CONV, "of"), "six", "This architecture is damaged"),
+        ((*CONV, "of"), 7, "The cuts in .*architecture.json' do not fit its model: .* 7 units"),
+        ((*CONV, "kept"), [], "do not fit its model: The mask would empty"),
+        (("cuts", 0, "conv9"), {"of": 6, "kept": [0]}, "do not fit its model: No group 'conv9'"),
+    ],
+)
+def test_a_damaged_architecture_is_told(path: Any, to: Any, message: str, saved: Path) -> None:
+    file = saved / "architecture.json"
+    file.write_text(json.dumps(_damage(json.loads(file.read_text()), *path, to=to)))
+    with pytest.raises(StoreError, match=message):
+        regrow.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "architecture.json' is damaged .* Save the network anew"),
+        (b"\xff\xfe", "architecture.json' is damaged"),
+        (b"[]", r"An architecture must be a mapping. Got \[\]"),
+    ],
+)
+def test_a_file_that_is_no_architecture_is_told(content: bytes, message: str, saved: Path) -> None:
+    (saved / "architecture.json").write_bytes(content)
+    with pytest.raises(StoreError, match=message):
+        regrow.load(saved)
+
+
+def test_a_model_that_is_not_registered_is_told(saved: Path) -> None:
+    file = saved / "architecture.json"
+    file.write_text(json.dumps(_damage(json.loads(file.read_text()), "model", "name", to="mine")))
+    with pytest.raises(ConfigError, match="Unknown model 'mine'"):
+        regrow.load(saved)
+
+
+def test_weights_of_one_storage_are_saved(tmp_path: Path) -> None:
+    spec = ModelSpec("vgg", {**FROM_DIGITS, "plan": [4, 4]})
+    model = build(spec)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms[0].weight = norms[1].weight
+    regrow.save(tmp_path, model, Architecture(model=spec, shape=SHAPE))
+    assert equal(regrow.load(tmp_path).state_dict(), model.state_dict())
