@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import platform
-import re
 import shlex
 import sys
 import tempfile
@@ -438,12 +437,13 @@ def _run(
     from regrow.run.display import display
 
     asked = _study(path)
+    jobs = asked.jobs()  # looks at data and networks: nothing is written for a study that cannot be
     _check_device(device)
     opened = _open(store, create=True)
     _check_writable(_out(asked, out))
     with display() as show:
         summary = run_jobs(
-            asked.jobs(),
+            jobs,
             opened,
             workers=workers,
             on_event=show,
@@ -474,11 +474,7 @@ def _sum_up(summary: "Summary", page: Path) -> None:
 
 
 def _out(asked: "Study", out: Path | None) -> Path:
-    """Return where the report goes; a study's name is one folder's name, whatever it holds."""
-    if out is not None:
-        return out
-    name = re.sub(r"[/\\\x00-\x1f]+", "-", asked.name).strip(" .-")
-    return DEFAULT_OUT / (name or "study")
+    return out if out is not None else DEFAULT_OUT / asked.name
 
 
 def _check_device(device: str) -> None:
@@ -557,7 +553,9 @@ def _describe(summary: "Summary") -> Mapping[str, Any]:
 
 
 def _columns(names: Iterable[str]) -> str:
-    return textwrap.fill(", ".join(names), 78, initial_indent="  ", subsequent_indent="  ")
+    return textwrap.fill(
+        ", ".join(names), 79, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+    )
 
 
 def _machine() -> str:

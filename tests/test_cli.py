@@ -1,0 +1,533 @@
+"""The product as its user meets it: mistakes end in one message, outputs can be read."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import regrow
+from commands import STUDY, Command, Result, command_line, environment, spawn, write_study
+from regrow import cli, registry
+from regrow.data import DataSpec, load
+from regrow.prune import CRITERIA, METHODS
+from regrow.train import evaluate
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Command:
+    monkeypatch.chdir(tmp_path)
+    return Command(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study that has been run: study.yaml, regrow-store, regrow-report."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_study(folder)
+    before = Path.cwd()
+    os.chdir(folder)
+    argv, sys.argv = sys.argv, ["regrow", "run", "study.yaml", "--workers", "0"]
+    code: object = None
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv = argv
+        os.chdir(before)
+    assert code == 0
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """The finished study in the test's own working folder."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def refused(result: Result, message: str) -> None:
+    assert result.code == 2, result
+    assert result.out == ""
+    assert re.search(message, result.text), result.text
+
+
+# What a study can get wrong ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": "vgg-17"}, r"study\.yaml: Unknown model 'vgg-17'\. Did you mean 'vgg-1"),
+        ({"data": "digit"}, r"Unknown data set 'digit'\. Did you mean 'digits'"),
+        ({"methods": {"name": "l1-filters", "sparsity": 0.5}}, "Did you mean 'l1-filter'"),
+        ({"arms": ["scratch-x"]}, "Unknown arm 'scratch-x'.*'scratch-"),
+        ({"recipe": "cifer"}, "Did you mean 'cifar'"),
+        ({"seedz": 3}, "Unknown key 'seedz'. Did you mean 'seeds'"),
+        ({"recipe": {"name": "cifar", "epoch": 3}}, "'epoch'.*Did you mean 'epochs'"),
+        ({"methods": {"name": "l1-filter", "sparsty": 0.5}}, "Did you mean 'sparsity'"),
+        ({"recipe": {"name": "cifar", "epochs": "many"}}, "'epochs'.*int.*'many'"),
+        ({"recipe": {"name": "cifar", "lr": -1}}, "'lr'.*-1"),
+        ({"methods": {"name": "l1-filter", "sparsity": 1.0}}, r"\[0, 1\).*1\.0"),
+        ({"methods": {"name": "l1-filter", "sparsity": -0.1}}, r"\[0, 1\).*-0\.1"),
+        ({"methods": {"name": "l1-filter", "sparsity": "half"}}, r"\[0, 1\).*'half'"),
+        ({"methods": {"name": "l1-filter"}}, "needs a 'sparsity'"),
+        ({"seeds": []}, "at least one seed"),
+        ({"seeds": 0}, "at least 1"),
+        ({"seeds": [1, 1]}, "twice"),
+        ({"margin": 0}, "'margin'.*above 0"),
+        ({"data": None}, "'data' is missing"),
+        ({"data": "hf:nowhere"}, "nowhere"),
+        ({"data": "folder:nowhere"}, "nowhere"),
+        ({"data": {"name": "digits", "subset": 100_000}}, "subset"),
+        ({"models": {"name": "vgg", "plan": [4, "M"], "wdth": 1}}, "Did you mean 'width'"),
+        ({"experiments": []}, "'experiments'"),
+    ],
+)
+def test_mistake_in_a_study_is_one_message(
+    command: Command, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    write_study(tmp_path, **changes)
+    result = command("run", "study.yaml")
+    refused(result, message)
+    assert len(result.err.splitlines()) == 1
+    assert not (tmp_path / "regrow-report").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "Cannot read the study 'study.yaml': No such file"),
+        (b"", "A study must be a mapping"),
+        (b"\x80\xff\x00", "Cannot read the study"),
+        (b"\x00\x01\x02", "not YAML"),
+        (b"name: [", "not YAML"),
+        (b"just words", "A study must be a mapping"),
+        (b"name: a\nname: b\n", "stands here twice"),
+        (b"!!python/object/apply:os.system ['true']", "not YAML"),
+    ],
+)
+def test_study_file_that_is_none(
+    command: Command, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "study.yaml").write_bytes(content)
+    refused(command("plan", "study.yaml"), message)
+
+
+def test_folder_as_study(command: Command, tmp_path: Path) -> None:
+    refused(command("plan", tmp_path), "Is a directory")
+
+
+def test_truncated_parquet_is_refused_before_training(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "train.parquet").write_bytes(b"PAR1 and then nothing")
+    write_study(tmp_path, data={"name": "hf:images", "root": str(tmp_path / "cache")})
+    refused(command("run", "study.yaml"), r"train\.parquet")
+
+
+# Where things lie --------------------------------------------------------------------------------
+
+
+def test_store_of_another_version(command: Command, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "store.json").write_text('{"format": 99}')
+    for verb in ("run", "plan", "status", "report"):
+        refused(command(verb, "study.yaml", "--store", "old"), "format 99.*Use the regrow that")
+
+
+@pytest.mark.parametrize("verb", ["run", "plan", "status", "report"])
+def test_store_that_is_a_file(command: Command, tmp_path: Path, verb: str) -> None:
+    write_study(tmp_path)
+    (tmp_path / "file").write_text("x")
+    refused(command(verb, "study.yaml", "--store", "file"), "store.* file")
+
+
+def test_folder_that_is_not_a_store(command: Command, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    refused(command("run", "study.yaml", "--store", "mine"), "not a store.*'thesis.tex'")
+
+
+@pytest.mark.parametrize("verb", ["status", "report"])
+def test_store_that_does_not_exist(command: Command, tmp_path: Path, verb: str) -> None:
+    write_study(tmp_path)
+    refused(command(verb, "study.yaml"), "There is no store at regrow-store. Run a study first")
+    assert not (tmp_path / "regrow-store").exists()
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "x" * 300])
+def test_out_that_cannot_be_made_is_found_before_the_work(
+    command: Command, tmp_path: Path, out: str
+) -> None:
+    write_study(tmp_path)
+    (tmp_path / "file").write_text("x")
+    refused(command("run", "study.yaml", "--out", out), "Cannot write the report to.*--out")
+    assert not list((tmp_path / "regrow-store").glob("records/*"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_out_without_permission_is_found_before_the_work(command: Command, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    (tmp_path / "closed").mkdir(mode=0o500)
+    refused(command("run", "study.yaml", "--out", "closed"), "Permission denied")
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/etc/escaped", "..", ".", "a/b"])
+def test_name_of_a_study_cannot_leave_the_report_folder(
+    command: Command, tmp_path: Path, name: str
+) -> None:
+    write_study(tmp_path, name=name)
+    refused(command("run", "study.yaml"), "names a folder.*no slash and no dot in front")
+
+
+def test_runs_from_elsewhere_and_in_folders_with_strange_names(
+    finished: Path, command: Command, tmp_path: Path
+) -> None:
+    strange = tmp_path / "a \"b\" 'c' [d]"
+    strange.mkdir()
+    shutil.copytree(finished / "regrow-store", strange / "store")
+    write_study(strange, file="my study.yaml", name=None, title="On [/red] marks")
+    study, store = Path(strange.name) / "my study.yaml", Path(strange.name) / "store"
+    result = command("run", study, "--store", store, "--out", Path(strange.name) / "out")
+    assert result.code == 0
+    assert "On [/red] marks" in result.out
+    assert (strange / "out" / "rows.csv").exists()
+    for verb in ("plan", "status", "report"):
+        assert "On [/red] marks" in command(verb, study, "--store", store).out
+
+
+# Options -----------------------------------------------------------------------------------------
+
+
+def test_device_that_is_not_there_is_said_before_training(command: Command, tmp_path: Path) -> None:
+    write_study(tmp_path)
+    missing = "cuda:99" if torch.cuda.is_available() else "cuda"
+    for device in (missing, "gpu", "meta"):
+        refused(command("run", "study.yaml", "--device", device), f"device '{device}'.*--device")
+    assert not (tmp_path / "regrow-store").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("gone.py", None, "--with gone.py: no such file"),
+        ("bad.py", "def (", "--with bad.py: SyntaxError.*line 1"),
+        ("raises.py", "1 / 0", "--with raises.py: ZeroDivisionError"),
+        ("notes.txt", "hello", "--with notes.txt: not a Python file"),
+    ],
+)
+def test_file_given_with_with_that_cannot_be_loaded(
+    command: Command, tmp_path: Path, file: str, content: str | None, message: str
+) -> None:
+    write_study(tmp_path)
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    for verb in (["run", "study.yaml"], ["list"]):
+        refused(command(*verb, "--with", file), message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "study.yaml", "--workers", "-1"], "--workers"),
+        (["run", "study.yaml", "--workers", "two"], "--workers"),
+        (["run", "study.yaml", "--checkpoint-seconds", "0"], "--checkpoint-seconds"),
+        (["run", "study.yaml", "--stoer", "x"], "--stoer"),
+        (["run"], "(?i)study"),
+        (["frobnicate"], "frobnicate"),
+        (["list", "method"], "Did you mean 'methods'"),
+        (["list", "nonsense"], "Unknown kind of name 'nonsense'. Known: .*recipes"),
+    ],
+)
+def test_options_that_cannot_be_meant(
+    command: Command, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    write_study(tmp_path)
+    refused(command(*arguments), message)
+
+
+def test_version(command: Command) -> None:
+    assert re.fullmatch(r"regrow \d+\.\d+\S*\n", command("--version").out)
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = "import regrow.cli, sys; print(sorted({'torch', 'numpy', 'pandas'} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"
+
+
+def test_help_of_every_command_names_json_and_fits_80_columns(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("run", "plan", "status", "report", "export", "list"):
+        shown = command(name, "--help")
+        assert shown.code == 0
+        assert "--json" in shown.out
+        assert max(map(len, shown.out.splitlines())) <= 80
+
+
+# Outputs -----------------------------------------------------------------------------------------
+
+
+def test_json_of_every_command_is_all_there_is_on_standard_output(
+    copy: Path, command: Command
+) -> None:
+    shown = {
+        verb: json.loads(command(verb, "study.yaml", "--json").out)
+        for verb in ("plan", "status", "report", "run")
+    }
+    assert shown["plan"]["jobs"] == shown["plan"]["done"] == shown["status"]["jobs"]
+    assert shown["status"]["counts"]["missing"] == 0
+    assert shown["run"]["rows"] == shown["report"]["rows"]
+    assert {row["n"] for row in shown["run"]["rows"]} == {2}
+    assert shown["run"]["jobs"]["reused"] == shown["plan"]["jobs"]
+    assert shown["run"]["jobs"]["failed"] == []
+    assert {Path(path).name for path in shown["run"]["paths"]} >= {"report.md", "rows.csv"}
+    names = json.loads(command("list", "--json").out)
+    assert "l1-filter" in names["methods"]
+    assert list(json.loads(command("list", "arms", "--json").out)) == ["arms"]
+
+
+def test_list_says_something_of_every_name(command: Command) -> None:
+    names = json.loads(command("list", "--json").out)
+    assert set(names) == {
+        "data", "models", "methods", "criteria", "allocations", "arms", "recipes"
+    }  # fmt: skip
+    texts = {(kind, name): text for kind, of in names.items() for name, text in of.items()}
+    assert all(texts.values()), texts
+    assert "A registered" not in " ".join(texts.values())
+    lines = command("list", "arms").out.splitlines()
+    assert [line.split()[0] for line in lines] == ["arms", *names["arms"]]
+
+
+def test_plan_and_status_say_what_is_left(copy: Path, command: Command) -> None:
+    write_study(copy, seeds=3)
+    shown = command("plan", "study.yaml", "--workers", "1").out
+    assert re.search(r"train .* 3 .* 2 .* 1 ", shown)
+    assert re.search(r"about \d+ seconds with 1 worker on this machine", shown)
+    assert re.search(r"16 of 24 jobs done, 8 not begun|\d+ of \d+ jobs done, \d+ not begun",
+                     command("status", "study.yaml").out)  # fmt: skip
+
+
+def test_report_of_half_a_study_says_so_and_is_no_failure(copy: Path, command: Command) -> None:
+    write_study(copy, seeds=3)
+    result = command("report", "study.yaml")
+    assert result.code == 0
+    assert "2 of 3" in result.out
+    assert "have not run" in result.out
+
+
+def test_finished_study_is_not_run_again(copy: Path, command: Command) -> None:
+    before = {file: file.stat().st_mtime_ns for file in copy.glob("regrow-store/records/*/*/*")}
+    result = command("run", "study.yaml")
+    assert result.code == 0
+    assert re.search(r"0 jobs done in 0:0\d, \d+ were done before", result.err)
+    assert before == {f: f.stat().st_mtime_ns for f in copy.glob("regrow-store/records/*/*/*")}
+
+
+def test_damaged_record_is_one_message_that_names_it(copy: Path, command: Command) -> None:
+    record = next(iter(copy.glob("regrow-store/records/*/*/record.json")))
+    record.write_text(record.read_text()[:40])
+    refused(command("report", "study.yaml"), rf"{record.parent.name}.*Delete the folder")
+
+
+def test_broken_pipe_is_quiet(copy: Path) -> None:
+    for arguments in (["list"], ["report", "study.yaml"]):
+        process = subprocess.Popen(
+            command_line(*arguments),
+            cwd=copy,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+        process.stderr.close()
+        assert process.wait() == 1
+        assert err == b""
+
+
+# Failing and stopping ----------------------------------------------------------------------------
+
+SHAKY = '''
+from pathlib import Path
+from torch import Tensor
+from regrow.prune import criterion, register_method
+
+@criterion("shaky")
+def shaky(group, probe) -> Tensor:
+    """Fail in one job of five, until all is well."""
+    if not Path("well").exists():
+        try:
+            Path("shook").touch(exist_ok=False)
+        except FileExistsError:
+            pass
+        else:
+            raise ValueError("the ground shook")
+    return group.sum(lambda name: probe.weight(name).abs())
+
+register_method("shaky", criterion=shaky, allocation="uniform", unit="channel")
+'''
+
+
+@pytest.fixture
+def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget after the test what --with has registered."""
+    monkeypatch.setattr(registry, "_LOADED", [])
+    for names in (METHODS, CRITERIA):
+        names.names()
+        monkeypatch.setattr(names, "_values", dict(names._values))
+        monkeypatch.setattr(names, "_origins", dict(names._origins))
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_failing_job_leaves_the_others_and_is_tried_again(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SHAKY)
+    write_study(
+        tmp_path,
+        methods=[{"name": "shaky", "sparsity": 0.5}],
+        arms=["unpruned", "fine-tune"],
+        seeds=5,
+    )
+    mine = ("study.yaml", "--with", "mine.py")
+    result = command("run", *mine, "--workers", "0")
+    assert result.code == 1
+    assert "4 of 5" in result.out
+    assert re.search(r"FAILED tiny VGG shaky 0.5 prune seed \d: .*the ground shook", result.err)
+    assert re.search(r"13 jobs done in .*; 1 FAILED and 1 other cannot be done", result.err)
+    page = (tmp_path / "regrow-report" / "tiny" / "report.md").read_text()
+    assert "ValueError: the ground shook" in page
+    assert "4/5" in page or "4 of 5" in page
+    shown = command("status", *mine)
+    assert re.search(r"13 of 15 jobs done, 1 failed, 1 not begun", shown.out)
+    assert "the ground shook" in shown.out
+    assert command("report", *mine).code == 1
+
+    (tmp_path / "well").touch()
+    result = command("run", *mine, "--workers", "0")
+    assert result.code == 0
+    assert "2 jobs done in" in result.err
+    assert "the ground shook" not in (tmp_path / "regrow-report/tiny/report.md").read_text()
+
+
+def test_diverging_training_is_a_failure_with_its_message(command: Command, tmp_path: Path) -> None:
+    write_study(
+        tmp_path, arms=["unpruned", "scratch-e"], recipe={**STUDY["recipe"], "lr": 1e6, "epochs": 3}
+    )
+    result = command("run", "study.yaml", "--workers", "0")
+    assert result.code == 1
+    assert re.search(r"FAILED tiny VGG unpruned seed 0: .*epoch", result.err)
+    assert "Failures" in result.out
+
+
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
+def test_ctrl_c_stops_in_good_order_and_goes_on(tmp_path: Path, workers: str) -> None:
+    write_study(tmp_path, recipe={**STUDY["recipe"], "epochs": 400}, seeds=1, arms=["unpruned"])
+    process = subprocess.Popen(
+        command_line("run", "study.yaml", "--workers", workers),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("regrow-store/running/*/progress.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert re.search(r"regrow: Stopped: 0 of 1 jobs are done, .* The same command goes on", err)
+    assert out == ""
+    assert list(tmp_path.glob("regrow-store/running/*/checkpoint.safetensors"))
+    shown = spawn("status", "study.yaml", cwd=tmp_path)
+    assert "1 stopped half-way" in shown.out
+
+
+def test_ctrl_c_outside_the_work_is_no_traceback(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_study", interrupt)
+    result = command("status", "study.yaml")
+    assert result.code == 130
+    assert "The same command goes on" in result.err
+
+
+# Exporting ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        ["--arm", "unpruned"],
+        ["--method", "l1-filter", "--arm", "scratch-e"],
+        ["--method", "l1-filter", "--arm", "pruned"],
+        ["--method", "magnitude", "--arm", "fine-tune", "--sparsity", "0.750"],
+        ["--method", "magnitude", "--arm", "pruned"],
+    ],
+)
+def test_exported_network_is_as_good_as_its_record(
+    copy: Path, command: Command, choice: list[str]
+) -> None:
+    made = command("export", "study.yaml", "--to", "net", "--seed", "1", "--json", *choice)
+    assert made.code == 0, made.err
+    shown = json.loads(made.out)
+    network = regrow.load(copy / "net")
+    dataset = load(DataSpec.from_json(STUDY["data"]))
+    assert evaluate(network, dataset.test, dataset).accuracy == shown["accuracy"]
+    kept = sum(int(p.count_nonzero()) if p.ndim > 1 else p.numel() for p in network.parameters())
+    result = json.loads((copy / "net" / "result.json").read_text())
+    assert kept == shown["parameters"] == result["parameters"]
+    assert result["classes"] == [str(digit) for digit in range(10)]
+    assert result["input"]["mean"] == list(dataset.mean)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ([], r"14 rows fit.*--arm 'unpruned' or .*'scratch-e'; --seed '0' or '1'"),
+        (["--seed", "0", "--arm", "pruned"], "2 rows fit.*--method 'l1-filter' or 'magnitude'"),
+        (["--arm", "scratch-x"], "--arm: Unknown arm 'scratch-x'. Did you mean 'scratch-e'"),
+        (["--arm", "unpruned", "--method", "magnitude"], "Unknown arm 'unpruned'"),
+        (["--seed", "9"], "--seed: Unknown seed '9'. Known: 0, 1"),
+        (["--sparsity", "0.3"], "Unknown sparsity '0.3'"),
+    ],
+)
+def test_export_of_no_single_row_lists_the_choices(
+    copy: Path, command: Command, choice: list[str], message: str
+) -> None:
+    refused(command("export", "study.yaml", "--to", "net", *choice), message)
+    assert not (copy / "net").exists()
+
+
+def test_export_of_what_has_not_been_run_or_cannot_be_written(copy: Path, command: Command) -> None:
+    write_study(copy, seeds=3)
+    choice = ["--arm", "unpruned", "--seed"]
+    refused(command("export", "study.yaml", "--to", "net", *choice, "2"), "has not been done yet")
+    refused(
+        command("export", "study.yaml", "--to", "study.yaml", *choice, "1"), "Cannot write.*network"
+    )
