@@ -3,20 +3,37 @@
 A recording is stood in for by its body, called anew each time: the same driver, without graphs.
 """
 
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from regrow.errors import Interrupted, TrainingError
+from regrow.jobs import Train
 from regrow.mask import Mask, holder
+from regrow.models import ModelSpec, build, initialise_, register_model
+from regrow.run import Event, JobFailed, Summary
+from regrow.run.conduct import Conductor
+from regrow.run.crew import assemble
+from regrow.run.execute import Settings
+from regrow.run.gang import Trial, how_many
+from regrow.run.schedule import Schedule
 from regrow.seeds import seeded
+from regrow.store import Store
+from regrow.study import Study
 from regrow.train import Recipe, Training, fit
 from regrow.train.engine import CannotRecord
 from regrow.turns import drawing
+from regrow.work import Context, Job, Outcome
+from test_jobs import FAKE, RECIPE, VGG
+from test_run import results
 from test_training import QUICK, assert_same_bits, dataset, network
 
 
@@ -184,3 +201,217 @@ def test_a_diverged_epoch_is_told_at_its_end() -> None:
     one = graphed(regulariser=spoil)
     with pytest.raises(Exception, match="The training diverged: its loss is nan in epoch 1 of 3"):
         fit(one)
+
+
+# Crews of threads
+
+
+@register_model("gang-test-dropout", family="vgg")
+def with_dropout(*, classes: int, in_channels: int = 1, input_size: int = 8) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, stride=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.4),
+        nn.Linear(8 * (input_size // 2 - 1) ** 2, classes),
+    )
+
+
+def study() -> Study:
+    """Every kind of job: parents with a penalty, prunings, masks, cuts, two seeds."""
+    return Study.from_json(
+        {
+            "name": "gang",
+            "data": {"name": "digits", "subset": 128, "test_subset": 64},
+            "seeds": 2,
+            "recipe": {"epochs": 2, "batch": 32, "lr": 0.05},
+            "arms": ["unpruned", "fine-tune", "scratch-e"],
+            "experiments": [
+                {
+                    "models": {"name": "vgg", "plan": [6, "M", 8, "M", 8]},
+                    "methods": [
+                        {"name": "network-slimming", "sparsity": 0.5},
+                        {"name": "magnitude", "sparsity": 0.5},
+                    ],
+                }
+            ],
+        }
+    )
+
+
+def jobs() -> list[Job]:
+    dropouts = [
+        Train(data=FAKE, model=ModelSpec("gang-test-dropout", FROM), recipe=RECIPE, seed=seed)
+        for seed in range(3)
+    ]
+    return [*study().jobs(), *dropouts]
+
+
+FROM = {"classes": 10, "in_channels": 1, "input_size": 8}
+
+
+def conduct(
+    jobs: Sequence[Job],
+    store: Store,
+    *,
+    threads: int,
+    checkpoint_seconds: float = 60.0,
+    on_event: Callable[[Event], None] = lambda _: None,
+) -> Summary:
+    """Run as ``run`` does on a GPU, with the CPU in its place; no threads: one after the other."""
+    settings = Settings(device="cpu", checkpoint_seconds=checkpoint_seconds, together=threads > 0)
+    crew = assemble(threads, store, settings)
+    try:
+        schedule = Schedule(jobs, store.snapshot().done)
+        return Conductor(schedule, store, crew, on_event).conduct()
+    finally:
+        crew.close()
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    store = Store.open(tmp_path_factory.mktemp("alone"))
+    conduct(jobs(), store, threads=0)
+    return results(store)
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [60.0, 0.0])
+def test_threads_give_the_same_bytes_as_one_after_the_other(
+    tmp_path: Path, one_by_one: dict[str, Any], checkpoint_seconds: float
+) -> None:
+    store = Store.open(tmp_path / "store")
+    before = torch.get_rng_state(), torch.get_num_threads(), threading.active_count()
+    summary = conduct(jobs(), store, threads=3, checkpoint_seconds=checkpoint_seconds)
+    assert summary.complete
+    assert results(store) == one_by_one
+    assert (torch.get_num_threads(), threading.active_count()) == before[1:]
+
+
+def test_threads_that_are_stopped_save_and_go_on_to_the_same_bytes(
+    tmp_path: Path, one_by_one: dict[str, Any]
+) -> None:
+    store = Store.open(tmp_path / "store")
+    stops = 0
+    while True:
+        settings = Settings(device="cpu", checkpoint_seconds=60.0, together=True)
+        crew = assemble(2, store, settings)
+        conductor = Conductor(Schedule(jobs(), store.snapshot().done), store, crew, lambda _: None)
+        timer = threading.Timer(0.3, conductor._on_signal, args=(2, None))
+        timer.start()
+        try:
+            conductor.conduct()
+            break
+        except Interrupted:
+            stops += 1
+        finally:
+            timer.cancel()
+            crew.close()
+    assert stops > 0
+    assert results(store) == one_by_one
+
+
+@dataclass(frozen=True)
+class Fake:
+    """A job that meets another on its way, so that both are known to be under way at once."""
+
+    name: str
+    trouble: type[BaseException] | None = None
+    flops: float = 1.0
+    inputs: tuple[Job, ...] = ()
+
+    kind = "fake"
+
+    @property
+    def key(self) -> str:
+        return self.name.rjust(64, "0")
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def run(self, context: Context) -> Outcome:
+        MEETING.wait(timeout=10)
+        if self.trouble is not None:
+            raise self.trouble("no luck")
+        return Outcome({})
+
+
+MEETING = threading.Barrier(2)
+
+
+def test_a_failing_job_leaves_the_other_threads_running(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    events: list[Event] = []
+    pair: list[Job] = [Fake("a", TrainingError), Fake("b")]
+    summary = conduct(pair, store, threads=2, on_event=events.append)
+    assert (summary.failed, summary.done) == (("a",), ("b",))
+    assert [e.message for e in events if isinstance(e, JobFailed)] == ["no luck"]
+
+
+def test_a_job_that_would_end_its_process_is_failed_after_two_tries(tmp_path: Path) -> None:
+    four: list[Job] = [Fake("a", SystemExit), Fake("b"), Fake("c")]
+    summary = conduct(four, Store.open(tmp_path), threads=2)
+    assert summary.failed == ("a",)
+    assert set(summary.done) == {"b", "c"}
+
+
+def test_threads_build_and_draw_as_one_does_alone() -> None:
+    """The default generator is one for all threads: whoever draws has it for the time being."""
+    alone = [build(VGG, seed=seed).state_dict() for seed in range(4)]
+    found: dict[tuple[int, int], dict[str, Tensor]] = {}
+
+    def work(seed: int) -> None:
+        for turn in range(15):
+            model = build(VGG, seed=seed)
+            found[seed, turn] = model.state_dict()
+            initialise_(build(VGG), seed=seed)
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 60
+    for (seed, _), state in found.items():
+        assert all(torch.equal(value, alone[seed][name]) for name, value in state.items())
+
+
+# How many together
+
+
+@pytest.mark.parametrize(
+    ("rates", "most", "expected"),
+    [
+        ({1: 10, 2: 10.9}, 32, 1),  # a device that one training fills
+        ({1: 10, 2: 20, 4: 40, 8: 43}, 32, 4),
+        ({1: 10, 2: 20, 4: 40, 8: 80, 16: 160, 32: 320}, 32, 32),
+        ({1: 10, 2: 20, 4: 40, 5: 50}, 5, 5),  # no more than there are jobs
+        ({1: 10, 2: 20, 4: 0}, 32, 2),  # four do not fit into memory
+        ({1: 10}, 1, 1),
+    ],
+)
+def test_twice_as_many_share_a_device_while_that_gains_a_tenth(
+    rates: dict[int, float], most: int, expected: int
+) -> None:
+    asked: list[int] = []
+
+    def measure(num: int) -> float:
+        asked.append(num)
+        return rates[num]
+
+    assert how_many(measure, most=most) == expected
+    assert asked == list(rates)
+
+
+def test_a_trial_advances_clones_together() -> None:
+    trial = Trial(Train(data=FAKE, model=VGG, recipe=RECIPE, seed=0), "cpu")
+    started = time.perf_counter()
+    assert trial.measure(1) > 5
+    assert trial.measure(2) > 5
+    assert time.perf_counter() - started < 5
+    trial.close()

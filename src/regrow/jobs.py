@@ -366,6 +366,9 @@ def _advance(training: Training, context: Context) -> None:
         training.restore(*saved)
     while not training.done:
         training.step()
+        if training.notice is not None:
+            context.note(training.notice)
+            training.notice = None
         if context.checkpoint_due():
             context.save_checkpoint(*training.state())
         context.tick(

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from regrow.errors import Interrupted, StoreError
 from regrow.store import Store, Workspace
+from regrow.turns import TURN
 
 if TYPE_CHECKING:
     from regrow.data import Dataset, DataSpec
@@ -135,7 +137,12 @@ class Context:
 
     def dataset(self, spec: "DataSpec") -> "Dataset":
         """Return a data set, loaded once in each process."""
-        return _dataset(spec)
+        with _LOADING:
+            return _dataset(spec)
+
+    def note(self, message: str) -> None:
+        """Tell the user something about this job, which goes on."""
+        self._report(Notice(message))
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return what this job saved when it was last stopped, or None.
@@ -152,7 +159,8 @@ class Context:
         if saved is None:
             return None
         tensors, meta = saved
-        torch.set_rng_state(tensors.pop(RANDOM_STATE))
+        with TURN:
+            torch.set_rng_state(tensors.pop(RANDOM_STATE))
         self._earlier_seconds = meta["seconds"]
         self._resumed = True
         return tensors, meta["meta"]
@@ -170,7 +178,8 @@ class Context:
         The global random state of the CPU is kept too: a user's network may draw from it.
         """
         self._ready_to_stop = self._stopping()
-        everything = {**tensors, RANDOM_STATE: torch.get_rng_state()}
+        with TURN:
+            everything = {**tensors, RANDOM_STATE: torch.get_rng_state()}
         self._workspace.save_checkpoint(everything, {"meta": meta, "seconds": self.seconds})
         self._saved = time.monotonic()
 
@@ -194,6 +203,9 @@ class Context:
                 {"label": self._job.label, "fraction": fraction, "note": note}
                 | {"seconds": self.seconds}
             )
+
+
+_LOADING = Lock()
 
 
 # A study has few data sets, but they may be large: the last four stay in memory.

@@ -20,6 +20,7 @@ from torch import nn
 from regrow.errors import ConfigError, unknown
 from regrow.registry import Registry, canonical, check_arguments
 from regrow.seeds import derive
+from regrow.turns import drawing
 
 Factory = Callable[..., nn.Module]
 F = TypeVar("F", bound=Factory)
@@ -173,8 +174,7 @@ def build(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
     """
     entry = MODELS.get(spec.name)
     arguments = resolve(spec)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "init"))
+    with drawing(derive(seed, "init")):
         model = entry.factory(**arguments)
     if not isinstance(model, nn.Module):
         raise ConfigError(
@@ -193,8 +193,7 @@ def initialise_(model: nn.Module, *, seed: int) -> None:
     The model should be on the CPU: other devices draw other numbers from the same seed.
     """
     own = getattr(model, "initialise_", None)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(derive(seed, "reinit"))
+    with drawing(derive(seed, "reinit")), torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
         if callable(own):

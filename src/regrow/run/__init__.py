@@ -23,6 +23,7 @@ from regrow.run.events import (
     RunProgress,
 )
 from regrow.run.execute import Settings
+from regrow.run.gang import gang
 from regrow.run.schedule import Schedule
 from regrow.store import Store
 from regrow.work import Job
@@ -53,18 +54,23 @@ def run(
     """Do jobs and all they stand on, as far as the store does not have them.
 
     With fewer than two workers, or a single job, the work is done in this process; by default there
-    is one worker process per core (on a GPU: this process). A job that fails leaves the others
+    is one worker process per core. On a GPU, workers are threads of this process that share the
+    device, by default as many as measuring finds to pay. A job that fails leaves the others
     running, and is tried again by the next run. Several runs may share one store: a job held by
     another is waited for. Ctrl-C or SIGTERM stops in good order - every job saves, ``Interrupted``
     is raised - and a second one at once.
     """
-    if workers is None:
-        workers = num_cores() if device == "cpu" else 0
-    if workers < 0:
+    if workers is not None and workers < 0:
         raise ConfigError(f"'workers' must be an int of at least 0. Got {workers!r}.")
     store.tidy()
     schedule = Schedule(jobs, store.snapshot().done)
-    settings = Settings(device=device, checkpoint_seconds=checkpoint_seconds)
+    together = device != "cpu"
+    if workers is None:
+        pending = (node.job for node in schedule.nodes.values())
+        workers = gang(pending, device) if together else num_cores()
+    settings = Settings(
+        device=device, checkpoint_seconds=checkpoint_seconds, together=together and workers > 1
+    )
     num = min(workers, len(schedule.nodes))
     crew = assemble(num if num > 1 else 0, store, settings)
     try:

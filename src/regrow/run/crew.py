@@ -1,21 +1,28 @@
-"""Who does the jobs: this process or worker processes, behind one interface."""
+"""Who does the jobs: this process, its threads or worker processes, behind one interface."""
 
 import multiprocessing
 import pickle
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Protocol
+
+import torch
 
 from regrow.errors import RegrowError
 from regrow.registry import loaded_files
-from regrow.run.execute import Ended, Message, Settings, execute, one_thread
+from regrow.run.execute import Ended, Message, Settings, exact_floats, execute, one_thread
 from regrow.run.schedule import Node
 from regrow.run.worker import STOP, Origin, Ready, work
 from regrow.store import Store
+
+# How long a thread may take to come to the end of its step, when all is to end.
+CLOSE_SECONDS = 10.0
 
 Deliver = Callable[[Node, Message], None]
 
@@ -45,9 +52,14 @@ class Crew(Protocol):
 
 
 def assemble(num_workers: int, store: Store, settings: Settings) -> Crew:
-    """Return a crew of worker processes, or this process alone if there are to be none."""
+    """Return a crew of workers, or this process alone if there are to be none.
+
+    Workers are threads where jobs share a device (``settings.together``), else processes.
+    """
     if num_workers == 0:
         return _Here(store, settings)
+    if settings.together:
+        return _Threads(num_workers, store, settings)
     return _Workers(num_workers, store, settings)
 
 
@@ -76,7 +88,7 @@ class _Here:
         if node is None:
             time.sleep(seconds)
             return
-        with one_thread():
+        with one_thread(), exact_floats():
             ended = execute(
                 node.job,
                 self._store,
@@ -92,6 +104,87 @@ class _Here:
 
     def close(self) -> None:
         self._stopping = True
+
+
+class _Threads:
+    """Threads of this process that share one device, each with a stream of its own on a GPU.
+
+    A replayed step costs little Python, so the interpreter's lock is no hindrance; on a CPU worker
+    processes are what is fast.
+    """
+
+    def __init__(self, num: int, store: Store, settings: Settings) -> None:
+        self._store = store
+        self._settings = settings
+        self._num = num
+        self._num_busy = 0
+        self._stopping = False
+        self._jobs: SimpleQueue[Node | None] = SimpleQueue()
+        self._news: SimpleQueue[tuple[Node, Message]] = SimpleQueue()
+        self._whole_process = ExitStack()
+        self._whole_process.enter_context(one_thread())
+        self._whole_process.enter_context(exact_floats())
+        self._threads = [
+            Thread(target=self._serve, name=f"training-{n}", daemon=True) for n in range(num)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def num_free(self) -> int:
+        return self._num - self._num_busy
+
+    @property
+    def num_busy(self) -> int:
+        return self._num_busy
+
+    def start(self, node: Node) -> None:
+        self._num_busy += 1
+        self._jobs.put(node)
+
+    def poll(self, deliver: Deliver, *, seconds: float) -> None:
+        with suppress(Empty):
+            news = self._news.get(timeout=seconds)
+            while True:
+                if isinstance(news[1], Ended):
+                    self._num_busy -= 1
+                deliver(*news)
+                news = self._news.get_nowait()
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def close(self) -> None:
+        self._stopping = True
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(timeout=CLOSE_SECONDS)
+        self._whole_process.close()
+
+    def _serve(self) -> None:
+        # Both are settings of the thread: its processor's handling of denormals, its CUDA stream.
+        with one_thread(), _own_stream(self._settings.device):
+            while (node := self._jobs.get()) is not None:
+                self._news.put((node, self._do(node)))
+
+    def _do(self, node: Node) -> Ended:
+        try:
+            return execute(
+                node.job,
+                self._store,
+                self._settings,
+                report=lambda message: self._news.put((node, message)),
+                stopping=lambda: self._stopping,
+            )
+        except BaseException as error:  # the thread goes on, as a process would be replaced
+            return Ended("died", message=f"{type(error).__name__}: {error}")
+
+
+def _own_stream(device: str) -> AbstractContextManager[object]:
+    if not device.startswith("cuda"):
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
 class _Workers:

@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 from regrow.errors import Interrupted, RegrowError, StoreError
 from regrow.seeds import derive
 from regrow.store import Store, Workspace
+from regrow.turns import drawing
 from regrow.work import Context, Job, Notice, Outcome, Progress
 
 # The environment's fault, not the job's: what was computed so far is good and can be resumed.
@@ -39,6 +40,7 @@ class Settings:
 
     device: str
     checkpoint_seconds: float
+    together: bool = False  # several jobs at once in one process
 
 
 def execute(
@@ -67,7 +69,7 @@ def execute(
             stopping=stopping,
         )
         try:
-            with _own_randomness(job.key):
+            with _own_randomness(job, settings):
                 outcome = job.run(context)
             store.commit(job.key, _record(job, outcome, context.seconds), outcome.tensors)
         except Interrupted:
@@ -94,11 +96,26 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _own_randomness(key: str) -> Iterator[None]:
-    """Start every job from its own global random state, whatever ran before it in this process."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(0, "job", key))
+def exact_floats() -> Iterator[None]:
+    """Compute float32 as float32 on a GPU: without TF32, which convolutions use by default."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
         yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def _own_randomness(job: Job, settings: Settings) -> AbstractContextManager[None]:
+    """Start every job from its own global random state, whatever ran before it in this process.
+
+    A training beside others leaves that state to whoever's turn it is: it draws from it only within
+    ``drawing``. Jobs that train nothing are short, so they have all their time in turn.
+    """
+    if settings.together and job.flops > 0:
+        return nullcontext()
+    return drawing(derive(0, "job", job.key))
 
 
 def _record(job: Job, outcome: Outcome, seconds: float) -> dict[str, Any]:
