@@ -3,11 +3,14 @@
 import copy
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from regrow.data import Dataset, DataSpec, load
-from regrow.models import ModelSpec, build
+from regrow.models import MODELS, ModelSpec, build
+from regrow.prune import ALLOCATIONS, CRITERIA, METHODS
+from regrow.registry import Registry
 from regrow.surgery import Trace, trace
 
 SHAPE = (1, 1, 8, 8)
@@ -52,3 +55,12 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     """Compare two states bit by bit."""
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def forget_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget at a test's end what it registers."""
+    registries: tuple[Registry[Any], ...] = (ALLOCATIONS, CRITERIA, METHODS, MODELS)
+    for registry in registries:
+        registry.names()
+        monkeypatch.setattr(registry, "_values", dict(registry._values))
+        monkeypatch.setattr(registry, "_origins", dict(registry._origins))

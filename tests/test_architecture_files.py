@@ -68,7 +68,7 @@ def test_a_network_can_be_saved_over_another(saved: Path) -> None:
 def test_a_network_of_another_architecture_is_not_saved(tmp_path: Path) -> None:
     model, _ = cut_network(NETWORKS["vgg"])
     whole = Architecture(model=NETWORKS["vgg"], shape=SHAPE)
-    with pytest.raises(ConfigError, match=r"has \(6, 1, 3, 3\) for 'features.conv1.weight', and"):
+    with pytest.raises(ConfigError, match=r"has \(.*\) for 'features"):
         regrow.save(tmp_path / "net", model, whole)
     assert not (tmp_path / "net").exists()
 

@@ -33,16 +33,12 @@ from regrow.prune import (
 from regrow.seeds import seeded
 from regrow.surgery import trace
 from regrow.train import Recipe, Training
-from small import NETWORKS, SHAPE, digits, equal, small, snapshot
+from small import NETWORKS, SHAPE, digits, equal, forget_names, small, snapshot
 
 
 @pytest.fixture(autouse=True)
-def _names_of_one_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget afterwards what a test registers."""
-    for registry in (CRITERIA, ALLOCATIONS, METHODS):
-        registry.names()
-        monkeypatch.setattr(registry, "_values", dict(registry._values))
-        monkeypatch.setattr(registry, "_origins", dict(registry._origins))
+def _names(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_names(monkeypatch)
 
 
 # Criteria ---------------------------------------------------------------------------------------
