@@ -14,6 +14,8 @@ from regrow.prune import Probe, criterion, register_method, repair
 from regrow.reconstruct import least_squares, reconstruct_
 from regrow.surgery import Group, Trace
 
+JITTER = 1e-9  # share of a channel's mean square
+
 
 @criterion("lasso-path")
 def lasso_path(group: Group, probe: Probe) -> Tensor:
@@ -40,16 +42,13 @@ def entry_penalties(products: np.ndarray) -> np.ndarray:
     from sklearn.linear_model import lars_path_gram  # heavy, and needed by this method only
 
     units = len(products)
-    # Copies of a channel share its factor instead of making the path degenerate.
+    # Copies of a channel would make the path degenerate.
     stable = products + np.eye(units) * JITTER * np.trace(products) / units
     penalties, _, factors = lars_path_gram(
         products.sum(1), stable, n_samples=1, method="lasso", max_iter=8 * units
     )
     entered = (factors != 0.0).argmax(axis=1)  # 0 for those that never do: the path starts at zero
     return np.where(entered > 0, penalties[entered - 1], 0.0)
-
-
-JITTER = 1e-9
 
 
 @repair("least-squares")
