@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import regrow
-from commands import STUDY, Command, Result, command_line, environment, spawn, write_study
+from commands import STUDY, Command, Result, command_line, environment, write_study
 from regrow import cli, registry
 from regrow.data import DataSpec, load
 from regrow.prune import CRITERIA, METHODS
@@ -438,8 +438,10 @@ def test_diverging_training_is_a_failure_with_its_message(command: Command, tmp_
 
 
 @pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
-def test_ctrl_c_stops_in_good_order_and_goes_on(tmp_path: Path, workers: str) -> None:
-    write_study(tmp_path, recipe={**STUDY["recipe"], "epochs": 400}, seeds=1, arms=["unpruned"])
+def test_ctrl_c_stops_in_good_order_and_goes_on(
+    command: Command, tmp_path: Path, workers: str
+) -> None:
+    write_study(tmp_path, recipe={**STUDY["recipe"], "epochs": 50_000}, seeds=1, arms=["unpruned"])
     process = subprocess.Popen(
         command_line("run", "study.yaml", "--workers", workers),
         cwd=tmp_path,
@@ -461,8 +463,7 @@ def test_ctrl_c_stops_in_good_order_and_goes_on(tmp_path: Path, workers: str) ->
     assert re.search(r"regrow: Stopped: 0 of 1 jobs are done, .* The same command goes on", err)
     assert out == ""
     assert list(tmp_path.glob("regrow-store/running/*/checkpoint.safetensors"))
-    shown = spawn("status", "study.yaml", cwd=tmp_path)
-    assert "1 stopped half-way" in shown.out
+    assert "1 stopped half-way" in command("status", "study.yaml").out
 
 
 def test_ctrl_c_outside_the_work_is_no_traceback(

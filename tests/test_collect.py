@@ -1,0 +1,91 @@
+"""From a study and a store to runs: every cell a run, costs with all stages, failures once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commands import STUDY
+from regrow.errors import StoreError
+from regrow.jobs import Prune, Train
+from regrow.report.collect import collect, stages
+from regrow.run.estimate import all_jobs
+from regrow.store import Store
+from regrow.study import Study
+from regrow.work import Job
+
+
+@pytest.fixture
+def study() -> Study:
+    return Study.from_json(STUDY)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+def finish(store: Store, job: Job, **changes: Any) -> None:
+    """Store a record of one million FLOPs and a hundred images a training."""
+    cost = {"parameters": 10, "macs": 20, "flops": 40}
+    if isinstance(job, Prune):
+        record: dict[str, Any] = {"guarded": ["a", "b"], "before": cost, "after": cost}
+    else:
+        measured = {"accuracy": 0.5, "loss": 1.0, "epochs": 1, "capped": False}
+        record = {**measured, **cost, "samples": 100, "training_flops": 1e6}
+    store.commit(job.key, {**record, "spec": job.spec, **changes})
+
+
+def test_every_cell_is_a_run_in_the_order_of_the_study(study: Study, store: Store) -> None:
+    runs, failures = collect(study, store)
+    assert [(run.arm, run.seed) for run in runs] == [(c.arm.name, c.seed) for c in study.cells()]
+    assert {run.status for run in runs} == {"missing"}
+    assert failures == []
+
+
+def test_cost_of_a_run_counts_each_stage_it_stands_on_once(study: Study, store: Store) -> None:
+    for job in all_jobs(study.jobs()).values():
+        finish(store, job)
+    runs, _ = collect(study, store)
+    stages_of = {run.arm: (run.training_flops, run.samples) for run in runs}
+    # A cut that looks at the trained network costs its training, whatever the arm starts from.
+    assert stages_of["unpruned"] == (1e6, 100)
+    assert stages_of["fine-tune"] == (2e6, 200)
+    assert stages_of["scratch-e"] == (2e6, 200)
+    assert {run.accuracy for run in runs} == {50.0}
+    assert {run.emptied for run in runs if run.arm != "unpruned"} == {2}
+
+
+def test_failure_of_a_stage_fails_what_stands_on_it_and_is_listed_once(
+    study: Study, store: Store
+) -> None:
+    parent = next(job for job in all_jobs(study.jobs()).values() if isinstance(job, Train))
+    for job in all_jobs(study.jobs()).values():
+        if parent.key != job.key and parent.key not in {stage.key for stage in stages(job)}:
+            finish(store, job)
+    store.fail(parent.key, parent.spec, message="It diverged.")
+    runs, failures = collect(study, store)
+    assert [(f.label, f.message) for f in failures] == [(parent.label, "It diverged.")]
+    assert {run.status for run in runs if run.seed == parent.seed} == {"failed"}
+    assert {run.status for run in runs if run.seed != parent.seed} == {"done"}
+
+
+def test_failure_that_was_mended_is_forgotten(study: Study, store: Store) -> None:
+    for job in all_jobs(study.jobs()).values():
+        store.fail(job.key, job.spec, message="once")
+        finish(store, job)
+    runs, failures = collect(study, store)
+    assert failures == []
+    assert {run.status for run in runs} == {"done"}
+
+
+def test_record_of_another_job_is_refused(study: Study, store: Store) -> None:
+    finish(store, study.jobs()[0], spec={"seed": 99})
+    with pytest.raises(StoreError, match="stands for another job"):
+        collect(study, store)
+
+
+def test_stages_of_a_job_come_once_each(study: Study) -> None:
+    tuned = next(c.job for c in study.cells() if c.arm.name == "fine-tune")
+    assert [stage.kind for stage in stages(tuned)].count("train") == 1
+    assert {stage.kind for stage in stages(tuned)} == {"train", "prune"}
