@@ -114,9 +114,9 @@ def _at_places(
 ) -> tuple[Tensor, Tensor]:
     """Return inputs ``[N, places, channels, kernel]`` and outputs ``[N, places, outputs]``."""
     if isinstance(module, nn.Linear):
-        inputs, outputs = x.flatten(1, -2) if x.dim() > 2 else x[:, None], y
-        outputs = y.flatten(1, -2) if y.dim() > 2 else y[:, None]  # [N, length, features]
+        outputs = y.flatten(1, -2) if y.dim() > 2 else y[:, None]  # [N, length, outputs]
         places = _draw_places(len(x), outputs.shape[1], generator).to(x.device)
+        inputs = x.flatten(1, -2) if x.dim() > 2 else x[:, None]
         inputs = _pick(inputs, places)[..., None]
     else:
         assert isinstance(module, nn.modules.conv._ConvNd)
