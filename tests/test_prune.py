@@ -212,6 +212,26 @@ def test_probe_activation_is_the_mean_map_after_the_groups_norm(label: str) -> N
                 torch.testing.assert_close(mine[:, unit], by_hand[:, place])
 
 
+def test_probe_activation_takes_a_groups_own_part_of_a_norm_that_several_share() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(1, 3, 3), nn.Conv2d(1, 4, 3)
+            self.norm, self.last = nn.BatchNorm2d(7), nn.Conv2d(7, 10, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            joined = torch.cat([self.left(x), self.right(x)], dim=1)
+            result: Tensor = self.last(F.relu(self.norm(joined))).flatten(1)
+            return result
+
+    model = Joined()
+    found = trace(model, SHAPE)
+    by_hand = _after(model, "norm", _probe_images(0, 16)[0])
+    probe = Probe(model, digits(), num_images=16)
+    torch.testing.assert_close(probe.activation(found.group("left")), by_hand[:, :3])
+    torch.testing.assert_close(probe.activation(found.group("right")), by_hand[:, 3:])
+
+
 def test_probe_activation_of_tokens_averages_over_the_tokens() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:

@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import nn
 
 from regrow.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED
 from regrow.errors import ConfigError, DataError, TraceError
 from regrow.jobs import Prune, Retrain, Train
+from regrow.models import register_model
 from regrow.prune import METHODS
 from regrow.study import Cell, Study
 from regrow.train import RECIPES
-from small import PLAN
+from small import PLAN, forget_names
 
 DIGITS = {"name": "digits", "subset": 128, "test_subset": 64}
 VGG = {"name": "vgg", **PLAN, "label": "net"}
@@ -457,3 +459,19 @@ def test_pruned_networks_of_a_method_are_sent_without_its_penalty() -> None:
 def test_every_registered_arm_can_be_asked_for() -> None:
     names = list(ARMS.names())
     assert [arm.name for arm in study(arms=names).experiments[0].arms] == names
+
+
+def test_slimming_a_network_without_norms_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forget_names(monkeypatch)
+
+    @register_model("no-norms", family="example")
+    def no_norms(*, classes: int, in_channels: int = 3, input_size: int = 32) -> nn.Module:
+        parts = nn.Conv2d(in_channels, 8, 3), nn.ReLU(), nn.Conv2d(8, classes, 3)
+        return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    methods = {"name": "network-slimming", "sparsity": 0.5}
+    message = "network-slimming prunes normed-conv and view groups, and this network has none .* 0"
+    with pytest.raises(TraceError, match=message):
+        study(models="no-norms", methods=methods).cells()
