@@ -16,7 +16,6 @@ from regrow.store import Store
 from regrow.study import Study
 from regrow.work import Job
 
-
 START = 10.0  # what this process says that it computed before it planned
 
 
