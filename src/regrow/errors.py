@@ -48,7 +48,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Word the message for a name that is not known, nearest names first.
 
     >>> unknown("model", "vgg-17", ["vgg-16", "vgg-19", "resnet-20"])
-    "Unknown model 'vgg-17'. Did you mean 'vgg-16' or 'vgg-19'? Known: resnet-20, vgg-16, vgg-19."
+    "Unknown model 'vgg-17'. Did you mean 'vgg-19' or 'vgg-16'? Known: resnet-20, vgg-16, vgg-19."
     """
     names = sorted(known)
     near = get_close_matches(name.lower(), names, n=3, cutoff=0.6)
