@@ -64,11 +64,11 @@ def test_columns_are_found_or_named(tmp_path: Path) -> None:
     base = parquet_folder(tmp_path / "x", columns=("photo", "kind"))
     with pytest.raises(DataError, match=r"one column of class labels \(integers\), got none"):
         load(DataSpec(f"hf:{base}"))
-    assert len(load(DataSpec(f"hf:{base}", label="kind", image="photo")).train) == 20
+    assert len(load(DataSpec(f"hf:{base}", label_column="kind", image_column="photo")).train) == 20
     with pytest.raises(ConfigError, match=r"Unknown label column 'kinds'. Did you mean 'kind'"):
-        load(DataSpec(f"hf:{base}", label="kinds"))
+        load(DataSpec(f"hf:{base}", label_column="kinds"))
     with pytest.raises(ConfigError, match="Unknown image column 'kind'"):
-        load(DataSpec(f"hf:{base}", label="kind", image="kind"))
+        load(DataSpec(f"hf:{base}", label_column="kind", image_column="kind"))
 
 
 def test_identity_of_parquet_is_content(tmp_path: Path, data_folder: Path) -> None:

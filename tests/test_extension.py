@@ -168,3 +168,9 @@ register_method("own-penalty", criterion=norm_scale, penalty=penalty, strength={
     assert before is not None
     file.write_text(text.replace("pass", "return"))
     assert METHODS.code("own-penalty") not in (None, before)
+
+
+def test_the_guide_shows_these_very_files() -> None:
+    guide = (EXAMPLES.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name in FILES.values():
+        assert (EXAMPLES / name).read_text(encoding="utf-8").strip() in guide, name

@@ -153,3 +153,14 @@ def test_arguments_that_a_function_lacks_are_refused() -> None:
         check_arguments(factory, ["dept"], where="here")
     with pytest.raises(ConfigError, match=r"Unknown argument 'classes'.*Known: depth"):
         check_arguments(factory, ["classes"], where="here", reserved=["classes"])
+
+
+def test_a_files_own_arm_cannot_replace_a_built_in_one(tmp_path: Path) -> None:
+    file = tmp_path / "arms.py"
+    file.write_text(
+        "from regrow import Arm, Budget, register_arm\n"
+        'register_arm(Arm(name="scratch-e", start="inherited", budget=Budget(kind="none")))\n',
+        encoding="utf-8",
+    )
+    with pytest.raises(ConfigError, match="arm 'scratch-e' is registered twice"):
+        load_file(file)

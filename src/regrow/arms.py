@@ -9,7 +9,7 @@ from math import floor, isfinite
 from typing import Any, Literal, get_args
 
 from regrow.errors import ConfigError
-from regrow.registry import Registry
+from regrow.registry import Registry, calling_file
 from regrow.train import Recipe
 
 Start = Literal["inherited", "random", "initial", "redrawn"]
@@ -135,7 +135,7 @@ ARMS: Registry[Arm] = Registry("arm", "regrow.methods")
 
 def register_arm(arm: Arm) -> Arm:
     """Register an arm under its name."""
-    ARMS.add(arm.name, arm)
+    ARMS.add(arm.name, arm, origin=calling_file())
     return arm
 
 

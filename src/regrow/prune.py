@@ -18,7 +18,7 @@ from regrow.data import Dataset, normalise
 from regrow.errors import ConfigError, TraceError, unknown
 from regrow.mask import Mask, Unit
 from regrow.reconstruct import Keep, contributions, observe
-from regrow.registry import Registry
+from regrow.registry import Registry, calling_file
 from regrow.seeds import seeded
 from regrow.surgery import Group, Kind, Slot, Trace
 from regrow.surgery.tape import evaluating
@@ -167,7 +167,7 @@ def register_method(
         reference=reference,
     )
     # The penalty first: its code is part of what a training is, the criterion's of a pruning.
-    METHODS.add(name, method, origin=penalty or (criterion if callable(criterion) else None))
+    METHODS.add(name, method, origin=penalty or (criterion if callable(criterion) else calling_file()))
     return method
 
 

@@ -41,13 +41,16 @@ class Registry(Generic[T]):
         self._origins: dict[str, str] = {}
         self._discovered = False
 
-    def add(self, name: str, value: T, *, origin: Callable[..., object] | None = None) -> None:
+    def add(
+        self, name: str, value: T, *, origin: Callable[..., object] | str | None = None
+    ) -> None:
         """Register a value; a name taken by another file is refused, its own file may repeat it.
 
-        A name that ends in a colon (``hf:``) is a prefix: it serves every name that begins so.
+        ``origin`` is a function of that file, or the file. A name that ends in a colon (``hf:``) is
+        a prefix: it serves every name that begins so.
         """
         key = canonical(name)
-        source = _source_of(origin) if origin is not None else self.package
+        source = _source_of(origin) if callable(origin) else origin or self.package
         if key in self._values and self._origins[key] != source:
             raise ConfigError(
                 f"The {self.kind} {name!r} is registered twice: in {self._origins[key]} and in "
@@ -100,6 +103,13 @@ class Registry(Generic[T]):
         if self._discovered:
             return
         self._discovered = True  # first, because the modules below may ask for names themselves
+        try:
+            self._import_all()
+        except ConfigError:
+            self._discovered = False  # so that a name is not called unknown for another file's sake
+            raise
+
+    def _import_all(self) -> None:
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             try:
@@ -165,6 +175,11 @@ def check_arguments(
     for name in given:
         if name not in names:
             raise ConfigError(f"{where}: {unknown('argument', name, names)}")
+
+
+def calling_file(depth: int = 2) -> str:
+    """Return the file of the code that calls (``depth`` frames up), for values without a source."""
+    return sys._getframe(depth).f_code.co_filename
 
 
 def _source_of(origin: Callable[..., object]) -> str:

@@ -260,15 +260,19 @@ def _features(schema: Any) -> dict[str, Any]:
 
 def _image_column(spec: DataSpec, schema: Any, *, where: Path) -> str:
     fitting = [field.name for field in schema if _holds_images(field.type)]
-    return _column(fitting, given=spec.image, preferred=IMAGE_COLUMNS, kind="image", where=where)
+    return _column(
+        fitting, given=spec.image_column, preferred=IMAGE_COLUMNS, kind="image", where=where
+    )
 
 
 def _label_column(spec: DataSpec, schema: Any, *, features: dict[str, Any], where: Path) -> str:
     integers = [field.name for field in schema if pa.types.is_integer(field.type)]
     named = [n for n in integers if features.get(n, {}).get("_type") == "ClassLabel"]
     likely = named or [n for n in integers if n in LABEL_COLUMNS]
-    fitting = integers if spec.label is not None else likely
-    return _column(fitting, given=spec.label, preferred=LABEL_COLUMNS, kind="label", where=where)
+    fitting = integers if spec.label_column is not None else likely
+    return _column(
+        fitting, given=spec.label_column, preferred=LABEL_COLUMNS, kind="label", where=where
+    )
 
 
 def _column(
@@ -284,7 +288,7 @@ def _column(
         holds = "images (bytes)" if kind == "image" else "class labels (integers)"
         raise DataError(
             f"{where}: expected one column of {holds}, got {', '.join(fitting) or 'none'}. "
-            f"Name it by the option '{kind}'."
+            f"Name it by the option '{kind}_column'."
         )
     return likely[0]
 

@@ -23,7 +23,7 @@ class DataSpec:
     ``size``: resize so that the shorter side has this many pixels, then crop the centre.
     ``seed``: of every draw above, and of the test split where none is published. It belongs to the
     data, not to a training: all trainings of a study see the same split.
-    ``image``, ``label``: column names of a Parquet data set, where they are not recognised.
+    ``image_column``, ``label_column``: column names of a Parquet data set, where they are not recognised.
     ``normalisation``: one of the data set's named ones (``cifar``, ``sfp``, ``imagenet``,
     ``computed``); ``mean`` and ``std`` (together, for pixels in [0, 1]) override it.
     ``root``: folder of downloads and caches; else ``REGROW_DATA``, else ``~/.cache/regrow/data``.
@@ -38,8 +38,8 @@ class DataSpec:
     validation: float = 0.0
     size: int | None = None
     seed: int = 0
-    image: str | None = None
-    label: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
     normalisation: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -58,7 +58,7 @@ class DataSpec:
             self._check_int(option, low=1, optional=True)
         self._check_int("seed", low=0)
         self._check_int("memory_limit_bytes", low=0)
-        for option in ("image", "label", "normalisation", "root"):
+        for option in ("image_column", "label_column", "normalisation", "root"):
             self._check_text(option)
         if not _is_number(self.validation) or not 0 <= self.validation < 1:
             raise self._error("validation", "a share in [0, 1)")
