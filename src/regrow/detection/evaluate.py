@@ -1,0 +1,172 @@
+"""How well a detector finds objects: VOC 2007's 11-point AP, and COCO's AP by torchmetrics."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from regrow.detection.model import Detection
+from regrow.detection.pictures import Pictures, Truth
+from regrow.detection.training import BATCHES_AHEAD, forward
+from regrow.errors import ConfigError
+from regrow.surgery.tape import evaluating
+from regrow.train import Precision
+
+POINTS = 10  # recalls 0, 0.1, ..., 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """What a detector found on a picture: ``boxes`` [n, 4], ``labels`` [n], ``scores`` [n]."""
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionScore:
+    """Average precisions in [0, 1].
+
+    ``ap``: VOC 2007's by class, None for one that the test pictures lack; ``map``: their mean.
+    ``coco``: COCO's ``ap`` (IoU 0.5 to 0.95), ``ap50`` and ``ap75``.
+    """
+
+    map: float
+    ap: dict[str, float | None]
+    coco: dict[str, float]
+    num: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain numbers."""
+        return {"map": self.map, "ap": self.ap, "coco": self.coco}
+
+
+def evaluate_detector(
+    model: Detection,
+    pictures: Pictures,
+    classes: Sequence[str],
+    *,
+    precision: Precision = "fp32",
+) -> DetectionScore:
+    """Score a detector on pictures, on the device that it has; its modes are as before after."""
+    found = detect(model, pictures, precision=precision)
+    return score(found, pictures.truths, classes)
+
+
+def detect(model: Detection, pictures: Pictures, *, precision: Precision = "fp32") -> list[Found]:
+    """Show a detector the pictures one by one; return what it found on each, on the CPU."""
+    device = next(model.parameters()).device
+    found = []
+    with evaluating(model), torch.inference_mode():
+        for index in range(len(pictures)):
+            pictures.announce(range(index, min(index + BATCHES_AHEAD, len(pictures))))
+            (one,) = forward(model, [pictures.pixels(index).to(device)], precision=precision)
+            values = {name: value.cpu() for name, value in one.items()}
+            found.append(
+                Found(
+                    boxes=values["boxes"].float(),
+                    labels=values["labels"],
+                    scores=values["scores"].float(),
+                )
+            )
+    return found
+
+
+def score(
+    found: Sequence[Found], truths: Sequence[Truth], classes: Sequence[str]
+) -> DetectionScore:
+    """Compare what was found on each picture with what is there."""
+    values = {
+        name: voc_ap(found, truths, label=label) for label, name in enumerate(classes, start=1)
+    }
+    present = [value for value in values.values() if not math.isnan(value)]
+    return DetectionScore(
+        map=sum(present) / len(present) if present else 0.0,
+        ap={name: None if math.isnan(value) else value for name, value in values.items()},
+        coco=coco_ap(found, truths),
+        num=len(truths),
+    )
+
+
+def voc_ap(
+    found: Sequence[Found], truths: Sequence[Truth], *, label: int, iou: float = 0.5
+) -> float:
+    """Return the 11-point average precision of a class.
+
+    The mean over recalls of 0, 0.1, ..., 1 of the best precision at that recall or above, 0 where
+    it is not reached. By falling score, a finding is right if the object that it overlaps most is
+    covered to ``iou`` and has not been found yet; one whose best object is difficult is not
+    counted. Not a number if there is nothing to find.
+
+    Reference: Everingham et al., The PASCAL Visual Object Classes (VOC) Challenge, IJCV 2010.
+    """
+    num_objects = sum(int(((t.labels == label) & ~t.difficult).sum()) for t in truths)
+    if num_objects == 0:
+        return math.nan
+    judged: list[tuple[float, bool]] = []  # score, and whether it is right
+    for one, truth in zip(found, truths, strict=True):
+        judged += _judge(one, truth, label=label, iou=iou)
+    judged.sort(key=lambda pair: -pair[0])
+    right = torch.tensor([good for _, good in judged], dtype=torch.int64).cumsum(0)
+    precision = right.double() / torch.arange(1, len(judged) + 1)
+    # In whole numbers: 3 of 10 objects are a recall of 0.3, which 0.1 * 3 exceeds.
+    best = [precision[right * POINTS >= k * num_objects] for k in range(POINTS + 1)]
+    return sum(float(part.max()) for part in best if len(part)) / (POINTS + 1)
+
+
+def _judge(one: Found, truth: Truth, *, label: int, iou: float) -> list[tuple[float, bool]]:
+    """Judge the findings of a class on a picture, leaving out those on difficult objects."""
+    mine = one.labels == label
+    order = one.scores[mine].argsort(descending=True, stable=True)
+    boxes, scores = one.boxes[mine][order], one.scores[mine][order].tolist()
+    objects = truth.boxes[truth.labels == label]
+    difficult = truth.difficult[truth.labels == label].tolist()
+    if not len(objects):
+        return [(value, False) for value in scores]
+    overlap, best = box_iou(boxes, objects).max(dim=1)
+    seen: set[int] = set()
+    judged = []
+    for value, covered, index in zip(scores, overlap.tolist(), best.tolist(), strict=True):
+        if covered >= iou and difficult[index]:
+            continue
+        judged.append((value, covered >= iou and index not in seen))
+        if covered >= iou:
+            seen.add(index)
+    return judged
+
+
+def coco_ap(found: Sequence[Found], truths: Sequence[Truth]) -> dict[str, float]:
+    """Return COCO's AP over IoUs of 0.5 to 0.95, at 0.5 and at 0.75, by torchmetrics.
+
+    Difficult objects are crowds, which are neither asked for nor punished.
+    """
+    metric = _metric()
+    metric.update(
+        [{"boxes": f.boxes, "labels": f.labels, "scores": f.scores} for f in found],
+        [{"boxes": t.boxes, "labels": t.labels, "iscrowd": t.difficult.long()} for t in truths],
+    )
+    values = metric.compute()
+    names = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}
+    return {name: max(0.0, float(values[theirs])) for name, theirs in names.items()}
+
+
+def _metric() -> Any:
+    try:
+        from torchmetrics.detection import MeanAveragePrecision  # type: ignore[import-not-found,unused-ignore]
+
+        return MeanAveragePrecision(backend="pycocotools")
+    except ImportError as error:  # torchmetrics raises it for pycocotools, too
+        raise ConfigError(
+            "Detection is scored by torchmetrics and pycocotools, which are not installed "
+            f"({error}). Run: pip install 'regrow[detection]'."
+        ) from error
+
+
+def check_libraries() -> None:
+    """Raise a ``ConfigError`` if what scores detectors is not installed."""
+    _metric()

@@ -1,0 +1,242 @@
+"""The training of a detector, as an object with the steps and the exact resume of ``Training``."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.detection.model import Detection
+from regrow.detection.pictures import Pictures
+from regrow.errors import ConfigError, TrainingError, unknown
+from regrow.seeds import derive, seeded
+from regrow.train import Precision, Recipe
+from regrow.turns import drawing
+
+# The framework's for one image a step; the drop falls after epoch 5 of 7.
+VOC_RECIPE = Recipe(epochs=7, batch=1, lr=1e-3, drop_at=(5 / 7,))
+
+# What one epoch shows: every picture twice, as it is and mirrored (the framework's); or once,
+# mirrored or not by chance; or as it is.
+AUGMENTATIONS = ("flipped-copies", "flip", "none")
+LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
+BATCHES_AHEAD = 8  # of pictures that are decoded while the network computes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Epoch:
+    """What an epoch shows, in order: which picture, and whether it is mirrored."""
+
+    index: list[int]
+    mirrored: list[bool]
+
+
+class DetectionTraining:
+    """Train a detector in place.
+
+    The order is drawn from (seed, "shuffle", epoch), mirroring from (seed, "augment", epoch), and
+    which anchors and regions a step learns from, from (seed, "sampling", epoch, step). The
+    augmentation of the recipe is ``flipped-copies`` (the default), ``flip`` or ``none``. The loss
+    is the sum of torchvision's four; ``history`` has their means for each epoch.
+    """
+
+    def __init__(
+        self,
+        model: Detection,
+        pictures: Pictures,
+        recipe: Recipe,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        kind = recipe.augmentation or AUGMENTATIONS[0]
+        if kind not in AUGMENTATIONS:
+            raise ConfigError(f"Detection: {unknown('augmentation', kind, AUGMENTATIONS)}")
+        self.device = torch.empty(0, device=device).device  # "cuda" is the one in use
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self.model = model.to(self.device, memory_format=layout).train()
+        self.pictures = pictures
+        self.recipe = recipe
+        self.seed = seed
+        self.steps_done = 0
+        self.history: list[dict[str, float]] = []
+        self.notice: str | None = None
+        self._augmentation = kind
+        self._epoch: tuple[int, _Epoch] | None = None
+        self._learning = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self._optimiser = torch.optim.SGD(
+            self._learning.values(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+            fused=True,
+        )
+        if recipe.momentum:
+            # Zero from the start, so that any state can be restored.
+            for parameter in self._learning.values():
+                self._optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self._losses = torch.zeros(self.steps_per_epoch, len(LOSSES), device=self.device)
+
+    @property
+    def shown(self) -> int:
+        """Count the pictures that one epoch shows."""
+        return len(self.pictures) * (2 if self._augmentation == "flipped-copies" else 1)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Count the updates of one epoch; the last may have fewer pictures."""
+        return math.ceil(self.shown / self.recipe.batch)
+
+    @property
+    def num_steps(self) -> int:
+        """Count the updates of the whole training."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """Return the epoch under way, counted from 0: the number of finished ones."""
+        return self.steps_done // self.steps_per_epoch
+
+    @property
+    def done(self) -> bool:
+        """Tell whether every step has been taken."""
+        return self.steps_done >= self.num_steps
+
+    @property
+    def samples(self) -> int:
+        """Count the pictures trained on so far, each as often as it was seen."""
+        epochs, place = divmod(self.steps_done, self.steps_per_epoch)
+        return epochs * self.shown + place * self.recipe.batch
+
+    def step(self) -> None:
+        """Take one update; a loss that is not finite is a ``TrainingError``."""
+        if self.done:
+            raise TrainingError(f"This training has taken all of its {self.num_steps} steps.")
+        epoch, place = divmod(self.steps_done, self.steps_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, self._draw(epoch))
+        images, targets = self._batch(self._epoch[1], place)
+        with drawing(derive(self.seed, "sampling", epoch, place), device=self.device):
+            losses = forward(self.model, images, targets, precision=self.recipe.precision)
+        parts = torch.stack([losses[name].float() for name in LOSSES])
+        self._check(float(parts.detach().sum()), epoch, place)
+        self._optimiser.zero_grad()
+        parts.sum().backward()  # type: ignore[no-untyped-call]
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.recipe.lr_at(epoch)
+        self._optimiser.step()
+        self._losses[place] = parts.detach()
+        self.steps_done += 1
+        if place == self.steps_per_epoch - 1:
+            self._end_epoch(epoch)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return copies of all that ``restore`` needs: tensors, and a record for JSON."""
+        copies = {
+            name: value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+            for name, value in self._tensors().items()
+        }
+        return copies, {
+            "steps_done": self.steps_done,
+            "history": [dict(line) for line in self.history],
+            **self._identity(),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Go on from a state of the same training; another's is a ``TrainingError``."""
+        for name, mine in self._identity().items():
+            if meta.get(name) != mine:
+                raise TrainingError(
+                    f"This checkpoint is of another training: its {name} is {meta.get(name)!r}, "
+                    f"where {mine!r} was expected. Remove it to start afresh."
+                )
+        targets = self._tensors()
+        for name, target in targets.items():
+            if name not in tensors or tensors[name].shape != target.shape:
+                found = tuple(tensors[name].shape) if name in tensors else "nothing"
+                raise TrainingError(
+                    f"This checkpoint is of another detector: for {name!r} it has {found}, where "
+                    f"{tuple(target.shape)} was expected. Remove it to start afresh."
+                )
+        with torch.no_grad():
+            for name, target in targets.items():
+                target.copy_(tensors[name])
+        self.steps_done = int(meta["steps_done"])
+        self.history = [dict(line) for line in meta["history"]]
+        self._epoch = None
+
+    def _draw(self, epoch: int) -> _Epoch:
+        num = len(self.pictures)
+        order = torch.randperm(self.shown, generator=seeded(self.seed, "shuffle", epoch))
+        mirrored = order >= num  # of flipped copies, the second half are the mirrored ones
+        if self._augmentation == "flip":
+            draws = torch.rand(num, generator=seeded(self.seed, "augment", epoch))
+            mirrored = draws < 0.5
+        return _Epoch(index=(order % num).tolist(), mirrored=mirrored.tolist())
+
+    def _batch(self, epoch: _Epoch, place: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        batch = self.recipe.batch
+        start = place * batch
+        self.pictures.announce(dict.fromkeys(epoch.index[start : start + batch * BATCHES_AHEAD]))
+        images, targets = [], []
+        for index, mirrored in zip(
+            epoch.index[start : start + batch], epoch.mirrored[start : start + batch], strict=True
+        ):
+            pixels, truth = self.pictures.pixels(index), self.pictures.truths[index]
+            if mirrored:
+                pixels, truth = pixels.flip(2), truth.flipped(pixels.shape[2])
+            images.append(pixels.to(self.device))
+            targets.append(
+                {"boxes": truth.boxes.to(self.device), "labels": truth.labels.to(self.device)}
+            )
+        return images, targets
+
+    def _end_epoch(self, epoch: int) -> None:
+        means = self._losses.mean(dim=0).tolist()
+        parts = dict(zip(LOSSES, means, strict=True))
+        line = {"epoch": epoch, "lr": self.recipe.lr_at(epoch), "loss": sum(means)}
+        self.history.append(line | parts)
+
+    def _check(self, loss: float, epoch: int, place: int) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The training diverged: its loss is {loss} in epoch {epoch + 1} of "
+                f"{self.recipe.epochs}, step {place + 1} of {self.steps_per_epoch}, at a learning "
+                f"rate of {self.recipe.lr_at(epoch):g}. Lower 'lr', or give 'warmup_epochs'."
+            )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return all that a step changes."""
+        state = self._optimiser.state
+        return (
+            {f"model.{name}": value for name, value in self.model.state_dict().items()}
+            | {
+                f"momentum.{name}": state[parameter]["momentum_buffer"]
+                for name, parameter in self._learning.items()
+                if self.recipe.momentum
+            }
+            | {"losses": self._losses}
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "recipe": self.recipe.to_json(),
+            "num_pictures": len(self.pictures),
+        }
+
+
+def forward(
+    model: nn.Module,
+    images: list[Tensor],
+    targets: list[dict[str, Tensor]] | None = None,
+    *,
+    precision: Precision = "fp32",
+) -> Any:
+    """Show bytes [3, H, W] to a detector; return its losses in training, its findings in a test."""
+    kind = images[0].device.type
+    with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
+        return model([image.float() / 255 for image in images], targets)

@@ -1,0 +1,423 @@
+"""Any folder in the layout of PASCAL VOC: annotations checked, splits found, content identified.
+
+    data = load(DetectionSpec("voc:VOCdevkit/VOC2007"), short_side=600, long_side=1000)
+    pixels, truth = data.train.pixels(0), data.train.truths[0]
+
+The layout is Annotations/NAME.xml, ImageSets/Main/{train,val,trainval,test}.txt and
+JPEGImages/NAME.jpg, in PATH or anywhere below it. Boxes are in pixels from the left and the top
+edge, [x1, y1, x2, y2]; the annotations count pixels from 1 and include both ends, so a box over all
+of a 4x3 image is written 1, 1, 4, 3 and read 0, 0, 4, 3. Labels count from 1; 0 is the background.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+from xml.etree import ElementTree
+
+import torch
+from torch import Tensor
+
+from regrow.data.cache import digest
+from regrow.data.decode import open_image
+from regrow.data.spec import MEMORY_LIMIT_BYTES
+from regrow.detection.pictures import Pictures, Truth, fitted
+from regrow.errors import ConfigError, DataError, unknown
+from regrow.seeds import seeded
+
+PREFIX = "voc:"
+VERSION = 1  # raise it when the same spec and files come to mean other images or boxes
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+SHOWN = 3  # of the images left out, in a notice
+
+OnError = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True)
+class DetectionSpec:
+    """A detection data set by name, ``voc:PATH``, and what of it is used.
+
+    ``on_error``: at a broken annotation or an unreadable image, ``stop``, or ``skip``: leave that
+    image out, with a notice.
+    ``classes``: those expected; another one is a broken annotation. None: as they are found.
+    ``subset``, ``test_subset``: how many images, drawn by ``seed``; a larger draw contains a
+    smaller one.
+    ``memory_limit_bytes``: images that need more than this are decoded again for each use.
+    """
+
+    name: str
+    on_error: OnError = "stop"
+    classes: tuple[str, ...] | None = None
+    subset: int | None = None
+    test_subset: int | None = None
+    seed: int = 0
+    memory_limit_bytes: int = MEMORY_LIMIT_BYTES
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.startswith(PREFIX) or not self.location:
+            raise ConfigError(
+                f"A detection data set is named '{PREFIX}PATH', with the path of a folder in the "
+                f"layout of PASCAL VOC. Got {self.name!r}."
+            )
+        if self.on_error not in get_args(OnError):
+            known = get_args(OnError)
+            raise ConfigError(f"{self.name}: {unknown('on_error', str(self.on_error), known)}")
+        for option, low in (("subset", 1), ("test_subset", 1), ("seed", 0)):
+            value = getattr(self, option)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is None and option != "seed":
+                continue
+            if not whole or value < low:
+                raise ConfigError(
+                    f"{self.name}: the {option!r} must be an int of at least {low}. Got {value!r}."
+                )
+        if self.classes is not None and (
+            len(set(self.classes)) != len(self.classes)
+            or not self.classes
+            or not all(isinstance(c, str) and c for c in self.classes)
+        ):
+            raise ConfigError(
+                f"{self.name}: 'classes' must list different names. Got {list(self.classes)!r}."
+            )
+
+    @property
+    def location(self) -> str:
+        """Return the path."""
+        return self.name.removeprefix(PREFIX)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the name and the options that differ from their defaults."""
+        return {
+            f.name: list(value) if isinstance(value, tuple) else value
+            for f in fields(self)
+            if (value := getattr(self, f.name)) != f.default
+        }
+
+    @classmethod
+    def from_json(cls, value: str | Mapping[str, Any]) -> "DetectionSpec":
+        """Read a name alone, or a mapping of ``name`` and options; refuse unknown options."""
+        given = {"name": value} if isinstance(value, str) else value
+        if not isinstance(given, Mapping) or "name" not in given:
+            raise ConfigError(
+                f"A detection data set must be a name or a mapping with one. Got {value!r}."
+            )
+        known = [f.name for f in fields(cls)]
+        for key in given:
+            if key not in known:
+                raise ConfigError(f"Detection data set: {unknown('option', str(key), known)}")
+        options: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in given.items()
+        }
+        return cls(**options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionData:
+    """The pictures of a spec: ``classes[i]`` has the label i + 1; ``notices`` are for people."""
+
+    spec: DetectionSpec
+    train: Pictures
+    test: Pictures
+    classes: tuple[str, ...]
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Object:
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Annotation:
+    """One annotation file, checked, and its image."""
+
+    file: Path
+    image: Path
+    size: tuple[int, int]  # width, height
+    objects: tuple[_Object, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """A folder in VOC's layout: the names of each split, and where the files are."""
+
+    root: Path
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    images: Mapping[str, Path]  # by name
+
+    def annotation(self, name: str) -> Path:
+        return self.root / "Annotations" / f"{name}.xml"
+
+
+def load(spec: DetectionSpec, *, short_side: int, long_side: int) -> DetectionData:
+    """Read and check all annotations, and resize the images.
+
+    Trained on is ``trainval``, or ``train`` (and ``val``) where there is none; tested on is
+    ``test``, or else ``val``. Images are scaled so that their short side has ``short_side`` pixels,
+    but the long one at most ``long_side``.
+
+    Raises:
+        DataError: names the file that is missing or broken.
+    """
+    layout = _find(spec)
+    found: dict[str, dict[str, _Annotation]] = {"train": {}, "test": {}}
+    left_out: list[str] = []
+    for split, names in (("train", layout.train), ("test", layout.test)):
+        for name in names:
+            try:
+                found[split][name] = _read(layout, name, spec.classes)
+            except DataError as error:
+                if spec.on_error == "stop":
+                    raise
+                left_out.append(str(error))
+    classes = _classes(spec, found["train"].values(), found["test"].values())
+    sides = (short_side, long_side)
+    num_bytes = sum(
+        3 * width * height
+        for part in found.values()
+        for width, height in (fitted(a.size, *sides) for a in part.values())
+    )
+    pictures = {
+        split: _pictures(
+            part, classes, sides, spec=spec, in_memory=num_bytes <= spec.memory_limit_bytes
+        )
+        for split, part in found.items()
+    }
+    left_out += [message for _, messages in pictures.values() for message in messages]
+    num = len(layout.train) + len(layout.test)
+    return DetectionData(
+        spec=spec,
+        train=pictures["train"][0],
+        test=pictures["test"][0],
+        classes=classes,
+        notices=(_notice(left_out, num),) if left_out else (),
+    )
+
+
+def fingerprint(spec: DetectionSpec) -> str:
+    """Return the identity of what ``load`` would give: 32 hexadecimal digits, free of the path.
+
+    From the splits, the bytes of the annotations, the sizes of the image files, and the options.
+    """
+    layout = _find(spec)
+    content = [
+        [(name, _digest(layout.annotation(name)), _size(layout.images.get(name))) for name in names]
+        for names in (layout.train, layout.test)
+    ]
+    options = {k: v for k, v in spec.to_json().items() if k not in ("name", "memory_limit_bytes")}
+    return digest(VERSION, PREFIX, content, options)
+
+
+# Finding ------------------------------------------------------------------------------------------
+
+
+def _find(spec: DetectionSpec) -> _Layout:
+    base = Path(spec.location).expanduser().absolute()
+    if not base.is_dir():
+        raise DataError(f"{spec.name}: there is no folder {base}. Give the path of one.")
+    # Sorted, and the first only: a folder may hold several years.
+    roots = sorted(path.parent for path in [base / "Annotations", *base.rglob("Annotations")])
+    roots = list(dict.fromkeys(r for r in roots if (r / "ImageSets" / "Main").is_dir()))
+    if not roots or not (roots[0] / "JPEGImages").is_dir():
+        raise DataError(
+            f"{spec.name}: expected Annotations, ImageSets/Main and JPEGImages in {base} or below. "
+            "Give the folder of a data set in the layout of PASCAL VOC."
+        )
+    if len(roots) > 1:
+        raise DataError(
+            f"{spec.name}: {base} holds {len(roots)} data sets: {', '.join(map(str, roots))}. "
+            "Give the folder of one of them."
+        )
+    root = roots[0]
+    lists = {n: _names(root, n) for n in ("train", "val", "trainval", "test")}
+    both = lists["trainval"] or tuple(dict.fromkeys(lists["train"] + lists["val"]))
+    train, test = (both, lists["test"]) if lists["test"] else (lists["train"], lists["val"])
+    if not train or not test:
+        raise DataError(
+            f"{root / 'ImageSets' / 'Main'}: expected lists of images to train on (trainval.txt or "
+            f"train.txt) and to test on (test.txt or val.txt). Got "
+            f"{', '.join(n + '.txt' for n, names in lists.items() if names) or 'none'}."
+        )
+    if shared := set(train) & set(test):
+        raise DataError(
+            f"{root / 'ImageSets' / 'Main'}: {len(shared)} images are in the training and in the "
+            f"test list, among them {min(shared)!r}. Take them out of one."
+        )
+    images = {
+        path.stem: path
+        for path in sorted((root / "JPEGImages").iterdir())
+        if path.suffix.lower() in SUFFIXES
+    }
+    return _Layout(
+        root=root,
+        train=_drawn(train, spec, "subset"),
+        test=_drawn(test, spec, "test_subset"),
+        images=images,
+    )
+
+
+def _names(root: Path, split: str) -> tuple[str, ...]:
+    """Read the names of a split; none where it has no file."""
+    file = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not file.is_file():
+        return ()
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return tuple(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+
+
+def _drawn(names: tuple[str, ...], spec: DetectionSpec, option: str) -> tuple[str, ...]:
+    num: int | None = getattr(spec, option)
+    if num is None:
+        return names
+    if num > len(names):
+        raise ConfigError(
+            f"{spec.name}: the {option!r} must be at most {len(names)}, all there are. Got {num}."
+        )
+    order = torch.randperm(len(names), generator=seeded(spec.seed, "detection", option))
+    return tuple(names[i] for i in sorted(order[:num].tolist()))
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "missing"
+
+
+def _size(file: Path | None) -> int | None:
+    return None if file is None else file.stat().st_size
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def _read(layout: _Layout, name: str, classes: tuple[str, ...] | None) -> _Annotation:
+    """Read and check one annotation; what is wrong is a ``DataError`` that names the file."""
+    file = layout.annotation(name)
+    try:
+        root = ElementTree.fromstring(file.read_bytes())
+    except OSError as error:
+        raise _broken(file, f"the annotation cannot be read ({error.strerror})") from error
+    except ElementTree.ParseError as error:
+        raise _broken(file, f"the annotation is not XML ({error})") from error
+    image = layout.images.get(name)
+    if image is None:
+        raise _broken(file, f"expected its image {layout.root / 'JPEGImages' / name}.jpg, got none")
+    width, height = (_number(root, f"size/{side}", file) for side in ("width", "height"))
+    if width < 1 or height < 1:
+        raise _broken(file, f"the size of the image is unknown (got {width:g}x{height:g})")
+    size = (int(width), int(height))
+    actual = _image_size(image)
+    if actual != size:
+        raise _broken(
+            file, "its size is {}x{}, and its image's {}x{} ({})".format(*size, *actual, image)
+        )
+    objects = tuple(
+        _object(element, number, size, file)
+        for number, element in enumerate(root.findall("object"), 1)
+    )
+    for one in objects:
+        if classes is not None and one.name not in classes:
+            raise _broken(file, unknown("class", one.name, classes).rstrip("."))
+    return _Annotation(file=file, image=image, size=size, objects=objects)
+
+
+def _object(
+    element: ElementTree.Element, number: int, size: tuple[int, int], file: Path
+) -> _Object:
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise _broken(file, f"object {number} has no name")
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    x1, y1, x2, y2 = (_number(element, f"bndbox/{side}", file) for side in sides)
+    got = f"{x1:g}, {y1:g}, {x2:g}, {y2:g}"
+    if not (x1 < x2 and y1 < y2):
+        raise _broken(file, f"the box of object {number} ({name}) has no area (got {got})")
+    # From 0, because tools that count pixels from 0 write such boxes; they lose their first row.
+    if x1 < 0 or y1 < 0 or x2 > size[0] or y2 > size[1]:
+        raise _broken(
+            file,
+            f"the box of object {number} ({name}) leaves the image of {size[0]}x{size[1]} "
+            f"(got {got})",
+        )
+    difficult = (element.findtext("difficult") or "0").strip() == "1"
+    return _Object(name=name, box=(max(x1 - 1, 0), max(y1 - 1, 0), x2, y2), difficult=difficult)
+
+
+def _number(element: ElementTree.Element, path: str, file: Path) -> float:
+    text = element.findtext(path)
+    try:
+        return float(text or "")
+    except ValueError:
+        raise _broken(file, f"expected a number in <{path}>, got {text!r}") from None
+
+
+def _image_size(image: Path) -> tuple[int, int]:
+    where = str(image)
+    try:
+        return open_image(image.read_bytes(), where=where).size
+    except OSError as error:
+        raise DataError(f"{where}: the image cannot be read ({error.strerror}).") from error
+
+
+def _broken(file: Path, what: str) -> DataError:
+    return DataError(f"{file}: {what}. Correct the file, or leave such images out: on_error: skip.")
+
+
+def _classes(
+    spec: DetectionSpec, train: Iterable[_Annotation], test: Iterable[_Annotation]
+) -> tuple[str, ...]:
+    seen = {one.name for annotation in train for one in annotation.objects}
+    wanted = spec.classes or tuple(
+        sorted(seen | {one.name for annotation in test for one in annotation.objects})
+    )
+    if missing := [name for name in wanted if name not in seen]:
+        raise DataError(
+            f"{spec.name}: no training image has a box of the class {missing[0]!r}. Raise "
+            "'subset', or take the class out of the data set."
+        )
+    if not wanted:
+        raise DataError(f"{spec.name}: no training image has a box. Annotate some.")
+    return wanted
+
+
+def _pictures(
+    annotations: Mapping[str, _Annotation],
+    classes: tuple[str, ...],
+    sides: tuple[int, int],
+    *,
+    spec: DetectionSpec,
+    in_memory: bool,
+) -> tuple[Pictures, list[str]]:
+    chosen = list(annotations.values())
+    pictures = Pictures(
+        [a.image for a in chosen],
+        [_truth(a, classes, sides) for a in chosen],
+        sizes=[fitted(a.size, *sides) for a in chosen],
+    )
+    messages = pictures.decode(skip=spec.on_error == "skip") if in_memory else []
+    if not len(pictures):
+        raise DataError(f"{spec.name}: no image of a split is left. Correct the annotations.")
+    return pictures, messages
+
+
+def _truth(annotation: _Annotation, classes: Sequence[str], sides: tuple[int, int]) -> Truth:
+    width, height = fitted(annotation.size, *sides)
+    scale = torch.tensor([width / annotation.size[0], height / annotation.size[1]]).repeat(2)
+    boxes = torch.tensor([one.box for one in annotation.objects]).reshape(-1, 4)
+    return Truth(
+        boxes=boxes * scale,
+        labels=torch.tensor([classes.index(o.name) + 1 for o in annotation.objects]).long(),
+        difficult=_flags([one.difficult for one in annotation.objects]),
+    )
+
+
+def _flags(values: list[bool]) -> Tensor:
+    return torch.tensor(values, dtype=torch.bool)
+
+
+def _notice(messages: list[str], num: int) -> str:
+    shown = " ".join(message.partition(" Correct the file")[0] for message in messages[:SHOWN])
+    more = f" And {len(messages) - SHOWN} more." if len(messages) > SHOWN else ""
+    return f"{len(messages)} of {num} images are left out. {shown}{more}"
