@@ -22,7 +22,7 @@ LEVELS: list[set[str]] = [
     {"prune", "architecture"},
     {"methods", "jobs", "experiment", "catalogue"},
     {"study"},
-    {"run", "report", "export"},
+    {"run", "report", "export", "detection"},
     {"paper"},
     {"cli", "__init__"},
 ]

@@ -1,0 +1,371 @@
+"""The two jobs of a detection study: train a detector on a backbone, and prune one's backbone.
+
+Prune-C and the scratch arms are ``TrainDetector`` on the classifier that a ``Retrain`` left;
+Prune-D is ``TrainDetector`` on the whole detector that a ``PruneDetector`` left.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from threading import Lock
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regrow.architecture import Architecture
+from regrow.data import normalise
+from regrow.data.normalisation import IMAGENET
+from regrow.detection.evaluate import evaluate_detector
+from regrow.detection.model import (
+    Detection,
+    Detector,
+    build_detector,
+    classifier_state,
+    detector_cost,
+    settle_norms_,
+)
+from regrow.detection.training import AUGMENTATIONS, DetectionTraining
+from regrow.detection.voc import DetectionData, DetectionSpec, fingerprint, load
+from regrow.errors import ConfigError
+from regrow.jobs import Prune, Retrain, Train, _Keyed, _state, _without_none
+from regrow.models import ModelSpec, build
+from regrow.prune import Method, select
+from regrow.surgery import shrink, trace
+from regrow.train import Recipe
+from regrow.work import Context, Job, Outcome
+
+SETTLING_IMAGES = 64  # whose statistics the norms of an untrained backbone take
+UNTRAINED_SHAPE = (1, 3, 64, 64)  # on which a backbone without a classifier's data is traced
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionMaterial:
+    """The pictures of a job: how to load them, the identity of their content, their classes."""
+
+    spec: DetectionSpec
+    content: str  # fingerprint, the same wherever the files lie
+    classes: tuple[str, ...]
+    num_train: int
+    num_test: int
+
+
+def detection_material(spec: DetectionSpec, detector: Detector) -> DetectionMaterial:
+    """Look at a data set, reading all of it: broken files are refused before any training."""
+    data = _data(spec, detector.short_side, detector.long_side)
+    return DetectionMaterial(
+        spec=spec,
+        content=fingerprint(spec),
+        classes=data.classes,
+        num_train=len(data.train),
+        num_test=len(data.test),
+    )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a training starts from."""
+
+    model: Detection
+    architecture: Architecture
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDetector(_Keyed):
+    """Train a detector.
+
+    ``backbone``: a trained classifier, whole (``Train``) or cut (``Retrain``); a detector with a
+    cut backbone (``PruneDetector``), which goes on as a whole; or None: ``model`` as first drawn,
+    its norms set to the statistics of some training pictures.
+    """
+
+    kind: ClassVar[str] = "train-detector"
+    version: ClassVar[int] = 1
+
+    data: DetectionMaterial
+    detector: Detector
+    recipe: Recipe
+    seed: int
+    backbone: "Train | Retrain | PruneDetector | None" = None
+    model: ModelSpec | None = None  # without a backbone
+    label: str = "train detector"
+
+    def __post_init__(self) -> None:
+        if (self.backbone is None) == (self.model is None):
+            raise ConfigError("A detector is trained on a 'backbone' or on a 'model': give one.")
+        if isinstance(self.backbone, Retrain):
+            if self.backbone.prune.method.unit != "channel":
+                raise ConfigError(
+                    f"Detection takes backbones that were cut, and "
+                    f"{self.backbone.prune.method.name!r} prunes single weights. Use a method of "
+                    "unit 'channel'."
+                )
+            if self.backbone.arm.budget.kind == "none":
+                raise ConfigError(
+                    f"The arm {self.backbone.arm.name!r} trains nothing, so it leaves no network "
+                    "to detect with. Give it a budget."
+                )
+
+    @property
+    def inputs(self) -> tuple[Job, ...]:
+        """The network it starts from, and how that was cut."""
+        if self.backbone is None:
+            return ()
+        if isinstance(self.backbone, Retrain):
+            return (self.backbone, self.backbone.prune)
+        return (self.backbone,)
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """All that was asked for."""
+        return _without_none(
+            data=self.data.content,
+            detector=self.detector.to_json(),
+            recipe=self.recipe.to_json(),
+            seed=self.seed,
+            model=self.model and self.model.to_json(),
+        )
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs of the training, as if the backbone were whole."""
+        cost = _planned_flops(self._model(), self.detector, len(self.data.classes))
+        copies = 2 if (self.recipe.augmentation or AUGMENTATIONS[0]) == "flipped-copies" else 1
+        return 3.0 * cost * self.recipe.epochs * self.data.num_train * copies
+
+    def run(self, context: Context) -> Outcome:
+        """Train, and read the test pictures once after and once before."""
+        data = _data(self.data.spec, self.detector.short_side, self.detector.long_side)
+        for notice in data.notices:
+            context.note(notice)
+        start = self._start(context, data)
+        training = DetectionTraining(
+            start.model, data.train, self.recipe, seed=self.seed, device=context.device
+        )
+        _advance(training, context)
+        cost = detector_cost(training.model, self.detector)
+        precision = self.recipe.precision
+        score = evaluate_detector(training.model, data.test, data.classes, precision=precision)
+        # Built anew rather than scored at first: a resumed training has it no more.
+        before = self._start(context, data).model.to(context.device)
+        untrained = evaluate_detector(before, data.test, data.classes, precision=precision)
+        record = {
+            **score.to_json(),
+            "before": untrained.to_json(),
+            "num_test": score.num,
+            **cost.to_json(),
+            "epochs": self.recipe.epochs,
+            "samples": training.samples,
+            "training_flops": cost.training_flops(training.samples),
+            "history": training.history,
+            "classes": list(data.classes),
+            "left_out": list(data.notices),
+            "architecture": start.architecture.to_json(),
+            "mean": list(start.mean),
+            "std": list(start.std),
+        }
+        return Outcome(record, _state(training.model))
+
+    def _start(self, context: Context, data: DetectionData) -> _Start:
+        """Build the detector as it is before its first step."""
+        backbone = self.backbone
+        if isinstance(backbone, PruneDetector):
+            record = context.record(backbone)
+            architecture = Architecture.from_json(record["architecture"])
+            mean, std = tuple(record["mean"]), tuple(record["std"])
+            model = self._around(architecture.build(), mean, std)
+            model.load_state_dict(context.tensors(backbone))
+            return _Start(model, architecture, mean, std)
+        if backbone is None:
+            assert self.model is not None
+            architecture = Architecture(model=self.model, shape=UNTRAINED_SHAPE)
+            net, mean, std = build(self.model, seed=self.seed), IMAGENET.mean, IMAGENET.std
+            settle_norms_(net, _some_images(data, mean, std))
+        else:
+            architecture = _architecture(backbone, context)
+            net = architecture.build()
+            net.load_state_dict(context.tensors(backbone))
+            dataset = context.dataset(_classified(backbone).data.spec)
+            mean, std = dataset.mean, dataset.std
+        return _Start(self._around(net, mean, std), architecture, mean, std)
+
+    def _around(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Detection:
+        return build_detector(
+            net,
+            self.detector,
+            num_classes=len(self.data.classes),
+            mean=mean,
+            std=std,
+            seed=self.seed,
+        )
+
+    def _model(self) -> ModelSpec:
+        """Return the uncut classifier."""
+        job = self.backbone
+        while isinstance(job, PruneDetector):
+            if job.parent.model is not None:
+                return job.parent.model
+            job = job.parent.backbone
+        if job is None:
+            assert self.model is not None
+            return self.model
+        return _classified(job).model
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneDetector(_Keyed):
+    """Prune the backbone of a trained detector by its weights, within the blocks."""
+
+    kind: ClassVar[str] = "prune-detector"
+    version: ClassVar[int] = 1
+
+    parent: TrainDetector
+    method: Method
+    seed: int
+    sparsity: float | None = None
+    shares: tuple[float, ...] | None = None
+    code: str | None = None  # digest of the files that decide, where not part of this package
+    label: str = "prune detector"
+
+    def __post_init__(self) -> None:
+        if self.method.unit != "channel" or self.method.repair is not None:
+            raise ConfigError(
+                f"A detector's backbone is pruned by a method that cuts channels and mends nothing "
+                f"after, such as l1-filter. Got {self.method.name!r}."
+            )
+
+    @property
+    def inputs(self) -> tuple[Job, ...]:
+        """The trained detector."""
+        return (self.parent,)
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """All that was asked for."""
+        method = self.method
+        return _without_none(
+            criterion=method.criterion,
+            allocation=method.allocation if self.shares is None else None,
+            scope=list(method.scope),
+            sparsity=self.sparsity,
+            shares=None if self.shares is None else list(self.shares),
+            seed=self.seed,
+            code=self.code,
+        )
+
+    @property
+    def flops(self) -> float:
+        """Nothing is trained."""
+        return 0.0
+
+    def run(self, context: Context) -> Outcome:
+        """Score the filters that the detector learnt, cut, and keep all other layers."""
+        record, tensors = context.record(self.parent), context.tensors(self.parent)
+        architecture = Architecture.from_json(record["architecture"])
+        net = architecture.build()
+        features = classifier_state(tensors)
+        # The classifier's own head is no part of a detector, and no part of this choice.
+        net.load_state_dict({**net.state_dict(), **features})
+        found = trace(net, architecture.shape)
+        mask = select(
+            net,
+            found,
+            self.method,
+            sparsity=self.sparsity,
+            shares=self.shares,
+            seed=self.seed,
+        )
+        model = build_detector(
+            shrink(net, mask, found),
+            self.parent.detector,
+            num_classes=len(self.parent.data.classes),
+            mean=tuple(record["mean"]),
+            std=tuple(record["std"]),
+        )
+        model.load_state_dict(_kept(model.state_dict(), tensors, method=self.method.name))
+        before = {name: record[name] for name in ("parameters", "macs", "flops")}
+        found_record = {
+            "unit": mask.unit,
+            "sparsity": mask.sparsity,
+            "widths": mask.widths(),
+            "guarded": list(mask.guarded),
+            "before": before,
+            "after": detector_cost(model, self.parent.detector).to_json(),
+            "architecture": architecture.then(mask).to_json(),
+            "mean": record["mean"],
+            "std": record["std"],
+        }
+        return Outcome(found_record, _state(model))
+
+
+def _kept(
+    state: dict[str, Tensor], trained: dict[str, Tensor], *, method: str
+) -> dict[str, Tensor]:
+    """Return a cut detector's state with the trained values of all layers around its backbone."""
+    cut = {name for name in state if classifier_state({name: state[name]})}
+    for name in state:
+        if name not in cut and state[name].shape != trained[name].shape:
+            raise ConfigError(
+                f"{method!r} cuts what the backbone puts out, which {name!r} of the detector "
+                "reads. Prune within the blocks only: scope: conv."
+            )
+    return {name: state[name] if name in cut else trained[name] for name in state}
+
+
+def _classified(backbone: Train | Retrain) -> Train | Prune:
+    """Return the job that knows a classifier's data and model."""
+    return backbone if isinstance(backbone, Train) else backbone.prune
+
+
+def _architecture(backbone: Train | Retrain, context: Context) -> Architecture:
+    if isinstance(backbone, Train):
+        return Architecture(model=backbone.model, shape=backbone.data.shape)
+    return Architecture.from_json(context.record(backbone.prune)["architecture"])
+
+
+def _some_images(
+    data: DetectionData, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Iterator[Tensor]:
+    for index in range(min(SETTLING_IMAGES, len(data.train))):
+        yield normalise(data.train.pixels(index)[None], mean, std)
+
+
+def _advance(training: DetectionTraining, context: Context) -> None:
+    """Train to the end, from the last checkpoint if there is one."""
+    saved = context.load_checkpoint()
+    if saved is not None:
+        training.restore(*saved)
+    while not training.done:
+        training.step()
+        if context.checkpoint_due():
+            context.save_checkpoint(*training.state())
+        context.tick(
+            training.steps_done / training.num_steps,
+            f"epoch {min(training.epoch + 1, training.recipe.epochs)}/{training.recipe.epochs}",
+        )
+
+
+_LOADING = Lock()
+
+
+def _data(spec: DetectionSpec, short_side: int, long_side: int) -> DetectionData:
+    """Return the pictures of a spec, loaded once in each process."""
+    with _LOADING:
+        return _load(spec, short_side, long_side)
+
+
+@lru_cache(maxsize=2)
+def _load(spec: DetectionSpec, short_side: int, long_side: int) -> DetectionData:
+    return load(spec, short_side=short_side, long_side=long_side)
+
+
+@lru_cache
+def _planned_flops(model: ModelSpec, detector: Detector, num_classes: int) -> int:
+    net = build(model.untrained())
+    with torch.no_grad():
+        whole = build_detector(
+            net, detector, num_classes=num_classes, mean=IMAGENET.mean, std=IMAGENET.std
+        )
+        return detector_cost(whole, detector).flops
