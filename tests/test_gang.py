@@ -32,6 +32,7 @@ from regrow.train import Recipe, Training, fit
 from regrow.train.engine import CannotRecord
 from regrow.turns import drawing
 from regrow.work import Context, Job, Outcome
+from small import digits
 from test_jobs import FAKE, RECIPE, VGG
 from test_run import results
 from test_training import QUICK, assert_same_bits, dataset, network
@@ -132,7 +133,7 @@ def test_each_size_of_batch_is_recorded_once(num: int) -> None:
     assert_close(one, other)
 
 
-@pytest.mark.parametrize("options", [{"dropout": 0.3}, {"regulariser": penalty}, {"hold": None}])
+@pytest.mark.parametrize("options", [{"dropout": 0.3}, {"treatment": Treatment(gradients=penalty)}, {"hold": None}])
 def test_dropout_and_hooks_are_recorded_with_the_step(options: dict[str, Any]) -> None:
     if "hold" in options:
         options = {"hold": hold_half()}
@@ -198,7 +199,7 @@ def test_a_diverged_epoch_is_told_at_its_end() -> None:
         assert isinstance(weight.grad, Tensor)
         weight.grad.fill_(float("inf"))
 
-    one = graphed(regulariser=spoil)
+    one = graphed(treatment=Treatment(gradients=spoil))
     with pytest.raises(Exception, match="The training diverged: its loss is nan in epoch 1 of 3"):
         fit(one)
 
@@ -409,7 +410,7 @@ def test_twice_as_many_share_a_device_while_that_gains_a_tenth(
 
 
 def test_a_trial_advances_clones_together() -> None:
-    trial = Trial(Train(data=FAKE, model=VGG, recipe=RECIPE, seed=0), "cpu")
+    trial = Trial(VGG, digits(), RECIPE)
     started = time.perf_counter()
     assert trial.measure(1) > 5
     assert trial.measure(2) > 5

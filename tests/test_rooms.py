@@ -23,7 +23,7 @@ LEVELS: list[set[str]] = [
     {"methods", "jobs", "experiment", "catalogue"},
     {"study"},
     {"run", "report", "export", "detection"},
-    {"paper"},
+    {"paper", "bench"},
     {"cli", "__init__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -12,10 +12,10 @@ from threading import Barrier, Thread
 
 import torch
 
-from regrow.data import load
+from regrow.data import Dataset, load
 from regrow.jobs import Retrain, Train
-from regrow.models import build
-from regrow.train import Training
+from regrow.models import ModelSpec, build
+from regrow.train import Recipe, Training
 from regrow.work import Job
 
 # Twice as many must gain this much: each that is added keeps a checkpoint and a notice waiting.
@@ -51,7 +51,9 @@ def gang(jobs: Iterable[Job], device: str) -> int:
     trainings = [job for job in jobs if isinstance(job, Train | Retrain) and job.flops > 0]
     if not trainings:
         return 1
-    trial = Trial(max(trainings, key=lambda job: job.flops), device)
+    largest = max(trainings, key=lambda job: job.flops)
+    prune = largest if isinstance(largest, Train) else largest.prune
+    trial = Trial(prune.model, load(prune.data.spec), largest.recipe, device=device)
     try:
         return how_many(trial.measure, most=min(MOST, len(trainings)))
     finally:
@@ -61,16 +63,17 @@ def gang(jobs: Iterable[Job], device: str) -> int:
 class Trial:
     """Clones of one training, advanced in threads for a moment."""
 
-    def __init__(self, job: Train | Retrain, device: str) -> None:
-        prune = job if isinstance(job, Train) else job.prune
-        self._model = prune.model
-        self._recipe = job.recipe.stretched(ENDLESS)
-        self._dataset = load(prune.data.spec)
+    def __init__(
+        self, model: ModelSpec, dataset: Dataset, recipe: Recipe, *, device: str = "cpu"
+    ) -> None:
+        self._model = model
+        self._recipe = recipe.stretched(ENDLESS)
+        self._dataset = dataset
         self._device = torch.device(device)
         self._clones: list[tuple[Training, AbstractContextManager[object]]] = []
         self._bytes_each = 0
 
-    def measure(self, num: int) -> float:
+    def measure(self, num: int, *, seconds: float = MEASURED_SECONDS) -> float:
         """Return the steps a second of so many together, 0 where memory does not allow it."""
         try:
             while len(self._clones) < num:
@@ -78,7 +81,7 @@ class Trial:
                     return 0.0
         except torch.OutOfMemoryError:
             return 0.0
-        return self._together(num)
+        return self._together(num, seconds)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -110,10 +113,12 @@ class Trial:
             self._bytes_each = max(self._bytes_each, used)
         return True
 
-    def _together(self, num: int) -> float:
+    def _together(self, num: int, seconds: float) -> float:
         counts = [0] * num
         begin = Barrier(num + 1)
-        threads = [Thread(target=self._advance, args=(n, counts, begin)) for n in range(num)]
+        threads = [
+            Thread(target=self._advance, args=(n, counts, begin, seconds)) for n in range(num)
+        ]
         for thread in threads:
             thread.start()
         begin.wait()
@@ -122,11 +127,11 @@ class Trial:
             thread.join()
         return sum(counts) / (time.perf_counter() - started)
 
-    def _advance(self, n: int, counts: list[int], begin: Barrier) -> None:
+    def _advance(self, n: int, counts: list[int], begin: Barrier, seconds: float) -> None:
         training, stream = self._clones[n]
         with stream:
             begin.wait()
-            end = time.perf_counter() + MEASURED_SECONDS
+            end = time.perf_counter() + seconds
             while time.perf_counter() < end:
                 training.step()
                 counts[n] += 1

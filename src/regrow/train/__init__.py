@@ -3,14 +3,17 @@
 from regrow.train.evaluation import Evaluation, evaluate
 from regrow.train.recipe import RECIPES, Precision, Recipe, Schedule, named
 from regrow.train.training import Training, fit
+from regrow.train.treatment import NO_TREATMENT, Treatment
 
 __all__ = [
+    "NO_TREATMENT",
     "RECIPES",
     "Evaluation",
     "Precision",
     "Recipe",
     "Schedule",
     "Training",
+    "Treatment",
     "evaluate",
     "fit",
     "named",

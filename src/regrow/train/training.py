@@ -25,22 +25,23 @@ from regrow.train.engine import (
     Engine,
     Epoch,
     Graphed,
-    Hook,
     Parts,
     Recorder,
     on_device,
 )
 from regrow.train.graphs import CudaGraphs
 from regrow.train.recipe import Recipe
+from regrow.train.treatment import NO_TREATMENT, Hook, Treatment
 
 
 class Training:
     """Train a model in place on a data set's training images.
 
-    ``regulariser(model)`` adds to the gradients after each backward pass. ``hold(model)`` is called
-    before and after each update; it keeps masked weights at zero, and before the update their
-    gradients too, so that no momentum builds up behind a mask. Both must be functions of the
-    model's tensors alone: on a GPU they are recorded with the step, once, and replayed.
+    ``treatment`` is what a method does meanwhile. ``hold(model)`` is called before and after each
+    update; it keeps masked weights at zero, and before the update their gradients too, so that no
+    momentum builds up behind a mask. It must be a function of the model's tensors alone: on a GPU
+    it is recorded with the step, once, and replayed. ``first_epoch`` enters the recipe's schedule
+    there, with the images of that epoch, as if the epochs before had been trained.
 
     The order of images is drawn from (seed, "shuffle", epoch), their augmentation from
     (seed, "augment", epoch) and dropout from (seed, "dropout", epoch, step): two trainings of one
@@ -60,8 +61,9 @@ class Training:
         *,
         seed: int,
         device: torch.device | str = "cpu",
-        regulariser: Hook | None = None,
+        treatment: Treatment = NO_TREATMENT,
         hold: Hook | None = None,
+        first_epoch: int = 0,
         eager: bool = False,
         recorder: Recorder | None = None,
     ) -> None:
@@ -69,19 +71,26 @@ class Training:
             raise ConfigError(
                 f"A training needs at least 2 images. Got {len(dataset.train)}: raise 'subset'."
             )
+        if not 0 <= first_epoch < recipe.epochs:
+            raise ConfigError(
+                f"A training of {recipe.epochs} epochs can begin at one from 0 to "
+                f"{recipe.epochs - 1}. Got {first_epoch}."
+            )
+        if treatment.begin is not None:
+            treatment.begin(model)
         self.device = torch.empty(0, device=device).device  # "cuda" is the one in use
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=layout).train()  # type: ignore[call-overload]
         self.dataset = dataset
         self.recipe = recipe
         self.seed = seed
-        self.steps_done = 0
         self.history: list[dict[str, float]] = []
         self.notice: str | None = None
         self._prepared: int | None = None  # the epoch that the engine is in
-        learning = [p for p in model.parameters() if p.requires_grad]
+        learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._learning = tuple(learning)
         bounds = _batch_bounds(len(dataset.train), recipe.batch)
-        self._parts = Parts(
+        self.parts = Parts(
             model=self.model,
             recipe=recipe,
             device=self.device,
@@ -89,24 +98,28 @@ class Training:
             labels=dataset.train.labels.to(self.device),
             augmentation=recipe.augmentation or dataset.augmentation,
             normalisation=scaling(dataset.mean, dataset.std, self.device),
-            parameters=learning,
+            parameters=list(learning.values()),
             # Zero from the start, so that any state can be restored.
-            momentum=[torch.zeros_like(p) for p in learning] if recipe.momentum else [],
-            regulariser=regulariser,
+            momentum=[torch.zeros_like(p) for p in learning.values()] if recipe.momentum else [],
+            treatment=treatment,
             hold=hold,
             bounds=bounds,
             losses=torch.zeros(len(bounds), device=self.device),
         )
         if recorder is None and self.device.type == "cuda" and not eager:
             recorder = CudaGraphs(self.device)
-        self._engine: Engine = Eager(self._parts)
+        self._engine: Engine = Eager(self.parts)
         if recorder is not None and isinstance(dataset.train, MemoryImages):
-            self._engine = Graphed(self._parts, recorder)
+            self._engine = Graphed(self.parts, recorder)
+        self._skipped = first_epoch * self.steps_per_epoch
+        self.steps_done = self._skipped
+        if treatment.epoch is not None:
+            treatment.epoch(self.model, 0)
 
     @property
     def steps_per_epoch(self) -> int:
         """Count the updates of one epoch."""
-        return len(self._parts.bounds)
+        return len(self.parts.bounds)
 
     @property
     def num_steps(self) -> int:
@@ -127,7 +140,8 @@ class Training:
     def samples(self) -> int:
         """Count the images trained on so far, each as often as it was seen."""
         epochs, place = divmod(self.steps_done, self.steps_per_epoch)
-        return epochs * len(self._parts.images) + (self._parts.bounds[place - 1][1] if place else 0)
+        epochs -= self._skipped // self.steps_per_epoch
+        return epochs * len(self.parts.images) + (self.parts.bounds[place - 1][1] if place else 0)
 
     def step(self) -> None:
         """Take one update; a loss that is not finite is a ``TrainingError``."""
@@ -138,7 +152,7 @@ class Training:
             self._begin(epoch)
         self._take(epoch, place)
         if self.device.type == "cpu":  # elsewhere a look at it makes the device wait
-            self._check(self._parts.losses[place].item(), epoch, place)
+            self._check(self.parts.losses[place].item(), epoch, place)
         self.steps_done += 1
         if place == self.steps_per_epoch - 1:
             self._end_epoch(epoch)
@@ -147,7 +161,7 @@ class Training:
         """Return copies of all that ``restore`` needs: tensors, and a record for JSON."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"momentum.{name}": value for name, value in self._momentum().items()}
-        tensors["losses"] = self._parts.losses
+        tensors["losses"] = self.parts.losses
         copies = {
             name: value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
             for name, value in tensors.items()
@@ -166,9 +180,11 @@ class Training:
                     f"This checkpoint is of another training: its {name} is {meta.get(name)!r}, "
                     f"where {mine!r} was expected. Remove it to start afresh."
                 )
+        if meta["steps_done"] >= self.num_steps:
+            self._end()  # the state of a finished training is without what the treatment added
         targets = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         targets |= {f"momentum.{name}": value for name, value in self._momentum().items()}
-        targets["losses"] = self._parts.losses
+        targets["losses"] = self.parts.losses
         _check_tensors(targets, tensors)
         with torch.no_grad():
             for name, target in targets.items():
@@ -179,10 +195,10 @@ class Training:
 
     def _begin(self, epoch: int) -> None:
         """Draw the order and the augmentation of an epoch, and set its rate."""
-        images = self._parts.images
+        images = self.parts.images
         order = torch.randperm(len(images), generator=seeded(self.seed, "shuffle", epoch))
         generator = seeded(self.seed, "augment", epoch)
-        draws = images.draw(self._parts.augmentation, generator)
+        draws = images.draw(self.parts.augmentation, generator)
         self._engine.begin(Epoch(order=order, draws=draws, lr=self.recipe.lr_at(epoch)))
         self._prepared = epoch
 
@@ -193,17 +209,25 @@ class Training:
             self._engine.step(place, seed=seed)
         except CannotRecord as error:
             self.notice = f"Its steps are not replayed as CUDA graphs, which is slower. {error}"
-            self._engine = Eager(self._parts)
+            self._engine = Eager(self.parts)
             self._begin(epoch)
             self._engine.step(place, seed=seed)
 
     def _end_epoch(self, epoch: int) -> None:
-        losses = self._parts.losses.tolist()
+        losses = self.parts.losses.tolist()
         for place, loss in enumerate(losses):
             self._check(loss, epoch, place)
-        sizes = [end - start for start, end in self._parts.bounds]
+        sizes = [end - start for start, end in self.parts.bounds]
         mean = sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / sum(sizes)
         self.history.append({"epoch": epoch, "lr": self.recipe.lr_at(epoch), "loss": mean})
+        if self.parts.treatment.epoch is not None:
+            self.parts.treatment.epoch(self.model, epoch + 1)
+        if self.done:
+            self._end()
+
+    def _end(self) -> None:
+        if self.parts.treatment.end is not None:
+            self.parts.treatment.end(self.model)
 
     def _check(self, loss: float, epoch: int, place: int) -> None:
         if not math.isfinite(loss):
@@ -215,16 +239,15 @@ class Training:
 
     def _momentum(self) -> dict[str, Tensor]:
         """Return the momentum of each parameter, by its name."""
-        if not self._parts.momentum:
+        if not self.parts.momentum:
             return {}
-        learning = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        return dict(zip(learning, self._parts.momentum, strict=True))
+        return dict(zip(self._learning, self.parts.momentum, strict=True))
 
     def _identity(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
             "recipe": self.recipe.to_json(),
-            "num_images": len(self._parts.images),
+            "num_images": len(self.parts.images),
         }
 
 

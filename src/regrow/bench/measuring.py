@@ -1,0 +1,105 @@
+"""Rates over a moment: of steps, of matrix products, and what a step spends around its core."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from regrow.bench.material import BATCH, Subject
+from regrow.models import build
+from regrow.train import Precision, Recipe, Training
+from regrow.train.engine import descend, forward, normalised
+
+ENDLESS = 10**6  # epochs
+# Products of this size reach the peak of a device; a larger one takes a CPU too long.
+MATRIX = {"cpu": 1024, "cuda": 8192}
+SHARE_BLOCKS = 5
+STEPS_A_BLOCK = 8
+
+
+def synchronise(device: str) -> None:
+    """Wait for all that a device was given to do."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def rate(steps: Iterator[float], *, seconds: float, device: str = "cpu") -> float:
+    """Return what steps yield a second, over so many seconds."""
+    started, total = time.perf_counter(), 0.0
+    while time.perf_counter() - started < seconds:
+        total += next(steps)
+    synchronise(device)
+    return total / (time.perf_counter() - started)
+
+
+def matrix_products(precision: Precision, device: str = "cpu") -> Iterator[float]:
+    """Multiply matrices without end; yield the FLOPs of each product."""
+    size = MATRIX["cuda" if device.startswith("cuda") else "cpu"]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    left, right = torch.randn(2, size, size, device=device).to(dtype)
+    while True:
+        for _ in range(4):
+            torch.mm(left, right)
+        synchronise(device)
+        yield 8.0 * size**3
+
+
+def recipe(precision: Precision) -> Recipe:
+    """Return what all that is measured is trained by."""
+    return Recipe(epochs=ENDLESS, batch=BATCH, lr=0.01, precision=precision)
+
+
+def our_training(subject: Subject, precision: Precision, device: str = "cpu") -> Training:
+    """Make a training of this package."""
+    dataset = subject.dataset()
+    model = build(subject.model(dataset))
+    return Training(model, dataset, recipe(precision), seed=0, device=device)
+
+
+def our_steps(training: Training) -> Iterator[float]:
+    """Train without end; yield the number of images of each step."""
+    before = 0
+    while True:
+        training.step()
+        yield training.samples - before
+        before = training.samples
+
+
+def share_around_the_core(subject: Subject, precision: Precision) -> float:
+    """Return which share of a step is spent outside forward, backward and update, on a CPU.
+
+    Steps and cores (the same without gathering, augmenting, normalising, bookkeeping) take turns
+    in blocks; the medians are compared.
+    """
+    training = our_training(subject, precision)
+    core = _core(training)
+    times: dict[Callable[[], object], list[float]] = {training.step: [], core: []}
+    for block in range(SHARE_BLOCKS + 1):
+        for what, taken in times.items():
+            started = time.process_time()
+            for _ in range(STEPS_A_BLOCK):
+                what()
+            if block:  # the first warms up
+                taken.append(time.process_time() - started)
+    step, inner = (statistics.median(taken) for taken in times.values())
+    return max(0.0, 1.0 - inner / step)
+
+
+def _core(training: Training) -> Callable[[], object]:
+    parts = training.parts
+    indices = torch.arange(min(BATCH, len(parts.images)))
+    pixels = normalised(
+        parts.images.batch(indices), parts.normalisation, channels_last=parts.recipe.channels_last
+    )
+    labels = parts.labels[indices]
+
+    def core() -> None:
+        logits = forward(parts.model, pixels, parts.recipe.precision)
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        for parameter in parts.parameters:
+            parameter.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        descend(parts, parts.recipe.lr)
+
+    return core

@@ -1,0 +1,97 @@
+"""Images a second: a plain PyTorch loop against ours, alone and together.
+
+All ways are measured in turns, round after round, in one run, so that what else the machine does
+hits them alike; figures are medians over rounds, and ratios are of these medians.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from regrow.bench.material import Subject, training_flops
+from regrow.bench.measuring import share_around_the_core
+from regrow.bench.on_gpu import GpuWays
+from regrow.bench.processes import PLAIN_ALL_THREADS, CpuWays
+from regrow.run.execute import one_thread
+
+PEAK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What was measured of one network; rates are images a second."""
+
+    net: str
+    gang: int  # how many trainings are together
+    rates: dict[str, float]
+    best: str  # the fastest of ours
+    times_plain: float  # over the faster plain loop
+    flops_per_second: float
+    peak: dict[str, float]  # FLOPs a second of matrix products, by precision
+    of_peak: float  # in the same precision
+    outside: float | None  # share of a step outside forward, backward and update
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def measure_training(
+    subject: Subject,
+    *,
+    device: str,
+    rounds: int,
+    seconds: float,
+) -> Row:
+    """Measure every way to train a network, ``seconds`` for each in each round."""
+    ways = CpuWays(subject) if device == "cpu" else GpuWays(subject, device)
+    rates: dict[str, list[float]] = {name: [] for name in ways.ways}
+    try:
+        peak = ways.peaks(min(seconds, PEAK_SECONDS))
+        for _ in range(rounds):
+            for name, measured in ways.ways.items():
+                rates[name].append(measured(seconds))
+        gang = ways.gang
+    finally:
+        ways.close()
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    if PLAIN_ALL_THREADS in medians:  # whichever is faster: threads of tiny networks may collapse
+        medians["plain"] = max(medians["plain"], medians.pop(PLAIN_ALL_THREADS))
+    best = max(("fp32 together", "bf16 together"), key=lambda name: medians[name])
+    flops_per_second = medians[best] * training_flops(subject)
+    outside = None
+    if device == "cpu":
+        with one_thread():
+            outside = share_around_the_core(subject, "bf16" if best.startswith("bf16") else "fp32")
+    return Row(
+        net=subject.net,
+        gang=gang,
+        rates=medians,
+        best=best,
+        times_plain=medians[best] / max(medians[name] for name in medians if "plain" in name),
+        flops_per_second=flops_per_second,
+        peak=peak,
+        of_peak=flops_per_second / peak[best.split()[0]],
+        outside=outside,
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Lay rows out as text."""
+    names = list(rows[0].rates)
+    lines = [f"{'images/s':14}" + "".join(f"{name:>15}" for name in names)]
+    lines[0] += f"{'gang':>6}{'best/plain':>12}{'of peak':>9}{'outside':>9}"
+    for row in rows:
+        outside = "-" if row.outside is None else f"{row.outside:.1%}"
+        lines.append(
+            f"{row.net:14}"
+            + "".join(f"{row.rates[name]:>15,.0f}" for name in names)
+            + f"{row.gang:>6}{row.times_plain:>11.2f}x{row.of_peak:>9.1%}{outside:>9}"
+        )
+    peaks = (
+        f"{statistics.median(row.peak[name] for row in rows) / 1e9:,.0f} GFLOP/s in {name}"
+        for name in rows[0].peak
+    )
+    lines += ["", f"peak of matrix products: {', '.join(peaks)}"]
+    return "\n".join(lines)

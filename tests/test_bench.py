@@ -1,0 +1,114 @@
+"""The benchmarks measure what they say, on the smallest network and for a moment."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from regrow.bench.command import app
+from regrow.bench.material import NETS, Subject, training_flops
+from regrow.bench.measuring import matrix_products, our_steps, our_training, rate
+from regrow.bench.plain import plain_steps
+from regrow.bench.studies import measure_study
+from regrow.bench.training import Row, table
+from regrow.errors import ConfigError
+from regrow.models import build
+from regrow.train import Training
+
+DIGITS = Subject(net="digits")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_unknown_net_offers_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Unknown net of the benchmark 'resnet-57'"):
+        Subject(net="resnet-57")
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_every_subject_has_images_that_fit_its_network(net: str) -> None:
+    subject = Subject(net=net)
+    dataset = subject.dataset()
+    assert build(subject.model(dataset)) is not None
+    assert dataset.size == (8 if net == "digits" else 32)
+
+
+def test_training_flops_are_six_for_each_multiply_accumulate() -> None:
+    # By hand: 3x3 convolutions on maps of 8, 4 and 2 pixels, and the head.
+    macs = 9 * (64 * (1 * 16 + 16 * 16) + 16 * (16 * 32 + 32 * 32) + 4 * (32 * 64 + 64 * 64))
+    assert training_flops(DIGITS) == 6 * (macs + 64 * 10)
+
+
+def test_steps_count_every_image_once_an_epoch() -> None:
+    steps = our_steps(our_training(DIGITS, "fp32"))
+    assert sum(next(steps) for _ in range(23)) == 1438
+
+
+def test_plain_loop_trains_the_same_images() -> None:
+    dataset = DIGITS.dataset()
+    model = build(DIGITS.model(dataset))
+    before = [p.detach().clone() for p in model.parameters()]
+    steps = plain_steps(model, dataset, loader_workers=0)
+    assert [next(steps) for _ in range(2)] == [64, 64]
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_rate_is_what_was_done_a_second() -> None:
+    assert rate(iter([1.0] * 10**7), seconds=0.05) > 100
+    assert rate(matrix_products("fp32"), seconds=0.05) > 1e8
+
+
+def test_a_study_tells_jobs_a_minute_and_what_is_not_training() -> None:
+    step = Training.step
+    speed = measure_study(num_jobs=1, workers=0)
+    assert Training.step is step
+    assert speed.jobs_per_minute == pytest.approx(60 / speed.seconds)
+    assert 0 < speed.outside < 0.5
+    assert "trainings a minute" in speed.text()
+
+
+def test_table_names_every_way_and_the_peak() -> None:
+    rates = {"plain": 10.0, "fp32": 20.0, "bf16": 30.0, "fp32 together": 40.0}
+    row = Row(
+        net="digits",
+        gang=2,
+        rates={**rates, "bf16 together": 60.0},
+        best="bf16 together",
+        times_plain=6.0,
+        flops_per_second=1e9,
+        peak={"fp32": 2e9, "bf16": 4e9},
+        of_peak=0.25,
+        outside=0.03,
+    )
+    text = table([row])
+    for part in ("bf16 together", "6.00x", "25.0%", "3.0%", "4 GFLOP/s in bf16"):
+        assert part in text
+    assert json.loads(json.dumps(row.to_json()))["gang"] == 2
+
+
+def test_surgery_is_timed_and_told_as_json() -> None:
+    result = CliRunner().invoke(app, ["surgery", "--quick", "--json"])
+    assert result.exit_code == 0
+    found = json.loads(result.output)
+    assert [row["net"] for row in found["rows"]] == ["vgg-16", "resnet-56"]
+    assert all(row["trace"] > 0 and row["shrink"] > 0 for row in found["rows"])
+    assert found["machine"]["torch"] == torch.__version__
+
+
+@pytest.mark.slow
+def test_training_is_compared_with_the_plain_loop() -> None:
+    command = ["train", "--nets", "digits", "--rounds", "1", "--seconds", "0.5", "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0
+    (row,) = json.loads(result.output)["rows"]
+    assert set(row["rates"]) == {"plain", "fp32", "bf16", "fp32 together", "bf16 together"}
+    assert all(value > 0 for value in row["rates"].values())
+    assert row["times_plain"] > 1

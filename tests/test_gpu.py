@@ -1,0 +1,154 @@
+"""The GPU engine on a GPU: recorded steps against single calls, resume, threads, fallback.
+
+    python -m pytest tests/test_gpu.py
+
+Skipped where there is no CUDA. What the driver does is tested on the CPU in ``test_gang.py``.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from regrow.jobs import Train
+from regrow.mask import Mask, holder
+from regrow.run import run
+from regrow.run.execute import exact_floats
+from regrow.run.gang import Trial, how_many
+from regrow.seeds import seeded
+from regrow.store import Store
+from regrow.train import Recipe, Training, evaluate, fit
+from small import digits
+from test_jobs import FAKE, RECIPE, VGG
+from test_training import dataset, network
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+QUICK = Recipe(epochs=3, batch=16, lr=0.05)
+
+
+@pytest.fixture(autouse=True)
+def _exact() -> Iterator[None]:
+    with exact_floats():
+        yield
+
+
+def training(recipe: Recipe = QUICK, *, num: int = 70, **options: Any) -> Training:
+    model = network(dropout=options.pop("dropout", 0.0))
+    return Training(model, dataset(num), recipe, seed=7, device="cuda", **options)
+
+
+def assert_close(one: Training, other: Training) -> None:
+    tensors, others = one.state()[0], other.state()[0]
+    for name, value in tensors.items():
+        # Other kernels, other orders of sums, over 15 steps.
+        torch.testing.assert_close(value, others[name], rtol=2e-3, atol=2e-4)
+
+
+def penalty(model: nn.Module) -> None:
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        assert norm.weight.grad is not None
+        norm.weight.grad.add_(norm.weight.detach().sign(), alpha=0.01)
+
+
+def hold_half() -> Callable[[nn.Module], None]:
+    kept = torch.rand(16, 8, 3, 3, generator=seeded(0, "mask")) < 0.5
+    return holder(Mask(unit="weight", kept={"3.weight": kept}))
+
+
+@pytest.mark.parametrize("num", [64, 65, 70])
+@pytest.mark.parametrize("kind", ["none", "pad-crop-flip", "resized-crop-flip"])
+def test_recorded_steps_equal_single_calls_and_the_cpu(num: int, kind: str) -> None:
+    recipe = replace(QUICK, augmentation=kind)
+    one, other = training(recipe, num=num), training(recipe, num=num, eager=True)
+    on_cpu = Training(network(), dataset(num), recipe, seed=7)
+    for each in (one, other, on_cpu):
+        fit(each)
+    assert one.notice is None, one.notice
+    assert_close(one, other)
+    assert_close(one, on_cpu)
+
+
+@pytest.mark.parametrize("hook", ["gradients", "hold"])
+def test_hooks_are_recorded_with_the_step(hook: str) -> None:
+    options: dict[str, Any] = {"treatment": Treatment(gradients=penalty)}
+    if hook == "hold":
+        options = {"hold": hold_half()}
+    one, other = training(**options), training(eager=True, **options)
+    fit(one)
+    fit(other)
+    assert one.notice is None, one.notice
+    assert_close(one, other)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("stop", [1, 4, 5, 7, 14])
+def test_recorded_steps_resume(stop: int, dropout: float) -> None:
+    undisturbed = training(dropout=dropout)
+    fit(undisturbed)
+    killed = training(dropout=dropout)
+    for _ in range(stop):
+        killed.step()
+    resumed = training(dropout=dropout)
+    resumed.restore(*killed.state())
+    fit(resumed)
+    assert_close(resumed, undisturbed)
+
+
+def test_dropout_differs_from_step_to_step_and_not_from_run_to_run() -> None:
+    recipe = replace(QUICK, lr=1e-12, momentum=0.0, weight_decay=0.0, augmentation="none", batch=70)
+    losses = []
+    for _ in range(2):
+        one = training(recipe, dropout=0.5)
+        fit(one)
+        losses.append([line["loss"] for line in one.history])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][0] != pytest.approx(losses[0][1], rel=1e-4)
+
+
+def test_what_cannot_be_recorded_is_called_step_by_step() -> None:
+    def look(model: nn.Module) -> None:
+        weight = model.get_parameter("0.weight")
+        assert isinstance(weight.grad, Tensor)
+        weight.grad.mul_(1.0 if weight.grad.sum().item() > -1e9 else 0.0)  # waits for the device
+
+    one, other = training(treatment=Treatment(gradients=look)), training(eager=True)
+    fit(one)
+    fit(other)
+    assert one.notice is not None
+    assert "not replayed as CUDA graphs" in one.notice
+    assert_close(one, other)
+    after = training()  # and the next can be recorded
+    fit(after)
+    assert after.notice is None, after.notice
+
+
+def test_bf16_learns_and_is_evaluated_as_on_a_cpu() -> None:
+    one = training(replace(QUICK, epochs=8, lr=0.1, precision="bf16", augmentation="flip"), num=200)
+    fit(one)
+    assert one.notice is None, one.notice
+    found = evaluate(one.model, one.dataset.test, one.dataset, precision="bf16")
+    assert found.accuracy > 0.8
+    exact = evaluate(one.model, one.dataset.test, one.dataset)
+    assert exact.accuracy == evaluate(one.model.cpu(), one.dataset.test, one.dataset).accuracy
+
+
+def test_threads_that_share_the_device_do_what_one_does_alone(tmp_path: Path) -> None:
+    jobs = [Train(data=FAKE, model=VGG, recipe=RECIPE, seed=seed) for seed in range(6)]
+    losses = {}
+    for workers in (1, 3):
+        store = Store.open(tmp_path / str(workers))
+        assert run(jobs, store, workers=workers, device="cuda").complete
+        losses[workers] = [store.record(job.key)["history"][-1]["loss"] for job in jobs]
+    assert losses[1] == pytest.approx(losses[3], rel=1e-2)
+
+
+def test_how_many_share_the_device_is_measured() -> None:
+    trial = Trial(VGG, digits(), RECIPE, device="cuda")
+    assert how_many(lambda num: trial.measure(num, seconds=0.2), most=8) in (1, 2, 4, 8)
+    trial.close()
