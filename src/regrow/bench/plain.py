@@ -55,6 +55,7 @@ def plain_steps(
         num_workers=loader_workers,
         pin_memory=device != "cpu",
         persistent_workers=loader_workers > 0,
+        multiprocessing_context="fork" if loader_workers > 0 else None,
     )
     model = model.to(device).train()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
