@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from regrow.errors import ConfigError, Interrupted, RegrowError, unknown
+from regrow.paper.command import app as paper_commands
 
 if TYPE_CHECKING:
     from regrow.report import Report
@@ -71,6 +72,8 @@ DeviceOption = Annotated[str, typer.Option(help="Where networks are trained: cpu
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")
 ]
+
+app.add_typer(paper_commands)
 
 ChoiceOption = Annotated[str | None, typer.Option(help="Of the row to take, as in the table.")]
 

@@ -1,0 +1,148 @@
+"""How much of the paper's effort is spent: exactly its own, or a value that thins a study out.
+
+A scale is applied to the mapping that a study file holds, so that there is one file for each table
+and not one for each size of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import floor
+from typing import Any
+
+from regrow.arms import ARMS
+from regrow.errors import ConfigError, unknown
+from regrow.train import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What is taken of a study's numbers; None takes them as they are.
+
+    Attributes:
+        epochs: factor on every number of epochs; at least one is left.
+        width: factor on the width of every network.
+        subset: at most so many training images; ``test_subset`` likewise.
+        batch: at most so many images a step.
+        cap: of every budget of equal FLOPs, in multiples of the base epochs, at most.
+        seeds: at most so many.
+        size: pixels a side, by the paper's data set.
+        data: what stands in for the paper's data sets where nothing else is named.
+    """
+
+    name: str
+    about: str
+    epochs: float = 1.0
+    width: float = 1.0
+    subset: int | None = None
+    test_subset: int | None = None
+    batch: int | None = None
+    cap: float | None = None
+    seeds: int | None = None
+    size: Mapping[str, int] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+
+
+SCALES: Mapping[str, Scale] = {
+    scale.name: scale
+    for scale in (
+        Scale(name="paper", about="the paper's own widths, epochs, seeds and data"),
+        Scale(
+            name="small",
+            about="a quarter of the width, an eighth of the epochs, at most 10,000 training and "
+            "2,000 test images, scratch-b of at most 3 times the epochs, 2 seeds",
+            epochs=1 / 8,
+            width=0.25,
+            subset=10_000,
+            test_subset=2_000,
+            batch=64,
+            cap=3.0,
+            seeds=2,
+            size={"imagenet": 64},
+        ),
+        Scale(
+            name="smoke",
+            about="an eighth of the width, an 80th of the epochs, at most 256 training and 128 "
+            "test images, scratch-b of at most twice the epochs, 1 seed: whether everything runs, "
+            "not what comes out",
+            epochs=1 / 80,
+            width=0.125,
+            subset=256,
+            test_subset=128,
+            batch=32,
+            cap=2.0,
+            seeds=1,
+            size={"imagenet": 32},
+            data={"cifar10": "digits", "cifar100": "digits", "imagenet": "digits"},
+        ),
+    )
+}
+
+
+def named(name: str) -> Scale:
+    """Return a scale by name; a ``ConfigError`` offers the nearest."""
+    if name not in SCALES:
+        raise ConfigError(unknown("scale", name, SCALES))
+    return SCALES[name]
+
+
+def scaled(
+    study: Mapping[str, Any], scale: Scale, *, precision: str | None = None
+) -> dict[str, Any]:
+    """Apply a scale to a study's mapping: to its top level and to each of its experiments.
+
+    Data is left alone, because it depends on what is at hand. ``precision`` replaces the recipes'.
+    """
+    found = _block(study, scale, precision)
+    found["experiments"] = [_block(part, scale, precision) for part in study["experiments"]]
+    return found
+
+
+def _block(part: Mapping[str, Any], scale: Scale, precision: str | None) -> dict[str, Any]:
+    found = dict(part)
+    if "models" in part:
+        found["models"] = [_model(entry, scale) for entry in _list(part["models"])]
+    if "arms" in part:
+        found["arms"] = [_arm(entry, scale) for entry in _list(part["arms"])]
+    if "recipe" in part:
+        found["recipe"] = _recipe(part["recipe"], scale, precision)
+    if "seeds" in part and scale.seeds is not None:
+        found["seeds"] = min(part["seeds"], scale.seeds)
+    return found
+
+
+def _model(entry: Any, scale: Scale) -> dict[str, Any]:
+    given = _mapping(entry)
+    if scale.width == 1.0:
+        return given
+    return {**given, "width": given.get("width", 1.0) * scale.width}
+
+
+def _arm(entry: Any, scale: Scale) -> dict[str, Any]:
+    given = _mapping(entry)
+    if "epochs" in given:
+        given["epochs"] = _epochs(given["epochs"], scale)
+    base = given.get("like", given["name"])
+    equal_flops = "start" not in given and ARMS.get(base).budget.kind == "equal-flops"
+    if equal_flops and scale.cap is not None:
+        given["cap"] = min(given.get("cap", scale.cap), scale.cap)
+    return given
+
+
+def _recipe(value: Any, scale: Scale, precision: str | None) -> dict[str, Any]:
+    recipe, given = Recipe.from_json(value), _mapping(value)
+    given["epochs"] = _epochs(recipe.epochs, scale)
+    if scale.batch is not None:
+        given["batch"] = min(recipe.batch, scale.batch)
+    return given if precision is None else {**given, "precision": precision}
+
+
+def _epochs(epochs: int, scale: Scale) -> int:
+    return max(1, floor(epochs * scale.epochs + 1e-9))
+
+
+def _mapping(entry: Any) -> dict[str, Any]:
+    return {"name": entry} if isinstance(entry, str) else dict(entry)
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
