@@ -59,8 +59,8 @@ class CudaGraphs:
     def _capture(
         self, body: Callable[[], None], prepare: Callable[[], object]
     ) -> torch.cuda.CUDAGraph:
-        stream = _stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
+        current, stream = torch.cuda.current_stream(self._device), _stream(self._device)
+        stream.wait_stream(current)
         try:
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UPS):
@@ -72,8 +72,11 @@ class CudaGraphs:
                 graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
             ):
                 body()
-        finally:  # what the warm-up did is to be undone after it, not meanwhile
-            torch.cuda.current_stream(self._device).wait_stream(stream)
+        finally:
+            # A recording that fails may leave its stream current; and what the warm-up did is to be
+            # undone after it, not meanwhile.
+            torch.cuda.set_stream(current)
+            current.wait_stream(stream)
         return graph
 
     @contextmanager
