@@ -37,7 +37,7 @@ from regrow.detection.voc import DetectionSpec
 from regrow.errors import ConfigError, StoreError, unknown
 from regrow.experiment import Cut, MethodUse, mapping
 from regrow.jobs import Material, Prune, Retrain, Train
-from regrow.prune import METHODS
+from regrow.prune import METHODS, Method
 from regrow.store import Store
 from regrow.study import Cell, Study, _Loader
 from regrow.train import Recipe
@@ -238,13 +238,22 @@ def _cells(
 
 
 def _prune(parent: TrainDetector, use: MethodUse, cut: Cut) -> PruneDetector:
+    chosen = use.method  # of which this needs what decides, and nothing that is done in training
+    method = Method(
+        name=chosen.name,
+        criterion=chosen.criterion,
+        allocation=chosen.allocation,
+        unit=chosen.unit,
+        scope=chosen.scope,
+        repair=chosen.repair,
+    )
     return PruneDetector(
         parent=parent,
-        method=replace(use.method, penalty=None),
+        method=method,
         seed=parent.seed,
         sparsity=cut.sparsity,
         shares=cut.shares,
-        code=METHODS.code(use.method.name),
+        code=METHODS.code(method.name),
         label=f"prune detector {cut.label} seed {parent.seed}",
     )
 

@@ -1,0 +1,527 @@
+"""Detectors: what they learn, what stays, how they are cut and scored, and their study."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from regrow.data.normalisation import IMAGENET
+from regrow.detection.evaluate import (
+    Found,
+    coco_ap,
+    detect,
+    evaluate_detector,
+    score,
+    voc_ap,
+)
+from regrow.detection.jobs import (
+    DetectionMaterial,
+    PruneDetector,
+    TrainDetector,
+    detection_material,
+)
+from regrow.detection.model import (
+    Detection,
+    Detector,
+    build_detector,
+    classifier_state,
+    detector_cost,
+    settle_norms_,
+)
+from regrow.detection.pictures import Pictures, Truth
+from regrow.detection.study import detection_study
+from regrow.detection.training import VOC_RECIPE, DetectionTraining
+from regrow.detection.voc import DetectionSpec
+from regrow.errors import ConfigError, TrainingError
+from regrow.models import ModelSpec, build
+from regrow.prune import METHODS, select
+from regrow.run import run
+from regrow.store import Store
+from regrow.surgery import shrink, silence, trace
+from regrow.train import Recipe
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+BCCD, TINY = SHARED / "bccd-voc", SHARED / "tiny-imagenet-20-64px"
+MODEL = ModelSpec(
+    "imagenet-resnet-34", {"classes": 5, "in_channels": 3, "input_size": 32, "width": 0.125}
+)
+SMALL = Detector.from_json(
+    {"name": "small", "short_side": 64, "long_side": 96, "roi_samples": 32, "test_proposals": 50}
+)
+QUICK = Recipe(epochs=2, batch=2, lr=1e-3, augmentation="flip")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # the promise of equal bits is for one thread
+
+
+class Painted(Pictures):
+    """Coloured rectangles on grey, without files; the colour is the class."""
+
+    def __init__(self, num: int, *, seed: int = 0) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        truths, self.images = [], []
+        for _ in range(num):
+            image = torch.full((3, 64, 80), 128, dtype=torch.uint8)
+            boxes = []
+            for label in (1, 2):
+                x = int(torch.randint(0, 12, (), generator=draw)) + 40 * (label - 1)
+                y, width, height = (
+                    int(torch.randint(low, high, (), generator=draw))
+                    for low, high in ((2, 30), (20, 28), (20, 32))
+                )
+                image[:, y : y + height, x : x + width] = 0
+                image[label, y : y + height, x : x + width] = 255
+                boxes.append([x, y, x + width, y + height])
+            self.images.append(image)
+            truths.append(truth(boxes, [1, 2]))
+        super().__init__([Path("painted")] * num, truths, sizes=[(80, 64)] * num)
+
+    def pixels(self, index: int) -> Tensor:
+        return self.images[index]
+
+    def announce(self, indices: Any) -> None:
+        """Nothing is decoded."""
+
+
+def truth(boxes: Any, labels: list[int], difficult: list[bool] | None = None) -> Truth:
+    return Truth(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        difficult=torch.tensor(difficult or [False] * len(labels), dtype=torch.bool),
+    )
+
+
+def found(boxes: Any, labels: list[int], scores: list[float]) -> Found:
+    return Found(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        scores=torch.tensor(scores),
+    )
+
+
+def classifier(seed: int = 0, pictures: Pictures | None = None) -> nn.Module:
+    net = build(MODEL, seed=seed)
+    shown = pictures or Painted(4)
+    settle_norms_(net, (shown.pixels(i)[None] / 255 - 0.45 for i in range(len(shown))))
+    return net
+
+
+def detector(net: nn.Module | None = None, settings: Detector = SMALL, seed: int = 0) -> Detection:
+    mean, std = (0.45,) * 3, (1.0,) * 3
+    net = classifier() if net is None else net
+    return build_detector(net, settings, num_classes=2, mean=mean, std=std, seed=seed)
+
+
+# The average precision ----------------------------------------------------------------------------
+
+A, B, C = [0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 70]
+FAR = [80, 80, 90, 90]
+
+
+def test_finding_all_objects_first_is_an_ap_of_one() -> None:
+    there = [truth([A, B], [1, 1]), truth([C], [1])]
+    seen = [found([B, A, FAR], [1, 1, 1], [0.9, 0.8, 0.1]), found([C], [1], [0.7])]
+    assert voc_ap(seen, there, label=1) == 1
+
+
+def test_a_false_finding_between_lowers_what_comes_after() -> None:
+    # Right, wrong, right of 2 objects: precision 1 up to a recall of 0.5, then 2/3.
+    seen = [found([A, FAR, B], [1, 1, 1], [0.9, 0.8, 0.7])]
+    expected = (6 * 1 + 5 * 2 / 3) / 11
+    assert voc_ap(seen, [truth([A, B], [1, 1])], label=1) == pytest.approx(expected)
+
+
+def test_a_recall_that_is_met_exactly_counts() -> None:
+    # 3 of 10 objects, nothing false: recalls 0, 0.1, 0.2 and 0.3.
+    boxes = [[20 * i, 0, 20 * i + 10, 10] for i in range(10)]
+    seen = [found(boxes[:3], [1] * 3, [0.9, 0.8, 0.7])]
+    assert voc_ap(seen, [truth(boxes, [1] * 10)], label=1) == pytest.approx(4 / 11)
+
+
+def test_an_object_is_found_once() -> None:
+    seen = [found([A, A, B], [1, 1, 1], [0.9, 0.8, 0.7])]
+    expected = (6 * 1 + 5 * 2 / 3) / 11
+    assert voc_ap(seen, [truth([A, B], [1, 1])], label=1) == pytest.approx(expected)
+
+
+def test_difficult_objects_are_neither_asked_for_nor_punished() -> None:
+    there = [truth([A, B], [1, 1], [False, True])]
+    seen = [found([B, B, A], [1, 1, 1], [0.9, 0.8, 0.7])]
+    assert voc_ap(seen, there, label=1) == 1
+    assert math.isnan(voc_ap(seen, [truth([B], [1], [True])], label=1))
+
+
+def test_an_overlap_below_a_half_is_wrong() -> None:
+    for right, expected in ((20, 1.0), (21, 0.0)):  # 10 of 20 columns overlap, or 10 of 21
+        seen = [found([[0, 0, right, 10]], [1], [0.9])]
+        assert voc_ap(seen, [truth([A], [1])], label=1) == expected
+
+
+def test_classes_and_pictures_are_kept_apart() -> None:
+    there = [truth([A], [1]), truth([B], [2])]
+    seen = [found([A, B], [2, 2], [0.9, 0.9]), found([A], [1], [0.9])]
+    assert voc_ap(seen, there, label=1) == 0
+    assert voc_ap(seen, there, label=2) == 0
+    assert voc_ap([found([], [], []), found([B], [2], [0.1])], there, label=2) == 1
+
+
+def test_the_11_points_are_near_the_library_at_half_overlap() -> None:
+    pytest.importorskip("torchmetrics")
+    draw = torch.Generator().manual_seed(0)
+    there, seen = [], []
+    for _ in range(30):
+        corners = torch.rand(6, 2, generator=draw) * 200
+        boxes = torch.cat([corners, corners + 20 + 40 * torch.rand(6, 2, generator=draw)], dim=1)
+        shaken = boxes + 8 * torch.randn(6, 4, generator=draw)
+        there.append(truth(boxes.tolist(), [1] * 6))
+        scores = torch.rand(6, generator=draw).tolist()
+        seen.append(found(shaken.tolist(), [1] * 6, scores))
+    mine, theirs = voc_ap(seen, there, label=1), coco_ap(seen, there)
+    # 11 recalls here, 101 there.
+    assert 0.2 < mine < 0.8
+    assert mine == pytest.approx(theirs["ap50"], abs=0.03)
+    assert theirs["ap"] < theirs["ap50"]
+
+
+def test_a_class_that_the_test_lacks_is_not_in_the_mean() -> None:
+    pytest.importorskip("torchmetrics")
+    result = score([found([A], [1], [0.9])], [truth([A], [1])], ["cat", "dog"])
+    assert result.ap == {"cat": 1.0, "dog": None}
+    assert result.map == 1
+    assert result.coco["ap"] == pytest.approx(1)
+
+
+# The detector -------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_those_of_the_framework() -> None:
+    net = build(ModelSpec("imagenet-resnet-34", {**MODEL.arguments, "width": 1.0}))
+    model = build_detector(net, Detector(), num_classes=20, mean=IMAGENET.mean, std=IMAGENET.std)
+    with torch.no_grad():
+        assert model.backbone(torch.zeros(1, 3, 64, 96)).shape == (1, 256, 4, 6)
+        assert model.roi_heads.box_head(torch.zeros(2, 256, 7, 7)).shape == (2, 512)
+    assert model.rpn.head.bbox_pred.out_channels == 4 * 9
+    assert model.roi_heads.box_predictor.bbox_pred.out_features == 4 * 21
+    assert VOC_RECIPE.lr_at(4) == 1e-3
+    assert VOC_RECIPE.lr_at(5) == 1e-4
+    assert VOC_RECIPE.last_lr() == 1e-4
+    assert (VOC_RECIPE.momentum, VOC_RECIPE.weight_decay, VOC_RECIPE.epochs) == (0.9, 1e-4, 7)
+
+
+def test_stem_first_stage_and_norms_do_not_move() -> None:
+    model = detector()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training = DetectionTraining(model, Painted(4), QUICK, seed=0)
+    while not training.done:
+        training.step()
+    moved = {n for n, value in model.state_dict().items() if not torch.equal(before[n], value)}
+    frozen = ("backbone.conv.", "backbone.norm.", "backbone.stage1.")
+    assert not [name for name in moved if name.startswith(frozen) or ".norm" in name]
+    expected = {n for n in before if "conv" in n and not n.startswith(frozen)}
+    assert expected <= moved
+    assert {"roi_heads.box_predictor.bbox_pred.weight", "rpn.head.cls_logits.bias"} <= moved
+
+
+def test_a_cut_backbone_detects_as_a_silenced_one() -> None:
+    net = classifier()
+    found_groups = trace(net, (1, 3, 32, 32))
+    mask = select(net, found_groups, METHODS.get("l1-filter"), sparsity=0.4)
+    pictures = Painted(2)
+    small, quiet = (
+        detect(detector(cut(net, mask, found_groups)), pictures) for cut in (shrink, silence)
+    )
+    for one, other in zip(small, quiet, strict=True):
+        assert len(one.boxes) > 10
+        assert torch.equal(one.labels, other.labels)
+        torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
+
+
+def test_a_detectors_features_are_its_classifiers() -> None:
+    net = classifier()
+    features = classifier_state(detector(net).state_dict())
+    expected = {n: v for n, v in net.state_dict().items() if n.startswith("features.")}
+    assert features.keys() == expected.keys()
+    assert all(torch.equal(features[name], expected[name]) for name in expected)
+
+
+def test_the_classifier_is_left_as_it_was() -> None:
+    net = classifier()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    training = DetectionTraining(detector(net), Painted(2), QUICK, seed=0)
+    training.step()
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_the_cost_is_the_sum_of_the_parts_counted_by_hand() -> None:
+    model = detector()
+    cost = detector_cost(model, SMALL)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+    # The predictor sees 64 values (512 / 8) and gives 3 scores and 12 coordinates, 50 times.
+    less = detector_cost(model, replace(SMALL, test_proposals=49))
+    region = (cost.macs - less.macs) - 64 * (3 + 12)
+    # 64 channels of 4x4 from 32 of 7x7: two 3x3 and one 1x1 in the first block, then four 3x3.
+    assert region == 16 * (9 * 32 * 64 + 9 * 64 * 64 + 32 * 64 + 4 * 9 * 64 * 64)
+
+
+def test_settled_norms_put_out_unit_variance() -> None:
+    net = classifier()
+    norm = net.get_submodule("features.norm")
+    assert isinstance(norm, nn.BatchNorm2d)
+    shown, seen = Painted(4), []
+    norm.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    with torch.no_grad():
+        for index in range(4):
+            net.eval()(shown.pixels(index)[None] / 255 - 0.45)
+    values = torch.cat(seen).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(values.mean(1), torch.zeros(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(values.std(1), torch.ones(8), atol=0.05, rtol=0)
+
+
+# The training -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("augmentation", [None, "flip", "none"])
+def test_a_resumed_training_ends_in_the_same_bits(augmentation: str | None) -> None:
+    recipe = replace(QUICK, augmentation=augmentation)
+    whole = DetectionTraining(detector(), Painted(3), recipe, seed=1)
+    while not whole.done:
+        whole.step()
+    first = DetectionTraining(detector(), Painted(3), recipe, seed=1)
+    for _ in range(first.steps_per_epoch + 1):
+        first.step()
+    torch.rand(3)  # what others draw meanwhile does not matter
+    second = DetectionTraining(detector(seed=5), Painted(3), recipe, seed=1)
+    second.restore(*first.state())
+    assert second.samples == first.samples
+    while not second.done:
+        second.step()
+    expected, got = whole.state(), second.state()
+    assert got[1] == expected[1]
+    assert all(torch.equal(got[0][name], value) for name, value in expected[0].items())
+
+
+def test_flipped_copies_double_an_epoch() -> None:
+    copies = DetectionTraining(detector(), Painted(3), replace(QUICK, augmentation=None), seed=0)
+    plain = DetectionTraining(detector(), Painted(3), QUICK, seed=0)
+    assert (copies.shown, copies.steps_per_epoch) == (6, 3)
+    assert (plain.shown, plain.steps_per_epoch, plain.num_steps) == (3, 2, 4)
+
+
+def test_a_step_leaves_the_global_random_state_alone() -> None:
+    training = DetectionTraining(detector(), Painted(2), QUICK, seed=0)
+    before = torch.get_rng_state()
+    training.step()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_diverging_training_says_so() -> None:
+    training = DetectionTraining(detector(), Painted(2), replace(QUICK, lr=1e6, batch=1), seed=0)
+    message = "diverged: its loss is .* in epoch 1 of 2, step 2 of 2, at a learning rate of 1e"
+    training.step()
+    with pytest.raises(TrainingError, match=message):
+        training.step()
+
+
+def test_a_checkpoint_of_another_training_is_refused() -> None:
+    state = DetectionTraining(detector(), Painted(2), QUICK, seed=0).state()
+    with pytest.raises(TrainingError, match="its seed is 0, where 1 was expected"):
+        DetectionTraining(detector(), Painted(2), QUICK, seed=1).restore(*state)
+    other = DetectionTraining(
+        detector(settings=replace(SMALL, anchor_sizes=(16,))), Painted(2), QUICK, seed=0
+    )
+    with pytest.raises(TrainingError, match=r"of another detector: for 'model.rpn.head"):
+        other.restore(*state)
+
+
+def test_an_augmentation_of_classification_is_refused() -> None:
+    recipe = replace(QUICK, augmentation="pad-crop-flip")
+    with pytest.raises(ConfigError, match="Unknown augmentation 'pad-crop-flip'"):
+        DetectionTraining(detector(), Painted(2), recipe, seed=0)
+
+
+@pytest.mark.slow
+def test_a_detector_learns_four_pictures_by_heart() -> None:
+    pytest.importorskip("torchmetrics")
+    pictures = Painted(4)
+    model = detector(classifier(pictures=pictures), replace(SMALL, frozen_stages=None))
+    before = evaluate_detector(model, pictures, ("green", "blue"))
+    recipe = Recipe(epochs=80, batch=1, lr=5e-3, augmentation="none")
+    training = DetectionTraining(model, pictures, recipe, seed=0)
+    while not training.done:
+        training.step()
+    after = evaluate_detector(model, pictures, ("green", "blue"))
+    assert before.map < 0.3
+    assert after.map > 0.9
+    assert training.history[-1]["loss"] < 0.5 * training.history[0]["loss"]
+
+
+# Settings -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"short_sid": 600}, r"Unknown field 'short_sid'\. Did you mean 'short_side'"),
+        ({"name": "larg"}, "Unknown detector 'larg'"),
+        ({"short_side": 10}, "'short_side' of a detector must be an int of at least 32. Got 10"),
+        ({"long_side": 100}, "'long_side' of a detector must be at least the short side, 600"),
+        ({"rpn_nms": 1.5}, r"'rpn_nms' of a detector must be a number in \(0, 1\]. Got 1.5"),
+        ({"anchor_sizes": []}, "'anchor_sizes' of a detector must be a list of numbers above 0"),
+        ({"frozen_stages": 4}, "'frozen_stages' of a detector must be an int from 0 to 3"),
+        ({"rpn_background": 0.9}, "'rpn_background' of a detector must be at most"),
+        ({"detections": 0}, "'detections' of a detector must be an int of at least 1. Got 0"),
+        ({"score_threshold": 1}, r"'score_threshold' of a detector must be a number in \[0, 1\)"),
+        (3, "A detector must be a name or a mapping of fields. Got 3"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(given: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Detector.from_json(given)
+
+
+def test_settings_survive_json() -> None:
+    assert Detector.from_json(SMALL.to_json()) == SMALL
+    assert Detector().to_json() == {}
+
+
+def test_a_network_without_stages_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs a classifier whose 'features' have stages"):
+        detector(nn.Sequential(nn.Conv2d(3, 4, 3)))
+
+
+# Jobs and the study -------------------------------------------------------------------------------
+
+MATERIAL = DetectionMaterial(
+    spec=DetectionSpec("voc:nowhere"), content="0" * 32, classes=("a",), num_train=8, num_test=4
+)
+TRAIN = TrainDetector(data=MATERIAL, detector=SMALL, recipe=QUICK, seed=0, model=MODEL)
+
+
+def test_a_key_changes_with_what_the_result_depends_on() -> None:
+    changes: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"detector": replace(SMALL, test_nms=0.4)},
+        {"recipe": replace(QUICK, lr=0.1)},
+        {"data": replace(MATERIAL, content="1" * 32)},
+        {"model": ModelSpec("imagenet-resnet-34", {**MODEL.arguments, "width": 0.25})},
+    ]
+    keys = {TRAIN.key, *(replace(TRAIN, **change).key for change in changes)}
+    assert len(keys) == 1 + len(changes)
+    moved = replace(MATERIAL, spec=DetectionSpec("voc:elsewhere"))
+    assert replace(TRAIN, data=moved, label="other").key == TRAIN.key
+    assert TRAIN.flops > 0
+
+
+def test_pruning_asks_for_a_method_that_cuts_and_mends_nothing() -> None:
+    with pytest.raises(ConfigError, match="cuts channels and mends nothing after"):
+        PruneDetector(parent=TRAIN, method=METHODS.get("magnitude"), seed=0, sparsity=0.5)
+
+
+def test_a_detector_is_trained_on_one_of_two() -> None:
+    with pytest.raises(ConfigError, match="on a 'backbone' or on a 'model': give one"):
+        replace(TRAIN, model=None)
+
+
+real = pytest.mark.skipif(
+    not (BCCD.is_dir() and TINY.is_dir()),
+    reason="the images are not at ../shared/data/bccd-voc and tiny-imagenet-20-64px",
+)
+
+
+def study(**changes: Any) -> dict[str, Any]:
+    return {
+        "backbone": {
+            "data": {"name": f"hf:{TINY}", "subset": 200, "test_subset": 40, "size": 32},
+            "models": {"name": "imagenet-resnet-34", "width": 0.125},
+            "methods": {"name": "l1-filter", "target": "resnet-34-b"},
+            "recipe": {"name": "imagenet", "epochs": 1, "batch": 8},
+        },
+        "data": {"name": f"voc:{BCCD}", "on_error": "skip", "subset": 8, "test_subset": 4},
+        "detector": SMALL.to_json(),
+        "recipe": {"epochs": 1, "lr": 1e-4, "augmentation": "flip"},
+        **changes,
+    }
+
+
+@real
+@pytest.mark.slow
+def test_a_study_trains_every_arm(tmp_path: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    asked = detection_study(study())
+    assert [c.arm for c in asked.cells] == [
+        *("unpruned", "prune-c", "prune-d", "scratch-e", "scratch-b"),
+    ]
+    store = Store.open(tmp_path)
+    summary = run(asked.jobs, store, workers=0)
+    assert not summary.failed
+    rows = {row["arm"]: row for row in asked.rows(store)}
+    assert all(row["status"] == "done" and 0 <= row["map"] <= 100 for row in rows.values())
+    assert all(row["ap_RBC"] is not None for row in rows.values())
+    # All cut alike, by the widths of the target.
+    sizes = {arm: row["parameters"] for arm, row in rows.items()}
+    assert len({size for arm, size in sizes.items() if arm != "unpruned"}) == 1
+    assert sizes["prune-d"] < sizes["unpruned"]
+    assert not run(asked.jobs, store, workers=0).done
+
+
+@real
+def test_prune_d_alone_needs_only_the_unpruned_detector() -> None:
+    pytest.importorskip("torchmetrics")
+    (cell,) = detection_study(study(arms=["prune-d"])).cells
+    pruning = cell.job.backbone
+    assert isinstance(pruning, PruneDetector)
+    assert pruning.parent.backbone is not None
+    assert pruning.parent.backbone.kind == "train"
+    assert cell.job.recipe.schedule == "constant"
+
+
+@real
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ["prune-e"]}, "Unknown arm 'prune-e'"),
+        ({"detektor": "voc"}, "Unknown key 'detektor'"),
+        ({"backbone": "resnet"}, "The 'backbone' must be a study of classifiers"),
+        ({"recipe": {"augmentation": "shift"}}, "Unknown augmentation 'shift'"),
+        ({"recipe": 7}, "A detector's recipe must be a mapping of fields. Got 7"),
+        ({"arms": []}, "'arms' must list at least one name"),
+        ({"arms": ["unpruned"]} | {"backbone": {"arms": ["scratch-e"]}}, "on which no detector"),
+    ],
+)
+def test_a_study_that_cannot_be_meant_is_refused(changes: dict[str, Any], message: str) -> None:
+    pytest.importorskip("torchmetrics")
+    with pytest.raises(ConfigError, match=message):
+        detection_study(study(**changes))
+
+
+def test_a_study_file_is_named_in_its_errors(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: voc:x\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: 'backbone' is missing"):
+        detection_study(file)
+    with pytest.raises(ConfigError, match="Cannot read the study"):
+        detection_study(tmp_path / "none.yaml")
+
+
+@real
+def test_an_untrained_start_is_scored_like_any_other(tmp_path: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    spec = DetectionSpec(f"voc:{BCCD}", on_error="skip", subset=4, test_subset=2)
+    data = detection_material(spec, SMALL)
+    job = TrainDetector(
+        data=data, detector=SMALL, recipe=replace(QUICK, epochs=1), seed=0, model=MODEL
+    )
+    store = Store.open(tmp_path)
+    assert not run([job], store, workers=0).failed
+    record = store.record(job.key, spec=job.spec)
+    assert record["before"].keys() == {"map", "ap", "coco"}
+    assert len(record["history"]) == 1
+    assert record["epochs"] == 1

@@ -1,0 +1,276 @@
+"""VOC folders: what is read from them, and what their mistakes say."""
+
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regrow.detection.pictures import Truth, fitted
+from regrow.detection.voc import DetectionData, DetectionSpec, fingerprint, load
+from regrow.errors import ConfigError, DataError
+
+BCCD = Path(__file__).parents[2] / "shared" / "data" / "bccd-voc"
+SIDES = {"short_side": 32, "long_side": 64}
+BOX = """<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>
+<xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"""
+HEAD = "<annotation><size><width>{0}</width><height>{1}</height></size>"
+
+
+def box(*corners: float, name: str = "cat", difficult: int = 0) -> str:
+    return BOX.format(*corners, name=name, difficult=difficult)
+
+
+def annotation(*boxes: str, size: tuple[int, int] = (48, 40)) -> str:
+    return HEAD.format(*size) + "".join(boxes) + "</annotation>"
+
+
+def folder(root: Path, annotations: dict[str, str], **splits: str) -> Path:
+    """Write a VOC folder of images of 48x40 pixels."""
+    inner = root / "VOC2007"
+    for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (inner / part).mkdir(parents=True)
+    for number, (name, text) in enumerate(annotations.items()):
+        (inner / "Annotations" / f"{name}.xml").write_text(text)
+        pixels = np.full((40, 48, 3), 20 * number, np.uint8)
+        Image.fromarray(pixels).save(inner / "JPEGImages" / f"{name}.jpg")
+    for split, names in splits.items():
+        (inner / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names.split()) + "\n")
+    return root
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """A folder of two classes: three images to train on, one to test on."""
+    whole = box(1, 1, 48, 40)
+    return folder(
+        tmp_path / "data",
+        {
+            "a": annotation(whole, box(5, 5, 20, 30, name="dog", difficult=1)),
+            "b": annotation(box(0, 0, 10, 10)),
+            "c": annotation(),
+            "d": annotation(whole),
+        },
+        trainval="a b c",
+        test="d",
+    )
+
+
+def read(root: Path, **options: Any) -> DetectionData:
+    return load(DetectionSpec(f"voc:{root}", **options), **SIDES)
+
+
+def rewrite(root: Path, name: str, text: str) -> None:
+    (root / "VOC2007" / "Annotations" / f"{name}.xml").write_text(text)
+
+
+def test_boxes_are_scaled_with_their_images(voc: Path) -> None:
+    data = read(voc)
+    assert data.classes == ("cat", "dog")
+    assert (len(data.train), len(data.test)) == (3, 1)
+    pixels, truth = data.train.pixels(0), data.train.truths[0]
+    assert pixels.shape == (3, 32, 38)
+    assert pixels.dtype == torch.uint8
+    scale = torch.tensor([38 / 48, 32 / 40]).repeat(2)
+    # Written from 1 to the last pixel, read from edge to edge.
+    expected = torch.tensor([[0.0, 0, 48, 40], [4, 4, 20, 30]]) * scale
+    torch.testing.assert_close(truth.boxes, expected)
+    assert truth.labels.tolist() == [1, 2]
+    assert truth.difficult.tolist() == [False, True]
+
+
+def test_boxes_counted_from_zero_lose_their_first_row(voc: Path) -> None:
+    assert read(voc).train.truths[1].boxes[0, :2].tolist() == [0, 0]
+
+
+def test_an_image_without_objects_stays(voc: Path) -> None:
+    assert read(voc).train.truths[2].boxes.shape == (0, 4)
+
+
+def test_mirroring_twice_is_the_same() -> None:
+    truth = Truth(
+        boxes=torch.tensor([[1.0, 2, 5, 9]]),
+        labels=torch.tensor([1]),
+        difficult=torch.tensor([False]),
+    )
+    assert truth.flipped(20).boxes.tolist() == [[15, 2, 19, 9]]
+    assert torch.equal(truth.flipped(20).flipped(20).boxes, truth.boxes)
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (500, 100), (37, 1000), (600, 600)])
+def test_fitted_sides_are_exact_where_they_bind(size: tuple[int, int]) -> None:
+    width, height = fitted(size, 600, 1000)
+    assert max(width, height) == 1000 or min(width, height) == 600
+    assert max(width, height) <= 1000
+
+
+def test_validation_images_are_tested_on_without_a_test_list(tmp_path: Path) -> None:
+    names = {name: annotation(box(1, 1, 9, 9)) for name in "abc"}
+    data = read(folder(tmp_path / "x", names, train="a b", val="c"))
+    assert (len(data.train), len(data.test)) == (2, 1)
+
+
+def test_train_and_val_are_trained_on_where_there_is_a_test(tmp_path: Path) -> None:
+    names = {name: annotation(box(1, 1, 9, 9)) for name in "abc"}
+    data = read(folder(tmp_path / "x", names, train="a", val="b", test="c"))
+    assert (len(data.train), len(data.test)) == (2, 1)
+
+
+def test_larger_subsets_contain_smaller_ones(tmp_path: Path) -> None:
+    names = {name: annotation(box(1, 1, 9, 9)) for name in "abcdefgh"}
+    root = folder(tmp_path / "x", names, train="a b c d e f g", test="h")
+    draws = [{file.stem for file in read(root, subset=num).train.files} for num in range(1, 8)]
+    assert [len(draw) for draw in draws] == list(range(1, 8))
+    assert all(small < large for small, large in pairwise(draws))
+
+
+def test_pictures_decoded_ahead_are_those_in_memory(voc: Path) -> None:
+    kept, streamed = read(voc).train, read(voc, memory_limit_bytes=0).train
+    streamed.announce([1, 0, 2])
+    for index in range(3):
+        assert torch.equal(kept.pixels(index), streamed.pixels(index))
+
+
+def test_identity_is_content_not_place(voc: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(voc, tmp_path / "elsewhere")
+    spec = DetectionSpec(f"voc:{voc}")
+    assert fingerprint(DetectionSpec(f"voc:{copy}")) == fingerprint(spec)
+    assert fingerprint(DetectionSpec(f"voc:{voc}", on_error="skip")) != fingerprint(spec)
+    rewrite(copy, "b", annotation(box(1, 1, 11, 11)))
+    assert fingerprint(DetectionSpec(f"voc:{copy}")) != fingerprint(spec)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotation>", r"b\.xml: the annotation is not XML"),
+        (annotation(size=(0, 0)), r"b\.xml: the size of the image is unknown \(got 0x0\)"),
+        ("<annotation/>", r"b\.xml: expected a number in <size/width>, got None"),
+        (annotation(size=(40, 48)), r"b\.xml: its size is 40x48, and its image's 48x40"),
+        (annotation(box(9, 9, 9, 20)), r"b\.xml: the box of object 1 \(cat\) has no area"),
+        (annotation(box(1, 1, 49, 9)), r"b\.xml: the box of object 1 \(cat\) leaves the image"),
+        (annotation(box(-1, 1, 9, 9)), r"leaves the image of 48x40 \(got -1, 1, 9, 9\)"),
+        (annotation(box(1, 1, 9, 9, name="")), r"b\.xml: object 1 has no name"),
+        (
+            annotation(box(1, 1, 9, 9)).replace("<xmin>1</xmin>", ""),
+            r"b\.xml: expected a number in <bndbox/xmin>, got None",
+        ),
+    ],
+)
+def test_a_broken_annotation_is_named_or_left_out(voc: Path, text: str, message: str) -> None:
+    rewrite(voc, "b", text)
+    with pytest.raises(DataError, match=message):
+        read(voc)
+    data = read(voc, on_error="skip")
+    assert [file.stem for file in data.train.files] == ["a", "c"]
+    (notice,) = data.notices
+    assert "1 of 4 images are left out" in notice
+    assert "b.xml" in notice
+
+
+def test_a_missing_annotation_is_named(voc: Path) -> None:
+    (voc / "VOC2007" / "Annotations" / "b.xml").unlink()
+    with pytest.raises(DataError, match=r"b\.xml: the annotation cannot be read"):
+        read(voc)
+    assert len(read(voc, on_error="skip").train) == 2
+
+
+def test_a_missing_image_is_named(voc: Path) -> None:
+    (voc / "VOC2007" / "JPEGImages" / "b.jpg").unlink()
+    with pytest.raises(DataError, match=r"b\.xml: expected its image .*b\.jpg, got none"):
+        read(voc)
+
+
+@pytest.mark.parametrize("kept", [0, 400])  # no header; a header and half of the pixels
+def test_an_unreadable_image_is_named_or_left_out(voc: Path, kept: int) -> None:
+    file = voc / "VOC2007" / "JPEGImages" / "b.jpg"
+    noise = np.random.default_rng(0).integers(0, 255, (40, 48, 3), np.uint8)
+    Image.fromarray(noise).save(file)
+    file.write_bytes(file.read_bytes()[: kept * 2])
+    with pytest.raises(DataError, match=r"b\.jpg: the image cannot be read"):
+        read(voc)
+    data = read(voc, on_error="skip")
+    assert [f.stem for f in data.train.files] == ["a", "c"]
+    assert len(data.train.truths) == 2
+    assert "b.jpg" in data.notices[0]
+
+
+def test_an_unreadable_image_is_named_when_streamed(voc: Path) -> None:
+    data = read(voc, memory_limit_bytes=0)
+    data.train.files[1].write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"b\.jpg: the image cannot be read"):
+        data.train.pixels(1)
+
+
+def test_a_class_that_is_not_expected_is_named(voc: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.xml: Unknown class 'dog'.*Known: cat"):
+        read(voc, classes=("cat",))
+
+
+def test_a_class_without_a_training_box_is_refused(voc: Path) -> None:
+    with pytest.raises(DataError, match="no training image has a box of the class 'cow'"):
+        read(voc, classes=("cat", "dog", "cow"))
+
+
+def test_a_folder_in_another_layout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected Annotations, ImageSets/Main and JPEGImages"):
+        read(tmp_path)
+    with pytest.raises(DataError, match="there is no folder"):
+        read(tmp_path / "nowhere")
+
+
+def test_two_data_sets_in_one_folder_are_refused(voc: Path) -> None:
+    shutil.copytree(voc / "VOC2007", voc / "VOC2012")
+    with pytest.raises(DataError, match="holds 2 data sets"):
+        read(voc)
+
+
+def test_a_folder_without_lists_is_refused(voc: Path) -> None:
+    (voc / "VOC2007" / "ImageSets" / "Main" / "test.txt").unlink()
+    with pytest.raises(DataError, match=r"to test on \(test.txt or val.txt\). Got trainval.txt"):
+        read(voc)
+
+
+def test_an_image_in_both_lists_is_refused(voc: Path) -> None:
+    (voc / "VOC2007" / "ImageSets" / "Main" / "test.txt").write_text("d\na\n")
+    with pytest.raises(DataError, match="1 images are in the training and in the test list"):
+        read(voc)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "voc:"}, "named 'voc:PATH'"),
+        ({"name": "voc:x", "on_error": "go on"}, "Unknown on_error 'go on'"),
+        ({"name": "voc:x", "subset": 0}, "the 'subset' must be an int of at least 1. Got 0"),
+        ({"name": "voc:x", "classes": ("a", "a")}, "'classes' must list different names"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DetectionSpec(**options)
+
+
+def test_unknown_options_offer_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"Unknown option 'on_eror'\. Did you mean 'on_error'"):
+        DetectionSpec.from_json({"name": "voc:x", "on_eror": "skip"})
+    assert DetectionSpec.from_json("voc:x") == DetectionSpec("voc:x")
+
+
+def test_more_images_than_there_are_is_refused(voc: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'subset' must be at most 3, all there are\. Got 4"):
+        read(voc, subset=4)
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="the blood cells are not at ../shared/data/bccd-voc")
+def test_the_two_broken_annotations_of_the_blood_cells_are_named() -> None:
+    with pytest.raises(DataError, match=r"BloodImage_00338\.xml.*has no area"):
+        read(BCCD)
+    data = read(BCCD, on_error="skip")
+    assert data.classes == ("Platelets", "RBC", "WBC")
+    assert len(data.train) + len(data.test) == 362
+    assert "2 of 364 images are left out" in data.notices[0]
