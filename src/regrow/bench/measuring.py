@@ -15,7 +15,7 @@ ENDLESS = 10**6  # epochs
 # Products of this size reach the peak of a device; a larger one takes a CPU too long.
 MATRIX = {"cpu": 1024, "cuda": 8192}
 SHARE_BLOCKS = 5
-STEPS_A_BLOCK = 8
+STEPS_A_BLOCK = 3
 
 
 def synchronise(device: str) -> None:
