@@ -33,9 +33,9 @@ from regrow.detection.model import (
     settle_norms_,
 )
 from regrow.detection.pictures import Pictures, Truth
+from regrow.detection.spec import DetectionSpec
 from regrow.detection.study import detection_study
 from regrow.detection.training import VOC_RECIPE, DetectionTraining
-from regrow.detection.voc import DetectionSpec
 from regrow.errors import ConfigError, TrainingError
 from regrow.models import ModelSpec, build
 from regrow.prune import METHODS, select

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from regrow.detection.pictures import Truth, fitted
-from regrow.detection.voc import DetectionData, DetectionSpec, fingerprint, load
+from regrow.detection.spec import DetectionSpec
+from regrow.detection.voc import DetectionData, fingerprint, load
 from regrow.errors import ConfigError, DataError
 
 BCCD = Path(__file__).parents[2] / "shared" / "data" / "bccd-voc"

@@ -25,8 +25,9 @@ from regrow.detection.model import (
     detector_cost,
     settle_norms_,
 )
+from regrow.detection.spec import DetectionSpec
 from regrow.detection.training import AUGMENTATIONS, DetectionTraining
-from regrow.detection.voc import DetectionData, DetectionSpec, fingerprint, load
+from regrow.detection.voc import DetectionData, fingerprint, load
 from regrow.errors import ConfigError
 from regrow.jobs import Prune, Retrain, Train, _Keyed, _state, _without_none
 from regrow.models import ModelSpec, build

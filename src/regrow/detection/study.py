@@ -32,8 +32,8 @@ from regrow.detection.jobs import (
     detection_material,
 )
 from regrow.detection.model import Detector
+from regrow.detection.spec import DetectionSpec
 from regrow.detection.training import AUGMENTATIONS, VOC_RECIPE
-from regrow.detection.voc import DetectionSpec
 from regrow.errors import ConfigError, StoreError, unknown
 from regrow.experiment import Cut, MethodUse, mapping
 from regrow.jobs import Material, Prune, Retrain, Train
