@@ -25,6 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from regrow.bench.command import app as bench_commands
 from regrow.errors import ConfigError, Interrupted, RegrowError, unknown
 from regrow.paper.command import app as paper_commands
 
@@ -73,6 +74,7 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")
 ]
 
+app.add_typer(bench_commands, name="bench")
 app.add_typer(paper_commands)
 
 ChoiceOption = Annotated[str | None, typer.Option(help="Of the row to take, as in the table.")]
