@@ -28,7 +28,7 @@ from regrow.run.schedule import Schedule
 from regrow.seeds import seeded
 from regrow.store import Store
 from regrow.study import Study
-from regrow.train import Recipe, Training, fit
+from regrow.train import Recipe, Training, Treatment, fit
 from regrow.train.engine import CannotRecord
 from regrow.turns import drawing
 from regrow.work import Context, Job, Outcome
@@ -133,7 +133,9 @@ def test_each_size_of_batch_is_recorded_once(num: int) -> None:
     assert_close(one, other)
 
 
-@pytest.mark.parametrize("options", [{"dropout": 0.3}, {"treatment": Treatment(gradients=penalty)}, {"hold": None}])
+@pytest.mark.parametrize(
+    "options", [{"dropout": 0.3}, {"treatment": Treatment(gradients=penalty)}, {"hold": None}]
+)
 def test_dropout_and_hooks_are_recorded_with_the_step(options: dict[str, Any]) -> None:
     if "hold" in options:
         options = {"hold": hold_half()}

@@ -21,7 +21,7 @@ from regrow.run.execute import exact_floats
 from regrow.run.gang import Trial, how_many
 from regrow.seeds import seeded
 from regrow.store import Store
-from regrow.train import Recipe, Training, evaluate, fit
+from regrow.train import Recipe, Training, Treatment, evaluate, fit
 from small import digits
 from test_jobs import FAKE, RECIPE, VGG
 from test_training import dataset, network

@@ -2,7 +2,7 @@
 
 import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from regrow.arms import (
 )
 from regrow.cost import measure
 from regrow.data import DataSpec, MemoryImages
-from regrow.jobs import Material, Penalty, Prune, Retrain, Train, model_cost
+from regrow.jobs import Material, Prune, Retrain, Train, Treated, model_cost
 from regrow.mask import Mask
 from regrow.models import ModelSpec, build
 from regrow.prune import METHODS
@@ -42,7 +42,7 @@ RECIPE = Recipe(epochs=2, batch=32, lr=0.05)
 VGG = NETWORKS["vgg"]
 
 TRAIN = Train(data=FAKE, model=VGG, recipe=RECIPE, seed=1)
-SLIMMING = replace(TRAIN, penalty=Penalty(method="network-slimming", strength=1e-4))
+SLIMMING = replace(TRAIN, treated=Treated(method="network-slimming", strength=1e-4))
 PRUNE = Prune(
     data=FAKE, model=VGG, method=METHODS.get("l1-filter"), seed=1, parent=TRAIN, sparsity=0.5
 )
@@ -103,7 +103,7 @@ def test_labels_and_paths_are_no_part_of_a_key(job: Any) -> None:
     elsewhere = replace(FAKE, spec=replace(DIGITS, root="/elsewhere"))
     assert replace(job, label="another").key == job.key
     assert replace(TRAIN, data=elsewhere).key == TRAIN.key
-    renamed = replace(PRUNE.method, name="mine", reference="another", targets={}, penalty=None)
+    renamed = replace(PRUNE.method, name="mine", reference="another", targets={}, treatment=None)
     assert replace(PRUNE, data=elsewhere, method=renamed).key == PRUNE.key
     assert replace(TUNE, arm=replace(FINE_TUNE, name="mine")).key == TUNE.key
 
@@ -115,10 +115,10 @@ CHANGES: list[tuple[Any, dict[str, Any]]] = [
     (TRAIN, {"model": ModelSpec("vgg", {**VGG.arguments, "norm_scale": 1.0})}),
     (TRAIN, {"recipe": replace(RECIPE, lr=0.06)}),
     (TRAIN, {"seed": 2}),
-    (TRAIN, {"penalty": Penalty(method="network-slimming", strength=0.0)}),
+    (TRAIN, {"treated": Treated(method="network-slimming", strength=0.0)}),
     (TRAIN, {"code": "abc"}),
-    (SLIMMING, {"penalty": Penalty(method="network-slimming", strength=1e-5)}),
-    (SLIMMING, {"penalty": Penalty(method="network-slimming", strength=1e-4, code="abc")}),
+    (SLIMMING, {"treated": Treated(method="network-slimming", strength=1e-5)}),
+    (SLIMMING, {"treated": Treated(method="network-slimming", strength=1e-4, code="abc")}),
     (PRUNE, {"data": OTHER_DATA}),
     (PRUNE, {"model": ModelSpec("vgg", {**VGG.arguments, "norm_scale": 1.0})}),
     (PRUNE, {"method": replace(PRUNE.method, criterion="random")}),
@@ -420,18 +420,18 @@ def test_a_method_at_initialisation_prunes_the_network_as_first_drawn(
 def test_a_penalty_is_part_of_the_parents_training_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[Callable[..., None] | None] = []
+    calls: list[bool] = []
 
     class Watched(Training):
         def __init__(self, *args: Any, **options: Any) -> None:
-            calls.append(options.get("regulariser"))
+            calls.append("treatment" in options and options["treatment"].gradients is not None)
             super().__init__(*args, **options)
 
     monkeypatch.setattr("regrow.jobs.Training", Watched)
     prune = replace(PRUNE, method=METHODS.get("network-slimming"), parent=SLIMMING)
     store = Store.open(tmp_path / "store")
     assert run([retrain(prune, FINE_TUNE)], store, workers=0).complete
-    assert [call is not None for call in calls] == [True, False]
+    assert calls == [True, False]
     plain = Store.open(tmp_path / "plain")
     assert run([TRAIN], plain, workers=0).complete
     assert not equal(store.tensors(SLIMMING.key), plain.tensors(TRAIN.key))

@@ -175,7 +175,9 @@ def test_apply_zeroes_once_and_holder_follows_the_model_it_is_given() -> None:
 def test_masks_that_cannot_be_held_are_refused() -> None:
     channels = Mask(unit="channel", kept={})
     for act in (lambda: holder(channels), lambda: apply_(network(), channels)):
-        with pytest.raises(ConfigError, match="Only a mask over weights can be held at zero"):
+        with pytest.raises(
+            ConfigError, match="Only a mask over weights or filters can be held at zero"
+        ):
             act()
     other = Mask(unit="weight", kept={"9.weight": torch.ones(2, dtype=torch.bool)})
     for act in (lambda: holder(other)(network()), lambda: apply_(network(), other)):

@@ -142,8 +142,10 @@ def test_a_method_is_made_of_registered_parts(name: str) -> None:
     assert method.name == name
     assert CRITERIA.key(method.criterion) == method.criterion
     assert ALLOCATIONS.key(method.allocation) == method.allocation
-    assert (method.penalty is None) or any(method.strength.values())
-    assert all(0 <= share < 1 for target in method.targets.values() for share in target.shares)
+    assert (not method.strength) or (method.treatment is not None)
+    most = 1.0 if method.unit == "block" else 0.999
+    for target in method.targets.values():
+        assert all(0 <= share <= most for share in target.shares or ())
 
 
 @pytest.mark.parametrize(("name", "label"), METHODS_ON_NETWORKS)
@@ -188,7 +190,7 @@ def test_a_method_meets_the_sparsity_within_one_unit(name: str, label: str) -> N
         whole = removed == math.floor(mask.num_units * sparsity + 1e-9)
         sizes = {n: k.numel() for n, k in mask.kept.items()}
         each = all(
-            left - (n in mask.guarded) == math.floor(sizes[n] * (1 - sparsity) + 1e-9)
+            abs(left - (n in mask.guarded) - sizes[n] * (1 - sparsity)) < 1
             for n, left in mask.widths().items()
         )
         assert whole or each, f"{removed} of {mask.num_units} removed at {sparsity}"
@@ -200,7 +202,7 @@ def test_a_method_leaves_a_network_that_runs_even_when_next_to_nothing_stays(
 ) -> None:
     mask = _select(name, label, 0.97)
     model, found = _network(label)
-    if mask.unit == "weight":
+    if mask.unit != "channel":
         assert mask.guarded == ()
         return
     assert all(left >= 1 for left in mask.widths().values())
@@ -220,4 +222,7 @@ def test_a_method_that_needs_no_training_still_looks_at_the_seed_or_the_weights(
     other, found = small(label, seed=7)
     one = _select(name, label, 0.5)
     two = select(other, found, name, sparsity=0.5, dataset=digits(), seed=7)
-    assert any(not torch.equal(one.kept[n], two.kept[n]) for n in one.kept)
+    if all(torch.equal(one.kept[n], two.kept[n]) for n in one.kept):  # of few units
+        criterion, groups = METHODS.get(name).criterion, _groups(METHODS.get(name), label)
+        scores = [_scores(criterion, net, groups) for net in (_network(label)[0], other)]
+        assert any(not torch.equal(scores[0][n], scores[1][n]) for n in groups)

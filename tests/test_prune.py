@@ -32,7 +32,7 @@ from regrow.prune import (
 )
 from regrow.seeds import seeded
 from regrow.surgery import trace
-from regrow.train import Recipe, Training
+from regrow.train import Recipe, Training, Treatment
 from small import NETWORKS, SHAPE, digits, equal, forget_names, small, snapshot
 
 
@@ -96,8 +96,14 @@ def test_slimming_keeps_what_the_papers_procedure_keeps_and_the_unit_at_its_thre
     assert mask.num_units - mask.num_kept == math.floor(len(pooled) * share)
 
 
+def slimming(strength: float) -> Treatment:
+    treatment = METHODS.get("network-slimming").treatment
+    assert treatment is not None
+    return treatment(strength, 0.5)
+
+
 def test_slimming_penalty_adds_strength_times_sign_and_passes_through_the_update() -> None:
-    penalty = METHODS.get("network-slimming").penalty
+    penalty = slimming(0.01).gradients
     assert penalty is not None
     model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Flatten(), nn.LazyLinear(2))
     x = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -107,7 +113,7 @@ def test_slimming_penalty_adds_strength_times_sign_and_passes_through_the_update
         norm.weight.copy_(torch.tensor([0.5, -0.25, 0.0]))
     F.cross_entropy(model(x), torch.tensor([0, 1, 0, 1])).backward()  # type: ignore[no-untyped-call]
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    penalty(model, 0.01)
+    penalty(model)
     expected = grads["1.weight"] + 0.01 * torch.tensor([1.0, -1.0, 0.0])
     for name, p in model.named_parameters():
         assert p.grad is not None
@@ -118,12 +124,10 @@ def test_slimming_penalty_adds_strength_times_sign_and_passes_through_the_update
 
 
 def test_slimming_penalty_acts_in_every_step_of_a_training() -> None:
-    penalty = METHODS.get("network-slimming").penalty
-    assert penalty is not None
     recipe = Recipe(epochs=1, batch=64, lr=0.1, momentum=0.0, weight_decay=0.0)
     plain, pushed = (build(NETWORKS["vgg"]) for _ in range(2))
     Training(plain, digits(), recipe, seed=0).step()
-    Training(pushed, digits(), recipe, seed=0, regulariser=lambda m: penalty(m, 0.01)).step()
+    Training(pushed, digits(), recipe, seed=0, treatment=slimming(0.01)).step()
     for (name, a), b in zip(plain.named_parameters(), pushed.parameters(), strict=True):
         shift = 0.1 * 0.01 if "norm" in name and name.endswith("weight") else 0.0  # scales are 0.5
         torch.testing.assert_close(a - b, torch.full_like(a, shift), atol=1e-7, rtol=0)
@@ -442,8 +446,8 @@ def test_a_name_that_is_unknown_offers_the_nearest() -> None:
 
 
 def test_a_method_is_checked_when_it_is_registered() -> None:
-    with pytest.raises(ConfigError, match="The method 'own': Unknown unit 'filter'"):
-        _method(unit="filter")
+    with pytest.raises(ConfigError, match=r"'own': Unknown unit 'filters'. Did you mean 'filter'"):
+        _method(unit="filters")
     with pytest.raises(ConfigError, match=r"The method 'own': Unknown scope 'convs'. Did you mean"):
         _method(scope=("convs",))
     with pytest.raises(ConfigError, match="The 'scope' must name one of conv, normed-conv"):

@@ -18,7 +18,7 @@ LEVELS: list[set[str]] = [
     {"registry", "seeds", "stats"},
     {"store", "mask", "models", "data"},
     {"surgery", "train", "work"},
-    {"cost", "reconstruct", "arms"},
+    {"cost", "reconstruct", "arms", "guard"},
     {"prune", "architecture"},
     {"methods", "jobs", "experiment", "catalogue"},
     {"study"},

@@ -190,7 +190,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"models": {"name": "vgg-16", "widht": 1}}, "Unknown argument 'widht'. Did you mean 'width'"),
     ({"models": {"name": "vgg-16", "classes": 3}}, "'classes' comes from the data set"),
     ({"methods": {**L1, "sparcity": 0.5}}, "methods: an entry: Unknown key 'sparcity'. Did you m"),
-    ({"arms": [{"name": "fine-tune", "epoch": 3}]}, "arms: an entry: Unknown key 'epoch'"),
+    ({"arms": [{"name": "fine-tune", "epoch": 3}]}, "be rewound. Got 'inherited'; .* 'epochs'"),
     ({"recipe": {"epoch": 3}}, "Recipe: Unknown field 'epoch'. Did you mean 'epochs'"),
     # Types and ranges
     ({"models": {"name": "vgg-16", "width": "1"}}, "'width' must be a number. Got '1'"),
@@ -351,7 +351,7 @@ def test_a_penalty_trains_a_parent_of_its_own_by_the_familys_strength() -> None:
         method = {"name": "network-slimming", "sparsity": 0.5, **more}
         (cell,) = study(models=model, methods=method, arms=["fine-tune"]).cells()
         found = retrain(cell).parent
-        assert found is not None
+        assert isinstance(found, Train)
         return found
 
     preresnet = {"name": "preresnet-56", "depth": 11, "width": 0.25}
@@ -361,11 +361,11 @@ def test_a_penalty_trains_a_parent_of_its_own_by_the_familys_strength() -> None:
         (parent(VGG, strength=0.01), 0.01),
         (parent(VGG, strength=0), 0.0),
     ):
-        assert train.penalty is not None
-        assert (train.penalty.method, train.penalty.strength) == ("network-slimming", strength)
+        assert train.treated is not None
+        assert (train.treated.method, train.treated.strength) == ("network-slimming", strength)
     unpruned = study(arms=["unpruned"]).cells()[0].job
     assert isinstance(unpruned, Train)
-    assert unpruned.penalty is None
+    assert unpruned.treated is None
 
 
 def test_experiments_take_from_the_top_what_they_do_not_say() -> None:
@@ -453,7 +453,7 @@ def test_pruned_networks_of_a_method_are_sent_without_its_penalty() -> None:
     """A function cannot always be sent to another process, and the pruning does not need it."""
     methods = {"name": "network-slimming", "sparsity": 0.5}
     prunings = [retrain(cell).prune for cell in study(methods=methods, arms=["pruned"]).cells()]
-    assert all(isinstance(p, Prune) and p.method.penalty is None for p in prunings)
+    assert all(isinstance(p, Prune) and p.method.treatment is None for p in prunings)
 
 
 def test_every_registered_arm_can_be_asked_for() -> None:
@@ -472,6 +472,6 @@ def test_slimming_a_network_without_norms_is_refused_before_training(
         return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     methods = {"name": "network-slimming", "sparsity": 0.5}
-    message = "network-slimming prunes normed-conv and view groups, and this network has none .* 0"
+    message = "prunes normed-conv, view and normed-linear groups, and this network has none .* 0"
     with pytest.raises(TraceError, match=message):
         study(models="no-norms", methods=methods).cells()

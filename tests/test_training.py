@@ -15,7 +15,7 @@ from regrow.data import Dataset, DataSpec, MemoryImages, load, normalise
 from regrow.errors import ConfigError, TrainingError
 from regrow.mask import Mask, holder
 from regrow.seeds import seeded
-from regrow.train import Recipe, Training, evaluate, fit
+from regrow.train import Recipe, Training, Treatment, evaluate, fit
 
 CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg"
 QUICK = Recipe(epochs=3, batch=16, lr=0.05)
@@ -269,7 +269,7 @@ def test_fit_calls_back_after_each_step() -> None:
     assert seen == list(range(1, 16))
 
 
-def test_a_regulariser_adds_to_the_gradient() -> None:
+def test_a_treatment_adds_to_the_gradient() -> None:
     def penalty(model: nn.Module) -> None:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -277,7 +277,10 @@ def test_a_regulariser_adds_to_the_gradient() -> None:
                 module.weight.grad.add_(module.weight.detach().sign(), alpha=0.01)
 
     recipe = Recipe(epochs=1, batch=16, lr=0.1, momentum=0.0, weight_decay=0.0)
-    without, with_penalty = training(recipe), training(recipe, regulariser=penalty)
+    without, with_penalty = (
+        training(recipe),
+        training(recipe, treatment=Treatment(gradients=penalty)),
+    )
     without.step()
     with_penalty.step()
     name = "1.weight"
@@ -303,7 +306,7 @@ def test_a_diverging_training_says_where_and_what_to_try() -> None:
         if broken.steps_done == 6:
             one.grad = torch.full_like(one, float("inf"))
 
-    broken = training(regulariser=spoil)
+    broken = training(treatment=Treatment(gradients=spoil))
     message = (
         r"loss is (nan|inf) in epoch 2 of 3, step 3 of 5, at a learning rate of 0\.005. Lower 'lr'"
     )
@@ -348,16 +351,18 @@ def test_evaluation_counts_exactly_and_restores_the_modes(batch: int) -> None:
     assert result.loss == pytest.approx(F.cross_entropy(logits, data.test.labels).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("hook", ["regulariser", "hold"])
+@pytest.mark.parametrize("hook", ["gradients", "hold"])
 def test_hooks_see_the_model_in_their_turn(hook: str) -> None:
     calls: list[bool] = []
 
     def look(model: nn.Module) -> None:
         calls.append(model.get_parameter("0.weight").grad is not None)
 
-    options: dict[str, Any] = {hook: look}
+    options: dict[str, Any] = {"treatment": Treatment(gradients=look)}
+    if hook == "hold":
+        options = {"hold": look}
     training(**options).step()
-    assert calls == [True] * {"regulariser": 1, "hold": 2}[hook]
+    assert calls == [True] * {"gradients": 1, "hold": 2}[hook]
 
 
 def test_streamed_images_train_like_images_in_memory(tmp_path: Path) -> None:

@@ -47,9 +47,14 @@ class Architecture:
         return Architecture(model=self.model, shape=self.shape, cuts=(*self.cuts, mask))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the model, the example's shape, and for each cut the kept units of each group."""
+        """Return the model, the example's shape, and for each cut the kept units of each group.
+
+        ``units`` is there where not all of the cuts are of channels.
+        """
+        units = [mask.unit for mask in self.cuts]
         return {
             "format": FORMAT,
+            **({"units": units} if set(units) - {"channel"} else {}),
             "model": self.model.to_json(),
             "shape": list(self.shape),
             "cuts": [
@@ -72,9 +77,12 @@ class Architecture:
                 f"{FORMAT}. Use the regrow that wrote it."
             )
         try:
+            units = value.get("units", ["channel"] * len(value["cuts"]))
+            if set(units) - {"channel", "block"}:
+                raise ValueError(f"units {units}")
             cuts = tuple(
-                Mask(unit="channel", kept={n: _stays(**g) for n, g in cut.items()})
-                for cut in value["cuts"]
+                Mask(unit=unit, kept={n: _stays(**g) for n, g in cut.items()})
+                for unit, cut in zip(units, value["cuts"], strict=True)
             )
             return cls(
                 model=ModelSpec.from_json(value["model"]), shape=tuple(value["shape"]), cuts=cuts

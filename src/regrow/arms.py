@@ -12,7 +12,7 @@ from regrow.errors import ConfigError
 from regrow.registry import Registry, calling_file
 from regrow.train import Recipe
 
-Start = Literal["inherited", "random", "initial", "redrawn"]
+Start = Literal["inherited", "random", "initial", "redrawn", "rewound"]
 BudgetKind = Literal["none", "epochs", "share", "equal-epochs", "equal-flops"]
 ArmSchedule = Literal["full", "last-rate"]
 
@@ -88,11 +88,13 @@ class Arm:
     Attributes:
         start: ``inherited`` weights of the pruned network; ``random``: drawn anew by the rule of
             the small network; ``initial``: the unpruned network's own values before training;
-            ``redrawn``: another draw of the unpruned network, cut in the same way.
+            ``redrawn``: another draw of the unpruned network, cut in the same way; ``rewound``: the
+            unpruned network's own values after ``epoch`` epochs of its training.
         budget: how long it trains.
         schedule: ``full`` runs the recipe's schedule over the budget; ``last-rate`` stays at the
             recipe's last learning rate.
         lr: another learning rate than the recipe's (or its last), if given.
+        epoch: for the start ``rewound``; the schedule is entered there, for the epochs after it.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Arm:
     budget: Budget
     schedule: ArmSchedule = "full"
     lr: float | None = None
+    epoch: int | None = None
 
     def __post_init__(self) -> None:
         for field, known in (("start", get_args(Start)), ("schedule", get_args(ArmSchedule))):
@@ -112,6 +115,16 @@ class Arm:
             raise ConfigError(
                 f"The 'lr' of the arm {self.name!r} must be a number above 0. Got {self.lr!r}."
             )
+        if self.start == "rewound" and not _is_whole(self.epoch):
+            raise ConfigError(
+                f"The arm {self.name!r} starts from rewound weights, so it needs an 'epoch' to "
+                f"rewind to, an int of at least 1. Got {self.epoch!r}."
+            )
+        if self.start != "rewound" and self.epoch is not None:
+            raise ConfigError(
+                f"The arm {self.name!r} has an 'epoch' to rewind to ({self.epoch!r}), so its "
+                f"'start' must be rewound. Got {self.start!r}; how long it trains is 'epochs'."
+            )
 
     def recipe(self, base: Recipe, epochs: int) -> Recipe:
         """Return the recipe this arm trains with for so many epochs."""
@@ -123,7 +136,7 @@ class Arm:
     def to_json(self) -> dict[str, Any]:
         """Return what the arm does, without its name: equal for arms that do the same."""
         budget = {"kind": self.budget.kind, "amount": self.budget.amount, "cap": self.budget.cap}
-        fields = {"start": self.start, "schedule": self.schedule, "lr": self.lr}
+        fields = {name: getattr(self, name) for name in ("start", "schedule", "lr", "epoch")}
         return {
             **{k: v for k, v in fields.items() if v is not None},
             "budget": {k: v for k, v in budget.items() if v is not None},

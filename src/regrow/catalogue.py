@@ -14,6 +14,7 @@ STARTS = {
     "random": "new random weights of the small network",
     "initial": "the weights before training, cut alike",
     "redrawn": "another draw of those weights, cut alike",
+    "rewound": "the weights after some epochs of training, cut alike",
 }
 
 

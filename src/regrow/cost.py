@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from regrow.mask import Mask
+from regrow.mask import Mask, over_weights
 from regrow.surgery.tape import evaluating
 
 # Backward costs about twice forward: once for the inputs' gradients, once for the weights'.
@@ -45,7 +45,7 @@ class Cost:
 
 def measure(model: nn.Module, example: Tensor, mask: Mask | None = None) -> Cost:
     """Measure a network on one example ``[1, C, H, W]``; of masked weights count those kept."""
-    kept = {} if mask is None or mask.unit != "weight" else mask.kept
+    kept = {} if mask is None or not mask.held else over_weights(mask, model).kept
     num_kept = {name: int(k.sum()) for name, k in kept.items()}
     removed = sum(k.numel() - num_kept[name] for name, k in kept.items())
     totals = {"macs": 0, "flops": 0}

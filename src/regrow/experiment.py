@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from regrow.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED, Arm, Budget
+from regrow.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED, WINNING_TICKET, Arm, Budget
 from regrow.data import AUGMENTATIONS, DataSpec
 from regrow.errors import ConfigError, unknown
+from regrow.mask import HELD
 from regrow.models import FROM_DATA, MODELS, ModelSpec, resolve
 from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, Method, checked_sparsity
 from regrow.train import Recipe
@@ -22,17 +23,26 @@ AXES = ("data", "models", "methods", "arms", "seeds", "recipe")
 _METHOD_KEYS = (
     *("name", "label", "sparsity", "target", "shares"),
     *("strength", "criterion", "allocation", "scope"),
+    *("pretrained", "lr", "rounds", "ticket"),
 )
-_ARM_KEYS = ("name", "like", "start", "schedule", "lr", "epochs", "share", "budget", "cap")
+_ARM_KEYS = (
+    *("name", "like", "start", "epoch", "schedule", "lr"),
+    *("epochs", "share", "budget", "cap"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How much a method removes: a sparsity, or a target's share of each group in turn."""
+    """How much a method removes: a sparsity, or a target's share of each group in turn.
+
+    ``step`` is the sparsity of a single round, of those that lead to this one: the share of what
+    the round before left.
+    """
 
     sparsity: float | None = None
     target: str | None = None
     shares: tuple[float, ...] | None = None
+    step: float | None = None
 
     @property
     def label(self) -> str:
@@ -42,12 +52,20 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodUse:
-    """A method as a study uses it: with its own parts replaced where the study says so."""
+    """A method as a study uses it: with its own parts replaced where the study says so.
+
+    ``cuts`` of rounds follow one another: each prunes what the arm ``ticket`` made of the one
+    before. ``pretrained``: what the method trains goes on from the unpruned network, at its own
+    rate ``lr`` if given.
+    """
 
     method: Method
     label: str
     cuts: tuple[Cut, ...]
     strength: float | None = None
+    pretrained: bool = False
+    lr: float | None = None
+    ticket: Arm | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +87,16 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
     for key in ("data", "models"):
         if key not in value:
             raise ConfigError(f"{key!r} is missing. Name at least one.")
-    uses = tuple(_use(entry) for entry in _list(value.get("methods", [])))
     arms = tuple(_arm(entry) for entry in _list(value.get("arms", [a.name for a in DEFAULT_ARMS])))
+    uses = tuple(_use(entry, arms) for entry in _list(value.get("methods", [])))
     seeds = _seeds(value.get("seeds", 5))
     recipe = _recipe(value.get("recipe", "cifar"))
+    for arm in arms:
+        if (arm.epoch or 0) >= recipe.epochs:
+            raise ConfigError(
+                f"The arm {arm.name!r} rewinds to epoch {arm.epoch}, and the recipe has "
+                f"{recipe.epochs}. Rewind to an earlier one."
+            )
     data = [_data(entry) for entry in _list(value["data"])]
     models = [_model(entry) for entry in _list(value["models"])]
     for key, found in (("data", data), ("models", models), ("arms", arms)):
@@ -189,7 +213,7 @@ def _seeds(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _use(entry: Any) -> MethodUse:
+def _use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
     given = _entry(entry, "methods", _METHOD_KEYS)
     name = METHODS.key(given["name"])
     method = METHODS.get(name)
@@ -202,28 +226,81 @@ def _use(entry: Any) -> MethodUse:
         changes["scope"] = tuple(_list(given["scope"]))
     strength = given.get("strength")
     if strength is not None:
-        if method.penalty is None:
+        if not method.strength:
             raise ConfigError(f"{where} has no penalty during training, so it takes no 'strength'.")
         if not is_number(strength) or strength < 0:
             raise ConfigError(f"{where}: 'strength' must be at least 0. Got {strength!r}.")
+    pretrained, lr = given.get("pretrained", False), given.get("lr")
+    if not isinstance(pretrained, bool):
+        raise ConfigError(f"{where}: 'pretrained' must be true or false. Got {pretrained!r}.")
+    if method.treatment is None and (pretrained or lr is not None):
+        raise ConfigError(
+            f"{where} does nothing while a network trains, so it takes no 'pretrained' and no 'lr'."
+        )
+    if lr is not None and not (is_number(lr) and lr > 0):
+        raise ConfigError(f"{where}: 'lr' must be a number above 0. Got {lr!r}.")
+    cuts = _cuts(given, method, where)
+    if method.each_sparsity and any(cut.shares is not None for cut in cuts):
+        raise ConfigError(f"{where} trains for a 'sparsity', so it takes no 'target' or 'shares'.")
     return MethodUse(
         method=replace(method, **changes),
         label=text(given.get("label", name), "label"),
-        cuts=_cuts(given, method, where),
+        cuts=cuts,
         strength=None if strength is None else float(strength),
+        pretrained=pretrained,
+        lr=None if lr is None else float(lr),
+        ticket=_ticket(given, arms, where) if cuts[0].step is not None else None,
     )
 
 
+def _ticket(given: Mapping[str, Any], arms: Sequence[Arm], where: str) -> Arm:
+    """Return the arm that each round trains: one of the study's, or a registered one."""
+    name = text(given.get("ticket", WINNING_TICKET.name), "ticket")
+    known = {arm.name: arm for arm in (WINNING_TICKET, *arms)}
+    if name not in known:
+        raise ConfigError(f"{where}: 'ticket': {unknown('arm', name, known)}")
+    if known[name].start not in ("initial", "rewound"):
+        raise ConfigError(
+            f"{where}: each round's 'ticket' must start from initial or rewound weights. "
+            f"{name!r} starts from {known[name].start} ones."
+        )
+    return known[name]
+
+
+def _rounds(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
+    """Return a cut for each round, known by what is gone after it."""
+    rounds = given.get("rounds", method.rounds)
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+        raise ConfigError(f"{where}: 'rounds' must be an int of at least 1. Got {rounds!r}.")
+    if method.unit not in HELD:
+        raise ConfigError(
+            f"{where} removes {method.unit}s, and only what is held at zero can be pruned in "
+            f"'rounds': a method of unit {' or '.join(map(repr, HELD))}."
+        )
+    step = _sparsity(given.get("sparsity"), where)
+    if step == 0.0 or {"target", "shares"} & set(given):
+        raise ConfigError(
+            f"{where}: 'rounds' need one 'sparsity' above 0, the share of what is left that each "
+            "removes, and no 'target' or 'shares'."
+        )
+    # Rounded, because 1 - 0.8 * 0.8 is 0.3599999999999999.
+    gone = [round(1 - (1 - step) ** (number + 1), 12) for number in range(rounds)]
+    return tuple(Cut(sparsity=share, step=step) for share in gone)
+
+
 def _cuts(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
+    if "rounds" in given or method.rounds > 1:
+        return _rounds(given, method, where)
     cuts = [Cut(sparsity=_sparsity(s, where)) for s in _list(given.get("sparsity", []))]
     for name in _list(given.get("target", [])):
         key = str(name).lower()
         if key not in method.targets:
             raise ConfigError(f"{where}: {unknown('target', str(name), method.targets)}")
-        cuts.append(Cut(target=key, shares=method.targets[key].shares))
+        shares = method.targets[key].shares
+        cuts.append(Cut(target=key, shares=shares, sparsity=0.0 if shares is None else None))
     if "shares" in given:
-        shares = tuple(_sparsity(s, where) for s in _list(given["shares"]))
-        cuts.append(Cut(target="shares", shares=shares))
+        own = tuple(_sparsity(s, where) for s in _list(given["shares"]))
+        cuts.append(Cut(target="shares", shares=own))
     if not cuts:
         known = f", or a 'target' ({', '.join(method.targets)})" if method.targets else ""
         raise ConfigError(f"{where} needs a 'sparsity' in [0, 1), or several{known}.")
@@ -252,7 +329,8 @@ def _arm(entry: Any) -> Arm:
                     "'name'."
                 )
     elif "start" in given and "like" not in given:
-        base = Arm(name=name, start=given["start"], budget=Budget(kind="equal-epochs"))
+        budget, epoch = Budget(kind="equal-epochs"), given.get("epoch")
+        base = Arm(name=name, start=given["start"], budget=budget, epoch=epoch)
     else:
         base = ARMS.get(given.get("like", name))
     if base in (UNPRUNED, PRUNED) and set(given) - {"name"}:
@@ -261,7 +339,7 @@ def _arm(entry: Any) -> Arm:
         base,
         name=base.name if known is not None else name,
         budget=_budget(given, base),
-        **{key: given[key] for key in ("start", "schedule", "lr") if key in given},
+        **{key: given[key] for key in ("start", "epoch", "schedule", "lr") if key in given},
     )
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from regrow.architecture import Architecture, save
 from regrow.data import load
 from regrow.errors import ConfigError, unknown
-from regrow.jobs import Material, Retrain, Train, split_repaired
+from regrow.jobs import Material, Retrain, Train, split_repaired, weights_of
 from regrow.mask import Mask, apply_
 from regrow.store import Store
 from regrow.study import Cell
@@ -98,7 +98,7 @@ def _network(job: Train | Retrain, store: Store) -> tuple[nn.Module, Architectur
     if isinstance(job, Train):
         architecture = Architecture(model=job.model, shape=job.data.shape)
         network = architecture.build()
-        network.load_state_dict(store.tensors(job.key))
+        network.load_state_dict(weights_of(store.tensors(job.key)))
         return network, architecture
     pruned = store.record(job.prune.key, spec=job.prune.spec)
     architecture = Architecture.from_json(pruned["architecture"])
@@ -112,8 +112,9 @@ def _network(job: Train | Retrain, store: Store) -> tuple[nn.Module, Architectur
     assert job.parent is not None
     network, _ = _network(job.parent, store)
     kept, repaired = split_repaired(store.tensors(job.prune.key))
-    if pruned["unit"] == "weight":
-        apply_(network, Mask(unit="weight", kept=kept))
+    mask = Mask(unit=pruned["unit"], kept=kept)
+    if mask.held:
+        apply_(network, mask)
         return network, architecture
     network = architecture.cut(network)
     if repaired:

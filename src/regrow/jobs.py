@@ -19,12 +19,12 @@ from regrow.architecture import Architecture
 from regrow.arms import Arm
 from regrow.cost import Cost, measure
 from regrow.data import Dataset, DataSpec
-from regrow.mask import Mask, apply_, holder
+from regrow.mask import Mask, apply_, holder, over_weights
 from regrow.models import ModelSpec, build, initialise_
 from regrow.prune import METHODS, REPAIRS, Method, Probe, select
 from regrow.seeds import derive
 from regrow.surgery import trace
-from regrow.train import Recipe, Training, evaluate
+from regrow.train import NO_TREATMENT, Recipe, Training, Treatment, evaluate
 from regrow.work import Context, Job, Outcome
 
 
@@ -47,12 +47,25 @@ class Material:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Penalty:
-    """A method's penalty during training, and its strength."""
+class Treated:
+    """What a method does during a training, and how strongly."""
 
     method: str
-    strength: float
+    strength: float | None = None
+    sparsity: float | None = None  # where it depends on that
     code: str | None = None  # digest of a file from outside this package
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was asked for."""
+        return _without_none(
+            method=self.method, strength=self.strength, sparsity=self.sparsity, code=self.code
+        )
+
+    def treatment(self) -> Treatment:
+        """Make the treatment."""
+        make = METHODS.get(self.method).treatment
+        assert make is not None
+        return make(self.strength or 0.0, self.sparsity or 0.0)
 
 
 class _Keyed:
@@ -76,7 +89,10 @@ class _Keyed:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(_Keyed):
-    """Train a network from its first weights."""
+    """Train a network from its first weights, or on from a trained one (``initial``).
+
+    Beside the last weights it leaves those after each epoch of ``keep``: see ``weights_of``.
+    """
 
     kind: ClassVar[str] = "train"
     version: ClassVar[int] = 1
@@ -85,27 +101,28 @@ class Train(_Keyed):
     model: ModelSpec
     recipe: Recipe
     seed: int
-    penalty: Penalty | None = None
+    treated: Treated | None = None
+    initial: "Train | None" = None
+    keep: tuple[int, ...] = ()
     code: str | None = None  # digest of the model's file, where it is not part of this package
     label: str = "train"
 
     @property
     def inputs(self) -> tuple[Job, ...]:
-        """Nothing."""
-        return ()
+        """The training that it goes on from, if any."""
+        return () if self.initial is None else (self.initial,)
 
     @cached_property
     def spec(self) -> dict[str, Any]:
         """All that was asked for."""
-        penalty = self.penalty
         return _without_none(
             data=self.data.content,
             model=self.model.to_json(),
             recipe=self.recipe.to_json(),
             seed=self.seed,
             code=self.code,
-            penalty=penalty
-            and _without_none(method=penalty.method, strength=penalty.strength, code=penalty.code),
+            penalty=self.treated and self.treated.to_json(),
+            keep=list(self.keep) or None,
         )
 
     @cached_property
@@ -117,34 +134,33 @@ class Train(_Keyed):
     def run(self, context: Context) -> Outcome:
         """Train, and read the test set once."""
         dataset = context.dataset(self.data.spec)
-        model = build(self.model, seed=self.seed)
-        regulariser = None
-        if self.penalty is not None:
-            strength, penalty = self.penalty.strength, METHODS.get(self.penalty.method).penalty
-            assert penalty is not None
-
-            def regulariser(trained: nn.Module) -> None:
-                penalty(trained, strength)
-
+        if self.initial is None:
+            model = build(self.model, seed=self.seed)
+        else:
+            model = _trained(self.model, context.tensors(self.initial))
         training = Training(
             model,
             dataset,
             self.recipe,
             seed=self.seed,
             device=context.device,
-            regulariser=regulariser,
+            treatment=NO_TREATMENT if self.treated is None else self.treated.treatment(),
         )
-        _advance(training, context)
+        kept = _advance(training, context, keep=self.keep)
         cost = model_cost(self.model, self.data.shape)
         return Outcome(
             _result(training.model, dataset, self.recipe, cost, training),
-            _state(training.model),
+            {**_state(training.model), **kept},
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(_Keyed):
-    """Choose what stays of a network: of a trained one, or (``parent`` None) as first drawn."""
+    """Choose what stays of a network: of a trained one, or (``parent`` None) as first drawn.
+
+    A parent that was pruned before, and retrained under its mask, is pruned further: the sparsity
+    is the share of what was left.
+    """
 
     kind: ClassVar[str] = "prune"
     version: ClassVar[int] = 1
@@ -153,7 +169,7 @@ class Prune(_Keyed):
     model: ModelSpec
     method: Method
     seed: int
-    parent: Train | None = None
+    parent: "Train | Retrain | None" = None
     sparsity: float | None = None
     shares: tuple[float, ...] | None = None
     code: str | None = None  # digest of the files that decide, where not part of this package
@@ -161,8 +177,16 @@ class Prune(_Keyed):
 
     @property
     def inputs(self) -> tuple[Job, ...]:
-        """The trained network, if its weights matter."""
-        return (self.parent,) if self.parent is not None else ()
+        """The trained network, if its weights matter, and how it was pruned before."""
+        earlier = (self.parent.prune,) if isinstance(self.parent, Retrain) else ()
+        return (*(() if self.parent is None else (self.parent,)), *earlier)
+
+    @property
+    def expected_kept(self) -> float:
+        """The share of units that stays, over all rounds, as far as it was asked for."""
+        kept = 1.0 - (self.sparsity or _mean(self.shares or (0.0,)))
+        earlier = self.parent.prune.expected_kept if isinstance(self.parent, Retrain) else 1.0
+        return kept * earlier
 
     @cached_property
     def spec(self) -> dict[str, Any]:
@@ -189,9 +213,13 @@ class Prune(_Keyed):
 
     def run(self, context: Context) -> Outcome:
         """Score, allocate, measure what is left, and mend its weights if the method does."""
-        model = build(self.model, seed=self.seed)
-        if self.parent is not None:
-            model.load_state_dict(context.tensors(self.parent))
+        within = None
+        if self.parent is None:
+            model = build(self.model, seed=self.seed)
+        else:
+            model = _trained(self.model, context.tensors(self.parent))
+        if isinstance(self.parent, Retrain):
+            within = mask_of(context, self.parent.prune)
         found = trace(model, self.data.shape)
         dataset = context.dataset(self.data.spec)
         mask = select(
@@ -202,11 +230,12 @@ class Prune(_Keyed):
             shares=self.shares,
             dataset=dataset,
             seed=self.seed,
+            within=within,
         )
         before = model_cost(self.model, self.data.shape)
         architecture = Architecture(model=self.model, shape=self.data.shape)
         repaired: dict[str, Tensor] = {}
-        if mask.unit == "channel":
+        if not mask.held:
             architecture = architecture.then(mask)
             small = architecture.cut(model)
             after = measure(small, found.example)
@@ -239,12 +268,12 @@ class Retrain(_Keyed):
     arm: Arm
     recipe: Recipe
     seed: int
-    parent: Train | None = None  # whose weights are inherited
+    parent: "Train | Retrain | None" = None  # whose weights are inherited, or rewound to
     label: str = "retrain"
 
     @property
     def inputs(self) -> tuple[Job, ...]:
-        """The pruning, and the trained network where its weights are inherited."""
+        """The pruning, and the trained network where it starts from its weights."""
         return (self.prune, self.parent) if self.parent is not None else (self.prune,)
 
     @cached_property
@@ -270,8 +299,8 @@ class Retrain(_Keyed):
 
         Cutting channels narrows a layer's inputs and its outputs, hence the square.
         """
-        kept = 1.0 - (self.prune.sparsity or _mean(self.prune.shares or (0.0,)))
-        return 1.0 / max(kept, 0.02) ** (2 if self.prune.method.unit == "channel" else 1)
+        kept = max(self.prune.expected_kept, 0.02)
+        return 1.0 / kept ** (2 if self.prune.method.unit == "channel" else 1)
 
     @property
     def expected_epochs(self) -> int:
@@ -281,8 +310,8 @@ class Retrain(_Keyed):
     def run(self, context: Context) -> Outcome:
         """Build the start, train it for its budget, and read the test set once."""
         pruned = context.record(self.prune)
-        kept, repaired = split_repaired(context.tensors(self.prune))
-        mask = Mask(unit=pruned["unit"], kept=kept)
+        mask = mask_of(context, self.prune)
+        _, repaired = split_repaired(context.tensors(self.prune))
         before, after = Cost(**pruned["before"]), Cost(**pruned["after"])
         ratio = before.flops / after.flops
         data = self.prune.data
@@ -302,7 +331,8 @@ class Retrain(_Keyed):
             recipe,
             seed=self.seed,
             device=context.device,
-            hold=holder(mask) if mask.unit == "weight" else None,
+            hold=holder(mask) if mask.held else None,
+            first_epoch=self.arm.epoch or 0,
         )
         _advance(training, context)
         record |= _result(training.model, dataset, recipe, after, training)
@@ -311,19 +341,20 @@ class Retrain(_Keyed):
     def _start(self, context: Context, mask: Mask) -> nn.Module:
         """Build the network that the arm starts from, cut or held by the mask."""
         spec, start = self.prune.model, self.arm.start
-        seed = derive(self.seed, "redrawn") if start == "redrawn" else self.seed
-        model = build(spec, seed=seed)
-        if start == "inherited":
-            assert self.parent is not None
-            model.load_state_dict(context.tensors(self.parent))
-        if mask.unit == "channel":
+        if self.parent is not None:
+            model = _trained(spec, context.tensors(self.parent), after=self.arm.epoch)
+        elif start == "redrawn":
+            model = build(spec.untrained(), seed=derive(self.seed, "redrawn"))
+        else:
+            model = build(spec if start == "initial" else spec.untrained(), seed=self.seed)
+        if not mask.held:
             cut = Architecture(model=spec, shape=self.prune.data.shape, cuts=(mask,))
             model = cut.cut(model)
         if start == "random":
             initialise_(model, seed=self.seed)
-            if mask.unit == "weight":
+            if mask.held:
                 _draw_sparse_(model, mask, seed=self.seed)
-        if mask.unit == "weight":
+        if mask.held:
             apply_(model, mask)
         return model
 
@@ -338,43 +369,82 @@ def split_repaired(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     return kept, repaired
 
 
+def mask_of(context: Context, prune: Prune) -> Mask:
+    """Return what a pruning kept."""
+    kept, _ = split_repaired(context.tensors(prune))
+    return Mask(unit=context.record(prune)["unit"], kept=kept)
+
+
+AFTER = "after-epoch-"  # and the epoch and a slash, before the names of weights kept on the way
+
+
+def weights_of(tensors: Mapping[str, Tensor], *, after: int | None = None) -> dict[str, Tensor]:
+    """Return the last weights of a training's tensors, or those it kept after so many epochs."""
+    if after is None:
+        return {name: value for name, value in tensors.items() if not name.startswith(AFTER)}
+    prefix = f"{AFTER}{after}/"
+    return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+
+
+def _trained(
+    model: ModelSpec, tensors: Mapping[str, Tensor], *, after: int | None = None
+) -> nn.Module:
+    network = build(model.untrained())
+    network.load_state_dict(weights_of(tensors, after=after))
+    return network
+
+
 @cache
 def model_cost(model: ModelSpec, shape: tuple[int, ...]) -> Cost:
     """Measure an unpruned network, once."""
-    return measure(build(model), torch.zeros(shape))
+    return measure(build(model.untrained()), torch.zeros(shape))
 
 
 def _draw_sparse_(model: nn.Module, mask: Mask, *, seed: int) -> None:
     """Draw masked convolutions N(0, 2 / n), n = weights kept / input channels, in place.
 
     The fan-out rule scaled by each layer's density, as the paper's section 4.3 does for scratch
-    training under an unstructured mask.
+    training under an unstructured mask. Of filters that are held at zero the others count.
     """
     generator = torch.Generator().manual_seed(derive(seed, "sparse-init"))
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, kept in mask.kept.items():
+        for name, kept in over_weights(mask, model).kept.items():
             weight = parameters[name]
             fan = max(int(kept.sum()) / weight.shape[1], 1.0)
             weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2.0 / fan))
 
 
-def _advance(training: Training, context: Context) -> None:
-    """Train to the end, from the last checkpoint if there is one."""
+def _advance(
+    training: Training, context: Context, *, keep: tuple[int, ...] = ()
+) -> dict[str, Tensor]:
+    """Train to the end, from the last checkpoint if there is one; return the weights to keep.
+
+    ``keep`` counts finished epochs.
+    """
+    kept: dict[str, Tensor] = {}
     saved = context.load_checkpoint()
     if saved is not None:
-        training.restore(*saved)
+        tensors, meta = saved
+        kept = {name: value for name, value in tensors.items() if name.startswith(AFTER)}
+        training.restore(tensors, meta)
+    steps = {epoch * training.steps_per_epoch: epoch for epoch in keep}
     while not training.done:
         training.step()
+        if training.steps_done in steps:
+            prefix = f"{AFTER}{steps[training.steps_done]}/"
+            kept |= {prefix + name: value.clone() for name, value in _state(training.model).items()}
         if training.notice is not None:
             context.note(training.notice)
             training.notice = None
         if context.checkpoint_due():
-            context.save_checkpoint(*training.state())
+            tensors, meta = training.state()
+            context.save_checkpoint({**tensors, **kept}, meta)
         context.tick(
             training.steps_done / training.num_steps,
             f"epoch {min(training.epoch + 1, training.recipe.epochs)}/{training.recipe.epochs}",
         )
+    return kept
 
 
 def _result(
@@ -395,7 +465,7 @@ def _result(
         "loss": test.loss,
         "num_test": test.num,
         **cost.to_json(),
-        "epochs": recipe.epochs if training is not None else 0,
+        "epochs": recipe.epochs - training.first_epoch if training is not None else 0,
         "samples": samples,
         "training_flops": cost.training_flops(samples),
         "history": training.history if training is not None else [],

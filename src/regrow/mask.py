@@ -10,12 +10,17 @@ from torch import Tensor, nn
 
 from regrow.errors import ConfigError, unknown
 
-Unit = Literal["channel", "weight"]
+Unit = Literal["channel", "weight", "filter", "block"]
+HELD: tuple[Unit, ...] = ("weight", "filter")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Mask:
-    """Kept units by name: group names to ``[units]``, or parameter names to weight shapes; bool.
+    """Kept units by name, as booleans: what of a network stays.
+
+    ``channel``: group names to ``[units]``, to be cut out. ``block``: names of residual blocks to
+    ``[1]``, whose branches are dropped. ``weight``: parameter names to their shapes, and
+    ``filter``: to ``[outputs]``, both to be held at zero in a network of full size.
 
     A group or parameter that is not named stays whole. ``guarded`` names the groups that would have
     been emptied and kept one unit instead.
@@ -35,6 +40,11 @@ class Mask:
                 raise ConfigError(
                     f"The mask of {name!r} must hold booleans (True = stays). Got {kept.dtype}."
                 )
+
+    @property
+    def held(self) -> bool:
+        """Tell whether what goes is held at zero, rather than cut out."""
+        return self.unit in HELD
 
     @property
     def num_units(self) -> int:
@@ -76,7 +86,7 @@ def holder(mask: Mask) -> Callable[[nn.Module], None]:
     Called before and after an update it holds them at exactly zero: no gradient reaches the
     momentum, and weight decay of zero is zero.
     """
-    _require_weights(mask)
+    _require_held(mask)
     cache: WeakKeyDictionary[nn.Module, tuple[list[Tensor], list[Tensor]]] = WeakKeyDictionary()
 
     def hold_(model: nn.Module) -> None:
@@ -96,11 +106,25 @@ def holder(mask: Mask) -> Callable[[nn.Module], None]:
 
 def apply_(model: nn.Module, mask: Mask) -> None:
     """Zero the masked weights of a model, in place."""
-    _require_weights(mask)
+    _require_held(mask)
     parameters, factors = _masked(model, mask)
     with torch.no_grad():
         for parameter, factor in zip(parameters, factors, strict=True):
             parameter.mul_(factor)
+
+
+def over_weights(mask: Mask, model: nn.Module) -> Mask:
+    """Return a held mask as one over single weights: what holds for a filter, for all its own."""
+    if mask.unit == "weight":
+        return mask
+    parameters, _ = _masked(model, mask)
+    pairs = zip(mask.kept.items(), parameters, strict=True)
+    kept = {name: _over_filters(stays, p).expand(p.shape) for (name, stays), p in pairs}
+    return Mask(unit="weight", kept=kept, guarded=mask.guarded)
+
+
+def _over_filters(kept: Tensor, parameter: Tensor) -> Tensor:
+    return kept.view(-1, *[1] * (parameter.dim() - 1))
 
 
 def _masked(model: nn.Module, mask: Mask) -> tuple[list[Tensor], list[Tensor]]:
@@ -112,18 +136,22 @@ def _masked(model: nn.Module, mask: Mask) -> tuple[list[Tensor], list[Tensor]]:
                 "The mask names a parameter that the network lacks. "
                 f"{unknown('parameter', name, named)}"
             )
-        if kept.shape != named[name].shape:
+        shape = named[name].shape[:1] if mask.unit == "filter" else named[name].shape
+        if kept.shape != shape:
             raise ConfigError(
                 f"The mask of {name!r} has the shape {tuple(kept.shape)}, but the parameter has "
-                f"{tuple(named[name].shape)}. Use a mask made for this network."
+                f"{tuple(shape)}. Use a mask made for this network."
             )
     parameters: list[Tensor] = [named[name] for name in mask.kept]
-    return parameters, [kept.to(named[name]) for name, kept in mask.kept.items()]
+    factors = [kept.to(named[name]) for name, kept in mask.kept.items()]
+    if mask.unit == "filter":
+        factors = [_over_filters(f, p) for f, p in zip(factors, parameters, strict=True)]
+    return parameters, factors
 
 
-def _require_weights(mask: Mask) -> None:
-    if mask.unit != "weight":
+def _require_held(mask: Mask) -> None:
+    if not mask.held:
         raise ConfigError(
-            f"Only a mask over weights can be held at zero. Got one over {mask.unit}s: use "
-            "regrow.shrink to cut them."
+            "Only a mask over weights or filters can be held at zero. Got one over "
+            f"{mask.unit}s: use regrow.shrink to cut them."
         )

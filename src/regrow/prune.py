@@ -16,17 +16,20 @@ from torch.nn import functional as F
 
 from regrow.data import Dataset, normalise
 from regrow.errors import ConfigError, TraceError, unknown
+from regrow.guard import guard
 from regrow.mask import Mask, Unit
 from regrow.reconstruct import Keep, contributions, observe
 from regrow.registry import Registry, calling_file
 from regrow.seeds import seeded
-from regrow.surgery import Group, Kind, Slot, Trace
+from regrow.surgery import Group, Kind, Slot, Trace, block_groups, in_shortcuts
 from regrow.surgery.tape import evaluating
+from regrow.train import Treatment
 
 Criterion = Callable[[Group, "Probe"], Tensor]
 Allocate = Callable[[Mapping[str, Tensor], float], dict[str, Tensor]]
 Repair = Callable[[nn.Module, Mask, Trace, "Probe"], None]
-Scope = Literal["conv", "normed-conv", "linear", "stream", "view"]
+Treat = Callable[[float, float], Treatment]
+Scope = Literal["conv", "normed-conv", "linear", "normed-linear", "stream", "view", "block"]
 SCOPES: tuple[str, ...] = get_args(Scope)
 
 CRITERIA: Registry[Criterion] = Registry("criterion", "regrow.methods")
@@ -40,10 +43,13 @@ PROBE_BATCH = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A predefined architecture: for one model, the pruned share of each group in turn."""
+    """A predefined architecture: for one model, the pruned share of each group in turn.
 
-    model: str
-    shares: tuple[float, ...]
+    Without shares it is for any model, and what the method's training left decides.
+    """
+
+    model: str = ""
+    shares: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +58,19 @@ class Method:
 
     Attributes:
         criterion, allocation: names of registered functions.
-        unit: what is removed: ``channel`` (whole filters, cut out) or ``weight`` (held at zero).
-        scope: which kinds of groups it prunes: ``conv`` (one convolution's filters),
-            ``normed-conv`` (those that a norm of their own follows), ``linear``, ``stream``
-            (residual streams), ``view`` (a norm's selection of a stream's channels).
+        unit: what is removed: ``channel`` (cut out of all layers that hold it), ``block`` (its
+            branch is dropped), ``weight`` or ``filter`` (one convolution's; both held at zero).
+        scope: which kinds of groups it prunes: ``conv`` (one convolution's filters), ``linear``,
+            ``normed-conv`` and ``normed-linear`` (those that a norm of their own follows),
+            ``stream`` (residual streams), ``view`` (a norm's selection of a stream's channels),
+            ``block`` (residual blocks).
         trained: whether the criterion looks at a trained network; if not, it sees the network as
             first drawn, and the choice needs no training.
-        penalty: adds to the gradients in every step of the parent's training, given its strength.
-        strength: the penalty's default strength for a model family (the key "" is for any other).
+        treatment: makes what the method does during the parent's training, from its strength and
+            from the sparsity that is asked for.
+        strength: the default strength for a model family (the key "" is for any other).
+        each_sparsity: whether the treatment depends on the sparsity, so that each needs a parent.
+        rounds: how often it prunes what it left, each time trained anew from the start.
         repair: name of a registered function that mends the inherited weights after the cut.
         targets: predefined architectures by name.
     """
@@ -70,8 +81,10 @@ class Method:
     unit: Unit = "channel"
     scope: tuple[Scope, ...] = ("conv",)
     trained: bool = True
-    penalty: Callable[[nn.Module, float], None] | None = None
+    treatment: Treat | None = None
     strength: Mapping[str, float] = field(default_factory=dict)
+    each_sparsity: bool = False
+    rounds: int = 1
     repair: str | None = None
     targets: Mapping[str, Target] = field(default_factory=dict)
     reference: str = ""
@@ -91,7 +104,7 @@ class Method:
         return ConfigError(f"The method {self.name!r}: {message}")
 
     def strength_for(self, family: str) -> float:
-        """Return the published strength of the penalty for a model family."""
+        """Return the published strength of the treatment for a model family."""
         return self.strength.get(family, self.strength.get("", 0.0))
 
 
@@ -141,15 +154,19 @@ def register_method(
     unit: Unit = "channel",
     scope: Sequence[Scope] = ("conv",),
     trained: bool = True,
+    treatment: Treat | None = None,
     penalty: Callable[[nn.Module, float], None] | None = None,
     strength: Mapping[str, float] | None = None,
+    each_sparsity: bool = False,
+    rounds: int = 1,
     repair: str | None = None,
     targets: Mapping[str, Target] | None = None,
     reference: str = "",
 ) -> Method:
     """Register a method under a name; the criterion may be a registered function itself.
 
-    The other parts are those of ``Method``::
+    ``penalty(model, strength)`` is short for a treatment that only adds to the gradients. The other
+    parts are those of ``Method``::
 
         register_method("l1-everywhere", criterion=l1_norm, scope=("conv", "stream"))
     """
@@ -160,15 +177,25 @@ def register_method(
         unit=unit,
         scope=tuple(scope),
         trained=trained,
-        penalty=penalty,
+        treatment=treatment if penalty is None else _penalising(penalty),
         strength=strength or {},
+        each_sparsity=each_sparsity,
+        rounds=rounds,
         repair=repair,
         targets=targets or {},
         reference=reference,
     )
-    # The penalty first: its code is part of what a training is, the criterion's of a pruning.
-    METHODS.add(name, method, origin=penalty or (criterion if callable(criterion) else calling_file()))
+    # The treatment first: its code is part of what a training is, the criterion's of a pruning.
+    METHODS.add(
+        name,
+        method,
+        origin=treatment or penalty or (criterion if callable(criterion) else calling_file()),
+    )
     return method
+
+
+def _penalising(penalty: Callable[[nn.Module, float], None]) -> Treat:
+    return lambda strength, _: Treatment(gradients=lambda model: penalty(model, strength))
 
 
 def _name_of(function: Criterion) -> str:
@@ -331,7 +358,7 @@ def allocate_global(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, 
     that equal it: one unit more.
     """
     flat = torch.cat([score.flatten() for score in scores.values()])
-    kept = _highest(flat, len(flat) - _share(len(flat), sparsity))
+    kept = allocate_count(flat, len(flat) - whole_share(len(flat), sparsity))
     parts = torch.split(kept, [score.numel() for score in scores.values()])
     return {name: part.clone() for name, part in zip(scores, parts, strict=True)}
 
@@ -345,19 +372,20 @@ def allocate_uniform(scores: Mapping[str, Tensor], sparsity: float) -> dict[str,
 def allocate_shares(scores: Mapping[str, Tensor], shares: Sequence[float]) -> dict[str, Tensor]:
     """Keep the floor(width * (1 - share)) highest scores of each group; a share for each."""
     return {
-        name: _highest(score, _share(score.numel(), 1.0 - share))
+        name: allocate_count(score, whole_share(score.numel(), 1.0 - share))
         for (name, score), share in zip(scores.items(), shares, strict=True)
     }
 
 
-def _highest(scores: Tensor, num: int) -> Tensor:
-    """Mark the highest scores; of equal ones the first."""
+def allocate_count(scores: Tensor, num: int) -> Tensor:
+    """Keep so many of the highest scores; of equal ones the first."""
     kept = torch.zeros(len(scores), dtype=torch.bool)
     kept[torch.argsort(scores, stable=True, descending=True)[:num]] = True
     return kept
 
 
-def _share(count: int, share: float) -> int:
+def whole_share(count: int, share: float) -> int:
+    """Return floor(count * share)."""
     # 10 x (1 - 0.3) is 7 - 1e-15 in floating point, and 7 is meant.
     return floor(count * share + 1e-9)
 
@@ -379,24 +407,44 @@ def weight_groups(model: nn.Module, scope: Sequence[Scope]) -> dict[str, Group]:
     return groups
 
 
+def filter_groups(model: nn.Module) -> dict[str, Group]:
+    """List the filters of every convolution, but for the projections (1x1) of shortcuts."""
+    shortcuts = in_shortcuts(model)
+    groups = {}
+    for name, module in model.named_modules():
+        is_conv = isinstance(module, nn.modules.conv._ConvNd)
+        if is_conv and not (module in shortcuts and module.weight[0, 0].numel() == 1):
+            tensor = f"{name}.weight" if name else "weight"
+            size = len(module.weight)
+            slot = Slot(tensor, 0, torch.arange(size), "producer")
+            groups[tensor] = Group(tensor, "conv", size, (slot,), ())
+    return groups
+
+
 def groups_in_scope(model: nn.Module, trace: Trace, method: Method) -> dict[str, Group]:
     """Return the groups that a method prunes in a network, in the order of computation."""
     if method.unit == "weight":
         groups = weight_groups(model, method.scope)
+    elif method.unit == "filter":
+        groups = filter_groups(model)
+    elif method.unit == "block":
+        groups = block_groups(model)
     else:
         groups = {n: g for n, g in trace.groups.items() if _in_scope(g, method.scope)}
     if not groups:
         raise TraceError(
-            f"{method.name} prunes {' and '.join(method.scope)} groups, and this network has none "
+            f"{method.name} prunes {_listed(method.scope)} groups, and this network has none "
             f"that can be cut. Its groups: {', '.join(trace.groups) or 'none'}."
         )
     return groups
 
 
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+
+
 def _in_scope(group: Group, scope: Sequence[str]) -> bool:
-    return group.kind in scope or (
-        "normed-conv" in scope and group.kind == "conv" and bool(group.norms)
-    )
+    return group.kind in scope or (bool(group.norms) and f"normed-{group.kind}" in scope)
 
 
 def select(
@@ -408,6 +456,7 @@ def select(
     shares: Sequence[float] | None = None,
     dataset: "Dataset | None" = None,
     seed: int = 0,
+    within: Mask | None = None,
 ) -> Mask:
     """Choose the units of a network that stay.
 
@@ -419,10 +468,12 @@ def select(
         shares: instead of a sparsity, the removed share of each group in the order of computation.
         dataset: images, for criteria that look at gradients or activations.
         seed: for criteria that draw.
+        within: an earlier choice: of the units that it kept some go, and the others stay gone.
 
     Returns:
-        A mask over the groups in scope. A group that would have been emptied keeps its highest
-        unit and is listed in ``mask.guarded``.
+        A mask over the groups in scope. Groups of channels that had to keep one more, so that no
+        layer is emptied, are listed in ``mask.guarded``. Layers of weights or filters may lose all
+        of them, because they still pass on their bias and norm.
     """
     chosen = METHODS.get(method) if isinstance(method, str) else method
     groups = groups_in_scope(model, trace, chosen)
@@ -436,22 +487,33 @@ def select(
     probe = Probe(model, dataset, seed=seed, groups=groups)
     score = CRITERIA.get(chosen.criterion)
     scores = {name: _checked(chosen, group, score(group, probe)) for name, group in groups.items()}
+    everything = {name: torch.ones(group.size, dtype=torch.bool) for name, group in groups.items()}
+    left = everything if within is None else _left(within, everything)
+    open_scores = {name: score[left[name]] for name, score in scores.items()}
     if shares is not None:
-        kept = allocate_shares(scores, [checked_sparsity(share) for share in shares])
+        kept = allocate_shares(open_scores, [_checked_share(chosen, share) for share in shares])
     else:
         assert sparsity is not None
-        kept = ALLOCATIONS.get(chosen.allocation)(scores, sparsity)
-        _check_kept(chosen, scores, kept)
+        kept = ALLOCATIONS.get(chosen.allocation)(open_scores, sparsity)
+        _check_kept(chosen, open_scores, kept)
+    kept = {name: left[name].masked_scatter(left[name], kept[name]) for name in scores}
+    if chosen.unit == "channel":
+        kept, guarded = guard(kept, scores, trace)
+        return Mask(unit="channel", kept=kept, guarded=guarded)
     if chosen.unit == "weight":
-        # Not guarded: a layer without weights still passes on its bias and norm.
         shapes = dict(model.named_parameters())
-        return Mask(unit="weight", kept={n: k.reshape(shapes[n].shape) for n, k in kept.items()})
-    guarded = tuple(name for name, stays in kept.items() if not bool(stays.any()))
-    return Mask(
-        unit="channel",
-        kept={n: _highest(scores[n], 1) if n in guarded else k for n, k in kept.items()},
-        guarded=guarded,
-    )
+        kept = {name: stays.reshape(shapes[name].shape) for name, stays in kept.items()}
+    return Mask(unit=chosen.unit, kept=kept)
+
+
+def _left(within: Mask, everything: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the units that an earlier choice kept; of what it does not name, all."""
+    return {name: within.kept.get(name, units).flatten() for name, units in everything.items()}
+
+
+def _checked_share(method: Method, share: float) -> float:
+    # A block is a group of one, so that all of the group may go.
+    return 1.0 if method.unit == "block" and share == 1.0 else checked_sparsity(share)
 
 
 def checked_sparsity(sparsity: float | None) -> float:

@@ -17,12 +17,13 @@ the study's top level.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from regrow.arms import UNPRUNED, Arm
 from regrow.data import DataSpec, fingerprint, load
@@ -37,10 +38,10 @@ from regrow.experiment import (
     read_experiments,
     text,
 )
-from regrow.jobs import Material, Penalty, Prune, Retrain, Train, structure_only
+from regrow.jobs import Material, Prune, Retrain, Train, Treated, structure_only
 from regrow.models import MODELS, ModelSpec, build
 from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, REPAIRS, groups_in_scope
-from regrow.surgery import trace
+from regrow.surgery import Trace, trace
 from regrow.work import Job
 
 DEFAULT_MARGIN = 0.3  # points of accuracy: about two standard deviations of the paper's rows
@@ -231,82 +232,137 @@ def _cells(experiment: Experiment) -> Iterable[Cell]:
     model = ModelSpec(experiment.model.name, {**experiment.model.arguments, **from_data})
     for use in experiment.uses:
         _check_use(use, model, data)
-    plain = {seed: _train(experiment, data, model, seed, None) for seed in experiment.seeds}
+    uses = [_in_network(use, model, data) for use in experiment.uses]
+    plain = {seed: _train(experiment, data, model, seed) for seed in experiment.seeds}
     if UNPRUNED in experiment.arms:
         for seed, job in plain.items():
             yield Cell(experiment=experiment, use=None, cut=None, arm=UNPRUNED, seed=seed, job=job)
-    for use in experiment.uses:
-        trained = plain
-        if use.method.penalty is not None:
-            trained = {s: _train(experiment, data, model, s, use) for s in experiment.seeds}
+    for use in uses:
+        chosen: dict[int, Prune] = {}  # by seed: of the round before, where there are rounds
         for cut in use.cuts:
+            parents = {seed: _parent(experiment, plain[seed], use, cut) for seed in plain}
+            for seed, trained in parents.items():
+                before = chosen.get(seed)
+                ticket = None
+                if before is not None and use.ticket is not None:
+                    ticket = _retrain(experiment, trained, before, use.ticket)
+                chosen[seed] = _prune(experiment, ticket or trained, use, cut)
             for arm in (arm for arm in experiment.arms if arm != UNPRUNED):
-                for seed in experiment.seeds:
+                for seed, trained in parents.items():
+                    prune = chosen[seed]
+                    if arm.start == "random" and _gives_architecture(use, cut):
+                        prune = _prune(experiment, trained, use, cut, by_structure=True)
                     yield Cell(
                         experiment=experiment,
                         use=use,
                         cut=cut,
                         arm=arm,
                         seed=seed,
-                        job=_retrain(experiment, trained[seed], use, cut, arm),
+                        job=_retrain(experiment, trained, prune, arm),
                     )
 
 
-def _train(
-    experiment: Experiment, data: Material, model: ModelSpec, seed: int, use: MethodUse | None
-) -> Train:
-    penalty = None
-    if use is not None:
-        family = MODELS.get(model.name).family
-        strength = use.strength
-        penalty = Penalty(
-            method=use.method.name,
-            strength=use.method.strength_for(family) if strength is None else strength,
-            code=METHODS.code(use.method.name),
-        )
+def _parent(experiment: Experiment, plain: Train, use: MethodUse, cut: Cut) -> Train:
+    """Return the trained network that a method prunes: the unpruned one, or one of its own."""
+    method = use.method
+    if method.treatment is None:
+        return plain
+    strength = use.strength
+    if strength is None and method.strength:
+        strength = method.strength_for(MODELS.get(plain.model.name).family)
+    treated = Treated(
+        method=method.name,
+        strength=strength,
+        sparsity=cut.sparsity if method.each_sparsity else None,
+        code=METHODS.code(method.name),
+    )
+    of = f" {cut.label}" if method.each_sparsity else ""
+    return replace(
+        plain,
+        recipe=plain.recipe if use.lr is None else replace(plain.recipe, lr=use.lr),
+        treated=treated,
+        initial=plain if use.pretrained else None,
+        label=f"{experiment.model_label} for {use.label}{of} seed {plain.seed}",
+    )
+
+
+def _train(experiment: Experiment, data: Material, model: ModelSpec, seed: int) -> Train:
     return Train(
         data=data,
         model=model,
         recipe=experiment.recipe,
         seed=seed,
-        penalty=penalty,
+        keep=tuple(sorted({arm.epoch for arm in experiment.arms if arm.epoch is not None})),
         code=MODELS.code(model.name),
-        label=f"{experiment.model_label} {f'for {use.label}' if use else 'unpruned'} seed {seed}",
+        label=f"{experiment.model_label} unpruned seed {seed}",
     )
 
 
-def _retrain(experiment: Experiment, trained: Train, use: MethodUse, cut: Cut, arm: Arm) -> Retrain:
-    """Hang an arm on what it needs: a random start of given widths needs no trained network."""
-    # A penalty belongs to the training; without it the job can be sent to any worker.
-    seed, method = trained.seed, replace(use.method, penalty=None)
-    label = f"{experiment.model_label} {use.label} {cut.label}"
-    by_structure = arm.start == "random" and _gives_architecture(use, cut)
+def _prune(
+    experiment: Experiment,
+    trained: Train | Retrain,
+    use: MethodUse,
+    cut: Cut,
+    *,
+    by_structure: bool = False,
+) -> Prune:
+    # A treatment belongs to the training; without it the job can be sent to any worker.
+    method = replace(use.method, treatment=None)
     if by_structure:
         method = structure_only(method)
-    codes = [CRITERIA.code(method.criterion), MODELS.code(trained.model.name)]
+    first = trained.prune if isinstance(trained, Retrain) else trained
+    seed = 0 if by_structure else trained.seed
+    codes = [CRITERIA.code(method.criterion), MODELS.code(first.model.name)]
     if cut.shares is None:
         codes.append(ALLOCATIONS.code(method.allocation))
     if method.repair is not None:
         codes.append(REPAIRS.code(method.repair))
-    prune = Prune(
-        data=trained.data,
-        model=trained.model,
+    label = f"{experiment.model_label} {use.label} {cut.label} prune"
+    return Prune(
+        data=first.data,
+        model=first.model,
         method=method,
-        seed=0 if by_structure else seed,
+        seed=seed,
         parent=trained if method.trained else None,
-        sparsity=cut.sparsity,
+        sparsity=cut.sparsity if cut.step is None else cut.step,
         shares=cut.shares,
         code="-".join(sorted({code for code in codes if code is not None})) or None,
-        label=f"{label} prune" + ("" if by_structure else f" seed {seed}"),
+        label=label + ("" if by_structure else f" seed {seed}"),
     )
+
+
+def _retrain(experiment: Experiment, trained: Train, prune: Prune, arm: Arm) -> Retrain:
+    """Hang an arm on what it needs.
+
+    A random start of given widths needs no trained network. Weights are inherited from the network
+    that was pruned, and rewound to those of the training that came first.
+    """
+    starts = {"inherited": prune.parent or trained, "rewound": trained}
+    seed = trained.seed
+    what = prune.label.rpartition(" prune")[0]
     return Retrain(
         prune=prune,
         arm=arm,
         recipe=experiment.recipe,
         seed=seed,
-        parent=trained if arm.start == "inherited" else None,
-        label=f"{label} {arm.name} seed {seed}",
+        parent=starts.get(arm.start),
+        label=f"{what} {arm.name} seed {seed}",
     )
+
+
+def _in_network(use: MethodUse, model: ModelSpec, data: Material) -> MethodUse:
+    """Leave out of a method's scope the normed linear layers that a network does not have.
+
+    They came to the scope of network slimming later; results without them keep their keys.
+    """
+    scope = use.method.scope
+    if "normed-linear" in scope and len(scope) > 1:
+        less = tuple(kind for kind in scope if kind != "normed-linear")
+        name, unit = use.method.name, use.method.unit
+        counts = [_count_groups(model, data.shape, unit, kinds, name) for kinds in (less, scope)]
+        if counts[0] == counts[1]:
+            return replace(use, method=replace(use.method, scope=less))
+    return use
 
 
 def _gives_architecture(use: MethodUse, cut: Cut) -> bool:
@@ -314,7 +370,7 @@ def _gives_architecture(use: MethodUse, cut: Cut) -> bool:
 
     Not so for single weights, nor for streams and views, whose positions other layers share.
     """
-    private = {"conv", "normed-conv", "linear"}
+    private = {"conv", "normed-conv", "linear", "normed-linear"}
     return (
         cut.shares is not None and use.method.unit == "channel" and set(use.method.scope) <= private
     )
@@ -325,7 +381,7 @@ def _check_use(use: MethodUse, model: ModelSpec, data: Material) -> None:
     count = _count_groups(model, data.shape, use.method.unit, use.method.scope, use.method.name)
     for cut in use.cuts:
         target = use.method.targets.get(cut.target or "")
-        if target is not None and target.model != model.name:
+        if target is not None and target.model not in ("", model.name):
             raise ConfigError(
                 f"The target {cut.target!r} of {use.method.name} is made for {target.model}. "
                 f"Got the model {model.name}."
@@ -341,6 +397,12 @@ def _check_use(use: MethodUse, model: ModelSpec, data: Material) -> None:
 def _count_groups(
     model: ModelSpec, shape: tuple[int, ...], unit: Any, scope: Any, name: str
 ) -> int:
-    network = build(model)
+    network, found = _traced(model, shape)
     method = replace(METHODS.get(name), unit=unit, scope=scope)
-    return len(groups_in_scope(network, trace(network, torch.zeros(shape)), method))
+    return len(groups_in_scope(network, found, method))
+
+
+@lru_cache(maxsize=1)
+def _traced(model: ModelSpec, shape: tuple[int, ...]) -> tuple[nn.Module, Trace]:
+    network = build(model.untrained())
+    return network, trace(network, torch.zeros(shape))

@@ -24,7 +24,7 @@ def first(group: Group, probe: Probe) -> Tensor:
 
 
 # The units that network slimming prunes too, so that the three compare.
-_SCOPE: tuple[Scope, ...] = ("normed-conv", "view")
+_SCOPE: tuple[Scope, ...] = ("normed-conv", "view", "normed-linear")
 
 register_method("random", criterion=random_score, allocation="global", scope=_SCOPE, trained=False)
 register_method(

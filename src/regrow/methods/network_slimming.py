@@ -14,11 +14,12 @@ def norm_scale(group: Group, probe: Probe) -> Tensor:
 
 
 def push_scales_to_zero(model: nn.Module, strength: float) -> None:
-    """Add strength * sign(scale) to the gradient of every BatchNorm2d scale, in place.
+    """Add strength * sign(scale) to the gradient of every BatchNorm scale, in place.
 
-    The penalty strength * sum |scale|; as part of the gradient it goes through the momentum.
+    The penalty strength * sum |scale|; as part of the gradient it goes through the momentum. Norms
+    after linear layers are in it too (the VGG-11 for ImageNet has them).
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     gradients = [m.weight.grad for m in norms if m.weight.grad is not None]
     with torch.no_grad():
         signs = [m.weight.sign() for m in norms if m.weight.grad is not None]
@@ -29,7 +30,7 @@ register_method(
     "network-slimming",
     criterion=norm_scale,
     allocation="global",
-    scope=("normed-conv", "view"),
+    scope=("normed-conv", "view", "normed-linear"),
     penalty=push_scales_to_zero,
     # The strengths of the official code: VGG 1e-4, pre-activation ResNet and DenseNet 1e-5.
     strength={"vgg": 1e-4, "": 1e-5},

@@ -91,6 +91,14 @@ class Unit(nn.Module):
         result: Tensor = x + self.branch(self.relu1(self.norm1(x)))
         return result
 
+    def branch_end(self) -> nn.Module:
+        """Return the last layer of the branch."""
+        return self.branch.get_submodule("conv3")
+
+    def without_branch(self) -> nn.Module:
+        """Return what hands the input on."""
+        return nn.Identity()
+
 
 class First(nn.Module):
     """The first unit of a stage: a projection and (if it is there) a branch, of norm and ReLU."""
@@ -107,6 +115,15 @@ class First(nn.Module):
         x = self.relu1(self.norm1(x))
         projected: Tensor = self.shortcut(x)
         return projected if self.branch is None else projected + self.branch(x)
+
+    def branch_end(self) -> nn.Module | None:
+        """Return the last layer of the branch, if it is there."""
+        return None if self.branch is None else self.branch.get_submodule("conv3")
+
+    def without_branch(self) -> nn.Module:
+        """Return norm, ReLU and projection."""
+        parts = ("norm1", "relu1", "shortcut")
+        return named([(part, self.get_submodule(part)) for part in parts])
 
 
 def _branch(widths: Sequence[int], *, stride: int) -> nn.Sequential:

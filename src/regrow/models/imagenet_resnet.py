@@ -182,6 +182,14 @@ class Basic(nn.Module):
         result: Tensor = self.relu2(out + self.shortcut(x))
         return result
 
+    def branch_end(self) -> nn.Module:
+        """Return the last layer of the branch."""
+        return self.norm2
+
+    def without_branch(self) -> nn.Module:
+        """Return relu(shortcut(x))."""
+        return named([("shortcut", self.shortcut), ("relu2", self.relu2)])
+
 
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolution of (some of) the input, and a shortcut around them."""
@@ -218,6 +226,14 @@ class Bottleneck(nn.Module):
         out = self.norm3(self.conv3(out))
         result: Tensor = self.relu3(out + self.shortcut(x))
         return result
+
+    def branch_end(self) -> nn.Module:
+        """Return the last layer of the branch."""
+        return self.norm3
+
+    def without_branch(self) -> nn.Module:
+        """Return relu(shortcut(x))."""
+        return named([("shortcut", self.shortcut), ("relu3", self.relu3)])
 
 
 def torchvision_name(name: str) -> str:

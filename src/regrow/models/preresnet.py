@@ -70,3 +70,11 @@ class Bottleneck(nn.Module):
         out = self.conv3(self.relu3(self.norm3(out)))
         result: Tensor = out + self.shortcut(x)
         return result
+
+    def branch_end(self) -> nn.Module:
+        """Return the last layer of the branch."""
+        return self.conv3
+
+    def without_branch(self) -> nn.Module:
+        """Return the shortcut: the input itself, or its projection."""
+        return self.shortcut

@@ -89,6 +89,14 @@ class Block(nn.Module):
         result: Tensor = self.relu2(out + self.shortcut(x))
         return result
 
+    def branch_end(self) -> nn.Module:
+        """Return the last layer of the branch."""
+        return self.norm2
+
+    def without_branch(self) -> nn.Module:
+        """Return relu(shortcut(x))."""
+        return named([("shortcut", self.shortcut), ("relu2", self.relu2)])
+
 
 def _shortcut(kind: str, num_in: int, planes: int) -> nn.Module:
     if kind == "average-pool":

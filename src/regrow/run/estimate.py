@@ -25,6 +25,7 @@ from regrow.cost import measure
 from regrow.data import Dataset, MemoryImages, load
 from regrow.errors import TraceError
 from regrow.jobs import Material, Prune, Retrain, Train, model_cost
+from regrow.mask import HELD
 from regrow.models import ModelSpec, build
 from regrow.prune import METHODS, select
 from regrow.run.execute import one_thread
@@ -211,7 +212,7 @@ class _Guess:
         if isinstance(job, Retrain):
             ratio, overhead = self._ratio(job.prune), speed.cut_seconds
             epochs = job.arm.budget.epochs(epochs, ratio)
-            if job.prune.method.unit == "channel":
+            if job.prune.method.unit not in HELD:
                 flops /= ratio  # weights held at zero take as long as any
         data = setting.data
         steps = epochs * -(-data.num_train // job.recipe.batch)
@@ -246,7 +247,8 @@ class _Guess:
     def _ratio(self, prune: Prune) -> float:
         """Return the unpruned network's FLOPs over the pruned one's, known or guessed."""
         how = prune.method
-        key = (prune.model, prune.data.shape, how.unit, how.scope, prune.sparsity, prune.shares)
+        kept = prune.expected_kept
+        key = (prune.model, prune.data.shape, how.unit, how.scope, kept, prune.shares)
         if self.store is not None and prune.key in self._finished_keys:
             record = self.store.record(prune.key)
             return float(record["before"]["flops"] / max(record["after"]["flops"], 1))
@@ -259,13 +261,13 @@ class _Guess:
         return frozenset(job.key for job in self.finished)
 
     def _uniform_ratio(self, prune: Prune) -> float:
-        kept = 1.0 - (prune.sparsity or 0.0)
-        if prune.method.unit == "weight":
+        kept = prune.expected_kept
+        if prune.method.unit != "channel":
             return 1.0 / max(kept, 0.01)
         key = (prune.model, prune.data.shape)
         try:
             if key not in self._traces:
-                network = build(prune.model)
+                network = build(prune.model.untrained())
                 self._traces[key] = network, trace(network, prune.data.shape)
             network, found = self._traces[key]
             method = replace(METHODS.get("uniform"), scope=prune.method.scope)
@@ -293,7 +295,7 @@ def _calibrate(setting: _Setting) -> _Speed:
     """Time a network, whole and half as wide."""
     dataset = load(setting.data.spec)
     shape = setting.data.shape
-    whole = build(setting.model)
+    whole = build(setting.model.untrained())
     flops = model_cost(setting.model, shape).flops
     began = time.perf_counter()
     half = _half(whole, shape)

@@ -7,6 +7,7 @@
 The only code that changes shapes.
 """
 
+from regrow.surgery.blocks import Residual, block_groups, blocks, in_shortcuts
 from regrow.surgery.cut import Select, kept_positions, shrink, silence, verify
 from regrow.surgery.rules import rule
 from regrow.surgery.trace import Group, Kind, Slot, Trace, trace
@@ -14,9 +15,13 @@ from regrow.surgery.trace import Group, Kind, Slot, Trace, trace
 __all__ = [
     "Group",
     "Kind",
+    "Residual",
     "Select",
     "Slot",
     "Trace",
+    "block_groups",
+    "blocks",
+    "in_shortcuts",
     "kept_positions",
     "rule",
     "shrink",

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from regrow.errors import TraceError
 from regrow.mask import Mask
+from regrow.surgery.blocks import dropped, silence_
 from regrow.surgery.tape import Narrows, evaluating
 from regrow.surgery.trace import Trace
 
@@ -41,14 +42,21 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     """Cut a mask's units out of a network and return the smaller one; the network itself stays.
 
     The result is an ordinary module of the same classes with narrower layers. A norm that reads a
-    shared stream gets a ``Select`` before it when its view is cut.
+    shared stream gets a ``Select`` before it when its view is cut. The blocks that a mask over
+    blocks drops are replaced by what is left of them without a branch.
 
     Raises:
         TraceError: the mask names groups that the trace lacks, has another width, would empty a
             layer, or the smaller network does not run because its code fixes a number of channels.
     """
-    _check(mask, trace)
     small = deepcopy(model)
+    if mask.unit == "block":
+        for block in dropped(small, mask).values():
+            assert isinstance(block, nn.Module)
+            _replace(small, block, block.without_branch())
+        _try(small, trace)
+        return small
+    _check(mask, trace)
     kept = kept_positions(mask, trace)
     for name, widths in trace.movers.items():
         sides = [
@@ -71,10 +79,15 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
 def silence(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     """Return a copy of a network whose cut units are exactly zero: the reference for ``shrink``.
 
-    Producers' weights and biases, and norms' affine parameters and running means, are zeroed there.
+    Producers' weights and biases, and norms' affine parameters and running means, are zeroed there;
+    of a block that goes, the last layer of the branch.
     """
-    _check(mask, trace)
     quiet = deepcopy(model)
+    if mask.unit == "block":
+        for block in dropped(quiet, mask).values():
+            silence_(block)
+        return quiet
+    _check(mask, trace)
     tensors = dict(quiet.named_parameters()) | dict(quiet.named_buffers())
     with torch.no_grad():
         for name, stays in mask.kept.items():
@@ -109,7 +122,7 @@ def _tensors(output: object) -> list[Tensor]:
 
 def _check(mask: Mask, trace: Trace) -> None:
     if mask.unit != "channel":
-        raise TraceError(f"Only channels can be cut out. Got a mask over {mask.unit}s.")
+        raise TraceError(f"Only channels and blocks can be cut out. Got a mask over {mask.unit}s.")
     for name, kept in mask.kept.items():
         group = trace.group(name)
         if kept.numel() != group.size:

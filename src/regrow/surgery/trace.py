@@ -14,7 +14,7 @@ from regrow.surgery.painter import Painter, Role
 from regrow.surgery.rules import RULES
 from regrow.surgery.tape import Node, Tape, record
 
-Kind = Literal["conv", "linear", "stream", "view"]
+Kind = Literal["conv", "linear", "stream", "view", "block"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +38,9 @@ class Group:
     """Units (channels) that can be cut, and everything that each of them touches.
 
     ``kind``: ``conv`` and ``linear`` have one producer; a ``stream`` has several, united by
-    residual additions; a ``view`` is a norm's own selection of a stream's channels. ``norms`` are
-    the modules that normalise the units without changing them.
+    residual additions; a ``view`` is a norm's own selection of a stream's channels; a ``block`` is
+    no channels but a residual block, whose branch is its one unit. ``norms`` are the modules that
+    normalise the units without changing them.
     """
 
     name: str

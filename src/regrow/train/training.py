@@ -111,8 +111,8 @@ class Training:
         self._engine: Engine = Eager(self.parts)
         if recorder is not None and isinstance(dataset.train, MemoryImages):
             self._engine = Graphed(self.parts, recorder)
-        self._skipped = first_epoch * self.steps_per_epoch
-        self.steps_done = self._skipped
+        self.first_epoch = first_epoch
+        self.steps_done = first_epoch * self.steps_per_epoch
         if treatment.epoch is not None:
             treatment.epoch(self.model, 0)
 
@@ -140,8 +140,9 @@ class Training:
     def samples(self) -> int:
         """Count the images trained on so far, each as often as it was seen."""
         epochs, place = divmod(self.steps_done, self.steps_per_epoch)
-        epochs -= self._skipped // self.steps_per_epoch
-        return epochs * len(self.parts.images) + (self.parts.bounds[place - 1][1] if place else 0)
+        return (epochs - self.first_epoch) * len(self.parts.images) + (
+            self.parts.bounds[place - 1][1] if place else 0
+        )
 
     def step(self) -> None:
         """Take one update; a loss that is not finite is a ``TrainingError``."""

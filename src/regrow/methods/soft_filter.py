@@ -1,0 +1,70 @@
+"""Soft Filter Pruning (He et al., IJCAI 2018, arXiv:1808.06866).
+
+While a network trains, the smallest filters of every convolution are zeroed again and again, and
+train freely in between; the network that is left after the last zeroing is the pruned one. The
+study's recipe should be ``cifar-sfp``; ``pretrained: true`` goes on from the unpruned network.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from regrow.prune import (
+    Probe,
+    allocate_count,
+    allocation,
+    criterion,
+    filter_groups,
+    register_method,
+    whole_share,
+)
+from regrow.surgery import Group
+from regrow.train import Treatment
+
+
+@criterion("l2-norm")
+def l2_norm(group: Group, probe: Probe) -> Tensor:
+    """Score a unit by the root of the summed squares of the weights that produce it."""
+    return group.sum(lambda name: probe.weight(name).square()).sqrt()
+
+
+@allocation("uniform-rounded-down")
+def allocate_rounded_down(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    """Remove the floor(width * sparsity) lowest scores of every group."""
+    return {
+        name: allocate_count(score, score.numel() - whole_share(score.numel(), sparsity))
+        for name, score in scores.items()
+    }
+
+
+def zero_smallest_filters_(model: nn.Module, _epochs: int, *, sparsity: float) -> None:
+    """Zero the floor(width * sparsity) filters of least L2 norm of each convolution, in place.
+
+    Every convolution but the projections of shortcuts; norms and biases are left alone.
+    """
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, group in filter_groups(model).items():
+            weight = parameters[name]
+            norms = weight.flatten(1).square().sum(1).sqrt()
+            order = torch.argsort(norms, stable=True, descending=True)
+            weight.index_fill_(0, order[group.size - whole_share(group.size, sparsity) :], 0.0)
+
+
+def soft_pruning(_strength: float, sparsity: float) -> Treatment:
+    """Zero filters before the first epoch and after each."""
+    return Treatment(epoch=partial(zero_smallest_filters_, sparsity=sparsity))
+
+
+register_method(
+    "soft-filter",
+    criterion=l2_norm,
+    allocation="uniform-rounded-down",
+    unit="filter",
+    scope=("conv",),
+    treatment=soft_pruning,
+    each_sparsity=True,
+    reference="He et al., Soft Filter Pruning, IJCAI 2018, arXiv:1808.06866",
+)
