@@ -247,7 +247,9 @@ def _data(name: str, label: str, request: Request) -> tuple[dict[str, Any], list
     if chosen is None:
         return data, []
     data["label"] = f"{chosen} for {label}"
-    return data, [f"{label} is replaced by {chosen}: not the paper's numbers to compare with."]
+    return data, [
+        f"In place of {label}: {chosen}. For other images the printed numbers are no reference."
+    ]
 
 
 def _at_most(wanted: int | None, there: int, classes: int) -> int | None:
@@ -265,7 +267,7 @@ def _labels(cell: Cell, pairs: Sequence[tuple[Experiment, Mapping[str, Any]]]) -
         wanted["target"] = _target(cell, paper["table"])
     rows = [
         row
-        for row in records(cells(paper["table"]))
+        for row in _printed_rows(paper["table"])
         if all(row[name] == value for name, value in wanted.items())
     ]
     if len(rows) != 1:
@@ -281,11 +283,16 @@ def _target(cell: Cell, table: int) -> str:
     if cell.use is None or cell.cut is None:
         return ""
     share = f"{100 * cell.cut.sparsity:g}%" if cell.cut.sparsity is not None else ""
-    printed = {str(name).casefold(): str(name) for name in cells(table)["target"] if name}
+    printed = {row["target"].casefold(): row["target"] for row in _printed_rows(table)}
     for name in (cell.use.label, cell.cut.label, share):
         if name.casefold() in printed:
             return printed[name.casefold()]
     return share or cell.cut.label
+
+
+@cache
+def _printed_rows(table: int) -> list[Labels]:
+    return records(cells(table))
 
 
 def _matches(one: Printable, only: str | None) -> bool:

@@ -1,0 +1,583 @@
+"""The paper's studies: each cell of ours in one printed cell, settings as the paper has them."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from commands import Command
+from regrow import study as study_module
+from regrow.data import DataSpec
+from regrow.errors import ConfigError, DataError
+from regrow.jobs import Material, Retrain, Train
+from regrow.models import ModelSpec, build
+from regrow.paper import reproduce, scales
+from regrow.paper.printed import RESULT, cells, records
+from regrow.paper.reproduce import Plan, Printable, Request, entries, entry, prepare, rows
+from regrow.report.rows import Run
+from regrow.work import Context
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+READY = [one.name for one in entries().values() if one.studies]
+TABLES = [name for name in READY if name.startswith("table")]
+IMAGENET = {"imagenet": "folder:imagenet"}
+
+
+def _material(spec: DataSpec, *, imagenet_size: int = 32) -> Material:
+    """Stand for the paper's data without a byte of it."""
+    shapes = {"cifar10": (10, 32), "cifar100": (100, 32), "digits": (10, 8)}
+    classes, size = shapes.get(spec.name, (1000, imagenet_size))
+    return Material(
+        spec=spec,
+        content=spec.name,
+        channels=1 if spec.name == "digits" else 3,
+        size=size,
+        classes=classes,
+        num_train=spec.subset or 50_000,
+        num_test=spec.test_subset or 10_000,
+    )
+
+
+@pytest.fixture
+def paper_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let studies be expanded without data; call it to give ImageNet another size."""
+
+    def pretend(**changes: Any) -> None:
+        @cache
+        def material(spec: DataSpec) -> Material:
+            return _material(spec, **changes)
+
+        for module in (study_module, reproduce):
+            monkeypatch.setattr(module, "material", material)
+
+    pretend()
+    # Whether targets fit their networks is a test of its own: it traces every network.
+    monkeypatch.setattr(study_module, "_check_use", lambda use, model, data: None)
+    return pretend
+
+
+def plan_of(name: str, scale: str = "paper", **changes: Any) -> Plan:
+    return prepare(entry(name), Request(scale=scales.named(scale), data=IMAGENET, **changes))
+
+
+def printables(plan: Plan) -> list[Printable]:
+    return [one for part in plan.parts for one in part.cells]
+
+
+def retrainings(plan: Plan, arm: str) -> dict[str, Retrain]:
+    """Return the first seed's jobs of an arm by the printed target."""
+    found: dict[str, Retrain] = {}
+    for one in printables(plan):
+        if one.cell.arm.name == arm and isinstance(one.cell.job, Retrain):
+            assert one.labels is not None
+            found.setdefault(one.labels["target"], one.cell.job)
+    return found
+
+
+def record_of(job: Retrain) -> dict[str, Any]:
+    """Prune by structure alone, which needs no images."""
+    context = SimpleNamespace(dataset=lambda spec: None)
+    return job.prune.run(cast(Context, context)).record
+
+
+def epochs_of(job: Retrain) -> int:
+    record = record_of(job)
+    ratio = record["before"]["flops"] / record["after"]["flops"]
+    return job.arm.budget.epochs(job.recipe.epochs, ratio)
+
+
+# The index ----------------------------------------------------------------------------------------
+
+
+def test_every_table_and_figure_is_there_or_says_what_it_waits_for() -> None:
+    expected = [f"table-{n}" for n in range(1, 22)] + [f"figure-{n}" for n in range(3, 9)]
+    assert list(entries()) == expected
+    for one in entries().values():
+        assert bool(one.studies) != bool(one.waits_for)
+        assert bool(one.studies) == (one.table is not None)
+
+
+def test_every_study_file_belongs_to_a_table() -> None:
+    used = {name for one in entries().values() for name in one.studies}
+    there = {Path(str(file)).stem for file in reproduce.STUDIES.iterdir()} - {"index"}
+    assert used == there
+
+
+# Cells --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", scales.SCALES)
+@pytest.mark.parametrize("name", READY)
+def test_each_cell_of_ours_is_one_printed_cell_and_none_is_missed(
+    name: str, scale: str, paper_data: object
+) -> None:
+    plan = plan_of(name, scale)
+    assert not plan.skipped
+    ours = {tuple(one.labels[k] for k in RESULT) for one in printables(plan) if one.labels}
+    table = records(cells(cast(int, plan.entry.table)))
+    gaps = [gap for study in plan.entry.studies for gap in reproduce.absent(study)]
+    absent = set()
+    for gap in gaps:
+        labels = {key: value for key, value in gap.items() if key != "why"}
+        fits = [row for row in table if all(row[k] == v for k, v in labels.items())]
+        assert fits, f"no printed cell is {labels}"
+        assert gap["why"]
+        absent |= {tuple(row[k] for k in RESULT) for row in fits}
+    printed = {tuple(row[k] for k in RESULT) for row in table}
+    assert not ours & absent
+    assert ours | absent == printed
+
+
+@pytest.mark.parametrize("name", READY)
+def test_a_scale_changes_size_and_length_but_not_what_is_compared(
+    name: str, paper_data: object
+) -> None:
+    paper, smoke = (
+        [
+            (one.cell.arm.name, one.labels and tuple(one.labels[k] for k in RESULT))
+            for one in printables(plan_of(name, scale, seeds=1))
+        ]
+        for scale in ("paper", "smoke")
+    )
+    assert paper == smoke
+
+
+@pytest.mark.parametrize("name", READY)
+def test_every_method_and_target_fits_its_network(name: str) -> None:
+    plan = prepare(entry(name), Request(scale=scales.named("smoke")))
+    assert not plan.skipped
+    assert plan.jobs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READY)
+def test_every_method_and_target_fits_its_network_at_full_width(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (study_module, reproduce):
+        monkeypatch.setattr(module, "material", cache(_material))
+    assert plan_of(name).jobs
+
+
+def test_controls_have_no_printed_cell(paper_data: object) -> None:
+    controls = [one for one in printables(plan_of("table-9")) if one.labels is None]
+    assert {one.cell.arm.name for one in controls} == {"same-distribution"}
+    assert "same-distribution" in controls[0].words
+
+
+def test_a_cell_that_fits_no_printed_one_is_refused(
+    paper_data: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = dict(reproduce._read("table-14"))
+    value["paper"] = {**value["paper"], "table": 15}
+    monkeypatch.setattr(reproduce, "_read", lambda name: value)
+    with pytest.raises(ConfigError, match=r"Table 15 has 0 printed cells .* exactly one"):
+        plan_of_file("table-14")
+
+
+def test_two_cells_for_one_printed_one_are_refused(
+    paper_data: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = dict(reproduce._read("table-14"))
+    value["paper"] = {**value["paper"], "arms": {"scratch-b": "scratch-e"}}
+    monkeypatch.setattr(reproduce, "_read", lambda name: value)
+    with pytest.raises(ConfigError, match=r"Two cells are for the printed cell .* scratch-e"):
+        plan_of_file("table-14")
+
+
+def plan_of_file(name: str) -> Plan:
+    """Prepare an entry that is known, whatever its file has been replaced by."""
+    return prepare(
+        reproduce.Entry(name=name, table=14, studies=(name,)),
+        Request(scale=scales.named("paper")),
+    )
+
+
+# Settings of the paper ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["table-1", "table-4", "table-6", "table-8", "table-9", "table-13", "table-14"]
+)
+def test_cifar_trains_160_epochs_with_drops_at_80_and_120_on_five_seeds(
+    name: str, paper_data: object
+) -> None:
+    study = plan_of(name).parts[0].study
+    for experiment in study.experiments:
+        recipe = experiment.recipe
+        assert experiment.seeds == (0, 1, 2, 3, 4)
+        assert (recipe.epochs, recipe.batch, recipe.momentum) == (160, 64, 0.9)
+        assert (recipe.weight_decay, recipe.nesterov) == (1e-4, False)
+        drops = [e for e in range(1, 160) if recipe.lr_at(e) < recipe.lr_at(e - 1)]
+        assert drops == [80, 120]
+
+
+# Protocols, section 3.3.
+BUDGETS = {
+    "table-1": {
+        "VGG-16-A": 243,
+        "ResNet-56-A": 178,
+        "ResNet-56-B": 220,
+        "ResNet-110-A": 190,
+        "ResNet-110-B": 260,
+    },
+    "table-17": {
+        "VGG-16-A": 455,
+        "ResNet-56-A": 334,
+        "ResNet-56-B": 413,
+        "ResNet-110-A": 356,
+        "ResNet-110-B": 488,
+    },
+    "table-14": {"90%": 1791},
+}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_scratch_b_has_the_resolved_epochs(name: str, paper_data: object) -> None:
+    jobs = retrainings(prepare_first(name), "scratch-b")
+    found = {}
+    for target, job in jobs.items():
+        by_shape = Retrain(
+            prune=structural(job), arm=job.arm, recipe=job.recipe, seed=0, parent=None
+        )
+        found[target] = epochs_of(by_shape)
+    assert found == BUDGETS[name]
+
+
+def prepare_first(name: str) -> Plan:
+    """Prepare the CIFAR part of a table."""
+    one = entry(name)
+    return prepare(
+        reproduce.Entry(name=name, table=one.table, studies=one.studies[:1]),
+        Request(scale=scales.named("paper"), seeds=1),
+    )
+
+
+def structural(job: Retrain) -> Any:
+    """Return the pruning with the same widths that looks at no weights."""
+    from dataclasses import replace
+
+    from regrow.jobs import structure_only
+
+    return replace(job.prune, method=structure_only(job.prune.method), parent=None)
+
+
+def test_imagenet_scratch_b_is_capped_at_twice_the_epochs(
+    paper_data: Callable[..., None],
+) -> None:
+    paper_data(imagenet_size=224)
+    jobs = retrainings(plan_of("table-1", only="ResNet-34-"), "scratch-b")
+    assert {target: epochs_of(job) for target, job in jobs.items()} == {
+        "ResNet-34-A": 106,
+        "ResNet-34-B": 118,
+    }
+    assert {job.arm.budget.cap for job in jobs.values()} == {2}
+
+
+def test_fine_tuning_is_40_epochs_of_0_001_on_cifar_and_20_on_imagenet(
+    paper_data: object,
+) -> None:
+    for name, epochs in (("table-1", {40, 20}), ("table-17", {40}), ("table-6", {40, 20})):
+        jobs = retrainings(plan_of(name), "fine-tune").values()
+        assert {job.arm.budget.epochs(job.recipe.epochs, 1.0) for job in jobs} == epochs
+        rates = {round(job.arm.recipe(job.recipe, 40).lr_at(39), 12) for job in jobs}
+        assert rates == {0.001}
+
+
+def test_longer_fine_tuning_has_40_80_and_160_epochs(paper_data: object) -> None:
+    plan = plan_of("table-16")
+    for epochs in (40, 80, 160):
+        jobs = retrainings(plan, f"fine-tune-{epochs}").values()
+        assert {job.arm.budget.epochs(160, 1.0) for job in jobs} == {epochs}
+
+
+def test_slimming_has_the_strengths_of_the_official_code(paper_data: object) -> None:
+    for name in ("table-4", "table-13"):
+        for part in plan_of(name).parts:
+            for experiment in part.study.experiments:
+                vgg = experiment.model.name.startswith("vgg")
+                assert {use.strength for use in experiment.uses} == {1e-4 if vgg else 1e-5}
+
+
+def test_tickets_are_compared_at_both_rates_and_all_ratios(paper_data: object) -> None:
+    plan = plan_of("table-9")
+    found = {
+        (one.labels["part"], one.cell.experiment.recipe.lr, one.cell.cut.sparsity)
+        for one in printables(plan)
+        if one.labels and one.cell.cut
+    }
+    ratios = (0.2, 0.4, 0.6, 0.8, 0.95)
+    assert found == {(p, lr, s) for p, lr in (("a", 0.1), ("b", 0.01)) for s in ratios}
+
+
+def test_fixed_targets_train_for_90_epochs_and_their_resolved_budget(paper_data: object) -> None:
+    found: dict[tuple[str, str], tuple[int, float]] = {}
+    for name in ("table-2", "table-3"):
+        for one in printables(plan_of(name)):
+            assert one.labels is not None
+            if one.labels["arm"].startswith("scratch"):
+                assert isinstance(one.cell.job, Train)
+                recipe = one.cell.job.recipe
+                found[one.labels["target"], one.labels["arm"]] = recipe.epochs, recipe.lr
+    long = {"ResNet50-70%": 141, "ResNet-50-2x": 134}
+    assert len(found) == 16
+    for (target, arm), (epochs, lr) in found.items():
+        assert epochs == (90 if arm == "scratch-e" else long.get(target, 180))
+        assert lr == (0.01 if target.startswith("VGG") else 0.1)
+
+
+@pytest.mark.parametrize(
+    ("table", "target", "model"),
+    [
+        ("table-2", "VGG-Conv", "vgg-conv"),
+        ("table-2", "ResNet50-30%", "resnet-50-30"),
+        ("table-2", "ResNet50-50%", "resnet-50-50"),
+        ("table-2", "ResNet50-70%", "resnet-50-70"),
+        ("table-3", "VGG-16-5x", "vgg-16-5x"),
+    ],
+)
+def test_what_is_cut_has_the_size_of_the_published_target(
+    table: str, target: str, model: str, paper_data: object
+) -> None:
+    job = retrainings(plan_of(table, only=target), "fine-tune")[target]
+    small = Retrain(prune=structural(job), arm=job.arm, recipe=job.recipe, seed=0)
+    published = build(ModelSpec(model, {"classes": 1000, "input_size": 32}))
+    size = sum(p.numel() for p in published.parameters())
+    assert record_of(small)["after"]["parameters"] == size
+
+
+# Scales -------------------------------------------------------------------------------------------
+
+
+def test_a_scale_reaches_every_part_of_a_study() -> None:
+    scale = scales.Scale(name="half", about="", epochs=0.5, width=0.25, batch=32, cap=1.5, seeds=2)
+    study = {
+        "seeds": 5,
+        "recipe": "cifar",
+        "arms": ["unpruned", "scratch-b", {"name": "fine-tune", "epochs": 41}],
+        "experiments": [
+            {"models": "vgg-16"},
+            {
+                "models": {"name": "vgg-16", "width": 0.5},
+                "recipe": {"name": "imagenet", "lr": 0.01},
+                "arms": {"name": "scratch-b", "cap": 1.2},
+            },
+        ],
+    }
+    assert scales.scaled(study, scale, precision="bf16") == {
+        "seeds": 2,
+        "recipe": {"name": "cifar", "epochs": 80, "batch": 32, "precision": "bf16"},
+        "arms": [
+            {"name": "unpruned"},
+            {"name": "scratch-b", "cap": 1.5},
+            {"name": "fine-tune", "epochs": 20},
+        ],
+        "experiments": [
+            {"models": [{"name": "vgg-16", "width": 0.25}]},
+            {
+                "models": [{"name": "vgg-16", "width": 0.125}],
+                "recipe": {
+                    "name": "imagenet",
+                    "lr": 0.01,
+                    "epochs": 45,
+                    "batch": 32,
+                    "precision": "bf16",
+                },
+                "arms": [{"name": "scratch-b", "cap": 1.2}],
+            },
+        ],
+    }
+
+
+def test_the_seeds_asked_for_override_those_of_the_study(paper_data: object) -> None:
+    study = plan_of("table-1", "smoke", seeds=3).parts[0].study
+    assert {experiment.seeds for experiment in study.experiments} == {(0, 1, 2)}
+
+
+def test_only_keeps_the_rows_that_match_and_what_changes_are_from(paper_data: object) -> None:
+    some = printables(plan_of("table-1", only="resnet-56*scratch", seeds=1))
+    assert [one.words for one in some] == [
+        f"CIFAR-10 / ResNet-56 / ResNet-56-{target} / scratch-{arm}"
+        for target in "AB"
+        for arm in "eb"
+    ]
+    changes = printables(plan_of("table-2", only="vgg-tiny"))
+    assert "ImageNet / VGG-16 / unpruned" in [one.words for one in changes]
+
+
+def test_only_that_matches_nothing_lists_the_rows(paper_data: object) -> None:
+    with pytest.raises(ConfigError, match=r"No row of table-14 matches .*ResNet-56 / 90%"):
+        plan_of("table-14", only="vgg")
+
+
+def test_replaced_data_is_noted_and_in_every_label(paper_data: object) -> None:
+    request = Request(scale=scales.named("paper"), data={"cifar10": "digits"})
+    plan = prepare(entry("table-14"), request)
+    assert any("In place of CIFAR-10: digits" in note for note in plan.notes)
+    assert {one.cell.experiment.data_label for one in printables(plan)} == {"digits for CIFAR-10"}
+
+
+def test_imagenet_has_to_be_named_and_the_rest_of_the_table_goes_on(paper_data: object) -> None:
+    plan = prepare(entry("table-1"), Request(scale=scales.named("paper")))
+    assert [part.name for part in plan.parts] == ["table-1"]
+    assert "--data imagenet=folder:PATH" in plan.skipped["table-1-imagenet"]
+    with pytest.raises(DataError, match=r"table-2 cannot be run\. .*--data imagenet="):
+        prepare(entry("table-2"), Request(scale=scales.named("paper")))
+
+
+def test_data_that_the_paper_does_not_have_cannot_be_replaced() -> None:
+    with pytest.raises(ConfigError, match=r"replaces a data set of the paper: .*cifar10"):
+        Request(scale=scales.named("paper"), data={"cifar-10": "digits"})
+
+
+def test_an_unknown_scale_offers_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="small"):
+        scales.named("smal")
+
+
+# Rows ---------------------------------------------------------------------------------------------
+
+
+def test_rows_are_means_over_seeds_under_the_printed_labels(paper_data: object) -> None:
+    part = plan_of("table-14", only="unpruned").parts[0]
+    runs = [
+        Run(data="d", model="m", arm="unpruned", seed=seed, status="done", accuracy=90.0 + seed)
+        for seed in range(4)
+    ]
+    missing = Run(data="d", model="m", arm="unpruned", seed=4)
+    found = reproduce.Found(part=part, runs=(*runs, missing), failures=())
+    (row,) = records(rows([found]))
+    assert (row["mean"], row["n"], row["dataset"], row["target"]) == (91.5, 4, "CIFAR-10", "")
+    assert row["std"] == pytest.approx(1.2909944)
+    assert not found.complete
+
+
+def test_a_change_from_a_network_without_result_is_left_out(paper_data: object) -> None:
+    part = plan_of("table-3", only="5x").parts[0]
+    runs = tuple(
+        Run(data="d", model="m", arm="a", seed=0)
+        if one.labels and not one.labels["target"]
+        else Run(data="d", model="m", arm="a", seed=0, status="done", accuracy=50.0)
+        for one in part.cells
+    )
+    assert rows([reproduce.Found(part=part, runs=runs, failures=())]).empty
+
+
+# Commands -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def regrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    monkeypatch.chdir(tmp_path)
+    return Command(monkeypatch, capsys)
+
+
+def test_list_names_every_table_and_figure(regrow: Command) -> None:
+    found = regrow("reproduce", "list")
+    assert found.code == 0
+    assert [line.split()[0] for line in found.out.splitlines()] == list(entries())
+
+
+def test_a_table_that_is_not_available_says_what_it_waits_for(
+    regrow: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = {"table-5": reproduce.Entry(name="table-5", waits_for="a method")}
+    monkeypatch.setattr(reproduce, "entries", lambda: waiting)
+    found = regrow("reproduce", "table-5")
+    assert found.code == 2
+    assert "table-5 is not available yet: a method" in found.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("table-44",), "table-4"),
+        (("table-1", "--data", "cifar10"), "NAME=DATA"),
+        (("table-1", "--scale", "tiny"), "smoke"),
+    ],
+)
+def test_mistakes_end_in_a_message(
+    arguments: tuple[str, ...], message: str, regrow: Command
+) -> None:
+    found = regrow("reproduce", *arguments)
+    assert found.code == 2
+    assert message in found.text
+
+
+def test_a_row_at_smoke_scale_stands_beside_the_printed_one(regrow: Command) -> None:
+    arguments = ("table-14", "--scale", "smoke", "--workers", "0", "--only", "unpruned")
+    plan = regrow("reproduce", *arguments, "--plan")
+    assert "In all 1 jobs, 0 done." in plan.out
+    found = regrow("reproduce", *arguments)
+    assert found.code == 0
+    assert "1 of 4 cells have been run." in found.out
+    assert "93.14" in found.out
+    assert "In place of CIFAR-10: digits" in found.out
+    folder = Path("regrow-paper/smoke/table-14")
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "not run" in text
+    assert "The paper does not give the configuration" in text
+    assert (folder / "details" / "table-14" / "rows.csv").is_file()
+    assert len(reproduce.read_cells(folder)) == 1
+    assert len(reproduce.read_cells(folder.parent)) == 1
+    claims = regrow("claims", "--ours", folder)
+    assert claims.code == 0
+    assert "33 claims on our results" in claims.out
+
+
+def test_all_goes_on_after_a_table_that_cannot_be_run(
+    regrow: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = {name: entries()[name] for name in ("table-2", "table-14", "table-5")}
+    monkeypatch.setattr(reproduce, "entries", lambda: some)
+    found = regrow(
+        *("reproduce", "all", "--data", "cifar10=digits", "--only", "nothing"),
+        *("--workers", "0"),
+    )
+    assert found.code == 1
+    assert "table-2: not run. table-2 cannot be run. ImageNet is not downloaded." in found.text
+    assert "table-14: not run. No row of table-14 matches" in found.text
+    page = Path("regrow-paper/paper/report.md").read_text(encoding="utf-8")
+    assert "| table-2 | not run |" in page
+
+
+def test_claims_are_judged_on_the_printed_numbers(regrow: Command) -> None:
+    found = regrow("claims")
+    assert found.code == 0
+    assert "33 claims on the printed numbers" in found.out
+
+
+def test_claims_need_a_folder_with_cells(regrow: Command, tmp_path: Path) -> None:
+    found = regrow("claims", "--ours", tmp_path)
+    assert found.code == 2
+    assert "There is no cells.csv in" in found.text
+
+
+@pytest.mark.slow
+def test_table_1_at_smoke_scale_fills_every_cell_from_real_images(regrow: Command) -> None:
+    images = SHARED / "cifar10-jpeg"
+    if not images.is_dir():
+        pytest.skip("needs the folder shared/data/cifar10-jpeg beside the checkout")
+    found = regrow(
+        *("reproduce", "table-1", "--scale", "smoke"), *("--data", f"cifar10=hf:{images}")
+    )
+    assert found.code == 0
+    assert "25 of 25 cells have been run." in found.out
+
+
+@pytest.mark.slow
+def test_table_4_at_smoke_scale_has_both_data_sets(regrow: Command) -> None:
+    images = SHARED / "tiny-imagenet-100-32px"
+    if not images.is_dir():
+        pytest.skip("needs the folder shared/data/tiny-imagenet-100-32px beside the checkout")
+    found = regrow(
+        *("reproduce", "table-4", "--scale", "smoke", "--only", "CIFAR-100 / VGG-19"),
+        *("--data", f"cifar100=hf:{images}"),
+    )
+    assert found.code == 0
+    assert "4 of 40 cells have been run." in found.out
