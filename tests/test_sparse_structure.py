@@ -1,0 +1,349 @@
+"""Sparse structure selection: the step by hand, exact zeros, and blocks that are dropped."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cutting import enliven_
+from regrow.architecture import Architecture, load, save
+from regrow.cost import measure
+from regrow.errors import ConfigError, StoreError, TraceError
+from regrow.jobs import Prune, Retrain, Train
+from regrow.mask import Mask
+from regrow.methods.sparse_structure import (
+    Factor,
+    accelerated_proximal_step_,
+    attach_,
+    factors,
+    fold_,
+    selecting,
+)
+from regrow.models import ModelSpec, build
+from regrow.prune import METHODS, select
+from regrow.run import run
+from regrow.store import Store
+from regrow.study import Study
+from regrow.surgery import blocks, shrink, silence, trace, verify
+from regrow.surgery.tape import evaluating
+from regrow.train import Recipe, Training, fit
+from small import FROM_DIGITS, NETWORKS, SHAPE, digits, equal, small, snapshot
+
+# A network of each kind of block.
+BLOCKS = {
+    "resnet": NETWORKS["resnet"],
+    "resnet-projection": ModelSpec("resnet-50-lottery", {**FROM_DIGITS, "depth": 14, "width": 0.5}),
+    "preresnet": ModelSpec("preresnet-56", {**FROM_DIGITS, "depth": 20, "width": 0.25}),
+    "imagenet-basic": ModelSpec("imagenet-resnet-34", {**FROM_DIGITS, "depth": 18, "width": 0.1}),
+    "imagenet-bottleneck": ModelSpec("imagenet-resnet-50", {**FROM_DIGITS, "width": 0.05}),
+    "imagenet-preresnet": ModelSpec("imagenet-preresnet-50", {**FROM_DIGITS, "width": 0.05}),
+}
+
+
+def network(label: str) -> nn.Module:
+    model = build(BLOCKS[label])
+    enliven_(model, SHAPE)
+    return model
+
+
+def mask_over(model: nn.Module, kept: list[bool]) -> Mask:
+    names = list(blocks(model))
+    assert len(names) == len(kept)
+    return Mask(unit="block", kept={n: torch.tensor([k]) for n, k in zip(names, kept, strict=True)})
+
+
+# Learning factors -------------------------------------------------------------------------------
+
+
+def test_three_steps_equal_those_by_hand() -> None:
+    """Huang and Wang, equations 11 to 13, in plain numbers."""
+    model = build(BLOCKS["resnet"])
+    attach_(model)
+    lr, gamma, mu = 0.1, 0.5, 0.9
+    gradients = [(2.0, -1.0, 9.0), (1.0, 0.3, 9.5), (-4.0, 0.0, 8.0)]
+    looked_ahead, velocity = [1.0] * 3, [0.0] * 3
+    for step in gradients:
+        for factor, gradient in zip(factors(model), step, strict=True):
+            factor.gradient = torch.tensor([gradient])
+        accelerated_proximal_step_(model, lr, strength=gamma)
+        for i, gradient in enumerate(step):
+            z = looked_ahead[i] - lr * gradient
+            s = max(abs(z) - lr * gamma, 0.0) * (1.0 if z > 0 else -1.0)
+            velocity[i] = s - looked_ahead[i] + mu * velocity[i]
+            looked_ahead[i] = s + mu * velocity[i]
+        for i, factor in enumerate(factors(model)):
+            assert factor.value.item() == pytest.approx(looked_ahead[i], rel=1e-5, abs=1e-6)
+            assert factor.velocity.item() == pytest.approx(velocity[i], rel=1e-5, abs=1e-6)
+
+
+def test_the_same_steps_are_those_of_nesterovs_method() -> None:
+    """Before the change of variables: lambda, and the point d where the gradient is taken."""
+    model = build(BLOCKS["resnet"])
+    attach_(model)
+    one = next(factors(model))
+    lr, gamma, mu = 0.05, 0.2, 0.9
+
+    def gradient(at: float) -> float:
+        return 2.0 * (at - 0.3)
+
+    now, before = 1.0, 1.0
+    for _ in range(12):
+        for factor in factors(model):
+            factor.gradient = torch.tensor([gradient(factor.value.item())])
+        accelerated_proximal_step_(model, lr, strength=gamma)
+        ahead = now + mu * (now - before)
+        z = ahead - lr * gradient(ahead)
+        before, now = now, max(abs(z) - lr * gamma, 0.0) * (1.0 if z > 0 else -1.0)
+        assert (one.value - mu * one.velocity).item() == pytest.approx(now, abs=1e-5)
+
+
+@pytest.mark.parametrize("label", BLOCKS)
+def test_a_factor_scales_its_branch_and_folding_it_changes_nothing(label: str) -> None:
+    model = network(label)
+    names, x = set(snapshot(model)), torch.randn(2, *SHAPE[1:])
+    with evaluating(model), torch.no_grad():
+        plain = model(x)
+        attach_(model)
+        assert torch.equal(model(x), plain)
+        for number, factor in enumerate(factors(model)):
+            factor.value.fill_(0.0 if number % 2 else 0.7)
+        scaled = model(x)
+        gone = mask_over(model, [number % 2 == 0 for number in range(len(blocks(model)))])
+        fold_(model)
+        assert torch.equal(model(x), scaled)
+    assert not torch.equal(scaled, plain)
+    assert set(snapshot(model)) == names
+    assert not any(isinstance(module, Factor) for module in model.modules())
+    assert verify(model, gone, trace(model, SHAPE)) == 0.0
+    small_one = shrink(model, gone, trace(model, SHAPE))
+    with evaluating(small_one), torch.no_grad():
+        torch.testing.assert_close(small_one(x), scaled, rtol=1e-5, atol=1e-5)
+
+
+# With which some branches of the small network prove useless and some do not.
+SPARSE: dict[str, Any] = {
+    "epochs": 15,
+    "batch": 16,
+    "lr": 0.1,
+    "nesterov": True,
+    "schedule": "constant",
+}
+
+
+def _trained(strength: float, *, epochs: int = 15) -> Training:
+    recipe = Recipe(**{**SPARSE, "epochs": epochs})
+    model = build(BLOCKS["preresnet"])
+    one = Training(model, digits(), recipe, seed=0, treatment=selecting(strength, 0.0))
+    fit(one)
+    return one
+
+
+def test_factors_reach_exact_zeros_and_dropping_those_changes_nothing() -> None:
+    one = _trained(0.1)
+    model = one.model.double().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    found = trace(model, SHAPE)
+    mask = select(model, found, "sparse-structure", sparsity=0.0)
+    assert 0 < mask.num_kept < mask.num_units
+    for name, block in blocks(model).items():
+        end = block.branch_end()
+        assert end is not None
+        assert isinstance(end.weight, Tensor)
+        assert bool(end.weight.any()) == bool(mask.kept[name])
+    x = torch.randn(4, *SHAPE[1:], dtype=torch.float64)
+    small_one = shrink(model, mask, found)
+    with evaluating(model), evaluating(small_one), torch.no_grad():
+        torch.testing.assert_close(small_one(x), model(x), rtol=1e-9, atol=1e-9)
+    assert measure(small_one, x[:1]).parameters < measure(model, x[:1]).parameters
+    more = select(model, found, "sparse-structure", sparsity=5 / 6)
+    assert more.num_kept == 1
+    assert all(bool(mask.kept[name]) for name, kept in more.kept.items() if bool(kept))
+
+
+def test_without_a_penalty_no_factor_is_zero() -> None:
+    model = _trained(0.0, epochs=2).model
+    mask = select(model, trace(model, SHAPE), "sparse-structure", sparsity=0.0)
+    assert mask.num_kept == mask.num_units
+
+
+def test_weights_take_the_updates_that_they_take_without_a_factor_of_one() -> None:
+    """So long as the factors stay at 1, which no penalty and no rate of their own would change."""
+    recipe = Recipe(epochs=1, batch=32, lr=0.05)
+    plain, treated = build(BLOCKS["preresnet"]), build(BLOCKS["preresnet"])
+    one = Training(plain, digits(), recipe, seed=0)
+    other = Training(treated, digits(), recipe, seed=0, treatment=selecting(0.1, 0.0))
+    one.step()
+    other.step()
+    named = dict(treated.named_parameters())
+    for name, value in plain.named_parameters():
+        layer, _, tensor = name.rpartition(".")
+        theirs = named.get(name, named.get(f"{layer}.parametrizations.{tensor}.original"))
+        assert theirs is not None
+        assert torch.equal(value, theirs)
+    assert all(factor.value.item() != 1.0 for factor in factors(treated))
+
+
+# Dropping blocks --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", BLOCKS)
+def test_dropping_blocks_equals_silencing_their_branches(label: str) -> None:
+    model = network(label)
+    found, before = trace(model, SHAPE), snapshot(model)
+    generator = torch.Generator().manual_seed(0)
+    num = len(blocks(model))
+    choices = [torch.rand(num, generator=generator) < 0.5 for _ in range(3)]
+    for kept in [*choices, torch.zeros(num) > 0]:
+        mask = mask_over(model, kept.tolist())
+        assert verify(model, mask, found) < 1e-9
+        left = shrink(model, mask, found)
+        assert len(blocks(left)) == mask.num_kept
+        assert sum(p.numel() for p in left.parameters()) < sum(
+            p.numel() for p in model.parameters()
+        )
+    assert equal(snapshot(model), before)
+
+
+@pytest.mark.parametrize("label", BLOCKS)
+def test_dropping_nothing_is_the_identity(label: str) -> None:
+    model = network(label)
+    mask = mask_over(model, [True] * len(blocks(model)))
+    left = shrink(model, mask, trace(model, SHAPE))
+    assert equal(snapshot(left), snapshot(model))
+    assert equal(snapshot(silence(model, mask, trace(model, SHAPE))), snapshot(model))
+
+
+def test_names_that_are_no_blocks_are_refused() -> None:
+    model = network("preresnet")
+    wrong = Mask(unit="block", kept={"features.stage1.7": torch.tensor([False])})
+    with pytest.raises(TraceError, match=r"block 'features.stage1.7'. Did you mean"):
+        shrink(model, wrong, trace(model, SHAPE))
+    wide = Mask(unit="block", kept={"features.stage1.1": torch.tensor([False, True])})
+    with pytest.raises(TraceError, match=r"must be a single boolean. Got 2"):
+        shrink(model, wide, trace(model, SHAPE))
+    with pytest.raises(TraceError, match="sparse-structure prunes block groups, and this network"):
+        select(*small("vgg"), "sparse-structure", sparsity=0.5)
+
+
+def test_a_network_without_some_blocks_can_be_saved_and_cut_further(tmp_path: Path) -> None:
+    model = network("preresnet")
+    whole = Architecture(model=BLOCKS["preresnet"], shape=SHAPE)
+    fewer = whole.then(mask_over(model, [False, True, True, False, True, True]))
+    left = fewer.cut(model)
+    thin = fewer.then(select(left, trace(left, SHAPE), "l1-filter", sparsity=0.5))
+    small_one = thin.cut(model)
+    save(tmp_path / "net", small_one, thin)
+    again = load(tmp_path / "net")
+    x = torch.randn(2, *SHAPE[1:])
+    with evaluating(small_one), torch.no_grad():
+        assert torch.equal(again(x), small_one(x))
+    assert thin.to_json()["units"] == ["block", "channel"]
+    assert "units" not in whole.then(select(model, trace(model, SHAPE), "l1-filter",
+                                            sparsity=0.5)).to_json()  # fmt: skip
+    broken = {**thin.to_json(), "units": ["block", "weight"]}
+    with pytest.raises(StoreError, match="This architecture is damaged"):
+        Architecture.from_json(broken)
+
+
+# Protocols, section 9.3.
+@pytest.mark.parametrize(
+    ("target", "registered"),
+    [("resnet-41", "preresnet-41"), ("resnet-32", "preresnet-32"), ("resnet-26", "preresnet-26")],
+)
+def test_targets_leave_the_networks_of_the_paper(target: str, registered: str) -> None:
+    """The counts of the registered ones at full width are tests of the models."""
+    arguments = {"classes": 10, "in_channels": 3, "input_size": 64, "width": 0.25}
+    parent = build(ModelSpec("imagenet-preresnet-50", arguments))
+    example = torch.zeros(1, 3, 64, 64)
+    found = trace(parent, example)
+    shares = METHODS.get("sparse-structure").targets[target].shares
+    mask = select(parent, found, "sparse-structure", shares=shares)
+    ours, theirs = shrink(parent, mask, found), build(ModelSpec(registered, arguments))
+    assert measure(ours, example) == measure(theirs, example)
+    assert 2 + 3 * len(blocks(ours)) == int(target.removeprefix("resnet-"))
+    assert blocks(ours).keys() >= {
+        name for name in blocks(theirs) if name.endswith(".0")
+    }  # whose first blocks stay is published
+
+
+def test_targets_leave_as_many_parameters_as_published() -> None:
+    arguments = {"classes": 1000, "in_channels": 3, "input_size": 224}
+    with torch.device("meta"):
+        parent = build(ModelSpec("imagenet-preresnet-50", arguments))
+    counts = {"resnet-41": 25_351_080, "resnet-32": 14_261_928, "resnet-26": 14_915_496}
+    for target, expected in counts.items():
+        shares = METHODS.get("sparse-structure").targets[target].shares
+        assert shares is not None
+        left = sum(p.numel() for p in parent.parameters())
+        for gone, block in zip(shares, blocks(parent).values(), strict=True):
+            assert isinstance(block, nn.Module)
+            rest = sum(p.numel() for p in block.without_branch().parameters())
+            left -= int(gone) * (sum(p.numel() for p in block.parameters()) - rest)
+        assert left == expected
+
+
+# Rows -------------------------------------------------------------------------------------------
+
+STUDY: dict[str, Any] = {
+    "data": {"name": "digits", "subset": 128, "test_subset": 64},
+    "models": {"name": "preresnet-56", "depth": 20, "width": 0.25, "label": "net"},
+    "methods": {"name": "sparse-structure", "strength": 0.1, "target": "zeros"},
+    "arms": ["pruned", "scratch-e", "scratch-b"],
+    "seeds": 1,
+    "recipe": SPARSE,
+}
+
+
+def test_the_rows_of_a_study(tmp_path: Path) -> None:
+    cells = {cell.arm.name: cell for cell in Study.from_json(STUDY).cells()}
+    store = Store.open(tmp_path / "store")
+    assert run([cell.job for cell in cells.values()], store, workers=0).complete
+    pruned = cells["pruned"].job
+    assert isinstance(pruned, Retrain)
+    assert isinstance(pruned.parent, Train)
+    assert pruned.parent.spec["penalty"] == {"method": "sparse-structure", "strength": 0.1}
+    ours, parent = store.record(pruned.key), store.record(pruned.parent.key)
+    # Dropping what adds zero is free; less is left, so a budget of equal FLOPs is longer.
+    assert ours["accuracy"] == parent["accuracy"]
+    assert ours["loss"] == pytest.approx(parent["loss"], rel=1e-5)
+    assert ours["parameters"] < parent["parameters"]
+    assert store.record(cells["scratch-b"].job.key)["epochs"] > 15
+    choice = store.record(pruned.prune.key)
+    assert choice["unit"] == "block"
+    assert set(choice["widths"].values()) == {0, 1}
+    rebuilt = Architecture.from_json(choice["architecture"]).build()
+    rebuilt.load_state_dict(store.tensors(cells["scratch-e"].job.key))
+    assert cells["pruned"].cut is not None
+    assert cells["pruned"].cut.label == "zeros"
+
+
+def test_a_target_of_another_network_is_refused() -> None:
+    methods = {"name": "sparse-structure", "target": "resnet-41"}
+    with pytest.raises(ConfigError, match=r"made for imagenet-preresnet-50. Got the model preresn"):
+        Study.from_json({**STUDY, "methods": methods}).cells()
+
+
+def test_given_shares_say_which_blocks_go() -> None:
+    model = network("preresnet")
+    found = trace(model, SHAPE)
+    mask = select(model, found, "sparse-structure", shares=[1.0, 0.0, 0.0, 1.0, 0.0, 0.0])
+    assert mask.widths() == dict(zip(blocks(model), (0, 1, 1, 0, 1, 1), strict=True))
+    with pytest.raises(ConfigError, match="A sparsity is the removed share"):
+        select(model, found, "l1-filter", shares=[1.0] * 13)
+
+
+def test_copies_of_a_treated_network_are_treated() -> None:
+    model = build(BLOCKS["resnet"])
+    attach_(model)
+    assert len(list(factors(copy.deepcopy(model)))) == len(blocks(model)) == 3
+
+
+def test_a_pruning_of_blocks_has_a_key_of_its_own() -> None:
+    cells = Study.from_json({**STUDY, "arms": ["scratch-e"]}).cells()
+    job = cells[0].job
+    assert isinstance(job, Retrain)
+    assert isinstance(job.prune, Prune)
+    assert job.prune.spec["unit"] == "block"
+    assert job.prune.spec["sparsity"] == 0.0
