@@ -143,7 +143,7 @@ def _trained(strength: float, *, epochs: int = 15) -> Training:
 
 def test_factors_reach_exact_zeros_and_dropping_those_changes_nothing() -> None:
     one = _trained(0.1)
-    model = one.model.double().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model = one.model.double().to(memory_format=torch.contiguous_format)
     found = trace(model, SHAPE)
     mask = select(model, found, "sparse-structure", sparsity=0.0)
     assert 0 < mask.num_kept < mask.num_units

@@ -10,6 +10,11 @@
     seeds: 3
     recipe: {name: cifar, epochs: 20}
 
+Some methods take more: ``{name: lottery, rounds: 14, sparsity: 0.2, ticket: late}`` prunes what an
+arm, such as ``{name: late, start: rewound, epoch: 5}``, made of the round before (``winning-ticket``
+unless said); ``{name: soft-filter, sparsity: 0.3, pretrained: true, lr: 0.01}`` trains on from the
+unpruned network at another rate; ``{name: sparse-structure, target: zeros}`` drops what it found.
+
 ``experiments`` lists several of these in one study; what an experiment does not say, it takes from
 the study's top level.
 """
