@@ -1,6 +1,6 @@
 """The paper's studies: each cell of ours in one printed cell, settings as the paper has them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,7 +77,7 @@ def retrainings(plan: Plan, arm: str) -> dict[str, Retrain]:
     return found
 
 
-def record_of(job: Retrain) -> dict[str, Any]:
+def record_of(job: Retrain) -> Mapping[str, Any]:
     """Prune by structure alone, which needs no images."""
     context = SimpleNamespace(dataset=lambda spec: None)
     return job.prune.run(cast(Context, context)).record
@@ -232,11 +232,14 @@ BUDGETS = {
         "ResNet-110-B": 488,
     },
     "table-14": {"90%": 1791},
+    "table-10": {"10%": 217, "20%": 245, "30%": 275, "40%": 321},
+    "table-5": {"ResNet-41": 117, "ResNet-32": 145, "ResNet-26": 179},
 }
 
 
 @pytest.mark.parametrize("name", BUDGETS)
-def test_scratch_b_has_the_resolved_epochs(name: str, paper_data: object) -> None:
+def test_scratch_b_has_the_resolved_epochs(name: str, paper_data: Callable[..., None]) -> None:
+    paper_data(imagenet_size=224)
     jobs = retrainings(prepare_first(name), "scratch-b")
     found = {}
     for target, job in jobs.items():
@@ -247,12 +250,35 @@ def test_scratch_b_has_the_resolved_epochs(name: str, paper_data: object) -> Non
     assert found == BUDGETS[name]
 
 
+def test_soft_filter_of_a_trained_network_is_counted_as_400_epochs(paper_data: object) -> None:
+    plan = plan_of("table-11", seeds=1)
+    found = {}
+    for one in printables(plan):
+        job = one.cell.job
+        if one.cell.arm.start == "random" and isinstance(job, Retrain) and one.labels is not None:
+            small = Retrain(prune=structural(job), arm=job.arm, recipe=job.recipe, seed=0)
+            record = record_of(small)
+            ratio = record["before"]["flops"] / record["after"]["flops"]
+            epochs = job.arm.budget.epochs(200, ratio)
+            found[one.labels["model"], one.labels["target"], one.labels["arm"]] = epochs
+            if one.labels["arm"] == "scratch-b":
+                assert epochs == pytest.approx(400 * ratio, abs=1.0)
+    assert found == {
+        ("ResNet-56", "30%", "scratch-e"): 400,
+        ("ResNet-56", "30%", "scratch-b"): 550,
+        ("ResNet-56", "40%", "scratch-e"): 400,
+        ("ResNet-56", "40%", "scratch-b"): 643,
+        ("ResNet-110", "30%", "scratch-e"): 400,
+        ("ResNet-110", "30%", "scratch-b"): 551,
+    }
+
+
 def prepare_first(name: str) -> Plan:
     """Prepare the CIFAR part of a table."""
     one = entry(name)
     return prepare(
         reproduce.Entry(name=name, table=one.table, studies=one.studies[:1]),
-        Request(scale=scales.named("paper"), seeds=1),
+        Request(scale=scales.named("paper"), data=IMAGENET, seeds=1),
     )
 
 

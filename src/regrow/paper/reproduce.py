@@ -227,16 +227,23 @@ def _part(name: str, request: Request) -> tuple[Part, list[str]]:
     return Part(name=name, study=study, cells=asked, notes=tuple(notes)), [*replaced]
 
 
-def _data(name: str, label: str, request: Request) -> tuple[dict[str, Any], list[str]]:
-    """Choose the data set that stands for one of the paper's, and say so if it is another."""
+def _data(
+    asked: str | Mapping[str, Any], label: str, request: Request
+) -> tuple[dict[str, Any], list[str]]:
+    """Choose the data set that stands for one of the paper's, and say so if it is another.
+
+    What the study says besides the name (its normalisation) is of the paper's own data set only.
+    """
     scale = request.scale
+    given = {"name": asked} if isinstance(asked, str) else dict(asked)
+    name = given["name"]
     chosen = request.data.get(name) or scale.data.get(name)
     if chosen is None and name == IMAGENET:
         raise DataError(
             "ImageNet is not downloaded. Name a copy, or what shall stand in for it: "
             "--data imagenet=folder:PATH or --data imagenet=hf:PATH."
         )
-    data: dict[str, Any] = {"name": chosen or name}
+    data = {"name": chosen} if chosen else given
     if name in scale.size and name in request.data:
         data["size"] = scale.size[name]
     if scale.subset is not None or scale.test_subset is not None:
@@ -283,7 +290,7 @@ def _target(cell: Cell, table: int) -> str:
     if cell.use is None or cell.cut is None:
         return ""
     share = f"{100 * cell.cut.sparsity:g}%" if cell.cut.sparsity is not None else ""
-    printed = {row["target"].casefold(): row["target"] for row in _printed_rows(table)}
+    printed = {str(row["target"]).casefold(): str(row["target"]) for row in _printed_rows(table)}
     for name in (cell.use.label, cell.cut.label, share):
         if name.casefold() in printed:
             return printed[name.casefold()]

@@ -68,7 +68,7 @@ SCALES: Mapping[str, Scale] = {
             width=0.125,
             subset=256,
             test_subset=128,
-            batch=32,
+            batch=64,
             cap=2.0,
             seeds=1,
             size={"imagenet": 32},
@@ -122,7 +122,8 @@ def _arm(entry: Any, scale: Scale) -> dict[str, Any]:
     if "epochs" in given:
         given["epochs"] = _epochs(given["epochs"], scale)
     base = given.get("like", given["name"])
-    equal_flops = "start" not in given and ARMS.get(base).budget.kind == "equal-flops"
+    own_budget = {"start", "epochs", "share", "budget"} & set(given)
+    equal_flops = not own_budget and ARMS.get(base).budget.kind == "equal-flops"
     if equal_flops and scale.cap is not None:
         given["cap"] = min(given.get("cap", scale.cap), scale.cap)
     return given
