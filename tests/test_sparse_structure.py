@@ -334,6 +334,19 @@ def test_given_shares_say_which_blocks_go() -> None:
         select(model, found, "l1-filter", shares=[1.0] * 13)
 
 
+def test_scratch_of_given_blocks_waits_for_no_training() -> None:
+    shares = [1, 0, 0, 1, 0, 0]  # of the blocks of the small network
+    methods = {**STUDY["methods"], "target": [], "shares": shares}
+    jobs = {
+        cell.arm.name: cell.job for cell in Study.from_json({**STUDY, "methods": methods}).cells()
+    }
+    scratch, pruned = jobs["scratch-e"], jobs["pruned"]
+    assert isinstance(scratch, Retrain)
+    assert isinstance(pruned, Retrain)
+    assert scratch.prune.inputs == ()
+    assert pruned.prune.inputs == (pruned.parent,)
+
+
 def test_copies_of_a_treated_network_are_treated() -> None:
     model = build(BLOCKS["resnet"])
     attach_(model)

@@ -15,7 +15,7 @@ from regrow.data import AUGMENTATIONS, DataSpec
 from regrow.errors import ConfigError, unknown
 from regrow.mask import HELD
 from regrow.models import FROM_DATA, MODELS, ModelSpec, resolve
-from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, Method, checked_sparsity
+from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, Method, checked_share, checked_sparsity
 from regrow.train import Recipe
 
 AXES = ("data", "models", "methods", "arms", "seeds", "recipe")
@@ -299,7 +299,7 @@ def _cuts(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ..
         shares = method.targets[key].shares
         cuts.append(Cut(target=key, shares=shares, sparsity=0.0 if shares is None else None))
     if "shares" in given:
-        own = tuple(_sparsity(s, where) for s in _list(given["shares"]))
+        own = tuple(_sparsity(s, where, method) for s in _list(given["shares"]))
         cuts.append(Cut(target="shares", shares=own))
     if not cuts:
         known = f", or a 'target' ({', '.join(method.targets)})" if method.targets else ""
@@ -308,9 +308,10 @@ def _cuts(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ..
     return tuple(cuts)
 
 
-def _sparsity(value: Any, where: str) -> float:
+def _sparsity(value: Any, where: str, method: Method | None = None) -> float:
+    """Check a sparsity, or (given the method) the share of one of its groups."""
     try:
-        return checked_sparsity(value)
+        return checked_sparsity(value) if method is None else checked_share(method, value)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 

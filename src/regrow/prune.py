@@ -491,7 +491,7 @@ def select(
     left = everything if within is None else _left(within, everything)
     open_scores = {name: score[left[name]] for name, score in scores.items()}
     if shares is not None:
-        kept = allocate_shares(open_scores, [_checked_share(chosen, share) for share in shares])
+        kept = allocate_shares(open_scores, [checked_share(chosen, share) for share in shares])
     else:
         assert sparsity is not None
         kept = ALLOCATIONS.get(chosen.allocation)(open_scores, sparsity)
@@ -511,8 +511,8 @@ def _left(within: Mask, everything: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: within.kept.get(name, units).flatten() for name, units in everything.items()}
 
 
-def _checked_share(method: Method, share: float) -> float:
-    # A block is a group of one, so that all of the group may go.
+def checked_share(method: Method, share: float) -> float:
+    """Return a share of one group that is one; all of it may go if that is a block."""
     return 1.0 if method.unit == "block" and share == 1.0 else checked_sparsity(share)
 
 

@@ -10,10 +10,11 @@
     seeds: 3
     recipe: {name: cifar, epochs: 20}
 
-Some methods take more: ``{name: lottery, rounds: 14, sparsity: 0.2, ticket: late}`` prunes what an
-arm, such as ``{name: late, start: rewound, epoch: 5}``, made of the round before (``winning-ticket``
-unless said); ``{name: soft-filter, sparsity: 0.3, pretrained: true, lr: 0.01}`` trains on from the
-unpruned network at another rate; ``{name: sparse-structure, target: zeros}`` drops what it found.
+Some methods take more: ``{name: lottery, rounds: 14, sparsity: 0.2, ticket: late}`` prunes what
+an arm, such as ``{name: late, start: rewound, epoch: 5}``, made of the round before
+(``winning-ticket`` unless said); ``{name: soft-filter, sparsity: 0.3, pretrained: true, lr: 0.01}``
+trains on from the unpruned network at another rate; ``{name: sparse-structure, target: zeros}``
+drops the blocks whose factor training brought to zero.
 
 ``experiments`` lists several of these in one study; what an experiment does not say, it takes from
 the study's top level.
@@ -371,14 +372,13 @@ def _in_network(use: MethodUse, model: ModelSpec, data: Material) -> MethodUse:
 
 
 def _gives_architecture(use: MethodUse, cut: Cut) -> bool:
-    """Tell whether the widths alone are the architecture, whichever units make them up.
+    """Tell whether the widths (or the blocks given) alone are the architecture.
 
     Not so for single weights, nor for streams and views, whose positions other layers share.
     """
     private = {"conv", "normed-conv", "linear", "normed-linear"}
-    return (
-        cut.shares is not None and use.method.unit == "channel" and set(use.method.scope) <= private
-    )
+    by_width = use.method.unit == "channel" and set(use.method.scope) <= private
+    return cut.shares is not None and (by_width or use.method.unit == "block")
 
 
 def _check_use(use: MethodUse, model: ModelSpec, data: Material) -> None:
