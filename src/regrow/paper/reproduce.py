@@ -235,7 +235,7 @@ def _data(
     What the study says besides the name (its normalisation) is of the paper's own data set only.
     """
     scale = request.scale
-    given = {"name": asked} if isinstance(asked, str) else dict(asked)
+    given: dict[str, Any] = {"name": asked} if isinstance(asked, str) else dict(asked)
     name = given["name"]
     chosen = request.data.get(name) or scale.data.get(name)
     if chosen is None and name == IMAGENET:
@@ -243,7 +243,7 @@ def _data(
             "ImageNet is not downloaded. Name a copy, or what shall stand in for it: "
             "--data imagenet=folder:PATH or --data imagenet=hf:PATH."
         )
-    data = {"name": chosen} if chosen else given
+    data: dict[str, Any] = {"name": chosen} if chosen else given
     if name in scale.size and name in request.data:
         data["size"] = scale.size[name]
     if scale.subset is not None or scale.test_subset is not None:
