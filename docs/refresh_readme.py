@@ -1,6 +1,6 @@
 """Put a quickstart's report into the README: its table, figure and answer, and how they were made.
 
-    uv run regrow quickstart && uv run python docs/refresh_readme.py regrow-report/quickstart
+uv run regrow quickstart && uv run python docs/refresh_readme.py regrow-report/quickstart
 """
 
 import re

@@ -23,7 +23,7 @@ class DataSpec:
     ``size``: resize so that the shorter side has this many pixels, then crop the centre.
     ``seed``: of every draw above, and of the test split where none is published. It belongs to the
     data, not to a training: all trainings of a study see the same split.
-    ``image_column``, ``label_column``: column names of a Parquet data set, where they are not recognised.
+    ``image_column``, ``label_column``: columns of a Parquet data set, where not recognised.
     ``normalisation``: one of the data set's named ones (``cifar``, ``sfp``, ``imagenet``,
     ``computed``); ``mean`` and ``std`` (together, for pixels in [0, 1]) override it.
     ``root``: folder of downloads and caches; else ``REGROW_DATA``, else ``~/.cache/regrow/data``.
