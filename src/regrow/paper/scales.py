@@ -48,11 +48,11 @@ SCALES: Mapping[str, Scale] = {
         Scale(name="paper", about="the paper's own widths, epochs, seeds and data"),
         Scale(
             name="small",
-            about="a quarter of the width, an eighth of the epochs, at most 10,000 training and "
+            about="a quarter of the width, a tenth of the epochs, at most 5,000 training and "
             "2,000 test images, scratch-b of at most 3 times the epochs, 2 seeds",
-            epochs=1 / 8,
+            epochs=1 / 10,
             width=0.25,
-            subset=10_000,
+            subset=5_000,
             test_subset=2_000,
             batch=64,
             cap=3.0,
