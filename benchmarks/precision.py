@@ -3,9 +3,9 @@
     uv run python benchmarks/precision.py --data hf:../shared/data/cifar10-jpeg --seeds 30
 
 Trains a small VGG on CIFAR-10 in fp32 and in bf16 from the same seeds (the same first weights,
-order and augmentation), in the store given, so that it can be stopped and goes on. Prints the paired
-difference, its 95 % interval, and whether it is equivalent to zero within the margin (two one-sided
-tests). The margin is one standard deviation of a single training over seeds: less than seed noise.
+order and augmentation), in the store given, so that it can be stopped and goes on. Prints the
+paired difference, its 95 % interval, and whether it is equivalent to zero within the margin (two
+one-sided tests). The margin is one standard deviation of a single training over seeds.
 """
 
 import argparse
