@@ -426,9 +426,7 @@ def test_masks_that_cannot_be_cut_are_refused() -> None:
             with pytest.raises(TraceError, match=message):
                 act(model, Mask(unit="channel", kept=kept), found)
     weights = Mask(unit="weight", kept={"head.weight": torch.ones(2, 2, dtype=torch.bool)})
-    with pytest.raises(
-        TraceError, match="Got a mask over weights"
-    ):
+    with pytest.raises(TraceError, match="Got a mask over weights"):
         shrink(model, weights, found)
 
 
