@@ -274,4 +274,5 @@ def test_the_two_broken_annotations_of_the_blood_cells_are_named() -> None:
     data = read(BCCD, on_error="skip")
     assert data.classes == ("Platelets", "RBC", "WBC")
     assert len(data.train) + len(data.test) == 362
+    assert data.num_left_out == 2
     assert "2 of 364 images are left out" in data.notices[0]

@@ -162,7 +162,7 @@ class TrainDetector(_Keyed):
             "training_flops": cost.training_flops(training.samples),
             "history": training.history,
             "classes": list(data.classes),
-            "left_out": list(data.notices),
+            "num_left_out": data.num_left_out,
             "architecture": start.architecture.to_json(),
             "mean": list(start.mean),
             "std": list(start.std),

@@ -38,6 +38,7 @@ class DetectionData:
     train: Pictures
     test: Pictures
     classes: tuple[str, ...]
+    num_left_out: int
     notices: tuple[str, ...]
 
 
@@ -112,6 +113,7 @@ def load(spec: DetectionSpec, *, short_side: int, long_side: int) -> DetectionDa
         train=pictures["train"][0],
         test=pictures["test"][0],
         classes=classes,
+        num_left_out=len(left_out),
         notices=(_notice(left_out, num),) if left_out else (),
     )
 
