@@ -80,7 +80,7 @@ def test_spec_survives_json_and_shows_only_what_differs() -> None:
         ({"name": "digits", "subset": "all"}, "'subset' must be an int of at least 1. Got 'all'"),
         ({"name": "digits", "size": True}, "'size' must be an int"),
         ({"name": "digits", "seed": -1}, "'seed' must be an int of at least 0"),
-        ({"name": "digits", "image": 3}, "'image' must be a text"),
+        ({"name": "digits", "image_column": 3}, "'image_column' must be a text"),
         ({"name": "digits", "mean": [0.5]}, "'mean' and 'std' together"),
         ({"name": "digits", "mean": [0.5], "std": [0]}, "'std' must be a list of numbers above 0"),
         ({"name": "digits", "mean": "x", "std": [1]}, "'mean' must be a list of numbers"),

@@ -516,7 +516,8 @@ def test_workers_know_the_files_that_the_user_gave(
     file = tmp_path / "mine.py"
     file.write_text(USER_FILE)
     registry.load_file(file)
-    mine = next(m for name, m in sys.modules.items() if name.endswith("_mine")).Mine
+    loaded = [m for name, m in sys.modules.items() if name.endswith("_mine")]
+    mine = next(m.Mine for m in loaded if hasattr(m, "Mine"))
     jobs = [mine("aa"), mine("bb")]
     assert len(run(jobs, store, workers=2).done) == 2
 

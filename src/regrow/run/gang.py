@@ -34,7 +34,7 @@ def how_many(measure: Callable[[int], float], *, most: int) -> int:
     ``measure(k)`` returns that rate for k at once; 0 where so many do not fit.
 
     >>> how_many(lambda k: min(k, 5), most=32)
-    4
+    8
     """
     best, rate = 1, measure(1)
     while best < most:
