@@ -83,19 +83,20 @@ def accuracy_figure(frame: pd.DataFrame, *, against: str = "macs") -> "Figure":
     from matplotlib.figure import Figure
 
     panels = _panels(frame)
-    methods = [m for m in dict.fromkeys(frame["method"]) if m] or [""]
+    # Each row of panels shows the methods that were used there, from the left.
+    used = [[m for m in dict.fromkeys(part["method"]) if m] or [""] for _, part in panels]
+    columns = max(len(methods) for methods in used)
     arms = [arm for arm in dict.fromkeys(frame["arm"]) if arm != UNPRUNED]
     styles = _styles(arms)
-    width = max(4.6, 1.2 + 3.0 * len(methods))
+    width = max(5.2, 1.2 + 3.0 * columns)
     figure = Figure(figsize=(width, 0.9 + 2.6 * len(panels)), layout="constrained")
-    grid = figure.subplots(len(panels), len(methods), squeeze=False, sharey="row")
-    for axes_row, (title, part) in zip(grid, panels, strict=True):
+    grid = figure.subplots(len(panels), columns, squeeze=False, sharey="row")
+    for axes_row, (title, part), methods in zip(grid, panels, used, strict=True):
         limits = _limits(part)
-        for axes, method in zip(axes_row, methods, strict=True):
+        for axes in axes_row[len(methods) :]:
+            axes.set_visible(False)
+        for axes, method in zip(axes_row, methods, strict=False):
             rows = part[(part["method"] == method) & (part["arm"] != UNPRUNED)]
-            if len(rows) == 0 and method:
-                axes.set_visible(False)
-                continue
             whole = part[part["arm"] == UNPRUNED]
             own = whole[whole["method"] == method]
             _reference(axes, own if len(own) else whole[:1])
