@@ -39,6 +39,11 @@ def test_command_of_the_readme_exists(line: str) -> None:
         }
         return
     assert words[0] in known, line
-    options = {option for p in known[words[0]].params for option in p.opts} | {"--help"}
+    command = known[words[0]]
+    while nested := getattr(command, "commands", None):  # e.g. `bench train`
+        words = words[1:]
+        assert words[0] in nested, line
+        command = nested[words[0]]
+    options = {option for p in command.params for option in p.opts} | {"--help"}
     given = {word.partition("=")[0] for word in words[1:] if word.startswith("-")}
     assert given <= options, line
