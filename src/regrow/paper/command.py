@@ -29,7 +29,7 @@ What = Annotated[
     typer.Argument(help="table-1, ..., figure-7; all that there is; or list.", show_default=False),
 ]
 ScaleOption = Annotated[
-    str, typer.Option(help="paper: exactly; small: hours on a CPU; smoke: minutes.")
+    str, typer.Option(help="paper: exactly; small: thinner and shorter; smoke: least of all.")
 ]
 DataOption = Annotated[
     list[str] | None,
