@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from regrow.errors import Interrupted, TrainingError
 from regrow.jobs import Train
 from regrow.mask import Mask, holder
 from regrow.models import ModelSpec, build, initialise_, register_model
-from regrow.run import Event, JobFailed, Summary
+from regrow.run import Event, JobFailed, JobProgress, Summary
 from regrow.run.conduct import Conductor
 from regrow.run.crew import assemble
 from regrow.run.execute import Settings
@@ -34,7 +35,7 @@ from regrow.turns import drawing
 from regrow.work import Context, Job, Outcome
 from small import digits
 from test_jobs import FAKE, RECIPE, VGG
-from test_run import results
+from test_run import once, results
 from test_training import QUICK, assert_same_bits, dataset, network
 
 
@@ -299,18 +300,22 @@ def test_threads_that_are_stopped_save_and_go_on_to_the_same_bytes(
     while True:
         settings = Settings(device="cpu", checkpoint_seconds=60.0, together=True)
         crew = assemble(2, store, settings)
-        conductor = Conductor(Schedule(jobs(), store.snapshot().done), store, crew, lambda _: None)
-        timer = threading.Timer(0.3, conductor._on_signal, args=(2, None))
-        timer.start()
+        schedule = Schedule(jobs(), store.snapshot().done)
+        conductor = Conductor(schedule, store, crew, lambda event: heard(event))
+        stop = once(partial(conductor._on_signal, 2, None))
+
+        def heard(event: Event, stop: Callable[[], None] = stop, now: bool = stops < 4) -> None:
+            if now and isinstance(event, JobProgress):
+                stop()
+
         try:
             conductor.conduct()
             break
         except Interrupted:
             stops += 1
         finally:
-            timer.cancel()
             crew.close()
-    assert stops > 0
+    assert stops > 1
     assert results(store) == one_by_one
 
 
