@@ -16,7 +16,8 @@ from cutting import enliven_, random_mask
 from regrow.data import DataSpec, fingerprint, load
 from regrow.jobs import Retrain, Train
 from regrow.models import ModelSpec, build, initialise_
-from regrow.prune import CRITERIA, METHODS, Probe
+from regrow.probe import Probe
+from regrow.prune import CRITERIA, METHODS
 from regrow.registry import load_file
 from regrow.study import Study
 from regrow.surgery import trace, verify

@@ -13,15 +13,8 @@ from torch import Tensor, nn
 
 from regrow.errors import TraceError
 from regrow.mask import Mask
-from regrow.prune import (
-    ALLOCATIONS,
-    CRITERIA,
-    METHODS,
-    Method,
-    Probe,
-    groups_in_scope,
-    select,
-)
+from regrow.probe import Probe
+from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, Method, groups_in_scope, select
 from regrow.registry import load_file
 from regrow.surgery import Group, Trace, shrink, trace
 from small import NETWORKS, SHAPE, digits, equal, small, snapshot

@@ -13,13 +13,12 @@ from torch.nn import functional as F
 from regrow.data import normalise
 from regrow.errors import ConfigError, TraceError
 from regrow.models import ModelSpec, build
+from regrow.probe import BATCH, Probe
 from regrow.prune import (
     ALLOCATIONS,
     CRITERIA,
     METHODS,
-    PROBE_BATCH,
     Method,
-    Probe,
     allocate_global,
     allocate_shares,
     allocate_uniform,
@@ -161,7 +160,7 @@ def _probe_images(seed: int, num: int) -> tuple[Tensor, Tensor]:
 
 def test_probe_gradient_is_that_of_the_mean_loss_over_its_images() -> None:
     model, _ = small("vgg")
-    num = PROBE_BATCH - 28  # the data has 128 images; this is a part of them
+    num = BATCH - 28  # the data has 128 images; this is a part of them
     probe = Probe(model, digits(), seed=1, num_images=num)
     mine = {name: probe.gradient(name) for name, _ in model.named_parameters()}
     x, labels = _probe_images(1, num)
@@ -177,7 +176,7 @@ def test_probe_adds_up_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     group = next(iter(found.groups.values()))
     whole = Probe(model, digits())
     at_once = whole.gradient("head.weight"), whole.activation(group)
-    monkeypatch.setattr("regrow.prune.PROBE_BATCH", 50)  # 128 images in 50, 50 and 28
+    monkeypatch.setattr("regrow.probe.BATCH", 50)  # 128 images in 50, 50 and 28
     parts = Probe(model, digits())
     torch.testing.assert_close(parts.gradient("head.weight"), at_once[0])
     torch.testing.assert_close(parts.activation(group), at_once[1])

@@ -18,7 +18,8 @@ from regrow.data import load
 from regrow.errors import ConfigError
 from regrow.jobs import Material, Prune, Retrain, Train, split_repaired
 from regrow.mask import Mask
-from regrow.prune import METHODS, REPAIRS, Method, Probe, select
+from regrow.probe import Probe
+from regrow.prune import METHODS, REPAIRS, Method, select
 from regrow.reconstruct import contributions, least_squares, observe, reconstruct_, rescale
 from regrow.run import run
 from regrow.store import Store

@@ -7,7 +7,8 @@ from sklearn.linear_model import Lasso
 from torch import nn
 
 from regrow.methods.regression import entry_penalties
-from regrow.prune import CRITERIA, METHODS, Probe, groups_in_scope
+from regrow.probe import Probe
+from regrow.prune import CRITERIA, METHODS, groups_in_scope
 from regrow.surgery import trace
 from small import SHAPE, digits, small
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from regrow.methods.thinet import greedy_order
-from regrow.prune import CRITERIA, METHODS, Probe, allocate_uniform, groups_in_scope
+from regrow.probe import Probe
+from regrow.prune import CRITERIA, METHODS, allocate_uniform, groups_in_scope
 from regrow.surgery import trace
 from small import SHAPE, digits, small
 

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from regrow.prune import Probe, criterion, register_method
+from regrow.probe import Probe
+from regrow.prune import criterion, register_method
 from regrow.surgery import Group
 
 

@@ -23,6 +23,7 @@ _ROOMS = {
     ),
     "mask": ("Mask",),
     "models": ("MODELS", "ModelSpec", "build", "register_model"),
+    "probe": ("Probe",),
     "prune": ("METHODS", "Method", "allocation", "criterion", "register_method", "select"),
     "store": ("Store",),
     "study": ("Study",),

@@ -7,7 +7,8 @@ take; ``uniform`` takes exactly the same share of every layer.
 import torch
 from torch import Tensor
 
-from regrow.prune import Probe, Scope, criterion, register_method
+from regrow.probe import Probe
+from regrow.prune import Scope, criterion, register_method
 from regrow.surgery import Group
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from regrow.prune import Probe, criterion, register_method
+from regrow.probe import Probe
+from regrow.prune import criterion, register_method
 from regrow.surgery import Group
 
 

@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from regrow.probe import Probe
 from regrow.prune import (
-    Probe,
     allocate_count,
     allocation,
     criterion,

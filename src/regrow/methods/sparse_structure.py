@@ -12,15 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from regrow.prune import (
-    Probe,
-    Target,
-    allocate_count,
-    allocation,
-    criterion,
-    register_method,
-    whole_share,
-)
+from regrow.probe import Probe
+from regrow.prune import Target, allocate_count, allocation, criterion, register_method, whole_share
 from regrow.surgery import Group, blocks
 from regrow.train import Treatment
 
