@@ -337,7 +337,7 @@ def test_a_checkpoint_of_another_training_is_refused() -> None:
     other = DetectionTraining(
         detector(settings=replace(SMALL, anchor_sizes=(16,))), Painted(2), QUICK, seed=0
     )
-    with pytest.raises(TrainingError, match=r"of another detector: for 'model.rpn.head"):
+    with pytest.raises(TrainingError, match=r"of another network: for 'model.rpn.head"):
         other.restore(*state)
 
 
@@ -403,6 +403,18 @@ MATERIAL = DetectionMaterial(
     spec=DetectionSpec("voc:nowhere"), content="0" * 32, classes=("a",), num_train=8, num_test=4
 )
 TRAIN = TrainDetector(data=MATERIAL, detector=SMALL, recipe=QUICK, seed=0, model=MODEL)
+CUT = PruneDetector(parent=TRAIN, method=METHODS.get("l1-filter"), seed=0, sparsity=0.5)
+PINNED: dict[str, tuple[TrainDetector | PruneDetector, str]] = {
+    "train": (TRAIN, "e5c6d36fe63648af"),
+    "prune": (CUT, "1abab41c3f3a30b4"),
+    "train on": (replace(TRAIN, model=None, backbone=CUT), "07f7b486b7f35b94"),
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_keys_are_pinned(name: str) -> None:
+    job, key = PINNED[name]
+    assert job.key[:16] == key, "if what this job does changed on purpose, raise its version"
 
 
 def test_a_key_changes_with_what_the_result_depends_on() -> None:

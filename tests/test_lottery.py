@@ -19,6 +19,7 @@ from regrow.run import run
 from regrow.store import Store
 from regrow.study import Cell, Study
 from regrow.train import Recipe, Training
+from regrow.work import advance
 from small import digits, equal, snapshot
 
 ROUNDS = 4
@@ -272,8 +273,6 @@ def test_weights_are_kept_and_keys_change_only_where_an_arm_asks(
 
 
 def test_weights_on_the_way_survive_an_interruption(rewound: tuple[World, Rows]) -> None:
-    from regrow.jobs import _advance
-
     world, found = rewound
     root = found["rewound"][0].parent
     assert isinstance(root, Train)
@@ -308,8 +307,8 @@ def test_weights_on_the_way_survive_an_interruption(rewound: tuple[World, Rows])
 
     context: Any = Interrupting(6)
     with pytest.raises(Stopped):
-        _advance(training(), context, keep=root.keep)
-    kept = _advance(training(), context, keep=root.keep)
+        advance(training(), context, keep=root.keep)
+    kept = advance(training(), context, keep=root.keep)
     stored = world.store.tensors(root.key)
     assert kept.keys() == stored.keys() - weights_of(stored).keys()
     assert all(torch.equal(value, stored[name]) for name, value in kept.items())

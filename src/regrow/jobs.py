@@ -21,11 +21,12 @@ from regrow.cost import Cost, measure
 from regrow.data import Dataset, DataSpec
 from regrow.mask import Mask, apply_, holder, over_weights
 from regrow.models import ModelSpec, build, initialise_
-from regrow.prune import METHODS, REPAIRS, Method, Probe, select
+from regrow.probe import Probe
+from regrow.prune import METHODS, REPAIRS, Method, select
 from regrow.seeds import derive
 from regrow.surgery import trace
 from regrow.train import NO_TREATMENT, Recipe, Training, Treatment, evaluate
-from regrow.work import Context, Job, Outcome
+from regrow.work import AFTER, Context, Job, Outcome, advance, state_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Treated:
 
     def to_json(self) -> dict[str, Any]:
         """Return what was asked for."""
-        return _without_none(
+        return without_none(
             method=self.method, strength=self.strength, sparsity=self.sparsity, code=self.code
         )
 
@@ -68,8 +69,8 @@ class Treated:
         return make(self.strength or 0.0, self.sparsity or 0.0)
 
 
-class _Keyed:
-    """Identity by content, shared by the jobs."""
+class Keyed:
+    """Identity by content, for a job of any kind."""
 
     kind: ClassVar[str]
     version: ClassVar[int]
@@ -88,7 +89,7 @@ class _Keyed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(_Keyed):
+class Train(Keyed):
     """Train a network from its first weights, or on from a trained one (``initial``).
 
     Beside the last weights it leaves those after each epoch of ``keep``: see ``weights_of``.
@@ -115,7 +116,7 @@ class Train(_Keyed):
     @cached_property
     def spec(self) -> dict[str, Any]:
         """All that was asked for."""
-        return _without_none(
+        return without_none(
             data=self.data.content,
             model=self.model.to_json(),
             recipe=self.recipe.to_json(),
@@ -146,16 +147,16 @@ class Train(_Keyed):
             device=context.device,
             treatment=NO_TREATMENT if self.treated is None else self.treated.treatment(),
         )
-        kept = _advance(training, context, keep=self.keep)
+        kept = advance(training, context, keep=self.keep)
         cost = model_cost(self.model, self.data.shape)
         return Outcome(
             _result(training.model, dataset, self.recipe, cost, training),
-            {**_state(training.model), **kept},
+            {**state_of(training.model), **kept},
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune(_Keyed):
+class Prune(Keyed):
     """Choose what stays of a network: of a trained one, or (``parent`` None) as first drawn.
 
     A parent that was pruned before, and retrained under its mask, is pruned further: the sparsity
@@ -192,7 +193,7 @@ class Prune(_Keyed):
     def spec(self) -> dict[str, Any]:
         """All that was asked for."""
         method = self.method
-        return _without_none(
+        return without_none(
             data=self.data.content,  # a criterion may look at images
             model=self.model.to_json(),
             criterion=method.criterion,
@@ -242,7 +243,7 @@ class Prune(_Keyed):
             if self.method.repair is not None:
                 probe = Probe(model, dataset, seed=self.seed)
                 REPAIRS.get(self.method.repair)(small, mask, found, probe)
-                repaired = {REPAIRED + name: value for name, value in _state(small).items()}
+                repaired = {REPAIRED + name: value for name, value in state_of(small).items()}
         else:
             after = measure(model, found.example, mask)
         record = {
@@ -258,7 +259,7 @@ class Prune(_Keyed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrain(_Keyed):
+class Retrain(Keyed):
     """Train what a pruning left, under one arm."""
 
     kind: ClassVar[str] = "retrain"
@@ -334,9 +335,9 @@ class Retrain(_Keyed):
             hold=holder(mask) if mask.held else None,
             first_epoch=self.arm.epoch or 0,
         )
-        _advance(training, context)
+        advance(training, context)
         record |= _result(training.model, dataset, recipe, after, training)
-        return Outcome(record, _state(training.model))
+        return Outcome(record, state_of(training.model))
 
     def _start(self, context: Context, mask: Mask) -> nn.Module:
         """Build the network that the arm starts from, cut or held by the mask."""
@@ -373,9 +374,6 @@ def mask_of(context: Context, prune: Prune) -> Mask:
     """Return what a pruning kept."""
     kept, _ = split_repaired(context.tensors(prune))
     return Mask(unit=context.record(prune)["unit"], kept=kept)
-
-
-AFTER = "after-epoch-"  # and the epoch and a slash, before the names of weights kept on the way
 
 
 def weights_of(tensors: Mapping[str, Tensor], *, after: int | None = None) -> dict[str, Tensor]:
@@ -415,38 +413,6 @@ def _draw_sparse_(model: nn.Module, mask: Mask, *, seed: int) -> None:
             weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2.0 / fan))
 
 
-def _advance(
-    training: Training, context: Context, *, keep: tuple[int, ...] = ()
-) -> dict[str, Tensor]:
-    """Train to the end, from the last checkpoint if there is one; return the weights to keep.
-
-    ``keep`` counts finished epochs.
-    """
-    kept: dict[str, Tensor] = {}
-    saved = context.load_checkpoint()
-    if saved is not None:
-        tensors, meta = saved
-        kept = {name: value for name, value in tensors.items() if name.startswith(AFTER)}
-        training.restore(tensors, meta)
-    steps = {epoch * training.steps_per_epoch: epoch for epoch in keep}
-    while not training.done:
-        training.step()
-        if training.steps_done in steps:
-            prefix = f"{AFTER}{steps[training.steps_done]}/"
-            kept |= {prefix + name: value.clone() for name, value in _state(training.model).items()}
-        if training.notice is not None:
-            context.note(training.notice)
-            training.notice = None
-        if context.checkpoint_due():
-            tensors, meta = training.state()
-            context.save_checkpoint({**tensors, **kept}, meta)
-        context.tick(
-            training.steps_done / training.num_steps,
-            f"epoch {min(training.epoch + 1, training.recipe.epochs)}/{training.recipe.epochs}",
-        )
-    return kept
-
-
 def _result(
     model: nn.Module, dataset: Dataset, recipe: Recipe, cost: Cost, training: Training | None
 ) -> dict[str, Any]:
@@ -476,15 +442,12 @@ def _result(
     return record
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-
-
 def _mean(values: tuple[float, ...]) -> float:
     return sum(values) / len(values)
 
 
-def _without_none(**fields: Any) -> dict[str, Any]:
+def without_none(**fields: Any) -> dict[str, Any]:
+    """Leave out of a spec what was not given, so that a field added later changes no key."""
     return {name: value for name, value in fields.items() if value is not None}
 
 

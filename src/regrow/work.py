@@ -5,14 +5,8 @@ in this process or in a worker - and only through its ``Context``:
 
     def run(self, context):
         training = Training(..., context.dataset(self.data))
-        if saved := context.load_checkpoint():
-            training.restore(*saved)
-        while not training.done:
-            training.step()
-            if context.checkpoint_due():
-                context.save_checkpoint(*training.state())
-            context.tick(training.steps_done / training.num_steps, f"epoch {training.epoch}")
-        return Outcome({"accuracy": ...}, training.model.state_dict())
+        advance(training, context)
+        return Outcome({"accuracy": ...}, state_of(training.model))
 """
 
 import time
@@ -23,7 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regrow.errors import Interrupted, StoreError
 from regrow.store import Store, Workspace
@@ -34,6 +28,7 @@ if TYPE_CHECKING:
 
 REPORT_SECONDS = 0.25  # four times a second is all that a person can follow
 PROGRESS_FILE_SECONDS = 2.0  # for `regrow status` in another terminal
+AFTER = "after-epoch-"  # and the epoch and a slash, before the names of weights kept on the way
 RANDOM_STATE = "context/random-state"  # beside the job's own tensors in a checkpoint
 
 
@@ -203,6 +198,78 @@ class Context:
                 {"label": self._job.label, "fraction": fraction, "note": note}
                 | {"seconds": self.seconds}
             )
+
+
+class Advancing(Protocol):
+    """A training that a job takes to its end, step by step."""
+
+    model: nn.Module
+    steps_done: int
+    notice: str | None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Count the updates of one epoch."""
+
+    @property
+    def num_steps(self) -> int:
+        """Count all updates."""
+
+    @property
+    def epoch(self) -> int:
+        """Count the finished epochs."""
+
+    @property
+    def done(self) -> bool:
+        """Tell whether every step has been taken."""
+
+    def step(self) -> None:
+        """Take one."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that ``restore`` needs."""
+
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+
+
+def advance(
+    training: Advancing, context: Context, *, keep: tuple[int, ...] = ()
+) -> dict[str, Tensor]:
+    """Train to the end, from the last checkpoint if there is one; return the weights to keep.
+
+    ``keep`` counts finished epochs.
+    """
+    kept: dict[str, Tensor] = {}
+    saved = context.load_checkpoint()
+    if saved is not None:
+        tensors, meta = saved
+        kept = {name: value for name, value in tensors.items() if name.startswith(AFTER)}
+        training.restore(tensors, meta)
+    steps = {epoch * training.steps_per_epoch: epoch for epoch in keep}
+    epochs = training.num_steps // training.steps_per_epoch
+    while not training.done:
+        training.step()
+        if training.steps_done in steps:
+            weights = state_of(training.model)
+            prefix = f"{AFTER}{steps[training.steps_done]}/"
+            kept |= {prefix + name: value.clone() for name, value in weights.items()}
+        if training.notice is not None:
+            context.note(training.notice)
+            training.notice = None
+        if context.checkpoint_due():
+            tensors, meta = training.state()
+            context.save_checkpoint({**tensors, **kept}, meta)
+        context.tick(
+            training.steps_done / training.num_steps,
+            f"epoch {min(training.epoch + 1, epochs)}/{epochs}",
+        )
+    return kept
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return a network's tensors as a record keeps them."""
+    return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
 
 
 _LOADING = Lock()

@@ -29,12 +29,12 @@ from regrow.detection.spec import DetectionSpec
 from regrow.detection.training import AUGMENTATIONS, DetectionTraining
 from regrow.detection.voc import DetectionData, fingerprint, load
 from regrow.errors import ConfigError
-from regrow.jobs import Prune, Retrain, Train, _Keyed, _state, _without_none
+from regrow.jobs import Keyed, Prune, Retrain, Train, weights_of, without_none
 from regrow.models import ModelSpec, build
 from regrow.prune import Method, select
 from regrow.surgery import shrink, trace
 from regrow.train import Recipe
-from regrow.work import Context, Job, Outcome
+from regrow.work import Context, Job, Outcome, advance, state_of
 
 SETTLING_IMAGES = 64  # whose statistics the norms of an untrained backbone take
 UNTRAINED_SHAPE = (1, 3, 64, 64)  # on which a backbone without a classifier's data is traced
@@ -74,7 +74,7 @@ class _Start:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDetector(_Keyed):
+class TrainDetector(Keyed):
     """Train a detector.
 
     ``backbone``: a trained classifier, whole (``Train``) or cut (``Retrain``); a detector with a
@@ -121,7 +121,7 @@ class TrainDetector(_Keyed):
     @cached_property
     def spec(self) -> dict[str, Any]:
         """All that was asked for."""
-        return _without_none(
+        return without_none(
             data=self.data.content,
             detector=self.detector.to_json(),
             recipe=self.recipe.to_json(),
@@ -145,7 +145,7 @@ class TrainDetector(_Keyed):
         training = DetectionTraining(
             start.model, data.train, self.recipe, seed=self.seed, device=context.device
         )
-        _advance(training, context)
+        advance(training, context)
         cost = detector_cost(training.model, self.detector)
         precision = self.recipe.precision
         score = evaluate_detector(training.model, data.test, data.classes, precision=precision)
@@ -167,7 +167,7 @@ class TrainDetector(_Keyed):
             "mean": list(start.mean),
             "std": list(start.std),
         }
-        return Outcome(record, _state(training.model))
+        return Outcome(record, state_of(training.model))
 
     def _start(self, context: Context, data: DetectionData) -> _Start:
         """Build the detector as it is before its first step."""
@@ -187,7 +187,7 @@ class TrainDetector(_Keyed):
         else:
             architecture = _architecture(backbone, context)
             net = architecture.build()
-            net.load_state_dict(context.tensors(backbone))
+            net.load_state_dict(weights_of(context.tensors(backbone)))
             dataset = context.dataset(_classified(backbone).data.spec)
             mean, std = dataset.mean, dataset.std
         return _Start(self._around(net, mean, std), architecture, mean, std)
@@ -216,7 +216,7 @@ class TrainDetector(_Keyed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneDetector(_Keyed):
+class PruneDetector(Keyed):
     """Prune the backbone of a trained detector by its weights, within the blocks."""
 
     kind: ClassVar[str] = "prune-detector"
@@ -246,7 +246,7 @@ class PruneDetector(_Keyed):
     def spec(self) -> dict[str, Any]:
         """All that was asked for."""
         method = self.method
-        return _without_none(
+        return without_none(
             criterion=method.criterion,
             allocation=method.allocation if self.shares is None else None,
             scope=list(method.scope),
@@ -298,7 +298,7 @@ class PruneDetector(_Keyed):
             "mean": record["mean"],
             "std": record["std"],
         }
-        return Outcome(found_record, _state(model))
+        return Outcome(found_record, state_of(model))
 
 
 def _kept(
@@ -331,21 +331,6 @@ def _some_images(
 ) -> Iterator[Tensor]:
     for index in range(min(SETTLING_IMAGES, len(data.train))):
         yield normalise(data.train.pixels(index)[None], mean, std)
-
-
-def _advance(training: DetectionTraining, context: Context) -> None:
-    """Train to the end, from the last checkpoint if there is one."""
-    saved = context.load_checkpoint()
-    if saved is not None:
-        training.restore(*saved)
-    while not training.done:
-        training.step()
-        if context.checkpoint_due():
-            context.save_checkpoint(*training.state())
-        context.tick(
-            training.steps_done / training.num_steps,
-            f"epoch {min(training.epoch + 1, training.recipe.epochs)}/{training.recipe.epochs}",
-        )
 
 
 _LOADING = Lock()

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from regrow.detection.model import Detection
 from regrow.detection.pictures import Pictures
-from regrow.errors import ConfigError, TrainingError, unknown
+from regrow.errors import ConfigError, unknown
 from regrow.seeds import derive, seeded
-from regrow.train import Precision, Recipe
+from regrow.train import Precision, Recipe, Stepping
 from regrow.turns import drawing
 
 # The framework's for one image a step; the drop falls after epoch 5 of 7.
@@ -33,7 +33,7 @@ class _Epoch:
     mirrored: list[bool]
 
 
-class DetectionTraining:
+class DetectionTraining(Stepping):
     """Train a detector in place.
 
     The order is drawn from (seed, "shuffle", epoch), mirroring from (seed, "augment", epoch), and
@@ -91,21 +91,6 @@ class DetectionTraining:
         return math.ceil(self.shown / self.recipe.batch)
 
     @property
-    def num_steps(self) -> int:
-        """Count the updates of the whole training."""
-        return self.recipe.epochs * self.steps_per_epoch
-
-    @property
-    def epoch(self) -> int:
-        """Return the epoch under way, counted from 0: the number of finished ones."""
-        return self.steps_done // self.steps_per_epoch
-
-    @property
-    def done(self) -> bool:
-        """Tell whether every step has been taken."""
-        return self.steps_done >= self.num_steps
-
-    @property
     def samples(self) -> int:
         """Count the pictures trained on so far, each as often as it was seen."""
         epochs, place = divmod(self.steps_done, self.steps_per_epoch)
@@ -113,16 +98,14 @@ class DetectionTraining:
 
     def step(self) -> None:
         """Take one update; a loss that is not finite is a ``TrainingError``."""
-        if self.done:
-            raise TrainingError(f"This training has taken all of its {self.num_steps} steps.")
-        epoch, place = divmod(self.steps_done, self.steps_per_epoch)
+        epoch, place = self._next()
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, self._draw(epoch))
         images, targets = self._batch(self._epoch[1], place)
         with drawing(derive(self.seed, "sampling", epoch, place), device=self.device):
             losses = forward(self.model, images, targets, precision=self.recipe.precision)
         parts = torch.stack([losses[name].float() for name in LOSSES])
-        self._check(float(parts.detach().sum()), epoch, place)
+        self._check_loss(float(parts.detach().sum()), epoch, place)
         self._optimiser.zero_grad()
         parts.sum().backward()  # type: ignore[no-untyped-call]
         for group in self._optimiser.param_groups:
@@ -133,39 +116,10 @@ class DetectionTraining:
         if place == self.steps_per_epoch - 1:
             self._end_epoch(epoch)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return copies of all that ``restore`` needs: tensors, and a record for JSON."""
-        copies = {
-            name: value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
-            for name, value in self._tensors().items()
-        }
-        return copies, {
-            "steps_done": self.steps_done,
-            "history": [dict(line) for line in self.history],
-            **self._identity(),
-        }
-
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Go on from a state of the same training; another's is a ``TrainingError``."""
-        for name, mine in self._identity().items():
-            if meta.get(name) != mine:
-                raise TrainingError(
-                    f"This checkpoint is of another training: its {name} is {meta.get(name)!r}, "
-                    f"where {mine!r} was expected. Remove it to start afresh."
-                )
-        targets = self._tensors()
-        for name, target in targets.items():
-            if name not in tensors or tensors[name].shape != target.shape:
-                found = tuple(tensors[name].shape) if name in tensors else "nothing"
-                raise TrainingError(
-                    f"This checkpoint is of another detector: for {name!r} it has {found}, where "
-                    f"{tuple(target.shape)} was expected. Remove it to start afresh."
-                )
-        with torch.no_grad():
-            for name, target in targets.items():
-                target.copy_(tensors[name])
-        self.steps_done = int(meta["steps_done"])
-        self.history = [dict(line) for line in meta["history"]]
+        self._check_identity(meta)
+        self._restore(tensors, meta)
         self._epoch = None
 
     def _draw(self, epoch: int) -> _Epoch:
@@ -200,16 +154,7 @@ class DetectionTraining:
         line = {"epoch": epoch, "lr": self.recipe.lr_at(epoch), "loss": sum(means)}
         self.history.append(line | parts)
 
-    def _check(self, loss: float, epoch: int, place: int) -> None:
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"The training diverged: its loss is {loss} in epoch {epoch + 1} of "
-                f"{self.recipe.epochs}, step {place + 1} of {self.steps_per_epoch}, at a learning "
-                f"rate of {self.recipe.lr_at(epoch):g}. Lower 'lr', or give 'warmup_epochs'."
-            )
-
     def _tensors(self) -> dict[str, Tensor]:
-        """Return all that a step changes."""
         state = self._optimiser.state
         return (
             {f"model.{name}": value for name, value in self.model.state_dict().items()}

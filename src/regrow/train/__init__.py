@@ -2,6 +2,7 @@
 
 from regrow.train.evaluation import Evaluation, evaluate
 from regrow.train.recipe import RECIPES, Precision, Recipe, Schedule, named
+from regrow.train.stepping import Stepping
 from regrow.train.training import Training, fit
 from regrow.train.treatment import NO_TREATMENT, Treatment
 
@@ -12,6 +13,7 @@ __all__ = [
     "Precision",
     "Recipe",
     "Schedule",
+    "Stepping",
     "Training",
     "Treatment",
     "evaluate",

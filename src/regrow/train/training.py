@@ -9,7 +9,6 @@ CPU, one thread). To run one to its end::
     accuracy = evaluate(model, dataset.test, dataset).accuracy
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.data import Dataset, MemoryImages, scaling
-from regrow.errors import ConfigError, TrainingError
+from regrow.errors import ConfigError
 from regrow.seeds import derive, seeded
 from regrow.train.engine import (
     CannotRecord,
@@ -31,10 +30,11 @@ from regrow.train.engine import (
 )
 from regrow.train.graphs import CudaGraphs
 from regrow.train.recipe import Recipe
+from regrow.train.stepping import Stepping
 from regrow.train.treatment import NO_TREATMENT, Hook, Treatment
 
 
-class Training:
+class Training(Stepping):
     """Train a model in place on a data set's training images.
 
     ``treatment`` is what a method does meanwhile. ``hold(model)`` is called before and after each
@@ -122,21 +122,6 @@ class Training:
         return len(self.parts.bounds)
 
     @property
-    def num_steps(self) -> int:
-        """Count the updates of the whole training."""
-        return self.recipe.epochs * self.steps_per_epoch
-
-    @property
-    def epoch(self) -> int:
-        """Return the epoch under way, counted from 0: the number of finished ones."""
-        return self.steps_done // self.steps_per_epoch
-
-    @property
-    def done(self) -> bool:
-        """Tell whether every step has been taken."""
-        return self.steps_done >= self.num_steps
-
-    @property
     def samples(self) -> int:
         """Count the images trained on so far, each as often as it was seen."""
         epochs, place = divmod(self.steps_done, self.steps_per_epoch)
@@ -146,52 +131,22 @@ class Training:
 
     def step(self) -> None:
         """Take one update; a loss that is not finite is a ``TrainingError``."""
-        if self.done:
-            raise TrainingError(f"This training has taken all of its {self.num_steps} steps.")
-        epoch, place = divmod(self.steps_done, self.steps_per_epoch)
+        epoch, place = self._next()
         if self._prepared != epoch:
             self._begin(epoch)
         self._take(epoch, place)
         if self.device.type == "cpu":  # elsewhere a look at it makes the device wait
-            self._check(self.parts.losses[place].item(), epoch, place)
+            self._check_loss(self.parts.losses[place].item(), epoch, place)
         self.steps_done += 1
         if place == self.steps_per_epoch - 1:
             self._end_epoch(epoch)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return copies of all that ``restore`` needs: tensors, and a record for JSON."""
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"momentum.{name}": value for name, value in self._momentum().items()}
-        tensors["losses"] = self.parts.losses
-        copies = {
-            name: value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
-            for name, value in tensors.items()
-        }
-        return copies, {
-            "steps_done": self.steps_done,
-            "history": [dict(line) for line in self.history],
-            **self._identity(),
-        }
-
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Go on from a state of the same training; another's is a ``TrainingError``."""
-        for name, mine in self._identity().items():
-            if meta.get(name) != mine:
-                raise TrainingError(
-                    f"This checkpoint is of another training: its {name} is {meta.get(name)!r}, "
-                    f"where {mine!r} was expected. Remove it to start afresh."
-                )
+        self._check_identity(meta)
         if meta["steps_done"] >= self.num_steps:
             self._end()  # the state of a finished training is without what the treatment added
-        targets = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        targets |= {f"momentum.{name}": value for name, value in self._momentum().items()}
-        targets["losses"] = self.parts.losses
-        _check_tensors(targets, tensors)
-        with torch.no_grad():
-            for name, target in targets.items():
-                target.copy_(tensors[name])
-        self.steps_done = int(meta["steps_done"])
-        self.history = [dict(line) for line in meta["history"]]
+        self._restore(tensors, meta)
         self._prepared = None
 
     def _begin(self, epoch: int) -> None:
@@ -217,7 +172,7 @@ class Training:
     def _end_epoch(self, epoch: int) -> None:
         losses = self.parts.losses.tolist()
         for place, loss in enumerate(losses):
-            self._check(loss, epoch, place)
+            self._check_loss(loss, epoch, place)
         sizes = [end - start for start, end in self.parts.bounds]
         mean = sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / sum(sizes)
         self.history.append({"epoch": epoch, "lr": self.recipe.lr_at(epoch), "loss": mean})
@@ -230,13 +185,10 @@ class Training:
         if self.parts.treatment.end is not None:
             self.parts.treatment.end(self.model)
 
-    def _check(self, loss: float, epoch: int, place: int) -> None:
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"The training diverged: its loss is {loss} in epoch {epoch + 1} of "
-                f"{self.recipe.epochs}, step {place + 1} of {self.steps_per_epoch}, at a learning "
-                f"rate of {self.recipe.lr_at(epoch):g}. Lower 'lr', or give 'warmup_epochs'."
-            )
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"momentum.{name}": value for name, value in self._momentum().items()}
+        return tensors | {"losses": self.parts.losses}
 
     def _momentum(self) -> dict[str, Tensor]:
         """Return the momentum of each parameter, by its name."""
@@ -266,13 +218,3 @@ def _batch_bounds(num: int, batch: int) -> list[tuple[int, int]]:
     if batch > 1 and num - starts[-1] == 1:
         starts.pop()
     return list(zip(starts, [*starts[1:], num], strict=True))
-
-
-def _check_tensors(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    for name, target in targets.items():
-        if name not in tensors or tensors[name].shape != target.shape:
-            found = tuple(tensors[name].shape) if name in tensors else "nothing"
-            raise TrainingError(
-                f"This checkpoint is of another network: for {name!r} it has {found}, where "
-                f"{tuple(target.shape)} was expected. Remove it to start afresh."
-            )
