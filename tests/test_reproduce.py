@@ -525,6 +525,8 @@ def test_a_table_that_is_not_available_says_what_it_waits_for(
         (("table-44",), "table-4"),
         (("table-1", "--data", "cifar10"), "NAME=DATA"),
         (("table-1", "--scale", "tiny"), "smoke"),
+        (("table-1", "--scale", "smoke", "--device", "abacus"), "Choose --device cpu"),
+        (("all", "--scale", "smoke", "--device", "abacus"), "Choose --device cpu"),
     ],
 )
 def test_mistakes_end_in_a_message(

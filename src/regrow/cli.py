@@ -438,12 +438,13 @@ def _run(
     device: str = "cpu",
     as_json: bool = False,
 ) -> None:
+    from regrow.run import check_device
     from regrow.run import run as run_jobs
     from regrow.run.display import display
 
     asked = _study(path)
     jobs = asked.jobs()  # looks at data and networks: nothing is written for a study that cannot be
-    _check_device(device)
+    check_device(device)
     opened = _open(store, create=True)
     _check_writable(_out(asked, out))
     with display() as show:
@@ -480,22 +481,6 @@ def _sum_up(summary: "Summary", page: Path) -> None:
 
 def _out(asked: "Study", out: Path | None) -> Path:
     return out if out is not None else DEFAULT_OUT / asked.name
-
-
-def _check_device(device: str) -> None:
-    """Refuse a device that this machine does not have, by using it."""
-    if device == "cpu":
-        return
-    import torch
-
-    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    try:
-        torch.ones(1, device=torch.device(device)).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"Cannot train on the device {device!r}: this machine does not have it, or PyTorch "
-            f"cannot use it. Choose --device {' or '.join(here)}."
-        ) from error
 
 
 def _check_writable(folder: Path) -> None:

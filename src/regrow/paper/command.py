@@ -73,6 +73,7 @@ def reproduce(
     """Reproduce a table or figure of the paper, its printed number beside each of ours."""
     from regrow.paper import scales
     from regrow.paper.reproduce import Request, entries, entry
+    from regrow.run import check_device
 
     if what == "list":
         _list(list(entries().values()))
@@ -90,7 +91,9 @@ def reproduce(
     folder = (out or DEFAULT_OUT / scale) / ("" if what == "all" else what)
     if plan:
         _plan(chosen, request, store=store, workers=workers)
-    elif what == "all":
+        return
+    check_device(device)
+    if what == "all":
         _reproduce_all(chosen, request, store, folder, workers=workers, device=device)
     else:
         opened = _open(store)

@@ -9,6 +9,8 @@ The path of a job: ``schedule`` says which is next, ``conduct`` hands it to the 
 import os
 from collections.abc import Callable, Iterable
 
+import torch
+
 from regrow.errors import ConfigError
 from regrow.run.conduct import Conductor, Summary
 from regrow.run.crew import assemble
@@ -38,6 +40,7 @@ __all__ = [
     "JobWarning",
     "RunProgress",
     "Summary",
+    "check_device",
     "run",
 ]
 
@@ -84,3 +87,17 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have, by using it."""
+    if device == "cpu":
+        return
+    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    try:
+        torch.ones(1, device=torch.device(device)).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"Cannot train on the device {device!r}: this machine does not have it, or PyTorch "
+            f"cannot use it. Choose --device {' or '.join(here)}."
+        ) from error
