@@ -446,6 +446,18 @@ def test_replaced_data_is_noted_and_in_every_label(paper_data: object) -> None:
     assert {one.cell.experiment.data_label for one in printables(plan)} == {"digits for CIFAR-10"}
 
 
+def test_a_copy_of_the_data_keeps_its_normalisation_and_other_images_have_their_own(
+    paper_data: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(scale=scales.named("paper"), data={"cifar10": "hf:some/cifar10"})
+    plan = prepare(entry("table-11"), request)
+    assert {one.cell.experiment.data.normalisation for one in printables(plan)} == {"sfp"}
+    monkeypatch.undo()
+    smoke = prepare(entry("table-11"), Request(scale=scales.named("smoke")))
+    assert {one.cell.experiment.data.normalisation for one in printables(smoke)} == {None}
+    assert any("digits is normalised by its own mean and std" in note for note in smoke.notes)
+
+
 def test_imagenet_has_to_be_named_and_the_rest_of_the_table_goes_on(paper_data: object) -> None:
     plan = prepare(entry("table-1"), Request(scale=scales.named("paper")))
     assert [part.name for part in plan.parts] == ["table-1"]

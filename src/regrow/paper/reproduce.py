@@ -232,7 +232,8 @@ def _data(
 ) -> tuple[dict[str, Any], list[str]]:
     """Choose the data set that stands for one of the paper's, and say so if it is another.
 
-    What the study says besides the name (its normalisation) is of the paper's own data set only.
+    What the study says besides the name (its normalisation) goes for a copy too, which is known by
+    its classes; images of another kind have their own.
     """
     scale = request.scale
     given: dict[str, Any] = {"name": asked} if isinstance(asked, str) else dict(asked)
@@ -243,7 +244,7 @@ def _data(
             "ImageNet is not downloaded. Name a copy, or what shall stand in for it: "
             "--data imagenet=folder:PATH or --data imagenet=hf:PATH."
         )
-    data: dict[str, Any] = {"name": chosen} if chosen else given
+    data = given if chosen is None else _stand_in(given, chosen)
     if name in scale.size and name in request.data:
         data["size"] = scale.size[name]
     if scale.subset is not None or scale.test_subset is not None:
@@ -254,9 +255,25 @@ def _data(
     if chosen is None:
         return data, []
     data["label"] = f"{chosen} for {label}"
-    return data, [
+    said = [
         f"In place of {label}: {chosen}. For other images the printed numbers are no reference."
     ]
+    if data.get("normalisation") != given.get("normalisation"):
+        said.append(
+            f"{chosen} is normalised by its own mean and std: it has no {given['normalisation']!r}."
+        )
+    return data, said
+
+
+def _stand_in(given: Mapping[str, Any], chosen: str) -> dict[str, Any]:
+    """Put another data set in the place of one, with its normalisation if it has that too."""
+    data = {**given, "name": chosen}
+    if len(data) > 1:
+        try:
+            material(DataSpec.from_json(data))
+        except ConfigError:  # the option does not fit these images
+            return {"name": chosen}
+    return data
 
 
 def _at_most(wanted: int | None, there: int, classes: int) -> int | None:
