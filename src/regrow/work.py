@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,14 @@ class Job(Protocol):
 
     def run(self, context: "Context") -> "Outcome":
         """Do it."""
+
+
+@runtime_checkable
+class Rehearsed(Protocol):
+    """A job that finds out itself what it takes; of others, the estimate knows."""
+
+    def rehearse(self, seconds: float) -> float:
+        """Work on a little of it for about so long; return the seconds that all of it takes."""
 
 
 @dataclass(frozen=True)

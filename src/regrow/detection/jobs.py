@@ -4,6 +4,7 @@ Prune-C and the scratch arms are ``TrainDetector`` on the classifier that a ``Re
 Prune-D is ``TrainDetector`` on the whole detector that a ``PruneDetector`` left.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -26,7 +27,7 @@ from regrow.detection.model import (
     settle_norms_,
 )
 from regrow.detection.spec import DetectionSpec
-from regrow.detection.training import AUGMENTATIONS, DetectionTraining
+from regrow.detection.training import AUGMENTATIONS, DetectionTraining, forward
 from regrow.detection.voc import DetectionData, fingerprint, load
 from regrow.errors import ConfigError
 from regrow.jobs import Keyed, Prune, Retrain, Train, weights_of, without_none
@@ -37,6 +38,7 @@ from regrow.train import Recipe
 from regrow.work import Context, Job, Outcome, advance, state_of
 
 SETTLING_IMAGES = 64  # whose statistics the norms of an untrained backbone take
+PRUNE_SECONDS = 3.0
 UNTRAINED_SHAPE = (1, 3, 64, 64)  # on which a backbone without a classifier's data is traced
 
 
@@ -133,8 +135,7 @@ class TrainDetector(Keyed):
     def flops(self) -> float:
         """FLOPs of the training, as if the backbone were whole."""
         cost = _planned_flops(self._model(), self.detector, len(self.data.classes))
-        copies = 2 if (self.recipe.augmentation or AUGMENTATIONS[0]) == "flipped-copies" else 1
-        return 3.0 * cost * self.recipe.epochs * self.data.num_train * copies
+        return 3.0 * cost * self._num_shown
 
     def run(self, context: Context) -> Outcome:
         """Train, and read the test pictures once after and once before."""
@@ -168,6 +169,17 @@ class TrainDetector(Keyed):
             "std": list(start.std),
         }
         return Outcome(record, state_of(training.model))
+
+    def rehearse(self, seconds: float) -> float:
+        """Train and test an uncut detector for so long; return what all steps and tests take."""
+        pace = _pace(self._model(), self.detector, self.recipe, self.data, seconds)
+        return self._num_shown * pace.shown + 2 * self.data.num_test * pace.tested
+
+    @property
+    def _num_shown(self) -> int:
+        """Count the pictures of all epochs."""
+        copies = 2 if (self.recipe.augmentation or AUGMENTATIONS[0]) == "flipped-copies" else 1
+        return self.recipe.epochs * self.data.num_train * copies
 
     def _start(self, context: Context, data: DetectionData) -> _Start:
         """Build the detector as it is before its first step."""
@@ -261,6 +273,10 @@ class PruneDetector(Keyed):
         """Nothing is trained."""
         return 0.0
 
+    def rehearse(self, seconds: float) -> float:
+        """Return what following the channels of a ResNet takes, which is most of it."""
+        return PRUNE_SECONDS
+
     def run(self, context: Context) -> Outcome:
         """Score the filters that the detector learnt, cut, and keep all other layers."""
         record, tensors = context.record(self.parent), context.tensors(self.parent)
@@ -347,11 +363,48 @@ def _load(spec: DetectionSpec, short_side: int, long_side: int) -> DetectionData
     return load(spec, short_side=short_side, long_side=long_side)
 
 
+@dataclass(frozen=True)
+class _Pace:
+    """Seconds for a picture that is trained on, and for one that is tested."""
+
+    shown: float
+    tested: float
+
+
+@lru_cache
+def _pace(
+    model: ModelSpec,
+    detector: Detector,
+    recipe: Recipe,
+    material: DetectionMaterial,
+    seconds: float,
+) -> _Pace:
+    data = _data(material.spec, detector.short_side, detector.long_side)
+    whole = _uncut(model, detector, len(material.classes))
+    training = DetectionTraining(whole, data.train, recipe, seed=0)
+    training.step()  # the first is slower
+    began, steps = time.perf_counter(), 0
+    while not training.done and (not steps or time.perf_counter() - began < seconds):
+        training.step()
+        steps += 1
+    shown = (time.perf_counter() - began) / max(steps * recipe.batch, 1)
+    whole.eval()
+    began, tested = time.perf_counter(), 0
+    with torch.inference_mode():
+        while tested < len(data.test) and (not tested or time.perf_counter() - began < seconds):
+            forward(whole, [data.test.pixels(tested)], precision=recipe.precision)
+            tested += 1
+    return _Pace(shown, (time.perf_counter() - began) / tested)
+
+
+def _uncut(model: ModelSpec, detector: Detector, num_classes: int) -> Detection:
+    """Build a detector on a classifier as first drawn, to measure it."""
+    net = build(model.untrained())
+    return build_detector(
+        net, detector, num_classes=num_classes, mean=IMAGENET.mean, std=IMAGENET.std
+    )
+
+
 @lru_cache
 def _planned_flops(model: ModelSpec, detector: Detector, num_classes: int) -> int:
-    net = build(model.untrained())
-    with torch.no_grad():
-        whole = build_detector(
-            net, detector, num_classes=num_classes, mean=IMAGENET.mean, std=IMAGENET.std
-        )
-        return detector_cost(whole, detector).flops
+    return detector_cost(_uncut(model, detector, num_classes), detector).flops

@@ -32,7 +32,7 @@ from regrow.run.execute import one_thread
 from regrow.store import Store
 from regrow.surgery import Trace, shrink, trace
 from regrow.train import Recipe, Training, evaluate
-from regrow.work import Job
+from regrow.work import Job, Rehearsed
 
 WARM_STEPS = 2
 MIN_STEPS, MAX_STEPS = 3, 40
@@ -121,6 +121,7 @@ def all_jobs(jobs: Sequence[Job]) -> dict[str, Job]:
 def _count_kinds(nodes: dict[str, Job], done: Collection[str]) -> dict[str, tuple[int, int]]:
     counts: dict[str, tuple[int, int]] = {}
     kinds = [Train.kind, Prune.kind, Retrain.kind]
+    kinds += sorted({job.kind for job in nodes.values()} - {*kinds})
     for job in sorted(nodes.values(), key=lambda job: kinds.index(job.kind)):
         total, ready = counts.get(job.kind, (0, 0))
         counts[job.kind] = (total + 1, ready + (job.key in done))
@@ -183,7 +184,7 @@ class _Guess:
     store: Store | None
     from_records: bool = False
     _speeds: dict[_Setting, _Speed] = field(default_factory=dict)
-    _factors: dict[_Setting, float] = field(default_factory=dict)
+    _factors: dict[_Setting | str, float] = field(default_factory=dict)
     _traces: dict[tuple[ModelSpec, tuple[int, ...]], tuple[nn.Module, Trace]] = field(
         default_factory=dict
     )
@@ -201,11 +202,13 @@ class _Guess:
         return self._calibrated(job) * (self._factor(setting) if setting else 1.0)
 
     def _calibrated(self, job: Job) -> float:
+        if isinstance(job, Rehearsed):
+            return job.rehearse(CALIBRATION_SECONDS)
         if isinstance(job, Prune):
             return self._speed(_Setting(job.model, job.data, Recipe())).cut_seconds
         assert isinstance(job, Train | Retrain)
         setting = _setting(job)
-        assert setting is not None
+        assert isinstance(setting, _Setting)
         speed = self._speed(setting)
         flops: float = model_cost(setting.model, setting.data.shape).flops
         epochs, overhead = job.recipe.epochs, 0.0
@@ -226,7 +229,7 @@ class _Guess:
             self._speeds[setting] = _calibrate(setting)
         return self._speeds[setting]
 
-    def _factor(self, setting: _Setting) -> float:
+    def _factor(self, setting: _Setting | str) -> float:
         """Return what jobs of this setting took over what the calibration says, if known."""
         if setting not in self._factors:
             jobs = [job for job in self.finished if _setting(job) == setting]
@@ -280,7 +283,10 @@ class _Guess:
         return model_cost(prune.model, prune.data.shape).flops / max(after.flops, 1)
 
 
-def _setting(job: Job) -> _Setting | None:
+def _setting(job: Job) -> _Setting | str | None:
+    """Return what jobs of one speed have in common; None for what is not corrected."""
+    if isinstance(job, Rehearsed):
+        return job.kind
     if isinstance(job, Train):
         data, model, base = job.data, job.model, job.recipe
     elif isinstance(job, Retrain):
