@@ -18,7 +18,7 @@ LEVELS: list[set[str]] = [
     {"registry", "seeds", "stats"},
     {"store", "mask", "models", "data"},
     {"surgery", "train", "work"},
-    {"cost", "reconstruct", "arms", "guard"},
+    {"cost", "reconstruct", "arms", "guard", "stages"},
     {"probe", "architecture"},
     {"prune"},
     {"methods", "jobs", "experiment", "catalogue"},
