@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from regrow.asked import collect, from_json, load
 from regrow.data.normalisation import IMAGENET
 from regrow.detection.evaluate import (
     Found,
@@ -34,7 +35,7 @@ from regrow.detection.model import (
 )
 from regrow.detection.pictures import Pictures, Truth
 from regrow.detection.spec import DetectionSpec
-from regrow.detection.study import detection_study
+from regrow.detection.study import DetectionStudy
 from regrow.detection.training import VOC_RECIPE, DetectionTraining
 from regrow.errors import ConfigError, TrainingError
 from regrow.models import ModelSpec, build
@@ -432,9 +433,17 @@ def test_a_key_changes_with_what_the_result_depends_on() -> None:
     assert TRAIN.flops > 0
 
 
-def test_pruning_asks_for_a_method_that_cuts_and_mends_nothing() -> None:
-    with pytest.raises(ConfigError, match="cuts channels and mends nothing after"):
-        PruneDetector(parent=TRAIN, method=METHODS.get("magnitude"), seed=0, sparsity=0.5)
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("magnitude", "backbones of fewer channels, and 'magnitude' removes weights"),
+        ("sparse-structure", "'sparse-structure' removes blocks. Use a method of unit 'channel'"),
+        ("thinet", "'thinet' mends a classifier's weights .* Leave the arm 'prune-d' out"),
+    ],
+)
+def test_pruning_asks_for_a_method_that_cuts_and_mends_nothing(method: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PruneDetector(parent=TRAIN, method=METHODS.get(method), seed=0, sparsity=0.5)
 
 
 def test_a_detector_is_trained_on_one_of_two() -> None:
@@ -446,6 +455,10 @@ real = pytest.mark.skipif(
     not (BCCD.is_dir() and TINY.is_dir()),
     reason="the images are not at ../shared/data/bccd-voc and tiny-imagenet-20-64px",
 )
+
+
+ARMS = ["unpruned", "prune-c", "prune-d", "scratch-e", "scratch-b"]
+CUT_NAME = "l1-filter resnet-34-b"
 
 
 def study(**changes: Any) -> dict[str, Any]:
@@ -467,27 +480,30 @@ def study(**changes: Any) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_study_trains_every_arm(tmp_path: Path) -> None:
     pytest.importorskip("torchmetrics")
-    asked = detection_study(study())
-    assert [c.arm for c in asked.cells] == [
-        *("unpruned", "prune-c", "prune-d", "scratch-e", "scratch-b"),
-    ]
+    asked = from_json(study())
+    assert [cell.arm.name for cell in asked.cells()] == ARMS
     store = Store.open(tmp_path)
-    summary = run(asked.jobs, store, workers=0)
+    summary = run(asked.jobs(), store, workers=0)
     assert not summary.failed
-    rows = {row["arm"]: row for row in asked.rows(store)}
-    assert all(row["status"] == "done" and 0 <= row["map"] <= 100 for row in rows.values())
-    assert all(row["ap_RBC"] is not None for row in rows.values())
+    found = collect(asked, store)
+    assert not found.failures
+    assert [one.arm for one in found.runs] == ARMS
+    assert all(one.done and 0 <= (one.accuracy or 0) <= 100 for one in found.runs)
     # All cut alike, by the widths of the target.
-    sizes = {arm: row["parameters"] for arm, row in rows.items()}
+    sizes = {one.arm: one.parameters or 0 for one in found.runs}
     assert len({size for arm, size in sizes.items() if arm != "unpruned"}) == 1
     assert sizes["prune-d"] < sizes["unpruned"]
-    assert not run(asked.jobs, store, workers=0).done
+    (extra,) = found.extras
+    assert extra.columns[:4] == ("arm", "mAP", "AP Platelets", "AP RBC")
+    assert [row[0] for row in extra.rows] == ["unpruned", *(f"{CUT_NAME} {a}" for a in ARMS[1:])]
+    assert not run(asked.jobs(), store, workers=0).done
 
 
 @real
 def test_prune_d_alone_needs_only_the_unpruned_detector() -> None:
     pytest.importorskip("torchmetrics")
-    (cell,) = detection_study(study(arms=["prune-d"])).cells
+    (cell,) = DetectionStudy.from_json(study(arms=["prune-d"])).cells()
+    assert isinstance(cell.job, TrainDetector)
     pruning = cell.job.backbone
     assert isinstance(pruning, PruneDetector)
     assert pruning.parent.backbone is not None
@@ -505,22 +521,24 @@ def test_prune_d_alone_needs_only_the_unpruned_detector() -> None:
         ({"recipe": {"augmentation": "shift"}}, "Unknown augmentation 'shift'"),
         ({"recipe": 7}, "A detector's recipe must be a mapping of fields. Got 7"),
         ({"arms": []}, "'arms' must list at least one name"),
+        ({"margin": 0}, "The 'margin' must be a number of points above 0"),
+        ({"data": {"name": "voc:x", "lable": "y"}}, "Unknown option 'lable'"),
         ({"arms": ["unpruned"]} | {"backbone": {"arms": ["scratch-e"]}}, "on which no detector"),
     ],
 )
 def test_a_study_that_cannot_be_meant_is_refused(changes: dict[str, Any], message: str) -> None:
     pytest.importorskip("torchmetrics")
     with pytest.raises(ConfigError, match=message):
-        detection_study(study(**changes))
+        DetectionStudy.from_json(study(**changes))
 
 
 def test_a_study_file_is_named_in_its_errors(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("data: voc:x\n")
+    file.write_text("data: voc:x\ndetector: voc\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml: 'backbone' is missing"):
-        detection_study(file)
+        load(file)
     with pytest.raises(ConfigError, match="Cannot read the study"):
-        detection_study(tmp_path / "none.yaml")
+        load(tmp_path / "none.yaml")
 
 
 @real

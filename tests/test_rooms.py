@@ -23,7 +23,9 @@ LEVELS: list[set[str]] = [
     {"prune"},
     {"methods", "jobs", "experiment", "catalogue"},
     {"study"},
-    {"run", "report", "export", "detection"},
+    {"run", "report", "export"},
+    {"detection"},
+    {"asked"},
     {"paper", "bench"},
     {"cli", "__init__"},
 ]

@@ -30,10 +30,10 @@ from regrow.errors import ConfigError, Interrupted, RegrowError, unknown
 from regrow.paper.command import app as paper_commands
 
 if TYPE_CHECKING:
+    from regrow.asked import Asked
     from regrow.report import Report
     from regrow.run import Summary
     from regrow.store import Store
-    from regrow.study import Study
 
 EXIT_FAILED_JOBS = 1
 EXIT_BAD_INPUT = 2
@@ -415,10 +415,10 @@ def _load_files(paths: Sequence[Path] | None) -> None:
         load_file(path)
 
 
-def _study(path: Path) -> "Study":
-    from regrow.study import Study
+def _study(path: Path) -> "Asked":
+    from regrow.asked import load
 
-    return Study.load(path)
+    return load(path)
 
 
 def _open(store: Path, *, create: bool) -> "Store":
@@ -479,7 +479,7 @@ def _sum_up(summary: "Summary", page: Path) -> None:
     console.print(f"{line}.", markup=False, highlight=False, soft_wrap=True)
 
 
-def _out(asked: "Study", out: Path | None) -> Path:
+def _out(asked: "Asked", out: Path | None) -> Path:
     return out if out is not None else DEFAULT_OUT / asked.name
 
 
@@ -497,23 +497,25 @@ def _check_writable(folder: Path) -> None:
 
 
 def _report(
-    asked: "Study", opened: "Store", out: Path | None, *, command: str
+    asked: "Asked", opened: "Store", out: Path | None, *, command: str
 ) -> "tuple[Report, list[str]]":
+    from regrow.asked import collect
     from regrow.report import write
-    from regrow.report.collect import collect
 
-    runs, failures = collect(asked, opened)
+    found = collect(asked, opened)
     made = write(
-        runs,
+        found.runs,
         _out(asked, out),
         title=asked.title,
         command=command,
         machine=_machine(),
         date=date.today().isoformat(),
         margin=asked.margin,
-        failures=failures,
+        failures=found.failures,
+        measure=found.measure,
+        extras=found.extras,
     )
-    return made, [run.status for run in runs]
+    return made, [run.status for run in found.runs]
 
 
 def _show(made: "Report", *, as_json: bool, summary: "Summary | None" = None) -> None:

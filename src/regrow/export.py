@@ -74,7 +74,11 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
     A row that is not in the store is a ``ConfigError``.
     """
     job = cell.job
-    assert isinstance(job, Train | Retrain)
+    if not isinstance(job, Train | Retrain):
+        raise ConfigError(
+            f"Only classifiers can be exported, and '{job.label}' is a detector. Write its "
+            "'backbone' as a study of its own, and export a row of that."
+        )
     if not store.has(job.key):
         failure = store.failure(job.key)
         why = f"failed ({failure['message']})" if failure else "has not been done yet"

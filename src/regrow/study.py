@@ -21,11 +21,11 @@ the study's top level.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -52,6 +52,7 @@ from regrow.work import Job
 
 DEFAULT_MARGIN = 0.3  # points of accuracy: about two standard deviations of the paper's rows
 KEYS = ("name", "title", *AXES, "margin", "experiments")
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,22 +107,7 @@ class Study:
     @classmethod
     def load(cls, path: str | Path) -> "Study":
         """Read a study file; a ``ConfigError`` says where it is wrong."""
-        file = Path(path)
-        try:
-            content = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise ConfigError(
-                f"Cannot read the study '{path}': {reason}. Give the path of a YAML file."
-            ) from error
-        try:
-            value = yaml.load(content, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"The study '{path}' is not YAML: {error}") from error
-        try:
-            return cls.from_json(value, name=file.stem)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
+        return read_file(path, lambda value, name: cls.from_json(value, name=name))
 
     @classmethod
     def from_json(cls, value: Any, *, name: str = "study") -> "Study":
@@ -132,14 +118,11 @@ class Study:
             experiments = _listed_experiments(top["experiments"], shared)
         else:
             experiments = read_experiments(shared)
-        margin = top.get("margin", DEFAULT_MARGIN)
-        if not is_number(margin) or margin <= 0:
-            raise ConfigError(f"The 'margin' must be a number of points above 0. Got {margin!r}.")
         return cls(
-            name=_file_name(top.get("name", name)),
+            name=file_name(top.get("name", name)),
             title=text(top.get("title", top.get("name", name)), "title"),
             experiments=tuple(experiments),
-            margin=float(margin),
+            margin=read_margin(top),
         )
 
     def cells(self) -> list[Cell]:
@@ -167,6 +150,29 @@ class Study:
 
 
 # Reading ------------------------------------------------------------------------------------------
+
+
+def read_file(path: str | Path, parse: Callable[[Any, str], Read]) -> Read:
+    """Read a study file of any kind: ``parse`` takes its content and the file's bare name.
+
+    What is wrong is a ``ConfigError`` that names the file.
+    """
+    file = Path(path)
+    try:
+        content = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"Cannot read the study '{path}': {reason}. Give the path of a YAML file."
+        ) from error
+    try:
+        value = yaml.load(content, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The study '{path}' is not YAML: {error}") from error
+    try:
+        return parse(value, file.stem)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -203,7 +209,15 @@ def _listed_experiments(parts: Any, shared: Mapping[str, Any]) -> list[Experimen
     return found
 
 
-def _file_name(value: Any) -> str:
+def read_margin(top: Mapping[str, Any]) -> float:
+    """Check below how many points arms count as equivalent."""
+    margin = top.get("margin", DEFAULT_MARGIN)
+    if not is_number(margin) or margin <= 0:
+        raise ConfigError(f"The 'margin' must be a number of points above 0. Got {margin!r}.")
+    return float(margin)
+
+
+def file_name(value: Any) -> str:
     """Check a study's name, under which its report is written."""
     name = text(value, "name")
     if "/" in name or "\\" in name or name.startswith("."):

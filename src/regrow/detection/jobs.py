@@ -99,12 +99,7 @@ class TrainDetector(Keyed):
         if (self.backbone is None) == (self.model is None):
             raise ConfigError("A detector is trained on a 'backbone' or on a 'model': give one.")
         if isinstance(self.backbone, Retrain):
-            if self.backbone.prune.method.unit != "channel":
-                raise ConfigError(
-                    f"Detection takes backbones that were cut, and "
-                    f"{self.backbone.prune.method.name!r} prunes single weights. Use a method of "
-                    "unit 'channel'."
-                )
+            check_cuts(self.backbone.prune.method)
             if self.backbone.arm.budget.kind == "none":
                 raise ConfigError(
                     f"The arm {self.backbone.arm.name!r} trains nothing, so it leaves no network "
@@ -227,6 +222,15 @@ class TrainDetector(Keyed):
         return _classified(job).model
 
 
+def check_cuts(method: Method) -> None:
+    """Refuse a method that leaves no smaller network for a detector to stand on."""
+    if method.unit != "channel":
+        raise ConfigError(
+            f"Detection stands on backbones of fewer channels, and {method.name!r} removes "
+            f"{method.unit}s. Use a method of unit 'channel', such as l1-filter."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruneDetector(Keyed):
     """Prune the backbone of a trained detector by its weights, within the blocks."""
@@ -243,10 +247,12 @@ class PruneDetector(Keyed):
     label: str = "prune detector"
 
     def __post_init__(self) -> None:
-        if self.method.unit != "channel" or self.method.repair is not None:
+        check_cuts(self.method)
+        if self.method.repair is not None:
             raise ConfigError(
-                f"A detector's backbone is pruned by a method that cuts channels and mends nothing "
-                f"after, such as l1-filter. Got {self.method.name!r}."
+                f"{self.method.name!r} mends a classifier's weights after it has cut them, which "
+                "cannot be done within a detector. Leave the arm 'prune-d' out, or use a method "
+                "that mends nothing, such as l1-filter."
             )
 
     @property

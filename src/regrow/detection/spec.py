@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from regrow.data.spec import MEMORY_LIMIT_BYTES
@@ -63,6 +64,11 @@ class DetectionSpec:
     def location(self) -> str:
         """Return the path."""
         return self.name.removeprefix(PREFIX)
+
+    @property
+    def label(self) -> str:
+        """Return what it is called in a table."""
+        return Path(self.location).name or self.name
 
     def to_json(self) -> dict[str, Any]:
         """Return the name and the options that differ from their defaults."""

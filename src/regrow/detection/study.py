@@ -18,10 +18,8 @@ the backbone of the unpruned detector and goes on at its lowest rate.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
-
-import yaml
 
 from regrow.arms import UNPRUNED
 from regrow.detection.evaluate import check_libraries
@@ -29,21 +27,21 @@ from regrow.detection.jobs import (
     DetectionMaterial,
     PruneDetector,
     TrainDetector,
+    check_cuts,
     detection_material,
 )
 from regrow.detection.model import Detector
 from regrow.detection.spec import DetectionSpec
 from regrow.detection.training import AUGMENTATIONS, VOC_RECIPE
-from regrow.errors import ConfigError, StoreError, unknown
-from regrow.experiment import Cut, MethodUse, mapping
+from regrow.errors import ConfigError, unknown
+from regrow.experiment import Cut, Experiment, MethodUse, mapping, text
 from regrow.jobs import Material, Prune, Retrain, Train
 from regrow.prune import METHODS, Method
-from regrow.store import Store
-from regrow.study import Cell, Study, _Loader
+from regrow.study import DEFAULT_MARGIN, Cell, Study, file_name, read_margin
 from regrow.train import Recipe
 from regrow.work import Job
 
-KEYS = ("name", "title", "backbone", "data", "detector", "recipe", "arms", "seeds")
+KEYS = ("name", "title", "backbone", "data", "detector", "recipe", "arms", "seeds", "margin")
 
 # What a detection arm needs of the classifiers: the paper caps scratch-b on ImageNet at twice.
 CLASSIFIER_ARMS: Mapping[str, Any] = {
@@ -56,76 +54,82 @@ CLASSIFIER_ARMS: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionCell:
-    """One seed of one row of the table, and the job that fills it."""
-
-    arm: str
-    target: str | None  # how much was cut: a target's name or a sparsity
-    seed: int
-    job: TrainDetector
-
-
-@dataclass(frozen=True, kw_only=True)
 class DetectionStudy:
-    """Detectors that are compared, in report order."""
+    """Detectors that are compared, on the classifiers of a ``backbone`` study."""
 
     name: str
     title: str
-    classes: tuple[str, ...]
-    cells: tuple[DetectionCell, ...]
+    backbone: Study  # of one network, one data set and at most one method
+    arms: tuple[str, ...]
+    data: DetectionSpec
+    data_label: str
+    detector: Detector
+    recipe: Recipe
+    margin: float = DEFAULT_MARGIN
 
-    @property
-    def jobs(self) -> tuple[Job, ...]:
-        """The jobs that fill the cells; what they stand on is in their ``inputs``."""
-        return tuple({cell.job.key: cell.job for cell in self.cells}.values())
+    @classmethod
+    def from_json(cls, value: Any, *, name: str = "detection") -> "DetectionStudy":
+        """Check a study given as mappings and lists."""
+        top = mapping(value, "A detection study", KEYS)
+        for key in ("backbone", "data"):
+            if key not in top:
+                raise ConfigError(f"{key!r} is missing. A detection study needs it.")
+        arms = _arms(top.get("arms", list(CLASSIFIER_ARMS)))
+        data, label = _data(top["data"])
+        return cls(
+            name=file_name(top.get("name", name)),
+            title=text(top.get("title", top.get("name", name)), "title"),
+            backbone=_backbone(top, arms),
+            arms=tuple(arms),
+            data=data,
+            data_label=label,
+            detector=Detector.from_json(top.get("detector", "voc")),
+            recipe=_recipe(top.get("recipe", {})),
+            margin=read_margin(top),
+        )
 
-    def rows(self, store: Store) -> list[dict[str, Any]]:
-        """Return a mapping for each cell: its place, its status, and what was measured.
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The experiment of the backbones, under the names that its detectors have in a table."""
+        (own,) = self.backbone.experiments
+        model = f"Faster R-CNN on {own.model_label}"
+        return replace(own, data_label=self.data_label, model_label=model)
 
-        ``map``, ``ap_<class>`` (VOC 2007, percent), ``coco_ap``, ``coco_ap50`` and ``coco_ap75``
-        (percent); ``map_before`` its first step; ``accuracy`` of the classifier it started from.
+    def cells(self) -> list[Cell]:
+        """Expand into the rows of the table, one cell a seed, in report order.
+
+        All annotations are read, so that broken ones are refused before anything is trained.
         """
-        return [_row(cell, store) for cell in self.cells]
+        check_libraries()
+        return [cell for cell, _ in self.pairs()]
+
+    def pairs(self) -> list[tuple[Cell, Cell]]:
+        """Return the cells of the table, each with that of the classifier it stands on."""
+        classifiers = self.backbone.cells()
+        if (channels := _looked_at(classifiers[0].job).channels) != 3:
+            raise ConfigError(
+                f"Detection needs a classifier of colour images, and the 'backbone' has {channels} "
+                "channel(s). Name another data set."
+            )
+        return list(_cells(self, classifiers, detection_material(self.data, self.detector)))
+
+    def jobs(self) -> tuple[Job, ...]:
+        """Return the jobs that fill the cells; what they stand on is in their ``inputs``."""
+        return tuple({cell.job.key: cell.job for cell in self.cells()}.values())
 
 
-def detection_study(value: str | Path | Mapping[str, Any]) -> DetectionStudy:
-    """Read a detection study from a YAML file or a mapping, and expand it into jobs.
-
-    All annotations are read, so that broken ones are refused before anything is trained.
-    """
-    if isinstance(value, Mapping):
-        return _read(value, name="detection")
-    file = Path(value)
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"Cannot read the study '{file}': {reason}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The study '{file}' is not YAML: {error}") from error
-    try:
-        return _read(content, name=file.stem)
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
+def is_detection(value: Any) -> bool:
+    """Tell a detection study from one of classifiers, by its content."""
+    return isinstance(value, Mapping) and bool({"backbone", "detector"} & value.keys())
 
 
-def _read(value: Any, *, name: str) -> DetectionStudy:
-    top = mapping(value, "A detection study", KEYS)
-    for key in ("backbone", "data"):
-        if key not in top:
-            raise ConfigError(f"{key!r} is missing. A detection study needs it.")
-    check_libraries()
-    arms = _arms(top.get("arms", list(CLASSIFIER_ARMS)))
-    detector = Detector.from_json(top.get("detector", "voc"))
-    recipe = _recipe(top.get("recipe", {}))
-    data = detection_material(DetectionSpec.from_json(top["data"]), detector)
-    cells = _classifiers(top, arms)
-    return DetectionStudy(
-        name=str(top.get("name", name)),
-        title=str(top.get("title", top.get("name", name))),
-        classes=data.classes,
-        cells=tuple(_cells(cells, arms, data, detector, recipe)),
-    )
+def _data(value: Any) -> tuple[DetectionSpec, str]:
+    given = {"name": value} if isinstance(value, str) else value
+    label = given.get("label") if isinstance(given, Mapping) else None
+    if label is not None:
+        given = {key: own for key, own in given.items() if key != "label"}
+    spec = DetectionSpec.from_json(given)
+    return spec, text(label if label is not None else spec.label, "label")
 
 
 def _arms(value: Any) -> list[str]:
@@ -150,8 +154,8 @@ def _recipe(value: Any) -> Recipe:
     return recipe
 
 
-def _classifiers(top: Mapping[str, Any], arms: list[str]) -> list[Cell]:
-    """Expand the study of the backbones, with the arms that the detectors need."""
+def _backbone(top: Mapping[str, Any], arms: list[str]) -> Study:
+    """Read the study of the backbones, with the arms that the detectors need."""
     backbone = top["backbone"]
     if not isinstance(backbone, Mapping):
         raise ConfigError(f"The 'backbone' must be a study of classifiers. Got {backbone!r}.")
@@ -164,9 +168,9 @@ def _classifiers(top: Mapping[str, Any], arms: list[str]) -> list[Cell]:
             f"{', '.join(arms)} is trained. Leave it out."
         )
     seeds = {"seeds": top.get("seeds", 1)} | dict(backbone)
-    cells = Study.from_json({**seeds, "arms": needed}).cells()
-    uses = cells[0].experiment.uses
-    if len({id(c.experiment) for c in cells}) > 1 or len(uses) > 1:
+    study = Study.from_json({**seeds, "arms": needed})
+    uses = study.experiments[0].uses
+    if len(study.experiments) > 1 or len(uses) > 1:
         raise ConfigError(
             "The 'backbone' of a detection study has one network, one data set and one method. "
             "Write a study for each."
@@ -175,12 +179,9 @@ def _classifiers(top: Mapping[str, Any], arms: list[str]) -> list[Cell]:
         raise ConfigError(
             "The 'backbone' names no method, so only the arm 'unpruned' can be run. Name one."
         )
-    if (channels := _looked_at(cells[0].job).channels) != 3:
-        raise ConfigError(
-            f"Detection needs a classifier of colour images, and the 'backbone' has {channels} "
-            "channel(s). Name another data set."
-        )
-    return cells
+    for use in uses:
+        check_cuts(use.method)
+    return study
 
 
 def _arm_name(arm: Any) -> str:
@@ -194,50 +195,59 @@ def _looked_at(job: Job) -> Material:
 
 
 def _cells(
-    classifiers: list[Cell],
-    arms: list[str],
-    data: DetectionMaterial,
-    detector: Detector,
-    recipe: Recipe,
-) -> Iterator[DetectionCell]:
+    study: DetectionStudy, classifiers: Sequence[Cell], data: DetectionMaterial
+) -> Iterator[tuple[Cell, Cell]]:
     """Hang a detector on each classifier, and prune the unpruned ones."""
 
-    def cell(
-        arm: str, backbone: Train | Retrain | PruneDetector, seed: int, cut: Cut | None = None
-    ) -> DetectionCell:
+    def pair(
+        name: str,
+        under: Cell,
+        backbone: Job,
+        use: MethodUse | None = None,
+        cut: Cut | None = None,
+    ) -> tuple[Cell, Cell]:
+        assert isinstance(backbone, Train | Retrain | PruneDetector)
         target = None if cut is None else cut.label
         job = TrainDetector(
             data=data,
-            detector=detector,
-            recipe=_lowest(recipe) if arm == "prune-d" else recipe,
-            seed=seed,
+            detector=study.detector,
+            recipe=_lowest(study.recipe) if name == "prune-d" else study.recipe,
+            seed=under.seed,
             backbone=backbone,
-            label=" ".join(filter(None, ["detector", arm, target, f"seed {seed}"])),
+            label=" ".join(filter(None, ["detector", name, target, f"seed {under.seed}"])),
         )
-        return DetectionCell(arm=arm, target=target, seed=seed, job=job)
+        cell = Cell(
+            experiment=study.experiment,
+            use=use,
+            cut=cut,
+            arm=replace(under.arm, name=name),
+            seed=under.seed,
+            job=job,
+        )
+        return cell, under
 
-    jobs = {(c.cut, c.arm.name, c.seed): c.job for c in classifiers}
-    experiment = classifiers[0].experiment
+    found = {(cell.cut, cell.arm.name, cell.seed): cell for cell in classifiers}
+    seeds = study.experiment.seeds
     whole = {}
-    for seed in experiment.seeds:
-        trained = jobs[None, UNPRUNED.name, seed]
-        assert isinstance(trained, Train)
-        whole[seed] = cell("unpruned", trained, seed)
-    if "unpruned" in arms:
+    for seed in seeds:
+        under = found[None, UNPRUNED.name, seed]
+        whole[seed] = pair(UNPRUNED.name, under, under.job)
+    if UNPRUNED.name in study.arms:
         yield from whole.values()
-    for use in experiment.uses:
-        for cut in use.cuts:
-            for arm in (arm for arm in arms if arm != "unpruned"):
-                for seed in experiment.seeds:
-                    if arm == "prune-d":
-                        yield cell(arm, _prune(whole[seed].job, use, cut), seed, cut)
-                        continue
-                    backbone = jobs[cut, _arm_name(CLASSIFIER_ARMS[arm]), seed]
-                    assert isinstance(backbone, Retrain)
-                    yield cell(arm, backbone, seed, cut)
+    cuts = [(use, cut) for use in study.experiment.uses for cut in use.cuts]
+    for use, cut in cuts:
+        for arm in (arm for arm in study.arms if arm != UNPRUNED.name):
+            for seed in seeds:
+                if arm == "prune-d":
+                    detector, under = whole[seed]
+                    yield pair(arm, under, _prune(detector.job, use, cut), use, cut)
+                else:
+                    under = found[cut, _arm_name(CLASSIFIER_ARMS[arm]), seed]
+                    yield pair(arm, under, under.job, use, cut)
 
 
-def _prune(parent: TrainDetector, use: MethodUse, cut: Cut) -> PruneDetector:
+def _prune(parent: Job, use: MethodUse, cut: Cut) -> PruneDetector:
+    assert isinstance(parent, TrainDetector)
     chosen = use.method  # of which this needs what decides, and nothing that is done in training
     method = Method(
         name=chosen.name,
@@ -261,25 +271,3 @@ def _prune(parent: TrainDetector, use: MethodUse, cut: Cut) -> PruneDetector:
 def _lowest(recipe: Recipe) -> Recipe:
     """Return as many epochs at the lowest rate: the paper's rule, whose length it leaves open."""
     return replace(recipe, schedule="constant", lr=recipe.last_lr(), warmup_epochs=0)
-
-
-def _row(cell: DetectionCell, store: Store) -> dict[str, Any]:
-    job = cell.job
-    row: dict[str, Any] = {"arm": cell.arm, "target": cell.target, "seed": cell.seed}
-    status = store.status(job.key)
-    if status != "done":
-        failure = store.failure(job.key) if status == "failed" else None
-        return row | {"status": status} | ({"message": failure["message"]} if failure else {})
-    record = store.record(job.key, spec=job.spec)
-    row |= {"status": "done", "map": 100 * record["map"]}
-    row["map_before"] = 100 * record["before"]["map"]
-    row |= {f"ap_{c}": None if ap is None else 100 * ap for c, ap in record["ap"].items()}
-    row |= {f"coco_{name}": 100 * value for name, value in record["coco"].items()}
-    row |= {name: record[name] for name in ("parameters", "macs", "epochs", "samples", "num_test")}
-    if isinstance(job.backbone, Train | Retrain):
-        try:
-            accuracy = store.record(job.backbone.key, spec=job.backbone.spec)["accuracy"]
-        except StoreError:  # the classifier was removed; the detector stands without
-            accuracy = None
-        row["accuracy"] = None if accuracy is None else 100 * accuracy
-    return row

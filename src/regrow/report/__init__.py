@@ -17,12 +17,24 @@ import pandas as pd
 
 from regrow.errors import ConfigError
 from regrow.report import figures
-from regrow.report.render import Failure, Page, blocks, latex, markdown, terminal
+from regrow.report.render import Extra, Failure, Page, blocks, latex, markdown, terminal
 from regrow.report.rows import ROW_COLUMNS, RUN_COLUMNS, Run, runs_frame, summarise, to_csv
 from regrow.report.verdict import VERDICT_COLUMNS, Verdict, answer, verdicts, verdicts_frame
-from regrow.report.words import listed
+from regrow.report.words import ACCURACY, Measure, listed
 
-__all__ = ["Failure", "Report", "Run", "Verdict", "runs_frame", "summarise", "verdicts", "write"]
+__all__ = [
+    "ACCURACY",
+    "Extra",
+    "Failure",
+    "Measure",
+    "Report",
+    "Run",
+    "Verdict",
+    "runs_frame",
+    "summarise",
+    "verdicts",
+    "write",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +59,26 @@ def write(
     margin: float = 0.3,
     failures: Sequence[Failure] = (),
     notes: Sequence[str] = (),
+    measure: Measure = ACCURACY,
+    extras: Sequence[Extra] = (),
     draw: bool = True,
 ) -> Report:
     """Write every file of a report into a folder (made if absent) and return it.
 
     ``runs`` come in the study's order, with those that failed or are missing. ``margin`` is the
     difference in points below which arms count as equivalent. ``notes`` are limits that the runs do
-    not show (e.g. a subset of the data). ``draw=False`` leaves the figures out. A folder that
-    cannot be written is a ``ConfigError``.
+    not show (e.g. a subset of the data). ``measure`` says what the runs' ``accuracy`` is;
+    ``extras`` are further tables, each a CSV file too. ``draw=False`` leaves the figures out. A
+    folder that cannot be written is a ``ConfigError``.
     """
     frame, found = summarise(runs), verdicts(runs, margin=margin)
     page = Page(
         title=title,
-        tables=blocks(frame, runs),
+        tables=blocks(frame, runs, measure),
         answer=answer(found),
         verdicts=found,
+        measure=measure,
+        extras=tuple(extras),
         limits=(*_limits(runs), *notes),
         failures=tuple(failures),
     )
@@ -75,13 +92,14 @@ def write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if draw:
-            page = replace(page, pictures=figures.draw(frame, folder))
+            page = replace(page, pictures=figures.draw(frame, folder, measure=measure))
         texts = {
             "report.md": markdown(page, made=made),
             "table.tex": latex(page),
             "rows.csv": to_csv(frame, ROW_COLUMNS),
             "runs.csv": to_csv(runs_frame(runs), RUN_COLUMNS),
             "verdicts.csv": to_csv(verdicts_frame(found), VERDICT_COLUMNS),
+            **{f"{extra.name}.csv": extra.csv for extra in extras},
         }
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")

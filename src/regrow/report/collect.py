@@ -1,11 +1,11 @@
 """From a study and a store to runs: what each cell's record says, and what it cost in all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from regrow.jobs import Prune, Retrain, Train
 from regrow.report.render import Failure
 from regrow.report.rows import Run
+from regrow.report.words import ACCURACY, Measure
 from regrow.store import Store
 from regrow.study import Cell, Study
 from regrow.work import Job
@@ -13,16 +13,9 @@ from regrow.work import Job
 
 def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
     """Read the records of a study's cells, in its order, with what is missing and what failed."""
-    reader = _Reader(store)
+    reader = Reader(store)
     cells = study.cells()
-    runs = [reader.run(cell) for cell in cells]
-    failures: dict[str, Failure] = {}
-    for cell in cells:
-        for job in (*stages(cell.job), cell.job):
-            problem = reader.failure(job)
-            if problem is not None:
-                failures[job.key] = Failure(label=job.label, message=problem["message"])
-    return runs, list(failures.values())
+    return [reader.run(cell) for cell in cells], reader.failures(cells)
 
 
 def stages(job: Job) -> Iterator[Job]:
@@ -37,25 +30,39 @@ def stages(job: Job) -> Iterator[Job]:
             yield stage
 
 
-class _Reader:
-    """Read each record once, however many rows stand on it."""
+class Reader:
+    """Read each record once, however many rows stand on it; ``measure`` says what of it counts."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, measure: Measure = ACCURACY) -> None:
         self._store = store
+        self._measure = measure
         self._snapshot = store.snapshot()
         self._records: dict[str, dict[str, Any]] = {}
 
     def record(self, job: Job) -> dict[str, Any]:
+        """Return what a finished job found."""
         if job.key not in self._records:
             self._records[job.key] = self._store.record(job.key, spec=job.spec)
         return self._records[job.key]
 
     def failure(self, job: Job) -> dict[str, Any] | None:
+        """Return why a job failed, if it did."""
         if job.key in self._snapshot.done or job.key not in self._snapshot.failed:
             return None
         return self._store.failure(job.key)
 
+    def failures(self, cells: Iterable[Cell]) -> list[Failure]:
+        """Return what failed of all that cells stand on."""
+        failures: dict[str, Failure] = {}
+        for cell in cells:
+            for job in (*stages(cell.job), cell.job):
+                problem = self.failure(job)
+                if problem is not None:
+                    failures[job.key] = Failure(label=job.label, message=problem["message"])
+        return list(failures.values())
+
     def run(self, cell: Cell) -> Run:
+        """Return what is known of a cell."""
         experiment, use, cut, arm, job = cell.experiment, cell.use, cell.cut, cell.arm, cell.job
         common: dict[str, Any] = {
             "data": experiment.data_label,
@@ -75,22 +82,18 @@ class _Reader:
             failed = any(self.failure(j) is not None for j in (job, *stages(job)))
             return Run(**common, status="failed" if failed else "missing")
         record = self.record(job)
-        trained = [job, *(s for s in stages(job) if isinstance(s, Train | Retrain))]
-        costs = [self.record(stage) for stage in trained]
+        records = [record, *map(self.record, stages(job))]
+        costs = [each for each in records if "training_flops" in each]
         return Run(
             **common,
             status="done",
-            accuracy=100.0 * record["accuracy"],
-            loss=record["loss"],
+            accuracy=100.0 * record[self._measure.key],
+            loss=record.get("loss"),
             parameters=record["parameters"],
             macs=record["macs"],
             epochs=record["epochs"],
             samples=sum(cost["samples"] for cost in costs),
             training_flops=sum(cost["training_flops"] for cost in costs),
-            emptied=self._emptied(job),
+            emptied=sum(len(each["guarded"]) for each in records if "guarded" in each),
             capped=record.get("capped", False),
         )
-
-    def _emptied(self, job: Job) -> int:
-        prunings = [stage for stage in stages(job) if isinstance(stage, Prune)]
-        return sum(len(self.record(pruning)["guarded"]) for pruning in prunings)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from regrow.report.rows import UNPRUNED
-from regrow.report.words import short
+from regrow.report.words import ACCURACY, Measure, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +27,8 @@ STYLES = {
     "scratch-b": ("#D55E00", "s"),
     "winning-ticket": ("#009E73", "D"),
     "random-init": ("#CC79A7", "v"),
+    "prune-c": ("#0072B2", "o"),  # of detectors; its place is fine-tune's
+    "prune-d": ("#009E73", "D"),
 }
 # For arms that users add.
 SPARE = (("#56B4E9", "P"), ("#999933", "<"), ("#882255", ">"), ("#332288", "h"), ("#44AA99", "*"))
@@ -49,27 +51,28 @@ class Picture:
         return f"{self.name}.png", f"{self.name}.svg"
 
 
-def draw(frame: pd.DataFrame, folder: Path) -> tuple[Picture, ...]:
-    """Draw accuracy against MACs and against parameters for the rows of ``summarise``.
+def draw(frame: pd.DataFrame, folder: Path, *, measure: Measure = ACCURACY) -> tuple[Picture, ...]:
+    """Draw accuracy, or another ``measure``, for the rows of ``summarise``.
 
-    Writes PNG (150 dpi) and SVG (the same bytes for the same rows). Without a finished row nothing
-    is drawn.
+    Against MACs and against parameters, as PNG (150 dpi) and SVG (the same bytes for the same
+    rows). Without a finished row nothing is drawn.
     """
     import matplotlib as mpl
 
     ran = frame[frame["n"] > 0]
     pictures = []
+    title = measure.name.capitalize() if measure.name.islower() else measure.name
     with mpl.rc_context({"svg.hashsalt": "regrow", "font.size": 9}):
         for suffix, about, part in _pages(ran):
             for column, label in AXES.items():
                 if part[column].notna().sum() == 0:
                     continue
                 picture = Picture(
-                    caption=f"Accuracy against {label}{about}; grey bands and bars: one std; "
+                    caption=f"{title} against {label}{about}; grey bands and bars: one std; "
                     "triangles at the foot: means below the axis",
-                    name=f"accuracy-{column}{suffix}",
+                    name=f"{measure.name.lower()}-{column}{suffix}",
                 )
-                figure = accuracy_figure(part, against=column)
+                figure = accuracy_figure(part, against=column, axis=measure.axis)
                 png, svg = (folder / path for path in picture.paths)
                 figure.savefig(png, dpi=150)
                 figure.set_layout_engine("none")  # found once; finding it costs half a drawing
@@ -78,7 +81,9 @@ def draw(frame: pd.DataFrame, folder: Path) -> tuple[Picture, ...]:
     return tuple(pictures)
 
 
-def accuracy_figure(frame: pd.DataFrame, *, against: str = "macs") -> "Figure":
+def accuracy_figure(
+    frame: pd.DataFrame, *, against: str = "macs", axis: str = ACCURACY.axis
+) -> "Figure":
     """Draw accuracy over one column of ``summarise`` ("macs" or "parameters"), arm by arm."""
     from matplotlib.figure import Figure
 
@@ -109,7 +114,7 @@ def accuracy_figure(frame: pd.DataFrame, *, against: str = "macs") -> "Figure":
             axes.set_xlabel(f"{AXES[against]} (log scale)")
             axes.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
             axes.spines[["top", "right"]].set_visible(False)
-        axes_row[0].set_ylabel("test accuracy (%)")
+        axes_row[0].set_ylabel(axis)
     _legend(figure, styles, reference=bool((frame["arm"] == UNPRUNED).any()))
     return figure
 

@@ -15,15 +15,16 @@ import pandas as pd
 from regrow.report import words
 from regrow.report.figures import Picture
 from regrow.report.rows import Run
-from regrow.report.verdict import FINE_TUNE, Verdict, leading
+from regrow.report.verdict import Verdict, leading
+from regrow.report.words import ACCURACY, Measure
 
 WIDTH = 100
 LISTED = 20  # cells put in words in the terminal; the Markdown page has them all
 COLUMNS = (
     "arm",
-    "accuracy %",
+    "{name} %",
     "n",
-    "vs fine-tune",
+    "vs {reference}",
     "parameters",
     "MACs",
     "epochs",
@@ -31,8 +32,8 @@ COLUMNS = (
     "fairness",
 )
 METHOD = (
-    f"Accuracy is that of the last epoch on the test set: mean {words.PLUS_MINUS} standard "
-    "deviation (n - 1) over n seeds; 'vs fine-tune' is the mean difference over the seeds that "
+    f"{{about}}: mean {words.PLUS_MINUS} standard "
+    "deviation (n - 1) over n seeds; 'vs {reference}' is the mean difference over the seeds that "
     "both arms have. Parameters and MACs (a multiply-add is 1) are shown with the share of the "
     "unpruned network's. Training FLOPs (a multiply-add is 2) count a row with all stages it "
     "stands on; what rows share is counted in each. Epochs are the arm's own."
@@ -62,6 +63,18 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Extra:
+    """A further table of a report, worded, and as a CSV file of its own (``name``)."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    about: str
+    csv: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Page:
     """Everything a report says, before it is laid out."""
 
@@ -69,15 +82,19 @@ class Page:
     tables: tuple[Block, ...]
     answer: str
     verdicts: tuple[Verdict, ...]
+    measure: Measure = ACCURACY
+    extras: tuple[Extra, ...] = ()
     limits: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     pictures: tuple[Picture, ...] = ()
 
 
-def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[Block, ...]:
+def blocks(
+    frame: pd.DataFrame, runs: Sequence[Run], measure: Measure = ACCURACY
+) -> tuple[Block, ...]:
     """Word every row of ``summarise``, grouped as tables show them."""
     cuts = {run.group: run.cut for run in runs}
-    differences = _differences(runs)
+    differences = _differences(runs, measure.reference)
     tables: dict[tuple[str, str], dict[str, list[tuple[str, ...]]]] = {}
     for row in frame.to_dict("records"):
         sections = tables.setdefault((row["data"], row["model"]), {})
@@ -94,7 +111,9 @@ def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[Block, ...]:
 
 def terminal(page: Page) -> str:
     """Write the report as plain text, for about 110 columns; only what leads is put in words."""
-    parts = [page.title, *(_plain(block) for block in page.tables)]
+    columns = _columns(page.measure)
+    parts = [page.title, *(_plain(block, columns) for block in page.tables)]
+    parts += [_plain_extra(extra) for extra in page.extras]
     if page.tables:
         parts.append("\n".join(["Trained for", *map(_wrap, _stamps(page.tables))]))
     parts.append("\n".join(["Answer", *map(_wrap, page.answer.splitlines())]))
@@ -117,8 +136,11 @@ def markdown(page: Page, *, made: Mapping[str, str]) -> str:
         lines += ["", f"![{_md(picture.caption)}]({picture.paths[0]})"]
     lines += ["", "## Results"]
     for block in page.tables:
-        lines += ["", f"### {_md(block.title)}", "", *_md_table(block)]
-    lines += ["", METHOD if page.tables else "Not run: the study has no rows."]
+        lines += ["", f"### {_md(block.title)}", "", *_md_table(block, _columns(page.measure))]
+    about = METHOD.format_map(vars(page.measure))
+    lines += ["", about if page.tables else "Not run: the study has no rows."]
+    for extra in page.extras:
+        lines += ["", f"### {_md(extra.title)}", "", *_md_extra(extra), "", extra.about]
     if page.verdicts:
         lines += ["", "## Cell by cell", "", *(f"- {_md(v.sentence)}" for v in page.verdicts)]
         lines += ["", TESTS.format(alpha=page.verdicts[0].alpha)]
@@ -136,7 +158,7 @@ def latex(page: Page) -> str:
     head = f"% {' '.join(page.title.split())}\n% needs \\usepackage{{booktabs}}"
     if not page.tables:
         return f"{head}\n% not run: the study has no rows\n"
-    return "\n".join([head, *(_tex_table(block) for block in page.tables)])
+    return "\n".join([head, *(_tex_table(block, page.measure) for block in page.tables)])
 
 
 def _words(row: Mapping[Any, Any], difference: float | None) -> tuple[str, ...]:
@@ -158,29 +180,42 @@ def _words(row: Mapping[Any, Any], difference: float | None) -> tuple[str, ...]:
     )
 
 
-def _differences(runs: Sequence[Run]) -> dict[tuple[str, str], float]:
-    """Average each arm minus fine-tune over the seeds both have."""
-    tuned = {(run.group, run.seed): run.accuracy for run in runs if run.arm == FINE_TUNE}
+def _columns(measure: Measure) -> tuple[str, ...]:
+    return tuple(column.format_map(vars(measure)) for column in COLUMNS)
+
+
+def _differences(runs: Sequence[Run], reference: str) -> dict[tuple[str, str], float]:
+    """Average each arm minus the reference over the seeds both have."""
+    tuned = {(run.group, run.seed): run.accuracy for run in runs if run.arm == reference}
     pairs: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         base = tuned.get((run.group, run.seed))
-        if run.arm != FINE_TUNE and base is not None and run.accuracy is not None:
+        if run.arm != reference and base is not None and run.accuracy is not None:
             pairs.setdefault((run.group, run.arm), []).append(run.accuracy - base)
     return {key: sum(values) / len(values) for key, values in pairs.items()}
 
 
-def _plain(block: Block) -> str:
+def _plain(block: Block, columns: Sequence[str]) -> str:
     """Align a table's columns; the heading of a section stands above its indented arms."""
-    body: list[tuple[str, ...]] = [("", *COLUMNS[1:-1])]
+    body: list[tuple[str, ...]] = [("", *columns[1:-1])]
     for cut, rows in block.sections:
-        body += [(cut, *[""] * (len(COLUMNS) - 2))] if cut else []
+        body += [(cut, *[""] * (len(columns) - 2))] if cut else []
         body += [("  " + row[0] if cut else row[0], *row[1:-1]) for row in rows]
+    return _aligned(block.title, body)
+
+
+def _plain_extra(extra: Extra) -> str:
+    return "\n".join([_aligned(extra.title, [extra.columns, *extra.rows]), _wrap(extra.about)])
+
+
+def _aligned(title: str, body: Sequence[tuple[str, ...]]) -> str:
+    """Align columns under their head, the first at its left edge."""
     widths = [max(map(len, column)) for column in zip(*body, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
         for row in body
     ]
-    return "\n".join([block.title, lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join([title, lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def _stamps(tables: Sequence[Block]) -> Iterator[str]:
@@ -193,9 +228,15 @@ def _stamps(tables: Sequence[Block]) -> Iterator[str]:
         yield f"{arm}: {'; '.join(found)}"
 
 
-def _md_table(block: Block) -> Iterator[str]:
-    yield f"| pruned by | {' | '.join(COLUMNS)} |"
-    yield "|---|---|" + "---:|" * (len(COLUMNS) - 2) + "---|"
+def _md_extra(extra: Extra) -> Iterator[str]:
+    yield f"| {' | '.join(map(_md, extra.columns))} |"
+    yield "|---|" + "---:|" * (len(extra.columns) - 1)
+    yield from (f"| {' | '.join(map(_md, row))} |" for row in extra.rows)
+
+
+def _md_table(block: Block, columns: Sequence[str]) -> Iterator[str]:
+    yield f"| pruned by | {' | '.join(columns)} |"
+    yield "|---|---|" + "---:|" * (len(columns) - 2) + "---|"
     for cut, rows in block.sections:
         for i, row in enumerate(rows):
             cells = [_md(cell).replace("|", "\\|") for cell in ("" if i else cut, *row)]
@@ -225,15 +266,15 @@ def _tex_row(cells: Sequence[str]) -> str:
     return " & ".join(map(_tex, cells)) + r" \\"
 
 
-def _tex_table(block: Block) -> str:
+def _tex_table(block: Block, measure: Measure) -> str:
     shown = len(COLUMNS) - 1  # fairness stands in the text of a paper; it is too wide for a column
     lines = [
         r"\begin{table}",
         r"\centering\small",
-        rf"\caption{{{_tex(block.title)}: accuracy in \% (mean $\pm$ std over n seeds).}}",
+        rf"\caption{{{_tex(block.title)}: {measure.name} in \% (mean $\pm$ std over n seeds).}}",
         rf"\begin{{tabular}}{{l{'r' * (shown - 1)}}}",
         r"\toprule",
-        _tex_row(COLUMNS[:shown]),
+        _tex_row(_columns(measure)[:shown]),
     ]
     for cut, rows in block.sections:
         lines.append(r"\midrule")

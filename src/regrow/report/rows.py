@@ -32,9 +32,10 @@ class Run:
     ``method`` is empty for a network that no method touches.
 
     How fair the row is follows from ``start`` ("random", "inherited", "initial", "rewound"),
-    ``budget`` ("epochs", "equal-epochs", "equal-flops", "none"), ``base_epochs`` (of the parent),
+    ``budget`` ("epochs", "equal-epochs", "equal-flops", "none"), ``base_epochs`` (of the parent; 0
+    for published weights, which were trained elsewhere, at a cost that is not known),
     ``cap`` (the budget's limit in multiples of ``base_epochs``), ``capped`` (it was reached) and
-    ``parent_counted`` (the budget pays for the parent's training).
+    ``parent_counted`` (the budget pays for the parent's training); or ``stamp`` says it in words.
     """
 
     data: str
@@ -60,6 +61,7 @@ class Run:
     cap: float | None = None
     capped: bool = False
     parent_counted: bool = False
+    stamp: str = ""
     group: str = ""
 
     def __post_init__(self) -> None:
@@ -199,16 +201,20 @@ def fairness(runs: Sequence[Run]) -> str:
     'equal FLOPs, capped at 3x in 1 of 2 seeds'
     """
     first = runs[0]
+    if first.stamp:
+        return "; ".join(dict.fromkeys(run.stamp for run in runs))
     own = sorted({run.epochs for run in runs if run.epochs is not None})
     count = "-".join(str(epochs) for epochs in dict.fromkeys((own[0], own[-1]))) if own else ""
     if first.arm == UNPRUNED:
-        return f"{count} epochs" if count else ""
+        return "published weights" if count == "0" else f"{count} epochs" if count else ""
     if first.budget == "none" or own == [0]:
         return "no training after the cut"
     named = {"equal-epochs": "equal epochs", "equal-flops": "equal FLOPs"}
     text = named.get(first.budget, f"{count} epochs" if count else first.budget)
     if first.start in ("inherited", "rewound") and first.base_epochs:
         text += f" after the parent's {first.base_epochs}"
+    if first.start == "inherited" and first.base_epochs == 0:
+        text += " after published weights"
     if first.parent_counted:
         text += ", the parent's training counted"
     capped = sum(run.capped for run in runs)

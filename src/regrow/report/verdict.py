@@ -29,6 +29,13 @@ from regrow.stats import (
 Outcome = Literal["better", "equivalent", "worse", "undecided", "not run"]
 OUTCOMES: tuple[Outcome, ...] = ("better", "equivalent", "worse", "undecided", "not run")
 FINE_TUNE, PRUNED, TICKET, RANDOM_INIT = "fine-tune", "pruned", "winning-ticket", "random-init"
+PRUNE_C = "prune-c"  # of detectors: on the classifier that was pruned and fine-tuned
+# What scratch training is compared with: the first of these that a cell has.
+INHERITED = {
+    FINE_TUNE: "fine-tuning",
+    PRUNE_C: "a detector on the fine-tuned classifier",
+    PRUNED: "keeping the inherited weights",
+}
 BEST = "the best arm"
 MANY = 1000  # seeds nobody trains; beyond it the estimate is not worth a number
 
@@ -73,8 +80,8 @@ def verdicts(
 ) -> tuple[Verdict, ...]:
     """Answer every question the study's cells can ask, in the order of its cells.
 
-    The questions: each arm named ``scratch-...`` against ``fine-tune`` (``pruned`` where nothing is
-    fine-tuned), ``winning-ticket`` against ``random-init``, and the best arm of a cell (by mean
+    The questions: each arm named ``scratch-...`` against the first arm of ``INHERITED`` that the
+    cell has, ``winning-ticket`` against ``random-init``, and the best arm of a cell (by mean
     accuracy, chosen on these very numbers) against the unpruned network. Only seeds that both
     arms have enter a comparison.
     """
@@ -135,7 +142,7 @@ def _open(arms: dict[str, list[Run]], table: Table, margin: float, alpha: float)
     """Pair the arms of one cell as its questions ask, not yet decided."""
     inside = {arm: runs for arm, runs in arms.items() if arm != UNPRUNED}
     pairs: list[tuple[str, list[Run], list[Run]]] = []
-    reference = next((inside[arm] for arm in (FINE_TUNE, PRUNED) if arm in inside), None)
+    reference = next((inside[arm] for arm in INHERITED if arm in inside), None)
     if reference is not None:
         scratch = [arm for arm in inside if arm.startswith("scratch")]
         pairs += [(arm, inside[arm], reference) for arm in scratch]
@@ -285,8 +292,8 @@ def _family(family: list[Verdict]) -> str:
     if mean is not None:
         text = f"{mean.where}, {_sentence(mean)}" if len(ran) > 1 else mean.sentence
     if question.startswith("scratch"):
-        other = {FINE_TUNE: "fine-tuning", PRUNED: "keeping the inherited weights"}
-        asked = f"Is training from scratch ({family[0].arm}) as good as {other[ran[0].against]}?"
+        other = INHERITED[ran[0].against]
+        asked = f"Is training from scratch ({family[0].arm}) as good as {other}?"
         text = f"{asked} {_short(mean, family)}: {text.replace('undecided: ', '', 1)}"
     else:
         text = f"{question}: {text}"

@@ -1,8 +1,33 @@
 """How figures are written for people: the same in the terminal, in Markdown and in LaTeX."""
 
 import math
+from dataclasses import dataclass
 
 PLUS_MINUS = "\u00b1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What the rows of a report measure, in percent, and how it is called.
+
+    ``key``: its name in a record, where it is a share; ``reference``: the arm that others are shown
+    against; ``about``: the sentence under the tables, without its full stop.
+    """
+
+    key: str
+    name: str
+    axis: str
+    reference: str
+    about: str
+
+
+ACCURACY = Measure(
+    key="accuracy",
+    name="accuracy",
+    axis="test accuracy (%)",
+    reference="fine-tune",
+    about="Accuracy is that of the last epoch on the test set",
+)
 
 
 def quantity(value: float | None) -> str:

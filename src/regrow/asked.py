@@ -1,0 +1,54 @@
+"""What a study file can ask for: classifiers that are compared, or detectors on them.
+
+    study = load("study.yaml")
+    run(study.jobs(), store)
+    found = collect(study, store)
+
+Whoever takes a study from a user takes either kind from here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regrow.detection.report import MEAN_AP, collect_detectors
+from regrow.detection.study import DetectionStudy, is_detection
+from regrow.report import ACCURACY, Extra, Failure, Measure, Run
+from regrow.report.collect import collect as collect_classifiers
+from regrow.store import Store
+from regrow.study import Study, read_file
+
+Asked = Study | DetectionStudy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """What a store holds of a study, as a report takes it."""
+
+    runs: tuple[Run, ...]
+    failures: tuple[Failure, ...]
+    measure: Measure = ACCURACY
+    extras: tuple[Extra, ...] = ()
+
+
+def load(path: str | Path) -> Asked:
+    """Read a study file of either kind, told apart by its content."""
+    return read_file(path, lambda value, name: from_json(value, name=name))
+
+
+def from_json(value: Any, *, name: str = "study") -> Asked:
+    """Check a study of either kind, given as mappings and lists."""
+    if is_detection(value):
+        return DetectionStudy.from_json(value, name=name)
+    return Study.from_json(value, name=name)
+
+
+def collect(study: Asked, store: Store) -> Collected:
+    """Read the records of a study's cells, in its order, with what is missing and what failed."""
+    if isinstance(study, DetectionStudy):
+        runs, failures, extras = collect_detectors(study, store)
+        return Collected(
+            runs=tuple(runs), failures=tuple(failures), measure=MEAN_AP, extras=tuple(extras)
+        )
+    runs, failures = collect_classifiers(study, store)
+    return Collected(runs=tuple(runs), failures=tuple(failures))

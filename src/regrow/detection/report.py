@@ -1,0 +1,120 @@
+"""What a detection study found: its runs, and the average precisions behind each mAP."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from regrow.arms import UNPRUNED
+from regrow.detection.jobs import TrainDetector
+from regrow.detection.study import DetectionStudy
+from regrow.jobs import Retrain, Train
+from regrow.report import Extra, Failure, Measure, Run
+from regrow.report.collect import Reader
+from regrow.report.rows import POINTS, TEXT, Column, fairness, to_csv
+from regrow.report.verdict import PRUNE_C
+from regrow.report.words import accuracy
+from regrow.stats import mean_and_std
+from regrow.store import Store
+from regrow.study import Cell
+
+MEAN_AP = Measure(
+    key="map",
+    name="mAP",
+    axis="mAP (%)",
+    reference=PRUNE_C,
+    about="mAP is the mean over classes of VOC 2007's average precision (11 points, IoU 0.5) on "
+    "the test pictures after the last epoch",
+)
+ABOUT = (
+    "In percent, means over the seeds. AP of a class: VOC 2007's. COCO AP: over IoUs of 0.5 to "
+    "0.95, AP50 and AP75 at one. 'mAP before': of the same detector before its first step, its "
+    "head as first drawn (for prune-d: as it was cut). 'classifier': test accuracy of the network "
+    "that the detector was built on."
+)
+COCO = {"ap": "COCO AP", "ap50": "COCO AP50", "ap75": "COCO AP75"}
+
+
+def collect_detectors(
+    study: DetectionStudy, store: Store
+) -> tuple[list[Run], list[Failure], list[Extra]]:
+    """Read the records of a study's cells, in its order; what failed; and a table of its APs."""
+    detectors, classifiers = Reader(store, MEAN_AP), Reader(store)
+    pairs = study.pairs()
+    runs = [
+        replace(run, stamp=_stamp(study, run, classifiers.run(under)))
+        for cell, under in pairs
+        for run in [detectors.run(cell)]
+    ]
+    failures = detectors.failures(cell for cell, _ in pairs)
+    rows = [
+        _row(study, cell, run, detectors, classifiers)
+        for (cell, _), run in zip(pairs, runs, strict=True)
+    ]
+    return runs, failures, [_extra(rows)]
+
+
+def _stamp(study: DetectionStudy, run: Run, under: Run) -> str:
+    """Word what a detector was given to train with, and what its classifier was."""
+    own = f"{study.recipe.epochs} epochs"
+    if run.arm == "prune-d":
+        own += f" after {own} uncut"
+    if not (given := fairness([under])):
+        return own
+    return f"{own}; classifier: {given}"
+
+
+def _row(
+    study: DetectionStudy, cell: Cell, run: Run, detectors: Reader, classifiers: Reader
+) -> dict[str, Any]:
+    """Return a seed's precisions in percent; None for what is not known."""
+    row: dict[str, Any] = {"cut": run.cut, "arm": run.arm, "seed": str(run.seed)}
+    if not run.done:
+        return row
+    record = detectors.record(cell.job)
+    row["mAP"] = run.accuracy
+    row |= {f"AP {name}": _percent(value) for name, value in record["ap"].items()}
+    row |= {title: _percent(record["coco"][name]) for name, title in COCO.items()}
+    row["mAP before"] = _percent(record["before"]["map"])
+    assert isinstance(cell.job, TrainDetector)
+    if isinstance(cell.job.backbone, Train | Retrain):
+        row["classifier"] = _percent(classifiers.record(cell.job.backbone)["accuracy"])
+    return row
+
+
+def _extra(rows: Sequence[dict[str, Any]]) -> Extra:
+    """Average the rows over seeds, and word them."""
+    named = ("cut", "arm", "seed")
+    last = ("mAP before", "classifier")
+    found = dict.fromkeys(name for row in rows for name in row if name not in (*named, *last))
+    measured = [*found, *(name for name in last if any(name in row for row in rows))]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["cut"], row["arm"]), []).append(row)
+    columns: dict[str, Column] = dict.fromkeys(named, TEXT) | dict.fromkeys(measured, POINTS)
+    frame = pd.DataFrame([{name: row.get(name) for name in columns} for row in rows])
+    return Extra(
+        name="detections",
+        title="Average precision by class",
+        columns=("arm", *measured),
+        rows=tuple(
+            (_name(*key), *(_mean([row.get(name) for row in group]) for name in measured))
+            for key, group in groups.items()
+        ),
+        about=ABOUT,
+        csv=to_csv(frame, columns),
+    )
+
+
+def _name(cut: str, arm: str) -> str:
+    return arm if arm == UNPRUNED.name else f"{cut} {arm}"
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return accuracy(*mean_and_std(known), len(known)) if known else ""
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
