@@ -19,6 +19,8 @@ from regrow.architecture import Architecture
 from regrow.arms import Arm
 from regrow.cost import Cost, measure
 from regrow.data import Dataset, DataSpec
+from regrow.data.normalisation import IMAGENET
+from regrow.errors import ConfigError
 from regrow.mask import Mask, apply_, holder, over_weights
 from regrow.models import ModelSpec, build, initialise_
 from regrow.probe import Probe
@@ -69,6 +71,9 @@ class Treated:
         return make(self.strength or 0.0, self.sparsity or 0.0)
 
 
+SCORED_BY = ("precision", "channels_last")  # of a recipe, what is used beside a training
+
+
 class Keyed:
     """Identity by content, for a job of any kind."""
 
@@ -92,7 +97,8 @@ class Keyed:
 class Train(Keyed):
     """Train a network from its first weights, or on from a trained one (``initial``).
 
-    Beside the last weights it leaves those after each epoch of ``keep``: see ``weights_of``.
+    Beside the last weights it leaves those after each epoch of ``keep``: see ``weights_of``. A
+    network of published weights is taken as it is, and only scored (``taken``).
     """
 
     kind: ClassVar[str] = "train"
@@ -113,13 +119,21 @@ class Train(Keyed):
         """The training that it goes on from, if any."""
         return () if self.initial is None else (self.initial,)
 
+    @property
+    def taken(self) -> bool:
+        """Whether the network comes with published weights, so that no epoch is trained."""
+        return self.model.is_published
+
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """All that was asked for."""
+        """All that was asked for; of a network that is taken, only how it is scored."""
+        recipe = self.recipe.to_json()
+        if self.taken:
+            recipe = {"epochs": 0} | {k: v for k, v in recipe.items() if k in SCORED_BY}
         return without_none(
             data=self.data.content,
             model=self.model.to_json(),
-            recipe=self.recipe.to_json(),
+            recipe=recipe,
             seed=self.seed,
             code=self.code,
             penalty=self.treated and self.treated.to_json(),
@@ -129,6 +143,8 @@ class Train(Keyed):
     @cached_property
     def flops(self) -> float:
         """FLOPs of the training."""
+        if self.taken:
+            return 0.0
         cost = model_cost(self.model, self.data.shape)
         return cost.training_flops(self.recipe.epochs * self.data.num_train)
 
@@ -139,6 +155,11 @@ class Train(Keyed):
             model = build(self.model, seed=self.seed)
         else:
             model = _trained(self.model, context.tensors(self.initial))
+        cost = model_cost(self.model, self.data.shape)
+        if self.taken:
+            _check_normalisation(dataset)
+            model = model.to(context.device)
+            return Outcome(_result(model, dataset, self.recipe, cost, None), state_of(model))
         training = Training(
             model,
             dataset,
@@ -148,7 +169,6 @@ class Train(Keyed):
             treatment=NO_TREATMENT if self.treated is None else self.treated.treatment(),
         )
         kept = advance(training, context, keep=self.keep)
-        cost = model_cost(self.model, self.data.shape)
         return Outcome(
             _result(training.model, dataset, self.recipe, cost, training),
             {**state_of(training.model), **kept},
@@ -411,6 +431,16 @@ def _draw_sparse_(model: nn.Module, mask: Mask, *, seed: int) -> None:
             weight = parameters[name]
             fan = max(int(kept.sum()) / weight.shape[1], 1.0)
             weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2.0 / fan))
+
+
+def _check_normalisation(dataset: Dataset) -> None:
+    """Refuse images that published weights were not made for: all would be scored too low."""
+    if (dataset.mean, dataset.std) != (IMAGENET.mean, IMAGENET.std):
+        raise ConfigError(
+            f"Published weights expect images with the mean {IMAGENET.mean} and the std "
+            f"{IMAGENET.std}. Those of {dataset.spec.name!r} are normalised by {dataset.mean} and "
+            f"{dataset.std}: add 'normalisation: imagenet' to the data."
+        )
 
 
 def _result(

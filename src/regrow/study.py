@@ -18,6 +18,9 @@ drops the blocks whose factor training brought to zero.
 
 ``experiments`` lists several of these in one study; what an experiment does not say, it takes from
 the study's top level.
+
+A model with ``weights: torchvision`` is not trained but taken as it is published, on data of the
+same thousand classes (on other data it is trained on from those weights).
 """
 
 import re
@@ -252,6 +255,8 @@ def _cells(experiment: Experiment) -> Iterable[Cell]:
     model = ModelSpec(experiment.model.name, {**experiment.model.arguments, **from_data})
     for use in experiment.uses:
         _check_use(use, model, data)
+    if model.is_published:
+        _check_published(experiment)
     uses = [_in_network(use, model, data) for use in experiment.uses]
     plain = {seed: _train(experiment, data, model, seed) for seed in experiment.seeds}
     if UNPRUNED in experiment.arms:
@@ -299,6 +304,8 @@ def _parent(experiment: Experiment, plain: Train, use: MethodUse, cut: Cut) -> T
     of = f" {cut.label}" if method.each_sparsity else ""
     return replace(
         plain,
+        # It goes on from published weights where the method says so, by way of ``initial``.
+        model=plain.model.untrained() if plain.taken else plain.model,
         recipe=plain.recipe if use.lr is None else replace(plain.recipe, lr=use.lr),
         treated=treated,
         initial=plain if use.pretrained else None,
@@ -340,7 +347,8 @@ def _prune(
     label = f"{experiment.model_label} {use.label} {cut.label} prune"
     return Prune(
         data=first.data,
-        model=first.model,
+        # A network as first drawn has no published weights.
+        model=first.model if method.trained else first.model.untrained(),
         method=method,
         seed=seed,
         parent=trained if method.trained else None,
@@ -383,6 +391,18 @@ def _in_network(use: MethodUse, model: ModelSpec, data: Material) -> MethodUse:
         if counts[0] == counts[1]:
             return replace(use, method=replace(use.method, scope=less))
     return use
+
+
+def _check_published(experiment: Experiment) -> None:
+    """Refuse arms that need what published weights were before they were trained."""
+    tickets = [use.ticket for use in experiment.uses if use.ticket is not None]
+    for arm in (*experiment.arms, *tickets):
+        if arm != UNPRUNED and arm.start in ("initial", "rewound"):
+            raise ConfigError(
+                f"The arm {arm.name!r} starts from what {experiment.model_label!r} was before or "
+                "while it was trained, which is not known of published weights. Leave the arm out, "
+                "or leave out 'weights', so that the network is trained here."
+            )
 
 
 def _gives_architecture(use: MethodUse, cut: Cut) -> bool:

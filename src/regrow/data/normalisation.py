@@ -30,6 +30,8 @@ CIFAR10_CLASSES = (
 )
 # Enough to tell CIFAR-100 from any other set of a hundred classes.
 SOME_CIFAR100_CLASSES = frozenset({"aquarium_fish", "pickup_truck", "sweet_pepper", "willow_tree"})
+# Likewise ImageNet where its classes have words for names, as on the Hugging Face hub.
+SOME_IMAGENET_CLASSES = frozenset({"tench, Tinca tinca", "goldfish, Carassius auratus"})
 
 NUM_COMPUTED = 10_000  # images: the mean then has a standard error below 0.003
 NUM_COMPUTED_STREAMED = 1_000  # must be decoded for it
@@ -39,13 +41,15 @@ BATCH = 250
 def recognised(classes: tuple[str, ...], size: int) -> dict[str, Normalisation]:
     """Return the published normalisations of a layout known by its class names, else none.
 
-    CIFAR-10 and CIFAR-100 at 32 px; WordNet ids (``n01440764 ...``) are ImageNet from 64 px up.
+    CIFAR-10 and CIFAR-100 at 32 px; ImageNet from 64 px up, or some of its classes by their WordNet
+    ids (``n01440764 ...``).
     """
     if size == 32 and sorted(classes) == sorted(CIFAR10_CLASSES):
         return CIFAR10_NORMALISATIONS
     if size == 32 and len(classes) == 100 and SOME_CIFAR100_CLASSES.issubset(classes):
         return CIFAR100_NORMALISATIONS
-    if size >= 64 and all(re.match(r"n\d{8}\b", name) for name in classes):
+    by_id = all(re.match(r"n\d{8}\b", name) for name in classes)
+    if size >= 64 and (by_id or SOME_IMAGENET_CLASSES.issubset(classes)):
         return {"imagenet": IMAGENET}
     return {}
 

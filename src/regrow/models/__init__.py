@@ -26,6 +26,7 @@ Factory = Callable[..., nn.Module]
 F = TypeVar("F", bound=Factory)
 
 FROM_DATA = ("classes", "in_channels", "input_size")  # what a study fills in for every model
+PUBLISHED_CLASSES = 1000  # of ImageNet, which the published ``weights`` tell apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,16 @@ class ModelSpec:
         arguments = self.arguments
         arguments.pop("weights", None)
         return ModelSpec(self.name, arguments)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether its ``weights`` are published ones, to the last layer: nothing is left to train.
+
+        For other classes than those of the weights the head is drawn, and is to be trained.
+        """
+        arguments = self.arguments
+        published = arguments.get("weights") == "torchvision"
+        return published and arguments.get("classes") == PUBLISHED_CLASSES
 
     def __repr__(self) -> str:
         return f"ModelSpec({self.name!r}, {self.arguments!r})"

@@ -18,6 +18,8 @@ from regrow.train import Recipe
 class Scale:
     """What is taken of a study's numbers; None takes them as they are.
 
+    Networks of another width than the published ones are trained here instead of taken.
+
     Attributes:
         epochs: factor on every number of epochs; at least one is left.
         width: factor on the width of every network.
@@ -45,7 +47,11 @@ class Scale:
 SCALES: Mapping[str, Scale] = {
     scale.name: scale
     for scale in (
-        Scale(name="paper", about="the paper's own widths, epochs, seeds and data"),
+        Scale(
+            name="paper",
+            about="the paper's own widths, epochs, seeds and data",
+            size={"imagenet": 224},
+        ),
         Scale(
             name="small",
             about="a quarter of the width, a tenth of the epochs, at most 5,000 training and "
@@ -114,6 +120,7 @@ def _model(entry: Any, scale: Scale) -> dict[str, Any]:
     given = _mapping(entry)
     if scale.width == 1.0:
         return given
+    given.pop("weights", None)
     return {**given, "width": given.get("width", 1.0) * scale.width}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from regrow.jobs import Train
 from regrow.report.render import Failure
 from regrow.report.rows import Run
 from regrow.report.words import ACCURACY, Measure
@@ -64,6 +65,7 @@ class Reader:
     def run(self, cell: Cell) -> Run:
         """Return what is known of a cell."""
         experiment, use, cut, arm, job = cell.experiment, cell.use, cell.cut, cell.arm, cell.job
+        published = any(isinstance(each, Train) and each.taken for each in (job, *stages(job)))
         common: dict[str, Any] = {
             "data": experiment.data_label,
             "model": experiment.model_label,
@@ -76,7 +78,7 @@ class Reader:
             "start": arm.start,
             "budget": "none" if arm.budget.kind == "none" else arm.budget.kind,
             "cap": arm.budget.cap,
-            "base_epochs": experiment.recipe.epochs,
+            "base_epochs": 0 if published else experiment.recipe.epochs,
         }
         if job.key not in self._snapshot.done:
             failed = any(self.failure(j) is not None for j in (job, *stages(job)))

@@ -212,6 +212,8 @@ class _Guess:
         speed = self._speed(setting)
         flops: float = model_cost(setting.model, setting.data.shape).flops
         epochs, overhead = job.recipe.epochs, 0.0
+        if isinstance(job, Train) and job.taken:
+            epochs = 0
         if isinstance(job, Retrain):
             ratio, overhead = self._ratio(job.prune), speed.cut_seconds
             epochs = job.arm.budget.epochs(epochs, ratio)
