@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from regrow.mask import Mask
 from regrow.surgery import Kind, Trace
 
-KINDS: tuple[Kind, ...] = ("conv", "linear", "stream", "view")
+KINDS: tuple[Kind, ...] = ("conv", "linear", "grouped", "stream", "view")
 
 
 def enliven_(model: nn.Module, shape: Sequence[int]) -> None:

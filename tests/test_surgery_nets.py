@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from cutting import enliven_, random_mask
 from regrow.errors import TraceError
 from regrow.mask import Mask
-from regrow.surgery import rule, shrink, trace, verify
+from regrow.surgery import rule, shrink, silence, trace, verify
 from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.tape import Node
@@ -82,9 +82,47 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
     add(
         "grouped convolution",
         Net(lambda m, x: m.out(r(m.b(r(m.g(r(m.a(x))))))),
-            a=conv(3, 8), g=conv(8, 8, groups=2), b=conv(8, 6), out=conv(6, 2)),
-        {"b": 6},
-        {"a": "a grouped convolution reads it in 'g'", "g": "it is a grouped", **out},
+            a=conv(3, 8), g=conv(8, 12, groups=4), b=conv(12, 6), out=conv(6, 2)),
+        {"a": 4, "b": 6}, out,
+    )  # fmt: skip
+    add(
+        "grouped convolutions one after another",
+        Net(lambda m, x: m.out(r(m.h(r(m.n(m.g(m.a(x))))))),
+            a=conv(3, 12), g=conv(12, 12, groups=6), n=nn.BatchNorm2d(12),
+            h=conv(12, 12, groups=4), out=conv(12, 2)),
+        {"a": 2}, out,  # the groups of two and of three channels meet in sixes
+    )  # fmt: skip
+    add(
+        "grouped and depthwise convolution with more outputs, transposed, with biases",
+        Net(lambda m, x: m.out(r(m.d(r(m.t(r(m.a(x))))))),
+            a=conv(3, 8), t=nn.ConvTranspose2d(8, 12, 2, stride=2, groups=4),
+            d=conv(12, 24, groups=12), out=conv(24, 2)),
+        {"a": 4}, out,
+    )  # fmt: skip
+    add(
+        "grouped convolution on a stream",
+        Net(lambda m, x: (lambda y: m.out(r(y + m.g(r(m.n(y))))))(m.a(x)),
+            a=conv(3, 6), n=nn.BatchNorm2d(6), g=conv(6, 6, groups=2), out=conv(6, 2)),
+        {"a": 2}, out,  # the norm is no view: what it passes is tied in threes
+    )  # fmt: skip
+    add(
+        "grouped convolution of the input",
+        Net(lambda m, x: m.out(r(m.g(x))), g=conv(3, 6, groups=3), out=conv(6, 2)),
+        {}, {"g": "it meets data that is kept whole", **out},
+    )  # fmt: skip
+    add(
+        "group norms",
+        Net(lambda m, x: m.out(r(m.n(m.b(r(m.k(m.a(x))))))),
+            a=conv(3, 8), k=nn.GroupNorm(4, 8), b=conv(8, 6), n=nn.GroupNorm(3, 6, affine=False),
+            out=conv(6, 2)),
+        {"a": 4, "b": 3}, out,
+    )  # fmt: skip
+    add(
+        "group norms of a single group",
+        Net(lambda m, x: m.out(r(m.n(m.b(r(m.k(m.a(x))))))),
+            a=conv(3, 8), k=nn.GroupNorm(1, 8), b=conv(8, 6), n=nn.GroupNorm(1, 6, affine=False),
+            out=conv(6, 2)),
+        {"a": 8, "b": 6}, out,
     )  # fmt: skip
     add(
         "squeeze and excite",
@@ -264,7 +302,40 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
         "layer norm over the channels",
         Net(lambda m, x: m.out(r(m.b(r(m.n(m.a(x.flatten(1))))))),
             a=nn.Linear(192, 8), n=nn.LayerNorm(8), b=nn.Linear(8, 6), out=nn.Linear(6, 2)),
-        {"b": 6}, {"a": "'aten::native_layer_norm' cannot be followed in 'n'", **out},
+        {"a": 8, "b": 6}, out,
+    )  # fmt: skip
+    add(
+        "layer norms over channels and map, over the map, and after a sigmoid",
+        Net(lambda m, x: m.out(m.s(torch.sigmoid(m.c(m.k(m.b(m.n(m.a(x)))))))),
+            a=conv(3, 8), n=nn.LayerNorm([8, 8, 8]), b=conv(8, 6),
+            k=nn.LayerNorm([8, 8], elementwise_affine=False), c=conv(6, 4),
+            s=nn.GroupNorm(1, 4), out=conv(4, 2)),
+        {"a": 8, "b": 6, "c": 4}, out,
+    )  # fmt: skip
+    add(
+        "layer norm that shifts the map",
+        Net(lambda m, x: m.out(m.n(m.a(x))), a=conv(3, 8), n=nn.LayerNorm([8, 8]), out=conv(8, 2)),
+        {}, {"a": "would not be zero", **out},
+    )  # fmt: skip
+    add(
+        "norms of a width that stands in the code",
+        Net(lambda m, x: m.out(r(F.layer_norm(m.b(r(F.group_norm(m.a(x), 1))), (6, 8, 8)))),
+            a=conv(3, 8), b=conv(8, 6), out=conv(6, 2)),
+        {}, {"a": "'aten::native_group_norm' cannot", "b": "native_layer_norm' cannot", **out},
+    )  # fmt: skip
+    add(
+        "transformer",
+        with_parameter(with_parameter(_transformer(), "cls", torch.randn(1, 1, 8)),
+                       "positions", torch.randn(1, 65, 8)),
+        {"embed": 8, "up": 12},
+        {**dict.fromkeys("qkv", "split into parts by a view"), **out},
+    )  # fmt: skip
+    add(
+        "attention whose inner width is that of the tokens",
+        Net(_attention, embed=nn.Linear(3, 8), n=nn.LayerNorm(8), qkv=nn.Linear(8, 24),
+            p=nn.Linear(8, 8), out=nn.Linear(8, 2)),
+        {},
+        {"embed": "code counts on", "p": "code counts on", "qkv": "into parts by a view", **out},
     )  # fmt: skip
     add(
         "tokens",
@@ -310,6 +381,35 @@ def _assembled(m: Any, x: Tensor) -> Tensor:
     return result
 
 
+def _transformer() -> Net:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        tokens = m.embed(x.flatten(2).transpose(1, 2))
+        tokens = torch.cat([m.cls.expand(len(x), -1, -1), tokens], 1) + m.positions
+        read = m.n1(tokens)
+        q, k, v = (part(read).unflatten(-1, (2, 4)).transpose(1, 2) for part in (m.q, m.k, m.v))
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        tokens = tokens + m.p(seen)
+        tokens = tokens + m.down(F.gelu(m.up(m.n2(tokens))))
+        result: Tensor = m.out(m.n3(tokens)[:, 0])
+        return result
+
+    return Net(
+        forward,
+        embed=nn.Linear(3, 8), n1=nn.LayerNorm(8), q=nn.Linear(8, 8), k=nn.Linear(8, 8),
+        v=nn.Linear(8, 8), p=nn.Linear(8, 8), n2=nn.LayerNorm(8, bias=False), up=nn.Linear(8, 12),
+        down=nn.Linear(12, 8), n3=nn.LayerNorm(8, elementwise_affine=False), out=nn.Linear(8, 2),
+    )  # fmt: skip
+
+
+def _attention(m: Any, x: Tensor) -> Tensor:
+    tokens = m.embed(x.flatten(2).transpose(1, 2))
+    images, places, width = tokens.shape
+    q, k, v = m.qkv(m.n(tokens)).view(images, places, 3, width).unbind(2)
+    tokens = tokens + m.p(F.scaled_dot_product_attention(q, k, v))
+    result: Tensor = m.out(tokens.mean(1))
+    return result
+
+
 def _shared_norm() -> nn.Module:
     norm = nn.BatchNorm2d(8)
     return Net(
@@ -336,6 +436,79 @@ def test_network_is_cut_right_or_kept_whole_with_a_reason(name: str) -> None:
         assert verify(net, mask, found) < EXACT
 
 
+# Statistics over channels, and groups, by hand
+
+
+def test_norm_takes_its_statistics_over_the_channels_that_stay() -> None:
+    net, _, _ = NETS["layer norm over the channels"]
+    found = trace(net, SHAPE)
+    assert found.measured == {"n"}
+    kept = torch.tensor([True, False, True, True, False, True, True, True])
+    mask = Mask(unit="channel", kept={"a": kept})
+    quiet, small = silence(net, mask, found), shrink(net, mask, found)
+    norm = small.get_submodule("n")
+    assert isinstance(norm, nn.LayerNorm)
+    assert norm.normalized_shape == (6,)
+    x = torch.randn(2, *SHAPE[1:])
+    with torch.no_grad():
+        made = net.a(x.flatten(1))[:, kept]  # type: ignore[operator]
+        deviation = (made.var(1, correction=0, keepdim=True) + norm.eps).sqrt()
+        expected = (made - made.mean(1, keepdim=True)) / deviation * norm.weight + norm.bias
+        passed = quiet.n(quiet.a(x.flatten(1)))  # type: ignore[operator]
+    torch.testing.assert_close(passed[:, kept], expected)
+    assert not bool(passed[:, ~kept].any())
+    assert quiet.state_dict().keys() == net.state_dict().keys()
+
+
+def test_parameters_without_some_groups_of_a_convolution_by_hand() -> None:
+    net, _, _ = NETS["grouped convolution"]
+    found = trace(net, SHAPE)
+    assert (found.groups["a"].kind, found.groups["b"].kind) == ("grouped", "conv")
+    small = shrink(net, Mask(unit="channel", kept={"a": torch.arange(4) > 0}), found)
+    layer = small.get_submodule("g")
+    assert isinstance(layer, nn.Conv2d)
+    assert (layer.groups, layer.in_channels, layer.out_channels) == (3, 6, 9)
+    # 3 -> 6, then three groups of 2 -> 3, then 9 -> 6 and 6 -> 2, each 3x3 with a bias
+    expected = 6 * (27 + 1) + 9 * (18 + 1) + 6 * (81 + 1) + 2 * (54 + 1)
+    assert sum(p.numel() for p in small.parameters()) == expected
+
+
+def test_convolution_with_one_group_left_is_an_ordinary_one() -> None:
+    net, _, _ = NETS["grouped convolution"]
+    found = trace(net, SHAPE)
+    once = shrink(net, Mask(unit="channel", kept={"a": torch.arange(4) == 2}), found)
+    again = trace(once, SHAPE)
+    assert {n: (g.kind, g.size) for n, g in again.groups.items()} == {
+        "a": ("conv", 2), "g": ("conv", 3), "b": ("conv", 6),
+    }  # fmt: skip
+    assert verify(once, random_mask(again), again) < EXACT
+
+
+def test_group_norm_loses_whole_groups_or_is_narrowed() -> None:
+    for name, left in (("group norms", (3, 6)), ("group norms of a single group", (1, 7))):
+        net, _, _ = NETS[name]
+        found = trace(net, SHAPE)
+        kept = {"a": torch.arange(found.groups["a"].size) > 0}
+        norm = shrink(net, Mask(unit="channel", kept=kept), found).get_submodule("k")
+        assert isinstance(norm, nn.GroupNorm)
+        assert (norm.num_groups, norm.num_channels) == left
+
+
+def test_silenced_norm_is_usable_after_an_error() -> None:
+    net, _, _ = NETS["layer norm over the channels"]
+    found = trace(net, SHAPE)
+    mask = random_mask(found)
+    quiet = silence(net, mask, found)
+    with pytest.raises(IndexError, match="out of bounds"):
+        quiet.n(torch.zeros(2, 5))  # type: ignore[operator]
+    x = torch.ones(1, 5)
+    assert torch.equal(F.layer_norm(x, (5,)), torch.zeros(1, 5))  # for others as ever
+    small = shrink(net, mask, found)
+    y = torch.randn(SHAPE)
+    with torch.no_grad():
+        torch.testing.assert_close(quiet(y), small(y), rtol=1e-4, atol=1e-5)
+
+
 # Networks of torchvision, without weights
 
 QUICK = {
@@ -349,21 +522,22 @@ QUICK = {
 }
 SLOW = {
     "vgg11_bn": 10,
-    "regnet_y_400mf": 21,
+    "regnet_y_400mf": 37,
     "densenet121": 182,
     "efficientnet_b0": 40,
-    "resnext50_32x4d": 5,
+    "resnext50_32x4d": 21,
     "inception_v3": 94,
-    "convnext_tiny": 18,
+    "convnext_tiny": 22,
     "swin_t": 12,
     "vit_b_16": 12,
 }
 REASONS = (
     "network's output",
-    "grouped convolution",
     "split into parts by a view",
-    "native_layer_norm' cannot be followed",
     "meets data that is kept whole",
+    "_native_multi_head_attention' cannot be followed",  # of a ViT, at once
+    "new_zeros' cannot be followed",  # the shifted windows of a Swin
+    "the network's own code counts on how many there are",
 )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from regrow.errors import TraceError, unknown
 from regrow.mask import Mask
-from regrow.surgery.trace import Group, Slot
+from regrow.surgery.groups import Group, Slot
 
 
 @runtime_checkable

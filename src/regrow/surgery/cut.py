@@ -1,18 +1,18 @@
-"""Cut units out of a network, silence them in place, and compare the two."""
+"""Cut units out of a network."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from regrow.errors import TraceError
 from regrow.mask import Mask
-from regrow.surgery.blocks import dropped, silence_
+from regrow.surgery.blocks import dropped
+from regrow.surgery.groups import WIDTH, Trace
 from regrow.surgery.tape import Narrows, evaluating
-from regrow.surgery.trace import Trace
 
 
 class Select(nn.Module):
@@ -56,7 +56,7 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
             _replace(small, block, block.without_branch())
         _try(small, trace)
         return small
-    _check(mask, trace)
+    check(mask, trace)
     kept = kept_positions(mask, trace)
     for name, widths in trace.movers.items():
         sides = [
@@ -67,60 +67,17 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
         assert isinstance(module, Narrows)
         module.narrow_(kept_in=sides[0], kept_out=sides[1])
     for tensor, dim in kept:
-        norm, colon, part = tensor.rpartition(":")
-        if colon and part == "width":  # a norm without tensors of its own
-            setattr(small.get_submodule(norm), "num_features", len(kept[tensor, dim]))  # noqa: B010
+        if tensor.endswith(WIDTH):
+            norm = small.get_submodule(tensor.removesuffix(WIDTH))
+            _set_width_(norm, dim, len(kept[tensor, dim]))
     _narrow_tensors_(small, kept)
     _insert_selects_(small, trace, mask)
     _try(small, trace)
     return small
 
 
-def silence(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
-    """Return a copy of a network whose cut units are exactly zero: the reference for ``shrink``.
-
-    Producers' weights and biases, and norms' affine parameters and running means, are zeroed there;
-    of a block that goes, the last layer of the branch.
-    """
-    quiet = deepcopy(model)
-    if mask.unit == "block":
-        for block in dropped(quiet, mask).values():
-            silence_(block)
-        return quiet
-    _check(mask, trace)
-    tensors = dict(quiet.named_parameters()) | dict(quiet.named_buffers())
-    with torch.no_grad():
-        for name, stays in mask.kept.items():
-            for slot in trace.groups[name].slots:
-                # A variance of zero is as good as any other, its mean being zero; it must stay.
-                silenced = slot.role in ("producer", "bias", "norm")
-                if silenced and not slot.tensor.endswith("running_var"):
-                    tensor = tensors[slot.tensor]
-                    cut = _is_cut(slot.units, stays).nonzero().flatten()
-                    tensor.index_fill_(slot.dim, cut.to(tensor.device), 0.0)
-    return quiet
-
-
-def verify(model: nn.Module, mask: Mask, trace: Trace) -> float:
-    """Return the largest difference between ``shrink`` and ``silence`` on random inputs (float64).
-
-    Relative to the largest output; below 1e-9 for a cut that is right.
-    """
-    small = shrink(model, mask, trace).double()
-    quiet = silence(model, mask, trace).double()
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, *trace.example.shape[1:])
-    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(trace.example.device)
-    with torch.no_grad(), evaluating(small), evaluating(quiet):
-        pairs = list(zip(_tensors(small(x)), _tensors(quiet(x)), strict=True))
-    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs)
-
-
-def _tensors(output: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def _check(mask: Mask, trace: Trace) -> None:
+def check(mask: Mask, trace: Trace) -> None:
+    """Raise a ``TraceError`` if a mask over channels is not one of this network."""
     if mask.unit != "channel":
         raise TraceError(f"Only channels and blocks can be cut out. Got a mask over {mask.unit}s.")
     for name, kept in mask.kept.items():
@@ -136,7 +93,8 @@ def _check(mask: Mask, trace: Trace) -> None:
             )
 
 
-def _is_cut(units: Tensor, kept: Tensor) -> Tensor:
+def is_cut(units: Tensor, kept: Tensor) -> Tensor:
+    """Tell at which positions of a slot a unit lies that goes."""
     return (units >= 0) & ~kept.cpu()[units.clamp(min=0)]
 
 
@@ -145,7 +103,7 @@ def kept_positions(mask: Mask, trace: Trace) -> dict[tuple[str, int], Tensor]:
     stays: dict[tuple[str, int], Tensor] = {}
     for name, kept in mask.kept.items():
         for slot in trace.groups[name].slots:
-            here = ~_is_cut(slot.units, kept)
+            here = ~is_cut(slot.units, kept)
             key = (slot.tensor, slot.dim)
             stays[key] = stays[key] & here if key in stays else here
             if not bool(stays[key].any()):
@@ -168,10 +126,10 @@ def _insert_selects_(small: nn.Module, trace: Trace, mask: Mask) -> None:
             for slot in trace.groups[other].slots
             if slot.role == "norm" and slot.tensor == f"{name}.weight"
         }
-        in_view = ~_is_cut(slots.pop(name).units, mask.kept[name])
+        in_view = ~is_cut(slots.pop(name).units, mask.kept[name])
         in_stream = torch.ones_like(in_view)
         for stream, slot in slots.items():
-            in_stream &= ~_is_cut(slot.units, mask.kept[stream])
+            in_stream &= ~is_cut(slot.units, mask.kept[stream])
         if not bool((in_stream & ~in_view).any()):
             continue
         index = in_view[in_stream].nonzero().flatten()
@@ -217,18 +175,31 @@ def _narrow_tensors_(small: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -
 def _sync_(module: nn.Module) -> None:
     """Bring a layer's own numbers in line with the shapes of its weights."""
     if isinstance(module, nn.modules.conv._ConvNd):
-        if module.groups > 1:  # depthwise
-            module.groups = module.in_channels = module.out_channels = module.weight.shape[0]
-        else:
-            out_dim, in_dim = (1, 0) if module.transposed else (0, 1)
-            module.out_channels = module.weight.shape[out_dim]
-            module.in_channels = module.weight.shape[in_dim]
+        first = module.in_channels if module.transposed else module.out_channels
+        if module.groups > 1:  # of which whole ones go
+            module.groups = module.groups * module.weight.shape[0] // first
+        sides = (module.weight.shape[0], module.weight.shape[1] * module.groups)
+        out_side, in_side = (1, 0) if module.transposed else (0, 1)
+        module.out_channels, module.in_channels = sides[out_side], sides[in_side]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         shaped = module.weight if module.weight is not None else module.running_mean
         assert shaped is not None
         module.num_features = len(shaped)
+
+
+def _set_width_(norm: nn.Module, dim: int, width: int) -> None:
+    """Tell a norm how many channels are left, in one of the dimensions that it is over."""
+    if isinstance(norm, nn.GroupNorm):
+        # Of several groups whole ones go; a single one is narrowed.
+        norm.num_groups = max(1, norm.num_groups * width // norm.num_channels)
+        norm.num_channels = width
+    elif hasattr(norm, "normalized_shape"):
+        shape: Any = norm.normalized_shape
+        setattr(norm, "normalized_shape", (*shape[:dim], width, *shape[dim + 1 :]))  # noqa: B010
+    else:
+        setattr(norm, "num_features", width)  # noqa: B010
 
 
 def _try(small: nn.Module, trace: Trace) -> None:

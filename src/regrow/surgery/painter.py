@@ -1,17 +1,16 @@
 """Paint a recorded network: colours carried through every operation, and where they lie."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from regrow.errors import TraceError
 from regrow.surgery.colours import WHOLE, ZERO, Colours, Paint, spread
+from regrow.surgery.groups import WIDTH, Role
 from regrow.surgery.rules import RULES
 from regrow.surgery.tape import Node, Ref, Tape
-
-Role = Literal["producer", "bias", "norm", "reader", "mover"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,8 @@ class Painter:
     norms: dict[str, Tensor] = field(default_factory=dict)  # norms -> the colours they pass
     linear: dict[str, bool] = field(default_factory=dict)  # producers -> whether they are linear
     fixed: dict[str, str] = field(default_factory=dict)  # parameters that keep their shape -> why
+    grouped: set[str] = field(default_factory=set)  # grouped convolutions
+    measured: set[str] = field(default_factory=set)  # norms with statistics over channels
     _seen: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _marked: set[tuple[str, int, Role]] = field(default_factory=set)
     _moved: dict[int, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
@@ -162,30 +163,47 @@ class Painter:
             self._mark(bias, 0, ids, "bias")
         return ids
 
+    def produce_groups(self, weight: str, bias: str | None, *, rows: Tensor, out: Tensor) -> None:
+        """Note a grouped convolution: the colours of its weight's rows, and of its outputs."""
+        self.grouped.add(weight.removesuffix(".weight"))
+        self._mark(weight, 0, rows, "producer")
+        if bias is not None:
+            self._mark(bias, 0, out, "bias")
+
+    def unite_rows(self, channels: Tensor, heads: Tensor) -> None:
+        """Unite each of several equal parts of the channels with one colour."""
+        rows = channels.view(len(heads), -1)
+        self.colours.unite(rows, heads[:, None].expand_as(rows))
+
     def pass_through(self, tensor: str, dim: int, ids: Tensor, *, norm: str | None = None) -> None:
         """Note a parameter or buffer with one entry for each channel that passes."""
         self._mark(tensor, dim, ids, "norm")
         if norm is not None:
             self.norms.setdefault(norm, ids)
 
-    def pass_width(self, norm: str, ids: Tensor) -> None:
-        """Note a norm that knows the number of its channels, but has no tensor of that size."""
-        if norm in self.tape.normalisers:
-            self._mark(f"{norm}:width", 0, ids, "mover")
+    def pass_width(self, norm: str, ids: Tensor, *, dim: int = 0) -> None:
+        """Note that a norm was told the number of its channels, as one of its dimensions."""
+        self._mark(f"{norm}{WIDTH}", dim, ids, "mover")
 
-    def paint_parameter(self, ref: Ref) -> bool:
-        """Colour a parameter that takes part in elementwise arithmetic; False if it is none."""
+    def paint_parameter(self, ref: Ref, *, along: Collection[int] = ()) -> bool:
+        """Colour a parameter that takes part in elementwise arithmetic; False if it is none.
+
+        It may be spread over more than its channels if those that it meets lie ``along`` one
+        dimension (a table of positions, added to tokens).
+        """
         name = self.parameter(ref)
         if name is None:
             return False
-        value = self.value(ref)
-        shape = tuple(value.shape)
+        shape = tuple(self.value(ref).shape)
         wide = [d for d, size in enumerate(shape) if size > 1]
+        met = [d for d in along if d in wide]
+        if len(along) == len(met) == 1:
+            wide = met
         if len(wide) > 1:
             self.fixed[name] = "its weights take part in other arithmetic"
             self.paints[ref.index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
         elif wide:
-            ids = self.colours.fresh(value.numel())
+            ids = self.colours.fresh(shape[wide[0]])
             self._mark(name, wide[0], ids, "norm")
             self.paints[ref.index] = spread(ids, shape, wide[0])
         else:

@@ -8,7 +8,7 @@ operation without a rule keeps everything that enters it whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +97,13 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
     """Unite the operands of an elementwise operation under broadcasting."""
     shape = painter.shape(node.outputs[0])
     operands = []
-    for ref in (a for a in node.args if isinstance(a, Ref)):
-        painted = painter.is_painted(ref) or painter.paint_parameter(ref)
+    refs = [a for a in node.args if isinstance(a, Ref)]
+    painted_first = [painter.of(ref) for ref in refs if painter.is_painted(ref)]
+    along = {d - len(p.shape) for p in painted_first for d in p.coloured_dims()}
+    for ref in refs:
         own = tuple(painter.value(ref).shape)
+        here = {len(own) + d for d in along}
+        painted = painter.is_painted(ref) or painter.paint_parameter(ref, along=here)
         missing = (1,) * (len(shape) - len(own))
         paint = painter.of(ref) if painted else None
         if paint is not None:
@@ -223,14 +227,15 @@ def _convolution(painter: Painter, node: Node) -> None:
         painter.pass_through(name, 0, out)
         if bias_name is not None:
             painter.pass_through(bias_name, 0, out)
+    elif groups > 1:
+        value = painter.value(weight)
+        heads = painter.colours.fresh(groups)  # a group's inputs and outputs live and die together
+        painter.unite_rows(channels, heads)
+        rows, out = (heads.repeat_interleave(n // groups) for n in (len(value), shape[1]))
+        painter.produce_groups(name, bias_name, rows=rows, out=out)
     else:
-        if groups == 1:
-            painter.read(name, in_dim, channels, source, node)
-        else:
-            painter.keep_whole(source, node, "a grouped convolution reads it")
+        painter.read(name, in_dim, channels, source, node)
         out = painter.produce(name, bias_name, out_dim, shape[1], linear=False)
-        if groups > 1:
-            painter.colours.freeze(out, "it is a grouped convolution")
     painter.put(node, spread(out, shape, 1))
 
 
@@ -269,14 +274,84 @@ def _batch_norm(painter: Painter, node: Node) -> None:
         name = painter.tensor_name(ref)
         assert name is not None
         painter.pass_through(name, 0, channels, norm=node.module)
-    if not tensors:
+    if not tensors and painter.tape.normalisers.get(node.module) == "num_features":
         painter.pass_width(node.module, channels)
     painter.put(node, spread(channels, source.shape, 1, clean=affine or source.clean))
+
+
+@rule("aten::native_layer_norm")
+def _layer_norm(painter: Painter, node: Node) -> None:
+    """Normalise by statistics over the last dimensions, which may be those of the channels."""
+    source = painter.of(node.args[0])
+    first = len(source.shape) - len(node.args[1])
+    coloured = source.coloured_dims()
+    if all(dim < first for dim in coloured):  # each channel's map by itself
+        shifted = node.args[3] is not None
+        painter.put(node, replace(source, clean=source.clean and not shifted))
+    else:
+        _measure(painter, node, node.args[2:4], over=tuple(range(first, len(source.shape))))
+
+
+@rule("aten::native_group_norm")
+def _group_norm(painter: Painter, node: Node) -> None:
+    """Normalise groups of channels; those of a group go together, unless there is only one."""
+    data, *affine = node.args[:3]
+    source, groups = painter.of(data), node.args[6]
+    channels = source.along(1)
+    if channels is None or painter.tape.normalisers.get(node.module) != "num_groups":
+        painter.unknown(node)
+    elif groups == 1:
+        _measure(painter, node, affine, over=(1,))
+    else:
+        painter.unite_rows(channels, channels.view(groups, -1)[:, 0])
+        if _pass_norm(painter, node, affine, channels, dim=0):
+            painter.put(node, replace(source, clean=source.clean or affine[0] is not None))
+
+
+def _measure(painter: Painter, node: Node, affine: Sequence[Any], *, over: tuple[int, ...]) -> None:
+    """Pass channels through a norm whose statistics run over them."""
+    source = painter.of(node.args[0])
+    coloured = source.coloured_dims()
+    told = painter.tape.normalisers.get(node.module) in ("normalized_shape", "num_groups")
+    if not told or len(coloured) != 1 or coloured[0] not in over:
+        painter.unknown(node)
+        return
+    channels = source.along(coloured[0])
+    assert channels is not None
+    if _pass_norm(painter, node, affine, channels, dim=over.index(coloured[0])):
+        painter.measured.add(node.module)
+        painter.put(node, replace(source, clean=True))
+
+
+def _pass_norm(
+    painter: Painter, node: Node, affine: Sequence[Any], channels: Tensor, *, dim: int
+) -> bool:
+    """Note a norm's scale, shift and width; keep all whole if they are no parameters of its own."""
+    names = [painter.parameter(ref) for ref in affine if isinstance(ref, Ref)]
+    if None in names:
+        painter.unknown(node)
+        return False
+    for name in names:
+        assert name is not None
+        painter.pass_through(name, dim, channels, norm=node.module)
+    painter.pass_width(node.module, channels, dim=dim)
+    return True
 
 
 @rule(*_names(_COPIES))
 def _copy(painter: Painter, node: Node) -> None:
     painter.put(node, painter.of(node.args[0]))
+
+
+@rule("aten::as_strided_")
+def _lay_out(painter: Painter, node: Node) -> None:
+    """Change how a single row of numbers lies in memory, which a pooled map is; else unknown."""
+    source, size = painter.of(node.args[0]), tuple(node.args[1])
+    wide = [stride for stride, n in zip(node.args[2], size, strict=True) if n > 1]
+    if size == source.shape and len(node.args) == 3 and wide in ([], [1]):
+        painter.put(node, source)
+    else:
+        painter.unknown(node)
 
 
 @rule(*_names(_TURNS))
@@ -321,14 +396,21 @@ def _join(painter: Painter, node: Node) -> None:
         painter.unknown(node)
         return
     sizes = [max(p.ids.shape[d] for p in parts) for d in range(rank)]
+    shape = painter.shape(node.outputs[0])
+    clean = all(p.clean for p in parts)
+    if max(sizes) > 1 == sizes[dim]:
+        # Beside each other along no channels (tokens of two sources): what meets in one is one.
+        met = parts[0].ids
+        for part in parts[1:]:
+            met = painter.unite(met, part.ids)
+        painter.put(node, Paint(met, shape, clean))
+        return
     pieces = [
         p.ids.expand([p.shape[d] if d == dim else size for d, size in enumerate(sizes)])
         for p in parts
     ]
-    joined = paint(torch.cat(pieces, dim))
-    shape = painter.shape(node.outputs[0])
-    result = Paint(joined.ids, shape, all(p.clean for p in parts))
-    painter.put(node, _give_zeros_colours(painter, result))
+    joined = Paint(paint(torch.cat(pieces, dim)).ids, shape, clean)
+    painter.put(node, _give_zeros_colours(painter, joined))
 
 
 def _part(painter: Painter, node: Node, ref: Ref) -> Paint:

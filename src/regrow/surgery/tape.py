@@ -68,7 +68,8 @@ class Tape:
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     movers: list[tuple[str, int, int]] = field(default_factory=list)  # module, value in, value out
-    normalisers: set[str] = field(default_factory=set)  # modules with a ``num_features``
+    # Modules that were told a number of channels -> the attribute that holds it.
+    normalisers: dict[str, str] = field(default_factory=dict)
     _storages: dict[int, list[int]] = field(default_factory=dict)
 
     def aliases(self, index: int) -> list[int]:
@@ -151,7 +152,10 @@ def record(model: nn.Module, example: Tensor) -> Tape:
     for name, buffer in model.named_buffers():
         tape.names[recorder.enter(buffer)] = name
     tape.inputs.append(recorder.enter(example))
-    tape.normalisers = {n for n, m in model.named_modules() if hasattr(m, "num_features")}
+    for attribute in ("num_features", "num_groups", "normalized_shape"):
+        tape.normalisers |= {
+            n: attribute for n, m in model.named_modules() if hasattr(m, attribute)
+        }
     try:
         with evaluating(model), torch.no_grad(), _owners(model, recorder), recorder:
             output = model(example)

@@ -1,104 +1,22 @@
 """Trace a network into groups: the channels of several layers that live and die together."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from regrow.errors import TraceError
+from regrow.mask import Mask
 from regrow.surgery.colours import ZERO, Classes, ViewConflictError
-from regrow.surgery.painter import Painter, Role
+from regrow.surgery.cut import shrink
+from regrow.surgery.groups import WIDTH, Group, Kind, Slot, Trace
+from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.tape import Node, Tape, record
 
-Kind = Literal["conv", "linear", "stream", "view", "block"]
-
-
-@dataclass(frozen=True, eq=False)
-class Slot:
-    """Where a group's units lie in one dimension of one tensor.
-
-    ``units[i]`` is the unit at position i, or -1 where the position belongs to none of the group's.
-    For the role ``mover`` it is no tensor but the data that enters or leaves a module,
-    ``<module>:in`` and ``<module>:out``, or the number of channels that a norm was told,
-    ``<module>:width``.
-    """
-
-    tensor: str
-    dim: int
-    units: Tensor
-    role: Role
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Units (channels) that can be cut, and everything that each of them touches.
-
-    ``kind``: ``conv`` and ``linear`` have one producer; a ``stream`` has several, united by
-    residual additions; a ``view`` is a norm's own selection of a stream's channels; a ``block`` is
-    no channels but a residual block, whose branch is its one unit. ``norms`` are the modules that
-    normalise the units without changing them.
-    """
-
-    name: str
-    kind: Kind
-    size: int
-    slots: tuple[Slot, ...]
-    norms: tuple[str, ...]
-
-    def producers(self) -> tuple[Slot, ...]:
-        """Return the weights (not biases) whose output dimension holds the units."""
-        return tuple(s for s in self.slots if s.role == "producer")
-
-    def sum(self, values: Callable[[str], Tensor], *, role: Role = "producer") -> Tensor:
-        """Add up, for each unit, what it owns of the weights that produce (or normalise) it.
-
-        Args:
-            values: from the name of a parameter to numbers of its shape.
-            role: ``producer`` for the weights behind the units, ``norm`` for the scales of norms.
-
-        Returns:
-            ``[size]``; a ``TraceError`` if the group has no such weights.
-        """
-        total = torch.zeros(self.size)
-        mine = {f"{norm}.weight" for norm in self.norms}
-        slots = [s for s in self.slots if s.role == role and (role != "norm" or s.tensor in mine)]
-        if not slots:
-            raise TraceError(
-                f"The group {self.name!r} ({self.kind}) has no {role} weights to score."
-            )
-        for slot in slots:
-            parts = values(slot.tensor).movedim(slot.dim, 0).reshape(len(slot.units), -1).sum(1)
-            here = slot.units >= 0
-            total.index_add_(0, slot.units[here], parts[here].to(total))
-        return total
-
-    def readers(self) -> tuple[Slot, ...]:
-        """Return the weights whose input dimension holds the units."""
-        return tuple(s for s in self.slots if s.role == "reader")
-
-
-@dataclass(frozen=True, eq=False)
-class Trace:
-    """A network's groups by name in the order of computation, and what is kept whole, with why."""
-
-    groups: Mapping[str, Group]
-    whole: Mapping[str, str]
-    views: frozenset[str]  # norms that select from a stream
-    movers: Mapping[str, tuple[int, int]]  # modules that move channels -> how many enter and leave
-    idle: tuple[str, ...]  # parameters that took no part: those of layers that only train
-    example: Tensor
-
-    def group(self, name: str) -> Group:
-        """Return one group; a ``TraceError`` lists the names there are."""
-        if name not in self.groups:
-            raise TraceError(
-                f"No group {name!r} in this network. Groups: {', '.join(self.groups)}."
-            )
-        return self.groups[name]
+COUNTED = "the network's own code counts on how many there are"
 
 
 def trace(model: nn.Module, example: Tensor | Sequence[int], *, keep: Sequence[str] = ()) -> Trace:
@@ -124,6 +42,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, keep: Sequence[s
     tape = record(model, sample.clone())
     movers = frozenset(name for name, _, _ in tape.movers)
     views = _candidate_views(tape)
+    counted: set[str] = set()
     while True:
         painter = Painter(tape, views, movers)
         try:
@@ -134,11 +53,45 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, keep: Sequence[s
         for mark in painter.marks:
             if mark.role in ("producer", "norm") and any(_within(mark.tensor, m) for m in keep):
                 painter.colours.freeze(mark.ids, "asked to be kept")
+            elif mark.role == "producer" and mark.tensor in counted:
+                painter.colours.freeze(mark.ids, COUNTED)
         classes = painter.colours.classes()
         needless = _needless_views(painter, classes)
-        if not needless:
-            return _assemble(painter, classes, sample)
-        views = views - needless
+        if needless:
+            views = views - needless
+            continue
+        found = _assemble(painter, classes, sample)
+        refused = _refused(model, found)
+        if not refused:
+            return found
+        counted |= {slot.tensor for group in refused for slot in group.producers()}
+
+
+def _refused(model: nn.Module, found: Trace) -> list[Group]:
+    """Return the groups without whose last unit the network does not run.
+
+    Only those are tried that pass a norm with statistics over channels: such streams are mostly
+    those of attention, whose code counts on their width in ways that no operation shows.
+    """
+    widths = {f"{norm}{WIDTH}" for norm in found.measured}
+    suspects = [
+        group
+        for group in found.groups.values()
+        if group.size > 1 and any(slot.tensor in widths for slot in group.slots)
+    ]
+    if _runs_without_last(model, found, suspects):
+        return []
+    return [group for group in suspects if not _runs_without_last(model, found, [group])]
+
+
+def _runs_without_last(model: nn.Module, found: Trace, groups: Sequence[Group]) -> bool:
+    kept = {group.name: torch.arange(group.size) < group.size - 1 for group in groups}
+    try:
+        if kept:
+            shrink(model, Mask(unit="channel", kept=kept), found)
+    except TraceError:
+        return False
+    return True
 
 
 def _sample(model: nn.Module, example: Tensor | Sequence[int]) -> Tensor:
@@ -223,7 +176,15 @@ def _assemble(painter: Painter, classes: Classes, sample: Tensor) -> Trace:
     }
     used = {index for node in painter.tape.nodes for index in node.refs()}
     idle = tuple(painter.tape.names[i] for i in sorted(painter.tape.parameters - used))
-    return Trace(groups, whole, frozenset(painter.opened), widths, idle, sample)
+    return Trace(
+        groups,
+        whole,
+        views=frozenset(painter.opened),
+        movers=widths,
+        measured=frozenset(painter.measured),
+        idle=idle,
+        example=sample,
+    )
 
 
 def _owners(painter: Painter) -> list[tuple[str, Tensor]]:
@@ -240,6 +201,8 @@ def _owners(painter: Painter) -> list[tuple[str, Tensor]]:
 def _kind(painter: Painter, owners: Sequence[str]) -> Kind:
     if owners[0] in painter.opened:
         return "view"
+    if any(owner in painter.grouped for owner in owners):
+        return "grouped"
     if len(owners) > 1:
         return "stream"
     return "linear" if painter.linear.get(f"{owners[0]}.weight", False) else "conv"

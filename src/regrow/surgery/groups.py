@@ -1,0 +1,103 @@
+"""The values of surgery: groups of channels that live and die together, and where they lie."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from regrow.errors import TraceError
+
+Kind = Literal["conv", "linear", "grouped", "stream", "view", "block"]
+Role = Literal["producer", "bias", "norm", "reader", "mover"]
+
+WIDTH = ":width"  # after a norm's name: not a tensor but the number of channels it was told
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """Where a group's units lie in one dimension of one tensor.
+
+    ``units[i]`` is the unit at position i, or -1 where the position belongs to none of the group's.
+    For the role ``mover`` it is no tensor but the data that enters or leaves a module,
+    ``<module>:in`` and ``<module>:out``, or the number of channels that a norm was told,
+    ``<module>:width``. A unit of several channels (a group of a grouped convolution or of a group
+    norm) lies at several positions.
+    """
+
+    tensor: str
+    dim: int
+    units: Tensor
+    role: Role
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units (channels) that can be cut, and everything that each of them touches.
+
+    ``kind``: ``conv`` and ``linear`` have one producer; the units of ``grouped`` are the groups of
+    a grouped convolution, each with the channels that go in and come out; a ``stream`` has several
+    producers, united by residual additions; a ``view`` is a norm's own selection of a stream's
+    channels; a ``block`` is no channels but a residual block, whose branch is its one unit.
+    ``norms`` are the modules that normalise the units without changing them.
+    """
+
+    name: str
+    kind: Kind
+    size: int
+    slots: tuple[Slot, ...]
+    norms: tuple[str, ...]
+
+    def producers(self) -> tuple[Slot, ...]:
+        """Return the weights (not biases) whose output dimension holds the units."""
+        return tuple(s for s in self.slots if s.role == "producer")
+
+    def sum(self, values: Callable[[str], Tensor], *, role: Role = "producer") -> Tensor:
+        """Add up, for each unit, what it owns of the weights that produce (or normalise) it.
+
+        Args:
+            values: from the name of a parameter to numbers of its shape.
+            role: ``producer`` for the weights behind the units, ``reader`` for those that read
+                them, ``norm`` for the scales of norms.
+
+        Returns:
+            ``[size]``; a ``TraceError`` if the group has no such weights.
+        """
+        total = torch.zeros(self.size)
+        mine = {f"{norm}.weight" for norm in self.norms}
+        slots = [s for s in self.slots if s.role == role and (role != "norm" or s.tensor in mine)]
+        if not slots:
+            raise TraceError(
+                f"The group {self.name!r} ({self.kind}) has no {role} weights to score."
+            )
+        for slot in slots:
+            parts = values(slot.tensor).movedim(slot.dim, 0).reshape(len(slot.units), -1).sum(1)
+            here = slot.units >= 0
+            total.index_add_(0, slot.units[here], parts[here].to(total))
+        return total
+
+    def readers(self) -> tuple[Slot, ...]:
+        """Return the weights whose input dimension holds the units."""
+        return tuple(s for s in self.slots if s.role == "reader")
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A network's groups by name in the order of computation, and what is kept whole, with why."""
+
+    groups: Mapping[str, Group]
+    whole: Mapping[str, str]
+    views: frozenset[str]  # norms that select from a stream
+    movers: Mapping[str, tuple[int, int]]  # modules that move channels -> how many enter and leave
+    measured: frozenset[str]  # norms whose statistics run over channels that may be cut
+    idle: tuple[str, ...]  # parameters that took no part: those of layers that only train
+    example: Tensor
+
+    def group(self, name: str) -> Group:
+        """Return one group; a ``TraceError`` lists the names there are."""
+        if name not in self.groups:
+            raise TraceError(
+                f"No group {name!r} in this network. Groups: {', '.join(self.groups)}."
+            )
+        return self.groups[name]
