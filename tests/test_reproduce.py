@@ -1,11 +1,12 @@
 """The paper's studies: each cell of ours in one printed cell, settings as the paper has them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pandas as pd
 import pytest
 
 from commands import Command
@@ -15,14 +16,27 @@ from regrow.errors import ConfigError, DataError
 from regrow.jobs import Material, Retrain, Train
 from regrow.models import ModelSpec, build
 from regrow.paper import reproduce, scales
+from regrow.paper.found import Found, read_cells, rows
 from regrow.paper.printed import RESULT, cells, records
-from regrow.paper.reproduce import Plan, Printable, Request, entries, entry, prepare, rows
+from regrow.paper.reproduce import (
+    OF_PRUNINGS,
+    Part,
+    Plan,
+    Printable,
+    Request,
+    entries,
+    entry,
+    prepare,
+)
 from regrow.report.rows import Run
 from regrow.work import Context
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 READY = [one.name for one in entries().values() if one.studies]
-TABLES = [name for name in READY if name.startswith("table")]
+# Those that fill printed accuracies; what shows prunings is tested in test_patterns_tables.py.
+PRINTED = [
+    one.name for one in entries().values() if one.table is not None and one.kind not in OF_PRUNINGS
+]
 IMAGENET = {"imagenet": "folder:imagenet"}
 
 
@@ -97,7 +111,9 @@ def test_every_table_and_figure_is_there_or_says_what_it_waits_for() -> None:
     assert list(entries()) == expected
     for one in entries().values():
         assert bool(one.studies) != bool(one.waits_for)
-        assert bool(one.studies) == (one.table is not None)
+        if one.studies:
+            assert one.name.startswith("figure") == bool(one.about)
+            assert one.table is not None or one.about
 
 
 def test_every_study_file_belongs_to_a_table() -> None:
@@ -110,7 +126,7 @@ def test_every_study_file_belongs_to_a_table() -> None:
 
 
 @pytest.mark.parametrize("scale", scales.SCALES)
-@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("name", PRINTED)
 def test_each_cell_of_ours_is_one_printed_cell_and_none_is_missed(
     name: str, scale: str, paper_data: object
 ) -> None:
@@ -388,6 +404,7 @@ def test_a_scale_reaches_every_part_of_a_study() -> None:
             {"models": "vgg-16"},
             {
                 "models": {"name": "vgg-16", "width": 0.5},
+                "methods": {"name": "guided-pruning", "from": {"model": "vgg-11"}},
                 "recipe": {"name": "imagenet", "lr": 0.01},
                 "arms": {"name": "scratch-b", "cap": 1.2},
             },
@@ -405,6 +422,9 @@ def test_a_scale_reaches_every_part_of_a_study() -> None:
             {"models": [{"name": "vgg-16", "width": 0.25}]},
             {
                 "models": [{"name": "vgg-16", "width": 0.125}],
+                "methods": [
+                    {"name": "guided-pruning", "from": {"model": {"name": "vgg-11", "width": 0.25}}}
+                ],
                 "recipe": {
                     "name": "imagenet",
                     "lr": 0.01,
@@ -479,29 +499,31 @@ def test_an_unknown_scale_offers_the_known_ones() -> None:
 # Rows ---------------------------------------------------------------------------------------------
 
 
+def found_of(part: Part, runs: Iterable[Run]) -> Found:
+    return Found(part=part, runs=tuple(runs), failures=(), complete=False, measured=pd.DataFrame())
+
+
 def test_rows_are_means_over_seeds_under_the_printed_labels(paper_data: object) -> None:
-    part = plan_of("table-14", only="unpruned").parts[0]
+    plan = plan_of("table-14", only="unpruned")
     runs = [
         Run(data="d", model="m", arm="unpruned", seed=seed, status="done", accuracy=90.0 + seed)
         for seed in range(4)
     ]
     missing = Run(data="d", model="m", arm="unpruned", seed=4)
-    found = reproduce.Found(part=part, runs=(*runs, missing), failures=())
-    (row,) = records(rows([found]))
+    (row,) = records(rows(plan, [found_of(plan.parts[0], [*runs, missing])]))
     assert (row["mean"], row["n"], row["dataset"], row["target"]) == (91.5, 4, "CIFAR-10", "")
     assert row["std"] == pytest.approx(1.2909944)
-    assert not found.complete
 
 
 def test_a_change_from_a_network_without_result_is_left_out(paper_data: object) -> None:
-    part = plan_of("table-3", only="5x").parts[0]
-    runs = tuple(
+    plan = plan_of("table-3", only="5x")
+    runs = (
         Run(data="d", model="m", arm="a", seed=0)
         if one.labels and not one.labels["target"]
         else Run(data="d", model="m", arm="a", seed=0, status="done", accuracy=50.0)
-        for one in part.cells
+        for one in plan.parts[0].cells
     )
-    assert rows([reproduce.Found(part=part, runs=runs, failures=())]).empty
+    assert rows(plan, [found_of(plan.parts[0], runs)]).empty
 
 
 # Commands -----------------------------------------------------------------------------------------
@@ -563,8 +585,8 @@ def test_a_row_at_smoke_scale_stands_beside_the_printed_one(regrow: Command) -> 
     assert "not run" in text
     assert "The paper does not give the configuration" in text
     assert (folder / "details" / "table-14" / "rows.csv").is_file()
-    assert len(reproduce.read_cells(folder)) == 1
-    assert len(reproduce.read_cells(folder.parent)) == 1
+    assert len(read_cells(folder).results) == 1
+    assert len(read_cells(folder.parent).results) == 1
     claims = regrow("claims", "--ours", folder)
     assert claims.code == 0
     assert "33 claims on our results" in claims.out
@@ -595,7 +617,7 @@ def test_claims_are_judged_on_the_printed_numbers(regrow: Command) -> None:
 def test_claims_need_a_folder_with_cells(regrow: Command, tmp_path: Path) -> None:
     found = regrow("claims", "--ours", tmp_path)
     assert found.code == 2
-    assert "There is no cells.csv in" in found.text
+    assert "There is no cells.csv, widths.csv, sparsity.csv in" in found.text
 
 
 @pytest.mark.slow

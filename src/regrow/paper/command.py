@@ -99,7 +99,7 @@ def reproduce(
         opened = _open(store)
         made = _reproduce(chosen[0], request, opened, folder, workers=workers, device=device)
         print(made.text)
-        print(f"Written to {folder}: report.md, cells.csv, details.")
+        print(f"Written to {folder}: report.md and what it shows.")
         if made.num_failed or not made.complete:
             raise typer.Exit(EXIT_FAILED_JOBS)
 
@@ -115,13 +115,17 @@ def claims(
 ) -> None:
     """Judge the paper's claims on its printed numbers, and on ours where there are any."""
     from regrow.paper.claims import evaluate_claims, render, to_json
-    from regrow.paper.reproduce import read_cells
+    from regrow.paper.found import read_cells
 
-    printed = evaluate_claims()
-    own = evaluate_claims(read_cells(ours)) if ours is not None else []
+    printed, own = evaluate_claims(), []
+    if ours is not None:
+        found = read_cells(ours)
+        own = evaluate_claims(
+            found.results, widths_frame=found.widths, sparsity_frame=found.sparsity
+        )
     if as_json:
-        found = {"printed": to_json(printed)} | ({"ours": to_json(own)} if ours else {})
-        print(json.dumps(found, indent=1, allow_nan=False))
+        both = {"printed": to_json(printed)} | ({"ours": to_json(own)} if ours else {})
+        print(json.dumps(both, indent=1, allow_nan=False))
     else:
         print(render(printed, ours=own))
 
@@ -136,8 +140,9 @@ def _reproduce(
     device: str,
 ) -> "Published":
     """Do what is missing of one table, and write its folder."""
+    from regrow.paper.found import read_back
     from regrow.paper.publish import publish
-    from regrow.paper.reproduce import prepare, read_back
+    from regrow.paper.reproduce import prepare
     from regrow.run import run
     from regrow.run.display import display
 
@@ -182,7 +187,7 @@ def _reproduce_all(
         print(f"{table.plan.entry.name}: {table.summary}")
     for name, why in problems.items():
         print(f"{name}: not run. {why}")
-    print(f"Written to {page.parent}: report.md, cells.csv, and a folder for each table.")
+    print(f"Written to {page.parent}: report.md, our cells, and a folder for each of these.")
     if problems or any(table.num_failed or not table.complete for table in tables):
         raise typer.Exit(EXIT_FAILED_JOBS)
 
@@ -238,7 +243,7 @@ def _list(entries: Sequence["Entry"]) -> None:
         elif one.name.startswith("table"):
             about = TABLES[number][0]
         else:
-            about = one.note
+            about = one.about
         print(f"{one.name:10} {about}")
 
 

@@ -1,30 +1,36 @@
 """What a reproduction leaves in its folder.
 
-``report.md``: the table as the paper lays it out, ours in each cell, and the limits of it.
-``cells.csv``: our means under the paper's labels, for ``regrow claims``. ``details/NAME``: the
-ordinary report of each study.
+``report.md``: the table as the paper lays it out, ours in each cell, or the figure with its
+numbers, and the limits of it. ``cells.csv`` (accuracies), ``widths.csv`` or ``sparsity.csv``: our
+means under the paper's labels, for ``regrow claims``. ``figure-N.png``, ``.svg`` and ``.csv``: a
+figure, and what it plots. ``details/NAME``: the ordinary report of each study that trains.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from regrow.errors import ConfigError
-from regrow.paper.layout import Sheet, markdown, terminal
-from regrow.paper.reproduce import Found, Plan, rows, sheet
+from regrow.paper import layout, plotted
+from regrow.paper.found import FILES, Found, cells_file, rows, sheet
+from regrow.paper.layout import Sheet
+from regrow.paper.pictures import draw
+from regrow.paper.plotted import Plotted
+from regrow.paper.reproduce import Plan
 from regrow.report import write as write_report
 from regrow.report.words import listed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A table as it was written: ours, the sheet for the terminal, and whether it is complete."""
+    """A table or figure as it was written: ours, how it is shown, and whether it is complete."""
 
     plan: Plan
     ours: pd.DataFrame
-    sheet: Sheet
+    sheet: Sheet | None
+    plotted: Plotted | None
     notes: tuple[str, ...]
     num_failed: int
     complete: bool
@@ -32,18 +38,43 @@ class Published:
 
     @property
     def text(self) -> str:
-        """The table for the terminal, with its notes."""
+        """The numbers for the terminal, with their notes."""
+        shown = [plotted.plain(self.plotted)] if self.plotted else []
+        shown += [layout.terminal(self.sheet)] if self.sheet else []
         notes = "".join(f"- {note}\n" for note in self.notes)
-        return f"{terminal(self.sheet)}\nNotes\n{notes}"
+        return "\n".join([*shown, f"Notes\n{notes}"])
+
+    @property
+    def caption(self) -> str:
+        """What it shows, in one line."""
+        if self.plotted:
+            return self.plotted.caption
+        assert self.sheet is not None, "what is no figure is a table"
+        return self.sheet.caption
 
     @property
     def summary(self) -> str:
         """How much there is, in one line."""
-        done = [cell.agreement for cell in self.sheet.cells if cell.agreement]
-        within = sum(agreement.within is True for agreement in done)
-        beyond = sum(agreement.within is False for agreement in done)
-        line = f"{len(done)} of {len(self.sheet.cells)} cells, {within} within, {beyond} beyond"
+        if self.sheet:
+            done = [cell.agreement for cell in self.sheet.cells if cell.agreement]
+            within = sum(agreement.within is True for agreement in done)
+            beyond = sum(agreement.within is False for agreement in done)
+            line = f"{len(done)} of {len(self.sheet.cells)} cells"
+            line += f", {within} within, {beyond} beyond" if within + beyond else ""
+        else:
+            line = self.plotted.summary if self.plotted else ""
         return line + (f", {self.num_failed} failures" if self.num_failed else "")
+
+    def markdown(self, *, folder: str = "", table: bool = True) -> str:
+        """Show it on a page: the figure that lies in a folder, and the table unless left out."""
+        lines = []
+        if self.plotted:
+            lines += [f"### {plotted.title(self.plotted)}", ""]
+            lines += [f"![{self.caption}]({folder}{self.plotted.name}.png)", ""]
+            lines += [plotted.markdown(self.plotted)]
+        if self.sheet and table:
+            lines += [layout.markdown(self.sheet)]
+        return "\n".join(lines)
 
 
 def publish(
@@ -53,15 +84,40 @@ def publish(
     *,
     made: Mapping[str, str],
 ) -> Published:
-    """Write a table's folder. ``made`` says with which command, when and on what machine."""
-    ours = rows(found)
-    placed = sheet(plan, ours)
-    notes = _notes(plan, found)
+    """Write a table's or figure's folder. ``made``: with which command, when, on what machine."""
+    ours = rows(plan, found)
+    published = Published(
+        plan=plan,
+        ours=ours,
+        sheet=sheet(plan, ours),
+        plotted=plotted.plotted(plan.entry, found),
+        notes=_notes(plan, found),
+        num_failed=sum(len(one.failures) for one in found),
+        complete=all(one.complete for one in found),
+        folder=folder,
+    )
     lines = [f"# {plan.entry.name.replace('-', ' ').capitalize()}, reproduced", ""]
-    lines += [markdown(placed)]
-    lines += ["## What to know of these numbers", "", *(f"- {note}" for note in notes), ""]
-    lines += ["## Details", ""]
-    for one in found:
+    lines += [published.markdown()]
+    lines += ["## What to know of these numbers", "", *(f"- {note}" for note in published.notes)]
+    lines += ["", *_details(plan, found, folder, made=made)]
+    lines += [f"Made by `{made['command']}` on {made['date']} ({made['machine']}).", ""]
+    _write(folder / "report.md", "\n".join(lines))
+    if published.sheet:
+        _write(folder / cells_file(plan), _csv(ours))
+    if published.plotted:
+        _write(folder / f"{plan.entry.name}.csv", _csv(published.plotted.frame))
+        draw(published.plotted, folder)
+    return published
+
+
+def _details(
+    plan: Plan, found: Sequence[Found], folder: Path, *, made: Mapping[str, str]
+) -> Iterator[str]:
+    """Write the ordinary report of each part that has trainings of its own, and list them."""
+    trained = [one for one in found if one.runs]
+    if trained:
+        yield from ("## Details", "")
+    for one in trained:
         name = one.part.name
         write_report(
             one.runs,
@@ -73,20 +129,11 @@ def publish(
             margin=one.part.study.margin,
             failures=one.failures,
             notes=plan.notes,
+            measure=one.measure,
+            extras=one.extras,
         )
-        lines.append(f"- [{one.part.study.title}](details/{name}/report.md)")
-    lines += ["", f"Made by `{made['command']}` on {made['date']} ({made['machine']}).", ""]
-    _write(folder / "report.md", "\n".join(lines))
-    _write(folder / "cells.csv", ours.to_csv(index=False, lineterminator="\n"))
-    return Published(
-        plan=plan,
-        ours=ours,
-        sheet=placed,
-        notes=notes,
-        num_failed=sum(len(one.failures) for one in found),
-        complete=all(one.complete for one in found),
-        folder=folder,
-    )
+        yield f"- [{one.part.study.title}](details/{name}/report.md)"
+    yield from [""] * bool(trained)
 
 
 def publish_all(
@@ -100,19 +147,16 @@ def publish_all(
     lines = ["# The paper, reproduced", "", "| | | |", "|---|---|---|"]
     for one in tables:
         name = one.plan.entry.name
-        lines.append(f"| [{name}]({name}/report.md) | {one.sheet.caption} | {one.summary} |")
+        lines.append(f"| [{name}]({name}/report.md) | {one.caption} | {one.summary} |")
     lines += [f"| {name} | not run | {why} |" for name, why in problems.items()]
     lines += ["", f"Made by `{made['command']}` on {made['date']} ({made['machine']}).", ""]
-    shown: set[int] = set()
-    for one in tables:
-        if one.sheet.table not in shown:  # a figure repeats the cells of its table
-            shown.add(one.sheet.table)
-            lines.append(markdown(one.sheet))
+    for one in tables:  # a figure may repeat the cells of a table
+        lines.append(one.markdown(folder=f"{one.plan.entry.name}/", table=one.plotted is None))
     _write(folder / "report.md", "\n".join(lines))
-    frames = [one.ours for one in tables if not one.ours.empty]
-    if frames:
-        pooled = pd.concat(frames, ignore_index=True).drop_duplicates()
-        _write(folder / "cells.csv", pooled.to_csv(index=False, lineterminator="\n"))
+    for file in FILES.values():
+        frames = [one.ours for one in tables if one.sheet and cells_file(one.plan) == file]
+        if frames := [frame for frame in frames if len(frame)]:
+            _write(folder / file, _csv(pd.concat(frames, ignore_index=True).drop_duplicates()))
     return folder / "report.md"
 
 
@@ -123,6 +167,10 @@ def _notes(plan: Plan, found: Sequence[Found]) -> tuple[str, ...]:
     short = [one.part.name for one in found if not one.complete]
     missing = [f"Some runs of {listed(short)} have no result."] if short else []
     return (*plan.notes, *skipped, *missing, *failed)
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, lineterminator="\n")
 
 
 def _write(path: Path, text: str) -> None:

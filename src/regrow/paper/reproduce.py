@@ -1,36 +1,37 @@
-"""The paper's tables and figures as studies, and our results in the places of its printed cells.
+"""The paper's tables and figures as studies: what has to be run for each, at a scale, on some data.
 
 A study file (``studies/*.yaml``) is a study with three keys more. ``paper``, at the top and in each
 experiment, names the printed cells: ``table``, ``dataset``, ``model``; where needed ``part``,
 ``reference`` or ``target``, and ``arms`` (our arm: the printed one, or null for a control that is
-not printed). ``notes`` go into the report. ``absent`` lists printed cells that no cell of ours
-fills, and why. ``studies/index.yaml`` says which files make up a table, and what others wait for.
+not printed); ``panel`` says in which part of a figure it is drawn, and ``least_size`` from how many
+pixels a side its network has all its stages. ``notes`` go into the report.
+``absent`` lists printed cells that no cell of ours fills, and why. ``studies/index.yaml`` says
+which files make up a table or a figure, and of which kind it is:
+
+- ``results``, or nothing: a table of accuracies;
+- ``widths``, ``stages``, ``kernels``: a table of what the prunings labelled "pruned" kept, by
+  layer, by stage, or by stage and position in the kernel; ``heatmaps``: a figure of the last;
+- ``curves``: accuracy over parameters; ``tickets``: accuracy over the share pruned;
+- ``histograms``: the weights of trained networks.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import pandas as pd
 import yaml
 
 from regrow.arms import UNPRUNED
 from regrow.data import DataSpec
 from regrow.errors import ConfigError, DataError, unknown
-from regrow.experiment import Experiment
+from regrow.experiment import Cut, Experiment
+from regrow.jobs import Retrain
 from regrow.paper import scales
-from regrow.paper.layout import Sheet, lay_out
-from regrow.paper.printed import CHANGES, FIGURES, RESULT, cells, records
+from regrow.paper.printed import CHANGES, RESULT, cells, records
 from regrow.paper.scales import Scale
-from regrow.report.collect import collect
-from regrow.report.render import Failure
-from regrow.report.rows import Run
-from regrow.stats import mean_and_std
-from regrow.store import Store
 from regrow.study import Cell, Study, material
 from regrow.work import Job
 
@@ -39,16 +40,32 @@ OWN_KEYS = ("paper", "notes", "absent")
 FILTERS = ("dataset", "model", "part", "reference", "target")
 PRINTED_ARMS = {"fine-tune": "fine-tuned"}
 IMAGENET = "imagenet"  # comes from a folder of the user's: there is nothing to download
+LABELS = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    IMAGENET: "ImageNet",
+}
+PRUNED = "pruned"  # label of the method whose prunings are shown
+Kind = Literal[
+    "results", "widths", "stages", "kernels", "heatmaps", "curves", "tickets", "histograms"
+]
+OF_PRUNINGS: tuple[Kind, ...] = ("widths", "stages", "kernels", "heatmaps")
 Labels = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A table or a figure: the study files that make it up, or what it waits for."""
+    """A table or a figure: the study files that make it up, or what it waits for.
+
+    Of prunings it shows those of one ``ratio`` (removed share), or those that its table prints.
+    """
 
     name: str
+    kind: Kind = "results"
     table: int | None = None
     studies: tuple[str, ...] = ()
+    ratio: float | None = None
+    about: str = ""
     note: str = ""
     waits_for: str = ""
 
@@ -64,20 +81,23 @@ class Request:
     precision: str | None = None
 
     def __post_init__(self) -> None:
-        known = ("cifar10", "cifar100", IMAGENET)
         for name in self.data:
-            if name not in known:
+            if name not in LABELS:
                 raise ConfigError(
-                    f"--data replaces a data set of the paper: {unknown('data set', name, known)}"
+                    f"--data replaces a data set of the paper: {unknown('data set', name, LABELS)}"
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Printable:
-    """A cell of ours, and the labels of the printed cell that it fills (None: a control)."""
+    """A cell of ours, and the labels of the printed cell that it fills (None: not printed).
+
+    Where prunings are shown, the cell's job is the pruning that it stands on.
+    """
 
     cell: Cell
     labels: Labels | None
+    panel: str = ""
 
     @property
     def words(self) -> str:
@@ -116,20 +136,6 @@ class Plan:
     def jobs(self) -> tuple[Job, ...]:
         """The jobs of all parts."""
         return tuple({job.key: job for part in self.parts for job in part.jobs}.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a store holds of a part: its runs in the order of the cells, and what failed."""
-
-    part: Part
-    runs: tuple[Run, ...]
-    failures: tuple[Failure, ...]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every cell asked for has its result."""
-        return all(run.done for run in self.runs)
 
 
 # Entries ------------------------------------------------------------------------------------------
@@ -171,7 +177,7 @@ def prepare(entry: Entry, request: Request) -> Plan:
     notes: dict[str, None] = {}
     for name in entry.studies:
         try:
-            part, replaced = _part(name, request)
+            part, replaced = _part(name, entry, request)
         except DataError as error:
             skipped[name] = str(error)
             continue
@@ -196,11 +202,11 @@ def _rows_of(entry: Entry, request: Request) -> list[str]:
     return list(dict.fromkeys(one.words for part in plan.parts for one in part.cells))
 
 
-def _part(name: str, request: Request) -> tuple[Part, list[str]]:
+def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
     """Build the study of a file, with what was replaced in it."""
     value = _read(name)
     top = value["paper"]
-    notes = [*value.get("notes", []), *(_why_absent(one) for one in value.get("absent", []))]
+    notes = _notes(value)
     papers = [{**top, **part.get("paper", {})} for part in value["experiments"]]
     for paper in papers:
         paper["arms"] = {**PRINTED_ARMS, **paper.get("arms", {})}
@@ -209,26 +215,57 @@ def _part(name: str, request: Request) -> tuple[Part, list[str]]:
     default = plain.pop("data")
     experiments = []
     for part, paper in zip(plain["experiments"], papers, strict=True):
-        data, note = _data(part.get("data", default), paper["dataset"], request)
+        least = paper.get("least_size", 0)
+        data, note = _data(part.get("data", default), paper["dataset"], request, least_size=least)
         replaced |= dict.fromkeys(note)
-        models = [{"label": paper["model"], **model} for model in part["models"]]
-        experiments.append({**_without(part, OWN_KEYS), "data": data, "models": models})
+        own = {**_without(part, OWN_KEYS), "data": data}
+        own["models"] = [{"label": paper["model"], **model} for model in part["models"]]
+        if "methods" in part:
+            methods, notes_of = _methods(part["methods"], request, least_size=least)
+            own["methods"] = methods
+            replaced |= dict.fromkeys(notes_of)
+        experiments.append(own)
     if request.seeds is not None:
         plain["seeds"] = request.seeds
     if request.precision is not None:
         replaced[f"Layers are computed in {request.precision}; the paper has fp32."] = None
     study = Study.from_json({**plain, "name": name, "experiments": experiments})
     pairs = list(zip(study.experiments, papers, strict=True))
-    found = [Printable(cell=cell, labels=_labels(cell, pairs)) for cell in study.cells()]
+    found = [_printable(cell, pairs) for cell in study.cells()]
     _check_once(found)
+    if entry.kind in OF_PRUNINGS:
+        found = _prunings(found, entry)
     asked = tuple(one for one in found if _matches(one, request.only))
-    if asked and top["table"] in CHANGES:  # what they are changes from belongs to them
+    if asked and top.get("table") in CHANGES:  # what they are changes from belongs to them
         asked = tuple(o for o in found if o in asked or (o.cell.arm == UNPRUNED and _is_whole(o)))
     return Part(name=name, study=study, cells=asked, notes=tuple(notes)), [*replaced]
 
 
+def _notes(value: Mapping[str, Any]) -> list[str]:
+    return [*value.get("notes", []), *(_why_absent(one) for one in value.get("absent", []))]
+
+
+def _in_place(label: str, chosen: str) -> str:
+    return f"In place of {label}: {chosen}. For other images the printed numbers are no reference."
+
+
+def _methods(asked: Any, request: Request, *, least_size: int) -> tuple[list[Any], list[str]]:
+    """Choose the data of the networks that methods follow."""
+    found: list[Any] = []
+    said: list[str] = []
+    for method in asked:
+        if "data" not in method.get("from", {}):
+            found.append(method)
+            continue
+        name = method["from"]["data"]
+        data, note = _data(name, LABELS[name], request, least_size=least_size)
+        said += note
+        found.append({**method, "from": {**method["from"], "data": data}})
+    return found, said
+
+
 def _data(
-    asked: str | Mapping[str, Any], label: str, request: Request
+    asked: str | Mapping[str, Any], label: str, request: Request, *, least_size: int = 0
 ) -> tuple[dict[str, Any], list[str]]:
     """Choose the data set that stands for one of the paper's, and say so if it is another.
 
@@ -247,6 +284,8 @@ def _data(
     data = given if chosen is None else _stand_in(given, chosen)
     if name in scale.size and name in request.data:
         data["size"] = scale.size[name]
+    elif chosen is not None and least_size and material(DataSpec.from_json(data)).size < least_size:
+        data["size"] = least_size
     if scale.subset is not None or scale.test_subset is not None:
         whole = material(DataSpec.from_json(data))
         data["subset"] = _at_most(scale.subset, whole.num_train, whole.classes)
@@ -255,9 +294,9 @@ def _data(
     if chosen is None:
         return data, []
     data["label"] = f"{chosen} for {label}"
-    said = [
-        f"In place of {label}: {chosen}. For other images the printed numbers are no reference."
-    ]
+    said = [_in_place(label, chosen)]
+    if "size" in data and name not in scale.size:
+        said.append(f"The images of {chosen} are enlarged to {least_size} pixels a side.")
     if data.get("normalisation") != given.get("normalisation"):
         said.append(
             f"{chosen} is normalised by its own mean and std: it has no {given['normalisation']!r}."
@@ -280,11 +319,16 @@ def _at_most(wanted: int | None, there: int, classes: int) -> int | None:
     return None if wanted is None or wanted >= there else max(wanted, classes)
 
 
-def _labels(cell: Cell, pairs: Sequence[tuple[Experiment, Mapping[str, Any]]]) -> Labels | None:
-    """Find the printed cell that a cell of ours fills; None for a control."""
+def _printable(cell: Cell, pairs: Sequence[tuple[Experiment, Mapping[str, Any]]]) -> Printable:
     paper = next(paper for experiment, paper in pairs if experiment is cell.experiment)
+    panel = paper.get("panel", "")
+    return Printable(cell=cell, labels=_labels(cell, paper), panel=panel)
+
+
+def _labels(cell: Cell, paper: Mapping[str, Any]) -> Labels | None:
+    """Find the printed cell that a cell of ours fills; None where none is printed for it."""
     arm = paper["arms"].get(cell.arm.name, cell.arm.name)
-    if arm is None:
+    if arm is None or "table" not in paper:
         return None
     wanted = {name: paper[name] for name in FILTERS if name in paper} | {"arm": arm}
     if "target" not in paper:
@@ -302,11 +346,31 @@ def _labels(cell: Cell, pairs: Sequence[tuple[Experiment, Mapping[str, Any]]]) -
     return rows[0]
 
 
+def _prunings(found: Sequence[Printable], entry: Entry) -> list[Printable]:
+    """Keep one of the cells that stand on each pruning that an entry shows."""
+    ratios = {f"{100 * entry.ratio:g}%"} if entry.ratio is not None else set[str]()
+    if entry.ratio is None and entry.table is not None:
+        ratios = {str(row["ratio"]) for row in _printed_rows(entry.table)}
+    shown: dict[str, Printable] = {}
+    for one in found:
+        cell, job = one.cell, one.cell.job
+        if cell.use is None or cell.cut is None or not isinstance(job, Retrain):
+            continue
+        if cell.use.label == PRUNED and percent(cell.cut) in ratios:
+            shown.setdefault(job.prune.key, replace(one, cell=replace(cell, job=job.prune)))
+    return list(shown.values())
+
+
+def percent(cut: Cut) -> str:
+    """Name the share that was asked for as the paper does; empty for a target."""
+    return f"{100 * cut.sparsity:g}%" if cut.sparsity is not None else ""
+
+
 def _target(cell: Cell, table: int) -> str:
     """Name a pruned network as the table does: by its target, or by its share in percent."""
     if cell.use is None or cell.cut is None:
         return ""
-    share = f"{100 * cell.cut.sparsity:g}%" if cell.cut.sparsity is not None else ""
+    share = percent(cell.cut)
     printed = {str(row["target"]).casefold(): str(row["target"]) for row in _printed_rows(table)}
     for name in (cell.use.label, cell.cut.label, share):
         if name.casefold() in printed:
@@ -334,60 +398,13 @@ def _check_once(found: Sequence[Printable]) -> None:
         if one.labels is None:
             continue
         own = one.cell.place[:-1]
-        if places.setdefault(_key(one.labels), own) != own:
+        if places.setdefault(key(one.labels), own) != own:
             raise ConfigError(f"Two cells are for the printed cell {one.words}: {own} is one.")
 
 
-# From a store to the paper's layout ---------------------------------------------------------------
-
-
-def read_back(plan: Plan, store: Store) -> list[Found]:
-    """Read what a store holds of each part of a plan."""
-    return [_read_back(part, store) for part in plan.parts]
-
-
-def _read_back(part: Part, store: Store) -> Found:
-    runs, failures = collect(part.study, store)
-    # Every cell was expanded in this order; those not asked for are left out.
-    places = {one.cell.place for one in part.cells}
-    kept = [run for cell, run in zip(part.study.cells(), runs, strict=True) if cell.place in places]
-    return Found(part=part, runs=tuple(kept), failures=tuple(failures))
-
-
-def rows(found: Sequence[Found]) -> pd.DataFrame:
-    """Put our means under the labels of the printed cells, one row for each that has a result.
-
-    All are accuracies in percent; beside Tables 2 and 3 ``as_cells`` makes changes of them.
-    """
-    groups: dict[tuple[str, ...], tuple[Labels, list[float]]] = {}
-    for one in found:
-        for printable, run in zip(one.part.cells, one.runs, strict=True):
-            if printable.labels is not None and run.accuracy is not None:
-                group = groups.setdefault(_key(printable.labels), (printable.labels, []))
-                group[1].append(run.accuracy)
-    whole = {_parent(labels) for labels, _ in groups.values() if not labels["target"]}
-    made = []
-    for labels, accuracies in groups.values():
-        if labels["table"] in CHANGES and _parent(labels) not in whole:
-            continue  # a change from a network that has no result
-        mean, std = mean_and_std(accuracies)
-        figures = dict(zip(FIGURES, (mean, std, len(accuracies)), strict=True))
-        made.append({**labels, **figures, "metric": "top1"})
-    return pd.DataFrame(made, columns=[*cells(1).columns])
-
-
-def sheet(plan: Plan, ours: pd.DataFrame) -> Sheet:
-    """Lay our rows into the paper's table."""
-    assert plan.entry.table is not None, "an entry with studies has a table"
-    return lay_out(plan.entry.table, ours)
-
-
-def _key(labels: Mapping[str, Any]) -> tuple[str, ...]:
+def key(labels: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name a printed cell of a table of accuracies."""
     return tuple(str(labels[name]) for name in RESULT)
-
-
-def _parent(labels: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(labels[name] for name in ("table", "dataset", "model"))
 
 
 def _why_absent(one: Mapping[str, Any]) -> str:
@@ -411,17 +428,3 @@ def _without(value: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 def _tuples(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(own) if isinstance(own, list) else own for key, own in value.items()}
-
-
-def read_cells(folder: Path) -> pd.DataFrame:
-    """Read what a reproduction wrote: ``cells.csv`` of a folder, or of the folders in it."""
-    found = [folder / "cells.csv"] if (folder / "cells.csv").is_file() else []
-    found = found or sorted(folder.glob("*/cells.csv"))
-    if not found:
-        raise ConfigError(
-            f"There is no cells.csv in '{folder}' nor in the folders in it. Name the folder that "
-            "`regrow reproduce` wrote."
-        )
-    text = dict.fromkeys(("part", "reference", "target", "pruning"), str)
-    frames = [pd.read_csv(file, dtype=text, keep_default_na=False) for file in found]
-    return pd.concat(frames, ignore_index=True)

@@ -107,6 +107,8 @@ def _block(part: Mapping[str, Any], scale: Scale, precision: str | None) -> dict
     found = dict(part)
     if "models" in part:
         found["models"] = [_model(entry, scale) for entry in _list(part["models"])]
+    if "methods" in part:
+        found["methods"] = [_method(entry, scale, precision) for entry in _list(part["methods"])]
     if "arms" in part:
         found["arms"] = [_arm(entry, scale) for entry in _list(part["arms"])]
     if "recipe" in part:
@@ -122,6 +124,18 @@ def _model(entry: Any, scale: Scale) -> dict[str, Any]:
         return given
     given.pop("weights", None)
     return {**given, "width": given.get("width", 1.0) * scale.width}
+
+
+def _method(entry: Any, scale: Scale, precision: str | None) -> dict[str, Any]:
+    """Apply a scale to the networks that a method takes its pattern from."""
+    given = _mapping(entry)
+    if "from" in given:
+        source = given["from"] = dict(given["from"])
+        if "model" in source:
+            source["model"] = _model(source["model"], scale)
+        if "recipe" in source:
+            source["recipe"] = _recipe(source["recipe"], scale, precision)
+    return given
 
 
 def _arm(entry: Any, scale: Scale) -> dict[str, Any]:

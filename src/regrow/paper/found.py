@@ -1,0 +1,172 @@
+"""What a store holds of a table or a figure, in the places of the paper's printed cells."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from regrow.asked import collect
+from regrow.errors import ConfigError
+from regrow.paper.layout import Sheet, lay_out
+from regrow.paper.measures import measured
+from regrow.paper.printed import CHANGES, FIGURES, RESULT, SPARSITY, WIDTH, cells, names, records
+from regrow.paper.reproduce import OF_PRUNINGS, Labels, Part, Plan, key
+from regrow.report import ACCURACY, Extra, Failure, Measure
+from regrow.report.collect import Reader
+from regrow.report.rows import Run
+from regrow.stats import mean_and_std
+from regrow.store import Store
+
+FILES = {RESULT: "cells.csv", WIDTH: "widths.csv", SPARSITY: "sparsity.csv"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a store holds of a part: its runs in the order of the cells, and what failed.
+
+    ``complete`` tells whether every job asked for has its result. ``measured`` is what the entry
+    shows beyond accuracies, a row for each figure and seed: see ``measures``.
+    """
+
+    part: Part
+    runs: tuple[Run, ...]
+    failures: tuple[Failure, ...]
+    complete: bool
+    measured: pd.DataFrame
+    measure: Measure = ACCURACY
+    extras: tuple[Extra, ...] = ()
+
+
+def read_back(plan: Plan, store: Store) -> list[Found]:
+    """Read what a store holds of each part of a plan."""
+    return [_read_back(part, plan, store) for part in plan.parts]
+
+
+def _read_back(part: Part, plan: Plan, store: Store) -> Found:
+    done = store.snapshot().done
+    runs: list[Run] = []
+    failures: Sequence[Failure]
+    measure, extras = ACCURACY, ()
+    if plan.entry.kind in OF_PRUNINGS:
+        failures = Reader(store).failures(one.cell for one in part.cells)
+    else:
+        collected = collect(part.study, store)
+        failures, measure, extras = collected.failures, collected.measure, collected.extras
+        # Every cell was expanded in this order; those not asked for are left out.
+        places = {one.cell.place for one in part.cells}
+        pairs = zip(part.study.cells(), collected.runs, strict=True)
+        runs = [run for cell, run in pairs if cell.place in places]
+    return Found(
+        part=part,
+        runs=tuple(runs),
+        failures=tuple(failures),
+        measure=measure,
+        extras=extras,
+        complete=all(job.key in done for job in part.jobs),
+        measured=measured(plan.entry.kind, part, store),
+    )
+
+
+def rows(plan: Plan, found: Sequence[Found]) -> pd.DataFrame:
+    """Put our means under the labels of the printed cells, one row for each that has a result.
+
+    Accuracies are in percent; beside Tables 2 and 3 ``as_cells`` makes changes of them. Columns are
+    those of ``printed.cells``; none for a figure that has no table.
+    """
+    if plan.entry.table is None:
+        return pd.DataFrame()
+    if plan.entry.kind in OF_PRUNINGS:
+        return averaged(found, names(plan.entry.table)[1:]).assign(table=plan.entry.table)
+    return _accuracies(found)
+
+
+def averaged(found: Sequence[Found], labels: Sequence[str]) -> pd.DataFrame:
+    """Average what was measured over seeds: the labels, ``mean``, ``std`` (n - 1) and ``n``."""
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for one in found:
+        for row in records(one.measured):
+            groups.setdefault(tuple(row[name] for name in labels), []).append(row["value"])
+    made = [
+        {
+            **dict(zip(labels, place, strict=True)),
+            **dict(zip(FIGURES, (*mean_and_std(values), len(values)), strict=True)),
+        }
+        for place, values in groups.items()
+    ]
+    frame = pd.DataFrame(made, columns=[*labels, *FIGURES])
+    return frame.astype({"mean": float, "std": float, "n": int})
+
+
+def _accuracies(found: Sequence[Found]) -> pd.DataFrame:
+    groups: dict[tuple[str, ...], tuple[Labels, list[float]]] = {}
+    for one in found:
+        for printable, run in zip(one.part.cells, one.runs, strict=True):
+            if printable.labels is not None and run.accuracy is not None:
+                group = groups.setdefault(key(printable.labels), (printable.labels, []))
+                group[1].append(run.accuracy)
+    whole = {_parent(labels) for labels, _ in groups.values() if not labels["target"]}
+    made = []
+    for labels, accuracies in groups.values():
+        if labels["table"] in CHANGES and _parent(labels) not in whole:
+            continue  # a change from a network that has no result
+        mean, std = mean_and_std(accuracies)
+        figures = dict(zip(FIGURES, (mean, std, len(accuracies)), strict=True))
+        made.append({**labels, **figures, "metric": _metric(labels)})
+    return pd.DataFrame(made, columns=[*cells(1).columns])
+
+
+def _metric(labels: Labels) -> str:
+    """Name what ours are: where changes are printed, they are accuracies still."""
+    return "top1" if labels["table"] in CHANGES else str(labels["metric"])
+
+
+def sheet(plan: Plan, ours: pd.DataFrame) -> Sheet | None:
+    """Lay our rows into the paper's table; a figure may have none."""
+    return lay_out(plan.entry.table, ours) if plan.entry.table is not None else None
+
+
+def _parent(labels: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(labels[name] for name in ("table", "dataset", "model"))
+
+
+def cells_file(plan: Plan) -> str:
+    """Name the file that our rows of a table are written to: one for each set of labels."""
+    assert plan.entry.table is not None
+    return FILES[names(plan.entry.table)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ours:
+    """Cells of our own that were written: accuracies, and widths and shares kept if there are."""
+
+    results: pd.DataFrame
+    widths: pd.DataFrame | None = None
+    sparsity: pd.DataFrame | None = None
+
+
+def read_cells(folder: Path) -> Ours:
+    """Read what a reproduction wrote into a folder, or into the folders in it."""
+    found = {names: _read(folder, file) for names, file in FILES.items()}
+    if all(frame is None for frame in found.values()):
+        raise ConfigError(
+            f"There is no {', '.join(FILES.values())} in '{folder}' nor in the folders in it. Name "
+            "the folder that `regrow reproduce` wrote."
+        )
+    results = found[RESULT]
+    return Ours(
+        results=cells(1)[:0] if results is None else results,
+        widths=found[WIDTH],
+        sparsity=found[SPARSITY],
+    )
+
+
+def _read(folder: Path, name: str) -> pd.DataFrame | None:
+    files = [folder / name] if (folder / name).is_file() else sorted(folder.glob(f"*/{name}"))
+    if not files:
+        return None
+    labels = dict.fromkeys({*RESULT, *WIDTH, *SPARSITY, "pruning"} - {"table"}, str)
+    frames = [pd.read_csv(file, dtype=labels, keep_default_na=False) for file in files]
+    frame = pd.concat(frames, ignore_index=True).drop_duplicates(ignore_index=True)
+    return frame.assign(**{figure: pd.to_numeric(frame[figure]) for figure in FIGURES})

@@ -1,0 +1,228 @@
+"""What a figure plots, as numbers: a frame for its CSV, and rows of text for people.
+
+What has not been run stands in the rows as such, and in the frame with n = 0 or not at all.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from regrow.arms import UNPRUNED
+from regrow.paper.found import Found, averaged
+from regrow.paper.layout import NOT_RUN
+from regrow.paper.measures import COLUMNS, FINEST
+from regrow.paper.printed import records
+from regrow.paper.reproduce import Entry, Kind, Printable
+from regrow.report import words
+from regrow.report.rows import Run
+from regrow.stats import mean_and_std
+
+POINT = ("panel", "series", "ratio", "parameters", "mean", "std", "n", "n_expected")
+HEAT = ("stage", "kernel_row", "kernel_col")
+STAGES = ("3", "4", "5")  # those that Figure 4 shows
+POSITIONS = ("1", "2", "3")
+TICKETS = {"winning-ticket": "winning ticket", "random-by-density": "random"}
+BIN = ("panel", "column", "low", "high", "value")
+BINS = (60, 120, 200, 300, 600, 1200, 3000, FINEST)  # those that merge the finest ones evenly
+TOP = 30_000  # of Figure 8's vertical axis
+NEAR = 0.01  # weights below it count as close to zero: about a tenth of the spread at the start
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plotted:
+    """The numbers of a figure: in a frame, and as text under the names of its columns."""
+
+    name: str
+    kind: Kind
+    caption: str
+    frame: pd.DataFrame
+    panels: tuple[str, ...]
+    columns: Row
+    rows: tuple[Row, ...]
+
+    @property
+    def summary(self) -> str:
+        """How much of it has been run."""
+        done = sum(NOT_RUN not in row for row in self.rows)
+        return f"{done} of {len(self.rows)} rows have been run"
+
+
+def plotted(entry: Entry, found: Sequence[Found]) -> Plotted | None:
+    """Gather what a figure plots; None for a table."""
+    if entry.kind not in GATHER:
+        return None
+    frame, rows, columns = GATHER[entry.kind](found)
+    cells = [one for part in found for one in part.part.cells]
+    return Plotted(
+        name=entry.name,
+        kind=entry.kind,
+        caption=entry.about,
+        frame=frame,
+        panels=tuple(dict.fromkeys(one.panel for one in cells)),
+        columns=columns,
+        rows=tuple(rows),
+    )
+
+
+Gathered = tuple[pd.DataFrame, Iterator[Row], Row]
+
+
+def _curves(found: Sequence[Found]) -> Gathered:
+    return _points(found, lambda one: [one.cell.use.label if one.cell.use else UNPRUNED.name])
+
+
+def _tickets(found: Sequence[Found]) -> Gathered:
+    return _points(found, _ticket_series)
+
+
+def _ticket_series(one: Printable) -> list[str]:
+    """Name the series of a cell: none for a control, both for the network as it was."""
+    rate = f"rate {one.cell.experiment.recipe.lr:g}"
+    if one.cell.arm == UNPRUNED:
+        return [f"{start}, {rate}" for start in TICKETS.values()]
+    arm = one.cell.arm.name
+    return [f"{TICKETS[arm]}, {rate}"] if arm in TICKETS else []
+
+
+def _points(found: Sequence[Found], series: Callable[[Printable], list[str]]) -> Gathered:
+    groups: dict[tuple[str, str, float], list[Run]] = {}
+    for one in found:
+        for printable, run in zip(one.part.cells, one.runs, strict=True):
+            cut = printable.cell.cut
+            ratio = (cut.sparsity if cut else None) or 0.0
+            for name in series(printable):
+                groups.setdefault((printable.panel, name, ratio), []).append(run)
+    points = [(*place, *_figures(runs)) for place, runs in groups.items()]
+    frame = pd.DataFrame(points, columns=[*POINT])
+    columns = ("panel", "series", "pruned", "parameters", "accuracy %", "n")
+    return frame, _point_rows(frame), columns
+
+
+def _figures(runs: Sequence[Run]) -> tuple[float | None, float | None, float | None, int, int]:
+    done = [run for run in runs if run.accuracy is not None and run.parameters is not None]
+    if not done:
+        return None, None, None, 0, len(runs)
+    mean, std = mean_and_std([run.accuracy for run in done if run.accuracy is not None])
+    sizes = [run.parameters for run in done if run.parameters is not None]
+    return sum(sizes) / len(sizes), mean, std, len(done), len(runs)
+
+
+def _point_rows(frame: pd.DataFrame) -> Iterator[Row]:
+    for row in records(frame):
+        n = int(row["n"])
+        std = None if pd.isna(row["std"]) else row["std"]
+        yield (
+            row["panel"],
+            row["series"],
+            f"{100 * row['ratio']:.4g}%",
+            words.quantity(row["parameters"]) if n else NOT_RUN,
+            words.accuracy(row["mean"] if n else None, std, n),
+            words.seeds(n, int(row["n_expected"])),
+        )
+
+
+def _heatmaps(found: Sequence[Found]) -> Gathered:
+    frame = averaged(found, HEAT)
+    frame = frame[frame["stage"].isin(STAGES)].reset_index(drop=True)
+    columns = ("stage", "kernel row", *(f"column {place}" for place in POSITIONS), "n")
+    return frame, _heat_rows(frame), columns
+
+
+def _heat_rows(frame: pd.DataFrame) -> Iterator[Row]:
+    kept = {tuple(row[name] for name in HEAT): row for row in records(frame)}
+    for stage in STAGES:
+        for i in POSITIONS:
+            row = [kept.get((stage, i, j)) for j in POSITIONS]
+            shares = [f"{cell['mean']:.3f}" if cell else NOT_RUN for cell in row]
+            yield stage, i, *shares, str(row[0]["n"]) if row[0] else "0"
+
+
+def _histograms(found: Sequence[Found]) -> Gathered:
+    fine = pd.concat([one.measured for one in found], ignore_index=True)
+    panels = dict.fromkeys(one.panel for part in found for one in part.part.cells)
+    columns = ("panel", "column", "weights", f"share below {NEAR:g}", "std")
+    return _merged(fine), _histogram_rows(fine, [*panels]), columns
+
+
+def _merged(fine: pd.DataFrame) -> pd.DataFrame:
+    """Merge the finest bins into the fewest with which no count leaves the paper's axis.
+
+    The first and the last bin of each network reach to infinity, and are not merged.
+    """
+    if not len(fine):
+        return pd.DataFrame(columns=[*BIN]).astype({"low": float, "high": float})
+    networks = [rows for _, rows in fine.groupby(["panel", "column"], sort=False)]
+    for bins in BINS:
+        each = FINEST // bins
+        merged = pd.concat([_in_groups(rows, each) for rows in networks], ignore_index=True)
+        inside = merged[merged["low"].abs() + merged["high"].abs() < float("inf")]
+        if inside["value"].max() <= TOP:
+            break
+    return merged[[*BIN]]
+
+
+def _in_groups(rows: pd.DataFrame, each: int) -> pd.DataFrame:
+    number = pd.Series([-1, *(i // each for i in range(FINEST)), FINEST], index=rows.index)
+    parts = {"panel": "first", "column": "first", "low": "min", "high": "max", "value": "sum"}
+    return rows.groupby(number).agg(parts)
+
+
+def _histogram_rows(frame: pd.DataFrame, panels: Sequence[str]) -> Iterator[Row]:
+    for panel in panels:
+        for column in COLUMNS.values():
+            bins = frame.query("panel == @panel and column == @column") if len(frame) else frame
+            if not len(bins) or not (total := bins["value"].sum()):
+                yield panel, column, NOT_RUN, NOT_RUN, NOT_RUN
+                continue
+            inside = bins[(bins["low"] > -float("inf")) & (bins["high"] < float("inf"))]
+            middle = (inside["low"] + inside["high"]) / 2
+            near = inside["value"][middle.abs() < NEAR].sum() / total
+            spread = (inside["value"] * middle**2).sum() / inside["value"].sum()
+            yield panel, column, f"{total:,}", f"{near:.3f}", f"{spread**0.5:.4f}"
+
+
+GATHER: dict[Kind, Callable[[Sequence[Found]], Gathered]] = {
+    "curves": _curves,
+    "tickets": _tickets,
+    "heatmaps": _heatmaps,
+    "histograms": _histograms,
+}
+
+
+def plain(shown: Plotted) -> str:
+    """Write the numbers as aligned text; what repeats in the first columns stands there once."""
+    rows = [shown.columns, *_once(shown.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            text.ljust(width) if i < 2 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([f"{title(shown)}", "", lines[0], "-" * len(lines[0]), *lines[1:], ""])
+
+
+def markdown(shown: Plotted) -> str:
+    """Write the numbers as a Markdown table."""
+    lines = [f"| {' | '.join(shown.columns)} |", "|---|---|" + "---:|" * (len(shown.columns) - 2)]
+    lines += [f"| {' | '.join(row)} |" for row in _once(shown.rows)]
+    return "\n".join([*lines, ""])
+
+
+def title(shown: Plotted) -> str:
+    """Name a figure and say what it shows."""
+    return f"{shown.name.replace('-', ' ').capitalize()}. {shown.caption}"
+
+
+def _once(rows: Sequence[Row]) -> list[Row]:
+    """Leave out of the first two columns what stands in the row above."""
+    shown: list[Row] = []
+    for before, row in zip([None, *rows], rows, strict=False):
+        same = 0
+        while before is not None and same < 2 and before[same] == row[same]:
+            same += 1
+        shown.append(("",) * same + row[same:])
+    return shown

@@ -1,0 +1,462 @@
+"""Tables and figures of what prunings keep and where weights lie, from hand-made records."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from commands import Command
+from regrow.jobs import Prune, Retrain, Train
+from regrow.paper import measures, plotted, scales
+from regrow.paper.found import Found, averaged, read_back, read_cells, rows, sheet
+from regrow.paper.layout import NOT_RUN, terminal
+from regrow.paper.pictures import draw
+from regrow.paper.plotted import BINS, TOP
+from regrow.paper.printed import WIDTH, cells, names, records
+from regrow.paper.publish import publish
+from regrow.paper.reproduce import OF_PRUNINGS, Plan, Request, entries, entry, prepare
+from regrow.report.rows import Run
+from regrow.run.estimate import all_jobs
+from regrow.store import Store
+from regrow.work import Job
+
+PATTERNS = [one.name for one in entries().values() if one.table and one.kind in OF_PRUNINGS]
+PICTURES = [one.name for one in entries().values() if one.name.startswith("figure")]
+MADE = {"command": "regrow reproduce", "date": "2026-01-01", "machine": "a machine"}
+
+
+def plan_of(name: str, *, seeds: int = 1, only: str | None = None) -> Plan:
+    return prepare(entry(name), Request(scale=scales.named("smoke"), seeds=seeds, only=only))
+
+
+def store_of(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+def put(store: Store, job: Job, record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    store.commit(job.key, {"spec": job.spec, **record}, tensors)
+
+
+def put_masks(store: Store, plan: Plan, keep: Callable[[Prune, str, Tensor], Tensor]) -> None:
+    """Put what ``keep`` says of each group (or weight) of each pruning into a store."""
+    for job in plan.jobs:
+        assert isinstance(job, Prune)
+        network, found = measures._traced(job.model, job.data.shape)
+        if job.method.unit == "channel":
+            whole = {name: torch.ones(group.size) for name, group in found.groups.items()}
+        else:
+            whole = {n: torch.ones(p.shape) for n, p in network.named_parameters() if p.dim() == 4}
+        kept = {name: keep(job, name, units).bool() for name, units in whole.items()}
+        put(store, job, {"unit": job.method.unit}, kept)
+
+
+# What is run --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_table_of_prunings_runs_these_and_no_training_from_scratch(name: str) -> None:
+    plan = plan_of(name, seeds=2)
+    assert {type(job) for job in plan.jobs} == {Prune}
+    ratios = set(cells(int(plan.entry.table or 0)).get("ratio", pd.Series(["60%"])))
+    shown = {(job.seed, f"{100 * (job.sparsity or 0):g}%") for job in plan.jobs}  # type: ignore[attr-defined]
+    assert shown == {(seed, ratio) for seed in (0, 1) for ratio in ratios}
+
+
+def test_tables_and_figures_share_their_trainings() -> None:
+    def keys(name: str) -> set[str]:
+        return set(all_jobs(plan_of(name).jobs))
+
+    for table, figure in ((7, 3), (21, 3), (18, 5), (19, 5), (20, 5)):
+        assert keys(f"table-{table}") <= keys(f"figure-{figure}")
+    assert keys("figure-4") <= keys("figure-3")
+    alone = [job for job in plan_of("figure-8").jobs if job.key not in keys("figure-3")]
+    assert {job.arm.name for job in alone if isinstance(job, Retrain)} == {"fine-tune"}
+
+
+@pytest.mark.parametrize("name", ["figure-3", "figure-5", "figure-6"])
+def test_all_architectures_of_a_curve_are_trained_alike_from_scratch(name: str) -> None:
+    for part in prepare(entry(name), Request(scale=scales.named("paper"), data=DIGITS)).parts:
+        jobs = [one.cell.job for one in part.cells]
+        assert {job.recipe.epochs for job in jobs if isinstance(job, Train | Retrain)} == {160}
+        retrained = [job for job in jobs if isinstance(job, Retrain)]
+        assert {(job.arm.start, job.arm.budget.kind) for job in retrained} == {
+            ("random", "equal-epochs")
+        }
+        assert {one.cell.seed for one in part.cells} == {0, 1, 2, 3, 4}
+
+
+DIGITS = {"cifar10": "digits", "cifar100": "digits"}
+CURVES = {
+    "figure-3": ["unpruned", "pruned", "uniform"],
+    "figure-5": ["unpruned", "pruned", "uniform"],
+    "figure-6": ["unpruned", "pruned", "uniform", "guided", "transferred"],
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_figure_has_every_series_in_every_panel(name: str) -> None:
+    plan = plan_of(name)
+    shown = plotted.plotted(plan.entry, [empty(part) for part in plan.parts])
+    assert shown is not None
+    assert len(shown.panels) == {"figure-3": 2, "figure-5": 3, "figure-6": 2}[name]
+    for panel in shown.panels:
+        frame = shown.frame[shown.frame["panel"] == panel]
+        assert [*dict.fromkeys(frame["series"])] == CURVES[name]
+    assert all(NOT_RUN in row for row in shown.rows)
+
+
+def empty(part: Any) -> Found:
+    runs = tuple(Run(data="d", model="m", arm="a", seed=one.cell.seed) for one in part.cells)
+    return Found(part=part, runs=runs, failures=(), complete=False, measured=pd.DataFrame())
+
+
+def test_the_networks_of_five_stages_have_them_at_every_scale() -> None:
+    for name in ("table-21", "figure-4"):
+        (job, *_) = plan_of(name).jobs
+        assert isinstance(job, Prune)
+        stages = measures._numbered(job.model, job.data.shape)
+        assert set(stages.values()) == {0, 1, 2, 3, 4}
+    assert any("enlarged to 16 pixels" in note for note in plan_of("table-21").notes)
+
+
+def test_a_pattern_is_transferred_from_the_data_that_stands_in_for_its_own() -> None:
+    plan = plan_of("figure-6", only="transferred")
+    sources = {
+        use.source.data
+        for one in plan.parts
+        for use in one.study.experiments[0].uses
+        if use.source is not None
+    }
+    assert {data.name for data in sources if data is not None} == {"digits"}
+    assert any("In place of CIFAR-10: digits" in note for note in plan.notes)
+
+
+# Widths and shares --------------------------------------------------------------------------------
+
+
+def test_widths_are_means_over_seeds_in_the_order_of_the_layers(tmp_path: Path) -> None:
+    plan, store = plan_of("table-7", seeds=2), store_of(tmp_path)
+
+    def keep(job: Prune, name: str, units: Tensor) -> Tensor:
+        # Of layer i, i channels in the first run and i + 2 in the second.
+        layer = int(name.removeprefix("features.conv"))
+        return torch.arange(len(units)) < layer + 2 * job.seed if layer < 8 else units
+
+    put_masks(store, plan, keep)
+    ours = rows(plan, read_back(plan, store))
+    assert list(ours.columns) == [*WIDTH[1:], "mean", "std", "n", "table"]
+    found = {(row["layer"], row["quantity"]): row for row in records(ours)}
+    assert [found[str(i), "pruned width"]["mean"] for i in range(1, 8)] == [*range(2, 9)]
+    assert found["3", "pruned width"]["std"] == pytest.approx(2**0.5)
+    assert [found[str(i), "width"]["mean"] for i in (1, 4, 7, 13)] == [8, 16, 32, 64]
+    assert found["total", "width"]["mean"] == 4224 / 8
+    assert found["total", "pruned width"]["mean"] == sum(range(2, 9)) + 6 * 64
+    placed = sheet(plan, ours)
+    assert placed is not None
+    assert all(cell.ours for cell in placed.cells)
+    assert "2.0 \u00b1 1.4" in terminal(placed)
+
+
+def test_shares_of_channels_are_those_of_their_stage(tmp_path: Path) -> None:
+    plan, store = plan_of("table-21"), store_of(tmp_path)
+    # Stage 1 is the layers 1 and 2: one keeps all its channels, the other half.
+    put_masks(
+        store,
+        plan,
+        lambda job, name, units: (
+            torch.arange(len(units)) < len(units) // 2 if name == "features.conv2" else units
+        ),
+    )
+    ours = rows(plan, read_back(plan, store))
+    assert set(names(21)) <= set(ours.columns)
+    assert set(ours["ratio"]) == {"10%", "20%", "30%", "40%", "50%", "60%"}
+    by_stage = {row["stage"]: row["mean"] for row in records(ours)}
+    assert by_stage == {"1": 0.75, "2": 1, "3": 1, "4": 1, "5": 1}
+    placed = sheet(plan, ours)
+    assert placed is not None
+    assert (len(placed.cells), placed.num_unplaced) == (30, 0)
+    assert all(cell.ours for cell in placed.cells)
+
+
+def test_shares_of_weights_are_those_of_their_position_in_3x3_kernels(tmp_path: Path) -> None:
+    plan, store = plan_of("table-20"), store_of(tmp_path)
+
+    def keep(job: Prune, name: str, units: Tensor) -> Tensor:
+        kept = torch.zeros_like(units)
+        if kept.shape[2:] == (3, 3):
+            kept[:, :, 0, 2] = 1
+            kept[::2, :, 1, 1] = 1  # of every other filter
+        return kept
+
+    put_masks(store, plan, keep)
+    placed = sheet(plan, rows(plan, read_back(plan, store)))
+    assert placed is not None
+    assert len(placed.cells) == 81
+    for cell in placed.cells:
+        place = cell.labels["kernel_row"], cell.labels["kernel_col"]
+        assert cell.ours is not None
+        share = {("1", "3"): 1.0, ("2", "2"): 0.5}.get(place, 0.0)
+        assert cell.ours.mean == pytest.approx(share)
+
+
+def test_a_table_half_run_says_what_is_not(tmp_path: Path) -> None:
+    plan, store = plan_of("table-18"), store_of(tmp_path)
+    some = plan_of("table-18", only="0.3")
+    put_masks(store, some, lambda job, name, units: units)
+    found = read_back(plan, store)
+    assert not found[0].complete
+    made = publish(plan, found, tmp_path / "out", made=MADE)
+    assert made.summary == "3 of 21 cells"
+    assert made.text.count(NOT_RUN) == 18
+    assert "Some runs of figure-5-left have no result." in made.text
+    ours = read_cells(tmp_path / "out").sparsity
+    assert ours is not None
+    assert list(ours["ratio"]) == ["30%"] * 3
+
+
+def test_failures_of_prunings_are_told(tmp_path: Path) -> None:
+    plan, store = plan_of("table-7"), store_of(tmp_path)
+    (job,) = plan.jobs
+    store.fail(job.key, job.spec, message="no luck")
+    (found,) = read_back(plan, store)
+    assert [one.message for one in found.failures] == ["no luck"]
+
+
+def test_what_is_written_is_read_for_the_claims(tmp_path: Path) -> None:
+    for name in ("table-7", "table-18", "table-21"):
+        plan, store = plan_of(name, seeds=2), store_of(tmp_path)
+        put_masks(store, plan, lambda job, name, units: units)
+        made = publish(plan, read_back(plan, store), tmp_path / "out" / name, made=MADE)
+        assert made.complete
+    ours = read_cells(tmp_path / "out")
+    assert ours.results.empty
+    assert ours.widths is not None
+    assert ours.sparsity is not None
+    assert list(ours.sparsity["table"].unique()) == [18, 21]
+    assert set(ours.sparsity["stage"]) == {"1", "2", "3", "4", "5"}
+    assert set(ours.widths["layer"]) == {*(str(i) for i in range(1, 14)), "total"}
+
+
+# Figures ------------------------------------------------------------------------------------------
+
+
+def runs_of(plan: Plan, *, without: int | None = None) -> list[Found]:
+    """Give each cell an accuracy, but for the seed left out."""
+    found = []
+    for part in plan.parts:
+        runs = []
+        for i, one in enumerate(part.cells):
+            cell = one.cell
+            size = 1000 * (100 - int(100 * ((cell.cut.sparsity if cell.cut else 0) or 0)))
+            done = cell.seed != without
+            runs.append(
+                Run(
+                    data="d",
+                    model="m",
+                    arm=cell.arm.name,
+                    seed=cell.seed,
+                    status="done" if done else "missing",
+                    accuracy=60 + i % 7 + size / 5000 if done else None,
+                    parameters=size if done else None,
+                )
+            )
+        found.append(
+            Found(
+                part=part,
+                runs=tuple(runs),
+                failures=(),
+                complete=without is None,
+                measured=pd.DataFrame(),
+            )
+        )
+    return found
+
+
+def is_drawn(folder: Path, name: str) -> bool:
+    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    return png.read_bytes()[:4] == b"\x89PNG" and "<svg" in svg.read_text(encoding="utf-8")
+
+
+def test_points_are_means_over_the_seeds_that_ran(tmp_path: Path) -> None:
+    plan = plan_of("figure-3", seeds=3)
+    shown = plotted.plotted(plan.entry, runs_of(plan, without=2))
+    assert shown is not None
+    assert set(shown.frame["n"]) == {2}
+    assert set(shown.frame["n_expected"]) == {3}
+    half = shown.frame[(shown.frame["series"] == "pruned") & (shown.frame["ratio"] == 0.5)]
+    assert list(half["parameters"]) == [50_000]
+    assert "2 of 3" in plotted.plain(shown)
+    draw(shown, tmp_path)
+    assert is_drawn(tmp_path, "figure-3")
+
+
+def test_tickets_have_four_series_that_start_at_the_unpruned_network(tmp_path: Path) -> None:
+    plan = plan_of("figure-7")
+    shown = plotted.plotted(plan.entry, runs_of(plan))
+    assert shown is not None
+    assert len(shown.panels) == 4
+    for panel in shown.panels:
+        frame = shown.frame[shown.frame["panel"] == panel]
+        series = dict.fromkeys(frame["series"])
+        assert sorted(series) == [
+            f"{start}, rate {rate}"
+            for start in ("random", "winning ticket")
+            for rate in (0.01, 0.1)
+        ]
+        rounds = 14 if "iterative" in panel else 5
+        assert (frame.groupby("series")["ratio"].count() == rounds + 1).all()
+        assert (frame.groupby("series")["ratio"].min() == 0).all()
+    draw(shown, tmp_path)
+    assert is_drawn(tmp_path, "figure-7")
+
+
+def test_heat_maps_show_the_mean_of_each_position(tmp_path: Path) -> None:
+    plan, store = plan_of("figure-4", seeds=2), store_of(tmp_path)
+
+    def keep(job: Prune, name: str, units: Tensor) -> Tensor:
+        kept = torch.zeros_like(units)
+        kept[:, :, 1, 1] = 1
+        kept[:, :, 0, 0] = job.seed  # in one run of two
+        return kept
+
+    put_masks(store, plan, keep)
+    shown = plotted.plotted(plan.entry, read_back(plan, store))
+    assert shown is not None
+    assert shown.rows[0] == ("3", "1", "0.500", "0.000", "0.000", "2")
+    assert shown.rows[1] == ("3", "2", "0.000", "1.000", "0.000", "2")
+    assert len(shown.rows) == 9
+    draw(shown, tmp_path)
+    assert is_drawn(tmp_path, "figure-4")
+
+
+def test_histograms_leave_out_zeros_and_stay_on_the_paper_s_axis(tmp_path: Path) -> None:
+    plan, store = plan_of("figure-8"), store_of(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    for one in plan.parts[0].cells:
+        weight = 0.05 * torch.randn(100, 10, 10, 10, generator=generator)
+        weight[: 50 if one.cell.arm.name == "scratch-e" else 0] = 0
+        weight[-1, -1, -1, -3:] = torch.tensor([-0.5, 0.29995, 0.4])
+        put(
+            store,
+            one.cell.job,
+            {"accuracy": 0.5, "loss": 1, "parameters": 1, "macs": 1, "epochs": 1, "samples": 1}
+            | {"training_flops": 1.0},
+            {"conv.weight": weight, "norm.weight": torch.ones(7)},
+        )
+    found = plan_measured(plan, store)
+    shown = plotted.plotted(plan.entry, found)
+    assert shown is not None
+    assert [row[:3] for row in shown.rows] == [
+        (panel, column, "50,000" if column == "Scratch-trained" else "100,000")
+        for panel in ("Structured Pruning", "Unstructured Pruning")
+        for column in ("Unpruned", "Fine-tuned", "Scratch-trained")
+    ]
+    # A normal spread of 0.05: 15.9 % lie within a fifth of it.
+    assert float(shown.rows[0][3]) == pytest.approx(0.159, abs=0.005)
+    assert float(shown.rows[0][4]) == pytest.approx(0.05, abs=0.001)
+    first = shown.frame[shown.frame["column"] == "Unpruned"].iloc[: BINS[0] + 2]
+    assert (first["value"].iloc[0], first["value"].iloc[-1]) == (1, 1)
+    assert first["value"].sum() == 100_000
+    assert first["value"].iloc[1:-1].max() <= TOP
+    draw(shown, tmp_path)
+    assert is_drawn(tmp_path, "figure-8")
+
+
+def plan_measured(plan: Plan, store: Store) -> list[Found]:
+    return [
+        Found(
+            part=part,
+            runs=(),
+            failures=(),
+            complete=True,
+            measured=measures.measured(plan.entry.kind, part, store),
+        )
+        for part in plan.parts
+    ]
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_bins_are_as_few_as_keep_every_count_on_the_axis(number: int) -> None:
+    fine = pd.DataFrame(
+        {
+            "panel": "p",
+            "column": "c",
+            "low": [-9.0, *(i / 1e4 - 0.3 for i in range(6000)), 0.3],
+            "high": [-0.3, *(i / 1e4 - 0.2999 for i in range(6000)), 9.0],
+            "value": [7, *[100 * number] * 6000, 7],
+        }
+    )
+    merged = plotted._merged(fine)
+    # 30,000 in 300 bins of the finest, or in 60.
+    assert len(merged) == {1: 60, 5: 120}[number] + 2
+    assert merged["value"].sum() == 600_000 * number + 14
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_figure_that_has_not_been_run_says_so_everywhere(name: str, tmp_path: Path) -> None:
+    plan = plan_of(name)
+    made = publish(plan, read_back(plan, store_of(tmp_path)), tmp_path / "out", made=MADE)
+    assert made.plotted is not None
+    assert all(NOT_RUN in row for row in made.plotted.rows)
+    assert is_drawn(tmp_path / "out", name)
+    assert (tmp_path / "out" / f"{name}.csv").is_file()
+    assert f"({name}.png)" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_pictures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+    plan = plan_of("figure-5")
+    shown = plotted.plotted(plan.entry, runs_of(plan))
+    assert shown is not None
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        draw(shown, tmp_path / folder)
+    first, second = ((tmp_path / f / "figure-5.svg").read_bytes() for f in ("a", "b"))
+    assert first == second
+
+
+def test_an_average_has_its_spread_and_number(tmp_path: Path) -> None:
+    part = plan_of("table-7").parts[0]
+    frames = [pd.DataFrame({"layer": "1", "seed": [0, 1, 2], "value": [1, 2, 6]})]
+    found = [
+        Found(part=part, runs=(), failures=(), complete=True, measured=frame) for frame in frames
+    ]
+    (row,) = records(averaged(found, ("layer",)))
+    assert (row["layer"], row["mean"], row["n"]) == ("1", 3.0, 3)
+    assert row["std"] == pytest.approx(7**0.5)
+
+
+# Commands -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def regrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    monkeypatch.chdir(tmp_path)
+    return Command(monkeypatch, capsys)
+
+
+def test_widths_at_smoke_scale_stand_beside_the_printed_ones(regrow: Command) -> None:
+    found = regrow("reproduce", "table-7", "--scale", "smoke", "--workers", "0")
+    assert found.code == 0
+    assert "28 of 28 cells have been run." in found.out
+    assert "1689.2" in found.out
+    folder = Path("regrow-paper/smoke/table-7")
+    assert sorted(file.name for file in folder.iterdir()) == ["report.md", "widths.csv"]
+    claims = regrow("claims", "--ours", folder)
+    assert claims.code == 0
+
+
+@pytest.mark.slow
+def test_figure_8_at_smoke_scale_has_every_panel(regrow: Command) -> None:
+    found = regrow("reproduce", "figure-8", "--scale", "smoke", "--workers", "0")
+    assert found.code == 0
+    assert NOT_RUN not in found.out
+    folder = Path("regrow-paper/smoke/figure-8")
+    assert is_drawn(folder, "figure-8")
+    assert len(pd.read_csv(folder / "figure-8.csv")) == 6 * (BINS[0] + 2)
+    assert (folder / "details" / "figure-8" / "report.md").is_file()
