@@ -35,7 +35,8 @@ def _methods_on_networks() -> list[tuple[str, str]]:
     """List every method with every network that it can prune; each must prune one at least."""
     pairs = []
     for name in METHODS.names():
-        fits = [label for label in NETWORKS if _groups(METHODS.get(name), label)]
+        # In a single group (the stem of a ResNeXt) there is too little to choose.
+        fits = [label for label in NETWORKS if len(_groups(METHODS.get(name), label)) > 1]
         assert fits, f"the method {name!r} prunes none of {', '.join(NETWORKS)}"
         pairs += [(name, label) for label in fits]
     return pairs
@@ -176,9 +177,16 @@ def test_a_method_is_deterministic_and_speaks_of_all_groups_in_scope(name: str, 
 
 @pytest.mark.parametrize(("name", "label"), METHODS_ON_NETWORKS)
 def test_a_method_meets_the_sparsity_within_one_unit(name: str, label: str) -> None:
-    """Over the whole network, or else in each group; guarded units are counted apart."""
+    """Over the whole network, or else in each group; guarded units are counted apart.
+
+    Where every unit's fate is a draw of its own, within five standard deviations of their number.
+    """
     for sparsity in EXACT_SHARES:
         mask = _select(name, label, sparsity)
+        if _draws_each(name, label):
+            spread = math.sqrt(mask.num_units * sparsity * (1 - sparsity))
+            assert abs(mask.num_kept - mask.num_units * (1 - sparsity)) <= 5 * spread
+            continue
         removed = mask.num_units - mask.num_kept + len(mask.guarded)
         whole = removed == math.floor(mask.num_units * sparsity + 1e-9)
         sizes = {n: k.numel() for n, k in mask.kept.items()}
@@ -187,6 +195,13 @@ def test_a_method_meets_the_sparsity_within_one_unit(name: str, label: str) -> N
             for n, left in mask.widths().items()
         )
         assert whole or each, f"{removed} of {mask.num_units} removed at {sparsity}"
+
+
+@cache
+def _draws_each(name: str, label: str) -> bool:
+    """Tell whether chance decides how many units stay: another seed keeps another number."""
+    masks = [_select(name, label, 0.5, seed=seed) for seed in range(4)]
+    return masks[0].unit != "channel" and len({mask.num_kept for mask in masks}) > 1
 
 
 @pytest.mark.parametrize(("name", "label"), METHODS_ON_NETWORKS)
@@ -203,7 +218,9 @@ def test_a_method_leaves_a_network_that_runs_even_when_next_to_nothing_stays(
     assert all(mask.widths()[group] == 1 for group in mask.guarded)
     small_one = shrink(model, mask, found)
     assert small_one.eval()(torch.zeros(SHAPE)).shape == (1, 10)
-    assert trace(small_one, SHAPE).groups.keys() <= found.groups.keys() | {
+    # The second layer of a group has one of its own when a convolution's groups are down to one.
+    layers = {s.tensor.rpartition(".")[0] for g in found.groups.values() for s in g.producers()}
+    assert trace(small_one, SHAPE).groups.keys() <= found.groups.keys() | layers | {
         f"{group}.norm" for group in found.groups
     }
 

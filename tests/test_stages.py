@@ -10,6 +10,7 @@ from regrow.errors import ConfigError, StoreError
 from regrow.mask import Mask
 from regrow.models import ModelSpec, build
 from regrow.stages import (
+    Kernel,
     Pattern,
     channel_pattern,
     kernel_pattern,
@@ -149,7 +150,7 @@ def test_a_pattern_of_weights_is_the_kept_share_at_each_position_of_the_kernels(
 
 def test_a_pattern_survives_json() -> None:
     plain = Pattern(unit="channel", shares=(0.5, 1.0))
-    kernels = ({"3x3": ((0.1, 0.2, 0.3),) * 3}, {})
+    kernels: tuple[dict[str, Kernel], ...] = ({"3x3": ((0.1, 0.2, 0.3),) * 3}, {})
     weights = Pattern(unit="weight", shares=(0.2, 1.0), kernels=kernels)
     assert Pattern.from_json(plain.to_json()) == plain
     assert Pattern.from_json(weights.to_json()) == weights

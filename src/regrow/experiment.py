@@ -23,7 +23,12 @@ AXES = ("data", "models", "methods", "arms", "seeds", "recipe")
 _METHOD_KEYS = (
     *("name", "label", "sparsity", "target", "shares"),
     *("strength", "criterion", "allocation", "scope"),
-    *("pretrained", "lr", "rounds", "ticket"),
+    *("pretrained", "lr", "rounds", "ticket", "from"),
+)
+_SOURCE_KEYS = ("model", "data", "method", "recipe")
+_SOURCE_METHOD_KEYS = (
+    *("name", "strength", "criterion", "allocation", "scope"),
+    *("pretrained", "lr"),
 )
 _ARM_KEYS = (
     *("name", "like", "start", "epoch", "schedule", "lr"),
@@ -56,7 +61,7 @@ class MethodUse:
 
     ``cuts`` of rounds follow one another: each prunes what the arm ``ticket`` made of the one
     before. ``pretrained``: what the method trains goes on from the unpruned network, at its own
-    rate ``lr`` if given.
+    rate ``lr`` if given. ``source``: where a method that follows a pattern takes it from.
     """
 
     method: Method
@@ -66,6 +71,24 @@ class MethodUse:
     pretrained: bool = False
     lr: float | None = None
     ticket: Arm | None = None
+    source: "Source | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which pruned networks a pattern is taken from, those of all seeds; None: as in the row."""
+
+    use: MethodUse
+    data: DataSpec | None = None
+    data_label: str = ""
+    model: ModelSpec | None = None
+    model_label: str = ""
+    recipe: Recipe | None = None
+
+    @property
+    def label(self) -> str:
+        """The network and the data set in a table, as far as they are not the row's own."""
+        return ", ".join(filter(None, (self.model_label, self.data_label)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,17 +263,72 @@ def _use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
     if lr is not None and not (is_number(lr) and lr > 0):
         raise ConfigError(f"{where}: 'lr' must be a number above 0. Got {lr!r}.")
     cuts = _cuts(given, method, where)
+    source = _source(given, method, where)
     if method.each_sparsity and any(cut.shares is not None for cut in cuts):
         raise ConfigError(f"{where} trains for a 'sparsity', so it takes no 'target' or 'shares'.")
     return MethodUse(
         method=replace(method, **changes),
-        label=text(given.get("label", name), "label"),
+        label=text(given.get("label", _default_label(name, source)), "label"),
         cuts=cuts,
         strength=None if strength is None else float(strength),
         pretrained=pretrained,
         lr=None if lr is None else float(lr),
         ticket=_ticket(given, arms, where) if cuts[0].step is not None else None,
+        source=source,
     )
+
+
+def _default_label(name: str, source: Source | None) -> str:
+    return f"{name} from {source.label}" if source is not None and source.label else name
+
+
+def _source(given: Mapping[str, Any], method: Method, where: str) -> Source | None:
+    """Read where a method that follows a pattern takes it from."""
+    if method.follows is None:
+        if "from" in given:
+            known = [name for name in METHODS.names() if METHODS.get(name).follows is not None]
+            raise ConfigError(
+                f"{where} follows no pattern of other networks, so it takes no 'from'. Methods "
+                f"that do: {', '.join(known)}."
+            )
+        return None
+    if "shares" in given:
+        raise ConfigError(
+            f"{where} takes each layer's share from other networks, so it takes a 'sparsity' (of "
+            "those) and no 'shares'."
+        )
+    try:
+        own = mapping(given.get("from", {}), "'from'", _SOURCE_KEYS)
+        entry = _entry(own.get("method", method.follows), "'from': method", _SOURCE_METHOD_KEYS)
+        _check_source(METHODS.get(entry["name"]), method)
+        use = _use({**entry, "sparsity": given["sparsity"]}, ())
+        data, data_label = _data(own["data"]) if "data" in own else (None, "")
+        model, model_label = _model(own["model"]) if "model" in own else (None, "")
+        recipe = _recipe(own["recipe"]) if "recipe" in own else None
+    except ConfigError as error:
+        raise ConfigError(f"{where}, what it follows: {error}") from error
+    return Source(
+        use=use,
+        data=data,
+        data_label=data_label,
+        model=model,
+        model_label=model_label,
+        recipe=recipe,
+    )
+
+
+def _check_source(source: Method, method: Method) -> None:
+    """Refuse a method whose networks cannot show another how much to keep of each stage."""
+    if source.follows is not None or source.rounds > 1:
+        how = "follows others itself" if source.follows is not None else "prunes in rounds"
+        raise ConfigError(
+            f"The method {source.name!r} {how}. Name one that prunes trained networks at once."
+        )
+    if source.unit != method.unit:
+        raise ConfigError(
+            f"The method {source.name!r} removes {source.unit}s, and {method.name} removes "
+            f"{method.unit}s. Name one that removes {method.unit}s."
+        )
 
 
 def _ticket(given: Mapping[str, Any], arms: Sequence[Arm], where: str) -> Arm:
@@ -272,6 +350,11 @@ def _rounds(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, 
     rounds = given.get("rounds", method.rounds)
     if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
         raise ConfigError(f"{where}: 'rounds' must be an int of at least 1. Got {rounds!r}.")
+    if not method.trained:
+        raise ConfigError(
+            f"{where} looks at no trained weights, so to prune again what it left, in 'rounds', "
+            "means nothing. Give the 'sparsity' itself."
+        )
     if method.unit not in HELD:
         raise ConfigError(
             f"{where} removes {method.unit}s, and only what is held at zero can be pruned in "

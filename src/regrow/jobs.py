@@ -26,6 +26,7 @@ from regrow.models import ModelSpec, build, initialise_
 from regrow.probe import Probe
 from regrow.prune import METHODS, REPAIRS, Method, select
 from regrow.seeds import derive
+from regrow.stages import Pattern, pattern_of, stages
 from regrow.surgery import trace
 from regrow.train import NO_TREATMENT, Recipe, Training, Treatment, evaluate
 from regrow.work import AFTER, Context, Job, Outcome, advance, state_of
@@ -180,7 +181,8 @@ class Prune(Keyed):
     """Choose what stays of a network: of a trained one, or (``parent`` None) as first drawn.
 
     A parent that was pruned before, and retrained under its mask, is pruned further: the sparsity
-    is the share of what was left.
+    is the share of what was left. With ``guides`` (prunings of one network, by seeds) it keeps of
+    each stage what they kept on average; the sparsity is theirs.
     """
 
     kind: ClassVar[str] = "prune"
@@ -193,14 +195,15 @@ class Prune(Keyed):
     parent: "Train | Retrain | None" = None
     sparsity: float | None = None
     shares: tuple[float, ...] | None = None
+    guides: "tuple[Prune, ...]" = ()
     code: str | None = None  # digest of the files that decide, where not part of this package
     label: str = "prune"
 
     @property
     def inputs(self) -> tuple[Job, ...]:
-        """The trained network, if its weights matter, and how it was pruned before."""
+        """The trained network, if its weights matter, how it was pruned before, and the guides."""
         earlier = (self.parent.prune,) if isinstance(self.parent, Retrain) else ()
-        return (*(() if self.parent is None else (self.parent,)), *earlier)
+        return (*(() if self.parent is None else (self.parent,)), *earlier, *self.guides)
 
     @property
     def expected_kept(self) -> float:
@@ -222,6 +225,7 @@ class Prune(Keyed):
             scope=list(method.scope),
             sparsity=self.sparsity,
             shares=None if self.shares is None else list(self.shares),
+            guides=len(self.guides) or None,
             repair=method.repair,
             seed=self.seed,
             code=self.code,
@@ -243,12 +247,14 @@ class Prune(Keyed):
             within = mask_of(context, self.parent.prune)
         found = trace(model, self.data.shape)
         dataset = context.dataset(self.data.spec)
+        pattern = _pattern(context, self.guides) if self.guides else None
         mask = select(
             model,
             found,
             self.method,
             sparsity=self.sparsity,
             shares=self.shares,
+            pattern=pattern,
             dataset=dataset,
             seed=self.seed,
             within=within,
@@ -275,6 +281,8 @@ class Prune(Keyed):
             "after": after.to_json(),
             "architecture": architecture.to_json(),
         }
+        if pattern is not None:
+            record["pattern"] = pattern.to_json()
         return Outcome(record, {**mask.kept, **repaired})
 
 
@@ -394,6 +402,13 @@ def mask_of(context: Context, prune: Prune) -> Mask:
     """Return what a pruning kept."""
     kept, _ = split_repaired(context.tensors(prune))
     return Mask(unit=context.record(prune)["unit"], kept=kept)
+
+
+def _pattern(context: Context, guides: tuple[Prune, ...]) -> Pattern:
+    """Average what prunings of one network kept in each of its stages."""
+    model = build(guides[0].model.untrained())
+    found = trace(model, guides[0].data.shape)
+    return pattern_of([mask_of(context, guide) for guide in guides], stages(model, found))
 
 
 def weights_of(tensors: Mapping[str, Tensor], *, after: int | None = None) -> dict[str, Tensor]:

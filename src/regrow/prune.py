@@ -19,6 +19,7 @@ from regrow.guard import guard
 from regrow.mask import Mask, Unit
 from regrow.probe import Probe
 from regrow.registry import Registry, calling_file
+from regrow.stages import Part, Pattern, lay, stages
 from regrow.surgery import Group, Kind, Slot, Trace, block_groups, in_shortcuts
 from regrow.train import Treatment
 
@@ -67,6 +68,8 @@ class Method:
         rounds: how often it prunes what it left, each time trained anew from the start.
         repair: name of a registered function that mends the inherited weights after the cut.
         targets: predefined architectures by name.
+        follows: name of the method whose pruned networks it takes its pattern from, unless a study
+            names another: its allocation then works within each part of the pattern.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Method:
     rounds: int = 1
     repair: str | None = None
     targets: Mapping[str, Target] = field(default_factory=dict)
+    follows: str | None = None
     reference: str = ""
 
     def __post_init__(self) -> None:
@@ -155,6 +159,7 @@ def register_method(
     rounds: int = 1,
     repair: str | None = None,
     targets: Mapping[str, Target] | None = None,
+    follows: str | None = None,
     reference: str = "",
 ) -> Method:
     """Register a method under a name; the criterion may be a registered function itself.
@@ -177,6 +182,7 @@ def register_method(
         rounds=rounds,
         repair=repair,
         targets=targets or {},
+        follows=follows,
         reference=reference,
     )
     # The treatment first: its code is part of what a training is, the criterion's of a pruning.
@@ -213,6 +219,15 @@ def allocate_global(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, 
     kept = allocate_count(flat, len(flat) - whole_share(len(flat), sparsity))
     parts = torch.split(kept, [score.numel() for score in scores.values()])
     return {name: part.clone() for name, part in zip(scores, parts, strict=True)}
+
+
+@allocation("independent")
+def allocate_independent(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    """Keep every unit whose score is at least the sparsity: of ``random`` scores, each by chance.
+
+    No unit's fate depends on another's, so how many stay is left to chance too.
+    """
+    return {name: score >= sparsity for name, score in scores.items()}
 
 
 @allocation("uniform")
@@ -306,6 +321,7 @@ def select(
     *,
     sparsity: float | None = None,
     shares: Sequence[float] | None = None,
+    pattern: Pattern | None = None,
     dataset: Dataset | None = None,
     seed: int = 0,
     within: Mask | None = None,
@@ -318,6 +334,8 @@ def select(
         method: a method or its name.
         sparsity: removed share of all units in the method's scope, in [0, 1).
         shares: instead of a sparsity, the removed share of each group in the order of computation.
+        pattern: instead of a sparsity, what another network kept in each stage; the allocation then
+            works within each layer (or kernel position) at the sparsity that the pattern has there.
         dataset: images, for criteria that look at gradients or activations.
         seed: for criteria that draw.
         within: an earlier choice: of the units that it kept some go, and the others stay gone.
@@ -329,9 +347,9 @@ def select(
     """
     chosen = METHODS.get(method) if isinstance(method, str) else method
     groups = groups_in_scope(model, trace, chosen)
-    if shares is None:
+    if shares is None and pattern is None:
         sparsity = checked_sparsity(sparsity)
-    elif len(shares) != len(groups):
+    if shares is not None and len(shares) != len(groups):
         raise ConfigError(
             f"{chosen.name}: expected a share for each of the network's {len(groups)} groups. "
             f"Got {len(shares)}."
@@ -344,10 +362,15 @@ def select(
     open_scores = {name: score[left[name]] for name, score in scores.items()}
     if shares is not None:
         kept = allocate_shares(open_scores, [checked_share(chosen, share) for share in shares])
+    elif pattern is not None:
+        parts = lay(pattern, stages(model, trace), _shapes(model, groups, chosen.unit))
+        kept = {
+            name: _in_parts(chosen, {name: score}, parts[name], left[name])
+            for name, score in scores.items()
+        }
     else:
         assert sparsity is not None
-        kept = ALLOCATIONS.get(chosen.allocation)(open_scores, sparsity)
-        _check_kept(chosen, open_scores, kept)
+        kept = _allocated(chosen, open_scores, sparsity)
     kept = {name: left[name].masked_scatter(left[name], kept[name]) for name in scores}
     if chosen.unit == "channel":
         kept, guarded = guard(kept, scores, trace)
@@ -356,6 +379,32 @@ def select(
         shapes = dict(model.named_parameters())
         kept = {name: stays.reshape(shapes[name].shape) for name, stays in kept.items()}
     return Mask(unit=chosen.unit, kept=kept)
+
+
+def _allocated(method: Method, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    kept = ALLOCATIONS.get(method.allocation)(scores, sparsity)
+    _check_kept(method, scores, kept)
+    return kept
+
+
+def _in_parts(
+    method: Method, scores: Mapping[str, Tensor], parts: Sequence[Part], left: Tensor
+) -> Tensor:
+    """Allocate within each part of one group; returns which of the units that are left stay."""
+    ((name, score),) = scores.items()
+    kept = torch.zeros_like(left)
+    for part in parts:
+        here = part.units & left
+        kept[here] = _allocated(method, {name: score[here]}, part.sparsity)[name]
+    return kept[left]
+
+
+def _shapes(
+    model: nn.Module, groups: Mapping[str, Group], unit: Unit
+) -> dict[str, tuple[int, ...]]:
+    if unit == "weight":
+        return {name: tuple(model.get_parameter(name).shape) for name in groups}
+    return {name: (group.size,) for name, group in groups.items()}
 
 
 def _left(within: Mask, everything: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -140,22 +140,22 @@ def _is_convolved(group: Group, convs: Iterable[str]) -> bool:
     return any(slot.tensor.rpartition(".")[0] in convs for slot in slots)
 
 
+def _has_map(module: nn.Module) -> bool:
+    return isinstance(module, _Conv | _Norm | Residual)
+
+
 def _map_sizes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
     """Return the map size at each convolution and norm, in the order of computation.
 
     That of a layer in a residual block is the size of what leaves the block.
     """
-    names = {
-        module: name
-        for name, module in model.named_modules()
-        if isinstance(module, _Conv | _Norm | Residual)
-    }
+    names = {module: name for name, module in model.named_modules()}
     sizes: dict[str, tuple[int, ...]] = {}
 
     def note(module: nn.Module, _inputs: object, output: Tensor) -> None:
         sizes.setdefault(names[module], tuple(output.shape[2:]))
 
-    handles = [module.register_forward_hook(note) for module in names]
+    handles = [m.register_forward_hook(note) for m in names if _has_map(m)]
     try:
         with evaluating(model), torch.no_grad():
             model(example)
@@ -206,7 +206,7 @@ def kernel_pattern(masks: Sequence[Mask], stages: Mapping[str, int]) -> Pattern:
             if name in stages:
                 pools.setdefault((stages[name], _size(kept.shape)), []).append(kept.flatten(0, 1))
     for (stage, size), pool in pools.items():
-        share = sum(kept.double().sum(0) for kept in pool) / sum(len(kept) for kept in pool)
+        share = torch.cat(pool).double().mean(0)
         kernels[stage][size] = _rows(share.reshape(-1, share.shape[-1]).tolist())
     return Pattern(unit="weight", shares=_counted(masks, stages).shares, kernels=tuple(kernels))
 
@@ -267,7 +267,7 @@ def _parts(pattern: Pattern, stage: int | None, shape: tuple[int, ...]) -> tuple
     if stage is None:
         return (Part(units=everything, sparsity=0.0),)
     share = pattern.shares[stage]
-    if pattern.unit != "weight":
+    if len(shape) == 1:
         return (Part(units=everything, sparsity=1.0 - floor(share * size + 0.5) / size),)
     kernel = pattern.kernel(stage, _size(shape))
     if kernel is None:

@@ -14,7 +14,10 @@ Some methods take more: ``{name: lottery, rounds: 14, sparsity: 0.2, ticket: lat
 an arm, such as ``{name: late, start: rewound, epoch: 5}``, made of the round before
 (``winning-ticket`` unless said); ``{name: soft-filter, sparsity: 0.3, pretrained: true, lr: 0.01}``
 trains on from the unpruned network at another rate; ``{name: sparse-structure, target: zeros}``
-drops the blocks whose factor training brought to zero.
+drops the blocks whose factor training brought to zero; ``{name: guided-pruning, sparsity: 0.5,
+from: {model: vgg-16, data: cifar10}}`` builds a network after what another method left of others
+(``from`` may name its ``model``, ``data``, ``method`` and ``recipe``; they are the row's own unless
+said).
 
 ``experiments`` lists several of these in one study; what an experiment does not say, it takes from
 the study's top level.
@@ -42,6 +45,7 @@ from regrow.experiment import (
     Cut,
     Experiment,
     MethodUse,
+    Source,
     is_number,
     mapping,
     read_experiments,
@@ -50,6 +54,7 @@ from regrow.experiment import (
 from regrow.jobs import Material, Prune, Retrain, Train, Treated, structure_only
 from regrow.models import MODELS, ModelSpec, build
 from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, REPAIRS, groups_in_scope
+from regrow.stages import stages as find_stages
 from regrow.surgery import Trace, trace
 from regrow.work import Job
 
@@ -251,8 +256,7 @@ def material(spec: DataSpec) -> Material:
 
 def _cells(experiment: Experiment) -> Iterable[Cell]:
     data = material(experiment.data)
-    from_data = {"classes": data.classes, "in_channels": data.channels, "input_size": data.size}
-    model = ModelSpec(experiment.model.name, {**experiment.model.arguments, **from_data})
+    model = _fitted(experiment.model, data)
     for use in experiment.uses:
         _check_use(use, model, data)
     if model.is_published:
@@ -264,14 +268,17 @@ def _cells(experiment: Experiment) -> Iterable[Cell]:
             yield Cell(experiment=experiment, use=None, cut=None, arm=UNPRUNED, seed=seed, job=job)
     for use in uses:
         chosen: dict[int, Prune] = {}  # by seed: of the round before, where there are rounds
+        source = None if use.source is None else _source(experiment, use.source, model, data)
         for cut in use.cuts:
+            guides = () if source is None else source.prunings(cut)
             parents = {seed: _parent(experiment, plain[seed], use, cut) for seed in plain}
             for seed, trained in parents.items():
                 before = chosen.get(seed)
                 ticket = None
                 if before is not None and use.ticket is not None:
                     ticket = _retrain(experiment, trained, before, use.ticket)
-                chosen[seed] = _prune(experiment, ticket or trained, use, cut)
+                prune = _prune(experiment, ticket or trained, use, cut)
+                chosen[seed] = replace(prune, guides=guides)
             for arm in (arm for arm in experiment.arms if arm != UNPRUNED):
                 for seed, trained in parents.items():
                     prune = chosen[seed]
@@ -285,6 +292,50 @@ def _cells(experiment: Experiment) -> Iterable[Cell]:
                         seed=seed,
                         job=_retrain(experiment, trained, prune, arm),
                     )
+
+
+def _fitted(model: ModelSpec, data: Material) -> ModelSpec:
+    """Return a model for the images and classes of a data set."""
+    from_data = {"classes": data.classes, "in_channels": data.channels, "input_size": data.size}
+    return ModelSpec(model.name, {**model.arguments, **from_data})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pruned:
+    """Networks pruned by another method, for what it prunes to follow: one a seed."""
+
+    experiment: Experiment
+    use: MethodUse
+    plain: tuple[Train, ...]
+
+    def prunings(self, cut: Cut) -> tuple[Prune, ...]:
+        """Return those of one sparsity: the jobs of the rows that a study may have of them."""
+        parents = [_parent(self.experiment, trained, self.use, cut) for trained in self.plain]
+        return tuple(_prune(self.experiment, parent, self.use, cut) for parent in parents)
+
+
+def _source(experiment: Experiment, source: Source, model: ModelSpec, data: Material) -> _Pruned:
+    """Return the networks that a method follows, which may be of another model and data set."""
+    other = replace(
+        experiment,
+        data=source.data or experiment.data,
+        model=source.model or experiment.model,
+        model_label=source.model_label or experiment.model_label,
+        recipe=source.recipe or experiment.recipe,
+    )
+    theirs = material(other.data)
+    network = _fitted(other.model, theirs)
+    _check_use(source.use, network, theirs)
+    stages = [_count_stages(*pair) for pair in ((network, theirs.shape), (model, data.shape))]
+    if stages[0] != stages[1]:
+        raise ConfigError(
+            f"{other.model.name} has {stages[0]} stages on images of {theirs.size} pixels, and "
+            f"{model.name}, which is to follow it, has {stages[1]} on images of {data.size}. A "
+            "stage is the layers with one size of feature map, and stages are matched in their "
+            "order: take the pattern 'from' a network and images with as many."
+        )
+    plain = tuple(_train(other, theirs, network, seed) for seed in other.seeds)
+    return _Pruned(experiment=other, use=_in_network(source.use, network, theirs), plain=plain)
 
 
 def _parent(experiment: Experiment, plain: Train, use: MethodUse, cut: Cut) -> Train:
@@ -439,6 +490,11 @@ def _count_groups(
     network, found = _traced(model, shape)
     method = replace(METHODS.get(name), unit=unit, scope=scope)
     return len(groups_in_scope(network, found, method))
+
+
+@cache
+def _count_stages(model: ModelSpec, shape: tuple[int, ...]) -> int:
+    return len(set(find_stages(*_traced(model, shape)).values()))
 
 
 @lru_cache(maxsize=1)

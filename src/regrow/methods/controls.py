@@ -1,7 +1,9 @@
 """Controls that any method has to beat: units chosen by chance, over the network or layer by layer.
 
 ``random`` draws the units from the whole network, so each layer loses about the same share, give or
-take; ``uniform`` takes exactly the same share of every layer.
+take; ``uniform`` takes exactly the same share of every layer. ``uniform-sparsification`` draws for
+each weight of a convolution on its own, with one probability throughout (the baseline of Figure 3,
+right, in Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, arXiv:1810.05270).
 """
 
 import torch
@@ -30,4 +32,11 @@ _SCOPE: tuple[Scope, ...] = ("normed-conv", "view", "normed-linear")
 register_method("random", criterion=random_score, allocation="global", scope=_SCOPE, trained=False)
 register_method(
     "uniform", criterion=random_score, allocation="uniform", scope=_SCOPE, trained=False
+)
+register_method(
+    "uniform-sparsification",
+    criterion=random_score,
+    allocation="independent",
+    unit="weight",
+    trained=False,
 )
