@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from regrow.jobs import Train
+from regrow.jobs import Prune, Train
 from regrow.report.render import Failure
 from regrow.report.rows import Run
 from regrow.report.words import ACCURACY, Measure
@@ -96,6 +96,13 @@ class Reader:
             epochs=record["epochs"],
             samples=sum(cost["samples"] for cost in costs),
             training_flops=sum(cost["training_flops"] for cost in costs),
-            emptied=sum(len(each["guarded"]) for each in records if "guarded" in each),
+            emptied=self._emptied(job),
             capped=record.get("capped", False),
         )
+
+    def _emptied(self, job: Job) -> int:
+        """Count layers that only the guard kept alive, but not those of networks it follows."""
+        below = list(stages(job))
+        guides = {each.key for one in below if isinstance(one, Prune) for each in one.guides}
+        own = [self.record(each) for each in (job, *below) if each.key not in guides]
+        return sum(len(each["guarded"]) for each in own if "guarded" in each)
