@@ -18,7 +18,8 @@ DIGITS = DataSpec("digits", subset=128, test_subset=64)
 FROM_DIGITS = {"classes": 10, "in_channels": 1, "input_size": 8}
 PLAN: dict[str, Any] = {"plan": [6, "M", 8, "M", 8]}
 
-# One small member of each family: private filters, streams with padding, views, concatenation.
+# One small member of each family: private filters, streams with padding, views, concatenation,
+# grouped convolutions.
 NETWORKS: dict[str, ModelSpec] = {
     label: ModelSpec(name, {**FROM_DIGITS, **arguments})
     for label, name, arguments in (
@@ -26,6 +27,7 @@ NETWORKS: dict[str, ModelSpec] = {
         ("resnet", "resnet-20", {"depth": 8, "width": 0.5}),
         ("preresnet", "preresnet-56", {"depth": 11, "width": 0.25}),
         ("densenet", "densenet-40", {"depth": 7, "growth": 4}),
+        ("resnext", "imagenet-resnext-50", {"groups": 4, "group_width": 32, "width": 0.05}),
     )
 }
 

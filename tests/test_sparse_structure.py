@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cutting import enliven_
+from cutting import enliven_, random_mask
 from regrow.architecture import Architecture, load, save
 from regrow.cost import measure
 from regrow.errors import ConfigError, StoreError, TraceError
@@ -18,16 +18,18 @@ from regrow.methods.sparse_structure import (
     Factor,
     accelerated_proximal_step_,
     attach_,
+    attach_to_paths_,
     factors,
     fold_,
     selecting,
+    selecting_groups,
 )
 from regrow.models import ModelSpec, build
 from regrow.prune import METHODS, select
 from regrow.run import run
 from regrow.store import Store
 from regrow.study import Study
-from regrow.surgery import blocks, shrink, silence, trace, verify
+from regrow.surgery import Trace, aggregations, blocks, shrink, silence, trace, verify
 from regrow.surgery.tape import evaluating
 from regrow.train import Recipe, Training, fit
 from small import FROM_DIGITS, NETWORKS, SHAPE, digits, equal, small, snapshot
@@ -39,6 +41,7 @@ BLOCKS = {
     "preresnet": ModelSpec("preresnet-56", {**FROM_DIGITS, "depth": 20, "width": 0.25}),
     "imagenet-basic": ModelSpec("imagenet-resnet-34", {**FROM_DIGITS, "depth": 18, "width": 0.1}),
     "imagenet-bottleneck": ModelSpec("imagenet-resnet-50", {**FROM_DIGITS, "width": 0.05}),
+    "resnext": NETWORKS["resnext"],
     "imagenet-preresnet": ModelSpec("imagenet-preresnet-50", {**FROM_DIGITS, "width": 0.05}),
 }
 
@@ -360,3 +363,155 @@ def test_a_pruning_of_blocks_has_a_key_of_its_own() -> None:
     assert isinstance(job.prune, Prune)
     assert job.prune.spec["unit"] == "block"
     assert job.prune.spec["sparsity"] == 0.0
+
+
+# Groups of grouped convolutions -----------------------------------------------------------------
+
+GROUPS = "sparse-structure-groups"
+QUICK: dict[str, Any] = {**SPARSE, "epochs": 8, "batch": 32, "lr": 0.05}
+
+
+def mask_over_groups(found: Trace, *, seed: int, share: float = 0.5) -> Mask:
+    kept = random_mask(found, seed=seed, kinds=["grouped"], keep=share).kept
+    return Mask(unit="channel", kept=kept)
+
+
+def test_a_factor_scales_its_group_and_folding_it_changes_nothing() -> None:
+    model = network("resnext")
+    names, x = set(snapshot(model)), torch.randn(2, *SHAPE[1:])
+    found = trace(model, SHAPE)
+    gone = mask_over_groups(found, seed=3)
+    assert [g.size for g in found.groups.values() if g.kind == "grouped"] == [4] * 16
+    assert len(gone.kept) == 16
+    with evaluating(model), torch.no_grad():
+        plain = model(x)
+        attach_to_paths_(model)
+        assert torch.equal(model(x), plain)
+        for factor, kept in zip(factors(model), gone.kept.values(), strict=True):
+            factor.value.copy_(torch.where(kept, 0.7, 0.0))
+        scaled = model(x)
+        fold_(model)
+        assert torch.equal(model(x), scaled)
+    assert not torch.allclose(scaled, plain)
+    assert set(snapshot(model)) == names
+    small_one = shrink(model, gone, found)
+    with evaluating(small_one), torch.no_grad():
+        torch.testing.assert_close(small_one(x), scaled, rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_of_a_factor_is_that_of_its_group() -> None:
+    """By the chain rule: the sum of weight times gradient over the columns of the group."""
+    model = network("resnext").double()
+    attach_to_paths_(model)
+    model(torch.randn(4, *SHAPE[1:], dtype=torch.float64)).square().sum().backward()
+    named = dict(model.named_parameters())
+    assert len(list(factors(model))) == 16
+    for (name, (_, paths)), factor in zip(aggregations(model).items(), factors(model), strict=True):
+        weight = named[f"{name}.conv3.parametrizations.weight.original"]
+        assert weight.grad is not None
+        parts = (weight * weight.grad).sum((0, 2, 3)).view(paths, -1).sum(1)
+        assert factor.value.grad is not None
+        torch.testing.assert_close(factor.value.grad, parts, rtol=1e-8, atol=1e-8)
+
+
+def test_factors_of_groups_reach_exact_zeros_and_dropping_those_changes_nothing() -> None:
+    model = build(BLOCKS["resnext"])
+    fit(Training(model, digits(), Recipe(**QUICK), seed=0, treatment=selecting_groups(0.3, 0.0)))
+    model = model.double().to(memory_format=torch.contiguous_format)
+    found = trace(model, SHAPE)
+    mask = select(model, found, GROUPS, sparsity=0.0)
+    assert 0 < mask.num_kept < mask.num_units == 64
+    for (end, paths), kept in zip(aggregations(model).values(), mask.kept.values(), strict=True):
+        assert isinstance(end.weight, Tensor)
+        columns = end.weight.unflatten(1, (paths, -1)).movedim(1, 0).flatten(1)  # type: ignore
+        assert torch.equal(columns.any(1), kept)
+    x = torch.randn(4, *SHAPE[1:], dtype=torch.float64)
+    small_one = shrink(model, mask, found)
+    with evaluating(model), evaluating(small_one), torch.no_grad():
+        torch.testing.assert_close(small_one(x), model(x), rtol=1e-9, atol=1e-9)
+    more = select(model, found, GROUPS, sparsity=0.5)
+    assert more.num_kept - len(more.guarded) == 32
+    for name, kept in more.kept.items():
+        assert name in more.guarded or bool((~kept | mask.kept[name]).all())
+
+
+def test_dropping_groups_equals_silencing_them_and_what_is_left_trains(tmp_path: Path) -> None:
+    model = network("resnext")
+    found = trace(model, SHAPE)
+    for seed in range(3):
+        mask = mask_over_groups(found, seed=seed)
+        assert verify(model, mask, found) < 1e-9
+    architecture = Architecture(model=BLOCKS["resnext"], shape=SHAPE).then(mask)
+    small_one = architecture.cut(model)
+    before = snapshot(small_one)
+    one = Training(small_one, digits(), Recipe(epochs=1, batch=32, lr=0.01), seed=0)
+    one.step()
+    assert all(not torch.equal(v, before[n]) for n, v in one.model.named_parameters())
+    trained = one.model.to(memory_format=torch.contiguous_format)
+    save(tmp_path / "net", trained, architecture)
+    again, x = load(tmp_path / "net"), torch.randn(2, *SHAPE[1:])
+    with evaluating(trained), torch.no_grad():
+        assert torch.equal(again(x), trained(x))
+    left = [module for module in again.modules() if getattr(module, "groups", 1) > 1]
+    assert [m.groups for m in left] == [n for n in mask.widths().values() if n > 1]
+    assert architecture.to_json()["cuts"][0]["features.stage1.0.conv1"]["of"] == 4
+
+
+def test_parameters_of_a_resnext_without_some_groups_by_hand() -> None:
+    """32 groups of 4, 8, 16 and 32 channels: the 32x4d of Xie et al., at the size of ImageNet."""
+    arguments = {"classes": 1000, "in_channels": 3, "input_size": 32}
+    model = build(ModelSpec("imagenet-resnext-50", arguments))
+    whole = sum(p.numel() for p in model.parameters())
+    assert whole == 25_028_904
+    found = trace(model, (1, 3, 32, 32))
+    names = [name for name, group in found.groups.items() if group.kind == "grouped"]
+    gone = [number % 8 for number in range(16)]
+    kept = {name: torch.arange(32) >= k for name, k in zip(names, gone, strict=True)}
+    small_one = shrink(model, Mask(unit="channel", kept=kept), found)
+    stages = [stage for stage, num in enumerate((3, 4, 6, 3)) for _ in range(num)]
+    expected = whole
+    for block, (stage, k) in enumerate(zip(stages, gone, strict=True)):
+        first = block == 0 or stages[block - 1] != stage
+        num_out, width = 256 * 2**stage, 4 * 2**stage
+        num_in = num_out if not first else max(64, num_out // 2) if stage else 64
+        # its columns and rows of the 1x1 convolutions, its 3x3, and two norms
+        expected -= k * (num_in * width + 9 * width * width + width * num_out + 4 * width)
+    assert sum(p.numel() for p in small_one.parameters()) == expected
+    convolution = small_one.get_submodule("features.stage4.2.conv2")
+    assert isinstance(convolution, nn.Conv2d)
+    assert (convolution.groups, convolution.in_channels) == (25, 800)
+
+
+def test_a_network_without_declared_groups_is_refused_before_it_trains() -> None:
+    with pytest.raises(ConfigError, match=r"declares none. Use a ResNeXt, or give the blocks"):
+        Training(
+            build(BLOCKS["preresnet"]), digits(), Recipe(epochs=1), seed=0,
+            treatment=selecting_groups(0.1, 0.0),
+        )  # fmt: skip
+    with pytest.raises(TraceError, match=f"{GROUPS} prunes grouped groups, and this network"):
+        select(*small("vgg"), GROUPS, sparsity=0.5)
+
+
+def test_the_rows_of_a_study_of_groups(tmp_path: Path) -> None:
+    spec = BLOCKS["resnext"]
+    study = {
+        **STUDY,
+        "models": {"name": spec.name, "groups": 4, "group_width": 32, "width": 0.05},
+        "methods": {"name": GROUPS, "strength": 0.3, "target": "zeros"},
+        "arms": ["pruned", "scratch-e"],
+        "recipe": QUICK,
+    }
+    cells = {cell.arm.name: cell for cell in Study.from_json(study).cells()}
+    store = Store.open(tmp_path / "store")
+    assert run([cell.job for cell in cells.values()], store, workers=0).complete
+    pruned = cells["pruned"].job
+    assert isinstance(pruned, Retrain)
+    assert isinstance(pruned.parent, Train)
+    ours, parent = store.record(pruned.key), store.record(pruned.parent.key)
+    assert ours["accuracy"] == parent["accuracy"]
+    assert ours["loss"] == pytest.approx(parent["loss"], rel=1e-4)
+    assert ours["parameters"] < parent["parameters"]
+    choice = store.record(pruned.prune.key)
+    assert choice["unit"] == "channel"
+    rebuilt = Architecture.from_json(choice["architecture"]).build()
+    rebuilt.load_state_dict(store.tensors(cells["scratch-e"].job.key))

@@ -27,7 +27,9 @@ Criterion = Callable[[Group, Probe], Tensor]
 Allocate = Callable[[Mapping[str, Tensor], float], dict[str, Tensor]]
 Repair = Callable[[nn.Module, Mask, Trace, Probe], None]
 Treat = Callable[[float, float], Treatment]
-Scope = Literal["conv", "normed-conv", "linear", "normed-linear", "stream", "view", "block"]
+Scope = Literal[
+    "conv", "normed-conv", "linear", "normed-linear", "grouped", "stream", "view", "block"
+]
 SCOPES: tuple[str, ...] = get_args(Scope)
 
 CRITERIA: Registry[Criterion] = Registry("criterion", "regrow.methods")
@@ -57,8 +59,8 @@ class Method:
             branch is dropped), ``weight`` or ``filter`` (one convolution's; both held at zero).
         scope: which kinds of groups it prunes: ``conv`` (one convolution's filters), ``linear``,
             ``normed-conv`` and ``normed-linear`` (those that a norm of their own follows),
-            ``stream`` (residual streams), ``view`` (a norm's selection of a stream's channels),
-            ``block`` (residual blocks).
+            ``grouped`` (whole groups of grouped convolutions), ``stream`` (residual streams),
+            ``view`` (a norm's selection of a stream's channels), ``block`` (residual blocks).
         trained: whether the criterion looks at a trained network; if not, it sees the network as
             first drawn, and the choice needs no training.
         treatment: makes what the method does during the parent's training, from its strength and
@@ -223,7 +225,7 @@ def allocate_global(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, 
 
 @allocation("independent")
 def allocate_independent(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Keep every unit whose score is at least the sparsity: of ``random`` scores, each by chance.
+    """Keep every unit whose score is at least the sparsity: of random scores, each by chance.
 
     No unit's fate depends on another's, so how many stay is left to chance too.
     """

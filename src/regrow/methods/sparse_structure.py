@@ -1,39 +1,50 @@
 """Data-Driven Sparse Structure Selection (Huang and Wang, ECCV 2018, arXiv:1707.01213).
 
-Each residual branch is multiplied by a factor that is learnt with the weights, by accelerated
-proximal gradient under an L1 penalty. Branches whose factor ends at exactly zero are dropped, which
-changes nothing (``target: zeros``); a sparsity drops more of the smallest.
+Each residual branch (``sparse-structure``), or each group of a grouped convolution within the
+branches (``sparse-structure-groups``, for ResNeXt), is multiplied by a factor that is learnt with
+the weights, by accelerated proximal gradient under an L1 penalty. What has a factor of exactly zero
+at the end is dropped, which changes nothing (``target: zeros``); a sparsity drops more of the
+smallest. Of a convolution that lost all its groups one stays, adding zero.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from regrow.errors import ConfigError
 from regrow.probe import Probe
 from regrow.prune import Target, allocate_count, allocation, criterion, register_method, whole_share
-from regrow.surgery import Group, blocks
+from regrow.surgery import Group, Role, aggregations, blocks
 from regrow.train import Treatment
 
 MOMENTUM = 0.9  # as for the weights
 
 
 class Factor(nn.Module):
-    """A factor on the last layer of a branch, with what its update remembers."""
+    """A factor on the last layer of a branch, with what its update remembers.
+
+    Or one for each of several ``paths``, which are equal parts of the layer's inputs.
+    """
 
     velocity: Tensor
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, *, paths: int | None = None) -> None:
         super().__init__()
-        self.value = nn.Parameter(like.new_ones(1))
-        self.register_buffer("velocity", like.new_zeros(1))
+        self.value = nn.Parameter(like.new_ones(paths or 1))
+        self.register_buffer("velocity", torch.zeros_like(self.value))
         self.gradient: Tensor | None = None
+        self.paths = paths
 
     def forward(self, tensor: Tensor) -> Tensor:
         """Return a weight or a bias times the factor."""
-        return tensor * self.value
+        if self.paths is None:
+            return tensor * self.value
+        num_out, num_in, *kernel = tensor.shape
+        parts = tensor.reshape(num_out, self.paths, num_in // self.paths, *kernel)
+        return (parts * self.value.view(-1, *[1] * (tensor.dim() - 1))).reshape(tensor.shape)
 
 
 def factors(model: nn.Module) -> Iterator[Factor]:
@@ -50,6 +61,20 @@ def attach_(model: nn.Module) -> None:
         factor = Factor(end.weight)
         for name in _linear_in(end):
             parametrize.register_parametrization(end, name, factor)
+
+
+def attach_to_paths_(model: nn.Module) -> None:
+    """Give every group of the grouped convolutions a factor of 1, in place."""
+    found = aggregations(model)
+    if not found:
+        raise ConfigError(
+            "sparse-structure-groups learns a factor for each group of the grouped convolutions, "
+            "and this network declares none. Use a ResNeXt, or give the blocks of your network a "
+            "method paths_end()."
+        )
+    for end, paths in found.values():
+        assert isinstance(end.weight, Tensor)
+        parametrize.register_parametrization(end, "weight", Factor(end.weight, paths=paths))
 
 
 def fold_(model: nn.Module) -> None:
@@ -91,8 +116,17 @@ def accelerated_proximal_step_(model: nn.Module, lr: float | Tensor, *, strength
 
 def selecting(strength: float, _sparsity: float) -> Treatment:
     """Learn a factor for each branch."""
+    return _learning(attach_, strength)
+
+
+def selecting_groups(strength: float, _sparsity: float) -> Treatment:
+    """Learn a factor for each group of the grouped convolutions."""
+    return _learning(attach_to_paths_, strength)
+
+
+def _learning(attach: Callable[[nn.Module], None], strength: float) -> Treatment:
     return Treatment(
-        begin=attach_,
+        begin=attach,
         gradients=set_gradients_aside,
         updated=partial(accelerated_proximal_step_, strength=strength),
         end=fold_,
@@ -105,8 +139,18 @@ def branch_scale(group: Group, probe: Probe) -> Tensor:
 
     The network sees only their product: the factor alone could be moved into the layer.
     """
-    squares = group.sum(lambda name: probe.weight(name).square())
-    return (squares / group.sum(lambda name: torch.ones_like(probe.weight(name)))).sqrt()
+    return _root_mean_square(group, probe, "producer")
+
+
+@criterion("path-scale")
+def path_scale(group: Group, probe: Probe) -> Tensor:
+    """Score units by the root mean square of the weights that read them, factors included."""
+    return _root_mean_square(group, probe, "reader")
+
+
+def _root_mean_square(group: Group, probe: Probe, role: Role) -> Tensor:
+    squares = group.sum(lambda name: probe.weight(name).square(), role=role)
+    return (squares / group.sum(lambda name: torch.ones_like(probe.weight(name)), role=role)).sqrt()
 
 
 @allocation("zeros")
@@ -138,5 +182,15 @@ register_method(
         "resnet-32": _imagenet(("101", "0000", "000011", "011")),
         "resnet-26": _imagenet(("111", "1001", "100000", "011")),
     },
+    reference="Huang and Wang, Data-Driven Sparse Structure Selection, ECCV 2018, arXiv:1707.01213",
+)
+register_method(
+    "sparse-structure-groups",
+    criterion=path_scale,
+    allocation="zeros",
+    scope=("grouped",),
+    treatment=selecting_groups,
+    strength={"": 0.01},
+    targets={"zeros": Target()},
     reference="Huang and Wang, Data-Driven Sparse Structure Selection, ECCV 2018, arXiv:1707.01213",
 )

@@ -235,6 +235,10 @@ class Bottleneck(nn.Module):
         """Return relu(shortcut(x))."""
         return named([("shortcut", self.shortcut), ("relu3", self.relu3)])
 
+    def paths_end(self) -> tuple[nn.Module, int] | None:
+        """Return the layer that adds up the groups of the second convolution, and their number."""
+        return (self.conv3, self.conv2.groups) if self.conv2.groups > 1 else None
+
 
 def torchvision_name(name: str) -> str:
     """Translate the name of a parameter or buffer to torchvision's.

@@ -7,20 +7,30 @@
 The only code that changes shapes.
 """
 
-from regrow.surgery.blocks import Residual, block_groups, blocks, in_shortcuts
+from regrow.surgery.blocks import (
+    Aggregated,
+    Residual,
+    aggregations,
+    block_groups,
+    blocks,
+    in_shortcuts,
+)
 from regrow.surgery.cut import Select, kept_positions, shrink
-from regrow.surgery.groups import Group, Kind, Slot, Trace
+from regrow.surgery.groups import Group, Kind, Role, Slot, Trace
 from regrow.surgery.oracle import silence, verify
 from regrow.surgery.rules import rule
 from regrow.surgery.trace import trace
 
 __all__ = [
+    "Aggregated",
     "Group",
     "Kind",
     "Residual",
+    "Role",
     "Select",
     "Slot",
     "Trace",
+    "aggregations",
     "block_groups",
     "blocks",
     "in_shortcuts",

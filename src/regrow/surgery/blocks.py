@@ -1,6 +1,7 @@
 """Residual blocks: a branch beside a shortcut, of which surgery can drop the branch.
 
-A block declares both, because what is left without the branch is for its own code to say.
+A block declares both, because what is left without the branch is for its own code to say; and,
+where its branch adds up the groups of a grouped convolution, the layer that does so.
 """
 
 from typing import Protocol, runtime_checkable
@@ -22,6 +23,21 @@ class Residual(Protocol):
 
     def without_branch(self) -> nn.Module:
         """Return what is left when the branch adds nothing: the same layers, without copies."""
+
+
+@runtime_checkable
+class Aggregated(Protocol):
+    """A module that adds up paths: the groups of a grouped convolution."""
+
+    def paths_end(self) -> tuple[nn.Module, int] | None:
+        """Return the convolution that reads the paths, and how many there are; None if one."""
+
+
+def aggregations(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
+    """Return the layers that add up paths, and of how many, in the order of a network's modules."""
+    modules = model.named_modules()
+    found = {name: m.paths_end() for name, m in modules if isinstance(m, Aggregated)}
+    return {name: end for name, end in found.items() if end is not None}
 
 
 def blocks(model: nn.Module) -> dict[str, Residual]:
