@@ -210,9 +210,35 @@ def test_probe_activation_is_the_mean_map_after_the_groups_norm(label: str) -> N
         mine = probe.activation(group)
         by_hand = _after(model, source, x)
         assert mine.shape == (32, group.size)
-        for place, unit in enumerate(slot.units.tolist()):
-            if unit >= 0:
-                torch.testing.assert_close(mine[:, unit], by_hand[:, place])
+        for unit in range(group.size):
+            expected = by_hand[:, slot.units == unit].sum(1)
+            torch.testing.assert_close(mine[:, unit], expected)
+
+
+def test_probe_activation_finds_the_channels_of_layer_norms() -> None:
+    class Maps(nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    class Turn(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.permute(0, 2, 3, 1)
+
+    norms: dict[str, tuple[nn.Module, ...]] = {
+        "channels first": (Maps(6),),
+        "channels and map": (nn.LayerNorm([6, 6, 6]),),
+        "channels last": (Turn(), nn.LayerNorm(6)),
+    }
+    x, _ = _probe_images(0, 16)
+    for name, layers in norms.items():
+        model = nn.Sequential(nn.Conv2d(1, 6, 3), *layers, nn.Flatten(), nn.Linear(6 * 36, 10))
+        group = trace(model, SHAPE).group("0")
+        assert group.norms == (("2",) if name == "channels last" else ("1",))
+        with torch.no_grad():
+            out = model[: int(group.norms[0]) + 1](x)
+        expected = out.mean((1, 2) if name == "channels last" else (2, 3))
+        probe = Probe(model, digits(), num_images=16)
+        torch.testing.assert_close(probe.activation(group), expected)
 
 
 def test_probe_activation_takes_a_groups_own_part_of_a_norm_that_several_share() -> None:

@@ -57,7 +57,8 @@ class Probe:
         """Return what a group's channels put out, ``[images, units]``: the mean over the map.
 
         Taken after the group's first norm where it has one, else from its first producer, before
-        any nonlinearity. Single weights put out nothing of their own: a ``ConfigError``.
+        any nonlinearity. A unit of several channels (a group of a convolution) puts out their sum,
+        single weights nothing of their own: a ``ConfigError``.
         """
         slot = _output_of(group)
         module = self._model.get_submodule(slot.tensor.rpartition(".")[0])
@@ -156,5 +157,11 @@ def _output_of(group: Group) -> Slot:
 
 def _mean_over_map(module: nn.Module, output: Tensor) -> Tensor:
     """Average over everything but images and channels: ``[N, ...] -> [N, channels]``."""
-    channels = -1 if isinstance(module, nn.Linear | nn.LayerNorm) else 1
+    channels = 1
+    if isinstance(module, nn.LayerNorm):
+        # One of maps with a forward of its own (torchvision's LayerNorm2d) leaves them in front.
+        own = type(module).forward is not nn.LayerNorm.forward and output.dim() == 4
+        channels = 1 if own else -len(module.normalized_shape)
+    elif isinstance(module, nn.Linear):
+        channels = -1
     return output.movedim(channels, 1).flatten(2).mean(2) if output.dim() > 2 else output
