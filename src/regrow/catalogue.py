@@ -42,6 +42,8 @@ def _model(name: str) -> str:
 
 def _method(method: Method) -> str:
     text = f"{method.criterion} x {method.allocation}, removes {method.unit}s"
+    if method.follows is not None:
+        text += f", follows the pattern of {method.follows} (or another: from)"
     return f"{text}; targets {', '.join(method.targets)}" if method.targets else text
 
 
