@@ -100,8 +100,9 @@ CURVES = {
 @pytest.mark.parametrize("name", CURVES)
 def test_a_figure_has_every_series_in_every_panel(name: str) -> None:
     plan = plan_of(name)
-    shown = plotted.plotted(plan.entry, [empty(part) for part in plan.parts])
+    shown = plotted.plotted(plan, [empty(part) for part in plan.parts])
     assert shown is not None
+    assert shown.condition.startswith("scale smoke, digits for CIFAR-10")
     assert len(shown.panels) == {"figure-3": 2, "figure-5": 3, "figure-6": 2}[name]
     for panel in shown.panels:
         frame = shown.frame[shown.frame["panel"] == panel]
@@ -283,7 +284,7 @@ def is_drawn(folder: Path, name: str) -> bool:
 
 def test_points_are_means_over_the_seeds_that_ran(tmp_path: Path) -> None:
     plan = plan_of("figure-3", seeds=3)
-    shown = plotted.plotted(plan.entry, runs_of(plan, without=2))
+    shown = plotted.plotted(plan, runs_of(plan, without=2))
     assert shown is not None
     assert set(shown.frame["n"]) == {2}
     assert set(shown.frame["n_expected"]) == {3}
@@ -296,7 +297,7 @@ def test_points_are_means_over_the_seeds_that_ran(tmp_path: Path) -> None:
 
 def test_tickets_have_four_series_that_start_at_the_unpruned_network(tmp_path: Path) -> None:
     plan = plan_of("figure-7")
-    shown = plotted.plotted(plan.entry, runs_of(plan))
+    shown = plotted.plotted(plan, runs_of(plan))
     assert shown is not None
     assert len(shown.panels) == 4
     for panel in shown.panels:
@@ -324,7 +325,7 @@ def test_heat_maps_show_the_mean_of_each_position(tmp_path: Path) -> None:
         return kept
 
     put_masks(store, plan, keep)
-    shown = plotted.plotted(plan.entry, read_back(plan, store))
+    shown = plotted.plotted(plan, read_back(plan, store))
     assert shown is not None
     assert shown.rows[0] == ("3", "1", "0.500", "0.000", "0.000", "2")
     assert shown.rows[1] == ("3", "2", "0.000", "1.000", "0.000", "2")
@@ -348,7 +349,7 @@ def test_histograms_leave_out_zeros_and_stay_on_the_paper_s_axis(tmp_path: Path)
             {"conv.weight": weight, "norm.weight": torch.ones(7)},
         )
     found = plan_measured(plan, store)
-    shown = plotted.plotted(plan.entry, found)
+    shown = plotted.plotted(plan, found)
     assert shown is not None
     assert [row[:3] for row in shown.rows] == [
         (panel, column, "50,000" if column == "Scratch-trained" else "100,000")
@@ -409,7 +410,7 @@ def test_a_figure_that_has_not_been_run_says_so_everywhere(name: str, tmp_path: 
 
 def test_pictures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     plan = plan_of("figure-5")
-    shown = plotted.plotted(plan.entry, runs_of(plan))
+    shown = plotted.plotted(plan, runs_of(plan))
     assert shown is not None
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

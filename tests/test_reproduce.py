@@ -391,6 +391,22 @@ def test_what_is_cut_has_the_size_of_the_published_target(
     assert record_of(small)["after"]["parameters"] == size
 
 
+def test_uniform_pruning_leaves_the_parameters_of_the_protocol(paper_data: object) -> None:
+    # Protocols, section 11: millions of VGG-16 on CIFAR-10 and of VGG-19 on CIFAR-100.
+    expected = {
+        "figure-3": {0.1: 11.89, 0.2: 9.39, 0.3: 7.20, 0.4: 5.29, 0.5: 3.68, 0.6: 2.34},
+        "figure-6": {0.1: 16.21, 0.2: 12.82, 0.3: 9.83, 0.4: 7.23, 0.5: 5.04, 0.6: 3.20},
+    }
+    for name, sizes in expected.items():
+        found = {}
+        for one in printables(plan_of(name, only="uniform", seeds=1)):
+            job = one.cell.job
+            if isinstance(job, Retrain) and job.prune.method.unit == "channel":
+                parameters = record_of(job)["after"]["parameters"]
+                found[job.prune.sparsity] = round(parameters / 1e6, 2)
+        assert found == sizes
+
+
 # Scales -------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL = (3.6, 3.0)  # inches
+LEAST = 1.0  # points of accuracy that an axis spans at least
 STEP = 5_000  # between ticks of Figure 8's vertical axis
 
 
@@ -68,6 +69,8 @@ def draw(shown: Plotted, folder: Path) -> Picture:
     picture = Picture(caption=shown.caption, name=shown.name)
     with mpl.rc_context({"svg.hashsalt": "regrow", "font.size": 9}):
         figure = FIGURES[shown.kind](shown)
+        if shown.condition:
+            figure.suptitle(shown.condition, fontsize=8, color="#777777")
         png, svg = (folder / path for path in picture.paths)
         figure.savefig(png, dpi=150)
         figure.set_layout_engine("none")  # found once; finding it costs half a drawing
@@ -145,7 +148,11 @@ def _panel(axes: "Axes", frame: pd.DataFrame, *, x: str) -> None:
             linewidth=1.1,
             elinewidth=1.0,
             capsize=2,
+            alpha=0.9,
         )
+    low, high = axes.get_ylim()
+    if len(done) and high - low < LEAST:
+        axes.set_ylim((low + high - LEAST) / 2, (low + high + LEAST) / 2)
 
 
 def _legend(figure: "Figure", series: Sequence[str]) -> None:
@@ -164,7 +171,8 @@ def _legend(figure: "Figure", series: Sequence[str]) -> None:
         )
         for name, style in ((name, STYLES.get(name, PLAIN)) for name in series)
     ]
-    columns = len(handles) if figure.get_figwidth() > 2 * len(handles) else 2
+    inches = sum(0.6 + 0.07 * len(name) for name in series)  # of one row, about
+    columns = len(handles) if inches < figure.get_figwidth() else 2
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 

@@ -5,6 +5,7 @@ What has not been run stands in the rows as such, and in the frame with n = 0 or
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ from regrow.paper.found import Found, averaged
 from regrow.paper.layout import NOT_RUN
 from regrow.paper.measures import COLUMNS, FINEST
 from regrow.paper.printed import records
-from regrow.paper.reproduce import Entry, Kind, Printable
+from regrow.paper.reproduce import Kind, Plan, Printable
 from regrow.report import words
 from regrow.report.rows import Run
 from regrow.stats import mean_and_std
@@ -32,11 +33,15 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Plotted:
-    """The numbers of a figure: in a frame, and as text under the names of its columns."""
+    """The numbers of a figure: in a frame, and as text under the names of its columns.
+
+    ``condition`` says what is not as in the paper, the scale and the images, in a few words.
+    """
 
     name: str
     kind: Kind
     caption: str
+    condition: str
     frame: pd.DataFrame
     panels: tuple[str, ...]
     columns: Row
@@ -49,8 +54,9 @@ class Plotted:
         return f"{done} of {len(self.rows)} rows have been run"
 
 
-def plotted(entry: Entry, found: Sequence[Found]) -> Plotted | None:
+def plotted(plan: Plan, found: Sequence[Found]) -> Plotted | None:
     """Gather what a figure plots; None for a table."""
+    entry = plan.entry
     if entry.kind not in GATHER:
         return None
     frame, rows, columns = GATHER[entry.kind](found)
@@ -59,11 +65,20 @@ def plotted(entry: Entry, found: Sequence[Found]) -> Plotted | None:
         name=entry.name,
         kind=entry.kind,
         caption=entry.about,
+        condition=_condition(plan, cells),
         frame=frame,
         panels=tuple(dict.fromkeys(one.panel for one in cells)),
         columns=columns,
         rows=tuple(rows),
     )
+
+
+def _condition(plan: Plan, cells: Sequence[Printable]) -> str:
+    said = [] if plan.scale.name == "paper" else [f"scale {plan.scale.name}"]
+    for label in dict.fromkeys(one.cell.experiment.data_label for one in cells):
+        chosen, instead, of = label.partition(" for ")
+        said += [f"{Path(chosen).name} for {of}"] if instead else []
+    return ", ".join(said)
 
 
 Gathered = tuple[pd.DataFrame, Iterator[Row], Row]
@@ -96,7 +111,7 @@ def _points(found: Sequence[Found], series: Callable[[Printable], list[str]]) ->
                 groups.setdefault((printable.panel, name, ratio), []).append(run)
     points = [(*place, *_figures(runs)) for place, runs in groups.items()]
     frame = pd.DataFrame(points, columns=[*POINT])
-    columns = ("panel", "series", "pruned", "parameters", "accuracy %", "n")
+    columns = ("panel", "series", "sparsity", "parameters", "accuracy %", "n")
     return frame, _point_rows(frame), columns
 
 
@@ -116,7 +131,7 @@ def _point_rows(frame: pd.DataFrame) -> Iterator[Row]:
         yield (
             row["panel"],
             row["series"],
-            f"{100 * row['ratio']:.4g}%",
+            f"{row['ratio']:.4g}",
             words.quantity(row["parameters"]) if n else NOT_RUN,
             words.accuracy(row["mean"] if n else None, std, n),
             words.seeds(n, int(row["n_expected"])),

@@ -90,7 +90,7 @@ def publish(
         plan=plan,
         ours=ours,
         sheet=sheet(plan, ours),
-        plotted=plotted.plotted(plan.entry, found),
+        plotted=plotted.plotted(plan, found),
         notes=_notes(plan, found),
         num_failed=sum(len(one.failures) for one in found),
         complete=all(one.complete for one in found),

@@ -128,6 +128,7 @@ class Plan:
     """An entry as it can be run here: its parts, and those that cannot be, with the reason."""
 
     entry: Entry
+    scale: Scale
     parts: tuple[Part, ...]
     skipped: Mapping[str, str]
     notes: tuple[str, ...]
@@ -193,7 +194,13 @@ def prepare(entry: Entry, request: Request) -> Plan:
     scale = request.scale
     head = [f"Scale {scale.name}: {scale.about}."]
     head += [entry.note] if entry.note else []
-    return Plan(entry=entry, parts=tuple(parts), skipped=skipped, notes=(*head, *notes))
+    return Plan(
+        entry=entry,
+        scale=scale,
+        parts=tuple(parts),
+        skipped=skipped,
+        notes=(*head, *notes),
+    )
 
 
 def _rows_of(entry: Entry, request: Request) -> list[str]:
