@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from cutting import enliven_, random_mask
 from regrow.errors import TraceError
+from regrow.guard import guard
 from regrow.mask import Mask
 from regrow.surgery import rule, shrink, silence, trace, verify
 from regrow.surgery.painter import Painter
@@ -436,6 +437,18 @@ def test_network_is_cut_right_or_kept_whole_with_a_reason(name: str) -> None:
         assert verify(net, mask, found) < EXACT
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_guard_leaves_what_can_be_cut(name: str) -> None:
+    """Of a mask that would keep next to nothing."""
+    net, sizes, _ = NETS[name]
+    found = trace(net, SHAPE)
+    scores = {n: torch.randn(size) for n, size in sizes.items()}
+    nothing = {n: torch.zeros(size, dtype=torch.bool) for n, size in sizes.items()}
+    kept, helped = guard(nothing, scores, found)
+    assert helped == tuple(found.groups)
+    assert verify(net, Mask(unit="channel", kept=kept), found) < EXACT
+
+
 # Statistics over channels, and groups, by hand
 
 
@@ -522,6 +535,7 @@ QUICK = {
 }
 SLOW = {
     "vgg11_bn": 10,
+    "regnet_x_400mf": 27,
     "regnet_y_400mf": 37,
     "densenet121": 182,
     "efficientnet_b0": 40,
@@ -560,7 +574,8 @@ def test_networks_of_torchvision(name: str, num_groups: int) -> None:
     found = trace(net, shape)
     assert len(found.groups) == num_groups
     assert all(any(known in reason for known in REASONS) for reason in found.whole.values())
-    assert verify(net, random_mask(found), found) < EXACT
+    for seed, keep in enumerate((0.6, 0.2)):
+        assert verify(net, random_mask(found, seed=seed, keep=keep), found) < EXACT
 
 
 def test_layers_that_only_train_are_not_forgotten() -> None:
