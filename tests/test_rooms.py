@@ -15,7 +15,7 @@ PACKAGE = Path(regrow.__file__).parent
 # A room is a module or a folder of the package. Each may import from lower levels, and from itself.
 LEVELS: list[set[str]] = [
     {"errors", "turns"},
-    {"registry", "seeds", "stats"},
+    {"registry", "ranks", "seeds", "stats"},
     {"store", "mask", "models", "data"},
     {"surgery", "train", "work"},
     {"cost", "reconstruct", "arms", "guard", "stages"},
@@ -28,6 +28,7 @@ LEVELS: list[set[str]] = [
     {"asked"},
     {"paper", "bench"},
     {"cli", "__init__"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HEAVY = ("torch", "torchvision", "pandas", "matplotlib", "scipy", "sklearn", "pyarrow")

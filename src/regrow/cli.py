@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from regrow.bench.command import app as bench_commands
-from regrow.errors import ConfigError, Interrupted, RegrowError, unknown
+from regrow.errors import ConfigError, Interrupted, RanksLost, RegrowError, unknown
 from regrow.paper.command import app as paper_commands
 
 if TYPE_CHECKING:
@@ -363,6 +363,15 @@ def _print_names(kind: str, names: Mapping[str, str], *, brief: bool) -> None:
 
 def main() -> None:
     """Run the command line; errors for people end in exit code 2 without a traceback."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        _main()
+        return
+    from regrow.run.team import take_part
+
+    take_part(_main, _complain)
+
+
+def _main() -> None:
     try:
         app()
     except SystemExit as end:
@@ -370,6 +379,10 @@ def main() -> None:
             _complain(STOPPED)
         _flush()
         raise
+    except RanksLost as error:
+        _complain(f"{error}")
+        _flush()
+        os._exit(EXIT_INTERRUPTED)  # the connections to ranks that wait would wait too
     except Interrupted as error:
         _complain(f"{error}")
         sys.exit(EXIT_INTERRUPTED)

@@ -7,6 +7,7 @@
     |- StoreError       a store that cannot be read, written or trusted
     |- TrainingError    a training that produced no usable network (diverged, not finite)
     `- Interrupted      a run stopped on request; what was under way can be resumed
+       `- RanksLost     of several ranks, one ended, so that the others cannot go on
 
 Each message says where, what was expected, what came, and what to do. The command line prints it
 without a traceback and exits with code 2.
@@ -42,6 +43,10 @@ class TrainingError(RegrowError):
 
 class Interrupted(RegrowError):
     """A run stopped on request; what was under way can be resumed."""
+
+
+class RanksLost(Interrupted):
+    """Of several ranks, one ended, so that the others cannot go on."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -153,14 +153,17 @@ class Train(Keyed):
         """Train, and read the test set once."""
         dataset = context.dataset(self.data.spec)
         if self.initial is None:
-            model = build(self.model, seed=self.seed)
+            with context.ranks.agreeing():  # published weights may be at hand here, and not there
+                model = build(self.model, seed=self.seed)
         else:
             model = _trained(self.model, context.tensors(self.initial))
         cost = model_cost(self.model, self.data.shape)
         if self.taken:
             _check_normalisation(dataset)
             model = model.to(context.device)
-            return Outcome(_result(model, dataset, self.recipe, cost, None), state_of(model))
+            return Outcome(
+                _result(context, model, dataset, recipe=self.recipe, cost=cost), state_of(model)
+            )
         training = Training(
             model,
             dataset,
@@ -168,11 +171,12 @@ class Train(Keyed):
             seed=self.seed,
             device=context.device,
             treatment=NO_TREATMENT if self.treated is None else self.treated.treatment(),
+            ranks=context.ranks,
         )
         kept = advance(training, context, keep=self.keep)
         return Outcome(
-            _result(training.model, dataset, self.recipe, cost, training),
-            {**state_of(training.model), **kept},
+            _result(context, model, dataset, recipe=self.recipe, cost=cost, training=training),
+            {**state_of(model), **kept},
         )
 
 
@@ -352,7 +356,9 @@ class Retrain(Keyed):
         record: dict[str, Any] = {"ratio": ratio, "capped": self.arm.budget.is_capped(ratio)}
         if epochs == 0:
             model = model.to(context.device)
-            return Outcome(record | _result(model, dataset, self.recipe, after, None))
+            return Outcome(
+                record | _result(context, model, dataset, recipe=self.recipe, cost=after)
+            )
         recipe = self.arm.recipe(self.recipe, epochs)
         training = Training(
             model,
@@ -362,10 +368,11 @@ class Retrain(Keyed):
             device=context.device,
             hold=holder(mask) if mask.held else None,
             first_epoch=self.arm.epoch or 0,
+            ranks=context.ranks,
         )
         advance(training, context)
-        record |= _result(training.model, dataset, recipe, after, training)
-        return Outcome(record, state_of(training.model))
+        record |= _result(context, model, dataset, recipe=recipe, cost=after, training=training)
+        return Outcome(record, state_of(model))
 
     def _start(self, context: Context, mask: Mask) -> nn.Module:
         """Build the network that the arm starts from, cut or held by the mask."""
@@ -459,7 +466,13 @@ def _check_normalisation(dataset: Dataset) -> None:
 
 
 def _result(
-    model: nn.Module, dataset: Dataset, recipe: Recipe, cost: Cost, training: Training | None
+    context: Context,
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    recipe: Recipe,
+    cost: Cost,
+    training: Training | None = None,
 ) -> dict[str, Any]:
     """Measure a network that has been trained (or not), and say what that took."""
     score = partial(
@@ -468,6 +481,7 @@ def _result(
         dataset=dataset,
         precision=recipe.precision,
         channels_last=recipe.channels_last,
+        ranks=context.ranks,
     )
     test = score(dataset.test)
     samples = training.samples if training is not None else 0

@@ -12,6 +12,7 @@ in this process or in a worker - and only through its ``Context``:
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import Interrupted, StoreError
+from regrow.ranks import ALONE, Ranks
 from regrow.store import Store, Workspace
 from regrow.turns import TURN
 
@@ -95,22 +97,36 @@ class Notice:
     message: str
 
 
+class Word(IntEnum):
+    """What ranks agree on after each step; the strongest that any of them says."""
+
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2
+
+
 class Context:
-    """All that a running job may ask for; one for each run of a job."""
+    """All that a running job may ask for; one for each run of a job.
+
+    Where several ``ranks`` do the job, all ask for the same in the same order. Rank 0 alone has the
+    store and the workspace; what it reads there, the others get from it.
+    """
 
     def __init__(
         self,
         job: Job,
-        store: Store,
-        workspace: Workspace,
+        store: Store | None,
+        workspace: Workspace | None,
         *,
         device: str = "cpu",
         checkpoint_seconds: float = 120.0,
         report: Callable[[Progress | Notice], None] = lambda _: None,
         stopping: Callable[[], bool] = lambda: False,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.store = store
         self.device = device
+        self.ranks = ranks
+        self._store = store
         self._job = job
         self._workspace = workspace
         self._checkpoint_seconds = checkpoint_seconds
@@ -122,6 +138,7 @@ class Context:
         self._resumed_at: float | None = None
         self._can_checkpoint = False
         self._ready_to_stop = False
+        self._agreed = Word.GO_ON
         self._next_report = self._started
         self._next_file = self._started + PROGRESS_FILE_SECONDS
 
@@ -132,15 +149,15 @@ class Context:
 
     def record(self, job: Job) -> dict[str, Any]:
         """Return the record of an input; raises ``StoreError`` if it stands for another spec."""
-        return self.store.record(job.key, spec=job.spec)
+        return self.ranks.share(lambda: self._own_store.record(job.key, spec=job.spec))
 
     def tensors(self, job: Job) -> dict[str, Tensor]:
         """Return the tensors of an input."""
-        return self.store.tensors(job.key)
+        return self.ranks.share(lambda: self._own_store.tensors(job.key))
 
     def dataset(self, spec: "DataSpec") -> "Dataset":
         """Return a data set, loaded once in each process."""
-        with _LOADING:
+        with self.ranks.agreeing(), _LOADING:
             return _dataset(spec)
 
     def note(self, message: str) -> None:
@@ -153,12 +170,7 @@ class Context:
         Sets the global random state of the CPU to what it was then. A damaged checkpoint is given
         up with a notice, and the job starts over.
         """
-        try:
-            saved = self._workspace.load_checkpoint()
-        except StoreError as error:
-            self._workspace.drop_checkpoint()
-            self._report(Notice(f"The job starts over. {error}"))
-            return None
+        saved = self.ranks.share(self._read_checkpoint)
         if saved is None:
             return None
         tensors, meta = saved
@@ -171,19 +183,23 @@ class Context:
     def checkpoint_due(self) -> bool:
         """Tell whether to save now: enough time went by, or the run is being stopped."""
         self._can_checkpoint = True
-        if self._stopping():
-            return not self._ready_to_stop
-        return time.monotonic() - self._saved >= self._checkpoint_seconds
+        late = time.monotonic() - self._saved >= self._checkpoint_seconds
+        if self.ranks.together:
+            word = Word.SAVE if late and self.ranks.first else Word.GO_ON
+            self._agreed = Word(self.ranks.most(Word.STOP if self._stopping() else word))
+            late = self._agreed == Word.SAVE
+        return not self._ready_to_stop if self._is_stopping else late
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Keep all that is needed to go on from here, in place of the last checkpoint.
 
         The global random state of the CPU is kept too: a user's network may draw from it.
         """
-        self._ready_to_stop = self._stopping()
+        self._ready_to_stop = self._is_stopping
         with TURN:
             everything = {**tensors, RANDOM_STATE: torch.get_rng_state()}
-        self._workspace.save_checkpoint(everything, {"meta": meta, "seconds": self.seconds})
+        now = {"meta": meta, "seconds": self.seconds}
+        self.ranks.share(lambda: self._own_workspace.save_checkpoint(everything, now))
         self._saved = time.monotonic()
 
     def tick(self, fraction: float, note: str = "") -> None:
@@ -192,7 +208,7 @@ class Context:
         Raises ``Interrupted`` when the run is being stopped - for a job that asks
         ``checkpoint_due``, only after it has saved.
         """
-        if self._stopping() and (self._ready_to_stop or not self._can_checkpoint):
+        if self._is_stopping and (self._ready_to_stop or not self._can_checkpoint):
             raise Interrupted(f"{self._job.label} was stopped; it goes on in the next run.")
         now = time.monotonic()
         if self._resumed_at is None:
@@ -200,12 +216,35 @@ class Context:
         if now >= self._next_report:
             self._next_report = now + REPORT_SECONDS
             self._report(Progress(fraction, note, self._resumed_at))
-        if now >= self._next_file:
+        if self._workspace is not None and now >= self._next_file:
             self._next_file = now + PROGRESS_FILE_SECONDS
             self._workspace.progress(
                 {"label": self._job.label, "fraction": fraction, "note": note}
                 | {"seconds": self.seconds}
             )
+
+    @property
+    def _is_stopping(self) -> bool:
+        """Whether to stop: at once where this process decides, else when the ranks agreed on it."""
+        return self._agreed == Word.STOP if self.ranks.together else self._stopping()
+
+    @property
+    def _own_store(self) -> Store:
+        assert self._store is not None, "rank 0 alone asks the store"
+        return self._store
+
+    @property
+    def _own_workspace(self) -> Workspace:
+        assert self._workspace is not None, "rank 0 alone has a workspace"
+        return self._workspace
+
+    def _read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        try:
+            return self._own_workspace.load_checkpoint()
+        except StoreError as error:
+            self._own_workspace.drop_checkpoint()
+            self._report(Notice(f"The job starts over. {error}"))
+            return None
 
 
 class Advancing(Protocol):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from regrow.errors import ConfigError
+from regrow.ranks import current
 from regrow.run.conduct import Conductor, Summary
 from regrow.run.crew import assemble
 from regrow.run.events import (
@@ -58,8 +59,9 @@ def run(
 
     With fewer than two workers, or a single job, the work is done in this process; by default there
     is one worker process per core. On a GPU, workers are threads of this process that share the
-    device, by default as many as measuring finds to pay. A job that fails leaves the others
-    running, and is tried again by the next run. Several runs may share one store: a job held by
+    device, by default as many as measuring finds to pay. As rank 0 of several (``run.team``), this
+    process takes one job at a time, and the others train it with it. A job that fails leaves the
+    others running, and is tried again by the next run. Several runs may share one store: a job held by
     another is waited for. Ctrl-C or SIGTERM stops in good order - every job saves, ``Interrupted``
     is raised - and a second one at once.
     """
@@ -67,8 +69,10 @@ def run(
         raise ConfigError(f"'workers' must be an int of at least 0. Got {workers!r}.")
     store.tidy()
     schedule = Schedule(jobs, store.snapshot().done)
-    together = device != "cpu"
-    if workers is None:
+    together = device != "cpu" and not current().together
+    if current().together:
+        workers = 0
+    elif workers is None:
         pending = (node.job for node in schedule.nodes.values())
         workers = gang(pending, device) if together else num_cores()
     settings = Settings(

@@ -160,6 +160,7 @@ class Conductor:
             self._held.append(node)
         elif ended.status == "stopped":
             self._schedule.put_back(node)
+            self._stops = max(self._stops, 1)  # where another rank was asked to, not this one
         elif ended.status == "died":
             self._died(node, ended.message)
         elif ended.status == "failed":

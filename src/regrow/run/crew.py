@@ -18,6 +18,7 @@ from regrow.errors import RegrowError
 from regrow.registry import loaded_files
 from regrow.run.execute import Ended, Message, Settings, exact_floats, execute, one_thread
 from regrow.run.schedule import Node
+from regrow.run.team import summon
 from regrow.run.worker import STOP, Origin, Ready, work
 from regrow.store import Store
 
@@ -64,7 +65,7 @@ def assemble(num_workers: int, store: Store, settings: Settings) -> Crew:
 
 
 class _Here:
-    """This process, one job at a time."""
+    """This process, one job at a time; as rank 0 of several, it has the others help."""
 
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store = store
@@ -95,6 +96,7 @@ class _Here:
                 self._settings,
                 report=lambda message: deliver(node, message),
                 stopping=lambda: self._stopping,
+                summon=summon,
             )
         self._node = None
         deliver(node, ended)

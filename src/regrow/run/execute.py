@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from regrow.errors import Interrupted, RegrowError, StoreError
+from regrow.errors import Interrupted, RanksLost, RegrowError, StoreError
+from regrow.ranks import ALONE, Ranks, lost, own_device
 from regrow.seeds import derive
 from regrow.store import Store, Workspace
 from regrow.turns import drawing
@@ -50,8 +51,13 @@ def execute(
     *,
     report: Callable[[Progress | Notice], None],
     stopping: Callable[[], bool],
+    summon: Callable[[Job, Settings], Ranks] = lambda job, settings: ALONE,
 ) -> Ended:
-    """Do a job and store what it finds, or why it failed; never raises for the job's own sake."""
+    """Do a job and store what it finds, or why it failed; never raises for the job's own sake.
+
+    ``summon`` has other ranks do it too, and returns who does. What only one of them runs into, in
+    code that is not ours, is ``RanksLost``: the others wait for it at some point nobody knows.
+    """
     with store.claim(job.key) as workspace:
         if workspace is None:
             return Ended("held")
@@ -59,22 +65,28 @@ def execute(
             return Ended("reused")
         store.forgive(job.key)
         report(Progress(0.0))
+        ranks = summon(job, settings)
         context = Context(
             job,
             store,
             workspace,
-            device=settings.device,
+            ranks=ranks,
+            device=own_device(settings.device),
             checkpoint_seconds=settings.checkpoint_seconds,
             report=report,
             stopping=stopping,
         )
         try:
-            with _own_randomness(job, settings):
+            with own_randomness(job, settings):
                 outcome = job.run(context)
             store.commit(job.key, _record(job, outcome, context.seconds), outcome.tensors)
+        except RanksLost:
+            raise
         except Interrupted:
             return Ended("stopped", context.seconds)
         except Exception as error:
+            if ranks.together and not isinstance(error, RegrowError):
+                raise lost(error) from error
             return _failed(job, error, store=store, workspace=workspace)
         return Ended("done", context.seconds)
 
@@ -107,7 +119,7 @@ def exact_floats() -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def _own_randomness(job: Job, settings: Settings) -> AbstractContextManager[None]:
+def own_randomness(job: Job, settings: Settings) -> AbstractContextManager[None]:
     """Start every job from its own global random state, whatever ran before it in this process.
 
     A training beside others leaves that state to whoever's turn it is: it draws from it only within

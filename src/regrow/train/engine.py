@@ -32,6 +32,7 @@ class Parts:
     """What every step of a training works on; the tensors are changed in place."""
 
     model: nn.Module
+    network: nn.Module  # what computes the logits: the model, or what averages over ranks around it
     recipe: Recipe
     device: torch.device
     images: Images
@@ -91,20 +92,21 @@ def update(
     *,
     lr: float | Tensor,
     random: AbstractContextManager[None],
+    weight: float = 1.0,
 ) -> Tensor:
     """Take one update on a batch of augmented bytes, and return the loss before it.
 
-    Normalise, forward, loss, backward, the treatment's gradients, hold, update, the treatment's
-    own update, hold.
+    Normalise, forward, loss (times ``weight`` for the gradients), backward, the treatment's
+    gradients, hold, update, the treatment's own update, hold.
     """
     model, recipe = parts.model, parts.recipe
     x = normalised(pixels, parts.normalisation, channels_last=recipe.channels_last)
     with random:
-        logits = forward(model, x, recipe.precision)
+        logits = forward(parts.network, x, recipe.precision)
     loss = F.cross_entropy(logits, labels)
     for parameter in parts.parameters:
         parameter.grad = None
-    loss.backward()  # type: ignore[no-untyped-call]
+    (loss if weight == 1.0 else loss * weight).backward()
     treatment = parts.treatment
     if treatment.gradients is not None:
         treatment.gradients(model)
@@ -142,10 +144,14 @@ def descend(parts: Parts, lr: float | Tensor) -> None:
 
 
 class Eager:
-    """One call after another; images in memory or streamed."""
+    """One call after another; images in memory or streamed.
 
-    def __init__(self, parts: Parts) -> None:
+    ``bounds`` are those of this process's share of each batch, where others take the rest.
+    """
+
+    def __init__(self, parts: Parts, *, bounds: list[tuple[int, int]] | None = None) -> None:
         self._parts = parts
+        self._bounds = parts.bounds if bounds is None else bounds
         self._lr = 0.0
         self._batches: list[tuple[Tensor, Tensor]] = []  # indices and draws, where images are read
         self._labels: list[Tensor] = []
@@ -156,23 +162,24 @@ class Eager:
         at = parts.device if isinstance(parts.images, MemoryImages) else torch.device("cpu")
         order, draws = epoch.order.to(at), epoch.draws.to(at)
         labels = parts.labels.index_select(0, order.to(parts.device))
-        self._batches = [(order[a:b], draws[a:b]) for a, b in parts.bounds]
-        self._labels = [labels[a:b] for a, b in parts.bounds]
+        self._batches = [(order[a:b], draws[a:b]) for a, b in self._bounds]
+        self._labels = [labels[a:b] for a, b in self._bounds]
         self._lr = epoch.lr
 
     def step(self, place: int, *, seed: int) -> None:
         """Gather, augment, update."""
         parts = self._parts
+        pixels, labels = self.fetch(place)
+        random = drawing(seed, device=parts.device)
+        parts.losses[place] = update(parts, pixels, labels, lr=self._lr, random=random)
+
+    def fetch(self, place: int) -> tuple[Tensor, Tensor]:
+        """Return the augmented bytes and the labels of a place, and announce those after it."""
+        parts = self._parts
         for later in self._batches[place : place + BATCHES_AHEAD]:
             parts.images.prefetch(*later, kind=parts.augmentation)
         pixels = parts.images.augmented(*self._batches[place], kind=parts.augmentation)
-        parts.losses[place] = update(
-            parts,
-            pixels.to(parts.device),
-            self._labels[place],
-            lr=self._lr,
-            random=drawing(seed, device=parts.device),
-        )
+        return pixels.to(parts.device), self._labels[place]
 
 
 class Graphed:

@@ -1,5 +1,6 @@
 """What a network scores on a split, in one pass that waits for the device only at its end."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from regrow.data import Dataset, Images, MemoryImages, scaling
+from regrow.ranks import ALONE, Ranks
 from regrow.train.engine import BATCHES_AHEAD, forward, normalised, on_device
 from regrow.train.recipe import Precision
 
@@ -32,11 +34,13 @@ def evaluate(
     precision: Precision = "fp32",
     channels_last: bool = True,
     batch: int = EVALUATION_BATCH,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Score a model on all images of a split, on the device and in the layout it has.
 
     ``dataset`` tells how to normalise. The modes (training or not) of its modules are as before
-    afterwards. The accuracy is an exact count over the number of images.
+    afterwards. The accuracy is an exact count over the number of images. Several ``ranks`` take the
+    batches in turn, and all return the same.
     """
     device = next(model.parameters()).device
     images = on_device(images, device)
@@ -45,20 +49,27 @@ def evaluate(
     # Indices lie where the images are read: decoding is the CPU's.
     places = torch.arange(len(images), device=device if isinstance(images, MemoryImages) else "cpu")
     order = torch.split(places, batch)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    with _evaluating(model), torch.inference_mode():
-        for place, indices in enumerate(order):
-            for later in order[place : place + BATCHES_AHEAD]:
-                images.prefetch(later)
+    # By batch, so that sums are taken in one order, however many ranks there are.
+    correct = torch.zeros(len(order), dtype=torch.int64, device=device)
+    losses = torch.zeros(len(order), dtype=torch.float64, device=device)
+    own = range(ranks.rank, len(order), ranks.size)
+    with _evaluating(model), torch.inference_mode(), ranks.agreeing():
+        for number, place in enumerate(own):
+            for later in own[number : number + BATCHES_AHEAD]:
+                images.prefetch(order[later])
+            indices = order[place]
             pixels = images.batch(indices).to(device)
             x = normalised(pixels, factors, channels_last=channels_last)
             logits = forward(model, x, precision)
             wanted = labels[indices.to(device)]
-            correct += (logits.argmax(dim=1) == wanted).sum()
-            loss += F.cross_entropy(logits, wanted, reduction="sum")
+            correct[place] = (logits.argmax(dim=1) == wanted).sum()
+            losses[place] = F.cross_entropy(logits, wanted, reduction="sum")
+    ranks.add_(correct)
+    ranks.add_(losses)
     num = len(images)
-    return Evaluation(accuracy=int(correct) / num, loss=float(loss) / num, num=num)
+    return Evaluation(
+        accuracy=int(correct.sum()) / num, loss=math.fsum(losses.tolist()) / num, num=num
+    )
 
 
 @contextmanager

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from regrow.data import Dataset, MemoryImages, scaling
 from regrow.errors import ConfigError
+from regrow.ranks import ALONE, Ranks
 from regrow.seeds import derive, seeded
+from regrow.train.distributed import InStep
 from regrow.train.engine import (
     CannotRecord,
     Eager,
@@ -50,6 +52,7 @@ class Training(Stepping):
 
     On a GPU, with its images in memory, steps are replayed CUDA graphs; where one cannot be
     recorded, steps are taken one call at a time and ``notice`` says why. ``eager`` asks for that.
+    Several ``ranks`` take each step together, one call at a time (see ``train.distributed``).
     Global settings of torch (threads, denormals, TF32) are left as they are.
     """
 
@@ -66,6 +69,7 @@ class Training(Stepping):
         first_epoch: int = 0,
         eager: bool = False,
         recorder: Recorder | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         if len(dataset.train) < 2:
             raise ConfigError(
@@ -92,6 +96,7 @@ class Training(Stepping):
         bounds = _batch_bounds(len(dataset.train), recipe.batch)
         self.parts = Parts(
             model=self.model,
+            network=self.model,
             recipe=recipe,
             device=self.device,
             images=on_device(dataset.train, self.device),
@@ -109,7 +114,9 @@ class Training(Stepping):
         if recorder is None and self.device.type == "cuda" and not eager:
             recorder = CudaGraphs(self.device)
         self._engine: Engine = Eager(self.parts)
-        if recorder is not None and isinstance(dataset.train, MemoryImages):
+        if ranks.together:
+            self._engine = InStep(self.parts, ranks)
+        elif recorder is not None and isinstance(dataset.train, MemoryImages):
             self._engine = Graphed(self.parts, recorder)
         self.first_epoch = first_epoch
         self.steps_done = first_epoch * self.steps_per_epoch

@@ -1,0 +1,178 @@
+"""One training over several ranks: each takes its share of every batch, all take the same step.
+
+What is learnt does not depend on how many ranks there are, but for the order of sums and for the
+draws of dropout: the gradients are those of the whole batch, and batch norms take their statistics
+over it. A job therefore has one key, and a training may be resumed with another number of ranks.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from regrow.ranks import Ranks
+from regrow.seeds import derive
+from regrow.train.engine import Eager, Epoch, Parts, update
+from regrow.turns import drawing
+
+# Of a batch with fewer for each rank, every rank takes all: a norm cannot learn from one image, and
+# the order of images must not depend on the number of ranks. It is the last of an epoch, if any.
+LEAST_IMAGES = 2
+# Whether rank 0's buffers are sent before each forward pass; as newer versions of torch call it.
+_OPTIONS = signature(DistributedDataParallel.__init__).parameters
+BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _OPTIONS)
+
+
+def share_of(bounds: tuple[int, int], ranks: Ranks) -> tuple[int, int]:
+    """Return which places of a batch are a rank's own; all of them in a batch too small to share.
+
+    >>> [share_of((100, 110), Ranks(rank=rank, size=4)) for rank in range(4)]
+    [(100, 102), (102, 105), (105, 107), (107, 110)]
+    >>> share_of((100, 107), Ranks(rank=3, size=4))
+    (100, 107)
+    """
+    start, num = bounds[0], bounds[1] - bounds[0]
+    if num < LEAST_IMAGES * ranks.size:
+        return bounds
+    return tuple(start + num * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))  # type: ignore[return-value]
+
+
+class InStep:
+    """An engine that takes each step together with the other ranks."""
+
+    def __init__(self, parts: Parts, ranks: Ranks) -> None:
+        # Gradients are averaged while the backward pass goes on. Buffers are equal as they are.
+        # Static: the same parameters get gradients in every step, though not all of them need to.
+        network = DistributedDataParallel(parts.model, static_graph=True, **{BUFFERS: False})
+        self._parts = replace(parts, network=network)
+        self._ranks = ranks
+        self._shares = [share_of(bounds, ranks) for bounds in parts.bounds]
+        self._eager = Eager(self._parts, bounds=self._shares)
+        self._lr = 0.0
+
+    def begin(self, epoch: Epoch) -> None:
+        """Make an epoch the one whose steps are taken."""
+        self._eager.begin(epoch)
+        self._lr = epoch.lr
+
+    def step(self, place: int, *, seed: int) -> None:
+        """Gather a share, agree that all ranks have theirs, and update by the whole batch."""
+        pixels, labels = self._fetch(place)
+        parts, size = self._parts, self._ranks.size
+        start, end = parts.bounds[place]
+        alike = self._shares[place] == (start, end)
+        # This rank's part of the mean over the batch - times the number of ranks, because gradients
+        # are averaged.
+        weight = 1.0 if alike else len(labels) * size / (end - start)
+        if not (alike or self._ranks.first):
+            seed = derive(seed, "rank", self._ranks.rank)
+        norms = nullcontext() if alike else over_ranks(parts.model, self._ranks)
+        with norms:
+            loss = update(
+                parts,
+                pixels,
+                labels,
+                lr=self._lr,
+                random=drawing(seed, device=parts.device),
+                weight=weight,
+            )
+        loss *= weight / size
+        self._ranks.add_(loss)
+        parts.losses[place] = loss
+
+    def _fetch(self, place: int) -> tuple[Tensor, Tensor]:
+        with self._ranks.agreeing():  # an image that cannot be read is one rank's
+            return self._eager.fetch(place)
+
+
+# Norms --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def over_ranks(model: nn.Module, ranks: Ranks) -> Iterator[None]:
+    """Let batch norms that train take their statistics over the images of all ranks meanwhile.
+
+    The modules stay what they are, so methods that look for batch norms find them.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        vars(norm)["forward"] = partial(_normed, norm, ranks)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del vars(norm)["forward"]
+
+
+def _normed(norm: _BatchNorm, ranks: Ranks, x: Tensor) -> Tensor:
+    """Do what a batch norm in training does, over the batch of all ranks."""
+    if not norm.training:
+        return type(norm).forward(norm, x)
+    factor = _update_factor(norm)
+    if x.device.type == "cuda":
+        result: Tensor = SyncBatchNorm.apply(
+            x,
+            norm.weight,
+            norm.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            factor,
+            dist.group.WORLD,
+            ranks.size,
+        )
+        return result
+    dims = [dim for dim in range(x.ndim) if dim != 1]
+    shape = [-1 if dim == 1 else 1 for dim in range(x.ndim)]
+    values = x.float()
+    count = ranks_sum(x.new_full((1,), x.numel() / x.shape[1], dtype=torch.float32), ranks)
+    mean = ranks_sum(values.sum(dims), ranks) / count  # [C]
+    centred = values - mean.view(shape)
+    var = ranks_sum(centred.square().sum(dims), ranks) / count
+    if norm.running_mean is not None and norm.running_var is not None:
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean, factor)
+            norm.running_var.lerp_(var * count / (count - 1), factor)
+    result = centred * torch.rsqrt(var + norm.eps).view(shape)
+    if norm.affine:
+        result = result * norm.weight.view(shape) + norm.bias.view(shape)
+    return result.to(x.dtype)
+
+
+def _update_factor(norm: _BatchNorm) -> float:
+    """Count a batch, and return how much of the running statistics it replaces."""
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            return 1.0 / float(norm.num_batches_tracked)
+    return norm.momentum or 0.0
+
+
+def ranks_sum(tensor: Tensor, ranks: Ranks) -> Tensor:
+    """Return the sum of a tensor over all ranks; its gradient is the sum of theirs."""
+    result: Tensor = _Sum.apply(tensor, ranks)
+    return result
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        total = tensor.clone()
+        ranks.add_(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].clone()
+        ctx.ranks.add_(total)
+        return total, None

@@ -1,0 +1,162 @@
+"""Trainings that several ranks take together and one process alone, for ``test_distributed``.
+
+    torchrun --nproc-per-node 2 tests/ranks_at_work.py FOLDER
+
+writes what each training ends in, by rank 0, and which error each rank saw.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from regrow.data import Dataset, DataSpec, MemoryImages, load
+from regrow.errors import DataError
+from regrow.jobs import Treated
+from regrow.mask import Mask, holder
+from regrow.models import ModelSpec, build
+from regrow.ranks import ALONE, Ranks, join, leave
+from regrow.seeds import seeded
+from regrow.train import NO_TREATMENT, Evaluation, Recipe, Training, Treatment, evaluate, fit
+
+RECIPE = Recipe(epochs=2, batch=16, lr=0.02)
+
+
+def images(num: int, seed: int) -> MemoryImages:
+    """Draw images of which the brightness tells the class, with noise."""
+    draw = seeded(seed, "images")
+    labels = torch.randint(0, 4, (num,), generator=draw)
+    noise = torch.randint(0, 60, (num, 3, 8, 8), generator=draw)
+    pixels = (noise + 60 * labels.view(-1, 1, 1, 1)).clamp(0, 255).to(torch.uint8)
+    return MemoryImages(pixels, labels)
+
+
+def dataset(num: int = 70) -> Dataset:
+    """Make a data set; with 70 images and batches of 16, the last batch of an epoch has 6."""
+    return Dataset(
+        spec=DataSpec("digits"),
+        train=images(num, 1),
+        validation=None,
+        test=images(301, 2),
+        classes=("a", "b", "c", "d"),
+        channels=3,
+        size=8,
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.25, 0.3),
+        augmentation="pad-crop-flip",
+    )
+
+
+def plain() -> nn.Module:
+    """Build a network without norms, of which one parameter gets no gradient."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(256, 4),
+        )
+    model.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    return model
+
+
+def named(name: str, **arguments: object) -> nn.Module:
+    """Build a registered network for these images."""
+    return build(ModelSpec(name, {"classes": 4, "input_size": 8, **arguments}), seed=3)
+
+
+def half(model: nn.Module) -> Callable[[nn.Module], None]:
+    """Hold half of the first convolution's weights at zero."""
+    name, weight = next((n, p) for n, p in model.named_parameters() if p.ndim == 4)
+    kept = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    return holder(Mask(unit="weight", kept={name: kept}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A training, made anew for each who takes it."""
+
+    model: Callable[[], nn.Module]
+    num: int = 70
+    recipe: Recipe = RECIPE
+    treated: Treated | None = None
+    held: bool = False
+
+    def run(self, ranks: Ranks = ALONE) -> tuple[Training, Evaluation]:
+        """Train to the end, and score."""
+        model, data = self.model(), dataset(self.num)
+        treatment: Treatment = NO_TREATMENT if self.treated is None else self.treated.treatment()
+        training = Training(
+            model,
+            data,
+            self.recipe,
+            seed=5,
+            treatment=treatment,
+            hold=half(model) if self.held else None,
+            ranks=ranks,
+        )
+        fit(training)
+        return training, evaluate(training.model, data.test, data, batch=50, ranks=ranks)
+
+
+NORMED = partial(named, "vgg", plan=[8, "M", 8], head="two-layer")
+PRERESNET = partial(named, "preresnet-56", depth=11, width=0.5)
+CASES: dict[str, Case] = {
+    "plain": Case(model=plain),
+    "a last batch too small to share": Case(model=NORMED, num=67),
+    "norms of maps and of vectors": Case(model=NORMED),
+    "held weights": Case(model=NORMED, held=True),
+    "a penalty": Case(model=NORMED, treated=Treated(method="network-slimming", strength=0.01)),
+    "factors on branches": Case(
+        model=PRERESNET, treated=Treated(method="sparse-structure", strength=0.05)
+    ),
+    "filters zeroed between epochs": Case(
+        model=NORMED, treated=Treated(method="soft-filter", sparsity=0.5)
+    ),
+    "bfloat16": Case(model=NORMED, recipe=replace(RECIPE, precision="bf16")),
+}
+
+
+def state(training: Training) -> dict[str, Tensor]:
+    """Return all that a training ends in: weights, running statistics, momentum."""
+    return training.state()[0]
+
+
+def error_of(folder: Path, ranks: Ranks) -> str:
+    """Train on image files, and return the error that it ends in."""
+    spec = DataSpec(f"folder:{folder}", size=8, memory_limit_bytes=0, normalisation="imagenet")
+    training = Training(plain(), load(spec), RECIPE, seed=0, ranks=ranks)
+    try:
+        fit(training)
+    except DataError as error:
+        return str(error)
+    return "none"
+
+
+def main() -> None:
+    """Take all trainings as one of several ranks."""
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    ranks = join()
+    for name, case in CASES.items():
+        training, scored = case.run(ranks)
+        if ranks.first:
+            save_file(state(training), folder / f"{name}.safetensors")
+            found = {"accuracy": scored.accuracy, "loss": scored.loss, "history": training.history}
+            (folder / f"{name}.json").write_text(json.dumps(found))
+    if (folder / "images").exists():
+        (folder / f"error-{ranks.rank}.txt").write_text(error_of(folder / "images", ranks))
+    leave()
+
+
+if __name__ == "__main__":
+    main()
