@@ -48,7 +48,7 @@ def _read_back(part: Part, plan: Plan, store: Store) -> Found:
     done = store.snapshot().done
     runs: list[Run] = []
     failures: Sequence[Failure]
-    measure, extras = ACCURACY, ()
+    measure, extras = ACCURACY, tuple[Extra, ...]()
     if plan.entry.kind in OF_PRUNINGS:
         failures = Reader(store).failures(one.cell for one in part.cells)
     else:
