@@ -71,6 +71,29 @@ def test_stages_have_the_channels_of_the_papers_networks(
     assert channels(name) == counts
 
 
+# Kept shares of PreResNet-164's stages (CIFAR-10, network slimming) at 10 to 70 %.
+TABLE_18 = (
+    (0.879, 0.959, 0.889),
+    (0.729, 0.863, 0.798),
+    (0.557, 0.754, 0.716),
+    (0.484, 0.651, 0.610),
+    (0.421, 0.537, 0.507),
+    (0.349, 0.428, 0.403),
+    (0.271, 0.320, 0.301),
+)
+
+
+def test_the_papers_table_18_adds_up_if_the_last_norm_has_no_stage() -> None:
+    """A global threshold fixes the sum; what is left of it is the last norm's."""
+    counts, last = (1_680, 3_392, 6_784), 256
+    for column, shares in enumerate(TABLE_18, 1):
+        asked = (sum(counts) + last) * (1 - column / 10)
+        rest = asked - sum(s * n for s, n in zip(shares, counts, strict=True))
+        rounding = 0.0005 * (sum(counts) + last)
+        assert 0 <= rest <= last
+        assert abs(rest - shares[2] * last) > rounding  # it does not count as of stage 3
+
+
 def test_a_blocks_layers_count_by_the_map_that_leaves_it() -> None:
     """The first block of a stage halves the map in its second convolution, or in its shortcut."""
     model, found = small("preresnet")
