@@ -12,6 +12,10 @@ import pytest
 from commands import Command
 from regrow import study as study_module
 from regrow.data import DataSpec
+from regrow.detection import study as detection_study
+from regrow.detection.jobs import DetectionMaterial, PruneDetector, TrainDetector
+from regrow.detection.model import Detector
+from regrow.detection.spec import DetectionSpec
 from regrow.errors import ConfigError, DataError
 from regrow.jobs import Material, Retrain, Train
 from regrow.models import ModelSpec, build
@@ -37,7 +41,7 @@ READY = [one.name for one in entries().values() if one.studies]
 PRINTED = [
     one.name for one in entries().values() if one.table is not None and one.kind not in OF_PRUNINGS
 ]
-IMAGENET = {"imagenet": "folder:imagenet"}
+FOLDERS = {"imagenet": "folder:imagenet", "voc2007": "voc:VOC2007"}
 
 
 def _material(spec: DataSpec, *, imagenet_size: int = 32) -> Material:
@@ -55,6 +59,22 @@ def _material(spec: DataSpec, *, imagenet_size: int = 32) -> Material:
     )
 
 
+def _pictures(spec: DetectionSpec, detector: Detector) -> DetectionMaterial:
+    """Stand for the pictures of VOC 2007."""
+    return DetectionMaterial(
+        spec=spec,
+        content=spec.name,
+        classes=tuple(f"class {number}" for number in range(20)),
+        num_train=spec.subset or 5011,
+        num_test=spec.test_subset or 4952,
+    )
+
+
+def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (detection_study, reproduce):
+        monkeypatch.setattr(module, "detection_material", _pictures)
+
+
 @pytest.fixture
 def paper_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let studies be expanded without data; call it to give ImageNet another size."""
@@ -68,13 +88,14 @@ def paper_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setattr(module, "material", material)
 
     pretend()
+    _without_pictures(monkeypatch)
     # Whether targets fit their networks is a test of its own: it traces every network.
     monkeypatch.setattr(study_module, "_check_use", lambda use, model, data: None)
     return pretend
 
 
 def plan_of(name: str, scale: str = "paper", **changes: Any) -> Plan:
-    return prepare(entry(name), Request(scale=scales.named(scale), data=IMAGENET, **changes))
+    return prepare(entry(name), Request(scale=scales.named(scale), data=FOLDERS, **changes))
 
 
 def printables(plan: Plan) -> list[Printable]:
@@ -175,6 +196,7 @@ def test_every_method_and_target_fits_its_network_at_full_width(
 ) -> None:
     for module in (study_module, reproduce):
         monkeypatch.setattr(module, "material", cache(_material))
+    _without_pictures(monkeypatch)
     assert plan_of(name).jobs
 
 
@@ -294,7 +316,7 @@ def prepare_first(name: str) -> Plan:
     one = entry(name)
     return prepare(
         reproduce.Entry(name=name, table=one.table, studies=one.studies[:1]),
-        Request(scale=scales.named("paper"), data=IMAGENET, seeds=1),
+        Request(scale=scales.named("paper"), data=FOLDERS, seeds=1),
     )
 
 
@@ -405,6 +427,39 @@ def test_uniform_pruning_leaves_the_parameters_of_the_protocol(paper_data: objec
                 parameters = record_of(job)["after"]["parameters"]
                 found[job.prune.sparsity] = round(parameters / 1e6, 2)
         assert found == sizes
+
+
+def test_detectors_stand_on_the_classifiers_of_table_1(paper_data: object) -> None:
+    classifiers = {job.key for job in plan_of("table-1").jobs}
+    detectors = [one.cell.job for one in printables(plan_of("table-12"))]
+    assert len(detectors) == 9
+    for job in detectors:
+        assert isinstance(job, TrainDetector)
+        assert isinstance(job.backbone, PruneDetector) or job.backbone.key in classifiers
+
+
+def test_detectors_have_the_defaults_of_the_framework_and_prune_d_its_lowest_rate(
+    paper_data: object,
+) -> None:
+    for one in printables(plan_of("table-12")):
+        job = one.cell.job
+        assert isinstance(job, TrainDetector)
+        assert job.detector == Detector()
+        rates = [round(job.recipe.lr_at(epoch), 12) for epoch in range(job.recipe.epochs)]
+        expected = [1e-3] * 5 + [1e-4] * 2
+        assert rates == ([1e-4] * 7 if one.cell.arm.name == "prune-d" else expected)
+        assert (job.recipe.batch, job.recipe.weight_decay) == (1, 1e-4)
+
+
+def test_pictures_have_to_be_named_but_at_smoke_scale(paper_data: object) -> None:
+    with pytest.raises(DataError, match=r"PASCAL-VOC-07 is not downloaded.*--data voc2007=voc:"):
+        prepare(
+            entry("table-12"),
+            Request(scale=scales.named("small"), data={"imagenet": "folder:imagenet"}),
+        )
+    plan = prepare(entry("table-12"), Request(scale=scales.named("smoke")))
+    assert any("In place of PASCAL-VOC-07: voc-shapes" in note for note in plan.notes)
+    assert any("In place of ImageNet: shapes" in note for note in plan.notes)
 
 
 # Scales -------------------------------------------------------------------------------------------
@@ -646,6 +701,16 @@ def test_table_1_at_smoke_scale_fills_every_cell_from_real_images(regrow: Comman
     )
     assert found.code == 0
     assert "25 of 25 cells have been run." in found.out
+
+
+@pytest.mark.slow
+def test_table_12_at_smoke_scale_fills_every_cell_from_drawn_pictures(regrow: Command) -> None:
+    found = regrow("reproduce", "table-12", "--scale", "smoke", "--workers", "0")
+    assert found.code == 0
+    assert "9 of 9 cells have been run." in found.out
+    details = Path("regrow-paper/smoke/table-12/details/table-12")
+    assert "vs prune-c" in (details / "report.md").read_text(encoding="utf-8")
+    assert len((details / "detections.csv").read_text(encoding="utf-8").splitlines()) == 1 + 9
 
 
 @pytest.mark.slow

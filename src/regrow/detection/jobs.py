@@ -6,7 +6,7 @@ Prune-D is ``TrainDetector`` on the whole detector that a ``PruneDetector`` left
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from threading import Lock
 from typing import Any, ClassVar
@@ -39,6 +39,7 @@ from regrow.work import Context, Job, Outcome, advance, state_of
 
 SETTLING_IMAGES = 64  # whose statistics the norms of an untrained backbone take
 PRUNE_SECONDS = 3.0
+MEASURING_LR = 1e-9
 UNTRAINED_SHAPE = (1, 3, 64, 64)  # on which a backbone without a classifier's data is traced
 
 
@@ -51,6 +52,7 @@ class DetectionMaterial:
     classes: tuple[str, ...]
     num_train: int
     num_test: int
+    num_left_out: int = 0
 
 
 def detection_material(spec: DetectionSpec, detector: Detector) -> DetectionMaterial:
@@ -62,6 +64,7 @@ def detection_material(spec: DetectionSpec, detector: Detector) -> DetectionMate
         classes=data.classes,
         num_train=len(data.train),
         num_test=len(data.test),
+        num_left_out=data.num_left_out,
     )
 
 
@@ -386,8 +389,11 @@ def _pace(
     seconds: float,
 ) -> _Pace:
     data = _data(material.spec, detector.short_side, detector.long_side)
-    whole = _uncut(model, detector, len(material.classes))
-    training = DetectionTraining(whole, data.train, recipe, seed=0)
+    net = build(model.untrained())
+    settle_norms_(net, _some_images(data, IMAGENET.mean, IMAGENET.std))
+    whole = _around(net, detector, len(material.classes))
+    # Hardly learning, for a network as first drawn may diverge at a rate that suits a trained one.
+    training = DetectionTraining(whole, data.train, replace(recipe, lr=MEASURING_LR), seed=0)
     training.step()  # the first is slower
     began, steps = time.perf_counter(), 0
     while not training.done and (not steps or time.perf_counter() - began < seconds):
@@ -403,9 +409,8 @@ def _pace(
     return _Pace(shown, (time.perf_counter() - began) / tested)
 
 
-def _uncut(model: ModelSpec, detector: Detector, num_classes: int) -> Detection:
+def _around(net: nn.Module, detector: Detector, num_classes: int) -> Detection:
     """Build a detector on a classifier as first drawn, to measure it."""
-    net = build(model.untrained())
     return build_detector(
         net, detector, num_classes=num_classes, mean=IMAGENET.mean, std=IMAGENET.std
     )
@@ -413,4 +418,5 @@ def _uncut(model: ModelSpec, detector: Detector, num_classes: int) -> Detection:
 
 @lru_cache
 def _planned_flops(model: ModelSpec, detector: Detector, num_classes: int) -> int:
-    return detector_cost(_uncut(model, detector, num_classes), detector).flops
+    whole = _around(build(model.untrained()), detector, num_classes)
+    return detector_cost(whole, detector).flops

@@ -34,7 +34,10 @@ class Truth:
 
 
 class Pictures:
-    """Image files, resized to ``sizes`` (width, height), and what stands on them."""
+    """Image files, resized to ``sizes`` (width, height), and what stands on them.
+
+    ``files`` is empty for pictures that come from none.
+    """
 
     def __init__(
         self,
@@ -50,9 +53,16 @@ class Pictures:
         self._announced: dict[int, Future[Tensor]] = {}
         self._pool = ThreadPoolExecutor(num_threads(), thread_name_prefix="decode")
 
+    @classmethod
+    def drawn(cls, images: Sequence[Tensor], truths: Sequence[Truth]) -> "Pictures":
+        """Take pictures that are there: uint8 [3, height, width]."""
+        made = cls([], truths, sizes=[(image.shape[2], image.shape[1]) for image in images])
+        made._kept = list(images)
+        return made
+
     def __len__(self) -> int:
         """Count the pictures."""
-        return len(self.files)
+        return len(self.truths)
 
     def pixels(self, index: int) -> Tensor:
         """Return a picture: uint8 [3, height, width]; an unreadable one is a ``DataError``."""

@@ -9,13 +9,14 @@ from regrow.data.spec import MEMORY_LIMIT_BYTES
 from regrow.errors import ConfigError, unknown
 
 PREFIX = "voc:"
+SHAPES = "voc-shapes"  # drawn by the seed, where there are no files
 
 OnError = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)
 class DetectionSpec:
-    """A detection data set by name, ``voc:PATH``, and what of it is used.
+    """A detection data set by name, ``voc:PATH`` or ``voc-shapes``, and what of it is used.
 
     ``on_error``: at a broken annotation or an unreadable image, ``stop``, or ``skip``: leave that
     image out, with a notice.
@@ -34,10 +35,11 @@ class DetectionSpec:
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.startswith(PREFIX) or not self.location:
+        known = isinstance(self.name, str) and self.name.startswith(PREFIX) and self.location
+        if not known and self.name != SHAPES:
             raise ConfigError(
                 f"A detection data set is named '{PREFIX}PATH', with the path of a folder in the "
-                f"layout of PASCAL VOC. Got {self.name!r}."
+                f"layout of PASCAL VOC, or '{SHAPES}', which is drawn. Got {self.name!r}."
             )
         if self.on_error not in get_args(OnError):
             known = get_args(OnError)
@@ -62,7 +64,9 @@ class DetectionSpec:
 
     @property
     def location(self) -> str:
-        """Return the path."""
+        """Return the path; empty for pictures that are drawn."""
+        if self.name == SHAPES:
+            return ""
         return self.name.removeprefix(PREFIX)
 
     @property

@@ -95,6 +95,11 @@ class DetectionStudy:
         model = f"Faster R-CNN on {own.model_label}"
         return replace(own, data_label=self.data_label, model_label=model)
 
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """The only one, as a tuple."""
+        return (self.experiment,)
+
     def cells(self) -> list[Cell]:
         """Expand into the rows of the table, one cell a seed, in report order.
 

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from regrow.data.cache import digest
 from regrow.data.decode import open_image
+from regrow.data.shapes import CLASSES
+from regrow.detection import shapes
 from regrow.detection.pictures import Pictures, Truth, fitted
-from regrow.detection.spec import PREFIX, DetectionSpec
+from regrow.detection.spec import PREFIX, SHAPES, DetectionSpec
 from regrow.errors import ConfigError, DataError, unknown
 from regrow.seeds import seeded
 
@@ -82,6 +84,11 @@ def load(spec: DetectionSpec, *, short_side: int, long_side: int) -> DetectionDa
     Raises:
         DataError: names the file that is missing or broken.
     """
+    if spec.name == SHAPES:
+        train, test = (shapes.draw(spec, s, (short_side, long_side)) for s in ("train", "test"))
+        return DetectionData(
+            spec=spec, train=train, test=test, classes=CLASSES, num_left_out=0, notices=()
+        )
     layout = _find(spec)
     found: dict[str, dict[str, _Annotation]] = {"train": {}, "test": {}}
     left_out: list[str] = []
@@ -123,6 +130,8 @@ def fingerprint(spec: DetectionSpec) -> str:
 
     From the splits, the bytes of the annotations, the sizes of the image files, and the options.
     """
+    if spec.name == SHAPES:
+        return shapes.content(spec)
     layout = _find(spec)
     content = [
         [(name, _digest(layout.annotation(name)), _size(layout.images.get(name))) for name in names]

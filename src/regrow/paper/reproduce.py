@@ -25,7 +25,12 @@ from typing import Any, Literal
 import yaml
 
 from regrow.arms import UNPRUNED
+from regrow.asked import Asked
 from regrow.data import DataSpec
+from regrow.detection.jobs import detection_material
+from regrow.detection.model import Detector
+from regrow.detection.spec import DetectionSpec
+from regrow.detection.study import DetectionStudy, is_detection
 from regrow.errors import ConfigError, DataError, unknown
 from regrow.experiment import Cut, Experiment
 from regrow.jobs import Retrain
@@ -40,10 +45,12 @@ OWN_KEYS = ("paper", "notes", "absent")
 FILTERS = ("dataset", "model", "part", "reference", "target")
 PRINTED_ARMS = {"fine-tune": "fine-tuned"}
 IMAGENET = "imagenet"  # comes from a folder of the user's: there is nothing to download
+VOC = "voc2007"  # likewise
 LABELS = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     IMAGENET: "ImageNet",
+    VOC: "PASCAL-VOC-07",
 }
 PRUNED = "pruned"  # label of the method whose prunings are shown
 Kind = Literal[
@@ -113,7 +120,7 @@ class Part:
     """One study file at a scale, with the cells that are asked for."""
 
     name: str
-    study: Study
+    study: Asked
     cells: tuple[Printable, ...]
     notes: tuple[str, ...]
 
@@ -212,6 +219,8 @@ def _rows_of(entry: Entry, request: Request) -> list[str]:
 def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
     """Build the study of a file, with what was replaced in it."""
     value = _read(name)
+    if is_detection(value):
+        return _detection_part(name, value, request)
     top = value["paper"]
     notes = _notes(value)
     papers = [{**top, **part.get("paper", {})} for part in value["experiments"]]
@@ -246,6 +255,54 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
     if asked and top.get("table") in CHANGES:  # what they are changes from belongs to them
         asked = tuple(o for o in found if o in asked or (o.cell.arm == UNPRUNED and _is_whole(o)))
     return Part(name=name, study=study, cells=asked, notes=tuple(notes)), [*replaced]
+
+
+def _detection_part(
+    name: str, value: Mapping[str, Any], request: Request
+) -> tuple[Part, list[str]]:
+    """Build the detection study of a file, with what was replaced in it."""
+    scale, paper = request.scale, {"arms": {}, **value["paper"]}
+    plain = scales.scaled_detection(_without(value, OWN_KEYS), scale, precision=request.precision)
+    in_colour = replace(request, scale=replace(scale, data={**scale.data, **scale.detection.data}))
+    backbone, of_images = _data(plain["backbone"]["data"], LABELS[IMAGENET], in_colour)
+    pictures, of_pictures = _pictures(Detector.from_json(plain["detector"]), request)
+    replaced = [*of_images, *of_pictures]
+    if request.seeds is not None:
+        plain["seeds"] = request.seeds
+    if request.precision is not None:
+        replaced.append(f"Layers are computed in {request.precision}; the paper has fp32.")
+    models = {"label": paper["model"], **_only(plain["backbone"]["models"])}
+    own = {**plain["backbone"], "data": backbone, "models": models}
+    study = DetectionStudy.from_json({**plain, "name": name, "backbone": own, "data": pictures})
+    found = [_printable(cell, [(study.experiment, paper)]) for cell in study.cells()]
+    _check_once(found)
+    asked = tuple(one for one in found if _matches(one, request.only))
+    return Part(name=name, study=study, cells=asked, notes=tuple(_notes(value))), replaced
+
+
+def _pictures(detector: Detector, request: Request) -> tuple[dict[str, Any], list[str]]:
+    """Choose the pictures that stand for VOC 2007, and say which."""
+    scale, label = request.scale, LABELS[VOC]
+    chosen = request.data.get(VOC) or scale.data.get(VOC)
+    if chosen is None:
+        raise DataError(
+            f"{label} is not downloaded. Name a copy, or what shall stand in for it: "
+            f"--data {VOC}=voc:PATH."
+        )
+    # Broken files of other people's data are left out, and counted in a note.
+    data: dict[str, Any] = {"name": chosen, "on_error": "skip"}
+    there = detection_material(DetectionSpec.from_json(data), detector)
+    data["subset"] = _at_most(scale.subset, there.num_train, len(there.classes))
+    data["test_subset"] = _at_most(scale.test_subset, there.num_test, len(there.classes))
+    said = [_in_place(label, chosen)]
+    if there.num_left_out:
+        said.append(f"{there.num_left_out} pictures of {chosen} are broken and left out.")
+    return {**data, "label": f"{chosen} for {label}"}, said
+
+
+def _only(models: list[dict[str, Any]]) -> dict[str, Any]:
+    (model,) = models
+    return model
 
 
 def _notes(value: Mapping[str, Any]) -> list[str]:

@@ -5,11 +5,12 @@ and not one for each size of it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import floor
 from typing import Any
 
 from regrow.arms import ARMS
+from regrow.detection.training import VOC_RECIPE
 from regrow.errors import ConfigError, unknown
 from regrow.train import Recipe
 
@@ -29,6 +30,7 @@ class Scale:
         seeds: at most so many.
         size: pixels a side, by the paper's data set.
         data: what stands in for the paper's data sets where nothing else is named.
+        detection: what else is taken of a study of detectors.
     """
 
     name: str
@@ -41,6 +43,23 @@ class Scale:
     cap: float | None = None
     seeds: int | None = None
     size: Mapping[str, int] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    detection: "Detection" = field(default_factory=lambda: Detection())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """What a scale takes of a study of detectors beside the rest.
+
+    Attributes:
+        detector: another one than the paper's, as a study names it.
+        batch: of the classifiers, at most: detectors keep the statistics of their norms, which
+            take some steps to settle.
+        data: what stands in for the classifiers' data, in colour.
+    """
+
+    detector: Mapping[str, Any] | None = None
+    batch: int | None = None
     data: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -64,6 +83,7 @@ SCALES: Mapping[str, Scale] = {
             cap=3.0,
             seeds=2,
             size={"imagenet": 64},
+            detection=Detection(detector={"name": "small"}),
         ),
         Scale(
             name="smoke",
@@ -78,7 +98,17 @@ SCALES: Mapping[str, Scale] = {
             cap=2.0,
             seeds=1,
             size={"imagenet": 32},
-            data={"cifar10": "digits", "cifar100": "digits", "imagenet": "digits"},
+            data={
+                "cifar10": "digits",
+                "cifar100": "digits",
+                "imagenet": "digits",
+                "voc2007": "voc-shapes",
+            },
+            detection=Detection(
+                detector={"name": "small", "short_side": 72, "long_side": 120},
+                batch=8,
+                data={"imagenet": "shapes"},
+            ),
         ),
     )
 }
@@ -100,6 +130,21 @@ def scaled(
     """
     found = _block(study, scale, precision)
     found["experiments"] = [_block(part, scale, precision) for part in study["experiments"]]
+    return found
+
+
+def scaled_detection(
+    study: Mapping[str, Any], scale: Scale, *, precision: str | None = None
+) -> dict[str, Any]:
+    """Apply a scale to the mapping of a detection study: to its backbone, detector and recipe."""
+    recipe = {**VOC_RECIPE.to_json(), **study.get("recipe", {})}
+    plain = {key: value for key, value in study.items() if key != "arms"}  # not those of ARMS
+    found = {**study, **_block({**plain, "recipe": recipe}, scale, precision)}
+    own = scale.detection
+    beneath = replace(scale, batch=own.batch or scale.batch)
+    found["backbone"] = _block(study["backbone"], beneath, precision)
+    if own.detector is not None:
+        found["detector"] = dict(own.detector)
     return found
 
 
