@@ -8,7 +8,7 @@ import pytest
 
 from regrow.errors import ConfigError
 from regrow.paper import layout
-from regrow.paper.layout import NOT_RUN, TABLES, lay_out, markdown, terminal
+from regrow.paper.layout import NOT_RUN, TABLES, latex, lay_out, markdown, terminal
 from regrow.paper.printed import (
     REPEATS,
     Printed,
@@ -186,8 +186,9 @@ def test_layouts_hold_every_printed_cell_once() -> None:
 def test_without_results_every_cell_says_so(table: int) -> None:
     sheet = lay_out(table, pd.DataFrame())
     assert {cell.own for cell in sheet.cells} == {NOT_RUN}
-    for text in (terminal(sheet), markdown(sheet)):
+    for text in (terminal(sheet), markdown(sheet), latex(sheet)):
         assert text.count(NOT_RUN) == len(sheet.cells)
+    for text in (terminal(sheet), markdown(sheet)):
         assert f"0 of {len(sheet.cells)} cells have been run." in text
 
 
@@ -198,6 +199,19 @@ def test_own_results_stand_in_their_cells(table: int) -> None:
     assert all(cell.ours == cell.printed.sample for cell in sheet.cells)
     assert NOT_RUN not in terminal(sheet) + markdown(sheet)
     assert max(map(len, terminal(sheet).splitlines())) <= 100
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_latex_has_as_many_cells_in_a_row_as_columns(table: int) -> None:
+    text = latex(lay_out(table, cells(table)))
+    num_columns = 0
+    for line in text.splitlines():
+        if line.startswith(r"\begin{tabular}"):
+            num_columns = len(line.partition("}{")[2].rstrip("}"))
+        elif line.endswith(r"\\") and not line.startswith(r"\multicolumn"):
+            assert line.count(" & ") == num_columns - 1
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}")
+    assert NOT_RUN not in text
 
 
 def test_digits_are_the_printed_ones() -> None:

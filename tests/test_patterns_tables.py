@@ -447,7 +447,10 @@ def test_widths_at_smoke_scale_stand_beside_the_printed_ones(regrow: Command) ->
     assert "28 of 28 cells have been run." in found.out
     assert "1689.2" in found.out
     folder = Path("regrow-paper/smoke/table-7")
-    assert sorted(file.name for file in folder.iterdir()) == ["report.md", "widths.csv"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        *("report.md", "table.tex", "widths.csv")
+    ]
+    assert "each layer has 0.125 of its width" in found.out
     claims = regrow("claims", "--ours", folder)
     assert claims.code == 0
 

@@ -1,8 +1,8 @@
 """The paper's tables as it lays them out, each cell with the printed number and ours beside it.
 
 A table is a caption and a shape: which labels head a section, a row and a column. The order is that
-of the printed cells. ``lay_out`` puts cells in place, ``terminal`` and ``markdown`` write them. A
-cell that we have not run says so.
+of the printed cells. ``lay_out`` puts cells in place; ``terminal``, ``markdown`` and ``latex``
+write them. A cell that we have not run says so.
 """
 
 import textwrap
@@ -27,6 +27,7 @@ from regrow.paper.printed import (
     records,
     sample,
 )
+from regrow.report.render import tex, tex_row
 from regrow.report.words import PLUS_MINUS
 from regrow.stats import Sample
 
@@ -232,6 +233,27 @@ def markdown(sheet: Sheet) -> str:
             texts = [_markdown_cell(cell) if cell else "" for cell in row]
             lines.append(f"| {'' if i else section.title} | {name} | {' | '.join(texts)} |")
     return "\n".join([*lines, "", sheet.note, ""])
+
+
+def latex(sheet: Sheet) -> str:
+    """Write a table for LaTeX: under each row of the paper's, ours."""
+    lines = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering\small"]
+    lines += [rf"\caption{{{tex(sheet.caption)}.}}"]
+    shown: tuple[str, ...] = ()
+    end = [r"\bottomrule", r"\end{tabular}"]
+    for section in sheet.sections:
+        if section.columns != shown:
+            lines += end if shown else []
+            shown = section.columns
+            lines += [rf"\begin{{tabular}}{{ll{'r' * len(shown)}}}", r"\toprule"]
+            lines += [tex_row(["", "", *shown])]
+        lines += [r"\midrule"]
+        if section.title:
+            lines += [rf"\multicolumn{{{len(shown) + 2}}}{{l}}{{{tex(section.title)}}} \\"]
+        for name, row in section.rows:
+            for i, (voice, texts) in enumerate(_voices(row)):
+                lines += [tex_row(["" if i else name, voice, *texts])]
+    return "\n".join([*lines, *end, r"\end{table}", ""])
 
 
 def _voices(row: Sequence[Cell | None]) -> Iterator[tuple[str, list[str]]]:

@@ -91,7 +91,8 @@ def _histograms(part: Part, store: Store) -> Iterator[Row]:
         shown.add((one.panel, column))
         tensors = store.tensors(job.key)
         counts = _counts(weights_of(tensors) if isinstance(job, Train) else tensors)
-        edges = [-float("inf"), *torch.linspace(-EDGE, EDGE, FINEST + 1).tolist(), float("inf")]
+        inner = [round(EDGE * (2 * i / FINEST - 1), 6) for i in range(FINEST + 1)]
+        edges = [-float("inf"), *inner, float("inf")]
         for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
             yield {"panel": one.panel, "column": column, "low": low, "high": high, "value": count}
 

@@ -109,7 +109,9 @@ def _points(found: Sequence[Found], series: Callable[[Printable], list[str]]) ->
             ratio = (cut.sparsity if cut else None) or 0.0
             for name in series(printable):
                 groups.setdefault((printable.panel, name, ratio), []).append(run)
-    points = [(*place, *_figures(runs)) for place, runs in groups.items()]
+    panels, names = (list(dict.fromkeys(place[i] for place in groups)) for i in (0, 1))
+    places = sorted(groups, key=lambda p: (panels.index(p[0]), names.index(p[1]), p[2]))
+    points = [(*place, *_figures(groups[place])) for place in places]
     frame = pd.DataFrame(points, columns=[*POINT])
     columns = ("panel", "series", "sparsity", "parameters", "accuracy %", "n")
     return frame, _point_rows(frame), columns

@@ -1,9 +1,10 @@
 """What a reproduction leaves in its folder.
 
 ``report.md``: the table as the paper lays it out, ours in each cell, or the figure with its
-numbers, and the limits of it. ``cells.csv`` (accuracies), ``widths.csv`` or ``sparsity.csv``: our
-means under the paper's labels, for ``regrow claims``. ``figure-N.png``, ``.svg`` and ``.csv``: a
-figure, and what it plots. ``details/NAME``: the ordinary report of each study that trains.
+numbers, and the limits of it; ``table.tex``: the table for LaTeX. ``cells.csv`` (accuracies),
+``widths.csv`` or ``sparsity.csv``: our means under the paper's labels, for ``regrow claims``.
+``figure-N.png``, ``.svg`` and ``.csv``: a figure, and what it plots. ``details/NAME``: the ordinary
+report of each study that trains.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,6 +105,7 @@ def publish(
     _write(folder / "report.md", "\n".join(lines))
     if published.sheet:
         _write(folder / cells_file(plan), _csv(ours))
+        _write(folder / "table.tex", layout.latex(published.sheet))
     if published.plotted:
         _write(folder / f"{plan.entry.name}.csv", _csv(published.plotted.frame))
         draw(published.plotted, folder)

@@ -201,6 +201,8 @@ def prepare(entry: Entry, request: Request) -> Plan:
     scale = request.scale
     head = [f"Scale {scale.name}: {scale.about}."]
     head += [entry.note] if entry.note else []
+    if entry.kind == "widths" and scale.width != 1.0:
+        head += [f"At this scale each layer has {scale.width:g} of its width: compare the shares."]
     return Plan(
         entry=entry,
         scale=scale,

@@ -258,12 +258,14 @@ TEX = {
 }
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
+    """Escape what LaTeX would read as markup."""
     return "".join(TEX.get(c, c) for c in text)
 
 
-def _tex_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(_tex, cells)) + r" \\"
+def tex_row(cells: Sequence[str]) -> str:
+    """Write a row of a LaTeX table."""
+    return " & ".join(map(tex, cells)) + r" \\"
 
 
 def _tex_table(block: Block, measure: Measure) -> str:
@@ -271,16 +273,16 @@ def _tex_table(block: Block, measure: Measure) -> str:
     lines = [
         r"\begin{table}",
         r"\centering\small",
-        rf"\caption{{{_tex(block.title)}: {measure.name} in \% (mean $\pm$ std over n seeds).}}",
+        rf"\caption{{{tex(block.title)}: {measure.name} in \% (mean $\pm$ std over n seeds).}}",
         rf"\begin{{tabular}}{{l{'r' * (shown - 1)}}}",
         r"\toprule",
-        _tex_row(_columns(measure)[:shown]),
+        tex_row(_columns(measure)[:shown]),
     ]
     for cut, rows in block.sections:
         lines.append(r"\midrule")
         if cut:
-            lines.append(rf"\multicolumn{{{shown}}}{{l}}{{{_tex(cut)}}} \\")
-        lines += [_tex_row(row[:shown]) for row in rows]
+            lines.append(rf"\multicolumn{{{shown}}}{{l}}{{{tex(cut)}}} \\")
+        lines += [tex_row(row[:shown]) for row in rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
