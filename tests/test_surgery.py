@@ -1,6 +1,7 @@
 """Surgery on the registered networks: the oracle, exact counts, and what must stay untouched."""
 
 import copy
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -375,6 +376,26 @@ def test_trace_is_deterministic() -> None:
         for s, t in zip(a.slots, b.slots, strict=True):
             assert (s.tensor, s.dim, s.role) == (t.tensor, t.dim, t.role)
             assert torch.equal(s.units, t.units)
+
+
+# Where units lie in the tensors of each group. Stored masks and pruned networks speak of units by
+# number, so a change here makes them others.
+UNITS = {
+    "vgg-16": "0d144ac4b54f6744",
+    "resnet-56": "ec9e79b97f349237",
+    "resnet-50-lottery": "f29f00cb183ec200",
+    "preresnet-56": "1d51d37dd5901ef8",
+    "densenet-40": "31d328c13ddef0d3",
+}
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_units_of_the_papers_networks_keep_their_numbers(name: str) -> None:
+    found = trace(build(ModelSpec(name, {"classes": 10})), (1, 3, 32, 32))
+    lines = [f"{group.name} {group.kind} {group.size}" for group in found.groups.values()]
+    for group in found.groups.values():
+        lines += sorted(f"{slot.tensor} {slot.dim} {slot.units.tolist()}" for slot in group.slots)
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == UNITS[name]
 
 
 def test_network_that_fails_is_left_as_it_was() -> None:
