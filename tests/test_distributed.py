@@ -214,7 +214,7 @@ def test_a_study_has_the_same_keys_and_results_by_two_ranks(tmp_path: Path) -> N
 @pytest.fixture
 def under_way(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     """Start a study that takes a while, and wait for its first checkpoint."""
-    write(tmp_path, epochs=60)
+    write(tmp_path, epochs=20)
     process = subprocess.Popen(
         torchrun("run", "study.yaml", "--store", "two", "--checkpoint-seconds", "0.5"),
         cwd=tmp_path,

@@ -1,6 +1,8 @@
 """The training loop: against a plain loop, resumed, advanced in turn, held, diverging."""
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from regrow.data import Dataset, DataSpec, MemoryImages, load, normalise
+from image_files import image_folder
+from regrow.data import Dataset, DataSpec, MemoryImages, StreamedImages, load, normalise
+from regrow.data.decode import num_threads
 from regrow.errors import ConfigError, TrainingError
 from regrow.mask import Mask, holder
 from regrow.seeds import seeded
 from regrow.train import Recipe, Training, Treatment, evaluate, fit
+from regrow.train.engine import BATCHES_AHEAD
 
 CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg"
 QUICK = Recipe(epochs=3, batch=16, lr=0.05)
@@ -383,6 +388,42 @@ def test_streamed_images_train_like_images_in_memory(tmp_path: Path) -> None:
         fit(one)
         losses.append([line["loss"] for line in one.history])
     assert losses[0] == pytest.approx(losses[1])
+
+
+def test_later_images_are_decoded_while_a_step_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = DataSpec(f"folder:{image_folder(tmp_path / 'x')}", memory_limit_bytes=0, size=8)
+    data = load(replace(spec, normalisation="imagenet"))
+    images = data.train
+    assert isinstance(images, StreamedImages)
+    read, seen = images._read, []
+
+    def note(row: int) -> bytes:
+        seen.append(row)
+        return read(row)
+
+    def wait(module: nn.Module, inputs: object) -> None:
+        """Go on when what is not asked for yet has been read; in vain, the test fails."""
+        deadline = time.monotonic() + 30
+        while len(seen) < min(2 * BATCHES_AHEAD, len(images)) and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(images, "_read", note)
+    model = network(classes=2)
+    model.register_forward_pre_hook(wait)
+    one = Training(model, data, replace(QUICK, batch=2, precision="bf16"), seed=0)
+    one.step()
+    assert len(set(seen)) == min(2 * BATCHES_AHEAD, len(images))
+
+
+def test_decoding_takes_the_cores_of_its_own_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(48)), raising=False)
+    assert num_threads() == 32
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert num_threads() == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert num_threads() == 1
 
 
 @pytest.mark.skipif(not CIFAR10.exists(), reason="needs ../shared/data/cifar10-jpeg")

@@ -20,6 +20,8 @@ from regrow.errors import DataError
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBa", "La")
 NUM_SAMPLES = 64  # images looked at before deciding how to hold a data set
+# Pillow lets other threads run while it decodes and scales, but not all of the time.
+MOST_THREADS = 32
 RESIZE_IMAGES = 4096  # images resized at once: 50 MB at 64 px in float32
 
 
@@ -43,9 +45,13 @@ def look(source: Encoded) -> Look:
 
 
 def num_threads() -> int:
-    """Return how many threads decode: one for each core this process may use, at most 8."""
+    """Return how many threads decode: one for each core this process may use, at most 32.
+
+    Where several ranks were launched on this machine, each takes its share of the cores.
+    """
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(1)
-    return min(8, len(usable))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MOST_THREADS, len(usable) // ranks))
 
 
 def open_image(data: bytes, *, where: str) -> Image.Image:

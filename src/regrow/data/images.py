@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -117,6 +117,13 @@ class MemoryImages(Images):
 _Key = tuple[bytes, bytes | None]
 
 
+class _Batch(NamedTuple):
+    """A batch that is being decoded: ready when all its parts are."""
+
+    pixels: Tensor
+    parts: list[Future[None]]
+
+
 @final
 class StreamedImages(Images):
     """Images that are read and decoded by a pool of threads, batch by batch.
@@ -143,7 +150,7 @@ class StreamedImages(Images):
         self._size = size
         self._channels = channels
         self._pool = ThreadPoolExecutor(num_threads(), thread_name_prefix="decode")
-        self._announced: OrderedDict[_Key, list[Future[Tensor]]] = OrderedDict()
+        self._announced: OrderedDict[_Key, _Batch] = OrderedDict()
 
     @property
     def labels(self) -> Tensor:
@@ -178,23 +185,32 @@ class StreamedImages(Images):
             return
         self._announced[key] = self._submit(indices, seeds)
         while len(self._announced) > BATCHES_AHEAD:
-            for future in self._announced.popitem(last=False)[1]:
+            for future in self._announced.popitem(last=False)[1].parts:
                 future.cancel()
 
     def _take(self, indices: Tensor, seeds: Tensor | None) -> Tensor:
-        futures = self._announced.pop(_key(indices, seeds), None)
-        if futures is None:
-            futures = self._submit(indices, seeds)
-        return torch.stack([future.result() for future in futures])
+        batch = self._announced.pop(_key(indices, seeds), None) or self._submit(indices, seeds)
+        for part in batch.parts:
+            part.result()
+        return batch.pixels
 
-    def _submit(self, indices: Tensor, seeds: Tensor | None) -> list[Future[Tensor]]:
+    def _submit(self, indices: Tensor, seeds: Tensor | None) -> "_Batch":
+        """Begin to decode images into their places of one tensor."""
         rows = [self._rows[i] for i in indices.tolist()]
-        if seeds is None:
-            return [self._pool.submit(self._centre, row) for row in rows]
-        each = seeds.flatten().tolist()
-        return [
-            self._pool.submit(self._crop, row, seed) for row, seed in zip(rows, each, strict=True)
-        ]
+        each = [None] * len(rows) if seeds is None else seeds.flatten().tolist()
+        shape = (len(rows), self._channels, self._size, self._size)
+        # From pinned memory the copy to a GPU does not hold up the steps before.
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized())
+        return _Batch(
+            pixels,
+            [
+                self._pool.submit(self._decode, place, row, seed)
+                for place, row, seed in zip(pixels, rows, each, strict=True)
+            ],
+        )
+
+    def _decode(self, place: Tensor, row: int, seed: int | None) -> None:
+        place.copy_(self._centre(row) if seed is None else self._crop(row, seed))
 
     def _centre(self, row: int) -> Tensor:
         image = self._decoded(row)
@@ -218,7 +234,7 @@ class StreamedImages(Images):
         return to_rgb(open_image(self._read(row), where=where), where=where)
 
     def _tensor(self, image: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
+        pixels = torch.from_numpy(np.array(image).transpose(2, 0, 1))
         return pixels[: self._channels]  # of a grey image, red equals green and blue
 
 

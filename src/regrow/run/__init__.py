@@ -61,9 +61,9 @@ def run(
     is one worker process per core. On a GPU, workers are threads of this process that share the
     device, by default as many as measuring finds to pay. As rank 0 of several (``run.team``), this
     process takes one job at a time, and the others train it with it. A job that fails leaves the
-    others running, and is tried again by the next run. Several runs may share one store: a job held by
-    another is waited for. Ctrl-C or SIGTERM stops in good order - every job saves, ``Interrupted``
-    is raised - and a second one at once.
+    others running, and is tried again by the next run. Several runs may share one store: a job held
+    by another is waited for. Ctrl-C or SIGTERM stops in good order - every job saves,
+    ``Interrupted`` is raised - and a second one at once.
     """
     if workers is not None and workers < 0:
         raise ConfigError(f"'workers' must be an int of at least 0. Got {workers!r}.")

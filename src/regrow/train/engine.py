@@ -179,7 +179,7 @@ class Eager:
         for later in self._batches[place : place + BATCHES_AHEAD]:
             parts.images.prefetch(*later, kind=parts.augmentation)
         pixels = parts.images.augmented(*self._batches[place], kind=parts.augmentation)
-        return pixels.to(parts.device), self._labels[place]
+        return pixels.to(parts.device, non_blocking=True), self._labels[place]
 
 
 class Graphed:

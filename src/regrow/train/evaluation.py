@@ -58,7 +58,7 @@ def evaluate(
             for later in own[number : number + BATCHES_AHEAD]:
                 images.prefetch(order[later])
             indices = order[place]
-            pixels = images.batch(indices).to(device)
+            pixels = images.batch(indices).to(device, non_blocking=True)
             x = normalised(pixels, factors, channels_last=channels_last)
             logits = forward(model, x, precision)
             wanted = labels[indices.to(device)]
