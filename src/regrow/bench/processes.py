@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import chain
 from multiprocessing.connection import Connection
 
@@ -12,7 +13,7 @@ from regrow.bench.measuring import matrix_products, our_steps, our_training, rat
 from regrow.bench.plain import plain_steps
 from regrow.models import build
 from regrow.run import num_cores
-from regrow.run.execute import one_thread
+from regrow.run.execute import large_pages, one_thread
 from regrow.train import Precision
 
 TRAINING = "training"
@@ -27,7 +28,9 @@ class Process:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, way, subject))
-        self._process.start()
+        ours = way in ("fp32", "bf16")
+        with large_pages() if ours else nullcontext():
+            self._process.start()
         other.close()  # so that the end of the process is the end of the pipe
         self._ready = False
 

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from regrow.errors import ConfigError
 from regrow.models import register_model
+from regrow.models.fused import branched, rectified
 from regrow.models.layers import Classifier, Init, blocks_per_stage, conv, named, scaled
 
 NUM_BLOCKS = 3
@@ -80,7 +81,8 @@ class BasicLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the stream with the layer's channels appended."""
-        return torch.cat([x, self.conv(self.relu(self.norm(x)))], 1)
+        out, x = branched(self.norm, self.relu, x)
+        return torch.cat([x, self.conv(out)], 1)
 
 
 class BottleneckLayer(nn.Module):
@@ -98,8 +100,9 @@ class BottleneckLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the stream with the layer's channels appended."""
-        out = self.conv1(self.relu1(self.norm1(x)))
-        return torch.cat([x, self.conv2(self.relu2(self.norm2(out)))], 1)
+        out, x = branched(self.norm1, self.relu1, x)
+        out = self.conv1(out)
+        return torch.cat([x, self.conv2(rectified(self.norm2, self.relu2, out))], 1)
 
 
 class Transition(nn.Module):
@@ -114,7 +117,7 @@ class Transition(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``[N, num_out, H / 2, W / 2]``."""
         # Not a module: the published FLOPs do not count this pool (protocols, section 3.2).
-        return F.avg_pool2d(self.conv(self.relu(self.norm(x))), 2)
+        return F.avg_pool2d(self.conv(rectified(self.norm, self.relu, x)), 2)
 
 
 def _check(growth: int, compression: float) -> None:

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from regrow.models import register_model
+from regrow.models.fused import branched, rectified
 from regrow.models.layers import Classifier, Init, blocks_per_stage, conv, named, scaled
 
 PLANES = (16, 32, 64)
@@ -65,9 +66,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's correction added to its (projected) raw input."""
-        out = self.conv1(self.relu1(self.norm1(x)))
-        out = self.conv2(self.relu2(self.norm2(out)))
-        out = self.conv3(self.relu3(self.norm3(out)))
+        out, x = branched(self.norm1, self.relu1, x)
+        out = self.conv1(out)
+        out = self.conv2(rectified(self.norm2, self.relu2, out))
+        out = self.conv3(rectified(self.norm3, self.relu3, out))
         result: Tensor = out + self.shortcut(x)
         return result
 

@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from regrow.models import register_model
+from regrow.models.fused import rectified
 from regrow.models.layers import (
     AveragePoolShortcut,
     Classifier,
@@ -84,10 +85,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return relu(norm(conv(relu(norm(conv(x))))) + shortcut(x))."""
-        out = self.relu1(self.norm1(self.conv1(x)))
-        out = self.norm2(self.conv2(out))
-        result: Tensor = self.relu2(out + self.shortcut(x))
-        return result
+        out = rectified(self.norm1, self.relu1, self.conv1(x))
+        return rectified(self.norm2, self.relu2, self.conv2(out), added=self.shortcut(x))
 
     def branch_end(self) -> nn.Module:
         """Return the last layer of the branch."""

@@ -16,7 +16,15 @@ import torch
 
 from regrow.errors import RegrowError
 from regrow.registry import loaded_files
-from regrow.run.execute import Ended, Message, Settings, exact_floats, execute, one_thread
+from regrow.run.execute import (
+    Ended,
+    Message,
+    Settings,
+    exact_floats,
+    execute,
+    large_pages,
+    one_thread,
+)
 from regrow.run.schedule import Node
 from regrow.run.team import summon
 from regrow.run.worker import STOP, Origin, Ready, work
@@ -270,7 +278,8 @@ class _Worker:
         # Inherited: Ctrl-C while the worker starts must not end it before it ignores the signal.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
-            self.process.start()
+            with large_pages():
+                self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()

