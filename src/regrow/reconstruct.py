@@ -100,7 +100,7 @@ def _module_of(model: nn.Module, weight: str) -> nn.Linear | nn.modules.conv._Co
         if isinstance(module, nn.Linear):
             return module
         if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
-            assert module.groups == 1  # else surgery would have kept its inputs whole
+            assert module.groups == 1  # else inputs and outputs are one unit, and it reads none
             return module
     raise ConfigError(
         f"Cannot sample what {weight!r} reads: {type(module).__name__} is neither a convolution "

@@ -12,8 +12,8 @@ from regrow.mask import Mask
 from regrow.surgery.colours import ZERO, Classes, ViewConflictError
 from regrow.surgery.cut import shrink
 from regrow.surgery.groups import WIDTH, Group, Kind, Slot, Trace
+from regrow.surgery.norms import BATCH_NORMS
 from regrow.surgery.painter import Painter
-from regrow.surgery.rules import RULES
 from regrow.surgery.tape import Node, Tape, record
 
 COUNTED = "the network's own code counts on how many there are"
@@ -108,7 +108,6 @@ def _within(tensor: str, module: str) -> bool:
 
 
 _PRODUCERS = {"aten::convolution", "aten::_convolution", "aten::addmm", "aten::mm", "aten::linear"}
-_NORMS = {name for name in RULES if "batch_norm" in name}
 
 
 def _candidate_views(tape: Tape) -> frozenset[str]:
@@ -120,7 +119,7 @@ def _candidate_views(tape: Tape) -> frozenset[str]:
         makers.update((output, node) for output in node.outputs if output is not None)
     views = set()
     for node in tape.nodes:
-        if node.name in _NORMS:
+        if node.name in BATCH_NORMS:
             source = node.args[0].index
             alone = users[source] == 1 and source in makers and makers[source].name in _PRODUCERS
             if not alone:

@@ -1,0 +1,104 @@
+"""What norms do to colours: those of channels by themselves, and those that measure several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from regrow.surgery.colours import ZERO, spread
+from regrow.surgery.rules import rule
+from regrow.surgery.tape import Node, Ref
+
+if TYPE_CHECKING:
+    from regrow.surgery.painter import Painter
+
+BATCH_NORMS = (
+    "aten::native_batch_norm",
+    "aten::_native_batch_norm_legit_no_training",
+    "aten::cudnn_batch_norm",
+    "aten::_batch_norm_no_update",
+)
+
+
+@rule(*BATCH_NORMS)
+def _batch_norm(painter: Painter, node: Node) -> None:
+    source = painter.of(node.args[0])
+    channels = source.along(1)
+    tensors = [a for a in node.args[1:5] if isinstance(a, Ref)]
+    if channels is None or any(painter.tensor_name(ref) is None for ref in tensors):
+        painter.unknown(node)
+        return
+    # Without a scale and a shift of its own a norm cannot silence what its stream still carries.
+    affine = node.args[1] is not None and node.args[2] is not None
+    if node.module in painter.views and affine and bool((channels > ZERO).any()):
+        channels = painter.colours.view(channels, node.module)
+        painter.opened[node.module] = channels
+    for ref in tensors:
+        name = painter.tensor_name(ref)
+        assert name is not None
+        painter.pass_through(name, 0, channels, norm=node.module)
+    if not tensors and painter.tape.normalisers.get(node.module) == "num_features":
+        painter.pass_width(node.module, channels)
+    painter.put(node, spread(channels, source.shape, 1, clean=affine or source.clean))
+
+
+@rule("aten::native_layer_norm")
+def _layer_norm(painter: Painter, node: Node) -> None:
+    """Normalise by statistics over the last dimensions, which may be those of the channels."""
+    source = painter.of(node.args[0])
+    first = len(source.shape) - len(node.args[1])
+    coloured = source.coloured_dims()
+    if all(dim < first for dim in coloured):  # each channel's map by itself
+        shifted = node.args[3] is not None
+        painter.put(node, replace(source, clean=source.clean and not shifted))
+    else:
+        _measure(painter, node, node.args[2:4], over=tuple(range(first, len(source.shape))))
+
+
+@rule("aten::native_group_norm")
+def _group_norm(painter: Painter, node: Node) -> None:
+    """Normalise groups of channels; those of a group go together, unless there is only one."""
+    data, *affine = node.args[:3]
+    source, groups = painter.of(data), node.args[6]
+    channels = source.along(1)
+    if channels is None or painter.tape.normalisers.get(node.module) != "num_groups":
+        painter.unknown(node)
+    elif groups == 1:
+        _measure(painter, node, affine, over=(1,))
+    else:
+        painter.unite_rows(channels, channels.view(groups, -1)[:, 0])
+        if _pass_norm(painter, node, affine, channels, dim=0):
+            painter.put(node, replace(source, clean=source.clean or affine[0] is not None))
+
+
+def _measure(painter: Painter, node: Node, affine: Sequence[Any], *, over: tuple[int, ...]) -> None:
+    """Pass channels through a norm whose statistics run over them."""
+    source = painter.of(node.args[0])
+    coloured = source.coloured_dims()
+    told = painter.tape.normalisers.get(node.module) in ("normalized_shape", "num_groups")
+    if not told or len(coloured) != 1 or coloured[0] not in over:
+        painter.unknown(node)
+        return
+    channels = source.along(coloured[0])
+    assert channels is not None
+    if _pass_norm(painter, node, affine, channels, dim=over.index(coloured[0])):
+        painter.measured.add(node.module)
+        painter.put(node, replace(source, clean=True))
+
+
+def _pass_norm(
+    painter: Painter, node: Node, affine: Sequence[Any], channels: Tensor, *, dim: int
+) -> bool:
+    """Note a norm's scale, shift and width; keep all whole if they are no parameters of its own."""
+    names = [painter.parameter(ref) for ref in affine if isinstance(ref, Ref)]
+    if None in names:
+        painter.unknown(node)
+        return False
+    for name in names:
+        assert name is not None
+        painter.pass_through(name, dim, channels, norm=node.module)
+    painter.pass_width(node.module, channels, dim=dim)
+    return True
