@@ -353,6 +353,14 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
         {}, {"q": "'aten::bmm' cannot be followed", "v": "bmm", "p": "not be zero", **out},
     )  # fmt: skip
     add(
+        "view whose width stands in the code",
+        Net(lambda m, x: (lambda y: m.out(r(y)) + m.f(m.l(m.n(y)).reshape(-1, 512))[..., None, None]
+                          )(m.a(x)),
+            a=conv(3, 8), n=nn.BatchNorm2d(8), l=nn.LayerNorm([8, 8, 8]), f=nn.Linear(512, 2),
+            out=conv(8, 2)),
+        {}, {"a": "code counts on", "f": "output", **out},
+    )  # fmt: skip
+    add(
         "padding with ones",
         Net(lambda m, x: m.out(F.pad(m.a(x), (1, 1, 1, 1), value=1.0)),
             a=conv(3, 8), out=conv(8, 2)),

@@ -64,6 +64,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, keep: Sequence[s
         refused = _refused(model, found)
         if not refused:
             return found
+        views -= {group.name for group in refused}
         counted |= {slot.tensor for group in refused for slot in group.producers()}
 
 
