@@ -11,7 +11,7 @@ from torch import Tensor
 
 from commands import Command
 from regrow.jobs import Prune, Retrain, Train
-from regrow.paper import measures, plotted, scales
+from regrow.paper import measures, plotted, reproduce, scales
 from regrow.paper.found import Found, averaged, read_back, read_cells, rows, sheet
 from regrow.paper.layout import NOT_RUN, terminal
 from regrow.paper.pictures import draw
@@ -453,6 +453,21 @@ def test_widths_at_smoke_scale_stand_beside_the_printed_ones(regrow: Command) ->
     assert "each layer has 0.125 of its width" in found.out
     claims = regrow("claims", "--ours", folder)
     assert claims.code == 0
+
+
+def test_all_are_on_one_page(regrow: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {name: entries()[name] for name in ("table-7", "figure-4")}
+    monkeypatch.setattr(reproduce, "entries", lambda: some)
+    found = regrow("reproduce", "all", "--scale", "smoke", "--workers", "0")
+    assert found.code == 0
+    folder = Path("regrow-paper/smoke")
+    page = (folder / "report.md").read_text(encoding="utf-8")
+    assert "| [table-7](table-7/report.md) | Channels of VGG-16" in page
+    assert "| 28 of 28 cells" in page
+    assert "| 9 of 9 rows have been run |" in page
+    assert "](figure-4/figure-4.png)" in page
+    assert is_drawn(folder / "figure-4", "figure-4")
+    assert len(pd.read_csv(folder / "widths.csv")) == 28
 
 
 @pytest.mark.slow

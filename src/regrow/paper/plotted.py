@@ -27,7 +27,7 @@ TICKETS = {"winning-ticket": "winning ticket", "random-by-density": "random"}
 BIN = ("panel", "column", "low", "high", "value")
 BINS = (60, 120, 200, 300, 600, 1200, 3000, FINEST)  # those that merge the finest ones evenly
 TOP = 30_000  # of Figure 8's vertical axis
-NEAR = 0.01  # weights below it count as close to zero: about a tenth of the spread at the start
+NEAR = 0.01  # "close to zero": half the std with which the widest layers of VGG are drawn
 Row = tuple[str, ...]
 
 
