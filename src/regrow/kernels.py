@@ -34,12 +34,11 @@ def _float(bits):
 
 @njit(inline="always")
 def _bits(value):
-    """Round to the nearest bfloat16, of two to the even one; what is not a number stays one."""
+    """Round to the nearest bfloat16, of two to the even one."""
     bits = np.float32(value).view(np.uint32)
     odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
     up = np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + odd)
-    rounded = np.uint16(np.uint32(up >> np.uint32(16)))
-    return rounded if value == value else np.uint16(0x7FC0)
+    return np.uint16(np.uint32(up >> np.uint32(16)))
 
 
 @_kernel(_MAP, _VECTOR, _SUMS, _SUMS)
