@@ -2,8 +2,9 @@
 
     uv run python benchmarks/precision.py --data hf:../shared/data/cifar10-jpeg --seeds 30
 
-Trains a small VGG on CIFAR-10 in fp32 and in bf16 from the same seeds (the same first weights,
-order and augmentation), in the store given, so that it can be stopped and goes on. Prints the
+Trains a ResNet-20 of half the width on CIFAR-10 in fp32 and in bf16 from the same seeds (the same
+first weights, order and augmentation), in the store given, so that it can be stopped and goes on.
+In bf16 its norms and ReLUs run as one operation (`regrow/models/fused.py`). Prints the
 paired difference, its 95 % interval, and whether it is equivalent to zero within the margin (two
 one-sided tests). The margin is one standard deviation of a single training over seeds.
 """
@@ -17,15 +18,13 @@ from regrow.stats import equivalence, mean_and_std, paired
 from regrow.store import Store
 from regrow.study import Study
 
-PLAN = [16, 16, "M", 32, 32, "M", 64, 64]
-
 
 def study(data: str, seeds: int, precision: str) -> Study:
     return Study.from_json(
         {
             "name": f"precision-{precision}",
             "data": {"name": data, "subset": 5000, "test_subset": 5000},
-            "models": {"name": "vgg", "plan": PLAN, "label": "small VGG"},
+            "models": {"name": "resnet-20", "width": 0.5},
             "arms": ["unpruned"],
             "seeds": seeds,
             "recipe": {"name": "cifar", "epochs": 8, "lr": 0.05, "precision": precision},
