@@ -435,6 +435,7 @@ def test_detectors_stand_on_the_classifiers_of_table_1(paper_data: object) -> No
     assert len(detectors) == 9
     for job in detectors:
         assert isinstance(job, TrainDetector)
+        assert job.backbone is not None
         assert isinstance(job.backbone, PruneDetector) or job.backbone.key in classifiers
 
 

@@ -90,6 +90,8 @@ def _grid(
 
 
 def _not_run(axes: "Axes") -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
     axes.text(
         0.5, 0.5, NOT_RUN, transform=axes.transAxes, ha="center", va="center", color="#777777"
     )
@@ -138,7 +140,8 @@ def _panel(axes: "Axes", frame: pd.DataFrame, *, x: str) -> None:
         style = STYLES.get(str(series), PLAIN)
         rows = rows.sort_values(x, kind="stable")
         axes.errorbar(
-            *(rows[x], rows["mean"]),
+            rows[x],
+            rows["mean"],
             yerr=rows["std"].fillna(0.0),
             color=style.colour,
             marker=style.marker,
@@ -160,7 +163,8 @@ def _legend(figure: "Figure", series: Sequence[str]) -> None:
 
     handles = [
         Line2D(
-            *([], []),
+            [],
+            [],
             label=name,
             color=style.colour,
             marker=style.marker,
@@ -188,13 +192,13 @@ def _heatmaps(shown: Plotted) -> "Figure":
     image = None
     for axes, stage in zip(panels, STAGES, strict=True):
         axes.set_title(f"Stage {stage}", fontsize=10)
-        axes.set_xticks([])
-        axes.set_yticks([])
         shares = [[cells.get((stage, i, j)) for j in POSITIONS] for i in POSITIONS]
         if any(share is None for row in shares for share in row):
             _not_run(axes)
             axes.set_aspect("equal")
             continue
+        axes.set_xticks([])
+        axes.set_yticks([])
         grid = np.array(shares, dtype=float)
         image = axes.imshow(grid, cmap="Greys", vmin=low - room, vmax=high + room)
         for (i, j), share in np.ndenumerate(grid):
