@@ -200,6 +200,17 @@ def test_an_unreadable_image_is_named_or_left_out(voc: Path, kept: int) -> None:
     assert "b.jpg" in data.notices[0]
 
 
+def test_an_unreadable_image_is_left_out_before_it_is_streamed(voc: Path) -> None:
+    file = voc / "VOC2007" / "JPEGImages" / "b.jpg"
+    noise = np.random.default_rng(0).integers(0, 255, (40, 48, 3), np.uint8)
+    Image.fromarray(noise).save(file)
+    file.write_bytes(file.read_bytes()[:800])  # its size can still be read
+    assert len(read(voc, memory_limit_bytes=0).train) == 3
+    data = read(voc, memory_limit_bytes=0, on_error="skip")
+    assert [f.stem for f in data.train.files] == ["a", "c"]
+    assert "b.jpg" in data.notices[0]
+
+
 def test_an_unreadable_image_is_named_when_streamed(voc: Path) -> None:
     data = read(voc, memory_limit_bytes=0)
     data.train.files[1].write_bytes(b"no image")
@@ -260,6 +271,38 @@ def test_unknown_options_offer_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"Unknown option 'on_eror'\. Did you mean 'on_error'"):
         DetectionSpec.from_json({"name": "voc:x", "on_eror": "skip"})
     assert DetectionSpec.from_json("voc:x") == DetectionSpec("voc:x")
+
+
+def test_shapes_are_drawn_alike_and_boxes_hold_their_paint() -> None:
+    data, again = (
+        load(DetectionSpec("voc-shapes", subset=num, test_subset=2), **SIDES) for num in (6, 4)
+    )
+    assert data.classes == ("circle", "square", "triangle")
+    assert (len(data.train), len(data.test), len(again.train)) == (6, 2, 4)
+    for index in range(4):
+        assert torch.equal(data.train.pixels(index), again.train.pixels(index))
+    assert not torch.equal(data.train.pixels(0), data.test.pixels(0))
+    for index in range(6):
+        pixels, truth = data.train.pixels(index), data.train.truths[index]
+        bright = (pixels > 90).all(dim=0).nonzero().flip(1).float() + 0.5  # x, y of paint
+        assert len(bright)
+        low, high = truth.boxes[:, None, :2], truth.boxes[:, None, 2:]
+        inside = ((bright >= low) & (bright <= high)).all(dim=2)
+        assert inside.any(dim=0).all()
+        x, y = truth.boxes[:, 2:].amax(dim=0).tolist()
+        assert x <= pixels.shape[2] + 1e-3
+        assert y <= pixels.shape[1] + 1e-3
+
+
+def test_more_shapes_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match="there are 32 pictures to train on"):
+        load(DetectionSpec("voc-shapes", subset=33), **SIDES)
+
+
+def test_shapes_are_known_by_what_draws_them() -> None:
+    spec = DetectionSpec("voc-shapes", subset=4)
+    assert fingerprint(spec) == fingerprint(DetectionSpec("voc-shapes", subset=4))
+    assert fingerprint(spec) != fingerprint(DetectionSpec("voc-shapes", subset=5))
 
 
 def test_more_images_than_there_are_is_refused(voc: Path) -> None:

@@ -95,11 +95,27 @@ class Pictures:
                         later.cancel()
                     raise
                 messages.append(str(error))
-        self.files = [self.files[i] for i in kept]
-        self.truths = [self.truths[i] for i in kept]
-        self.sizes = [self.sizes[i] for i in kept]
+        self._keep_only(list(kept))
         self._kept = list(kept.values())
         return messages
+
+    def drop_unreadable(self) -> list[str]:
+        """Decode all pictures once, keep none, leave out what is unreadable; return messages."""
+        problems = list(self._pool.map(self._problem, range(len(self))))
+        self._keep_only([index for index, problem in enumerate(problems) if problem is None])
+        return [problem for problem in problems if problem is not None]
+
+    def _problem(self, index: int) -> str | None:
+        try:
+            self._decode(index)
+        except DataError as error:
+            return str(error)
+        return None
+
+    def _keep_only(self, indices: list[int]) -> None:
+        self.files = [self.files[i] for i in indices]
+        self.truths = [self.truths[i] for i in indices]
+        self.sizes = [self.sizes[i] for i in indices]
 
     def _decode(self, index: int) -> Tensor:
         file = self.files[index]

@@ -35,8 +35,8 @@ class DetectionSpec:
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES
 
     def __post_init__(self) -> None:
-        known = isinstance(self.name, str) and self.name.startswith(PREFIX) and self.location
-        if not known and self.name != SHAPES:
+        named = isinstance(self.name, str) and self.name.startswith(PREFIX) and self.location
+        if not named and self.name != SHAPES:
             raise ConfigError(
                 f"A detection data set is named '{PREFIX}PATH', with the path of a folder in the "
                 f"layout of PASCAL VOC, or '{SHAPES}', which is drawn. Got {self.name!r}."

@@ -325,7 +325,12 @@ def _pictures(
         [_truth(a, classes, sides) for a in chosen],
         sizes=[fitted(a.size, *sides) for a in chosen],
     )
-    messages = pictures.decode(skip=spec.on_error == "skip") if in_memory else []
+    skip = spec.on_error == "skip"
+    messages: list[str] = []
+    if in_memory:
+        messages = pictures.decode(skip=skip)
+    elif skip:  # now, for a training cannot leave a picture out half-way
+        messages = pictures.drop_unreadable()
     if not len(pictures):
         raise DataError(f"{spec.name}: no image of a split is left. Correct the annotations.")
     return pictures, messages

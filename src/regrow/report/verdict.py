@@ -33,7 +33,7 @@ PRUNE_C = "prune-c"  # of detectors: on the classifier that was pruned and fine-
 # What scratch training is compared with: the first of these that a cell has.
 INHERITED = {
     FINE_TUNE: "fine-tuning",
-    PRUNE_C: "a detector on the fine-tuned classifier",
+    PRUNE_C: "fine-tuning the classifier",
     PRUNED: "keeping the inherited weights",
 }
 BEST = "the best arm"

@@ -1,0 +1,170 @@
+"""A study of detectors goes the way of every study: planned, run, reported by the same commands."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from commands import Command
+from regrow.asked import collect, from_json, load
+from regrow.detection.jobs import PruneDetector, TrainDetector
+from regrow.detection.study import DetectionStudy
+from regrow.errors import ConfigError
+from regrow.run import estimate as estimates
+from regrow.run.estimate import all_jobs, estimate
+from regrow.run.gang import gang
+from regrow.store import Store
+from regrow.study import Study
+
+pytest.importorskip("torchmetrics")
+
+# Enough for every arm in seconds. The norms of a classifier take some steps to settle.
+STUDY: dict[str, Any] = {
+    "name": "tiny",
+    "title": "Shapes",
+    "backbone": {
+        "data": {"name": "shapes", "subset": 160, "test_subset": 12},
+        "models": {"name": "imagenet-resnet-34", "width": 0.125, "label": "thin ResNet-34"},
+        "methods": {"name": "l1-filter", "target": "resnet-34-b"},
+        "recipe": {"name": "imagenet", "epochs": 1, "batch": 4, "lr": 0.02},
+    },
+    "data": {"name": "voc-shapes", "subset": 6, "test_subset": 3, "label": "a few shapes"},
+    "detector": {
+        "name": "small",
+        "short_side": 64,
+        "long_side": 96,
+        "roi_samples": 32,
+        "test_proposals": 20,
+    },
+    "recipe": {"epochs": 1, "lr": 1e-4, "augmentation": "flip"},
+}
+ARMS = ["unpruned", "prune-c", "prune-d", "scratch-e", "scratch-b"]
+
+
+@pytest.fixture
+def regrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
+    return Command(monkeypatch, capsys)
+
+
+def test_the_kind_of_a_study_is_told_by_its_content(tmp_path: Path) -> None:
+    assert isinstance(from_json(STUDY), DetectionStudy)
+    plain = STUDY["backbone"]
+    assert isinstance(from_json(plain), Study)
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"detector": "voc", "data": "voc:x"}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: 'backbone' is missing"):
+        load(file)
+
+
+def test_cells_are_those_of_a_study_under_the_detectors_names() -> None:
+    study = from_json(STUDY)
+    cells = study.cells()
+    assert [cell.arm.name for cell in cells] == ARMS
+    assert {cell.place[:2] for cell in cells} == {
+        ("a few shapes", "Faster R-CNN on thin ResNet-34")
+    }
+    assert len({cell.place for cell in cells}) == len(cells)
+    assert len(study.jobs()) == len(cells)
+
+
+def test_methods_that_cut_no_channels_are_refused_before_data_is_looked_at() -> None:
+    for method, unit in (("magnitude", "weights"), ("sparse-structure", "blocks")):
+        backbone = {**STUDY["backbone"], "methods": {"name": method, "sparsity": 0.5}}
+        with pytest.raises(ConfigError, match=f"fewer channels, and '{method}' removes {unit}"):
+            from_json({**STUDY, "backbone": backbone, "data": "voc:nowhere"})
+
+
+def test_a_classifier_of_grey_images_is_refused() -> None:
+    backbone = {**STUDY["backbone"], "data": {"name": "digits", "size": 32}}
+    with pytest.raises(ConfigError, match="colour images, and the 'backbone' has 1 channel"):
+        from_json({**STUDY, "backbone": backbone}).cells()
+
+
+def test_jobs_of_every_kind_have_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "CALIBRATION_SECONDS", 0.02)
+    jobs = from_json(STUDY).jobs()
+    found = estimate(jobs, (), workers=1)
+    assert found.by_kind == {
+        "train": (1, 0),
+        "prune": (2, 0),
+        "retrain": (3, 0),
+        "prune-detector": (1, 0),
+        "train-detector": (5, 0),
+    }
+    detectors = [job for job in all_jobs(jobs).values() if isinstance(job, TrainDetector)]
+    least = sum(job.rehearse(0.02) for job in detectors)
+    assert found.compute_seconds > least > 0
+    assert found.training_flops > sum(job.flops for job in detectors) > 0
+
+
+def test_no_device_is_shared_with_detectors_whose_needs_are_not_known() -> None:
+    assert gang(all_jobs(from_json(STUDY).jobs()).values(), "cpu") == 1
+
+
+def test_prune_d_goes_on_from_the_unpruned_detector() -> None:
+    cells = {cell.arm.name: cell.job for cell in from_json(STUDY).cells()}
+    further = cells["prune-d"]
+    assert isinstance(further, TrainDetector)
+    assert isinstance(further.backbone, PruneDetector)
+    assert further.backbone.parent == cells["unpruned"]
+
+
+@pytest.mark.slow
+def test_a_study_of_detectors_is_planned_run_and_reported(regrow: Command) -> None:
+    planned = regrow("plan", "study.yaml", "--workers", "1")
+    assert planned.code == 0
+    assert "train-detector" in planned.out
+    assert "Still to train" in planned.out
+    ran = regrow("run", "study.yaml", "--workers", "0", "--json")
+    assert ran.code == 0
+    found = json.loads(ran.out)
+    assert [row["arm"] for row in found["rows"]] == ARMS
+    assert all(0 <= row["mean"] <= 100 and row["n"] == 1 for row in found["rows"])
+    assert found["jobs"]["done"] == 12
+    assert "scratch-b minus prune-c" in found["answer"]
+    assert "12 of 12 jobs done" in regrow("status", "study.yaml").out
+    told = regrow("report", "study.yaml")
+    assert told.code == 0
+    assert "mAP %" in told.out
+    assert "vs prune-c" in told.out
+    assert "Average precision by class" in told.out
+    folder = Path("regrow-report/tiny")
+    page = (folder / "report.md").read_text(encoding="utf-8")
+    assert "1 epochs after 1 epochs uncut; classifier: 1 epochs" in page
+    assert "| mAP before |" in page
+    assert "Accuracy is" not in page
+    assert "mAP in" in (folder / "table.tex").read_text(encoding="utf-8")
+    for name in ("map-macs.png", "map-macs.svg", "rows.parquet", "verdicts.csv"):
+        assert (folder / name).stat().st_size > 0
+    with (folder / "detections.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["arm"] for row in rows] == ARMS
+    for row in rows:
+        classes = [float(v) for k, v in row.items() if k.startswith("AP ") and v]
+        assert float(row["mAP"]) == pytest.approx(sum(classes) / len(classes), abs=1e-3)
+    assert rows[2]["classifier"] == ""  # prune-d stands on a detector
+    refused = regrow("export", "study.yaml", "--arm", "scratch-b", "--to", "net")
+    assert refused.code == 2
+    assert "Only classifiers can be exported, and 'detector scratch-b" in refused.text
+    again = regrow("run", "study.yaml", "--workers", "0")
+    assert "12 were done before" in again.err
+
+
+@pytest.mark.slow
+def test_what_failed_stands_in_the_report(regrow: Command, tmp_path: Path) -> None:
+    study = {**STUDY, "recipe": {**STUDY["recipe"], "lr": 1e6}, "arms": ["unpruned", "prune-d"]}
+    Path("study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    ran = regrow("run", "study.yaml", "--workers", "0")
+    assert ran.code == 1
+    assert "FAILED" in ran.err
+    found = collect(load("study.yaml"), Store.open(tmp_path / "regrow-store", create=False))
+    assert [run.status for run in found.runs] == ["failed", "failed"]
+    assert ["diverged" in failure.message for failure in found.failures] == [True]
+    assert "not run" in ran.out
