@@ -4,17 +4,18 @@ import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, TraceError
 from regrow.models import build
-from regrow.prune import METHODS
+from regrow.prune import METHODS, groups_in_scope
 from regrow.train import NO_TREATMENT, Recipe, Training, Treatment, fit
-from small import NETWORKS, digits, equal, snapshot
+from small import NETWORKS, digits, equal, small, snapshot
 
 RECIPE = Recipe(epochs=3, batch=32, lr=0.05)
 TREATED = [name for name in METHODS.names() if METHODS.get(name).treatment is not None]
@@ -31,10 +32,26 @@ def treatment(name: str, *, strength: float = 0.1, sparsity: float = 0.3) -> Tre
     return make(strength, sparsity)
 
 
-def training(how: Treatment, recipe: Recipe = RECIPE, **options: Any) -> Training:
-    return Training(
-        build(NETWORKS["preresnet"]), digits(), recipe, seed=3, treatment=how, **options
-    )
+def training(
+    how: Treatment, recipe: Recipe = RECIPE, *, net: str = "preresnet", **options: Any
+) -> Training:
+    return Training(build(NETWORKS[net]), digits(), recipe, seed=3, treatment=how, **options)
+
+
+@cache
+def network_for(name: str) -> str:
+    """Name a network that has what a method prunes, the pre-activation one if it has."""
+    for label in ("preresnet", *NETWORKS):
+        try:
+            groups_in_scope(*small(label), METHODS.get(name))
+        except TraceError:
+            continue
+        return label
+    raise AssertionError(name)
+
+
+def treated_training(name: str, **options: Any) -> Training:
+    return training(treatment(name), net=network_for(name), **options)
 
 
 def test_every_part_has_its_turn() -> None:
@@ -76,7 +93,7 @@ def test_every_part_has_its_turn() -> None:
 
 @pytest.mark.parametrize("name", TREATED)
 def test_a_method_changes_what_is_trained_but_not_what_the_network_is_made_of(name: str) -> None:
-    plain, treated = training(NO_TREATMENT), training(treatment(name))
+    plain, treated = training(NO_TREATMENT, net=network_for(name)), treated_training(name)
     fit(plain)
     fit(treated)
     one, other = snapshot(plain.model), snapshot(treated.model)
@@ -89,12 +106,12 @@ def test_a_method_changes_what_is_trained_but_not_what_the_network_is_made_of(na
 @pytest.mark.parametrize("name", TREATED)
 @pytest.mark.parametrize("stop", [1, 4, 6, 12])
 def test_a_treated_training_resumes_bit_by_bit(name: str, stop: int) -> None:
-    whole, part = training(treatment(name)), training(treatment(name))
+    whole, part = treated_training(name), treated_training(name)
     fit(whole)
     for _ in range(stop):
         part.step()
     tensors, meta = part.state()
-    again = training(treatment(name))
+    again = treated_training(name)
     again.restore(tensors, json.loads(json.dumps(meta)))
     fit(again)
     (one, first), (other, second) = whole.state(), again.state()
@@ -118,7 +135,7 @@ class Repeats:
 
 @pytest.mark.parametrize("name", TREATED)
 def test_recorded_steps_are_treated_like_single_calls(name: str) -> None:
-    one, other = training(treatment(name)), training(treatment(name), recorder=Repeats())
+    one, other = treated_training(name), treated_training(name, recorder=Repeats())
     fit(one)
     fit(other)
     assert other.notice is None
