@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from regrow.errors import ConfigError
-from regrow.report import Failure, Report, write
+from regrow.report import Extra, Failure, Measure, Report, write
 from regrow.report.rows import ROW_COLUMNS, Run, fairness, summarise, to_csv
 from regrow.report.verdict import Verdict, answer, verdicts
 
@@ -241,6 +241,41 @@ def test_all_but_the_page_is_the_same_bytes_on_another_day(tmp_path: Path) -> No
     second = write(study(), tmp_path / "2", **other)
     for one, two in zip(first.paths, second.paths, strict=True):
         assert (one.read_bytes() == two.read_bytes()) == (one.name != "report.md"), one.name
+
+
+def test_a_study_of_detectors_is_worded_by_its_own_measure(tmp_path: Path) -> None:
+    runs = [
+        *make_arm("unpruned", BASE),
+        *make_arm("prune-c", BASE, stamp="7 epochs; classifier: 4 epochs"),
+        *make_arm("scratch-b", shifted(0.1)),
+    ]
+    about = "mAP is what it is"
+    measure = Measure(key="map", name="mAP", axis="mAP (%)", reference="prune-c", about=about)
+    extra = Extra(
+        name="detections",
+        title="By class",
+        columns=("arm", "AP a_b"),
+        rows=(("prune-c", "50.00"),),
+        about="In percent.",
+        csv="arm,AP\n",
+    )
+    made = report(runs, tmp_path, measure=measure, extras=[extra])
+    names = {path.name for path in made.paths}
+    assert {"map-macs.png", "detections.csv"} <= names
+    assert "accuracy-macs.png" not in names
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for text in (
+        "| mAP % | n | vs prune-c |",
+        "mAP is what it is: mean",
+        "| arm | AP a\\_b |\n|---|---:|\n| prune-c | 50.00 |\n\nIn percent.",
+        "7 epochs; classifier: 4 epochs |",
+        "as good as fine-tuning the classifier? Yes",
+    ):
+        assert text in page
+    assert "ccuracy" not in page
+    assert "By class" in made.text
+    assert r"mAP in \%" in (tmp_path / "table.tex").read_text(encoding="utf-8")
+    assert (tmp_path / "detections.csv").read_text(encoding="utf-8") == extra.csv
 
 
 def test_csv_has_a_fixed_number_of_digits() -> None:

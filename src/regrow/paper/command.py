@@ -34,7 +34,9 @@ ScaleOption = Annotated[
 DataOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--data", help="Replace a data set: cifar10=hf:PATH, cifar100=..., imagenet=folder:PATH."
+        "--data",
+        help="Replace a data set: cifar10=hf:PATH, cifar100=..., imagenet=folder:PATH, "
+        "voc2007=voc:PATH.",
     ),
 ]
 StoreOption = Annotated[Path, typer.Option(help="Folder of results; all tables share it.")]
