@@ -123,6 +123,7 @@ CASES: dict[str, Case] = {
         model=NORMED, treated=Treated(method="soft-filter", sparsity=0.5)
     ),
     "bfloat16": Case(model=NORMED, recipe=replace(RECIPE, precision="bf16")),
+    "norm and ReLU as one": Case(model=PRERESNET, recipe=replace(RECIPE, precision="bf16")),
 }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
@@ -142,7 +143,7 @@ def _answered(speak: Callable[[], object]) -> None:
 
 def lost(error: Exception) -> RanksLost:
     """Word that ranks cannot go on together, because of what happened to one of them."""
-    reason = str(error).partition("\n")[0]
+    reason = shorten(str(error).partition("\n")[0], 160)
     return RanksLost(
         f"The ranks cannot go on: another one ended, or this one failed ({type(error).__name__}: "
         f"{reason}). What was saved is kept, and the same command goes on from there."

@@ -200,7 +200,7 @@ class StreamedImages(Images):
         each = [None] * len(rows) if seeds is None else seeds.flatten().tolist()
         shape = (len(rows), self._channels, self._size, self._size)
         # From pinned memory the copy to a GPU does not hold up the steps before.
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized())
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=_on_gpu())
         return _Batch(
             pixels,
             [
@@ -236,6 +236,11 @@ class StreamedImages(Images):
     def _tensor(self, image: Image.Image) -> Tensor:
         pixels = torch.from_numpy(np.array(image).transpose(2, 0, 1))
         return pixels[: self._channels]  # of a grey image, red equals green and blue
+
+
+def _on_gpu() -> bool:
+    """Tell whether this process computes on a GPU."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def _key(indices: Tensor, seeds: Tensor | None) -> _Key:

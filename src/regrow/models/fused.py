@@ -48,6 +48,7 @@ def _fusable(norm: nn.Module, relu: nn.Module, x: Tensor) -> bool:
         and norm.affine
         and norm.track_running_stats
         and norm.momentum is not None
+        and "forward" not in vars(norm)  # which ranks that train together replace
         and not (norm._forward_hooks or norm._forward_pre_hooks or relu._forward_hooks)
         and x.dim() == 4
         and x.numel() > x.shape[1]  # of one value there is no variance, which the norm says

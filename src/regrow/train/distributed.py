@@ -5,7 +5,7 @@ draws of dropout: the gradients are those of the whole batch, and batch norms ta
 over it. A job therefore has one key, and a training may be resumed with another number of ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,8 @@ from regrow.turns import drawing
 LEAST_IMAGES = 2
 # Whether rank 0's buffers are sent before each forward pass; as newer versions of torch call it.
 _OPTIONS = signature(DistributedDataParallel.__init__).parameters
-BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _OPTIONS)
+_NAME = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in _OPTIONS)
+KEEP_BUFFERS: Mapping[str, Any] = {_NAME: False}
 
 
 def share_of(bounds: tuple[int, int], ranks: Ranks) -> tuple[int, int]:
@@ -52,7 +53,7 @@ class InStep:
     def __init__(self, parts: Parts, ranks: Ranks) -> None:
         # Gradients are averaged while the backward pass goes on. Buffers are equal as they are.
         # Static: the same parameters get gradients in every step, though not all of them need to.
-        network = DistributedDataParallel(parts.model, static_graph=True, **{BUFFERS: False})
+        network = DistributedDataParallel(parts.model, static_graph=True, **KEEP_BUFFERS)
         self._parts = replace(parts, network=network)
         self._ranks = ranks
         self._shares = [share_of(bounds, ranks) for bounds in parts.bounds]

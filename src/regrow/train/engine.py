@@ -106,7 +106,8 @@ def update(
     loss = F.cross_entropy(logits, labels)
     for parameter in parts.parameters:
         parameter.grad = None
-    (loss if weight == 1.0 else loss * weight).backward()
+    scaled = loss if weight == 1.0 else loss * weight
+    scaled.backward()  # type: ignore[no-untyped-call]
     treatment = parts.treatment
     if treatment.gradients is not None:
         treatment.gradients(model)
