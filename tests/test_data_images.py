@@ -171,6 +171,28 @@ def test_streamed_resized_crops_are_cut_from_the_original(tmp_path: Path) -> Non
     assert float(middle[-1]) == pytest.approx(255 * 19.5 / 24, abs=4)
 
 
+def test_streamed_images_are_scored_as_on_imagenet(tmp_path: Path) -> None:
+    """Shorter side 256 for a crop of 224, enlarged if need be; none that has the very size."""
+    from torchvision.transforms.functional import center_crop, resize
+
+    base = image_folder(tmp_path / "x")
+    noise = np.random.default_rng(0)
+    for path in base.rglob("*.png"):
+        Image.fromarray(noise.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(path)
+    small = next(iter(sorted((base / "test").rglob("*.png"))))
+    Image.fromarray(noise.integers(0, 255, (15, 20, 3), dtype=np.uint8)).save(small)
+    test = load(DataSpec(f"folder:{base}", memory_limit_bytes=0, size=28)).test
+    for index, path in enumerate(sorted((base / "test").rglob("*.png"))):
+        wanted = center_crop(resize(Image.open(path), 32), 28)
+        ours = test.batch(torch.tensor([index]))[0].permute(1, 2, 0)
+        assert np.abs(ours.numpy().astype(int) - np.asarray(wanted).astype(int)).max() <= 1
+    for path in base.rglob("*.png"):
+        Image.open(path).resize((28, 28)).save(path)
+    test = load(DataSpec(f"folder:{base}", memory_limit_bytes=0, size=28)).test
+    (first,) = test.batch(torch.tensor([0]))
+    assert np.array_equal(first.permute(1, 2, 0).numpy(), np.asarray(Image.open(small)))
+
+
 def test_damaged_streamed_image_is_named_when_it_is_read(
     streamed_name: str, tmp_path: Path
 ) -> None:

@@ -94,6 +94,20 @@ def fit(image: Image.Image, *, shorter: int, crop: int) -> Image.Image:
     return image.crop((left, top, left + crop, top + crop)) if size != (crop, crop) else image
 
 
+def fit_for_scoring(image: Image.Image, *, shorter: int, crop: int) -> Image.Image:
+    """Do the same by the very pixels of torchvision's ``Resize`` and ``CenterCrop``.
+
+    They cut the longer side's fraction off, and round the place of the crop.
+    """
+    width, height = image.size
+    least = min(width, height)
+    size = (int(shorter * width / least), int(shorter * height / least))
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = (round((side - crop) / 2) for side in size)
+    return image.crop((left, top, left + crop, top + crop)) if size != (crop, crop) else image
+
+
 def decode_all(source: Encoded, *, size: int | None) -> NDArray[np.uint8]:
     """Decode every image once: uint8 [N, C, S, S], with one channel if all are grey.
 

@@ -27,10 +27,8 @@ from PIL import Image
 from torch import Tensor
 
 from regrow.data.augment import augment, crop_boxes, draw, draw_crops
-from regrow.data.decode import fit, num_threads, open_image, to_rgb
+from regrow.data.decode import fit_for_scoring, num_threads, open_image, to_rgb
 
-# The ImageNet test transform: shorter side 256 for a crop of 224.
-TEST_RESIZE = 256 / 224
 # Announced batches that are kept; older ones that nobody asked for are dropped. 8 batches of 256
 # images at 224 px are 300 MB.
 BATCHES_AHEAD = 8
@@ -129,8 +127,7 @@ class StreamedImages(Images):
     """Images that are read and decoded by a pool of threads, batch by batch.
 
     ``read`` returns the encoded bytes of a row and ``where`` names it in errors; ``rows`` are those
-    of this split. Evaluation resizes the shorter side to 256/224 of ``size`` (but enlarges no
-    image beyond ``size``) and crops the centre.
+    of this split. Evaluation resizes the shorter side to ``shorter`` pixels, and crops the centre.
     """
 
     def __init__(
@@ -141,6 +138,7 @@ class StreamedImages(Images):
         rows: Tensor,
         labels: Tensor,
         size: int,
+        shorter: int,
         channels: int,
     ) -> None:
         self._read = read
@@ -148,6 +146,7 @@ class StreamedImages(Images):
         self._rows: list[int] = rows.tolist()
         self._labels = labels
         self._size = size
+        self._shorter = shorter
         self._channels = channels
         self._pool = ThreadPoolExecutor(num_threads(), thread_name_prefix="decode")
         self._announced: OrderedDict[_Key, _Batch] = OrderedDict()
@@ -213,9 +212,9 @@ class StreamedImages(Images):
         place.copy_(self._centre(row) if seed is None else self._crop(row, seed))
 
     def _centre(self, row: int) -> Tensor:
-        image = self._decoded(row)
-        shorter = min(round(self._size * TEST_RESIZE), max(self._size, min(image.size)))
-        return self._tensor(fit(image, shorter=shorter, crop=self._size))
+        return self._tensor(
+            fit_for_scoring(self._decoded(row), shorter=self._shorter, crop=self._size)
+        )
 
     def _crop(self, row: int, seed: int) -> Tensor:
         image = self._decoded(row)

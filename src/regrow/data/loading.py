@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from regrow.data.splits import seeded_subset, split
 from regrow.errors import ConfigError, DataError, unknown
 from regrow.seeds import seeded
 
+# The ImageNet test transform: shorter side 256 for a crop of 224.
+TEST_RESIZE = 256 / 224
 TEST_SHARE = 0.2  # of the images, where no test split is published
 VERSION = 1  # raise it when the same spec and files come to mean other images
 
@@ -142,6 +145,9 @@ def _hold_streamed(raw: Raw, spec: DataSpec) -> _Held | None:
     num_bytes = sum(map(len, sources)) * channels * size * size
     if num_bytes <= spec.memory_limit_bytes:
         return None
+    # Images of the very size that is asked for would lose their borders, and be blurred for it.
+    larger = median(min(seen) for seen in sizes) > size
+    shorter = round(size * TEST_RESIZE) if larger else size
     readers = {id(source): source.reader(data_root(spec)) for source in sources}
 
     def take(part: Split, rows: Tensor) -> Images:
@@ -152,6 +158,7 @@ def _hold_streamed(raw: Raw, spec: DataSpec) -> _Held | None:
             rows=rows,
             labels=part.labels[rows],
             size=size,
+            shorter=shorter,
             channels=channels,
         )
 

@@ -10,13 +10,14 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from regrow.errors import RanksLost, RegrowError
 from regrow.jobs import Retrain, Train
-from regrow.ranks import ALONE, Ranks, current, join, leave, own_device
+from regrow.ranks import ALONE, Ranks, current, join, launched, leave, own_device
 from regrow.registry import load_file, loaded_files
 from regrow.run.execute import Settings, exact_floats, one_thread, own_randomness
 from regrow.work import Context, Job
@@ -33,6 +34,9 @@ class _Order:
 
 def take_part(lead: Callable[[], None], complain: Callable[[str], None]) -> None:
     """Meet the other ranks; rank 0 leads, the others follow until it is through."""
+    if not launched():
+        lead()
+        return
     ranks = join()
     if not ranks.first:
         _follow(ranks, complain)
@@ -40,8 +44,9 @@ def take_part(lead: Callable[[], None], complain: Callable[[str], None]) -> None
     try:
         lead()
     finally:
-        ranks.share(_no_more)
-        leave()
+        with suppress(RanksLost):  # what rank 0 had to do is done
+            ranks.share(_no_more)
+            leave()
 
 
 def summon(job: Job, settings: Settings) -> Ranks:
