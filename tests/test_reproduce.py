@@ -351,6 +351,25 @@ def test_fine_tuning_is_40_epochs_of_0_001_on_cifar_and_20_on_imagenet(
         assert rates == {0.001}
 
 
+def test_imagenet_networks_are_torchvisions_where_those_of_the_paper_are(
+    paper_data: object,
+) -> None:
+    published = {"table-1": {"ResNet-34"}, "table-6": {"VGG-16", "ResNet-50"}}
+    for name in ("table-1", "table-2", "table-3", "table-4", "table-5", "table-6", "table-10"):
+        for scale in ("paper", "small"):
+            taken = {
+                one.labels["model"]
+                for one in printables(plan_of(name, scale))
+                if one.labels and isinstance(one.cell.job, Train) and one.cell.job.taken
+            }
+            assert taken == (published.get(name, set()) if scale == "paper" else set())
+
+
+def test_imagenet_is_read_at_224_pixels_at_full_scale(paper_data: object) -> None:
+    specs = {one.cell.experiment.data for one in printables(plan_of("table-2"))}
+    assert {spec.size for spec in specs} == {224}
+
+
 def test_longer_fine_tuning_has_40_80_and_160_epochs(paper_data: object) -> None:
     plan = plan_of("table-16")
     for epochs in (40, 80, 160):
