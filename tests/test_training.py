@@ -387,6 +387,7 @@ def test_streamed_images_train_like_images_in_memory(tmp_path: Path) -> None:
         one = Training(network(), data, recipe, seed=0)
         fit(one)
         losses.append([line["loss"] for line in one.history])
+        losses[-1].append(evaluate(one.model, data.test, data).loss)
     assert losses[0] == pytest.approx(losses[1])
 
 

@@ -23,6 +23,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -113,6 +114,7 @@ class MemoryImages(Images):
 
 
 _Key = tuple[bytes, bytes | None]
+_Bytes = NDArray[np.uint8]  # [C, H, W]
 
 
 class _Batch(NamedTuple):
@@ -200,23 +202,25 @@ class StreamedImages(Images):
         shape = (len(rows), self._channels, self._size, self._size)
         # From pinned memory the copy to a GPU does not hold up the steps before.
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=_on_gpu())
+        # As an array: who scores is in inference mode, and its tensors take no writes from threads.
+        places = pixels.numpy()
         return _Batch(
             pixels,
             [
                 self._pool.submit(self._decode, place, row, seed)
-                for place, row, seed in zip(pixels, rows, each, strict=True)
+                for place, row, seed in zip(places, rows, each, strict=True)
             ],
         )
 
-    def _decode(self, place: Tensor, row: int, seed: int | None) -> None:
-        place.copy_(self._centre(row) if seed is None else self._crop(row, seed))
+    def _decode(self, place: _Bytes, row: int, seed: int | None) -> None:
+        place[:] = self._centre(row) if seed is None else self._crop(row, seed)
 
-    def _centre(self, row: int) -> Tensor:
-        return self._tensor(
+    def _centre(self, row: int) -> _Bytes:
+        return self._bytes(
             fit_for_scoring(self._decoded(row), shorter=self._shorter, crop=self._size)
         )
 
-    def _crop(self, row: int, seed: int) -> Tensor:
+    def _crop(self, row: int, seed: int) -> _Bytes:
         image = self._decoded(row)
         draws = draw_crops(1, torch.Generator().manual_seed(seed))
         x, y, width, height = crop_boxes(draws, *image.size)[0].tolist()
@@ -225,15 +229,15 @@ class StreamedImages(Images):
             Image.Resampling.BILINEAR,
             box=(x, y, x + width, y + height),
         )
-        pixels = self._tensor(image)
-        return pixels.flip(2) if draws[0, -1] < 0.5 else pixels
+        pixels = self._bytes(image)
+        return pixels[:, :, ::-1] if draws[0, -1] < 0.5 else pixels
 
     def _decoded(self, row: int) -> Image.Image:
         where = self._where(row)
         return to_rgb(open_image(self._read(row), where=where), where=where)
 
-    def _tensor(self, image: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(image).transpose(2, 0, 1))
+    def _bytes(self, image: Image.Image) -> _Bytes:
+        pixels = np.asarray(image).transpose(2, 0, 1)
         return pixels[: self._channels]  # of a grey image, red equals green and blue
 
 
