@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from regrow.data import DataSpec
+from regrow.data.shapes import shapes
 from regrow.detection.pictures import Truth, fitted
 from regrow.detection.spec import DetectionSpec
 from regrow.detection.voc import DetectionData, fingerprint, load
@@ -292,6 +294,22 @@ def test_shapes_are_drawn_alike_and_boxes_hold_their_paint() -> None:
         x, y = truth.boxes[:, 2:].amax(dim=0).tolist()
         assert x <= pixels.shape[2] + 1e-3
         assert y <= pixels.shape[1] + 1e-3
+
+
+def test_images_of_shapes_are_the_same_each_time_and_equally_many_of_each() -> None:
+    first, second = shapes(DataSpec("shapes")), shapes(DataSpec("shapes"))
+    assert isinstance(first.train.images, torch.Tensor)
+    assert isinstance(second.train.images, torch.Tensor)
+    assert torch.equal(first.train.images, second.train.images)
+    assert first.train.images.shape == (1200, 3, 32, 32)
+    assert first.train.labels.bincount().tolist() == [400, 400, 400]
+    assert first.test is not None
+    assert first.test.labels.bincount().tolist() == [100, 100, 100]
+    # A circle covers about pi / 4 of its box, a triangle half of it, a square all.
+    paint = (first.train.images > 90).all(dim=1).flatten(1).sum(dim=1).float()
+    circle, square, triangle = (paint[first.train.labels == k].mean() for k in range(3))
+    assert circle / square == pytest.approx(torch.pi / 4, rel=0.1)
+    assert triangle / square == pytest.approx(1 / 2, rel=0.1)
 
 
 def test_more_shapes_than_there_are_is_refused() -> None:
