@@ -4,18 +4,13 @@ Prune-C and the scratch arms are ``TrainDetector`` on the classifier that a ``Re
 Prune-D is ``TrainDetector`` on the whole detector that a ``PruneDetector`` left.
 """
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from threading import Lock
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from regrow.architecture import Architecture
-from regrow.data import normalise
 from regrow.data.normalisation import IMAGENET
 from regrow.detection.evaluate import evaluate_detector
 from regrow.detection.model import (
@@ -26,9 +21,10 @@ from regrow.detection.model import (
     detector_cost,
     settle_norms_,
 )
+from regrow.detection.pace import measured_pace, planned_flops, some_images
 from regrow.detection.spec import DetectionSpec
-from regrow.detection.training import AUGMENTATIONS, DetectionTraining, forward
-from regrow.detection.voc import DetectionData, fingerprint, load
+from regrow.detection.training import AUGMENTATIONS, DetectionTraining
+from regrow.detection.voc import DetectionData, fingerprint, loaded
 from regrow.errors import ConfigError
 from regrow.jobs import Keyed, Prune, Retrain, Train, weights_of, without_none
 from regrow.models import ModelSpec, build
@@ -37,9 +33,7 @@ from regrow.surgery import shrink, trace
 from regrow.train import Recipe
 from regrow.work import Context, Job, Outcome, advance, state_of
 
-SETTLING_IMAGES = 64  # whose statistics the norms of an untrained backbone take
 PRUNE_SECONDS = 3.0
-MEASURING_LR = 1e-9
 UNTRAINED_SHAPE = (1, 3, 64, 64)  # on which a backbone without a classifier's data is traced
 
 
@@ -57,7 +51,7 @@ class DetectionMaterial:
 
 def detection_material(spec: DetectionSpec, detector: Detector) -> DetectionMaterial:
     """Look at a data set, reading all of it: broken files are refused before any training."""
-    data = _data(spec, detector.short_side, detector.long_side)
+    data = loaded(spec, detector.short_side, detector.long_side)
     return DetectionMaterial(
         spec=spec,
         content=fingerprint(spec),
@@ -132,12 +126,12 @@ class TrainDetector(Keyed):
     @cached_property
     def flops(self) -> float:
         """FLOPs of the training, as if the backbone were whole."""
-        cost = _planned_flops(self._model(), self.detector, len(self.data.classes))
+        cost = planned_flops(self._model(), self.detector, len(self.data.classes))
         return 3.0 * cost * self._num_shown
 
     def run(self, context: Context) -> Outcome:
         """Train, and read the test pictures once after and once before."""
-        data = _data(self.data.spec, self.detector.short_side, self.detector.long_side)
+        data = loaded(self.data.spec, self.detector.short_side, self.detector.long_side)
         for notice in data.notices:
             context.note(notice)
         start = self._start(context, data)
@@ -170,7 +164,8 @@ class TrainDetector(Keyed):
 
     def rehearse(self, seconds: float) -> float:
         """Train and test an uncut detector for so long; return what all steps and tests take."""
-        pace = _pace(self._model(), self.detector, self.recipe, self.data, seconds)
+        data = loaded(self.data.spec, self.detector.short_side, self.detector.long_side)
+        pace = measured_pace(self._model(), self.detector, self.recipe, data, seconds=seconds)
         return self._num_shown * pace.shown + 2 * self.data.num_test * pace.tested
 
     @property
@@ -193,7 +188,7 @@ class TrainDetector(Keyed):
             assert self.model is not None
             architecture = Architecture(model=self.model, shape=UNTRAINED_SHAPE)
             net, mean, std = build(self.model, seed=self.seed), IMAGENET.mean, IMAGENET.std
-            settle_norms_(net, _some_images(data, mean, std))
+            settle_norms_(net, some_images(data.train, mean, std))
         else:
             architecture = _architecture(backbone, context)
             net = architecture.build()
@@ -349,74 +344,3 @@ def _architecture(backbone: Train | Retrain, context: Context) -> Architecture:
     if isinstance(backbone, Train):
         return Architecture(model=backbone.model, shape=backbone.data.shape)
     return Architecture.from_json(context.record(backbone.prune)["architecture"])
-
-
-def _some_images(
-    data: DetectionData, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Iterator[Tensor]:
-    for index in range(min(SETTLING_IMAGES, len(data.train))):
-        yield normalise(data.train.pixels(index)[None], mean, std)
-
-
-_LOADING = Lock()
-
-
-def _data(spec: DetectionSpec, short_side: int, long_side: int) -> DetectionData:
-    """Return the pictures of a spec, loaded once in each process."""
-    with _LOADING:
-        return _load(spec, short_side, long_side)
-
-
-@lru_cache(maxsize=2)
-def _load(spec: DetectionSpec, short_side: int, long_side: int) -> DetectionData:
-    return load(spec, short_side=short_side, long_side=long_side)
-
-
-@dataclass(frozen=True)
-class _Pace:
-    """Seconds for a picture that is trained on, and for one that is tested."""
-
-    shown: float
-    tested: float
-
-
-@lru_cache
-def _pace(
-    model: ModelSpec,
-    detector: Detector,
-    recipe: Recipe,
-    material: DetectionMaterial,
-    seconds: float,
-) -> _Pace:
-    data = _data(material.spec, detector.short_side, detector.long_side)
-    net = build(model.untrained())
-    settle_norms_(net, _some_images(data, IMAGENET.mean, IMAGENET.std))
-    whole = _around(net, detector, len(material.classes))
-    # Hardly learning, for a network as first drawn may diverge at a rate that suits a trained one.
-    training = DetectionTraining(whole, data.train, replace(recipe, lr=MEASURING_LR), seed=0)
-    training.step()  # the first is slower
-    began, steps = time.perf_counter(), 0
-    while not training.done and (not steps or time.perf_counter() - began < seconds):
-        training.step()
-        steps += 1
-    shown = (time.perf_counter() - began) / max(steps * recipe.batch, 1)
-    whole.eval()
-    began, tested = time.perf_counter(), 0
-    with torch.inference_mode():
-        while tested < len(data.test) and (not tested or time.perf_counter() - began < seconds):
-            forward(whole, [data.test.pixels(tested)], precision=recipe.precision)
-            tested += 1
-    return _Pace(shown, (time.perf_counter() - began) / tested)
-
-
-def _around(net: nn.Module, detector: Detector, num_classes: int) -> Detection:
-    """Build a detector on a classifier as first drawn, to measure it."""
-    return build_detector(
-        net, detector, num_classes=num_classes, mean=IMAGENET.mean, std=IMAGENET.std
-    )
-
-
-@lru_cache
-def _planned_flops(model: ModelSpec, detector: Detector, num_classes: int) -> int:
-    whole = _around(build(model.untrained()), detector, num_classes)
-    return detector_cost(whole, detector).flops

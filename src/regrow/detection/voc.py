@@ -12,7 +12,9 @@ of a 4x3 image is written 1, 1, 4, 3 and read 0, 0, 4, 3. Labels count from 1; 0
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from xml.etree import ElementTree
 
 import torch
@@ -32,7 +34,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 SHOWN = 3  # of the images left out, in a notice
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DetectionData:
     """The pictures of a spec: ``classes[i]`` has the label i + 1; ``notices`` are for people."""
 
@@ -123,6 +125,20 @@ def load(spec: DetectionSpec, *, short_side: int, long_side: int) -> DetectionDa
         num_left_out=len(left_out),
         notices=(_notice(left_out, num),) if left_out else (),
     )
+
+
+def loaded(spec: DetectionSpec, short_side: int, long_side: int) -> DetectionData:
+    """Return what ``load`` gives, loaded once in each process; the last two stay in memory."""
+    with _LOADING:
+        return _load(spec, short_side, long_side)
+
+
+_LOADING = Lock()
+
+
+@lru_cache(maxsize=2)
+def _load(spec: DetectionSpec, short_side: int, long_side: int) -> DetectionData:
+    return load(spec, short_side=short_side, long_side=long_side)
 
 
 def fingerprint(spec: DetectionSpec) -> str:
