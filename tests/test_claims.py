@@ -4,10 +4,13 @@ import json
 import math
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from regrow.paper.claims import Finding, evaluate_claims, markdown, render, to_json
 from regrow.paper.contrasts import Contrast, Tally, pairs
+from regrow.paper.curves import Along, Point, accuracy_at, pairs_along, parameters_at
+from regrow.paper.plotted import POINT
 from regrow.paper.printed import results, sparsity, widths
 from regrow.paper.rules import (
     AT_LEAST,
@@ -21,7 +24,7 @@ from regrow.paper.rules import (
     most,
 )
 from regrow.paper.statements import CLAIMS, Claim
-from regrow.stats import holm
+from regrow.stats import Sample, holm
 
 PRINTED = {finding.number: finding for finding in evaluate_claims()}
 UNTESTABLE = (16, 17, 18, 22, 27)
@@ -264,3 +267,137 @@ def test_markdown_and_json_hold_the_same() -> None:
     assert [value["outcome"] for value in values] == [f.outcome for f in findings]
     assert values[23]["parts"][0]["numbers"]["significant_up"] == 9
     assert values[0]["n"] == [1, 5]
+
+
+# Curves -------------------------------------------------------------------------------------------
+
+SLIMMED, SPARSE = "Network Slimming: VGG-19, CIFAR-100", "Unstructured pruning: VGG-19, CIFAR-100"
+LINE = [
+    Point(100.0, Sample(mean=80.0, std=0.3, n=5)),
+    Point(200.0, Sample(mean=90.0, std=0.4, n=4)),
+    Point(400.0, Sample(mean=92.0, std=0.1, n=5)),
+]
+
+
+def drawn(figure: int, lifts: dict[str, float], *, std: float = 0.1) -> pd.DataFrame:
+    """Draw two panels of parallel curves, each so many points above the uniform one."""
+    rows = [
+        (panel, series, ratio, 1e6 * (1 - ratio), 74.0 - 4 * ratio + lift, std, 5, 5)
+        for panel in (SLIMMED, SPARSE)
+        for series, lift in ({"uniform": 0.0} | lifts).items()
+        for ratio in (0.2, 0.4, 0.6)
+    ]
+    rows += [(panel, "unpruned", 0.0, 1e6, 74.0, std, 5, 5) for panel in (SLIMMED, SPARSE)]
+    return pd.DataFrame(rows, columns=[*POINT]).assign(figure=figure)
+
+
+def judged(number: int, curves: pd.DataFrame) -> Finding:
+    found = evaluate_claims(results().iloc[:0], curves_frame=curves)
+    return next(finding for finding in found if finding.number == number)
+
+
+def test_a_curve_is_read_in_a_straight_line_between_its_points() -> None:
+    assert accuracy_at(LINE, 100.0) == LINE[0].accuracy
+    assert accuracy_at(LINE, 200.0) == LINE[1].accuracy
+    quarter = accuracy_at(LINE, 125.0)
+    assert quarter is not None
+    assert (quarter.mean, quarter.n) == (82.5, 4)
+    assert quarter.std == pytest.approx(math.sqrt((0.75 * 0.3) ** 2 + (0.25 * 0.4) ** 2))
+
+
+def test_beyond_its_ends_a_curve_says_nothing() -> None:
+    assert accuracy_at(LINE, 90.0) is None
+    assert accuracy_at(LINE, 450.0) is None
+    assert accuracy_at([], 100.0) is None
+    assert accuracy_at(LINE, 99.0) == LINE[0].accuracy  # equal but for what chance drew
+
+
+def test_single_runs_of_a_curve_are_not_tested() -> None:
+    single = [Point(p.parameters, Sample(mean=p.accuracy.mean, std=None, n=1)) for p in LINE]
+    assert accuracy_at(single, 150.0) == Sample(mean=85.0, std=None, n=1)
+
+
+def test_the_fewest_parameters_that_reach_an_accuracy() -> None:
+    assert parameters_at(LINE, 85.0) == 150.0
+    assert parameters_at(LINE, 91.0) == 300.0
+    assert parameters_at(LINE, 93.0) is None
+    assert parameters_at(LINE, 80.0) is None  # smaller networks were not tried
+    falling = [*LINE, Point(800.0, Sample(mean=84.0, std=0.1, n=5))]
+    assert parameters_at(falling, 85.0) == 150.0
+
+
+def test_points_without_a_counterpart_are_counted() -> None:
+    curves = drawn(5, {"pruned": 0.0})
+    smallest = (curves["series"] == "pruned") & (curves["ratio"] == 0.6)
+    curves.loc[smallest, "parameters"] = 1e5
+    found, beyond = pairs_along(
+        curves, Along(figure=5, first="pruned", second="uniform"), margin=0.3
+    )
+    assert (len(found), beyond) == (4, 2)
+    assert "2 points lie beyond the other curve" in judged(21, curves).text
+
+
+def test_points_that_have_not_been_run_are_left_out() -> None:
+    curves = drawn(5, {"pruned": 0.0})
+    curves.loc[curves["ratio"] == 0.4, ["parameters", "mean", "std"]] = math.nan
+    curves.loc[curves["ratio"] == 0.4, "n"] = 0
+    along = Along(figure=5, first="pruned", second="uniform")
+    found, beyond = pairs_along(curves, along, margin=0.3)
+    assert (len(found), beyond) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("lift", "std", "outcome"),
+    [
+        (0.0, 0.1, "holds"),
+        (-1.0, 0.1, "holds"),
+        (0.1, 1.0, "partly"),  # five seeds do not rule out 0.3
+        (0.2, 0.1, "does not hold"),
+    ],
+)
+def test_pruned_is_not_better_than_uniform_in_figure_5(
+    lift: float, std: float, outcome: str
+) -> None:
+    finding = judged(21, drawn(5, {"pruned": lift}, std=std))
+    assert finding.parts[-1].judged[0][1] == outcome
+
+
+def test_series_of_figure_6_as_the_paper_has_them() -> None:
+    finding = judged(22, drawn(6, {"pruned": 2.0, "guided": 2.0, "transferred": 1.7}))
+    assert finding.outcome == "holds"
+    assert finding.n == (5,)
+    assert [part.rows for part in finding.parts] == [6, 6, 6, 6]
+    assert "guided - pruned at equal parameters, Figure 6: " in finding.text
+
+
+@pytest.mark.parametrize(
+    ("lifts", "outcomes"),
+    [
+        ({"guided": 1.0}, ["does not hold", "holds", "holds", "holds", "holds"]),
+        ({"transferred": 2.0}, ["holds", "does not hold", "holds", "holds", "holds"]),
+        ({"transferred": -0.5}, ["holds", "holds", "holds", "does not hold", "does not hold"]),
+    ],
+)
+def test_series_of_figure_6_that_lie_otherwise(
+    lifts: dict[str, float], outcomes: list[str]
+) -> None:
+    finding = judged(22, drawn(6, {"pruned": 2.0, "guided": 2.0, "transferred": 1.7} | lifts))
+    assert [outcome for part in finding.parts for _, outcome in part.judged] == outcomes
+    assert finding.outcome == "partly"
+
+
+def test_parameters_at_equal_accuracy_in_figure_3() -> None:
+    curves = drawn(3, {"pruned": 1.0})
+    assert judged(18, curves).outcome == "partly"
+    pruned = (curves["series"] == "pruned") & (curves["panel"] == SLIMMED)
+    curves.loc[pruned, "parameters"] /= 4
+    finding = judged(18, curves)
+    # Pruned by 0.6 it is at 72.6 with 100k parameters; the uniform curve is there at 650k.
+    assert finding.parts[-1].numbers["largest"] == pytest.approx(6.5)
+    assert finding.parts[-1].judged[0][1] == "holds"
+
+
+def test_curves_that_have_not_been_run_say_what_writes_them() -> None:
+    finding = judged(22, drawn(5, {"pruned": 0.0}))
+    assert finding.outcome == "not testable here"
+    assert "`regrow reproduce figure-6`" in finding.text

@@ -12,6 +12,7 @@ from torch import Tensor
 from commands import Command
 from regrow.jobs import Prune, Retrain, Train
 from regrow.paper import measures, plotted, reproduce, scales
+from regrow.paper.claims import evaluate_claims
 from regrow.paper.found import Found, averaged, read_back, read_cells, rows, sheet
 from regrow.paper.layout import NOT_RUN, terminal
 from regrow.paper.pictures import draw
@@ -293,6 +294,24 @@ def test_points_are_means_over_the_seeds_that_ran(tmp_path: Path) -> None:
     assert "2 of 3" in plotted.plain(shown)
     draw(shown, tmp_path)
     assert is_drawn(tmp_path, "figure-3")
+
+
+def test_curves_that_are_written_are_read_for_the_claims(tmp_path: Path) -> None:
+    for name in ("figure-5", "figure-6"):
+        plan = plan_of(name, seeds=2)
+        made = publish(plan, runs_of(plan), tmp_path / name, made=MADE)
+        curves = read_cells(tmp_path / name).curves
+        assert made.plotted is not None
+        assert curves is not None
+        expected = made.plotted.frame.assign(figure=int(name[-1]))
+        pd.testing.assert_frame_equal(curves, expected, check_dtype=False)
+    both = read_cells(tmp_path)
+    assert both.curves is not None
+    found = evaluate_claims(both.results, curves_frame=both.curves)
+    told = {finding.number: finding.text for finding in found}
+    assert "transferred - pruned at equal parameters, Figure 6: " in told[22]
+    assert "pruned - uniform at equal parameters, Figure 5: " in told[21]
+    assert "`regrow reproduce figure-3`" in told[18]
 
 
 def test_tickets_have_four_series_that_start_at_the_unpruned_network(tmp_path: Path) -> None:

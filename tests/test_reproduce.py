@@ -708,7 +708,9 @@ def test_claims_are_judged_on_the_printed_numbers(regrow: Command) -> None:
 def test_claims_need_a_folder_with_cells(regrow: Command, tmp_path: Path) -> None:
     found = regrow("claims", "--ours", tmp_path)
     assert found.code == 2
-    assert "There is no cells.csv, widths.csv, sparsity.csv in" in found.text
+    assert (
+        "There is no cells.csv, widths.csv, sparsity.csv and no curves of a figure in" in found.text
+    )
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ HOW = (
     "p-values of single rows are of Welch's test on mean, std and n; 'significant' is p < 0.05, "
     "and 'after Holm' corrects over the rows of a contrast within a table. 'Equivalent' is two "
     "one-sided tests within the margin. Means over rows are random-effects means with 95% "
-    "intervals. 'Holds' means shown, 'does not hold' contradicted, 'partly' neither. Rows of one "
+    "intervals. Curves are compared at equal parameters, read between their points in a straight "
+    "line. 'Holds' means shown, 'does not hold' contradicted, 'partly' neither. Rows of one "
     "parent network are not independent, so p-values over rows are too small."
 )
 
@@ -70,12 +71,14 @@ def evaluate_claims(
     *,
     widths_frame: pd.DataFrame | None = None,
     sparsity_frame: pd.DataFrame | None = None,
+    curves_frame: pd.DataFrame | None = None,
     margin: float = MARGIN,
 ) -> list[Finding]:
     """Judge all 33 claims on the printed numbers, or on rows of our own (``as_cells``).
 
-    With a frame of our own, widths and shares kept are judged only if given too (columns as in
-    ``widths`` and ``sparsity``), and each part says how many of the paper's rows it stands on.
+    With a frame of our own, widths, shares kept and curves are judged only if given too (columns as
+    in ``widths`` and ``sparsity``; curves as ``found.read_cells`` gives them), and each part says
+    how many of the paper's rows it stands on.
     Printed stds are taken to divide by n - 1; where dividing by n would change an outcome, the
     finding notes it.
     """
@@ -83,7 +86,13 @@ def evaluate_claims(
     if frame is None:
         wide = replace(printed, results=_widened(printed.results))
         return [_printed(claim, printed, wide) for claim in CLAIMS]
-    ours = replace(printed, results=as_cells(frame), widths=widths_frame, sparsity=sparsity_frame)
+    ours = Evidence(
+        results=as_cells(frame),
+        widths=widths_frame,
+        sparsity=sparsity_frame,
+        curves=curves_frame,
+        margin=margin,
+    )
     return [_own(claim, ours, printed) for claim in CLAIMS]
 
 

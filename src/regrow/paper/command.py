@@ -123,7 +123,10 @@ def claims(
     if ours is not None:
         found = read_cells(ours)
         own = evaluate_claims(
-            found.results, widths_frame=found.widths, sparsity_frame=found.sparsity
+            found.results,
+            widths_frame=found.widths,
+            sparsity_frame=found.sparsity,
+            curves_frame=found.curves,
         )
     if as_json:
         both = {"printed": to_json(printed)} | ({"ours": to_json(own)} if ours else {})

@@ -18,6 +18,7 @@ from regrow.stats import (
     Comparison,
     Equivalence,
     Pooled,
+    Sample,
     equivalence,
     holm,
     pooled,
@@ -56,6 +57,11 @@ class Contrast:
         ]
         return ", ".join([minus, tables, *kept])
 
+    @property
+    def absent(self) -> str:
+        """Why there may be nothing to compare."""
+        return "not run"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
@@ -82,11 +88,15 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """What the rows of a contrast show together; differences in points."""
+    """What the rows of a contrast show together; differences in points.
+
+    ``beyond`` counts points of a curve that have no counterpart on the other.
+    """
 
     pairs: tuple[Pair, ...]
     margin: float
     sign: int = 1
+    beyond: int = 0
 
     @property
     def differences(self) -> list[float]:
@@ -176,6 +186,7 @@ class Tally:
         signs = sign_test(plain.differences)
         text = f"{signs.up} of {self.num} rows up, {signs.down} down (sign test {p_value(signs.p)})"
         text += f", mean {signed(plain.mean)}; "
+        text += f"{self.beyond} points lie beyond the other curve; " if self.beyond else ""
         if not self.tested:
             return text + "single runs: nothing else can be tested"
         up, down = (plain.significant(sign, corrected=False) for sign in (1, -1))
@@ -207,12 +218,12 @@ def pairs(frame: pd.DataFrame, contrast: Contrast, *, margin: float) -> tuple[Pa
             sought = {**row, contrast.by: other} | ({"target": ""} if other == UNPRUNED else {})
             partner = rows.get(tuple(sought[name] for name in LABELS))
             if partner is not None:
-                found.append(_pair(row, partner, margin=margin))
-    return _corrected(found)
+                found.append(compared(row, sample(row), sample(partner), margin=margin))
+    return corrected(found)
 
 
-def _pair(row: Mapping[str, Any], partner: Mapping[str, Any], *, margin: float) -> Pair:
-    first, second = sample(row), sample(partner)
+def compared(row: Mapping[str, Any], first: Sample, second: Sample, *, margin: float) -> Pair:
+    """Compare the two cells of a row; ``row`` has its table, dataset, model and target."""
     comparison = welch(first, second)
     stds = None if first.std is None or second.std is None else (first.std, second.std)
     return Pair(
@@ -224,13 +235,14 @@ def _pair(row: Mapping[str, Any], partner: Mapping[str, Any], *, margin: float) 
     )
 
 
-def _corrected(found: Sequence[Pair]) -> tuple[Pair, ...]:
+def corrected(found: Sequence[Pair]) -> tuple[Pair, ...]:
+    """Give each pair its p-value corrected by Holm within its table (or figure)."""
     tables: dict[int, list[int]] = {}
     for i, pair in enumerate(found):
         tables.setdefault(pair.row["table"], []).append(i)
-    corrected = list(found)
+    all_pairs = list(found)
     for places in tables.values():
         ps = holm([found[i].comparison.p for i in places])
         for i, p in zip(places, ps, strict=True):
-            corrected[i] = replace(found[i], p=p)
-    return tuple(corrected)
+            all_pairs[i] = replace(found[i], p=p)
+    return tuple(all_pairs)

@@ -12,7 +12,7 @@ from regrow.errors import ConfigError
 from regrow.paper.layout import Sheet, lay_out
 from regrow.paper.measures import measured
 from regrow.paper.printed import CHANGES, FIGURES, RESULT, SPARSITY, WIDTH, cells, names, records
-from regrow.paper.reproduce import OF_PRUNINGS, Labels, Part, Plan, key
+from regrow.paper.reproduce import OF_PRUNINGS, Labels, Part, Plan, entries, key
 from regrow.report import ACCURACY, Extra, Failure, Measure
 from regrow.report.collect import Reader
 from regrow.report.rows import Run
@@ -139,31 +139,51 @@ def cells_file(plan: Plan) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Ours:
-    """Cells of our own that were written: accuracies, and widths and shares kept if there are."""
+    """What was written of our own: accuracies, and widths, shares kept and curves if there are.
+
+    ``curves``: the points of each figure of curves (``plotted.POINT``), and ``figure``, its number.
+    """
 
     results: pd.DataFrame
     widths: pd.DataFrame | None = None
     sparsity: pd.DataFrame | None = None
+    curves: pd.DataFrame | None = None
 
 
 def read_cells(folder: Path) -> Ours:
     """Read what a reproduction wrote into a folder, or into the folders in it."""
     found = {names: _read(folder, file) for names, file in FILES.items()}
-    if all(frame is None for frame in found.values()):
+    curves = _read_curves(folder)
+    if curves is None and all(frame is None for frame in found.values()):
         raise ConfigError(
-            f"There is no {', '.join(FILES.values())} in '{folder}' nor in the folders in it. Name "
-            "the folder that `regrow reproduce` wrote."
+            f"There is no {', '.join(FILES.values())} and no curves of a figure in '{folder}' nor "
+            "in the folders in it. Name the folder that `regrow reproduce` wrote."
         )
     results = found[RESULT]
     return Ours(
         results=cells(1)[:0] if results is None else results,
         widths=found[WIDTH],
         sparsity=found[SPARSITY],
+        curves=curves,
     )
 
 
+def _read_curves(folder: Path) -> pd.DataFrame | None:
+    frames = [
+        pd.read_csv(file).assign(figure=int(one.name.removeprefix("figure-")))
+        for one in entries().values()
+        if one.kind == "curves"
+        for file in _files(folder, f"{one.name}.csv")
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else None
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    return [folder / name] if (folder / name).is_file() else sorted(folder.glob(f"*/{name}"))
+
+
 def _read(folder: Path, name: str) -> pd.DataFrame | None:
-    files = [folder / name] if (folder / name).is_file() else sorted(folder.glob(f"*/{name}"))
+    files = _files(folder, name)
     if not files:
         return None
     labels = dict.fromkeys({*RESULT, *WIDTH, *SPARSITY, "pruning"} - {"table"}, str)

@@ -1,11 +1,13 @@
-"""Parts of claims that no single contrast decides: pools, families, widths and shares kept."""
+"""Parts of claims that no single contrast decides: pools, families, curves, widths, shares kept."""
 
 from collections.abc import Callable, Mapping
+from statistics import median
 from typing import Any
 
 import pandas as pd
 
 from regrow.paper.contrasts import Contrast
+from regrow.paper.curves import Along, opposed, parameters_at
 from regrow.paper.printed import records
 from regrow.paper.rules import Evidence, Outcome, Part, untestable
 from regrow.report.words import listed, p_value, signed
@@ -107,6 +109,36 @@ def larger_lead(high: Contrast, low: Contrast) -> Callable[[Evidence], Part]:
             "none to compare with",
             rows=len(matched),
             numbers={"larger": larger, "matched": len(matched), "rows": len(pairs)},
+        )
+
+    return ask
+
+
+def times_fewer(along: Along, times: float) -> Callable[[Evidence], Part]:
+    """Ask that the first curve, at one of its points, needs so many times fewer parameters.
+
+    Than the other needs for the same accuracy: the fewest at which the other reaches it.
+    """
+
+    def ask(evidence: Evidence) -> Part:
+        name = f"parameters of {along.second} over {along.first} at equal accuracy, {along.where}"
+        curves = [] if evidence.curves is None else opposed(evidence.curves, along)
+        factors = [
+            needed / point.parameters
+            for _, points, other in curves
+            for point in points
+            if (needed := parameters_at(other, point.accuracy.mean)) is not None
+        ]
+        if not factors:
+            return untestable(name, why=along.absent)
+        smallest, middle, largest = min(factors), median(factors), max(factors)
+        shown = [largest >= times, largest > 1.0]
+        return Part(
+            name=name,
+            judged=((f"at least {times:g} at some point", _share(sum(shown), len(shown))),),
+            text=f"{smallest:.2g} to {largest:.2g}, median {middle:.2g} over {len(factors)} points",
+            rows=len(factors),
+            numbers={"smallest": smallest, "median": middle, "largest": largest},
         )
 
     return ask

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from regrow.paper.contrasts import MARGIN, Contrast, Tally, pairs
+from regrow.paper.curves import Along, pairs_along
 from regrow.stats import ROUNDING
 
 Outcome = Literal["holds", "partly", "does not hold", "not testable here"]
@@ -21,15 +22,24 @@ OUTCOMES: tuple[Outcome, ...] = ("holds", "partly", "does not hold", UNTESTABLE)
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """The cells a claim is judged on: results, and widths and shares kept where there are any."""
+    """What a claim is judged on: results, and widths, shares kept and curves where there are any.
+
+    ``curves``: what ``read_cells`` finds of Figures 3, 5 and 6.
+    """
 
     results: pd.DataFrame
     widths: pd.DataFrame | None = None
     sparsity: pd.DataFrame | None = None
+    curves: pd.DataFrame | None = None
     margin: float = MARGIN
 
-    def tally(self, contrast: Contrast, *, sign: int = 1) -> Tally:
+    def tally(self, contrast: Contrast | Along, *, sign: int = 1) -> Tally:
         """Compare every row that has both sides; p-values corrected within each table."""
+        if isinstance(contrast, Along):
+            if self.curves is None:
+                return Tally(pairs=(), margin=self.margin)
+            along, beyond = pairs_along(self.curves, contrast, margin=self.margin)
+            return Tally(pairs=along, margin=self.margin, sign=sign, beyond=beyond)
         found = pairs(self.results, contrast, margin=self.margin)
         return Tally(pairs=found, margin=self.margin, sign=sign)
 
@@ -73,7 +83,7 @@ class Part:
 class Ask:
     """A contrast and the rules it is judged by; ``against=True`` judges its negative."""
 
-    contrast: Contrast
+    contrast: Contrast | Along
     rules: tuple[Rule, ...] = ()
     against: bool = False
 
@@ -81,7 +91,7 @@ class Ask:
         """Judge this part of a claim on the evidence."""
         tally = evidence.tally(self.contrast, sign=-1 if self.against else 1)
         if not tally.pairs:
-            return untestable(self.contrast.name, told=not self.rules)
+            return untestable(self.contrast.name, why=self.contrast.absent, told=not self.rules)
         return Part(
             name=self.contrast.name,
             text=tally.sentence(),

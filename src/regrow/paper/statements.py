@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from regrow.paper import patterns
 from regrow.paper.contrasts import MARGIN, Contrast
+from regrow.paper.curves import Along
 from regrow.paper.rules import (
     AT_LEAST,
     AT_LEAST_EACH,
@@ -30,6 +31,7 @@ TICKET, RANDOM = "winning-ticket", "random-init"
 TUNED = ("fine-tuned", "pruned", "prune-c")  # what a method offers: SSS and SFP fine-tune nothing
 STRUCTURED = (1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 17)
 BOTH_SCRATCH = (1, 4, 6, 10, 11, 13, 17)
+SLIMMING, UNSTRUCTURED = "Network Slimming", "Unstructured pruning"  # panels of Figures 3 and 6
 CIFAR = {"dataset": ("CIFAR-10", "CIFAR-100")}
 IMAGENET = {"dataset": ("ImageNet",)}
 UP_TO_80 = {**CIFAR, "target": ("30%", "50%", "80%")}
@@ -101,6 +103,20 @@ def _down(
 ) -> Ask:
     """Judge the same from the other side: ``every`` then asks that every row is below."""
     return Ask(contrast=_of(first, second, tables, where=where or {}), rules=rules, against=True)
+
+
+def _curves(
+    first: str,
+    second: str,
+    figure: int,
+    *,
+    rules: tuple[Rule, ...],
+    panels: str = "",
+    against: bool = False,
+) -> Ask:
+    """Judge curve against curve at equal parameters."""
+    along = Along(figure=figure, first=first, second=second, panels=panels)
+    return Ask(contrast=along, rules=rules, against=against)
 
 
 def _needs(what: str) -> tuple[Judge]:
@@ -253,7 +269,14 @@ CLAIMS = (
     Claim(
         number=18,
         text="Slimmed and sparse VGGs need fewer parameters than uniform ones (Slimming: 5x).",
-        asks=_needs("the curves of Figure 3: parameters at equal accuracy, interpolated"),
+        tests="WES",
+        asks=(
+            _curves("pruned", "uniform", 3, rules=(BETTER,), panels=SLIMMING),
+            _curves("pruned", "uniform", 3, rules=(BETTER,), panels=UNSTRUCTURED),
+            patterns.times_fewer(
+                Along(figure=3, first="pruned", second="uniform", panels=SLIMMING), 5.0
+            ),
+        ),
     ),
     Claim(
         number=19,
@@ -273,18 +296,24 @@ CLAIMS = (
         number=21,
         text="PreResNet and DenseNet lose nearly evenly, so there pruning only equals uniform.",
         tables=(18, 19, 20),
-        tests="P",
+        tests="PWE",
         asks=(
             patterns.flatter_than_vgg,
             patterns.even_cells(19),
             patterns.even_cells(20),
-            *_needs("the curves of Figure 5: pruned against uniform, trained from scratch"),
+            _curves("pruned", "uniform", 5, rules=(AT_LEAST,), against=True),
         ),
     ),
     Claim(
         number=22,
-        text="Guided designs equal pruned ones; transferred ones beat uniform well.",
-        asks=_needs("new runs of the four series of Figure 6"),
+        text="Guided designs equal pruned ones; transferred ones may fall short, but beat uniform.",
+        tests="WES",
+        asks=(
+            _curves("guided", "pruned", 6, rules=(ON_PAR,)),
+            _curves("transferred", "pruned", 6, rules=(SOMETIMES,), against=True),
+            _curves("guided", "uniform", 6, rules=(BETTER,)),
+            _curves("transferred", "uniform", 6, rules=(BETTER, most(points=MARGIN))),
+        ),
     ),
     Claim(
         number=23,
