@@ -109,6 +109,18 @@ def test_it_is_one_operation_only_where_the_kernels_apply() -> None:
         assert torch.equal(fused.rectified(deepcopy(norm), relu, x), relu(deepcopy(norm)(x)))
 
 
+@pytest.mark.parametrize("channels", [8, 300])
+def test_gradients_of_any_layout_are_read(channels: int) -> None:
+    """A gradient may be a part of a larger map, as behind a concatenation."""
+    grad = draw(2, 3 * channels, 4, 4, seed=3)[:, channels : 2 * channels]
+    gradients = []
+    for given in (grad, grad.contiguous(memory_format=LAST), grad.contiguous()):
+        x = draw(2, channels, 4, 4).requires_grad_()
+        fused.rectified(norm_of(channels), nn.ReLU(), x).backward(given)  # type: ignore[no-untyped-call]
+        gradients.append(x.grad)
+    assert all(torch.equal(gradients[0], other) for other in gradients)  # type: ignore[arg-type]
+
+
 def test_what_is_not_a_number_stays_so() -> None:
     x = draw(2, 4, 4, 4)
     x[0, 1, 0, 0] = float("nan")

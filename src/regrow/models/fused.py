@@ -8,6 +8,7 @@ Both give the same numbers, but for the rounding of single results.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -84,26 +85,20 @@ class _NormRelu(Function):
     ) -> Any:
         from regrow import kernels
 
-        repeats, rows = _rows(x)
-        shift = x[0, :, 0, 0].float()  # any value near the mean keeps the sums small
-        first, second = _sums(x, repeats)
-        kernels.moments(_map(x, rows), _vector(shift, repeats), first.numpy(), second.numpy())
-        num = x.numel() // x.shape[1]
-        offset = _total(first, repeats) / num
-        mean = shift + offset
-        variance = (_total(second, repeats) / num - offset.square()).clamp_(min=0)
-        _track(norm, mean, variance * (num / max(1, num - 1)))
-        inverse = (variance + norm.eps).rsqrt()
-        factor = weight.double() * inverse
-        term = bias.double() - mean * factor
-        y = torch.empty_like(x)
-        affine = _vector(factor, repeats), _vector(term, repeats)
+        saved = np.empty((4, x.shape[1]))
+        y, shape = torch.empty_like(x), _rows(x)
+        assert norm.num_batches_tracked is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.num_batches_tracked.add_(1)
+        own = tuple(t.detach().numpy() for t in (weight, bias, norm.running_mean, norm.running_var))
+        rest = own, norm.eps, norm.momentum, _map(y, shape), saved
         if added is None:
-            kernels.forward(_map(x, rows), *affine, _map(y, rows))
+            kernels.norm_relu(_map(x, shape), *rest)
         else:
-            kernels.forward_added(_map(x, rows), _map(added, rows), *affine, _map(y, rows))
+            kernels.norm_add_relu(_map(x, shape), _map(added, shape), *rest)
         ctx.save_for_backward(x, *(() if added is None else (y,)))
-        ctx.found = mean, inverse, factor, term
+        ctx.saved = saved
         return (y, x.view_as(x)) if passing else y
 
     @staticmethod
@@ -112,71 +107,31 @@ class _NormRelu(Function):
         from regrow import kernels
 
         x, *above = ctx.saved_tensors
-        mean, inverse, factor, term = ctx.found
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        repeats, rows = _rows(x)
-        maps = [_map(t, rows) for t in (x, *above, grad)]
-        first, second = _sums(x, repeats)
-        sums = _vector(mean, repeats), first.numpy(), second.numpy()
-        affine = _vector(factor, repeats), _vector(term, repeats)
-        if above:
-            kernels.backward_moments_added(*maps, *sums)
-        else:
-            kernels.backward_moments(*maps, *affine, *sums)
-        num = x.numel() // x.shape[1]
-        of_bias = _total(first, repeats)
-        of_weight = _total(second, repeats) * inverse
-        # factor * (g - mean of g - normalised x * mean of g * normalised x), as a line in x.
-        per_x = -factor * inverse * of_weight / num
-        constant = -factor * of_bias / num - per_x * mean
-        line = _vector(per_x, repeats), _vector(constant, repeats)
+        shape = _rows(x)
+        maps = [_map(t, shape) for t in (x, *above, grad)]
+        of_weight, of_bias = torch.empty(x.shape[1]), torch.empty(x.shape[1])
+        own = of_weight.numpy(), of_bias.numpy()
         out, out_added = torch.empty_like(x), torch.empty_like(x) if above else None
+        written = _map(out, shape)
         if out_added is not None:
-            written = _map(out, rows), _map(out_added, rows)
-            kernels.backward_added(*maps, affine[0], *line, *written)
+            kernels.norm_add_relu_backward(*maps, ctx.saved, written, _map(out_added, shape), *own)
         elif passed is not None:
-            passed = passed.contiguous(memory_format=torch.channels_last)
-            kernels.backward_passed(*maps, _map(passed, rows), *affine, *line, _map(out, rows))
+            kernels.norm_relu_backward_passed(*maps, _map(passed, shape), ctx.saved, written, *own)
         else:
-            kernels.backward(*maps, *affine, *line, _map(out, rows))
-        return out, of_weight.float(), of_bias.float(), out_added, None, None
+            kernels.norm_relu_backward(*maps, ctx.saved, written, *own)
+        return out, of_weight, of_bias, out_added, None, None
 
 
-def _track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    """Move the running statistics on, as the norm itself does."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    assert norm.momentum is not None
-    norm.num_batches_tracked.add_(1)
-    norm.running_mean.lerp_(mean.float(), norm.momentum)
-    norm.running_var.lerp_(variance.float(), norm.momentum)
-
-
-def _rows(x: Tensor) -> tuple[int, tuple[int, int]]:
-    """Return how many pixels make a row, and the shape of the map as rows."""
+def _rows(x: Tensor) -> tuple[int, int]:
+    """Return the shape of a map as rows of at least ``LONG`` elements, where that divides it."""
     channels, num = x.shape[1], x.numel() // x.shape[1]
     repeats = 1
     while channels * repeats < LONG and num % (2 * repeats) == 0:
         repeats *= 2
-    return repeats, (num // repeats, channels * repeats)
+    return num // repeats, channels * repeats
 
 
-def _map(x: Tensor, rows: tuple[int, int]) -> Any:
-    """View a map's memory as rows of raw bfloat16."""
-    return x.detach().permute(0, 2, 3, 1).reshape(rows).view(torch.uint16).numpy()
-
-
-def _vector(values: Tensor, repeats: int) -> Any:
-    """Return values of channels for each element of a row, as float32."""
-    return values.float().repeat(repeats).numpy()
-
-
-def _sums(x: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
-    num = x.shape[1] * repeats
-    return torch.zeros(num, dtype=torch.float64), torch.zeros(num, dtype=torch.float64)
-
-
-def _total(sums: Tensor, repeats: int) -> Tensor:
-    """Add up the pixels of a row: ``[channels]``."""
-    return sums.view(repeats, -1).sum(0)
+def _map(x: Tensor, shape: tuple[int, int]) -> Any:
+    """View a map's memory as rows of raw bfloat16; a gradient of another layout is copied."""
+    pixels = x.detach().permute(0, 2, 3, 1).contiguous()
+    return pixels.view(shape).view(torch.uint16).numpy()
