@@ -90,3 +90,8 @@ def test_starting_imports_nothing_heavy(name: str) -> None:
     loaded = _modules_after(f"import {name}")
     assert "regrow" in loaded
     assert not loaded & set(HEAVY)
+
+
+@pytest.mark.parametrize("name", regrow.__all__)
+def test_every_name_of_the_facade_is_in_its_room(name: str) -> None:
+    assert getattr(regrow, name) is not None

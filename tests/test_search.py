@@ -18,7 +18,7 @@ from regrow.prune import METHODS, select
 from regrow.report.collect import collect
 from regrow.run import run
 from regrow.run.estimate import all_jobs, estimate
-from regrow.stages import Pattern, pattern_of, stages
+from regrow.stages import Pattern, pattern_of, stages_of
 from regrow.store import Store
 from regrow.study import Study
 from regrow.surgery import Trace, shrink, trace
@@ -123,7 +123,7 @@ def test_guided_weights_are_drawn_by_the_shares_of_their_positions() -> None:
     # Independent draws: how many stay of a kernel varies as much as the sum of nine coins.
     spread = float((chance * (1 - chance)).sum())
     assert float(kept.sum((1, 2)).var()) == pytest.approx(spread, rel=0.1)
-    assert_like(pattern, pattern_of([mask], stages(model, found)))
+    assert_like(pattern, pattern_of([mask], stages_of(model, found)))
 
 
 def test_uniform_weights_are_drawn_with_one_probability() -> None:
@@ -159,7 +159,7 @@ def test_a_network_that_follows_a_pattern_has_it(name: str, label: str) -> None:
     model, found = small(label)
     method = METHODS.get(name)
     assert method.follows is not None
-    groups = stages(model, found)
+    groups = stages_of(model, found)
     mask = select(model, found, method.follows, sparsity=0.4)
     pattern = pattern_of([mask], groups)
     mine = select(model, found, method, pattern=pattern)

@@ -16,7 +16,7 @@ from regrow.stages import (
     kernel_pattern,
     lay,
     pattern_of,
-    stages,
+    stages_of,
 )
 from regrow.surgery import Trace, trace
 from small import small
@@ -32,7 +32,7 @@ def network(name: str) -> tuple[nn.Module, Trace]:
 def channels(name: str) -> dict[int | None, int]:
     """Count the channels that network slimming prunes, by stage."""
     model, found = network(name)
-    numbers, total = stages(model, found), dict[int | None, int]()
+    numbers, total = stages_of(model, found), dict[int | None, int]()
     for group in found.groups.values():
         if group.kind in ("conv", "view") and group.norms:
             stage = numbers.get(group.name)
@@ -48,7 +48,7 @@ def channels(name: str) -> dict[int | None, int]:
 )
 def test_a_vggs_stages_lie_between_its_pools(name: str, layers: tuple[int, ...]) -> None:
     model, found = network(name)
-    numbers = stages(model, found)
+    numbers = stages_of(model, found)
     expected = [stage for stage, num in enumerate(layers) for _ in range(num)]
     convs = [f"features.conv{number}" for number in range(1, sum(layers) + 1)]
     assert [numbers[conv] for conv in convs] == expected
@@ -97,7 +97,7 @@ def test_the_papers_table_18_adds_up_if_the_last_norm_has_no_stage() -> None:
 def test_a_blocks_layers_count_by_the_map_that_leaves_it() -> None:
     """The first block of a stage halves the map in its second convolution, or in its shortcut."""
     model, found = small("preresnet")
-    numbers = stages(model, found)
+    numbers = stages_of(model, found)
     block = [name for name in numbers if name.startswith("features.stage2.0.")]
     assert {"norm1", "conv1", "conv1.weight", "conv3.weight", "shortcut.weight"} <= {
         name.removeprefix("features.stage2.0.") for name in block
@@ -109,7 +109,7 @@ def test_finding_stages_leaves_the_network_alone() -> None:
     model, found = small("vgg")
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    stages(model, found)
+    stages_of(model, found)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(not module._forward_hooks for module in model.modules())

@@ -25,6 +25,7 @@ _ROOMS = {
     "models": ("MODELS", "ModelSpec", "build", "register_model"),
     "probe": ("Probe",),
     "prune": ("METHODS", "Method", "allocation", "criterion", "register_method", "select"),
+    "stages": ("Pattern", "pattern_of", "stages_of"),
     "store": ("Store",),
     "study": ("Study",),
     "surgery": ("shrink", "silence", "trace", "verify"),

@@ -26,7 +26,7 @@ from regrow.models import ModelSpec, build, initialise_
 from regrow.probe import Probe
 from regrow.prune import METHODS, REPAIRS, Method, select
 from regrow.seeds import derive
-from regrow.stages import Pattern, pattern_of, stages
+from regrow.stages import Pattern, pattern_of, stages_of
 from regrow.surgery import trace
 from regrow.train import NO_TREATMENT, Recipe, Training, Treatment, evaluate
 from regrow.work import AFTER, Context, Job, Outcome, advance, state_of
@@ -415,7 +415,7 @@ def _pattern(context: Context, guides: tuple[Prune, ...]) -> Pattern:
     """Average what prunings of one network kept in each of its stages."""
     model = build(guides[0].model.untrained())
     found = trace(model, guides[0].data.shape)
-    return pattern_of([mask_of(context, guide) for guide in guides], stages(model, found))
+    return pattern_of([mask_of(context, guide) for guide in guides], stages_of(model, found))
 
 
 def weights_of(tensors: Mapping[str, Tensor], *, after: int | None = None) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from regrow.guard import guard
 from regrow.mask import Mask, Unit
 from regrow.probe import Probe
 from regrow.registry import Registry, calling_file
-from regrow.stages import Part, Pattern, lay, stages
+from regrow.stages import Part, Pattern, lay, stages_of
 from regrow.surgery import Group, Kind, Slot, Trace, block_groups, in_shortcuts
 from regrow.train import Treatment
 
@@ -365,7 +365,7 @@ def select(
     if shares is not None:
         kept = allocate_shares(open_scores, [checked_share(chosen, share) for share in shares])
     elif pattern is not None:
-        parts = lay(pattern, stages(model, trace), _shapes(model, groups, chosen.unit))
+        parts = lay(pattern, stages_of(model, trace), _shapes(model, groups, chosen.unit))
         kept = {
             name: _in_parts(chosen, {name: score}, parts[name], left[name])
             for name, score in scores.items()

@@ -1,11 +1,11 @@
 """What pruned networks look like, stage by stage: patterns to compare, and to build others after.
 
-A stage is the layers whose feature maps have one size. ``stages`` finds them; ``channel_pattern``
-and ``kernel_pattern`` average over masks (those of several seeds) what each stage kept; ``lay``
-turns such a pattern into what each layer of another network is to keep.
+A stage is the layers whose feature maps have one size. ``stages_of`` finds them; ``pattern_of``
+averages over masks (those of several seeds) what each stage kept; ``lay`` turns such a pattern into
+what each layer of another network is to keep, which is what ``select(..., pattern=...)`` does.
 
     found = trace(model, shape)
-    pattern = channel_pattern(masks, stages(model, found))      # pattern.shares: (0.97, 1.0, ...)
+    pattern = pattern_of(masks, stages_of(model, found))  # pattern.shares: (0.97, 1.0, ...)
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,7 +96,7 @@ class Part:
 # Finding ------------------------------------------------------------------------------------------
 
 
-def stages(model: nn.Module, found: Trace) -> dict[str, int]:
+def stages_of(model: nn.Module, found: Trace) -> dict[str, int]:
     """Number the stages of a network from 0, in the order of computation.
 
     A stage is the layers whose feature maps have one size. The layers of a residual block count by

@@ -54,7 +54,7 @@ from regrow.experiment import (
 from regrow.jobs import Material, Prune, Retrain, Train, Treated, structure_only
 from regrow.models import MODELS, ModelSpec, build
 from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, REPAIRS, groups_in_scope
-from regrow.stages import stages as find_stages
+from regrow.stages import stages_of
 from regrow.surgery import Trace, trace
 from regrow.work import Job
 
@@ -494,7 +494,7 @@ def _count_groups(
 
 @cache
 def _count_stages(model: ModelSpec, shape: tuple[int, ...]) -> int:
-    return len(set(find_stages(*_traced(model, shape)).values()))
+    return len(set(stages_of(*_traced(model, shape)).values()))
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ from regrow.jobs import Prune, Train, split_repaired, weights_of
 from regrow.mask import Mask
 from regrow.models import ModelSpec, build
 from regrow.paper.reproduce import Kind, Part, Printable, percent
-from regrow.stages import channel_pattern, kernel_pattern, stages
+from regrow.stages import channel_pattern, kernel_pattern, stages_of
 from regrow.store import Store
 from regrow.surgery import Trace, trace
 
@@ -123,7 +123,7 @@ def _stages_of(one: Printable) -> dict[str, int]:
 
 @lru_cache(maxsize=1)
 def _numbered(model: ModelSpec, shape: tuple[int, ...]) -> dict[str, int]:
-    return stages(*_traced(model, shape))
+    return stages_of(*_traced(model, shape))
 
 
 @lru_cache(maxsize=1)
