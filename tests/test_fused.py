@@ -95,11 +95,15 @@ def test_it_is_one_operation_only_where_the_kernels_apply() -> None:
     assert "NormRelu" in type(fused.rectified(norm, relu, x).grad_fn).__name__
     hooked = deepcopy(norm)
     hooked.register_forward_hook(lambda module, inputs, output: None)
+    looked_at = nn.ReLU()
+    looked_at.register_forward_pre_hook(lambda module, inputs: None)
     for other_norm, other_relu, other_x in [
         (deepcopy(norm).eval(), relu, x),
         (norm, nn.ReLU6(), x),
         (nn.Sequential(norm), relu, x),
         (hooked, relu, x),
+        (norm, looked_at, x),
+        (deepcopy(norm).bfloat16(), relu, x),
         (norm, relu, x.contiguous()),
         (norm, relu, x.float()),
     ]:

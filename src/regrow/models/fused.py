@@ -44,17 +44,23 @@ def _fusable(norm: nn.Module, relu: nn.Module, x: Tensor) -> bool:
         and x.device.type == "cpu"
         and torch.is_grad_enabled()
         and type(norm) is nn.BatchNorm2d
+        and norm.affine
+        and norm.weight.dtype == torch.float32  # as under autocast
         and type(relu) is nn.ReLU
         and norm.training
-        and norm.affine
         and norm.track_running_stats
         and norm.momentum is not None
         and "forward" not in vars(norm)  # which ranks that train together replace
-        and not (norm._forward_hooks or norm._forward_pre_hooks or relu._forward_hooks)
+        and not any(map(_has_hooks, (norm, relu)))
         and x.dim() == 4
         and x.numel() > x.shape[1]  # of one value there is no variance, which the norm says
         and x.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    kinds = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks
+    return any(map(bool, kinds))
 
 
 def _alike(added: Tensor, x: Tensor) -> bool:
