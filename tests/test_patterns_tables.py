@@ -19,7 +19,8 @@ from regrow.paper.pictures import draw
 from regrow.paper.plotted import BINS, TOP
 from regrow.paper.printed import WIDTH, cells, names, records
 from regrow.paper.publish import publish
-from regrow.paper.reproduce import OF_PRUNINGS, Plan, Request, entries, entry, prepare
+from regrow.paper.reproduce import OF_PRUNINGS, Plan, entries, entry, prepare
+from regrow.paper.request import Request
 from regrow.report.rows import Run
 from regrow.run.estimate import all_jobs
 from regrow.store import Store

@@ -20,6 +20,7 @@ from regrow.errors import ConfigError, DataError
 from regrow.jobs import Material, Retrain, Train
 from regrow.models import ModelSpec, build
 from regrow.paper import reproduce, scales
+from regrow.paper import request as request_module
 from regrow.paper.found import Found, read_cells, rows
 from regrow.paper.printed import RESULT, cells, records
 from regrow.paper.reproduce import (
@@ -27,16 +28,16 @@ from regrow.paper.reproduce import (
     Part,
     Plan,
     Printable,
-    Request,
     entries,
     entry,
     prepare,
 )
+from regrow.paper.request import Request
 from regrow.report.rows import Run
 from regrow.work import Context
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-READY = [one.name for one in entries().values() if one.studies]
+READY = list(entries())
 # Those that fill printed accuracies; what shows prunings is tested in test_patterns_tables.py.
 PRINTED = [
     one.name for one in entries().values() if one.table is not None and one.kind not in OF_PRUNINGS
@@ -71,7 +72,7 @@ def _pictures(spec: DetectionSpec, detector: Detector) -> DetectionMaterial:
 
 
 def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (detection_study, reproduce):
+    for module in (detection_study, request_module):
         monkeypatch.setattr(module, "detection_material", _pictures)
 
 
@@ -84,7 +85,7 @@ def paper_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def material(spec: DataSpec) -> Material:
             return _material(spec, **changes)
 
-        for module in (study_module, reproduce):
+        for module in (study_module, request_module):
             monkeypatch.setattr(module, "material", material)
 
     pretend()
@@ -127,14 +128,13 @@ def epochs_of(job: Retrain) -> int:
 # The index ----------------------------------------------------------------------------------------
 
 
-def test_every_table_and_figure_is_there_or_says_what_it_waits_for() -> None:
+def test_every_table_and_figure_is_there() -> None:
     expected = [f"table-{n}" for n in range(1, 22)] + [f"figure-{n}" for n in range(3, 9)]
     assert list(entries()) == expected
     for one in entries().values():
-        assert bool(one.studies) != bool(one.waits_for)
-        if one.studies:
-            assert one.name.startswith("figure") == bool(one.about)
-            assert one.table is not None or one.about
+        assert one.studies
+        assert one.name.startswith("figure") == bool(one.about)
+        assert one.table is not None or one.about
 
 
 def test_every_study_file_belongs_to_a_table() -> None:
@@ -194,7 +194,7 @@ def test_every_method_and_target_fits_its_network(name: str) -> None:
 def test_every_method_and_target_fits_its_network_at_full_width(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (study_module, reproduce):
+    for module in (study_module, request_module):
         monkeypatch.setattr(module, "material", cache(_material))
     _without_pictures(monkeypatch)
     assert plan_of(name).jobs
@@ -632,16 +632,6 @@ def test_list_names_every_table_and_figure(regrow: Command) -> None:
     found = regrow("reproduce", "list")
     assert found.code == 0
     assert [line.split()[0] for line in found.out.splitlines()] == list(entries())
-
-
-def test_a_table_that_is_not_available_says_what_it_waits_for(
-    regrow: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waiting = {"table-5": reproduce.Entry(name="table-5", waits_for="a method")}
-    monkeypatch.setattr(reproduce, "entries", lambda: waiting)
-    found = regrow("reproduce", "table-5")
-    assert found.code == 2
-    assert "table-5 is not available yet: a method" in found.text
 
 
 @pytest.mark.parametrize(

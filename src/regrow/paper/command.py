@@ -15,7 +15,8 @@ from regrow.errors import ConfigError, Interrupted, RegrowError
 
 if TYPE_CHECKING:
     from regrow.paper.publish import Published
-    from regrow.paper.reproduce import Entry, Request
+    from regrow.paper.reproduce import Entry
+    from regrow.paper.request import Request
     from regrow.store import Store
 
 app = typer.Typer(no_args_is_help=True)
@@ -74,15 +75,14 @@ def reproduce(
 ) -> None:
     """Reproduce a table or figure of the paper, its printed number beside each of ours."""
     from regrow.paper import scales
-    from regrow.paper.reproduce import Request, entries, entry
+    from regrow.paper.reproduce import entries, entry
+    from regrow.paper.request import Request
     from regrow.run import check_device
 
     if what == "list":
         _list(list(entries().values()))
         return
-    chosen = [one for one in entries().values() if not one.waits_for]
-    if what != "all":
-        chosen = [entry(what)]
+    chosen = [*entries().values()] if what == "all" else [entry(what)]
     request = Request(
         scale=scales.named(scale),
         data=_pairs(data or ()),
@@ -238,17 +238,12 @@ def _plan(
 
 
 def _list(entries: Sequence["Entry"]) -> None:
-    """Print every table and figure: what it shows, or what it waits for."""
+    """Print every table and figure, and what it shows."""
     from regrow.paper.layout import TABLES
 
     for one in entries:
         number = int(one.name.partition("-")[2])
-        if one.waits_for:
-            about = f"not available yet: {one.waits_for}"
-        elif one.name.startswith("table"):
-            about = TABLES[number][0]
-        else:
-            about = one.about
+        about = TABLES[number][0] if one.name.startswith("table") else one.about
         print(f"{one.name:10} {about}")
 
 

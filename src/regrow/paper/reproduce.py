@@ -16,7 +16,7 @@ which files make up a table or a figure, and of which kind it is:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
 from importlib.resources import files
@@ -26,32 +26,22 @@ import yaml
 
 from regrow.arms import UNPRUNED
 from regrow.asked import Asked
-from regrow.data import DataSpec
-from regrow.detection.jobs import detection_material
 from regrow.detection.model import Detector
-from regrow.detection.spec import DetectionSpec
 from regrow.detection.study import DetectionStudy, is_detection
 from regrow.errors import ConfigError, DataError, unknown
 from regrow.experiment import Cut, Experiment
 from regrow.jobs import Retrain
 from regrow.paper import scales
 from regrow.paper.printed import CHANGES, RESULT, cells, records
+from regrow.paper.request import IMAGENET, LABELS, Request, images_for, methods_on, pictures_for
 from regrow.paper.scales import Scale
-from regrow.study import Cell, Study, material
+from regrow.study import Cell, Study
 from regrow.work import Job
 
 STUDIES = files("regrow.paper") / "studies"
 OWN_KEYS = ("paper", "notes", "absent")
 FILTERS = ("dataset", "model", "part", "reference", "target")
 PRINTED_ARMS = {"fine-tune": "fine-tuned"}
-IMAGENET = "imagenet"  # comes from a folder of the user's: there is nothing to download
-VOC = "voc2007"  # likewise
-LABELS = {
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    IMAGENET: "ImageNet",
-    VOC: "PASCAL-VOC-07",
-}
 PRUNED = "pruned"  # label of the method whose prunings are shown
 Kind = Literal[
     "results", "widths", "stages", "kernels", "heatmaps", "curves", "tickets", "histograms"
@@ -62,7 +52,7 @@ Labels = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A table or a figure: the study files that make it up, or what it waits for.
+    """A table or a figure, and the study files that make it up.
 
     Of prunings it shows those of one ``ratio`` (removed share), or those that its table prints.
     """
@@ -74,25 +64,6 @@ class Entry:
     ratio: float | None = None
     about: str = ""
     note: str = ""
-    waits_for: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """How a table is asked for: at which scale, on which data, with how many seeds, which rows."""
-
-    scale: Scale
-    data: Mapping[str, str] = field(default_factory=dict)
-    seeds: int | None = None
-    only: str | None = None
-    precision: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in self.data:
-            if name not in LABELS:
-                raise ConfigError(
-                    f"--data replaces a data set of the paper: {unknown('data set', name, LABELS)}"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,15 +127,11 @@ def entries() -> Mapping[str, Entry]:
 
 
 def entry(name: str) -> Entry:
-    """Return a table or figure that can be run; else a ``ConfigError`` says what it waits for."""
+    """Return a table or figure; a ``ConfigError`` names those that are most like an unknown one."""
     known = entries()
     if name not in known:
         raise ConfigError(unknown("table or figure", name, [*known, "all", "list"]))
-    found = known[name]
-    if found.waits_for:
-        ready = ", ".join(one.name for one in known.values() if not one.waits_for)
-        raise ConfigError(f"{name} is not available yet: {found.waits_for}. There are: {ready}.")
-    return found
+    return known[name]
 
 
 def absent(name: str) -> list[Mapping[str, Any]]:
@@ -234,12 +201,14 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
     experiments = []
     for part, paper in zip(plain["experiments"], papers, strict=True):
         least = paper.get("least_size", 0)
-        data, note = _data(part.get("data", default), paper["dataset"], request, least_size=least)
+        data, note = images_for(
+            part.get("data", default), paper["dataset"], request, least_size=least
+        )
         replaced |= dict.fromkeys(note)
         own = {**_without(part, OWN_KEYS), "data": data}
         own["models"] = [{"label": paper["model"], **model} for model in part["models"]]
         if "methods" in part:
-            methods, notes_of = _methods(part["methods"], request, least_size=least)
+            methods, notes_of = methods_on(part["methods"], request, least_size=least)
             own["methods"] = methods
             replaced |= dict.fromkeys(notes_of)
         experiments.append(own)
@@ -266,8 +235,8 @@ def _detection_part(
     scale, paper = request.scale, {"arms": {}, **value["paper"]}
     plain = scales.scaled_detection(_without(value, OWN_KEYS), scale, precision=request.precision)
     in_colour = replace(request, scale=replace(scale, data={**scale.data, **scale.detection.data}))
-    backbone, of_images = _data(plain["backbone"]["data"], LABELS[IMAGENET], in_colour)
-    pictures, of_pictures = _pictures(Detector.from_json(plain["detector"]), request)
+    backbone, of_images = images_for(plain["backbone"]["data"], LABELS[IMAGENET], in_colour)
+    pictures, of_pictures = pictures_for(Detector.from_json(plain["detector"]), request)
     replaced = [*of_images, *of_pictures]
     if request.seeds is not None:
         plain["seeds"] = request.seeds
@@ -282,26 +251,6 @@ def _detection_part(
     return Part(name=name, study=study, cells=asked, notes=tuple(_notes(value))), replaced
 
 
-def _pictures(detector: Detector, request: Request) -> tuple[dict[str, Any], list[str]]:
-    """Choose the pictures that stand for VOC 2007, and say which."""
-    scale, label = request.scale, LABELS[VOC]
-    chosen = request.data.get(VOC) or scale.data.get(VOC)
-    if chosen is None:
-        raise DataError(
-            f"{label} is not downloaded. Name a copy, or what shall stand in for it: "
-            f"--data {VOC}=voc:PATH."
-        )
-    # Broken files of other people's data are left out, and counted in a note.
-    data: dict[str, Any] = {"name": chosen, "on_error": "skip"}
-    there = detection_material(DetectionSpec.from_json(data), detector)
-    data["subset"] = _at_most(scale.subset, there.num_train, len(there.classes))
-    data["test_subset"] = _at_most(scale.test_subset, there.num_test, len(there.classes))
-    said = [_in_place(label, chosen)]
-    if there.num_left_out:
-        said.append(f"{there.num_left_out} pictures of {chosen} are broken and left out.")
-    return {**data, "label": f"{chosen} for {label}"}, said
-
-
 def _only(models: list[dict[str, Any]]) -> dict[str, Any]:
     (model,) = models
     return model
@@ -309,80 +258,6 @@ def _only(models: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _notes(value: Mapping[str, Any]) -> list[str]:
     return [*value.get("notes", []), *(_why_absent(one) for one in value.get("absent", []))]
-
-
-def _in_place(label: str, chosen: str) -> str:
-    return f"In place of {label}: {chosen}. For other images the printed numbers are no reference."
-
-
-def _methods(asked: Any, request: Request, *, least_size: int) -> tuple[list[Any], list[str]]:
-    """Choose the data of the networks that methods follow."""
-    found: list[Any] = []
-    said: list[str] = []
-    for method in asked:
-        if "data" not in method.get("from", {}):
-            found.append(method)
-            continue
-        name = method["from"]["data"]
-        data, note = _data(name, LABELS[name], request, least_size=least_size)
-        said += note
-        found.append({**method, "from": {**method["from"], "data": data}})
-    return found, said
-
-
-def _data(
-    asked: str | Mapping[str, Any], label: str, request: Request, *, least_size: int = 0
-) -> tuple[dict[str, Any], list[str]]:
-    """Choose the data set that stands for one of the paper's, and say so if it is another.
-
-    What the study says besides the name (its normalisation) goes for a copy too, which is known by
-    its classes; images of another kind have their own.
-    """
-    scale = request.scale
-    given: dict[str, Any] = {"name": asked} if isinstance(asked, str) else dict(asked)
-    name = given["name"]
-    chosen = request.data.get(name) or scale.data.get(name)
-    if chosen is None and name == IMAGENET:
-        raise DataError(
-            "ImageNet is not downloaded. Name a copy, or what shall stand in for it: "
-            "--data imagenet=folder:PATH or --data imagenet=hf:PATH."
-        )
-    data = given if chosen is None else _stand_in(given, chosen)
-    if name in scale.size and name in request.data:
-        data["size"] = scale.size[name]
-    elif chosen is not None and least_size and material(DataSpec.from_json(data)).size < least_size:
-        data["size"] = least_size
-    if scale.subset is not None or scale.test_subset is not None:
-        whole = material(DataSpec.from_json(data))
-        data["subset"] = _at_most(scale.subset, whole.num_train, whole.classes)
-        data["test_subset"] = _at_most(scale.test_subset, whole.num_test, whole.classes)
-    data["label"] = label
-    if chosen is None:
-        return data, []
-    data["label"] = f"{chosen} for {label}"
-    said = [_in_place(label, chosen)]
-    if "size" in data and name not in scale.size:
-        said.append(f"The images of {chosen} are enlarged to {least_size} pixels a side.")
-    if data.get("normalisation") != given.get("normalisation"):
-        said.append(
-            f"{chosen} is normalised by its own mean and std: it has no {given['normalisation']!r}."
-        )
-    return data, said
-
-
-def _stand_in(given: Mapping[str, Any], chosen: str) -> dict[str, Any]:
-    """Put another data set in the place of one, with its normalisation if it has that too."""
-    data = {**given, "name": chosen}
-    if len(data) > 1:
-        try:
-            material(DataSpec.from_json(data))
-        except ConfigError:  # the option does not fit these images
-            return {"name": chosen}
-    return data
-
-
-def _at_most(wanted: int | None, there: int, classes: int) -> int | None:
-    return None if wanted is None or wanted >= there else max(wanted, classes)
 
 
 def _printable(cell: Cell, pairs: Sequence[tuple[Experiment, Mapping[str, Any]]]) -> Printable:
