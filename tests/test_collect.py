@@ -8,11 +8,10 @@ import pytest
 from commands import STUDY
 from regrow.errors import StoreError
 from regrow.jobs import Prune, Train
-from regrow.report.collect import collect, stages
-from regrow.run.estimate import all_jobs
+from regrow.report.collect import below, collect
 from regrow.store import Store
 from regrow.study import Study
-from regrow.work import Job
+from regrow.work import Job, all_jobs
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def test_failure_of_a_stage_fails_what_stands_on_it_and_is_listed_once(
 ) -> None:
     parent = next(job for job in all_jobs(study.jobs()).values() if isinstance(job, Train))
     for job in all_jobs(study.jobs()).values():
-        if parent.key != job.key and parent.key not in {stage.key for stage in stages(job)}:
+        if parent.key != job.key and parent.key not in {stage.key for stage in below(job)}:
             finish(store, job)
     store.fail(parent.key, parent.spec, message="It diverged.")
     runs, failures = collect(study, store)
@@ -87,5 +86,5 @@ def test_record_of_another_job_is_refused(study: Study, store: Store) -> None:
 
 def test_stages_of_a_job_come_once_each(study: Study) -> None:
     tuned = next(c.job for c in study.cells() if c.arm.name == "fine-tune")
-    assert [stage.kind for stage in stages(tuned)].count("train") == 1
-    assert {stage.kind for stage in stages(tuned)} == {"train", "prune"}
+    assert [stage.kind for stage in below(tuned)].count("train") == 1
+    assert {stage.kind for stage in below(tuned)} == {"train", "prune"}

@@ -14,10 +14,11 @@ from regrow.detection.jobs import PruneDetector, TrainDetector
 from regrow.detection.study import DetectionStudy
 from regrow.errors import ConfigError
 from regrow.run import estimate as estimates
-from regrow.run.estimate import all_jobs, estimate
+from regrow.run.estimate import estimate
 from regrow.run.gang import gang
 from regrow.store import Store
 from regrow.study import Study
+from regrow.work import all_jobs
 
 pytest.importorskip("torchmetrics")
 

@@ -22,9 +22,8 @@ from regrow.paper.publish import publish
 from regrow.paper.reproduce import OF_PRUNINGS, Plan, entries, entry, prepare
 from regrow.paper.request import Request
 from regrow.report.rows import Run
-from regrow.run.estimate import all_jobs
 from regrow.store import Store
-from regrow.work import Job
+from regrow.work import Job, all_jobs
 
 PATTERNS = [one.name for one in entries().values() if one.table and one.kind in OF_PRUNINGS]
 PICTURES = [one.name for one in entries().values() if one.name.startswith("figure")]

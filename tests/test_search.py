@@ -17,11 +17,12 @@ from regrow.models import ModelSpec, build
 from regrow.prune import METHODS, select
 from regrow.report.collect import collect
 from regrow.run import run
-from regrow.run.estimate import all_jobs, estimate
+from regrow.run.estimate import estimate
 from regrow.stages import Pattern, pattern_of, stages_of
 from regrow.store import Store
 from regrow.study import Study
 from regrow.surgery import Trace, shrink, trace
+from regrow.work import all_jobs
 from small import small
 
 

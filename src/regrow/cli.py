@@ -198,7 +198,7 @@ def status(
 ) -> None:
     """Show how far a study is: done, running, waiting to go on, failed, missing."""
     _load_files(with_files)
-    from regrow.run.estimate import all_jobs
+    from regrow.work import all_jobs
 
     asked, opened = _study(study), _open(store, create=False)
     snapshot = opened.snapshot()

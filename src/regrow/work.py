@@ -10,7 +10,7 @@ in this process or in a worker - and only through its ``Context``:
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
@@ -63,6 +63,18 @@ class Job(Protocol):
 
     def run(self, context: "Context") -> "Outcome":
         """Do it."""
+
+
+def all_jobs(jobs: Iterable[Job]) -> dict[str, Job]:
+    """Return jobs with all that they stand on, by key."""
+    nodes: dict[str, Job] = {}
+    waiting = list(jobs)
+    while waiting:
+        job = waiting.pop()
+        if job.key not in nodes:
+            nodes[job.key] = job
+            waiting += job.inputs
+    return nodes
 
 
 @runtime_checkable

@@ -203,9 +203,9 @@ def _plan(
     """Show the jobs of each table, and what all together will take on this machine."""
     from regrow.paper.reproduce import prepare
     from regrow.run import num_cores
-    from regrow.run.estimate import all_jobs, estimate
+    from regrow.run.estimate import estimate
     from regrow.store import Store
-    from regrow.work import Job
+    from regrow.work import Job, all_jobs
 
     opened = Store.open(store, create=False) if store.exists() else None
     done = opened.snapshot().done if opened else frozenset[str]()

@@ -1,6 +1,6 @@
 """From a study and a store to runs: what each cell's record says, and what it cost in all."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from regrow.jobs import Prune, Train
@@ -9,7 +9,7 @@ from regrow.report.rows import Run
 from regrow.report.words import ACCURACY, Measure
 from regrow.store import Store
 from regrow.study import Cell, Study
-from regrow.work import Job
+from regrow.work import Job, all_jobs
 
 
 def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
@@ -19,16 +19,9 @@ def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
     return [reader.run(cell) for cell in cells], reader.failures(cells)
 
 
-def stages(job: Job) -> Iterator[Job]:
-    """Yield all that a job stands on, each once."""
-    seen: set[str] = set()
-    open_jobs = list(job.inputs)
-    while open_jobs:
-        stage = open_jobs.pop()
-        if stage.key not in seen:
-            seen.add(stage.key)
-            open_jobs += stage.inputs
-            yield stage
+def below(job: Job) -> tuple[Job, ...]:
+    """Return all that a job stands on, each once."""
+    return tuple(all_jobs(job.inputs).values())
 
 
 class Reader:
@@ -56,7 +49,7 @@ class Reader:
         """Return what failed of all that cells stand on."""
         failures: dict[str, Failure] = {}
         for cell in cells:
-            for job in (*stages(cell.job), cell.job):
+            for job in (*below(cell.job), cell.job):
                 problem = self.failure(job)
                 if problem is not None:
                     failures[job.key] = Failure(label=job.label, message=problem["message"])
@@ -65,7 +58,7 @@ class Reader:
     def run(self, cell: Cell) -> Run:
         """Return what is known of a cell."""
         experiment, use, cut, arm, job = cell.experiment, cell.use, cell.cut, cell.arm, cell.job
-        published = any(isinstance(each, Train) and each.taken for each in (job, *stages(job)))
+        published = any(isinstance(each, Train) and each.taken for each in (job, *below(job)))
         common: dict[str, Any] = {
             "data": experiment.data_label,
             "model": experiment.model_label,
@@ -76,15 +69,15 @@ class Reader:
             "target": cut.target if cut else None,
             "unit": use.method.unit if use else "",
             "start": arm.start,
-            "budget": "none" if arm.budget.kind == "none" else arm.budget.kind,
+            "budget": arm.budget.kind,
             "cap": arm.budget.cap,
             "base_epochs": 0 if published else experiment.recipe.epochs,
         }
         if job.key not in self._snapshot.done:
-            failed = any(self.failure(j) is not None for j in (job, *stages(job)))
+            failed = any(self.failure(j) is not None for j in (job, *below(job)))
             return Run(**common, status="failed" if failed else "missing")
         record = self.record(job)
-        records = [record, *map(self.record, stages(job))]
+        records = [record, *map(self.record, below(job))]
         costs = [each for each in records if "training_flops" in each]
         return Run(
             **common,
@@ -102,7 +95,7 @@ class Reader:
 
     def _emptied(self, job: Job) -> int:
         """Count layers that only the guard kept alive, but not those of networks it follows."""
-        below = list(stages(job))
-        guides = {each.key for one in below if isinstance(one, Prune) for each in one.guides}
-        own = [self.record(each) for each in (job, *below) if each.key not in guides]
+        jobs = (job, *below(job))
+        guides = {each.key for one in jobs if isinstance(one, Prune) for each in one.guides}
+        own = [self.record(each) for each in jobs if each.key not in guides]
         return sum(len(each["guarded"]) for each in own if "guarded" in each)

@@ -32,7 +32,7 @@ from regrow.run.execute import one_thread
 from regrow.store import Store
 from regrow.surgery import Trace, shrink, trace
 from regrow.train import Recipe, Training, evaluate
-from regrow.work import Job, Rehearsed
+from regrow.work import Job, Rehearsed, all_jobs
 
 WARM_STEPS = 2
 MIN_STEPS, MAX_STEPS = 3, 40
@@ -104,18 +104,6 @@ def estimate(
         compute_seconds=around + start * (workers - 1) + total if pending else 0.0,
         from_records=guess.from_records,
     )
-
-
-def all_jobs(jobs: Sequence[Job]) -> dict[str, Job]:
-    """Return jobs with all that they stand on, by key."""
-    nodes: dict[str, Job] = {}
-    waiting = list(jobs)
-    while waiting:
-        job = waiting.pop()
-        if job.key not in nodes:
-            nodes[job.key] = job
-            waiting += job.inputs
-    return nodes
 
 
 def _count_kinds(nodes: dict[str, Job], done: Collection[str]) -> dict[str, tuple[int, int]]:
