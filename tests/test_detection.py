@@ -376,6 +376,7 @@ def test_a_detector_learns_four_pictures_by_heart() -> None:
         ({"long_side": 100}, "'long_side' of a detector must be at least the short side, 600"),
         ({"rpn_nms": 1.5}, r"'rpn_nms' of a detector must be a number in \(0, 1\]. Got 1.5"),
         ({"anchor_sizes": []}, "'anchor_sizes' of a detector must be a list of numbers above 0"),
+        ({"anchor_sizes": [float("inf")]}, "must be a list of numbers above 0"),
         ({"frozen_stages": 4}, "'frozen_stages' of a detector must be an int from 0 to 3"),
         ({"rpn_background": 0.9}, "'rpn_background' of a detector must be at most"),
         ({"detections": 0}, "'detections' of a detector must be an int of at least 1. Got 0"),

@@ -14,7 +14,7 @@ PACKAGE = Path(regrow.__file__).parent
 
 # A room is a module or a folder of the package. Each may import from lower levels, and from itself.
 LEVELS: list[set[str]] = [
-    {"errors", "turns"},
+    {"checks", "errors", "turns"},
     {"registry", "ranks", "seeds", "stats", "kernels"},
     {"store", "mask", "models", "data"},
     {"surgery", "train", "work"},

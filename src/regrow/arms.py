@@ -5,9 +5,10 @@ the few lines at the end of this file.
 """
 
 from dataclasses import dataclass, replace
-from math import floor, isfinite
+from math import floor
 from typing import Any, Literal, get_args
 
+from regrow.checks import is_int, is_number
 from regrow.errors import ConfigError
 from regrow.registry import Registry, calling_file
 from regrow.train import Recipe
@@ -45,13 +46,13 @@ class Budget:
                 f"Only a budget of equal FLOPs can have a 'cap'. Got {self.cap!r} for a budget of "
                 f"{self.kind}."
             )
-        if self.kind == "epochs" and not _is_whole(self.amount):
+        if self.kind == "epochs" and not is_int(self.amount, least=1):
             raise ConfigError(
                 f"A budget's epochs must be an int of at least 1. Got {self.amount!r}."
             )
-        if self.kind == "share" and not _is_positive(self.amount):
+        if self.kind == "share" and not (is_number(self.amount) and self.amount > 0):
             raise ConfigError(f"A budget's share must be a number above 0. Got {self.amount!r}.")
-        if self.cap is not None and not (_is_positive(self.cap) and self.cap >= 1):
+        if self.cap is not None and not (is_number(self.cap) and self.cap >= 1):
             raise ConfigError(f"A budget's cap must be a number of at least 1. Got {self.cap!r}.")
 
     def epochs(self, base: int, ratio: float) -> int:
@@ -111,11 +112,11 @@ class Arm:
                     f"The {field!r} of the arm {self.name!r} must be one of {', '.join(known)}. "
                     f"Got {getattr(self, field)!r}."
                 )
-        if self.lr is not None and not _is_positive(self.lr):
+        if self.lr is not None and not (is_number(self.lr) and self.lr > 0):
             raise ConfigError(
                 f"The 'lr' of the arm {self.name!r} must be a number above 0. Got {self.lr!r}."
             )
-        if self.start == "rewound" and not _is_whole(self.epoch):
+        if self.start == "rewound" and not is_int(self.epoch, least=1):
             raise ConfigError(
                 f"The arm {self.name!r} starts from rewound weights, so it needs an 'epoch' to "
                 f"rewind to, an int of at least 1. Got {self.epoch!r}."
@@ -150,16 +151,6 @@ def register_arm(arm: Arm) -> Arm:
     """Register an arm under its name."""
     ARMS.add(arm.name, arm, origin=calling_file())
     return arm
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_positive(value: object) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return isfinite(value) and value > 0
 
 
 # The two that are measured rather than trained.

@@ -4,13 +4,13 @@ Read from the mappings and lists of a study file, and checked: what cannot be me
 ``ConfigError`` that says where it stands and what is known there.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from regrow.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED, WINNING_TICKET, Arm, Budget
+from regrow.checks import is_int, is_number
 from regrow.data import AUGMENTATIONS, DataSpec
 from regrow.errors import ConfigError, unknown
 from regrow.mask import HELD
@@ -167,11 +167,6 @@ def text(value: Any, field: str) -> str:
     return value
 
 
-def is_number(value: Any) -> bool:
-    """Tell whether a value is a finite number (true and false are none)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
@@ -222,11 +217,9 @@ def _recipe(value: Any) -> Recipe:
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+    if is_int(value, least=1):
         return tuple(range(value))
-    good = isinstance(value, list) and all(
-        isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in value
-    )
+    good = isinstance(value, list) and all(is_int(seed, least=0) for seed in value)
     if not good or not value:
         raise ConfigError(
             "The 'seeds' must be how many (an int of at least 1) or a list of at least one seed. "
@@ -348,7 +341,7 @@ def _ticket(given: Mapping[str, Any], arms: Sequence[Arm], where: str) -> Arm:
 def _rounds(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
     """Return a cut for each round, known by what is gone after it."""
     rounds = given.get("rounds", method.rounds)
-    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+    if not is_int(rounds, least=1):
         raise ConfigError(f"{where}: 'rounds' must be an int of at least 1. Got {rounds!r}.")
     if not method.trained:
         raise ConfigError(

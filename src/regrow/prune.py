@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from regrow.checks import is_number
 from regrow.data import Dataset
 from regrow.errors import ConfigError, TraceError, unknown
 from regrow.guard import guard
@@ -31,6 +32,7 @@ Scope = Literal[
     "conv", "normed-conv", "linear", "normed-linear", "grouped", "stream", "view", "block"
 ]
 SCOPES: tuple[str, ...] = get_args(Scope)
+NORMED: tuple[Scope, ...] = ("normed-conv", "view", "normed-linear")  # what network slimming prunes
 
 CRITERIA: Registry[Criterion] = Registry("criterion", "regrow.methods")
 ALLOCATIONS: Registry[Allocate] = Registry("allocation", "regrow.methods")
@@ -421,12 +423,11 @@ def checked_share(method: Method, share: float) -> float:
 
 def checked_sparsity(sparsity: float | None) -> float:
     """Return a sparsity that is one; else raise a ``ConfigError``."""
-    good = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
-    if not good or not 0.0 <= float(sparsity) < 1.0:  # type: ignore[arg-type]
+    if not is_number(sparsity) or not 0.0 <= sparsity < 1.0:
         raise ConfigError(
             f"A sparsity is the removed share of the units, a number in [0, 1). Got {sparsity!r}."
         )
-    return float(sparsity)  # type: ignore[arg-type]
+    return float(sparsity)
 
 
 def _checked(method: Method, group: Group, scores: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ import yaml
 from torch import nn
 
 from regrow.arms import UNPRUNED, Arm
+from regrow.checks import is_number
 from regrow.data import DataSpec, fingerprint, load
 from regrow.errors import ConfigError
 from regrow.experiment import (
@@ -46,7 +47,6 @@ from regrow.experiment import (
     Experiment,
     MethodUse,
     Source,
-    is_number,
     mapping,
     read_experiments,
     text,

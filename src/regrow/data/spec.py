@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from regrow.checks import is_int, is_number
 from regrow.errors import ConfigError, unknown
 
 DATA_NAMES = "regrow.data"  # the package, and the entry point group, that hold data sets
@@ -60,7 +61,7 @@ class DataSpec:
         self._check_int("memory_limit_bytes", low=0)
         for option in ("image_column", "label_column", "normalisation", "root"):
             self._check_text(option)
-        if not _is_number(self.validation) or not 0 <= self.validation < 1:
+        if not is_number(self.validation) or not 0 <= self.validation < 1:
             raise self._error("validation", "a share in [0, 1)")
         self._check_statistics()
 
@@ -101,7 +102,7 @@ class DataSpec:
         value = getattr(self, option)
         if optional and value is None:
             return
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        if not is_int(value, least=low):
             raise self._error(option, f"an int of at least {low}")
 
     def _check_text(self, option: str) -> None:
@@ -119,7 +120,7 @@ class DataSpec:
             value = getattr(self, option)
             if value is None:
                 continue
-            if not isinstance(value, tuple) or not all(_is_number(v) and v > least for v in value):
+            if not isinstance(value, tuple) or not all(is_number(v) and v > least for v in value):
                 positive = " above 0" if option == "std" else ""
                 raise self._error(option, f"a list of numbers{positive}, one for each channel")
         if self.mean is not None and self.normalisation is not None:
@@ -133,7 +134,3 @@ class DataSpec:
             f"Data set {self.name!r}: the {option!r} must be {expected}. "
             f"Got {getattr(self, option)!r}."
         )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -17,6 +17,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
+from regrow.checks import is_int, is_number
 from regrow.cost import Cost, measure
 from regrow.errors import ConfigError, unknown
 from regrow.seeds import derive
@@ -35,14 +36,6 @@ _SHARES = (
     *("rpn_foreground", "rpn_background", "rpn_nms"),
     *("roi_foreground", "roi_foreground_share", "test_nms"),
 )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,27 +77,27 @@ class Detector:
 
     def __post_init__(self) -> None:
         for name in _INTS:
-            if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
+            if not is_int(getattr(self, name), least=1):
                 raise self._error(name, "an int of at least 1")
         if self.short_side < 2 * STRIDE:
             raise self._error("short_side", f"an int of at least {2 * STRIDE}")
         if self.long_side < self.short_side:
             raise self._error("long_side", f"at least the short side, {self.short_side}")
         for name in _SHARES:
-            if not _is_number(getattr(self, name)) or not 0 < getattr(self, name) <= 1:
+            if not is_number(getattr(self, name)) or not 0 < getattr(self, name) <= 1:
                 raise self._error(name, "a number in (0, 1]")
         if self.rpn_background > self.rpn_foreground:
             raise self._error("rpn_background", f"at most rpn_foreground, {self.rpn_foreground}")
-        if not _is_number(self.score_threshold) or not 0 <= self.score_threshold < 1:
+        if not is_number(self.score_threshold) or not 0 <= self.score_threshold < 1:
             raise self._error("score_threshold", "a number in [0, 1)")
         for name in ("anchor_sizes", "anchor_ratios"):
             given = getattr(self, name)
             if not isinstance(given, tuple) or not given:
                 raise self._error(name, "a list of numbers above 0")
-            if not all(_is_number(value) and value > 0 for value in given):
+            if not all(is_number(value) and value > 0 for value in given):
                 raise self._error(name, "a list of numbers above 0")
         stages = self.frozen_stages
-        if stages is not None and not (_is_int(stages) and 0 <= stages <= 3):
+        if stages is not None and not (is_int(stages) and 0 <= stages <= 3):
             raise self._error("frozen_stages", "an int from 0 to 3, or nothing")
 
     def to_json(self) -> dict[str, Any]:

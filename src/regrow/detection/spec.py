@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from regrow.checks import is_int
 from regrow.data.spec import MEMORY_LIMIT_BYTES
 from regrow.errors import ConfigError, unknown
 
@@ -46,10 +47,9 @@ class DetectionSpec:
             raise ConfigError(f"{self.name}: {unknown('on_error', str(self.on_error), known)}")
         for option, low in (("subset", 1), ("test_subset", 1), ("seed", 0)):
             value = getattr(self, option)
-            whole = isinstance(value, int) and not isinstance(value, bool)
             if value is None and option != "seed":
                 continue
-            if not whole or value < low:
+            if not is_int(value, least=low):
                 raise ConfigError(
                     f"{self.name}: the {option!r} must be an int of at least {low}. Got {value!r}."
                 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regrow.probe import Probe
-from regrow.prune import Scope, criterion, register_method
+from regrow.prune import NORMED, criterion, register_method
 from regrow.surgery import Group
 
 
@@ -26,12 +26,10 @@ def first(group: Group, probe: Probe) -> Tensor:
     return -torch.arange(group.size, dtype=torch.float32)
 
 
-# The units that network slimming prunes too, so that the three compare.
-_SCOPE: tuple[Scope, ...] = ("normed-conv", "view", "normed-linear")
-
-register_method("random", criterion=random_score, allocation="global", scope=_SCOPE, trained=False)
+# On the units that network slimming prunes too, so that the three compare.
+register_method("random", criterion=random_score, allocation="global", scope=NORMED, trained=False)
 register_method(
-    "uniform", criterion=random_score, allocation="uniform", scope=_SCOPE, trained=False
+    "uniform", criterion=random_score, allocation="uniform", scope=NORMED, trained=False
 )
 register_method(
     "uniform-sparsification",

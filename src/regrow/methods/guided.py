@@ -16,7 +16,7 @@ pattern is of the row's own network and data.
 """
 
 from regrow.methods.controls import random_score
-from regrow.prune import register_method
+from regrow.prune import NORMED, register_method
 
 REFERENCE = (
     "Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, arXiv:1810.05270, section 5"
@@ -27,7 +27,7 @@ register_method(
     "guided-pruning",
     criterion=random_score,
     allocation="uniform",
-    scope=("normed-conv", "view", "normed-linear"),  # those of network slimming
+    scope=NORMED,
     trained=False,
     follows="network-slimming",
     reference=REFERENCE,

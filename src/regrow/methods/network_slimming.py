@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.probe import Probe
-from regrow.prune import criterion, register_method
+from regrow.prune import NORMED, criterion, register_method
 from regrow.surgery import Group
 
 
@@ -31,7 +31,7 @@ register_method(
     "network-slimming",
     criterion=norm_scale,
     allocation="global",
-    scope=("normed-conv", "view", "normed-linear"),
+    scope=NORMED,
     penalty=push_scales_to_zero,
     # The strengths of the official code: VGG 1e-4, pre-activation ResNet and DenseNet 1e-5.
     strength={"vgg": 1e-4, "": 1e-5},

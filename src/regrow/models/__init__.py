@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import torch
 from torch import nn
 
+from regrow.checks import is_int, is_number
 from regrow.errors import ConfigError, unknown
 from regrow.registry import Registry, canonical, check_arguments
 from regrow.seeds import derive
@@ -260,9 +261,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (list, tuple, Sequence):
         return isinstance(value, list | tuple) and all(_fits(item, inner[0]) for item in value)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number(value)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return is_int(value)
     if hint in (bool, str):
         return isinstance(value, hint)
     return value is None if hint is type(None) else True

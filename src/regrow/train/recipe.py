@@ -8,14 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from regrow.checks import is_int, is_number
 from regrow.errors import ConfigError, unknown
 
 Schedule = Literal["drops", "every", "constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +51,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("batch", 1), ("warmup_epochs", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            if not is_int(getattr(self, name), least=low):
                 raise self._error(name, f"an int of at least {low}")
         for name in ("lr", "drop_factor", "warmup_factor"):
-            if not (_is_number(getattr(self, name)) and getattr(self, name) > 0):
+            if not (is_number(getattr(self, name)) and getattr(self, name) > 0):
                 raise self._error(name, "a number above 0")
-        if not (_is_number(self.weight_decay) and self.weight_decay >= 0):
+        if not (is_number(self.weight_decay) and self.weight_decay >= 0):
             raise self._error("weight_decay", "a number of at least 0")
-        if not (_is_number(self.momentum) and 0 <= self.momentum < 1):
+        if not (is_number(self.momentum) and 0 <= self.momentum < 1):
             raise self._error("momentum", "a number in [0, 1)")
-        if not (_is_number(self.drop_every) and 0 < self.drop_every <= 1):
+        if not (is_number(self.drop_every) and 0 < self.drop_every <= 1):
             raise self._error("drop_every", "a share of training in (0, 1]")
         self._check_drop_at()
         for name in ("nesterov", "channels_last"):
@@ -154,7 +150,7 @@ class Recipe:
         shares = self.drop_at
         if not (
             isinstance(shares, tuple)
-            and all(_is_number(share) and 0 < share < 1 for share in shares)
+            and all(is_number(share) and 0 < share < 1 for share in shares)
             and list(shares) == sorted(set(shares))
         ):
             raise self._error("drop_at", "a rising list of shares of training in (0, 1)")
