@@ -7,7 +7,7 @@ pruned, uniform, guided and transferred are matched by theirs. A panel without a
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -38,14 +38,16 @@ class Style:
     line: Literal["-", "--", "none"] = "-"
 
     @property
-    def face(self) -> str:
-        """The colour within its markers."""
-        return "white" if self.line == "--" else self.colour
-
-    @property
-    def size(self) -> float:
-        """The size of its markers; a star needs more."""
-        return 8.0 if self.marker == "*" else 4.5
+    def options(self) -> dict[str, Any]:
+        """How matplotlib is told; a star needs more room than other markers."""
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "linestyle": self.line,
+            "linewidth": 1.1,
+            "markerfacecolor": "white" if self.line == "--" else self.colour,
+            "markersize": 8.0 if self.marker == "*" else 4.5,
+        }
 
 
 BLUE, RED, GREEN, BROWN = "#0072B2", "#D55E00", "#009E73", "#8B5A2B"
@@ -143,15 +145,10 @@ def _panel(axes: "Axes", frame: pd.DataFrame, *, x: str) -> None:
             rows[x],
             rows["mean"],
             yerr=rows["std"].fillna(0.0),
-            color=style.colour,
-            marker=style.marker,
-            linestyle=style.line,
-            markerfacecolor=style.face,
-            markersize=style.size,
-            linewidth=1.1,
             elinewidth=1.0,
             capsize=2,
             alpha=0.9,
+            **style.options,
         )
     low, high = axes.get_ylim()
     if len(done) and high - low < LEAST:
@@ -161,20 +158,7 @@ def _panel(axes: "Axes", frame: pd.DataFrame, *, x: str) -> None:
 def _legend(figure: "Figure", series: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D(
-            [],
-            [],
-            label=name,
-            color=style.colour,
-            marker=style.marker,
-            linestyle=style.line,
-            markerfacecolor=style.face,
-            markersize=style.size,
-            linewidth=1.1,
-        )
-        for name, style in ((name, STYLES.get(name, PLAIN)) for name in series)
-    ]
+    handles = [Line2D([], [], label=n, **STYLES.get(n, PLAIN).options) for n in series]
     inches = sum(0.6 + 0.07 * len(name) for name in series)  # of one row, about
     columns = len(handles) if inches < figure.get_figwidth() else 2
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
