@@ -164,7 +164,6 @@ def _find(spec: DetectionSpec) -> _Layout:
     base = Path(spec.location).expanduser().absolute()
     if not base.is_dir():
         raise DataError(f"{spec.name}: there is no folder {base}. Give the path of one.")
-    # Sorted, and the first only: a folder may hold several years.
     roots = sorted(path.parent for path in [base / "Annotations", *base.rglob("Annotations")])
     roots = list(dict.fromkeys(r for r in roots if (r / "ImageSets" / "Main").is_dir()))
     if not roots or not (roots[0] / "JPEGImages").is_dir():

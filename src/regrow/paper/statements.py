@@ -55,7 +55,7 @@ class Claim:
     """One testable statement.
 
     ``tests`` names what it is judged by: W (Welch), E (equivalence), S (signs), P (patterns); it is
-    empty where no printed number bears on it.
+    empty where no number that is printed, or that ``reproduce`` writes, bears on it.
     """
 
     number: int
