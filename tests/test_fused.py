@@ -1,5 +1,7 @@
 """Norm and ReLU as one operation: the numbers of the two modules, in training in bfloat16."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 
@@ -111,6 +113,17 @@ def test_it_is_one_operation_only_where_the_kernels_apply() -> None:
         assert "NormRelu" not in type(y.grad_fn).__name__
     with torch.no_grad():
         assert torch.equal(fused.rectified(deepcopy(norm), relu, x), relu(deepcopy(norm)(x)))
+
+
+@pytest.mark.slow
+def test_kernels_compile_where_nothing_can_be_kept() -> None:
+    code = (
+        "from numba.core import caching; caching.CacheImpl._locator_classes = []; "
+        "from regrow import kernels; print(kernels.norm_relu.stats.cache_path)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "None"
 
 
 @pytest.mark.parametrize("channels", [8, 300])

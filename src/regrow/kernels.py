@@ -6,8 +6,8 @@ They see a map as rows ``[pixels, channels]`` of bfloat16 held in ``uint16``; wh
 few, several pixels lie in one row, so that the inner loop is long enough for the vector unit.
 Arithmetic is float32; sums over pixels are float32 over 64 rows and float64 over these.
 
-Compiled by numba when first used (some seconds), and kept on disk by it from then on. Each is one
-call for all of an operation, because calls cost as much as the arithmetic of small maps.
+Compiled by numba when first used (some seconds), and kept on disk where that is possible. Each is
+one call for all of an operation, because calls cost as much as the arithmetic of small maps.
 """
 
 from typing import Any
@@ -20,7 +20,6 @@ ROWS = 64  # summed in float32
 _MAP, _VECTOR, _SAVED = "uint16[:,::1]", "float32[::1]", "float64[:,::1]"
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
-    "cache": True,
     "error_model": "numpy",
     "fastmath": {"contract", "nsz"},
 }
@@ -33,10 +32,19 @@ if config.CPU_FEATURES is None and _OWN.get("avx512f"):  # type: ignore[attr-def
 
 
 def _kernel(*arguments: str):
-    return njit(f"void({', '.join(arguments)})", **_OPTIONS)
+    signature = f"void({', '.join(arguments)})"
+    return lambda function: _compiled(function, signature)
 
 
-_part = njit(**_OPTIONS)
+def _part(function):
+    return _compiled(function)
+
+
+def _compiled(function, signature: str | None = None):
+    try:
+        return njit(signature, cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # no folder that may be written to: compiled anew by each process
+        return njit(signature, **_OPTIONS)(function)
 
 
 @njit(inline="always")
