@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.data import Dataset, DataSpec, load
+from regrow.data import DATASETS, Dataset, DataSpec, load
 from regrow.models import MODELS, ModelSpec, build
 from regrow.prune import ALLOCATIONS, CRITERIA, METHODS
 from regrow.registry import Registry
@@ -61,7 +61,7 @@ def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 def forget_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget at a test's end what it registers."""
-    registries: tuple[Registry[Any], ...] = (ALLOCATIONS, CRITERIA, METHODS, MODELS)
+    registries: tuple[Registry[Any], ...] = (ALLOCATIONS, CRITERIA, METHODS, MODELS, DATASETS)
     for registry in registries:
         registry.names()
         monkeypatch.setattr(registry, "_values", dict(registry._values))

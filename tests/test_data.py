@@ -15,6 +15,7 @@ from regrow.data.splits import draw, seeded_subset, split
 from regrow.errors import ConfigError, DataError
 from regrow.registry import load_file
 from regrow.seeds import seeded
+from small import forget_names
 
 
 @pytest.fixture(autouse=True)
@@ -301,7 +302,8 @@ def two_greys(spec: DataSpec) -> Raw:
 """
 
 
-def test_data_set_is_added_by_one_file(tmp_path: Path) -> None:
+def test_data_set_is_added_by_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_names(monkeypatch)
     file = tmp_path / "own.py"
     file.write_text(OWN_FILE)
     load_file(file)
