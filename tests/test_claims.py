@@ -136,7 +136,7 @@ def test_all_33_claims_are_there_in_order() -> None:
 def test_claims_beyond_the_tables_say_what_they_need(number: int) -> None:
     finding = PRINTED[number]
     assert finding.outcome == "not testable here"
-    assert "not testable on the printed numbers; needed: " in finding.text
+    assert "; needed: " in finding.text
 
 
 @pytest.mark.parametrize("number", [4, 5])

@@ -56,8 +56,8 @@ class Along:
     def absent(self) -> str:
         """Why there may be nothing to compare."""
         return (
-            "not testable on the printed numbers; needed: points of both curves over the same "
-            f"parameters, as `regrow reproduce figure-{self.figure}` writes them"
+            "no numbers of these curves; needed: points over the same parameters, as `regrow "
+            f"reproduce figure-{self.figure}` writes them"
         )
 
 
