@@ -9,7 +9,7 @@ import pytest
 
 from regrow.paper.claims import Finding, evaluate_claims, markdown, render, to_json
 from regrow.paper.contrasts import Contrast, Tally, pairs
-from regrow.paper.curves import Along, Point, accuracy_at, pairs_along, parameters_at
+from regrow.paper.curves import CurveContrast, Point, accuracy_at, curve_pairs, parameters_at
 from regrow.paper.plotted import POINT
 from regrow.paper.printed import results, sparsity, widths
 from regrow.paper.rules import (
@@ -330,8 +330,8 @@ def test_points_without_a_counterpart_are_counted() -> None:
     curves = drawn(5, {"pruned": 0.0})
     smallest = (curves["series"] == "pruned") & (curves["ratio"] == 0.6)
     curves.loc[smallest, "parameters"] = 1e5
-    found, beyond = pairs_along(
-        curves, Along(figure=5, first="pruned", second="uniform"), margin=0.3
+    found, beyond = curve_pairs(
+        curves, CurveContrast(figure=5, first="pruned", second="uniform"), margin=0.3
     )
     assert (len(found), beyond) == (4, 2)
     assert "2 points lie beyond the other curve" in judged(21, curves).text
@@ -341,8 +341,8 @@ def test_points_that_have_not_been_run_are_left_out() -> None:
     curves = drawn(5, {"pruned": 0.0})
     curves.loc[curves["ratio"] == 0.4, ["parameters", "mean", "std"]] = math.nan
     curves.loc[curves["ratio"] == 0.4, "n"] = 0
-    along = Along(figure=5, first="pruned", second="uniform")
-    found, beyond = pairs_along(curves, along, margin=0.3)
+    contrast = CurveContrast(figure=5, first="pruned", second="uniform")
+    found, beyond = curve_pairs(curves, contrast, margin=0.3)
     assert (len(found), beyond) == (4, 0)
 
 

@@ -31,7 +31,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Along:
+class CurveContrast:
     """Which curves are compared: ``first`` minus ``second``, at each point of the first.
 
     In the panels of a figure whose names begin with ``panels``.
@@ -61,8 +61,8 @@ class Along:
         )
 
 
-def pairs_along(
-    frame: pd.DataFrame, along: Along, *, margin: float
+def curve_pairs(
+    frame: pd.DataFrame, contrast: CurveContrast, *, margin: float
 ) -> tuple[tuple[Pair, ...], int]:
     """Compare every point within reach of the other curve, and count those beyond it.
 
@@ -70,25 +70,31 @@ def pairs_along(
     within the figure.
     """
     found, beyond = [], 0
-    for panel, points, curve in opposed(frame, along):
+    for panel, points, curve in opposed(frame, contrast):
         for point in points:
             other = accuracy_at(curve, point.parameters)
             if other is None:
                 beyond += 1
                 continue
-            row = {"table": along.figure, "dataset": panel, "model": along.first}
+            row = {"table": contrast.figure, "dataset": panel, "model": contrast.first}
             row["target"] = f"{100 * point.ratio:g}%"
             found.append(compared(row, point.accuracy, other, margin=margin))
     return corrected(found), beyond
 
 
-def opposed(frame: pd.DataFrame, along: Along) -> Iterator[tuple[str, list[Point], list[Point]]]:
+def opposed(
+    frame: pd.DataFrame, contrast: CurveContrast
+) -> Iterator[tuple[str, list[Point], list[Point]]]:
     """Yield each panel, the points of the first curve, and the second with the unpruned network."""
-    chosen = frame[(frame["figure"] == along.figure) & (frame["n"] > 0)]
-    chosen = chosen[chosen["panel"].str.startswith(along.panels)]
+    chosen = frame[(frame["figure"] == contrast.figure) & (frame["n"] > 0)]
+    chosen = chosen[chosen["panel"].str.startswith(contrast.panels)]
     for panel, rows in chosen.groupby("panel", sort=False):
-        second = _points(rows, along.second)
-        yield str(panel), _points(rows, along.first), second and [*second, *_points(rows, UNPRUNED)]
+        second = _points(rows, contrast.second)
+        yield (
+            str(panel),
+            _points(rows, contrast.first),
+            second and [*second, *_points(rows, UNPRUNED)],
+        )
 
 
 def accuracy_at(curve: Sequence[Point], parameters: float) -> Sample | None:

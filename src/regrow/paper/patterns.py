@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from regrow.paper.contrasts import Contrast
-from regrow.paper.curves import Along, opposed, parameters_at
+from regrow.paper.curves import CurveContrast, opposed, parameters_at
 from regrow.paper.printed import records
 from regrow.paper.rules import Evidence, Outcome, Part, untestable
 from regrow.report.words import listed, p_value, signed
@@ -114,15 +114,16 @@ def larger_lead(high: Contrast, low: Contrast) -> Callable[[Evidence], Part]:
     return ask
 
 
-def times_fewer(along: Along, times: float) -> Callable[[Evidence], Part]:
+def times_fewer(contrast: CurveContrast, times: float) -> Callable[[Evidence], Part]:
     """Ask that the first curve, at one of its points, needs so many times fewer parameters.
 
     Than the other needs for the same accuracy: the fewest at which the other reaches it.
     """
 
     def ask(evidence: Evidence) -> Part:
-        name = f"parameters of {along.second} over {along.first} at equal accuracy, {along.where}"
-        curves = [] if evidence.curves is None else opposed(evidence.curves, along)
+        sides = f"{contrast.second} over {contrast.first}"
+        name = f"parameters of {sides} at equal accuracy, {contrast.where}"
+        curves = [] if evidence.curves is None else opposed(evidence.curves, contrast)
         factors = [
             needed / point.parameters
             for _, points, other in curves
@@ -130,7 +131,7 @@ def times_fewer(along: Along, times: float) -> Callable[[Evidence], Part]:
             if (needed := parameters_at(other, point.accuracy.mean)) is not None
         ]
         if not factors:
-            return untestable(name, why=along.absent)
+            return untestable(name, why=contrast.absent)
         smallest, middle, largest = min(factors), median(factors), max(factors)
         shown = [largest >= times, largest > 1.0]
         return Part(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from regrow.paper.contrasts import MARGIN, Contrast, Tally, pairs
-from regrow.paper.curves import Along, pairs_along
+from regrow.paper.curves import CurveContrast, curve_pairs
 from regrow.stats import ROUNDING
 
 Outcome = Literal["holds", "partly", "does not hold", "not testable here"]
@@ -33,13 +33,13 @@ class Evidence:
     curves: pd.DataFrame | None = None
     margin: float = MARGIN
 
-    def tally(self, contrast: Contrast | Along, *, sign: int = 1) -> Tally:
+    def tally(self, contrast: Contrast | CurveContrast, *, sign: int = 1) -> Tally:
         """Compare every row that has both sides; p-values corrected within each table."""
-        if isinstance(contrast, Along):
+        if isinstance(contrast, CurveContrast):
             if self.curves is None:
                 return Tally(pairs=(), margin=self.margin)
-            along, beyond = pairs_along(self.curves, contrast, margin=self.margin)
-            return Tally(pairs=along, margin=self.margin, sign=sign, beyond=beyond)
+            found, beyond = curve_pairs(self.curves, contrast, margin=self.margin)
+            return Tally(pairs=found, margin=self.margin, sign=sign, beyond=beyond)
         found = pairs(self.results, contrast, margin=self.margin)
         return Tally(pairs=found, margin=self.margin, sign=sign)
 
@@ -83,7 +83,7 @@ class Part:
 class Ask:
     """A contrast and the rules it is judged by; ``against=True`` judges its negative."""
 
-    contrast: Contrast | Along
+    contrast: Contrast | CurveContrast
     rules: tuple[Rule, ...] = ()
     against: bool = False
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from regrow.paper import patterns
 from regrow.paper.contrasts import MARGIN, Contrast
-from regrow.paper.curves import Along
+from regrow.paper.curves import CurveContrast
 from regrow.paper.rules import (
     AT_LEAST,
     AT_LEAST_EACH,
@@ -115,8 +115,8 @@ def _curves(
     against: bool = False,
 ) -> Ask:
     """Judge curve against curve at equal parameters."""
-    along = Along(figure=figure, first=first, second=second, panels=panels)
-    return Ask(contrast=along, rules=rules, against=against)
+    contrast = CurveContrast(figure=figure, first=first, second=second, panels=panels)
+    return Ask(contrast=contrast, rules=rules, against=against)
 
 
 def _needs(what: str) -> tuple[Judge]:
@@ -274,7 +274,7 @@ CLAIMS = (
             _curves("pruned", "uniform", 3, rules=(BETTER,), panels=SLIMMING),
             _curves("pruned", "uniform", 3, rules=(BETTER,), panels=UNSTRUCTURED),
             patterns.times_fewer(
-                Along(figure=3, first="pruned", second="uniform", panels=SLIMMING), 5.0
+                CurveContrast(figure=3, first="pruned", second="uniform", panels=SLIMMING), 5.0
             ),
         ),
     ),
