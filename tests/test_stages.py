@@ -7,13 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import ConfigError, StoreError
-from regrow.mask import Mask
+from regrow.mask import Mask, Unit
 from regrow.models import ModelSpec, build
 from regrow.stages import (
     Kernel,
     Pattern,
-    channel_pattern,
-    kernel_pattern,
     lay,
     pattern_of,
     stages_of,
@@ -128,14 +126,13 @@ def test_a_pattern_of_channels_is_the_kept_share_of_each_stage_over_all_masks() 
     first = {"a": stays(1, 0), "b": stays(1, 1, 0, 0), "c": stays(1, 1), "head": stays(0, 1)}
     second = {"a": stays(1, 1), "b": stays(1, 0, 0, 0), "c": stays(0, 1), "head": stays(0, 1)}
     masks = [Mask(unit="channel", kept=kept) for kept in (first, second)]
-    pattern = channel_pattern(masks, STAGES)
+    pattern = pattern_of(masks, STAGES)
     assert pattern == Pattern(unit="channel", shares=(3 / 4, (4 / 6 + 2 / 6) / 2))
-    assert pattern == pattern_of(masks, STAGES)
 
 
 def test_a_stage_that_cannot_be_pruned_is_kept_whole() -> None:
     mask = Mask(unit="channel", kept={"b": stays(1, 0)})
-    assert channel_pattern([mask], STAGES).shares == (1.0, 0.5)
+    assert pattern_of([mask], STAGES).shares == (1.0, 0.5)
 
 
 def test_a_pattern_of_weights_is_the_kept_share_at_each_position_of_the_kernels() -> None:
@@ -149,7 +146,7 @@ def test_a_pattern_of_weights_is_the_kept_share_at_each_position_of_the_kernels(
         )
         for _ in range(2)
     ]
-    pattern = kernel_pattern(masks, STAGES | {"d.weight": 1})
+    pattern = pattern_of(masks, STAGES | {"d.weight": 1})
     pool = [
         kept[i, j]
         for m in masks
@@ -190,11 +187,16 @@ def test_a_pattern_that_is_none_is_refused() -> None:
         Pattern(unit="channel", shares=(1.5,))
     with pytest.raises(ConfigError, match=r"of 2 stages must have kernels for each.*Got 1"):
         Pattern(unit="weight", shares=(0.5, 0.5), kernels=({},))
-    mask = Mask(unit="weight", kept={})
-    with pytest.raises(ConfigError, match=r"all over channels or filters\. Got weights"):
-        channel_pattern([mask], STAGES)
-    with pytest.raises(ConfigError, match=r"all over weights\. Got no mask"):
-        kernel_pattern([], STAGES)
+
+
+@pytest.mark.parametrize(
+    ("units", "got"),
+    [((), "no mask"), (("block",), "blocks"), (("weight", "channel"), "channels and weights")],
+)
+def test_a_pattern_is_of_masks_that_are_alike(units: tuple[Unit, ...], got: str) -> None:
+    masks = [Mask(unit=unit, kept={}) for unit in units]
+    with pytest.raises(ConfigError, match=rf"all over channels, .*all over weights\. Got {got}\."):
+        pattern_of(masks, STAGES)
 
 
 # Following ----------------------------------------------------------------------------------------

@@ -172,33 +172,39 @@ def _map_sizes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
 
 
 def pattern_of(masks: Sequence[Mask], stages: Mapping[str, int]) -> Pattern:
-    """Average masks of one network stage by stage; of weights also kernel position by position."""
-    if any(mask.unit == "weight" for mask in masks):
-        return kernel_pattern(masks, stages)
-    return channel_pattern(masks, stages)
-
-
-def channel_pattern(masks: Sequence[Mask], stages: Mapping[str, int]) -> Pattern:
-    """Return the kept share of each stage's channels, a mean over masks of one network.
-
-    Args:
-        masks: over channels (or filters), one for each seed.
-        stages: of that network; groups without a stage are left out.
-    """
-    _require(masks, ("channel", "filter"))
-    return _counted(masks, stages)
-
-
-def kernel_pattern(masks: Sequence[Mask], stages: Mapping[str, int]) -> Pattern:
-    """Return the kept share at each position of the kernels of each stage, a mean over masks.
+    """Average masks of one network stage by stage; of weights also kernel position by position.
 
     All kernels of one size in the layers of a stage are one pool, as in the paper's Figure 4.
 
     Args:
-        masks: over weights, one for each seed.
-        stages: of that network.
+        masks: all over channels, filters or weights; one for each seed.
+        stages: of that network; what has none is left out.
+
+    Raises:
+        ConfigError: there is no mask, or they are not alike.
     """
-    _require(masks, ("weight",))
+    units = sorted({mask.unit for mask in masks})
+    if len(units) != 1 or units == ["block"]:
+        raise ConfigError(
+            "A pattern is an average over one mask or more, all over channels, all over filters or "
+            f"all over weights. Got {' and '.join(f'{unit}s' for unit in units) or 'no mask'}."
+        )
+    (unit,) = units
+    kernels = _kernels(masks, stages) if unit == "weight" else ()
+    return Pattern(unit=unit, shares=_shares(masks, stages), kernels=kernels)
+
+
+def _shares(masks: Sequence[Mask], stages: Mapping[str, int]) -> tuple[float, ...]:
+    kept, units = ([0] * _num_stages(stages) for _ in range(2))
+    for mask in masks:
+        for name, stays in mask.kept.items():
+            if name in stages:
+                kept[stages[name]] += int(stays.sum())
+                units[stages[name]] += stays.numel()
+    return tuple(k / n if n else 1.0 for k, n in zip(kept, units, strict=True))
+
+
+def _kernels(masks: Sequence[Mask], stages: Mapping[str, int]) -> tuple[dict[str, Kernel], ...]:
     kernels: list[dict[str, Kernel]] = [{} for _ in range(_num_stages(stages))]
     pools: dict[tuple[int, str], list[Tensor]] = {}  # kept, [kernels, *size]
     for mask in masks:
@@ -208,27 +214,7 @@ def kernel_pattern(masks: Sequence[Mask], stages: Mapping[str, int]) -> Pattern:
     for (stage, size), pool in pools.items():
         share = torch.cat(pool).double().mean(0)
         kernels[stage][size] = _rows(share.reshape(-1, share.shape[-1]).tolist())
-    return Pattern(unit="weight", shares=_counted(masks, stages).shares, kernels=tuple(kernels))
-
-
-def _counted(masks: Sequence[Mask], stages: Mapping[str, int]) -> Pattern:
-    kept, units = ([0] * _num_stages(stages) for _ in range(2))
-    for mask in masks:
-        for name, stays in mask.kept.items():
-            if name in stages:
-                kept[stages[name]] += int(stays.sum())
-                units[stages[name]] += stays.numel()
-    shares = tuple(k / n if n else 1.0 for k, n in zip(kept, units, strict=True))
-    return Pattern(unit=masks[0].unit, shares=shares)
-
-
-def _require(masks: Sequence[Mask], units: Sequence[Unit]) -> None:
-    found = {mask.unit for mask in masks}
-    if len(found) != 1 or not found <= set(units):
-        raise ConfigError(
-            f"This pattern is an average over one mask or more, all over {'s or '.join(units)}s. "
-            f"Got {' and '.join(f'{unit}s' for unit in sorted(found)) or 'no mask'}."
-        )
+    return tuple(kernels)
 
 
 # Following ----------------------------------------------------------------------------------------

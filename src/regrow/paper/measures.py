@@ -15,7 +15,7 @@ from regrow.jobs import Prune, Train, split_repaired, weights_of
 from regrow.mask import Mask
 from regrow.models import ModelSpec, build
 from regrow.paper.reproduce import Kind, Part, Printable, percent
-from regrow.stages import channel_pattern, kernel_pattern, stages_of
+from regrow.stages import pattern_of, stages_of
 from regrow.store import Store
 from regrow.surgery import Trace, trace
 
@@ -60,14 +60,14 @@ def _widths(part: Part, store: Store) -> Iterator[Row]:
 
 def _stages(part: Part, store: Store) -> Iterator[Row]:
     for one, mask in _masks(part, store):
-        shares = channel_pattern([mask], _stages_of(one)).shares
+        shares = pattern_of([mask], _stages_of(one)).shares
         for stage, share in enumerate(shares, 1):
             yield _share(one, share, stage=stage)
 
 
 def _kernels(part: Part, store: Store) -> Iterator[Row]:
     for one, mask in _masks(part, store):
-        pattern = kernel_pattern([mask], _stages_of(one))
+        pattern = pattern_of([mask], _stages_of(one))
         for stage in range(pattern.num_stages):
             for i, row in enumerate(pattern.kernel(stage, KERNEL) or (), 1):
                 for j, share in enumerate(row, 1):
