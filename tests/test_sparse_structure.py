@@ -18,12 +18,11 @@ from regrow.methods.sparse_structure import (
     Factor,
     accelerated_proximal_step_,
     attach_,
-    attach_to_paths_,
     factors,
     fold_,
     selecting,
-    selecting_groups,
 )
+from regrow.methods.sparse_structure_groups import attach_to_paths_, selecting_groups
 from regrow.models import ModelSpec, build
 from regrow.prune import METHODS, select
 from regrow.run import run

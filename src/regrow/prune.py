@@ -219,10 +219,8 @@ def allocate_global(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, 
     The official code takes the score at that position for a threshold and removes it too, with all
     that equal it: one unit more.
     """
-    flat = torch.cat([score.flatten() for score in scores.values()])
-    kept = allocate_count(flat, len(flat) - whole_share(len(flat), sparsity))
-    parts = torch.split(kept, [score.numel() for score in scores.values()])
-    return {name: part.clone() for name, part in zip(scores, parts, strict=True)}
+    units = sum(score.numel() for score in scores.values())
+    return keep_best(scores, units - whole_share(units, sparsity))
 
 
 @allocation("independent")
@@ -246,6 +244,13 @@ def allocate_shares(scores: Mapping[str, Tensor], shares: Sequence[float]) -> di
         name: allocate_count(score, whole_share(score.numel(), 1.0 - share))
         for (name, score), share in zip(scores.items(), shares, strict=True)
     }
+
+
+def keep_best(scores: Mapping[str, Tensor], num: int) -> dict[str, Tensor]:
+    """Keep so many of the highest scores of all groups together."""
+    kept = allocate_count(torch.cat([score.flatten() for score in scores.values()]), num)
+    parts = torch.split(kept, [score.numel() for score in scores.values()])
+    return {name: part.clone() for name, part in zip(scores, parts, strict=True)}
 
 
 def allocate_count(scores: Tensor, num: int) -> Tensor:

@@ -1,10 +1,7 @@
 """Data-Driven Sparse Structure Selection (Huang and Wang, ECCV 2018, arXiv:1707.01213).
 
-Each residual branch (``sparse-structure``), or each group of a grouped convolution within the
-branches (``sparse-structure-groups``, for ResNeXt), is multiplied by a factor that is learnt with
-the weights, by accelerated proximal gradient under an L1 penalty. What has a factor of exactly zero
-at the end is dropped, which changes nothing (``target: zeros``); a sparsity drops more of the
-smallest. Of a convolution that lost all its groups one stays, adding zero.
+Each residual branch is multiplied by a factor that is learnt with the weights, by accelerated
+proximal gradient under an L1 penalty. Factors of zero go (``target: zeros``), or a share of all.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,20 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from regrow.errors import ConfigError
 from regrow.probe import Probe
-from regrow.prune import Target, allocate_count, allocation, criterion, register_method, whole_share
-from regrow.surgery import Group, Role, aggregations, blocks
+from regrow.prune import Target, allocation, criterion, keep_best, register_method, whole_share
+from regrow.surgery import Group, Role, blocks
 from regrow.train import Treatment
 
+REFERENCE = "Huang and Wang, Sparse Structure Selection, ECCV 2018, arXiv:1707.01213"
 MOMENTUM = 0.9  # as for the weights
 
 
 class Factor(nn.Module):
-    """A factor on the last layer of a branch, with what its update remembers.
-
-    Or one for each of several ``paths``, which are equal parts of the layer's inputs.
-    """
+    """A factor on a layer, or on each of ``paths`` equal parts of its inputs, and its velocity."""
 
     velocity: Tensor
 
@@ -42,9 +36,8 @@ class Factor(nn.Module):
         """Return a weight or a bias times the factor."""
         if self.paths is None:
             return tensor * self.value
-        num_out, num_in, *kernel = tensor.shape
-        parts = tensor.reshape(num_out, self.paths, num_in // self.paths, *kernel)
-        return (parts * self.value.view(-1, *[1] * (tensor.dim() - 1))).reshape(tensor.shape)
+        parts = tensor.unflatten(1, (self.paths, -1))  # [outputs, paths, inputs of each, ...]
+        return (parts * self.value.view(-1, *[1] * (tensor.dim() - 1))).flatten(1, 2)
 
 
 def factors(model: nn.Module) -> Iterator[Factor]:
@@ -59,22 +52,9 @@ def attach_(model: nn.Module) -> None:
         assert isinstance(end, nn.Module)
         assert isinstance(end.weight, Tensor)
         factor = Factor(end.weight)
-        for name in _linear_in(end):
-            parametrize.register_parametrization(end, name, factor)
-
-
-def attach_to_paths_(model: nn.Module) -> None:
-    """Give every group of the grouped convolutions a factor of 1, in place."""
-    found = aggregations(model)
-    if not found:
-        raise ConfigError(
-            "sparse-structure-groups learns a factor for each group of the grouped convolutions, "
-            "and this network declares none. Use a ResNeXt, or give the blocks of your network a "
-            "method paths_end()."
-        )
-    for end, paths in found.values():
-        assert isinstance(end.weight, Tensor)
-        parametrize.register_parametrization(end, "weight", Factor(end.weight, paths=paths))
+        for name in ("weight", "bias"):  # the output is linear in both
+            if getattr(end, name, None) is not None:
+                parametrize.register_parametrization(end, name, factor)
 
 
 def fold_(model: nn.Module) -> None:
@@ -86,11 +66,6 @@ def fold_(model: nn.Module) -> None:
         for name in list(end.parametrizations):  # type: ignore[arg-type]
             if isinstance(end.parametrizations[name][0], Factor):  # type: ignore[index]
                 parametrize.remove_parametrizations(end, name)
-
-
-def _linear_in(end: nn.Module) -> list[str]:
-    """Name the parameters that a layer's output is linear in."""
-    return [name for name in ("weight", "bias") if getattr(end, name, None) is not None]
 
 
 def set_gradients_aside(model: nn.Module) -> None:
@@ -116,15 +91,11 @@ def accelerated_proximal_step_(model: nn.Module, lr: float | Tensor, *, strength
 
 def selecting(strength: float, _sparsity: float) -> Treatment:
     """Learn a factor for each branch."""
-    return _learning(attach_, strength)
+    return learning(attach_, strength)
 
 
-def selecting_groups(strength: float, _sparsity: float) -> Treatment:
-    """Learn a factor for each group of the grouped convolutions."""
-    return _learning(attach_to_paths_, strength)
-
-
-def _learning(attach: Callable[[nn.Module], None], strength: float) -> Treatment:
+def learning(attach: Callable[[nn.Module], None], strength: float) -> Treatment:
+    """Learn the factors that ``attach`` gives a network, and fold them into it at the end."""
     return Treatment(
         begin=attach,
         gradients=set_gradients_aside,
@@ -139,16 +110,11 @@ def branch_scale(group: Group, probe: Probe) -> Tensor:
 
     The network sees only their product: the factor alone could be moved into the layer.
     """
-    return _root_mean_square(group, probe, "producer")
+    return root_mean_square(group, probe, "producer")
 
 
-@criterion("path-scale")
-def path_scale(group: Group, probe: Probe) -> Tensor:
-    """Score units by the root mean square of the weights that read them, factors included."""
-    return _root_mean_square(group, probe, "reader")
-
-
-def _root_mean_square(group: Group, probe: Probe, role: Role) -> Tensor:
+def root_mean_square(group: Group, probe: Probe, role: Role) -> Tensor:
+    """Score units by the root mean square of the weights that make or read them."""
     squares = group.sum(lambda name: probe.weight(name).square(), role=role)
     return (squares / group.sum(lambda name: torch.ones_like(probe.weight(name)), role=role)).sqrt()
 
@@ -158,8 +124,7 @@ def allocate_zeros(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, T
     """Remove every unit that scores zero, and of the lowest as many as the sparsity asks for."""
     flat = torch.cat(list(scores.values()))
     num = min(len(flat) - whole_share(len(flat), sparsity), int(flat.count_nonzero()))
-    parts = torch.split(allocate_count(flat, num), [score.numel() for score in scores.values()])
-    return {name: part.clone() for name, part in zip(scores, parts, strict=True)}
+    return keep_best(scores, num)
 
 
 def _imagenet(gone: tuple[str, str, str, str]) -> Target:
@@ -182,15 +147,5 @@ register_method(
         "resnet-32": _imagenet(("101", "0000", "000011", "011")),
         "resnet-26": _imagenet(("111", "1001", "100000", "011")),
     },
-    reference="Huang and Wang, Data-Driven Sparse Structure Selection, ECCV 2018, arXiv:1707.01213",
-)
-register_method(
-    "sparse-structure-groups",
-    criterion=path_scale,
-    allocation="zeros",
-    scope=("grouped",),
-    treatment=selecting_groups,
-    strength={"": 0.01},
-    targets={"zeros": Target()},
-    reference="Huang and Wang, Data-Driven Sparse Structure Selection, ECCV 2018, arXiv:1707.01213",
+    reference=REFERENCE,
 )
