@@ -1,0 +1,52 @@
+"""Sparse structure selection over the groups of a ResNeXt's convolutions.
+
+As ``sparse_structure``, but each group of a grouped convolution within the branches has a factor.
+Of a convolution that lost all its groups one stays, adding zero.
+"""
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from regrow.errors import ConfigError
+from regrow.methods.sparse_structure import REFERENCE, Factor, learning, root_mean_square
+from regrow.probe import Probe
+from regrow.prune import Target, criterion, register_method
+from regrow.surgery import Group, aggregations
+from regrow.train import Treatment
+
+
+def attach_to_paths_(model: nn.Module) -> None:
+    """Give every group of the grouped convolutions a factor of 1, in place."""
+    found = aggregations(model)
+    if not found:
+        raise ConfigError(
+            "sparse-structure-groups learns a factor for each group of the grouped convolutions, "
+            "and this network declares none. Use a ResNeXt, or give the blocks of your network a "
+            "method paths_end()."
+        )
+    for end, paths in found.values():
+        assert isinstance(end.weight, Tensor)
+        parametrize.register_parametrization(end, "weight", Factor(end.weight, paths=paths))
+
+
+def selecting_groups(strength: float, _sparsity: float) -> Treatment:
+    """Learn a factor for each group of the grouped convolutions."""
+    return learning(attach_to_paths_, strength)
+
+
+@criterion("path-scale")
+def path_scale(group: Group, probe: Probe) -> Tensor:
+    """Score units by the root mean square of the weights that read them, factors included."""
+    return root_mean_square(group, probe, "reader")
+
+
+register_method(
+    "sparse-structure-groups",
+    criterion=path_scale,
+    allocation="zeros",
+    scope=("grouped",),
+    treatment=selecting_groups,
+    strength={"": 0.01},
+    targets={"zeros": Target()},
+    reference=REFERENCE,
+)
