@@ -36,8 +36,8 @@ class Factor(nn.Module):
         """Return a weight or a bias times the factor."""
         if self.paths is None:
             return tensor * self.value
-        parts = tensor.unflatten(1, (self.paths, -1))  # [outputs, paths, inputs of each, ...]
-        return (parts * self.value.view(-1, *[1] * (tensor.dim() - 1))).flatten(1, 2)
+        parts = tensor.reshape(len(tensor), self.paths, -1, *tensor.shape[2:])
+        return (parts * self.value.view(-1, *[1] * (tensor.dim() - 1))).reshape(tensor.shape)
 
 
 def factors(model: nn.Module) -> Iterator[Factor]:
