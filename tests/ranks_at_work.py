@@ -6,6 +6,7 @@ writes what each training ends in, by rank 0, and which error each rank saw.
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -157,6 +158,8 @@ def main() -> None:
     if (folder / "images").exists():
         (folder / f"error-{ranks.rank}.txt").write_text(error_of(folder / "images", ranks))
     leave()
+    # Not through the end of the interpreter, in which threads of torch's backend may abort.
+    os._exit(0)
 
 
 if __name__ == "__main__":

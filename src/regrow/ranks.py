@@ -122,7 +122,10 @@ def current() -> Ranks:
 
 
 def leave() -> None:
-    """Part from the other ranks, in good order."""
+    """Part from the other ranks, in good order: together."""
+    _answered(
+        lambda: dist.barrier()
+    )  # who tears its connections down while another still speaks may abort
     dist.destroy_process_group()
 
 
