@@ -123,9 +123,8 @@ def current() -> Ranks:
 
 def leave() -> None:
     """Part from the other ranks, in good order: together."""
-    _answered(
-        lambda: dist.barrier()
-    )  # who tears its connections down while another still speaks may abort
+    # Who tears its connections down while another still speaks may abort.
+    _answered(lambda: dist.barrier())
     dist.destroy_process_group()
 
 
