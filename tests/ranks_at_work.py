@@ -2,11 +2,11 @@
 
     torchrun --nproc-per-node 2 tests/ranks_at_work.py FOLDER
 
-writes what each training ends in, by rank 0, and which error each rank saw.
+writes what each training ends in, by rank 0, and of each rank which error it saw and which threads
+it had left at the end.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -144,11 +144,13 @@ def error_of(folder: Path, ranks: Ranks) -> str:
     return "none"
 
 
-def main() -> None:
-    """Take all trainings as one of several ranks."""
-    folder = Path(sys.argv[1])
-    torch.set_num_threads(1)
-    ranks = join()
+def threads() -> list[str]:
+    """Return the names of the threads of this process, also of those that Python does not know."""
+    return [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+
+
+def take_all(folder: Path, ranks: Ranks) -> None:
+    """Take all trainings as one of several ranks, and write what they end in."""
     for name, case in CASES.items():
         training, scored = case.run(ranks)
         if ranks.first:
@@ -157,9 +159,16 @@ def main() -> None:
             (folder / f"{name}.json").write_text(json.dumps(found))
     if (folder / "images").exists():
         (folder / f"error-{ranks.rank}.txt").write_text(error_of(folder / "images", ranks))
+
+
+def main() -> None:
+    """Take part from the meeting of the ranks to their parting."""
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    ranks = join()
+    take_all(folder, ranks)
     leave()
-    # Not through the end of the interpreter, in which threads of torch's backend may abort.
-    os._exit(0)
+    (folder / f"threads-{ranks.rank}.txt").write_text("\n".join(threads()))
 
 
 if __name__ == "__main__":

@@ -91,6 +91,14 @@ def test_an_image_that_one_rank_cannot_read_is_named_on_every_rank(together: Pat
         assert "the image cannot be read" in error
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc to see a process's threads")
+def test_ranks_that_left_have_no_thread_that_could_abort_at_the_end(together: Path) -> None:
+    for rank in (0, 1):
+        names = (together / f"threads-{rank}.txt").read_text().split("\n")
+        assert "python" in " ".join(names)
+        assert not [name for name in names if "gloo" in name]
+
+
 # Shares -------------------------------------------------------------------------------------------
 
 

@@ -5,11 +5,13 @@ reads, the others get from it (``share``). Before ranks wait for each other's gr
 sure that none of them has run into a problem (``agree``), so that an error is raised on all.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from textwrap import shorten
 from typing import Any, TypeVar
 
@@ -107,6 +109,10 @@ def launched(environment: Mapping[str, str] = os.environ) -> bool:
 
 def join() -> Ranks:
     """Meet the other ranks; returns when all are there."""
+    # Before there is a group, because this module's functions have the group of that moment for a
+    # default: imported later, as wrapping a network for several ranks does, they keep the group and
+    # its threads beyond `leave`, and a thread that wants the interpreter while that ends aborts.
+    import_module("torch.distributed.nn.functional")
     # Small messages and CPUs speak gloo, GPUs nccl - unless two ranks have to share one, which nccl
     # refuses.
     gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -124,7 +130,8 @@ def current() -> Ranks:
 def leave() -> None:
     """Part from the other ranks, in good order: together."""
     # Who tears its connections down while another still speaks may abort.
-    _answered(lambda: dist.barrier())
+    current().most(0)
+    gc.collect()  # a network that was wrapped for several ranks holds the group, and may be garbage
     dist.destroy_process_group()
 
 
