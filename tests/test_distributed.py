@@ -290,6 +290,19 @@ def test_a_killed_rank_ends_all_and_one_process_goes_on(
 
 
 @pytest.mark.slow
+def test_a_second_signal_ends_all_ranks_at_once(
+    under_way: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    first = of_rank(0, under_way)
+    for number in (signal.SIGINT, signal.SIGTERM):  # both at once: within one step
+        os.kill(first, number)
+    _, told = under_way.communicate(timeout=60)
+    assert under_way.returncode != 0
+    assert "Stopped at once" in told
+    goes_on(tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("whom", ["the launcher", "one rank"])
 def test_ctrl_c_stops_all_ranks_in_good_order(
     whom: str, under_way: "subprocess.Popen[str]", tmp_path: Path

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from regrow import registry
-from regrow.errors import ConfigError, Interrupted, RegrowError, TrainingError
+from regrow.errors import ConfigError, Interrupted, RanksLost, RegrowError, TrainingError
 from regrow.run import (
     Event,
     JobBlocked,
@@ -96,6 +96,8 @@ class Walk:
             raise TrainingError("The loss is not finite in epoch 3. Lower the learning rate.")
         if self.trouble == "bug":
             raise ZeroDivisionError("oops")
+        if self.trouble == "lose":
+            raise RanksLost("The ranks cannot go on.")
         if self.trouble == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.trouble == "die once" and num_starts(self.trace, self.name) == 1:
@@ -341,6 +343,20 @@ def test_second_signal_stops_at_once(store: Store, workers: int) -> None:
         run(jobs[: 1 if workers == 0 else 2], store, workers=workers, on_event=stop)
     assert time.monotonic() - start < 20
     assert not store.snapshot().running
+
+
+def test_a_lost_rank_is_not_silenced_by_the_launcher_before_it_says_why(store: Store) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        with pytest.raises(RanksLost, match="cannot go on"):
+            run([Walk(name="job", trouble="lose")], store, workers=0)
+        # What launchers send to the ranks that are left.
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 2
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert not store.snapshot().failed
 
 
 def test_damaged_checkpoint_is_given_up_with_a_warning(store: Store, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from regrow.errors import Interrupted, StoreError
+from regrow.errors import Interrupted, RanksLost, StoreError
+from regrow.ranks import current
 from regrow.run.crew import Crew
 from regrow.run.events import (
     Event,
@@ -270,6 +271,10 @@ class Conductor:
         before = [signal.signal(number, self._on_signal) for number in numbers]
         try:
             yield
+        except RanksLost:
+            # Launchers now tell every rank to end; this one has yet to say why.
+            before = [signal.SIG_IGN for _ in numbers]
+            raise
         finally:
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)
@@ -278,7 +283,9 @@ class Conductor:
         self._stops += 1
         self._crew.stop()
         if self._stops > 1:
-            raise Interrupted(
+            # A rank that breaks off within a step is lost to the others, who wait for it there.
+            kind = RanksLost if current().together else Interrupted
+            raise kind(
                 "Stopped at once: what was under way goes on from its last checkpoint in the next "
                 "run of the same command."
             )
