@@ -58,6 +58,16 @@ def one_branched(norm: nn.BatchNorm2d, x: Tensor, added: Tensor) -> Tensor:
     return y + added * same
 
 
+def plain_summed(norm: nn.BatchNorm2d, x: Tensor, added: Tensor) -> Tensor:
+    total = x + added
+    return F.relu(norm(total)) + total
+
+
+def one_summed(norm: nn.BatchNorm2d, x: Tensor, added: Tensor) -> Tensor:
+    y, total = fused.branched(norm, nn.ReLU(), fused.summed(x, added))
+    return fused.summed(y, total)
+
+
 def results(way: Way, shape: tuple[int, ...], dtype: torch.dtype, mean: float) -> list[Tensor]:
     """Return outputs, gradients and running statistics, in double."""
     norm = norm_of(shape[1]).to(torch.float64 if dtype == torch.float64 else torch.float32)
@@ -77,8 +87,13 @@ def results(way: Way, shape: tuple[int, ...], dtype: torch.dtype, mean: float) -
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(one, plain), (one_added, plain_added), (one_branched, plain_branched)],
-    ids=["alone", "added", "branched"],
+    [
+        (one, plain),
+        (one_added, plain_added),
+        (one_branched, plain_branched),
+        (one_summed, plain_summed),
+    ],
+    ids=["alone", "added", "branched", "summed"],
 )
 def test_one_operation_is_no_further_from_the_truth_than_two(
     ours: Way, theirs: Way, shape: tuple[int, ...], mean: float
@@ -90,6 +105,13 @@ def test_one_operation_is_no_further_from_the_truth_than_two(
     for mine, other, exact in zip(found, two, truth, strict=True):
         allowed = 1.5 * (other - exact).norm() + 1e-5 * exact.norm() + 1e-6
         assert (mine - exact).norm() <= allowed
+
+
+def spread(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """Return the norm with weights that do not lie in one piece."""
+    found = deepcopy(norm)
+    found.weight = nn.Parameter(torch.stack([norm.weight.detach()] * 2, 1)[:, 0])
+    return found
 
 
 def test_it_is_one_operation_only_where_the_kernels_apply() -> None:
@@ -106,6 +128,7 @@ def test_it_is_one_operation_only_where_the_kernels_apply() -> None:
         (hooked, relu, x),
         (norm, looked_at, x),
         (deepcopy(norm).bfloat16(), relu, x),
+        (spread(norm), relu, x),
         (norm, relu, x.contiguous()),
         (norm, relu, x.float()),
     ]:
@@ -113,6 +136,30 @@ def test_it_is_one_operation_only_where_the_kernels_apply() -> None:
         assert "NormRelu" not in type(y.grad_fn).__name__
     with torch.no_grad():
         assert torch.equal(fused.rectified(deepcopy(norm), relu, x), relu(deepcopy(norm)(x)))
+
+
+def test_the_moments_of_a_sum_are_those_of_its_map_while_it_stays_as_it_is() -> None:
+    x, added = draw(4, 8, 6, 6).requires_grad_(), draw(4, 8, 6, 6, seed=1)
+    norms = [norm_of(8) for _ in range(3)]
+    total = fused.summed(x, added)
+    assert torch.equal(total, x + added)
+    known = fused.rectified(norms[0], nn.ReLU(), total)
+    read = fused.rectified(norms[1], nn.ReLU(), total.clone())
+    assert torch.equal(known, read)
+    assert torch.equal(norms[0].running_var, norms[1].running_var)  # type: ignore[arg-type]
+    total.detach().mul_(3)
+    fused.rectified(norms[2], nn.ReLU(), total)
+    before, after = (torch.as_tensor(norms[i].running_var) - 0.9 for i in (0, 2))
+    assert torch.allclose(after, 9 * before, rtol=0.02)
+
+
+def test_a_sum_is_plain_where_the_kernel_does_not_apply() -> None:
+    x = draw(2, 8, 4, 4).requires_grad_()
+    assert "_Sum" in type(fused.summed(x, x.detach()).grad_fn).__name__
+    for added in (x.detach().contiguous(), x.detach().float(), x.detach()[:1], torch.ones(())):
+        y = fused.summed(x, added)
+        assert "_Sum" not in type(y.grad_fn).__name__
+        assert torch.equal(y, x + added)
 
 
 @pytest.mark.slow

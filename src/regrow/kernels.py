@@ -7,17 +7,25 @@ few, several pixels lie in one row, so that the inner loop is long enough for th
 Arithmetic is float32; sums over pixels are float32 over 64 rows and float64 over these.
 
 Compiled by numba when first used (some seconds), and kept on disk where that is possible. Each is
-one call for all of an operation, because calls cost as much as the arithmetic of small maps.
+one call for all of an operation, and takes maps and vectors as addresses, because calls and what
+leads to them cost as much as the arithmetic of small maps. An address of 0 is of a map that is not
+there. Loops that differ by a map are written once, and compiled for each case.
 """
 
 from typing import Any
 
 import llvmlite.binding
 import numpy as np
-from numba import config, njit
+from llvmlite import ir
+from numba import carray, config, njit, types  # type: ignore[attr-defined]
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 ROWS = 64  # summed in float32
-_MAP, _VECTOR, _SAVED = "uint16[:,::1]", "float32[::1]", "float64[:,::1]"
+AHEAD = 4  # rows: what the processor fetches on its own comes late (1.15 times as long a pass)
+LINE = 32  # bfloat16 in a cache line
+_ADDRESS, _SAVED = "int64", "float64[:,::1]"
+_SHAPE, _NORM = "UniTuple(int64, 2)", "UniTuple(int64, 4)"
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
@@ -62,6 +70,56 @@ def _bits(value):
     return np.uint16(np.uint32(up >> np.uint32(16)))
 
 
+@intrinsic
+def _pointer(_, address):
+    """Take an address for what it is."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(address), generate
+
+
+@njit(inline="always")
+def _map(address, shape):
+    return carray(_pointer(address), shape, np.uint16)  # type: ignore[call-arg]
+
+
+@njit(inline="always")
+def _vector(address, num):
+    return carray(_pointer(address), num, np.float32)  # type: ignore[call-arg]
+
+
+@intrinsic
+def _prefetch(_, rows, row, column):
+    """Fetch the cache line of a place in a map, which may lie past its end."""
+
+    def generate(context, builder, signature, arguments):
+        kind = signature.args[0]
+        array = context.make_array(kind)(context, builder, arguments[0])
+        at = cgutils.get_item_pointer(
+            context, builder, kind, array, arguments[1:], wraparound=False, boundscheck=False
+        )
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        fetch = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [byte, word, word, word]),
+            "llvm.prefetch.p0",
+        )
+        to_read, near, data = word(0), word(3), word(1)
+        builder.call(fetch, [builder.bitcast(at, byte), to_read, near, data])
+        return context.get_dummy_value()
+
+    return types.void(rows, row, column), generate
+
+
+@njit(inline="always")
+def _ahead(x, row):
+    """Fetch the row that will be wanted soon."""
+    for c in range(0, x.shape[1], LINE):
+        _prefetch(x, row + AHEAD, c)  # type: ignore[call-arg]
+
+
 @_part
 def _in_row(values, width):
     """Repeat values of channels along a row, as float32."""
@@ -81,127 +139,156 @@ def _of_channels(sums, channels):
     return found
 
 
-@_part
-def _moments(x, shift):
-    """Return the sums over rows of x - shift and of its square."""
-    rows, width = x.shape
-    first, second = np.zeros(width), np.zeros(width)
-    part1, part2 = np.empty(width, np.float32), np.empty(width, np.float32)
-    for start in range(0, rows, ROWS):
-        part1[:] = 0
-        part2[:] = 0
-        for row in range(start, min(rows, start + ROWS)):
+def _shifted_moments(*, of_sum: bool):
+    """Return what sums x - shift and its square over pixels; or does so for a sum it writes."""
+
+    @_part
+    def sums(x, added, out, moments):
+        rows, width = x.shape
+        channels = moments.shape[1]
+        shift = np.empty(channels, np.float32)  # any value near the mean keeps the sums small
+        for c in range(channels):
+            value = _float(x[0, c])
+            shift[c] = _float(_bits(value + _float(added[0, c]))) if of_sum else value
+        shifts = _in_row(shift, width)
+        first, second = np.zeros(width), np.zeros(width)
+        part1, part2 = np.empty(width, np.float32), np.empty(width, np.float32)
+        for start in range(0, rows, ROWS):
+            part1[:] = 0
+            part2[:] = 0
+            for row in range(start, min(rows, start + ROWS)):
+                _ahead(x, row)
+                if of_sum:
+                    _ahead(added, row)
+                    _ahead(out, row)
+                for c in range(width):
+                    bits = x[row, c]
+                    if of_sum:
+                        bits = _bits(_float(bits) + _float(added[row, c]))
+                        out[row, c] = bits
+                    value = _float(bits) - shifts[c]
+                    part1[c] += value
+                    part2[c] += value * value
             for c in range(width):
-                value = _float(x[row, c]) - shift[c]
-                part1[c] += value
-                part2[c] += value * value
-        for c in range(width):
-            first[c] += part1[c]
-            second[c] += part2[c]
-    return first, second
+                first[c] += part1[c]
+                second[c] += part2[c]
+        moments[0] = shift
+        moments[1], moments[2] = _of_channels(first, channels), _of_channels(second, channels)
+
+    return sums
+
+
+_moments, _moments_of_sum = _shifted_moments(of_sum=False), _shifted_moments(of_sum=True)
+
+
+@_kernel(_ADDRESS, _ADDRESS, _SHAPE, _ADDRESS, _SAVED)
+def add(x, added, shape, out, moments):
+    """Write x + added, and the moments that a norm of it wants: ``[3, channels]``."""
+    _moments_of_sum(_map(x, shape), _map(added, shape), _map(out, shape), moments)
 
 
 @_part
-def _statistics(x, norm, eps, momentum, saved):
-    """Return factor and term of a norm, each in a row; save what its backward pass needs.
+def _statistics(num, moments, norm, eps, momentum, saved):
+    """Save what a norm's passes need, from the moments of num values; move its averages on.
 
-    ``norm`` is weight, bias, running mean and running variance; the running ones are moved on.
+    ``norm`` is weight, bias, running mean and running variance. Saved of each channel: mean, one
+    through the standard deviation, factor and term.
     """
-    weight, bias, running_mean, running_var = norm
-    channels, width = len(weight), x.shape[1]
-    num = x.shape[0] * width // channels
-    shift = np.empty(channels, np.float32)  # any value near the mean keeps the sums small
+    channels = saved.shape[1]
+    weight, bias = _vector(norm[0], channels), _vector(norm[1], channels)
+    running_mean, running_var = _vector(norm[2], channels), _vector(norm[3], channels)
     for c in range(channels):
-        shift[c] = _float(x[0, c])
-    sums = _moments(x, _in_row(shift, width))
-    first, second = _of_channels(sums[0], channels), _of_channels(sums[1], channels)
-    for c in range(channels):
-        offset = first[c] / num
-        mean = shift[c] + offset
-        variance = max(second[c] / num - offset * offset, 0.0)
+        offset = moments[1, c] / num
+        mean = moments[0, c] + offset
+        variance = max(moments[2, c] / num - offset * offset, 0.0)
         inverse = 1.0 / np.sqrt(variance + eps)
         saved[0, c], saved[1, c] = mean, inverse
         saved[2, c] = weight[c] * inverse
         saved[3, c] = bias[c] - mean * saved[2, c]
         running_mean[c] += momentum * (mean - running_mean[c])
         running_var[c] += momentum * (variance * num / (num - 1) - running_var[c])
-    return _in_row(saved[2], width), _in_row(saved[3], width)
 
 
-@_kernel(_MAP, f"UniTuple({_VECTOR}, 4)", "float64", "float64", _MAP, _SAVED)
-def norm_relu(x, norm, eps, momentum, y, saved):
-    """Write relu(norm(x))."""
-    factor, term = _statistics(x, norm, eps, momentum, saved)
-    rows, width = x.shape
-    for row in range(rows):
-        for c in range(width):
-            value = _float(x[row, c]) * factor[c] + term[c]
-            # Not a maximum, so that what is not a number stays so.
-            y[row, c] = _bits(np.float32(0) if value < 0 else value)
-
-
-@_kernel(_MAP, _MAP, f"UniTuple({_VECTOR}, 4)", "float64", "float64", _MAP, _SAVED)
-def norm_add_relu(x, added, norm, eps, momentum, y, saved):
-    """Write relu(norm(x) + added)."""
-    factor, term = _statistics(x, norm, eps, momentum, saved)
-    rows, width = x.shape
-    for row in range(rows):
-        for c in range(width):
-            value = _float(x[row, c]) * factor[c] + term[c] + _float(added[row, c])
-            y[row, c] = _bits(np.float32(0) if value < 0 else value)
-
-
-@_part
-def _gradient_moments(x, grad, factor, term, mean):
-    """Return the sums of the gradient past the ReLU, and of it times x - mean."""
-    rows, width = x.shape
-    first, second = np.zeros(width), np.zeros(width)
-    part1, part2 = np.empty(width, np.float32), np.empty(width, np.float32)
-    for start in range(0, rows, ROWS):
-        part1[:] = 0
-        part2[:] = 0
-        for row in range(start, min(rows, start + ROWS)):
+def _forward(*, adding: bool):
+    @_part
+    def write(x, added, factor, term, y):
+        rows, width = x.shape
+        for row in range(rows):
+            _ahead(x, row)
+            _ahead(y, row)
+            if adding:
+                _ahead(added, row)
             for c in range(width):
-                value = _float(x[row, c])
-                # Computed again rather than read from y: one map less to move.
-                open_ = value * factor[c] + term[c] > 0
-                slope = _float(grad[row, c]) if open_ else np.float32(0)
-                part1[c] += slope
-                part2[c] += slope * (value - mean[c])
-        for c in range(width):
-            first[c] += part1[c]
-            second[c] += part2[c]
-    return first, second
+                value = _float(x[row, c]) * factor[c] + term[c]
+                if adding:
+                    value += _float(added[row, c])
+                # Not a maximum, so that what is not a number stays so.
+                y[row, c] = _bits(np.float32(0) if value < 0 else value)
+
+    return write
 
 
-@_part
-def _gradient_moments_added(x, y, grad, mean):
-    """Do as ``_gradient_moments``, where the ReLU's input was more than x alone."""
-    rows, width = x.shape
-    first, second = np.zeros(width), np.zeros(width)
-    part1, part2 = np.empty(width, np.float32), np.empty(width, np.float32)
-    for start in range(0, rows, ROWS):
-        part1[:] = 0
-        part2[:] = 0
-        for row in range(start, min(rows, start + ROWS)):
+_write, _write_added = _forward(adding=False), _forward(adding=True)
+
+
+@_kernel(_ADDRESS, _ADDRESS, _SHAPE, _SAVED, _NORM, "float64", "float64", _ADDRESS, _SAVED)
+def norm_relu(x, added, shape, moments, norm, eps, momentum, y, saved):
+    """Write relu(norm(x) + added); with the moments of x if they have rows, as ``add`` gives."""
+    rows, width = shape
+    channels = saved.shape[1]
+    of_x = _map(x, shape)
+    if not len(moments):
+        moments = np.empty((3, channels))
+        _moments(of_x, of_x, of_x, moments)
+    _statistics(rows * width // channels, moments, norm, eps, momentum, saved)
+    factor, term = _in_row(saved[2], width), _in_row(saved[3], width)
+    if added:
+        _write_added(of_x, _map(added, shape), factor, term, _map(y, shape))
+    else:
+        _write(of_x, of_x, factor, term, _map(y, shape))
+
+
+def _gradient_sums(*, added: bool):
+    """Return what sums the gradient past the ReLU, and it times x - mean, over pixels."""
+
+    @_part
+    def sums(x, y, grad, factor, term, mean):
+        rows, width = x.shape
+        found = np.zeros((2, width))
+        part1, part2 = np.empty(width, np.float32), np.empty(width, np.float32)
+        for start in range(0, rows, ROWS):
+            part1[:] = 0
+            part2[:] = 0
+            for row in range(start, min(rows, start + ROWS)):
+                _ahead(x, row)
+                _ahead(grad, row)
+                if added:
+                    _ahead(y, row)
+                for c in range(width):
+                    value = _float(x[row, c])
+                    # Where x alone goes in, computed again: one map less to move.
+                    above = _float(y[row, c]) if added else value * factor[c] + term[c]
+                    slope = _float(grad[row, c]) if above > 0 else np.float32(0)
+                    part1[c] += slope
+                    part2[c] += slope * (value - mean[c])
             for c in range(width):
-                slope = _float(grad[row, c]) if _float(y[row, c]) > 0 else np.float32(0)
-                part1[c] += slope
-                part2[c] += slope * (_float(x[row, c]) - mean[c])
-        for c in range(width):
-            first[c] += part1[c]
-            second[c] += part2[c]
-    return first, second
+                found[0, c] += part1[c]
+                found[1, c] += part2[c]
+        return found
+
+    return sums
+
+
+_slopes, _slopes_added = _gradient_sums(added=False), _gradient_sums(added=True)
 
 
 @_part
-def _line(x, sums, saved, of_weight, of_bias):
+def _line(num, sums, saved, of_weight, of_bias):
     """Write the norm's gradients; return that of x as a line in x: its slope and constant.
 
     factor * (g - mean of g - normalised x * mean of g * normalised x), but for factor * g.
     """
-    channels, width = len(of_weight), x.shape[1]
-    num = x.shape[0] * width // channels
+    channels, width = saved.shape[1], sums.shape[1]
     first, second = _of_channels(sums[0], channels), _of_channels(sums[1], channels)
     slope, constant = np.empty(channels), np.empty(channels)
     for c in range(channels):
@@ -213,46 +300,62 @@ def _line(x, sums, saved, of_weight, of_bias):
     return _in_row(slope, width), _in_row(constant, width)
 
 
-@_kernel(_MAP, _MAP, _SAVED, _MAP, _VECTOR, _VECTOR)
-def norm_relu_backward(x, grad, saved, out, of_weight, of_bias):
-    """Write the gradients of ``norm_relu``."""
-    rows, width = x.shape
-    factor, term = _in_row(saved[2], width), _in_row(saved[3], width)
-    sums = _gradient_moments(x, grad, factor, term, _in_row(saved[0], width))
-    per_x, constant = _line(x, sums, saved, of_weight, of_bias)
-    for row in range(rows):
-        for c in range(width):
-            value = _float(x[row, c])
-            open_ = value * factor[c] + term[c] > 0
-            slope = _float(grad[row, c]) if open_ else np.float32(0)
-            out[row, c] = _bits(factor[c] * slope + (per_x[c] * value + constant[c]))
+def _gradient(*, added: bool, passing: bool):
+    @_part
+    def write(x, y, grad, passed, factor, term, per_x, constant, out, out_added):
+        rows, width = x.shape
+        for row in range(rows):
+            _ahead(x, row)
+            _ahead(grad, row)
+            _ahead(out, row)
+            if added:
+                _ahead(y, row)
+                _ahead(out_added, row)
+            if passing:
+                _ahead(passed, row)
+            for c in range(width):
+                value = _float(x[row, c])
+                above = _float(y[row, c]) if added else value * factor[c] + term[c]
+                slope = _float(grad[row, c]) if above > 0 else np.float32(0)
+                own = factor[c] * slope + (per_x[c] * value + constant[c])
+                if passing:
+                    own += _float(passed[row, c])
+                out[row, c] = _bits(own)
+                if added:
+                    out_added[row, c] = _bits(slope)
+
+    return write
 
 
-@_kernel(_MAP, _MAP, _MAP, _SAVED, _MAP, _VECTOR, _VECTOR)
-def norm_relu_backward_passed(x, grad, passed, saved, out, of_weight, of_bias):
-    """Do as ``norm_relu_backward``, and add the gradient that comes to x from elsewhere."""
-    rows, width = x.shape
-    factor, term = _in_row(saved[2], width), _in_row(saved[3], width)
-    sums = _gradient_moments(x, grad, factor, term, _in_row(saved[0], width))
-    per_x, constant = _line(x, sums, saved, of_weight, of_bias)
-    for row in range(rows):
-        for c in range(width):
-            value = _float(x[row, c])
-            open_ = value * factor[c] + term[c] > 0
-            slope = _float(grad[row, c]) if open_ else np.float32(0)
-            own = factor[c] * slope + (per_x[c] * value + constant[c])
-            out[row, c] = _bits(own + _float(passed[row, c]))
+_write_gradient = _gradient(added=False, passing=False)
+_write_gradient_added = _gradient(added=True, passing=False)
+_write_gradient_passing = _gradient(added=False, passing=True)
 
 
-@_kernel(_MAP, _MAP, _MAP, _SAVED, _MAP, _MAP, _VECTOR, _VECTOR)
-def norm_add_relu_backward(x, y, grad, saved, out, out_added, of_weight, of_bias):
-    """Write the gradients of ``norm_add_relu``."""
-    rows, width = x.shape
-    factor = _in_row(saved[2], width)
-    sums = _gradient_moments_added(x, y, grad, _in_row(saved[0], width))
-    per_x, constant = _line(x, sums, saved, of_weight, of_bias)
-    for row in range(rows):
-        for c in range(width):
-            slope = _float(grad[row, c]) if _float(y[row, c]) > 0 else np.float32(0)
-            out[row, c] = _bits(factor[c] * slope + (per_x[c] * _float(x[row, c]) + constant[c]))
-            out_added[row, c] = _bits(slope)
+@_kernel(*[_ADDRESS] * 4, _SHAPE, _SAVED, *[_ADDRESS] * 4)
+def norm_relu_backward(x, y, grad, passed, shape, saved, out, out_added, of_weight, of_bias):
+    """Write the gradients of ``norm_relu``.
+
+    Either y and out_added are there, because something was added to norm(x), or passed may be: what
+    comes to x from elsewhere, which is added to its gradient.
+    """
+    rows, width = shape
+    channels = saved.shape[1]
+    of_x, of_grad, of_out = _map(x, shape), _map(grad, shape), _map(out, shape)
+    mean, factor = _in_row(saved[0], width), _in_row(saved[2], width)
+    term = _in_row(saved[3], width)
+    if y:
+        of_y = _map(y, shape)
+        sums = _slopes_added(of_x, of_y, of_grad, factor, term, mean)
+    else:
+        of_y = of_x
+        sums = _slopes(of_x, of_y, of_grad, factor, term, mean)
+    norm = _vector(of_weight, channels), _vector(of_bias, channels)
+    per_x, constant = _line(rows * width // channels, sums, saved, norm[0], norm[1])
+    lines = factor, term, per_x, constant
+    if y:
+        _write_gradient_added(of_x, of_y, of_grad, of_grad, *lines, of_out, _map(out_added, shape))
+    elif passed:
+        _write_gradient_passing(of_x, of_x, of_grad, _map(passed, shape), *lines, of_out, of_out)
+    else:
+        _write_gradient(of_x, of_x, of_grad, of_grad, *lines, of_out, of_out)

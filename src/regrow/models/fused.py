@@ -3,7 +3,8 @@
 A network says ``rectified(norm, relu, x)`` for ``relu(norm(x))``. In bfloat16 training on a CPU
 the two, with what is added between them or branches off before them, are one operation of few
 passes over memory (``kernels``); anywhere else they are the two modules, called one after another.
-Both give the same numbers, but for the rounding of single results.
+``summed(x, added)`` is their sum, from which the next norm need not read its moments. All give the
+same numbers either way, but for the rounding of single results.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+LAST = torch.channels_last
 LONG = 256  # elements a row, at least, for the vector unit
 
 
@@ -37,25 +39,48 @@ def branched(norm: nn.Module, relu: nn.Module, x: Tensor) -> tuple[Tensor, Tenso
     return relu(norm(x)), x
 
 
+def summed(x: Tensor, added: Tensor) -> Tensor:
+    """Return ``x + added``."""
+    if _readable(x) and _alike(added, x):
+        moments = np.empty((3, x.shape[1]))
+        out: Tensor = _Sum.apply(x, added, moments)
+        out.moments = out._version, moments  # type: ignore[attr-defined]
+        return out
+    return x + added
+
+
 def _fusable(norm: nn.Module, relu: nn.Module, x: Tensor) -> bool:
     """Tell whether these are a plain norm and ReLU in training, on a map that the kernels read."""
+    return (
+        _readable(x)
+        and x.numel() > x.shape[1]  # of one value there is no variance, which the norm says
+        and type(norm) is nn.BatchNorm2d
+        and norm.affine
+        and norm.training
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and all(map(_is_vector, _own(norm)))
+        and type(relu) is nn.ReLU
+        and "forward" not in vars(norm)  # which ranks that train together replace
+        and not any(map(_has_hooks, (norm, relu)))
+    )
+
+
+def _readable(x: Tensor) -> bool:
+    """Tell whether this is a map in training that the kernels read."""
     return (
         x.dtype == torch.bfloat16
         and x.device.type == "cpu"
         and torch.is_grad_enabled()
-        and type(norm) is nn.BatchNorm2d
-        and norm.affine
-        and norm.weight.dtype == torch.float32  # as under autocast
-        and type(relu) is nn.ReLU
-        and norm.training
-        and norm.track_running_stats
-        and norm.momentum is not None
-        and "forward" not in vars(norm)  # which ranks that train together replace
-        and not any(map(_has_hooks, (norm, relu)))
         and x.dim() == 4
-        and x.numel() > x.shape[1]  # of one value there is no variance, which the norm says
-        and x.is_contiguous(memory_format=torch.channels_last)
+        and x.numel() > 0
+        and x.is_contiguous(memory_format=LAST)
     )
+
+
+def _is_vector(x: Tensor) -> bool:
+    """Tell whether this is of the type that autocast leaves parameters in, and one piece."""
+    return x.dtype == torch.float32 and x.is_contiguous()
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -66,8 +91,9 @@ def _has_hooks(module: nn.Module) -> bool:
 def _alike(added: Tensor, x: Tensor) -> bool:
     return (
         added.dtype == x.dtype
+        and added.device == x.device
         and added.shape == x.shape
-        and added.is_contiguous(memory_format=torch.channels_last)
+        and added.is_contiguous(memory_format=LAST)
     )
 
 
@@ -91,18 +117,21 @@ class _NormRelu(Function):
     ) -> Any:
         from regrow import kernels
 
-        saved = np.empty((4, x.shape[1]))
-        y, shape = torch.empty_like(x), _rows(x)
+        saved, y = np.empty((4, x.shape[1])), torch.empty_like(x)
         assert norm.num_batches_tracked is not None
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
         norm.num_batches_tracked.add_(1)
-        own = tuple(t.detach().numpy() for t in (weight, bias, norm.running_mean, norm.running_var))
-        rest = own, norm.eps, norm.momentum, _map(y, shape), saved
-        if added is None:
-            kernels.norm_relu(_map(x, shape), *rest)
-        else:
-            kernels.norm_add_relu(_map(x, shape), _map(added, shape), *rest)
+        own = tuple(map(Tensor.data_ptr, _own(norm)))
+        kernels.norm_relu(
+            x.data_ptr(),
+            _address(added),
+            _rows(x),
+            _moments(x),
+            own,
+            norm.eps,
+            norm.momentum,
+            y.data_ptr(),
+            saved,
+        )
         ctx.save_for_backward(x, *(() if added is None else (y,)))
         ctx.saved = saved
         return (y, x.view_as(x)) if passing else y
@@ -113,19 +142,55 @@ class _NormRelu(Function):
         from regrow import kernels
 
         x, *above = ctx.saved_tensors
-        shape = _rows(x)
-        maps = [_map(t, shape) for t in (x, *above, grad)]
+        y = above[0] if above else None
+        grad = grad.contiguous(memory_format=LAST)  # it may be a part of a larger map
+        passed = None if passed is None else passed.contiguous(memory_format=LAST)
         of_weight, of_bias = torch.empty(x.shape[1]), torch.empty(x.shape[1])
-        own = of_weight.numpy(), of_bias.numpy()
-        out, out_added = torch.empty_like(x), torch.empty_like(x) if above else None
-        written = _map(out, shape)
-        if out_added is not None:
-            kernels.norm_add_relu_backward(*maps, ctx.saved, written, _map(out_added, shape), *own)
-        elif passed is not None:
-            kernels.norm_relu_backward_passed(*maps, _map(passed, shape), ctx.saved, written, *own)
-        else:
-            kernels.norm_relu_backward(*maps, ctx.saved, written, *own)
+        out, out_added = torch.empty_like(x), None if y is None else torch.empty_like(x)
+        kernels.norm_relu_backward(
+            x.data_ptr(),
+            _address(y),
+            grad.data_ptr(),
+            _address(passed),
+            _rows(x),
+            ctx.saved,
+            out.data_ptr(),
+            _address(out_added),
+            of_weight.data_ptr(),
+            of_bias.data_ptr(),
+        )
         return out, of_weight, of_bias, out_added, None, None
+
+
+class _Sum(Function):
+    """x + added; writes the moments that a norm of it wants."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, added: Tensor, moments: Any) -> Tensor:
+        from regrow import kernels
+
+        out = torch.empty_like(x)
+        kernels.add(x.data_ptr(), added.data_ptr(), _rows(x), out.data_ptr(), moments)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad, grad, None
+
+
+def _own(norm: nn.BatchNorm2d) -> tuple[Tensor, ...]:
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var  # type: ignore[return-value]
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _moments(x: Tensor) -> Any:
+    """Return what ``summed`` found of a map that has not been changed since; or no rows."""
+    version, found = getattr(x, "moments", (None, None))
+    return found if version == x._version else np.empty((0, x.shape[1]))
 
 
 def _rows(x: Tensor) -> tuple[int, int]:
@@ -135,9 +200,3 @@ def _rows(x: Tensor) -> tuple[int, int]:
     while channels * repeats < LONG and num % (2 * repeats) == 0:
         repeats *= 2
     return num // repeats, channels * repeats
-
-
-def _map(x: Tensor, shape: tuple[int, int]) -> Any:
-    """View a map's memory as rows of raw bfloat16; a gradient of another layout is copied."""
-    pixels = x.detach().permute(0, 2, 3, 1).contiguous()
-    return pixels.view(shape).view(torch.uint16).numpy()

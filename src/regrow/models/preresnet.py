@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from regrow.models import register_model
-from regrow.models.fused import branched, rectified
+from regrow.models.fused import branched, rectified, summed
 from regrow.models.layers import Classifier, Init, blocks_per_stage, conv, named, scaled
 
 PLANES = (16, 32, 64)
@@ -70,8 +70,7 @@ class Bottleneck(nn.Module):
         out = self.conv1(out)
         out = self.conv2(rectified(self.norm2, self.relu2, out))
         out = self.conv3(rectified(self.norm3, self.relu3, out))
-        result: Tensor = out + self.shortcut(x)
-        return result
+        return summed(out, self.shortcut(x))
 
     def branch_end(self) -> nn.Module:
         """Return the last layer of the branch."""
