@@ -359,6 +359,22 @@ def test_a_lost_rank_is_not_silenced_by_the_launcher_before_it_says_why(store: S
     assert not store.snapshot().failed
 
 
+def test_signals_are_held_back_from_the_first_process_that_is_started() -> None:
+    code = """if True:
+        import signal
+        from multiprocessing import get_context
+        from regrow.run.execute import held_back
+        with held_back(signal.SIGINT, signal.SIGTERM):
+            process = get_context("spawn").Process(target=print)
+            process.start()
+            print(*sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+        process.join()
+        print(*sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.split("\n") if line] == ["2 15"]
+
+
 def test_damaged_checkpoint_is_given_up_with_a_warning(store: Store, tmp_path: Path) -> None:
     job = Walk(name="job")
     folder = store.root / "running" / job.key

@@ -22,6 +22,7 @@ from regrow.run.execute import (
     Settings,
     exact_floats,
     execute,
+    held_back,
     large_pages,
     one_thread,
 )
@@ -275,13 +276,11 @@ class _Worker:
         self.node: Node | None = None
         self.ready = False
         self.process: SpawnProcess = context.Process(target=work, args=(theirs, origin))
-        # Inherited: Ctrl-C while the worker starts must not end it before it ignores the signal.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
-            with large_pages():
+            # Neither must end the worker before it ignores them.
+            with held_back(signal.SIGINT, signal.SIGTERM), large_pages():
                 self.process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
 
     def start(self, node: Node) -> None:

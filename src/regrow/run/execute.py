@@ -1,10 +1,12 @@
 """Do one job, the same way in this process and in a worker."""
 
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any, Literal
 
 import torch
@@ -131,6 +133,20 @@ def large_pages() -> Iterator[None]:
         yield
     finally:
         del os.environ[TUNABLES]
+
+
+@contextmanager
+def held_back(*signals: signal.Signals) -> Iterator[None]:
+    """Hold signals back; processes that are started inside hold them back until they say otherwise.
+
+    Ctrl-C at a terminal goes to every process of the command, also to one that is still starting.
+    """
+    ensure_running()  # a process of multiprocessing's own, whose start would let signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
