@@ -11,7 +11,8 @@ library without oneDNN 2.8 times.
 
 import sys
 
-from regrow.bench.command import app
+from regrow.cli import main
 
 if __name__ == "__main__":
-    app(["train", *sys.argv[1:]])
+    sys.argv[1:1] = ["bench", "train"]
+    main()

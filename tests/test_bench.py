@@ -1,19 +1,28 @@
 """The benchmarks measure what they say, on the smallest network and for a moment."""
 
 import json
+import os
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from commands import command_line, environment
+from regrow.bench import training
 from regrow.bench.command import app
 from regrow.bench.material import NETS, Subject, training_flops
 from regrow.bench.measuring import matrix_products, our_steps, our_training, rate
 from regrow.bench.plain import plain_steps
+from regrow.bench.processes import TRAINING, Process
 from regrow.bench.studies import measure_study
-from regrow.bench.training import Row, table
-from regrow.errors import ConfigError
+from regrow.bench.training import Row, foot, head, line
+from regrow.errors import ConfigError, Interrupted
 from regrow.models import build
 from regrow.train import Training
 
@@ -75,10 +84,10 @@ def test_a_study_tells_jobs_a_minute_and_what_is_not_training() -> None:
     assert "trainings a minute" in speed.text()
 
 
-def test_table_names_every_way_and_the_peak() -> None:
+def row_of(net: str) -> Row:
     rates = {"plain": 10.0, "fp32": 20.0, "bf16": 30.0, "fp32 together": 40.0}
-    row = Row(
-        net="digits",
+    return Row(
+        net=net,
         gang=2,
         rates={**rates, "bf16 together": 60.0},
         best="bf16 together",
@@ -88,10 +97,76 @@ def test_table_names_every_way_and_the_peak() -> None:
         of_peak=0.25,
         outside=0.03,
     )
-    text = table([row])
+
+
+def test_rows_name_every_way_and_the_peak() -> None:
+    row = row_of("digits")
+    assert len(head(row)) == len(line(row))
+    text = "\n".join([head(row), line(row), foot([row])])
     for part in ("bf16 together", "6.00x", "25.0%", "3.0%", "4 GFLOP/s in bf16"):
         assert part in text
     assert json.loads(json.dumps(row.to_json()))["gang"] == 2
+
+
+@pytest.fixture
+def measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> list[tuple[str, str]]:
+    """Let measuring take no time, until Ctrl-C comes at vgg-16; what had been printed by then."""
+    printed: list[tuple[str, str]] = []
+
+    def measure(subject: Subject, **options: object) -> Row:
+        out, err = capsys.readouterr()
+        printed.append((out, err))
+        if subject.net == "vgg-16":
+            raise KeyboardInterrupt
+        return row_of(subject.net)
+
+    monkeypatch.setattr(training, "measure_training", measure)
+    return printed
+
+
+def test_each_row_is_printed_before_the_next_network_is_measured(
+    measured: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app(["train", "--nets", "digits,resnet-56"], standalone_mode=False)
+    assert measured[0] == ("", "digits, 1 of 2 ...\n")
+    row = row_of("digits")
+    assert measured[1] == (f"{head(row)}\n{line(row)}\n", "resnet-56, 2 of 2 ...\n")
+    last = capsys.readouterr().out
+    assert last.startswith(f"{line(row_of('resnet-56'))}\n{foot([row])}\n\ndate ")
+
+
+def test_json_is_one_document_at_the_end(
+    measured: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app(["train", "--nets", "digits,resnet-56", "--json"], standalone_mode=False)
+    assert [out for out, _ in measured] == ["", ""]
+    found = json.loads(capsys.readouterr().out)
+    assert [row["net"] for row in found["rows"]] == ["digits", "resnet-56"]
+
+
+def test_ctrl_c_keeps_the_rows_that_are_done(
+    measured: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Interrupted, match="1 of 3 networks are measured"):
+        app(["train", "--nets", "digits,vgg-16,resnet-56"], standalone_mode=False)
+    assert measured[1][0].endswith(f"{line(row_of('digits'))}\n")
+    assert foot([row_of("digits")]) in capsys.readouterr().out
+    with pytest.raises(Interrupted):
+        app(["train", "--nets", "digits,vgg-16,resnet-56", "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert found["nets"] == ["digits", "vgg-16", "resnet-56"]
+    assert [row["net"] for row in found["rows"]] == ["digits"]
+
+
+def test_ctrl_c_before_the_first_row_prints_none(
+    measured: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Interrupted, match="0 of 1 networks"):
+        app(["train", "--nets", "vgg-16"], standalone_mode=False)
+    assert measured == [("", "vgg-16, 1 of 1 ...\n")]
+    assert capsys.readouterr().out == ""
 
 
 def test_surgery_is_timed_and_told_as_json() -> None:
@@ -108,7 +183,43 @@ def test_training_is_compared_with_the_plain_loop() -> None:
     command = ["train", "--nets", "digits", "--rounds", "1", "--seconds", "0.5", "--json"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0
-    (row,) = json.loads(result.output)["rows"]
+    (row,) = json.loads(result.stdout)["rows"]
     assert set(row["rates"]) == {"plain", "fp32", "bf16", "fp32 together", "bf16 together"}
     assert all(value > 0 for value in row["rates"].values())
     assert row["times_plain"] > 1
+
+
+@pytest.mark.slow
+def test_a_process_that_has_its_turn_is_ended_at_once() -> None:
+    process = Process("fp32", DIGITS)
+    process.begin(TRAINING, 600.0)
+    started = time.monotonic()
+    process.close()
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_every_process_that_measures() -> None:
+    process = subprocess.Popen(
+        command_line("bench", "train", "--nets", "digits"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a group of its own, all of which gets Ctrl-C, as from a terminal
+    )
+    try:
+        deadline = time.monotonic() + 120
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(children.read_text().split()) < 4:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        out, told = process.communicate(timeout=60)  # also of those that have its streams
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, out) == (130, "")
+    assert "regrow: Stopped: 0 of 1 networks are measured" in told
+    assert "Traceback" not in told

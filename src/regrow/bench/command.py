@@ -3,10 +3,13 @@
 import json
 import os
 import platform
+from contextlib import suppress
 from datetime import date
 from typing import Annotated, Any
 
 import typer
+
+from regrow.errors import Interrupted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,24 +34,37 @@ def bench_train(
     quick: QuickOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Count images a second: a plain PyTorch loop against ours, alone and together."""
-    from regrow.bench.material import NETS, QUICK_NETS, Subject
-    from regrow.bench.training import measure_training, table
+    """Count images a second: a plain PyTorch loop against ours, alone and together.
 
-    names = nets.split(",") if nets else QUICK_NETS if quick else NETS
-    subjects = [Subject(net=name.strip(), data=data) for name in names]
+    A network's row is printed when it is measured. Ctrl-C keeps the rows that are done.
+    """
+    from regrow.bench.material import NETS, QUICK_NETS, Subject
+    from regrow.bench.training import Row, foot, head, line, measure_training
+
+    chosen = nets.split(",") if nets else QUICK_NETS if quick else NETS
+    names = [name.strip() for name in chosen]
+    subjects = [Subject(net=name, data=data) for name in names]
     if quick:
         rounds, seconds = 1, 1.5
-    rows = [
-        measure_training(subject, device=device, rounds=rounds, seconds=seconds)
-        for subject in subjects
-    ]
-    found = {"device": device, "data": data, "batch": 64, "rounds": rounds, "seconds": seconds}
-    _show(
-        {**found, "rows": [row.to_json() for row in rows]},
-        table(rows),
-        as_json=as_json,
-    )
+    rows: list[Row] = []
+    # One line as soon as it is known: all of them take minutes. What is known when the user stops
+    # the rest is kept.
+    with suppress(KeyboardInterrupt):
+        for number, subject in enumerate(subjects, start=1):
+            typer.echo(f"{subject.net}, {number} of {len(subjects)} ...", err=True)
+            row = measure_training(subject, device=device, rounds=rounds, seconds=seconds)
+            rows.append(row)
+            if not as_json:
+                typer.echo(line(row) if len(rows) > 1 else f"{head(row)}\n{line(row)}")
+    asked = {"device": device, "data": data, "batch": 64, "rounds": rounds, "seconds": seconds}
+    found = {**asked, "nets": names, "rows": [row.to_json() for row in rows]}
+    if rows or as_json:
+        _show(found, foot(rows) if rows else "", as_json=as_json)
+    if len(rows) < len(subjects):
+        raise Interrupted(
+            f"Stopped: {len(rows)} of {len(subjects)} networks are measured. The same command "
+            "starts over; --nets names the networks to measure."
+        )
 
 
 @app.command("study")

@@ -1,9 +1,9 @@
 """Ways to train on a CPU, each in a process of its own that waits for its turn."""
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from itertools import chain
 from multiprocessing.connection import Connection
 
 import torch
@@ -13,7 +13,7 @@ from regrow.bench.measuring import matrix_products, our_steps, our_training, rat
 from regrow.bench.plain import plain_steps
 from regrow.models import build
 from regrow.run import num_cores
-from regrow.run.execute import large_pages, one_thread
+from regrow.run.execute import held_back, large_pages, one_thread
 from regrow.train import Precision
 
 TRAINING = "training"
@@ -33,6 +33,7 @@ class Process:
             self._process.start()
         other.close()  # so that the end of the process is the end of the pipe
         self._ready = False
+        self._busy = False
 
     def wait(self) -> None:
         """Wait until it has started and warmed up."""
@@ -43,16 +44,21 @@ class Process:
     def begin(self, what: str, seconds: float) -> None:
         """Start a turn: of ``TRAINING``, or of matrix products in a precision."""
         self.wait()
+        self._busy = True
         self._pipe.send((what, seconds))
 
     def result(self) -> float:
         """Return the rate of the turn, when it has ended."""
-        return float(self._pipe.recv())
+        found = float(self._pipe.recv())
+        self._busy = False
+        return found
 
     def close(self) -> None:
-        """End the process."""
-        self.wait()
-        self._pipe.send((TRAINING, 0.0))
+        """End the process: in good order if it waits for a turn, otherwise at once."""
+        if self._ready and not self._busy:
+            self._pipe.send((TRAINING, 0.0))
+        else:
+            self._process.kill()
         self._process.join()
 
 
@@ -67,36 +73,45 @@ class CpuWays:
     """The plain loop with one thread and with all, ours alone, and ours on every core."""
 
     def __init__(self, subject: Subject) -> None:
-        cores = num_cores()
-        self.gang = cores
-        kinds = ["plain", PLAIN_ALL_THREADS, "fp32", "bf16"]
-        self._single = {kind: Process(kind, subject) for kind in kinds}
-        self._more = {
-            kind: [Process(kind, subject) for _ in range(cores - 1)] for kind in ("fp32", "bf16")
-        }
-        self.ways: dict[str, Callable[[float], float]] = {
-            kind: lambda seconds, one=process: together([one], seconds)  # type: ignore[misc]
-            for kind, process in self._single.items()
-        }
-        for kind, more in self._more.items():
-            crew = [self._single[kind], *more]
-            self.ways[f"{kind} together"] = lambda seconds, crew=crew: together(crew, seconds)  # type: ignore[misc]
-
-        for process in self._all():  # before any takes its turn, so that none is disturbed
-            process.wait()
+        self.gang = num_cores()
+        self.ways: dict[str, Callable[[float], float]] = {}
+        self._processes: list[Process] = []
+        self._ours: dict[str, list[Process]] = {}
+        try:
+            with held_back(signal.SIGINT):  # for ever in these processes: it is not for them
+                self._start(subject)
+            for process in self._processes:  # before any has its turn, so that none is disturbed
+                process.wait()
+        except BaseException:
+            self.close()
+            raise
 
     def peaks(self, seconds: float) -> dict[str, float]:
         """Return the FLOPs a second of matrix products on all cores, by precision."""
-        crew = [self._single["fp32"], *self._more["fp32"]]
+        crew = self._ours["fp32"]
         return {kind: together(crew, seconds, what=kind) for kind in ("fp32", "bf16")}
 
     def close(self) -> None:
         """End every process."""
-        for process in self._all():
+        for process in self._processes:
             process.close()
 
-    def _all(self) -> list[Process]:
-        return [*self._single.values(), *chain(*self._more.values())]
+    def _start(self, subject: Subject) -> None:
+        for kind in ("plain", PLAIN_ALL_THREADS):
+            self._add(kind, self._crew(kind, subject, num=1))
+        for kind in ("fp32", "bf16"):
+            self._ours[kind] = self._crew(kind, subject, num=self.gang)
+            self._add(kind, self._ours[kind][:1])
+        for kind, crew in self._ours.items():
+            self._add(f"{kind} together", crew)
+
+    def _crew(self, kind: str, subject: Subject, *, num: int) -> list[Process]:
+        crew = [Process(kind, subject) for _ in range(num)]
+        self._processes += crew
+        return crew
+
+    def _add(self, way: str, crew: list[Process]) -> None:
+        self.ways[way] = lambda seconds: together(crew, seconds)
 
 
 def _serve(pipe: "Connection[object, tuple[str, float]]", way: str, subject: Subject) -> None:

@@ -77,21 +77,25 @@ def measure_training(
     )
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Lay rows out as text."""
-    names = list(rows[0].rates)
-    lines = [f"{'images/s':14}" + "".join(f"{name:>15}" for name in names)]
-    lines[0] += f"{'gang':>6}{'best/plain':>12}{'of peak':>9}{'outside':>9}"
-    for row in rows:
-        outside = "-" if row.outside is None else f"{row.outside:.1%}"
-        lines.append(
-            f"{row.net:14}"
-            + "".join(f"{row.rates[name]:>15,.0f}" for name in names)
-            + f"{row.gang:>6}{row.times_plain:>11.2f}x{row.of_peak:>9.1%}{outside:>9}"
-        )
+def head(row: Row) -> str:
+    """Return the names of a row's columns."""
+    names = "".join(f"{name:>15}" for name in row.rates)
+    return f"{'images/s':14}{names}{'gang':>6}{'best/plain':>12}{'of peak':>9}{'outside':>9}"
+
+
+def line(row: Row) -> str:
+    """Lay a row out as a line under its head."""
+    outside = "-" if row.outside is None else f"{row.outside:.1%}"
+    rates = "".join(f"{rate:>15,.0f}" for rate in row.rates.values())
+    return (
+        f"{row.net:14}{rates}{row.gang:>6}{row.times_plain:>11.2f}x{row.of_peak:>9.1%}{outside:>9}"
+    )
+
+
+def foot(rows: Sequence[Row]) -> str:
+    """Return what is said under all rows: the peak that they are shares of."""
     peaks = (
         f"{statistics.median(row.peak[name] for row in rows) / 1e9:,.0f} GFLOP/s in {name}"
         for name in rows[0].peak
     )
-    lines += ["", f"peak of matrix products: {', '.join(peaks)}"]
-    return "\n".join(lines)
+    return f"\npeak of matrix products: {', '.join(peaks)}"
