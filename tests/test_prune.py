@@ -460,7 +460,8 @@ def test_shares_must_be_one_for_each_group() -> None:
 
 def test_an_empty_scope_names_the_groups_there_are() -> None:
     model, found = small("vgg")
-    with pytest.raises(TraceError, match=r"own prunes stream groups.*features.conv1, features"):
+    message = r"own prunes channels of residual streams \(scope stream\).*features.conv1, features"
+    with pytest.raises(TraceError, match=message):
         select(model, found, _method(scope=("stream",)), sparsity=0.5)
 
 

@@ -225,7 +225,9 @@ def test_names_that_are_no_blocks_are_refused() -> None:
     wide = Mask(unit="block", kept={"features.stage1.1": torch.tensor([False, True])})
     with pytest.raises(TraceError, match=r"must be a single boolean. Got 2"):
         shrink(model, wide, trace(model, SHAPE))
-    with pytest.raises(TraceError, match="sparse-structure prunes block groups, and this network"):
+    with pytest.raises(
+        TraceError, match=r"sparse-structure prunes residual blocks \(scope block\), and"
+    ):
         select(*small("vgg"), "sparse-structure", sparsity=0.5)
 
 
@@ -487,7 +489,7 @@ def test_a_network_without_declared_groups_is_refused_before_it_trains() -> None
             build(BLOCKS["preresnet"]), digits(), Recipe(epochs=1), seed=0,
             treatment=selecting_groups(0.1, 0.0),
         )  # fmt: skip
-    with pytest.raises(TraceError, match=f"{GROUPS} prunes grouped groups, and this network"):
+    with pytest.raises(TraceError, match=f"{GROUPS} prunes whole groups of grouped convolutions"):
         select(*small("vgg"), GROUPS, sparsity=0.5)
 
 

@@ -440,7 +440,9 @@ def test_shares_for_another_number_of_groups_are_refused() -> None:
 
 def test_a_network_without_what_a_method_prunes_is_refused_before_training() -> None:
     method = {"name": "l1-filter", "scope": "stream", "sparsity": 0.5}
-    with pytest.raises(TraceError, match=r"prunes stream groups, and this network has none"):
+    with pytest.raises(
+        TraceError, match=r"prunes channels of residual streams \(scope stream\), and this"
+    ):
         study(methods=method).cells()
 
 
@@ -472,6 +474,6 @@ def test_slimming_a_network_without_norms_is_refused_before_training(
         return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     methods = {"name": "network-slimming", "sparsity": 0.5}
-    message = "prunes normed-conv, view and normed-linear groups, and this network has none .* 0"
+    message = r"\(scope normed-conv, view, normed-linear\), and this network has none .* 0"
     with pytest.raises(TraceError, match=message):
         study(models="no-norms", methods=methods).cells()

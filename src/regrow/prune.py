@@ -31,7 +31,17 @@ Treat = Callable[[float, float], Treatment]
 Scope = Literal[
     "conv", "normed-conv", "linear", "normed-linear", "grouped", "stream", "view", "block"
 ]
-SCOPES: tuple[str, ...] = get_args(Scope)
+# What a method prunes, by its scope.
+SCOPES: Mapping[Scope, str] = {
+    "conv": "filters of single convolutions",
+    "normed-conv": "filters of single convolutions with a norm of their own",
+    "linear": "units of single linear layers",
+    "normed-linear": "units of single linear layers with a norm of their own",
+    "grouped": "whole groups of grouped convolutions",
+    "stream": "channels of residual streams",
+    "view": "a norm's selection of a stream's channels",
+    "block": "residual blocks",
+}
 NORMED: tuple[Scope, ...] = ("normed-conv", "view", "normed-linear")  # what network slimming prunes
 
 CRITERIA: Registry[Criterion] = Registry("criterion", "regrow.methods")
@@ -59,10 +69,7 @@ class Method:
         criterion, allocation: names of registered functions.
         unit: what is removed: ``channel`` (cut out of all layers that hold it), ``block`` (its
             branch is dropped), ``weight`` or ``filter`` (one convolution's; both held at zero).
-        scope: which kinds of groups it prunes: ``conv`` (one convolution's filters), ``linear``,
-            ``normed-conv`` and ``normed-linear`` (those that a norm of their own follows),
-            ``grouped`` (whole groups of grouped convolutions), ``stream`` (residual streams),
-            ``view`` (a norm's selection of a stream's channels), ``block`` (residual blocks).
+        scope: which kinds of groups it prunes; ``SCOPES`` says what each is.
         trained: whether the criterion looks at a trained network; if not, it sees the network as
             first drawn, and the choice needs no training.
         treatment: makes what the method does during the parent's training, from its strength and
@@ -309,8 +316,9 @@ def groups_in_scope(model: nn.Module, trace: Trace, method: Method) -> dict[str,
         groups = {n: g for n, g in trace.groups.items() if _in_scope(g, method.scope)}
     if not groups:
         raise TraceError(
-            f"{method.name} prunes {_listed(method.scope)} groups, and this network has none "
-            f"that can be cut. Its groups: {', '.join(trace.groups) or 'none'}."
+            f"{method.name} prunes {_listed([SCOPES[kind] for kind in method.scope])} (scope "
+            f"{', '.join(method.scope)}), and this network has none that can be cut. Its groups: "
+            f"{', '.join(trace.groups) or 'none'}."
         )
     return groups
 
