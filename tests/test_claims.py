@@ -9,8 +9,14 @@ import pytest
 
 from regrow.paper.claims import Finding, evaluate_claims, markdown, render, to_json
 from regrow.paper.contrasts import Contrast, Tally, pairs
-from regrow.paper.curves import CurveContrast, Point, accuracy_at, curve_pairs, parameters_at
-from regrow.paper.plotted import POINT
+from regrow.paper.curves import (
+    POINT,
+    CurveContrast,
+    Point,
+    accuracy_at,
+    curve_pairs,
+    parameters_at,
+)
 from regrow.paper.printed import results, sparsity, widths
 from regrow.paper.rules import (
     AT_LEAST,
@@ -291,8 +297,10 @@ def drawn(figure: int, lifts: dict[str, float], *, std: float = 0.1) -> pd.DataF
     return pd.DataFrame(rows, columns=[*POINT]).assign(figure=figure)
 
 
-def judged(number: int, curves: pd.DataFrame) -> Finding:
-    found = evaluate_claims(results().iloc[:0], curves_frame=curves)
+def judged(
+    number: int, curves: pd.DataFrame | None, *, weights: pd.DataFrame | None = None
+) -> Finding:
+    found = evaluate_claims(results().iloc[:0], curves_frame=curves, weights_frame=weights)
     return next(finding for finding in found if finding.number == number)
 
 
@@ -401,3 +409,103 @@ def test_curves_that_have_not_been_run_say_what_writes_them() -> None:
     finding = judged(22, drawn(5, {"pruned": 0.0}))
     assert finding.outcome == "not testable here"
     assert "`regrow reproduce figure-6`" in finding.text
+
+
+# Series of tickets --------------------------------------------------------------------------------
+
+ROUNDS = (0.2, 0.36, 0.488)
+
+
+def tickets(*, at_01: float = 0.0, at_001: float = 0.5, rate: float = -1.0) -> pd.DataFrame:
+    """Draw Figure 7a: tickets so many points above random weights, by rate; and what 0.01 costs."""
+    rows = [
+        (f"(a) iterative, {model}", f"{start}, rate {lr}", ratio, 1e6, 93.0 + lift, 0.1, 5, 5)
+        for model in ("VGG-16", "ResNet-50")
+        for lr, base, lead in (("0.1", 0.0, at_01), ("0.01", rate, at_001))
+        for start, own in (("winning ticket", lead), ("random", 0.0))
+        for ratio in (0.0, *ROUNDS)
+        for lift in [base + (own if ratio else 0.0)]
+    ]
+    one_shot = [("(b) one-shot, VGG-16", *row[1:4], 50.0, *row[5:]) for row in rows]
+    return pd.DataFrame(rows + one_shot, columns=[*POINT]).assign(figure=7)
+
+
+def test_series_of_tickets_are_compared_round_by_round() -> None:
+    finding = judged(27, tickets())
+    assert finding.outcome == "holds"
+    assert [part.rows for part in finding.parts] == [6, 6, 6, 6]  # not the unpruned networks
+    assert [part.numbers["mean"] for part in finding.parts] == pytest.approx([0, 0.5, -0.5, -1])
+    assert finding.parts[0].name == (
+        "winning ticket, rate 0.1 - random, rate 0.1 at equal shares pruned, Figure 7, "
+        "(a) iterative"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcomes"),
+    [
+        ({"at_01": 0.5}, ["does not hold", "holds", "holds", "holds"]),
+        ({"at_001": 0.0}, ["holds", "does not hold", "holds", "holds"]),
+        ({"rate": 0.0}, ["holds", "holds", "does not hold", "does not hold"]),
+    ],
+)
+def test_series_of_tickets_that_lie_otherwise(
+    changes: dict[str, float], outcomes: list[str]
+) -> None:
+    finding = judged(27, tickets(**changes))
+    assert [outcome for part in finding.parts for _, outcome in part.judged] == outcomes
+
+
+def test_rounds_that_one_series_lacks_are_left_out() -> None:
+    curves = tickets()
+    missing = curves["series"].str.startswith("random") & (curves["ratio"] == ROUNDS[-1])
+    curves.loc[missing, ["mean", "std"]] = math.nan
+    curves.loc[missing, "n"] = 0
+    finding = judged(27, curves)
+    assert [part.rows for part in finding.parts] == [4, 4, 6, 4]
+    assert "beyond" not in finding.text
+
+
+# Weights ------------------------------------------------------------------------------------------
+
+
+def histogram(near: dict[str, int], *, panel: str = "Unstructured Pruning") -> pd.DataFrame:
+    """Draw Figure 8 with so many of 1000 weights within 0.01 of zero."""
+    edges = (-math.inf, -0.02, -0.01, 0.0, 0.01, 0.02, math.inf)
+    rows = [
+        (panel, column, low, high, value)
+        for column, num in near.items()
+        for low, high, value in zip(
+            edges[:-1], edges[1:], (100, 200, num, 0, 700 - num, 0), strict=True
+        )
+    ]
+    return pd.DataFrame(rows, columns=["panel", "column", "low", "high", "value"])
+
+
+@pytest.mark.parametrize(
+    ("tuned", "scratch", "outcome"),
+    [
+        (0, 150, "holds"),
+        (30, 31, "holds"),
+        (31, 150, "partly"),  # more than almost none
+        (10, 20, "partly"),  # retrained has almost none either
+        (0, 300, "partly"),  # as many as the unpruned network
+        (300, 300, "partly"),
+        (31, 10, "partly"),
+    ],
+)
+def test_weights_near_zero(tuned: int, scratch: int, outcome: str) -> None:
+    near = {"Unpruned": 300, "Fine-tuned": tuned, "Scratch-trained": scratch}
+    others = histogram({**near, "Fine-tuned": 0}, panel="Structured Pruning")
+    weights = pd.concat([others, histogram(near)], ignore_index=True)
+    finding = judged(16, None, weights=weights)
+    assert finding.outcome == outcome
+    assert finding.parts[0].numbers["fine-tuned"] == tuned / 1000
+    assert finding.n == (1,)
+    assert "one network each, so nothing is tested" in finding.text
+
+
+def test_weights_of_two_networks_are_not_enough() -> None:
+    finding = judged(16, None, weights=histogram({"Unpruned": 300, "Fine-tuned": 0}))
+    assert finding.outcome == "not testable here"
+    assert "`regrow reproduce figure-8`" in finding.text

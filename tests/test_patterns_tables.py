@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from commands import Command
+from regrow.errors import ConfigError
 from regrow.jobs import Prune, Retrain, Train
 from regrow.paper import measures, plotted, reproduce, scales
-from regrow.paper.claims import evaluate_claims
+from regrow.paper.claims import Finding, evaluate_claims
+from regrow.paper.curves import POINT
 from regrow.paper.found import Found, averaged, read_back, read_cells, rows, sheet
 from regrow.paper.layout import NOT_RUN, terminal
 from regrow.paper.pictures import draw
@@ -314,6 +316,73 @@ def test_curves_that_are_written_are_read_for_the_claims(tmp_path: Path) -> None
     assert "`regrow reproduce figure-3`" in told[18]
 
 
+def test_series_of_tickets_that_are_written_are_read_for_the_claims(tmp_path: Path) -> None:
+    plan = plan_of("figure-7", seeds=2)
+    publish(plan, runs_of(plan), tmp_path, made=MADE)
+    (finding,) = judged_of(tmp_path, 27)
+    assert [part.rows for part in finding.parts] == [28, 28, 28, 28]
+
+
+def judged_of(folder: Path, *numbers: int) -> list[Finding]:
+    ours = read_cells(folder)
+    found = evaluate_claims(ours.results, curves_frame=ours.curves, weights_frame=ours.weights)
+    return [finding for finding in found if finding.number in numbers]
+
+
+FIGURE_5 = ",".join(POINT) + "\nleft,pruned,0.1,1000,93.5,0.1,5,5\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "figure-5.csv",
+            FIGURE_5.replace("series", "serie").replace("n_expected", "expected"),
+            r"figure-5.csv' must have the columns panel, series, .*Missing: series, n_expected. "
+            r"Got: panel, serie, .*Undo the change, or write the file anew",
+        ),
+        ("figure-8.csv", FIGURE_5, r"figure-8.csv' must have .*Missing: column, low, high, value"),
+        ("cells.csv", FIGURE_5, r"cells.csv' must have .*Missing: table, dataset, model, arm"),
+        ("sparsity.csv", FIGURE_5, r"sparsity.csv' must have .*Missing: table, stage, kernel_row"),
+        (
+            "figure-5.csv",
+            FIGURE_5.replace("93.5", "93,5"),
+            r"more cells than its head, perhaps by d",
+        ),
+        ("figure-5.csv", "", r"Cannot read '.*figure-5.csv' as a table: No columns"),
+        (
+            "figure-5.csv",
+            FIGURE_5 + "left,pruned,ten,1000,93.5,0.1,5,5\n",
+            r"The column 'ratio' of '.*figure-5.csv' must hold numbers. Got 'ten' in line 3",
+        ),
+        (
+            "figure-5.csv",
+            FIGURE_5.replace(",5,5", ",,5"),
+            r"The column 'n' of .* must hold numbers. Got '' in line 2",
+        ),
+    ],
+)
+def test_a_file_that_was_changed_by_hand_is_named(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / name.partition(".")[0]
+    folder.mkdir()
+    (folder / name).write_text(text, encoding="utf-8")
+    for place in (folder, tmp_path):
+        with pytest.raises(ConfigError, match=message):
+            read_cells(place)
+
+
+def test_a_file_as_it_was_written_is_read(tmp_path: Path) -> None:
+    (tmp_path / "figure-5.csv").write_text(
+        FIGURE_5.replace("1000,93.5,0.1", ",,"), encoding="utf-8"
+    )
+    curves = read_cells(tmp_path).curves
+    assert curves is not None
+    assert curves[["parameters", "mean", "std"]].isna().all(axis=None)
+    assert list(curves["n"]) == [5]
+
+
 def test_tickets_have_four_series_that_start_at_the_unpruned_network(tmp_path: Path) -> None:
     plan = plan_of("figure-7")
     shown = plotted.plotted(plan, runs_of(plan))
@@ -368,6 +437,11 @@ def test_histograms_leave_out_zeros_and_stay_on_the_paper_s_axis(tmp_path: Path)
             {"conv.weight": weight, "norm.weight": torch.ones(7)},
         )
     found = plan_measured(plan, store)
+    publish(plan, found, tmp_path / "out", made=MADE)
+    (finding,) = judged_of(tmp_path / "out", 16)
+    shares = finding.parts[0].numbers
+    assert shares["fine-tuned"] == pytest.approx(0.159, abs=0.005)  # as in the table below
+    assert finding.outcome == "partly"
     shown = plotted.plotted(plan, found)
     assert shown is not None
     assert [row[:3] for row in shown.rows] == [

@@ -638,6 +638,8 @@ def test_list_names_every_table_and_figure(regrow: Command) -> None:
     ("arguments", "message"),
     [
         (("table-44",), "table-4"),
+        (("figure-1",), "Figure 1 of the paper is a drawing without data"),
+        (("figure-2", "--plan"), "There is nothing to run for it."),
         (("table-1", "--data", "cifar10"), "NAME=DATA"),
         (("table-1", "--scale", "tiny"), "smoke"),
         (("table-1", "--scale", "smoke", "--device", "abacus"), "Choose --device cpu"),
@@ -699,7 +701,8 @@ def test_claims_need_a_folder_with_cells(regrow: Command, tmp_path: Path) -> Non
     found = regrow("claims", "--ours", tmp_path)
     assert found.code == 2
     assert (
-        "There is no cells.csv, widths.csv, sparsity.csv and no curves of a figure in" in found.text
+        "There is no cells.csv, widths.csv, sparsity.csv and no numbers of a figure in"
+        in found.text
     )
 
 

@@ -26,8 +26,9 @@ HOW = (
     "and 'after Holm' corrects over the rows of a contrast within a table. 'Equivalent' is two "
     "one-sided tests within the margin. Means over rows are random-effects means with 95% "
     "intervals. Curves are compared at equal parameters, read between their points in a straight "
-    "line. 'Holds' means shown, 'does not hold' contradicted, 'partly' neither. Rows of one "
-    "parent network are not independent, so p-values over rows are too small."
+    "line; the series of Figure 7 at equal shares pruned. 'Holds' means shown, 'does not hold' "
+    "contradicted, 'partly' neither. Rows of one parent network are not independent, so p-values "
+    "over rows are too small."
 )
 
 
@@ -72,13 +73,14 @@ def evaluate_claims(
     widths_frame: pd.DataFrame | None = None,
     sparsity_frame: pd.DataFrame | None = None,
     curves_frame: pd.DataFrame | None = None,
+    weights_frame: pd.DataFrame | None = None,
     margin: float = MARGIN,
 ) -> list[Finding]:
     """Judge all 33 claims on the printed numbers, or on rows of our own (``as_cells``).
 
-    With a frame of our own, widths, shares kept and curves are judged only if given too (columns as
-    in ``widths`` and ``sparsity``; curves as ``found.read_cells`` gives them), and each part says
-    how many of the paper's rows it stands on.
+    With a frame of our own, widths, shares kept, curves and weights are judged only if given too
+    (columns as in ``widths`` and ``sparsity``; curves and weights as ``found.read_cells`` gives
+    them), and each part says how many of the paper's rows it stands on.
     Printed stds are taken to divide by n - 1; where dividing by n would change an outcome, the
     finding notes it.
     """
@@ -91,6 +93,7 @@ def evaluate_claims(
         widths=widths_frame,
         sparsity=sparsity_frame,
         curves=curves_frame,
+        weights=weights_frame,
         margin=margin,
     )
     return [_own(claim, ours, printed) for claim in CLAIMS]

@@ -127,6 +127,7 @@ def claims(
             widths_frame=found.widths,
             sparsity_frame=found.sparsity,
             curves_frame=found.curves,
+            weights_frame=found.weights,
         )
     if as_json:
         both = {"printed": to_json(printed)} | ({"ours": to_json(own)} if ours else {})

@@ -1,7 +1,8 @@
 """Curve against curve in Figures 3, 5 and 6: accuracy at equal parameters, and the reverse.
 
 The numbers are those that ``regrow reproduce figure-5`` writes. A curve is the line through the
-points of a series, as drawn: straight between neighbours, with the unpruned network at its end.
+points of a series, as drawn: straight between neighbours, with the unpruned network at its end. The
+series of Figure 7 have their points at the same shares pruned, and are compared there.
 """
 
 from bisect import bisect_left
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import hypot
+from typing import Literal
 
 import pandas as pd
 
@@ -16,6 +18,7 @@ from regrow.paper.contrasts import Pair, compared, corrected
 from regrow.paper.printed import UNPRUNED, records
 from regrow.stats import Sample
 
+POINT = ("panel", "series", "ratio", "parameters", "mean", "std", "n", "n_expected")
 # Of equal sparsity two networks differ this little in size, where chance draws what goes; a point
 # that lies so little beyond the end of the other curve is compared with its end.
 SLACK = 0.02
@@ -34,18 +37,20 @@ class Point:
 class CurveContrast:
     """Which curves are compared: ``first`` minus ``second``, at each point of the first.
 
-    In the panels of a figure whose names begin with ``panels``.
+    In the panels of a figure whose names begin with ``panels``. At equal shares pruned, the
+    unpruned network is left out: both series begin with it.
     """
 
     figure: int
     first: str
     second: str
     panels: str = ""
+    at: Literal["parameters", "shares pruned"] = "parameters"
 
     @property
     def name(self) -> str:
         """What is subtracted from what, where."""
-        return f"{self.first} - {self.second} at equal parameters, {self.where}"
+        return f"{self.first} - {self.second} at equal {self.at}, {self.where}"
 
     @property
     def where(self) -> str:
@@ -56,7 +61,7 @@ class CurveContrast:
     def absent(self) -> str:
         """Why there may be nothing to compare."""
         return (
-            "no numbers of these curves; needed: points over the same parameters, as `regrow "
+            f"no numbers of these curves; needed: points over the same {self.at}, as `regrow "
             f"reproduce figure-{self.figure}` writes them"
         )
 
@@ -64,17 +69,21 @@ class CurveContrast:
 def curve_pairs(
     frame: pd.DataFrame, contrast: CurveContrast, *, margin: float
 ) -> tuple[tuple[Pair, ...], int]:
-    """Compare every point within reach of the other curve, and count those beyond it.
+    """Compare every point that has a counterpart, and count those beyond the other curve's ends.
 
     ``frame`` holds the numbers of figures, with the column ``figure``. p-values are corrected
     within the figure.
     """
     found, beyond = [], 0
     for panel, points, curve in opposed(frame, contrast):
+        pruned = {_place(point): point.accuracy for point in curve if point.ratio}
         for point in points:
-            other = accuracy_at(curve, point.parameters)
+            if contrast.at == "parameters":
+                other = accuracy_at(curve, point.parameters)
+                beyond += other is None
+            else:
+                other = pruned.get(_place(point))
             if other is None:
-                beyond += 1
                 continue
             row = {"table": contrast.figure, "dataset": panel, "model": contrast.first}
             row["target"] = f"{100 * point.ratio:g}%"
@@ -137,6 +146,10 @@ def parameters_at(curve: Sequence[Point], accuracy: float) -> float | None:
             w = (accuracy - low.accuracy.mean) / (high.accuracy.mean - low.accuracy.mean)
             return (1 - w) * low.parameters + w * high.parameters
     return None
+
+
+def _place(point: Point) -> float:
+    return round(point.ratio, 6)
 
 
 def _points(rows: pd.DataFrame, series: str) -> list[Point]:

@@ -1,4 +1,4 @@
-"""Parts of claims that no single contrast decides: pools, families, curves, widths, shares kept."""
+"""Parts of claims that no single contrast decides: pools, families, curves, patterns, weights."""
 
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -10,10 +10,12 @@ from regrow.paper.contrasts import Contrast
 from regrow.paper.curves import CurveContrast, opposed, parameters_at
 from regrow.paper.printed import records
 from regrow.paper.rules import Evidence, Outcome, Part, untestable
+from regrow.paper.weights import NEAR, near_zero
 from regrow.report.words import listed, p_value, signed
 from regrow.stats import Sample, mean_and_std, pooled, welch
 
 CONSISTENT = 0.10  # std over mean of a width, "at most about 10%"
+ALMOST_NONE = 0.1  # of the share of the unpruned network's weights that are near zero
 EVEN = 2.0  # shares kept within a factor of two count as nearly uniform
 
 
@@ -240,6 +242,39 @@ def even_cells(number: int) -> Callable[[Evidence], Part]:
         )
 
     return ask
+
+
+def few_near_zero(evidence: Evidence) -> Part:
+    """Ask for almost no weights near zero after fine-tuning, and for some after retraining."""
+    panel = "Unstructured Pruning"
+    name = f"share of weights within {NEAR:g} of zero, Figure 8, {panel}"
+    frame = evidence.weights
+    bins = frame[frame["panel"] == panel] if frame is not None else pd.DataFrame(columns=["column"])
+    networks = {str(column): near_zero(rows) for column, rows in bins.groupby("column", sort=False)}
+    if networks.keys() != {"Unpruned", "Fine-tuned", "Scratch-trained"}:
+        return untestable(
+            name,
+            why="no numbers of these weights; needed: those of all three networks, as `regrow "
+            "reproduce figure-8` writes them",
+        )
+    unpruned, tuned, scratch = (
+        networks[column] for column in ("Unpruned", "Fine-tuned", "Scratch-trained")
+    )
+    few = ALMOST_NONE * unpruned
+    shown = [tuned <= few, scratch > few, scratch < unpruned]
+    asks = (
+        f"fine-tuned at most {ALMOST_NONE:g} times unpruned, scratch-trained more than that and "
+        "less than unpruned"
+    )
+    return Part(
+        name=name,
+        judged=((asks, _share(sum(shown), len(shown))),),
+        text=f"{unpruned:.3f} unpruned, {tuned:.3f} fine-tuned, {scratch:.3f} scratch-trained, of "
+        "the weights that are not pruned; one network each, so nothing is tested",
+        rows=len(networks),
+        n=(1,),
+        numbers={"unpruned": unpruned, "fine-tuned": tuned, "scratch-trained": scratch},
+    )
 
 
 def _share(shown: int, of: int) -> Outcome:

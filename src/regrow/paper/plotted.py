@@ -10,24 +10,23 @@ from pathlib import Path
 import pandas as pd
 
 from regrow.arms import UNPRUNED
+from regrow.paper.curves import POINT
 from regrow.paper.found import Found, averaged
 from regrow.paper.layout import NOT_RUN
 from regrow.paper.measures import COLUMNS, FINEST
 from regrow.paper.printed import records
 from regrow.paper.reproduce import Kind, Plan, Printable
+from regrow.paper.weights import BIN, NEAR, near_zero
 from regrow.report import words
 from regrow.report.rows import Run
 from regrow.stats import mean_and_std
 
-POINT = ("panel", "series", "ratio", "parameters", "mean", "std", "n", "n_expected")
 HEAT = ("stage", "kernel_row", "kernel_col")
 STAGES = ("3", "4", "5")  # those that Figure 4 shows
 POSITIONS = ("1", "2", "3")
 TICKETS = {"winning-ticket": "winning ticket", "random-by-density": "random"}
-BIN = ("panel", "column", "low", "high", "value")
 BINS = (60, 120, 200, 300, 600, 1200, 3000, FINEST)  # those that merge the finest ones evenly
 TOP = 30_000  # of Figure 8's vertical axis
-NEAR = 0.01  # "close to zero": half the std with which the widest layers of VGG are drawn
 Row = tuple[str, ...]
 
 
@@ -195,9 +194,8 @@ def _histogram_rows(frame: pd.DataFrame, panels: Sequence[str]) -> Iterator[Row]
                 continue
             inside = bins[(bins["low"] > -float("inf")) & (bins["high"] < float("inf"))]
             middle = (inside["low"] + inside["high"]) / 2
-            near = inside["value"][middle.abs() < NEAR].sum() / total
             spread = (inside["value"] * middle**2).sum() / inside["value"].sum()
-            yield panel, column, f"{total:,}", f"{near:.3f}", f"{spread**0.5:.4f}"
+            yield panel, column, f"{total:,}", f"{near_zero(bins):.3f}", f"{spread**0.5:.4f}"
 
 
 GATHER: dict[Kind, Callable[[Sequence[Found]], Gathered]] = {

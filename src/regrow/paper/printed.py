@@ -29,6 +29,7 @@ UNPRUNED = "unpruned"
 RESULT = ("table", "part", "dataset", "model", "target", "arm", "reference")
 WIDTH = ("table", "layer", "quantity")
 SPARSITY = ("table", "ratio", "stage", "kernel_row", "kernel_col")
+NEEDED = ("table", "dataset", "model", "arm", *FIGURES)  # of rows of our own
 TABLES = range(1, 22)
 CHANGES = (2, 3)  # tables that print signed changes from an unpruned network
 THEIRS, HERE = "original-paper", "this-implementation"  # the unpruned networks of those tables
@@ -195,11 +196,10 @@ def as_cells(frame: pd.DataFrame) -> pd.DataFrame:
     Rows without a result (n = 0) are left out. In Tables 2 and 3 accuracies of pruned networks
     become signed changes from our own unpruned network (``metric`` top1-drop; std left as it is).
     """
-    needed = ("table", "dataset", "model", "arm", *FIGURES)
-    missing = [name for name in needed if name not in frame.columns]
+    missing = [name for name in NEEDED if name not in frame.columns]
     if missing:
         raise ConfigError(
-            f"Rows beside the paper's need the columns {', '.join(needed)}. Missing: "
+            f"Rows beside the paper's need the columns {', '.join(NEEDED)}. Missing: "
             f"{', '.join(missing)}. Got: {', '.join(map(str, frame.columns))}."
         )
     blank = {"part": "", "method": "", "target": "", "metric": "top1", "reference": ""}

@@ -41,6 +41,10 @@ from regrow.work import Job
 STUDIES = files("regrow.paper") / "studies"
 OWN_KEYS = ("paper", "notes", "absent")
 FILTERS = ("dataset", "model", "part", "reference", "target")
+DRAWINGS = {
+    "figure-1": "the usual steps, training, pruning and fine-tuning",
+    "figure-2": "widths that a person fixes beside widths that a method finds",
+}
 PRINTED_ARMS = {"fine-tune": "fine-tuned"}
 PRUNED = "pruned"  # label of the method whose prunings are shown
 Kind = Literal[
@@ -129,6 +133,12 @@ def entries() -> Mapping[str, Entry]:
 def entry(name: str) -> Entry:
     """Return a table or figure; a ``ConfigError`` names those that are most like an unknown one."""
     known = entries()
+    if name in DRAWINGS:
+        raise ConfigError(
+            f"{name.replace('-', ' ').capitalize()} of the paper is a drawing without data: "
+            f"{DRAWINGS[name]}. There is nothing to run for it. `regrow reproduce list` names the "
+            "tables and figures that can be reproduced."
+        )
     if name not in known:
         raise ConfigError(unknown("table or figure", name, [*known, "all", "list"]))
     return known[name]

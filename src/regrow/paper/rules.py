@@ -22,15 +22,17 @@ OUTCOMES: tuple[Outcome, ...] = ("holds", "partly", "does not hold", UNTESTABLE)
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a claim is judged on: results, and widths, shares kept and curves where there are any.
+    """What a claim is judged on: results, and what else there is.
 
-    ``curves``: what ``read_cells`` finds of Figures 3, 5 and 6.
+    ``widths`` and ``sparsity`` (shares kept) are cells of tables; ``curves`` is what ``read_cells``
+    finds of Figures 3, 5, 6 and 7, ``weights`` of Figure 8.
     """
 
     results: pd.DataFrame
     widths: pd.DataFrame | None = None
     sparsity: pd.DataFrame | None = None
     curves: pd.DataFrame | None = None
+    weights: pd.DataFrame | None = None
     margin: float = MARGIN
 
     def tally(self, contrast: Contrast | CurveContrast, *, sign: int = 1) -> Tally:

@@ -28,6 +28,8 @@ from regrow.paper.rules import (
 FT, SE, SB = "fine-tuned", "scratch-e", "scratch-b"
 FT_40, FT_80, FT_160 = "fine-tune-40", "fine-tune-80", "fine-tune-160"
 TICKET, RANDOM = "winning-ticket", "random-init"
+TICKET_01, TICKET_001 = "winning ticket, rate 0.1", "winning ticket, rate 0.01"  # of Figure 7
+RANDOM_01, RANDOM_001 = "random, rate 0.1", "random, rate 0.01"
 TUNED = ("fine-tuned", "pruned", "prune-c")  # what a method offers: SSS and SFP fine-tune nothing
 STRUCTURED = (1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 17)
 BOTH_SCRATCH = (1, 4, 6, 10, 11, 13, 17)
@@ -116,6 +118,14 @@ def _curves(
 ) -> Ask:
     """Judge curve against curve at equal parameters."""
     contrast = CurveContrast(figure=figure, first=first, second=second, panels=panels)
+    return Ask(contrast=contrast, rules=rules, against=against)
+
+
+def _iterative(first: str, second: str, *, rules: tuple[Rule, ...], against: bool = False) -> Ask:
+    """Judge series against series of Figure 7a, round by round."""
+    contrast = CurveContrast(
+        figure=7, first=first, second=second, panels="(a) iterative", at="shares pruned"
+    )
     return Ask(contrast=contrast, rules=rules, against=against)
 
 
@@ -259,7 +269,8 @@ CLAIMS = (
     Claim(
         number=16,
         text="Fine-tuned sparse networks have almost no weights near zero, retrained ones have.",
-        asks=_needs("the weights (Figure 8): the share below a small threshold"),
+        tests="P",
+        asks=(patterns.few_near_zero,),
     ),
     Claim(
         number=17,
@@ -352,7 +363,14 @@ CLAIMS = (
     Claim(
         number=27,
         text="Iterative pruning behaves as one-shot pruning does.",
-        asks=_needs("the iterative runs of Figure 7a, of which no numbers are printed"),
+        tests="WES",
+        # As the one-shot runs are judged: claims 23, 24 and 26.
+        asks=(
+            _iterative(TICKET_01, RANDOM_01, rules=(AT_LEAST,), against=True),
+            _iterative(TICKET_001, RANDOM_001, rules=(BETTER,)),
+            _iterative(TICKET_001, TICKET_01, rules=(BETTER_EACH,), against=True),
+            _iterative(RANDOM_001, RANDOM_01, rules=(BETTER_EACH,), against=True),
+        ),
     ),
     Claim(
         number=28,
