@@ -17,41 +17,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from regrow.data import Dataset, DataSpec, MemoryImages, load
+from regrow.data import DataSpec, load
 from regrow.errors import DataError
 from regrow.jobs import Treated
 from regrow.mask import Mask, holder
 from regrow.models import ModelSpec, build
 from regrow.ranks import ALONE, Ranks, join, leave
-from regrow.seeds import seeded
 from regrow.train import NO_TREATMENT, Evaluation, Recipe, Training, Treatment, evaluate, fit
+from small import bright
 
 RECIPE = Recipe(epochs=2, batch=16, lr=0.02)
-
-
-def images(num: int, seed: int) -> MemoryImages:
-    """Draw images of which the brightness tells the class, with noise."""
-    draw = seeded(seed, "images")
-    labels = torch.randint(0, 4, (num,), generator=draw)
-    noise = torch.randint(0, 60, (num, 3, 8, 8), generator=draw)
-    pixels = (noise + 60 * labels.view(-1, 1, 1, 1)).clamp(0, 255).to(torch.uint8)
-    return MemoryImages(pixels, labels)
-
-
-def dataset(num: int = 70) -> Dataset:
-    """Make a data set; with 70 images and batches of 16, the last batch of an epoch has 6."""
-    return Dataset(
-        spec=DataSpec("digits"),
-        train=images(num, 1),
-        validation=None,
-        test=images(301, 2),
-        classes=("a", "b", "c", "d"),
-        channels=3,
-        size=8,
-        mean=(0.5, 0.4, 0.3),
-        std=(0.2, 0.25, 0.3),
-        augmentation="pad-crop-flip",
-    )
 
 
 def plain() -> nn.Module:
@@ -94,7 +69,7 @@ class Case:
 
     def run(self, ranks: Ranks = ALONE) -> tuple[Training, Evaluation]:
         """Train to the end, and score."""
-        model, data = self.model(), dataset(self.num)
+        model, data = self.model(), bright(self.num, num_test=301)
         treatment: Treatment = NO_TREATMENT if self.treated is None else self.treated.treatment()
         training = Training(
             model,

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.data import DATASETS, Dataset, DataSpec, load
+from regrow.data import DATASETS, Dataset, DataSpec, MemoryImages, load
 from regrow.models import MODELS, ModelSpec, build
 from regrow.prune import ALLOCATIONS, CRITERIA, METHODS
 from regrow.registry import Registry
+from regrow.seeds import seeded
 from regrow.surgery import Trace, trace
 
 SHAPE = (1, 1, 8, 8)
@@ -47,6 +48,33 @@ def small(label: str, *, seed: int = 0) -> tuple[nn.Module, Trace]:
 def digits() -> Dataset:
     """Load the digits the tests train on."""
     return load(DIGITS)
+
+
+def bright(num: int = 70, *, num_test: int = 53) -> Dataset:
+    """Draw images of four classes, of which the brightness tells the class, with noise.
+
+    With 70 images and batches of 16, the last batch of an epoch has 6.
+    """
+    return Dataset(
+        spec=DataSpec("digits"),  # nobody loads it
+        train=_bright_images(num, seed=1),
+        validation=None,
+        test=_bright_images(num_test, seed=2),
+        classes=("a", "b", "c", "d"),
+        channels=3,
+        size=8,
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.25, 0.3),
+        augmentation="pad-crop-flip",
+    )
+
+
+def _bright_images(num: int, *, seed: int) -> MemoryImages:
+    draw = seeded(seed, "images")
+    labels = torch.randint(0, 4, (num,), generator=draw)
+    noise = torch.randint(0, 60, (num, 3, 8, 8), generator=draw)
+    pixels = (noise + 60 * labels.view(-1, 1, 1, 1)).clamp(0, 255).to(torch.uint8)
+    return MemoryImages(pixels, labels)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

@@ -33,10 +33,10 @@ from regrow.train import Recipe, Training, Treatment, fit
 from regrow.train.engine import CannotRecord
 from regrow.turns import drawing
 from regrow.work import Context, Job, Outcome
-from small import digits
+from small import bright, digits
 from test_jobs import FAKE, RECIPE, VGG
 from test_run import once, results
-from test_training import QUICK, assert_same_bits, dataset, network
+from test_training import QUICK, assert_same_bits, network
 
 
 @pytest.fixture(autouse=True)
@@ -78,12 +78,12 @@ class Bodies:
 def graphed(recipe: Recipe = QUICK, *, num: int = 70, **options: Any) -> Training:
     model = network(dropout=options.pop("dropout", 0.0))
     options.setdefault("recorder", Bodies())
-    return Training(model, dataset(num), recipe, seed=7, **options)
+    return Training(model, bright(num), recipe, seed=7, **options)
 
 
 def eager(recipe: Recipe = QUICK, *, num: int = 70, **options: Any) -> Training:
     model = network(dropout=options.pop("dropout", 0.0))
-    return Training(model, dataset(num), recipe, seed=7, **options)
+    return Training(model, bright(num), recipe, seed=7, **options)
 
 
 def assert_close(one: Training, other: Training) -> None:

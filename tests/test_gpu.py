@@ -22,9 +22,9 @@ from regrow.run.gang import Trial, how_many
 from regrow.seeds import seeded
 from regrow.store import Store
 from regrow.train import Recipe, Training, Treatment, evaluate, fit
-from small import digits
+from small import bright, digits
 from test_jobs import FAKE, RECIPE, VGG
-from test_training import dataset, network
+from test_training import network
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -39,7 +39,7 @@ def _exact() -> Iterator[None]:
 
 def training(recipe: Recipe = QUICK, *, num: int = 70, **options: Any) -> Training:
     model = network(dropout=options.pop("dropout", 0.0))
-    return Training(model, dataset(num), recipe, seed=7, device="cuda", **options)
+    return Training(model, bright(num), recipe, seed=7, device="cuda", **options)
 
 
 def assert_close(one: Training, other: Training) -> None:
@@ -66,7 +66,7 @@ def hold_half() -> Callable[[nn.Module], None]:
 def test_recorded_steps_equal_single_calls_and_the_cpu(num: int, kind: str) -> None:
     recipe = replace(QUICK, augmentation=kind)
     one, other = training(recipe, num=num), training(recipe, num=num, eager=True)
-    on_cpu = Training(network(), dataset(num), recipe, seed=7)
+    on_cpu = Training(network(), bright(num), recipe, seed=7)
     for each in (one, other, on_cpu):
         fit(each)
     assert one.notice is None, one.notice

@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from image_files import image_folder
-from regrow.data import Dataset, DataSpec, MemoryImages, StreamedImages, load, normalise
+from regrow.data import Dataset, DataSpec, StreamedImages, load, normalise
 from regrow.data.decode import num_threads
 from regrow.errors import ConfigError, TrainingError
 from regrow.mask import Mask, holder
 from regrow.seeds import seeded
 from regrow.train import Recipe, Training, Treatment, evaluate, fit
 from regrow.train.engine import BATCHES_AHEAD
+from small import bright
 
 CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg"
 QUICK = Recipe(epochs=3, batch=16, lr=0.05)
@@ -29,30 +30,6 @@ QUICK = Recipe(epochs=3, batch=16, lr=0.05)
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # the promise of equal bits is for one thread
-
-
-def images(num: int, seed: int) -> MemoryImages:
-    """Draw images of which the brightness tells the class, with noise."""
-    draw = seeded(seed, "images")
-    labels = torch.randint(0, 4, (num,), generator=draw)
-    noise = torch.randint(0, 60, (num, 3, 8, 8), generator=draw)
-    pixels = (noise + 60 * labels.view(-1, 1, 1, 1)).clamp(0, 255).to(torch.uint8)
-    return MemoryImages(pixels, labels)
-
-
-def dataset(num: int = 70) -> Dataset:
-    return Dataset(
-        spec=DataSpec("digits"),
-        train=images(num, 1),
-        validation=None,
-        test=images(53, 2),
-        classes=("a", "b", "c", "d"),
-        channels=3,
-        size=8,
-        mean=(0.5, 0.4, 0.3),
-        std=(0.2, 0.25, 0.3),
-        augmentation="pad-crop-flip",
-    )
 
 
 def network(*, dropout: float = 0.0, classes: int = 4) -> nn.Sequential:
@@ -74,7 +51,7 @@ def network(*, dropout: float = 0.0, classes: int = 4) -> nn.Sequential:
 
 def training(recipe: Recipe = QUICK, *, num: int = 70, seed: int = 7, **options: Any) -> Training:
     model = network(dropout=options.pop("dropout", 0.0))
-    return Training(model, dataset(num), recipe, seed=seed, **options)
+    return Training(model, bright(num), recipe, seed=seed, **options)
 
 
 def plain_loop(model: nn.Module, data: Dataset, recipe: Recipe, *, seed: int) -> Any:
@@ -119,7 +96,7 @@ def test_equals_a_plain_loop_after_each_of_twenty_steps(nesterov: bool) -> None:
     recipe = Recipe(epochs=4, batch=16, lr=0.1, nesterov=nesterov, channels_last=False)
     ours = training(recipe)
     num = 0
-    for expected in plain_loop(network(), dataset(), recipe, seed=7):
+    for expected in plain_loop(network(), bright(), recipe, seed=7):
         ours.step()
         num += 1
         for name, parameter in ours.model.named_parameters():
@@ -177,7 +154,7 @@ def test_dropout_differs_from_step_to_step() -> None:
 
     record = Record()
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), record, nn.Linear(192, 4))
-    one = Training(model, dataset(64), QUICK, seed=0)
+    one = Training(model, bright(64), QUICK, seed=0)
     one.step()
     one.step()
     assert not torch.equal(*record.seen)
@@ -258,7 +235,7 @@ def test_history_is_the_mean_loss_over_images() -> None:
 
     def note(module: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> None:
         order = torch.randperm(70, generator=seeded(7, "shuffle", 0))
-        wanted = dataset().train.labels[torch.split(order, 16)[len(losses)]]
+        wanted = bright().train.labels[torch.split(order, 16)[len(losses)]]
         losses.append((F.cross_entropy(logits, wanted).item(), len(logits)))
 
     one = training(replace(QUICK, epochs=1))
@@ -341,7 +318,7 @@ def test_a_single_image_is_refused() -> None:
 
 @pytest.mark.parametrize("batch", [1, 7, 53, 100])
 def test_evaluation_counts_exactly_and_restores_the_modes(batch: int) -> None:
-    data, model = dataset(), network(dropout=0.5)
+    data, model = bright(), network(dropout=0.5)
     model[1].eval()
     modes = [module.training for module in model.modules()]
     result = evaluate(model, data.test, data, batch=batch, channels_last=False)
