@@ -21,6 +21,7 @@ from torch.optim.sgd import sgd
 from regrow.data import Images, MemoryImages, augment, scale_bytes
 from regrow.errors import TrainingError
 from regrow.train.recipe import Precision, Recipe
+from regrow.train.small_maps import as_products
 from regrow.train.treatment import Hook, Treatment
 from regrow.turns import drawing
 
@@ -292,7 +293,12 @@ def forward(model: nn.Module, pixels: Tensor, precision: Precision) -> Tensor:
     """Return the logits as fp32, whatever they were computed in."""
     # Autocast rather than bf16 copies of the weights beside fp32 masters: casting once a step gains
     # 1 % (ResNet-56, VGG-16) to 8 % (DenseNet-40), and callbacks would see weights of two kinds.
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    on_cpu = pixels.device.type == "cpu"
+    products = precision == "bf16" and on_cpu and torch.is_grad_enabled()
+    with (
+        torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bf16"),
+        as_products(model) if products else nullcontext(),
+    ):
         logits = model(pixels)
     if not isinstance(logits, Tensor):
         raise TrainingError(
