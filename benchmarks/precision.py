@@ -2,11 +2,13 @@
 
     uv run python benchmarks/precision.py --data hf:../shared/data/cifar10-jpeg --seeds 30
 
-Trains a ResNet-20 of half the width on CIFAR-10 in fp32 and in bf16 from the same seeds (the same
-first weights, order and augmentation), in the store given, so that it can be stopped and goes on.
-In bf16 its norms and ReLUs run as one operation (`regrow/models/fused.py`). Prints the
-paired difference, its 95 % interval, and whether it is equivalent to zero within the margin (two
-one-sided tests). The margin is one standard deviation of a single training over seeds.
+Trains a ResNet-20 of half the width (or `--net vgg-16 --width 0.25`) on CIFAR-10 in fp32 and in
+bf16 from the same seeds (the same first weights, order and augmentation), in the store given, so
+that it can be stopped and goes on. In bf16 the norms and ReLUs of ResNets run as one operation
+(`regrow/models/fused.py`), convolutions of VGG-16 over small maps as products
+(`regrow/train/small_maps.py`). Prints the paired difference, its 95 % interval, and whether it is
+equivalent to zero within the margin (two one-sided tests). The margin is one standard deviation of
+a single training over seeds.
 """
 
 import argparse
@@ -19,12 +21,12 @@ from regrow.store import Store
 from regrow.study import Study
 
 
-def study(data: str, seeds: int, precision: str) -> Study:
+def study(data: str, net: str, width: float, seeds: int, precision: str) -> Study:
     return Study.from_json(
         {
             "name": f"precision-{precision}",
             "data": {"name": data, "subset": 5000, "test_subset": 5000},
-            "models": {"name": "resnet-20", "width": 0.5},
+            "models": {"name": net, "width": width},
             "arms": ["unpruned"],
             "seeds": seeds,
             "recipe": {"name": "cifar", "epochs": 8, "lr": 0.05, "precision": precision},
@@ -35,11 +37,14 @@ def study(data: str, seeds: int, precision: str) -> Study:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--net", default="resnet-20")
+    parser.add_argument("--width", type=float, default=0.5)
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--store", type=Path, default=Path("regrow-store"))
     arguments = parser.parse_args()
     store = Store.open(arguments.store)
-    studies = {p: study(arguments.data, arguments.seeds, p) for p in ("fp32", "bf16")}
+    asked_for = arguments.data, arguments.net, arguments.width, arguments.seeds
+    studies = {p: study(*asked_for, p) for p in ("fp32", "bf16")}
     with display() as show:
         run([job for asked in studies.values() for job in asked.jobs()], store, on_event=show)
     accuracy = {
