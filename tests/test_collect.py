@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from commands import STUDY
+from regrow.data import load
 from regrow.errors import StoreError
 from regrow.jobs import Prune, Train
 from regrow.report.collect import below, collect
+from regrow.report.validity import Ending
 from regrow.store import Store
 from regrow.study import Study
 from regrow.work import Job, all_jobs
@@ -53,6 +55,22 @@ def test_cost_of_a_run_counts_each_stage_it_stands_on_once(study: Study, store: 
     assert stages_of["scratch-e"] == (2e6, 200)
     assert {run.accuracy for run in runs} == {50.0}
     assert {run.emptied for run in runs if run.arm != "unpruned"} == {2}
+
+
+def test_runs_know_their_test_set_and_the_network_that_was_pruned(
+    study: Study, store: Store
+) -> None:
+    for job in all_jobs(study.jobs()).values():
+        history = [{"lr": 0.1, "loss": 2.0}, {"lr": 0.1, "loss": 1.5}]
+        finish(store, job, **({} if isinstance(job, Prune) else {"history": history}))
+    runs, _ = collect(study, store)
+    labels = load(study.experiments[0].data).test.labels.tolist()
+    share = 100 * max(map(labels.count, labels)) / len(labels)
+    ending = Ending(loss=1.5, fall=0.5)
+    for run in runs:
+        assert (run.num_test, run.chance, run.ending) == (len(labels), share, ending)
+        parent = (None, None) if run.unpruned else (50.0, ending)
+        assert (run.parent_accuracy, run.parent_ending) == parent
 
 
 def test_failure_of_a_stage_fails_what_stands_on_it_and_is_listed_once(

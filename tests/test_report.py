@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from regrow.arms import BudgetKind, Start
 from regrow.errors import ConfigError
 from regrow.report import Extra, Failure, Measure, Report, write
 from regrow.report.rows import ROW_COLUMNS, Run, fairness, summarise, to_csv
@@ -19,7 +20,7 @@ HOW: dict[str, Any] = {
     "machine": "2 cores",
     "date": "2025-01-01",
 }
-ARMS = {
+ARMS: dict[str, tuple[Start, BudgetKind]] = {
     "pruned": ("inherited", "none"),
     "fine-tune": ("inherited", "share"),
     "scratch-e": ("random", "equal-epochs"),

@@ -43,11 +43,19 @@ class Material:
     classes: int
     num_train: int
     num_test: int
+    num_most_frequent: int | None = None  # test images of the most frequent class, where counted
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one example."""
         return (1, self.channels, self.size, self.size)
+
+    @property
+    def chance(self) -> float | None:
+        """What always naming the most frequent class of the test set scores, in percent."""
+        if self.num_most_frequent is None:
+            return None
+        return 100 * self.num_most_frequent / self.num_test
 
 
 @dataclass(frozen=True, kw_only=True)

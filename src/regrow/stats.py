@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import bdtrc, ndtri, stdtr, stdtrit
 
 from regrow.errors import ConfigError
 
@@ -211,6 +211,15 @@ def sign_test(differences: Sequence[float]) -> Signs:
     n = up + down
     tail = sum(math.comb(n, k) for k in range(min(up, down) + 1)) / 2**n
     return Signs(up=up, down=down, ties=len(differences) - n, p=min(1.0, 2 * tail))
+
+
+def at_least(successes: int, *, of: int, chance: float) -> float:
+    """Return the probability of so many successes or more in independent trials (exact binomial).
+
+    >>> at_least(3, of=3, chance=0.5)
+    0.125
+    """
+    return 1.0 if successes <= 0 else float(bdtrc(successes - 1, of, chance))
 
 
 def pooled(comparisons: Sequence[Comparison], *, confidence: float = 0.95) -> Pooled | None:

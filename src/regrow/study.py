@@ -251,6 +251,7 @@ def material(spec: DataSpec) -> Material:
         classes=len(dataset.classes),
         num_train=len(dataset.train),
         num_test=len(dataset.test),
+        num_most_frequent=int(torch.bincount(dataset.test.labels).max()),
     )
 
 

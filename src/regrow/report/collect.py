@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from regrow.jobs import Prune, Train
+from regrow.jobs import Prune, Retrain, Train
 from regrow.report.render import Failure
 from regrow.report.rows import Run
+from regrow.report.validity import Ending
 from regrow.report.words import ACCURACY, Measure
 from regrow.store import Store
 from regrow.study import Cell, Study
@@ -17,6 +18,14 @@ def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
     reader = Reader(store)
     cells = study.cells()
     return [reader.run(cell) for cell in cells], reader.failures(cells)
+
+
+def _test_set(job: Job) -> dict[str, Any]:
+    """Return how large a classifier's test set is, and what chance scores on it."""
+    if not isinstance(job, Train | Retrain):
+        return {}
+    data = job.data if isinstance(job, Train) else job.prune.data
+    return {"num_test": data.num_test, "chance": data.chance}
 
 
 def below(job: Job) -> tuple[Job, ...]:
@@ -70,8 +79,11 @@ class Reader:
             "unit": use.method.unit if use else "",
             "start": arm.start,
             "budget": arm.budget.kind,
+            "amount": arm.budget.amount,
+            "schedule": arm.schedule,
             "cap": arm.budget.cap,
             "base_epochs": 0 if published else experiment.recipe.epochs,
+            **_test_set(job),
         }
         if job.key not in self._snapshot.done:
             failed = any(self.failure(j) is not None for j in (job, *below(job)))
@@ -91,7 +103,20 @@ class Reader:
             training_flops=sum(cost["training_flops"] for cost in costs),
             emptied=self._emptied(job),
             capped=record.get("capped", False),
+            ending=Ending.of(record.get("history", [])),
+            **self._parent(job),
         )
+
+    def _parent(self, job: Job) -> dict[str, Any]:
+        """Return what is known of the trained network that was pruned at first, if one was."""
+        parent = job.prune.parent if isinstance(job, Retrain) else None
+        while isinstance(parent, Retrain):  # the network of the round before
+            parent = parent.prune.parent
+        if parent is None:
+            return {}
+        record = self.record(parent)
+        ending = Ending.of(record.get("history", [])) if parent.treated is None else None
+        return {"parent_accuracy": 100.0 * record[ACCURACY.key], "parent_ending": ending}
 
     def _emptied(self, job: Job) -> int:
         """Count layers that only the guard kept alive, but not those of networks it follows."""

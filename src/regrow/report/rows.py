@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from regrow.arms import ArmSchedule, BudgetKind, Start
+from regrow.report.validity import Ending, Evidence
 from regrow.stats import mean_and_std
 
 Status = Literal["done", "failed", "missing"]
@@ -31,11 +33,16 @@ class Run:
     the cell whose arms are compared with each other; left empty it follows from the other fields.
     ``method`` is empty for a network that no method touches.
 
-    How fair the row is follows from ``start`` ("random", "inherited", "initial", "rewound"),
-    ``budget`` ("epochs", "equal-epochs", "equal-flops", "none"), ``base_epochs`` (of the parent; 0
-    for published weights, which were trained elsewhere, at a cost that is not known),
-    ``cap`` (the budget's limit in multiples of ``base_epochs``), ``capped`` (it was reached) and
-    ``parent_counted`` (the budget pays for the parent's training); or ``stamp`` says it in words.
+    ``start``, ``budget`` (its kind), ``amount``, ``cap`` and ``schedule`` are the arm's value (see
+    ``regrow.arms``): what is asked of it, how it is drawn and how fair its row is follow from them,
+    never from its name. Fairness needs ``base_epochs`` too (of the parent; 0 for published weights,
+    which were trained elsewhere, at a cost that is not known), ``capped`` (the budget's ``cap``, in
+    multiples of these, was reached) and ``parent_counted`` (the budget pays for the parent's
+    training); or ``stamp`` says it in words.
+
+    What allows no conclusion (``regrow.report.validity``) follows from ``num_test`` and ``chance``
+    (in percent) of the test set, from how the training ended, and from the network that was pruned:
+    ``parent_accuracy``, and ``parent_ending`` unless a method treated it while it trained.
     """
 
     data: str
@@ -56,13 +63,20 @@ class Run:
     training_flops: float | None = None
     samples: int | None = None
     emptied: int | None = None
-    start: str = ""
-    budget: str = ""
+    start: Start | Literal[""] = ""
+    budget: BudgetKind | Literal[""] = ""
+    amount: float | None = None
+    schedule: ArmSchedule = "full"
     cap: float | None = None
     capped: bool = False
     parent_counted: bool = False
     stamp: str = ""
     group: str = ""
+    num_test: int | None = None
+    chance: float | None = None
+    ending: Ending | None = None
+    parent_accuracy: float | None = None
+    parent_ending: Ending | None = None
 
     def __post_init__(self) -> None:
         if self.status == "done":
@@ -76,6 +90,11 @@ class Run:
     def done(self) -> bool:
         """Whether there is a result to count."""
         return self.status == "done"
+
+    @property
+    def unpruned(self) -> bool:
+        """Whether the network is whole: no method cut it."""
+        return self.sparsity is None and self.target is None
 
     @property
     def panel(self) -> tuple[str, str]:
@@ -165,9 +184,13 @@ RUN_COLUMNS = {
     "emptied": COUNT,
     "start": TEXT,
     "budget": TEXT,
+    "amount": SHARE,
+    "schedule": TEXT,
     "cap": SHARE,
     "capped": FLAG,
     "parent_counted": FLAG,
+    "num_test": COUNT,
+    "chance": POINTS,
     "group": TEXT,
 }
 
@@ -187,6 +210,17 @@ def summarise(runs: Iterable[Run]) -> pd.DataFrame:
     table = Table(runs)
     rows = [_row(rows, table) for arms in table.cells() for rows in arms.values()]
     return to_frame(rows, ROW_COLUMNS)
+
+
+def evidence(runs: Sequence[Run]) -> Evidence | None:
+    """Return what the runs of one arm show, for the rules of validity; None before any is done."""
+    done = [run for run in runs if run.done]
+    return Evidence.of(
+        [run.accuracy for run in done if run.accuracy is not None],
+        num_test=_smallest(run.num_test for run in done),
+        chance=_largest(run.chance for run in done),
+        endings=[run.ending for run in done],
+    )
 
 
 def fairness(runs: Sequence[Run]) -> str:
@@ -282,6 +316,14 @@ def to_frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -
             values = ["" if value is None else value for value in values]
         series[name] = pd.Series(values, dtype=kind)
     return pd.DataFrame(series)
+
+
+def _smallest(values: Iterable[int | None]) -> int | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _share(sparsity: float | None) -> str:
