@@ -24,7 +24,7 @@ from regrow.arms import (
 )
 from regrow.cost import measure
 from regrow.data import DataSpec, MemoryImages
-from regrow.jobs import Material, Prune, Retrain, Train, Treated, model_cost
+from regrow.jobs import Material, Prune, Retrain, Train, Treated, _draw_sparse_, model_cost
 from regrow.mask import Mask
 from regrow.models import ModelSpec, build
 from regrow.prune import METHODS
@@ -49,6 +49,11 @@ PRUNE = Prune(
 MAGNITUDE = replace(PRUNE, method=METHODS.get("magnitude"), sparsity=0.8)
 TUNE = Retrain(prune=PRUNE, arm=FINE_TUNE, recipe=RECIPE, seed=1, parent=TRAIN)
 SCRATCH = Retrain(prune=PRUNE, arm=SCRATCH_B, recipe=RECIPE, seed=1)
+STRUCTURE = replace(TRAIN, treated=Treated(method="sparse-structure", strength=0.01))
+PATHS = replace(TRAIN, treated=Treated(method="sparse-structure-groups"))
+SELECTED = replace(TRAIN, model=ModelSpec("resnet-50-2x", FROM_DIGITS))
+NOT_SELECTED = replace(TRAIN, model=ModelSpec("resnet-50-50", FROM_DIGITS))
+SPARSE_SCRATCH = replace(SCRATCH, prune=MAGNITUDE)
 
 # Identity ---------------------------------------------------------------------------------------
 
@@ -61,6 +66,12 @@ PINNED: dict[str, tuple[AnyJob, str]] = {
     "magnitude": (MAGNITUDE, "533b843ac8d38e53"),
     "tune": (TUNE, "fd18e46eaa3723ad"),
     "scratch": (SCRATCH, "e55ddb7ef36a27a5"),
+    "structure": (STRUCTURE, "e7383fe1a6e81318"),
+    "path structure": (PATHS, "3d55b8c13e1cb5f1"),
+    "sparse scratch": (SPARSE_SCRATCH, "479b5935de7e14ca"),
+    "sparse ticket": (replace(SPARSE_SCRATCH, arm=WINNING_TICKET), "bc2cfd4021dc0b50"),
+    "selected": (SELECTED, "71a146a0204ce215"),
+    "not selected": (NOT_SELECTED, "0649db8e17d31743"),
 }
 
 
@@ -403,6 +414,26 @@ def test_scratch_under_a_mask_draws_by_the_density_of_each_layer(
         drawn = start[name][kept]
         spread = 4 / math.sqrt(2 * len(drawn))
         assert _std(drawn) == pytest.approx(math.sqrt(2 / n), rel=spread)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.2, 1.0])
+def test_a_sparse_draw_has_no_least_fan(kept: float) -> None:
+    """N(0, 2 / n) however small n is: of a convolution 1x1 it is below 1 at most sparsities."""
+    model = nn.Sequential(nn.Conv2d(256, 256, 1, bias=False), nn.Flatten(), nn.Linear(256, 10))
+    generator = torch.Generator().manual_seed(0)
+    stays = {
+        name: torch.rand(weight.shape, generator=generator) < kept
+        for name, weight in model.named_parameters()
+        if name.endswith("weight")
+    }
+    head = model.get_parameter("2.weight").detach().clone()
+    _draw_sparse_(model, Mask(unit="weight", kept=stays), seed=1)
+    n = int(stays["0.weight"].sum()) / 256
+    drawn = model.get_parameter("0.weight").detach()
+    assert torch.isfinite(drawn).all()
+    if n > 0:
+        assert _std(drawn) == pytest.approx(math.sqrt(2 / n), rel=0.02)  # of 65,536 draws
+    assert torch.equal(model.get_parameter("2.weight"), head)  # a rule of convolutions
 
 
 def test_a_method_at_initialisation_prunes_the_network_as_first_drawn(

@@ -17,7 +17,12 @@ from regrow.errors import ConfigError, DataError
 from regrow.mask import Mask
 from regrow.models import MODELS, ModelSpec, build, initialise_, pretrained
 from regrow.models.imagenet_preresnet import First
-from regrow.models.imagenet_resnet import RESNET_50_2X, Bottleneck, torchvision_name
+from regrow.models.imagenet_resnet import (
+    RESNET_50_2X,
+    SELECTED_2X,
+    Bottleneck,
+    torchvision_name,
+)
 from regrow.models.imagenet_vgg import numbers
 from regrow.models.layers import Select
 from regrow.prune import METHODS, select
@@ -413,6 +418,37 @@ def test_selection_is_fixed_by_its_own_seed_alone() -> None:
     assert all(index == sorted(set(index)) for index in first)
     assert chosen(seed=4) == first
     assert chosen(selection_seed=1) != first
+
+
+def test_selections_are_the_published_ones_at_the_published_width() -> None:
+    """Block by block: how many, the first and the last of the official code's 16 vectors."""
+
+    def chosen(**arguments: Any) -> list[list[int]]:
+        with torch.device("meta"):
+            model = make("resnet-50-2x", **arguments)
+        return [select.index.tolist() for select in of_type(model, Select)]
+
+    published = chosen()
+    assert published == SELECTED_2X
+    assert [len(index) for index in published] == [block[0] for block in RESNET_50_2X]
+    assert published[0][:12] == [0, 4, 9, 10, 11, 12, 13, 14, 15, 18, 19, 20]
+    last = [63, 253, 250, 255, 511, 511, 510, 511, 1021, 1021, 1023, 1023, 1019, 1021, 2047, 2047]
+    assert [index[-1] for index in published] == last
+    # Who asks for a draw gets one.
+    assert chosen(selection_seed=0) != published
+
+
+@pytest.mark.parametrize(
+    ("selections", "wrong"),
+    [
+        ([*SELECTED_2X[:-1], SELECTED_2X[-1][:-1]], "as many as its 'widths' say"),
+        ([SELECTED_2X[0][::-1], *SELECTED_2X[1:]], "of which one does not rise"),
+        ([[*SELECTED_2X[0][:-1], 64], *SELECTED_2X[1:]], "select channel 64 of the 64"),
+    ],
+)
+def test_selections_that_do_not_fit_are_refused(selections: list[list[int]], wrong: str) -> None:
+    with pytest.raises(ConfigError, match=wrong), torch.device("meta"):
+        make("resnet-50-2x", selections=selections)
 
 
 def test_first_convolution_reads_selected_channels_only_and_the_shortcut_all() -> None:

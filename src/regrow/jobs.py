@@ -21,7 +21,7 @@ from regrow.cost import Cost, measure
 from regrow.data import Dataset, DataSpec
 from regrow.data.normalisation import IMAGENET
 from regrow.errors import ConfigError
-from regrow.mask import Mask, apply_, holder, over_weights
+from regrow.mask import HELD, Mask, apply_, holder, over_weights
 from regrow.models import ModelSpec, build, initialise_
 from regrow.probe import Probe
 from regrow.prune import METHODS, REPAIRS, Method, select
@@ -69,8 +69,13 @@ class Treated:
 
     def to_json(self) -> dict[str, Any]:
         """Return what was asked for."""
+        revision = METHODS.get(self.method).treatment_revision
         return without_none(
-            method=self.method, strength=self.strength, sparsity=self.sparsity, code=self.code
+            method=self.method,
+            strength=self.strength,
+            sparsity=self.sparsity,
+            revision=revision if revision > 1 else None,
+            code=self.code,
         )
 
     def treatment(self) -> Treatment:
@@ -141,7 +146,7 @@ class Train(Keyed):
             recipe = {"epochs": 0} | {k: v for k, v in recipe.items() if k in SCORED_BY}
         return without_none(
             data=self.data.content,
-            model=self.model.to_json(),
+            model=self.model.identity(),
             recipe=recipe,
             seed=self.seed,
             code=self.code,
@@ -230,7 +235,7 @@ class Prune(Keyed):
         method = self.method
         return without_none(
             data=self.data.content,  # a criterion may look at images
-            model=self.model.to_json(),
+            model=self.model.identity(),
             criterion=method.criterion,
             allocation=method.allocation if self.shares is None else None,
             unit=method.unit,
@@ -320,12 +325,18 @@ class Retrain(Keyed):
     @cached_property
     def spec(self) -> dict[str, Any]:
         """All that was asked for."""
-        return {
-            "data": self.prune.data.content,
-            "arm": self.arm.to_json(),
-            "recipe": self.recipe.to_json(),
-            "seed": self.seed,
-        }
+        return without_none(
+            data=self.prune.data.content,
+            arm=self.arm.to_json(),
+            recipe=self.recipe.to_json(),
+            seed=self.seed,
+            draw=SPARSE_DRAW if self.draws_sparse else None,
+        )
+
+    @property
+    def draws_sparse(self) -> bool:
+        """Whether it starts from convolutions drawn by the density of their masks."""
+        return self.arm.start == "random" and self.prune.method.unit in HELD
 
     @cached_property
     def flops(self) -> float:
@@ -396,7 +407,7 @@ class Retrain(Keyed):
             model = cut.cut(model)
         if start == "random":
             initialise_(model, seed=self.seed)
-            if mask.held:
+            if self.draws_sparse:
                 _draw_sparse_(model, mask, seed=self.seed)
         if mask.held:
             apply_(model, mask)
@@ -448,18 +459,25 @@ def model_cost(model: ModelSpec, shape: tuple[int, ...]) -> Cost:
     return measure(build(model.untrained()), torch.zeros(shape))
 
 
+SPARSE_DRAW = 2  # how many rules there have been for it; the first had an n of at least 1
+
+
 def _draw_sparse_(model: nn.Module, mask: Mask, *, seed: int) -> None:
     """Draw masked convolutions N(0, 2 / n), n = weights kept / input channels, in place.
 
     The fan-out rule scaled by each layer's density, as the paper's section 4.3 does for scratch
-    training under an unstructured mask. Of filters that are held at zero the others count.
+    training under an unstructured mask. Of filters that are held at zero the others count. Where
+    nothing is kept there is no n, and the draw, which the mask holds at zero, does not matter.
+    Masked linear layers stay as the network's own rule drew them.
     """
     generator = torch.Generator().manual_seed(derive(seed, "sparse-init"))
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, kept in over_weights(mask, model).kept.items():
             weight = parameters[name]
-            fan = max(int(kept.sum()) / weight.shape[1], 1.0)
+            if weight.dim() == 2:
+                continue
+            fan = int(kept.sum()) / weight.shape[1] or 1.0
             weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2.0 / fan))
 
 

@@ -74,6 +74,7 @@ class Method:
             first drawn, and the choice needs no training.
         treatment: makes what the method does during the parent's training, from its strength and
             from the sparsity that is asked for.
+        treatment_revision: how many meanings the treatment has had; part of keys from 2 on.
         strength: the default strength for a model family (the key "" is for any other).
         each_sparsity: whether the treatment depends on the sparsity, so that each needs a parent.
         rounds: how often it prunes what it left, each time trained anew from the start.
@@ -90,6 +91,7 @@ class Method:
     scope: tuple[Scope, ...] = ("conv",)
     trained: bool = True
     treatment: Treat | None = None
+    treatment_revision: int = 1
     strength: Mapping[str, float] = field(default_factory=dict)
     each_sparsity: bool = False
     rounds: int = 1
@@ -164,6 +166,7 @@ def register_method(
     scope: Sequence[Scope] = ("conv",),
     trained: bool = True,
     treatment: Treat | None = None,
+    treatment_revision: int = 1,
     penalty: Callable[[nn.Module, float], None] | None = None,
     strength: Mapping[str, float] | None = None,
     each_sparsity: bool = False,
@@ -188,6 +191,7 @@ def register_method(
         scope=tuple(scope),
         trained=trained,
         treatment=treatment if penalty is None else _penalising(penalty),
+        treatment_revision=treatment_revision,
         strength=strength or {},
         each_sparsity=each_sparsity,
         rounds=rounds,

@@ -120,7 +120,7 @@ class TrainDetector(Keyed):
             detector=self.detector.to_json(),
             recipe=self.recipe.to_json(),
             seed=self.seed,
-            model=self.model and self.model.to_json(),
+            model=self.model and self.model.identity(),
         )
 
     @cached_property

@@ -66,11 +66,13 @@ class DetectionTraining(Stepping):
         self._augmentation = kind
         self._epoch: tuple[int, _Epoch] | None = None
         self._learning = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        decays: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self._learning.items():
+            decays.setdefault(recipe.decay_of(name), []).append(parameter)
         self._optimiser = torch.optim.SGD(
-            self._learning.values(),
+            [{"params": group, "weight_decay": decay} for decay, group in decays.items()],
             lr=recipe.lr,
             momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov,
             fused=True,
         )

@@ -1,7 +1,17 @@
 """Data-Driven Sparse Structure Selection (Huang and Wang, ECCV 2018, arXiv:1707.01213).
 
 Each residual branch is multiplied by a factor that is learnt with the weights, by accelerated
-proximal gradient under an L1 penalty. Factors of zero go (``target: zeros``), or a share of all.
+proximal gradient under an L1 penalty. After each update a factor below zero becomes zero, as in the
+published optimiser; the paper does not mention it. Factors of zero go (``target: zeros``), or a
+share of all.
+
+The method iterates between two points: the proximal point, where the soft threshold ends, and the
+one looked ahead to, where the next gradient is taken. The latter is what the published code keeps,
+projects, saves and tests, so it is what is folded into the weights here: the network that is pruned
+is the one whose loss was computed last.
+
+The published trainings decay no shift of a norm and no bias, with the factors or without: see the
+recipe ``imagenet-sss``. Factors have neither decay nor momentum of the weights' kind.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -59,9 +69,6 @@ def attach_(model: nn.Module) -> None:
 
 def fold_(model: nn.Module) -> None:
     """Multiply the factors into the weights and take them away, in place."""
-    with torch.no_grad():
-        for factor in factors(model):
-            factor.value.sub_(MOMENTUM * factor.velocity)  # back from where the next step looks
     for end in [m for m in model.modules() if parametrize.is_parametrized(m)]:
         for name in list(end.parametrizations):  # type: ignore[arg-type]
             if isinstance(end.parametrizations[name][0], Factor):  # type: ignore[index]
@@ -78,7 +85,7 @@ def accelerated_proximal_step_(model: nn.Module, lr: float | Tensor, *, strength
     """Update the factors (section 3.3), in place, where ``value`` is the point looked ahead to.
 
     z = value - lr * gradient, s = soft threshold of z at lr * strength,
-    velocity = s - value + momentum * velocity, value = s + momentum * velocity.
+    velocity = s - value + momentum * velocity, value = max(0, s + momentum * velocity).
     """
     with torch.no_grad():
         for factor in factors(model):
@@ -86,7 +93,7 @@ def accelerated_proximal_step_(model: nn.Module, lr: float | Tensor, *, strength
             z = factor.value - lr * factor.gradient
             s = z.sign() * (z.abs() - lr * strength).clamp(min=0)
             factor.velocity.mul_(MOMENTUM).add_(s - factor.value)
-            factor.value.copy_(s + MOMENTUM * factor.velocity)
+            factor.value.copy_((s + MOMENTUM * factor.velocity).clamp(min=0))
 
 
 def selecting(strength: float, _sparsity: float) -> Treatment:
@@ -139,6 +146,7 @@ register_method(
     unit="block",
     scope=("block",),
     treatment=selecting,
+    treatment_revision=2,  # with the projection, and folded where the optimiser stands
     strength={"": 0.01},
     # How many go of each stage, and whether the first does, are published; of the others, the last.
     targets={

@@ -46,6 +46,7 @@ register_method(
     allocation="zeros",
     scope=("grouped",),
     treatment=selecting_groups,
+    treatment_revision=2,  # as that of sparse_structure
     strength={"": 0.01},
     targets={"zeros": Target()},
     reference=REFERENCE,

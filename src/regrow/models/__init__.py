@@ -32,20 +32,29 @@ PUBLISHED_CLASSES = 1000  # of ImageNet, which the published ``weights`` tell ap
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:
-    """A registered network: its factory, and the arguments that make it this one of its family."""
+    """A registered network: its factory, and the arguments that make it this one of its family.
+
+    ``revision`` counts what the name has meant so far; it is part of keys from 2 on.
+    """
 
     name: str
     factory: Factory
     family: str
     reference: str
     defaults: Mapping[str, Any]
+    revision: int = 1
 
 
 MODELS: Registry[ModelEntry] = Registry("model", "regrow.models")
 
 
-def register_model(name: str, *, family: str, **defaults: Any) -> Callable[[F], F]:
+def register_model(
+    name: str, *, family: str, revision: int = 1, **defaults: Any
+) -> Callable[[F], F]:
     """Register a factory under a name; ``defaults`` are what this name adds to the factory's own.
+
+    Raise the ``revision`` when a name comes to mean another network: results of the old one are
+    then not taken for its.
 
     One factory may carry several names. Its docstring's "Reference:" paragraph is shown to users.
     A whole file that adds a model::
@@ -70,6 +79,7 @@ def register_model(name: str, *, family: str, **defaults: Any) -> Callable[[F], 
             family=family,
             reference=_reference(factory),
             defaults=defaults,
+            revision=revision,
         )
         MODELS.add(name, entry, origin=factory)
         return factory
@@ -129,6 +139,11 @@ class ModelSpec:
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON values."""
         return {"name": self.name, "arguments": self.arguments}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a key digests: the spec, and how often its name came to mean another."""
+        revision = MODELS.get(self.name).revision
+        return self.to_json() | ({"revision": revision} if revision > 1 else {})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ModelSpec":

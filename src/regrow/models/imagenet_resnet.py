@@ -1,7 +1,9 @@
 """ResNet for large images as torchvision lays it out, its thinner targets, and ResNeXt."""
 
+import json
 import re
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Literal
 
 import torch
@@ -40,6 +42,10 @@ RESNET_50_2X = [
     *([423, 212, 155], [412, 211, 148], [595, 256, 213]),
     *([606, 512, 433], [1222, 512, 437], [1147, 512, 440]),
 ]
+# Which channels those are, block by block: the 16 vectors of the official code.
+SELECTED_2X: list[list[int]] = json.loads(
+    (files("regrow.models") / "published" / "resnet-50-2x.json").read_text(encoding="utf-8")
+)
 
 
 def _by_stage(
@@ -81,7 +87,13 @@ def _by_stage(
     shortcut_bias=True,
 )
 @register_model(
-    "resnet-50-2x", family="imagenet-resnet", depth=50, widths=RESNET_50_2X, shortcut_bias=True
+    "resnet-50-2x",
+    family="imagenet-resnet",
+    revision=2,  # with the published selections, which were drawn before
+    depth=50,
+    widths=RESNET_50_2X,
+    selections=SELECTED_2X,
+    shortcut_bias=True,
 )
 @register_model("imagenet-resnext-50", family="imagenet-resnet", depth=50, groups=32, group_width=4)
 def imagenet_resnet(
@@ -92,7 +104,8 @@ def imagenet_resnet(
     input_size: int = 224,
     width: float = 1.0,
     widths: Widths | None = None,
-    selection_seed: int = 0,
+    selections: Sequence[Sequence[int]] | None = None,
+    selection_seed: int | None = None,
     groups: int = 1,
     group_width: int = 64,
     shortcut_bias: bool = False,
@@ -102,16 +115,18 @@ def imagenet_resnet(
 
     ``widths`` narrows the blocks inside, one list for each block in turn: [first convolution] in
     the basic blocks of depths 18 and 34; [first, second] in bottlenecks, or [selected, first,
-    second], where so many of the block's input channels are passed to the first convolution. They
-    are a random choice by ``selection_seed``, fixed for good; the shortcut reads all. What the
-    blocks put out stays whole.
+    second], where so many of the block's input channels are passed to the first convolution; the
+    shortcut reads all. What the blocks put out stays whole. ``selections`` say which channels are
+    passed on, one list for each block. Without them, at another ``width`` than 1, or where a
+    ``selection_seed`` is given, they are a random choice by that seed (or 0), fixed for good.
 
     - imagenet-resnet-34 is the parent of the paper's Table 1 (L1-norm pruning) and of soft filter
       pruning; resnet-34-a and resnet-34-b are its targets, which ``l1-filter`` cuts as well.
     - imagenet-resnet-50 is Table 6's (unstructured) and soft filter pruning's. With
       ``shortcut_bias=True`` it is the reference of Tables 2 and 3 in the official code.
     - resnet-50-30, -50 and -70 are ThiNet's targets (Table 2); the number is the share kept.
-    - resnet-50-2x is the target of regression-based reconstruction (Table 3).
+    - resnet-50-2x is the target of regression-based reconstruction (Table 3), with the published
+      selections.
     - imagenet-resnext-50 (32x4d: ``groups`` of ``group_width`` channels per 64 planes) is for
       sparse structure selection of groups; no table of the paper has it.
 
@@ -128,7 +143,9 @@ def imagenet_resnet(
     _check(widths, groups, num_blocks=sum(num_blocks), basic=basic)
     # Each group of a grouped convolution has the same number of channels, and at least one.
     rest = iter([[groups * scaled(w // groups, width) for w in block] for block in widths])
-    selection = seeded(selection_seed, "input-selection")
+    published = width == 1.0 and selection_seed is None
+    chosen = iter(_fitting(selections, widths) if selections and published else ())
+    drawn = seeded(selection_seed or 0, "input-selection")
     channels = scaled(STEM, width)
     parts: list[tuple[str, nn.Module]] = [
         ("conv", conv(in_channels, channels, kernel=7, stride=2)),
@@ -147,7 +164,7 @@ def imagenet_resnet(
                 ends = [channels, *inner, num_out]
                 blocks.append(Basic(ends, stride=stride, shortcut=shortcut))
             else:
-                select = _select(channels, inner[:-2], selection)
+                select = _select(channels, inner[:-2], next(chosen, None), generator=drawn)
                 ends = [*(inner[:-2] or [channels]), *inner[-2:], num_out]
                 blocks.append(
                     Bottleneck(ends, stride=stride, groups=groups, select=select, shortcut=shortcut)
@@ -269,17 +286,40 @@ def _shortcut(num_in: int, num_out: int, *, stride: int, bias: bool) -> nn.Modul
     return named([("conv", projection), ("norm", nn.BatchNorm2d(num_out))])
 
 
-def _select(num_in: int, chosen: Sequence[int], generator: torch.Generator) -> nn.Module:
-    """Draw which channels are selected; without a number, all are."""
-    if not chosen:
+def _select(
+    num_in: int, num: Sequence[int], chosen: Sequence[int] | None, *, generator: torch.Generator
+) -> nn.Module:
+    """Select the channels chosen, or draw so many; without a number, all are passed on."""
+    if not num:
         return nn.Identity()
-    if chosen[0] > num_in:
+    if num[0] > num_in:
         raise ConfigError(
-            f"The 'widths' of this ResNet select {chosen[0]} channels of the {num_in} that come "
+            f"The 'widths' of this ResNet select {num[0]} channels of the {num_in} that come "
             "into a block. Select as many or fewer."
         )
-    order = torch.randperm(num_in, generator=generator, device="cpu")
-    return Select(order[: chosen[0]].sort().values)
+    if chosen is None:
+        order = torch.randperm(num_in, generator=generator, device="cpu")
+        return Select(order[: num[0]].sort().values)
+    if max(chosen) >= num_in:
+        raise ConfigError(
+            f"The 'selections' of this ResNet select channel {max(chosen)} of the {num_in} that "
+            f"come into a block. Select from 0 to {num_in - 1}."
+        )
+    return Select(torch.tensor(chosen, device="cpu"))
+
+
+def _fitting(selections: Sequence[Sequence[int]], widths: Widths) -> Sequence[Sequence[int]]:
+    """Return selections that are as the widths say, a rising list of channels for each block."""
+    wanted = [block[0] if len(block) == 3 else 0 for block in widths]
+    rising = all(list(s) == sorted(set(s)) and (not s or s[0] >= 0) for s in selections)
+    if [len(selected) for selected in selections] != wanted or not rising:
+        raise ConfigError(
+            "The 'selections' of this ResNet must be a rising list of channels for each block, as "
+            f"many as its 'widths' say: {wanted}. Got lists of {[len(s) for s in selections]}"
+            f"{'' if rising else ', of which one does not rise'}. Mend them, or give a "
+            "'selection_seed' to draw them."
+        )
+    return selections
 
 
 def _check(widths: Widths, groups: int, *, num_blocks: int, basic: bool) -> None:

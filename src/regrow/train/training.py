@@ -104,6 +104,7 @@ class Training(Stepping):
             augmentation=recipe.augmentation or dataset.augmentation,
             normalisation=scaling(dataset.mean, dataset.std, self.device),
             parameters=list(learning.values()),
+            decays=[recipe.decay_of(name) for name in learning],
             # Zero from the start, so that any state can be restored.
             momentum=[torch.zeros_like(p) for p in learning.values()] if recipe.momentum else [],
             treatment=treatment,
