@@ -137,6 +137,37 @@ def test_every_table_and_figure_is_there() -> None:
         assert one.table is not None or one.about
 
 
+NOT_NESTEROV = {1, 2, 3, 4, 6, 7, 8, 9, *range(12, 22)}  # protocols, section 13: but for SFP, SSS
+SAID = {
+    "Plain momentum as in the official code": {
+        *(f"table-{number}" for number in NOT_NESTEROV),
+        *(f"figure-{number}" for number in range(3, 9)),
+    },
+    "The last epoch is reported": set(READY),
+    "pass no gradient at the two transitions": {f"table-{n}" for n in (1, 8, 14, 16, 17)},
+    "would empty keeps the channel": {
+        *("table-4", "table-7", "table-13", "table-18", "table-21"),
+        *("figure-3", "figure-5", "figure-6", "figure-8"),
+    },
+    "ratio of the non-zero weights, as the paper intends": {"table-6", "table-15"},
+    "by fan-in, and random starts under a mask by fan-out": {
+        *("table-6", "table-9", "table-15"),
+        *("figure-3", "figure-4", "figure-6", "figure-7", "figure-8"),
+    },
+}
+
+
+def test_a_remark_stands_in_every_table_that_it_holds_for(
+    paper_data: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for study in (study_module.Study, detection_study.DetectionStudy):
+        monkeypatch.setattr(study, "cells", lambda self: [])  # remarks need none
+    notes = {name: plan_of(name).notes for name in READY}
+    for text, expected in SAID.items():
+        assert {name for name in READY if text in " ".join(notes[name])} == expected, text
+        assert all(" ".join(notes[name]).count(text) == 1 for name in expected)
+
+
 def test_every_study_file_belongs_to_a_table() -> None:
     used = {name for one in entries().values() for name in one.studies}
     there = {Path(str(file)).stem for file in reproduce.STUDIES.iterdir()} - {"index"}

@@ -32,6 +32,7 @@ from regrow.errors import ConfigError, DataError, unknown
 from regrow.experiment import Cut, Experiment
 from regrow.jobs import Retrain
 from regrow.paper import scales
+from regrow.paper.notes import notes_of
 from regrow.paper.printed import CHANGES, RESULT, cells, records
 from regrow.paper.request import IMAGENET, LABELS, Request, images_for, methods_on, pictures_for
 from regrow.paper.scales import Scale
@@ -201,7 +202,6 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
     if is_detection(value):
         return _detection_part(name, value, request)
     top = value["paper"]
-    notes = _notes(value)
     papers = [{**top, **part.get("paper", {})} for part in value["experiments"]]
     for paper in papers:
         paper["arms"] = {**PRINTED_ARMS, **paper.get("arms", {})}
@@ -218,9 +218,9 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
         own = {**_without(part, OWN_KEYS), "data": data}
         own["models"] = [{"label": paper["model"], **model} for model in part["models"]]
         if "methods" in part:
-            methods, notes_of = methods_on(part["methods"], request, least_size=least)
+            methods, note = methods_on(part["methods"], request, least_size=least)
             own["methods"] = methods
-            replaced |= dict.fromkeys(notes_of)
+            replaced |= dict.fromkeys(note)
         experiments.append(own)
     if request.seeds is not None:
         plain["seeds"] = request.seeds
@@ -235,7 +235,8 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
     asked = tuple(one for one in found if _matches(one, request.only))
     if asked and top.get("table") in CHANGES:  # what they are changes from belongs to them
         asked = tuple(o for o in found if o in asked or (o.cell.arm == UNPRUNED and _is_whole(o)))
-    return Part(name=name, study=study, cells=asked, notes=tuple(notes)), [*replaced]
+    notes = tuple(notes_of(value, study.experiments))
+    return Part(name=name, study=study, cells=asked, notes=notes), [*replaced]
 
 
 def _detection_part(
@@ -258,16 +259,13 @@ def _detection_part(
     found = [_printable(cell, [(study.experiment, paper)]) for cell in study.cells()]
     _check_once(found)
     asked = tuple(one for one in found if _matches(one, request.only))
-    return Part(name=name, study=study, cells=asked, notes=tuple(_notes(value))), replaced
+    notes = tuple(notes_of(value, study.experiments))
+    return Part(name=name, study=study, cells=asked, notes=notes), replaced
 
 
 def _only(models: list[dict[str, Any]]) -> dict[str, Any]:
     (model,) = models
     return model
-
-
-def _notes(value: Mapping[str, Any]) -> list[str]:
-    return [*value.get("notes", []), *(_why_absent(one) for one in value.get("absent", []))]
 
 
 def _printable(cell: Cell, pairs: Sequence[tuple[Experiment, Mapping[str, Any]]]) -> Printable:
@@ -356,11 +354,6 @@ def _check_once(found: Sequence[Printable]) -> None:
 def key(labels: Mapping[str, Any]) -> tuple[str, ...]:
     """Name a printed cell of a table of accuracies."""
     return tuple(str(labels[name]) for name in RESULT)
-
-
-def _why_absent(one: Mapping[str, Any]) -> str:
-    labels = " / ".join(str(value) for name, value in one.items() if name != "why")
-    return f"Not run, {labels}: {one['why']}."
 
 
 # Files --------------------------------------------------------------------------------------------
