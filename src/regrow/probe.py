@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regrow.convolutions import safe_convolutions
 from regrow.data import Dataset, normalise
 from regrow.errors import ConfigError
 from regrow.reconstruct import Keep, contributions, observe
@@ -137,7 +138,9 @@ class Probe:
         num_images = sum(len(labels) for _, labels in batches)
         with evaluating(self._model), torch.enable_grad():
             for x, labels in batches:
-                loss = F.cross_entropy(self._model(x), labels, reduction="sum") / num_images
+                with safe_convolutions():
+                    logits = self._model(x)
+                loss = F.cross_entropy(logits, labels, reduction="sum") / num_images
                 parts = torch.autograd.grad(loss, tuple(learnt.values()), allow_unused=True)
                 for name, part in zip(learnt, parts, strict=True):
                     if part is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.convolutions import safe_convolutions
 from regrow.detection.model import Detection
 from regrow.detection.pictures import Pictures
 from regrow.errors import ConfigError, unknown
@@ -185,5 +186,5 @@ def forward(
 ) -> Any:
     """Show bytes [3, H, W] to a detector; return its losses in training, its findings in a test."""
     kind = images[0].device.type
-    with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"), safe_convolutions():
         return model([image.float() / 255 for image in images], targets)

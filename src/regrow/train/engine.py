@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
+from regrow.convolutions import safe_convolutions
 from regrow.data import Images, MemoryImages, augment, scale_bytes
 from regrow.errors import TrainingError
 from regrow.train.recipe import Precision, Recipe
@@ -301,6 +302,7 @@ def forward(model: nn.Module, pixels: Tensor, precision: Precision) -> Tensor:
     with (
         torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bf16"),
         as_products(model) if products else nullcontext(),
+        safe_convolutions(),
     ):
         logits = model(pixels)
     if not isinstance(logits, Tensor):
