@@ -19,6 +19,7 @@ from regrow.paper.contrasts import MARGIN
 from regrow.paper.printed import as_cells, results, sparsity, widths
 from regrow.paper.rules import OUTCOMES, Evidence, Outcome, Part, combine
 from regrow.paper.statements import CLAIMS, Claim
+from regrow.report.words import listed
 
 WIDTH = 100
 HOW = (
@@ -27,8 +28,9 @@ HOW = (
     "one-sided tests within the margin. Means over rows are random-effects means with 95% "
     "intervals. Curves are compared at equal parameters, read between their points in a straight "
     "line; the series of Figure 7 at equal shares pruned. 'Holds' means shown, 'does not hold' "
-    "contradicted, 'partly' neither. Rows of one parent network are not independent, so p-values "
-    "over rows are too small."
+    "contradicted, 'partly' neither. A claim about every row is contradicted by one that is "
+    "significantly against it (Holm) or, of single runs, by the margin. Rows of one parent network "
+    "are not independent, so p-values over rows are too small."
 )
 
 
@@ -50,6 +52,11 @@ class Finding:
     def n(self) -> tuple[int, ...]:
         """Seeds behind the cells compared."""
         return tuple(sorted({n for part in self.parts for n in part.n}))
+
+    @property
+    def against(self) -> list[str]:
+        """The rows that each refute the claim, with their differences."""
+        return list(dict.fromkeys(row for part in self.parts for row in part.against))
 
     @property
     def numbers(self) -> dict[str, Mapping[str, Any]]:
@@ -101,27 +108,34 @@ def evaluate_claims(
 
 def _printed(claim: Claim, evidence: Evidence, wide: Evidence) -> Finding:
     finding = _judge(claim, evidence)
+    notes = []
+    if finding.against:
+        notes.append(f"The printed table contradicts the text: {listed(finding.against)}.")
     other = _judge(claim, wide).outcome
-    if other == finding.outcome:
-        return finding
-    note = f"Were the printed stds divided by n, not n - 1, the outcome would be: {other}."
-    return replace(finding, notes=(note,))
+    if other != finding.outcome:
+        notes.append(
+            f"Were the printed stds divided by n, not n - 1, the outcome would be: {other}."
+        )
+    return replace(finding, notes=tuple(notes))
 
 
 def _own(claim: Claim, ours: Evidence, printed: Evidence) -> Finding:
     finding, whole = _judge(claim, ours), _judge(claim, printed)
-    notes = tuple(
+    notes = [
         f"{part.name}: {part.rows} of the paper's {other.rows} rows have been run."
         for part, other in zip(finding.parts, whole.parts, strict=True)
         if 0 < part.rows < other.rows
-    )
-    return replace(finding, notes=notes)
+    ]
+    if finding.against:
+        notes.append(f"Our rows contradict the claim: {listed(finding.against)}.")
+    return replace(finding, notes=tuple(notes))
 
 
 def _judge(claim: Claim, evidence: Evidence) -> Finding:
     parts = tuple(ask(evidence) for ask in claim.asks)
     outcomes = [outcome for part in parts for _, outcome in part.judged]
-    return Finding(claim=claim, outcome=combine(outcomes), parts=parts)
+    outcome = combine(outcomes, refuted=any(part.against for part in parts))
+    return Finding(claim=claim, outcome=outcome, parts=parts)
 
 
 def _widened(frame: pd.DataFrame) -> pd.DataFrame:
@@ -197,6 +211,7 @@ def to_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
                 | {"judged": [list(pair) for pair in p.judged], "numbers": p.numbers}
                 for p in finding.parts
             ],
+            "against": finding.against,
             "notes": list(finding.notes),
         }
         for finding in findings

@@ -80,6 +80,11 @@ class Pair:
         parts = (self.row["dataset"], self.row["model"], self.row["target"])
         return " ".join(part for part in parts if part)
 
+    @property
+    def named(self) -> str:
+        """The row with its difference, for people."""
+        return f"{self.where} {signed(self.comparison.difference)}"
+
     def significant(self, *, corrected: bool) -> bool:
         """Whether the difference is significant, before or after Holm."""
         p = self.p if corrected else self.comparison.p

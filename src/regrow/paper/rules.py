@@ -1,8 +1,8 @@
 """How the parts of a claim are judged.
 
 An outcome is strict. ``holds``: the test that the claim needs shows it. ``does not hold``: the rows
-speak against it. ``partly``: neither, and the numbers say why. "Not significant" never counts as
-equal.
+speak against it; of a claim about every row, one plain counterexample does. ``partly``: neither,
+and the numbers say why. "Not significant" never counts as equal.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from regrow.paper.contrasts import MARGIN, Contrast, Tally, pairs
+from regrow.paper.contrasts import MARGIN, Contrast, Pair, Tally, pairs
 from regrow.paper.curves import CurveContrast, curve_pairs
 from regrow.stats import ROUNDING
 
@@ -55,22 +55,41 @@ class Rule:
     """What a part of a claim asks of a tally, in words and as a judgement.
 
     The words name directions in braces: {up}, {down}, {above} and {worse} turn round when a
-    contrast is judged by its negative, and {minus} is then a sign.
+    contrast is judged by its negative, and {minus} is then a sign. ``each`` says that the rule is
+    about every row, and how many points a row has to exceed.
     """
 
     asks: str
     judge: Callable[[Tally], Outcome]
+    each: float | None = None
 
     def words(self, *, against: bool) -> str:
         """Say what is asked, in the direction in which the contrast is shown."""
         return self.asks.format_map(TURNED if against else STRAIGHT)
+
+    def counterexamples(self, tally: Tally) -> list[Pair]:
+        """Return the rows that each refute a rule about every row.
+
+        They are significantly down (after Holm), or where nothing can be tested, the margin or more
+        short of what is asked.
+        """
+        if self.each is None:
+            return []
+        short = self.each - tally.margin
+        return [
+            pair
+            for pair, difference in tally.directed()
+            if (pair.significant(corrected=True) and difference < 0)
+            or (pair.comparison.p is None and difference < short + ROUNDING)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One part of a claim in figures and words, and how it was ``judged``: (asked, outcome) pairs.
 
-    What is only told is not judged. ``rows`` counts the rows it stands on, ``n`` their seeds.
+    What is only told is not judged. ``rows`` counts the rows it stands on, ``n`` their seeds;
+    ``against`` names those that refute it each by itself.
     """
 
     name: str
@@ -78,6 +97,7 @@ class Part:
     judged: tuple[tuple[str, Outcome], ...] = ()
     rows: int = 0
     n: tuple[int, ...] = ()
+    against: tuple[str, ...] = ()
     numbers: dict[str, Any] = field(default_factory=dict)
 
 
@@ -94,10 +114,16 @@ class Ask:
         tally = evidence.tally(self.contrast, sign=-1 if self.against else 1)
         if not tally.pairs:
             return untestable(self.contrast.name, why=self.contrast.absent, told=not self.rules)
+        refuting = {rule: rule.counterexamples(tally) for rule in self.rules}
+        against = {pair.named: None for pairs in refuting.values() for pair in pairs}
         return Part(
             name=self.contrast.name,
             text=tally.sentence(),
-            judged=tuple((r.words(against=self.against), r.judge(tally)) for r in self.rules),
+            judged=tuple(
+                (rule.words(against=self.against), "does not hold" if pairs else rule.judge(tally))
+                for rule, pairs in refuting.items()
+            ),
+            against=tuple(against),
             rows=tally.num,
             n=tuple(sorted({pair.comparison.n for pair in tally.pairs})),
             numbers=tally.numbers(),
@@ -109,14 +135,18 @@ def untestable(name: str, *, why: str = "not run", told: bool = False) -> Part:
     return Part(name=name, text=why, judged=() if told else (("", UNTESTABLE),))
 
 
-def combine(outcomes: Sequence[Outcome]) -> Outcome:
+def combine(outcomes: Sequence[Outcome], *, refuted: bool = False) -> Outcome:
     """Join the outcomes of a claim's parts: all hold, none holds, or partly.
+
+    A part that is ``refuted`` by a counterexample refutes the claim.
 
     A part that cannot be tested keeps the claim from holding as a whole.
 
     >>> combine(["holds", "holds"]), combine(["holds", "not testable here"])
     ('holds', 'partly')
     """
+    if refuted:
+        return "does not hold"
     tested = {outcome for outcome in outcomes if outcome != UNTESTABLE}
     if not tested:
         return UNTESTABLE
@@ -183,6 +213,7 @@ def _within_spread(tally: Tally) -> Outcome:
 AT_LEAST_EACH = Rule(
     asks="each row shown to be no {worse} by the margin, none significantly {worse} (Holm)",
     judge=_at_least_each,
+    each=0.0,
 )
 AT_LEAST = Rule(
     asks="mean shown to be no {worse} by the margin, no row significantly {worse} (Holm)",
@@ -192,7 +223,9 @@ ON_PAR = Rule(asks="mean shown to lie within the margin, no row apart (Holm)", j
 BETTER = Rule(
     asks="mean {above} 0, most rows {up}, none significantly {down} (Holm)", judge=_better
 )
-BETTER_EACH = Rule(asks="every row {up} and, where tested, significant (Holm)", judge=_better_each)
+BETTER_EACH = Rule(
+    asks="every row {up} and, where tested, significant (Holm)", judge=_better_each, each=0.0
+)
 SOMETIMES = Rule(asks="at least one row significantly {up} (Holm)", judge=_sometimes)
 WITHIN_SPREAD = Rule(
     asks="most differences at most the larger of both stds (partly: their sum)",
@@ -217,7 +250,7 @@ def every(points: float = 0.0) -> Rule:
         above = tally.above(points)
         return _graded(above == tally.num, fails=2 * above <= tally.num)
 
-    return Rule(asks=f"every row {{above}} {_bound(points)}", judge=judge)
+    return Rule(asks=f"every row {{above}} {_bound(points)}", judge=judge, each=points)
 
 
 def most(share: float = 0.5, *, points: float = 0.0) -> Rule:
