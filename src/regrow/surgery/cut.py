@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from regrow.errors import TraceError
 from regrow.mask import Mask
@@ -49,14 +50,42 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
         TraceError: the mask names groups that the trace lacks, has another width, would empty a
             layer, or the smaller network does not run because its code fixes a number of channels.
     """
-    small = deepcopy(model)
+    small = duplicate(model)
     if mask.unit == "block":
         for block in dropped(small, mask).values():
             assert isinstance(block, nn.Module)
             _replace(small, block, block.without_branch())
-        _try(small, trace)
-        return small
-    check(mask, trace)
+    else:
+        check(mask, trace)
+        cut_(small, mask, trace)
+    wrong = what_breaks(small, trace)
+    if wrong:
+        raise TraceError(
+            f"The smaller network {wrong}. Its code probably fixes a number of channels, or a "
+            "layer that runs in training only reads what was cut. Read the number from the tensor "
+            "there, or keep the layer whole: trace(..., keep=['<layer>'])."
+        )
+    return small
+
+
+def duplicate(model: nn.Module, *, sharing: bool = False) -> nn.Module:
+    """Copy a network; of tensors that are results (a masked weight of the last step), the numbers.
+
+    Args:
+        model: any network.
+        sharing: whether the copy has the same parameters rather than copies of them.
+    """
+    memo: dict[int, Any] = {id(p): p for p in model.parameters()} if sharing else {}
+    for module in model.modules():
+        for value in (*vars(module).values(), *module._buffers.values()):
+            for tensor in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(tensor, Tensor) and not tensor.is_leaf:
+                    memo[id(tensor)] = tensor.detach().clone()
+    return deepcopy(model, memo)
+
+
+def cut_(small: nn.Module, mask: Mask, trace: Trace, *, for_trial: bool = False) -> None:
+    """Cut a mask's units out of a network, in place; for a trial, into parts of its tensors."""
     kept = kept_positions(mask, trace)
     for name, widths in trace.movers.items():
         sides = [
@@ -70,10 +99,8 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
         if tensor.endswith(WIDTH):
             norm = small.get_submodule(tensor.removesuffix(WIDTH))
             _set_width_(norm, dim, len(kept[tensor, dim]))
-    _narrow_tensors_(small, kept)
+    _narrow_tensors_(small, kept, copied=not for_trial)
     _insert_selects_(small, trace, mask)
-    _try(small, trace)
-    return small
 
 
 def check(mask: Mask, trace: Trace) -> None:
@@ -102,16 +129,26 @@ def kept_positions(mask: Mask, trace: Trace) -> dict[tuple[str, int], Tensor]:
     """Return the positions that stay, for each dimension of each tensor that the cut touches."""
     stays: dict[tuple[str, int], Tensor] = {}
     for name, kept in mask.kept.items():
+        known: dict[int, Tensor] = {}  # many slots share their units: a norm's four, its reader
         for slot in trace.groups[name].slots:
-            here = ~is_cut(slot.units, kept)
+            units = id(slot.units)
+            if units not in known:
+                known[units] = ~is_cut(slot.units, kept)
             key = (slot.tensor, slot.dim)
-            stays[key] = stays[key] & here if key in stays else here
-            if not bool(stays[key].any()):
-                raise TraceError(
-                    f"The mask would empty {slot.tensor!r}, which holds some of the units of "
-                    f"{name!r} only, or of other groups as well. Keep another unit of {name!r}."
-                )
+            stays[key] = stays[key] & known[units] if key in stays else known[units]
+    for key, here in stays.items():
+        if not bool(here.any()):
+            raise TraceError(_emptied(key, mask, trace))
     return {key: here.nonzero().flatten() for key, here in stays.items()}
+
+
+def _emptied(key: tuple[str, int], mask: Mask, trace: Trace) -> str:
+    """Word the error for a tensor of which no position stays."""
+    name = next(n for n in mask.kept for s in trace.groups[n].slots if (s.tensor, s.dim) == key)
+    return (
+        f"The mask would empty {key[0]!r}, which holds some of the units of {name!r} only, or of "
+        f"other groups as well. Keep another unit of {name!r}."
+    )
 
 
 def _insert_selects_(small: nn.Module, trace: Trace, mask: Mask) -> None:
@@ -147,7 +184,9 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, child, new)
 
 
-def _narrow_tensors_(small: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -> None:
+def _narrow_tensors_(
+    small: nn.Module, kept: Mapping[tuple[str, int], Tensor], *, copied: bool
+) -> None:
     dims: dict[str, list[int]] = {}
     for tensor, dim in kept:
         if ":" not in tensor:
@@ -158,7 +197,9 @@ def _narrow_tensors_(small: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -
         old = tensors[name]
         new = old.detach()
         for dim in cut:
-            new = new.index_select(dim, kept[name, dim].to(new.device))
+            new = _choose(new, dim, kept[name, dim])
+        if copied:
+            new = new.clone(memory_format=torch.contiguous_format)
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         narrow[id(old)] = new
@@ -170,6 +211,13 @@ def _narrow_tensors_(small: nn.Module, kept: Mapping[tuple[str, int], Tensor]) -
             setattr(module, attribute, narrowed)
         if found:
             _sync_(module)
+
+
+def _choose(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
+    """Take positions along a dimension; the first ones without a copy."""
+    if torch.equal(positions, torch.arange(len(positions))):
+        return tensor.narrow(dim, 0, len(positions))
+    return tensor.index_select(dim, positions.to(tensor.device))
 
 
 def _sync_(module: nn.Module) -> None:
@@ -202,16 +250,19 @@ def _set_width_(norm: nn.Module, dim: int, width: int) -> None:
         setattr(norm, "num_features", width)  # noqa: B010
 
 
-def _try(small: nn.Module, trace: Trace) -> None:
+def what_breaks(small: nn.Module, trace: Trace) -> str | None:
+    """Say what a smaller network does wrong on the trace's example; None if it runs."""
+    how = ""
     try:
         with torch.no_grad(), evaluating(small):
-            small(trace.example)
+            output = small(trace.example)
             if trace.idle:
-                # Layers that run in training only may still read what was cut.
+                how = " in training"  # where layers may read what was cut that run there only
                 deepcopy(small).train()(torch.cat([trace.example] * 2))
     except Exception as error:
-        raise TraceError(
-            f"The smaller network does not run: {error}. Its code probably fixes a number of "
-            "channels, or a layer that runs in training only reads what was cut. Read the number "
-            "from the tensor there, or keep the layer whole: trace(..., keep=['<layer>'])."
-        ) from error
+        return f"does not run{how}: {error}"
+    shapes = tuple(tuple(x.shape) for x in tree_leaves(output) if isinstance(x, Tensor))
+    if trace.outputs is not None and shapes != trace.outputs:
+        was, now = (", ".join(map(str, every)) for every in (trace.outputs, shapes))
+        return f"returns another shape, {now} in place of {was}"
+    return None

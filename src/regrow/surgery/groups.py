@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regrow.errors import TraceError
 
@@ -84,7 +84,11 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """A network's groups by name in the order of computation, and what is kept whole, with why."""
+    """A network's groups by name in the order of computation, and what is kept whole, with why.
+
+    ``whole`` is by layer, and by parameter where a module with layers inside has some of its own.
+    Every parameter of the network lies in a slot of a group or belongs to one of these layers.
+    """
 
     groups: Mapping[str, Group]
     whole: Mapping[str, str]
@@ -92,6 +96,10 @@ class Trace:
     movers: Mapping[str, tuple[int, int]]  # modules that move channels -> how many enter and leave
     measured: frozenset[str]  # norms whose statistics run over channels that may be cut
     idle: tuple[str, ...]  # parameters that took no part: those of layers that only train
+    # Parameters that data meets after arithmetic on them only: their entries are no weights.
+    computed: frozenset[str]
+    # Shapes of what the network returns for the example; None if they hang on the data itself.
+    outputs: tuple[tuple[int, ...], ...] | None
     example: Tensor
 
     def group(self, name: str) -> Group:
@@ -101,3 +109,17 @@ class Trace:
                 f"No group {name!r} in this network. Groups: {', '.join(self.groups)}."
             )
         return self.groups[name]
+
+    def unaccounted(self, model: nn.Module) -> tuple[str, ...]:
+        """Name the parameters of the network that are in no group and not in ``whole``: none."""
+        held = {slot.tensor for group in self.groups.values() for slot in group.slots}
+        return tuple(
+            name
+            for name, _ in model.named_parameters()
+            if name not in held and not any(belongs(name, layer) for layer in self.whole)
+        )
+
+
+def belongs(tensor: str, layer: str) -> bool:
+    """Tell whether a tensor is a layer's own, or of a layer inside, by their names."""
+    return tensor == layer or tensor.startswith(f"{layer}.")

@@ -37,6 +37,7 @@ class Painter:
     norms: dict[str, Tensor] = field(default_factory=dict)  # norms -> the colours they pass
     linear: dict[str, bool] = field(default_factory=dict)  # producers -> whether they are linear
     fixed: dict[str, str] = field(default_factory=dict)  # parameters that keep their shape -> why
+    computed: dict[str, str] = field(default_factory=dict)  # those of them behind arithmetic -> why
     grouped: set[str] = field(default_factory=set)  # grouped convolutions
     measured: set[str] = field(default_factory=set)  # norms with statistics over channels
     _seen: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -51,6 +52,8 @@ class Painter:
         for node in self.tape.nodes:
             if not any(index in self.paints for index in node.refs()):
                 self.move_parameter(node)
+            elif node.module in self.tape.compiled:
+                self.unknown(node, COMPILED)
             elif "out" in node.kwargs:
                 self.unknown(node)
             else:
@@ -113,11 +116,14 @@ class Painter:
 
     def tensor_name(self, ref: Ref) -> str | None:
         """Return the name of a parameter or buffer, or None."""
-        return self.tape.names.get(ref.index)
+        return self.parameter(ref) or self.tape.names.get(ref.index)
 
     def parameter(self, ref: Ref) -> str | None:
-        """Return the name of an untouched parameter, or None."""
-        return self.tape.names.get(ref.index) if ref.index in self.tape.parameters else None
+        """Return the name of a parameter that is used as it is (or cast), or None."""
+        viewed = self.parameter_view(ref)
+        if viewed is None or viewed[1] != tuple(range(len(viewed[1]))):
+            return None
+        return viewed[0]
 
     def parameter_view(self, ref: Ref) -> tuple[str, tuple[int, ...]] | None:
         """Return (name, order of dimensions) of a permuted parameter, or None."""
@@ -212,12 +218,12 @@ class Painter:
         return True
 
     def move_parameter(self, node: Node) -> None:
-        """Follow a parameter through a transposition; other arithmetic on constants is constant."""
+        """Follow a parameter through casts and transpositions; other arithmetic is constant."""
         first = node.args[0] if node.args else None
         viewed = self.parameter_view(first) if isinstance(first, Ref) else None
         operation = node.name.removeprefix("aten::")
         if viewed is None or operation not in (*_TRANSPOSITIONS, *_VECTOR_MOVES):
-            self._fix_parameters(node)
+            self._compute(node)
             return
         assert isinstance(first, Ref)
         if operation in _VECTOR_MOVES:
@@ -226,7 +232,7 @@ class Painter:
             ):
                 RULES[node.name](self, node)
             else:
-                self._fix_parameters(node)
+                self._compute(node)
             return
         name, order = viewed
         rank = len(order)
@@ -242,24 +248,30 @@ class Painter:
         assert output is not None
         self._moved[output] = (name, tuple(swapped))
 
-    def _fix_parameters(self, node: Node) -> None:
-        """Keep the shapes of parameters whose numbers flow into constants."""
-        for index in node.refs():
-            viewed = self.parameter_view(Ref(index))
-            if viewed is not None:
-                self.fixed[viewed[0]] = f"its weights also go through '{node.name}'"
+    def _compute(self, node: Node) -> None:
+        """Note parameters that go through arithmetic of their own before data meets them."""
+        why = f"its weights go through '{node.name}' before they are used"
+        self.computed |= dict.fromkeys(self._fix_parameters(node, why), why)
+
+    def _fix_parameters(self, node: Node, why: str) -> list[str]:
+        """Keep the shapes of the parameters that an operation takes, and name them."""
+        viewed = [self.parameter_view(Ref(index)) for index in node.refs()]
+        names = [view[0] for view in viewed if view is not None]
+        for name in names:
+            self.fixed.setdefault(name, why)
+        return names
 
     def keep_whole(self, source: Paint, node: Node, reason: str) -> None:
         """Freeze the channels of a value."""
-        where = f" in {node.module!r}" if node.module else ""
-        self.colours.freeze(source.ids, f"{reason}{where}")
+        self.colours.freeze(source.ids, f"{reason}{_where(node)}")
 
-    def unknown(self, node: Node) -> None:
+    def unknown(self, node: Node, why: str = "") -> None:
         """Keep everything whole that enters an operation whose channels cannot be followed."""
-        self._fix_parameters(node)
+        why = why or f"'{node.name}' cannot be followed"
+        self._fix_parameters(node, f"{why}{_where(node)}")
         for index in node.refs():
             if index in self.paints:
-                self.keep_whole(self.paints[index], node, f"'{node.name}' cannot be followed")
+                self.keep_whole(self.paints[index], node, why)
         for output in node.outputs:
             if output is not None:
                 shape = self.shape(output)
@@ -275,5 +287,12 @@ class Painter:
 
 
 # A parameter keeps its name through these: a weight in any order, a vector in any place.
-_TRANSPOSITIONS = ("detach", "alias", "t", "transpose", "permute")
+_TRANSPOSITIONS = ("detach", "alias", "clone", "_to_copy", "t", "transpose", "permute")
 _VECTOR_MOVES = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "expand")
+
+
+COMPILED = "it is compiled by torch.jit, whose code cannot be cut: trace the network it is made of"
+
+
+def _where(node: Node) -> str:
+    return f" in {node.module!r}" if node.module else ""

@@ -209,6 +209,11 @@ def _softmax(painter: Painter, node: Node) -> None:
     painter.put(node, replace(source, clean=False))
 
 
+def _no_parameter(painter: Painter, weight: Ref) -> str:
+    constant = "the weights that it meets are computed or constant, not parameters themselves"
+    return "" if painter.is_painted(weight) else constant
+
+
 @rule("aten::convolution")
 def _convolution(painter: Painter, node: Node) -> None:
     data, weight, bias = node.args[:3]
@@ -218,7 +223,7 @@ def _convolution(painter: Painter, node: Node) -> None:
     source = painter.of(data)
     channels = source.along(1)
     if name is None or channels is None or (bias is not None and bias_name is None):
-        painter.unknown(node)
+        painter.unknown(node, _no_parameter(painter, weight) if name is None else "")
         return
     shape = painter.shape(node.outputs[0])
     out_dim, in_dim = (1, 0) if transposed else (0, 1)
@@ -247,7 +252,7 @@ def _linear(painter: Painter, node: Node) -> None:
     bias_name = painter.parameter(bias) if bias is not None else None
     features = painter.of(data).along(-1) if painter.is_painted(data) else None
     if viewed is None or features is None or (bias is not None and bias_name is None):
-        painter.unknown(node)
+        painter.unknown(node, _no_parameter(painter, weight) if viewed is None else "")
         return
     name, (in_dim, out_dim) = viewed
     shape = painter.shape(node.outputs[0])

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -70,6 +71,7 @@ class Tape:
     movers: list[tuple[str, int, int]] = field(default_factory=list)  # module, value in, value out
     # Modules that were told a number of channels -> the attribute that holds it.
     normalisers: dict[str, str] = field(default_factory=dict)
+    compiled: frozenset[str] = frozenset()  # modules whose code is torch.jit's and not Python's
     _storages: dict[int, list[int]] = field(default_factory=dict)
 
     def aliases(self, index: int) -> list[int]:
@@ -78,6 +80,28 @@ class Tape:
             for i, value in enumerate(self.values):
                 self._storages.setdefault(value.untyped_storage().data_ptr(), []).append(i)
         return self._storages[self.values[index].untyped_storage().data_ptr()]
+
+    def output_shapes(self) -> tuple[tuple[int, ...], ...] | None:
+        """Return the shapes of what the network returned; None if its data decides some of them."""
+        if any(self._chooses_by_data(node) for node in self.nodes):
+            return None
+        return tuple(tuple(self.values[index].shape) for index in self.outputs)
+
+    def _chooses_by_data(self, node: Node) -> bool:
+        if node.name in ("aten::index", "aten::index_put", "aten::index_put_"):
+            return any(self.values[i].dtype in (torch.bool, torch.uint8) for i in node.refs()[1:])
+        return node.name in _CHOSEN_BY_DATA
+
+
+_CHOSEN_BY_DATA = (
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::_unique2",
+    "aten::unique_dim",
+    "aten::unique_consecutive",
+    "aten::repeat_interleave",
+    "torchvision::nms",
+)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -143,7 +167,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def record(model: nn.Module, example: Tensor) -> Tape:
     """Run a model once in evaluation mode and return its tape; the model is left as it was."""
-    tape = Tape()
+    _refuse_lazy(model)
+    modules = model.named_modules()
+    tape = Tape(compiled=frozenset(n for n, m in modules if isinstance(m, torch.jit.ScriptModule)))
     recorder = _Recorder(tape)
     for name, parameter in model.named_parameters():
         index = recorder.enter(parameter)
@@ -157,7 +183,13 @@ def record(model: nn.Module, example: Tensor) -> Tape:
             n: attribute for n, m in model.named_modules() if hasattr(m, attribute)
         }
     try:
-        with evaluating(model), torch.no_grad(), _owners(model, recorder), recorder:
+        with (
+            evaluating(model),
+            _restored(model),
+            torch.no_grad(),
+            _owners(model, recorder),
+            recorder,
+        ):
             output = model(example)
     except Exception as error:
         where = f" in {recorder.stack[-1]!r}" if recorder.stack[-1] else ""
@@ -174,6 +206,35 @@ def record(model: nn.Module, example: Tensor) -> Tape:
                 "found. Let it return a tensor, or a tuple, list or dict of tensors."
             )
     return tape
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    """Raise a ``TraceError`` if layers have no weights yet."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    lazy = dict.fromkeys(n.rpartition(".")[0] for n, t in tensors if is_lazy(t))
+    if lazy:
+        raise TraceError(
+            f"The lazy {'layers' if len(lazy) > 1 else 'layer'} {', '.join(map(repr, lazy))} of "
+            "this network have no weights before a first run. Run it once on an example, "
+            "net(example), and trace it then."
+        )
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Give each buffer back what it held: observers of a quantisation write in evaluation too."""
+    buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
+    held = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]
+    plain = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    places = [(module._buffers, dict(module._buffers)) for module in plain]
+    try:
+        yield
+    finally:
+        for buffer, version, copy in held:
+            if buffer._version != version:
+                buffer.copy_(copy)
+        for place, before in places:
+            place.update(before)
 
 
 @contextmanager

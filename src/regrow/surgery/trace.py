@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import TraceError
-from regrow.mask import Mask
 from regrow.surgery.colours import ZERO, Classes, ViewConflictError
-from regrow.surgery.cut import shrink
-from regrow.surgery.groups import WIDTH, Group, Kind, Slot, Trace
+from regrow.surgery.groups import Group, Kind, Slot, Trace, belongs
 from regrow.surgery.norms import BATCH_NORMS
 from regrow.surgery.painter import Painter
 from regrow.surgery.tape import Node, Tape, record
+from regrow.surgery.trial import refused
+from regrow.surgery.whole import whole_layers
 
 COUNTED = "the network's own code counts on how many there are"
 
@@ -42,7 +42,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, keep: Sequence[s
     tape = record(model, sample.clone())
     movers = frozenset(name for name, _, _ in tape.movers)
     views = _candidate_views(tape)
-    counted: set[str] = set()
+    counted: dict[str, str] = {}
     while True:
         painter = Painter(tape, views, movers)
         try:
@@ -51,48 +51,23 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, keep: Sequence[s
             views = views - {conflict.norm}
             continue
         for mark in painter.marks:
-            if mark.role in ("producer", "norm") and any(_within(mark.tensor, m) for m in keep):
+            if mark.role in ("producer", "norm") and any(belongs(mark.tensor, m) for m in keep):
                 painter.colours.freeze(mark.ids, "asked to be kept")
             elif mark.role == "producer" and mark.tensor in counted:
-                painter.colours.freeze(mark.ids, COUNTED)
+                painter.colours.freeze(mark.ids, counted[mark.tensor])
         classes = painter.colours.classes()
         needless = _needless_views(painter, classes)
         if needless:
             views = views - needless
             continue
-        found = _assemble(painter, classes, sample)
-        refused = _refused(model, found)
-        if not refused:
+        found = _assemble(model, painter, classes, sample)
+        broken = refused(model, found)
+        if not broken:
             return found
-        views -= {group.name for group in refused}
-        counted |= {slot.tensor for group in refused for slot in group.producers()}
-
-
-def _refused(model: nn.Module, found: Trace) -> list[Group]:
-    """Return the groups without whose last unit the network does not run.
-
-    Only those are tried that pass a norm with statistics over channels: such streams are mostly
-    those of attention, whose code counts on their width in ways that no operation shows.
-    """
-    widths = {f"{norm}{WIDTH}" for norm in found.measured}
-    suspects = [
-        group
-        for group in found.groups.values()
-        if group.size > 1 and any(slot.tensor in widths for slot in group.slots)
-    ]
-    if _runs_without_last(model, found, suspects):
-        return []
-    return [group for group in suspects if not _runs_without_last(model, found, [group])]
-
-
-def _runs_without_last(model: nn.Module, found: Trace, groups: Sequence[Group]) -> bool:
-    kept = {group.name: torch.arange(group.size) < group.size - 1 for group in groups}
-    try:
-        if kept:
-            shrink(model, Mask(unit="channel", kept=kept), found)
-    except TraceError:
-        return False
-    return True
+        views -= broken.keys()
+        for name, breaks in broken.items():
+            why = f"{COUNTED} (without one it {breaks})"
+            counted |= {slot.tensor: why for slot in found.groups[name].producers()}
 
 
 def _sample(model: nn.Module, example: Tensor | Sequence[int]) -> Tensor:
@@ -102,10 +77,6 @@ def _sample(model: nn.Module, example: Tensor | Sequence[int]) -> Tensor:
     else:
         sample = torch.zeros(1, *tuple(example)[1:])
     return sample if first is None or not sample.is_floating_point() else sample.to(first)
-
-
-def _within(tensor: str, module: str) -> bool:
-    return tensor == module or tensor.startswith(f"{module}.")
 
 
 _PRODUCERS = {"aten::convolution", "aten::_convolution", "aten::addmm", "aten::mm", "aten::linear"}
@@ -148,14 +119,14 @@ def _needless_views(painter: Painter, classes: Classes) -> frozenset[str]:
     )
 
 
-def _assemble(painter: Painter, classes: Classes, sample: Tensor) -> Trace:
+def _assemble(model: nn.Module, painter: Painter, classes: Classes, sample: Tensor) -> Trace:
     """Gather classes of colours into groups, and everything they touch into slots."""
     owners = _owners(painter)
-    whole = {}
-    for owner, ids in owners:
-        frozen = classes.root[ids][~classes.free(classes.root[ids])]
-        if len(frozen):
-            whole[owner] = classes.reason(int(frozen[0]))
+    frozen = {}
+    for tensor, _, ids in owners:
+        first = classes.root[ids][~classes.free(classes.root[ids])][:1]
+        if len(first):
+            frozen[tensor] = classes.reason(int(first))
     numbering = _Numbering.of(owners, classes)
     slots: dict[int, list[Slot]] = {group: [] for group in numbering.owners}
     for mark in painter.marks:
@@ -170,32 +141,39 @@ def _assemble(painter: Painter, classes: Classes, sample: Tensor) -> Trace:
         kind = _kind(painter, names)
         size = numbering.sizes[group]
         groups[names[0]] = Group(names[0], kind, size, tuple(slots[group]), tuple(norms[group]))
+    held = {s.tensor: s.role == "producer" for own in slots.values() for s in own}
+    tape = painter.tape
     widths = {
         name: (painter.shape(source)[1], painter.shape(result)[1])
-        for name, source, result in painter.tape.movers
+        for name, source, result in tape.movers
     }
-    used = {index for node in painter.tape.nodes for index in node.refs()}
-    idle = tuple(painter.tape.names[i] for i in sorted(painter.tape.parameters - used))
+    used = {index for node in tape.nodes for index in node.refs()}
+    idle = tuple(tape.names[i] for i in sorted(tape.parameters - used))
     return Trace(
         groups,
-        whole,
+        whole_layers(model, painter, classes, owners=frozen, held=held),
         views=frozenset(painter.opened),
         movers=widths,
         measured=frozenset(painter.measured),
         idle=idle,
+        computed=frozenset(painter.computed) - {mark.tensor for mark in painter.marks},
+        outputs=tape.output_shapes(),
         example=sample,
     )
 
 
-def _owners(painter: Painter) -> list[tuple[str, Tensor]]:
-    """List what gives colours, in order of computation: producers and norms that open views."""
+def _owners(painter: Painter) -> list[tuple[str, str, Tensor]]:
+    """List what gives colours, in order of computation: producers and norms that open views.
+
+    Each as the tensor (or norm), the name of the group that it may give, and its colours.
+    """
     order = [
-        (mark.tensor.removesuffix(".weight"), mark.ids)
+        (mark.tensor, mark.tensor.removesuffix(".weight"), mark.ids)
         for mark in painter.marks
         if mark.role == "producer"
     ]
-    order += list(painter.opened.items())
-    return sorted(order, key=lambda owner: int(owner[1].min()))
+    order += [(norm, norm, ids) for norm, ids in painter.opened.items()]
+    return sorted(order, key=lambda owner: int(owner[2].min()))
 
 
 def _kind(painter: Painter, owners: Sequence[str]) -> Kind:
@@ -220,11 +198,11 @@ class _Numbering:
     _known: dict[bytes, dict[int, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, owners: Sequence[tuple[str, Tensor]], classes: Classes) -> "_Numbering":
+    def of(cls, owners: Sequence[tuple[str, str, Tensor]], classes: Classes) -> "_Numbering":
         group = torch.full_like(classes.root, -1)
         unit = torch.full_like(classes.root, -1)
         names: dict[int, list[str]] = {}
-        for number, (owner, ids) in enumerate(owners):
+        for number, (_, owner, ids) in enumerate(owners):
             mine = classes.root[ids]
             mine = mine[classes.free(mine)]
             if not len(mine):

@@ -1,0 +1,132 @@
+"""Say why a trace keeps things whole: no parameter goes without a group or a reason."""
+
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+from regrow.surgery.colours import ZERO, Classes
+from regrow.surgery.groups import belongs
+from regrow.surgery.painter import COMPILED, Painter
+from regrow.surgery.tape import Narrows, Tape
+
+IDLE = "it took no part when the network ran on the example"
+NUMBER = "it is one number, which belongs to no channel"
+ENTERED = "what enters it is kept whole, as the network's input is"
+UNMADE = "no layer makes the channels that it belongs to"
+PARAMETRIZED = ".parametrizations."
+
+
+def whole_layers(
+    model: nn.Module,
+    painter: Painter,
+    classes: Classes,
+    *,
+    owners: Mapping[str, str],
+    held: Mapping[str, bool],
+) -> dict[str, str]:
+    """Return what is kept whole, with why, by layer or by parameter (see ``Trace``).
+
+    Args:
+        model, painter, classes: the network, how it was painted, and what became of the colours.
+        owners: producers and norms with views that are whole, at least in part, with why.
+        held: tensors in slots of groups -> whether they are producers there.
+    """
+    reasons = dict(owners)
+    for name in _left_over(model, painter.tape):
+        if name not in held and name not in reasons:
+            reasons[name] = _reason(name, painter, classes)
+    containers = _containers(model, painter.tape)
+    inside = {tensor: _layer(tensor, containers) for tensor in (*reasons, *held)}
+    layers: dict[str, list[str]] = {}
+    for tensor in reasons:
+        layers.setdefault(inside[tensor], []).append(tensor)
+    cut: dict[str, set[str]] = {}
+    for tensor in held:
+        cut.setdefault(inside[tensor], set()).add(tensor)
+    whole: dict[str, str] = {}
+    for layer, tensors in layers.items():
+        producers = [tensor for tensor in tensors if tensor in owners]
+        others = cut.get(layer, set()) - set(producers)
+        if producers:
+            others = {tensor for tensor in others if held[tensor]}
+        if others or len({reasons[tensor] for tensor in producers}) > 1:
+            whole |= {tensor: reasons[tensor] for tensor in tensors}
+        else:
+            behind = [tensor for tensor in tensors if tensor in painter.computed]
+            whole[layer] = reasons[(*producers, *behind, *tensors)[0]]
+    known = list(painter.tape.names.values())
+    order = sorted(whole, key=lambda name: next(i for i, t in enumerate(known) if belongs(t, name)))
+    return {name: whole[name] for name in order if not _inside_another(name, whole)}
+
+
+def _inside_another(name: str, whole: Mapping[str, str]) -> bool:
+    """Tell whether a layer that is kept whole has this inside: the buffers of its observers."""
+    outer = name.rpartition(".")[0]
+    while outer and outer not in whole:
+        outer = outer.rpartition(".")[0]
+    return bool(outer)
+
+
+def _left_over(model: nn.Module, tape: Tape) -> Iterator[str]:
+    """Yield all parameters, and the buffers of numbers that took part."""
+    used = {index for node in tape.nodes for index in node.refs()}
+    movers = {name for name, module in model.named_modules() if isinstance(module, Narrows)}
+    for index, name in tape.names.items():
+        value = tape.values[index]
+        numbers = (value.is_floating_point() or value.is_complex()) and value.numel() > 1
+        mine = name.rpartition(".")[0] not in movers
+        if index in tape.parameters or (index in used and numbers and mine):
+            yield name
+
+
+def _reason(name: str, painter: Painter, classes: Classes) -> str:
+    """Say why a tensor that lies in no group is kept whole."""
+    tape = painter.tape
+    if any(module == "" or name.startswith(f"{module}.") for module in tape.compiled):
+        return COMPILED
+    if PARAMETRIZED in name:
+        weight = name.split(PARAMETRIZED)[1].split(".")[0]
+        return f"its {weight} is computed from other parameters (torch.nn.utils.parametrize)"
+    if name in painter.computed:
+        return painter.computed[name]
+    for mark in painter.marks:
+        if mark.tensor == name:
+            frozen = classes.root[mark.ids.clamp(min=ZERO)]
+            frozen = frozen[frozen > ZERO]
+            if not len(frozen):
+                return ENTERED
+            frozen = frozen[~classes.free(frozen)]
+            return classes.reason(int(frozen[0])) if len(frozen) else UNMADE
+    if name in painter.fixed:
+        return painter.fixed[name]
+    index = next(index for index, known in tape.names.items() if known == name)
+    user = next((node for node in tape.nodes if index in node.refs()), None)
+    if user is None:
+        return IDLE
+    if tape.values[index].numel() == 1:
+        return NUMBER
+    where = f" in {user.module!r}" if user.module else ""
+    return f"'{user.name}' takes it{where}, which ties it to no channel that can be cut"
+
+
+def _containers(model: nn.Module, tape: Tape) -> set[str]:
+    """Name the modules that have layers inside, and those that are but lists of parameters."""
+    lists = nn.ParameterList | nn.ParameterDict
+    found = {"", *(name for name, module in model.named_modules() if isinstance(module, lists))}
+    for index in tape.parameters:
+        outer = _module_of(tape.names[index]).rpartition(".")[0]
+        while outer not in found:
+            found.add(outer)
+            outer = outer.rpartition(".")[0]
+    return found
+
+
+def _layer(tensor: str, containers: set[str]) -> str:
+    """Name the layer that a tensor belongs to: its module, or itself beside layers."""
+    module = _module_of(tensor)
+    return tensor if module in containers else module
+
+
+def _module_of(tensor: str) -> str:
+    """Name the module whose tensor this is; of a parametrization, the module that has it."""
+    return tensor.split(PARAMETRIZED)[0] if PARAMETRIZED in tensor else tensor.rpartition(".")[0]
