@@ -11,8 +11,9 @@ import pytest
 from regrow.arms import BudgetKind, Start
 from regrow.errors import ConfigError
 from regrow.report import Extra, Failure, Measure, Report, write
+from regrow.report.answer import answer, sentence
 from regrow.report.rows import ROW_COLUMNS, Run, fairness, summarise, to_csv
-from regrow.report.verdict import Verdict, answer, verdicts
+from regrow.report.verdict import Verdict, verdicts
 
 HOW: dict[str, Any] = {
     "title": "a study",
@@ -21,10 +22,14 @@ HOW: dict[str, Any] = {
     "date": "2025-01-01",
 }
 ARMS: dict[str, tuple[Start, BudgetKind]] = {
+    "unpruned": ("initial", "equal-epochs"),
     "pruned": ("inherited", "none"),
     "fine-tune": ("inherited", "share"),
     "scratch-e": ("random", "equal-epochs"),
     "scratch-b": ("random", "equal-flops"),
+    "winning-ticket": ("initial", "equal-epochs"),
+    "random-init": ("redrawn", "equal-epochs"),
+    "prune-c": ("inherited", "share"),
 }
 BASE = [97.0, 97.4, 97.2, 97.5, 97.1]
 NOISE = [0.02, -0.03, 0.01, 0.04, -0.02]
@@ -32,7 +37,7 @@ NOISE = [0.02, -0.03, 0.01, 0.04, -0.02]
 
 def make_arm(arm: str, accuracies: Sequence[float | None], **changes: Any) -> list[Run]:
     """Make one run a seed; None is a run that is missing."""
-    start, budget = ARMS.get(arm, ("initial", "equal-epochs"))
+    start, budget = ARMS[arm]
     run = Run(
         data="digits",
         model="vgg",
@@ -136,19 +141,19 @@ def test_better_and_worse_name_difference_interval_n_and_p() -> None:
     better, worse = verdict_of(shifted(0.8)), verdict_of(shifted(-0.8))
     assert (better.outcome, worse.outcome) == ("better", "worse")
     pattern = r"scratch-b is better than fine-tune by 0\.80 points \(95% interval .*n = 5 seeds, p"
-    assert re.search(pattern, better.sentence)
+    assert re.search(pattern, sentence(better))
 
 
 def test_equivalent_needs_the_margin() -> None:
     assert verdict_of(shifted(0.0)).outcome == "equivalent"
-    assert "within 0.3 points" in verdict_of(shifted(0.0)).sentence
+    assert "within 0.3 points" in sentence(verdict_of(shifted(0.0)))
     assert verdict_of(shifted(0.0), margin=0.01).outcome == "undecided"
 
 
 def test_equivalent_does_not_hide_a_significant_small_difference() -> None:
     verdict = verdict_of(shifted(0.1))
     assert verdict.outcome == "equivalent"
-    assert "The small difference is significant" in verdict.sentence
+    assert "The small difference is significant" in sentence(verdict)
 
 
 def test_undecided_says_how_many_seeds_would_settle_it() -> None:
@@ -156,22 +161,22 @@ def test_undecided_says_how_many_seeds_would_settle_it() -> None:
     assert verdict.outcome == "undecided"
     assert verdict.needed is not None
     assert verdict.needed > 5
-    assert f"about {verdict.needed} seeds would likely settle it" in verdict.sentence
-    assert "neither a difference nor equivalence" in verdict.sentence
+    assert f"about {verdict.needed} seeds would likely settle it" in sentence(verdict)
+    assert "neither a difference nor equivalence" in sentence(verdict)
 
 
 def test_one_seed_is_undecided_without_a_test() -> None:
     verdict = verdict_of([98.0, None, None, None, None])
     assert (verdict.outcome, verdict.n) == ("undecided", 1)
-    assert "n = 1 of 5 seeds" in verdict.sentence
-    assert "one seed allows no test" in verdict.sentence
+    assert "n = 1 of 5 seeds" in sentence(verdict)
+    assert "one seed allows no test" in sentence(verdict)
 
 
 def test_only_seeds_of_both_arms_are_compared() -> None:
     scratch = [None, *shifted(0.8)[1:]]
     verdict = verdict_of(scratch)
     assert [seed for seed, _ in verdict.differences] == [1, 2, 3, 4]
-    assert "n = 4 of 5 seeds" in verdict.sentence
+    assert "n = 4 of 5 seeds" in sentence(verdict)
 
 
 def test_p_values_are_corrected_over_the_cells() -> None:
@@ -198,10 +203,21 @@ def test_winning_ticket_is_compared_with_random_init() -> None:
     )
 
 
-def test_best_arm_is_said_to_be_chosen_on_these_numbers() -> None:
+def test_best_arm_is_chosen_by_the_other_seeds() -> None:
     verdict = next(v for v in verdicts(study()) if v.against == "unpruned")
     assert verdict.arm == "scratch-b"
-    assert "chosen on these numbers" in verdict.sentence
+    assert "the best arm (scratch-b, chosen by the other seeds)" in sentence(verdict)
+    # Each arm has one lucky seed, which makes it the best on that seed alone.
+    lucky = [*make_arm("fine-tune", [99.0, 97.0, 97.1]), *make_arm("scratch-b", [97.0, 99.0, 97.0])]
+    found = verdicts([*make_arm("unpruned", [97.0] * 3), *lucky])
+    verdict = next(v for v in found if v.against == "unpruned")
+    assert dict(verdict.differences) == pytest.approx({0: 0.0, 1: 0.0, 2: 0.1})
+    assert verdict.arm == "scratch-b or fine-tune"
+
+
+def test_best_arm_of_one_seed_is_said_to_be_chosen_on_it() -> None:
+    found = verdicts([*make_arm("unpruned", [97.0]), *make_arm("scratch-b", [98.0])])
+    assert "the best arm (scratch-b, chosen on this number) minus" in sentence(found[0])
 
 
 def test_answer_averages_cells_seed_by_seed() -> None:
@@ -221,7 +237,7 @@ def test_answer_says_when_some_cells_are_worse() -> None:
 
 def test_answer_never_calls_the_undecided_equal() -> None:
     text = answer(verdicts(study(shifted(0.0, noise=30))))
-    assert "Is training from scratch (scratch-b) as good as fine-tuning? Undecided" in text
+    assert "training from scratch (scratch-b) as good as fine-tuning (fine-tune)? Undecided" in text
     assert "equal to" not in text
 
 
@@ -245,13 +261,14 @@ def test_all_but_the_page_is_the_same_bytes_on_another_day(tmp_path: Path) -> No
 
 
 def test_a_study_of_detectors_is_worded_by_its_own_measure(tmp_path: Path) -> None:
+    what = "the classifier"
     runs = [
         *make_arm("unpruned", BASE),
-        *make_arm("prune-c", BASE, stamp="7 epochs; classifier: 4 epochs"),
-        *make_arm("scratch-b", shifted(0.1)),
+        *make_arm("prune-c", BASE, stamp="7 epochs; classifier: 4 epochs", subject=what),
+        *make_arm("scratch-b", shifted(0.1), subject=what),
     ]
     about = "mAP is what it is"
-    measure = Measure(key="map", name="mAP", axis="mAP (%)", reference="prune-c", about=about)
+    measure = Measure(key="map", name="mAP", axis="mAP (%)", about=about, chance="luck")
     extra = Extra(
         name="detections",
         title="By class",
@@ -270,7 +287,8 @@ def test_a_study_of_detectors_is_worded_by_its_own_measure(tmp_path: Path) -> No
         "mAP is what it is: mean",
         "| arm | AP a\\_b |\n|---|---:|\n| prune-c | 50.00 |\n\nIn percent.",
         "7 epochs; classifier: 4 epochs |",
-        "as good as fine-tuning the classifier? Yes",
+        "Is training the classifier from scratch (scratch-b) as good as fine-tuning the classifier "
+        "(prune-c)? Yes",
     ):
         assert text in page
     assert "ccuracy" not in page
@@ -364,7 +382,7 @@ def test_ten_thousand_runs_become_two_thousand_rows(tmp_path: Path) -> None:
         replace(run, data=f"data-{d}", sparsity=s / 100, group="")
         for d in range(20)
         for s in range(1, 26)
-        for arm in ARMS
+        for arm in ("pruned", "fine-tune", "scratch-e", "scratch-b")
         for run in make_arm(arm, [rng.gauss(97, 0.3) for _ in range(5)])
     ]
     made = report(runs, tmp_path, draw=False)

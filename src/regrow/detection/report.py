@@ -6,14 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from regrow.arms import UNPRUNED
-from regrow.detection.jobs import TrainDetector
+from regrow.detection.jobs import PruneDetector, TrainDetector
 from regrow.detection.study import DetectionStudy
 from regrow.jobs import Retrain, Train
 from regrow.report import Extra, Failure, Measure, Run
 from regrow.report.collect import Reader
 from regrow.report.rows import POINTS, TEXT, Column, fairness, to_csv
-from regrow.report.verdict import PRUNE_C
 from regrow.report.words import accuracy
 from regrow.stats import mean_and_std
 from regrow.store import Store
@@ -23,15 +21,15 @@ MEAN_AP = Measure(
     key="map",
     name="mAP",
     axis="mAP (%)",
-    reference=PRUNE_C,
     about="mAP is the mean over classes of VOC 2007's average precision (11 points, IoU 0.5) on "
     "the test pictures after the last epoch",
+    chance="the untrained detector",
 )
 ABOUT = (
     "In percent, means over the seeds. AP of a class: VOC 2007's. COCO AP: over IoUs of 0.5 to "
     "0.95, AP50 and AP75 at one. 'mAP before': of the same detector before its first step, its "
-    "head as first drawn (for prune-d: as it was cut). 'classifier': test accuracy of the network "
-    "that the detector was built on."
+    "head as first drawn (or as it was cut, of a detector that was pruned itself). 'classifier': "
+    "test accuracy of the network that the detector was built on."
 )
 COCO = {"ap": "COCO AP", "ap50": "COCO AP50", "ap75": "COCO AP75"}
 
@@ -42,11 +40,7 @@ def collect_detectors(
     """Read the records of a study's cells, in its order; what failed; and a table of its APs."""
     detectors, classifiers = Reader(store, MEAN_AP), Reader(store)
     pairs = study.pairs()
-    runs = [
-        replace(run, stamp=_stamp(study, run, classifiers.run(under)))
-        for cell, under in pairs
-        for run in [detectors.run(cell)]
-    ]
+    runs = [_run(study, cell, detectors, classifiers.run(under)) for cell, under in pairs]
     failures = detectors.failures(cell for cell, _ in pairs)
     rows = [
         _row(study, cell, run, detectors, classifiers)
@@ -55,10 +49,27 @@ def collect_detectors(
     return runs, failures, [_extra(rows)]
 
 
-def _stamp(study: DetectionStudy, run: Run, under: Run) -> str:
+def _run(study: DetectionStudy, cell: Cell, detectors: Reader, under: Run) -> Run:
+    """Return a cell's run; chance is what the detector scored untrained."""
+    run, job = detectors.run(cell), cell.job
+    assert isinstance(job, TrainDetector)
+    further = isinstance(job.backbone, PruneDetector)
+    chance = None
+    if run.done:
+        untrained = job.backbone.parent if isinstance(job.backbone, PruneDetector) else job
+        chance = _percent(detectors.record(untrained)["before"][MEAN_AP.key])
+    return replace(
+        run,
+        stamp=_stamp(study, under, further=further),
+        subject="the detector" if further else "the classifier",
+        chance=chance,
+    )
+
+
+def _stamp(study: DetectionStudy, under: Run, *, further: bool) -> str:
     """Word what a detector was given to train with, and what its classifier was."""
     own = f"{study.recipe.epochs} epochs"
-    if run.arm == "prune-d":
+    if further:
         own += f" after {own} uncut"
     if not (given := fairness([under])):
         return own
@@ -108,7 +119,7 @@ def _extra(rows: Sequence[dict[str, Any]]) -> Extra:
 
 
 def _name(cut: str, arm: str) -> str:
-    return arm if arm == UNPRUNED.name else f"{cut} {arm}"
+    return f"{cut} {arm}" if cut else arm
 
 
 def _mean(values: Sequence[float | None]) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from regrow.arms import UNPRUNED
+from regrow.arms import UNPRUNED, Arm, Budget
 from regrow.detection.evaluate import check_libraries
 from regrow.detection.jobs import (
     DetectionMaterial,
@@ -43,13 +43,47 @@ from regrow.work import Job
 
 KEYS = ("name", "title", "backbone", "data", "detector", "recipe", "arms", "seeds", "margin")
 
-# What a detection arm needs of the classifiers: the paper caps scratch-b on ImageNet at twice.
-CLASSIFIER_ARMS: Mapping[str, Any] = {
-    "unpruned": "unpruned",
-    "prune-c": "fine-tune",
-    "prune-d": "unpruned",
-    "scratch-e": "scratch-e",
-    "scratch-b": {"name": "scratch-b", "cap": 2},
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorArm:
+    """What the detectors of a row stand on.
+
+    ``classifier``: the classifiers' arm, as a study of them names it; ``further``: the detector on
+    it is pruned, and goes on.
+    """
+
+    name: str
+    classifier: Any
+    further: bool = False
+
+    @property
+    def needs(self) -> str:
+        """The name of the classifiers' arm."""
+        return _arm_name(self.classifier)
+
+    @property
+    def unpruned(self) -> bool:
+        """Whether nothing of it is pruned, neither classifier nor detector."""
+        return self.needs == UNPRUNED.name and not self.further
+
+    def after(self, classifier: Arm) -> Arm:
+        """Return what happens after pruning, to the classifier's arm or to the detector itself."""
+        if not self.further:
+            return replace(classifier, name=self.name)
+        budget = Budget(kind="equal-epochs")
+        return Arm(name=self.name, start="inherited", budget=budget, schedule="last-rate")
+
+
+ARMS: Mapping[str, DetectorArm] = {
+    arm.name: arm
+    for arm in (
+        DetectorArm(name=UNPRUNED.name, classifier=UNPRUNED.name),
+        DetectorArm(name="prune-c", classifier="fine-tune"),
+        DetectorArm(name="prune-d", classifier=UNPRUNED.name, further=True),
+        DetectorArm(name="scratch-e", classifier="scratch-e"),
+        # The paper's cap on ImageNet.
+        DetectorArm(name="scratch-b", classifier={"name": "scratch-b", "cap": 2}),
+    )
 }
 
 
@@ -60,7 +94,7 @@ class DetectionStudy:
     name: str
     title: str
     backbone: Study  # of one network, one data set and at most one method
-    arms: tuple[str, ...]
+    arms: tuple[DetectorArm, ...]
     data: DetectionSpec
     data_label: str
     detector: Detector
@@ -74,13 +108,13 @@ class DetectionStudy:
         for key in ("backbone", "data"):
             if key not in top:
                 raise ConfigError(f"{key!r} is missing. A detection study needs it.")
-        arms = _arms(top.get("arms", list(CLASSIFIER_ARMS)))
+        arms = _arms(top.get("arms", list(ARMS)))
         data, label = _data(top["data"])
         return cls(
             name=file_name(top.get("name", name)),
             title=text(top.get("title", top.get("name", name)), "title"),
             backbone=_backbone(top, arms),
-            arms=tuple(arms),
+            arms=arms,
             data=data,
             data_label=label,
             detector=Detector.from_json(top.get("detector", "voc")),
@@ -137,14 +171,14 @@ def _data(value: Any) -> tuple[DetectionSpec, str]:
     return spec, text(label if label is not None else spec.label, "label")
 
 
-def _arms(value: Any) -> list[str]:
+def _arms(value: Any) -> tuple[DetectorArm, ...]:
     arms = [value] if isinstance(value, str) else value
     if not isinstance(arms, Sequence) or not arms:
         raise ConfigError(f"'arms' must list at least one name. Got {value!r}.")
     for arm in arms:
-        if arm not in CLASSIFIER_ARMS:
-            raise ConfigError(f"Detection: {unknown('arm', str(arm), CLASSIFIER_ARMS)}")
-    return list(dict.fromkeys(arms))
+        if not isinstance(arm, str) or arm not in ARMS:
+            raise ConfigError(f"Detection: {unknown('arm', str(arm), ARMS)}")
+    return tuple(ARMS[arm] for arm in dict.fromkeys(arms))
 
 
 def _recipe(value: Any) -> Recipe:
@@ -159,18 +193,19 @@ def _recipe(value: Any) -> Recipe:
     return recipe
 
 
-def _backbone(top: Mapping[str, Any], arms: list[str]) -> Study:
+def _backbone(top: Mapping[str, Any], arms: Sequence[DetectorArm]) -> Study:
     """Read the study of the backbones, with the arms that the detectors need."""
     backbone = top["backbone"]
     if not isinstance(backbone, Mapping):
         raise ConfigError(f"The 'backbone' must be a study of classifiers. Got {backbone!r}.")
-    wanted = {_arm_name(CLASSIFIER_ARMS[arm]): CLASSIFIER_ARMS[arm] for arm in arms}
+    wanted = {arm.needs: arm.classifier for arm in arms}
     given = {_arm_name(arm): arm for arm in backbone.get("arms", [])}
-    needed = [given.get(name, arm) for name, arm in ({"unpruned": "unpruned"} | wanted).items()]
+    whole = {UNPRUNED.name: UNPRUNED.name}
+    needed = [given.get(name, arm) for name, arm in (whole | wanted).items()]
     if extra := sorted(set(given) - set(wanted)):
         raise ConfigError(
             f"The 'backbone' has the arm {extra[0]!r}, on which no detector of the arms "
-            f"{', '.join(arms)} is trained. Leave it out."
+            f"{', '.join(arm.name for arm in arms)} is trained. Leave it out."
         )
     seeds = {"seeds": top.get("seeds", 1)} | dict(backbone)
     study = Study.from_json({**seeds, "arms": needed})
@@ -180,7 +215,7 @@ def _backbone(top: Mapping[str, Any], arms: list[str]) -> Study:
             "The 'backbone' of a detection study has one network, one data set and one method. "
             "Write a study for each."
         )
-    if not uses and arms != ["unpruned"]:
+    if not uses and not all(arm.unpruned for arm in arms):
         raise ConfigError(
             "The 'backbone' names no method, so only the arm 'unpruned' can be run. Name one."
         )
@@ -205,7 +240,7 @@ def _cells(
     """Hang a detector on each classifier, and prune the unpruned ones."""
 
     def pair(
-        name: str,
+        arm: DetectorArm,
         under: Cell,
         backbone: Job,
         use: MethodUse | None = None,
@@ -216,16 +251,16 @@ def _cells(
         job = TrainDetector(
             data=data,
             detector=study.detector,
-            recipe=_lowest(study.recipe) if name == "prune-d" else study.recipe,
+            recipe=_lowest(study.recipe) if arm.further else study.recipe,
             seed=under.seed,
             backbone=backbone,
-            label=" ".join(filter(None, ["detector", name, target, f"seed {under.seed}"])),
+            label=" ".join(filter(None, ["detector", arm.name, target, f"seed {under.seed}"])),
         )
         cell = Cell(
             experiment=study.experiment,
             use=use,
             cut=cut,
-            arm=replace(under.arm, name=name),
+            arm=arm.after(under.arm),
             seed=under.seed,
             job=job,
         )
@@ -236,18 +271,18 @@ def _cells(
     whole = {}
     for seed in seeds:
         under = found[None, UNPRUNED.name, seed]
-        whole[seed] = pair(UNPRUNED.name, under, under.job)
-    if UNPRUNED.name in study.arms:
+        whole[seed] = pair(ARMS[UNPRUNED.name], under, under.job)
+    if any(arm.unpruned for arm in study.arms):
         yield from whole.values()
     cuts = [(use, cut) for use in study.experiment.uses for cut in use.cuts]
     for use, cut in cuts:
-        for arm in (arm for arm in study.arms if arm != UNPRUNED.name):
+        for arm in (arm for arm in study.arms if not arm.unpruned):
             for seed in seeds:
-                if arm == "prune-d":
+                if arm.further:
                     detector, under = whole[seed]
                     yield pair(arm, under, _prune(detector.job, use, cut), use, cut)
                 else:
-                    under = found[cut, _arm_name(CLASSIFIER_ARMS[arm]), seed]
+                    under = found[cut, arm.needs, seed]
                     yield pair(arm, under, under.job, use, cut)
 
 

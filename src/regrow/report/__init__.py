@@ -17,9 +17,10 @@ import pandas as pd
 
 from regrow.errors import ConfigError
 from regrow.report import figures
+from regrow.report.answer import answer
 from regrow.report.render import Extra, Failure, Page, blocks, latex, markdown, terminal
 from regrow.report.rows import ROW_COLUMNS, RUN_COLUMNS, Run, runs_frame, summarise, to_csv
-from regrow.report.verdict import VERDICT_COLUMNS, Verdict, answer, verdicts, verdicts_frame
+from regrow.report.verdict import VERDICT_COLUMNS, Verdict, verdicts, verdicts_frame
 from regrow.report.words import ACCURACY, Measure, listed
 
 __all__ = [

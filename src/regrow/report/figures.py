@@ -5,6 +5,7 @@ standard deviation over seeds, the unpruned network is a line with a band. Colou
 Okabe and Ito, told apart by most colour-blind readers, and each arm has a marker of its own.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,24 +14,22 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from regrow.report.rows import UNPRUNED
 from regrow.report.words import ACCURACY, Measure, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Start and budget of an arm -> its style; "" stands for any budget that has no style of its own.
 STYLES = {
-    "pruned": ("#7f7f7f", "X"),
-    "fine-tune": ("#0072B2", "o"),
-    "scratch-e": ("#E69F00", "^"),
-    "scratch-b": ("#D55E00", "s"),
-    "winning-ticket": ("#009E73", "D"),
-    "random-init": ("#CC79A7", "v"),
-    "prune-c": ("#0072B2", "o"),  # of detectors; its place is fine-tune's
-    "prune-d": ("#009E73", "D"),
+    ("inherited", "none"): ("#7f7f7f", "X"),
+    ("inherited", ""): ("#0072B2", "o"),
+    ("random", "equal-epochs"): ("#E69F00", "^"),
+    ("random", "equal-flops"): ("#D55E00", "s"),
+    ("initial", ""): ("#009E73", "D"),
+    ("redrawn", ""): ("#CC79A7", "v"),
 }
-# For arms that users add.
+# For arms without one, and for all but the first of several that would have the same.
 SPARE = (("#56B4E9", "P"), ("#999933", "<"), ("#882255", ">"), ("#332288", "h"), ("#44AA99", "*"))
 AXES = {"macs": "MACs", "parameters": "parameters"}
 DODGE = 0.022  # of the axis between neighbouring arms, so that equal sizes do not hide each other
@@ -91,8 +90,9 @@ def accuracy_figure(
     # Each row of panels shows the methods that were used there, from the left.
     used = [[m for m in dict.fromkeys(part["method"]) if m] or [""] for _, part in panels]
     columns = max(len(methods) for methods in used)
-    arms = [arm for arm in dict.fromkeys(frame["arm"]) if arm != UNPRUNED]
-    styles = _styles(arms)
+    pruned = _is_pruned(frame)
+    styles = _styles(frame[pruned])
+    arms = list(styles)
     width = max(5.2, 1.2 + 3.0 * columns)
     figure = Figure(figsize=(width, 0.9 + 2.6 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), columns, squeeze=False, sharey="row")
@@ -101,8 +101,8 @@ def accuracy_figure(
         for axes in axes_row[len(methods) :]:
             axes.set_visible(False)
         for axes, method in zip(axes_row, methods, strict=False):
-            rows = part[(part["method"] == method) & (part["arm"] != UNPRUNED)]
-            whole = part[part["arm"] == UNPRUNED]
+            rows = part[(part["method"] == method) & _is_pruned(part)]
+            whole = part[~_is_pruned(part)]
             own = whole[whole["method"] == method]
             _reference(axes, own if len(own) else whole[:1])
             _scale(axes, (rows if len(rows) else whole)[against].dropna())
@@ -115,7 +115,7 @@ def accuracy_figure(
             axes.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
             axes.spines[["top", "right"]].set_visible(False)
         axes_row[0].set_ylabel(axis)
-    _legend(figure, styles, reference=bool((frame["arm"] == UNPRUNED).any()))
+    _legend(figure, styles, reference=next(iter(frame[~pruned]["arm"]), None))
     return figure
 
 
@@ -132,10 +132,19 @@ def _panels(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(" / ".join(map(str, key)), part) for key, part in groups]
 
 
-def _styles(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Give each arm its colour and marker, the same in every figure of a report."""
-    others = [arm for arm in arms if arm not in STYLES]
-    return {arm: STYLES.get(arm) or SPARE[others.index(arm) % len(SPARE)] for arm in arms}
+def _is_pruned(rows: pd.DataFrame) -> pd.Series:
+    return rows["sparsity"].notna() | (rows["target"] != "")
+
+
+def _styles(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Give each arm its colour and marker by what it is, the same in every figure of a report."""
+    styles: dict[str, tuple[str, str]] = {}
+    spare = itertools.cycle(SPARE)
+    for arm, start, budget in rows[["arm", "start", "budget"]].itertuples(index=False):
+        if arm not in styles:
+            own = STYLES.get((start, budget)) or STYLES.get((start, ""))
+            styles[arm] = next(spare) if own is None or own in styles.values() else own
+    return styles
 
 
 def _limits(rows: pd.DataFrame) -> tuple[float, float]:
@@ -239,15 +248,15 @@ def _clipped(
         )
 
 
-def _legend(figure: "Figure", styles: dict[str, tuple[str, str]], *, reference: bool) -> None:
+def _legend(figure: "Figure", styles: dict[str, tuple[str, str]], *, reference: str | None) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=COLOURED, label=arm)
         for arm, (colour, marker) in styles.items()
     ]
-    if reference:
-        line = Line2D([], [], color="black", linestyle="--", linewidth=COLOURED, label=UNPRUNED)
+    if reference is not None:
+        line = Line2D([], [], color="black", linestyle="--", linewidth=COLOURED, label=reference)
         handles.insert(0, line)
     columns = len(handles) if figure.get_figwidth() > 8 else 3
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)

@@ -6,14 +6,16 @@ date, machine and command.
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from regrow.report import words
+from regrow.report.answer import sentence
 from regrow.report.figures import Picture
+from regrow.report.questions import reference
 from regrow.report.rows import Run
 from regrow.report.verdict import Verdict, leading
 from regrow.report.words import ACCURACY, Measure
@@ -33,8 +35,8 @@ COLUMNS = (
 )
 METHOD = (
     f"{{about}}: mean {words.PLUS_MINUS} standard "
-    "deviation (n - 1) over n seeds; 'vs {reference}' is the mean difference over the seeds that "
-    "both arms have. Parameters and MACs (a multiply-add is 1) are shown with the share of the "
+    "deviation (n - 1) over n seeds; 'vs' is the mean difference from that arm over the seeds that "
+    "both have. Parameters and MACs (a multiply-add is 1) are shown with the share of the "
     "unpruned network's. Training FLOPs (a multiply-add is 2) count a row with all stages it "
     "stands on; what rows share is counted in each. Epochs are the arm's own."
 )
@@ -42,7 +44,12 @@ TESTS = (
     "Seeds pair the arms. Better and worse: paired t test; equivalent: two one-sided tests (TOST) "
     "within the margin; both at {alpha:g} after Holm's correction over the cells of a question. "
     "Averages over cells are taken seed by seed. 'About k seeds would settle it' is a normal "
-    "approximation at power 0.8 that takes the observed difference and spread as true."
+    "approximation at power 0.8 that takes the observed difference and spread as true. No "
+    "conclusion is drawn from a cell, and it takes no part in averages, if its unpruned network or "
+    "both arms compared are not above chance ({chance}; an exact binomial test over all seeds, and "
+    "a seed one standard deviation below the mean), or if the unpruned network had not converged: "
+    "a network cut from it ends with a lower training loss, and an {name} higher by clearly more "
+    "than the margin, or its own training loss still falls clearly at the last rate."
 )
 
 
@@ -59,6 +66,7 @@ class Block:
     """One table: the rows of a data set and model, in sections of one cell each."""
 
     title: str
+    columns: tuple[str, ...]
     sections: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
 
 
@@ -94,7 +102,8 @@ def blocks(
 ) -> tuple[Block, ...]:
     """Word every row of ``summarise``, grouped as tables show them."""
     cuts = {run.group: run.cut for run in runs}
-    differences = _differences(runs, measure.reference)
+    references = _references(runs)
+    differences = _differences(runs, references)
     tables: dict[tuple[str, str], dict[str, list[tuple[str, ...]]]] = {}
     for row in frame.to_dict("records"):
         sections = tables.setdefault((row["data"], row["model"]), {})
@@ -103,6 +112,7 @@ def blocks(
     return tuple(
         Block(
             title=" / ".join(panel),
+            columns=_columns(measure, dict.fromkeys(map(references.get, sections))),
             sections=tuple((cuts[group], tuple(rows)) for group, rows in sections.items()),
         )
         for panel, sections in tables.items()
@@ -111,15 +121,14 @@ def blocks(
 
 def terminal(page: Page) -> str:
     """Write the report as plain text, for about 110 columns; only what leads is put in words."""
-    columns = _columns(page.measure)
-    parts = [page.title, *(_plain(block, columns) for block in page.tables)]
+    parts = [page.title, *map(_plain, page.tables)]
     parts += [_plain_extra(extra) for extra in page.extras]
     if page.tables:
         parts.append("\n".join(["Trained for", *map(_wrap, _stamps(page.tables))]))
     parts.append("\n".join(["Answer", *map(_wrap, page.answer.splitlines())]))
     lead = leading(page.verdicts)
     if 1 < len(lead) <= LISTED:
-        parts.append("\n".join(["Cell by cell", *(_wrap(v.sentence) for v in lead)]))
+        parts.append("\n".join(["Cell by cell", *(_wrap(sentence(v)) for v in lead)]))
     if page.limits:
         parts.append("\n".join(["Limits", *map(_wrap, page.limits)]))
     if page.failures:
@@ -136,14 +145,14 @@ def markdown(page: Page, *, made: Mapping[str, str]) -> str:
         lines += ["", f"![{_md(picture.caption)}]({picture.paths[0]})"]
     lines += ["", "## Results"]
     for block in page.tables:
-        lines += ["", f"### {_md(block.title)}", "", *_md_table(block, _columns(page.measure))]
+        lines += ["", f"### {_md(block.title)}", "", *_md_table(block)]
     about = METHOD.format_map(vars(page.measure))
     lines += ["", about if page.tables else "Not run: the study has no rows."]
     for extra in page.extras:
         lines += ["", f"### {_md(extra.title)}", "", *_md_extra(extra), "", extra.about]
     if page.verdicts:
-        lines += ["", "## Cell by cell", "", *(f"- {_md(v.sentence)}" for v in page.verdicts)]
-        lines += ["", TESTS.format(alpha=page.verdicts[0].alpha)]
+        lines += ["", "## Cell by cell", "", *(f"- {_md(sentence(v))}" for v in page.verdicts)]
+        lines += ["", TESTS.format(alpha=page.verdicts[0].alpha, **vars(page.measure))]
     if page.limits:
         lines += ["", "## Limits", "", *(f"- {_md(limit)}" for limit in page.limits)]
     if page.failures:
@@ -180,23 +189,39 @@ def _words(row: Mapping[Any, Any], difference: float | None) -> tuple[str, ...]:
     )
 
 
-def _columns(measure: Measure) -> tuple[str, ...]:
-    return tuple(column.format_map(vars(measure)) for column in COLUMNS)
+def _columns(measure: Measure, references: Iterable[str | None]) -> tuple[str, ...]:
+    """Head a table; where its cells have no arm to be shown against, the column stays empty."""
+    named = " or ".join(name for name in references if name is not None)
+    words = {**vars(measure), "reference": named or "inherited"}
+    return tuple(column.format_map(words) for column in COLUMNS)
 
 
-def _differences(runs: Sequence[Run], reference: str) -> dict[tuple[str, str], float]:
+def _references(runs: Sequence[Run]) -> dict[str, str | None]:
+    """Name for each group of arms the one that the others are shown against."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    return {group: reference(inside) for group, inside in groups.items()}
+
+
+def _differences(
+    runs: Sequence[Run], references: Mapping[str, str | None]
+) -> dict[tuple[str, str], float]:
     """Average each arm minus the reference over the seeds both have."""
-    tuned = {(run.group, run.seed): run.accuracy for run in runs if run.arm == reference}
+    tuned = {
+        (run.group, run.seed): run.accuracy for run in runs if run.arm == references[run.group]
+    }
     pairs: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         base = tuned.get((run.group, run.seed))
-        if run.arm != reference and base is not None and run.accuracy is not None:
+        if run.arm != references[run.group] and base is not None and run.accuracy is not None:
             pairs.setdefault((run.group, run.arm), []).append(run.accuracy - base)
     return {key: sum(values) / len(values) for key, values in pairs.items()}
 
 
-def _plain(block: Block, columns: Sequence[str]) -> str:
+def _plain(block: Block) -> str:
     """Align a table's columns; the heading of a section stands above its indented arms."""
+    columns = block.columns
     body: list[tuple[str, ...]] = [("", *columns[1:-1])]
     for cut, rows in block.sections:
         body += [(cut, *[""] * (len(columns) - 2))] if cut else []
@@ -234,7 +259,8 @@ def _md_extra(extra: Extra) -> Iterator[str]:
     yield from (f"| {' | '.join(map(_md, row))} |" for row in extra.rows)
 
 
-def _md_table(block: Block, columns: Sequence[str]) -> Iterator[str]:
+def _md_table(block: Block) -> Iterator[str]:
+    columns = block.columns
     yield f"| pruned by | {' | '.join(columns)} |"
     yield "|---|---|" + "---:|" * (len(columns) - 2) + "---|"
     for cut, rows in block.sections:
@@ -276,7 +302,7 @@ def _tex_table(block: Block, measure: Measure) -> str:
         rf"\caption{{{tex(block.title)}: {measure.name} in \% (mean $\pm$ std over n seeds).}}",
         rf"\begin{{tabular}}{{l{'r' * (shown - 1)}}}",
         r"\toprule",
-        tex_row(_columns(measure)[:shown]),
+        tex_row(block.columns[:shown]),
     ]
     for cut, rows in block.sections:
         lines.append(r"\midrule")

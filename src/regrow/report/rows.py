@@ -19,7 +19,6 @@ from regrow.report.validity import Ending, Evidence
 from regrow.stats import mean_and_std
 
 Status = Literal["done", "failed", "missing"]
-UNPRUNED = "unpruned"
 Column = tuple[str, str]
 
 
@@ -38,7 +37,8 @@ class Run:
     never from its name. Fairness needs ``base_epochs`` too (of the parent; 0 for published weights,
     which were trained elsewhere, at a cost that is not known), ``capped`` (the budget's ``cap``, in
     multiples of these, was reached) and ``parent_counted`` (the budget pays for the parent's
-    training); or ``stamp`` says it in words.
+    training); or ``stamp`` says it in words. ``subject`` names what the arm was done to, where that
+    is not the row's own network.
 
     What allows no conclusion (``regrow.report.validity``) follows from ``num_test`` and ``chance``
     (in percent) of the test set, from how the training ended, and from the network that was pruned:
@@ -71,6 +71,7 @@ class Run:
     capped: bool = False
     parent_counted: bool = False
     stamp: str = ""
+    subject: str = ""
     group: str = ""
     num_test: int | None = None
     chance: float | None = None
@@ -125,12 +126,10 @@ class Table:
     def unpruned(self, run: Run) -> list[Run]:
         """Return the unpruned runs a row is measured against: of its group, method or panel."""
         groups = self.panels[run.panel]
-        own = groups[run.group].get(UNPRUNED)
-        if own:
-            return own
-        found = [arms[UNPRUNED] for arms in groups.values() if UNPRUNED in arms]
+        found = [runs for arms in groups.values() for runs in arms.values() if runs[0].unpruned]
+        own = [runs for runs in found if runs[0].group == run.group]
         same = [runs for runs in found if runs[0].method == run.method]
-        return (same or found or [[]])[0]
+        return (own or same or found or [[]])[0]
 
 
 # Column -> (type, format in CSV). Digits are fixed, so that equal data is equal bytes.
@@ -145,6 +144,8 @@ ROW_COLUMNS = {
     "sparsity": SHARE,
     "unit": TEXT,
     "arm": TEXT,
+    "start": TEXT,
+    "budget": TEXT,
     "mean": POINTS,
     "std": POINTS,
     "n": COUNT,
@@ -161,6 +162,8 @@ ROW_COLUMNS = {
     "samples": MEAN,
     "emptied": MEAN,
     "fairness": TEXT,
+    "num_test": COUNT,
+    "chance": POINTS,
     "group": TEXT,
 }
 RUN_COLUMNS = {
@@ -223,6 +226,17 @@ def evidence(runs: Sequence[Run]) -> Evidence | None:
     )
 
 
+def parent_evidence(runs: Iterable[Run]) -> Evidence | None:
+    """Return what is known of the network that the arms of one cell were cut from."""
+    known = {run.seed: run for run in runs if run.parent_accuracy is not None}
+    return Evidence.of(
+        [run.parent_accuracy for run in known.values() if run.parent_accuracy is not None],
+        num_test=_smallest(run.num_test for run in known.values()),
+        chance=_largest(run.chance for run in known.values()),
+        endings=[run.parent_ending for run in known.values()],
+    )
+
+
 def fairness(runs: Sequence[Run]) -> str:
     """Word what one row was given to train with, from its specs.
 
@@ -239,7 +253,7 @@ def fairness(runs: Sequence[Run]) -> str:
         return "; ".join(dict.fromkeys(run.stamp for run in runs))
     own = sorted({run.epochs for run in runs if run.epochs is not None})
     count = "-".join(str(epochs) for epochs in dict.fromkeys((own[0], own[-1]))) if own else ""
-    if first.arm == UNPRUNED:
+    if first.unpruned:
         return "published weights" if count == "0" else f"{count} epochs" if count else ""
     if first.budget == "none" or own == [0]:
         return "no training after the cut"
@@ -285,6 +299,8 @@ def _row(runs: list[Run], table: Table) -> dict[str, object]:
         "sparsity": first.sparsity,
         "unit": first.unit,
         "arm": first.arm,
+        "start": first.start,
+        "budget": first.budget,
         "mean": mean,
         "std": std,
         "n": len(done),
@@ -292,6 +308,8 @@ def _row(runs: list[Run], table: Table) -> dict[str, object]:
         "n_failed": sum(run.status == "failed" for run in runs),
         "n_missing": sum(run.status == "missing" for run in runs),
         "fairness": fairness(done or runs),
+        "num_test": _smallest(run.num_test for run in runs),
+        "chance": _largest(run.chance for run in runs),
         "group": first.group,
     }
     for name in ("loss", "parameters", "macs", "epochs", "training_flops", "samples", "emptied"):

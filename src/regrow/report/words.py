@@ -10,23 +10,23 @@ PLUS_MINUS = "\u00b1"
 class Measure:
     """What the rows of a report measure, in percent, and how it is called.
 
-    ``key``: its name in a record, where it is a share; ``reference``: the arm that others are shown
-    against; ``about``: the sentence under the tables, without its full stop.
+    ``key``: its name in a record, where it is a share; ``about``: the sentence under the tables,
+    without its full stop; ``chance``: what scores it without having learnt anything.
     """
 
     key: str
     name: str
     axis: str
-    reference: str
     about: str
+    chance: str
 
 
 ACCURACY = Measure(
     key="accuracy",
     name="accuracy",
     axis="test accuracy (%)",
-    reference="fine-tune",
     about="Accuracy is that of the last epoch on the test set",
+    chance="always naming the most frequent class",
 )
 
 

@@ -1,0 +1,188 @@
+"""Answers in words: what verdicts say of each question, and first of all what they cannot say."""
+
+from collections.abc import Iterator, Sequence
+
+from regrow.report.questions import BEST
+from regrow.report.validity import SAID, Reason, Rule, excluded
+from regrow.report.verdict import OUTCOMES, Verdict, families, num_cells, overall
+from regrow.report.words import listed, num_seeds, p_value, signed
+from regrow.stats import sign_test
+
+MANY = 1000  # seeds nobody trains; beyond it the estimate is not worth a number
+
+
+def answer(found: Sequence[Verdict]) -> str:
+    """Sum a study up, a line for each: what allows no conclusion, then the questions.
+
+    Of a question come the average over its cells, then the cells counted.
+    """
+    if not found:
+        return (
+            "This study has no two arms to compare: add one with a random start (scratch-b) beside "
+            "one that trains inherited weights (fine-tune)."
+        )
+    if all(verdict.outcome == "not run" for verdict in found):
+        return "Not run: no cell has a seed with results in two arms yet, so there is no answer."
+    return "\n".join([*_cautions(found), *map(_family, families(found))])
+
+
+def sentence(verdict: Verdict) -> str:
+    """Word a verdict with difference, interval, n and corrected p-value."""
+    text = f"{verdict.where}{': ' if verdict.group else ', '}{_finding(verdict)}"
+    if verdict.outcome == "no conclusion":
+        return text
+    low = [reason.text for reason in verdict.reasons if reason.rule == "one arm at chance"]
+    return text + "".join(f" But {reason}." for reason in low)
+
+
+def _cautions(found: Sequence[Verdict]) -> Iterator[str]:
+    """Say once for each rule in how many cells it holds, and by which figures in the first."""
+    cells: dict[Rule, dict[str, tuple[Verdict, Reason]]] = {}
+    for verdict in found:
+        # What only qualifies a conclusion is no matter where there is none.
+        left_out = excluded(verdict.reasons)
+        for reason in (r for r in verdict.reasons if r.excludes or not left_out):
+            cells.setdefault(reason.rule, {}).setdefault(verdict.group, (verdict, reason))
+    num = len({verdict.group for verdict in found if verdict.differences})
+    for rule in (rule for rule in SAID if rule in cells):
+        verdict, reason = next(iter(cells[rule].values()))
+        lead = "No conclusion" if reason.excludes else "Caution"
+        others = len(cells[rule]) - 1
+        more = f"; and {others} more" if others else ""
+        yield (
+            f"{lead} in {num_cells(len(cells[rule]), of=num)}: {SAID[rule]} "
+            f"({verdict.where}: {reason.figures}{more})."
+        )
+
+
+def _finding(verdict: Verdict) -> str:
+    comparison, margin = verdict.comparison, verdict.margin
+    arm, against = _names(verdict)
+    if comparison is None:
+        return f"not run: no seed has both {arm} and {against} yet."
+    difference = comparison.difference
+    seeds = f"n = {num_seeds(comparison.n, verdict.n_expected)}"
+    if verdict.outcome == "no conclusion":
+        why = listed([reason.text for reason in verdict.reasons if reason.excludes])
+        return (
+            f"no conclusion ({arm} minus {against}: {signed(difference)} points, {seeds}): {why}."
+        )
+    if verdict.outcome == "equivalent" and verdict.same:
+        return f"{arm} is equivalent to {against}: the same in every seed ({seeds})."
+    if verdict.outcome == "equivalent":
+        text = (
+            f"{arm} is equivalent to {against} within {margin:g} points: {signed(difference)} "
+            f"({_interval(verdict, wide=False)}{seeds}, {p_value(verdict.p_equivalence or 0.0)})."
+        )
+        if verdict.p is not None and verdict.p < verdict.alpha:
+            text += f" The small difference is significant ({p_value(verdict.p)})."
+        return text
+    if verdict.outcome in ("better", "worse"):
+        return (
+            f"{arm} is {verdict.outcome} than {against} by {abs(difference):.2f} points "
+            f"({_interval(verdict, wide=True)}{seeds}, {p_value(verdict.p or 0.0)})."
+        )
+    if comparison.n == 1:
+        return (
+            f"undecided: {arm} minus {against} is {signed(difference)} points ({seeds}); "
+            "one seed allows no test."
+        )
+    shown = f"which shows neither a difference nor equivalence within {margin:g} points"
+    if comparison.p is not None and comparison.p < verdict.alpha and verdict.p is not None:
+        corrected = p_value(verdict.p)
+        shown = f"a difference here alone, but not once corrected for the other cells ({corrected})"
+    return (
+        f"undecided: {arm} minus {against} is {signed(difference)} points "
+        f"({_interval(verdict, wide=True)}{seeds}), {shown}; {_needed(verdict.needed)}."
+    )
+
+
+def _names(verdict: Verdict) -> tuple[str, str]:
+    """Name both sides; of the best arm, how it was chosen."""
+    if verdict.question.first is not None:
+        return verdict.arm, verdict.against
+    if not verdict.differences:
+        return BEST, "the unpruned network"
+    chosen = "chosen in each cell" if verdict.arm == BEST else f"{verdict.arm}, chosen"
+    by = "by the other seeds" if verdict.n > 1 else "on this number"
+    return f"{BEST} ({chosen} {by})", "the unpruned network"
+
+
+def _interval(verdict: Verdict, *, wide: bool) -> str:
+    """Word the interval that belongs to the test: 95 % for a difference, 90 % for equivalence."""
+    test = verdict.comparison if wide else verdict.equivalence
+    if test is None or test.low is None or test.high is None:
+        return "the same in every seed, "
+    percent = 100 * (1 - verdict.alpha if wide else 1 - 2 * verdict.alpha)
+    return f"{percent:.0f}% interval {signed(test.low)} to {signed(test.high)}, "
+
+
+def _needed(needed: int | None) -> str:
+    if needed is None:
+        return "equivalence cannot be shown, because one test image is more than the margin"
+    if needed > MANY:
+        return f"more than {MANY} seeds would be needed to settle it"
+    return f"about {needed} seeds would likely settle it"
+
+
+def _family(family: list[Verdict]) -> str:
+    """Answer one question: yes, no or undecided on average, and what its cells say one by one."""
+    question, ran = family[0].question, [v for v in family if v.differences]
+    counted = [v for v in ran if v.counts]
+    if not ran:
+        return f"{question.text} Not run."
+    if not counted:
+        return f"{question.text} No conclusion: {_left_out(ran, of=len(family))}."
+    mean = overall(family) if len(family) > 1 else counted[0]
+    text = "no seed has results in every cell, so there is no average."
+    if mean is not None:
+        text = sentence(mean).replace("undecided: ", "", 1)
+    text = f"{question.text} {_short(mean, counted)}: {text}"
+    if len(family) == 1:
+        return text
+    if len(counted) < len(ran):
+        left_out = _left_out(ran, of=len(family))
+        text += f" {left_out[0].upper()}{left_out[1:]}."
+    return f"{text} {_counts(family, counted)}"
+
+
+def _left_out(ran: Sequence[Verdict], *, of: int) -> str:
+    """Say how many cells are left out and why: ``1 of 3 cells is left out: ...``."""
+    out = [v for v in ran if not v.counts]
+    why: dict[Rule, int] = {}
+    for verdict in out:
+        first = next(reason.rule for reason in verdict.reasons if excluded([reason]))
+        why[first] = why.get(first, 0) + 1
+    said = listed([f"{SAID[rule]} in {num}" for rule, num in why.items()])
+    return f"{num_cells(len(out), of=of)} {'is' if len(out) == 1 else 'are'} left out: {said}"
+
+
+def _short(mean: Verdict | None, counted: list[Verdict]) -> str:
+    """Answer in a word or three; a good average does not hide cells that are worse."""
+    worse = sum(v.outcome == "worse" for v in counted)
+    if mean is None or mean.outcome == "undecided":
+        return "Undecided"
+    yes = ("better",) if mean.question.wants == "better" else ("better", "equivalent")
+    if mean.outcome not in yes:
+        return "No"
+    return "Yes" if not worse else f"On average yes, but worse in {worse} of {len(counted)} cells"
+
+
+def _counts(family: list[Verdict], counted: list[Verdict]) -> str:
+    """Count the outcomes of one question over its cells."""
+    counts = {o: sum(v.outcome == o for v in family) for o in OUTCOMES}
+    shown = [f"{o} in {num}" for o, num in counts.items() if num or o in OUTCOMES[:3]]
+    signs = sign_test([v.comparison.difference for v in counted if v.comparison is not None])
+    return (
+        f"Cell by cell ({_seed_range(counted)}, margin {family[0].margin:g} points): "
+        f"{listed(shown)}; the mean is higher in {signs.up} and lower in {signs.down}."
+    )
+
+
+def _seed_range(ran: list[Verdict]) -> str:
+    """Word how many seeds the cells have: ``5 seeds each``, ``3 to 5 seeds each``."""
+    low, high = min(v.n for v in ran), max(v.n for v in ran)
+    asked = max(v.n_expected for v in ran)
+    if low < high:
+        return f"{low} to {high} of {asked} seeds each"
+    return num_seeds(high, asked) + (" each" if len(ran) > 1 else "")

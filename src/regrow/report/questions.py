@@ -1,0 +1,174 @@
+"""What a cell's arms let us ask: pairs of arms, found by what they are, never by their names.
+
+Three kinds of question (``About``), in the order of the answer:
+
+- *scratch*: each trained arm with a random start against each trained arm that inherits weights.
+  Against each, because the best of several retrainings is chosen by luck too, and a mean over them
+  is no arm that anybody runs. Only where a cell trains nothing that is inherited is the pruned
+  network itself, as it was cut, the reference (some methods are published so).
+- *ticket*: each arm that starts from what the unpruned network was before or early in its training
+  against each arm that starts from another draw of it; without one, against arms with a random
+  start. Of several controls those with the ticket's own budget, if there are any.
+- *best*: the best arm against the unpruned network. For each seed it is chosen by the other seeds,
+  because the maximum of several noisy means is too high on the seeds that made it the maximum.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from regrow.arms import Start
+from regrow.report.rows import Run, evidence
+
+About = Literal["scratch", "ticket", "best"]
+BEST = "the best arm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One side of a question: an arm by its start, and by what its budget means for the question.
+
+    ``subject`` is what the arm did to, where that is not the row's own network.
+    """
+
+    name: str
+    start: Start | Literal[""]
+    trained: bool
+    equal_flops: bool
+    subject: str = ""
+
+    @classmethod
+    def of(cls, run: Run) -> "Side":
+        """Describe the arm of a run."""
+        return cls(
+            name=run.arm,
+            start=run.start,
+            trained=run.budget != "none",
+            equal_flops=run.budget == "equal-flops",
+            subject=run.subject,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked about two arms; equal for the cells over which it is asked.
+
+    Of the best arm ``first`` is None, because it differs between cells.
+    """
+
+    about: About
+    first: Side | None
+    second: Side
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        """Where it stands in an answer: what the study is about first, equal FLOPs before all."""
+        kinds: tuple[About, ...] = ("scratch", "ticket", "best")
+        return kinds.index(self.about), not (self.first is not None and self.first.equal_flops)
+
+    @property
+    def wants(self) -> Literal["as good", "better"]:
+        """What the question asks to be shown for a yes."""
+        return "better" if self.about == "ticket" else "as good"
+
+    @property
+    def text(self) -> str:
+        """The question in words.
+
+        >>> tuned = Side(name="tune", start="inherited", trained=True, equal_flops=False)
+        >>> scratch = Side(name="anew", start="random", trained=True, equal_flops=True)
+        >>> Question(about="scratch", first=scratch, second=tuned).text
+        'Is training from scratch (anew) as good as fine-tuning (tune)?'
+        """
+        if self.first is None:
+            return f"Is {BEST} as good as the unpruned network?"
+        first, second = self.first, self.second
+        if self.about == "scratch":
+            training = " ".join(filter(None, ["training", first.subject, "from scratch"]))
+            tuning = " ".join(filter(None, ["fine-tuning", second.subject]))
+            other = tuning if second.trained else "keeping the inherited weights, untrained"
+            return f"Is {training} ({first.name}) as good as {other} ({second.name})?"
+        own = "its first weights" if first.start == "initial" else "its weights early in training"
+        return f"Is starting from {own} ({first.name}) better than another draw ({second.name})?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A question put to one cell: the runs on both its sides."""
+
+    question: Question
+    first: Sequence[Run]
+    second: Sequence[Run]
+
+
+def ask(arms: Mapping[str, Sequence[Run]], unpruned: Sequence[Run]) -> Iterator[Asked]:
+    """Put every question that a cell's pruned arms, each with its runs, can answer."""
+    sides = [(Side.of(runs[0]), runs) for runs in arms.values()]
+    for first, runs in sides:
+        if first.trained and first.start == "random":
+            yield from _asked("scratch", first, runs, _references(sides))
+        if first.trained and first.start in ("initial", "rewound"):
+            yield from _asked("ticket", first, runs, _controls(sides, runs[0]))
+    if arms and unpruned:
+        question = Question(about="best", first=None, second=Side.of(unpruned[0]))
+        yield Asked(question=question, first=_best(list(arms.values())), second=unpruned)
+
+
+def _asked(
+    about: About, first: Side, runs: Sequence[Run], others: Sequence[tuple[Side, Sequence[Run]]]
+) -> Iterator[Asked]:
+    for second, other in others:
+        question = Question(about=about, first=first, second=second)
+        yield Asked(question=question, first=runs, second=other)
+
+
+def _references(
+    sides: Sequence[tuple[Side, Sequence[Run]]],
+) -> Sequence[tuple[Side, Sequence[Run]]]:
+    """Return the arms that keep inherited weights: the trained ones, else those that are not."""
+    inherited = [(side, runs) for side, runs in sides if side.start == "inherited"]
+    return [(side, runs) for side, runs in inherited if side.trained] or inherited
+
+
+def _controls(
+    sides: Sequence[tuple[Side, Sequence[Run]]], ticket: Run
+) -> Sequence[tuple[Side, Sequence[Run]]]:
+    """Return the arms that start from another draw than a ticket."""
+    trained = [(side, runs) for side, runs in sides if side.trained]
+    controls = [(side, runs) for side, runs in trained if side.start == "redrawn"]
+    controls = controls or [(side, runs) for side, runs in trained if side.start == "random"]
+    return [(s, runs) for s, runs in controls if _budget(runs[0]) == _budget(ticket)] or controls
+
+
+def _budget(run: Run) -> tuple[str, float | None, float | None]:
+    return run.budget, run.amount, run.cap
+
+
+def _best(arms: Sequence[Sequence[Run]]) -> list[Run]:
+    """Choose for each seed the run of the arm that is best in the other seeds, the first if equal.
+
+    A single seed leaves no others, so there the arm is chosen by what it is then judged on.
+    """
+    chosen = []
+    for seed in dict.fromkeys(run.seed for runs in arms for run in runs):
+        here = [(run, runs) for runs in arms for run in runs if run.seed == seed]
+        done = [(run, runs) for run, runs in here if run.done] or here
+        scores = [evidence([run for run in runs if run.seed != seed]) for _, runs in done]
+        if not any(scores):
+            scores = [evidence([run]) for run, _ in done]
+        means = [score.mean if score is not None else float("-inf") for score in scores]
+        chosen.append(done[means.index(max(means))][0])
+    return chosen
+
+
+def reference(runs: Sequence[Run]) -> str | None:
+    """Name the arm that a cell's others are shown against: the first that trains what it inherits.
+
+    Where nothing inherited is trained, the pruned network as it was cut; None without either.
+    """
+    arms: dict[str, Run] = {}
+    for run in runs:
+        if not run.unpruned:
+            arms.setdefault(run.arm, run)
+    references = _references([(Side.of(run), [run]) for run in arms.values()])
+    return next((side.name for side, _ in references), None)
