@@ -153,7 +153,7 @@ def _left_out(ran: Sequence[Verdict], *, of: int) -> str:
     for verdict in out:
         first = next(reason.rule for reason in verdict.reasons if excluded([reason]))
         why[first] = why.get(first, 0) + 1
-    said = listed([f"{SAID[rule]} in {num}" for rule, num in why.items()])
+    said = listed([SAID[rule] + (f" in {num}" if of > 1 else "") for rule, num in why.items()])
     return f"{num_cells(len(out), of=of)} {'is' if len(out) == 1 else 'are'} left out: {said}"
 
 
