@@ -7,18 +7,23 @@
 Whoever takes a study from a user takes either kind from here.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regrow.detection.jobs import TrainDetector
 from regrow.detection.report import MEAN_AP, collect_detectors
 from regrow.detection.study import DetectionStudy, is_detection
+from regrow.jobs import Prune, Train
 from regrow.report import ACCURACY, Extra, Failure, Measure, Run
 from regrow.report.collect import collect as collect_classifiers
 from regrow.store import Store
 from regrow.study import Study, read_file
+from regrow.work import Job, all_jobs
 
 Asked = Study | DetectionStudy
+LOOKS_AT_DATA = (Train, Prune, TrainDetector)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,12 @@ def from_json(value: Any, *, name: str = "study") -> Asked:
     if is_detection(value):
         return DetectionStudy.from_json(value, name=name)
     return Study.from_json(value, name=name)
+
+
+def notices(jobs: Iterable[Job]) -> tuple[str, ...]:
+    """Return what people should know of the data that jobs look at, each once."""
+    data = [job.data for job in all_jobs(jobs).values() if isinstance(job, LOOKS_AT_DATA)]
+    return tuple(dict.fromkeys(notice for one in data for notice in one.notices))
 
 
 def collect(study: Asked, store: Store) -> Collected:

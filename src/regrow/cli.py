@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from regrow.report import Report
     from regrow.run import Summary
     from regrow.store import Store
+    from regrow.work import Job
 
 EXIT_FAILED_JOBS = 1
 EXIT_BAD_INPUT = 2
@@ -156,7 +157,9 @@ def plan(
     opened = _open(store, create=False) if store.exists() else None
     done = opened.snapshot().done if opened else frozenset[str]()
     num_workers = max(workers if workers is not None else num_cores(), 1)
-    found = estimate(asked.jobs(), done, workers=num_workers, store=opened)
+    jobs = asked.jobs()
+    _say_notices(jobs)
+    found = estimate(jobs, done, workers=num_workers, store=opened)
     if as_json:
         _print_json(
             {
@@ -458,6 +461,7 @@ def _run(
     asked = _study(path)
     jobs = asked.jobs()  # looks at data and networks: nothing is written for a study that cannot be
     check_device(device)
+    _say_notices(jobs)
     opened = _open(store, create=True)
     _check_writable(_out(asked, out))
     with display() as show:
@@ -474,6 +478,14 @@ def _run(
     _sum_up(summary, made.paths[0])
     if set(statuses) != {"done"} or not summary.complete:
         raise typer.Exit(EXIT_FAILED_JOBS)
+
+
+def _say_notices(jobs: "Iterable[Job]") -> None:
+    """Say on standard error what people should know of the data."""
+    from regrow.asked import notices
+
+    for notice in notices(jobs):
+        _complain(notice)
 
 
 def _sum_up(summary: "Summary", page: Path) -> None:
@@ -512,7 +524,7 @@ def _check_writable(folder: Path) -> None:
 def _report(
     asked: "Asked", opened: "Store", out: Path | None, *, command: str
 ) -> "tuple[Report, list[str]]":
-    from regrow.asked import collect
+    from regrow.asked import collect, notices
     from regrow.report import write
 
     found = collect(asked, opened)
@@ -527,6 +539,7 @@ def _report(
         failures=found.failures,
         measure=found.measure,
         extras=found.extras,
+        notes=notices(asked.jobs()),
     )
     return made, [run.status for run in found.runs]
 

@@ -44,6 +44,7 @@ class Material:
     num_train: int
     num_test: int
     num_most_frequent: int | None = None  # test images of the most frequent class, where counted
+    notices: tuple[str, ...] = ()  # for people: no part of any key
 
     @property
     def shape(self) -> tuple[int, ...]:

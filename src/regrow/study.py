@@ -252,6 +252,7 @@ def material(spec: DataSpec) -> Material:
         num_train=len(dataset.train),
         num_test=len(dataset.test),
         num_most_frequent=int(torch.bincount(dataset.test.labels).max()),
+        notices=dataset.notices,
     )
 
 

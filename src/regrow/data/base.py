@@ -43,7 +43,7 @@ class Encoded(Protocol):
         ...
 
     def chunks(self) -> Iterator[Sequence[bytes]]:
-        """Read all images in order, a few hundred at a time."""
+        """Read all images in order, a few hundred at a time; b"" where there are no bytes."""
         ...
 
     def reader(self, cache: Path) -> Callable[[int], bytes]:
@@ -81,6 +81,7 @@ class Raw:
 
     Without a ``test`` split, one is drawn from ``train``. The first of ``normalisations`` is the
     default; without any, mean and std are computed. ``augmentation`` None is chosen by ``load``.
+    ``notices`` tell people what they may not expect, such as a split that was left out.
     """
 
     classes: tuple[str, ...]
@@ -89,6 +90,7 @@ class Raw:
     validation: Split | None = None
     normalisations: Mapping[str, Normalisation] = field(default_factory=dict)
     augmentation: str | None = None
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

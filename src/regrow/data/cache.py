@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,18 @@ def decoded(
             _replace(path, lambda temporary: _write_array(temporary, array))
         kept = _read_array(path, num=num)
     return array if kept is None else kept
+
+
+def remembered(path: Path, make: Callable[[], Any]) -> Any:
+    """Return a JSON value of the cache, else make and keep it; JSON mappings have text keys."""
+    with _locked(path):
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # absent or damaged
+            value = make()
+        with contextlib.suppress(OSError):
+            _replace(path, lambda temporary: temporary.write_text(json.dumps(value)))
+    return value
 
 
 def kept_file(path: Path, write: Callable[[Path], None]) -> Path:

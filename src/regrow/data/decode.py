@@ -3,15 +3,16 @@
 import io
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from regrow.data.base import Encoded
@@ -19,7 +20,20 @@ from regrow.errors import DataError
 
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBa", "La")
+ORIENTATION = 274  # the EXIF tag that says how a picture must be turned to stand upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SWAPPED = (5, 6, 7, 8)  # those that exchange width and height
+ADVICE = "Restore the file, or leave such images out: on_error: skip."
 NUM_SAMPLES = 64  # images looked at before deciding how to hold a data set
+T = TypeVar("T")
 # Pillow lets other threads run while it decodes and scales, but not all of the time.
 MOST_THREADS = 32
 RESIZE_IMAGES = 4096  # images resized at once: 50 MB at 64 px in float32
@@ -27,7 +41,7 @@ RESIZE_IMAGES = 4096  # images resized at once: 50 MB at 64 px in float32
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What a sample of a data set's images looks like."""
+    """What some or all of a data set's images look like."""
 
     sizes: tuple[tuple[int, int], ...]  # distinct (width, height), first seen first
     grey: bool
@@ -35,11 +49,20 @@ class Look:
 
 def look(source: Encoded) -> Look:
     """Read the headers of some images."""
+    return _look(source, source.sample(NUM_SAMPLES))
+
+
+def look_at_all(source: Encoded) -> Look:
+    """Read the headers of all images."""
+    return _look(source, enumerate(data for chunk in source.chunks() for data in chunk))
+
+
+def _look(source: Encoded, images: Iterable[tuple[int, bytes]]) -> Look:
     sizes: dict[tuple[int, int], None] = {}
     grey = True
-    for index, data in source.sample(NUM_SAMPLES):
+    for index, data in images:
         image = open_image(data, where=source.where(index))
-        sizes[image.size] = None
+        sizes[upright_size(image)] = None
         grey = grey and image.mode in GREY_MODES
     return Look(sizes=tuple(sizes), grey=grey)
 
@@ -56,6 +79,8 @@ def num_threads() -> int:
 
 def open_image(data: bytes, *, where: str) -> Image.Image:
     """Read an image's header; what is no 8-bit image is a ``DataError`` that names it."""
+    if not data:
+        raise DataError(f"{where}: the image cannot be read (there are no bytes). {ADVICE}")
     try:
         image = Image.open(io.BytesIO(data))
     except Exception as error:  # Pillow's readers raise many types on damaged bytes
@@ -63,9 +88,26 @@ def open_image(data: bytes, *, where: str) -> Image.Image:
     if image.mode not in GREY_MODES + COLOUR_MODES:
         raise DataError(
             f"{where}: expected an 8-bit image, got mode {image.mode!r} ({image.format}). "
-            "Convert it to 8 bits a channel."
+            "Convert it to 8 bits a channel, or leave such images out: on_error: skip."
         )
     return image
+
+
+def orientation(image: Image.Image) -> int:
+    """Return how an opened image, not yet decoded, lies in its file: 1 is upright, as in EXIF."""
+    if "exif" not in image.info or image.format == "TIFF":  # Pillow turns the latter itself
+        return 1
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # as viewers do, a picture whose EXIF is damaged is shown as it lies
+        return 1
+    return found if found in TURNS else 1
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height as an opened image, not yet decoded, is seen."""
+    width, height = image.size
+    return (height, width) if orientation(image) in SWAPPED else (width, height)
 
 
 def to_pixels(image: Image.Image, *, where: str) -> NDArray[np.uint8]:
@@ -74,13 +116,33 @@ def to_pixels(image: Image.Image, *, where: str) -> NDArray[np.uint8]:
 
 
 def to_rgb(image: Image.Image, *, where: str) -> Image.Image:
-    """Decode an opened image to RGB; damaged bytes are a ``DataError`` that names the image."""
+    """Decode an opened image to RGB, turned upright; transparency is dropped.
+
+    Damaged bytes are a ``DataError`` that names the image. Of an animation this is the first frame.
+    """
+    turn = TURNS.get(orientation(image))
     try:
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # Pillow warns when palette transparency is dropped
-        return image if image.mode == "RGB" and image.load() else image.convert("RGB")
+        rgb = image if image.mode == "RGB" and image.load() else image.convert("RGB")
     except Exception as error:  # see open_image
         raise _unreadable(where, error) from error
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def unreadable(source: Encoded) -> dict[int, str]:
+    """Decode all images once, keeping none; return what is wrong with those that cannot be read."""
+
+    def problem(index: int, data: bytes) -> str | None:
+        where = source.where(index)
+        try:
+            to_rgb(open_image(data, where=where), where=where)
+        except DataError as error:
+            return str(error)
+        return None
+
+    found = enumerate(_in_threads(source, problem))
+    return {index: message for index, message in found if message is not None}
 
 
 def fit(image: Image.Image, *, shorter: int, crop: int) -> Image.Image:
@@ -118,34 +180,44 @@ def decode_all(source: Encoded, *, size: int | None) -> NDArray[np.uint8]:
     pixels = np.empty((len(source), 3, side, side), dtype=np.uint8)
     grey = np.zeros(len(source), dtype=np.bool_)
 
-    def decode_chunk(start: int, chunk: Sequence[bytes]) -> None:
-        for index, data in enumerate(chunk, start):
-            where = source.where(index)
-            image = open_image(data, where=where)
-            grey[index] = image.mode in GREY_MODES
-            if size is None:
-                _check_size(image.size, first=first, where=where, first_where=source.where(0))
-                decoded = to_pixels(image, where=where)
-            else:
-                decoded = np.asarray(fit(to_rgb(image, where=where), shorter=size, crop=size))
-            pixels[index] = decoded.transpose(2, 0, 1)
+    def decode(index: int, data: bytes) -> None:
+        where = source.where(index)
+        image = open_image(data, where=where)
+        grey[index] = image.mode in GREY_MODES
+        if size is None:
+            seen = upright_size(image)
+            _check_size(seen, first=first, where=where, first_where=source.where(0))
+            decoded = to_pixels(image, where=where)
+        else:
+            decoded = np.asarray(fit(to_rgb(image, where=where), shorter=size, crop=size))
+        pixels[index] = decoded.transpose(2, 0, 1)
+
+    for _ in _in_threads(source, decode):
+        pass
+    return np.ascontiguousarray(pixels[:, :1]) if grey.all() else pixels
+
+
+def _in_threads(source: Encoded, act: Callable[[int, bytes], T]) -> Iterator[T]:
+    """Do the same to every image, chunk by chunk in a pool of threads; yield in order."""
+
+    def act_on(start: int, chunk: Sequence[bytes]) -> list[T]:
+        return [act(index, data) for index, data in enumerate(chunk, start)]
 
     with ThreadPoolExecutor(num_threads()) as pool:
-        waiting: deque[Future[None]] = deque()
+        waiting: deque[Future[list[T]]] = deque()
         start = 0
         try:
             for chunk in source.chunks():
-                waiting.append(pool.submit(decode_chunk, start, chunk))
+                waiting.append(pool.submit(act_on, start, chunk))
                 start += len(chunk)
                 # Bounded, because the encoded images need not fit into memory at once.
                 while len(waiting) > 2 * num_threads():
-                    waiting.popleft().result()
+                    yield from waiting.popleft().result()
             while waiting:
-                waiting.popleft().result()
+                yield from waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
-    return np.ascontiguousarray(pixels[:, :1]) if grey.all() else pixels
 
 
 def resize_all(pixels: Tensor, *, size: int) -> Tensor:
@@ -181,7 +253,9 @@ def _check_size(
 
 
 def _unreadable(where: str, error: Exception) -> DataError:
+    # Pillow's own words name the place in memory, which differs each time.
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "its bytes are of no known image format" if unknown else error
     return DataError(
-        f"{where}: the image cannot be read ({type(error).__name__}: {error}). "
-        "Restore the file, or remove the image."
+        f"{where}: the image cannot be read ({type(error).__name__}: {reason}). {ADVICE}"
     )

@@ -1,5 +1,7 @@
 """Images in folders named after their classes (torchvision's ImageFolder layout)."""
 
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +10,20 @@ import torch
 
 from regrow.data.base import Raw, Split, register_data
 from regrow.data.cache import digest
+from regrow.data.decode import ADVICE
+from regrow.data.files import files_below, folders_in, is_junk
 from regrow.data.spec import DataSpec
+from regrow.data.splits import split_called, split_within
 from regrow.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    {
+        *(".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
+        *(".tif", ".tiff", ".webp"),
+    }
 )
-TEST_FOLDERS = ("test", "val", "validation", "valid")
+READING_ORDER = ("train", "test", "validation")
+SHOWN = 5  # names, in a message
 CHUNK_IMAGES = 256
 
 
@@ -34,19 +43,19 @@ class ImageFiles:
 
     def identity(self) -> str:
         """Digest paths, sizes and times of change."""
-        stats = ((str(path), path.stat()) for path in self.paths)
-        return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+        return digest([(str(path), *_stat(path)) for path in self.paths])
 
     def sample(self, num: int) -> list[tuple[int, bytes]]:
         """Read evenly spaced files, so from many classes."""
         num = min(num, len(self))
-        return [(index, self._read(index)) for index in (n * len(self) // num for n in range(num))]
+        indices = (n * len(self) // num for n in range(num))
+        return [(index, self._read_or_nothing(index)) for index in indices]
 
     def chunks(self) -> Iterator[Sequence[bytes]]:
-        """Read all files in order."""
+        """Read all files in order; no bytes stand for one that cannot be read."""
         for start in range(0, len(self), CHUNK_IMAGES):
             stop = min(start + CHUNK_IMAGES, len(self))
-            yield [self._read(index) for index in range(start, stop)]
+            yield [self._read_or_nothing(index) for index in range(start, stop)]
 
     def reader(self, cache: Path) -> Callable[[int], bytes]:
         """Return the reading of one file; nothing needs to be cached."""
@@ -57,9 +66,14 @@ class ImageFiles:
             return self.paths[index].read_bytes()
         except OSError as error:
             raise DataError(
-                f"{self.paths[index]}: the image cannot be read ({error.strerror}). "
-                "Restore the file, or remove the image."
+                f"{self.paths[index]}: the image cannot be read ({error.strerror}). {ADVICE}"
             ) from error
+
+    def _read_or_nothing(self, index: int) -> bytes:
+        try:
+            return self.paths[index].read_bytes()
+        except OSError:
+            return b""
 
 
 @dataclass(frozen=True)
@@ -70,13 +84,21 @@ class _Half:
     files: dict[str, tuple[Path, ...]]  # class name -> image files, both sorted
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The folder of each split, with what was not read."""
+
+    halves: dict[str, _Half]
+    notices: tuple[str, ...]
+
+
 def _content(spec: DataSpec) -> str:
     """Digest the relative paths and sizes of all images; reading them all would not be cheap."""
     base = _base(spec)
     return digest(
         [
-            [(str(path.relative_to(base)), path.stat().st_size) for path in paths]
-            for half in _halves(spec)
+            [(str(path.relative_to(base)), _stat(path)[0]) for path in paths]
+            for half in _find(spec).halves.values()
             for paths in half.files.values()
         ]
     )
@@ -86,19 +108,24 @@ def _content(spec: DataSpec) -> str:
 def folder(spec: DataSpec) -> Raw:
     """Read PATH/train/CLASS/* and PATH/test/CLASS/*, images at any depth below their class.
 
-    The test folder may also be called val, validation or valid (looked for in this order); a
-    second one of them is the validation split, used unless a validation share is asked for. With
-    PATH/CLASS/* alone, or no test folder, a fifth of the images is drawn for testing.
+    The folders may also be called training and testing, in any case, and a validation split val,
+    validation, valid, eval or dev: it is tested on where there is no test split, else used unless a
+    validation share is asked for. With PATH/CLASS/* alone, or no test folder, a fifth of the images
+    is drawn for testing.
     """
-    train, *others = _halves(spec)
-    for other in others:
-        _check_classes(train, other)
-    splits = [_split(half) for half in (train, *others)]
+    found = _find(spec)
+    train = found.halves["train"]
+    for half in found.halves.values():
+        _check_classes(train, half)
+    splits = {split: _split(half) for split, half in found.halves.items()}
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
     return Raw(
         classes=tuple(train.files),
-        train=splits[0],
-        test=splits[1] if len(splits) > 1 else None,
-        validation=splits[2] if len(splits) > 2 else None,
+        train=splits["train"],
+        test=splits.get("test"),
+        validation=splits.get("validation"),
+        notices=tuple(f"Data set {spec.name!r}: {notice}" for notice in found.notices),
     )
 
 
@@ -112,51 +139,144 @@ def _base(spec: DataSpec) -> Path:
     return base
 
 
-def _halves(spec: DataSpec) -> list[_Half]:
-    """Find the folders of classes: training, then testing and validation where there are any."""
+def _find(spec: DataSpec) -> _Found:
+    """Find the folders of classes: for training, testing and validation where there are any."""
     base = _base(spec)
-    tests = [base / name for name in TEST_FOLDERS if _subfolders(base / name)]
-    if (base / "train").is_dir():
-        return [_half(path) for path in (base / "train", *tests[:2])]
-    if tests:
+    folders = folders_in(base)
+    splits = _splits(spec, base, folders)
+    if not splits:
+        return _half_alone(base, folders)
+    notices = []
+    halves = {}
+    for split in READING_ORDER:
+        if split not in splits:
+            continue
+        if split != "train" and not folders_in(splits[split]):
+            notices.append(
+                f"The {split} split is left out: {splits[split]} holds no folders of classes, so "
+                "its images have no labels."
+            )
+            continue
+        halves[split], ignored = _half(splits[split])
+        notices += ignored
+    if "test" not in halves and "test" in splits and "validation" in halves:
+        notices.append("The validation split is tested on.")
+    others = [path.name for path in folders if path not in splits.values()]
+    if others:
+        notices.append(
+            f"These folders are of no split by their names and are not read: {_shown(others)}."
+        )
+    return _Found(halves, tuple(notices))
+
+
+def _splits(spec: DataSpec, base: Path, folders: list[Path]) -> dict[str, Path]:
+    """Tell splits from classes: return the folder of each split, none where all are classes.
+
+    A folder called train holds the folders of classes. Where none does, and every folder is named
+    after a split in other words (training_set), they are splits too.
+    """
+    by_name = {path: split_called(path.name) for path in folders}
+    called = {path: split for path, split in by_name.items() if split and folders_in(path)}
+    if "train" in called.values():
+        # Beside a folder of classes, one of mere images is a split as well: one without labels.
+        called = {path: split for path, split in by_name.items() if split}
+    else:
+        words = {path: named.split for path in folders if (named := split_within(path.name))}
+        distinct = len(set(words.values())) == len(words) == len(folders)
+        if distinct and "train" in words.values():
+            if not all(split != "train" or folders_in(path) for path, split in words.items()):
+                raise DataError(
+                    f"Data set {spec.name!r}: the folders in {base} are splits by their names "
+                    f"({_shown([path.name for path in folders])}), and the one to train on holds "
+                    "no folders of classes. Expected train/CLASS/* and test/CLASS/*, or CLASS/*."
+                )
+            called = words
+    if called and "train" not in called.values():
+        name = next(iter(called)).name
         raise DataError(
-            f"Data set {spec.name!r}: {base} has a folder {tests[0].name!r} but no 'train'. "
+            f"Data set {spec.name!r}: {base} has a folder {name!r} but no 'train'. "
             "Expected train/CLASS/* and test/CLASS/*, or CLASS/*."
         )
-    return [_half(base)]
-
-
-def _half(root: Path) -> _Half:
-    folders = _subfolders(root)
-    if len(folders) < 2:
-        raise DataError(
-            f"{root}: expected a folder for each of at least 2 classes, got {len(folders)}. "
-            "Put each class's images into a folder of its name."
-        )
-    files = {path.name: _images(path) for path in folders}
-    for name, paths in files.items():
-        if not paths:
+    splits: dict[str, Path] = {}
+    for path, split in called.items():
+        if (other := splits.setdefault(split, path)) != path:
             raise DataError(
-                f"{root / name}: the class has no image (looked for files ending in "
+                f"Data set {spec.name!r}: {base} has two folders for the {split} split, "
+                f"{other.name!r} and {path.name!r}. Move one of them elsewhere."
+            )
+    return splits
+
+
+def _half_alone(base: Path, folders: list[Path]) -> _Found:
+    """Read a folder whose folders are all classes, some of them named like a split."""
+    named = [path.name for path in folders if split_called(path.name)]
+    if len(named) > 1 and "train" in map(split_called, named):
+        raise DataError(
+            f"{base}: {_shown(named)} are splits by their names, but hold images and no folders of "
+            "classes. Expected train/CLASS/* and test/CLASS/*, or CLASS/*."
+        )
+    half, notices = _half(base)
+    if named:
+        notices.append(
+            f"{_shown(named)} holds images and no folders of classes, as the other folders do: it "
+            "is read as a class."
+        )
+    return _Found({"train": half}, tuple(notices))
+
+
+def _half(root: Path) -> tuple[_Half, list[str]]:
+    """Read the class folders of a split; return with them what people should know."""
+    folders = folders_in(root)
+    if len(folders) < 2:
+        inner = [path for path in folders if any(split_called(p.name) for p in folders_in(path))]
+        hint = (
+            f"Its folder {inner[0].name!r} has folders of splits: give the path of that."
+            if inner
+            else "Put each class's images into a folder of its name."
+        )
+        raise DataError(
+            f"{root}: expected a folder for each of at least 2 classes, got {len(folders)}. {hint}"
+        )
+    files: dict[str, tuple[Path, ...]] = {}
+    loose = [path for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    ignored: list[Path] = []
+    for path in folders:
+        below = files_below(path)
+        images = tuple(file for file in below if file.suffix.lower() in IMAGE_SUFFIXES)
+        ignored += [file for file in below if file.suffix.lower() not in IMAGE_SUFFIXES]
+        if not images:
+            raise DataError(
+                f"{path}: the class has no image (looked for files ending in "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}). Add its images, or remove the folder."
             )
-    return _Half(root=root, files=files)
-
-
-def _subfolders(root: Path) -> list[Path]:
-    if not root.is_dir():
-        return []
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _images(root: Path) -> tuple[Path, ...]:
-    return tuple(
-        sorted(
-            path
-            for path in root.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        # The accents of one name may be written in two ways, as those of archives from macOS are.
+        name = unicodedata.normalize("NFC", path.name)
+        if name in files:
+            raise DataError(f"{path}: a second folder of the class {name!r}. Put both into one.")
+        files[name] = images
+    notices = []
+    if loose := [path for path in loose if path.is_file() and not is_junk(path.name)]:
+        notices.append(f"{root}: {len(loose)} images lie in no folder of a class and are not read.")
+    if ignored:
+        kinds = Counter(file.suffix.lower() or "no ending" for file in ignored)
+        counts = [f"{kind} ({num})" for kind, num in sorted(kinds.items())]
+        notices.append(
+            f"{root}: files whose names do not end like an image's are not read: {_shown(counts)}."
         )
-    )
+    return _Half(root=root, files=dict(sorted(files.items()))), notices
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    """Return size and time of change; -1 for a link that leads nowhere, which reading will name."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _shown(names: list[str]) -> str:
+    return f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
 
 
 def _check_classes(train: _Half, other: _Half) -> None:

@@ -1,7 +1,6 @@
 """Image classification in Parquet files, as Hugging Face data sets are published."""
 
 import json
-import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,25 +11,22 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from regrow.data.base import Raw, Split, register_data
 from regrow.data.cache import data_root, digest, file_digest, kept_file
+from regrow.data.labels import LabelColumn, code, is_labelled, kind_of
+from regrow.data.parquet import find
 from regrow.data.spec import DataSpec
 from regrow.errors import ConfigError, DataError, unknown
 
 # Preferred first: a set with several label columns (CIFAR-100's fine and coarse) means the finest.
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
 IMAGE_COLUMNS = ("image", "img", "images")
-SPLITS = {
-    "train": "train",
-    "test": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
+HOLDS = {
+    "image": "images (bytes)",
+    "label": "class labels (whole numbers, texts or truths)",
 }
 CHUNK_IMAGES = 256
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,13 @@ class ParquetImages:
 
     def sample(self, num: int) -> list[tuple[int, bytes]]:
         """Read the first images."""
-        return list(enumerate(next(self._batches(num))))
+        found = list(enumerate(next(self._batches(num))))
+        if not any(data for _, data in found):
+            raise DataError(
+                f"{self.where(0)}: there is no image, nor in the rows after it (the bytes in "
+                f"column {self.column!r} are null). Embed the images in the Parquet files."
+            )
+        return found
 
     def chunks(self) -> Iterator[Sequence[bytes]]:
         """Read all images in order."""
@@ -79,28 +81,19 @@ class ParquetImages:
                 writer.write_batch(pa.record_batch([pa.array(chunk, pa.large_binary())], schema))
 
     def _batches(self, size: int) -> Iterator[Sequence[bytes]]:
-        start = 0
         for path in self.files:
             with _reading(path), pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(size, columns=[self.column]):
-                    yield self._encoded(batch.column(0), start)
-                    start += len(batch)
+                    yield self._encoded(batch.column(0))
 
-    def _encoded(self, column: Any, start: int) -> Sequence[bytes]:
+    def _encoded(self, column: Any) -> Sequence[bytes]:
         inner = column.field("bytes") if pa.types.is_struct(column.type) else column
-        values: list[bytes | None] = inner.to_pylist()
-        for index, value in enumerate(values, start):
-            if value is None:
-                raise DataError(
-                    f"{self.where(index)}: there is no image (the bytes in column "
-                    f"{self.column!r} are null). Embed the images in the Parquet files."
-                )
-        return [value for value in values if value is not None]
+        return [value or b"" for value in inner.to_pylist()]
 
 
 def _content(spec: DataSpec) -> str:
     root = data_root(spec)
-    splits = _find(spec)
+    splits = find(spec).splits
     return digest(
         [
             (split, [file_digest(file, root=root) for file in files])
@@ -114,120 +107,110 @@ def hugging_face(spec: DataSpec) -> Raw:
     """Read the Parquet files below a folder, or those of a data set on the Hugging Face hub.
 
     Files are told apart by name: ``train-*.parquet``, ``test-*``, ``validation-*`` (or folders
-    ``train/*.parquet``). Without a test split the validation split serves as test; with both, it is
-    the validation split, used unless a validation share is asked for; with neither, a fifth of the
-    images is drawn for testing. Images are encoded bytes, alone or in a struct with ``bytes``;
-    labels are integers, named by the schema's ClassLabel where there is one.
+    ``train/*.parquet``), also ``training``, ``testing``, ``val``, ``valid``, ``eval``, ``dev``, in
+    any case. Without a test split that has labels the validation split serves as test; with both,
+    it is the validation split, used unless a validation share is asked for; with neither, a fifth
+    of the images is drawn for testing. Images are encoded bytes, alone or in a struct with
+    ``bytes``; labels are whole numbers, named by the schema's ClassLabel where there is one, texts
+    or truths.
     """
-    splits = {name: _read(spec, files) for name, files in _find(spec).items()}
+    found = find(spec)
+    parts: dict[str, _Part] = {}
+    notices = list(found.notices)
+    for split, files in found.splits.items():
+        part = _read(spec, files, needed=split == "train")
+        if reason := _left_out(part):
+            if split == "train":
+                raise DataError(f"{part.where}: the training split is left with nothing: {reason}.")
+            notices.append(f"The {split} split is left out: {reason}.")
+        else:
+            parts[split] = part
+    train = parts["train"]
+    notices += train.notices
+    coded = code({split: part.labels for split, part in parts.items() if part.labels})
+    notices += coded.notices
+    splits = {
+        split: Split(images=part.images, labels=coded.labels[split])
+        for split, part in parts.items()
+    }
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
-    train = splits["train"]
-    for name, other in splits.items():
-        _check_classes(train, other, name=name)
+        notices += ["The validation split is tested on."] if "test" in found.splits else []
     return Raw(
-        classes=train.classes,
-        train=train.split,
-        test=splits["test"].split if "test" in splits else None,
-        validation=splits["validation"].split if "validation" in splits else None,
+        classes=coded.classes,
+        train=splits["train"],
+        test=splits.get("test"),
+        validation=splits.get("validation"),
+        notices=tuple(f"Data set {spec.name!r}: {notice}" for notice in notices),
     )
+
+
+# Reading ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One split as read: its images, labels and class names."""
+    """One split as read: its images, and its labels if it has a column of them."""
 
-    split: Split
-    classes: tuple[str, ...]
-    where: str
+    images: ParquetImages
+    labels: LabelColumn | None
+    notices: tuple[str, ...]
 
-
-def _find(spec: DataSpec) -> dict[str, tuple[Path, ...]]:
-    """Find the Parquet files of each split."""
-    base = _base(spec)
-    files = sorted(base.rglob("*.parquet"))
-    by_split: dict[str, list[Path]] = {}
-    for file in files:
-        if (split := _split_of(file)) is not None:
-            by_split.setdefault(split, []).append(file)
-    if "train" not in by_split:
-        found = f"got {', '.join(f.name for f in files[:3])}" if files else "there are none"
-        raise DataError(
-            f"Data set {spec.name!r}: expected Parquet files named train-*.parquet and "
-            f"test-*.parquet (or validation-*) below {base}, {found}."
-        )
-    folders = {_configuration(file) for file in by_split["train"]}
-    if len(folders) > 1:
-        names = ", ".join(sorted(str(folder.relative_to(base)) for folder in folders))
-        raise DataError(
-            f"Data set {spec.name!r}: {base} holds several configurations ({names}). "
-            "Add the name of one of them to the path."
-        )
-    return {split: tuple(paths) for split, paths in by_split.items()}
+    @property
+    def where(self) -> Path:
+        return self.images.files[0]
 
 
-def _split_of(file: Path) -> str | None:
-    for name in (file.stem, file.parent.name):
-        head = re.split(r"[-_.]", name.lower(), maxsplit=1)[0]
-        if head in SPLITS:
-            return SPLITS[head]
-    return None
-
-
-def _configuration(file: Path) -> Path:
-    return file.parent.parent if file.parent.name.lower() in SPLITS else file.parent
-
-
-def _base(spec: DataSpec) -> Path:
-    local = Path(spec.location).expanduser().absolute()
-    if local.is_dir():
-        return local
-    if not HUB_ID.match(spec.location) or spec.location.startswith("."):
-        raise DataError(
-            f"Data set {spec.name!r}: there is no folder {local}. Give a folder that holds Parquet "
-            "files, or the id of a data set on the Hugging Face hub such as 'uoft-cs/cifar10'."
-        )
-    return _from_hub(spec, local)
-
-
-def _from_hub(spec: DataSpec, local: Path) -> Path:
-    """Download (or find in the hub's own cache) OWNER/NAME, or OWNER/NAME/FOLDER of it."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ConfigError(
-            f"Data set {spec.name!r}: there is no folder {local}, and reading from the Hugging "
-            "Face hub needs the package huggingface-hub. Install it: pip install 'regrow[hub]'."
-        ) from error
-    owner, name, *inner = spec.location.split("/")
-    within = "/".join(inner)
-    try:
-        snapshot = snapshot_download(
-            f"{owner}/{name}",
-            repo_type="dataset",
-            allow_patterns=[f"{within}/*.parquet" if within else "*.parquet"],
-        )
-    except Exception as error:  # the hub's client raises its own, its HTTP library's and OSErrors
-        reason = (str(error).splitlines() or [""])[0]
-        raise DataError(
-            f"Data set {spec.name!r}: there is no folder {local}, and '{owner}/{name}' cannot be "
-            f"fetched from the Hugging Face hub ({type(error).__name__}: {reason}). Check the name "
-            "and the network, or give the folder of a copy."
-        ) from error
-    return Path(snapshot) / within
-
-
-def _read(spec: DataSpec, files: tuple[Path, ...]) -> _Part:
+def _read(spec: DataSpec, files: tuple[Path, ...], *, needed: bool) -> _Part:
     """Read the labels of a split's files, and where its images are."""
     schema, counts = _schema(files)
     features = _features(schema)
-    image = _image_column(spec, schema, where=files[0])
-    label = _label_column(spec, schema, features=features, where=files[0])
-    labels = torch.cat([_labels(file, label) for file in files])
-    names = features.get(label, {}).get("names")
-    classes = tuple(map(str, names or range(int(labels.max()) + 1 if len(labels) else 0)))
+    image, other_images = _image_column(spec, schema, where=files[0])
+    label, other_labels = _label_column(spec, schema, features=features, where=files[0])
     images = ParquetImages(files=files, column=image, counts=counts, root=data_root(spec))
-    return _Part(Split(images=images, labels=labels), classes=classes, where=str(files[0].parent))
+    notices = tuple(
+        f"The column {column!r} is read; others hold {kind}s too ({', '.join(others)}): name the "
+        f"one you mean by the option '{kind}_column'."
+        for kind, column, others in (("image", image, other_images), ("label", label, other_labels))
+        if others
+    )
+    if label is None:
+        if needed:
+            raise DataError(_no_column(schema, "label", where=files[0]))
+        return _Part(images, None, notices)
+    labels = LabelColumn(
+        column=label,
+        values=pa.concat_arrays([_values(file, label) for file in files]),
+        names=_class_names(files, label),
+        where=images.where,
+    )
+    return _Part(images, labels, notices)
+
+
+def _left_out(part: _Part) -> str | None:
+    """Say why a split cannot be used, if so."""
+    if not len(part.images):
+        return "it is empty"
+    if part.labels is None or not is_labelled(part.labels):
+        return f"its {len(part.images)} images have no labels"
+    return None
+
+
+def _class_names(files: tuple[Path, ...], column: str) -> tuple[str, ...] | None:
+    """Return the names of classes that the files give, which must agree where they do."""
+    found: dict[tuple[str, ...], Path] = {}
+    for file in files:
+        with _reading(file):
+            described = _features(pq.read_schema(file)).get(column, {}).get("names")
+        if isinstance(described, list) and described:
+            found.setdefault(tuple(map(str, described)), file)
+    if len(found) > 1:
+        one, other = list(found.values())[:2]
+        raise DataError(
+            f"{other}: the classes are other ones than in {one.name}, or in another order, so the "
+            "same label would mean two classes. Files of one split must name the classes alike."
+        )
+    return next(iter(found), None)
 
 
 def _schema(files: tuple[Path, ...]) -> tuple[Any, tuple[int, ...]]:
@@ -258,39 +241,68 @@ def _features(schema: Any) -> dict[str, Any]:
     return {name: value for name, value in described if isinstance(value, dict)}
 
 
-def _image_column(spec: DataSpec, schema: Any, *, where: Path) -> str:
+def _image_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tuple[str, ...]]:
+    """Choose the column of images; return the others that could be meant, too."""
     fitting = [field.name for field in schema if _holds_images(field.type)]
-    return _column(
+    chosen = _column(
         fitting, given=spec.image_column, preferred=IMAGE_COLUMNS, kind="image", where=where
     )
+    if chosen is None:
+        raise DataError(_no_column(schema, "image", where=where))
+    return chosen
 
 
-def _label_column(spec: DataSpec, schema: Any, *, features: dict[str, Any], where: Path) -> str:
-    integers = [field.name for field in schema if pa.types.is_integer(field.type)]
+def _label_column(
+    spec: DataSpec, schema: Any, *, features: dict[str, Any], where: Path
+) -> tuple[str | None, tuple[str, ...]]:
+    """Choose the column of labels, if there is one; return the others that could be meant, too."""
+    kinds = {field.name: kind_of(field.type) for field in schema}
+    labels = [name for name, kind in kinds.items() if kind is not None]
+    asked = spec.label_column
+    several = [n for n in (asked, *LABEL_COLUMNS) if n in kinds and kinds[n] is None]
+    integers = [name for name in labels if kinds[name] == "integer"]
     named = [n for n in integers if features.get(n, {}).get("_type") == "ClassLabel"]
-    likely = named or [n for n in integers if n in LABEL_COLUMNS]
-    fitting = integers if spec.label_column is not None else likely
-    return _column(
-        fitting, given=spec.label_column, preferred=LABEL_COLUMNS, kind="label", where=where
+    likely = (
+        named
+        or [name for name in integers if name in LABEL_COLUMNS]
+        or [name for name in labels if name in LABEL_COLUMNS]
     )
+    if several and (asked in several or not likely):
+        kind = schema.field(several[0]).type
+        raise DataError(
+            f"{where}: the column {several[0]!r} holds {kind}, not one class for each image. Name "
+            "a column of whole numbers or texts by the option 'label_column'."
+        )
+    fitting = labels if asked is not None else likely
+    chosen = _column(fitting, given=asked, preferred=LABEL_COLUMNS, kind="label", where=where)
+    if chosen is None:
+        return None, ()
+    return chosen
 
 
 def _column(
     fitting: list[str], *, given: str | None, preferred: tuple[str, ...], kind: str, where: Path
-) -> str:
-    """Choose the column given, else the preferred or only one of those that fit."""
+) -> tuple[str, tuple[str, ...]] | None:
+    """Choose the column given, else the preferred or only one of those that fit, if any does."""
     if given is not None:
         if given not in fitting:
             raise ConfigError(f"{where}: {unknown(f'{kind} column', given, fitting)}")
-        return given
+        return given, ()
     likely = [name for name in preferred if name in fitting] or fitting
-    if not likely or (len(likely) > 1 and likely[0] not in preferred):
-        holds = "images (bytes)" if kind == "image" else "class labels (integers)"
+    if len(likely) > 1 and likely[0] not in preferred:
         raise DataError(
-            f"{where}: expected one column of {holds}, got {', '.join(fitting) or 'none'}. "
+            f"{where}: expected one column of {HOLDS[kind]}, got {', '.join(fitting)}. "
             f"Name it by the option '{kind}_column'."
         )
-    return likely[0]
+    return (likely[0], tuple(n for n in fitting if n != likely[0])) if likely else None
+
+
+def _no_column(schema: Any, kind: str, *, where: Path) -> str:
+    there = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    return (
+        f"{where}: expected one column of {HOLDS[kind]}, got none. "
+        f"Name it by the option '{kind}_column'; the columns are {there}."
+    )
 
 
 def _holds_images(kind: Any) -> bool:
@@ -304,30 +316,10 @@ def _is_bytes(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _labels(path: Path, column: str) -> torch.Tensor:
+def _values(path: Path, column: str) -> Any:
     with _reading(path), pq.ParquetFile(path) as file:
         values = file.read(columns=[column]).column(0).combine_chunks()
-    if values.null_count:
-        row = values.is_null().index(True).as_py()
-        raise DataError(
-            f"{path}, row {row}: the label is null ({values.null_count} in all). "
-            "Label these images or remove them."
-        )
-    return torch.tensor(values.to_numpy(zero_copy_only=False).astype("int64"))
-
-
-def _check_classes(train: _Part, other: _Part, *, name: str) -> None:
-    if other.classes != train.classes:
-        differing = sorted(set(train.classes) ^ set(other.classes))
-        detail = (
-            f"only one of them has {', '.join(map(repr, differing[:5]))}"
-            if differing
-            else "their order differs"
-        )
-        raise DataError(
-            f"{other.where}: the classes differ: train has {len(train.classes)}, {name} has "
-            f"{len(other.classes)}; {detail}. The labels of both must mean the same."
-        )
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
 
 
 def _where(files: tuple[Path, ...], counts: tuple[int, ...], index: int) -> str:

@@ -1,17 +1,19 @@
 """From what a study asks for to images ready for training; and the identity of that content."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass, replace
 from statistics import median
 
 import torch
 from torch import Tensor
 
 from regrow.data.base import DATASETS, Encoded, Normalisation, Raw, Split
-from regrow.data.cache import data_root, decoded, digest
-from regrow.data.decode import decode_all, look, resize_all
+from regrow.data.cache import data_root, decoded, digest, remembered
+from regrow.data.decode import Look, decode_all, look, look_at_all, resize_all
 from regrow.data.images import Images, MemoryImages, StreamedImages
 from regrow.data.normalisation import IMAGENET, computed, recognised
+from regrow.data.readable import left_out as word_left_out
+from regrow.data.readable import without_unreadable
 from regrow.data.spec import DataSpec
 from regrow.data.splits import seeded_subset, split
 from regrow.errors import ConfigError, DataError, unknown
@@ -21,6 +23,8 @@ from regrow.seeds import seeded
 TEST_RESIZE = 256 / 224
 TEST_SHARE = 0.2  # of the images, where no test split is published
 VERSION = 1  # raise it when the same spec and files come to mean other images
+DECODED_VERSION = 2  # of decoded copies; 2: pictures are turned upright
+SHOWN = 3  # classes, in a notice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,7 @@ class Dataset:
     """Images of a spec, split, with what a training needs to know about them.
 
     Images are [channels, size, size]; ``mean`` and ``std`` are for pixels in [0, 1];
-    ``augmentation`` is the kind that a recipe uses unless it names one.
+    ``augmentation`` is the kind that a recipe uses unless it names one; ``notices`` are for people.
     """
 
     spec: DataSpec
@@ -41,6 +45,17 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: str
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Which rows of which split are for training, for validation and for testing."""
+
+    train: Tensor
+    validation: tuple[Split, Tensor] | None
+    test: tuple[Split, Tensor]
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +78,26 @@ def load(spec: DataSpec) -> Dataset:
     """
     raw = DATASETS.get(spec.name).read(spec)
     _check(raw, spec)
-    train_rows, validation, (test_split, test_rows) = _rows(raw, spec)
+    left_out: list[str] = []
+    if spec.on_error == "skip":
+        raw, left_out = _readable(raw, spec)
+        _check(raw, spec)
+    rows = _rows(raw, spec)
     held = _hold_streamed(raw, spec) or _hold_in_memory(raw, spec)
-    train = held.take(raw.train, train_rows)
+    train = held.take(raw.train, rows.train)
     statistics = _normalisation(raw, spec, held=held, train=train)
     return Dataset(
         spec=spec,
         train=train,
-        validation=None if validation is None else held.take(*validation),
-        test=held.take(test_split, test_rows),
+        validation=None if rows.validation is None else held.take(*rows.validation),
+        test=held.take(*rows.test),
         classes=raw.classes,
         channels=held.channels,
         size=held.size,
         mean=statistics.mean,
         std=statistics.std,
         augmentation=raw.augmentation or _augmentation(held),
+        notices=(*raw.notices, *_said_of(left_out, raw, spec), *rows.notices),
     )
 
 
@@ -86,19 +106,45 @@ def fingerprint(spec: DataSpec) -> str:
 
     By content, so a copy of the files elsewhere is the same: file digests for Parquet (remembered
     by path, size and time of change), relative paths and sizes for folders, the name for published
-    sets (downloaded first, if need be); with the options that are not at their defaults. Data that
-    is missing is a ``DataError``.
+    sets (downloaded first, if need be); with the options that are not at their defaults, and what
+    is left out where images that cannot be read are. Data that is missing is a ``DataError``.
     """
     entry = DATASETS.get(spec.name)
     content = entry.content(spec) if entry.content is not None else entry.name
     options = {k: v for k, v in spec.to_json().items() if k not in ("name", "root")}
     key = DATASETS.key(spec.name)
-    return digest(VERSION, key, DATASETS.code(spec.name), content, options)
+    identity = [VERSION, key, DATASETS.code(spec.name), content, options]
+    if spec.on_error == "skip":
+        identity.append(_left_out(entry.read(spec), spec))
+    return digest(*identity)
 
 
-def _rows(
-    raw: Raw, spec: DataSpec
-) -> tuple[Tensor, tuple[Split, Tensor] | None, tuple[Split, Tensor]]:
+def _left_out(raw: Raw, spec: DataSpec) -> dict[str, list[int]]:
+    return {split: sorted(found) for split, (_, found) in _readable_splits(raw, spec).items()}
+
+
+def _readable(raw: Raw, spec: DataSpec) -> tuple[Raw, list[str]]:
+    """Leave out the images that cannot be read; return the messages about them."""
+    found = _readable_splits(raw, spec)
+    messages = [message for _, problems in found.values() for message in problems.values()]
+    left = {name: part for name, (part, _) in found.items()}
+    kept = replace(
+        raw, train=left["train"], test=left.get("test"), validation=left.get("validation")
+    )
+    return kept, messages
+
+
+def _readable_splits(raw: Raw, spec: DataSpec) -> dict[str, tuple[Split, dict[int, str]]]:
+    root = data_root(spec)
+    return {name: without_unreadable(part, root=root) for name, part in _splits(raw).items()}
+
+
+def _said_of(left_out: list[str], raw: Raw, spec: DataSpec) -> tuple[str, ...]:
+    num = sum(len(part.labels) for part in _splits(raw).values()) + len(left_out)
+    return (f"Data set {spec.name!r}: {word_left_out(left_out, num)}",) if left_out else ()
+
+
+def _rows(raw: Raw, spec: DataSpec) -> _Rows:
     """Draw which rows are for training, for validation and for testing."""
     labels = raw.train.labels
     rows = torch.arange(len(labels))
@@ -106,6 +152,7 @@ def _rows(
     if raw.test is None:
         held_out = split(labels, TEST_SHARE, seeded(spec.seed, "data", "test"))
         test_rows, rows = rows[held_out], rows[~held_out]
+        _check_drawn(test_rows, spec, purpose="testing", remedy="a test split")
     else:
         test_split, test_rows = raw.test, torch.arange(len(raw.test.labels))
     test_labels = test_split.labels[test_rows]
@@ -114,37 +161,67 @@ def _rows(
     ]
     rows = rows[seeded_subset(labels[rows], spec.subset, seed=spec.seed, option="subset")]
     validation = None
+    notices = _unseen(test_split.labels[test_rows], raw.classes, of="test")
     if spec.validation > 0:
         held_out = split(labels[rows], spec.validation, seeded(spec.seed, "data", "validation"))
         validation, rows = (raw.train, rows[held_out]), rows[~held_out]
+        _check_drawn(validation[1], spec, purpose="validation", remedy="more images, or no share")
+        if raw.validation is not None:
+            notices.append(
+                "The published validation split is left out, for a share of the training images is "
+                "asked for."
+            )
     elif raw.validation is not None:
         validation = (raw.validation, torch.arange(len(raw.validation.labels)))
-    return rows, validation, (test_split, test_rows)
+        notices.append(
+            f"The validation split ({len(raw.validation.labels)} images) is neither trained nor "
+            "tested on: networks are scored on it beside."
+        )
+    said = tuple(f"Data set {spec.name!r}: {notice}" for notice in notices)
+    return _Rows(train=rows, validation=validation, test=(test_split, test_rows), notices=said)
 
 
-def _splits(raw: Raw) -> list[Split]:
-    return [part for part in (raw.train, raw.test, raw.validation) if part is not None]
+def _check_drawn(rows: Tensor, spec: DataSpec, *, purpose: str, remedy: str) -> None:
+    if not len(rows):
+        raise DataError(
+            f"Data set {spec.name!r}: no image can be held out for {purpose}, because every class "
+            f"has only one. Give {remedy}."
+        )
+
+
+def _unseen(labels: Tensor, classes: tuple[str, ...], *, of: str) -> list[str]:
+    """Say which classes have no image in a split that is scored."""
+    missing = (torch.bincount(labels, minlength=len(classes)) == 0).nonzero().flatten().tolist()
+    if not missing:
+        return []
+    shown = ", ".join(repr(classes[k]) for k in missing[:SHOWN])
+    more = ", ..." if len(missing) > SHOWN else ""
+    return [f"No {of} image is of {len(missing)} of the {len(classes)} classes ({shown}{more})."]
+
+
+def _splits(raw: Raw) -> dict[str, Split]:
+    found = {"train": raw.train, "test": raw.test, "validation": raw.validation}
+    return {name: part for name, part in found.items() if part is not None}
 
 
 def _hold_streamed(raw: Raw, spec: DataSpec) -> _Held | None:
     """Stream encoded images if they would not fit into the memory limit, else return None."""
-    sources = [part.images for part in _splits(raw) if not isinstance(part.images, Tensor)]
+    parts = _splits(raw).values()
+    sources = [part.images for part in parts if not isinstance(part.images, Tensor)]
     if not sources:
         return None
     looks = [look(source) for source in sources]
     sizes = dict.fromkeys(size for seen in looks for size in seen.sizes)
-    sides = {side for size in sizes for side in size}
-    if spec.size is None and len(sides) > 1:
-        shown = ", ".join(f"{width}x{height}" for width, height in list(sizes)[:3])
-        raise DataError(
-            f"Data set {spec.name!r}: the images must be squares of one size, got {shown} "
-            f"(among others). Give `size`, e.g. size: {min(sides)}."
-        )
-    size = spec.size or sides.pop()
+    size = spec.size or _one_side(sizes, spec)
     channels = 1 if all(seen.grey for seen in looks) else 3
     num_bytes = sum(map(len, sources)) * channels * size * size
     if num_bytes <= spec.memory_limit_bytes:
         return None
+    if spec.size is None or channels == 1:  # what holds for some must hold for all
+        every = [_look_at_all(source, spec) for source in sources]
+        channels = 1 if all(seen.grey for seen in every) else 3
+        if spec.size is None:
+            _one_side(dict.fromkeys(size for seen in every for size in seen.sizes), spec)
     # Images of the very size that is asked for would lose their borders, and be blurred for it.
     larger = median(min(seen) for seen in sizes) > size
     shorter = round(size * TEST_RESIZE) if larger else size
@@ -165,9 +242,30 @@ def _hold_streamed(raw: Raw, spec: DataSpec) -> _Held | None:
     return _Held(take=take, channels=channels, size=size, streamed=True)
 
 
+def _look_at_all(source: Encoded, spec: DataSpec) -> Look:
+    """Return what all images look like, remembered in the cache."""
+    path = data_root(spec) / "looks" / f"{source.identity()}.json"
+    sizes, grey = remembered(path, lambda: list(astuple(look_at_all(source))))
+    return Look(sizes=tuple((width, height) for width, height in sizes), grey=grey)
+
+
+def _one_side(sizes: Iterable[tuple[int, int]], spec: DataSpec) -> int:
+    """Return the side of images that are squares of one size, else raise."""
+    sides = {side for size in sizes for side in size}
+    if len(sides) > 1:
+        shown = ", ".join(f"{width}x{height}" for width, height in list(sizes)[:3])
+        raise DataError(
+            f"Data set {spec.name!r}: the images must be squares of one size, got {shown} "
+            f"(among others). Give `size`, e.g. size: {min(sides)}."
+        )
+    return sides.pop()
+
+
 def _hold_in_memory(raw: Raw, spec: DataSpec) -> _Held:
     """Decode all images, bring them to one number of channels, and check that sizes agree."""
-    pixels = {id(part): _pixels(part, spec) for part in _splits(raw)}
+    parts = _splits(raw).values()
+    _check_memory(parts, spec)
+    pixels = {id(part): _pixels(part, spec) for part in parts}
     shapes = {tuple(p.shape[2:]) for p in pixels.values()}
     height, width = next(iter(shapes))
     if len(shapes) > 1 or height != width:
@@ -189,11 +287,25 @@ def _hold_in_memory(raw: Raw, spec: DataSpec) -> _Held:
     return _Held(take=take, channels=channels, size=height, streamed=False)
 
 
+def _check_memory(parts: Iterable[Split], spec: DataSpec) -> None:
+    """Refuse a size that images which lie in no files, so cannot be streamed, have no room for."""
+    if spec.size is None:
+        return
+    tensors = [part.images for part in parts if isinstance(part.images, Tensor)]
+    num_bytes = sum(len(one) * one.shape[1] for one in tensors) * spec.size**2
+    if num_bytes > spec.memory_limit_bytes:
+        raise ConfigError(
+            f"Data set {spec.name!r}: at 'size' {spec.size} its images need "
+            f"{num_bytes / 1e9:.1f} GB, and 'memory_limit_bytes' allows "
+            f"{spec.memory_limit_bytes / 1e9:.1f}. Give a smaller size, or allow more."
+        )
+
+
 def _pixels(part: Split, spec: DataSpec) -> Tensor:
     source = part.images
     if isinstance(source, Tensor):
         return source if spec.size is None else resize_all(source, size=spec.size)
-    name = digest(VERSION, source.identity(), spec.size)
+    name = digest(DECODED_VERSION, source.identity(), spec.size)
     array = decoded(
         name,
         lambda: decode_all(source, size=spec.size),
@@ -237,14 +349,17 @@ def _normalisation(raw: Raw, spec: DataSpec, *, held: _Held, train: Images) -> N
 
 def _check(raw: Raw, spec: DataSpec) -> None:
     """Refuse images or labels that cannot be what they are called."""
-    names = {"train": raw.train, "test": raw.test, "validation": raw.validation}
     if len(raw.classes) < 2:
         raise DataError(
             f"Data set {spec.name!r}: expected at least 2 classes, got {len(raw.classes)}."
         )
-    for name, part in names.items():
-        if part is not None:
-            _check_split(part, raw.classes, of=f"the {name} split of {spec.name!r}")
+    if len(set(raw.classes)) < len(raw.classes):
+        twice = next(name for name in raw.classes if raw.classes.count(name) > 1)
+        raise DataError(
+            f"Data set {spec.name!r}: two classes are called {twice!r}. Name them differently."
+        )
+    for name, part in _splits(raw).items():
+        _check_split(part, raw.classes, of=f"the {name} split of {spec.name!r}")
     counts = torch.bincount(raw.train.labels, minlength=len(raw.classes))
     if (counts == 0).any():
         empty = raw.classes[int(counts.argmin())]
@@ -273,7 +388,9 @@ def _check_split(part: Split, classes: tuple[str, ...], *, of: str) -> None:
     outside = (labels < 0) | (labels >= len(classes))
     if outside.any():
         index = int(outside.int().argmax())
+        from_one = int(labels.min()) == 1 and int(labels.max()) == len(classes)
+        advice = "They begin at 1: subtract it." if from_one else "Correct the labels."
         raise DataError(
             f"{part.where(index)}: the label {int(labels[index])} is outside the {len(classes)} "
-            f"classes (0 to {len(classes) - 1}) of {of}. Correct the labels."
+            f"classes (0 to {len(classes) - 1}) of {of}. {advice}"
         )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from regrow.checks import is_int, is_number
 from regrow.errors import ConfigError, unknown
@@ -12,6 +12,10 @@ DATA_NAMES = "regrow.data"  # the package, and the entry point group, that hold 
 
 # 4 GB hold CIFAR-10 twenty times over; ImageNet exceeds it from 32 px upwards (3.9 GB) and streams.
 MEMORY_LIMIT_BYTES = 4_000_000_000
+# 64 images of this size take 3 GB as bytes, and four times that in float32.
+MOST_PIXELS = 4096
+
+OnError = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class DataSpec:
     ``computed``); ``mean`` and ``std`` (together, for pixels in [0, 1]) override it.
     ``root``: folder of downloads and caches; else ``REGROW_DATA``, else ``~/.cache/regrow/data``.
     ``memory_limit_bytes``: images that need more than this once decoded are streamed.
+    ``on_error``: at an image that cannot be read, ``stop``, or ``skip``: leave it out, with a
+    notice.
 
     A value that cannot be meant is a ``ConfigError``.
     """
@@ -46,6 +52,7 @@ class DataSpec:
     std: tuple[float, ...] | None = None
     root: str | None = None
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES
+    on_error: OnError = "stop"
 
     def __post_init__(self) -> None:
         from regrow.data.base import DATASETS  # here, because a data set's file imports this one
@@ -57,10 +64,17 @@ class DataSpec:
         object.__setattr__(self, "name", name)
         for option in ("subset", "test_subset", "size"):
             self._check_int(option, low=1, optional=True)
+        if self.size is not None and self.size > MOST_PIXELS:
+            raise self._error("size", f"at most {MOST_PIXELS} pixels")
         self._check_int("seed", low=0)
         self._check_int("memory_limit_bytes", low=0)
         for option in ("image_column", "label_column", "normalisation", "root"):
             self._check_text(option)
+        if self.on_error not in get_args(OnError):
+            known = get_args(OnError)
+            raise ConfigError(
+                f"Data set {self.name!r}: {unknown('on_error', str(self.on_error), known)}"
+            )
         if not is_number(self.validation) or not 0 <= self.validation < 1:
             raise self._error("validation", "a share in [0, 1)")
         self._check_statistics()

@@ -1,10 +1,53 @@
-"""Seeded, stratified draws: which images are for testing, validation and training."""
+"""Which images are for training, validation and testing: by published names, or drawn by seed."""
+
+import re
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from regrow.errors import ConfigError
 from regrow.seeds import seeded
+
+# As people call them, in any case; of folders and of Parquet files.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "eval", "evaluation", "dev"),
+    "test": ("test", "testing"),
+}
+_SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+class Named(NamedTuple):
+    """A split that a file or folder is named after: ``before`` is what its name has in front."""
+
+    split: str
+    name: str
+    before: str
+
+
+def split_called(name: str) -> str | None:
+    """Return the split of this very name, in any case.
+
+    >>> split_called("Testing"), split_called("test-set")
+    ('test', None)
+    """
+    return _SPLITS.get(name.lower())
+
+
+def split_within(name: str) -> Named | None:
+    """Find a split's name among the words of another: as the first of them, or the only one.
+
+    >>> split_within("mnist_Dev-00000-of-00002")
+    Named(split='validation', name='dev', before='mnist_')
+    """
+    words = [(word.start(), word.group().lower()) for word in _WORD.finditer(name)]
+    found = [(start, word) for start, word in words if word in _SPLITS]
+    if not found or (len(found) > 1 and found[0] != words[0]):
+        return None
+    start, word = found[0]
+    return Named(split=_SPLITS[word], name=word, before=name[:start])
 
 
 def draw(labels: Tensor, num: int, generator: torch.Generator, *, spare: int = 0) -> Tensor:

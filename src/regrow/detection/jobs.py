@@ -47,6 +47,7 @@ class DetectionMaterial:
     num_train: int
     num_test: int
     num_left_out: int = 0
+    notices: tuple[str, ...] = ()  # for people: no part of any key
 
 
 def detection_material(spec: DetectionSpec, detector: Detector) -> DetectionMaterial:
@@ -59,6 +60,7 @@ def detection_material(spec: DetectionSpec, detector: Detector) -> DetectionMate
         num_train=len(data.train),
         num_test=len(data.test),
         num_left_out=data.num_left_out,
+        notices=data.notices,
     )
 
 
@@ -132,8 +134,6 @@ class TrainDetector(Keyed):
     def run(self, context: Context) -> Outcome:
         """Train, and read the test pictures once after and once before."""
         data = loaded(self.data.spec, self.detector.short_side, self.detector.long_side)
-        for notice in data.notices:
-            context.note(notice)
         start = self._start(context, data)
         training = DetectionTraining(
             start.model, data.train, self.recipe, seed=self.seed, device=context.device

@@ -3,16 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from regrow.checks import is_int
-from regrow.data.spec import MEMORY_LIMIT_BYTES
+from regrow.data.spec import MEMORY_LIMIT_BYTES, OnError
 from regrow.errors import ConfigError, unknown
 
 PREFIX = "voc:"
 SHAPES = "voc-shapes"  # drawn by the seed, where there are no files
-
-OnError = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)

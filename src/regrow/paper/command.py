@@ -146,6 +146,7 @@ def _reproduce(
     device: str,
 ) -> "Published":
     """Do what is missing of one table, and write its folder."""
+    from regrow.asked import notices
     from regrow.paper.found import read_back
     from regrow.paper.publish import publish
     from regrow.paper.reproduce import prepare
@@ -155,6 +156,8 @@ def _reproduce(
     plan = prepare(entry, request)
     for name, why in plan.skipped.items():
         _say(f"{name} is not run. {why}")
+    for notice in notices(plan.jobs):
+        _say(notice)
     with display() as show:
         run(plan.jobs, store, workers=workers, on_event=show, device=device)
     return publish(plan, read_back(plan, store), folder, made=_made())

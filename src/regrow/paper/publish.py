@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from regrow.asked import notices
 from regrow.errors import ConfigError
 from regrow.paper import layout, plotted
 from regrow.paper.found import FILES, Found, cells_file, rows, sheet
@@ -168,7 +169,7 @@ def _notes(plan: Plan, found: Sequence[Found]) -> tuple[str, ...]:
     failed = [f"Failed, {label}: {message}" for label, message in failures.items()]
     short = [one.part.name for one in found if not one.complete]
     missing = [f"Some runs of {listed(short)} have no result."] if short else []
-    return (*plan.notes, *skipped, *missing, *failed)
+    return (*plan.notes, *notices(plan.jobs), *skipped, *missing, *failed)
 
 
 def _csv(frame: pd.DataFrame) -> str:

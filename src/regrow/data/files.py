@@ -1,0 +1,46 @@
+"""Which files lie below a folder, without what systems and tools leave there."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from regrow.errors import DataError
+
+JUNK_FOLDERS = frozenset({"__MACOSX", "@eaDir"})  # of macOS's archives and Synology's drives
+JUNK_FILES = frozenset({"thumbs.db", "desktop.ini"})  # of Windows
+
+
+def folders_in(root: Path) -> list[Path]:
+    """Return the folders in a folder, sorted; none where there is no such folder."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.is_dir() and not is_junk(path.name))
+
+
+def files_below(root: Path) -> list[Path]:
+    """Return all files at any depth, sorted; links to folders are followed, circles are not."""
+    return sorted(_walk(root, frozenset()))
+
+
+def is_junk(name: str) -> bool:
+    """Tell what is hidden, or belongs to a system rather than to a data set."""
+    return name.startswith(".") or name in JUNK_FOLDERS or name.lower() in JUNK_FILES
+
+
+def _walk(folder: Path, outside: frozenset[Path]) -> Iterator[Path]:
+    """Yield the files below; ``outside`` are the folders that links led to on the way here."""
+    try:
+        with os.scandir(folder) as entries:
+            listed = [entry for entry in entries if not is_junk(entry.name)]
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the folder cannot be read ({error.strerror}). Allow it, or move it away."
+        ) from error
+    for entry in listed:
+        path = folder / entry.name
+        if not entry.is_dir():
+            yield path
+        elif not entry.is_symlink():
+            yield from _walk(path, outside)
+        elif (real := path.resolve()) not in {*outside, *(folder.resolve() / ".x").parents}:
+            yield from _walk(path, outside | {real})

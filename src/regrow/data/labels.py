@@ -1,0 +1,219 @@
+"""From the labels as they stand in a column of a table to classes and their numbers.
+
+Classes are named by the file, or found: whole numbers from 0 or from 1, or the texts that occur.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from regrow.errors import DataError
+
+NO_LABEL = -1  # stands for it in published test splits whose labels are kept secret
+# Above this, and with fewer than two images a class, a column is taken for one of ids.
+MOST_CLASSES_OF_ONE = 1000
+SHOWN = 5  # classes, in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelColumn:
+    """The labels of one split as they are in its files, and the names of classes, if any."""
+
+    column: str
+    values: pa.Array
+    names: tuple[str, ...] | None
+    where: Callable[[int], str]  # names a row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coded:
+    """Classes, and the labels of each split as int64 tensors of their numbers."""
+
+    classes: tuple[str, ...]
+    labels: Mapping[str, Tensor]
+    notices: tuple[str, ...]
+
+
+def kind_of(type_: Any) -> str | None:
+    """Return what labels of a type are: whole numbers, truths, texts, numbers; or None.
+
+    >>> kind_of(pa.int32()), kind_of(pa.list_(pa.int64()))
+    ('integer', None)
+    """
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    checks = {
+        "integer": pa.types.is_integer,
+        "boolean": pa.types.is_boolean,
+        "text": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t),
+        "number": pa.types.is_floating,
+    }
+    return next((kind for kind, check in checks.items() if check(type_)), None)
+
+
+def is_labelled(labels: LabelColumn) -> bool:
+    """Tell whether a split has labels; one that has some and lacks others is a ``DataError``.
+
+    Missing are those that are null, -1 or an empty text.
+    """
+    values = _plain(labels.values)
+    missing = pc.is_null(values, nan_is_null=True)
+    none = "null"
+    nothing = {"integer": NO_LABEL, "number": NO_LABEL, "text": ""}.get(kind_of(values.type) or "")
+    if nothing is not None:
+        marked = pc.fill_null(pc.equal(values, nothing), False)
+        if pc.any(marked).as_py() and not pc.any(missing).as_py():
+            none = f"{nothing!r}, which stands for no label"
+        missing = pc.or_(missing, marked)
+    num = pc.sum(missing).as_py() or 0
+    if num == len(values):
+        return False
+    if num:
+        raise DataError(
+            f"{labels.where(missing.index(True).as_py())}: the label is {none} ({num} in all). "
+            "Label these images or remove them."
+        )
+    return True
+
+
+def code(columns: Mapping[str, LabelColumn]) -> Coded:
+    """Number the classes of all splits alike; ``train`` says what they are.
+
+    Labels that cannot be classes, or mean another thing in another split, are a ``DataError``.
+    """
+    values = {split: _whole(column) for split, column in columns.items()}
+    train = columns["train"]
+    for split, column in columns.items():
+        if kind_of(values[split].type) != kind_of(values["train"].type):
+            raise DataError(
+                f"{column.where(0)}: the labels of {split} are of the type {column.values.type}, "
+                f"those of train of {train.values.type}. Write both alike."
+            )
+    if kind_of(values["train"].type) == "text":
+        return _code_texts(columns, values)
+    return _code_numbers(columns, values)
+
+
+def _code_texts(columns: Mapping[str, LabelColumn], values: Mapping[str, pa.Array]) -> Coded:
+    train = columns["train"]
+    found = pc.unique(values["train"])
+    _check_count(len(found), train)
+    classes = tuple(sorted(found.to_pylist()))
+    order = pa.array(classes, found.type)
+    labels = {}
+    for split, own in values.items():
+        numbers = pc.index_in(own, order)
+        if numbers.null_count:
+            row = numbers.is_null().index(True).as_py()
+            raise DataError(
+                f"{columns[split].where(row)}: the classes differ: no training image is labelled "
+                f"{own[row].as_py()!r}. The labels of both must mean the same."
+            )
+        labels[split] = torch.tensor(numbers.to_numpy(zero_copy_only=False).astype("int64"))
+    kind = "true or false" if kind_of(train.values.type) == "boolean" else "texts"
+    said = (
+        f"The labels in the column {train.column!r} are {kind}; the classes are these, sorted: "
+        f"{_listed(classes)}."
+    )
+    return Coded(classes=classes, labels=labels, notices=(said,))
+
+
+def _code_numbers(columns: Mapping[str, LabelColumn], values: Mapping[str, pa.Array]) -> Coded:
+    train = columns["train"]
+    bounds = {split: pc.min_max(own).as_py() for split, own in values.items()}
+    first = 1 if train.names is None and bounds["train"]["min"] == 1 else 0
+    if train.names is None:
+        _check_count(bounds["train"]["max"] + 1 - first, train)
+    classes = _names(train, first, bounds["train"]["max"])
+    for split, column in columns.items():
+        least, most = bounds[split]["min"], bounds[split]["max"]
+        if least < first:
+            raise DataError(
+                f"{column.where(pc.index(values[split], least).as_py())}: the label is {least}, "
+                f"and the first class is {first}. Number the classes alike, from 0 or from 1."
+            )
+        if column.names is None and most - first >= len(classes):
+            raise DataError(
+                f"{column.where(pc.index(values[split], most).as_py())}: the classes differ: train "
+                f"has {len(classes)}, and here the label is {most}. The labels of both must mean "
+                "the same."
+            )
+        _check_same(classes, _names(column, first, most), split=split, where=column.where(0))
+    labels = {
+        split: torch.tensor(own.to_numpy(zero_copy_only=False).astype("int64")) - first
+        for split, own in values.items()
+    }
+    said = (
+        f"The labels in the column {train.column!r} begin at 1: the class '1' is the first of "
+        f"{len(classes)}.",
+    )
+    return Coded(classes=classes, labels=labels, notices=said if first else ())
+
+
+def _names(labels: LabelColumn, first: int, last: int) -> tuple[str, ...]:
+    return labels.names or tuple(str(number) for number in range(first, last + 1))
+
+
+def _check_count(num: int, labels: LabelColumn) -> None:
+    """Refuse a column of ids before anything is made for each of its numbers."""
+    images = len(labels.values)
+    if num > images or (num > MOST_CLASSES_OF_ONE and 2 * num > images):
+        raise DataError(
+            f"{labels.where(0)}: the column {labels.column!r} would make {num} classes of {images} "
+            "images, as ids do. Each class needs images; name the column of classes by the option "
+            "'label_column'."
+        )
+
+
+def _check_same(train: tuple[str, ...], other: tuple[str, ...], *, split: str, where: str) -> None:
+    if other == train:
+        return
+    differing = sorted(set(train) ^ set(other))
+    detail = f"only one of them has {_listed(differing)}" if differing else "their order differs"
+    raise DataError(
+        f"{where}: the classes differ: train has {len(train)}, {split} has {len(other)}; {detail}. "
+        "The labels of both must mean the same."
+    )
+
+
+def _plain(values: Any) -> Any:
+    """Write labels that are looked up in a dictionary out."""
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+
+
+def _whole(labels: LabelColumn) -> Any:
+    """Return labels as texts or whole numbers."""
+    values = _plain(labels.values)
+    kind = kind_of(values.type)
+    if kind == "boolean":
+        return values.cast(pa.string())
+    if kind == "number":
+        split = pc.not_equal(values, pc.floor(values))
+        if pc.any(split).as_py():
+            row = split.index(True).as_py()
+            raise DataError(
+                f"{labels.where(row)}: the label is {values[row].as_py()}, no whole number. "
+                "Classes are needed, not amounts; name their column by the option 'label_column'."
+            )
+        return _integers(labels, values)
+    return values if kind == "text" else _integers(labels, values)
+
+
+def _integers(labels: LabelColumn, values: Any) -> Any:
+    try:
+        return values.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{labels.where(0)}: the column {labels.column!r} has numbers beyond 64 bits, which "
+            "are no classes. Name the column of classes by the option 'label_column'."
+        ) from error
+
+
+def _listed(names: tuple[str, ...] | list[str]) -> str:
+    shown = ", ".join(map(repr, names[:SHOWN]))
+    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown

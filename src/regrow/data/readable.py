@@ -1,0 +1,93 @@
+"""What is left of images when those that cannot be read are left out (``on_error: skip``)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from regrow.data.base import Encoded, Split
+from regrow.data.cache import digest, remembered
+from regrow.data.decode import unreadable
+from regrow.errors import DataError
+
+SHOWN = 3  # of the images left out, in a notice
+
+
+@dataclass(frozen=True)
+class ChosenImages:
+    """Some rows of encoded images, in their order."""
+
+    source: Encoded
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.rows)
+
+    def where(self, index: int) -> str:
+        """Name an image as its source does."""
+        return self.source.where(self.rows[index])
+
+    def identity(self) -> str:
+        """Digest the source and the rows."""
+        return digest(self.source.identity(), self.rows)
+
+    def sample(self, num: int) -> list[tuple[int, bytes]]:
+        """Read the chosen ones of the source's sample, else the first chosen ones."""
+        places = {row: index for index, row in enumerate(self.rows)}
+        found = [(places[row], data) for row, data in self.source.sample(num) if row in places]
+        return found or list(enumerate(next(self.chunks())))[:num]
+
+    def chunks(self) -> Iterator[Sequence[bytes]]:
+        """Read all chosen images in order."""
+        chosen, start = set(self.rows), 0
+        for chunk in self.source.chunks():
+            kept = [data for row, data in enumerate(chunk, start) if row in chosen]
+            start += len(chunk)
+            if kept:
+                yield kept
+
+    def reader(self, cache: Path) -> Callable[[int], bytes]:
+        """Return the source's reading of a chosen image."""
+        read = self.source.reader(cache)
+        return lambda index: read(self.rows[index])
+
+
+def without_unreadable(part: Split, *, root: Path) -> tuple[Split, dict[int, str]]:
+    """Leave out what cannot be read; return the rest, and what is wrong with each row left out.
+
+    Every image is decoded once for it; what was found is remembered in the cache at ``root``.
+    """
+    source = part.images
+    if isinstance(source, Tensor):
+        return part, {}
+
+    def find() -> list[tuple[int, str]]:
+        # Without the place, which another copy of the same images does not share.
+        return [(i, m.removeprefix(source.where(i))) for i, m in unreadable(source).items()]
+
+    found: list[tuple[int, str]] = remembered(
+        root / "unreadable" / f"{source.identity()}.json", find
+    )
+    if not found:
+        return part, {}
+    problems = {index: f"{source.where(index)}{message}" for index, message in found}
+    rows = tuple(row for row in range(len(source)) if row not in problems)
+    if not rows:
+        raise DataError(f"{source.where(0)}: no image of its split can be read. Restore the files.")
+    chosen = Split(images=ChosenImages(source, rows), labels=part.labels[torch.tensor(rows)])
+    return chosen, problems
+
+
+def left_out(messages: Sequence[str], num: int) -> str:
+    """Word the notice of images that are left out: how many of how many, and why the first few.
+
+    >>> left_out(["a.png: it is damaged (0 bytes). Restore it."], 9)
+    '1 of 9 images is left out. a.png: it is damaged (0 bytes).'
+    """
+    shown = " ".join(f"{message.rpartition('. ')[0]}." for message in messages[:SHOWN])
+    more = f" And {len(messages) - SHOWN} more." if len(messages) > SHOWN else ""
+    verb = "is" if len(messages) == 1 else "are"
+    return f"{len(messages)} of {num} images {verb} left out. {shown}{more}"
