@@ -154,7 +154,27 @@ def test_identity_is_content_not_place(voc: Path, tmp_path: Path) -> None:
         (annotation(size=(0, 0)), r"b\.xml: the size of the image is unknown \(got 0x0\)"),
         ("<annotation/>", r"b\.xml: expected a number in <size/width>, got None"),
         (annotation(size=(40, 48)), r"b\.xml: its size is 40x48, and its image's 48x40"),
-        (annotation(box(9, 9, 9, 20)), r"b\.xml: the box of object 1 \(cat\) has no area"),
+        (
+            annotation(box(9, 9, 9, 9)),
+            r"b\.xml: the box of object 1 \(cat\) has no area: it is",
+        ),
+        (annotation(box(0, 9, 0, 20)), r"has no area: it ends at 0"),
+        (annotation(box(9, 9, 5, 20)), r"ends before it begins \(got 9, 9, 5, 20\)"),
+        (annotation(box(9, 20, 12, 9)), r"ends before it begins"),
+        (annotation(box(0.1, 0.2, 0.5, 0.9)), r"is given in shares of the image, not in pixels"),
+        (annotation(box(0, 0, 1, 1)), r"is given in shares of the image"),
+        (annotation(box(float("nan"), 1, 9, 9)), r"expected a number in <bndbox/xmin>, got 'nan'"),
+        (annotation(box(1, 1, 9, float("inf"))), r"expected a number in <bndbox/ymax>"),
+        (annotation(size=(48, 40)).replace("40<", "<"), r"expected a number in <size/height>"),
+        (
+            annotation(
+                box(1, 1, 5, 5).replace("</object>", "<bndbox><xmin>1</xmin></bndbox></object>")
+            ),
+            r"object 1 \(cat\) must have one box, got 2",
+        ),
+        (annotation("<object><name>cat</name><polygon/></object>"), r"must have one box, got 0"),
+        ('<?xml version="1.0" encoding="gb2312"?>' + annotation(), r"the annotation is not XML"),
+        ('<?xml version="1.0" encoding="martian"?>' + annotation(), r"the annotation is not XML"),
         (annotation(box(1, 1, 49, 9)), r"b\.xml: the box of object 1 \(cat\) leaves the image"),
         (annotation(box(-1, 1, 9, 9)), r"leaves the image of 48x40 \(got -1, 1, 9, 9\)"),
         (annotation(box(1, 1, 9, 9, name="")), r"b\.xml: object 1 has no name"),
@@ -173,6 +193,65 @@ def test_a_broken_annotation_is_named_or_left_out(voc: Path, text: str, message:
     (notice,) = data.notices
     assert "1 of 4 images are left out" in notice
     assert "b.xml" in notice
+
+
+@pytest.mark.parametrize(
+    ("corners", "read_as"),
+    [
+        ((7, 3, 7, 9), [6, 2, 7, 9]),
+        ((3, 7, 9, 7), [2, 6, 9, 7]),
+        ((0, 0, 1, 5), [0, 0, 1, 5]),
+        ((48, 1, 48, 40), [47, 0, 48, 40]),
+    ],
+)
+def test_a_box_of_one_row_of_pixels_is_read(
+    voc: Path, corners: tuple[float, ...], read_as: list[float]
+) -> None:
+    rewrite(voc, "b", annotation(box(*corners)))
+    boxes = load(DetectionSpec(f"voc:{voc}"), short_side=40, long_side=48).train.truths[1].boxes
+    assert boxes.tolist() == [read_as]
+
+
+def test_parts_of_an_object_have_boxes_of_their_own(voc: Path) -> None:
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>"
+    rewrite(voc, "b", annotation(box(1, 1, 9, 9).replace("</object>", part)))
+    assert len(read(voc).train.truths[1].boxes) == 1
+
+
+def test_lists_may_have_flags_names_with_spaces_and_a_mark_of_bytes(tmp_path: Path) -> None:
+    names = {name: annotation(box(1, 1, 9, 9)) for name in ("a", "my b 1", "c", "d")}
+    root = folder(tmp_path / "x", names, trainval="a", test="d")
+    lists = root / "VOC2007" / "ImageSets" / "Main"
+    (lists / "trainval.txt").write_text("\ufeffa  1\nmy b 1 -1\nc -1\n", encoding="utf-8")
+    assert [file.stem for file in read(root).train.files] == ["a", "my b 1", "c"]
+    (lists / "trainval.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"trainval\.txt: the list is not in UTF-8"):
+        read(root)
+
+
+def test_a_test_list_without_annotations_is_left_out(tmp_path: Path) -> None:
+    names = {name: annotation(box(1, 1, 9, 9)) for name in "abc"}
+    root = folder(tmp_path / "x", names, train="a b", val="c", test="e f")
+    data = read(root)
+    assert (len(data.train), len(data.test), data.num_left_out) == (2, 1, 0)
+    (notice,) = data.notices
+    assert "the test list is left out, for none of its 2 images is annotated" in notice
+
+
+def test_a_turned_picture_is_refused_because_its_boxes_may_not_be_turned(voc: Path) -> None:
+    file = voc / "VOC2007" / "JPEGImages" / "b.jpg"
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.new("RGB", (48, 40)).save(file, exif=exif)
+    with pytest.raises(DataError, match=r"b\.jpg: the picture lies turned in its file"):
+        read(voc)
+    assert len(read(voc, on_error="skip").train) == 2
+
+
+def test_two_images_of_one_name_are_refused(voc: Path) -> None:
+    Image.new("RGB", (48, 40)).save(voc / "VOC2007" / "JPEGImages" / "b.png")
+    with pytest.raises(DataError, match=r"b\.png: a second image of the name of b\.jpg"):
+        read(voc)
 
 
 def test_a_missing_annotation_is_named(voc: Path) -> None:

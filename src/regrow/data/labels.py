@@ -65,7 +65,7 @@ def is_labelled(labels: LabelColumn) -> bool:
     missing = pc.is_null(values, nan_is_null=True)
     none = "null"
     nothing = {"integer": NO_LABEL, "number": NO_LABEL, "text": ""}.get(kind_of(values.type) or "")
-    if nothing is not None:
+    if nothing is not None and not pa.types.is_unsigned_integer(values.type):
         marked = pc.fill_null(pc.equal(values, nothing), False)
         if pc.any(marked).as_py() and not pc.any(missing).as_py():
             none = f"{nothing!r}, which stands for no label"

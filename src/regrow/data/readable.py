@@ -84,10 +84,9 @@ def without_unreadable(part: Split, *, root: Path) -> tuple[Split, dict[int, str
 def left_out(messages: Sequence[str], num: int) -> str:
     """Word the notice of images that are left out: how many of how many, and why the first few.
 
-    >>> left_out(["a.png: it is damaged (0 bytes). Restore it."], 9)
-    '1 of 9 images is left out. a.png: it is damaged (0 bytes).'
+    >>> left_out(["a.png: it is damaged. Restore it.", "b.png: it is damaged. Restore it."], 9)
+    '2 of 9 images are left out. a.png: it is damaged. b.png: it is damaged.'
     """
     shown = " ".join(f"{message.rpartition('. ')[0]}." for message in messages[:SHOWN])
     more = f" And {len(messages) - SHOWN} more." if len(messages) > SHOWN else ""
-    verb = "is" if len(messages) == 1 else "are"
-    return f"{len(messages)} of {num} images {verb} left out. {shown}{more}"
+    return f"{len(messages)} of {num} images are left out. {shown}{more}"

@@ -6,32 +6,35 @@
 The layout is Annotations/NAME.xml, ImageSets/Main/{train,val,trainval,test}.txt and
 JPEGImages/NAME.jpg, in PATH or anywhere below it. Boxes are in pixels from the left and the top
 edge, [x1, y1, x2, y2]; the annotations count pixels from 1 and include both ends, so a box over all
-of a 4x3 image is written 1, 1, 4, 3 and read 0, 0, 4, 3. Labels count from 1; 0 is the background.
+of a 4x3 image is written 1, 1, 4, 3 and read 0, 0, 4, 3, and one of a single column has the same
+left and right end. Labels count from 1; 0 is the background.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
 
 from regrow.data.cache import digest
-from regrow.data.decode import open_image
+from regrow.data.readable import left_out as word_left_out
 from regrow.data.shapes import CLASSES
 from regrow.detection import shapes
+from regrow.detection.annotations import Annotation, read
 from regrow.detection.pictures import Pictures, Truth, fitted
 from regrow.detection.spec import PREFIX, SHAPES, DetectionSpec
-from regrow.errors import ConfigError, DataError, unknown
+from regrow.errors import ConfigError, DataError
 from regrow.seeds import seeded
 
 VERSION = 1  # raise it when the same spec and files come to mean other images or boxes
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-SHOWN = 3  # of the images left out, in a notice
+# A list of one class says beside each name whether the class is there: 1, not (-1), or hardly (0).
+FLAG = re.compile(r"\s+(-1|0|1)$")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,23 +50,6 @@ class DetectionData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Object:
-    name: str
-    box: tuple[float, float, float, float]
-    difficult: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Annotation:
-    """One annotation file, checked, and its image."""
-
-    file: Path
-    image: Path
-    size: tuple[int, int]  # width, height
-    objects: tuple[_Object, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Layout:
     """A folder in VOC's layout: the names of each split, and where the files are."""
 
@@ -71,17 +57,22 @@ class _Layout:
     train: tuple[str, ...]
     test: tuple[str, ...]
     images: Mapping[str, Path]  # by name
+    notices: tuple[str, ...]
 
     def annotation(self, name: str) -> Path:
-        return self.root / "Annotations" / f"{name}.xml"
+        return _annotation(self.root, name)
+
+    def image(self, name: str) -> Path:
+        """Return where it is, or where it is expected."""
+        return self.images.get(name, self.root / "JPEGImages" / f"{name}.jpg")
 
 
 def load(spec: DetectionSpec, *, short_side: int, long_side: int) -> DetectionData:
     """Read and check all annotations, and resize the images.
 
     Trained on is ``trainval``, or ``train`` (and ``val``) where there is none; tested on is
-    ``test``, or else ``val``. Images are scaled so that their short side has ``short_side`` pixels,
-    but the long one at most ``long_side``.
+    ``test``, or else, and where no image of ``test`` is annotated, ``val``. Images are scaled so
+    that their short side has ``short_side`` pixels, but the long one at most ``long_side``.
 
     Raises:
         DataError: names the file that is missing or broken.
@@ -92,12 +83,14 @@ def load(spec: DetectionSpec, *, short_side: int, long_side: int) -> DetectionDa
             spec=spec, train=train, test=test, classes=CLASSES, num_left_out=0, notices=()
         )
     layout = _find(spec)
-    found: dict[str, dict[str, _Annotation]] = {"train": {}, "test": {}}
+    found: dict[str, dict[str, Annotation]] = {"train": {}, "test": {}}
     left_out: list[str] = []
     for split, names in (("train", layout.train), ("test", layout.test)):
         for name in names:
             try:
-                found[split][name] = _read(layout, name, spec.classes)
+                found[split][name] = read(
+                    layout.annotation(name), layout.image(name), classes=spec.classes
+                )
             except DataError as error:
                 if spec.on_error == "stop":
                     raise
@@ -117,13 +110,14 @@ def load(spec: DetectionSpec, *, short_side: int, long_side: int) -> DetectionDa
     }
     left_out += [message for _, messages in pictures.values() for message in messages]
     num = len(layout.train) + len(layout.test)
+    said = (f"{spec.name}: {word_left_out(left_out, num)}",) if left_out else ()
     return DetectionData(
         spec=spec,
         train=pictures["train"][0],
         test=pictures["test"][0],
         classes=classes,
         num_left_out=len(left_out),
-        notices=(_notice(left_out, num),) if left_out else (),
+        notices=(*layout.notices, *said),
     )
 
 
@@ -178,6 +172,13 @@ def _find(spec: DetectionSpec) -> _Layout:
         )
     root = roots[0]
     lists = {n: _names(root, n) for n in ("train", "val", "trainval", "test")}
+    notices: tuple[str, ...] = ()
+    if lists["test"] and not any(_annotation(root, name).is_file() for name in lists["test"]):
+        notices = (
+            f"{spec.name}: the test list is left out, for none of its {len(lists['test'])} images "
+            "is annotated. The validation list is tested on.",
+        )
+        lists["test"] = ()
     both = lists["trainval"] or tuple(dict.fromkeys(lists["train"] + lists["val"]))
     train, test = (both, lists["test"]) if lists["test"] else (lists["train"], lists["val"])
     if not train or not test:
@@ -191,17 +192,28 @@ def _find(spec: DetectionSpec) -> _Layout:
             f"{root / 'ImageSets' / 'Main'}: {len(shared)} images are in the training and in the "
             f"test list, among them {min(shared)!r}. Take them out of one."
         )
-    images = {
-        path.stem: path
-        for path in sorted((root / "JPEGImages").iterdir())
-        if path.suffix.lower() in SUFFIXES
-    }
     return _Layout(
         root=root,
         train=_drawn(train, spec, "subset"),
         test=_drawn(test, spec, "test_subset"),
-        images=images,
+        images=_images(root, {*train, *test}),
+        notices=notices,
     )
+
+
+def _images(root: Path, names: set[str]) -> dict[str, Path]:
+    """Find the images of names, each in one file."""
+    found: dict[str, Path] = {}
+    for path in sorted((root / "JPEGImages").iterdir()):
+        if path.suffix.lower() not in SUFFIXES or path.stem not in names:
+            continue
+        if (other := found.setdefault(path.stem, path)) != path:
+            raise DataError(f"{path}: a second image of the name of {other.name}. Remove one.")
+    return found
+
+
+def _annotation(root: Path, name: str) -> Path:
+    return root / "Annotations" / f"{name}.xml"
 
 
 def _names(root: Path, split: str) -> tuple[str, ...]:
@@ -209,8 +221,16 @@ def _names(root: Path, split: str) -> tuple[str, ...]:
     file = root / "ImageSets" / "Main" / f"{split}.txt"
     if not file.is_file():
         return ()
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return tuple(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file}: the list is not in UTF-8 ({error.reason}). Save it so."
+        ) from error
+    names = [line.strip() for line in lines if line.strip()]
+    return tuple(
+        dict.fromkeys(n if _annotation(root, n).is_file() else FLAG.sub("", n) for n in names)
+    )
 
 
 def _drawn(names: tuple[str, ...], spec: DetectionSpec, option: str) -> tuple[str, ...]:
@@ -236,81 +256,8 @@ def _size(file: Path | None) -> int | None:
 # Reading ------------------------------------------------------------------------------------------
 
 
-def _read(layout: _Layout, name: str, classes: tuple[str, ...] | None) -> _Annotation:
-    """Read and check one annotation; what is wrong is a ``DataError`` that names the file."""
-    file = layout.annotation(name)
-    try:
-        root = ElementTree.fromstring(file.read_bytes())
-    except OSError as error:
-        raise _broken(file, f"the annotation cannot be read ({error.strerror})") from error
-    except ElementTree.ParseError as error:
-        raise _broken(file, f"the annotation is not XML ({error})") from error
-    image = layout.images.get(name)
-    if image is None:
-        raise _broken(file, f"expected its image {layout.root / 'JPEGImages' / name}.jpg, got none")
-    width, height = (_number(root, f"size/{side}", file) for side in ("width", "height"))
-    if width < 1 or height < 1:
-        raise _broken(file, f"the size of the image is unknown (got {width:g}x{height:g})")
-    size = (int(width), int(height))
-    actual = _image_size(image)
-    if actual != size:
-        raise _broken(
-            file, "its size is {}x{}, and its image's {}x{} ({})".format(*size, *actual, image)
-        )
-    objects = tuple(
-        _object(element, number, size, file)
-        for number, element in enumerate(root.findall("object"), 1)
-    )
-    for one in objects:
-        if classes is not None and one.name not in classes:
-            raise _broken(file, unknown("class", one.name, classes).rstrip("."))
-    return _Annotation(file=file, image=image, size=size, objects=objects)
-
-
-def _object(
-    element: ElementTree.Element, number: int, size: tuple[int, int], file: Path
-) -> _Object:
-    name = (element.findtext("name") or "").strip()
-    if not name:
-        raise _broken(file, f"object {number} has no name")
-    sides = ("xmin", "ymin", "xmax", "ymax")
-    x1, y1, x2, y2 = (_number(element, f"bndbox/{side}", file) for side in sides)
-    got = f"{x1:g}, {y1:g}, {x2:g}, {y2:g}"
-    if not (x1 < x2 and y1 < y2):
-        raise _broken(file, f"the box of object {number} ({name}) has no area (got {got})")
-    # From 0, because tools that count pixels from 0 write such boxes; they lose their first row.
-    if x1 < 0 or y1 < 0 or x2 > size[0] or y2 > size[1]:
-        raise _broken(
-            file,
-            f"the box of object {number} ({name}) leaves the image of {size[0]}x{size[1]} "
-            f"(got {got})",
-        )
-    difficult = (element.findtext("difficult") or "0").strip() == "1"
-    return _Object(name=name, box=(max(x1 - 1, 0), max(y1 - 1, 0), x2, y2), difficult=difficult)
-
-
-def _number(element: ElementTree.Element, path: str, file: Path) -> float:
-    text = element.findtext(path)
-    try:
-        return float(text or "")
-    except ValueError:
-        raise _broken(file, f"expected a number in <{path}>, got {text!r}") from None
-
-
-def _image_size(image: Path) -> tuple[int, int]:
-    where = str(image)
-    try:
-        return open_image(image.read_bytes(), where=where).size
-    except OSError as error:
-        raise DataError(f"{where}: the image cannot be read ({error.strerror}).") from error
-
-
-def _broken(file: Path, what: str) -> DataError:
-    return DataError(f"{file}: {what}. Correct the file, or leave such images out: on_error: skip.")
-
-
 def _classes(
-    spec: DetectionSpec, train: Iterable[_Annotation], test: Iterable[_Annotation]
+    spec: DetectionSpec, train: Iterable[Annotation], test: Iterable[Annotation]
 ) -> tuple[str, ...]:
     seen = {one.name for annotation in train for one in annotation.objects}
     wanted = spec.classes or tuple(
@@ -327,7 +274,7 @@ def _classes(
 
 
 def _pictures(
-    annotations: Mapping[str, _Annotation],
+    annotations: Mapping[str, Annotation],
     classes: tuple[str, ...],
     sides: tuple[int, int],
     *,
@@ -351,7 +298,7 @@ def _pictures(
     return pictures, messages
 
 
-def _truth(annotation: _Annotation, classes: Sequence[str], sides: tuple[int, int]) -> Truth:
+def _truth(annotation: Annotation, classes: Sequence[str], sides: tuple[int, int]) -> Truth:
     width, height = fitted(annotation.size, *sides)
     scale = torch.tensor([width / annotation.size[0], height / annotation.size[1]]).repeat(2)
     boxes = torch.tensor([one.box for one in annotation.objects]).reshape(-1, 4)
@@ -364,9 +311,3 @@ def _truth(annotation: _Annotation, classes: Sequence[str], sides: tuple[int, in
 
 def _flags(values: list[bool]) -> Tensor:
     return torch.tensor(values, dtype=torch.bool)
-
-
-def _notice(messages: list[str], num: int) -> str:
-    shown = " ".join(message.partition(" Correct the file")[0] for message in messages[:SHOWN])
-    more = f" And {len(messages) - SHOWN} more." if len(messages) > SHOWN else ""
-    return f"{len(messages)} of {num} images are left out. {shown}{more}"
