@@ -32,6 +32,7 @@ from regrow.run import (
     RunProgress,
     run,
 )
+from regrow.run.crew import how_it_ended
 from regrow.run.display import describe, display
 from regrow.run.schedule import Schedule
 from regrow.store import Store
@@ -98,8 +99,8 @@ class Walk:
             raise ZeroDivisionError("oops")
         if self.trouble == "lose":
             raise RanksLost("The ranks cannot go on.")
-        if self.trouble == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.trouble.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[self.trouble])
         if self.trouble == "die once" and num_starts(self.trace, self.name) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -239,7 +240,7 @@ def test_failed_job_is_tried_again_by_the_next_run(store: Store) -> None:
 def test_worker_that_dies_twice_fails_its_job_only(store: Store, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     jobs = [
-        Walk(name="fatal", trouble="die", trace=trace),
+        Walk(name="fatal", trouble="SIGSEGV", trace=trace),
         Walk(name="unlucky", trouble="die once", trace=trace),
         Walk(name="bug", trouble="bug"),
         Walk(name="good", trace=trace),
@@ -248,13 +249,41 @@ def test_worker_that_dies_twice_fails_its_job_only(store: Store, tmp_path: Path)
     summary = run(jobs, store, workers=2, on_event=events.append)
     assert sorted(summary.done) == ["good", "unlucky"]
     assert sorted(summary.failed) == ["bug", "fatal"]
-    warnings = [event for event in events if isinstance(event, JobWarning)]
-    assert sorted(event.label for event in warnings) == ["fatal", "unlucky"]
-    assert "killed by signal 9" in warnings[0].message
+    warnings = {event.label: event.message for event in events if isinstance(event, JobWarning)}
+    assert sorted(warnings) == ["fatal", "unlucky"]
+    assert "crashed with SIGSEGV" in warnings["fatal"]
+    assert "killed with SIGKILL, perhaps because memory ran out" in warnings["unlucky"]
     assert num_starts(trace, "fatal") == 2
     failure = store.failure(jobs[0].key)
     assert failure is not None
-    assert "ended without a word, 2 times" in failure["message"]
+    assert "crashed with SIGSEGV" in failure["message"]
+    assert ", 2 times. What it saved is kept" in failure["message"]
+    assert "_stumble" in failure["traceback"], "where it was when it crashed"
+
+
+def test_single_worker_that_crashes_does_not_end_the_command(store: Store) -> None:
+    summary = run([Walk(name="only", trouble="SIGABRT")], store, workers=1)
+    assert summary.failed == ("only",)
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE"])
+def test_crash_is_not_called_a_lack_of_memory(name: str) -> None:
+    told = how_it_ended(-signal.Signals[name])
+    assert told.startswith(f"crashed with {name}, which is a fault in compiled code")
+    assert "memory ran out" not in told
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (-signal.SIGKILL, "was killed with SIGKILL, perhaps because memory ran out"),
+        (-signal.SIGTERM, "was ended by SIGTERM"),
+        (-200, "was ended by signal 200"),
+        (0, "ended without a word (exit code 0)"),
+    ],
+)
+def test_other_ends_are_named(code: int, told: str) -> None:
+    assert how_it_ended(code).startswith(told)
 
 
 @pytest.mark.slow
@@ -520,7 +549,10 @@ def test_worker_that_cannot_start_is_a_clear_error(store: Store, tmp_path: Path)
     command = [sys.executable, script, here, store.root, tmp_path / "trace", 2, 1, 0]
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
-    assert f"{RegrowError.__name__}: A worker process did not start (exit code 3)" in ended.stderr
+    assert (
+        f"{RegrowError.__name__}: A worker process did not start: it ended without a word (exit code 3)"
+        in ended.stderr
+    )
     assert "needs `if __name__ == '__main__':`" in ended.stderr
 
 

@@ -63,9 +63,7 @@ WithOption = Annotated[
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option(
-        min=0, help="Worker processes; 0 or 1: none but this one.", show_default="one a core"
-    ),
+    typer.Option(min=0, help="Worker processes; 0: none but this one.", show_default="one a core"),
 ]
 CheckpointOption = Annotated[
     float, typer.Option(min=0.1, help="Seconds between checkpoints of a training.")

@@ -57,9 +57,10 @@ def run(
 ) -> Summary:
     """Do jobs and all they stand on, as far as the store does not have them.
 
-    With fewer than two workers, or a single job, the work is done in this process; by default there
-    is one worker process per core. On a GPU, workers are threads of this process that share the
-    device, by default as many as measuring finds to pay. As rank 0 of several (``run.team``), this
+    By default there is one worker process per core, so that a crash ends no more than its job; with
+    ``workers=0`` the work is done in this process. On a GPU, workers are threads of this process
+    that share the device, by default as many as measuring finds to pay. As rank 0 of several
+    (``run.team``), this
     process takes one job at a time, and the others train it with it. A job that fails leaves the
     others running, and is tried again by the next run. Several runs may share one store: a job held
     by another is waited for. Ctrl-C or SIGTERM stops in good order - every job saves,
@@ -79,7 +80,8 @@ def run(
         device=device, checkpoint_seconds=checkpoint_seconds, together=together and workers > 1
     )
     num = min(workers, len(schedule.nodes))
-    crew = assemble(num if num > 1 else 0, store, settings)
+    alone = num == 1 and device != "cpu"  # a single thread beside this one would gain nothing
+    crew = assemble(0 if alone else num, store, settings)
     try:
         return Conductor(schedule, store, crew, on_event or (lambda _: None)).conduct()
     finally:

@@ -163,7 +163,7 @@ class Conductor:
             self._schedule.put_back(node)
             self._stops = max(self._stops, 1)  # where another rank was asked to, not this one
         elif ended.status == "died":
-            self._died(node, ended.message)
+            self._died(node, ended)
         elif ended.status == "failed":
             self._fail(node, ended.message)
         else:
@@ -188,19 +188,19 @@ class Conductor:
             self._work_closed += later.work
             self._emit(JobBlocked(key=later.key, label=later.job.label, because=label))
 
-    def _died(self, node: Node, how: str) -> None:
+    def _died(self, node: Node, ended: Ended) -> None:
         self._deaths[node.key] = self._deaths.get(node.key, 0) + 1
         if self._deaths[node.key] < ATTEMPTS:
             self._schedule.put_back(node)
-            message = f"Its worker process ended without a word ({how}); it is tried once more."
+            message = f"{ended.message}; the job is tried once more."
             self._emit(JobWarning(key=node.key, label=node.job.label, message=message))
             return
         message = (
-            f"Its worker process ended without a word, {ATTEMPTS} times ({how}). Perhaps memory "
-            f"ran out: try fewer workers. What it saved is kept, the next run goes on from there."
+            f"{ended.message}, {ATTEMPTS} times. What it saved is kept, the next run goes on from "
+            "there."
         )
         try:
-            self._store.fail(node.key, node.job.spec, message=message)
+            self._store.fail(node.key, node.job.spec, message=message, traceback=ended.traceback)
         except StoreError as error:
             message = f"{message} ({error})"
         self._fail(node, message)

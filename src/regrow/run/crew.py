@@ -3,11 +3,14 @@
 import multiprocessing
 import pickle
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Protocol
@@ -189,7 +192,7 @@ class _Threads:
                 stopping=lambda: self._stopping,
             )
         except BaseException as error:  # the thread goes on, as a process would be replaced
-            return Ended("died", message=f"{type(error).__name__}: {error}")
+            return Ended("died", message=f"Its thread ended with {type(error).__name__}: {error}")
 
 
 def _own_stream(device: str) -> AbstractContextManager[object]:
@@ -252,18 +255,21 @@ class _Workers:
         deliver(node, message)  # type: ignore[arg-type]  # workers send nothing else
 
     def _replace(self, worker: "_Worker", deliver: Deliver) -> None:
-        end = worker.close(kill=True)
+        end = how_it_ended(worker.close(kill=True))
         self._workers.remove(worker)
         if not worker.ready:
             raise RegrowError(
-                f"A worker process did not start ({end}). Its own message is above, if it had "
+                f"A worker process did not start: it {end}. Its own message is above, if it had "
                 f"one. A script that calls regrow.run needs `if __name__ == '__main__':` around "
                 f"its calls; or use workers=0, which stays in this process."
             )
         if not self._stopping:
             self._workers.append(_Worker(self._origin))
         if worker.node is not None:
-            deliver(worker.node, Ended("died", message=end))
+            deliver(
+                worker.node,
+                Ended("died", message=f"Its worker process {end}", traceback=worker.traceback()),
+            )
 
 
 class _Worker:
@@ -275,6 +281,8 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         self.node: Node | None = None
         self.ready = False
+        self._last_words = tempfile.NamedTemporaryFile("r", errors="replace")  # noqa: SIM115  # as long as this is
+        origin = replace(origin, last_words=Path(self._last_words.name))
         self.process: SpawnProcess = context.Process(target=work, args=(theirs, origin))
         try:
             # Neither must end the worker before it ignores them.
@@ -291,8 +299,13 @@ class _Worker:
         with suppress(OSError):  # it died; the next poll finds the end of its pipe and tells
             self.pipe.send_bytes(message)
 
-    def close(self, *, kill: bool) -> str:
-        """End the process, and say how it ended."""
+    def traceback(self) -> str:
+        """Return what it did when a signal ended it, as far as it could still write that down."""
+        self._last_words.seek(0)
+        return self._last_words.read()
+
+    def close(self, *, kill: bool) -> int:
+        """End the process, and return its exit code; below 0 a signal's number."""
         if kill:
             self.process.kill()
         self.pipe.close()
@@ -302,4 +315,30 @@ class _Worker:
             self.process.join()
         code = self.process.exitcode or 0
         self.process.close()
-        return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return code
+
+
+# What compiled code raises against itself, or the processor against it.
+CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
+
+
+def how_it_ended(code: int) -> str:
+    """Word how a process ended, and by what, from its exit code.
+
+    >>> how_it_ended(3)
+    'ended without a word (exit code 3)'
+    >>> how_it_ended(-15)
+    'was ended by SIGTERM'
+    """
+    if code >= 0:
+        return f"ended without a word (exit code {code})"
+    known = {int(number): number.name for number in signal.Signals}
+    name = known.get(-code, f"signal {-code}")
+    if name in CRASHES:
+        return (
+            f"crashed with {name}, which is a fault in compiled code such as PyTorch's rather than "
+            "a lack of memory"
+        )
+    if name == "SIGKILL":
+        return "was killed with SIGKILL, perhaps because memory ran out (then try fewer workers)"
+    return f"was ended by {name}"

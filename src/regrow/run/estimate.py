@@ -90,8 +90,8 @@ def estimate(
     guess = _Guess(finished, store)
     with _neighbours(workers - 1), one_thread():
         seconds = {job.key: guess.seconds(job) for job in pending}
-    # This process starts, then its workers do (none for a single one); at the end it reports.
-    around = start * (2 if workers > 1 else 1) + REPORT_SECONDS
+    # This process starts, then its workers do, all at once; at the end it reports.
+    around = 2 * start + REPORT_SECONDS
     total = sum(seconds.values())
     # No schedule beats its longest chain, nor the work shared evenly.
     longest = max(total / workers, _longest_chain(pending, seconds))

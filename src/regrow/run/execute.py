@@ -33,12 +33,14 @@ class Ended:
     """How the work on a job ended.
 
     "reused": another run had done it; "held": another run works on it; "stopped": on request, can
-    be resumed; "died": its process ended without a word.
+    be resumed; "died": its process ended before it could say so; then ``message`` says by what, and
+    ``traceback`` what it did.
     """
 
     status: Literal["done", "reused", "held", "failed", "stopped", "died"]
     seconds: float = 0.0
     message: str = ""
+    traceback: str = ""
 
 
 Message = Progress | Notice | Ended

@@ -6,6 +6,7 @@ It talks over one pipe. From its parent come bytes: ``STOP``, or a pickled job. 
 done, and its lock is free.
 """
 
+import faulthandler
 import os
 import pickle
 import queue
@@ -39,6 +40,7 @@ class Origin:
     store: Path
     files: tuple[Path, ...]  # what the user gave with --with
     settings: Settings
+    last_words: Path | None = None  # where it writes what it did when a signal ends it
 
 
 def work(pipe: "Connection[object, bytes]", origin: Origin) -> None:
@@ -48,6 +50,9 @@ def work(pipe: "Connection[object, bytes]", origin: Origin) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+
+    if origin.last_words is not None:
+        faulthandler.enable(origin.last_words.open("w"), all_threads=False)
 
     def send(message: object) -> None:
         try:
