@@ -158,5 +158,5 @@ def test_workers_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = make(arms=["unpruned"], seeds=8)
     one, two = (estimate(jobs, (), workers=workers) for workers in (1, 2))
     work = 8 * 3 * 10.0  # eight seeds of three steps
-    assert one.seconds == pytest.approx(START + work + room.REPORT_SECONDS, rel=1e-3)
+    assert one.seconds == pytest.approx(2 * START + work + room.REPORT_SECONDS, rel=1e-3)
     assert two.seconds == pytest.approx(2 * START + work / 2 + room.REPORT_SECONDS, rel=1e-3)

@@ -549,10 +549,8 @@ def test_worker_that_cannot_start_is_a_clear_error(store: Store, tmp_path: Path)
     command = [sys.executable, script, here, store.root, tmp_path / "trace", 2, 1, 0]
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
-    assert (
-        f"{RegrowError.__name__}: A worker process did not start: it ended without a word (exit code 3)"
-        in ended.stderr
-    )
+    assert RegrowError.__name__ in ended.stderr
+    assert "did not start: it ended without a word (exit code 3)" in ended.stderr
     assert "needs `if __name__ == '__main__':`" in ended.stderr
 
 

@@ -1,10 +1,10 @@
 """Convolutions that PyTorch must not be handed as they are.
 
 On an x86 processor without AVX-512, the gradient of the weights of some 1x1 convolutions in float32
-writes beyond its memory (``jit_avx2_1x1_convolution_bwd_weights_t`` of oneDNN 3.13, in torch 2.15;
-searched for by ``benchmarks/convolution_faults.py``): one without padding and groups, whose stride divides the map,
-that reads fewer than 8 channels, with the images or the weights in channels-last. The process dies,
-or computes on with what was overwritten.
+writes beyond its memory (``jit_avx2_1x1_convolution_bwd_weights_t`` of oneDNN 3.13, in torch 2.15):
+of one without padding and groups, whose stride divides the map, that reads fewer than 8 channels,
+with the images or the weights in channels-last. The process dies, or computes on with what was
+overwritten. ``benchmarks/convolution_faults.py`` searches for such convolutions.
 """
 
 import os
