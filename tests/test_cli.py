@@ -340,10 +340,24 @@ def test_finished_study_is_not_run_again(copy: Path, command: Command) -> None:
     assert before == {f: f.stat().st_mtime_ns for f in copy.glob("regrow-store/records/*/*/*")}
 
 
-def test_damaged_record_is_one_message_that_names_it(copy: Path, command: Command) -> None:
+def test_damaged_record_is_named_everywhere_and_run_does_it_anew(
+    copy: Path, command: Command
+) -> None:
+    table = command("report", "study.yaml").out
     record = next(iter(copy.glob("regrow-store/records/*/*/record.json")))
     record.write_text(record.read_text()[:40])
-    refused(command("report", "study.yaml"), rf"{record.parent.name}.*Delete the folder")
+    damaged = rf"{record.parent.name}/record.json is damaged: it is not JSON"
+    for name in ("status", "plan"):
+        result = command(name, "study.yaml")
+        assert result.code == 0
+        assert re.search(damaged, result.err)
+    result = command("report", "study.yaml", "--out", "out")
+    assert result.code == 0
+    assert re.search(damaged, (copy / "out/report.md").read_text().replace("\\", ""))
+    result = command("run", "study.yaml", "--workers", "0")
+    assert result.code == 0
+    assert re.search(rf"{damaged}.*moved to .*damaged/{record.parent.name}-1", result.err)
+    assert command("report", "study.yaml").out == table
 
 
 def test_broken_pipe_is_quiet(copy: Path) -> None:

@@ -7,7 +7,6 @@ import pytest
 
 from commands import STUDY
 from regrow.data import load
-from regrow.errors import StoreError
 from regrow.jobs import Prune, Train
 from regrow.report.collect import below, collect
 from regrow.report.validity import Ending
@@ -96,10 +95,29 @@ def test_failure_that_was_mended_is_forgotten(study: Study, store: Store) -> Non
     assert {run.status for run in runs} == {"done"}
 
 
-def test_record_of_another_job_is_refused(study: Study, store: Store) -> None:
-    finish(store, study.jobs()[0], spec={"seed": 99})
-    with pytest.raises(StoreError, match="stands for another job"):
-        collect(study, store)
+def test_record_of_another_job_counts_as_missing_and_is_named(study: Study, store: Store) -> None:
+    odd = study.jobs()[0]
+    finish(store, odd, spec={"seed": 99})
+    runs, failures = collect(study, store)
+    assert {run.status for run in runs} == {"missing"}
+    assert [failure.label for failure in failures] == [odd.label]
+    assert "stands for another job" in failures[0].message
+
+
+def test_what_stands_on_a_damaged_record_has_no_number(study: Study, store: Store) -> None:
+    for job in all_jobs(study.jobs()).values():
+        finish(store, job)
+    prune = next(job for job in all_jobs(study.jobs()).values() if isinstance(job, Prune))
+    file = store.root / "records" / prune.key[:2] / prune.key / "record.json"
+    file.write_text(file.read_text().replace('"macs":20', '"macs":21'))
+    runs, failures = collect(study, store)
+    damaged = {c.place for c in study.cells() if prune.key in {each.key for each in below(c.job)}}
+    assert damaged
+    places = [cell.place for cell in study.cells()]
+    for place, run in zip(places, runs, strict=True):
+        assert run.status == ("missing" if place in damaged else "done")
+        assert (run.accuracy is None) == (place in damaged)
+    assert [failure.label for failure in failures] == [prune.label]
 
 
 def test_stages_of_a_job_come_once_each(study: Study) -> None:

@@ -170,13 +170,11 @@ def test_second_run_does_nothing(store: Store, tmp_path: Path) -> None:
     assert num_starts(trace) == 7
 
 
-def test_inputs_of_what_is_done_are_not_needed(store: Store) -> None:
+def test_missing_inputs_of_what_is_done_are_needed_and_it_is_not_done_again(store: Store) -> None:
     parent = Walk(name="parent")
     child = Walk(name="child", inputs=(parent,))
-    run([parent], store, workers=0)
     run([child], store, workers=0)
-    empty = {parent.key}
-    assert not Schedule([child], store.snapshot().done - empty).nodes
+    assert set(Schedule([child], store.snapshot().done - {parent.key}).nodes) == {parent.key}
 
 
 def test_workers_give_the_same_bytes_as_this_process(
@@ -418,14 +416,33 @@ def test_damaged_checkpoint_is_given_up_with_a_warning(store: Store, tmp_path: P
     assert results(store) == results(alone)
 
 
-def test_input_record_of_another_spec_fails_the_job_that_reads_it(store: Store) -> None:
-    parent = Walk(name="parent")
-    store.commit(parent.key, {"spec": {"name": "somebody else"}}, {})
+def test_what_is_damaged_is_named_set_aside_and_done_anew(store: Store, tmp_path: Path) -> None:
+    parent, other = Walk(name="parent"), Walk(name="other")
     child = Walk(name="child", inputs=(parent,))
+    store.commit(parent.key, {"spec": {"name": "somebody else"}}, {})
+    store.fail(other.key, other.spec, message="no luck")
+    (store.root / "failed" / f"{other.key}.json").write_text("{}")
     events: list[Event] = []
-    assert run([child], store, workers=0, on_event=events.append).failed == ("child",)
-    failed = next(event for event in events if isinstance(event, JobFailed))
-    assert "stands for another job: its 'spec.name'" in failed.message
+    assert run([child, other], store, workers=0, on_event=events.append).complete
+    warnings = {e.label: e.message for e in events if isinstance(e, JobWarning)}
+    assert "stands for another job: its 'spec.name'" in warnings["parent"]
+    assert f"moved to {store.root / 'damaged' / parent.key}-1" in warnings["parent"]
+    assert "carries no digest" in warnings["other"]
+    assert json.loads((store.root / "damaged" / f"failed-{other.key}-1").read_text()) == {}
+    alone = Store.open(tmp_path / "alone")
+    run([child, other], alone, workers=0)
+    assert results(store) == results(alone)
+
+
+def test_damaged_tensors_are_done_anew_and_what_stands_on_them_is_not(store: Store) -> None:
+    parent = Walk(name="parent")
+    child = Walk(name="child", inputs=(parent,))
+    run([child], store, workers=0)
+    before = results(store)
+    file = store.root / "records" / parent.key[:2] / parent.key / "tensors.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x55")
+    assert run([child], store, workers=0).done == ("parent",)
+    assert results(store) == before
 
 
 def test_workers_must_be_a_count(store: Store) -> None:

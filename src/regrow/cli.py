@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from regrow.asked import Asked
     from regrow.report import Report
     from regrow.run import Summary
-    from regrow.store import Store
+    from regrow.store import Snapshot, Store
     from regrow.work import Job
 
 EXIT_FAILED_JOBS = 1
@@ -152,10 +152,10 @@ def plan(
     from regrow.run.estimate import estimate
 
     asked = _study(study)
-    opened = _open(store, create=False) if store.exists() else None
-    done = opened.snapshot().done if opened else frozenset[str]()
-    num_workers = max(workers if workers is not None else num_cores(), 1)
     jobs = asked.jobs()
+    opened = _open(store, create=False) if store.exists() else None
+    done = _stored(opened, jobs).done if opened else frozenset[str]()
+    num_workers = max(workers if workers is not None else num_cores(), 1)
     _say_notices(jobs)
     found = estimate(jobs, done, workers=num_workers, store=opened)
     if as_json:
@@ -202,8 +202,8 @@ def status(
     from regrow.work import all_jobs
 
     asked, opened = _study(study), _open(store, create=False)
-    snapshot = opened.snapshot()
     nodes = all_jobs(asked.jobs())
+    snapshot = _stored(opened, nodes.values())
     groups: dict[str, list[str]] = {k: [] for k in ("done", "running", "paused", "failed")}
     missing = []
     for key in nodes:
@@ -214,7 +214,7 @@ def status(
         else:
             missing.append(key)
     failures = {key: opened.failure(key) or {} for key in groups["failed"]}
-    running = {key: opened.progress(key) or {} for key in groups["running"]}
+    running = {key: opened.progress(key) for key in groups["running"]}
     if as_json:
         counts = {name: len(keys) for name, keys in groups.items()} | {"missing": len(missing)}
         _print_json(
@@ -439,6 +439,16 @@ def _open(store: Path, *, create: bool) -> "Store":
     from regrow.store import Store
 
     return Store.open(store, create=create)
+
+
+def _stored(opened: "Store", jobs: "Iterable[Job]") -> "Snapshot":
+    """Look up what is stored of some jobs, and name on standard error what of it is damaged."""
+    from regrow.work import specs
+
+    snapshot = opened.snapshot(specs(jobs))
+    for problem in snapshot.damaged.values():
+        _complain(problem)
+    return snapshot
 
 
 def _run(

@@ -5,6 +5,7 @@
     |- DataError        images or labels that are missing, damaged or mislabelled
     |- TraceError       a network whose channels cannot be followed or cut as asked
     |- StoreError       a store that cannot be read, written or trusted
+    |  `- Damaged       something stored that is not what was written
     |- TrainingError    a training that produced no usable network (diverged, not finite)
     `- Interrupted      a run stopped on request; what was under way can be resumed
        `- RanksLost     of several ranks, one ended, so that the others cannot go on
@@ -35,6 +36,10 @@ class TraceError(RegrowError):
 
 class StoreError(RegrowError):
     """A store that cannot be read, written or trusted."""
+
+
+class Damaged(StoreError):
+    """Something stored that is not what was written."""
 
 
 class TrainingError(RegrowError):

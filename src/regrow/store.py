@@ -7,80 +7,75 @@
     running/<key>/checkpoint.safetensors   tensors and state of a job under way, in one file
     running/<key>/progress.json            how far it is, for people
     failed/<key>.json                      spec, message and traceback of the last failure
+    damaged/<name>-<number>                what was found altered, moved out of the way
 
 A record is complete or absent: it is written under ``running/<key>``, synced, and moved to its
 place by one rename; the first writer wins. A lock dies with its process, the checkpoint stays for
 the next one that claims the job. Records are canonical JSON without times, except below the key
 "timing", so that the same job gives the same bytes wherever and however often it is run.
+
+Each file is sealed for its key (``seals``) and checked when it is read; what does not fit is
+``Damaged``. A record's digest covers its times and so stands with them, below "timing"; the digest
+of its tensors is its field "tensors".
 """
 
-import fcntl
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from regrow.errors import StoreError
+from regrow.errors import Damaged, StoreError
+from regrow.seals import (
+    MOST_BYTES,
+    SAY_CHARACTERS,
+    canonical_json,
+    digest_of,
+    load_tensors,
+    parsed,
+    read_file,
+    save_tensors,
+    sealed,
+    sync,
+    unsealed,
+    write_synced,
+)
+from regrow.workspace import (
+    CHECKPOINT,
+    Workspace,
+    is_locked,
+    is_same_file,
+    lock_in,
+    move_aside,
+)
 
 if TYPE_CHECKING:  # torch takes a second to import, and `regrow status` does not need it
     from torch import Tensor
 
 FORMAT = 1
+TIMING, TENSORS = "timing", "tensors"  # where a record has its digest, and that of its tensors
+RECORD_FILE, TENSORS_FILE = "record.json", "tensors.safetensors"
 Status = Literal["done", "failed", "running", "missing"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The keys of a store by what is known of them, from one sweep; no key stands in two sets."""
+    """The keys of a store by what is known of them, from one sweep; no key stands in two sets.
+
+    ``damaged`` says what is wrong with files that were looked into; such a job counts as missing.
+    """
 
     done: frozenset[str]
     failed: frozenset[str]
     running: frozenset[str]
     paused: frozenset[str]  # nobody works on it, and a checkpoint waits to be resumed
-
-
-class Workspace:
-    """The folder of a job under way, held by this process; made by ``Store.claim``."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._checkpoint = folder / "checkpoint.safetensors"
-
-    def save_checkpoint(self, tensors: Mapping[str, "Tensor"], meta: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; a crash leaves the old one or the new one, never half of one."""
-        fresh = self._folder / "checkpoint.new"
-        _write_tensors(fresh, tensors, meta=meta)
-        fresh.replace(self._checkpoint)
-
-    def load_checkpoint(self) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
-        """Return what was saved last, or None; a damaged file is a ``StoreError``."""
-        if not self._checkpoint.exists():
-            return None
-        try:
-            with safe_open(self._checkpoint, framework="pt") as file:
-                meta = json.loads(file.metadata()["meta"])
-                return {name: file.get_tensor(name).clone() for name in file.keys()}, meta  # noqa: SIM118
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"The checkpoint {self._checkpoint} is damaged ({error}). Delete it; the job then "
-                f"starts over."
-            ) from error
-
-    def drop_checkpoint(self) -> None:
-        """Forget the checkpoint, so that the job starts over."""
-        self._checkpoint.unlink(missing_ok=True)
-
-    def progress(self, progress: Mapping[str, Any]) -> None:
-        """Say how far the job is; not synced to disk, for a crash takes it to the last one said."""
-        fresh = self._folder / "progress.new"
-        fresh.write_text(canonical_json(progress), encoding="ascii")
-        fresh.replace(self._folder / "progress.json")
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
 
 class Store:
@@ -91,6 +86,7 @@ class Store:
         self._records = root / "records"
         self._running = root / "running"
         self._failed = root / "failed"
+        self._aside = root / "damaged"
 
     @classmethod
     def open(cls, path: str | Path, *, create: bool = True) -> "Store":
@@ -112,67 +108,134 @@ class Store:
         return cls(root)
 
     def has(self, key: str) -> bool:
-        """Tell whether a job is done."""
-        return self._record(key).exists()
+        """Tell whether a job is done, without a look into its record."""
+        return (self._record(key) / RECORD_FILE).exists()
 
     def keys(self) -> tuple[str, ...]:
         """Return the keys of all jobs that are done, sorted."""
-        return tuple(sorted(_names_two_deep(self._records)))
+        return tuple(sorted(_keys(self._records)))
 
     def status(self, key: str) -> Status:
-        """Tell what is known of one job."""
+        """Tell what is known of one job, without a look into its files."""
         if self.has(key):
             return "done"
-        if _is_locked(self._running / key):
+        if is_locked(self._running / key):
             return "running"
         return "failed" if self._failure(key).exists() else "missing"
 
-    def snapshot(self) -> Snapshot:
-        """Sweep over the store once; cheap for tens of thousands of keys."""
-        done = frozenset(_names_two_deep(self._records))
+    def snapshot(self, specs: Mapping[str, Mapping[str, Any]] | None = None) -> Snapshot:
+        """Sweep over the store once; cheap for tens of thousands of keys.
+
+        With ``specs`` (by key), what is stored of these jobs is read and checked, all but tensors.
+        """
+        done = frozenset(_keys(self._records))
         claimed = frozenset(_names(self._running)) - done
-        running = frozenset(key for key in claimed if _is_locked(self._running / key))
+        running = frozenset(key for key in claimed if is_locked(self._running / key))
         failed = frozenset(name.removesuffix(".json") for name in _names(self._failed))
         failed = failed - done - running
         paused = frozenset(
-            key
-            for key in claimed - running - failed
-            if (self._running / key / "checkpoint.safetensors").exists()
+            key for key in claimed - running - failed if (self._running / key / CHECKPOINT).exists()
         )
-        return Snapshot(done=done, failed=failed, running=running, paused=paused)
+        damaged = {}
+        for key, spec in (specs or {}).items():
+            try:
+                if key in done:
+                    self.record(key, spec=spec)
+                elif key in failed:
+                    self.failure(key)
+            except Damaged as error:
+                damaged[key] = str(error)
+        return Snapshot(
+            done=done - damaged.keys(),
+            failed=failed - damaged.keys(),
+            running=running,
+            paused=paused,
+            damaged=damaged,
+        )
 
     def record(self, key: str, *, spec: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Read a record; given a ``spec``, make sure that it is the one the record stands for."""
-        file = self._record(key) / "record.json"
-        record = _read_json(file, remedy=f"Delete the folder {file.parent} and run again")
-        if spec is not None:
-            wanted = json.loads(canonical_json(spec))
-            if record.get("spec") != wanted:
-                raise StoreError(
-                    f"The record {file} stands for another job: "
-                    f"{_difference(record.get('spec'), wanted, at='spec')}. Delete the folder "
-                    f"{file.parent} and run again, or choose another folder with --store."
-                )
+        """Read a record; what was not stored so under this key (for this ``spec``) is ``Damaged``.
+
+        A record that is not there is a ``StoreError``.
+        """
+        record = self._checked_record(key, spec)
+        record.pop(TENSORS, None)
         return record
 
-    def tensors(self, key: str, *, names: tuple[str, ...] | None = None) -> dict[str, "Tensor"]:
-        """Read the tensors of a record, all or those named; the rest of the file is not touched."""
-        with self._open_tensors(key) as file:
-            wanted = self.tensor_names(key) if names is None else names
-            return {name: file.get_tensor(name).clone() for name in wanted}
-
-    def tensor_names(self, key: str) -> tuple[str, ...]:
-        """Return the names of a record's tensors, without reading them."""
-        with self._open_tensors(key) as file:
-            return tuple(file.keys())
+    def tensors(self, key: str) -> dict[str, "Tensor"]:
+        """Read the tensors of a record; ``Damaged`` if they are not those stored with it."""
+        digest = self._checked_record(key).get(TENSORS)
+        file = self._record(key) / TENSORS_FILE
+        there = os.path.lexists(file)
+        try:
+            if there != (digest is not None):
+                raise ValueError(
+                    "it is there, and its record knows of none" if there else "it is not there"
+                )
+            if not there:
+                return {}
+            tensors, _ = load_tensors(file)
+            if digest_of(tensors) != digest:
+                raise ValueError("its tensors are not those that were stored with its record")
+        except ValueError as error:
+            raise _damaged(file, error) from error
+        except OSError as error:
+            raise _unreadable(file, error) from error
+        return tensors
 
     def failure(self, key: str) -> dict[str, Any] | None:
         """Return spec, message and traceback of a job's last failure, or None."""
-        return _read_if_there(self._failure(key))
+        file = self._failure(key)
+        try:
+            return unsealed(read_file(file), key)
+        except FileNotFoundError:
+            if not file.is_symlink():
+                return None
+            raise _damaged(file, "it is a link to nothing") from None
+        except ValueError as error:
+            raise _damaged(file, error) from error
+        except OSError as error:
+            raise _unreadable(file, error) from error
 
-    def progress(self, key: str) -> dict[str, Any] | None:
-        """Return what a job under way last said of itself, or None."""
-        return _read_if_there(self._running / key / "progress.json")
+    def progress(self, key: str) -> dict[str, Any]:
+        """Return what a job under way last said of itself, for people: nothing if unreadable."""
+        try:
+            said = parsed(read_file(self._running / key / "progress.json"))
+        except (OSError, ValueError):  # absent, or removed this moment by the process at work
+            return {}
+        share, note = said.get("fraction"), said.get("note")
+        good = isinstance(share, float | int) and 0 <= share <= 1 and isinstance(note, str)
+        return said if good else {}
+
+    def problem(self, key: str, spec: Mapping[str, Any]) -> str | None:
+        """Look into all that is stored of a job, tensors too; say what is damaged, if anything."""
+        try:
+            if os.path.lexists(self._record(key)):
+                self.record(key, spec=spec)
+                self.tensors(key)
+            else:
+                self.failure(key)
+        except Damaged as error:
+            return str(error)
+        return None
+
+    def set_aside(self, key: str, spec: Mapping[str, Any]) -> Path | None:
+        """Move what is damaged of a job to ``damaged/``, so that it can be done anew.
+
+        None where it is sound by now: another process may have been faster.
+        """
+        with self.claim(key) as workspace:
+            if workspace is None or self.problem(key, spec) is None:
+                return None
+            record = self._record(key)
+            of_record = os.path.lexists(record)
+            name = key if of_record else f"failed-{key}"
+            try:
+                return move_aside(record if of_record else self._failure(key), self._aside / name)
+            except OSError as error:
+                raise StoreError(
+                    f"Cannot move what is damaged of job {key} to {self._aside}: {_reason(error)}."
+                ) from error
 
     @contextmanager
     def claim(self, key: str) -> Iterator[Workspace | None]:
@@ -181,16 +244,16 @@ class Store:
         On leaving, a checkpoint of an unfinished job stays; everything else under way is removed.
         """
         folder = self._running / key
-        lock = _lock(folder)
+        lock = lock_in(folder)
         if lock is None:
             yield None
             return
         try:
-            yield Workspace(folder)
+            yield Workspace(folder, aside=self._aside)
         finally:
-            unfinished = (folder / "checkpoint.safetensors").exists() and not self.has(key)
+            unfinished = (folder / CHECKPOINT).exists() and not self.has(key)
             # Not when the folder was removed and has a new owner already.
-            if not unfinished and _is_same_file(lock, folder / "lock"):
+            if not unfinished and is_same_file(lock, folder / "lock"):
                 shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
 
@@ -198,19 +261,21 @@ class Store:
         self, key: str, record: Mapping[str, Any], tensors: Mapping[str, "Tensor"] | None = None
     ) -> bool:
         """Store a finished job, complete or not at all; False when somebody was faster."""
-        text = _checked_json(key, record)
+        separate = dict(tensors or {})
+        known = {TENSORS: digest_of(separate)} if separate else {}
+        text = _sealed_record(key, {**record, **known})
         scratch = self._running / key / f"scratch-{os.getpid()}-{os.urandom(4).hex()}"
         final = self._record(key)
         try:
             # Not in its final place yet, but on the same file system: there a rename is atomic.
             scratch.mkdir(parents=True)
             final.parent.mkdir(parents=True, exist_ok=True)
-            _write_synced(scratch / "record.json", text)
-            if tensors:
-                _write_tensors(scratch / "tensors.safetensors", tensors)
-            _sync(scratch)
+            write_synced(scratch / RECORD_FILE, text)
+            if separate:
+                save_tensors(scratch / TENSORS_FILE, separate)
+            sync(scratch)
             scratch.rename(final)
-            _sync(final.parent)
+            sync(final.parent)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(scratch, ignore_errors=True)
             if not self.has(key):
@@ -219,7 +284,7 @@ class Store:
                 ) from error
             return False
         self._failure(key).unlink(missing_ok=True)
-        (self._running / key / "checkpoint.safetensors").unlink(missing_ok=True)
+        (self._running / key / CHECKPOINT).unlink(missing_ok=True)
         return True
 
     def fail(self, key: str, spec: Mapping[str, Any], *, message: str, traceback: str = "") -> None:
@@ -228,7 +293,7 @@ class Store:
         file = self._failure(key)
         fresh = self._failed / f".{key}.{os.getpid()}.new"
         try:
-            _write_synced(fresh, canonical_json(failure))
+            write_synced(fresh, sealed(failure, key))
             fresh.replace(file)
         except OSError as error:
             raise StoreError(
@@ -246,58 +311,67 @@ class Store:
                 with self.claim(key):
                     pass
 
+    def _checked_record(self, key: str, spec: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Read a record with the digest of its tensors."""
+        file = self._record(key) / RECORD_FILE
+        try:
+            record = unsealed(read_file(file), key, under=TIMING)
+            if spec is not None:
+                _compare(record.get("spec"), spec)
+        except FileNotFoundError as error:
+            if os.path.lexists(file.parent):
+                raise _damaged(file, "it is not there") from error
+            raise StoreError(f"The store {self.root} has no record of job {key}.") from error
+        except ValueError as error:
+            raise _damaged(file, error) from error
+        except OSError as error:
+            raise _unreadable(file, error) from error
+        return record
+
     def _record(self, key: str) -> Path:
-        return self._records / key[:2] / key
+        return self._records / key[:2] / _plain(key)
 
     def _failure(self, key: str) -> Path:
-        return self._failed / f"{key}.json"
-
-    @contextmanager
-    def _open_tensors(self, key: str) -> Iterator[Any]:
-        folder = self._record(key)
-        file = folder / "tensors.safetensors"
-        if not folder.exists():
-            raise StoreError(f"The store {self.root} has no record of job {key}. Run it first.")
-        if not file.exists():
-            yield _NoTensors()
-            return
-        try:
-            with safe_open(file, framework="pt") as opened:
-                yield opened
-        except (SafetensorError, OSError) as error:
-            raise StoreError(
-                f"The tensors {file} are damaged ({error}). Delete the folder {folder} and run "
-                f"again."
-            ) from error
+        return self._failed / f"{_plain(key)}.json"
 
 
-class _NoTensors:
-    """Stand in for the tensors file of a record that has none."""
-
-    def keys(self) -> tuple[str, ...]:
-        return ()
-
-    def get_tensor(self, name: str) -> "Tensor":
-        raise KeyError(name)
+def _plain(key: str) -> str:
+    """Refuse a key that would lead out of the store."""
+    if not key.isalnum():
+        raise StoreError(f"The key of a job must be letters and digits. Got {key[:100]!r}.")
+    return key
 
 
-def canonical_json(value: object) -> str:
-    """Write JSON the one way: sorted keys, no spaces, floats by repr, ASCII, numbers finite.
-
-    >>> canonical_json({"b": (1, 0.1), "a": None})
-    '{"a":null,"b":[1,0.1]}'
-    """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+def _damaged(file: Path, why: object) -> Damaged:
+    return Damaged(
+        f"{file} is damaged: {why}. It counts as missing; `regrow run` sets it aside and does "
+        f"its job anew."
+    )
 
 
-def _checked_json(key: str, record: Mapping[str, Any]) -> str:
+def _unreadable(file: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"Cannot read {file}: {_reason(error)}. Make it readable, or move it out of the store."
+    )
+
+
+def _sealed_record(key: str, record: Mapping[str, Any]) -> str:
     try:
-        return canonical_json(record)
+        text = sealed(record, key, under=TIMING)
     except ValueError as error:
         raise StoreError(
             f"The record of job {key} holds a number that is not finite, which JSON cannot: "
             f"{error}."
         ) from error
+    if len(text) > MOST_BYTES:
+        raise StoreError(f"The record of job {key} is longer than {MOST_BYTES:,} bytes.")
+    return text
+
+
+def _compare(found: object, spec: Mapping[str, Any]) -> None:
+    wanted = json.loads(canonical_json(spec))
+    if found != wanted:
+        raise ValueError(f"it stands for another job: {_difference(found, wanted, at='spec')}")
 
 
 def _create(root: Path) -> None:
@@ -310,7 +384,7 @@ def _create(root: Path) -> None:
                 f"Choose an empty or a new folder with --store."
             )
         fresh = root / f".store.{os.getpid()}.new"
-        _write_synced(fresh, canonical_json({"format": FORMAT}))
+        write_synced(fresh, canonical_json({"format": FORMAT}))
         fresh.replace(root / "store.json")
     _check_version(root)
     for name in ("records", "running", "failed"):
@@ -323,113 +397,17 @@ def _check_version(root: Path) -> None:
     file = root / "store.json"
     if not file.exists():
         raise StoreError(f"There is no store at {root}. Run a study first, or give --store.")
-    found = _read_json(file, remedy="Choose another folder with --store").get("format")
+    try:
+        found = parsed(read_file(file)).get("format")
+    except ValueError as error:
+        raise StoreError(
+            f"{file} is damaged: {error}. Choose another folder with --store."
+        ) from error
     if found != FORMAT:
         raise StoreError(
             f"The store {root} has format {found!r}, this regrow reads format {FORMAT}. Use the "
             f"regrow that wrote it, or choose another folder with --store."
         )
-
-
-def _lock(folder: Path) -> int | None:
-    path = folder / "lock"
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue  # its last holder removed the folder between the two lines
-        except OSError as error:
-            raise StoreError(f"Cannot write {path}: {_reason(error)}.") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            return None
-        if _is_same_file(lock, path):
-            return lock
-        os.close(lock)  # locked a file that its last holder removed meanwhile
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        lock = os.open(folder / "lock", os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
-
-
-def _is_same_file(lock: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(lock), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _write_tensors(
-    path: Path, tensors: Mapping[str, "Tensor"], *, meta: Mapping[str, Any] | None = None
-) -> None:
-    from safetensors.torch import save_file
-
-    # One metadata entry only: the order of several is not deterministic in the file.
-    header = None if meta is None else {"meta": canonical_json(meta)}
-    save_file(_separate(tensors), path, metadata=header)
-    _sync(path)
-
-
-def _separate(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-    """Bring tensors to the CPU, contiguous, no two on one storage: all that the format can hold."""
-    separate: dict[str, Tensor] = {}
-    storages = set()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        if tensor.untyped_storage().data_ptr() in storages:
-            tensor = tensor.clone()
-        storages.add(tensor.untyped_storage().data_ptr())
-        separate[name] = tensor
-    return separate
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-def _read_json(file: Path, *, remedy: str) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise StoreError(f"There is no {file}. Run the job first.") from error
-    except (OSError, ValueError) as error:
-        raise StoreError(f"Cannot read {file}: {error}. {remedy}.") from error
-    if not isinstance(value, dict):
-        raise StoreError(f"Cannot read {file}: not a JSON object. {remedy}.")
-    return value
-
-
-def _read_if_there(file: Path) -> dict[str, Any] | None:
-    try:
-        return _read_json(file, remedy=f"Delete {file}")
-    except StoreError:
-        if file.exists():
-            raise
-        return None  # absent, or removed this moment by the process that works on the job
 
 
 def _difference(found: object, wanted: object, *, at: str) -> str:
@@ -438,20 +416,27 @@ def _difference(found: object, wanted: object, *, at: str) -> str:
         for name in sorted({*found, *wanted}):
             if found.get(name) != wanted.get(name):
                 return _difference(found.get(name), wanted.get(name), at=f"{at}.{name}")
-    return f"its {at!r} is {found!r}, this study asks for {wanted!r}"
+    return f"its {at!r} is {_short(found)}, this study asks for {_short(wanted)}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SAY_CHARACTERS else f"{text[:SAY_CHARACTERS]} ..."
 
 
 def _names(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries if not entry.name.startswith(".")]
-    except FileNotFoundError:
-        return []
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return []  # a stray file or link is none of the store's
+        raise StoreError(f"Cannot read the store: {_reason(error)}.") from error
 
 
-def _names_two_deep(folder: Path) -> Iterator[str]:
-    for name in _names(folder):
-        yield from _names(folder / name)
+def _keys(records: Path) -> Iterator[str]:
+    for start in _names(records):
+        yield from (name for name in _names(records / start) if name[:2] == start)
 
 
 def _reason(error: Exception) -> str:

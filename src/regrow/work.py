@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from regrow.errors import Interrupted, StoreError
+from regrow.errors import Damaged, Interrupted
 from regrow.ranks import ALONE, Ranks
-from regrow.store import Store, Workspace
+from regrow.store import Store
 from regrow.turns import TURN
+from regrow.workspace import Workspace
 
 if TYPE_CHECKING:
     from regrow.data import Dataset, DataSpec
@@ -75,6 +76,11 @@ def all_jobs(jobs: Iterable[Job]) -> dict[str, Job]:
             nodes[job.key] = job
             waiting += job.inputs
     return nodes
+
+
+def specs(jobs: Iterable[Job]) -> dict[str, dict[str, Any]]:
+    """Return what was asked for by each of some jobs and all they stand on, by key."""
+    return {key: job.spec for key, job in all_jobs(jobs).items()}
 
 
 @runtime_checkable
@@ -160,7 +166,7 @@ class Context:
         return self._earlier_seconds + time.monotonic() - self._started
 
     def record(self, job: Job) -> dict[str, Any]:
-        """Return the record of an input; raises ``StoreError`` if it stands for another spec."""
+        """Return the record of an input; ``Damaged`` if it is not what was stored for this job."""
         return self.ranks.share(lambda: self._own_store.record(job.key, spec=job.spec))
 
     def tensors(self, job: Job) -> dict[str, Tensor]:
@@ -179,8 +185,8 @@ class Context:
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return what this job saved when it was last stopped, or None.
 
-        Sets the global random state of the CPU to what it was then. A damaged checkpoint is given
-        up with a notice, and the job starts over.
+        Sets the global random state of the CPU to what it was then. A damaged checkpoint is set
+        aside with a notice, and the job starts over.
         """
         saved = self.ranks.share(self._read_checkpoint)
         if saved is None:
@@ -253,8 +259,7 @@ class Context:
     def _read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         try:
             return self._own_workspace.load_checkpoint()
-        except StoreError as error:
-            self._own_workspace.drop_checkpoint()
+        except Damaged as error:
             self._report(Notice(f"The job starts over. {error}"))
             return None
 

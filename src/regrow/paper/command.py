@@ -212,7 +212,7 @@ def _plan(
     from regrow.work import Job, all_jobs
 
     opened = Store.open(store, create=False) if store.exists() else None
-    done = opened.snapshot().done if opened else frozenset[str]()
+    done: frozenset[str] = frozenset()
     jobs: dict[str, Job] = {}
     for one in chosen:
         try:
@@ -223,6 +223,12 @@ def _plan(
             print(f"{one.name:10} not to be run: {error}")
             continue
         nodes = all_jobs(plan.jobs)
+        if opened is not None:
+            fresh = {key: nodes[key].spec for key in nodes.keys() - jobs.keys()}
+            stored = opened.snapshot(fresh)
+            done |= stored.done & fresh.keys()
+            for problem in stored.damaged.values():
+                print(problem, file=sys.stderr)
         ready, new = len(nodes.keys() & done), len(nodes.keys() - done - jobs.keys())
         shared = len(nodes) - ready - new
         print(

@@ -1,7 +1,7 @@
 """What a store holds of a table or a figure, in the places of the paper's printed cells."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from regrow.asked import collect
 from regrow.errors import ConfigError
 from regrow.paper.curves import POINT
 from regrow.paper.layout import Sheet, lay_out
-from regrow.paper.measures import measured
+from regrow.paper.measures import MEASURES, measured
 from regrow.paper.printed import (
     CHANGES,
     FIGURES,
@@ -30,6 +30,7 @@ from regrow.report.collect import Reader
 from regrow.report.rows import Run
 from regrow.stats import mean_and_std
 from regrow.store import Store
+from regrow.work import specs
 
 FILES = {RESULT: "cells.csv", WIDTH: "widths.csv", SPARSITY: "sparsity.csv"}
 CELL_NUMBERS = ("table", *FIGURES)
@@ -59,7 +60,8 @@ def read_back(plan: Plan, store: Store) -> list[Found]:
 
 
 def _read_back(part: Part, plan: Plan, store: Store) -> Found:
-    done = store.snapshot().done
+    done = store.snapshot(specs(part.jobs)).done
+    measurable, damaged = _measurable(part, plan.entry.kind, store, done)
     runs: list[Run] = []
     failures: Sequence[Failure]
     measure, extras = ACCURACY, tuple[Extra, ...]()
@@ -75,12 +77,28 @@ def _read_back(part: Part, plan: Plan, store: Store) -> Found:
     return Found(
         part=part,
         runs=tuple(runs),
-        failures=tuple(failures),
+        failures=(*failures, *damaged),
         measure=measure,
         extras=extras,
-        complete=all(job.key in done for job in part.jobs),
-        measured=measured(plan.entry.kind, part, store),
+        complete=not damaged and all(job.key in done for job in part.jobs),
+        measured=measured(plan.entry.kind, measurable, store),
     )
+
+
+def _measurable(
+    part: Part, kind: Kind, store: Store, done: frozenset[str]
+) -> tuple[Part, list[Failure]]:
+    """Return a part without the cells whose tensors are to be measured and are damaged, and why."""
+    if kind not in MEASURES:
+        return part, []
+    problems = {
+        one.cell.job.key: Failure(label=one.cell.job.label, message=problem)
+        for one in part.cells
+        if one.cell.job.key in done
+        and (problem := store.problem(one.cell.job.key, one.cell.job.spec)) is not None
+    }
+    sound = tuple(one for one in part.cells if one.cell.job.key in done - problems.keys())
+    return replace(part, cells=sound), list(problems.values())
 
 
 def rows(plan: Plan, found: Sequence[Found]) -> pd.DataFrame:

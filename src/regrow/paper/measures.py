@@ -29,6 +29,8 @@ Row = dict[str, object]
 def measured(kind: Kind, part: Part, store: Store) -> pd.DataFrame:
     """Measure what a kind of table or figure shows beyond accuracies; empty where it is nothing.
 
+    All cells of the part are done.
+
     Columns, by kind:
 
     - ``widths``: layer, quantity, seed, value (channels);
@@ -82,11 +84,10 @@ def _share(one: Printable, share: float, *, stage: int, place: tuple[str, str] =
 
 
 def _histograms(part: Part, store: Store) -> Iterator[Row]:
-    done = store.snapshot().done
     shown: set[tuple[str, str]] = set()
     for one in part.cells:
         job, column = one.cell.job, COLUMNS[one.cell.arm.name]
-        if (one.panel, column) in shown or job.key not in done:
+        if (one.panel, column) in shown:
             continue
         shown.add((one.panel, column))
         tensors = store.tensors(job.key)
@@ -107,13 +108,11 @@ def _counts(weights: dict[str, Tensor]) -> list[int]:
 
 
 def _masks(part: Part, store: Store) -> Iterator[tuple[Printable, Mask]]:
-    """Read what each pruning of a part kept, of those that are done."""
-    done = store.snapshot().done
+    """Read what each pruning of a part kept."""
     for one in part.cells:
-        if one.cell.job.key in done:
-            unit = store.record(one.cell.job.key, spec=one.cell.job.spec)["unit"]
-            kept, _ = split_repaired(store.tensors(one.cell.job.key))
-            yield one, Mask(unit=unit, kept=kept)
+        unit = store.record(one.cell.job.key, spec=one.cell.job.spec)["unit"]
+        kept, _ = split_repaired(store.tensors(one.cell.job.key))
+        yield one, Mask(unit=unit, kept=kept)
 
 
 def _stages_of(one: Printable) -> dict[str, int]:

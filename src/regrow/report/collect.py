@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from regrow.errors import Damaged
 from regrow.jobs import Prune, Retrain, Train
 from regrow.report.render import Failure
 from regrow.report.rows import Run
@@ -34,13 +35,17 @@ def below(job: Job) -> tuple[Job, ...]:
 
 
 class Reader:
-    """Read each record once, however many rows stand on it; ``measure`` says what of it counts."""
+    """Read each record once, however many rows stand on it; ``measure`` says what of it counts.
+
+    A damaged record counts as missing, and so do the rows that stand on it.
+    """
 
     def __init__(self, store: Store, measure: Measure = ACCURACY) -> None:
         self._store = store
         self._measure = measure
         self._snapshot = store.snapshot()
         self._records: dict[str, dict[str, Any]] = {}
+        self._damaged: dict[str, str] = {}
 
     def record(self, job: Job) -> dict[str, Any]:
         """Return what a finished job found."""
@@ -48,20 +53,37 @@ class Reader:
             self._records[job.key] = self._store.record(job.key, spec=job.spec)
         return self._records[job.key]
 
-    def failure(self, job: Job) -> dict[str, Any] | None:
+    def has(self, job: Job) -> bool:
+        """Tell whether a job is done, and its record what was stored."""
+        if job.key not in self._snapshot.done or job.key in self._damaged:
+            return False
+        try:
+            self.record(job)
+        except Damaged as error:
+            self._damaged[job.key] = str(error)
+            return False
+        return True
+
+    def failure(self, job: Job) -> str | None:
         """Return why a job failed, if it did."""
-        if job.key in self._snapshot.done or job.key not in self._snapshot.failed:
+        if job.key not in self._snapshot.failed or job.key in self._damaged:
             return None
-        return self._store.failure(job.key)
+        try:
+            failure = self._store.failure(job.key)
+        except Damaged as error:
+            self._damaged[job.key] = str(error)
+            return None
+        return None if failure is None else str(failure["message"])
 
     def failures(self, cells: Iterable[Cell]) -> list[Failure]:
-        """Return what failed of all that cells stand on."""
+        """Return what failed, or is damaged, of all that cells stand on."""
         failures: dict[str, Failure] = {}
         for cell in cells:
             for job in (*below(cell.job), cell.job):
-                problem = self.failure(job)
+                problem = None if self.has(job) else self.failure(job)
+                problem = self._damaged.get(job.key, problem)
                 if problem is not None:
-                    failures[job.key] = Failure(label=job.label, message=problem["message"])
+                    failures[job.key] = Failure(label=job.label, message=problem)
         return list(failures.values())
 
     def run(self, cell: Cell) -> Run:
@@ -85,11 +107,12 @@ class Reader:
             "base_epochs": 0 if published else experiment.recipe.epochs,
             **_test_set(job),
         }
-        if job.key not in self._snapshot.done:
-            failed = any(self.failure(j) is not None for j in (job, *below(job)))
+        stages = (job, *below(job))
+        if not all(self.has(each) for each in stages):
+            failed = any(self.failure(each) is not None for each in stages)
             return Run(**common, status="failed" if failed else "missing")
         record = self.record(job)
-        records = [record, *map(self.record, below(job))]
+        records = [self.record(each) for each in stages]
         costs = [each for each in records if "training_flops" in each]
         return Run(
             **common,

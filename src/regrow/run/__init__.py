@@ -2,8 +2,9 @@
 
     summary = run(study.jobs(), store, workers=2, on_event=show)
 
-The path of a job: ``schedule`` says which is next, ``conduct`` hands it to the ``crew``, a
-``worker`` runs ``execute``, which stores what it finds; ``events`` tell of it, ``display`` shows.
+``sound`` looks into what is stored already. The path of a job: ``schedule`` says which is next,
+``conduct`` hands it to the ``crew``, a ``worker`` runs ``execute``, which stores what it finds;
+``events`` tell of it, ``display`` shows.
 """
 
 import os
@@ -28,8 +29,9 @@ from regrow.run.events import (
 from regrow.run.execute import Settings
 from regrow.run.gang import gang
 from regrow.run.schedule import Schedule
+from regrow.run.sound import set_damaged_aside
 from regrow.store import Store
-from regrow.work import Job
+from regrow.work import Job, all_jobs
 
 __all__ = [
     "Event",
@@ -62,13 +64,16 @@ def run(
     that share the device, by default as many as measuring finds to pay. As rank 0 of several
     (``run.team``), this
     process takes one job at a time, and the others train it with it. A job that fails leaves the
-    others running, and is tried again by the next run. Several runs may share one store: a job held
+    others running, and is tried again by the next run. What is stored and damaged is set aside and
+    done anew. Several runs may share one store: a job held
     by another is waited for. Ctrl-C or SIGTERM stops in good order - every job saves,
     ``Interrupted`` is raised - and a second one at once.
     """
     if workers is not None and workers < 0:
         raise ConfigError(f"'workers' must be an int of at least 0. Got {workers!r}.")
+    jobs, emit = tuple(jobs), on_event or (lambda _: None)
     store.tidy()
+    set_damaged_aside(all_jobs(jobs).values(), store, emit)
     schedule = Schedule(jobs, store.snapshot().done)
     together = device != "cpu" and not current().together
     if current().together:
@@ -83,7 +88,7 @@ def run(
     alone = num == 1 and device != "cpu"  # a single thread beside this one would gain nothing
     crew = assemble(0 if alone else num, store, settings)
     try:
-        return Conductor(schedule, store, crew, on_event or (lambda _: None)).conduct()
+        return Conductor(schedule, store, crew, emit).conduct()
     finally:
         crew.close()
 

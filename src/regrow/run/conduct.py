@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from regrow.errors import Interrupted, RanksLost, StoreError
+from regrow.errors import Damaged, Interrupted, RanksLost, StoreError
 from regrow.ranks import current
 from regrow.run.crew import Crew
 from regrow.run.events import (
@@ -216,12 +216,18 @@ class Conductor:
             if status == "done":
                 self._finish(node, seconds=0.0, reused=True)
             elif status == "failed":
-                failure = self._store.failure(node.key) or {}
-                self._fail(node, failure.get("message", "It failed in another run."))
+                self._fail(node, self._failure(node))
             elif status == "running":
                 self._held.append(node)
             else:  # the other run was stopped or killed
                 self._schedule.put_back(node)
+
+    def _failure(self, node: Node) -> str:
+        try:
+            failure = self._store.failure(node.key) or {}
+        except Damaged as error:
+            return f"It failed in another run. {error}"
+        return str(failure.get("message", "It failed in another run."))
 
     def _tell(self, *, last: bool = False) -> None:
         now = time.monotonic()

@@ -14,9 +14,10 @@ import torch
 from regrow.errors import Interrupted, RanksLost, RegrowError, StoreError
 from regrow.ranks import ALONE, Ranks, lost, own_device
 from regrow.seeds import derive
-from regrow.store import Store, Workspace
+from regrow.store import Store
 from regrow.turns import drawing
 from regrow.work import Context, Job, Notice, Outcome, Progress
+from regrow.workspace import Workspace
 
 # The environment's fault, not the job's: what was computed so far is good and can be resumed.
 ENVIRONMENT = (OSError, MemoryError, StoreError)

@@ -30,11 +30,9 @@ class Schedule:
     """The jobs still to be done, handed out in order; every step costs O(log of the ready)."""
 
     def __init__(self, jobs: Iterable[Job], done: Collection[str]) -> None:
-        asked = list(jobs)
-        everything = _expand(asked)
-        requested = [everything[key] for key in dict.fromkeys(job.key for job in asked)]
-        needed = _needed(requested, everything, done)
-        self.nodes = {key: node for key, node in everything.items() if key in needed}
+        everything = _expand(list(jobs))
+        # All that a job stands on, also of one that is done: a report adds up what it all cost.
+        self.nodes = {key: node for key, node in everything.items() if key not in done}
         self.reused = [node for key, node in everything.items() if key in done]
         for node in self.nodes.values():
             for key in _input_keys(node.job):
@@ -103,18 +101,6 @@ def _expand(jobs: list[Job]) -> dict[str, Node]:
             opened.add(key)
             stack.extend(before for before in reversed(job.inputs) if before.key not in opened)
     return nodes
-
-
-def _needed(requested: list[Node], nodes: dict[str, Node], done: Collection[str]) -> set[str]:
-    """Tell which jobs must be run: those asked for, and their inputs, as far as not done."""
-    needed: set[str] = set()
-    stack = [node.key for node in requested]
-    while stack:
-        key = stack.pop()
-        if key not in done and key not in needed:
-            needed.add(key)
-            stack.extend(_input_keys(nodes[key].job))
-    return needed
 
 
 def _input_keys(job: Job) -> tuple[str, ...]:
