@@ -11,6 +11,7 @@ from regrow.asked import collect
 from regrow.errors import ConfigError
 from regrow.paper.curves import POINT
 from regrow.paper.layout import Sheet, lay_out
+from regrow.paper.known import KNOWN, known_of
 from regrow.paper.measures import MEASURES, measured
 from regrow.paper.printed import (
     CHANGES,
@@ -23,7 +24,16 @@ from regrow.paper.printed import (
     names,
     records,
 )
-from regrow.paper.reproduce import OF_PRUNINGS, Kind, Labels, Part, Plan, entries, key
+from regrow.paper.reproduce import (
+    OF_PRUNINGS,
+    Kind,
+    Labels,
+    Part,
+    Plan,
+    Printable,
+    entries,
+    key,
+)
 from regrow.paper.weights import BIN
 from regrow.report import ACCURACY, Extra, Failure, Measure
 from regrow.report.collect import Reader
@@ -110,7 +120,9 @@ def rows(plan: Plan, found: Sequence[Found]) -> pd.DataFrame:
     if plan.entry.table is None:
         return pd.DataFrame()
     if plan.entry.kind in OF_PRUNINGS:
-        return averaged(found, names(plan.entry.table)[1:]).assign(table=plan.entry.table)
+        frame = averaged(found, names(plan.entry.table)[1:]).assign(table=plan.entry.table)
+        reasons = [one.part.departs(cell) for one in found for cell in one.part.cells]
+        return frame.assign(departs=_joined_reasons(reasons))
     return _accuracies(found)
 
 
@@ -132,21 +144,28 @@ def averaged(found: Sequence[Found], labels: Sequence[str]) -> pd.DataFrame:
 
 
 def _accuracies(found: Sequence[Found]) -> pd.DataFrame:
-    groups: dict[tuple[str, ...], tuple[Labels, list[float]]] = {}
+    groups: dict[tuple[str, ...], list[tuple[Found, Printable, Run]]] = {}
     for one in found:
         for printable, run in zip(one.part.cells, one.runs, strict=True):
             if printable.labels is not None and run.accuracy is not None:
-                group = groups.setdefault(key(printable.labels), (printable.labels, []))
-                group[1].append(run.accuracy)
-    whole = {_parent(labels) for labels, _ in groups.values() if not labels["target"]}
+                groups.setdefault(key(printable.labels), []).append((one, printable, run))
+    labelled = [(printable.labels or {}, group) for group in groups.values() for _, printable, _ in group[:1]]
+    whole = {_parent(labels) for labels, _ in labelled if not labels["target"]}
     made = []
-    for labels, accuracies in groups.values():
+    for labels, group in labelled:
         if labels["table"] in CHANGES and _parent(labels) not in whole:
             continue  # a change from a network that has no result
-        mean, std = mean_and_std(accuracies)
-        figures = dict(zip(FIGURES, (mean, std, len(accuracies)), strict=True))
-        made.append({**labels, **figures, "metric": _metric(labels)})
-    return pd.DataFrame(made, columns=[*cells(1).columns])
+        runs = [run for _, _, run in group]
+        mean, std = mean_and_std([run.accuracy for run in runs if run.accuracy is not None])
+        figures = dict(zip(FIGURES, (mean, std, len(runs)), strict=True))
+        reasons = [one.part.departs(printable) for one, printable, _ in group]
+        about = {"metric": _metric(labels), "departs": _joined_reasons(reasons)}
+        made.append({**labels, **figures, **about, **known_of(runs)})
+    return pd.DataFrame(made, columns=[*cells(1).columns, "departs", *KNOWN])
+
+
+def _joined_reasons(reasons: Iterable[Iterable[str]]) -> str:
+    return "; ".join(dict.fromkeys(reason for each in reasons for reason in each))
 
 
 def _metric(labels: Labels) -> str:

@@ -84,17 +84,21 @@ TABLES: dict[int, tuple[str, Shape]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One printed cell under its labels, and ours where there is one."""
+    """One printed cell under its labels, and ours where there is one.
+
+    ``departs`` says why the printed number is no reference for ours; empty if it is one.
+    """
 
     labels: Mapping[str, Any]
     printed: Printed
     ours: Sample | None
     shape: Shape
+    departs: str = ""
 
     @property
     def agreement(self) -> Agreement | None:
-        """Ours against the paper's; None where ours has not been run."""
-        return compare(self.ours, self.printed) if self.ours else None
+        """Ours against the paper's; None where ours has not been run, or is not to be compared."""
+        return compare(self.ours, self.printed) if self.ours and not self.departs else None
 
     @property
     def paper(self) -> str:
@@ -155,11 +159,29 @@ class Sheet:
         return [cell for row in rows for cell in row if cell]
 
     @property
+    def num_run(self) -> int:
+        """Count the cells that we have run."""
+        return sum(cell.ours is not None for cell in self.cells)
+
+    @property
+    def caution(self) -> str:
+        """Why cells of ours have no difference to the printed ones; empty if all have."""
+        reasons = dict.fromkeys(cell.departs for cell in self.cells if cell.departs)
+        if not reasons:
+            return ""
+        num = sum(bool(cell.departs) for cell in self.cells)
+        of = "" if num == self.num_run else f" for {num} of the {self.num_run} cells that were run"
+        return (
+            f"The printed numbers are no reference, and no difference to them is shown{of}: "
+            f"{'; '.join(reasons)}."
+        )
+
+    @property
     def note(self) -> str:
         """How much has been run, and what the words beside a difference mean."""
         done = [cell.agreement for cell in self.cells if cell.agreement]
         counts = [sum(agreement.within is word for agreement in done) for word in (True, False)]
-        text = f"{len(done)} of {len(self.cells)} cells have been run."
+        text = f"{self.num_run} of {len(self.cells)} cells have been run."
         if any(counts):
             text += (
                 f" {counts[0]} lie within the two spreads (at most both standard deviations "
@@ -175,9 +197,9 @@ class Sheet:
 def lay_out(table: int, ours: pd.DataFrame | None = None) -> Sheet:
     """Put the printed cells of a table in place, with ours beside them.
 
-    ``ours`` has the label columns of the table (``printed.names``) with mean, std and n; rows of
-    other tables are passed over, rows with n = 0 count as not run. Two rows for one cell are a
-    ``ConfigError``.
+    ``ours`` has the label columns of the table (``printed.names``) with mean, std and n, and may
+    have ``departs``: why the printed number is no reference for a row. Rows of other tables are
+    passed over, rows with n = 0 count as not run. Two rows for one cell are a ``ConfigError``.
     """
     frame = cells(table)
     caption, shape = TABLES[table]
@@ -189,11 +211,13 @@ def lay_out(table: int, ours: pd.DataFrame | None = None) -> Sheet:
         column = "/".join(row[name] for name in shape.columns) or UNPRUNED
         slots = grid.setdefault(title, {}).setdefault(_label(place, shape.rows, between="/"), {})
         assert column not in slots, f"two printed cells in one place: {row}"
+        mine = own.pop(_key(row, table), None)
         slots[column] = Cell(
             labels=row,
             printed=printed(row),
-            ours=own.pop(_key(row, table), None),
+            ours=sample(mine) if mine else None,
             shape=shape,
+            departs=str(mine.get("departs") or "") if mine else "",
         )
     sections = tuple(_section(title, rows) for title, rows in grid.items())
     return Sheet(table=table, caption=caption, sections=sections, num_unplaced=len(own))
@@ -202,6 +226,7 @@ def lay_out(table: int, ours: pd.DataFrame | None = None) -> Sheet:
 def terminal(sheet: Sheet) -> str:
     """Write a table as text for 100 columns: under each row of the paper's, ours."""
     lines = textwrap.wrap(f"Table {sheet.table}. {sheet.caption}", COLUMNS)
+    lines += ["", *textwrap.wrap(sheet.caution, COLUMNS)] if sheet.caution else []
     shown: tuple[str, ...] = ()
     label = max(len(name) for section in sheet.sections for name, _ in section.rows)
     widths = _widths(sheet)
@@ -224,6 +249,7 @@ def terminal(sheet: Sheet) -> str:
 def markdown(sheet: Sheet) -> str:
     """Write a table as Markdown, one for all sections that have the same columns."""
     lines = [f"### Table {sheet.table}. {sheet.caption}"]
+    lines += ["", sheet.caution] if sheet.caution else []
     shown: tuple[str, ...] = ()
     for section in sheet.sections:
         if section.columns != shown:
@@ -238,7 +264,8 @@ def markdown(sheet: Sheet) -> str:
 def latex(sheet: Sheet) -> str:
     """Write a table for LaTeX: under each row of the paper's, ours."""
     lines = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering\small"]
-    lines += [rf"\caption{{{tex(sheet.caption)}.}}"]
+    caption = " ".join(filter(None, (f"{sheet.caption}.", sheet.caution)))
+    lines += [rf"\caption{{{tex(caption)}}}"]
     shown: tuple[str, ...] = ()
     end = [r"\bottomrule", r"\end{tabular}"]
     for section in sheet.sections:
@@ -261,7 +288,8 @@ def _voices(row: Sequence[Cell | None]) -> Iterator[tuple[str, list[str]]]:
     yield "paper", [cell.paper if cell else "" for cell in row]
     yield "ours", [cell.own if cell else "" for cell in row]
     if any(cell and cell.ours for cell in row):
-        yield "diff", [cell.difference if cell else "" for cell in row]
+        if any(cell and cell.difference for cell in row):
+            yield "diff", [cell.difference if cell else "" for cell in row]
         yield "n", [str(cell.ours.n) if cell and cell.ours else "" for cell in row]
 
 
@@ -279,7 +307,8 @@ def _widths(sheet: Sheet) -> list[int]:
 def _markdown_cell(cell: Cell) -> str:
     if cell.ours is None:
         return f"{cell.paper}<br>{NOT_RUN}"
-    return f"{cell.paper}<br>ours {cell.own} (n = {cell.ours.n})<br>{cell.difference}"
+    lines = (cell.paper, f"ours {cell.own} (n = {cell.ours.n})", cell.difference)
+    return "<br>".join(filter(None, lines))
 
 
 def _section(title: str, rows: Mapping[str, Mapping[str, Cell]]) -> Section:
@@ -300,12 +329,12 @@ def _label(row: Mapping[str, Any], fields: Sequence[str], *, between: str) -> st
     return between.join(f"{PREFIXES.get(name, '')}{row[name]}" for name in fields)
 
 
-def _own(table: int, ours: pd.DataFrame | None) -> dict[tuple[str, ...], Sample]:
+def _own(table: int, ours: pd.DataFrame | None) -> dict[tuple[str, ...], dict[str, Any]]:
     """Read our rows of a table by the labels of their cells."""
     if ours is None or ours.empty:
         return {}
     frame = as_cells(ours) if names(table) == RESULT else _measured(ours, table)
-    found: dict[tuple[str, ...], Sample] = {}
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in records(frame[frame["table"] == table]):
         key = _key(row, table)
         if key in found:
@@ -314,7 +343,7 @@ def _own(table: int, ours: pd.DataFrame | None) -> dict[tuple[str, ...], Sample]
                 f"Two rows of ours are for one cell of the paper's ({cell}). Give one row a cell, "
                 "with the mean over its seeds."
             )
-        found[key] = sample(row)
+        found[key] = row
     return found
 
 

@@ -61,7 +61,7 @@ class Published:
             done = [cell.agreement for cell in self.sheet.cells if cell.agreement]
             within = sum(agreement.within is True for agreement in done)
             beyond = sum(agreement.within is False for agreement in done)
-            line = f"{len(done)} of {len(self.sheet.cells)} cells"
+            line = f"{self.sheet.num_run} of {len(self.sheet.cells)} cells"
             line += f", {within} within, {beyond} beyond" if within + beyond else ""
         else:
             line = self.plotted.summary if self.plotted else ""

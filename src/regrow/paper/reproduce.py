@@ -36,6 +36,7 @@ from regrow.paper.notes import notes_of
 from regrow.paper.printed import CHANGES, RESULT, cells, records
 from regrow.paper.request import IMAGENET, LABELS, Request, images_for, methods_on, pictures_for
 from regrow.paper.scales import Scale
+from regrow.paper.setting import Images, departs, scale_departs
 from regrow.study import Cell, Study
 from regrow.work import Job
 
@@ -81,6 +82,7 @@ class Printable:
     cell: Cell
     labels: Labels | None
     panel: str = ""
+    images: tuple[Images, ...] = ()
 
     @property
     def words(self) -> str:
@@ -99,6 +101,11 @@ class Part:
     study: Asked
     cells: tuple[Printable, ...]
     notes: tuple[str, ...]
+    scale_departs: str = ""  # what of its scale is not the paper's
+
+    def departs(self, one: Printable) -> list[str]:
+        """List why printed numbers are no reference for a cell."""
+        return departs(self.scale_departs, one.images)
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -206,19 +213,20 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
     for paper in papers:
         paper["arms"] = {**PRINTED_ARMS, **paper.get("arms", {})}
     replaced: dict[str, None] = {}
-    plain = scales.scaled(_without(value, OWN_KEYS), request.scale, precision=request.precision)
+    bare = _without(value, OWN_KEYS)
+    plain = scales.scaled(bare, request.scale, precision=request.precision)
     default = plain.pop("data")
     experiments = []
-    for part, paper in zip(plain["experiments"], papers, strict=True):
+    for block, paper in zip(plain["experiments"], papers, strict=True):
         least = paper.get("least_size", 0)
         data, note = images_for(
-            part.get("data", default), paper["dataset"], request, least_size=least
+            block.get("data", default), paper["dataset"], request, least_size=least
         )
         replaced |= dict.fromkeys(note)
-        own = {**_without(part, OWN_KEYS), "data": data}
-        own["models"] = [{"label": paper["model"], **model} for model in part["models"]]
-        if "methods" in part:
-            methods, note = methods_on(part["methods"], request, least_size=least)
+        own = {**_without(block, OWN_KEYS), "data": data}
+        own["models"] = [{"label": paper["model"], **model} for model in block["models"]]
+        if "methods" in block:
+            methods, note = methods_on(block["methods"], request, least_size=least)
             own["methods"] = methods
             replaced |= dict.fromkeys(note)
         experiments.append(own)
@@ -236,7 +244,9 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
     if asked and top.get("table") in CHANGES:  # what they are changes from belongs to them
         asked = tuple(o for o in found if o in asked or (o.cell.arm == UNPRUNED and _is_whole(o)))
     notes = tuple(notes_of(value, study.experiments))
-    return Part(name=name, study=study, cells=asked, notes=notes), [*replaced]
+    thinner = scale_departs(bare, request.scale, apply=scales.scaled)
+    part = Part(name=name, study=study, cells=asked, notes=notes, scale_departs=thinner)
+    return part, [*replaced]
 
 
 def _detection_part(
@@ -244,7 +254,8 @@ def _detection_part(
 ) -> tuple[Part, list[str]]:
     """Build the detection study of a file, with what was replaced in it."""
     scale, paper = request.scale, {"arms": {}, **value["paper"]}
-    plain = scales.scaled_detection(_without(value, OWN_KEYS), scale, precision=request.precision)
+    bare = _without(value, OWN_KEYS)
+    plain = scales.scaled_detection(bare, scale, precision=request.precision)
     in_colour = replace(request, scale=replace(scale, data={**scale.data, **scale.detection.data}))
     backbone, of_images = images_for(plain["backbone"]["data"], LABELS[IMAGENET], in_colour)
     pictures, of_pictures = pictures_for(Detector.from_json(plain["detector"]), request)
@@ -256,11 +267,14 @@ def _detection_part(
     models = {"label": paper["model"], **_only(plain["backbone"]["models"])}
     own = {**plain["backbone"], "data": backbone, "models": models}
     study = DetectionStudy.from_json({**plain, "name": name, "backbone": own, "data": pictures})
-    found = [_printable(cell, [(study.experiment, paper)]) for cell in study.cells()]
+    pairs = [(study.experiment, paper)]
+    found = [_printable(cell, pairs, pictures=study) for cell in study.cells()]
     _check_once(found)
     asked = tuple(one for one in found if _matches(one, request.only))
     notes = tuple(notes_of(value, study.experiments))
-    return Part(name=name, study=study, cells=asked, notes=notes), replaced
+    thinner = scale_departs(bare, scale, apply=scales.scaled_detection)
+    part = Part(name=name, study=study, cells=asked, notes=notes, scale_departs=thinner)
+    return part, replaced
 
 
 def _only(models: list[dict[str, Any]]) -> dict[str, Any]:
@@ -268,10 +282,28 @@ def _only(models: list[dict[str, Any]]) -> dict[str, Any]:
     return model
 
 
-def _printable(cell: Cell, pairs: Sequence[tuple[Experiment, Mapping[str, Any]]]) -> Printable:
+def _printable(
+    cell: Cell,
+    pairs: Sequence[tuple[Experiment, Mapping[str, Any]]],
+    *,
+    pictures: DetectionStudy | None = None,
+) -> Printable:
     paper = next(paper for experiment, paper in pairs if experiment is cell.experiment)
-    panel = paper.get("panel", "")
-    return Printable(cell=cell, labels=_labels(cell, paper), panel=panel)
+    own = cell.experiment
+    shown = [(paper["dataset"], own.data, own.data_label)]
+    if pictures is not None:
+        (beneath,) = pictures.backbone.experiments
+        shown = [(LABELS[IMAGENET], beneath.data, beneath.data_label)]
+        shown += [(LABELS[VOC], pictures.data, pictures.data_label)]
+    return Printable(
+        cell=cell,
+        labels=_labels(cell, paper),
+        panel=paper.get("panel", ""),
+        images=tuple(
+            Images(dataset=dataset, spec=spec, stands_in=label != dataset)
+            for dataset, spec, label in shown
+        ),
+    )
 
 
 def _labels(cell: Cell, paper: Mapping[str, Any]) -> Labels | None:

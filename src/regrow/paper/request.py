@@ -130,7 +130,7 @@ def pictures_for(detector: Detector, request: Request) -> tuple[dict[str, Any], 
 
 
 def _in_place(label: str, chosen: str) -> str:
-    return f"In place of {label}: {chosen}. For other images the printed numbers are no reference."
+    return f"In place of {label}: {chosen}."
 
 
 def _at_most(wanted: int | None, there: int, classes: int) -> int | None:
