@@ -152,7 +152,7 @@ def test_widths_are_means_over_seeds_in_the_order_of_the_layers(tmp_path: Path) 
 
     put_masks(store, plan, keep)
     ours = rows(plan, read_back(plan, store))
-    assert list(ours.columns) == [*WIDTH[1:], "mean", "std", "n", "table"]
+    assert list(ours.columns) == [*WIDTH[1:], "mean", "std", "n", "table", "departs"]
     found = {(row["layer"], row["quantity"]): row for row in records(ours)}
     assert [found[str(i), "pruned width"]["mean"] for i in range(1, 8)] == [*range(2, 9)]
     assert found["3", "pruned width"]["std"] == pytest.approx(2**0.5)

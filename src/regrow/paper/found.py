@@ -10,8 +10,8 @@ import pandas as pd
 from regrow.asked import collect
 from regrow.errors import ConfigError
 from regrow.paper.curves import POINT
-from regrow.paper.layout import Sheet, lay_out
 from regrow.paper.known import KNOWN, known_of
+from regrow.paper.layout import Sheet, lay_out
 from regrow.paper.measures import MEASURES, measured
 from regrow.paper.printed import (
     CHANGES,
@@ -149,7 +149,11 @@ def _accuracies(found: Sequence[Found]) -> pd.DataFrame:
         for printable, run in zip(one.part.cells, one.runs, strict=True):
             if printable.labels is not None and run.accuracy is not None:
                 groups.setdefault(key(printable.labels), []).append((one, printable, run))
-    labelled = [(printable.labels or {}, group) for group in groups.values() for _, printable, _ in group[:1]]
+    labelled = [
+        (printable.labels or {}, group)
+        for group in groups.values()
+        for _, printable, _ in group[:1]
+    ]
     whole = {_parent(labels) for labels, _ in labelled if not labels["target"]}
     made = []
     for labels, group in labelled:

@@ -78,7 +78,9 @@ def reasons_against(
         cut: rows of all that was trained of what is left of it.
     """
     whole = evidence_in(plain) if plain is not None else None
-    parents = [parent for row in (first, second) if (parent := parent_in(row)) is not None]
+    parents: list[Evidence | None] = [
+        parent for row in (first, second) if (parent := parent_in(row)) is not None
+    ]
     found: dict[str, Reason] = {}
     for parent in parents or [whole]:
         for reason in judge(

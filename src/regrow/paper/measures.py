@@ -4,13 +4,14 @@ Each measure reads the masks or weights that a store holds of a part, and gives 
 figure and seed: labels as the printed cells have them, ``seed`` and ``value``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from regrow.arms import Start
 from regrow.jobs import Prune, Train, split_repaired, weights_of
 from regrow.mask import Mask
 from regrow.models import ModelSpec, build
@@ -22,7 +23,13 @@ from regrow.surgery import Trace, trace
 KERNEL = "3x3"
 EDGE = 0.3  # weights beyond it are counted together; the paper's axis ends a little after 0.2
 FINEST = 6000  # bins from -EDGE to EDGE
-COLUMNS = {"unpruned": "Unpruned", "fine-tune": "Fine-tuned", "scratch-e": "Scratch-trained"}
+# Columns of Figure 8 by what its networks start from. It shows no tickets, so first
+# weights are the unpruned network's.
+COLUMNS: Mapping[Start, str] = {
+    "initial": "Unpruned",
+    "inherited": "Fine-tuned",
+    "random": "Scratch-trained",
+}
 Row = dict[str, object]
 
 
@@ -86,7 +93,7 @@ def _share(one: Printable, share: float, *, stage: int, place: tuple[str, str] =
 def _histograms(part: Part, store: Store) -> Iterator[Row]:
     shown: set[tuple[str, str]] = set()
     for one in part.cells:
-        job, column = one.cell.job, COLUMNS[one.cell.arm.name]
+        job, column = one.cell.job, COLUMNS[one.cell.arm.start]
         if (one.panel, column) in shown:
             continue
         shown.add((one.panel, column))

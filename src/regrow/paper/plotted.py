@@ -3,13 +3,13 @@
 What has not been run stands in the rows as such, and in the frame with n = 0 or not at all.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from regrow.arms import UNPRUNED
+from regrow.arms import UNPRUNED, Start
 from regrow.paper.curves import POINT
 from regrow.paper.found import Found, averaged
 from regrow.paper.layout import NOT_RUN
@@ -24,7 +24,8 @@ from regrow.stats import mean_and_std
 HEAT = ("stage", "kernel_row", "kernel_col")
 STAGES = ("3", "4", "5")  # those that Figure 4 shows
 POSITIONS = ("1", "2", "3")
-TICKETS = {"winning-ticket": "winning ticket", "random-by-density": "random"}
+# Series of Figure 7, by where their arms start; the control that is drawn as the ticket is none.
+TICKETS: Mapping[Start, str] = {"initial": "winning ticket", "random": "random"}
 BINS = (60, 120, 200, 300, 600, 1200, 3000, FINEST)  # those that merge the finest ones evenly
 TOP = 30_000  # of Figure 8's vertical axis
 Row = tuple[str, ...]
@@ -64,7 +65,7 @@ def plotted(plan: Plan, found: Sequence[Found]) -> Plotted | None:
         name=entry.name,
         kind=entry.kind,
         caption=entry.about,
-        condition=_condition(plan, cells),
+        condition=_condition(plan),
         frame=frame,
         panels=tuple(dict.fromkeys(one.panel for one in cells)),
         columns=columns,
@@ -72,12 +73,12 @@ def plotted(plan: Plan, found: Sequence[Found]) -> Plotted | None:
     )
 
 
-def _condition(plan: Plan, cells: Sequence[Printable]) -> str:
-    said = [] if plan.scale.name == "paper" else [f"scale {plan.scale.name}"]
-    for label in dict.fromkeys(one.cell.experiment.data_label for one in cells):
-        chosen, instead, of = label.partition(" for ")
-        said += [f"{Path(chosen).name} for {of}"] if instead else []
-    return ", ".join(said)
+def _condition(plan: Plan) -> str:
+    said = [f"scale {plan.scale.name}"] if any(part.scale_departs for part in plan.parts) else []
+    shown = (images for part in plan.parts for one in part.cells for images in one.images)
+    for images in dict.fromkeys(shown):
+        said += [f"{Path(images.spec.name).name} for {images.dataset}"] if images.stands_in else []
+    return ", ".join(dict.fromkeys(said))
 
 
 Gathered = tuple[pd.DataFrame, Iterator[Row], Row]
@@ -96,8 +97,8 @@ def _ticket_series(one: Printable) -> list[str]:
     rate = f"rate {one.cell.experiment.recipe.lr:g}"
     if one.cell.arm == UNPRUNED:
         return [f"{start}, {rate}" for start in TICKETS.values()]
-    arm = one.cell.arm.name
-    return [f"{TICKETS[arm]}, {rate}"] if arm in TICKETS else []
+    start = one.cell.arm.start
+    return [f"{TICKETS[start]}, {rate}"] if start in TICKETS else []
 
 
 def _points(found: Sequence[Found], series: Callable[[Printable], list[str]]) -> Gathered:

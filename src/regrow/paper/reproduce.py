@@ -9,7 +9,7 @@ pixels a side its network has all its stages. ``notes`` go into the report.
 which files make up a table or a figure, and of which kind it is:
 
 - ``results``, or nothing: a table of accuracies;
-- ``widths``, ``stages``, ``kernels``: a table of what the prunings labelled "pruned" kept, by
+- ``widths``, ``stages``, ``kernels``: a table of what the prunings of trained networks kept, by
   layer, by stage, or by stage and position in the kernel; ``heatmaps``: a figure of the last;
 - ``curves``: accuracy over parameters; ``tickets``: accuracy over the share pruned;
 - ``histograms``: the weights of trained networks.
@@ -48,7 +48,6 @@ DRAWINGS = {
     "figure-2": "widths that a person fixes beside widths that a method finds",
 }
 PRINTED_ARMS = {"fine-tune": "fine-tuned"}
-PRUNED = "pruned"  # label of the method whose prunings are shown
 Kind = Literal[
     "results", "widths", "stages", "kernels", "heatmaps", "curves", "tickets", "histograms"
 ]
@@ -289,21 +288,15 @@ def _printable(
     pictures: DetectionStudy | None = None,
 ) -> Printable:
     paper = next(paper for experiment, paper in pairs if experiment is cell.experiment)
-    own = cell.experiment
-    shown = [(paper["dataset"], own.data, own.data_label)]
+    images = [Images.of(paper["dataset"], cell.experiment.data, label=cell.experiment.data_label)]
     if pictures is not None:
-        (beneath,) = pictures.backbone.experiments
-        shown = [(LABELS[IMAGENET], beneath.data, beneath.data_label)]
-        shown += [(LABELS[VOC], pictures.data, pictures.data_label)]
-    return Printable(
-        cell=cell,
-        labels=_labels(cell, paper),
-        panel=paper.get("panel", ""),
-        images=tuple(
-            Images(dataset=dataset, spec=spec, stands_in=label != dataset)
-            for dataset, spec, label in shown
-        ),
-    )
+        (own,) = pictures.backbone.experiments
+        images = [
+            Images.of(LABELS[IMAGENET], own.data, label=own.data_label),
+            Images.of(paper["dataset"], pictures.data, label=pictures.data_label),
+        ]
+    labels, panel = _labels(cell, paper), paper.get("panel", "")
+    return Printable(cell=cell, labels=labels, panel=panel, images=tuple(images))
 
 
 def _labels(cell: Cell, paper: Mapping[str, Any]) -> Labels | None:
@@ -337,7 +330,7 @@ def _prunings(found: Sequence[Printable], entry: Entry) -> list[Printable]:
         cell, job = one.cell, one.cell.job
         if cell.use is None or cell.cut is None or not isinstance(job, Retrain):
             continue
-        if cell.use.label == PRUNED and percent(cell.cut) in ratios:
+        if cell.use.method.trained and percent(cell.cut) in ratios:
             shown.setdefault(job.prune.key, replace(one, cell=replace(cell, job=job.prune)))
     return list(shown.values())
 

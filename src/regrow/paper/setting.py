@@ -50,6 +50,11 @@ class Images:
     spec: DataSpec | DetectionSpec
     stands_in: bool
 
+    @classmethod
+    def of(cls, dataset: str, spec: DataSpec | DetectionSpec, *, label: str) -> "Images":
+        """Make it of a study's data, which goes by the paper's label unless it stands in."""
+        return cls(dataset=dataset, spec=spec, stands_in=label != dataset)
+
 
 def _sums_to(spec: DataSpec, *, sums: tuple[int, int, int]) -> str:
     """Compare the sums of all training pixels, by channel."""
