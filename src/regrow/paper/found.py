@@ -149,11 +149,7 @@ def _accuracies(found: Sequence[Found]) -> pd.DataFrame:
         for printable, run in zip(one.part.cells, one.runs, strict=True):
             if printable.labels is not None and run.accuracy is not None:
                 groups.setdefault(key(printable.labels), []).append((one, printable, run))
-    labelled = [
-        (printable.labels or {}, group)
-        for group in groups.values()
-        for _, printable, _ in group[:1]
-    ]
+    labelled = [(group[0][1].labels or {}, group) for group in groups.values()]
     whole = {_parent(labels) for labels, _ in labelled if not labels["target"]}
     made = []
     for labels, group in labelled:

@@ -23,8 +23,8 @@ from regrow.surgery import Trace, trace
 KERNEL = "3x3"
 EDGE = 0.3  # weights beyond it are counted together; the paper's axis ends a little after 0.2
 FINEST = 6000  # bins from -EDGE to EDGE
-# Columns of Figure 8 by what its networks start from. It shows no tickets, so first
-# weights are the unpruned network's.
+# Columns of Figure 8 by what its networks start from. It shows no tickets, so first weights are the
+# unpruned network's.
 COLUMNS: Mapping[Start, str] = {
     "initial": "Unpruned",
     "inherited": "Fine-tuned",
