@@ -157,7 +157,7 @@ def test_dropout_differs_from_step_to_step() -> None:
     one = Training(model, bright(64), QUICK, seed=0)
     one.step()
     one.step()
-    assert not torch.equal(*record.seen)
+    assert not torch.equal(*record.seen[-2:])  # the first was to learn its layout
 
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 5, 7, 14, 15])

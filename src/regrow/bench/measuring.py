@@ -90,7 +90,7 @@ def _core(training: Training) -> Callable[[], object]:
     parts = training.parts
     indices = torch.arange(min(BATCH, len(parts.images)))
     pixels = normalised(
-        parts.images.batch(indices), parts.normalisation, channels_last=parts.recipe.channels_last
+        parts.images.batch(indices), parts.normalisation, channels_last=parts.channels_last
     )
     labels = parts.labels[indices]
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from regrow.convolutions import safe_convolutions
-from regrow.detection.model import Detection
+from regrow.detection.model import STRIDE, Detection
 from regrow.detection.pictures import Pictures
 from regrow.errors import ConfigError, unknown
 from regrow.seeds import derive, seeded
 from regrow.train import Precision, Recipe, Stepping
+from regrow.train.layout import NOTICE, lay_out_
 from regrow.turns import drawing
 
 # The framework's for one image a step; the drop falls after epoch 5 of 7.
@@ -56,14 +57,17 @@ class DetectionTraining(Stepping):
         if kind not in AUGMENTATIONS:
             raise ConfigError(f"Detection: {unknown('augmentation', kind, AUGMENTATIONS)}")
         self.device = torch.empty(0, device=device).device  # "cuda" is the one in use
-        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        self.model = model.to(self.device, memory_format=layout).train()
+        self.model = model.to(self.device).train()
+        heads = model.roi_heads
+        region = (model.backbone.out_channels, *heads.box_roi_pool.output_size)
+        shown = {model.backbone: (3, 4 * STRIDE, 4 * STRIDE), heads.box_head: region}
+        laid_out = not recipe.channels_last or lay_out_(self.model, shown)
         self.pictures = pictures
         self.recipe = recipe
         self.seed = seed
         self.steps_done = 0
         self.history: list[dict[str, float]] = []
-        self.notice: str | None = None
+        self.notice = None if laid_out else NOTICE
         self._augmentation = kind
         self._epoch: tuple[int, _Epoch] | None = None
         self._learning = {n: p for n, p in self.model.named_parameters() if p.requires_grad}

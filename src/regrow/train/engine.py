@@ -8,8 +8,8 @@ GPU needs that, because its part of a step of these small networks takes less ti
 calls of one step take here.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from torch.optim.sgd import sgd
 from regrow.convolutions import safe_convolutions
 from regrow.data import Images, MemoryImages, augment, scale_bytes
 from regrow.errors import TrainingError
+from regrow.train.layout import unchanged
 from regrow.train.recipe import Precision, Recipe
 from regrow.train.small_maps import as_products
 from regrow.train.treatment import Hook, Treatment
@@ -36,6 +37,7 @@ class Parts:
     model: nn.Module
     network: nn.Module  # what computes the logits: the model, or what averages over ranks around it
     recipe: Recipe
+    channels_last: bool  # as the recipe says, if the network allows it
     device: torch.device
     images: Images
     labels: Tensor  # of all images, on the device
@@ -103,7 +105,7 @@ def update(
     gradients, hold, update, the treatment's own update, hold.
     """
     model, recipe = parts.model, parts.recipe
-    x = normalised(pixels, parts.normalisation, channels_last=recipe.channels_last)
+    x = normalised(pixels, parts.normalisation, channels_last=parts.channels_last)
     with random:
         logits = forward(parts.network, x, recipe.precision)
     loss = F.cross_entropy(logits, labels)
@@ -235,7 +237,7 @@ class Graphed:
     def _record(self, place: int, size: int) -> Callable[[], None]:
         self._place.fill_(place)
         self._next = place
-        with _unchanged(self._tensors()):
+        with unchanged(self._tensors()):
             return self._recorder.record(
                 lambda: self._body(size), prepare=lambda: self._place.fill_(place)
             )
@@ -266,18 +268,6 @@ class Graphed:
         model = parts.model
         everything = [*model.parameters(), *model.buffers(), *parts.momentum]
         return [*everything, parts.losses, self._place]
-
-
-@contextmanager
-def _unchanged(tensors: list[Tensor]) -> Iterator[None]:
-    """Give tensors their values back at the end, in place."""
-    before = [tensor.detach().clone() for tensor in tensors]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
 
 
 def on_device(images: Images, device: torch.device) -> Images:

@@ -12,6 +12,7 @@ from torch import nn
 from regrow.data import Dataset, Images, MemoryImages, scaling
 from regrow.ranks import ALONE, Ranks
 from regrow.train.engine import BATCHES_AHEAD, forward, normalised, on_device
+from regrow.train.layout import takes_channels_last
 from regrow.train.recipe import Precision
 
 EVALUATION_BATCH = 256  # the paper's
@@ -36,7 +37,7 @@ def evaluate(
     batch: int = EVALUATION_BATCH,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Score a model on all images of a split, on the device and in the layout it has.
+    """Score a model on all images of a split, on the device it has; in the layout that it allows.
 
     ``dataset`` tells how to normalise. The modes (training or not) of its modules are as before
     afterwards. The accuracy is an exact count over the number of images. Several ``ranks`` take the
@@ -53,7 +54,9 @@ def evaluate(
     correct = torch.zeros(len(order), dtype=torch.int64, device=device)
     losses = torch.zeros(len(order), dtype=torch.float64, device=device)
     own = range(ranks.rank, len(order), ranks.size)
+    image = (dataset.channels, dataset.size, dataset.size)
     with _evaluating(model), torch.inference_mode(), ranks.agreeing():
+        channels_last = channels_last and takes_channels_last(model, image)
         for number, place in enumerate(own):
             for later in own[number : number + BATCHES_AHEAD]:
                 images.prefetch(order[later])

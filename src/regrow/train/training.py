@@ -31,6 +31,7 @@ from regrow.train.engine import (
     on_device,
 )
 from regrow.train.graphs import CudaGraphs
+from regrow.train.layout import NOTICE, lay_out_
 from regrow.train.recipe import Recipe
 from regrow.train.stepping import Stepping
 from regrow.train.treatment import NO_TREATMENT, Hook, Treatment
@@ -52,6 +53,7 @@ class Training(Stepping):
 
     On a GPU, with its images in memory, steps are replayed CUDA graphs; where one cannot be
     recorded, steps are taken one call at a time and ``notice`` says why. ``eager`` asks for that.
+    A network whose code does not allow channels-last is trained without, and ``notice`` says so.
     Several ``ranks`` take each step together, one call at a time (see ``train.distributed``).
     Global settings of torch (threads, denormals, TF32) are left as they are.
     """
@@ -83,13 +85,14 @@ class Training(Stepping):
         if treatment.begin is not None:
             treatment.begin(model)
         self.device = torch.empty(0, device=device).device  # "cuda" is the one in use
-        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        self.model = model.to(self.device, memory_format=layout).train()  # type: ignore[call-overload]
+        self.model = model.to(self.device).train()
+        image = (dataset.channels, dataset.size, dataset.size)
+        channels_last = recipe.channels_last and lay_out_(self.model, {self.model: image})
         self.dataset = dataset
         self.recipe = recipe
         self.seed = seed
         self.history: list[dict[str, float]] = []
-        self.notice: str | None = None
+        self.notice = NOTICE if recipe.channels_last and not channels_last else None
         self._prepared: int | None = None  # the epoch that the engine is in
         learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._learning = tuple(learning)
@@ -98,6 +101,7 @@ class Training(Stepping):
             model=self.model,
             network=self.model,
             recipe=recipe,
+            channels_last=channels_last,
             device=self.device,
             images=on_device(dataset.train, self.device),
             labels=dataset.train.labels.to(self.device),
@@ -172,7 +176,8 @@ class Training(Stepping):
         try:
             self._engine.step(place, seed=seed)
         except CannotRecord as error:
-            self.notice = f"Its steps are not replayed as CUDA graphs, which is slower. {error}"
+            reason = f"Its steps are not replayed as CUDA graphs, which is slower. {error}"
+            self.notice = f"{self.notice} {reason}" if self.notice else reason
             self._engine = Eager(self.parts)
             self._begin(epoch)
             self._engine.step(place, seed=seed)
