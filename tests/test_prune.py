@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from regrow.data import normalise
 from regrow.errors import ConfigError, TraceError
+from regrow.held import weight_groups
 from regrow.models import ModelSpec, build
 from regrow.probe import BATCH, Probe
 from regrow.prune import (
@@ -27,7 +28,6 @@ from regrow.prune import (
     groups_in_scope,
     register_method,
     select,
-    weight_groups,
 )
 from regrow.seeds import seeded
 from regrow.surgery import trace
@@ -460,7 +460,7 @@ def test_shares_must_be_one_for_each_group() -> None:
 
 def test_an_empty_scope_names_the_groups_there_are() -> None:
     model, found = small("vgg")
-    message = r"own prunes channels of residual streams \(scope stream\).*features.conv1, features"
+    message = r"own prunes channels of residual streams \(scope stream\).*'features.conv1', 'fea"
     with pytest.raises(TraceError, match=message):
         select(model, found, _method(scope=("stream",)), sparsity=0.5)
 

@@ -18,7 +18,7 @@ LEVELS: list[set[str]] = [
     {"registry", "ranks", "seeds", "stats", "kernels", "convolutions", "workspace"},
     {"store", "mask", "models", "data"},
     {"surgery", "train", "work"},
-    {"cost", "reconstruct", "arms", "guard", "stages"},
+    {"cost", "reconstruct", "arms", "guard", "held", "stages"},
     {"probe", "architecture"},
     {"prune"},
     {"methods", "jobs", "experiment", "catalogue"},

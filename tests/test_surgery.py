@@ -72,6 +72,7 @@ def test_smaller_network_is_the_silenced_one_and_trains(
     model, found = make(name, **arguments)
     mask = random_mask(found)
     assert all("output" in why for why in found.whole.values())
+    assert found.unaccounted(model) == ()
     assert verify(model, mask, found) < EXACT
     small = shrink(model, mask, found).train()
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))

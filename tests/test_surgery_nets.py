@@ -440,6 +440,7 @@ def test_network_is_cut_right_or_kept_whole_with_a_reason(name: str) -> None:
     assert found.whole.keys() == whole.keys()
     for layer, reason in whole.items():
         assert reason in found.whole[layer]
+    assert found.unaccounted(net) == ()
     for seed in range(2):
         mask = random_mask(found, seed=seed, keep=0.5)
         assert verify(net, mask, found) < EXACT
@@ -581,6 +582,7 @@ def test_networks_of_torchvision(name: str, num_groups: int) -> None:
     enliven_(net, shape)
     found = trace(net, shape)
     assert len(found.groups) == num_groups
+    assert found.unaccounted(net) == ()
     assert all(any(known in reason for known in REASONS) for reason in found.whole.values())
     for seed, keep in enumerate((0.6, 0.2)):
         assert verify(net, random_mask(found, seed=seed, keep=keep), found) < EXACT

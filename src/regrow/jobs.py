@@ -21,7 +21,7 @@ from regrow.cost import Cost, measure
 from regrow.data import Dataset, DataSpec
 from regrow.data.normalisation import IMAGENET
 from regrow.errors import ConfigError
-from regrow.mask import HELD, Mask, apply_, holder, over_weights
+from regrow.mask import HELD, Mask, apply_, filter_dim, holder, over_weights
 from regrow.models import ModelSpec, build, initialise_
 from regrow.probe import Probe
 from regrow.prune import METHODS, REPAIRS, Method, select
@@ -478,7 +478,8 @@ def _draw_sparse_(model: nn.Module, mask: Mask, *, seed: int) -> None:
             weight = parameters[name]
             if weight.dim() == 2:
                 continue
-            fan = int(kept.sum()) / weight.shape[1] or 1.0
+            inputs = weight.shape[1 - filter_dim(model.get_submodule(name.rpartition(".")[0]))]
+            fan = int(kept.sum()) / inputs or 1.0
             weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2.0 / fan))
 
 

@@ -118,13 +118,24 @@ def over_weights(mask: Mask, model: nn.Module) -> Mask:
     if mask.unit == "weight":
         return mask
     parameters, _ = _masked(model, mask)
-    pairs = zip(mask.kept.items(), parameters, strict=True)
-    kept = {name: _over_filters(stays, p).expand(p.shape) for (name, stays), p in pairs}
+    kept = {
+        name: _over_filters(stays, name, model).expand(parameter.shape)
+        for (name, stays), parameter in zip(mask.kept.items(), parameters, strict=True)
+    }
     return Mask(unit="weight", kept=kept, guarded=mask.guarded)
 
 
-def _over_filters(kept: Tensor, parameter: Tensor) -> Tensor:
-    return kept.view(-1, *[1] * (parameter.dim() - 1))
+def filter_dim(layer: nn.Module) -> int:
+    """Return the dimension of a layer's weight that its filters (or outputs) lie in."""
+    return 1 if getattr(layer, "transposed", False) else 0
+
+
+def _over_filters(kept: Tensor, parameter: str, model: nn.Module) -> Tensor:
+    """Lay what holds for each filter of a weight along its dimension."""
+    layer = model.get_submodule(parameter.rpartition(".")[0])
+    wanted = [1] * model.get_parameter(parameter).dim()
+    wanted[filter_dim(layer)] = -1
+    return kept.view(wanted)
 
 
 def _masked(model: nn.Module, mask: Mask) -> tuple[list[Tensor], list[Tensor]]:
@@ -136,7 +147,10 @@ def _masked(model: nn.Module, mask: Mask) -> tuple[list[Tensor], list[Tensor]]:
                 "The mask names a parameter that the network lacks. "
                 f"{unknown('parameter', name, named)}"
             )
-        shape = named[name].shape[:1] if mask.unit == "filter" else named[name].shape
+        shape = named[name].shape
+        if mask.unit == "filter":
+            dim = filter_dim(model.get_submodule(name.rpartition(".")[0]))
+            shape = shape[dim : dim + 1]
         if kept.shape != shape:
             raise ConfigError(
                 f"The mask of {name!r} has the shape {tuple(kept.shape)}, but the parameter has "
@@ -145,7 +159,8 @@ def _masked(model: nn.Module, mask: Mask) -> tuple[list[Tensor], list[Tensor]]:
     parameters: list[Tensor] = [named[name] for name in mask.kept]
     factors = [kept.to(named[name]) for name, kept in mask.kept.items()]
     if mask.unit == "filter":
-        factors = [_over_filters(f, p) for f, p in zip(factors, parameters, strict=True)]
+        named_factors = zip(mask.kept, factors, strict=True)
+        factors = [_over_filters(factor, name, model) for name, factor in named_factors]
     return parameters, factors
 
 

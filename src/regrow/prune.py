@@ -17,11 +17,12 @@ from regrow.checks import is_number
 from regrow.data import Dataset
 from regrow.errors import ConfigError, TraceError, unknown
 from regrow.guard import guard
-from regrow.mask import Mask, Unit
+from regrow.held import check_held, filter_groups, weight_groups
+from regrow.mask import HELD, Mask, Unit
 from regrow.probe import Probe
 from regrow.registry import Registry, calling_file
 from regrow.stages import Part, Pattern, lay, stages_of
-from regrow.surgery import Group, Kind, Slot, Trace, block_groups, in_shortcuts
+from regrow.surgery import Group, Trace, block_groups
 from regrow.train import Treatment
 
 Criterion = Callable[[Group, Probe], Tensor]
@@ -34,9 +35,9 @@ Scope = Literal[
 # What a method prunes, by its scope.
 SCOPES: Mapping[Scope, str] = {
     "conv": "filters of single convolutions",
-    "normed-conv": "filters of single convolutions with a norm of their own",
+    "normed-conv": "filters of single convolutions with a norm of their own that has a scale",
     "linear": "units of single linear layers",
-    "normed-linear": "units of single linear layers with a norm of their own",
+    "normed-linear": "units of single linear layers with a norm of their own that has a scale",
     "grouped": "whole groups of grouped convolutions",
     "stream": "channels of residual streams",
     "view": "a norm's selection of a stream's channels",
@@ -277,39 +278,12 @@ def whole_share(count: int, share: float) -> int:
     return floor(count * share + 1e-9)
 
 
-def weight_groups(model: nn.Module, scope: Sequence[Scope]) -> dict[str, Group]:
-    """List the weights of convolutions (and linear layers) as groups of single weights.
-
-    Biases and norms are never pruned; linear layers only where ``scope`` says so.
-    """
-    groups = {}
-    for name, module in model.named_modules():
-        is_conv = isinstance(module, nn.modules.conv._ConvNd)
-        kind: Kind = "conv" if is_conv else "linear"
-        if (is_conv or isinstance(module, nn.Linear)) and kind in scope:
-            tensor = f"{name}.weight" if name else "weight"
-            size = module.weight.numel()
-            slot = Slot(tensor, 0, torch.arange(size), "producer")  # every element a unit
-            groups[tensor] = Group(tensor, kind, size, (slot,), ())
-    return groups
-
-
-def filter_groups(model: nn.Module) -> dict[str, Group]:
-    """List the filters of every convolution, but for the projections (1x1) of shortcuts."""
-    shortcuts = in_shortcuts(model)
-    groups = {}
-    for name, module in model.named_modules():
-        is_conv = isinstance(module, nn.modules.conv._ConvNd)
-        if is_conv and not (module in shortcuts and module.weight[0, 0].numel() == 1):
-            tensor = f"{name}.weight" if name else "weight"
-            size = len(module.weight)
-            slot = Slot(tensor, 0, torch.arange(size), "producer")
-            groups[tensor] = Group(tensor, "conv", size, (slot,), ())
-    return groups
-
-
 def groups_in_scope(model: nn.Module, trace: Trace, method: Method) -> dict[str, Group]:
-    """Return the groups that a method prunes in a network, in the order of computation."""
+    """Return the groups that a method prunes in a network, in the order of computation.
+
+    Raises:
+        TraceError: there are none, or weights to be held at zero are computed from others.
+    """
     if method.unit == "weight":
         groups = weight_groups(model, method.scope)
     elif method.unit == "filter":
@@ -317,22 +291,67 @@ def groups_in_scope(model: nn.Module, trace: Trace, method: Method) -> dict[str,
     elif method.unit == "block":
         groups = block_groups(model)
     else:
-        groups = {n: g for n, g in trace.groups.items() if _in_scope(g, method.scope)}
+        groups = {n: g for n, g in trace.groups.items() if _why_not(g, method.scope) is None}
+    if method.unit in HELD:
+        check_held(groups, trace)
     if not groups:
-        raise TraceError(
-            f"{method.name} prunes {_listed([SCOPES[kind] for kind in method.scope])} (scope "
-            f"{', '.join(method.scope)}), and this network has none that can be cut. Its groups: "
-            f"{', '.join(trace.groups) or 'none'}."
-        )
+        raise TraceError(_nothing(trace, method))
     return groups
+
+
+def left_out(trace: Trace, method: Method | str) -> dict[str, str]:
+    """Return the groups of channels that a method leaves alone, with why; see also trace.whole."""
+    chosen = METHODS.get(method) if isinstance(method, str) else method
+    reasons = {name: _why_not(group, chosen.scope) for name, group in trace.groups.items()}
+    return {name: why for name, why in reasons.items() if why is not None}
+
+
+def _why_not(group: Group, scope: Sequence[str]) -> str | None:
+    """Say why a group of channels is not in a scope; None if it is."""
+    if group.kind in scope:
+        return None
+    if f"normed-{group.kind}" not in scope:
+        return f"its kind is {group.kind}"
+    if not group.norms:
+        return f"its kind is {group.kind}, without a norm of its own"
+    scales = {slot.tensor for slot in group.slots if slot.role == "norm"}
+    if not any(f"{norm}.weight" in scales for norm in group.norms):
+        return f"its kind is {group.kind}, and its norm {group.norms[0]!r} has no scale"
+    return None
+
+
+def _nothing(trace: Trace, method: Method) -> str:
+    """Word the error for a network of which a method can prune nothing: what holds all of it."""
+    kinds = _listed([SCOPES[kind] for kind in method.scope])
+    message = (
+        f"{method.name} prunes {kinds} (scope {', '.join(method.scope)}), and this network has "
+        "none that can be cut."
+    )
+    if method.unit != "channel":
+        return message
+    others = left_out(trace, method)
+    if others:
+        message += f" Its groups: {_by_reason(others)}. Choose a method whose scope has them."
+    if trace.whole:
+        message += f" Kept whole: {_by_reason(trace.whole)}."
+    return message
+
+
+def _by_reason(reasons: Mapping[str, str], *, num: int = 4) -> str:
+    """List names by their reasons, the first few of each: ``'a', 'b' and 3 more (why); ...``."""
+    names: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        names.setdefault(why, []).append(repr(name))
+    parts = []
+    for why, those in names.items():
+        shown = those if len(those) <= num else [*those[:num], f"{len(those) - num} more"]
+        parts.append(f"{_listed(shown)} ({why})")
+    more = [f"and {len(parts) - num} other reasons"] if len(parts) > num else []
+    return "; ".join([*parts[:num], *more])
 
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
-
-
-def _in_scope(group: Group, scope: Sequence[str]) -> bool:
-    return group.kind in scope or (bool(group.norms) and f"normed-{group.kind}" in scope)
 
 
 def select(

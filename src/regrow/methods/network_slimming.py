@@ -21,9 +21,10 @@ def push_scales_to_zero(model: nn.Module, strength: float) -> None:
     after linear layers are in it too (the VGG-11 for ImageNet has them).
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    gradients = [m.weight.grad for m in norms if m.weight.grad is not None]
+    scales = [norm.weight for norm in norms if norm.weight is not None]
+    gradients = [scale.grad for scale in scales if scale.grad is not None]
     with torch.no_grad():
-        signs = [m.weight.sign() for m in norms if m.weight.grad is not None]
+        signs = [scale.sign() for scale in scales if scale.grad is not None]
         torch._foreach_add_(gradients, signs, alpha=strength)
 
 

@@ -11,15 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from regrow.held import filter_groups
 from regrow.probe import Probe
-from regrow.prune import (
-    allocate_count,
-    allocation,
-    criterion,
-    filter_groups,
-    register_method,
-    whole_share,
-)
+from regrow.prune import allocate_count, allocation, criterion, register_method, whole_share
 from regrow.surgery import Group
 from regrow.train import Treatment
 
@@ -48,9 +42,11 @@ def zero_smallest_filters_(model: nn.Module, _epochs: int, *, sparsity: float) -
     with torch.no_grad():
         for name, group in filter_groups(model).items():
             weight = parameters[name]
-            norms = weight.flatten(1).square().sum(1).sqrt()
+            (filters,) = group.slots
+            norms = weight.movedim(filters.dim, 0).flatten(1).square().sum(1).sqrt()
             order = torch.argsort(norms, stable=True, descending=True)
-            weight.index_fill_(0, order[group.size - whole_share(group.size, sparsity) :], 0.0)
+            gone = order[group.size - whole_share(group.size, sparsity) :]
+            weight.index_fill_(filters.dim, gone, 0.0)
 
 
 def soft_pruning(_strength: float, sparsity: float) -> Treatment:

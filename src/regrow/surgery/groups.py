@@ -122,4 +122,4 @@ class Trace:
 
 def belongs(tensor: str, layer: str) -> bool:
     """Tell whether a tensor is a layer's own, or of a layer inside, by their names."""
-    return tensor == layer or tensor.startswith(f"{layer}.")
+    return layer in ("", tensor) or tensor.startswith(f"{layer}.")

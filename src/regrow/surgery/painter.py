@@ -8,7 +8,7 @@ from torch import Tensor
 
 from regrow.errors import TraceError
 from regrow.surgery.colours import WHOLE, ZERO, Colours, Paint, spread
-from regrow.surgery.groups import WIDTH, Role
+from regrow.surgery.groups import WIDTH, Role, belongs
 from regrow.surgery.rules import RULES
 from regrow.surgery.tape import Node, Ref, Tape
 
@@ -52,8 +52,8 @@ class Painter:
         for node in self.tape.nodes:
             if not any(index in self.paints for index in node.refs()):
                 self.move_parameter(node)
-            elif node.module in self.tape.compiled:
-                self.unknown(node, COMPILED)
+            elif self.tape.compiled and self._is_compiled(node):
+                self.unknown(node, "it meets a module that torch.jit compiled")
             elif "out" in node.kwargs:
                 self.unknown(node)
             else:
@@ -69,6 +69,11 @@ class Painter:
         for mark in self.marks:
             if mark.tensor in self.fixed:
                 self.colours.freeze(mark.ids, self.fixed[mark.tensor])
+
+    def _is_compiled(self, node: Node) -> bool:
+        """Tell whether an operation takes a tensor of a module that torch.jit compiled."""
+        names = [self.tensor_name(Ref(index)) for index in node.refs()]
+        return any(name and belongs(name, m) for name in names for m in self.tape.compiled)
 
     def _channels_of_mover(self, name: str, value: int) -> Tensor:
         painted = self.of(Ref(value))
@@ -251,7 +256,8 @@ class Painter:
     def _compute(self, node: Node) -> None:
         """Note parameters that go through arithmetic of their own before data meets them."""
         why = f"its weights go through '{node.name}' before they are used"
-        self.computed |= dict.fromkeys(self._fix_parameters(node, why), why)
+        for name in self._fix_parameters(node, why):
+            self.computed.setdefault(name, why)
 
     def _fix_parameters(self, node: Node, why: str) -> list[str]:
         """Keep the shapes of the parameters that an operation takes, and name them."""
@@ -289,9 +295,6 @@ class Painter:
 # A parameter keeps its name through these: a weight in any order, a vector in any place.
 _TRANSPOSITIONS = ("detach", "alias", "clone", "_to_copy", "t", "transpose", "permute")
 _VECTOR_MOVES = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "expand")
-
-
-COMPILED = "it is compiled by torch.jit, whose code cannot be cut: trace the network it is made of"
 
 
 def _where(node: Node) -> str:

@@ -315,7 +315,8 @@ def _join(painter: Painter, node: Node) -> None:
         parts = [
             Paint(p.ids.unsqueeze(dim), (*p.shape[:dim], 1, *p.shape[dim:]), p.clean) for p in parts
         ]
-    if any(len(p.shape) != rank for p in parts):  # an empty tensor, which torch lets pass
+    # Tensors without elements: torch lets them pass in any shape, and no colour lies in them.
+    if any(len(p.shape) != rank or 0 in p.shape for p in parts):
         painter.unknown(node)
         return
     sizes = [max(p.ids.shape[d] for p in parts) for d in range(rank)]

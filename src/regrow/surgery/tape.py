@@ -223,16 +223,15 @@ def _refuse_lazy(model: nn.Module) -> None:
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
     """Give each buffer back what it held: observers of a quantisation write in evaluation too."""
-    buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
-    held = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]
+    held = [(buffer, buffer.clone()) for buffer in model.buffers()]
     plain = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     places = [(module._buffers, dict(module._buffers)) for module in plain]
     try:
         yield
     finally:
-        for buffer, version, copy in held:
-            if buffer._version != version:
-                buffer.copy_(copy)
+        for buffer, copy in held:
+            if buffer.shape != copy.shape or not torch.equal(buffer, copy):
+                buffer.data = copy
         for place, before in places:
             place.update(before)
 
@@ -270,6 +269,8 @@ def _owners(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
 
     handles = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # which takes no hooks, and runs nothing of Python's
         handles.append(module.register_forward_pre_hook(entering(name)))
         after = leaving(name, moves=isinstance(module, Narrows))
         handles.append(module.register_forward_hook(after))

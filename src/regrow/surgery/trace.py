@@ -71,7 +71,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, keep: Sequence[s
 
 
 def _sample(model: nn.Module, example: Tensor | Sequence[int]) -> Tensor:
-    first = next(model.parameters(), None)
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
     if isinstance(example, Tensor):
         sample = example[:1].detach().clone()
     else:

@@ -6,9 +6,10 @@ from torch import nn
 
 from regrow.surgery.colours import ZERO, Classes
 from regrow.surgery.groups import belongs
-from regrow.surgery.painter import COMPILED, Painter
+from regrow.surgery.painter import Painter
 from regrow.surgery.tape import Narrows, Tape
 
+COMPILED = "torch.jit compiled it, and its code cannot be cut: trace the network it was made of"
 IDLE = "it took no part when the network ran on the example"
 NUMBER = "it is one number, which belongs to no channel"
 ENTERED = "what enters it is kept whole, as the network's input is"
@@ -82,7 +83,7 @@ def _left_over(model: nn.Module, tape: Tape) -> Iterator[str]:
 def _reason(name: str, painter: Painter, classes: Classes) -> str:
     """Say why a tensor that lies in no group is kept whole."""
     tape = painter.tape
-    if any(module == "" or name.startswith(f"{module}.") for module in tape.compiled):
+    if any(belongs(name, module) for module in tape.compiled):
         return COMPILED
     if PARAMETRIZED in name:
         weight = name.split(PARAMETRIZED)[1].split(".")[0]
@@ -106,6 +107,10 @@ def _reason(name: str, painter: Painter, classes: Classes) -> str:
     if tape.values[index].numel() == 1:
         return NUMBER
     where = f" in {user.module!r}" if user.module else ""
+    if index not in tape.parameters:
+        return (
+            f"it is a buffer that '{user.name}' takes{where}, and tables of that kind are not cut"
+        )
     return f"'{user.name}' takes it{where}, which ties it to no channel that can be cut"
 
 
