@@ -72,6 +72,27 @@ def test_runs_know_their_test_set_and_the_network_that_was_pruned(
         assert (run.parent_accuracy, run.parent_ending) == parent
 
 
+def test_runs_carry_what_their_arms_are(store: Store) -> None:
+    arms = ["unpruned", "pruned", "fine-tune", {"name": "x", "like": "scratch-b", "cap": 2}]
+    study = Study.from_json({**STUDY, "arms": arms})
+    runs, _ = collect(study, store)
+    for run, cell in zip(runs, study.cells(), strict=True):
+        arm, budget = cell.arm, cell.arm.budget
+        assert (run.start, run.schedule) == (arm.start, arm.schedule)
+        assert (run.budget, run.amount, run.cap) == (budget.kind, budget.amount, budget.cap)
+
+
+def test_how_a_treated_parent_ended_is_not_its_convergence(store: Store) -> None:
+    methods = {"name": "network-slimming", "sparsity": 0.5, "strength": 1e-4}
+    study = Study.from_json({**STUDY, "methods": methods})
+    for job in all_jobs(study.jobs()).values():
+        finish(
+            store, job, **({} if isinstance(job, Prune) else {"history": [{"lr": 1, "loss": 2}]})
+        )
+    runs, _ = collect(study, store)
+    assert {(r.parent_accuracy, r.parent_ending) for r in runs if not r.unpruned} == {(50.0, None)}
+
+
 def test_failure_of_a_stage_fails_what_stands_on_it_and_is_listed_once(
     study: Study, store: Store
 ) -> None:

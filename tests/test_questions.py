@@ -106,6 +106,7 @@ def asked(*entries: Any) -> list[str]:
             ],
         ),
         (["scratch-e", "scratch-b"], []),
+        (["fine-tune", {"name": "scratch-0", "start": "random", "budget": "none"}], []),
         ([{"name": "scratch-0", "like": "fine-tune"}, "winning-ticket"], []),
     ],
 )

@@ -66,6 +66,7 @@ def test_a_tail_of_the_binomial_is_exact() -> None:
 def test_no_conclusion_where_the_parent_or_both_arms_are_at_chance() -> None:
     above = replace(GOOD, mean=13.5, std=0.5)
     assert rules(above, GOOD, parent=LOW)[0] == "parent at chance"
+    assert rules(above, GOOD, parent=GOOD, plain=LOW)[0] == "parent at chance"
     assert rules(LOW, replace(LOW, mean=9.0), parent=GOOD)[0] == "arms at chance"
     assert excluded(judge(above, GOOD, parent=LOW, margin=0.3))
     found = judge(GOOD, LOW, parent=GOOD, margin=0.3)  # one that pruning broke is a result
@@ -84,7 +85,7 @@ def test_what_is_not_known_is_said_or_left_alone() -> None:
     [
         ({"mean": 50.3, "loss": 1.2}, True),
         ({"mean": 50.3, "loss": 1.6}, False),  # it generalises better, and fits no better
-        ({"mean": 45.2, "loss": 1.2}, False),  # by no more than the margin and chance
+        ({"mean": 47.5, "loss": 1.2}, False),  # by no more than the margin and the test set's error
         ({"mean": 50.3, "loss": None}, False),
         ({"mean": 50.3, "loss": 1.2, "num_test": None}, False),
     ],

@@ -196,7 +196,7 @@ def judge(
     train what was left of it. Those that exclude come first.
     """
     found = [
-        *_chance(first, second, parent),
+        *_chance(first, second, (parent, plain)),
         *_convergence(plain or parent, tuple(cut), margin),
         *_resolution(first, second, margin),
     ]
@@ -208,16 +208,19 @@ def excluded(reasons: Iterable[Reason]) -> bool:
     return any(reason.excludes for reason in reasons)
 
 
-def _chance(first: Evidence, second: Evidence, parent: Evidence | None) -> Iterable[Reason]:
-    sides = {"first arm": first, "second arm": second}
-    if parent is not None and parent.above_chance is False:
-        yield Reason(rule="parent at chance", figures=_level(parent))
-    low = [side for side in sides.values() if side.above_chance is False]
+def _chance(
+    first: Evidence, second: Evidence, parents: Iterable[Evidence | None]
+) -> Iterable[Reason]:
+    sides = (first, second)
+    whole = [p for p in parents if p is not None and p.above_chance is False]
+    if whole:
+        yield Reason(rule="parent at chance", figures=_level(whole[0]))
+    low = [side for side in sides if side.above_chance is False]
     if len(low) == len(sides):
         yield Reason(rule="arms at chance", figures="; ".join(dict.fromkeys(map(_level, low))))
     elif low:
         yield Reason(rule="one arm at chance", figures=_level(low[0]))
-    if any(side.above_chance is None for side in sides.values()):
+    if any(side.above_chance is None for side in sides):
         figures = "the share of the most frequent class in the test set is not at hand"
         yield Reason(rule="chance unknown", figures=figures)
 
