@@ -14,6 +14,7 @@ from cutting import enliven_, random_mask
 from regrow.architecture import Architecture
 from regrow.errors import ConfigError, StoreError
 from regrow.models import ModelSpec, build
+from regrow.seals import sealed
 from regrow.surgery import trace
 from small import FROM_DIGITS, NETWORKS, SHAPE, equal
 
@@ -89,8 +90,21 @@ def test_a_missing_file_is_told(name: str, saved: Path) -> None:
 def test_half_of_the_weights_are_told(saved: Path) -> None:
     content = (saved / "weights.safetensors").read_bytes()
     (saved / "weights.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(StoreError, match="No network can be read from"):
+    with pytest.raises(StoreError, match=r"weights.safetensors' is damaged: it is not a file"):
         regrow.load(saved)
+
+
+def test_a_changed_byte_of_an_exported_network_is_told(saved: Path) -> None:
+    for name in ("architecture.json", "weights.safetensors"):
+        content = (saved / name).read_bytes()
+        for place in range(7, len(content), len(content) // 40):
+            changed = bytearray(content)
+            changed[place] ^= 1
+            (saved / name).write_bytes(changed)
+            with pytest.raises(StoreError, match=name):
+                regrow.load(saved)
+        (saved / name).write_bytes(content)
+    regrow.load(saved)
 
 
 def test_weights_of_another_network_are_told(saved: Path, tmp_path: Path) -> None:
@@ -120,6 +134,12 @@ def _damage(value: dict[str, Any], *path: Any, to: Any) -> dict[str, Any]:
     return value
 
 
+def _write(file: Path, value: dict[str, Any]) -> None:
+    """Write an architecture that is what was written, whatever it says."""
+    del value["digest"]
+    file.write_text(sealed(value, file.name))
+
+
 CONV = ("cuts", 0, "features.conv1")
 
 
@@ -136,6 +156,7 @@ CONV = ("cuts", 0, "features.conv1")
         ((*CONV, "kept"), [-1], "This architecture is damaged"),
         ((*CONV, "kept"), [0.5], "This architecture is damaged"),
         ((*CONV, "kept"), "all", "This architecture is damaged"),
+        ((*CONV, "of"), 10**12, "This architecture is damaged .*a group of 1000000000000 units"),
         ((*CONV, "of"), "six", "This architecture is damaged"),
         ((*CONV, "of"), 7, "The cuts in .*architecture.json' do not fit its model: .* 7 units"),
         ((*CONV, "kept"), [], "do not fit its model: The mask would empty"),
@@ -144,7 +165,7 @@ CONV = ("cuts", 0, "features.conv1")
 )
 def test_a_damaged_architecture_is_told(path: Any, to: Any, message: str, saved: Path) -> None:
     file = saved / "architecture.json"
-    file.write_text(json.dumps(_damage(json.loads(file.read_text()), *path, to=to)))
+    _write(file, _damage(json.loads(file.read_text()), *path, to=to))
     with pytest.raises(StoreError, match=message):
         regrow.load(saved)
 
@@ -152,9 +173,11 @@ def test_a_damaged_architecture_is_told(path: Any, to: Any, message: str, saved:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "architecture.json' is damaged .* Save the network anew"),
+        (b"{", "architecture.json' is damaged: it is not JSON .* Save the network anew"),
         (b"\xff\xfe", "architecture.json' is damaged"),
-        (b"[]", r"An architecture must be a mapping. Got \[\]"),
+        (b"[]", "it is not a JSON object"),
+        (b"{}", "it carries no digest"),
+        (b"[" * 100_000, "it is nested too deeply"),
     ],
 )
 def test_a_file_that_is_no_architecture_is_told(content: bytes, message: str, saved: Path) -> None:
@@ -165,7 +188,7 @@ def test_a_file_that_is_no_architecture_is_told(content: bytes, message: str, sa
 
 def test_a_model_that_is_not_registered_is_told(saved: Path) -> None:
     file = saved / "architecture.json"
-    file.write_text(json.dumps(_damage(json.loads(file.read_text()), "model", "name", to="mine")))
+    _write(file, _damage(json.loads(file.read_text()), "model", "name", to="mine"))
     with pytest.raises(ConfigError, match="Unknown model 'mine'"):
         regrow.load(saved)
 

@@ -14,7 +14,8 @@ PACKAGE = Path(regrow.__file__).parent
 
 # A room is a module or a folder of the package. Each may import from lower levels, and from itself.
 LEVELS: list[set[str]] = [
-    {"checks", "errors", "seals", "turns"},
+    {"errors"},
+    {"checks", "seals", "turns"},
     {"registry", "ranks", "seeds", "stats", "kernels", "convolutions", "workspace"},
     {"store", "mask", "models", "data"},
     {"surgery", "train", "work"},

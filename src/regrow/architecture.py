@@ -1,10 +1,9 @@
 """Pruned networks are recipes, not pickles: a model's name, its arguments and what was kept.
 
 ``save`` writes ``architecture.json`` and ``weights.safetensors``; ``load`` builds the model by
-code, cuts it as it was cut, and fills in the weights.
+code, cuts it as it was cut, and fills in the weights. The first carries a digest of both files.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +11,26 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from regrow.errors import ConfigError, StoreError, TraceError
+from regrow.checks import is_int
+from regrow.errors import ConfigError, Damaged, StoreError, TraceError, short
 from regrow.mask import Mask
 from regrow.models import ModelSpec, build
+from regrow.seals import (
+    digest_of,
+    load_tensors,
+    read_file,
+    save_tensors,
+    sealed,
+    unsealed,
+    write_synced,
+)
 from regrow.surgery import shrink, trace
 
 FORMAT = 1
 ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
+MOST_UNITS = 2**24  # of a group: far more than any layer has, and little memory
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,10 +79,10 @@ class Architecture:
     def from_json(cls, value: Mapping[str, Any]) -> "Architecture":
         """Read what ``to_json`` wrote; anything else is a ``StoreError``."""
         if not isinstance(value, Mapping):
-            raise StoreError(f"An architecture must be a mapping. Got {value!r}: save it anew.")
+            raise StoreError(f"An architecture must be a mapping. Got {short(value)}: save it.")
         if value.get("format") != FORMAT:
             raise StoreError(
-                f"This architecture has format {value.get('format')!r}, and this regrow reads "
+                f"This architecture has format {short(value.get('format'))}, and this regrow reads "
                 f"{FORMAT}. Use the regrow that wrote it."
             )
         try:
@@ -88,11 +97,15 @@ class Architecture:
                 model=ModelSpec.from_json(value["model"]), shape=tuple(value["shape"]), cuts=cuts
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError) as error:
-            raise StoreError(f"This architecture is damaged ({error!r}). Save it anew.") from error
+            raise StoreError(
+                f"This architecture is damaged ({short(error)}). Save it anew."
+            ) from error
 
 
 def _stays(of: int, kept: list[int]) -> Tensor:
-    if not all(isinstance(unit, int) and 0 <= unit < of for unit in kept):
+    if not is_int(of, least=0) or of > MOST_UNITS:
+        raise ValueError(f"a group of {short(of)} units")
+    if not all(is_int(unit, least=0) and unit < of for unit in kept):
         raise ValueError(f"units outside 0 to {of - 1}")
     stays = torch.zeros(of, dtype=torch.bool)
     stays[kept] = True
@@ -106,14 +119,13 @@ def save(folder: str | Path, model: nn.Module, architecture: Architecture) -> No
         ConfigError: the network is not one of this architecture, or the folder cannot be written.
     """
     path = Path(folder)
-    # A clone of each, because the format holds no two tensors of one storage.
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    state = model.state_dict()
     _check_fit(architecture.build(), state)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        save_file(state, path / WEIGHTS)
-        content = json.dumps(architecture.to_json(), indent=1)
-        (path / ARCHITECTURE).write_text(content, encoding="utf-8")
+        save_tensors(path / WEIGHTS, state)
+        content = {**architecture.to_json(), "weights": digest_of(state)}
+        write_synced(path / ARCHITECTURE, sealed(content, ARCHITECTURE))
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"Cannot write the network to '{folder}': {getattr(error, 'strerror', None) or error}. "
@@ -129,18 +141,18 @@ def load(folder: str | Path) -> nn.Module:
         ConfigError: its model is not registered (a user's file has to be loaded first).
     """
     path = Path(folder)
+    file = path / ARCHITECTURE
     try:
-        value = json.loads((path / ARCHITECTURE).read_text(encoding="utf-8"))
-        weights = load_file(path / WEIGHTS)
-    except (OSError, SafetensorError) as error:
+        value = unsealed(read_file(file), ARCHITECTURE)
+        file = path / WEIGHTS
+        weights, _ = load_tensors(file)
+    except OSError as error:
         raise StoreError(
             f"No network can be read from '{folder}': {error}. Expected {ARCHITECTURE} and "
             f"{WEIGHTS}, as regrow.save writes them."
         ) from error
     except ValueError as error:
-        raise StoreError(
-            f"'{path / ARCHITECTURE}' is damaged ({error}). Save the network anew."
-        ) from error
+        raise Damaged(f"'{file}' is damaged: {error}. Save the network anew.") from error
     try:
         model = Architecture.from_json(value).build()
     except TraceError as error:
@@ -151,8 +163,13 @@ def load(folder: str | Path) -> nn.Module:
         _check_fit(model, weights)
     except ConfigError as error:
         raise StoreError(
-            f"The weights in '{folder}' do not fit its architecture. {error}"
+            f"The weights in '{file}' do not fit its architecture. {error}"
         ) from error
+    if digest_of(weights) != value.get("weights"):
+        raise Damaged(
+            f"'{file}' is damaged: its weights are not those that were saved with {ARCHITECTURE}. "
+            "Save the network anew."
+        )
     model.load_state_dict(weights)
     return model.eval()
 

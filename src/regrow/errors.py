@@ -16,6 +16,10 @@ without a traceback and exits with code 2.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from reprlib import Repr
+
+MOST_CHARACTERS = 4000  # of a message: two screens
+VALUE_CHARACTERS = 200
 
 
 class RegrowError(Exception):
@@ -64,3 +68,23 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name.lower(), names, n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."
+
+
+def short(value: object) -> str:
+    """Write a value that may be anything, in few words; of an error, its message.
+
+    >>> short([0] * 1000), short({"a": 1})
+    ('[0, 0, 0, 0, 0, 0, ...]', "{'a': 1}")
+    """
+    try:
+        text = str(value) if isinstance(value, Exception) else Repr().repr(value)
+    except (ValueError, RecursionError):  # of an integer or a nesting without end
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= VALUE_CHARACTERS else f"{text[:VALUE_CHARACTERS]} ..."
+
+
+def shortened(message: str) -> str:
+    """Leave out the middle of a message that is too long to read: a user's value stands there."""
+    if len(message) <= MOST_CHARACTERS:
+        return message
+    return f"{message[: MOST_CHARACTERS // 2]} [...] {message[-MOST_CHARACTERS // 4 :]}"

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from regrow.errors import short
+
 if TYPE_CHECKING:  # whoever reads records alone does not wait for torch
     from torch import Tensor
 
 DIGEST = "digest"
 MOST_BYTES = 32 << 20  # the longest record here, of 1,000 epochs, has 100 kB
-SAY_CHARACTERS = 200
 
 
 def canonical_json(value: object) -> str:
@@ -63,7 +64,7 @@ def parsed(text: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except ValueError as error:  # also of bytes that are no text, and of endless numbers
-        raise ValueError(f"it is not JSON ({str(error)[:SAY_CHARACTERS]})") from error
+        raise ValueError(f"it is not JSON ({short(error)})") from error
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
     return value
@@ -109,7 +110,7 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, meta: str | Non
 
 def load_tensors(path: Path) -> "tuple[dict[str, Tensor], str]":
     """Read tensors and the text beside them; a ``ValueError`` says why it is no such file."""
-    if not path.is_file():  # a pipe must not hold the reader
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe must not hold the reader
         raise ValueError("it is not a file")
     try:
         with safe_open(path, framework="pt") as file:
@@ -118,8 +119,7 @@ def load_tensors(path: Path) -> "tuple[dict[str, Tensor], str]":
             tensors = {name: file.get_tensor(name).clone() for name in names}
             return tensors, (file.metadata() or {}).get("meta", "")
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error)[:SAY_CHARACTERS]
-        raise ValueError(f"it is not a file of tensors ({reason})") from error
+        raise ValueError(f"it is not a file of tensors ({short(error)})") from error
 
 
 def write_synced(path: Path, text: str) -> None:

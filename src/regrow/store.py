@@ -31,10 +31,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError
 
-from regrow.errors import Damaged, StoreError
+from regrow.errors import Damaged, StoreError, short
 from regrow.seals import (
     MOST_BYTES,
-    SAY_CHARACTERS,
     canonical_json,
     digest_of,
     load_tensors,
@@ -416,12 +415,7 @@ def _difference(found: object, wanted: object, *, at: str) -> str:
         for name in sorted({*found, *wanted}):
             if found.get(name) != wanted.get(name):
                 return _difference(found.get(name), wanted.get(name), at=f"{at}.{name}")
-    return f"its {at!r} is {_short(found)}, this study asks for {_short(wanted)}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= SAY_CHARACTERS else f"{text[:SAY_CHARACTERS]} ..."
+    return f"its {at!r} is {short(found)}, this study asks for {short(wanted)}"
 
 
 def _names(folder: Path) -> list[str]:
