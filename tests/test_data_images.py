@@ -43,13 +43,21 @@ def test_decoding_is_paid_once(
         load(DataSpec(spec.name, size=4))
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "shape"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "shape", "bit", "other"])
 def test_damaged_cache_is_made_anew(tmp_path: Path, data_folder: Path, damage: str) -> None:
     spec = DataSpec(f"hf:{parquet_folder(tmp_path / 'x')}")
     first = load(spec).train.batch(torch.arange(20))
-    for path in (data_folder / "decoded").glob("*.npy"):
+    paths = sorted((data_folder / "decoded").glob("*.npy"))
+    if damage == "other":
+        paths[0].write_bytes(paths[1].read_bytes())
+        paths = []
+    for path in paths:
         if damage == "shape":
             np.save(path, np.zeros((3, 3, 8, 8), dtype=np.uint8))
+        elif damage == "bit":
+            content = bytearray(path.read_bytes())
+            content[-40] ^= 4
+            path.write_bytes(content)
         else:
             path.write_bytes(path.read_bytes()[:300] if damage == "cut" else b"")
     assert torch.equal(load(spec).train.batch(torch.arange(20)), first)
@@ -213,3 +221,22 @@ def test_damaged_streamed_image_is_named_when_it_is_read(
     train.prefetch(torch.tensor([0, bad]))
     with pytest.raises(DataError, match="the image cannot be read"):
         train.batch(torch.tensor([0, bad]))
+
+
+def test_damaged_streamed_image_is_told_and_written_anew(tmp_path: Path, data_folder: Path) -> None:
+    spec = DataSpec(f"hf:{parquet_folder(tmp_path / 'x')}", size=8, memory_limit_bytes=0)
+
+    def pixels() -> torch.Tensor:
+        dataset = load(spec)
+        return torch.cat([s.batch(torch.arange(len(s))) for s in (dataset.train, dataset.test)])
+
+    first = pixels()
+    files = sorted((data_folder / "encoded").glob("*.arrow"))
+    assert len(files) == 2
+    for file in files:
+        file.write_bytes(file.read_bytes().replace(b"IHDR", b"IHDS"))
+        with pytest.raises(DataError, match=rf"{file.name} is damaged: its row \d+ was altered"):
+            pixels()
+        assert torch.equal(pixels(), first)
+        file.write_bytes(file.read_bytes()[:500])
+        assert torch.equal(pixels(), first)

@@ -162,9 +162,7 @@ def load(folder: str | Path) -> nn.Module:
     try:
         _check_fit(model, weights)
     except ConfigError as error:
-        raise StoreError(
-            f"The weights in '{file}' do not fit its architecture. {error}"
-        ) from error
+        raise StoreError(f"The weights in '{file}' do not fit its architecture. {error}") from error
     if digest_of(weights) != value.get("weights"):
         raise Damaged(
             f"'{file}' is damaged: its weights are not those that were saved with {ARCHITECTURE}. "

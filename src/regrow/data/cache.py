@@ -1,26 +1,33 @@
 """The data folder: downloads, decoded arrays, and remembered digests of large files.
 
-A cache is a convenience: what cannot be written there is done without, and a damaged entry is made
-anew. Entries are written beside their place and renamed, so that a reader finds all or nothing.
+A cache is a convenience: what cannot be written there is done without, and an entry that does not
+fit its digest is made anew. Entries are written beside their place and renamed, so that a reader
+finds all or nothing.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regrow.data.spec import DataSpec
 from regrow.errors import DataError
+from regrow.seals import read_file, sealed, unsealed
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 CHUNK_BYTES = 1 << 20
+DIGEST_BYTES = 32  # after the array in its file, where who reads arrays does not look
 
 
 def data_root(spec: DataSpec) -> Path:
@@ -48,7 +55,7 @@ def file_digest(path: Path, *, root: Path) -> str:
         while block := stream.read(CHUNK_BYTES):
             sha.update(block)
     # Read again: another process may have added its own meanwhile. One lost entry costs a re-hash.
-    text = json.dumps(_read_digests(memory) | {key: sha.hexdigest()}, indent=0)
+    text = sealed(_read_digests(memory) | {key: sha.hexdigest()}, memory.name)
     with contextlib.suppress(OSError):
         _replace(memory, lambda temporary: temporary.write_text(text))
     return sha.hexdigest()
@@ -69,7 +76,7 @@ def decoded(
             return found
         array = make()
         with contextlib.suppress(OSError):
-            _replace(path, lambda temporary: _write_array(temporary, array))
+            _replace(path, lambda temporary: _write_array(temporary, array, name=path.name))
         kept = _read_array(path, num=num)
     return array if kept is None else kept
 
@@ -78,20 +85,24 @@ def remembered(path: Path, make: Callable[[], Any]) -> Any:
     """Return a JSON value of the cache, else make and keep it; JSON mappings have text keys."""
     with _locked(path):
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return unsealed(read_file(path), path.name)["value"]
         except (OSError, ValueError):  # absent or damaged
             value = make()
+        text = sealed({"value": value}, path.name)
         with contextlib.suppress(OSError):
-            _replace(path, lambda temporary: temporary.write_text(json.dumps(value)))
+            _replace(path, lambda temporary: temporary.write_text(text))
     return value
 
 
-def kept_file(path: Path, write: Callable[[Path], None]) -> Path:
-    """Return a file of the cache, written once; a cache that refuses it is a ``DataError``."""
+def kept_file(path: Path, write: Callable[[Path], None], *, sound: Callable[[Path], bool]) -> Path:
+    """Return a file of the cache, written where it is not ``sound``.
+
+    A cache that refuses it is a ``DataError``.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
-            if not path.is_file():
+            if not (path.is_file() and sound(path)):
                 _replace(path, write)
     except OSError as error:
         raise DataError(
@@ -103,14 +114,20 @@ def kept_file(path: Path, write: Callable[[Path], None]) -> Path:
 
 def _read_digests(path: Path) -> dict[str, str]:
     try:
-        value = json.loads(path.read_text())
+        return unsealed(read_file(path), path.name)
     except (OSError, ValueError):  # absent or damaged: hash anew
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _read_array(path: Path, *, num: int) -> NDArray[np.uint8] | None:
     try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as file:
+            content = memoryview(file)
+            with content[:-DIGEST_BYTES] as array_bytes, content[-DIGEST_BYTES:] as known:
+                fits = _array_digest(path.name, array_bytes) == known
+            content.release()
+        if not fits:
+            return None
         # Copy on write: torch wants writable memory, and the file must stay as it is.
         array = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError):  # absent, cut short, or not an array
@@ -119,11 +136,21 @@ def _read_array(path: Path, *, num: int) -> NDArray[np.uint8] | None:
     return array if array.dtype == np.uint8 and shaped and len(array) == num else None
 
 
-def _write_array(path: Path, array: NDArray[np.uint8]) -> None:
-    with path.open("wb") as stream:
+def _write_array(path: Path, array: NDArray[np.uint8], *, name: str) -> None:
+    with path.open("w+b") as stream:
         np.save(stream, array, allow_pickle=False)
         stream.flush()
+        with mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as file:
+            known = _array_digest(name, file)
+        stream.write(known)
+        stream.flush()
         os.fsync(stream.fileno())
+
+
+def _array_digest(name: str, content: "Buffer") -> bytes:
+    sha = hashlib.sha256(f"{name}\n".encode())
+    sha.update(content)
+    return sha.digest()
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

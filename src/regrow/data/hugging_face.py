@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ HOLDS = {
     "label": "class labels (whole numbers, texts or truths)",
 }
 CHUNK_IMAGES = 256
+DIGEST = pa.binary(32)
+ROWS = pa.schema([("image", pa.large_binary()), ("digest", DIGEST)])  # of the cache
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,33 @@ class ParquetImages:
         """Return a function that reads one image from a memory map.
 
         Parquet can only be read in large pieces, so the images are first written, as they are, into
-        one file of the cache from which any row can be taken.
+        one file of the cache from which any row can be taken. Each carries a digest, which is
+        checked when it is read.
         """
-        path = kept_file(cache / "encoded" / f"{self.identity()}.arrow", self._write_rows)
-        column = pa.ipc.open_file(pa.memory_map(str(path))).read_all().column("image")
-        return lambda index: bytes(column[index].as_buffer())
+        name = cache / "encoded" / f"{self.identity()}.arrow"
+        path = kept_file(name, self._write_rows, sound=lambda file: _rows(file) is not None)
+        rows = _rows(path)
+        assert rows is not None, "written a moment ago"
+        images, digests = rows.column("image"), rows.column("digest")
+
+        def read(index: int) -> bytes:
+            image = bytes(images[index].as_buffer())
+            if sha256(image).digest() != digests[index].as_py():
+                path.unlink(missing_ok=True)
+                raise DataError(
+                    f"{path} is damaged: its row {index} was altered after it was written. It was "
+                    "removed, and is written anew by the next command that needs it."
+                )
+            return image
+
+        return read
 
     def _write_rows(self, path: Path) -> None:
-        schema = pa.schema([("image", pa.large_binary())])
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, ROWS) as writer:
             for chunk in self.chunks():
-                writer.write_batch(pa.record_batch([pa.array(chunk, pa.large_binary())], schema))
+                digests = [sha256(image).digest() for image in chunk]
+                columns = [pa.array(chunk, pa.large_binary()), pa.array(digests, DIGEST)]
+                writer.write_batch(pa.record_batch(columns, ROWS))
 
     def _batches(self, size: int) -> Iterator[Sequence[bytes]]:
         for path in self.files:
@@ -89,6 +108,16 @@ class ParquetImages:
     def _encoded(self, column: Any) -> Sequence[bytes]:
         inner = column.field("bytes") if pa.types.is_struct(column.type) else column
         return [value or b"" for value in inner.to_pylist()]
+
+
+def _rows(path: Path) -> Any:
+    """Map the images of a file of the cache; None if it is damaged."""
+    try:
+        rows = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        rows.validate(full=True)  # places in the file, which would be followed anywhere
+    except (pa.ArrowException, OSError, ValueError):
+        return None
+    return rows if rows.schema == ROWS else None
 
 
 def _content(spec: DataSpec) -> str:
