@@ -7,6 +7,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -42,6 +43,8 @@ def read(base: Path, train: Any, test: Any = None, **options: Any) -> Dataset:
         ([2, 1, 2, 1], ("1", "2"), "begin at 1: the class '1' is the first of 2"),
         ([1.0, 0.0, 1.0, 0.0], ("0", "1"), None),
         (pa.array([1, 0, 1, 0], pa.uint8()), ("0", "1"), None),
+        (pa.array(np.array([1, 0, 1, 0], np.float16)), ("0", "1"), None),
+        (pa.array(["b", "a", "b", "a"]).cast(pa.string_view()), ("a", "b"), "are texts"),
         (pa.array([1, 0, 1, 0], pa.uint64()), ("0", "1"), None),
     ],
 )
@@ -164,6 +167,20 @@ def test_options_that_cannot_be_meant_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         DataSpec("digits", **option)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", [png(1)], [0], columns=("label", "label"))
+    with pytest.raises(DataError, match="two columns are called 'label'"):
+        load(DataSpec(f"hf:{tmp_path}"))
+
+
+def test_other_splits_are_labelled_by_the_column_of_train(tmp_path: Path) -> None:
+    base = parquet_folder(tmp_path / "x")
+    write_parquet(next(base.rglob("test-*")), [png(1)], [0], columns=("image", "target"))
+    dataset = load(DataSpec(f"hf:{base}"))
+    assert len(dataset.test) == 4
+    assert "its 1 images have no labels (in a column 'label')" in dataset.notices[0]
 
 
 def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:

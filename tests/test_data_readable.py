@@ -13,7 +13,7 @@ from PIL import Image
 from image_files import image, image_folder, parquet_folder, png, write_parquet
 from regrow.asked import notices
 from regrow.data import DataSpec, fingerprint, load
-from regrow.data.decode import TURNS, open_image, to_rgb, upright_size
+from regrow.data.decode import TURNS, fit, open_image, to_rgb, upright_size
 from regrow.errors import DataError
 from regrow.study import Study
 
@@ -109,6 +109,13 @@ def test_turned_pictures_stand_upright(orientation: int, kind: str) -> None:
 def test_damaged_exif_is_ignored() -> None:
     data = encoded(image(0), "JPEG", exif=b"Exif\x00\x00no such thing")
     assert upright_size(open_image(data, where="x")) == (8, 8)
+
+
+def test_an_image_too_long_to_be_scaled_whole_is_cut_first() -> None:
+    ramp = np.broadcast_to(np.arange(30_000) // 118, (1, 30_000)).astype(np.uint8)
+    scaled = fit(Image.fromarray(ramp), shorter=128, crop=128)  # whole: 490 million pixels
+    assert scaled.size == (128, 128)
+    assert abs(np.asarray(scaled).mean() - 127) < 1
 
 
 # Leaving out

@@ -1,5 +1,6 @@
 """The splits of folders and Parquet files, under the names that people give them."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -247,6 +248,20 @@ def test_links_upper_case_and_accents_are_read(tmp_path: Path) -> None:
     image(3).save(base / "train" / decomposed / "0.png")
     with pytest.raises(DataError, match="a second folder of the class"):
         load(DataSpec(f"folder:{base}"))
+
+
+def test_names_outside_utf_8_are_read_and_can_be_written(tmp_path: Path) -> None:
+    base = image_folder(tmp_path / "x", num=2)
+    for split in ("train", "test"):
+        folder = base / split / os.fsdecode(b"caf\xe9")
+        (base / split / "cat").rename(folder)
+        (folder / "0.png").rename(folder / os.fsdecode(b"\xe9.png"))
+    bad = base / "train" / "dog" / os.fsdecode(b"\xe9.png")
+    bad.write_bytes(b"")
+    dataset = load(DataSpec(f"folder:{base}", on_error="skip"))
+    assert dataset.classes == ("caf\\udce9", "dog")
+    assert "\\udce9.png: the image cannot be read" in dataset.notices[0]
+    " ".join((*dataset.classes, *dataset.notices)).encode("utf-8")
 
 
 def test_names_of_splits_are_unambiguous() -> None:

@@ -36,6 +36,7 @@ NUM_SAMPLES = 64  # images looked at before deciding how to hold a data set
 T = TypeVar("T")
 # Pillow lets other threads run while it decodes and scales, but not all of the time.
 MOST_THREADS = 32
+MOST_SCALED_PIXELS = 2**28  # of one image: 1 GB in Pillow's memory
 RESIZE_IMAGES = 4096  # images resized at once: 50 MB at 64 px in float32
 
 
@@ -147,6 +148,7 @@ def unreadable(source: Encoded) -> dict[int, str]:
 
 def fit(image: Image.Image, *, shorter: int, crop: int) -> Image.Image:
     """Resize so that the shorter side has ``shorter`` pixels, then crop the centre square."""
+    image = _middle(image, shorter)
     width, height = image.size
     scale = shorter / min(width, height)
     size = (max(shorter, round(width * scale)), max(shorter, round(height * scale)))
@@ -161,6 +163,7 @@ def fit_for_scoring(image: Image.Image, *, shorter: int, crop: int) -> Image.Ima
 
     They cut the longer side's fraction off, and round the place of the crop.
     """
+    image = _middle(image, shorter)
     width, height = image.size
     least = min(width, height)
     size = (int(shorter * width / least), int(shorter * height / least))
@@ -218,6 +221,16 @@ def _in_threads(source: Encoded, act: Callable[[int, bytes], T]) -> Iterator[T]:
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _middle(image: Image.Image, shorter: int) -> Image.Image:
+    """Cut the ends off an image so long that scaling it whole would take gigabytes."""
+    least, most = sorted(image.size)
+    if most / least * shorter**2 <= MOST_SCALED_PIXELS:
+        return image
+    width, height = (min(side, 2 * least) for side in image.size)
+    left, top = (image.size[0] - width) // 2, (image.size[1] - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def resize_all(pixels: Tensor, *, size: int) -> Tensor:

@@ -27,6 +27,11 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name in JUNK_FOLDERS or name.lower() in JUNK_FILES
 
 
+def in_words(path: Path | str) -> str:
+    """Write a path or name that may hold bytes outside UTF-8, so that any file can take it."""
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _walk(folder: Path, outside: frozenset[Path]) -> Iterator[Path]:
     """Yield the files below; ``outside`` are the folders that links led to on the way here."""
     try:

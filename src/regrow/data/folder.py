@@ -11,7 +11,7 @@ import torch
 from regrow.data.base import Raw, Split, register_data
 from regrow.data.cache import digest
 from regrow.data.decode import ADVICE
-from regrow.data.files import files_below, folders_in, is_junk
+from regrow.data.files import files_below, folders_in, in_words, is_junk
 from regrow.data.spec import DataSpec
 from regrow.data.splits import split_called, split_within
 from regrow.errors import DataError
@@ -39,7 +39,7 @@ class ImageFiles:
 
     def where(self, index: int) -> str:
         """Name an image by its file."""
-        return str(self.paths[index])
+        return in_words(self.paths[index])
 
     def identity(self) -> str:
         """Digest paths, sizes and times of change."""
@@ -66,7 +66,7 @@ class ImageFiles:
             return self.paths[index].read_bytes()
         except OSError as error:
             raise DataError(
-                f"{self.paths[index]}: the image cannot be read ({error.strerror}). {ADVICE}"
+                f"{self.where(index)}: the image cannot be read ({error.strerror}). {ADVICE}"
             ) from error
 
     def _read_or_nothing(self, index: int) -> bytes:
@@ -250,7 +250,7 @@ def _half(root: Path) -> tuple[_Half, list[str]]:
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}). Add its images, or remove the folder."
             )
         # The accents of one name may be written in two ways, as those of archives from macOS are.
-        name = unicodedata.normalize("NFC", path.name)
+        name = unicodedata.normalize("NFC", in_words(path.name))
         if name in files:
             raise DataError(f"{path}: a second folder of the class {name!r}. Put both into one.")
         files[name] = images
@@ -276,7 +276,7 @@ def _stat(path: Path) -> tuple[int, int]:
 
 
 def _shown(names: list[str]) -> str:
-    return f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+    return in_words(f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}")
 
 
 def _check_classes(train: _Half, other: _Half) -> None:

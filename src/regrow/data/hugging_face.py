@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from regrow.data.base import Raw, Split, register_data
 from regrow.data.cache import data_root, digest, file_digest, kept_file
-from regrow.data.labels import LabelColumn, code, is_labelled, kind_of
+from regrow.data.labels import LabelColumn, code, is_labelled, kind_of, plain
 from regrow.data.parquet import find
 from regrow.data.spec import DataSpec
 from regrow.errors import ConfigError, DataError, unknown
@@ -125,10 +125,15 @@ def _content(spec: DataSpec) -> str:
     splits = find(spec).splits
     return digest(
         [
-            (split, [file_digest(file, root=root) for file in files])
+            (split, [_digest(file, root) for file in files])
             for split, files in sorted(splits.items())
         ]
     )
+
+
+def _digest(file: Path, root: Path) -> str:
+    with _reading(file):
+        return file_digest(file, root=root)
 
 
 @register_data("hf:", content=_content)
@@ -147,15 +152,14 @@ def hugging_face(spec: DataSpec) -> Raw:
     parts: dict[str, _Part] = {}
     notices = list(found.notices)
     for split, files in found.splits.items():
-        part = _read(spec, files, needed=split == "train")
+        part = _read(spec, files, train=parts.get("train"))
         if reason := _left_out(part):
             if split == "train":
                 raise DataError(f"{part.where}: the training split is left with nothing: {reason}.")
             notices.append(f"The {split} split is left out: {reason}.")
         else:
             parts[split] = part
-    train = parts["train"]
-    notices += train.notices
+    notices += parts["train"].notices
     coded = code({split: part.labels for split, part in parts.items() if part.labels})
     notices += coded.notices
     splits = {
@@ -182,6 +186,7 @@ class _Part:
     """One split as read: its images, and its labels if it has a column of them."""
 
     images: ParquetImages
+    label: str  # the column
     labels: LabelColumn | None
     notices: tuple[str, ...]
 
@@ -190,12 +195,18 @@ class _Part:
         return self.images.files[0]
 
 
-def _read(spec: DataSpec, files: tuple[Path, ...], *, needed: bool) -> _Part:
-    """Read the labels of a split's files, and where its images are."""
+def _read(spec: DataSpec, files: tuple[Path, ...], *, train: _Part | None) -> _Part:
+    """Read the labels of a split's files, and where its images are.
+
+    Other splits than ``train`` have the labels of its column, or none.
+    """
     schema, counts = _schema(files)
-    features = _features(schema)
     image, other_images = _image_column(spec, schema, where=files[0])
-    label, other_labels = _label_column(spec, schema, features=features, where=files[0])
+    other_labels: tuple[str, ...] = ()
+    if train is None:
+        label, other_labels = _label_column(spec, schema, where=files[0])
+    else:
+        label = train.label
     images = ParquetImages(files=files, column=image, counts=counts, root=data_root(spec))
     notices = tuple(
         f"The column {column!r} is read; others hold {kind}s too ({', '.join(others)}): name the "
@@ -203,26 +214,24 @@ def _read(spec: DataSpec, files: tuple[Path, ...], *, needed: bool) -> _Part:
         for kind, column, others in (("image", image, other_images), ("label", label, other_labels))
         if others
     )
-    if label is None:
-        if needed:
-            raise DataError(_no_column(schema, "label", where=files[0]))
-        return _Part(images, None, notices)
+    if label not in schema.names or pa.types.is_null(schema.field(label).type):
+        return _Part(images, label, None, notices)
     labels = LabelColumn(
         column=label,
         values=pa.concat_arrays([_values(file, label) for file in files]),
         names=_class_names(files, label),
         where=images.where,
     )
-    return _Part(images, labels, notices)
+    return _Part(images, label, labels, notices)
 
 
 def _left_out(part: _Part) -> str | None:
     """Say why a split cannot be used, if so."""
     if not len(part.images):
         return "it is empty"
-    if part.labels is None or not is_labelled(part.labels):
-        return f"its {len(part.images)} images have no labels"
-    return None
+    if part.labels is None:
+        return f"its {len(part.images)} images have no labels (in a column {part.label!r})"
+    return None if is_labelled(part.labels) else f"its {len(part.images)} images have no labels"
 
 
 def _class_names(files: tuple[Path, ...], column: str) -> tuple[str, ...] | None:
@@ -254,6 +263,9 @@ def _schema(files: tuple[Path, ...]) -> tuple[Any, tuple[int, ...]]:
                 f"{path}: the columns differ from those of {files[0].name}. "
                 "Files of one split must have the same columns and types."
             )
+    names = schemas[0].names
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{files[0]}: two columns are called {twice!r}. Rename one of them.")
     return schemas[0], tuple(counts)
 
 
@@ -281,13 +293,11 @@ def _image_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tup
     return chosen
 
 
-def _label_column(
-    spec: DataSpec, schema: Any, *, features: dict[str, Any], where: Path
-) -> tuple[str | None, tuple[str, ...]]:
-    """Choose the column of labels, if there is one; return the others that could be meant, too."""
+def _label_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tuple[str, ...]]:
+    """Choose the column of labels; return the others that could be meant, too."""
     kinds = {field.name: kind_of(field.type) for field in schema}
     labels = [name for name, kind in kinds.items() if kind is not None]
-    asked = spec.label_column
+    asked, features = spec.label_column, _features(schema)
     several = [n for n in (asked, *LABEL_COLUMNS) if n in kinds and kinds[n] is None]
     integers = [name for name in labels if kinds[name] == "integer"]
     named = [n for n in integers if features.get(n, {}).get("_type") == "ClassLabel"]
@@ -305,7 +315,7 @@ def _label_column(
     fitting = labels if asked is not None else likely
     chosen = _column(fitting, given=asked, preferred=LABEL_COLUMNS, kind="label", where=where)
     if chosen is None:
-        return None, ()
+        raise DataError(_no_column(schema, "label", where=where))
     return chosen
 
 
@@ -348,7 +358,7 @@ def _is_bytes(kind: Any) -> bool:
 def _values(path: Path, column: str) -> Any:
     with _reading(path), pq.ParquetFile(path) as file:
         values = file.read(columns=[column]).column(0).combine_chunks()
-    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    return plain(values)
 
 
 def _where(files: tuple[Path, ...], counts: tuple[int, ...], index: int) -> str:

@@ -25,7 +25,7 @@ class LabelColumn:
     """The labels of one split as they are in its files, and the names of classes, if any."""
 
     column: str
-    values: pa.Array
+    values: pa.Array  # as ``plain`` returns them
     names: tuple[str, ...] | None
     where: Callable[[int], str]  # names a row
 
@@ -50,7 +50,9 @@ def kind_of(type_: Any) -> str | None:
     checks = {
         "integer": pa.types.is_integer,
         "boolean": pa.types.is_boolean,
-        "text": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t),
+        "text": lambda t: (
+            pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t)
+        ),
         "number": pa.types.is_floating,
     }
     return next((kind for kind, check in checks.items() if check(type_)), None)
@@ -61,7 +63,7 @@ def is_labelled(labels: LabelColumn) -> bool:
 
     Missing are those that are null, -1 or an empty text.
     """
-    values = _plain(labels.values)
+    values = labels.values
     missing = pc.is_null(values, nan_is_null=True)
     none = "null"
     nothing = {"integer": NO_LABEL, "number": NO_LABEL, "text": ""}.get(kind_of(values.type) or "")
@@ -181,14 +183,17 @@ def _check_same(train: tuple[str, ...], other: tuple[str, ...], *, split: str, w
     )
 
 
-def _plain(values: Any) -> Any:
-    """Write labels that are looked up in a dictionary out."""
-    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+def plain(values: Any) -> Any:
+    """Return labels in one of the types that Arrow can compute with."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    wider = {"text": pa.string(), "number": pa.float64()}.get(kind_of(values.type) or "")
+    return values if wider is None else values.cast(wider)
 
 
 def _whole(labels: LabelColumn) -> Any:
     """Return labels as texts or whole numbers."""
-    values = _plain(labels.values)
+    values = labels.values
     kind = kind_of(values.type)
     if kind == "boolean":
         return values.cast(pa.string())

@@ -11,6 +11,7 @@ from regrow.data.spec import DataSpec
 from regrow.data.splits import SPLIT_NAMES, split_within
 from regrow.errors import ConfigError, DataError
 
+SHOWN = 5  # configurations, in a message
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -85,7 +86,8 @@ def _check_places(spec: DataSpec, base: Path, places: dict[Path, _Place]) -> Non
         )
         raise DataError(
             f"Data set {spec.name!r}: {base} holds several configurations "
-            f"({', '.join(name or '.' for name in every)}). {advice}"
+            f"({', '.join(name or '.' for name in every[:SHOWN])}"
+            f"{', ...' if len(every) > SHOWN else ''}). {advice}"
         )
     for split, found in names.items():
         if len(found) > 1:
