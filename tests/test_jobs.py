@@ -22,11 +22,21 @@ from regrow.arms import (
     Arm,
     Budget,
 )
-from regrow.cost import measure
+from regrow.cost import Cost, measure
 from regrow.data import DataSpec, MemoryImages
-from regrow.jobs import Material, Prune, Retrain, Train, Treated, _draw_sparse_, model_cost
+from regrow.errors import ConfigError
+from regrow.jobs import (
+    Material,
+    Prune,
+    Retrain,
+    Train,
+    Treated,
+    _draw_sparse_,
+    flops_ratio,
+    model_cost,
+)
 from regrow.mask import Mask
-from regrow.models import ModelSpec, build
+from regrow.models import MODELS, ModelSpec, build, register_model
 from regrow.prune import METHODS
 from regrow.run import run
 from regrow.store import Store
@@ -79,6 +89,95 @@ PINNED: dict[str, tuple[AnyJob, str]] = {
 def test_keys_are_pinned(name: str) -> None:
     job, key = PINNED[name]
     assert job.key[:16] == key, MEANT
+
+
+SOFT = {"shortcut": "subsample", "fc_init": "kaiming"}
+# Where costs were always counted so, keys are those of the first counter; elsewhere they are not.
+BY_THE_FIRST_COUNTER = [
+    ("vgg-16", {"head": "two-layer"}, "l1-filter", "ad53fb86f8e36cef"),
+    ("vgg-16", {}, "network-slimming", "bbcc076fa1310115"),
+    ("resnet-56", {}, "l1-filter", "9044723d94616a06"),
+    ("resnet-50-lottery", {}, "magnitude", "71f98e58bb889082"),
+    ("preresnet-56", {}, "magnitude", "624ca8686806a8dc"),
+    ("densenet-40", {}, "magnitude", "9ac6f7e2d860438b"),
+    ("resnet-56", {}, "soft-filter", "1bfaf0018a387218"),
+]
+COUNTED_ANEW = [
+    ("resnet-20", {}, "soft-filter", "f7d5e8f99b82876f"),
+    ("resnet-56", SOFT, "soft-filter", "db68a6e64490e5f0"),
+    ("resnet-20", {}, "l1-filter", "e66a9cb424bbcf82"),
+    ("preresnet-56", {}, "network-slimming", "e13aa5f8e0c1eaf6"),
+    ("densenet-40", {}, "network-slimming", "def7a335440661d6"),
+]
+
+
+def _pruned(name: str, arguments: dict[str, Any], method: str) -> Prune:
+    data = replace(FAKE, channels=3, size=32)
+    model = ModelSpec(name, {"classes": 10, **arguments})
+    return Prune(data=data, model=model, method=METHODS.get(method), seed=1, sparsity=0.5)
+
+
+@pytest.mark.parametrize(("name", "arguments", "method", "key"), BY_THE_FIRST_COUNTER)
+def test_keys_of_what_was_always_counted_so_stay(
+    name: str, arguments: dict[str, Any], method: str, key: str
+) -> None:
+    job = _pruned(name, arguments, method)
+    assert "counter" not in job.spec
+    assert job.key[:16] == key, MEANT
+
+
+@pytest.mark.parametrize(("name", "arguments", "method", "key"), COUNTED_ANEW)
+def test_keys_of_what_is_counted_otherwise_now_are_others(
+    name: str, arguments: dict[str, Any], method: str, key: str
+) -> None:
+    job = _pruned(name, arguments, method)
+    assert job.spec["counter"] == 2
+    assert job.key[:16] == key, MEANT
+    retrain = Retrain(prune=job, arm=SCRATCH_B, recipe=RECIPE, seed=1)
+    assert retrain.key != replace(retrain, prune=_pruned("resnet-56", {}, "l1-filter")).key
+    assert "counter" not in Train(data=job.data, model=job.model, recipe=RECIPE, seed=1).spec
+
+
+def attention_network(*, classes: int, in_channels: int, input_size: int) -> nn.Module:
+    return Attending(in_channels * input_size, classes)
+
+
+class Attending(nn.Module):
+    """Attention over the rows of an image, which no hook on a layer sees."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.mix = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.transpose(1, 2).flatten(2)
+        logits: Tensor = self.head(self.mix(rows, rows, rows, need_weights=False)[0].mean(1))
+        return logits
+
+
+def test_networks_that_multiply_past_layers_are_counted_anew_and_need_no_training_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    MODELS.names()
+    monkeypatch.setattr(MODELS, "_values", dict(MODELS._values))
+    monkeypatch.setattr(MODELS, "_origins", dict(MODELS._origins))
+    register_model("test-attention", family="test")(attention_network)
+    job = replace(TRAIN, model=ModelSpec("test-attention", FROM_DIGITS))
+    cost = model_cost(job.model, SHAPE)
+    assert cost.macs == 8 * 4 * 8 * 8 + 2 * 8 * 8 * 8 + 8 * 10
+    assert replace(MAGNITUDE, model=job.model).spec["counter"] == 2
+    first = {"accuracy": 0.5, "samples": 100, "parameters": 1, "macs": 80, "flops": 170}
+    now = job.recounted({**first, "training_flops": 3 * 170 * 100})
+    assert now == {**first, **cost.to_json(), "training_flops": cost.training_flops(100)}
+    assert TRAIN.recounted(first) == first
+
+
+def test_equal_flops_of_a_network_that_cannot_be_counted_are_refused() -> None:
+    nothing = Cost(parameters=1, macs=0, flops=0, caveats=("aten::_fft_r2c in 'mix'",))
+    with pytest.raises(ConfigError, match=r"scratch-b.*equal FLOPs.*'mix'.*budget of epochs"):
+        flops_ratio(nothing, nothing, SCRATCH_B)
+    assert flops_ratio(nothing, nothing, SCRATCH_E) == 0.0
 
 
 def test_a_spec_holds_what_was_asked_for_and_no_defaults() -> None:

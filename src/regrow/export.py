@@ -84,6 +84,8 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
         why = f"failed ({failure['message']})" if failure else "has not been done yet"
         raise ConfigError(f"'{job.label}' {why}. Give the study to `regrow run` first.")
     record = store.record(job.key, spec=job.spec)
+    if isinstance(job, Train):
+        record = job.recounted(record)
     network, architecture = _network(job, store)
     save(folder, network, architecture)
     text = json.dumps(_result(job, record), indent=1)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from regrow.architecture import Architecture
 from regrow.arms import Arm
-from regrow.cost import Cost, measure
+from regrow.cost import Cost, Counted, count, measure
 from regrow.data import Dataset, DataSpec
 from regrow.data.normalisation import IMAGENET
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, TraceError
 from regrow.mask import HELD, Mask, apply_, filter_dim, holder, over_weights
 from regrow.models import ModelSpec, build, initialise_
 from regrow.probe import Probe
@@ -155,6 +155,17 @@ class Train(Keyed):
             keep=list(self.keep) or None,
         )
 
+    def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a record with the costs as they are counted now, if it is of the first counter.
+
+        What was trained is the same, so the key is too.
+        """
+        if _counted(self.model, self.data.shape).as_first:
+            return dict(record)
+        cost = model_cost(self.model, self.data.shape)
+        flops = {"training_flops": cost.training_flops(record["samples"])}
+        return {**record, **cost.to_json(), **flops}
+
     @cached_property
     def flops(self) -> float:
         """FLOPs of the training."""
@@ -247,6 +258,7 @@ class Prune(Keyed):
             repair=method.repair,
             seed=self.seed,
             code=self.code,
+            counter=_counter(self.model, self.data.shape, method),
         )
 
     @property
@@ -290,6 +302,8 @@ class Prune(Keyed):
                 repaired = {REPAIRED + name: value for name, value in state_of(small).items()}
         else:
             after = measure(model, found.example, mask)
+        if after.caveats:
+            context.note(f"Its costs and budgets leave out: {'; '.join(after.caveats)}.")
         record = {
             "unit": mask.unit,
             "sparsity": mask.sparsity,
@@ -366,7 +380,7 @@ class Retrain(Keyed):
         mask = mask_of(context, self.prune)
         _, repaired = split_repaired(context.tensors(self.prune))
         before, after = Cost(**pruned["before"]), Cost(**pruned["after"])
-        ratio = before.flops / after.flops
+        ratio = flops_ratio(before, after, self.arm)
         data = self.prune.data
         dataset = context.dataset(data.spec)
         model = self._start(context, mask)
@@ -415,6 +429,17 @@ class Retrain(Keyed):
         return model
 
 
+def flops_ratio(before: Cost, after: Cost, arm: Arm) -> float:
+    """Divide the unpruned network's FLOPs by the pruned one's."""
+    if not after.flops and arm.budget.kind == "equal-flops":
+        raise ConfigError(
+            f"The arm {arm.name!r} trains for equal FLOPs, and nothing that the pruned network "
+            f"computes can be counted ({'; '.join(after.caveats) or 'it has no layers'}). Give the "
+            "arm a budget of epochs."
+        )
+    return before.flops / max(after.flops, 1)
+
+
 REPAIRED = "repaired/"  # before the names of a cut network's mended weights, in a pruning's tensors
 
 
@@ -454,10 +479,35 @@ def _trained(
     return network
 
 
-@cache
 def model_cost(model: ModelSpec, shape: tuple[int, ...]) -> Cost:
     """Measure an unpruned network, once."""
-    return measure(build(model.untrained()), torch.zeros(shape))
+    return _counted(model, shape).cost
+
+
+@cache
+def _counted(model: ModelSpec, shape: tuple[int, ...]) -> Counted:
+    return count(build(model.untrained()), torch.zeros(shape))
+
+
+@cache
+def _has_views(model: ModelSpec, shape: tuple[int, ...]) -> bool:
+    try:
+        return bool(trace(build(model.untrained()), shape).views)
+    except TraceError:  # which the pruning itself will say
+        return False
+
+
+def _counter(model: ModelSpec, shape: tuple[int, ...], method: Method) -> int | None:
+    """Return 2 where costs are not what the first counter counted, and None elsewhere.
+
+    So results whose costs, and budgets of equal FLOPs, were always counted so keep their keys.
+    Where views are cut, the norm behind a selection counts at the width that is selected from.
+    """
+    counted = _counted(model, shape)
+    same = counted.as_first and (counted.own_weights or method.unit not in HELD)
+    if same and method.unit == "channel" and "view" in method.scope:
+        same = not _has_views(model, shape)
+    return None if same else 2
 
 
 SPARSE_DRAW = 2  # how many rules there have been for it; the first had an n of at least 1

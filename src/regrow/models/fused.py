@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from regrow.models.layers import FunctionalReLU
+
 LAST = torch.channels_last
 LONG = 256  # elements a row, at least, for the vector unit
 
@@ -60,7 +62,7 @@ def _fusable(norm: nn.Module, relu: nn.Module, x: Tensor) -> bool:
         and norm.track_running_stats
         and norm.momentum is not None
         and all(map(_is_vector, _own(norm)))
-        and type(relu) is nn.ReLU
+        and type(relu) in (nn.ReLU, FunctionalReLU)
         and "forward" not in vars(norm)  # which ranks that train together replace
         and not any(map(_has_hooks, (norm, relu)))
     )

@@ -9,6 +9,7 @@ from regrow.models.fused import rectified
 from regrow.models.layers import (
     AveragePoolShortcut,
     Classifier,
+    FunctionalReLU,
     Init,
     SubsampleShortcut,
     blocks_per_stage,
@@ -45,7 +46,8 @@ def resnet(
       and zero channels, through which *no gradient flows*.
     - resnet-20 and resnet-32 are those of soft filter pruning: ``shortcut="subsample"`` (type A:
       every second pixel and zero channels) and ``fc_init="kaiming"``. Its 56 and 110 are these
-      names with the same two arguments.
+      names with the same two arguments. The published FLOPs do not count their ReLUs (protocols,
+      section 2.3).
     - resnet-50-lottery is the lottery ticket's: ``shortcut="projection"`` (type B: 1x1 convolution
       and norm). It has basic blocks and 0.76 M parameters and is not the ResNet-50 of ImageNet.
 
@@ -53,17 +55,18 @@ def resnet(
     """
     num_blocks = blocks_per_stage(depth, per_block=6, extra=2, family="CIFAR ResNet")
     stem = scaled(WIDTHS[0], width)
+    relu = FunctionalReLU if shortcut == "subsample" else nn.ReLU
     parts: list[tuple[str, nn.Module]] = [
         ("conv", conv(in_channels, stem, kernel=3)),
         ("norm", nn.BatchNorm2d(stem)),
-        ("relu", nn.ReLU()),
+        ("relu", relu()),
     ]
     channels = stem
     for stage, planes in enumerate((scaled(w, width) for w in WIDTHS), start=1):
         blocks: list[nn.Module] = []
         for block in range(num_blocks):
             stride = 2 if stage > 1 and block == 0 else 1
-            blocks.append(Block(channels, planes, stride=stride, shortcut=shortcut))
+            blocks.append(Block(channels, planes, stride=stride, shortcut=shortcut, relu=relu))
             channels = planes
         parts.append((f"stage{stage}", nn.Sequential(*blocks)))
     init = Init(norm_scale=norm_scale, linear=fc_init)
@@ -73,15 +76,17 @@ def resnet(
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut around them."""
 
-    def __init__(self, num_in: int, planes: int, *, stride: int, shortcut: str) -> None:
+    def __init__(
+        self, num_in: int, planes: int, *, stride: int, shortcut: str, relu: type[nn.Module]
+    ) -> None:
         super().__init__()
         self.conv1 = conv(num_in, planes, kernel=3, stride=stride)
         self.norm1 = nn.BatchNorm2d(planes)
-        self.relu1 = nn.ReLU()
+        self.relu1 = relu()
         self.conv2 = conv(planes, planes, kernel=3)
         self.norm2 = nn.BatchNorm2d(planes)
         self.shortcut = _shortcut(shortcut, num_in, planes) if stride > 1 else nn.Identity()
-        self.relu2 = nn.ReLU()
+        self.relu2 = relu()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return relu(norm(conv(relu(norm(conv(x))))) + shortcut(x))."""

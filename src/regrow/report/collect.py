@@ -50,7 +50,8 @@ class Reader:
     def record(self, job: Job) -> dict[str, Any]:
         """Return what a finished job found."""
         if job.key not in self._records:
-            self._records[job.key] = self._store.record(job.key, spec=job.spec)
+            record = self._store.record(job.key, spec=job.spec)
+            self._records[job.key] = job.recounted(record) if isinstance(job, Train) else record
         return self._records[job.key]
 
     def has(self, job: Job) -> bool:

@@ -1,0 +1,283 @@
+"""What a network costs: parameters, multiply-accumulates (MACs), FLOPs; and a training's FLOPs.
+
+``macs`` counts the multiply-accumulates of one image in every convolution, matrix product,
+attention and recurrent layer that the network computes, whether a module computes it or a function
+(``F.linear``, ``torch.matmul``, ``nn.MultiheadAttention``). It is half of what PyTorch's own
+``FlopCounterMode`` counts.
+
+``flops`` is the counter with which the paper's budgets were computed:
+
+- two for each multiply-accumulate, and one for each output element of a convolution or linear
+  module with a bias;
+- two for each input element of a BatchNorm2d. Where the norm reads a choice of channels
+  (``Select``), those it is chosen from count, because the published code normalises all of a stream
+  and selects after it;
+- one for each input element of a ReLU module, and the window's size for each output element of a
+  pooling module;
+- functions, additions and concatenation are free, other than their multiply-accumulates.
+
+The published code counts modules only. Its networks multiply in modules only, so theirs are the
+published numbers; networks that multiply past modules are counted by the same rule.
+
+Weights held at zero count nothing. What cannot be counted is said in ``caveats``.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from math import prod
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from regrow.cost.operations import memory_of, name_of, products, tensors_in
+from regrow.cost.zeros import Held
+from regrow.mask import Mask
+from regrow.models.layers import FunctionalReLU
+from regrow.surgery import Select
+from regrow.surgery.tape import evaluating
+
+# Backward costs about twice forward: once for the inputs' gradients, once for the weights'.
+TRAINING_FACTOR = 3
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_WEIGHTED = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)
+_NORMS_AND_RELUS = (nn.BatchNorm2d, nn.ReLU, FunctionalReLU, Select)
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_COUNTED = (*_WEIGHTED, *_NORMS_AND_RELUS, *_POOLS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The cost of one image through a network (convention: this module's docstring).
+
+    ``caveats`` says in words what could not be counted, or not for certain; mostly nothing.
+    """
+
+    parameters: int
+    macs: int
+    flops: int
+    caveats: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain numbers, and the caveats if there are any."""
+        numbers = {"parameters": self.parameters, "macs": self.macs, "flops": self.flops}
+        return {**numbers, "caveats": list(self.caveats)} if self.caveats else numbers
+
+    def training_flops(self, samples: int) -> float:
+        """Return the FLOPs of training on so many images (forward x 3)."""
+        return float(TRAINING_FACTOR * self.flops * samples)
+
+
+def measure(model: nn.Module, example: Tensor, mask: Mask | None = None) -> Cost:
+    """Measure a network on one example ``[1, C, H, W]``; of masked weights count those kept."""
+    return count(model, example, mask).cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """A network's cost, and whether the first version of the counter found the same.
+
+    That one was hooks on modules. Results whose costs it counted rightly keep their keys. It missed
+    what a network multiplies past its layers, and modules called by keyword; it counted ReLUs that
+    are functions in the published code; and where the weight of a layer is no parameter of its own
+    (``own_weights``), it missed that it is held at zero.
+    """
+
+    cost: Cost
+    as_first: bool
+    own_weights: bool
+
+
+def count(model: nn.Module, example: Tensor, mask: Mask | None = None) -> Counted:
+    """Measure a network, and compare with the first version of the counter."""
+    held = None if mask is None or not mask.held else Held(model, mask)
+    parameters = dict(model.named_parameters())
+    modules = dict(model.named_modules())
+    found = _Count(held=held, modules={module: name for name, module in modules.items()})
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_watched(found))
+        stack.enter_context(_uncompiled())
+        stack.enter_context(_Operations(found))
+        model(example)
+    layers = [name for name, module in modules.items() if isinstance(module, _WEIGHTED)]
+    cost = Cost(
+        parameters=sum(p.numel() for p in parameters.values()) - (held.removed if held else 0),
+        macs=found.macs,
+        flops=2 * found.macs + found.beside,
+        caveats=(*found.caveats, *found.unread()),
+    )
+    return Counted(
+        cost=cost,
+        as_first=found.first == (found.macs, found.beside),
+        own_weights=all(f"{name}.weight".removeprefix(".") in parameters for name in layers),
+    )
+
+
+@dataclass(kw_only=True)
+class _Count:
+    """What has been counted so far, while a network runs."""
+
+    held: Held | None
+    modules: Mapping[nn.Module, str]  # to their names
+    macs: int = 0
+    beside: int = 0  # FLOPs that are no multiply-accumulates
+    first: tuple[int, int] = (0, 0)  # both, as hooks on modules counted them
+    called: dict[nn.Module, None] = field(default_factory=dict)
+    read: set[int] = field(default_factory=set)  # memory of what operations read
+    selected: tuple[Tensor, int] | None = None  # the last choice of channels, and from how many
+    caveats: dict[str, None] = field(default_factory=dict)
+
+    def operation(self, operation: Any, arguments: tuple[Any, ...], result: Any) -> None:
+        """Count one operation."""
+        if not operation.is_view:
+            self.read.update(map(memory_of, tensors_in(arguments)))
+        found = products(operation, arguments, result)
+        if found is None:
+            name = name_of(operation)
+            name = name if "::" in name else f"aten::{name}"
+            self.caveats[f"{name}{self._where()}"] = None
+        for product in found or ():
+            macs, known = (product.macs, True) if self.held is None else self.held.macs(product)
+            self.macs += macs
+            if not known:
+                self.caveats[f"weights held at zero{self._where()} (counted as if there)"] = None
+        if self.held is not None:
+            self.held.follow(operation, arguments, result)
+
+    def module(self, module: nn.Module, x: Tensor, output: Tensor, *, positional: bool) -> None:
+        """Count what is beside the multiply-accumulates of one call of a module."""
+        if isinstance(module, Select):
+            self.selected = output, x.numel()
+            return
+        first = beside = _beside(module, x, output)
+        behind = self.selected is not None and self.selected[0] is x
+        if isinstance(module, FunctionalReLU):
+            first = x.numel()
+        elif isinstance(module, nn.BatchNorm2d) and behind and self.selected is not None:
+            beside = 2 * self.selected[1]
+        self.beside += beside
+        if positional:
+            self.first = self.first[0] + _macs(module, x, output), self.first[1] + first
+
+    def unread(self) -> Iterator[str]:
+        """Say which modules ran, though no operation was seen that reads their weights."""
+        for module in self.called:
+            own = module.named_parameters(recurse=False)
+            unread = [n for n, p in own if p.dim() > 1 and memory_of(p) not in self.read]
+            if unread:
+                names = ", ".join(unread) + _in(self.modules[module])
+                yield f"{names}, which no operation was seen to read"
+
+    def _where(self) -> str:
+        """Name the module that is running: the innermost whose forward Python is in."""
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            module = frame.f_locals.get("self")
+            if frame.f_code.co_name == "forward" and isinstance(module, nn.Module):
+                return _in(self.modules.get(module, ""))
+            frame = frame.f_back
+        return ""
+
+
+def _beside(module: nn.Module, x: Tensor, output: Tensor) -> int:
+    """Return the FLOPs of one call of a module that are no multiply-accumulates."""
+    if isinstance(module, _WEIGHTED):
+        return output.numel() if module.bias is not None else 0
+    if isinstance(module, nn.BatchNorm2d):
+        return 2 * x.numel()
+    if isinstance(module, nn.ReLU):
+        return x.numel()
+    # A pooling window covers (input / output) positions: exact where windows tile the map, as here.
+    return _window(module, x, output) * output.numel() if isinstance(module, _POOLS) else 0
+
+
+def _macs(module: nn.Module, x: Tensor, output: Tensor) -> int:
+    """Return the multiply-accumulates of a layer, as far as its type and sizes tell.
+
+    The weight is not asked: where it is computed from others, to ask would compute it again.
+    """
+    if isinstance(module, nn.Linear):
+        return output.numel() * module.in_features
+    if isinstance(module, _CONVOLUTIONS):
+        return output.numel() * module.in_channels // module.groups * prod(module.kernel_size)
+    if isinstance(module, _TRANSPOSED):
+        return x.numel() * module.out_channels // module.groups * prod(module.kernel_size)
+    return 0
+
+
+def _in(module: str) -> str:
+    return f" in {module!r}" if module else ""
+
+
+def _window(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
+    kernel = getattr(module, "kernel_size", None)
+    if isinstance(kernel, int):
+        return kernel * kernel
+    if isinstance(kernel, tuple):
+        return int(kernel[0] * kernel[1])
+    return (inputs.shape[-1] * inputs.shape[-2]) // (output.shape[-1] * output.shape[-2])
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count each ATen operation that is computed."""
+
+    def __init__(self, count: _Count) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = count
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing here is compiled, and the wrapper against it imports the compiler: over a second.
+        return False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.count.operation(func, args, result)
+        return result
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Let compiled networks run as they were written: inside compiled code nothing is seen."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled; to import it takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+@contextmanager
+def _watched(count: _Count) -> Iterator[None]:
+    """Tell a count which modules ran, and with what."""
+
+    def counted(
+        module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: object
+    ) -> None:
+        count.called[module] = None
+        x, y = next(tensors_in((*args, *kwargs.values())), None), next(tensors_in([output]), None)
+        if x is not None and y is not None:
+            count.module(module, x, y, positional=bool(args))
+
+    handles = []
+    for module in count.modules:
+        if isinstance(module, torch.jit.ScriptModule):
+            count.caveats["norms, ReLUs and pools in TorchScript"] = None
+        elif isinstance(module, _COUNTED) or module._parameters:
+            handles.append(module.register_forward_hook(counted, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

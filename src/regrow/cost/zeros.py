@@ -1,0 +1,128 @@
+"""Which numbers in memory are weights held at zero, also in views and copies of the weights.
+
+Views are found by where they lie: a parameter's memory has a map of what is kept, and any tensor in
+that memory reads the map by its own shape and strides. What is computed from parameters alone is
+followed through operations that keep zeros where they are, or move them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.cost.operations import Product, memory_of, name_of, tensors_in
+from regrow.mask import Mask, over_weights
+
+# Zero in the first argument gives zero in the same place; of a product, zero in any.
+_KEEP_ZEROS = ("clone", "_to_copy", "copy", "neg", "abs", "div", "relu", "tanh", "contiguous")
+_PRODUCTS = ("mul", "_weight_norm_interface")
+# Numbers change their places only, so that the operation can be run on the maps themselves.
+_MOVES = ("cat", "stack", "index_select", "repeat", "flip", "roll")
+
+
+class Held:
+    """What is held at zero, followed from operation to operation."""
+
+    def __init__(self, model: nn.Module, mask: Mask) -> None:
+        self._maps: dict[
+            int, Tensor | None
+        ] = {}  # memory -> what is kept; None: not known any more
+        # Memory whose content does not hang on the input. Kept alive, so that no other takes its
+        # place.
+        self._constant: dict[int, Tensor] = {}
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.layout is torch.strided:
+                self._constant[memory_of(tensor)] = tensor
+        parameters = dict(model.named_parameters())
+        self.removed = 0  # weights of the network that are held at zero
+        for name, kept in over_weights(mask, model).kept.items():
+            self._enter(parameters[name], kept)
+            self.removed += kept.numel() - int(kept.sum())
+
+    def macs(self, product: Product) -> tuple[int, bool]:
+        """Return the multiply-accumulates with weights that are kept, and whether that is known."""
+        maps = [(x, self._map(x)) for x in product.operands if memory_of(x) in self._maps]
+        if not maps:
+            return product.macs, True
+        (operand, kept), *others = maps
+        if kept is None or others or not operand.numel():
+            return product.macs, False
+        return product.macs // operand.numel() * int(kept.sum()), True
+
+    def follow(self, operation: Any, arguments: Sequence[Any], result: Any) -> None:
+        """Note where the result of an operation lies, and what of it is held at zero."""
+        sources = [memory_of(x) for x in tensors_in(arguments)]
+        constant = all(memory in self._constant for memory in sources)
+        for out in tensors_in([result]):
+            memory = memory_of(out)
+            if not constant:
+                self._constant.pop(memory, None)
+                self._maps.pop(memory, None)
+                continue
+            held = any(source in self._maps for source in sources)
+            if memory not in sources:
+                self._constant[memory] = out
+                if held:
+                    self._enter(out, self._kept(operation, arguments, out))
+            elif held and operation._schema.is_mutable:
+                self._enter(out, self._kept(operation, arguments, out))
+
+    def _kept(self, operation: Any, arguments: Sequence[Any], out: Tensor) -> Tensor | None:
+        name = name_of(operation)
+        if name in _MOVES:
+            known = [self._map(x) for x in tensors_in(arguments) if memory_of(x) in self._maps]
+            if any(kept is None for kept in known):
+                return None
+            moved: Tensor = operation(*self._as_maps(arguments))
+            return moved
+        operands = list(tensors_in(arguments))
+        if name == "copy":
+            operands = operands[1:]
+        if name not in _PRODUCTS:
+            operands = operands[:1] if name in _KEEP_ZEROS else []
+        maps = [self._map(x) for x in operands if memory_of(x) in self._maps]
+        if not maps or any(kept is None for kept in maps):
+            return None
+        both = torch.ones(out.shape, dtype=torch.bool)
+        for kept in maps:
+            assert kept is not None
+            sides = zip(reversed(kept.shape), reversed(out.shape), strict=False)
+            if kept.dim() > out.dim() or any(side not in (1, whole) for side, whole in sides):
+                return None
+            both &= kept
+        return both
+
+    def _as_maps(self, argument: Any) -> Any:
+        """Put maps of floats' places in place of tensors; indices stay."""
+        if isinstance(argument, Tensor) and argument.is_floating_point():
+            kept = self._map(argument)
+            return torch.ones(argument.shape, dtype=torch.bool) if kept is None else kept
+        if isinstance(argument, list | tuple):
+            return [self._as_maps(x) for x in argument]
+        return argument
+
+    def _enter(self, tensor: Tensor, kept: Tensor | None) -> None:
+        memory = memory_of(tensor)
+        if kept is None:
+            self._maps[memory] = None
+            return
+        size = tensor.untyped_storage().nbytes() // tensor.element_size()
+        whole = self._maps.setdefault(memory, torch.ones(size, dtype=torch.bool))
+        if whole is not None and len(whole) == size:
+            _seen_by(tensor, whole).copy_(kept)
+        else:
+            self._maps[memory] = None
+
+    def _map(self, tensor: Tensor) -> Tensor | None:
+        """Return what is kept of a tensor's numbers, where that is known."""
+        whole = self._maps.get(memory_of(tensor))
+        if whole is None:
+            return None
+        if len(whole) * tensor.element_size() != tensor.untyped_storage().nbytes():
+            return None  # a view as another type
+        return _seen_by(tensor, whole)
+
+
+def _seen_by(tensor: Tensor, whole: Tensor) -> Tensor:
+    return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
