@@ -16,6 +16,7 @@ import torch
 
 import regrow
 from commands import STUDY, Command, Result, command_line, environment, write_study
+from image_files import image_folder
 from regrow import cli, registry
 from regrow.data import DataSpec, load
 from regrow.prune import CRITERIA, METHODS
@@ -330,6 +331,21 @@ def test_report_of_half_a_study_says_so_and_is_no_failure(copy: Path, command: C
     assert result.code == 0
     assert "2 of 3" in result.out
     assert "have not run" in result.out
+
+
+def test_what_is_left_out_of_data_is_said_once_and_reported(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGROW_DATA", str(tmp_path / "cache"))
+    base = image_folder(tmp_path / "x", num=10)
+    (base / "train" / "cat" / "0.png").write_bytes(b"")
+    data = {"name": f"folder:{base}", "on_error": "skip"}
+    write_study(tmp_path, data=data, methods=None, arms=["unpruned"])
+    said = "1 of 40 images are left out"
+    result = command("run", "study.yaml", "--workers", "0")
+    assert result.code == 0, result.err
+    assert result.err.count(said) == 1
+    assert (tmp_path / "regrow-report" / "tiny" / "report.md").read_text().count(said) == 1
 
 
 def test_finished_study_is_not_run_again(copy: Path, command: Command) -> None:
