@@ -1,9 +1,10 @@
 """Answers in words: what verdicts say of each question, and first of all what they cannot say."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from regrow.report.questions import BEST
-from regrow.report.validity import SAID, Reason, Rule, excluded
+from regrow.report.validity import SAID, Reason, Rule
 from regrow.report.verdict import OUTCOMES, Verdict, families, num_cells, overall
 from regrow.report.words import listed, num_seeds, p_value, signed
 from regrow.stats import sign_test
@@ -29,7 +30,7 @@ def answer(found: Sequence[Verdict]) -> str:
 def sentence(verdict: Verdict) -> str:
     """Word a verdict with difference, interval, n and corrected p-value."""
     text = f"{verdict.where}{': ' if verdict.group else ', '}{_finding(verdict)}"
-    if verdict.outcome == "no conclusion":
+    if not verdict.counts or not verdict.group:  # of an average the cautions say it
         return text
     low = [reason.text for reason in verdict.reasons if reason.rule == "one arm at chance"]
     return text + "".join(f" But {reason}." for reason in low)
@@ -40,8 +41,8 @@ def _cautions(found: Sequence[Verdict]) -> Iterator[str]:
     cells: dict[Rule, dict[str, tuple[Verdict, Reason]]] = {}
     for verdict in found:
         # What only qualifies a conclusion is no matter where there is none.
-        left_out = excluded(verdict.reasons)
-        for reason in (r for r in verdict.reasons if r.excludes or not left_out):
+        first = verdict.left_out_for
+        for reason in verdict.reasons if first is None else (first,):
             cells.setdefault(reason.rule, {}).setdefault(verdict.group, (verdict, reason))
     num = len({verdict.group for verdict in found if verdict.differences})
     for rule in (rule for rule in SAID if rule in cells):
@@ -62,8 +63,8 @@ def _finding(verdict: Verdict) -> str:
         return f"not run: no seed has both {arm} and {against} yet."
     difference = comparison.difference
     seeds = f"n = {num_seeds(comparison.n, verdict.n_expected)}"
-    if verdict.outcome == "no conclusion":
-        why = listed([reason.text for reason in verdict.reasons if reason.excludes])
+    if verdict.left_out_for is not None:
+        why = verdict.left_out_for.text
         return (
             f"no conclusion ({arm} minus {against}: {signed(difference)} points, {seeds}): {why}."
         )
@@ -148,13 +149,10 @@ def _family(family: list[Verdict]) -> str:
 
 def _left_out(ran: Sequence[Verdict], *, of: int) -> str:
     """Say how many cells are left out and why: ``1 of 3 cells is left out: ...``."""
-    out = [v for v in ran if not v.counts]
-    why: dict[Rule, int] = {}
-    for verdict in out:
-        first = next(reason.rule for reason in verdict.reasons if excluded([reason]))
-        why[first] = why.get(first, 0) + 1
-    said = listed([SAID[rule] + (f" in {num}" if of > 1 else "") for rule, num in why.items()])
-    return f"{num_cells(len(out), of=of)} {'is' if len(out) == 1 else 'are'} left out: {said}"
+    why = Counter(v.left_out_for.rule for v in ran if v.left_out_for is not None)
+    said = listed([SAID[r] + (f" in {n}" if len(why) > 1 else "") for r, n in why.items()])
+    num = why.total()
+    return f"{num_cells(num, of=of)} {'is' if num == 1 else 'are'} left out: {said}"
 
 
 def _short(mean: Verdict | None, counted: list[Verdict]) -> str:

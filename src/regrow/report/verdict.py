@@ -16,7 +16,7 @@ import pandas as pd
 from regrow.report import rows
 from regrow.report.questions import BEST, Asked, Question, ask
 from regrow.report.rows import Run, Table, evidence, parent_evidence
-from regrow.report.validity import Evidence, Reason, Rule, excluded, judge
+from regrow.report.validity import Evidence, Reason, Rule, judge
 from regrow.stats import (
     ROUNDING,
     Comparison,
@@ -68,9 +68,14 @@ class Verdict:
         return self.comparison.n if self.comparison else 0
 
     @property
+    def left_out_for(self) -> Reason | None:
+        """Why it takes no part in conclusions: the weightiest reason, if there is one."""
+        return next((reason for reason in self.reasons if reason.excludes), None)
+
+    @property
     def counts(self) -> bool:
         """Whether it takes part in conclusions: it has results, and is not left out."""
-        return bool(self.differences) and not excluded(self.reasons)
+        return bool(self.differences) and self.left_out_for is None
 
     @property
     def same(self) -> bool:
@@ -240,7 +245,7 @@ def _decide(verdict: Verdict, num: int) -> Verdict:
     comparison, alpha = verdict.comparison, verdict.alpha
     if comparison is None:
         return verdict
-    if excluded(verdict.reasons):
+    if verdict.left_out_for is not None:
         return replace(verdict, outcome="no conclusion")
     # Equivalence first: a difference can be both significant and too small to matter.
     fine = TOO_FINE in [reason.rule for reason in verdict.reasons]
