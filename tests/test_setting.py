@@ -104,6 +104,9 @@ def test_what_goes_by_its_own_name_is_the_original() -> None:
     own = Images.of("CIFAR-10", DataSpec("cifar10"), label="CIFAR-10")
     assert departs("", [own]) == []
     assert departs("the scale small", [own]) == ["the scale small"]
+    digits = Images.of("CIFAR-10", DataSpec("digits"), label="digits for CIFAR-10")
+    said = ["the scale small", "digits stands for CIFAR-10"]
+    assert departs("the scale small", [own, digits]) == said
 
 
 def test_imagenet_is_known_by_the_size_of_its_archive(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from regrow.paper.contrasts import MARGIN
 from regrow.paper.printed import as_cells, results, sparsity, widths
-from regrow.paper.rules import OUTCOMES, Evidence, Outcome, Part, combine
+from regrow.paper.rules import OUTCOMES, Evidence, Outcome, Part, asked, combine
 from regrow.paper.statements import CLAIMS, Claim
 from regrow.report.words import listed
 
@@ -126,13 +126,19 @@ def _own(claim: Claim, ours: Evidence, printed: Evidence) -> Finding:
         for part, other in zip(finding.parts, whole.parts, strict=True)
         if 0 < part.rows < other.rows
     ]
+    if any(part.rows for part in finding.parts) and not ours.known:
+        notes.append(
+            "Whether these networks are above chance is not known: the files do not say. Write "
+            "them anew by the `regrow reproduce` that made them; what is stored is not trained "
+            "again."
+        )
     if finding.against:
         notes.append(f"Our rows contradict the claim: {listed(finding.against)}.")
     return replace(finding, notes=tuple(notes))
 
 
 def _judge(claim: Claim, evidence: Evidence) -> Finding:
-    parts = tuple(ask(evidence) for ask in claim.asks)
+    parts = tuple(asked(ask, evidence) for ask in claim.asks)
     outcomes = [outcome for part in parts for _, outcome in part.judged]
     outcome = combine(outcomes, refuted=any(part.against for part in parts))
     return Finding(claim=claim, outcome=outcome, parts=parts)
@@ -161,7 +167,8 @@ def render(findings: Sequence[Finding], *, ours: Sequence[Finding] = ()) -> str:
         own = f"{told[finding.number].outcome:17} " if ours else ""
         lead = f"{finding.number:>3} {finding.outcome:17} {own}"
         lines += _wrap(finding.claim.text, lead, " " * len(lead))
-    lines += ["", *_counts(findings, ours), ""]
+    counted = [line for counts in _counts(findings, ours) for line in _wrap(counts, "", "  ")]
+    lines += ["", *counted, ""]
     for finding in findings:
         lines += _wrap(finding.claim.text, f"{finding.number:>2}. ", "    ")
         for label, said in _voices(finding, told):
@@ -209,6 +216,7 @@ def to_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
             "parts": [
                 {"name": p.name, "text": p.text, "rows": p.rows, "n": list(p.n)}
                 | {"judged": [list(pair) for pair in p.judged], "numbers": p.numbers}
+                | {"left_out": {row: [r.text for r in why] for row, why in p.left_out.items()}}
                 for p in finding.parts
             ],
             "against": finding.against,

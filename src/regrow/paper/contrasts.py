@@ -5,13 +5,15 @@ equivalence within a margin (two one-sided tests); counts of rows by sign with t
 Single runs enter only the counts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
+from regrow.paper.known import has_known, reasons_against
 from regrow.paper.printed import UNPRUNED, once, records, sample
+from regrow.report.validity import Reason, excluded
 from regrow.report.words import p_value, signed
 from regrow.stats import (
     ROUNDING,
@@ -28,8 +30,10 @@ from regrow.stats import (
 
 ALPHA = 0.05
 MARGIN = 0.3  # points; about two typical standard deviations of the CIFAR cells
+NETWORK = ("table", "part", "dataset", "model")
 LABELS = ("table", "part", "dataset", "model", "target", "arm")
 Numbers = dict[str, Any]
+LeftOut = dict[str, tuple[Reason, ...]]  # rows that allow no conclusion, by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,13 +211,22 @@ class Tally:
 
 
 def pairs(frame: pd.DataFrame, contrast: Contrast, *, margin: float) -> tuple[Pair, ...]:
-    """Pair the rows of a contrast and compare each; a network's unpruned cell serves all its rows.
+    """Pair the rows of a contrast that allow a conclusion, and compare each.
 
-    Cells that repeat a cell of another of the contrast's tables are counted once.
+    A network's unpruned cell serves all its rows. Cells that repeat a cell of another of the
+    contrast's tables are counted once.
     """
+    return parted(frame, contrast, margin=margin)[0]
+
+
+def parted(
+    frame: pd.DataFrame, contrast: Contrast, *, margin: float
+) -> tuple[tuple[Pair, ...], LeftOut]:
+    """Return the ``pairs`` of a contrast, and those left out of it with the reasons."""
     frame = frame[frame["table"].isin(contrast.tables)]
     rows = {tuple(row[name] for name in LABELS): row for row in records(frame)}
-    found = []
+    known = has_known(frame)
+    found, left_out = [], {}
     for row in records(once(frame)):
         if row[contrast.by] != contrast.first or any(
             row[name] not in values for name, values in contrast.where.items()
@@ -222,9 +235,29 @@ def pairs(frame: pd.DataFrame, contrast: Contrast, *, margin: float) -> tuple[Pa
         for other in contrast.second:
             sought = {**row, contrast.by: other} | ({"target": ""} if other == UNPRUNED else {})
             partner = rows.get(tuple(sought[name] for name in LABELS))
-            if partner is not None:
-                found.append(compared(row, sample(row), sample(partner), margin=margin))
-    return corrected(found)
+            if partner is None:
+                continue
+            pair = compared(row, sample(row), sample(partner), margin=margin)
+            reasons = _reasons(row, partner, rows.values(), margin=margin) if known else ()
+            if excluded(reasons):
+                left_out[f"Table {row['table']}, {pair.where}"] = reasons
+            else:
+                found.append(pair)
+    return corrected(found), left_out
+
+
+def _reasons(
+    row: Mapping[str, Any],
+    partner: Mapping[str, Any],
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    margin: float,
+) -> tuple[Reason, ...]:
+    """Return why two rows allow no conclusion, by all that is known of their network."""
+    network = [other for other in rows if all(other[name] == row[name] for name in NETWORK)]
+    plain = [other for other in network if other["arm"] == UNPRUNED]
+    cut = [other for other in network if other["target"] == row["target"] != ""]
+    return reasons_against(row, partner, margin=margin, plain=next(iter(plain), None), cut=cut)
 
 
 def compared(row: Mapping[str, Any], first: Sample, second: Sample, *, margin: float) -> Pair:

@@ -95,6 +95,8 @@ def opposed(
     frame: pd.DataFrame, contrast: CurveContrast
 ) -> Iterator[tuple[str, list[Point], list[Point]]]:
     """Yield each panel, the points of the first curve, and the second with the unpruned network."""
+    if frame.empty:
+        return
     chosen = frame[(frame["figure"] == contrast.figure) & (frame["n"] > 0)]
     chosen = chosen[chosen["panel"].str.startswith(contrast.panels)]
     for panel, rows in chosen.groupby("panel", sort=False):

@@ -1,7 +1,7 @@
 """What a store holds of a table or a figure, in the places of the paper's printed cells."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 from regrow.asked import collect
 from regrow.errors import ConfigError
 from regrow.paper.curves import POINT
-from regrow.paper.known import KNOWN, known_of
+from regrow.paper.known import KNOWN, known_of, known_of_parents
 from regrow.paper.layout import Sheet, lay_out
 from regrow.paper.measures import MEASURES, measured
 from regrow.paper.printed import (
@@ -44,7 +44,8 @@ from regrow.work import specs
 
 FILES = {RESULT: "cells.csv", WIDTH: "widths.csv", SPARSITY: "sparsity.csv"}
 CELL_NUMBERS = ("table", *FIGURES)
-MAY_BE_EMPTY = ("mean", "std", "parameters")  # of what has not been run; std of single runs
+# Of what has not been run; std of single runs; what is not known.
+MAY_BE_EMPTY = ("mean", "std", "parameters", *KNOWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,8 @@ class Found:
     """What a store holds of a part: its runs in the order of the cells, and what failed.
 
     ``complete`` tells whether every job asked for has its result. ``measured`` is what the entry
-    shows beyond accuracies, a row for each figure and seed: see ``measures``.
+    shows beyond accuracies, a row for each figure and seed: see ``measures``; ``parents``, where
+    prunings are shown, what is known of the networks that were pruned.
     """
 
     part: Part
@@ -60,6 +62,7 @@ class Found:
     failures: tuple[Failure, ...]
     complete: bool
     measured: pd.DataFrame
+    parents: Mapping[str, Any] = field(default_factory=dict)
     measure: Measure = ACCURACY
     extras: tuple[Extra, ...] = ()
 
@@ -75,8 +78,11 @@ def _read_back(part: Part, plan: Plan, store: Store) -> Found:
     runs: list[Run] = []
     failures: Sequence[Failure]
     measure, extras = ACCURACY, tuple[Extra, ...]()
+    parents: Mapping[str, Any] = {}
     if plan.entry.kind in OF_PRUNINGS:
         failures = Reader(store).failures(one.cell for one in part.cells)
+        prunings = [one.cell.job for one in measurable.cells]
+        parents = known_of_parents([job for one in prunings for job in one.inputs], store)
     else:
         collected = collect(part.study, store)
         failures, measure, extras = collected.failures, collected.measure, collected.extras
@@ -92,6 +98,7 @@ def _read_back(part: Part, plan: Plan, store: Store) -> Found:
         extras=extras,
         complete=not damaged and all(job.key in done for job in part.jobs),
         measured=measured(plan.entry.kind, measurable, store),
+        parents=parents,
     )
 
 
@@ -122,7 +129,7 @@ def rows(plan: Plan, found: Sequence[Found]) -> pd.DataFrame:
     if plan.entry.kind in OF_PRUNINGS:
         frame = averaged(found, names(plan.entry.table)[1:]).assign(table=plan.entry.table)
         reasons = [one.part.departs(cell) for one in found for cell in one.part.cells]
-        return frame.assign(departs=_joined_reasons(reasons))
+        return frame.assign(departs=_joined_reasons(reasons), **_parents(found))
     return _accuracies(found)
 
 
@@ -162,6 +169,12 @@ def _accuracies(found: Sequence[Found]) -> pd.DataFrame:
         about = {"metric": _metric(labels), "departs": _joined_reasons(reasons)}
         made.append({**labels, **figures, **about, **known_of(runs)})
     return pd.DataFrame(made, columns=[*cells(1).columns, "departs", *KNOWN])
+
+
+def _parents(found: Sequence[Found]) -> dict[str, Any]:
+    """Return what is known of the trained networks whose prunings are shown."""
+    known = {name: value for one in found for name, value in one.parents.items()}
+    return {name: known.get(name) for name in KNOWN}
 
 
 def _joined_reasons(reasons: Iterable[Iterable[str]]) -> str:
@@ -270,7 +283,9 @@ def _checked(file: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.D
             f"'{file}' must have the columns {', '.join(columns)}. Missing: {', '.join(missing)}. "
             f"Got: {', '.join(map(str, frame.columns))}. {mend}"
         )
-    for name in numbers:
+    for name in (*numbers, *KNOWN):
+        if name not in frame:
+            continue  # a file from before this was known
         read = pd.to_numeric(frame[name], errors="coerce")
         wrong = frame[name][read.isna() & ~(frame[name].eq("") & (name in MAY_BE_EMPTY))]
         if len(wrong):

@@ -10,8 +10,13 @@ from typing import Any
 
 import pandas as pd
 
+from regrow.jobs import Train
+from regrow.paper.printed import records
 from regrow.report.rows import Run, evidence, parent_evidence
-from regrow.report.validity import Evidence, Reason, judge
+from regrow.report.validity import SAID, Ending, Evidence, Reason, Rule, excluded, judge
+from regrow.report.words import ACCURACY as MEASURED
+from regrow.store import Store
+from regrow.work import Job
 
 OWN = ("num_test", "chance", "loss", "fall")
 PARENT = ("parent_mean", "parent_std", "parent_n", "parent_loss", "parent_fall")
@@ -25,6 +30,27 @@ def known_of(runs: Sequence[Run]) -> dict[str, Any]:
     return {name: getattr(own, name, None) for name in OWN} | {
         name: getattr(parent, name.removeprefix("parent_"), None) for name in PARENT
     }
+
+
+def known_of_parents(jobs: Iterable[Job], store: Store) -> dict[str, Any]:
+    """Return the columns for what prunings kept, of which the trained networks are their parents.
+
+    How a training ended under a method's treatment says nothing of its convergence.
+    """
+    trained = {job.key: job for job in jobs if isinstance(job, Train)}
+    records = {key: store.record(key, spec=job.spec) for key, job in trained.items()}
+    parent = Evidence.of(
+        [100.0 * record[MEASURED.key] for record in records.values()],
+        num_test=min((job.data.num_test for job in trained.values()), default=None),
+        chance=max((job.data.chance for job in trained.values() if job.data.chance), default=None),
+        endings=[
+            Ending.of(record["history"]) if trained[key].treated is None else None
+            for key, record in records.items()
+        ],
+    )
+    columns = {name: getattr(parent, name.removeprefix("parent_"), None) for name in PARENT}
+    tested = {name: getattr(parent, name, None) for name in ("num_test", "chance")}
+    return {"loss": None, "fall": None, **tested, **columns}
 
 
 def has_known(frame: pd.DataFrame) -> bool:
@@ -58,6 +84,46 @@ def parent_in(row: Mapping[str, Any]) -> Evidence | None:
         chance=_number(row["chance"]),
         loss=_number(row["parent_loss"]),
         fall=_number(row["parent_fall"]),
+    )
+
+
+def usable(
+    frame: pd.DataFrame, *, margin: float, named: Sequence[str], accuracies: bool
+) -> tuple[pd.DataFrame, dict[str, tuple[Reason, ...]]]:
+    """Part the rows that allow conclusions by themselves from the others, with the reasons.
+
+    Args:
+        frame: points of curves, or what was kept of networks.
+        margin: in points.
+        named: columns that name a row in a message.
+        accuracies: whether ``mean`` is an accuracy; what was kept stands and falls with the parent.
+    """
+    if not has_known(frame):
+        return frame, {}
+    left_out: dict[str, tuple[Reason, ...]] = {}
+    kept = []
+    for row in records(frame):
+        if not _count(row["n"]):
+            kept.append(True)  # not run
+            continue
+        parent = parent_in(row)
+        own = evidence_in(row) if accuracies else parent
+        reasons = () if own is None else judge(own, own, margin=margin, parent=parent)
+        kept.append(not excluded(reasons))
+        if excluded(reasons):
+            left_out[" ".join(str(row[name]) for name in named)] = reasons
+    return frame[kept].reset_index(drop=True), left_out
+
+
+def worded(left_out: Mapping[str, Sequence[Reason]]) -> str:
+    """Count rows by the first reason that leaves each out, and give the figures of one of them."""
+    first: dict[Rule, list[Reason]] = {}
+    for reasons in left_out.values():
+        reason = next(reason for reason in reasons if reason.excludes)
+        first.setdefault(reason.rule, []).append(reason)
+    return "; ".join(
+        f"{SAID[rule]} ({len(found)}; one of them: {found[0].figures})"
+        for rule, found in sorted(first.items(), key=lambda pair: [*SAID].index(pair[0]))
     )
 
 

@@ -125,7 +125,8 @@ def times_fewer(contrast: CurveContrast, times: float) -> Callable[[Evidence], P
     def ask(evidence: Evidence) -> Part:
         sides = f"{contrast.second} over {contrast.first}"
         name = f"parameters of {sides} at equal accuracy, {contrast.where}"
-        curves = [] if evidence.curves is None else opposed(evidence.curves, contrast)
+        points = evidence.measured("curves", where={"figure": contrast.figure})
+        curves = opposed(points, contrast)
         factors = [
             needed / point.parameters
             for _, points, other in curves
@@ -150,8 +151,8 @@ def times_fewer(contrast: CurveContrast, times: float) -> Callable[[Evidence], P
 def consistent_widths(evidence: Evidence) -> Part:
     """Ask that no layer's width varies between runs by more than a tenth of its mean."""
     name, asks = "std over mean of each width", f"at most {100 * CONSISTENT:g}%"
-    frame = evidence.widths
-    if frame is None or not len(pruned := frame[frame["quantity"] == "pruned width"]):
+    frame = evidence.measured("widths")
+    if frame.empty or not len(pruned := frame[frame["quantity"] == "pruned width"]):
         return untestable(name)
     layers = pruned[(pruned["layer"] != "total") & pruned["std"].notna()]
     shares = layers["std"] / layers["mean"]
@@ -226,10 +227,9 @@ def even_cells(number: int) -> Callable[[Evidence], Part]:
 
     def ask(evidence: Evidence) -> Part:
         name, asks = f"shares kept, Table {number}", f"within a factor of {EVEN:g} at every ratio"
-        frame = evidence.sparsity
-        if frame is None or not (frame["table"] == number).any():
+        cells = evidence.measured("sparsity", where={"table": number})
+        if cells.empty:
             return untestable(name)
-        cells = frame[frame["table"] == number]
         low, high = (cells.groupby("ratio")["mean"].agg(name) for name in ("min", "max"))
         even = [bool(high[r] <= EVEN * low[r]) for r in low.index]
         said = [f"{r}: {low[r]:.3f} to {high[r]:.3f}" for r in low.index]
@@ -248,9 +248,9 @@ def few_near_zero(evidence: Evidence) -> Part:
     """Ask for almost no weights near zero after fine-tuning, and for some after retraining."""
     panel = "Unstructured Pruning"
     name = f"share of weights within {NEAR:g} of zero, Figure 8, {panel}"
-    frame = evidence.weights
-    bins = frame[frame["panel"] == panel] if frame is not None else pd.DataFrame(columns=["column"])
-    networks = {str(column): near_zero(rows) for column, rows in bins.groupby("column", sort=False)}
+    bins = evidence.measured("weights", where={"panel": panel})
+    columns = bins.groupby("column", sort=False) if len(bins) else ()
+    networks = {str(column): near_zero(rows) for column, rows in columns}
     if networks.keys() != {"Unpruned", "Fine-tuned", "Scratch-trained"}:
         return untestable(
             name,
@@ -287,9 +287,8 @@ def _network(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def _stages(evidence: Evidence, number: int) -> pd.DataFrame | None:
     """Spread a table of shares kept by ratio (rows) and stage; None unless it is whole."""
-    frame = evidence.sparsity
-    if frame is None or not (frame["table"] == number).any():
+    cells = evidence.measured("sparsity", where={"table": number})
+    if cells.empty:
         return None
-    cells = frame[frame["table"] == number]
     table = cells.pivot_table(index="ratio", columns="stage", values="mean")
     return None if table.isna().to_numpy().any() else table

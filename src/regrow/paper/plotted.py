@@ -12,9 +12,10 @@ import pandas as pd
 from regrow.arms import UNPRUNED, Start
 from regrow.paper.curves import POINT
 from regrow.paper.found import Found, averaged
+from regrow.paper.known import KNOWN, known_of
 from regrow.paper.layout import NOT_RUN
 from regrow.paper.measures import COLUMNS, FINEST
-from regrow.paper.printed import records
+from regrow.paper.printed import FIGURES, records
 from regrow.paper.reproduce import Kind, Plan, Printable
 from regrow.paper.weights import BIN, NEAR, near_zero
 from regrow.report import words
@@ -111,8 +112,14 @@ def _points(found: Sequence[Found], series: Callable[[Printable], list[str]]) ->
                 groups.setdefault((printable.panel, name, ratio), []).append(run)
     panels, names = (list(dict.fromkeys(place[i] for place in groups)) for i in (0, 1))
     places = sorted(groups, key=lambda p: (panels.index(p[0]), names.index(p[1]), p[2]))
-    points = [(*place, *_figures(groups[place])) for place in places]
-    frame = pd.DataFrame(points, columns=[*POINT])
+    points = [
+        {
+            **dict(zip(POINT, (*place, *_figures(groups[place])), strict=True)),
+            **known_of(groups[place]),
+        }
+        for place in places
+    ]
+    frame = pd.DataFrame(points, columns=[*POINT, *KNOWN])
     columns = ("panel", "series", "sparsity", "parameters", "accuracy %", "n")
     return frame, _point_rows(frame), columns
 
@@ -160,7 +167,25 @@ def _histograms(found: Sequence[Found]) -> Gathered:
     fine = pd.concat([one.measured for one in found], ignore_index=True)
     panels = dict.fromkeys(one.panel for part in found for one in part.part.cells)
     columns = ("panel", "column", "weights", f"share below {NEAR:g}", "std")
-    return _merged(fine), _histogram_rows(fine, [*panels]), columns
+    return _described(_merged(fine), found), _histogram_rows(fine, [*panels]), columns
+
+
+def _described(bins: pd.DataFrame, found: Sequence[Found]) -> pd.DataFrame:
+    """Add to each network's bins what is known of it."""
+    networks: dict[tuple[str, str], Run] = {}
+    for one in found:
+        for cell, run in zip(one.part.cells, one.runs, strict=True):
+            if run.accuracy is not None:
+                networks.setdefault((cell.panel, COLUMNS[cell.cell.arm.start]), run)
+    known = pd.DataFrame(
+        [
+            {"panel": panel, "column": column, "mean": run.accuracy, "std": None, "n": 1}
+            | known_of([run])
+            for (panel, column), run in networks.items()
+        ],
+        columns=["panel", "column", *FIGURES, *KNOWN],
+    )
+    return bins.merge(known, how="left", on=["panel", "column"])
 
 
 def _merged(fine: pd.DataFrame) -> pd.DataFrame:

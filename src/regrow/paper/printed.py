@@ -194,7 +194,8 @@ def as_cells(frame: pd.DataFrame) -> pd.DataFrame:
     Needed are the columns table, dataset, model, arm, mean, std, n, and target for pruned networks;
     a missing one is a ``ConfigError``. The arm ``fine-tune`` becomes the tables' ``fine-tuned``.
     Rows without a result (n = 0) are left out. In Tables 2 and 3 accuracies of pruned networks
-    become signed changes from our own unpruned network (``metric`` top1-drop; std left as it is).
+    become signed changes from our own unpruned network (``metric`` top1-drop; std left as it is);
+    ``accuracy`` holds what ``mean`` was.
     """
     missing = [name for name in NEEDED if name not in frame.columns]
     if missing:
@@ -209,6 +210,7 @@ def as_cells(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.assign(**{name: pd.to_numeric(frame[name]) for name in FIGURES})
     frame = frame[(frame["n"] > 0) & frame["mean"].notna()].reset_index(drop=True)
     frame["arm"] = frame["arm"].replace("fine-tune", "fine-tuned")
+    frame["accuracy"] = frame["mean"]
     changed = [_as_change(row, frame) for row in records(frame)]
     return pd.DataFrame(changed, columns=[*frame.columns])
 

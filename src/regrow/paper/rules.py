@@ -5,19 +5,29 @@ speak against it; of a claim about every row, one plain counterexample does. ``p
 and the numbers say why. "Not significant" never counts as equal.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pandas as pd
 
-from regrow.paper.contrasts import MARGIN, Contrast, Pair, Tally, pairs
+from regrow.paper.contrasts import MARGIN, Contrast, LeftOut, Pair, Tally, parted
 from regrow.paper.curves import CurveContrast, curve_pairs
+from regrow.paper.known import has_known, usable, worded
 from regrow.stats import ROUNDING
 
-Outcome = Literal["holds", "partly", "does not hold", "not testable here"]
+Outcome = Literal["holds", "partly", "does not hold", "no conclusion", "not testable here"]
+INCONCLUSIVE: Outcome = "no conclusion"
 UNTESTABLE: Outcome = "not testable here"
-OUTCOMES: tuple[Outcome, ...] = ("holds", "partly", "does not hold", UNTESTABLE)
+OUTCOMES: tuple[Outcome, ...] = ("holds", "partly", "does not hold", INCONCLUSIVE, UNTESTABLE)
+Measured = Literal["widths", "sparsity", "curves", "weights"]
+# What names a row of each, and whether its mean is an accuracy.
+ROWS: Mapping[Measured, tuple[tuple[str, ...], bool]] = {
+    "widths": (("layer", "quantity"), False),
+    "sparsity": (("table", "ratio", "stage", "kernel_row", "kernel_col"), False),
+    "curves": (("figure", "panel", "series", "ratio"), True),
+    "weights": (("panel", "column"), True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +35,8 @@ class Evidence:
     """What a claim is judged on: results, and what else there is.
 
     ``widths`` and ``sparsity`` (shares kept) are cells of tables; ``curves`` is what ``read_cells``
-    finds of Figures 3, 5, 6 and 7, ``weights`` of Figure 8.
+    finds of Figures 3, 5, 6 and 7, ``weights`` of Figure 8. Rows that allow no conclusion are left
+    out of all that is asked, and noted with the reasons in ``left_out``.
     """
 
     results: pd.DataFrame
@@ -34,15 +45,38 @@ class Evidence:
     curves: pd.DataFrame | None = None
     weights: pd.DataFrame | None = None
     margin: float = MARGIN
+    left_out: LeftOut = field(default_factory=dict, compare=False)
+
+    @property
+    def known(self) -> bool:
+        """Whether it says of its networks what conclusions need."""
+        frames = [getattr(self, name) for name in ("results", *ROWS)]
+        return all(has_known(frame) for frame in frames if frame is not None and len(frame))
+
+    def anew(self) -> "Evidence":
+        """Return the same evidence, of which nothing has been asked."""
+        return replace(self, left_out={})
+
+    def measured(self, name: Measured, *, where: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Return the rows of one kind that have these values and allow a conclusion."""
+        frame: pd.DataFrame | None = getattr(self, name)
+        if frame is None:
+            return pd.DataFrame()
+        for column, value in (where or {}).items():
+            frame = frame[frame[column] == value]
+        named, accuracies = ROWS[name]
+        rows, left_out = usable(frame, margin=self.margin, named=named, accuracies=accuracies)
+        self.left_out.update(left_out)
+        return rows
 
     def tally(self, contrast: Contrast | CurveContrast, *, sign: int = 1) -> Tally:
         """Compare every row that has both sides; p-values corrected within each table."""
         if isinstance(contrast, CurveContrast):
-            if self.curves is None:
-                return Tally(pairs=(), margin=self.margin)
-            found, beyond = curve_pairs(self.curves, contrast, margin=self.margin)
+            points = self.measured("curves", where={"figure": contrast.figure})
+            found, beyond = curve_pairs(points, contrast, margin=self.margin)
             return Tally(pairs=found, margin=self.margin, sign=sign, beyond=beyond)
-        found = pairs(self.results, contrast, margin=self.margin)
+        found, left_out = parted(self.results, contrast, margin=self.margin)
+        self.left_out.update(left_out)
         return Tally(pairs=found, margin=self.margin, sign=sign)
 
 
@@ -89,7 +123,7 @@ class Part:
     """One part of a claim in figures and words, and how it was ``judged``: (asked, outcome) pairs.
 
     What is only told is not judged. ``rows`` counts the rows it stands on, ``n`` their seeds;
-    ``against`` names those that refute it each by itself.
+    ``against`` names those that refute it each by itself, ``left_out`` those that allow none.
     """
 
     name: str
@@ -98,6 +132,7 @@ class Part:
     rows: int = 0
     n: tuple[int, ...] = ()
     against: tuple[str, ...] = ()
+    left_out: LeftOut = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
 
 
@@ -135,21 +170,36 @@ def untestable(name: str, *, why: str = "not run", told: bool = False) -> Part:
     return Part(name=name, text=why, judged=() if told else (("", UNTESTABLE),))
 
 
+def asked(ask: Callable[[Evidence], Part], evidence: Evidence) -> Part:
+    """Ask one part of a claim; it tells what was left out, and whether that leaves nothing."""
+    fresh = evidence.anew()
+    part = ask(fresh)
+    if not fresh.left_out:
+        return part
+    num, why = len(fresh.left_out), worded(fresh.left_out)
+    if part.rows:
+        text = f"{part.text}; {num} rows are left out: {why}"
+        return replace(part, text=text, left_out=fresh.left_out)
+    judged = tuple((asks, INCONCLUSIVE) for asks, _ in part.judged)
+    text = f"no conclusion, all {num} rows are left out: {why}"
+    return replace(part, text=text, judged=judged, left_out=fresh.left_out)
+
+
 def combine(outcomes: Sequence[Outcome], *, refuted: bool = False) -> Outcome:
     """Join the outcomes of a claim's parts: all hold, none holds, or partly.
 
     A part that is ``refuted`` by a counterexample refutes the claim.
 
-    A part that cannot be tested keeps the claim from holding as a whole.
+    A part that cannot be tested, or allows no conclusion, keeps the claim from holding as a whole.
 
     >>> combine(["holds", "holds"]), combine(["holds", "not testable here"])
     ('holds', 'partly')
     """
     if refuted:
         return "does not hold"
-    tested = {outcome for outcome in outcomes if outcome != UNTESTABLE}
+    tested = {outcome for outcome in outcomes if outcome not in (INCONCLUSIVE, UNTESTABLE)}
     if not tested:
-        return UNTESTABLE
+        return INCONCLUSIVE if INCONCLUSIVE in outcomes else UNTESTABLE
     if tested == {"does not hold"}:
         return "does not hold"
     return "holds" if set(outcomes) == {"holds"} else "partly"

@@ -121,10 +121,11 @@ def departs(scale: str, images: Iterable[Images]) -> list[str]:
     for one in images:
         if not one.stands_in:
             continue
-        # At another scale nothing has to be looked at: that it stands in is said in the notes.
-        why = "" if scale else _copy_departs(one.dataset, one.spec)
-        if why:
-            reasons.append(f"{one.spec.name} stands for {one.dataset}: {why}")
+        stands_in = f"{one.spec.name} stands for {one.dataset}"
+        if scale:  # then nothing has to be looked at
+            reasons.append(stands_in)
+        elif why := _copy_departs(one.dataset, one.spec):
+            reasons.append(f"{stands_in}: {why}")
     return reasons
 
 
