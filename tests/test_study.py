@@ -1,5 +1,6 @@
 """Studies: every key that can be given, every way to get it wrong, and the graph that comes out."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from regrow.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED
 from regrow.errors import ConfigError, DataError, TraceError
@@ -474,6 +476,35 @@ def test_slimming_a_network_without_norms_is_refused_before_training(
         return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     methods = {"name": "network-slimming", "sparsity": 0.5}
-    message = r"\(scope normed-conv, view, normed-linear\), and this network has none .* 0"
+    message = (
+        r"no-norms: network-slimming .*\(scope normed-conv, view, normed-linear\), and this "
+        r"network has none .* '0' \(its kind is conv, without a norm of its own\)"
+    )
     with pytest.raises(TraceError, match=message):
         study(models="no-norms", methods=methods).cells()
+
+
+@pytest.mark.parametrize(
+    ("first", "method", "message"),
+    [
+        (lambda: nn.LazyConv2d(8, 3), "l1-filter", r"lazy layers, .* '0'. Run it once"),
+        (lambda: weight_norm(nn.Conv2d(1, 8, 3)), "magnitude", "weights of '0' cannot be held"),
+        (lambda: weight_norm(nn.Conv2d(1, 8, 3)), "l1-filter", "Kept whole: '0' .its weight is"),
+    ],
+)
+def test_networks_that_cannot_be_pruned_so_are_refused_by_name_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+    first: Callable[[], nn.Module],
+    method: str,
+    message: str,
+) -> None:
+    forget_names(monkeypatch)
+
+    name = f"special-{message}"  # for each another, because traces are remembered
+
+    @register_model(name, family="example")
+    def special(*, classes: int, in_channels: int = 3, input_size: int = 32) -> nn.Module:
+        return nn.Sequential(first(), nn.ReLU(), nn.Conv2d(8, classes, 3), nn.Flatten(2))
+
+    with pytest.raises(TraceError, match=f"^special-.*: .*{message}"):
+        study(models=name, methods={"name": method, "sparsity": 0.5}).cells()

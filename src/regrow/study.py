@@ -40,7 +40,7 @@ from torch import nn
 from regrow.arms import UNPRUNED, Arm
 from regrow.checks import is_number
 from regrow.data import DataSpec, fingerprint, load
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, TraceError
 from regrow.experiment import (
     AXES,
     Cut,
@@ -489,9 +489,11 @@ def _check_use(use: MethodUse, model: ModelSpec, data: Material) -> None:
 def _count_groups(
     model: ModelSpec, shape: tuple[int, ...], unit: Any, scope: Any, name: str
 ) -> int:
-    network, found = _traced(model, shape)
     method = replace(METHODS.get(name), unit=unit, scope=scope)
-    return len(groups_in_scope(network, found, method))
+    try:
+        return len(groups_in_scope(*_traced(model, shape), method))
+    except TraceError as error:
+        raise TraceError(f"{model.name}: {error}") from error
 
 
 @cache

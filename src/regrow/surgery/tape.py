@@ -214,9 +214,9 @@ def _refuse_lazy(model: nn.Module) -> None:
     lazy = dict.fromkeys(n.rpartition(".")[0] for n, t in tensors if is_lazy(t))
     if lazy:
         raise TraceError(
-            f"The lazy {'layers' if len(lazy) > 1 else 'layer'} {', '.join(map(repr, lazy))} of "
-            "this network have no weights before a first run. Run it once on an example, "
-            "net(example), and trace it then."
+            f"This network has lazy layers, which have no weights before a first run: "
+            f"{', '.join(map(repr, lazy))}. Run it once on an example, net(example), where it is "
+            "built, and trace it then."
         )
 
 
