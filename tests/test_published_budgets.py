@@ -94,9 +94,9 @@ def test_soft_filters(depth: int) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "printed"),
     [
-        ("vgg-19", {"conv_bias": True}, 19.4),
         ("preresnet-110", {}, 14.8),
-        ("densenet-bc-100", {}, 14.1),
+        pytest.param("vgg-19", {"conv_bias": True}, 19.4, marks=pytest.mark.slow),
+        pytest.param("densenet-bc-100", {}, 14.1, marks=pytest.mark.slow),
     ],
 )
 def test_uniform_sparsity(name: str, arguments: dict[str, Any], printed: float) -> None:
