@@ -374,6 +374,7 @@ def test_a_detector_learns_four_pictures_by_heart() -> None:
         ({"name": "larg"}, "Unknown detector 'larg'"),
         ({"short_side": 10}, "'short_side' of a detector must be an int of at least 32. Got 10"),
         ({"long_side": 100}, "'long_side' of a detector must be at least the short side, 600"),
+        ({"long_side": 100_000}, "'long_side' of a detector must be at most 4096 pixels"),
         ({"rpn_nms": 1.5}, r"'rpn_nms' of a detector must be a number in \(0, 1\]. Got 1.5"),
         ({"anchor_sizes": []}, "'anchor_sizes' of a detector must be a list of numbers above 0"),
         ({"anchor_sizes": [float("inf")]}, "must be a list of numbers above 0"),

@@ -28,7 +28,7 @@ def box(*corners: float, name: str = "cat", difficult: int = 0) -> str:
     return BOX.format(*corners, name=name, difficult=difficult)
 
 
-def annotation(*boxes: str, size: tuple[int, int] = (48, 40)) -> str:
+def annotation(*boxes: str, size: tuple[float, float] = (48, 40)) -> str:
     return HEAD.format(*size) + "".join(boxes) + "</annotation>"
 
 
@@ -158,6 +158,7 @@ def test_identity_is_content_not_place(voc: Path, tmp_path: Path) -> None:
             annotation(box(9, 9, 9, 9)),
             r"b\.xml: the box of object 1 \(cat\) has no area: it is",
         ),
+        (annotation(size=(48.5, 40)), r"its size is 48\.5x40, and its image's 48x40"),
         (annotation(box(0, 9, 0, 20)), r"has no area: it ends at 0"),
         (annotation(box(9, 9, 5, 20)), r"ends before it begins \(got 9, 9, 5, 20\)"),
         (annotation(box(9, 20, 12, 9)), r"ends before it begins"),
@@ -210,6 +211,20 @@ def test_a_box_of_one_row_of_pixels_is_read(
     rewrite(voc, "b", annotation(box(*corners)))
     boxes = load(DetectionSpec(f"voc:{voc}"), short_side=40, long_side=48).train.truths[1].boxes
     assert boxes.tolist() == [read_as]
+
+
+def test_a_split_of_which_nothing_is_left_says_why(voc: Path) -> None:
+    (voc / "VOC2007" / "ImageSets" / "Main" / "trainval.txt").write_text("a.jpg\nb.jpg\n")
+    with pytest.raises(DataError, match=r"no image of a split is left\. .*a\.jpg\.xml: the annot"):
+        read(voc, on_error="skip")
+
+
+def test_a_link_that_leads_nowhere_is_left_out(voc: Path) -> None:
+    file = voc / "VOC2007" / "JPEGImages" / "b.jpg"
+    file.unlink()
+    file.symlink_to(voc / "nowhere")
+    assert len(read(voc, on_error="skip").train) == 2
+    assert fingerprint(DetectionSpec(f"voc:{voc}", on_error="skip"))
 
 
 def test_parts_of_an_object_have_boxes_of_their_own(voc: Path) -> None:

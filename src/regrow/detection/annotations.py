@@ -43,11 +43,11 @@ def read(file: Path, image: Path, *, classes: tuple[str, ...] | None) -> Annotat
     width, height = (_number(root, f"size/{side}", file) for side in ("width", "height"))
     if width < 1 or height < 1:
         raise _broken(file, f"the size of the image is unknown (got {width:g}x{height:g})")
-    size = (int(width), int(height))
-    actual = _image_size(image)
-    if actual != size:
+    size = _image_size(image)
+    if size[0] != width or size[1] != height:
         raise _broken(
-            file, "its size is {}x{}, and its image's {}x{} ({})".format(*size, *actual, image)
+            file,
+            f"its size is {width:g}x{height:g}, and its image's {size[0]}x{size[1]} ({image})",
         )
     objects = tuple(
         _object(element, number, size, file)

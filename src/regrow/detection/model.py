@@ -19,6 +19,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from regrow.checks import is_int, is_number
 from regrow.cost import Cost, measure
+from regrow.data.spec import MOST_PIXELS
 from regrow.errors import ConfigError, unknown
 from regrow.seeds import derive
 from regrow.surgery.tape import evaluating
@@ -83,6 +84,8 @@ class Detector:
             raise self._error("short_side", f"an int of at least {2 * STRIDE}")
         if self.long_side < self.short_side:
             raise self._error("long_side", f"at least the short side, {self.short_side}")
+        if self.long_side > MOST_PIXELS:
+            raise self._error("long_side", f"at most {MOST_PIXELS} pixels")
         for name in _SHARES:
             if not is_number(getattr(self, name)) or not 0 < getattr(self, name) <= 1:
                 raise self._error(name, "a number in (0, 1]")

@@ -95,6 +95,8 @@ def load(spec: DetectionSpec, *, short_side: int, long_side: int) -> DetectionDa
                 if spec.on_error == "stop":
                     raise
                 left_out.append(str(error))
+    if not all(found.values()):
+        raise DataError(f"{spec.name}: no image of a split is left. {left_out[0]}")
     classes = _classes(spec, found["train"].values(), found["test"].values())
     sides = (short_side, long_side)
     num_bytes = sum(
@@ -250,7 +252,7 @@ def _digest(file: Path) -> str:
 
 
 def _size(file: Path | None) -> int | None:
-    return None if file is None else file.stat().st_size
+    return None if file is None or not file.exists() else file.stat().st_size
 
 
 # Reading ------------------------------------------------------------------------------------------
