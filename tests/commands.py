@@ -22,7 +22,7 @@ STUDY: dict[str, Any] = {
     ],
     "arms": ["unpruned", "pruned", "fine-tune", "scratch-e"],
     "seeds": 2,
-    "recipe": {"name": "cifar", "epochs": 1, "batch": 20, "lr": 0.05},
+    "recipe": {"name": "cifar", "epochs": 1, "batch": 20, "lr": 0.05, "precision": "fp32"},
 }
 
 

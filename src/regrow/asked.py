@@ -7,7 +7,7 @@
 Whoever takes a study from a user takes either kind from here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from regrow.jobs import Prune, Train
 from regrow.report import ACCURACY, Extra, Failure, Measure, Run
 from regrow.report.collect import collect as collect_classifiers
 from regrow.store import Store
-from regrow.study import Study, read_file
+from regrow.study import Study, decided, read_file
+from regrow.train import Precision
 from regrow.work import Job, all_jobs
 
 Asked = Study | DetectionStudy
@@ -36,9 +37,12 @@ class Collected:
     extras: tuple[Extra, ...] = ()
 
 
-def load(path: str | Path) -> Asked:
-    """Read a study file of either kind, told apart by its content."""
-    return read_file(path, lambda value, name: from_json(value, name=name))
+def load(path: str | Path, precision: Callable[[], Precision] = lambda: "fp32") -> Asked:
+    """Read a study file of either kind, told apart by its content.
+
+    ``precision`` says what recipes have that say ``auto``, or nothing (see ``run.precision``).
+    """
+    return read_file(path, lambda value, name: from_json(decided(value, precision), name=name))
 
 
 def from_json(value: Any, *, name: str = "study") -> Asked:

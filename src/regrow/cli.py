@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from regrow.asked import Asked
     from regrow.report import Report
     from regrow.run import Summary
+    from regrow.run.precision import Choice
     from regrow.store import Snapshot, Store
     from regrow.work import Job
 
@@ -151,7 +152,7 @@ def plan(
     from regrow.run import num_cores
     from regrow.run.estimate import estimate
 
-    asked = _study(study)
+    asked = _study(study, _choice(store))
     jobs = asked.jobs()
     opened = _open(store, create=False) if store.exists() else None
     done = _stored(opened, jobs).done if opened else frozenset[str]()
@@ -201,7 +202,8 @@ def status(
     _load_files(with_files)
     from regrow.work import all_jobs
 
-    asked, opened = _study(study), _open(store, create=False)
+    asked = _study(study, _choice(store, measure=False))
+    opened = _open(store, create=False)
     nodes = all_jobs(asked.jobs())
     snapshot = _stored(opened, nodes.values())
     groups: dict[str, list[str]] = {k: [] for k in ("done", "running", "paused", "failed")}
@@ -258,9 +260,9 @@ def report(
 ) -> None:
     """Write the report of what a study has so far, and show its table and answer."""
     _load_files(with_files)
-    asked = _study(study)
-    opened = _open(store, create=False)
-    made, statuses = _report(asked, opened, out, command=_command())
+    choice = _choice(store, measure=False)
+    asked, opened = _study(study, choice), _open(store, create=False)
+    made, statuses = _report(asked, opened, out, command=_command(), choice=choice)
     _show(made, as_json=as_json)
     if "failed" in statuses:
         raise typer.Exit(EXIT_FAILED_JOBS)
@@ -302,7 +304,8 @@ def export(
         "seed": None if seed is None else str(seed),
     }
     wanted = {axis: value for axis, value in given.items() if value is not None}
-    asked, opened = _study(study), _open(store, create=False)
+    asked = _study(study, _choice(store, measure=False))
+    opened = _open(store, create=False)
     made = write(choose(asked.cells(), wanted), opened, to)
     if as_json:
         _print_json(
@@ -429,10 +432,18 @@ def _load_files(paths: Sequence[Path] | None) -> None:
         load_file(path)
 
 
-def _study(path: Path) -> "Asked":
+def _study(path: Path, choice: "Choice") -> "Asked":
     from regrow.asked import load
 
-    return load(path)
+    return load(path, choice)
+
+
+def _choice(store: Path, *, device: str = "cpu", measure: bool = True) -> "Choice":
+    """Return what decides on ``precision: auto``, by a store that there may be."""
+    from regrow.run.precision import Choice
+
+    opened = _open(store, create=False) if store.exists() else None
+    return Choice(opened, device=device, measure=measure)
 
 
 def _open(store: Path, *, create: bool) -> "Store":
@@ -466,11 +477,13 @@ def _run(
     from regrow.run import run as run_jobs
     from regrow.run.display import display
 
-    asked = _study(path)
+    choice = _choice(store, device=device)
+    asked = _study(path, choice)
     jobs = asked.jobs()  # looks at data and networks: nothing is written for a study that cannot be
     check_device(device)
-    _say_notices(jobs)
+    _say_notices(jobs, device=device)
     opened = _open(store, create=True)
+    choice.keep(opened)
     _check_writable(_out(asked, out))
     with display() as show:
         summary = run_jobs(
@@ -481,19 +494,21 @@ def _run(
             checkpoint_seconds=checkpoint_seconds,
             device=device,
         )
-    made, statuses = _report(asked, opened, out, command=command)
+    made, statuses = _report(asked, opened, out, command=command, choice=choice)
     _show(made, as_json=as_json, summary=summary)
     _sum_up(summary, made.paths[0])
     if set(statuses) != {"done"} or not summary.complete:
         raise typer.Exit(EXIT_FAILED_JOBS)
 
 
-def _say_notices(jobs: "Iterable[Job]") -> None:
-    """Say on standard error what people should know of the data."""
+def _say_notices(jobs: "Iterable[Job]", *, device: str = "cpu") -> None:
+    """Say on standard error what people should know of the data, and of the precision."""
     from regrow.asked import notices
+    from regrow.run.precision import slow_bf16
 
-    for notice in notices(jobs):
-        _complain(notice)
+    for notice in (*notices(jobs), slow_bf16(jobs, device)):
+        if notice is not None:
+            _complain(notice)
 
 
 def _sum_up(summary: "Summary", page: Path) -> None:
@@ -530,7 +545,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _report(
-    asked: "Asked", opened: "Store", out: Path | None, *, command: str
+    asked: "Asked", opened: "Store", out: Path | None, *, command: str, choice: "Choice"
 ) -> "tuple[Report, list[str]]":
     from regrow.asked import collect, notices
     from regrow.report import write
@@ -548,6 +563,7 @@ def _report(
         measure=found.measure,
         extras=found.extras,
         notes=notices(asked.jobs()),
+        precision=str(choice.decision) if choice.decision is not None else None,
     )
     return made, [run.status for run in found.runs]
 

@@ -24,7 +24,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -302,6 +302,29 @@ class Store:
     def forgive(self, key: str) -> None:
         """Forget a job's last failure, because it is being tried again."""
         self._failure(key).unlink(missing_ok=True)
+
+    def decided(self, name: str) -> Any:
+        """Return what was decided once for the whole store under a name, or None."""
+        file = self.root / f"{name}.json"
+        try:
+            return unsealed(read_file(file), name) if file.exists() else None
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"Cannot read {file}: {error}. Remove it, and it is decided anew."
+            ) from error
+
+    def decide(self, name: str, value: Mapping[str, Any]) -> Any:
+        """Keep a decision, unless there is one; return the one that stands."""
+        file = self.root / f"{name}.json"
+        fresh = self.root / f".{name}.{os.getpid()}.new"
+        try:
+            write_synced(fresh, sealed(dict(value), name))
+            with suppress(FileExistsError):  # of several at once, the first has decided
+                os.link(fresh, file)
+            fresh.unlink()
+        except OSError as error:
+            raise StoreError(f"Cannot write {file}: {_reason(error)}.") from error
+        return self.decided(name)
 
     def tidy(self) -> None:
         """Remove what processes that were killed while committing left behind."""

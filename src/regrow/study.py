@@ -56,6 +56,7 @@ from regrow.models import MODELS, ModelSpec, build
 from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, REPAIRS, groups_in_scope
 from regrow.stages import stages_of
 from regrow.surgery import Trace, trace
+from regrow.train import AUTO, Precision
 from regrow.work import Job
 
 DEFAULT_MARGIN = 0.3  # points of accuracy: about two standard deviations of the paper's rows
@@ -113,9 +114,15 @@ class Study:
                 )
 
     @classmethod
-    def load(cls, path: str | Path) -> "Study":
-        """Read a study file; a ``ConfigError`` says where it is wrong."""
-        return read_file(path, lambda value, name: cls.from_json(value, name=name))
+    def load(cls, path: str | Path, *, precision: Precision = "fp32") -> "Study":
+        """Read a study file; a ``ConfigError`` says where it is wrong.
+
+        ``precision`` is what recipes have that say ``auto``, or nothing.
+        """
+        return read_file(
+            path,
+            lambda value, name: cls.from_json(decided(value, lambda: precision), name=name),
+        )
 
     @classmethod
     def from_json(cls, value: Any, *, name: str = "study") -> "Study":
@@ -158,6 +165,40 @@ class Study:
 
 
 # Reading ------------------------------------------------------------------------------------------
+
+
+def decided(value: Any, precision: Callable[[], Precision]) -> Any:
+    """Return a study, as a file has it, whose recipes say a precision: where they do not, this.
+
+    ``precision`` is asked only if a recipe does not say, or says ``auto``.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    found = _decided(value, precision)
+    whole = {} if "backbone" in value else {"name": "cifar"}  # what a study has that gives none
+    if "recipe" not in value:
+        found["recipe"] = _decided_recipe(whole, precision)
+    if isinstance(value.get("backbone"), Mapping):
+        found["backbone"] = decided(value["backbone"], precision)
+    return found
+
+
+def _decided(value: Any, precision: Callable[[], Precision]) -> Any:
+    if isinstance(value, list):
+        return [_decided(entry, precision) for entry in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: _decided_recipe(entry, precision) if key == "recipe" else _decided(entry, precision)
+        for key, entry in value.items()
+    }
+
+
+def _decided_recipe(value: Any, precision: Callable[[], Precision]) -> Any:
+    recipe = {"name": value} if isinstance(value, str) else value
+    if not isinstance(recipe, Mapping) or recipe.get("precision", AUTO) != AUTO:
+        return value
+    return {**recipe, "precision": precision()}
 
 
 def read_file(path: str | Path, parse: Callable[[Any, str], Read]) -> Read:

@@ -55,7 +55,7 @@ OnlyOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="Where networks are trained: cpu, cuda, ...")]
 PrecisionOption = Annotated[
-    str | None, typer.Option(help="fp32 or bf16.", show_default="fp32, as the paper")
+    str | None, typer.Option(help="fp32, bf16 or auto.", show_default="fp32, as the paper")
 ]
 
 
@@ -78,11 +78,18 @@ def reproduce(
     from regrow.paper.reproduce import entries, entry
     from regrow.paper.request import Request
     from regrow.run import check_device
+    from regrow.run.precision import Choice
+    from regrow.store import Store
+    from regrow.train import AUTO
 
     if what == "list":
         _list(list(entries().values()))
         return
     chosen = [*entries().values()] if what == "all" else [entry(what)]
+    choice = Choice(Store.open(store, create=False) if store.exists() else None, device=device)
+    if precision == AUTO:
+        # The paper's scale is the paper's.
+        precision = None if scale == "paper" or choice() == "fp32" else "bf16"
     request = Request(
         scale=scales.named(scale),
         data=_pairs(data or ()),
@@ -95,6 +102,7 @@ def reproduce(
         _plan(chosen, request, store=store, workers=workers)
         return
     check_device(device)
+    choice.keep(_open(store))
     if what == "all":
         _reproduce_all(chosen, request, store, folder, workers=workers, device=device)
     else:
@@ -152,12 +160,14 @@ def _reproduce(
     from regrow.paper.reproduce import prepare
     from regrow.run import run
     from regrow.run.display import display
+    from regrow.run.precision import slow_bf16
 
     plan = prepare(entry, request)
     for name, why in plan.skipped.items():
         _say(f"{name} is not run. {why}")
-    for notice in notices(plan.jobs):
-        _say(notice)
+    for notice in (*notices(plan.jobs), slow_bf16(plan.jobs, device)):
+        if notice is not None:
+            _say(notice)
     with display() as show:
         run(plan.jobs, store, workers=workers, on_event=show, device=device)
     return publish(plan, read_back(plan, store), folder, made=_made())

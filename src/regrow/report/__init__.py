@@ -63,14 +63,16 @@ def write(
     measure: Measure = ACCURACY,
     extras: Sequence[Extra] = (),
     draw: bool = True,
+    precision: str | None = None,
 ) -> Report:
     """Write every file of a report into a folder (made if absent) and return it.
 
     ``runs`` come in the study's order, with those that failed or are missing. ``margin`` is the
     difference in points below which arms count as equivalent. ``notes`` are limits that the runs do
     not show (e.g. a subset of the data). ``measure`` says what the runs' ``accuracy`` is;
-    ``extras`` are further tables, each a CSV file too. ``draw=False`` leaves the figures out. A
-    folder that cannot be written is a ``ConfigError``.
+    ``extras`` are further tables, each a CSV file too. ``draw=False`` leaves the figures out.
+    ``precision`` is what was computed in, where the study left that open. A folder that cannot be
+    written is a ``ConfigError``.
     """
     frame, found = summarise(runs), verdicts(runs, margin=margin)
     page = Page(
@@ -87,6 +89,7 @@ def write(
         "command": f"`{command}`",
         "date": date,
         "machine": machine,
+        **({"precision": precision} if precision is not None else {}),
         "versions": _versions(),
         "margin": f"{margin:g} points",
     }

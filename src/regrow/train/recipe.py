@@ -13,6 +13,7 @@ from regrow.errors import ConfigError, unknown
 
 Schedule = Literal["drops", "every", "constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
+AUTO = "auto"  # in a study file, for the precision that its store has decided on
 Decayed = Literal["all", "factors"]
 
 
@@ -28,6 +29,7 @@ class Recipe:
     and the scales of norms alone (``factors``): what is named ``bias`` is left out, as in MXNet.
     ``augmentation``: None is the data set's own.
     ``precision``: ``bf16`` computes layers in bfloat16 and keeps parameters and momentum in fp32.
+    In a study file also ``auto``, which is what a recipe there has that says none.
     ``channels_last``: the memory layout of images. It changes only the order of sums, and pays at
     every size: bf16 1.3x at 8 px and 1.1x (VGG-16) to 1.6x (PreResNet-164) at 32 px; fp32 1.2x at
     8 px and 0.95x (VGG-16) to 1.6x at 32 px. False is for comparison.
@@ -73,6 +75,11 @@ class Recipe:
             raise self._error("nesterov", "false where 'momentum' is 0")
         if self.augmentation is not None and not isinstance(self.augmentation, str):
             raise self._error("augmentation", "a text, or nothing for the data set's own")
+        if self.precision == AUTO:
+            raise ConfigError(
+                "The precision 'auto' is decided for a store, by the commands that read a study "
+                "file. Give 'fp32' or 'bf16' here, or Study.load(path, precision=...)."
+            )
         choices = {"schedule": Schedule, "precision": Precision, "decayed": Decayed}
         for name, known in ((name, get_args(choice)) for name, choice in choices.items()):
             if getattr(self, name) not in known:

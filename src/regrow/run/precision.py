@@ -1,0 +1,206 @@
+"""What ``precision: auto`` stands for: bf16 where the processor computes it and it pays, else fp32.
+
+Jobs are keyed by the precision that they compute in, so a store keeps what was decided when it was
+first run: another machine then finds the same jobs.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from datetime import date
+from functools import cache
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from regrow.convolutions import safe_convolutions
+from regrow.errors import StoreError
+from regrow.run.execute import one_thread
+from regrow.store import Store
+from regrow.train import Precision
+from regrow.work import Job, all_jobs
+
+PAYS = 0.9  # of the time that a step takes in fp32: the least gain that is worth another rounding
+HOPELESS = 3.0  # times fp32's: what a step of two images shows, without waiting for more
+FEW, MANY = 2, 32  # images a step
+ROUNDS = 3
+NAME = "precision"  # of the decision in the store
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a training step of a small network, on one thread."""
+
+    fp32: float
+    bf16: float
+
+    @property
+    def times(self) -> float:
+        """How many times as long bf16 takes."""
+        return self.bf16 / self.fp32
+
+    def __str__(self) -> str:
+        milliseconds = f"{1000 * self.fp32:.3g} ms in fp32 and {1000 * self.bf16:.3g} ms in bf16"
+        return f"a step of a small network took {milliseconds}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What ``auto`` stands for in a store, and why."""
+
+    precision: Precision
+    why: str
+    machine: str
+    date: str
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Decision":
+        """Read what a store keeps."""
+        names = [*cls.__dataclass_fields__]
+        if not isinstance(value, dict) or sorted(value) != sorted(names):
+            raise StoreError(f"The store's {NAME}.json must have {', '.join(names)}. Remove it.")
+        if value["precision"] not in get_args(Precision):
+            raise StoreError(
+                f"The precision of the store's {NAME}.json must be one of "
+                f"{', '.join(get_args(Precision))}. Got {value['precision']!r}. Remove it."
+            )
+        return cls(**value)
+
+    def __str__(self) -> str:
+        return f"{self.precision}, which 'auto' became on {self.date}: {self.why} ({self.machine})"
+
+
+class Choice:
+    """What ``auto`` stands for in one command; decided when it is first asked.
+
+    By the store, if it has decided, or has results from when fp32 was the default; else by a
+    measurement, which a command that only looks (``measure=False``) leaves out.
+    """
+
+    def __init__(self, store: Store | None, *, device: str = "cpu", measure: bool = True) -> None:
+        self.decision: Decision | None = None
+        self._store = store
+        self._device = device
+        self._measure = measure
+
+    def __call__(self) -> Precision:
+        """Decide, once."""
+        if self.decision is None:
+            self.decision = self._decide()
+        return self.decision.precision
+
+    def keep(self, store: Store) -> None:
+        """Keep what was decided, if anything was, for all commands on this store after this."""
+        if self.decision is None:
+            return
+        kept = Decision.from_json(store.decide(NAME, asdict(self.decision)))
+        if kept.precision != self.decision.precision:
+            raise StoreError(
+                f"Another command decided meanwhile that 'auto' is {kept.precision} in this store. "
+                "Run the same command again."
+            )
+
+    def _decide(self) -> Decision:
+        stored = None if self._store is None else self._store.decided(NAME)
+        if stored is not None:
+            return Decision.from_json(stored)
+        if self._store is not None and self._store.keys():
+            return _decision("fp32", "the store had results before, when fp32 was the default")
+        if not self._measure:
+            return _decision("fp32", "nothing is done yet")
+        return decide(self._device)
+
+
+@cache
+def decide(device: str = "cpu") -> Decision:
+    """Decide by what the device computes natively and, on a CPU, by what a few steps take."""
+    if device != "cpu":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        name = torch.cuda.get_device_name(device)
+        return _decision("bf16" if native else "fp32", f"{name} computes it", machine=name)
+    if not is_native():
+        return _decision("fp32", "this processor does not compute bfloat16")
+    speed = measured()
+    pays = speed.times < PAYS
+    return _decision("bf16" if pays else "fp32", str(speed))
+
+
+def is_native() -> bool:
+    """Tell whether this processor computes in bfloat16, and PyTorch may use that."""
+    known = torch.cpu.get_capabilities()
+    computes = any(bool(value) and name.endswith("bf16") for name, value in known.items())
+    return computes and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "DEFAULT")
+
+
+@cache
+def measured() -> Speed:
+    """Time a few training steps in both precisions, a second or less; bf16 may be hopeless."""
+    with one_thread():
+        few = _timed(FEW, rounds=2)
+        return few if few.times > HOPELESS else _timed(MANY, rounds=ROUNDS)
+
+
+def slow_bf16(jobs: Iterable[Job], device: str = "cpu") -> str | None:
+    """Return what to warn of where jobs compute in bf16, and the processor does not."""
+    recipes = (getattr(job, "recipe", None) for job in all_jobs(jobs).values())
+    asked = any(recipe is not None and recipe.precision == "bf16" for recipe in recipes)
+    if not asked or device != "cpu" or is_native():
+        return None
+    speed = measured()
+    if speed.times <= 1:
+        return None
+    return (
+        f"This processor does not compute bfloat16, so 'precision: bf16' is slow here: {speed}, "
+        f"{speed.times:.0f} times as long. With 'precision: fp32' the same study would take about "
+        "that much less, under other keys."
+    )
+
+
+def _timed(images: int, *, rounds: int) -> Speed:
+    """Return the shortest of some steps in each precision, taken in turns."""
+    steps = {precision: _stepper(precision, images) for precision in get_args(Precision)}
+    times: dict[str, list[float]] = {precision: [] for precision in steps}
+    for _ in range(rounds):
+        for precision, step in steps.items():
+            began = time.perf_counter()
+            step()
+            times[precision].append(time.perf_counter() - began)
+    return Speed(**{precision: min(taken) for precision, taken in times.items()})
+
+
+def _stepper(precision: Precision, images: int) -> Callable[[], None]:
+    """Return what takes a training step of a network of 32x32 images' middle layers."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(32, 64, 3, padding=1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    ).to(memory_format=torch.channels_last)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, 0.0, 0.05, generator=generator)
+    x = torch.randn(images, 32, 16, 16, generator=generator)
+    x = x.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(images)
+
+    def step() -> None:
+        of_precision = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+        with of_precision, safe_convolutions():
+            logits = model(x)
+        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
+
+    return step
+
+
+def _decision(precision: Precision, why: str, *, machine: str = "") -> Decision:
+    processor = torch.cpu.get_capabilities().get("cpu_name") or platform.processor()
+    where = machine or f"{processor}, {torch.backends.cpu.get_cpu_capability()}"
+    return Decision(precision=precision, why=why, machine=where, date=date.today().isoformat())
