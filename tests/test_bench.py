@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from commands import command_line, environment
-from regrow.bench import training
+from regrow.bench import processes, training
 from regrow.bench.command import app
 from regrow.bench.material import NETS, Subject, training_flops
 from regrow.bench.measuring import matrix_products, our_steps, our_training, rate
@@ -24,6 +24,8 @@ from regrow.bench.studies import measure_study
 from regrow.bench.training import Row, foot, head, line
 from regrow.errors import ConfigError, Interrupted
 from regrow.models import build
+from regrow.run import precision
+from regrow.run.precision import Speed
 from regrow.train import Training
 
 DIGITS = Subject(net="digits")
@@ -96,6 +98,7 @@ def row_of(net: str) -> Row:
         peak={"fp32": 2e9, "bf16": 4e9},
         of_peak=0.25,
         outside=0.03,
+        left_out={},
     )
 
 
@@ -106,6 +109,19 @@ def test_rows_name_every_way_and_the_peak() -> None:
     for part in ("bf16 together", "6.00x", "25.0%", "3.0%", "4 GFLOP/s in bf16"):
         assert part in text
     assert json.loads(json.dumps(row.to_json()))["gang"] == 2
+
+
+def test_precision_that_is_hopeless_here_is_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = Speed(0.02, 1.2)
+    for module in (processes, precision):
+        monkeypatch.setattr(module, "is_native", lambda: False)
+        monkeypatch.setattr(module, "measured", lambda: slow)
+    row = training.measure_training(DIGITS, device="cpu", rounds=1, seconds=0.05)
+    assert [*row.rates] == ["plain", "fp32", "fp32 together"]
+    assert [*row.peak] == ["fp32"]
+    assert "bf16 is left out: a step of a small network took 20 ms in fp32" in foot([row])
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from regrow.bench.command import app as bench_commands
-from regrow.errors import ConfigError, Interrupted, RanksLost, RegrowError, unknown
+from regrow.errors import ConfigError, Interrupted, RanksLost, RegrowError, StoreError, unknown
 from regrow.paper.command import app as paper_commands
 
 if TYPE_CHECKING:
@@ -442,8 +443,14 @@ def _choice(store: Path, *, device: str = "cpu", measure: bool = True) -> "Choic
     """Return what decides on ``precision: auto``, by a store that there may be."""
     from regrow.run.precision import Choice
 
-    opened = _open(store, create=False) if store.exists() else None
-    return Choice(opened, device=device, measure=measure)
+    return Choice(_there(store), device=device, measure=measure)
+
+
+def _there(store: Path) -> "Store | None":
+    """Return a store that there may be; what is wrong with it, who opens it to work with says."""
+    with suppress(StoreError):
+        return _open(store, create=False)
+    return None
 
 
 def _open(store: Path, *, create: bool) -> "Store":

@@ -22,6 +22,7 @@ class GpuWays:
     """The plain loop in fp32 and with TF32, ours alone, and as many of ours as pay."""
 
     def __init__(self, subject: Subject, device: str) -> None:
+        self.left_out: dict[str, str] = {}
         self._device = device
         self._subject = subject
         self._exact = exact_floats()

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
+from typing import get_args
 
 import torch
 
@@ -14,6 +15,7 @@ from regrow.bench.plain import plain_steps
 from regrow.models import build
 from regrow.run import num_cores
 from regrow.run.execute import held_back, large_pages, one_thread
+from regrow.run.precision import HOPELESS, is_native, measured
 from regrow.train import Precision
 
 TRAINING = "training"
@@ -69,11 +71,19 @@ def together(processes: list[Process], seconds: float, *, what: str = TRAINING) 
     return sum(process.result() for process in processes)
 
 
+def hopeless() -> dict[str, str]:
+    """Return which precision is not worth waiting for on this processor, and why."""
+    if is_native() or measured().times < HOPELESS:
+        return {}
+    return {"bf16": f"{measured()}, {measured().times:.0f} times as long"}
+
+
 class CpuWays:
     """The plain loop with one thread and with all, ours alone, and ours on every core."""
 
     def __init__(self, subject: Subject) -> None:
         self.gang = num_cores()
+        self.left_out = hopeless()
         self.ways: dict[str, Callable[[float], float]] = {}
         self._processes: list[Process] = []
         self._ours: dict[str, list[Process]] = {}
@@ -89,7 +99,7 @@ class CpuWays:
     def peaks(self, seconds: float) -> dict[str, float]:
         """Return the FLOPs a second of matrix products on all cores, by precision."""
         crew = self._ours["fp32"]
-        return {kind: together(crew, seconds, what=kind) for kind in ("fp32", "bf16")}
+        return {kind: together(crew, seconds, what=kind) for kind in self._ours}
 
     def close(self) -> None:
         """End every process."""
@@ -99,7 +109,7 @@ class CpuWays:
     def _start(self, subject: Subject) -> None:
         for kind in ("plain", PLAIN_ALL_THREADS):
             self._add(kind, self._crew(kind, subject, num=1))
-        for kind in ("fp32", "bf16"):
+        for kind in (kind for kind in get_args(Precision) if kind not in self.left_out):
             self._ours[kind] = self._crew(kind, subject, num=self.gang)
             self._add(kind, self._ours[kind][:1])
         for kind, crew in self._ours.items():

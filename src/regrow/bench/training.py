@@ -31,6 +31,7 @@ class Row:
     peak: dict[str, float]  # FLOPs a second of matrix products, by precision
     of_peak: float  # in the same precision
     outside: float | None  # share of a step outside forward, backward and update
+    left_out: dict[str, str]  # precisions that are hopeless here, and why
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -58,7 +59,8 @@ def measure_training(
     medians = {name: statistics.median(values) for name, values in rates.items()}
     if PLAIN_ALL_THREADS in medians:  # whichever is faster: threads of tiny networks may collapse
         medians["plain"] = max(medians["plain"], medians.pop(PLAIN_ALL_THREADS))
-    best = max(("fp32 together", "bf16 together"), key=lambda name: medians[name])
+    ours = [f"{precision} together" for precision in peak]
+    best = max(ours, key=lambda name: medians[name])
     flops_per_second = medians[best] * training_flops(subject)
     outside = None
     if device == "cpu":
@@ -74,6 +76,7 @@ def measure_training(
         peak=peak,
         of_peak=flops_per_second / peak[best.split()[0]],
         outside=outside,
+        left_out=ways.left_out,
     )
 
 
@@ -93,9 +96,11 @@ def line(row: Row) -> str:
 
 
 def foot(rows: Sequence[Row]) -> str:
-    """Return what is said under all rows: the peak that they are shares of."""
+    """Return what is said under all rows: the peak that they are shares of, and what is missing."""
     peaks = (
         f"{statistics.median(row.peak[name] for row in rows) / 1e9:,.0f} GFLOP/s in {name}"
         for name in rows[0].peak
     )
-    return f"\npeak of matrix products: {', '.join(peaks)}"
+    lines = [f"\npeak of matrix products: {', '.join(peaks)}"]
+    lines += [f"{name} is left out: {why}." for name, why in rows[0].left_out.items()]
+    return "\n".join(lines)

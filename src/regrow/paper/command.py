@@ -86,8 +86,9 @@ def reproduce(
         _list(list(entries().values()))
         return
     chosen = [*entries().values()] if what == "all" else [entry(what)]
-    choice = Choice(Store.open(store, create=False) if store.exists() else None, device=device)
+    choice = Choice(None, device=device)
     if precision == AUTO:
+        choice = Choice(Store.open(store, create=False) if store.exists() else None, device=device)
         # The paper's scale is the paper's.
         precision = None if scale == "paper" or choice() == "fp32" else "bf16"
     request = Request(
