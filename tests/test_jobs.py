@@ -515,10 +515,10 @@ def test_scratch_under_a_mask_draws_by_the_density_of_each_layer(
         assert _std(drawn) == pytest.approx(math.sqrt(2 / n), rel=spread)
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.01, 0.2, 1.0])
+@pytest.mark.parametrize("kept", [0.0, 0.02, 0.2, 1.0])
 def test_a_sparse_draw_has_no_least_fan(kept: float) -> None:
-    """N(0, 2 / n) however small n is: of a convolution 1x1 it is below 1 at most sparsities."""
-    model = nn.Sequential(nn.Conv2d(256, 256, 1, bias=False), nn.Flatten(), nn.Linear(256, 10))
+    """N(0, 2 / n) however small n is: with 2 % of 16 outputs kept it is 0.3."""
+    model = nn.Sequential(nn.Conv2d(256, 16, 1, bias=False), nn.Flatten(), nn.Linear(16, 10))
     generator = torch.Generator().manual_seed(0)
     stays = {
         name: torch.rand(weight.shape, generator=generator) < kept
@@ -531,7 +531,7 @@ def test_a_sparse_draw_has_no_least_fan(kept: float) -> None:
     drawn = model.get_parameter("0.weight").detach()
     assert torch.isfinite(drawn).all()
     if n > 0:
-        assert _std(drawn) == pytest.approx(math.sqrt(2 / n), rel=0.02)  # of 65,536 draws
+        assert _std(drawn) == pytest.approx(math.sqrt(2 / n), rel=0.05)  # of 4,096 draws
     assert torch.equal(model.get_parameter("2.weight"), head)  # a rule of convolutions
 
 
