@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from regrow.data import DATASETS, Dataset, DataSpec, MemoryImages, load
+from regrow.method import ALLOCATIONS, CRITERIA, METHODS
 from regrow.models import MODELS, ModelSpec, build
-from regrow.prune import ALLOCATIONS, CRITERIA, METHODS
 from regrow.registry import Registry
 from regrow.seeds import seeded
 from regrow.surgery import Trace, trace

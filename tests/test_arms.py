@@ -19,8 +19,9 @@ from regrow.arms import (
 )
 from regrow.cost import measure
 from regrow.errors import ConfigError
+from regrow.method import METHODS
 from regrow.models import ModelSpec, build
-from regrow.prune import METHODS, select
+from regrow.prune import select
 from regrow.surgery import trace
 from regrow.train import RECIPES, Recipe
 

@@ -19,7 +19,7 @@ from commands import STUDY, Command, Result, command_line, environment, write_st
 from image_files import image_folder
 from regrow import cli, registry
 from regrow.data import DataSpec, load
-from regrow.prune import CRITERIA, METHODS
+from regrow.method import CRITERIA, METHODS
 from regrow.train import evaluate
 
 
@@ -399,7 +399,7 @@ def test_broken_pipe_is_quiet(copy: Path) -> None:
 SHAKY = '''
 from pathlib import Path
 from torch import Tensor
-from regrow.prune import criterion, register_method
+from regrow.method import criterion, register_method
 
 @criterion("shaky")
 def shaky(group, probe) -> Tensor:

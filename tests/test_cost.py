@@ -13,8 +13,9 @@ from torchvision.models import VisionTransformer
 
 from regrow.cost import TRAINING_FACTOR, Cost, measure
 from regrow.mask import Mask, apply_
+from regrow.method import METHODS
 from regrow.models import ModelSpec, build
-from regrow.prune import METHODS, select
+from regrow.prune import select
 from regrow.surgery import shrink, trace
 
 IMAGE = torch.zeros(1, 3, 32, 32)

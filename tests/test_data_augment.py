@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regrow.data import AUGMENTATIONS, augment, draw, normalise
-from regrow.data.augment import CROP_DRAWS, crop_boxes, draw_crops
+from regrow.data import AUGMENTATIONS, normalise
+from regrow.data.augment import CROP_DRAWS, augment, crop_boxes, draw, draw_crops
 from regrow.errors import ConfigError
 
 

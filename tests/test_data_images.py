@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from image_files import expected_pixels, image, image_folder, parquet_folder, png, write_parquet
-from regrow.data import DataSpec, MemoryImages, StreamedImages, augment, fingerprint, load
+from regrow.data import DataSpec, MemoryImages, StreamedImages, fingerprint, load
+from regrow.data.augment import augment
 from regrow.data.cache import decoded
 from regrow.errors import DataError
 

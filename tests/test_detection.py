@@ -34,12 +34,13 @@ from regrow.detection.model import (
     settle_norms_,
 )
 from regrow.detection.pictures import Pictures, Truth
-from regrow.detection.spec import DetectionSpec
+from regrow.detection.spec import VOC_RECIPE, DetectionSpec
 from regrow.detection.study import DetectionStudy
-from regrow.detection.training import VOC_RECIPE, DetectionTraining
+from regrow.detection.training import DetectionTraining
 from regrow.errors import ConfigError, TrainingError
+from regrow.method import METHODS
 from regrow.models import ModelSpec, build
-from regrow.prune import METHODS, select
+from regrow.prune import select
 from regrow.run import run
 from regrow.store import Store
 from regrow.surgery import shrink, silence, trace

@@ -15,9 +15,9 @@ import regrow
 from cutting import enliven_, random_mask
 from regrow.data import DataSpec, fingerprint, load
 from regrow.jobs import Retrain, Train
+from regrow.method import CRITERIA, METHODS
 from regrow.models import ModelSpec, build, initialise_
 from regrow.probe import Probe
-from regrow.prune import CRITERIA, METHODS
 from regrow.registry import load_file
 from regrow.study import Study
 from regrow.surgery import trace, verify
@@ -155,7 +155,7 @@ def test_an_edited_model_is_another_training_and_another_scratch_row(tmp_path: P
 def test_an_edited_penalty_is_another_training(tmp_path: Path) -> None:
     text = """
 from regrow.methods.network_slimming import norm_scale
-from regrow.prune import register_method
+from regrow.method import register_method
 
 def penalty(model, strength):
     pass

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from regrow.guard import guard
+from regrow.method import METHODS, Method
 from regrow.models import ModelSpec, build
-from regrow.prune import METHODS, Method, select
+from regrow.prune import select
 from regrow.surgery import shrink, trace, verify
 from small import FROM_DIGITS, NETWORKS, SHAPE, digits, small
 

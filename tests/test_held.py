@@ -13,9 +13,10 @@ from torch.nn.utils import prune as torch_prune
 from regrow.errors import TraceError
 from regrow.jobs import _draw_sparse_
 from regrow.mask import Mask, apply_, holder, over_weights
+from regrow.method import METHODS
 from regrow.methods.network_slimming import push_scales_to_zero
 from regrow.methods.soft_filter import zero_smallest_filters_
-from regrow.prune import METHODS, left_out, select
+from regrow.prune import left_out, select
 from regrow.surgery import trace
 from test_whole import Net, Standardised, chain, conv, quantised, quietly
 

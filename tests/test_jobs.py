@@ -36,8 +36,8 @@ from regrow.jobs import (
     model_cost,
 )
 from regrow.mask import Mask
+from regrow.method import METHODS
 from regrow.models import MODELS, ModelSpec, build, register_model
-from regrow.prune import METHODS
 from regrow.run import run
 from regrow.store import Store
 from regrow.surgery import silence, trace

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from regrow.arms import WINNING_TICKET
 from regrow.errors import ConfigError
+from regrow.expand import Cell
 from regrow.jobs import Prune, Retrain, Train, weights_of
 from regrow.models import build
 from regrow.report.collect import collect
 from regrow.run import run
 from regrow.store import Store
-from regrow.study import Cell, Study
+from regrow.study import Study
 from regrow.train import Recipe, Training
 from regrow.work import advance
 from small import digits, equal, snapshot

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from regrow.errors import TraceError
 from regrow.mask import Mask
+from regrow.method import ALLOCATIONS, CRITERIA, METHODS, Method
 from regrow.probe import Probe
-from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, Method, groups_in_scope, select
+from regrow.prune import groups_in_scope, select
 from regrow.registry import load_file
 from regrow.surgery import Group, Trace, shrink, trace
 from small import NETWORKS, SHAPE, digits, equal, small, snapshot

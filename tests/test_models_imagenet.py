@@ -16,6 +16,7 @@ from regrow.arms import Budget
 from regrow.cost import measure
 from regrow.errors import ConfigError, DataError
 from regrow.mask import Mask
+from regrow.method import METHODS
 from regrow.models import MODELS, ModelSpec, build, initialise_, pretrained
 from regrow.models.imagenet_preresnet import First
 from regrow.models.imagenet_resnet import (
@@ -26,7 +27,7 @@ from regrow.models.imagenet_resnet import (
 )
 from regrow.models.imagenet_vgg import numbers
 from regrow.models.layers import Select
-from regrow.prune import METHODS, select
+from regrow.prune import select
 from regrow.surgery import shrink, trace, verify
 
 BIAS = {"shortcut_bias": True}

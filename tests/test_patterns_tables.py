@@ -12,16 +12,19 @@ from torch import Tensor
 from commands import Command
 from regrow.errors import ConfigError
 from regrow.jobs import Prune, Retrain, Train
-from regrow.paper import measures, plotted, reproduce, scales
+from regrow.paper import entries as entries_module
+from regrow.paper import measures, plotted, scales
 from regrow.paper.claims import Finding, evaluate_claims
 from regrow.paper.curves import POINT
-from regrow.paper.found import Found, averaged, read_back, read_cells, rows, sheet
+from regrow.paper.entries import OF_PRUNINGS, entries, entry
+from regrow.paper.found import Found, averaged, read_back, rows, sheet
 from regrow.paper.layout import NOT_RUN, terminal
+from regrow.paper.ours import read_cells
 from regrow.paper.pictures import draw
 from regrow.paper.plotted import BINS, TOP
 from regrow.paper.printed import WIDTH, cells, names, records
 from regrow.paper.publish import publish
-from regrow.paper.reproduce import OF_PRUNINGS, Plan, entries, entry, prepare
+from regrow.paper.reproduce import Plan, prepare
 from regrow.paper.request import Request
 from regrow.report.rows import Run
 from regrow.store import Store
@@ -550,7 +553,7 @@ def test_widths_at_smoke_scale_stand_beside_the_printed_ones(regrow: Command) ->
 
 def test_all_are_on_one_page(regrow: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     some = {name: entries()[name] for name in ("table-7", "figure-4")}
-    monkeypatch.setattr(reproduce, "entries", lambda: some)
+    monkeypatch.setattr(entries_module, "entries", lambda: some)
     found = regrow("reproduce", "all", "--scale", "smoke", "--workers", "0")
     assert found.code == 0
     folder = Path("regrow-paper/smoke")

@@ -13,22 +13,18 @@ from torch.nn import functional as F
 from regrow.data import normalise
 from regrow.errors import ConfigError, TraceError
 from regrow.held import weight_groups
-from regrow.models import ModelSpec, build
-from regrow.probe import BATCH, Probe
-from regrow.prune import (
+from regrow.method import (
     ALLOCATIONS,
     CRITERIA,
     METHODS,
     Method,
-    allocate_global,
-    allocate_shares,
-    allocate_uniform,
     checked_sparsity,
     criterion,
-    groups_in_scope,
     register_method,
-    select,
 )
+from regrow.models import ModelSpec, build
+from regrow.probe import BATCH, Probe
+from regrow.prune import allocate_global, allocate_shares, allocate_uniform, groups_in_scope, select
 from regrow.seeds import seeded
 from regrow.surgery import trace
 from regrow.train import Recipe, Training, Treatment

@@ -18,8 +18,9 @@ from regrow.data import load
 from regrow.errors import ConfigError
 from regrow.jobs import Material, Prune, Retrain, Train, split_repaired
 from regrow.mask import Mask
+from regrow.method import METHODS, REPAIRS, Method
 from regrow.probe import Probe
-from regrow.prune import METHODS, REPAIRS, Method, select
+from regrow.prune import select
 from regrow.reconstruct import contributions, least_squares, observe, reconstruct_, rescale
 from regrow.run import run
 from regrow.store import Store

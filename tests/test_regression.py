@@ -6,9 +6,10 @@ import torch
 from sklearn.linear_model import Lasso
 from torch import nn
 
+from regrow.method import CRITERIA, METHODS
 from regrow.methods.regression import entry_penalties
 from regrow.probe import Probe
-from regrow.prune import CRITERIA, METHODS, groups_in_scope
+from regrow.prune import groups_in_scope
 from regrow.surgery import trace
 from small import SHAPE, digits, small
 

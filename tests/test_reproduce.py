@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from commands import Command
-from regrow import study as study_module
+from regrow import expand as expand_module
 from regrow.data import DataSpec
 from regrow.detection import study as detection_study
 from regrow.detection.jobs import DetectionMaterial, PruneDetector, TrainDetector
@@ -20,21 +20,17 @@ from regrow.detection.spec import DetectionSpec
 from regrow.errors import ConfigError, DataError
 from regrow.jobs import Material, Retrain, Train
 from regrow.models import ModelSpec, build
+from regrow.paper import entries as entries_module
 from regrow.paper import reproduce, scales
 from regrow.paper import request as request_module
-from regrow.paper.found import Found, read_cells, rows
+from regrow.paper.entries import OF_PRUNINGS, entries, entry
+from regrow.paper.found import Found, rows
+from regrow.paper.ours import read_cells
 from regrow.paper.printed import RESULT, cells, records
-from regrow.paper.reproduce import (
-    OF_PRUNINGS,
-    Part,
-    Plan,
-    Printable,
-    entries,
-    entry,
-    prepare,
-)
+from regrow.paper.reproduce import Part, Plan, Printable, prepare
 from regrow.paper.request import Request
 from regrow.report.rows import Run
+from regrow.study import Study
 from regrow.work import Context
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -86,13 +82,13 @@ def paper_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def material(spec: DataSpec) -> Material:
             return _material(spec, **changes)
 
-        for module in (study_module, request_module):
+        for module in (expand_module, request_module):
             monkeypatch.setattr(module, "material", material)
 
     pretend()
     _without_pictures(monkeypatch)
     # Whether targets fit their networks is a test of its own: it traces every network.
-    monkeypatch.setattr(study_module, "_check_use", lambda use, model, data: None)
+    monkeypatch.setattr(expand_module, "_check_use", lambda use, model, data: None)
     return pretend
 
 
@@ -161,7 +157,7 @@ SAID = {
 def test_a_remark_stands_in_every_table_that_it_holds_for(
     paper_data: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for study in (study_module.Study, detection_study.DetectionStudy):
+    for study in (Study, detection_study.DetectionStudy):
         monkeypatch.setattr(study, "cells", lambda self: [])  # remarks need none
     notes = {name: plan_of(name).notes for name in READY}
     for text, expected in SAID.items():
@@ -171,7 +167,7 @@ def test_a_remark_stands_in_every_table_that_it_holds_for(
 
 def test_every_study_file_belongs_to_a_table() -> None:
     used = {name for one in entries().values() for name in one.studies}
-    there = {Path(str(file)).stem for file in reproduce.STUDIES.iterdir()} - {"index"}
+    there = {Path(str(file)).stem for file in entries_module.STUDIES.iterdir()} - {"index"}
     assert used == there
 
 
@@ -187,7 +183,7 @@ def test_each_cell_of_ours_is_one_printed_cell_and_none_is_missed(
     assert not plan.skipped
     ours = {tuple(one.labels[k] for k in RESULT) for one in printables(plan) if one.labels}
     table = records(cells(cast(int, plan.entry.table)))
-    gaps = [gap for study in plan.entry.studies for gap in reproduce.absent(study)]
+    gaps = [gap for study in plan.entry.studies for gap in entries_module.absent(study)]
     absent = set()
     for gap in gaps:
         labels = {key: value for key, value in gap.items() if key != "why"}
@@ -226,7 +222,7 @@ def test_every_method_and_target_fits_its_network(name: str) -> None:
 def test_every_method_and_target_fits_its_network_at_full_width(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (study_module, request_module):
+    for module in (expand_module, request_module):
         monkeypatch.setattr(module, "material", cache(_material))
     _without_pictures(monkeypatch)
     assert plan_of(name).jobs
@@ -241,9 +237,9 @@ def test_controls_have_no_printed_cell(paper_data: object) -> None:
 def test_a_cell_that_fits_no_printed_one_is_refused(
     paper_data: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value = dict(reproduce._read("table-14"))
+    value = dict(entries_module.read_study("table-14"))
     value["paper"] = {**value["paper"], "table": 15}
-    monkeypatch.setattr(reproduce, "_read", lambda name: value)
+    monkeypatch.setattr(reproduce, "read_study", lambda name: value)
     with pytest.raises(ConfigError, match=r"Table 15 has 0 printed cells .* exactly one"):
         plan_of_file("table-14")
 
@@ -251,9 +247,9 @@ def test_a_cell_that_fits_no_printed_one_is_refused(
 def test_two_cells_for_one_printed_one_are_refused(
     paper_data: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value = dict(reproduce._read("table-14"))
+    value = dict(entries_module.read_study("table-14"))
     value["paper"] = {**value["paper"], "arms": {"scratch-b": "scratch-e"}}
-    monkeypatch.setattr(reproduce, "_read", lambda name: value)
+    monkeypatch.setattr(reproduce, "read_study", lambda name: value)
     with pytest.raises(ConfigError, match=r"Two cells are for the printed cell .* scratch-e"):
         plan_of_file("table-14")
 
@@ -261,7 +257,7 @@ def test_two_cells_for_one_printed_one_are_refused(
 def plan_of_file(name: str) -> Plan:
     """Prepare an entry that is known, whatever its file has been replaced by."""
     return prepare(
-        reproduce.Entry(name=name, table=14, studies=(name,)),
+        entries_module.Entry(name=name, table=14, studies=(name,)),
         Request(scale=scales.named("paper")),
     )
 
@@ -347,7 +343,7 @@ def prepare_first(name: str) -> Plan:
     """Prepare the CIFAR part of a table."""
     one = entry(name)
     return prepare(
-        reproduce.Entry(name=name, table=one.table, studies=one.studies[:1]),
+        entries_module.Entry(name=name, table=one.table, studies=one.studies[:1]),
         Request(scale=scales.named("paper"), data=FOLDERS, seeds=1),
     )
 
@@ -711,7 +707,7 @@ def test_all_goes_on_after_a_table_that_cannot_be_run(
     regrow: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = {name: entries()[name] for name in ("table-2", "table-14", "table-5")}
-    monkeypatch.setattr(reproduce, "entries", lambda: some)
+    monkeypatch.setattr(entries_module, "entries", lambda: some)
     found = regrow(
         *("reproduce", "all", "--data", "cifar10=digits", "--only", "nothing"),
         *("--workers", "0"),

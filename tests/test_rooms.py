@@ -15,14 +15,15 @@ PACKAGE = Path(regrow.__file__).parent
 # A room is a module or a folder of the package. Each may import from lower levels, and from itself.
 LEVELS: list[set[str]] = [
     {"errors"},
-    {"checks", "seals", "turns"},
+    {"checks", "seals", "turns", "lazy", "units"},
     {"registry", "ranks", "seeds", "stats", "kernels", "convolutions", "workspace"},
     {"store", "mask", "models", "data"},
     {"surgery", "train", "work"},
-    {"cost", "reconstruct", "arms", "guard", "held", "stages"},
+    {"cost", "reconstruct", "arms", "guard", "held", "stages", "method"},
     {"probe", "architecture"},
     {"prune"},
     {"methods", "jobs", "experiment", "catalogue"},
+    {"expand"},
     {"study"},
     {"run", "report", "export"},
     {"detection"},

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from regrow.errors import ConfigError
 from regrow.jobs import Prune, Retrain, Train
 from regrow.mask import Mask
+from regrow.method import METHODS
 from regrow.models import ModelSpec, build
-from regrow.prune import METHODS, select
+from regrow.prune import select
 from regrow.report.collect import collect
 from regrow.run import run
 from regrow.run.estimate import estimate

@@ -48,7 +48,7 @@ def test_seeded_generators_are_their_own() -> None:
 
 @pytest.fixture
 def names() -> Registry[int]:
-    made: Registry[int] = Registry("thing", "regrow.methods")
+    made: Registry[int] = Registry("thing", "regrow.methods", register="register_thing")
     made._discovered = True
     made.add("vgg-16", 16)
     made.add("folder:", 7)

@@ -13,12 +13,11 @@ from PIL import Image
 
 from image_files import parquet_folder, png, write_parquet
 from regrow.data import DataSpec, MemoryImages, load
-from regrow.detection.spec import DetectionSpec
-from regrow.detection.study import is_detection
+from regrow.detection.spec import DetectionSpec, is_detection
 from regrow.paper import layout, setting
+from regrow.paper.entries import entries
+from regrow.paper.entries import read_study as study_file
 from regrow.paper.printed import cells
-from regrow.paper.reproduce import _read as study_file
-from regrow.paper.reproduce import entries
 from regrow.paper.scales import SCALES, Scale, scaled, scaled_detection
 from regrow.paper.setting import ORIGINALS, Images, Original, departs, scale_departs
 

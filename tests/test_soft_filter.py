@@ -14,15 +14,17 @@ from torch import nn
 from regrow.arms import PRUNED, SCRATCH_B, SCRATCH_E
 from regrow.cost import measure
 from regrow.errors import ConfigError
+from regrow.expand import Cell
 from regrow.held import filter_groups
 from regrow.jobs import Retrain, Train, weights_of
 from regrow.mask import Mask, holder
+from regrow.method import METHODS
 from regrow.methods.soft_filter import zero_smallest_filters_
 from regrow.models import ModelSpec, build
-from regrow.prune import METHODS, select
+from regrow.prune import select
 from regrow.run import run
 from regrow.store import Store
-from regrow.study import Cell, Study
+from regrow.study import Study
 from regrow.surgery import trace
 from regrow.train import NO_TREATMENT, RECIPES, Recipe, Training, fit
 from small import NETWORKS, SHAPE, digits, equal, snapshot

@@ -14,6 +14,7 @@ from regrow.cost import measure
 from regrow.errors import ConfigError, StoreError, TraceError
 from regrow.jobs import Prune, Retrain, Train
 from regrow.mask import Mask
+from regrow.method import METHODS
 from regrow.methods.sparse_structure import (
     Factor,
     accelerated_proximal_step_,
@@ -25,7 +26,7 @@ from regrow.methods.sparse_structure import (
 )
 from regrow.methods.sparse_structure_groups import attach_to_paths_, selecting_groups
 from regrow.models import ModelSpec, build
-from regrow.prune import METHODS, select
+from regrow.prune import select
 from regrow.run import run
 from regrow.store import Store
 from regrow.study import Study

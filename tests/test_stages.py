@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import ConfigError, StoreError
-from regrow.mask import Mask, Unit
+from regrow.mask import Mask
 from regrow.models import ModelSpec, build
 from regrow.stages import (
     Kernel,
@@ -17,6 +17,7 @@ from regrow.stages import (
     stages_of,
 )
 from regrow.surgery import Trace, trace
+from regrow.units import Unit
 from small import small
 
 CIFAR = {"classes": 10, "in_channels": 3, "input_size": 32}

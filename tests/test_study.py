@@ -12,10 +12,11 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from regrow.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED
 from regrow.errors import ConfigError, DataError, TraceError
+from regrow.expand import Cell
 from regrow.jobs import Prune, Retrain, Train
+from regrow.method import METHODS
 from regrow.models import register_model
-from regrow.prune import METHODS
-from regrow.study import Cell, Study
+from regrow.study import Study
 from regrow.train import RECIPES
 from small import PLAN, forget_names
 

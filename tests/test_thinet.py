@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from regrow.method import CRITERIA, METHODS
 from regrow.methods.thinet import greedy_order
 from regrow.probe import Probe
-from regrow.prune import CRITERIA, METHODS, allocate_uniform, groups_in_scope
+from regrow.prune import allocate_uniform, groups_in_scope
 from regrow.surgery import trace
 from small import SHAPE, digits, small
 

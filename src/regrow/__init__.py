@@ -4,8 +4,7 @@ The facade: every name here is imported from its room when it is first used, so 
 regrow`` and ``regrow --help`` cost nothing.
 """
 
-from importlib import import_module
-from typing import Any
+from regrow.lazy import exports
 
 _ROOMS = {
     "architecture": ("Architecture", "load", "save"),
@@ -22,32 +21,19 @@ _ROOMS = {
         "TrainingError",
     ),
     "mask": ("Mask",),
+    "method": ("METHODS", "Method", "allocation", "criterion", "register_method"),
     "models": ("MODELS", "ModelSpec", "build", "register_model"),
     "probe": ("Probe",),
-    "prune": (
-        "METHODS",
-        "Method",
-        "allocation",
-        "criterion",
-        "left_out",
-        "register_method",
-        "select",
-    ),
+    "prune": ("left_out", "select"),
     "stages": ("Pattern", "pattern_of", "stages_of"),
     "store": ("Store",),
     "study": ("Study",),
     "surgery": ("shrink", "silence", "trace", "verify"),
     "train": ("Recipe", "Training", "evaluate", "fit"),
 }
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
-__all__ = sorted(_ROOM_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _ROOM_OF:
-        raise AttributeError(f"module 'regrow' has no attribute {name!r}")
-    return getattr(import_module(f"regrow.{_ROOM_OF[name]}"), name)
+__all__ = sorted(name for names in _ROOMS.values() for name in names)
+__getattr__ = exports("regrow", _ROOMS)
 
 
 def __dir__() -> list[str]:

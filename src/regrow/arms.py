@@ -144,7 +144,7 @@ class Arm:
         }
 
 
-ARMS: Registry[Arm] = Registry("arm", "regrow.methods")
+ARMS: Registry[Arm] = Registry("arm", "regrow.methods", register="register_arm")
 
 
 def register_arm(arm: Arm) -> Arm:

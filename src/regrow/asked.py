@@ -10,34 +10,32 @@ Whoever takes a study from a user takes either kind from here.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from regrow.detection.jobs import TrainDetector
-from regrow.detection.report import MEAN_AP, collect_detectors
-from regrow.detection.study import DetectionStudy, is_detection
-from regrow.jobs import Prune, Train
-from regrow.report import ACCURACY, Extra, Failure, Measure, Run
-from regrow.report.collect import collect as collect_classifiers
-from regrow.store import Store
+from regrow.detection.spec import is_detection
 from regrow.study import Study, decided, read_file
 from regrow.train import Precision
-from regrow.work import Job, all_jobs
 
-Asked = Study | DetectionStudy
-LOOKS_AT_DATA = (Train, Prune, TrainDetector)
+if TYPE_CHECKING:
+    from regrow.detection.study import DetectionStudy
+    from regrow.report import Extra, Failure, Measure, Run
+    from regrow.store import Store
+    from regrow.work import Job
+
+    Asked = Study | DetectionStudy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
     """What a store holds of a study, as a report takes it."""
 
-    runs: tuple[Run, ...]
-    failures: tuple[Failure, ...]
-    measure: Measure = ACCURACY
-    extras: tuple[Extra, ...] = ()
+    runs: "tuple[Run, ...]"
+    failures: "tuple[Failure, ...]"
+    measure: "Measure"
+    extras: "tuple[Extra, ...]" = ()
 
 
-def load(path: str | Path, precision: Callable[[], Precision] = lambda: "fp32") -> Asked:
+def load(path: str | Path, precision: Callable[[], Precision] = lambda: "fp32") -> "Asked":
     """Read a study file of either kind, told apart by its content.
 
     ``precision`` says what recipes have that say ``auto``, or nothing (see ``run.precision``).
@@ -45,25 +43,34 @@ def load(path: str | Path, precision: Callable[[], Precision] = lambda: "fp32") 
     return read_file(path, lambda value, name: from_json(decided(value, precision), name=name))
 
 
-def from_json(value: Any, *, name: str = "study") -> Asked:
+def from_json(value: Any, *, name: str = "study") -> "Asked":
     """Check a study of either kind, given as mappings and lists."""
     if is_detection(value):
+        from regrow.detection.study import DetectionStudy
+
         return DetectionStudy.from_json(value, name=name)
     return Study.from_json(value, name=name)
 
 
-def notices(jobs: Iterable[Job]) -> tuple[str, ...]:
+def notices(jobs: "Iterable[Job]") -> tuple[str, ...]:
     """Return what people should know of the data that jobs look at, each once."""
-    data = [job.data for job in all_jobs(jobs).values() if isinstance(job, LOOKS_AT_DATA)]
-    return tuple(dict.fromkeys(notice for one in data for notice in one.notices))
+    from regrow.work import all_jobs
+
+    data = (getattr(job, "data", None) for job in all_jobs(jobs).values())
+    return tuple(dict.fromkeys(text for each in data for text in getattr(each, "notices", ())))
 
 
-def collect(study: Asked, store: Store) -> Collected:
+def collect(study: "Asked", store: "Store") -> Collected:
     """Read the records of a study's cells, in its order, with what is missing and what failed."""
-    if isinstance(study, DetectionStudy):
-        runs, failures, extras = collect_detectors(study, store)
-        return Collected(
-            runs=tuple(runs), failures=tuple(failures), measure=MEAN_AP, extras=tuple(extras)
-        )
-    runs, failures = collect_classifiers(study, store)
-    return Collected(runs=tuple(runs), failures=tuple(failures))
+    if isinstance(study, Study):
+        from regrow.report import ACCURACY
+        from regrow.report.collect import collect as collect_classifiers
+
+        runs, failures = collect_classifiers(study, store)
+        return Collected(runs=tuple(runs), failures=tuple(failures), measure=ACCURACY)
+    from regrow.detection.report import MEAN_AP, collect_detectors
+
+    found, failures, extras = collect_detectors(study, store)
+    return Collected(
+        runs=tuple(found), failures=tuple(failures), measure=MEAN_AP, extras=tuple(extras)
+    )

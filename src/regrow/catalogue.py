@@ -5,8 +5,8 @@ from dataclasses import fields
 
 from regrow.arms import ARMS, Arm, Budget
 from regrow.data import DATASETS
+from regrow.method import ALLOCATIONS, CRITERIA, METHODS, Method
 from regrow.models import MODELS
-from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, Method
 from regrow.train import RECIPES, Recipe
 
 STARTS = {

@@ -150,10 +150,10 @@ def plan(
 ) -> None:
     """Show the jobs of a study, which are done, and what the rest will take on this machine."""
     _load_files(with_files)
+    asked, _ = _study(study, store)
     from regrow.run import num_cores
     from regrow.run.estimate import estimate
 
-    asked = _study(study, _choice(store))
     jobs = asked.jobs()
     opened = _open(store, create=False) if store.exists() else None
     done = _stored(opened, jobs).done if opened else frozenset[str]()
@@ -201,9 +201,9 @@ def status(
 ) -> None:
     """Show how far a study is: done, running, waiting to go on, failed, missing."""
     _load_files(with_files)
+    asked, _ = _study(study, store, measure=False)
     from regrow.work import all_jobs
 
-    asked = _study(study, _choice(store, measure=False))
     opened = _open(store, create=False)
     nodes = all_jobs(asked.jobs())
     snapshot = _stored(opened, nodes.values())
@@ -261,8 +261,8 @@ def report(
 ) -> None:
     """Write the report of what a study has so far, and show its table and answer."""
     _load_files(with_files)
-    choice = _choice(store, measure=False)
-    asked, opened = _study(study, choice), _open(store, create=False)
+    asked, choice = _study(study, store, measure=False)
+    opened = _open(store, create=False)
     made, statuses = _report(asked, opened, out, command=_command(), choice=choice)
     _show(made, as_json=as_json)
     if "failed" in statuses:
@@ -292,6 +292,7 @@ def export(
     lists what there is.
     """
     _load_files(with_files)
+    asked, _ = _study(study, store, measure=False)
     from regrow.export import choose
     from regrow.export import export as write
 
@@ -305,7 +306,6 @@ def export(
         "seed": None if seed is None else str(seed),
     }
     wanted = {axis: value for axis, value in given.items() if value is not None}
-    asked = _study(study, _choice(store, measure=False))
     opened = _open(store, create=False)
     made = write(choose(asked.cells(), wanted), opened, to)
     if as_json:
@@ -410,8 +410,13 @@ def _flush() -> None:
         sys.exit(EXIT_FAILED_JOBS)
 
 
+def _say(line: str) -> None:
+    """Print a line on standard error, where progress goes too."""
+    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _complain(message: str) -> None:
-    Console(stderr=True).print(f"regrow: {message}", markup=False, highlight=False, soft_wrap=True)
+    _say(f"regrow: {message}")
 
 
 def _console() -> Console:
@@ -433,17 +438,18 @@ def _load_files(paths: Sequence[Path] | None) -> None:
         load_file(path)
 
 
-def _study(path: Path, choice: "Choice") -> "Asked":
+def _study(
+    path: Path, store: Path, *, device: str = "cpu", measure: bool = True
+) -> "tuple[Asked, Choice]":
+    """Read a study, and what decides on ``precision: auto``, by a store that there may be."""
     from regrow.asked import load
 
-    return load(path, choice)
-
-
-def _choice(store: Path, *, device: str = "cpu", measure: bool = True) -> "Choice":
-    """Return what decides on ``precision: auto``, by a store that there may be."""
+    load(path)  # says what is wrong with the file before PyTorch, which takes seconds, is imported
+    _say(f"Reading {path} ...")
     from regrow.run.precision import Choice
 
-    return Choice(_there(store), device=device, measure=measure)
+    choice = Choice(_there(store), device=device, measure=measure)
+    return load(path, choice), choice
 
 
 def _there(store: Path) -> "Store | None":
@@ -480,12 +486,11 @@ def _run(
     device: str = "cpu",
     as_json: bool = False,
 ) -> None:
+    asked, choice = _study(path, store, device=device)
     from regrow.run import check_device
     from regrow.run import run as run_jobs
     from regrow.run.display import display
 
-    choice = _choice(store, device=device)
-    asked = _study(path, choice)
     jobs = asked.jobs()  # looks at data and networks: nothing is written for a study that cannot be
     check_device(device)
     _say_notices(jobs, device=device)
@@ -530,8 +535,7 @@ def _sum_up(summary: "Summary", page: Path) -> None:
         if summary.blocked:
             line += f" and {_count(len(summary.blocked), 'other')} cannot be done without them"
         line += f": see 'Failures' in {page}. The same command tries them again"
-    console = Console(stderr=True)
-    console.print(f"{line}.", markup=False, highlight=False, soft_wrap=True)
+    _say(f"{line}.")
 
 
 def _out(asked: "Asked", out: Path | None) -> Path:

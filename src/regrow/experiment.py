@@ -11,12 +11,12 @@ from typing import Any
 
 from regrow.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED, WINNING_TICKET, Arm, Budget
 from regrow.checks import is_int, is_number
-from regrow.data import AUGMENTATIONS, DataSpec
+from regrow.data.spec import AUGMENTATIONS, DataSpec
 from regrow.errors import ConfigError, unknown
-from regrow.mask import HELD
+from regrow.method import ALLOCATIONS, CRITERIA, METHODS, Method, checked_share, checked_sparsity
 from regrow.models import FROM_DATA, MODELS, ModelSpec, resolve
-from regrow.prune import ALLOCATIONS, CRITERIA, METHODS, Method, checked_share, checked_sparsity
 from regrow.train import Recipe
+from regrow.units import HELD
 
 AXES = ("data", "models", "methods", "arms", "seeds", "recipe")
 
@@ -110,8 +110,8 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
     for key in ("data", "models"):
         if key not in value:
             raise ConfigError(f"{key!r} is missing. Name at least one.")
+    _check_names(value)
     arms = tuple(_arm(entry) for entry in _list(value.get("arms", [a.name for a in DEFAULT_ARMS])))
-    uses = tuple(_use(entry, arms) for entry in _list(value.get("methods", [])))
     seeds = _seeds(value.get("seeds", 5))
     recipe = _recipe(value.get("recipe", "cifar"))
     for arm in arms:
@@ -121,6 +121,7 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
                 f"{recipe.epochs}. Rewind to an earlier one."
             )
     data = [_data(entry) for entry in _list(value["data"])]
+    uses = tuple(_use(entry, arms) for entry in _list(value.get("methods", [])))
     models = [_model(entry) for entry in _list(value["models"])]
     for key, found in (("data", data), ("models", models), ("arms", arms)):
         if not found:
@@ -148,6 +149,20 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
         for data_spec, data_label in data
         for model, model_label in models
     ]
+
+
+def _check_names(value: Mapping[str, Any]) -> None:
+    """Refuse unknown models and methods before the code behind known ones is imported."""
+    for entry in _list(value["models"]):
+        given = entry if isinstance(entry, Mapping) else {"name": entry}
+        if "name" in given:
+            MODELS.key(given["name"])
+    for entry in _list(value.get("methods", [])):
+        given = _entry(entry, "methods", _METHOD_KEYS)
+        METHODS.key(given["name"])
+        for key, registry in (("criterion", CRITERIA), ("allocation", ALLOCATIONS)):
+            if key in given:
+                registry.key(given[key])
 
 
 def mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from torch import nn
 from regrow.architecture import Architecture, save
 from regrow.data import load
 from regrow.errors import ConfigError, unknown
+from regrow.expand import Cell
 from regrow.jobs import Material, Retrain, Train, split_repaired, weights_of
 from regrow.mask import Mask, apply_
 from regrow.store import Store
-from regrow.study import Cell
 
 # How a row is told from others, in the order of the table's columns.
 CHOICES: Mapping[str, Callable[[Cell], str]] = {

@@ -21,14 +21,16 @@ from regrow.cost import Cost, Counted, count, measure
 from regrow.data import Dataset, DataSpec
 from regrow.data.normalisation import IMAGENET
 from regrow.errors import ConfigError, TraceError
-from regrow.mask import HELD, Mask, apply_, filter_dim, holder, over_weights
+from regrow.mask import Mask, apply_, filter_dim, holder, over_weights
+from regrow.method import METHODS, REPAIRS, Method
 from regrow.models import ModelSpec, build, initialise_
 from regrow.probe import Probe
-from regrow.prune import METHODS, REPAIRS, Method, select
+from regrow.prune import select
 from regrow.seeds import derive
 from regrow.stages import Pattern, pattern_of, stages_of
 from regrow.surgery import trace
 from regrow.train import NO_TREATMENT, Recipe, Training, Treatment, evaluate
+from regrow.units import HELD
 from regrow.work import AFTER, Context, Job, Outcome, advance, state_of
 
 

@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from regrow.errors import ConfigError, unknown
-
-Unit = Literal["channel", "weight", "filter", "block"]
-HELD: tuple[Unit, ...] = ("weight", "filter")
+from regrow.units import HELD, Unit
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

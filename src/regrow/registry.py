@@ -1,17 +1,21 @@
 """Names of models, data sets, criteria, methods and arms, and where they come from.
 
 The folder is the registry: every module of a registry's package registers what it holds when it is
-imported. Installed packages add theirs through entry points of the same group (``regrow.models``,
-...), and ``load_file`` adds a single file (``--with file.py``).
+imported. Names are read off the source of these modules, so that a module is imported (and PyTorch
+with it) only when its value is used. Installed packages add theirs through entry points of the same
+group (``regrow.models``, ...), and ``load_file`` adds a single file (``--with file.py``).
 """
 
+import ast
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -32,11 +36,19 @@ def canonical(name: str) -> str:
 
 
 class Registry(Generic[T]):
-    """Map names to values of one kind, filled from a package's modules on first use."""
+    """Map names to values of one kind, filled from a package's modules on first use.
 
-    def __init__(self, kind: str, package: str) -> None:
+    ``register`` is the name of the function or decorator that registers, whose first argument is
+    the registered name; ``modules`` are modules outside the package that hold values as well.
+    """
+
+    def __init__(
+        self, kind: str, package: str, *, register: str, modules: Sequence[str] = ()
+    ) -> None:
         self.kind = kind
         self.package = package
+        self.register = register
+        self.modules = tuple(modules)
         self._values: dict[str, T] = {}
         self._origins: dict[str, str] = {}
         self._discovered = False
@@ -61,24 +73,33 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """Return the value of a name; a ``ConfigError`` offers the nearest names."""
+        key = self.key(name)
+        if key not in self._values:
+            _import(self._declared().module_of[key])
+        if key not in self._values:  # its module registers it under a condition that does not hold
+            self._discover()
         return self._values[self.key(name)]
 
     def key(self, name: str) -> str:
-        """Return the registered name (or prefix) that a user's name stands for."""
-        self._discover()
+        """Return the registered name (or prefix) that a user's name stands for.
+
+        Imports nothing where the source of the package's modules shows the name.
+        """
         if not isinstance(name, str):
             raise ConfigError(f"A {self.kind} name must be a text. Got {name!r}.")
-        wanted = canonical(name)
-        prefix = wanted.partition(":")[0] + ":"
-        if wanted in self._values:
-            return wanted
-        if ":" in wanted and prefix in self._values:
-            return prefix
-        squeezed = wanted.replace("-", "")
-        for known in self._values:
-            if known.replace("-", "") == squeezed:
-                return known
-        raise ConfigError(unknown(self.kind, name, self._values))
+        if not self._discovered:
+            declared = self._declared()
+            known = {**self._values, **declared.module_of}
+            found = _match(name, known)
+            if found is not None:
+                return found
+            if declared.complete and not entry_points(group=self.package):
+                raise ConfigError(unknown(self.kind, name, known))
+            self._discover()
+        found = _match(name, self._values)
+        if found is None:
+            raise ConfigError(unknown(self.kind, name, self._values))
+        return found
 
     def names(self) -> tuple[str, ...]:
         """Return every registered name, sorted."""
@@ -99,30 +120,95 @@ class Registry(Generic[T]):
             return None
         return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
 
+    def _declared(self) -> "_Declared":
+        """Return the names that the source of this registry's modules shows."""
+        return _declared(self.package, self.modules, self.register)
+
     def _discover(self) -> None:
         if self._discovered:
             return
         self._discovered = True  # first, because the modules below may ask for names themselves
         try:
-            self._import_all()
+            for module in _modules(self.package, self.modules):
+                _import(module)
+            for point in entry_points(group=self.package):
+                point.load()
         except ConfigError:
             self._discovered = False  # so that a name is not called unknown for another file's sake
             raise
 
-    def _import_all(self) -> None:
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            try:
-                importlib.import_module(f"{self.package}.{module.name}")
-            except ConfigError:
-                raise
-            except Exception as error:
-                raise ConfigError(
-                    f"The file {module.name}.py of {self.package} cannot be imported: "
-                    f"{type(error).__name__}: {error}. Mend it, or take it out of the folder."
-                ) from error
-        for point in entry_points(group=self.package):
-            point.load()
+
+@dataclass(frozen=True)
+class _Declared:
+    """Registered names that stand in the source, and whether these are all that there are."""
+
+    module_of: Mapping[str, str]
+    complete: bool
+
+
+@cache
+def _declared(package: str, modules: tuple[str, ...], register: str) -> _Declared:
+    """Read the names off the calls of ``register`` in the source of modules."""
+    module_of: dict[str, str] = {}
+    twice: set[str] = set()  # importing both says what is wrong
+    complete = True
+    for module in _modules(package, modules):
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            continue
+        try:
+            tree = ast.parse(Path(spec.origin).read_bytes())
+        except SyntaxError:
+            complete = False  # importing it says what is wrong
+            continue
+        for call in _calls(tree, register):
+            name = call.args[0] if call.args else None
+            if not (isinstance(name, ast.Constant) and isinstance(name.value, str)):
+                complete = False
+            elif module_of.setdefault(canonical(name.value), module) != module:
+                twice.add(canonical(name.value))
+    once = {name: module for name, module in module_of.items() if name not in twice}
+    return _Declared(once, complete and not twice)
+
+
+def _calls(tree: ast.AST, function: str) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = node.func
+            name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", None)
+            if name == function:
+                yield node
+
+
+def _modules(package: str, others: Sequence[str]) -> Iterator[str]:
+    found = importlib.import_module(package)
+    yield from others
+    yield from (f"{package}.{module.name}" for module in pkgutil.iter_modules(found.__path__))
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ConfigError:
+        raise
+    except Exception as error:
+        package, _, name = module.rpartition(".")
+        raise ConfigError(
+            f"The file {name}.py of {package} cannot be imported: {type(error).__name__}: {error}. "
+            "Mend it, or take it out of the folder."
+        ) from error
+
+
+def _match(name: str, known: Mapping[str, object]) -> str | None:
+    """Return the known name (or prefix) that a user's name stands for, if there is one."""
+    wanted = canonical(name)
+    prefix = wanted.partition(":")[0] + ":"
+    if wanted in known:
+        return wanted
+    if ":" in wanted and prefix in known:
+        return prefix
+    squeezed = wanted.replace("-", "")
+    return next((each for each in known if each.replace("-", "") == squeezed), None)
 
 
 _LOADED: list[Path] = []

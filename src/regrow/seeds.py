@@ -1,8 +1,10 @@
 """Randomness has a name: every generator derives from (seed, purpose), never from global state."""
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive(seed: int, *purpose: str | int) -> int:
@@ -17,6 +19,8 @@ def derive(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def seeded(seed: int, *purpose: str | int) -> torch.Generator:
+def seeded(seed: int, *purpose: str | int) -> "torch.Generator":
     """Make a CPU generator for one purpose, e.g. ``seeded(seed, "shuffle", epoch)``."""
+    import torch
+
     return torch.Generator().manual_seed(derive(seed, *purpose))

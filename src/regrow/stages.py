@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import ConfigError, StoreError
-from regrow.mask import Mask, Unit
+from regrow.mask import Mask
 from regrow.surgery import Group, Residual, Trace
 from regrow.surgery.tape import evaluating
+from regrow.units import Unit
 
 Kernel = tuple[tuple[float, ...], ...]
 

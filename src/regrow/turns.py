@@ -8,18 +8,22 @@ numbers that each of them would find alone.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 TURN = RLock()
 
 
 @contextmanager
-def drawing(seed: int, *, device: torch.device | None = None) -> Iterator[None]:
+def drawing(seed: int, *, device: "torch.device | None" = None) -> Iterator[None]:
     """Start the default generators of the CPU (and of a GPU) from a seed, and put them back after.
 
     One thread at a time is inside; it may enter again.
     """
+    import torch
+
     # Not torch.random.fork_rng and torch.manual_seed: they ask every kind of device, which costs
     # 176 us a step; this costs 4, where a step of the smallest networks takes 5,000.
     generators = [torch.default_generator]

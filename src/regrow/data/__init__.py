@@ -8,7 +8,8 @@
 Every module of this folder that registers a data set adds one (``register_data``).
 """
 
-from regrow.data.augment import AUGMENTATIONS, augment, draw, normalise, scale_bytes, scaling
+from typing import TYPE_CHECKING
+
 from regrow.data.base import (
     DATASETS,
     DataEntry,
@@ -18,9 +19,13 @@ from regrow.data.base import (
     Split,
     register_data,
 )
-from regrow.data.images import Images, MemoryImages, StreamedImages
-from regrow.data.loading import Dataset, fingerprint, load
-from regrow.data.spec import DataSpec
+from regrow.data.spec import AUGMENTATIONS, DataSpec
+from regrow.lazy import exports
+
+if TYPE_CHECKING:
+    from regrow.data.augment import draw, normalise, scale_bytes, scaling
+    from regrow.data.images import Images, MemoryImages, StreamedImages
+    from regrow.data.loading import Dataset, fingerprint, load
 
 __all__ = [
     "AUGMENTATIONS",
@@ -35,7 +40,6 @@ __all__ = [
     "Raw",
     "Split",
     "StreamedImages",
-    "augment",
     "draw",
     "fingerprint",
     "load",
@@ -44,3 +48,12 @@ __all__ = [
     "scale_bytes",
     "scaling",
 ]
+# What needs PyTorch, which takes seconds to import: a study file is read without it.
+__getattr__ = exports(
+    "regrow.data",
+    {
+        "augment": ("draw", "normalise", "scale_bytes", "scaling"),
+        "images": ("Images", "MemoryImages", "StreamedImages"),
+        "loading": ("Dataset", "fingerprint", "load"),
+    },
+)

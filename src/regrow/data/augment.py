@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regrow.data.spec import AUGMENTATIONS
 from regrow.errors import ConfigError, unknown
 
 # torchvision's random resized crop, as in every ImageNet recipe of the paper's code.
@@ -184,14 +185,19 @@ class _Kind:
     apply: Callable[[Tensor, Tensor], Tensor]
 
 
-_KINDS: dict[str, _Kind] = {
-    "none": _Kind(_draw_nothing, lambda pixels, draws: pixels),
-    "flip": _Kind(_draw_flip, _flip),
-    "shift": _Kind(_draw_shift, _pad_crop),
-    "pad-crop-flip": _Kind(_draw_pad_crop_flip, _pad_crop),
-    "resized-crop-flip": _Kind(_draw_resized_crop_flip, _resized_crop_flip),
-}
-AUGMENTATIONS = tuple(_KINDS)
+_KINDS: dict[str, _Kind] = dict(
+    zip(
+        AUGMENTATIONS,
+        (
+            _Kind(_draw_nothing, lambda pixels, draws: pixels),
+            _Kind(_draw_flip, _flip),
+            _Kind(_draw_shift, _pad_crop),
+            _Kind(_draw_pad_crop_flip, _pad_crop),
+            _Kind(_draw_resized_crop_flip, _resized_crop_flip),
+        ),
+        strict=True,
+    )
+)
 
 
 def _kind(name: str) -> _Kind:

@@ -14,12 +14,13 @@ splitting, decoding, resizing, caching, checking and augmenting are done for it 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from regrow.data.spec import DATA_NAMES, DataSpec
 from regrow.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @runtime_checkable
@@ -59,12 +60,12 @@ class Split:
     ``labels``: an int64 tensor [N].
     """
 
-    images: Tensor | Encoded
-    labels: Tensor
+    images: "Tensor | Encoded"
+    labels: "Tensor"
 
     def where(self, index: int) -> str:
         """Name an image for a message."""
-        return f"image {index}" if isinstance(self.images, Tensor) else self.images.where(index)
+        return self.images.where(index) if isinstance(self.images, Encoded) else f"image {index}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ class DataEntry:
     content: Callable[[DataSpec], str] | None
 
 
-DATASETS: Registry[DataEntry] = Registry("data set", DATA_NAMES)
+DATASETS: Registry[DataEntry] = Registry("data set", DATA_NAMES, register="register_data")
 
 F = TypeVar("F", bound=Callable[[DataSpec], Raw])
 

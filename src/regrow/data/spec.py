@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from regrow.checks import is_int, is_number
 from regrow.errors import ConfigError, unknown
 
+AUGMENTATIONS = ("none", "flip", "shift", "pad-crop-flip", "resized-crop-flip")  # see ``augment``
 DATA_NAMES = "regrow.data"  # the package, and the entry point group, that hold data sets
 
 # 4 GB hold CIFAR-10 twenty times over; ImageNet exceeds it from 32 px upwards (3.9 GB) and streams.

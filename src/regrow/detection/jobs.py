@@ -22,13 +22,14 @@ from regrow.detection.model import (
     settle_norms_,
 )
 from regrow.detection.pace import measured_pace, planned_flops, some_images
-from regrow.detection.spec import DetectionSpec
-from regrow.detection.training import AUGMENTATIONS, DetectionTraining
+from regrow.detection.spec import AUGMENTATIONS, DetectionSpec
+from regrow.detection.training import DetectionTraining
 from regrow.detection.voc import DetectionData, fingerprint, loaded
 from regrow.errors import ConfigError
 from regrow.jobs import Keyed, Prune, Retrain, Train, weights_of, without_none
+from regrow.method import Method
 from regrow.models import ModelSpec, build
-from regrow.prune import Method, select
+from regrow.prune import select
 from regrow.surgery import shrink, trace
 from regrow.train import Recipe
 from regrow.work import Context, Job, Outcome, advance, state_of

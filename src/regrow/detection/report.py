@@ -8,6 +8,7 @@ import pandas as pd
 
 from regrow.detection.jobs import PruneDetector, TrainDetector
 from regrow.detection.study import DetectionStudy
+from regrow.expand import Cell
 from regrow.jobs import Retrain, Train
 from regrow.report import Extra, Failure, Measure, Run
 from regrow.report.collect import Reader
@@ -15,7 +16,6 @@ from regrow.report.rows import POINTS, TEXT, Column, fairness, to_csv
 from regrow.report.words import accuracy
 from regrow.stats import mean_and_std
 from regrow.store import Store
-from regrow.study import Cell
 
 MEAN_AP = Measure(
     key="map",

@@ -8,6 +8,14 @@ from typing import Any, get_args
 from regrow.checks import is_int
 from regrow.data.spec import MEMORY_LIMIT_BYTES, OnError
 from regrow.errors import ConfigError, unknown
+from regrow.train.recipe import Recipe
+
+# The framework's for one image a step; the drop falls after epoch 5 of 7.
+VOC_RECIPE = Recipe(epochs=7, batch=1, lr=1e-3, drop_at=(5 / 7,))
+
+# What one epoch shows: every picture twice, as it is and mirrored (the framework's); or once,
+# mirrored or not by chance; or as it is.
+AUGMENTATIONS = ("flipped-copies", "flip", "none")
 
 PREFIX = "voc:"
 SHAPES = "voc-shapes"  # drawn by the seed, where there are no files
@@ -96,3 +104,8 @@ class DetectionSpec:
             k: tuple(v) if isinstance(v, list) else v for k, v in given.items()
         }
         return cls(**options)
+
+
+def is_detection(value: Any) -> bool:
+    """Tell a detection study from one of classifiers, by its content."""
+    return isinstance(value, Mapping) and bool({"backbone", "detector"} & value.keys())

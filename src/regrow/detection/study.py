@@ -31,13 +31,13 @@ from regrow.detection.jobs import (
     detection_material,
 )
 from regrow.detection.model import Detector
-from regrow.detection.spec import DetectionSpec
-from regrow.detection.training import AUGMENTATIONS, VOC_RECIPE
+from regrow.detection.spec import AUGMENTATIONS, VOC_RECIPE, DetectionSpec
 from regrow.errors import ConfigError, unknown
+from regrow.expand import Cell
 from regrow.experiment import Cut, Experiment, MethodUse, mapping, text
 from regrow.jobs import Material, Prune, Retrain, Train
-from regrow.prune import METHODS, Method
-from regrow.study import DEFAULT_MARGIN, Cell, Study, file_name, read_margin
+from regrow.method import METHODS, Method
+from regrow.study import DEFAULT_MARGIN, Study, file_name, read_margin
 from regrow.train import Recipe
 from regrow.work import Job
 
@@ -155,11 +155,6 @@ class DetectionStudy:
     def jobs(self) -> tuple[Job, ...]:
         """Return the jobs that fill the cells; what they stand on is in their ``inputs``."""
         return tuple({cell.job.key: cell.job for cell in self.cells()}.values())
-
-
-def is_detection(value: Any) -> bool:
-    """Tell a detection study from one of classifiers, by its content."""
-    return isinstance(value, Mapping) and bool({"backbone", "detector"} & value.keys())
 
 
 def _data(value: Any) -> tuple[DetectionSpec, str]:

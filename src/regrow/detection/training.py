@@ -11,18 +11,13 @@ from torch import Tensor, nn
 from regrow.convolutions import safe_convolutions
 from regrow.detection.model import STRIDE, Detection
 from regrow.detection.pictures import Pictures
+from regrow.detection.spec import AUGMENTATIONS
 from regrow.errors import ConfigError, unknown
 from regrow.seeds import derive, seeded
 from regrow.train import Precision, Recipe, Stepping
 from regrow.train.layout import NOTICE, lay_out_
 from regrow.turns import drawing
 
-# The framework's for one image a step; the drop falls after epoch 5 of 7.
-VOC_RECIPE = Recipe(epochs=7, batch=1, lr=1e-3, drop_at=(5 / 7,))
-
-# What one epoch shows: every picture twice, as it is and mirrored (the framework's); or once,
-# mirrored or not by chance; or as it is.
-AUGMENTATIONS = ("flipped-copies", "flip", "none")
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
 BATCHES_AHEAD = 8  # of pictures that are decoded while the network computes
 

@@ -15,8 +15,8 @@ A row's sparsity is that of the networks it follows; its own comes out near it. 
 pattern is of the row's own network and data.
 """
 
+from regrow.method import NORMED, register_method
 from regrow.methods.controls import random_score
-from regrow.prune import NORMED, register_method
 
 REFERENCE = (
     "Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, arXiv:1810.05270, section 5"

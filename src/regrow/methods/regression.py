@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from regrow.mask import Mask
+from regrow.method import criterion, register_method, repair
 from regrow.probe import Probe
-from regrow.prune import criterion, register_method, repair
 from regrow.reconstruct import least_squares, reconstruct_
 from regrow.surgery import Group, Trace
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from regrow.held import filter_groups
+from regrow.method import allocation, criterion, register_method
 from regrow.probe import Probe
-from regrow.prune import allocate_count, allocation, criterion, register_method, whole_share
+from regrow.prune import allocate_count, whole_share
 from regrow.surgery import Group
 from regrow.train import Treatment
 

@@ -12,10 +12,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import torch
-from torch import nn
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from regrow.checks import is_int, is_number
 from regrow.errors import ConfigError, unknown
@@ -23,7 +29,10 @@ from regrow.registry import Registry, canonical, check_arguments
 from regrow.seeds import derive
 from regrow.turns import drawing
 
-Factory = Callable[..., nn.Module]
+if TYPE_CHECKING:
+    from torch import nn
+
+Factory = Callable[..., "nn.Module"]
 F = TypeVar("F", bound=Factory)
 
 FROM_DATA = ("classes", "in_channels", "input_size")  # what a study fills in for every model
@@ -45,7 +54,7 @@ class ModelEntry:
     revision: int = 1
 
 
-MODELS: Registry[ModelEntry] = Registry("model", "regrow.models")
+MODELS: Registry[ModelEntry] = Registry("model", "regrow.models", register="register_model")
 
 
 def register_model(
@@ -193,12 +202,14 @@ def resolve(spec: ModelSpec, *, reserved: Iterable[str] = ()) -> dict[str, Any]:
     return arguments
 
 
-def build(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
+def build(spec: ModelSpec, *, seed: int = 0) -> "nn.Module":
     """Build the network of a spec, in training mode, its parameters drawn from (seed, "init").
 
     The global generator is left as it was. Raises what ``resolve`` raises, and a ``ConfigError``
     for values the family refuses (a depth that does not fit, an empty plan).
     """
+    from torch import nn
+
     entry = MODELS.get(spec.name)
     arguments = resolve(spec)
     with drawing(derive(seed, "init")):
@@ -211,7 +222,7 @@ def build(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
     return model.train()
 
 
-def initialise_(model: nn.Module, *, seed: int) -> None:
+def initialise_(model: "nn.Module", *, seed: int) -> None:
     """Draw every parameter and running statistic of a model anew, from (seed, "reinit").
 
     The model's own ``initialise_()`` does it, or else the ``reset_parameters()`` of each of its
@@ -219,6 +230,8 @@ def initialise_(model: nn.Module, *, seed: int) -> None:
     narrow shapes. A parameter that neither covers is a ``ConfigError`` (and is left not-a-number).
     The model should be on the CPU: other devices draw other numbers from the same seed.
     """
+    import torch
+
     own = getattr(model, "initialise_", None)
     with drawing(derive(seed, "reinit")), torch.no_grad():
         for parameter in model.parameters():

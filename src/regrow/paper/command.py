@@ -14,8 +14,8 @@ import typer
 from regrow.errors import ConfigError, Interrupted, RegrowError
 
 if TYPE_CHECKING:
+    from regrow.paper.entries import Entry
     from regrow.paper.publish import Published
-    from regrow.paper.reproduce import Entry
     from regrow.paper.request import Request
     from regrow.store import Store
 
@@ -75,25 +75,28 @@ def reproduce(
 ) -> None:
     """Reproduce a table or figure of the paper, its printed number beside each of ours."""
     from regrow.paper import scales
-    from regrow.paper.reproduce import entries, entry
+    from regrow.paper.entries import entries, entry
+
+    if what == "list":
+        _list(list(entries().values()))
+        return
+    chosen = [*entries().values()] if what == "all" else [entry(what)]
+    chosen_scale, replacements = scales.named(scale), _pairs(data or ())
+    _say(f"Preparing {what} at scale {scale} ...")
     from regrow.paper.request import Request
     from regrow.run import check_device
     from regrow.run.precision import Choice
     from regrow.store import Store
     from regrow.train import AUTO
 
-    if what == "list":
-        _list(list(entries().values()))
-        return
-    chosen = [*entries().values()] if what == "all" else [entry(what)]
     choice = Choice(None, device=device)
     if precision == AUTO:
         choice = Choice(Store.open(store, create=False) if store.exists() else None, device=device)
         # The paper's scale is the paper's.
         precision = None if scale == "paper" or choice() == "fp32" else "bf16"
     request = Request(
-        scale=scales.named(scale),
-        data=_pairs(data or ()),
+        scale=chosen_scale,
+        data=replacements,
         seeds=seeds,
         only=only,
         precision=precision,
@@ -126,7 +129,7 @@ def claims(
 ) -> None:
     """Judge the paper's claims on its printed numbers, and on ours where there are any."""
     from regrow.paper.claims import evaluate_claims, render, to_json
-    from regrow.paper.found import read_cells
+    from regrow.paper.ours import read_cells
 
     printed, own = evaluate_claims(), []
     if ours is not None:

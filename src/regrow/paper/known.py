@@ -6,17 +6,18 @@ chance level, how a training ended, and what network was pruned. It stands in th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from regrow.jobs import Train
 from regrow.paper.printed import records
 from regrow.report.rows import Run, evidence, parent_evidence
 from regrow.report.validity import SAID, Ending, Evidence, Reason, Rule, excluded, judge
 from regrow.report.words import ACCURACY as MEASURED
-from regrow.store import Store
-from regrow.work import Job
+
+if TYPE_CHECKING:
+    from regrow.store import Store
+    from regrow.work import Job
 
 OWN = ("num_test", "chance", "loss", "fall")
 PARENT = ("parent_mean", "parent_std", "parent_n", "parent_loss", "parent_fall")
@@ -32,11 +33,13 @@ def known_of(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def known_of_parents(jobs: Iterable[Job], store: Store) -> dict[str, Any]:
+def known_of_parents(jobs: "Iterable[Job]", store: "Store") -> dict[str, Any]:
     """Return the columns for what prunings kept, of which the trained networks are their parents.
 
     How a training ended under a method's treatment says nothing of its convergence.
     """
+    from regrow.jobs import Train
+
     trained = {job.key: job for job in jobs if isinstance(job, Train)}
     records = {key: store.record(key, spec=job.spec) for key, job in trained.items()}
     parent = Evidence.of(

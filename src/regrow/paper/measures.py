@@ -15,7 +15,8 @@ from regrow.arms import Start
 from regrow.jobs import Prune, Train, split_repaired, weights_of
 from regrow.mask import Mask
 from regrow.models import ModelSpec, build
-from regrow.paper.reproduce import Kind, Part, Printable, percent
+from regrow.paper.entries import Kind
+from regrow.paper.reproduce import Part, Printable, percent
 from regrow.stages import pattern_of, stages_of
 from regrow.store import Store
 from regrow.surgery import Trace, trace

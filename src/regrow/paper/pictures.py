@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from regrow.paper.entries import Kind
 from regrow.paper.layout import NOT_RUN
 from regrow.paper.measures import COLUMNS, EDGE
 from regrow.paper.plotted import HEAT, POSITIONS, STAGES, TOP, Plotted
 from regrow.paper.printed import records
-from regrow.paper.reproduce import Kind
 from regrow.report.figures import Picture
 from regrow.report.words import short
 

@@ -11,12 +11,13 @@ import pandas as pd
 
 from regrow.arms import UNPRUNED, Start
 from regrow.paper.curves import POINT
+from regrow.paper.entries import Kind
 from regrow.paper.found import Found, averaged
 from regrow.paper.known import KNOWN, known_of
 from regrow.paper.layout import NOT_RUN
 from regrow.paper.measures import COLUMNS, FINEST
 from regrow.paper.printed import FIGURES, records
-from regrow.paper.reproduce import Kind, Plan, Printable
+from regrow.paper.reproduce import Plan, Printable
 from regrow.paper.weights import BIN, NEAR, near_zero
 from regrow.report import words
 from regrow.report.rows import Run

@@ -16,8 +16,9 @@ import pandas as pd
 from regrow.asked import notices
 from regrow.errors import ConfigError
 from regrow.paper import layout, plotted
-from regrow.paper.found import FILES, Found, cells_file, rows, sheet
+from regrow.paper.found import Found, cells_file, rows, sheet
 from regrow.paper.layout import Sheet
+from regrow.paper.ours import FILES
 from regrow.paper.pictures import draw
 from regrow.paper.plotted import Plotted
 from regrow.paper.reproduce import Plan

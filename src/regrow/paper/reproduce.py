@@ -1,74 +1,33 @@
-"""The paper's tables and figures as studies: what has to be run for each, at a scale, on some data.
-
-A study file (``studies/*.yaml``) is a study with three keys more. ``paper``, at the top and in each
-experiment, names the printed cells: ``table``, ``dataset``, ``model``; where needed ``part``,
-``reference`` or ``target``, and ``arms`` (our arm: the printed one, or null for a control that is
-not printed); ``panel`` says in which part of a figure it is drawn, and ``least_size`` from how many
-pixels a side its network has all its stages. ``notes`` go into the report.
-``absent`` lists printed cells that no cell of ours fills, and why. ``studies/index.yaml`` says
-which files make up a table or a figure, and of which kind it is:
-
-- ``results``, or nothing: a table of accuracies;
-- ``widths``, ``stages``, ``kernels``: a table of what the prunings of trained networks kept, by
-  layer, by stage, or by stage and position in the kernel; ``heatmaps``: a figure of the last;
-- ``curves``: accuracy over parameters; ``tickets``: accuracy over the share pruned;
-- ``histograms``: the weights of trained networks.
-"""
+"""An entry of the paper as it can be run here: its studies at a scale, on the images at hand."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
-from importlib.resources import files
-from typing import Any, Literal
-
-import yaml
+from typing import Any
 
 from regrow.arms import UNPRUNED
-from regrow.asked import Asked
 from regrow.detection.model import Detector
-from regrow.detection.study import DetectionStudy, is_detection
-from regrow.errors import ConfigError, DataError, unknown
+from regrow.detection.spec import is_detection
+from regrow.detection.study import DetectionStudy
+from regrow.errors import ConfigError, DataError
+from regrow.expand import Cell
 from regrow.experiment import Cut, Experiment
 from regrow.jobs import Retrain
 from regrow.paper import scales
+from regrow.paper.entries import OF_PRUNINGS, Entry, read_study
 from regrow.paper.notes import notes_of
 from regrow.paper.printed import CHANGES, RESULT, cells, records
 from regrow.paper.request import IMAGENET, LABELS, Request, images_for, methods_on, pictures_for
 from regrow.paper.scales import Scale
 from regrow.paper.setting import Images, departs, scale_departs
-from regrow.study import Cell, Study
+from regrow.study import Study
 from regrow.work import Job
 
-STUDIES = files("regrow.paper") / "studies"
 OWN_KEYS = ("paper", "notes", "absent")
 FILTERS = ("dataset", "model", "part", "reference", "target")
-DRAWINGS = {
-    "figure-1": "the usual steps, training, pruning and fine-tuning",
-    "figure-2": "widths that a person fixes beside widths that a method finds",
-}
 PRINTED_ARMS = {"fine-tune": "fine-tuned"}
-Kind = Literal[
-    "results", "widths", "stages", "kernels", "heatmaps", "curves", "tickets", "histograms"
-]
-OF_PRUNINGS: tuple[Kind, ...] = ("widths", "stages", "kernels", "heatmaps")
 Labels = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A table or a figure, and the study files that make it up.
-
-    Of prunings it shows those of one ``ratio`` (removed share), or those that its table prints.
-    """
-
-    name: str
-    kind: Kind = "results"
-    table: int | None = None
-    studies: tuple[str, ...] = ()
-    ratio: float | None = None
-    about: str = ""
-    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +56,7 @@ class Part:
     """One study file at a scale, with the cells that are asked for."""
 
     name: str
-    study: Asked
+    study: Study | DetectionStudy
     cells: tuple[Printable, ...]
     notes: tuple[str, ...]
     scale_departs: str = ""  # what of its scale is not the paper's
@@ -126,37 +85,6 @@ class Plan:
     def jobs(self) -> tuple[Job, ...]:
         """The jobs of all parts."""
         return tuple({job.key: job for part in self.parts for job in part.jobs}.values())
-
-
-# Entries ------------------------------------------------------------------------------------------
-
-
-@cache
-def entries() -> Mapping[str, Entry]:
-    """Return the tables and figures by name, in the paper's order."""
-    return {name: Entry(name=name, **_tuples(value)) for name, value in _read("index").items()}
-
-
-def entry(name: str) -> Entry:
-    """Return a table or figure; a ``ConfigError`` names those that are most like an unknown one."""
-    known = entries()
-    if name in DRAWINGS:
-        raise ConfigError(
-            f"{name.replace('-', ' ').capitalize()} of the paper is a drawing without data: "
-            f"{DRAWINGS[name]}. There is nothing to run for it. `regrow reproduce list` names the "
-            "tables and figures that can be reproduced."
-        )
-    if name not in known:
-        raise ConfigError(unknown("table or figure", name, [*known, "all", "list"]))
-    return known[name]
-
-
-def absent(name: str) -> list[Mapping[str, Any]]:
-    """Return the printed cells that a study file does not fill: labels, and ``why``."""
-    return list(_read(name).get("absent", []))
-
-
-# From a study file to cells -----------------------------------------------------------------------
 
 
 def prepare(entry: Entry, request: Request) -> Plan:
@@ -204,7 +132,7 @@ def _rows_of(entry: Entry, request: Request) -> list[str]:
 
 def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
     """Build the study of a file, with what was replaced in it."""
-    value = _read(name)
+    value = read_study(name)
     if is_detection(value):
         return _detection_part(name, value, request)
     top = value["paper"]
@@ -381,19 +309,5 @@ def key(labels: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(labels[name]) for name in RESULT)
 
 
-# Files --------------------------------------------------------------------------------------------
-
-
-@cache
-def _read(name: str) -> Mapping[str, Any]:
-    value = yaml.safe_load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert isinstance(value, dict), f"{name}.yaml must be a mapping"
-    return value
-
-
 def _without(value: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {key: own for key, own in value.items() if key not in keys}
-
-
-def _tuples(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(own) if isinstance(own, list) else own for key, own in value.items()}

@@ -12,8 +12,8 @@ from regrow.detection.jobs import detection_material
 from regrow.detection.model import Detector
 from regrow.detection.spec import DetectionSpec
 from regrow.errors import ConfigError, DataError, unknown
+from regrow.expand import material
 from regrow.paper.scales import Scale
-from regrow.study import material
 
 IMAGENET = "imagenet"  # comes from a folder of the user's: there is nothing to download
 VOC = "voc2007"  # likewise

@@ -10,7 +10,7 @@ from math import floor
 from typing import Any
 
 from regrow.arms import ARMS
-from regrow.detection.training import VOC_RECIPE
+from regrow.detection.spec import VOC_RECIPE
 from regrow.errors import ConfigError, unknown
 from regrow.train import Recipe
 

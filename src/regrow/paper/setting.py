@@ -17,8 +17,8 @@ import torch
 from regrow.data import DATASETS, DataSpec, MemoryImages, load
 from regrow.data.folder import ImageFiles
 from regrow.detection.spec import DetectionSpec
+from regrow.expand import material
 from regrow.paper.scales import SCALES, Scale
-from regrow.study import material
 
 TAR_BLOCK = 512  # each file of an archive has a header of one, and fills whole ones
 TAR_SLACK = 20_480  # what an archive is filled up with at its end

@@ -25,13 +25,14 @@ from regrow.cost import measure
 from regrow.data import Dataset, MemoryImages, load
 from regrow.errors import TraceError
 from regrow.jobs import Material, Prune, Retrain, Train, model_cost
-from regrow.mask import HELD
+from regrow.method import METHODS
 from regrow.models import ModelSpec, build
-from regrow.prune import METHODS, select
+from regrow.prune import select
 from regrow.run.execute import one_thread
 from regrow.store import Store
 from regrow.surgery import Trace, shrink, trace
 from regrow.train import Recipe, Training, evaluate
+from regrow.units import HELD
 from regrow.work import Job, Rehearsed, all_jobs
 
 WARM_STEPS = 2

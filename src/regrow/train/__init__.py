@@ -1,10 +1,15 @@
 """The one training loop: what a recipe is, one step, exact resume, and evaluation."""
 
-from regrow.train.evaluation import Evaluation, evaluate
+from typing import TYPE_CHECKING
+
+from regrow.lazy import exports
 from regrow.train.recipe import AUTO, RECIPES, Precision, Recipe, Schedule, named
-from regrow.train.stepping import Stepping
-from regrow.train.training import Training, fit
 from regrow.train.treatment import NO_TREATMENT, Treatment
+
+if TYPE_CHECKING:
+    from regrow.train.evaluation import Evaluation, evaluate
+    from regrow.train.stepping import Stepping
+    from regrow.train.training import Training, fit
 
 __all__ = [
     "AUTO",
@@ -21,3 +26,12 @@ __all__ = [
     "fit",
     "named",
 ]
+# What needs PyTorch, which takes seconds to import: a study file is read without it.
+__getattr__ = exports(
+    "regrow.train",
+    {
+        "evaluation": ("Evaluation", "evaluate"),
+        "stepping": ("Stepping",),
+        "training": ("Training", "fit"),
+    },
+)

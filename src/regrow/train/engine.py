@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from regrow.convolutions import safe_convolutions
-from regrow.data import Images, MemoryImages, augment, scale_bytes
+from regrow.data import Images, MemoryImages
+from regrow.data.augment import augment, scale_bytes
 from regrow.errors import TrainingError
 from regrow.train.layout import unchanged
 from regrow.train.recipe import Precision, Recipe

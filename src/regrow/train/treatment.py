@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-Hook = Callable[[nn.Module], None]
+Hook = Callable[["nn.Module"], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +28,8 @@ class Treatment:
 
     begin: Hook | None = None
     gradients: Hook | None = None
-    updated: Callable[[nn.Module, float | Tensor], None] | None = None
-    epoch: Callable[[nn.Module, int], None] | None = None
+    updated: "Callable[[nn.Module, float | Tensor], None] | None" = None
+    epoch: "Callable[[nn.Module, int], None] | None" = None
     end: Hook | None = None
 
 
