@@ -97,3 +97,58 @@ def test_starting_imports_nothing_heavy(name: str) -> None:
 @pytest.mark.parametrize("name", regrow.__all__)
 def test_every_name_of_the_facade_is_in_its_room(name: str) -> None:
     assert getattr(regrow, name) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--help", "Commands"),
+        ("run --help", "--workers"),
+        ("claims", "claim"),
+        ("reproduce list", "table-1"),
+        ("run missing.yaml", "missing.yaml"),
+        ("run broken.yaml", "not YAML"),
+        ("run model.yaml", "resnet-20"),
+        ("run method.yaml", "l1-filter"),
+        ("run arm.yaml", "fine-tune"),
+        ("run recipe.yaml", "epochs"),
+        ("run data.yaml", "digits"),
+    ],
+)
+def test_answers_that_need_no_network_come_without_pytorch(
+    tmp_path: Path, arguments: str, said: str
+) -> None:
+    good = "data: digits\nmodels: resnet-20\nmethods: {name: l1-filter, sparsity: 0.5}\n"
+    files = {
+        "broken": "data: [",
+        "model": good.replace("resnet-20", "resnet-21"),
+        "method": good.replace("l1-filter", "l1-filer"),
+        "arm": good + "arms: [fine-tuned]\n",
+        "recipe": good + "recipe: {epochs: 0}\n",
+        "data": good.replace("digits", "digit"),
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    code = (
+        f"import sys; sys.argv = ['regrow', *{arguments.split()!r}]\n"
+        "from regrow.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    *_, imported_torch = done.stdout.split()
+    assert imported_torch == "False"
+    assert said in done.stdout + done.stderr
+
+
+def test_names_are_read_off_the_source_as_imports_register_them() -> None:
+    from regrow.data import DATASETS
+    from regrow.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS
+    from regrow.models import MODELS
+
+    for registry in (DATASETS, MODELS, METHODS, CRITERIA, ALLOCATIONS, REPAIRS):
+        declared = registry._declared()
+        assert declared.complete
+        assert set(declared.module_of) == set(registry.names())

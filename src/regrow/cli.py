@@ -445,7 +445,8 @@ def _study(
     from regrow.asked import load
 
     load(path)  # says what is wrong with the file before PyTorch, which takes seconds, is imported
-    _say(f"Reading {path} ...")
+    if sys.stderr.isatty():  # whoever watches sees at once that something happens
+        _say(f"Reading {path} ...")
     from regrow.run.precision import Choice
 
     choice = Choice(_there(store), device=device, measure=measure)

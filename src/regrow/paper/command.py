@@ -82,7 +82,8 @@ def reproduce(
         return
     chosen = [*entries().values()] if what == "all" else [entry(what)]
     chosen_scale, replacements = scales.named(scale), _pairs(data or ())
-    _say(f"Preparing {what} at scale {scale} ...")
+    if sys.stderr.isatty():  # whoever watches sees at once that something happens
+        _say(f"Preparing {what} at scale {scale} ...")
     from regrow.paper.request import Request
     from regrow.run import check_device
     from regrow.run.precision import Choice
