@@ -338,6 +338,18 @@ def test_what_is_offered_can_be_cut(kind: str) -> None:
             assert verify(net, mask, found) < EXACT
 
 
+@pytest.mark.parametrize("kind", ["masks of nn.utils.prune, after a step", "weight_norm by hooks"])
+def test_network_is_cut_after_a_step_that_left_results_in_it(kind: str) -> None:
+    net = made(kind)
+    found = trace(net, SHAPE)
+    net(torch.randn(2, *SHAPE[1:])).sum().backward()
+    weight = net.get_submodule("a").weight
+    assert isinstance(weight, Tensor)
+    assert not weight.is_leaf
+    small = shrink(net, random_mask(found), found)
+    assert small.get_submodule("out").in_channels == len(random_mask(found).indices("b"))
+
+
 def test_unaccounted_names_what_another_network_has() -> None:
     found = trace(chain(conv(3, 8)), SHAPE)
     more = chain(conv(3, 8), nn.Sequential(conv(8, 6), nn.PReLU()))
