@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 from torchvision.models import VisionTransformer
 
-from regrow.cost import TRAINING_FACTOR, Cost, measure
+from regrow.cost import TRAINING_FACTOR, Cost, count, measure
 from regrow.mask import Mask, apply_
 from regrow.method import METHODS
 from regrow.models import ModelSpec, build
@@ -296,7 +296,11 @@ def test_torchscript_says_that_its_norms_are_hidden() -> None:
 def test_layers_called_by_keyword_count() -> None:
     layers = two_layers()
     net = Computes(lambda m, x: m.b(input=m.a(input=x)), a=layers[:3], b=layers[3:])
-    assert measure(net, torch.zeros(1, 3, 8, 8)) == measure(layers, torch.zeros(1, 3, 8, 8))
+    example = torch.zeros(1, 3, 8, 8)
+    assert measure(net, example) == measure(layers, example)
+    assert count(layers, example).as_first
+    keyword = Computes(lambda m, x: m.relu(input=x), relu=nn.ReLU())
+    assert not count(keyword, example).as_first
 
 
 @pytest.mark.slow
