@@ -162,6 +162,16 @@ def test_json_is_one_document_at_the_end(
     assert [row["net"] for row in found["rows"]] == ["digits", "resnet-56"]
 
 
+def test_networks_may_be_named_by_several_options(
+    measured: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app(
+        ["train", "--nets", "digits", "--nets", "resnet-56,digits", "--json"],
+        standalone_mode=False,
+    )
+    assert json.loads(capsys.readouterr().out)["nets"] == ["digits", "resnet-56"]
+
+
 def test_ctrl_c_keeps_the_rows_that_are_done(
     measured: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

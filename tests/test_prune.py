@@ -370,6 +370,14 @@ def test_single_weights_are_not_guarded() -> None:
     assert mask.guarded == ()
 
 
+@pytest.mark.parametrize("scope", ["normed-conv", ["normed-conv"], ("normed-conv",)])
+def test_one_scope_may_be_given_as_a_text(scope: Any) -> None:
+    registered = register_method("test-own", criterion="l1-norm", scope=scope)
+    directly = Method(name="test-own", criterion="l1-norm", scope=scope)
+    assert registered == directly
+    assert directly.scope == ("normed-conv",)
+
+
 def test_scopes_choose_kinds_of_groups() -> None:
     counts = {}
     for label in NETWORKS:

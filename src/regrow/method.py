@@ -69,7 +69,8 @@ class Method:
         criterion, allocation: names of registered functions.
         unit: what is removed: ``channel`` (cut out of all layers that hold it), ``block`` (its
             branch is dropped), ``weight`` or ``filter`` (one convolution's; both held at zero).
-        scope: which kinds of groups it prunes; ``SCOPES`` says what each is.
+        scope: which kinds of groups it prunes, one by its name or several; ``SCOPES`` says what
+            each is.
         trained: whether the criterion looks at a trained network; if not, it sees the network as
             first drawn, and the choice needs no training.
         treatment: makes what the method does during the parent's training, from its strength and
@@ -103,6 +104,8 @@ class Method:
     def __post_init__(self) -> None:
         if self.unit not in get_args(Unit):
             raise self._error(unknown("unit", str(self.unit), get_args(Unit)))
+        given: object = self.scope  # a text is one scope, not its letters
+        object.__setattr__(self, "scope", (given,) if isinstance(given, str) else tuple(self.scope))
         if not self.scope:
             raise self._error(f"The 'scope' must name one of {', '.join(SCOPES)}, or several.")
         for kind in self.scope:
@@ -163,7 +166,7 @@ def register_method(
     criterion: str | Criterion,
     allocation: str = "global",
     unit: Unit = "channel",
-    scope: Sequence[Scope] = ("conv",),
+    scope: Scope | Sequence[Scope] = "conv",
     trained: bool = True,
     treatment: Treat | None = None,
     treatment_revision: int = 1,
@@ -188,7 +191,7 @@ def register_method(
         criterion=criterion if isinstance(criterion, str) else _name_of(criterion),
         allocation=allocation,
         unit=unit,
-        scope=tuple(scope),
+        scope=(scope,) if isinstance(scope, str) else tuple(scope),
         trained=trained,
         treatment=treatment if penalty is None else _penalising(penalty),
         treatment_revision=treatment_revision,

@@ -28,7 +28,9 @@ def bench_train(
     data: Annotated[
         str, typer.Option(help="32x32 images such as hf:FOLDER; default random ones.")
     ] = "synthetic",
-    nets: Annotated[str, typer.Option(help="Which networks, with commas.")] = "",
+    nets: Annotated[
+        list[str] | None, typer.Option(help="Which networks: with commas, or an option for each.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Medians are over so many.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each measurement.")] = 6.0,
     quick: QuickOption = False,
@@ -41,8 +43,8 @@ def bench_train(
     from regrow.bench.material import NETS, QUICK_NETS, Subject
     from regrow.bench.training import Row, foot, head, line, measure_training
 
-    chosen = nets.split(",") if nets else QUICK_NETS if quick else NETS
-    names = [name.strip() for name in chosen]
+    asked_for = [name.strip() for part in nets or () for name in part.split(",")]
+    names = list(dict.fromkeys(asked_for)) or [*(QUICK_NETS if quick else NETS)]
     subjects = [Subject(net=name, data=data) for name in names]
     if quick:
         rounds, seconds = 1, 1.5
