@@ -18,6 +18,7 @@ from regrow.paper.claims import Finding, evaluate_claims
 from regrow.paper.curves import POINT
 from regrow.paper.entries import OF_PRUNINGS, entries, entry
 from regrow.paper.found import Found, averaged, read_back, rows, sheet
+from regrow.paper.known import KNOWN
 from regrow.paper.layout import NOT_RUN, terminal
 from regrow.paper.ours import read_cells
 from regrow.paper.pictures import draw
@@ -155,7 +156,7 @@ def test_widths_are_means_over_seeds_in_the_order_of_the_layers(tmp_path: Path) 
 
     put_masks(store, plan, keep)
     ours = rows(plan, read_back(plan, store))
-    assert list(ours.columns) == [*WIDTH[1:], "mean", "std", "n", "table", "departs"]
+    assert list(ours.columns) == [*WIDTH[1:], "mean", "std", "n", "table", "departs", *KNOWN]
     found = {(row["layer"], row["quantity"]): row for row in records(ours)}
     assert [found[str(i), "pruned width"]["mean"] for i in range(1, 8)] == [*range(2, 9)]
     assert found["3", "pruned width"]["std"] == pytest.approx(2**0.5)

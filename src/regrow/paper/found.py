@@ -8,7 +8,7 @@ import pandas as pd
 
 from regrow.asked import collect
 from regrow.paper.entries import OF_PRUNINGS, Kind
-from regrow.paper.known import KNOWN, known_of, known_of_parents
+from regrow.paper.known import KNOWN, known_of, known_of_parents, typed
 from regrow.paper.layout import Sheet, lay_out
 from regrow.paper.measures import MEASURES, measured
 from regrow.paper.ours import FILES
@@ -61,8 +61,8 @@ def _read_back(part: Part, plan: Plan, store: Store) -> Found:
     parents: Mapping[str, Any] = {}
     if plan.entry.kind in OF_PRUNINGS:
         failures = Reader(store).failures(one.cell for one in part.cells)
-        prunings = [one.cell.job for one in measurable.cells]
-        parents = known_of_parents([job for one in prunings for job in one.inputs], store)
+        pruned = [job for one in measurable.cells for job in one.cell.job.inputs]
+        parents = known_of_parents([job for job in pruned if job.key in done], store)
     else:
         collected = collect(part.study, store)
         failures, measure, extras = collected.failures, collected.measure, collected.extras
@@ -109,7 +109,7 @@ def rows(plan: Plan, found: Sequence[Found]) -> pd.DataFrame:
     if plan.entry.kind in OF_PRUNINGS:
         frame = averaged(found, names(plan.entry.table)[1:]).assign(table=plan.entry.table)
         reasons = [one.part.departs(cell) for one in found for cell in one.part.cells]
-        return frame.assign(departs=_joined_reasons(reasons), **_parents(found))
+        return typed(frame.assign(departs=_joined_reasons(reasons), **_parents(found)))
     return _accuracies(found)
 
 
@@ -148,7 +148,7 @@ def _accuracies(found: Sequence[Found]) -> pd.DataFrame:
         reasons = [one.part.departs(printable) for one, printable, _ in group]
         about = {"metric": _metric(labels), "departs": _joined_reasons(reasons)}
         made.append({**labels, **figures, **about, **known_of(runs)})
-    return pd.DataFrame(made, columns=[*cells(1).columns, "departs", *KNOWN])
+    return typed(pd.DataFrame(made, columns=[*cells(1).columns, "departs", *KNOWN]))
 
 
 def _parents(found: Sequence[Found]) -> dict[str, Any]:

@@ -56,6 +56,11 @@ def known_of_parents(jobs: "Iterable[Job]", store: "Store") -> dict[str, Any]:
     return {"loss": None, "fall": None, **tested, **columns}
 
 
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make numbers of a frame's columns of ``KNOWN``, whatever happens to be missing."""
+    return frame.astype(dict.fromkeys(KNOWN, float))
+
+
 def has_known(frame: pd.DataFrame) -> bool:
     """Tell whether a frame says what is known: printed numbers do not."""
     return set(KNOWN) <= set(frame.columns)

@@ -13,7 +13,7 @@ from regrow.arms import UNPRUNED, Start
 from regrow.paper.curves import POINT
 from regrow.paper.entries import Kind
 from regrow.paper.found import Found, averaged
-from regrow.paper.known import KNOWN, known_of
+from regrow.paper.known import KNOWN, known_of, typed
 from regrow.paper.layout import NOT_RUN
 from regrow.paper.measures import COLUMNS, FINEST
 from regrow.paper.printed import FIGURES, records
@@ -120,7 +120,7 @@ def _points(found: Sequence[Found], series: Callable[[Printable], list[str]]) ->
         }
         for place in places
     ]
-    frame = pd.DataFrame(points, columns=[*POINT, *KNOWN])
+    frame = typed(pd.DataFrame(points, columns=[*POINT, *KNOWN]))
     columns = ("panel", "series", "sparsity", "parameters", "accuracy %", "n")
     return frame, _point_rows(frame), columns
 
@@ -175,7 +175,7 @@ def _described(bins: pd.DataFrame, found: Sequence[Found]) -> pd.DataFrame:
     """Add to each network's bins what is known of it."""
     networks: dict[tuple[str, str], Run] = {}
     for one in found:
-        for cell, run in zip(one.part.cells, one.runs, strict=True):
+        for cell, run in zip(one.part.cells, one.runs, strict=False):
             if run.accuracy is not None:
                 networks.setdefault((cell.panel, COLUMNS[cell.cell.arm.start]), run)
     known = pd.DataFrame(
@@ -186,7 +186,7 @@ def _described(bins: pd.DataFrame, found: Sequence[Found]) -> pd.DataFrame:
         ],
         columns=["panel", "column", *FIGURES, *KNOWN],
     )
-    return bins.merge(known, how="left", on=["panel", "column"])
+    return typed(bins.merge(known, how="left", on=["panel", "column"]))
 
 
 def _merged(fine: pd.DataFrame) -> pd.DataFrame:
