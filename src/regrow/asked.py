@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.detection.spec import is_detection
-from regrow.study import Study, decided, read_file
+from regrow.study import Study, decided
+from regrow.study_file import read_file
 from regrow.train import Precision
 
 if TYPE_CHECKING:

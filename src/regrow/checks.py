@@ -21,4 +21,6 @@ def is_number(value: object) -> TypeGuard[float]:
     >>> is_number(1), is_number(float("nan")), is_number("1")
     (True, False, False)
     """
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -4,6 +4,7 @@ Read from the mappings and lists of a study file, and checked: what cannot be me
 ``ConfigError`` that says where it stands and what is known there.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 from regrow.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED, WINNING_TICKET, Arm, Budget
 from regrow.checks import is_int, is_number
 from regrow.data.spec import AUGMENTATIONS, DataSpec
-from regrow.errors import ConfigError, unknown
+from regrow.errors import ConfigError, short, unknown
 from regrow.method import ALLOCATIONS, CRITERIA, METHODS, Method, checked_share, checked_sparsity
 from regrow.models import FROM_DATA, MODELS, ModelSpec, resolve
 from regrow.train import Recipe
 from regrow.units import HELD
 
+MOST_SEEDS = 10_000
+MOST_ROUNDS = 100  # of 0.1 each leave 0.003 % of the weights
 AXES = ("data", "models", "methods", "arms", "seeds", "recipe")
 
 _METHOD_KEYS = (
@@ -196,8 +199,8 @@ def _entry(value: Any, axis: str, known: Sequence[str]) -> dict[str, Any]:
 
 
 def _refuse_twice(axis: str, names: Sequence[str], remedy: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
+    for name, times in Counter(names).items():
+        if times > 1:
             raise ConfigError(f"{axis}: {name!r} stands there twice; {remedy}.")
 
 
@@ -232,6 +235,8 @@ def _recipe(value: Any) -> Recipe:
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
+    if is_int(value, least=MOST_SEEDS + 1) or (isinstance(value, list) and len(value) > MOST_SEEDS):
+        raise ConfigError(f"The 'seeds' must be at most {MOST_SEEDS:,}. Got {short(value)}.")
     if is_int(value, least=1):
         return tuple(range(value))
     good = isinstance(value, list) and all(is_int(seed, least=0) for seed in value)
@@ -254,7 +259,7 @@ def _use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
         "allocation": ALLOCATIONS.key(given.get("allocation", method.allocation)),
     }
     if "scope" in given:
-        changes["scope"] = tuple(_list(given["scope"]))
+        changes["scope"] = tuple(text(kind, "scope") for kind in _list(given["scope"]))
     strength = given.get("strength")
     if strength is not None:
         if not method.strength:
@@ -356,8 +361,10 @@ def _ticket(given: Mapping[str, Any], arms: Sequence[Arm], where: str) -> Arm:
 def _rounds(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
     """Return a cut for each round, known by what is gone after it."""
     rounds = given.get("rounds", method.rounds)
-    if not is_int(rounds, least=1):
-        raise ConfigError(f"{where}: 'rounds' must be an int of at least 1. Got {rounds!r}.")
+    if not is_int(rounds, least=1) or rounds > MOST_ROUNDS:
+        raise ConfigError(
+            f"{where}: 'rounds' must be an int from 1 to {MOST_ROUNDS}. Got {rounds!r}."
+        )
     if not method.trained:
         raise ConfigError(
             f"{where} looks at no trained weights, so to prune again what it left, in 'rounds', "

@@ -26,17 +26,15 @@ A model with ``weights: torchvision`` is not trained but taken as it is publishe
 same thousand classes (on other data it is trained on from those weights).
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from regrow.checks import is_number
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, short
 from regrow.experiment import AXES, Experiment, mapping, read_experiments, text
+from regrow.study_file import read_file
 from regrow.train import AUTO, Precision
 
 if TYPE_CHECKING:
@@ -44,8 +42,9 @@ if TYPE_CHECKING:
     from regrow.work import Job
 
 DEFAULT_MARGIN = 0.3  # points of accuracy: about two standard deviations of the paper's rows
+MOST_ROWS = 100_000
+MOST_NAME_BYTES = 200  # of a folder; file systems allow 255
 KEYS = ("name", "title", *AXES, "margin", "experiments")
-Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +91,7 @@ class Study:
             experiments = _listed_experiments(top["experiments"], shared)
         else:
             experiments = read_experiments(shared)
+        _check_rows(experiments)
         return cls(
             name=file_name(top.get("name", name)),
             title=text(top.get("title", top.get("name", name)), "title"),
@@ -159,50 +159,6 @@ def _decided_recipe(value: Any, precision: Callable[[], Precision]) -> Any:
     return {**recipe, "precision": precision()}
 
 
-def read_file(path: str | Path, parse: Callable[[Any, str], Read]) -> Read:
-    """Read a study file of any kind: ``parse`` takes its content and the file's bare name.
-
-    What is wrong is a ``ConfigError`` that names the file.
-    """
-    file = Path(path)
-    try:
-        content = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
-            f"Cannot read the study '{path}': {reason}. Give the path of a YAML file."
-        ) from error
-    try:
-        value = yaml.load(content, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The study '{path}' is not YAML: {error}") from error
-    try:
-        return parse(value, file.stem)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-3 is a number, and a key that stands twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = []
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # <<: *anchor
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
-                )
-            seen.append(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_SCIENTIFIC = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+0123456789"))
-
-
 def _listed_experiments(parts: Any, shared: Mapping[str, Any]) -> list[Experiment]:
     if not isinstance(parts, list) or not parts:
         raise ConfigError(f"'experiments' must be a list of mappings. Got {parts!r}.")
@@ -216,6 +172,19 @@ def _listed_experiments(parts: Any, shared: Mapping[str, Any]) -> list[Experimen
     return found
 
 
+def _check_rows(experiments: Iterable[Experiment]) -> None:
+    """Refuse a table that nobody could run, before it is expanded."""
+    rows = sum(
+        len(one.seeds) * (1 + sum(len(use.cuts) for use in one.uses) * len(one.arms))
+        for one in experiments
+    )
+    if rows > MOST_ROWS:
+        raise ConfigError(
+            f"The study asks for {rows:,} rows (models x data x sparsities x arms x seeds), and "
+            f"{MOST_ROWS:,} is the most. Divide it into several."
+        )
+
+
 def read_margin(top: Mapping[str, Any]) -> float:
     """Check below how many points arms count as equivalent."""
     margin = top.get("margin", DEFAULT_MARGIN)
@@ -227,9 +196,11 @@ def read_margin(top: Mapping[str, Any]) -> float:
 def file_name(value: Any) -> str:
     """Check a study's name, under which its report is written."""
     name = text(value, "name")
-    if "/" in name or "\\" in name or name.startswith("."):
+    good = name.isprintable() and len(name.encode()) <= MOST_NAME_BYTES
+    if not good or "/" in name or "\\" in name or name.startswith("."):
         raise ConfigError(
-            f"The 'name' of a study names a folder, so it can have no slash and no dot in front. "
-            f"Got {name!r}; a 'title' is free."
+            f"The 'name' of a study names a folder, so it has one line of at most "
+            f"{MOST_NAME_BYTES} bytes and can have no slash and no dot in front. Got "
+            f"{short(name)}; a 'title' is free."
         )
     return name

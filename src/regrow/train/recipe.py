@@ -213,6 +213,6 @@ RECIPES: Mapping[str, Recipe] = {
 
 def named(name: str) -> Recipe:
     """Return a published recipe; a ``ConfigError`` offers the nearest names."""
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise ConfigError(unknown("recipe", str(name), RECIPES))
     return RECIPES[name]
