@@ -1,3 +1,4 @@
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from regrow.arms import BudgetKind, Start
 from regrow.errors import ConfigError
 from regrow.report import Extra, Failure, Measure, Report, write
 from regrow.report.answer import answer, sentence
+from regrow.report.figures import _pages, accuracy_figure
 from regrow.report.rows import ROW_COLUMNS, Run, fairness, summarise, to_csv
 from regrow.report.verdict import Verdict, verdicts
 
@@ -258,6 +260,67 @@ def test_all_but_the_page_is_the_same_bytes_on_another_day(tmp_path: Path) -> No
     second = write(study(), tmp_path / "2", **other)
     for one, two in zip(first.paths, second.paths, strict=True):
         assert (one.read_bytes() == two.read_bytes()) == (one.name != "report.md"), one.name
+
+
+def large_study(*models: str) -> pd.DataFrame:
+    """Five methods with long names, four sizes, seven arms and an unpruned network a model."""
+    methods = ("l1-filter", "sparse-structure-selection", "network-slimming", "thinet", "soft")
+    runs = []
+    for model in models:
+        runs += make_arm("unpruned", [98.0, 98.2], model=model)
+        for method, sparsity in itertools.product(methods, (0.1, 0.3, 0.5, 0.9)):
+            for i, arm in enumerate(list(ARMS)[1:]):
+                # Two arms fall far below the others.
+                level = 98 - sparsity + 0.1 * i - (30 if arm in ("pruned", "scratch-e") else 0)
+                epochs = 0 if arm in ("pruned", "scratch-e") else 12
+                made = make_arm(arm, [level, level + 0.2])
+                size = int(1e6 * (1 - sparsity))
+                own: dict[str, Any] = {
+                    "model": model,
+                    "method": method,
+                    "sparsity": sparsity,
+                    "group": "",
+                }
+                runs += [replace(r, **own, macs=size, epochs=epochs) for r in made]
+    return summarise(runs)
+
+
+def test_a_figure_of_many_methods_and_arms_has_room_for_each() -> None:
+    figure: Any = accuracy_figure(large_study("a-network"))
+    figure.draw_without_rendering()
+    axes = [one for one in figure.axes if one.get_visible()]
+    assert len(axes) == 5
+    assert figure.get_figwidth() < 10.0
+    boxes = [one.get_tightbbox() for one in axes] + [figure.legends[0].get_window_extent()]
+    for one, other in itertools.combinations(boxes, 2):
+        assert one.padded(-1).count_overlaps([other.padded(-1)]) == 0
+    for one in axes:
+        box = one.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+        assert min(box.width, box.height) > 1.5
+        labels = [text.get_window_extent() for text in one.texts]
+        assert len(labels) == 8
+        for first, second in itertools.combinations(labels, 2):
+            assert first.count_overlaps([second]) == 0
+        lows = [line.get_ydata() for line in one.lines if len(line.get_ydata()) == 4]
+        foot = max(label.y1 for label in labels)
+        assert min(one.transData.transform((1, y))[1] for ys in lows for y in ys) > foot
+    looks = {
+        (handle.get_color(), handle.get_marker()) for handle in figure.legends[0].legend_handles
+    }
+    assert len(looks) == 8
+
+
+def test_arms_of_one_size_stand_before_those_of_the_next() -> None:
+    figure: Any = accuracy_figure(large_study("a-network"))
+    places = [container[0].get_xdata() for container in figure.axes[0].containers]
+    for smaller, larger in itertools.pairwise(zip(*places, strict=True)):
+        assert max(smaller) < min(larger)
+
+
+def test_a_study_of_many_networks_gets_a_picture_for_each() -> None:
+    pages = _pages(large_study("a", "b", "c"))
+    assert [suffix for suffix, _, _ in pages] == ["-1", "-2", "-3"]
+    assert len(_pages(large_study("a", "b"))) == 1
 
 
 def test_a_study_of_detectors_is_worded_by_its_own_measure(tmp_path: Path) -> None:

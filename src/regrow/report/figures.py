@@ -1,7 +1,8 @@
 """Accuracy against cost: what each arm reaches with how many MACs and parameters.
 
-One panel for each data set and model (rows) and method (columns); points are means, bars one
-standard deviation over seeds, the unpruned network is a line with a band. Colours are those of
+One panel for each data set, model and method, at most three beside each other, so that a picture
+stays readable at the width of a page. Points are means, bars one standard deviation over seeds,
+the unpruned network is a line with a band. Colours are those of
 Okabe and Ito, told apart by most colour-blind readers, and each arm has a marker of its own.
 """
 
@@ -10,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -32,9 +33,13 @@ STYLES = {
 # For arms without one, and for all but the first of several that would have the same.
 SPARE = (("#56B4E9", "P"), ("#999933", "<"), ("#882255", ">"), ("#332288", "h"), ("#44AA99", "*"))
 AXES = {"macs": "MACs", "parameters": "parameters"}
-DODGE = 0.022  # of the axis between neighbouring arms, so that equal sizes do not hide each other
-PAGE = 24  # panels of one picture; a larger study gets one for each data set and model
+# Of the axis, between neighbouring arms, so that equal sizes do not hide each other; less where
+# sizes lie close, so that the arms of one do not stand among those of the next.
+DODGE, LEAST_DODGE = 0.022, 0.012
+BESIDE = 3  # panels in a row
+PAGE = 12  # panels of one picture; a larger study gets one for each data set and model
 COLOURED = 0.9  # line width
+FOOT = 0.09  # of the axis, kept free at its foot for each line of means that lie below it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +91,17 @@ def accuracy_figure(
     """Draw accuracy over one column of ``summarise`` ("macs" or "parameters"), arm by arm."""
     from matplotlib.figure import Figure
 
-    panels = _panels(frame)
-    # Each row of panels shows the methods that were used there, from the left.
-    used = [[m for m in dict.fromkeys(part["method"]) if m] or [""] for _, part in panels]
-    columns = max(len(methods) for methods in used)
     pruned = _is_pruned(frame)
     styles = _styles(frame[pruned])
-    arms = list(styles)
-    width = max(5.2, 1.2 + 3.0 * columns)
-    figure = Figure(figsize=(width, 0.9 + 2.6 * len(panels)), layout="constrained")
-    grid = figure.subplots(len(panels), columns, squeeze=False, sharey="row")
-    for axes_row, (title, part), methods in zip(grid, panels, used, strict=True):
-        limits = _limits(part)
+    panels = _panels(frame)
+    columns = min(BESIDE, max(len(_methods(part)) for _, part in panels))
+    lines = [(title, part, line) for title, part in panels for line in _lines(part)]
+    width = max(5.2, 0.6 + 3.0 * columns)
+    reference = next(iter(frame[~pruned]["arm"]), None)
+    figure = Figure(figsize=(width, 0.9 + 2.7 * len(lines)), layout="constrained")
+    grid = figure.subplots(len(lines), columns, squeeze=False, sharey="row")
+    for axes_row, (title, part, methods) in zip(grid, lines, strict=True):
+        foot, low, high = _limits(part)
         for axes in axes_row[len(methods) :]:
             axes.set_visible(False)
         for axes, method in zip(axes_row, methods, strict=False):
@@ -106,23 +110,36 @@ def accuracy_figure(
             own = whole[whole["method"] == method]
             _reference(axes, own if len(own) else whole[:1])
             _scale(axes, (rows if len(rows) else whole)[against].dropna())
+            places = _places(axes, rows[against].dropna(), list(styles))
+            axes.set_ylim(foot, high)
+            inside = rows["mean"] >= low
             for arm, style in styles.items():
-                _arm(axes, rows[rows["arm"] == arm], against, style, place=_place(arm, arms))
-            axes.set_ylim(limits)
-            _clipped(axes, rows, against, arms, styles)
-            axes.set_title(" / ".join(x for x in (title, method) if x), fontsize=9)
+                own = rows[inside & (rows["arm"] == arm)]
+                _arm(axes, own, against, style, place=places[arm])
+            _clipped(axes, rows[~inside], against, places, styles)
+            axes.set_title("\n".join(x for x in (title, method) if x), fontsize=9)
             axes.set_xlabel(f"{AXES[against]} (log scale)")
             axes.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
             axes.spines[["top", "right"]].set_visible(False)
         axes_row[0].set_ylabel(axis)
-    _legend(figure, styles, reference=next(iter(frame[~pruned]["arm"]), None))
+    _legend(figure, styles, reference=reference)
     return figure
+
+
+def _methods(part: pd.DataFrame) -> list[str]:
+    return [method for method in dict.fromkeys(part["method"]) if method] or [""]
+
+
+def _lines(part: pd.DataFrame) -> list[list[str]]:
+    """Split the methods of a data set and model into rows of panels."""
+    methods = _methods(part)
+    return [methods[i : i + BESIDE] for i in range(0, len(methods), BESIDE)]
 
 
 def _pages(frame: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
     """Split what would be too many panels: (suffix of the file, of the caption, rows)."""
-    panels, methods = _panels(frame), frame["method"].nunique()
-    if not panels or len(panels) * methods <= PAGE:
+    panels = _panels(frame)
+    if sum(len(_methods(part)) for _, part in panels) <= PAGE:
         return [("", "", frame)] if panels else []
     return [(f"-{i}", f" ({title})", part) for i, (title, part) in enumerate(panels, start=1)]
 
@@ -147,19 +164,29 @@ def _styles(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
     return styles
 
 
-def _limits(rows: pd.DataFrame) -> tuple[float, float]:
-    """Choose the y axis by what was trained; an arm left as cut may fall far below it."""
+def _limits(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """Choose the y axis by what was trained: (its foot, the least that is drawn in place, its top).
+
+    An arm left as cut may fall far below it, and is then marked in a strip at the foot.
+    """
     trained = rows[rows["epochs"] > 0]
     shown = trained if len(trained) else rows
     spread = shown["std"].fillna(0.0)
     low, high = (shown["mean"] - spread).min(), (shown["mean"] + spread).max()
     pad = max(0.08 * (high - low), 0.15)
-    return low - pad, high + pad
+    low, high = low - pad, high + pad
+    below = rows[_is_pruned(rows) & (rows["mean"] < low)]
+    strip = FOOT * (below["group"].value_counts().max() + 0.5) if len(below) else 0.0
+    return low - strip * (high - low), low, high
 
 
-def _place(arm: str, arms: Sequence[str]) -> float:
-    """Offset of an arm from its true place, in shares of the axis."""
-    return DODGE * (arms.index(arm) - (len(arms) - 1) / 2)
+def _places(axes: "Axes", sizes: pd.Series, arms: Sequence[str]) -> dict[str, float]:
+    """Offset each arm from its true place, in shares of the axis."""
+    low, high = axes.get_xlim()
+    at = sorted({math.log(size / low) / math.log(high / low) for size in sizes})
+    gaps = [right - left for left, right in itertools.pairwise(at) if right - left > DODGE]
+    step = min([DODGE, *(max(LEAST_DODGE, gap / (len(arms) + 1)) for gap in gaps)])
+    return {arm: step * (i - (len(arms) - 1) / 2) for i, arm in enumerate(arms)}
 
 
 def _scale(axes: "Axes", values: pd.Series) -> None:
@@ -212,51 +239,59 @@ def _arm(
         [_shift(axes, x, place) for x in rows[against]],
         rows["mean"],
         yerr=rows["std"].fillna(0.0),
-        color=colour,
-        marker=marker,
-        markersize=5,
-        linewidth=COLOURED,
-        elinewidth=1.1,
+        **_look(colour, marker),
+        elinewidth=1.0,
         capsize=2,
-        alpha=0.95,
     )
+
+
+def _look(colour: str, marker: str) -> dict[str, Any]:
+    """Style points and their line; a white edge keeps points apart where they overlap."""
+    edge = {"markeredgecolor": "white", "markeredgewidth": 0.4}
+    return {"color": colour, "marker": marker, "markersize": 5.5, "linewidth": COLOURED, **edge}
 
 
 def _clipped(
     axes: "Axes",
     rows: pd.DataFrame,
     against: str,
-    arms: Sequence[str],
+    places: dict[str, float],
     styles: dict[str, tuple[str, str]],
 ) -> None:
-    """Mark points below the axis at its foot, with their value, rather than lose them."""
-    low, high = axes.get_ylim()
-    for arm, x, mean in zip(rows["arm"], rows[against], rows["mean"], strict=True):
-        if mean >= low or x != x:
-            continue
-        at, colour = _shift(axes, x, _place(arm, arms)), styles[arm][0]
-        foot = low + 0.02 * (high - low)
-        axes.plot([at], [foot], marker=7, color=colour, markersize=6, clip_on=False)
-        axes.annotate(
-            f"{mean:.1f}",
-            (at, foot),
-            xytext=(0, 6),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7.5,
-            color=colour,
-        )
+    """Mark points below the axis at its foot, with their value, rather than lose them.
+
+    Those of one network's arms stand above each other, so that no value hides another.
+    """
+    foot, high = axes.get_ylim()
+    for _, cell in rows.dropna(subset=[against]).groupby("group", sort=False):
+        for level, (_, row) in enumerate(cell.iterrows()):
+            colour = styles[row["arm"]][0]
+            at = _shift(axes, row[against], places[row["arm"]])
+            y = foot + (0.02 + FOOT * level) * (high - foot)
+            axes.plot([at], [y], marker=7, color=colour, markersize=5, clip_on=False)
+            axes.annotate(
+                f"{row['mean']:.1f}",
+                (at, y),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7.5,
+                color=colour,
+            )
 
 
 def _legend(figure: "Figure", styles: dict[str, tuple[str, str]], *, reference: str | None) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=COLOURED, label=arm)
+        Line2D([], [], **_look(colour, marker), label=arm)
         for arm, (colour, marker) in styles.items()
     ]
     if reference is not None:
         line = Line2D([], [], color="black", linestyle="--", linewidth=COLOURED, label=reference)
         handles.insert(0, line)
-    columns = len(handles) if figure.get_figwidth() > 8 else 3
+    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
+    fit = max(1, int(figure.get_figwidth() / (0.75 + 0.075 * longest)))  # inches at 9 points
+    rows = max(1, math.ceil(len(handles) / fit))
+    columns = max(1, math.ceil(len(handles) / rows))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
