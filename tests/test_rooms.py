@@ -27,7 +27,7 @@ LEVELS: list[set[str]] = [
     {"study"},
     {"run", "report", "export"},
     {"detection"},
-    {"asked"},
+    {"asked", "planned"},
     {"paper", "bench"},
     {"cli", "__init__"},
     {"__main__"},

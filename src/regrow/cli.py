@@ -32,6 +32,7 @@ from regrow.paper.command import app as paper_commands
 
 if TYPE_CHECKING:
     from regrow.asked import Asked
+    from regrow.planned import Planned
     from regrow.report import Report
     from regrow.run import Summary
     from regrow.run.precision import Choice
@@ -201,15 +202,14 @@ def status(
 ) -> None:
     """Show how far a study is: done, running, waiting to go on, failed, missing."""
     _load_files(with_files)
-    asked, _ = _study(study, store, measure=False)
-    from regrow.work import all_jobs
+    from regrow.planned import recall
 
     opened = _open(store, create=False)
-    nodes = all_jobs(asked.jobs())
-    snapshot = _stored(opened, nodes.values())
+    planned = recall(opened, study) or _planned(study, store)
+    snapshot = _checked(opened, planned.specs)
     groups: dict[str, list[str]] = {k: [] for k in ("done", "running", "paused", "failed")}
     missing = []
-    for key in nodes:
+    for key in planned.labels:
         for name, keys in groups.items():
             if key in getattr(snapshot, name):
                 keys.append(key)
@@ -222,29 +222,29 @@ def status(
         counts = {name: len(keys) for name, keys in groups.items()} | {"missing": len(missing)}
         _print_json(
             {
-                "study": asked.name,
-                "jobs": len(nodes),
+                "study": planned.name,
+                "jobs": len(planned.labels),
                 "counts": counts,
                 "running": [
-                    {"job": nodes[key].label, **progress} for key, progress in running.items()
+                    {"job": planned.labels[key], **progress} for key, progress in running.items()
                 ],
                 "failed": [
-                    {"job": nodes[key].label, "message": failure.get("message")}
+                    {"job": planned.labels[key], "message": failure.get("message")}
                     for key, failure in failures.items()
                 ],
             }
         )
         return
     words = {"done": "done", "running": "running", "paused": "stopped half-way", "failed": "failed"}
-    parts = [f"{len(groups['done'])} of {_count(len(nodes), 'job')} done"]
+    parts = [f"{len(groups['done'])} of {_count(len(planned.labels), 'job')} done"]
     parts += [f"{len(groups[k])} {word}" for k, word in words.items() if groups[k] and k != "done"]
     parts += [f"{len(missing)} not begun"] if missing else []
-    lines = [f"{asked.title}: {', '.join(parts)}."]
+    lines = [f"{planned.title}: {', '.join(parts)}."]
     for key, progress in running.items():
         share, note = progress.get("fraction", 0.0), progress.get("note", "")
-        lines.append(f"  running {nodes[key].label}: {share:.0%} {note}".rstrip())
+        lines.append(f"  running {planned.labels[key]}: {share:.0%} {note}".rstrip())
     for key, failure in failures.items():
-        lines.append(f"  failed {nodes[key].label}: {failure.get('message')}")
+        lines.append(f"  failed {planned.labels[key]}: {failure.get('message')}")
     if failures:
         lines.append("`regrow run` tries again what failed.")
     for line in lines:
@@ -466,11 +466,24 @@ def _open(store: Path, *, create: bool) -> "Store":
     return Store.open(store, create=create)
 
 
+def _planned(study: Path, store: Path) -> "Planned":
+    """Expand a study that no run has expanded as it is now."""
+    asked, _ = _study(study, store, measure=False)
+    from regrow.planned import Planned
+    from regrow.work import all_jobs
+
+    return Planned.of(asked.name, asked.title, all_jobs(asked.jobs()))
+
+
 def _stored(opened: "Store", jobs: "Iterable[Job]") -> "Snapshot":
     """Look up what is stored of some jobs, and name on standard error what of it is damaged."""
     from regrow.work import specs
 
-    snapshot = opened.snapshot(specs(jobs))
+    return _checked(opened, specs(jobs))
+
+
+def _checked(opened: "Store", specs: "Mapping[str, Mapping[str, Any]]") -> "Snapshot":
+    snapshot = opened.snapshot(specs)
     for problem in snapshot.damaged.values():
         _complain(problem)
     return snapshot
@@ -488,15 +501,18 @@ def _run(
     as_json: bool = False,
 ) -> None:
     asked, choice = _study(path, store, device=device)
+    from regrow.planned import Planned, remember
     from regrow.run import check_device
     from regrow.run import run as run_jobs
     from regrow.run.display import display
+    from regrow.work import all_jobs
 
     jobs = asked.jobs()  # looks at data and networks: nothing is written for a study that cannot be
     check_device(device)
     _say_notices(jobs, device=device)
     opened = _open(store, create=True)
     choice.keep(opened)
+    remember(opened, path, Planned.of(asked.name, asked.title, all_jobs(jobs)))
     _check_writable(_out(asked, out))
     with display() as show:
         summary = run_jobs(

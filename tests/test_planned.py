@@ -1,0 +1,52 @@
+"""Tests of the jobs that `status` finds again without PyTorch."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from regrow.planned import Planned, recall, remember
+from regrow.store import Store
+
+PLANNED = Planned(name="n", title="t", labels={"k": "label"}, specs={"k": {"seed": 0}})
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Write a study of images in a folder."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"a")
+    file = tmp_path / "study.yaml"
+    file.write_text(f"data: 'folder:{tmp_path}/images'\nmodels: resnet-20\n")
+    return file
+
+
+def test_what_was_remembered_of_a_study_is_recalled(tmp_path: Path, study: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    assert recall(store, study) is None
+    remember(store, study, PLANNED)
+    assert recall(store, study) == PLANNED
+
+
+def test_nothing_is_recalled_of_a_study_or_of_data_that_changed(
+    tmp_path: Path, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(tmp_path / "store")
+    remember(store, study, PLANNED)
+    image = tmp_path / "images" / "a.png"
+    os.utime(image, (1, 1))
+    assert recall(store, study) is None
+    remember(store, study, PLANNED)
+    study.write_text(study.read_text() + "seeds: 3\n")
+    assert recall(store, study) is None
+    remember(store, study, PLANNED)
+    monkeypatch.setenv("REGROW_DATA", str(tmp_path))
+    assert recall(store, study) is None
+
+
+def test_an_altered_plan_is_not_recalled(tmp_path: Path, study: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    remember(store, study, PLANNED)
+    (file,) = store.root.glob("plan-*.json")
+    file.write_text(file.read_text().replace("label", "other"))
+    assert recall(store, study) is None
