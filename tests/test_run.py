@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 from regrow import registry
+from regrow.durations import clock
 from regrow.errors import ConfigError, Interrupted, RanksLost, RegrowError, TrainingError
 from regrow.run import (
     Event,
@@ -33,7 +34,7 @@ from regrow.run import (
     run,
 )
 from regrow.run.crew import how_it_ended
-from regrow.run.display import describe, display
+from regrow.run.display import _Screen, describe, display
 from regrow.run.schedule import Schedule
 from regrow.store import Store
 from regrow.work import Context, Outcome
@@ -738,6 +739,53 @@ def test_terminal_shows_the_run_and_its_running_jobs(store: Store) -> None:
     assert "ETA" in out.getvalue()
 
 
+@pytest.mark.parametrize("seconds", [75, 80_000, 900_000])
+def test_terminal_of_80_columns_shows_when_long_labels_are_done(
+    store: Store, seconds: float
+) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80, height=30, color_system=None)
+    label = "imagenet-resnet-34 (width 0.25) network-slimming resnet-34-a scratch-b seed 1"
+    screen = _Screen(console)
+    screen(
+        RunProgress(
+            jobs_done=1137,
+            jobs_total=20_000,
+            reused=2,
+            failed=11,
+            blocked=103,
+            running=2,
+            held=3,
+            flops_done=1e9,
+            flops_total=4e9,
+            share=0.25,
+            seconds=seconds,
+            jobs_per_minute=104.0,
+            flops_per_second=1e7,
+            eta_seconds=seconds,
+        )
+    )
+    for number in range(2):
+        screen(
+            JobProgress(
+                key=str(number),
+                label=f"{label}{number}",
+                fraction=0.3,
+                note="epoch 103 of 160, accuracy 87.65 %, loss 0.1234",
+                seconds=seconds,
+                eta_seconds=seconds,
+            )
+        )
+    console.print(screen.render())
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    rows = [line for line in lines if "seed 1" in line]
+    assert len(rows) == 2  # a line each, its two ends kept
+    assert all("imagenet-resnet" in row and "epoch" in row and len(row) <= 80 for row in rows)
+    assert all(f"ETA {clock(seconds)}" in row for row in rows)
+    assert f"ETA {clock(seconds)}" in lines[1]
+    assert all(len(line) <= 80 for line in lines)
+
+
 def test_position_of_a_run_is_told_in_words() -> None:
     progress = RunProgress(
         jobs_done=7,
@@ -756,5 +804,5 @@ def test_position_of_a_run_is_told_in_words() -> None:
         eta_seconds=300,
     )
     assert describe(progress) == (
-        "7/20 jobs, 25 % of the work, 4.0 jobs/min, 1 failed, 3 elsewhere, 1:15 so far, ETA 5:00"
+        "7/20 jobs, 25 % of the work, ETA 5:00, 1:15 so far, 4.0 jobs/min, 1 failed, 3 elsewhere"
     )

@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from regrow.bench.command import app as bench_commands
+from regrow.durations import clock, in_words
 from regrow.errors import ConfigError, Interrupted, RanksLost, RegrowError, StoreError, unknown
 from regrow.paper.command import app as paper_commands
 
@@ -186,7 +187,7 @@ def plan(
         return
     source = "the jobs done so far" if found.from_records else "a short calibration"
     console.print(
-        f"Still to train: {found.training_flops:.3g} FLOPs, about {_duration(found.seconds)} with "
+        f"Still to train: {found.training_flops:.3g} FLOPs, about {in_words(found.seconds)} with "
         f"{_count(num_workers, 'worker')} on this machine as it is now (from {source}; networks "
         "that are yet to be pruned are guessed).",
         highlight=False,
@@ -542,8 +543,6 @@ def _say_notices(jobs: "Iterable[Job]", *, device: str = "cpu") -> None:
 
 def _sum_up(summary: "Summary", page: Path) -> None:
     """Say how the run went, on standard error, where its progress went too."""
-    from regrow.run.display import clock
-
     line = f"{_count(len(summary.done), 'job')} done in {clock(summary.seconds)}"
     if summary.reused:
         line += f", {len(summary.reused)} were done before"
@@ -639,14 +638,6 @@ def _machine() -> str:
     from regrow.run import num_cores
 
     return f"{num_cores()} cores, {processor}, {platform.system()}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours"
 
 
 def _print_json(value: Any) -> None:

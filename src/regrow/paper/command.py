@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from regrow.durations import in_words
 from regrow.errors import ConfigError, Interrupted, RegrowError
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ def _plan(
     found = estimate(tuple(jobs.values()), done, workers=num_workers, store=opened)
     print(
         f"In all {found.jobs} jobs, {found.done} done. To do: {found.training_flops:.3g} FLOPs, "
-        f"about {_duration(found.seconds)} with {num_workers} workers on this machine as it is "
+        f"about {in_words(found.seconds)} with {num_workers} workers on this machine as it is "
         "now (networks that are yet to be pruned are guessed)."
     )
 
@@ -300,12 +301,6 @@ def _made() -> dict[str, str]:
         "date": date.today().isoformat(),
         "machine": f"{num_cores()} cores, {platform.machine()}, {platform.system()}",
     }
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _say(line: str) -> None:

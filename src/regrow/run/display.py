@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from regrow.durations import clock
 from regrow.run.events import (
     Event,
     JobBlocked,
@@ -26,6 +27,7 @@ from regrow.run.events import (
 )
 
 SUMMARY_SECONDS = 30.0
+BAR_WIDTH, ETA_WIDTH = 10, 14  # so that 80 columns hold a line: "ETA 1,234 days" is the longest
 MAX_LINES = 16  # of running jobs: more workers than that do not fit a terminal
 
 
@@ -83,19 +85,36 @@ class _Screen:
         jobs = list(self._jobs.values())  # a copy: events come in while this thread draws
         table = Table.grid(padding=(0, 2))
         for event in jobs[:MAX_LINES]:
-            table.add_row(*_job_row(event))
+            table.add_row(*_job_row(event, self._console.width))
         if len(jobs) > MAX_LINES:
             table.add_row(Text(f"and {len(jobs) - MAX_LINES} more"))
-        bar = ProgressBar(total=1.0, completed=self._run.share, width=40)
+        bar = Table.grid()  # which ends its line, as a bar alone does not
+        bar.add_row(ProgressBar(total=1.0, completed=self._run.share, width=40))
         return Group(bar, Text(describe(self._run)), table)
 
 
-def _job_row(event: JobStarted | JobProgress) -> tuple[RenderableType, ...]:
-    if isinstance(event, JobStarted):
-        return Text(event.label), ProgressBar(total=1.0, completed=0, width=20), Text(), Text()
-    eta = "" if event.eta_seconds is None else f"ETA {clock(event.eta_seconds)}"
-    bar = ProgressBar(total=1.0, completed=event.fraction, width=20)
-    return Text(event.label), bar, Text(event.note), Text(eta)
+def _job_row(event: JobStarted | JobProgress, width: int) -> tuple[RenderableType, ...]:
+    """Draw a running job in one line of the terminal: what it is, how far, until when, its note."""
+    fraction, note, eta = 0.0, "", ""
+    if isinstance(event, JobProgress):
+        fraction, note = event.fraction, event.note
+        eta = "" if event.eta_seconds is None else f"ETA {clock(event.eta_seconds)}"
+    room = width - BAR_WIDTH - ETA_WIDTH - 6  # for the label and the note; 6: between columns
+    label = _shortened(event.label, room * 2 // 3)
+    return (
+        Text(label, no_wrap=True),
+        ProgressBar(total=1.0, completed=fraction, width=BAR_WIDTH),
+        Text(eta, no_wrap=True),
+        Text(_shortened(note, room // 3), no_wrap=True),
+    )
+
+
+def _shortened(text: str, width: int) -> str:
+    """Leave out the middle of a long text: a label begins with its network, ends with its seed."""
+    if len(text) <= width:
+        return text
+    head = max((width - 3) // 2, 1)
+    return f"{text[:head]}...{text[min(head + 3 - width, -1) :]}"
 
 
 def _say_trouble(console: Console, event: Event) -> None:
@@ -115,26 +134,16 @@ def _say(console: Console, line: str) -> None:
 def describe(run: RunProgress) -> str:
     """Word where a run stands.
 
-    Jobs done and the rate, the share of the work by FLOPs, and the time left.
+    Jobs done, the share of the work by FLOPs, the time left (early, where a narrow terminal shows
+    it), the rate and what went wrong.
     """
     parts = [f"{run.jobs_done}/{run.jobs_total} jobs", f"{100 * run.share:.0f} % of the work"]
+    if run.eta_seconds is not None:
+        parts.append(f"ETA {clock(run.eta_seconds)}")
+    parts.append(f"{clock(run.seconds)} so far")
     if run.jobs_per_minute:
         parts.append(f"{run.jobs_per_minute:.1f} jobs/min")
     for count, word in ((run.failed, "failed"), (run.blocked, "blocked"), (run.held, "elsewhere")):
         if count:
             parts.append(f"{count} {word}")
-    parts.append(f"{clock(run.seconds)} so far")
-    if run.eta_seconds is not None:
-        parts.append(f"ETA {clock(run.eta_seconds)}")
     return ", ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Write a duration for people.
-
-    >>> clock(7.2), clock(83), clock(4000)
-    ('0:07', '1:23', '1:06:40')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
