@@ -111,6 +111,25 @@ def test_rows_name_every_way_and_the_peak() -> None:
     assert json.loads(json.dumps(row.to_json()))["gang"] == 2
 
 
+class Idle:
+    """A process that says how fast it is, without being one."""
+
+    def __init__(self, way: str, subject: Subject) -> None:
+        self.way = way
+
+    def wait(self) -> None:
+        pass
+
+    def begin(self, what: str, seconds: float) -> None:
+        pass
+
+    def result(self) -> float:
+        return 100.0
+
+    def close(self) -> None:
+        pass
+
+
 def test_precision_that_is_hopeless_here_is_left_out_and_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -118,6 +137,8 @@ def test_precision_that_is_hopeless_here_is_left_out_and_named(
     for module in (processes, precision):
         monkeypatch.setattr(module, "is_native", lambda: False)
         monkeypatch.setattr(module, "measured", lambda: slow)
+    monkeypatch.setattr(processes, "Process", Idle)
+    monkeypatch.setattr(training, "share_around_the_core", lambda subject, precision: 0.0)
     row = training.measure_training(DIGITS, device="cpu", rounds=1, seconds=0.05)
     assert [*row.rates] == ["plain", "fp32", "fp32 together"]
     assert [*row.peak] == ["fp32"]
