@@ -206,11 +206,12 @@ def test_latex_has_as_many_cells_in_a_row_as_columns(table: int) -> None:
     text = latex(lay_out(table, cells(table)))
     num_columns = 0
     for line in text.splitlines():
-        if line.startswith(r"\begin{tabular}"):
+        if line.startswith(r"\begin{longtable}"):
             num_columns = len(line.partition("}{")[2].rstrip("}"))
-        elif line.endswith(r"\\") and not line.startswith(r"\multicolumn"):
+        elif line.endswith(r"\\") and not line.startswith((r"\multicolumn", r"\caption")):
             assert line.count(" & ") == num_columns - 1
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}")
+    assert text.count(r"\begin{longtable}") == text.count(r"\end{longtable}")
+    assert text.count(rf"\label{{tab:table-{table}}}") == text.count(r"\caption{") == 1
     assert NOT_RUN not in text
 
 

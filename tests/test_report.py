@@ -418,16 +418,39 @@ def test_unwritable_folder_is_a_config_error(tmp_path: Path) -> None:
 
 def test_latex_is_escaped_and_balanced(tmp_path: Path) -> None:
     runs = [replace(run, data="my_data & 50%", group="") for run in study()]
+    runs += [replace(run, model="[a]|b<c>", group="") for run in study()]
     report(runs, tmp_path, draw=False)
     text = (tmp_path / "table.tex").read_text(encoding="utf-8")
     begun = re.findall(r"\\begin\{(\w+\*?)\}", text)
-    ended = re.findall(r"\\end\{(\w+\*?)\}", text)
-    assert sorted(begun) == sorted(ended) == ["table", "tabular"]
+    assert re.findall(r"\\end\{(\w+\*?)\}", text) == begun == ["longtable"] * 2
+    assert r"\usepackage{booktabs,longtable}" in text
+    assert re.findall(r"\\label\{(.*?)\}", text) == ["tab:a-study-1", "tab:a-study-2"]
     assert r"my\_data \& 50\%" in text
-    code = re.sub(r"\\.", "", text.split("\n", 2)[2])
+    assert r"{[}a{]}\textbar{}b\textless{}c\textgreater{}" in text
+    code = re.sub(r"\\.|%.*", "", text)
     assert code.count("{") == code.count("}")
-    rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multi" not in line]
+    rows = [x for x in text.splitlines() if x.endswith(r"\\") and not x.startswith((r"\m", r"\c"))]
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {7}
+
+
+def test_latex_fits_the_width_of_an_article(tmp_path: Path) -> None:
+    import matplotlib as mpl
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    runs = [replace(r, macs=r.macs and 123_000_000, group="") for r in study()]
+    runs += make_arm("winning-ticket", shifted(0.1))
+    report(runs, tmp_path, draw=False)
+    text = (tmp_path / "table.tex").read_text(encoding="utf-8")
+    font = FontProperties(fname=str(mpl.get_data_path()) + "/fonts/ttf/cmr10.ttf", size=7)
+    widths = [0.0] * 8
+    for line in text.splitlines():
+        cells = line.removesuffix(r" \\").split(" & ")
+        if len(cells) == 8:
+            plain = [re.sub(r"\$\\pm\$", "+", cell).replace("\\", "") for cell in cells]
+            found = [TextPath((0, 0), c, prop=font).get_extents().width if c else 0 for c in plain]
+            widths = list(map(max, widths, found))
+    assert 200 < sum(widths) + 8 * 2 * 3 < 345  # points: \scriptsize of an article of 10 points
 
 
 def test_markdown_is_escaped(tmp_path: Path) -> None:

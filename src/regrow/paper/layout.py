@@ -5,6 +5,7 @@ of the printed cells. ``lay_out`` puts cells in place; ``terminal``, ``markdown`
 write them. A cell that we have not run says so.
 """
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from regrow.paper.printed import (
     records,
     sample,
 )
-from regrow.report.render import tex, tex_row
+from regrow.report.render import TEX_NEEDS, tex, tex_row, tex_table
 from regrow.report.words import PLUS_MINUS
 from regrow.stats import Sample
 
@@ -263,24 +264,21 @@ def markdown(sheet: Sheet) -> str:
 
 def latex(sheet: Sheet) -> str:
     """Write a table for LaTeX: under each row of the paper's, ours."""
-    lines = [r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering\small"]
-    caption = " ".join(filter(None, (f"{sheet.caption}.", sheet.caution)))
-    lines += [rf"\caption{{{tex(caption)}}}"]
-    shown: tuple[str, ...] = ()
-    end = [r"\bottomrule", r"\end{tabular}"]
-    for section in sheet.sections:
-        if section.columns != shown:
-            lines += end if shown else []
-            shown = section.columns
-            lines += [rf"\begin{{tabular}}{{ll{'r' * len(shown)}}}", r"\toprule"]
-            lines += [tex_row(["", "", *shown])]
-        lines += [r"\midrule"]
-        if section.title:
-            lines += [rf"\multicolumn{{{len(shown) + 2}}}{{l}}{{{tex(section.title)}}} \\"]
-        for name, row in section.rows:
-            for i, (voice, texts) in enumerate(_voices(row)):
-                lines += [tex_row(["" if i else name, voice, *texts])]
-    return "\n".join([*lines, *end, r"\end{table}", ""])
+    caption = tex(" ".join(filter(None, (f"{sheet.caption}.", sheet.caution))))
+    lines = [TEX_NEEDS]
+    for shown, same in itertools.groupby(sheet.sections, key=lambda section: section.columns):
+        body: list[str] = []
+        for section in same:
+            body += [r"\midrule"] if body else []
+            if section.title:
+                body += [rf"\multicolumn{{{len(shown) + 2}}}{{l}}{{{tex(section.title)}}} \\"]
+            for name, row in section.rows:
+                for i, (voice, texts) in enumerate(_voices(row)):
+                    body += [tex_row(["" if i else name, voice, *texts])]
+        first = caption if len(lines) == 1 else None
+        label = f"table {sheet.table}"
+        lines += tex_table(["", "", *shown], body, words_first=2, caption=first, label=label)
+    return "\n".join([*lines, ""])
 
 
 def _voices(row: Sequence[Cell | None]) -> Iterator[tuple[str, list[str]]]:

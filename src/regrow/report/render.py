@@ -163,11 +163,15 @@ def markdown(page: Page, *, made: Mapping[str, str]) -> str:
 
 
 def latex(page: Page) -> str:
-    """Write one ``table`` for each data set and model; needs ``\\usepackage{booktabs}``."""
-    head = f"% {' '.join(page.title.split())}\n% needs \\usepackage{{booktabs}}"
+    """Write one table for each data set and model, narrow enough for an article's page."""
+    head = f"% {' '.join(page.title.split())}\n{TEX_NEEDS}"
     if not page.tables:
         return f"{head}\n% not run: the study has no rows\n"
-    return "\n".join([head, *(_tex_table(block, page.measure) for block in page.tables)])
+    tables = [
+        _tex_table(block, page.measure, label=f"{page.title} {i}")
+        for i, block in enumerate(page.tables, start=1)
+    ]
+    return "\n".join([head, *tables])
 
 
 def _words(row: Mapping[Any, Any], difference: float | None) -> tuple[str, ...]:
@@ -279,9 +283,18 @@ TEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     words.PLUS_MINUS: r"$\pm$",
     **{c: "\\" + c for c in "&%$#_{}"},
+    **{c: f"{{{c}}}" for c in "[]*"},  # at the start of a row they would belong to the end before
 }
+TEX_NEEDS = (
+    r"% needs \usepackage{booktabs,longtable}, and a page of one column" + "\n"
+    r"% (in two: \onecolumn before it, \twocolumn behind it)"
+)
+TEX_HEAD = 10  # characters of a heading on one line
 
 
 def tex(text: str) -> str:
@@ -294,22 +307,49 @@ def tex_row(cells: Sequence[str]) -> str:
     return " & ".join(map(tex, cells)) + r" \\"
 
 
-def _tex_table(block: Block, measure: Measure) -> str:
-    shown = len(COLUMNS) - 1  # fairness stands in the text of a paper; it is too wide for a column
-    lines = [
-        r"\begin{table}",
-        r"\centering\small",
-        rf"\caption{{{tex(block.title)}: {measure.name} in \% (mean $\pm$ std over n seeds).}}",
-        rf"\begin{{tabular}}{{l{'r' * (shown - 1)}}}",
-        r"\toprule",
-        tex_row(block.columns[:shown]),
+def tex_table(
+    head: Sequence[str],
+    body: Sequence[str],
+    *,
+    words_first: int = 1,
+    caption: str | None = None,
+    label: str = "",
+) -> list[str]:
+    """Write lines of a table that goes on over pages, small enough for the width of an article.
+
+    ``words_first`` columns hold words, the others figures; a table without ``caption`` continues
+    the one before it. ``label`` is a text, of which the name to refer to is made.
+    """
+    heads = [textwrap.wrap(text, TEX_HEAD, break_on_hyphens=False) for text in head]
+    high = max(map(len, heads))
+    stacked = zip(*([""] * (high - len(text)) + text for text in heads), strict=True)
+    top = [r"\toprule", *map(tex_row, stacked), r"\midrule"]
+    name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+    columns = "l" * words_first + "r" * (len(head) - words_first)
+    return [
+        r"\begingroup\scriptsize\setlength{\tabcolsep}{3pt}",
+        *([] if caption is not None else [r"\addtocounter{table}{-1}"]),
+        rf"\begin{{longtable}}{{{columns}}}",
+        *([] if caption is None else [rf"\caption{{{caption}}}\label{{tab:{name}}} \\"]),
+        *(*top, r"\endfirsthead"),
+        *(*top, r"\endhead"),
+        *(r"\bottomrule", r"\endfoot"),
+        *body,
+        *(r"\end{longtable}", r"\endgroup"),
     ]
+
+
+def _tex_table(block: Block, measure: Measure, *, label: str) -> str:
+    shown = len(COLUMNS) - 1  # fairness stands in the text of a paper; it is too wide for a column
+    caption = rf"{tex(block.title)}: {measure.name} in \% (mean $\pm$ std over n seeds)."
+    body: list[str] = []
     for cut, rows in block.sections:
-        lines.append(r"\midrule")
+        body += [r"\midrule"] if body else []
         if cut:
-            lines.append(rf"\multicolumn{{{shown}}}{{l}}{{{tex(cut)}}} \\")
-        lines += [tex_row(row[:shown]) for row in rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+            body.append(rf"\multicolumn{{{shown}}}{{l}}{{{tex(cut)}}} \\")
+        body += [tex_row(row[:shown]) for row in rows]
+    lines = tex_table(block.columns[:shown], body, caption=caption, label=label)
+    return "\n".join([*lines, ""])
 
 
 def _wrap(text: str) -> str:
