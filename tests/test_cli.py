@@ -296,6 +296,8 @@ def test_json_of_every_command_is_all_there_is_on_standard_output(
     assert shown["status"]["counts"]["missing"] == 0
     assert shown["run"]["rows"] == shown["report"]["rows"]
     assert {row["n"] for row in shown["run"]["rows"]} == {2}
+    assert shown["run"]["accuracy_unit"] == "percent"
+    assert max(row["mean"] for row in shown["run"]["rows"]) > 1.0  # a share would not be
     assert shown["run"]["jobs"]["reused"] == shown["plan"]["jobs"]
     assert shown["run"]["jobs"]["failed"] == []
     assert {Path(path).name for path in shown["run"]["paths"]} >= {"report.md", "rows.csv"}
@@ -529,9 +531,13 @@ def test_exported_network_is_as_good_as_its_record(
     shown = json.loads(made.out)
     network = regrow.load(copy / "net")
     dataset = load(DataSpec.from_json(STUDY["data"]))
-    assert evaluate(network, dataset.test, dataset).accuracy == shown["accuracy"]
+    share = evaluate(network, dataset.test, dataset).accuracy
     kept = sum(int(p.count_nonzero()) if p.ndim > 1 else p.numel() for p in network.parameters())
     result = json.loads((copy / "net" / "result.json").read_text())
+    for one in (shown, result):
+        assert one["accuracy_unit"] == "percent"
+        assert one["accuracy"] == pytest.approx(100 * share, rel=1e-9)
+        assert one["accuracy"] > 1.0  # a share would not be
     assert kept == shown["parameters"] == result["parameters"]
     assert result["classes"] == [str(digit) for digit in range(10)]
     assert result["input"]["mean"] == list(dataset.mean)

@@ -315,13 +315,14 @@ def export(
                 "label": made.label,
                 "folder": str(made.folder),
                 "accuracy": made.accuracy,
+                "accuracy_unit": "percent",
                 "parameters": made.parameters,
                 "macs": made.macs,
             }
         )
         return
     print(
-        f"{made.label}: {100 * made.accuracy:.2f} % on the test set, {made.parameters:,} "
+        f"{made.label}: {made.accuracy:.2f} % on the test set, {made.parameters:,} "
         f"parameters, {made.macs:,} MACs.\n"
         f"Written to {made.folder}; regrow.load({str(made.folder)!r}) returns it."
     )
@@ -602,6 +603,7 @@ def _show(made: "Report", *, as_json: bool, summary: "Summary | None" = None) ->
         print(_columns(path.name for path in made.paths))
         return
     found: dict[str, Any] = {
+        "accuracy_unit": "percent",
         "rows": json.loads(made.frame.to_json(orient="records")),
         "answer": made.answer,
         "paths": [str(path) for path in made.paths],

@@ -37,7 +37,7 @@ class Exported:
 
     folder: Path
     label: str
-    accuracy: float  # in [0, 1], of the test set, as the report has it
+    accuracy: float  # in percent, of the test set, as the report has it
     parameters: int
     macs: int
 
@@ -93,7 +93,7 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
     return Exported(
         folder=Path(folder),
         label=job.label,
-        accuracy=record["accuracy"],
+        accuracy=_percent(record["accuracy"]),
         parameters=record["parameters"],
         macs=record["macs"],
     )
@@ -132,9 +132,11 @@ def _result(job: Train | Retrain, record: Mapping[str, Any]) -> dict[str, Any]:
     """Say what a user of the network needs: how pixels go in, what comes out, how good it was."""
     material: Material = job.data if isinstance(job, Train) else job.prune.data
     dataset = load(material.spec)
-    measured = ("accuracy", "loss", "num_test", "parameters", "macs", "epochs")
+    measured = ("loss", "num_test", "parameters", "macs", "epochs")
     return {
         "label": job.label,
+        "accuracy": _percent(record["accuracy"]),
+        "accuracy_unit": "percent",
         **{name: record[name] for name in measured},
         "input": {
             "shape": list(material.shape),
@@ -148,3 +150,8 @@ def _result(job: Train | Retrain, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:g}"
+
+
+def _percent(share: float) -> float:
+    """Turn a record's share into what reports hold; 98.05, not the 98.05000000000001 of a float."""
+    return round(100.0 * share, 8)
