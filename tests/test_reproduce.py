@@ -668,7 +668,7 @@ def test_list_names_every_table_and_figure(regrow: Command) -> None:
         (("table-44",), "table-4"),
         (("figure-1",), "Figure 1 of the paper is a drawing without data"),
         (("figure-2", "--plan"), "There is nothing to run for it."),
-        (("table-1", "--data", "cifar10"), "NAME=DATA"),
+        (("table-1", "--data", "cifar10"), "NAME=OTHER"),
         (("table-1", "--scale", "tiny"), "smoke"),
         (("table-1", "--scale", "smoke", "--device", "abacus"), "Choose --device cpu"),
         (("all", "--scale", "smoke", "--device", "abacus"), "Choose --device cpu"),

@@ -15,7 +15,7 @@ PACKAGE = Path(regrow.__file__).parent
 # A room is a module or a folder of the package. Each may import from lower levels, and from itself.
 LEVELS: list[set[str]] = [
     {"errors"},
-    {"checks", "durations", "seals", "study_file", "turns", "lazy", "units"},
+    {"checks", "durations", "seals", "stand_ins", "study_file", "turns", "lazy", "units"},
     {"registry", "ranks", "seeds", "stats", "kernels", "convolutions", "workspace"},
     {"store", "mask", "models", "data"},
     {"surgery", "train", "work"},

@@ -7,12 +7,13 @@
 Whoever takes a study from a user takes either kind from here.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.detection.spec import is_detection
+from regrow.stand_ins import replaced
 from regrow.study import Study, decided
 from regrow.study_file import read_file
 from regrow.train import Precision
@@ -36,12 +37,22 @@ class Collected:
     extras: "tuple[Extra, ...]" = ()
 
 
-def load(path: str | Path, precision: Callable[[], Precision] = lambda: "fp32") -> "Asked":
+def load(
+    path: str | Path,
+    precision: Callable[[], Precision] = lambda: "fp32",
+    *,
+    data: Mapping[str, str] | None = None,
+) -> "Asked":
     """Read a study file of either kind, told apart by its content.
 
-    ``precision`` says what recipes have that say ``auto``, or nothing (see ``run.precision``).
+    ``precision`` says what recipes have that say ``auto``, or nothing (see ``run.precision``);
+    ``data`` what stands in for data that the study names.
     """
-    return read_file(path, lambda value, name: from_json(decided(value, precision), name=name))
+
+    def parse(value: Any, name: str) -> "Asked":
+        return from_json(decided(replaced(value, data or {}), precision), name=name)
+
+    return read_file(path, parse)
 
 
 def from_json(value: Any, *, name: str = "study") -> "Asked":

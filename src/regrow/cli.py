@@ -30,6 +30,7 @@ from regrow.bench.command import app as bench_commands
 from regrow.durations import clock, in_words
 from regrow.errors import ConfigError, Interrupted, RanksLost, RegrowError, StoreError, unknown
 from regrow.paper.command import app as paper_commands
+from regrow.stand_ins import pairs
 
 if TYPE_CHECKING:
     from regrow.asked import Asked
@@ -64,6 +65,14 @@ OutOption = Annotated[
 WithOption = Annotated[
     list[Path] | None,
     typer.Option("--with", help="Python file that registers methods, models, data sets or arms."),
+]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="NAME=OTHER",
+        help="Put other data in the place of some that the study names, such as cifar10=hf:PATH.",
+    ),
 ]
 WorkersOption = Annotated[
     int | None,
@@ -124,6 +133,7 @@ def run(
     out: OutOption = None,
     workers: WorkersOption = None,
     with_files: WithOption = None,
+    data: DataOption = None,
     checkpoint_seconds: CheckpointOption = 60.0,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -139,6 +149,7 @@ def run(
         checkpoint_seconds=checkpoint_seconds,
         device=device,
         as_json=as_json,
+        data=data,
     )
 
 
@@ -148,11 +159,12 @@ def plan(
     store: StoreOption = DEFAULT_STORE,
     workers: WorkersOption = None,
     with_files: WithOption = None,
+    data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the jobs of a study, which are done, and what the rest will take on this machine."""
     _load_files(with_files)
-    asked, _ = _study(study, store)
+    asked, _ = _study(study, store, data=data)
     from regrow.run import num_cores
     from regrow.run.estimate import estimate
 
@@ -199,6 +211,7 @@ def status(
     study: StudyFile,
     store: StoreOption = DEFAULT_STORE,
     with_files: WithOption = None,
+    data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show how far a study is: done, running, waiting to go on, failed, missing."""
@@ -206,7 +219,7 @@ def status(
     from regrow.planned import recall
 
     opened = _open(store, create=False)
-    planned = recall(opened, study) or _planned(study, store)
+    planned = recall(opened, study, data=pairs(data or ())) or _planned(study, store, data)
     snapshot = _checked(opened, planned.specs)
     groups: dict[str, list[str]] = {k: [] for k in ("done", "running", "paused", "failed")}
     missing = []
@@ -258,11 +271,12 @@ def report(
     store: StoreOption = DEFAULT_STORE,
     out: OutOption = None,
     with_files: WithOption = None,
+    data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the report of what a study has so far, and show its table and answer."""
     _load_files(with_files)
-    asked, choice = _study(study, store, measure=False)
+    asked, choice = _study(study, store, data=data, measure=False)
     opened = _open(store, create=False)
     made, statuses = _report(asked, opened, out, command=_command(), choice=choice)
     _show(made, as_json=as_json)
@@ -285,6 +299,10 @@ def export(
     seed: Annotated[int | None, typer.Option(help="Of the row to take.")] = None,
     store: StoreOption = DEFAULT_STORE,
     with_files: WithOption = None,
+    replace_data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=OTHER", help="What `regrow run` was given as --data."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the network of one finished row: architecture.json, weights.safetensors, result.json.
@@ -293,7 +311,7 @@ def export(
     lists what there is.
     """
     _load_files(with_files)
-    asked, _ = _study(study, store, measure=False)
+    asked, _ = _study(study, store, data=replace_data, measure=False)
     from regrow.export import choose
     from regrow.export import export as write
 
@@ -441,18 +459,26 @@ def _load_files(paths: Sequence[Path] | None) -> None:
 
 
 def _study(
-    path: Path, store: Path, *, device: str = "cpu", measure: bool = True
+    path: Path,
+    store: Path,
+    *,
+    data: Sequence[str] | None = None,
+    device: str = "cpu",
+    measure: bool = True,
 ) -> "tuple[Asked, Choice]":
     """Read a study, and what decides on ``precision: auto``, by a store that there may be."""
     from regrow.asked import load
 
-    load(path)  # says what is wrong with the file before PyTorch, which takes seconds, is imported
+    others = pairs(data or ())
+    load(
+        path, data=others
+    )  # says what is wrong with the file before PyTorch, which takes seconds, is imported
     if sys.stderr.isatty():  # whoever watches sees at once that something happens
         _say(f"Reading {path} ...")
     from regrow.run.precision import Choice
 
     choice = Choice(_there(store), device=device, measure=measure)
-    return load(path, choice), choice
+    return load(path, choice, data=others), choice
 
 
 def _there(store: Path) -> "Store | None":
@@ -468,9 +494,9 @@ def _open(store: Path, *, create: bool) -> "Store":
     return Store.open(store, create=create)
 
 
-def _planned(study: Path, store: Path) -> "Planned":
+def _planned(study: Path, store: Path, data: Sequence[str] | None) -> "Planned":
     """Expand a study that no run has expanded as it is now."""
-    asked, _ = _study(study, store, measure=False)
+    asked, _ = _study(study, store, data=data, measure=False)
     from regrow.planned import Planned
     from regrow.work import all_jobs
 
@@ -501,8 +527,9 @@ def _run(
     checkpoint_seconds: float = 60.0,
     device: str = "cpu",
     as_json: bool = False,
+    data: Sequence[str] | None = None,
 ) -> None:
-    asked, choice = _study(path, store, device=device)
+    asked, choice = _study(path, store, data=data, device=device)
     from regrow.planned import Planned, remember
     from regrow.run import check_device
     from regrow.run import run as run_jobs
@@ -514,7 +541,8 @@ def _run(
     _say_notices(jobs, device=device)
     opened = _open(store, create=True)
     choice.keep(opened)
-    remember(opened, path, Planned.of(asked.name, asked.title, all_jobs(jobs)))
+    planned = Planned.of(asked.name, asked.title, all_jobs(jobs))
+    remember(opened, path, planned, data=pairs(data or ()))
     _check_writable(_out(asked, out))
     with display() as show:
         summary = run_jobs(

@@ -1,8 +1,8 @@
 """The jobs of a study as `run` expanded it, kept in the store, so that `status` needs no PyTorch.
 
 They are found again under a digest of all that the expansion depends on: the study's text, the
-files given by ``--with``, the code of this package and of those that extend it, and names, sizes
-and times of the files of data sets that lie in folders.
+data that stand in for its own, the files given by ``--with``, the code of this package and of those
+that extend it, and names, sizes and times of the files of data sets that lie in folders.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from regrow.errors import ConfigError, StoreError
 from regrow.registry import loaded_files
 from regrow.seals import canonical_json
+from regrow.stand_ins import replaced
 from regrow.store import Store
 from regrow.study_file import read_file
 
@@ -46,16 +47,18 @@ class Planned:
         )
 
 
-def remember(store: Store, study: Path, planned: Planned) -> None:
-    """Keep what a study file was expanded into."""
-    identity = _identity(study)
+def remember(
+    store: Store, study: Path, planned: Planned, *, data: Mapping[str, str] | None = None
+) -> None:
+    """Keep what a study file was expanded into, with what stood in for its data."""
+    identity = _identity(study, data or {})
     if identity is not None:
         store.decide(identity, vars(planned))
 
 
-def recall(store: Store, study: Path) -> Planned | None:
+def recall(store: Store, study: Path, *, data: Mapping[str, str] | None = None) -> Planned | None:
     """Return what a study file was expanded into, unless it or what it depends on has changed."""
-    identity = _identity(study)
+    identity = _identity(study, data or {})
     try:
         kept = store.decided(identity) if identity is not None else None
     except StoreError:  # it was altered: the study is expanded anew
@@ -63,12 +66,13 @@ def recall(store: Store, study: Path) -> Planned | None:
     return Planned(**kept) if kept is not None else None
 
 
-def _identity(study: Path) -> str | None:
+def _identity(study: Path, data: Mapping[str, str]) -> str | None:
     try:
         content = study.read_bytes()
-        value = read_file(study, lambda value, _: value)
+        value = read_file(study, lambda value, _: replaced(value, data))
         parts = [
             hashlib.sha256(content).hexdigest(),
+            *(f"{name}={other}" for name, other in sorted(data.items())),
             *(hashlib.sha256(file.read_bytes()).hexdigest() for file in loaded_files()),
             *sorted(
                 f"{e.name} {e.value}" for group in EXTENSIONS for e in entry_points(group=group)

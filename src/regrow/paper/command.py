@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from regrow.durations import in_words
-from regrow.errors import ConfigError, Interrupted, RegrowError
+from regrow.errors import Interrupted, RegrowError
+from regrow.stand_ins import pairs
 
 if TYPE_CHECKING:
     from regrow.paper.entries import Entry
@@ -82,7 +83,7 @@ def reproduce(
         _list(list(entries().values()))
         return
     chosen = [*entries().values()] if what == "all" else [entry(what)]
-    chosen_scale, replacements = scales.named(scale), _pairs(data or ())
+    chosen_scale, replacements = scales.named(scale), pairs(data or ())
     if sys.stderr.isatty():  # whoever watches sees at once that something happens
         _say(f"Preparing {what} at scale {scale} ...")
     from regrow.paper.request import Request
@@ -271,19 +272,6 @@ def _list(entries: Sequence["Entry"]) -> None:
         number = int(one.name.partition("-")[2])
         about = TABLES[number][0] if one.name.startswith("table") else one.about
         print(f"{one.name:10} {about}")
-
-
-def _pairs(values: Sequence[str]) -> dict[str, str]:
-    """Read the replacements of data sets, each NAME=DATA."""
-    found: dict[str, str] = {}
-    for value in values:
-        name, equals, data = value.partition("=")
-        if not equals or not data or name in found:
-            raise ConfigError(
-                f"--data must be NAME=DATA, each name once, such as cifar10=hf:PATH. Got {value!r}."
-            )
-        found[name] = data
-    return found
 
 
 def _open(store: Path) -> "Store":
