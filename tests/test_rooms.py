@@ -22,7 +22,7 @@ LEVELS: list[set[str]] = [
     {"cost", "reconstruct", "arms", "guard", "held", "stages", "method"},
     {"probe", "architecture"},
     {"prune"},
-    {"methods", "jobs", "experiment", "catalogue"},
+    {"methods", "jobs", "experiment", "catalogue", "trial"},
     {"expand"},
     {"study"},
     {"run", "report", "export"},

@@ -18,6 +18,7 @@ from regrow.models import MODELS, ModelSpec, build
 from regrow.prune import groups_in_scope
 from regrow.stages import stages_of
 from regrow.surgery import Trace, trace
+from regrow.trial import try_out
 from regrow.work import Job
 
 
@@ -291,6 +292,27 @@ def _check_use(use: MethodUse, model: ModelSpec, data: Material) -> None:
                 f"{use.label}: {cut.target!r} gives {len(cut.shares)} shares, and {model.name} has "
                 f"{count} groups in the scope {', '.join(use.method.scope)}."
             )
+    _try_own_code(use, model, data)
+
+
+def _try_own_code(use: MethodUse, model: ModelSpec, data: Material) -> None:
+    """Try a criterion and an allocation of the user's own, which only pruning would run."""
+    method, cut = use.method, use.cuts[0]
+    codes = (CRITERIA.code(method.criterion), ALLOCATIONS.code(method.allocation))
+    if any(codes):
+        sparsity = cut.sparsity if cut.step is None else cut.step
+        _tried(model, data, (method.unit, method.scope, method.name), (sparsity, cut.shares), codes)
+
+
+@cache
+def _tried(model: ModelSpec, data: Material, part: Any, cut: Any, _codes: Any) -> None:
+    unit, scope, name = part
+    sparsity, shares = cut
+    method = replace(METHODS.get(name), unit=unit, scope=scope)
+    network, found = _traced(model, data.shape)
+    try_out(
+        method, network, found, dataset=load(data.spec), sparsity=sparsity or 0.5, shares=shares
+    )
 
 
 @cache

@@ -21,7 +21,7 @@ from regrow.method import (
     checked_share,
     checked_sparsity,
 )
-from regrow.probe import Probe
+from regrow.probe import IMAGES, Probe
 from regrow.stages import Part, Pattern, lay, stages_of
 from regrow.surgery import Group, Trace, block_groups
 from regrow.units import HELD, Unit
@@ -168,6 +168,7 @@ def select(
     dataset: Dataset | None = None,
     seed: int = 0,
     within: Mask | None = None,
+    num_images: int = IMAGES,
 ) -> Mask:
     """Choose the units of a network that stay.
 
@@ -182,6 +183,7 @@ def select(
         dataset: images, for criteria that look at gradients or activations.
         seed: for criteria that draw.
         within: an earlier choice: of the units that it kept some go, and the others stay gone.
+        num_images: how many of the images such criteria see.
 
     Returns:
         A mask over the groups in scope. Groups of channels that had to keep one more, so that no
@@ -197,7 +199,7 @@ def select(
             f"{chosen.name}: expected a share for each of the network's {len(groups)} groups. "
             f"Got {len(shares)}."
         )
-    probe = Probe(model, dataset, seed=seed, groups=groups)
+    probe = Probe(model, dataset, seed=seed, num_images=num_images, groups=groups)
     score = CRITERIA.get(chosen.criterion)
     scores = {name: _checked(chosen, group, score(group, probe)) for name, group in groups.items()}
     everything = {name: torch.ones(group.size, dtype=torch.bool) for name, group in groups.items()}
