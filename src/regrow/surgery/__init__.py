@@ -2,7 +2,7 @@
 
     found = trace(model, example)             # found.groups: what can be cut; found.whole: why not
     small = shrink(model, mask, found)        # an ordinary, smaller nn.Module
-    verify(model, mask, found)                # largest difference from the silenced model
+    verify(model, mask, found)                # is it the silenced network, and would it show?
 
 The only code that changes shapes.
 """
@@ -17,7 +17,8 @@ from regrow.surgery.blocks import (
 )
 from regrow.surgery.cut import Select, kept_positions, shrink
 from regrow.surgery.groups import Group, Kind, Role, Slot, Trace
-from regrow.surgery.oracle import silence, verify
+from regrow.surgery.oracle import silence
+from regrow.surgery.proof import Proof, cut_groups, sensitivities, verify
 from regrow.surgery.rules import rule
 from regrow.surgery.trace import trace
 
@@ -25,6 +26,7 @@ __all__ = [
     "Aggregated",
     "Group",
     "Kind",
+    "Proof",
     "Residual",
     "Role",
     "Select",
@@ -33,9 +35,11 @@ __all__ = [
     "aggregations",
     "block_groups",
     "blocks",
+    "cut_groups",
     "in_shortcuts",
     "kept_positions",
     "rule",
+    "sensitivities",
     "shrink",
     "silence",
     "trace",

@@ -1,4 +1,4 @@
-"""The oracle of surgery: a network whose cut units are silent, and how far the cut one is from it.
+"""The oracle of surgery: a network whose cut units are silent, which the cut one has to equal.
 
 Layer norms, and group norms of a single group, take statistics over the channels of each sample; in
 the oracle they take them over the channels that stay.
@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from regrow.mask import Mask
 from regrow.surgery.blocks import dropped, silence_
-from regrow.surgery.cut import check, is_cut, kept_positions, shrink
+from regrow.surgery.cut import check, is_cut, kept_positions
 from regrow.surgery.groups import WIDTH, Trace
-from regrow.surgery.tape import evaluating
 
 
 def silence(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
@@ -49,25 +47,6 @@ def silence(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
             if tensor_name != norm and norm in trace.measured:
                 _measure_only_(quiet.get_submodule(norm), dim, kept)
     return quiet
-
-
-def verify(model: nn.Module, mask: Mask, trace: Trace) -> float:
-    """Return the largest difference between ``shrink`` and ``silence`` on random inputs (float64).
-
-    Relative to the largest output; below 1e-9 for a cut that is right.
-    """
-    small = shrink(model, mask, trace).double()
-    quiet = silence(model, mask, trace).double()
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, *trace.example.shape[1:])
-    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(trace.example.device)
-    with torch.no_grad(), evaluating(small), evaluating(quiet):
-        pairs = list(zip(_tensors(small(x)), _tensors(quiet(x)), strict=True))
-    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs)
-
-
-def _tensors(output: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _measure_only_(norm: nn.Module, dim: int, kept: Tensor) -> None:

@@ -1,0 +1,152 @@
+"""A network brought to life, so that all of its channels show in what it computes.
+
+Networks are built, and trained, with parts that add nothing: last norms that start at zero, layer
+scales of 1e-6, scales driven to zero by a penalty. What is wrong behind such a part cannot show.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_any, tree_map
+
+from regrow.seeds import seeded
+from regrow.surgery.tape import evaluating
+
+FEW = 8  # values of a channel, below which its mean and variance are those of all channels
+
+
+def called(model: nn.Module, example: Any, *, graph: bool = False) -> Any:
+    """Run a network in evaluation mode on one tensor, a sequence of inputs, or inputs by name."""
+    with torch.set_grad_enabled(graph), evaluating(model):
+        if isinstance(example, Mapping):
+            return model(**example)
+        return model(*example) if isinstance(example, list | tuple) else model(example)
+
+
+def enlivened(model: nn.Module, example: Any) -> nn.Module:
+    """Return a copy of a network with other parameters and statistics, none of them near zero.
+
+    Magnitudes and signs are drawn; the scale is a tensor's own, or where that is next to nothing
+    one that fits its shape. While the example passes once, each convolution and linear layer is
+    scaled so that what it puts out has a mean square of 1, and norms take statistics near those of
+    what they are given: deep networks neither overflow nor fade.
+    """
+    live = deepcopy(model)
+    draw = seeded(0, "alive")
+    with torch.no_grad():
+        for parameter in live.parameters():
+            if parameter.is_floating_point():
+                parameter.copy_(_alive(parameter, draw))
+        for module in live.modules():
+            if _has_statistics(module):
+                _set_statistics_(module, torch.zeros(1), torch.ones(1), draw)
+    with _settling(live, draw):
+        called(live, drawn_like(example, draw))
+    return live
+
+
+def drawn_like(example: Any, draw: Generator) -> Any:
+    """Draw inputs like an example's: floats that are all zero anew, and others from its values."""
+
+    def drawn(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.numel():
+            return leaf
+        if _is_blank(leaf):
+            return torch.randn(leaf.shape, generator=draw).to(leaf)
+        chosen = torch.randint(leaf.numel(), leaf.shape, generator=draw)
+        return leaf.flatten()[chosen.to(leaf.device)]
+
+    return tree_map(drawn, example)
+
+
+def is_blank(example: Any) -> bool:
+    """Tell whether an example has a tensor of zeros alone, which stands for a shape."""
+    return tree_any(lambda leaf: isinstance(leaf, Tensor) and _is_blank(leaf), example)
+
+
+def _is_blank(leaf: Tensor) -> bool:
+    return leaf.is_floating_point() and not bool(leaf.any())
+
+
+def _alive(tensor: Tensor, draw: Generator) -> Tensor:
+    """Draw values of a tensor's own scale, none near zero; positive if all of its own are."""
+    values = tensor.detach().double().cpu()
+    if not values.numel():
+        return values
+    size = float(values.square().mean().sqrt())
+    # He's rule, over the longer side for want of knowing which one is summed over.
+    least = 0.5 / (values.numel() / max(values.shape, default=1)) ** 0.5
+    magnitude = (0.5 + torch.rand(values.shape, generator=draw)) * (size if size > least else least)
+    if bool((values >= 0).all()) and bool(values.any()):
+        return magnitude
+    return magnitude * _signs(values, draw)
+
+
+def _signs(like: Tensor, draw: Generator) -> Tensor:
+    return torch.where(torch.rand(like.shape, generator=draw) < 0.5, -1.0, 1.0)
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return all(
+        isinstance(module._buffers.get(name), Tensor) for name in ("running_mean", "running_var")
+    )
+
+
+def _set_statistics_(norm: nn.Module, mean: Tensor, variance: Tensor, draw: Generator) -> None:
+    """Give a norm statistics near a mean and a variance, other ones for each channel."""
+    running_mean, running_var = norm._buffers["running_mean"], norm._buffers["running_var"]
+    assert running_mean is not None
+    assert running_var is not None
+    shift = 0.3 * torch.randn(running_mean.shape, generator=draw).to(mean)
+    stretch = 0.5 + torch.rand(running_var.shape, generator=draw).to(variance)
+    running_mean.copy_(mean + variance.sqrt() * shift)
+    running_var.copy_(variance * stretch)
+
+
+@contextmanager
+def _settling(model: nn.Module, draw: Generator) -> Iterator[None]:
+    """Scale layers, and set the statistics of norms, by the first data that each one sees."""
+    seen: set[nn.Module] = set()
+
+    def before(norm: nn.Module, args: tuple[Any, ...]) -> None:
+        if norm not in seen and args and args[0].dim() > 1:
+            seen.add(norm)
+            _set_statistics_(norm, *_moments(args[0]), draw)
+
+    def after(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if layer in seen or not isinstance(output, Tensor):
+            return None
+        seen.add(layer)
+        size = float(output.double().square().mean().sqrt())
+        if not 0.0 < size < float("inf"):
+            return None
+        for parameter in layer.parameters(recurse=False):
+            parameter.div_(size)
+        return output / size
+
+    handles = []
+    for module in model.modules():
+        if _has_statistics(module):
+            handles.append(module.register_forward_pre_hook(before))
+        elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            handles.append(module.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the variance of each channel, or where it has few values of all."""
+    channels = x.transpose(0, 1).flatten(1)
+    variance = channels.var(1, correction=0)
+    if channels.shape[1] < FEW:
+        variance = channels.square().mean().expand(len(channels))
+    least = variance.mean() / 10
+    mean = channels.mean(1) if channels.shape[1] >= FEW else channels.mean().expand(len(channels))
+    return mean, torch.where(variance > least, variance, least)

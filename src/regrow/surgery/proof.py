@@ -1,0 +1,395 @@
+"""The proof of a cut: how far the cut network is from the silenced one, and whether it would show.
+
+Compared are the network as it is, and a copy brought to life (``alive``).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+
+from regrow.errors import TraceError
+from regrow.mask import Mask, Unit
+from regrow.seeds import seeded
+from regrow.surgery.alive import called, drawn_like, enlivened, is_blank
+from regrow.surgery.blocks import block_groups
+from regrow.surgery.cut import is_cut, shrink
+from regrow.surgery.groups import Group, Trace
+from regrow.surgery.oracle import silence
+
+LEAST_SHOWN = 1e-3  # of the output, by which a group has to move it
+# Of the output, by which a right cut may be off: 4.5 million roundings in float64, and 80 in
+# float32, which is used where a network's code does not run in float64.
+ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-5}
+# A network that moves by more than this when its numbers are rounded proves nothing.
+MOST_ALLOWED = {torch.float64: 1e-6, torch.float32: 1e-4}
+ROUNDINGS = 3
+# How many inputs, by the numbers in one: of a single value a ReLU may let nothing through.
+NUM = ((8, 4096), (4, 16384), (2, math.inf))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What comparing a cut network with the silenced one came to; ``print`` says it in words.
+
+    Attributes:
+        error: the largest difference between any outputs of the two, relative to the largest number
+            of that output; NaN where an output is not finite.
+        tolerance: the error that is put down to rounding.
+        sensitivity: how much the output of the network brought to life moves when every second unit
+            of a group (or a block) fades, to first order; measured by silencing them where that is
+            little. For each group that was cut.
+        wrong: the groups whose cut is wrong, where the error is larger than the tolerance.
+        rounded: how far the output moves when the network's numbers are rounded; measured only
+            where the error is larger than that of most networks.
+
+    ``float(proof)`` is the error, and so are ``proof < 1e-9`` and ``f"{proof:.1e}"``.
+    """
+
+    error: float
+    tolerance: float
+    sensitivity: Mapping[str, float]
+    wrong: tuple[str, ...] = ()
+    rounded: float | None = None
+
+    @property
+    def unproven(self) -> tuple[str, ...]:
+        """The groups that hardly move the output, so that a wrong cut of them would not show."""
+        return tuple(n for n, moved in self.sensitivity.items() if not moved >= LEAST_SHOWN)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the cut is right, and a wrong one would have shown."""
+        return self.error <= self.tolerance and not self.unproven
+
+    def __float__(self) -> float:
+        return self.error
+
+    def __lt__(self, other: float) -> bool:
+        return self.error < other
+
+    def __format__(self, spec: str) -> str:
+        return format(self.error, spec) if spec else str(self)
+
+    def __str__(self) -> str:
+        if math.isnan(self.error) and not self.wrong:
+            return (
+                "Not proven: an output of the network is not finite (NaN or infinity), so there is "
+                "nothing to compare. Mend its weights, or trace it on an example that it can take."
+            )
+        if not self.error <= self.tolerance:
+            return self._refuted()
+        if self.unproven:
+            return (
+                f"Not proven: the cut network equals the silenced one within {self.error:.1e}, but "
+                f"silencing {_listed(self.unproven)} moves the output by less than "
+                f"{LEAST_SHOWN:g} of it, so a wrong cut there would not show. Trace it on another "
+                f"example, or keep them whole: {_keep(self.unproven)}."
+            )
+        if not self.sensitivity:
+            return f"Proven: nothing is cut, and the outputs are equal within {self.error:.1e}."
+        return (
+            f"Proven: the cut network equals the silenced one within {self.error:.1e} "
+            f"(allowed: {self.tolerance:.1e}), and silencing any of the {len(self.sensitivity)} "
+            f"groups that it cuts moves the output by {min(self.sensitivity.values()):.1e} or more."
+        )
+
+    def _refuted(self) -> str:
+        if not self.wrong:
+            return (
+                f"Not proven: the cut network differs from the silenced one by {self.error:.1e}, "
+                f"and to round the network's numbers moves its output by {self.rounded or 0.0:.1e} "
+                "already. Such a network cannot be compared: it draws at random, or its code "
+                "chooses by small differences."
+            )
+        off = "its output is not finite" if math.isnan(self.error) else f"by {self.error:.1e}"
+        return (
+            f"Wrong: the cut network differs from the silenced one ({off}; allowed: "
+            f"{self.tolerance:.1e}) where {_listed(self.wrong)} is cut. The network's code "
+            "probably takes the number of channels there as a number, as in `x / x.shape[1]`. "
+            f"Let it not depend on that, or keep them whole: {_keep(self.wrong)}."
+        )
+
+
+def verify(
+    model: nn.Module, mask: Mask, trace: Trace, *, sensitivity: Mapping[str, float] | None = None
+) -> Proof:
+    """Compare the network that a mask cuts with the one whose cut units are silent (float64).
+
+    On random inputs like the trace's example, for the network as it is and for one brought to life.
+
+    Args:
+        model, mask, trace: as for ``shrink``.
+        sensitivity: what ``sensitivities`` found for this architecture; measured if not given.
+
+    Raises:
+        TraceError: the network cannot be cut by this mask, or its outputs when cut are not as many,
+            or of another shape.
+    """
+    cut = cut_groups(mask)
+    live = enlivened(model, trace.example)
+    inputs = _inputs(model, trace.example)
+    if sensitivity is None:
+        sensitivity = _moved(live, trace, cut, unit=mask.unit, inputs=inputs)
+    compared = [_compare(net, mask, trace, inputs) for net in (model, live)]
+    worst = max(compared, key=lambda found: (not found.ok, _order(found.error)))
+    wrong: tuple[str, ...] = ()
+    if not worst.ok and not worst.blind:
+        net = (model, live)[compared.index(worst)]
+        wrong = tuple(_wrong(net, mask, trace, inputs, cut))
+    return Proof(
+        error=worst.error,
+        tolerance=worst.tolerance,
+        sensitivity={name: sensitivity[name] for name in cut},
+        wrong=wrong,
+        rounded=worst.rounded,
+    )
+
+
+def sensitivities(model: nn.Module, trace: Trace, mask: Mask) -> dict[str, float]:
+    """Return how much silencing each group that a mask names moves the output, one after another.
+
+    Of the network brought to life, relative to the output's largest number. It hangs on the
+    architecture, and hardly on the network's weights or on what the mask keeps.
+    """
+    live = enlivened(model, trace.example)
+    inputs = _inputs(model, trace.example)
+    return _moved(live, trace, list(mask.kept), unit=mask.unit, inputs=inputs)
+
+
+def cut_groups(mask: Mask) -> list[str]:
+    """Name the groups of which a mask takes something away."""
+    return [name for name, kept in mask.kept.items() if not bool(kept.all())]
+
+
+def _inputs(model: nn.Module, example: Any) -> list[Any]:
+    """Return inputs: the example itself, unless it is only a shape, and others, as one batch.
+
+    One by one where the network takes no batches; the example alone where it takes no others.
+    """
+    draw = seeded(0, "proof")
+    size = max((x.numel() for x in tree_leaves(example) if isinstance(x, Tensor)), default=0)
+    drawn = [drawn_like(example, draw) for _ in range(next(n for n, most in NUM if size <= most))]
+    several = drawn if is_blank(example) else [example, *drawn[1:]]
+    for inputs in ([tree_map(_batch, *several)], several):
+        try:
+            for x in inputs:
+                called(model, x)
+        except Exception:  # noqa: S112, PERF203 - a network may take one sample, or related inputs
+            continue
+        return inputs
+    return several[:1]
+
+
+def _batch(*leaves: Any) -> Any:
+    tensors = isinstance(leaves[0], Tensor) and leaves[0].dim() > 0
+    return torch.cat(leaves) if tensors else leaves[0]
+
+
+def _moved(
+    live: nn.Module, trace: Trace, names: Sequence[str], *, unit: Unit, inputs: Sequence[Any]
+) -> dict[str, float]:
+    """Measure what each group does to the output: to first order, or if that is little, truly."""
+    groups = block_groups(live) if unit == "block" else trace.groups
+    kept = {name: torch.arange(groups[name].size) % 2 == 1 for name in names}
+    found = _faded(live, [groups[name] for name in names], kept, inputs)
+    doubtful = [name for name in names if not found[name] >= 10 * LEAST_SHOWN]
+    before = [called(live, x) for x in inputs] if doubtful else []
+    for name in doubtful:
+        quiet = silence(live, Mask(unit=unit, kept={name: kept[name]}), trace)
+        found[name] = max(
+            _difference(called(quiet, x), output) for x, output in zip(inputs, before, strict=True)
+        )
+    return found
+
+
+def _faded(
+    live: nn.Module,
+    groups: Sequence[Group],
+    kept: Mapping[str, Tensor],
+    inputs: Sequence[Any],
+) -> dict[str, float]:
+    """Return the derivatives of a random sum over the outputs by the size of what goes.
+
+    One run forth and back for all groups; zero where a network has no derivatives.
+    """
+    draw = seeded(0, "fading")
+    parameters = dict(live.named_parameters())
+    total = torch.zeros(())
+    for parameter in parameters.values():
+        parameter.requires_grad_(parameter.is_floating_point())
+    for leaf in tree_leaves([called(live, x, graph=True) for x in inputs]):
+        if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.numel():
+            weights = torch.randn(leaf.shape, generator=draw).to(leaf)
+            scale = leaf.detach().norm().clamp(min=1e-30)
+            total = total + ((leaf * weights).sum() / scale).cpu()
+    if not total.requires_grad:
+        return dict.fromkeys(kept, 0.0)
+    grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    pairs = zip(parameters.items(), grads, strict=True)
+    shares = {name: (p.detach() * grad).cpu() for (name, p), grad in pairs if grad is not None}
+    found = {}
+    for group in groups:
+        moved = 0.0
+        for slot in group.slots:
+            if slot.role in ("producer", "bias", "norm") and slot.tensor in shares:
+                share = shares[slot.tensor].movedim(slot.dim, 0)
+                share = share.reshape(len(share), -1).sum(1)
+                moved += float(share[is_cut(slot.units, kept[group.name])].sum())
+        found[group.name] = abs(moved)
+    return found
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """How far a cut network is from the silenced one, and what is allowed."""
+
+    error: float
+    tolerance: float
+    blind: bool = False  # the network itself cannot be compared
+    rounded: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tolerance
+
+
+def _order(error: float) -> float:
+    return math.inf if math.isnan(error) else error
+
+
+def _compare(net: nn.Module, mask: Mask, trace: Trace, inputs: Sequence[Any]) -> _Compared:
+    small, quiet = shrink(net, mask, trace), silence(net, mask, trace)
+    dtype = torch.float64
+    try:
+        quiet = quiet.double()
+        expected = [called(quiet, _as(x, dtype)) for x in inputs]
+    except Exception:  # code that fixes a precision, which then meets the other one
+        quiet, dtype = silence(net, mask, trace), torch.float32
+        expected = [called(quiet, x) for x in inputs]
+    else:
+        small = small.double()
+    inputs = [_as(x, dtype) if dtype == torch.float64 else x for x in inputs]
+    error = _largest(
+        [_difference(called(small, x), y) for x, y in zip(inputs, expected, strict=True)]
+    )
+    tolerance = ALLOWED[dtype]
+    if error <= tolerance:
+        return _Compared(error, tolerance)
+    rounded = _rounded(quiet, inputs, expected)
+    blind = not rounded <= MOST_ALLOWED[dtype]
+    return _Compared(error, tolerance if blind else max(tolerance, rounded), blind, rounded)
+
+
+def _rounded(quiet: nn.Module, inputs: Sequence[Any], expected: Sequence[Any]) -> float:
+    """Return how far outputs move when inputs and weights change in their last two bits."""
+    draw = seeded(0, "rounding")
+
+    def nudged(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        up = torch.rand(leaf.shape, generator=draw).to(leaf) < 0.5
+        return leaf * torch.where(up, 1.0, 1.0 - 4 * torch.finfo(leaf.dtype).eps).to(leaf)
+
+    found = []
+    for _ in range(ROUNDINGS):
+        other = deepcopy(quiet)
+        with torch.no_grad():
+            for tensor in (*other.parameters(), *other.buffers()):
+                tensor.copy_(nudged(tensor))
+        found += [
+            _difference(called(other, tree_map(nudged, x)), y)
+            for x, y in zip(inputs, expected, strict=True)
+        ]
+    return _largest(found)
+
+
+def _wrong(
+    net: nn.Module, mask: Mask, trace: Trace, inputs: Sequence[Any], names: Sequence[str]
+) -> list[str]:
+    """Find by halving the groups whose cut is wrong, in a set whose cut is."""
+    if len(names) < 2:
+        return list(names)
+    middle = len(names) // 2
+    wrong = [
+        name
+        for half in (names[:middle], names[middle:])
+        if not _compare(net, _only(mask, half), trace, inputs).ok
+        for name in _wrong(net, mask, trace, inputs, half)
+    ]
+    return wrong or list(names)
+
+
+def _only(mask: Mask, names: Sequence[str]) -> Mask:
+    return Mask(unit=mask.unit, kept={name: mask.kept[name] for name in names})
+
+
+def _difference(output: Any, expected: Any) -> float:
+    """Return the largest difference of two outputs' numbers; NaN where any is not finite."""
+    (ours, our_form), (theirs, their_form) = tree_flatten(output), tree_flatten(expected)
+    if our_form != their_form:
+        raise TraceError(
+            "The cut network returns something else than the network itself: "
+            f"{_shape(output)} in place of {_shape(expected)}. Let it return the same whatever "
+            "its number of channels."
+        )
+    return _largest([_gap(a, b) for a, b in zip(ours, theirs, strict=True)])
+
+
+def _gap(ours: Any, theirs: Any) -> float:
+    if not isinstance(theirs, Tensor | bool | int | float):
+        if type(ours) is not type(theirs) or ours != theirs:
+            raise TraceError(
+                f"The cut network returns {ours!r} where the network itself returns {theirs!r}."
+            )
+        return 0.0
+    a, b = (torch.as_tensor(x) for x in (ours, theirs))
+    if a.shape != b.shape:
+        raise TraceError(
+            f"The cut network returns a tensor of shape {tuple(a.shape)} where the network itself "
+            f"returns {tuple(b.shape)}. Keep whole the layers that it is made of: "
+            "trace(..., keep=['<layer>'])."
+        )
+    if not b.numel():
+        return 0.0
+    a, b = (torch.view_as_real(x) if x.is_complex() else x for x in (a, b))
+    a, b = a.double(), b.double()
+    gap = (a - b).abs().max()
+    if not bool(torch.isfinite(gap)) or not bool(torch.isfinite(b).all()):
+        return math.nan
+    return float(gap) and float(gap / b.abs().max().clamp(min=1e-300))
+
+
+def _largest(values: Sequence[float]) -> float:
+    """Return the largest value, and NaN if any is: ``max`` would hide it."""
+    return math.nan if any(map(math.isnan, values)) else max(values, default=0.0)
+
+
+def _as(example: Any, dtype: torch.dtype) -> Any:
+    def cast(leaf: Any) -> Any:
+        floats = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.to(dtype) if floats else leaf
+
+    return tree_map(cast, example)
+
+
+def _shape(output: Any) -> str:
+    def worded(leaf: Any) -> str:
+        return f"{list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+
+    return str(tree_map(worded, output)).replace("'", "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [repr(name) for name in names[:5]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _keep(names: Sequence[str]) -> str:
+    return f"trace(..., keep={list(names)})"
