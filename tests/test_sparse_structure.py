@@ -125,7 +125,7 @@ def test_a_factor_scales_its_branch_and_folding_it_changes_nothing(label: str) -
     assert not torch.equal(scaled, plain)
     assert set(snapshot(model)) == names
     assert not any(isinstance(module, Factor) for module in model.modules())
-    assert verify(model, gone, trace(model, SHAPE)) == 0.0
+    assert verify(model, gone, trace(model, SHAPE)).error == 0.0
     small_one = shrink(model, gone, trace(model, SHAPE))
     with evaluating(small_one), torch.no_grad():
         torch.testing.assert_close(small_one(x), scaled, rtol=1e-5, atol=1e-5)

@@ -28,9 +28,9 @@ from regrow.probe import Probe
 from regrow.prune import select
 from regrow.seeds import derive
 from regrow.stages import Pattern, pattern_of, stages_of
-from regrow.surgery import trace
+from regrow.surgery import prove, sensitivities, trace
 from regrow.train import NO_TREATMENT, Recipe, Training, Treatment, evaluate
-from regrow.units import HELD
+from regrow.units import HELD, Unit
 from regrow.work import AFTER, Context, Job, Outcome, advance, state_of
 
 
@@ -295,6 +295,8 @@ class Prune(Keyed):
         architecture = Architecture(model=self.model, shape=self.data.shape)
         repaired: dict[str, Tensor] = {}
         if not mask.held:
+            shown = _shown(self.model, self.data.shape, mask.unit, tuple(mask.kept))
+            prove(model, mask, found, sensitivity=shown)
             architecture = architecture.then(mask)
             small = architecture.cut(model)
             after = measure(small, found.example)
@@ -513,6 +515,15 @@ def _counter(model: ModelSpec, shape: tuple[int, ...], method: Method) -> int | 
 
 
 SPARSE_DRAW = 2  # how many rules there have been for it; the first had an n of at least 1
+
+
+@cache
+def _shown(
+    model: ModelSpec, shape: tuple[int, ...], unit: Unit, groups: tuple[str, ...]
+) -> Mapping[str, float]:
+    """Measure how much groups of an uncut network do to its output, once."""
+    net = build(model.untrained())
+    return sensitivities(net, trace(net, shape), groups, unit=unit)
 
 
 def _draw_sparse_(model: nn.Module, mask: Mask, *, seed: int) -> None:

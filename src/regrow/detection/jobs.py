@@ -30,7 +30,7 @@ from regrow.jobs import Keyed, Prune, Retrain, Train, weights_of, without_none
 from regrow.method import Method
 from regrow.models import ModelSpec, build
 from regrow.prune import select
-from regrow.surgery import shrink, trace
+from regrow.surgery import prove, shrink, trace
 from regrow.train import Recipe
 from regrow.work import Context, Job, Outcome, advance, state_of
 
@@ -299,6 +299,7 @@ class PruneDetector(Keyed):
             shares=self.shares,
             seed=self.seed,
         )
+        prove(net, mask, found)
         model = build_detector(
             shrink(net, mask, found),
             self.parent.detector,

@@ -18,7 +18,7 @@ from regrow.surgery.blocks import (
 from regrow.surgery.cut import Select, kept_positions, shrink
 from regrow.surgery.groups import Group, Kind, Role, Slot, Trace
 from regrow.surgery.oracle import silence
-from regrow.surgery.proof import Proof, cut_groups, sensitivities, verify
+from regrow.surgery.proof import Proof, prove, sensitivities, verify
 from regrow.surgery.rules import rule
 from regrow.surgery.trace import trace
 
@@ -35,9 +35,9 @@ __all__ = [
     "aggregations",
     "block_groups",
     "blocks",
-    "cut_groups",
     "in_shortcuts",
     "kept_positions",
+    "prove",
     "rule",
     "sensitivities",
     "shrink",

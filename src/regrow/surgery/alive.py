@@ -4,9 +4,9 @@ Networks are built, and trained, with parts that add nothing: last norms that st
 scales of 1e-6, scales driven to zero by a penalty. What is wrong behind such a part cannot show.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_any, tree_map
 
 from regrow.seeds import seeded
+from regrow.surgery.cut import duplicate
 from regrow.surgery.tape import evaluating
 
-FEW = 8  # values of a channel, below which its mean and variance are those of all channels
+FEW = 4  # values of a channel, below which its mean and variance are those of all channels
 
 
 def called(model: nn.Module, example: Any, *, graph: bool = False) -> Any:
@@ -32,10 +33,10 @@ def enlivened(model: nn.Module, example: Any) -> nn.Module:
 
     Magnitudes and signs are drawn; the scale is a tensor's own, or where that is next to nothing
     one that fits its shape. While the example passes once, each convolution and linear layer is
-    scaled so that what it puts out has a mean square of 1, and norms take statistics near those of
-    what they are given: deep networks neither overflow nor fade.
+    centred and scaled by what it puts out, so that few ReLUs are shut, and norms take statistics
+    near those of what they are given: deep networks neither overflow nor fade.
     """
-    live = deepcopy(model)
+    live = duplicate(model)
     draw = seeded(0, "alive")
     with torch.no_grad():
         for parameter in live.parameters():
@@ -45,7 +46,7 @@ def enlivened(model: nn.Module, example: Any) -> nn.Module:
             if _has_statistics(module):
                 _set_statistics_(module, torch.zeros(1), torch.ones(1), draw)
     with _settling(live, draw):
-        called(live, drawn_like(example, draw))
+        called(live, example)
     return live
 
 
@@ -118,15 +119,26 @@ def _settling(model: nn.Module, draw: Generator) -> Iterator[None]:
             _set_statistics_(norm, *_moments(args[0]), draw)
 
     def after(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if layer in seen or not isinstance(output, Tensor):
+        if layer in seen or not isinstance(output, Tensor) or not output.numel():
             return None
         seen.add(layer)
+        channels = output.transpose(1 if isinstance(layer, nn.modules.conv._ConvNd) else -1, -1)
+        weight, bias = (layer._parameters.get(name) for name in ("weight", "bias"))
+        if bias is not None and channels.shape[-1] == len(bias) and _many(channels):
+            mean = channels.flatten(0, -2).mean(0)
+            bias.sub_(mean)
+            channels -= mean  # and so the output, whose memory it is
         size = float(output.double().square().mean().sqrt())
-        if not 0.0 < size < float("inf"):
+        if weight is None or not 0.0 < size < math.inf:
             return None
-        for parameter in layer.parameters(recurse=False):
-            parameter.div_(size)
-        return output / size
+        output /= size
+        weight.div_(size)
+        if bias is not None and channels.shape[-1] == len(bias):
+            bias.div_(size)
+            shift = 0.3 * torch.randn(bias.shape, generator=draw).to(bias)
+            bias.add_(shift)
+            channels += shift
+        return output
 
     handles = []
     for module in model.modules():
@@ -139,6 +151,10 @@ def _settling(model: nn.Module, draw: Generator) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _many(channels: Tensor) -> bool:
+    return channels.numel() >= FEW * channels.shape[-1]
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ Layer norms, and group norms of a single group, take statistics over the channel
 the oracle they take them over the channels that stay.
 """
 
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from regrow.mask import Mask
 from regrow.surgery.blocks import dropped, silence_
-from regrow.surgery.cut import check, is_cut, kept_positions
+from regrow.surgery.cut import check, duplicate, is_cut, kept_positions
 from regrow.surgery.groups import WIDTH, Trace
 
 
@@ -25,7 +24,7 @@ def silence(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     of a block that goes, the last layer of the branch. Norms that take statistics over channels get
     hooks that leave out those of the cut units.
     """
-    quiet = deepcopy(model)
+    quiet = duplicate(model)
     if mask.unit == "block":
         for block in dropped(quiet, mask).values():
             silence_(block)

@@ -5,7 +5,6 @@ Compared are the network as it is, and a copy brought to life (``alive``).
 
 import math
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +13,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from regrow.errors import TraceError
-from regrow.mask import Mask, Unit
+from regrow.mask import Mask
 from regrow.seeds import seeded
 from regrow.surgery.alive import called, drawn_like, enlivened, is_blank
 from regrow.surgery.blocks import block_groups
-from regrow.surgery.cut import is_cut, shrink
+from regrow.surgery.cut import duplicate, is_cut, shrink
 from regrow.surgery.groups import Group, Trace
 from regrow.surgery.oracle import silence
+from regrow.units import Unit
 
 LEAST_SHOWN = 1e-3  # of the output, by which a group has to move it
 # Of the output, by which a right cut may be off: 4.5 million roundings in float64, and 80 in
@@ -30,7 +30,7 @@ ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-5}
 MOST_ALLOWED = {torch.float64: 1e-6, torch.float32: 1e-4}
 ROUNDINGS = 3
 # How many inputs, by the numbers in one: of a single value a ReLU may let nothing through.
-NUM = ((8, 4096), (4, 16384), (2, math.inf))
+NUM = ((8, 1024), (4, 4096), (2, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +132,8 @@ def verify(
             or of another shape.
     """
     cut = cut_groups(mask)
-    live = enlivened(model, trace.example)
     inputs = _inputs(model, trace.example)
+    live = enlivened(model, inputs[0])
     if sensitivity is None:
         sensitivity = _moved(live, trace, cut, unit=mask.unit, inputs=inputs)
     compared = [_compare(net, mask, trace, inputs) for net in (model, live)]
@@ -151,15 +151,26 @@ def verify(
     )
 
 
-def sensitivities(model: nn.Module, trace: Trace, mask: Mask) -> dict[str, float]:
-    """Return how much silencing each group that a mask names moves the output, one after another.
+def prove(
+    model: nn.Module, mask: Mask, trace: Trace, *, sensitivity: Mapping[str, float] | None = None
+) -> None:
+    """Raise a ``TraceError`` that says why, if a cut is wrong or cannot be proven."""
+    proof = verify(model, mask, trace, sensitivity=sensitivity)
+    if not proof.ok:
+        raise TraceError(f"This network is not cut, because the cut has no proof. {proof}")
 
-    Of the network brought to life, relative to the output's largest number. It hangs on the
-    architecture, and hardly on the network's weights or on what the mask keeps.
+
+def sensitivities(
+    model: nn.Module, trace: Trace, names: Sequence[str], *, unit: Unit = "channel"
+) -> dict[str, float]:
+    """Return how much each of some groups (or blocks) does to the output: see ``Proof``.
+
+    Of the network brought to life, relative to the output. It hangs on the architecture, and hardly
+    on the network's weights.
     """
-    live = enlivened(model, trace.example)
     inputs = _inputs(model, trace.example)
-    return _moved(live, trace, list(mask.kept), unit=mask.unit, inputs=inputs)
+    live = enlivened(model, inputs[0])
+    return _moved(live, trace, names, unit=unit, inputs=inputs)
 
 
 def cut_groups(mask: Mask) -> list[str]:
@@ -180,7 +191,7 @@ def _inputs(model: nn.Module, example: Any) -> list[Any]:
         try:
             for x in inputs:
                 called(model, x)
-        except Exception:  # noqa: S112, PERF203 - a network may take one sample, or related inputs
+        except Exception:  # a network may take one sample, or inputs that depend on one another
             continue
         return inputs
     return several[:1]
@@ -293,12 +304,12 @@ def _rounded(quiet: nn.Module, inputs: Sequence[Any], expected: Sequence[Any]) -
     def nudged(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             return leaf
-        up = torch.rand(leaf.shape, generator=draw).to(leaf) < 0.5
-        return leaf * torch.where(up, 1.0, 1.0 - 4 * torch.finfo(leaf.dtype).eps).to(leaf)
+        down = (torch.rand(leaf.shape, generator=draw) < 0.5).to(leaf)
+        return leaf * (1.0 - 4 * torch.finfo(leaf.dtype).eps * down)
 
     found = []
     for _ in range(ROUNDINGS):
-        other = deepcopy(quiet)
+        other = duplicate(quiet)
         with torch.no_grad():
             for tensor in (*other.parameters(), *other.buffers()):
                 tensor.copy_(nudged(tensor))

@@ -1,0 +1,92 @@
+"""Cuts that are wrong on purpose: each differs from the right one in a tensor that matters."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from regrow.mask import Mask
+from regrow.surgery import Trace, cut, proof
+
+Keys = dict[tuple[str, int], Tensor]
+KINDS = ("shifted", "swapped", "statistic", "reader", "noise")
+
+
+def wrongly(kind: str, trace: Trace, mask: Mask, *, seed: int) -> "Mutant | None":
+    """Choose a place for a mutation of a kind; None where the network has none."""
+    slots = {(s.tensor, s.dim): s for n in mask.kept for s in trace.groups[n].slots}
+    right = cut.kept_positions(mask, trace)
+    choice = random.Random(seed)
+    if kind == "noise":
+        tensors = [t for t, _ in right if not t.endswith(".bias") and ":" not in t]
+        return Mutant(kind, (choice.choice(tensors), 0), seed)
+    roles = {"statistic": ("norm",), "reader": ("reader",)}.get(kind, ("producer", "reader"))
+    places = [
+        key
+        for key, kept in right.items()
+        # Of two kept positions and one that goes, order and choice can be wrong.
+        if slots[key].role in roles
+        and ":" not in key[0]
+        and 1 < len(kept) < len(slots[key].units)
+        and (kind != "statistic" or key[0].endswith(("running_mean", "running_var", "weight")))
+        and (kind != "reader" or kept.tolist() != list(range(len(kept))))
+    ]
+    return Mutant(kind, choice.choice(places), seed) if places else None
+
+
+class Mutant:
+    """One wrong cut, in place of ``shrink`` within the proof while it is at work."""
+
+    def __init__(self, kind: str, place: tuple[str, int], seed: int) -> None:
+        self.kind, self.place, self.seed = kind, place, seed
+
+    def __repr__(self) -> str:
+        return f"{self.kind} {self.place}"
+
+    def at_work(self, patch: pytest.MonkeyPatch) -> None:
+        """Cut wrongly from now on; the silenced network stays right, and groups are not told apart."""
+        patch.setattr(proof, "_wrong", lambda *_: [])
+        if self.kind == "noise":
+            patch.setattr(proof, "shrink", self._shrink)
+        else:
+            patch.setattr(cut, "kept_positions", self._positions)
+
+    def _shrink(self, model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
+        small = cut.shrink(model, mask, trace)
+        name = self.place[0]
+        for other, tensor in (*small.named_parameters(), *small.named_buffers()):
+            # A norm that was given a selection goes by another name.
+            if name in (other, other.replace(".norm.", ".")):
+                draw = torch.Generator().manual_seed(self.seed)
+                noise = torch.rand(tensor.shape, generator=draw) * tensor.detach().abs().mean()
+                with torch.no_grad():
+                    tensor += 0.01 * noise
+                return small
+        raise AssertionError(name)
+
+    def _positions(self, mask: Mask, trace: Trace) -> Keys:
+        right = POSITIONS(mask, trace)
+        if self.place not in right:  # while groups are told apart
+            return right
+        kept = right[self.place]
+        if len(kept) < 2:
+            return right
+        size = next(
+            len(s.units)
+            for n in mask.kept
+            for s in trace.groups[n].slots
+            if (s.tensor, s.dim) == self.place
+        )
+        gone = sorted(set(range(size)) - set(kept.tolist()))
+        wrong = kept.clone()
+        if self.kind == "swapped":
+            wrong[[0, 1]] = wrong[[1, 0]]
+        elif self.kind == "reader":
+            wrong = torch.arange(len(kept))
+        elif gone:
+            wrong[self.seed % len(kept)] = gone[self.seed % len(gone)]
+        return {**right, self.place: wrong}
+
+
+POSITIONS = cut.kept_positions

@@ -1,0 +1,333 @@
+"""The proof of a cut: right cuts are proven, wrong ones named, and what is not known is said."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torchvision.models
+from torch import Tensor, nn
+
+from cutting import random_mask
+from mutants import KINDS, wrongly
+from regrow.errors import TraceError
+from regrow.mask import Mask
+from regrow.models import MODELS, ModelSpec, build
+from regrow.surgery import Trace, blocks, proof, prove, sensitivities, trace, verify
+from regrow.surgery.alive import enlivened
+
+SHAPE = (1, 3, 8, 8)
+
+
+def conv(a: int, b: int) -> nn.Conv2d:
+    return nn.Conv2d(a, b, 3, padding=1)
+
+
+def half(found: Trace) -> Mask:
+    kept = {name: torch.arange(g.size) % 2 == 0 for name, g in found.groups.items()}
+    return Mask(unit="channel", kept=kept)
+
+
+class Chain(nn.Module):
+    """Three convolutions and a head; what a subclass does in between is under test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.out = conv(3, 8), conv(8, 8), conv(8, 6), nn.Linear(6, 5)
+
+    def between(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.b(self.a(x).relu()).relu()
+        result: Tensor = self.out(self.c(self.between(x)).relu().mean((2, 3)))
+        return result
+
+
+class ByWidth(Chain):
+    def between(self, x: Tensor) -> Tensor:
+        return x / x.shape[1] ** 0.5
+
+
+class Outputs(Chain):
+    """A network whose output is whatever a function makes of two tensors."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return self.make(y, y.square())
+
+
+def test_a_right_cut_is_proven_in_one_sentence() -> None:
+    net = Chain()
+    found = trace(net, SHAPE)
+    proof = verify(net, half(found), found)
+    assert proof.ok
+    assert set(proof.sensitivity) == {"a", "b", "c"}
+    assert float(proof) == proof.error < 1e-9
+    assert proof < 1e-9
+    assert str(proof).startswith("Proven: the cut network equals the silenced one within ")
+    assert f"{proof:.1e}" == f"{proof.error:.1e}"
+    nothing = verify(net, Mask(unit="channel", kept={"a": torch.ones(8, dtype=torch.bool)}), found)
+    assert nothing.ok
+    assert "nothing is cut" in str(nothing)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-9])
+def test_parts_that_add_nothing_hide_nothing(
+    weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = nn.Sequential(
+        conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 6), nn.BatchNorm2d(6), conv(6, 4)
+    )
+    for norm in (net[1], net[4]):
+        nn.init.constant_(norm.weight, weight)  # type: ignore[arg-type]
+    found = trace(net, SHAPE)
+    mask = random_mask(found)
+    assert verify(net, mask, found).ok
+    for kind in KINDS:
+        mutant = wrongly(kind, found, mask, seed=0)
+        assert mutant is not None
+        with monkeypatch.context() as patch:
+            mutant.at_work(patch)
+            assert not verify(net, mask, found).ok, mutant
+
+
+def test_code_that_takes_its_width_as_a_number_is_named() -> None:
+    net = ByWidth()
+    found = trace(net, SHAPE)
+    result = verify(net, half(found), found)
+    assert not result.ok
+    assert result.wrong == ("b",)
+    assert "Wrong" in str(result)
+    assert "trace(..., keep=['b'])" in str(result)
+    with pytest.raises(TraceError, match=r"is not cut, because the cut has no proof\..*'b'"):
+        prove(net, half(found), found)
+    kept = trace(net, SHAPE, keep=["b"])
+    assert verify(net, half(kept), kept).ok
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("last", [False, True])
+def test_what_is_not_finite_never_passes(value: float, last: bool) -> None:
+    def make(y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        spoilt = z + value
+        return (y, spoilt) if last else (spoilt, y)
+
+    net = Outputs(make)
+    found = trace(net, SHAPE)
+    result = verify(net, half(found), found)
+    assert math.isnan(result.error)
+    assert not result.ok
+    assert not result < 1e-9
+    assert "not finite" in str(result)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda y, z: (y, z),
+        lambda y, z: {"logits": y, "rest": [z, None, "text", 3]},
+        lambda y, z: (y, z[:0]),
+        lambda y, z: (y, z.argmax(1), z > 0),
+        lambda y, z: (y, torch.complex(y, z)),
+    ],
+)
+def test_outputs_of_all_sorts_are_compared(make: Any) -> None:
+    net = Outputs(make)
+    found = trace(net, SHAPE)
+    assert verify(net, half(found), found).ok
+
+
+def test_outputs_that_show_nothing_prove_nothing() -> None:
+    for make in (lambda y, z: y[:0], lambda y, z: 0.0 * y + 1.0):
+        net = Outputs(make)
+        found = trace(net, SHAPE)
+        result = verify(net, half(found), found)
+        assert not result.ok
+        assert set(result.unproven) == set(found.groups)
+        assert "Not proven" in str(result)
+
+
+def test_other_outputs_are_an_error() -> None:
+    one, two = torch.zeros(2), torch.zeros(3)
+    with pytest.raises(TraceError, match=r"returns something else than .*\[2\], \[2\].*\[2\]"):
+        proof._difference((one, one), one)
+    with pytest.raises(TraceError, match=r"shape \(3,\) where the network itself returns \(2,\)"):
+        proof._difference((one, two), (one, one))
+    with pytest.raises(TraceError, match="returns 'a' where the network itself returns 'b'"):
+        proof._difference((one, "a"), (one, "b"))
+
+
+class Ids(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.l, self.o = nn.Embedding(50, 16), nn.Linear(16, 20), nn.Linear(20, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.o(self.l(self.e(x)).relu())
+
+
+class OneOnly(Chain):
+    """Takes no batches."""
+
+    def between(self, x: Tensor) -> Tensor:
+        assert len(x) == 1
+        return x
+
+
+class FixedPrecision(Chain):
+    def between(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
+def test_integer_inputs_batches_of_one_and_fixed_precision() -> None:
+    cases: list[tuple[nn.Module, Any]] = [
+        (Ids(), torch.randint(0, 50, (1, 6), generator=torch.Generator().manual_seed(0))),
+        (OneOnly(), SHAPE),
+        (FixedPrecision(), SHAPE),
+    ]
+    for net, example in cases:
+        found = trace(net, example)
+        assert verify(net, half(found), found).ok
+    found = trace(FixedPrecision(), SHAPE)
+    assert verify(FixedPrecision(), half(found), found).tolerance == 1e-5
+
+
+class Amplifying(nn.Module):
+    """Sums of many numbers, of which a rounding is made large."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain, self.a, self.out = gain, nn.Linear(192, 500), nn.Linear(500, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = torch.sin(self.gain * self.out(self.a(x.flatten(1)).relu()))
+        return result
+
+
+@pytest.mark.parametrize(("gain", "right"), [(1.0, True), (3e7, True), (1e13, False)])
+def test_a_network_that_amplifies_roundings_is_allowed_what_they_do(
+    gain: float, right: bool
+) -> None:
+    net = Amplifying(gain)
+    found = trace(net, SHAPE)
+    result = verify(net, random_mask(found), found)
+    assert result.ok == right
+    if right:
+        assert result.tolerance == max(1e-9, result.rounded or 0.0) <= 1e-6
+    else:
+        assert not result.wrong
+        assert result.tolerance == 1e-9
+        assert "to round the network's numbers moves its output" in str(result)
+
+
+def test_a_network_brought_to_life_neither_fades_nor_overflows() -> None:
+    deep = nn.Sequential(conv(3, 8), *[m for _ in range(100) for m in (conv(8, 8), nn.ReLU())])
+    for parameter in deep.parameters():
+        nn.init.constant_(parameter, 0.0)
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    before = {k: v.clone() for k, v in deep.state_dict().items()}
+    with torch.no_grad():
+        size = float(enlivened(deep, x)(x).square().mean().sqrt())
+    assert 0.01 < size < 100
+    assert all(torch.equal(v, before[k]) for k, v in deep.state_dict().items())
+
+
+def test_blocks_are_proven_too() -> None:
+    net = build(ModelSpec("resnet-20", {"classes": 10, "input_size": 8, "depth": 14}))
+    found = trace(net, SHAPE)
+    names = list(blocks(net))
+    mask = Mask(
+        unit="block",
+        kept={name: torch.tensor([i % 2 == 0]) for i, name in enumerate(names)},
+    )
+    result = verify(net, mask, found)
+    assert result.ok
+    assert set(result.sensitivity) == set(names[1::2])
+    assert sensitivities(net, found, names, unit="block").keys() == set(names)
+
+
+# Wrong cuts on purpose, over many networks
+
+OURS: list[tuple[str, dict[str, Any]]] = [
+    ("vgg", {"plan": [8, "M", 8, 8, "M", 16]}),
+    ("resnet-20", {"depth": 8}),
+    ("preresnet-56", {"depth": 11}),
+    ("densenet-40", {"depth": 7}),
+]
+BUILT_IN = [(n, {"width": 0.25}) for n in MODELS.names() if MODELS.code(n) is None and n != "vgg"]
+TORCHVISION = [
+    "resnet18", "squeezenet1_0", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5",
+    "shufflenet_v2_x0_5", "googlenet", "vgg11_bn", "regnet_x_400mf", "regnet_y_400mf",
+    "densenet121", "efficientnet_b0", "resnext50_32x4d", "convnext_tiny", "swin_t",
+]  # fmt: skip
+
+
+def ours(name: str, arguments: dict[str, Any]) -> nn.Module:
+    return build(ModelSpec(name, {"classes": 10, "input_size": 8, **arguments}))
+
+
+def networks() -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
+    """Networks of this package, of torchvision, and where it is installed of timm, as built."""
+    for name, arguments in (*OURS, *BUILT_IN):
+        yield name, ours(name, arguments), SHAPE
+    for name in TORCHVISION:
+        extra = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+        net = getattr(torchvision.models, name)(weights=None, num_classes=10, **extra)
+        yield f"torchvision {name}", net, (1, 3, 64, 64)
+    try:
+        import timm
+    except ImportError:
+        return
+    for name in timm.list_models("test_*"):
+        yield f"timm {name}", timm.create_model(name, num_classes=10), (1, 3, 96, 96)
+
+
+def survivors(net: nn.Module, shape: tuple[int, ...], *, num: int, seed: int) -> tuple[int, Any]:
+    """Prove the right cut and so many wrong ones; return how many were made, and what got by."""
+    found = trace(net, shape)
+    mask = random_mask(found, seed=seed)
+    if not mask.kept:
+        return 0, []
+    right = verify(net, mask, found)
+    missed = [] if right.ok else [str(right)]
+    made = 0
+    for i in range(num):
+        mutant = wrongly(KINDS[(seed + i) % len(KINDS)], found, mask, seed=seed + i)
+        if mutant is None:
+            continue
+        made += 1
+        with pytest.MonkeyPatch.context() as patch:
+            mutant.at_work(patch)
+            result = verify(net, mask, found, sensitivity=right.sensitivity)
+            if result.error <= result.tolerance:
+                missed.append(repr(mutant))
+    return made, missed
+
+
+@pytest.mark.parametrize(("name", "arguments"), OURS)
+def test_wrong_cuts_are_caught(name: str, arguments: dict[str, Any]) -> None:
+    made, missed = survivors(ours(name, arguments), SHAPE, num=len(KINDS), seed=1)
+    assert made == len(KINDS)
+    assert not missed
+
+
+@pytest.mark.slow
+def test_200_wrong_cuts_of_over_40_networks_are_caught() -> None:
+    made, missed, num = 0, dict[str, Any](), 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for seed, (name, net, shape) in enumerate(networks()):
+            count, got_by = survivors(net, shape, num=6, seed=seed)
+            made, num = made + count, num + bool(count)
+            if got_by:
+                missed[name] = got_by
+    print(f"{made} wrong cuts of {num} networks")
+    assert not missed
+    assert num > 40
+    assert made >= 200
