@@ -45,7 +45,7 @@ class Mutant:
         return f"{self.kind} {self.place}"
 
     def at_work(self, patch: pytest.MonkeyPatch) -> None:
-        """Cut wrongly from now on; the silenced network stays right, and groups are not told apart."""
+        """Cut wrongly from now on, silence rightly, and tell no groups apart."""
         patch.setattr(proof, "_wrong", lambda *_: [])
         if self.kind == "noise":
             patch.setattr(proof, "shrink", self._shrink)

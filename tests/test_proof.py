@@ -47,7 +47,7 @@ class Chain(nn.Module):
 
 class ByWidth(Chain):
     def between(self, x: Tensor) -> Tensor:
-        return x / x.shape[1] ** 0.5
+        return x / math.sqrt(x.shape[1])
 
 
 class Outputs(Chain):

@@ -5,7 +5,7 @@ scales of 1e-6, scales driven to zero by a penalty. What is wrong behind such a 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,13 +28,17 @@ def called(model: nn.Module, example: Any, *, graph: bool = False) -> Any:
         return model(*example) if isinstance(example, list | tuple) else model(example)
 
 
-def enlivened(model: nn.Module, example: Any) -> nn.Module:
+def enlivened(
+    model: nn.Module, example: Any, *, silenced: Callable[[nn.Module], nn.Module] | None = None
+) -> nn.Module:
     """Return a copy of a network with other parameters and statistics, none of them near zero.
 
     Magnitudes and signs are drawn; the scale is a tensor's own, or where that is next to nothing
     one that fits its shape. While the example passes once, each convolution and linear layer is
     centred and scaled by what it puts out, so that few ReLUs are shut, and norms take statistics
-    near those of what they are given: deep networks neither overflow nor fade.
+    near those of what they are given: deep networks neither overflow nor fade. With ``silenced``,
+    which makes a copy with some units at zero, that copy is what is to be alive: what the data
+    says of the units that are left is said of it.
     """
     live = duplicate(model)
     draw = seeded(0, "alive")
@@ -44,10 +48,18 @@ def enlivened(model: nn.Module, example: Any) -> nn.Module:
                 parameter.copy_(_alive(parameter, draw))
         for module in live.modules():
             if _has_statistics(module):
-                _set_statistics_(module, torch.zeros(1), torch.ones(1), draw)
-    with _settling(live, draw):
-        called(live, example)
+                _set_statistics_(module, torch.zeros(1), torch.ones(1), draw, silent_stays=False)
+    quiet = live if silenced is None else silenced(live)
+    with _settling(quiet, draw):
+        called(quiet, example)
+    with torch.no_grad():
+        for ours, theirs in zip(_tensors(live), _tensors(quiet), strict=True):
+            ours.copy_(torch.where(theirs == 0, ours, theirs))  # zero is what is silent alone
     return live
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 def drawn_like(example: Any, draw: Generator) -> Any:
@@ -97,14 +109,17 @@ def _has_statistics(module: nn.Module) -> bool:
     )
 
 
-def _set_statistics_(norm: nn.Module, mean: Tensor, variance: Tensor, draw: Generator) -> None:
+def _set_statistics_(
+    norm: nn.Module, mean: Tensor, variance: Tensor, draw: Generator, *, silent_stays: bool
+) -> None:
     """Give a norm statistics near a mean and a variance, other ones for each channel."""
     running_mean, running_var = norm._buffers["running_mean"], norm._buffers["running_var"]
     assert running_mean is not None
     assert running_var is not None
     shift = 0.3 * torch.randn(running_mean.shape, generator=draw).to(mean)
     stretch = 0.5 + torch.rand(running_var.shape, generator=draw).to(variance)
-    running_mean.copy_(mean + variance.sqrt() * shift)
+    heard = running_mean != 0 if silent_stays else torch.ones_like(running_mean, dtype=torch.bool)
+    running_mean.copy_((mean + variance.sqrt() * shift) * heard)
     running_var.copy_(variance * stretch)
 
 
@@ -116,7 +131,7 @@ def _settling(model: nn.Module, draw: Generator) -> Iterator[None]:
     def before(norm: nn.Module, args: tuple[Any, ...]) -> None:
         if norm not in seen and args and args[0].dim() > 1:
             seen.add(norm)
-            _set_statistics_(norm, *_moments(args[0]), draw)
+            _set_statistics_(norm, *_moments(args[0]), draw, silent_stays=True)
 
     def after(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if layer in seen or not isinstance(output, Tensor) or not output.numel():
@@ -124,6 +139,7 @@ def _settling(model: nn.Module, draw: Generator) -> Iterator[None]:
         seen.add(layer)
         channels = output.transpose(1 if isinstance(layer, nn.modules.conv._ConvNd) else -1, -1)
         weight, bias = (layer._parameters.get(name) for name in ("weight", "bias"))
+        heard = torch.ones(1) if bias is None else (bias != 0).to(bias)
         if bias is not None and channels.shape[-1] == len(bias) and _many(channels):
             mean = channels.flatten(0, -2).mean(0)
             bias.sub_(mean)
@@ -135,7 +151,7 @@ def _settling(model: nn.Module, draw: Generator) -> Iterator[None]:
         weight.div_(size)
         if bias is not None and channels.shape[-1] == len(bias):
             bias.div_(size)
-            shift = 0.3 * torch.randn(bias.shape, generator=draw).to(bias)
+            shift = 0.3 * torch.randn(bias.shape, generator=draw).to(bias) * heard
             bias.add_(shift)
             channels += shift
         return output

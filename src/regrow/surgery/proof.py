@@ -133,9 +133,9 @@ def verify(
     """
     cut = cut_groups(mask)
     inputs = _inputs(model, trace.example)
-    live = enlivened(model, inputs[0])
+    live = enlivened(model, inputs[0], silenced=lambda net: silence(net, mask, trace))
     if sensitivity is None:
-        sensitivity = _moved(live, trace, cut, unit=mask.unit, inputs=inputs)
+        sensitivity = sensitivities(model, trace, cut, unit=mask.unit)
     compared = [_compare(net, mask, trace, inputs) for net in (model, live)]
     worst = max(compared, key=lambda found: (not found.ok, _order(found.error)))
     wrong: tuple[str, ...] = ()
@@ -236,6 +236,7 @@ def _faded(
         parameter.requires_grad_(parameter.is_floating_point())
     for leaf in tree_leaves([called(live, x, graph=True) for x in inputs]):
         if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.numel():
+            leaf = torch.view_as_real(leaf) if leaf.is_complex() else leaf
             weights = torch.randn(leaf.shape, generator=draw).to(leaf)
             scale = leaf.detach().norm().clamp(min=1e-30)
             total = total + ((leaf * weights).sum() / scale).cpu()
