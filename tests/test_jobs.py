@@ -43,7 +43,7 @@ from regrow.store import Store
 from regrow.surgery import silence, trace
 from regrow.train import Recipe, Training, evaluate
 from regrow.work import Job
-from small import DIGITS, FROM_DIGITS, NETWORKS, SHAPE, digits, equal, snapshot
+from small import DIGITS, FROM_DIGITS, NETWORKS, SHAPE, digits, equal, forget_names, snapshot
 
 FAKE = Material(
     spec=DIGITS, content="0" * 32, channels=1, size=8, classes=10, num_train=128, num_test=64
@@ -545,6 +545,34 @@ def test_a_method_at_initialisation_prunes_the_network_as_first_drawn(
     assert equal(start, cut(build(VGG, seed=1), mask))
     sizes = build(VGG, seed=1).get_parameter("features.conv2.weight").abs().sum((1, 2, 3))
     assert mask.indices("features.conv2").tolist() == sizes.topk(4).indices.sort().values.tolist()
+
+
+class ByWidth(nn.Module):
+    """A network whose code takes its own width as a number."""
+
+    def __init__(self, *, classes: int, in_channels: int, input_size: int) -> None:
+        super().__init__()
+        self.wide, self.next = nn.Conv2d(in_channels, 8, 3), nn.Conv2d(8, 8, 3)
+        self.out = nn.Linear(8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.wide(x).relu()
+        result: Tensor = self.out(self.next(x / math.sqrt(x.shape[1])).relu().mean((2, 3)))
+        return result
+
+
+def test_a_pruning_without_a_proof_fails_and_names_the_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_names(monkeypatch)
+    register_model("test-by-width", family="test")(ByWidth)
+    job = replace(PRUNE, parent=None, model=ModelSpec("test-by-width", FROM_DIGITS))
+    store = Store.open(tmp_path / "store")
+    assert not run([job], store, workers=0).complete
+    failure = store.failure(job.key)
+    assert failure is not None
+    assert "no proof. Wrong: " in failure["message"]
+    assert "where 'wide' is cut" in failure["message"]
 
 
 def test_a_penalty_is_part_of_the_parents_training_alone(
