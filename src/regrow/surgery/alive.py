@@ -17,6 +17,7 @@ from regrow.seeds import seeded
 from regrow.surgery.cut import duplicate
 from regrow.surgery.tape import evaluating
 
+BIAS = 0.2
 FEW = 4  # values of a channel, below which its mean and variance are those of all channels
 
 
@@ -43,9 +44,9 @@ def enlivened(
     live = duplicate(model)
     draw = seeded(0, "alive")
     with torch.no_grad():
-        for parameter in live.parameters():
+        for name, parameter in live.named_parameters():
             if parameter.is_floating_point():
-                parameter.copy_(_alive(parameter, draw))
+                parameter.copy_(_alive(parameter, draw, small=name.endswith("bias")))
         for module in live.modules():
             if _has_statistics(module):
                 _set_statistics_(module, torch.zeros(1), torch.ones(1), draw, silent_stays=False)
@@ -85,16 +86,20 @@ def _is_blank(leaf: Tensor) -> bool:
     return leaf.is_floating_point() and not bool(leaf.any())
 
 
-def _alive(tensor: Tensor, draw: Generator) -> Tensor:
-    """Draw values of a tensor's own scale, none near zero; positive if all of its own are."""
+def _alive(tensor: Tensor, draw: Generator, *, small: bool) -> Tensor:
+    """Draw values of a tensor's own scale, none near zero; positive if all of its own are.
+
+    Those of a bias are small, of either sign, so that they shut no ReLU.
+    """
     values = tensor.detach().double().cpu()
     if not values.numel():
         return values
     size = float(values.square().mean().sqrt())
     # He's rule, over the longer side for want of knowing which one is summed over.
     least = 0.5 / (values.numel() / max(values.shape, default=1)) ** 0.5
-    magnitude = (0.5 + torch.rand(values.shape, generator=draw)) * (size if size > least else least)
-    if bool((values >= 0).all()) and bool(values.any()):
+    size = BIAS if small else size if size > least else least
+    magnitude = (0.5 + torch.rand(values.shape, generator=draw)) * size
+    if not small and bool((values >= 0).all()) and bool(values.any()):
         return magnitude
     return magnitude * _signs(values, draw)
 

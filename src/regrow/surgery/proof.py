@@ -30,7 +30,7 @@ ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-5}
 MOST_ALLOWED = {torch.float64: 1e-6, torch.float32: 1e-4}
 ROUNDINGS = 3
 # How many inputs, by the numbers in one: of a single value a ReLU may let nothing through.
-NUM = ((8, 1024), (4, 4096), (2, math.inf))
+NUM = ((16, 1024), (4, 4096), (2, math.inf))
 
 
 @dataclass(frozen=True, kw_only=True)
