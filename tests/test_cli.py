@@ -405,14 +405,11 @@ from regrow.method import criterion, register_method
 
 @criterion("shaky")
 def shaky(group, probe) -> Tensor:
-    """Fail in one job of five, until all is well."""
-    if not Path("well").exists():
-        try:
-            Path("shook").touch(exist_ok=False)
-        except FileExistsError:
-            pass
-        else:
-            raise ValueError("the ground shook")
+    """Fail in one job of five, but not when tried before there is a store, until all is well."""
+    working = Path("regrow-store").exists()
+    if working and not Path("well").exists() and not Path("shook").exists():
+        Path("shook").touch()
+        raise ValueError("the ground shook")
     return group.sum(lambda name: probe.weight(name).abs())
 
 register_method("shaky", criterion=shaky, allocation="uniform", unit="channel")
@@ -501,11 +498,11 @@ def test_ctrl_c_stops_in_good_order_and_goes_on(
 def test_ctrl_c_outside_the_work_is_no_traceback(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(path: Path) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_study", interrupt)
-    result = command("status", "study.yaml")
+    result = command("plan", "study.yaml")
     assert result.code == 130
     assert "The same command goes on" in result.err
 

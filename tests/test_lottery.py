@@ -321,7 +321,7 @@ def test_weights_on_the_way_survive_an_interruption(rewound: tuple[World, Rows])
         ({"methods": {"name": "l1-filter", "rounds": 2, "sparsity": 0.2}}, "removes channels, and"),
         (
             {"methods": {"name": "lottery", "rounds": 0, "sparsity": 0.2}},
-            "int of at least 1. Got 0",
+            "an int from 1 to 100. Got 0",
         ),
         ({"methods": {"name": "lottery"}}, r"number in \[0, 1\). Got None"),
         ({"methods": {"name": "lottery", "sparsity": [0.2, 0.3]}}, r"Got \[0.2, 0.3\]"),

@@ -455,7 +455,8 @@ def test_guard_leaves_what_can_be_cut(name: str) -> None:
     nothing = {n: torch.zeros(size, dtype=torch.bool) for n, size in sizes.items()}
     kept, helped = guard(nothing, scores, found)
     assert helped == tuple(found.groups)
-    assert verify(net, Mask(unit="channel", kept=kept), found) < EXACT
+    proof = verify(net, Mask(unit="channel", kept=kept), found)
+    assert proof.error <= proof.tolerance < 10 * EXACT  # the tolerance is what rounding explains
 
 
 # Statistics over channels, and groups, by hand

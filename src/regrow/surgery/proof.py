@@ -227,7 +227,7 @@ def _faded(
 ) -> dict[str, float]:
     """Return the derivatives of a random sum over the outputs by the size of what goes.
 
-    One run forth and back for all groups; zero where a network has no derivatives.
+    One run forth and back for all groups; zeros where a network has no derivatives.
     """
     draw = seeded(0, "fading")
     parameters = dict(live.named_parameters())
@@ -242,7 +242,10 @@ def _faded(
             total = total + ((leaf * weights).sum() / scale).cpu()
     if not total.requires_grad:
         return dict.fromkeys(kept, 0.0)
-    grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    try:
+        grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    except RuntimeError:  # operations in place have overwritten what derivatives need
+        return dict.fromkeys(kept, 0.0)
     pairs = zip(parameters.items(), grads, strict=True)
     shares = {name: (p.detach() * grad).cpu() for (name, p), grad in pairs if grad is not None}
     found = {}
