@@ -240,7 +240,7 @@ def parent_evidence(runs: Iterable[Run]) -> Evidence | None:
 def fairness(runs: Sequence[Run]) -> str:
     """Word what one row was given to train with, from its specs.
 
-    >>> common = dict(data="digits", model="vgg", method="l1-filter", arm="a", status="done",
+    >>> common = dict(data="digits", model="vgg", sparsity=0.5, arm="a", status="done",
     ...               accuracy=98.0)
     >>> fairness([Run(**common, seed=0, start="inherited", budget="epochs", epochs=40,
     ...               base_epochs=160)])
