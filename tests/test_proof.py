@@ -263,7 +263,7 @@ OURS: list[tuple[str, dict[str, Any]]] = [
 BUILT_IN = [(n, {"width": 0.25}) for n in MODELS.names() if MODELS.code(n) is None and n != "vgg"]
 TORCHVISION = [
     "resnet18", "squeezenet1_0", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5",
-    "shufflenet_v2_x0_5", "googlenet", "vgg11_bn", "regnet_x_400mf", "regnet_y_400mf",
+    "shufflenet_v2_x0_5", "googlenet", "regnet_x_400mf", "regnet_y_400mf",
     "densenet121", "efficientnet_b0", "resnext50_32x4d", "convnext_tiny", "swin_t",
 ]  # fmt: skip
 
@@ -285,7 +285,8 @@ def networks() -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
     except ImportError:
         return
     for name in timm.list_models("test_*"):
-        yield f"timm {name}", timm.create_model(name, num_classes=10), (1, 3, 96, 96)
+        net = timm.create_model(name, num_classes=10)
+        yield f"timm {name}", net, (1, *net.default_cfg["input_size"])
 
 
 def survivors(net: nn.Module, shape: tuple[int, ...], *, num: int, seed: int) -> tuple[int, Any]:

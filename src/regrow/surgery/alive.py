@@ -18,7 +18,7 @@ from regrow.surgery.cut import duplicate
 from regrow.surgery.tape import evaluating
 
 BIAS = 0.2
-FEW = 4  # values of a channel, below which its mean and variance are those of all channels
+FEW = 2  # values of a channel, below which its mean and variance are those of all channels
 
 
 def called(model: nn.Module, example: Any, *, graph: bool = False) -> Any:
