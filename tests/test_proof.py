@@ -285,8 +285,8 @@ def networks() -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
     except ImportError:
         return
     for name in timm.list_models("test_*"):
-        net = timm.create_model(name, num_classes=10)
-        yield f"timm {name}", net, (1, *net.default_cfg["input_size"])
+        made: Any = timm.create_model(name, num_classes=10)
+        yield f"timm {name}", made, (1, *made.default_cfg["input_size"])
 
 
 def survivors(net: nn.Module, shape: tuple[int, ...], *, num: int, seed: int) -> tuple[int, Any]:

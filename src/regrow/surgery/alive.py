@@ -138,7 +138,7 @@ def _settling(model: nn.Module, draw: Generator) -> Iterator[None]:
             seen.add(norm)
             _set_statistics_(norm, *_moments(args[0]), draw, silent_stays=True)
 
-    def after(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def after(layer: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], output: Any) -> Any:
         if layer in seen or not isinstance(output, Tensor) or not output.numel():
             return None
         seen.add(layer)
@@ -148,25 +148,21 @@ def _settling(model: nn.Module, draw: Generator) -> Iterator[None]:
         if bias is not None and channels.shape[-1] == len(bias) and _many(channels):
             mean = channels.flatten(0, -2).mean(0)
             bias.sub_(mean)
-            channels -= mean  # and so the output, whose memory it is
-        size = float(output.double().square().mean().sqrt())
-        if weight is None or not 0.0 < size < math.inf:
-            return None
-        output /= size
-        weight.div_(size)
-        if bias is not None and channels.shape[-1] == len(bias):
-            bias.div_(size)
-            shift = 0.3 * torch.randn(bias.shape, generator=draw).to(bias) * heard
-            bias.add_(shift)
-            channels += shift
-        return output
+            channels = channels - mean
+        size = float(channels.double().square().mean().sqrt())
+        if weight is not None and 0.0 < size < math.inf:
+            weight.div_(size)
+            if bias is not None:
+                shift = 0.3 * torch.randn(bias.shape, generator=draw).to(bias)
+                bias.div_(size).add_(shift * heard)
+        return layer.forward(*args, **inputs)  # what it puts out need not follow its weight
 
     handles = []
     for module in model.modules():
         if _has_statistics(module):
             handles.append(module.register_forward_pre_hook(before))
         elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-            handles.append(module.register_forward_hook(after))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
     try:
         yield
     finally:
