@@ -13,14 +13,6 @@ from regrow.stand_ins import pairs, replaced
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(monkeypatch, capsys)
-
-
 def test_data_are_replaced_wherever_a_study_speaks_of_them() -> None:
     study: dict[str, Any] = {
         "data": ["cifar10", {"name": "hf:old", "label": "mine", "subset": 5}],

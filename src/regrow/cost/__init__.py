@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates (MACs), FLOPs; and a training's FLOPs.
+"""The cost of a network: parameters, multiply-accumulates (MACs), FLOPs; and of its training.
 
 ``macs`` counts the multiply-accumulates of one image in every convolution, matrix product,
 attention and recurrent layer that the network computes, whether a module computes it or a function

@@ -1,4 +1,4 @@
-"""Which numbers in memory are weights held at zero, also in views and copies of the weights.
+"""Weights held at zero, followed through views and copies of them.
 
 Views are found by where they lie: a parameter's memory has a map of what is kept, and any tensor in
 that memory reads the map by its own shape and strides. What is computed from parameters alone is

@@ -1,4 +1,4 @@
-"""Which files lie below a folder, without what systems and tools leave there."""
+"""The files below a folder, without those that systems and tools leave there."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""From the labels as they stand in a column of a table to classes and their numbers.
+"""Classes and their numbers, from the labels in a column of a table.
 
 Classes are named by the file, or found: whole numbers from 0 or from 1, or the texts that occur.
 """

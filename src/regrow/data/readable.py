@@ -1,4 +1,4 @@
-"""What is left of images when those that cannot be read are left out (``on_error: skip``)."""
+"""Images without those that cannot be read (``on_error: skip``)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What is known of the networks behind our numbers, in columns beside them.
+"""Columns beside our numbers that describe the networks behind them.
 
 The rules of ``report.validity`` ask for more than an accuracy: the size of the test set and its
 chance level, how a training ended, and what network was pruned. It stands in the files that

@@ -1,4 +1,4 @@
-"""Whether a cell of ours stands at the paper's setting: its scale and its images.
+"""The paper's setting, its scale and its images, and how cells of ours depart from it.
 
 Printed numbers are a reference only for such cells. Of data that a user names, what can be known is
 looked at: a copy of CIFAR is bitwise when its training pixels add up as the original's do, and

@@ -1,4 +1,4 @@
-"""What a cell's arms let us ask: pairs of arms, found by what they are, never by their names.
+"""Questions that the arms of a cell allow: pairs of arms, found by their values, not their names.
 
 Three kinds of question (``About``), in the order of the answer:
 

@@ -1,4 +1,4 @@
-"""Which comparisons allow no conclusion, and why: rules that look at what networks scored.
+"""Rules for which comparisons allow no conclusion, by what the networks scored.
 
     reasons = judge(first, second, parent=parent, cut=[first, second], margin=0.3)
     if excluded(reasons): ...

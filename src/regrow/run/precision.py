@@ -1,4 +1,4 @@
-"""What ``precision: auto`` stands for: bf16 where the processor computes it and it pays, else fp32.
+"""The meaning of ``precision: auto``: bf16 where the processor has it and it pays, else fp32.
 
 Jobs are keyed by the precision that they compute in, so a store keeps what was decided when it was
 first run: another machine then finds the same jobs.

@@ -1,4 +1,4 @@
-"""Whether a network's code allows channels-last, the memory layout that it is trained in."""
+"""The memory layout of training: channels-last where a network's code allows it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
