@@ -14,11 +14,11 @@ a single training over seeds.
 import argparse
 from pathlib import Path
 
+from regrow.report.statistics import equivalence, mean_and_std, paired
 from regrow.run import run
 from regrow.run.display import display
-from regrow.stats import equivalence, mean_and_std, paired
 from regrow.store import Store
-from regrow.study import Study
+from regrow.studies.study import Study
 
 
 def study(data: str, net: str, width: float, seeds: int, precision: str) -> Study:

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from regrow.jobs import Prune
+from regrow.core.seeds import derive
+from regrow.jobs.base import Job, all_jobs
+from regrow.jobs.jobs import Prune
 from regrow.report import write
 from regrow.report.collect import collect
 from regrow.run.estimate import estimate
-from regrow.seeds import derive
 from regrow.store import Store
-from regrow.study import Study
-from regrow.work import Job, all_jobs
+from regrow.studies.study import Study
 
 PER_CUT = 3 * 7  # jobs of one sparsity and seed: three methods, each a cut and six arms after it
 

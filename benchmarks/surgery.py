@@ -23,9 +23,9 @@ from functools import partial
 
 import torch
 
-from regrow.mask import Mask
 from regrow.models import ModelSpec, build
 from regrow.surgery import shrink, trace
+from regrow.surgery.mask import Mask
 
 NETWORKS = ("vgg-16", "resnet-56", "resnet-110", "preresnet-164", "densenet-40", "densenet-bc-100")
 

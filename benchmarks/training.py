@@ -11,7 +11,7 @@ library without oneDNN 2.8 times.
 
 import sys
 
-from regrow.cli import main
+from regrow.cli.main import main
 
 if __name__ == "__main__":
     sys.argv[1:1] = ["bench", "train"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from regrow import cli
+from regrow.cli import main as cli
 
 STUDY: dict[str, Any] = {
     "name": "tiny",
@@ -77,7 +77,7 @@ def environment() -> dict[str, str]:
 
 def command_line(*arguments: str | Path) -> list[str]:
     """Return what starts ``regrow`` in a process of its own."""
-    code = "from regrow.cli import main; main()"
+    code = "from regrow.cli.main import main; main()"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 

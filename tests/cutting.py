@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from regrow.mask import Mask
 from regrow.surgery import Kind, Trace
+from regrow.surgery.mask import Mask
 
 KINDS: tuple[Kind, ...] = ("conv", "linear", "grouped", "stream", "view")
 

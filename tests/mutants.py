@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.mask import Mask
 from regrow.surgery import Trace, cut, proof
+from regrow.surgery.mask import Mask
 
 Keys = dict[tuple[str, int], Tensor]
 KINDS = ("shifted", "swapped", "statistic", "reader", "noise")

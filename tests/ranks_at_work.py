@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from regrow.core.distributed import ALONE, Ranks, join, leave
 from regrow.data import DataSpec, load
 from regrow.errors import DataError
-from regrow.jobs import Treated
-from regrow.mask import Mask, holder
+from regrow.jobs.jobs import Treated
 from regrow.models import ModelSpec, build
-from regrow.ranks import ALONE, Ranks, join, leave
+from regrow.surgery.mask import Mask, holder
 from regrow.train import NO_TREATMENT, Evaluation, Recipe, Training, Treatment, evaluate, fit
 from small import bright
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from regrow.core.registry import Registry
+from regrow.core.seeds import seeded
 from regrow.data import DATASETS, Dataset, DataSpec, MemoryImages, load
-from regrow.method import ALLOCATIONS, CRITERIA, METHODS
 from regrow.models import MODELS, ModelSpec, build
-from regrow.registry import Registry
-from regrow.seeds import seeded
+from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS
 from regrow.surgery import Trace, trace
 
 SHAPE = (1, 1, 8, 8)

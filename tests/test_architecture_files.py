@@ -11,11 +11,11 @@ from torch import nn
 
 import regrow
 from cutting import enliven_, random_mask
-from regrow.architecture import Architecture
+from regrow.core.digests import sealed
 from regrow.errors import ConfigError, StoreError
 from regrow.models import ModelSpec, build
-from regrow.seals import sealed
 from regrow.surgery import trace
+from regrow.surgery.architecture import Architecture
 from small import FROM_DIGITS, NETWORKS, SHAPE, equal
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from regrow.architecture import Architecture
-from regrow.arms import (
+from regrow.cost import measure
+from regrow.errors import ConfigError
+from regrow.jobs.arms import (
     ARMS,
     DEFAULT_ARMS,
     FINE_TUNE,
@@ -17,12 +18,11 @@ from regrow.arms import (
     Budget,
     register_arm,
 )
-from regrow.cost import measure
-from regrow.errors import ConfigError
-from regrow.method import METHODS
 from regrow.models import ModelSpec, build
-from regrow.prune import select
+from regrow.pruning.method import METHODS
+from regrow.pruning.select import select
 from regrow.surgery import trace
+from regrow.surgery.architecture import Architecture
 from regrow.train import RECIPES, Recipe
 
 EQUAL_FLOPS = Budget(kind="equal-flops")

@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from regrow.paper.claims import Finding, _own, evaluate_claims, markdown, render, to_json
-from regrow.paper.contrasts import Contrast, Tally, pairs
-from regrow.paper.curves import (
+from regrow.report.statistics import Sample, holm
+from regrow.reproduce.claims import Finding, _own, evaluate_claims, markdown, render, to_json
+from regrow.reproduce.contrasts import Contrast, Tally, pairs
+from regrow.reproduce.curves import (
     POINT,
     CurveContrast,
     Point,
@@ -17,8 +18,8 @@ from regrow.paper.curves import (
     curve_pairs,
     parameters_at,
 )
-from regrow.paper.printed import results, sparsity, widths
-from regrow.paper.rules import (
+from regrow.reproduce.printed import results, sparsity, widths
+from regrow.reproduce.rules import (
     AT_LEAST,
     AT_LEAST_EACH,
     BETTER_EACH,
@@ -30,8 +31,7 @@ from regrow.paper.rules import (
     every,
     most,
 )
-from regrow.paper.statements import CLAIMS, Claim
-from regrow.stats import Sample, holm
+from regrow.reproduce.statements import CLAIMS, Claim
 
 PRINTED = {finding.number: finding for finding in evaluate_claims()}
 UNTESTABLE = (16, 17, 18, 22, 27)
@@ -282,8 +282,8 @@ def test_an_outcome_that_hangs_on_the_std_is_noted(monkeypatch: pytest.MonkeyPat
     frame.loc[rows, ["mean", "std"]] = [89.17, 0.22]  # t = 2.5, p = 0.04; with wider stds 0.06
     contrast = Contrast(first="scratch-e", second=("fine-tuned",), tables=(14,))
     claim = Claim(number=1, text="scratch-e", asks=(Ask(contrast=contrast, rules=(BETTER_EACH,)),))
-    monkeypatch.setattr("regrow.paper.claims.results", lambda: frame)
-    monkeypatch.setattr("regrow.paper.claims.CLAIMS", [claim])
+    monkeypatch.setattr("regrow.reproduce.claims.results", lambda: frame)
+    monkeypatch.setattr("regrow.reproduce.claims.CLAIMS", [claim])
     (finding,) = evaluate_claims()
     assert finding.outcome == "holds"
     assert "divided by n, not n - 1, the outcome would be: partly." in finding.text

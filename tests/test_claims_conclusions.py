@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from regrow.paper.claims import Finding, _own
-from regrow.paper.printed import as_cells, results, sparsity, widths
-from regrow.paper.rules import Evidence
-from regrow.paper.statements import CLAIMS, Claim
+from regrow.reproduce.claims import Finding, _own
+from regrow.reproduce.printed import as_cells, results, sparsity, widths
+from regrow.reproduce.rules import Evidence
+from regrow.reproduce.statements import CLAIMS, Claim
 
 FIT: dict[str, Any] = {"num_test": 10_000, "chance": 10.0, "loss": 0.01, "fall": 0.0}
 FIT |= {"parent_mean": 90.0, "parent_std": 0.1, "parent_n": 5}

@@ -17,9 +17,10 @@ import torch
 import regrow
 from commands import STUDY, Command, Result, command_line, environment, write_study
 from image_files import image_folder
-from regrow import cli, registry
+from regrow.cli import main as cli
+from regrow.core import registry
 from regrow.data import DataSpec, load
-from regrow.method import CRITERIA, METHODS
+from regrow.pruning.method import CRITERIA, METHODS
 from regrow.train import evaluate
 
 
@@ -258,7 +259,8 @@ def test_version(command: Command) -> None:
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
-    code = "import regrow.cli, sys; print(sorted({'torch', 'numpy', 'pandas'} & set(sys.modules)))"
+    heavy = "{'torch', 'numpy', 'pandas'}"
+    code = f"import regrow.cli.main, sys; print(sorted({heavy} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"
 
@@ -393,7 +395,7 @@ def test_broken_pipe_is_quiet(copy: Path) -> None:
 SHAKY = '''
 from pathlib import Path
 from torch import Tensor
-from regrow.method import criterion, register_method
+from regrow.pruning.method import criterion, register_method
 
 @criterion("shaky")
 def shaky(group, probe) -> Tensor:

@@ -7,12 +7,12 @@ import pytest
 
 from commands import STUDY
 from regrow.data import load
-from regrow.jobs import Prune, Train
+from regrow.jobs.base import Job, all_jobs
+from regrow.jobs.jobs import Prune, Train
 from regrow.report.collect import below, collect
 from regrow.report.validity import Ending
 from regrow.store import Store
-from regrow.study import Study
-from regrow.work import Job, all_jobs
+from regrow.studies.study import Study
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regrow import convolutions
-from regrow.convolutions import safe_convolutions
+from regrow.train import safe_convolutions as convolutions
+from regrow.train.safe_convolutions import safe_convolutions
 
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 # What the C library checks is checked where it has a library for it; else a death is luck.
@@ -28,7 +28,7 @@ from torch import nn
 from regrow.bench.plain import plain_steps
 from regrow.data import Dataset, DataSpec, MemoryImages, load
 from regrow.detection.training import forward as detect
-from regrow.probe import Probe
+from regrow.pruning.probe import Probe
 from regrow.train import Recipe, Training, evaluate
 
 torch.set_num_threads(1)

@@ -12,11 +12,11 @@ from torch.nn.utils import parametrizations, prune
 from torchvision.models import VisionTransformer
 
 from regrow.cost import TRAINING_FACTOR, Cost, count, measure
-from regrow.mask import Mask, apply_
-from regrow.method import METHODS
 from regrow.models import ModelSpec, build
-from regrow.prune import select
+from regrow.pruning.method import METHODS
+from regrow.pruning.select import select
 from regrow.surgery import shrink, trace
+from regrow.surgery.mask import Mask, apply_
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 

@@ -11,10 +11,10 @@ import torch
 from commands import STUDY
 from regrow.asked import collect
 from regrow.errors import Damaged
-from regrow.jobs import Prune
+from regrow.jobs.base import Job, all_jobs
+from regrow.jobs.jobs import Prune
 from regrow.store import Store
-from regrow.study import Study
-from regrow.work import Job, all_jobs
+from regrow.studies.study import Study
 
 
 def filled(root: Path) -> tuple[Study, Store]:

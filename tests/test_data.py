@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regrow.core.registry import load_file
+from regrow.core.seeds import seeded
 from regrow.data import DATASETS, Dataset, DataSpec, MemoryImages, fingerprint, load, register_data
 from regrow.data.base import Raw, Split
 from regrow.data.splits import draw, seeded_subset, split
 from regrow.errors import ConfigError, DataError
-from regrow.registry import load_file
-from regrow.seeds import seeded
 from small import forget_names
 
 

@@ -15,7 +15,7 @@ from regrow.asked import notices
 from regrow.data import DataSpec, fingerprint, load
 from regrow.data.decode import TURNS, fit, open_image, to_rgb, upright_size
 from regrow.errors import DataError
-from regrow.study import Study
+from regrow.studies.study import Study
 
 STREAMED = {"memory_limit_bytes": 0}
 

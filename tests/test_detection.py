@@ -38,9 +38,9 @@ from regrow.detection.spec import VOC_RECIPE, DetectionSpec
 from regrow.detection.study import DetectionStudy
 from regrow.detection.training import DetectionTraining
 from regrow.errors import ConfigError, TrainingError
-from regrow.method import METHODS
 from regrow.models import ModelSpec, build
-from regrow.prune import select
+from regrow.pruning.method import METHODS
+from regrow.pruning.select import select
 from regrow.run import run
 from regrow.store import Store
 from regrow.surgery import shrink, silence, trace

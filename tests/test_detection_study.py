@@ -13,12 +13,12 @@ from regrow.asked import collect, from_json, load
 from regrow.detection.jobs import PruneDetector, TrainDetector
 from regrow.detection.study import DetectionStudy
 from regrow.errors import ConfigError
+from regrow.jobs.base import all_jobs
 from regrow.run import estimate as estimates
 from regrow.run.estimate import estimate
-from regrow.run.gang import gang
+from regrow.run.gpu_sharing import gang
 from regrow.store import Store
-from regrow.study import Study
-from regrow.work import all_jobs
+from regrow.studies.study import Study
 
 pytest.importorskip("torchmetrics")
 

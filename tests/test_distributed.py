@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 from commands import environment, spawn, write_study
 from ranks_at_work import CASES, state
+from regrow.core.distributed import ALONE, Ranks, launched, lost, own_device
 from regrow.errors import DataError, RanksLost
-from regrow.ranks import ALONE, Ranks, launched, lost, own_device
 from regrow.store import Store
-from regrow.study import Study
+from regrow.studies.study import Study
 from regrow.train.distributed import over_ranks, share_of
 
 TESTS = Path(__file__).parent

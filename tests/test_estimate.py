@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from commands import STUDY
-from regrow.jobs import Prune, Retrain, Train, model_cost
+from regrow.jobs.base import Job, all_jobs
+from regrow.jobs.jobs import Prune, Retrain, Train, model_cost
 from regrow.run import estimate as room
 from regrow.run.estimate import _Line, estimate
 from regrow.store import Store
-from regrow.study import Study
-from regrow.work import Job, all_jobs
+from regrow.studies.study import Study
 
 START = 10.0  # what this process says that it computed before it planned
 

@@ -13,13 +13,13 @@ import yaml
 
 import regrow
 from cutting import enliven_, random_mask
+from regrow.core.registry import load_file
 from regrow.data import DataSpec, fingerprint, load
-from regrow.jobs import Retrain, Train
-from regrow.method import CRITERIA, METHODS
+from regrow.jobs.jobs import Retrain, Train
 from regrow.models import ModelSpec, build, initialise_
-from regrow.probe import Probe
-from regrow.registry import load_file
-from regrow.study import Study
+from regrow.pruning.method import CRITERIA, METHODS
+from regrow.pruning.probe import Probe
+from regrow.studies.study import Study
 from regrow.surgery import trace, verify
 from small import digits, forget_names, small
 
@@ -39,7 +39,7 @@ def _run(*arguments: str | Path, cwd: Path, path: Path = PACKAGE.parent) -> str:
     """Run the command line in a process of its own, which knows only of what it is given."""
     environment = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", "from regrow.cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", "from regrow.cli.main import main; main()", *map(str, arguments)],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -155,7 +155,7 @@ def test_an_edited_model_is_another_training_and_another_scratch_row(tmp_path: P
 def test_an_edited_penalty_is_another_training(tmp_path: Path) -> None:
     text = """
 from regrow.methods.network_slimming import norm_scale
-from regrow.method import register_method
+from regrow.pruning.method import register_method
 
 def penalty(model, strength):
     pass

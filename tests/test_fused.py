@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regrow.core.seeds import seeded
 from regrow.models import ModelSpec, build, fused
-from regrow.seeds import seeded
 
 LAST = torch.channels_last
 SHAPES = [(4, 16, 8, 8), (3, 7, 5, 3), (2, 300, 4, 4), (1, 1, 2, 2), (64, 12, 16, 16)]
@@ -166,7 +166,7 @@ def test_a_sum_is_plain_where_the_kernel_does_not_apply() -> None:
 def test_kernels_compile_where_nothing_can_be_kept() -> None:
     code = (
         "from numba.core import caching; caching.CacheImpl._locator_classes = []; "
-        "from regrow import kernels; print(kernels.norm_relu.stats.cache_path)"
+        "from regrow.models import kernels; print(kernels.norm_relu.stats.cache_path)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

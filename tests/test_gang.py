@@ -16,23 +16,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from regrow.core.global_rng import drawing
+from regrow.core.seeds import seeded
 from regrow.errors import Interrupted, TrainingError
-from regrow.jobs import Train
-from regrow.mask import Mask, holder
+from regrow.jobs.base import Context, Job, Outcome
+from regrow.jobs.jobs import Train
 from regrow.models import ModelSpec, build, initialise_, register_model
 from regrow.run import Event, JobFailed, JobProgress, Summary
-from regrow.run.conduct import Conductor
-from regrow.run.crew import assemble
+from regrow.run.coordinator import Conductor
 from regrow.run.execute import Settings
-from regrow.run.gang import Trial, how_many
+from regrow.run.executors import assemble
+from regrow.run.gpu_sharing import Trial, how_many
 from regrow.run.schedule import Schedule
-from regrow.seeds import seeded
 from regrow.store import Store
-from regrow.study import Study
+from regrow.studies.study import Study
+from regrow.surgery.mask import Mask, holder
 from regrow.train import Recipe, Training, Treatment, fit
 from regrow.train.engine import CannotRecord
-from regrow.turns import drawing
-from regrow.work import Context, Job, Outcome
 from small import bright, digits
 from test_jobs import FAKE, RECIPE, VGG
 from test_run import once, results

@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.jobs import Train
-from regrow.mask import Mask, holder
+from regrow.core.seeds import seeded
+from regrow.jobs.jobs import Train
 from regrow.run import run
 from regrow.run.execute import exact_floats
-from regrow.run.gang import Trial, how_many
-from regrow.seeds import seeded
+from regrow.run.gpu_sharing import Trial, how_many
 from regrow.store import Store
+from regrow.surgery.mask import Mask, holder
 from regrow.train import Recipe, Training, Treatment, evaluate, fit
 from small import bright, digits
 from test_jobs import FAKE, RECIPE, VGG

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from regrow.guard import guard
-from regrow.method import METHODS, Method
 from regrow.models import ModelSpec, build
-from regrow.prune import select
+from regrow.pruning.keep_layers_alive import guard
+from regrow.pruning.method import METHODS, Method
+from regrow.pruning.select import select
 from regrow.surgery import shrink, trace, verify
 from small import FROM_DIGITS, NETWORKS, SHAPE, digits, small
 
@@ -103,8 +103,8 @@ def test_slimming_prunes_normed_linear_layers_under_the_same_threshold() -> None
 
 
 def test_a_network_without_them_keeps_its_keys() -> None:
-    from regrow.jobs import Retrain
-    from regrow.study import Study
+    from regrow.jobs.jobs import Retrain
+    from regrow.studies.study import Study
 
     study = {
         "data": {"name": "digits", "subset": 128, "test_subset": 64},

@@ -11,13 +11,13 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
 from regrow.errors import TraceError
-from regrow.jobs import _draw_sparse_
-from regrow.mask import Mask, apply_, holder, over_weights
-from regrow.method import METHODS
+from regrow.jobs.jobs import _draw_sparse_
 from regrow.methods.network_slimming import push_scales_to_zero
 from regrow.methods.soft_filter import zero_smallest_filters_
-from regrow.prune import left_out, select
+from regrow.pruning.method import METHODS
+from regrow.pruning.select import left_out, select
 from regrow.surgery import trace
+from regrow.surgery.mask import Mask, apply_, holder, over_weights
 from test_whole import Net, Standardised, chain, conv, quantised, quietly
 
 SHAPE = (1, 3, 8, 8)

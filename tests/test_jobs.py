@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.architecture import Architecture
-from regrow.arms import (
+from regrow.cost import Cost, measure
+from regrow.data import DataSpec, MemoryImages
+from regrow.errors import ConfigError
+from regrow.jobs.arms import (
     FINE_TUNE,
     PRUNED,
     RANDOM_INIT,
@@ -22,10 +24,8 @@ from regrow.arms import (
     Arm,
     Budget,
 )
-from regrow.cost import Cost, measure
-from regrow.data import DataSpec, MemoryImages
-from regrow.errors import ConfigError
-from regrow.jobs import (
+from regrow.jobs.base import Job
+from regrow.jobs.jobs import (
     Material,
     Prune,
     Retrain,
@@ -35,14 +35,14 @@ from regrow.jobs import (
     flops_ratio,
     model_cost,
 )
-from regrow.mask import Mask
-from regrow.method import METHODS
 from regrow.models import MODELS, ModelSpec, build, register_model
+from regrow.pruning.method import METHODS
 from regrow.run import run
 from regrow.store import Store
 from regrow.surgery import silence, trace
+from regrow.surgery.architecture import Architecture
+from regrow.surgery.mask import Mask
 from regrow.train import Recipe, Training, evaluate
-from regrow.work import Job
 from small import DIGITS, FROM_DIGITS, NETWORKS, SHAPE, digits, equal, forget_names, snapshot
 
 FAKE = Material(
@@ -340,7 +340,7 @@ def _watch(patch: pytest.MonkeyPatch) -> tuple[list[dict[str, Tensor]], list[byt
         return pixels
 
     patch.undo()
-    patch.setattr("regrow.jobs.Training", Watched)
+    patch.setattr("regrow.jobs.jobs.Training", Watched)
     patch.setattr(MemoryImages, "augmented", watched)
     return starts, images
 
@@ -585,7 +585,7 @@ def test_a_penalty_is_part_of_the_parents_training_alone(
             calls.append("treatment" in options and options["treatment"].gradients is not None)
             super().__init__(*args, **options)
 
-    monkeypatch.setattr("regrow.jobs.Training", Watched)
+    monkeypatch.setattr("regrow.jobs.jobs.Training", Watched)
     prune = replace(PRUNE, method=METHODS.get("network-slimming"), parent=SLIMMING)
     store = Store.open(tmp_path / "store")
     assert run([retrain(prune, FINE_TUNE)], store, workers=0).complete

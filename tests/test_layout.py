@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from regrow.bench.measuring import _core
 from regrow.data import DataSpec, load
 from regrow.models import register_model
-from regrow.probe import Probe
+from regrow.pruning.probe import Probe
 from regrow.run import Event, JobWarning, run
 from regrow.run.estimate import estimate
 from regrow.store import Store
-from regrow.study import Study
+from regrow.studies.study import Study
 from regrow.train import Recipe, Training, evaluate, fit
 from regrow.train.layout import NOTICE, takes_channels_last
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.arms import WINNING_TICKET
 from regrow.errors import ConfigError
-from regrow.expand import Cell
-from regrow.jobs import Prune, Retrain, Train, weights_of
+from regrow.jobs.arms import WINNING_TICKET
+from regrow.jobs.base import advance
+from regrow.jobs.jobs import Prune, Retrain, Train, weights_of
 from regrow.models import build
 from regrow.report.collect import collect
 from regrow.run import run
 from regrow.store import Store
-from regrow.study import Study
+from regrow.studies.expand import Cell
+from regrow.studies.study import Study
 from regrow.train import Recipe, Training
-from regrow.work import advance
 from small import digits, equal, snapshot
 
 ROUNDS = 4
@@ -77,7 +77,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
                 latest.append(snapshot(model))
                 super().__init__(model, *args, **options)
 
-        patch.setattr("regrow.jobs.Training", Watched)
+        patch.setattr("regrow.jobs.jobs.Training", Watched)
         for number in range(ROUNDS):
             for jobs in _rows().values():
                 latest.clear()
@@ -220,7 +220,7 @@ def rewound(world: World) -> tuple[World, Rows]:
                 latest.append(snapshot(model))
                 super().__init__(model, *args, **options)
 
-        patch.setattr("regrow.jobs.Training", Watched)
+        patch.setattr("regrow.jobs.jobs.Training", Watched)
         for cell in cells:
             assert run([cell.job], world.store, workers=0).complete
             starts[cell.job.key] = latest[-1]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regrow.errors import ConfigError
-from regrow.mask import Mask, apply_, holder
+from regrow.surgery.mask import Mask, apply_, holder
 
 bits = st.lists(st.booleans(), min_size=4, max_size=4).map(torch.tensor)
 masks = st.dictionaries(st.sampled_from("abc"), bits, max_size=3).map(

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from regrow.core.registry import load_file
 from regrow.errors import TraceError
-from regrow.mask import Mask
-from regrow.method import ALLOCATIONS, CRITERIA, METHODS, Method
-from regrow.probe import Probe
-from regrow.prune import groups_in_scope, select
-from regrow.registry import load_file
+from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, Method
+from regrow.pruning.probe import Probe
+from regrow.pruning.select import groups_in_scope, select
 from regrow.surgery import Group, Trace, shrink, trace
+from regrow.surgery.mask import Mask
 from small import NETWORKS, SHAPE, digits, equal, small, snapshot
 
 # The file that the contributing guide shows is held to the same contract.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow import registry
+from regrow.core import registry
 from regrow.errors import ConfigError
 from regrow.models import (
     MODELS,

@@ -11,12 +11,9 @@ import torchvision
 from torch import Tensor, nn
 
 from cutting import enliven_, random_mask
-from regrow.architecture import Architecture, load, save
-from regrow.arms import Budget
 from regrow.cost import measure
 from regrow.errors import ConfigError, DataError
-from regrow.mask import Mask
-from regrow.method import METHODS
+from regrow.jobs.arms import Budget
 from regrow.models import MODELS, ModelSpec, build, initialise_, pretrained
 from regrow.models.imagenet_preresnet import First
 from regrow.models.imagenet_resnet import (
@@ -27,8 +24,11 @@ from regrow.models.imagenet_resnet import (
 )
 from regrow.models.imagenet_vgg import numbers
 from regrow.models.layers import Select
-from regrow.prune import select
+from regrow.pruning.method import METHODS
+from regrow.pruning.select import select
 from regrow.surgery import shrink, trace, verify
+from regrow.surgery.architecture import Architecture, load, save
+from regrow.surgery.mask import Mask
 
 BIAS = {"shortcut_bias": True}
 

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from regrow.errors import ConfigError
-from regrow.paper import layout
-from regrow.paper.layout import NOT_RUN, TABLES, latex, lay_out, markdown, terminal
-from regrow.paper.printed import (
+from regrow.report.statistics import Sample, welch
+from regrow.reproduce import layout
+from regrow.reproduce.layout import NOT_RUN, TABLES, latex, lay_out, markdown, terminal
+from regrow.reproduce.printed import (
     REPEATS,
     Printed,
     as_cells,
@@ -23,7 +24,6 @@ from regrow.paper.printed import (
     sparsity,
     widths,
 )
-from regrow.stats import Sample, welch
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper"
 

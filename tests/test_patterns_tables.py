@@ -11,25 +11,25 @@ from torch import Tensor
 
 from commands import Command
 from regrow.errors import ConfigError
-from regrow.jobs import Prune, Retrain, Train
-from regrow.paper import entries as entries_module
-from regrow.paper import measures, plotted, scales
-from regrow.paper.claims import Finding, evaluate_claims
-from regrow.paper.curves import POINT
-from regrow.paper.entries import OF_PRUNINGS, entries, entry
-from regrow.paper.found import Found, averaged, read_back, rows, sheet
-from regrow.paper.known import KNOWN
-from regrow.paper.layout import NOT_RUN, terminal
-from regrow.paper.ours import read_cells
-from regrow.paper.pictures import draw
-from regrow.paper.plotted import BINS, TOP
-from regrow.paper.printed import WIDTH, cells, names, records
-from regrow.paper.publish import publish
-from regrow.paper.reproduce import Plan, prepare
-from regrow.paper.request import Request
+from regrow.jobs.base import Job, all_jobs
+from regrow.jobs.jobs import Prune, Retrain, Train
 from regrow.report.rows import Run
+from regrow.reproduce import entries as entries_module
+from regrow.reproduce import figure_data, measures, scales
+from regrow.reproduce.claims import Finding, evaluate_claims
+from regrow.reproduce.curves import POINT
+from regrow.reproduce.data import Request
+from regrow.reproduce.entries import OF_PRUNINGS, entries, entry
+from regrow.reproduce.figure_data import BINS, TOP
+from regrow.reproduce.figures import draw
+from regrow.reproduce.known import KNOWN
+from regrow.reproduce.layout import NOT_RUN, terminal
+from regrow.reproduce.own_results import read_cells
+from regrow.reproduce.printed import WIDTH, cells, names, records
+from regrow.reproduce.publish import publish
+from regrow.reproduce.reproduce import Plan, prepare
+from regrow.reproduce.results import Found, averaged, read_back, rows, sheet
 from regrow.store import Store
-from regrow.work import Job, all_jobs
 
 PATTERNS = [one.name for one in entries().values() if one.table and one.kind in OF_PRUNINGS]
 PICTURES = [one.name for one in entries().values() if one.name.startswith("figure")]
@@ -107,7 +107,7 @@ CURVES = {
 @pytest.mark.parametrize("name", CURVES)
 def test_a_figure_has_every_series_in_every_panel(name: str) -> None:
     plan = plan_of(name)
-    shown = plotted.plotted(plan, [empty(part) for part in plan.parts])
+    shown = figure_data.plotted(plan, [empty(part) for part in plan.parts])
     assert shown is not None
     assert shown.condition.startswith("scale smoke, digits for CIFAR-10")
     assert len(shown.panels) == {"figure-3": 2, "figure-5": 3, "figure-6": 2}[name]
@@ -291,13 +291,13 @@ def is_drawn(folder: Path, name: str) -> bool:
 
 def test_points_are_means_over_the_seeds_that_ran(tmp_path: Path) -> None:
     plan = plan_of("figure-3", seeds=3)
-    shown = plotted.plotted(plan, runs_of(plan, without=2))
+    shown = figure_data.plotted(plan, runs_of(plan, without=2))
     assert shown is not None
     assert set(shown.frame["n"]) == {2}
     assert set(shown.frame["n_expected"]) == {3}
     half = shown.frame[(shown.frame["series"] == "pruned") & (shown.frame["ratio"] == 0.5)]
     assert list(half["parameters"]) == [50_000]
-    assert "2 of 3" in plotted.plain(shown)
+    assert "2 of 3" in figure_data.plain(shown)
     draw(shown, tmp_path)
     assert is_drawn(tmp_path, "figure-3")
 
@@ -389,7 +389,7 @@ def test_a_file_as_it_was_written_is_read(tmp_path: Path) -> None:
 
 def test_tickets_have_four_series_that_start_at_the_unpruned_network(tmp_path: Path) -> None:
     plan = plan_of("figure-7")
-    shown = plotted.plotted(plan, runs_of(plan))
+    shown = figure_data.plotted(plan, runs_of(plan))
     assert shown is not None
     assert len(shown.panels) == 4
     for panel in shown.panels:
@@ -417,7 +417,7 @@ def test_heat_maps_show_the_mean_of_each_position(tmp_path: Path) -> None:
         return kept
 
     put_masks(store, plan, keep)
-    shown = plotted.plotted(plan, read_back(plan, store))
+    shown = figure_data.plotted(plan, read_back(plan, store))
     assert shown is not None
     assert shown.rows[0] == ("3", "1", "0.500", "0.000", "0.000", "2")
     assert shown.rows[1] == ("3", "2", "0.000", "1.000", "0.000", "2")
@@ -446,7 +446,7 @@ def test_histograms_leave_out_zeros_and_stay_on_the_paper_s_axis(tmp_path: Path)
     shares = finding.parts[0].numbers
     assert shares["fine-tuned"] == pytest.approx(0.159, abs=0.005)  # as in the table below
     assert finding.outcome == "partly"
-    shown = plotted.plotted(plan, found)
+    shown = figure_data.plotted(plan, found)
     assert shown is not None
     assert [row[:3] for row in shown.rows] == [
         (panel, column, "50,000" if column == "Scratch-trained" else "100,000")
@@ -488,7 +488,7 @@ def test_bins_are_as_few_as_keep_every_count_on_the_axis(number: int) -> None:
             "value": [7, *[100 * number] * 6000, 7],
         }
     )
-    merged = plotted._merged(fine)
+    merged = figure_data._merged(fine)
     # 30,000 in 300 bins of the finest, or in 60.
     assert len(merged) == {1: 60, 5: 120}[number] + 2
     assert merged["value"].sum() == 600_000 * number + 14
@@ -507,7 +507,7 @@ def test_a_figure_that_has_not_been_run_says_so_everywhere(name: str, tmp_path: 
 
 def test_pictures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     plan = plan_of("figure-5")
-    shown = plotted.plotted(plan, runs_of(plan))
+    shown = figure_data.plotted(plan, runs_of(plan))
     assert shown is not None
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

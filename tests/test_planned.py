@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from regrow.planned import Planned, recall, remember
 from regrow.store import Store
+from regrow.studies.job_list import Planned, recall, remember
 
 PLANNED = Planned(name="n", title="t", labels={"k": "label"}, specs={"k": {"seed": 0}})
 

@@ -15,7 +15,7 @@ from regrow.errors import ConfigError, StoreError
 from regrow.run import precision as room
 from regrow.run.precision import Choice, Decision, Speed, decide, measured, slow_bf16
 from regrow.store import Store
-from regrow.study import Study, decided
+from regrow.studies.study import Study, decided
 from regrow.train import Precision, Recipe
 
 STUDY = {

@@ -12,14 +12,14 @@ from torch import nn
 from regrow.data import DATASETS, DataSpec, Normalisation, Raw, Split, load, register_data
 from regrow.data.normalisation import IMAGENET, recognised
 from regrow.errors import ConfigError
-from regrow.expand import material
-from regrow.jobs import Retrain, Train
+from regrow.jobs.jobs import Retrain, Train
 from regrow.models import ModelSpec, build, register_model
 from regrow.report.collect import collect
 from regrow.report.rows import fairness
 from regrow.run import run
 from regrow.store import Store
-from regrow.study import Study
+from regrow.studies.expand import material
+from regrow.studies.study import Study
 from regrow.train import evaluate
 from small import forget_names
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from cutting import random_mask
 from mutants import KINDS, wrongly
 from regrow.errors import TraceError
-from regrow.mask import Mask
 from regrow.models import MODELS, ModelSpec, build
 from regrow.surgery import Trace, blocks, proof, prove, sensitivities, trace, verify
 from regrow.surgery.alive import enlivened
+from regrow.surgery.mask import Mask
 
 SHAPE = (1, 3, 8, 8)
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regrow.core.seeds import seeded
 from regrow.data import normalise
 from regrow.errors import ConfigError, TraceError
-from regrow.held import weight_groups
-from regrow.method import (
+from regrow.models import ModelSpec, build
+from regrow.pruning.masked import weight_groups
+from regrow.pruning.method import (
     ALLOCATIONS,
     CRITERIA,
     METHODS,
@@ -22,10 +24,14 @@ from regrow.method import (
     criterion,
     register_method,
 )
-from regrow.models import ModelSpec, build
-from regrow.probe import BATCH, Probe
-from regrow.prune import allocate_global, allocate_shares, allocate_uniform, groups_in_scope, select
-from regrow.seeds import seeded
+from regrow.pruning.probe import BATCH, Probe
+from regrow.pruning.select import (
+    allocate_global,
+    allocate_shares,
+    allocate_uniform,
+    groups_in_scope,
+    select,
+)
 from regrow.surgery import trace
 from regrow.train import Recipe, Training, Treatment
 from small import NETWORKS, SHAPE, digits, equal, forget_names, small, snapshot
@@ -172,7 +178,7 @@ def test_probe_adds_up_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     group = next(iter(found.groups.values()))
     whole = Probe(model, digits())
     at_once = whole.gradient("head.weight"), whole.activation(group)
-    monkeypatch.setattr("regrow.probe.BATCH", 50)  # 128 images in 50, 50 and 28
+    monkeypatch.setattr("regrow.pruning.probe.BATCH", 50)  # 128 images in 50, 50 and 28
     parts = Probe(model, digits())
     torch.testing.assert_close(parts.gradient("head.weight"), at_once[0])
     torch.testing.assert_close(parts.activation(group), at_once[1])
@@ -514,8 +520,8 @@ WIDTHS = {
 
 @pytest.mark.parametrize("name", WIDTHS)
 def test_targets_have_the_published_widths_parameters_and_macs(name: str) -> None:
-    from regrow.architecture import Architecture
     from regrow.cost import measure
+    from regrow.surgery.architecture import Architecture
 
     arguments, widths, parameters, macs = WIDTHS[name]
     method = METHODS.get("l1-filter")

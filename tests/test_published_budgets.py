@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.arms import Budget
 from regrow.cost import measure
-from regrow.mask import Mask
+from regrow.jobs.arms import Budget
 from regrow.models import ModelSpec, build
-from regrow.prune import select
+from regrow.pruning.select import select
 from regrow.surgery import Trace, shrink, trace
+from regrow.surgery.mask import Mask
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 EQUAL_FLOPS = Budget(kind="equal-flops")

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from regrow.arms import ARMS, DEFAULT_ARMS, PRUNED, Arm, Budget
-from regrow.experiment import read_experiments
+from regrow.jobs.arms import ARMS, DEFAULT_ARMS, PRUNED, Arm, Budget
 from regrow.report import write
 from regrow.report.answer import answer, sentence
 from regrow.report.figures import STYLES, _styles
@@ -17,6 +16,7 @@ from regrow.report.questions import reference
 from regrow.report.rows import Run, summarise
 from regrow.report.validity import Ending
 from regrow.report.verdict import Verdict, verdicts
+from regrow.studies.experiment import read_experiments
 
 NAMES = [*(arm.name for arm in DEFAULT_ARMS[1:]), "scratchpad", "from-scratch", "prune-c", "x"]
 POOL = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from regrow.cli import app
+from regrow.cli.main import app
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"^```(?:bash|sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow import reconstruct
-from regrow.architecture import Architecture
-from regrow.arms import FINE_TUNE, PRUNED, SCRATCH_E, WINNING_TICKET, Arm
 from regrow.data import load
 from regrow.errors import ConfigError
-from regrow.jobs import Material, Prune, Retrain, Train, split_repaired
-from regrow.mask import Mask
-from regrow.method import METHODS, REPAIRS, Method
-from regrow.probe import Probe
-from regrow.prune import select
-from regrow.reconstruct import contributions, least_squares, observe, reconstruct_, rescale
+from regrow.jobs.arms import FINE_TUNE, PRUNED, SCRATCH_E, WINNING_TICKET, Arm
+from regrow.jobs.jobs import Material, Prune, Retrain, Train, split_repaired
+from regrow.pruning import reconstruct
+from regrow.pruning.method import METHODS, REPAIRS, Method
+from regrow.pruning.probe import Probe
+from regrow.pruning.reconstruct import contributions, least_squares, observe, reconstruct_, rescale
+from regrow.pruning.select import select
 from regrow.run import run
 from regrow.store import Store
 from regrow.surgery import Trace, shrink, trace
+from regrow.surgery.architecture import Architecture
+from regrow.surgery.mask import Mask
 from regrow.train import Recipe, evaluate
 from small import DIGITS, NETWORKS, SHAPE, digits, equal, small, snapshot
 

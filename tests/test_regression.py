@@ -6,10 +6,10 @@ import torch
 from sklearn.linear_model import Lasso
 from torch import nn
 
-from regrow.method import CRITERIA, METHODS
 from regrow.methods.regression import entry_penalties
-from regrow.probe import Probe
-from regrow.prune import groups_in_scope
+from regrow.pruning.method import CRITERIA, METHODS
+from regrow.pruning.probe import Probe
+from regrow.pruning.select import groups_in_scope
 from regrow.surgery import trace
 from small import SHAPE, digits, small
 

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from regrow.arms import BudgetKind, Start
 from regrow.errors import ConfigError
+from regrow.jobs.arms import BudgetKind, Start
 from regrow.report import Extra, Failure, Measure, Report, write
 from regrow.report.answer import answer, sentence
 from regrow.report.figures import _pages, accuracy_figure

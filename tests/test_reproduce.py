@@ -11,27 +11,27 @@ import pandas as pd
 import pytest
 
 from commands import Command
-from regrow import expand as expand_module
 from regrow.data import DataSpec
 from regrow.detection import study as detection_study
 from regrow.detection.jobs import DetectionMaterial, PruneDetector, TrainDetector
 from regrow.detection.model import Detector
 from regrow.detection.spec import DetectionSpec
 from regrow.errors import ConfigError, DataError
-from regrow.jobs import Material, Retrain, Train
+from regrow.jobs.base import Context
+from regrow.jobs.jobs import Material, Retrain, Train
 from regrow.models import ModelSpec, build
-from regrow.paper import entries as entries_module
-from regrow.paper import reproduce, scales
-from regrow.paper import request as request_module
-from regrow.paper.entries import OF_PRUNINGS, entries, entry
-from regrow.paper.found import Found, rows
-from regrow.paper.ours import read_cells
-from regrow.paper.printed import RESULT, cells, records
-from regrow.paper.reproduce import Part, Plan, Printable, prepare
-from regrow.paper.request import Request
 from regrow.report.rows import Run
-from regrow.study import Study
-from regrow.work import Context
+from regrow.reproduce import data as request_module
+from regrow.reproduce import entries as entries_module
+from regrow.reproduce import reproduce, scales
+from regrow.reproduce.data import Request
+from regrow.reproduce.entries import OF_PRUNINGS, entries, entry
+from regrow.reproduce.own_results import read_cells
+from regrow.reproduce.printed import RESULT, cells, records
+from regrow.reproduce.reproduce import Part, Plan, Printable, prepare
+from regrow.reproduce.results import Found, rows
+from regrow.studies import expand as expand_module
+from regrow.studies.study import Study
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 READY = list(entries())
@@ -352,7 +352,7 @@ def structural(job: Retrain) -> Any:
     """Return the pruning with the same widths that looks at no weights."""
     from dataclasses import replace
 
-    from regrow.jobs import structure_only
+    from regrow.jobs.jobs import structure_only
 
     return replace(job.prune, method=structure_only(job.prune.method), parent=None)
 

@@ -19,9 +19,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from regrow import registry
-from regrow.durations import clock
+from regrow.core import registry
+from regrow.core.durations import clock
 from regrow.errors import ConfigError, Interrupted, RanksLost, RegrowError, TrainingError
+from regrow.jobs.base import Context, Outcome
 from regrow.run import (
     Event,
     JobBlocked,
@@ -33,11 +34,10 @@ from regrow.run import (
     RunProgress,
     run,
 )
-from regrow.run.crew import how_it_ended
 from regrow.run.display import _Screen, describe, display
+from regrow.run.executors import how_it_ended
 from regrow.run.schedule import Schedule
 from regrow.store import Store
-from regrow.work import Context, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -574,7 +574,7 @@ def test_worker_that_cannot_start_is_a_clear_error(store: Store, tmp_path: Path)
 
 USER_FILE = """
 from dataclasses import dataclass
-from regrow.work import Outcome
+from regrow.jobs.base import Outcome
 
 @dataclass(frozen=True)
 class Mine:

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import ConfigError
-from regrow.jobs import Prune, Retrain, Train
-from regrow.mask import Mask
-from regrow.method import METHODS
+from regrow.jobs.base import all_jobs
+from regrow.jobs.jobs import Prune, Retrain, Train
 from regrow.models import ModelSpec, build
-from regrow.prune import select
+from regrow.pruning.method import METHODS
+from regrow.pruning.select import select
+from regrow.pruning.stages import Pattern, pattern_of, stages_of
 from regrow.report.collect import collect
 from regrow.run import run
 from regrow.run.estimate import estimate
-from regrow.stages import Pattern, pattern_of, stages_of
 from regrow.store import Store
-from regrow.study import Study
+from regrow.studies.study import Study
 from regrow.surgery import Trace, shrink, trace
-from regrow.work import all_jobs
+from regrow.surgery.mask import Mask
 from small import small
 
 

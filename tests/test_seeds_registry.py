@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from regrow import registry
+from regrow.core import registry
+from regrow.core.registry import Registry, canonical, check_arguments, load_file, loaded_files
+from regrow.core.seeds import derive, seeded
 from regrow.errors import ConfigError
-from regrow.registry import Registry, canonical, check_arguments, load_file, loaded_files
-from regrow.seeds import derive, seeded
 
 # Seeds ------------------------------------------------------------------------------------------
 

@@ -14,12 +14,12 @@ from PIL import Image
 from image_files import parquet_folder, png, write_parquet
 from regrow.data import DataSpec, MemoryImages, load
 from regrow.detection.spec import DetectionSpec, is_detection
-from regrow.paper import layout, setting
-from regrow.paper.entries import entries
-from regrow.paper.entries import read_study as study_file
-from regrow.paper.printed import cells
-from regrow.paper.scales import SCALES, Scale, scaled, scaled_detection
-from regrow.paper.setting import ORIGINALS, Images, Original, departs, scale_departs
+from regrow.reproduce import layout, setting
+from regrow.reproduce.entries import entries
+from regrow.reproduce.entries import read_study as study_file
+from regrow.reproduce.printed import cells
+from regrow.reproduce.scales import SCALES, Scale, scaled, scaled_detection
+from regrow.reproduce.setting import ORIGINALS, Images, Original, departs, scale_departs
 
 FILES = sorted({name for one in entries().values() for name in one.studies})
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regrow.core.seeds import seeded
 from regrow.models import ModelSpec, build
-from regrow.seeds import seeded
 from regrow.train.engine import forward
 from regrow.train.small_maps import as_products
 

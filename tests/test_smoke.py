@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from regrow.paper.entries import entries
+from regrow.reproduce.entries import entries
 
 PROCESSORS = {
     "as-it-is": {},

@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.arms import PRUNED, SCRATCH_B, SCRATCH_E
 from regrow.cost import measure
 from regrow.errors import ConfigError
-from regrow.expand import Cell
-from regrow.held import filter_groups
-from regrow.jobs import Retrain, Train, weights_of
-from regrow.mask import Mask, holder
-from regrow.method import METHODS
+from regrow.jobs.arms import PRUNED, SCRATCH_B, SCRATCH_E
+from regrow.jobs.jobs import Retrain, Train, weights_of
 from regrow.methods.soft_filter import zero_smallest_filters_
 from regrow.models import ModelSpec, build
-from regrow.prune import select
+from regrow.pruning.masked import filter_groups
+from regrow.pruning.method import METHODS
+from regrow.pruning.select import select
 from regrow.run import run
 from regrow.store import Store
-from regrow.study import Study
+from regrow.studies.expand import Cell
+from regrow.studies.study import Study
 from regrow.surgery import trace
+from regrow.surgery.mask import Mask, holder
 from regrow.train import NO_TREATMENT, RECIPES, Recipe, Training, fit
 from small import NETWORKS, SHAPE, digits, equal, snapshot
 
@@ -240,7 +240,7 @@ def test_a_pretrained_network_starts_from_the_unpruned_ones_last_weights(
             starts.append(snapshot(model))
             super().__init__(model, *args, **options)
 
-    monkeypatch.setattr("regrow.jobs.Training", Watched)
+    monkeypatch.setattr("regrow.jobs.jobs.Training", Watched)
     again = cells(methods={**STUDY["methods"], "pretrained": True}, arms=["unpruned", "pruned"])
     assert run([cell.job for cell in again.values()], store, workers=0).complete
     assert len(starts) == 1
@@ -257,7 +257,7 @@ def test_scratch_weights_are_drawn_by_the_filters_that_stay(
             starts.append(snapshot(model))
             super().__init__(model, *args, **options)
 
-    monkeypatch.setattr("regrow.jobs.Training", Watched)
+    monkeypatch.setattr("regrow.jobs.jobs.Training", Watched)
     wide = {"name": "resnet-20", "depth": 8, "width": 4.0}
     job = cells(models=wide, arms=["scratch-e"], recipe={"epochs": 1})["scratch-e"].job
     assert isinstance(job, Retrain)

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cutting import enliven_, random_mask
-from regrow.architecture import Architecture, load, save
 from regrow.cost import measure
 from regrow.errors import ConfigError, StoreError, TraceError
-from regrow.jobs import Prune, Retrain, Train
-from regrow.mask import Mask
-from regrow.method import METHODS
+from regrow.jobs.jobs import Prune, Retrain, Train
 from regrow.methods.sparse_structure import (
     Factor,
     accelerated_proximal_step_,
@@ -26,11 +23,14 @@ from regrow.methods.sparse_structure import (
 )
 from regrow.methods.sparse_structure_groups import attach_to_paths_, selecting_groups
 from regrow.models import ModelSpec, build
-from regrow.prune import select
+from regrow.pruning.method import METHODS
+from regrow.pruning.select import select
 from regrow.run import run
 from regrow.store import Store
-from regrow.study import Study
+from regrow.studies.study import Study
 from regrow.surgery import Trace, aggregations, blocks, shrink, silence, trace, verify
+from regrow.surgery.architecture import Architecture, load, save
+from regrow.surgery.mask import Mask
 from regrow.surgery.tape import evaluating
 from regrow.train import Recipe, Training, fit
 from regrow.train.engine import descend

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from regrow.core.units import Unit
 from regrow.errors import ConfigError, StoreError
-from regrow.mask import Mask
 from regrow.models import ModelSpec, build
-from regrow.stages import (
+from regrow.pruning.stages import (
     Kernel,
     Pattern,
     lay,
@@ -17,7 +17,7 @@ from regrow.stages import (
     stages_of,
 )
 from regrow.surgery import Trace, trace
-from regrow.units import Unit
+from regrow.surgery.mask import Mask
 from small import small
 
 CIFAR = {"classes": 10, "in_channels": 3, "input_size": 32}

@@ -8,7 +8,7 @@ import pytest
 from commands import Command, write_study
 from regrow.asked import load
 from regrow.errors import ConfigError
-from regrow.stand_ins import pairs, replaced
+from regrow.studies.data_overrides import pairs, replaced
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from regrow.errors import ConfigError
-from regrow.stats import (
+from regrow.report.statistics import (
     Sample,
     equivalence,
     holm,

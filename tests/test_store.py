@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from regrow.core.digests import canonical_json
 from regrow.errors import Damaged, StoreError
-from regrow.seals import canonical_json
 from regrow.store import Store
-from regrow.workspace import Workspace
+from regrow.store.workspace import Workspace
 
 KEY = "ab" + "0" * 62
 OTHER = "cd" + "1" * 62

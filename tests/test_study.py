@@ -10,13 +10,13 @@ import yaml
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from regrow.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED
 from regrow.errors import ConfigError, DataError, TraceError
-from regrow.expand import Cell
-from regrow.jobs import Prune, Retrain, Train
-from regrow.method import METHODS
+from regrow.jobs.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED
+from regrow.jobs.jobs import Prune, Retrain, Train
 from regrow.models import register_model
-from regrow.study import Study
+from regrow.pruning.method import METHODS
+from regrow.studies.expand import Cell
+from regrow.studies.study import Study
 from regrow.train import RECIPES
 from small import PLAN, forget_names
 

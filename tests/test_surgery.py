@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from cutting import KINDS, enliven_, random_mask
 from regrow.cost import measure
 from regrow.errors import TraceError
-from regrow.mask import Mask
 from regrow.models import MODELS, ModelSpec, build
 from regrow.surgery import Kind, Select, Trace, shrink, silence, trace, verify
+from regrow.surgery.mask import Mask
 
 EXACT = 1e-9  # of the largest output, in float64
 # Other tests register models of their own.

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from cutting import enliven_, random_mask
 from regrow.errors import TraceError
-from regrow.guard import guard
-from regrow.mask import Mask
+from regrow.pruning.keep_layers_alive import guard
 from regrow.surgery import rule, shrink, silence, trace, verify
+from regrow.surgery.mask import Mask
 from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.tape import Node

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.method import CRITERIA, METHODS
 from regrow.methods.thinet import greedy_order
-from regrow.probe import Probe
-from regrow.prune import allocate_uniform, groups_in_scope
+from regrow.pruning.method import CRITERIA, METHODS
+from regrow.pruning.probe import Probe
+from regrow.pruning.select import allocate_uniform, groups_in_scope
 from regrow.surgery import trace
 from small import SHAPE, digits, small
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from image_files import image_folder
+from regrow.core.seeds import seeded
 from regrow.data import Dataset, DataSpec, StreamedImages, load, normalise
 from regrow.data.decode import num_threads
 from regrow.errors import ConfigError, TrainingError
-from regrow.mask import Mask, holder
-from regrow.seeds import seeded
+from regrow.surgery.mask import Mask, holder
 from regrow.train import Recipe, Training, Treatment, evaluate, fit
 from regrow.train.engine import BATCHES_AHEAD
 from small import bright

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import ConfigError, TraceError
-from regrow.method import METHODS
 from regrow.models import build
-from regrow.prune import groups_in_scope
+from regrow.pruning.method import METHODS
+from regrow.pruning.select import groups_in_scope
 from regrow.train import NO_TREATMENT, Recipe, Training, Treatment, fit
 from small import NETWORKS, digits, equal, small, snapshot
 

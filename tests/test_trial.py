@@ -9,7 +9,7 @@ from commands import Command, write_study
 from small import forget_names
 
 FILE = """import torch
-from regrow.method import allocation, criterion, register_method
+from regrow.pruning.method import allocation, criterion, register_method
 
 
 @criterion("own-score")

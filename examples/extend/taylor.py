@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from regrow.method import criterion, register_method
-from regrow.probe import Probe
+from regrow.pruning.method import criterion, register_method
+from regrow.pruning.probe import Probe
 from regrow.surgery import Group
 
 

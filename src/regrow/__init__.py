@@ -4,11 +4,9 @@ The facade: every name here is imported from its room when it is first used, so 
 regrow`` and ``regrow --help`` cost nothing.
 """
 
-from regrow.lazy import exports
+from regrow.core.lazy import exports
 
 _ROOMS = {
-    "architecture": ("Architecture", "load", "save"),
-    "arms": ("ARMS", "Arm", "Budget", "register_arm"),
     "cost": ("Cost", "measure"),
     "data": ("DATASETS", "DataSpec", "register_data"),
     "errors": (
@@ -20,15 +18,17 @@ _ROOMS = {
         "TraceError",
         "TrainingError",
     ),
-    "mask": ("Mask",),
-    "method": ("METHODS", "Method", "allocation", "criterion", "register_method"),
+    "jobs.arms": ("ARMS", "Arm", "Budget", "register_arm"),
     "models": ("MODELS", "ModelSpec", "build", "register_model"),
-    "probe": ("Probe",),
-    "prune": ("left_out", "select"),
-    "stages": ("Pattern", "pattern_of", "stages_of"),
+    "pruning.method": ("METHODS", "Method", "allocation", "criterion", "register_method"),
+    "pruning.probe": ("Probe",),
+    "pruning.select": ("left_out", "select"),
+    "pruning.stages": ("Pattern", "pattern_of", "stages_of"),
     "store": ("Store",),
-    "study": ("Study",),
+    "studies.study": ("Study",),
     "surgery": ("shrink", "silence", "trace", "verify"),
+    "surgery.architecture": ("Architecture", "load", "save"),
+    "surgery.mask": ("Mask",),
     "train": ("Recipe", "Training", "evaluate", "fit"),
 }
 

@@ -1,5 +1,5 @@
 """``python -m regrow``, which launchers such as ``torchrun`` start."""
 
-from regrow.cli import main
+from regrow.cli.main import main
 
 main()

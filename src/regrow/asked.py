@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.detection.spec import is_detection
-from regrow.stand_ins import replaced
-from regrow.study import Study, decided
-from regrow.study_file import read_file
+from regrow.studies.data_overrides import replaced
+from regrow.studies.study import Study, decided
+from regrow.studies.yaml_file import read_file
 from regrow.train import Precision
 
 if TYPE_CHECKING:
     from regrow.detection.study import DetectionStudy
+    from regrow.jobs.base import Job
     from regrow.report import Extra, Failure, Measure, Run
     from regrow.store import Store
-    from regrow.work import Job
 
     Asked = Study | DetectionStudy
 
@@ -66,7 +66,7 @@ def from_json(value: Any, *, name: str = "study") -> "Asked":
 
 def notices(jobs: "Iterable[Job]") -> tuple[str, ...]:
     """Return what people should know of the data that jobs look at, each once."""
-    from regrow.work import all_jobs
+    from regrow.jobs.base import all_jobs
 
     data = (getattr(job, "data", None) for job in all_jobs(jobs).values())
     return tuple(dict.fromkeys(text for each in data for text in getattr(each, "notices", ())))

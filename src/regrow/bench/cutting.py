@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from regrow.method import METHODS
 from regrow.models import ModelSpec, build
-from regrow.prune import select
+from regrow.pruning.method import METHODS
+from regrow.pruning.select import select
 from regrow.run.execute import one_thread
 from regrow.surgery import shrink, trace
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
+from regrow.core.seeds import seeded
 from regrow.cost import measure
 from regrow.data import Dataset, DataSpec, MemoryImages, load
 from regrow.errors import ConfigError, unknown
 from regrow.models import ModelSpec, build
-from regrow.seeds import seeded
 
 BATCH = 64
 NUM_IMAGES = 2560

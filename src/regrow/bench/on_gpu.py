@@ -10,7 +10,7 @@ from regrow.bench.plain import plain_steps
 from regrow.models import build
 from regrow.run import num_cores
 from regrow.run.execute import exact_floats
-from regrow.run.gang import MOST, Trial, how_many
+from regrow.run.gpu_sharing import MOST, Trial, how_many
 from regrow.train import Precision
 
 # The paper's code has one; more can only help the loop that ours is compared with.

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from regrow.bench.material import BATCH
-from regrow.convolutions import safe_convolutions
 from regrow.data import Dataset
+from regrow.train.safe_convolutions import safe_convolutions
 
 
 class PerImage(TorchDataset[tuple[Tensor, int]]):

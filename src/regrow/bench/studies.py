@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from regrow.bench.material import DIGITS_PLAN
-from regrow.jobs import Train
+from regrow.jobs.jobs import Train
 from regrow.run import Event, JobStarted, num_cores, run
 from regrow.store import Store
-from regrow.study import Study
+from regrow.studies.study import Study
 from regrow.train import Training
 
 

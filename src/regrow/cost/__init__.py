@@ -36,9 +36,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from regrow.cost.operations import memory_of, name_of, products, tensors_in
 from regrow.cost.zeros import Held
-from regrow.mask import Mask
 from regrow.models.layers import FunctionalReLU
 from regrow.surgery import Select
+from regrow.surgery.mask import Mask
 from regrow.surgery.tape import evaluating
 
 # Backward costs about twice forward: once for the inputs' gradients, once for the weights'.

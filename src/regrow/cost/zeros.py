@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.cost.operations import Product, memory_of, name_of, tensors_in
-from regrow.mask import Mask, over_weights
+from regrow.surgery.mask import Mask, over_weights
 
 # Zero in the first argument gives zero in the same place; of a product, zero in any.
 _KEEP_ZEROS = ("clone", "_to_copy", "copy", "neg", "abs", "div", "relu", "tanh", "contiguous")

@@ -10,6 +10,7 @@ Every module of this folder that registers a data set adds one (``register_data`
 
 from typing import TYPE_CHECKING
 
+from regrow.core.lazy import exports
 from regrow.data.base import (
     DATASETS,
     DataEntry,
@@ -20,7 +21,6 @@ from regrow.data.base import (
     register_data,
 )
 from regrow.data.spec import AUGMENTATIONS, DataSpec
-from regrow.lazy import exports
 
 if TYPE_CHECKING:
     from regrow.data.augment import draw, normalise, scale_bytes, scaling

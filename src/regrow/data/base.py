@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
+from regrow.core.registry import Registry
 from regrow.data.spec import DATA_NAMES, DataSpec
-from regrow.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor

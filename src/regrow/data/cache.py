@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regrow.core.digests import read_file, sealed, unsealed
 from regrow.data.spec import DataSpec
 from regrow.errors import DataError
-from regrow.seals import read_file, sealed, unsealed
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

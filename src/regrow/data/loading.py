@@ -7,6 +7,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from regrow.core.seeds import seeded
 from regrow.data.base import DATASETS, Encoded, Normalisation, Raw, Split
 from regrow.data.cache import data_root, decoded, digest, remembered
 from regrow.data.decode import Look, decode_all, look, look_at_all, resize_all
@@ -17,7 +18,6 @@ from regrow.data.readable import without_unreadable
 from regrow.data.spec import DataSpec
 from regrow.data.splits import seeded_subset, split
 from regrow.errors import ConfigError, DataError, unknown
-from regrow.seeds import seeded
 
 # The ImageNet test transform: shorter side 256 for a crop of 224.
 TEST_RESIZE = 256 / 224

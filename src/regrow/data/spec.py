@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from regrow.checks import is_int, is_number
+from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError, unknown
 
 AUGMENTATIONS = ("none", "flip", "shift", "pad-crop-flip", "resized-crop-flip")  # see ``augment``

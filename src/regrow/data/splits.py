@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from regrow.core.seeds import seeded
 from regrow.errors import ConfigError
-from regrow.seeds import seeded
 
 # As people call them, in any case; of folders and of Parquet files.
 SPLIT_NAMES = {

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from regrow.architecture import Architecture
 from regrow.data.normalisation import IMAGENET
 from regrow.detection.evaluate import evaluate_detector
 from regrow.detection.model import (
@@ -26,13 +25,14 @@ from regrow.detection.spec import AUGMENTATIONS, DetectionSpec
 from regrow.detection.training import DetectionTraining
 from regrow.detection.voc import DetectionData, fingerprint, loaded
 from regrow.errors import ConfigError
-from regrow.jobs import Keyed, Prune, Retrain, Train, weights_of, without_none
-from regrow.method import Method
+from regrow.jobs.base import Context, Job, Outcome, advance, state_of
+from regrow.jobs.jobs import Keyed, Prune, Retrain, Train, weights_of, without_none
 from regrow.models import ModelSpec, build
-from regrow.prune import select
+from regrow.pruning.method import Method
+from regrow.pruning.select import select
 from regrow.surgery import prove, shrink, trace
+from regrow.surgery.architecture import Architecture
 from regrow.train import Recipe
-from regrow.work import Context, Job, Outcome, advance, state_of
 
 PRUNE_SECONDS = 3.0
 UNTRAINED_SHAPE = (1, 3, 64, 64)  # on which a backbone without a classifier's data is traced

@@ -17,13 +17,13 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-from regrow.checks import is_int, is_number
+from regrow.core.global_rng import drawing
+from regrow.core.seeds import derive
+from regrow.core.validation import is_int, is_number
 from regrow.cost import Cost, measure
 from regrow.data.spec import MOST_PIXELS
 from regrow.errors import ConfigError, unknown
-from regrow.seeds import derive
 from regrow.surgery.tape import evaluating
-from regrow.turns import drawing
 
 STRIDE = 16
 LAST_STAGE = "stage4"

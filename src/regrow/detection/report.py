@@ -8,14 +8,14 @@ import pandas as pd
 
 from regrow.detection.jobs import PruneDetector, TrainDetector
 from regrow.detection.study import DetectionStudy
-from regrow.expand import Cell
-from regrow.jobs import Retrain, Train
+from regrow.jobs.jobs import Retrain, Train
 from regrow.report import Extra, Failure, Measure, Run
 from regrow.report.collect import Reader
 from regrow.report.rows import POINTS, TEXT, Column, fairness, to_csv
+from regrow.report.statistics import mean_and_std
 from regrow.report.words import accuracy
-from regrow.stats import mean_and_std
 from regrow.store import Store
+from regrow.studies.expand import Cell
 
 MEAN_AP = Measure(
     key="map",

@@ -2,13 +2,13 @@
 
 import torch
 
+from regrow.core.seeds import seeded
 from regrow.data.cache import digest
 from regrow.data.shapes import CLASSES, ground, paint_
 from regrow.data.shapes import VERSION as SHAPES_VERSION
 from regrow.detection.pictures import Pictures, Truth, fitted
 from regrow.detection.spec import DetectionSpec
 from regrow.errors import ConfigError
-from regrow.seeds import seeded
 
 VERSION = 1  # raise it when the same spec comes to mean other pictures or boxes
 SIZE = (640, 480)  # scaled as photographs are

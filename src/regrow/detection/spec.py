@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from regrow.checks import is_int
+from regrow.core.validation import is_int
 from regrow.data.spec import MEMORY_LIMIT_BYTES, OnError
 from regrow.errors import ConfigError, unknown
 from regrow.train.recipe import Recipe

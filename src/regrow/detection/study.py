@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from regrow.arms import UNPRUNED, Arm, Budget
 from regrow.detection.evaluate import check_libraries
 from regrow.detection.jobs import (
     DetectionMaterial,
@@ -33,13 +32,14 @@ from regrow.detection.jobs import (
 from regrow.detection.model import Detector
 from regrow.detection.spec import AUGMENTATIONS, VOC_RECIPE, DetectionSpec
 from regrow.errors import ConfigError, unknown
-from regrow.expand import Cell
-from regrow.experiment import Cut, Experiment, MethodUse, mapping, text
-from regrow.jobs import Material, Prune, Retrain, Train
-from regrow.method import METHODS, Method
-from regrow.study import DEFAULT_MARGIN, Study, file_name, read_margin
+from regrow.jobs.arms import UNPRUNED, Arm, Budget
+from regrow.jobs.base import Job
+from regrow.jobs.jobs import Material, Prune, Retrain, Train
+from regrow.pruning.method import METHODS, Method
+from regrow.studies.expand import Cell
+from regrow.studies.experiment import Cut, Experiment, MethodUse, mapping, text
+from regrow.studies.study import DEFAULT_MARGIN, Study, file_name, read_margin
 from regrow.train import Recipe
-from regrow.work import Job
 
 KEYS = ("name", "title", "backbone", "data", "detector", "recipe", "arms", "seeds", "margin")
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.convolutions import safe_convolutions
+from regrow.core.global_rng import drawing
+from regrow.core.seeds import derive, seeded
 from regrow.detection.model import STRIDE, Detection
 from regrow.detection.pictures import Pictures
 from regrow.detection.spec import AUGMENTATIONS
 from regrow.errors import ConfigError, unknown
-from regrow.seeds import derive, seeded
 from regrow.train import Precision, Recipe, Stepping
 from regrow.train.layout import NOTICE, lay_out_
-from regrow.turns import drawing
+from regrow.train.safe_convolutions import safe_convolutions
 
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
 BATCHES_AHEAD = 8  # of pictures that are decoded while the network computes

@@ -21,6 +21,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from regrow.core.seeds import seeded
 from regrow.data.cache import digest
 from regrow.data.readable import left_out as word_left_out
 from regrow.data.shapes import CLASSES
@@ -29,7 +30,6 @@ from regrow.detection.annotations import Annotation, read
 from regrow.detection.pictures import Pictures, Truth, fitted
 from regrow.detection.spec import PREFIX, SHAPES, DetectionSpec
 from regrow.errors import ConfigError, DataError
-from regrow.seeds import seeded
 
 VERSION = 1  # raise it when the same spec and files come to mean other images or boxes
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")

@@ -9,8 +9,8 @@ right, in Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, arXiv:
 import torch
 from torch import Tensor
 
-from regrow.method import NORMED, criterion, register_method
-from regrow.probe import Probe
+from regrow.pruning.method import NORMED, criterion, register_method
+from regrow.pruning.probe import Probe
 from regrow.surgery import Group
 
 

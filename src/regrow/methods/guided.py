@@ -1,8 +1,8 @@
 """Networks designed after pruned ones (Liu et al., ICLR 2019, arXiv:1810.05270, section 5).
 
 Both average over the networks that another method pruned (all seeds of the study) what each stage
-kept: ``regrow.stages``. They draw a new architecture with these averages and look at no weights, so
-it is trained from scratch.
+kept: ``regrow.pruning.stages``. They draw a new architecture with these averages and look at no
+weights, so it is trained from scratch.
 
     methods:
       - {name: guided-pruning, sparsity: [0.3, 0.5]}
@@ -15,8 +15,8 @@ A row's sparsity is that of the networks it follows; its own comes out near it. 
 pattern is of the row's own network and data.
 """
 
-from regrow.method import NORMED, register_method
 from regrow.methods.controls import random_score
+from regrow.pruning.method import NORMED, register_method
 
 REFERENCE = (
     "Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, arXiv:1810.05270, section 5"

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from regrow.method import Target, criterion, register_method
-from regrow.probe import Probe
+from regrow.pruning.method import Target, criterion, register_method
+from regrow.pruning.probe import Probe
 from regrow.surgery import Group
 
 RESNET_34_WHOLE = (2, 8, 14, 16, 26, 28, 30, 32)

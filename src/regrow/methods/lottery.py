@@ -13,8 +13,8 @@ single round this is ``magnitude``. Tickets of whole filters are ``l1-filter`` w
 the narrow network, where the official code keeps the full one and holds filters at zero.
 """
 
-from regrow.method import register_method
 from regrow.methods.l1_filter import l1_norm
+from regrow.pruning.method import register_method
 
 register_method(
     "lottery",

@@ -1,7 +1,7 @@
 """Learning both Weights and Connections (Han et al., NeurIPS 2015, arXiv:1506.02626)."""
 
-from regrow.method import register_method
 from regrow.methods.l1_filter import l1_norm
+from regrow.pruning.method import register_method
 
 # The sum of absolute weights of a unit that is a single weight is its magnitude.
 register_method(

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from regrow.method import NORMED, criterion, register_method
-from regrow.probe import Probe
+from regrow.pruning.method import NORMED, criterion, register_method
+from regrow.pruning.probe import Probe
 from regrow.surgery import Group
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regrow.mask import Mask
-from regrow.method import criterion, register_method, repair
-from regrow.probe import Probe
-from regrow.reconstruct import least_squares, reconstruct_
+from regrow.pruning.method import criterion, register_method, repair
+from regrow.pruning.probe import Probe
+from regrow.pruning.reconstruct import least_squares, reconstruct_
 from regrow.surgery import Group, Trace
+from regrow.surgery.mask import Mask
 
 JITTER = 1e-9  # share of a channel's mean square
 

@@ -11,10 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from regrow.held import filter_groups
-from regrow.method import allocation, criterion, register_method
-from regrow.probe import Probe
-from regrow.prune import allocate_count, whole_share
+from regrow.pruning.masked import filter_groups
+from regrow.pruning.method import allocation, criterion, register_method
+from regrow.pruning.probe import Probe
+from regrow.pruning.select import allocate_count, whole_share
 from regrow.surgery import Group
 from regrow.train import Treatment
 

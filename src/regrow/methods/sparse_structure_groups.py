@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from regrow.errors import ConfigError
-from regrow.method import Target, criterion, register_method
 from regrow.methods.sparse_structure import REFERENCE, Factor, learning, root_mean_square
-from regrow.probe import Probe
+from regrow.pruning.method import Target, criterion, register_method
+from regrow.pruning.probe import Probe
 from regrow.surgery import Group, aggregations
 from regrow.train import Treatment
 

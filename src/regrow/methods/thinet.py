@@ -8,11 +8,11 @@ and repaired in the order of computation, and the arm decides the training that 
 import torch
 from torch import Tensor, nn
 
-from regrow.mask import Mask
-from regrow.method import criterion, register_method, repair
-from regrow.probe import Probe
-from regrow.reconstruct import reconstruct_, rescale
+from regrow.pruning.method import criterion, register_method, repair
+from regrow.pruning.probe import Probe
+from regrow.pruning.reconstruct import reconstruct_, rescale
 from regrow.surgery import Group, Trace
+from regrow.surgery.mask import Mask
 
 
 @criterion("thinet")

@@ -23,11 +23,11 @@ from typing import (
     get_type_hints,
 )
 
-from regrow.checks import is_int, is_number
+from regrow.core.global_rng import drawing
+from regrow.core.registry import Registry, canonical, check_arguments
+from regrow.core.seeds import derive
+from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError, unknown
-from regrow.registry import Registry, canonical, check_arguments
-from regrow.seeds import derive
-from regrow.turns import drawing
 
 if TYPE_CHECKING:
     from torch import nn

@@ -117,7 +117,7 @@ class _NormRelu(Function):
         norm: nn.BatchNorm2d,
         passing: bool,
     ) -> Any:
-        from regrow import kernels
+        from regrow.models import kernels
 
         saved, y = np.empty((4, x.shape[1])), torch.empty_like(x)
         assert norm.num_batches_tracked is not None
@@ -141,7 +141,7 @@ class _NormRelu(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, passed: Tensor | None = None) -> Any:
-        from regrow import kernels
+        from regrow.models import kernels
 
         x, *above = ctx.saved_tensors
         y = above[0] if above else None
@@ -169,7 +169,7 @@ class _Sum(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, added: Tensor, moments: Any) -> Tensor:
-        from regrow import kernels
+        from regrow.models import kernels
 
         out = torch.empty_like(x)
         kernels.add(x.data_ptr(), added.data_ptr(), _rows(x), out.data_ptr(), moments)

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from regrow.core.seeds import seeded
 from regrow.errors import ConfigError
 from regrow.models import register_model
 from regrow.models.layers import Classifier, Init, Select, conv, named, scaled
 from regrow.models.pretrained import Weights, load_torchvision_
-from regrow.seeds import seeded
 
 Widths = Sequence[Sequence[int]]
 

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from regrow.report.questions import BEST
+from regrow.report.statistics import sign_test
 from regrow.report.validity import SAID, Reason, Rule
 from regrow.report.verdict import OUTCOMES, Verdict, families, num_cells, overall
 from regrow.report.words import listed, num_seeds, p_value, signed
-from regrow.stats import sign_test
 
 MANY = 1000  # seeds nobody trains; beyond it the estimate is not worth a number
 

@@ -4,15 +4,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from regrow.errors import Damaged
-from regrow.expand import Cell
-from regrow.jobs import Prune, Retrain, Train
+from regrow.jobs.base import Job, all_jobs
+from regrow.jobs.jobs import Prune, Retrain, Train
 from regrow.report.render import Failure
 from regrow.report.rows import Run
 from regrow.report.validity import Ending
 from regrow.report.words import ACCURACY, Measure
 from regrow.store import Store
-from regrow.study import Study
-from regrow.work import Job, all_jobs
+from regrow.studies.expand import Cell
+from regrow.studies.study import Study
 
 
 def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:

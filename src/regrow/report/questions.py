@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from regrow.arms import Start
+from regrow.jobs.arms import Start
 from regrow.report.rows import Run, evidence
 
 About = Literal["scratch", "ticket", "best"]

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from regrow.arms import ArmSchedule, BudgetKind, Start
+from regrow.jobs.arms import ArmSchedule, BudgetKind, Start
+from regrow.report.statistics import mean_and_std
 from regrow.report.validity import Ending, Evidence
-from regrow.stats import mean_and_std
 
 Status = Literal["done", "failed", "missing"]
 Column = tuple[str, str]
@@ -33,12 +33,12 @@ class Run:
     ``method`` is empty for a network that no method touches.
 
     ``start``, ``budget`` (its kind), ``amount``, ``cap`` and ``schedule`` are the arm's value (see
-    ``regrow.arms``): what is asked of it, how it is drawn and how fair its row is follow from them,
-    never from its name. Fairness needs ``base_epochs`` too (of the parent; 0 for published weights,
-    which were trained elsewhere, at a cost that is not known), ``capped`` (the budget's ``cap``, in
-    multiples of these, was reached) and ``parent_counted`` (the budget pays for the parent's
-    training); or ``stamp`` says it in words. ``subject`` names what the arm was done to, where that
-    is not the row's own network.
+    ``regrow.jobs.arms``): what is asked of it, how it is drawn and how fair its row is follow from
+    them, never from its name. Fairness needs ``base_epochs`` too (of the parent; 0 for published
+    weights, which were trained elsewhere, at a cost that is not known), ``capped`` (the budget's
+    ``cap``, in multiples of these, was reached) and ``parent_counted`` (the budget pays for the
+    parent's training); or ``stamp`` says it in words. ``subject`` names what the arm was done to,
+    where that is not the row's own network.
 
     What allows no conclusion (``regrow.report.validity``) follows from ``num_test`` and ``chance``
     (in percent) of the test set, from how the training ended, and from the network that was pruned:

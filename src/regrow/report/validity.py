@@ -33,8 +33,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from regrow.report.statistics import at_least, mean_and_std
 from regrow.report.words import accuracy, short
-from regrow.stats import at_least, mean_and_std
 
 GUESSING = 0.01  # of the arms that only guess, this share passes for above chance
 SURE = 2.0  # standard errors

@@ -16,8 +16,7 @@ import pandas as pd
 from regrow.report import rows
 from regrow.report.questions import BEST, Asked, Question, ask
 from regrow.report.rows import Run, Table, evidence, parent_evidence
-from regrow.report.validity import Evidence, Reason, Rule, judge
-from regrow.stats import (
+from regrow.report.statistics import (
     ROUNDING,
     Comparison,
     Equivalence,
@@ -27,6 +26,7 @@ from regrow.stats import (
     paired,
     seeds_to_settle,
 )
+from regrow.report.validity import Evidence, Reason, Rule, judge
 
 Outcome = Literal["better", "equivalent", "worse", "undecided", "no conclusion", "not run"]
 OUTCOMES: tuple[Outcome, ...] = (

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from regrow.core.distributed import current
 from regrow.errors import ConfigError
-from regrow.ranks import current
-from regrow.run.conduct import Conductor, Summary
-from regrow.run.crew import assemble
+from regrow.jobs.base import Job, all_jobs
+from regrow.run.coordinator import Conductor, Summary
 from regrow.run.events import (
     Event,
     JobBlocked,
@@ -27,11 +27,11 @@ from regrow.run.events import (
     RunProgress,
 )
 from regrow.run.execute import Settings
-from regrow.run.gang import gang
+from regrow.run.executors import assemble
+from regrow.run.gpu_sharing import gang
+from regrow.run.integrity import set_damaged_aside
 from regrow.run.schedule import Schedule
-from regrow.run.sound import set_damaged_aside
 from regrow.store import Store
-from regrow.work import Job, all_jobs
 
 __all__ = [
     "Event",

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from regrow.durations import clock
+from regrow.core.durations import clock
 from regrow.run.events import (
     Event,
     JobBlocked,

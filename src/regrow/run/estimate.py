@@ -21,19 +21,19 @@ from statistics import median
 import torch
 from torch import nn
 
+from regrow.core.units import HELD
 from regrow.cost import measure
 from regrow.data import Dataset, MemoryImages, load
 from regrow.errors import TraceError
-from regrow.jobs import Material, Prune, Retrain, Train, model_cost
-from regrow.method import METHODS
+from regrow.jobs.base import Job, Rehearsed, all_jobs
+from regrow.jobs.jobs import Material, Prune, Retrain, Train, model_cost
 from regrow.models import ModelSpec, build
-from regrow.prune import select
+from regrow.pruning.method import METHODS
+from regrow.pruning.select import select
 from regrow.run.execute import one_thread
 from regrow.store import Store
 from regrow.surgery import Trace, shrink, trace
 from regrow.train import Recipe, Training, evaluate
-from regrow.units import HELD
-from regrow.work import Job, Rehearsed, all_jobs
 
 WARM_STEPS = 2
 MIN_STEPS, MAX_STEPS = 3, 40

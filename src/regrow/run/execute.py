@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import torch
 
+from regrow.core.distributed import ALONE, Ranks, lost, own_device
+from regrow.core.global_rng import drawing
+from regrow.core.seeds import derive
 from regrow.errors import Interrupted, RanksLost, RegrowError, StoreError
-from regrow.ranks import ALONE, Ranks, lost, own_device
-from regrow.seeds import derive
+from regrow.jobs.base import Context, Job, Notice, Outcome, Progress
 from regrow.store import Store
-from regrow.turns import drawing
-from regrow.work import Context, Job, Notice, Outcome, Progress
-from regrow.workspace import Workspace
+from regrow.store.workspace import Workspace
 
 # The environment's fault, not the job's: what was computed so far is good and can be resumed.
 ENVIRONMENT = (OSError, MemoryError, StoreError)

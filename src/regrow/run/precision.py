@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from regrow.convolutions import safe_convolutions
 from regrow.errors import StoreError
+from regrow.jobs.base import Job, all_jobs
 from regrow.run.execute import one_thread
 from regrow.store import Store
 from regrow.train import Precision
-from regrow.work import Job, all_jobs
+from regrow.train.safe_convolutions import safe_convolutions
 
 PAYS = 0.9  # of the time that a step takes in fp32: the least gain that is worth another rounding
 HOPELESS = 3.0  # times fp32's: what a step of two images shows, without waiting for more

@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from regrow.work import Job
+from regrow.jobs.base import Job
 
 
 @dataclass(eq=False)

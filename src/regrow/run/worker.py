@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from regrow.core.registry import load_file
 from regrow.errors import RegrowError
-from regrow.registry import load_file
+from regrow.jobs.base import Job
 from regrow.run.execute import Ended, Settings, execute, one_thread
 from regrow.store import Store
-from regrow.work import Job
 
 STOP = b""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_any, tree_map
 
-from regrow.seeds import seeded
+from regrow.core.seeds import seeded
 from regrow.surgery.cut import duplicate
 from regrow.surgery.tape import evaluating
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import TraceError, unknown
-from regrow.mask import Mask
 from regrow.surgery.groups import Group, Slot
+from regrow.surgery.mask import Mask
 
 
 @runtime_checkable

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from regrow.errors import TraceError
-from regrow.mask import Mask
 from regrow.surgery.blocks import dropped
 from regrow.surgery.groups import WIDTH, Trace
+from regrow.surgery.mask import Mask
 from regrow.surgery.tape import Narrows, evaluating
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from regrow.mask import Mask
 from regrow.surgery.blocks import dropped, silence_
 from regrow.surgery.cut import check, duplicate, is_cut, kept_positions
 from regrow.surgery.groups import WIDTH, Trace
+from regrow.surgery.mask import Mask
 
 
 def silence(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:

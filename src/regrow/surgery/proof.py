@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
+from regrow.core.seeds import seeded
+from regrow.core.units import Unit
 from regrow.errors import TraceError
-from regrow.mask import Mask
-from regrow.seeds import seeded
 from regrow.surgery.alive import called, drawn_like, enlivened, is_blank
 from regrow.surgery.blocks import block_groups
 from regrow.surgery.cut import duplicate, is_cut, shrink
 from regrow.surgery.groups import Group, Trace
+from regrow.surgery.mask import Mask
 from regrow.surgery.oracle import silence
-from regrow.units import Unit
 
 LEAST_SHOWN = 1e-3  # of the output, by which a group has to move it
 # Of the output, by which a right cut may be off: 4.5 million roundings in float64, and 80 in

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from regrow.errors import TraceError
-from regrow.mask import Mask
 from regrow.surgery.cut import cut_, duplicate, what_breaks
 from regrow.surgery.groups import Group, Trace
+from regrow.surgery.mask import Mask
 
 LONGEST = 160  # characters of an error that are quoted
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from regrow.lazy import exports
+from regrow.core.lazy import exports
 from regrow.train.recipe import AUTO, RECIPES, Precision, Recipe, Schedule, named
 from regrow.train.treatment import NO_TREATMENT, Treatment
 

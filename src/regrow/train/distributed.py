@@ -19,10 +19,10 @@ from torch.nn.modules._functions import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from regrow.ranks import Ranks
-from regrow.seeds import derive
+from regrow.core.distributed import Ranks
+from regrow.core.global_rng import drawing
+from regrow.core.seeds import derive
 from regrow.train.engine import Eager, Epoch, Parts, update
-from regrow.turns import drawing
 
 # Of a batch with fewer for each rank, every rank takes all: a norm cannot learn from one image, and
 # the order of images must not depend on the number of ranks. It is the last of an epoch, if any.

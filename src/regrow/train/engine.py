@@ -18,15 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from regrow.convolutions import safe_convolutions
+from regrow.core.global_rng import drawing
 from regrow.data import Images, MemoryImages
 from regrow.data.augment import augment, scale_bytes
 from regrow.errors import TrainingError
 from regrow.train.layout import unchanged
 from regrow.train.recipe import Precision, Recipe
+from regrow.train.safe_convolutions import safe_convolutions
 from regrow.train.small_maps import as_products
 from regrow.train.treatment import Hook, Treatment
-from regrow.turns import drawing
 
 BATCHES_AHEAD = 4  # of images that are decoded while the network computes
 

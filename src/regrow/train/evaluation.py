@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from regrow.core.distributed import ALONE, Ranks
 from regrow.data import Dataset, Images, MemoryImages, scaling
-from regrow.ranks import ALONE, Ranks
 from regrow.train.engine import BATCHES_AHEAD, forward, normalised, on_device
 from regrow.train.layout import takes_channels_last
 from regrow.train.recipe import Precision

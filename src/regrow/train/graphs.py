@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import torch
 
+from regrow.core.global_rng import TURN
 from regrow.train.engine import CannotRecord
-from regrow.turns import TURN
 
 # Before a recording, as PyTorch asks: libraries choose their kernels and take their memory then.
 WARM_UPS = 3

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from regrow.turns import drawing
+from regrow.core.global_rng import drawing
 
 IMAGES = 2  # a batch norm learns from no fewer
 REFUSAL = (

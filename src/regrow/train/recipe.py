@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from regrow.checks import is_int, is_number
+from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError, unknown
 
 Schedule = Literal["drops", "every", "constant", "cosine"]

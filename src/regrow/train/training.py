@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.core.distributed import ALONE, Ranks
+from regrow.core.seeds import derive, seeded
 from regrow.data import Dataset, MemoryImages, scaling
 from regrow.errors import ConfigError
-from regrow.ranks import ALONE, Ranks
-from regrow.seeds import derive, seeded
 from regrow.train.distributed import InStep
 from regrow.train.engine import (
     CannotRecord,

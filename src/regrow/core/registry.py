@@ -1,0 +1,273 @@
+"""Names of models, data sets, criteria, methods and arms, and where they come from.
+
+The folder is the registry: every module of a registry's package registers what it holds when it is
+imported. Names are read off the source of these modules, so that a module is imported (and PyTorch
+with it) only when its value is used. Installed packages add theirs through entry points of the same
+group (``regrow.models``, ...), and ``load_file`` adds a single file (``--with file.py``).
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from regrow.errors import ConfigError, unknown
+
+PACKAGE = Path(__file__).parents[1]
+T = TypeVar("T")
+
+
+def canonical(name: str) -> str:
+    """Write a name the way registries compare names; what follows a colon (a path) is left alone.
+
+    >>> canonical("VGG_16"), canonical("hf:Some/Path_1")
+    ('vgg-16', 'hf:Some/Path_1')
+    """
+    head, colon, rest = name.strip().partition(":")
+    return head.lower().replace("_", "-").replace(" ", "-") + colon + rest
+
+
+class Registry(Generic[T]):
+    """Map names to values of one kind, filled from a package's modules on first use.
+
+    ``register`` is the name of the function or decorator that registers, whose first argument is
+    the registered name; ``modules`` are modules outside the package that hold values as well.
+    """
+
+    def __init__(
+        self, kind: str, package: str, *, register: str, modules: Sequence[str] = ()
+    ) -> None:
+        self.kind = kind
+        self.package = package
+        self.register = register
+        self.modules = tuple(modules)
+        self._values: dict[str, T] = {}
+        self._origins: dict[str, str] = {}
+        self._discovered = False
+
+    def add(
+        self, name: str, value: T, *, origin: Callable[..., object] | str | None = None
+    ) -> None:
+        """Register a value; a name taken by another file is refused, its own file may repeat it.
+
+        ``origin`` is a function of that file, or the file. A name that ends in a colon (``hf:``) is
+        a prefix: it serves every name that begins so.
+        """
+        key = canonical(name)
+        source = _source_of(origin) if callable(origin) else origin or self.package
+        if key in self._values and self._origins[key] != source:
+            raise ConfigError(
+                f"The {self.kind} {name!r} is registered twice: in {self._origins[key]} and in "
+                f"{source}. Rename one of them."
+            )
+        self._values[key] = value
+        self._origins[key] = source
+
+    def get(self, name: str) -> T:
+        """Return the value of a name; a ``ConfigError`` offers the nearest names."""
+        key = self.key(name)
+        if key not in self._values:
+            _import(self._declared().module_of[key])
+        if key not in self._values:  # its module registers it under a condition that does not hold
+            self._discover()
+        return self._values[self.key(name)]
+
+    def key(self, name: str) -> str:
+        """Return the registered name (or prefix) that a user's name stands for.
+
+        Imports nothing where the source of the package's modules shows the name.
+        """
+        if not isinstance(name, str):
+            raise ConfigError(f"A {self.kind} name must be a text. Got {name!r}.")
+        if not self._discovered:
+            declared = self._declared()
+            known = {**self._values, **declared.module_of}
+            found = _match(name, known)
+            if found is not None:
+                return found
+            if declared.complete and not entry_points(group=self.package):
+                raise ConfigError(unknown(self.kind, name, known))
+            self._discover()
+        found = _match(name, self._values)
+        if found is None:
+            raise ConfigError(unknown(self.kind, name, self._values))
+        return found
+
+    def names(self) -> tuple[str, ...]:
+        """Return every registered name, sorted."""
+        self._discover()
+        return tuple(sorted(self._values))
+
+    def origin(self, name: str) -> str:
+        """Return the file that registered a name."""
+        return self._origins[self.key(name)]
+
+    def code(self, name: str) -> str | None:
+        """Digest the file behind a name that is not part of regrow itself, else None.
+
+        Goes into job keys, so that an edited criterion does not find its old results.
+        """
+        source = Path(self.origin(name))
+        if not source.is_file() or source.is_relative_to(PACKAGE):
+            return None
+        return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+
+    def _declared(self) -> "_Declared":
+        """Return the names that the source of this registry's modules shows."""
+        return _declared(self.package, self.modules, self.register)
+
+    def _discover(self) -> None:
+        if self._discovered:
+            return
+        self._discovered = True  # first, because the modules below may ask for names themselves
+        try:
+            for module in _modules(self.package, self.modules):
+                _import(module)
+            for point in entry_points(group=self.package):
+                point.load()
+        except ConfigError:
+            self._discovered = False  # so that a name is not called unknown for another file's sake
+            raise
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """Registered names that stand in the source, and whether these are all that there are."""
+
+    module_of: Mapping[str, str]
+    complete: bool
+
+
+@cache
+def _declared(package: str, modules: tuple[str, ...], register: str) -> _Declared:
+    """Read the names off the calls of ``register`` in the source of modules."""
+    module_of: dict[str, str] = {}
+    twice: set[str] = set()  # importing both says what is wrong
+    complete = True
+    for module in _modules(package, modules):
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            continue
+        try:
+            tree = ast.parse(Path(spec.origin).read_bytes())
+        except SyntaxError:
+            complete = False  # importing it says what is wrong
+            continue
+        for call in _calls(tree, register):
+            name = call.args[0] if call.args else None
+            if not (isinstance(name, ast.Constant) and isinstance(name.value, str)):
+                complete = False
+            elif module_of.setdefault(canonical(name.value), module) != module:
+                twice.add(canonical(name.value))
+    once = {name: module for name, module in module_of.items() if name not in twice}
+    return _Declared(once, complete and not twice)
+
+
+def _calls(tree: ast.AST, function: str) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = node.func
+            name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", None)
+            if name == function:
+                yield node
+
+
+def _modules(package: str, others: Sequence[str]) -> Iterator[str]:
+    found = importlib.import_module(package)
+    yield from others
+    yield from (f"{package}.{module.name}" for module in pkgutil.iter_modules(found.__path__))
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ConfigError:
+        raise
+    except Exception as error:
+        package, _, name = module.rpartition(".")
+        raise ConfigError(
+            f"The file {name}.py of {package} cannot be imported: {type(error).__name__}: {error}. "
+            "Mend it, or take it out of the folder."
+        ) from error
+
+
+def _match(name: str, known: Mapping[str, object]) -> str | None:
+    """Return the known name (or prefix) that a user's name stands for, if there is one."""
+    wanted = canonical(name)
+    prefix = wanted.partition(":")[0] + ":"
+    if wanted in known:
+        return wanted
+    if ":" in wanted and prefix in known:
+        return prefix
+    squeezed = wanted.replace("-", "")
+    return next((each for each in known if each.replace("-", "") == squeezed), None)
+
+
+_LOADED: list[Path] = []
+
+
+def load_file(path: str | Path) -> None:
+    """Import one Python file for what it registers (``--with file.py``)."""
+    file = Path(path).resolve()
+    if file in _LOADED:
+        return
+    if not file.is_file():
+        raise ConfigError(f"--with {path}: no such file. Give the path of a Python file.")
+    name = f"regrow_with_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--with {path}: not a Python file. Its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--with {path}: {type(error).__name__}: {error}") from error
+    _LOADED.append(file)
+
+
+def loaded_files() -> tuple[Path, ...]:
+    """Return the files loaded so far, for handing on to worker processes."""
+    return tuple(_LOADED)
+
+
+def check_arguments(
+    function: Callable[..., object],
+    given: Iterable[str],
+    *,
+    where: str,
+    reserved: Iterable[str] = (),
+) -> None:
+    """Refuse keyword arguments that a factory does not take, offering the nearest of those it does.
+
+    ``reserved`` are parameters that the caller fills in itself; a user may not give them.
+    """
+    names = [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.name not in set(reserved)
+    ]
+    for name in given:
+        if name not in names:
+            raise ConfigError(f"{where}: {unknown('argument', name, names)}")
+
+
+def calling_file(depth: int = 2) -> str:
+    """Return the file of the code that calls (``depth`` frames up), for values without a source."""
+    return sys._getframe(depth).f_code.co_filename
+
+
+def _source_of(origin: Callable[..., object]) -> str:
+    return inspect.getsourcefile(inspect.unwrap(origin)) or origin.__module__

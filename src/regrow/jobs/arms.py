@@ -1,0 +1,179 @@
+"""Arms: what happens to a pruned network - where it starts from, and for how long it trains.
+
+An arm is a value of three fields (start, budget, schedule), so the paper's 36 training scripts are
+the few lines at the end of this file.
+"""
+
+from dataclasses import dataclass, replace
+from math import floor
+from typing import Any, Literal, get_args
+
+from regrow.core.registry import Registry, calling_file
+from regrow.core.validation import is_int, is_number
+from regrow.errors import ConfigError
+from regrow.train import Recipe
+
+Start = Literal["inherited", "random", "initial", "redrawn", "rewound"]
+BudgetKind = Literal["none", "epochs", "share", "equal-epochs", "equal-flops"]
+ArmSchedule = Literal["full", "last-rate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long an arm trains.
+
+    ``epochs``: so many (``amount``); ``share``: this share (``amount``) of the unpruned network's
+    epochs; ``equal-epochs``: as many as the unpruned network; ``equal-flops``: as many as cost the
+    same, floor(epochs x FLOPs unpruned / FLOPs pruned), stretched at most ``cap`` times; ``none``.
+    """
+
+    kind: BudgetKind
+    amount: float | None = None
+    cap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(BudgetKind):
+            raise ConfigError(
+                f"A budget must be one of {', '.join(get_args(BudgetKind))}. Got {self.kind!r}."
+            )
+        if self.kind not in ("epochs", "share") and self.amount is not None:
+            raise ConfigError(
+                f"A budget of {self.kind} takes no 'amount'. Got {self.amount!r}: leave it out, or "
+                "take a budget of epochs or of a share."
+            )
+        if self.kind != "equal-flops" and self.cap is not None:
+            raise ConfigError(
+                f"Only a budget of equal FLOPs can have a 'cap'. Got {self.cap!r} for a budget of "
+                f"{self.kind}."
+            )
+        if self.kind == "epochs" and not is_int(self.amount, least=1):
+            raise ConfigError(
+                f"A budget's epochs must be an int of at least 1. Got {self.amount!r}."
+            )
+        if self.kind == "share" and not (is_number(self.amount) and self.amount > 0):
+            raise ConfigError(f"A budget's share must be a number above 0. Got {self.amount!r}.")
+        if self.cap is not None and not (is_number(self.cap) and self.cap >= 1):
+            raise ConfigError(f"A budget's cap must be a number of at least 1. Got {self.cap!r}.")
+
+    def epochs(self, base: int, ratio: float) -> int:
+        """Resolve to epochs.
+
+        Args:
+            base: epochs of the unpruned network.
+            ratio: its FLOPs for one image divided by the pruned network's.
+
+        >>> Budget(kind="equal-flops").epochs(160, 1.519)  # VGG-16-A in the paper's Table 1
+        243
+        """
+        if self.kind == "none":
+            return 0
+        if self.kind == "epochs":
+            assert self.amount is not None
+            return int(self.amount)
+        if self.kind == "share":
+            assert self.amount is not None
+            return max(1, floor(base * self.amount + 1e-9))
+        if self.kind == "equal-epochs":
+            return base
+        return max(1, floor(base * min(ratio, self.cap or ratio) + 1e-9))
+
+    def is_capped(self, ratio: float) -> bool:
+        """Tell whether the cap, not the FLOPs, decided."""
+        return self.kind == "equal-flops" and self.cap is not None and ratio > self.cap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What happens after pruning.
+
+    Attributes:
+        start: ``inherited`` weights of the pruned network; ``random``: drawn anew by the rule of
+            the small network; ``initial``: the unpruned network's own values before training;
+            ``redrawn``: another draw of the unpruned network, cut in the same way; ``rewound``: the
+            unpruned network's own values after ``epoch`` epochs of its training.
+        budget: how long it trains.
+        schedule: ``full`` runs the recipe's schedule over the budget; ``last-rate`` stays at the
+            recipe's last learning rate.
+        lr: another learning rate than the recipe's (or its last), if given.
+        epoch: for the start ``rewound``; the schedule is entered there, for the epochs after it.
+    """
+
+    name: str
+    start: Start
+    budget: Budget
+    schedule: ArmSchedule = "full"
+    lr: float | None = None
+    epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        for field, known in (("start", get_args(Start)), ("schedule", get_args(ArmSchedule))):
+            if getattr(self, field) not in known:
+                raise ConfigError(
+                    f"The {field!r} of the arm {self.name!r} must be one of {', '.join(known)}. "
+                    f"Got {getattr(self, field)!r}."
+                )
+        if self.lr is not None and not (is_number(self.lr) and self.lr > 0):
+            raise ConfigError(
+                f"The 'lr' of the arm {self.name!r} must be a number above 0. Got {self.lr!r}."
+            )
+        if self.start == "rewound" and not is_int(self.epoch, least=1):
+            raise ConfigError(
+                f"The arm {self.name!r} starts from rewound weights, so it needs an 'epoch' to "
+                f"rewind to, an int of at least 1. Got {self.epoch!r}."
+            )
+        if self.start != "rewound" and self.epoch is not None:
+            raise ConfigError(
+                f"The arm {self.name!r} has an 'epoch' to rewind to ({self.epoch!r}), so its "
+                f"'start' must be rewound. Got {self.start!r}; how long it trains is 'epochs'."
+            )
+
+    def recipe(self, base: Recipe, epochs: int) -> Recipe:
+        """Return the recipe this arm trains with for so many epochs."""
+        if self.schedule == "last-rate":
+            rate = self.lr or base.last_lr()
+            return replace(base, epochs=epochs, schedule="constant", lr=rate, warmup_epochs=0)
+        return replace(base, epochs=epochs, lr=self.lr or base.lr)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the arm does, without its name: equal for arms that do the same."""
+        budget = {"kind": self.budget.kind, "amount": self.budget.amount, "cap": self.budget.cap}
+        fields = {name: getattr(self, name) for name in ("start", "schedule", "lr", "epoch")}
+        return {
+            **{k: v for k, v in fields.items() if v is not None},
+            "budget": {k: v for k, v in budget.items() if v is not None},
+        }
+
+
+ARMS: Registry[Arm] = Registry("arm", "regrow.methods", register="register_arm")
+
+
+def register_arm(arm: Arm) -> Arm:
+    """Register an arm under its name."""
+    ARMS.add(arm.name, arm, origin=calling_file())
+    return arm
+
+
+# The two that are measured rather than trained.
+UNPRUNED = register_arm(Arm(name="unpruned", start="initial", budget=Budget(kind="equal-epochs")))
+PRUNED = register_arm(Arm(name="pruned", start="inherited", budget=Budget(kind="none")))
+
+# The paper fine-tunes 40 of 160 epochs at the last rate: a quarter.
+FINE_TUNE = register_arm(
+    Arm(
+        name="fine-tune",
+        start="inherited",
+        budget=Budget(kind="share", amount=0.25),
+        schedule="last-rate",
+    )
+)
+SCRATCH_E = register_arm(Arm(name="scratch-e", start="random", budget=Budget(kind="equal-epochs")))
+SCRATCH_B = register_arm(Arm(name="scratch-b", start="random", budget=Budget(kind="equal-flops")))
+WINNING_TICKET = register_arm(
+    Arm(name="winning-ticket", start="initial", budget=Budget(kind="equal-epochs"))
+)
+RANDOM_INIT = register_arm(
+    Arm(name="random-init", start="redrawn", budget=Budget(kind="equal-epochs"))
+)
+
+# What a study runs that does not name its arms, in the order of its table.
+DEFAULT_ARMS = (UNPRUNED, PRUNED, FINE_TUNE, SCRATCH_E, SCRATCH_B, WINNING_TICKET, RANDOM_INIT)

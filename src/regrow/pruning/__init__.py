@@ -1,0 +1,1 @@
+"""Pruning methods as values, what criteria look at, and the choice of what stays."""

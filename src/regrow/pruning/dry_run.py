@@ -1,0 +1,76 @@
+"""Try a user's criterion and allocation on an untrained network, before hours go into training."""
+
+import inspect
+import traceback
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from regrow.core.seeds import seeded
+from regrow.data import Dataset
+from regrow.errors import ConfigError, Interrupted, RegrowError, short
+from regrow.pruning.method import ALLOCATIONS, CRITERIA, Method
+from regrow.pruning.select import select
+from regrow.surgery import Trace
+
+NUM_IMAGES = 16  # enough to fail on
+
+
+def try_out(
+    method: Method,
+    model: nn.Module,
+    trace: Trace,
+    *,
+    dataset: Dataset,
+    sparsity: float,
+    shares: Sequence[float] | None = None,
+) -> None:
+    """Prune a copy of a network as a method does; a ``ConfigError`` says where its code fails.
+
+    Every parameter of the copy is moved a little: a criterion may divide by what is zero only in
+    networks that were never trained.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network, generator = deepcopy(model), seeded(0, "trial")
+        with torch.no_grad():
+            for parameter in network.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.01 * noise)
+        try:
+            select(
+                network,
+                trace,
+                method,
+                sparsity=None if shares is not None else sparsity,
+                shares=shares,
+                dataset=dataset,
+                num_images=min(NUM_IMAGES, len(dataset.train)),
+            )
+        except Interrupted:
+            raise
+        except Exception as error:
+            kind = "" if isinstance(error, RegrowError) else f"{type(error).__name__}: "
+            raise ConfigError(
+                f"The method {method.name!r} was tried on an untrained network, and fails in "
+                f"{_place(method, error)}: {kind}{short(error)}"
+            ) from error
+
+
+def _place(method: Method, error: Exception) -> str:
+    """Return the file and the line of the user's code that raised, or that returned what fails."""
+    code = [
+        (registry, name)
+        for registry, name in ((CRITERIA, method.criterion), (ALLOCATIONS, method.allocation))
+        if registry.code(name) is not None
+    ]
+    files = {registry.origin(name) for registry, name in code}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in files:
+            return f"{frame.filename}, line {frame.lineno}"
+    # Nothing of the user's raised: a check refused what one of them returned, and names it.
+    named = [(r, name) for r, name in code if f"{r.kind} {name!r}" in str(error)] or code
+    function = inspect.unwrap(named[0][0].get(named[0][1]))
+    line = function.__code__.co_firstlineno if inspect.isfunction(function) else 1
+    return f"{named[0][0].origin(named[0][1])}, line {line}"

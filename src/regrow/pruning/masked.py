@@ -1,0 +1,110 @@
+"""Weights and filters that are held at zero: which layers have them, as groups that are scored.
+
+Holding a weight at zero takes a weight that is a parameter and reaches the data as it is. Layers
+whose weight is computed (weight_norm, spectral_norm, the masks of nn.utils.prune, weight
+standardisation, fake quantisation) are refused: pruning the others alone would miss the sparsity.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+
+import torch
+from torch import nn
+
+from regrow.errors import TraceError
+from regrow.surgery import Group, Kind, Slot, Trace, in_shortcuts
+from regrow.surgery.mask import filter_dim
+
+# What a layer has whose weight is computed by PyTorch's own means -> how to make it a parameter.
+_FOLDS = {
+    "parametrizations": "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')",
+    "weight_mask": "torch.nn.utils.prune.remove(layer, 'weight')",
+    "weight_g": "torch.nn.utils.remove_weight_norm(layer)",
+    "weight_u": "torch.nn.utils.remove_spectral_norm(layer)",
+}
+
+
+def weight_groups(model: nn.Module, scope: Collection[str]) -> dict[str, Group]:
+    """List the weights of convolutions (and linear layers) as groups of single weights.
+
+    Biases and norms are never pruned; linear layers only where ``scope`` says so. A weight that
+    layers share is one group.
+    """
+    groups = {}
+    for tensor, module in _weights(model):
+        kind: Kind = "conv" if isinstance(module, nn.modules.conv._ConvNd) else "linear"
+        if kind in scope:
+            weight = _parameter(tensor, module)
+            units = torch.arange(weight.numel())  # every element a unit
+            slot = Slot(tensor, 0, units, "producer")
+            groups[tensor] = Group(tensor, kind, weight.numel(), (slot,), ())
+    return groups
+
+
+def filter_groups(model: nn.Module) -> dict[str, Group]:
+    """List the filters of every convolution, but for the projections (1x1) of shortcuts."""
+    shortcuts = in_shortcuts(model)
+    groups = {}
+    for tensor, module in _weights(model):
+        if not isinstance(module, nn.modules.conv._ConvNd):
+            continue
+        if module in shortcuts and all(size == 1 for size in module.kernel_size):
+            continue
+        if module.transposed and module.groups > 1:
+            raise TraceError(
+                f"{_layer(tensor)!r} is a transposed convolution of {module.groups} groups, whose "
+                "filters lie in no dimension of its weight. Prune its channels, or its weights."
+            )
+        weight, dim = _parameter(tensor, module), filter_dim(module)
+        slot = Slot(tensor, dim, torch.arange(weight.shape[dim]), "producer")
+        groups[tensor] = Group(tensor, "conv", weight.shape[dim], (slot,), ())
+    return groups
+
+
+def check_held(groups: Mapping[str, Group], trace: Trace) -> None:
+    """Raise a ``TraceError`` if zeros in one of the weights would not be zeros where it is used."""
+    for tensor in groups:
+        if tensor in trace.computed:
+            layer = _layer(tensor)
+            why = trace.whole.get(layer, trace.whole.get(tensor))
+            raise TraceError(
+                f"The weights of {layer!r} cannot be held at zero: {why}. Prune channels, which "
+                "leaves such layers whole, or give the network a layer that uses its weights as "
+                "they are."
+            )
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the weights of convolutions and linear layers by name, once where layers share one."""
+    seen: dict[int, tuple[str, nn.Module]] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            continue
+        tensor = f"{name}.weight" if name else "weight"
+        weight = module._parameters.get("weight")
+        known = seen.setdefault(id(module if weight is None else weight), (tensor, module))
+        if known[1] is module:
+            yield tensor, module
+        elif filter_dim(known[1]) != filter_dim(module):
+            raise TraceError(
+                f"{_layer(known[0])!r} and {_layer(tensor)!r} share a weight whose filters are "
+                "outputs of the one and inputs of the other, so they cannot be held at zero. "
+                "Prune channels."
+            )
+
+
+def _parameter(tensor: str, module: nn.Module) -> nn.Parameter:
+    """Return a layer's weight, which has to be a parameter."""
+    weight = module._parameters.get("weight")
+    if weight is None:
+        fold = next((way for mark, way in _FOLDS.items() if hasattr(module, mark)), None)
+        how = f"Fold it into one first, {fold}" if fold else "Make it one"
+        raise TraceError(
+            f"The weights of {_layer(tensor)!r} cannot be held at zero, because its weight is no "
+            f"parameter but computed from others. {how}, or prune channels, which leaves such "
+            "layers whole."
+        )
+    return weight
+
+
+def _layer(tensor: str) -> str:
+    return tensor.removesuffix(".weight")

@@ -1,0 +1,240 @@
+"""Pruning methods as values: their parts, and the registries that these are named in.
+
+A criterion gives every unit of a group a score (high = keep); an allocation turns scores and a
+sparsity into kept units; a method names one of each. k criteria and m allocations are k + m
+functions.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+from regrow.core.registry import Registry, calling_file
+from regrow.core.units import Unit
+from regrow.core.validation import is_number
+from regrow.errors import ConfigError, unknown
+from regrow.train import Treatment
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from regrow.pruning.probe import Probe
+    from regrow.surgery import Group, Trace
+    from regrow.surgery.mask import Mask
+
+Criterion = Callable[["Group", "Probe"], "Tensor"]
+Allocate = Callable[["Mapping[str, Tensor]", float], "dict[str, Tensor]"]
+Repair = Callable[["nn.Module", "Mask", "Trace", "Probe"], None]
+Treat = Callable[[float, float], Treatment]
+Scope = Literal[
+    "conv", "normed-conv", "linear", "normed-linear", "grouped", "stream", "view", "block"
+]
+# What a method prunes, by its scope.
+SCOPES: Mapping[Scope, str] = {
+    "conv": "filters of single convolutions",
+    "normed-conv": "filters of single convolutions with a norm of their own that has a scale",
+    "linear": "units of single linear layers",
+    "normed-linear": "units of single linear layers with a norm of their own that has a scale",
+    "grouped": "whole groups of grouped convolutions",
+    "stream": "channels of residual streams",
+    "view": "a norm's selection of a stream's channels",
+    "block": "residual blocks",
+}
+NORMED: tuple[Scope, ...] = ("normed-conv", "view", "normed-linear")  # what network slimming prunes
+
+CRITERIA: Registry[Criterion] = Registry("criterion", "regrow.methods", register="criterion")
+ALLOCATIONS: Registry[Allocate] = Registry(
+    "allocation", "regrow.methods", register="allocation", modules=["regrow.pruning.select"]
+)
+REPAIRS: Registry[Repair] = Registry("repair", "regrow.methods", register="repair")
+METHODS: "Registry[Method]" = Registry("method", "regrow.methods", register="register_method")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A predefined architecture: for one model, the pruned share of each group in turn.
+
+    Without shares it is for any model, and what the method's training left decides.
+    """
+
+    model: str = ""
+    shares: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A published pruning method as parts.
+
+    Attributes:
+        criterion, allocation: names of registered functions.
+        unit: what is removed: ``channel`` (cut out of all layers that hold it), ``block`` (its
+            branch is dropped), ``weight`` or ``filter`` (one convolution's; both held at zero).
+        scope: which kinds of groups it prunes, one by its name or several; ``SCOPES`` says what
+            each is.
+        trained: whether the criterion looks at a trained network; if not, it sees the network as
+            first drawn, and the choice needs no training.
+        treatment: makes what the method does during the parent's training, from its strength and
+            from the sparsity that is asked for.
+        treatment_revision: how many meanings the treatment has had; part of keys from 2 on.
+        strength: the default strength for a model family (the key "" is for any other).
+        each_sparsity: whether the treatment depends on the sparsity, so that each needs a parent.
+        rounds: how often it prunes what it left, each time trained anew from the start.
+        repair: name of a registered function that mends the inherited weights after the cut.
+        targets: predefined architectures by name.
+        follows: name of the method whose pruned networks it takes its pattern from, unless a study
+            names another: its allocation then works within each part of the pattern.
+    """
+
+    name: str
+    criterion: str
+    allocation: str = "global"
+    unit: Unit = "channel"
+    scope: tuple[Scope, ...] = ("conv",)
+    trained: bool = True
+    treatment: Treat | None = None
+    treatment_revision: int = 1
+    strength: Mapping[str, float] = field(default_factory=dict)
+    each_sparsity: bool = False
+    rounds: int = 1
+    repair: str | None = None
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    follows: str | None = None
+    reference: str = ""
+
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            raise self._error(unknown("unit", str(self.unit), get_args(Unit)))
+        given: object = self.scope  # a text is one scope, not its letters
+        object.__setattr__(self, "scope", (given,) if isinstance(given, str) else tuple(self.scope))
+        if not self.scope:
+            raise self._error(f"The 'scope' must name one of {', '.join(SCOPES)}, or several.")
+        for kind in self.scope:
+            if kind not in SCOPES:
+                raise self._error(unknown("scope", str(kind), SCOPES))
+        if self.repair is not None and self.unit != "channel":
+            raise self._error("A 'repair' follows a cut, so the 'unit' must be 'channel'.")
+
+    def _error(self, message: str) -> ConfigError:
+        return ConfigError(f"The method {self.name!r}: {message}")
+
+    def strength_for(self, family: str) -> float:
+        """Return the published strength of the treatment for a model family."""
+        return self.strength.get(family, self.strength.get("", 0.0))
+
+
+def criterion(name: str) -> Callable[[Criterion], Criterion]:
+    """Register a criterion: ``(group, probe) -> scores [units]``, high = keep (decorator)."""
+
+    def register(function: Criterion) -> Criterion:
+        CRITERIA.add(name, function, origin=function)
+        return function
+
+    return register
+
+
+def allocation(name: str) -> Callable[[Allocate], Allocate]:
+    """Register an allocation: ``(scores by group, sparsity) -> kept units by group`` (decorator).
+
+    Kept units are booleans, shaped as the scores. It may empty a group; ``select`` then keeps the
+    channel that scores highest there.
+    """
+
+    def register(function: Allocate) -> Allocate:
+        ALLOCATIONS.add(name, function, origin=function)
+        return function
+
+    return register
+
+
+def repair(name: str) -> Callable[[Repair], Repair]:
+    """Register a repair: ``(small, mask, trace, probe) -> None`` (decorator).
+
+    It changes the weights of the cut network ``small`` in place; the mask says what was cut, trace
+    and probe are of the uncut network.
+    """
+
+    def register(function: Repair) -> Repair:
+        REPAIRS.add(name, function, origin=function)
+        return function
+
+    return register
+
+
+def register_method(
+    name: str,
+    *,
+    criterion: str | Criterion,
+    allocation: str = "global",
+    unit: Unit = "channel",
+    scope: Scope | Sequence[Scope] = "conv",
+    trained: bool = True,
+    treatment: Treat | None = None,
+    treatment_revision: int = 1,
+    penalty: "Callable[[nn.Module, float], None] | None" = None,
+    strength: Mapping[str, float] | None = None,
+    each_sparsity: bool = False,
+    rounds: int = 1,
+    repair: str | None = None,
+    targets: Mapping[str, Target] | None = None,
+    follows: str | None = None,
+    reference: str = "",
+) -> Method:
+    """Register a method under a name; the criterion may be a registered function itself.
+
+    ``penalty(model, strength)`` is short for a treatment that only adds to the gradients. The other
+    parts are those of ``Method``::
+
+        register_method("l1-everywhere", criterion=l1_norm, scope=("conv", "stream"))
+    """
+    method = Method(
+        name=name,
+        criterion=criterion if isinstance(criterion, str) else _name_of(criterion),
+        allocation=allocation,
+        unit=unit,
+        scope=(scope,) if isinstance(scope, str) else tuple(scope),
+        trained=trained,
+        treatment=treatment if penalty is None else _penalising(penalty),
+        treatment_revision=treatment_revision,
+        strength=strength or {},
+        each_sparsity=each_sparsity,
+        rounds=rounds,
+        repair=repair,
+        targets=targets or {},
+        follows=follows,
+        reference=reference,
+    )
+    # The treatment first: its code is part of what a training is, the criterion's of a pruning.
+    METHODS.add(
+        name,
+        method,
+        origin=treatment or penalty or (criterion if callable(criterion) else calling_file()),
+    )
+    return method
+
+
+def _penalising(penalty: "Callable[[nn.Module, float], None]") -> Treat:
+    return lambda strength, _: Treatment(gradients=lambda model: penalty(model, strength))
+
+
+def _name_of(function: Criterion) -> str:
+    for name in CRITERIA.names():
+        if CRITERIA.get(name) is function:
+            return name
+    raise ConfigError(
+        f"The criterion {getattr(function, '__name__', function)!r} is not registered. Put "
+        '@criterion("<name>") above it.'
+    )
+
+
+def checked_share(method: Method, share: float) -> float:
+    """Return a share of one group that is one; all of it may go if that is a block."""
+    return 1.0 if method.unit == "block" and share == 1.0 else checked_sparsity(share)
+
+
+def checked_sparsity(sparsity: float | None) -> float:
+    """Return a sparsity that is one; else raise a ``ConfigError``."""
+    if not is_number(sparsity) or not 0.0 <= sparsity < 1.0:
+        raise ConfigError(
+            f"A sparsity is the removed share of the units, a number in [0, 1). Got {sparsity!r}."
+        )
+    return float(sparsity)

@@ -1,0 +1,170 @@
+"""What a criterion may look at: the weights, gradients and activations of a network."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regrow.core.seeds import seeded
+from regrow.data import Dataset, normalise
+from regrow.errors import ConfigError
+from regrow.pruning.reconstruct import Keep, contributions, observe
+from regrow.surgery import Group, Slot
+from regrow.surgery.tape import evaluating
+from regrow.train.safe_convolutions import safe_convolutions
+
+IMAGES = 512
+BATCH = 128
+
+
+class Probe:
+    """What a criterion may look at: weights, gradients and activations of a network.
+
+    Gradients and activations are taken in evaluation mode, on training images drawn by the seed,
+    without augmentation. All that is returned is a copy, on the CPU; the network stays as it is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset | None = None,
+        *,
+        seed: int = 0,
+        num_images: int = IMAGES,
+        groups: Mapping[str, Group] | None = None,
+    ) -> None:
+        self._model = model
+        self._groups = groups or {}  # measured together when one of them is asked for
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._dataset = dataset
+        self._seed = seed
+        self._num_images = num_images
+        self._gradients: dict[str, Tensor] | None = None
+        self._contributions: dict[str, Tensor] = {}
+
+    def weight(self, name: str) -> Tensor:
+        """Return a parameter's values."""
+        return self._parameters[name].detach().to("cpu", copy=True)
+
+    def gradient(self, name: str) -> Tensor:
+        """Return the gradient of the mean loss over the probe's images, shaped as the parameter."""
+        if self._gradients is None:
+            self._gradients = self._measure_gradients()
+        return self._gradients[name].clone()
+
+    def activation(self, group: Group) -> Tensor:
+        """Return what a group's channels put out, ``[images, units]``: the mean over the map.
+
+        Taken after the group's first norm where it has one, else from its first producer, before
+        any nonlinearity. A unit of several channels (a group of a convolution) puts out their sum,
+        single weights nothing of their own: a ``ConfigError``.
+        """
+        slot = _output_of(group)
+        module = self._model.get_submodule(slot.tensor.rpartition(".")[0])
+        found: list[Tensor] = []
+
+        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            found.append(_mean_over_map(module, output).cpu())
+
+        batches = self._batches()
+        handle = module.register_forward_hook(keep)
+        try:
+            with evaluating(self._model), torch.no_grad():
+                for x, _ in batches:
+                    self._model(x)
+        finally:
+            handle.remove()
+        values = torch.cat(found)  # [images, channels of the module]
+        if values.shape[1] != len(slot.units):
+            raise ConfigError(
+                f"Activations score channels, and {group.name!r} is a group of single weights. Use "
+                "unit 'channel', or a criterion of weights and gradients."
+            )
+        mine = slot.units >= 0
+        result = torch.zeros(len(values), group.size)
+        return result.index_add_(1, slot.units[mine], values[:, mine])
+
+    def contributions(self, group: Group) -> Tensor:
+        """Return what each unit adds to outputs of the layers that read it: ``[samples, units]``.
+
+        A row sums to one output, without its bias, at one place of one image.
+        """
+        if group.name not in self._contributions:
+            together = self._groups.values() if group.name in self._groups else [group]
+            images = (x for x, _ in self._batches())
+            found = contributions(self._model, together, images, seed=self._seed)
+            self._contributions.update(found)
+        return self._contributions[group.name].clone()
+
+    def observe(
+        self, readers: Iterable[str], keep: Keep, *, model: nn.Module | None = None
+    ) -> dict[str, Tensor]:
+        """Sample layers by the names of their weights: see ``reconstruct.observe``.
+
+        Another network of this one's layers (one that was cut) is sampled on the same images and at
+        the same places.
+        """
+        images = (x for x, _ in self._batches())
+        return observe(model or self._model, readers, images, keep=keep, seed=self._seed)
+
+    def random(self, group: Group) -> Tensor:
+        """Return uniform numbers ``[units]`` that depend on the seed and the group's name alone."""
+        return torch.rand(group.size, generator=seeded(self._seed, "random-score", group.name))
+
+    def _batches(self) -> list[tuple[Tensor, Tensor]]:
+        if self._dataset is None:
+            raise ConfigError(
+                "This criterion looks at gradients or activations, so it needs images: give "
+                "select(..., dataset=...)."
+            )
+        data = self._dataset
+        device = next(iter(self._parameters.values())).device
+        order = torch.randperm(len(data.train), generator=seeded(self._seed, "probe"))
+        parts = torch.split(order[: self._num_images], BATCH)
+        return [
+            (
+                normalise(data.train.batch(part).to(device), data.mean, data.std),
+                data.train.labels[part].to(device),
+            )
+            for part in parts
+        ]
+
+    def _measure_gradients(self) -> dict[str, Tensor]:
+        total = {name: torch.zeros(p.shape) for name, p in self._parameters.items()}
+        learnt = {name: p for name, p in self._parameters.items() if p.requires_grad}
+        batches = self._batches()
+        num_images = sum(len(labels) for _, labels in batches)
+        with evaluating(self._model), torch.enable_grad():
+            for x, labels in batches:
+                with safe_convolutions():
+                    logits = self._model(x)
+                loss = F.cross_entropy(logits, labels, reduction="sum") / num_images
+                parts = torch.autograd.grad(loss, tuple(learnt.values()), allow_unused=True)
+                for name, part in zip(learnt, parts, strict=True):
+                    if part is not None:
+                        total[name] += part.cpu()
+        return total
+
+
+def _output_of(group: Group) -> Slot:
+    """Return where a group's units lie in the output of its first norm, or of a producer."""
+    norms = [
+        slot
+        for slot in group.slots
+        if slot.role == "norm" and slot.tensor.rpartition(".")[0] in group.norms
+    ]
+    return (*norms, *group.producers())[0]
+
+
+def _mean_over_map(module: nn.Module, output: Tensor) -> Tensor:
+    """Average over everything but images and channels: ``[N, ...] -> [N, channels]``."""
+    channels = 1
+    if isinstance(module, nn.LayerNorm):
+        # One of maps with a forward of its own (torchvision's LayerNorm2d) leaves them in front.
+        own = type(module).forward is not nn.LayerNorm.forward and output.dim() == 4
+        channels = 1 if own else -len(module.normalized_shape)
+    elif isinstance(module, nn.Linear):
+        channels = -1
+    return output.movedim(channels, 1).flatten(2).mean(2) if output.dim() > 2 else output

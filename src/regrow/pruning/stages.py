@@ -1,0 +1,279 @@
+"""What pruned networks look like, stage by stage: patterns to compare, and to build others after.
+
+A stage is the layers whose feature maps have one size. ``stages_of`` finds them; ``pattern_of``
+averages over masks (those of several seeds) what each stage kept; ``lay`` turns such a pattern into
+what each layer of another network is to keep, which is what ``select(..., pattern=...)`` does.
+
+    found = trace(model, shape)
+    pattern = pattern_of(masks, stages_of(model, found))  # pattern.shares: (0.97, 1.0, ...)
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import floor, prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.core.units import Unit
+from regrow.errors import ConfigError, StoreError
+from regrow.surgery import Group, Residual, Trace
+from regrow.surgery.mask import Mask
+from regrow.surgery.tape import evaluating
+
+Kernel = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pattern:
+    """The kept share of the units in each stage, as counted or averaged.
+
+    Attributes:
+        unit: what was counted.
+        shares: of each stage, in the order of computation; 1 where no unit could be pruned.
+        kernels: of weights, for each stage: the size of a kernel as text (``3x3``) to the share
+            that is kept at each position, rows first, over all kernels of that size.
+    """
+
+    unit: Unit
+    shares: tuple[float, ...]
+    kernels: tuple[Mapping[str, Kernel], ...] = ()
+
+    def __post_init__(self) -> None:
+        positions = [p for stage in self.kernels for k in stage.values() for row in k for p in row]
+        for share in (*self.shares, *positions):
+            if not 0.0 <= share <= 1.0:
+                raise ConfigError(f"A pattern's shares must lie in [0, 1]. Got {share!r}.")
+        if self.kernels and len(self.kernels) != len(self.shares):
+            raise ConfigError(
+                f"A pattern of {len(self.shares)} stages must have kernels for each of them, or "
+                f"none. Got {len(self.kernels)}."
+            )
+
+    @property
+    def num_stages(self) -> int:
+        """Count the stages."""
+        return len(self.shares)
+
+    def kernel(self, stage: int, size: str = "3x3") -> Kernel | None:
+        """Return the shares at each position of a stage's kernels; None if it has none so large."""
+        return self.kernels[stage].get(size) if self.kernels else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        value: dict[str, Any] = {"unit": self.unit, "shares": list(self.shares)}
+        if self.kernels:
+            value["kernels"] = [
+                {size: [list(row) for row in kernel] for size, kernel in stage.items()}
+                for stage in self.kernels
+            ]
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Pattern":
+        """Read what ``to_json`` wrote; anything else is a ``StoreError``."""
+        try:
+            return cls(
+                unit=value["unit"],
+                shares=tuple(float(share) for share in value["shares"]),
+                kernels=tuple(
+                    {size: _rows(kernel) for size, kernel in stage.items()}
+                    for stage in value.get("kernels", ())
+                ),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as error:
+            raise StoreError(f"This pattern is damaged ({error!r}). Make it anew.") from error
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Part:
+    """Units of one group that are pruned alike: ``[group's units]`` booleans, and how much."""
+
+    units: Tensor
+    sparsity: float
+
+
+# Finding ------------------------------------------------------------------------------------------
+
+
+def stages_of(model: nn.Module, found: Trace) -> dict[str, int]:
+    """Number the stages of a network from 0, in the order of computation.
+
+    A stage is the layers whose feature maps have one size. The layers of a residual block count by
+    the map that leaves it: the first block of a stage halves the map half-way. What takes no part
+    in a convolution has no stage and is not named: hidden linear layers, and the selection of a
+    last norm that only the classifier reads. (The paper's Table 18 adds up only without that norm.)
+
+    Args:
+        model: the network.
+        found: its trace.
+
+    Returns:
+        The stage of each group of channels and of each convolution's weight, by name: masks of
+        every unit but ``block`` name those.
+    """
+    sizes = _map_sizes(model, found.example)
+    convs = {name for name in sizes if isinstance(model.get_submodule(name), _Conv)}
+    numbers: dict[tuple[int, ...], int] = {}
+    for name, size in sizes.items():
+        if name in convs:
+            numbers.setdefault(size, len(numbers))
+    named = {
+        name: numbers[sizes[name]]
+        for name, group in found.groups.items()
+        if sizes.get(name) in numbers and _is_convolved(group, convs)
+    }
+    return named | {
+        (f"{name}.weight" if name else "weight"): numbers[sizes[name]]
+        for name in sizes
+        if name in convs
+    }
+
+
+_Conv = nn.modules.conv._ConvNd
+_Norm = nn.modules.batchnorm._BatchNorm
+
+
+def _is_convolved(group: Group, convs: Iterable[str]) -> bool:
+    """Tell whether a convolution makes a group's channels or, for a view, reads them."""
+    slots = group.readers() if group.kind == "view" else group.producers()
+    return any(slot.tensor.rpartition(".")[0] in convs for slot in slots)
+
+
+def _has_map(module: nn.Module) -> bool:
+    return isinstance(module, _Conv | _Norm | Residual)
+
+
+def _map_sizes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
+    """Return the map size at each convolution and norm, in the order of computation.
+
+    That of a layer in a residual block is the size of what leaves the block.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    def note(module: nn.Module, _inputs: object, output: Tensor) -> None:
+        sizes.setdefault(names[module], tuple(output.shape[2:]))
+
+    handles = [m.register_forward_hook(note) for m in names if _has_map(m)]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    inside = [name for m, name in names.items() if isinstance(m, Residual) and name in sizes]
+    blocks = {name: sizes.pop(name) for name in inside}
+    around = {name: [b for b in blocks if name.startswith(f"{b}.")] for name in sizes}
+    return {n: blocks[around[n][0]] if around[n] else size for n, size in sizes.items()}
+
+
+# Counting -----------------------------------------------------------------------------------------
+
+
+def pattern_of(masks: Sequence[Mask], stages: Mapping[str, int]) -> Pattern:
+    """Average masks of one network stage by stage; of weights also kernel position by position.
+
+    All kernels of one size in the layers of a stage are one pool, as in the paper's Figure 4.
+
+    Args:
+        masks: all over channels, filters or weights; one for each seed.
+        stages: of that network; what has none is left out.
+
+    Raises:
+        ConfigError: there is no mask, or they are not alike.
+    """
+    units = sorted({mask.unit for mask in masks})
+    if len(units) != 1 or units == ["block"]:
+        raise ConfigError(
+            "A pattern is an average over one mask or more, all over channels, all over filters or "
+            f"all over weights. Got {' and '.join(f'{unit}s' for unit in units) or 'no mask'}."
+        )
+    (unit,) = units
+    kernels = _kernels(masks, stages) if unit == "weight" else ()
+    return Pattern(unit=unit, shares=_shares(masks, stages), kernels=kernels)
+
+
+def _shares(masks: Sequence[Mask], stages: Mapping[str, int]) -> tuple[float, ...]:
+    kept, units = ([0] * _num_stages(stages) for _ in range(2))
+    for mask in masks:
+        for name, stays in mask.kept.items():
+            if name in stages:
+                kept[stages[name]] += int(stays.sum())
+                units[stages[name]] += stays.numel()
+    return tuple(k / n if n else 1.0 for k, n in zip(kept, units, strict=True))
+
+
+def _kernels(masks: Sequence[Mask], stages: Mapping[str, int]) -> tuple[dict[str, Kernel], ...]:
+    kernels: list[dict[str, Kernel]] = [{} for _ in range(_num_stages(stages))]
+    pools: dict[tuple[int, str], list[Tensor]] = {}  # kept, [kernels, *size]
+    for mask in masks:
+        for name, kept in mask.kept.items():
+            if name in stages:
+                pools.setdefault((stages[name], _size(kept.shape)), []).append(kept.flatten(0, 1))
+    for (stage, size), pool in pools.items():
+        share = torch.cat(pool).double().mean(0)
+        kernels[stage][size] = _rows(share.reshape(-1, share.shape[-1]).tolist())
+    return tuple(kernels)
+
+
+# Following ----------------------------------------------------------------------------------------
+
+
+def lay(
+    pattern: Pattern, stages: Mapping[str, int], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[Part, ...]]:
+    """Say what each group of a network is to lose, if it is to look like a pattern.
+
+    Channels: a group keeps round(its stage's share x its width), half rounded up. Weights: a
+    kernel's position is kept as often as it was in the stage, and in kernels of a size that the
+    stage of the pattern does not have, as often as any of its weights. A group without a stage
+    stays whole.
+
+    Args:
+        pattern: of any network; its stages are matched by their order.
+        stages: of the network that is to follow it.
+        shapes: by group: ``[units]``, or the shape of a convolution's weight.
+
+    Raises:
+        ConfigError: the networks do not have equally many stages.
+    """
+    if pattern.num_stages != _num_stages(stages):
+        raise ConfigError(
+            f"A pattern of {pattern.num_stages} stages cannot be laid over a network of "
+            f"{_num_stages(stages)}. A stage is the layers with one size of feature map, and "
+            "stages are matched in their order: take the pattern from a network with as many."
+        )
+    return {name: _parts(pattern, stages.get(name), tuple(shape)) for name, shape in shapes.items()}
+
+
+def _parts(pattern: Pattern, stage: int | None, shape: tuple[int, ...]) -> tuple[Part, ...]:
+    size = prod(shape)
+    everything = torch.ones(size, dtype=torch.bool)
+    if stage is None:
+        return (Part(units=everything, sparsity=0.0),)
+    share = pattern.shares[stage]
+    if len(shape) == 1:
+        return (Part(units=everything, sparsity=1.0 - floor(share * size + 0.5) / size),)
+    kernel = pattern.kernel(stage, _size(shape))
+    if kernel is None:
+        return (Part(units=everything, sparsity=1.0 - share),)
+    positions = [share for row in kernel for share in row]
+    place = torch.arange(size) % len(positions)  # of each weight within its kernel
+    return tuple(
+        Part(units=place == number, sparsity=1.0 - share) for number, share in enumerate(positions)
+    )
+
+
+def _num_stages(stages: Mapping[str, int]) -> int:
+    return 1 + max(stages.values(), default=-1)
+
+
+def _size(shape: Sequence[int]) -> str:
+    """Write the size of a convolution's kernel, of the shape of its weight."""
+    return "x".join(str(extent) for extent in shape[2:])
+
+
+def _rows(values: Iterable[Iterable[float]]) -> Kernel:
+    return tuple(tuple(float(value) for value in row) for row in values)

@@ -1,0 +1,256 @@
+"""The paper's claims, judged on its printed numbers or on results of our own: ``regrow claims``.
+
+    print(render(evaluate_claims()))
+
+Statements about the paper's own rows ("most", "8 of 10") are judged by counts, statements about
+accuracy by tests; ``rules`` says what each asks, ``statements`` holds the 33 claims. Where the
+printed tables contradict the paper's text, the finding says so.
+"""
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from regrow.report.words import listed
+from regrow.reproduce.contrasts import MARGIN
+from regrow.reproduce.printed import as_cells, results, sparsity, widths
+from regrow.reproduce.rules import OUTCOMES, Evidence, Outcome, Part, asked, combine
+from regrow.reproduce.statements import CLAIMS, Claim
+
+WIDTH = 100
+HOW = (
+    "p-values of single rows are of Welch's test on mean, std and n; 'significant' is p < 0.05, "
+    "and 'after Holm' corrects over the rows of a contrast within a table. 'Equivalent' is two "
+    "one-sided tests within the margin. Means over rows are random-effects means with 95% "
+    "intervals. Curves are compared at equal parameters, read between their points in a straight "
+    "line; the series of Figure 7 at equal shares pruned. 'Holds' means shown, 'does not hold' "
+    "contradicted, 'partly' neither. A claim about every row is contradicted by one that is "
+    "significantly against it (Holm) or, of single runs, by the margin. Rows of one parent network "
+    "are not independent, so p-values over rows are too small."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What the evidence says of a claim; ``n`` lists the seeds behind a cell (1 = single runs)."""
+
+    claim: Claim
+    outcome: Outcome
+    parts: tuple[Part, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def number(self) -> int:
+        """The claim's number."""
+        return self.claim.number
+
+    @property
+    def n(self) -> tuple[int, ...]:
+        """Seeds behind the cells compared."""
+        return tuple(sorted({n for part in self.parts for n in part.n}))
+
+    @property
+    def against(self) -> list[str]:
+        """The rows that each refute the claim, with their differences."""
+        return list(dict.fromkeys(row for part in self.parts for row in part.against))
+
+    @property
+    def numbers(self) -> dict[str, Mapping[str, Any]]:
+        """Every figure behind the outcome, by part."""
+        return {part.name: part.numbers for part in self.parts if part.numbers}
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The finding in words, one sentence a part, with counts and p-values."""
+        return (*(_sentence(part) for part in self.parts), *self.notes)
+
+    @property
+    def text(self) -> str:
+        """The finding in words, in one paragraph."""
+        return " ".join(self.sentences)
+
+
+def evaluate_claims(
+    frame: pd.DataFrame | None = None,
+    *,
+    widths_frame: pd.DataFrame | None = None,
+    sparsity_frame: pd.DataFrame | None = None,
+    curves_frame: pd.DataFrame | None = None,
+    weights_frame: pd.DataFrame | None = None,
+    margin: float = MARGIN,
+) -> list[Finding]:
+    """Judge all 33 claims on the printed numbers, or on rows of our own (``as_cells``).
+
+    With a frame of our own, widths, shares kept, curves and weights are judged only if given too
+    (columns as in ``widths`` and ``sparsity``; curves and weights as ``found.read_cells`` gives
+    them), and each part says how many of the paper's rows it stands on.
+    Printed stds are taken to divide by n - 1; where dividing by n would change an outcome, the
+    finding notes it.
+    """
+    printed = Evidence(results=results(), widths=widths(), sparsity=sparsity(), margin=margin)
+    if frame is None:
+        wide = replace(printed, results=_widened(printed.results))
+        return [_printed(claim, printed, wide) for claim in CLAIMS]
+    ours = Evidence(
+        results=as_cells(frame),
+        widths=widths_frame,
+        sparsity=sparsity_frame,
+        curves=curves_frame,
+        weights=weights_frame,
+        margin=margin,
+    )
+    return [_own(claim, ours, printed) for claim in CLAIMS]
+
+
+def _printed(claim: Claim, evidence: Evidence, wide: Evidence) -> Finding:
+    finding = _judge(claim, evidence)
+    notes = []
+    if finding.against:
+        notes.append(f"The printed table contradicts the text: {listed(finding.against)}.")
+    other = _judge(claim, wide).outcome
+    if other != finding.outcome:
+        notes.append(
+            f"Were the printed stds divided by n, not n - 1, the outcome would be: {other}."
+        )
+    return replace(finding, notes=tuple(notes))
+
+
+def _own(claim: Claim, ours: Evidence, printed: Evidence) -> Finding:
+    finding, whole = _judge(claim, ours), _judge(claim, printed)
+    notes = [
+        f"{part.name}: {part.rows} of the paper's {other.rows} rows have been run."
+        for part, other in zip(finding.parts, whole.parts, strict=True)
+        if 0 < part.rows < other.rows
+    ]
+    if any(part.rows for part in finding.parts) and not ours.known:
+        notes.append(
+            "Whether these networks are above chance is not known: the files do not say. Write "
+            "them anew by the `regrow reproduce` that made them; what is stored is not trained "
+            "again."
+        )
+    if finding.against:
+        notes.append(f"Our rows contradict the claim: {listed(finding.against)}.")
+    return replace(finding, notes=tuple(notes))
+
+
+def _judge(claim: Claim, evidence: Evidence) -> Finding:
+    parts = tuple(asked(ask, evidence) for ask in claim.asks)
+    outcomes = [outcome for part in parts for _, outcome in part.judged]
+    outcome = combine(outcomes, refuted=any(part.against for part in parts))
+    return Finding(claim=claim, outcome=outcome, parts=parts)
+
+
+def _widened(frame: pd.DataFrame) -> pd.DataFrame:
+    """Take printed stds as dividing by n: sqrt(n / (n - 1)) larger, sqrt(5/4) for the 5 seeds."""
+    factor = [math.sqrt(n / (n - 1)) if n > 1 else 1.0 for n in frame["n"]]
+    return frame.assign(std=frame["std"] * factor)
+
+
+def _sentence(part: Part) -> str:
+    judged = "; ".join(f"{asks}: {outcome}" for asks, outcome in part.judged if asks)
+    return f"{part.name}: {part.text}{f' [{judged}]' if judged else ''}."
+
+
+def render(findings: Sequence[Finding], *, ours: Sequence[Finding] = ()) -> str:
+    """Write findings for the terminal, 100 columns: all outcomes first, then each in words.
+
+    ``findings`` are those of the printed numbers; ``ours`` may add those of our results.
+    """
+    told = _by_number(ours)
+    head = f"{'':3} {'paper':17} " + (f"{'ours':17} " if ours else "") + "claim"
+    lines = [head, "-" * len(head)]
+    for finding in findings:
+        own = f"{told[finding.number].outcome:17} " if ours else ""
+        lead = f"{finding.number:>3} {finding.outcome:17} {own}"
+        lines += _wrap(finding.claim.text, lead, " " * len(lead))
+    counted = [line for counts in _counts(findings, ours) for line in _wrap(counts, "", "  ")]
+    lines += ["", *counted, ""]
+    for finding in findings:
+        lines += _wrap(finding.claim.text, f"{finding.number:>2}. ", "    ")
+        for label, said in _voices(finding, told):
+            lines += _wrap(f"{label}: {said.outcome}{_seeds(said)}.", "    ", "      ")
+            for sentence in said.sentences:
+                lines += _wrap(sentence, "      ", "        ")
+    return "\n".join([*lines, "", *_wrap(HOW, "", "")]) + "\n"
+
+
+def markdown(findings: Sequence[Finding], *, ours: Sequence[Finding] = ()) -> str:
+    """Write findings as a page: one table of outcomes, then each in words under its section."""
+    told = _by_number(ours)
+    columns = ["", "claim", "tables", "paper", *(["ours"] if ours else [])]
+    lines = ["# The paper's claims", "", " ".join(_counts(findings, ours)), ""]
+    lines += [f"| {' | '.join(columns)} |", "|---:|---|---|" + "---|" * (len(columns) - 3)]
+    for finding in findings:
+        claim = finding.claim
+        cells = [str(claim.number), claim.text, ", ".join(map(str, claim.tables))]
+        cells += [said.outcome for _, said in _voices(finding, told)]
+        lines.append(f"| {' | '.join(cells)} |")
+    section = ""
+    for finding in findings:
+        if finding.claim.section != section:
+            section = finding.claim.section
+            lines += ["", f"## {section}"]
+        lines += ["", f"### {finding.number}. {finding.claim.text}"]
+        for label, said in _voices(finding, told):
+            lines += ["", f"{label}: **{said.outcome}**{_seeds(said)}."]
+            lines += ["", *(f"- {sentence}" for sentence in said.sentences)]
+    return "\n".join([*lines, "", HOW, ""])
+
+
+def to_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Return findings as JSON values: outcome, words and every number, by part."""
+    return [
+        {
+            "number": finding.number,
+            "section": finding.claim.section,
+            "claim": finding.claim.text,
+            "tables": list(finding.claim.tables),
+            "tests": finding.claim.tests,
+            "outcome": finding.outcome,
+            "n": list(finding.n),
+            "text": finding.text,
+            "parts": [
+                {"name": p.name, "text": p.text, "rows": p.rows, "n": list(p.n)}
+                | {"judged": [list(pair) for pair in p.judged], "numbers": p.numbers}
+                | {"left_out": {row: [r.text for r in why] for row, why in p.left_out.items()}}
+                for p in finding.parts
+            ],
+            "against": finding.against,
+            "notes": list(finding.notes),
+        }
+        for finding in findings
+    ]
+
+
+def _voices(finding: Finding, told: Mapping[int, Finding]) -> Iterator[tuple[str, Finding]]:
+    yield "Paper's numbers", finding
+    if finding.number in told:
+        yield "Our results", told[finding.number]
+
+
+def _by_number(findings: Sequence[Finding]) -> dict[int, Finding]:
+    return {finding.number: finding for finding in findings}
+
+
+def _counts(findings: Sequence[Finding], ours: Sequence[Finding]) -> Iterator[str]:
+    for label, group in (("the printed numbers", findings), ("our results", ours)):
+        if group:
+            counts = (f"{o}: {sum(f.outcome == o for f in group)}" for o in OUTCOMES)
+            yield f"{len(group)} claims on {label} - {', '.join(counts)}."
+
+
+def _seeds(finding: Finding) -> str:
+    if not finding.n:
+        return ""
+    named = ["single runs" if n == 1 else f"n = {n}" for n in finding.n]
+    return f" ({', '.join(named)})"
+
+
+def _wrap(text: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+    )

@@ -1,0 +1,137 @@
+"""How a table is asked for, and which images stand for the paper's.
+
+Images that are not the paper's go by a label that says so, and by a sentence for the report.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from regrow.data import DataSpec
+from regrow.detection.jobs import detection_material
+from regrow.detection.model import Detector
+from regrow.detection.spec import DetectionSpec
+from regrow.errors import ConfigError, DataError, unknown
+from regrow.reproduce.scales import Scale
+from regrow.studies.expand import material
+
+IMAGENET = "imagenet"  # comes from a folder of the user's: there is nothing to download
+VOC = "voc2007"  # likewise
+LABELS = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    IMAGENET: "ImageNet",
+    VOC: "PASCAL-VOC-07",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """How a table is asked for: at which scale, on which data, with how many seeds, which rows."""
+
+    scale: Scale
+    data: Mapping[str, str] = field(default_factory=dict)
+    seeds: int | None = None
+    only: str | None = None
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.data:
+            if name not in LABELS:
+                raise ConfigError(
+                    f"--data replaces a data set of the paper: {unknown('data set', name, LABELS)}"
+                )
+
+
+def images_for(
+    asked: str | Mapping[str, Any], label: str, request: Request, *, least_size: int = 0
+) -> tuple[dict[str, Any], list[str]]:
+    """Choose the data set that stands for one of the paper's, and say so if it is another.
+
+    What the study says besides the name (its normalisation) goes for a copy too, which is known by
+    its classes; images of another kind have their own.
+    """
+    scale = request.scale
+    given: dict[str, Any] = {"name": asked} if isinstance(asked, str) else dict(asked)
+    name = given["name"]
+    chosen = request.data.get(name) or scale.data.get(name)
+    if chosen is None and name == IMAGENET:
+        raise DataError(
+            "ImageNet is not downloaded. Name a copy, or what shall stand in for it: "
+            "--data imagenet=folder:PATH or --data imagenet=hf:PATH."
+        )
+    data = given if chosen is None else _stand_in(given, chosen)
+    if name in scale.size and name in request.data:
+        data["size"] = scale.size[name]
+    elif chosen is not None and least_size and material(DataSpec.from_json(data)).size < least_size:
+        data["size"] = least_size
+    if scale.subset is not None or scale.test_subset is not None:
+        whole = material(DataSpec.from_json(data))
+        data["subset"] = _at_most(scale.subset, whole.num_train, whole.classes)
+        data["test_subset"] = _at_most(scale.test_subset, whole.num_test, whole.classes)
+    data["label"] = label
+    if chosen is None:
+        return data, []
+    data["label"] = f"{chosen} for {label}"
+    said = [_in_place(label, chosen)]
+    if "size" in data and name not in scale.size:
+        said.append(f"The images of {chosen} are enlarged to {least_size} pixels a side.")
+    if data.get("normalisation") != given.get("normalisation"):
+        said.append(
+            f"{chosen} is normalised by its own mean and std: it has no {given['normalisation']!r}."
+        )
+    return data, said
+
+
+def _stand_in(given: Mapping[str, Any], chosen: str) -> dict[str, Any]:
+    """Put another data set in the place of one, with its normalisation if it has that too."""
+    data = {**given, "name": chosen}
+    if len(data) > 1:
+        try:
+            material(DataSpec.from_json(data))
+        except ConfigError:  # the option does not fit these images
+            return {"name": chosen}
+    return data
+
+
+def methods_on(asked: Any, request: Request, *, least_size: int) -> tuple[list[Any], list[str]]:
+    """Choose the data of the networks that methods follow."""
+    found: list[Any] = []
+    said: list[str] = []
+    for method in asked:
+        if "data" not in method.get("from", {}):
+            found.append(method)
+            continue
+        name = method["from"]["data"]
+        data, note = images_for(name, LABELS[name], request, least_size=least_size)
+        said += note
+        found.append({**method, "from": {**method["from"], "data": data}})
+    return found, said
+
+
+def pictures_for(detector: Detector, request: Request) -> tuple[dict[str, Any], list[str]]:
+    """Choose the pictures that stand for VOC 2007, and say which."""
+    scale, label = request.scale, LABELS[VOC]
+    chosen = request.data.get(VOC) or scale.data.get(VOC)
+    if chosen is None:
+        raise DataError(
+            f"{label} is not downloaded. Name a copy, or what shall stand in for it: "
+            f"--data {VOC}=voc:PATH."
+        )
+    # Broken files of other people's data are left out, and counted in a note.
+    data: dict[str, Any] = {"name": chosen, "on_error": "skip"}
+    there = detection_material(DetectionSpec.from_json(data), detector)
+    data["subset"] = _at_most(scale.subset, there.num_train, len(there.classes))
+    data["test_subset"] = _at_most(scale.test_subset, there.num_test, len(there.classes))
+    said = [_in_place(label, chosen)]
+    if there.num_left_out:
+        said.append(f"{there.num_left_out} pictures of {chosen} are broken and left out.")
+    return {**data, "label": f"{chosen} for {label}"}, said
+
+
+def _in_place(label: str, chosen: str) -> str:
+    return f"In place of {label}: {chosen}."
+
+
+def _at_most(wanted: int | None, there: int, classes: int) -> int | None:
+    return None if wanted is None or wanted >= there else max(wanted, classes)

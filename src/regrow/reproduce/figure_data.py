@@ -1,0 +1,270 @@
+"""What a figure plots, as numbers: a frame for its CSV, and rows of text for people.
+
+What has not been run stands in the rows as such, and in the frame with n = 0 or not at all.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from regrow.jobs.arms import UNPRUNED, Start
+from regrow.report import words
+from regrow.report.rows import Run
+from regrow.report.statistics import mean_and_std
+from regrow.reproduce.curves import POINT
+from regrow.reproduce.entries import Kind
+from regrow.reproduce.known import KNOWN, known_of, typed
+from regrow.reproduce.layout import NOT_RUN
+from regrow.reproduce.measures import COLUMNS, FINEST
+from regrow.reproduce.printed import FIGURES, records
+from regrow.reproduce.reproduce import Plan, Printable
+from regrow.reproduce.results import Found, averaged
+from regrow.reproduce.weights import BIN, NEAR, near_zero
+
+HEAT = ("stage", "kernel_row", "kernel_col")
+STAGES = ("3", "4", "5")  # those that Figure 4 shows
+POSITIONS = ("1", "2", "3")
+# Series of Figure 7, by where their arms start; the control that is drawn as the ticket is none.
+TICKETS: Mapping[Start, str] = {"initial": "winning ticket", "random": "random"}
+BINS = (60, 120, 200, 300, 600, 1200, 3000, FINEST)  # those that merge the finest ones evenly
+TOP = 30_000  # of Figure 8's vertical axis
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plotted:
+    """The numbers of a figure: in a frame, and as text under the names of its columns.
+
+    ``condition`` says what is not as in the paper, the scale and the images, in a few words.
+    """
+
+    name: str
+    kind: Kind
+    caption: str
+    condition: str
+    frame: pd.DataFrame
+    panels: tuple[str, ...]
+    columns: Row
+    rows: tuple[Row, ...]
+
+    @property
+    def summary(self) -> str:
+        """How much of it has been run."""
+        done = sum(NOT_RUN not in row for row in self.rows)
+        return f"{done} of {len(self.rows)} rows have been run"
+
+
+def plotted(plan: Plan, found: Sequence[Found]) -> Plotted | None:
+    """Gather what a figure plots; None for a table."""
+    entry = plan.entry
+    if entry.kind not in GATHER:
+        return None
+    frame, rows, columns = GATHER[entry.kind](found)
+    cells = [one for part in found for one in part.part.cells]
+    return Plotted(
+        name=entry.name,
+        kind=entry.kind,
+        caption=entry.about,
+        condition=_condition(plan),
+        frame=frame,
+        panels=tuple(dict.fromkeys(one.panel for one in cells)),
+        columns=columns,
+        rows=tuple(rows),
+    )
+
+
+def _condition(plan: Plan) -> str:
+    said = [f"scale {plan.scale.name}"] if any(part.scale_departs for part in plan.parts) else []
+    shown = (images for part in plan.parts for one in part.cells for images in one.images)
+    for images in dict.fromkeys(shown):
+        said += [f"{Path(images.spec.name).name} for {images.dataset}"] if images.stands_in else []
+    return ", ".join(dict.fromkeys(said))
+
+
+Gathered = tuple[pd.DataFrame, Iterator[Row], Row]
+
+
+def _curves(found: Sequence[Found]) -> Gathered:
+    return _points(found, lambda one: [one.cell.use.label if one.cell.use else UNPRUNED.name])
+
+
+def _tickets(found: Sequence[Found]) -> Gathered:
+    return _points(found, _ticket_series)
+
+
+def _ticket_series(one: Printable) -> list[str]:
+    """Name the series of a cell: none for a control, both for the network as it was."""
+    rate = f"rate {one.cell.experiment.recipe.lr:g}"
+    if one.cell.arm == UNPRUNED:
+        return [f"{start}, {rate}" for start in TICKETS.values()]
+    start = one.cell.arm.start
+    return [f"{TICKETS[start]}, {rate}"] if start in TICKETS else []
+
+
+def _points(found: Sequence[Found], series: Callable[[Printable], list[str]]) -> Gathered:
+    groups: dict[tuple[str, str, float], list[Run]] = {}
+    for one in found:
+        for printable, run in zip(one.part.cells, one.runs, strict=True):
+            cut = printable.cell.cut
+            ratio = (cut.sparsity if cut else None) or 0.0
+            for name in series(printable):
+                groups.setdefault((printable.panel, name, ratio), []).append(run)
+    panels, names = (list(dict.fromkeys(place[i] for place in groups)) for i in (0, 1))
+    places = sorted(groups, key=lambda p: (panels.index(p[0]), names.index(p[1]), p[2]))
+    points = [
+        {
+            **dict(zip(POINT, (*place, *_figures(groups[place])), strict=True)),
+            **known_of(groups[place]),
+        }
+        for place in places
+    ]
+    frame = typed(pd.DataFrame(points, columns=[*POINT, *KNOWN]))
+    columns = ("panel", "series", "sparsity", "parameters", "accuracy %", "n")
+    return frame, _point_rows(frame), columns
+
+
+def _figures(runs: Sequence[Run]) -> tuple[float | None, float | None, float | None, int, int]:
+    done = [run for run in runs if run.accuracy is not None and run.parameters is not None]
+    if not done:
+        return None, None, None, 0, len(runs)
+    mean, std = mean_and_std([run.accuracy for run in done if run.accuracy is not None])
+    sizes = [run.parameters for run in done if run.parameters is not None]
+    return sum(sizes) / len(sizes), mean, std, len(done), len(runs)
+
+
+def _point_rows(frame: pd.DataFrame) -> Iterator[Row]:
+    for row in records(frame):
+        n = int(row["n"])
+        std = None if pd.isna(row["std"]) else row["std"]
+        yield (
+            row["panel"],
+            row["series"],
+            f"{row['ratio']:.4g}",
+            words.quantity(row["parameters"]) if n else NOT_RUN,
+            words.accuracy(row["mean"] if n else None, std, n),
+            words.seeds(n, int(row["n_expected"])),
+        )
+
+
+def _heatmaps(found: Sequence[Found]) -> Gathered:
+    frame = averaged(found, HEAT)
+    frame = frame[frame["stage"].isin(STAGES)].reset_index(drop=True)
+    columns = ("stage", "kernel row", *(f"column {place}" for place in POSITIONS), "n")
+    return frame, _heat_rows(frame), columns
+
+
+def _heat_rows(frame: pd.DataFrame) -> Iterator[Row]:
+    kept = {tuple(row[name] for name in HEAT): row for row in records(frame)}
+    for stage in STAGES:
+        for i in POSITIONS:
+            row = [kept.get((stage, i, j)) for j in POSITIONS]
+            shares = [f"{cell['mean']:.3f}" if cell else NOT_RUN for cell in row]
+            yield stage, i, *shares, str(row[0]["n"]) if row[0] else "0"
+
+
+def _histograms(found: Sequence[Found]) -> Gathered:
+    fine = pd.concat([one.measured for one in found], ignore_index=True)
+    panels = dict.fromkeys(one.panel for part in found for one in part.part.cells)
+    columns = ("panel", "column", "weights", f"share below {NEAR:g}", "std")
+    return _described(_merged(fine), found), _histogram_rows(fine, [*panels]), columns
+
+
+def _described(bins: pd.DataFrame, found: Sequence[Found]) -> pd.DataFrame:
+    """Add to each network's bins what is known of it."""
+    networks: dict[tuple[str, str], Run] = {}
+    for one in found:
+        for cell, run in zip(one.part.cells, one.runs, strict=False):
+            if run.accuracy is not None:
+                networks.setdefault((cell.panel, COLUMNS[cell.cell.arm.start]), run)
+    known = pd.DataFrame(
+        [
+            {"panel": panel, "column": column, "mean": run.accuracy, "std": None, "n": 1}
+            | known_of([run])
+            for (panel, column), run in networks.items()
+        ],
+        columns=["panel", "column", *FIGURES, *KNOWN],
+    )
+    return typed(bins.merge(known, how="left", on=["panel", "column"]))
+
+
+def _merged(fine: pd.DataFrame) -> pd.DataFrame:
+    """Merge the finest bins into the fewest with which no count leaves the paper's axis.
+
+    The first and the last bin of each network reach to infinity, and are not merged.
+    """
+    if not len(fine):
+        return pd.DataFrame(columns=[*BIN]).astype({"low": float, "high": float})
+    networks = [rows for _, rows in fine.groupby(["panel", "column"], sort=False)]
+    for bins in BINS:
+        each = FINEST // bins
+        merged = pd.concat([_in_groups(rows, each) for rows in networks], ignore_index=True)
+        inside = merged[merged["low"].abs() + merged["high"].abs() < float("inf")]
+        if inside["value"].max() <= TOP:
+            break
+    return merged[[*BIN]]
+
+
+def _in_groups(rows: pd.DataFrame, each: int) -> pd.DataFrame:
+    number = pd.Series([-1, *(i // each for i in range(FINEST)), FINEST], index=rows.index)
+    parts = {"panel": "first", "column": "first", "low": "min", "high": "max", "value": "sum"}
+    return rows.groupby(number).agg(parts)
+
+
+def _histogram_rows(frame: pd.DataFrame, panels: Sequence[str]) -> Iterator[Row]:
+    for panel in panels:
+        for column in COLUMNS.values():
+            bins = frame.query("panel == @panel and column == @column") if len(frame) else frame
+            if not len(bins) or not (total := bins["value"].sum()):
+                yield panel, column, NOT_RUN, NOT_RUN, NOT_RUN
+                continue
+            inside = bins[(bins["low"] > -float("inf")) & (bins["high"] < float("inf"))]
+            middle = (inside["low"] + inside["high"]) / 2
+            spread = (inside["value"] * middle**2).sum() / inside["value"].sum()
+            yield panel, column, f"{total:,}", f"{near_zero(bins):.3f}", f"{spread**0.5:.4f}"
+
+
+GATHER: dict[Kind, Callable[[Sequence[Found]], Gathered]] = {
+    "curves": _curves,
+    "tickets": _tickets,
+    "heatmaps": _heatmaps,
+    "histograms": _histograms,
+}
+
+
+def plain(shown: Plotted) -> str:
+    """Write the numbers as aligned text; what repeats in the first columns stands there once."""
+    rows = [shown.columns, *_once(shown.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            text.ljust(width) if i < 2 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([f"{title(shown)}", "", lines[0], "-" * len(lines[0]), *lines[1:], ""])
+
+
+def markdown(shown: Plotted) -> str:
+    """Write the numbers as a Markdown table."""
+    lines = [f"| {' | '.join(shown.columns)} |", "|---|---|" + "---:|" * (len(shown.columns) - 2)]
+    lines += [f"| {' | '.join(row)} |" for row in _once(shown.rows)]
+    return "\n".join([*lines, ""])
+
+
+def title(shown: Plotted) -> str:
+    """Name a figure and say what it shows."""
+    return f"{shown.name.replace('-', ' ').capitalize()}. {shown.caption}"
+
+
+def _once(rows: Sequence[Row]) -> list[Row]:
+    """Leave out of the first two columns what stands in the row above."""
+    shown: list[Row] = []
+    for before, row in zip([None, *rows], rows, strict=False):
+        same = 0
+        while before is not None and same < 2 and before[same] == row[same]:
+            same += 1
+        shown.append(("",) * same + row[same:])
+    return shown

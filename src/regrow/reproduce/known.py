@@ -1,0 +1,177 @@
+"""Columns beside our numbers that describe the networks behind them.
+
+The rules of ``report.validity`` ask for more than an accuracy: the size of the test set and its
+chance level, how a training ended, and what network was pruned. It stands in the files that
+``regrow reproduce`` writes, so that ``regrow claims`` can tell which rows allow no conclusion.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from regrow.report.rows import Run, evidence, parent_evidence
+from regrow.report.validity import SAID, Ending, Evidence, Reason, Rule, excluded, judge
+from regrow.report.words import ACCURACY as MEASURED
+from regrow.reproduce.printed import records
+
+if TYPE_CHECKING:
+    from regrow.jobs.base import Job
+    from regrow.store import Store
+
+OWN = ("num_test", "chance", "loss", "fall")
+PARENT = ("parent_mean", "parent_std", "parent_n", "parent_loss", "parent_fall")
+KNOWN = (*OWN, *PARENT)
+ACCURACY = "accuracy"  # column of the mean where ``mean`` is a change from another network
+
+
+def known_of(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the columns of ``KNOWN`` for the runs of one cell; None is what is not known."""
+    own, parent = evidence(runs), parent_evidence(runs)
+    return {name: getattr(own, name, None) for name in OWN} | {
+        name: getattr(parent, name.removeprefix("parent_"), None) for name in PARENT
+    }
+
+
+def known_of_parents(jobs: "Iterable[Job]", store: "Store") -> dict[str, Any]:
+    """Return the columns for what prunings kept, of which the trained networks are their parents.
+
+    How a training ended under a method's treatment says nothing of its convergence.
+    """
+    from regrow.jobs.jobs import Train
+
+    trained = {job.key: job for job in jobs if isinstance(job, Train)}
+    records = {key: store.record(key, spec=job.spec) for key, job in trained.items()}
+    parent = Evidence.of(
+        [100.0 * record[MEASURED.key] for record in records.values()],
+        num_test=min((job.data.num_test for job in trained.values()), default=None),
+        chance=max((job.data.chance for job in trained.values() if job.data.chance), default=None),
+        endings=[
+            Ending.of(record["history"]) if trained[key].treated is None else None
+            for key, record in records.items()
+        ],
+    )
+    columns = {name: getattr(parent, name.removeprefix("parent_"), None) for name in PARENT}
+    tested = {name: getattr(parent, name, None) for name in ("num_test", "chance")}
+    return {"loss": None, "fall": None, **tested, **columns}
+
+
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make numbers of a frame's columns of ``KNOWN``, whatever happens to be missing."""
+    return frame.astype(dict.fromkeys(KNOWN, float))
+
+
+def has_known(frame: pd.DataFrame) -> bool:
+    """Tell whether a frame says what is known: printed numbers do not."""
+    return set(KNOWN) <= set(frame.columns)
+
+
+def evidence_in(row: Mapping[str, Any]) -> Evidence:
+    """Read what a row says of its own networks."""
+    mean = row[ACCURACY] if ACCURACY in row else row["mean"]
+    return Evidence(
+        mean=float(mean),
+        std=_number(row["std"]),
+        n=int(row["n"]),
+        num_test=_count(row["num_test"]),
+        chance=_number(row["chance"]),
+        loss=_number(row["loss"]),
+        fall=_number(row["fall"]),
+    )
+
+
+def parent_in(row: Mapping[str, Any]) -> Evidence | None:
+    """Read what a row says of the network that was pruned; None where it says nothing."""
+    if (mean := _number(row["parent_mean"])) is None:
+        return None
+    return Evidence(
+        mean=mean,
+        std=_number(row["parent_std"]),
+        n=int(row["parent_n"]),
+        num_test=_count(row["num_test"]),
+        chance=_number(row["chance"]),
+        loss=_number(row["parent_loss"]),
+        fall=_number(row["parent_fall"]),
+    )
+
+
+def usable(
+    frame: pd.DataFrame, *, margin: float, named: Sequence[str], accuracies: bool
+) -> tuple[pd.DataFrame, dict[str, tuple[Reason, ...]]]:
+    """Part the rows that allow conclusions by themselves from the others, with the reasons.
+
+    Args:
+        frame: points of curves, or what was kept of networks.
+        margin: in points.
+        named: columns that name a row in a message.
+        accuracies: whether ``mean`` is an accuracy; what was kept stands and falls with the parent.
+    """
+    if not has_known(frame):
+        return frame, {}
+    left_out: dict[str, tuple[Reason, ...]] = {}
+    kept = []
+    for row in records(frame):
+        if not _count(row["n"]):
+            kept.append(True)  # not run
+            continue
+        parent = parent_in(row)
+        own = evidence_in(row) if accuracies else parent
+        reasons = () if own is None else judge(own, own, margin=margin, parent=parent)
+        kept.append(not excluded(reasons))
+        if excluded(reasons):
+            left_out[" ".join(str(row[name]) for name in named)] = reasons
+    return frame[kept].reset_index(drop=True), left_out
+
+
+def worded(left_out: Mapping[str, Sequence[Reason]]) -> str:
+    """Count rows by the first reason that leaves each out, and give the figures of one of them."""
+    first: dict[Rule, list[Reason]] = {}
+    for reasons in left_out.values():
+        reason = next(reason for reason in reasons if reason.excludes)
+        first.setdefault(reason.rule, []).append(reason)
+    return "; ".join(
+        f"{SAID[rule]} ({len(found)}; one of them: {found[0].figures})"
+        for rule, found in sorted(first.items(), key=lambda pair: [*SAID].index(pair[0]))
+    )
+
+
+def reasons_against(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    *,
+    margin: float,
+    plain: Mapping[str, Any] | None = None,
+    cut: Iterable[Mapping[str, Any]] = (),
+) -> tuple[Reason, ...]:
+    """Return why two rows allow no conclusion, or less than it seems.
+
+    Args:
+        first, second: rows that are compared.
+        margin: in points.
+        plain: the row of the unpruned network, if there is one.
+        cut: rows of all that was trained of what is left of it.
+    """
+    whole = evidence_in(plain) if plain is not None else None
+    parents: list[Evidence | None] = [
+        parent for row in (first, second) if (parent := parent_in(row)) is not None
+    ]
+    found: dict[str, Reason] = {}
+    for parent in parents or [whole]:
+        for reason in judge(
+            evidence_in(first),
+            evidence_in(second),
+            margin=margin,
+            parent=parent,
+            plain=whole or parent,
+            cut=[evidence_in(row) for row in cut],
+        ):
+            found.setdefault(reason.rule, reason)
+    return tuple(found.values())
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or value == "" or pd.isna(value) else float(value)
+
+
+def _count(value: Any) -> int | None:
+    return None if (number := _number(value)) is None else int(number)

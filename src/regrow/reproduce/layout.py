@@ -1,0 +1,359 @@
+"""The paper's tables as it lays them out, each cell with the printed number and ours beside it.
+
+A table is a caption and a shape: which labels head a section, a row and a column. The order is that
+of the printed cells. ``lay_out`` puts cells in place; ``terminal``, ``markdown`` and ``latex``
+write them. A cell that we have not run says so.
+"""
+
+import itertools
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from regrow.errors import ConfigError
+from regrow.report.render import TEX_NEEDS, tex, tex_row, tex_table
+from regrow.report.statistics import Sample
+from regrow.report.words import PLUS_MINUS
+from regrow.reproduce.printed import (
+    FIGURES,
+    RESULT,
+    UNPRUNED,
+    Agreement,
+    Printed,
+    as_cells,
+    cells,
+    compare,
+    names,
+    printed,
+    records,
+    sample,
+)
+
+COLUMNS = 100
+NOT_RUN = "not run"
+PREFIXES = {"part": "part ", "learning_rate": "learning rate ", "stage": "stage "}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The labels of a table's sections, rows and columns, and how its figures are written.
+
+    Where the paper prints no spread at all (``spread=False``), cells leave ours out too.
+    """
+
+    sections: tuple[str, ...] = ("dataset", "model")
+    rows: tuple[str, ...] = ("target",)
+    columns: tuple[str, ...] = ("arm",)
+    digits: int = 2
+    spread: bool = True
+
+
+BY_TARGET = Shape()
+BY_ARM = Shape(rows=("arm",), columns=("target",))
+BY_RATE = Shape(sections=("part", "learning_rate", "dataset", "model"))
+BY_LAYER = Shape(sections=(), rows=("layer",), columns=("quantity",), digits=1)
+BY_STAGE = Shape(sections=(), rows=("stage",), columns=("ratio",), digits=3, spread=False)
+BY_KERNEL = replace(BY_STAGE, rows=("stage", "kernel_row"), columns=("ratio", "kernel_col"))
+KERNEL = "Weights kept by stage/kernel row and ratio/kernel column: magnitude, {}, CIFAR-100"
+TABLES: dict[int, tuple[str, Shape]] = {
+    1: ("Filters pruned by their L1 norm: accuracy in %", BY_TARGET),
+    2: ("ThiNet: change of accuracy against the unpruned network, in points", BY_ARM),
+    3: ("Regression: change of accuracy against the unpruned network, in points", BY_ARM),
+    4: ("Network Slimming, by share of channels pruned: accuracy in %", BY_TARGET),
+    5: ("Sparse structure selection over residual blocks: accuracy in %", BY_TARGET),
+    6: ("Magnitude pruning of single weights, by share pruned: accuracy in %", BY_TARGET),
+    7: ("Channels of VGG-16 (CIFAR-10) after Network Slimming of 60% of them", BY_LAYER),
+    8: ("Winning tickets of L1-norm filter pruning: accuracy in %", BY_RATE),
+    9: ("Winning tickets of one-shot magnitude pruning: accuracy in %", BY_RATE),
+    10: ("Soft filter pruning while training from scratch: accuracy in %", BY_TARGET),
+    11: ("Soft filter pruning of a trained network: accuracy in %", BY_TARGET),
+    12: ("Detection on backbones pruned by L1 norm: mAP in %", BY_TARGET),
+    13: ("Network Slimming at high ratios: accuracy in %", BY_TARGET),
+    14: ("L1-norm filter pruning at a high ratio: accuracy in %", BY_TARGET),
+    15: ("Magnitude pruning at a high ratio: accuracy in %", BY_TARGET),
+    16: ("Longer fine-tuning beside scratch-e: accuracy in %", BY_TARGET),
+    17: ("L1-norm filter pruning on a schedule of 300 epochs: accuracy in %", BY_TARGET),
+    18: ("Share of channels kept by ratio: Slimming, PreResNet-164, CIFAR-10", BY_STAGE),
+    19: (KERNEL.format("PreResNet-110"), BY_KERNEL),
+    20: (KERNEL.format("DenseNet-40"), BY_KERNEL),
+    21: ("Share of channels kept by ratio: Slimming, VGG-16, CIFAR-10", BY_STAGE),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One printed cell under its labels, and ours where there is one.
+
+    ``departs`` says why the printed number is no reference for ours; empty if it is one.
+    """
+
+    labels: Mapping[str, Any]
+    printed: Printed
+    ours: Sample | None
+    shape: Shape
+    departs: str = ""
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """Ours against the paper's; None where ours has not been run, or is not to be compared."""
+        return compare(self.ours, self.printed) if self.ours and not self.departs else None
+
+    @property
+    def paper(self) -> str:
+        """The paper's figures, as printed."""
+        return self._figures(self.printed.mean, self.printed.std)
+
+    @property
+    def own(self) -> str:
+        """Our figures, or that there are none."""
+        return self._figures(self.ours.mean, self.ours.std) if self.ours else NOT_RUN
+
+    @property
+    def difference(self) -> str:
+        """Ours minus the paper's, and whether it lies within the two spreads."""
+        if (found := self.agreement) is None:
+            return ""
+        text = f"{round(found.difference, self.digits) + 0.0:+.{self.digits}f}"
+        word = {True: "within", False: "beyond", None: "no std"}[found.within]
+        return f"{text} {word}" if self.shape.spread else text
+
+    @property
+    def digits(self) -> int:
+        """Decimals as printed; unpruned widths are whole numbers."""
+        return 0 if self.labels.get("quantity") == "width" else self.shape.digits
+
+    def _figures(self, mean: float, std: float | None) -> str:
+        sign = "+" if self.labels.get("metric") == "top1-drop" else ""
+        text = f"{mean:{sign}.{self.digits}f}"
+        bare = std is None or not self.shape.spread
+        return text if bare else f"{text} {PLUS_MINUS} {std:.{self.digits}f}"
+
+
+Row = tuple[str, tuple[Cell | None, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Rows under one heading; a row is its label and one cell (or None) for each column."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table with every cell in its place; ``num_unplaced`` rows of ours fit no printed cell."""
+
+    table: int
+    caption: str
+    sections: tuple[Section, ...]
+    num_unplaced: int
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells, row by row."""
+        rows = (row for section in self.sections for _, row in section.rows)
+        return [cell for row in rows for cell in row if cell]
+
+    @property
+    def num_run(self) -> int:
+        """Count the cells that we have run."""
+        return sum(cell.ours is not None for cell in self.cells)
+
+    @property
+    def caution(self) -> str:
+        """Why cells of ours have no difference to the printed ones; empty if all have."""
+        reasons = dict.fromkeys(cell.departs for cell in self.cells if cell.departs)
+        if not reasons:
+            return ""
+        num = sum(bool(cell.departs) for cell in self.cells)
+        of = "" if num == self.num_run else f" for {num} of the {self.num_run} cells that were run"
+        return (
+            f"The printed numbers are no reference, and no difference to them is shown{of}: "
+            f"{'; '.join(reasons)}."
+        )
+
+    @property
+    def note(self) -> str:
+        """How much has been run, and what the words beside a difference mean."""
+        done = [cell.agreement for cell in self.cells if cell.agreement]
+        counts = [sum(agreement.within is word for agreement in done) for word in (True, False)]
+        text = f"{self.num_run} of {len(self.cells)} cells have been run."
+        if any(counts):
+            text += (
+                f" {counts[0]} lie within the two spreads (at most both standard deviations "
+                f"together), {counts[1]} beyond."
+            )
+        if bare := len(done) - sum(counts):
+            text += f" For {bare} the paper prints no standard deviation: no test."
+        if self.num_unplaced:
+            text += f" Rows of ours without a cell in this table: {self.num_unplaced}."
+        return text
+
+
+def lay_out(table: int, ours: pd.DataFrame | None = None) -> Sheet:
+    """Put the printed cells of a table in place, with ours beside them.
+
+    ``ours`` has the label columns of the table (``printed.names``) with mean, std and n, and may
+    have ``departs``: why the printed number is no reference for a row. Rows of other tables are
+    passed over, rows with n = 0 count as not run. Two rows for one cell are a ``ConfigError``.
+    """
+    frame = cells(table)
+    caption, shape = TABLES[table]
+    own = _own(table, ours)
+    grid: dict[str, dict[str, dict[str, Cell]]] = {}
+    for row in records(frame):
+        place = _home(row, frame, shape) if row.get("arm") == UNPRUNED else row
+        title = _label(row, shape.sections, between=", ")
+        column = "/".join(row[name] for name in shape.columns) or UNPRUNED
+        slots = grid.setdefault(title, {}).setdefault(_label(place, shape.rows, between="/"), {})
+        assert column not in slots, f"two printed cells in one place: {row}"
+        mine = own.pop(_key(row, table), None)
+        slots[column] = Cell(
+            labels=row,
+            printed=printed(row),
+            ours=sample(mine) if mine else None,
+            shape=shape,
+            departs=str(mine.get("departs") or "") if mine else "",
+        )
+    sections = tuple(_section(title, rows) for title, rows in grid.items())
+    return Sheet(table=table, caption=caption, sections=sections, num_unplaced=len(own))
+
+
+def terminal(sheet: Sheet) -> str:
+    """Write a table as text for 100 columns: under each row of the paper's, ours."""
+    lines = textwrap.wrap(f"Table {sheet.table}. {sheet.caption}", COLUMNS)
+    lines += ["", *textwrap.wrap(sheet.caution, COLUMNS)] if sheet.caution else []
+    shown: tuple[str, ...] = ()
+    label = max(len(name) for section in sheet.sections for name, _ in section.rows)
+    widths = _widths(sheet)
+    for section in sheet.sections:
+        if section.columns != shown:
+            shown = section.columns
+            head = " " * (label + (11 if section.title else 9)) + "  ".join(
+                map(str.rjust, shown, widths)
+            )
+            lines += ["", head.rstrip(), "-" * len(head)]
+        lines += [section.title] if section.title else []
+        indent = "  " if section.title else ""
+        for name, row in section.rows:
+            for i, (voice, texts) in enumerate(_voices(row)):
+                start = f"{indent}{'' if i else name:{label}}  {voice:5}  "
+                lines.append((start + "  ".join(map(str.rjust, texts, widths))).rstrip())
+    return "\n".join([*lines, "", *textwrap.wrap(sheet.note, COLUMNS)]) + "\n"
+
+
+def markdown(sheet: Sheet) -> str:
+    """Write a table as Markdown, one for all sections that have the same columns."""
+    lines = [f"### Table {sheet.table}. {sheet.caption}"]
+    lines += ["", sheet.caution] if sheet.caution else []
+    shown: tuple[str, ...] = ()
+    for section in sheet.sections:
+        if section.columns != shown:
+            shown = section.columns
+            lines += ["", f"| | | {' | '.join(shown)} |", "|---|---|" + "---:|" * len(shown)]
+        for i, (name, row) in enumerate(section.rows):
+            texts = [_markdown_cell(cell) if cell else "" for cell in row]
+            lines.append(f"| {'' if i else section.title} | {name} | {' | '.join(texts)} |")
+    return "\n".join([*lines, "", sheet.note, ""])
+
+
+def latex(sheet: Sheet) -> str:
+    """Write a table for LaTeX: under each row of the paper's, ours."""
+    caption = tex(" ".join(filter(None, (f"{sheet.caption}.", sheet.caution))))
+    lines = [TEX_NEEDS]
+    for shown, same in itertools.groupby(sheet.sections, key=lambda section: section.columns):
+        body: list[str] = []
+        for section in same:
+            body += [r"\midrule"] if body else []
+            if section.title:
+                body += [rf"\multicolumn{{{len(shown) + 2}}}{{l}}{{{tex(section.title)}}} \\"]
+            for name, row in section.rows:
+                for i, (voice, texts) in enumerate(_voices(row)):
+                    body += [tex_row(["" if i else name, voice, *texts])]
+        first = caption if len(lines) == 1 else None
+        label = f"table {sheet.table}"
+        lines += tex_table(["", "", *shown], body, words_first=2, caption=first, label=label)
+    return "\n".join([*lines, ""])
+
+
+def _voices(row: Sequence[Cell | None]) -> Iterator[tuple[str, list[str]]]:
+    """Say a row in turn for the paper and for us; differences and seeds only where ours exist."""
+    yield "paper", [cell.paper if cell else "" for cell in row]
+    yield "ours", [cell.own if cell else "" for cell in row]
+    if any(cell and cell.ours for cell in row):
+        if any(cell and cell.difference for cell in row):
+            yield "diff", [cell.difference if cell else "" for cell in row]
+        yield "n", [str(cell.ours.n) if cell and cell.ours else "" for cell in row]
+
+
+def _widths(sheet: Sheet) -> list[int]:
+    """Measure the columns by position, over all sections, so that they stand below each other."""
+    widths: dict[int, int] = {}
+    for section in sheet.sections:
+        said = [texts for _, row in section.rows for _, texts in _voices(row)]
+        for texts in [list(section.columns), *said]:
+            for i, text in enumerate(texts):
+                widths[i] = max(widths.get(i, 0), len(text))
+    return [widths[i] for i in sorted(widths)]
+
+
+def _markdown_cell(cell: Cell) -> str:
+    if cell.ours is None:
+        return f"{cell.paper}<br>{NOT_RUN}"
+    lines = (cell.paper, f"ours {cell.own} (n = {cell.ours.n})", cell.difference)
+    return "<br>".join(filter(None, lines))
+
+
+def _section(title: str, rows: Mapping[str, Mapping[str, Cell]]) -> Section:
+    columns = tuple(dict.fromkeys(column for slots in rows.values() for column in slots))
+    placed = tuple((name, tuple(map(slots.get, columns))) for name, slots in rows.items())
+    return Section(title=title, columns=columns, rows=placed)
+
+
+def _home(row: Mapping[str, Any], frame: pd.DataFrame, shape: Shape) -> Mapping[str, Any]:
+    """Find the first row that an unpruned cell heads: of its section and its reference."""
+    alike = frame["arm"] != UNPRUNED
+    for name in (*shape.sections, "reference"):
+        alike &= frame[name] == row[name]
+    return records(frame[alike])[0]
+
+
+def _label(row: Mapping[str, Any], fields: Sequence[str], *, between: str) -> str:
+    return between.join(f"{PREFIXES.get(name, '')}{row[name]}" for name in fields)
+
+
+def _own(table: int, ours: pd.DataFrame | None) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Read our rows of a table by the labels of their cells."""
+    if ours is None or ours.empty:
+        return {}
+    frame = as_cells(ours) if names(table) == RESULT else _measured(ours, table)
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in records(frame[frame["table"] == table]):
+        key = _key(row, table)
+        if key in found:
+            cell = ", ".join(filter(None, key))
+            raise ConfigError(
+                f"Two rows of ours are for one cell of the paper's ({cell}). Give one row a cell, "
+                "with the mean over its seeds."
+            )
+        found[key] = row
+    return found
+
+
+def _measured(ours: pd.DataFrame, table: int) -> pd.DataFrame:
+    missing = [name for name in (*names(table), *FIGURES) if name not in ours.columns]
+    if missing:
+        raise ConfigError(
+            f"Rows beside Table {table} need the columns {', '.join((*names(table), *FIGURES))}. "
+            f"Missing: {', '.join(missing)}."
+        )
+    return ours[ours["n"] > 0]
+
+
+def _key(row: Mapping[str, Any], table: int) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in names(table))

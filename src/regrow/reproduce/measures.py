@@ -1,0 +1,148 @@
+"""What is measured in the networks themselves: widths, shares kept, where weights lie.
+
+Each measure reads the masks or weights that a store holds of a part, and gives one row for each
+figure and seed: labels as the printed cells have them, ``seed`` and ``value``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from regrow.jobs.arms import Start
+from regrow.jobs.jobs import Prune, Train, split_repaired, weights_of
+from regrow.models import ModelSpec, build
+from regrow.pruning.stages import pattern_of, stages_of
+from regrow.reproduce.entries import Kind
+from regrow.reproduce.reproduce import Part, Printable, percent
+from regrow.store import Store
+from regrow.surgery import Trace, trace
+from regrow.surgery.mask import Mask
+
+KERNEL = "3x3"
+EDGE = 0.3  # weights beyond it are counted together; the paper's axis ends a little after 0.2
+FINEST = 6000  # bins from -EDGE to EDGE
+# Columns of Figure 8 by what its networks start from. It shows no tickets, so first weights are the
+# unpruned network's.
+COLUMNS: Mapping[Start, str] = {
+    "initial": "Unpruned",
+    "inherited": "Fine-tuned",
+    "random": "Scratch-trained",
+}
+Row = dict[str, object]
+
+
+def measured(kind: Kind, part: Part, store: Store) -> pd.DataFrame:
+    """Measure what a kind of table or figure shows beyond accuracies; empty where it is nothing.
+
+    All cells of the part are done.
+
+    Columns, by kind:
+
+    - ``widths``: layer, quantity, seed, value (channels);
+    - ``stages``, ``kernels``, ``heatmaps``: ratio, stage, kernel_row, kernel_col (the last two are
+      empty for channels), seed, value (kept share);
+    - ``histograms``: panel, column, low, high, value (weights in the bin); of the first seed.
+    """
+    measure = MEASURES.get(kind)
+    return pd.DataFrame(measure(part, store) if measure else ())
+
+
+def _widths(part: Part, store: Store) -> Iterator[Row]:
+    told = False
+    for one, mask in _masks(part, store):
+        assert isinstance(one.cell.job, Prune)
+        _, found = _traced(one.cell.job.model, one.cell.job.data.shape)
+        layers = [mask.kept[name] for name in found.groups if name in mask.kept]
+        for quantity, widths in (
+            ("width", [len(kept) for kept in layers]),
+            ("pruned width", [int(kept.sum()) for kept in layers]),
+        ):
+            if quantity == "width" and told:
+                continue  # the same for every seed
+            named = {str(i): width for i, width in enumerate(widths, 1)} | {"total": sum(widths)}
+            for layer, width in named.items():
+                yield {"layer": layer, "quantity": quantity, "seed": one.cell.seed, "value": width}
+        told = True
+
+
+def _stages(part: Part, store: Store) -> Iterator[Row]:
+    for one, mask in _masks(part, store):
+        shares = pattern_of([mask], _stages_of(one)).shares
+        for stage, share in enumerate(shares, 1):
+            yield _share(one, share, stage=stage)
+
+
+def _kernels(part: Part, store: Store) -> Iterator[Row]:
+    for one, mask in _masks(part, store):
+        pattern = pattern_of([mask], _stages_of(one))
+        for stage in range(pattern.num_stages):
+            for i, row in enumerate(pattern.kernel(stage, KERNEL) or (), 1):
+                for j, share in enumerate(row, 1):
+                    yield _share(one, share, stage=stage + 1, place=(str(i), str(j)))
+
+
+def _share(one: Printable, share: float, *, stage: int, place: tuple[str, str] = ("", "")) -> Row:
+    assert one.cell.cut is not None
+    labels = {"ratio": percent(one.cell.cut), "stage": str(stage)}
+    labels |= {"kernel_row": place[0], "kernel_col": place[1]}
+    return {**labels, "seed": one.cell.seed, "value": share}
+
+
+def _histograms(part: Part, store: Store) -> Iterator[Row]:
+    shown: set[tuple[str, str]] = set()
+    for one in part.cells:
+        job, column = one.cell.job, COLUMNS[one.cell.arm.start]
+        if (one.panel, column) in shown:
+            continue
+        shown.add((one.panel, column))
+        tensors = store.tensors(job.key)
+        counts = _counts(weights_of(tensors) if isinstance(job, Train) else tensors)
+        inner = [round(EDGE * (2 * i / FINEST - 1), 6) for i in range(FINEST + 1)]
+        edges = [-float("inf"), *inner, float("inf")]
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
+            yield {"panel": one.panel, "column": column, "low": low, "high": high, "value": count}
+
+
+def _counts(weights: dict[str, Tensor]) -> list[int]:
+    """Count the weights of convolutions that are not zero: below the bins, in each, and above."""
+    kernels = [value.flatten() for value in weights.values() if value.dim() == 4]
+    pooled = torch.cat(kernels).double()
+    pooled = pooled[pooled != 0]
+    inside = torch.histc(pooled, bins=FINEST, min=-EDGE, max=EDGE).long().tolist()
+    return [int((pooled < -EDGE).sum()), *inside, int((pooled > EDGE).sum())]
+
+
+def _masks(part: Part, store: Store) -> Iterator[tuple[Printable, Mask]]:
+    """Read what each pruning of a part kept."""
+    for one in part.cells:
+        unit = store.record(one.cell.job.key, spec=one.cell.job.spec)["unit"]
+        kept, _ = split_repaired(store.tensors(one.cell.job.key))
+        yield one, Mask(unit=unit, kept=kept)
+
+
+def _stages_of(one: Printable) -> dict[str, int]:
+    assert isinstance(one.cell.job, Prune)
+    return _numbered(one.cell.job.model, one.cell.job.data.shape)
+
+
+@lru_cache(maxsize=1)
+def _numbered(model: ModelSpec, shape: tuple[int, ...]) -> dict[str, int]:
+    return stages_of(*_traced(model, shape))
+
+
+@lru_cache(maxsize=1)
+def _traced(model: ModelSpec, shape: tuple[int, ...]) -> tuple[nn.Module, Trace]:
+    network = build(model.untrained())
+    return network, trace(network, torch.zeros(shape))
+
+
+MEASURES: dict[Kind, Callable[[Part, Store], Iterator[Row]]] = {
+    "widths": _widths,
+    "stages": _stages,
+    "kernels": _kernels,
+    "heatmaps": _kernels,
+    "histograms": _histograms,
+}

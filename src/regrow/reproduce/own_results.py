@@ -1,0 +1,115 @@
+"""The numbers that a reproduction wrote, read back from its folder."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from regrow.errors import ConfigError
+from regrow.reproduce.curves import POINT
+from regrow.reproduce.entries import Kind, entries
+from regrow.reproduce.known import KNOWN
+from regrow.reproduce.printed import FIGURES, NEEDED, RESULT, SPARSITY, WIDTH, cells
+from regrow.reproduce.weights import BIN
+
+FILES = {RESULT: "cells.csv", WIDTH: "widths.csv", SPARSITY: "sparsity.csv"}
+CELL_NUMBERS = ("table", *FIGURES)
+# Of what has not been run; std of single runs; what is not known.
+MAY_BE_EMPTY = ("mean", "std", "parameters", *KNOWN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ours:
+    """What was written of our own: accuracies, and what else there is.
+
+    ``widths`` and ``sparsity`` (shares kept) are cells of tables. ``curves``: the points of each
+    figure that has such (``curves.POINT``), and ``figure``, its number. ``weights``: the bins of
+    Figure 8 (``weights.BIN``).
+    """
+
+    results: pd.DataFrame
+    widths: pd.DataFrame | None = None
+    sparsity: pd.DataFrame | None = None
+    curves: pd.DataFrame | None = None
+    weights: pd.DataFrame | None = None
+
+
+def read_cells(folder: Path) -> Ours:
+    """Read what a reproduction wrote into a folder, or into the folders in it."""
+    cells_of = {
+        names: _read(folder, file, NEEDED if names == RESULT else (*names, *FIGURES), CELL_NUMBERS)
+        for names, file in FILES.items()
+    }
+    curves = _joined(
+        frame.assign(figure=int(name.removeprefix("figure-")))
+        for name in _figures("curves", "tickets")
+        if (frame := _read(folder, f"{name}.csv", POINT, POINT[2:])) is not None
+    )
+    weights = _joined(
+        frame
+        for name in _figures("histograms")
+        if (frame := _read(folder, f"{name}.csv", BIN, BIN[2:])) is not None
+    )
+    results, widths, sparsity = (cells_of[names] for names in (RESULT, WIDTH, SPARSITY))
+    if all(frame is None for frame in (results, widths, sparsity, curves, weights)):
+        raise ConfigError(
+            f"There is no {', '.join(FILES.values())} and no numbers of a figure in '{folder}' nor "
+            "in the folders in it. Name the folder that `regrow reproduce` wrote."
+        )
+    return Ours(
+        results=cells(1)[:0] if results is None else results,
+        widths=widths,
+        sparsity=sparsity,
+        curves=curves,
+        weights=weights,
+    )
+
+
+def _figures(*kinds: Kind) -> list[str]:
+    return [one.name for one in entries().values() if one.kind in kinds]
+
+
+def _joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame | None:
+    found = list(frames)
+    return pd.concat(found, ignore_index=True) if found else None
+
+
+def _read(
+    folder: Path, name: str, columns: Sequence[str], numbers: Sequence[str]
+) -> pd.DataFrame | None:
+    """Read the files of a name in a folder, or in the folders in it; None if there is none."""
+    files = [folder / name] if (folder / name).is_file() else sorted(folder.glob(f"*/{name}"))
+    frame = _joined(_checked(file, columns, numbers) for file in files)
+    return None if frame is None else frame.drop_duplicates(ignore_index=True)
+
+
+def _checked(file: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
+    """Read a file, which a person may have changed; some of its columns are numbers."""
+    mend = "Undo the change, or write the file anew by the `regrow reproduce` that made it."
+    try:
+        frame = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:  # of what a file holds, pandas raises the latter
+        raise ConfigError(f"Cannot read '{file}' as a table: {error}. {mend}") from error
+    if not isinstance(frame.index, pd.RangeIndex):  # what pandas makes of cells too many
+        raise ConfigError(
+            f"Cannot read '{file}' as a table: its lines have more cells than its head, perhaps by "
+            f"decimal commas. {mend}"
+        )
+    if missing := [name for name in columns if name not in frame]:
+        raise ConfigError(
+            f"'{file}' must have the columns {', '.join(columns)}. Missing: {', '.join(missing)}. "
+            f"Got: {', '.join(map(str, frame.columns))}. {mend}"
+        )
+    for name in (*numbers, *KNOWN):
+        if name not in frame:
+            continue  # a file from before this was known
+        read = pd.to_numeric(frame[name], errors="coerce")
+        wrong = frame[name][read.isna() & ~(frame[name].eq("") & (name in MAY_BE_EMPTY))]
+        if len(wrong):
+            raise ConfigError(
+                f"The column '{name}' of '{file}' must hold numbers. Got {wrong.iloc[0]!r} in line "
+                f"{wrong.index[0] + 2}. {mend}"
+            )
+        frame[name] = read
+    return frame

@@ -1,0 +1,188 @@
+"""What a reproduction leaves in its folder.
+
+``report.md``: the table as the paper lays it out, ours in each cell, or the figure with its
+numbers, and the limits of it; ``table.tex``: the table for LaTeX. ``cells.csv`` (accuracies),
+``widths.csv`` or ``sparsity.csv``: our means under the paper's labels, for ``regrow claims``.
+``figure-N.png``, ``.svg`` and ``.csv``: a figure, and what it plots. ``details/NAME``: the ordinary
+report of each study that trains.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from regrow.asked import notices
+from regrow.errors import ConfigError
+from regrow.report import write as write_report
+from regrow.report.words import listed
+from regrow.reproduce import figure_data, layout
+from regrow.reproduce.figure_data import Plotted
+from regrow.reproduce.figures import draw
+from regrow.reproduce.layout import Sheet
+from regrow.reproduce.own_results import FILES
+from regrow.reproduce.reproduce import Plan
+from regrow.reproduce.results import Found, cells_file, rows, sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A table or figure as it was written: ours, how it is shown, and whether it is complete."""
+
+    plan: Plan
+    ours: pd.DataFrame
+    sheet: Sheet | None
+    plotted: Plotted | None
+    notes: tuple[str, ...]
+    num_failed: int
+    complete: bool
+    folder: Path
+
+    @property
+    def text(self) -> str:
+        """The numbers for the terminal, with their notes."""
+        shown = [figure_data.plain(self.plotted)] if self.plotted else []
+        shown += [layout.terminal(self.sheet)] if self.sheet else []
+        notes = "".join(f"- {note}\n" for note in self.notes)
+        return "\n".join([*shown, f"Notes\n{notes}"])
+
+    @property
+    def caption(self) -> str:
+        """What it shows, in one line."""
+        if self.plotted:
+            return self.plotted.caption
+        assert self.sheet is not None, "what is no figure is a table"
+        return self.sheet.caption
+
+    @property
+    def summary(self) -> str:
+        """How much there is, in one line."""
+        if self.sheet:
+            done = [cell.agreement for cell in self.sheet.cells if cell.agreement]
+            within = sum(agreement.within is True for agreement in done)
+            beyond = sum(agreement.within is False for agreement in done)
+            line = f"{self.sheet.num_run} of {len(self.sheet.cells)} cells"
+            line += f", {within} within, {beyond} beyond" if within + beyond else ""
+        else:
+            line = self.plotted.summary if self.plotted else ""
+        return line + (f", {self.num_failed} failures" if self.num_failed else "")
+
+    def markdown(self, *, folder: str = "", table: bool = True) -> str:
+        """Show it on a page: the figure that lies in a folder, and the table unless left out."""
+        lines = []
+        if self.plotted:
+            lines += [f"### {figure_data.title(self.plotted)}", ""]
+            lines += [f"![{self.caption}]({folder}{self.plotted.name}.png)", ""]
+            lines += [figure_data.markdown(self.plotted)]
+        if self.sheet and table:
+            lines += [layout.markdown(self.sheet)]
+        return "\n".join(lines)
+
+
+def publish(
+    plan: Plan,
+    found: Sequence[Found],
+    folder: Path,
+    *,
+    made: Mapping[str, str],
+) -> Published:
+    """Write a table's or figure's folder. ``made``: with which command, when, on what machine."""
+    ours = rows(plan, found)
+    published = Published(
+        plan=plan,
+        ours=ours,
+        sheet=sheet(plan, ours),
+        plotted=figure_data.plotted(plan, found),
+        notes=_notes(plan, found),
+        num_failed=sum(len(one.failures) for one in found),
+        complete=all(one.complete for one in found),
+        folder=folder,
+    )
+    lines = [f"# {plan.entry.name.replace('-', ' ').capitalize()}, reproduced", ""]
+    lines += [published.markdown()]
+    lines += ["## What to know of these numbers", "", *(f"- {note}" for note in published.notes)]
+    lines += ["", *_details(plan, found, folder, made=made)]
+    lines += [f"Made by `{made['command']}` on {made['date']} ({made['machine']}).", ""]
+    _write(folder / "report.md", "\n".join(lines))
+    if published.sheet:
+        _write(folder / cells_file(plan), _csv(ours))
+        _write(folder / "table.tex", layout.latex(published.sheet))
+    if published.plotted:
+        _write(folder / f"{plan.entry.name}.csv", _csv(published.plotted.frame))
+        draw(published.plotted, folder)
+    return published
+
+
+def _details(
+    plan: Plan, found: Sequence[Found], folder: Path, *, made: Mapping[str, str]
+) -> Iterator[str]:
+    """Write the ordinary report of each part that has trainings of its own, and list them."""
+    trained = [one for one in found if one.runs]
+    if trained:
+        yield from ("## Details", "")
+    for one in trained:
+        name = one.part.name
+        write_report(
+            one.runs,
+            folder / "details" / name,
+            title=one.part.study.title,
+            command=made["command"],
+            machine=made["machine"],
+            date=made["date"],
+            margin=one.part.study.margin,
+            failures=one.failures,
+            notes=plan.notes,
+            measure=one.measure,
+            extras=one.extras,
+        )
+        yield f"- [{one.part.study.title}](details/{name}/report.md)"
+    yield from [""] * bool(trained)
+
+
+def publish_all(
+    tables: Sequence[Published],
+    problems: Mapping[str, str],
+    folder: Path,
+    *,
+    made: Mapping[str, str],
+) -> Path:
+    """Write the page over all tables, with what could not be run and why; return its path."""
+    lines = ["# The paper, reproduced", "", "| | | |", "|---|---|---|"]
+    for one in tables:
+        name = one.plan.entry.name
+        lines.append(f"| [{name}]({name}/report.md) | {one.caption} | {one.summary} |")
+    lines += [f"| {name} | not run | {why} |" for name, why in problems.items()]
+    lines += ["", f"Made by `{made['command']}` on {made['date']} ({made['machine']}).", ""]
+    for one in tables:  # a figure may repeat the cells of a table
+        lines.append(one.markdown(folder=f"{one.plan.entry.name}/", table=one.plotted is None))
+    _write(folder / "report.md", "\n".join(lines))
+    for file in FILES.values():
+        frames = [one.ours for one in tables if one.sheet and cells_file(one.plan) == file]
+        if frames := [frame for frame in frames if len(frame)]:
+            _write(folder / file, _csv(pd.concat(frames, ignore_index=True).drop_duplicates()))
+    return folder / "report.md"
+
+
+def _notes(plan: Plan, found: Sequence[Found]) -> tuple[str, ...]:
+    skipped = [f"Not run, {name}: {why}" for name, why in plan.skipped.items()]
+    failures = {failure.label: failure.message for one in found for failure in one.failures}
+    failed = [f"Failed, {label}: {message}" for label, message in failures.items()]
+    short = [one.part.name for one in found if not one.complete]
+    missing = [f"Some runs of {listed(short)} have no result."] if short else []
+    return (*plan.notes, *notices(plan.jobs), *skipped, *missing, *failed)
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write '{path}': {error.strerror or error}. Name a folder that you may write "
+            "to with --out."
+        ) from error

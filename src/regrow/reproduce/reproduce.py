@@ -1,0 +1,313 @@
+"""An entry of the paper as it can be run here: its studies at a scale, on the images at hand."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from functools import cache
+from typing import Any
+
+from regrow.detection.model import Detector
+from regrow.detection.spec import is_detection
+from regrow.detection.study import DetectionStudy
+from regrow.errors import ConfigError, DataError
+from regrow.jobs.arms import UNPRUNED
+from regrow.jobs.base import Job
+from regrow.jobs.jobs import Retrain
+from regrow.reproduce import scales
+from regrow.reproduce.data import IMAGENET, LABELS, Request, images_for, methods_on, pictures_for
+from regrow.reproduce.entries import OF_PRUNINGS, Entry, read_study
+from regrow.reproduce.notes import notes_of
+from regrow.reproduce.printed import CHANGES, RESULT, cells, records
+from regrow.reproduce.scales import Scale
+from regrow.reproduce.setting import Images, departs, scale_departs
+from regrow.studies.expand import Cell
+from regrow.studies.experiment import Cut, Experiment
+from regrow.studies.study import Study
+
+OWN_KEYS = ("paper", "notes", "absent")
+FILTERS = ("dataset", "model", "part", "reference", "target")
+PRINTED_ARMS = {"fine-tune": "fine-tuned"}
+Labels = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printable:
+    """A cell of ours, and the labels of the printed cell that it fills (None: not printed).
+
+    Where prunings are shown, the cell's job is the pruning that it stands on.
+    """
+
+    cell: Cell
+    labels: Labels | None
+    panel: str = ""
+    images: tuple[Images, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """Data set, model, target and arm as printed; a control's as in its study."""
+        if self.labels is None:
+            return " / ".join(str(part) for part in self.cell.place[:-1] if part)
+        parts = (self.labels[name] for name in ("dataset", "model", "target", "arm"))
+        return " / ".join(str(part) for part in parts if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One study file at a scale, with the cells that are asked for."""
+
+    name: str
+    study: Study | DetectionStudy
+    cells: tuple[Printable, ...]
+    notes: tuple[str, ...]
+    scale_departs: str = ""  # what of its scale is not the paper's
+
+    def departs(self, one: Printable) -> list[str]:
+        """List why printed numbers are no reference for a cell."""
+        return departs(self.scale_departs, one.images)
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """The jobs of the cells asked for."""
+        return tuple({one.cell.job.key: one.cell.job for one in self.cells}.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """An entry as it can be run here: its parts, and those that cannot be, with the reason."""
+
+    entry: Entry
+    scale: Scale
+    parts: tuple[Part, ...]
+    skipped: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """The jobs of all parts."""
+        return tuple({job.key: job for part in self.parts for job in part.jobs}.values())
+
+
+def prepare(entry: Entry, request: Request) -> Plan:
+    """Read an entry's studies at a scale; a part whose data is not at hand is skipped.
+
+    A ``DataError`` says what to do where no part is left.
+    """
+    parts: list[Part] = []
+    skipped: dict[str, str] = {}
+    notes: dict[str, None] = {}
+    for name in entry.studies:
+        try:
+            part, replaced = _part(name, entry, request)
+        except DataError as error:
+            skipped[name] = str(error)
+            continue
+        parts.append(part)
+        notes |= dict.fromkeys((*replaced, *part.notes))
+    if not parts:
+        raise DataError(f"{entry.name} cannot be run. {' '.join(skipped.values())}")
+    if request.only is not None and not any(part.cells for part in parts):
+        rows = _rows_of(entry, request)
+        raise ConfigError(
+            f"No row of {entry.name} matches --only {request.only!r}. Its rows: {'; '.join(rows)}."
+        )
+    scale = request.scale
+    head = [f"Scale {scale.name}: {scale.about}."]
+    head += [entry.note] if entry.note else []
+    if entry.kind == "widths" and scale.width != 1.0:
+        head += [f"At this scale each layer has {scale.width:g} of its width: compare the shares."]
+    return Plan(
+        entry=entry,
+        scale=scale,
+        parts=tuple(parts),
+        skipped=skipped,
+        notes=(*head, *notes),
+    )
+
+
+def _rows_of(entry: Entry, request: Request) -> list[str]:
+    everything = Request(scale=request.scale, data=request.data, seeds=1)
+    plan = prepare(entry, everything)
+    return list(dict.fromkeys(one.words for part in plan.parts for one in part.cells))
+
+
+def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
+    """Build the study of a file, with what was replaced in it."""
+    value = read_study(name)
+    if is_detection(value):
+        return _detection_part(name, value, request)
+    top = value["paper"]
+    papers = [{**top, **part.get("paper", {})} for part in value["experiments"]]
+    for paper in papers:
+        paper["arms"] = {**PRINTED_ARMS, **paper.get("arms", {})}
+    replaced: dict[str, None] = {}
+    bare = _without(value, OWN_KEYS)
+    plain = scales.scaled(bare, request.scale, precision=request.precision)
+    default = plain.pop("data")
+    experiments = []
+    for block, paper in zip(plain["experiments"], papers, strict=True):
+        least = paper.get("least_size", 0)
+        data, note = images_for(
+            block.get("data", default), paper["dataset"], request, least_size=least
+        )
+        replaced |= dict.fromkeys(note)
+        own = {**_without(block, OWN_KEYS), "data": data}
+        own["models"] = [{"label": paper["model"], **model} for model in block["models"]]
+        if "methods" in block:
+            methods, note = methods_on(block["methods"], request, least_size=least)
+            own["methods"] = methods
+            replaced |= dict.fromkeys(note)
+        experiments.append(own)
+    if request.seeds is not None:
+        plain["seeds"] = request.seeds
+    if request.precision is not None:
+        replaced[f"Layers are computed in {request.precision}; the paper has fp32."] = None
+    study = Study.from_json({**plain, "name": name, "experiments": experiments})
+    pairs = list(zip(study.experiments, papers, strict=True))
+    found = [_printable(cell, pairs) for cell in study.cells()]
+    _check_once(found)
+    if entry.kind in OF_PRUNINGS:
+        found = _prunings(found, entry)
+    asked = tuple(one for one in found if _matches(one, request.only))
+    if asked and top.get("table") in CHANGES:  # what they are changes from belongs to them
+        asked = tuple(o for o in found if o in asked or (o.cell.arm == UNPRUNED and _is_whole(o)))
+    notes = tuple(notes_of(value, study.experiments))
+    thinner = scale_departs(bare, request.scale, apply=scales.scaled)
+    part = Part(name=name, study=study, cells=asked, notes=notes, scale_departs=thinner)
+    return part, [*replaced]
+
+
+def _detection_part(
+    name: str, value: Mapping[str, Any], request: Request
+) -> tuple[Part, list[str]]:
+    """Build the detection study of a file, with what was replaced in it."""
+    scale, paper = request.scale, {"arms": {}, **value["paper"]}
+    bare = _without(value, OWN_KEYS)
+    plain = scales.scaled_detection(bare, scale, precision=request.precision)
+    in_colour = replace(request, scale=replace(scale, data={**scale.data, **scale.detection.data}))
+    backbone, of_images = images_for(plain["backbone"]["data"], LABELS[IMAGENET], in_colour)
+    pictures, of_pictures = pictures_for(Detector.from_json(plain["detector"]), request)
+    replaced = [*of_images, *of_pictures]
+    if request.seeds is not None:
+        plain["seeds"] = request.seeds
+    if request.precision is not None:
+        replaced.append(f"Layers are computed in {request.precision}; the paper has fp32.")
+    models = {"label": paper["model"], **_only(plain["backbone"]["models"])}
+    own = {**plain["backbone"], "data": backbone, "models": models}
+    study = DetectionStudy.from_json({**plain, "name": name, "backbone": own, "data": pictures})
+    pairs = [(study.experiment, paper)]
+    found = [_printable(cell, pairs, pictures=study) for cell in study.cells()]
+    _check_once(found)
+    asked = tuple(one for one in found if _matches(one, request.only))
+    notes = tuple(notes_of(value, study.experiments))
+    thinner = scale_departs(bare, scale, apply=scales.scaled_detection)
+    part = Part(name=name, study=study, cells=asked, notes=notes, scale_departs=thinner)
+    return part, replaced
+
+
+def _only(models: list[dict[str, Any]]) -> dict[str, Any]:
+    (model,) = models
+    return model
+
+
+def _printable(
+    cell: Cell,
+    pairs: Sequence[tuple[Experiment, Mapping[str, Any]]],
+    *,
+    pictures: DetectionStudy | None = None,
+) -> Printable:
+    paper = next(paper for experiment, paper in pairs if experiment is cell.experiment)
+    images = [Images.of(paper["dataset"], cell.experiment.data, label=cell.experiment.data_label)]
+    if pictures is not None:
+        (own,) = pictures.backbone.experiments
+        images = [
+            Images.of(LABELS[IMAGENET], own.data, label=own.data_label),
+            Images.of(paper["dataset"], pictures.data, label=pictures.data_label),
+        ]
+    labels, panel = _labels(cell, paper), paper.get("panel", "")
+    return Printable(cell=cell, labels=labels, panel=panel, images=tuple(images))
+
+
+def _labels(cell: Cell, paper: Mapping[str, Any]) -> Labels | None:
+    """Find the printed cell that a cell of ours fills; None where none is printed for it."""
+    arm = paper["arms"].get(cell.arm.name, cell.arm.name)
+    if arm is None or "table" not in paper:
+        return None
+    wanted = {name: paper[name] for name in FILTERS if name in paper} | {"arm": arm}
+    if "target" not in paper:
+        wanted["target"] = _target(cell, paper["table"])
+    rows = [
+        row
+        for row in _printed_rows(paper["table"])
+        if all(row[name] == value for name, value in wanted.items())
+    ]
+    if len(rows) != 1:
+        raise ConfigError(
+            f"Table {paper['table']} has {len(rows)} printed cells with the labels {wanted}. The "
+            "study file must name exactly one with its 'paper'."
+        )
+    return rows[0]
+
+
+def _prunings(found: Sequence[Printable], entry: Entry) -> list[Printable]:
+    """Keep one of the cells that stand on each pruning that an entry shows."""
+    ratios = {f"{100 * entry.ratio:g}%"} if entry.ratio is not None else set[str]()
+    if entry.ratio is None and entry.table is not None:
+        ratios = {str(row["ratio"]) for row in _printed_rows(entry.table)}
+    shown: dict[str, Printable] = {}
+    for one in found:
+        cell, job = one.cell, one.cell.job
+        if cell.use is None or cell.cut is None or not isinstance(job, Retrain):
+            continue
+        if cell.use.method.trained and percent(cell.cut) in ratios:
+            shown.setdefault(job.prune.key, replace(one, cell=replace(cell, job=job.prune)))
+    return list(shown.values())
+
+
+def percent(cut: Cut) -> str:
+    """Name the share that was asked for as the paper does; empty for a target."""
+    return f"{100 * cut.sparsity:g}%" if cut.sparsity is not None else ""
+
+
+def _target(cell: Cell, table: int) -> str:
+    """Name a pruned network as the table does: by its target, or by its share in percent."""
+    if cell.use is None or cell.cut is None:
+        return ""
+    share = percent(cell.cut)
+    printed = {str(row["target"]).casefold(): str(row["target"]) for row in _printed_rows(table)}
+    for name in (cell.use.label, cell.cut.label, share):
+        if name.casefold() in printed:
+            return printed[name.casefold()]
+    return share or cell.cut.label
+
+
+@cache
+def _printed_rows(table: int) -> list[Labels]:
+    return records(cells(table))
+
+
+def _matches(one: Printable, only: str | None) -> bool:
+    return only is None or fnmatch(one.words.casefold(), f"*{only.casefold()}*")
+
+
+def _is_whole(one: Printable) -> bool:
+    return one.labels is not None and not one.labels["target"]
+
+
+def _check_once(found: Sequence[Printable]) -> None:
+    """Refuse a file that puts two different cells of ours into one printed cell."""
+    places: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for one in found:
+        if one.labels is None:
+            continue
+        own = one.cell.place[:-1]
+        if places.setdefault(key(one.labels), own) != own:
+            raise ConfigError(f"Two cells are for the printed cell {one.words}: {own} is one.")
+
+
+def key(labels: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name a printed cell of a table of accuracies."""
+    return tuple(str(labels[name]) for name in RESULT)
+
+
+def _without(value: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: own for key, own in value.items() if key not in keys}

@@ -1,0 +1,181 @@
+"""What a store holds of a table or a figure, in the places of the paper's printed cells."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from regrow.asked import collect
+from regrow.jobs.base import specs
+from regrow.report import ACCURACY, Extra, Failure, Measure
+from regrow.report.collect import Reader
+from regrow.report.rows import Run
+from regrow.report.statistics import mean_and_std
+from regrow.reproduce.entries import OF_PRUNINGS, Kind
+from regrow.reproduce.known import KNOWN, known_of, known_of_parents, typed
+from regrow.reproduce.layout import Sheet, lay_out
+from regrow.reproduce.measures import MEASURES, measured
+from regrow.reproduce.own_results import FILES
+from regrow.reproduce.printed import (
+    CHANGES,
+    FIGURES,
+    cells,
+    names,
+    records,
+)
+from regrow.reproduce.reproduce import Labels, Part, Plan, Printable, key
+from regrow.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a store holds of a part: its runs in the order of the cells, and what failed.
+
+    ``complete`` tells whether every job asked for has its result. ``measured`` is what the entry
+    shows beyond accuracies, a row for each figure and seed: see ``measures``; ``parents``, where
+    prunings are shown, what is known of the networks that were pruned.
+    """
+
+    part: Part
+    runs: tuple[Run, ...]
+    failures: tuple[Failure, ...]
+    complete: bool
+    measured: pd.DataFrame
+    parents: Mapping[str, Any] = field(default_factory=dict)
+    measure: Measure = ACCURACY
+    extras: tuple[Extra, ...] = ()
+
+
+def read_back(plan: Plan, store: Store) -> list[Found]:
+    """Read what a store holds of each part of a plan."""
+    return [_read_back(part, plan, store) for part in plan.parts]
+
+
+def _read_back(part: Part, plan: Plan, store: Store) -> Found:
+    done = store.snapshot(specs(part.jobs)).done
+    measurable, damaged = _measurable(part, plan.entry.kind, store, done)
+    runs: list[Run] = []
+    failures: Sequence[Failure]
+    measure, extras = ACCURACY, tuple[Extra, ...]()
+    parents: Mapping[str, Any] = {}
+    if plan.entry.kind in OF_PRUNINGS:
+        failures = Reader(store).failures(one.cell for one in part.cells)
+        pruned = [job for one in measurable.cells for job in one.cell.job.inputs]
+        parents = known_of_parents([job for job in pruned if job.key in done], store)
+    else:
+        collected = collect(part.study, store)
+        failures, measure, extras = collected.failures, collected.measure, collected.extras
+        # Every cell was expanded in this order; those not asked for are left out.
+        places = {one.cell.place for one in part.cells}
+        pairs = zip(part.study.cells(), collected.runs, strict=True)
+        runs = [run for cell, run in pairs if cell.place in places]
+    return Found(
+        part=part,
+        runs=tuple(runs),
+        failures=(*failures, *damaged),
+        measure=measure,
+        extras=extras,
+        complete=not damaged and all(job.key in done for job in part.jobs),
+        measured=measured(plan.entry.kind, measurable, store),
+        parents=parents,
+    )
+
+
+def _measurable(
+    part: Part, kind: Kind, store: Store, done: frozenset[str]
+) -> tuple[Part, list[Failure]]:
+    """Return a part without the cells whose tensors are to be measured and are damaged, and why."""
+    if kind not in MEASURES:
+        return part, []
+    problems = {
+        one.cell.job.key: Failure(label=one.cell.job.label, message=problem)
+        for one in part.cells
+        if one.cell.job.key in done
+        and (problem := store.problem(one.cell.job.key, one.cell.job.spec)) is not None
+    }
+    sound = tuple(one for one in part.cells if one.cell.job.key in done - problems.keys())
+    return replace(part, cells=sound), list(problems.values())
+
+
+def rows(plan: Plan, found: Sequence[Found]) -> pd.DataFrame:
+    """Put our means under the labels of the printed cells, one row for each that has a result.
+
+    Accuracies are in percent; beside Tables 2 and 3 ``as_cells`` makes changes of them. Columns are
+    those of ``printed.cells``; none for a figure that has no table.
+    """
+    if plan.entry.table is None:
+        return pd.DataFrame()
+    if plan.entry.kind in OF_PRUNINGS:
+        frame = averaged(found, names(plan.entry.table)[1:]).assign(table=plan.entry.table)
+        reasons = [one.part.departs(cell) for one in found for cell in one.part.cells]
+        return typed(frame.assign(departs=_joined_reasons(reasons), **_parents(found)))
+    return _accuracies(found)
+
+
+def averaged(found: Sequence[Found], labels: Sequence[str]) -> pd.DataFrame:
+    """Average what was measured over seeds: the labels, ``mean``, ``std`` (n - 1) and ``n``."""
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for one in found:
+        for row in records(one.measured):
+            groups.setdefault(tuple(row[name] for name in labels), []).append(row["value"])
+    made = [
+        {
+            **dict(zip(labels, place, strict=True)),
+            **dict(zip(FIGURES, (*mean_and_std(values), len(values)), strict=True)),
+        }
+        for place, values in groups.items()
+    ]
+    frame = pd.DataFrame(made, columns=[*labels, *FIGURES])
+    return frame.astype({"mean": float, "std": float, "n": int})
+
+
+def _accuracies(found: Sequence[Found]) -> pd.DataFrame:
+    groups: dict[tuple[str, ...], list[tuple[Found, Printable, Run]]] = {}
+    for one in found:
+        for printable, run in zip(one.part.cells, one.runs, strict=True):
+            if printable.labels is not None and run.accuracy is not None:
+                groups.setdefault(key(printable.labels), []).append((one, printable, run))
+    labelled = [(group[0][1].labels or {}, group) for group in groups.values()]
+    whole = {_parent(labels) for labels, _ in labelled if not labels["target"]}
+    made = []
+    for labels, group in labelled:
+        if labels["table"] in CHANGES and _parent(labels) not in whole:
+            continue  # a change from a network that has no result
+        runs = [run for _, _, run in group]
+        mean, std = mean_and_std([run.accuracy for run in runs if run.accuracy is not None])
+        figures = dict(zip(FIGURES, (mean, std, len(runs)), strict=True))
+        reasons = [one.part.departs(printable) for one, printable, _ in group]
+        about = {"metric": _metric(labels), "departs": _joined_reasons(reasons)}
+        made.append({**labels, **figures, **about, **known_of(runs)})
+    return typed(pd.DataFrame(made, columns=[*cells(1).columns, "departs", *KNOWN]))
+
+
+def _parents(found: Sequence[Found]) -> dict[str, Any]:
+    """Return what is known of the trained networks whose prunings are shown."""
+    known = {name: value for one in found for name, value in one.parents.items()}
+    return {name: known.get(name) for name in KNOWN}
+
+
+def _joined_reasons(reasons: Iterable[Iterable[str]]) -> str:
+    return "; ".join(dict.fromkeys(reason for each in reasons for reason in each))
+
+
+def _metric(labels: Labels) -> str:
+    """Name what ours are: where changes are printed, they are accuracies still."""
+    return "top1" if labels["table"] in CHANGES else str(labels["metric"])
+
+
+def sheet(plan: Plan, ours: pd.DataFrame) -> Sheet | None:
+    """Lay our rows into the paper's table; a figure may have none."""
+    return lay_out(plan.entry.table, ours) if plan.entry.table is not None else None
+
+
+def _parent(labels: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(labels[name] for name in ("table", "dataset", "model"))
+
+
+def cells_file(plan: Plan) -> str:
+    """Name the file that our rows of a table are written to: one for each set of labels."""
+    assert plan.entry.table is not None
+    return FILES[names(plan.entry.table)]

@@ -1,0 +1,215 @@
+"""How much of the paper's effort is spent: exactly its own, or a value that thins a study out.
+
+A scale is applied to the mapping that a study file holds, so that there is one file for each table
+and not one for each size of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import floor
+from typing import Any
+
+from regrow.detection.spec import VOC_RECIPE
+from regrow.errors import ConfigError, unknown
+from regrow.jobs.arms import ARMS
+from regrow.train import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What is taken of a study's numbers; None takes them as they are.
+
+    Networks of another width than the published ones are trained here instead of taken.
+
+    Attributes:
+        epochs: factor on every number of epochs; at least one is left.
+        width: factor on the width of every network.
+        subset: at most so many training images; ``test_subset`` likewise.
+        batch: at most so many images a step.
+        cap: of every budget of equal FLOPs, in multiples of the base epochs, at most.
+        seeds: at most so many.
+        size: pixels a side, by the paper's data set.
+        data: what stands in for the paper's data sets where nothing else is named.
+        detection: what else is taken of a study of detectors.
+    """
+
+    name: str
+    about: str
+    epochs: float = 1.0
+    width: float = 1.0
+    subset: int | None = None
+    test_subset: int | None = None
+    batch: int | None = None
+    cap: float | None = None
+    seeds: int | None = None
+    size: Mapping[str, int] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    detection: "Detection" = field(default_factory=lambda: Detection())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """What a scale takes of a study of detectors beside the rest.
+
+    Attributes:
+        detector: another one than the paper's, as a study names it.
+        batch: of the classifiers, at most: detectors keep the statistics of their norms, which
+            take some steps to settle.
+        data: what stands in for the classifiers' data, in colour.
+    """
+
+    detector: Mapping[str, Any] | None = None
+    batch: int | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+
+
+SCALES: Mapping[str, Scale] = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            name="paper",
+            about="the paper's own widths, epochs, seeds and data",
+            size={"imagenet": 224},
+        ),
+        Scale(
+            name="small",
+            about="a quarter of the width, a tenth of the epochs, at most 5,000 training and "
+            "2,000 test images, scratch-b of at most 3 times the epochs, 2 seeds",
+            epochs=1 / 10,
+            width=0.25,
+            subset=5_000,
+            test_subset=2_000,
+            batch=64,
+            cap=3.0,
+            seeds=2,
+            size={"imagenet": 64},
+            detection=Detection(detector={"name": "small"}),
+        ),
+        Scale(
+            name="smoke",
+            about="an eighth of the width, an 80th of the epochs, at most 256 training and 128 "
+            "test images, scratch-b of at most twice the epochs, 1 seed: whether everything runs, "
+            "not what comes out",
+            epochs=1 / 80,
+            width=0.125,
+            subset=256,
+            test_subset=128,
+            batch=64,
+            cap=2.0,
+            seeds=1,
+            size={"imagenet": 32},
+            data={
+                "cifar10": "digits",
+                "cifar100": "digits",
+                "imagenet": "digits",
+                "voc2007": "voc-shapes",
+            },
+            detection=Detection(
+                detector={"name": "small", "short_side": 72, "long_side": 120},
+                batch=8,
+                data={"imagenet": "shapes"},
+            ),
+        ),
+    )
+}
+
+
+def named(name: str) -> Scale:
+    """Return a scale by name; a ``ConfigError`` offers the nearest."""
+    if name not in SCALES:
+        raise ConfigError(unknown("scale", name, SCALES))
+    return SCALES[name]
+
+
+def scaled(
+    study: Mapping[str, Any], scale: Scale, *, precision: str | None = None
+) -> dict[str, Any]:
+    """Apply a scale to a study's mapping: to its top level and to each of its experiments.
+
+    Data is left alone, because it depends on what is at hand. ``precision`` replaces the recipes'.
+    """
+    found = _block(study, scale, precision)
+    found["experiments"] = [_block(part, scale, precision) for part in study["experiments"]]
+    return found
+
+
+def scaled_detection(
+    study: Mapping[str, Any], scale: Scale, *, precision: str | None = None
+) -> dict[str, Any]:
+    """Apply a scale to the mapping of a detection study: to its backbone, detector and recipe."""
+    recipe = {**VOC_RECIPE.to_json(), **study.get("recipe", {})}
+    plain = {key: value for key, value in study.items() if key != "arms"}  # not those of ARMS
+    found = {**study, **_block({**plain, "recipe": recipe}, scale, precision)}
+    own = scale.detection
+    beneath = replace(scale, batch=own.batch or scale.batch)
+    found["backbone"] = _block(study["backbone"], beneath, precision)
+    if own.detector is not None:
+        found["detector"] = dict(own.detector)
+    return found
+
+
+def _block(part: Mapping[str, Any], scale: Scale, precision: str | None) -> dict[str, Any]:
+    found = dict(part)
+    if "models" in part:
+        found["models"] = [_model(entry, scale) for entry in _list(part["models"])]
+    if "methods" in part:
+        found["methods"] = [_method(entry, scale, precision) for entry in _list(part["methods"])]
+    if "arms" in part:
+        found["arms"] = [_arm(entry, scale) for entry in _list(part["arms"])]
+    if "recipe" in part:
+        found["recipe"] = _recipe(part["recipe"], scale, precision)
+    if "seeds" in part and scale.seeds is not None:
+        found["seeds"] = min(part["seeds"], scale.seeds)
+    return found
+
+
+def _model(entry: Any, scale: Scale) -> dict[str, Any]:
+    given = _mapping(entry)
+    if scale.width == 1.0:
+        return given
+    given.pop("weights", None)
+    return {**given, "width": given.get("width", 1.0) * scale.width}
+
+
+def _method(entry: Any, scale: Scale, precision: str | None) -> dict[str, Any]:
+    """Apply a scale to the networks that a method takes its pattern from."""
+    given = _mapping(entry)
+    if "from" in given:
+        source = given["from"] = dict(given["from"])
+        if "model" in source:
+            source["model"] = _model(source["model"], scale)
+        if "recipe" in source:
+            source["recipe"] = _recipe(source["recipe"], scale, precision)
+    return given
+
+
+def _arm(entry: Any, scale: Scale) -> dict[str, Any]:
+    given = _mapping(entry)
+    if "epochs" in given:
+        given["epochs"] = _epochs(given["epochs"], scale)
+    base = given.get("like", given["name"])
+    own_budget = {"start", "epochs", "share", "budget"} & set(given)
+    equal_flops = not own_budget and ARMS.get(base).budget.kind == "equal-flops"
+    if equal_flops and scale.cap is not None:
+        given["cap"] = min(given.get("cap", scale.cap), scale.cap)
+    return given
+
+
+def _recipe(value: Any, scale: Scale, precision: str | None) -> dict[str, Any]:
+    recipe, given = Recipe.from_json(value), _mapping(value)
+    given["epochs"] = _epochs(recipe.epochs, scale)
+    if scale.batch is not None:
+        given["batch"] = min(recipe.batch, scale.batch)
+    return given if precision is None else {**given, "precision": precision}
+
+
+def _epochs(epochs: int, scale: Scale) -> int:
+    return max(1, floor(epochs * scale.epochs + 1e-9))
+
+
+def _mapping(entry: Any) -> dict[str, Any]:
+    return {"name": entry} if isinstance(entry, str) else dict(entry)
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]

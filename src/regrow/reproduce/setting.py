@@ -1,0 +1,145 @@
+"""The paper's setting, its scale and its images, and how cells of ours depart from it.
+
+Printed numbers are a reference only for such cells. Of data that a user names, what can be known is
+looked at: a copy of CIFAR is bitwise when its training pixels add up as the original's do, and
+ImageNet's validation files have the sizes that its archive had. Where nothing can be known, that is
+the reason.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+
+from regrow.data import DATASETS, DataSpec, MemoryImages, load
+from regrow.data.folder import ImageFiles
+from regrow.detection.spec import DetectionSpec
+from regrow.reproduce.scales import SCALES, Scale
+from regrow.studies.expand import material
+
+TAR_BLOCK = 512  # each file of an archive has a header of one, and fills whole ones
+TAR_SLACK = 20_480  # what an archive is filled up with at its end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """What is known of one of the paper's data sets.
+
+    ``same`` looks at data of these numbers of images and classes, and returns why it is not the
+    original, or why that cannot be told; empty where it is.
+    """
+
+    classes: int
+    num_train: int
+    num_test: int
+    same: Callable[[DataSpec], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """What a cell is trained and tested on, for which data set of the paper.
+
+    What is fetched under the set's own name, and does not stand in for it, is checked by its
+    published checksums.
+    """
+
+    dataset: str
+    spec: DataSpec | DetectionSpec
+    stands_in: bool
+
+    @classmethod
+    def of(cls, dataset: str, spec: DataSpec | DetectionSpec, *, label: str) -> "Images":
+        """Make it of a study's data, which goes by the paper's label unless it stands in."""
+        return cls(dataset=dataset, spec=spec, stands_in=label != dataset)
+
+
+def _sums_to(spec: DataSpec, *, sums: tuple[int, int, int]) -> str:
+    """Compare the sums of all training pixels, by channel."""
+    images = load(spec).train
+    if not isinstance(images, MemoryImages):
+        return "its pixels cannot be compared with the original's"
+    found = images.pixels.sum((0, 2, 3), dtype=torch.int64).tolist()
+    return "" if tuple(found) == sums else "its pixels are not the original's, as in JPEG copies"
+
+
+def _archived(spec: DataSpec, *, num_bytes: int) -> str:
+    """Compare the sizes of the test files with that of the archive they came in."""
+    test = DATASETS.get(spec.name).read(spec).test
+    if test is None or not isinstance(test.images, ImageFiles):
+        return "whether its images are the original files cannot be told"
+    sizes = (path.stat().st_size for path in test.images.paths)
+    packed = sum(TAR_BLOCK * (1 + math.ceil(size / TAR_BLOCK)) for size in sizes)
+    return "" if abs(packed - num_bytes) <= TAR_SLACK else "its test files have other sizes"
+
+
+ORIGINALS: Mapping[str, Original] = {
+    "CIFAR-10": Original(
+        classes=10,
+        num_train=50_000,
+        num_test=10_000,
+        same=partial(_sums_to, sums=(6_415_714_204, 6_295_060_180, 5_829_907_619)),
+    ),
+    "CIFAR-100": Original(
+        classes=100,
+        num_train=50_000,
+        num_test=10_000,
+        same=partial(_sums_to, sums=(6_620_373_279, 6_352_382_090, 5_756_623_363)),
+    ),
+    "ImageNet": Original(
+        classes=1000,
+        num_train=1_281_167,
+        num_test=50_000,
+        same=partial(_archived, num_bytes=6_744_924_160),
+    ),
+}
+
+
+def scale_departs(
+    value: Mapping[str, Any], scale: Scale, *, apply: Callable[[Mapping[str, Any], Scale], Any]
+) -> str:
+    """Say what a scale makes of a study that the paper does not have; empty if nothing.
+
+    ``apply`` is how it is applied to such a study. How many seeds there are is no matter: each cell
+    shows its own.
+    """
+    own, theirs = ({**apply(value, one), "seeds": None} for one in (scale, SCALES["paper"]))
+    thinned = scale.subset is not None or scale.test_subset is not None
+    return f"the scale {scale.name} has {scale.about}" if own != theirs or thinned else ""
+
+
+def departs(scale: str, images: Iterable[Images]) -> list[str]:
+    """List why printed numbers are no reference for a cell; nothing if they are.
+
+    Args:
+        scale: what its scale makes of it, as ``scale_departs`` says.
+        images: what it is trained and tested on.
+    """
+    reasons = [scale] if scale else []
+    for one in images:
+        if not one.stands_in:
+            continue
+        stands_in = f"{one.spec.name} stands for {one.dataset}"
+        if scale:  # then nothing has to be looked at
+            reasons.append(stands_in)
+        elif why := _copy_departs(one.dataset, one.spec):
+            reasons.append(f"{stands_in}: {why}")
+    return reasons
+
+
+@cache
+def _copy_departs(dataset: str, spec: DataSpec | DetectionSpec) -> str:
+    known = ORIGINALS.get(dataset)
+    if known is None or isinstance(spec, DetectionSpec):
+        return "whether its images are the original ones cannot be told"
+    there = material(spec)
+    for count, original, what in (
+        (there.classes, known.classes, "classes"),
+        (there.num_train, known.num_train, "training images"),
+        (there.num_test, known.num_test, "test images"),
+    ):
+        if count != original:
+            return f"it has {count:,} {what}, not {original:,}"
+    return known.same(spec)

@@ -1,0 +1,140 @@
+"""How many trainings share a device: found by measuring, before a run begins.
+
+The networks of the paper are far too small for a GPU, so several are trained at once, each on a
+stream of its own. How many pays depends on the network and the device, so it is tried out: twice as
+many as long as they get on faster together. What a training learns does not depend on it.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from threading import Barrier, Thread
+
+import torch
+
+from regrow.data import Dataset, load
+from regrow.jobs.base import Job
+from regrow.jobs.jobs import Retrain, Train
+from regrow.models import ModelSpec, build
+from regrow.train import Recipe, Training
+
+# Twice as many must gain this much: each that is added keeps a checkpoint and a notice waiting.
+LEAST_GAIN = 0.10
+# torch has 32 streams on a device and hands them out in turn; two trainings must not share one.
+MOST = 32
+# Of the memory that is free: the rest is for evaluation and for larger networks than the measured.
+MEMORY_SHARE = 0.7
+MEASURED_SECONDS = 0.4
+ENDLESS = 10**6  # epochs
+
+
+def how_many(measure: Callable[[int], float], *, most: int) -> int:
+    """Return how many at once: doubled until the rate of all together gains less than a tenth.
+
+    ``measure(k)`` returns that rate for k at once; 0 where so many do not fit.
+
+    >>> how_many(lambda k: min(k, 5), most=32)
+    8
+    """
+    best, rate = 1, measure(1)
+    while best < most:
+        more = min(2 * best, most)
+        now = measure(more)
+        if now < rate * (1 + LEAST_GAIN):
+            break
+        best, rate = more, now
+    return best
+
+
+def gang(jobs: Iterable[Job], device: str) -> int:
+    """Measure how many trainings of the largest network of some jobs should share a device."""
+    asked = [job for job in jobs if job.flops > 0]
+    trainings = [job for job in asked if isinstance(job, Train | Retrain)]
+    if not trainings or len(trainings) < len(asked):
+        return 1  # what others, such as detectors, need of the device is not known here
+    largest = max(trainings, key=lambda job: job.flops)
+    prune = largest if isinstance(largest, Train) else largest.prune
+    trial = Trial(prune.model, load(prune.data.spec), largest.recipe, device=device)
+    try:
+        return how_many(trial.measure, most=min(MOST, len(trainings)))
+    finally:
+        trial.close()
+
+
+class Trial:
+    """Clones of one training, advanced in threads for a moment."""
+
+    def __init__(
+        self, model: ModelSpec, dataset: Dataset, recipe: Recipe, *, device: str = "cpu"
+    ) -> None:
+        self._model = model
+        self._recipe = recipe.stretched(ENDLESS)
+        self._dataset = dataset
+        self._device = torch.device(device)
+        self._clones: list[tuple[Training, AbstractContextManager[object]]] = []
+        self._bytes_each = 0
+
+    def measure(self, num: int, *, seconds: float = MEASURED_SECONDS) -> float:
+        """Return the steps a second of so many together, 0 where memory does not allow it."""
+        try:
+            while len(self._clones) < num:
+                if not self._add():
+                    return 0.0
+        except torch.OutOfMemoryError:
+            return 0.0
+        return self._together(num, seconds)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._clones.clear()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _add(self) -> bool:
+        """Add a clone, its step recorded; False where memory is too short for that."""
+        cuda = self._device.type == "cuda"
+        before = 0
+        stream: AbstractContextManager[object] = nullcontext()
+        if cuda:
+            before = torch.cuda.memory_reserved(self._device)
+            free, _ = torch.cuda.mem_get_info(self._device)
+            if self._bytes_each > MEMORY_SHARE * free:
+                return False
+            stream = torch.cuda.stream(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
+        with stream:
+            training = Training(
+                build(self._model), self._dataset, self._recipe, seed=0, device=self._device
+            )
+            training.step()
+        if training.notice is not None and self._clones and not self._clones[0][0].notice:
+            return False  # the first could be recorded, so this is a lack of memory
+        self._clones.append((training, stream))
+        if cuda:
+            used = torch.cuda.memory_reserved(self._device) - before
+            self._bytes_each = max(self._bytes_each, used)
+        return True
+
+    def _together(self, num: int, seconds: float) -> float:
+        counts = [0] * num
+        begin = Barrier(num + 1)
+        threads = [
+            Thread(target=self._advance, args=(n, counts, begin, seconds)) for n in range(num)
+        ]
+        for thread in threads:
+            thread.start()
+        begin.wait()
+        started = time.perf_counter()
+        for thread in threads:
+            thread.join()
+        return sum(counts) / (time.perf_counter() - started)
+
+    def _advance(self, n: int, counts: list[int], begin: Barrier, seconds: float) -> None:
+        training, stream = self._clones[n]
+        with stream:
+            begin.wait()
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                training.step()
+                counts[n] += 1
+            if self._device.type == "cuda":
+                torch.cuda.current_stream(self._device).synchronize()

@@ -1,0 +1,105 @@
+"""Several processes as one: ``torchrun --nproc-per-node 2 -m regrow run study.yaml``.
+
+Rank 0 runs the command. The other ranks follow it: they wait for a training, do it in step with
+rank 0 (``train.distributed``), and wait for the next. They write nothing, and say nothing unless
+they fail. What needs no training, such as a pruning, rank 0 does alone meanwhile.
+"""
+
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from regrow.core.distributed import ALONE, Ranks, current, join, launched, leave, own_device
+from regrow.core.registry import load_file, loaded_files
+from regrow.errors import RanksLost, RegrowError
+from regrow.jobs.base import Context, Job
+from regrow.jobs.jobs import Retrain, Train
+from regrow.run.execute import Settings, exact_floats, one_thread, own_randomness
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """A training that all ranks are to do, and what they must know for it."""
+
+    files: tuple[Path, ...]  # what the user gave with --with
+    settings: Settings
+    job: bytes  # pickled, because it can be read only after the files
+
+
+def take_part(lead: Callable[[], None], complain: Callable[[str], None]) -> None:
+    """Meet the other ranks; rank 0 leads, the others follow until it is through."""
+    if not launched():
+        lead()
+        return
+    ranks = join()
+    if not ranks.first:
+        _follow(ranks, complain)
+        return
+    try:
+        lead()
+    finally:
+        with suppress(RanksLost):  # what rank 0 had to do is done
+            ranks.share(_no_more)
+            leave()
+
+
+def summon(job: Job, settings: Settings) -> Ranks:
+    """Have the other ranks begin a training with this one; returns who does the job."""
+    ranks = current()
+    if not (ranks.together and isinstance(job, Train | Retrain)):
+        return ALONE
+    order = _Order(files=loaded_files(), settings=settings, job=pickle.dumps(job))
+    ranks.share(lambda: order)
+    return ranks
+
+
+def _no_more() -> _Order | None:
+    return None
+
+
+def _follow(ranks: Ranks, complain: Callable[[str], None]) -> None:
+    """Do what rank 0 says; what goes wrong on this rank alone ends it, and with it all others."""
+    asked_to_stop: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked_to_stop.append(number)
+
+    # All stop together, after the step under way: launchers tell every rank to.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    try:
+        while (order := ranks.share(_no_more)) is not None:
+            _do(order, ranks, stopping=lambda: bool(asked_to_stop))
+        leave()
+    except Exception as error:
+        text = str(error) if isinstance(error, RanksLost) else f"{type(error).__name__}: {error}"
+        complain(f"rank {ranks.rank}: {text}")
+        sys.stderr.flush()
+        os._exit(1)  # connections to ranks that wait are not closed in good order
+
+
+def _do(order: _Order, ranks: Ranks, *, stopping: Callable[[], bool]) -> None:
+    for file in order.files:
+        load_file(file)
+    job: Job = pickle.loads(order.job)
+    context = Context(
+        job,
+        None,
+        None,
+        ranks=ranks,
+        device=own_device(order.settings.device),
+        stopping=stopping,
+    )
+    try:
+        with one_thread(), exact_floats(), own_randomness(job, order.settings):
+            job.run(context)
+    except RanksLost:
+        raise
+    except RegrowError:
+        return  # it befell all ranks, and rank 0 tells

@@ -1,0 +1,462 @@
+"""Every file that a run leaves behind, and the index over them.
+
+    store.json                             the version of this layout
+    records/ab/<key>/record.json           what a finished job found, with its whole spec
+    records/ab/<key>/tensors.safetensors   its weights, masks, ... (absent when it has none)
+    running/<key>/lock                     held (flock) by the process that works on the job
+    running/<key>/checkpoint.safetensors   tensors and state of a job under way, in one file
+    running/<key>/progress.json            how far it is, for people
+    failed/<key>.json                      spec, message and traceback of the last failure
+    damaged/<name>-<number>                what was found altered, moved out of the way
+
+A record is complete or absent: it is written under ``running/<key>``, synced, and moved to its
+place by one rename; the first writer wins. A lock dies with its process, the checkpoint stays for
+the next one that claims the job. Records are canonical JSON without times, except below the key
+"timing", so that the same job gives the same bytes wherever and however often it is run.
+
+Each file is sealed for its key (``seals``) and checked when it is read; what does not fit is
+``Damaged``. A record's digest covers its times and so stands with them, below "timing"; the digest
+of its tensors is its field "tensors".
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from safetensors import SafetensorError
+
+from regrow.core.digests import (
+    MOST_BYTES,
+    canonical_json,
+    digest_of,
+    load_tensors,
+    parsed,
+    read_file,
+    save_tensors,
+    sealed,
+    sync,
+    unsealed,
+    write_synced,
+)
+from regrow.errors import Damaged, StoreError, short
+from regrow.store.workspace import (
+    CHECKPOINT,
+    Workspace,
+    is_locked,
+    is_same_file,
+    lock_in,
+    move_aside,
+)
+
+if TYPE_CHECKING:  # torch takes a second to import, and `regrow status` does not need it
+    from torch import Tensor
+
+FORMAT = 1
+TIMING, TENSORS = "timing", "tensors"  # where a record has its digest, and that of its tensors
+RECORD_FILE, TENSORS_FILE = "record.json", "tensors.safetensors"
+Status = Literal["done", "failed", "running", "missing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The keys of a store by what is known of them, from one sweep; no key stands in two sets.
+
+    ``damaged`` says what is wrong with files that were looked into; such a job counts as missing.
+    """
+
+    done: frozenset[str]
+    failed: frozenset[str]
+    running: frozenset[str]
+    paused: frozenset[str]  # nobody works on it, and a checkpoint waits to be resumed
+    damaged: Mapping[str, str] = field(default_factory=dict)
+
+
+class Store:
+    """Key -> record and tensors, on a folder that any number of processes may share."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._records = root / "records"
+        self._running = root / "running"
+        self._failed = root / "failed"
+        self._aside = root / "damaged"
+
+    @classmethod
+    def open(cls, path: str | Path, *, create: bool = True) -> "Store":
+        """Open the store at a folder, making it if it is absent and ``create``.
+
+        A ``StoreError`` when it cannot be read or written, or is of another version, or when the
+        folder holds something else.
+        """
+        root = Path(path)
+        try:
+            if create:
+                _create(root)
+            _check_version(root)
+        except OSError as error:
+            raise StoreError(
+                f"Cannot {'write' if create else 'read'} the store {root}: {_reason(error)}. "
+                f"Choose another folder with --store."
+            ) from error
+        return cls(root)
+
+    def has(self, key: str) -> bool:
+        """Tell whether a job is done, without a look into its record."""
+        return (self._record(key) / RECORD_FILE).exists()
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the keys of all jobs that are done, sorted."""
+        return tuple(sorted(_keys(self._records)))
+
+    def status(self, key: str) -> Status:
+        """Tell what is known of one job, without a look into its files."""
+        if self.has(key):
+            return "done"
+        if is_locked(self._running / key):
+            return "running"
+        return "failed" if self._failure(key).exists() else "missing"
+
+    def snapshot(self, specs: Mapping[str, Mapping[str, Any]] | None = None) -> Snapshot:
+        """Sweep over the store once; cheap for tens of thousands of keys.
+
+        With ``specs`` (by key), what is stored of these jobs is read and checked, all but tensors.
+        """
+        done = frozenset(_keys(self._records))
+        claimed = frozenset(_names(self._running)) - done
+        running = frozenset(key for key in claimed if is_locked(self._running / key))
+        failed = frozenset(name.removesuffix(".json") for name in _names(self._failed))
+        failed = failed - done - running
+        paused = frozenset(
+            key for key in claimed - running - failed if (self._running / key / CHECKPOINT).exists()
+        )
+        damaged = {}
+        for key, spec in (specs or {}).items():
+            try:
+                if key in done:
+                    self.record(key, spec=spec)
+                elif key in failed:
+                    self.failure(key)
+            except Damaged as error:
+                damaged[key] = str(error)
+        return Snapshot(
+            done=done - damaged.keys(),
+            failed=failed - damaged.keys(),
+            running=running,
+            paused=paused,
+            damaged=damaged,
+        )
+
+    def record(self, key: str, *, spec: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Read a record; what was not stored so under this key (for this ``spec``) is ``Damaged``.
+
+        A record that is not there is a ``StoreError``.
+        """
+        record = self._checked_record(key, spec)
+        record.pop(TENSORS, None)
+        return record
+
+    def tensors(self, key: str) -> dict[str, "Tensor"]:
+        """Read the tensors of a record; ``Damaged`` if they are not those stored with it."""
+        digest = self._checked_record(key).get(TENSORS)
+        file = self._record(key) / TENSORS_FILE
+        there = os.path.lexists(file)
+        try:
+            if there != (digest is not None):
+                raise ValueError(
+                    "it is there, and its record knows of none" if there else "it is not there"
+                )
+            if not there:
+                return {}
+            tensors, _ = load_tensors(file)
+            if digest_of(tensors) != digest:
+                raise ValueError("its tensors are not those that were stored with its record")
+        except ValueError as error:
+            raise _damaged(file, error) from error
+        except OSError as error:
+            raise _unreadable(file, error) from error
+        return tensors
+
+    def failure(self, key: str) -> dict[str, Any] | None:
+        """Return spec, message and traceback of a job's last failure, or None."""
+        file = self._failure(key)
+        try:
+            return unsealed(read_file(file), key)
+        except FileNotFoundError:
+            if not file.is_symlink():
+                return None
+            raise _damaged(file, "it is a link to nothing") from None
+        except ValueError as error:
+            raise _damaged(file, error) from error
+        except OSError as error:
+            raise _unreadable(file, error) from error
+
+    def progress(self, key: str) -> dict[str, Any]:
+        """Return what a job under way last said of itself, for people: nothing if unreadable."""
+        try:
+            said = parsed(read_file(self._running / key / "progress.json"))
+        except (OSError, ValueError):  # absent, or removed this moment by the process at work
+            return {}
+        share, note = said.get("fraction"), said.get("note")
+        good = isinstance(share, float | int) and 0 <= share <= 1 and isinstance(note, str)
+        return said if good else {}
+
+    def problem(self, key: str, spec: Mapping[str, Any]) -> str | None:
+        """Look into all that is stored of a job, tensors too; say what is damaged, if anything."""
+        try:
+            if os.path.lexists(self._record(key)):
+                self.record(key, spec=spec)
+                self.tensors(key)
+            else:
+                self.failure(key)
+        except Damaged as error:
+            return str(error)
+        return None
+
+    def set_aside(self, key: str, spec: Mapping[str, Any]) -> Path | None:
+        """Move what is damaged of a job to ``damaged/``, so that it can be done anew.
+
+        None where it is sound by now: another process may have been faster.
+        """
+        with self.claim(key) as workspace:
+            if workspace is None or self.problem(key, spec) is None:
+                return None
+            record = self._record(key)
+            of_record = os.path.lexists(record)
+            name = key if of_record else f"failed-{key}"
+            try:
+                return move_aside(record if of_record else self._failure(key), self._aside / name)
+            except OSError as error:
+                raise StoreError(
+                    f"Cannot move what is damaged of job {key} to {self._aside}: {_reason(error)}."
+                ) from error
+
+    @contextmanager
+    def claim(self, key: str) -> Iterator[Workspace | None]:
+        """Hold a job for this process; None when another living process holds it.
+
+        On leaving, a checkpoint of an unfinished job stays; everything else under way is removed.
+        """
+        folder = self._running / key
+        lock = lock_in(folder)
+        if lock is None:
+            yield None
+            return
+        try:
+            yield Workspace(folder, aside=self._aside)
+        finally:
+            unfinished = (folder / CHECKPOINT).exists() and not self.has(key)
+            # Not when the folder was removed and has a new owner already.
+            if not unfinished and is_same_file(lock, folder / "lock"):
+                shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+    def commit(
+        self, key: str, record: Mapping[str, Any], tensors: Mapping[str, "Tensor"] | None = None
+    ) -> bool:
+        """Store a finished job, complete or not at all; False when somebody was faster."""
+        separate = dict(tensors or {})
+        known = {TENSORS: digest_of(separate)} if separate else {}
+        text = _sealed_record(key, {**record, **known})
+        scratch = self._running / key / f"scratch-{os.getpid()}-{os.urandom(4).hex()}"
+        final = self._record(key)
+        try:
+            # Not in its final place yet, but on the same file system: there a rename is atomic.
+            scratch.mkdir(parents=True)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            write_synced(scratch / RECORD_FILE, text)
+            if separate:
+                save_tensors(scratch / TENSORS_FILE, separate)
+            sync(scratch)
+            scratch.rename(final)
+            sync(final.parent)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            if not self.has(key):
+                raise StoreError(
+                    f"Cannot write the record of job {key} to {final}: {_reason(error)}."
+                ) from error
+            return False
+        self._failure(key).unlink(missing_ok=True)
+        (self._running / key / CHECKPOINT).unlink(missing_ok=True)
+        return True
+
+    def fail(self, key: str, spec: Mapping[str, Any], *, message: str, traceback: str = "") -> None:
+        """Store why a job failed; replaces what an earlier failure of it left."""
+        failure = {"key": key, "spec": spec, "message": message, "traceback": traceback}
+        file = self._failure(key)
+        fresh = self._failed / f".{key}.{os.getpid()}.new"
+        try:
+            write_synced(fresh, sealed(failure, key))
+            fresh.replace(file)
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write the failure of job {key} to {file}: {_reason(error)}."
+            ) from error
+
+    def forgive(self, key: str) -> None:
+        """Forget a job's last failure, because it is being tried again."""
+        self._failure(key).unlink(missing_ok=True)
+
+    def decided(self, name: str) -> Any:
+        """Return what was decided once for the whole store under a name, or None."""
+        file = self.root / f"{name}.json"
+        try:
+            return unsealed(read_file(file), name) if file.exists() else None
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"Cannot read {file}: {error}. Remove it, and it is decided anew."
+            ) from error
+
+    def decide(self, name: str, value: Mapping[str, Any]) -> Any:
+        """Keep a decision, unless there is one; return the one that stands."""
+        file = self.root / f"{name}.json"
+        fresh = self.root / f".{name}.{os.getpid()}.new"
+        try:
+            write_synced(fresh, sealed(dict(value), name))
+            with suppress(FileExistsError):  # of several at once, the first has decided
+                os.link(fresh, file)
+            fresh.unlink()
+        except OSError as error:
+            raise StoreError(f"Cannot write {file}: {_reason(error)}.") from error
+        return self.decided(name)
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed while committing left behind."""
+        for key in _names(self._running):
+            if self.has(key):
+                with self.claim(key):
+                    pass
+
+    def _checked_record(self, key: str, spec: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Read a record with the digest of its tensors."""
+        file = self._record(key) / RECORD_FILE
+        try:
+            record = unsealed(read_file(file), key, under=TIMING)
+            if spec is not None:
+                _compare(record.get("spec"), spec)
+        except FileNotFoundError as error:
+            if os.path.lexists(file.parent):
+                raise _damaged(file, "it is not there") from error
+            raise StoreError(f"The store {self.root} has no record of job {key}.") from error
+        except ValueError as error:
+            raise _damaged(file, error) from error
+        except OSError as error:
+            raise _unreadable(file, error) from error
+        return record
+
+    def _record(self, key: str) -> Path:
+        return self._records / key[:2] / _plain(key)
+
+    def _failure(self, key: str) -> Path:
+        return self._failed / f"{_plain(key)}.json"
+
+
+def _plain(key: str) -> str:
+    """Refuse a key that would lead out of the store."""
+    if not key.isalnum():
+        raise StoreError(f"The key of a job must be letters and digits. Got {key[:100]!r}.")
+    return key
+
+
+def _damaged(file: Path, why: object) -> Damaged:
+    return Damaged(
+        f"{file} is damaged: {why}. It counts as missing; `regrow run` sets it aside and does "
+        f"its job anew."
+    )
+
+
+def _unreadable(file: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"Cannot read {file}: {_reason(error)}. Make it readable, or move it out of the store."
+    )
+
+
+def _sealed_record(key: str, record: Mapping[str, Any]) -> str:
+    try:
+        text = sealed(record, key, under=TIMING)
+    except ValueError as error:
+        raise StoreError(
+            f"The record of job {key} holds a number that is not finite, which JSON cannot: "
+            f"{error}."
+        ) from error
+    if len(text) > MOST_BYTES:
+        raise StoreError(f"The record of job {key} is longer than {MOST_BYTES:,} bytes.")
+    return text
+
+
+def _compare(found: object, spec: Mapping[str, Any]) -> None:
+    wanted = json.loads(canonical_json(spec))
+    if found != wanted:
+        raise ValueError(f"it stands for another job: {_difference(found, wanted, at='spec')}")
+
+
+def _create(root: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    if not (root / "store.json").exists():
+        foreign = sorted(name for name in _names(root) if name != "store.json")
+        if foreign:
+            raise StoreError(
+                f"The folder {root} is not a store: it has no store.json but {foreign[0]!r}. "
+                f"Choose an empty or a new folder with --store."
+            )
+        fresh = root / f".store.{os.getpid()}.new"
+        write_synced(fresh, canonical_json({"format": FORMAT}))
+        fresh.replace(root / "store.json")
+    _check_version(root)
+    for name in ("records", "running", "failed"):
+        (root / name).mkdir(exist_ok=True)
+        if not os.access(root / name, os.W_OK):
+            raise PermissionError(13, "no permission to write", str(root / name))
+
+
+def _check_version(root: Path) -> None:
+    file = root / "store.json"
+    if not file.exists():
+        raise StoreError(f"There is no store at {root}. Run a study first, or give --store.")
+    try:
+        found = parsed(read_file(file)).get("format")
+    except ValueError as error:
+        raise StoreError(
+            f"{file} is damaged: {error}. Choose another folder with --store."
+        ) from error
+    if found != FORMAT:
+        raise StoreError(
+            f"The store {root} has format {found!r}, this regrow reads format {FORMAT}. Use the "
+            f"regrow that wrote it, or choose another folder with --store."
+        )
+
+
+def _difference(found: object, wanted: object, *, at: str) -> str:
+    """Word the first place where two JSON values differ."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted({*found, *wanted}):
+            if found.get(name) != wanted.get(name):
+                return _difference(found.get(name), wanted.get(name), at=f"{at}.{name}")
+    return f"its {at!r} is {short(found)}, this study asks for {short(wanted)}"
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return []  # a stray file or link is none of the store's
+        raise StoreError(f"Cannot read the store: {_reason(error)}.") from error
+
+
+def _keys(records: Path) -> Iterator[str]:
+    for start in _names(records):
+        yield from (name for name in _names(records / start) if name[:2] == start)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    return str(error)

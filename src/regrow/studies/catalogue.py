@@ -1,0 +1,83 @@
+"""What can be named in a study, in words: one line for each name of each kind."""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+from regrow.data import DATASETS
+from regrow.jobs.arms import ARMS, Arm, Budget
+from regrow.models import MODELS
+from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, Method
+from regrow.train import RECIPES, Recipe
+
+STARTS = {
+    "inherited": "the weights that pruning left",
+    "random": "new random weights of the small network",
+    "initial": "the weights before training, cut alike",
+    "redrawn": "another draw of those weights, cut alike",
+    "rewound": "the weights after some epochs of training, cut alike",
+}
+
+
+def catalogue() -> dict[str, dict[str, str]]:
+    """Return kind -> name -> one line about it, in the order in which a study is written."""
+    return {
+        "data": {name: _first_line(DATASETS.get(name).read) for name in DATASETS.names()},
+        "models": {name: _model(name) for name in MODELS.names()},
+        "methods": {name: _method(METHODS.get(name)) for name in METHODS.names()},
+        "criteria": {name: _first_line(CRITERIA.get(name)) for name in CRITERIA.names()},
+        "allocations": {name: _first_line(ALLOCATIONS.get(name)) for name in ALLOCATIONS.names()},
+        "arms": {name: _arm(ARMS.get(name)) for name in ARMS.names()},
+        "recipes": {name: _recipe(recipe) for name, recipe in RECIPES.items()},
+    }
+
+
+def _first_line(function: Callable[..., object]) -> str:
+    return (function.__doc__ or "").strip().partition("\n")[0]
+
+
+def _model(name: str) -> str:
+    entry = MODELS.get(name)
+    return ". ".join(filter(None, (f"Family {entry.family}", entry.reference)))
+
+
+def _method(method: Method) -> str:
+    text = f"{method.criterion} x {method.allocation}, removes {method.unit}s"
+    if method.follows is not None:
+        text += f", follows the pattern of {method.follows} (or another: from)"
+    return f"{text}; targets {', '.join(method.targets)}" if method.targets else text
+
+
+def _arm(arm: Arm) -> str:
+    if arm.name == "unpruned":
+        return "The network before pruning, measured"
+    if arm.budget.kind == "none":
+        return "The network right after pruning, measured"
+    rate = ", at the last learning rate" if arm.schedule == "last-rate" else ""
+    return f"Trains {STARTS[arm.start]}, for {_budget(arm.budget)}{rate}"
+
+
+def _budget(budget: Budget) -> str:
+    cap = f" (at most {budget.cap:g}x the epochs)" if budget.cap else ""
+    if budget.kind == "share":
+        return f"{100 * (budget.amount or 0):g} % of the epochs"
+    if budget.kind == "epochs":
+        return f"{budget.amount:g} epochs"
+    return f"{budget.kind.replace('-', ' ').replace('flops', 'FLOPs')}{cap}"
+
+
+def _recipe(recipe: Recipe) -> str:
+    """Word the epochs, batch and rate, and whatever else differs from the default recipe."""
+    changed = [
+        f"{field.name} {_value(getattr(recipe, field.name))}"
+        for field in fields(Recipe)
+        if field.name not in ("epochs", "batch", "lr")
+        and getattr(recipe, field.name) != field.default
+    ]
+    parts = [f"{recipe.epochs} epochs", f"batch {recipe.batch}", f"lr {recipe.lr:g}", *changed]
+    return ", ".join(parts)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        return "/".join(f"{part:g}" for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

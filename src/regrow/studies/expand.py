@@ -1,0 +1,337 @@
+"""The cells of an experiment's table, and the graph of jobs that fills them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from regrow.data import DataSpec, fingerprint, load
+from regrow.errors import ConfigError, TraceError
+from regrow.jobs.arms import UNPRUNED, Arm
+from regrow.jobs.base import Job
+from regrow.jobs.jobs import Material, Prune, Retrain, Train, Treated, structure_only
+from regrow.models import MODELS, ModelSpec, build
+from regrow.pruning.dry_run import try_out
+from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS
+from regrow.pruning.select import groups_in_scope
+from regrow.pruning.stages import stages_of
+from regrow.studies.experiment import Cut, Experiment, MethodUse, Source
+from regrow.surgery import Trace, trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One seed of one row of the table, and the job that fills it."""
+
+    experiment: Experiment
+    use: MethodUse | None  # None: the unpruned network
+    cut: Cut | None
+    arm: Arm
+    seed: int
+    job: Job
+
+    @property
+    def place(self) -> tuple[str, str, str, str, str, int]:
+        """Where it stands in the table: two results at one place could not be told apart."""
+        own, use, cut = self.experiment, self.use, self.cut
+        return (
+            own.data_label,
+            own.model_label,
+            use.label if use else "",
+            cut.label if cut else "",
+            self.arm.name,
+            self.seed,
+        )
+
+
+@cache
+def material(spec: DataSpec) -> Material:
+    """Look at a data set: its shape, its size, the identity of its content."""
+    dataset = load(spec)
+    return Material(
+        spec=spec,
+        content=fingerprint(spec),
+        channels=dataset.channels,
+        size=dataset.size,
+        classes=len(dataset.classes),
+        num_train=len(dataset.train),
+        num_test=len(dataset.test),
+        num_most_frequent=int(torch.bincount(dataset.test.labels).max()),
+        notices=dataset.notices,
+    )
+
+
+def expanded(experiment: Experiment) -> Iterator[Cell]:
+    """Yield the cells of an experiment, in report order; refuse what cannot work."""
+    data = material(experiment.data)
+    model = _fitted(experiment.model, data)
+    for use in experiment.uses:
+        _check_use(use, model, data)
+    if model.is_published:
+        _check_published(experiment)
+    uses = [_in_network(use, model, data) for use in experiment.uses]
+    plain = {seed: _train(experiment, data, model, seed) for seed in experiment.seeds}
+    if UNPRUNED in experiment.arms:
+        for seed, job in plain.items():
+            yield Cell(experiment=experiment, use=None, cut=None, arm=UNPRUNED, seed=seed, job=job)
+    for use in uses:
+        chosen: dict[int, Prune] = {}  # by seed: of the round before, where there are rounds
+        source = None if use.source is None else _source(experiment, use.source, model, data)
+        for cut in use.cuts:
+            guides = () if source is None else source.prunings(cut)
+            parents = {seed: _parent(experiment, plain[seed], use, cut) for seed in plain}
+            for seed, trained in parents.items():
+                before = chosen.get(seed)
+                ticket = None
+                if before is not None and use.ticket is not None:
+                    ticket = _retrain(experiment, trained, before, use.ticket)
+                prune = _prune(experiment, ticket or trained, use, cut)
+                chosen[seed] = replace(prune, guides=guides)
+            for arm in (arm for arm in experiment.arms if arm != UNPRUNED):
+                for seed, trained in parents.items():
+                    prune = chosen[seed]
+                    if arm.start == "random" and _gives_architecture(use, cut):
+                        prune = _prune(experiment, trained, use, cut, by_structure=True)
+                    yield Cell(
+                        experiment=experiment,
+                        use=use,
+                        cut=cut,
+                        arm=arm,
+                        seed=seed,
+                        job=_retrain(experiment, trained, prune, arm),
+                    )
+
+
+def _fitted(model: ModelSpec, data: Material) -> ModelSpec:
+    """Return a model for the images and classes of a data set."""
+    from_data = {"classes": data.classes, "in_channels": data.channels, "input_size": data.size}
+    return ModelSpec(model.name, {**model.arguments, **from_data})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pruned:
+    """Networks pruned by another method, for what it prunes to follow: one a seed."""
+
+    experiment: Experiment
+    use: MethodUse
+    plain: tuple[Train, ...]
+
+    def prunings(self, cut: Cut) -> tuple[Prune, ...]:
+        """Return those of one sparsity: the jobs of the rows that a study may have of them."""
+        parents = [_parent(self.experiment, trained, self.use, cut) for trained in self.plain]
+        return tuple(_prune(self.experiment, parent, self.use, cut) for parent in parents)
+
+
+def _source(experiment: Experiment, source: Source, model: ModelSpec, data: Material) -> _Pruned:
+    """Return the networks that a method follows, which may be of another model and data set."""
+    other = replace(
+        experiment,
+        data=source.data or experiment.data,
+        model=source.model or experiment.model,
+        model_label=source.model_label or experiment.model_label,
+        recipe=source.recipe or experiment.recipe,
+    )
+    theirs = material(other.data)
+    network = _fitted(other.model, theirs)
+    _check_use(source.use, network, theirs)
+    stages = [_count_stages(*pair) for pair in ((network, theirs.shape), (model, data.shape))]
+    if stages[0] != stages[1]:
+        raise ConfigError(
+            f"{other.model.name} has {stages[0]} stages on images of {theirs.size} pixels, and "
+            f"{model.name}, which is to follow it, has {stages[1]} on images of {data.size}. A "
+            "stage is the layers with one size of feature map, and stages are matched in their "
+            "order: take the pattern 'from' a network and images with as many."
+        )
+    plain = tuple(_train(other, theirs, network, seed) for seed in other.seeds)
+    return _Pruned(experiment=other, use=_in_network(source.use, network, theirs), plain=plain)
+
+
+def _parent(experiment: Experiment, plain: Train, use: MethodUse, cut: Cut) -> Train:
+    """Return the trained network that a method prunes: the unpruned one, or one of its own."""
+    method = use.method
+    if method.treatment is None:
+        return plain
+    strength = use.strength
+    if strength is None and method.strength:
+        strength = method.strength_for(MODELS.get(plain.model.name).family)
+    treated = Treated(
+        method=method.name,
+        strength=strength,
+        sparsity=cut.sparsity if method.each_sparsity else None,
+        code=METHODS.code(method.name),
+    )
+    of = f" {cut.label}" if method.each_sparsity else ""
+    return replace(
+        plain,
+        # It goes on from published weights where the method says so, by way of ``initial``.
+        model=plain.model.untrained() if plain.taken else plain.model,
+        recipe=plain.recipe if use.lr is None else replace(plain.recipe, lr=use.lr),
+        treated=treated,
+        initial=plain if use.pretrained else None,
+        label=f"{experiment.model_label} for {use.label}{of} seed {plain.seed}",
+    )
+
+
+def _train(experiment: Experiment, data: Material, model: ModelSpec, seed: int) -> Train:
+    return Train(
+        data=data,
+        model=model,
+        recipe=experiment.recipe,
+        seed=seed,
+        keep=tuple(sorted({arm.epoch for arm in experiment.arms if arm.epoch is not None})),
+        code=MODELS.code(model.name),
+        label=f"{experiment.model_label} unpruned seed {seed}",
+    )
+
+
+def _prune(
+    experiment: Experiment,
+    trained: Train | Retrain,
+    use: MethodUse,
+    cut: Cut,
+    *,
+    by_structure: bool = False,
+) -> Prune:
+    # A treatment belongs to the training; without it the job can be sent to any worker.
+    method = replace(use.method, treatment=None)
+    if by_structure:
+        method = structure_only(method)
+    first = trained.prune if isinstance(trained, Retrain) else trained
+    seed = 0 if by_structure else trained.seed
+    codes = [CRITERIA.code(method.criterion), MODELS.code(first.model.name)]
+    if cut.shares is None:
+        codes.append(ALLOCATIONS.code(method.allocation))
+    if method.repair is not None:
+        codes.append(REPAIRS.code(method.repair))
+    label = f"{experiment.model_label} {use.label} {cut.label} prune"
+    return Prune(
+        data=first.data,
+        # A network as first drawn has no published weights.
+        model=first.model if method.trained else first.model.untrained(),
+        method=method,
+        seed=seed,
+        parent=trained if method.trained else None,
+        sparsity=cut.sparsity if cut.step is None else cut.step,
+        shares=cut.shares,
+        code="-".join(sorted({code for code in codes if code is not None})) or None,
+        label=label + ("" if by_structure else f" seed {seed}"),
+    )
+
+
+def _retrain(experiment: Experiment, trained: Train, prune: Prune, arm: Arm) -> Retrain:
+    """Hang an arm on what it needs.
+
+    A random start of given widths needs no trained network. Weights are inherited from the network
+    that was pruned, and rewound to those of the training that came first.
+    """
+    starts = {"inherited": prune.parent or trained, "rewound": trained}
+    seed = trained.seed
+    what = prune.label.rpartition(" prune")[0]
+    return Retrain(
+        prune=prune,
+        arm=arm,
+        recipe=experiment.recipe,
+        seed=seed,
+        parent=starts.get(arm.start),
+        label=f"{what} {arm.name} seed {seed}",
+    )
+
+
+def _in_network(use: MethodUse, model: ModelSpec, data: Material) -> MethodUse:
+    """Leave out of a method's scope the normed linear layers that a network does not have.
+
+    They came to the scope of network slimming later; results without them keep their keys.
+    """
+    scope = use.method.scope
+    if "normed-linear" in scope and len(scope) > 1:
+        less = tuple(kind for kind in scope if kind != "normed-linear")
+        name, unit = use.method.name, use.method.unit
+        counts = [_count_groups(model, data.shape, unit, kinds, name) for kinds in (less, scope)]
+        if counts[0] == counts[1]:
+            return replace(use, method=replace(use.method, scope=less))
+    return use
+
+
+def _check_published(experiment: Experiment) -> None:
+    """Refuse arms that need what published weights were before they were trained."""
+    tickets = [use.ticket for use in experiment.uses if use.ticket is not None]
+    for arm in (*experiment.arms, *tickets):
+        if arm != UNPRUNED and arm.start in ("initial", "rewound"):
+            raise ConfigError(
+                f"The arm {arm.name!r} starts from what {experiment.model_label!r} was before or "
+                "while it was trained, which is not known of published weights. Leave the arm out, "
+                "or leave out 'weights', so that the network is trained here."
+            )
+
+
+def _gives_architecture(use: MethodUse, cut: Cut) -> bool:
+    """Tell whether the widths (or the blocks given) alone are the architecture.
+
+    Not so for single weights, nor for streams and views, whose positions other layers share.
+    """
+    private = {"conv", "normed-conv", "linear", "normed-linear"}
+    by_width = use.method.unit == "channel" and set(use.method.scope) <= private
+    return cut.shares is not None and (by_width or use.method.unit == "block")
+
+
+def _check_use(use: MethodUse, model: ModelSpec, data: Material) -> None:
+    """Refuse what cannot work before anything is trained."""
+    count = _count_groups(model, data.shape, use.method.unit, use.method.scope, use.method.name)
+    for cut in use.cuts:
+        target = use.method.targets.get(cut.target or "")
+        if target is not None and target.model not in ("", model.name):
+            raise ConfigError(
+                f"The target {cut.target!r} of {use.method.name} is made for {target.model}. "
+                f"Got the model {model.name}."
+            )
+        if cut.shares is not None and len(cut.shares) != count:
+            raise ConfigError(
+                f"{use.label}: {cut.target!r} gives {len(cut.shares)} shares, and {model.name} has "
+                f"{count} groups in the scope {', '.join(use.method.scope)}."
+            )
+    _try_own_code(use, model, data)
+
+
+def _try_own_code(use: MethodUse, model: ModelSpec, data: Material) -> None:
+    """Try a criterion and an allocation of the user's own, which only pruning would run."""
+    method, cut = use.method, use.cuts[0]
+    codes = (CRITERIA.code(method.criterion), ALLOCATIONS.code(method.allocation))
+    if any(codes):
+        sparsity = cut.sparsity if cut.step is None else cut.step
+        _tried(model, data, (method.unit, method.scope, method.name), (sparsity, cut.shares), codes)
+
+
+@cache
+def _tried(model: ModelSpec, data: Material, part: Any, cut: Any, _codes: Any) -> None:
+    unit, scope, name = part
+    sparsity, shares = cut
+    method = replace(METHODS.get(name), unit=unit, scope=scope)
+    network, found = _traced(model, data.shape)
+    try_out(
+        method, network, found, dataset=load(data.spec), sparsity=sparsity or 0.5, shares=shares
+    )
+
+
+@cache
+def _count_groups(
+    model: ModelSpec, shape: tuple[int, ...], unit: Any, scope: Any, name: str
+) -> int:
+    method = replace(METHODS.get(name), unit=unit, scope=scope)
+    try:
+        return len(groups_in_scope(*_traced(model, shape), method))
+    except TraceError as error:
+        raise TraceError(f"{model.name}: {error}") from error
+
+
+@cache
+def _count_stages(model: ModelSpec, shape: tuple[int, ...]) -> int:
+    return len(set(stages_of(*_traced(model, shape)).values()))
+
+
+@lru_cache(maxsize=1)
+def _traced(model: ModelSpec, shape: tuple[int, ...]) -> tuple[nn.Module, Trace]:
+    network = build(model.untrained())
+    return network, trace(network, torch.zeros(shape))

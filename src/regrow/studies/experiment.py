@@ -1,0 +1,476 @@
+"""One experiment of a study: a network, a data set, and everything that is compared on them.
+
+Read from the mappings and lists of a study file, and checked: what cannot be meant is a
+``ConfigError`` that says where it stands and what is known there.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from regrow.core.units import HELD
+from regrow.core.validation import is_int, is_number
+from regrow.data.spec import AUGMENTATIONS, DataSpec
+from regrow.errors import ConfigError, short, unknown
+from regrow.jobs.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED, WINNING_TICKET, Arm, Budget
+from regrow.models import FROM_DATA, MODELS, ModelSpec, resolve
+from regrow.pruning.method import (
+    ALLOCATIONS,
+    CRITERIA,
+    METHODS,
+    Method,
+    checked_share,
+    checked_sparsity,
+)
+from regrow.train import Recipe
+
+MOST_SEEDS = 10_000
+MOST_ROUNDS = 100  # of 0.1 each leave 0.003 % of the weights
+AXES = ("data", "models", "methods", "arms", "seeds", "recipe")
+
+_METHOD_KEYS = (
+    *("name", "label", "sparsity", "target", "shares"),
+    *("strength", "criterion", "allocation", "scope"),
+    *("pretrained", "lr", "rounds", "ticket", "from"),
+)
+_SOURCE_KEYS = ("model", "data", "method", "recipe")
+_SOURCE_METHOD_KEYS = (
+    *("name", "strength", "criterion", "allocation", "scope"),
+    *("pretrained", "lr"),
+)
+_ARM_KEYS = (
+    *("name", "like", "start", "epoch", "schedule", "lr"),
+    *("epochs", "share", "budget", "cap"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How much a method removes: a sparsity, or a target's share of each group in turn.
+
+    ``step`` is the sparsity of a single round, of those that lead to this one: the share of what
+    the round before left.
+    """
+
+    sparsity: float | None = None
+    target: str | None = None
+    shares: tuple[float, ...] | None = None
+    step: float | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name in a table."""
+        return self.target or f"{self.sparsity:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodUse:
+    """A method as a study uses it: with its own parts replaced where the study says so.
+
+    ``cuts`` of rounds follow one another: each prunes what the arm ``ticket`` made of the one
+    before. ``pretrained``: what the method trains goes on from the unpruned network, at its own
+    rate ``lr`` if given. ``source``: where a method that follows a pattern takes it from.
+    """
+
+    method: Method
+    label: str
+    cuts: tuple[Cut, ...]
+    strength: float | None = None
+    pretrained: bool = False
+    lr: float | None = None
+    ticket: Arm | None = None
+    source: "Source | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which pruned networks a pattern is taken from, those of all seeds; None: as in the row."""
+
+    use: MethodUse
+    data: DataSpec | None = None
+    data_label: str = ""
+    model: ModelSpec | None = None
+    model_label: str = ""
+    recipe: Recipe | None = None
+
+    @property
+    def label(self) -> str:
+        """The network and the data set in a table, as far as they are not the row's own."""
+        return ", ".join(filter(None, (self.model_label, self.data_label)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One data set, one model, and everything that is compared on them."""
+
+    data: DataSpec
+    data_label: str
+    model: ModelSpec
+    model_label: str
+    uses: tuple[MethodUse, ...]
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    recipe: Recipe
+
+
+def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
+    """Read what stands under the keys ``AXES``: an experiment for each data set and model."""
+    for key in ("data", "models"):
+        if key not in value:
+            raise ConfigError(f"{key!r} is missing. Name at least one.")
+    _check_names(value)
+    arms = tuple(_arm(entry) for entry in _list(value.get("arms", [a.name for a in DEFAULT_ARMS])))
+    seeds = _seeds(value.get("seeds", 5))
+    recipe = _recipe(value.get("recipe", "cifar"))
+    for arm in arms:
+        if (arm.epoch or 0) >= recipe.epochs:
+            raise ConfigError(
+                f"The arm {arm.name!r} rewinds to epoch {arm.epoch}, and the recipe has "
+                f"{recipe.epochs}. Rewind to an earlier one."
+            )
+    data = [_data(entry) for entry in _list(value["data"])]
+    uses = tuple(_use(entry, arms) for entry in _list(value.get("methods", [])))
+    models = [_model(entry) for entry in _list(value["models"])]
+    for key, found in (("data", data), ("models", models), ("arms", arms)):
+        if not found:
+            raise ConfigError(f"{key!r} must name at least one. Got an empty list.")
+    if not uses and UNPRUNED not in arms:
+        raise ConfigError(
+            "Nothing is asked for: without 'methods' there is only the arm 'unpruned', and 'arms' "
+            "does not name it."
+        )
+    _refuse_twice("methods", [use.label for use in uses], "give one of them another 'label'")
+    _refuse_twice("arms", [arm.name for arm in arms], "give one of them another 'name'")
+    _refuse_twice("data", [label for _, label in data], "give one of them another 'label'")
+    _refuse_twice("models", [label for _, label in models], "give one of them another 'label'")
+    return [
+        Experiment(
+            data=data_spec,
+            data_label=data_label,
+            model=model,
+            model_label=model_label,
+            uses=uses,
+            arms=arms,
+            seeds=seeds,
+            recipe=recipe,
+        )
+        for data_spec, data_label in data
+        for model, model_label in models
+    ]
+
+
+def _check_names(value: Mapping[str, Any]) -> None:
+    """Refuse unknown models and methods before the code behind known ones is imported."""
+    for entry in _list(value["models"]):
+        given = entry if isinstance(entry, Mapping) else {"name": entry}
+        if "name" in given:
+            MODELS.key(given["name"])
+    for entry in _list(value.get("methods", [])):
+        given = _entry(entry, "methods", _METHOD_KEYS)
+        METHODS.key(given["name"])
+        for key, registry in (("criterion", CRITERIA), ("allocation", ALLOCATIONS)):
+            if key in given:
+                registry.key(given[key])
+
+
+def mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
+    """Return a mapping that has no other keys than those known."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must be a mapping of {', '.join(known)}. Got {value!r}.")
+    for key in value:
+        if key not in known:
+            raise ConfigError(f"{where}: {unknown('key', str(key), known)}")
+    return dict(value)
+
+
+def text(value: Any, field: str) -> str:
+    """Return a text that is one."""
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"The {field!r} must be a text. Got {value!r}.")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _entry(value: Any, axis: str, known: Sequence[str]) -> dict[str, Any]:
+    """Read an entry of an axis: a name alone, or a mapping with a name in it."""
+    named = {"name": value} if isinstance(value, str) else value
+    given = mapping(named, f"{axis}: an entry", known)
+    if "name" not in given:
+        raise ConfigError(f"{axis}: an entry needs a 'name'. Got {value!r}.")
+    return given
+
+
+def _refuse_twice(axis: str, names: Sequence[str], remedy: str) -> None:
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ConfigError(f"{axis}: {name!r} stands there twice; {remedy}.")
+
+
+def _data(entry: Any) -> tuple[DataSpec, str]:
+    given = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
+    label = given.pop("label", None)
+    spec = DataSpec.from_json(given)
+    if label is None:
+        label = Path(spec.location).name if spec.location else spec.name
+        label += f" ({spec.subset:,} images)" if spec.subset else ""
+    return spec, text(label, "label")
+
+
+def _model(entry: Any) -> tuple[ModelSpec, str]:
+    given = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
+    name, label = given.pop("name", None), given.pop("label", None)
+    if name is None:
+        raise ConfigError(f"models: an entry needs a 'name'. Got {entry!r}.")
+    spec = ModelSpec(MODELS.key(name), given)
+    resolve(spec, reserved=FROM_DATA)
+    if label is None:
+        options = ", ".join(f"{key} {value}" for key, value in given.items())
+        label = f"{spec.name} ({options})" if options else spec.name
+    return spec, text(label, "label")
+
+
+def _recipe(value: Any) -> Recipe:
+    recipe = Recipe.from_json(value)
+    if recipe.augmentation is not None and recipe.augmentation not in AUGMENTATIONS:
+        raise ConfigError(f"Recipe: {unknown('augmentation', recipe.augmentation, AUGMENTATIONS)}")
+    return recipe
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    if is_int(value, least=MOST_SEEDS + 1) or (isinstance(value, list) and len(value) > MOST_SEEDS):
+        raise ConfigError(f"The 'seeds' must be at most {MOST_SEEDS:,}. Got {short(value)}.")
+    if is_int(value, least=1):
+        return tuple(range(value))
+    good = isinstance(value, list) and all(is_int(seed, least=0) for seed in value)
+    if not good or not value:
+        raise ConfigError(
+            "The 'seeds' must be how many (an int of at least 1) or a list of at least one seed. "
+            f"Got {value!r}."
+        )
+    _refuse_twice("seeds", [str(s) for s in value], "leave one out")
+    return tuple(value)
+
+
+def _use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
+    given = _entry(entry, "methods", _METHOD_KEYS)
+    name = METHODS.key(given["name"])
+    method = METHODS.get(name)
+    where = f"The method {name!r}"
+    changes: dict[str, Any] = {
+        "criterion": CRITERIA.key(given.get("criterion", method.criterion)),
+        "allocation": ALLOCATIONS.key(given.get("allocation", method.allocation)),
+    }
+    if "scope" in given:
+        changes["scope"] = tuple(text(kind, "scope") for kind in _list(given["scope"]))
+    strength = given.get("strength")
+    if strength is not None:
+        if not method.strength:
+            raise ConfigError(f"{where} has no penalty during training, so it takes no 'strength'.")
+        if not is_number(strength) or strength < 0:
+            raise ConfigError(f"{where}: 'strength' must be at least 0. Got {strength!r}.")
+    pretrained, lr = given.get("pretrained", False), given.get("lr")
+    if not isinstance(pretrained, bool):
+        raise ConfigError(f"{where}: 'pretrained' must be true or false. Got {pretrained!r}.")
+    if method.treatment is None and (pretrained or lr is not None):
+        raise ConfigError(
+            f"{where} does nothing while a network trains, so it takes no 'pretrained' and no 'lr'."
+        )
+    if lr is not None and not (is_number(lr) and lr > 0):
+        raise ConfigError(f"{where}: 'lr' must be a number above 0. Got {lr!r}.")
+    cuts = _cuts(given, method, where)
+    source = _source(given, method, where)
+    if method.each_sparsity and any(cut.shares is not None for cut in cuts):
+        raise ConfigError(f"{where} trains for a 'sparsity', so it takes no 'target' or 'shares'.")
+    return MethodUse(
+        method=replace(method, **changes),
+        label=text(given.get("label", _default_label(name, source)), "label"),
+        cuts=cuts,
+        strength=None if strength is None else float(strength),
+        pretrained=pretrained,
+        lr=None if lr is None else float(lr),
+        ticket=_ticket(given, arms, where) if cuts[0].step is not None else None,
+        source=source,
+    )
+
+
+def _default_label(name: str, source: Source | None) -> str:
+    return f"{name} from {source.label}" if source is not None and source.label else name
+
+
+def _source(given: Mapping[str, Any], method: Method, where: str) -> Source | None:
+    """Read where a method that follows a pattern takes it from."""
+    if method.follows is None:
+        if "from" in given:
+            known = [name for name in METHODS.names() if METHODS.get(name).follows is not None]
+            raise ConfigError(
+                f"{where} follows no pattern of other networks, so it takes no 'from'. Methods "
+                f"that do: {', '.join(known)}."
+            )
+        return None
+    if "shares" in given:
+        raise ConfigError(
+            f"{where} takes each layer's share from other networks, so it takes a 'sparsity' (of "
+            "those) and no 'shares'."
+        )
+    try:
+        own = mapping(given.get("from", {}), "'from'", _SOURCE_KEYS)
+        entry = _entry(own.get("method", method.follows), "'from': method", _SOURCE_METHOD_KEYS)
+        _check_source(METHODS.get(entry["name"]), method)
+        use = _use({**entry, "sparsity": given["sparsity"]}, ())
+        data, data_label = _data(own["data"]) if "data" in own else (None, "")
+        model, model_label = _model(own["model"]) if "model" in own else (None, "")
+        recipe = _recipe(own["recipe"]) if "recipe" in own else None
+    except ConfigError as error:
+        raise ConfigError(f"{where}, what it follows: {error}") from error
+    return Source(
+        use=use,
+        data=data,
+        data_label=data_label,
+        model=model,
+        model_label=model_label,
+        recipe=recipe,
+    )
+
+
+def _check_source(source: Method, method: Method) -> None:
+    """Refuse a method whose networks cannot show another how much to keep of each stage."""
+    if source.follows is not None or source.rounds > 1:
+        how = "follows others itself" if source.follows is not None else "prunes in rounds"
+        raise ConfigError(
+            f"The method {source.name!r} {how}. Name one that prunes trained networks at once."
+        )
+    if source.unit != method.unit:
+        raise ConfigError(
+            f"The method {source.name!r} removes {source.unit}s, and {method.name} removes "
+            f"{method.unit}s. Name one that removes {method.unit}s."
+        )
+
+
+def _ticket(given: Mapping[str, Any], arms: Sequence[Arm], where: str) -> Arm:
+    """Return the arm that each round trains: one of the study's, or a registered one."""
+    name = text(given.get("ticket", WINNING_TICKET.name), "ticket")
+    known = {arm.name: arm for arm in (WINNING_TICKET, *arms)}
+    if name not in known:
+        raise ConfigError(f"{where}: 'ticket': {unknown('arm', name, known)}")
+    if known[name].start not in ("initial", "rewound"):
+        raise ConfigError(
+            f"{where}: each round's 'ticket' must start from initial or rewound weights. "
+            f"{name!r} starts from {known[name].start} ones."
+        )
+    return known[name]
+
+
+def _rounds(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
+    """Return a cut for each round, known by what is gone after it."""
+    rounds = given.get("rounds", method.rounds)
+    if not is_int(rounds, least=1) or rounds > MOST_ROUNDS:
+        raise ConfigError(
+            f"{where}: 'rounds' must be an int from 1 to {MOST_ROUNDS}. Got {rounds!r}."
+        )
+    if not method.trained:
+        raise ConfigError(
+            f"{where} looks at no trained weights, so to prune again what it left, in 'rounds', "
+            "means nothing. Give the 'sparsity' itself."
+        )
+    if method.unit not in HELD:
+        raise ConfigError(
+            f"{where} removes {method.unit}s, and only what is held at zero can be pruned in "
+            f"'rounds': a method of unit {' or '.join(map(repr, HELD))}."
+        )
+    step = _sparsity(given.get("sparsity"), where)
+    if step == 0.0 or {"target", "shares"} & set(given):
+        raise ConfigError(
+            f"{where}: 'rounds' need one 'sparsity' above 0, the share of what is left that each "
+            "removes, and no 'target' or 'shares'."
+        )
+    # Rounded, because 1 - 0.8 * 0.8 is 0.3599999999999999.
+    gone = [round(1 - (1 - step) ** (number + 1), 12) for number in range(rounds)]
+    return tuple(Cut(sparsity=share, step=step) for share in gone)
+
+
+def _cuts(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
+    if "rounds" in given or method.rounds > 1:
+        return _rounds(given, method, where)
+    cuts = [Cut(sparsity=_sparsity(s, where)) for s in _list(given.get("sparsity", []))]
+    for name in _list(given.get("target", [])):
+        key = str(name).lower()
+        if key not in method.targets:
+            raise ConfigError(f"{where}: {unknown('target', str(name), method.targets)}")
+        shares = method.targets[key].shares
+        cuts.append(Cut(target=key, shares=shares, sparsity=0.0 if shares is None else None))
+    if "shares" in given:
+        own = tuple(_sparsity(s, where, method) for s in _list(given["shares"]))
+        cuts.append(Cut(target="shares", shares=own))
+    if not cuts:
+        known = f", or a 'target' ({', '.join(method.targets)})" if method.targets else ""
+        raise ConfigError(f"{where} needs a 'sparsity' in [0, 1), or several{known}.")
+    _refuse_twice(where, [cut.label for cut in cuts], "leave one out")
+    return tuple(cuts)
+
+
+def _sparsity(value: Any, where: str, method: Method | None = None) -> float:
+    """Check a sparsity, or (given the method) the share of one of its groups."""
+    try:
+        return checked_sparsity(value) if method is None else checked_share(method, value)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _arm(entry: Any) -> Arm:
+    """Read an arm: a registered name, or a name with what differs from itself or from ``like``."""
+    given = _entry(entry, "arms", _ARM_KEYS)
+    name = text(given["name"], "name")
+    known = _registered_arm(name)
+    if known is not None:
+        base = known
+        for key in ("like", "start"):
+            if key in given:
+                raise ConfigError(
+                    f"The arm {known.name!r} is what it is called; with {key!r} it needs another "
+                    "'name'."
+                )
+    elif "start" in given and "like" not in given:
+        budget, epoch = Budget(kind="equal-epochs"), given.get("epoch")
+        base = Arm(name=name, start=given["start"], budget=budget, epoch=epoch)
+    else:
+        base = ARMS.get(given.get("like", name))
+    if base in (UNPRUNED, PRUNED) and set(given) - {"name"}:
+        raise ConfigError(f"The arm {base.name!r} is measured, not trained: it takes no options.")
+    return replace(
+        base,
+        name=base.name if known is not None else name,
+        budget=_budget(given, base),
+        **{key: given[key] for key in ("start", "epoch", "schedule", "lr") if key in given},
+    )
+
+
+def _registered_arm(name: str) -> Arm | None:
+    try:
+        return ARMS.get(name)
+    except ConfigError:
+        return None
+
+
+def _budget(given: Mapping[str, Any], base: Arm) -> Budget:
+    asked = [key for key in ("epochs", "share", "budget") if key in given]
+    if len(asked) > 1:
+        raise ConfigError(f"The arm {given['name']!r}: give one of {' and '.join(asked)}.")
+    budget = base.budget
+    if "epochs" in given:
+        budget = Budget(kind="epochs", amount=given["epochs"])
+    elif "share" in given:
+        budget = Budget(kind="share", amount=given["share"])
+    elif "budget" in given:
+        budget = Budget(kind=given["budget"])
+    if "cap" in given:
+        if budget.kind != "equal-flops":
+            raise ConfigError(
+                f"The arm {given['name']!r}: only a budget of equal FLOPs can have a 'cap'."
+            )
+        budget = replace(budget, cap=given["cap"])
+    return budget

@@ -1,0 +1,157 @@
+"""Take one network out of a study: choose a finished row, and write it as ``regrow.load`` reads it.
+
+exported = export(choose(study.cells(), {"arm": "scratch-b", "seed": "0"}), store, "small-net")
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from regrow.data import load
+from regrow.errors import ConfigError, unknown
+from regrow.jobs.jobs import Material, Retrain, Train, split_repaired, weights_of
+from regrow.store import Store
+from regrow.studies.expand import Cell
+from regrow.surgery.architecture import Architecture, save
+from regrow.surgery.mask import Mask, apply_
+
+# How a row is told from others, in the order of the table's columns.
+CHOICES: Mapping[str, Callable[[Cell], str]] = {
+    "data": lambda cell: cell.experiment.data_label,
+    "model": lambda cell: cell.experiment.model_label,
+    "method": lambda cell: cell.use.label if cell.use else "none",
+    "sparsity": lambda cell: _number(cell.cut.sparsity) if cell.cut else "none",
+    "target": lambda cell: (cell.cut.target if cell.cut else None) or "none",
+    "arm": lambda cell: cell.arm.name,
+    "seed": lambda cell: str(cell.seed),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A network that was written: where, and what its record says."""
+
+    folder: Path
+    label: str
+    accuracy: float  # in percent, of the test set, as the report has it
+    parameters: int
+    macs: int
+
+
+def choose(cells: Sequence[Cell], wanted: Mapping[str, str]) -> Cell:
+    """Return the one cell that has all wanted values; the keys are those of ``CHOICES``.
+
+    A ``ConfigError`` names the values there are: for one that no row has, and for what is still
+    open when several rows fit.
+    """
+    left = list(cells)
+    for axis, read in CHOICES.items():
+        if axis not in wanted:
+            continue
+        known = tuple(dict.fromkeys(map(read, left)))
+        if wanted[axis] not in known:
+            among = " among the rows that fit the other options" if len(left) < len(cells) else ""
+            raise ConfigError(f"--{axis}{among}: {unknown(axis, wanted[axis], known)}")
+        left = [cell for cell in left if read(cell) == wanted[axis]]
+    if len(left) == 1:
+        return left[0]
+    open_axes = {axis: tuple(dict.fromkeys(map(read, left))) for axis, read in CHOICES.items()}
+    options = "; ".join(
+        f"--{axis} {' or '.join(map(repr, values))}"
+        for axis, values in open_axes.items()
+        if len(values) > 1
+    )
+    raise ConfigError(f"{len(left)} rows fit, one is needed. Choose with {options}.")
+
+
+def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
+    """Write a finished row's network, and ``result.json``: what it was trained on and reached.
+
+    A row that is not in the store is a ``ConfigError``.
+    """
+    job = cell.job
+    if not isinstance(job, Train | Retrain):
+        raise ConfigError(
+            f"Only classifiers can be exported, and '{job.label}' is a detector. Write its "
+            "'backbone' as a study of its own, and export a row of that."
+        )
+    if not store.has(job.key):
+        failure = store.failure(job.key)
+        why = f"failed ({failure['message']})" if failure else "has not been done yet"
+        raise ConfigError(f"'{job.label}' {why}. Give the study to `regrow run` first.")
+    record = store.record(job.key, spec=job.spec)
+    if isinstance(job, Train):
+        record = job.recounted(record)
+    network, architecture = _network(job, store)
+    save(folder, network, architecture)
+    text = json.dumps(_result(job, record), indent=1)
+    (Path(folder) / "result.json").write_text(text + "\n", encoding="utf-8")
+    return Exported(
+        folder=Path(folder),
+        label=job.label,
+        accuracy=_percent(record["accuracy"]),
+        parameters=record["parameters"],
+        macs=record["macs"],
+    )
+
+
+def _network(job: Train | Retrain, store: Store) -> tuple[nn.Module, Architecture]:
+    """Rebuild the network of a record with its weights; masked weights are zeros."""
+    if isinstance(job, Train):
+        architecture = Architecture(model=job.model, shape=job.data.shape)
+        network = architecture.build()
+        network.load_state_dict(weights_of(store.tensors(job.key)))
+        return network, architecture
+    pruned = store.record(job.prune.key, spec=job.prune.spec)
+    architecture = Architecture.from_json(pruned["architecture"])
+    weights = store.tensors(job.key)
+    if weights:
+        network = architecture.build()
+        network.load_state_dict(weights)
+        return network, architecture
+    # Not trained after the cut: its record keeps no weights, for they are the parent's, or those
+    # that the pruning mended.
+    assert job.parent is not None
+    network, _ = _network(job.parent, store)
+    kept, repaired = split_repaired(store.tensors(job.prune.key))
+    mask = Mask(unit=pruned["unit"], kept=kept)
+    if mask.held:
+        apply_(network, mask)
+        return network, architecture
+    network = architecture.cut(network)
+    if repaired:
+        network.load_state_dict(repaired)
+    return network, architecture
+
+
+def _result(job: Train | Retrain, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what a user of the network needs: how pixels go in, what comes out, how good it was."""
+    material: Material = job.data if isinstance(job, Train) else job.prune.data
+    dataset = load(material.spec)
+    measured = ("loss", "num_test", "parameters", "macs", "epochs")
+    return {
+        "label": job.label,
+        "accuracy": _percent(record["accuracy"]),
+        "accuracy_unit": "percent",
+        **{name: record[name] for name in measured},
+        "input": {
+            "shape": list(material.shape),
+            "scale": "pixels in [0, 1], minus mean, over std, for each channel",
+            "mean": list(dataset.mean),
+            "std": list(dataset.std),
+        },
+        "classes": list(dataset.classes),
+    }
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:g}"
+
+
+def _percent(share: float) -> float:
+    """Turn a record's share into what reports hold; 98.05, not the 98.05000000000001 of a float."""
+    return round(100.0 * share, 8)

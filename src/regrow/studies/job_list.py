@@ -1,0 +1,106 @@
+"""The jobs of a study as `run` expanded it, kept in the store, so that `status` needs no PyTorch.
+
+They are found again under a digest of all that the expansion depends on: the study's text, the
+data that stand in for its own, the files given by ``--with``, the code of this package and of those
+that extend it, and names, sizes and times of the files of data sets that lie in folders.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regrow.core.digests import canonical_json
+from regrow.core.registry import PACKAGE, loaded_files
+from regrow.errors import ConfigError, StoreError
+from regrow.store import Store
+from regrow.studies.data_overrides import replaced
+from regrow.studies.yaml_file import read_file
+
+if TYPE_CHECKING:
+    from regrow.jobs.base import Job
+
+EXTENSIONS = ("regrow.models", "regrow.data", "regrow.methods")
+IN_FOLDERS = ("folder:", "hf:", "voc:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """The jobs of a study and all they stand on: their labels and specs, by key."""
+
+    name: str
+    title: str
+    labels: Mapping[str, str]
+    specs: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, name: str, title: str, nodes: "Mapping[str, Job]") -> "Planned":
+        """Describe the jobs of a study by key."""
+        return cls(
+            name=name,
+            title=title,
+            labels={key: job.label for key, job in nodes.items()},
+            specs={key: job.spec for key, job in nodes.items()},
+        )
+
+
+def remember(
+    store: Store, study: Path, planned: Planned, *, data: Mapping[str, str] | None = None
+) -> None:
+    """Keep what a study file was expanded into, with what stood in for its data."""
+    identity = _identity(study, data or {})
+    if identity is not None:
+        store.decide(identity, vars(planned))
+
+
+def recall(store: Store, study: Path, *, data: Mapping[str, str] | None = None) -> Planned | None:
+    """Return what a study file was expanded into, unless it or what it depends on has changed."""
+    identity = _identity(study, data or {})
+    try:
+        kept = store.decided(identity) if identity is not None else None
+    except StoreError:  # it was altered: the study is expanded anew
+        return None
+    return Planned(**kept) if kept is not None else None
+
+
+def _identity(study: Path, data: Mapping[str, str]) -> str | None:
+    try:
+        content = study.read_bytes()
+        value = read_file(study, lambda value, _: replaced(value, data))
+        parts = [
+            hashlib.sha256(content).hexdigest(),
+            *(f"{name}={other}" for name, other in sorted(data.items())),
+            *(hashlib.sha256(file.read_bytes()).hexdigest() for file in loaded_files()),
+            *sorted(
+                f"{e.name} {e.value}" for group in EXTENSIONS for e in entry_points(group=group)
+            ),
+            *_states(PACKAGE, "*.py"),
+            os.environ.get("REGROW_DATA", ""),
+            *(state for folder in sorted(set(_folders(value))) for state in _states(folder, "*")),
+        ]
+    except (OSError, ConfigError):
+        return None  # whoever reads the study says what is wrong
+    return f"plan-{hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:32]}"
+
+
+def _states(folder: Path, pattern: str) -> Iterable[str]:
+    """Describe the files of a folder as far as their names, sizes and times tell."""
+    for file in sorted(folder.rglob(pattern)):
+        state = file.stat()
+        yield f"{file} {state.st_size} {state.st_mtime_ns}"
+
+
+def _folders(value: Any) -> Iterator[Path]:
+    """Yield the local folders that data sets are named by, anywhere in a study."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _folders(part)
+    elif isinstance(value, str) and value.lower().startswith(IN_FOLDERS):
+        folder = Path(value.partition(":")[2]).expanduser()
+        if folder.is_dir():
+            yield folder.resolve()

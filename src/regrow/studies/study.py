@@ -1,0 +1,206 @@
+"""A study: what is asked, read from YAML and checked at the edge.
+
+    name: small
+    data: {name: "hf:images/cifar10", subset: 5000}
+    models: [resnet-20, {name: vgg-16, width: 0.25}]
+    methods:
+      - {name: l1-filter, sparsity: [0.3, 0.6]}
+      - {name: network-slimming, sparsity: 0.5, strength: 1e-4}
+    arms: [unpruned, pruned, fine-tune, scratch-e, {name: scratch-b, cap: 3}]
+    seeds: 3
+    recipe: {name: cifar, epochs: 20}
+
+Some methods take more: ``{name: lottery, rounds: 14, sparsity: 0.2, ticket: late}`` prunes what
+an arm, such as ``{name: late, start: rewound, epoch: 5}``, made of the round before
+(``winning-ticket`` unless said); ``{name: soft-filter, sparsity: 0.3, pretrained: true, lr: 0.01}``
+trains on from the unpruned network at another rate; ``{name: sparse-structure, target: zeros}``
+drops the blocks whose factor training brought to zero; ``{name: guided-pruning, sparsity: 0.5,
+from: {model: vgg-16, data: cifar10}}`` builds a network after what another method left of others
+(``from`` may name its ``model``, ``data``, ``method`` and ``recipe``; they are the row's own unless
+said).
+
+``experiments`` lists several of these in one study; what an experiment does not say, it takes from
+the study's top level.
+
+A model with ``weights: torchvision`` is not trained but taken as it is published, on data of the
+same thousand classes (on other data it is trained on from those weights).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regrow.core.validation import is_number
+from regrow.errors import ConfigError, short
+from regrow.studies.experiment import AXES, Experiment, mapping, read_experiments, text
+from regrow.studies.yaml_file import read_file
+from regrow.train import AUTO, Precision
+
+if TYPE_CHECKING:
+    from regrow.jobs.base import Job
+    from regrow.studies.expand import Cell
+
+DEFAULT_MARGIN = 0.3  # points of accuracy: about two standard deviations of the paper's rows
+MOST_ROWS = 100_000
+MOST_NAME_BYTES = 200  # of a folder; file systems allow 255
+KEYS = ("name", "title", *AXES, "margin", "experiments")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is asked: models x data sets x methods x sparsities x arms x seeds, and recipes."""
+
+    name: str
+    title: str
+    experiments: tuple[Experiment, ...]
+    margin: float = DEFAULT_MARGIN
+
+    def __post_init__(self) -> None:
+        known: dict[tuple[str, str], Experiment] = {}
+        for one in self.experiments:
+            other = known.setdefault((one.data_label, one.model_label), one)
+            differs = [
+                a for a in ("data", "model", "recipe") if getattr(one, a) != getattr(other, a)
+            ]
+            if differs:
+                raise ConfigError(
+                    f"Two experiments call their network {one.model_label!r} on "
+                    f"{one.data_label!r}, but differ in the {' and the '.join(differs)}: a table "
+                    "could not tell them apart. Give the model or the data of one of them another "
+                    "'label'."
+                )
+
+    @classmethod
+    def load(cls, path: str | Path, *, precision: Precision = "fp32") -> "Study":
+        """Read a study file; a ``ConfigError`` says where it is wrong.
+
+        ``precision`` is what recipes have that say ``auto``, or nothing.
+        """
+        return read_file(
+            path,
+            lambda value, name: cls.from_json(decided(value, lambda: precision), name=name),
+        )
+
+    @classmethod
+    def from_json(cls, value: Any, *, name: str = "study") -> "Study":
+        """Check a study given as mappings and lists."""
+        top = mapping(value, "A study", KEYS)
+        shared = {key: top[key] for key in AXES if key in top}
+        if "experiments" in top:
+            experiments = _listed_experiments(top["experiments"], shared)
+        else:
+            experiments = read_experiments(shared)
+        _check_rows(experiments)
+        return cls(
+            name=file_name(top.get("name", name)),
+            title=text(top.get("title", top.get("name", name)), "title"),
+            experiments=tuple(experiments),
+            margin=read_margin(top),
+        )
+
+    def cells(self) -> "list[Cell]":
+        """Expand into the rows of the table, one cell a seed, in report order.
+
+        Looks at the data (to know its shape and the identity of its content) and traces each
+        network once, so that what cannot work is refused before anything is trained. What several
+        experiments ask for alike stands there once.
+        """
+        from regrow.studies.expand import expanded
+
+        cells: dict[Any, Cell] = {}
+        for experiment in self.experiments:
+            for cell in expanded(experiment):
+                if cells.setdefault(cell.place, cell).job.key != cell.job.key:
+                    *place, seed = cell.place
+                    raise ConfigError(
+                        f"Two experiments mean different things by the row '{' / '.join(place)}' "
+                        f"(seed {seed}). Give the method of one of them another 'label', or its "
+                        "arm another 'name'."
+                    )
+        return list(cells.values())
+
+    def jobs(self) -> "tuple[Job, ...]":
+        """Return the jobs that fill the cells; what they stand on is in their ``inputs``."""
+        return tuple({cell.job.key: cell.job for cell in self.cells()}.values())
+
+
+def decided(value: Any, precision: Callable[[], Precision]) -> Any:
+    """Return a study, as a file has it, whose recipes say a precision: where they do not, this.
+
+    ``precision`` is asked only if a recipe does not say, or says ``auto``.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    found = _decided(value, precision)
+    whole = {} if "backbone" in value else {"name": "cifar"}  # what a study has that gives none
+    if "recipe" not in value:
+        found["recipe"] = _decided_recipe(whole, precision)
+    if isinstance(value.get("backbone"), Mapping):
+        found["backbone"] = decided(value["backbone"], precision)
+    return found
+
+
+def _decided(value: Any, precision: Callable[[], Precision]) -> Any:
+    if isinstance(value, list):
+        return [_decided(entry, precision) for entry in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: _decided_recipe(entry, precision) if key == "recipe" else _decided(entry, precision)
+        for key, entry in value.items()
+    }
+
+
+def _decided_recipe(value: Any, precision: Callable[[], Precision]) -> Any:
+    recipe = {"name": value} if isinstance(value, str) else value
+    if not isinstance(recipe, Mapping) or recipe.get("precision", AUTO) != AUTO:
+        return value
+    return {**recipe, "precision": precision()}
+
+
+def _listed_experiments(parts: Any, shared: Mapping[str, Any]) -> list[Experiment]:
+    if not isinstance(parts, list) or not parts:
+        raise ConfigError(f"'experiments' must be a list of mappings. Got {parts!r}.")
+    found: list[Experiment] = []
+    for number, part in enumerate(parts, 1):
+        own = mapping(part, f"experiments, number {number}", AXES)
+        try:
+            found += read_experiments({**shared, **own})
+        except ConfigError as error:
+            raise ConfigError(f"experiments, number {number}: {error}") from error
+    return found
+
+
+def _check_rows(experiments: Iterable[Experiment]) -> None:
+    """Refuse a table that nobody could run, before it is expanded."""
+    rows = sum(
+        len(one.seeds) * (1 + sum(len(use.cuts) for use in one.uses) * len(one.arms))
+        for one in experiments
+    )
+    if rows > MOST_ROWS:
+        raise ConfigError(
+            f"The study asks for {rows:,} rows (models x data x sparsities x arms x seeds), and "
+            f"{MOST_ROWS:,} is the most. Divide it into several."
+        )
+
+
+def read_margin(top: Mapping[str, Any]) -> float:
+    """Check below how many points arms count as equivalent."""
+    margin = top.get("margin", DEFAULT_MARGIN)
+    if not is_number(margin) or margin <= 0:
+        raise ConfigError(f"The 'margin' must be a number of points above 0. Got {margin!r}.")
+    return float(margin)
+
+
+def file_name(value: Any) -> str:
+    """Check a study's name, under which its report is written."""
+    name = text(value, "name")
+    good = name.isprintable() and len(name.encode()) <= MOST_NAME_BYTES
+    if not good or "/" in name or "\\" in name or name.startswith("."):
+        raise ConfigError(
+            f"The 'name' of a study names a folder, so it has one line of at most "
+            f"{MOST_NAME_BYTES} bytes and can have no slash and no dot in front. Got "
+            f"{short(name)}; a 'title' is free."
+        )
+    return name

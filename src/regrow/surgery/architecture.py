@@ -1,0 +1,183 @@
+"""Pruned networks are recipes, not pickles: a model's name, its arguments and what was kept.
+
+``save`` writes ``architecture.json`` and ``weights.safetensors``; ``load`` builds the model by
+code, cuts it as it was cut, and fills in the weights. The first carries a digest of both files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from regrow.core.digests import (
+    digest_of,
+    load_tensors,
+    read_file,
+    save_tensors,
+    sealed,
+    unsealed,
+    write_synced,
+)
+from regrow.core.validation import is_int
+from regrow.errors import ConfigError, Damaged, StoreError, TraceError, short
+from regrow.models import ModelSpec, build
+from regrow.surgery import shrink, trace
+from regrow.surgery.mask import Mask
+
+FORMAT = 1
+ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
+MOST_UNITS = 2**24  # of a group: far more than any layer has, and little memory
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Architecture:
+    """A network as code can rebuild it: a registered model and the cuts made, one after another."""
+
+    model: ModelSpec
+    shape: tuple[int, ...]  # of one example, [1, C, H, W]
+    cuts: tuple[Mask, ...] = ()
+
+    def build(self, *, seed: int = 0) -> nn.Module:
+        """Build the network with fresh weights (those of the uncut model's seed, then cut)."""
+        return self.cut(build(self.model.untrained(), seed=seed))
+
+    def cut(self, model: nn.Module) -> nn.Module:
+        """Cut a network of the uncut model."""
+        for mask in self.cuts:
+            model = shrink(model, mask, trace(model, self.shape))
+        return model
+
+    def then(self, mask: Mask) -> "Architecture":
+        """Return the architecture after one more cut."""
+        return Architecture(model=self.model, shape=self.shape, cuts=(*self.cuts, mask))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the model, the example's shape, and for each cut the kept units of each group.
+
+        ``units`` is there where not all of the cuts are of channels.
+        """
+        units = [mask.unit for mask in self.cuts]
+        return {
+            "format": FORMAT,
+            **({"units": units} if set(units) - {"channel"} else {}),
+            "model": self.model.to_json(),
+            "shape": list(self.shape),
+            "cuts": [
+                {
+                    name: {"of": stays.numel(), "kept": mask.indices(name).tolist()}
+                    for name, stays in mask.kept.items()
+                }
+                for mask in self.cuts
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Architecture":
+        """Read what ``to_json`` wrote; anything else is a ``StoreError``."""
+        if not isinstance(value, Mapping):
+            raise StoreError(f"An architecture must be a mapping. Got {short(value)}: save it.")
+        if value.get("format") != FORMAT:
+            raise StoreError(
+                f"This architecture has format {short(value.get('format'))}, and this regrow reads "
+                f"{FORMAT}. Use the regrow that wrote it."
+            )
+        try:
+            units = value.get("units", ["channel"] * len(value["cuts"]))
+            if set(units) - {"channel", "block"}:
+                raise ValueError(f"units {units}")
+            cuts = tuple(
+                Mask(unit=unit, kept={n: _stays(**g) for n, g in cut.items()})
+                for unit, cut in zip(units, value["cuts"], strict=True)
+            )
+            return cls(
+                model=ModelSpec.from_json(value["model"]), shape=tuple(value["shape"]), cuts=cuts
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError) as error:
+            raise StoreError(
+                f"This architecture is damaged ({short(error)}). Save it anew."
+            ) from error
+
+
+def _stays(of: int, kept: list[int]) -> Tensor:
+    if not is_int(of, least=0) or of > MOST_UNITS:
+        raise ValueError(f"a group of {short(of)} units")
+    if not all(is_int(unit, least=0) and unit < of for unit in kept):
+        raise ValueError(f"units outside 0 to {of - 1}")
+    stays = torch.zeros(of, dtype=torch.bool)
+    stays[kept] = True
+    return stays
+
+
+def save(folder: str | Path, model: nn.Module, architecture: Architecture) -> None:
+    """Write a network's ``architecture.json`` and ``weights.safetensors`` into a folder.
+
+    Raises:
+        ConfigError: the network is not one of this architecture, or the folder cannot be written.
+    """
+    path = Path(folder)
+    state = model.state_dict()
+    _check_fit(architecture.build(), state)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        save_tensors(path / WEIGHTS, state)
+        content = {**architecture.to_json(), "weights": digest_of(state)}
+        write_synced(path / ARCHITECTURE, sealed(content, ARCHITECTURE))
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"Cannot write the network to '{folder}': {getattr(error, 'strerror', None) or error}. "
+            "Name a folder that you may write to."
+        ) from error
+
+
+def load(folder: str | Path) -> nn.Module:
+    """Rebuild a network that ``save`` left in a folder, in evaluation mode.
+
+    Raises:
+        StoreError: a file is missing or damaged, or the weights do not fit the architecture.
+        ConfigError: its model is not registered (a user's file has to be loaded first).
+    """
+    path = Path(folder)
+    file = path / ARCHITECTURE
+    try:
+        value = unsealed(read_file(file), ARCHITECTURE)
+        file = path / WEIGHTS
+        weights, _ = load_tensors(file)
+    except OSError as error:
+        raise StoreError(
+            f"No network can be read from '{folder}': {error}. Expected {ARCHITECTURE} and "
+            f"{WEIGHTS}, as regrow.save writes them."
+        ) from error
+    except ValueError as error:
+        raise Damaged(f"'{file}' is damaged: {error}. Save the network anew.") from error
+    try:
+        model = Architecture.from_json(value).build()
+    except TraceError as error:
+        raise StoreError(
+            f"The cuts in '{path / ARCHITECTURE}' do not fit its model: {error}"
+        ) from error
+    try:
+        _check_fit(model, weights)
+    except ConfigError as error:
+        raise StoreError(f"The weights in '{file}' do not fit its architecture. {error}") from error
+    if digest_of(weights) != value.get("weights"):
+        raise Damaged(
+            f"'{file}' is damaged: its weights are not those that were saved with {ARCHITECTURE}. "
+            "Save the network anew."
+        )
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _check_fit(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes; a ``ConfigError`` names the first that differs."""
+    own = model.state_dict()
+    for name in (*own, *state):
+        shapes = [tuple(s[name].shape) if name in s else "nothing" for s in (own, state)]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"The architecture has {shapes[0]} for {name!r}, and the network {shapes[1]}."
+            )

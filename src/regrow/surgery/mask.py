@@ -1,0 +1,169 @@
+"""Which units stay: the algebra of masks, and holding masked weights at zero during training."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from regrow.core.units import HELD, Unit
+from regrow.errors import ConfigError, unknown
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Mask:
+    """Kept units by name, as booleans: what of a network stays.
+
+    ``channel``: group names to ``[units]``, to be cut out. ``block``: names of residual blocks to
+    ``[1]``, whose branches are dropped. ``weight``: parameter names to their shapes, and
+    ``filter``: to ``[outputs]``, both to be held at zero in a network of full size.
+
+    A group or parameter that is not named stays whole. ``guarded`` names the groups that would have
+    been emptied and kept one unit instead.
+
+    >>> mask = Mask(unit="channel", kept={"conv1": torch.tensor([True, False, True, True])})
+    >>> mask.sparsity, mask.widths()
+    (0.25, {'conv1': 3})
+    """
+
+    unit: Unit
+    kept: Mapping[str, Tensor]
+    guarded: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, kept in self.kept.items():
+            if kept.dtype != torch.bool:
+                raise ConfigError(
+                    f"The mask of {name!r} must hold booleans (True = stays). Got {kept.dtype}."
+                )
+
+    @property
+    def held(self) -> bool:
+        """Tell whether what goes is held at zero, rather than cut out."""
+        return self.unit in HELD
+
+    @property
+    def num_units(self) -> int:
+        """Count the units that the mask speaks of."""
+        return sum(kept.numel() for kept in self.kept.values())
+
+    @property
+    def num_kept(self) -> int:
+        """Count the units that stay."""
+        return sum(int(kept.sum()) for kept in self.kept.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Return the removed share of the units, in [0, 1)."""
+        return 1.0 - self.num_kept / self.num_units if self.num_units else 0.0
+
+    def widths(self) -> dict[str, int]:
+        """Count the kept units of each group or parameter, in the mask's order."""
+        return {name: int(kept.sum()) for name, kept in self.kept.items()}
+
+    def indices(self, name: str) -> Tensor:
+        """Return the positions of the units that stay in one group."""
+        return torch.nonzero(self.kept[name].flatten()).flatten()
+
+    def __and__(self, other: "Mask") -> "Mask":
+        """Keep what both keep."""
+        if self.unit != other.unit:
+            raise ConfigError(
+                f"Cannot combine a mask over {self.unit}s with a mask over {other.unit}s."
+            )
+        both = {name: kept & other.kept.get(name, kept) for name, kept in self.kept.items()}
+        guarded = tuple(dict.fromkeys(self.guarded + other.guarded))
+        return Mask(unit=self.unit, kept={**other.kept, **both}, guarded=guarded)
+
+
+def holder(mask: Mask) -> Callable[[nn.Module], None]:
+    """Make a function that zeroes the masked weights of a model, and their gradients, in place.
+
+    Called before and after an update it holds them at exactly zero: no gradient reaches the
+    momentum, and weight decay of zero is zero.
+    """
+    _require_held(mask)
+    cache: WeakKeyDictionary[nn.Module, tuple[list[Tensor], list[Tensor]]] = WeakKeyDictionary()
+
+    def hold_(model: nn.Module) -> None:
+        if model not in cache:
+            cache[model] = _masked(model, mask)
+        parameters, factors = cache[model]
+        pairs = [
+            (p.grad, f) for p, f in zip(parameters, factors, strict=True) if p.grad is not None
+        ]
+        with torch.no_grad():
+            torch._foreach_mul_(parameters, factors)
+            if pairs:
+                torch._foreach_mul_([gradient for gradient, _ in pairs], [f for _, f in pairs])
+
+    return hold_
+
+
+def apply_(model: nn.Module, mask: Mask) -> None:
+    """Zero the masked weights of a model, in place."""
+    _require_held(mask)
+    parameters, factors = _masked(model, mask)
+    with torch.no_grad():
+        for parameter, factor in zip(parameters, factors, strict=True):
+            parameter.mul_(factor)
+
+
+def over_weights(mask: Mask, model: nn.Module) -> Mask:
+    """Return a held mask as one over single weights: what holds for a filter, for all its own."""
+    if mask.unit == "weight":
+        return mask
+    parameters, _ = _masked(model, mask)
+    kept = {
+        name: _over_filters(stays, name, model).expand(parameter.shape)
+        for (name, stays), parameter in zip(mask.kept.items(), parameters, strict=True)
+    }
+    return Mask(unit="weight", kept=kept, guarded=mask.guarded)
+
+
+def filter_dim(layer: nn.Module) -> int:
+    """Return the dimension of a layer's weight that its filters (or outputs) lie in."""
+    return 1 if getattr(layer, "transposed", False) else 0
+
+
+def _over_filters(kept: Tensor, parameter: str, model: nn.Module) -> Tensor:
+    """Lay what holds for each filter of a weight along its dimension."""
+    layer = model.get_submodule(parameter.rpartition(".")[0])
+    wanted = [1] * model.get_parameter(parameter).dim()
+    wanted[filter_dim(layer)] = -1
+    return kept.view(wanted)
+
+
+def _masked(model: nn.Module, mask: Mask) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the parameters that a mask names, and the mask as factors of 0 and 1 for each."""
+    named = dict(model.named_parameters())
+    for name, kept in mask.kept.items():
+        if name not in named:
+            raise ConfigError(
+                "The mask names a parameter that the network lacks. "
+                f"{unknown('parameter', name, named)}"
+            )
+        shape = named[name].shape
+        if mask.unit == "filter":
+            dim = filter_dim(model.get_submodule(name.rpartition(".")[0]))
+            shape = shape[dim : dim + 1]
+        if kept.shape != shape:
+            raise ConfigError(
+                f"The mask of {name!r} has the shape {tuple(kept.shape)}, but the parameter has "
+                f"{tuple(shape)}. Use a mask made for this network."
+            )
+    parameters: list[Tensor] = [named[name] for name in mask.kept]
+    factors = [kept.to(named[name]) for name, kept in mask.kept.items()]
+    if mask.unit == "filter":
+        named_factors = zip(mask.kept, factors, strict=True)
+        factors = [_over_filters(factor, name, model) for name, factor in named_factors]
+    return parameters, factors
+
+
+def _require_held(mask: Mask) -> None:
+    if not mask.held:
+        raise ConfigError(
+            "Only a mask over weights or filters can be held at zero. Got one over "
+            f"{mask.unit}s: use regrow.shrink to cut them."
+        )
