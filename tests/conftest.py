@@ -20,3 +20,17 @@ def command(
     """Run commands of regrow in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
     return Command(monkeypatch, capsys)
+
+
+@pytest.fixture
+def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget after the test what --with has registered."""
+    from regrow.core import registry
+    from regrow.data import DATASETS
+    from regrow.pruning.method import CRITERIA, METHODS
+
+    monkeypatch.setattr(registry, "_LOADED", [])
+    for names in (METHODS, CRITERIA, DATASETS):
+        names.names()
+        monkeypatch.setattr(names, "_values", dict(names._values))
+        monkeypatch.setattr(names, "_origins", dict(names._origins))

@@ -8,19 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 
 import regrow
 from commands import STUDY, Command, Result, command_line, environment, write_study
 from image_files import image_folder
 from regrow.cli import main as cli
-from regrow.core import registry
 from regrow.data import DataSpec, load
-from regrow.pruning.method import CRITERIA, METHODS
 from regrow.train import evaluate
 
 
@@ -254,6 +254,33 @@ def test_options_that_cannot_be_meant(
     refused(command(*arguments), message)
 
 
+def options_of(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every option of a command and of those below it, with the words that lead there."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from options_of(inner, (*path, name))
+    yield from ((path, one) for one in command.params if one.opts[0].startswith("-"))
+
+
+def test_option_given_twice_is_refused_by_every_command_unless_it_makes_a_list(
+    command: Command,
+) -> None:
+    lists, refusals = set(), 0
+    for path, option in options_of(typer.main.get_command(cli.app)):
+        name = option.opts[0]
+        if not path or (option.is_flag and not option.secondary_opts):
+            continue
+        twice = [name, *option.secondary_opts] if option.is_flag else [name, "1", f"{name}=2"]
+        result = command(*path, "x", *twice)
+        if option.multiple:
+            assert f"{name} was given" not in result.text
+            lists.add(name)
+        else:
+            refused(result, f"{name} was given 2 times, and takes one value")
+            refusals += 1
+    assert lists == {"--data", "--with", "--replace-data", "--nets", "--only"}
+    assert refusals > 40
+
+
 def test_version(command: Command) -> None:
     assert re.fullmatch(r"regrow \d+\.\d+\S*\n", command("--version").out)
 
@@ -408,16 +435,6 @@ def shaky(group, probe) -> Tensor:
 
 register_method("shaky", criterion=shaky, allocation="uniform", unit="channel")
 '''
-
-
-@pytest.fixture
-def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget after the test what --with has registered."""
-    monkeypatch.setattr(registry, "_LOADED", [])
-    for names in (METHODS, CRITERIA):
-        names.names()
-        monkeypatch.setattr(names, "_values", dict(names._values))
-        monkeypatch.setattr(names, "_origins", dict(names._origins))
 
 
 @pytest.mark.usefixtures("own_registries")

@@ -37,7 +37,9 @@ MADE = {"command": "regrow reproduce", "date": "2026-01-01", "machine": "a machi
 
 
 def plan_of(name: str, *, seeds: int = 1, only: str | None = None) -> Plan:
-    return prepare(entry(name), Request(scale=scales.named("smoke"), seeds=seeds, only=only))
+    return prepare(
+        entry(name), Request(scale=scales.named("smoke"), seeds=seeds, only=(only,) if only else ())
+    )
 
 
 def store_of(tmp_path: Path) -> Store:

@@ -361,7 +361,7 @@ def test_imagenet_scratch_b_is_capped_at_twice_the_epochs(
     paper_data: Callable[..., None],
 ) -> None:
     paper_data(imagenet_size=224)
-    jobs = retrainings(plan_of("table-1", only="ResNet-34-"), "scratch-b")
+    jobs = retrainings(plan_of("table-1", only=("ResNet-34-",)), "scratch-b")
     assert {target: epochs_of(job) for target, job in jobs.items()} == {
         "ResNet-34-A": 106,
         "ResNet-34-B": 118,
@@ -453,7 +453,7 @@ def test_fixed_targets_train_for_90_epochs_and_their_resolved_budget(paper_data:
 def test_what_is_cut_has_the_size_of_the_published_target(
     table: str, target: str, model: str, paper_data: object
 ) -> None:
-    job = retrainings(plan_of(table, only=target), "fine-tune")[target]
+    job = retrainings(plan_of(table, only=(target,)), "fine-tune")[target]
     small = Retrain(prune=structural(job), arm=job.arm, recipe=job.recipe, seed=0)
     published = build(ModelSpec(model, {"classes": 1000, "input_size": 32}))
     size = sum(p.numel() for p in published.parameters())
@@ -468,7 +468,7 @@ def test_uniform_pruning_leaves_the_parameters_of_the_protocol(paper_data: objec
     }
     for name, sizes in expected.items():
         found = {}
-        for one in printables(plan_of(name, only="uniform", seeds=1)):
+        for one in printables(plan_of(name, only=("uniform",), seeds=1)):
             job = one.cell.job
             if isinstance(job, Retrain) and job.prune.method.unit == "channel":
                 parameters = record_of(job)["after"]["parameters"]
@@ -563,19 +563,27 @@ def test_the_seeds_asked_for_override_those_of_the_study(paper_data: object) -> 
 
 
 def test_only_keeps_the_rows_that_match_and_what_changes_are_from(paper_data: object) -> None:
-    some = printables(plan_of("table-1", only="resnet-56*scratch", seeds=1))
+    some = printables(plan_of("table-1", only=("resnet-56*scratch",), seeds=1))
     assert [one.words for one in some] == [
         f"CIFAR-10 / ResNet-56 / ResNet-56-{target} / scratch-{arm}"
         for target in "AB"
         for arm in "eb"
     ]
-    changes = printables(plan_of("table-2", only="vgg-tiny"))
+    changes = printables(plan_of("table-2", only=("vgg-tiny",)))
     assert "ImageNet / VGG-16 / unpruned" in [one.words for one in changes]
+
+
+def test_only_may_name_several_kinds_of_rows_and_says_which_there_are_none_of(
+    paper_data: object,
+) -> None:
+    plan = plan_of("table-14", only=("scratch-e", "unpruned", "vgg"), seeds=1)
+    assert [one.words.rpartition(" ")[2] for one in printables(plan)] == ["unpruned", "scratch-e"]
+    assert "No row of table-14 matches --only 'vgg'." in plan.notes
 
 
 def test_only_that_matches_nothing_lists_the_rows(paper_data: object) -> None:
     with pytest.raises(ConfigError, match=r"No row of table-14 matches .*ResNet-56 / 90%"):
-        plan_of("table-14", only="vgg")
+        plan_of("table-14", only=("vgg",))
 
 
 def test_replaced_data_is_noted_and_in_every_label(paper_data: object) -> None:
@@ -623,7 +631,7 @@ def found_of(part: Part, runs: Iterable[Run]) -> Found:
 
 
 def test_rows_are_means_over_seeds_under_the_printed_labels(paper_data: object) -> None:
-    plan = plan_of("table-14", only="unpruned")
+    plan = plan_of("table-14", only=("unpruned",))
     runs = [
         Run(data="d", model="m", arm="unpruned", seed=seed, status="done", accuracy=90.0 + seed)
         for seed in range(4)
@@ -635,7 +643,7 @@ def test_rows_are_means_over_seeds_under_the_printed_labels(paper_data: object) 
 
 
 def test_a_change_from_a_network_without_result_is_left_out(paper_data: object) -> None:
-    plan = plan_of("table-3", only="5x")
+    plan = plan_of("table-3", only=("5x",))
     runs = (
         Run(data="d", model="m", arm="a", seed=0)
         if one.labels and not one.labels["target"]
@@ -717,6 +725,14 @@ def test_all_goes_on_after_a_table_that_cannot_be_run(
     assert "table-14: not run. No row of table-14 matches" in found.text
     page = Path("regrow-paper/paper/report.md").read_text(encoding="utf-8")
     assert "| table-2 | not run |" in page
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_data_set_of_a_file_may_stand_for_the_papers(regrow: Command) -> None:
+    own = Path(__file__).parents[1] / "examples" / "extend" / "my_data.py"
+    asked = ("table-14", "--scale", "smoke", "--only", "nothing", "--data", "cifar10=stripes")
+    assert "Unknown data set 'stripes'" in regrow("reproduce", *asked).text
+    assert "No row of table-14 matches" in regrow("reproduce", *asked, "--with", own).text
 
 
 def test_claims_are_judged_on_the_printed_numbers(regrow: Command) -> None:

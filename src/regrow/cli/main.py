@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from regrow.bench.command import app as bench_commands
+from regrow.cli.once import refuse_repeats
 from regrow.core.durations import clock, in_words
 from regrow.errors import ConfigError, Interrupted, RanksLost, RegrowError, StoreError, unknown
 from regrow.reproduce.command import app as paper_commands
@@ -384,6 +385,9 @@ def _print_names(kind: str, names: Mapping[str, str], *, brief: bool) -> None:
     for name, about in texts.items():
         table.add_row(f"  {escape(name)}", Text(about))
     console.print(table)
+
+
+refuse_repeats(app)
 
 
 def main() -> None:

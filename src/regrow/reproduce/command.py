@@ -53,7 +53,12 @@ SeedsOption = Annotated[
     int | None, typer.Option(min=1, help="Seeds of each row.", show_default="the study's")
 ]
 OnlyOption = Annotated[
-    str | None, typer.Option(help="Rows that contain this, such as 'ResNet-56*scratch'.")
+    list[str] | None,
+    typer.Option(help="Rows that contain this, such as 'ResNet-56*scratch'; may be repeated."),
+]
+WithOption = Annotated[
+    list[Path] | None,
+    typer.Option("--with", help="Python file that registers data sets, to name in --data."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Where networks are trained: cpu, cuda, ...")]
 PrecisionOption = Annotated[
@@ -66,6 +71,7 @@ def reproduce(
     what: What,
     scale: ScaleOption = "paper",
     data: DataOption = None,
+    with_files: WithOption = None,
     store: StoreOption = DEFAULT_STORE,
     out: OutOption = None,
     workers: WorkersOption = None,
@@ -76,12 +82,15 @@ def reproduce(
     plan: Annotated[bool, typer.Option("--plan", help="Show jobs and time; run nothing.")] = False,
 ) -> None:
     """Reproduce a table or figure of the paper, its printed number beside each of ours."""
+    from regrow.core.registry import load_file
     from regrow.reproduce import scales
     from regrow.reproduce.entries import entries, entry
 
     if what == "list":
         _list(list(entries().values()))
         return
+    for file in with_files or ():
+        load_file(file)
     chosen = [*entries().values()] if what == "all" else [entry(what)]
     chosen_scale, replacements = scales.named(scale), pairs(data or ())
     if sys.stderr.isatty():  # whoever watches sees at once that something happens
@@ -101,7 +110,7 @@ def reproduce(
         scale=chosen_scale,
         data=replacements,
         seeds=seeds,
-        only=only,
+        only=tuple(only or ()),
         precision=precision,
     )
     folder = (out or DEFAULT_OUT / scale) / ("" if what == "all" else what)

@@ -32,7 +32,7 @@ class Request:
     scale: Scale
     data: Mapping[str, str] = field(default_factory=dict)
     seeds: int | None = None
-    only: str | None = None
+    only: tuple[str, ...] = ()  # rows that contain any of these; all rows where there is none
     precision: str | None = None
 
     def __post_init__(self) -> None:

@@ -105,11 +105,12 @@ def prepare(entry: Entry, request: Request) -> Plan:
         notes |= dict.fromkeys((*replaced, *part.notes))
     if not parts:
         raise DataError(f"{entry.name} cannot be run. {' '.join(skipped.values())}")
-    if request.only is not None and not any(part.cells for part in parts):
+    lost = _unmatched(request.only, parts)
+    if request.only and not any(part.cells for part in parts):
         rows = _rows_of(entry, request)
-        raise ConfigError(
-            f"No row of {entry.name} matches --only {request.only!r}. Its rows: {'; '.join(rows)}."
-        )
+        raise ConfigError(f"No row of {entry.name} matches {lost}. Its rows: {'; '.join(rows)}.")
+    if lost:
+        notes[f"No row of {entry.name} matches {lost}."] = None
     scale = request.scale
     head = [f"Scale {scale.name}: {scale.about}."]
     head += [entry.note] if entry.note else []
@@ -285,8 +286,15 @@ def _printed_rows(table: int) -> list[Labels]:
     return records(cells(table))
 
 
-def _matches(one: Printable, only: str | None) -> bool:
-    return only is None or fnmatch(one.words.casefold(), f"*{only.casefold()}*")
+def _matches(one: Printable, only: Sequence[str]) -> bool:
+    return not only or any(fnmatch(one.words.casefold(), f"*{o.casefold()}*") for o in only)
+
+
+def _unmatched(only: Sequence[str], parts: Sequence[Part]) -> str:
+    """Word which texts no row contains."""
+    cells = [one for part in parts for one in part.cells]
+    lost = [text for text in only if not any(_matches(one, [text]) for one in cells)]
+    return " or ".join(f"--only {text!r}" for text in lost)
 
 
 def _is_whole(one: Printable) -> bool:
