@@ -1,6 +1,7 @@
 """Arms and budgets against the table of resolved budgets in the protocols."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -183,6 +184,33 @@ def test_a_budget_that_cannot_be_meant_is_refused(fields: dict[str, Any], messag
 def test_an_arm_that_cannot_be_meant_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Arm(**{"name": "a", "start": "random", "budget": EQUAL_FLOPS, **fields})
+
+
+def test_weights_and_schedule_are_rewound_separately() -> None:
+    lr_rewind = ARMS.get("lr-rewind")
+    assert (lr_rewind.start, lr_rewind.schedule, lr_rewind.first_epoch) == ("inherited", "full", 0)
+    tail = replace(lr_rewind, schedule_epoch=5)
+    both = Arm(name="b", start="rewound", epoch=5, budget=Budget(kind="equal-epochs"))
+    weights = replace(both, schedule_epoch=0)
+    assert [arm.first_epoch for arm in (tail, both, weights)] == [5, 5, 0]
+    assert [arm.trained_epochs(20, 1.0) for arm in (tail, both, weights)] == [15, 15, 20]
+    assert [arm.trained_epochs(20, 1.0) for arm in (FINE_TUNE, ARMS.get("pruned"))] == [5, 0]
+    assert "schedule_epoch" not in both.to_json()
+    assert {**both.to_json(), "schedule_epoch": 0} == weights.to_json()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schedule_epoch": -1}, "'schedule_epoch' of the arm 'a' must be an int of at least 0"),
+        ({"schedule_epoch": True}, "must be an int of at least 0. Got True"),
+        ({"schedule_epoch": 3, "schedule": "last-rate"}, "there is no schedule to enter at 'sche"),
+        ({"epoch": 3}, "where it enters the schedule is 'schedule_epoch'"),
+    ],
+)
+def test_a_schedule_that_cannot_be_entered_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Arm(**{"name": "a", "start": "inherited", "budget": Budget(kind="equal-epochs"), **fields})
 
 
 def test_a_registered_arm_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

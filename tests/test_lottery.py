@@ -1,9 +1,11 @@
 """The lottery ticket in rounds, and tickets that are rewound to an epoch of the training."""
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ from regrow.run import run
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.studies.study import Study
-from regrow.train import Recipe, Training
+from regrow.surgery.mask import Mask, apply_, holder
+from regrow.train import Recipe, Training, fit
 from small import digits, equal, snapshot
 
 ROUNDS = 4
@@ -257,6 +260,38 @@ def test_rounds_follow_the_ticket_that_is_asked_for(rewound: tuple[World, Rows])
     assert found["winning-ticket"][1].prune == found["rewound"][1].prune
 
 
+def test_the_learning_rate_is_rewound_under_inherited_weights(tmp_path: Path) -> None:
+    """Rounds of pruning and training on, each on the whole schedule, and arms that begin later."""
+    recipe = {"epochs": 2, "batch": 32, "lr": 0.05, "drop_at": [0.5]}
+    arms = ["lr-rewind", {"name": "tail", "like": "lr-rewind", "schedule_epoch": 1}]
+    asked = {"name": "lottery", "rounds": 2, "sparsity": 0.2, "ticket": "lr-rewind"}
+    cells = study(recipe=recipe, arms=arms, methods=asked).cells()
+    found, store = rows(cells), Store.open(tmp_path)
+    run([cell.job for cell in cells], store)
+    assert found["lr-rewind"][1].prune.parent == found["lr-rewind"][0]
+    for number, parent in ((0, found["tail"][0].prune.parent), (1, found["lr-rewind"][0])):
+        assert parent is not None
+        mask = store.tensors(found["tail"][number].prune.key)
+        start = build(_first().model)
+        start.load_state_dict(store.tensors(parent.key))
+        apply_(start, Mask(unit="weight", kept=mask))
+        for name, first, rates in (("lr-rewind", 0, [0.05, 0.005]), ("tail", 1, [0.005])):
+            job = found[name][number]
+            assert job.parent == parent
+            network = deepcopy(start)
+            plain = Training(
+                network,
+                digits(),
+                Recipe(epochs=2, batch=32, lr=0.05, drop_at=(0.5,)),
+                seed=0,
+                hold=holder(Mask(unit="weight", kept=mask)),
+                first_epoch=first,
+            )
+            fit(plain)
+            assert [line["lr"] for line in store.record(job.key)["history"]] == rates
+            assert equal(store.tensors(job.key), snapshot(network))
+
+
 def test_weights_are_kept_and_keys_change_only_where_an_arm_asks(
     rewound: tuple[World, Rows],
 ) -> None:
@@ -328,6 +363,11 @@ def test_weights_on_the_way_survive_an_interruption(rewound: tuple[World, Rows])
         ({"methods": {"name": "lottery", "sparsity": 0}}, "need one 'sparsity' above 0"),
         ({"methods": {**STUDY["methods"], "ticket": "wining"}}, "Unknown arm 'wining'. Did you"),
         ({"methods": {**STUDY["methods"], "ticket": "scratch-e"}}, "starts from random ones"),
+        ({"methods": {**STUDY["methods"], "ticket": "pruned"}}, "'pruned' trains nothing"),
+        (
+            {"arms": [{"name": "lr-rewind", "schedule_epoch": 2}]},
+            "enters its schedule of 2 epochs at epoch 2",
+        ),
         ({"arms": [{"name": "late", "start": "rewound"}]}, "needs an 'epoch' to rewind to"),
         ({"arms": [{**REWOUND, "epoch": 2}]}, "rewinds to epoch 2, and the recipe has 2"),
         ({"arms": [{**REWOUND, "start": "initial"}]}, "'start' must be rewound. Got 'initial'"),

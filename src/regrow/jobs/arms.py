@@ -1,6 +1,6 @@
-"""Arms: what happens to a pruned network - where it starts from, and for how long it trains.
+"""Arms: retraining regimes - the weights that a pruned network starts from, and how it is trained.
 
-An arm is a value of three fields (start, budget, schedule), so the paper's 36 training scripts are
+An arm is a value of a few fields (start, budget, schedule), so the paper's 36 training scripts are
 the few lines at the end of this file.
 """
 
@@ -84,7 +84,11 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """What happens after pruning.
+    """What happens after pruning: which weights, for how long, and on which learning rates.
+
+    Weights and schedule are separate questions. Rewinding weights is the start ``rewound``;
+    rewinding the learning rate (Renda et al., 2020, arXiv:2003.02389) is the start ``inherited`` on
+    the ``full`` schedule, or from ``schedule_epoch`` on.
 
     Attributes:
         start: ``inherited`` weights of the pruned network; ``random``: drawn anew by the rule of
@@ -95,7 +99,9 @@ class Arm:
         schedule: ``full`` runs the recipe's schedule over the budget; ``last-rate`` stays at the
             recipe's last learning rate.
         lr: another learning rate than the recipe's (or its last), if given.
-        epoch: for the start ``rewound``; the schedule is entered there, for the epochs after it.
+        epoch: of the weights, for the start ``rewound``: after so many epochs.
+        schedule_epoch: where the ``full`` schedule is entered, for the epochs after it, with the
+            images of those epochs; unless given, the ``epoch`` of the weights, else the beginning.
     """
 
     name: str
@@ -104,6 +110,7 @@ class Arm:
     schedule: ArmSchedule = "full"
     lr: float | None = None
     epoch: int | None = None
+    schedule_epoch: int | None = None
 
     def __post_init__(self) -> None:
         for field, known in (("start", get_args(Start)), ("schedule", get_args(ArmSchedule))):
@@ -124,8 +131,34 @@ class Arm:
         if self.start != "rewound" and self.epoch is not None:
             raise ConfigError(
                 f"The arm {self.name!r} has an 'epoch' to rewind to ({self.epoch!r}), so its "
-                f"'start' must be rewound. Got {self.start!r}; how long it trains is 'epochs'."
+                f"'start' must be rewound. Got {self.start!r}; how long it trains is 'epochs', and "
+                "where it enters the schedule is 'schedule_epoch'."
             )
+        if self.schedule_epoch is not None:
+            self._check_schedule_epoch()
+
+    def _check_schedule_epoch(self) -> None:
+        if not is_int(self.schedule_epoch, least=0):
+            raise ConfigError(
+                f"The 'schedule_epoch' of the arm {self.name!r} must be an int of at least 0. Got "
+                f"{self.schedule_epoch!r}."
+            )
+        if self.schedule != "full":
+            raise ConfigError(
+                f"The arm {self.name!r} trains at one learning rate, so there is no schedule to "
+                f"enter at 'schedule_epoch' {self.schedule_epoch}. Leave it out, or give "
+                "'schedule: full'."
+            )
+
+    @property
+    def first_epoch(self) -> int:
+        """The epoch of its schedule that it begins with."""
+        return (self.epoch or 0) if self.schedule_epoch is None else self.schedule_epoch
+
+    def trained_epochs(self, base: int, ratio: float) -> int:
+        """Return how many epochs it trains: those of its budget from the first on."""
+        epochs = self.budget.epochs(base, ratio)
+        return max(1, epochs - self.first_epoch) if epochs else 0
 
     def recipe(self, base: Recipe, epochs: int) -> Recipe:
         """Return the recipe this arm trains with for so many epochs."""
@@ -137,7 +170,8 @@ class Arm:
     def to_json(self) -> dict[str, Any]:
         """Return what the arm does, without its name: equal for arms that do the same."""
         budget = {"kind": self.budget.kind, "amount": self.budget.amount, "cap": self.budget.cap}
-        fields = {name: getattr(self, name) for name in ("start", "schedule", "lr", "epoch")}
+        names = ("start", "schedule", "lr", "epoch", "schedule_epoch")
+        fields = {name: getattr(self, name) for name in names}
         return {
             **{k: v for k, v in fields.items() if v is not None},
             "budget": {k: v for k, v in budget.items() if v is not None},
@@ -173,6 +207,11 @@ WINNING_TICKET = register_arm(
 )
 RANDOM_INIT = register_arm(
     Arm(name="random-init", start="redrawn", budget=Budget(kind="equal-epochs"))
+)
+
+# Learning-rate rewinding (Renda et al., 2020, arXiv:2003.02389) of the whole schedule.
+LR_REWIND = register_arm(
+    Arm(name="lr-rewind", start="inherited", budget=Budget(kind="equal-epochs"))
 )
 
 # What a study runs that does not name its arms, in the order of its table.

@@ -376,7 +376,7 @@ class Retrain(Keyed):
     @property
     def expected_epochs(self) -> int:
         """Epochs of the arm, guessed likewise."""
-        return self.arm.budget.epochs(self.recipe.epochs, self.expected_ratio)
+        return self.arm.trained_epochs(self.recipe.epochs, self.expected_ratio)
 
     def run(self, context: Context) -> Outcome:
         """Build the start, train it for its budget, and read the test set once."""
@@ -405,7 +405,7 @@ class Retrain(Keyed):
             seed=self.seed,
             device=context.device,
             hold=holder(mask) if mask.held else None,
-            first_epoch=self.arm.epoch or 0,
+            first_epoch=self.arm.first_epoch,
             ranks=context.ranks,
         )
         advance(training, context)

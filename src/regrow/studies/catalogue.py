@@ -52,8 +52,15 @@ def _arm(arm: Arm) -> str:
         return "The network before pruning, measured"
     if arm.budget.kind == "none":
         return "The network right after pruning, measured"
-    rate = ", at the last learning rate" if arm.schedule == "last-rate" else ""
-    return f"Trains {STARTS[arm.start]}, for {_budget(arm.budget)}{rate}"
+    return f"Trains {STARTS[arm.start]}, for {_budget(arm.budget)}{_schedule(arm)}"
+
+
+def _schedule(arm: Arm) -> str:
+    if arm.schedule == "last-rate":
+        return ", at the last learning rate"
+    if arm.schedule_epoch is not None:
+        return f", on the schedule from epoch {arm.schedule_epoch}"
+    return ", on the whole schedule" if arm.start == "inherited" else ""
 
 
 def _budget(budget: Budget) -> str:

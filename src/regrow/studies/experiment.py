@@ -41,7 +41,7 @@ _SOURCE_METHOD_KEYS = (
     *("pretrained", "lr"),
 )
 _ARM_KEYS = (
-    *("name", "like", "start", "epoch", "schedule", "lr"),
+    *("name", "like", "start", "epoch", "schedule", "schedule_epoch", "lr"),
     *("epochs", "share", "budget", "cap"),
 )
 
@@ -129,6 +129,12 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
             raise ConfigError(
                 f"The arm {arm.name!r} rewinds to epoch {arm.epoch}, and the recipe has "
                 f"{recipe.epochs}. Rewind to an earlier one."
+            )
+        trained = arm.budget.epochs(recipe.epochs, 1.0)
+        if trained and arm.first_epoch >= trained:
+            raise ConfigError(
+                f"The arm {arm.name!r} enters its schedule of {trained} epochs at epoch "
+                f"{arm.first_epoch}, where nothing of it is left. Enter it earlier."
             )
     data = [_data(entry) for entry in _list(value["data"])]
     uses = tuple(_use(entry, arms) for entry in _list(value.get("methods", [])))
@@ -354,15 +360,21 @@ def _check_source(source: Method, method: Method) -> None:
 def _ticket(given: Mapping[str, Any], arms: Sequence[Arm], where: str) -> Arm:
     """Return the arm that each round trains: one of the study's, or a registered one."""
     name = text(given.get("ticket", WINNING_TICKET.name), "ticket")
-    known = {arm.name: arm for arm in (WINNING_TICKET, *arms)}
-    if name not in known:
-        raise ConfigError(f"{where}: 'ticket': {unknown('arm', name, known)}")
-    if known[name].start not in ("initial", "rewound"):
+    own = {arm.name: arm for arm in arms}
+    ticket = own.get(name) or _registered_arm(name)
+    if ticket is None:
+        raise ConfigError(f"{where}: 'ticket': {unknown('arm', name, {*own, *ARMS.names()})}")
+    if ticket.start not in ("inherited", "initial", "rewound"):
         raise ConfigError(
-            f"{where}: each round's 'ticket' must start from initial or rewound weights. "
-            f"{name!r} starts from {known[name].start} ones."
+            f"{where}: each round's 'ticket' must start from inherited, initial or rewound "
+            f"weights. {name!r} starts from {ticket.start} ones."
         )
-    return known[name]
+    if ticket in (UNPRUNED, PRUNED) or ticket.budget.kind == "none":
+        raise ConfigError(
+            f"{where}: each round trains its 'ticket', and the arm {name!r} trains nothing. Name "
+            "one that does."
+        )
+    return ticket
 
 
 def _rounds(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
@@ -441,11 +453,12 @@ def _arm(entry: Any) -> Arm:
         base = ARMS.get(given.get("like", name))
     if base in (UNPRUNED, PRUNED) and set(given) - {"name"}:
         raise ConfigError(f"The arm {base.name!r} is measured, not trained: it takes no options.")
+    fields = ("start", "epoch", "schedule", "schedule_epoch", "lr")
     return replace(
         base,
         name=base.name if known is not None else name,
         budget=_budget(given, base),
-        **{key: given[key] for key in ("start", "epoch", "schedule", "lr") if key in given},
+        **{key: given[key] for key in fields if key in given},
     )
 
 
