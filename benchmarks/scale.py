@@ -20,7 +20,7 @@ from rich.console import Console
 
 from regrow.core.seeds import derive
 from regrow.jobs.base import Job, all_jobs
-from regrow.jobs.jobs import Prune
+from regrow.jobs.prune import Prune
 from regrow.report import write
 from regrow.report.collect import collect
 from regrow.run.estimate import estimate

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from regrow.core.distributed import ALONE, Ranks, join, leave
 from regrow.data import DataSpec, load
 from regrow.errors import DataError
-from regrow.jobs.jobs import Treated
+from regrow.jobs.train import Treated
 from regrow.models import ModelSpec, build
 from regrow.surgery.mask import Mask, holder
 from regrow.train import NO_TREATMENT, Evaluation, Recipe, Training, Treatment, evaluate, fit

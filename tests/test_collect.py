@@ -8,7 +8,8 @@ import pytest
 from commands import STUDY
 from regrow.data import load
 from regrow.jobs.base import Job, all_jobs
-from regrow.jobs.jobs import Prune, Train
+from regrow.jobs.prune import Prune
+from regrow.jobs.train import Train
 from regrow.report.collect import below, collect
 from regrow.report.validity import Ending
 from regrow.store import Store

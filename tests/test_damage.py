@@ -12,7 +12,7 @@ from commands import STUDY
 from regrow.asked import collect
 from regrow.errors import Damaged
 from regrow.jobs.base import Job, all_jobs
-from regrow.jobs.jobs import Prune
+from regrow.jobs.prune import Prune
 from regrow.store import Store
 from regrow.studies.study import Study
 

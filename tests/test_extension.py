@@ -15,7 +15,8 @@ import regrow
 from cutting import enliven_, random_mask
 from regrow.core.registry import load_file
 from regrow.data import DataSpec, fingerprint, load
-from regrow.jobs.jobs import Retrain, Train
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build, initialise_
 from regrow.pruning.method import CRITERIA, METHODS
 from regrow.pruning.probe import Probe

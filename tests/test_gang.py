@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from regrow.core.global_rng import drawing
 from regrow.core.seeds import seeded
 from regrow.errors import Interrupted, TrainingError
-from regrow.jobs.base import Context, Job, Outcome
-from regrow.jobs.jobs import Train
+from regrow.jobs.base import Job, Outcome
+from regrow.jobs.context import Context
+from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build, initialise_, register_model
 from regrow.run import Event, JobFailed, JobProgress, Summary
 from regrow.run.coordinator import Conductor

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.core.seeds import seeded
-from regrow.jobs.jobs import Train
+from regrow.jobs.train import Train
 from regrow.run import run
 from regrow.run.execute import exact_floats
 from regrow.run.gpu_sharing import Trial, how_many

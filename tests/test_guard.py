@@ -103,7 +103,7 @@ def test_slimming_prunes_normed_linear_layers_under_the_same_threshold() -> None
 
 
 def test_a_network_without_them_keeps_its_keys() -> None:
-    from regrow.jobs.jobs import Retrain
+    from regrow.jobs.retrain import Retrain
     from regrow.studies.study import Study
 
     study = {

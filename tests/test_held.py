@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
 from regrow.errors import TraceError
-from regrow.jobs.jobs import _draw_sparse_
+from regrow.jobs.retrain import _draw_sparse_
 from regrow.methods.network_slimming import push_scales_to_zero
 from regrow.methods.soft_filter import zero_smallest_filters_
 from regrow.pruning.method import METHODS

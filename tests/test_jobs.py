@@ -25,16 +25,11 @@ from regrow.jobs.arms import (
     Budget,
 )
 from regrow.jobs.base import Job
-from regrow.jobs.jobs import (
-    Material,
-    Prune,
-    Retrain,
-    Train,
-    Treated,
-    _draw_sparse_,
-    flops_ratio,
-    model_cost,
-)
+from regrow.jobs.costs import model_cost
+from regrow.jobs.material import Material
+from regrow.jobs.prune import Prune
+from regrow.jobs.retrain import Retrain, _draw_sparse_, flops_ratio
+from regrow.jobs.train import Train, Treated
 from regrow.models import MODELS, ModelSpec, build, register_model
 from regrow.pruning.method import METHODS
 from regrow.run import run
@@ -340,7 +335,8 @@ def _watch(patch: pytest.MonkeyPatch) -> tuple[list[dict[str, Tensor]], list[byt
         return pixels
 
     patch.undo()
-    patch.setattr("regrow.jobs.jobs.Training", Watched)
+    for job_kind in ("train", "retrain"):
+        patch.setattr(f"regrow.jobs.{job_kind}.Training", Watched)
     patch.setattr(MemoryImages, "augmented", watched)
     return starts, images
 
@@ -585,7 +581,8 @@ def test_a_penalty_is_part_of_the_parents_training_alone(
             calls.append("treatment" in options and options["treatment"].gradients is not None)
             super().__init__(*args, **options)
 
-    monkeypatch.setattr("regrow.jobs.jobs.Training", Watched)
+    for job_kind in ("train", "retrain"):
+        monkeypatch.setattr(f"regrow.jobs.{job_kind}.Training", Watched)
     prune = replace(PRUNE, method=METHODS.get("network-slimming"), parent=SLIMMING)
     store = Store.open(tmp_path / "store")
     assert run([retrain(prune, FINE_TUNE)], store, workers=0).complete

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from regrow.errors import ConfigError
 from regrow.jobs.arms import WINNING_TICKET
-from regrow.jobs.base import advance
-from regrow.jobs.jobs import Prune, Retrain, Train, weights_of
+from regrow.jobs.context import advance
+from regrow.jobs.prune import Prune
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train, weights_of
 from regrow.models import build
 from regrow.report.collect import collect
 from regrow.run import run
@@ -80,7 +82,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
                 latest.append(snapshot(model))
                 super().__init__(model, *args, **options)
 
-        patch.setattr("regrow.jobs.jobs.Training", Watched)
+        for job_kind in ("train", "retrain"):
+            patch.setattr(f"regrow.jobs.{job_kind}.Training", Watched)
         for number in range(ROUNDS):
             for jobs in _rows().values():
                 latest.clear()
@@ -223,7 +226,8 @@ def rewound(world: World) -> tuple[World, Rows]:
                 latest.append(snapshot(model))
                 super().__init__(model, *args, **options)
 
-        patch.setattr("regrow.jobs.jobs.Training", Watched)
+        for job_kind in ("train", "retrain"):
+            patch.setattr(f"regrow.jobs.{job_kind}.Training", Watched)
         for cell in cells:
             assert run([cell.job], world.store, workers=0).complete
             starts[cell.job.key] = latest[-1]

@@ -12,7 +12,9 @@ from torch import Tensor
 from commands import Command
 from regrow.errors import ConfigError
 from regrow.jobs.base import Job, all_jobs
-from regrow.jobs.jobs import Prune, Retrain, Train
+from regrow.jobs.prune import Prune
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
 from regrow.report.rows import Run
 from regrow.reproduce import entries as entries_module
 from regrow.reproduce import figure_data, measures, scales

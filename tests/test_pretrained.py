@@ -12,7 +12,8 @@ from torch import nn
 from regrow.data import DATASETS, DataSpec, Normalisation, Raw, Split, load, register_data
 from regrow.data.normalisation import IMAGENET, recognised
 from regrow.errors import ConfigError
-from regrow.jobs.jobs import Retrain, Train
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build, register_model
 from regrow.report.collect import collect
 from regrow.report.rows import fairness

@@ -14,7 +14,10 @@ from torch.nn import functional as F
 from regrow.data import load
 from regrow.errors import ConfigError
 from regrow.jobs.arms import FINE_TUNE, PRUNED, SCRATCH_E, WINNING_TICKET, Arm
-from regrow.jobs.jobs import Material, Prune, Retrain, Train, split_repaired
+from regrow.jobs.material import Material
+from regrow.jobs.prune import Prune, split_repaired
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
 from regrow.pruning import reconstruct
 from regrow.pruning.method import METHODS, REPAIRS, Method
 from regrow.pruning.probe import Probe

@@ -17,8 +17,10 @@ from regrow.detection.jobs import DetectionMaterial, PruneDetector, TrainDetecto
 from regrow.detection.model import Detector
 from regrow.detection.spec import DetectionSpec
 from regrow.errors import ConfigError, DataError
-from regrow.jobs.base import Context
-from regrow.jobs.jobs import Material, Retrain, Train
+from regrow.jobs.context import Context
+from regrow.jobs.material import Material
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build
 from regrow.report.rows import Run
 from regrow.reproduce import data as request_module
@@ -352,7 +354,7 @@ def structural(job: Retrain) -> Any:
     """Return the pruning with the same widths that looks at no weights."""
     from dataclasses import replace
 
-    from regrow.jobs.jobs import structure_only
+    from regrow.jobs.prune import structure_only
 
     return replace(job.prune, method=structure_only(job.prune.method), parent=None)
 

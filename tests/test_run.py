@@ -22,7 +22,8 @@ from rich.console import Console
 from regrow.core import registry
 from regrow.core.durations import clock
 from regrow.errors import ConfigError, Interrupted, RanksLost, RegrowError, TrainingError
-from regrow.jobs.base import Context, Outcome
+from regrow.jobs.base import Outcome
+from regrow.jobs.context import Context
 from regrow.run import (
     Event,
     JobBlocked,

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from regrow.errors import ConfigError
 from regrow.jobs.base import all_jobs
-from regrow.jobs.jobs import Prune, Retrain, Train
+from regrow.jobs.prune import Prune
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select

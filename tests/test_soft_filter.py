@@ -14,7 +14,8 @@ from torch import nn
 from regrow.cost import measure
 from regrow.errors import ConfigError
 from regrow.jobs.arms import PRUNED, SCRATCH_B, SCRATCH_E
-from regrow.jobs.jobs import Retrain, Train, weights_of
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train, weights_of
 from regrow.methods.soft_filter import zero_smallest_filters_
 from regrow.models import ModelSpec, build
 from regrow.pruning.masked import filter_groups
@@ -240,7 +241,8 @@ def test_a_pretrained_network_starts_from_the_unpruned_ones_last_weights(
             starts.append(snapshot(model))
             super().__init__(model, *args, **options)
 
-    monkeypatch.setattr("regrow.jobs.jobs.Training", Watched)
+    for job_kind in ("train", "retrain"):
+        monkeypatch.setattr(f"regrow.jobs.{job_kind}.Training", Watched)
     again = cells(methods={**STUDY["methods"], "pretrained": True}, arms=["unpruned", "pruned"])
     assert run([cell.job for cell in again.values()], store, workers=0).complete
     assert len(starts) == 1
@@ -257,7 +259,8 @@ def test_scratch_weights_are_drawn_by_the_filters_that_stay(
             starts.append(snapshot(model))
             super().__init__(model, *args, **options)
 
-    monkeypatch.setattr("regrow.jobs.jobs.Training", Watched)
+    for job_kind in ("train", "retrain"):
+        monkeypatch.setattr(f"regrow.jobs.{job_kind}.Training", Watched)
     wide = {"name": "resnet-20", "depth": 8, "width": 4.0}
     job = cells(models=wide, arms=["scratch-e"], recipe={"epochs": 1})["scratch-e"].job
     assert isinstance(job, Retrain)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from cutting import enliven_, random_mask
 from regrow.cost import measure
 from regrow.errors import ConfigError, StoreError, TraceError
-from regrow.jobs.jobs import Prune, Retrain, Train
+from regrow.jobs.prune import Prune
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
 from regrow.methods.sparse_structure import (
     Factor,
     accelerated_proximal_step_,

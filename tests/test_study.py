@@ -12,7 +12,9 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from regrow.errors import ConfigError, DataError, TraceError
 from regrow.jobs.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED
-from regrow.jobs.jobs import Prune, Retrain, Train
+from regrow.jobs.prune import Prune
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
 from regrow.models import register_model
 from regrow.pruning.method import METHODS
 from regrow.studies.expand import Cell

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regrow.bench.material import DIGITS_PLAN
-from regrow.jobs.jobs import Train
+from regrow.jobs.train import Train
 from regrow.run import Event, JobStarted, num_cores, run
 from regrow.store import Store
 from regrow.studies.study import Study

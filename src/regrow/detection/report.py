@@ -8,7 +8,8 @@ import pandas as pd
 
 from regrow.detection.jobs import PruneDetector, TrainDetector
 from regrow.detection.study import DetectionStudy
-from regrow.jobs.jobs import Retrain, Train
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
 from regrow.report import Extra, Failure, Measure, Run
 from regrow.report.collect import Reader
 from regrow.report.rows import POINTS, TEXT, Column, fairness, to_csv

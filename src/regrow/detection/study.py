@@ -34,7 +34,10 @@ from regrow.detection.spec import AUGMENTATIONS, VOC_RECIPE, DetectionSpec
 from regrow.errors import ConfigError, unknown
 from regrow.jobs.arms import UNPRUNED, Arm, Budget
 from regrow.jobs.base import Job
-from regrow.jobs.jobs import Material, Prune, Retrain, Train
+from regrow.jobs.material import Material
+from regrow.jobs.prune import Prune
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
 from regrow.pruning.method import METHODS, Method
 from regrow.studies.expand import Cell
 from regrow.studies.experiment import Cut, Experiment, MethodUse, mapping, text

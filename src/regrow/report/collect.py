@@ -5,7 +5,9 @@ from typing import Any
 
 from regrow.errors import Damaged
 from regrow.jobs.base import Job, all_jobs
-from regrow.jobs.jobs import Prune, Retrain, Train
+from regrow.jobs.prune import Prune
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
 from regrow.report.render import Failure
 from regrow.report.rows import Run
 from regrow.report.validity import Ending

@@ -38,7 +38,7 @@ def known_of_parents(jobs: "Iterable[Job]", store: "Store") -> dict[str, Any]:
 
     How a training ended under a method's treatment says nothing of its convergence.
     """
-    from regrow.jobs.jobs import Train
+    from regrow.jobs.train import Train
 
     trained = {job.key: job for job in jobs if isinstance(job, Train)}
     records = {key: store.record(key, spec=job.spec) for key, job in trained.items()}

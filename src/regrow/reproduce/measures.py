@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from regrow.jobs.arms import Start
-from regrow.jobs.jobs import Prune, Train, split_repaired, weights_of
+from regrow.jobs.prune import Prune, split_repaired
+from regrow.jobs.train import Train, weights_of
 from regrow.models import ModelSpec, build
 from regrow.pruning.stages import pattern_of, stages_of
 from regrow.reproduce.entries import Kind

@@ -12,7 +12,7 @@ from regrow.detection.study import DetectionStudy
 from regrow.errors import ConfigError, DataError
 from regrow.jobs.arms import UNPRUNED
 from regrow.jobs.base import Job
-from regrow.jobs.jobs import Retrain
+from regrow.jobs.retrain import Retrain
 from regrow.reproduce import scales
 from regrow.reproduce.data import IMAGENET, LABELS, Request, images_for, methods_on, pictures_for
 from regrow.reproduce.entries import OF_PRUNINGS, Entry, read_study

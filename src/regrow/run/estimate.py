@@ -26,7 +26,11 @@ from regrow.cost import measure
 from regrow.data import Dataset, MemoryImages, load
 from regrow.errors import TraceError
 from regrow.jobs.base import Job, Rehearsed, all_jobs
-from regrow.jobs.jobs import Material, Prune, Retrain, Train, model_cost
+from regrow.jobs.costs import model_cost
+from regrow.jobs.material import Material
+from regrow.jobs.prune import Prune
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select

@@ -14,7 +14,8 @@ import torch
 
 from regrow.data import Dataset, load
 from regrow.jobs.base import Job
-from regrow.jobs.jobs import Retrain, Train
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build
 from regrow.train import Recipe, Training
 

@@ -12,7 +12,10 @@ from regrow.data import DataSpec, fingerprint, load
 from regrow.errors import ConfigError, TraceError
 from regrow.jobs.arms import UNPRUNED, Arm
 from regrow.jobs.base import Job
-from regrow.jobs.jobs import Material, Prune, Retrain, Train, Treated, structure_only
+from regrow.jobs.material import Material
+from regrow.jobs.prune import Prune, structure_only
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train, Treated
 from regrow.models import MODELS, ModelSpec, build
 from regrow.pruning.dry_run import try_out
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS

@@ -13,7 +13,10 @@ from torch import nn
 
 from regrow.data import load
 from regrow.errors import ConfigError, unknown
-from regrow.jobs.jobs import Material, Retrain, Train, split_repaired, weights_of
+from regrow.jobs.material import Material
+from regrow.jobs.prune import split_repaired
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train, weights_of
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.surgery.architecture import Architecture, save

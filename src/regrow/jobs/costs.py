@@ -1,0 +1,44 @@
+"""Costs of unpruned networks, measured once, and by which counter."""
+
+from functools import cache
+
+import torch
+
+from regrow.core.units import HELD
+from regrow.cost import Cost, Counted, count
+from regrow.errors import TraceError
+from regrow.models import ModelSpec, build
+from regrow.pruning.method import Method
+from regrow.surgery import trace
+
+
+def model_cost(model: ModelSpec, shape: tuple[int, ...]) -> Cost:
+    """Measure an unpruned network, once."""
+    return counted(model, shape).cost
+
+
+@cache
+def counted(model: ModelSpec, shape: tuple[int, ...]) -> Counted:
+    """Count an unpruned network's operations, once."""
+    return count(build(model.untrained()), torch.zeros(shape))
+
+
+@cache
+def _has_views(model: ModelSpec, shape: tuple[int, ...]) -> bool:
+    try:
+        return bool(trace(build(model.untrained()), shape).views)
+    except TraceError:  # which the pruning itself will say
+        return False
+
+
+def counter_version(model: ModelSpec, shape: tuple[int, ...], method: Method) -> int | None:
+    """Return 2 where costs are not what the first counter counted, and None elsewhere.
+
+    So results whose costs, and budgets of equal FLOPs, were always counted so keep their keys.
+    Where views are cut, the norm behind a selection counts at the width that is selected from.
+    """
+    network = counted(model, shape)
+    same = network.as_first and (network.own_weights or method.unit not in HELD)
+    if same and method.unit == "channel" and "view" in method.scope:
+        same = not _has_views(model, shape)
+    return None if same else 2

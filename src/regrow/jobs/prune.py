@@ -1,0 +1,188 @@
+"""The job that chooses which units of a network stay."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from regrow.core.units import Unit
+from regrow.cost import measure
+from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
+from regrow.jobs.context import Context
+from regrow.jobs.costs import counter_version, model_cost
+from regrow.jobs.material import Material
+from regrow.jobs.train import Train, trained_network
+from regrow.models import ModelSpec, build
+from regrow.pruning.method import REPAIRS, Method
+from regrow.pruning.probe import Probe
+from regrow.pruning.select import select
+from regrow.pruning.stages import Pattern, pattern_of, stages_of
+from regrow.surgery import prove, sensitivities, trace
+from regrow.surgery.architecture import Architecture
+from regrow.surgery.mask import Mask
+
+if TYPE_CHECKING:
+    from regrow.jobs.retrain import Retrain
+
+
+REPAIRED = "repaired/"  # before the names of a cut network's mended weights, in a pruning's tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(Keyed):
+    """Choose what stays of a network: of a trained one, or (``parent`` None) as first drawn.
+
+    A parent that was pruned before, and retrained under its mask, is pruned further: the sparsity
+    is the share of what was left. With ``guides`` (prunings of one network, by seeds) it keeps of
+    each stage what they kept on average; the sparsity is theirs.
+    """
+
+    kind: ClassVar[str] = "prune"
+    version: ClassVar[int] = 1
+
+    data: Material
+    model: ModelSpec
+    method: Method
+    seed: int
+    parent: "Train | Retrain | None" = None
+    sparsity: float | None = None
+    shares: tuple[float, ...] | None = None
+    guides: "tuple[Prune, ...]" = ()
+    code: str | None = None  # digest of the files that decide, where not part of this package
+    label: str = "prune"
+
+    @property
+    def _earlier(self) -> "Prune | None":
+        """How the parent was pruned before it was trained, if it was."""
+        return None if self.parent is None else self.parent.prune
+
+    @property
+    def inputs(self) -> tuple[Job, ...]:
+        """The trained network, if its weights matter, how it was pruned before, and the guides."""
+        earlier = () if self._earlier is None else (self._earlier,)
+        return (*(() if self.parent is None else (self.parent,)), *earlier, *self.guides)
+
+    @property
+    def expected_kept(self) -> float:
+        """The share of units that stays, over all rounds, as far as it was asked for."""
+        kept = 1.0 - (self.sparsity or _mean(self.shares or (0.0,)))
+        earlier = 1.0 if self._earlier is None else self._earlier.expected_kept
+        return kept * earlier
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """All that was asked for."""
+        method = self.method
+        return without_none(
+            data=self.data.content,  # a criterion may look at images
+            model=self.model.identity(),
+            criterion=method.criterion,
+            allocation=method.allocation if self.shares is None else None,
+            unit=method.unit,
+            scope=list(method.scope),
+            sparsity=self.sparsity,
+            shares=None if self.shares is None else list(self.shares),
+            guides=len(self.guides) or None,
+            repair=method.repair,
+            seed=self.seed,
+            code=self.code,
+            counter=counter_version(self.model, self.data.shape, method),
+        )
+
+    @property
+    def flops(self) -> float:
+        """Nothing is trained."""
+        return 0.0
+
+    def run(self, context: Context) -> Outcome:
+        """Score, allocate, measure what is left, and mend its weights if the method does."""
+        within = None
+        if self.parent is None:
+            model = build(self.model, seed=self.seed)
+        else:
+            model = trained_network(self.model, context.tensors(self.parent))
+        if self._earlier is not None:
+            within = mask_of(context, self._earlier)
+        found = trace(model, self.data.shape)
+        dataset = context.dataset(self.data.spec)
+        pattern = _pattern(context, self.guides) if self.guides else None
+        mask = select(
+            model,
+            found,
+            self.method,
+            sparsity=self.sparsity,
+            shares=self.shares,
+            pattern=pattern,
+            dataset=dataset,
+            seed=self.seed,
+            within=within,
+        )
+        before = model_cost(self.model, self.data.shape)
+        architecture = Architecture(model=self.model, shape=self.data.shape)
+        repaired: dict[str, Tensor] = {}
+        if not mask.held:
+            shown = _sensitivity_of(self.model, self.data.shape, mask.unit, tuple(mask.kept))
+            prove(model, mask, found, sensitivity=shown)
+            architecture = architecture.then(mask)
+            small = architecture.cut(model)
+            after = measure(small, found.example)
+            if self.method.repair is not None:
+                probe = Probe(model, dataset, seed=self.seed)
+                REPAIRS.get(self.method.repair)(small, mask, found, probe)
+                repaired = {REPAIRED + name: value for name, value in state_of(small).items()}
+        else:
+            after = measure(model, found.example, mask)
+        if after.caveats:
+            context.note(f"Its costs and budgets leave out: {'; '.join(after.caveats)}.")
+        record = {
+            "unit": mask.unit,
+            "sparsity": mask.sparsity,
+            "widths": mask.widths(),
+            "guarded": list(mask.guarded),
+            "before": before.to_json(),
+            "after": after.to_json(),
+            "architecture": architecture.to_json(),
+        }
+        if pattern is not None:
+            record["pattern"] = pattern.to_json()
+        return Outcome(record, {**mask.kept, **repaired})
+
+
+def structure_only(method: Method) -> Method:
+    """Return the method that keeps the first units of each layer: the same widths, no weights."""
+    return replace(method, criterion="first", trained=False, repair=None)
+
+
+def split_repaired(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Part a pruning's tensors into kept units by group, and the mended weights (or nothing)."""
+    kept = {name: value for name, value in tensors.items() if not name.startswith(REPAIRED)}
+    repaired = {n.removeprefix(REPAIRED): v for n, v in tensors.items() if n not in kept}
+    return kept, repaired
+
+
+def mask_of(context: Context, prune: Prune) -> Mask:
+    """Return what a pruning kept."""
+    kept, _ = split_repaired(context.tensors(prune))
+    return Mask(unit=context.record(prune)["unit"], kept=kept)
+
+
+def _pattern(context: Context, guides: tuple[Prune, ...]) -> Pattern:
+    """Average what prunings of one network kept in each of its stages."""
+    model = build(guides[0].model.untrained())
+    found = trace(model, guides[0].data.shape)
+    return pattern_of([mask_of(context, guide) for guide in guides], stages_of(model, found))
+
+
+@cache
+def _sensitivity_of(
+    model: ModelSpec, shape: tuple[int, ...], unit: Unit, groups: tuple[str, ...]
+) -> Mapping[str, float]:
+    """Measure how much groups of an uncut network do to its output, once."""
+    net = build(model.untrained())
+    return sensitivities(net, trace(net, shape), groups, unit=unit)
+
+
+def _mean(values: tuple[float, ...]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,168 @@
+"""The job that trains what a pruning left, under one arm."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from regrow.core.seeds import derive
+from regrow.core.units import HELD
+from regrow.cost import Cost
+from regrow.errors import ConfigError
+from regrow.jobs.arms import Arm
+from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
+from regrow.jobs.context import Context, advance
+from regrow.jobs.costs import model_cost
+from regrow.jobs.prune import Prune, mask_of, split_repaired
+from regrow.jobs.train import Train, result_of, trained_network
+from regrow.models import build, initialise_
+from regrow.surgery.architecture import Architecture
+from regrow.surgery.mask import Mask, apply_, filter_dim, holder, over_weights
+from regrow.train import Recipe, Training
+
+SPARSE_DRAW = 2  # how many rules there have been for it; the first had an n of at least 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrain(Keyed):
+    """Train what a pruning left, under one arm."""
+
+    kind: ClassVar[str] = "retrain"
+    version: ClassVar[int] = 1
+
+    prune: Prune
+    arm: Arm
+    recipe: Recipe
+    seed: int
+    parent: "Train | Retrain | None" = None  # whose weights are inherited, or rewound to
+    label: str = "retrain"
+
+    @property
+    def inputs(self) -> tuple[Job, ...]:
+        """The pruning, and the trained network where it starts from its weights."""
+        return (self.prune, self.parent) if self.parent is not None else (self.prune,)
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """All that was asked for."""
+        return without_none(
+            data=self.prune.data.content,
+            arm=self.arm.to_json(),
+            recipe=self.recipe.to_json(),
+            seed=self.seed,
+            draw=SPARSE_DRAW if self.draws_sparse else None,
+        )
+
+    @property
+    def draws_sparse(self) -> bool:
+        """Whether it starts from convolutions drawn by the density of their masks."""
+        return self.arm.start == "random" and self.prune.method.unit in HELD
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs of the training, guessed before the network is known."""
+        data = self.prune.data
+        cost = model_cost(self.prune.model, data.shape)
+        return cost.training_flops(self.expected_epochs * data.num_train) / self.expected_ratio
+
+    @property
+    def expected_ratio(self) -> float:
+        """FLOPs of the unpruned network over those of the pruned one, guessed from the sparsity.
+
+        Cutting channels narrows a layer's inputs and its outputs, hence the square.
+        """
+        kept = max(self.prune.expected_kept, 0.02)
+        return 1.0 / kept ** (2 if self.prune.method.unit == "channel" else 1)
+
+    @property
+    def expected_epochs(self) -> int:
+        """Epochs of the arm, guessed likewise."""
+        return self.arm.trained_epochs(self.recipe.epochs, self.expected_ratio)
+
+    def run(self, context: Context) -> Outcome:
+        """Build the start, train it for its budget, and read the test set once."""
+        pruned = context.record(self.prune)
+        mask = mask_of(context, self.prune)
+        _, repaired = split_repaired(context.tensors(self.prune))
+        before, after = Cost(**pruned["before"]), Cost(**pruned["after"])
+        ratio = flops_ratio(before, after, self.arm)
+        data = self.prune.data
+        dataset = context.dataset(data.spec)
+        model = self._start(context, mask)
+        if repaired and self.arm.start == "inherited":
+            model.load_state_dict(repaired)
+        epochs = self.arm.budget.epochs(self.recipe.epochs, ratio)
+        record: dict[str, Any] = {"ratio": ratio, "capped": self.arm.budget.is_capped(ratio)}
+        if epochs == 0:
+            model = model.to(context.device)
+            return Outcome(
+                record | result_of(context, model, dataset, recipe=self.recipe, cost=after)
+            )
+        recipe = self.arm.recipe(self.recipe, epochs)
+        training = Training(
+            model,
+            dataset,
+            recipe,
+            seed=self.seed,
+            device=context.device,
+            hold=holder(mask) if mask.held else None,
+            first_epoch=self.arm.first_epoch,
+            ranks=context.ranks,
+        )
+        advance(training, context)
+        record |= result_of(context, model, dataset, recipe=recipe, cost=after, training=training)
+        return Outcome(record, state_of(model))
+
+    def _start(self, context: Context, mask: Mask) -> nn.Module:
+        """Build the network that the arm starts from, cut or held by the mask."""
+        spec, start = self.prune.model, self.arm.start
+        if self.parent is not None:
+            model = trained_network(spec, context.tensors(self.parent), after=self.arm.epoch)
+        elif start == "redrawn":
+            model = build(spec.untrained(), seed=derive(self.seed, "redrawn"))
+        else:
+            model = build(spec if start == "initial" else spec.untrained(), seed=self.seed)
+        if not mask.held:
+            cut = Architecture(model=spec, shape=self.prune.data.shape, cuts=(mask,))
+            model = cut.cut(model)
+        if start == "random":
+            initialise_(model, seed=self.seed)
+            if self.draws_sparse:
+                _draw_sparse_(model, mask, seed=self.seed)
+        if mask.held:
+            apply_(model, mask)
+        return model
+
+
+def flops_ratio(before: Cost, after: Cost, arm: Arm) -> float:
+    """Divide the unpruned network's FLOPs by the pruned one's."""
+    if not after.flops and arm.budget.kind == "equal-flops":
+        raise ConfigError(
+            f"The arm {arm.name!r} trains for equal FLOPs, and nothing that the pruned network "
+            f"computes can be counted ({'; '.join(after.caveats) or 'it has no layers'}). Give the "
+            "arm a budget of epochs."
+        )
+    return before.flops / max(after.flops, 1)
+
+
+def _draw_sparse_(model: nn.Module, mask: Mask, *, seed: int) -> None:
+    """Draw masked convolutions N(0, 2 / n), n = weights kept / input channels, in place.
+
+    The fan-out rule scaled by each layer's density, as the paper's section 4.3 does for scratch
+    training under an unstructured mask. Of filters that are held at zero the others count. Where
+    nothing is kept there is no n, and the draw, which the mask holds at zero, does not matter.
+    Masked linear layers stay as the network's own rule drew them.
+    """
+    generator = torch.Generator().manual_seed(derive(seed, "sparse-init"))
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, kept in over_weights(mask, model).kept.items():
+            weight = parameters[name]
+            if weight.dim() == 2:
+                continue
+            inputs = weight.shape[1 - filter_dim(model.get_submodule(name.rpartition(".")[0]))]
+            fan = int(kept.sum()) / inputs or 1.0
+            weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2.0 / fan))

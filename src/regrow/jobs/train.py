@@ -1,0 +1,210 @@
+"""The job that trains a network, and what every job does with a trained one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from regrow.cost import Cost
+from regrow.data import Dataset
+from regrow.data.normalisation import IMAGENET
+from regrow.errors import ConfigError
+from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
+from regrow.jobs.context import AFTER, Context, advance
+from regrow.jobs.costs import counted, model_cost
+from regrow.jobs.material import Material
+from regrow.models import ModelSpec, build
+from regrow.pruning.method import METHODS
+from regrow.train import NO_TREATMENT, Recipe, Training, Treatment, evaluate
+
+SCORED_BY = ("precision", "channels_last")  # of a recipe, what is used beside a training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Treated:
+    """What a method does during a training, and how strongly."""
+
+    method: str
+    strength: float | None = None
+    sparsity: float | None = None  # where it depends on that
+    code: str | None = None  # digest of a file from outside this package
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was asked for."""
+        revision = METHODS.get(self.method).treatment_revision
+        return without_none(
+            method=self.method,
+            strength=self.strength,
+            sparsity=self.sparsity,
+            revision=revision if revision > 1 else None,
+            code=self.code,
+        )
+
+    def treatment(self) -> Treatment:
+        """Make the treatment."""
+        make = METHODS.get(self.method).treatment
+        assert make is not None
+        return make(self.strength or 0.0, self.sparsity or 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Keyed):
+    """Train a network from its first weights, or on from a trained one (``initial``).
+
+    Beside the last weights it leaves those after each epoch of ``keep``: see ``weights_of``. A
+    network of published weights is taken as it is, and only scored (``taken``).
+    """
+
+    kind: ClassVar[str] = "train"
+    version: ClassVar[int] = 1
+    prune: ClassVar[None] = None  # nothing was pruned before
+
+    data: Material
+    model: ModelSpec
+    recipe: Recipe
+    seed: int
+    treated: Treated | None = None
+    initial: "Train | None" = None
+    keep: tuple[int, ...] = ()
+    code: str | None = None  # digest of the model's file, where it is not part of this package
+    label: str = "train"
+
+    @property
+    def inputs(self) -> tuple[Job, ...]:
+        """The training that it goes on from, if any."""
+        return () if self.initial is None else (self.initial,)
+
+    @property
+    def taken(self) -> bool:
+        """Whether the network comes with published weights, so that no epoch is trained."""
+        return self.model.is_published
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """All that was asked for; of a network that is taken, only how it is scored."""
+        recipe = self.recipe.to_json()
+        if self.taken:
+            recipe = {"epochs": 0} | {k: v for k, v in recipe.items() if k in SCORED_BY}
+        return without_none(
+            data=self.data.content,
+            model=self.model.identity(),
+            recipe=recipe,
+            seed=self.seed,
+            code=self.code,
+            penalty=self.treated and self.treated.to_json(),
+            keep=list(self.keep) or None,
+        )
+
+    def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a record with the costs as they are counted now, if it is of the first counter.
+
+        What was trained is the same, so the key is too.
+        """
+        if counted(self.model, self.data.shape).as_first:
+            return dict(record)
+        cost = model_cost(self.model, self.data.shape)
+        flops = {"training_flops": cost.training_flops(record["samples"])}
+        return {**record, **cost.to_json(), **flops}
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs of the training."""
+        if self.taken:
+            return 0.0
+        cost = model_cost(self.model, self.data.shape)
+        return cost.training_flops(self.recipe.epochs * self.data.num_train)
+
+    def run(self, context: Context) -> Outcome:
+        """Train, and read the test set once."""
+        dataset = context.dataset(self.data.spec)
+        if self.initial is None:
+            with context.ranks.agreeing():  # published weights may be at hand here, and not there
+                model = build(self.model, seed=self.seed)
+        else:
+            model = trained_network(self.model, context.tensors(self.initial))
+        cost = model_cost(self.model, self.data.shape)
+        if self.taken:
+            _check_normalisation(dataset)
+            model = model.to(context.device)
+            return Outcome(
+                result_of(context, model, dataset, recipe=self.recipe, cost=cost), state_of(model)
+            )
+        training = Training(
+            model,
+            dataset,
+            self.recipe,
+            seed=self.seed,
+            device=context.device,
+            treatment=NO_TREATMENT if self.treated is None else self.treated.treatment(),
+            ranks=context.ranks,
+        )
+        kept = advance(training, context, keep=self.keep)
+        return Outcome(
+            result_of(context, model, dataset, recipe=self.recipe, cost=cost, training=training),
+            {**state_of(model), **kept},
+        )
+
+
+def weights_of(tensors: Mapping[str, Tensor], *, after: int | None = None) -> dict[str, Tensor]:
+    """Return the last weights of a training's tensors, or those it kept after so many epochs."""
+    if after is None:
+        return {name: value for name, value in tensors.items() if not name.startswith(AFTER)}
+    prefix = f"{AFTER}{after}/"
+    return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+
+
+def trained_network(
+    model: ModelSpec, tensors: Mapping[str, Tensor], *, after: int | None = None
+) -> nn.Module:
+    """Rebuild a trained network from a training's tensors, or as it was after so many epochs."""
+    network = build(model.untrained())
+    network.load_state_dict(weights_of(tensors, after=after))
+    return network
+
+
+def _check_normalisation(dataset: Dataset) -> None:
+    """Refuse images that published weights were not made for: all would be scored too low."""
+    if (dataset.mean, dataset.std) != (IMAGENET.mean, IMAGENET.std):
+        raise ConfigError(
+            f"Published weights expect images with the mean {IMAGENET.mean} and the std "
+            f"{IMAGENET.std}. Those of {dataset.spec.name!r} are normalised by {dataset.mean} and "
+            f"{dataset.std}: add 'normalisation: imagenet' to the data."
+        )
+
+
+def result_of(
+    context: Context,
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    recipe: Recipe,
+    cost: Cost,
+    training: Training | None = None,
+) -> dict[str, Any]:
+    """Measure a network that has been trained (or not), and say what that took."""
+    score = partial(
+        evaluate,
+        model,
+        dataset=dataset,
+        precision=recipe.precision,
+        channels_last=recipe.channels_last,
+        ranks=context.ranks,
+    )
+    test = score(dataset.test)
+    samples = training.samples if training is not None else 0
+    record: dict[str, Any] = {
+        "accuracy": test.accuracy,
+        "loss": test.loss,
+        "num_test": test.num,
+        **cost.to_json(),
+        "epochs": recipe.epochs - training.first_epoch if training is not None else 0,
+        "samples": samples,
+        "training_flops": cost.training_flops(samples),
+        "history": training.history if training is not None else [],
+    }
+    if dataset.validation is not None:
+        held_out = score(dataset.validation)
+        record["validation"] = {"accuracy": held_out.accuracy, "loss": held_out.loss}
+    return record
