@@ -13,6 +13,7 @@ from regrow.data import DATASETS, Dataset, DataSpec, MemoryImages, load
 from regrow.models import MODELS, ModelSpec, build
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS
 from regrow.surgery import Trace, trace
+from regrow.train.objective import OBJECTIVES
 
 SHAPE = (1, 1, 8, 8)
 DIGITS = DataSpec("digits", subset=128, test_subset=64)
@@ -89,7 +90,9 @@ def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 def forget_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget at a test's end what it registers."""
-    registries: tuple[Registry[Any], ...] = (ALLOCATIONS, CRITERIA, METHODS, MODELS, DATASETS)
+    registries: tuple[Registry[Any], ...] = (
+        *(ALLOCATIONS, CRITERIA, METHODS, MODELS, DATASETS, OBJECTIVES),
+    )
     for registry in registries:
         registry.names()
         monkeypatch.setattr(registry, "_values", dict(registry._values))

@@ -95,8 +95,8 @@ def _core(training: Training) -> Callable[[], object]:
     labels = parts.labels[indices]
 
     def core() -> None:
-        logits = forward(parts.model, pixels, parts.recipe.precision)
-        loss = torch.nn.functional.cross_entropy(logits, labels)
+        outputs = forward(parts.model, pixels, parts.recipe.precision)
+        loss = parts.objective.total(outputs, labels) / parts.objective.count(labels)
         for parameter in parts.parameters:
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]

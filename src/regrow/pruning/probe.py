@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from regrow.core.seeds import seeded
 from regrow.data import Dataset, normalise
@@ -13,6 +12,7 @@ from regrow.errors import ConfigError
 from regrow.pruning.reconstruct import Keep, contributions, observe
 from regrow.surgery import Group, Slot
 from regrow.surgery.tape import evaluating
+from regrow.train.objective import CROSS_ENTROPY, Objective, make_objective
 from regrow.train.safe_convolutions import safe_convolutions
 
 IMAGES = 512
@@ -24,6 +24,7 @@ class Probe:
 
     Gradients and activations are taken in evaluation mode, on training images drawn by the seed,
     without augmentation. All that is returned is a copy, on the CPU; the network stays as it is.
+    ``objective`` is the loss whose gradients are taken: cross-entropy unless another is given.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Probe:
         seed: int = 0,
         num_images: int = IMAGES,
         groups: Mapping[str, Group] | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self._model = model
         self._groups = groups or {}  # measured together when one of them is asked for
@@ -41,18 +43,23 @@ class Probe:
         self._dataset = dataset
         self._seed = seed
         self._num_images = num_images
-        self._gradients: dict[str, Tensor] | None = None
+        self._objective = objective or make_objective(CROSS_ENTROPY)
+        self._gradients: dict[Objective, dict[str, Tensor]] = {}
         self._contributions: dict[str, Tensor] = {}
 
     def weight(self, name: str) -> Tensor:
         """Return a parameter's values."""
         return self._parameters[name].detach().to("cpu", copy=True)
 
-    def gradient(self, name: str) -> Tensor:
-        """Return the gradient of the mean loss over the probe's images, shaped as the parameter."""
-        if self._gradients is None:
-            self._gradients = self._measure_gradients()
-        return self._gradients[name].clone()
+    def gradient(self, name: str, *, objective: Objective | None = None) -> Tensor:
+        """Return the gradient of the mean loss over the probe's images, shaped as the parameter.
+
+        Of another loss than the task's where a criterion gives its own ``objective``.
+        """
+        objective = objective or self._objective
+        if objective not in self._gradients:
+            self._gradients[objective] = self._measure_gradients(objective)
+        return self._gradients[objective][name].clone()
 
     def activation(self, group: Group) -> Tensor:
         """Return what a group's channels put out, ``[images, units]``: the mean over the map.
@@ -131,16 +138,16 @@ class Probe:
             for part in parts
         ]
 
-    def _measure_gradients(self) -> dict[str, Tensor]:
+    def _measure_gradients(self, objective: Objective) -> dict[str, Tensor]:
         total = {name: torch.zeros(p.shape) for name, p in self._parameters.items()}
         learnt = {name: p for name, p in self._parameters.items() if p.requires_grad}
         batches = self._batches()
-        num_images = sum(len(labels) for _, labels in batches)
+        count = sum(objective.count(targets) for _, targets in batches)
         with evaluating(self._model), torch.enable_grad():
-            for x, labels in batches:
+            for x, targets in batches:
                 with safe_convolutions():
-                    logits = self._model(x)
-                loss = F.cross_entropy(logits, labels, reduction="sum") / num_images
+                    outputs = self._model(x)
+                loss = objective.total(outputs, targets) / count
                 parts = torch.autograd.grad(loss, tuple(learnt.values()), allow_unused=True)
                 for name, part in zip(learnt, parts, strict=True):
                     if part is not None:

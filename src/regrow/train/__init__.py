@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from regrow.core.lazy import exports
+from regrow.train.objective import CROSS_ENTROPY, Objective, make_objective, register_objective
 from regrow.train.recipe import AUTO, RECIPES, Precision, Recipe, Schedule, named
 from regrow.train.treatment import NO_TREATMENT, Treatment
 
@@ -13,9 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUTO",
+    "CROSS_ENTROPY",
     "NO_TREATMENT",
     "RECIPES",
     "Evaluation",
+    "Objective",
     "Precision",
     "Recipe",
     "Schedule",
@@ -24,7 +27,9 @@ __all__ = [
     "Treatment",
     "evaluate",
     "fit",
+    "make_objective",
     "named",
+    "register_objective",
 ]
 # What needs PyTorch, which takes seconds to import: a study file is read without it.
 __getattr__ = exports(

@@ -11,18 +11,18 @@ calls of one step take here.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
+from torch.utils._pytree import tree_map_only
 
 from regrow.core.global_rng import drawing
 from regrow.data import Images, MemoryImages
 from regrow.data.augment import augment, scale_bytes
-from regrow.errors import TrainingError
 from regrow.train.layout import unchanged
+from regrow.train.objective import Objective
 from regrow.train.recipe import Precision, Recipe
 from regrow.train.safe_convolutions import safe_convolutions
 from regrow.train.small_maps import as_products
@@ -36,7 +36,8 @@ class Parts:
     """What every step of a training works on; the tensors are changed in place."""
 
     model: nn.Module
-    network: nn.Module  # what computes the logits: the model, or what averages over ranks around it
+    network: nn.Module  # what computes: the model, or what averages over ranks around it
+    objective: Objective
     recipe: Recipe
     channels_last: bool  # as the recipe says, if the network allows it
     device: torch.device
@@ -108,8 +109,9 @@ def update(
     model, recipe = parts.model, parts.recipe
     x = normalised(pixels, parts.normalisation, channels_last=parts.channels_last)
     with random:
-        logits = forward(parts.network, x, recipe.precision)
-    loss = F.cross_entropy(logits, labels)
+        outputs = forward(parts.network, x, recipe.precision)
+    objective = parts.objective
+    loss = objective.total(outputs, labels) / objective.count(labels)
     for parameter in parts.parameters:
         parameter.grad = None
     scaled = loss if weight == 1.0 else loss * weight
@@ -284,8 +286,8 @@ def normalised(
     return scale_bytes(pixels, *normalisation).contiguous(memory_format=layout)
 
 
-def forward(model: nn.Module, pixels: Tensor, precision: Precision) -> Tensor:
-    """Return the logits as fp32, whatever they were computed in."""
+def forward(model: nn.Module, pixels: Tensor, precision: Precision) -> Any:
+    """Return what a network returns, its tensors as fp32, whatever they were computed in."""
     # Autocast rather than bf16 copies of the weights beside fp32 masters: casting once a step gains
     # 1 % (ResNet-56, VGG-16) to 8 % (DenseNet-40), and callbacks would see weights of two kinds.
     on_cpu = pixels.device.type == "cpu"
@@ -295,10 +297,11 @@ def forward(model: nn.Module, pixels: Tensor, precision: Precision) -> Tensor:
         as_products(model) if products else nullcontext(),
         safe_convolutions(),
     ):
-        logits = model(pixels)
-    if not isinstance(logits, Tensor):
-        raise TrainingError(
-            f"The network must return a tensor of logits [images, classes]. Got "
-            f"{type(logits).__name__}."
-        )
-    return logits.float()
+        outputs = model(pixels)
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return tree_map_only(Tensor, _as_float, outputs)
+
+
+def _as_float(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor

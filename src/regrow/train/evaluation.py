@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from regrow.core.distributed import ALONE, Ranks
 from regrow.data import Dataset, Images, MemoryImages, scaling
 from regrow.train.engine import BATCHES_AHEAD, forward, normalised, on_device
 from regrow.train.layout import takes_channels_last
+from regrow.train.objective import CROSS_ENTROPY, Objective, logits_of, make_objective
 from regrow.train.recipe import Precision
 
 EVALUATION_BATCH = 256  # the paper's
@@ -20,7 +20,7 @@ EVALUATION_BATCH = 256  # the paper's
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a network scored: ``accuracy`` in [0, 1], mean cross-entropy ``loss``, of ``num``."""
+    """What a network scored: ``accuracy`` in [0, 1], mean ``loss``, of ``num`` images."""
 
     accuracy: float
     loss: float
@@ -32,6 +32,7 @@ def evaluate(
     images: Images,
     dataset: Dataset,
     *,
+    objective: Objective | None = None,
     precision: Precision = "fp32",
     channels_last: bool = True,
     batch: int = EVALUATION_BATCH,
@@ -40,9 +41,11 @@ def evaluate(
     """Score a model on all images of a split, on the device it has; in the layout that it allows.
 
     ``dataset`` tells how to normalise. The modes (training or not) of its modules are as before
-    afterwards. The accuracy is an exact count over the number of images. Several ``ranks`` take the
-    batches in turn, and all return the same.
+    afterwards. The accuracy is an exact count over the number of images; the loss is the mean of an
+    objective, the cross-entropy unless another is given. Several ``ranks`` take the batches in
+    turn, and all return the same.
     """
+    objective = objective or make_objective(CROSS_ENTROPY)
     device = next(model.parameters()).device
     images = on_device(images, device)
     labels = images.labels.to(device)
@@ -53,6 +56,7 @@ def evaluate(
     # By batch, so that sums are taken in one order, however many ranks there are.
     correct = torch.zeros(len(order), dtype=torch.int64, device=device)
     losses = torch.zeros(len(order), dtype=torch.float64, device=device)
+    counts = torch.zeros(len(order), dtype=torch.int64, device=device)
     own = range(ranks.rank, len(order), ranks.size)
     image = (dataset.channels, dataset.size, dataset.size)
     with _evaluating(model), torch.inference_mode(), ranks.agreeing():
@@ -63,15 +67,17 @@ def evaluate(
             indices = order[place]
             pixels = images.batch(indices).to(device, non_blocking=True)
             x = normalised(pixels, factors, channels_last=channels_last)
-            logits = forward(model, x, precision)
+            logits = logits_of(forward(model, x, precision))
             wanted = labels[indices.to(device)]
             correct[place] = (logits.argmax(dim=1) == wanted).sum()
-            losses[place] = F.cross_entropy(logits, wanted, reduction="sum")
-    ranks.add_(correct)
-    ranks.add_(losses)
-    num = len(images)
+            losses[place] = objective.total(logits, wanted)
+            counts[place] = objective.count(wanted)
+    for found in (correct, losses, counts):
+        ranks.add_(found)
     return Evaluation(
-        accuracy=int(correct.sum()) / num, loss=math.fsum(losses.tolist()) / num, num=num
+        accuracy=int(correct.sum()) / len(images),
+        loss=math.fsum(losses.tolist()) / int(counts.sum()),
+        num=len(images),
     )
 
 

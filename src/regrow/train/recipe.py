@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from regrow.core.choice import Choice
 from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError, unknown
 
@@ -33,6 +34,7 @@ class Recipe:
     ``channels_last``: the memory layout of images. It changes only the order of sums, and pays at
     every size: bf16 1.3x at 8 px and 1.1x (VGG-16) to 1.6x (PreResNet-164) at 32 px; fp32 1.2x at
     8 px and 0.95x (VGG-16) to 1.6x at 32 px. False is for comparison.
+    ``objective``: the loss that is descended, a name or with arguments; None is the task's own.
 
     A value that cannot be meant is a ``ConfigError``.
     """
@@ -53,6 +55,7 @@ class Recipe:
     precision: Precision = "fp32"
     channels_last: bool = True
     decayed: Decayed = "all"
+    objective: Choice | None = None
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("batch", 1), ("warmup_epochs", 0)):
@@ -125,7 +128,7 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults."""
         return {
-            f.name: list(value) if isinstance(value, tuple) else value
+            f.name: _as_json(value)
             for f in fields(self)
             if (value := getattr(self, f.name)) != f.default
         }
@@ -148,6 +151,8 @@ class Recipe:
         changes: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
         }
+        if changes.get("objective") is not None:
+            changes["objective"] = Choice.from_json(changes["objective"])
         return replace(named(changes.pop("name")) if "name" in changes else cls(), **changes)
 
     def _share_of_lr(self, epoch: int) -> float:
@@ -181,6 +186,12 @@ class Recipe:
         return ConfigError(
             f"The {name!r} of a recipe must be {expected}. Got {getattr(self, name)!r}."
         )
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Choice):
+        return value.to_json()
+    return list(value) if isinstance(value, tuple) else value
 
 
 RECIPES: Mapping[str, Recipe] = {

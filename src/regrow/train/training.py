@@ -32,6 +32,7 @@ from regrow.train.engine import (
 )
 from regrow.train.graphs import CudaGraphs
 from regrow.train.layout import NOTICE, lay_out_
+from regrow.train.objective import CROSS_ENTROPY, make_objective
 from regrow.train.recipe import Recipe
 from regrow.train.stepping import Stepping
 from regrow.train.treatment import NO_TREATMENT, Hook, Treatment
@@ -100,6 +101,7 @@ class Training(Stepping):
         self.parts = Parts(
             model=self.model,
             network=self.model,
+            objective=make_objective(recipe.objective or CROSS_ENTROPY),
             recipe=recipe,
             channels_last=channels_last,
             device=self.device,

@@ -1,0 +1,62 @@
+"""A registered name with the arguments given to it, as a study file has them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from regrow.core.registry import canonical
+from regrow.errors import ConfigError
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Choice:
+    """A name and keyword arguments; hashable, and equal to another that asks for the same.
+
+    >>> Choice.from_json({"name": "Cross_Entropy", "label_smoothing": 0.1})
+    Choice('cross-entropy', label_smoothing=0.1)
+    """
+
+    name: str
+    _arguments: str  # canonical JSON, so that nobody can change them from outside
+
+    def __init__(self, name: str, **arguments: Any) -> None:
+        if not isinstance(name, str):
+            raise ConfigError(f"A name must be a text. Got {name!r}.")
+        try:
+            text = json.dumps(arguments, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"The arguments of {name!r} must be numbers, texts, true or false, or lists of "
+                f"these. Got {arguments!r} ({error})."
+            ) from error
+        object.__setattr__(self, "name", canonical(name))
+        object.__setattr__(self, "_arguments", text)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments, sorted by name; a copy."""
+        arguments: dict[str, Any] = json.loads(self._arguments)
+        return arguments
+
+    def __repr__(self) -> str:
+        given = "".join(f", {name}={value!r}" for name, value in self.arguments.items())
+        return f"Choice({self.name!r}{given})"
+
+    def to_json(self) -> str | dict[str, Any]:
+        """Return the name, or a mapping with the arguments beside it."""
+        return {"name": self.name, **self.arguments} if self.arguments else self.name
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Choice":
+        """Read a name, or a mapping with a ``name`` and arguments."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+            if all(isinstance(key, str) for key in value):
+                return cls(**value)
+        elif isinstance(value, str):
+            return cls(value)
+        raise ConfigError(
+            f"Give a name, or a mapping of a 'name' and its arguments. Got {value!r}."
+        )
