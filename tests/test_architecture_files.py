@@ -1,5 +1,9 @@
-"""Networks on disk: what ``save`` writes, ``load`` rebuilds by code; damage is told."""
+"""Networks on disk: what ``save`` writes, ``load`` rebuilds by code; damage is told.
 
+And the traces of models, which are found once.
+"""
+
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,10 @@ import regrow
 from cutting import enliven_, random_mask
 from regrow.core.digests import sealed
 from regrow.errors import ConfigError, StoreError
-from regrow.models import ModelSpec, build
-from regrow.surgery import trace
-from regrow.surgery.architecture import Architecture
-from small import FROM_DIGITS, NETWORKS, SHAPE, equal
+from regrow.models import MODELS, ModelSpec, build, register_model
+from regrow.surgery import Trace, shrink, trace
+from regrow.surgery.architecture import Architecture, traced
+from small import FROM_DIGITS, NETWORKS, SHAPE, equal, forget_names
 
 
 def cut_network(spec: ModelSpec, *, cuts: int = 1) -> tuple[nn.Module, Architecture]:
@@ -25,8 +29,9 @@ def cut_network(spec: ModelSpec, *, cuts: int = 1) -> tuple[nn.Module, Architect
     enliven_(model, SHAPE)
     architecture = Architecture(model=spec, shape=SHAPE)
     for number in range(cuts):
-        mask = random_mask(trace(model, SHAPE), seed=number, keep=0.8)
-        model = Architecture(model=spec, shape=SHAPE, cuts=(mask,)).cut(model)
+        found = trace(model, SHAPE)
+        mask = random_mask(found, seed=number, keep=0.8)
+        model = shrink(model, mask, found)
         architecture = architecture.then(mask)
     return model, architecture
 
@@ -200,3 +205,79 @@ def test_weights_of_one_storage_are_saved(tmp_path: Path) -> None:
     norms[0].weight = norms[1].weight
     regrow.save(tmp_path, model, Architecture(model=spec, shape=SHAPE))
     assert equal(regrow.load(tmp_path).state_dict(), model.state_dict())
+
+
+# Traces -----------------------------------------------------------------------------------------
+
+
+def written(found: Trace) -> Any:
+    """Write all of a trace as plain values."""
+    groups = [
+        (g.name, g.kind, g.size, g.norms, s.tensor, s.dim, s.role, s.units.tolist())
+        for g in found.groups.values()
+        for s in g.slots
+    ]
+    rest = (found.whole, found.views, found.movers, found.measured, found.idle, found.computed)
+    return groups, rest, found.outputs, found.example.tolist()
+
+
+def assert_trace_does_not_hang_on_weights(spec: ModelSpec, shape: tuple[int, ...]) -> None:
+    as_built = written(trace(build(spec), shape))
+    for value in (0.0, None):
+        model = build(spec, seed=1)
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.data = torch.zeros_like(tensor) if value == 0 else torch.randn_like(tensor)
+        assert written(trace(model, shape)) == as_built
+
+
+@pytest.mark.parametrize("label", NETWORKS)
+def test_the_trace_of_a_model_of_its_own_does_not_hang_on_weights(label: str) -> None:
+    assert MODELS.is_own(NETWORKS[label].name)
+    assert_trace_does_not_hang_on_weights(NETWORKS[label], SHAPE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in MODELS.names() if name != "vgg"])
+def test_no_trace_of_a_model_of_its_own_hangs_on_weights(name: str) -> None:
+    arguments: dict[str, Any] = {"classes": 3, "in_channels": 1, "input_size": 32}
+    takes = inspect.signature(MODELS.get(name).factory).parameters
+    narrow = {"width": 0.05} if "width" in takes else {}
+    assert_trace_does_not_hang_on_weights(ModelSpec(name, arguments | narrow), (1, 1, 32, 32))
+
+
+class Asking(nn.Module):
+    """A network whose code asks for a weight's value."""
+
+    def __init__(self, *, classes: int, in_channels: int, input_size: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(in_channels, 8, 3), nn.Conv2d(8, 8, 3)
+        self.out = nn.Linear(8, classes)
+        self.gate = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu()
+        y = self.second(x)
+        y = x[:, :, 1:-1, 1:-1] + y if self.gate > 0 else y
+        result: torch.Tensor = self.out(y.mean((2, 3)))
+        return result
+
+
+def test_a_trace_is_found_once_where_it_is_known_to_be_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = NETWORKS["resnet"]
+    found = traced(build(own), own, SHAPE)
+    assert traced(build(own, seed=1), own, SHAPE) is found
+    assert written(traced(build(own), own, (1, 1, 10, 10))) != written(found)
+    other = NETWORKS["vgg"]
+    assert written(traced(build(other), other, SHAPE)) == written(trace(build(other), SHAPE))
+
+    forget_names(monkeypatch)
+    register_model("test-asking", family="test")(Asking)
+    asking = ModelSpec("test-asking", FROM_DIGITS)
+    open_, shut = build(asking), build(asking)
+    with torch.no_grad():
+        shut.get_parameter("gate").zero_()
+    assert list(traced(open_, asking, SHAPE).groups) == ["first"]
+    assert list(traced(shut, asking, SHAPE).groups) == ["first", "second"]

@@ -1,8 +1,10 @@
 """Specs, splits, loading and identity; and a data set added by one file."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,6 +148,25 @@ def test_digits_are_split_by_the_seed_of_the_data() -> None:
     again, other = load(DataSpec("digits")), load(DataSpec("digits", seed=1))
     assert torch.equal(again.train.labels, dataset.train.labels)
     assert not torch.equal(other.train.labels, dataset.train.labels)
+
+
+def test_digits_are_read_without_scikit_learns_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    # To import it takes as long as to import PyTorch, in each worker.
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert len(load(DataSpec("digits")).classes) == 10
+
+
+@pytest.mark.parametrize("content", [b"1,2,3", b"\x1f\x8b\x08\x00cut"])
+def test_digits_that_cannot_be_read_are_told(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "datasets" / "data"
+    folder.mkdir(parents=True)
+    (folder / "digits.csv.gz").write_bytes(content)
+    found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("regrow.data.digits.find_spec", lambda name: found)
+    with pytest.raises(DataError, match=r"digits .*cannot be read: .*Reinstall scikit-learn"):
+        load(DataSpec("digits"))
 
 
 def test_digits_of_another_content_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from regrow.models import MODELS, ModelSpec, build, register_model
 from regrow.pruning.method import METHODS
 from regrow.run import run
 from regrow.store import Store
-from regrow.surgery import silence, trace
+from regrow.surgery import Trace, silence, trace
 from regrow.surgery.architecture import Architecture
 from regrow.surgery.mask import Mask
 from regrow.train import Recipe, Training, evaluate
@@ -569,6 +569,46 @@ def test_a_pruning_without_a_proof_fails_and_names_the_group(
     assert failure is not None
     assert "no proof. Wrong: " in failure["message"]
     assert "where 'wide' is cut" in failure["message"]
+
+
+class Plain(nn.Module):
+    """A network of a user's, of whose code nothing is known."""
+
+    def __init__(self, *, classes: int, in_channels: int, input_size: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(in_channels, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()
+        )
+        self.out = nn.Linear(8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.out(self.features(x).mean((2, 3)))
+        return result
+
+
+@pytest.mark.parametrize(("name", "num_later"), [("vgg", 0), ("test-plain", 1)])
+def test_a_pruning_traces_its_network_once(
+    name: str, num_later: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_names(monkeypatch)
+    register_model("test-plain", family="test")(Plain)
+    # A plan of its own, which no other test has traced.
+    model = ModelSpec(name, FROM_DIGITS | ({"plan": [5, "M", 7]} if name == "vgg" else {}))
+    prune = replace(PRUNE, parent=None, model=model)
+    calls: list[nn.Module] = []
+
+    def counted(model: nn.Module, example: Any) -> Trace:
+        calls.append(model)
+        return trace(model, example)
+
+    monkeypatch.setattr("regrow.surgery.architecture.trace", counted)
+    store = Store.open(tmp_path / "store")
+    assert run([prune], store, workers=0).complete
+    assert len(calls) == 1
+    # Whether a user's network with other weights has the same trace is not known.
+    calls.clear()
+    assert run([retrain(prune, SCRATCH_E)], store, workers=0).complete
+    assert len(calls) == num_later
 
 
 def test_a_penalty_is_part_of_the_parents_training_alone(

@@ -111,13 +111,17 @@ class Registry(Generic[T]):
         """Return the file that registered a name."""
         return self._origins[self.key(name)]
 
+    def is_own(self, name: str) -> bool:
+        """Tell whether the code behind a name is known to be part of regrow itself."""
+        return Path(self.origin(name)).is_relative_to(PACKAGE)
+
     def code(self, name: str) -> str | None:
         """Digest the file behind a name that is not part of regrow itself, else None.
 
         Goes into job keys, so that an edited criterion does not find its old results.
         """
         source = Path(self.origin(name))
-        if not source.is_file() or source.is_relative_to(PACKAGE):
+        if not source.is_file() or self.is_own(name):
             return None
         return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
 

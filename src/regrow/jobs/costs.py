@@ -9,7 +9,7 @@ from regrow.cost import Cost, Counted, count
 from regrow.errors import TraceError
 from regrow.models import ModelSpec, build
 from regrow.pruning.method import Method
-from regrow.surgery import trace
+from regrow.surgery.architecture import traced
 
 
 def model_cost(model: ModelSpec, shape: tuple[int, ...]) -> Cost:
@@ -26,7 +26,7 @@ def counted(model: ModelSpec, shape: tuple[int, ...]) -> Counted:
 @cache
 def _has_views(model: ModelSpec, shape: tuple[int, ...]) -> bool:
     try:
-        return bool(trace(build(model.untrained()), shape).views)
+        return bool(traced(build(model.untrained()), model, shape).views)
     except TraceError:  # which the pruning itself will say
         return False
 

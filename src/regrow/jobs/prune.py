@@ -19,8 +19,8 @@ from regrow.pruning.method import REPAIRS, Method
 from regrow.pruning.probe import Probe
 from regrow.pruning.select import select
 from regrow.pruning.stages import Pattern, pattern_of, stages_of
-from regrow.surgery import prove, sensitivities, trace
-from regrow.surgery.architecture import Architecture
+from regrow.surgery import prove, sensitivities, shrink
+from regrow.surgery.architecture import Architecture, is_fixed, traced
 from regrow.surgery.mask import Mask
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Prune(Keyed):
             model = trained_network(self.model, context.tensors(self.parent))
         if self._earlier is not None:
             within = mask_of(context, self._earlier)
-        found = trace(model, self.data.shape)
+        found = traced(model, self.model, self.data.shape)
         dataset = context.dataset(self.data.spec)
         pattern = _pattern(context, self.guides) if self.guides else None
         mask = select(
@@ -126,7 +126,7 @@ class Prune(Keyed):
             shown = _sensitivity_of(self.model, self.data.shape, mask.unit, tuple(mask.kept))
             prove(model, mask, found, sensitivity=shown)
             architecture = architecture.then(mask)
-            small = architecture.cut(model)
+            small = shrink(model, mask, found)
             after = measure(small, found.example)
             if self.method.repair is not None:
                 probe = Probe(model, dataset, seed=self.seed)
@@ -171,17 +171,22 @@ def mask_of(context: Context, prune: Prune) -> Mask:
 def _pattern(context: Context, guides: tuple[Prune, ...]) -> Pattern:
     """Average what prunings of one network kept in each of its stages."""
     model = build(guides[0].model.untrained())
-    found = trace(model, guides[0].data.shape)
+    found = traced(model, guides[0].model, guides[0].data.shape)
     return pattern_of([mask_of(context, guide) for guide in guides], stages_of(model, found))
 
 
 @cache
 def _sensitivity_of(
     model: ModelSpec, shape: tuple[int, ...], unit: Unit, groups: tuple[str, ...]
-) -> Mapping[str, float]:
-    """Measure how much groups of an uncut network do to its output, once."""
+) -> Mapping[str, float] | None:
+    """Measure how much groups of an uncut network do to its output, once.
+
+    None where that may hang on its weights: then it is measured on the network at hand.
+    """
+    if not is_fixed(model):
+        return None
     net = build(model.untrained())
-    return sensitivities(net, trace(net, shape), groups, unit=unit)
+    return sensitivities(net, traced(net, model, shape), groups, unit=unit)
 
 
 def _mean(values: tuple[float, ...]) -> float:

@@ -6,6 +6,7 @@ code, cuts it as it was cut, and fills in the weights. The first carries a diges
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from regrow.core.digests import (
 )
 from regrow.core.validation import is_int
 from regrow.errors import ConfigError, Damaged, StoreError, TraceError, short
-from regrow.models import ModelSpec, build
-from regrow.surgery import shrink, trace
+from regrow.models import MODELS, ModelSpec, build
+from regrow.surgery import Trace, shrink, trace
 from regrow.surgery.mask import Mask
 
 FORMAT = 1
@@ -47,8 +48,10 @@ class Architecture:
 
     def cut(self, model: nn.Module) -> nn.Module:
         """Cut a network of the uncut model."""
-        for mask in self.cuts:
-            model = shrink(model, mask, trace(model, self.shape))
+        for number, mask in enumerate(self.cuts):
+            uncut = number == 0
+            found = traced(model, self.model, self.shape) if uncut else trace(model, self.shape)
+            model = shrink(model, mask, found)
         return model
 
     def then(self, mask: Mask) -> "Architecture":
@@ -100,6 +103,31 @@ class Architecture:
             raise StoreError(
                 f"This architecture is damaged ({short(error)}). Save it anew."
             ) from error
+
+
+def traced(model: nn.Module, spec: ModelSpec, shape: tuple[int, ...]) -> Trace:
+    """Return the trace of an uncut network of a model.
+
+    Found once in each process for a model of regrow's own, whose code asks for no weight's value,
+    so that all its networks have one trace. What the code of other models asks for is not known.
+    """
+    if not is_fixed(spec):
+        return trace(model, shape)
+    known = _found(spec.untrained(), tuple(shape))
+    if not known:
+        known.append(trace(model, shape))
+    return known[0]
+
+
+def is_fixed(spec: ModelSpec) -> bool:
+    """Tell whether a model's structure is known to be the same whatever its weights are."""
+    return MODELS.is_own(spec.name)
+
+
+@lru_cache(maxsize=8)  # a study has few models
+def _found(spec: ModelSpec, shape: tuple[int, ...]) -> list[Trace]:
+    """Return where the trace of a model is kept: an empty list until it is found."""
+    return []
 
 
 def _stays(of: int, kept: list[int]) -> Tensor:
