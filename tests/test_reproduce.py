@@ -17,6 +17,7 @@ from regrow.detection.jobs import DetectionMaterial, PruneDetector, TrainDetecto
 from regrow.detection.model import Detector
 from regrow.detection.spec import DetectionSpec
 from regrow.errors import ConfigError, DataError
+from regrow.jobs import prune as prune_module
 from regrow.jobs.context import Context
 from regrow.jobs.material import Material
 from regrow.jobs.retrain import Retrain
@@ -91,11 +92,20 @@ def paper_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     _without_pictures(monkeypatch)
     # Whether targets fit their networks is a test of its own: it traces every network.
     monkeypatch.setattr(expand_module, "_check_use", lambda use, model, data: None)
+    # So is the proof of a cut (test_proof.py): it computes with the network, of full size here.
+    monkeypatch.setattr(prune_module, "prove", lambda model, mask, found, **options: None)
+    monkeypatch.setattr(prune_module, "_sensitivity_of", lambda *of: {})
     return pretend
 
 
 def plan_of(name: str, scale: str = "paper", **changes: Any) -> Plan:
     return prepare(entry(name), Request(scale=scales.named(scale), data=FOLDERS, **changes))
+
+
+@cache
+def plan_of_one_seed(name: str, scale: str) -> Plan:
+    """Prepare an entry once for all tests that have ``paper_data``."""
+    return plan_of(name, scale, seeds=1)
 
 
 def printables(plan: Plan) -> list[Printable]:
@@ -181,7 +191,7 @@ def test_every_study_file_belongs_to_a_table() -> None:
 def test_each_cell_of_ours_is_one_printed_cell_and_none_is_missed(
     name: str, scale: str, paper_data: object
 ) -> None:
-    plan = plan_of(name, scale)
+    plan = plan_of_one_seed(name, scale)
     assert not plan.skipped
     ours = {tuple(one.labels[k] for k in RESULT) for one in printables(plan) if one.labels}
     table = records(cells(cast(int, plan.entry.table)))
@@ -205,7 +215,7 @@ def test_a_scale_changes_size_and_length_but_not_what_is_compared(
     paper, smoke = (
         [
             (one.cell.arm.name, one.labels and tuple(one.labels[k] for k in RESULT))
-            for one in printables(plan_of(name, scale, seeds=1))
+            for one in printables(plan_of_one_seed(name, scale))
         ]
         for scale in ("paper", "smoke")
     )

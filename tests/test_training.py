@@ -388,9 +388,8 @@ def test_later_images_are_decoded_while_a_step_is_computed(
             time.sleep(0.001)
 
     monkeypatch.setattr(images, "_read", note)
-    model = network(classes=2)
-    model.register_forward_pre_hook(wait)
-    one = Training(model, data, replace(QUICK, batch=2, precision="bf16"), seed=0)
+    one = Training(network(classes=2), data, replace(QUICK, batch=2, precision="bf16"), seed=0)
+    one.model.register_forward_pre_hook(wait)  # not before, because it learns its layout first
     one.step()
     assert len(set(seen)) == min(2 * BATCHES_AHEAD, len(images))
 
