@@ -1,4 +1,4 @@
-"""The commands that the README shows exist, with the options it gives them."""
+"""The commands that the README and the docs show exist, with the options they give them."""
 
 import re
 import shlex
@@ -9,26 +9,33 @@ import typer
 
 from regrow.cli.main import app
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(?:bash|sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def shown() -> list[str]:
-    """Return every ``regrow ...`` command line of the README's shell blocks, joined and bare."""
-    text = README.read_text(encoding="utf-8") if README.exists() else ""
+    """Return every ``regrow ...`` command line of the pages' shell blocks, joined and bare."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     lines = "\n".join(BLOCK.findall(text)).replace("\\\n", " ").splitlines()
     commands = (re.sub(r"\s#.*", "", line).strip().removeprefix("$ ") for line in lines)
-    return [found[0] for line in commands if (found := re.search(r"\bregrow\b.*", line))]
+    found = (re.search(r"(?<!/)\bregrow .*", line) for line in commands)
+    return [match[0] for match in found if match]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link
 
 
 def test_readme_shows_commands() -> None:
-    if not README.exists() or not README.read_text(encoding="utf-8").strip():
-        pytest.skip("README.md is empty")
-    assert shown()
+    assert len(shown()) > 10
 
 
-@pytest.mark.parametrize("line", shown() or [pytest.param("", marks=pytest.mark.skip("none"))])
-def test_command_of_the_readme_exists(line: str) -> None:
+@pytest.mark.parametrize("line", shown())
+def test_command_of_the_docs_exists(line: str) -> None:
     group = typer.main.get_command(app)
     known = group.commands  # type: ignore[attr-defined]
     words = shlex.split(re.split(r"[|;&>]", line)[0])[1:]
