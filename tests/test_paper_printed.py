@@ -208,7 +208,7 @@ def test_latex_has_as_many_cells_in_a_row_as_columns(table: int) -> None:
     for line in text.splitlines():
         if line.startswith(r"\begin{longtable}"):
             num_columns = len(line.partition("}{")[2].rstrip("}"))
-        elif line.endswith(r"\\") and not line.startswith((r"\multicolumn", r"\caption")):
+        elif line.endswith((r"\\", r"\\*")) and not line.startswith((r"\multic", r"\caption")):
             assert line.count(" & ") == num_columns - 1
     assert text.count(r"\begin{longtable}") == text.count(r"\end{longtable}")
     assert text.count(rf"\label{{tab:table-{table}}}") == text.count(r"\caption{") == 1

@@ -1,6 +1,8 @@
 import itertools
 import random
 import re
+import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,9 @@ from regrow.report.answer import answer, sentence
 from regrow.report.figures import _pages, accuracy_figure
 from regrow.report.rows import ROW_COLUMNS, Run, fairness, summarise, to_csv
 from regrow.report.verdict import Verdict, verdicts
+from regrow.reproduce import layout
+from regrow.reproduce.layout import lay_out
+from regrow.reproduce.printed import cells
 
 HOW: dict[str, Any] = {
     "title": "a study",
@@ -429,7 +434,8 @@ def test_latex_is_escaped_and_balanced(tmp_path: Path) -> None:
     assert r"{[}a{]}\textbar{}b\textless{}c\textgreater{}" in text
     code = re.sub(r"\\.|%.*", "", text)
     assert code.count("{") == code.count("}")
-    rows = [x for x in text.splitlines() if x.endswith(r"\\") and not x.startswith((r"\m", r"\c"))]
+    lines = (line.removesuffix("*") for line in text.splitlines())
+    rows = [x for x in lines if x.endswith(r"\\") and not x.startswith((r"\m", r"\c"))]
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {7}
 
 
@@ -445,12 +451,48 @@ def test_latex_fits_the_width_of_an_article(tmp_path: Path) -> None:
     font = FontProperties(fname=str(mpl.get_data_path()) + "/fonts/ttf/cmr10.ttf", size=7)
     widths = [0.0] * 8
     for line in text.splitlines():
-        cells = line.removesuffix(r" \\").split(" & ")
+        cells = line.removesuffix("*").removesuffix(r" \\").split(" & ")
         if len(cells) == 8:
-            plain = [re.sub(r"\$\\pm\$", "+", cell).replace("\\", "") for cell in cells]
+            plain = [re.sub(r"\$(\\pm|-)\$", "+", cell).replace("\\", "") for cell in cells]
             found = [TextPath((0, 0), c, prop=font).get_extents().width if c else 0 for c in plain]
             widths = list(map(max, widths, found))
     assert 200 < sum(widths) + 8 * 2 * 3 < 345  # points: \scriptsize of an article of 10 points
+
+
+def hostile_study() -> list[Run]:
+    """Make five methods at three sparsities, names with all that LaTeX reads as markup."""
+    text = "my_data & 50% #1 {x} $y$ ~ ^ \\z [a] *b* <c>|d \u4e2d\u6587 caf\u00e9 \u017b \u2264"
+    runs = make_arm("unpruned", BASE, data=text)
+    for number, sparsity in itertools.product(range(5), (0.3, 0.6, 0.875)):
+        method = f"method {number} of {text}, whose name goes on for longer than a line does"
+        for arm in ARMS.keys() - {"unpruned"}:
+            runs += make_arm(arm, shifted(number - 2), data=text, method=method, sparsity=sparsity)
+        alike = make_arm("scratch-b", BASE, data=text, method=method, sparsity=sparsity)
+        runs += [replace(run, arm="scratch-b-for-160-epochs-of-all-images") for run in alike]
+    return [replace(run, macs=run.macs and 123_456_789) for run in runs]
+
+
+LATEX = shutil.which("pdflatex")
+
+
+@pytest.mark.skipif(LATEX is None, reason="pdflatex is not installed")
+def test_tables_compile_in_a_plain_article_and_fit_its_page(tmp_path: Path) -> None:
+    report(hostile_study(), tmp_path, draw=False)
+    for table in (2, 6):
+        (tmp_path / f"{table}.tex").write_text(layout.latex(lay_out(table, cells(table))), "utf-8")
+    page = r"""\documentclass{article}
+    \usepackage{booktabs,longtable}
+    \begin{document}\input{table.tex}\input{2.tex}\input{6.tex}\end{document}"""
+    (tmp_path / "page.tex").write_text(page)
+    assert LATEX is not None
+    for _ in range(2):  # the second time with the columns' widths
+        call = [LATEX, "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+        done = subprocess.run(call, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    said = (tmp_path / "page.log").read_text(encoding="utf-8", errors="replace")
+    if "booktabs.sty' not found" in said or "longtable.sty' not found" in said:
+        pytest.skip("booktabs and longtable are not installed")
+    assert done.returncode == 0, said[-2000:]
+    assert "Overfull" not in said
 
 
 def test_markdown_is_escaped(tmp_path: Path) -> None:

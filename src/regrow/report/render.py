@@ -15,6 +15,7 @@ import pandas as pd
 from regrow.report import words
 from regrow.report.answer import sentence
 from regrow.report.figures import Picture
+from regrow.report.latex import TEX_BETWEEN, TEX_NEEDS, tex, tex_rows, tex_section, tex_table
 from regrow.report.questions import reference
 from regrow.report.rows import Run
 from regrow.report.verdict import Verdict, leading
@@ -279,77 +280,16 @@ def _md(text: str) -> str:
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    words.PLUS_MINUS: r"$\pm$",
-    **{c: "\\" + c for c in "&%$#_{}"},
-    **{c: f"{{{c}}}" for c in "[]*"},  # at the start of a row they would belong to the end before
-}
-TEX_NEEDS = (
-    r"% needs \usepackage{booktabs,longtable}, and a page of one column" + "\n"
-    r"% (in two: \onecolumn before it, \twocolumn behind it)"
-)
-TEX_HEAD = 10  # characters of a heading on one line
-
-
-def tex(text: str) -> str:
-    """Escape what LaTeX would read as markup."""
-    return "".join(TEX.get(c, c) for c in text)
-
-
-def tex_row(cells: Sequence[str]) -> str:
-    """Write a row of a LaTeX table."""
-    return " & ".join(map(tex, cells)) + r" \\"
-
-
-def tex_table(
-    head: Sequence[str],
-    body: Sequence[str],
-    *,
-    words_first: int = 1,
-    caption: str | None = None,
-    label: str = "",
-) -> list[str]:
-    """Write lines of a table that goes on over pages, small enough for the width of an article.
-
-    ``words_first`` columns hold words, the others figures; a table without ``caption`` continues
-    the one before it. ``label`` is a text, of which the name to refer to is made.
-    """
-    heads = [textwrap.wrap(text, TEX_HEAD, break_on_hyphens=False) for text in head]
-    high = max(map(len, heads))
-    stacked = zip(*([""] * (high - len(text)) + text for text in heads), strict=True)
-    top = [r"\toprule", *map(tex_row, stacked), r"\midrule"]
-    name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
-    columns = "l" * words_first + "r" * (len(head) - words_first)
-    return [
-        r"\begingroup\scriptsize\setlength{\tabcolsep}{3pt}",
-        *([] if caption is not None else [r"\addtocounter{table}{-1}"]),
-        rf"\begin{{longtable}}{{{columns}}}",
-        *([] if caption is None else [rf"\caption{{{caption}}}\label{{tab:{name}}} \\"]),
-        *(*top, r"\endfirsthead"),
-        *(*top, r"\endhead"),
-        *(r"\bottomrule", r"\endfoot"),
-        *body,
-        *(r"\end{longtable}", r"\endgroup"),
-    ]
-
-
 def _tex_table(block: Block, measure: Measure, *, label: str) -> str:
     shown = len(COLUMNS) - 1  # fairness stands in the text of a paper; it is too wide for a column
     caption = rf"{tex(block.title)}: {measure.name} in \% (mean $\pm$ std over n seeds)."
     body: list[str] = []
     for cut, rows in block.sections:
-        body += [r"\midrule"] if body else []
-        if cut:
-            body.append(rf"\multicolumn{{{shown}}}{{l}}{{{tex(cut)}}} \\")
-        body += [tex_row(row[:shown]) for row in rows]
-    lines = tex_table(block.columns[:shown], body, caption=caption, label=label)
-    return "\n".join([*lines, ""])
+        body += [TEX_BETWEEN] if body else []
+        lines = [line for row in rows for line in tex_rows(row[:shown])]
+        body += tex_section(cut, lines, columns=shown)
+    table = tex_table(block.columns[:shown], body, caption=caption, label=label)
+    return "\n".join([*table, ""])
 
 
 def _wrap(text: str) -> str:

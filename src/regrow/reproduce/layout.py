@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from regrow.errors import ConfigError
-from regrow.report.render import TEX_NEEDS, tex, tex_row, tex_table
+from regrow.report.latex import TEX_BETWEEN, TEX_NEEDS, tex, tex_row, tex_section, tex_table
 from regrow.report.statistics import Sample
 from regrow.report.words import PLUS_MINUS
 from regrow.reproduce.printed import (
@@ -32,6 +32,7 @@ from regrow.reproduce.printed import (
     sample,
 )
 
+BETWEEN_REASONS = "; "  # why a printed number is no reference; no reason contains it
 COLUMNS = 100
 NOT_RUN = "not run"
 PREFIXES = {"part": "part ", "learning_rate": "learning rate ", "stage": "stage "}
@@ -167,14 +168,15 @@ class Sheet:
     @property
     def caution(self) -> str:
         """Why cells of ours have no difference to the printed ones; empty if all have."""
-        reasons = dict.fromkeys(cell.departs for cell in self.cells if cell.departs)
+        departed = [cell.departs for cell in self.cells if cell.departs]
+        reasons = dict.fromkeys(reason for one in departed for reason in one.split(BETWEEN_REASONS))
         if not reasons:
             return ""
-        num = sum(bool(cell.departs) for cell in self.cells)
+        num = len(departed)
         of = "" if num == self.num_run else f" for {num} of the {self.num_run} cells that were run"
         return (
             f"The printed numbers are no reference, and no difference to them is shown{of}: "
-            f"{'; '.join(reasons)}."
+            f"{BETWEEN_REASONS.join(reasons)}."
         )
 
     @property
@@ -269,12 +271,14 @@ def latex(sheet: Sheet) -> str:
     for shown, same in itertools.groupby(sheet.sections, key=lambda section: section.columns):
         body: list[str] = []
         for section in same:
-            body += [r"\midrule"] if body else []
-            if section.title:
-                body += [rf"\multicolumn{{{len(shown) + 2}}}{{l}}{{{tex(section.title)}}} \\"]
-            for name, row in section.rows:
-                for i, (voice, texts) in enumerate(_voices(row)):
-                    body += [tex_row(["" if i else name, voice, *texts])]
+            body += [TEX_BETWEEN] if body else []
+            for number, (name, row) in enumerate(section.rows):
+                said = [
+                    tex_row(["" if i else name, voice, *texts])
+                    for i, (voice, texts) in enumerate(_voices(row))
+                ]
+                title = "" if number else section.title
+                body += tex_section(title, said, columns=len(shown) + 2)
         first = caption if len(lines) == 1 else None
         label = f"table {sheet.table}"
         lines += tex_table(["", "", *shown], body, words_first=2, caption=first, label=label)

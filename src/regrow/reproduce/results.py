@@ -14,7 +14,7 @@ from regrow.report.rows import Run
 from regrow.report.statistics import mean_and_std
 from regrow.reproduce.entries import OF_PRUNINGS, Kind
 from regrow.reproduce.known import KNOWN, known_of, known_of_parents, typed
-from regrow.reproduce.layout import Sheet, lay_out
+from regrow.reproduce.layout import BETWEEN_REASONS, Sheet, lay_out
 from regrow.reproduce.measures import MEASURES, measured
 from regrow.reproduce.own_results import FILES
 from regrow.reproduce.printed import (
@@ -158,7 +158,7 @@ def _parents(found: Sequence[Found]) -> dict[str, Any]:
 
 
 def _joined_reasons(reasons: Iterable[Iterable[str]]) -> str:
-    return "; ".join(dict.fromkeys(reason for each in reasons for reason in each))
+    return BETWEEN_REASONS.join(dict.fromkeys(reason for each in reasons for reason in each))
 
 
 def _metric(labels: Labels) -> str:

@@ -1,0 +1,99 @@
+"""Text and tables for LaTeX: they compile under plain pdflatex and fit the page of an article."""
+
+import re
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+
+from regrow.report.words import PLUS_MINUS
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    PLUS_MINUS: r"$\pm$",
+    **{c: "\\" + c for c in "&%$#_{}"},
+    **{c: f"{{{c}}}" for c in "[]*"},  # at the start of a row they would belong to the end before
+}
+TEX_NEEDS = (
+    r"% needs \usepackage{booktabs,longtable}, and a page of one column" + "\n"
+    r"% (in two: \onecolumn before it, \twocolumn behind it)"
+)
+# Accented letters that pdflatex sets without further packages; at others it stops.
+LETTERS = frozenset(map(chr, range(0xC0, 0x100))) - frozenset("\xd0\xde\xf0\xfe")
+TOGETHER = 40  # rows; about 60 fit on a page
+TEX_BETWEEN = r"\addlinespace"  # unlike a rule, it leaves nothing behind where a page ends
+HEAD = 10  # characters of a heading on one line
+NAME = 20  # characters of a row's name on one line
+LINE = 80  # characters that fit on a line of the page
+
+
+def tex(text: str) -> str:
+    """Escape what LaTeX would read as markup; letters that its first fonts lack lose accents.
+
+    >>> print(tex("50% of a_b"), tex("-0.5"), tex("\u017b\u4e2d"))
+    50\\% of a\\_b $-$0.5 Z?
+    """
+    escaped = "".join(TEX.get(c, c if c.isascii() or c in LETTERS else _plain(c)) for c in text)
+    return re.sub(r"^-(?=[\d.])", "$-$", escaped)
+
+
+def tex_row(cells: Sequence[str]) -> str:
+    """Write a row of a LaTeX table."""
+    return " & ".join(map(tex, cells)) + r" \\"
+
+
+def tex_rows(cells: Sequence[str]) -> list[str]:
+    """Write a row whose first words, where they are long, go on under each other."""
+    words = textwrap.wrap(cells[0], NAME) or [""]
+    empty = [""] * (len(cells) - 1)
+    return [tex_row([words[0], *cells[1:]]), *(tex_row([word, *empty]) for word in words[1:])]
+
+
+def tex_section(title: str, rows: Sequence[str], *, columns: int) -> list[str]:
+    """Write rows that stay on one page if they fit on one, under a title where there is one."""
+    column = "l" if len(title) <= LINE else r"p{0.9\linewidth}"
+    lines = [rf"\multicolumn{{{columns}}}{{{column}}}{{{tex(title)}}} \\"] if title else []
+    lines += rows
+    num_held = len(lines) - 1 if len(lines) <= TOGETHER else 1
+    return [f"{line}*" for line in lines[:num_held]] + lines[num_held:]
+
+
+def tex_table(
+    head: Sequence[str],
+    body: Sequence[str],
+    *,
+    words_first: int = 1,
+    caption: str | None = None,
+    label: str = "",
+) -> list[str]:
+    """Write lines of a table that goes on over pages, small enough for the width of an article.
+
+    ``words_first`` columns hold words, the others figures; a table without ``caption`` continues
+    the one before it. ``label`` is a text, of which the name to refer to is made.
+    """
+    heads = [textwrap.wrap(text, HEAD, break_on_hyphens=False) for text in head]
+    high = max(map(len, heads))
+    stacked = zip(*([""] * (high - len(text)) + text for text in heads), strict=True)
+    top = [r"\toprule", *map(tex_row, stacked), r"\midrule"]
+    name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+    columns = "l" * words_first + "r" * (len(head) - words_first)
+    return [
+        r"\begingroup\scriptsize\setlength{\tabcolsep}{3pt}",
+        *([] if caption is not None else [r"\addtocounter{table}{-1}"]),
+        rf"\begin{{longtable}}{{{columns}}}",
+        *([] if caption is None else [rf"\caption{{{caption}}}\label{{tab:{name}}} \\"]),
+        *(*top, r"\endfirsthead"),
+        *(*top, r"\endhead"),
+        *(r"\bottomrule", r"\endfoot"),
+        *body,
+        *(r"\end{longtable}", r"\endgroup"),
+    ]
+
+
+def _plain(letter: str) -> str:
+    """Return the letter without its accents, or a question mark."""
+    return "".join(c for c in unicodedata.normalize("NFKD", letter) if c.isascii()) or "?"
