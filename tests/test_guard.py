@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from regrow.models import ModelSpec, build
-from regrow.pruning.keep_layers_alive import guard
 from regrow.pruning.method import METHODS, Method
 from regrow.pruning.select import select
 from regrow.surgery import shrink, trace, verify
+from regrow.units.keep_layers_alive import guard
 from small import FROM_DIGITS, NETWORKS, SHAPE, digits, small
 
 

@@ -17,7 +17,7 @@ from regrow.methods.soft_filter import zero_smallest_filters_
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import left_out, select
 from regrow.surgery import trace
-from regrow.surgery.mask import Mask, apply_, holder, over_weights
+from regrow.surgery.mask import Mask, apply_, holder, kept_weights
 from test_whole import Net, Standardised, chain, conv, quantised, quietly
 
 SHAPE = (1, 3, 8, 8)
@@ -84,7 +84,7 @@ def test_filters_of_a_transposed_convolution_are_its_outputs() -> None:
         net.get_parameter("b.weight")[:, 1:] += 3.0
     mask = held(net, "soft-filter", sparsity=0.3)
     assert mask.kept["b.weight"].tolist() == [False, True, True, True, True, True]
-    assert over_weights(mask, net).kept["b.weight"].shape == (8, 6, 2, 2)
+    assert kept_weights(mask, net)["b.weight"].shape == (8, 6, 2, 2)
     zeroed = up()
     zeroed.load_state_dict(net.state_dict())
     zero_smallest_filters_(zeroed, 0, sparsity=0.3)
@@ -103,7 +103,7 @@ def test_filters_of_a_transposed_convolution_are_its_outputs() -> None:
 def test_sparse_draws_take_the_fan_of_a_transposed_convolution() -> None:
     net = chain(conv(3, 8), nn.ConvTranspose2d(8, 64, 5))
     everything = torch.ones(8, 64, 5, 5, dtype=torch.bool)
-    _draw_sparse_(net, Mask(unit="weight", kept={"b.weight": everything}), seed=0)
+    _draw_sparse_(net, {"b.weight": everything}, seed=0)
     fan_out = 64 * 25  # of each input
     assert float(net.get_parameter("b.weight").detach().std()) == pytest.approx(
         (2 / fan_out) ** 0.5, rel=0.1
@@ -131,7 +131,7 @@ def test_a_weight_that_layers_share_is_one_group(method: str) -> None:
     mask = held(net, method)
     assert list(mask.kept) == ["a.weight", "b.weight", "out.weight"]
     apply_(net, mask)
-    weights = over_weights(mask, net).kept["b.weight"]
+    weights = kept_weights(mask, net)["b.weight"]
     assert bool((net.get_parameter("c.weight")[~weights] == 0).all())
     if method == "magnitude":
         total = 8 * 27 + 64 * 9 + 2 * 72

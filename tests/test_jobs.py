@@ -522,7 +522,7 @@ def test_a_sparse_draw_has_no_least_fan(kept: float) -> None:
         if name.endswith("weight")
     }
     head = model.get_parameter("2.weight").detach().clone()
-    _draw_sparse_(model, Mask(unit="weight", kept=stays), seed=1)
+    _draw_sparse_(model, stays, seed=1)
     n = int(stays["0.weight"].sum()) / 256
     drawn = model.get_parameter("0.weight").detach()
     assert torch.isfinite(drawn).all()

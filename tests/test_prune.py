@@ -14,7 +14,6 @@ from regrow.core.seeds import seeded
 from regrow.data import normalise
 from regrow.errors import ConfigError, TraceError
 from regrow.models import ModelSpec, build
-from regrow.pruning.masked import weight_groups
 from regrow.pruning.method import (
     ALLOCATIONS,
     CRITERIA,
@@ -34,6 +33,7 @@ from regrow.pruning.select import (
 )
 from regrow.surgery import trace
 from regrow.train import Recipe, Training, Treatment
+from regrow.units.masked import weight_groups
 from small import NETWORKS, SHAPE, digits, equal, forget_names, small, snapshot
 
 

@@ -15,7 +15,7 @@ from regrow.data import load
 from regrow.errors import ConfigError
 from regrow.jobs.arms import FINE_TUNE, PRUNED, SCRATCH_E, WINNING_TICKET, Arm
 from regrow.jobs.material import Material
-from regrow.jobs.prune import Prune, split_repaired
+from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.pruning import reconstruct
@@ -27,6 +27,7 @@ from regrow.run import run
 from regrow.store import Store
 from regrow.surgery import Trace, shrink, trace
 from regrow.surgery.architecture import Architecture
+from regrow.surgery.edit import Edit
 from regrow.surgery.mask import Mask
 from regrow.train import Recipe, evaluate
 from small import DIGITS, NETWORKS, SHAPE, digits, equal, small, snapshot
@@ -487,7 +488,8 @@ def test_arms_that_inherit_start_from_the_mended_weights_and_others_do_not(
     arms = (PRUNED, FINE_TUNE, SCRATCH_E, WINNING_TICKET)
     jobs = [retrain(p, arm) for p, arm in itertools.product((prune, plain), arms)]
     assert run(jobs, store, workers=0).complete
-    kept, repaired = split_repaired(store.tensors(prune.key))
+    edit = edit_in(store, prune)
+    kept, repaired = dict(edit.mask.kept), dict(edit.repaired)
     assert equal(store.tensors(plain.key), kept)
 
     architecture = Architecture.from_json(store.record(prune.key)["architecture"])
@@ -508,12 +510,17 @@ def test_arms_that_inherit_start_from_the_mended_weights_and_others_do_not(
         assert with_it[arm]["history"] == without[arm]["history"]
 
 
+def edit_in(store: Store, prune: Prune) -> Edit:
+    record, tensors = store.record(prune.key), store.tensors(prune.key)
+    return Edit.read(record, tensors, model=prune.model, shape=prune.data.shape)
+
+
 def test_the_choice_is_that_of_select(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
     method = METHODS.get("regression")
     prune = Prune(data=DATA, model=VGG, method=method, seed=1, parent=TRAIN, sparsity=0.5)
     assert run([prune], store, workers=0).complete
-    kept, _ = split_repaired(store.tensors(prune.key))
+    kept = dict(edit_in(store, prune).mask.kept)
     model, _ = small("vgg")
     model.load_state_dict(store.tensors(TRAIN.key))
     found = trace(model, SHAPE)

@@ -18,7 +18,7 @@ LEVELS: list[set[str]] = [
     {"core"},
     {"store", "models", "data"},
     {"surgery", "train"},
-    {"cost"},
+    {"cost", "units"},
     {"pruning"},
     {"methods", "jobs"},
     {"studies"},

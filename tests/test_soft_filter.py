@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from regrow.core.units import UNITS
 from regrow.cost import measure
 from regrow.errors import ConfigError
 from regrow.jobs.arms import PRUNED, SCRATCH_B, SCRATCH_E
@@ -18,7 +19,6 @@ from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train, weights_of
 from regrow.methods.soft_filter import zero_smallest_filters_
 from regrow.models import ModelSpec, build
-from regrow.pruning.masked import filter_groups
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select
 from regrow.run import run
@@ -28,6 +28,7 @@ from regrow.studies.study import Study
 from regrow.surgery import trace
 from regrow.surgery.mask import Mask, holder
 from regrow.train import NO_TREATMENT, RECIPES, Recipe, Training, fit
+from regrow.units.masked import filter_groups
 from small import NETWORKS, SHAPE, digits, equal, snapshot
 
 # Protocols, section 8: filters zeroed of 16, 32 and 64.
@@ -275,7 +276,7 @@ def test_scratch_weights_are_drawn_by_the_filters_that_stay(
 def test_a_mask_over_filters_holds_all_of_their_weights() -> None:
     model = build(NETWORKS["resnet"])
     mask = select(model, trace(model, SHAPE), "soft-filter", sparsity=0.4)
-    assert (mask.unit, mask.held) == ("filter", True)
+    assert (mask.unit, UNITS.get(mask.unit).masked) == ("filter", True)
     recipe = Recipe(epochs=2, batch=32, lr=0.05)
     one = Training(model, digits(), recipe, seed=0, treatment=NO_TREATMENT, hold=holder(mask))
     fit(one)

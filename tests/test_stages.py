@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.core.units import Unit
 from regrow.errors import ConfigError, StoreError
 from regrow.models import ModelSpec, build
 from regrow.pruning.stages import (
@@ -194,7 +193,7 @@ def test_a_pattern_that_is_none_is_refused() -> None:
     ("units", "got"),
     [((), "no mask"), (("block",), "blocks"), (("weight", "channel"), "channels and weights")],
 )
-def test_a_pattern_is_of_masks_that_are_alike(units: tuple[Unit, ...], got: str) -> None:
+def test_a_pattern_is_of_masks_that_are_alike(units: tuple[str, ...], got: str) -> None:
     masks = [Mask(unit=unit, kept={}) for unit in units]
     with pytest.raises(ConfigError, match=rf"all over channels, .*all over weights\. Got {got}\."):
         pattern_of(masks, STAGES)

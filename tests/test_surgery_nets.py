@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from cutting import enliven_, random_mask
 from regrow.errors import TraceError
-from regrow.pruning.keep_layers_alive import guard
 from regrow.surgery import rule, shrink, silence, trace, verify
 from regrow.surgery.mask import Mask
 from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.tape import Node
+from regrow.units.keep_layers_alive import guard
 
 EXACT = 1e-9
 SHAPE = (1, 3, 8, 8)

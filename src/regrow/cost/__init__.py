@@ -38,7 +38,7 @@ from regrow.cost.operations import memory_of, name_of, products, tensors_in
 from regrow.cost.zeros import Held
 from regrow.models.layers import FunctionalReLU
 from regrow.surgery import Select
-from regrow.surgery.mask import Mask
+from regrow.surgery.mask import Mask, kept_weights
 from regrow.surgery.tape import evaluating
 
 # Backward costs about twice forward: once for the inputs' gradients, once for the weights'.
@@ -96,7 +96,8 @@ class Counted:
 
 def count(model: nn.Module, example: Tensor, mask: Mask | None = None) -> Counted:
     """Measure a network, and compare with the first version of the counter."""
-    held = None if mask is None or not mask.held else Held(model, mask)
+    kept = {} if mask is None else kept_weights(mask, model)
+    held = Held(model, kept) if kept else None
     parameters = dict(model.named_parameters())
     modules = dict(model.named_modules())
     found = _Count(held=held, modules={module: name for name, module in modules.items()})

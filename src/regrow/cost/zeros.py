@@ -5,14 +5,13 @@ that memory reads the map by its own shape and strides. What is computed from pa
 followed through operations that keep zeros where they are, or move them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regrow.cost.operations import Product, memory_of, name_of, tensors_in
-from regrow.surgery.mask import Mask, over_weights
 
 # Zero in the first argument gives zero in the same place; of a product, zero in any.
 _KEEP_ZEROS = ("clone", "_to_copy", "copy", "neg", "abs", "div", "relu", "tanh", "contiguous")
@@ -24,7 +23,7 @@ _MOVES = ("cat", "stack", "index_select", "repeat", "flip", "roll")
 class Held:
     """What is held at zero, followed from operation to operation."""
 
-    def __init__(self, model: nn.Module, mask: Mask) -> None:
+    def __init__(self, model: nn.Module, kept_weights: Mapping[str, Tensor]) -> None:
         self._maps: dict[
             int, Tensor | None
         ] = {}  # memory -> what is kept; None: not known any more
@@ -36,7 +35,7 @@ class Held:
                 self._constant[memory_of(tensor)] = tensor
         parameters = dict(model.named_parameters())
         self.removed = 0  # weights of the network that are held at zero
-        for name, kept in over_weights(mask, model).kept.items():
+        for name, kept in kept_weights.items():
             self._enter(parameters[name], kept)
             self.removed += kept.numel() - int(kept.sum())
 

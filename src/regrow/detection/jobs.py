@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from regrow.core.units import UNITS
 from regrow.data.normalisation import IMAGENET
 from regrow.detection.evaluate import evaluate_detector
 from regrow.detection.model import (
@@ -226,7 +227,7 @@ class TrainDetector(Keyed):
 
 def check_cuts(method: Method) -> None:
     """Refuse a method that leaves no smaller network for a detector to stand on."""
-    if method.unit != "channel":
+    if not UNITS.get(method.unit).narrows:
         raise ConfigError(
             f"Detection stands on backbones of fewer channels, and {method.name!r} removes "
             f"{method.unit}s. Use a method of unit 'channel', such as l1-filter."

@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from regrow.core.units import HELD
+from regrow.core.units import UNITS
 from regrow.cost import Cost, Counted, count
 from regrow.errors import TraceError
 from regrow.models import ModelSpec, build
@@ -38,7 +38,8 @@ def counter_version(model: ModelSpec, shape: tuple[int, ...], method: Method) ->
     Where views are cut, the norm behind a selection counts at the width that is selected from.
     """
     network = counted(model, shape)
-    same = network.as_first and (network.own_weights or method.unit not in HELD)
-    if same and method.unit == "channel" and "view" in method.scope:
+    unit = UNITS.get(method.unit)
+    same = network.as_first and (network.own_weights or not unit.masked)
+    if same and unit.narrows and "view" in method.scope:
         same = not _has_views(model, shape)
     return None if same else 2

@@ -2,12 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
-
-from regrow.core.units import Unit
 from regrow.cost import measure
 from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
 from regrow.jobs.context import Context
@@ -19,15 +16,12 @@ from regrow.pruning.method import REPAIRS, Method
 from regrow.pruning.probe import Probe
 from regrow.pruning.select import select
 from regrow.pruning.stages import Pattern, pattern_of, stages_of
-from regrow.surgery import prove, sensitivities, shrink
-from regrow.surgery.architecture import Architecture, is_fixed, traced
-from regrow.surgery.mask import Mask
+from regrow.surgery import sensitivities
+from regrow.surgery.architecture import is_fixed, traced
+from regrow.surgery.edit import Edit
 
 if TYPE_CHECKING:
     from regrow.jobs.retrain import Retrain
-
-
-REPAIRED = "repaired/"  # before the names of a cut network's mended weights, in a pruning's tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +98,7 @@ class Prune(Keyed):
         else:
             model = trained_network(self.model, context.tensors(self.parent))
         if self._earlier is not None:
-            within = mask_of(context, self._earlier)
+            within = edit_of(context, self._earlier).mask
         found = traced(model, self.model, self.data.shape)
         dataset = context.dataset(self.data.spec)
         pattern = _pattern(context, self.guides) if self.guides else None
@@ -119,35 +113,23 @@ class Prune(Keyed):
             seed=self.seed,
             within=within,
         )
+        edit = Edit(model=self.model, shape=self.data.shape, mask=mask)
+        groups = tuple(mask.kept)
+        shown = partial(_sensitivity_of, self.model, self.data.shape, mask.unit, groups)
+        edit.prove(model, found, sensitivity=shown)
+        small = edit.cut(model, found)
         before = model_cost(self.model, self.data.shape)
-        architecture = Architecture(model=self.model, shape=self.data.shape)
-        repaired: dict[str, Tensor] = {}
-        if not mask.held:
-            shown = _sensitivity_of(self.model, self.data.shape, mask.unit, tuple(mask.kept))
-            prove(model, mask, found, sensitivity=shown)
-            architecture = architecture.then(mask)
-            small = shrink(model, mask, found)
-            after = measure(small, found.example)
-            if self.method.repair is not None:
-                probe = Probe(model, dataset, seed=self.seed)
-                REPAIRS.get(self.method.repair)(small, mask, found, probe)
-                repaired = {REPAIRED + name: value for name, value in state_of(small).items()}
-        else:
-            after = measure(model, found.example, mask)
+        after = measure(small, found.example, mask)
+        if self.method.repair is not None:
+            probe = Probe(model, dataset, seed=self.seed)
+            REPAIRS.get(self.method.repair)(small, mask, found, probe)
+            edit = replace(edit, repaired=state_of(small))
         if after.caveats:
             context.note(f"Its costs and budgets leave out: {'; '.join(after.caveats)}.")
-        record = {
-            "unit": mask.unit,
-            "sparsity": mask.sparsity,
-            "widths": mask.widths(),
-            "guarded": list(mask.guarded),
-            "before": before.to_json(),
-            "after": after.to_json(),
-            "architecture": architecture.to_json(),
-        }
+        record = {**edit.record(), "before": before.to_json(), "after": after.to_json()}
         if pattern is not None:
             record["pattern"] = pattern.to_json()
-        return Outcome(record, {**mask.kept, **repaired})
+        return Outcome(record, edit.tensors())
 
 
 def structure_only(method: Method) -> Method:
@@ -155,29 +137,22 @@ def structure_only(method: Method) -> Method:
     return replace(method, criterion="first", trained=False, repair=None)
 
 
-def split_repaired(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Part a pruning's tensors into kept units by group, and the mended weights (or nothing)."""
-    kept = {name: value for name, value in tensors.items() if not name.startswith(REPAIRED)}
-    repaired = {n.removeprefix(REPAIRED): v for n, v in tensors.items() if n not in kept}
-    return kept, repaired
-
-
-def mask_of(context: Context, prune: Prune) -> Mask:
-    """Return what a pruning kept."""
-    kept, _ = split_repaired(context.tensors(prune))
-    return Mask(unit=context.record(prune)["unit"], kept=kept)
+def edit_of(context: Context, prune: Prune) -> Edit:
+    """Return what a pruning did."""
+    record, tensors = context.record(prune), context.tensors(prune)
+    return Edit.read(record, tensors, model=prune.model, shape=prune.data.shape)
 
 
 def _pattern(context: Context, guides: tuple[Prune, ...]) -> Pattern:
     """Average what prunings of one network kept in each of its stages."""
     model = build(guides[0].model.untrained())
     found = traced(model, guides[0].model, guides[0].data.shape)
-    return pattern_of([mask_of(context, guide) for guide in guides], stages_of(model, found))
+    return pattern_of([edit_of(context, guide).mask for guide in guides], stages_of(model, found))
 
 
 @cache
 def _sensitivity_of(
-    model: ModelSpec, shape: tuple[int, ...], unit: Unit, groups: tuple[str, ...]
+    model: ModelSpec, shape: tuple[int, ...], unit: str, groups: tuple[str, ...]
 ) -> Mapping[str, float] | None:
     """Measure how much groups of an uncut network do to its output, once.
 

@@ -1,26 +1,27 @@
 """The job that trains what a pruning left, under one arm."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regrow.core.seeds import derive
-from regrow.core.units import HELD
+from regrow.core.units import UNITS
 from regrow.cost import Cost
 from regrow.errors import ConfigError
 from regrow.jobs.arms import Arm
 from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
 from regrow.jobs.context import Context, advance
 from regrow.jobs.costs import model_cost
-from regrow.jobs.prune import Prune, mask_of, split_repaired
+from regrow.jobs.prune import Prune, edit_of
 from regrow.jobs.train import Train, result_of, trained_network
 from regrow.models import build, initialise_
-from regrow.surgery.architecture import Architecture
-from regrow.surgery.mask import Mask, apply_, filter_dim, holder, over_weights
+from regrow.surgery.edit import Edit
+from regrow.surgery.mask import filter_dim, layer_of
 from regrow.train import Recipe, Training
 
 SPARSE_DRAW = 2  # how many rules there have been for it; the first had an n of at least 1
@@ -59,7 +60,7 @@ class Retrain(Keyed):
     @property
     def draws_sparse(self) -> bool:
         """Whether it starts from convolutions drawn by the density of their masks."""
-        return self.arm.start == "random" and self.prune.method.unit in HELD
+        return self.arm.start == "random" and UNITS.get(self.prune.method.unit).masked
 
     @cached_property
     def flops(self) -> float:
@@ -70,12 +71,9 @@ class Retrain(Keyed):
 
     @property
     def expected_ratio(self) -> float:
-        """FLOPs of the unpruned network over those of the pruned one, guessed from the sparsity.
-
-        Cutting channels narrows a layer's inputs and its outputs, hence the square.
-        """
+        """FLOPs of the unpruned network over those of the pruned one, guessed from the sparsity."""
         kept = max(self.prune.expected_kept, 0.02)
-        return 1.0 / kept ** (2 if self.prune.method.unit == "channel" else 1)
+        return float(1.0 / kept ** UNITS.get(self.prune.method.unit).exponent)
 
     @property
     def expected_epochs(self) -> int:
@@ -85,15 +83,12 @@ class Retrain(Keyed):
     def run(self, context: Context) -> Outcome:
         """Build the start, train it for its budget, and read the test set once."""
         pruned = context.record(self.prune)
-        mask = mask_of(context, self.prune)
-        _, repaired = split_repaired(context.tensors(self.prune))
+        edit = edit_of(context, self.prune)
         before, after = Cost(**pruned["before"]), Cost(**pruned["after"])
         ratio = flops_ratio(before, after, self.arm)
         data = self.prune.data
         dataset = context.dataset(data.spec)
-        model = self._start(context, mask)
-        if repaired and self.arm.start == "inherited":
-            model.load_state_dict(repaired)
+        model = self._start(context, edit)
         epochs = self.arm.budget.epochs(self.recipe.epochs, ratio)
         record: dict[str, Any] = {"ratio": ratio, "capped": self.arm.budget.is_capped(ratio)}
         if epochs == 0:
@@ -108,7 +103,7 @@ class Retrain(Keyed):
             recipe,
             seed=self.seed,
             device=context.device,
-            hold=holder(mask) if mask.held else None,
+            hold=edit.hold(),
             first_epoch=self.arm.first_epoch,
             ranks=context.ranks,
         )
@@ -116,8 +111,8 @@ class Retrain(Keyed):
         record |= result_of(context, model, dataset, recipe=recipe, cost=after, training=training)
         return Outcome(record, state_of(model))
 
-    def _start(self, context: Context, mask: Mask) -> nn.Module:
-        """Build the network that the arm starts from, cut or held by the mask."""
+    def _start(self, context: Context, edit: Edit) -> nn.Module:
+        """Build the network that the arm starts from, as the pruning left it."""
         spec, start = self.prune.model, self.arm.start
         if self.parent is not None:
             model = trained_network(spec, context.tensors(self.parent), after=self.arm.epoch)
@@ -125,15 +120,13 @@ class Retrain(Keyed):
             model = build(spec.untrained(), seed=derive(self.seed, "redrawn"))
         else:
             model = build(spec if start == "initial" else spec.untrained(), seed=self.seed)
-        if not mask.held:
-            cut = Architecture(model=spec, shape=self.prune.data.shape, cuts=(mask,))
-            model = cut.cut(model)
+        if start == "inherited":
+            return edit.apply(model)
+        model = edit.cut(model)
         if start == "random":
             initialise_(model, seed=self.seed)
-            if self.draws_sparse:
-                _draw_sparse_(model, mask, seed=self.seed)
-        if mask.held:
-            apply_(model, mask)
+            _draw_sparse_(model, edit.kept_weights(model), seed=self.seed)
+        edit.mask_(model)
         return model
 
 
@@ -148,7 +141,7 @@ def flops_ratio(before: Cost, after: Cost, arm: Arm) -> float:
     return before.flops / max(after.flops, 1)
 
 
-def _draw_sparse_(model: nn.Module, mask: Mask, *, seed: int) -> None:
+def _draw_sparse_(model: nn.Module, masked: Mapping[str, Tensor], *, seed: int) -> None:
     """Draw masked convolutions N(0, 2 / n), n = weights kept / input channels, in place.
 
     The fan-out rule scaled by each layer's density, as the paper's section 4.3 does for scratch
@@ -159,10 +152,10 @@ def _draw_sparse_(model: nn.Module, mask: Mask, *, seed: int) -> None:
     generator = torch.Generator().manual_seed(derive(seed, "sparse-init"))
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, kept in over_weights(mask, model).kept.items():
+        for name, kept in masked.items():
             weight = parameters[name]
             if weight.dim() == 2:
                 continue
-            inputs = weight.shape[1 - filter_dim(model.get_submodule(name.rpartition(".")[0]))]
+            inputs = weight.shape[1 - filter_dim(layer_of(name, model))]
             fan = int(kept.sum()) / inputs or 1.0
             weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2.0 / fan))

@@ -11,12 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from regrow.pruning.masked import filter_groups
 from regrow.pruning.method import allocation, criterion, register_method
 from regrow.pruning.probe import Probe
 from regrow.pruning.select import allocate_count, whole_share
 from regrow.surgery import Group
 from regrow.train import Treatment
+from regrow.units.masked import filter_groups
 
 
 @criterion("l2-norm")

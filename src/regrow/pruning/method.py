@@ -7,10 +7,10 @@ functions.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from regrow.core.registry import Registry, calling_file
-from regrow.core.units import Unit
+from regrow.core.units import UNITS
 from regrow.core.validation import is_number
 from regrow.errors import ConfigError, unknown
 from regrow.train import Treatment
@@ -88,7 +88,7 @@ class Method:
     name: str
     criterion: str
     allocation: str = "global"
-    unit: Unit = "channel"
+    unit: str = "channel"
     scope: tuple[Scope, ...] = ("conv",)
     trained: bool = True
     treatment: Treat | None = None
@@ -102,8 +102,10 @@ class Method:
     reference: str = ""
 
     def __post_init__(self) -> None:
-        if self.unit not in get_args(Unit):
-            raise self._error(unknown("unit", str(self.unit), get_args(Unit)))
+        try:
+            UNITS.key(self.unit)
+        except ConfigError as error:
+            raise self._error(str(error)) from error
         given: object = self.scope  # a text is one scope, not its letters
         object.__setattr__(self, "scope", (given,) if isinstance(given, str) else tuple(self.scope))
         if not self.scope:
@@ -111,7 +113,7 @@ class Method:
         for kind in self.scope:
             if kind not in SCOPES:
                 raise self._error(unknown("scope", str(kind), SCOPES))
-        if self.repair is not None and self.unit != "channel":
+        if self.repair is not None and not UNITS.get(self.unit).narrows:
             raise self._error("A 'repair' follows a cut, so the 'unit' must be 'channel'.")
 
     def _error(self, message: str) -> ConfigError:
@@ -165,7 +167,7 @@ def register_method(
     *,
     criterion: str | Criterion,
     allocation: str = "global",
-    unit: Unit = "channel",
+    unit: str = "channel",
     scope: Scope | Sequence[Scope] = "conv",
     trained: bool = True,
     treatment: Treat | None = None,
@@ -227,8 +229,9 @@ def _name_of(function: Criterion) -> str:
 
 
 def checked_share(method: Method, share: float) -> float:
-    """Return a share of one group that is one; all of it may go if that is a block."""
-    return 1.0 if method.unit == "block" and share == 1.0 else checked_sparsity(share)
+    """Return a share of one group that is one; all of it may go if layers may be emptied."""
+    may_empty = UNITS.get(method.unit).keep_alive is None
+    return 1.0 if may_empty and share == 1.0 else checked_sparsity(share)
 
 
 def checked_sparsity(sparsity: float | None) -> float:

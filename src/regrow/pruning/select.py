@@ -6,11 +6,9 @@ from math import floor
 import torch
 from torch import Tensor, nn
 
-from regrow.core.units import HELD, Unit
+from regrow.core.units import UNITS
 from regrow.data import Dataset
 from regrow.errors import ConfigError, TraceError
-from regrow.pruning.keep_layers_alive import guard
-from regrow.pruning.masked import check_held, filter_groups, weight_groups
 from regrow.pruning.method import (
     ALLOCATIONS,
     CRITERIA,
@@ -23,7 +21,7 @@ from regrow.pruning.method import (
 )
 from regrow.pruning.probe import IMAGES, Probe
 from regrow.pruning.stages import Part, Pattern, lay, stages_of
-from regrow.surgery import Group, Trace, block_groups
+from regrow.surgery import Group, Trace
 from regrow.surgery.mask import Mask
 
 
@@ -87,16 +85,7 @@ def groups_in_scope(model: nn.Module, trace: Trace, method: Method) -> dict[str,
     Raises:
         TraceError: there are none, or weights to be held at zero are computed from others.
     """
-    if method.unit == "weight":
-        groups = weight_groups(model, method.scope)
-    elif method.unit == "filter":
-        groups = filter_groups(model)
-    elif method.unit == "block":
-        groups = block_groups(model)
-    else:
-        groups = {n: g for n, g in trace.groups.items() if _why_not(g, method.scope) is None}
-    if method.unit in HELD:
-        check_held(groups, trace)
+    groups = UNITS.get(method.unit).groups(model, trace, method.scope)
     if not groups:
         raise TraceError(_nothing(trace, method))
     return groups
@@ -105,22 +94,8 @@ def groups_in_scope(model: nn.Module, trace: Trace, method: Method) -> dict[str,
 def left_out(trace: Trace, method: Method | str) -> dict[str, str]:
     """Return the groups of channels that a method leaves alone, with why; see also trace.whole."""
     chosen = METHODS.get(method) if isinstance(method, str) else method
-    reasons = {name: _why_not(group, chosen.scope) for name, group in trace.groups.items()}
-    return {name: why for name, why in reasons.items() if why is not None}
-
-
-def _why_not(group: Group, scope: Sequence[str]) -> str | None:
-    """Say why a group of channels is not in a scope; None if it is."""
-    if group.kind in scope:
-        return None
-    if f"normed-{group.kind}" not in scope:
-        return f"its kind is {group.kind}"
-    if not group.norms:
-        return f"its kind is {group.kind}, without a norm of its own"
-    scales = {slot.tensor for slot in group.slots if slot.role == "norm"}
-    if not any(f"{norm}.weight" in scales for norm in group.norms):
-        return f"its kind is {group.kind}, and its norm {group.norms[0]!r} has no scale"
-    return None
+    find = UNITS.get(chosen.unit).left_out
+    return {} if find is None else find(trace, chosen.scope)
 
 
 def _nothing(trace: Trace, method: Method) -> str:
@@ -130,7 +105,7 @@ def _nothing(trace: Trace, method: Method) -> str:
         f"{method.name} prunes {kinds} (scope {', '.join(method.scope)}), and this network has "
         "none that can be cut."
     )
-    if method.unit != "channel":
+    if UNITS.get(method.unit).left_out is None:
         return message
     others = left_out(trace, method)
     if others:
@@ -199,6 +174,8 @@ def select(
             f"{chosen.name}: expected a share for each of the network's {len(groups)} groups. "
             f"Got {len(shares)}."
         )
+    unit = UNITS.get(chosen.unit)
+    shapes = {name: unit.shape(model, group) for name, group in groups.items()}
     probe = Probe(model, dataset, seed=seed, num_images=num_images, groups=groups)
     score = CRITERIA.get(chosen.criterion)
     scores = {name: _checked(chosen, group, score(group, probe)) for name, group in groups.items()}
@@ -208,7 +185,7 @@ def select(
     if shares is not None:
         kept = allocate_shares(open_scores, [checked_share(chosen, share) for share in shares])
     elif pattern is not None:
-        parts = lay(pattern, stages_of(model, trace), _shapes(model, groups, chosen.unit))
+        parts = lay(pattern, stages_of(model, trace), shapes)
         kept = {
             name: _in_parts(chosen, {name: score}, parts[name], left[name])
             for name, score in scores.items()
@@ -217,13 +194,11 @@ def select(
         assert sparsity is not None
         kept = _allocated(chosen, open_scores, sparsity)
     kept = {name: left[name].masked_scatter(left[name], kept[name]) for name in scores}
-    if chosen.unit == "channel":
-        kept, guarded = guard(kept, scores, trace)
-        return Mask(unit="channel", kept=kept, guarded=guarded)
-    if chosen.unit == "weight":
-        shapes = dict(model.named_parameters())
-        kept = {name: stays.reshape(shapes[name].shape) for name, stays in kept.items()}
-    return Mask(unit=chosen.unit, kept=kept)
+    guarded: tuple[str, ...] = ()
+    if unit.keep_alive is not None:
+        kept, guarded = unit.keep_alive(kept, scores, trace)
+    kept = {name: stays.reshape(shapes[name]) for name, stays in kept.items()}
+    return Mask(unit=chosen.unit, kept=kept, guarded=guarded)
 
 
 def _allocated(method: Method, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
@@ -242,14 +217,6 @@ def _in_parts(
         here = part.units & left
         kept[here] = _allocated(method, {name: score[here]}, part.sparsity)[name]
     return kept[left]
-
-
-def _shapes(
-    model: nn.Module, groups: Mapping[str, Group], unit: Unit
-) -> dict[str, tuple[int, ...]]:
-    if unit == "weight":
-        return {name: tuple(model.get_parameter(name).shape) for name in groups}
-    return {name: (group.size,) for name, group in groups.items()}
 
 
 def _left(within: Mask, everything: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.core.units import Unit
+from regrow.core.units import UNITS
 from regrow.errors import ConfigError, StoreError
 from regrow.surgery import Group, Residual, Trace
 from regrow.surgery.mask import Mask
@@ -36,7 +36,7 @@ class Pattern:
             that is kept at each position, rows first, over all kernels of that size.
     """
 
-    unit: Unit
+    unit: str
     shares: tuple[float, ...]
     kernels: tuple[Mapping[str, Kernel], ...] = ()
 
@@ -185,13 +185,14 @@ def pattern_of(masks: Sequence[Mask], stages: Mapping[str, int]) -> Pattern:
         ConfigError: there is no mask, or they are not alike.
     """
     units = sorted({mask.unit for mask in masks})
-    if len(units) != 1 or units == ["block"]:
+    staged = any(name in stages for mask in masks for name in mask.kept)
+    if len(units) != 1 or not staged:
         raise ConfigError(
             "A pattern is an average over one mask or more, all over channels, all over filters or "
             f"all over weights. Got {' and '.join(f'{unit}s' for unit in units) or 'no mask'}."
         )
     (unit,) = units
-    kernels = _kernels(masks, stages) if unit == "weight" else ()
+    kernels = _kernels(masks, stages) if UNITS.get(unit).unstructured else ()
     return Pattern(unit=unit, shares=_shares(masks, stages), kernels=kernels)
 
 

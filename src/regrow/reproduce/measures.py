@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.jobs.arms import Start
-from regrow.jobs.prune import Prune, split_repaired
+from regrow.jobs.prune import Prune
 from regrow.jobs.train import Train, weights_of
 from regrow.models import ModelSpec, build
 from regrow.pruning.stages import pattern_of, stages_of
@@ -20,6 +20,7 @@ from regrow.reproduce.entries import Kind
 from regrow.reproduce.reproduce import Part, Printable, percent
 from regrow.store import Store
 from regrow.surgery import Trace, trace
+from regrow.surgery.edit import Edit
 from regrow.surgery.mask import Mask
 
 KERNEL = "3x3"
@@ -119,9 +120,10 @@ def _counts(weights: dict[str, Tensor]) -> list[int]:
 def _masks(part: Part, store: Store) -> Iterator[tuple[Printable, Mask]]:
     """Read what each pruning of a part kept."""
     for one in part.cells:
-        unit = store.record(one.cell.job.key, spec=one.cell.job.spec)["unit"]
-        kept, _ = split_repaired(store.tensors(one.cell.job.key))
-        yield one, Mask(unit=unit, kept=kept)
+        job = one.cell.job
+        assert isinstance(job, Prune)
+        record, tensors = store.record(job.key, spec=job.spec), store.tensors(job.key)
+        yield one, Edit.read(record, tensors, model=job.model, shape=job.data.shape).mask
 
 
 def _stages_of(one: Printable) -> dict[str, int]:

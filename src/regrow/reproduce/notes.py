@@ -7,6 +7,7 @@ networks, methods and recipes rather than written beside one.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from regrow.core.units import UNITS
 from regrow.studies.experiment import Experiment
 
 Holds = Callable[[Experiment], bool]
@@ -34,7 +35,7 @@ def _blocks_gradients(experiment: Experiment) -> bool:
 
 def _may_empty_layers(experiment: Experiment) -> bool:
     return any(
-        method.unit == "channel" and method.allocation == "global"
+        UNITS.get(method.unit).narrows and method.allocation == "global"
         for method in _methods(experiment)
     )
 
@@ -51,7 +52,7 @@ def _changes_fan(experiment: Experiment) -> bool:
 
 
 def _is_sparse(experiment: Experiment) -> bool:
-    return any(method.unit == "weight" for method in _methods(experiment))
+    return any(UNITS.get(method.unit).unstructured for method in _methods(experiment))
 
 
 def _methods(experiment: Experiment) -> Iterator[Any]:

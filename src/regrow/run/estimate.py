@@ -21,7 +21,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from regrow.core.units import HELD
+from regrow.core.units import UNITS
 from regrow.cost import measure
 from regrow.data import Dataset, MemoryImages, load
 from regrow.errors import TraceError
@@ -210,7 +210,7 @@ class _Guess:
         if isinstance(job, Retrain):
             ratio, overhead = self._ratio(job.prune), speed.cut_seconds
             epochs = job.arm.budget.epochs(epochs, ratio)
-            if job.prune.method.unit not in HELD:
+            if not UNITS.get(job.prune.method.unit).masked:
                 flops /= ratio  # weights held at zero take as long as any
         data = setting.data
         steps = epochs * -(-data.num_train // job.recipe.batch)
@@ -260,7 +260,7 @@ class _Guess:
 
     def _uniform_ratio(self, prune: Prune) -> float:
         kept = prune.expected_kept
-        if prune.method.unit != "channel":
+        if not UNITS.get(prune.method.unit).narrows:
             return 1.0 / max(kept, 0.01)
         key = (prune.model, prune.data.shape)
         try:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from regrow.core.units import UNITS
 from regrow.data import DataSpec, fingerprint, load
 from regrow.errors import ConfigError, TraceError
 from regrow.jobs.arms import UNPRUNED, Arm
@@ -271,13 +272,9 @@ def _check_published(experiment: Experiment) -> None:
 
 
 def _gives_architecture(use: MethodUse, cut: Cut) -> bool:
-    """Tell whether the widths (or the blocks given) alone are the architecture.
-
-    Not so for single weights, nor for streams and views, whose positions other layers share.
-    """
-    private = {"conv", "normed-conv", "linear", "normed-linear"}
-    by_width = use.method.unit == "channel" and set(use.method.scope) <= private
-    return cut.shares is not None and (by_width or use.method.unit == "block")
+    """Tell whether the share of each group alone is the architecture, whatever the scores."""
+    unit = UNITS.get(use.method.unit)
+    return cut.shares is not None and unit.given_by_shares(use.method.scope)
 
 
 def _check_use(use: MethodUse, model: ModelSpec, data: Material) -> None:

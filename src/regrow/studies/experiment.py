@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from regrow.core.units import HELD
+from regrow.core.units import UNITS, masked_units
 from regrow.core.validation import is_int, is_number
 from regrow.data.spec import AUGMENTATIONS, DataSpec
 from regrow.errors import ConfigError, short, unknown
@@ -389,10 +389,10 @@ def _rounds(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, 
             f"{where} looks at no trained weights, so to prune again what it left, in 'rounds', "
             "means nothing. Give the 'sparsity' itself."
         )
-    if method.unit not in HELD:
+    if not UNITS.get(method.unit).masked:
         raise ConfigError(
             f"{where} removes {method.unit}s, and only what is held at zero can be pruned in "
-            f"'rounds': a method of unit {' or '.join(map(repr, HELD))}."
+            f"'rounds': a method of unit {' or '.join(map(repr, masked_units()))}."
         )
     step = _sparsity(given.get("sparsity"), where)
     if step == 0.0 or {"target", "shares"} & set(given):

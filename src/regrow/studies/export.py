@@ -14,13 +14,12 @@ from torch import nn
 from regrow.data import load
 from regrow.errors import ConfigError, unknown
 from regrow.jobs.material import Material
-from regrow.jobs.prune import split_repaired
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train, weights_of
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.surgery.architecture import Architecture, save
-from regrow.surgery.mask import Mask, apply_
+from regrow.surgery.edit import Edit
 
 # How a row is told from others, in the order of the table's columns.
 CHOICES: Mapping[str, Callable[[Cell], str]] = {
@@ -120,15 +119,9 @@ def _network(job: Train | Retrain, store: Store) -> tuple[nn.Module, Architectur
     # that the pruning mended.
     assert job.parent is not None
     network, _ = _network(job.parent, store)
-    kept, repaired = split_repaired(store.tensors(job.prune.key))
-    mask = Mask(unit=pruned["unit"], kept=kept)
-    if mask.held:
-        apply_(network, mask)
-        return network, architecture
-    network = architecture.cut(network)
-    if repaired:
-        network.load_state_dict(repaired)
-    return network, architecture
+    tensors, shape = store.tensors(job.prune.key), job.prune.data.shape
+    edit = Edit.read(pruned, tensors, model=job.prune.model, shape=shape)
+    return edit.apply(network), architecture
 
 
 def _result(job: Train | Retrain, record: Mapping[str, Any]) -> dict[str, Any]:

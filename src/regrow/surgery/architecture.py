@@ -23,6 +23,7 @@ from regrow.core.digests import (
     unsealed,
     write_synced,
 )
+from regrow.core.units import UNITS
 from regrow.core.validation import is_int
 from regrow.errors import ConfigError, Damaged, StoreError, TraceError, short
 from regrow.models import MODELS, ModelSpec, build
@@ -90,7 +91,7 @@ class Architecture:
             )
         try:
             units = value.get("units", ["channel"] * len(value["cuts"]))
-            if set(units) - {"channel", "block"}:
+            if any(UNITS.get(unit).masked for unit in units):
                 raise ValueError(f"units {units}")
             cuts = tuple(
                 Mask(unit=unit, kept={n: _stays(**g) for n, g in cut.items()})

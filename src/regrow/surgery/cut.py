@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from regrow.core.units import UNITS
 from regrow.errors import TraceError
-from regrow.surgery.blocks import dropped
 from regrow.surgery.groups import WIDTH, Trace
 from regrow.surgery.mask import Mask
 from regrow.surgery.tape import Narrows, evaluating
@@ -50,14 +50,11 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
         TraceError: the mask names groups that the trace lacks, has another width, would empty a
             layer, or the smaller network does not run because its code fixes a number of channels.
     """
+    cut = UNITS.get(mask.unit).cut
+    if cut is None:
+        raise TraceError(not_cut(mask))
     small = duplicate(model)
-    if mask.unit == "block":
-        for block in dropped(small, mask).values():
-            assert isinstance(block, nn.Module)
-            _replace(small, block, block.without_branch())
-    else:
-        check(mask, trace)
-        cut_(small, mask, trace)
+    cut(small, mask, trace)
     wrong = what_breaks(small, trace)
     if wrong:
         raise TraceError(
@@ -85,7 +82,8 @@ def duplicate(model: nn.Module, *, sharing: bool = False) -> nn.Module:
 
 
 def cut_(small: nn.Module, mask: Mask, trace: Trace, *, for_trial: bool = False) -> None:
-    """Cut a mask's units out of a network, in place; for a trial, into parts of its tensors."""
+    """Cut channels out of a network, in place; for a trial, into parts of its tensors."""
+    check(mask, trace)
     kept = kept_positions(mask, trace)
     for name, widths in trace.movers.items():
         sides = [
@@ -105,8 +103,6 @@ def cut_(small: nn.Module, mask: Mask, trace: Trace, *, for_trial: bool = False)
 
 def check(mask: Mask, trace: Trace) -> None:
     """Raise a ``TraceError`` if a mask over channels is not one of this network."""
-    if mask.unit != "channel":
-        raise TraceError(f"Only channels and blocks can be cut out. Got a mask over {mask.unit}s.")
     for name, kept in mask.kept.items():
         group = trace.group(name)
         if kept.numel() != group.size:
@@ -118,6 +114,14 @@ def check(mask: Mask, trace: Trace) -> None:
             raise TraceError(
                 f"The mask would empty {name!r}. Keep at least one unit of each group."
             )
+
+
+def not_cut(mask: Mask) -> str:
+    """Word the error for a mask over units that are held at zero."""
+    return (
+        f"Only channels and blocks can be cut out. Got a mask over {mask.unit}s, which are held at "
+        "zero in a network of full size."
+    )
 
 
 def is_cut(units: Tensor, kept: Tensor) -> Tensor:
@@ -173,10 +177,10 @@ def _insert_selects_(small: nn.Module, trace: Trace, mask: Mask) -> None:
         norm = small.get_submodule(name)
         device = next(norm.parameters()).device
         chosen = nn.Sequential(OrderedDict(select=Select(index.to(device)), norm=norm))
-        _replace(small, norm, chosen)
+        replace_(small, norm, chosen)
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put a module in the place of another, under all the names that it has."""
     for parent in list(model.modules()):
         for child, module in list(parent.named_children()):

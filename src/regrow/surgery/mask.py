@@ -1,13 +1,13 @@
-"""Which units stay: the algebra of masks, and holding masked weights at zero during training."""
+"""Masks, which units of a network stay: their algebra, and holding masked weights at zero."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from regrow.core.units import HELD, Unit
+from regrow.core.units import UNITS, Kept
 from regrow.errors import ConfigError, unknown
 
 
@@ -16,7 +16,7 @@ class Mask:
     """Kept units by name, as booleans: what of a network stays.
 
     ``channel``: group names to ``[units]``, to be cut out. ``block``: names of residual blocks to
-    ``[1]``, whose branches are dropped. ``weight``: parameter names to their shapes, and
+    ``[1]``, whose branches are removed. ``weight``: parameter names to their shapes, and
     ``filter``: to ``[outputs]``, both to be held at zero in a network of full size.
 
     A group or parameter that is not named stays whole. ``guarded`` names the groups that would have
@@ -27,8 +27,8 @@ class Mask:
     (0.25, {'conv1': 3})
     """
 
-    unit: Unit
-    kept: Mapping[str, Tensor]
+    unit: str  # the name of a registered unit
+    kept: Kept
     guarded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -37,11 +37,6 @@ class Mask:
                 raise ConfigError(
                     f"The mask of {name!r} must hold booleans (True = stays). Got {kept.dtype}."
                 )
-
-    @property
-    def held(self) -> bool:
-        """Tell whether what goes is held at zero, rather than cut out."""
-        return self.unit in HELD
 
     @property
     def num_units(self) -> int:
@@ -77,18 +72,35 @@ class Mask:
         return Mask(unit=self.unit, kept={**other.kept, **both}, guarded=guarded)
 
 
+def kept_weights(mask: Mask, model: nn.Module) -> dict[str, Tensor]:
+    """Return which single weights of a network stay, by parameter; none where units are cut out."""
+    unit = UNITS.get(mask.unit)
+    if unit.weights is None:
+        return {}
+    named = dict(model.named_parameters())
+    found = {}
+    for name, kept in mask.kept.items():
+        if name not in named:
+            raise ConfigError(
+                "The mask names a parameter that the network lacks. "
+                f"{unknown('parameter', name, named)}"
+            )
+        found[name] = unit.weights(kept, name, model).expand(named[name].shape)
+    return found
+
+
 def holder(mask: Mask) -> Callable[[nn.Module], None]:
     """Make a function that zeroes the masked weights of a model, and their gradients, in place.
 
     Called before and after an update it holds them at exactly zero: no gradient reaches the
     momentum, and weight decay of zero is zero.
     """
-    _require_held(mask)
+    _require_masked(mask)
     cache: WeakKeyDictionary[nn.Module, tuple[list[Tensor], list[Tensor]]] = WeakKeyDictionary()
 
     def hold_(model: nn.Module) -> None:
         if model not in cache:
-            cache[model] = _masked(model, mask)
+            cache[model] = _factors(mask, model)
         parameters, factors = cache[model]
         pairs = [
             (p.grad, f) for p, f in zip(parameters, factors, strict=True) if p.grad is not None
@@ -103,23 +115,11 @@ def holder(mask: Mask) -> Callable[[nn.Module], None]:
 
 def apply_(model: nn.Module, mask: Mask) -> None:
     """Zero the masked weights of a model, in place."""
-    _require_held(mask)
-    parameters, factors = _masked(model, mask)
+    _require_masked(mask)
+    parameters, factors = _factors(mask, model)
     with torch.no_grad():
         for parameter, factor in zip(parameters, factors, strict=True):
             parameter.mul_(factor)
-
-
-def over_weights(mask: Mask, model: nn.Module) -> Mask:
-    """Return a held mask as one over single weights: what holds for a filter, for all its own."""
-    if mask.unit == "weight":
-        return mask
-    parameters, _ = _masked(model, mask)
-    kept = {
-        name: _over_filters(stays, name, model).expand(parameter.shape)
-        for (name, stays), parameter in zip(mask.kept.items(), parameters, strict=True)
-    }
-    return Mask(unit="weight", kept=kept, guarded=mask.guarded)
 
 
 def filter_dim(layer: nn.Module) -> int:
@@ -127,42 +127,29 @@ def filter_dim(layer: nn.Module) -> int:
     return 1 if getattr(layer, "transposed", False) else 0
 
 
-def _over_filters(kept: Tensor, parameter: str, model: nn.Module) -> Tensor:
-    """Lay what holds for each filter of a weight along its dimension."""
-    layer = model.get_submodule(parameter.rpartition(".")[0])
-    wanted = [1] * model.get_parameter(parameter).dim()
-    wanted[filter_dim(layer)] = -1
-    return kept.view(wanted)
+def layer_of(parameter: str, model: nn.Module) -> nn.Module:
+    """Return the layer that owns a parameter."""
+    return model.get_submodule(parameter.rpartition(".")[0])
 
 
-def _masked(model: nn.Module, mask: Mask) -> tuple[list[Tensor], list[Tensor]]:
+def check_shape(kept: Tensor, name: str, shape: tuple[int, ...]) -> None:
+    """Raise a ``ConfigError`` if a parameter's entry in a mask has another shape than expected."""
+    if tuple(kept.shape) != tuple(shape):
+        raise ConfigError(
+            f"The mask of {name!r} has the shape {tuple(kept.shape)}, but the parameter has "
+            f"{tuple(shape)}. Use a mask made for this network."
+        )
+
+
+def _factors(mask: Mask, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Return the parameters that a mask names, and the mask as factors of 0 and 1 for each."""
-    named = dict(model.named_parameters())
-    for name, kept in mask.kept.items():
-        if name not in named:
-            raise ConfigError(
-                "The mask names a parameter that the network lacks. "
-                f"{unknown('parameter', name, named)}"
-            )
-        shape = named[name].shape
-        if mask.unit == "filter":
-            dim = filter_dim(model.get_submodule(name.rpartition(".")[0]))
-            shape = shape[dim : dim + 1]
-        if kept.shape != shape:
-            raise ConfigError(
-                f"The mask of {name!r} has the shape {tuple(kept.shape)}, but the parameter has "
-                f"{tuple(shape)}. Use a mask made for this network."
-            )
-    parameters: list[Tensor] = [named[name] for name in mask.kept]
-    factors = [kept.to(named[name]) for name, kept in mask.kept.items()]
-    if mask.unit == "filter":
-        named_factors = zip(mask.kept, factors, strict=True)
-        factors = [_over_filters(factor, name, model) for name, factor in named_factors]
-    return parameters, factors
+    kept = kept_weights(mask, model)
+    parameters: list[Tensor] = [model.get_parameter(name) for name in kept]
+    return parameters, [k.to(p) for k, p in zip(kept.values(), parameters, strict=True)]
 
 
-def _require_held(mask: Mask) -> None:
-    if not mask.held:
+def _require_masked(mask: Mask) -> None:
+    if not UNITS.get(mask.unit).masked:
         raise ConfigError(
             "Only a mask over weights or filters can be held at zero. Got one over "
             f"{mask.unit}s: use regrow.shrink to cut them."

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from regrow.surgery.blocks import dropped, silence_
-from regrow.surgery.cut import check, duplicate, is_cut, kept_positions
+from regrow.core.units import UNITS
+from regrow.errors import TraceError
+from regrow.surgery.cut import check, duplicate, is_cut, kept_positions, not_cut
 from regrow.surgery.groups import WIDTH, Trace
 from regrow.surgery.mask import Mask
 
@@ -24,11 +25,16 @@ def silence(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     of a block that goes, the last layer of the branch. Norms that take statistics over channels get
     hooks that leave out those of the cut units.
     """
+    silence = UNITS.get(mask.unit).silence
+    if silence is None:
+        raise TraceError(not_cut(mask))
     quiet = duplicate(model)
-    if mask.unit == "block":
-        for block in dropped(quiet, mask).values():
-            silence_(block)
-        return quiet
+    silence(quiet, mask, trace)
+    return quiet
+
+
+def silence_channels_(quiet: nn.Module, mask: Mask, trace: Trace) -> None:
+    """Set the channels that a mask cuts to zero, in place."""
     check(mask, trace)
     tensors = dict(quiet.named_parameters()) | dict(quiet.named_buffers())
     with torch.no_grad():
@@ -45,7 +51,6 @@ def silence(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
             norm = tensor_name.removesuffix(WIDTH)
             if tensor_name != norm and norm in trace.measured:
                 _measure_only_(quiet.get_submodule(norm), dim, kept)
-    return quiet
 
 
 def _measure_only_(norm: nn.Module, dim: int, kept: Tensor) -> None:

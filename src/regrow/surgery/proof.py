@@ -6,19 +6,18 @@ Compared are the network as it is, and a copy brought to life (``alive``).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from regrow.core.seeds import seeded
-from regrow.core.units import Unit
+from regrow.core.units import UNITS
 from regrow.errors import TraceError
 from regrow.surgery.alive import called, drawn_like, enlivened, is_blank
-from regrow.surgery.blocks import block_groups
 from regrow.surgery.cut import duplicate, is_cut, shrink
-from regrow.surgery.groups import Group, Trace
+from regrow.surgery.groups import Group, Kind, Trace
 from regrow.surgery.mask import Mask
 from regrow.surgery.oracle import silence
 
@@ -161,7 +160,7 @@ def prove(
 
 
 def sensitivities(
-    model: nn.Module, trace: Trace, names: Sequence[str], *, unit: Unit = "channel"
+    model: nn.Module, trace: Trace, names: Sequence[str], *, unit: str = "channel"
 ) -> dict[str, float]:
     """Return how much each of some groups (or blocks) does to the output: see ``Proof``.
 
@@ -203,10 +202,10 @@ def _batch(*leaves: Any) -> Any:
 
 
 def _moved(
-    live: nn.Module, trace: Trace, names: Sequence[str], *, unit: Unit, inputs: Sequence[Any]
+    live: nn.Module, trace: Trace, names: Sequence[str], *, unit: str, inputs: Sequence[Any]
 ) -> dict[str, float]:
     """Measure what each group does to the output: to first order, or if that is little, truly."""
-    groups = block_groups(live) if unit == "block" else trace.groups
+    groups = UNITS.get(unit).groups(live, trace, get_args(Kind))
     kept = {name: torch.arange(groups[name].size) % 2 == 1 for name in names}
     found = _faded(live, [groups[name] for name in names], kept, inputs)
     doubtful = [name for name in names if not found[name] >= 10 * LEAST_SHOWN]

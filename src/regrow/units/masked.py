@@ -1,4 +1,4 @@
-"""Weights and filters that are held at zero: which layers have them, as groups that are scored.
+"""Weights and filters, held at zero in a network of full size: which layers have them.
 
 Holding a weight at zero takes a weight that is a parameter and reaches the data as it is. Layers
 whose weight is computed (weight_norm, spectral_norm, the masks of nn.utils.prune, weight
@@ -8,11 +8,12 @@ standardisation, fake quantisation) are refused: pruning the others alone would 
 from collections.abc import Collection, Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from regrow.core.units import Unit, register_unit
 from regrow.errors import TraceError
 from regrow.surgery import Group, Kind, Slot, Trace, in_shortcuts
-from regrow.surgery.mask import filter_dim
+from regrow.surgery.mask import check_shape, filter_dim, layer_of
 
 # What a layer has whose weight is computed by PyTorch's own means -> how to make it a parameter.
 _FOLDS = {
@@ -60,7 +61,7 @@ def filter_groups(model: nn.Module) -> dict[str, Group]:
     return groups
 
 
-def check_held(groups: Mapping[str, Group], trace: Trace) -> None:
+def check_masked(groups: Mapping[str, Group], trace: Trace) -> None:
     """Raise a ``TraceError`` if zeros in one of the weights would not be zeros where it is used."""
     for tensor in groups:
         if tensor in trace.computed:
@@ -108,3 +109,41 @@ def _parameter(tensor: str, module: nn.Module) -> nn.Parameter:
 
 def _layer(tensor: str) -> str:
     return tensor.removesuffix(".weight")
+
+
+def _single_weights(kept: Tensor, name: str, model: nn.Module) -> Tensor:
+    check_shape(kept, name, tuple(model.get_parameter(name).shape))
+    return kept
+
+
+def _whole_filters(kept: Tensor, name: str, model: nn.Module) -> Tensor:
+    """Lay what holds for each filter of a weight along its dimension."""
+    weight, dim = model.get_parameter(name), filter_dim(layer_of(name, model))
+    check_shape(kept, name, tuple(weight.shape[dim : dim + 1]))
+    along = [1] * weight.dim()
+    along[dim] = -1
+    return kept.view(along)
+
+
+def _groups_of_weights(model: nn.Module, trace: Trace, scope: Collection[str]) -> dict[str, Group]:
+    groups = weight_groups(model, scope)
+    check_masked(groups, trace)
+    return groups
+
+
+def _groups_of_filters(model: nn.Module, trace: Trace, _scope: Collection[str]) -> dict[str, Group]:
+    groups = filter_groups(model)
+    check_masked(groups, trace)
+    return groups
+
+
+register_unit(
+    "weight",
+    Unit(
+        groups=_groups_of_weights,
+        weights=_single_weights,
+        shape=lambda model, group: tuple(model.get_parameter(group.name).shape),
+        unstructured=True,
+    ),
+)
+register_unit("filter", Unit(groups=_groups_of_filters, weights=_whole_filters))

@@ -1,0 +1,128 @@
+"""What a pruning did to a network, as a value that can be done to any network of the same model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from regrow.core.units import UNITS
+from regrow.models import ModelSpec
+from regrow.surgery.architecture import Architecture
+from regrow.surgery.cut import duplicate, shrink
+from regrow.surgery.groups import Trace
+from regrow.surgery.mask import Mask, apply_, holder, kept_weights
+from regrow.surgery.proof import prove
+
+REPAIRED = "repaired/"  # before the names of a pruned network's repaired weights, among tensors
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Edit:
+    """A pruning's result: which units of a model stay, and the weights repaired after the others.
+
+        pruned = edit.apply(network)        # of a trained network, with what was repaired
+        fresh = edit.cut(build(edit.model))  # of any network, its own weights
+        edit.hold()                         # to be called around each update; None: nothing to hold
+
+    Attributes:
+        model: the unpruned model.
+        shape: of one example, [1, C, H, W].
+        mask: the units that stay.
+        repaired: all tensors of the pruned network, where a repair changed them; else none.
+    """
+
+    model: ModelSpec
+    shape: tuple[int, ...]
+    mask: Mask
+    repaired: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture that is left: cut, or the model's own where units are masked."""
+        whole = Architecture(model=self.model, shape=self.shape)
+        return whole if self.masked else whole.then(self.mask)
+
+    @property
+    def masked(self) -> bool:
+        """Whether what goes is held at zero in a network of full size."""
+        return UNITS.get(self.mask.unit).masked
+
+    def cut(self, network: nn.Module, trace: Trace | None = None) -> nn.Module:
+        """Return a copy of a network of the unpruned model, without the units that are cut out.
+
+        ``trace`` is the network's, if it is at hand.
+        """
+        if self.masked:
+            return duplicate(network)
+        return (
+            self.architecture.cut(network) if trace is None else shrink(network, self.mask, trace)
+        )
+
+    def mask_(self, network: nn.Module) -> None:
+        """Zero the weights that are masked, if any, of a network that was cut, in place."""
+        if self.masked:
+            apply_(network, self.mask)
+
+    def apply(self, network: nn.Module) -> nn.Module:
+        """Return a trained network as the pruning left it, with its repaired weights."""
+        small = self.cut(network)
+        self.mask_(small)
+        if self.repaired:
+            small.load_state_dict(dict(self.repaired))
+        return small
+
+    def hold(self) -> Callable[[nn.Module], None] | None:
+        """Return what holds masked weights at zero while a network trains; None if there are none.
+
+        See ``mask.holder``.
+        """
+        return holder(self.mask) if self.masked else None
+
+    def kept_weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """Return which single weights stay, by parameter; none where units are cut out."""
+        return kept_weights(self.mask, network)
+
+    def prove(
+        self,
+        network: nn.Module,
+        trace: Trace,
+        *,
+        sensitivity: Callable[[], Mapping[str, float] | None],
+    ) -> None:
+        """Raise a ``TraceError`` if cutting this network would be wrong, or cannot be proven.
+
+        ``sensitivity`` is asked for only if something is cut; zeros need no proof.
+        """
+        if not self.masked:
+            prove(network, self.mask, trace, sensitivity=sensitivity())
+
+    def record(self) -> dict[str, Any]:
+        """Return what people and tables want to know of it, as JSON; the tensors are beside it."""
+        return {
+            "unit": self.mask.unit,
+            "sparsity": self.mask.sparsity,
+            "widths": self.mask.widths(),
+            "guarded": list(self.mask.guarded),
+            "architecture": self.architecture.to_json(),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return its tensors: kept units by group, and what was repaired."""
+        return {**self.mask.kept, **{REPAIRED + name: t for name, t in self.repaired.items()}}
+
+    @classmethod
+    def read(
+        cls,
+        record: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        *,
+        model: ModelSpec,
+        shape: tuple[int, ...],
+    ) -> "Edit":
+        """Read what ``record`` and ``tensors`` returned."""
+        kept = {name: value for name, value in tensors.items() if not name.startswith(REPAIRED)}
+        repaired = {n.removeprefix(REPAIRED): t for n, t in tensors.items() if n not in kept}
+        guarded = tuple(record.get("guarded", ()))
+        mask = Mask(unit=record["unit"], kept=kept, guarded=guarded)
+        return cls(model=model, shape=shape, mask=mask, repaired=repaired)
