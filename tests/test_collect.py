@@ -53,7 +53,7 @@ def test_cost_of_a_run_counts_each_stage_it_stands_on_once(study: Study, store: 
     assert stages_of["unpruned"] == (1e6, 100)
     assert stages_of["fine-tune"] == (2e6, 200)
     assert stages_of["scratch-e"] == (2e6, 200)
-    assert {run.accuracy for run in runs} == {50.0}
+    assert {run.score for run in runs} == {50.0}
     assert {run.emptied for run in runs if run.arm != "unpruned"} == {2}
 
 
@@ -70,7 +70,7 @@ def test_runs_know_their_test_set_and_the_network_that_was_pruned(
     for run in runs:
         assert (run.num_test, run.chance, run.ending) == (len(labels), share, ending)
         parent = (None, None) if run.unpruned else (50.0, ending)
-        assert (run.parent_accuracy, run.parent_ending) == parent
+        assert (run.parent_score, run.parent_ending) == parent
 
 
 def test_runs_carry_what_their_arms_are(store: Store) -> None:
@@ -91,7 +91,7 @@ def test_how_a_treated_parent_ended_is_not_its_convergence(store: Store) -> None
             store, job, **({} if isinstance(job, Prune) else {"history": [{"lr": 1, "loss": 2}]})
         )
     runs, _ = collect(study, store)
-    assert {(r.parent_accuracy, r.parent_ending) for r in runs if not r.unpruned} == {(50.0, None)}
+    assert {(r.parent_score, r.parent_ending) for r in runs if not r.unpruned} == {(50.0, None)}
 
 
 def test_failure_of_a_stage_fails_what_stands_on_it_and_is_listed_once(
@@ -138,7 +138,7 @@ def test_what_stands_on_a_damaged_record_has_no_number(study: Study, store: Stor
     places = [cell.place for cell in study.cells()]
     for place, run in zip(places, runs, strict=True):
         assert run.status == ("missing" if place in damaged else "done")
-        assert (run.accuracy is None) == (place in damaged)
+        assert (run.score is None) == (place in damaged)
     assert [failure.label for failure in failures] == [prune.label]
 
 

@@ -133,9 +133,9 @@ RECORDS = {
 @pytest.mark.parametrize("name", STRAY)
 def test_stray_files_are_no_results(name: str, tmp_path: Path) -> None:
     study, store = filled(tmp_path / "store")
-    before = [run.accuracy for run in collect(study, store).runs]
+    before = [run.score for run in collect(study, store).runs]
     STRAY[name](store.root, study.jobs()[0].key)
-    assert [run.accuracy for run in collect(study, store).runs] == before
+    assert [run.score for run in collect(study, store).runs] == before
     store.tidy()
 
 

@@ -491,7 +491,7 @@ def test_a_study_trains_every_arm(tmp_path: Path) -> None:
     found = collect(asked, store)
     assert not found.failures
     assert [one.arm for one in found.runs] == ARMS
-    assert all(one.done and 0 <= (one.accuracy or 0) <= 100 for one in found.runs)
+    assert all(one.done and 0 <= (one.score or 0) <= 100 for one in found.runs)
     # All cut alike, by the widths of the target.
     sizes = {one.arm: one.parameters or 0 for one in found.runs}
     assert len({size for arm, size in sizes.items() if arm != "unpruned"}) == 1
@@ -524,7 +524,7 @@ def test_prune_d_alone_needs_only_the_unpruned_detector() -> None:
         ({"recipe": {"augmentation": "shift"}}, "Unknown augmentation 'shift'"),
         ({"recipe": 7}, "A detector's recipe must be a mapping of fields. Got 7"),
         ({"arms": []}, "'arms' must list at least one name"),
-        ({"margin": 0}, "The 'margin' must be a number of points above 0"),
+        ({"margin": 0}, "The 'margin' must be a number above 0"),
         ({"data": {"name": "voc:x", "lable": "y"}}, "Unknown option 'lable'"),
         ({"arms": ["unpruned"]} | {"backbone": {"arms": ["scratch-e"]}}, "on which no detector"),
     ],

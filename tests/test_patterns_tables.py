@@ -272,7 +272,7 @@ def runs_of(plan: Plan, *, without: int | None = None) -> list[Found]:
                     arm=cell.arm.name,
                     seed=cell.seed,
                     status="done" if done else "missing",
-                    accuracy=60 + i % 7 + size / 5000 if done else None,
+                    score=60 + i % 7 + size / 5000 if done else None,
                     parameters=size if done else None,
                 )
             )

@@ -45,9 +45,9 @@ def runs_of(arm: Arm, accuracies: Sequence[float], **changes: Any) -> list[Run]:
         parameters=1000,
         macs=4000,
         epochs=0 if arm.budget.kind == "none" else 4,
-        **{"model": "m", "method": "l1", "sparsity": 0.5, "accuracy": 0.0, **KNOWN, **changes},
+        **{"model": "m", "method": "l1", "sparsity": 0.5, "score": 0.0, **KNOWN, **changes},
     )
-    return [replace(run, seed=s, accuracy=a) for s, a in enumerate(accuracies)]
+    return [replace(run, seed=s, score=a) for s, a in enumerate(accuracies)]
 
 
 def whole(accuracies: Sequence[float], **changes: Any) -> list[Run]:
@@ -256,7 +256,7 @@ def test_a_parent_that_a_cut_network_outgrows_is_found_in_the_runs() -> None:
 
 
 def test_a_study_without_unpruned_networks_knows_them_by_its_runs() -> None:
-    runs = [replace(r, parent_accuracy=10.0) for r in cell(10, 12, 14, 6) if not r.unpruned]
+    runs = [replace(r, parent_score=10.0) for r in cell(10, 12, 14, 6) if not r.unpruned]
     assert first_of(runs).outcome == "no conclusion"
 
 

@@ -13,14 +13,15 @@ import pytest
 
 from regrow.errors import ConfigError
 from regrow.jobs.arms import BudgetKind, Start
-from regrow.report import Extra, Failure, Measure, Report, write
+from regrow.report import Extra, Failure, Report, write
 from regrow.report.answer import answer, sentence
-from regrow.report.figures import _pages, accuracy_figure
+from regrow.report.figures import _pages, score_figure
 from regrow.report.rows import ROW_COLUMNS, Run, fairness, summarise, to_csv
 from regrow.report.verdict import Verdict, verdicts
 from regrow.reproduce import layout
 from regrow.reproduce.layout import lay_out
 from regrow.reproduce.printed import cells
+from regrow.tasks.metric import ACCURACY
 
 HOW: dict[str, Any] = {
     "title": "a study",
@@ -68,7 +69,7 @@ def make_arm(arm: str, accuracies: Sequence[float | None], **changes: Any) -> li
     return [
         replace(run, seed=seed)
         if accuracy is None
-        else replace(run, seed=seed, status="done", accuracy=accuracy, **done)
+        else replace(run, seed=seed, status="done", score=accuracy, **done)
         for seed, accuracy in enumerate(accuracies)
     ]
 
@@ -291,7 +292,7 @@ def large_study(*models: str) -> pd.DataFrame:
 
 
 def test_a_figure_of_many_methods_and_arms_has_room_for_each() -> None:
-    figure: Any = accuracy_figure(large_study("a-network"))
+    figure: Any = score_figure(large_study("a-network"))
     figure.draw_without_rendering()
     axes = [one for one in figure.axes if one.get_visible()]
     assert len(axes) == 5
@@ -316,7 +317,7 @@ def test_a_figure_of_many_methods_and_arms_has_room_for_each() -> None:
 
 
 def test_arms_of_one_size_stand_before_those_of_the_next() -> None:
-    figure: Any = accuracy_figure(large_study("a-network"))
+    figure: Any = score_figure(large_study("a-network"))
     places = [container[0].get_xdata() for container in figure.axes[0].containers]
     for smaller, larger in itertools.pairwise(zip(*places, strict=True)):
         assert max(smaller) < min(larger)
@@ -328,7 +329,7 @@ def test_a_study_of_many_networks_gets_a_picture_for_each() -> None:
     assert len(_pages(large_study("a", "b"))) == 1
 
 
-def test_a_study_of_detectors_is_worded_by_its_own_measure(tmp_path: Path) -> None:
+def test_a_study_of_detectors_is_worded_by_its_own_metric(tmp_path: Path) -> None:
     what = "the classifier"
     runs = [
         *make_arm("unpruned", BASE),
@@ -336,7 +337,8 @@ def test_a_study_of_detectors_is_worded_by_its_own_measure(tmp_path: Path) -> No
         *make_arm("scratch-b", shifted(0.1), subject=what),
     ]
     about = "mAP is what it is"
-    measure = Measure(key="map", name="mAP", axis="mAP (%)", about=about, chance="luck")
+    changes = {"key": "map", "name": "mAP", "axis": "mAP (%)", "about": about, "counted": False}
+    runs = [replace(run, metric=replace(ACCURACY, **changes)) for run in runs]
     extra = Extra(
         name="detections",
         title="By class",
@@ -345,7 +347,7 @@ def test_a_study_of_detectors_is_worded_by_its_own_measure(tmp_path: Path) -> No
         about="In percent.",
         csv="arm,AP\n",
     )
-    made = report(runs, tmp_path, measure=measure, extras=[extra])
+    made = report(runs, tmp_path, extras=[extra])
     names = {path.name for path in made.paths}
     assert {"map-macs.png", "detections.csv"} <= names
     assert "accuracy-macs.png" not in names

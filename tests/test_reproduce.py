@@ -645,7 +645,7 @@ def found_of(part: Part, runs: Iterable[Run]) -> Found:
 def test_rows_are_means_over_seeds_under_the_printed_labels(paper_data: object) -> None:
     plan = plan_of("table-14", only=("unpruned",))
     runs = [
-        Run(data="d", model="m", arm="unpruned", seed=seed, status="done", accuracy=90.0 + seed)
+        Run(data="d", model="m", arm="unpruned", seed=seed, status="done", score=90.0 + seed)
         for seed in range(4)
     ]
     missing = Run(data="d", model="m", arm="unpruned", seed=4)
@@ -659,7 +659,7 @@ def test_a_change_from_a_network_without_result_is_left_out(paper_data: object) 
     runs = (
         Run(data="d", model="m", arm="a", seed=0)
         if one.labels and not one.labels["target"]
-        else Run(data="d", model="m", arm="a", seed=0, status="done", accuracy=50.0)
+        else Run(data="d", model="m", arm="a", seed=0, status="done", score=50.0)
         for one in plan.parts[0].cells
     )
     assert rows(plan, [found_of(plan.parts[0], runs)]).empty

@@ -17,6 +17,7 @@ LEVELS: list[set[str]] = [
     {"errors"},
     {"core"},
     {"store", "models", "data"},
+    {"tasks"},
     {"surgery", "train"},
     {"cost", "units"},
     {"pruning"},

@@ -209,7 +209,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"name": "a/b"}, "can have no slash and no dot in front. Got 'a/b'"),
     ({"name": "../up"}, "can have no slash and no dot in front"),
     *(
-        ({"margin": bad}, "The 'margin' must be a number of points above 0")
+        ({"margin": bad}, "The 'margin' must be a number above 0")
         for bad in (0, -1, True, "0.3", float("nan"), float("inf"))
     ),
     *(

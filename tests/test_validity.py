@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from regrow.report.statistics import at_least
-from regrow.report.validity import EXCLUDING, SAID, Ending, Evidence, Rule, excluded, judge
+from regrow.report.validity import EXCLUDING, RULES, Ending, Evidence, Rule, excluded, judge
 
 TEN: dict[str, Any] = {"num_test": 10_000, "chance": 10.0}
 GOOD = Evidence(mean=93.5, std=0.2, n=5, **TEN, loss=0.002, fall=0.0)
@@ -150,7 +150,7 @@ def test_reasons_that_exclude_come_first() -> None:
     assert [reason.excludes for reason in found] == sorted(
         [reason.excludes for reason in found], reverse=True
     )
-    assert [*SAID][: len(EXCLUDING)] == list(EXCLUDING)
+    assert RULES[: len(EXCLUDING)] == EXCLUDING
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from regrow.train import Precision
 if TYPE_CHECKING:
     from regrow.detection.study import DetectionStudy
     from regrow.jobs.base import Job
-    from regrow.report import Extra, Failure, Measure, Run
+    from regrow.report import Extra, Failure, Run
     from regrow.store import Store
 
     Asked = Study | DetectionStudy
@@ -33,7 +33,6 @@ class Collected:
 
     runs: "tuple[Run, ...]"
     failures: "tuple[Failure, ...]"
-    measure: "Measure"
     extras: "tuple[Extra, ...]" = ()
 
 
@@ -75,14 +74,11 @@ def notices(jobs: "Iterable[Job]") -> tuple[str, ...]:
 def collect(study: "Asked", store: "Store") -> Collected:
     """Read the records of a study's cells, in its order, with what is missing and what failed."""
     if isinstance(study, Study):
-        from regrow.report import ACCURACY
         from regrow.report.collect import collect as collect_classifiers
 
         runs, failures = collect_classifiers(study, store)
-        return Collected(runs=tuple(runs), failures=tuple(failures), measure=ACCURACY)
-    from regrow.detection.report import MEAN_AP, collect_detectors
+        return Collected(runs=tuple(runs), failures=tuple(failures))
+    from regrow.detection.report import collect_detectors
 
     found, failures, extras = collect_detectors(study, store)
-    return Collected(
-        runs=tuple(found), failures=tuple(failures), measure=MEAN_AP, extras=tuple(extras)
-    )
+    return Collected(runs=tuple(found), failures=tuple(failures), extras=tuple(extras))

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from regrow.run.precision import Choice
     from regrow.store import Snapshot, Store
     from regrow.studies.job_list import Planned
+    from regrow.tasks.metric import Metric
 
 EXIT_FAILED_JOBS = 1
 EXIT_BAD_INPUT = 2
@@ -620,7 +621,6 @@ def _report(
         date=date.today().isoformat(),
         margin=asked.margin,
         failures=found.failures,
-        measure=found.measure,
         extras=found.extras,
         notes=notices(asked.jobs()),
         precision=str(choice.decision) if choice.decision is not None else None,
@@ -635,7 +635,7 @@ def _show(made: "Report", *, as_json: bool, summary: "Summary | None" = None) ->
         print(_columns(path.name for path in made.paths))
         return
     found: dict[str, Any] = {
-        "accuracy_unit": "percent",
+        **{f"{metric.key}_unit": _unit(metric) for metric in made.metrics},
         "rows": json.loads(made.frame.to_json(orient="records")),
         "answer": made.answer,
         "paths": [str(path) for path in made.paths],
@@ -643,6 +643,10 @@ def _show(made: "Report", *, as_json: bool, summary: "Summary | None" = None) ->
     if summary is not None:
         found["jobs"] = _describe(summary)
     _print_json(found)
+
+
+def _unit(metric: "Metric") -> str:
+    return "percent" if metric.unit == "%" else metric.difference_unit
 
 
 def _describe(summary: "Summary") -> Mapping[str, Any]:

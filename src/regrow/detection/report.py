@@ -10,21 +10,28 @@ from regrow.detection.jobs import PruneDetector, TrainDetector
 from regrow.detection.study import DetectionStudy
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
-from regrow.report import Extra, Failure, Measure, Run
+from regrow.report import Extra, Failure, Run
 from regrow.report.collect import Reader
 from regrow.report.rows import POINTS, TEXT, Column, fairness, to_csv
 from regrow.report.statistics import mean_and_std
-from regrow.report.words import accuracy
+from regrow.report.words import score
 from regrow.store import Store
 from regrow.studies.expand import Cell
+from regrow.tasks.metric import Metric
 
-MEAN_AP = Measure(
+MEAN_AP = Metric(
     key="map",
     name="mAP",
     axis="mAP (%)",
     about="mAP is the mean over classes of VOC 2007's average precision (11 points, IoU 0.5) on "
     "the test pictures after the last epoch",
-    chance="the untrained detector",
+    baseline="the untrained detector",
+    unit="%",
+    difference_unit="points",
+    factor=100.0,
+    margin=0.3,
+    digits=2,
+    example="image",
 )
 ABOUT = (
     "In percent, means over the seeds. AP of a class: VOC 2007's. COCO AP: over IoUs of 0.5 to "
@@ -85,7 +92,7 @@ def _row(
     if not run.done:
         return row
     record = detectors.record(cell.job)
-    row["mAP"] = run.accuracy
+    row["mAP"] = run.score
     row |= {f"AP {name}": _percent(value) for name, value in record["ap"].items()}
     row |= {title: _percent(record["coco"][name]) for name, title in COCO.items()}
     row["mAP before"] = _percent(record["before"]["map"])
@@ -125,7 +132,7 @@ def _name(cut: str, arm: str) -> str:
 
 def _mean(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return accuracy(*mean_and_std(known), len(known)) if known else ""
+    return score(*mean_and_std(known), len(known)) if known else ""
 
 
 def _percent(value: float | None) -> float | None:

@@ -41,7 +41,7 @@ from regrow.jobs.train import Train
 from regrow.pruning.method import METHODS, Method
 from regrow.studies.expand import Cell
 from regrow.studies.experiment import Cut, Experiment, MethodUse, mapping, text
-from regrow.studies.study import DEFAULT_MARGIN, Study, file_name, read_margin
+from regrow.studies.study import Study, file_name, read_margin
 from regrow.train import Recipe
 
 KEYS = ("name", "title", "backbone", "data", "detector", "recipe", "arms", "seeds", "margin")
@@ -102,7 +102,7 @@ class DetectionStudy:
     data_label: str
     detector: Detector
     recipe: Recipe
-    margin: float = DEFAULT_MARGIN
+    margin: float | None = None
 
     @classmethod
     def from_json(cls, value: Any, *, name: str = "detection") -> "DetectionStudy":

@@ -19,15 +19,22 @@ from regrow.errors import ConfigError
 from regrow.report import figures
 from regrow.report.answer import answer
 from regrow.report.render import Extra, Failure, Page, blocks, latex, markdown, terminal
-from regrow.report.rows import ROW_COLUMNS, RUN_COLUMNS, Run, runs_frame, summarise, to_csv
+from regrow.report.rows import (
+    Run,
+    metrics_of,
+    row_columns,
+    run_columns,
+    runs_frame,
+    summarise,
+    to_csv,
+)
 from regrow.report.verdict import VERDICT_COLUMNS, Verdict, verdicts, verdicts_frame
-from regrow.report.words import ACCURACY, Measure, listed
+from regrow.report.words import listed
+from regrow.tasks.metric import Metric
 
 __all__ = [
-    "ACCURACY",
     "Extra",
     "Failure",
-    "Measure",
     "Report",
     "Run",
     "Verdict",
@@ -40,12 +47,16 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A written report: ``text`` for the terminal, the rows, the verdicts and where it lies."""
+    """A written report: ``text`` for the terminal, the rows, the verdicts and where it lies.
+
+    ``metrics`` are those that its rows are scored by.
+    """
 
     text: str
     answer: str
     frame: pd.DataFrame
     verdicts: tuple[Verdict, ...]
+    metrics: tuple[Metric, ...]
     paths: tuple[Path, ...]
 
 
@@ -57,10 +68,9 @@ def write(
     command: str,
     machine: str,
     date: str,
-    margin: float = 0.3,
+    margin: float | None = None,
     failures: Sequence[Failure] = (),
     notes: Sequence[str] = (),
-    measure: Measure = ACCURACY,
     extras: Sequence[Extra] = (),
     draw: bool = True,
     precision: str | None = None,
@@ -68,19 +78,18 @@ def write(
     """Write every file of a report into a folder (made if absent) and return it.
 
     ``runs`` come in the study's order, with those that failed or are missing. ``margin`` is the
-    difference in points below which arms count as equivalent. ``notes`` are limits that the runs do
-    not show (e.g. a subset of the data). ``measure`` says what the runs' ``accuracy`` is;
-    ``extras`` are further tables, each a CSV file too. ``draw=False`` leaves the figures out.
-    ``precision`` is what was computed in, where the study left that open. A folder that cannot be
-    written is a ``ConfigError``.
+    difference below which arms count as equivalent, the metric's own unless given. ``notes`` are
+    limits that the runs do not show (e.g. a subset of the data). ``extras`` are further tables,
+    each a CSV file too. ``draw=False`` leaves the figures out. ``precision`` is what was computed
+    in, where the study left that open. A folder that cannot be written is a ``ConfigError``.
     """
-    frame, found = summarise(runs), verdicts(runs, margin=margin)
+    frame, found, metrics = summarise(runs), verdicts(runs, margin=margin), metrics_of(runs)
     page = Page(
         title=title,
-        tables=blocks(frame, runs, measure),
+        tables=blocks(frame, runs),
         answer=answer(found),
         verdicts=found,
-        measure=measure,
+        metrics=metrics,
         extras=tuple(extras),
         limits=(*_limits(runs), *notes),
         failures=tuple(failures),
@@ -91,17 +100,17 @@ def write(
         "machine": machine,
         **({"precision": precision} if precision is not None else {}),
         "versions": _versions(),
-        "margin": f"{margin:g} points",
+        "margin": _margins(metrics, margin),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if draw:
-            page = replace(page, pictures=figures.draw(frame, folder, measure=measure))
+            page = replace(page, pictures=figures.draw(frame, folder, metrics=metrics))
         texts = {
             "report.md": markdown(page, made=made),
             "table.tex": latex(page),
-            "rows.csv": to_csv(frame, ROW_COLUMNS),
-            "runs.csv": to_csv(runs_frame(runs), RUN_COLUMNS),
+            "rows.csv": to_csv(frame, row_columns(runs)),
+            "runs.csv": to_csv(runs_frame(runs), run_columns(runs)),
             "verdicts.csv": to_csv(verdicts_frame(found), VERDICT_COLUMNS),
             **{f"{extra.name}.csv": extra.csv for extra in extras},
         }
@@ -119,8 +128,17 @@ def write(
         answer=page.answer,
         frame=frame,
         verdicts=found,
+        metrics=metrics,
         paths=tuple(folder / name for name in names),
     )
+
+
+def _margins(metrics: Sequence[Metric], margin: float | None) -> str:
+    """Write the margin of each metric."""
+    texts = [metric.amount(f"{margin or metric.margin:g}") for metric in metrics]
+    if len(metrics) == 1:
+        return texts[0]
+    return ", ".join(f"{text} ({m.name})" for text, m in zip(texts, metrics, strict=True))
 
 
 def _limits(runs: Sequence[Run]) -> list[str]:

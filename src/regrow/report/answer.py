@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 
 from regrow.report.questions import BEST
 from regrow.report.statistics import sign_test
-from regrow.report.validity import SAID, Reason, Rule
+from regrow.report.validity import RULES, Reason, Rule, said
 from regrow.report.verdict import OUTCOMES, Verdict, families, num_cells, overall
 from regrow.report.words import listed, num_seeds, p_value, signed
+from regrow.tasks.metric import Metric
 
 MANY = 1000  # seeds nobody trains; beyond it the estimate is not worth a number
 
@@ -24,7 +25,9 @@ def answer(found: Sequence[Verdict]) -> str:
         )
     if all(verdict.outcome == "not run" for verdict in found):
         return "Not run: no cell has a seed with results in two arms yet, so there is no answer."
-    return "\n".join([*_cautions(found), *map(_family, families(found))])
+    named = len({verdict.metric for verdict in found}) > 1
+    answers = (_family(family, named=named) for family in families(found))
+    return "\n".join([*_cautions(found), *answers])
 
 
 def sentence(verdict: Verdict) -> str:
@@ -45,34 +48,35 @@ def _cautions(found: Sequence[Verdict]) -> Iterator[str]:
         for reason in verdict.reasons if first is None else (first,):
             cells.setdefault(reason.rule, {}).setdefault(verdict.group, (verdict, reason))
     num = len({verdict.group for verdict in found if verdict.differences})
-    for rule in (rule for rule in SAID if rule in cells):
+    for rule in (rule for rule in RULES if rule in cells):
         verdict, reason = next(iter(cells[rule].values()))
         lead = "No conclusion" if reason.excludes else "Caution"
         others = len(cells[rule]) - 1
         more = f"; and {others} more" if others else ""
         yield (
-            f"{lead} in {num_cells(len(cells[rule]), of=num)}: {SAID[rule]} "
+            f"{lead} in {num_cells(len(cells[rule]), of=num)}: {said(rule, reason.metric)} "
             f"({verdict.where}: {reason.figures}{more})."
         )
 
 
 def _finding(verdict: Verdict) -> str:
-    comparison, margin = verdict.comparison, verdict.margin
+    comparison, within = verdict.comparison, verdict.metric.amount(f"{verdict.margin:g}")
     arm, against = _names(verdict)
     if comparison is None:
         return f"not run: no seed has both {arm} and {against} yet."
-    difference = comparison.difference
+    metric = verdict.metric
+    difference = _signed(comparison.difference, metric)
     seeds = f"n = {num_seeds(comparison.n, verdict.n_expected)}"
     if verdict.left_out_for is not None:
         why = verdict.left_out_for.text
         return (
-            f"no conclusion ({arm} minus {against}: {signed(difference)} points, {seeds}): {why}."
+            f"no conclusion ({arm} minus {against}: {metric.amount(difference)}, {seeds}): {why}."
         )
     if verdict.outcome == "equivalent" and verdict.same:
         return f"{arm} is equivalent to {against}: the same in every seed ({seeds})."
     if verdict.outcome == "equivalent":
         text = (
-            f"{arm} is equivalent to {against} within {margin:g} points: {signed(difference)} "
+            f"{arm} is equivalent to {against} within {within}: {difference} "
             f"({_interval(verdict, wide=False)}{seeds}, {p_value(verdict.p_equivalence or 0.0)})."
         )
         if verdict.p is not None and verdict.p < verdict.alpha:
@@ -80,21 +84,21 @@ def _finding(verdict: Verdict) -> str:
         return text
     if verdict.outcome in ("better", "worse"):
         return (
-            f"{arm} is {verdict.outcome} than {against} by {abs(difference):.2f} points "
+            f"{arm} is {verdict.outcome} than {against} by {metric.amount(difference[1:])} "
             f"({_interval(verdict, wide=True)}{seeds}, {p_value(verdict.p or 0.0)})."
         )
     if comparison.n == 1:
         return (
-            f"undecided: {arm} minus {against} is {signed(difference)} points ({seeds}); "
+            f"undecided: {arm} minus {against} is {metric.amount(difference)} ({seeds}); "
             "one seed allows no test."
         )
-    shown = f"which shows neither a difference nor equivalence within {margin:g} points"
+    shown = f"which shows neither a difference nor equivalence within {within}"
     if comparison.p is not None and comparison.p < verdict.alpha and verdict.p is not None:
         corrected = p_value(verdict.p)
         shown = f"a difference here alone, but not once corrected for the other cells ({corrected})"
     return (
-        f"undecided: {arm} minus {against} is {signed(difference)} points "
-        f"({_interval(verdict, wide=True)}{seeds}), {shown}; {_needed(verdict.needed)}."
+        f"undecided: {arm} minus {against} is {metric.amount(difference)} "
+        f"({_interval(verdict, wide=True)}{seeds}), {shown}; {_needed(verdict)}."
     )
 
 
@@ -115,30 +119,41 @@ def _interval(verdict: Verdict, *, wide: bool) -> str:
     if test is None or test.low is None or test.high is None:
         return "the same in every seed, "
     percent = 100 * (1 - verdict.alpha if wide else 1 - 2 * verdict.alpha)
-    return f"{percent:.0f}% interval {signed(test.low)} to {signed(test.high)}, "
+    low, high = (_signed(bound, verdict.metric) for bound in (test.low, test.high))
+    return f"{percent:.0f}% interval {low} to {high}, "
 
 
-def _needed(needed: int | None) -> str:
+def _signed(difference: float, metric: Metric) -> str:
+    return signed(difference, digits=metric.digits)
+
+
+def _needed(verdict: Verdict) -> str:
+    needed = verdict.needed
     if needed is None:
-        return "equivalence cannot be shown, because one test image is more than the margin"
+        why = said("margin below one image", verdict.metric)
+        return f"equivalence cannot be shown, because {why}"
     if needed > MANY:
         return f"more than {MANY} seeds would be needed to settle it"
     return f"about {needed} seeds would likely settle it"
 
 
-def _family(family: list[Verdict]) -> str:
-    """Answer one question: yes, no or undecided on average, and what its cells say one by one."""
-    question, ran = family[0].question, [v for v in family if v.differences]
+def _family(family: list[Verdict], *, named: bool = False) -> str:
+    """Answer one question: yes, no or undecided on average, and what its cells say one by one.
+
+    ``named``: also by which metric, where a study has several.
+    """
+    asked, ran = family[0].question.text, [v for v in family if v.differences]
+    asked += f" ({family[0].metric.name})" if named else ""
     counted = [v for v in ran if v.counts]
     if not ran:
-        return f"{question.text} Not run."
+        return f"{asked} Not run."
     if not counted:
-        return f"{question.text} No conclusion: {_left_out(ran, of=len(family))}."
+        return f"{asked} No conclusion: {_left_out(ran, of=len(family))}."
     mean = overall(family) if len(family) > 1 else counted[0]
     text = "no seed has results in every cell, so there is no average."
     if mean is not None:
         text = sentence(mean).replace("undecided: ", "", 1)
-    text = f"{question.text} {_short(mean, counted)}: {text}"
+    text = f"{asked} {_short(mean, counted)}: {text}"
     if len(family) == 1:
         return text
     if len(counted) < len(ran):
@@ -150,9 +165,9 @@ def _family(family: list[Verdict]) -> str:
 def _left_out(ran: Sequence[Verdict], *, of: int) -> str:
     """Say how many cells are left out and why: ``1 of 3 cells is left out: ...``."""
     why = Counter(v.left_out_for.rule for v in ran if v.left_out_for is not None)
-    said = listed([SAID[r] + (f" in {n}" if len(why) > 1 else "") for r, n in why.items()])
-    num = why.total()
-    return f"{num_cells(num, of=of)} {'is' if num == 1 else 'are'} left out: {said}"
+    metric, num = ran[0].metric, why.total()
+    reasons = [said(r, metric) + (f" in {n}" if len(why) > 1 else "") for r, n in why.items()]
+    return f"{num_cells(num, of=of)} {'is' if num == 1 else 'are'} left out: {listed(reasons)}"
 
 
 def _short(mean: Verdict | None, counted: list[Verdict]) -> str:
@@ -171,8 +186,9 @@ def _counts(family: list[Verdict], counted: list[Verdict]) -> str:
     counts = {o: sum(v.outcome == o for v in family) for o in OUTCOMES}
     shown = [f"{o} in {num}" for o, num in counts.items() if num or o in OUTCOMES[:3]]
     signs = sign_test([v.comparison.difference for v in counted if v.comparison is not None])
+    margin = family[0].metric.amount(f"{family[0].margin:g}")
     return (
-        f"Cell by cell ({_seed_range(counted)}, margin {family[0].margin:g} points): "
+        f"Cell by cell ({_seed_range(counted)}, margin {margin}): "
         f"{listed(shown)}; the mean is higher in {signs.up} and lower in {signs.down}."
     )
 

@@ -1,6 +1,6 @@
 """From a study and a store to runs: what each cell's record says, and what it cost in all."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from regrow.errors import Damaged
@@ -11,10 +11,10 @@ from regrow.jobs.train import Train
 from regrow.report.render import Failure
 from regrow.report.rows import Run
 from regrow.report.validity import Ending
-from regrow.report.words import ACCURACY, Measure
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.studies.study import Study
+from regrow.tasks.metric import ACCURACY, Metric
 
 
 def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
@@ -32,20 +32,29 @@ def _test_set(job: Job) -> dict[str, Any]:
     return {"num_test": data.num_test, "chance": data.chance}
 
 
+def _scored(record: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
+    """Return a record's score and its standard error, as reports show them."""
+    error = record.get(metric.error_key)
+    return {
+        "score": metric.reported(record[metric.key]),
+        "error": None if error is None else metric.reported(error),
+    }
+
+
 def below(job: Job) -> tuple[Job, ...]:
     """Return all that a job stands on, each once."""
     return tuple(all_jobs(job.inputs).values())
 
 
 class Reader:
-    """Read each record once, however many rows stand on it; ``measure`` says what of it counts.
+    """Read each record once, however many rows stand on it; ``metric`` says what of it counts.
 
     A damaged record counts as missing, and so do the rows that stand on it.
     """
 
-    def __init__(self, store: Store, measure: Measure = ACCURACY) -> None:
+    def __init__(self, store: Store, metric: Metric = ACCURACY) -> None:
         self._store = store
-        self._measure = measure
+        self._metric = metric
         self._snapshot = store.snapshot()
         self._records: dict[str, dict[str, Any]] = {}
         self._damaged: dict[str, str] = {}
@@ -121,7 +130,8 @@ class Reader:
         return Run(
             **common,
             status="done",
-            accuracy=100.0 * record[self._measure.key],
+            metric=self._metric,
+            **_scored(record, self._metric),
             loss=record.get("loss"),
             parameters=record["parameters"],
             macs=record["macs"],
@@ -143,7 +153,10 @@ class Reader:
             return {}
         record = self.record(parent)
         ending = Ending.of(record.get("history", [])) if parent.treated is None else None
-        return {"parent_accuracy": 100.0 * record[ACCURACY.key], "parent_ending": ending}
+        scored = _scored(record, ACCURACY)
+        return {f"parent_{name}": value for name, value in scored.items()} | {
+            "parent_ending": ending
+        }
 
     def _emptied(self, job: Job) -> int:
         """Count layers that only the guard kept alive, but not those of networks it follows."""

@@ -1,8 +1,8 @@
-"""Accuracy against cost: what each arm reaches with how many MACs and parameters.
+"""Score against cost: what each arm reaches with how many MACs and parameters.
 
 One panel for each data set, model and method, at most three beside each other, so that a picture
-stays readable at the width of a page. Points are means, bars one standard deviation over seeds,
-the unpruned network is a line with a band. Colours are those of
+stays readable at the width of a page. Better scores stand higher. Points are means, bars one
+standard deviation over seeds, the unpruned network is a line with a band. Colours are those of
 Okabe and Ito, told apart by most colour-blind readers, and each arm has a marker of its own.
 """
 
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from regrow.report.words import ACCURACY, Measure, short
+from regrow.report.words import short
+from regrow.tasks.metric import ACCURACY, Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,17 +56,27 @@ class Picture:
         return f"{self.name}.png", f"{self.name}.svg"
 
 
-def draw(frame: pd.DataFrame, folder: Path, *, measure: Measure = ACCURACY) -> tuple[Picture, ...]:
-    """Draw accuracy, or another ``measure``, for the rows of ``summarise``.
+def draw(
+    frame: pd.DataFrame, folder: Path, *, metrics: Sequence[Metric] = (ACCURACY,)
+) -> tuple[Picture, ...]:
+    """Draw the scores of the rows of ``summarise``, each of their metrics by itself.
 
     Against MACs and against parameters, as PNG (150 dpi) and SVG (the same bytes for the same
     rows). Without a finished row nothing is drawn.
     """
+    pictures: list[Picture] = []
+    for metric in metrics:
+        part = frame if len(metrics) == 1 else frame[frame["metric"] == metric.key]
+        pictures += _draw(part, folder, metric)
+    return tuple(pictures)
+
+
+def _draw(frame: pd.DataFrame, folder: Path, metric: Metric) -> list[Picture]:
     import matplotlib as mpl
 
     ran = frame[frame["n"] > 0]
     pictures = []
-    title = measure.name.capitalize() if measure.name.islower() else measure.name
+    title = metric.name[0].upper() + metric.name[1:] if metric.name.islower() else metric.name
     with mpl.rc_context({"svg.hashsalt": "regrow", "font.size": 9}):
         for suffix, about, part in _pages(ran):
             for column, label in AXES.items():
@@ -74,21 +85,21 @@ def draw(frame: pd.DataFrame, folder: Path, *, measure: Measure = ACCURACY) -> t
                 picture = Picture(
                     caption=f"{title} against {label}{about}; grey bands and bars: one std; "
                     "triangles at the foot: means below the axis",
-                    name=f"{measure.name.lower()}-{column}{suffix}",
+                    name=f"{metric.key.replace('_', '-')}-{column}{suffix}",
                 )
-                figure = accuracy_figure(part, against=column, axis=measure.axis)
+                figure = score_figure(part, against=column, metric=metric)
                 png, svg = (folder / path for path in picture.paths)
                 figure.savefig(png, dpi=150)
                 figure.set_layout_engine("none")  # found once; finding it costs half a drawing
                 figure.savefig(svg, metadata={"Date": None})
                 pictures.append(picture)
-    return tuple(pictures)
+    return pictures
 
 
-def accuracy_figure(
-    frame: pd.DataFrame, *, against: str = "macs", axis: str = ACCURACY.axis
+def score_figure(
+    frame: pd.DataFrame, *, against: str = "macs", metric: Metric = ACCURACY
 ) -> "Figure":
-    """Draw accuracy over one column of ``summarise`` ("macs" or "parameters"), arm by arm."""
+    """Draw the score over one column of ``summarise`` ("macs" or "parameters"), arm by arm."""
     from matplotlib.figure import Figure
 
     pruned = _is_pruned(frame)
@@ -101,7 +112,7 @@ def accuracy_figure(
     figure = Figure(figsize=(width, 0.9 + 2.7 * len(lines)), layout="constrained")
     grid = figure.subplots(len(lines), columns, squeeze=False, sharey="row")
     for axes_row, (title, part, methods) in zip(grid, lines, strict=True):
-        foot, low, high = _limits(part)
+        foot, low, high = _limits(part, metric)
         for axes in axes_row[len(methods) :]:
             axes.set_visible(False)
         for axes, method in zip(axes_row, methods, strict=False):
@@ -111,17 +122,17 @@ def accuracy_figure(
             _reference(axes, own if len(own) else whole[:1])
             _scale(axes, (rows if len(rows) else whole)[against].dropna())
             places = _places(axes, rows[against].dropna(), list(styles))
-            axes.set_ylim(foot, high)
-            inside = rows["mean"] >= low
+            axes.set_ylim(metric.gain(foot), metric.gain(high))
+            inside = metric.gain(1.0) * rows["mean"] >= low
             for arm, style in styles.items():
                 own = rows[inside & (rows["arm"] == arm)]
                 _arm(axes, own, against, style, place=places[arm])
-            _clipped(axes, rows[~inside], against, places, styles)
+            _clipped(axes, rows[~inside], against, places, styles, digits=metric.digits - 1)
             axes.set_title("\n".join(x for x in (title, method) if x), fontsize=9)
             axes.set_xlabel(f"{AXES[against]} (log scale)")
             axes.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
             axes.spines[["top", "right"]].set_visible(False)
-        axes_row[0].set_ylabel(axis)
+        axes_row[0].set_ylabel(metric.axis)
     _legend(figure, styles, reference=reference)
     return figure
 
@@ -164,18 +175,21 @@ def _styles(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
     return styles
 
 
-def _limits(rows: pd.DataFrame) -> tuple[float, float, float]:
+def _limits(rows: pd.DataFrame, metric: Metric) -> tuple[float, float, float]:
     """Choose the y axis by what was trained: (its foot, the least that is drawn in place, its top).
+
+    Of a metric of which less is better, of the values below zero that have their size.
 
     An arm left as cut may fall far below it, and is then marked in a strip at the foot.
     """
     trained = rows[rows["epochs"] > 0]
     shown = trained if len(trained) else rows
     spread = shown["std"].fillna(0.0)
-    low, high = (shown["mean"] - spread).min(), (shown["mean"] + spread).max()
-    pad = max(0.08 * (high - low), 0.15)
+    sign = metric.gain(1.0)
+    low, high = (sign * shown["mean"] - spread).min(), (sign * shown["mean"] + spread).max()
+    pad = max(0.08 * (high - low), metric.margin / 2)
     low, high = low - pad, high + pad
-    below = rows[_is_pruned(rows) & (rows["mean"] < low)]
+    below = rows[_is_pruned(rows) & (sign * rows["mean"] < low)]
     strip = FOOT * (below["group"].value_counts().max() + 0.5) if len(below) else 0.0
     return low - strip * (high - low), low, high
 
@@ -257,6 +271,8 @@ def _clipped(
     against: str,
     places: dict[str, float],
     styles: dict[str, tuple[str, str]],
+    *,
+    digits: int,
 ) -> None:
     """Mark points below the axis at its foot, with their value, rather than lose them.
 
@@ -270,7 +286,7 @@ def _clipped(
             y = foot + (0.02 + FOOT * level) * (high - foot)
             axes.plot([at], [y], marker=7, color=colour, markersize=5, clip_on=False)
             axes.annotate(
-                f"{row['mean']:.1f}",
+                f"{row['mean']:.{digits}f}",
                 (at, y),
                 xytext=(0, 5),
                 textcoords="offset points",

@@ -19,6 +19,7 @@ from typing import Literal
 
 from regrow.jobs.arms import Start
 from regrow.report.rows import Run, evidence
+from regrow.tasks.metric import ACCURACY, Metric
 
 About = Literal["scratch", "ticket", "best"]
 BEST = "the best arm"
@@ -59,6 +60,7 @@ class Question:
     about: About
     first: Side | None
     second: Side
+    metric: Metric = ACCURACY
 
     @property
     def rank(self) -> tuple[int, bool]:
@@ -110,7 +112,9 @@ def ask(arms: Mapping[str, Sequence[Run]], unpruned: Sequence[Run]) -> Iterator[
         if first.trained and first.start in ("initial", "rewound"):
             yield from _asked("ticket", first, runs, _controls(sides, runs[0]))
     if arms and unpruned:
-        question = Question(about="best", first=None, second=Side.of(unpruned[0]))
+        question = Question(
+            about="best", first=None, second=Side.of(unpruned[0]), metric=unpruned[0].metric
+        )
         yield Asked(question=question, first=_best(list(arms.values())), second=unpruned)
 
 
@@ -118,7 +122,7 @@ def _asked(
     about: About, first: Side, runs: Sequence[Run], others: Sequence[tuple[Side, Sequence[Run]]]
 ) -> Iterator[Asked]:
     for second, other in others:
-        question = Question(about=about, first=first, second=second)
+        question = Question(about=about, first=first, second=second, metric=runs[0].metric)
         yield Asked(question=question, first=runs, second=other)
 
 
@@ -156,7 +160,10 @@ def _best(arms: Sequence[Sequence[Run]]) -> list[Run]:
         scores = [evidence([run for run in runs if run.seed != seed]) for _, runs in done]
         if not any(scores):
             scores = [evidence([run]) for run, _ in done]
-        means = [score.mean if score is not None else float("-inf") for score in scores]
+        means = [
+            score.metric.gain(score.mean) if score is not None else float("-inf")
+            for score in scores
+        ]
         chosen.append(done[means.index(max(means))][0])
     return chosen
 

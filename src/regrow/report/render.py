@@ -19,13 +19,13 @@ from regrow.report.latex import TEX_BETWEEN, TEX_NEEDS, tex, tex_rows, tex_secti
 from regrow.report.questions import reference
 from regrow.report.rows import Run
 from regrow.report.verdict import Verdict, leading
-from regrow.report.words import ACCURACY, Measure
+from regrow.tasks.metric import ACCURACY, Metric
 
 WIDTH = 100
 LISTED = 20  # cells put in words in the terminal; the Markdown page has them all
 COLUMNS = (
     "arm",
-    "{name} %",
+    "{score}",
     "n",
     "vs {reference}",
     "parameters",
@@ -47,11 +47,11 @@ TESTS = (
     "Averages over cells are taken seed by seed. 'About k seeds would settle it' is a normal "
     "approximation at power 0.8 that takes the observed difference and spread as true. No "
     "conclusion is drawn from a cell, and it takes no part in averages, if its unpruned network or "
-    "both arms compared are not above chance ({chance}; an exact binomial test over all seeds, and "
-    "a seed one standard deviation below the mean), or if the unpruned network had not converged: "
-    "a network cut from it ends with a lower training loss, and an {name} higher by clearly more "
-    "than the margin, or its own training loss still falls clearly at the last rate."
+    "both arms compared are not {chance}, or if the unpruned network had not converged: a network "
+    "cut from it ends with a lower training loss, and its {names} better by clearly more than the "
+    "margin, or its own training loss still falls clearly at the last rate."
 )
+COUNTED = "an exact binomial test over all seeds, and "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,7 @@ class Block:
     """One table: the rows of a data set and model, in sections of one cell each."""
 
     title: str
+    metric: Metric
     columns: tuple[str, ...]
     sections: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
 
@@ -91,29 +92,30 @@ class Page:
     tables: tuple[Block, ...]
     answer: str
     verdicts: tuple[Verdict, ...]
-    measure: Measure = ACCURACY
+    metrics: tuple[Metric, ...] = (ACCURACY,)
     extras: tuple[Extra, ...] = ()
     limits: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     pictures: tuple[Picture, ...] = ()
 
 
-def blocks(
-    frame: pd.DataFrame, runs: Sequence[Run], measure: Measure = ACCURACY
-) -> tuple[Block, ...]:
+def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[Block, ...]:
     """Word every row of ``summarise``, grouped as tables show them."""
     cuts = {run.group: run.cut for run in runs}
     references = _references(runs)
     differences = _differences(runs, references)
+    metrics = {run.group: run.metric for run in runs}
+    panels = {run.panel: run.metric for run in runs}
     tables: dict[tuple[str, str], dict[str, list[tuple[str, ...]]]] = {}
     for row in frame.to_dict("records"):
         sections = tables.setdefault((row["data"], row["model"]), {})
         difference = differences.get((row["group"], row["arm"]))
-        sections.setdefault(row["group"], []).append(_words(row, difference))
+        sections.setdefault(row["group"], []).append(_words(row, difference, metrics[row["group"]]))
     return tuple(
         Block(
             title=" / ".join(panel),
-            columns=_columns(measure, dict.fromkeys(map(references.get, sections))),
+            metric=panels[panel],
+            columns=_columns(panels[panel], dict.fromkeys(map(references.get, sections))),
             sections=tuple((cuts[group], tuple(rows)) for group, rows in sections.items()),
         )
         for panel, sections in tables.items()
@@ -147,13 +149,13 @@ def markdown(page: Page, *, made: Mapping[str, str]) -> str:
     lines += ["", "## Results"]
     for block in page.tables:
         lines += ["", f"### {_md(block.title)}", "", *_md_table(block)]
-    about = METHOD.format_map(vars(page.measure))
+    about = METHOD.format(about=". ".join(metric.about for metric in page.metrics))
     lines += ["", about if page.tables else "Not run: the study has no rows."]
     for extra in page.extras:
         lines += ["", f"### {_md(extra.title)}", "", *_md_extra(extra), "", extra.about]
     if page.verdicts:
         lines += ["", "## Cell by cell", "", *(f"- {_md(sentence(v))}" for v in page.verdicts)]
-        lines += ["", TESTS.format(alpha=page.verdicts[0].alpha, **vars(page.measure))]
+        lines += ["", _tests(page)]
     if page.limits:
         lines += ["", "## Limits", "", *(f"- {_md(limit)}" for limit in page.limits)]
     if page.failures:
@@ -169,13 +171,23 @@ def latex(page: Page) -> str:
     if not page.tables:
         return f"{head}\n% not run: the study has no rows\n"
     tables = [
-        _tex_table(block, page.measure, label=f"{page.title} {i}")
-        for i, block in enumerate(page.tables, start=1)
+        _tex_table(block, label=f"{page.title} {i}") for i, block in enumerate(page.tables, start=1)
     ]
     return "\n".join([head, *tables])
 
 
-def _words(row: Mapping[Any, Any], difference: float | None) -> tuple[str, ...]:
+def _tests(page: Page) -> str:
+    """Say how verdicts come about, for all metrics of the page."""
+    baselines = [
+        f"{metric.beats_baseline} ({metric.baseline}; {COUNTED if metric.counted else ''}"
+        "a seed one standard deviation worse than the mean)"
+        for metric in page.metrics
+    ]
+    names = " or ".join(metric.name for metric in page.metrics)
+    return TESTS.format(alpha=page.verdicts[0].alpha, chance=" or ".join(baselines), names=names)
+
+
+def _words(row: Mapping[Any, Any], difference: float | None, metric: Metric) -> tuple[str, ...]:
     def number(name: str) -> float | None:
         value = row[name]
         return None if pd.isna(value) else float(value)
@@ -183,9 +195,9 @@ def _words(row: Mapping[Any, Any], difference: float | None) -> tuple[str, ...]:
     n, expected = row["n"], row["n_expected"]
     return (
         row["arm"],
-        words.accuracy(number("mean"), number("std"), n),
+        words.score(number("mean"), number("std"), n, digits=metric.digits),
         words.seeds(n, expected),
-        "" if difference is None else words.signed(difference),
+        "" if difference is None else words.signed(difference, digits=metric.digits),
         words.with_kept(number("parameters"), number("parameters_kept")),
         words.with_kept(number("macs"), number("macs_kept")),
         words.quantity(number("epochs")),
@@ -194,11 +206,11 @@ def _words(row: Mapping[Any, Any], difference: float | None) -> tuple[str, ...]:
     )
 
 
-def _columns(measure: Measure, references: Iterable[str | None]) -> tuple[str, ...]:
+def _columns(metric: Metric, references: Iterable[str | None]) -> tuple[str, ...]:
     """Head a table; where its cells have no arm to be shown against, the column stays empty."""
     named = " or ".join(name for name in references if name is not None)
-    words = {**vars(measure), "reference": named or "inherited"}
-    return tuple(column.format_map(words) for column in COLUMNS)
+    heads = {"score": metric.head, "reference": named or "inherited"}
+    return tuple(column.format_map(heads) for column in COLUMNS)
 
 
 def _references(runs: Sequence[Run]) -> dict[str, str | None]:
@@ -213,14 +225,12 @@ def _differences(
     runs: Sequence[Run], references: Mapping[str, str | None]
 ) -> dict[tuple[str, str], float]:
     """Average each arm minus the reference over the seeds both have."""
-    tuned = {
-        (run.group, run.seed): run.accuracy for run in runs if run.arm == references[run.group]
-    }
+    tuned = {(run.group, run.seed): run.score for run in runs if run.arm == references[run.group]}
     pairs: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         base = tuned.get((run.group, run.seed))
-        if run.arm != references[run.group] and base is not None and run.accuracy is not None:
-            pairs.setdefault((run.group, run.arm), []).append(run.accuracy - base)
+        if run.arm != references[run.group] and base is not None and run.score is not None:
+            pairs.setdefault((run.group, run.arm), []).append(run.score - base)
     return {key: sum(values) / len(values) for key, values in pairs.items()}
 
 
@@ -280,9 +290,11 @@ def _md(text: str) -> str:
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _tex_table(block: Block, measure: Measure, *, label: str) -> str:
+def _tex_table(block: Block, *, label: str) -> str:
     shown = len(COLUMNS) - 1  # fairness stands in the text of a paper; it is too wide for a column
-    caption = rf"{tex(block.title)}: {measure.name} in \% (mean $\pm$ std over n seeds)."
+    metric = block.metric
+    scored = f"{metric.name} in {tex(metric.unit)}" if metric.unit else metric.name
+    caption = rf"{tex(block.title)}: {scored} (mean $\pm$ std over n seeds)."
     body: list[str] = []
     for cut, rows in block.sections:
         body += [TEX_BETWEEN] if body else []

@@ -17,6 +17,7 @@ import pandas as pd
 from regrow.jobs.arms import ArmSchedule, BudgetKind, Start
 from regrow.report.statistics import mean_and_std
 from regrow.report.validity import Ending, Evidence
+from regrow.tasks.metric import ACCURACY, Metric
 
 Status = Literal["done", "failed", "missing"]
 Column = tuple[str, str]
@@ -26,11 +27,12 @@ Column = tuple[str, str]
 class Run:
     """One training of a table's row: one arm of one cell with one seed.
 
-    ``accuracy`` is in percent, ``parameters`` and ``macs`` are those of the network as it ends,
-    ``epochs`` the arm's own, ``training_flops`` and ``samples`` those of the whole row with the
-    stages it stands on. ``emptied`` counts layers that only the guard kept alive. ``group`` names
-    the cell whose arms are compared with each other; left empty it follows from the other fields.
-    ``method`` is empty for a network that no method touches.
+    ``score`` is by ``metric``, as reports show it (an accuracy in percent), and ``error`` its
+    standard error over the test examples, where that is known. ``parameters`` and ``macs`` are
+    those of the network as it ends, ``epochs`` the arm's own, ``training_flops`` and ``samples``
+    those of the whole row with the stages it stands on. ``emptied`` counts layers that only the
+    guard kept alive. ``group`` names the cell whose arms are compared with each other; left empty
+    it follows from the other fields. ``method`` is empty for a network that no method touches.
 
     ``start``, ``budget`` (its kind), ``amount``, ``cap`` and ``schedule`` are the arm's value (see
     ``regrow.jobs.arms``): what is asked of it, how it is drawn and how fair its row is follow from
@@ -41,8 +43,9 @@ class Run:
     where that is not the row's own network.
 
     What allows no conclusion (``regrow.report.validity``) follows from ``num_test`` and ``chance``
-    (in percent) of the test set, from how the training ended, and from the network that was pruned:
-    ``parent_accuracy``, and ``parent_ending`` unless a method treated it while it trained.
+    (the baseline's score) of the test set, from how the training ended, and from the network that
+    was pruned: ``parent_score`` with ``parent_error``, and ``parent_ending`` unless a method
+    treated it while it trained.
     """
 
     data: str
@@ -54,7 +57,9 @@ class Run:
     target: str | None = None
     unit: str = ""
     status: Status = "missing"
-    accuracy: float | None = None
+    metric: Metric = ACCURACY
+    score: float | None = None
+    error: float | None = None
     loss: float | None = None
     parameters: int | None = None
     macs: int | None = None
@@ -76,13 +81,14 @@ class Run:
     num_test: int | None = None
     chance: float | None = None
     ending: Ending | None = None
-    parent_accuracy: float | None = None
+    parent_score: float | None = None
+    parent_error: float | None = None
     parent_ending: Ending | None = None
 
     def __post_init__(self) -> None:
         if self.status == "done":
-            assert self.accuracy is not None, f"a finished run without accuracy: {self}"
-            assert math.isfinite(self.accuracy), f"a finished run without accuracy: {self}"
+            assert self.score is not None, f"a finished run without a score: {self}"
+            assert math.isfinite(self.score), f"a finished run without a score: {self}"
         if not self.group:
             parts = [self.data, self.model, self.method, self.target or _share(self.sparsity)]
             object.__setattr__(self, "group", "/".join(part for part in parts if part))
@@ -176,7 +182,7 @@ RUN_COLUMNS = {
     "arm": TEXT,
     "seed": COUNT,
     "status": TEXT,
-    "accuracy": POINTS,
+    "score": POINTS,
     "loss": LOSS,
     "parameters": COUNT,
     "macs": COUNT,
@@ -198,9 +204,32 @@ RUN_COLUMNS = {
 }
 
 
+def metrics_of(runs: Iterable[Run]) -> tuple[Metric, ...]:
+    """Return the metrics of some runs, each once; accuracy where there is none."""
+    return tuple(dict.fromkeys(run.metric for run in runs)) or (ACCURACY,)
+
+
+def run_columns(runs: Iterable[Run]) -> dict[str, Column]:
+    """Return ``RUN_COLUMNS`` with the score under its metric's name, if all have the same.
+
+    Else a column ``metric`` says what each score is.
+    """
+    metrics = metrics_of(runs)
+    name = metrics[0].key if len(metrics) == 1 else "score"
+    columns = {name if key == "score" else key: form for key, form in RUN_COLUMNS.items()}
+    return columns if len(metrics) == 1 else {**columns, "metric": TEXT}
+
+
+def row_columns(runs: Iterable[Run]) -> dict[str, Column]:
+    """Return ``ROW_COLUMNS``, with the ``metric`` of each row where not all are accuracies."""
+    return ROW_COLUMNS if metrics_of(runs) == (ACCURACY,) else {**ROW_COLUMNS, "metric": TEXT}
+
+
 def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
     """Put one run in each row, in the order given."""
-    return to_frame([vars(run) for run in runs], RUN_COLUMNS)
+    listed = list(runs)
+    rows = [{**vars(run), run.metric.key: run.score, "metric": run.metric.key} for run in listed]
+    return to_frame(rows, run_columns(listed))
 
 
 def summarise(runs: Iterable[Run]) -> pd.DataFrame:
@@ -210,16 +239,19 @@ def summarise(runs: Iterable[Run]) -> pd.DataFrame:
     n - 1 and is empty for n = 1, every figure for n = 0. ``parameters_kept`` and ``macs_kept`` are
     shares of the unpruned network of the same data set and model, empty where the study has none.
     """
-    table = Table(runs)
+    listed = list(runs)
+    table = Table(listed)
     rows = [_row(rows, table) for arms in table.cells() for rows in arms.values()]
-    return to_frame(rows, ROW_COLUMNS)
+    return to_frame(rows, row_columns(listed))
 
 
 def evidence(runs: Sequence[Run]) -> Evidence | None:
     """Return what the runs of one arm show, for the rules of validity; None before any is done."""
     done = [run for run in runs if run.done]
     return Evidence.of(
-        [run.accuracy for run in done if run.accuracy is not None],
+        [run.score for run in done if run.score is not None],
+        metric=runs[0].metric if runs else ACCURACY,
+        errors=[run.error for run in done],
         num_test=_smallest(run.num_test for run in done),
         chance=_largest(run.chance for run in done),
         endings=[run.ending for run in done],
@@ -228,9 +260,11 @@ def evidence(runs: Sequence[Run]) -> Evidence | None:
 
 def parent_evidence(runs: Iterable[Run]) -> Evidence | None:
     """Return what is known of the network that the arms of one cell were cut from."""
-    known = {run.seed: run for run in runs if run.parent_accuracy is not None}
+    known = {run.seed: run for run in runs if run.parent_score is not None}
     return Evidence.of(
-        [run.parent_accuracy for run in known.values() if run.parent_accuracy is not None],
+        [run.parent_score for run in known.values() if run.parent_score is not None],
+        metric=next((run.metric for run in known.values()), ACCURACY),
+        errors=[run.parent_error for run in known.values()],
         num_test=_smallest(run.num_test for run in known.values()),
         chance=_largest(run.chance for run in known.values()),
         endings=[run.parent_ending for run in known.values()],
@@ -241,7 +275,7 @@ def fairness(runs: Sequence[Run]) -> str:
     """Word what one row was given to train with, from its specs.
 
     >>> common = dict(data="digits", model="vgg", sparsity=0.5, arm="a", status="done",
-    ...               accuracy=98.0)
+    ...               score=98.0)
     >>> fairness([Run(**common, seed=0, start="inherited", budget="epochs", epochs=40,
     ...               base_epochs=160)])
     "40 epochs after the parent's 160"
@@ -289,8 +323,8 @@ def to_csv(frame: pd.DataFrame, columns: Mapping[str, Column]) -> str:
 def _row(runs: list[Run], table: Table) -> dict[str, object]:
     first = runs[0]
     done = [run for run in runs if run.done]
-    accuracies = [run.accuracy for run in done if run.accuracy is not None]
-    mean, std = mean_and_std(accuracies) if accuracies else (None, None)
+    scores = [run.score for run in done if run.score is not None]
+    mean, std = mean_and_std(scores) if scores else (None, None)
     whole = [run for run in table.unpruned(first) if run.done]
     row: dict[str, object] = {
         "data": first.data,
@@ -312,6 +346,7 @@ def _row(runs: list[Run], table: Table) -> dict[str, object]:
         "num_test": _smallest(run.num_test for run in runs),
         "chance": _largest(run.chance for run in runs),
         "group": first.group,
+        "metric": first.metric.key,
     }
     for name in ("loss", "parameters", "macs", "epochs", "training_flops", "samples", "emptied"):
         row[name] = _mean(done, name)

@@ -3,9 +3,10 @@
     reasons = judge(first, second, parent=parent, cut=[first, second], margin=0.3)
     if excluded(reasons): ...
 
-An arm is known by its ``Evidence``: mean, spread and number of seeds, and as far as they are known
-the size of the test set, its chance level and how the training ended. A row of a table serves as
-well as single runs. What is not known is never guessed: the rule then says so, or stays silent.
+An arm is known by its ``Evidence``: metric, mean, spread and number of seeds, and as far as they
+are known the size of the test set, its chance level (what the metric's baseline scores) and how the
+training ended. A row of a table serves as well as single runs. What is not known is never guessed:
+the rule then says so, or stays silent.
 
 Two rules leave a comparison out of every conclusion and of averages over cells (``excludes``):
 
@@ -13,28 +14,30 @@ Two rules leave a comparison out of every conclusion and of averages over cells 
   those of a network that always names the most frequent class (exact binomial test, one-sided, at
   ``GUESSING``), and if a seed one standard deviation below the mean is above chance too: seeds that
   guess differ by more than a binomial count, and one good seed among many is not a good arm. Where
-  accuracy is no count (detectors), the second half alone is asked. A comparison is left out if its
+  the metric is no count of test examples (mAP, R2, bits per byte), the second half alone is
+  asked, of the metric's baseline. A comparison is left out if its
   parent, the unpruned network, is not above chance, or if neither of its arms is.
 - *Convergence.* A parent had not converged if a network cut from it ends with a lower training loss
-  and with a test accuracy that is higher by more than the margin and ``SURE`` standard errors of
+  and with a test score that is better by more than the margin and ``SURE`` standard errors of
   the test set. The parent contains the smaller network, so at its own minimum its loss would be no
   higher; a network that merely generalises better does not count. Nor had it converged if its
   training loss still fell, at its last rate, by more than 1 % of itself an epoch, and by so much
-  that one more epoch could correct more test answers than the margin: a wrong answer costs at least
-  ln 2 of cross-entropy, so a fall of d is worth up to d / ln 2 of them.
+  that one more epoch could be worth more than the margin (``Metric.per_loss``): a wrong answer
+  costs at least ln 2 of cross-entropy, so a fall of d is worth up to d / ln 2 of them.
 
-Others only qualify what is said: one arm of the two not above chance; one test image more than the
-margin, so that only equal counts show equivalence; a test set whose own sampling error is more than
-the margin; a chance level that is not known.
+Others only qualify what is said: one arm of the two not above chance; one test example more than
+the margin, so that only equal counts show equivalence; a test set whose own sampling error is more
+than the margin; a chance level that is not known.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from regrow.report.statistics import at_least, mean_and_std
-from regrow.report.words import accuracy, short
+from regrow.report.words import score, short
+from regrow.tasks.metric import ACCURACY, Metric
 
 GUESSING = 0.01  # of the arms that only guess, this share passes for above chance
 SURE = 2.0  # standard errors
@@ -50,15 +53,16 @@ Rule = Literal[
     "chance unknown",
 ]
 # Rule -> what is so, in words that fit one cell and several; in the order of their weight.
-SAID: Mapping[Rule, str] = {
-    "parent at chance": "the unpruned network is not above chance",
-    "arms at chance": "neither arm is above chance",
+_SAID: Mapping[Rule, str] = {
+    "parent at chance": "the unpruned network is not {beats_baseline}",
+    "arms at chance": "neither arm is {beats_baseline}",
     "not converged": "the unpruned network had not converged",
-    "one arm at chance": "one of the two arms is not above chance",
-    "margin below one image": "one test image is more than the margin",
+    "one arm at chance": "one of the two arms is not {beats_baseline}",
+    "margin below one image": "one test {example} is more than the margin",
     "margin below sampling error": "the sampling error of the test set is more than the margin",
-    "chance unknown": "it is not known whether the networks are above chance",
+    "chance unknown": "it is not known whether the networks are {beats_baseline}",
 }
+RULES: tuple[Rule, ...] = tuple(_SAID)
 EXCLUDING: tuple[Rule, ...] = ("parent at chance", "arms at chance", "not converged")
 
 
@@ -95,11 +99,11 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What is known of one arm over its seeds; ``mean``, ``std`` and ``chance`` in percent.
+    """What is known of one arm over its seeds: its score by a metric, as reports show it.
 
-    ``chance`` is what always naming the most frequent class of the test set scores, ``num_test``
-    counts its images (None where accuracy is no count of them); ``loss`` and ``fall`` average the
-    seeds' ``Ending``. None: not known.
+    ``chance`` is what the metric's baseline scores, ``num_test`` counts test examples (None for
+    mAP, which is no count), ``error`` is the standard error over them where the metric is no count;
+    ``loss`` and ``fall`` average the seeds' ``Ending``. None: not known.
     """
 
     mean: float
@@ -109,30 +113,37 @@ class Evidence:
     chance: float | None = None
     loss: float | None = None
     fall: float | None = None
+    error: float | None = None
+    metric: Metric = ACCURACY
 
     @classmethod
     def of(
         cls,
-        accuracies: Sequence[float],
+        scores: Sequence[float],
         *,
+        metric: Metric = ACCURACY,
+        errors: Iterable[float | None] = (),
         num_test: int | None = None,
         chance: float | None = None,
         endings: Iterable[Ending | None] = (),
     ) -> "Evidence | None":
-        """Gather what single runs show, in percent; None without any."""
-        if not accuracies:
+        """Gather what single runs show; None without any."""
+        if not scores:
             return None
-        mean, std = mean_and_std(accuracies)
+        mean, std = mean_and_std(scores)
+        sampling = [error for error in errors if error is not None]
         known = [ending for ending in endings if ending is not None]
         falls = [ending.fall for ending in known if ending.fall is not None]
         return cls(
             mean=mean,
             std=std,
-            n=len(accuracies),
+            n=len(scores),
             num_test=num_test,
             chance=chance,
             loss=mean_and_std([ending.loss for ending in known])[0] if known else None,
             fall=mean_and_std(falls)[0] if falls else None,
+            error=mean_and_std(sampling)[0] if sampling else None,
+            metric=metric,
         )
 
     @property
@@ -144,10 +155,9 @@ class Evidence:
         """
         if self.chance is None:
             return None
-        typical = self.mean - (self.std or 0.0)
-        if typical <= self.chance:
+        if self.metric.gain(self.mean - self.chance) <= (self.std or 0.0):
             return False
-        if self.num_test is None:
+        if self.num_test is None or not self.metric.counted:
             return True
         answers = self.num_test * self.n
         correct = round(self.mean / 100 * answers)
@@ -155,7 +165,9 @@ class Evidence:
 
     @property
     def sampling_error(self) -> float | None:
-        """Standard error of the accuracy as that of other images too, in points."""
+        """Standard error of the score as that of other examples too."""
+        if not self.metric.counted:
+            return self.error
         if self.num_test is None:
             return None
         share = min(max(self.mean / 100, 0.0), 1.0)
@@ -168,6 +180,7 @@ class Reason:
 
     rule: Rule
     figures: str
+    metric: Metric = ACCURACY
 
     @property
     def excludes(self) -> bool:
@@ -177,7 +190,12 @@ class Reason:
     @property
     def text(self) -> str:
         """The reason for people."""
-        return f"{SAID[self.rule]} ({self.figures})"
+        return f"{said(self.rule, self.metric)} ({self.figures})"
+
+
+def said(rule: Rule, metric: Metric = ACCURACY) -> str:
+    """Word what a rule finds, for networks that are scored by a metric."""
+    return _SAID[rule].format_map(vars(metric))
 
 
 def judge(
@@ -200,7 +218,10 @@ def judge(
         *_convergence(plain or parent, tuple(cut), margin),
         *_resolution(first, second, margin),
     ]
-    return tuple(sorted(found, key=lambda reason: [*SAID].index(reason.rule)))
+    return tuple(
+        replace(reason, metric=first.metric)
+        for reason in sorted(found, key=lambda reason: RULES.index(reason.rule))
+    )
 
 
 def excluded(reasons: Iterable[Reason]) -> bool:
@@ -221,17 +242,16 @@ def _chance(
     elif low:
         yield Reason(rule="one arm at chance", figures=_level(low[0]))
     if any(side.above_chance is None for side in sides):
-        figures = "the share of the most frequent class in the test set is not at hand"
+        figures = f"what {first.metric.baseline} scores is not at hand"
         yield Reason(rule="chance unknown", figures=figures)
 
 
 def _level(evidence: Evidence) -> str:
-    """Word an arm's accuracy beside chance."""
+    """Word an arm's score beside that of the baseline."""
     assert evidence.chance is not None
-    own = accuracy(evidence.mean, evidence.std, evidence.n)
-    if evidence.num_test is None:
-        return f"{own}, and untrained {evidence.chance:.2f}"
-    return f"{own}, and always naming the most frequent class {evidence.chance:.2f}"
+    metric = evidence.metric
+    own = score(evidence.mean, evidence.std, evidence.n, digits=metric.digits)
+    return f"{own}, and {metric.baseline} {evidence.chance:.{metric.digits}f}"
 
 
 def _convergence(
@@ -242,23 +262,28 @@ def _convergence(
         return
     better = [arm for arm in cut if _outgrew(arm, parent, margin)]
     if better:
-        best = max(better, key=lambda arm: arm.mean)
+        metric = parent.metric
+        best = max(better, key=lambda arm: metric.gain(arm.mean))
         assert best.loss is not None
+        gain = metric.amount(f"{metric.gain(best.mean - parent.mean):.{metric.digits}f}")
         yield Reason(
             rule="not converged",
-            figures=f"a network cut from it beats it by {best.mean - parent.mean:.2f} points, at a "
-            f"training loss of {best.loss:.3g} below its own of {parent.loss:.3g}",
+            figures=f"a network cut from it beats it by {gain}, at a training loss of "
+            f"{best.loss:.3g} below its own of {parent.loss:.3g}",
         )
         return
-    fall = parent.fall
+    fall, per_loss = parent.fall, parent.metric.per_loss
     if fall is None or fall <= CLEAR_FALL * parent.loss or parent.num_test is None:
         return
-    worth = 100 * fall / math.log(2)
+    if per_loss is None:
+        return
+    worth = per_loss * fall
     if worth > margin:
+        most = parent.metric.amount(f"{worth:.{parent.metric.digits - 1}f}")
         yield Reason(
             rule="not converged",
             figures=f"its training loss of {parent.loss:.3g} still fell by {fall:.2g} an epoch at "
-            f"its last rate, worth up to {worth:.1f} points",
+            f"its last rate, worth up to {most}",
         )
 
 
@@ -268,22 +293,24 @@ def _outgrew(arm: Evidence, parent: Evidence, margin: float) -> bool:
     if arm.loss is None or parent.loss is None or own is None or others is None:
         return False
     clear = margin + SURE * math.hypot(own, others)
-    return arm.loss < parent.loss and arm.mean - parent.mean > clear
+    return arm.loss < parent.loss and parent.metric.gain(arm.mean - parent.mean) > clear
 
 
 def _resolution(first: Evidence, second: Evidence, margin: float) -> Iterable[Reason]:
+    metric = first.metric
     counts = [side.num_test for side in (first, second) if side.num_test is not None]
-    if not counts:
+    errors = [e for side in (first, second) if (e := side.sampling_error) is not None]
+    if not counts or not errors:
         return
     num = min(counts)
-    if 100 / num > margin:
-        figures = f"1 of {num:,} is {100 / num:.2f} points, the margin {short(margin)}"
+    if metric.counted and metric.factor / num > margin:
+        one = metric.amount(f"{metric.factor / num:.{metric.digits}f}")
+        figures = f"1 of {num:,} is {one}, the margin {short(margin)}"
         yield Reason(rule="margin below one image", figures=figures)
-    errors = [side.sampling_error for side in (first, second)]
-    error = max(error for error in errors if error is not None)
-    if error > margin:
+    if (error := max(errors)) > margin:
+        most = metric.amount(f"{error:.{metric.digits}f}")
         figures = (
-            f"with {num:,} other images an accuracy would differ by {error:.2f} points, one "
+            f"with {num:,} other {metric.example}s its {metric.name} would differ by {most}, one "
             f"standard error; the margin is {short(margin)}"
         )
         yield Reason(rule="margin below sampling error", figures=figures)

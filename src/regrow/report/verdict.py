@@ -2,7 +2,7 @@
 
 A difference that is not significant is never called equal. Per cell and question there are
 ``better`` and ``worse`` (paired t test), ``equivalent`` (two one-sided tests within the margin, or
-the same accuracy in every seed), ``undecided``, ``no conclusion`` where ``validity`` leaves the
+the same score in every seed), ``undecided``, ``no conclusion`` where ``validity`` leaves the
 cell out, and ``not run`` where no seed has both arms. p-values are corrected by Holm over the cells
 that ask the same question and are not left out.
 """
@@ -27,6 +27,7 @@ from regrow.report.statistics import (
     seeds_to_settle,
 )
 from regrow.report.validity import Evidence, Reason, Rule, judge
+from regrow.tasks.metric import Metric
 
 Outcome = Literal["better", "equivalent", "worse", "undecided", "no conclusion", "not run"]
 OUTCOMES: tuple[Outcome, ...] = (
@@ -54,7 +55,7 @@ class Verdict:
     alpha: float
     n_expected: int
     reasons: tuple[Reason, ...] = ()
-    differences: tuple[tuple[int, float], ...] = ()  # (seed, points), for averages over cells
+    differences: tuple[tuple[int, float], ...] = ()  # (seed, difference), for averages over cells
     outcome: Outcome = "not run"
     comparison: Comparison | None = None
     equivalence: Equivalence | None = None
@@ -68,6 +69,11 @@ class Verdict:
         return self.comparison.n if self.comparison else 0
 
     @property
+    def metric(self) -> Metric:
+        """What the arms were scored by."""
+        return self.question.metric
+
+    @property
     def left_out_for(self) -> Reason | None:
         """Why it takes no part in conclusions: the weightiest reason, if there is one."""
         return next((reason for reason in self.reasons if reason.excludes), None)
@@ -79,16 +85,17 @@ class Verdict:
 
     @property
     def same(self) -> bool:
-        """Whether both arms have the same accuracy in every one of several seeds."""
+        """Whether both arms have the same score in every one of several seeds."""
         return len(self.differences) > 1 and all(abs(d) <= ROUNDING for _, d in self.differences)
 
 
 def verdicts(
-    runs: Iterable[Run], *, margin: float = 0.3, alpha: float = 0.05
+    runs: Iterable[Run], *, margin: float | None = None, alpha: float = 0.05
 ) -> tuple[Verdict, ...]:
     """Answer every question that the study's cells can be asked, in the order of its cells.
 
     ``questions`` tells which they are. Only seeds that both arms have enter a comparison.
+    ``margin`` is the metric's own unless given.
     """
     table = Table(runs)
     opened = [verdict for arms in table.cells() for verdict in _open(arms, table, margin, alpha)]
@@ -174,13 +181,15 @@ def num_cells(num: int, *, of: int) -> str:
 
 
 def _open(
-    arms: Mapping[str, list[Run]], table: Table, margin: float, alpha: float
+    arms: Mapping[str, list[Run]], table: Table, margin: float | None, alpha: float
 ) -> list[Verdict]:
     """Compare the arms of one cell as its questions ask, not yet decided."""
     inside = {arm: runs for arm, runs in arms.items() if not runs[0].unpruned}
     if not inside:
         return []
-    unpruned = table.unpruned(next(iter(inside.values()))[0])
+    first = next(iter(inside.values()))[0]
+    margin = first.metric.margin if margin is None else margin
+    unpruned = table.unpruned(first)
     plain = evidence(unpruned)
     cut_from = parent_evidence(run for runs in inside.values() for run in runs)
     trained = [runs for runs in inside.values() if runs[0].budget != "none"]
@@ -227,8 +236,8 @@ def _compare(asked: Asked, *, reasons: tuple[Reason, ...], margin: float, alpha:
 
 def _tested(verdict: Verdict, differences: tuple[tuple[int, float], ...]) -> Verdict:
     """Add both tests of a verdict's differences, uncorrected."""
-    points = [difference for _, difference in differences]
-    comparison = paired(points, [0.0] * len(points), confidence=1 - verdict.alpha)
+    values = [difference for _, difference in differences]
+    comparison = paired(values, [0.0] * len(values), confidence=1 - verdict.alpha)
     test = equivalence(comparison, margin=verdict.margin, alpha=verdict.alpha)
     return replace(
         verdict,
@@ -253,7 +262,9 @@ def _decide(verdict: Verdict, num: int) -> Verdict:
     if verdict.same or (shown and not fine):
         return replace(verdict, outcome="equivalent")
     if verdict.p is not None and verdict.p < alpha:
-        return replace(verdict, outcome="better" if comparison.difference > 0 else "worse")
+        return replace(
+            verdict, outcome="better" if verdict.metric.gain(comparison.difference) > 0 else "worse"
+        )
     if comparison.std is None or fine:
         return replace(verdict, outcome="undecided")
     # alpha / num is what Holm asks of the smallest p-value, so the estimate is on the safe side.
@@ -264,4 +275,4 @@ def _decide(verdict: Verdict, num: int) -> Verdict:
 
 
 def _by_seed(runs: Sequence[Run]) -> dict[int, float]:
-    return {run.seed: run.accuracy for run in runs if run.done and run.accuracy is not None}
+    return {run.seed: run.score for run in runs if run.done and run.score is not None}

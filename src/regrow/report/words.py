@@ -1,33 +1,8 @@
 """How figures are written for people: the same in the terminal, in Markdown and in LaTeX."""
 
 import math
-from dataclasses import dataclass
 
 PLUS_MINUS = "\u00b1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """What the rows of a report measure, in percent, and how it is called.
-
-    ``key``: its name in a record, where it is a share; ``about``: the sentence under the tables,
-    without its full stop; ``chance``: what scores it without having learnt anything.
-    """
-
-    key: str
-    name: str
-    axis: str
-    about: str
-    chance: str
-
-
-ACCURACY = Measure(
-    key="accuracy",
-    name="accuracy",
-    axis="test accuracy (%)",
-    about="Accuracy is that of the last epoch on the test set",
-    chance="always naming the most frequent class",
-)
 
 
 def quantity(value: float | None) -> str:
@@ -70,15 +45,16 @@ def with_kept(value: float | None, kept: float | None) -> str:
     return f"{text} ({percent:.0f}%)" if percent >= 1 else f"{text} ({percent:.1g}%)"
 
 
-def accuracy(mean: float | None, std: float | None, n: int) -> str:
-    """Write mean and spread in points, or that there is nothing yet.
+def score(mean: float | None, std: float | None, n: int, *, digits: int = 2) -> str:
+    """Write mean and spread, or that there is nothing yet.
 
-    >>> accuracy(98.456, None, 1), accuracy(None, None, 0)
+    >>> score(98.456, None, 1), score(None, None, 0)
     ('98.46', 'not run')
     """
     if n == 0 or mean is None:
         return "not run"
-    return f"{mean:.2f}" if n == 1 or std is None else f"{mean:.2f} {PLUS_MINUS} {std:.2f}"
+    text = f"{mean:.{digits}f}"
+    return text if n == 1 or std is None else f"{text} {PLUS_MINUS} {std:.{digits}f}"
 
 
 def seeds(n: int, expected: int) -> str:
@@ -91,13 +67,13 @@ def num_seeds(n: int, expected: int) -> str:
     return f"{seeds(n, expected)} {'seed' if expected == 1 else 'seeds'}"
 
 
-def signed(points: float) -> str:
-    """Write a difference in points, always with its sign.
+def signed(difference: float, *, digits: int = 2) -> str:
+    """Write a difference, always with its sign.
 
     >>> signed(0.123), signed(-0.001)
     ('+0.12', '+0.00')
     """
-    return f"{round(points, 2) + 0.0:+.2f}"
+    return f"{round(difference, digits) + 0.0:+.{digits}f}"
 
 
 def p_value(p: float) -> str:

@@ -126,10 +126,10 @@ def _points(found: Sequence[Found], series: Callable[[Printable], list[str]]) ->
 
 
 def _figures(runs: Sequence[Run]) -> tuple[float | None, float | None, float | None, int, int]:
-    done = [run for run in runs if run.accuracy is not None and run.parameters is not None]
+    done = [run for run in runs if run.score is not None and run.parameters is not None]
     if not done:
         return None, None, None, 0, len(runs)
-    mean, std = mean_and_std([run.accuracy for run in done if run.accuracy is not None])
+    mean, std = mean_and_std([run.score for run in done if run.score is not None])
     sizes = [run.parameters for run in done if run.parameters is not None]
     return sum(sizes) / len(sizes), mean, std, len(done), len(runs)
 
@@ -143,7 +143,7 @@ def _point_rows(frame: pd.DataFrame) -> Iterator[Row]:
             row["series"],
             f"{row['ratio']:.4g}",
             words.quantity(row["parameters"]) if n else NOT_RUN,
-            words.accuracy(row["mean"] if n else None, std, n),
+            words.score(row["mean"] if n else None, std, n),
             words.seeds(n, int(row["n_expected"])),
         )
 
@@ -176,11 +176,11 @@ def _described(bins: pd.DataFrame, found: Sequence[Found]) -> pd.DataFrame:
     networks: dict[tuple[str, str], Run] = {}
     for one in found:
         for cell, run in zip(one.part.cells, one.runs, strict=False):
-            if run.accuracy is not None:
+            if run.score is not None:
                 networks.setdefault((cell.panel, COLUMNS[cell.cell.arm.start]), run)
     known = pd.DataFrame(
         [
-            {"panel": panel, "column": column, "mean": run.accuracy, "std": None, "n": 1}
+            {"panel": panel, "column": column, "mean": run.score, "std": None, "n": 1}
             | known_of([run])
             for (panel, column), run in networks.items()
         ],

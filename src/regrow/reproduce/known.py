@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from regrow.report.rows import Run, evidence, parent_evidence
-from regrow.report.validity import SAID, Ending, Evidence, Reason, Rule, excluded, judge
-from regrow.report.words import ACCURACY as MEASURED
+from regrow.report.validity import RULES, Ending, Evidence, Reason, Rule, excluded, judge, said
 from regrow.reproduce.printed import records
+from regrow.tasks.metric import ACCURACY as MEASURED
 
 if TYPE_CHECKING:
     from regrow.jobs.base import Job
@@ -43,7 +43,7 @@ def known_of_parents(jobs: "Iterable[Job]", store: "Store") -> dict[str, Any]:
     trained = {job.key: job for job in jobs if isinstance(job, Train)}
     records = {key: store.record(key, spec=job.spec) for key, job in trained.items()}
     parent = Evidence.of(
-        [100.0 * record[MEASURED.key] for record in records.values()],
+        [MEASURED.reported(record[MEASURED.key]) for record in records.values()],
         num_test=min((job.data.num_test for job in trained.values()), default=None),
         chance=max((job.data.chance for job in trained.values() if job.data.chance), default=None),
         endings=[
@@ -130,8 +130,8 @@ def worded(left_out: Mapping[str, Sequence[Reason]]) -> str:
         reason = next(reason for reason in reasons if reason.excludes)
         first.setdefault(reason.rule, []).append(reason)
     return "; ".join(
-        f"{SAID[rule]} ({len(found)}; one of them: {found[0].figures})"
-        for rule, found in sorted(first.items(), key=lambda pair: [*SAID].index(pair[0]))
+        f"{said(rule)} ({len(found)}; one of them: {found[0].figures})"
+        for rule, found in sorted(first.items(), key=lambda pair: RULES.index(pair[0]))
     )
 
 

@@ -133,7 +133,6 @@ def _details(
             margin=one.part.study.margin,
             failures=one.failures,
             notes=plan.notes,
-            measure=one.measure,
             extras=one.extras,
         )
         yield f"- [{one.part.study.title}](details/{name}/report.md)"

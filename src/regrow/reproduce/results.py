@@ -8,7 +8,7 @@ import pandas as pd
 
 from regrow.asked import collect
 from regrow.jobs.base import specs
-from regrow.report import ACCURACY, Extra, Failure, Measure
+from regrow.report import Extra, Failure
 from regrow.report.collect import Reader
 from regrow.report.rows import Run
 from regrow.report.statistics import mean_and_std
@@ -43,7 +43,6 @@ class Found:
     complete: bool
     measured: pd.DataFrame
     parents: Mapping[str, Any] = field(default_factory=dict)
-    measure: Measure = ACCURACY
     extras: tuple[Extra, ...] = ()
 
 
@@ -57,7 +56,7 @@ def _read_back(part: Part, plan: Plan, store: Store) -> Found:
     measurable, damaged = _measurable(part, plan.entry.kind, store, done)
     runs: list[Run] = []
     failures: Sequence[Failure]
-    measure, extras = ACCURACY, tuple[Extra, ...]()
+    extras = tuple[Extra, ...]()
     parents: Mapping[str, Any] = {}
     if plan.entry.kind in OF_PRUNINGS:
         failures = Reader(store).failures(one.cell for one in part.cells)
@@ -65,7 +64,7 @@ def _read_back(part: Part, plan: Plan, store: Store) -> Found:
         parents = known_of_parents([job for job in pruned if job.key in done], store)
     else:
         collected = collect(part.study, store)
-        failures, measure, extras = collected.failures, collected.measure, collected.extras
+        failures, extras = collected.failures, collected.extras
         # Every cell was expanded in this order; those not asked for are left out.
         places = {one.cell.place for one in part.cells}
         pairs = zip(part.study.cells(), collected.runs, strict=True)
@@ -74,7 +73,6 @@ def _read_back(part: Part, plan: Plan, store: Store) -> Found:
         part=part,
         runs=tuple(runs),
         failures=(*failures, *damaged),
-        measure=measure,
         extras=extras,
         complete=not damaged and all(job.key in done for job in part.jobs),
         measured=measured(plan.entry.kind, measurable, store),
@@ -134,7 +132,7 @@ def _accuracies(found: Sequence[Found]) -> pd.DataFrame:
     groups: dict[tuple[str, ...], list[tuple[Found, Printable, Run]]] = {}
     for one in found:
         for printable, run in zip(one.part.cells, one.runs, strict=True):
-            if printable.labels is not None and run.accuracy is not None:
+            if printable.labels is not None and run.score is not None:
                 groups.setdefault(key(printable.labels), []).append((one, printable, run))
     labelled = [(group[0][1].labels or {}, group) for group in groups.values()]
     whole = {_parent(labels) for labels, _ in labelled if not labels["target"]}
@@ -143,7 +141,7 @@ def _accuracies(found: Sequence[Found]) -> pd.DataFrame:
         if labels["table"] in CHANGES and _parent(labels) not in whole:
             continue  # a change from a network that has no result
         runs = [run for _, _, run in group]
-        mean, std = mean_and_std([run.accuracy for run in runs if run.accuracy is not None])
+        mean, std = mean_and_std([run.score for run in runs if run.score is not None])
         figures = dict(zip(FIGURES, (mean, std, len(runs)), strict=True))
         reasons = [one.part.departs(printable) for one, printable, _ in group]
         about = {"metric": _metric(labels), "departs": _joined_reasons(reasons)}

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from regrow.jobs.base import Job
     from regrow.studies.expand import Cell
 
-DEFAULT_MARGIN = 0.3  # points of accuracy: about two standard deviations of the paper's rows
 MOST_ROWS = 100_000
 MOST_NAME_BYTES = 200  # of a folder; file systems allow 255
 KEYS = ("name", "title", *AXES, "margin", "experiments")
@@ -54,7 +53,7 @@ class Study:
     name: str
     title: str
     experiments: tuple[Experiment, ...]
-    margin: float = DEFAULT_MARGIN
+    margin: float | None = None  # None: the metric's own
 
     def __post_init__(self) -> None:
         known: dict[tuple[str, str], Experiment] = {}
@@ -185,12 +184,15 @@ def _check_rows(experiments: Iterable[Experiment]) -> None:
         )
 
 
-def read_margin(top: Mapping[str, Any]) -> float:
-    """Check below how many points arms count as equivalent."""
-    margin = top.get("margin", DEFAULT_MARGIN)
-    if not is_number(margin) or margin <= 0:
-        raise ConfigError(f"The 'margin' must be a number of points above 0. Got {margin!r}.")
-    return float(margin)
+def read_margin(top: Mapping[str, Any]) -> float | None:
+    """Check below which difference arms count as equivalent, in the unit of the report."""
+    margin = top.get("margin")
+    if "margin" in top and (not is_number(margin) or margin <= 0):
+        raise ConfigError(
+            "The 'margin' must be a number above 0, in the unit of the differences that the report "
+            f"shows (points of accuracy). Got {margin!r}."
+        )
+    return None if margin is None else float(margin)
 
 
 def file_name(value: Any) -> str:

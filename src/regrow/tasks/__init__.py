@@ -1,0 +1,1 @@
+"""Tasks: what is learnt and scored, and what a model is told of it."""

@@ -1,0 +1,117 @@
+"""Metrics as values: what networks are scored by, and what a report may conclude from it."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What the rows of a report hold, how it is written, and how fine it is.
+
+    Attributes:
+        key: its name in a record, where it stands unscaled (an accuracy as a share).
+        name: its name in tables and sentences.
+        axis: the label of a figure's axis.
+        about: the sentence under the tables, without its full stop.
+        baseline: what scores it without having learnt anything.
+        beats_baseline: what a network is that has learnt something, as in "is not ...".
+        unit: of a value, in the head of a column.
+        difference_unit: of differences and margins.
+        factor: of what a report shows over what a record holds.
+        better: which direction is an improvement.
+        margin: the difference below which arms count as equivalent, unless a study says its own.
+        digits: behind the point.
+        example: what a test set is counted in.
+        counted: whether it is the share of test examples that were answered correctly. Then chance
+            and sampling error are those of a binomial count; else a record gives its ``error``.
+        per_loss: how much of it one unit of training loss is worth at most; None if nobody knows.
+    """
+
+    key: str
+    name: str
+    axis: str
+    about: str
+    baseline: str
+    beats_baseline: str = "above chance"
+    unit: str = ""
+    difference_unit: str = ""
+    factor: float = 1.0
+    better: Literal["higher", "lower"] = "higher"
+    margin: float
+    digits: int = 3
+    example: str = "example"
+    counted: bool = False
+    per_loss: float | None = None
+
+    @property
+    def head(self) -> str:
+        """The head of its column: ``accuracy %``."""
+        return f"{self.name} {self.unit}".rstrip()
+
+    @property
+    def error_key(self) -> str:
+        """The name of its standard error over the test examples in a record."""
+        return f"{self.key}_error"
+
+    def reported(self, value: float) -> float:
+        """Scale a record's value to what reports show."""
+        return self.factor * value
+
+    def gain(self, difference: float) -> float:
+        """Return a difference with its sign such that an improvement is positive.
+
+        >>> BITS_PER_BYTE.gain(-0.25)
+        0.25
+        """
+        return difference if self.better == "higher" else -difference
+
+    def amount(self, number: str) -> str:
+        """Write a difference with its unit: ``0.3 points``."""
+        return f"{number} {self.difference_unit}".rstrip()
+
+
+ACCURACY = Metric(
+    key="accuracy",
+    name="accuracy",
+    axis="test accuracy (%)",
+    about="Accuracy is that of the last epoch on the test set",
+    baseline="always naming the most frequent class",
+    unit="%",
+    difference_unit="points",
+    factor=100.0,
+    margin=0.3,  # about two standard deviations of the paper's rows
+    digits=2,
+    example="image",
+    counted=True,
+    # A wrong answer costs at least ln 2 of cross-entropy.
+    per_loss=100 / math.log(2),
+)
+EXAMPLE_ACCURACY = Metric(**{**vars(ACCURACY), "example": "example"})
+R_SQUARED = Metric(
+    key="r2",
+    name="R2",
+    axis="test R2",
+    about="R2 is one minus the squared error over that of predicting the mean of the training "
+    "targets, of the last epoch on the test set",
+    baseline="predicting the mean of the training targets",
+    beats_baseline="better than predicting the mean",
+    margin=0.01,
+    example="row",
+    # Targets are standardised, so the squared error of predicting their mean is about 1.
+    per_loss=1.0,
+)
+BITS_PER_BYTE = Metric(
+    key="bits_per_byte",
+    name="bits per byte",
+    axis="test bits per byte",
+    about="Bits per byte is the mean cross-entropy of the next byte, of the last epoch on the test "
+    "text; lower is better",
+    baseline="predicting bytes by their frequency in the training text",
+    beats_baseline="better than byte frequencies",
+    difference_unit="bits",
+    better="lower",
+    margin=0.02,
+    example="window",
+    per_loss=1 / math.log(2),
+)
