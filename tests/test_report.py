@@ -337,7 +337,13 @@ def test_a_study_of_detectors_is_worded_by_its_own_metric(tmp_path: Path) -> Non
         *make_arm("scratch-b", shifted(0.1), subject=what),
     ]
     about = "mAP is what it is"
-    changes = {"key": "map", "name": "mAP", "axis": "mAP (%)", "about": about, "counted": False}
+    changes: dict[str, Any] = {
+        "key": "map",
+        "name": "mAP",
+        "axis": "mAP (%)",
+        "about": about,
+        "counted": False,
+    }
     runs = [replace(run, metric=replace(ACCURACY, **changes)) for run in runs]
     extra = Extra(
         name="detections",
