@@ -1,4 +1,4 @@
-"""What is measured: networks, images, and the size of a training step."""
+"""The workload of a benchmark: networks, images, and the size of a training step."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -18,7 +18,7 @@ from regrow.train import Training
 
 @dataclass(frozen=True, kw_only=True)
 class StudySpeed:
-    """How fast a study of the quickstart's trainings went."""
+    """The measured speed of a study of the quickstart's trainings."""
 
     jobs: int
     workers: int

@@ -20,7 +20,7 @@ PEAK_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was measured of one network; rates are images a second."""
+    """The measurements of one network; rates are images a second."""
 
     net: str
     gang: int  # how many trainings are together

@@ -39,12 +39,12 @@ class Ranks:
 
     @property
     def together(self) -> bool:
-        """Whether there are others."""
+        """True if there is more than one rank."""
         return self.size > 1
 
     @property
     def first(self) -> bool:
-        """Whether this is rank 0, which reads, writes and speaks for all."""
+        """True for rank 0, which reads, writes and reports for all."""
         return self.rank == 0
 
     def share(self, make: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""Whose turn it is with what torch has only once for all threads of a process.
+"""A lock for PyTorch's process-global random generators.
 
 The default random generators are of that kind: building a network and dropout draw from them. Who
 draws does so within ``drawing``, so that trainings in several threads of one process find the

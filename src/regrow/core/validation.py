@@ -1,4 +1,4 @@
-"""What a value from a user is: the questions that every check of a number begins with."""
+"""Type checks of values from users, shared by all that validates a number."""
 
 import math
 from typing import TypeGuard

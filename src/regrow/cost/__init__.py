@@ -124,7 +124,7 @@ def count(model: nn.Module, example: Tensor, mask: Mask | None = None) -> Counte
 
 @dataclass(kw_only=True)
 class _Count:
-    """What has been counted so far, while a network runs."""
+    """A running count while a network runs."""
 
     held: Held | None
     modules: Mapping[nn.Module, str]  # to their names

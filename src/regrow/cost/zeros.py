@@ -1,4 +1,4 @@
-"""Weights held at zero, followed through views and copies of them.
+"""Masked weights, followed through views and copies of them.
 
 Views are found by where they lie: a parameter's memory has a map of what is kept, and any tensor in
 that memory reads the map by its own shape and strides. What is computed from parameters alone is
@@ -21,7 +21,7 @@ _MOVES = ("cat", "stack", "index_select", "repeat", "flip", "roll")
 
 
 class Held:
-    """What is held at zero, followed from operation to operation."""
+    """Masked weights, followed from operation to operation."""
 
     def __init__(self, model: nn.Module, kept_weights: Mapping[str, Tensor]) -> None:
         self._maps: dict[

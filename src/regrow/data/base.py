@@ -1,4 +1,4 @@
-"""What a data set's file hands over, and the names under which data sets are known.
+"""The raw form of a data set, as its loader returns it, and the registry of loaders.
 
 A data set is one file with one function. It says where its images are and what their labels are;
 splitting, decoding, resizing, caching, checking and augmenting are done for it by ``load``::

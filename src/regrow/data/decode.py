@@ -42,7 +42,7 @@ RESIZE_IMAGES = 4096  # images resized at once: 50 MB at 64 px in float32
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What some or all of a data set's images look like."""
+    """The size and colour of some or all images of a data set."""
 
     sizes: tuple[tuple[int, int], ...]  # distinct (width, height), first seen first
     grey: bool

@@ -50,7 +50,7 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
-    """Which rows of which split are for training, for validation and for testing."""
+    """The rows of each split that are for training, validation and testing."""
 
     train: Tensor
     validation: tuple[Split, Tensor] | None
@@ -60,7 +60,7 @@ class _Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class _Held:
-    """How all images of a data set are held: their shape, and a way to take rows of a split."""
+    """The images of a data set: their shape, and a way to take rows of a split."""
 
     take: Callable[[Split, Tensor], Images]
     channels: int

@@ -24,7 +24,7 @@ class Found:
 
 
 class _Place(NamedTuple):
-    """Where a file belongs by its name: a configuration is what lies in one folder of splits."""
+    """The split and configuration of a file, by its path: a folder of splits is a configuration."""
 
     configuration: str
     split: str

@@ -1,4 +1,4 @@
-"""What a study asks of its data: one frozen, checked value."""
+"""The data that a study asks for: one frozen, checked value."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Which images are for training, validation and testing: by published names, or drawn by seed."""
+"""Splits into training, validation and test images, by published names or drawn by seed."""
 
 import re
 from typing import NamedTuple

@@ -20,7 +20,7 @@ ArmSchedule = Literal["full", "last-rate"]
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long an arm trains.
+    """The length of an arm's training.
 
     ``epochs``: so many (``amount``); ``share``: this share (``amount``) of the unpruned network's
     epochs; ``equal-epochs``: as many as the unpruned network; ``equal-flops``: as many as cost the
@@ -84,7 +84,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """What happens after pruning: which weights, for how long, and on which learning rates.
+    """A retraining regime: starting weights, length, and learning-rate schedule.
 
     Weights and schedule are separate questions. Rewinding weights is the start ``rewound``;
     rewinding the learning rate (Renda et al., 2020, arXiv:2003.02389) is the start ``inherited`` on

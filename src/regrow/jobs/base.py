@@ -28,7 +28,7 @@ class Job(Protocol):
 
     @property
     def kind(self) -> str:
-        """What it does: "train", "prune", ..."""
+        """The kind of work: "train", "prune", ..."""
 
     @property
     def key(self) -> str:
@@ -44,7 +44,7 @@ class Job(Protocol):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """All that it was asked for, as JSON; stored with its record and compared on load."""
+        """The full request, as JSON; stored with its record and compared on load."""
 
     @property
     def flops(self) -> float:
@@ -83,7 +83,7 @@ class Rehearsed(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job found: a record for people and tables (JSON), and tensors for later jobs."""
+    """The result of a job: a record for people and tables (JSON), and tensors for later jobs."""
 
     record: Mapping[str, Any]
     tensors: "Mapping[str, Tensor]" = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""All that a running job may ask for, and how it takes a training to its end."""
+"""The context of a running job, and the loop that takes a training to its end."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ RANDOM_STATE = "context/random-state"  # beside the job's own tensors in a check
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is."""
+    """The progress of a job."""
 
     fraction: float
     note: str = ""
@@ -51,7 +51,7 @@ class Notice:
 
 
 class Word(IntEnum):
-    """What ranks agree on after each step; the strongest that any of them says."""
+    """The decision of all ranks after a step: the strongest that any of them asks for."""
 
     GO_ON = 0
     SAVE = 1
@@ -59,7 +59,7 @@ class Word(IntEnum):
 
 
 class Context:
-    """All that a running job may ask for; one for each run of a job.
+    """The services that a running job may use; one context for each run of a job.
 
     Where several ``ranks`` do the job, all ask for the same in the same order. Rank 0 alone has the
     store and the workspace; what it reads there, the others get from it.
@@ -178,7 +178,7 @@ class Context:
 
     @property
     def _is_stopping(self) -> bool:
-        """Whether to stop: at once where this process decides, else when the ranks agreed on it."""
+        """True when the job must stop: at once in a single process, else when all ranks agreed."""
         return self._agreed == Word.STOP if self.ranks.together else self._stopping()
 
     @property

@@ -26,7 +26,7 @@ class Material:
 
     @property
     def chance(self) -> float | None:
-        """What always naming the most frequent class of the test set scores, in percent."""
+        """The accuracy of always predicting the most frequent class of the test set, in percent."""
         if self.num_most_frequent is None:
             return None
         return 100 * self.num_most_frequent / self.num_test

@@ -49,7 +49,7 @@ class Prune(Keyed):
 
     @property
     def _earlier(self) -> "Prune | None":
-        """How the parent was pruned before it was trained, if it was."""
+        """The pruning that the parent was trained under, if any."""
         return None if self.parent is None else self.parent.prune
 
     @property
@@ -67,7 +67,7 @@ class Prune(Keyed):
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """All that was asked for."""
+        """The full request."""
         method = self.method
         return without_none(
             data=self.data.content,  # a criterion may look at images

@@ -48,7 +48,7 @@ class Retrain(Keyed):
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """All that was asked for."""
+        """The full request."""
         return without_none(
             data=self.prune.data.content,
             arm=self.arm.to_json(),
@@ -59,7 +59,7 @@ class Retrain(Keyed):
 
     @property
     def draws_sparse(self) -> bool:
-        """Whether it starts from convolutions drawn by the density of their masks."""
+        """True if its convolutions are drawn by the density of their masks."""
         return self.arm.start == "random" and UNITS.get(self.prune.method.unit).masked
 
     @cached_property

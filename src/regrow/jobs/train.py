@@ -24,7 +24,7 @@ SCORED_BY = ("precision", "channels_last")  # of a recipe, what is used beside a
 
 @dataclass(frozen=True, kw_only=True)
 class Treated:
-    """What a method does during a training, and how strongly."""
+    """A method's treatment of a training, with its strength."""
 
     method: str
     strength: float | None = None
@@ -78,12 +78,12 @@ class Train(Keyed):
 
     @property
     def taken(self) -> bool:
-        """Whether the network comes with published weights, so that no epoch is trained."""
+        """True if the network comes with published weights, so that no epoch is trained."""
         return self.model.is_published
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """All that was asked for; of a network that is taken, only how it is scored."""
+        """The full request; of a published network, only how it is scored."""
         recipe = self.recipe.to_json()
         if self.taken:
             recipe = {"epochs": 0} | {k: v for k, v in recipe.items() if k in SCORED_BY}

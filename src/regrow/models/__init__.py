@@ -134,7 +134,7 @@ class ModelSpec:
 
     @property
     def is_published(self) -> bool:
-        """Whether its ``weights`` are published ones, to the last layer: nothing is left to train.
+        """True if its ``weights`` are published ones, to the last layer: nothing is left to train.
 
         For other classes than those of the weights the head is drawn, and is to be trained.
         """

@@ -1,4 +1,4 @@
-"""What the built-in networks share: initialisation by layer type, shortcuts, and small helpers.
+"""Parts of several built-in networks: initialisation by layer type, shortcuts, small helpers.
 
 No model is registered here. Nothing in a ``forward`` knows a number of channels, because surgery
 narrows the layers in place and the network must still run.
@@ -18,7 +18,7 @@ from regrow.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """How a network's parameters are drawn.
+    """The distribution from which a network's parameters are drawn.
 
     - ``conv_fan``: convolutions are N(0, 2 / (k * k * channels)), He et al. 2015, where channels
       are the layer's outputs ("out") or its inputs ("in"); biases are 0.

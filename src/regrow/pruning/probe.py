@@ -1,4 +1,4 @@
-"""What a criterion may look at: the weights, gradients and activations of a network."""
+"""The weights, gradients and activations of a network, for criteria."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,7 +20,7 @@ BATCH = 128
 
 
 class Probe:
-    """What a criterion may look at: weights, gradients and activations of a network.
+    """The weights, gradients and activations of a network, for criteria.
 
     Gradients and activations are taken in evaluation mode, on training images drawn by the seed,
     without augmentation. All that is returned is a copy, on the CPU; the network stays as it is.

@@ -30,7 +30,7 @@ Solve = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Observer(Protocol):
-    """What a repair asks for (a ``Probe``)."""
+    """The part of a ``Probe`` that a repair uses."""
 
     def observe(
         self, readers: Iterable[str], keep: Keep, *, model: nn.Module | None = None

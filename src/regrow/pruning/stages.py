@@ -1,4 +1,4 @@
-"""What pruned networks look like, stage by stage: patterns to compare, and to build others after.
+"""Patterns of pruned networks, stage by stage: to compare, and to build other networks by.
 
 A stage is the layers whose feature maps have one size. ``stages_of`` finds them; ``pattern_of``
 averages over masks (those of several seeds) what each stage kept; ``lay`` turns such a pattern into

@@ -1,4 +1,4 @@
-"""Do the jobs that are missing from a store, here or in worker processes.
+"""Run the jobs that are missing from a store, here or in worker processes.
 
     summary = run(study.jobs(), store, workers=2, on_event=show)
 

@@ -33,7 +33,7 @@ ATTEMPTS = 2  # a worker that dies may be bad luck (memory taken by others); twi
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """How a run ended: the labels of its jobs."""
+    """The outcome of a run, with the labels of its jobs."""
 
     done: tuple[str, ...]
     reused: tuple[str, ...]
@@ -43,7 +43,7 @@ class Summary:
 
     @property
     def complete(self) -> bool:
-        """Whether every job that was asked for is in the store."""
+        """True if every requested job is in the store."""
         return not self.failed and not self.blocked
 
 

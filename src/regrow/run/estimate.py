@@ -65,7 +65,7 @@ while True:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What is left of a study.
+    """The remaining work of a study.
 
     ``seconds`` is for the given number of workers, with their start and the report;
     ``compute_seconds`` adds up what all processes compute.
@@ -153,7 +153,7 @@ class _Line:
 
 @dataclass(frozen=True, kw_only=True)
 class _Speed:
-    """What a network takes on one thread: a training step, scoring an image, being cut."""
+    """Seconds of a network on one thread: a training step, scoring an image, being pruned."""
 
     step: _Line
     image: _Line
@@ -162,7 +162,7 @@ class _Speed:
 
 @dataclass(frozen=True)
 class _Setting:
-    """What speed depends on."""
+    """The settings that speed depends on."""
 
     model: ModelSpec
     data: Material

@@ -1,4 +1,4 @@
-"""What happens during a run, told as values; whoever shows it needs nothing else."""
+"""Events of a run, as values; a display needs nothing else."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class JobStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class JobProgress:
-    """How far a running job is; at most four times a second."""
+    """The progress of a running job; at most four times a second."""
 
     key: str
     label: str
@@ -63,7 +63,7 @@ class JobWarning:
 
 @dataclass(frozen=True, kw_only=True)
 class RunProgress:
-    """How far the whole run is; at most four times a second, and at its end."""
+    """The progress of the whole run; at most four times a second, and at its end."""
 
     jobs_done: int  # with those reused
     jobs_total: int

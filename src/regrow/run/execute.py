@@ -32,7 +32,7 @@ ALLOCATOR = ":".join(
 
 @dataclass(frozen=True)
 class Ended:
-    """How the work on a job ended.
+    """The end of the work on a job.
 
     "reused": another run had done it; "held": another run works on it; "stopped": on request, can
     be resumed; "died": its process ended before it could say so; then ``message`` says by what, and
@@ -50,7 +50,7 @@ Message = Progress | Notice | Ended
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How jobs are done; the same for all jobs of a run."""
+    """Settings that all jobs of a run share."""
 
     device: str
     checkpoint_seconds: float

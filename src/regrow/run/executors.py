@@ -1,4 +1,4 @@
-"""Who does the jobs: this process, its threads or worker processes, behind one interface."""
+"""Executors of jobs: this process, its threads or worker processes, behind one interface."""
 
 import multiprocessing
 import pickle
@@ -45,11 +45,11 @@ class Crew(Protocol):
 
     @property
     def num_free(self) -> int:
-        """How many jobs it would start at once."""
+        """The number of jobs that it would start at once."""
 
     @property
     def num_busy(self) -> int:
-        """How many jobs are under way."""
+        """The number of jobs under way."""
 
     def start(self, node: Node) -> None:
         """Begin a job; only while ``num_free``."""

@@ -1,4 +1,4 @@
-"""How many trainings share a device: found by measuring, before a run begins.
+"""The number of trainings that share a GPU, found by measuring before a run begins.
 
 The networks of the paper are far too small for a GPU, so several are trained at once, each on a
 stream of its own. How many pays depends on the network and the device, so it is tried out: twice as

@@ -39,7 +39,7 @@ class Speed:
 
     @property
     def times(self) -> float:
-        """How many times as long bf16 takes."""
+        """The time that bf16 takes, as a multiple of fp32's."""
         return self.bf16 / self.fp32
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What ``auto`` stands for in a store, and why."""
+    """The precision that ``auto`` stands for in a store, and the reason."""
 
     precision: Precision
     why: str
@@ -74,7 +74,7 @@ class Decision:
 
 
 class Choice:
-    """What ``auto`` stands for in one command; decided when it is first asked.
+    """The precision that ``auto`` stands for in one command; decided on first use.
 
     By the store, if it has decided, or has results from when fp32 was the default; else by a
     measurement, which a command that only looks (``measure=False``) leaves out.

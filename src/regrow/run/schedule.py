@@ -1,4 +1,4 @@
-"""Which job comes next: the graph of what is missing, longest remaining chain first.
+"""The order of jobs: the graph of what is missing, longest remaining chain first.
 
 With few workers and jobs of very different length, what starts last decides when the run ends. So
 the ready job that heads the longest chain of work (its own and of those that wait for it) goes

@@ -35,7 +35,7 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a worker must know of the process that started it."""
+    """The facts about the starting process that a worker needs."""
 
     store: Path
     files: tuple[Path, ...]  # what the user gave with --with

@@ -1,4 +1,4 @@
-"""What can be named in a study, in words: one line for each name of each kind."""
+"""The names that a study may use, with a line of description for each."""
 
 from collections.abc import Callable
 from dataclasses import fields

@@ -39,7 +39,7 @@ class Cell:
 
     @property
     def place(self) -> tuple[str, str, str, str, str, int]:
-        """Where it stands in the table: two results at one place could not be told apart."""
+        """Its place in the table: two results at one place could not be told apart."""
         own, use, cut = self.experiment, self.use, self.cut
         return (
             own.data_label,

@@ -48,7 +48,7 @@ _ARM_KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How much a method removes: a sparsity, or a target's share of each group in turn.
+    """The amount that a method removes: a sparsity, or a target's share of each group in turn.
 
     ``step`` is the sparsity of a single round, of those that lead to this one: the share of what
     the round before left.
@@ -86,7 +86,7 @@ class MethodUse:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Which pruned networks a pattern is taken from, those of all seeds; None: as in the row."""
+    """The pruned networks that a pattern is taken from, of all seeds; None: as in the row."""
 
     use: MethodUse
     data: DataSpec | None = None

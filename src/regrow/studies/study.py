@@ -1,4 +1,4 @@
-"""A study: what is asked, read from YAML and checked at the edge.
+"""A study, read from YAML and checked at the edge.
 
     name: small
     data: {name: "hf:images/cifar10", subset: 5000}
@@ -48,7 +48,7 @@ KEYS = ("name", "title", *AXES, "margin", "experiments")
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is asked: models x data sets x methods x sparsities x arms x seeds, and recipes."""
+    """A study: models x data sets x methods x sparsities x arms x seeds, and recipes."""
 
     name: str
     title: str

@@ -17,7 +17,7 @@ WIDTH = ":width"  # after a norm's name: not a tensor but the number of channels
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """Where a group's units lie in one dimension of one tensor.
+    """The positions of a group's units in one dimension of one tensor.
 
     ``units[i]`` is the unit at position i, or -1 where the position belongs to none of the group's.
     For the role ``mover`` it is no tensor but the data that enters or leaves a module,

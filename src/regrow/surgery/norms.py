@@ -1,4 +1,4 @@
-"""What norms do to colours: those of channels by themselves, and those that measure several."""
+"""Rules for norms: those of single channels, and those with statistics over several."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ NUM = ((16, 1024), (4, 4096), (2, math.inf))
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What comparing a cut network with the silenced one came to; ``print`` says it in words.
+    """The result of comparing a cut network with the silenced one; ``print`` words it.
 
     Attributes:
         error: the largest difference between any outputs of the two, relative to the largest number
@@ -63,7 +63,7 @@ class Proof:
 
     @property
     def ok(self) -> bool:
-        """Whether the cut is right, and a wrong one would have shown."""
+        """True if the cut is right, and a wrong one would have shown."""
         return self.error <= self.tolerance and not self.unproven
 
     def __float__(self) -> float:
@@ -261,7 +261,7 @@ def _faded(
 
 @dataclass(frozen=True)
 class _Compared:
-    """How far a cut network is from the silenced one, and what is allowed."""
+    """The distance of a cut network from the silenced one, and the tolerance."""
 
     error: float
     tolerance: float

@@ -1,4 +1,4 @@
-"""What each ATen operation does to colours.
+"""Rules for how each ATen operation passes on colours.
 
 Operations that only move data are run on the colours themselves. Those whose result depends on how
 many channels there are (a split, a slice, a view that divides the channels) keep them whole, unless

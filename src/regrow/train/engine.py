@@ -1,4 +1,4 @@
-"""How the steps of a training run: one after another, or recorded once and replayed.
+"""Engines that take training steps: one after another, or recorded once and replayed.
 
 ``update`` is the order of everything inside a step, wherever it runs. ``Eager`` calls it step by
 step, which is right for a CPU. ``Graphed`` records one step and replays it: the images, the epoch's
@@ -33,7 +33,7 @@ BATCHES_AHEAD = 4  # of images that are decoded while the network computes
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What every step of a training works on; the tensors are changed in place."""
+    """The tensors and settings that every step of a training uses; changed in place."""
 
     model: nn.Module
     network: nn.Module  # what computes: the model, or what averages over ranks around it
@@ -56,7 +56,7 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What differs from epoch to epoch."""
+    """The inputs of an epoch: order, random draws and learning rate."""
 
     order: Tensor  # int64 [N], of the images, on the CPU
     draws: Tensor  # int64 [N, ...], for the augmentation of each place of the order, on the CPU
@@ -74,7 +74,7 @@ class Engine(Protocol):
 
 
 class CannotRecord(Exception):  # no error: steps are taken one call at a time then
-    """What a step does cannot be recorded; the message says why."""
+    """The step cannot be recorded; the message says why."""
 
 
 class Recorder(Protocol):

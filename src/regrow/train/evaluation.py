@@ -1,4 +1,4 @@
-"""What a network scores on a split, in one pass that waits for the device only at its end."""
+"""Evaluation of a network on a split, in one pass that waits for the device only at its end."""
 
 import math
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ EVALUATION_BATCH = 256  # the paper's
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a network scored: ``accuracy`` in [0, 1], mean ``loss``, of ``num`` images."""
+    """The scores of a network: ``accuracy`` in [0, 1], mean ``loss``, of ``num`` images."""
 
     accuracy: float
     loss: float

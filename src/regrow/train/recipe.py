@@ -1,4 +1,4 @@
-"""How a network is trained: one frozen value, and the published ones by name.
+"""Training recipes: frozen values, and the published ones by name.
 
 Everything about time stands in shares of training, so that a budget can stretch a recipe.
 """

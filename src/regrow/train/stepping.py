@@ -1,4 +1,4 @@
-"""What every training has in common: its count of steps, its state, and its way back to one."""
+"""Base of all trainings: the count of steps, the state, and how it is restored."""
 
 import math
 from abc import ABC, abstractmethod

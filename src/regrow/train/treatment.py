@@ -1,4 +1,4 @@
-"""What a method does to a network while it trains, besides the loss."""
+"""Treatments: changes that a method makes to a network while it trains, besides the loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Hook = Callable[["nn.Module"], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Treatment:
-    """What a training does besides descending its loss; every part works on the model in place.
+    """Changes of a training besides descending its loss; every part works on the model in place.
 
     Attributes:
         begin: before anything else, such as adding parameters that the method learns.
