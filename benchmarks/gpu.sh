@@ -25,7 +25,7 @@ mkdir -p "$STATE"
 
 left() { echo $((SLICE - SECONDS)); }
 say() { printf '\n== %s (%d s left)\n' "$1" "$(left)"; }
-regrow() { "$PYTHON" -c 'from regrow.cli import main; main()' "$@"; }
+regrow() { "$PYTHON" -m regrow "$@"; }
 
 give_results() {
     [ -n "${OUT:-}" ] || return 0
@@ -75,7 +75,7 @@ tests() {
 }
 
 bench() { # a net at a time, so that a slice that ends loses one only
-    "$PYTHON" -m regrow.bench.command train --device cuda --nets "$1" --data "$2" --rounds 3 \
+    "$PYTHON" -m regrow bench train --device cuda --nets "$1" --data "$2" --rounds 3 \
         --seconds 4 --json >"$STATE/bench.$1.json.part" &&
         mv "$STATE/bench.$1.json.part" "$STATE/bench.$1.json"
 }
@@ -83,7 +83,7 @@ bench() { # a net at a time, so that a slice that ends loses one only
 table1() {
     sed "s|^data: .*|data: {name: '$DATA'}|" benchmarks/table1-cifar.yaml >"$STATE/table1.yaml"
     # SIGINT stops in good order: every training saves.
-    timeout -s INT -k 60 "$(($(left) - 45))" "$PYTHON" -c 'from regrow.cli import main; main()' \
+    timeout -s INT -k 60 "$(($(left) - 45))" "$PYTHON" -m regrow \
         run "$STATE/table1.yaml" --device cuda --store "$STATE/store" --out "$STATE/report"
     case $? in
         0) touch "$STATE/table1.done" ;;

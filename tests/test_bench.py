@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from commands import command_line, environment
 from regrow.bench import processes, training
-from regrow.bench.command import app
 from regrow.bench.material import NETS, Subject, training_flops
 from regrow.bench.measuring import matrix_products, our_steps, our_training, rate
 from regrow.bench.plain import plain_steps
 from regrow.bench.processes import TRAINING, Process
 from regrow.bench.studies import measure_study
 from regrow.bench.training import Row, foot, head, line
+from regrow.cli.bench import app
 from regrow.errors import ConfigError, Interrupted
 from regrow.models import build
 from regrow.run import precision

@@ -20,6 +20,7 @@ import regrow
 from commands import STUDY, Command, Result, command_line, environment, write_study
 from image_files import image_folder
 from regrow.cli import main as cli
+from regrow.cli import plan
 from regrow.data import DataSpec, load
 from regrow.train import evaluate
 
@@ -344,7 +345,7 @@ def test_plan_and_status_say_what_is_left(copy: Path, command: Command) -> None:
     shown = command("plan", "study.yaml", "--workers", "1").out
     assert re.search(r"train .* 3 .* 2 .* 1 ", shown)
     assert re.search(r"about \d+ seconds with 1 worker on this machine", shown)
-    assert re.search(r"16 of 24 jobs done, 8 not begun|\d+ of \d+ jobs done, \d+ not begun",
+    assert re.search(r"16 of 24 jobs done, 8 not started|\d+ of \d+ jobs done, \d+ not started",
                      command("status", "study.yaml").out)  # fmt: skip
 
 
@@ -456,7 +457,7 @@ def test_failing_job_leaves_the_others_and_is_tried_again(command: Command, tmp_
     assert "ValueError: the ground shook" in page
     assert "4/5" in page or "4 of 5" in page
     shown = command("status", *mine)
-    assert re.search(r"13 of 15 jobs done, 1 failed, 1 not begun", shown.out)
+    assert re.search(r"13 of 15 jobs done, 1 failed, 1 not started", shown.out)
     assert "the ground shook" in shown.out
     assert command("report", *mine).code == 1
 
@@ -512,10 +513,10 @@ def test_ctrl_c_outside_the_work_is_no_traceback(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_study", interrupt)
+    monkeypatch.setattr(plan, "load_study", interrupt)
     result = command("plan", "study.yaml")
     assert result.code == 130
-    assert "The same command goes on" in result.err
+    assert "The same command resumes" in result.err
 
 
 # Exporting ---------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
-"""The commands ``regrow reproduce`` and ``regrow claims``."""
+"""The command ``regrow reproduce``."""
 
-import json
 import platform
-import shlex
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -11,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from regrow.cli.inputs import load_extensions, open_store
+from regrow.cli.options import DEFAULT_STORE, DeviceOption, StoreOption, WithOption, WorkersOption
+from regrow.cli.terminal import EXIT_FAILED_JOBS, command_line, say
 from regrow.core.durations import in_words
 from regrow.errors import Interrupted, RegrowError
 from regrow.studies.data_overrides import pairs
@@ -21,54 +22,51 @@ if TYPE_CHECKING:
     from regrow.reproduce.publish import Published
     from regrow.store import Store
 
-app = typer.Typer(no_args_is_help=True)
-
-EXIT_FAILED_JOBS = 1
-DEFAULT_STORE = Path("regrow-store")
 DEFAULT_OUT = Path("regrow-paper")
 
-What = Annotated[
+EntryArgument = Annotated[
     str,
-    typer.Argument(help="table-1, ..., figure-7; all that there is; or list.", show_default=False),
+    typer.Argument(
+        help="Table or figure, e.g. table-1 or figure-7; all; or list.", show_default=False
+    ),
 ]
 ScaleOption = Annotated[
-    str, typer.Option(help="paper: exactly; small: thinner and shorter; smoke: least of all.")
+    str,
+    typer.Option(
+        help="paper: as published; small: narrower networks, shorter training; smoke: minimal."
+    ),
 ]
 DataOption = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
-        help="Replace a data set: cifar10=hf:PATH, cifar100=..., imagenet=folder:PATH, "
+        metavar="NAME=OTHER",
+        help="Use other data in place of a data set: cifar10=hf:PATH, imagenet=folder:PATH, "
         "voc2007=voc:PATH.",
     ),
 ]
-StoreOption = Annotated[Path, typer.Option(help="Folder of results; all tables share it.")]
 OutOption = Annotated[
     Path | None, typer.Option(help="Folder to write to.", show_default="regrow-paper/<scale>")
 ]
-WorkersOption = Annotated[
-    int | None, typer.Option(min=0, help="Worker processes.", show_default="one a core")
-]
 SeedsOption = Annotated[
-    int | None, typer.Option(min=1, help="Seeds of each row.", show_default="the study's")
+    int | None, typer.Option(min=1, help="Seeds per row.", show_default="as in the study")
 ]
 OnlyOption = Annotated[
     list[str] | None,
-    typer.Option(help="Rows that contain this, such as 'ResNet-56*scratch'; may be repeated."),
+    typer.Option(
+        help="Run only the rows whose label matches, e.g. 'ResNet-56*scratch'; repeatable."
+    ),
 ]
-WithOption = Annotated[
-    list[Path] | None,
-    typer.Option("--with", help="Python file that registers data sets, to name in --data."),
-]
-DeviceOption = Annotated[str, typer.Option(help="Where networks are trained: cpu, cuda, ...")]
 PrecisionOption = Annotated[
-    str | None, typer.Option(help="fp32, bf16 or auto.", show_default="fp32, as the paper")
+    str | None, typer.Option(help="fp32, bf16 or auto.", show_default="fp32, as in the paper")
+]
+PlanOption = Annotated[
+    bool, typer.Option("--plan", help="Show the jobs and the estimated time; run nothing.")
 ]
 
 
-@app.command()
 def reproduce(
-    what: What,
+    what: EntryArgument,
     scale: ScaleOption = "paper",
     data: DataOption = None,
     with_files: WithOption = None,
@@ -79,31 +77,28 @@ def reproduce(
     only: OnlyOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Show jobs and time; run nothing.")] = False,
+    plan: PlanOption = False,
 ) -> None:
-    """Reproduce a table or figure of the paper, its printed number beside each of ours."""
-    from regrow.core.registry import load_file
+    """Reproduce a table or figure of the paper, with its printed numbers beside ours."""
     from regrow.reproduce import scales
     from regrow.reproduce.entries import entries, entry
 
     if what == "list":
         _list(list(entries().values()))
         return
-    for file in with_files or ():
-        load_file(file)
+    load_extensions(with_files)
     chosen = [*entries().values()] if what == "all" else [entry(what)]
     chosen_scale, replacements = scales.named(scale), pairs(data or ())
-    if sys.stderr.isatty():  # whoever watches sees at once that something happens
-        _say(f"Preparing {what} at scale {scale} ...")
+    if sys.stderr.isatty():
+        say(f"Preparing {what} at scale {scale} ...")
     from regrow.reproduce.data import Request
     from regrow.run import check_device
     from regrow.run.precision import Choice
-    from regrow.store import Store
     from regrow.train import AUTO
 
     choice = Choice(None, device=device)
     if precision == AUTO:
-        choice = Choice(Store.open(store, create=False) if store.exists() else None, device=device)
+        choice = Choice(open_store(store, create=False) if store.exists() else None, device=device)
         # The paper's scale is the paper's.
         precision = None if scale == "paper" or choice() == "fp32" else "bf16"
     request = Request(
@@ -118,46 +113,16 @@ def reproduce(
         _plan(chosen, request, store=store, workers=workers)
         return
     check_device(device)
-    choice.keep(_open(store))
+    choice.keep(open_store(store, create=True))
     if what == "all":
         _reproduce_all(chosen, request, store, folder, workers=workers, device=device)
     else:
-        opened = _open(store)
+        opened = open_store(store, create=True)
         made = _reproduce(chosen[0], request, opened, folder, workers=workers, device=device)
         print(made.text)
         print(f"Written to {folder}: report.md and what it shows.")
         if made.num_failed or not made.complete:
             raise typer.Exit(EXIT_FAILED_JOBS)
-
-
-@app.command()
-def claims(
-    ours: Annotated[
-        Path | None, typer.Option(help="Folder that `regrow reproduce` wrote.", show_default="none")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")
-    ] = False,
-) -> None:
-    """Judge the paper's claims on its printed numbers, and on ours where there are any."""
-    from regrow.reproduce.claims import evaluate_claims, render, to_json
-    from regrow.reproduce.own_results import read_cells
-
-    printed, own = evaluate_claims(), []
-    if ours is not None:
-        found = read_cells(ours)
-        own = evaluate_claims(
-            found.results,
-            widths_frame=found.widths,
-            sparsity_frame=found.sparsity,
-            curves_frame=found.curves,
-            weights_frame=found.weights,
-        )
-    if as_json:
-        both = {"printed": to_json(printed)} | ({"ours": to_json(own)} if ours else {})
-        print(json.dumps(both, indent=1, allow_nan=False))
-    else:
-        print(render(printed, ours=own))
 
 
 def _reproduce(
@@ -180,10 +145,10 @@ def _reproduce(
 
     plan = prepare(entry, request)
     for name, why in plan.skipped.items():
-        _say(f"{name} is not run. {why}")
+        say(f"{name} is not run. {why}")
     for notice in (*notices(plan.jobs), slow_bf16(plan.jobs, device)):
         if notice is not None:
-            _say(notice)
+            say(notice)
     with display() as show:
         run(plan.jobs, store, workers=workers, on_event=show, device=device)
     return publish(plan, read_back(plan, store), folder, made=_made())
@@ -201,11 +166,11 @@ def _reproduce_all(
     """Reproduce one table after the other, whatever becomes of the others."""
     from regrow.reproduce.publish import publish_all
 
-    opened = _open(store)
+    opened = open_store(store, create=True)
     tables: list[Published] = []
     problems: dict[str, str] = {}
     for one in chosen:
-        _say(f"{one.name} ...")
+        say(f"{one.name} ...")
         own = folder / one.name
         try:
             made = _reproduce(one, request, opened, own, workers=workers, device=device)
@@ -213,7 +178,7 @@ def _reproduce_all(
             raise
         except RegrowError as error:
             problems[one.name] = str(error)
-            _say(f"{one.name} is not run. {error}")
+            say(f"{one.name} is not run. {error}")
             continue
         tables.append(made)
         print(made.text)
@@ -235,9 +200,8 @@ def _plan(
     from regrow.reproduce.reproduce import prepare
     from regrow.run import num_cores
     from regrow.run.estimate import estimate
-    from regrow.store import Store
 
-    opened = Store.open(store, create=False) if store.exists() else None
+    opened = open_store(store, create=False) if store.exists() else None
     done: frozenset[str] = frozenset()
     jobs: dict[str, Job] = {}
     for one in chosen:
@@ -283,22 +247,12 @@ def _list(entries: Sequence["Entry"]) -> None:
         print(f"{one.name:10} {about}")
 
 
-def _open(store: Path) -> "Store":
-    from regrow.store import Store
-
-    return Store.open(store, create=True)
-
-
 def _made() -> dict[str, str]:
-    """Say with which command, when and on what machine."""
+    """Return the command, the date and the machine, for the report."""
     from regrow.run import num_cores
 
     return {
-        "command": shlex.join(["regrow", *sys.argv[1:]]),
+        "command": command_line(),
         "date": date.today().isoformat(),
         "machine": f"{num_cores()} cores, {platform.machine()}, {platform.system()}",
     }
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)

@@ -9,48 +9,48 @@ from typing import Annotated, Any
 
 import typer
 
+from regrow.cli.options import DeviceOption, WorkersOption
+from regrow.cli.terminal import processor
 from regrow.errors import Interrupted
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Measure how fast this machine is: training against a plain loop, a whole small study, "
-    "surgery.",
+    help="Benchmark this machine: training against a plain PyTorch loop, a small study, surgery.",
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-QuickOption = Annotated[bool, typer.Option(help="Seconds rather than minutes, and less sure.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
+QuickOption = Annotated[bool, typer.Option(help="Take seconds, not minutes; less precise.")]
 
 
 @app.command("train")
 def bench_train(
     device: DeviceOption = "cpu",
     data: Annotated[
-        str, typer.Option(help="32x32 images such as hf:FOLDER; default random ones.")
+        str, typer.Option(help="A set of 32x32 images such as hf:FOLDER; random ones by default.")
     ] = "synthetic",
     nets: Annotated[
-        list[str] | None, typer.Option(help="Which networks: with commas, or an option for each.")
+        list[str] | None,
+        typer.Option(help="Networks to measure, separated by commas or one per option."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Medians are over so many.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Of each measurement.")] = 6.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds to take medians over.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds per measurement.")] = 6.0,
     quick: QuickOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Count images a second: a plain PyTorch loop against ours, alone and together.
+    """Measure training throughput in images a second, against a plain PyTorch loop.
 
-    A network's row is printed when it is measured. Ctrl-C keeps the rows that are done.
+    Each network's row is printed once it is measured; Ctrl-C keeps the rows so far.
     """
     from regrow.bench.material import NETS, QUICK_NETS, Subject
     from regrow.bench.training import Row, foot, head, line, measure_training
 
-    asked_for = [name.strip() for part in nets or () for name in part.split(",")]
-    names = list(dict.fromkeys(asked_for)) or [*(QUICK_NETS if quick else NETS)]
+    given = [name.strip() for part in nets or () for name in part.split(",")]
+    names = list(dict.fromkeys(given)) or [*(QUICK_NETS if quick else NETS)]
     subjects = [Subject(net=name, data=data) for name in names]
     if quick:
         rounds, seconds = 1, 1.5
     rows: list[Row] = []
-    # One line as soon as it is known: all of them take minutes. What is known when the user stops
-    # the rest is kept.
+    # Rows are printed as they come, because all of them take minutes.
     with suppress(KeyboardInterrupt):
         for number, subject in enumerate(subjects, start=1):
             typer.echo(f"{subject.net}, {number} of {len(subjects)} ...", err=True)
@@ -58,10 +58,10 @@ def bench_train(
             rows.append(row)
             if not as_json:
                 typer.echo(line(row) if len(rows) > 1 else f"{head(row)}\n{line(row)}")
-    asked = {"device": device, "data": data, "batch": 64, "rounds": rounds, "seconds": seconds}
-    found = {**asked, "nets": names, "rows": [row.to_json() for row in rows]}
+    settings = {"device": device, "data": data, "batch": 64, "rounds": rounds, "seconds": seconds}
+    value = {**settings, "nets": names, "rows": [row.to_json() for row in rows]}
     if rows or as_json:
-        _show(found, foot(rows) if rows else "", as_json=as_json)
+        _show(value, foot(rows) if rows else "", as_json=as_json)
     if len(rows) < len(subjects):
         raise Interrupted(
             f"Stopped: {len(rows)} of {len(subjects)} networks are measured. The same command "
@@ -72,12 +72,12 @@ def bench_train(
 @app.command("study")
 def bench_study(
     device: DeviceOption = "cpu",
-    jobs: Annotated[int, typer.Option(min=2, help="How many trainings.")] = 40,
-    workers: Annotated[int | None, typer.Option(min=0, help="Default: as `regrow run`.")] = None,
+    jobs: Annotated[int, typer.Option(min=2, help="Number of trainings.")] = 40,
+    workers: WorkersOption = None,
     quick: QuickOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Count trainings of the quickstart a minute, with all that is around them."""
+    """Measure how many trainings of the quickstart finish per minute, overhead included."""
     from regrow.bench.studies import measure_study
 
     speed = measure_study(num_jobs=8 if quick else jobs, device=device, workers=workers)
@@ -86,7 +86,7 @@ def bench_study(
 
 @app.command("surgery")
 def bench_surgery(
-    rounds: Annotated[int, typer.Option(min=1, help="Medians are over so many.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds to take medians over.")] = 5,
     quick: QuickOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -100,12 +100,12 @@ def bench_surgery(
     _show({"rows": [row.to_json() for row in rows]}, table(rows), as_json=as_json)
 
 
-def _show(found: dict[str, Any], text: str, *, as_json: bool) -> None:
-    machine = _machine()
+def _show(value: dict[str, Any], text: str, *, as_json: bool) -> None:
+    about = _machine()
     if as_json:
-        typer.echo(json.dumps({"machine": machine, **found}, indent=2))
+        typer.echo(json.dumps({"machine": about, **value}, indent=2))
     else:
-        typer.echo(f"{text}\n\n" + ", ".join(f"{k} {v}" for k, v in machine.items()))
+        typer.echo(f"{text}\n\n" + ", ".join(f"{k} {v}" for k, v in about.items()))
 
 
 def _machine() -> dict[str, str]:
@@ -114,22 +114,9 @@ def _machine() -> dict[str, str]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     return {
         "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "cores": str(os.cpu_count()),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "load": f"{load:.1f} afterwards",
     }
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123  # not a path of the user's
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model n")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-if __name__ == "__main__":
-    app()

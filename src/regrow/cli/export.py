@@ -1,0 +1,115 @@
+"""The commands ``regrow export`` and ``regrow list``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from regrow.cli.inputs import load_extensions, load_study, open_store
+from regrow.cli.options import DEFAULT_STORE, JsonOption, StoreOption, StudyFile, WithOption
+from regrow.cli.terminal import console, print_json
+from regrow.errors import ConfigError, unknown
+
+
+def export(
+    study: StudyFile,
+    to: Annotated[Path, typer.Option(help="Folder to write the network to.", show_default=False)],
+    data: Annotated[str | None, typer.Option(help="Select the row with this data set.")] = None,
+    model: Annotated[str | None, typer.Option(help="Select the row with this model.")] = None,
+    method: Annotated[str | None, typer.Option(help="Select the row with this method.")] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Select the row with this sparsity.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Select the row with this target.")] = None,
+    arm: Annotated[str | None, typer.Option(help="Select the row with this arm.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Select the run with this seed.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    with_files: WithOption = None,
+    replace_data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=OTHER", help="The --data that `regrow run` was given."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one trained network: architecture.json, weights.safetensors, result.json.
+
+    The options select a run by its labels in the report's table; if they fit several, the message
+    lists the choices. In Python, regrow.load(FOLDER) returns the network.
+    """
+    load_extensions(with_files)
+    loaded, _ = load_study(study, store, data=replace_data, measure=False)
+    from regrow.studies.export import choose
+    from regrow.studies.export import export as write
+
+    labels = {
+        "data": data,
+        "model": model,
+        "method": method,
+        "sparsity": None if sparsity is None else f"{sparsity:g}",
+        "target": target,
+        "arm": arm,
+        "seed": None if seed is None else str(seed),
+    }
+    wanted = {axis: value for axis, value in labels.items() if value is not None}
+    opened = open_store(store, create=False)
+    written = write(choose(loaded.cells(), wanted), opened, to)
+    if as_json:
+        print_json(
+            {
+                "label": written.label,
+                "folder": str(written.folder),
+                "accuracy": written.accuracy,
+                "accuracy_unit": "percent",
+                "parameters": written.parameters,
+                "macs": written.macs,
+            }
+        )
+        return
+    print(
+        f"{written.label}: {written.accuracy:.2f} % on the test set, {written.parameters:,} "
+        f"parameters, {written.macs:,} MACs.\n"
+        f"Written to {written.folder}; regrow.load({str(written.folder)!r}) returns it."
+    )
+
+
+def list_names(
+    what: Annotated[
+        str, typer.Argument(help="data, models, methods, criteria, allocations, arms or recipes.")
+    ] = "all",
+    with_files: WithOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the names that a study file can use."""
+    load_extensions(with_files)
+    from regrow.studies.catalogue import catalogue
+
+    kinds = catalogue()
+    if what != "all":
+        if what not in kinds:
+            raise ConfigError(unknown("kind of name", what, [*kinds, "all"]))
+        kinds = {what: kinds[what]}
+    if as_json:
+        print_json(kinds)
+        return
+    for kind, names in kinds.items():
+        _print_names(kind, names, brief=what == "all")
+
+
+def _print_names(kind: str, names: Mapping[str, str], *, brief: bool) -> None:
+    """Print one line for each name; brief ones end with their first sentence."""
+    out = console()
+    out.print(Text(kind, style="bold"))
+    texts = {name: about.partition(". ")[0] if brief else about for name, about in names.items()}
+    if not out.is_terminal:
+        width = max(map(len, texts), default=0)
+        for name, about in texts.items():
+            print(f"  {name.ljust(width)}  {about}".rstrip())
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, about in texts.items():
+        table.add_row(f"  {escape(name)}", Text(about))
+    out.print(table)

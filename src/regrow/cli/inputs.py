@@ -1,0 +1,81 @@
+"""What commands read before they work: study files, stores and files of extensions."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regrow.cli.terminal import complain, say
+from regrow.errors import StoreError
+from regrow.studies.data_overrides import pairs
+
+if TYPE_CHECKING:
+    from regrow.asked import Asked
+    from regrow.jobs.base import Job
+    from regrow.run.precision import Choice
+    from regrow.store import Snapshot, Store
+
+
+def load_extensions(paths: Sequence[Path] | None) -> None:
+    """Import the files given by ``--with``."""
+    from regrow.core.registry import load_file
+
+    for path in paths or ():
+        load_file(path)
+
+
+def load_study(
+    path: Path,
+    store: Path,
+    *,
+    data: Sequence[str] | None = None,
+    device: str = "cpu",
+    measure: bool = True,
+) -> "tuple[Asked, Choice]":
+    """Read a study file, and the choice of precision that its ``auto`` was replaced by.
+
+    ``measure`` allows to time both precisions where the store holds no earlier choice.
+    """
+    from regrow.asked import load
+
+    others = pairs(data or ())
+    load(path, data=others)  # a mistake is reported before PyTorch is imported, which takes seconds
+    if sys.stderr.isatty():
+        say(f"Reading {path} ...")
+    from regrow.run.precision import Choice
+
+    choice = Choice(_existing(store), device=device, measure=measure)
+    return load(path, choice, data=others), choice
+
+
+def open_store(store: Path, *, create: bool) -> "Store":
+    """Open a store; a ``StoreError`` says what is wrong with it."""
+    from regrow.store import Store
+
+    return Store.open(store, create=create)
+
+
+def _existing(store: Path) -> "Store | None":
+    """Return the store if there is one; the command that needs it reports what is wrong with it."""
+    with suppress(StoreError):
+        return open_store(store, create=False)
+    return None
+
+
+def stored(store: "Store", specs: "Mapping[str, Mapping[str, Any]]") -> "Snapshot":
+    """Look up the jobs with these specs, and warn of damaged results."""
+    snapshot = store.snapshot(specs)
+    for problem in snapshot.damaged.values():
+        complain(problem)
+    return snapshot
+
+
+def warn_about(jobs: "Iterable[Job]", *, device: str = "cpu") -> None:
+    """Print the notices of the jobs' data, and whether bfloat16 is slow on the device."""
+    from regrow.asked import notices
+    from regrow.run.precision import slow_bf16
+
+    for notice in (*notices(jobs), slow_bf16(jobs, device)):
+        if notice is not None:
+            complain(notice)

@@ -1,0 +1,44 @@
+"""Options that several commands share, with their help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_STORE = Path("regrow-store")
+DEFAULT_REPORT = Path("regrow-report")
+
+StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).", show_default=False)]
+StoreOption = Annotated[
+    Path, typer.Option(help="Folder where results are stored; studies can share one.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Folder for the report.", show_default="regrow-report/<name>")
+]
+WithOption = Annotated[
+    list[Path] | None,
+    typer.Option("--with", help="Python file that registers methods, models, data sets or arms."),
+]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="NAME=OTHER",
+        help="Use other data in place of a data set of the study, e.g. cifar10=hf:PATH.",
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Number of worker processes; 0 trains in this process.",
+        show_default="one per core",
+    ),
+]
+CheckpointOption = Annotated[
+    float, typer.Option(min=0.1, help="Seconds between checkpoints of a training.")
+]
+DeviceOption = Annotated[str, typer.Option(help="Device to train on: cpu, cuda or cuda:1.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON, and nothing else on stdout.")
+]

@@ -1,0 +1,151 @@
+"""The commands ``regrow plan`` and ``regrow status``: the work left, and the work done so far."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from regrow.cli.inputs import load_extensions, load_study, open_store, stored, warn_about
+from regrow.cli.options import (
+    DEFAULT_STORE,
+    DataOption,
+    JsonOption,
+    StoreOption,
+    StudyFile,
+    WithOption,
+    WorkersOption,
+)
+from regrow.cli.terminal import console, count, print_json
+from regrow.core.durations import in_words
+from regrow.studies.data_overrides import pairs
+
+if TYPE_CHECKING:
+    from regrow.run.estimate import Estimate
+    from regrow.store import Snapshot
+    from regrow.studies.job_list import Planned
+
+# Status of a job, and its words in a sentence.
+WORDS = {"done": "done", "running": "running", "paused": "stopped half-way", "failed": "failed"}
+
+
+def plan(
+    study: StudyFile,
+    store: StoreOption = DEFAULT_STORE,
+    workers: WorkersOption = None,
+    with_files: WithOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a study's jobs, and estimate how long the unfinished ones take on this machine."""
+    load_extensions(with_files)
+    loaded, _ = load_study(study, store, data=data)
+    from regrow.jobs.base import specs
+    from regrow.run import num_cores
+    from regrow.run.estimate import estimate
+
+    jobs = loaded.jobs()
+    opened = open_store(store, create=False) if store.exists() else None
+    done = stored(opened, specs(jobs)).done if opened else frozenset[str]()
+    num_workers = max(workers if workers is not None else num_cores(), 1)
+    warn_about(jobs)
+    work = estimate(jobs, done, workers=num_workers, store=opened)
+    if as_json:
+        print_json(
+            {
+                "study": loaded.name,
+                "jobs": work.jobs,
+                "done": work.done,
+                "by_kind": work.by_kind,
+                "training_flops": work.training_flops,
+                "seconds": work.seconds,
+                "compute_seconds": work.compute_seconds,
+                "workers": num_workers,
+            }
+        )
+    else:
+        _print_plan(loaded.title, work, num_workers)
+
+
+def _print_plan(title: str, work: "Estimate", num_workers: int) -> None:
+    table = Table("jobs", "in all", "done", "to do", title=Text(f"Plan of {title}"))
+    for kind, (total, ready) in work.by_kind.items():
+        table.add_row(kind, str(total), str(ready), str(total - ready))
+    table.add_row("all", str(work.jobs), str(work.done), str(work.jobs - work.done))
+    console().print(table)
+    if work.done == work.jobs:
+        console().print("Every job is done: `regrow report` shows the results.")
+        return
+    source = "the jobs done so far" if work.from_records else "a short calibration"
+    console().print(
+        f"Training left: {work.training_flops:.3g} FLOPs, about {in_words(work.seconds)} with "
+        f"{count(num_workers, 'worker')} on this machine under its current load (estimated from "
+        f"{source}; the sizes of networks that are not pruned yet are guesses).",
+        highlight=False,
+    )
+
+
+def status(
+    study: StudyFile,
+    store: StoreOption = DEFAULT_STORE,
+    with_files: WithOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how many of a study's jobs are done, running, stopped, failed or not started."""
+    load_extensions(with_files)
+    from regrow.studies.job_list import recall
+
+    opened = open_store(store, create=False)
+    overrides = pairs(data or ())
+    planned = recall(opened, study, data=overrides) or _planned(study, store, data)
+    groups = _by_status(planned, stored(opened, planned.specs))
+    running = {planned.labels[key]: opened.progress(key) for key in groups["running"]}
+    failures = {
+        planned.labels[key]: (opened.failure(key) or {}).get("message") for key in groups["failed"]
+    }
+    if as_json:
+        print_json(
+            {
+                "study": planned.name,
+                "jobs": len(planned.labels),
+                "counts": {name: len(keys) for name, keys in groups.items()},
+                "running": [{"job": job, **progress} for job, progress in running.items()],
+                "failed": [{"job": job, "message": text} for job, text in failures.items()],
+            }
+        )
+        return
+    lines = [f"{planned.title}: {_counts(groups)}."]
+    for job, progress in running.items():
+        share, note = progress.get("fraction", 0.0), progress.get("note", "")
+        lines.append(f"  running {job}: {share:.0%} {note}".rstrip())
+    lines += [f"  failed {job}: {text}" for job, text in failures.items()]
+    lines += ["`regrow run` tries failed jobs again."] if failures else []
+    for line in lines:
+        console().print(line, markup=False, highlight=False)
+
+
+def _planned(study: Path, store: Path, data: list[str] | None) -> "Planned":
+    """Expand a study that was not run in its present form."""
+    loaded, _ = load_study(study, store, data=data, measure=False)
+    from regrow.jobs.base import all_jobs
+    from regrow.studies.job_list import Planned
+
+    return Planned.of(loaded.name, loaded.title, all_jobs(loaded.jobs()))
+
+
+def _by_status(planned: "Planned", snapshot: "Snapshot") -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {name: [] for name in (*WORDS, "missing")}
+    for key in planned.labels:
+        name = next((name for name in WORDS if key in getattr(snapshot, name)), "missing")
+        groups[name].append(key)
+    return groups
+
+
+def _counts(groups: Mapping[str, list[Any]]) -> str:
+    total = sum(map(len, groups.values()))
+    parts = [f"{len(groups['done'])} of {count(total, 'job')} done"]
+    parts += [f"{len(groups[k])} {word}" for k, word in WORDS.items() if groups[k] and k != "done"]
+    parts += [f"{len(groups['missing'])} not started"] if groups["missing"] else []
+    return ", ".join(parts)

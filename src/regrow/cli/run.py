@@ -1,0 +1,225 @@
+"""The commands ``regrow quickstart``, ``run`` and ``report``."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from datetime import date
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from regrow.cli.inputs import load_extensions, load_study, open_store, warn_about
+from regrow.cli.options import (
+    DEFAULT_REPORT,
+    DEFAULT_STORE,
+    CheckpointOption,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    OutOption,
+    StoreOption,
+    StudyFile,
+    WithOption,
+    WorkersOption,
+)
+from regrow.cli.terminal import (
+    EXIT_FAILED_JOBS,
+    command_line,
+    count,
+    in_lines,
+    machine,
+    print_json,
+    say,
+)
+from regrow.core.durations import clock
+from regrow.errors import ConfigError
+from regrow.studies.data_overrides import pairs
+
+if TYPE_CHECKING:
+    from regrow.asked import Asked
+    from regrow.report import Report
+    from regrow.run import Summary
+    from regrow.run.precision import Choice
+    from regrow.store import Store
+    from regrow.tasks.metric import Metric
+
+
+def quickstart(
+    store: StoreOption = DEFAULT_STORE,
+    out: OutOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Run a small study on handwritten digits: three methods, every arm, five seeds."""
+    study = Path(str(files("regrow.cli"))) / "quickstart.yaml"
+    _run(study, store, out, workers=workers)
+
+
+def run(
+    study: StudyFile,
+    store: StoreOption = DEFAULT_STORE,
+    out: OutOption = None,
+    workers: WorkersOption = None,
+    with_files: WithOption = None,
+    data: DataOption = None,
+    checkpoint_seconds: CheckpointOption = 60.0,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Run a study's unfinished jobs, then write the report.
+
+    Stop it whenever you like; the same command resumes.
+    """
+    load_extensions(with_files)
+    _run(
+        study,
+        store,
+        out,
+        workers=workers,
+        checkpoint_seconds=checkpoint_seconds,
+        device=device,
+        as_json=as_json,
+        data=data,
+    )
+
+
+def report(
+    study: StudyFile,
+    store: StoreOption = DEFAULT_STORE,
+    out: OutOption = None,
+    with_files: WithOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the report from the results so far, and print its table and answer."""
+    load_extensions(with_files)
+    loaded, choice = load_study(study, store, data=data, measure=False)
+    opened = open_store(store, create=False)
+    written, statuses = _report(loaded, opened, out, choice=choice)
+    _print_report(written, as_json=as_json)
+    if "failed" in statuses:
+        raise typer.Exit(EXIT_FAILED_JOBS)
+
+
+def _run(
+    path: Path,
+    store: Path,
+    out: Path | None,
+    *,
+    workers: int | None,
+    checkpoint_seconds: float = 60.0,
+    device: str = "cpu",
+    as_json: bool = False,
+    data: Sequence[str] | None = None,
+) -> None:
+    study, choice = load_study(path, store, data=data, device=device)
+    from regrow.jobs.base import all_jobs
+    from regrow.run import check_device
+    from regrow.run import run as run_jobs
+    from regrow.run.display import display
+    from regrow.studies.job_list import Planned, remember
+
+    jobs = study.jobs()  # checks data and networks, so that a study in error leaves no store
+    check_device(device)
+    warn_about(jobs, device=device)
+    opened = open_store(store, create=True)
+    choice.keep(opened)
+    planned = Planned.of(study.name, study.title, all_jobs(jobs))
+    remember(opened, path, planned, data=pairs(data or ()))
+    _check_writable(_report_folder(study, out))
+    with display() as show:
+        summary = run_jobs(
+            jobs,
+            opened,
+            workers=workers,
+            on_event=show,
+            checkpoint_seconds=checkpoint_seconds,
+            device=device,
+        )
+    written, statuses = _report(study, opened, out, choice=choice)
+    _print_report(written, as_json=as_json, summary=summary)
+    _print_summary(summary, written.paths[0])
+    if set(statuses) != {"done"} or not summary.complete:
+        raise typer.Exit(EXIT_FAILED_JOBS)
+
+
+def _print_summary(summary: "Summary", page: Path) -> None:
+    """Print how many jobs were done or failed on standard error."""
+    line = f"{count(len(summary.done), 'job')} done in {clock(summary.seconds)}"
+    if summary.reused:
+        line += f", {len(summary.reused)} were done before"
+    if summary.failed:
+        line += f"; {len(summary.failed)} FAILED"
+        if summary.blocked:
+            line += f" and {count(len(summary.blocked), 'other')} cannot be done without them"
+        line += f": see 'Failures' in {page}. The same command tries them again"
+    say(f"{line}.")
+
+
+def _report_folder(study: "Asked", out: Path | None) -> Path:
+    return out if out is not None else DEFAULT_REPORT / study.name
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a report folder that cannot be written, before any training."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write the report to '{folder}': {error.strerror or error}. Name a folder "
+            "that you may write to with --out."
+        ) from error
+
+
+def _report(
+    study: "Asked", store: "Store", out: Path | None, *, choice: "Choice"
+) -> "tuple[Report, list[str]]":
+    """Write the report of a study, and return the status of each of its runs too."""
+    from regrow.asked import collect, notices
+    from regrow.report import write
+
+    results = collect(study, store)
+    written = write(
+        results.runs,
+        _report_folder(study, out),
+        title=study.title,
+        command=command_line(),
+        machine=machine(),
+        date=date.today().isoformat(),
+        margin=study.margin,
+        failures=results.failures,
+        extras=results.extras,
+        notes=notices(study.jobs()),
+        precision=str(choice.decision) if choice.decision is not None else None,
+    )
+    return written, [run.status for run in results.runs]
+
+
+def _print_report(written: "Report", *, as_json: bool, summary: "Summary | None" = None) -> None:
+    if not as_json:
+        print(written.text)
+        print(f"Written to {written.paths[0].parent}:")
+        print(in_lines(path.name for path in written.paths))
+        return
+    value: dict[str, Any] = {
+        **{f"{metric.key}_unit": _unit(metric) for metric in written.metrics},
+        "rows": json.loads(written.frame.to_json(orient="records")),
+        "answer": written.answer,
+        "paths": [str(path) for path in written.paths],
+    }
+    if summary is not None:
+        value["jobs"] = {
+            "done": len(summary.done),
+            "reused": len(summary.reused),
+            "failed": list(summary.failed),
+            "blocked": list(summary.blocked),
+            "seconds": round(summary.seconds, 3),
+        }
+    print_json(value)
+
+
+def _unit(metric: "Metric") -> str:
+    return "percent" if metric.unit == "%" else metric.difference_unit

@@ -1,0 +1,76 @@
+"""Printing for the commands: results on standard output, all else on standard error."""
+
+import json
+import platform
+import shlex
+import sys
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+EXIT_FAILED_JOBS = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+PIPE_WIDTH = 10_000  # never wrap lines that go to a file or another program
+
+
+def console() -> Console:
+    """Return a console on standard output."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+
+
+def say(line: str) -> None:
+    """Print a line on standard error, where progress goes too."""
+    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def complain(message: str) -> None:
+    """Print a warning or an error on standard error, under the program's name."""
+    say(f"regrow: {message}")
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on standard output."""
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number with its noun.
+
+    >>> count(1, "job"), count(2, "job")
+    ('1 job', '2 jobs')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def in_lines(names: Iterable[str]) -> str:
+    """Write names as an indented paragraph."""
+    return textwrap.fill(
+        ", ".join(names), 79, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+    )
+
+
+def command_line() -> str:
+    """Return the command that is running, as a shell would take it."""
+    return shlex.join(["regrow", *sys.argv[1:]])
+
+
+def processor() -> str:
+    """Return the processor's model, or its architecture where the system does not say."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        if models:
+            return models[0]
+    return platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """Describe the machine without naming it."""
+    from regrow.run import num_cores
+
+    return f"{num_cores()} cores, {processor()}, {platform.system()}"
