@@ -11,16 +11,8 @@ Every module of this folder that registers a data set adds one (``register_data`
 from typing import TYPE_CHECKING
 
 from regrow.core.lazy import exports
-from regrow.data.base import (
-    DATASETS,
-    DataEntry,
-    Encoded,
-    Normalisation,
-    Raw,
-    Split,
-    register_data,
-)
-from regrow.data.spec import AUGMENTATIONS, DataSpec
+from regrow.data.base import Encoded, Normalisation, Raw, Split
+from regrow.data.spec import AUGMENTATIONS, DATASETS, DataEntry, DataSpec, register_data
 
 if TYPE_CHECKING:
     from regrow.data.augment import draw, normalise, scale_bytes, scaling

@@ -1,23 +1,9 @@
-"""The raw form of a data set, as its loader returns it, and the registry of loaders.
-
-A data set is one file with one function. It says where its images are and what their labels are;
-splitting, decoding, resizing, caching, checking and augmenting are done for it by ``load``::
-
-    @register_data("two-greys")
-    def two_greys(spec: DataSpec) -> Raw:
-        pixels = torch.tensor([0, 255], dtype=torch.uint8).repeat(50).view(100, 1, 1, 1)
-        labels = torch.tensor([0, 1]).repeat(50)
-        images = pixels.expand(100, 1, 8, 8)
-        return Raw(classes=("black", "white"), train=Split(images=images, labels=labels))
-"""
+"""Images and labels as a data set returns them (``Raw``), before ``load`` prepares them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
-
-from regrow.core.registry import Registry
-from regrow.data.spec import DATA_NAMES, DataSpec
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,34 +78,3 @@ class Raw:
     normalisations: Mapping[str, Normalisation] = field(default_factory=dict)
     augmentation: str | None = None
     notices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataEntry:
-    """A registered data set: how to read it, and how to tell its content."""
-
-    name: str
-    read: Callable[[DataSpec], Raw]
-    content: Callable[[DataSpec], str] | None
-
-
-DATASETS: Registry[DataEntry] = Registry("data set", DATA_NAMES, register="register_data")
-
-F = TypeVar("F", bound=Callable[[DataSpec], Raw])
-
-
-def register_data(
-    name: str, *, content: Callable[[DataSpec], str] | None = None
-) -> Callable[[F], F]:
-    """Register a function under a name, or a prefix such as ``folder:``.
-
-    ``content`` returns a text that is equal where the images are equal, cheaply: results are kept
-    under it. Without it, the name and the code of the registering file stand for the content, so
-    a data set that reads files of its own should give one.
-    """
-
-    def register(read: F) -> F:
-        DATASETS.add(name, DataEntry(name=name, read=read, content=content), origin=read)
-        return read
-
-    return register

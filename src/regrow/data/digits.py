@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regrow.data.base import Normalisation, Raw, Split, register_data
-from regrow.data.spec import DataSpec
+from regrow.data.base import Normalisation, Raw, Split
+from regrow.data.spec import DataSpec, register_data
 from regrow.errors import DataError
 
 SHA256 = "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from regrow.data.base import Raw, Split, register_data
+from regrow.data.base import Raw, Split
 from regrow.data.cache import digest
 from regrow.data.decode import ADVICE
 from regrow.data.files import files_below, folders_in, in_words, is_junk
-from regrow.data.spec import DataSpec
+from regrow.data.spec import DataSpec, register_data
 from regrow.data.splits import split_called, split_within
 from regrow.errors import DataError
 

@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from regrow.data.base import Raw, Split, register_data
+from regrow.data.base import Raw, Split
 from regrow.data.cache import data_root, digest, file_digest, kept_file
 from regrow.data.labels import LabelColumn, code, is_labelled, kind_of, plain
 from regrow.data.parquet import find
-from regrow.data.spec import DataSpec
+from regrow.data.spec import DataSpec, register_data
 from regrow.errors import ConfigError, DataError, unknown
 
 # Preferred first: a set with several label columns (CIFAR-100's fine and coarse) means the finest.

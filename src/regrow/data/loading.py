@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from regrow.core.seeds import seeded
-from regrow.data.base import DATASETS, Encoded, Normalisation, Raw, Split
+from regrow.data.base import Encoded, Normalisation, Raw, Split
 from regrow.data.cache import data_root, decoded, digest, remembered
 from regrow.data.decode import Look, decode_all, look, look_at_all, resize_all
 from regrow.data.images import Images, MemoryImages, StreamedImages
 from regrow.data.normalisation import IMAGENET, computed, recognised
 from regrow.data.readable import left_out as word_left_out
 from regrow.data.readable import without_unreadable
-from regrow.data.spec import DataSpec
+from regrow.data.spec import DATASETS, DataSpec
 from regrow.data.splits import seeded_subset, split
 from regrow.errors import ConfigError, DataError, unknown
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from regrow.core.seeds import seeded
-from regrow.data.base import Raw, Split, register_data
-from regrow.data.spec import DataSpec
+from regrow.data.base import Raw, Split
+from regrow.data.spec import DataSpec, register_data
 
 VERSION = 1  # raise it when the same seed comes to mean other images
 CLASSES = ("circle", "square", "triangle")

@@ -1,11 +1,24 @@
-"""The data that a study asks for: one frozen, checked value."""
+"""A study's request for data (``DataSpec``), and the registry of data sets that it names.
+
+A data set is one file with one function. It says where its images are and what their labels are;
+splitting, decoding, resizing, caching, checking and augmenting are done for it by ``load``::
+
+    @register_data("two-greys")
+    def two_greys(spec: DataSpec) -> Raw:
+        pixels = torch.tensor([0, 255], dtype=torch.uint8).repeat(50).view(100, 1, 1, 1)
+        labels = torch.tensor([0, 1]).repeat(50)
+        images = pixels.expand(100, 1, 8, 8)
+        return Raw(classes=("black", "white"), train=Split(images=images, labels=labels))
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
+from regrow.core.registry import Registry
 from regrow.core.validation import is_int, is_number
+from regrow.data.base import Raw
 from regrow.errors import ConfigError, unknown
 
 AUGMENTATIONS = ("none", "flip", "shift", "pad-crop-flip", "resized-crop-flip")  # see ``augment``
@@ -56,8 +69,6 @@ class DataSpec:
     on_error: OnError = "stop"
 
     def __post_init__(self) -> None:
-        from regrow.data.base import DATASETS  # here, because a data set's file imports this one
-
         key = DATASETS.key(self.name)
         name = key + self.name.strip().partition(":")[2] if key.endswith(":") else key
         if name.endswith(":"):
@@ -149,3 +160,34 @@ class DataSpec:
             f"Data set {self.name!r}: the {option!r} must be {expected}. "
             f"Got {getattr(self, option)!r}."
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataEntry:
+    """A registered data set: how to read it, and how to tell its content."""
+
+    name: str
+    read: Callable[[DataSpec], Raw]
+    content: Callable[[DataSpec], str] | None
+
+
+DATASETS: Registry[DataEntry] = Registry("data set", DATA_NAMES, register="register_data")
+
+F = TypeVar("F", bound=Callable[[DataSpec], Raw])
+
+
+def register_data(
+    name: str, *, content: Callable[[DataSpec], str] | None = None
+) -> Callable[[F], F]:
+    """Register a function under a name, or a prefix such as ``folder:``.
+
+    ``content`` returns a text that is equal where the images are equal, cheaply: results are kept
+    under it. Without it, the name and the code of the registering file stand for the content, so
+    a data set that reads files of its own should give one.
+    """
+
+    def register(read: F) -> F:
+        DATASETS.add(name, DataEntry(name=name, read=read, content=content), origin=read)
+        return read
+
+    return register

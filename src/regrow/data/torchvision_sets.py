@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from regrow.data.base import Normalisation, Raw, Split, register_data
+from regrow.data.base import Normalisation, Raw, Split
 from regrow.data.cache import data_root
 from regrow.data.normalisation import CIFAR10_NORMALISATIONS, CIFAR100_NORMALISATIONS
-from regrow.data.spec import DataSpec
+from regrow.data.spec import DataSpec, register_data
 from regrow.errors import DataError
 
 # Over all pixels of the 60,000 training images, as published everywhere.

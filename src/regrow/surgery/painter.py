@@ -1,6 +1,6 @@
 """Paint a recorded network: colours carried through every operation, and where they lie."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 from regrow.errors import TraceError
 from regrow.surgery.colours import WHOLE, ZERO, Colours, Paint, spread
 from regrow.surgery.groups import WIDTH, Role, belongs
-from regrow.surgery.rules import RULES
 from regrow.surgery.tape import Node, Ref, Tape
 
 
@@ -23,13 +22,21 @@ class Mark:
     role: Role
 
 
+Rule = Callable[["Painter", Node], None]  # what an operation does to colours
+
+
 @dataclass
 class Painter:
-    """Carry colours through a tape, and note where they lie in every parameter."""
+    """Carry colours through a tape, and note where they lie in every parameter.
+
+    ``rules`` say by an operation's name what it does to colours; one without a rule keeps whole
+    whatever enters it.
+    """
 
     tape: Tape
     views: frozenset[str]
     movers: frozenset[str]
+    rules: Mapping[str, Rule] = field(kw_only=True)
     colours: Colours = field(default_factory=Colours)
     paints: dict[int, Paint] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
@@ -57,7 +64,7 @@ class Painter:
             elif "out" in node.kwargs:
                 self.unknown(node)
             else:
-                RULES.get(node.name, Painter.unknown)(self, node)
+                self.rules.get(node.name, Painter.unknown)(self, node)
             if node.in_place:
                 self._follow_aliases(node)
         for index in self.tape.outputs:
@@ -235,7 +242,7 @@ class Painter:
             if sum(size > 1 for size in self.value(first).shape) <= 1 and self.paint_parameter(
                 first
             ):
-                RULES[node.name](self, node)
+                self.rules[node.name](self, node)
             else:
                 self._compute(node)
             return

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.surgery.colours import WHOLE, ZERO, Paint, paint, spread
+from regrow.surgery.painter import Painter, Rule
 from regrow.surgery.tape import Node, Ref
 
-if TYPE_CHECKING:
-    from regrow.surgery.painter import Painter
-
-Rule = Callable[["Painter", Node], None]
 RULES: dict[str, Rule] = {}
 
 

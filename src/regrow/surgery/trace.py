@@ -12,6 +12,7 @@ from regrow.surgery.colours import ZERO, Classes, ViewConflictError
 from regrow.surgery.groups import Group, Kind, Slot, Trace, belongs
 from regrow.surgery.norms import BATCH_NORMS
 from regrow.surgery.painter import Painter
+from regrow.surgery.rules import RULES
 from regrow.surgery.tape import Node, Tape, record
 from regrow.surgery.trial import refused
 from regrow.surgery.whole import whole_layers
@@ -44,7 +45,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, keep: Sequence[s
     views = _candidate_views(tape)
     counted: dict[str, str] = {}
     while True:
-        painter = Painter(tape, views, movers)
+        painter = Painter(tape, views, movers, rules=RULES)
         try:
             painter.run()
         except ViewConflictError as conflict:
