@@ -1,10 +1,15 @@
-"""The rooms of the house: imports go to a lower level only, and the command line starts light."""
+"""The structure of the package: imports go to a lower level only, no two files import each other,
+functions and files stay short, and the command line starts without PyTorch.
+"""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -30,6 +35,15 @@ LEVELS: list[set[str]] = [
     {"cli", "__init__"},
     {"__main__"},
 ]
+MOST_ROOT_FILES = 5
+MOST_FUNCTION_LINES = 60
+MOST_FILE_LINES = 600
+# What is longer still. Shorten these; nothing is added.
+LONG_FUNCTIONS = {"pruning/select.py: select", "train/training.py: __init__"}
+LONG_FILES = {"jobs/jobs.py"}
+# Rooms that carry a study from its file to a row of its report; those below do the work of a job.
+PATH_ROOMS = {"asked", "studies", "jobs", "run", "store", "report", "detection"}
+MOST_PATH_FILES = 23
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HEAVY = ("torch", "torchvision", "pandas", "matplotlib", "scipy", "sklearn", "pyarrow")
 
@@ -77,6 +91,107 @@ def test_imports_go_to_a_lower_level_only(room: str) -> None:
                 f"{file.name}, line {line}: {room} (level {LEVEL[room]}) imports {other} (level "
                 f"{LEVEL[other]})"
             )
+
+
+def module_of(file: Path) -> str:
+    """Return the name under which a file is imported."""
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def files() -> dict[str, Path]:
+    """Return every file of the package by the name of its module."""
+    return {module_of(file): file for files in rooms().values() for file in files}
+
+
+def imports_of(file: Path, known: dict[str, Path]) -> set[str]:
+    """Return the modules that a file imports anywhere: at its top, in functions and for types."""
+    modules = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            paths = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules |= {path if path in known else str(node.module) for path in paths}
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+    return modules & known.keys()
+
+
+def test_no_two_files_import_each_other() -> None:
+    known = files()
+    graph = {name: imports_of(file, known) - {name} for name, file in known.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
+
+
+def test_the_root_holds_few_files() -> None:
+    names = [file.name for file in PACKAGE.iterdir() if file.is_file() and file.name != "py.typed"]
+    assert len(names) <= MOST_ROOT_FILES, f"move one of {', '.join(sorted(names))} into a room"
+
+
+def test_functions_and_files_are_short() -> None:
+    long_functions, long_files = {}, {}
+    for file in files().values():
+        text, name = file.read_text(encoding="utf-8"), file.relative_to(PACKAGE).as_posix()
+        if (lines := len(text.splitlines())) > MOST_FILE_LINES:
+            long_files[name] = lines
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if (lines := node.end_lineno - node.lineno + 1) > MOST_FUNCTION_LINES:
+                    long_functions[f"{name}: {node.name}"] = lines
+    for kind, found, allowed, most in (
+        ("functions", long_functions, LONG_FUNCTIONS, MOST_FUNCTION_LINES),
+        ("files", long_files, LONG_FILES, MOST_FILE_LINES),
+    ):
+        new = {name: lines for name, lines in found.items() if name not in allowed}
+        assert not new, f"{kind} of more than {most} lines: {new}"
+        assert allowed <= found.keys(), (
+            f"no longer long: take {allowed - found.keys()} off the list"
+        )
+
+
+def test_the_path_of_a_study_to_its_row_crosses_few_files(tmp_path: Path) -> None:
+    """Count the files that run between a study file and a row, in this process, without workers.
+
+    A file counts if one of its functions is called, and if it belongs to a room that carries the
+    study (``PATH_ROOMS``). Rooms below, which do the work of a job (data, models, surgery, train,
+    pruning, methods, cost), and ``core`` do not count. The aim is 16.
+    """
+    from regrow.asked import collect, load
+    from regrow.report import summarise
+    from regrow.run import run
+    from regrow.store import Store
+
+    (tmp_path / "study.yaml").write_text(
+        "data: {name: digits, subset: 60, test_subset: 40}\n"
+        "models: {name: vgg, plan: [4, M, 4]}\n"
+        "methods: {name: l1-filter, sparsity: 0.5}\n"
+        "arms: fine-tune\n"
+        "seeds: 1\n"
+        "recipe: {name: cifar, epochs: 1, batch: 20, precision: fp32}\n"
+    )
+    called: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_name != "<module>":
+            called.add(frame.f_code.co_filename)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        study, store = load(tmp_path / "study.yaml"), Store.open(tmp_path / "store", create=True)
+        run(study.jobs(), store, workers=0)
+        rows = summarise(collect(study, store).runs)
+    finally:
+        sys.setprofile(before)
+    assert len(rows) == 1
+    paths = [Path(name).relative_to(PACKAGE) for name in called if name.startswith(str(PACKAGE))]
+    crossed = sorted(
+        path.as_posix() for path in paths if path.parts[0].removesuffix(".py") in PATH_ROOMS
+    )
+    assert len(crossed) <= MOST_PATH_FILES, crossed
 
 
 def _modules_after(statement: str) -> set[str]:

@@ -1,9 +1,25 @@
-"""ResNet for large images as torchvision lays it out, its thinner targets, and ResNeXt."""
+"""ResNet for large images as torchvision lays it out, its thinner targets, and ResNeXt.
+
+- imagenet-resnet-34 is the parent of the paper's Table 1 (L1-norm pruning) and of soft filter
+  pruning; resnet-34-a and resnet-34-b are its targets, which ``l1-filter`` cuts as well.
+- imagenet-resnet-50 is Table 6's (unstructured) and soft filter pruning's. With
+  ``shortcut_bias=True`` it is the reference of Tables 2 and 3 in the official code.
+- resnet-50-30, -50 and -70 are ThiNet's targets (Table 2); the number is the share kept.
+- resnet-50-2x is the target of regression-based reconstruction (Table 3), with the published
+  selections.
+- imagenet-resnext-50 (32x4d: ``groups`` of ``group_width`` channels per 64 planes) is for
+  sparse structure selection of groups; no table of the paper has it.
+
+Reference: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385;
+ResNeXt: Xie et al., Aggregated Residual Transformations for Deep Neural Networks, CVPR 2017,
+arXiv:1611.05431.
+"""
 
 import json
 import re
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -120,21 +136,7 @@ def imagenet_resnet(
     passed on, one list for each block. Without them, at another ``width`` than 1, or where a
     ``selection_seed`` is given, they are a random choice by that seed (or 0), fixed for good.
 
-    - imagenet-resnet-34 is the parent of the paper's Table 1 (L1-norm pruning) and of soft filter
-      pruning; resnet-34-a and resnet-34-b are its targets, which ``l1-filter`` cuts as well.
-    - imagenet-resnet-50 is Table 6's (unstructured) and soft filter pruning's. With
-      ``shortcut_bias=True`` it is the reference of Tables 2 and 3 in the official code.
-    - resnet-50-30, -50 and -70 are ThiNet's targets (Table 2); the number is the share kept.
-    - resnet-50-2x is the target of regression-based reconstruction (Table 3), with the published
-      selections.
-    - imagenet-resnext-50 (32x4d: ``groups`` of ``group_width`` channels per 64 planes) is for
-      sparse structure selection of groups; no table of the paper has it.
-
     ``weights="torchvision"`` starts from torchvision's trained weights (see ``models.pretrained``).
-
-    Reference: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385;
-    ResNeXt: Xie et al., Aggregated Residual Transformations for Deep Neural Networks, CVPR 2017,
-    arXiv:1611.05431.
     """
     basic, num_blocks = depth in BASIC, NUM_BLOCKS[depth]
     if widths is None:
@@ -146,36 +148,38 @@ def imagenet_resnet(
     published = width == 1.0 and selection_seed is None
     chosen = iter(_fitting(selections, widths) if selections and published else ())
     drawn = seeded(selection_seed or 0, "input-selection")
-    channels = scaled(STEM, width)
-    parts: list[tuple[str, nn.Module]] = [
+
+    def block(channels: int, num_out: int, stride: int) -> nn.Module:
+        """Build the next block: its shortcut, and the widths and the selection that follow."""
+        shortcut = _shortcut(channels, num_out, stride=stride, bias=shortcut_bias)
+        inner = next(rest)
+        if basic:
+            return Basic([channels, *inner, num_out], stride=stride, shortcut=shortcut)
+        select = _select(channels, inner[:-2], next(chosen, None), generator=drawn)
+        ends = [*(inner[:-2] or [channels]), *inner[-2:], num_out]
+        return Bottleneck(ends, stride=stride, groups=groups, select=select, shortcut=shortcut)
+
+    stem = scaled(STEM, width)
+    outs = [scaled(planes * (1 if basic else EXPANSION), width) for planes in PLANES]
+    parts = _stem(in_channels, stem)
+    for stage, (channels, num_out) in enumerate(pairwise([stem, *outs])):
+        blocks = [block(channels, num_out, 1 if stage == 0 else 2)]
+        blocks += [block(num_out, num_out, 1) for _ in range(1, num_blocks[stage])]
+        parts.append((f"stage{stage + 1}", nn.Sequential(*blocks)))
+    model = Classifier(named(parts), nn.Linear(outs[-1], classes), init=Init())
+    if weights == "torchvision":
+        name = f"resnext{depth}_{groups}x{group_width}d" if groups > 1 else f"resnet{depth}"
+        load_torchvision_(model, name, rename=torchvision_name)
+    return model
+
+
+def _stem(in_channels: int, channels: int) -> list[tuple[str, nn.Module]]:
+    return [
         ("conv", conv(in_channels, channels, kernel=7, stride=2)),
         ("norm", nn.BatchNorm2d(channels)),
         ("relu", nn.ReLU()),
         ("pool", nn.MaxPool2d(3, stride=2, padding=1)),
     ]
-    for stage, (planes, num) in enumerate(zip(PLANES, num_blocks, strict=True), start=1):
-        num_out = scaled(planes * (1 if basic else EXPANSION), width)
-        blocks: list[nn.Module] = []
-        for block in range(num):
-            stride = 2 if stage > 1 and block == 0 else 1
-            shortcut = _shortcut(channels, num_out, stride=stride, bias=shortcut_bias)
-            inner = next(rest)
-            if basic:
-                ends = [channels, *inner, num_out]
-                blocks.append(Basic(ends, stride=stride, shortcut=shortcut))
-            else:
-                select = _select(channels, inner[:-2], next(chosen, None), generator=drawn)
-                ends = [*(inner[:-2] or [channels]), *inner[-2:], num_out]
-                blocks.append(
-                    Bottleneck(ends, stride=stride, groups=groups, select=select, shortcut=shortcut)
-                )
-            channels = num_out
-        parts.append((f"stage{stage}", nn.Sequential(*blocks)))
-    model = Classifier(named(parts), nn.Linear(channels, classes), init=Init())
-    if weights == "torchvision":
-        name = f"resnext{depth}_{groups}x{group_width}d" if groups > 1 else f"resnet{depth}"
-        load_torchvision_(model, name, rename=torchvision_name)
-    return model
 
 
 class Basic(nn.Module):

@@ -8,7 +8,8 @@ alone.
 
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -81,7 +82,7 @@ def write(
     difference below which arms count as equivalent, the metric's own unless given. ``notes`` are
     limits that the runs do not show (e.g. a subset of the data). ``extras`` are further tables,
     each a CSV file too. ``draw=False`` leaves the figures out. ``precision`` is what was computed
-    in, where the study left that open. A folder that cannot be written is a ``ConfigError``.
+    in, where the study left that open.
     """
     frame, found, metrics = summarise(runs), verdicts(runs, margin=margin), metrics_of(runs)
     page = Page(
@@ -94,16 +95,10 @@ def write(
         limits=(*_limits(runs), *notes),
         failures=tuple(failures),
     )
-    made = {
-        "command": f"`{command}`",
-        "date": date,
-        "machine": machine,
-        **({"precision": precision} if precision is not None else {}),
-        "versions": _versions(),
-        "margin": _margins(metrics, margin),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    made = {"command": f"`{command}`", "date": date, "machine": machine}
+    made |= {"precision": precision} if precision is not None else {}
+    made |= {"versions": _versions(), "margin": _margins(metrics, margin)}
+    with _writing(folder):
         if draw:
             page = replace(page, pictures=figures.draw(frame, folder, metrics=metrics))
         texts = {
@@ -117,11 +112,6 @@ def write(
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
         frame.to_parquet(folder / "rows.parquet", index=False)
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot write the report to '{folder}': {error.strerror or error}. Name a folder that "
-            "you may write to."
-        ) from error
     names = [*texts, "rows.parquet", *(path for p in page.pictures for path in p.paths)]
     return Report(
         text=terminal(page),
@@ -139,6 +129,19 @@ def _margins(metrics: Sequence[Metric], margin: float | None) -> str:
     if len(metrics) == 1:
         return texts[0]
     return ", ".join(f"{text} ({m.name})" for text, m in zip(texts, metrics, strict=True))
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Make a folder to write into; what goes wrong with it is a ``ConfigError``."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write the report to '{folder}': {error.strerror or error}. Name a folder that "
+            "you may write to."
+        ) from error
 
 
 def _limits(runs: Sequence[Run]) -> list[str]:
