@@ -22,7 +22,6 @@ from regrow.data import DataSpec, load
 from regrow.errors import DataError
 from regrow.jobs.train import Treated
 from regrow.models import ModelSpec, build
-from regrow.surgery.mask import Mask, holder
 from regrow.train import NO_TREATMENT, Evaluation, Recipe, Training, Treatment, evaluate, fit
 from small import bright
 
@@ -50,11 +49,11 @@ def named(name: str, **arguments: object) -> nn.Module:
     return build(ModelSpec(name, {"classes": 4, "input_size": 8, **arguments}), seed=3)
 
 
-def half(model: nn.Module) -> Callable[[nn.Module], None]:
-    """Hold half of the first convolution's weights at zero."""
+def half(model: nn.Module) -> dict[str, Tensor]:
+    """Return masks of half of the first convolution's weights."""
     name, weight = next((n, p) for n, p in model.named_parameters() if p.ndim == 4)
     kept = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5
-    return holder(Mask(unit="weight", kept={name: kept}))
+    return {name: kept}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ class Case:
             self.recipe,
             seed=5,
             treatment=treatment,
-            hold=half(model) if self.held else None,
+            masks=half(model) if self.held else None,
             ranks=ranks,
         )
         fit(training)

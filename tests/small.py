@@ -13,6 +13,7 @@ from regrow.data import DATASETS, Dataset, DataSpec, MemoryImages, load
 from regrow.models import MODELS, ModelSpec, build
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS
 from regrow.surgery import Trace, trace
+from regrow.train import Moment, Recipe
 from regrow.train.objective import OBJECTIVES
 
 SHAPE = (1, 1, 8, 8)
@@ -22,6 +23,7 @@ PLAN: dict[str, Any] = {"plan": [6, "M", 8, "M", 8]}
 
 # One small member of each family: private filters, streams with padding, views, concatenation,
 # grouped convolutions.
+FIRST = Moment(step=0, lr=0.1, steps_per_epoch=1, recipe=Recipe(), seed=0)  # of a training
 NETWORKS: dict[str, ModelSpec] = {
     label: ModelSpec(name, {**FROM_DIGITS, **arguments})
     for label, name, arguments in (

@@ -31,8 +31,7 @@ from regrow.run.gpu_sharing import Trial, how_many
 from regrow.run.schedule import Schedule
 from regrow.store import Store
 from regrow.studies.study import Study
-from regrow.surgery.mask import Mask, holder
-from regrow.train import Recipe, Training, Treatment, fit
+from regrow.train import Moment, Recipe, Training, Treatment, fit
 from regrow.train.engine import CannotRecord
 from small import bright, digits
 from test_jobs import FAKE, RECIPE, VGG
@@ -96,16 +95,15 @@ def assert_close(one: Training, other: Training) -> None:
         torch.testing.assert_close(value, others[name], rtol=1e-5, atol=1e-6)
 
 
-def penalty(model: nn.Module) -> None:
+def penalty(model: nn.Module, _: Moment) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.weight.grad is not None
             module.weight.grad.add_(module.weight.detach().sign(), alpha=0.01)
 
 
-def hold_half() -> Callable[[nn.Module], None]:
-    kept = torch.rand(16, 8, 3, 3, generator=seeded(0, "mask")) < 0.5
-    return holder(Mask(unit="weight", kept={"3.weight": kept}))
+def half() -> dict[str, Tensor]:
+    return {"3.weight": torch.rand(16, 8, 3, 3, generator=seeded(0, "mask")) < 0.5}
 
 
 # Recorded steps
@@ -136,11 +134,11 @@ def test_each_size_of_batch_is_recorded_once(num: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"dropout": 0.3}, {"treatment": Treatment(gradients=penalty)}, {"hold": None}]
+    "options", [{"dropout": 0.3}, {"treatment": Treatment(gradients=penalty)}, {"masks": None}]
 )
 def test_dropout_and_hooks_are_recorded_with_the_step(options: dict[str, Any]) -> None:
-    if "hold" in options:
-        options = {"hold": hold_half()}
+    if "masks" in options:
+        options = {"masks": half()}
     one, other = graphed(**options), eager(**options)
     fit(one)
     fit(other)
@@ -198,7 +196,7 @@ def test_nothing_is_made_anew_between_replays() -> None:
 
 
 def test_a_diverged_epoch_is_told_at_its_end() -> None:
-    def spoil(model: nn.Module) -> None:
+    def spoil(model: nn.Module, _: Moment) -> None:
         weight = model.get_parameter("9.weight")
         assert isinstance(weight.grad, Tensor)
         weight.grad.fill_(float("inf"))

@@ -5,7 +5,7 @@
 Skipped where there is no CUDA. What the driver does is tested on the CPU in ``test_gang.py``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from regrow.run import run
 from regrow.run.execute import exact_floats
 from regrow.run.gpu_sharing import Trial, how_many
 from regrow.store import Store
-from regrow.surgery.mask import Mask, holder
-from regrow.train import Recipe, Training, Treatment, evaluate, fit
+from regrow.train import Moment, Recipe, Training, Treatment, evaluate, fit
 from small import bright, digits
 from test_jobs import FAKE, RECIPE, VGG
 from test_training import network
@@ -49,16 +48,15 @@ def assert_close(one: Training, other: Training) -> None:
         torch.testing.assert_close(value, others[name], rtol=2e-3, atol=2e-4)
 
 
-def penalty(model: nn.Module) -> None:
+def penalty(model: nn.Module, _: Moment) -> None:
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         assert norm.weight.grad is not None
         norm.weight.grad.add_(norm.weight.detach().sign(), alpha=0.01)
 
 
-def hold_half() -> Callable[[nn.Module], None]:
-    kept = torch.rand(16, 8, 3, 3, generator=seeded(0, "mask")) < 0.5
-    return holder(Mask(unit="weight", kept={"3.weight": kept}))
+def half() -> dict[str, Tensor]:
+    return {"3.weight": torch.rand(16, 8, 3, 3, generator=seeded(0, "mask")) < 0.5}
 
 
 @pytest.mark.parametrize("num", [64, 65, 70])
@@ -74,11 +72,11 @@ def test_recorded_steps_equal_single_calls_and_the_cpu(num: int, kind: str) -> N
     assert_close(one, on_cpu)
 
 
-@pytest.mark.parametrize("hook", ["gradients", "hold"])
+@pytest.mark.parametrize("hook", ["gradients", "masks"])
 def test_hooks_are_recorded_with_the_step(hook: str) -> None:
     options: dict[str, Any] = {"treatment": Treatment(gradients=penalty)}
-    if hook == "hold":
-        options = {"hold": hold_half()}
+    if hook == "masks":
+        options = {"masks": half()}
     one, other = training(**options), training(eager=True, **options)
     fit(one)
     fit(other)
@@ -112,7 +110,7 @@ def test_dropout_differs_from_step_to_step_and_not_from_run_to_run() -> None:
 
 
 def test_what_cannot_be_recorded_is_called_step_by_step() -> None:
-    def look(model: nn.Module) -> None:
+    def look(model: nn.Module, _: Moment) -> None:
         weight = model.get_parameter("0.weight")
         assert isinstance(weight.grad, Tensor)
         weight.grad.mul_(1.0 if weight.grad.sum().item() > -1e9 else 0.0)  # waits for the device

@@ -8,7 +8,7 @@ from regrow.pruning.method import METHODS, Method
 from regrow.pruning.select import select
 from regrow.surgery import shrink, trace, verify
 from regrow.units.keep_layers_alive import guard
-from small import FROM_DIGITS, NETWORKS, SHAPE, digits, small
+from small import FIRST, FROM_DIGITS, NETWORKS, SHAPE, digits, small
 
 
 @pytest.mark.parametrize("label", ["resnet", "preresnet", "densenet"])
@@ -96,7 +96,7 @@ def test_slimming_prunes_normed_linear_layers_under_the_same_threshold() -> None
     assert penalty is not None
     for norm in norms:
         norm.weight.grad = torch.zeros_like(norm.weight)
-    penalty(model)
+    penalty(model, FIRST)
     for norm in norms:
         assert norm.weight.grad is not None
         assert torch.equal(norm.weight.grad, 0.01 * norm.weight.detach().sign())

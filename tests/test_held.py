@@ -17,7 +17,8 @@ from regrow.methods.soft_filter import zero_smallest_filters_
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import left_out, select
 from regrow.surgery import trace
-from regrow.surgery.mask import Mask, apply_, holder, kept_weights
+from regrow.surgery.mask import Mask, apply_, kept_weights
+from regrow.train.masks import MaskedWeights
 from test_whole import Net, Standardised, chain, conv, quantised, quietly
 
 SHAPE = (1, 3, 8, 8)
@@ -87,14 +88,14 @@ def test_filters_of_a_transposed_convolution_are_its_outputs() -> None:
     assert kept_weights(mask, net)["b.weight"].shape == (8, 6, 2, 2)
     zeroed = up()
     zeroed.load_state_dict(net.state_dict())
-    zero_smallest_filters_(zeroed, 0, sparsity=0.3)
+    zero_smallest_filters_(zeroed, sparsity=0.3)
     apply_(net, mask)
     for name in ("a.weight", "b.weight", "out.weight"):
         assert torch.equal(net.get_parameter(name), zeroed.get_parameter(name))
     put_out = net.get_submodule("b")(torch.randn(1, 8, 4, 4))
     assert torch.equal(put_out[0, 0], net.get_parameter("b.bias")[0].expand(8, 8))
     net(torch.randn(SHAPE)).sum().backward()
-    holder(mask)(net)
+    MaskedWeights(net, kept_weights(mask, net)).zero_weights_()
     gradient = net.get_parameter("b.weight").grad
     assert gradient is not None
     assert (gradient == 0).all(dim=(0, 2, 3)).tolist() == [True, *[False] * 5]

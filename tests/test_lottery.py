@@ -24,7 +24,7 @@ from regrow.run import run
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.studies.study import Study
-from regrow.surgery.mask import Mask, apply_, holder
+from regrow.surgery.mask import Mask, apply_
 from regrow.train import Recipe, Training, fit
 from small import digits, equal, snapshot
 
@@ -288,7 +288,7 @@ def test_the_learning_rate_is_rewound_under_inherited_weights(tmp_path: Path) ->
                 digits(),
                 Recipe(epochs=2, batch=32, lr=0.05, drop_at=(0.5,)),
                 seed=0,
-                hold=holder(Mask(unit="weight", kept=mask)),
+                masks=mask,
                 first_epoch=first,
             )
             fit(plain)

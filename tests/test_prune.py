@@ -34,7 +34,7 @@ from regrow.pruning.select import (
 from regrow.surgery import trace
 from regrow.train import Recipe, Training, Treatment
 from regrow.units.masked import weight_groups
-from small import NETWORKS, SHAPE, digits, equal, forget_names, small, snapshot
+from small import FIRST, NETWORKS, SHAPE, digits, equal, forget_names, small, snapshot
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def test_slimming_penalty_adds_strength_times_sign_and_passes_through_the_update
         norm.weight.copy_(torch.tensor([0.5, -0.25, 0.0]))
     F.cross_entropy(model(x), torch.tensor([0, 1, 0, 1])).backward()  # type: ignore[no-untyped-call]
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    penalty(model)
+    penalty(model, FIRST)
     expected = grads["1.weight"] + 0.01 * torch.tensor([1.0, -1.0, 0.0])
     for name, p in model.named_parameters():
         assert p.grad is not None

@@ -26,7 +26,7 @@ from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.studies.study import Study
 from regrow.surgery import trace
-from regrow.surgery.mask import Mask, holder
+from regrow.surgery.mask import Mask, kept_weights
 from regrow.train import NO_TREATMENT, RECIPES, Recipe, Training, fit
 from regrow.units.masked import filter_groups
 from small import NETWORKS, SHAPE, digits, equal, snapshot
@@ -49,7 +49,7 @@ def zeroed(model: nn.Module) -> dict[str, int]:
 @pytest.mark.parametrize("sparsity", ZEROED)
 def test_as_many_filters_are_zeroed_as_published_in_every_convolution(sparsity: float) -> None:
     model = build(ModelSpec("resnet-56", {**CIFAR, **TYPE_A}))
-    zero_smallest_filters_(model, 0, sparsity=sparsity)
+    zero_smallest_filters_(model, sparsity=sparsity)
     found = zeroed(model)
     assert found.pop("head") == 0
     assert len(found) == 55
@@ -61,7 +61,7 @@ def test_as_many_filters_are_zeroed_as_published_in_every_convolution(sparsity: 
 def test_the_filters_of_least_l2_norm_go_and_nothing_else_is_touched() -> None:
     model = build(NETWORKS["resnet"])
     before = snapshot(model)
-    zero_smallest_filters_(model, 0, sparsity=0.4)
+    zero_smallest_filters_(model, sparsity=0.4)
     for name, value in snapshot(model).items():
         if name in filter_groups(model):
             norms = before[name].flatten(1).norm(dim=1)
@@ -278,14 +278,15 @@ def test_a_mask_over_filters_holds_all_of_their_weights() -> None:
     mask = select(model, trace(model, SHAPE), "soft-filter", sparsity=0.4)
     assert (mask.unit, UNITS.get(mask.unit).masked) == ("filter", True)
     recipe = Recipe(epochs=2, batch=32, lr=0.05)
-    one = Training(model, digits(), recipe, seed=0, treatment=NO_TREATMENT, hold=holder(mask))
+    masks = kept_weights(mask, model)
+    one = Training(model, digits(), recipe, seed=0, treatment=NO_TREATMENT, masks=masks)
     fit(one)
     for name, kept in mask.kept.items():
         weight = model.get_parameter(name)
         assert not weight[~kept].any()
         assert weight[kept].flatten(1).any(1).all()
     with pytest.raises(ConfigError, match=r"the shape \(3,\), but the parameter has \(8,\)"):
-        holder(Mask(unit="filter", kept={"features.conv.weight": torch.ones(3) > 0}))(model)
+        kept_weights(Mask(unit="filter", kept={"features.conv.weight": torch.ones(3) > 0}), model)
 
 
 @pytest.mark.parametrize(

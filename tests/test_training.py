@@ -18,8 +18,7 @@ from regrow.core.seeds import seeded
 from regrow.data import Dataset, DataSpec, StreamedImages, load, normalise
 from regrow.data.decode import num_threads
 from regrow.errors import ConfigError, TrainingError
-from regrow.surgery.mask import Mask, holder
-from regrow.train import Recipe, Training, Treatment, evaluate, fit
+from regrow.train import Moment, Recipe, Training, Treatment, evaluate, fit
 from regrow.train.engine import BATCHES_AHEAD
 from small import bright
 
@@ -252,7 +251,7 @@ def test_fit_calls_back_after_each_step() -> None:
 
 
 def test_a_treatment_adds_to_the_gradient() -> None:
-    def penalty(model: nn.Module) -> None:
+    def penalty(model: nn.Module, _: Moment) -> None:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 assert module.weight.grad is not None
@@ -273,8 +272,7 @@ def test_a_treatment_adds_to_the_gradient() -> None:
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_held_weights_and_their_momentum_stay_exactly_zero(nesterov: bool) -> None:
     kept = torch.rand(16, 8, 3, 3, generator=seeded(0, "mask")) < 0.5
-    mask = Mask(unit="weight", kept={"3.weight": kept})
-    one = training(replace(QUICK, nesterov=nesterov), hold=holder(mask))
+    one = training(replace(QUICK, nesterov=nesterov), masks={"3.weight": kept})
     fit(one)
     tensors, _ = one.state()
     for name in ("model.3.weight", "momentum.3.weight"):
@@ -283,9 +281,9 @@ def test_held_weights_and_their_momentum_stay_exactly_zero(nesterov: bool) -> No
 
 
 def test_a_diverging_training_says_where_and_what_to_try() -> None:
-    def spoil(model: nn.Module) -> None:
+    def spoil(model: nn.Module, moment: Moment) -> None:
         one = model.get_parameter("9.weight")
-        if broken.steps_done == 6:
+        if moment.step == 6:
             one.grad = torch.full_like(one, float("inf"))
 
     broken = training(treatment=Treatment(gradients=spoil))
@@ -331,20 +329,6 @@ def test_evaluation_counts_exactly_and_restores_the_modes(batch: int) -> None:
     correct = int((logits.argmax(1) == data.test.labels).sum())
     assert (result.accuracy, result.num) == (correct / 53, 53)
     assert result.loss == pytest.approx(F.cross_entropy(logits, data.test.labels).item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("hook", ["gradients", "hold"])
-def test_hooks_see_the_model_in_their_turn(hook: str) -> None:
-    calls: list[bool] = []
-
-    def look(model: nn.Module) -> None:
-        calls.append(model.get_parameter("0.weight").grad is not None)
-
-    options: dict[str, Any] = {"treatment": Treatment(gradients=look)}
-    if hook == "hold":
-        options = {"hold": look}
-    training(**options).step()
-    assert calls == [True] * {"gradients": 1, "hold": 2}[hook]
 
 
 def test_streamed_images_train_like_images_in_memory(tmp_path: Path) -> None:

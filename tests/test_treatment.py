@@ -1,7 +1,7 @@
 """What methods do while a network trains: in which turn, resumed anywhere, recorded as a graph."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
@@ -10,13 +10,25 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from regrow.errors import ConfigError, TraceError
+from regrow.core.seeds import seeded
+from regrow.data import normalise
+from regrow.errors import ConfigError, TraceError, TrainingError
 from regrow.models import build
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import groups_in_scope
-from regrow.train import NO_TREATMENT, Recipe, Training, Treatment, fit
-from small import NETWORKS, digits, equal, small, snapshot
+from regrow.train import (
+    NO_TREATMENT,
+    MaskUpdates,
+    Moment,
+    Recipe,
+    Training,
+    Treatment,
+    fit,
+)
+from regrow.train.treatment import Hook
+from small import FIRST, NETWORKS, digits, equal, small, snapshot
 
 RECIPE = Recipe(epochs=3, batch=32, lr=0.05)
 TREATED = [name for name in METHODS.names() if METHODS.get(name).treatment is not None]
@@ -59,36 +71,57 @@ def test_every_part_has_its_turn() -> None:
     calls: list[Any] = []
     weight = "features.conv.weight"
     before = snapshot(build(NETWORKS["preresnet"]))[weight]
+    kept = torch.zeros_like(before).bool()
+    kept[0] = True
 
-    def moved(model: nn.Module) -> bool:
-        return not torch.equal(model.get_parameter(weight), before)
+    def note(name: str) -> Hook:
+        def hook(model: nn.Module, moment: Moment) -> None:
+            value, gradient = model.get_parameter(weight), model.get_parameter(weight).grad
+            moved = not torch.equal(value[0], before[0])
+            masked = None if gradient is None else not bool(gradient[1:].any())
+            calls.append((name, moment.step, moment.epoch, moment.lr, moved, masked))
+            if name == "updated":
+                assert not bool(value[1:].any())
+                with torch.no_grad():
+                    value.fill_(1.0)  # what is masked is zeroed after it
 
-    def note(name: str) -> Callable[[nn.Module], None]:
-        return lambda model: calls.append((name, moved(model)))
+        return hook
 
-    def updated(model: nn.Module, lr: float | Tensor) -> None:
-        calls.append(("updated", moved(model), lr))
+    def change(model: nn.Module, masks: Mapping[str, Tensor], moment: Moment) -> None:
+        note("change")(model, moment)
+        assert masks.keys() == {weight}
+        assert not bool(model.get_parameter(weight)[1:].any())
+
+    def start(model: nn.Module, moment: Moment) -> dict[str, Tensor]:
+        note("start")(model, moment)
+        return {weight: kept}
 
     how = Treatment(
         begin=note("begin"),
         gradients=note("gradients"),
-        updated=updated,
-        epoch=lambda _, epochs: calls.append(("epoch", epochs)),
+        updated=note("updated"),
+        epoch=note("epoch"),
         end=note("end"),
+        masks=MaskUpdates(
+            start=start, when=lambda moment: moment.step == 1, change=change, dense_gradients=True
+        ),
     )
     recipe = Recipe(epochs=2, batch=128, lr=0.05, drop_at=(0.5,))
-    fit(training(how, recipe, hold=note("hold")))
-    step = [("hold", True), ("updated", True, 0.005), ("hold", True), ("epoch", 2), ("end", True)]
+    one = training(how, recipe)
+    fit(one)
+    assert not bool(one.model.get_parameter(weight)[1:].any())
     assert calls == [
-        ("begin", False),
-        ("epoch", 0),
-        ("gradients", False),
-        ("hold", False),
-        ("updated", True, 0.05),
-        ("hold", True),
-        ("epoch", 1),
-        ("gradients", True),
-        *step,
+        ("begin", 0, 0, 0.05, False, None),
+        ("start", 0, 0, 0.05, False, None),
+        ("epoch", 0, 0, 0.05, False, None),
+        ("gradients", 0, 0, 0.05, False, False),
+        ("updated", 0, 0, 0.05, True, True),
+        ("epoch", 1, 1, 0.005, True, True),
+        ("gradients", 1, 1, 0.005, True, False),
+        ("change", 1, 1, 0.005, True, False),
+        ("updated", 1, 1, 0.005, True, True),
+        ("epoch", 2, 2, 0.005, True, True),
+        ("end", 2, 2, 0.005, True, True),
     ]
 
 
@@ -144,6 +177,156 @@ def test_recorded_steps_are_treated_like_single_calls(name: str) -> None:
     for key, value in snapshot(one.model).items():
         # The rate is float32 on a device and float64 in a call: 1e-8 of an update.
         torch.testing.assert_close(value, theirs[key], rtol=1e-4, atol=1e-5)
+
+
+# Masks that change
+
+CONV = "features.conv.weight"
+
+
+def swapping(*, replaces_update: bool = False, dense: bool = True) -> Treatment:
+    """Drop the smallest kept weight of a layer and grow where the gradient is largest, at times."""
+
+    def start(model: nn.Module, moment: Moment) -> dict[str, Tensor]:
+        weight = model.get_parameter(CONV)
+        return {CONV: torch.rand(weight.shape, generator=moment.generator("start")) < 0.5}
+
+    def change(model: nn.Module, masks: Mapping[str, Tensor], moment: Moment) -> None:
+        weight = model.get_parameter(CONV)
+        assert weight.grad is not None
+        masks[CONV].copy_(swapped(weight.detach(), weight.grad, masks[CONV].bool()))
+
+    masks = MaskUpdates(
+        start=start,
+        when=lambda moment: 0 < moment.step < 9 and moment.step % 2 == 0,
+        change=change,
+        dense_gradients=dense,
+        replaces_update=replaces_update,
+    )
+    return Treatment(masks=masks)
+
+
+def swapped(weight: Tensor, gradient: Tensor, kept: Tensor) -> Tensor:
+    """Return a mask with three of the kept weights dropped, and three others grown."""
+    after = kept.clone().flatten()
+    smallest = weight.abs().masked_fill(~kept, torch.inf).flatten().argsort(stable=True)[:3]
+    largest = gradient.abs().masked_fill(kept, -1.0).flatten().argsort(stable=True)[-3:]
+    after[smallest], after[largest] = False, True
+    return after.view_as(kept)
+
+
+@pytest.mark.parametrize("replaces_update", [False, True])
+def test_masks_that_change_equal_a_plain_loop(replaces_update: bool) -> None:
+    recipe = replace(RECIPE, channels_last=False)
+    one = training(swapping(replaces_update=replaces_update), recipe)
+    kept = one.kept()[CONV]
+    model, data = build(NETWORKS["preresnet"]).train(), digits()
+    weight = model.get_parameter(CONV)
+    with torch.no_grad():
+        weight.mul_(kept)
+    assert equal(snapshot(model), snapshot(one.model))
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    order = torch.randperm(len(data.train), generator=seeded(3, "shuffle", 0))
+    for step, batch in enumerate(torch.split(order, 32)):
+        x = normalise(data.train.batch(batch), data.mean, data.std)
+        optimiser.zero_grad()
+        F.cross_entropy(model(x), data.train.labels[batch]).backward()  # type: ignore[no-untyped-call]
+        assert weight.grad is not None
+        changes = step == 2
+        if changes:
+            kept = swapped(weight.detach(), weight.grad, kept)
+            optimiser.state[weight]["momentum_buffer"].mul_(kept)
+        with torch.no_grad():
+            weight.mul_(kept)
+            weight.grad.mul_(kept)
+        if not (changes and replaces_update):
+            optimiser.step()
+        with torch.no_grad():
+            weight.mul_(kept)
+        one.step()
+        assert torch.equal(one.kept()[CONV], kept), step
+    for name, value in snapshot(model).items():
+        torch.testing.assert_close(snapshot(one.model)[name], value, rtol=1e-5, atol=1e-6)
+    assert int(kept.sum()) == int(training(swapping()).kept()[CONV].sum())
+    assert not torch.equal(kept, training(swapping()).kept()[CONV])
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 8, 12])
+def test_masks_that_change_resume_bit_by_bit(stop: int) -> None:
+    whole, part = training(swapping()), training(swapping())
+    fit(whole)
+    for _ in range(stop):
+        part.step()
+    tensors, meta = part.state()
+    again = training(swapping())
+    again.restore(tensors, json.loads(json.dumps(meta)))
+    fit(again)
+    (one, first), (other, second) = whole.state(), again.state()
+    assert first == second
+    assert equal(one, other)
+    assert whole.passes == again.passes
+
+
+def test_steps_that_change_masks_are_not_replayed() -> None:
+    one, other = training(swapping()), training(swapping(), recorder=Repeats())
+    fit(one)
+    fit(other)
+    assert other.notice is None
+    assert torch.equal(one.kept()[CONV], other.kept()[CONV])
+    theirs = snapshot(other.model)
+    for key, value in snapshot(one.model).items():
+        torch.testing.assert_close(value, theirs[key], rtol=1e-4, atol=1e-5)
+
+
+def test_passes_count_what_is_masked_and_dense_gradients() -> None:
+    one, other = training(swapping()), training(swapping(dense=False))
+    kept, size = int(one.kept()[CONV].sum()), one.kept()[CONV].numel()
+    fit(one)
+    fit(other)
+    images, dense = 3 * 128, 4 * 32  # on four steps
+    assert one.passes is not None
+    assert other.passes is not None
+    assert one.passes.weights == {CONV: 3 * images * kept + dense * (size - kept)}
+    assert other.passes.weights == {CONV: 3 * images * kept}
+    assert other.passes.densities(images) == {CONV: pytest.approx(kept / size)}
+
+
+def test_given_masks_are_the_first() -> None:
+    kept = torch.zeros_like(build(NETWORKS["preresnet"]).get_parameter(CONV)).bool()
+    kept[0] = True
+    one = training(swapping(), masks={CONV: kept})
+    assert torch.equal(one.kept()[CONV], kept)
+    fit(one)
+    assert int(one.kept()[CONV].sum()) == int(kept.sum())
+    assert not torch.equal(one.kept()[CONV], kept)
+
+
+def test_masks_of_other_numbers_and_of_unknown_parameters_are_refused() -> None:
+    def change(model: nn.Module, masks: Mapping[str, Tensor], moment: Moment) -> None:
+        masks[CONV].fill_(0.5)
+
+    how = swapping()
+    assert how.masks is not None
+    with pytest.raises(TrainingError, match=f"mask of '{CONV}' holds other numbers than 0 and 1"):
+        fit(training(replace(how, masks=replace(how.masks, change=change))))
+    with pytest.raises(ConfigError, match=r"Unknown parameter 'features.con.weight'. Did you mean"):
+        training(NO_TREATMENT, masks={"features.con.weight": torch.ones(1).bool()})
+
+
+def test_random_streams_hang_on_seed_step_and_purpose() -> None:
+    def draw(moment: Moment, *purpose: str) -> float:
+        return float(torch.rand((), generator=moment.generator(*purpose)))
+
+    later, other = replace(FIRST, step=1), replace(FIRST, seed=1)
+    draws = [draw(FIRST, "a"), draw(FIRST, "b"), draw(later, "a"), draw(other, "a")]
+    assert len(set(draws)) == 4
+    assert draw(FIRST, "a") == draws[0]
+    recorded: Any = torch.zeros((), dtype=torch.int64)
+    with pytest.raises(ConfigError, match="cannot make random generators"):
+        replace(FIRST, step=recorded).generator("a")
+
+
+# Trainings that begin later
 
 
 def test_a_training_that_begins_later_sees_what_is_left_of_the_schedule() -> None:

@@ -103,7 +103,7 @@ class Retrain(Keyed):
             recipe,
             seed=self.seed,
             device=context.device,
-            hold=edit.hold(),
+            masks=edit.kept_weights(model),
             first_epoch=self.arm.first_epoch,
             ranks=context.ranks,
         )

@@ -6,7 +6,6 @@ study's recipe should be ``cifar-sfp``; ``pretrained: true`` goes on from the un
 """
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ def allocate_rounded_down(scores: Mapping[str, Tensor], sparsity: float) -> dict
     }
 
 
-def zero_smallest_filters_(model: nn.Module, _epochs: int, *, sparsity: float) -> None:
+def zero_smallest_filters_(model: nn.Module, *, sparsity: float) -> None:
     """Zero the floor(width * sparsity) filters of least L2 norm of each convolution, in place.
 
     Every convolution but the projections of shortcuts; norms and biases are left alone.
@@ -52,7 +51,7 @@ def zero_smallest_filters_(model: nn.Module, _epochs: int, *, sparsity: float) -
 
 def soft_pruning(_strength: float, sparsity: float) -> Treatment:
     """Zero filters before the first epoch and after each."""
-    return Treatment(epoch=partial(zero_smallest_filters_, sparsity=sparsity))
+    return Treatment(epoch=lambda model, _: zero_smallest_filters_(model, sparsity=sparsity))
 
 
 register_method(

@@ -15,7 +15,6 @@ recipe ``imagenet-sss``. Factors have neither decay nor momentum of the weights'
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -105,10 +104,12 @@ def selecting(strength: float, _sparsity: float) -> Treatment:
 def learning(attach: Callable[[nn.Module], None], strength: float) -> Treatment:
     """Learn the factors that ``attach`` gives a network, and fold them into it at the end."""
     return Treatment(
-        begin=attach,
-        gradients=set_gradients_aside,
-        updated=partial(accelerated_proximal_step_, strength=strength),
-        end=fold_,
+        begin=lambda model, _: attach(model),
+        gradients=lambda model, _: set_gradients_aside(model),
+        updated=lambda model, moment: accelerated_proximal_step_(
+            model, moment.lr, strength=strength
+        ),
+        end=lambda model, _: fold_(model),
     )
 
 

@@ -215,7 +215,7 @@ def register_method(
 
 
 def _penalising(penalty: "Callable[[nn.Module, float], None]") -> Treat:
-    return lambda strength, _: Treatment(gradients=lambda model: penalty(model, strength))
+    return lambda strength, _: Treatment(gradients=lambda model, _: penalty(model, strength))
 
 
 def _name_of(function: Criterion) -> str:

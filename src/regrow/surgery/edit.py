@@ -11,7 +11,7 @@ from regrow.models import ModelSpec
 from regrow.surgery.architecture import Architecture
 from regrow.surgery.cut import duplicate, shrink
 from regrow.surgery.groups import Trace
-from regrow.surgery.mask import Mask, apply_, holder, kept_weights
+from regrow.surgery.mask import Mask, apply_, kept_weights
 from regrow.surgery.proof import prove
 
 REPAIRED = "repaired/"  # before the names of a pruned network's repaired weights, among tensors
@@ -23,7 +23,7 @@ class Edit:
 
         pruned = edit.apply(network)        # of a trained network, with what was repaired
         fresh = edit.cut(build(edit.model))  # of any network, its own weights
-        edit.hold()                         # to be called around each update; None: nothing to hold
+        edit.kept_weights(pruned)           # the masks of a training; none where units were cut
 
     Attributes:
         model: the unpruned model.
@@ -71,13 +71,6 @@ class Edit:
         if self.repaired:
             small.load_state_dict(dict(self.repaired))
         return small
-
-    def hold(self) -> Callable[[nn.Module], None] | None:
-        """Return what holds masked weights at zero while a network trains; None if there are none.
-
-        See ``mask.holder``.
-        """
-        return holder(self.mask) if self.masked else None
 
     def kept_weights(self, network: nn.Module) -> dict[str, Tensor]:
         """Return which single weights stay, by parameter; none where units are cut out."""

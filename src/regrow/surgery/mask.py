@@ -1,8 +1,6 @@
 """Masks, which units of a network stay: their algebra, and holding masked weights at zero."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -87,30 +85,6 @@ def kept_weights(mask: Mask, model: nn.Module) -> dict[str, Tensor]:
             )
         found[name] = unit.weights(kept, name, model).expand(named[name].shape)
     return found
-
-
-def holder(mask: Mask) -> Callable[[nn.Module], None]:
-    """Make a function that zeroes the masked weights of a model, and their gradients, in place.
-
-    Called before and after an update it holds them at exactly zero: no gradient reaches the
-    momentum, and weight decay of zero is zero.
-    """
-    _require_masked(mask)
-    cache: WeakKeyDictionary[nn.Module, tuple[list[Tensor], list[Tensor]]] = WeakKeyDictionary()
-
-    def hold_(model: nn.Module) -> None:
-        if model not in cache:
-            cache[model] = _factors(mask, model)
-        parameters, factors = cache[model]
-        pairs = [
-            (p.grad, f) for p, f in zip(parameters, factors, strict=True) if p.grad is not None
-        ]
-        with torch.no_grad():
-            torch._foreach_mul_(parameters, factors)
-            if pairs:
-                torch._foreach_mul_([gradient for gradient, _ in pairs], [f for _, f in pairs])
-
-    return hold_
 
 
 def apply_(model: nn.Module, mask: Mask) -> None:

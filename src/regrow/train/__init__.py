@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from regrow.core.lazy import exports
 from regrow.train.objective import CROSS_ENTROPY, Objective, make_objective, register_objective
 from regrow.train.recipe import AUTO, RECIPES, Precision, Recipe, Schedule, named
-from regrow.train.treatment import NO_TREATMENT, Treatment
+from regrow.train.treatment import NO_TREATMENT, MaskUpdates, Moment, Treatment
 
 if TYPE_CHECKING:
     from regrow.train.evaluation import Evaluation, evaluate
@@ -18,6 +18,8 @@ __all__ = [
     "NO_TREATMENT",
     "RECIPES",
     "Evaluation",
+    "MaskUpdates",
+    "Moment",
     "Objective",
     "Precision",
     "Recipe",

@@ -58,17 +58,15 @@ class InStep:
         self._ranks = ranks
         self._shares = [share_of(bounds, ranks) for bounds in parts.bounds]
         self._eager = Eager(self._parts, bounds=self._shares)
-        self._lr = 0.0
 
     def begin(self, epoch: Epoch) -> None:
         """Make an epoch the one whose steps are taken."""
         self._eager.begin(epoch)
-        self._lr = epoch.lr
 
     def step(self, place: int, *, seed: int) -> None:
         """Gather a share, agree that all ranks have theirs, and update by the whole batch."""
         pixels, labels = self._fetch(place)
-        parts, size = self._parts, self._ranks.size
+        parts, size, moment = self._parts, self._ranks.size, self._eager.moment(place)
         start, end = parts.bounds[place]
         alike = self._shares[place] == (start, end)
         # This rank's part of the mean over the batch - times the number of ranks, because gradients
@@ -82,9 +80,10 @@ class InStep:
                 parts,
                 pixels,
                 labels,
-                lr=self._lr,
+                moment=moment,
                 random=drawing(seed, device=parts.device),
                 weight=weight,
+                change_masks=parts.changes_masks(moment),
             )
         loss *= weight / size
         self._ranks.add_(loss)

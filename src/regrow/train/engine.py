@@ -11,7 +11,7 @@ calls of one step take here.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,12 @@ from regrow.core.global_rng import drawing
 from regrow.data import Images, MemoryImages
 from regrow.data.augment import augment, scale_bytes
 from regrow.train.layout import unchanged
+from regrow.train.masks import MaskedWeights
 from regrow.train.objective import Objective
 from regrow.train.recipe import Precision, Recipe
 from regrow.train.safe_convolutions import safe_convolutions
 from regrow.train.small_maps import as_products
-from regrow.train.treatment import Hook, Treatment
+from regrow.train.treatment import Moment, Treatment
 
 BATCHES_AHEAD = 4  # of images that are decoded while the network computes
 
@@ -49,15 +50,31 @@ class Parts:
     decays: list[float]  # of each of them
     momentum: list[Tensor]  # one for each of them; empty without momentum
     treatment: Treatment
-    hold: Hook | None
+    masked: MaskedWeights | None
+    seed: int
     bounds: list[tuple[int, int]]  # of the batches of an epoch
     losses: Tensor  # of the steps of the epoch under way, on the device: float32 [steps]
+
+    def moment(self, step: int | Tensor, lr: float | Tensor) -> Moment:
+        """Return the moment of a step, for the hooks of the treatment."""
+        return Moment(
+            step=cast("int", step),
+            lr=cast("float", lr),
+            steps_per_epoch=len(self.bounds),
+            recipe=self.recipe,
+            seed=self.seed,
+        )
+
+    def changes_masks(self, moment: Moment) -> bool:
+        """Tell whether the treatment changes masks on the step of a moment."""
+        return self.treatment.masks is not None and self.treatment.masks.when(moment)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
     """The inputs of an epoch: order, random draws and learning rate."""
 
+    number: int  # counted from 0
     order: Tensor  # int64 [N], of the images, on the CPU
     draws: Tensor  # int64 [N, ...], for the augmentation of each place of the order, on the CPU
     lr: float
@@ -97,16 +114,17 @@ def update(
     pixels: Tensor,
     labels: Tensor,
     *,
-    lr: float | Tensor,
+    moment: Moment,
     random: AbstractContextManager[None],
     weight: float = 1.0,
+    change_masks: bool = False,
 ) -> Tensor:
     """Take one update on a batch of augmented bytes, and return the loss before it.
 
-    Normalise, forward, loss (times ``weight`` for the gradients), backward, the treatment's
-    gradients, hold, update, the treatment's own update, hold.
+    Normalise, forward, loss (times ``weight`` for the gradients), backward; then what
+    ``train.treatment`` lists.
     """
-    model, recipe = parts.model, parts.recipe
+    model, recipe, masked = parts.model, parts.recipe, parts.masked
     x = normalised(pixels, parts.normalisation, channels_last=parts.channels_last)
     with random:
         outputs = forward(parts.network, x, recipe.precision)
@@ -118,15 +136,32 @@ def update(
     scaled.backward()  # type: ignore[no-untyped-call]
     treatment = parts.treatment
     if treatment.gradients is not None:
-        treatment.gradients(model)
-    if parts.hold is not None:
-        parts.hold(model)
-    descend(parts, lr)
+        treatment.gradients(model, moment)
+    if change_masks:
+        _change_masks(parts, moment)
+    if masked is not None:
+        masked.zero_weights_()
+    if not (change_masks and treatment.masks is not None and treatment.masks.replaces_update):
+        descend(parts, moment.lr)
     if treatment.updated is not None:
-        treatment.updated(model, lr)
-    if parts.hold is not None:
-        parts.hold(model)
+        treatment.updated(model, moment)
+    if masked is not None:
+        masked.zero_weights_()
     return loss.detach()
+
+
+def _change_masks(parts: Parts, moment: Moment) -> None:
+    """Let the treatment change the masks, and forget the momentum of what is masked."""
+    masked, updates = parts.masked, parts.treatment.masks
+    assert masked is not None
+    assert updates is not None
+    if not updates.dense_gradients:
+        masked.zero_gradients_()
+    updates.change(parts.model, masked.factors, moment)
+    factors = dict(zip(map(id, masked.parameters), masked.factors.values(), strict=True))
+    for parameter, momentum in zip(parts.parameters, parts.momentum, strict=False):
+        if id(parameter) in factors:
+            momentum.mul_(factors[id(parameter)])
 
 
 def descend(parts: Parts, lr: float | Tensor) -> None:
@@ -163,7 +198,7 @@ class Eager:
     def __init__(self, parts: Parts, *, bounds: list[tuple[int, int]] | None = None) -> None:
         self._parts = parts
         self._bounds = parts.bounds if bounds is None else bounds
-        self._lr = 0.0
+        self._epoch: Epoch | None = None
         self._batches: list[tuple[Tensor, Tensor]] = []  # indices and draws, where images are read
         self._labels: list[Tensor] = []
 
@@ -175,14 +210,26 @@ class Eager:
         labels = parts.labels.index_select(0, order.to(parts.device))
         self._batches = [(order[a:b], draws[a:b]) for a, b in self._bounds]
         self._labels = [labels[a:b] for a, b in self._bounds]
-        self._lr = epoch.lr
+        self._epoch = epoch
 
     def step(self, place: int, *, seed: int) -> None:
         """Gather, augment, update."""
-        parts = self._parts
+        parts, moment = self._parts, self.moment(place)
         pixels, labels = self.fetch(place)
-        random = drawing(seed, device=parts.device)
-        parts.losses[place] = update(parts, pixels, labels, lr=self._lr, random=random)
+        parts.losses[place] = update(
+            parts,
+            pixels,
+            labels,
+            moment=moment,
+            random=drawing(seed, device=parts.device),
+            change_masks=parts.changes_masks(moment),
+        )
+
+    def moment(self, place: int) -> Moment:
+        """Return the moment of the step of a place."""
+        assert self._epoch is not None
+        step = self._epoch.number * len(self._parts.bounds) + place
+        return self._parts.moment(step, self._epoch.lr)
 
     def fetch(self, place: int) -> tuple[Tensor, Tensor]:
         """Return the augmented bytes and the labels of a place, and announce those after it."""
@@ -197,8 +244,8 @@ class Graphed:
     """Recorded steps over images in memory: one recording for each size of batch.
 
     The hooks are recorded with the step and do not run again, so they must be functions of the
-    model's tensors alone. Tensors that a step changes keep their place in memory; who restores a
-    state copies into them.
+    tensors of the model and the moment alone. Tensors that a step changes keep their place in
+    memory; who restores a state copies into them.
     """
 
     def __init__(self, parts: Parts, recorder: Recorder) -> None:
@@ -209,9 +256,12 @@ class Graphed:
         self._draws: Tensor | None = None  # as wide as the augmentation needs
         self._labels = torch.zeros(num, dtype=torch.int64, device=device)
         self._lr = torch.zeros((), device=device)
+        self._first = torch.zeros((), dtype=torch.int64, device=device)  # step of the epoch
         self._place = torch.zeros((), dtype=torch.int64, device=device)
         self._next = 0  # what stands in it, without asking the device
         self._replay: dict[int, Callable[[], None]] = {}
+        # For steps on which masks change, which are never recorded.
+        self._eager = None if parts.treatment.masks is None else Eager(parts)
 
     def begin(self, epoch: Epoch) -> None:
         """Copy what differs from epoch to epoch into its place on the device."""
@@ -220,6 +270,9 @@ class Graphed:
         self._order.copy_(epoch.order)
         self._draws.copy_(epoch.draws)
         self._lr.fill_(epoch.lr)
+        self._first.fill_(epoch.number * len(self._parts.bounds))
+        if self._eager is not None:
+            self._eager.begin(epoch)
         torch.index_select(self._parts.labels, 0, self._order, out=self._labels)
 
     def step(self, place: int, *, seed: int) -> None:
@@ -227,6 +280,9 @@ class Graphed:
 
         ``CannotRecord`` leaves the training as it was.
         """
+        if self._eager is not None and self._parts.changes_masks(self._eager.moment(place)):
+            self._eager.step(place, seed=seed)
+            return
         start, end = self._parts.bounds[place]
         size = end - start
         if size not in self._replay:
@@ -259,7 +315,7 @@ class Graphed:
             parts,
             augment(pixels, draws, kind=parts.augmentation),
             self._labels.index_select(0, places),
-            lr=self._lr,
+            moment=parts.moment(self._first + self._place, self._lr),
             random=nullcontext(),
         )
         parts.losses.index_copy_(0, self._place[None], loss[None])

@@ -32,20 +32,21 @@ from regrow.train.engine import (
 )
 from regrow.train.graphs import CudaGraphs
 from regrow.train.layout import NOTICE, lay_out_
+from regrow.train.masks import MaskedWeights, SparsePasses
 from regrow.train.objective import CROSS_ENTROPY, make_objective
 from regrow.train.recipe import Recipe
 from regrow.train.stepping import Stepping
-from regrow.train.treatment import NO_TREATMENT, Hook, Treatment
+from regrow.train.treatment import NO_TREATMENT, Moment, Treatment
 
 
 class Training(Stepping):
     """Train a model in place on a data set's training images.
 
-    ``treatment`` is what a method does meanwhile. ``hold(model)`` is called before and after each
-    update; it keeps masked weights at zero, and before the update their gradients too, so that no
-    momentum builds up behind a mask. It must be a function of the model's tensors alone: on a GPU
-    it is recorded with the step, once, and replayed. ``first_epoch`` enters the recipe's schedule
-    there, with the images of that epoch, as if the epochs before had been trained.
+    ``treatment`` is what a method does meanwhile. ``masks`` say by parameter which weights stay,
+    as booleans that broadcast over it; the others are held at zero, and so are their gradients, so
+    that no momentum builds up behind a mask. A treatment may change them: ``kept()`` returns them
+    as they are. ``first_epoch`` enters the recipe's schedule there, with the images of that epoch,
+    as if the epochs before had been trained.
 
     The order of images is drawn from (seed, "shuffle", epoch), their augmentation from
     (seed, "augment", epoch) and dropout from (seed, "dropout", epoch, step): two trainings of one
@@ -68,7 +69,7 @@ class Training(Stepping):
         seed: int,
         device: torch.device | str = "cpu",
         treatment: Treatment = NO_TREATMENT,
-        hold: Hook | None = None,
+        masks: Mapping[str, Tensor] | None = None,
         first_epoch: int = 0,
         eager: bool = False,
         recorder: Recorder | None = None,
@@ -83,8 +84,18 @@ class Training(Stepping):
                 f"A training of {recipe.epochs} epochs can begin at one from 0 to "
                 f"{recipe.epochs - 1}. Got {first_epoch}."
             )
+        bounds = _batch_bounds(len(dataset.train), recipe.batch)
+        first = Moment(
+            step=first_epoch * len(bounds),
+            lr=recipe.lr_at(first_epoch),
+            steps_per_epoch=len(bounds),
+            recipe=recipe,
+            seed=seed,
+        )
         if treatment.begin is not None:
-            treatment.begin(model)
+            treatment.begin(model, first)
+        if treatment.masks is not None and not masks:
+            masks = treatment.masks.start(model, first)
         self.device = torch.empty(0, device=device).device  # "cuda" is the one in use
         self.model = model.to(self.device).train()
         image = (dataset.channels, dataset.size, dataset.size)
@@ -97,7 +108,6 @@ class Training(Stepping):
         self._prepared: int | None = None  # the epoch that the engine is in
         learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._learning = tuple(learning)
-        bounds = _batch_bounds(len(dataset.train), recipe.batch)
         self.parts = Parts(
             model=self.model,
             network=self.model,
@@ -114,7 +124,8 @@ class Training(Stepping):
             # Zero from the start, so that any state can be restored.
             momentum=[torch.zeros_like(p) for p in learning.values()] if recipe.momentum else [],
             treatment=treatment,
-            hold=hold,
+            masked=MaskedWeights(self.model, masks) if masks else None,
+            seed=seed,
             bounds=bounds,
             losses=torch.zeros(len(bounds), device=self.device),
         )
@@ -127,8 +138,12 @@ class Training(Stepping):
             self._engine = Graphed(self.parts, recorder)
         self.first_epoch = first_epoch
         self.steps_done = first_epoch * self.steps_per_epoch
+        if (masked := self.parts.masked) is not None:
+            masked.zero_weights_()
+        changing = masked if treatment.masks is not None else None
+        self.passes = None if changing is None else SparsePasses.of(changing)
         if treatment.epoch is not None:
-            treatment.epoch(self.model, 0)
+            treatment.epoch(self.model, first)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -149,6 +164,7 @@ class Training(Stepping):
         if self._prepared != epoch:
             self._begin(epoch)
         self._take(epoch, place)
+        self._count_passes(epoch, place)
         if self.device.type == "cpu":  # elsewhere a look at it makes the device wait
             self._check_loss(self.parts.losses[place].item(), epoch, place)
         self.steps_done += 1
@@ -161,7 +177,34 @@ class Training(Stepping):
         if meta["steps_done"] >= self.num_steps:
             self._end()  # the state of a finished training is without what the treatment added
         self._restore(tensors, meta)
+        if self.passes is not None and self.parts.masked is not None:
+            self.passes.weights = dict(meta["passes"])
+            self.passes.num_kept = self.parts.masked.num_kept()
         self._prepared = None
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return copies of all that ``restore`` needs: tensors, and a record for JSON."""
+        tensors, meta = super().state()
+        return tensors, meta if self.passes is None else {
+            **meta,
+            "passes": dict(self.passes.weights),
+        }
+
+    def kept(self) -> dict[str, Tensor]:
+        """Return which weights of masked parameters stay, as booleans; nothing without masks."""
+        return {} if self.parts.masked is None else self.parts.masked.kept()
+
+    def _count_passes(self, epoch: int, place: int) -> None:
+        """Count a step that was taken, if masks change, and whether they did."""
+        masks, masked = self.parts.treatment.masks, self.parts.masked
+        if self.passes is None or masks is None or masked is None:
+            return
+        moment = self.parts.moment(self.steps_done, self.recipe.lr_at(epoch))
+        changed = masks.when(moment)
+        start, end = self.parts.bounds[place]
+        self.passes.add(end - start, dense_gradients=changed and masks.dense_gradients)
+        if changed:
+            self.passes.num_kept = masked.num_kept()
 
     def _begin(self, epoch: int) -> None:
         """Draw the order and the augmentation of an epoch, and set its rate."""
@@ -169,7 +212,9 @@ class Training(Stepping):
         order = torch.randperm(len(images), generator=seeded(self.seed, "shuffle", epoch))
         generator = seeded(self.seed, "augment", epoch)
         draws = images.draw(self.parts.augmentation, generator)
-        self._engine.begin(Epoch(order=order, draws=draws, lr=self.recipe.lr_at(epoch)))
+        self._engine.begin(
+            Epoch(number=epoch, order=order, draws=draws, lr=self.recipe.lr_at(epoch))
+        )
         self._prepared = epoch
 
     def _take(self, epoch: int, place: int) -> None:
@@ -192,17 +237,24 @@ class Training(Stepping):
         mean = sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / sum(sizes)
         self.history.append({"epoch": epoch, "lr": self.recipe.lr_at(epoch), "loss": mean})
         if self.parts.treatment.epoch is not None:
-            self.parts.treatment.epoch(self.model, epoch + 1)
+            self.parts.treatment.epoch(self.model, self._between(epoch + 1))
         if self.done:
             self._end()
 
     def _end(self) -> None:
         if self.parts.treatment.end is not None:
-            self.parts.treatment.end(self.model)
+            self.parts.treatment.end(self.model, self._between(self.recipe.epochs))
+
+    def _between(self, epoch: int) -> Moment:
+        """Return the moment after so many epochs."""
+        lr = self.recipe.lr_at(min(epoch, self.recipe.epochs - 1))
+        return self.parts.moment(epoch * self.steps_per_epoch, lr)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"momentum.{name}": value for name, value in self._momentum().items()}
+        if self.passes is not None and self.parts.masked is not None:
+            tensors |= {f"mask.{name}": f for name, f in self.parts.masked.factors.items()}
         return tensors | {"losses": self.parts.losses}
 
     def _momentum(self) -> dict[str, Tensor]:

@@ -1,13 +1,109 @@
-"""Treatments: changes that a method makes to a network while it trains, besides the loss."""
+"""Treatments: changes that a method makes to a network while it trains, besides the loss.
 
-from collections.abc import Callable
+The order within a step, where ``H`` is what the treatment adds::
+
+    forward, loss, backward
+    H gradients(model, moment)       adds to the gradients
+    H masks.change(model, masks, moment)   on the steps of masks.when: sees dense gradients
+    masked weights and their gradients are zeroed
+    update of the parameters by the optimiser   (left out where masks.replaces_update)
+    H updated(model, moment)
+    masked weights are zeroed
+
+and around the steps: ``begin``, ``masks.start`` and ``epoch`` before the first, ``epoch`` after
+each epoch, ``end`` after the last.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from regrow.core.seeds import seeded
+from regrow.errors import ConfigError
+from regrow.train.recipe import Recipe
+
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
-Hook = Callable[["nn.Module"], None]
+    Masks = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Where a training stands when it calls a hook.
+
+    ``step`` and ``lr`` are tensors of one number within steps on a GPU, because those are recorded.
+
+    Attributes:
+        step: how many updates were taken before.
+        lr: the learning rate of the step at hand, or between steps of the next one (after the
+            last, of that).
+        steps_per_epoch: the updates of one epoch.
+        recipe: the recipe that is trained by.
+        seed: of the training; ``generator`` derives random streams from it.
+    """
+
+    step: int
+    lr: float
+    steps_per_epoch: int
+    recipe: Recipe
+    seed: int
+
+    @property
+    def num_steps(self) -> int:
+        """The updates of the whole training."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs were finished before."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done, in [0, 1]."""
+        return self.step / self.num_steps
+
+    def generator(self, *purpose: str | int) -> "torch.Generator":
+        """Make the random generator of a purpose at this step, on the CPU.
+
+        It depends on the training's seed, the step and the purpose alone, so a training that was
+        resumed draws the same.
+        """
+        if not isinstance(self.step, int):
+            raise ConfigError(
+                "A step that is recorded as a CUDA graph cannot make random generators. Draw in "
+                "'begin', 'epoch' or 'masks', or with torch.rand(..., device=...) in the step."
+            )
+        return seeded(self.seed, "treatment", self.step, *purpose)
+
+
+Hook = Callable[["nn.Module", Moment], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskUpdates:
+    """How a treatment changes which weights are masked (held at zero), while a network trains.
+
+    Masks are by parameter: tensors of 1 (stays) and 0 of the parameter's shape, which ``change``
+    overwrites in place (``masks[name].copy_(kept)``). A weight that is unmasked starts at zero, and
+    the optimiser remembers nothing of it. Steps on which masks change are never recorded.
+
+    Attributes:
+        start: makes the first masks of a network that has none, as booleans by parameter.
+        when: whether masks change on the step of a moment.
+        change: changes them, after the backward pass: ``(model, masks, moment)``.
+        dense_gradients: whether ``change`` sees the gradients of masked weights (in ``.grad``);
+            they are then counted as a dense backward pass. Without, they are zero.
+        replaces_update: whether the parameters are not updated on those steps.
+    """
+
+    start: "Callable[[nn.Module, Moment], Masks]"
+    when: Callable[[Moment], bool]
+    change: "Callable[[nn.Module, Masks, Moment], None]"
+    dense_gradients: bool = False
+    replaces_update: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,20 +113,22 @@ class Treatment:
     Attributes:
         begin: before anything else, such as adding parameters that the method learns.
         gradients: adds to the gradients after each backward pass.
-        updated: after each update, given the learning rate (on a GPU a tensor there).
-        epoch: before the first epoch, given 0, and after each, given how many are done.
+        updated: after each update.
+        epoch: before the first epoch and after each; ``moment.epoch`` counts those that are done.
         end: after the last epoch; what ``begin`` added is taken away again.
+        masks: changes to the masks of a network some of whose weights are held at zero.
 
-    ``gradients`` and ``updated`` must be functions of the model's tensors alone: on a GPU they are
-    recorded with the step, once, and replayed. What they remember belongs into buffers, so that a
-    training can be resumed.
+    ``gradients`` and ``updated`` must be functions of the tensors of the model and the moment
+    alone: on a GPU they are recorded with the step, once, and replayed. What a treatment remembers
+    belongs into buffers of the model, so that a training can be resumed.
     """
 
     begin: Hook | None = None
     gradients: Hook | None = None
-    updated: "Callable[[nn.Module, float | Tensor], None] | None" = None
-    epoch: "Callable[[nn.Module, int], None] | None" = None
+    updated: Hook | None = None
+    epoch: Hook | None = None
     end: Hook | None = None
+    masks: MaskUpdates | None = None
 
 
 NO_TREATMENT = Treatment()

@@ -1,0 +1,97 @@
+"""Masked weights of a network that trains: held at zero, and counted where their masks change."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from regrow.errors import ConfigError, TrainingError, unknown
+
+
+class MaskedWeights:
+    """The masks of a network's parameters, as factors of 1 (stays) and 0 that lie beside them.
+
+    ``kept`` has booleans by parameter that broadcast over it. The factors are changed in place.
+    """
+
+    def __init__(self, model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+        named = dict(model.named_parameters())
+        for name in kept:
+            if name not in named:
+                raise ConfigError(
+                    "A mask names a parameter that the network lacks. "
+                    f"{unknown('parameter', name, named)}"
+                )
+        self.parameters: list[Tensor] = [named[name] for name in kept]
+        self.factors = {
+            name: torch.empty_like(named[name]).copy_(stays.expand(named[name].shape)).detach()
+            for name, stays in kept.items()
+        }
+
+    def zero_weights_(self) -> None:
+        """Zero the masked weights and their gradients."""
+        with torch.no_grad():
+            torch._foreach_mul_(self.parameters, list(self.factors.values()))
+        self.zero_gradients_()
+
+    def zero_gradients_(self) -> None:
+        """Zero the gradients of masked weights, so that the optimiser remembers nothing of them."""
+        pairs = zip(self.parameters, self.factors.values(), strict=True)
+        having = [(p.grad, f) for p, f in pairs if p.grad is not None]
+        if having:
+            with torch.no_grad():
+                torch._foreach_mul_([grad for grad, _ in having], [f for _, f in having])
+
+    def kept(self) -> dict[str, Tensor]:
+        """Return copies of the masks as booleans, on the CPU."""
+        return {
+            name: factor.bool().to("cpu", memory_format=torch.contiguous_format, copy=True)
+            for name, factor in self.factors.items()
+        }
+
+    def num_kept(self) -> dict[str, int]:
+        """Count the weights of each parameter that stay; masks of other numbers are an error."""
+        for name, factor in self.factors.items():
+            if not bool(((factor == 0) | (factor == 1)).all()):
+                raise TrainingError(
+                    f"The mask of {name!r} holds other numbers than 0 and 1. A treatment must "
+                    "overwrite masks by booleans: masks[name].copy_(kept)."
+                )
+        return {name: int(factor.sum(dtype=torch.float64)) for name, factor in self.factors.items()}
+
+
+@dataclass(kw_only=True)
+class SparsePasses:
+    """How many weights took part in the passes of a training whose masks change.
+
+    An image takes three passes: forward, and backward once for the inputs' gradients and once for
+    the weights'. The last is dense where gradients of masked weights are looked at.
+
+    Attributes:
+        sizes: the weights of each masked parameter.
+        num_kept: those of them that stay at present.
+        weights: the sum over images and passes of the weights that took part, by parameter.
+    """
+
+    sizes: Mapping[str, int]
+    num_kept: Mapping[str, int]
+    weights: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, masked: MaskedWeights) -> "SparsePasses":
+        """Return the count of a training that begins with these masks."""
+        sizes = {name: factor.numel() for name, factor in masked.factors.items()}
+        return cls(sizes=sizes, num_kept=masked.num_kept())
+
+    def add(self, images: int, *, dense_gradients: bool) -> None:
+        """Count one step."""
+        for name, kept in self.num_kept.items():
+            last = self.sizes[name] if dense_gradients else kept
+            self.weights[name] = self.weights.get(name, 0) + images * (2 * kept + last)
+
+    def densities(self, images: int) -> dict[str, float]:
+        """Return the mean share of each parameter's weights that took part, over all passes."""
+        return {
+            name: total / (3 * images * self.sizes[name]) for name, total in self.weights.items()
+        }
