@@ -103,7 +103,11 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 def holder(mask: Mask) -> Callable[[nn.Module], None]:
     """Return what a training does before and after each update."""
-    return lambda model: MaskedWeights(model, kept_weights(mask, model)).zero_weights_()
+
+    def hold_(model: nn.Module) -> None:
+        MaskedWeights(model, kept_weights(mask, model)).zero_weights_()
+
+    return hold_
 
 
 def sgd(model: nn.Module) -> torch.optim.SGD:
@@ -183,9 +187,9 @@ def test_masks_that_cannot_be_held_are_refused() -> None:
     ):
         apply_(network(), channels)
     other = Mask(unit="weight", kept={"9.weight": torch.ones(2, dtype=torch.bool)})
-    for act in (lambda: holder(other)(network()), lambda: apply_(network(), other)):
+    for act in (holder(other), lambda model: apply_(model, other)):
         with pytest.raises(ConfigError, match=r"the network lacks\. Unknown parameter '9.weight'"):
-            act()
+            act(network())
     wide = Mask(unit="weight", kept={"0.weight": torch.ones(8, 5, dtype=torch.bool)})
     with pytest.raises(ConfigError, match=r"'0.weight' has the shape \(8, 5\), .* has \(8, 6\)"):
         holder(wide)(network())
