@@ -19,7 +19,8 @@ from regrow.pruning.stages import pattern_of, stages_of
 from regrow.reproduce.entries import Kind
 from regrow.reproduce.reproduce import Part, Printable, percent
 from regrow.store import Store
-from regrow.surgery import Trace, trace
+from regrow.surgery import Trace
+from regrow.surgery.architecture import traced
 from regrow.surgery.edit import Edit
 from regrow.surgery.mask import Mask
 
@@ -139,7 +140,7 @@ def _numbered(model: ModelSpec, shape: tuple[int, ...]) -> dict[str, int]:
 @lru_cache(maxsize=1)
 def _traced(model: ModelSpec, shape: tuple[int, ...]) -> tuple[nn.Module, Trace]:
     network = build(model.untrained())
-    return network, trace(network, torch.zeros(shape))
+    return network, traced(network, model, shape)
 
 
 MEASURES: dict[Kind, Callable[[Part, Store], Iterator[Row]]] = {

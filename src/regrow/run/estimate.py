@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from graphlib import TopologicalSorter
@@ -36,7 +36,8 @@ from regrow.pruning.method import METHODS
 from regrow.pruning.select import select
 from regrow.run.execute import one_thread
 from regrow.store import Store
-from regrow.surgery import Trace, shrink, trace
+from regrow.surgery import Trace, shrink
+from regrow.surgery.architecture import traced
 from regrow.train import Recipe, Training, evaluate
 
 WARM_STEPS = 2
@@ -266,7 +267,7 @@ class _Guess:
         try:
             if key not in self._traces:
                 network = build(prune.model.untrained())
-                self._traces[key] = network, trace(network, prune.data.shape)
+                self._traces[key] = network, traced(network, *key)
             network, found = self._traces[key]
             method = replace(METHODS.get("uniform"), scope=prune.method.scope)
             mask = select(
@@ -298,8 +299,10 @@ def _calibrate(setting: _Setting) -> _Speed:
     shape = setting.data.shape
     whole = build(setting.model.untrained())
     flops = model_cost(setting.model, shape).flops
+    with suppress(TraceError):
+        traced(whole, setting.model, shape)  # mostly found once in a process: no part of a cut
     began = time.perf_counter()
-    half = _half(whole, shape)
+    half = _half(whole, setting.model, shape)
     cut_seconds = time.perf_counter() - began
     step, image = _time(whole, dataset, setting.recipe)
     if half is None:
@@ -317,9 +320,9 @@ def _calibrate(setting: _Setting) -> _Speed:
     )
 
 
-def _half(network: nn.Module, shape: tuple[int, ...]) -> nn.Module | None:
+def _half(network: nn.Module, model: ModelSpec, shape: tuple[int, ...]) -> nn.Module | None:
     try:
-        found = trace(network, shape)
+        found = traced(network, model, shape)
         mask = select(network, found, METHODS.get("uniform"), sparsity=0.5)
     except TraceError:
         return None

@@ -23,7 +23,8 @@ from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS
 from regrow.pruning.select import groups_in_scope
 from regrow.pruning.stages import stages_of
 from regrow.studies.experiment import Cut, Experiment, MethodUse, Source
-from regrow.surgery import Trace, trace
+from regrow.surgery import Trace
+from regrow.surgery.architecture import traced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,4 +335,4 @@ def _count_stages(model: ModelSpec, shape: tuple[int, ...]) -> int:
 @lru_cache(maxsize=1)
 def _traced(model: ModelSpec, shape: tuple[int, ...]) -> tuple[nn.Module, Trace]:
     network = build(model.untrained())
-    return network, trace(network, torch.zeros(shape))
+    return network, traced(network, model, shape)
