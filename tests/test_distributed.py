@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import pytest
@@ -60,11 +61,23 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Take all trainings by two processes, and return the folder of what they ended in."""
     folder = tmp_path_factory.mktemp("together")
     images_of_which_one_is_damaged(folder / "images")
-    command = [*TORCHRUN, "2", str(TESTS / "ranks_at_work.py"), str(folder)]
-    done = subprocess.run(
-        command, env=plain_environment(), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    with socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = str(one.getsockname()[1])  # that is free
+    # What a launcher says, which would take a process itself.
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    meeting |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(TESTS / "ranks_at_work.py"), str(folder)],
+            env=plain_environment() | meeting | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    told = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "".join(told)
     return folder
 
 

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from cutting import enliven_, random_mask
+from cutting import enliven_, error, random_mask
 from regrow.cost import measure
 from regrow.errors import ConfigError, DataError
 from regrow.jobs.arms import Budget
@@ -26,7 +26,7 @@ from regrow.models.imagenet_vgg import numbers
 from regrow.models.layers import Select
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select
-from regrow.surgery import shrink, trace, verify
+from regrow.surgery import shrink, trace
 from regrow.surgery.architecture import Architecture, load, save
 from regrow.surgery.mask import Mask
 
@@ -403,10 +403,9 @@ def test_smaller_network_is_the_silenced_one(name: str) -> None:
     enliven_(model, (1, 3, 32, 32))
     found = trace(model, (1, 3, 32, 32))
     assert all("output" in why or "grouped" in why for why in found.whole.values())
-    for seed in range(2):
-        mask = random_mask(found, seed=seed, keep=0.7)
-        assert set(mask.kept) == set(found.groups)
-        assert verify(model, mask, found) < 1e-9
+    mask = random_mask(found, seed=1, keep=0.7)  # another is in test_surgery.py
+    assert set(mask.kept) == set(found.groups)
+    assert error(model, mask, found) < 1e-9
 
 
 # Selected inputs

@@ -10,7 +10,7 @@ import torchvision.models
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cutting import enliven_, random_mask
+from cutting import enliven_, error, random_mask
 from regrow.errors import TraceError
 from regrow.surgery import rule, shrink, silence, trace, verify
 from regrow.surgery.mask import Mask
@@ -443,7 +443,7 @@ def test_network_is_cut_right_or_kept_whole_with_a_reason(name: str) -> None:
     assert found.unaccounted(net) == ()
     for seed in range(2):
         mask = random_mask(found, seed=seed, keep=0.5)
-        assert verify(net, mask, found) < EXACT
+        assert error(net, mask, found) < EXACT
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -504,7 +504,7 @@ def test_convolution_with_one_group_left_is_an_ordinary_one() -> None:
     assert {n: (g.kind, g.size) for n, g in again.groups.items()} == {
         "a": ("conv", 2), "g": ("conv", 3), "b": ("conv", 6),
     }  # fmt: skip
-    assert verify(once, random_mask(again), again) < EXACT
+    assert error(once, random_mask(again), again) < EXACT
 
 
 def test_group_norm_loses_whole_groups_or_is_narrowed() -> None:
@@ -586,7 +586,7 @@ def test_networks_of_torchvision(name: str, num_groups: int) -> None:
     assert found.unaccounted(net) == ()
     assert all(any(known in reason for known in REASONS) for reason in found.whole.values())
     for seed, keep in enumerate((0.6, 0.2)):
-        assert verify(net, random_mask(found, seed=seed, keep=keep), found) < EXACT
+        assert error(net, random_mask(found, seed=seed, keep=keep), found) < EXACT
 
 
 def test_layers_that_only_train_are_not_forgotten() -> None:
@@ -670,7 +670,7 @@ def test_any_module_that_can_narrow_itself_is_followed() -> None:
     found = trace(net, SHAPE)
     assert {n: g.size for n, g in found.groups.items()} == {"a": 8}
     for seed in range(4):
-        assert verify(net, random_mask(found, seed=seed), found) < EXACT
+        assert error(net, random_mask(found, seed=seed), found) < EXACT
 
 
 def test_a_rule_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -684,7 +684,7 @@ def test_a_rule_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
 
     found = trace(net, SHAPE)
     assert list(found.groups) == ["a"]
-    assert verify(net, random_mask(found), found) < EXACT
+    assert error(net, random_mask(found), found) < EXACT
 
 
 def test_mask_over_one_unit_of_a_shared_weight_cuts_all_its_uses() -> None:
