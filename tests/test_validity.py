@@ -120,6 +120,25 @@ def test_a_loss_that_still_falls_means_not_converged(
     assert ("not converged" in [reason.rule for reason in found]) is unfinished
 
 
+@pytest.mark.parametrize(
+    ("loss", "fall", "num_test", "said"),
+    [
+        (1.5, 0.05, None, "still fell by 0.05 an epoch at its last rate, and what that is worth"),
+        (1.5, 0.014, None, ""),  # below 1 % of itself
+        (1.5, None, None, "held for one epoch"),
+        (1.5, None, 2000, "held for one epoch"),
+        (None, None, None, ""),  # weights from elsewhere: nothing is known of their training
+    ],
+)
+def test_what_is_not_known_of_the_end_of_a_training_is_said(
+    loss: float | None, fall: float | None, num_test: int | None, said: str
+) -> None:
+    parent = replace(GOOD, loss=loss, fall=fall, num_test=num_test)
+    found = [r for r in judge(GOOD, GOOD, parent=parent, margin=1.0) if "convergence" in r.rule]
+    assert [said in reason.text for reason in found] == ([True] if said else [])
+    assert not excluded(found)
+
+
 def test_convergence_is_asked_of_the_network_that_no_method_treated() -> None:
     treated = replace(GOOD, mean=50.0, loss=2.0)
     assert not excluded(judge(GOOD, GOOD, parent=treated, plain=GOOD, cut=[GOOD], margin=0.3))

@@ -27,7 +27,9 @@ Two rules leave a comparison out of every conclusion and of averages over cells 
 
 Others only qualify what is said: one arm of the two not above chance; one test example more than
 the margin, so that only equal counts show equivalence; a test set whose own sampling error is more
-than the margin; a chance level that is not known.
+than the margin; a chance level that is not known; a parent of which it is not known whether it had
+converged, because its last rate was held for one epoch alone, or because its loss still fell by
+more than 1 % an epoch where the metric is no count: what that is worth is not known.
 """
 
 import math
@@ -51,6 +53,7 @@ Rule = Literal[
     "margin below one image",
     "margin below sampling error",
     "chance unknown",
+    "convergence unknown",
 ]
 # Rule -> what is so, in words that fit one cell and several; in the order of their weight.
 _SAID: Mapping[Rule, str] = {
@@ -61,6 +64,7 @@ _SAID: Mapping[Rule, str] = {
     "margin below one image": "one test {example} is more than the margin",
     "margin below sampling error": "the sampling error of the test set is more than the margin",
     "chance unknown": "it is not known whether the networks are {beats_baseline}",
+    "convergence unknown": "it is not known whether the unpruned network had converged",
 }
 RULES: tuple[Rule, ...] = tuple(_SAID)
 EXCLUDING: tuple[Rule, ...] = ("parent at chance", "arms at chance", "not converged")
@@ -272,19 +276,24 @@ def _convergence(
             f"{best.loss:.3g} below its own of {parent.loss:.3g}",
         )
         return
-    fall, per_loss = parent.fall, parent.metric.per_loss
-    if fall is None or fall <= CLEAR_FALL * parent.loss or parent.num_test is None:
+    yield from _still_falling(parent, parent.loss, margin)
+
+
+def _still_falling(parent: Evidence, loss: float, margin: float) -> Iterable[Reason]:
+    metric, fall = parent.metric, parent.fall
+    if fall is None:
+        figures = "its last rate was held for one epoch, so no fall of its loss is known"
+        yield Reason(rule="convergence unknown", figures=figures)
         return
-    if per_loss is None:
+    if fall <= CLEAR_FALL * loss:
         return
-    worth = per_loss * fall
-    if worth > margin:
-        most = parent.metric.amount(f"{worth:.{parent.metric.digits - 1}f}")
-        yield Reason(
-            rule="not converged",
-            figures=f"its training loss of {parent.loss:.3g} still fell by {fall:.2g} an epoch at "
-            f"its last rate, worth up to {most}",
-        )
+    fell = f"its training loss of {loss:.3g} still fell by {fall:.2g} an epoch at its last rate"
+    if parent.num_test is None or metric.per_loss is None:
+        figures = f"{fell}, and what that is worth is not known"
+        yield Reason(rule="convergence unknown", figures=figures)
+    elif (worth := metric.per_loss * fall) > margin:
+        figures = f"{fell}, worth up to {metric.amount(f'{worth:.{metric.digits - 1}f}')}"
+        yield Reason(rule="not converged", figures=figures)
 
 
 def _outgrew(arm: Evidence, parent: Evidence, margin: float) -> bool:
