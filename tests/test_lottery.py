@@ -17,11 +17,12 @@ from regrow.jobs.arms import WINNING_TICKET
 from regrow.jobs.context import advance
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
-from regrow.jobs.train import Train, weights_of
+from regrow.jobs.train import Train
 from regrow.models import build
 from regrow.report.collect import collect
 from regrow.run import run
 from regrow.store import Store
+from regrow.store.parts import after_epoch
 from regrow.studies.expand import Cell
 from regrow.studies.study import Study
 from regrow.surgery.mask import Mask, apply_
@@ -307,9 +308,9 @@ def test_weights_are_kept_and_keys_change_only_where_an_arm_asks(
     assert root.key != _first().key
     assert replace(root, keep=()).key == _first().key
     kept, plain = (world.store.tensors(job.key) for job in (root, _first()))
-    assert equal(weights_of(kept), plain)
-    assert len(kept) == 2 * len(plain)
-    assert weights_of(kept, after=1).keys() == plain.keys()
+    assert equal(kept, plain)
+    assert world.store.tensors(root.key, after_epoch(1)).keys() == plain.keys()
+    assert world.store.tensors(root.key, after_epoch(2)) == {}
 
 
 def test_weights_on_the_way_survive_an_interruption(rewound: tuple[World, Rows]) -> None:
@@ -349,9 +350,8 @@ def test_weights_on_the_way_survive_an_interruption(rewound: tuple[World, Rows])
     with pytest.raises(Stopped):
         advance(training(), context, keep=root.keep)
     kept = advance(training(), context, keep=root.keep)
-    stored = world.store.tensors(root.key)
-    assert kept.keys() == stored.keys() - weights_of(stored).keys()
-    assert all(torch.equal(value, stored[name]) for name, value in kept.items())
+    assert list(kept) == [after_epoch(1)]
+    assert equal(kept[after_epoch(1)], world.store.tensors(root.key, after_epoch(1)))
 
 
 @pytest.mark.parametrize(

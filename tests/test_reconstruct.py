@@ -15,7 +15,7 @@ from regrow.data import load
 from regrow.errors import ConfigError
 from regrow.jobs.arms import FINE_TUNE, PRUNED, SCRATCH_E, WINNING_TICKET, Arm
 from regrow.jobs.material import Material
-from regrow.jobs.prune import Prune
+from regrow.jobs.prune import Prune, stored_edit
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.pruning import reconstruct
@@ -511,8 +511,7 @@ def test_arms_that_inherit_start_from_the_mended_weights_and_others_do_not(
 
 
 def edit_in(store: Store, prune: Prune) -> Edit:
-    record, tensors = store.record(prune.key), store.tensors(prune.key)
-    return Edit.read(record, tensors, model=prune.model, shape=prune.data.shape)
+    return stored_edit(store, prune)
 
 
 def test_the_choice_is_that_of_select(tmp_path: Path) -> None:

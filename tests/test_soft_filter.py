@@ -16,7 +16,7 @@ from regrow.cost import measure
 from regrow.errors import ConfigError
 from regrow.jobs.arms import PRUNED, SCRATCH_B, SCRATCH_E
 from regrow.jobs.retrain import Retrain
-from regrow.jobs.train import Train, weights_of
+from regrow.jobs.train import Train
 from regrow.methods.soft_filter import zero_smallest_filters_
 from regrow.models import ModelSpec, build
 from regrow.pruning.method import METHODS
@@ -202,7 +202,7 @@ def test_the_pruned_row_is_the_network_after_the_last_zeroing(store: Store) -> N
 def test_scratch_trains_under_the_zero_pattern_of_that_network(store: Store) -> None:
     parent = _job(PRUNED.name).parent
     assert parent is not None
-    trained = weights_of(store.tensors(parent.key))
+    trained = store.tensors(parent.key)
     mask = store.tensors(_job(SCRATCH_E.name).prune.key)
     for name, kept in mask.items():
         assert torch.equal(kept, trained[name].flatten(1).any(1))
@@ -247,7 +247,7 @@ def test_a_pretrained_network_starts_from_the_unpruned_ones_last_weights(
     again = cells(methods={**STUDY["methods"], "pretrained": True}, arms=["unpruned", "pruned"])
     assert run([cell.job for cell in again.values()], store, workers=0).complete
     assert len(starts) == 1
-    assert equal(starts[0], weights_of(store.tensors(again["unpruned"].job.key)))
+    assert equal(starts[0], store.tensors(again["unpruned"].job.key))
 
 
 def test_scratch_weights_are_drawn_by_the_filters_that_stay(

@@ -30,7 +30,7 @@ from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
 from regrow.jobs.context import Context, advance
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
-from regrow.jobs.train import Train, weights_of
+from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build
 from regrow.pruning.method import Method
 from regrow.pruning.select import select
@@ -197,7 +197,7 @@ class TrainDetector(Keyed):
         else:
             architecture = _architecture(backbone, context)
             net = architecture.build()
-            net.load_state_dict(weights_of(context.tensors(backbone)))
+            net.load_state_dict(context.tensors(backbone))
             dataset = context.dataset(_classified(backbone).data.spec)
             mean, std = dataset.mean, dataset.std
         return _Start(self._around(net, mean, std), architecture, mean, std)

@@ -87,6 +87,7 @@ class Outcome:
 
     record: Mapping[str, Any]
     tensors: "Mapping[str, Tensor]" = field(default_factory=dict)
+    parts: "Mapping[str, Mapping[str, Tensor]]" = field(default_factory=dict)
 
 
 def all_jobs(jobs: Iterable[Job]) -> dict[str, Job]:

@@ -16,6 +16,7 @@ from regrow.core.global_rng import TURN
 from regrow.errors import Damaged, Interrupted
 from regrow.jobs.base import Job, state_of
 from regrow.store import Store
+from regrow.store.parts import MAIN, after_epoch, joined, part_of
 from regrow.store.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ REPORT_SECONDS = 0.25  # four times a second is all that a person can follow
 
 
 PROGRESS_FILE_SECONDS = 2.0  # for `regrow status` in another terminal
-
-
-AFTER = "after-epoch-"  # and the epoch and a slash, before the names of weights kept on the way
 
 
 RANDOM_STATE = "context/random-state"  # beside the job's own tensors in a checkpoint
@@ -104,9 +102,9 @@ class Context:
         """Return the record of an input; ``Damaged`` if it is not what was stored for this job."""
         return self.ranks.share(lambda: self._own_store.record(job.key, spec=job.spec))
 
-    def tensors(self, job: Job) -> dict[str, Tensor]:
-        """Return the tensors of an input."""
-        return self.ranks.share(lambda: self._own_store.tensors(job.key))
+    def tensors(self, job: Job, part: str = MAIN) -> dict[str, Tensor]:
+        """Return one part of an input's tensors."""
+        return self.ranks.share(lambda: self._own_store.tensors(job.key, part))
 
     def dataset(self, spec: "DataSpec") -> "Dataset":
         """Return a data set, loaded once in each process."""
@@ -234,31 +232,31 @@ class Advancing(Protocol):
 
 def advance(
     training: Advancing, context: Context, *, keep: tuple[int, ...] = ()
-) -> dict[str, Tensor]:
-    """Train to the end, from the last checkpoint if there is one; return the weights to keep.
+) -> dict[str, dict[str, Tensor]]:
+    """Train to the end, from the last checkpoint if there is one.
 
-    ``keep`` counts finished epochs.
+    Returns the weights after each number of epochs in ``keep``, as parts of the job's tensors.
     """
-    kept: dict[str, Tensor] = {}
+    parts = {after_epoch(epoch): epoch * training.steps_per_epoch for epoch in keep}
+    kept: dict[str, dict[str, Tensor]] = {}
     saved = context.load_checkpoint()
     if saved is not None:
         tensors, meta = saved
-        kept = {name: value for name, value in tensors.items() if name.startswith(AFTER)}
+        kept = {part: found for part in parts if (found := part_of(tensors, part))}
         training.restore(tensors, meta)
-    steps = {epoch * training.steps_per_epoch: epoch for epoch in keep}
     epochs = training.num_steps // training.steps_per_epoch
     while not training.done:
         training.step()
-        if training.steps_done in steps:
-            weights = state_of(training.model)
-            prefix = f"{AFTER}{steps[training.steps_done]}/"
-            kept |= {prefix + name: value.clone() for name, value in weights.items()}
+        for part, steps in parts.items():
+            if training.steps_done == steps:
+                weights = state_of(training.model)
+                kept[part] = {name: value.clone() for name, value in weights.items()}
         if training.notice is not None:
             context.note(training.notice)
             training.notice = None
         if context.checkpoint_due():
             tensors, meta = training.state()
-            context.save_checkpoint({**tensors, **kept}, meta)
+            context.save_checkpoint({**tensors, **joined(kept)}, meta)
         context.tick(
             training.steps_done / training.num_steps,
             f"epoch {min(training.epoch + 1, epochs)}/{epochs}",

@@ -16,6 +16,8 @@ from regrow.pruning.method import REPAIRS, Method
 from regrow.pruning.probe import Probe
 from regrow.pruning.select import select
 from regrow.pruning.stages import Pattern, pattern_of, stages_of
+from regrow.store import Store
+from regrow.store.parts import REPAIRED
 from regrow.surgery import sensitivities
 from regrow.surgery.architecture import is_fixed, traced
 from regrow.surgery.edit import Edit
@@ -96,7 +98,7 @@ class Prune(Keyed):
         if self.parent is None:
             model = build(self.model, seed=self.seed)
         else:
-            model = trained_network(self.model, context.tensors(self.parent))
+            model = trained_network(self.model, context, self.parent)
         if self._earlier is not None:
             within = edit_of(context, self._earlier).mask
         found = traced(model, self.model, self.data.shape)
@@ -129,7 +131,7 @@ class Prune(Keyed):
         record = {**edit.record(), "before": before.to_json(), "after": after.to_json()}
         if pattern is not None:
             record["pattern"] = pattern.to_json()
-        return Outcome(record, edit.tensors())
+        return Outcome(record, mask.kept, {REPAIRED: edit.repaired})
 
 
 def structure_only(method: Method) -> Method:
@@ -139,8 +141,24 @@ def structure_only(method: Method) -> Method:
 
 def edit_of(context: Context, prune: Prune) -> Edit:
     """Return what a pruning did."""
-    record, tensors = context.record(prune), context.tensors(prune)
-    return Edit.read(record, tensors, model=prune.model, shape=prune.data.shape)
+    return Edit.read(
+        context.record(prune),
+        context.tensors(prune),
+        repaired=context.tensors(prune, REPAIRED),
+        model=prune.model,
+        shape=prune.data.shape,
+    )
+
+
+def stored_edit(store: Store, prune: Prune) -> Edit:
+    """Read what a finished pruning did from a store."""
+    return Edit.read(
+        store.record(prune.key, spec=prune.spec),
+        store.tensors(prune.key),
+        repaired=store.tensors(prune.key, REPAIRED),
+        model=prune.model,
+        shape=prune.data.shape,
+    )
 
 
 def _pattern(context: Context, guides: tuple[Prune, ...]) -> Pattern:

@@ -17,9 +17,12 @@ from regrow.jobs.arms import Arm
 from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
 from regrow.jobs.context import Context, advance
 from regrow.jobs.costs import model_cost
-from regrow.jobs.prune import Prune, edit_of
+from regrow.jobs.material import Material
+from regrow.jobs.prune import Prune, edit_of, stored_edit
 from regrow.jobs.train import Train, result_of, trained_network
 from regrow.models import build, initialise_
+from regrow.store import Store
+from regrow.surgery.architecture import Architecture
 from regrow.surgery.edit import Edit
 from regrow.surgery.mask import filter_dim, layer_of
 from regrow.train import Recipe, Training
@@ -50,12 +53,30 @@ class Retrain(Keyed):
     def spec(self) -> dict[str, Any]:
         """The full request."""
         return without_none(
-            data=self.prune.data.content,
+            data=self.data.content,
             arm=self.arm.to_json(),
             recipe=self.recipe.to_json(),
             seed=self.seed,
             draw=SPARSE_DRAW if self.draws_sparse else None,
         )
+
+    @property
+    def data(self) -> Material:
+        """The data that the network was pruned on, and is retrained on."""
+        return self.prune.data
+
+    def network(self, store: Store) -> tuple[nn.Module, Architecture]:
+        """Rebuild the finished job's network with its weights; masked weights are zeros."""
+        edit = stored_edit(store, self.prune)
+        weights = store.tensors(self.key)
+        if weights:
+            network = edit.architecture.build()
+            network.load_state_dict(weights)
+            return network, edit.architecture
+        # Not retrained: its record keeps no weights, for they are the parent's, or repaired ones.
+        assert self.parent is not None
+        network, _ = self.parent.network(store)
+        return edit.apply(network), edit.architecture
 
     @property
     def draws_sparse(self) -> bool:
@@ -65,9 +86,8 @@ class Retrain(Keyed):
     @cached_property
     def flops(self) -> float:
         """FLOPs of the training, guessed before the network is known."""
-        data = self.prune.data
-        cost = model_cost(self.prune.model, data.shape)
-        return cost.training_flops(self.expected_epochs * data.num_train) / self.expected_ratio
+        cost = model_cost(self.prune.model, self.data.shape)
+        return cost.training_flops(self.expected_epochs * self.data.num_train) / self.expected_ratio
 
     @property
     def expected_ratio(self) -> float:
@@ -86,8 +106,7 @@ class Retrain(Keyed):
         edit = edit_of(context, self.prune)
         before, after = Cost(**pruned["before"]), Cost(**pruned["after"])
         ratio = flops_ratio(before, after, self.arm)
-        data = self.prune.data
-        dataset = context.dataset(data.spec)
+        dataset = context.dataset(self.data.spec)
         model = self._start(context, edit)
         epochs = self.arm.budget.epochs(self.recipe.epochs, ratio)
         record: dict[str, Any] = {"ratio": ratio, "capped": self.arm.budget.is_capped(ratio)}
@@ -115,7 +134,7 @@ class Retrain(Keyed):
         """Build the network that the arm starts from, as the pruning left it."""
         spec, start = self.prune.model, self.arm.start
         if self.parent is not None:
-            model = trained_network(spec, context.tensors(self.parent), after=self.arm.epoch)
+            model = trained_network(spec, context, self.parent, after=self.arm.epoch)
         elif start == "redrawn":
             model = build(spec.untrained(), seed=derive(self.seed, "redrawn"))
         else:

@@ -5,18 +5,21 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from regrow.cost import Cost
 from regrow.data import Dataset
 from regrow.data.normalisation import IMAGENET
 from regrow.errors import ConfigError
 from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
-from regrow.jobs.context import AFTER, Context, advance
+from regrow.jobs.context import Context, advance
 from regrow.jobs.costs import counted, model_cost
 from regrow.jobs.material import Material
 from regrow.models import ModelSpec, build
 from regrow.pruning.method import METHODS
+from regrow.store import Store
+from regrow.store.parts import MAIN, after_epoch
+from regrow.surgery.architecture import Architecture
 from regrow.train import NO_TREATMENT, Recipe, Training, Treatment, evaluate
 
 SCORED_BY = ("precision", "channels_last")  # of a recipe, what is used beside a training
@@ -53,8 +56,8 @@ class Treated:
 class Train(Keyed):
     """Train a network from its first weights, or on from a trained one (``initial``).
 
-    Beside the last weights it leaves those after each epoch of ``keep``: see ``weights_of``. A
-    network of published weights is taken as it is, and only scored (``taken``).
+    Beside the last weights it leaves those after each epoch of ``keep``, as parts of its tensors.
+    A network of published weights is used as it is, and only scored (``taken``).
     """
 
     kind: ClassVar[str] = "train"
@@ -108,6 +111,13 @@ class Train(Keyed):
         flops = {"training_flops": cost.training_flops(record["samples"])}
         return {**record, **cost.to_json(), **flops}
 
+    def network(self, store: Store) -> tuple[nn.Module, Architecture]:
+        """Rebuild the finished job's network with its weights."""
+        architecture = Architecture(model=self.model, shape=self.data.shape)
+        network = architecture.build()
+        network.load_state_dict(store.tensors(self.key))
+        return network, architecture
+
     @cached_property
     def flops(self) -> float:
         """FLOPs of the training."""
@@ -123,7 +133,7 @@ class Train(Keyed):
             with context.ranks.agreeing():  # published weights may be at hand here, and not there
                 model = build(self.model, seed=self.seed)
         else:
-            model = trained_network(self.model, context.tensors(self.initial))
+            model = trained_network(self.model, context, self.initial)
         cost = model_cost(self.model, self.data.shape)
         if self.taken:
             _check_normalisation(dataset)
@@ -143,24 +153,17 @@ class Train(Keyed):
         kept = advance(training, context, keep=self.keep)
         return Outcome(
             result_of(context, model, dataset, recipe=self.recipe, cost=cost, training=training),
-            {**state_of(model), **kept},
+            state_of(model),
+            kept,
         )
 
 
-def weights_of(tensors: Mapping[str, Tensor], *, after: int | None = None) -> dict[str, Tensor]:
-    """Return the last weights of a training's tensors, or those it kept after so many epochs."""
-    if after is None:
-        return {name: value for name, value in tensors.items() if not name.startswith(AFTER)}
-    prefix = f"{AFTER}{after}/"
-    return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-
-
 def trained_network(
-    model: ModelSpec, tensors: Mapping[str, Tensor], *, after: int | None = None
+    model: ModelSpec, context: Context, job: Job, *, after: int | None = None
 ) -> nn.Module:
-    """Rebuild a trained network from a training's tensors, or as it was after so many epochs."""
+    """Rebuild the network that a training left, or as it was after so many epochs."""
     network = build(model.untrained())
-    network.load_state_dict(weights_of(tensors, after=after))
+    network.load_state_dict(context.tensors(job, MAIN if after is None else after_epoch(after)))
     return network
 
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.jobs.arms import Start
-from regrow.jobs.prune import Prune
-from regrow.jobs.train import Train, weights_of
+from regrow.jobs.prune import Prune, stored_edit
 from regrow.models import ModelSpec, build
 from regrow.pruning.stages import pattern_of, stages_of
 from regrow.reproduce.entries import Kind
@@ -21,7 +20,6 @@ from regrow.reproduce.reproduce import Part, Printable, percent
 from regrow.store import Store
 from regrow.surgery import Trace
 from regrow.surgery.architecture import traced
-from regrow.surgery.edit import Edit
 from regrow.surgery.mask import Mask
 
 KERNEL = "3x3"
@@ -101,8 +99,7 @@ def _histograms(part: Part, store: Store) -> Iterator[Row]:
         if (one.panel, column) in shown:
             continue
         shown.add((one.panel, column))
-        tensors = store.tensors(job.key)
-        counts = _counts(weights_of(tensors) if isinstance(job, Train) else tensors)
+        counts = _counts(store.tensors(job.key))
         inner = [round(EDGE * (2 * i / FINEST - 1), 6) for i in range(FINEST + 1)]
         edges = [-float("inf"), *inner, float("inf")]
         for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
@@ -123,8 +120,7 @@ def _masks(part: Part, store: Store) -> Iterator[tuple[Printable, Mask]]:
     for one in part.cells:
         job = one.cell.job
         assert isinstance(job, Prune)
-        record, tensors = store.record(job.key, spec=job.spec), store.tensors(job.key)
-        yield one, Edit.read(record, tensors, model=job.model, shape=job.data.shape).mask
+        yield one, stored_edit(store, job).mask
 
 
 def _stages_of(one: Printable) -> dict[str, int]:

@@ -92,7 +92,8 @@ def execute(
         try:
             with own_randomness(job, settings):
                 outcome = job.run(context)
-            store.commit(job.key, _record(job, outcome, context.seconds), outcome.tensors)
+            record = _record(job, outcome, context.seconds)
+            store.commit(job.key, record, outcome.tensors, parts=outcome.parts)
         except RanksLost:
             raise
         except Interrupted:

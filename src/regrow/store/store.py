@@ -45,6 +45,7 @@ from regrow.core.digests import (
     write_synced,
 )
 from regrow.errors import Damaged, StoreError, short
+from regrow.store.parts import MAIN, joined, part_of
 from regrow.store.workspace import (
     CHECKPOINT,
     Workspace,
@@ -161,8 +162,14 @@ class Store:
         record.pop(TENSORS, None)
         return record
 
-    def tensors(self, key: str) -> dict[str, "Tensor"]:
-        """Read the tensors of a record; ``Damaged`` if they are not those stored with it."""
+    def tensors(self, key: str, part: str = MAIN) -> dict[str, "Tensor"]:
+        """Read one part of a record's tensors, empty if it has none (see ``store.parts``).
+
+        ``Damaged`` if they are not those stored with it.
+        """
+        return part_of(self._all_tensors(key), part)
+
+    def _all_tensors(self, key: str) -> dict[str, "Tensor"]:
         digest = self._checked_record(key).get(TENSORS)
         file = self._record(key) / TENSORS_FILE
         there = os.path.lexists(file)
@@ -257,10 +264,18 @@ class Store:
             os.close(lock)
 
     def commit(
-        self, key: str, record: Mapping[str, Any], tensors: Mapping[str, "Tensor"] | None = None
+        self,
+        key: str,
+        record: Mapping[str, Any],
+        tensors: Mapping[str, "Tensor"] | None = None,
+        *,
+        parts: "Mapping[str, Mapping[str, Tensor]] | None" = None,
     ) -> bool:
-        """Store a finished job, complete or not at all; False when somebody was faster."""
-        separate = dict(tensors or {})
+        """Store a finished job, complete or not at all; False when somebody was faster.
+
+        ``tensors`` are the main part; ``parts`` are others by name.
+        """
+        separate = {**(tensors or {}), **joined(parts or {})}
         known = {TENSORS: digest_of(separate)} if separate else {}
         text = _sealed_record(key, {**record, **known})
         scratch = self._running / key / f"scratch-{os.getpid()}-{os.urandom(4).hex()}"

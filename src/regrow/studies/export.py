@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from regrow.data import load
 from regrow.errors import ConfigError, unknown
 from regrow.jobs.material import Material
 from regrow.jobs.retrain import Retrain
-from regrow.jobs.train import Train, weights_of
+from regrow.jobs.train import Train
 from regrow.store import Store
 from regrow.studies.expand import Cell
-from regrow.surgery.architecture import Architecture, save
-from regrow.surgery.edit import Edit
+from regrow.surgery.architecture import save
 
 # How a row is told from others, in the order of the table's columns.
 CHOICES: Mapping[str, Callable[[Cell], str]] = {
@@ -88,7 +85,7 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
     record = store.record(job.key, spec=job.spec)
     if isinstance(job, Train):
         record = job.recounted(record)
-    network, architecture = _network(job, store)
+    network, architecture = job.network(store)
     save(folder, network, architecture)
     text = json.dumps(_result(job, record), indent=1)
     (Path(folder) / "result.json").write_text(text + "\n", encoding="utf-8")
@@ -101,32 +98,9 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
     )
 
 
-def _network(job: Train | Retrain, store: Store) -> tuple[nn.Module, Architecture]:
-    """Rebuild the network of a record with its weights; masked weights are zeros."""
-    if isinstance(job, Train):
-        architecture = Architecture(model=job.model, shape=job.data.shape)
-        network = architecture.build()
-        network.load_state_dict(weights_of(store.tensors(job.key)))
-        return network, architecture
-    pruned = store.record(job.prune.key, spec=job.prune.spec)
-    architecture = Architecture.from_json(pruned["architecture"])
-    weights = store.tensors(job.key)
-    if weights:
-        network = architecture.build()
-        network.load_state_dict(weights)
-        return network, architecture
-    # Not trained after the cut: its record keeps no weights, for they are the parent's, or those
-    # that the pruning mended.
-    assert job.parent is not None
-    network, _ = _network(job.parent, store)
-    tensors, shape = store.tensors(job.prune.key), job.prune.data.shape
-    edit = Edit.read(pruned, tensors, model=job.prune.model, shape=shape)
-    return edit.apply(network), architecture
-
-
 def _result(job: Train | Retrain, record: Mapping[str, Any]) -> dict[str, Any]:
     """Say what a user of the network needs: how pixels go in, what comes out, how good it was."""
-    material: Material = job.data if isinstance(job, Train) else job.prune.data
+    material: Material = job.data
     dataset = load(material.spec)
     measured = ("loss", "num_test", "parameters", "macs", "epochs")
     return {

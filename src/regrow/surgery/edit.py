@@ -14,8 +14,6 @@ from regrow.surgery.groups import Trace
 from regrow.surgery.mask import Mask, apply_, kept_weights
 from regrow.surgery.proof import prove
 
-REPAIRED = "repaired/"  # before the names of a pruned network's repaired weights, among tensors
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Edit:
@@ -100,22 +98,17 @@ class Edit:
             "architecture": self.architecture.to_json(),
         }
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return its tensors: kept units by group, and what was repaired."""
-        return {**self.mask.kept, **{REPAIRED + name: t for name, t in self.repaired.items()}}
-
     @classmethod
     def read(
         cls,
         record: Mapping[str, Any],
-        tensors: Mapping[str, Tensor],
+        kept: Mapping[str, Tensor],
         *,
+        repaired: Mapping[str, Tensor],
         model: ModelSpec,
         shape: tuple[int, ...],
     ) -> "Edit":
-        """Read what ``record`` and ``tensors`` returned."""
-        kept = {name: value for name, value in tensors.items() if not name.startswith(REPAIRED)}
-        repaired = {n.removeprefix(REPAIRED): t for n, t in tensors.items() if n not in kept}
+        """Read what ``record`` returned, with the kept units by group and the repaired tensors."""
         guarded = tuple(record.get("guarded", ()))
         mask = Mask(unit=record["unit"], kept=kept, guarded=guarded)
         return cls(model=model, shape=shape, mask=mask, repaired=repaired)
