@@ -15,6 +15,7 @@ from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS
 from regrow.surgery import Trace, trace
 from regrow.train import Moment, Recipe
 from regrow.train.objective import OBJECTIVES
+from regrow.train.optimiser import OPTIMISERS
 
 SHAPE = (1, 1, 8, 8)
 DIGITS = DataSpec("digits", subset=128, test_subset=64)
@@ -93,7 +94,7 @@ def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 def forget_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget at a test's end what it registers."""
     registries: tuple[Registry[Any], ...] = (
-        *(ALLOCATIONS, CRITERIA, METHODS, MODELS, DATASETS, OBJECTIVES),
+        *(ALLOCATIONS, CRITERIA, METHODS, MODELS, DATASETS, OBJECTIVES, OPTIMISERS),
     )
     for registry in registries:
         registry.names()

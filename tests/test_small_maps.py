@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from regrow.core.seeds import seeded
 from regrow.models import ModelSpec, build
-from regrow.train.engine import forward
 from regrow.train.small_maps import as_products
+from regrow.train.step import forward
 
 LAST = torch.channels_last
 

@@ -35,7 +35,7 @@ from regrow.surgery.architecture import Architecture, load, save
 from regrow.surgery.mask import Mask
 from regrow.surgery.tape import evaluating
 from regrow.train import Recipe, Training, fit
-from regrow.train.engine import descend
+from regrow.train.step import descend
 from small import FROM_DIGITS, NETWORKS, SHAPE, digits, equal, small, snapshot
 
 # A network of each kind of block.

@@ -340,7 +340,7 @@ def test_a_training_that_begins_later_sees_what_is_left_of_the_schedule() -> Non
         {n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")}
     )
     with torch.no_grad():
-        for momentum in whole.parts.momentum:
+        for momentum in whole.parts.state["momentum"]:
             momentum.zero_()
     fit(whole)
     fit(late)

@@ -9,7 +9,7 @@ import torch
 from regrow.bench.material import BATCH, Subject
 from regrow.models import build
 from regrow.train import Precision, Recipe, Training
-from regrow.train.engine import descend, forward, normalised
+from regrow.train.step import descend, forward, normalised
 
 ENDLESS = 10**6  # epochs
 # Products of this size reach the peak of a device; a larger one takes a CPU too long.
@@ -96,7 +96,7 @@ def _core(training: Training) -> Callable[[], object]:
 
     def core() -> None:
         outputs = forward(parts.model, pixels, parts.recipe.precision)
-        loss = parts.objective.total(outputs, labels) / parts.objective.count(labels)
+        loss = parts.objective.mean(outputs, labels)
         for parameter in parts.parameters:
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]

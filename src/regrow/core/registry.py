@@ -20,6 +20,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from regrow.core.validation import is_number
 from regrow.errors import ConfigError, unknown
 
 PACKAGE = Path(__file__).parents[1]
@@ -266,6 +267,16 @@ def check_arguments(
     for name in given:
         if name not in names:
             raise ConfigError(f"{where}: {unknown('argument', name, names)}")
+
+
+def check_numbers(
+    function: Callable[..., object], given: Mapping[str, object], *, where: str
+) -> None:
+    """Refuse what is no number for a keyword argument whose default is one."""
+    parameters = inspect.signature(function).parameters
+    for name, value in given.items():
+        if is_number(parameters[name].default) and not is_number(value):
+            raise ConfigError(f"{where}: {name!r} must be a number. Got {value!r}.")
 
 
 def calling_file(depth: int = 2) -> str:

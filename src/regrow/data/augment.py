@@ -44,6 +44,46 @@ def augment(pixels: Tensor, draws: Tensor, *, kind: str) -> Tensor:
     return _kind(kind).apply(pixels, draws)
 
 
+def draw_holes(num: int, *, size: int, generator: torch.Generator) -> Tensor:
+    """Draw the centre (row, column) of a square for each image: int64 [num, 2]."""
+    return torch.randint(0, size, (num, 2), generator=generator)
+
+
+def cut_out(x: Tensor, holes: Tensor, *, side: int) -> Tensor:
+    """Set a square of ``side`` pixels around each centre to zero, the mean colour (cutout).
+
+    ``x``: normalised images [B, C, H, W]. Squares may reach over the border, so that some are
+    smaller. Reference: DeVries and Taylor, Improved Regularization of Convolutional Neural Networks
+    with Cutout, 2017, arXiv:1708.04552.
+    """
+    first = holes - side // 2  # [B, 2]
+
+    def inside(length: int, axis: int) -> Tensor:
+        places = torch.arange(length, device=x.device) - first[:, axis, None]  # [B, length]
+        return (places >= 0) & (places < side)
+
+    hole = inside(x.shape[2], 0)[:, :, None] & inside(x.shape[3], 1)[:, None, :]  # [B, H, W]
+    return x.masked_fill(hole[:, None], 0.0)
+
+
+def draw_shares(num: int, *, alpha: float, generator: torch.Generator) -> Tensor:
+    """Draw shares from Beta(alpha, alpha): float64 [num]."""
+    from scipy.special import betaincinv  # takes a while to import
+
+    uniform = torch.rand(num, dtype=torch.float64, generator=generator)
+    return torch.from_numpy(betaincinv(alpha, alpha, uniform.numpy()))
+
+
+def mix(x: Tensor, share: float | Tensor) -> Tensor:
+    """Mix each image of a batch with its partner, counted from the other end (mixup).
+
+    share * x + (1 - share) * partner; whoever trains on it mixes the losses against both targets
+    alike. The order of images is drawn anew each epoch, so partners are random. Reference: Zhang et
+    al., mixup: Beyond Empirical Risk Minimization, ICLR 2018, arXiv:1710.09412.
+    """
+    return share * x + (1 - share) * x.flip(0)
+
+
 def normalise(
     pixels: Tensor,
     mean: tuple[float, ...],

@@ -16,6 +16,7 @@ from regrow.detection.spec import AUGMENTATIONS
 from regrow.errors import ConfigError, unknown
 from regrow.train import Precision, Recipe, Stepping
 from regrow.train.layout import NOTICE, lay_out_
+from regrow.train.optimiser import make_optimiser
 from regrow.train.safe_convolutions import safe_convolutions
 
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
@@ -51,6 +52,12 @@ class DetectionTraining(Stepping):
         kind = recipe.augmentation or AUGMENTATIONS[0]
         if kind not in AUGMENTATIONS:
             raise ConfigError(f"Detection: {unknown('augmentation', kind, AUGMENTATIONS)}")
+        for option in ("objective", "ema", "mixup", "cutout"):
+            if (value := getattr(recipe, option)) is not None:
+                raise ConfigError(
+                    f"A detector has losses and images of its own, so its recipe takes no "
+                    f"{option!r}. Leave it out. Got {value!r}."
+                )
         self.device = torch.empty(0, device=device).device  # "cuda" is the one in use
         self.model = model.to(self.device).train()
         heads = model.roi_heads
@@ -66,20 +73,9 @@ class DetectionTraining(Stepping):
         self._augmentation = kind
         self._epoch: tuple[int, _Epoch] | None = None
         self._learning = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        decays: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self._learning.items():
-            decays.setdefault(recipe.decay_of(name), []).append(parameter)
-        self._optimiser = torch.optim.SGD(
-            [{"params": group, "weight_decay": decay} for decay, group in decays.items()],
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            fused=True,
-        )
-        if recipe.momentum:
-            # Zero from the start, so that any state can be restored.
-            for parameter in self._learning.values():
-                self._optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self._decays = [recipe.decay_of(n, dims=p.dim()) for n, p in self._learning.items()]
+        self._optimiser = make_optimiser(recipe)
+        self._state = self._optimiser.start(self._learning.values())
         self._losses = torch.zeros(self.steps_per_epoch, len(LOSSES), device=self.device)
 
     @property
@@ -108,11 +104,14 @@ class DetectionTraining(Stepping):
             losses = forward(self.model, images, targets, precision=self.recipe.precision)
         parts = torch.stack([losses[name].float() for name in LOSSES])
         self._check_loss(float(parts.detach().sum()), epoch, place)
-        self._optimiser.zero_grad()
+        learning = list(self._learning.values())
+        for parameter in learning:
+            parameter.grad = None
         parts.sum().backward()  # type: ignore[no-untyped-call]
-        for group in self._optimiser.param_groups:
-            group["lr"] = self.recipe.lr_at(epoch)
-        self._optimiser.step()
+        if self.recipe.clip is not None:
+            nn.utils.clip_grad_norm_(learning, self.recipe.clip)
+        lr = self.recipe.lr_at(epoch, place=place, steps=self.steps_per_epoch)
+        self._optimiser.step(learning, self._state, decays=self._decays, lr=lr)
         self._losses[place] = parts.detach()
         self.steps_done += 1
         if place == self.steps_per_epoch - 1:
@@ -157,16 +156,10 @@ class DetectionTraining(Stepping):
         self.history.append(line | parts)
 
     def _tensors(self) -> dict[str, Tensor]:
-        state = self._optimiser.state
-        return (
-            {f"model.{name}": value for name, value in self.model.state_dict().items()}
-            | {
-                f"momentum.{name}": state[parameter]["momentum_buffer"]
-                for name, parameter in self._learning.items()
-                if self.recipe.momentum
-            }
-            | {"losses": self._losses}
-        )
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for kind, remembered in self._state.items():
+            tensors |= {f"{kind}.{n}": v for n, v in zip(self._learning, remembered, strict=True)}
+        return tensors | {"losses": self._losses}
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from regrow.core.lazy import exports
 from regrow.train.objective import CROSS_ENTROPY, Objective, make_objective, register_objective
+from regrow.train.optimiser import register_optimiser
 from regrow.train.recipe import AUTO, RECIPES, Precision, Recipe, Schedule, named
 from regrow.train.treatment import NO_TREATMENT, MaskUpdates, Moment, Treatment
 
@@ -32,6 +33,7 @@ __all__ = [
     "make_objective",
     "named",
     "register_objective",
+    "register_optimiser",
 ]
 # What needs PyTorch, which takes seconds to import: a study file is read without it.
 __getattr__ = exports(

@@ -22,7 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from regrow.core.distributed import Ranks
 from regrow.core.global_rng import drawing
 from regrow.core.seeds import derive
-from regrow.train.engine import Eager, Epoch, Parts, update
+from regrow.train.engine import Eager, Epoch
+from regrow.train.step import Batch, Parts, update
 
 # Of a batch with fewer for each rank, every rank takes all: a norm cannot learn from one image, and
 # the order of images must not depend on the number of ranks. It is the last of an epoch, if any.
@@ -65,21 +66,22 @@ class InStep:
 
     def step(self, place: int, *, seed: int) -> None:
         """Gather a share, agree that all ranks have theirs, and update by the whole batch."""
-        pixels, labels = self._fetch(place)
+        batch = self._fetch(place)
         parts, size, moment = self._parts, self._ranks.size, self._eager.moment(place)
-        start, end = parts.bounds[place]
-        alike = self._shares[place] == (start, end)
+        alike = self._shares[place] == parts.bounds[place]
+        count = parts.objective.count(batch.labels)
         # This rank's part of the mean over the batch - times the number of ranks, because gradients
         # are averaged.
-        weight = 1.0 if alike else len(labels) * size / (end - start)
+        whole = count if alike else self._sum(count, place)
+        weight = 1.0 if alike else count * size / whole
         if not (alike or self._ranks.first):
             seed = derive(seed, "rank", self._ranks.rank)
         norms = nullcontext() if alike else over_ranks(parts.model, self._ranks)
         with norms:
             loss = update(
                 parts,
-                pixels,
-                labels,
+                batch,
+                self._eager.numbers(place),
                 moment=moment,
                 random=drawing(seed, device=parts.device),
                 weight=weight,
@@ -88,8 +90,19 @@ class InStep:
         loss *= weight / size
         self._ranks.add_(loss)
         parts.losses[place] = loss
+        if parts.counts is not None:
+            parts.counts[place] = whole
 
-    def _fetch(self, place: int) -> tuple[Tensor, Tensor]:
+    def _sum(self, count: int | Tensor, place: int) -> int | Tensor:
+        """Return what the whole batch counts; images are counted without asking the others."""
+        if not isinstance(count, Tensor):
+            start, end = self._parts.bounds[place]
+            return end - start
+        total = count.clone()
+        self._ranks.add_(total)
+        return total.clamp(min=1)
+
+    def _fetch(self, place: int) -> Batch:
         with self._ranks.agreeing():  # an image that cannot be read is one rank's
             return self._eager.fetch(place)
 

@@ -10,10 +10,11 @@ from torch import nn
 
 from regrow.core.distributed import ALONE, Ranks
 from regrow.data import Dataset, Images, MemoryImages, scaling
-from regrow.train.engine import BATCHES_AHEAD, forward, normalised, on_device
+from regrow.train.engine import BATCHES_AHEAD, on_device
 from regrow.train.layout import takes_channels_last
 from regrow.train.objective import CROSS_ENTROPY, Objective, logits_of, make_objective
 from regrow.train.recipe import Precision
+from regrow.train.step import forward, normalised
 
 EVALUATION_BATCH = 256  # the paper's
 

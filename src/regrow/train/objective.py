@@ -17,8 +17,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from regrow.core.choice import Choice
-from regrow.core.registry import Registry, canonical, check_arguments
-from regrow.errors import TrainingError
+from regrow.core.registry import Registry, canonical, check_arguments, check_numbers
+from regrow.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:  # a study file is read without PyTorch
     from torch import Tensor
@@ -49,10 +49,16 @@ class Objective:
     needs_teacher: bool = False
 
     def total(self, outputs: Any, targets: Any, *, teacher: Any = None) -> "Tensor":
-        """Return the sum of the losses; divided by the ``count`` it is their mean."""
+        """Return the sum of the losses."""
         extra = {"teacher": teacher} if self.needs_teacher else {}
         losses = self.losses(outputs, targets, **extra)
         return losses.sum() if losses.dim() else losses
+
+    def mean(self, outputs: Any, targets: Any, *, teacher: Any = None) -> "Tensor":
+        """Return the mean of the losses, 0 where nothing counts."""
+        count = self.count(targets)
+        least = max(count, 1) if isinstance(count, int) else count.clamp(min=1)
+        return self.total(outputs, targets, teacher=teacher) / least
 
 
 OBJECTIVES: Registry[Objective] = Registry(
@@ -63,7 +69,11 @@ OBJECTIVES: Registry[Objective] = Registry(
 def register_objective(
     name: str, *, count: "Callable[[Any], int | Tensor]" = len, needs_teacher: bool = False
 ) -> Callable[[F], F]:
-    """Register a function of losses under a name; its keyword arguments are a study's to give."""
+    """Register a function of losses under a name; its keyword arguments are a study's to give.
+
+    Without arguments it must work on its own; those that are numbers are refused where they are
+    given as something else.
+    """
 
     def register(losses: F) -> F:
         value = Objective(
@@ -80,7 +90,9 @@ def make_objective(choice: Choice) -> Objective:
     """Return a registered objective with its arguments; a ``ConfigError`` offers nearest names."""
     entry = OBJECTIVES.get(choice.name)
     given = choice.arguments
-    check_arguments(entry.losses, given, where=f"objective {entry.name!r}", reserved=PASSED)
+    where = f"objective {entry.name!r}"
+    check_arguments(entry.losses, given, where=where, reserved=PASSED)
+    check_numbers(entry.losses, given, where=where)
     return Objective(
         name=entry.name,
         losses=partial(entry.losses, **given),
@@ -103,9 +115,82 @@ def cross_entropy(
     """
     from torch.nn import functional
 
+    _check_range("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
     return functional.cross_entropy(
         logits_of(outputs), targets, reduction="sum", label_smoothing=label_smoothing
     )
+
+
+@register_objective("distillation", needs_teacher=True)
+def distillation(
+    outputs: "Tensor",
+    targets: "Tensor",
+    *,
+    teacher: "Tensor",
+    temperature: float = 4.0,
+    weight: float = 0.9,
+) -> "Tensor":
+    """Sum weight * T^2 * KL(teacher at T || network at T) + (1 - weight) * cross-entropy.
+
+    At a ``temperature`` T probabilities are softmax(logits / T). T^2 keeps the gradients of the
+    first term as large as at T = 1. Reference: Hinton et al., Distilling the Knowledge in a Neural
+    Network, 2015, arXiv:1503.02531; the defaults are those of Tian et al., ICLR 2020,
+    arXiv:1910.10699.
+    """
+    from torch.nn import functional
+
+    _check_range("temperature", temperature, temperature > 0, "above 0")
+    _check_range("weight", weight, 0 <= weight <= 1, "in [0, 1]")
+    own = functional.log_softmax(logits_of(outputs) / temperature, dim=1)
+    wanted = functional.log_softmax(teacher / temperature, dim=1)
+    soft = functional.kl_div(own, wanted, reduction="sum", log_target=True) * temperature**2
+    return weight * soft + (1 - weight) * cross_entropy(outputs, targets)
+
+
+@register_objective("mean-squared-error")
+def mean_squared_error(outputs: "Tensor", targets: "Tensor") -> "Tensor":
+    """Sum (output - target)^2 over examples, of several outputs their mean: [N, ...] both."""
+    values = logits_of(outputs)
+    if values.numel() != targets.numel():
+        raise TrainingError(
+            f"The network returns {tuple(values.shape)} for targets of {tuple(targets.shape)}. It "
+            "must return a number for each of them."
+        )
+    num = len(targets)
+    difference = values.reshape(num, -1) - targets.to(values.dtype).reshape(num, -1)
+    return difference.square().mean(1)
+
+
+IGNORED = -100  # a target that no loss is taken of, as in PyTorch
+
+
+def count_tokens(targets: "Tensor") -> "Tensor":
+    """Count the targets that are not ignored."""
+    return (targets != IGNORED).sum()
+
+
+@register_objective("token-cross-entropy", count=count_tokens)
+def token_cross_entropy(outputs: "Tensor", targets: "Tensor") -> "Tensor":
+    """Sum -log p(token) over tokens; of logits [N, ..., tokens known] and token ids [N, ...].
+
+    Targets of -100 (padding) count neither in the sum nor in the mean.
+    """
+    from torch.nn import functional
+
+    logits = logits_of(outputs)
+    if logits.shape[:-1] != targets.shape:
+        raise TrainingError(
+            f"The network returns {tuple(logits.shape)} for targets of {tuple(targets.shape)}. It "
+            "must return logits for each of them, in a last dimension."
+        )
+    return functional.cross_entropy(
+        logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def _check_range(name: str, value: float, good: bool, expected: str) -> None:
+    if not good:
+        raise ConfigError(f"The {name!r} of an objective must be {expected}. Got {value!r}.")
 
 
 def logits_of(outputs: Any) -> "Tensor":

@@ -3,7 +3,6 @@
 Everything about time stands in shares of training, so that a budget can stretch a recipe.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -11,30 +10,48 @@ from typing import Any, Literal, get_args
 from regrow.core.choice import Choice
 from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError, unknown
+from regrow.train.objective import OBJECTIVES, make_objective
+from regrow.train.optimiser import OPTIMISERS, SGD, check_optimiser
+from regrow.train.schedules import BY_STEP, factor
 
-Schedule = Literal["drops", "every", "constant", "cosine"]
+Schedule = Literal["drops", "every", "constant", "cosine", "cosine-by-step", "linear", "one-cycle"]
 Precision = Literal["fp32", "bf16"]
 AUTO = "auto"  # in a study file, for the precision that its store has decided on
-Decayed = Literal["all", "factors"]
+Decayed = Literal["all", "factors", "weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Stochastic gradient descent with momentum, and a learning rate that is constant in an epoch.
+    """What is descended, by which updates, at which learning rates, on which images.
 
     ``schedule``: ``drops`` multiplies the rate by ``drop_factor`` at each share of ``drop_at``;
     ``every`` does so once in each ``drop_every`` share; ``constant``; ``cosine`` (down to zero).
-    Drops fall on whole epochs, rounded down. The first ``warmup_epochs`` run at ``warmup_factor``
-    times their rate; their number is not stretched.
-    ``weight_decay``: on every parameter, as in the paper's code (``decayed: all``), or on weights
-    and the scales of norms alone (``factors``): what is named ``bias`` is left out, as in MXNet.
-    ``augmentation``: None is the data set's own.
+    Drops fall on whole epochs, rounded down. ``cosine-by-step``, ``linear`` and ``one-cycle``
+    change at each update (see ``train/schedules.py``).
+    The first ``warmup_epochs`` run at ``warmup_factor`` times their rate; their number is not
+    stretched. Or the rate rises at each of the first ``warmup_steps`` updates, or over the first
+    ``warmup_share`` of training.
+    ``optimiser``: a name or with arguments; None is ``sgd``, which has ``momentum`` and
+    ``nesterov``.
+    ``weight_decay``: on every parameter, as in the paper's code (``decayed: all``); on weights and
+    the scales of norms (``factors``): what is named ``bias`` is left out, as in MXNet; or on the
+    ``weights`` of layers alone: no norm and no bias, nothing of one dimension.
+    ``clip``: the most that the norm of all gradients together may be; they are scaled down to it
+    (Pascanu et al., On the difficulty of training recurrent neural networks, 2013,
+    arXiv:1211.5063).
+    ``ema``: the network is measured, kept and pruned as the exponential moving average of its
+    weights and running statistics over updates, average = d * average + (1 - d) * value, with d =
+    min(ema, (1 + t) / (10 + t)) at update t (Polyak and Juditsky, 1992; d as in TensorFlow).
+    ``augmentation``: None is the data set's own. ``cutout`` erases a square of so many pixels,
+    ``mixup`` mixes images and losses of pairs by shares of Beta(mixup, mixup): see
+    ``data/augment.py``.
     ``precision``: ``bf16`` computes layers in bfloat16 and keeps parameters and momentum in fp32.
     In a study file also ``auto``, which is what a recipe there has that says none.
     ``channels_last``: the memory layout of images. It changes only the order of sums, and pays at
     every size: bf16 1.3x at 8 px and 1.1x (VGG-16) to 1.6x (PreResNet-164) at 32 px; fp32 1.2x at
     8 px and 0.95x (VGG-16) to 1.6x at 32 px. False is for comparison.
-    ``objective``: the loss that is descended, a name or with arguments; None is the task's own.
+    ``objective``: the loss that is descended, a name or with arguments; None is the task's own,
+    which every network is measured by.
 
     A value that cannot be meant is a ``ConfigError``.
     """
@@ -56,9 +73,16 @@ class Recipe:
     channels_last: bool = True
     decayed: Decayed = "all"
     objective: Choice | None = None
+    optimiser: Choice | None = None
+    warmup_steps: int = 0
+    warmup_share: float = 0.0
+    clip: float | None = None
+    ema: float | None = None
+    mixup: float | None = None
+    cutout: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch", 1), ("warmup_epochs", 0)):
+        for name, low in (("epochs", 1), ("batch", 1), ("warmup_epochs", 0), ("warmup_steps", 0)):
             if not is_int(getattr(self, name), least=low):
                 raise self._error(name, f"an int of at least {low}")
         for name in ("lr", "drop_factor", "warmup_factor"):
@@ -87,30 +111,37 @@ class Recipe:
         for name, known in ((name, get_args(choice)) for name, choice in choices.items()):
             if getattr(self, name) not in known:
                 raise ConfigError(f"Recipe: {unknown(name, str(getattr(self, name)), known)}")
+        self._check_options()
 
-    def lr_at(self, epoch: int) -> float:
-        """Return the learning rate of an epoch, counted from 0.
+    def lr_at(self, epoch: int, *, place: int = 0, steps: int = 1) -> float:
+        """Return the learning rate at a place of an epoch of so many steps, all counted from 0.
 
         >>> cifar = Recipe(epochs=160)
         >>> [cifar.lr_at(epoch) for epoch in (0, 79, 80, 119, 120, 159)]
         [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
         """
-        lr = self.lr * self._share_of_lr(epoch)
-        if epoch < self.warmup_epochs:
-            lr *= self.warmup_factor
+        lr = self.lr * factor(self, epoch=epoch, place=place, steps=steps)
         # So that a rate is the number people write: 0.1 * 0.1 * 0.1 is 0.0010000000000000002.
         return float(f"{lr:.12g}")
 
-    def decay_of(self, name: str) -> float:
-        """Return the weight decay of the parameter of a name.
+    def decay_of(self, name: str, *, dims: int = 2) -> float:
+        """Return the weight decay of a parameter, by its name and its number of dimensions.
 
         >>> plain = Recipe(decayed="factors")
-        >>> [plain.decay_of(name) for name in ("norm.weight", "norm.bias")]
+        >>> [plain.decay_of(name, dims=1) for name in ("norm.weight", "norm.bias")]
         [0.0001, 0.0]
+        >>> Recipe(decayed="weights").decay_of("norm.weight", dims=1)
+        0.0
         """
         # The parts of the name, because a parametrized bias is parametrizations.bias.original.
-        shift = self.decayed == "factors" and "bias" in name.split(".")[-2:]
-        return 0.0 if shift else self.weight_decay
+        bias = "bias" in name.split(".")[-2:]
+        spared = {"all": False, "factors": bias, "weights": bias or dims < 2}
+        return 0.0 if spared[self.decayed] else self.weight_decay
+
+    @property
+    def ends_at_zero(self) -> bool:
+        """Whether the rate falls to almost zero update by update, so that it has no last one."""
+        return self.schedule in BY_STEP
 
     def last_lr(self) -> float:
         """Return the rate of the last epoch, which the paper fine-tunes at."""
@@ -151,27 +182,48 @@ class Recipe:
         changes: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
         }
-        if changes.get("objective") is not None:
-            changes["objective"] = Choice.from_json(changes["objective"])
-        return replace(named(changes.pop("name")) if "name" in changes else cls(), **changes)
-
-    def _share_of_lr(self, epoch: int) -> float:
-        if self.schedule == "drops":
-            return float(
-                self.drop_factor ** sum(epoch >= self._whole(share) for share in self.drop_at)
+        base = named(changes.pop("name")) if "name" in changes else cls()
+        for field in ("objective", "optimiser"):
+            if changes.get(field) is not None:
+                changes[field] = Choice.from_json(changes[field])
+        before, after = (choice or SGD for choice in (base.optimiser, changes.get("optimiser")))
+        if before.name != after.name and "optimiser" in changes and "lr" not in changes:
+            raise ConfigError(
+                f"Recipe: the optimiser {after.name!r} needs an 'lr' of its own beside it. That of "
+                f"{before.name!r} is {base.lr:g}."
             )
-        if self.schedule == "every":
-            # Where the epochs are no multiple, the last ones see one drop more, as in the paper's
-            # code: 106 epochs drop at 35, 70 and 105.
-            return float(self.drop_factor ** (epoch // self._whole(self.drop_every)))
-        if self.schedule == "cosine":
-            return (1 + math.cos(math.pi * epoch / self.epochs)) / 2
-        return 1.0
+        return replace(base, **changes)
 
-    def _whole(self, share: float) -> int:
-        # The small term, because 0.29 * 100 is 28.999999999999996. Not before epoch 1, because a
-        # training of a single epoch would else begin at the rate of the last.
-        return max(1, math.floor(share * self.epochs + 1e-9))
+    def code(self) -> str | None:
+        """Digest the files behind its objective and optimiser that are not part of this package."""
+        asked = ((OBJECTIVES, self.objective), (OPTIMISERS, self.optimiser))
+        codes = [names.code(choice.name) for names, choice in asked if choice is not None]
+        return "-".join(sorted({code for code in codes if code is not None})) or None
+
+    def _check_options(self) -> None:
+        """Check what the published recipes do without."""
+        if not (is_number(self.warmup_share) and 0 <= self.warmup_share < 1):
+            raise self._error("warmup_share", "a share of training in [0, 1)")
+        warmups = ("warmup_epochs", "warmup_steps", "warmup_share")
+        given = [name for name in warmups if getattr(self, name)]
+        if len(given) > 1:
+            raise ConfigError(f"A recipe has one warm-up. Give one of {' and '.join(given)}.")
+        for name, good, expected in (
+            ("clip", lambda v: v > 0, "a number above 0"),
+            ("ema", lambda v: 0 < v < 1, "a number between 0 and 1"),
+            ("mixup", lambda v: v > 0, "a number above 0"),
+            ("cutout", lambda v: is_int(v, least=1), "an int of at least 1"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (is_number(value) and good(value)):
+                raise self._error(name, f"{expected}, or nothing")
+        for name in ("objective", "optimiser"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Choice):
+                raise self._error(name, "a Choice, or nothing")
+        if self.objective is not None:
+            make_objective(self.objective)
+        check_optimiser(self)
 
     def _check_drop_at(self) -> None:
         shares = self.drop_at

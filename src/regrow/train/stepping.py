@@ -70,10 +70,11 @@ class Stepping(ABC):
 
     def _check_loss(self, loss: float, epoch: int, place: int) -> None:
         if not math.isfinite(loss):
+            lr = self.recipe.lr_at(epoch, place=place, steps=self.steps_per_epoch)
             raise TrainingError(
                 f"The training diverged: its loss is {loss} in epoch {epoch + 1} of "
                 f"{self.recipe.epochs}, step {place + 1} of {self.steps_per_epoch}, at a learning "
-                f"rate of {self.recipe.lr_at(epoch):g}. Lower 'lr', or give 'warmup_epochs'."
+                f"rate of {lr:g}. Lower 'lr', or give a warm-up."
             )
 
     def _check_identity(self, meta: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from regrow.core.distributed import ALONE, Ranks
 from regrow.core.seeds import derive, seeded
 from regrow.data import Dataset, MemoryImages, scaling
+from regrow.data.augment import draw_holes, draw_shares
 from regrow.errors import ConfigError
 from regrow.train.distributed import InStep
 from regrow.train.engine import (
@@ -26,7 +27,6 @@ from regrow.train.engine import (
     Engine,
     Epoch,
     Graphed,
-    Parts,
     Recorder,
     on_device,
 )
@@ -34,8 +34,11 @@ from regrow.train.graphs import CudaGraphs
 from regrow.train.layout import NOTICE, lay_out_
 from regrow.train.masks import MaskedWeights, SparsePasses
 from regrow.train.objective import CROSS_ENTROPY, make_objective
+from regrow.train.optimiser import make_optimiser
 from regrow.train.recipe import Recipe
+from regrow.train.step import Numbers, Parts
 from regrow.train.stepping import Stepping
+from regrow.train.teacher import teacher_of
 from regrow.train.treatment import NO_TREATMENT, Moment, Treatment
 
 
@@ -45,7 +48,8 @@ class Training(Stepping):
     ``treatment`` is what a method does meanwhile. ``masks`` say by parameter which weights stay,
     as booleans that broadcast over it; the others are held at zero, and so are their gradients, so
     that no momentum builds up behind a mask. A treatment may change them: ``kept()`` returns them
-    as they are. ``first_epoch`` enters the recipe's schedule there, with the images of that epoch,
+    as they are. ``teacher`` is the network that an objective such as distillation learns from.
+    ``first_epoch`` enters the recipe's schedule there, with the images of that epoch,
     as if the epochs before had been trained.
 
     The order of images is drawn from (seed, "shuffle", epoch), their augmentation from
@@ -70,24 +74,17 @@ class Training(Stepping):
         device: torch.device | str = "cpu",
         treatment: Treatment = NO_TREATMENT,
         masks: Mapping[str, Tensor] | None = None,
+        teacher: nn.Module | None = None,
         first_epoch: int = 0,
         eager: bool = False,
         recorder: Recorder | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        if len(dataset.train) < 2:
-            raise ConfigError(
-                f"A training needs at least 2 images. Got {len(dataset.train)}: raise 'subset'."
-            )
-        if not 0 <= first_epoch < recipe.epochs:
-            raise ConfigError(
-                f"A training of {recipe.epochs} epochs can begin at one from 0 to "
-                f"{recipe.epochs - 1}. Got {first_epoch}."
-            )
+        _check(dataset, recipe, first_epoch=first_epoch, ranks=ranks)
         bounds = _batch_bounds(len(dataset.train), recipe.batch)
         first = Moment(
             step=first_epoch * len(bounds),
-            lr=recipe.lr_at(first_epoch),
+            lr=recipe.lr_at(first_epoch, steps=len(bounds)),
             steps_per_epoch=len(bounds),
             recipe=recipe,
             seed=seed,
@@ -98,37 +95,13 @@ class Training(Stepping):
             masks = treatment.masks.start(model, first)
         self.device = torch.empty(0, device=device).device  # "cuda" is the one in use
         self.model = model.to(self.device).train()
-        image = (dataset.channels, dataset.size, dataset.size)
-        channels_last = recipe.channels_last and lay_out_(self.model, {self.model: image})
         self.dataset = dataset
         self.recipe = recipe
         self.seed = seed
         self.history: list[dict[str, float]] = []
-        self.notice = NOTICE if recipe.channels_last and not channels_last else None
+        self.notice: str | None = None
         self._prepared: int | None = None  # the epoch that the engine is in
-        learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._learning = tuple(learning)
-        self.parts = Parts(
-            model=self.model,
-            network=self.model,
-            objective=make_objective(recipe.objective or CROSS_ENTROPY),
-            recipe=recipe,
-            channels_last=channels_last,
-            device=self.device,
-            images=on_device(dataset.train, self.device),
-            labels=dataset.train.labels.to(self.device),
-            augmentation=recipe.augmentation or dataset.augmentation,
-            normalisation=scaling(dataset.mean, dataset.std, self.device),
-            parameters=list(learning.values()),
-            decays=[recipe.decay_of(name) for name in learning],
-            # Zero from the start, so that any state can be restored.
-            momentum=[torch.zeros_like(p) for p in learning.values()] if recipe.momentum else [],
-            treatment=treatment,
-            masked=MaskedWeights(self.model, masks) if masks else None,
-            seed=seed,
-            bounds=bounds,
-            losses=torch.zeros(len(bounds), device=self.device),
-        )
+        self.parts = self._gather(treatment, masks=masks, bounds=bounds, teacher=teacher)
         if recorder is None and self.device.type == "cuda" and not eager:
             recorder = CudaGraphs(self.device)
         self._engine: Engine = Eager(self.parts)
@@ -144,6 +117,53 @@ class Training(Stepping):
         self.passes = None if changing is None else SparsePasses.of(changing)
         if treatment.epoch is not None:
             treatment.epoch(self.model, first)
+
+    def _gather(
+        self,
+        treatment: Treatment,
+        *,
+        masks: Mapping[str, Tensor] | None,
+        bounds: list[tuple[int, int]],
+        teacher: nn.Module | None,
+    ) -> Parts:
+        """Make all that a step works on, on the device and at its place in memory."""
+        dataset, recipe, device = self.dataset, self.recipe, self.device
+        image = (dataset.channels, dataset.size, dataset.size)
+        channels_last = recipe.channels_last and lay_out_(self.model, {self.model: image})
+        if recipe.channels_last and not channels_last:
+            self.notice = NOTICE
+        learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self._learning = tuple(learning)
+        averaged = _averaged(self.model) if recipe.ema is not None else {}
+        self._averaged = tuple(averaged)
+        objective = make_objective(recipe.objective or CROSS_ENTROPY)
+        optimiser = make_optimiser(recipe)
+        steps = torch.zeros(len(bounds), device=device)
+        return Parts(
+            model=self.model,
+            network=self.model,
+            objective=objective,
+            recipe=recipe,
+            channels_last=channels_last,
+            device=device,
+            images=on_device(dataset.train, device),
+            labels=dataset.train.labels.to(device),
+            augmentation=recipe.augmentation or dataset.augmentation,
+            normalisation=scaling(dataset.mean, dataset.std, device),
+            parameters=list(learning.values()),
+            decays=[recipe.decay_of(name, dims=p.dim()) for name, p in learning.items()],
+            optimiser=optimiser,
+            state=optimiser.start(learning.values()),
+            treatment=treatment,
+            masked=MaskedWeights(self.model, masks) if masks else None,
+            seed=self.seed,
+            bounds=bounds,
+            losses=steps,
+            counts=None if objective.count is len else torch.zeros_like(steps, dtype=torch.float64),
+            averaged=list(averaged.values()),
+            averages=[value.detach().clone() for value in averaged.values()],
+            teacher=teacher_of(objective, teacher, recipe=recipe, image=image, device=device),
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -199,7 +219,7 @@ class Training(Stepping):
         masks, masked = self.parts.treatment.masks, self.parts.masked
         if self.passes is None or masks is None or masked is None:
             return
-        moment = self.parts.moment(self.steps_done, self.recipe.lr_at(epoch))
+        moment = self.parts.moment(self.steps_done, self._lr(epoch, place))
         changed = masks.when(moment)
         start, end = self.parts.bounds[place]
         self.passes.add(end - start, dense_gradients=changed and masks.dense_gradients)
@@ -212,10 +232,33 @@ class Training(Stepping):
         order = torch.randperm(len(images), generator=seeded(self.seed, "shuffle", epoch))
         generator = seeded(self.seed, "augment", epoch)
         draws = images.draw(self.parts.augmentation, generator)
+        holes = torch.empty(len(images), 0, dtype=torch.int64)
+        if self.recipe.cutout is not None:
+            holes = draw_holes(len(images), size=self.dataset.size, generator=generator)
+        numbers = self._numbers(epoch, generator)
         self._engine.begin(
-            Epoch(number=epoch, order=order, draws=draws, lr=self.recipe.lr_at(epoch))
+            Epoch(number=epoch, order=order, draws=draws, holes=holes, numbers=numbers)
         )
         self._prepared = epoch
+
+    def _numbers(self, epoch: int, generator: torch.Generator) -> list[Numbers]:
+        """Return the numbers of each step of an epoch."""
+        recipe, steps = self.recipe, self.steps_per_epoch
+        shares = [1.0] * steps
+        if recipe.mixup is not None:
+            shares = draw_shares(steps, alpha=recipe.mixup, generator=generator).tolist()
+        done = (epoch - self.first_epoch) * steps
+        return [
+            Numbers(
+                lr=self._lr(epoch, place),
+                decay=min(recipe.ema or 0.0, (1 + done + place) / (10 + done + place)),
+                share=share,
+            )
+            for place, share in enumerate(shares)
+        ]
+
+    def _lr(self, epoch: int, place: int) -> float:
+        return self.recipe.lr_at(epoch, place=place, steps=self.steps_per_epoch)
 
     def _take(self, epoch: int, place: int) -> None:
         """Take a step, by single calls from now on if it cannot be recorded."""
@@ -234,12 +277,25 @@ class Training(Stepping):
         for place, loss in enumerate(losses):
             self._check_loss(loss, epoch, place)
         sizes = [end - start for start, end in self.parts.bounds]
+        if self.parts.counts is not None:
+            sizes = self.parts.counts.tolist()
         mean = sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / sum(sizes)
-        self.history.append({"epoch": epoch, "lr": self.recipe.lr_at(epoch), "loss": mean})
+        lr = self._lr(epoch, self.steps_per_epoch - 1)
+        self.history.append({"epoch": epoch, "lr": lr, "loss": mean})
+        if self.done:
+            self._take_averages()
         if self.parts.treatment.epoch is not None:
             self.parts.treatment.epoch(self.model, self._between(epoch + 1))
         if self.done:
             self._end()
+
+    def _take_averages(self) -> None:
+        """Let the network be the average of what it was, if the recipe asks for that."""
+        with torch.no_grad():
+            for value, average in zip(self.parts.averaged, self.parts.averages, strict=True):
+                value.copy_(average)
+        if self.parts.averages and self.parts.masked is not None:
+            self.parts.masked.zero_weights_()
 
     def _end(self) -> None:
         if self.parts.treatment.end is not None:
@@ -247,21 +303,21 @@ class Training(Stepping):
 
     def _between(self, epoch: int) -> Moment:
         """Return the moment after so many epochs."""
-        lr = self.recipe.lr_at(min(epoch, self.recipe.epochs - 1))
+        last = epoch == self.recipe.epochs
+        lr = self._lr(epoch - 1, self.steps_per_epoch - 1) if last else self._lr(epoch, 0)
         return self.parts.moment(epoch * self.steps_per_epoch, lr)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"momentum.{name}": value for name, value in self._momentum().items()}
+        for kind, remembered in self.parts.state.items():
+            tensors |= {f"{kind}.{n}": v for n, v in zip(self._learning, remembered, strict=True)}
+        averages = zip(self._averaged, self.parts.averages, strict=True)
+        tensors |= {f"average.{name}": value for name, value in averages}
+        if self.parts.counts is not None:
+            tensors["counts"] = self.parts.counts
         if self.passes is not None and self.parts.masked is not None:
             tensors |= {f"mask.{name}": f for name, f in self.parts.masked.factors.items()}
         return tensors | {"losses": self.parts.losses}
-
-    def _momentum(self) -> dict[str, Tensor]:
-        """Return the momentum of each parameter, by its name."""
-        if not self.parts.momentum:
-            return {}
-        return dict(zip(self._learning, self.parts.momentum, strict=True))
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -271,12 +327,41 @@ class Training(Stepping):
         }
 
 
+def _check(dataset: Dataset, recipe: Recipe, *, first_epoch: int, ranks: Ranks) -> None:
+    """Refuse a training that cannot be."""
+    if len(dataset.train) < 2:
+        raise ConfigError(
+            f"A training needs at least 2 images. Got {len(dataset.train)}: raise 'subset'."
+        )
+    if not 0 <= first_epoch < recipe.epochs:
+        raise ConfigError(
+            f"A training of {recipe.epochs} epochs can begin at one from 0 to "
+            f"{recipe.epochs - 1}. Got {first_epoch}."
+        )
+    if recipe.cutout is not None and recipe.cutout > dataset.size:
+        raise ConfigError(
+            f"The 'cutout' of a recipe can be at most the {dataset.size} pixels of an image here. "
+            f"Got {recipe.cutout}."
+        )
+    if recipe.mixup is not None and ranks.together:
+        raise ConfigError(
+            "'mixup' pairs images of a whole batch, of which each of several processes has only a "
+            "share. Train with one process, or leave 'mixup' out."
+        )
+
+
 def fit(training: Training, *, on_step: Callable[[Training], None] | None = None) -> None:
     """Take every step that is left; ``on_step`` is called after each."""
     while not training.done:
         training.step()
         if on_step is not None:
             on_step(training)
+
+
+def _averaged(model: nn.Module) -> dict[str, Tensor]:
+    """Return what is averaged over updates: parameters, and buffers that are no counts."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: value for name, value in tensors.items() if value.is_floating_point()}
 
 
 def _batch_bounds(num: int, batch: int) -> list[tuple[int, int]]:

@@ -6,9 +6,10 @@ The order within a step, where ``H`` is what the treatment adds::
     H gradients(model, moment)       adds to the gradients
     H masks.change(model, masks, moment)   on the steps of masks.when: sees dense gradients
     masked weights and their gradients are zeroed
-    update of the parameters by the optimiser   (left out where masks.replaces_update)
+    gradients are clipped, where the recipe says so
+    update of the parameters by the optimiser   (both left out where masks.replaces_update)
     H updated(model, moment)
-    masked weights are zeroed
+    masked weights are zeroed, weights are averaged where the recipe says so
 
 and around the steps: ``begin``, ``masks.start`` and ``epoch`` before the first, ``epoch`` after
 each epoch, ``end`` after the last.

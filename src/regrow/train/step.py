@@ -1,0 +1,201 @@
+"""One training step: the order of everything inside it, as tensor operations."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from regrow.data import Images
+from regrow.data.augment import cut_out, mix, scale_bytes
+from regrow.train.masks import MaskedWeights
+from regrow.train.objective import Objective
+from regrow.train.optimiser import Optimiser
+from regrow.train.recipe import Precision, Recipe
+from regrow.train.safe_convolutions import safe_convolutions
+from regrow.train.small_maps import as_products
+from regrow.train.treatment import Moment, Treatment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The tensors and settings that every step of a training uses; changed in place."""
+
+    model: nn.Module
+    network: nn.Module  # what computes: the model, or what averages over ranks around it
+    objective: Objective
+    recipe: Recipe
+    channels_last: bool  # as the recipe says, if the network allows it
+    device: torch.device
+    images: Images
+    labels: Tensor  # of all images, on the device
+    augmentation: str
+    normalisation: tuple[Tensor, Tensor]  # factor and term, on the device
+    parameters: list[nn.Parameter]  # those that learn
+    decays: list[float]  # of each of them
+    optimiser: Optimiser
+    state: dict[str, list[Tensor]]  # what the optimiser remembers of each of them
+    treatment: Treatment
+    masked: MaskedWeights | None
+    seed: int
+    bounds: list[tuple[int, int]]  # of the batches of an epoch
+    losses: Tensor  # of the steps of the epoch under way, on the device: float32 [steps]
+    counts: Tensor | None  # of what each is the mean of, where that depends on the targets' values
+    averaged: list[Tensor] = field(default_factory=list)  # what is averaged over updates, live
+    averages: list[Tensor] = field(default_factory=list)  # of each of them
+    teacher: Callable[[Tensor], Any] | None = None  # inputs -> outputs that are learnt from
+
+    def moment(self, step: int | Tensor, lr: float | Tensor) -> Moment:
+        """Return the moment of a step, for the hooks of the treatment."""
+        return Moment(
+            step=cast("int", step),
+            lr=cast("float", lr),
+            steps_per_epoch=len(self.bounds),
+            recipe=self.recipe,
+            seed=self.seed,
+        )
+
+    def changes_masks(self, moment: Moment) -> bool:
+        """Tell whether the treatment changes masks on the step of a moment."""
+        return self.treatment.masks is not None and self.treatment.masks.when(moment)
+
+
+class Numbers(NamedTuple):
+    """The numbers of a step: floats, or tensors of one number on the device."""
+
+    lr: float | Tensor
+    decay: float | Tensor  # how much of the averages of weights stays
+    share: float | Tensor  # of an image where it is mixed with another
+
+
+class Batch(NamedTuple):
+    """What a step learns from, on the device."""
+
+    pixels: Tensor  # augmented bytes
+    labels: Tensor
+    holes: Tensor  # int64 [B, 2], the centres that are cut out; [B, 0] without
+
+
+def update(
+    parts: Parts,
+    batch: Batch,
+    numbers: Numbers,
+    *,
+    moment: Moment,
+    random: AbstractContextManager[None],
+    weight: float | Tensor = 1.0,
+    change_masks: bool = False,
+) -> Tensor:
+    """Take one update on a batch of augmented bytes, and return the loss before it.
+
+    Normalise, cut out, mix, forward, loss (times ``weight`` for the gradients), backward; then what
+    ``train.treatment`` lists. Gradients are clipped right before the update, and weights are
+    averaged at the end.
+    """
+    model, recipe, masked = parts.model, parts.recipe, parts.masked
+    x = normalised(batch.pixels, parts.normalisation, channels_last=parts.channels_last)
+    if recipe.cutout is not None:
+        x = cut_out(x, batch.holes, side=recipe.cutout)
+    if recipe.mixup is not None:
+        x = mix(x, numbers.share)
+    with random:
+        outputs = forward(parts.network, x, recipe.precision)
+    loss = loss_of(parts, outputs, batch.labels, inputs=x, share=numbers.share)
+    for parameter in parts.parameters:
+        parameter.grad = None
+    scaled = loss if isinstance(weight, float) and weight == 1.0 else loss * weight
+    scaled.backward()  # type: ignore[no-untyped-call]
+    treatment = parts.treatment
+    if treatment.gradients is not None:
+        treatment.gradients(model, moment)
+    if change_masks:
+        _change_masks(parts, moment)
+    if masked is not None:
+        masked.zero_weights_()
+    if not (change_masks and treatment.masks is not None and treatment.masks.replaces_update):
+        if recipe.clip is not None:
+            nn.utils.clip_grad_norm_(parts.parameters, recipe.clip)
+        descend(parts, moment.lr)
+    if treatment.updated is not None:
+        treatment.updated(model, moment)
+    if masked is not None:
+        masked.zero_weights_()
+    if parts.averages:
+        average_(parts.averages, parts.averaged, decay=numbers.decay)
+    return loss.detach()
+
+
+def loss_of(
+    parts: Parts, outputs: Any, targets: Any, *, inputs: Tensor, share: float | Tensor = 1.0
+) -> Tensor:
+    """Return the mean loss of a batch; of mixed images by their shares of both targets."""
+    objective = parts.objective
+    teacher = None
+    if parts.teacher is not None:
+        with torch.no_grad():
+            teacher = parts.teacher(inputs)
+    loss = objective.mean(outputs, targets, teacher=teacher)
+    if parts.recipe.mixup is None:
+        return loss
+    other = objective.mean(outputs, targets.flip(0), teacher=teacher)
+    return share * loss + (1 - share) * other
+
+
+def _change_masks(parts: Parts, moment: Moment) -> None:
+    """Let the treatment change the masks, and let the optimiser forget what is masked."""
+    masked, updates = parts.masked, parts.treatment.masks
+    assert masked is not None
+    assert updates is not None
+    if not updates.dense_gradients:
+        masked.zero_gradients_()
+    updates.change(parts.model, masked.factors, moment)
+    factors = dict(zip(map(id, masked.parameters), masked.factors.values(), strict=True))
+    for remembered in parts.state.values():
+        for parameter, tensor in zip(parts.parameters, remembered, strict=True):
+            if id(parameter) in factors and tensor.shape == parameter.shape:
+                tensor.mul_(factors[id(parameter)])
+
+
+def descend(parts: Parts, lr: float | Tensor) -> None:
+    """Update the parameters in place."""
+    parts.optimiser.step(parts.parameters, parts.state, decays=parts.decays, lr=lr)
+
+
+def average_(averages: list[Tensor], values: list[Tensor], *, decay: float | Tensor) -> None:
+    """Move averages towards values: decay * average + (1 - decay) * value."""
+    with torch.no_grad():
+        steps = torch._foreach_sub(values, averages)
+        torch._foreach_mul_(steps, 1 - decay)
+        torch._foreach_add_(averages, steps)
+
+
+def normalised(
+    pixels: Tensor, normalisation: tuple[Tensor, Tensor], *, channels_last: bool
+) -> Tensor:
+    """Return bytes as a network's input, in its layout."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return scale_bytes(pixels, *normalisation).contiguous(memory_format=layout)
+
+
+def forward(model: nn.Module, pixels: Tensor, precision: Precision) -> Any:
+    """Return what a network returns, its tensors as fp32, whatever they were computed in."""
+    # Autocast rather than bf16 copies of the weights beside fp32 masters: casting once a step gains
+    # 1 % (ResNet-56, VGG-16) to 8 % (DenseNet-40), and callbacks would see weights of two kinds.
+    on_cpu = pixels.device.type == "cpu"
+    products = precision == "bf16" and on_cpu and torch.is_grad_enabled()
+    with (
+        torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bf16"),
+        as_products(model) if products else nullcontext(),
+        safe_convolutions(),
+    ):
+        outputs = model(pixels)
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return tree_map_only(Tensor, _as_float, outputs)
+
+
+def _as_float(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor

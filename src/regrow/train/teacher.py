@@ -1,0 +1,42 @@
+"""A teacher: a trained network whose outputs another one learns from."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.errors import ConfigError
+from regrow.train.layout import lay_out_
+from regrow.train.objective import Objective
+from regrow.train.recipe import Recipe
+from regrow.train.step import forward
+
+
+def teacher_of(
+    objective: Objective,
+    network: nn.Module | None,
+    *,
+    recipe: Recipe,
+    image: tuple[int, ...],
+    device: torch.device,
+) -> Callable[[Tensor], Any] | None:
+    """Return what computes a teacher's outputs, in evaluation mode; None where none is asked for.
+
+    It sees what the network sees that learns: the same images, augmented and mixed alike.
+    """
+    if not objective.needs_teacher:
+        return None
+    if network is None:
+        raise ConfigError(
+            f"The objective {objective.name!r} learns from a trained network, the unpruned one. "
+            "Give it to an arm that trains after pruning, rather than to a recipe."
+        )
+    network = network.to(device).eval().requires_grad_(False)
+    channels_last = recipe.channels_last and lay_out_(network, {network: image})
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def outputs(inputs: Tensor) -> Any:
+        return forward(network, inputs.contiguous(memory_format=layout), recipe.precision)
+
+    return outputs
