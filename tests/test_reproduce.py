@@ -17,7 +17,6 @@ from regrow.detection.jobs import DetectionMaterial, PruneDetector, TrainDetecto
 from regrow.detection.model import Detector
 from regrow.detection.spec import DetectionSpec
 from regrow.errors import ConfigError, DataError
-from regrow.jobs import prune as prune_module
 from regrow.jobs.context import Context
 from regrow.jobs.material import Material
 from regrow.jobs.retrain import Retrain
@@ -35,6 +34,7 @@ from regrow.reproduce.reproduce import Part, Plan, Printable, prepare
 from regrow.reproduce.results import Found, rows
 from regrow.studies import expand as expand_module
 from regrow.studies.study import Study
+from regrow.surgery.edit import Edit
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 READY = list(entries())
@@ -93,8 +93,7 @@ def paper_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     # Whether targets fit their networks is a test of its own: it traces every network.
     monkeypatch.setattr(expand_module, "_check_use", lambda use, model, data: None)
     # So is the proof of a cut (test_proof.py): it computes with the network, of full size here.
-    monkeypatch.setattr(prune_module, "prove", lambda model, mask, found, **options: None)
-    monkeypatch.setattr(prune_module, "_sensitivity_of", lambda *of: {})
+    monkeypatch.setattr(Edit, "prove", lambda self, network, trace, **options: None)
     return pretend
 
 
