@@ -272,7 +272,7 @@ def test_the_learning_rate_is_rewound_under_inherited_weights(tmp_path: Path) ->
     asked = {"name": "lottery", "rounds": 2, "sparsity": 0.2, "ticket": "lr-rewind"}
     cells = study(recipe=recipe, arms=arms, methods=asked).cells()
     found, store = rows(cells), Store.open(tmp_path)
-    run([cell.job for cell in cells], store)
+    run([cell.job for cell in cells], store, workers=0)
     assert found["lr-rewind"][1].prune.parent == found["lr-rewind"][0]
     for number, parent in ((0, found["tail"][0].prune.parent), (1, found["lr-rewind"][0])):
         assert parent is not None

@@ -110,6 +110,7 @@ class Registry(Generic[T]):
 
     def origin(self, name: str) -> str:
         """Return the file that registered a name."""
+        self.get(name)  # its module may not be imported yet
         return self._origins[self.key(name)]
 
     def is_own(self, name: str) -> bool:

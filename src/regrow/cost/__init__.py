@@ -92,6 +92,7 @@ class Counted:
     cost: Cost
     as_first: bool
     own_weights: bool
+    by_parameter: Mapping[str, int]  # multiply-accumulates with each, by name
 
 
 def count(model: nn.Module, example: Tensor, mask: Mask | None = None) -> Counted:
@@ -100,7 +101,10 @@ def count(model: nn.Module, example: Tensor, mask: Mask | None = None) -> Counte
     held = Held(model, kept) if kept else None
     parameters = dict(model.named_parameters())
     modules = dict(model.named_modules())
-    found = _Count(held=held, modules={module: name for name, module in modules.items()})
+    names = {memory_of(parameter): name for name, parameter in parameters.items()}
+    found = _Count(
+        held=held, modules={module: name for name, module in modules.items()}, names=names
+    )
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())
@@ -119,6 +123,7 @@ def count(model: nn.Module, example: Tensor, mask: Mask | None = None) -> Counte
         cost=cost,
         as_first=found.first == (found.macs, found.beside),
         own_weights=all(f"{name}.weight".removeprefix(".") in parameters for name in layers),
+        by_parameter=found.by_parameter,
     )
 
 
@@ -128,6 +133,7 @@ class _Count:
 
     held: Held | None
     modules: Mapping[nn.Module, str]  # to their names
+    names: Mapping[int, str]  # of parameters, by their memory
     macs: int = 0
     beside: int = 0  # FLOPs that are no multiply-accumulates
     first: tuple[int, int] = (0, 0)  # both, as hooks on modules counted them
@@ -135,6 +141,7 @@ class _Count:
     read: set[int] = field(default_factory=set)  # memory of what operations read
     selected: tuple[Tensor, int] | None = None  # the last choice of channels, and from how many
     caveats: dict[str, None] = field(default_factory=dict)
+    by_parameter: dict[str, int] = field(default_factory=dict)
 
     def operation(self, operation: Any, arguments: tuple[Any, ...], result: Any) -> None:
         """Count one operation."""
@@ -148,6 +155,8 @@ class _Count:
         for product in found or ():
             macs, known = (product.macs, True) if self.held is None else self.held.macs(product)
             self.macs += macs
+            for name in filter(None, (self.names.get(memory_of(x)) for x in product.operands)):
+                self.by_parameter[name] = self.by_parameter.get(name, 0) + macs
             if not known:
                 self.caveats[f"weights held at zero{self._where()} (counted as if there)"] = None
         if self.held is not None:

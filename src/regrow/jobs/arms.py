@@ -102,6 +102,8 @@ class Arm:
         epoch: of the weights, for the start ``rewound``: after so many epochs.
         schedule_epoch: where the ``full`` schedule is entered, for the epochs after it, with the
             images of those epochs; unless given, the ``epoch`` of the weights, else the beginning.
+        treatment: the name of a method whose treatment acts while the arm trains.
+        strength: of that treatment; unless given, the method's own.
     """
 
     name: str
@@ -111,6 +113,8 @@ class Arm:
     lr: float | None = None
     epoch: int | None = None
     schedule_epoch: int | None = None
+    treatment: str | None = None
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         for field, known in (("start", get_args(Start)), ("schedule", get_args(ArmSchedule))):
@@ -136,6 +140,26 @@ class Arm:
             )
         if self.schedule_epoch is not None:
             self._check_schedule_epoch()
+        self._check_treatment()
+
+    def _check_treatment(self) -> None:
+        if self.treatment is not None and self.budget.kind == "none":
+            raise ConfigError(
+                f"The arm {self.name!r} trains nothing, so it takes no 'treatment'. Give it a "
+                "budget, or leave the treatment out."
+            )
+        if self.strength is None:
+            return
+        if self.treatment is None:
+            raise ConfigError(
+                f"The 'strength' of the arm {self.name!r} is that of a 'treatment', and it has "
+                "none. Name one, or leave the strength out."
+            )
+        if not is_number(self.strength) or self.strength < 0:
+            raise ConfigError(
+                f"The 'strength' of the arm {self.name!r} must be at least 0. Got "
+                f"{self.strength!r}."
+            )
 
     def _check_schedule_epoch(self) -> None:
         if not is_int(self.schedule_epoch, least=0):
@@ -168,7 +192,10 @@ class Arm:
         return replace(base, epochs=epochs, lr=self.lr or base.lr)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the arm does, without its name: equal for arms that do the same."""
+        """Return what the arm does, without its name: equal for arms that do the same.
+
+        A treatment is left out, because a job has it with all that it depends on.
+        """
         budget = {"kind": self.budget.kind, "amount": self.budget.amount, "cap": self.budget.cap}
         names = ("start", "schedule", "lr", "epoch", "schedule_epoch")
         fields = {name: getattr(self, name) for name in names}

@@ -17,10 +17,11 @@ from regrow.pruning.probe import Probe
 from regrow.pruning.select import select
 from regrow.pruning.stages import Pattern, pattern_of, stages_of
 from regrow.store import Store
-from regrow.store.parts import REPAIRED
+from regrow.store.parts import MASKS, REPAIRED
 from regrow.surgery import sensitivities
 from regrow.surgery.architecture import is_fixed, traced
 from regrow.surgery.edit import Edit
+from regrow.surgery.mask import Mask
 
 if TYPE_CHECKING:
     from regrow.jobs.retrain import Retrain
@@ -94,13 +95,16 @@ class Prune(Keyed):
 
     def run(self, context: Context) -> Outcome:
         """Score, allocate, measure what is left, and mend its weights if the method does."""
-        within = None
+        within, masks = None, {}
         if self.parent is None:
             model = build(self.model, seed=self.seed)
         else:
             model = trained_network(self.model, context, self.parent)
+            masks = context.tensors(self.parent, MASKS)
         if self._earlier is not None:
             within = edit_of(context, self._earlier).mask
+        if masks and self._earlier is not None:  # they changed while it was retrained
+            within = Mask(unit="weight", kept=masks)
         found = traced(model, self.model, self.data.shape)
         dataset = context.dataset(self.data.spec)
         pattern = _pattern(context, self.guides) if self.guides else None
@@ -114,6 +118,7 @@ class Prune(Keyed):
             dataset=dataset,
             seed=self.seed,
             within=within,
+            masks=masks,
         )
         edit = Edit(model=self.model, shape=self.data.shape, mask=mask)
         groups = tuple(mask.kept)

@@ -17,15 +17,16 @@ from regrow.jobs.arms import Arm
 from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
 from regrow.jobs.context import Context, advance
 from regrow.jobs.costs import model_cost
+from regrow.jobs.masks import masked_costs, masks_part
 from regrow.jobs.material import Material
 from regrow.jobs.prune import Prune, edit_of, stored_edit
-from regrow.jobs.train import Train, result_of, trained_network
+from regrow.jobs.train import Train, Treated, result_of, trained_network
 from regrow.models import build, initialise_
 from regrow.store import Store
 from regrow.surgery.architecture import Architecture
 from regrow.surgery.edit import Edit
 from regrow.surgery.mask import filter_dim, layer_of
-from regrow.train import Recipe, Training
+from regrow.train import NO_TREATMENT, Recipe, Training, Treatment
 
 SPARSE_DRAW = 2  # how many rules there have been for it; the first had an n of at least 1
 
@@ -42,6 +43,7 @@ class Retrain(Keyed):
     recipe: Recipe
     seed: int
     parent: "Train | Retrain | None" = None  # whose weights are inherited, or rewound to
+    treated: Treated | None = None  # what the arm does while it trains
     label: str = "retrain"
 
     @property
@@ -57,6 +59,7 @@ class Retrain(Keyed):
             arm=self.arm.to_json(),
             recipe=self.recipe.to_json(),
             seed=self.seed,
+            treatment=self.treated and self.treated.to_json(),
             draw=SPARSE_DRAW if self.draws_sparse else None,
         )
 
@@ -122,13 +125,21 @@ class Retrain(Keyed):
             recipe,
             seed=self.seed,
             device=context.device,
+            treatment=self._treatment(edit),
             masks=edit.kept_weights(model),
             first_epoch=self.arm.first_epoch,
             ranks=context.ranks,
         )
         advance(training, context)
         record |= result_of(context, model, dataset, recipe=recipe, cost=after, training=training)
-        return Outcome(record, state_of(model))
+        record |= masked_costs(training, self.data.shape)
+        return Outcome(record, state_of(model), masks_part(training))
+
+    def _treatment(self, edit: Edit) -> Treatment:
+        """Make the treatment of the arm, for the sparsity that the pruning left."""
+        if self.treated is None:
+            return NO_TREATMENT
+        return self.treated.treatment(sparsity=edit.mask.sparsity)
 
     def _start(self, context: Context, edit: Edit) -> nn.Module:
         """Build the network that the arm starts from, as the pruning left it."""

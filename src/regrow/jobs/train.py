@@ -14,6 +14,7 @@ from regrow.errors import ConfigError
 from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
 from regrow.jobs.context import Context, advance
 from regrow.jobs.costs import counted, model_cost
+from regrow.jobs.masks import masked_costs, masks_part
 from regrow.jobs.material import Material
 from regrow.models import ModelSpec, build
 from regrow.pruning.method import METHODS
@@ -45,18 +46,19 @@ class Treated:
             code=self.code,
         )
 
-    def treatment(self) -> Treatment:
-        """Make the treatment."""
+    def treatment(self, *, sparsity: float = 0.0) -> Treatment:
+        """Make the treatment, for the given sparsity where it was asked for none of its own."""
         make = METHODS.get(self.method).treatment
         assert make is not None
-        return make(self.strength or 0.0, self.sparsity or 0.0)
+        return make(self.strength or 0.0, self.sparsity or sparsity)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Keyed):
     """Train a network from its first weights, or on from a trained one (``initial``).
 
-    Beside the last weights it leaves those after each epoch of ``keep``, as parts of its tensors.
+    Beside the last weights it leaves those after each epoch of ``keep``, and the masks at the end
+    where a treatment changed them, as parts of its tensors.
     A network of published weights is used as it is, and only scored (``taken``).
     """
 
@@ -105,7 +107,7 @@ class Train(Keyed):
 
         What was trained is the same, so the key is too.
         """
-        if counted(self.model, self.data.shape).as_first:
+        if counted(self.model, self.data.shape).as_first or "sparsity" in record:
             return dict(record)
         cost = model_cost(self.model, self.data.shape)
         flops = {"training_flops": cost.training_flops(record["samples"])}
@@ -151,11 +153,11 @@ class Train(Keyed):
             ranks=context.ranks,
         )
         kept = advance(training, context, keep=self.keep)
-        return Outcome(
-            result_of(context, model, dataset, recipe=self.recipe, cost=cost, training=training),
-            state_of(model),
-            kept,
+        result = result_of(
+            context, model, dataset, recipe=self.recipe, cost=cost, training=training
         )
+        result |= masked_costs(training, self.data.shape)
+        return Outcome(result, state_of(model), {**kept, **masks_part(training)})
 
 
 def trained_network(

@@ -1,7 +1,7 @@
 """The weights, gradients and activations of a network, for criteria."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,13 @@ from regrow.data import Dataset, normalise
 from regrow.errors import ConfigError
 from regrow.pruning.reconstruct import Keep, contributions, observe
 from regrow.surgery import Group, Slot
+from regrow.surgery.cut import duplicate
 from regrow.surgery.tape import evaluating
 from regrow.train.objective import CROSS_ENTROPY, Objective, make_objective
 from regrow.train.safe_convolutions import safe_convolutions
 
 IMAGES = 512
+Measured = TypeVar("Measured")
 BATCH = 128
 
 
@@ -25,6 +27,7 @@ class Probe:
     Gradients and activations are taken in evaluation mode, on training images drawn by the seed,
     without augmentation. All that is returned is a copy, on the CPU; the network stays as it is.
     ``objective`` is the loss whose gradients are taken: cross-entropy unless another is given.
+    ``masks`` are those that the network was trained under.
     """
 
     def __init__(
@@ -36,8 +39,11 @@ class Probe:
         num_images: int = IMAGES,
         groups: Mapping[str, Group] | None = None,
         objective: Objective | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._model = model
+        self._masks = masks or {}
+        self._measured: dict[Callable[[Probe], Any], Any] = {}
         self._groups = groups or {}  # measured together when one of them is asked for
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._dataset = dataset
@@ -50,6 +56,29 @@ class Probe:
     def weight(self, name: str) -> Tensor:
         """Return a parameter's values."""
         return self._parameters[name].detach().to("cpu", copy=True)
+
+    def mask(self, name: str) -> Tensor:
+        """Return which numbers of a parameter its training did not mask, as booleans."""
+        whole = torch.ones(self._parameters[name].shape, dtype=torch.bool)
+        return self._masks[name].clone() if name in self._masks else whole
+
+    def network(self) -> nn.Module:
+        """Return a copy of the network on the CPU, which may be changed and run in any way."""
+        return duplicate(self._model).to("cpu").eval()
+
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the probe's images as a network reads them, with their targets, on the CPU."""
+        return [(x.to("cpu"), targets.to("cpu")) for x, targets in self._batches()]
+
+    def once(self, measure: "Callable[[Probe], Measured]") -> "Measured":
+        """Return ``measure(probe)``, computed once for all the groups of a network.
+
+        For criteria that measure the whole network, such as by a loss of their own.
+        """
+        if measure not in self._measured:
+            self._measured[measure] = measure(self)
+        result: Measured = self._measured[measure]
+        return result
 
     def gradient(self, name: str, *, objective: Objective | None = None) -> Tensor:
         """Return the gradient of the mean loss over the probe's images, shaped as the parameter.

@@ -143,6 +143,7 @@ def select(
     dataset: Dataset | None = None,
     seed: int = 0,
     within: Mask | None = None,
+    masks: Mapping[str, Tensor] | None = None,
     num_images: int = IMAGES,
 ) -> Mask:
     """Choose the units of a network that stay.
@@ -158,6 +159,7 @@ def select(
         dataset: images, for criteria that look at gradients or activations.
         seed: for criteria that draw.
         within: an earlier choice: of the units that it kept some go, and the others stay gone.
+        masks: by parameter, which weights the network's training left, for criteria that ask.
         num_images: how many of the images such criteria see.
 
     Returns:
@@ -176,7 +178,7 @@ def select(
         )
     unit = UNITS.get(chosen.unit)
     shapes = {name: unit.shape(model, group) for name, group in groups.items()}
-    probe = Probe(model, dataset, seed=seed, num_images=num_images, groups=groups)
+    probe = Probe(model, dataset, seed=seed, num_images=num_images, groups=groups, masks=masks)
     score = CRITERIA.get(chosen.criterion)
     scores = {name: _checked(chosen, group, score(group, probe)) for name, group in groups.items()}
     everything = {name: torch.ones(group.size, dtype=torch.bool) for name, group in groups.items()}

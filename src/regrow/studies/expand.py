@@ -19,7 +19,7 @@ from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train, Treated
 from regrow.models import MODELS, ModelSpec, build
 from regrow.pruning.dry_run import try_out
-from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS
+from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS, Method
 from regrow.pruning.select import groups_in_scope
 from regrow.pruning.stages import stages_of
 from regrow.studies.experiment import Cut, Experiment, MethodUse, Source
@@ -159,15 +159,9 @@ def _parent(experiment: Experiment, plain: Train, use: MethodUse, cut: Cut) -> T
     method = use.method
     if method.treatment is None:
         return plain
-    strength = use.strength
-    if strength is None and method.strength:
-        strength = method.strength_for(MODELS.get(plain.model.name).family)
-    treated = Treated(
-        method=method.name,
-        strength=strength,
-        sparsity=cut.sparsity if method.each_sparsity else None,
-        code=METHODS.code(method.name),
-    )
+    treated = _treated(method, use.strength, plain.model)
+    if method.each_sparsity:
+        treated = replace(treated, sparsity=cut.sparsity)
     of = f" {cut.label}" if method.each_sparsity else ""
     return replace(
         plain,
@@ -178,6 +172,13 @@ def _parent(experiment: Experiment, plain: Train, use: MethodUse, cut: Cut) -> T
         initial=plain if use.pretrained else None,
         label=f"{experiment.model_label} for {use.label}{of} seed {plain.seed}",
     )
+
+
+def _treated(method: Method, strength: float | None, model: ModelSpec) -> Treated:
+    """Return a method's treatment, with its published strength unless another is given."""
+    if strength is None and method.strength:
+        strength = method.strength_for(MODELS.get(model.name).family)
+    return Treated(method=method.name, strength=strength, code=METHODS.code(method.name))
 
 
 def _train(experiment: Experiment, data: Material, model: ModelSpec, seed: int) -> Train:
@@ -241,6 +242,9 @@ def _retrain(experiment: Experiment, trained: Train, prune: Prune, arm: Arm) -> 
         recipe=experiment.recipe,
         seed=seed,
         parent=starts.get(arm.start),
+        treated=None
+        if arm.treatment is None
+        else _treated(METHODS.get(arm.treatment), arm.strength, prune.model),
         label=f"{what} {arm.name} seed {seed}",
     )
 

@@ -42,6 +42,7 @@ _SOURCE_METHOD_KEYS = (
 )
 _ARM_KEYS = (
     *("name", "like", "start", "epoch", "schedule", "schedule_epoch", "lr"),
+    *("treatment", "strength"),
     *("epochs", "share", "budget", "cap"),
 )
 
@@ -453,13 +454,30 @@ def _arm(entry: Any) -> Arm:
         base = ARMS.get(given.get("like", name))
     if base in (UNPRUNED, PRUNED) and set(given) - {"name"}:
         raise ConfigError(f"The arm {base.name!r} is measured, not trained: it takes no options.")
-    fields = ("start", "epoch", "schedule", "schedule_epoch", "lr")
+    fields = ("start", "epoch", "schedule", "schedule_epoch", "lr", "treatment", "strength")
+    _check_treatment(given)
     return replace(
         base,
         name=base.name if known is not None else name,
         budget=_budget(given, base),
         **{key: given[key] for key in fields if key in given},
     )
+
+
+def _check_treatment(given: Mapping[str, Any]) -> None:
+    """Refuse an arm's treatment that is none of a method's, or that takes no strength."""
+    if given.get("treatment") is None:
+        return
+    where, name = f"The arm {given['name']!r}", text(given["treatment"], "treatment")
+    method = METHODS.get(name)
+    if method.treatment is None:
+        known = [each for each in METHODS.names() if METHODS.get(each).treatment is not None]
+        raise ConfigError(
+            f"{where}: the method {name!r} does nothing while a network trains, so it is no "
+            f"'treatment'. Methods that do: {', '.join(known)}."
+        )
+    if given.get("strength") is not None and not method.strength:
+        raise ConfigError(f"{where}: the treatment {name!r} takes no 'strength'.")
 
 
 def _registered_arm(name: str) -> Arm | None:

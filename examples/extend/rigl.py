@@ -1,0 +1,72 @@
+"""RigL: sparse training that moves its weights (Evci et al., ICML 2020, arXiv:1911.11134).
+
+A network begins with random masks. Every so often each layer drops its smallest weights and grows
+as many where the gradient of the loss is largest; both shares shrink on a cosine. As a method, the
+masks at the end are what is pruned; as an arm (``treatment: rigl``) it moves the masks of another.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from regrow.pruning.method import register_method
+from regrow.train import MaskUpdates, Moment, Treatment
+
+EVERY = 100  # steps between changes, as published; once an epoch where epochs are shorter
+DROPPED = 0.3  # share of a layer's weights at the first change
+UNTIL = 0.75  # of training; then the masks stay
+
+
+def rigl(_strength: float, sparsity: float) -> Treatment:
+    """Train at a sparsity that is the same in every layer."""
+
+    def start(model: nn.Module, moment: Moment) -> dict[str, Tensor]:
+        generator = moment.generator("rigl")
+        layers = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+        scores = {name: torch.rand(p.shape, generator=generator) for name, p in layers.items()}
+        return {name: largest(s, round(s.numel() * (1 - sparsity))) for name, s in scores.items()}
+
+    return Treatment(
+        masks=MaskUpdates(
+            start=start, when=due, change=move, dense_gradients=True, replaces_update=True
+        )
+    )
+
+
+def due(moment: Moment) -> bool:
+    """Tell whether masks change on a step."""
+    every = min(EVERY, moment.steps_per_epoch)
+    return moment.step > 0 and moment.step % every == 0 and moment.progress < UNTIL
+
+
+def move(model: nn.Module, masks: Mapping[str, Tensor], moment: Moment) -> None:
+    """Drop each layer's smallest weights, and grow as many by their gradients (algorithm 1)."""
+    share = DROPPED / 2 * (1 + math.cos(math.pi * moment.progress / UNTIL))
+    for name, mask in masks.items():
+        weight, num_kept = model.get_parameter(name), int(mask.sum())
+        assert weight.grad is not None
+        num_moved = int(share * num_kept)
+        stays = largest(weight.detach().abs() * mask - (mask == 0).float(), num_kept - num_moved)
+        grown = largest(weight.grad.abs().masked_fill(stays, -1.0), num_moved)
+        mask.copy_(stays | grown)
+
+
+def largest(scores: Tensor, num: int) -> Tensor:
+    """Return where the so many largest numbers are, as booleans."""
+    chosen = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    chosen[scores.flatten().argsort(stable=True, descending=True)[:num]] = True
+    return chosen.view(scores.shape)
+
+
+register_method(
+    "rigl",
+    criterion="trained-mask",
+    allocation="nonzero",
+    unit="weight",
+    scope=("conv", "linear"),
+    treatment=rigl,
+    each_sparsity=True,
+    reference="Evci et al., Rigging the Lottery, ICML 2020, arXiv:1911.11134",
+)

@@ -1,0 +1,181 @@
+"""Published methods added by a user: one new file and a study each, nothing else edited."""
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from regrow.core.registry import load_file
+from regrow.cost import count, measure
+from regrow.errors import ConfigError
+from regrow.jobs.prune import Prune
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
+from regrow.models import build
+from regrow.report.collect import collect
+from regrow.report.rows import Run
+from regrow.run import run
+from regrow.store import Store
+from regrow.store.parts import MASKS
+from regrow.studies.expand import Cell
+from regrow.studies.study import Study
+from regrow.surgery.mask import Mask
+from small import forget_names
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "extend"
+STUDY: dict[str, Any] = {
+    "data": {"name": "digits", "subset": 128, "test_subset": 64},
+    "models": {"name": "vgg", "plan": [6, "M", 8, "M", 8], "label": "net"},
+    "arms": ["pruned", "fine-tune", "scratch-e"],
+    "seeds": 1,
+    "recipe": {"epochs": 3, "batch": 32, "lr": 0.05},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    forget_names(monkeypatch)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A study of three arms that was run with a user's file."""
+
+    store: Store
+    cells: dict[str, Cell]  # by arm
+    runs: dict[str, Run]
+
+    def job(self, arm: str) -> Retrain:
+        job = self.cells[arm].job
+        assert isinstance(job, Retrain)
+        return job
+
+    @property
+    def prune(self) -> Prune:
+        return self.job("pruned").prune
+
+    def record(self, job: Train | Prune | Retrain) -> dict[str, Any]:
+        return self.store.record(job.key, spec=job.spec)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        return self.store.tensors(self.prune.key)
+
+
+def ran(tmp_path: Path, file: str | None, **changes: Any) -> Ran:
+    """Copy a file into a folder of its own, load it from there, and run a study that names it."""
+    if file is not None:
+        load_file(shutil.copy(EXAMPLES / file, tmp_path))
+    study = Study.from_json({**STUDY, **changes})
+    store = Store.open(tmp_path / "store")
+    assert run(study.jobs(), store, workers=0).complete
+    cells = {cell.arm.name: cell for cell in study.cells()}
+    runs = {each.arm: each for each in collect(study, store)[0]}
+    assert all(each.done for each in runs.values())
+    return Ran(store, cells, runs)
+
+
+def density(kept: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(mask.float().mean()) for name, mask in kept.items()}
+
+
+# Methods that change masks while a network trains
+
+
+def test_rigl_moves_its_masks_and_keeps_their_density(tmp_path: Path) -> None:
+    arms = ["pruned", "scratch-e", {"name": "moving", "start": "initial", "treatment": "rigl"}]
+    found = ran(tmp_path, "rigl.py", methods={"name": "rigl", "sparsity": 0.8}, arms=arms)
+    parent = found.prune.parent
+    assert isinstance(parent, Train)
+    record, masks = found.record(parent), found.store.tensors(parent.key, MASKS)
+    sizes = {name: mask.numel() for name, mask in masks.items()}
+    assert {n: int(m.sum()) for n, m in masks.items()} == {
+        name: round(size * 0.2) for name, size in sizes.items()
+    }
+    # What is pruned is the mask that the training ended with, and the trained weights are under it.
+    assert {n: m.tolist() for n, m in found.kept.items()} == {
+        n: m.tolist() for n, m in masks.items()
+    }
+    weights = found.store.tensors(parent.key)
+    assert all(not bool(weights[name][~mask].any()) for name, mask in masks.items())
+    # It moved: the arm that begins with these masks ends with others of the same density.
+    ended = found.store.tensors(found.job("moving").key, MASKS)
+    assert density(ended) == density(masks)
+    assert any(not torch.equal(ended[name], masks[name]) for name in masks)
+    assert found.record(found.job("moving"))["sparsity"] == found.record(found.prune)["sparsity"]
+    # 3 passes of each image as sparse as the masks, and dense gradients on the two steps that move.
+    model, example = build(parent.model), torch.zeros(parent.data.shape)
+    sparse = measure(model, example, Mask(unit="weight", kept=masks)).flops
+    dense = count(model, example).cost.flops
+    assert record["training_flops"] == pytest.approx(3 * 384 * sparse + 2 * 32 * (dense - sparse))
+    assert record["macs"] == measure(model, example, Mask(unit="weight", kept=masks)).macs
+    assert found.runs["pruned"].training_flops == record["training_flops"]
+
+
+def test_agp_follows_its_cubic_schedule_to_the_target(tmp_path: Path) -> None:
+    found = ran(tmp_path, "agp.py", methods={"name": "agp", "sparsity": 0.9})
+    parent = found.prune.parent
+    assert isinstance(parent, Train)
+    masks = found.store.tensors(parent.key, MASKS)
+    assert {n: int((~m).sum()) for n, m in masks.items()} == {
+        name: int(0.9 * mask.numel()) for name, mask in masks.items()
+    }
+    assert all(torch.equal(found.kept[name], mask) for name, mask in masks.items())
+    # 12 steps: masks change after the backward passes of steps 1, 3, 5, 7 and 8 (the end).
+    at = {step: 0.9 * (1 - (1 - (step - 1) / 7) ** 3) for step in (1, 3, 5, 7, 8)}
+    model, example = build(parent.model), torch.zeros(parent.data.shape)
+    network = count(model, example)
+    total, gone = 0.0, 0.0
+    for step in range(12):
+        absent = sum(
+            2 * network.by_parameter[name] * int(gone * mask.numel()) / mask.numel()
+            for name, mask in masks.items()
+        )
+        total += 3 * 32 * (network.cost.flops - absent)
+        gone = at.get(step, gone)
+    assert found.record(parent)["training_flops"] == pytest.approx(total)
+    assert math.isclose(gone, 0.9)
+
+
+def test_a_treatment_is_part_of_an_arms_key_and_nothing_elses(tmp_path: Path) -> None:
+    load_file(shutil.copy(EXAMPLES / "rigl.py", tmp_path))
+    arms = ["winning-ticket", {"name": "moving", "like": "winning-ticket", "treatment": "rigl"}]
+    methods = {"name": "magnitude", "sparsity": 0.5}
+    plain, moving = (
+        cell.job for cell in Study.from_json({**STUDY, "arms": arms, "methods": methods}).cells()
+    )
+    assert isinstance(plain, Retrain)
+    assert isinstance(moving, Retrain)
+    assert plain.key != moving.key
+    assert plain.prune == moving.prune
+    assert moving.spec == {**plain.spec, "treatment": moving.spec["treatment"]}
+    assert moving.spec["treatment"].keys() == {"method", "code"}
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"name": "a", "like": "fine-tune", "treatment": "l1-filter"}, "so it is no 'treatment'"),
+        ({"name": "a", "like": "fine-tune", "treatment": "rigel"}, "Unknown method 'rigel'"),
+        ({"name": "a", "like": "fine-tune", "strength": 1.0}, "that of a 'treatment', and it has"),
+        (
+            {"name": "a", "like": "fine-tune", "treatment": "soft-filter", "strength": 1.0},
+            "the treatment 'soft-filter' takes no 'strength'",
+        ),
+        (
+            {"name": "a", "like": "fine-tune", "treatment": "network-slimming", "strength": -1},
+            "must be at least 0. Got -1",
+        ),
+        ({"name": "pruned", "treatment": "soft-filter"}, "measured, not trained"),
+    ],
+)
+def test_a_treatment_that_cannot_be_meant_is_refused(arm: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Study.from_json({**STUDY, "methods": {"name": "magnitude", "sparsity": 0.5}, "arms": [arm]})
