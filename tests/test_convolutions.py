@@ -1,6 +1,7 @@
-"""Convolutions whose gradients write beyond their memory are not handed to PyTorch.
+"""Convolutions that write or read beyond their memory are not handed to PyTorch.
 
-What is looked for happens on a processor without AVX-512, so this runs in processes that do as if.
+What writes happens on a processor without AVX-512, so this runs in processes that do as if. What
+reads happens in bfloat16 on one with AMX; elsewhere the tests show that the other way is right.
 """
 
 import os
@@ -172,3 +173,94 @@ def test_tokens_in_channels_last_are_seen_too(monkeypatch: pytest.MonkeyPatch) -
         y = F.conv1d(x, weight, stride=2)
     assert y.grad_fn is not None
     torch.testing.assert_close(y, F.conv1d(x[..., ::2], weight))
+
+
+# In bfloat16 with AMX ----------------------------------------------------------------------------
+
+# Kernel, stride, padding, inputs, outputs, side: each wrong by as much as the result, or infinite.
+READING: list[tuple[int, int, int, int, int, tuple[int, int]]] = [
+    (4, 4, 0, 16, 8, (16, 16)),
+    (8, 8, 0, 8, 48, (16, 16)),
+    (3, 2, 0, 6, 8, (16, 4)),
+    (5, 2, 2, 6, 8, (16, 1)),
+    (5, 2, 2, 4, 8, (2, 1)),
+]
+
+
+def _fill_memory() -> None:
+    """Leave numbers that show in any result behind in memory that is given back."""
+    sizes = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 30_000, 100_000)
+    [torch.full((size,), float("inf"), dtype=torch.bfloat16) for size in sizes]
+
+
+def _in_bfloat16(case: tuple[int, int, int, int, int, tuple[int, int]]) -> list[list[Tensor]]:
+    """Return a convolution's output and gradients as a training has them, and in float32."""
+    kernel, stride, padding, num_in, num_out, side = case
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, num_in, *side, generator=generator).bfloat16().float()
+    weight = torch.randn(num_out, num_in, kernel, kernel, generator=generator).bfloat16().float()
+    x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+    both = []
+    for enabled in (True, False):
+        image, kernels = (t.detach().requires_grad_() for t in (x, weight))
+        _fill_memory()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled), safe_convolutions():
+            y = F.conv2d(image, kernels, stride=stride, padding=padding)
+        _fill_memory()
+        gradients = torch.autograd.grad(y.float().sum(), (image, kernels))
+        both.append([y.detach().float(), *gradients])
+    return both
+
+
+@pytest.mark.parametrize("tiles", [None, True])
+@pytest.mark.parametrize("case", READING, ids=str)
+def test_strided_convolutions_in_bfloat16_read_only_their_own_memory(
+    monkeypatch: pytest.MonkeyPatch, case: Any, tiles: bool | None
+) -> None:
+    if tiles:
+        monkeypatch.setattr(convolutions, "_has_tiles", lambda: True)
+    for ours, theirs in zip(*_in_bfloat16(case), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.02 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("case", "bf16", "other"),
+    [
+        *((case, True, True) for case in READING),
+        ((4, 4, 0, 16, 8, (16, 16)), False, False),
+        ((3, 2, 1, 8, 8, (8, 8)), True, False),
+        ((3, 1, 1, 8, 8, (8, 8)), True, False),
+        ((1, 2, 0, 8, 8, (8, 8)), True, False),
+        ((2, 2, 0, 8, 8, (8, 8)), True, False),
+    ],
+    ids=str,
+)
+def test_only_convolutions_that_may_read_beyond_are_computed_in_float32(
+    monkeypatch: pytest.MonkeyPatch, case: Any, bf16: bool, other: bool
+) -> None:
+    kernel, stride, padding, num_in, num_out, side = case
+    called = []
+    ours = convolutions._in_float32
+
+    def counted(*arguments: Any) -> Tensor:
+        called.append(arguments)
+        return ours(*arguments)
+
+    monkeypatch.setattr(convolutions, "_has_tiles", lambda: True)
+    monkeypatch.setattr(convolutions, "_is_hit", lambda: False)
+    monkeypatch.setattr(convolutions, "_in_float32", counted)
+    x, weight = torch.randn(2, num_in, *side), torch.randn(num_out, num_in, kernel, kernel)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), safe_convolutions():
+        y = F.conv2d(x, weight, None, stride, padding)
+    assert bool(called) is other
+    assert y.dtype == (torch.bfloat16 if bf16 else torch.float32)
+
+
+def test_transposed_convolutions_in_bfloat16_are_computed_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(convolutions, "_has_tiles", lambda: True)
+    x, weight = torch.randn(2, 4, 5, 5), torch.randn(4, 3, 2, 2)
+    with torch.autocast("cpu", torch.bfloat16), safe_convolutions():
+        y = F.conv_transpose2d(x, weight, stride=2)
+    torch.testing.assert_close(y, F.conv_transpose2d(x, weight, stride=2).bfloat16())
