@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from liu import CLAIMS, PAPER, evaluate_claims, evidence, pairs, results, sparsity, widths
 from regrow.report.statistics import Sample, holm
-from regrow.reproduce.claims import Finding, _own, evaluate_claims, markdown, render, to_json
-from regrow.reproduce.contrasts import Contrast, Tally, pairs
+from regrow.reproduce.claims import Finding, _own, markdown, render, to_json
+from regrow.reproduce.contrasts import Contrast, Tally
 from regrow.reproduce.curves import (
     POINT,
     CurveContrast,
@@ -18,7 +19,6 @@ from regrow.reproduce.curves import (
     curve_pairs,
     parameters_at,
 )
-from regrow.reproduce.printed import results, sparsity, widths
 from regrow.reproduce.rules import (
     AT_LEAST,
     AT_LEAST_EACH,
@@ -26,12 +26,11 @@ from regrow.reproduce.rules import (
     ON_PAR,
     SELDOM_DOWN,
     Ask,
-    Evidence,
+    Claim,
     combine,
     every,
     most,
 )
-from regrow.reproduce.statements import CLAIMS, Claim
 
 PRINTED = {finding.number: finding for finding in evaluate_claims()}
 UNTESTABLE = (16, 17, 18, 22, 27)
@@ -169,7 +168,7 @@ def test_one_plain_counterexample_refutes_a_claim_about_every_row(claim: Claim) 
     whole = frame["table"].eq(table) & frame["arm"].eq(first)
     for place in frame.index[whole & frame["std"].isna()]:  # single runs
         worse = frame.assign(mean=frame["mean"].where(frame.index != place, frame["mean"] - 5))
-        finding = _own(claim, Evidence(results=worse), Evidence(results=frame))
+        finding = _own(claim, evidence(results=worse), evidence(results=frame))
         assert finding.outcome == "does not hold"
         assert any(frame["target"][place] in row for row in finding.against)
         assert "Our rows contradict the claim: " in finding.text
@@ -178,7 +177,7 @@ def test_one_plain_counterexample_refutes_a_claim_about_every_row(claim: Claim) 
 def test_a_row_within_the_margin_or_its_noise_is_no_plain_counterexample() -> None:
     near = Contrast(first="scratch-e", second=("fine-tuned",), tables=(1,))
     part = Ask(contrast=near, rules=(AT_LEAST_EACH,))(
-        Evidence(results=results())
+        evidence(results=results())
     )  # two rows are down, by less than five seeds show
     assert (part.judged[0][1], part.against) == ("partly", ())
 
@@ -282,8 +281,8 @@ def test_an_outcome_that_hangs_on_the_std_is_noted(monkeypatch: pytest.MonkeyPat
     frame.loc[rows, ["mean", "std"]] = [89.17, 0.22]  # t = 2.5, p = 0.04; with wider stds 0.06
     contrast = Contrast(first="scratch-e", second=("fine-tuned",), tables=(14,))
     claim = Claim(number=1, text="scratch-e", asks=(Ask(contrast=contrast, rules=(BETTER_EACH,)),))
-    monkeypatch.setattr("regrow.reproduce.claims.results", lambda: frame)
-    monkeypatch.setattr("regrow.reproduce.claims.CLAIMS", [claim])
+    monkeypatch.setattr("regrow.reproduce.claims.results", lambda paper: frame)
+    monkeypatch.setitem(vars(PAPER), "claims", (claim,))
     (finding,) = evaluate_claims()
     assert finding.outcome == "holds"
     assert "divided by n, not n - 1, the outcome would be: partly." in finding.text

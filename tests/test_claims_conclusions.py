@@ -6,10 +6,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from liu import CLAIMS, as_cells, evidence, results, sparsity, widths
 from regrow.reproduce.claims import Finding, _own
-from regrow.reproduce.printed import as_cells, results, sparsity, widths
-from regrow.reproduce.rules import Evidence
-from regrow.reproduce.statements import CLAIMS, Claim
+from regrow.reproduce.rules import Claim
 
 FIT: dict[str, Any] = {"num_test": 10_000, "chance": 10.0, "loss": 0.01, "fall": 0.0}
 FIT |= {"parent_mean": 90.0, "parent_std": 0.1, "parent_n": 5}
@@ -21,13 +20,13 @@ def ours_of(frame: pd.DataFrame, **known: Any) -> pd.DataFrame:
     return frame.assign(**{**FIT, **known})
 
 
-PRINTED = Evidence(results=results(), widths=widths(), sparsity=sparsity())
+PRINTED = evidence(results=results(), widths=widths(), sparsity=sparsity())
 
 
 def own(number: int, frame: pd.DataFrame | None = None, **more: Any) -> Finding:
     """Judge one claim on rows of ours."""
     rows = as_cells(results()[:0] if frame is None else frame)
-    return _own(CLAIMS[number - 1], Evidence(results=rows, **more), PRINTED)
+    return _own(CLAIMS[number - 1], evidence(results=rows, **more), PRINTED)
 
 
 IN_TABLES = [

@@ -10,26 +10,25 @@ import torch
 from torch import Tensor
 
 from commands import Command
+from liu import PAPER, cells, entries, entry, evaluate_claims, names, read_cells
 from regrow.errors import ConfigError
 from regrow.jobs.base import Job, all_jobs
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.report.rows import Run
-from regrow.reproduce import entries as entries_module
 from regrow.reproduce import figure_data, measures, scales
-from regrow.reproduce.claims import Finding, evaluate_claims
+from regrow.reproduce.claims import Finding
 from regrow.reproduce.curves import POINT
-from regrow.reproduce.data import Request
-from regrow.reproduce.entries import OF_PRUNINGS, entries, entry
 from regrow.reproduce.figure_data import BINS, TOP
 from regrow.reproduce.figures import draw
+from regrow.reproduce.images import Request
 from regrow.reproduce.known import KNOWN
 from regrow.reproduce.layout import NOT_RUN, terminal
-from regrow.reproduce.own_results import read_cells
-from regrow.reproduce.printed import WIDTH, cells, names, records
+from regrow.reproduce.paper import OF_PRUNINGS, WIDTH
+from regrow.reproduce.plan import Plan, prepare
+from regrow.reproduce.printed import records
 from regrow.reproduce.publish import publish
-from regrow.reproduce.reproduce import Plan, prepare
 from regrow.reproduce.results import Found, averaged, read_back, rows, sheet
 from regrow.store import Store
 
@@ -558,7 +557,7 @@ def test_widths_at_smoke_scale_stand_beside_the_printed_ones(regrow: Command) ->
 
 def test_all_are_on_one_page(regrow: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     some = {name: entries()[name] for name in ("table-7", "figure-4")}
-    monkeypatch.setattr(entries_module, "entries", lambda: some)
+    monkeypatch.setitem(vars(PAPER), "entries", some)
     found = regrow("reproduce", "all", "--scale", "smoke", "--workers", "0")
     assert found.code == 0
     folder = Path("regrow-paper/smoke")

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from liu import cells, lay_out
 from regrow.errors import ConfigError
 from regrow.jobs.arms import BudgetKind, Start
 from regrow.report import Extra, Failure, Report, write
@@ -19,8 +20,6 @@ from regrow.report.figures import _pages, score_figure
 from regrow.report.rows import ROW_COLUMNS, Run, fairness, summarise, to_csv
 from regrow.report.verdict import Verdict, verdicts
 from regrow.reproduce import layout
-from regrow.reproduce.layout import lay_out
-from regrow.reproduce.printed import cells
 from regrow.tasks.metric import ACCURACY
 
 HOW: dict[str, Any] = {

@@ -32,6 +32,7 @@ LEVELS: list[set[str]] = [
     {"detection"},
     {"asked"},
     {"reproduce", "bench"},
+    {"papers"},
     {"cli", "__init__"},
     {"__main__"},
 ]

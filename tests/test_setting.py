@@ -12,21 +12,19 @@ import pytest
 from PIL import Image
 
 from image_files import parquet_folder, png, write_parquet
+from liu import PAPER, cells, entries, lay_out
 from regrow.data import DataSpec, MemoryImages, load
 from regrow.detection.spec import DetectionSpec, is_detection
-from regrow.reproduce import layout, setting
-from regrow.reproduce.entries import entries
-from regrow.reproduce.entries import read_study as study_file
-from regrow.reproduce.printed import cells
+from regrow.reproduce import layout, originals
+from regrow.reproduce.originals import ORIGINALS, Images, Original, departs, scale_departs
 from regrow.reproduce.scales import SCALES, Scale, scaled, scaled_detection
-from regrow.reproduce.setting import ORIGINALS, Images, Original, departs, scale_departs
 
 FILES = sorted({name for one in entries().values() for name in one.studies})
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_scale_departs_by_what_it_makes_of_a_study(file: str) -> None:
-    value = study_file(file)
+    value = PAPER.study(file)
     apply: Any = scaled_detection if is_detection(value) else scaled
 
     def said(scale: Scale) -> str:
@@ -64,10 +62,10 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     red, green, blue = (int(pixels.pixels[:, channel].long().sum()) for channel in range(3))
     sums = (red, green, blue)
     known = Original(
-        classes=2, num_train=20, num_test=10, same=partial(setting._sums_to, sums=sums)
+        classes=2, num_train=20, num_test=10, same=partial(originals._sums_to, sums=sums)
     )
-    monkeypatch.setattr(setting, "ORIGINALS", {"CIFAR-10": known})
-    setting._copy_departs.cache_clear()
+    monkeypatch.setattr(originals, "ORIGINALS", {"CIFAR-10": known})
+    originals._copy_departs.cache_clear()
     return folder
 
 
@@ -120,8 +118,8 @@ def test_imagenet_is_known_by_the_size_of_its_archive(tmp_path: Path) -> None:
         for number, path in enumerate(sorted((tmp_path / "val").rglob("*.png"))):
             tar.add(path, arcname=f"{number}.png")
     spec = DataSpec(f"folder:{tmp_path}")
-    assert setting._archived(spec, num_bytes=archive.stat().st_size) == ""
-    other = setting._archived(spec, num_bytes=archive.stat().st_size + 50_000)
+    assert originals._archived(spec, num_bytes=archive.stat().st_size) == ""
+    other = originals._archived(spec, num_bytes=archive.stat().st_size + 50_000)
     assert other == "its test files have other sizes"
     assert {name: (o.num_train, o.num_test) for name, o in ORIGINALS.items()} == {
         "CIFAR-10": (50_000, 10_000),
@@ -143,17 +141,17 @@ def _ours(**departing: str) -> pd.DataFrame:
 
 @pytest.mark.parametrize("write", [layout.terminal, layout.markdown, layout.latex])
 def test_a_sheet_compares_nothing_that_departs_and_says_so_above_the_table(write: Any) -> None:
-    whole = write(layout.lay_out(1, _ours()))
+    whole = write(lay_out(1, _ours()))
     assert "-5.00" in whole.replace("$-$", "-")
     assert "no reference" not in whole
-    part = layout.lay_out(1, _ours(VGG_16_A="digits stand for CIFAR-10"))
+    part = lay_out(1, _ours(VGG_16_A="digits stand for CIFAR-10"))
     text = write(part).replace("\n", " ")
     assert part.num_run == 3
     assert "shown for 1 of the 3 cells that were run: digits stand for CIFAR-10." in text
     assert text.index("digits stand") < text.index("VGG-16-A")
     assert sum(cell.agreement is not None for cell in part.cells) == 2
     same = dict.fromkeys(("VGG_16_A", "ResNet_56_A", "ResNet_56_B"), "digits")
-    none = layout.lay_out(1, _ours(**same))
+    none = lay_out(1, _ours(**same))
     text = write(none).replace("\n", " ")
     assert "no difference to them is shown: digits." in text
     assert "-5.00" not in text.replace("$-$", "-")
@@ -165,5 +163,5 @@ def test_a_sheet_compares_nothing_that_departs_and_says_so_above_the_table(write
 def test_a_caution_says_each_reason_once() -> None:
     frame = cells(1).assign(departs="")
     frame.loc[frame.index[:2], "departs"] = ["scale; digits", "scale; shapes"]
-    caution = layout.lay_out(1, frame).caution
+    caution = lay_out(1, frame).caution
     assert caution.endswith("cells that were run: scale; digits; shapes.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from regrow.reproduce.entries import entries
+from regrow.reproduce.paper import papers
 
 PROCESSORS = {
     "as-it-is": {},
@@ -24,7 +24,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processor", PROCESSORS)
-@pytest.mark.parametrize("name", [*entries()])
+@pytest.mark.parametrize(
+    "name", [entry.full_name for paper in papers().values() for entry in paper.entries.values()]
+)
 def test_entry_runs_to_its_end(name: str, processor: str, store: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "regrow", "reproduce", name, "--scale", "smoke"]
     command += ["--store", str(store / processor), "--out", str(tmp_path / "out")]

@@ -10,20 +10,26 @@ from regrow.cli.terminal import print_json
 
 
 def claims(
+    paper: Annotated[
+        str | None, typer.Option(help="Name or folder of the paper.", show_default="liu2019")
+    ] = None,
     ours: Annotated[
         Path | None,
         typer.Option(help="Folder that `regrow reproduce` wrote.", show_default="none"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge the paper's claims on its printed numbers, and on reproduced ones."""
+    """Judge a paper's claims on its printed numbers, and on reproduced ones."""
     from regrow.reproduce.claims import evaluate_claims, render, to_json
-    from regrow.reproduce.own_results import read_cells
+    from regrow.reproduce.paper import DEFAULT, find_paper
+    from regrow.reproduce.read_results import read_cells
 
-    printed, reproduced = evaluate_claims(), []
+    source = find_paper(paper or DEFAULT)
+    printed, reproduced = evaluate_claims(source), []
     if ours is not None:
-        results = read_cells(ours)
+        results = read_cells(source, ours)
         reproduced = evaluate_claims(
+            source,
             results.results,
             widths_frame=results.widths,
             sparsity_frame=results.sparsity,

@@ -11,15 +11,16 @@ import typer
 
 from regrow.cli.inputs import load_extensions, open_store
 from regrow.cli.options import DEFAULT_STORE, DeviceOption, StoreOption, WithOption, WorkersOption
-from regrow.cli.terminal import EXIT_FAILED_JOBS, command_line, say
+from regrow.cli.terminal import EXIT_FAILED_JOBS, command_line, count, say
 from regrow.core.durations import in_words
 from regrow.errors import Interrupted, RegrowError
 from regrow.studies.data_overrides import pairs
 
 if TYPE_CHECKING:
-    from regrow.reproduce.data import Request
-    from regrow.reproduce.entries import Entry
+    from regrow.reproduce.images import Request
+    from regrow.reproduce.paper import Entry, Paper
     from regrow.reproduce.publish import Published
+    from regrow.run.precision import Choice
     from regrow.store import Store
 
 DEFAULT_OUT = Path("regrow-paper")
@@ -27,8 +28,13 @@ DEFAULT_OUT = Path("regrow-paper")
 EntryArgument = Annotated[
     str,
     typer.Argument(
-        help="Table or figure, e.g. table-1 or figure-7; all; or list.", show_default=False
+        help="Table or figure, e.g. table-1 or wang2023/table-6; all; or list.",
+        show_default=False,
     ),
+]
+PaperOption = Annotated[
+    str | None,
+    typer.Option(help="Name or folder of the paper; see `list`.", show_default="liu2019"),
 ]
 ScaleOption = Annotated[
     str,
@@ -67,6 +73,7 @@ PlanOption = Annotated[
 
 def reproduce(
     what: EntryArgument,
+    paper: PaperOption = None,
     scale: ScaleOption = "paper",
     data: DataOption = None,
     with_files: WithOption = None,
@@ -79,50 +86,73 @@ def reproduce(
     precision: PrecisionOption = None,
     plan: PlanOption = False,
 ) -> None:
-    """Reproduce a table or figure of the paper, with its printed numbers beside ours."""
+    """Reproduce a table or figure of a paper, with its printed numbers beside ours."""
     from regrow.reproduce import scales
-    from regrow.reproduce.entries import entries, entry
+    from regrow.reproduce.paper import DEFAULT, find_paper, papers
 
+    named = find_paper(paper) if paper is not None else None
     if what == "list":
-        _list(list(entries().values()))
+        _list([named] if named else list(papers().values()))
         return
     load_extensions(with_files)
-    chosen = [*entries().values()] if what == "all" else [entry(what)]
-    chosen_scale, replacements = scales.named(scale), pairs(data or ())
+    chosen = _chosen(what, named)
+    source = chosen[0].paper
+    replacements = pairs(data or ())
+    source.check_data(replacements)
+    chosen_scale = scales.named(scale)
     if sys.stderr.isatty():
         say(f"Preparing {what} at scale {scale} ...")
-    from regrow.reproduce.data import Request
+    from regrow.reproduce.images import Request
     from regrow.run import check_device
-    from regrow.run.precision import Choice
-    from regrow.train import AUTO
 
-    choice = Choice(None, device=device)
-    if precision == AUTO:
-        choice = Choice(open_store(store, create=False) if store.exists() else None, device=device)
-        # The paper's scale is the paper's.
-        precision = None if scale == "paper" or choice() == "fp32" else "bf16"
+    computed, choice = _precision(precision, scale, store, device)
     request = Request(
         scale=chosen_scale,
         data=replacements,
         seeds=seeds,
         only=tuple(only or ()),
-        precision=precision,
+        precision=computed,
     )
-    folder = (out or DEFAULT_OUT / scale) / ("" if what == "all" else what)
     if plan:
         _plan(chosen, request, store=store, workers=workers)
         return
+    everything = out or DEFAULT_OUT / ("" if source.name == DEFAULT else source.name) / scale
     check_device(device)
-    choice.keep(open_store(store, create=True))
-    if what == "all":
-        _reproduce_all(chosen, request, store, folder, workers=workers, device=device)
-    else:
-        opened = open_store(store, create=True)
-        made = _reproduce(chosen[0], request, opened, folder, workers=workers, device=device)
-        print(made.text)
-        print(f"Written to {folder}: report.md and what it shows.")
-        if made.num_failed or not made.complete:
-            raise typer.Exit(EXIT_FAILED_JOBS)
+    opened = open_store(store, create=True)
+    choice.keep(opened)
+    if what.rpartition("/")[2] == "all":
+        _reproduce_all(chosen, request, opened, everything, workers=workers, device=device)
+        return
+    (entry,) = chosen
+    folder = everything / entry.name
+    written = _reproduce(entry, request, opened, folder, workers=workers, device=device)
+    print(written.text)
+    print(f"Written to {folder}: report.md and its tables and figures.")
+    if written.num_failed or not written.complete:
+        raise typer.Exit(EXIT_FAILED_JOBS)
+
+
+def _precision(
+    precision: str | None, scale: str, store: Path, device: str
+) -> "tuple[str | None, Choice]":
+    """Replace ``auto`` by what pays here; None is the paper's own, as always at its scale."""
+    from regrow.run.precision import Choice
+    from regrow.train import AUTO
+
+    if precision != AUTO:
+        return precision, Choice(None, device=device)
+    choice = Choice(open_store(store, create=False) if store.exists() else None, device=device)
+    return None if scale == "paper" or choice() == "fp32" else "bf16", choice
+
+
+def _chosen(what: str, paper: "Paper | None") -> list["Entry"]:
+    """Return the table or figure of a name, or those of a whole paper: ``all``, ``NAME/all``."""
+    from regrow.reproduce.paper import DEFAULT, find_entry, find_paper
+
+    before, _, last = what.rpartition("/")
+    if last == "all":
+        return [*(paper or find_paper(before or DEFAULT)).entries.values()]
+    return [find_entry(what, paper)]
 
 
 def _reproduce(
@@ -134,10 +164,10 @@ def _reproduce(
     workers: int | None,
     device: str,
 ) -> "Published":
-    """Do what is missing of one table, and write its folder."""
+    """Run the unfinished jobs of a table or figure, and write its folder."""
     from regrow.asked import notices
+    from regrow.reproduce.plan import prepare
     from regrow.reproduce.publish import publish
-    from regrow.reproduce.reproduce import prepare
     from regrow.reproduce.results import read_back
     from regrow.run import run
     from regrow.run.display import display
@@ -157,31 +187,31 @@ def _reproduce(
 def _reproduce_all(
     chosen: Sequence["Entry"],
     request: "Request",
-    store: Path,
+    store: "Store",
     folder: Path,
     *,
     workers: int | None,
     device: str,
 ) -> None:
-    """Reproduce one table after the other, whatever becomes of the others."""
+    """Reproduce every table and figure in turn, even if some fail."""
     from regrow.reproduce.publish import publish_all
 
-    opened = open_store(store, create=True)
     tables: list[Published] = []
     problems: dict[str, str] = {}
     for one in chosen:
         say(f"{one.name} ...")
-        own = folder / one.name
         try:
-            made = _reproduce(one, request, opened, own, workers=workers, device=device)
+            written = _reproduce(
+                one, request, store, folder / one.name, workers=workers, device=device
+            )
         except Interrupted:
             raise
         except RegrowError as error:
             problems[one.name] = str(error)
             say(f"{one.name} is not run. {error}")
             continue
-        tables.append(made)
-        print(made.text)
+        tables.append(written)
+        print(written.text)
     page = publish_all(tables, problems, folder, made=_made())
     for table in tables:
         print(f"{table.plan.entry.name}: {table.summary}")
@@ -195,9 +225,9 @@ def _reproduce_all(
 def _plan(
     chosen: Sequence["Entry"], request: "Request", *, store: Path, workers: int | None
 ) -> None:
-    """Show the jobs of each table, and what all together will take on this machine."""
+    """Print the jobs of each table, and the estimated time of all together."""
     from regrow.jobs.base import Job, all_jobs
-    from regrow.reproduce.reproduce import prepare
+    from regrow.reproduce.plan import prepare
     from regrow.run import num_cores
     from regrow.run.estimate import estimate
 
@@ -210,7 +240,7 @@ def _plan(
         except RegrowError as error:
             if len(chosen) == 1:
                 raise
-            print(f"{one.name:10} not to be run: {error}")
+            print(f"{one.name:10} cannot be run: {error}")
             continue
         nodes = all_jobs(plan.jobs)
         if opened is not None:
@@ -229,22 +259,23 @@ def _plan(
             print(f"{'':10} without {name}: {why}")
         jobs |= nodes
     num_workers = max(num_cores() if workers is None else workers, 1)
-    found = estimate(tuple(jobs.values()), done, workers=num_workers, store=opened)
+    work = estimate(tuple(jobs.values()), done, workers=num_workers, store=opened)
+    time = f"{in_words(work.seconds)} with {count(num_workers, 'worker')}"
     print(
-        f"In all {found.jobs} jobs, {found.done} done. To do: {found.training_flops:.3g} FLOPs, "
-        f"about {in_words(found.seconds)} with {num_workers} workers on this machine as it is "
-        "now (networks that are yet to be pruned are guessed)."
+        f"In all {work.jobs} jobs, {work.done} done. Training left: {work.training_flops:.3g} "
+        f"FLOPs, about {time} on this machine under its current load (the sizes of networks that "
+        "are not pruned yet are guesses)."
     )
 
 
-def _list(entries: Sequence["Entry"]) -> None:
-    """Print every table and figure, and what it shows."""
-    from regrow.reproduce.layout import TABLES
-
-    for one in entries:
-        number = int(one.name.partition("-")[2])
-        about = TABLES[number][0] if one.name.startswith("table") else one.about
-        print(f"{one.name:10} {about}")
+def _list(papers: Sequence["Paper"]) -> None:
+    """Print the tables and figures of each paper, and what they show."""
+    for number, paper in enumerate(papers):
+        if number:
+            print()
+        print(f"{paper.name}: {paper.title} ({paper.reference})")
+        for entry in paper.entries.values():
+            print(f"  {entry.name:10} {entry.about}")
 
 
 def _made() -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""The paper's claims, judged on its printed numbers or on results of our own: ``regrow claims``.
+"""A paper's claims, judged on its printed numbers or on results of our own: ``regrow claims``.
 
-    print(render(evaluate_claims()))
+    print(render(evaluate_claims(find_paper("liu2019"))))
 
 Statements about the paper's own rows ("most", "8 of 10") are judged by counts, statements about
-accuracy by tests; ``rules`` says what each asks, ``statements`` holds the 33 claims. Where the
-printed tables contradict the paper's text, the finding says so.
+accuracy by tests; ``rules`` says what each asks, the paper's ``claims.py`` holds its claims. Where
+the printed tables contradict the paper's text, the finding says so.
 """
 
 import math
@@ -17,9 +17,9 @@ import pandas as pd
 
 from regrow.report.words import listed
 from regrow.reproduce.contrasts import MARGIN
+from regrow.reproduce.paper import Paper
 from regrow.reproduce.printed import as_cells, results, sparsity, widths
-from regrow.reproduce.rules import OUTCOMES, Evidence, Outcome, Part, asked, combine
-from regrow.reproduce.statements import CLAIMS, Claim
+from regrow.reproduce.rules import OUTCOMES, Claim, Evidence, Outcome, Part, asked, combine
 
 WIDTH = 100
 HOW = (
@@ -27,7 +27,7 @@ HOW = (
     "and 'after Holm' corrects over the rows of a contrast within a table. 'Equivalent' is two "
     "one-sided tests within the margin. Means over rows are random-effects means with 95% "
     "intervals. Curves are compared at equal parameters, read between their points in a straight "
-    "line; the series of Figure 7 at equal shares pruned. 'Holds' means shown, 'does not hold' "
+    "line; series of tickets at equal shares pruned. 'Holds' means shown, 'does not hold' "
     "contradicted, 'partly' neither. A claim about every row is contradicted by one that is "
     "significantly against it (Holm) or, of single runs, by the margin. Rows of one parent network "
     "are not independent, so p-values over rows are too small."
@@ -75,6 +75,7 @@ class Finding:
 
 
 def evaluate_claims(
+    paper: Paper,
     frame: pd.DataFrame | None = None,
     *,
     widths_frame: pd.DataFrame | None = None,
@@ -83,27 +84,34 @@ def evaluate_claims(
     weights_frame: pd.DataFrame | None = None,
     margin: float = MARGIN,
 ) -> list[Finding]:
-    """Judge all 33 claims on the printed numbers, or on rows of our own (``as_cells``).
+    """Judge a paper's claims on its printed numbers, or on rows of our own (``as_cells``).
 
     With a frame of our own, widths, shares kept, curves and weights are judged only if given too
-    (columns as in ``widths`` and ``sparsity``; curves and weights as ``found.read_cells`` gives
+    (columns as in ``widths`` and ``sparsity``; curves and weights as ``read_cells`` gives
     them), and each part says how many of the paper's rows it stands on.
     Printed stds are taken to divide by n - 1; where dividing by n would change an outcome, the
     finding notes it.
     """
-    printed = Evidence(results=results(), widths=widths(), sparsity=sparsity(), margin=margin)
+    printed = Evidence(
+        paper=paper,
+        results=results(paper),
+        widths=widths(paper),
+        sparsity=sparsity(paper),
+        margin=margin,
+    )
     if frame is None:
         wide = replace(printed, results=_widened(printed.results))
-        return [_printed(claim, printed, wide) for claim in CLAIMS]
+        return [_printed(claim, printed, wide) for claim in paper.claims]
     ours = Evidence(
-        results=as_cells(frame),
+        paper=paper,
+        results=as_cells(paper, frame),
         widths=widths_frame,
         sparsity=sparsity_frame,
         curves=curves_frame,
         weights=weights_frame,
         margin=margin,
     )
-    return [_own(claim, ours, printed) for claim in CLAIMS]
+    return [_own(claim, ours, printed) for claim in paper.claims]
 
 
 def _printed(claim: Claim, evidence: Evidence, wide: Evidence) -> Finding:

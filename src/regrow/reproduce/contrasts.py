@@ -26,7 +26,8 @@ from regrow.report.statistics import (
 from regrow.report.validity import Reason, excluded
 from regrow.report.words import p_value, signed
 from regrow.reproduce.known import has_known, reasons_against
-from regrow.reproduce.printed import UNPRUNED, once, records, sample
+from regrow.reproduce.paper import UNPRUNED, Paper
+from regrow.reproduce.printed import once, records, sample
 
 ALPHA = 0.05
 MARGIN = 0.3  # points; about two typical standard deviations of the CIFAR cells
@@ -210,24 +211,26 @@ class Tally:
         return text
 
 
-def pairs(frame: pd.DataFrame, contrast: Contrast, *, margin: float) -> tuple[Pair, ...]:
+def pairs(
+    paper: Paper, frame: pd.DataFrame, contrast: Contrast, *, margin: float
+) -> tuple[Pair, ...]:
     """Pair the rows of a contrast that allow a conclusion, and compare each.
 
     A network's unpruned cell serves all its rows. Cells that repeat a cell of another of the
     contrast's tables are counted once.
     """
-    return parted(frame, contrast, margin=margin)[0]
+    return parted(paper, frame, contrast, margin=margin)[0]
 
 
 def parted(
-    frame: pd.DataFrame, contrast: Contrast, *, margin: float
+    paper: Paper, frame: pd.DataFrame, contrast: Contrast, *, margin: float
 ) -> tuple[tuple[Pair, ...], LeftOut]:
     """Return the ``pairs`` of a contrast, and those left out of it with the reasons."""
     frame = frame[frame["table"].isin(contrast.tables)]
     rows = {tuple(row[name] for name in LABELS): row for row in records(frame)}
     known = has_known(frame)
     found, left_out = [], {}
-    for row in records(once(frame)):
+    for row in records(once(paper, frame)):
         if row[contrast.by] != contrast.first or any(
             row[name] not in values for name, values in contrast.where.items()
         ):

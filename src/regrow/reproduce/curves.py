@@ -16,7 +16,8 @@ import pandas as pd
 
 from regrow.report.statistics import Sample
 from regrow.reproduce.contrasts import Pair, compared, corrected
-from regrow.reproduce.printed import UNPRUNED, records
+from regrow.reproduce.paper import UNPRUNED
+from regrow.reproduce.printed import records
 
 POINT = ("panel", "series", "ratio", "parameters", "mean", "std", "n", "n_expected")
 # Of equal sparsity two networks differ this little in size, where chance draws what goes; a point

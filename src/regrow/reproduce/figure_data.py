@@ -14,12 +14,12 @@ from regrow.report import words
 from regrow.report.rows import Run
 from regrow.report.statistics import mean_and_std
 from regrow.reproduce.curves import POINT
-from regrow.reproduce.entries import Kind
 from regrow.reproduce.known import KNOWN, known_of, typed
 from regrow.reproduce.layout import NOT_RUN
 from regrow.reproduce.measures import COLUMNS, FINEST
+from regrow.reproduce.paper import Kind
+from regrow.reproduce.plan import Plan, Printable
 from regrow.reproduce.printed import FIGURES, records
-from regrow.reproduce.reproduce import Plan, Printable
 from regrow.reproduce.results import Found, averaged
 from regrow.reproduce.weights import BIN, NEAR, near_zero
 

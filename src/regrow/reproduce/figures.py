@@ -14,10 +14,10 @@ import pandas as pd
 
 from regrow.report.figures import Picture
 from regrow.report.words import short
-from regrow.reproduce.entries import Kind
 from regrow.reproduce.figure_data import HEAT, POSITIONS, STAGES, TOP, Plotted
 from regrow.reproduce.layout import NOT_RUN
 from regrow.reproduce.measures import COLUMNS, EDGE
+from regrow.reproduce.paper import Kind
 from regrow.reproduce.printed import records
 
 if TYPE_CHECKING:

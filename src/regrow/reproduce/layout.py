@@ -1,4 +1,4 @@
-"""The paper's tables as it lays them out, each cell with the printed number and ours beside it.
+"""A paper's tables as it lays them out, each cell with the printed number and ours beside it.
 
 A table is a caption and a shape: which labels head a section, a row and a column. The order is that
 of the printed cells. ``lay_out`` puts cells in place; ``terminal``, ``markdown`` and ``latex``
@@ -8,7 +8,7 @@ write them. A cell that we have not run says so.
 import itertools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -17,16 +17,14 @@ from regrow.errors import ConfigError
 from regrow.report.latex import TEX_BETWEEN, TEX_NEEDS, tex, tex_row, tex_section, tex_table
 from regrow.report.statistics import Sample
 from regrow.report.words import PLUS_MINUS
+from regrow.reproduce.paper import RESULT, UNPRUNED, Paper, Shape
 from regrow.reproduce.printed import (
     FIGURES,
-    RESULT,
-    UNPRUNED,
     Agreement,
     Printed,
     as_cells,
     cells,
     compare,
-    names,
     printed,
     records,
     sample,
@@ -36,52 +34,6 @@ BETWEEN_REASONS = "; "  # why a printed number is no reference; no reason contai
 COLUMNS = 100
 NOT_RUN = "not run"
 PREFIXES = {"part": "part ", "learning_rate": "learning rate ", "stage": "stage "}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """The labels of a table's sections, rows and columns, and how its figures are written.
-
-    Where the paper prints no spread at all (``spread=False``), cells leave ours out too.
-    """
-
-    sections: tuple[str, ...] = ("dataset", "model")
-    rows: tuple[str, ...] = ("target",)
-    columns: tuple[str, ...] = ("arm",)
-    digits: int = 2
-    spread: bool = True
-
-
-BY_TARGET = Shape()
-BY_ARM = Shape(rows=("arm",), columns=("target",))
-BY_RATE = Shape(sections=("part", "learning_rate", "dataset", "model"))
-BY_LAYER = Shape(sections=(), rows=("layer",), columns=("quantity",), digits=1)
-BY_STAGE = Shape(sections=(), rows=("stage",), columns=("ratio",), digits=3, spread=False)
-BY_KERNEL = replace(BY_STAGE, rows=("stage", "kernel_row"), columns=("ratio", "kernel_col"))
-KERNEL = "Weights kept by stage/kernel row and ratio/kernel column: magnitude, {}, CIFAR-100"
-TABLES: dict[int, tuple[str, Shape]] = {
-    1: ("Filters pruned by their L1 norm: accuracy in %", BY_TARGET),
-    2: ("ThiNet: change of accuracy against the unpruned network, in points", BY_ARM),
-    3: ("Regression: change of accuracy against the unpruned network, in points", BY_ARM),
-    4: ("Network Slimming, by share of channels pruned: accuracy in %", BY_TARGET),
-    5: ("Sparse structure selection over residual blocks: accuracy in %", BY_TARGET),
-    6: ("Magnitude pruning of single weights, by share pruned: accuracy in %", BY_TARGET),
-    7: ("Channels of VGG-16 (CIFAR-10) after Network Slimming of 60% of them", BY_LAYER),
-    8: ("Winning tickets of L1-norm filter pruning: accuracy in %", BY_RATE),
-    9: ("Winning tickets of one-shot magnitude pruning: accuracy in %", BY_RATE),
-    10: ("Soft filter pruning while training from scratch: accuracy in %", BY_TARGET),
-    11: ("Soft filter pruning of a trained network: accuracy in %", BY_TARGET),
-    12: ("Detection on backbones pruned by L1 norm: mAP in %", BY_TARGET),
-    13: ("Network Slimming at high ratios: accuracy in %", BY_TARGET),
-    14: ("L1-norm filter pruning at a high ratio: accuracy in %", BY_TARGET),
-    15: ("Magnitude pruning at a high ratio: accuracy in %", BY_TARGET),
-    16: ("Longer fine-tuning beside scratch-e: accuracy in %", BY_TARGET),
-    17: ("L1-norm filter pruning on a schedule of 300 epochs: accuracy in %", BY_TARGET),
-    18: ("Share of channels kept by ratio: Slimming, PreResNet-164, CIFAR-10", BY_STAGE),
-    19: (KERNEL.format("PreResNet-110"), BY_KERNEL),
-    20: (KERNEL.format("DenseNet-40"), BY_KERNEL),
-    21: ("Share of channels kept by ratio: Slimming, VGG-16, CIFAR-10", BY_STAGE),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,16 +149,17 @@ class Sheet:
         return text
 
 
-def lay_out(table: int, ours: pd.DataFrame | None = None) -> Sheet:
+def lay_out(paper: Paper, table: int, ours: pd.DataFrame | None = None) -> Sheet:
     """Put the printed cells of a table in place, with ours beside them.
 
     ``ours`` has the label columns of the table (``printed.names``) with mean, std and n, and may
     have ``departs``: why the printed number is no reference for a row. Rows of other tables are
     passed over, rows with n = 0 count as not run. Two rows for one cell are a ``ConfigError``.
     """
-    frame = cells(table)
-    caption, shape = TABLES[table]
-    own = _own(table, ours)
+    frame = cells(paper, table)
+    entry = paper.table(table)
+    caption, shape = entry.about, entry.layout
+    own = _own(paper, table, ours)
     grid: dict[str, dict[str, dict[str, Cell]]] = {}
     for row in records(frame):
         place = _home(row, frame, shape) if row.get("arm") == UNPRUNED else row
@@ -214,7 +167,7 @@ def lay_out(table: int, ours: pd.DataFrame | None = None) -> Sheet:
         column = "/".join(row[name] for name in shape.columns) or UNPRUNED
         slots = grid.setdefault(title, {}).setdefault(_label(place, shape.rows, between="/"), {})
         assert column not in slots, f"two printed cells in one place: {row}"
-        mine = own.pop(_key(row, table), None)
+        mine = own.pop(_key(row, paper.labels(table)), None)
         slots[column] = Cell(
             labels=row,
             printed=printed(row),
@@ -331,14 +284,18 @@ def _label(row: Mapping[str, Any], fields: Sequence[str], *, between: str) -> st
     return between.join(f"{PREFIXES.get(name, '')}{row[name]}" for name in fields)
 
 
-def _own(table: int, ours: pd.DataFrame | None) -> dict[tuple[str, ...], dict[str, Any]]:
+def _own(
+    paper: Paper, table: int, ours: pd.DataFrame | None
+) -> dict[tuple[str, ...], dict[str, Any]]:
     """Read our rows of a table by the labels of their cells."""
     if ours is None or ours.empty:
         return {}
-    frame = as_cells(ours) if names(table) == RESULT else _measured(ours, table)
+    frame = (
+        as_cells(paper, ours) if paper.labels(table) == RESULT else _measured(paper, ours, table)
+    )
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in records(frame[frame["table"] == table]):
-        key = _key(row, table)
+        key = _key(row, paper.labels(table))
         if key in found:
             cell = ", ".join(filter(None, key))
             raise ConfigError(
@@ -349,15 +306,16 @@ def _own(table: int, ours: pd.DataFrame | None) -> dict[tuple[str, ...], dict[st
     return found
 
 
-def _measured(ours: pd.DataFrame, table: int) -> pd.DataFrame:
-    missing = [name for name in (*names(table), *FIGURES) if name not in ours.columns]
+def _measured(paper: Paper, ours: pd.DataFrame, table: int) -> pd.DataFrame:
+    needed = (*paper.labels(table), *FIGURES)
+    missing = [name for name in needed if name not in ours.columns]
     if missing:
         raise ConfigError(
-            f"Rows beside Table {table} need the columns {', '.join((*names(table), *FIGURES))}. "
+            f"Rows beside Table {table} need the columns {', '.join(needed)}. "
             f"Missing: {', '.join(missing)}."
         )
     return ours[ours["n"] > 0]
 
 
-def _key(row: Mapping[str, Any], table: int) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in names(table))
+def _key(row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in names)

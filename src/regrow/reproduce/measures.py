@@ -15,8 +15,8 @@ from regrow.jobs.arms import Start
 from regrow.jobs.prune import Prune, stored_edit
 from regrow.models import ModelSpec, build
 from regrow.pruning.stages import pattern_of, stages_of
-from regrow.reproduce.entries import Kind
-from regrow.reproduce.reproduce import Part, Printable, percent
+from regrow.reproduce.paper import Kind
+from regrow.reproduce.plan import Part, Printable, percent
 from regrow.store import Store
 from regrow.surgery import Trace
 from regrow.surgery.architecture import traced

@@ -1,22 +1,28 @@
 """Notes for the reader of a table: those of its study file, and those that follow from its values.
 
-A remark that holds for several tables stands in each of them, because it is drawn from their
-networks, methods and recipes rather than written beside one.
+A remark that holds for several tables is drawn from their networks, methods and recipes: a paper
+gives the text of each condition (``CONDITIONS``) that it has something to say about.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from regrow.core.units import UNITS
+from regrow.errors import ConfigError, unknown
 from regrow.studies.experiment import Experiment
 
 Holds = Callable[[Experiment], bool]
 
 
-def notes_of(value: Mapping[str, Any], experiments: Iterable[Experiment]) -> list[str]:
-    """Return the notes of a study file, what its experiments call for, and what it leaves out."""
+def notes_of(
+    value: Mapping[str, Any], experiments: Iterable[Experiment], notes: Mapping[str, str]
+) -> list[str]:
+    """Return the notes of a study file, those of its paper that apply, and what it leaves out."""
     asked = list(experiments)
-    follow = (text for holds, text in FOLLOWING if any(map(holds, asked)))
+    for name in notes:
+        if name not in CONDITIONS:
+            raise ConfigError(f"paper.yaml, notes: {unknown('condition', name, CONDITIONS)}")
+    follow = (text for name, text in notes.items() if any(map(CONDITIONS[name], asked)))
     return [*value.get("notes", []), *follow, *map(_why_absent, value.get("absent", []))]
 
 
@@ -59,33 +65,11 @@ def _methods(experiment: Experiment) -> Iterator[Any]:
     return (use.method for use in experiment.uses)
 
 
-FOLLOWING: tuple[tuple[Holds, str], ...] = (
-    (
-        _plain_momentum,
-        "Plain momentum as in the official code; the paper's text says Nesterov.",
-    ),
-    (
-        lambda experiment: True,
-        "The last epoch is reported, and nothing is chosen on the test set.",
-    ),
-    (
-        _blocks_gradients,
-        "The shortcuts of these ResNets pass no gradient at the two transitions between stages, as "
-        "in the official code.",
-    ),
-    (
-        _may_empty_layers,
-        "A layer that the global threshold would empty keeps the channel that scores highest; the "
-        "report counts these layers. The paper does not say what it did.",
-    ),
-    (
-        _stretches_sparse,
-        "Scratch-b takes the FLOPs ratio of the non-zero weights, as the paper intends; the "
-        "released script takes it before the mask is loaded.",
-    ),
-    (
-        _changes_fan,
-        "Unpruned networks are drawn by fan-in, and random starts under a mask by fan-out scaled "
-        "by each layer's density, both as in the official code.",
-    ),
-)
+CONDITIONS: Mapping[str, Holds] = {
+    "always": lambda experiment: True,
+    "plain-momentum": _plain_momentum,
+    "average-pool-shortcuts": _blocks_gradients,
+    "layers-may-empty": _may_empty_layers,
+    "sparse-equal-flops": _stretches_sparse,
+    "sparse-fan-in": _changes_fan,
+}

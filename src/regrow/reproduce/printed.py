@@ -1,18 +1,16 @@
-"""The paper's printed numbers, as package data, and how one of ours stands beside one of them.
+"""Printed numbers of a paper, and how one of ours stands beside one of them.
 
-Source: Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, arXiv:1810.05270. Digits are
-the printed ones (``printed/*.csv``): ``results.csv`` holds Tables 1-6 and 8-17, ``widths.csv``
-Table 7, ``sparsity.csv`` Tables 18-21. CIFAR cells are over 5 seeds; ImageNet and VOC cells are
-single runs without a standard deviation.
-
-Every frame here is of cells: label columns, then ``mean``, ``std`` (divides by n - 1; empty where
-none is printed) and ``n``. Frames of our own results have the same columns.
+Every frame here is of cells: label columns (``Paper.labels``), then ``mean``, ``std`` (divides by
+n - 1; empty where none is printed) and ``n``, which is the paper's ``runs`` where it prints a
+standard deviation and 1 elsewhere. Frames of our own results have the same columns. The digits in
+``printed/*.csv`` are the printed ones: ``results.csv`` holds accuracies, ``widths.csv`` channels by
+layer, ``sparsity.csv`` shares kept.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.resources import files
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import pandas as pd
@@ -20,19 +18,12 @@ import pandas as pd
 from regrow.errors import ConfigError, unknown
 from regrow.report.statistics import ROUNDING, Sample, welch
 from regrow.report.words import p_value, signed
+from regrow.reproduce.paper import RESULT, SPARSITY, UNPRUNED, WIDTH, Paper, Repeat
 
-SEEDS = 5  # "each point is averaged over 5 runs", on CIFAR only
 FIGURES = ("mean", "std", "n")
-UNPRUNED = "unpruned"
-# What names a cell of a table, one tuple for each of the three files. The initial rate follows
-# from table and part, the method from the table; both are columns, neither is needed as a name.
-RESULT = ("table", "part", "dataset", "model", "target", "arm", "reference")
-WIDTH = ("table", "layer", "quantity")
-SPARSITY = ("table", "ratio", "stage", "kernel_row", "kernel_col")
 NEEDED = ("table", "dataset", "model", "arm", *FIGURES)  # of rows of our own
-TABLES = range(1, 22)
-CHANGES = (2, 3)  # tables that print signed changes from an unpruned network
-THEIRS, HERE = "original-paper", "this-implementation"  # the unpruned networks of those tables
+OTHER = "other"  # arms that ``Entry.changes`` does not name
+FILES = {RESULT: "results", WIDTH: "widths", SPARSITY: "sparsity"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,84 +54,34 @@ class Agreement:
     words: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Repeat:
-    """Cells of ``table`` that stand in table ``of`` too, under the same labels but ``renamed``."""
-
-    table: int
-    of: int
-    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    renamed: Mapping[str, str] = field(default_factory=dict)
-
-
-_UNPRUNED = {"arm": (UNPRUNED,)}
-REPEATS = (
-    Repeat(table=3, of=2, where={**_UNPRUNED, "model": ("VGG-16",)}),
-    # Not its 'original-paper' number: that is 75.15 in Table 2 and 75.51 in Table 3.
-    Repeat(table=3, of=2, where={**_UNPRUNED, "model": ("ResNet-50",), "reference": (HERE,)}),
-    Repeat(table=8, of=1, where={**_UNPRUNED, "part": ("a",)}, renamed={"part": ""}),
-    Repeat(table=11, of=10, where=_UNPRUNED),
-    Repeat(table=13, of=4, where=_UNPRUNED),
-    Repeat(table=14, of=1, where=_UNPRUNED),
-    Repeat(table=15, of=6),
-    Repeat(table=16, of=1, where={"arm": ("scratch-e",)}),
-    # The other two rows differ from Table 1, by 0.01 in the mean or in the std: they stay.
-    Repeat(
-        table=16,
-        of=1,
-        where={"arm": ("fine-tune-40",), "target": ("ResNet-56-A", "ResNet-110-A", "ResNet-110-B")},
-        renamed={"arm": "fine-tuned"},
-    ),
-)
-
-
-def results() -> pd.DataFrame:
-    """Return the 391 cells of Tables 1-6 and 8-17, in printed order, with their ``n``."""
-    frame = _read("results")
-    for name in ("mean", "std", "learning_rate"):
-        frame[name] = pd.to_numeric(frame[name])
-    frame["epochs"] = pd.to_numeric(frame["epochs"]).astype("Int64")
-    frame["n"] = frame["std"].notna().map({True: SEEDS, False: 1})
+def results(paper: Paper) -> pd.DataFrame:
+    """Return the printed accuracies of all tables, in printed order."""
+    frame = _read(paper, RESULT).copy()
+    if "learning_rate" in frame:
+        frame["learning_rate"] = pd.to_numeric(frame["learning_rate"])
+    if "epochs" in frame:
+        frame["epochs"] = pd.to_numeric(frame["epochs"]).astype("Int64")
     return frame
 
 
-def widths() -> pd.DataFrame:
-    """Return Table 7, two cells a layer: ``quantity`` "width" (unpruned) and "pruned width"."""
-    wide = _read("widths")
-    rows = [
-        {"table": 7, "layer": row["layer"], "quantity": quantity, "mean": mean, "std": std, "n": n}
-        for row in records(wide)
-        for quantity, mean, std, n in (
-            ("width", row["width"], "", 1),
-            ("pruned width", row["pruned_width"], row["pruned_width_std"], SEEDS),
-        )
-    ]
-    frame = pd.DataFrame(rows)
-    return frame.assign(mean=pd.to_numeric(frame["mean"]), std=pd.to_numeric(frame["std"]))
+def widths(paper: Paper) -> pd.DataFrame:
+    """Return channels by layer: ``quantity`` "width" (unpruned) and "pruned width"."""
+    return _read(paper, WIDTH).copy()
 
 
-def sparsity() -> pd.DataFrame:
-    """Return the 213 shares kept of Tables 18-21; of channels (18, 21) or weights (19, 20)."""
-    frame = _read("sparsity").rename(columns={"kept_ratio": "mean"})
-    return frame.assign(mean=pd.to_numeric(frame["mean"]), std=math.nan, n=1)
+def sparsity(paper: Paper) -> pd.DataFrame:
+    """Return shares kept, of channels or weights."""
+    return _read(paper, SPARSITY).copy()
 
 
-def cells(table: int) -> pd.DataFrame:
+def cells(paper: Paper, table: int) -> pd.DataFrame:
     """Return the cells of one table in printed order; an unknown table is a ``ConfigError``."""
-    if table not in TABLES:
-        raise ConfigError(
-            f"The paper's tables are numbered 1 to {TABLES[-1]}. Got {table!r}. Name one of these."
-        )
-    source = {RESULT: results, WIDTH: widths, SPARSITY: sparsity}[names(table)]()
+    source = {RESULT: results, WIDTH: widths, SPARSITY: sparsity}[paper.labels(table)](paper)
     return source[source["table"] == table].reset_index(drop=True)
 
 
-def names(table: int) -> tuple[str, ...]:
-    """Return the columns that together name a cell of a table."""
-    return WIDTH if table == 7 else SPARSITY if table >= 18 else RESULT
-
-
 def lookup(
+    paper: Paper,
     *,
     table: int,
     arm: str,
@@ -156,10 +97,11 @@ def lookup(
 
     No such cell, or more than one, is a ``ConfigError`` that says which label to mend or add.
 
-    >>> lookup(table=1, model="VGG-16", target="VGG-16-A", arm="scratch-b")
+    >>> from regrow.reproduce.paper import find_paper
+    >>> lookup(find_paper("liu2019"), table=1, model="VGG-16", target="VGG-16-A", arm="scratch-b")
     Printed(mean=93.78, std=0.15, n=5)
     """
-    frame = results()
+    frame = results(paper)
     labels = {"table": table, "arm": arm, "dataset": dataset, "model": model, "target": target}
     labels |= {"part": part, "method": method, "reference": reference}
     labels |= {"learning_rate": learning_rate}
@@ -178,24 +120,24 @@ def lookup(
     return printed(records(frame)[0])
 
 
-def once(frame: pd.DataFrame) -> pd.DataFrame:
+def once(paper: Paper, frame: pd.DataFrame) -> pd.DataFrame:
     """Drop the cells that repeat a cell of another table in the frame, so that pools count once."""
     known = set(_keys(frame, RESULT))
     kept = []
     for row in records(frame):
-        origins = (_origin(row, repeat) for repeat in REPEATS)
+        origins = (_origin(row, repeat) for repeat in paper.table(row["table"]).repeats)
         kept.append(not any(origin in known for origin in origins if origin))
     return frame[kept].reset_index(drop=True)
 
 
-def as_cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """Fit rows of our own results to the cells of Tables 1-6 and 8-17.
+def as_cells(paper: Paper, frame: pd.DataFrame) -> pd.DataFrame:
+    """Fit rows of our own results to the printed cells of accuracies.
 
     Needed are the columns table, dataset, model, arm, mean, std, n, and target for pruned networks;
-    a missing one is a ``ConfigError``. The arm ``fine-tune`` becomes the tables' ``fine-tuned``.
-    Rows without a result (n = 0) are left out. In Tables 2 and 3 accuracies of pruned networks
-    become signed changes from our own unpruned network (``metric`` top1-drop; std left as it is);
-    ``accuracy`` holds what ``mean`` was.
+    a missing one is a ``ConfigError``. Arms get the paper's names. Rows without a result (n = 0)
+    are left out. In tables of changes accuracies of pruned networks become signed changes from our
+    own unpruned network (``metric`` top1-drop; std left as it is); ``accuracy`` holds what ``mean``
+    was.
     """
     missing = [name for name in NEEDED if name not in frame.columns]
     if missing:
@@ -209,9 +151,9 @@ def as_cells(frame: pd.DataFrame) -> pd.DataFrame:
         frame = frame.assign(**{name: given.fillna(value)})
     frame = frame.assign(**{name: pd.to_numeric(frame[name]) for name in FIGURES})
     frame = frame[(frame["n"] > 0) & frame["mean"].notna()].reset_index(drop=True)
-    frame["arm"] = frame["arm"].replace("fine-tune", "fine-tuned")
+    frame["arm"] = frame["arm"].replace(dict(paper.arms))
     frame["accuracy"] = frame["mean"]
-    changed = [_as_change(row, frame) for row in records(frame)]
+    changed = [_as_change(paper, row, frame) for row in records(frame)]
     return pd.DataFrame(changed, columns=[*frame.columns])
 
 
@@ -256,12 +198,20 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return cast(list[dict[str, Any]], frame.to_dict("records"))
 
 
-def _read(name: str) -> pd.DataFrame:
-    """Read a file of package data; everything but the table's number stays text."""
-    path = files("regrow.reproduce") / "printed" / f"{name}.csv"
-    with path.open(encoding="utf-8") as file:
-        frame = pd.read_csv(file, dtype=str, keep_default_na=False)
-    return frame.assign(table=frame["table"].astype(int)) if "table" in frame else frame
+@cache
+def _read(paper: Paper, labels: tuple[str, ...]) -> pd.DataFrame:
+    """Read a file of printed cells; labels stay text, but for the table's number."""
+    path = paper.folder / "printed" / f"{FILES[labels]}.csv"
+    if not path.is_file():
+        return pd.DataFrame(columns=[*labels, *FIGURES])
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if missing := [name for name in ("table", "mean", "std") if name not in frame]:
+        frame = frame.assign(**dict.fromkeys(missing, ""))
+    frame = frame.assign(**{name: "" for name in labels if name not in frame})
+    for name in ("mean", "std"):
+        frame[name] = pd.to_numeric(frame[name])
+    frame["n"] = frame["std"].notna().map({True: paper.runs, False: 1})
+    return frame.assign(table=frame["table"].astype(int))
 
 
 def _keys(frame: pd.DataFrame, columns: tuple[str, ...]) -> list[tuple[object, ...]]:
@@ -270,21 +220,21 @@ def _keys(frame: pd.DataFrame, columns: tuple[str, ...]) -> list[tuple[object, .
 
 def _origin(row: Mapping[str, Any], repeat: Repeat) -> tuple[object, ...] | None:
     """Name the cell that a row would repeat; None where the repetition is not about this row."""
-    if row["table"] != repeat.table:
-        return None
     if any(row[name] not in allowed for name, allowed in repeat.where.items()):
         return None
     return tuple({**row, "table": repeat.of, **repeat.renamed}[name] for name in RESULT)
 
 
-def _as_change(row: dict[str, Any], frame: pd.DataFrame) -> dict[str, Any]:
-    if row["table"] not in CHANGES:
+def _as_change(paper: Paper, row: dict[str, Any], frame: pd.DataFrame) -> dict[str, Any]:
+    changes = paper.table(row["table"]).changes
+    if not changes:
         return row
-    tuned = row["arm"] == "fine-tuned"
-    row = {**row, "reference": row["reference"] or (THEIRS if tuned else HERE)}
+    own = changes[OTHER]
+    row = {**row, "reference": row["reference"] or changes.get(row["arm"], own)}
     if row["arm"] == UNPRUNED or row["metric"] != "top1":
         return row
-    same = (frame["arm"] == UNPRUNED) & (frame["reference"] != THEIRS)
+    others = {*changes.values()} - {own}
+    same = (frame["arm"] == UNPRUNED) & ~frame["reference"].isin(others)
     for name in ("table", "dataset", "model"):
         same &= frame[name] == row[name]
     if not same.any():

@@ -21,8 +21,8 @@ from regrow.reproduce import figure_data, layout
 from regrow.reproduce.figure_data import Plotted
 from regrow.reproduce.figures import draw
 from regrow.reproduce.layout import Sheet
-from regrow.reproduce.own_results import FILES
-from regrow.reproduce.reproduce import Plan
+from regrow.reproduce.plan import Plan
+from regrow.reproduce.read_results import FILES
 from regrow.reproduce.results import Found, cells_file, rows, sheet
 
 

@@ -12,19 +12,13 @@ from regrow.report import Extra, Failure
 from regrow.report.collect import Reader
 from regrow.report.rows import Run
 from regrow.report.statistics import mean_and_std
-from regrow.reproduce.entries import OF_PRUNINGS, Kind
 from regrow.reproduce.known import KNOWN, known_of, known_of_parents, typed
 from regrow.reproduce.layout import BETWEEN_REASONS, Sheet, lay_out
 from regrow.reproduce.measures import MEASURES, measured
-from regrow.reproduce.own_results import FILES
-from regrow.reproduce.printed import (
-    CHANGES,
-    FIGURES,
-    cells,
-    names,
-    records,
-)
-from regrow.reproduce.reproduce import Labels, Part, Plan, Printable, key
+from regrow.reproduce.paper import OF_PRUNINGS, Kind, Paper
+from regrow.reproduce.plan import Part, Plan, Printable, key
+from regrow.reproduce.printed import FIGURES, records, results
+from regrow.reproduce.read_results import FILES
 from regrow.store import Store
 
 
@@ -99,16 +93,18 @@ def _measurable(
 def rows(plan: Plan, found: Sequence[Found]) -> pd.DataFrame:
     """Put our means under the labels of the printed cells, one row for each that has a result.
 
-    Accuracies are in percent; beside Tables 2 and 3 ``as_cells`` makes changes of them. Columns are
-    those of ``printed.cells``; none for a figure that has no table.
+    Accuracies are in percent; beside tables of changes ``as_cells`` makes changes of them. Columns
+    are those of ``printed.cells``; none for a figure that has no table.
     """
     if plan.entry.table is None:
         return pd.DataFrame()
     if plan.entry.kind in OF_PRUNINGS:
-        frame = averaged(found, names(plan.entry.table)[1:]).assign(table=plan.entry.table)
+        frame = averaged(found, plan.entry.paper.labels(plan.entry.table)[1:]).assign(
+            table=plan.entry.table
+        )
         reasons = [one.part.departs(cell) for one in found for cell in one.part.cells]
         return typed(frame.assign(departs=_joined_reasons(reasons), **_parents(found)))
-    return _accuracies(found)
+    return _accuracies(plan.entry.paper, found)
 
 
 def averaged(found: Sequence[Found], labels: Sequence[str]) -> pd.DataFrame:
@@ -128,7 +124,7 @@ def averaged(found: Sequence[Found], labels: Sequence[str]) -> pd.DataFrame:
     return frame.astype({"mean": float, "std": float, "n": int})
 
 
-def _accuracies(found: Sequence[Found]) -> pd.DataFrame:
+def _accuracies(paper: Paper, found: Sequence[Found]) -> pd.DataFrame:
     groups: dict[tuple[str, ...], list[tuple[Found, Printable, Run]]] = {}
     for one in found:
         for printable, run in zip(one.part.cells, one.runs, strict=True):
@@ -138,15 +134,17 @@ def _accuracies(found: Sequence[Found]) -> pd.DataFrame:
     whole = {_parent(labels) for labels, _ in labelled if not labels["target"]}
     made = []
     for labels, group in labelled:
-        if labels["table"] in CHANGES and _parent(labels) not in whole:
+        changes = bool(paper.table(labels["table"]).changes)
+        if changes and _parent(labels) not in whole:
             continue  # a change from a network that has no result
         runs = [run for _, _, run in group]
         mean, std = mean_and_std([run.score for run in runs if run.score is not None])
         figures = dict(zip(FIGURES, (mean, std, len(runs)), strict=True))
         reasons = [one.part.departs(printable) for one, printable, _ in group]
-        about = {"metric": _metric(labels), "departs": _joined_reasons(reasons)}
+        metric = "top1" if changes else str(labels["metric"])
+        about = {"metric": metric, "departs": _joined_reasons(reasons)}
         made.append({**labels, **figures, **about, **known_of(runs)})
-    return typed(pd.DataFrame(made, columns=[*cells(1).columns, "departs", *KNOWN]))
+    return typed(pd.DataFrame(made, columns=[*results(paper).columns, "departs", *KNOWN]))
 
 
 def _parents(found: Sequence[Found]) -> dict[str, Any]:
@@ -159,14 +157,10 @@ def _joined_reasons(reasons: Iterable[Iterable[str]]) -> str:
     return BETWEEN_REASONS.join(dict.fromkeys(reason for each in reasons for reason in each))
 
 
-def _metric(labels: Labels) -> str:
-    """Name what ours are: where changes are printed, they are accuracies still."""
-    return "top1" if labels["table"] in CHANGES else str(labels["metric"])
-
-
 def sheet(plan: Plan, ours: pd.DataFrame) -> Sheet | None:
     """Lay our rows into the paper's table; a figure may have none."""
-    return lay_out(plan.entry.table, ours) if plan.entry.table is not None else None
+    entry = plan.entry
+    return lay_out(entry.paper, entry.table, ours) if entry.table is not None else None
 
 
 def _parent(labels: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -176,4 +170,4 @@ def _parent(labels: Mapping[str, Any]) -> tuple[Any, ...]:
 def cells_file(plan: Plan) -> str:
     """Name the file that our rows of a table are written to: one for each set of labels."""
     assert plan.entry.table is not None
-    return FILES[names(plan.entry.table)]
+    return FILES[plan.entry.paper.labels(plan.entry.table)]

@@ -15,6 +15,7 @@ from regrow.report.statistics import ROUNDING
 from regrow.reproduce.contrasts import MARGIN, Contrast, LeftOut, Pair, Tally, parted
 from regrow.reproduce.curves import CurveContrast, curve_pairs
 from regrow.reproduce.known import has_known, usable, worded
+from regrow.reproduce.paper import Paper
 
 Outcome = Literal["holds", "partly", "does not hold", "no conclusion", "not testable here"]
 INCONCLUSIVE: Outcome = "no conclusion"
@@ -34,11 +35,12 @@ ROWS: Mapping[Measured, tuple[tuple[str, ...], bool]] = {
 class Evidence:
     """What a claim is judged on: results, and what else there is.
 
-    ``widths`` and ``sparsity`` (shares kept) are cells of tables; ``curves`` is what ``read_cells``
-    finds of Figures 3, 5, 6 and 7, ``weights`` of Figure 8. Rows that allow no conclusion are left
-    out of all that is asked, and noted with the reasons in ``left_out``.
+    ``widths`` and ``sparsity`` (shares kept) are cells of tables; ``curves`` are the points of
+    figures and ``weights`` the bins of histograms, as ``read_cells`` finds them. Rows that allow no
+    conclusion are left out of all that is asked, and noted with the reasons in ``left_out``.
     """
 
+    paper: Paper
     results: pd.DataFrame
     widths: pd.DataFrame | None = None
     sparsity: pd.DataFrame | None = None
@@ -75,7 +77,7 @@ class Evidence:
             points = self.measured("curves", where={"figure": contrast.figure})
             found, beyond = curve_pairs(points, contrast, margin=self.margin)
             return Tally(pairs=found, margin=self.margin, sign=sign, beyond=beyond)
-        found, left_out = parted(self.results, contrast, margin=self.margin)
+        found, left_out = parted(self.paper, self.results, contrast, margin=self.margin)
         self.left_out.update(left_out)
         return Tally(pairs=found, margin=self.margin, sign=sign)
 
@@ -134,6 +136,23 @@ class Part:
     against: tuple[str, ...] = ()
     left_out: LeftOut = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One testable statement, and the parts that must hold for it.
+
+    ``tests`` names what it is judged by: W (Welch), E (equivalence), S (signs), P (patterns); it is
+    empty where no number that is printed, or that ``reproduce`` writes, bears on it. ``section`` is
+    the part of the paper that it belongs to.
+    """
+
+    number: int
+    text: str
+    asks: tuple[Callable[[Evidence], Part], ...]
+    tables: tuple[int, ...] = ()
+    tests: str = ""
+    section: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""How much of the paper's effort is spent: exactly its own, or a value that thins a study out.
+"""Scales of a reproduction: the paper's own, or narrower networks and shorter training.
 
 A scale is applied to the mapping that a study file holds, so that there is one file for each table
 and not one for each size of it.
@@ -28,8 +28,8 @@ class Scale:
         batch: at most so many images a step.
         cap: of every budget of equal FLOPs, in multiples of the base epochs, at most.
         seeds: at most so many.
-        size: pixels a side, by the paper's data set.
-        data: what stands in for the paper's data sets where nothing else is named.
+        large_size: pixels a side of large images (``paper.DataSet``).
+        stand_in: images that stand in for the paper's where nothing else is named.
         detection: what else is taken of a study of detectors.
     """
 
@@ -42,8 +42,8 @@ class Scale:
     batch: int | None = None
     cap: float | None = None
     seeds: int | None = None
-    size: Mapping[str, int] = field(default_factory=dict)
-    data: Mapping[str, str] = field(default_factory=dict)
+    large_size: int = 224
+    stand_in: str | None = None
     detection: "Detection" = field(default_factory=lambda: Detection())
 
 
@@ -55,12 +55,14 @@ class Detection:
         detector: another one than the paper's, as a study names it.
         batch: of the classifiers, at most: detectors keep the statistics of their norms, which
             take some steps to settle.
-        data: what stands in for the classifiers' data, in colour.
+        stand_in: images with boxes that stand in for the paper's.
+        backbone_stand_in: what stands in for the classifiers' data, in colour.
     """
 
     detector: Mapping[str, Any] | None = None
     batch: int | None = None
-    data: Mapping[str, str] = field(default_factory=dict)
+    stand_in: str | None = None
+    backbone_stand_in: str | None = None
 
 
 SCALES: Mapping[str, Scale] = {
@@ -69,7 +71,6 @@ SCALES: Mapping[str, Scale] = {
         Scale(
             name="paper",
             about="the paper's own widths, epochs, seeds and data",
-            size={"imagenet": 224},
         ),
         Scale(
             name="small",
@@ -82,7 +83,7 @@ SCALES: Mapping[str, Scale] = {
             batch=64,
             cap=3.0,
             seeds=2,
-            size={"imagenet": 64},
+            large_size=64,
             detection=Detection(detector={"name": "small"}),
         ),
         Scale(
@@ -97,17 +98,13 @@ SCALES: Mapping[str, Scale] = {
             batch=64,
             cap=2.0,
             seeds=1,
-            size={"imagenet": 32},
-            data={
-                "cifar10": "digits",
-                "cifar100": "digits",
-                "imagenet": "digits",
-                "voc2007": "voc-shapes",
-            },
+            large_size=32,
+            stand_in="digits",
             detection=Detection(
                 detector={"name": "small", "short_side": 72, "long_side": 120},
                 batch=8,
-                data={"imagenet": "shapes"},
+                stand_in="voc-shapes",
+                backbone_stand_in="shapes",
             ),
         ),
     )

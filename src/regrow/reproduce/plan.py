@@ -1,9 +1,8 @@
-"""An entry of the paper as it can be run here: its studies at a scale, on the images at hand."""
+"""An entry of a paper as it can be run here: its studies at a scale, on the images at hand."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from functools import cache
 from typing import Any
 
 from regrow.detection.model import Detector
@@ -14,19 +13,18 @@ from regrow.jobs.arms import UNPRUNED
 from regrow.jobs.base import Job
 from regrow.jobs.retrain import Retrain
 from regrow.reproduce import scales
-from regrow.reproduce.data import IMAGENET, LABELS, Request, images_for, methods_on, pictures_for
-from regrow.reproduce.entries import OF_PRUNINGS, Entry, read_study
+from regrow.reproduce.images import IMAGENET, VOC, Request, images_for, methods_on, pictures_for
 from regrow.reproduce.notes import notes_of
-from regrow.reproduce.printed import CHANGES, RESULT, cells, records
+from regrow.reproduce.originals import Images, departs, scale_departs
+from regrow.reproduce.paper import OF_PRUNINGS, RESULT, Entry, Paper
+from regrow.reproduce.printed import cells, records
 from regrow.reproduce.scales import Scale
-from regrow.reproduce.setting import Images, departs, scale_departs
 from regrow.studies.expand import Cell
 from regrow.studies.experiment import Cut, Experiment
 from regrow.studies.study import Study
 
 OWN_KEYS = ("paper", "notes", "absent")
 FILTERS = ("dataset", "model", "part", "reference", "target")
-PRINTED_ARMS = {"fine-tune": "fine-tuned"}
 Labels = dict[str, Any]
 
 
@@ -92,6 +90,7 @@ def prepare(entry: Entry, request: Request) -> Plan:
 
     A ``DataError`` says what to do where no part is left.
     """
+    entry.paper.check_data(request.data)
     parts: list[Part] = []
     skipped: dict[str, str] = {}
     notes: dict[str, None] = {}
@@ -133,28 +132,26 @@ def _rows_of(entry: Entry, request: Request) -> list[str]:
 
 def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
     """Build the study of a file, with what was replaced in it."""
-    value = read_study(name)
+    value, paper = entry.paper.study(name), entry.paper
     if is_detection(value):
-        return _detection_part(name, value, request)
+        return _detection_part(name, entry.paper, request)
     top = value["paper"]
-    papers = [{**top, **part.get("paper", {})} for part in value["experiments"]]
-    for paper in papers:
-        paper["arms"] = {**PRINTED_ARMS, **paper.get("arms", {})}
+    labels = [{**top, **part.get("paper", {})} for part in value["experiments"]]
+    for printed in labels:
+        printed["arms"] = {**paper.arms, **printed.get("arms", {})}
     replaced: dict[str, None] = {}
     bare = _without(value, OWN_KEYS)
     plain = scales.scaled(bare, request.scale, precision=request.precision)
     default = plain.pop("data")
     experiments = []
-    for block, paper in zip(plain["experiments"], papers, strict=True):
-        least = paper.get("least_size", 0)
-        data, note = images_for(
-            block.get("data", default), paper["dataset"], request, least_size=least
-        )
+    for block, printed in zip(plain["experiments"], labels, strict=True):
+        least = printed.get("least_size", 0)
+        data, note = images_for(block.get("data", default), paper, request, least_size=least)
         replaced |= dict.fromkeys(note)
         own = {**_without(block, OWN_KEYS), "data": data}
-        own["models"] = [{"label": paper["model"], **model} for model in block["models"]]
+        own["models"] = [{"label": printed["model"], **model} for model in block["models"]]
         if "methods" in block:
-            methods, note = methods_on(block["methods"], request, least_size=least)
+            methods, note = methods_on(block["methods"], paper, request, least_size=least)
             own["methods"] = methods
             replaced |= dict.fromkeys(note)
         experiments.append(own)
@@ -163,43 +160,44 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
     if request.precision is not None:
         replaced[f"Layers are computed in {request.precision}; the paper has fp32."] = None
     study = Study.from_json({**plain, "name": name, "experiments": experiments})
-    pairs = list(zip(study.experiments, papers, strict=True))
-    found = [_printable(cell, pairs) for cell in study.cells()]
+    pairs = list(zip(study.experiments, labels, strict=True))
+    found = [_printable(cell, paper, pairs) for cell in study.cells()]
     _check_once(found)
     if entry.kind in OF_PRUNINGS:
         found = _prunings(found, entry)
     asked = tuple(one for one in found if _matches(one, request.only))
-    if asked and top.get("table") in CHANGES:  # what they are changes from belongs to them
+    # Changes come with the networks that they are changes from.
+    if asked and "table" in top and paper.table(top["table"]).changes:
         asked = tuple(o for o in found if o in asked or (o.cell.arm == UNPRUNED and _is_whole(o)))
-    notes = tuple(notes_of(value, study.experiments))
+    notes = tuple(notes_of(value, study.experiments, paper.notes))
     thinner = scale_departs(bare, request.scale, apply=scales.scaled)
     part = Part(name=name, study=study, cells=asked, notes=notes, scale_departs=thinner)
     return part, [*replaced]
 
 
-def _detection_part(
-    name: str, value: Mapping[str, Any], request: Request
-) -> tuple[Part, list[str]]:
+def _detection_part(name: str, paper: Paper, request: Request) -> tuple[Part, list[str]]:
     """Build the detection study of a file, with what was replaced in it."""
-    scale, paper = request.scale, {"arms": {}, **value["paper"]}
+    value, scale = paper.study(name), request.scale
+    printed = {"arms": {}, **value["paper"]}
     bare = _without(value, OWN_KEYS)
     plain = scales.scaled_detection(bare, scale, precision=request.precision)
-    in_colour = replace(request, scale=replace(scale, data={**scale.data, **scale.detection.data}))
-    backbone, of_images = images_for(plain["backbone"]["data"], LABELS[IMAGENET], in_colour)
-    pictures, of_pictures = pictures_for(Detector.from_json(plain["detector"]), request)
+    stand_in = scale.detection.backbone_stand_in or scale.stand_in
+    in_colour = replace(request, scale=replace(scale, stand_in=stand_in))
+    backbone, of_images = images_for(plain["backbone"]["data"], paper, in_colour)
+    pictures, of_pictures = pictures_for(Detector.from_json(plain["detector"]), paper, request)
     replaced = [*of_images, *of_pictures]
     if request.seeds is not None:
         plain["seeds"] = request.seeds
     if request.precision is not None:
         replaced.append(f"Layers are computed in {request.precision}; the paper has fp32.")
-    models = {"label": paper["model"], **_only(plain["backbone"]["models"])}
+    models = {"label": printed["model"], **_only(plain["backbone"]["models"])}
     own = {**plain["backbone"], "data": backbone, "models": models}
     study = DetectionStudy.from_json({**plain, "name": name, "backbone": own, "data": pictures})
-    pairs = [(study.experiment, paper)]
-    found = [_printable(cell, pairs, pictures=study) for cell in study.cells()]
+    pairs = [(study.experiment, printed)]
+    found = [_printable(cell, paper, pairs, pictures=study) for cell in study.cells()]
     _check_once(found)
     asked = tuple(one for one in found if _matches(one, request.only))
-    notes = tuple(notes_of(value, study.experiments))
+    notes = tuple(notes_of(value, study.experiments, paper.notes))
     thinner = scale_departs(bare, scale, apply=scales.scaled_detection)
     part = Part(name=name, study=study, cells=asked, notes=notes, scale_departs=thinner)
     return part, replaced
@@ -212,38 +210,36 @@ def _only(models: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _printable(
     cell: Cell,
+    paper: Paper,
     pairs: Sequence[tuple[Experiment, Mapping[str, Any]]],
     *,
     pictures: DetectionStudy | None = None,
 ) -> Printable:
-    paper = next(paper for experiment, paper in pairs if experiment is cell.experiment)
-    images = [Images.of(paper["dataset"], cell.experiment.data, label=cell.experiment.data_label)]
+    given = next(given for experiment, given in pairs if experiment is cell.experiment)
+    images = [Images.of(given["dataset"], cell.experiment.data, label=cell.experiment.data_label)]
     if pictures is not None:
-        (own,) = pictures.backbone.experiments
+        (backbone,) = pictures.backbone.experiments
         images = [
-            Images.of(LABELS[IMAGENET], own.data, label=own.data_label),
-            Images.of(paper["dataset"], pictures.data, label=pictures.data_label),
+            Images.of(paper.datasets[IMAGENET].label, backbone.data, label=backbone.data_label),
+            Images.of(paper.datasets[VOC].label, pictures.data, label=pictures.data_label),
         ]
-    labels, panel = _labels(cell, paper), paper.get("panel", "")
+    labels, panel = _labels(cell, paper, given), given.get("panel", "")
     return Printable(cell=cell, labels=labels, panel=panel, images=tuple(images))
 
 
-def _labels(cell: Cell, paper: Mapping[str, Any]) -> Labels | None:
+def _labels(cell: Cell, paper: Paper, given: Mapping[str, Any]) -> Labels | None:
     """Find the printed cell that a cell of ours fills; None where none is printed for it."""
-    arm = paper["arms"].get(cell.arm.name, cell.arm.name)
-    if arm is None or "table" not in paper:
+    arm = given["arms"].get(cell.arm.name, cell.arm.name)
+    if arm is None or "table" not in given:
         return None
-    wanted = {name: paper[name] for name in FILTERS if name in paper} | {"arm": arm}
-    if "target" not in paper:
-        wanted["target"] = _target(cell, paper["table"])
-    rows = [
-        row
-        for row in _printed_rows(paper["table"])
-        if all(row[name] == value for name, value in wanted.items())
-    ]
+    printed = records(cells(paper, given["table"]))
+    wanted = {name: given[name] for name in FILTERS if name in given} | {"arm": arm}
+    if "target" not in given:
+        wanted["target"] = _target(cell, printed)
+    rows = [row for row in printed if all(row[name] == value for name, value in wanted.items())]
     if len(rows) != 1:
         raise ConfigError(
-            f"Table {paper['table']} has {len(rows)} printed cells with the labels {wanted}. The "
+            f"Table {given['table']} has {len(rows)} printed cells with the labels {wanted}. The "
             "study file must name exactly one with its 'paper'."
         )
     return rows[0]
@@ -253,7 +249,7 @@ def _prunings(found: Sequence[Printable], entry: Entry) -> list[Printable]:
     """Keep one of the cells that stand on each pruning that an entry shows."""
     ratios = {f"{100 * entry.ratio:g}%"} if entry.ratio is not None else set[str]()
     if entry.ratio is None and entry.table is not None:
-        ratios = {str(row["ratio"]) for row in _printed_rows(entry.table)}
+        ratios = {str(row["ratio"]) for row in records(cells(entry.paper, entry.table))}
     shown: dict[str, Printable] = {}
     for one in found:
         cell, job = one.cell, one.cell.job
@@ -269,21 +265,16 @@ def percent(cut: Cut) -> str:
     return f"{100 * cut.sparsity:g}%" if cut.sparsity is not None else ""
 
 
-def _target(cell: Cell, table: int) -> str:
+def _target(cell: Cell, rows: Sequence[Labels]) -> str:
     """Name a pruned network as the table does: by its target, or by its share in percent."""
     if cell.use is None or cell.cut is None:
         return ""
     share = percent(cell.cut)
-    printed = {str(row["target"]).casefold(): str(row["target"]) for row in _printed_rows(table)}
+    printed = {str(row["target"]).casefold(): str(row["target"]) for row in rows}
     for name in (cell.use.label, cell.cut.label, share):
         if name.casefold() in printed:
             return printed[name.casefold()]
     return share or cell.cut.label
-
-
-@cache
-def _printed_rows(table: int) -> list[Labels]:
-    return records(cells(table))
 
 
 def _matches(one: Printable, only: Sequence[str]) -> bool:

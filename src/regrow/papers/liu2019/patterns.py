@@ -1,4 +1,4 @@
-"""Parts of claims that no single contrast decides: pools, families, curves, patterns, weights."""
+"""Parts of the paper's claims that no single contrast decides: pools, patterns, weights."""
 
 from collections.abc import Callable, Mapping
 from statistics import median

@@ -1,9 +1,9 @@
-"""The paper's claims as data: what each states, and the parts that must hold for it."""
+"""The 33 claims of the paper: what each states, and the parts that must hold for it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from regrow.reproduce import patterns
+from regrow.papers.liu2019 import patterns
 from regrow.reproduce.contrasts import MARGIN, Contrast
 from regrow.reproduce.curves import CurveContrast
 from regrow.reproduce.rules import (
@@ -17,6 +17,7 @@ from regrow.reproduce.rules import (
     SOMETIMES,
     WITHIN_SPREAD,
     Ask,
+    Claim,
     Evidence,
     Part,
     Rule,
@@ -50,26 +51,6 @@ SECTIONS = {
 }
 Where = Mapping[str, tuple[str, ...]]
 Judge = Callable[[Evidence], Part]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """One testable statement.
-
-    ``tests`` names what it is judged by: W (Welch), E (equivalence), S (signs), P (patterns); it is
-    empty where no number that is printed, or that ``reproduce`` writes, bears on it.
-    """
-
-    number: int
-    text: str
-    asks: tuple[Judge, ...]
-    tables: tuple[int, ...] = ()
-    tests: str = ""
-
-    @property
-    def section(self) -> str:
-        """The part of the paper that the claim belongs to."""
-        return next(name for name, numbers in SECTIONS.items() if self.number in numbers)
 
 
 def _of(
@@ -145,7 +126,7 @@ _FAMILIES = [
     (_of(SB, TUNED, (1, 2, 3, 4, 5), where=data), _of(SB, FT, 6, where=data))
     for data in (IMAGENET, CIFAR)
 ]
-CLAIMS = (
+_CLAIMS = (
     Claim(
         number=1,
         text="L1 filters: in every row, training from scratch is at least as good as fine-tuning.",
@@ -429,4 +410,8 @@ CLAIMS = (
         tests="WS",
         asks=(_up(SB, SE, BOTH_SCRATCH, rules=(most(), SELDOM_DOWN)),),
     ),
+)
+CLAIMS = tuple(
+    replace(claim, section=next(name for name, nums in SECTIONS.items() if claim.number in nums))
+    for claim in _CLAIMS
 )

@@ -1,9 +1,9 @@
-"""The paper's setting, its scale and its images, and how cells of ours depart from it.
+"""The original images of well-known data sets, and how cells of ours depart from a paper's setting.
 
-Printed numbers are a reference only for such cells. Of data that a user names, what can be known is
-looked at: a copy of CIFAR is bitwise when its training pixels add up as the original's do, and
-ImageNet's validation files have the sizes that its archive had. Where nothing can be known, that is
-the reason.
+Printed numbers are a reference only for cells at the paper's setting, its scale and its images. Of
+data that a user names, what can be known is looked at: a copy of CIFAR is bitwise when its training
+pixels add up as the original's do, and ImageNet's validation files have the sizes that its archive
+had. Where nothing can be known, that is the reason.
 """
 
 import math
@@ -26,7 +26,7 @@ TAR_SLACK = 20_480  # what an archive is filled up with at its end
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """What is known of one of the paper's data sets.
+    """What is known of a published data set.
 
     ``same`` looks at data of these numbers of images and classes, and returns why it is not the
     original, or why that cannot be told; empty where it is.
@@ -40,7 +40,7 @@ class Original:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """What a cell is trained and tested on, for which data set of the paper.
+    """What a cell is trained and tested on, for which of the paper's data sets.
 
     What is fetched under the set's own name, and does not stand in for it, is checked by its
     published checksums.

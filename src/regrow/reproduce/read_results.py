@@ -8,9 +8,9 @@ import pandas as pd
 
 from regrow.errors import ConfigError
 from regrow.reproduce.curves import POINT
-from regrow.reproduce.entries import Kind, entries
 from regrow.reproduce.known import KNOWN
-from regrow.reproduce.printed import FIGURES, NEEDED, RESULT, SPARSITY, WIDTH, cells
+from regrow.reproduce.paper import RESULT, SPARSITY, WIDTH, Kind, Paper
+from regrow.reproduce.printed import FIGURES, NEEDED, results
 from regrow.reproduce.weights import BIN
 
 FILES = {RESULT: "cells.csv", WIDTH: "widths.csv", SPARSITY: "sparsity.csv"}
@@ -35,7 +35,7 @@ class Ours:
     weights: pd.DataFrame | None = None
 
 
-def read_cells(folder: Path) -> Ours:
+def read_cells(paper: Paper, folder: Path) -> Ours:
     """Read what a reproduction wrote into a folder, or into the folders in it."""
     cells_of = {
         names: _read(folder, file, NEEDED if names == RESULT else (*names, *FIGURES), CELL_NUMBERS)
@@ -43,22 +43,22 @@ def read_cells(folder: Path) -> Ours:
     }
     curves = _joined(
         frame.assign(figure=int(name.removeprefix("figure-")))
-        for name in _figures("curves", "tickets")
+        for name in _figures(paper, "curves", "tickets")
         if (frame := _read(folder, f"{name}.csv", POINT, POINT[2:])) is not None
     )
     weights = _joined(
         frame
-        for name in _figures("histograms")
+        for name in _figures(paper, "histograms")
         if (frame := _read(folder, f"{name}.csv", BIN, BIN[2:])) is not None
     )
-    results, widths, sparsity = (cells_of[names] for names in (RESULT, WIDTH, SPARSITY))
-    if all(frame is None for frame in (results, widths, sparsity, curves, weights)):
+    accuracies, widths, sparsity = (cells_of[names] for names in (RESULT, WIDTH, SPARSITY))
+    if all(frame is None for frame in (accuracies, widths, sparsity, curves, weights)):
         raise ConfigError(
             f"There is no {', '.join(FILES.values())} and no numbers of a figure in '{folder}' nor "
             "in the folders in it. Name the folder that `regrow reproduce` wrote."
         )
     return Ours(
-        results=cells(1)[:0] if results is None else results,
+        results=results(paper)[:0] if accuracies is None else accuracies,
         widths=widths,
         sparsity=sparsity,
         curves=curves,
@@ -66,8 +66,8 @@ def read_cells(folder: Path) -> Ours:
     )
 
 
-def _figures(*kinds: Kind) -> list[str]:
-    return [one.name for one in entries().values() if one.kind in kinds]
+def _figures(paper: Paper, *kinds: Kind) -> list[str]:
+    return [one.name for one in paper.entries.values() if one.kind in kinds]
 
 
 def _joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame | None:

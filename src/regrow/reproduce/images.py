@@ -11,18 +11,12 @@ from regrow.data import DataSpec
 from regrow.detection.jobs import detection_material
 from regrow.detection.model import Detector
 from regrow.detection.spec import DetectionSpec
-from regrow.errors import ConfigError, DataError, unknown
+from regrow.errors import ConfigError, DataError
+from regrow.reproduce.paper import DataSet, Paper
 from regrow.reproduce.scales import Scale
 from regrow.studies.expand import material
 
-IMAGENET = "imagenet"  # comes from a folder of the user's: there is nothing to download
-VOC = "voc2007"  # likewise
-LABELS = {
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    IMAGENET: "ImageNet",
-    VOC: "PASCAL-VOC-07",
-}
+IMAGENET, VOC = "imagenet", "voc2007"  # what detectors are trained on, in this order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,46 +29,40 @@ class Request:
     only: tuple[str, ...] = ()  # rows that contain any of these; all rows where there is none
     precision: str | None = None
 
-    def __post_init__(self) -> None:
-        for name in self.data:
-            if name not in LABELS:
-                raise ConfigError(
-                    f"--data replaces a data set of the paper: {unknown('data set', name, LABELS)}"
-                )
-
 
 def images_for(
-    asked: str | Mapping[str, Any], label: str, request: Request, *, least_size: int = 0
+    asked: str | Mapping[str, Any], paper: Paper, request: Request, *, least_size: int = 0
 ) -> tuple[dict[str, Any], list[str]]:
     """Choose the data set that stands for one of the paper's, and say so if it is another.
 
-    What the study says besides the name (its normalisation) goes for a copy too, which is known by
-    its classes; images of another kind have their own.
+    Options besides the name (a normalisation) also apply to a copy, which is known by its classes;
+    images of another kind have their own.
     """
     scale = request.scale
     given: dict[str, Any] = {"name": asked} if isinstance(asked, str) else dict(asked)
     name = given["name"]
-    chosen = request.data.get(name) or scale.data.get(name)
-    if chosen is None and name == IMAGENET:
+    dataset = paper.datasets.get(name, DataSet(label=name))
+    chosen = request.data.get(name) or scale.stand_in
+    if chosen is None and dataset.large:
         raise DataError(
-            "ImageNet is not downloaded. Name a copy, or what shall stand in for it: "
-            "--data imagenet=folder:PATH or --data imagenet=hf:PATH."
+            f"{dataset.label} is not downloaded. Name a copy, or what shall stand in for it: "
+            f"--data {name}=folder:PATH or --data {name}=hf:PATH."
         )
     data = given if chosen is None else _stand_in(given, chosen)
-    if name in scale.size and name in request.data:
-        data["size"] = scale.size[name]
+    if dataset.large and name in request.data:
+        data["size"] = scale.large_size
     elif chosen is not None and least_size and material(DataSpec.from_json(data)).size < least_size:
         data["size"] = least_size
     if scale.subset is not None or scale.test_subset is not None:
         whole = material(DataSpec.from_json(data))
         data["subset"] = _at_most(scale.subset, whole.num_train, whole.classes)
         data["test_subset"] = _at_most(scale.test_subset, whole.num_test, whole.classes)
-    data["label"] = label
+    data["label"] = dataset.label
     if chosen is None:
         return data, []
-    data["label"] = f"{chosen} for {label}"
-    said = [_in_place(label, chosen)]
-    if "size" in data and name not in scale.size:
+    data["label"] = f"{chosen} for {dataset.label}"
+    said = [_in_place(dataset.label, chosen)]
+    if "size" in data and not dataset.large:
         said.append(f"The images of {chosen} are enlarged to {least_size} pixels a side.")
     if data.get("normalisation") != given.get("normalisation"):
         said.append(
@@ -94,7 +82,9 @@ def _stand_in(given: Mapping[str, Any], chosen: str) -> dict[str, Any]:
     return data
 
 
-def methods_on(asked: Any, request: Request, *, least_size: int) -> tuple[list[Any], list[str]]:
+def methods_on(
+    asked: Any, paper: Paper, request: Request, *, least_size: int
+) -> tuple[list[Any], list[str]]:
     """Choose the data of the networks that methods follow."""
     found: list[Any] = []
     said: list[str] = []
@@ -103,16 +93,18 @@ def methods_on(asked: Any, request: Request, *, least_size: int) -> tuple[list[A
             found.append(method)
             continue
         name = method["from"]["data"]
-        data, note = images_for(name, LABELS[name], request, least_size=least_size)
+        data, note = images_for(name, paper, request, least_size=least_size)
         said += note
         found.append({**method, "from": {**method["from"], "data": data}})
     return found, said
 
 
-def pictures_for(detector: Detector, request: Request) -> tuple[dict[str, Any], list[str]]:
-    """Choose the pictures that stand for VOC 2007, and say which."""
-    scale, label = request.scale, LABELS[VOC]
-    chosen = request.data.get(VOC) or scale.data.get(VOC)
+def pictures_for(
+    detector: Detector, paper: Paper, request: Request
+) -> tuple[dict[str, Any], list[str]]:
+    """Choose the images that stand for VOC 2007, and say which."""
+    scale, label = request.scale, paper.datasets[VOC].label
+    chosen = request.data.get(VOC) or scale.detection.stand_in
     if chosen is None:
         raise DataError(
             f"{label} is not downloaded. Name a copy, or what shall stand in for it: "
@@ -125,7 +117,7 @@ def pictures_for(detector: Detector, request: Request) -> tuple[dict[str, Any], 
     data["test_subset"] = _at_most(scale.test_subset, there.num_test, len(there.classes))
     said = [_in_place(label, chosen)]
     if there.num_left_out:
-        said.append(f"{there.num_left_out} pictures of {chosen} are broken and left out.")
+        said.append(f"{there.num_left_out} images of {chosen} are broken and left out.")
     return {**data, "label": f"{chosen} for {label}"}, said
 
 

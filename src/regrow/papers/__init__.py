@@ -1,0 +1,1 @@
+"""Papers whose results can be reproduced, a folder each: see ``reproduce.paper``."""
