@@ -63,15 +63,15 @@ class Ranks:
         value, problem = box[0]
         if problem is not None:
             raise problem
-        found: T = value
-        return found
+        shared: T = value
+        return shared
 
     def agree(self, problem: RegrowError | None) -> None:
         """Raise the problem of any rank on every rank; of several, that of the lowest."""
         if self.together and self.most(int(problem is not None)):
             problems: list[RegrowError | None] = [None] * self.size
             _answered(lambda: dist.all_gather_object(problems, problem))
-            problem = next(each for each in problems if each is not None)
+            problem = next(filter(None, problems))
         if problem is not None:
             raise problem
 

@@ -92,16 +92,16 @@ class Registry(Generic[T]):
         if not self._discovered:
             declared = self._declared()
             known = {**self._values, **declared.module_of}
-            found = _match(name, known)
-            if found is not None:
-                return found
+            key = _match(name, known)
+            if key is not None:
+                return key
             if declared.complete and not entry_points(group=self.package):
                 raise ConfigError(unknown(self.kind, name, known))
             self._discover()
-        found = _match(name, self._values)
-        if found is None:
+        key = _match(name, self._values)
+        if key is None:
             raise ConfigError(unknown(self.kind, name, self._values))
-        return found
+        return key
 
     def names(self) -> tuple[str, ...]:
         """Return every registered name, sorted."""
@@ -187,10 +187,10 @@ def _calls(tree: ast.AST, function: str) -> Iterator[ast.Call]:
                 yield node
 
 
-def _modules(package: str, others: Sequence[str]) -> Iterator[str]:
-    found = importlib.import_module(package)
-    yield from others
-    yield from (f"{package}.{module.name}" for module in pkgutil.iter_modules(found.__path__))
+def _modules(package: str, modules: Sequence[str]) -> Iterator[str]:
+    parent = importlib.import_module(package)
+    yield from modules
+    yield from (f"{package}.{module.name}" for module in pkgutil.iter_modules(parent.__path__))
 
 
 def _import(module: str) -> None:
@@ -215,7 +215,7 @@ def _match(name: str, known: Mapping[str, object]) -> str | None:
     if ":" in wanted and prefix in known:
         return prefix
     squeezed = wanted.replace("-", "")
-    return next((each for each in known if each.replace("-", "") == squeezed), None)
+    return next((key for key in known if key.replace("-", "") == squeezed), None)
 
 
 _LOADED: list[Path] = []

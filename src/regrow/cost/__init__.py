@@ -102,28 +102,28 @@ def count(model: nn.Module, example: Tensor, mask: Mask | None = None) -> Counte
     parameters = dict(model.named_parameters())
     modules = dict(model.named_modules())
     names = {memory_of(parameter): name for name, parameter in parameters.items()}
-    found = _Count(
+    counter = _Count(
         held=held, modules={module: name for name, module in modules.items()}, names=names
     )
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_watched(found))
+        stack.enter_context(_watched(counter))
         stack.enter_context(_uncompiled())
-        stack.enter_context(_Operations(found))
+        stack.enter_context(_Operations(counter))
         model(example)
     layers = [name for name, module in modules.items() if isinstance(module, _WEIGHTED)]
     cost = Cost(
         parameters=sum(p.numel() for p in parameters.values()) - (held.removed if held else 0),
-        macs=found.macs,
-        flops=2 * found.macs + found.beside,
-        caveats=(*found.caveats, *found.unread()),
+        macs=counter.macs,
+        flops=2 * counter.macs + counter.beside,
+        caveats=(*counter.caveats, *counter.unread()),
     )
     return Counted(
         cost=cost,
-        as_first=found.first == (found.macs, found.beside),
+        as_first=counter.first == (counter.macs, counter.beside),
         own_weights=all(f"{name}.weight".removeprefix(".") in parameters for name in layers),
-        by_parameter=found.by_parameter,
+        by_parameter=counter.by_parameter,
     )
 
 
@@ -180,8 +180,8 @@ class _Count:
     def unread(self) -> Iterator[str]:
         """Say which modules ran, though no operation was seen that reads their weights."""
         for module in self.called:
-            own = module.named_parameters(recurse=False)
-            unread = [n for n, p in own if p.dim() > 1 and memory_of(p) not in self.read]
+            parameters = module.named_parameters(recurse=False)
+            unread = [n for n, p in parameters if p.dim() > 1 and memory_of(p) not in self.read]
             if unread:
                 names = ", ".join(unread) + _in(self.modules[module])
                 yield f"{names}, which no operation was seen to read"

@@ -232,12 +232,12 @@ def initialise_(model: "nn.Module", *, seed: int) -> None:
     """
     import torch
 
-    own = getattr(model, "initialise_", None)
+    initialise = getattr(model, "initialise_", None)
     with drawing(derive(seed, "reinit")), torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
-        if callable(own):
-            own()
+        if callable(initialise):
+            initialise()
         else:
             for module in model.modules():
                 reset = getattr(module, "reset_parameters", None)

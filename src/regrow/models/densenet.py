@@ -62,9 +62,9 @@ def densenet(
         channels += growth * num_layers
         if block < NUM_BLOCKS:
             # At least one channel: a narrow stream may round down to nothing.
-            kept = max(1, int(channels * compression))
-            parts.append((f"transition{block}", Transition(channels, kept)))
-            channels = kept
+            num_kept = max(1, int(channels * compression))
+            parts.append((f"transition{block}", Transition(channels, num_kept)))
+            channels = num_kept
     parts += [("norm", nn.BatchNorm2d(channels)), ("relu", nn.ReLU())]
     init = Init(norm_scale=norm_scale)
     return Classifier(named(parts), nn.Linear(channels, classes), init=init)

@@ -122,13 +122,13 @@ class _NormRelu(Function):
         saved, y = np.empty((4, x.shape[1])), torch.empty_like(x)
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
-        own = tuple(map(Tensor.data_ptr, _own(norm)))
+        addresses = tuple(map(Tensor.data_ptr, _own(norm)))
         kernels.norm_relu(
             x.data_ptr(),
             _address(added),
             _rows(x),
             _moments(x),
-            own,
+            addresses,
             norm.eps,
             norm.momentum,
             y.data_ptr(),
@@ -191,8 +191,8 @@ def _address(x: Tensor | None) -> int:
 
 def _moments(x: Tensor) -> Any:
     """Return what ``summed`` found of a map that has not been changed since; or no rows."""
-    version, found = getattr(x, "moments", (None, None))
-    return found if version == x._version else np.empty((0, x.shape[1]))
+    version, moments = getattr(x, "moments", (None, None))
+    return moments if version == x._version else np.empty((0, x.shape[1]))
 
 
 def _rows(x: Tensor) -> tuple[int, int]:

@@ -267,8 +267,8 @@ def torchvision_name(name: str) -> str:
     >>> torchvision_name("features.stage2.0.shortcut.norm.weight")
     'layer2.0.downsample.1.weight'
     """
-    for pattern, theirs in _TORCHVISION:
-        name = re.sub(pattern, theirs, name)
+    for pattern, replacement in _TORCHVISION:
+        name = re.sub(pattern, replacement, name)
     return name
 
 

@@ -95,8 +95,8 @@ def imagenet_vgg(
 def numbers(model: nn.Module) -> Callable[[str], str]:
     """Return how torchvision calls parameters: it numbers the layers that have names here."""
     places = {
-        f"{ours}.{name}": f"{theirs}.{number}"
-        for ours, theirs in (("features", "features"), ("head", "classifier"))
+        f"{ours}.{name}": f"{torchvision_name}.{number}"
+        for ours, torchvision_name in (("features", "features"), ("head", "classifier"))
         for number, (name, _) in enumerate(model.get_submodule(ours).named_children())
     }
 

@@ -123,20 +123,20 @@ def _ahead(x, row):
 @_part
 def _in_row(values, width):
     """Repeat values of channels along a row, as float32."""
-    found = np.empty(width, np.float32)
+    row = np.empty(width, np.float32)
     channels = len(values)
     for c in range(width):
-        found[c] = values[c % channels]
-    return found
+        row[c] = values[c % channels]
+    return row
 
 
 @_part
 def _of_channels(sums, channels):
     """Add up the pixels of a row: ``[channels]``."""
-    found = np.zeros(channels)
+    values = np.zeros(channels)
     for c in range(len(sums)):
-        found[c % channels] += sums[c]
-    return found
+        values[c % channels] += sums[c]
+    return values
 
 
 def _shifted_moments(*, of_sum: bool):
@@ -254,7 +254,7 @@ def _gradient_sums(*, added: bool):
     @_part
     def sums(x, y, grad, factor, term, mean):
         rows, width = x.shape
-        found = np.zeros((2, width))
+        totals = np.zeros((2, width))
         part1, part2 = np.empty(width, np.float32), np.empty(width, np.float32)
         for start in range(0, rows, ROWS):
             part1[:] = 0
@@ -272,9 +272,9 @@ def _gradient_sums(*, added: bool):
                     part1[c] += slope
                     part2[c] += slope * (value - mean[c])
             for c in range(width):
-                found[0, c] += part1[c]
-                found[1, c] += part2[c]
-        return found
+                totals[0, c] += part1[c]
+                totals[1, c] += part2[c]
+        return totals
 
     return sums
 
@@ -317,10 +317,10 @@ def _gradient(*, added: bool, passing: bool):
                 value = _float(x[row, c])
                 above = _float(y[row, c]) if added else value * factor[c] + term[c]
                 slope = _float(grad[row, c]) if above > 0 else np.float32(0)
-                own = factor[c] * slope + (per_x[c] * value + constant[c])
+                gradient = factor[c] * slope + (per_x[c] * value + constant[c])
                 if passing:
-                    own += _float(passed[row, c])
-                out[row, c] = _bits(own)
+                    gradient += _float(passed[row, c])
+                out[row, c] = _bits(gradient)
                 if added:
                     out_added[row, c] = _bits(slope)
 

@@ -43,8 +43,8 @@ def load_torchvision_(model: nn.Module, name: str, *, rename: Callable[[str], st
             "network. Leave out 'weights', or the arguments that change its layers."
         )
     with torch.device("meta"):
-        theirs = get_model(name, weights=None)
-    fitting = _fit(model, theirs, name=name, rename=rename)
+        published = get_model(name, weights=None)
+    fitting = _fit(model, published, name=name, rename=rename)
     checkpoint = _fetch(get_model_weights(name)[VERSION])
     state = {ours: checkpoint[key] for ours, key in fitting.items() if key in checkpoint}
     # Old files lack the count of batches that a norm has seen, which nothing here reads.
@@ -58,20 +58,24 @@ def load_torchvision_(model: nn.Module, name: str, *, rename: Callable[[str], st
 
 
 def _fit(
-    model: nn.Module, theirs: nn.Module, *, name: str, rename: Callable[[str], str]
+    model: nn.Module, published: nn.Module, *, name: str, rename: Callable[[str], str]
 ) -> dict[str, str]:
     """Return which of torchvision's tensors go where: all that have the same shapes."""
-    shapes = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
-    ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    shapes = {key: tuple(value.shape) for key, value in published.state_dict().items()}
+    own_shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     last = [key for key, _ in model.named_parameters()][-1].rpartition(".")[0]
     wrong = []
     fitting = {}
-    for key, shape in ours.items():
-        other = shapes.pop(rename(key), None)
-        if other == shape:
+    for key, shape in own_shapes.items():
+        published_shape = shapes.pop(rename(key), None)
+        if published_shape == shape:
             fitting[key] = rename(key)
-        elif not key.startswith(f"{last}.") or other is None or other[1:] != shape[1:]:
-            wrong.append(f"{key!r} is {_words(shape)} here and {_words(other)} there")
+        elif (
+            not key.startswith(f"{last}.")
+            or not published_shape
+            or published_shape[1:] != shape[1:]
+        ):
+            wrong.append(f"{key!r} is {_words(shape)} here and {_words(published_shape)} there")
     wrong += [f"{key!r} is not here and {_words(shape)} there" for key, shape in shapes.items()]
     if wrong:
         raise ConfigError(

@@ -104,11 +104,11 @@ def check_device(device: str) -> None:
     """Refuse a device that this machine does not have, by using it."""
     if device == "cpu":
         return
-    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     try:
         torch.ones(1, device=torch.device(device)).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
             f"Cannot train on the device {device!r}: this machine does not have it, or PyTorch "
-            f"cannot use it. Choose --device {' or '.join(here)}."
+            f"cannot use it. Choose --device {' or '.join(devices)}."
         ) from error

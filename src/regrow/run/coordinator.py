@@ -143,7 +143,7 @@ class Conductor:
             return
         known.fraction, known.resumed_at = progress.fraction, progress.resumed_at
         seconds = now - known.started
-        own = known.fraction - known.resumed_at
+        done_here = known.fraction - known.resumed_at
         self._emit(
             JobProgress(
                 key=node.key,
@@ -151,7 +151,7 @@ class Conductor:
                 fraction=progress.fraction,
                 note=progress.note,
                 seconds=seconds,
-                eta_seconds=seconds * (1 - known.fraction) / own if own > 0 else None,
+                eta_seconds=seconds * (1 - known.fraction) / done_here if done_here > 0 else None,
             )
         )
 
@@ -235,15 +235,15 @@ class Conductor:
             return
         self._next_tell = now + TELL_SECONDS
         seconds = now - (self._first_job or now)
-        partial = own = 0.0
+        partial = done_here = 0.0
         chain = 0.0
         for key, known in self._under_way.items():
             node = self._schedule.nodes[key]
             partial += node.work * known.fraction
-            own += node.work * (known.fraction - known.resumed_at)
+            done_here += node.work * (known.fraction - known.resumed_at)
             chain = max(chain, node.chain - node.work * known.fraction)
         finished = self._work_closed + partial
-        rate = (self._work_own + own) / seconds if seconds > 0 else 0.0
+        rate = (self._work_own + done_here) / seconds if seconds > 0 else 0.0
         left = max(0.0, self._work_total - finished)
         # The longest chain goes through one worker at a time, however many there are.
         width = max(1, len(self._under_way))

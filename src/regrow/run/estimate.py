@@ -268,12 +268,12 @@ class _Guess:
             if key not in self._traces:
                 network = build(prune.model.untrained())
                 self._traces[key] = network, traced(network, *key)
-            network, found = self._traces[key]
+            network, groups = self._traces[key]
             method = replace(METHODS.get("uniform"), scope=prune.method.scope)
             mask = select(
-                network, found, method, sparsity=prune.sparsity, shares=prune.shares, seed=0
+                network, groups, method, sparsity=prune.sparsity, shares=prune.shares, seed=0
             )
-            after = measure(shrink(network, mask, found), torch.zeros(prune.data.shape))
+            after = measure(shrink(network, mask, groups), torch.zeros(prune.data.shape))
         except TraceError:
             return 1.0 / max(kept, 0.1) ** 2  # a layer loses inputs and outputs
         return model_cost(prune.model, prune.data.shape).flops / max(after.flops, 1)
@@ -322,11 +322,11 @@ def _calibrate(setting: _Setting) -> _Speed:
 
 def _half(network: nn.Module, model: ModelSpec, shape: tuple[int, ...]) -> nn.Module | None:
     try:
-        found = traced(network, model, shape)
-        mask = select(network, found, METHODS.get("uniform"), sparsity=0.5)
+        groups = traced(network, model, shape)
+        mask = select(network, groups, METHODS.get("uniform"), sparsity=0.5)
     except TraceError:
         return None
-    return shrink(network, mask, found)
+    return shrink(network, mask, groups)
 
 
 def _time(network: nn.Module, dataset: Dataset, recipe: Recipe) -> tuple[float, float]:

@@ -278,18 +278,18 @@ class _Worker:
     def __init__(self, origin: Origin) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's locked threads
         self.pipe: Connection[bytes, object]
-        self.pipe, theirs = context.Pipe()
+        self.pipe, worker_end = context.Pipe()
         self.node: Node | None = None
         self.ready = False
         self._last_words = tempfile.NamedTemporaryFile("r", errors="replace")  # noqa: SIM115  # as long as this is
         origin = replace(origin, last_words=Path(self._last_words.name))
-        self.process: SpawnProcess = context.Process(target=work, args=(theirs, origin))
+        self.process: SpawnProcess = context.Process(target=work, args=(worker_end, origin))
         try:
             # Neither must end the worker before it ignores them.
             with held_back(signal.SIGINT, signal.SIGTERM), large_pages():
                 self.process.start()
         finally:
-            theirs.close()
+            worker_end.close()
 
     def start(self, node: Node) -> None:
         self.node = node

@@ -49,9 +49,9 @@ def how_many(measure: Callable[[int], float], *, most: int) -> int:
 
 def gang(jobs: Iterable[Job], device: str) -> int:
     """Measure how many trainings of the largest network of some jobs should share a device."""
-    asked = [job for job in jobs if job.flops > 0]
-    trainings = [job for job in asked if isinstance(job, Train | Retrain)]
-    if not trainings or len(trainings) < len(asked):
+    training_jobs = [job for job in jobs if job.flops > 0]
+    trainings = [job for job in training_jobs if isinstance(job, Train | Retrain)]
+    if not trainings or len(trainings) < len(training_jobs):
         return 1  # what others, such as detectors, need of the device is not known here
     largest = max(trainings, key=lambda job: job.flops)
     prune = largest if isinstance(largest, Train) else largest.prune

@@ -96,11 +96,11 @@ class Choice:
         """Keep what was decided, if anything was, for all commands on this store after this."""
         if self.decision is None:
             return
-        kept = Decision.from_json(store.decide(NAME, asdict(self.decision)))
-        if kept.precision != self.decision.precision:
+        decision = Decision.from_json(store.decide(NAME, asdict(self.decision)))
+        if decision.precision != self.decision.precision:
             raise StoreError(
-                f"Another command decided meanwhile that 'auto' is {kept.precision} in this store. "
-                "Run the same command again."
+                f"Another command has just decided that 'auto' is {decision.precision} in this "
+                "store. Run the same command again."
             )
 
     def _decide(self) -> Decision:
@@ -146,8 +146,8 @@ def measured() -> Speed:
 def slow_bf16(jobs: Iterable[Job], device: str = "cpu") -> str | None:
     """Return what to warn of where jobs compute in bf16, and the processor does not."""
     recipes = (getattr(job, "recipe", None) for job in all_jobs(jobs).values())
-    asked = any(recipe is not None and recipe.precision == "bf16" for recipe in recipes)
-    if not asked or device != "cpu" or is_native():
+    wants_bf16 = any(recipe is not None and recipe.precision == "bf16" for recipe in recipes)
+    if not wants_bf16 or device != "cpu" or is_native():
         return None
     speed = measured()
     if speed.times <= 1:

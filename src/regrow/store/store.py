@@ -172,13 +172,13 @@ class Store:
     def _all_tensors(self, key: str) -> dict[str, "Tensor"]:
         digest = self._checked_record(key).get(TENSORS)
         file = self._record(key) / TENSORS_FILE
-        there = os.path.lexists(file)
+        exists = os.path.lexists(file)
         try:
-            if there != (digest is not None):
+            if exists != (digest is not None):
                 raise ValueError(
-                    "it is there, and its record knows of none" if there else "it is not there"
+                    "it is there, and its record knows of none" if exists else "it is not there"
                 )
-            if not there:
+            if not exists:
                 return {}
             tensors, _ = load_tensors(file)
             if digest_of(tensors) != digest:
@@ -206,12 +206,12 @@ class Store:
     def progress(self, key: str) -> dict[str, Any]:
         """Return what a job under way last said of itself, for people: nothing if unreadable."""
         try:
-            said = parsed(read_file(self._running / key / "progress.json"))
+            progress = parsed(read_file(self._running / key / "progress.json"))
         except (OSError, ValueError):  # absent, or removed this moment by the process at work
             return {}
-        share, note = said.get("fraction"), said.get("note")
+        share, note = progress.get("fraction"), progress.get("note")
         good = isinstance(share, float | int) and 0 <= share <= 1 and isinstance(note, str)
-        return said if good else {}
+        return progress if good else {}
 
     def problem(self, key: str, spec: Mapping[str, Any]) -> str | None:
         """Look into all that is stored of a job, tensors too; say what is damaged, if anything."""
@@ -405,10 +405,10 @@ def _sealed_record(key: str, record: Mapping[str, Any]) -> str:
     return text
 
 
-def _compare(found: object, spec: Mapping[str, Any]) -> None:
+def _compare(stored: object, spec: Mapping[str, Any]) -> None:
     wanted = json.loads(canonical_json(spec))
-    if found != wanted:
-        raise ValueError(f"it stands for another job: {_difference(found, wanted, at='spec')}")
+    if stored != wanted:
+        raise ValueError(f"it stands for another job: {_difference(stored, wanted, at='spec')}")
 
 
 def _create(root: Path) -> None:
@@ -435,25 +435,25 @@ def _check_version(root: Path) -> None:
     if not file.exists():
         raise StoreError(f"There is no store at {root}. Run a study first, or give --store.")
     try:
-        found = parsed(read_file(file)).get("format")
+        version = parsed(read_file(file)).get("format")
     except ValueError as error:
         raise StoreError(
             f"{file} is damaged: {error}. Choose another folder with --store."
         ) from error
-    if found != FORMAT:
+    if version != FORMAT:
         raise StoreError(
-            f"The store {root} has format {found!r}, this regrow reads format {FORMAT}. Use the "
+            f"The store {root} has format {version!r}, this regrow reads format {FORMAT}. Use the "
             f"regrow that wrote it, or choose another folder with --store."
         )
 
 
-def _difference(found: object, wanted: object, *, at: str) -> str:
+def _difference(stored: object, wanted: object, *, at: str) -> str:
     """Word the first place where two JSON values differ."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in sorted({*found, *wanted}):
-            if found.get(name) != wanted.get(name):
-                return _difference(found.get(name), wanted.get(name), at=f"{at}.{name}")
-    return f"its {at!r} is {short(found)}, this study asks for {short(wanted)}"
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for name in sorted({*stored, *wanted}):
+            if stored.get(name) != wanted.get(name):
+                return _difference(stored.get(name), wanted.get(name), at=f"{at}.{name}")
+    return f"its {at!r} is {short(stored)}, this study asks for {short(wanted)}"
 
 
 def _names(folder: Path) -> list[str]:

@@ -54,8 +54,9 @@ def enlivened(
     with _settling(quiet, draw):
         called(quiet, example)
     with torch.no_grad():
-        for ours, theirs in zip(_tensors(live), _tensors(quiet), strict=True):
-            ours.copy_(torch.where(theirs == 0, ours, theirs))  # zero is what is silent alone
+        for tensor, quiet_tensor in zip(_tensors(live), _tensors(quiet), strict=True):
+            # Zero is what is silent alone.
+            tensor.copy_(torch.where(quiet_tensor == 0, tensor, quiet_tensor))
     return live
 
 

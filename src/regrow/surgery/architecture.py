@@ -51,8 +51,8 @@ class Architecture:
         """Cut a network of the uncut model."""
         for number, mask in enumerate(self.cuts):
             uncut = number == 0
-            found = traced(model, self.model, self.shape) if uncut else trace(model, self.shape)
-            model = shrink(model, mask, found)
+            groups = traced(model, self.model, self.shape) if uncut else trace(model, self.shape)
+            model = shrink(model, mask, groups)
         return model
 
     def then(self, mask: Mask) -> "Architecture":
@@ -203,9 +203,9 @@ def load(folder: str | Path) -> nn.Module:
 
 def _check_fit(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Compare names and shapes; a ``ConfigError`` names the first that differs."""
-    own = model.state_dict()
-    for name in (*own, *state):
-        shapes = [tuple(s[name].shape) if name in s else "nothing" for s in (own, state)]
+    expected = model.state_dict()
+    for name in (*expected, *state):
+        shapes = [tuple(s[name].shape) if name in s else "nothing" for s in (expected, state)]
         if shapes[0] != shapes[1]:
             raise ConfigError(
                 f"The architecture has {shapes[0]} for {name!r}, and the network {shapes[1]}."

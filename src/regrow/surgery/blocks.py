@@ -36,8 +36,8 @@ class Aggregated(Protocol):
 def aggregations(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
     """Return the layers that add up paths, and of how many, in the order of a network's modules."""
     modules = model.named_modules()
-    found = {name: m.paths_end() for name, m in modules if isinstance(m, Aggregated)}
-    return {name: end for name, end in found.items() if end is not None}
+    layers = {name: m.paths_end() for name, m in modules if isinstance(m, Aggregated)}
+    return {name: end for name, end in layers.items() if end is not None}
 
 
 def blocks(model: nn.Module) -> dict[str, Residual]:
@@ -51,8 +51,8 @@ def blocks(model: nn.Module) -> dict[str, Residual]:
 
 def in_shortcuts(model: nn.Module) -> set[nn.Module]:
     """Return every layer that a block would keep without its branch."""
-    found = [m.without_branch() for m in model.modules() if isinstance(m, Residual)]
-    return {layer for shortcut in found for layer in shortcut.modules()}
+    shortcuts = [m.without_branch() for m in model.modules() if isinstance(m, Residual)]
+    return {layer for shortcut in shortcuts for layer in shortcut.modules()}
 
 
 def block_groups(model: nn.Module) -> dict[str, Group]:
@@ -92,5 +92,5 @@ def silence_(block: Residual) -> None:
 
 def _tensors(end: nn.Module) -> list[Tensor]:
     """Return what a layer's output is linear in: its weight, and a bias if it has one."""
-    found = [getattr(end, name, None) for name in ("weight", "bias")]
-    return [tensor for tensor in found if isinstance(tensor, Tensor)]
+    tensors = [getattr(end, name, None) for name in ("weight", "bias")]
+    return [tensor for tensor in tensors if isinstance(tensor, Tensor)]

@@ -140,10 +140,10 @@ def kept_positions(mask: Mask, trace: Trace) -> dict[tuple[str, int], Tensor]:
                 known[units] = ~is_cut(slot.units, kept)
             key = (slot.tensor, slot.dim)
             stays[key] = stays[key] & known[units] if key in stays else known[units]
-    for key, here in stays.items():
-        if not bool(here.any()):
+    for key, stays_in_dim in stays.items():
+        if not bool(stays_in_dim.any()):
             raise TraceError(_emptied(key, mask, trace))
-    return {key: here.nonzero().flatten() for key, here in stays.items()}
+    return {key: stays_in_dim.nonzero().flatten() for key, stays_in_dim in stays.items()}
 
 
 def _emptied(key: tuple[str, int], mask: Mask, trace: Trace) -> str:

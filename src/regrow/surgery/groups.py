@@ -65,16 +65,18 @@ class Group:
             ``[size]``; a ``TraceError`` if the group has no such weights.
         """
         total = torch.zeros(self.size)
-        mine = {f"{norm}.weight" for norm in self.norms}
-        slots = [s for s in self.slots if s.role == role and (role != "norm" or s.tensor in mine)]
+        own_scales = {f"{norm}.weight" for norm in self.norms}
+        slots = [
+            s for s in self.slots if s.role == role and (role != "norm" or s.tensor in own_scales)
+        ]
         if not slots:
             raise TraceError(
                 f"The group {self.name!r} ({self.kind}) has no {role} weights to score."
             )
         for slot in slots:
             parts = values(slot.tensor).movedim(slot.dim, 0).reshape(len(slot.units), -1).sum(1)
-            here = slot.units >= 0
-            total.index_add_(0, slot.units[here], parts[here].to(total))
+            present = slot.units >= 0
+            total.index_add_(0, slot.units[present], parts[present].to(total))
         return total
 
     def readers(self) -> tuple[Slot, ...]:
@@ -112,11 +114,11 @@ class Trace:
 
     def unaccounted(self, model: nn.Module) -> tuple[str, ...]:
         """Name the parameters of the network that are in no group and not in ``whole``: none."""
-        held = {slot.tensor for group in self.groups.values() for slot in group.slots}
+        grouped = {slot.tensor for group in self.groups.values() for slot in group.slots}
         return tuple(
             name
             for name, _ in model.named_parameters()
-            if name not in held and not any(belongs(name, layer) for layer in self.whole)
+            if name not in grouped and not any(belongs(name, layer) for layer in self.whole)
         )
 
 

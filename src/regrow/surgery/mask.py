@@ -76,15 +76,15 @@ def kept_weights(mask: Mask, model: nn.Module) -> dict[str, Tensor]:
     if unit.weights is None:
         return {}
     named = dict(model.named_parameters())
-    found = {}
+    weights = {}
     for name, kept in mask.kept.items():
         if name not in named:
             raise ConfigError(
                 "The mask names a parameter that the network lacks. "
                 f"{unknown('parameter', name, named)}"
             )
-        found[name] = unit.weights(kept, name, model).expand(named[name].shape)
-    return found
+        weights[name] = unit.weights(kept, name, model).expand(named[name].shape)
+    return weights
 
 
 def apply_(model: nn.Module, mask: Mask) -> None:

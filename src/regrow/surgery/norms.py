@@ -78,8 +78,8 @@ def _measure(painter: Painter, node: Node, affine: Sequence[Any], *, over: tuple
     """Pass channels through a norm whose statistics run over them."""
     source = painter.of(node.args[0])
     coloured = source.coloured_dims()
-    told = painter.tape.normalisers.get(node.module) in ("normalized_shape", "num_groups")
-    if not told or len(coloured) != 1 or coloured[0] not in over:
+    attribute = painter.tape.normalisers.get(node.module) in ("normalized_shape", "num_groups")
+    if not attribute or len(coloured) != 1 or coloured[0] not in over:
         painter.unknown(node)
         return
     channels = source.along(coloured[0])

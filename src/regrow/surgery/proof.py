@@ -136,7 +136,7 @@ def verify(
     if sensitivity is None:
         sensitivity = sensitivities(model, trace, cut, unit=mask.unit)
     compared = [_compare(net, mask, trace, inputs) for net in (model, live)]
-    worst = max(compared, key=lambda found: (not found.ok, _order(found.error)))
+    worst = max(compared, key=lambda result: (not result.ok, _order(result.error)))
     wrong: tuple[str, ...] = ()
     if not worst.ok and not worst.blind:
         net = (model, live)[compared.index(worst)]
@@ -207,15 +207,15 @@ def _moved(
     """Measure what each group does to the output: to first order, or if that is little, truly."""
     groups = UNITS.get(unit).groups(live, trace, get_args(Kind))
     kept = {name: torch.arange(groups[name].size) % 2 == 1 for name in names}
-    found = _faded(live, [groups[name] for name in names], kept, inputs)
-    doubtful = [name for name in names if not found[name] >= 10 * LEAST_SHOWN]
+    outputs = _faded(live, [groups[name] for name in names], kept, inputs)
+    doubtful = [name for name in names if not outputs[name] >= 10 * LEAST_SHOWN]
     before = [called(live, x) for x in inputs] if doubtful else []
     for name in doubtful:
         quiet = silence(live, Mask(unit=unit, kept={name: kept[name]}), trace)
-        found[name] = max(
+        outputs[name] = max(
             _difference(called(quiet, x), output) for x, output in zip(inputs, before, strict=True)
         )
-    return found
+    return outputs
 
 
 def _faded(
@@ -247,7 +247,7 @@ def _faded(
         return dict.fromkeys(kept, 0.0)
     pairs = zip(parameters.items(), grads, strict=True)
     shares = {name: (p.detach() * grad).cpu() for (name, p), grad in pairs if grad is not None}
-    found = {}
+    outputs = {}
     for group in groups:
         moved = 0.0
         for slot in group.slots:
@@ -255,8 +255,8 @@ def _faded(
                 share = shares[slot.tensor].movedim(slot.dim, 0)
                 share = share.reshape(len(share), -1).sum(1)
                 moved += float(share[is_cut(slot.units, kept[group.name])].sum())
-        found[group.name] = abs(moved)
-    return found
+        outputs[group.name] = abs(moved)
+    return outputs
 
 
 @dataclass(frozen=True)
@@ -310,17 +310,17 @@ def _rounded(quiet: nn.Module, inputs: Sequence[Any], expected: Sequence[Any]) -
         down = (torch.rand(leaf.shape, generator=draw) < 0.5).to(leaf)
         return leaf * (1.0 - 4 * torch.finfo(leaf.dtype).eps * down)
 
-    found = []
+    differences = []
     for _ in range(ROUNDINGS):
-        other = duplicate(quiet)
+        copy = duplicate(quiet)
         with torch.no_grad():
-            for tensor in (*other.parameters(), *other.buffers()):
+            for tensor in (*copy.parameters(), *copy.buffers()):
                 tensor.copy_(nudged(tensor))
-        found += [
-            _difference(called(other, tree_map(nudged, x)), y)
+        differences += [
+            _difference(called(copy, tree_map(nudged, x)), y)
             for x, y in zip(inputs, expected, strict=True)
         ]
-    return _largest(found)
+    return _largest(differences)
 
 
 def _wrong(
@@ -400,9 +400,9 @@ def _shape(output: Any) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = [repr(name) for name in names[:5]]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
+    quoted = [repr(name) for name in names[:5]]
+    more = len(names) - len(quoted)
+    return ", ".join(quoted) + (f" and {more} more" if more else "")
 
 
 def _keep(names: Sequence[str]) -> str:

@@ -99,8 +99,8 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
     along = {d - len(p.shape) for p in painted_first for d in p.coloured_dims()}
     for ref in refs:
         own = tuple(painter.value(ref).shape)
-        here = {len(own) + d for d in along}
-        painted = painter.is_painted(ref) or painter.paint_parameter(ref, along=here)
+        dims = {len(own) + d for d in along}
+        painted = painter.is_painted(ref) or painter.paint_parameter(ref, along=dims)
         missing = (1,) * (len(shape) - len(own))
         paint = painter.of(ref) if painted else None
         if paint is not None:
@@ -184,8 +184,8 @@ def _reduce(painter: Painter, node: Node) -> None:
         return
     source = painter.of(data)
     rank = len(source.shape)
-    given = rest[0] if rest else None
-    dims = [given] if isinstance(given, int) else given or range(rank)
+    dims_given = rest[0] if rest else None
+    dims = [dims_given] if isinstance(dims_given, int) else dims_given or range(rank)
     dims = sorted({d % rank for d in dims})
     if any(dim in source.coloured_dims() for dim in dims):
         painter.unknown(node)

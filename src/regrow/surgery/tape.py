@@ -223,13 +223,13 @@ def _refuse_lazy(model: nn.Module) -> None:
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
     """Give each buffer back what it held: observers of a quantisation write in evaluation too."""
-    held = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
     plain = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     places = [(module._buffers, dict(module._buffers)) for module in plain]
     try:
         yield
     finally:
-        for buffer, copy in held:
+        for buffer, copy in saved:
             if buffer.shape != copy.shape or not torch.equal(buffer, copy):
                 buffer.data = copy
         for place, before in places:

@@ -61,14 +61,14 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, keep: Sequence[s
         if needless:
             views = views - needless
             continue
-        found = _assemble(model, painter, classes, sample)
-        broken = refused(model, found)
+        result = _assemble(model, painter, classes, sample)
+        broken = refused(model, result)
         if not broken:
-            return found
+            return result
         views -= broken.keys()
         for name, breaks in broken.items():
             why = f"{COUNTED} (without one it {breaks})"
-            counted |= {slot.tensor: why for slot in found.groups[name].producers()}
+            counted |= {slot.tensor: why for slot in result.groups[name].producers()}
 
 
 def _sample(model: nn.Module, example: Tensor | Sequence[int]) -> Tensor:
@@ -142,7 +142,7 @@ def _assemble(model: nn.Module, painter: Painter, classes: Classes, sample: Tens
         kind = _kind(painter, names)
         size = numbering.sizes[group]
         groups[names[0]] = Group(names[0], kind, size, tuple(slots[group]), tuple(norms[group]))
-    held = {s.tensor: s.role == "producer" for own in slots.values() for s in own}
+    is_producer = {s.tensor: s.role == "producer" for own in slots.values() for s in own}
     tape = painter.tape
     widths = {
         name: (painter.shape(source)[1], painter.shape(result)[1])
@@ -152,7 +152,7 @@ def _assemble(model: nn.Module, painter: Painter, classes: Classes, sample: Tens
     idle = tuple(tape.names[i] for i in sorted(tape.parameters - used))
     return Trace(
         groups,
-        whole_layers(model, painter, classes, owners=frozen, held=held),
+        whole_layers(model, painter, classes, owners=frozen, is_producer=is_producer),
         views=frozenset(painter.opened),
         movers=widths,
         measured=frozenset(painter.measured),
@@ -204,19 +204,19 @@ class _Numbering:
         unit = torch.full_like(classes.root, -1)
         names: dict[int, list[str]] = {}
         for number, (_, owner, ids) in enumerate(owners):
-            mine = classes.root[ids]
-            mine = mine[classes.free(mine)]
-            if not len(mine):
+            roots = classes.root[ids]
+            roots = roots[classes.free(roots)]
+            if not len(roots):
                 continue
-            met = [g for g in torch.unique(group[mine]).tolist() if g >= 0]
+            met = [g for g in torch.unique(group[roots]).tolist() if g >= 0]
             home = min(met, default=number)
-            for other in met[1:]:
+            for level in met[1:]:
                 # Two groups are one after all: its units come after those of the first.
-                moved = group == other
+                moved = group == level
                 unit[moved] += int((group == home).sum())
                 group[moved] = home
-                names[home] += names.pop(other)
-            new = _first_places(mine[group[mine] < 0])
+                names[home] += names.pop(level)
+            new = _first_places(roots[group[roots] < 0])
             unit[new] = int((group == home).sum()) + torch.arange(len(new))
             group[new] = home
             names.setdefault(home, []).append(owner)
@@ -231,14 +231,14 @@ class _Numbering:
         return self._known[key]
 
     def _levels(self, ids: Tensor) -> dict[int, Tensor]:
-        found: dict[int, Tensor] = {}
+        levels: dict[int, Tensor] = {}
         for level in self.classes.levels(ids):
-            here = self.group[level]
-            for group in torch.unique(here[here >= 0]).tolist():
-                units = found.setdefault(group, torch.full_like(ids, -1))
-                mine = here == group
-                units[mine] = self.unit[level][mine]
-        return found
+            groups = self.group[level]
+            for group in torch.unique(groups[groups >= 0]).tolist():
+                units = levels.setdefault(group, torch.full_like(ids, -1))
+                in_group = groups == group
+                units[in_group] = self.unit[level][in_group]
+        return levels
 
     def own(self, ids: Tensor) -> list[int]:
         """Return the groups that colours belong to, without those above."""

@@ -18,28 +18,28 @@ from regrow.surgery.mask import Mask
 LONGEST = 160  # characters of an error that are quoted
 
 
-def refused(model: nn.Module, found: Trace) -> dict[str, str]:
+def refused(model: nn.Module, trace: Trace) -> dict[str, str]:
     """Return the groups that cannot lose a unit, with what breaks without one."""
-    return _search(model, found, [group for group in found.groups.values() if group.size > 1])
+    return _search(model, trace, [group for group in trace.groups.values() if group.size > 1])
 
 
-def _search(model: nn.Module, found: Trace, groups: Sequence[Group]) -> dict[str, str]:
+def _search(model: nn.Module, trace: Trace, groups: Sequence[Group]) -> dict[str, str]:
     if not groups:
         return {}
     small = duplicate(model, sharing=True)
     kept = {group.name: torch.arange(group.size) < group.size - 1 for group in groups}
     try:
-        cut_(small, Mask(unit="channel", kept=kept), found, for_trial=True)
+        cut_(small, Mask(unit="channel", kept=kept), trace, for_trial=True)
     except TraceError:  # together they would empty a layer, which says nothing about any of them
         breaks = None
     else:
-        breaks = what_breaks(small, found)
+        breaks = what_breaks(small, trace)
         if breaks is None:
             return {}
     if len(groups) == 1:
         return {groups[0].name: _short(breaks)} if breaks else {}
     half = len(groups) // 2
-    parts = _search(model, found, groups[:half]) | _search(model, found, groups[half:])
+    parts = _search(model, trace, groups[:half]) | _search(model, trace, groups[half:])
     if not parts and breaks:  # each half can go, both cannot
         return {group.name: _short(breaks) for group in groups}
     return parts

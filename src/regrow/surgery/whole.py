@@ -23,7 +23,7 @@ def whole_layers(
     classes: Classes,
     *,
     owners: Mapping[str, str],
-    held: Mapping[str, bool],
+    is_producer: Mapping[str, bool],
 ) -> dict[str, str]:
     """Return what is kept whole, with why, by layer or by parameter (see ``Trace``).
 
@@ -34,23 +34,23 @@ def whole_layers(
     """
     reasons = dict(owners)
     for name in _left_over(model, painter.tape):
-        if name not in held and name not in reasons:
+        if name not in is_producer and name not in reasons:
             reasons[name] = _reason(name, painter, classes)
     containers = _containers(model, painter.tape)
-    inside = {tensor: _layer(tensor, containers) for tensor in (*reasons, *held)}
+    inside = {tensor: _layer(tensor, containers) for tensor in (*reasons, *is_producer)}
     layers: dict[str, list[str]] = {}
     for tensor in reasons:
         layers.setdefault(inside[tensor], []).append(tensor)
     cut: dict[str, set[str]] = {}
-    for tensor in held:
+    for tensor in is_producer:
         cut.setdefault(inside[tensor], set()).add(tensor)
     whole: dict[str, str] = {}
     for layer, tensors in layers.items():
         producers = [tensor for tensor in tensors if tensor in owners]
-        others = cut.get(layer, set()) - set(producers)
+        other_tensors = cut.get(layer, set()) - set(producers)
         if producers:
-            others = {tensor for tensor in others if held[tensor]}
-        if others or len({reasons[tensor] for tensor in producers}) > 1:
+            other_tensors = {tensor for tensor in other_tensors if is_producer[tensor]}
+        if other_tensors or len({reasons[tensor] for tensor in producers}) > 1:
             whole |= {tensor: reasons[tensor] for tensor in tensors}
         else:
             behind = [tensor for tensor in tensors if tensor in painter.computed]
@@ -75,8 +75,8 @@ def _left_over(model: nn.Module, tape: Tape) -> Iterator[str]:
     for index, name in tape.names.items():
         value = tape.values[index]
         numbers = (value.is_floating_point() or value.is_complex()) and value.numel() > 1
-        mine = name.rpartition(".")[0] not in movers
-        if index in tape.parameters or (index in used and numbers and mine):
+        is_own = name.rpartition(".")[0] not in movers
+        if index in tape.parameters or (index in used and numbers and is_own):
             yield name
 
 
@@ -117,13 +117,16 @@ def _reason(name: str, painter: Painter, classes: Classes) -> str:
 def _containers(model: nn.Module, tape: Tape) -> set[str]:
     """Name the modules that have layers inside, and those that are but lists of parameters."""
     lists = nn.ParameterList | nn.ParameterDict
-    found = {"", *(name for name, module in model.named_modules() if isinstance(module, lists))}
+    containers = {
+        "",
+        *(name for name, module in model.named_modules() if isinstance(module, lists)),
+    }
     for index in tape.parameters:
         outer = _module_of(tape.names[index]).rpartition(".")[0]
-        while outer not in found:
-            found.add(outer)
+        while outer not in containers:
+            containers.add(outer)
             outer = outer.rpartition(".")[0]
-    return found
+    return containers
 
 
 def _layer(tensor: str, containers: set[str]) -> str:

@@ -58,12 +58,12 @@ def evaluate(
     correct = torch.zeros(len(order), dtype=torch.int64, device=device)
     losses = torch.zeros(len(order), dtype=torch.float64, device=device)
     counts = torch.zeros(len(order), dtype=torch.int64, device=device)
-    own = range(ranks.rank, len(order), ranks.size)
+    rows_of_rank = range(ranks.rank, len(order), ranks.size)
     image = (dataset.channels, dataset.size, dataset.size)
     with _evaluating(model), torch.inference_mode(), ranks.agreeing():
         channels_last = channels_last and takes_channels_last(model, image)
-        for number, place in enumerate(own):
-            for later in own[number : number + BATCHES_AHEAD]:
+        for number, place in enumerate(rows_of_rank):
+            for later in rows_of_rank[number : number + BATCHES_AHEAD]:
                 images.prefetch(order[later])
             indices = order[place]
             pixels = images.batch(indices).to(device, non_blocking=True)
@@ -73,8 +73,8 @@ def evaluate(
             correct[place] = (logits.argmax(dim=1) == wanted).sum()
             losses[place] = objective.total(logits, wanted)
             counts[place] = objective.count(wanted)
-    for found in (correct, losses, counts):
-        ranks.add_(found)
+    for total in (correct, losses, counts):
+        ranks.add_(total)
     return Evaluation(
         accuracy=int(correct.sum()) / len(images),
         loss=math.fsum(losses.tolist()) / int(counts.sum()),

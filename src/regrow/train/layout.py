@@ -18,13 +18,13 @@ NOTICE = (
 )
 
 
-def lay_out_(model: nn.Module, shown: Mapping[nn.Module, Sequence[int]]) -> bool:
+def lay_out_(model: nn.Module, example_shapes: Mapping[nn.Module, Sequence[int]]) -> bool:
     """Lay a network out in channels-last, if its code allows that; tell whether it does.
 
     ``shown``: the shape of an image, without the batch, for the network or each of its parts.
     """
     model.to(memory_format=torch.channels_last)
-    if all(takes_channels_last(part, image) for part, image in shown.items()):
+    if all(takes_channels_last(part, image) for part, image in example_shapes.items()):
         return True
     for parameter in model.parameters():
         # Copied, because of a 1x1 kernel PyTorch may keep strides that mean channels-last.

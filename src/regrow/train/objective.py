@@ -89,13 +89,13 @@ def register_objective(
 def make_objective(choice: Choice) -> Objective:
     """Return a registered objective with its arguments; a ``ConfigError`` offers nearest names."""
     entry = OBJECTIVES.get(choice.name)
-    given = choice.arguments
+    arguments = choice.arguments
     where = f"objective {entry.name!r}"
-    check_arguments(entry.losses, given, where=where, reserved=PASSED)
-    check_numbers(entry.losses, given, where=where)
+    check_arguments(entry.losses, arguments, where=where, reserved=PASSED)
+    check_numbers(entry.losses, arguments, where=where)
     return Objective(
         name=entry.name,
-        losses=partial(entry.losses, **given),
+        losses=partial(entry.losses, **arguments),
         count=entry.count,
         needs_teacher=entry.needs_teacher,
     )

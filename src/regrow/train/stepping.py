@@ -78,11 +78,11 @@ class Stepping(ABC):
             )
 
     def _check_identity(self, meta: Mapping[str, Any]) -> None:
-        for name, mine in self._identity().items():
-            if meta.get(name) != mine:
+        for name, expected in self._identity().items():
+            if meta.get(name) != expected:
                 raise TrainingError(
                     f"This checkpoint is of another training: its {name} is {meta.get(name)!r}, "
-                    f"where {mine!r} was expected. Remove it to start afresh."
+                    f"where {expected!r} was expected. Remove it to start afresh."
                 )
 
     def _restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -90,9 +90,9 @@ class Stepping(ABC):
         targets = self._tensors()
         for name, target in targets.items():
             if name not in tensors or tensors[name].shape != target.shape:
-                found = tuple(tensors[name].shape) if name in tensors else "nothing"
+                shape = tuple(tensors[name].shape) if name in tensors else "nothing"
                 raise TrainingError(
-                    f"This checkpoint is of another network: for {name!r} it has {found}, where "
+                    f"This checkpoint is of another network: for {name!r} it has {shape}, where "
                     f"{tuple(target.shape)} was expected. Remove it to start afresh."
                 )
         with torch.no_grad():
