@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -381,6 +382,21 @@ def test_trace_shrink_and_silence_leave_the_network_as_it_was() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert small.training
     assert small.get_submodule("features.stage1").training
+
+
+def test_networks_whose_weights_are_results_of_a_step_are_silenced_and_cut() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the older of the two is still in use
+        hooked = nn.utils.weight_norm(nn.Conv2d(6, 5, 3))
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), normed, hooked, nn.Flatten())
+    net(torch.randn(2, 3, 9, 9)).sum().backward()  # now its weights are no leaves
+    x = torch.randn(2, 3, 9, 9)
+    groups = trace(net, x)
+    mask = random_mask(groups, seed=0)
+    with torch.no_grad():
+        found, wanted = shrink(net, mask, groups)(x), silence(net, mask, groups)(x)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_trace_is_deterministic() -> None:

@@ -81,7 +81,8 @@ def _print_plan(title: str, work: "Estimate", num_workers: int) -> None:
     console().print(
         f"Training left: {work.training_flops:.3g} FLOPs, about {in_words(work.seconds)} with "
         f"{count(num_workers, 'worker')} on this machine under its current load (estimated from "
-        f"{source}; the sizes of networks that are not pruned yet are guesses).",
+        f"{source}; the sizes of networks that are not pruned yet are guesses, and "
+        "the time to prove each cut is left out).",
         highlight=False,
     )
 

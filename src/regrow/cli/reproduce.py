@@ -264,7 +264,7 @@ def _plan(
     print(
         f"In all {work.jobs} jobs, {work.done} done. Training left: {work.training_flops:.3g} "
         f"FLOPs, about {time} on this machine under its current load (the sizes of networks that "
-        "are not pruned yet are guesses)."
+        "are not pruned yet are guesses, and the time to prove each cut is left out)."
     )
 
 

@@ -197,10 +197,12 @@ def asked(ask: Callable[[Evidence], Part], evidence: Evidence) -> Part:
         return part
     num, why = len(fresh.left_out), worded(fresh.left_out)
     if part.rows:
-        text = f"{part.text}; {num} rows are left out: {why}"
+        some = "1 row is" if num == 1 else f"{num} rows are"
+        text = f"{part.text}; {some} left out: {why}"
         return replace(part, text=text, left_out=fresh.left_out)
     judged = tuple((asks, INCONCLUSIVE) for asks, _ in part.judged)
-    text = f"no conclusion, all {num} rows are left out: {why}"
+    whole = "its one row is" if num == 1 else f"all {num} rows are"
+    text = f"no conclusion, {whole} left out: {why}"
     return replace(part, text=text, judged=judged, left_out=fresh.left_out)
 
 
