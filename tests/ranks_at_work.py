@@ -129,7 +129,7 @@ def take_all(folder: Path, ranks: Ranks) -> None:
         training, scored = case.run(ranks)
         if ranks.first:
             save_file(state(training), folder / f"{name}.safetensors")
-            found = {"accuracy": scored.accuracy, "loss": scored.loss, "history": training.history}
+            found = {"accuracy": scored.score, "loss": scored.loss, "history": training.history}
             (folder / f"{name}.json").write_text(json.dumps(found))
     if (folder / "images").exists():
         (folder / f"error-{ranks.rank}.txt").write_text(error_of(folder / "images", ranks))

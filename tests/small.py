@@ -20,6 +20,7 @@ from regrow.train.optimiser import OPTIMISERS
 SHAPE = (1, 1, 8, 8)
 DIGITS = DataSpec("digits", subset=128, test_subset=64)
 FROM_DIGITS = {"classes": 10, "in_channels": 1, "input_size": 8}
+TOLD = tuple(FROM_DIGITS.items())  # as a ``Material`` has it
 PLAN: dict[str, Any] = {"plan": [6, "M", 8, "M", 8]}
 
 # One small member of each family: private filters, streams with padding, views, concatenation,

@@ -544,7 +544,7 @@ def test_exported_network_is_as_good_as_its_record(
     shown = json.loads(made.out)
     network = regrow.load(copy / "net")
     dataset = load(DataSpec.from_json(STUDY["data"]))
-    share = evaluate(network, dataset.test, dataset).accuracy
+    share = evaluate(network, dataset.test, dataset).score
     kept = sum(int(p.count_nonzero()) if p.ndim > 1 else p.numel() for p in network.parameters())
     result = json.loads((copy / "net" / "result.json").read_text())
     for one in (shown, result):

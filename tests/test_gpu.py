@@ -131,9 +131,9 @@ def test_bf16_learns_and_is_evaluated_as_on_a_cpu() -> None:
     fit(one)
     assert one.notice is None, one.notice
     found = evaluate(one.model, one.dataset.test, one.dataset, precision="bf16")
-    assert found.accuracy > 0.8
+    assert found.score > 0.8
     exact = evaluate(one.model, one.dataset.test, one.dataset)
-    assert exact.accuracy == evaluate(one.model.cpu(), one.dataset.test, one.dataset).accuracy
+    assert exact.score == evaluate(one.model.cpu(), one.dataset.test, one.dataset).score
 
 
 def test_threads_that_share_the_device_do_what_one_does_alone(tmp_path: Path) -> None:

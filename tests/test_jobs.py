@@ -38,10 +38,10 @@ from regrow.surgery import Trace, silence, trace
 from regrow.surgery.architecture import Architecture
 from regrow.surgery.mask import Mask
 from regrow.train import Recipe, Training, evaluate
-from small import DIGITS, FROM_DIGITS, NETWORKS, SHAPE, digits, equal, forget_names, snapshot
+from small import DIGITS, FROM_DIGITS, NETWORKS, SHAPE, TOLD, digits, equal, forget_names, snapshot
 
 FAKE = Material(
-    spec=DIGITS, content="0" * 32, channels=1, size=8, classes=10, num_train=128, num_test=64
+    spec=DIGITS, content="0" * 32, shape=(1, 1, 8, 8), told=TOLD, num_train=128, num_test=64
 )
 RECIPE = Recipe(epochs=2, batch=32, lr=0.05)
 VGG = NETWORKS["vgg"]
@@ -107,7 +107,7 @@ COUNTED_ANEW = [
 
 
 def _pruned(name: str, arguments: dict[str, Any], method: str) -> Prune:
-    data = replace(FAKE, channels=3, size=32)
+    data = replace(FAKE, shape=(1, 3, 32, 32))
     model = ModelSpec(name, {"classes": 10, **arguments})
     return Prune(data=data, model=model, method=METHODS.get(method), seed=1, sparsity=0.5)
 
@@ -365,7 +365,7 @@ def test_the_pruned_arm_is_the_silenced_network_on_the_test_set(world: World) ->
     data = digits()
     expected = evaluate(quiet, data.test, data)
     record = world.record(CUT["pruned"])
-    assert record["accuracy"] == expected.accuracy
+    assert record["accuracy"] == expected.score
     assert record["loss"] == pytest.approx(expected.loss, rel=1e-5)
     assert (record["epochs"], record["samples"], record["training_flops"]) == (0, 0, 0.0)
     assert record["history"] == []

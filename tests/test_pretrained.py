@@ -112,7 +112,7 @@ def test_a_taken_network_is_scored_pruned_and_trained_from_there(tmp_path: Path)
     network = build(spec)
     data = load(asked.experiments[0].data)
     scored = evaluate(network, data.test, data, precision="bf16")
-    assert record["accuracy"] == scored.accuracy
+    assert record["accuracy"] == scored.score
     assert (record["epochs"], record["samples"], record["training_flops"]) == (0, 0, 0)
     kept = store.tensors(parent.key)
     assert all(torch.equal(kept[name], value) for name, value in network.state_dict().items())

@@ -30,7 +30,7 @@ from regrow.surgery.architecture import Architecture
 from regrow.surgery.edit import Edit
 from regrow.surgery.mask import Mask
 from regrow.train import Recipe, evaluate
-from small import DIGITS, NETWORKS, SHAPE, digits, equal, small, snapshot
+from small import DIGITS, NETWORKS, SHAPE, TOLD, digits, equal, small, snapshot
 
 Batches = list[Tensor]
 
@@ -455,7 +455,7 @@ def test_a_repair_is_refused_where_nothing_is_cut_out() -> None:
 # Through the jobs -------------------------------------------------------------------------------
 
 DATA = Material(
-    spec=DIGITS, content="0" * 32, channels=1, size=8, classes=10, num_train=128, num_test=64
+    spec=DIGITS, content="0" * 32, shape=(1, 1, 8, 8), told=TOLD, num_train=128, num_test=64
 )
 VGG = NETWORKS["vgg"]
 RECIPE = Recipe(epochs=2, batch=32, lr=0.05)
@@ -501,7 +501,7 @@ def test_arms_that_inherit_start_from_the_mended_weights_and_others_do_not(
     )
     pruned = evaluate(network, data.test, data)
     assert (with_it["pruned"]["accuracy"], with_it["pruned"]["loss"]) == (
-        pruned.accuracy,
+        pruned.score,
         pytest.approx(pruned.loss, rel=1e-5),
     )
     assert with_it["pruned"]["loss"] != without["pruned"]["loss"]

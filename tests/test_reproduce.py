@@ -48,12 +48,12 @@ def _material(spec: DataSpec, *, imagenet_size: int = 32) -> Material:
     """Stand for the paper's data without a byte of it."""
     shapes = {"cifar10": (10, 32), "cifar100": (100, 32), "digits": (10, 8)}
     classes, size = shapes.get(spec.name, (1000, imagenet_size))
+    channels = 1 if spec.name == "digits" else 3
     return Material(
         spec=spec,
         content=spec.name,
-        channels=1 if spec.name == "digits" else 3,
-        size=size,
-        classes=classes,
+        shape=(1, channels, size, size),
+        told=(("classes", classes), ("in_channels", channels), ("input_size", size)),
         num_train=spec.subset or 50_000,
         num_test=spec.test_subset or 10_000,
     )

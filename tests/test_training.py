@@ -120,7 +120,7 @@ def test_learns(precision: Any) -> None:
     recipe = Recipe(epochs=8, batch=16, lr=0.1, precision=precision, augmentation="flip")
     one = training(recipe, num=200)
     fit(one)
-    assert evaluate(one.model, one.dataset.test, one.dataset, precision=precision).accuracy > 0.8
+    assert evaluate(one.model, one.dataset.test, one.dataset, precision=precision).score > 0.8
     assert one.history[-1]["loss"] < one.history[0]["loss"]
     assert all(p.dtype == torch.float32 for p in one.model.parameters())
 
@@ -327,7 +327,7 @@ def test_evaluation_counts_exactly_and_restores_the_modes(batch: int) -> None:
         pixels = normalise(data.test.batch(torch.arange(53)), data.mean, data.std)
         logits = model(pixels)
     correct = int((logits.argmax(1) == data.test.labels).sum())
-    assert (result.accuracy, result.num) == (correct / 53, 53)
+    assert (result.score, result.num) == (correct / 53, 53)
     assert result.loss == pytest.approx(F.cross_entropy(logits, data.test.labels).item(), rel=1e-5)
 
 
@@ -394,4 +394,4 @@ def test_real_images_are_learnt(tmp_path: Path) -> None:
     recipe = Recipe(epochs=4, batch=64, lr=0.1, precision="bf16")
     one = Training(network(classes=10), data, recipe, seed=0)
     fit(one)
-    assert evaluate(one.model, data.test, data, precision="bf16").accuracy > 0.2
+    assert evaluate(one.model, data.test, data, precision="bf16").score > 0.2

@@ -62,15 +62,15 @@ def export(
             {
                 "label": written.label,
                 "folder": str(written.folder),
-                "accuracy": written.accuracy,
-                "accuracy_unit": "percent",
+                written.metric.key: written.score,
+                f"{written.metric.key}_unit": written.metric.unit_word,
                 "parameters": written.parameters,
                 "macs": written.macs,
             }
         )
         return
     print(
-        f"{written.label}: {written.accuracy:.2f} % on the test set, {written.parameters:,} "
+        f"{written.label}: {written.text} on the test set, {written.parameters:,} "
         f"parameters, {written.macs:,} MACs.\n"
         f"Written to {written.folder}; regrow.load({str(written.folder)!r}) returns it."
     )
@@ -78,7 +78,10 @@ def export(
 
 def list_names(
     what: Annotated[
-        str, typer.Argument(help="data, models, methods, criteria, allocations, arms or recipes.")
+        str,
+        typer.Argument(
+            help="data, tasks, models, methods, criteria, allocations, arms or recipes."
+        ),
     ] = "all",
     with_files: WithOption = None,
     as_json: JsonOption = False,

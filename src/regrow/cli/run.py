@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from regrow.run import Summary
     from regrow.run.precision import Choice
     from regrow.store import Store
-    from regrow.tasks.metric import Metric
 
 
 def quickstart(
@@ -205,7 +204,7 @@ def _print_report(written: "Report", *, as_json: bool, summary: "Summary | None"
         print(in_lines(path.name for path in written.paths))
         return
     value: dict[str, Any] = {
-        **{f"{metric.key}_unit": _unit(metric) for metric in written.metrics},
+        **{f"{metric.key}_unit": metric.unit_word for metric in written.metrics},
         "rows": json.loads(written.frame.to_json(orient="records")),
         "answer": written.answer,
         "paths": [str(path) for path in written.paths],
@@ -219,7 +218,3 @@ def _print_report(written: "Report", *, as_json: bool, summary: "Summary | None"
             "seconds": round(summary.seconds, 3),
         }
     print_json(value)
-
-
-def _unit(metric: "Metric") -> str:
-    return "percent" if metric.unit == "%" else metric.difference_unit

@@ -11,17 +11,18 @@ Every module of this folder that registers a data set adds one (``register_data`
 from typing import TYPE_CHECKING
 
 from regrow.core.lazy import exports
-from regrow.data.base import Encoded, Normalisation, Raw, Split
+from regrow.data.base import Arrays, Encoded, Normalisation, Raw, Rows, Split
 from regrow.data.spec import AUGMENTATIONS, DATASETS, DataEntry, DataSpec, register_data
 
 if TYPE_CHECKING:
     from regrow.data.augment import draw, normalise, scale_bytes, scaling
     from regrow.data.images import Images, MemoryImages, StreamedImages
-    from regrow.data.loading import Dataset, fingerprint, load
+    from regrow.data.loading import Dataset, fingerprint, load, scaling_of
 
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "Arrays",
     "DataEntry",
     "DataSpec",
     "Dataset",
@@ -30,6 +31,7 @@ __all__ = [
     "MemoryImages",
     "Normalisation",
     "Raw",
+    "Rows",
     "Split",
     "StreamedImages",
     "draw",
@@ -39,6 +41,7 @@ __all__ = [
     "register_data",
     "scale_bytes",
     "scaling",
+    "scaling_of",
 ]
 # What needs PyTorch, which takes seconds to import: a study file is read without it.
 __getattr__ = exports(
@@ -46,6 +49,6 @@ __getattr__ = exports(
     {
         "augment": ("draw", "normalise", "scale_bytes", "scaling"),
         "images": ("Images", "MemoryImages", "StreamedImages"),
-        "loading": ("Dataset", "fingerprint", "load"),
+        "loading": ("Dataset", "fingerprint", "load", "scaling_of"),
     },
 )

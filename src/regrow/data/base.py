@@ -78,3 +78,33 @@ class Raw:
     normalisations: Mapping[str, Normalisation] = field(default_factory=dict)
     augmentation: str | None = None
     notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Examples that lie in memory as two tensors, one row an example.
+
+    ``inputs``: float32 [N, ...], numbers; or int64 [N, length], tokens. ``targets``: int64 [N] or
+    [N, length], classes (-100: none is asked for); or float32 [N, ...], numbers.
+    """
+
+    inputs: "Tensor"
+    targets: "Tensor"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays:
+    """Everything a data set's file knows whose examples are no images.
+
+    Without a ``test`` split, one is drawn from ``train``. ``task`` names what is learnt of them
+    (see ``regrow.tasks``), ``classes`` the targets that are classes; ``vocabulary`` counts the
+    tokens there are, where inputs are tokens. Numbers are standardised by ``load``.
+    """
+
+    task: str
+    train: Rows
+    test: Rows | None = None
+    validation: Rows | None = None
+    classes: tuple[str, ...] = ()
+    vocabulary: int | None = None
+    notices: tuple[str, ...] = ()

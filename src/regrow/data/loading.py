@@ -7,32 +7,35 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from regrow.core.seeds import seeded
-from regrow.data.base import Encoded, Normalisation, Raw, Split
+from regrow.data.arrays import load_arrays
+from regrow.data.augment import scaling
+from regrow.data.base import Arrays, Encoded, Normalisation, Raw, Split
 from regrow.data.cache import data_root, decoded, digest, remembered
 from regrow.data.decode import Look, decode_all, look, look_at_all, resize_all
+from regrow.data.held_out import hold_out
 from regrow.data.images import Images, MemoryImages, StreamedImages
 from regrow.data.normalisation import IMAGENET, computed, recognised
 from regrow.data.readable import left_out as word_left_out
 from regrow.data.readable import without_unreadable
 from regrow.data.spec import DATASETS, DataSpec
-from regrow.data.splits import seeded_subset, split
 from regrow.errors import ConfigError, DataError, unknown
 
 # The ImageNet test transform: shorter side 256 for a crop of 224.
 TEST_RESIZE = 256 / 224
-TEST_SHARE = 0.2  # of the images, where no test split is published
 VERSION = 1  # raise it when the same spec and files come to mean other images
 DECODED_VERSION = 2  # of decoded copies; 2: pictures are turned upright
-SHOWN = 3  # classes, in a notice
+IMAGE_TASK = "image-classification"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Images of a spec, split, with what a training needs to know about them.
+    """Examples of a spec, split, with what a training needs to know about them.
 
-    Images are [channels, size, size]; ``mean`` and ``std`` are for pixels in [0, 1];
-    ``augmentation`` is the kind that a recipe uses unless it names one; ``notices`` are for people.
+    Images are [channels, size, size]; ``mean`` and ``std`` are for pixels in [0, 1]. Of other
+    examples, which are inputs and targets ready for a network, ``mean`` and ``std`` are those that
+    their numbers were standardised by (``target_mean`` and ``target_std`` the targets'), flat; of
+    sequences of tokens ``vocabulary`` counts the tokens there are. ``augmentation`` is the kind
+    that a recipe uses unless it names one; ``task`` is what is learnt; ``notices`` are for people.
     """
 
     spec: DataSpec
@@ -40,22 +43,29 @@ class Dataset:
     validation: Images | None
     test: Images
     classes: tuple[str, ...]
-    channels: int
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     augmentation: str
+    channels: int = 0
+    size: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+    task: str = IMAGE_TASK
+    vocabulary: int | None = None
     notices: tuple[str, ...] = ()
 
+    @property
+    def of_images(self) -> bool:
+        """Whether examples are images, which are augmented and normalised on their way."""
+        return self.channels > 0
 
-@dataclass(frozen=True, kw_only=True)
-class _Rows:
-    """The rows of each split that are for training, validation and testing."""
-
-    train: Tensor
-    validation: tuple[Split, Tensor] | None
-    test: tuple[Split, Tensor]
-    notices: tuple[str, ...]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input of a network."""
+        if self.of_images:
+            return (self.channels, self.size, self.size)
+        assert isinstance(self.train, MemoryImages)
+        return tuple(self.train.pixels.shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,28 +87,42 @@ def load(spec: DataSpec) -> Dataset:
     option that does not fit the data a ``ConfigError``.
     """
     raw = DATASETS.get(spec.name).read(spec)
+    if isinstance(raw, Arrays):
+        return Dataset(**load_arrays(raw, spec))
+    _check_of_images(spec)
     _check(raw, spec)
     left_out: list[str] = []
     if spec.on_error == "skip":
         raw, left_out = _readable(raw, spec)
         _check(raw, spec)
-    rows = _rows(raw, spec)
+    splits = _splits(raw)
+    rows = hold_out({n: part.labels for n, part in splits.items()}, raw.classes, spec)
     held = _hold_streamed(raw, spec) or _hold_in_memory(raw, spec)
     train = held.take(raw.train, rows.train)
+
+    def take(rows: tuple[str, Tensor]) -> Images:
+        return held.take(splits[rows[0]], rows[1])
+
     statistics = _normalisation(raw, spec, held=held, train=train)
     return Dataset(
         spec=spec,
         train=train,
-        validation=None if rows.validation is None else held.take(*rows.validation),
-        test=held.take(*rows.test),
+        validation=None if rows.validation is None else take(rows.validation),
+        test=take(rows.test),
         classes=raw.classes,
         channels=held.channels,
         size=held.size,
         mean=statistics.mean,
         std=statistics.std,
         augmentation=raw.augmentation or _augmentation(held),
+        task=spec.task or IMAGE_TASK,
         notices=(*raw.notices, *_said_of(left_out, raw, spec), *rows.notices),
     )
+
+
+def scaling_of(dataset: Dataset, device: torch.device | str) -> tuple[Tensor, Tensor] | None:
+    """Return the factor and the term that images are normalised by; None where there are none."""
+    return scaling(dataset.mean, dataset.std, device) if dataset.of_images else None
 
 
 def fingerprint(spec: DataSpec) -> str:
@@ -115,7 +139,8 @@ def fingerprint(spec: DataSpec) -> str:
     key = DATASETS.key(spec.name)
     identity = [VERSION, key, DATASETS.code(spec.name), content, options]
     if spec.on_error == "skip":
-        identity.append(_left_out(entry.read(spec), spec))
+        raw = entry.read(spec)
+        identity.append(_left_out(raw, spec) if isinstance(raw, Raw) else [])
     return digest(*identity)
 
 
@@ -142,61 +167,6 @@ def _readable_splits(raw: Raw, spec: DataSpec) -> dict[str, tuple[Split, dict[in
 def _said_of(left_out: list[str], raw: Raw, spec: DataSpec) -> tuple[str, ...]:
     num = sum(len(part.labels) for part in _splits(raw).values()) + len(left_out)
     return (f"Data set {spec.name!r}: {word_left_out(left_out, num)}",) if left_out else ()
-
-
-def _rows(raw: Raw, spec: DataSpec) -> _Rows:
-    """Draw which rows are for training, for validation and for testing."""
-    labels = raw.train.labels
-    rows = torch.arange(len(labels))
-    test_split, test_rows = raw.train, rows
-    if raw.test is None:
-        held_out = split(labels, TEST_SHARE, seeded(spec.seed, "data", "test"))
-        test_rows, rows = rows[held_out], rows[~held_out]
-        _check_drawn(test_rows, spec, purpose="testing", remedy="a test split")
-    else:
-        test_split, test_rows = raw.test, torch.arange(len(raw.test.labels))
-    test_labels = test_split.labels[test_rows]
-    test_rows = test_rows[
-        seeded_subset(test_labels, spec.test_subset, seed=spec.seed, option="test_subset")
-    ]
-    rows = rows[seeded_subset(labels[rows], spec.subset, seed=spec.seed, option="subset")]
-    validation = None
-    notices = _unseen(test_split.labels[test_rows], raw.classes, of="test")
-    if spec.validation > 0:
-        held_out = split(labels[rows], spec.validation, seeded(spec.seed, "data", "validation"))
-        validation, rows = (raw.train, rows[held_out]), rows[~held_out]
-        _check_drawn(validation[1], spec, purpose="validation", remedy="more images, or no share")
-        if raw.validation is not None:
-            notices.append(
-                "The published validation split is left out, for a share of the training images is "
-                "asked for."
-            )
-    elif raw.validation is not None:
-        validation = (raw.validation, torch.arange(len(raw.validation.labels)))
-        notices.append(
-            f"The validation split ({len(raw.validation.labels)} images) is neither trained nor "
-            "tested on: networks are scored on it beside."
-        )
-    said = tuple(f"Data set {spec.name!r}: {notice}" for notice in notices)
-    return _Rows(train=rows, validation=validation, test=(test_split, test_rows), notices=said)
-
-
-def _check_drawn(rows: Tensor, spec: DataSpec, *, purpose: str, remedy: str) -> None:
-    if not len(rows):
-        raise DataError(
-            f"Data set {spec.name!r}: no image can be held out for {purpose}, because every class "
-            f"has only one. Give {remedy}."
-        )
-
-
-def _unseen(labels: Tensor, classes: tuple[str, ...], *, of: str) -> list[str]:
-    """Say which classes have no image in a split that is scored."""
-    missing = (torch.bincount(labels, minlength=len(classes)) == 0).nonzero().flatten().tolist()
-    if not missing:
-        return []
-    shown = ", ".join(repr(classes[k]) for k in missing[:SHOWN])
-    more = ", ..." if len(missing) > SHOWN else ""
-    return [f"No {of} image is of {len(missing)} of the {len(classes)} classes ({shown}{more})."]
 
 
 def _splits(raw: Raw) -> dict[str, Split]:
@@ -345,6 +315,14 @@ def _normalisation(raw: Raw, spec: DataSpec, *, held: _Held, train: Images) -> N
             f"Data set {spec.name!r}: {unknown('normalisation', wanted, [*named, 'computed'])}"
         )
     return named[wanted]
+
+
+def _check_of_images(spec: DataSpec) -> None:
+    for option in ("target", "length"):
+        if getattr(spec, option) is not None:
+            raise ConfigError(
+                f"Data set {spec.name!r}: its examples are images, so it takes no {option!r}."
+            )
 
 
 def _check(raw: Raw, spec: DataSpec) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from regrow.core.registry import Registry
 from regrow.core.validation import is_int, is_number
-from regrow.data.base import Raw
+from regrow.data.base import Arrays, Raw
 from regrow.errors import ConfigError, unknown
 
 AUGMENTATIONS = ("none", "flip", "shift", "pad-crop-flip", "resized-crop-flip")  # see ``augment``
@@ -49,6 +49,9 @@ class DataSpec:
     ``memory_limit_bytes``: images that need more than this once decoded are streamed.
     ``on_error``: at an image that cannot be read, ``stop``, or ``skip``: leave it out, with a
     notice.
+    ``task``: what is learnt, where the data allow several (see ``regrow.tasks``).
+    ``target``: the column of a table that is to be predicted; the last one unless given.
+    ``length``: bytes of each window of a text, 128 unless given.
 
     A value that cannot be meant is a ``ConfigError``.
     """
@@ -67,6 +70,9 @@ class DataSpec:
     root: str | None = None
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES
     on_error: OnError = "stop"
+    task: str | None = None
+    target: str | None = None
+    length: int | None = None
 
     def __post_init__(self) -> None:
         key = DATASETS.key(self.name)
@@ -74,13 +80,13 @@ class DataSpec:
         if name.endswith(":"):
             raise ConfigError(f"The data set {name!r} needs a path after the colon.")
         object.__setattr__(self, "name", name)
-        for option in ("subset", "test_subset", "size"):
+        for option in ("subset", "test_subset", "size", "length"):
             self._check_int(option, low=1, optional=True)
         if self.size is not None and self.size > MOST_PIXELS:
             raise self._error("size", f"at most {MOST_PIXELS} pixels")
         self._check_int("seed", low=0)
         self._check_int("memory_limit_bytes", low=0)
-        for option in ("image_column", "label_column", "normalisation", "root"):
+        for option in ("image_column", "label_column", "normalisation", "root", "task", "target"):
             self._check_text(option)
         if self.on_error not in get_args(OnError):
             known = get_args(OnError)
@@ -167,13 +173,13 @@ class DataEntry:
     """A registered data set: how to read it, and how to tell its content."""
 
     name: str
-    read: Callable[[DataSpec], Raw]
+    read: Callable[[DataSpec], Raw | Arrays]
     content: Callable[[DataSpec], str] | None
 
 
 DATASETS: Registry[DataEntry] = Registry("data set", DATA_NAMES, register="register_data")
 
-F = TypeVar("F", bound=Callable[[DataSpec], Raw])
+F = TypeVar("F", bound=Callable[[DataSpec], Raw | Arrays])
 
 
 def register_data(

@@ -148,7 +148,7 @@ class DetectionStudy:
     def pairs(self) -> list[tuple[Cell, Cell]]:
         """Return the cells of the table, each with that of the classifier it stands on."""
         classifiers = self.backbone.cells()
-        if (channels := _looked_at(classifiers[0].job).channels) != 3:
+        if (channels := _looked_at(classifiers[0].job).shape[1]) != 3:
             raise ConfigError(
                 f"Detection needs a classifier of colour images, and the 'backbone' has {channels} "
                 "channel(s). Name another data set."

@@ -2,12 +2,10 @@
 
 from functools import cache
 
-import torch
-
 from regrow.core.units import UNITS
 from regrow.cost import Cost, Counted, count
 from regrow.errors import TraceError
-from regrow.models import ModelSpec, build
+from regrow.models import ModelSpec, build, example_input
 from regrow.pruning.method import Method
 from regrow.surgery.architecture import traced
 
@@ -20,7 +18,7 @@ def model_cost(model: ModelSpec, shape: tuple[int, ...]) -> Cost:
 @cache
 def counted(model: ModelSpec, shape: tuple[int, ...]) -> Counted:
     """Count an unpruned network's operations, once."""
-    return count(build(model.untrained()), torch.zeros(shape))
+    return count(build(model.untrained()), example_input(model, shape))
 
 
 @cache

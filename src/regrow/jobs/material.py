@@ -1,32 +1,75 @@
-"""The data of a job: how to load them, and what identifies their content."""
+"""The data of a job: how to load them, what identifies their content, and what is learnt."""
 
 from dataclasses import dataclass
 
-from regrow.data import DataSpec
+from regrow.data import DataSpec, fingerprint, load
+from regrow.data.loading import IMAGE_TASK
+from regrow.errors import ConfigError
+from regrow.models import MODELS, ModelSpec
+from regrow.tasks import TASKS, Metric, task_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """The images of a job: how to load them, the identity of their content, their shape."""
+    """The examples of a job: how to load them, the identity of their content, their shape.
+
+    ``told``: what a model's factory is given of them, by argument. ``baseline``: what the baseline
+    of the task's metric scores on the test set, unscaled, where it is known.
+    """
 
     spec: DataSpec
     content: str  # fingerprint, the same wherever the files lie
-    channels: int
-    size: int
-    classes: int
+    shape: tuple[int, ...]  # of one example, [1, ...]
+    told: tuple[tuple[str, int], ...]
     num_train: int
     num_test: int
-    num_most_frequent: int | None = None  # test images of the most frequent class, where counted
+    task: str = IMAGE_TASK
+    baseline: float | None = None
     notices: tuple[str, ...] = ()  # for people: no part of any key
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one example."""
-        return (1, self.channels, self.size, self.size)
+    def classes(self) -> int:
+        """How many classes a model of images is told; 0 where it is told none."""
+        return dict(self.told).get("classes", 0)
+
+    @property
+    def metric(self) -> Metric:
+        """What networks are scored by."""
+        return TASKS.get(self.task).metric
 
     @property
     def chance(self) -> float | None:
-        """The accuracy of always predicting the most frequent class of the test set, in percent."""
-        if self.num_most_frequent is None:
-            return None
-        return 100 * self.num_most_frequent / self.num_test
+        """What the metric's baseline scores, as reports show it."""
+        return None if self.baseline is None else self.metric.reported(self.baseline)
+
+    def model(self, model: ModelSpec) -> ModelSpec:
+        """Return a model for these data; one that is told other things is a ``ConfigError``."""
+        told, wanted = dict(self.told), MODELS.get(model.name).told
+        if set(wanted) != set(told):
+            fitting = [n for n in MODELS.names() if set(MODELS.get(n).told) == set(told)]
+            raise ConfigError(
+                f"The model {model.name!r} is told {', '.join(wanted)}, and the data set "
+                f"{self.spec.name!r} (task {self.task}) tells {', '.join(told)}. Models for it: "
+                f"{', '.join(fitting) or 'none is registered'}."
+            )
+        return ModelSpec(model.name, {**model.arguments, **told})
+
+
+def material_of(spec: DataSpec) -> Material:
+    """Look at a data set: its shape, its size, the identity of its content, its task."""
+    if spec.task is not None:
+        TASKS.key(spec.task)  # what is unknown is said before data are read
+    dataset = load(spec)
+    task = task_of(dataset)
+    code = TASKS.code(task.name)
+    return Material(
+        spec=spec,
+        content="-".join(filter(None, (fingerprint(spec), code))),
+        shape=(1, *dataset.shape),
+        told=tuple(task.tell(dataset).items()),
+        num_train=len(dataset.train),
+        num_test=len(dataset.test),
+        task=task.name,
+        baseline=task.baseline(dataset),
+        notices=dataset.notices,
+    )

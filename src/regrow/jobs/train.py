@@ -21,7 +21,8 @@ from regrow.pruning.method import METHODS
 from regrow.store import Store
 from regrow.store.parts import MAIN, after_epoch
 from regrow.surgery.architecture import Architecture
-from regrow.train import NO_TREATMENT, Recipe, Training, Treatment, evaluate
+from regrow.tasks import task_of
+from regrow.train import NO_TREATMENT, Evaluation, Recipe, Training, Treatment, evaluate
 
 SCORED_BY = ("precision", "channels_last")  # of a recipe, what is used beside a training
 
@@ -179,6 +180,13 @@ def _check_normalisation(dataset: Dataset) -> None:
         )
 
 
+def _scored(found: Evaluation, dataset: Dataset) -> dict[str, float]:
+    """Return a score under its metric's name, with its standard error where that is known."""
+    metric = task_of(dataset).metric
+    error = {} if found.error is None else {metric.error_key: found.error}
+    return {metric.key: found.score, **error, "loss": found.loss}
+
+
 def result_of(
     context: Context,
     model: nn.Module,
@@ -200,8 +208,7 @@ def result_of(
     test = score(dataset.test)
     samples = training.samples if training is not None else 0
     record: dict[str, Any] = {
-        "accuracy": test.accuracy,
-        "loss": test.loss,
+        **_scored(test, dataset),
         "num_test": test.num,
         **cost.to_json(),
         "epochs": recipe.epochs - training.first_epoch if training is not None else 0,
@@ -211,5 +218,5 @@ def result_of(
     }
     if dataset.validation is not None:
         held_out = score(dataset.validation)
-        record["validation"] = {"accuracy": held_out.accuracy, "loss": held_out.loss}
+        record["validation"] = _scored(held_out, dataset)
     return record

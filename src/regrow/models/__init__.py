@@ -30,12 +30,14 @@ from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Factory = Callable[..., "nn.Module"]
 F = TypeVar("F", bound=Factory)
 
-FROM_DATA = ("classes", "in_channels", "input_size")  # what a study fills in for every model
+FROM_DATA = ("classes", "in_channels", "input_size")  # what a study fills in for images
+# What it fills in for rows of features, and for sequences of tokens: see ``tasks.base``.
+OF_FEATURES, OF_TOKENS = ("features", "outputs"), ("vocabulary", "length", "outputs")
 PUBLISHED_CLASSES = 1000  # of ImageNet, which the published ``weights`` tell apart
 
 
@@ -43,7 +45,8 @@ PUBLISHED_CLASSES = 1000  # of ImageNet, which the published ``weights`` tell ap
 class ModelEntry:
     """A registered network: its factory, and the arguments that make it this one of its family.
 
-    ``revision`` counts what the name has meant so far; it is part of keys from 2 on.
+    ``told`` are the arguments that come from the data set. ``revision`` counts what the name has
+    meant so far; it is part of keys from 2 on.
     """
 
     name: str
@@ -51,6 +54,7 @@ class ModelEntry:
     family: str
     reference: str
     defaults: Mapping[str, Any]
+    told: tuple[str, ...] = FROM_DATA
     revision: int = 1
 
 
@@ -58,9 +62,18 @@ MODELS: Registry[ModelEntry] = Registry("model", "regrow.models", register="regi
 
 
 def register_model(
-    name: str, *, family: str, revision: int = 1, **defaults: Any
+    name: str,
+    *,
+    family: str,
+    revision: int = 1,
+    told: Sequence[str] | None = None,
+    **defaults: Any,
 ) -> Callable[[F], F]:
     """Register a factory under a name; ``defaults`` are what this name adds to the factory's own.
+
+    ``told``: the arguments that come from the data set. Unless given, those of images (``classes``,
+    ``in_channels``, ``input_size``), or of a factory that takes ``outputs`` those of sequences of
+    tokens (``vocabulary``, ``length``) or of rows of numbers (``features``).
 
     Raise the ``revision`` when a name comes to mean another network: results of the old one are
     then not taken for its.
@@ -76,9 +89,10 @@ def register_model(
     def register(factory: F) -> F:
         where = f"register_model({name!r})"
         takes = inspect.signature(factory).parameters
-        if missing := [argument for argument in FROM_DATA if argument not in takes]:
+        from_data = tuple(told) if told is not None else _told(takes)
+        if missing := [argument for argument in from_data if argument not in takes]:
             raise ConfigError(
-                f"{where}: the factory must take the arguments {', '.join(FROM_DATA)}, which come "
+                f"{where}: the factory must take the arguments {', '.join(from_data)}, which come "
                 f"from the data set. Missing: {', '.join(missing)}."
             )
         check_arguments(factory, defaults, where=where)
@@ -88,12 +102,19 @@ def register_model(
             family=family,
             reference=_reference(factory),
             defaults=defaults,
+            told=from_data,
             revision=revision,
         )
         MODELS.add(name, entry, origin=factory)
         return factory
 
     return register
+
+
+def _told(takes: Iterable[str]) -> tuple[str, ...]:
+    if "outputs" not in takes:
+        return FROM_DATA
+    return OF_TOKENS if "vocabulary" in takes else OF_FEATURES
 
 
 @dataclass(frozen=True, init=False)
@@ -220,6 +241,17 @@ def build(spec: ModelSpec, *, seed: int = 0) -> "nn.Module":
             f"Got {type(model).__name__}."
         )
     return model.train()
+
+
+def example_input(spec: ModelSpec, shape: Sequence[int]) -> "Tensor":
+    """Return an input of a model, of a shape: zeros, or for a model of tokens several of them."""
+    import torch
+
+    if "vocabulary" not in MODELS.get(spec.name).told:
+        return torch.zeros(tuple(shape))
+    num = math.prod(shape)
+    known: int = spec.arguments.get("vocabulary", 1)
+    return torch.arange(num).remainder(known).reshape(tuple(shape))
 
 
 def initialise_(model: "nn.Module", *, seed: int) -> None:

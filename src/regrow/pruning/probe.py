@@ -6,15 +6,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from regrow.core.choice import Choice
 from regrow.core.seeds import seeded
-from regrow.data import Dataset, normalise
+from regrow.data import Dataset, scaling_of
 from regrow.errors import ConfigError
 from regrow.pruning.reconstruct import Keep, contributions, observe
 from regrow.surgery import Group, Slot
 from regrow.surgery.cut import duplicate
 from regrow.surgery.tape import evaluating
-from regrow.train.objective import CROSS_ENTROPY, Objective, make_objective
+from regrow.tasks import task_of
+from regrow.train.objective import Objective, make_objective
 from regrow.train.safe_convolutions import safe_convolutions
+from regrow.train.step import normalised
 
 IMAGES = 512
 Measured = TypeVar("Measured")
@@ -26,7 +29,7 @@ class Probe:
 
     Gradients and activations are taken in evaluation mode, on training images drawn by the seed,
     without augmentation. All that is returned is a copy, on the CPU; the network stays as it is.
-    ``objective`` is the loss whose gradients are taken: cross-entropy unless another is given.
+    ``objective`` is the loss whose gradients are taken: the task's unless another is given.
     ``masks`` are those that the network was trained under.
     """
 
@@ -49,7 +52,7 @@ class Probe:
         self._dataset = dataset
         self._seed = seed
         self._num_images = num_images
-        self._objective = objective or make_objective(CROSS_ENTROPY)
+        self._objective = objective
         self._gradients: dict[Objective, dict[str, Tensor]] = {}
         self._contributions: dict[str, Tensor] = {}
 
@@ -85,7 +88,7 @@ class Probe:
 
         Of another loss than the task's where a criterion gives its own ``objective``.
         """
-        objective = objective or self._objective
+        objective = objective or self._objective or self._own_objective()
         if objective not in self._gradients:
             self._gradients[objective] = self._measure_gradients(objective)
         return self._gradients[objective][name].clone()
@@ -149,23 +152,31 @@ class Probe:
         """Return uniform numbers ``[units]`` that depend on the seed and the group's name alone."""
         return torch.rand(group.size, generator=seeded(self._seed, "random-score", group.name))
 
-    def _batches(self) -> list[tuple[Tensor, Tensor]]:
+    def _data(self) -> Dataset:
         if self._dataset is None:
             raise ConfigError(
                 "This criterion looks at gradients or activations, so it needs images: give "
                 "select(..., dataset=...)."
             )
-        data = self._dataset
+        return self._dataset
+
+    def _batches(self) -> list[tuple[Tensor, Tensor]]:
+        data = self._data()
         device = next(iter(self._parameters.values())).device
         order = torch.randperm(len(data.train), generator=seeded(self._seed, "probe"))
         parts = torch.split(order[: self._num_images], BATCH)
+        factors = scaling_of(data, device)
         return [
             (
-                normalise(data.train.batch(part).to(device), data.mean, data.std),
+                normalised(data.train.batch(part).to(device), factors, channels_last=False),
                 data.train.labels[part].to(device),
             )
             for part in parts
         ]
+
+    def _own_objective(self) -> Objective:
+        """Return the loss of the data set's task."""
+        return make_objective(Choice(task_of(self._data()).objective))
 
     def _measure_gradients(self, objective: Objective) -> dict[str, Tensor]:
         total = {name: torch.zeros(p.shape) for name, p in self._parameters.items()}

@@ -5,6 +5,7 @@ from typing import Any
 
 from regrow.errors import Damaged
 from regrow.jobs.base import Job, all_jobs
+from regrow.jobs.material import Material
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
@@ -14,7 +15,7 @@ from regrow.report.validity import Ending
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.studies.study import Study
-from regrow.tasks.metric import ACCURACY, Metric
+from regrow.tasks.metric import Metric
 
 
 def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
@@ -24,12 +25,11 @@ def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
     return [reader.run(cell) for cell in cells], reader.failures(cells)
 
 
-def _test_set(job: Job) -> dict[str, Any]:
-    """Return how large a classifier's test set is, and what chance scores on it."""
-    if not isinstance(job, Train | Retrain):
-        return {}
-    data = job.data if isinstance(job, Train) else job.prune.data
-    return {"num_test": data.num_test, "chance": data.chance}
+def _material(job: Job) -> Material | None:
+    """Return the data that a network of one of our own jobs was trained on."""
+    if isinstance(job, Train):
+        return job.data
+    return job.prune.data if isinstance(job, Retrain) else None
 
 
 def _scored(record: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class Reader:
     A damaged record counts as missing, and so do the rows that stand on it.
     """
 
-    def __init__(self, store: Store, metric: Metric = ACCURACY) -> None:
+    def __init__(self, store: Store, metric: Metric | None = None) -> None:
         self._store = store
         self._metric = metric
         self._snapshot = store.snapshot()
@@ -102,6 +102,8 @@ class Reader:
     def run(self, cell: Cell) -> Run:
         """Return what is known of a cell."""
         experiment, use, cut, arm, job = cell.experiment, cell.use, cell.cut, cell.arm, cell.job
+        data = _material(job)
+        metric = self._metric_of(job)
         published = any(isinstance(each, Train) and each.taken for each in (job, *below(job)))
         common: dict[str, Any] = {
             "data": experiment.data_label,
@@ -118,7 +120,9 @@ class Reader:
             "schedule": arm.schedule,
             "cap": arm.budget.cap,
             "base_epochs": 0 if published else experiment.recipe.epochs,
-            **_test_set(job),
+            "metric": metric,
+            "num_test": None if data is None else data.num_test,
+            "chance": None if data is None else data.chance,
         }
         stages = (job, *below(job))
         if not all(self.has(each) for each in stages):
@@ -130,8 +134,7 @@ class Reader:
         return Run(
             **common,
             status="done",
-            metric=self._metric,
-            **_scored(record, self._metric),
+            **_scored(record, metric),
             loss=record.get("loss"),
             parameters=record["parameters"],
             macs=record["macs"],
@@ -144,6 +147,12 @@ class Reader:
             **self._parent(job),
         )
 
+    def _metric_of(self, job: Job) -> Metric:
+        data = _material(job)
+        metric = self._metric if data is None else data.metric
+        assert metric is not None, f"{job.label} is scored by an unknown metric"
+        return metric
+
     def _parent(self, job: Job) -> dict[str, Any]:
         """Return what is known of the trained network that was pruned at first, if one was."""
         parent = job.prune.parent if isinstance(job, Retrain) else None
@@ -153,7 +162,7 @@ class Reader:
             return {}
         record = self.record(parent)
         ending = Ending.of(record.get("history", [])) if parent.treated is None else None
-        scored = _scored(record, ACCURACY)
+        scored = _scored(record, self._metric_of(parent))
         return {f"parent_{name}": value for name, value in scored.items()} | {
             "parent_ending": ending
         }

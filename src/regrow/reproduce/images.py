@@ -51,7 +51,7 @@ def images_for(
     data = given if chosen is None else _stand_in(given, chosen)
     if dataset.large and name in request.data:
         data["size"] = scale.large_size
-    elif chosen is not None and least_size and material(DataSpec.from_json(data)).size < least_size:
+    elif chosen is not None and least_size and _side(data) < least_size:
         data["size"] = least_size
     if scale.subset is not None or scale.test_subset is not None:
         whole = material(DataSpec.from_json(data))
@@ -123,6 +123,11 @@ def pictures_for(
 
 def _in_place(label: str, chosen: str) -> str:
     return f"In place of {label}: {chosen}."
+
+
+def _side(data: Any) -> int:
+    """Return the side of a data set's images, in pixels."""
+    return material(DataSpec.from_json(data)).shape[-1]
 
 
 def _at_most(wanted: int | None, there: int, classes: int) -> int | None:

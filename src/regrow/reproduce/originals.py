@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from regrow.data import DATASETS, DataSpec, MemoryImages, load
+from regrow.data import DATASETS, DataSpec, MemoryImages, Split, load
 from regrow.data.folder import ImageFiles
 from regrow.detection.spec import DetectionSpec
 from regrow.reproduce.scales import SCALES, Scale
@@ -68,7 +68,7 @@ def _sums_to(spec: DataSpec, *, sums: tuple[int, int, int]) -> str:
 def _archived(spec: DataSpec, *, num_bytes: int) -> str:
     """Compare the sizes of the test files with that of the archive they came in."""
     test = DATASETS.get(spec.name).read(spec).test
-    if test is None or not isinstance(test.images, ImageFiles):
+    if not (isinstance(test, Split) and isinstance(test.images, ImageFiles)):
         return "whether its images are the original files cannot be told"
     sizes = (path.stat().st_size for path in test.images.paths)
     packed = sum(TAR_BLOCK * (1 + math.ceil(size / TAR_BLOCK)) for size in sizes)

@@ -31,7 +31,7 @@ from regrow.jobs.material import Material
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
-from regrow.models import ModelSpec, build
+from regrow.models import ModelSpec, build, example_input
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select
 from regrow.run.execute import one_thread
@@ -273,7 +273,7 @@ class _Guess:
             mask = select(
                 network, groups, method, sparsity=prune.sparsity, shares=prune.shares, seed=0
             )
-            after = measure(shrink(network, mask, groups), torch.zeros(prune.data.shape))
+            after = measure(shrink(network, mask, groups), groups.example)
         except TraceError:
             return 1.0 / max(kept, 0.1) ** 2  # a layer loses inputs and outputs
         return model_cost(prune.model, prune.data.shape).flops / max(after.flops, 1)
@@ -297,6 +297,7 @@ def _calibrate(setting: _Setting) -> _Speed:
     """Time a network, whole and half as wide."""
     dataset = load(setting.data.spec)
     shape = setting.data.shape
+    example = example_input(setting.model, shape)
     whole = build(setting.model.untrained())
     flops = model_cost(setting.model, shape).flops
     with suppress(TraceError):
@@ -311,7 +312,7 @@ def _calibrate(setting: _Setting) -> _Speed:
             image=_Line.through((flops, image), None),
             cut_seconds=cut_seconds,
         )
-    half_flops = measure(half, torch.zeros(shape)).flops
+    half_flops = measure(half, example).flops
     half_step, half_image = _time(half, dataset, setting.recipe)
     return _Speed(
         step=_Line.through((flops, step), (half_flops, half_step)),

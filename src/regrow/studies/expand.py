@@ -5,15 +5,14 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
-import torch
 from torch import nn
 
 from regrow.core.units import UNITS
-from regrow.data import DataSpec, fingerprint, load
+from regrow.data import DataSpec, load
 from regrow.errors import ConfigError, TraceError
 from regrow.jobs.arms import UNPRUNED, Arm
 from regrow.jobs.base import Job
-from regrow.jobs.material import Material
+from regrow.jobs.material import Material, material_of
 from regrow.jobs.prune import Prune, structure_only
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train, Treated
@@ -54,25 +53,15 @@ class Cell:
 
 @cache
 def material(spec: DataSpec) -> Material:
-    """Look at a data set: its shape, its size, the identity of its content."""
-    dataset = load(spec)
-    return Material(
-        spec=spec,
-        content=fingerprint(spec),
-        channels=dataset.channels,
-        size=dataset.size,
-        classes=len(dataset.classes),
-        num_train=len(dataset.train),
-        num_test=len(dataset.test),
-        num_most_frequent=int(torch.bincount(dataset.test.labels).max()),
-        notices=dataset.notices,
-    )
+    """Look at a data set, once."""
+    return material_of(spec)
 
 
 def expanded(experiment: Experiment) -> Iterator[Cell]:
     """Yield the cells of an experiment, in report order; refuse what cannot work."""
     data = material(experiment.data)
-    model = _fitted(experiment.model, data)
+    model = data.model(experiment.model)
+    _check_augmentation(experiment, data)
     for use in experiment.uses:
         _check_use(use, model, data)
     if model.is_published:
@@ -110,12 +99,6 @@ def expanded(experiment: Experiment) -> Iterator[Cell]:
                     )
 
 
-def _fitted(model: ModelSpec, data: Material) -> ModelSpec:
-    """Return a model for the images and classes of a data set."""
-    from_data = {"classes": data.classes, "in_channels": data.channels, "input_size": data.size}
-    return ModelSpec(model.name, {**model.arguments, **from_data})
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Pruned:
     """Networks pruned by another method, for what it prunes to follow: one a seed."""
@@ -140,13 +123,14 @@ def _source(experiment: Experiment, source: Source, model: ModelSpec, data: Mate
         recipe=source.recipe or experiment.recipe,
     )
     theirs = material(other.data)
-    network = _fitted(other.model, theirs)
+    network = theirs.model(other.model)
     _check_use(source.use, network, theirs)
     stages = [_count_stages(*pair) for pair in ((network, theirs.shape), (model, data.shape))]
     if stages[0] != stages[1]:
+        sizes = theirs.shape[-1], data.shape[-1]
         raise ConfigError(
-            f"{other.model.name} has {stages[0]} stages on images of {theirs.size} pixels, and "
-            f"{model.name}, which is to follow it, has {stages[1]} on images of {data.size}. A "
+            f"{other.model.name} has {stages[0]} stages on images of {sizes[0]} pixels, and "
+            f"{model.name}, which is to follow it, has {stages[1]} on images of {sizes[1]}. A "
             "stage is the layers with one size of feature map, and stages are matched in their "
             "order: take the pattern 'from' a network and images with as many."
         )
@@ -262,6 +246,23 @@ def _in_network(use: MethodUse, model: ModelSpec, data: Material) -> MethodUse:
         if counts[0] == counts[1]:
             return replace(use, method=replace(use.method, scope=less))
     return use
+
+
+def _check_augmentation(experiment: Experiment, data: Material) -> None:
+    """Refuse to augment what are no images, and to mix tokens."""
+    recipe, told = experiment.recipe, dict(data.told).keys()
+    of_images = {"in_channels", "input_size"} <= told
+    asked = {
+        "augmentation": recipe.augmentation if recipe.augmentation != "none" else None,
+        "cutout": recipe.cutout,
+        "mixup": recipe.mixup if "vocabulary" in told else None,
+    }
+    for option, value in asked.items():
+        if value is not None and not of_images:
+            raise ConfigError(
+                f"The recipe's {option} {value!r} is for images, and {experiment.data_label!r} has "
+                "none. Leave it out."
+            )
 
 
 def _check_published(experiment: Experiment) -> None:

@@ -15,7 +15,7 @@ from regrow.core.validation import is_int, is_number
 from regrow.data.spec import AUGMENTATIONS, DataSpec
 from regrow.errors import ConfigError, short, unknown
 from regrow.jobs.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED, WINNING_TICKET, Arm, Budget
-from regrow.models import FROM_DATA, MODELS, ModelSpec, resolve
+from regrow.models import MODELS, ModelSpec, resolve
 from regrow.pruning.method import (
     ALLOCATIONS,
     CRITERIA,
@@ -24,11 +24,12 @@ from regrow.pruning.method import (
     checked_share,
     checked_sparsity,
 )
+from regrow.tasks.base import TASKS
 from regrow.train import Recipe
 
 MOST_SEEDS = 10_000
 MOST_ROUNDS = 100  # of 0.1 each leave 0.003 % of the weights
-AXES = ("data", "models", "methods", "arms", "seeds", "recipe")
+AXES = ("data", "task", "models", "methods", "arms", "seeds", "recipe")
 
 _METHOD_KEYS = (
     *("name", "label", "sparsity", "target", "shares"),
@@ -137,7 +138,7 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
                 f"The arm {arm.name!r} enters its schedule of {trained} epochs at epoch "
                 f"{arm.first_epoch}, where nothing of it is left. Enter it earlier."
             )
-    data = [_data(entry) for entry in _list(value["data"])]
+    data = [_of_task(_data(entry), value.get("task")) for entry in _list(value["data"])]
     uses = tuple(_use(entry, arms) for entry in _list(value.get("methods", [])))
     models = [_model(entry) for entry in _list(value["models"])]
     for key, found in (("data", data), ("models", models), ("arms", arms)):
@@ -228,13 +229,21 @@ def _data(entry: Any) -> tuple[DataSpec, str]:
     return spec, text(label, "label")
 
 
+def _of_task(data: tuple[DataSpec, str], task: Any) -> tuple[DataSpec, str]:
+    """Let data be of the study's task where they say none themselves."""
+    spec, label = data
+    if task is None or spec.task is not None:
+        return data
+    return replace(spec, task=TASKS.key(task)), label
+
+
 def _model(entry: Any) -> tuple[ModelSpec, str]:
     given = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
     name, label = given.pop("name", None), given.pop("label", None)
     if name is None:
         raise ConfigError(f"models: an entry needs a 'name'. Got {entry!r}.")
     spec = ModelSpec(MODELS.key(name), given)
-    resolve(spec, reserved=FROM_DATA)
+    resolve(spec, reserved=MODELS.get(spec.name).told)
     if label is None:
         options = ", ".join(f"{key} {value}" for key, value in given.items())
         label = f"{spec.name} ({options})" if options else spec.name

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regrow.data import load
+from regrow.data import Dataset, load
 from regrow.errors import ConfigError, unknown
-from regrow.jobs.material import Material
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.surgery.architecture import save
+from regrow.tasks import Metric
 
 # How a row is told from others, in the order of the table's columns.
 CHOICES: Mapping[str, Callable[[Cell], str]] = {
@@ -36,9 +36,16 @@ class Exported:
 
     folder: Path
     label: str
-    accuracy: float  # in percent, of the test set, as the report has it
+    metric: Metric
+    score: float  # of the test set, as the report has it
     parameters: int
     macs: int
+
+    @property
+    def text(self) -> str:
+        """Its score with the unit: ``98.05 %``."""
+        metric = self.metric
+        return f"{self.score:.{metric.digits}f} {metric.unit or metric.name}"
 
 
 def choose(cells: Sequence[Cell], wanted: Mapping[str, str]) -> Cell:
@@ -85,6 +92,7 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
     record = store.record(job.key, spec=job.spec)
     if isinstance(job, Train):
         record = job.recounted(record)
+    metric = job.data.metric
     network, architecture = job.network(store)
     save(folder, network, architecture)
     text = json.dumps(_result(job, record), indent=1)
@@ -92,7 +100,8 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
     return Exported(
         folder=Path(folder),
         label=job.label,
-        accuracy=_percent(record["accuracy"]),
+        metric=metric,
+        score=_reported(metric, record),
         parameters=record["parameters"],
         macs=record["macs"],
     )
@@ -100,28 +109,42 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
 
 def _result(job: Train | Retrain, record: Mapping[str, Any]) -> dict[str, Any]:
     """Say what a user of the network needs: how pixels go in, what comes out, how good it was."""
-    material: Material = job.data
-    dataset = load(material.spec)
+    material = job.data
+    metric, dataset = material.metric, load(material.spec)
     measured = ("loss", "num_test", "parameters", "macs", "epochs")
     return {
         "label": job.label,
-        "accuracy": _percent(record["accuracy"]),
-        "accuracy_unit": "percent",
+        metric.key: _reported(metric, record),
+        f"{metric.key}_unit": metric.unit_word,
         **{name: record[name] for name in measured},
-        "input": {
-            "shape": list(material.shape),
-            "scale": "pixels in [0, 1], minus mean, over std, for each channel",
-            "mean": list(dataset.mean),
-            "std": list(dataset.std),
-        },
-        "classes": list(dataset.classes),
+        "input": {"shape": list(material.shape), **_input(dataset)},
+        **_output(dataset),
     }
+
+
+def _input(dataset: Dataset) -> dict[str, Any]:
+    if dataset.vocabulary is not None:
+        return {"tokens": dataset.vocabulary}
+    of = "pixels in [0, 1]" if dataset.of_images else "numbers"
+    each = "channel" if dataset.of_images else "feature"
+    return {
+        "scale": f"{of}, minus mean, over std, for each {each}",
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+    }
+
+
+def _output(dataset: Dataset) -> dict[str, Any]:
+    if not dataset.target_mean:
+        return {"classes": list(dataset.classes)}
+    mean, std = list(dataset.target_mean), list(dataset.target_std)
+    return {"output": {"scale": "times std, plus mean", "mean": mean, "std": std}}
 
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:g}"
 
 
-def _percent(share: float) -> float:
-    """Turn a record's share into what reports hold; 98.05, not the 98.05000000000001 of a float."""
-    return round(100.0 * share, 8)
+def _reported(metric: Metric, record: Mapping[str, Any]) -> float:
+    """Turn a record's score into what reports hold; 98.05, not the 98.05000000000001 of a float."""
+    return round(metric.reported(record[metric.key]), 8)

@@ -26,7 +26,7 @@ from regrow.core.digests import (
 from regrow.core.units import UNITS
 from regrow.core.validation import is_int
 from regrow.errors import ConfigError, Damaged, StoreError, TraceError, short
-from regrow.models import MODELS, ModelSpec, build
+from regrow.models import MODELS, ModelSpec, build, example_input
 from regrow.surgery import Trace, shrink, trace
 from regrow.surgery.mask import Mask
 
@@ -40,7 +40,7 @@ class Architecture:
     """A network as code can rebuild it: a registered model and the cuts made, one after another."""
 
     model: ModelSpec
-    shape: tuple[int, ...]  # of one example, [1, C, H, W]
+    shape: tuple[int, ...]  # of one example: [1, C, H, W], [1, features], [1, tokens]
     cuts: tuple[Mask, ...] = ()
 
     def build(self, *, seed: int = 0) -> nn.Module:
@@ -51,7 +51,8 @@ class Architecture:
         """Cut a network of the uncut model."""
         for number, mask in enumerate(self.cuts):
             uncut = number == 0
-            groups = traced(model, self.model, self.shape) if uncut else trace(model, self.shape)
+            example = example_input(self.model, self.shape)
+            groups = traced(model, self.model, self.shape) if uncut else trace(model, example)
             model = shrink(model, mask, groups)
         return model
 
@@ -113,10 +114,10 @@ def traced(model: nn.Module, spec: ModelSpec, shape: tuple[int, ...]) -> Trace:
     so that all its networks have one trace. What the code of other models asks for is not known.
     """
     if not is_fixed(spec):
-        return trace(model, shape)
+        return trace(model, example_input(spec, shape))
     known = _found(spec.untrained(), tuple(shape))
     if not known:
-        known.append(trace(model, shape))
+        known.append(trace(model, example_input(spec, shape)))
     return known[0]
 
 

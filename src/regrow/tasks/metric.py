@@ -1,7 +1,7 @@
 """Metrics as values: what networks are scored by, and what a report may conclude from it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -50,6 +50,11 @@ class Metric:
         return f"{self.name} {self.unit}".rstrip()
 
     @property
+    def unit_word(self) -> str:
+        """Its unit in files for programs: ``percent``."""
+        return "percent" if self.unit == "%" else self.difference_unit
+
+    @property
     def error_key(self) -> str:
         """The name of its standard error over the test examples in a record."""
         return f"{self.key}_error"
@@ -87,7 +92,22 @@ ACCURACY = Metric(
     # A wrong answer costs at least ln 2 of cross-entropy.
     per_loss=100 / math.log(2),
 )
-EXAMPLE_ACCURACY = Metric(**{**vars(ACCURACY), "example": "example"})
+EXAMPLE_ACCURACY = replace(ACCURACY, example="example")
+TOKEN_ACCURACY = Metric(
+    key="token_accuracy",
+    name="token accuracy",
+    axis="test token accuracy (%)",
+    about="Token accuracy is the share of tokens whose class is right, of the last epoch on the "
+    "test sequences",
+    baseline="always naming the most frequent class",
+    unit="%",
+    difference_unit="points",
+    factor=100.0,
+    margin=0.3,
+    digits=2,
+    example="sequence",
+    per_loss=100 / math.log(2),
+)
 R_SQUARED = Metric(
     key="r2",
     name="R2",

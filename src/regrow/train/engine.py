@@ -141,7 +141,7 @@ class Graphed:
         self._recorder = recorder
         self._order = torch.zeros(num, dtype=torch.int64, device=device)
         self._draws: Tensor | None = None  # as wide as the augmentation needs
-        self._labels = torch.zeros(num, dtype=torch.int64, device=device)
+        self._labels = torch.zeros_like(parts.labels)
         width = 0 if parts.recipe.cutout is None else 2
         self._holes = torch.zeros(num, width, dtype=torch.int64, device=device)
         self._numbers = torch.zeros(len(parts.bounds), len(Numbers._fields), device=device)

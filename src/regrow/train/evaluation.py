@@ -1,18 +1,20 @@
 """Evaluation of a network on a split, in one pass that waits for the device only at its end."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from regrow.core.choice import Choice
 from regrow.core.distributed import ALONE, Ranks
-from regrow.data import Dataset, Images, MemoryImages, scaling
+from regrow.data import Dataset, Images, MemoryImages, scaling_of
+from regrow.tasks import task_of
 from regrow.train.engine import BATCHES_AHEAD, on_device
 from regrow.train.layout import takes_channels_last
-from regrow.train.objective import CROSS_ENTROPY, Objective, logits_of, make_objective
+from regrow.train.objective import Objective, make_objective
 from regrow.train.recipe import Precision
 from regrow.train.step import forward, normalised
 
@@ -21,11 +23,15 @@ EVALUATION_BATCH = 256  # the paper's
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The scores of a network: ``accuracy`` in [0, 1], mean ``loss``, of ``num`` images."""
+    """What a network scored by its task's metric, unscaled, of ``num`` examples; its mean ``loss``.
 
-    accuracy: float
+    ``error`` is the score's standard error over the examples, None where it follows from the count.
+    """
+
+    score: float
     loss: float
     num: int
+    error: float | None = None
 
 
 def evaluate(
@@ -39,47 +45,62 @@ def evaluate(
     batch: int = EVALUATION_BATCH,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Score a model on all images of a split, on the device it has; in the layout that it allows.
+    """Score a model on all examples of a split, on the device it has; in the layout that it allows.
 
-    ``dataset`` tells how to normalise. The modes (training or not) of its modules are as before
-    afterwards. The accuracy is an exact count over the number of images; the loss is the mean of an
-    objective, the cross-entropy unless another is given. Several ``ranks`` take the batches in
+    ``dataset`` tells the task and how to normalise. The modes (training or not) of its modules are
+    as before afterwards. An accuracy is an exact count over the number of examples; the loss is the
+    mean of an objective, the task's unless another is given. Several ``ranks`` take the batches in
     turn, and all return the same.
     """
-    objective = objective or make_objective(CROSS_ENTROPY)
+    task = task_of(dataset)
+    objective = objective or make_objective(Choice(task.objective))
     device = next(model.parameters()).device
     images = on_device(images, device)
     labels = images.labels.to(device)
-    factors = scaling(dataset.mean, dataset.std, device)
+    factors = scaling_of(dataset, device)
     # Indices lie where the images are read: decoding is the CPU's.
     places = torch.arange(len(images), device=device if isinstance(images, MemoryImages) else "cpu")
     order = torch.split(places, batch)
     # By batch, so that sums are taken in one order, however many ranks there are.
-    correct = torch.zeros(len(order), dtype=torch.int64, device=device)
+    tallies: dict[int, Tensor] = {}
     losses = torch.zeros(len(order), dtype=torch.float64, device=device)
     counts = torch.zeros(len(order), dtype=torch.int64, device=device)
     rows_of_rank = range(ranks.rank, len(order), ranks.size)
-    image = (dataset.channels, dataset.size, dataset.size)
     with _evaluating(model), torch.inference_mode(), ranks.agreeing():
-        channels_last = channels_last and takes_channels_last(model, image)
+        channels_last = (
+            channels_last and dataset.of_images and takes_channels_last(model, dataset.shape)
+        )
         for number, place in enumerate(rows_of_rank):
             for later in rows_of_rank[number : number + BATCHES_AHEAD]:
                 images.prefetch(order[later])
             indices = order[place]
             pixels = images.batch(indices).to(device, non_blocking=True)
             x = normalised(pixels, factors, channels_last=channels_last)
-            logits = logits_of(forward(model, x, precision))
+            outputs = forward(model, x, precision)
             wanted = labels[indices.to(device)]
-            correct[place] = (logits.argmax(dim=1) == wanted).sum()
-            losses[place] = objective.total(logits, wanted)
+            losses[place] = objective.total(outputs, wanted)
+            tallies[place] = task.tally(outputs, wanted)
             counts[place] = objective.count(wanted)
-    for total in (correct, losses, counts):
+    sums = _stacked(tallies, len(order), ranks).to(device)
+    for total in (sums, losses, counts):
         ranks.add_(total)
+    score, error = task.conclude([math.fsum(column) for column in sums.T.tolist()])
     return Evaluation(
-        accuracy=int(correct.sum()) / len(images),
+        score=score,
+        error=error,
         loss=math.fsum(losses.tolist()) / int(counts.sum()),
         num=len(images),
     )
+
+
+def _stacked(tallies: Mapping[int, Tensor], num: int, ranks: Ranks) -> Tensor:
+    """Return the tallies of a rank's own batches among all: zeros for the others'."""
+    # A rank without a batch learns here how many sums a tally has.
+    width = ranks.most(max((len(tally) for tally in tallies.values()), default=0))
+    sums = torch.zeros(num, width, dtype=torch.float64)
+    for place, tally in tallies.items():
+        sums[place] = tally
+    return sums
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class Parts:
     images: Images
     labels: Tensor  # of all images, on the device
     augmentation: str
-    normalisation: tuple[Tensor, Tensor]  # factor and term, on the device
+    normalisation: tuple[Tensor, Tensor] | None  # factor and term of images, on the device
     parameters: list[nn.Parameter]  # those that learn
     decays: list[float]  # of each of them
     optimiser: Optimiser
@@ -173,9 +173,11 @@ def average_(averages: list[Tensor], values: list[Tensor], *, decay: float | Ten
 
 
 def normalised(
-    pixels: Tensor, normalisation: tuple[Tensor, Tensor], *, channels_last: bool
+    pixels: Tensor, normalisation: tuple[Tensor, Tensor] | None, *, channels_last: bool
 ) -> Tensor:
-    """Return bytes as a network's input, in its layout."""
+    """Return bytes as a network's input, in its layout; other examples are inputs as they are."""
+    if normalisation is None:
+        return pixels
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return scale_bytes(pixels, *normalisation).contiguous(memory_format=layout)
 

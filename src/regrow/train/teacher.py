@@ -33,7 +33,8 @@ def teacher_of(
             "Give it to an arm that trains after pruning, rather than to a recipe."
         )
     network = network.to(device).eval().requires_grad_(False)
-    channels_last = recipe.channels_last and lay_out_(network, {network: image})
+    of_images = len(image) == 3
+    channels_last = recipe.channels_last and of_images and lay_out_(network, {network: image})
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def outputs(inputs: Tensor) -> Any:

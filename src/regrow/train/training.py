@@ -6,7 +6,7 @@ CPU, one thread). To run one to its end::
 
     training = Training(model, dataset, RECIPES["cifar"], seed=0)
     fit(training)
-    accuracy = evaluate(model, dataset.test, dataset).accuracy
+    accuracy = evaluate(model, dataset.test, dataset).score
 """
 
 from collections.abc import Callable, Mapping
@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.core.choice import Choice
 from regrow.core.distributed import ALONE, Ranks
 from regrow.core.seeds import derive, seeded
-from regrow.data import Dataset, MemoryImages, scaling
+from regrow.data import Dataset, MemoryImages, scaling_of
 from regrow.data.augment import draw_holes, draw_shares
 from regrow.errors import ConfigError
+from regrow.tasks import task_of
 from regrow.train.distributed import InStep
 from regrow.train.engine import (
     CannotRecord,
@@ -33,7 +35,7 @@ from regrow.train.engine import (
 from regrow.train.graphs import CudaGraphs
 from regrow.train.layout import NOTICE, lay_out_
 from regrow.train.masks import MaskedWeights, SparsePasses
-from regrow.train.objective import CROSS_ENTROPY, make_objective
+from regrow.train.objective import make_objective
 from regrow.train.optimiser import make_optimiser
 from regrow.train.recipe import Recipe
 from regrow.train.step import Numbers, Parts
@@ -128,15 +130,16 @@ class Training(Stepping):
     ) -> Parts:
         """Make all that a step works on, on the device and at its place in memory."""
         dataset, recipe, device = self.dataset, self.recipe, self.device
-        image = (dataset.channels, dataset.size, dataset.size)
-        channels_last = recipe.channels_last and lay_out_(self.model, {self.model: image})
-        if recipe.channels_last and not channels_last:
+        image = dataset.shape
+        wanted = recipe.channels_last and dataset.of_images
+        channels_last = wanted and lay_out_(self.model, {self.model: image})
+        if wanted and not channels_last:
             self.notice = NOTICE
         learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self._learning = tuple(learning)
         averaged = _averaged(self.model) if recipe.ema is not None else {}
         self._averaged = tuple(averaged)
-        objective = make_objective(recipe.objective or CROSS_ENTROPY)
+        objective = make_objective(recipe.objective or Choice(task_of(dataset).objective))
         optimiser = make_optimiser(recipe)
         steps = torch.zeros(len(bounds), device=device)
         return Parts(
@@ -149,7 +152,7 @@ class Training(Stepping):
             images=on_device(dataset.train, device),
             labels=dataset.train.labels.to(device),
             augmentation=recipe.augmentation or dataset.augmentation,
-            normalisation=scaling(dataset.mean, dataset.std, device),
+            normalisation=scaling_of(dataset, device),
             parameters=list(learning.values()),
             decays=[recipe.decay_of(name, dims=p.dim()) for name, p in learning.items()],
             optimiser=optimiser,

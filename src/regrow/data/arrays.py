@@ -1,0 +1,144 @@
+"""Data sets whose examples are no images: checked, split, and standardised if they are numbers.
+
+A data set's file returns ``Arrays``; ``load`` hands them to ``load_arrays``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regrow.data.base import Arrays, Rows
+from regrow.data.held_out import hold_out
+from regrow.data.images import MemoryImages
+from regrow.data.spec import DataSpec
+from regrow.errors import ConfigError, DataError
+
+OF_IMAGES = ("size", "image_column", "label_column", "normalisation", "mean", "std")
+IGNORED = -100  # a target that is not asked for, as in PyTorch
+
+
+def load_arrays(raw: Arrays, spec: DataSpec) -> dict[str, Any]:
+    """Return the fields of a ``Dataset``: splits as tensors, and what is known of them."""
+    for option in OF_IMAGES:
+        if getattr(spec, option) is not None:
+            raise ConfigError(
+                f"Data set {spec.name!r}: its examples are no images, so it takes no {option!r}."
+            )
+    if spec.on_error != "stop":
+        raise ConfigError(
+            f"Data set {spec.name!r}: its examples are no files that could be left out, so it "
+            "takes no 'on_error'."
+        )
+    parts = {"train": raw.train, "test": raw.test, "validation": raw.validation}
+    splits = {name: part for name, part in parts.items() if part is not None}
+    for name, part in splits.items():
+        _check(part, raw, of=f"the {name} split of {spec.name!r}")
+    _check_alike(splits, spec)
+    labels = {name: _strata(part) for name, part in splits.items()}
+    noun = "sequence" if raw.vocabulary is not None else "row"
+    classes = raw.classes if labels["train"] is raw.train.targets else ()
+    drawn = hold_out(labels, classes, spec, noun=noun)
+    chosen = {"train": ("train", drawn.train), "test": drawn.test, "validation": drawn.validation}
+    taken = {
+        name: Rows(
+            inputs=splits[where[0]].inputs[where[1]], targets=splits[where[0]].targets[where[1]]
+        )
+        for name, where in chosen.items()
+        if where is not None
+    }
+    train = taken["train"]
+    scales = [_scale(train.inputs), _scale(train.targets)]
+    images = {
+        name: MemoryImages(_scaled(part.inputs, scales[0]), _scaled(part.targets, scales[1]))
+        for name, part in taken.items()
+    }
+    return {
+        "spec": spec,
+        "train": images["train"],
+        "validation": images.get("validation"),
+        "test": images["test"],
+        "classes": raw.classes,
+        "augmentation": "none",
+        "task": spec.task or raw.task,
+        "vocabulary": raw.vocabulary,
+        **_flat("", scales[0]),
+        **_flat("target_", scales[1]),
+        "notices": (*raw.notices, *drawn.notices),
+    }
+
+
+def _scale(values: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return mean and standard deviation of each number over the rows; None for tokens, classes."""
+    if not values.is_floating_point():
+        return None
+    std, mean = torch.std_mean(values.double(), dim=0, correction=0)
+    return mean, torch.where(std > 0, std, torch.ones_like(std))
+
+
+def _scaled(values: Tensor, scale: tuple[Tensor, Tensor] | None) -> Tensor:
+    if scale is None:
+        return values
+    mean, std = scale
+    return ((values.double() - mean) / std).float()
+
+
+def _flat(of: str, scale: tuple[Tensor, Tensor] | None) -> dict[str, tuple[float, ...]]:
+    if scale is None:
+        return {}
+    names = (f"{of}mean", f"{of}std")
+    return {n: tuple(v.flatten().tolist()) for n, v in zip(names, scale, strict=True)}
+
+
+def _strata(part: Rows) -> Tensor:
+    """Return the classes that splits keep in proportion: of rows that have one, else all alike."""
+    if part.targets.dim() == 1 and not part.targets.is_floating_point():
+        return part.targets
+    return torch.zeros(len(part.targets), dtype=torch.int64)
+
+
+def _check(part: Rows, raw: Arrays, *, of: str) -> None:
+    inputs, targets = part.inputs, part.targets
+    if len(inputs) != len(targets) or len(inputs) < 2:
+        raise DataError(
+            f"{of}: expected a target for each input, and at least 2 of them. Got {len(inputs)} "
+            f"inputs and {len(targets)} targets."
+        )
+    if inputs.is_floating_point() == (raw.vocabulary is not None):
+        raise DataError(
+            f"{of}: inputs must be float32 numbers, or int64 tokens with a 'vocabulary'. Got "
+            f"{inputs.dtype} and a vocabulary of {raw.vocabulary}."
+        )
+    for what, values, num in (
+        ("input", inputs, raw.vocabulary),
+        ("target", targets, len(raw.classes)),
+    ):
+        if values.is_floating_point():
+            bad = ~values.reshape(len(values), -1).isfinite().all(1)
+            if bad.any():
+                raise DataError(
+                    f"{of}: the {what} of row {int(bad.int().argmax())} is not finite. Give it a "
+                    "value, or leave the row out."
+                )
+            continue
+        known = values[values != IGNORED] if what == "target" else values
+        if num is None or (len(known) and not 0 <= int(known.min()) <= int(known.max()) < num):
+            raise DataError(
+                f"{of}: each {what} must be a whole number from 0 to {(num or 0) - 1}. Got "
+                f"{int(known.min())} to {int(known.max())}."
+            )
+    if not targets.is_floating_point() and len(raw.classes) < 2:
+        raise DataError(f"{of}: expected at least 2 classes, got {len(raw.classes)}.")
+
+
+def _check_alike(splits: Mapping[str, Rows], spec: DataSpec) -> None:
+    shapes = {
+        name: (tuple(part.inputs.shape[1:]), tuple(part.targets.shape[1:]))
+        for name, part in splits.items()
+    }
+    if len(set(shapes.values())) > 1:
+        shown = ", ".join(f"{name} {each[0]} -> {each[1]}" for name, each in shapes.items())
+        raise DataError(
+            f"Data set {spec.name!r}: its splits have examples of different shapes ({shown})."
+        )

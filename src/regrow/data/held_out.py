@@ -1,0 +1,88 @@
+"""Which rows of a data set are for training, for validation and for testing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regrow.core.seeds import seeded
+from regrow.data.spec import DataSpec
+from regrow.data.splits import seeded_subset, split
+from regrow.errors import DataError
+
+TEST_SHARE = 0.2  # of the examples, where no test split is published
+SHOWN = 3  # classes, in a notice
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Rows of the training split that are trained on, and of a named split for each other use."""
+
+    train: Tensor
+    validation: tuple[str, Tensor] | None
+    test: tuple[str, Tensor]
+    notices: tuple[str, ...]
+
+
+def hold_out(
+    labels: Mapping[str, Tensor], classes: tuple[str, ...], spec: DataSpec, *, noun: str = "image"
+) -> HeldOut:
+    """Draw in this order, each by ``spec.seed``: the test split, the subset, the validation share.
+
+    ``labels``: the class of each row of the splits ``train``, ``test`` and ``validation``, as far
+    as they are published; every class is drawn in proportion.
+    """
+    own = labels["train"]
+    rows = torch.arange(len(own))
+    test_split, test_rows = "train", rows
+    if "test" not in labels:
+        drawn = split(own, TEST_SHARE, seeded(spec.seed, "data", "test"))
+        test_rows, rows = rows[drawn], rows[~drawn]
+        _check_drawn(test_rows, spec, noun, purpose="testing", remedy="a test split")
+    else:
+        test_split, test_rows = "test", torch.arange(len(labels["test"]))
+    test_labels = labels[test_split][test_rows]
+    test_rows = test_rows[
+        seeded_subset(test_labels, spec.test_subset, seed=spec.seed, option="test_subset")
+    ]
+    rows = rows[seeded_subset(own[rows], spec.subset, seed=spec.seed, option="subset")]
+    validation = None
+    notices = _unseen(labels[test_split][test_rows], classes, noun, of="test")
+    published = labels.get("validation")
+    if spec.validation > 0:
+        drawn = split(own[rows], spec.validation, seeded(spec.seed, "data", "validation"))
+        validation, rows = ("train", rows[drawn]), rows[~drawn]
+        remedy = f"more {noun}s, or no share"
+        _check_drawn(validation[1], spec, noun, purpose="validation", remedy=remedy)
+        if published is not None:
+            notices.append(
+                f"The published validation split is left out, for a share of the training {noun}s "
+                "is asked for."
+            )
+    elif published is not None:
+        validation = ("validation", torch.arange(len(published)))
+        notices.append(
+            f"The validation split ({len(published)} {noun}s) is neither trained nor tested on: "
+            "networks are scored on it beside."
+        )
+    said = tuple(f"Data set {spec.name!r}: {notice}" for notice in notices)
+    return HeldOut(train=rows, validation=validation, test=(test_split, test_rows), notices=said)
+
+
+def _check_drawn(rows: Tensor, spec: DataSpec, noun: str, *, purpose: str, remedy: str) -> None:
+    if not len(rows):
+        raise DataError(
+            f"Data set {spec.name!r}: no {noun} can be held out for {purpose}, because every class "
+            f"has only one. Give {remedy}."
+        )
+
+
+def _unseen(labels: Tensor, classes: tuple[str, ...], noun: str, *, of: str) -> list[str]:
+    """Say which classes have no example in a split that is scored."""
+    missing = (torch.bincount(labels, minlength=len(classes)) == 0).nonzero().flatten().tolist()
+    if not missing:
+        return []
+    shown = ", ".join(repr(classes[k]) for k in missing[:SHOWN])
+    more = ", ..." if len(missing) > SHOWN else ""
+    return [f"No {of} {noun} is of {len(missing)} of the {len(classes)} classes ({shown}{more})."]

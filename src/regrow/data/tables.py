@@ -1,0 +1,186 @@
+"""Tables and arrays from files: ``csv:FILE`` and ``npz:FILE``."""
+
+import csv
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regrow.data.base import Arrays, Rows
+from regrow.data.spec import DataSpec, register_data
+from regrow.errors import ConfigError, DataError, unknown
+
+CLASSIFICATION, REGRESSION, TOKENS = "classification", "regression", "token-classification"
+# Names of the two arrays of a split in an .npz file, the most usual first.
+PAIRS = (("inputs", "targets"), ("x", "y"), ("X", "y"))
+SPLITS = ("train", "test", "validation", "val")
+
+
+def _digest(spec: DataSpec) -> str:
+    return hashlib.sha256(_bytes(spec)).hexdigest()
+
+
+def _bytes(spec: DataSpec) -> bytes:
+    path = Path(spec.location).expanduser()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"Data set {spec.name!r}: the file cannot be read ({error.strerror}). Give the path of "
+            f"a {spec.name.partition(':')[0]} file."
+        ) from error
+
+
+@register_data("csv:", content=_digest)
+def csv_table(spec: DataSpec) -> Arrays:
+    """Read a table with a head: numbers, and a column to predict, the last or the ``target``.
+
+    A target of numbers is regression, any other classification; ``task: classification`` takes
+    numbers as classes.
+    """
+    try:
+        lines = _bytes(spec).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"Data set {spec.name!r}: the file is not UTF-8 ({error.reason})."
+        ) from error
+    head, *body = [row for row in csv.reader(lines) if row] or [[]]
+    if len(head) < 2 or len(set(head)) < len(head) or len(body) < 2:
+        raise DataError(
+            f"Data set {spec.name!r}: expected a head of at least two different names, and "
+            f"below it at least two rows. Got {len(body)} below {head!r}."
+        )
+    for number, row in enumerate(body, start=2):
+        if len(row) != len(head):
+            raise DataError(
+                f"Data set {spec.name!r}, row {number}: expected {len(head)} values, as in the "
+                f"head. Got {len(row)}."
+            )
+    target = head[-1] if spec.target is None else spec.target
+    if target not in head:
+        raise ConfigError(f"Data set {spec.name!r}: {unknown('target', target, head)}")
+    place = head.index(target)
+    columns = [i for i in range(len(head)) if i != place]
+    inputs = [
+        [_number(row[i], spec, number, head[i]) for i in columns] for number, row in _numbered(body)
+    ]
+    wanted = [row[place].strip() for row in body]
+    task = spec.task or (REGRESSION if all(map(_is_number, wanted)) else CLASSIFICATION)
+    if task == REGRESSION:
+        classes: tuple[str, ...] = ()
+        numbers = [[_number(row[place], spec, number, target)] for number, row in _numbered(body)]
+        targets = torch.tensor(numbers)
+    else:
+        targets, classes = _classes(wanted)
+    return Arrays(
+        task=task, train=Rows(inputs=torch.tensor(inputs), targets=targets), classes=classes
+    )
+
+
+def _numbered(body: list[list[str]]) -> Any:
+    return enumerate(body, start=2)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _number(text: str, spec: DataSpec, row: int, column: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise DataError(
+            f"Data set {spec.name!r}, row {row}: {column!r} must be a number. Got {text!r}. Leave "
+            "the column out, or write its categories as columns of 0 and 1."
+        ) from error
+
+
+def _classes(values: list[str]) -> tuple[Tensor, tuple[str, ...]]:
+    names = sorted(set(values), key=lambda name: (not _is_number(name), _order(name), name))
+    place = {name: i for i, name in enumerate(names)}
+    return torch.tensor([place[value] for value in values]), tuple(names)
+
+
+def _order(name: str) -> float:
+    return float(name) if _is_number(name) else 0.0
+
+
+@register_data("npz:", content=_digest)
+def npz_arrays(spec: DataSpec) -> Arrays:
+    """Read arrays ``inputs`` and ``targets`` (or ``x`` and ``y``), perhaps ``x_train``, ``x_test``.
+
+    Whole numbers as inputs are tokens, others features. Targets that are whole numbers or texts
+    are classes: one a row, or one a token; others are numbers to predict.
+    """
+    found = _read_npz(spec)
+    pair = next((p for p in PAIRS if {*p} <= {n.partition("_")[0] for n in found}), None)
+    if pair is None:
+        raise DataError(
+            f"Data set {spec.name!r}: expected arrays 'inputs' and 'targets', or 'x' and 'y', "
+            f"perhaps with _train, _test and _validation behind. Got {', '.join(sorted(found))}."
+        )
+    splits: dict[str, tuple[Any, Any]] = {}
+    for split in ("", *SPLITS):
+        x, y = (f"{name}_{split}" if split else name for name in pair)
+        if x in found and y in found:
+            name = {"": "train", "val": "validation"}.get(split, split)
+            splits[name] = (found[x], found[y])
+    if "train" not in splits:
+        raise DataError(f"Data set {spec.name!r}: it has no arrays to train on.")
+    tokens = splits["train"][0].dtype.kind in "iu"
+    kinds = {y.dtype.kind for _, y in splits.values()}
+    numbers = spec.task == REGRESSION or kinds == {"f"}
+    names = () if numbers else _names([y for _, y in splits.values()])
+    task = REGRESSION if numbers else TOKENS if splits["train"][1].ndim > 1 else CLASSIFICATION
+    rows = {
+        name: Rows(
+            inputs=torch.from_numpy(x.astype(np.int64 if tokens else np.float32)),
+            targets=_targets(y, names, numbers=numbers),
+        )
+        for name, (x, y) in splits.items()
+    }
+    return Arrays(
+        task=spec.task or task,
+        train=rows["train"],
+        test=rows.get("test"),
+        validation=rows.get("validation"),
+        classes=names,
+        vocabulary=1 + max(int(x.max()) for x, _ in splits.values()) if tokens else None,
+    )
+
+
+def _read_npz(spec: DataSpec) -> dict[str, NDArray[Any]]:
+    path = Path(spec.location).expanduser()
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError, EOFError) as error:
+        raise DataError(
+            f"Data set {spec.name!r}: the file cannot be read ({error}). Write it with "
+            "numpy.savez, without objects."
+        ) from error
+
+
+def _names(targets: list[NDArray[Any]]) -> tuple[str, ...]:
+    values = np.unique(np.concatenate([np.ravel(y) for y in targets]))
+    if values.dtype.kind in "iu":
+        return tuple(str(k) for k in range(max(int(values.max()) + 1, 2)))
+    return tuple(str(value) for value in values)
+
+
+def _targets(y: NDArray[Any], names: tuple[str, ...], *, numbers: bool) -> Tensor:
+    if numbers:
+        return torch.from_numpy(y.astype(np.float32))
+    if y.dtype.kind in "iu":
+        return torch.from_numpy(y.astype(np.int64))
+    place = {name: i for i, name in enumerate(names)}
+    flat = [place[str(value)] for value in np.ravel(y)]
+    return torch.tensor(flat).reshape(y.shape)

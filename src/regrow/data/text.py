@@ -1,0 +1,87 @@
+"""Text as bytes, for predicting the next one: ``text:PATH``, a file or a folder of files."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from regrow.data.base import Arrays, Rows
+from regrow.data.files import files_below
+from regrow.data.spec import DataSpec, register_data
+from regrow.data.splits import split_called
+from regrow.errors import DataError
+
+LENGTH = 128  # bytes of a window
+BYTES = 256
+
+
+def _files(spec: DataSpec) -> list[Path]:
+    path = Path(spec.location).expanduser()
+    files = [path] if path.is_file() else files_below(path) if path.is_dir() else []
+    if not files:
+        raise DataError(
+            f"Data set {spec.name!r}: no text there. Give the path of a file, or of a folder with "
+            "files."
+        )
+    return files
+
+
+def _splits(spec: DataSpec) -> dict[str, bytes]:
+    """Join the bytes of each split, in the order of the files' names.
+
+    A file belongs to the split that it, or the folder it lies in, is named after; all to one where
+    none is.
+    """
+    root = Path(spec.location).expanduser()
+    found: dict[str, list[bytes]] = {}
+    for file in _files(spec):
+        first = file.relative_to(root).parts[0] if root.is_dir() else file.name
+        name = split_called(Path(first).stem) or "train"
+        try:
+            found.setdefault(name, []).append(file.read_bytes())
+        except OSError as error:
+            raise DataError(f"{file}: the text cannot be read ({error.strerror}).") from error
+    return {name: b"".join(parts) for name, parts in found.items()}
+
+
+def _digest(spec: DataSpec) -> str:
+    sha = hashlib.sha256()
+    for name, text in sorted(_splits(spec).items()):
+        sha.update(f"{name} {len(text)}\n".encode() + text)
+    return sha.hexdigest()
+
+
+@register_data("text:", content=_digest)
+def text(spec: DataSpec) -> Arrays:
+    """Read text as bytes, in windows of ``length`` bytes, each to predict the byte behind.
+
+    Files or folders named train, test and validation are these splits; else a fifth of the windows
+    is drawn for testing.
+    """
+    length = spec.length or LENGTH
+    rows = {name: _windows(joined, length) for name, joined in _splits(spec).items()}
+    for name, part in rows.items():
+        if len(part.inputs) < 2:
+            raise DataError(
+                f"Data set {spec.name!r}: the {name} text is too short for two windows of {length} "
+                "bytes. Give more text, or a smaller 'length'."
+            )
+    if "train" not in rows:
+        raise DataError(f"Data set {spec.name!r}: it has no text to train on.")
+    return Arrays(
+        task="language-modelling",
+        train=rows["train"],
+        test=rows.get("test"),
+        validation=rows.get("validation"),
+        classes=tuple(str(byte) for byte in range(BYTES)),
+        vocabulary=BYTES,
+    )
+
+
+def _windows(joined: bytes, length: int) -> Rows:
+    """Cut text into windows that do not overlap; the bytes behind the last are left out."""
+    values = torch.frombuffer(bytearray(joined), dtype=torch.uint8) if joined else torch.empty(0)
+    num = max(0, (len(values) - 1) // length)
+    inputs = values[: num * length].reshape(num, length).to(torch.int64)
+    targets = values[1 : num * length + 1].reshape(num, length).to(torch.int64)
+    return Rows(inputs=inputs, targets=targets)

@@ -1,0 +1,112 @@
+"""A small transformer for sequences of tokens: of each token, or of the whole sequence."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from regrow.models import register_model
+
+
+class Attention(nn.Module):
+    """Self-attention in several heads, to earlier tokens alone if it is causal."""
+
+    def __init__(self, dim: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, length, dim] to the same."""
+        num, length, dim = x.shape
+        q, k, v = (
+            part.view(num, length, self.heads, dim // self.heads).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=2)
+        )
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        projected: Tensor = self.out(mixed.transpose(1, 2).reshape(num, length, dim))
+        return projected
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward part, each behind a norm and beside a shortcut."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, *, causal: bool) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, heads, causal=causal)
+        self.norm2 = nn.LayerNorm(dim)
+        self.expand, self.contract = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, length, dim] to the same."""
+        x = x + self.attention(self.norm1(x))
+        shortened: Tensor = self.contract(functional.gelu(self.expand(self.norm2(x))))
+        return x + shortened
+
+
+class Transformer(nn.Module):
+    """Embeddings of tokens and of their places, blocks, a norm and a linear layer."""
+
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        length: int,
+        outputs: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        hidden: int,
+        causal: bool,
+        pooled: bool,
+    ) -> None:
+        super().__init__()
+        self.pooled = pooled
+        self.tokens = nn.Embedding(vocabulary, dim)
+        self.places = nn.Embedding(length, dim)
+        blocks = (Block(dim, heads, hidden, causal=causal) for _ in range(depth))
+        self.blocks = nn.Sequential(*blocks)
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, outputs)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map [N, length] to logits [N, length, outputs], or [N, outputs] if they are pooled."""
+        x = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
+        x = self.norm(self.blocks(x))
+        logits: Tensor = self.head(x.mean(1) if self.pooled else x)
+        return logits
+
+
+@register_model("transformer", family="transformer")
+def transformer(
+    *,
+    vocabulary: int,
+    length: int,
+    outputs: int,
+    dim: int = 64,
+    depth: int = 2,
+    heads: int = 4,
+    hidden: int = 256,
+    of: Literal["next", "token", "sequence"] = "next",
+) -> nn.Module:
+    """Build a pre-norm transformer; ``of``: what each output is of.
+
+    ``next``: the token behind each one, seen from those before it; ``token``: each token, seen in
+    its whole sequence; ``sequence``: the sequence, of which its tokens' mean is taken. What methods
+    of the scope ``linear`` prune are the ``hidden`` units of the feed-forward parts.
+
+    Reference: Vaswani et al., Attention Is All You Need, NeurIPS 2017, arXiv:1706.03762; norms
+    before each part as in Radford et al., 2019.
+    """
+    return Transformer(
+        vocabulary=vocabulary,
+        length=length,
+        outputs=outputs,
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        hidden=hidden,
+        causal=of == "next",
+        pooled=of == "sequence",
+    )

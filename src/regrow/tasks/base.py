@@ -1,0 +1,108 @@
+"""Tasks as values: what a network is told of its data, which loss it descends, how it is scored.
+
+A file given by ``--with`` adds one like any other; a data set, or a study's ``task``, names it::
+
+    register_task(
+        "ordinal", metric=CLOSE, objective="cross-entropy", tally=off_by_one, conclude=share,
+        tell=of_arrays, baseline=share_of_most_frequent,
+    )
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from regrow.core.registry import Registry, calling_file, canonical
+from regrow.tasks.metric import Metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regrow.data import Dataset
+
+Tally = Callable[[Any, "Tensor"], "Tensor"]
+Conclude = Callable[[Sequence[float]], tuple[float, float | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is learnt of a data set.
+
+    Attributes:
+        metric: what networks are scored by.
+        objective: the name of the loss that a recipe has which names none.
+        tell: a data set -> the arguments that a model's factory is given from it.
+        tally: outputs and targets of a batch -> float64 [k], sums over its examples. They are added
+            up over batches, in one order, so that the score is the same on any number of ranks.
+        conclude: those sums over a whole split -> the score, unscaled, and its standard error over
+            the examples, None where it follows from the count or is not known.
+        baseline: a data set -> what the metric's baseline scores on its test split, unscaled.
+        about: one line for people.
+    """
+
+    name: str
+    metric: Metric
+    objective: str
+    tell: "Callable[[Dataset], Mapping[str, int]]"
+    tally: Tally
+    conclude: Conclude
+    baseline: "Callable[[Dataset], float | None]"
+    about: str = ""
+
+
+TASKS: Registry[Task] = Registry("task", "regrow.tasks", register="register_task")
+
+
+def register_task(
+    name: str,
+    *,
+    metric: Metric,
+    objective: str,
+    tell: "Callable[[Dataset], Mapping[str, int]]",
+    tally: Tally,
+    conclude: Conclude,
+    baseline: "Callable[[Dataset], float | None]" = lambda dataset: None,
+    about: str = "",
+) -> Task:
+    """Register a task under a name, and return it."""
+    task = Task(
+        name=canonical(name),
+        metric=metric,
+        objective=objective,
+        tell=tell,
+        tally=tally,
+        conclude=conclude,
+        baseline=baseline,
+        about=about,
+    )
+    TASKS.add(name, task, origin=calling_file())
+    return task
+
+
+def task_of(dataset: "Dataset") -> Task:
+    """Return what is learnt of a data set."""
+    return TASKS.get(dataset.task)
+
+
+def of_images(dataset: "Dataset") -> dict[str, int]:
+    """Tell a model of images how many classes there are, and the images' channels and size."""
+    return {
+        "classes": len(dataset.classes),
+        "in_channels": dataset.channels,
+        "input_size": dataset.size,
+    }
+
+
+def of_arrays(dataset: "Dataset") -> dict[str, int]:
+    """Tell a model how many outputs an example (or token) has, and what inputs are.
+
+    That is the ``vocabulary`` and the ``length`` of sequences of tokens, else ``features``.
+    """
+    shape, targets = dataset.shape, dataset.train.labels
+    outputs = len(dataset.classes) or targets[0].numel()
+    if dataset.vocabulary is not None:
+        return {"vocabulary": dataset.vocabulary, "length": shape[-1], "outputs": outputs}
+    features = 1
+    for size in shape:
+        features *= size
+    return {"features": features, "outputs": outputs}

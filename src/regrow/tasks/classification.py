@@ -1,0 +1,50 @@
+"""Classification: one class for each image, row or sequence, scored by accuracy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regrow.data import Dataset
+from regrow.tasks.base import of_arrays, of_images, register_task
+from regrow.tasks.metric import ACCURACY, EXAMPLE_ACCURACY
+
+
+def count_correct(logits: Any, targets: Tensor) -> Tensor:
+    """Count the examples whose class has the largest logit, and all: float64 [2]."""
+    correct = (logits.argmax(dim=1) == targets).sum()
+    return torch.stack([correct.double(), torch.full_like(correct, len(targets)).double()])
+
+
+def share(sums: Sequence[float]) -> tuple[float, None]:
+    """Divide the correct answers by all; the error follows from the count."""
+    return sums[0] / sums[1], None
+
+
+def share_of_most_frequent(dataset: Dataset) -> float:
+    """Return the share of the test split's most frequent class."""
+    labels = dataset.test.labels
+    return int(torch.bincount(labels).max()) / len(labels)
+
+
+register_task(
+    "image-classification",
+    metric=ACCURACY,
+    objective="cross-entropy",
+    tell=of_images,
+    tally=count_correct,
+    conclude=share,
+    baseline=share_of_most_frequent,
+    about="One class for each image; accuracy",
+)
+register_task(
+    "classification",
+    metric=EXAMPLE_ACCURACY,
+    objective="cross-entropy",
+    tell=of_arrays,
+    tally=count_correct,
+    conclude=share,
+    baseline=share_of_most_frequent,
+    about="One class for each row of features, or sequence of tokens; accuracy",
+)

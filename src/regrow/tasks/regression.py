@@ -1,0 +1,59 @@
+"""Regression: numbers for each row, scored by R2, the share of their variance that is explained."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regrow.data import Dataset
+from regrow.errors import TrainingError
+from regrow.tasks.base import of_arrays, register_task
+from regrow.tasks.metric import R_SQUARED
+
+
+def square_errors(outputs: Any, targets: Tensor) -> Tensor:
+    """Sum over rows: 1, e, t, e^2, t^2, e t; of each row's squared error e and squared target t.
+
+    Targets are standardised by the training rows, so t is the error of predicting their mean.
+    """
+    if not isinstance(outputs, Tensor) or outputs.numel() != targets.numel():
+        raise TrainingError(
+            f"The network must return a number for each target, {tuple(targets.shape)}. Got "
+            f"{tuple(getattr(outputs, 'shape', ()))}."
+        )
+    wanted = targets.double().flatten(1) if targets.dim() > 1 else targets.double()[:, None]
+    e = (outputs.double().reshape(wanted.shape) - wanted).square().mean(1)
+    t = wanted.square().mean(1)
+    return torch.stack([torch.ones_like(e), e, t, e * e, t * t, e * t]).sum(1)
+
+
+def r_squared(sums: Sequence[float]) -> tuple[float, float | None]:
+    """Return 1 - sum e / sum t, and its standard error over the rows by the delta method."""
+    num, e, t, ee, tt, et = sums
+    if t == 0.0:
+        raise TrainingError(
+            "R2 is not defined: every test target is the mean of the training targets. Give test "
+            "rows whose targets differ."
+        )
+    ratio = e / t
+    variance = max(0.0, ee - 2 * ratio * et + ratio**2 * tt)
+    return 1.0 - ratio, math.sqrt(variance) / t if num > 1 else None
+
+
+def none_explained(dataset: Dataset) -> float:
+    """Return the R2 of predicting the mean of the training targets."""
+    return 0.0
+
+
+register_task(
+    "regression",
+    metric=R_SQUARED,
+    objective="mean-squared-error",
+    tell=of_arrays,
+    tally=square_errors,
+    conclude=r_squared,
+    baseline=none_explained,
+    about="Numbers for each row of features; R2",
+)
