@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from math import floor
 from typing import Any, Literal, get_args
 
+from regrow.core.choice import Choice
 from regrow.core.registry import Registry, calling_file
 from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError
-from regrow.train import Recipe
+from regrow.train import Recipe, make_objective
 
 Start = Literal["inherited", "random", "initial", "redrawn", "rewound"]
 BudgetKind = Literal["none", "epochs", "share", "equal-epochs", "equal-flops"]
@@ -100,6 +101,8 @@ class Arm:
             recipe's last learning rate.
         lr: another learning rate than the recipe's (or its last), if given.
         epoch: of the weights, for the start ``rewound``: after so many epochs.
+        objective: what it descends, where that is not the recipe's; one with a teacher
+            (``distillation``) learns from the unpruned network, after its training.
         schedule_epoch: where the ``full`` schedule is entered, for the epochs after it, with the
             images of those epochs; unless given, the ``epoch`` of the weights, else the beginning.
         treatment: the name of a method whose treatment acts while the arm trains.
@@ -115,6 +118,7 @@ class Arm:
     schedule_epoch: int | None = None
     treatment: str | None = None
     strength: float | None = None
+    objective: Choice | None = None
 
     def __post_init__(self) -> None:
         for field, known in (("start", get_args(Start)), ("schedule", get_args(ArmSchedule))):
@@ -140,6 +144,8 @@ class Arm:
             )
         if self.schedule_epoch is not None:
             self._check_schedule_epoch()
+        if self.objective is not None:
+            make_objective(self.objective)
         self._check_treatment()
 
     def _check_treatment(self) -> None:
@@ -179,17 +185,44 @@ class Arm:
         """The epoch of its schedule that it begins with."""
         return (self.epoch or 0) if self.schedule_epoch is None else self.schedule_epoch
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it learns from the unpruned network's outputs."""
+        return self.objective is not None and make_objective(self.objective).needs_teacher
+
+    def budget_ratio(self, ratio: float) -> float:
+        """Return the FLOPs of training the unpruned network over those of this arm, for one image.
+
+        ``ratio`` is that of the two networks. A teacher adds one of the unpruned network's three
+        passes to those of the pruned one.
+
+        >>> teach = Arm(name="kd", start="random", budget=Budget(kind="equal-flops"),
+        ...             objective=Choice("distillation"))
+        >>> round(teach.budget_ratio(1.5), 6), SCRATCH_B.budget_ratio(1.5)
+        (1.0, 1.5)
+        """
+        if not self.needs_teacher:
+            return ratio
+        from regrow.cost import TRAINING_FACTOR  # imports PyTorch
+
+        return 1 / (1 / ratio + 1 / TRAINING_FACTOR)
+
+    def epochs(self, base: int, ratio: float) -> int:
+        """Return the epochs of its budget; those before the first are not trained."""
+        return self.budget.epochs(base, self.budget_ratio(ratio))
+
     def trained_epochs(self, base: int, ratio: float) -> int:
         """Return how many epochs it trains: those of its budget from the first on."""
-        epochs = self.budget.epochs(base, ratio)
+        epochs = self.epochs(base, ratio)
         return max(1, epochs - self.first_epoch) if epochs else 0
 
     def recipe(self, base: Recipe, epochs: int) -> Recipe:
         """Return the recipe this arm trains with for so many epochs."""
+        objective = self.objective or base.objective
         if self.schedule == "last-rate":
             rate = self.lr or base.last_lr()
-            return replace(base, epochs=epochs, schedule="constant", lr=rate, warmup_epochs=0)
-        return replace(base, epochs=epochs, lr=self.lr or base.lr)
+            return replace(base.at_one_rate(rate), epochs=epochs, objective=objective)
+        return replace(base, epochs=epochs, lr=self.lr or base.lr, objective=objective)
 
     def to_json(self) -> dict[str, Any]:
         """Return what the arm does, without its name: equal for arms that do the same.
@@ -199,6 +232,8 @@ class Arm:
         budget = {"kind": self.budget.kind, "amount": self.budget.amount, "cap": self.budget.cap}
         names = ("start", "schedule", "lr", "epoch", "schedule_epoch")
         fields = {name: getattr(self, name) for name in names}
+        if self.objective is not None:
+            fields["objective"] = self.objective.to_json()
         return {
             **{k: v for k, v in fields.items() if v is not None},
             "budget": {k: v for k, v in budget.items() if v is not None},
@@ -239,6 +274,16 @@ RANDOM_INIT = register_arm(
 # Learning-rate rewinding (Renda et al., 2020, arXiv:2003.02389) of the whole schedule.
 LR_REWIND = register_arm(
     Arm(name="lr-rewind", start="inherited", budget=Budget(kind="equal-epochs"))
+)
+
+# Knowledge distillation (Hinton et al., 2015, arXiv:1503.02531) from the unpruned network.
+DISTILLED = register_arm(
+    Arm(
+        name="distilled",
+        start="inherited",
+        budget=Budget(kind="equal-epochs"),
+        objective=Choice("distillation"),
+    )
 )
 
 # What a study runs that does not name its arms, in the order of its table.

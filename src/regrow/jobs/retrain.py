@@ -44,12 +44,13 @@ class Retrain(Keyed):
     seed: int
     parent: "Train | Retrain | None" = None  # whose weights are inherited, or rewound to
     treated: Treated | None = None  # what the arm does while it trains
+    teacher: Train | None = None  # whose outputs are learnt from
     label: str = "retrain"
 
     @property
     def inputs(self) -> tuple[Job, ...]:
-        """The pruning, and the trained network where it starts from its weights."""
-        return (self.prune, self.parent) if self.parent is not None else (self.prune,)
+        """The pruning, and the trained networks that it starts or learns from."""
+        return (self.prune, *(job for job in (self.parent, self.teacher) if job is not None))
 
     @cached_property
     def spec(self) -> dict[str, Any]:
@@ -58,6 +59,7 @@ class Retrain(Keyed):
             data=self.data.content,
             arm=self.arm.to_json(),
             recipe=self.recipe.to_json(),
+            recipe_code=self.arm.recipe(self.recipe, 1).code(),
             seed=self.seed,
             treatment=self.treated and self.treated.to_json(),
             draw=SPARSE_DRAW if self.draws_sparse else None,
@@ -90,7 +92,8 @@ class Retrain(Keyed):
     def flops(self) -> float:
         """FLOPs of the training, guessed before the network is known."""
         cost = model_cost(self.prune.model, self.data.shape)
-        return cost.training_flops(self.expected_epochs * self.data.num_train) / self.expected_ratio
+        samples = self.expected_epochs * self.data.num_train
+        return cost.training_flops(samples) / self.arm.budget_ratio(self.expected_ratio)
 
     @property
     def expected_ratio(self) -> float:
@@ -111,8 +114,9 @@ class Retrain(Keyed):
         ratio = flops_ratio(before, after, self.arm)
         dataset = context.dataset(self.data.spec)
         model = self._start(context, edit)
-        epochs = self.arm.budget.epochs(self.recipe.epochs, ratio)
-        record: dict[str, Any] = {"ratio": ratio, "capped": self.arm.budget.is_capped(ratio)}
+        epochs = self.arm.epochs(self.recipe.epochs, ratio)
+        capped = self.arm.budget.is_capped(self.arm.budget_ratio(ratio))
+        record: dict[str, Any] = {"ratio": ratio, "capped": capped}
         if epochs == 0:
             model = model.to(context.device)
             return Outcome(
@@ -127,12 +131,16 @@ class Retrain(Keyed):
             device=context.device,
             treatment=self._treatment(edit),
             masks=edit.kept_weights(model),
+            teacher=self._teacher(context),
             first_epoch=self.arm.first_epoch,
             ranks=context.ranks,
         )
         advance(training, context)
         record |= result_of(context, model, dataset, recipe=recipe, cost=after, training=training)
         record |= masked_costs(training, self.data.shape)
+        if self.teacher is not None:
+            record["teacher_flops"] = float(before.flops * record["samples"])
+            record["training_flops"] += record["teacher_flops"]
         return Outcome(record, state_of(model), masks_part(training))
 
     def _treatment(self, edit: Edit) -> Treatment:
@@ -140,6 +148,11 @@ class Retrain(Keyed):
         if self.treated is None:
             return NO_TREATMENT
         return self.treated.treatment(sparsity=edit.mask.sparsity)
+
+    def _teacher(self, context: Context) -> nn.Module | None:
+        if self.teacher is None:
+            return None
+        return trained_network(self.teacher.model, context, self.teacher)
 
     def _start(self, context: Context, edit: Edit) -> nn.Module:
         """Build the network that the arm starts from, as the pruning left it."""

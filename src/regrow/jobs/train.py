@@ -97,6 +97,7 @@ class Train(Keyed):
             data=self.data.content,
             model=self.model.identity(),
             recipe=recipe,
+            recipe_code=None if self.taken else self.recipe.code(),
             seed=self.seed,
             code=self.code,
             penalty=self.treated and self.treated.to_json(),

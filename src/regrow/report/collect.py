@@ -1,6 +1,7 @@
 """From a study and a store to runs: what each cell's record says, and what it cost in all."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from regrow.errors import Damaged
@@ -39,6 +40,21 @@ def _scored(record: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
         "score": metric.reported(record[metric.key]),
         "error": None if error is None else metric.reported(error),
     }
+
+
+def _ending(job: Job, record: Mapping[str, Any]) -> Ending | None:
+    """Return how a training ended, as far as its loss compares with that of other networks.
+
+    One that descended another objective than its parent does not; a fall is worth so many answers
+    only where the loss is the plain cross-entropy.
+    """
+    if isinstance(job, Retrain) and job.arm.objective is not None:
+        return None
+    ending = Ending.of(record.get("history", []))
+    recipe = job.recipe if isinstance(job, Train | Retrain) else None
+    if ending is None or recipe is None or (recipe.objective is None and recipe.mixup is None):
+        return ending
+    return replace(ending, fall=None)
 
 
 def below(job: Job) -> tuple[Job, ...]:
@@ -119,6 +135,7 @@ class Reader:
             "amount": arm.budget.amount,
             "schedule": arm.schedule,
             "cap": arm.budget.cap,
+            "objective": arm.objective.name if arm.objective is not None else "",
             "base_epochs": 0 if published else experiment.recipe.epochs,
             "metric": metric,
             "num_test": None if data is None else data.num_test,
@@ -143,7 +160,8 @@ class Reader:
             training_flops=sum(cost["training_flops"] for cost in costs),
             emptied=self._emptied(job),
             capped=record.get("capped", False),
-            ending=Ending.of(record.get("history", [])),
+            ending=_ending(job, record),
+            teacher_flops=record.get("teacher_flops"),
             **self._parent(job),
         )
 
@@ -161,7 +179,7 @@ class Reader:
         if parent is None:
             return {}
         record = self.record(parent)
-        ending = Ending.of(record.get("history", [])) if parent.treated is None else None
+        ending = _ending(parent, record) if parent.treated is None else None
         scored = _scored(record, self._metric_of(parent))
         return {f"parent_{name}": value for name, value in scored.items()} | {
             "parent_ending": ending

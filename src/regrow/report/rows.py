@@ -40,7 +40,9 @@ class Run:
     weights, which were trained elsewhere, at a cost that is not known), ``capped`` (the budget's
     ``cap``, in multiples of these, was reached) and ``parent_counted`` (the budget pays for the
     parent's training); or ``stamp`` says it in words. ``subject`` names what the arm was done to,
-    where that is not the row's own network.
+    where that is not the row's own network. ``objective`` is what the arm descends, where it is not
+    the recipe's, and ``teacher_flops`` what the teacher of such a training computes, which
+    ``training_flops`` include.
 
     What allows no conclusion (``regrow.report.validity``) follows from ``num_test`` and ``chance``
     (the baseline's score) of the test set, from how the training ended, and from the network that
@@ -80,6 +82,8 @@ class Run:
     group: str = ""
     num_test: int | None = None
     chance: float | None = None
+    objective: str = ""
+    teacher_flops: float | None = None
     ending: Ending | None = None
     parent_score: float | None = None
     parent_error: float | None = None
@@ -298,6 +302,10 @@ def fairness(runs: Sequence[Run]) -> str:
         text += f" after the parent's {first.base_epochs}"
     if first.start == "inherited" and first.base_epochs == 0:
         text += " after published weights"
+    if first.objective:
+        text += f", by {first.objective}"
+        taught = {run.teacher_flops for run in runs if run.teacher_flops is not None}
+        text += f" (the teacher's {max(taught):.3g} FLOPs counted)" if taught else ""
     if first.parent_counted:
         text += ", the parent's training counted"
     capped = sum(run.capped for run in runs)

@@ -188,8 +188,9 @@ class _Guess:
         if not isinstance(job, Retrain):
             return job.flops
         data, ratio = job.prune.data, self._ratio(job.prune)
-        samples = job.arm.budget.epochs(job.recipe.epochs, ratio) * data.num_train
-        return model_cost(job.prune.model, data.shape).training_flops(samples) / ratio
+        samples = job.arm.epochs(job.recipe.epochs, ratio) * data.num_train
+        whole = model_cost(job.prune.model, data.shape).training_flops(samples)
+        return whole / job.arm.budget_ratio(ratio)
 
     def seconds(self, job: Job) -> float:
         setting = _setting(job)
@@ -210,7 +211,7 @@ class _Guess:
             epochs = 0
         if isinstance(job, Retrain):
             ratio, overhead = self._ratio(job.prune), speed.cut_seconds
-            epochs = job.arm.budget.epochs(epochs, ratio)
+            epochs = job.arm.epochs(epochs, ratio)
             if not UNITS.get(job.prune.method.unit).masked:
                 flops /= ratio  # weights held at zero take as long as any
         data = setting.data

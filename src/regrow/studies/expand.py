@@ -24,6 +24,7 @@ from regrow.pruning.stages import stages_of
 from regrow.studies.experiment import Cut, Experiment, MethodUse, Source
 from regrow.surgery import Trace
 from regrow.surgery.architecture import traced
+from regrow.train.optimiser import make_optimiser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ def expanded(experiment: Experiment) -> Iterator[Cell]:
     data = material(experiment.data)
     model = data.model(experiment.model)
     _check_augmentation(experiment, data)
+    make_optimiser(experiment.recipe)  # takes a step on trial
     for use in experiment.uses:
         _check_use(use, model, data)
     if model.is_published:
@@ -214,7 +216,8 @@ def _prune(
 def _retrain(experiment: Experiment, trained: Train, prune: Prune, arm: Arm) -> Retrain:
     """Hang an arm on what it needs.
 
-    A random start of given widths needs no trained network. Weights are inherited from the network
+    A random start of given widths needs no trained network, unless it learns from its outputs.
+    Weights are inherited from the network
     that was pruned, and rewound to those of the training that came first.
     """
     starts = {"inherited": prune.parent or trained, "rewound": trained}
@@ -229,6 +232,7 @@ def _retrain(experiment: Experiment, trained: Train, prune: Prune, arm: Arm) -> 
         treated=None
         if arm.treatment is None
         else _treated(METHODS.get(arm.treatment), arm.strength, prune.model),
+        teacher=trained if arm.needs_teacher else None,
         label=f"{what} {arm.name} seed {seed}",
     )
 

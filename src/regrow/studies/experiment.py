@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from regrow.core.choice import Choice
 from regrow.core.units import UNITS, masked_units
 from regrow.core.validation import is_int, is_number
 from regrow.data.spec import AUGMENTATIONS, DataSpec
@@ -25,7 +26,7 @@ from regrow.pruning.method import (
     checked_sparsity,
 )
 from regrow.tasks.base import TASKS
-from regrow.train import Recipe
+from regrow.train import Recipe, make_objective
 
 MOST_SEEDS = 10_000
 MOST_ROUNDS = 100  # of 0.1 each leave 0.003 % of the weights
@@ -44,7 +45,7 @@ _SOURCE_METHOD_KEYS = (
 _ARM_KEYS = (
     *("name", "like", "start", "epoch", "schedule", "schedule_epoch", "lr"),
     *("treatment", "strength"),
-    *("epochs", "share", "budget", "cap"),
+    *("epochs", "share", "budget", "cap", "objective"),
 )
 
 
@@ -131,6 +132,12 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
             raise ConfigError(
                 f"The arm {arm.name!r} rewinds to epoch {arm.epoch}, and the recipe has "
                 f"{recipe.epochs}. Rewind to an earlier one."
+            )
+        if arm.schedule == "last-rate" and arm.lr is None and recipe.ends_at_zero:
+            raise ConfigError(
+                f"The arm {arm.name!r} trains at the recipe's last learning rate, and the schedule "
+                f"{recipe.schedule!r} falls to almost zero. Give the arm an 'lr', or 'schedule: "
+                "full'."
             )
         trained = arm.budget.epochs(recipe.epochs, 1.0)
         if trained and arm.first_epoch >= trained:
@@ -254,6 +261,11 @@ def _recipe(value: Any) -> Recipe:
     recipe = Recipe.from_json(value)
     if recipe.augmentation is not None and recipe.augmentation not in AUGMENTATIONS:
         raise ConfigError(f"Recipe: {unknown('augmentation', recipe.augmentation, AUGMENTATIONS)}")
+    if recipe.objective is not None and make_objective(recipe.objective).needs_teacher:
+        raise ConfigError(
+            f"Recipe: the objective {recipe.objective.name!r} learns from the unpruned network, "
+            "which this recipe trains. Give it to an arm: {name: distilled, objective: ...}."
+        )
     return recipe
 
 
@@ -465,6 +477,8 @@ def _arm(entry: Any) -> Arm:
         raise ConfigError(f"The arm {base.name!r} is measured, not trained: it takes no options.")
     fields = ("start", "epoch", "schedule", "schedule_epoch", "lr", "treatment", "strength")
     _check_treatment(given)
+    if given.get("objective") is not None:
+        base = replace(base, objective=Choice.from_json(given["objective"]))
     return replace(
         base,
         name=base.name if known is not None else name,

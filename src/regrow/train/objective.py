@@ -11,8 +11,8 @@ and their number. A file given by ``--with`` adds one like any other::
 A recipe asks for it by ``objective: {name: huber, delta: 0.5}``.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -61,25 +61,35 @@ class Objective:
         return self.total(outputs, targets, teacher=teacher) / least
 
 
-OBJECTIVES: Registry[Objective] = Registry(
-    "objective", "regrow.train", register="register_objective"
-)
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    objective: Objective
+    bounds: Mapping[str, tuple[float, float]]  # the least and the most of arguments
+
+
+OBJECTIVES: Registry[_Entry] = Registry("objective", "regrow.train", register="register_objective")
 
 
 def register_objective(
-    name: str, *, count: "Callable[[Any], int | Tensor]" = len, needs_teacher: bool = False
+    name: str,
+    *,
+    count: "Callable[[Any], int | Tensor]" = len,
+    needs_teacher: bool = False,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> Callable[[F], F]:
     """Register a function of losses under a name; its keyword arguments are a study's to give.
 
-    Without arguments it must work on its own; those that are numbers are refused where they are
-    given as something else.
+    What is no number where the default is one is refused, and what lies outside of ``bounds``.
     """
 
     def register(losses: F) -> F:
         value = Objective(
-            name=canonical(name), losses=losses, count=count, needs_teacher=needs_teacher
+            name=canonical(name),
+            losses=losses,
+            count=count,
+            needs_teacher=needs_teacher,
         )
-        OBJECTIVES.add(name, value, origin=losses)
+        OBJECTIVES.add(name, _Entry(objective=value, bounds=bounds or {}), origin=losses)
         return losses
 
     return register
@@ -89,22 +99,22 @@ def register_objective(
 def make_objective(choice: Choice) -> Objective:
     """Return a registered objective with its arguments; a ``ConfigError`` offers nearest names."""
     entry = OBJECTIVES.get(choice.name)
-    arguments = choice.arguments
-    where = f"objective {entry.name!r}"
-    check_arguments(entry.losses, arguments, where=where, reserved=PASSED)
-    check_numbers(entry.losses, arguments, where=where)
-    return Objective(
-        name=entry.name,
-        losses=partial(entry.losses, **arguments),
-        count=entry.count,
-        needs_teacher=entry.needs_teacher,
-    )
+    objective, arguments = entry.objective, choice.arguments
+    where = f"objective {objective.name!r}"
+    check_arguments(objective.losses, arguments, where=where, reserved=PASSED)
+    check_numbers(objective.losses, arguments, where=where)
+    for name, (low, high) in entry.bounds.items():
+        if name in arguments and not low <= arguments[name] <= high:
+            raise ConfigError(
+                f"{where}: {name!r} must be in [{low:g}, {high:g}]. Got {arguments[name]!r}."
+            )
+    return replace(objective, losses=partial(objective.losses, **arguments))
 
 
 CROSS_ENTROPY = Choice("cross-entropy")
 
 
-@register_objective("cross-entropy")
+@register_objective("cross-entropy", bounds={"label_smoothing": (0, 1)})
 def cross_entropy(
     outputs: "Tensor", targets: "Tensor", *, label_smoothing: float = 0.0
 ) -> "Tensor":
@@ -115,13 +125,14 @@ def cross_entropy(
     """
     from torch.nn import functional
 
-    _check_range("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
     return functional.cross_entropy(
         logits_of(outputs), targets, reduction="sum", label_smoothing=label_smoothing
     )
 
 
-@register_objective("distillation", needs_teacher=True)
+@register_objective(
+    "distillation", needs_teacher=True, bounds={"temperature": (0.1, 1000), "weight": (0, 1)}
+)
 def distillation(
     outputs: "Tensor",
     targets: "Tensor",
@@ -139,8 +150,6 @@ def distillation(
     """
     from torch.nn import functional
 
-    _check_range("temperature", temperature, temperature > 0, "above 0")
-    _check_range("weight", weight, 0 <= weight <= 1, "in [0, 1]")
     own = functional.log_softmax(logits_of(outputs) / temperature, dim=1)
     wanted = functional.log_softmax(teacher / temperature, dim=1)
     soft = functional.kl_div(own, wanted, reduction="sum", log_target=True) * temperature**2
@@ -186,11 +195,6 @@ def token_cross_entropy(outputs: "Tensor", targets: "Tensor") -> "Tensor":
     return functional.cross_entropy(
         logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
-
-
-def _check_range(name: str, value: float, good: bool, expected: str) -> None:
-    if not good:
-        raise ConfigError(f"The {name!r} of an objective must be {expected}. Got {value!r}.")
 
 
 def logits_of(outputs: Any) -> "Tensor":

@@ -147,6 +147,12 @@ class Recipe:
         """Return the rate of the last epoch, which the paper fine-tunes at."""
         return self.lr_at(self.epochs - 1)
 
+    def at_one_rate(self, lr: float) -> "Recipe":
+        """Return the same recipe at one learning rate, without a warm-up."""
+        return replace(
+            self, schedule="constant", lr=lr, warmup_epochs=0, warmup_steps=0, warmup_share=0.0
+        )
+
     def stretched(self, epochs: int) -> "Recipe":
         """Return the same recipe over another number of epochs, its schedule stretched with it.
 
