@@ -4,6 +4,7 @@ One thread for each test process, because there is a process for each core.
 """
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import pytest
 from commands import Command
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported, here and in children
+# Many tests start processes, and `import torch` takes 2.3 times the CPU where bytecode is not kept.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture
