@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from commands import STUDY
-from regrow.asked import collect
 from regrow.errors import Damaged
 from regrow.jobs.base import Job, all_jobs
 from regrow.jobs.prune import Prune
+from regrow.report.collect import results_of
 from regrow.store import Store
 from regrow.studies.study import Study
 
@@ -60,7 +60,7 @@ def damages(files: list[Path], num: int) -> Iterator[Path]:
 def test_no_changed_byte_reaches_a_table(num: int, tmp_path: Path) -> None:
     study, store = filled(tmp_path / "store")
     jobs: dict[str, Job] = all_jobs(study.jobs())
-    sound = {run_of(run): run for run in collect(study, store).runs}
+    sound = {run_of(run): run for run in results_of(study, store).runs}
     for file in damages(sorted(store.root.glob("records/*/*/*")), num):
         job = jobs[file.parent.name]
         assert store.problem(job.key, job.spec) is not None, file
@@ -68,7 +68,7 @@ def test_no_changed_byte_reaches_a_table(num: int, tmp_path: Path) -> None:
             with pytest.raises(Damaged, match=file.name):
                 store.tensors(job.key)
             continue
-        found = collect(study, store)
+        found = results_of(study, store)
         assert [each.label for each in found.failures] == [job.label]
         for run in found.runs:
             assert run.status == "missing" or run == sound[run_of(run)]
@@ -133,9 +133,9 @@ RECORDS = {
 @pytest.mark.parametrize("name", STRAY)
 def test_stray_files_are_no_results(name: str, tmp_path: Path) -> None:
     study, store = filled(tmp_path / "store")
-    before = [run.score for run in collect(study, store).runs]
+    before = [run.score for run in results_of(study, store).runs]
     STRAY[name](store.root, study.jobs()[0].key)
-    assert [run.score for run in collect(study, store).runs] == before
+    assert [run.score for run in results_of(study, store).runs] == before
     store.tidy()
 
 
@@ -144,7 +144,7 @@ def test_what_is_no_record_counts_as_missing(name: str, tmp_path: Path) -> None:
     study, store = filled(tmp_path / "store")
     job = study.jobs()[-1]
     (store.root / "records" / job.key[:2] / job.key / "record.json").write_bytes(RECORDS[name])
-    found = collect(study, store)
+    found = results_of(study, store)
     assert found.runs[-1].status == "missing"
     assert [failure.label for failure in found.failures] == [job.label]
     moved = store.set_aside(job.key, job.spec)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.asked import collect, from_json, load
 from regrow.data.normalisation import IMAGENET
 from regrow.detection.evaluate import (
     Found,
@@ -41,8 +40,10 @@ from regrow.errors import ConfigError, TrainingError
 from regrow.models import ModelSpec, build
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select
+from regrow.report.collect import results_of
 from regrow.run import run
 from regrow.store import Store
+from regrow.studies.kinds import from_json, load
 from regrow.surgery import shrink, silence, trace
 from regrow.train import Recipe
 
@@ -488,7 +489,7 @@ def test_a_study_trains_every_arm(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     summary = run(asked.jobs(), store, workers=0)
     assert not summary.failed
-    found = collect(asked, store)
+    found = results_of(asked, store)
     assert not found.failures
     assert [one.arm for one in found.runs] == ARMS
     assert all(one.done and 0 <= (one.score or 0) <= 100 for one in found.runs)

@@ -9,15 +9,16 @@ import pytest
 import yaml
 
 from commands import Command
-from regrow.asked import collect, from_json, load
 from regrow.detection.jobs import PruneDetector, TrainDetector
 from regrow.detection.study import DetectionStudy
 from regrow.errors import ConfigError
 from regrow.jobs.base import all_jobs
+from regrow.report.collect import results_of
 from regrow.run import estimate as estimates
 from regrow.run.estimate import estimate
 from regrow.run.gpu_sharing import gang
 from regrow.store import Store
+from regrow.studies.kinds import from_json, kind_of, load
 from regrow.studies.study import Study
 
 pytest.importorskip("torchmetrics")
@@ -56,6 +57,8 @@ def regrow(
 
 def test_the_kind_of_a_study_is_told_by_its_content(tmp_path: Path) -> None:
     assert isinstance(from_json(STUDY), DetectionStudy)
+    assert from_json({**STUDY, "task": "detection"}) == from_json(STUDY)
+    assert kind_of({"task": "regression"}) is None
     plain = STUDY["backbone"]
     assert isinstance(from_json(plain), Study)
     file = tmp_path / "mine.yaml"
@@ -169,7 +172,7 @@ def test_what_failed_stands_in_the_report(regrow: Command, tmp_path: Path) -> No
     ran = regrow("run", "study.yaml", "--workers", "0")
     assert ran.code == 1
     assert "FAILED" in ran.err
-    found = collect(load("study.yaml"), Store.open(tmp_path / "regrow-store", create=False))
+    found = results_of(load("study.yaml"), Store.open(tmp_path / "regrow-store", create=False))
     assert [run.status for run in found.runs] == ["failed", "failed"]
     assert ["diverged" in failure.message for failure in found.failures] == [True]
     assert "not run" in ran.out

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from commands import Command
-from regrow import asked
 from regrow.errors import ConfigError, StoreError
 from regrow.run import precision as room
 from regrow.run.precision import Choice, Decision, Speed, decide, measured, slow_bf16
 from regrow.store import Store
+from regrow.studies.kinds import load
 from regrow.studies.study import Study, decided
 from regrow.train import Precision, Recipe
 
@@ -87,7 +87,7 @@ def test_keys_of_a_file_are_those_of_what_was_decided(tmp_path: Path) -> None:
     file = _study(tmp_path)
     for precision in ("fp32", "bf16"):
         said = {**STUDY, "recipe": {"epochs": 1, "batch": 10, "precision": precision}}
-        (open_job,) = asked.load(file, partial(_same, precision)).jobs()
+        (open_job,) = load(file, partial(_same, precision)).jobs()
         (job,) = Study.from_json(said).jobs()
         assert open_job.key == job.key
 

@@ -30,7 +30,6 @@ LEVELS: list[set[str]] = [
     {"studies"},
     {"run", "report"},
     {"detection"},
-    {"asked"},
     {"reproduce", "bench"},
     {"papers"},
     {"cli", "__init__"},
@@ -45,7 +44,7 @@ LONG_FUNCTIONS = {
 }
 LONG_FILES: set[str] = set()
 # Rooms that carry a study from its file to a row of its report; those below do the work of a job.
-PATH_ROOMS = {"asked", "studies", "jobs", "run", "store", "report", "detection"}
+PATH_ROOMS = {"studies", "jobs", "run", "store", "report", "detection"}
 MOST_PATH_FILES = 30
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HEAVY = ("torch", "torchvision", "pandas", "matplotlib", "scipy", "sklearn", "pyarrow")
@@ -167,10 +166,11 @@ def test_the_path_of_a_study_to_its_row_crosses_few_files(tmp_path: Path) -> Non
     study (``PATH_ROOMS``). Rooms below, which do the work of a job (data, models, surgery, train,
     pruning, methods, cost), and ``core`` do not count. The aim is 16.
     """
-    from regrow.asked import collect, load
     from regrow.report import summarise
+    from regrow.report.collect import results_of
     from regrow.run import run
     from regrow.store import Store
+    from regrow.studies.kinds import load
 
     (tmp_path / "study.yaml").write_text(
         "data: {name: digits, subset: 60, test_subset: 40}\n"
@@ -191,7 +191,7 @@ def test_the_path_of_a_study_to_its_row_crosses_few_files(tmp_path: Path) -> Non
     try:
         study, store = load(tmp_path / "study.yaml"), Store.open(tmp_path / "store", create=True)
         run(study.jobs(), store, workers=0)
-        rows = summarise(collect(study, store).runs)
+        rows = summarise(results_of(study, store).runs)
     finally:
         sys.setprofile(before)
     assert len(rows) == 1

@@ -14,10 +14,11 @@ from PIL import Image
 from image_files import parquet_folder, png, write_parquet
 from liu import PAPER, cells, entries, lay_out
 from regrow.data import DataSpec, MemoryImages, load
-from regrow.detection.spec import DetectionSpec, is_detection
+from regrow.detection.spec import DetectionSpec
 from regrow.reproduce import layout, originals
 from regrow.reproduce.originals import ORIGINALS, Images, Original, departs, scale_departs
 from regrow.reproduce.scales import SCALES, Scale, scaled, scaled_detection
+from regrow.studies.kinds import kind_of
 
 FILES = sorted({name for one in entries().values() for name in one.studies})
 
@@ -25,7 +26,7 @@ FILES = sorted({name for one in entries().values() for name in one.studies})
 @pytest.mark.parametrize("file", FILES)
 def test_a_scale_departs_by_what_it_makes_of_a_study(file: str) -> None:
     value = PAPER.study(file)
-    apply: Any = scaled_detection if is_detection(value) else scaled
+    apply: Any = scaled_detection if kind_of(value) else scaled
 
     def said(scale: Scale) -> str:
         return scale_departs(value, scale, apply=apply)

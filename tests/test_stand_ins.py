@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from commands import Command, write_study
-from regrow.asked import load
 from regrow.errors import ConfigError
 from regrow.studies.data_overrides import pairs, replaced
+from regrow.studies.kinds import load
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from regrow.asked import load
 from regrow.errors import RegrowError
+from regrow.studies.kinds import load
 
 BASE = """\
 name: small

@@ -11,10 +11,10 @@ from regrow.errors import StoreError
 from regrow.studies.data_overrides import pairs
 
 if TYPE_CHECKING:
-    from regrow.asked import Asked
     from regrow.jobs.base import Job
     from regrow.run.precision import Choice
     from regrow.store import Snapshot, Store
+    from regrow.studies.kinds import AnyStudy
 
 
 def load_extensions(paths: Sequence[Path] | None) -> None:
@@ -32,12 +32,12 @@ def load_study(
     data: Sequence[str] | None = None,
     device: str = "cpu",
     measure: bool = True,
-) -> "tuple[Asked, Choice]":
+) -> "tuple[AnyStudy, Choice]":
     """Read a study file, and the choice of precision that its ``auto`` was replaced by.
 
     ``measure`` allows to time both precisions where the store holds no earlier choice.
     """
-    from regrow.asked import load
+    from regrow.studies.kinds import load
 
     others = pairs(data or ())
     load(path, data=others)  # a mistake is reported before PyTorch is imported, which takes seconds
@@ -73,7 +73,7 @@ def stored(store: "Store", specs: "Mapping[str, Mapping[str, Any]]") -> "Snapsho
 
 def warn_about(jobs: "Iterable[Job]", *, device: str = "cpu") -> None:
     """Print the notices of the jobs' data, and whether bfloat16 is slow on the device."""
-    from regrow.asked import notices
+    from regrow.jobs.material import notices
     from regrow.run.precision import slow_bf16
 
     for notice in (*notices(jobs), slow_bf16(jobs, device)):

@@ -165,7 +165,7 @@ def _reproduce(
     device: str,
 ) -> "Published":
     """Run the unfinished jobs of a table or figure, and write its folder."""
-    from regrow.asked import notices
+    from regrow.jobs.material import notices
     from regrow.reproduce.plan import prepare
     from regrow.reproduce.publish import publish
     from regrow.reproduce.results import read_back

@@ -38,11 +38,11 @@ from regrow.errors import ConfigError
 from regrow.studies.data_overrides import pairs
 
 if TYPE_CHECKING:
-    from regrow.asked import Asked
     from regrow.report import Report
     from regrow.run import Summary
     from regrow.run.precision import Choice
     from regrow.store import Store
+    from regrow.studies.kinds import AnyStudy
 
 
 def quickstart(
@@ -156,7 +156,7 @@ def _print_summary(summary: "Summary", page: Path) -> None:
     say(f"{line}.")
 
 
-def _report_folder(study: "Asked", out: Path | None) -> Path:
+def _report_folder(study: "AnyStudy", out: Path | None) -> Path:
     return out if out is not None else DEFAULT_REPORT / study.name
 
 
@@ -174,13 +174,14 @@ def _check_writable(folder: Path) -> None:
 
 
 def _report(
-    study: "Asked", store: "Store", out: Path | None, *, choice: "Choice"
+    study: "AnyStudy", store: "Store", out: Path | None, *, choice: "Choice"
 ) -> "tuple[Report, list[str]]":
     """Write the report of a study, and return the status of each of its runs too."""
-    from regrow.asked import collect, notices
+    from regrow.jobs.material import notices
     from regrow.report import write
+    from regrow.report.collect import results_of
 
-    results = collect(study, store)
+    results = results_of(study, store)
     written = write(
         results.runs,
         _report_folder(study, out),

@@ -104,8 +104,3 @@ class DetectionSpec:
             k: tuple(v) if isinstance(v, list) else v for k, v in given.items()
         }
         return cls(**options)
-
-
-def is_detection(value: Any) -> bool:
-    """Tell a detection study from one of classifiers, by its content."""
-    return isinstance(value, Mapping) and bool({"backbone", "detector"} & value.keys())

@@ -19,7 +19,7 @@ the backbone of the unpruned detector and goes on at its lowest rate.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from regrow.detection.evaluate import check_libraries
 from regrow.detection.jobs import (
@@ -44,7 +44,18 @@ from regrow.studies.experiment import Cut, Experiment, MethodUse, mapping, text
 from regrow.studies.study import Study, file_name, read_margin
 from regrow.train import Recipe
 
-KEYS = ("name", "title", "backbone", "data", "detector", "recipe", "arms", "seeds", "margin")
+KEYS = (
+    "task",
+    "name",
+    "title",
+    "backbone",
+    "data",
+    "detector",
+    "recipe",
+    "arms",
+    "seeds",
+    "margin",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +114,7 @@ class DetectionStudy:
     detector: Detector
     recipe: Recipe
     margin: float | None = None
+    kind: ClassVar[str] = "detection"
 
     @classmethod
     def from_json(cls, value: Any, *, name: str = "detection") -> "DetectionStudy":

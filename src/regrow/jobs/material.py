@@ -1,10 +1,12 @@
 """The data of a job: how to load them, what identifies their content, and what is learnt."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from regrow.data import DataSpec, fingerprint, load
 from regrow.data.loading import IMAGE_TASK
 from regrow.errors import ConfigError
+from regrow.jobs.base import Job, all_jobs
 from regrow.models import MODELS, ModelSpec
 from regrow.tasks import TASKS, Metric, task_of
 
@@ -73,3 +75,9 @@ def material_of(spec: DataSpec) -> Material:
         baseline=task.baseline(dataset),
         notices=dataset.notices,
     )
+
+
+def notices(jobs: Iterable[Job]) -> tuple[str, ...]:
+    """Return what people should know of the data that jobs look at, each once."""
+    data = (getattr(job, "data", None) for job in all_jobs(jobs).values())
+    return tuple(dict.fromkeys(text for each in data for text in getattr(each, "notices", ())))

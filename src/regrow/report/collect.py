@@ -1,7 +1,7 @@
 """From a study and a store to runs: what each cell's record says, and what it cost in all."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from regrow.errors import Damaged
@@ -10,11 +10,12 @@ from regrow.jobs.material import Material
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
-from regrow.report.render import Failure
+from regrow.report.render import Extra, Failure
 from regrow.report.rows import Run
 from regrow.report.validity import Ending
 from regrow.store import Store
 from regrow.studies.expand import Cell
+from regrow.studies.kinds import KINDS, AnyStudy
 from regrow.studies.study import Study
 from regrow.tasks.metric import Metric
 
@@ -24,6 +25,24 @@ def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
     reader = Reader(store)
     cells = study.cells()
     return [reader.run(cell) for cell in cells], reader.failures(cells)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a store holds of a study, as a report takes it."""
+
+    runs: tuple[Run, ...]
+    failures: tuple[Failure, ...]
+    extras: tuple[Extra, ...] = ()
+
+
+def results_of(study: AnyStudy, store: Store) -> Results:
+    """Read the results of a study of any kind."""
+    if not isinstance(study, Study):
+        results: Results = KINDS.get(study.kind).results(study, store)
+        return results
+    runs, failures = collect(study, store)
+    return Results(runs=tuple(runs), failures=tuple(failures))
 
 
 def _material(job: Job) -> Material | None:

@@ -6,7 +6,6 @@ from fnmatch import fnmatch
 from typing import Any
 
 from regrow.detection.model import Detector
-from regrow.detection.spec import is_detection
 from regrow.detection.study import DetectionStudy
 from regrow.errors import ConfigError, DataError
 from regrow.jobs.arms import UNPRUNED
@@ -21,6 +20,7 @@ from regrow.reproduce.printed import cells, records
 from regrow.reproduce.scales import Scale
 from regrow.studies.expand import Cell
 from regrow.studies.experiment import Cut, Experiment
+from regrow.studies.kinds import kind_of
 from regrow.studies.study import Study
 
 OWN_KEYS = ("paper", "notes", "absent")
@@ -133,7 +133,7 @@ def _rows_of(entry: Entry, request: Request) -> list[str]:
 def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
     """Build the study of a file, with what was replaced in it."""
     value, paper = entry.paper.study(name), entry.paper
-    if is_detection(value):
+    if kind_of(value) is not None:
         return _detection_part(name, entry.paper, request)
     top = value["paper"]
     labels = [{**top, **part.get("paper", {})} for part in value["experiments"]]

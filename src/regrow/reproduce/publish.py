@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from regrow.asked import notices
 from regrow.errors import ConfigError
+from regrow.jobs.material import notices
 from regrow.report import write as write_report
 from regrow.report.words import listed
 from regrow.reproduce import figure_data, layout

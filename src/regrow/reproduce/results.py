@@ -6,10 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from regrow.asked import collect
 from regrow.jobs.base import specs
 from regrow.report import Extra, Failure
-from regrow.report.collect import Reader
+from regrow.report.collect import Reader, results_of
 from regrow.report.rows import Run
 from regrow.report.statistics import mean_and_std
 from regrow.reproduce.known import KNOWN, known_of, known_of_parents, typed
@@ -57,7 +56,7 @@ def _read_back(part: Part, plan: Plan, store: Store) -> Found:
         pruned = [job for one in measurable.cells for job in one.cell.job.inputs]
         parents = known_of_parents([job for job in pruned if job.key in done], store)
     else:
-        collected = collect(part.study, store)
+        collected = results_of(part.study, store)
         failures, extras = collected.failures, collected.extras
         # Every cell was expanded in this order; those not asked for are left out.
         places = {one.cell.place for one in part.cells}

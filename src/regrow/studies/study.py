@@ -29,7 +29,7 @@ same thousand classes (on other data it is trained on from those weights).
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from regrow.core.validation import is_number
 from regrow.errors import ConfigError, short
@@ -54,6 +54,7 @@ class Study:
     title: str
     experiments: tuple[Experiment, ...]
     margin: float | None = None  # None: the metric's own
+    kind: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         known: dict[tuple[str, str], Experiment] = {}
