@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from regrow.asked import collect
 from torch.nn import functional as F
 
-from regrow.asked import collect
 from regrow.core.choice import Choice
 from regrow.core.seeds import seeded
 from regrow.data import normalise
