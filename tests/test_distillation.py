@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from regrow.asked import collect
 from torch.nn import functional as F
 
 from regrow.core.choice import Choice
@@ -16,6 +15,7 @@ from regrow.errors import ConfigError
 from regrow.jobs.costs import model_cost
 from regrow.jobs.retrain import Retrain
 from regrow.report import summarise
+from regrow.report.collect import results_of
 from regrow.run import run
 from regrow.run.estimate import estimate
 from regrow.store import Store
@@ -127,7 +127,7 @@ def test_an_arm_is_taught_by_the_unpruned_network_and_pays_for_it(tmp_path: Path
     assert learnt["training_flops"] == own + learnt["teacher_flops"]
     assert "teacher_flops" not in scratch
 
-    runs = collect(study, store).runs
+    runs = results_of(study, store).runs
     rows = summarise(runs).set_index("arm")
     said, other = (str(rows.loc[arm, "fairness"]) for arm in ("taught", "scratch-b"))
     assert f"by distillation (the teacher's {learnt['teacher_flops']:.3g} FLOPs counted)" in said
