@@ -137,6 +137,23 @@ def test_an_arm_may_have_a_rate_of_its_own() -> None:
     assert [fresh.recipe(base, 8).lr_at(e) for e in (0, 4, 6)] == [0.02, 0.002, 0.0002]
 
 
+def test_an_arm_may_have_a_schedule_of_its_own() -> None:
+    base = Recipe(epochs=40, lr=0.1)
+    budget = Budget(kind="epochs", amount=20)
+    cosine = Arm(name="c", start="inherited", budget=budget, schedule="cosine", lr=0.01)
+    recipe = cosine.recipe(base, 20)
+    assert (recipe.schedule, recipe.lr_at(0), recipe.lr_at(10)) == ("cosine", 0.01, 0.005)
+    drops = Arm(name="d", start="inherited", budget=budget, schedule="drops", drop_at=(0.9,))
+    recipe = drops.recipe(replace(base, schedule="cosine"), 20)
+    assert [recipe.lr_at(epoch) for epoch in (0, 17, 18)] == [0.1, 0.1, 0.01]
+    assert (drops.to_json()["schedule"], drops.to_json()["drop_at"]) == ("drops", [0.9])
+    assert "drop_at" not in cosine.to_json()
+    with pytest.raises(ConfigError, match=r"'drop_at', so its 'schedule' must be drops\. Got"):
+        Arm(name="d", start="inherited", budget=budget, drop_at=(0.5,))
+    with pytest.raises(ConfigError, match=r"The arm 'd': .*rising list of shares"):
+        replace(drops, drop_at=(0.5, 0.2))
+
+
 def test_the_papers_arms_are_what_they_are_called() -> None:
     assert [arm.name for arm in DEFAULT_ARMS[:5]] == [
         *("unpruned", "pruned", "fine-tune", "scratch-e", "scratch-b")

@@ -13,10 +13,12 @@ from regrow.core.registry import Registry, calling_file
 from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError
 from regrow.train import Recipe, make_objective
+from regrow.train.recipe import Schedule
 
 Start = Literal["inherited", "random", "initial", "redrawn", "rewound"]
 BudgetKind = Literal["none", "epochs", "share", "equal-epochs", "equal-flops"]
-ArmSchedule = Literal["full", "last-rate"]
+ArmSchedule = Literal["full", "last-rate"] | Schedule
+ARM_SCHEDULES = ("full", "last-rate", *get_args(Schedule))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,9 @@ class Arm:
             unpruned network's own values after ``epoch`` epochs of its training.
         budget: how long it trains.
         schedule: ``full`` runs the recipe's schedule over the budget; ``last-rate`` stays at the
-            recipe's last learning rate.
+            recipe's last learning rate; a schedule of recipes (``cosine``, ``drops``, ...) runs in
+            place of the recipe's, over the budget.
+        drop_at: of the schedule ``drops``, other shares of training than the recipe's.
         lr: another learning rate than the recipe's (or its last), if given.
         epoch: of the weights, for the start ``rewound``: after so many epochs.
         objective: what it descends, where that is not the recipe's; one with a teacher
@@ -113,6 +117,7 @@ class Arm:
     start: Start
     budget: Budget
     schedule: ArmSchedule = "full"
+    drop_at: tuple[float, ...] | None = None
     lr: float | None = None
     epoch: int | None = None
     schedule_epoch: int | None = None
@@ -121,12 +126,14 @@ class Arm:
     objective: Choice | None = None
 
     def __post_init__(self) -> None:
-        for field, known in (("start", get_args(Start)), ("schedule", get_args(ArmSchedule))):
+        for field, known in (("start", get_args(Start)), ("schedule", ARM_SCHEDULES)):
             if getattr(self, field) not in known:
                 raise ConfigError(
                     f"The {field!r} of the arm {self.name!r} must be one of {', '.join(known)}. "
                     f"Got {getattr(self, field)!r}."
                 )
+        if self.drop_at is not None:
+            self._check_drop_at()
         if self.lr is not None and not (is_number(self.lr) and self.lr > 0):
             raise ConfigError(
                 f"The 'lr' of the arm {self.name!r} must be a number above 0. Got {self.lr!r}."
@@ -167,13 +174,24 @@ class Arm:
                 f"{self.strength!r}."
             )
 
+    def _check_drop_at(self) -> None:
+        if self.schedule != "drops":
+            raise ConfigError(
+                f"The arm {self.name!r} has a 'drop_at', so its 'schedule' must be drops. Got "
+                f"{self.schedule!r}."
+            )
+        try:
+            self.recipe(Recipe(), 1)
+        except ConfigError as error:
+            raise ConfigError(f"The arm {self.name!r}: {error}") from error
+
     def _check_schedule_epoch(self) -> None:
         if not is_int(self.schedule_epoch, least=0):
             raise ConfigError(
                 f"The 'schedule_epoch' of the arm {self.name!r} must be an int of at least 0. Got "
                 f"{self.schedule_epoch!r}."
             )
-        if self.schedule != "full":
+        if self.schedule == "last-rate":
             raise ConfigError(
                 f"The arm {self.name!r} trains at one learning rate, so there is no schedule to "
                 f"enter at 'schedule_epoch' {self.schedule_epoch}. Leave it out, or give "
@@ -220,9 +238,16 @@ class Arm:
         """Return the recipe this arm trains with for so many epochs."""
         objective = self.objective or base.objective
         if self.schedule == "last-rate":
-            rate = self.lr or base.last_lr()
-            return replace(base.at_one_rate(rate), epochs=epochs, objective=objective)
-        return replace(base, epochs=epochs, lr=self.lr or base.lr, objective=objective)
+            base = base.at_one_rate(self.lr or base.last_lr())
+            return replace(base, epochs=epochs, objective=objective)
+        return replace(
+            base,
+            epochs=epochs,
+            lr=self.lr or base.lr,
+            schedule=base.schedule if self.schedule == "full" else self.schedule,
+            drop_at=base.drop_at if self.drop_at is None else self.drop_at,
+            objective=objective,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return what the arm does, without its name: equal for arms that do the same.
@@ -232,6 +257,7 @@ class Arm:
         budget = {"kind": self.budget.kind, "amount": self.budget.amount, "cap": self.budget.cap}
         names = ("start", "schedule", "lr", "epoch", "schedule_epoch")
         fields = {name: getattr(self, name) for name in names}
+        fields["drop_at"] = None if self.drop_at is None else [*self.drop_at]
         if self.objective is not None:
             fields["objective"] = self.objective.to_json()
         return {

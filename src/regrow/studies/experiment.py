@@ -43,7 +43,7 @@ _SOURCE_METHOD_KEYS = (
     *("pretrained", "lr"),
 )
 _ARM_KEYS = (
-    *("name", "like", "start", "epoch", "schedule", "schedule_epoch", "lr"),
+    *("name", "like", "start", "epoch", "schedule", "drop_at", "schedule_epoch", "lr"),
     *("treatment", "strength"),
     *("epochs", "share", "budget", "cap", "objective"),
 )
@@ -475,7 +475,12 @@ def _arm(entry: Any) -> Arm:
         base = ARMS.get(given.get("like", name))
     if base in (UNPRUNED, PRUNED) and set(given) - {"name"}:
         raise ConfigError(f"The arm {base.name!r} is measured, not trained: it takes no options.")
-    fields = ("start", "epoch", "schedule", "schedule_epoch", "lr", "treatment", "strength")
+    if isinstance(given.get("drop_at"), list):
+        given["drop_at"] = tuple(given["drop_at"])
+    fields = (
+        *("start", "epoch", "schedule", "drop_at", "schedule_epoch", "lr"),
+        *("treatment", "strength"),
+    )
     _check_treatment(given)
     if given.get("objective") is not None:
         base = replace(base, objective=Choice.from_json(given["objective"]))
