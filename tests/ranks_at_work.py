@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from regrow.core.choice import Choice
 from regrow.core.distributed import ALONE, Ranks, join, leave
 from regrow.data import DataSpec, load
 from regrow.errors import DataError
@@ -98,6 +99,18 @@ CASES: dict[str, Case] = {
         model=NORMED, treated=Treated(method="soft-filter", sparsity=0.5)
     ),
     "bfloat16": Case(model=NORMED, recipe=replace(RECIPE, precision="bf16")),
+    "options of the recipe": Case(
+        model=plain,
+        recipe=replace(
+            RECIPE,
+            optimiser=Choice("adamw", eps=1e-3),
+            schedule="one-cycle",
+            clip=0.5,
+            ema=0.9,
+            cutout=3,
+            objective=Choice("cross-entropy", label_smoothing=0.1),
+        ),
+    ),
     "norm and ReLU as one": Case(model=PRERESNET, recipe=replace(RECIPE, precision="bf16")),
 }
 

@@ -331,7 +331,8 @@ def test_json_of_every_command_is_all_there_is_on_standard_output(
 def test_list_says_something_of_every_name(command: Command) -> None:
     names = json.loads(command("list", "--json").out)
     assert set(names) == {
-        "data", "models", "methods", "criteria", "allocations", "arms", "recipes"
+        "data", "tasks", "models", "methods", "criteria", "allocations", "arms", "recipes",
+        "objectives", "optimisers", "schedules",
     }  # fmt: skip
     texts = {(kind, name): text for kind, of in names.items() for name, text in of.items()}
     assert all(texts.values()), texts

@@ -24,6 +24,7 @@ from regrow.train import Moment, Recipe, Training, Treatment, evaluate, fit
 from small import bright, digits
 from test_jobs import FAKE, RECIPE, VGG
 from test_training import network
+from test_training_options import OPTIONS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -78,6 +79,16 @@ def test_hooks_are_recorded_with_the_step(hook: str) -> None:
     if hook == "masks":
         options = {"masks": half()}
     one, other = training(**options), training(eager=True, **options)
+    fit(one)
+    fit(other)
+    assert one.notice is None, one.notice
+    assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_a_recipe_are_recorded_with_the_step(name: str) -> None:
+    recipe = replace(QUICK, **OPTIONS[name])
+    one, other = training(recipe), training(recipe, eager=True)
     fit(one)
     fit(other)
     assert one.notice is None, one.notice

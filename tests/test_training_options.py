@@ -15,7 +15,7 @@ from regrow.core.choice import Choice
 from regrow.core.distributed import Ranks
 from regrow.core.registry import load_file
 from regrow.core.seeds import seeded
-from regrow.data import normalise
+from regrow.data import MemoryImages, normalise
 from regrow.data.augment import cut_out, draw_holes, draw_shares, mix
 from regrow.errors import ConfigError
 from regrow.train import Recipe, Training, fit
@@ -288,6 +288,18 @@ def test_what_cannot_be_trained_is_refused() -> None:
         training(replace(QUICK, mixup=0.2), ranks=Ranks(rank=0, size=2))
     with pytest.raises(ConfigError, match="'distillation' learns from a trained network"):
         training(replace(QUICK, objective=Choice("distillation")))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"cutout": 2}, "erases squares of images"), ({"mixup": 0.2}, "ids rather than quantities")],
+)
+def test_what_is_for_images_is_refused_for_tokens(option: Any, message: str) -> None:
+    tokens = torch.randint(0, 9, (4, 5))
+    data = replace(bright(), train=MemoryImages(tokens, tokens))
+    assert not data.of_images
+    with pytest.raises(ConfigError, match=message):
+        Training(network(), data, replace(QUICK, **option), seed=0)
 
 
 def test_new_fields_enter_no_key_unless_given() -> None:

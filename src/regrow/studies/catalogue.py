@@ -10,6 +10,9 @@ from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, Method
 from regrow.studies.kinds import KINDS
 from regrow.tasks import TASKS
 from regrow.train import RECIPES, Recipe
+from regrow.train.objective import OBJECTIVES
+from regrow.train.optimiser import OPTIMISERS
+from regrow.train.schedules import SCHEDULES
 
 STARTS = {
     "inherited": "the weights that pruning left",
@@ -32,6 +35,13 @@ def catalogue() -> dict[str, dict[str, str]]:
         "allocations": {name: _first_line(ALLOCATIONS.get(name)) for name in ALLOCATIONS.names()},
         "arms": {name: _arm(ARMS.get(name)) for name in ARMS.names()},
         "recipes": {name: _recipe(recipe) for name, recipe in RECIPES.items()},
+        "objectives": {
+            n: _first_line(OBJECTIVES.get(n).objective.losses) for n in OBJECTIVES.names()
+        },
+        "optimisers": {
+            name: _first_line(OPTIMISERS.get(name).update) for name in OPTIMISERS.names()
+        },
+        "schedules": {name: _first_line(function) for name, function in SCHEDULES.items()},
     }
 
 
@@ -56,7 +66,8 @@ def _arm(arm: Arm) -> str:
         return "The network before pruning, measured"
     if arm.budget.kind == "none":
         return "The network right after pruning, measured"
-    return f"Trains {STARTS[arm.start]}, for {_budget(arm.budget)}{_schedule(arm)}"
+    loss = f", by {arm.objective.name}" if arm.objective is not None else ""
+    return f"Trains {STARTS[arm.start]}, for {_budget(arm.budget)}{_schedule(arm)}{loss}"
 
 
 def _schedule(arm: Arm) -> str:

@@ -72,6 +72,8 @@ BY_STEP: Mapping[str, Callable[[int, int], float]] = {
     "one-cycle": one_cycle,
 }
 
+SCHEDULES: Mapping[str, Callable[..., float]] = {**BY_EPOCH, **BY_STEP}
+
 
 def factor(recipe: "Recipe", *, epoch: int, place: int, steps: int) -> float:
     """Return the factor for the update at a place of an epoch of so many steps.

@@ -341,6 +341,17 @@ def _check(dataset: Dataset, recipe: Recipe, *, first_epoch: int, ranks: Ranks) 
             f"A training of {recipe.epochs} epochs can begin at one from 0 to "
             f"{recipe.epochs - 1}. Got {first_epoch}."
         )
+    if recipe.cutout is not None and not dataset.of_images:
+        raise ConfigError(
+            "'cutout' erases squares of images, and these data have none: leave it out."
+        )
+    if recipe.mixup is not None and not dataset.of_images:
+        example = dataset.train.batch(torch.zeros(1, dtype=torch.int64))
+        if not example.is_floating_point():
+            raise ConfigError(
+                "'mixup' adds up examples, and those of these data are ids rather than quantities: "
+                "leave it out."
+            )
     if recipe.cutout is not None and recipe.cutout > dataset.size:
         raise ConfigError(
             f"The 'cutout' of a recipe can be at most the {dataset.size} pixels of an image here. "
