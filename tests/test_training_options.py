@@ -296,7 +296,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
 )
 def test_what_is_for_images_is_refused_for_tokens(option: Any, message: str) -> None:
     tokens = torch.randint(0, 9, (4, 5))
-    data = replace(bright(), train=MemoryImages(tokens, tokens))
+    data = replace(bright(), train=MemoryImages(tokens, tokens), channels=0)
     assert not data.of_images
     with pytest.raises(ConfigError, match=message):
         Training(network(), data, replace(QUICK, **option), seed=0)
