@@ -14,23 +14,18 @@ from regrow.core.seeds import seeded
 from regrow.data import normalise
 from regrow.errors import ConfigError, TraceError
 from regrow.models import ModelSpec, build
+from regrow.pruning.allocations import allocate_global, allocate_shares, allocate_uniform
 from regrow.pruning.method import (
-    ALLOCATIONS,
     CRITERIA,
     METHODS,
     Method,
+    allocation,
     checked_sparsity,
     criterion,
     register_method,
 )
 from regrow.pruning.probe import BATCH, Probe
-from regrow.pruning.select import (
-    allocate_global,
-    allocate_shares,
-    allocate_uniform,
-    groups_in_scope,
-    select,
-)
+from regrow.pruning.select import groups_in_scope, select
 from regrow.surgery import trace
 from regrow.train import Recipe, Training, Treatment
 from regrow.units.masked import weight_groups
@@ -446,7 +441,7 @@ def test_scores_that_are_none_are_refused(name: str) -> None:
 )
 def test_an_allocation_that_returns_no_mask_is_refused(function: Any, got: str) -> None:
     model, found = small("vgg")
-    ALLOCATIONS.add("test-allocation", function)
+    allocation("test-allocation")(function)
     with pytest.raises(ConfigError, match=f"'test-allocation' must return a boolean.*Got {got}"):
         select(model, found, _method(allocation="test-allocation"), sparsity=0.5)
 

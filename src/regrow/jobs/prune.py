@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from regrow.core.units import UNITS
 from regrow.cost import measure
 from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
 from regrow.jobs.context import Context
@@ -12,10 +13,12 @@ from regrow.jobs.costs import counter_version, model_cost
 from regrow.jobs.material import Material
 from regrow.jobs.train import Train, trained_network
 from regrow.models import ModelSpec, build
+from regrow.pruning.costs import CostShare
 from regrow.pruning.method import REPAIRS, Method
 from regrow.pruning.probe import Probe
 from regrow.pruning.select import select
 from regrow.pruning.stages import Pattern, pattern_of, stages_of
+from regrow.pruning.targets import measure_cost
 from regrow.store import Store
 from regrow.store.parts import MASKS, REPAIRED
 from regrow.surgery import sensitivities
@@ -46,6 +49,7 @@ class Prune(Keyed):
     parent: "Train | Retrain | None" = None
     sparsity: float | None = None
     shares: tuple[float, ...] | None = None
+    cost: CostShare | None = None  # in place of a sparsity: how much of it may be left
     guides: "tuple[Prune, ...]" = ()
     code: str | None = None  # digest of the files that decide, where not part of this package
     label: str = "prune"
@@ -64,6 +68,8 @@ class Prune(Keyed):
     @property
     def expected_kept(self) -> float:
         """The share of units that stays, over all rounds, as far as it was asked for."""
+        if self.cost is not None:
+            return float(self.cost.share ** (1.0 / UNITS.get(self.method.unit).exponent))
         kept = 1.0 - (self.sparsity or _mean(self.shares or (0.0,)))
         earlier = 1.0 if self._earlier is None else self._earlier.expected_kept
         return kept * earlier
@@ -81,6 +87,7 @@ class Prune(Keyed):
             scope=list(method.scope),
             sparsity=self.sparsity,
             shares=None if self.shares is None else list(self.shares),
+            cost=None if self.cost is None else self.cost.to_json(),
             guides=len(self.guides) or None,
             repair=method.repair,
             seed=self.seed,
@@ -108,6 +115,7 @@ class Prune(Keyed):
         found = traced(model, self.model, self.data.shape)
         dataset = context.dataset(self.data.spec)
         pattern = _pattern(context, self.guides) if self.guides else None
+        costs: dict[str, Any] = {} if self.cost is None else self.cost.to_json()
         mask = select(
             model,
             found,
@@ -119,6 +127,8 @@ class Prune(Keyed):
             seed=self.seed,
             within=within,
             masks=masks,
+            device=context.device,
+            **costs,
         )
         edit = Edit(model=self.model, shape=self.data.shape, mask=mask)
         groups = tuple(mask.kept)
@@ -136,6 +146,9 @@ class Prune(Keyed):
         record = {**edit.record(), "before": before.to_json(), "after": after.to_json()}
         if pattern is not None:
             record["pattern"] = pattern.to_json()
+        if self.cost is not None:
+            measured = measure_cost(self.cost, model, found, mask=mask, device=context.device)
+            record["cost"] = {"share": measured.share, **measured.how}
         return Outcome(record, mask.kept, {REPAIRED: edit.repaired})
 
 

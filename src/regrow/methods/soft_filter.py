@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from regrow.pruning.allocations import allocate_count, whole_share
 from regrow.pruning.method import allocation, criterion, register_method
 from regrow.pruning.probe import Probe
-from regrow.pruning.select import allocate_count, whole_share
 from regrow.surgery import Group
 from regrow.train import Treatment
 from regrow.units.masked import filter_groups

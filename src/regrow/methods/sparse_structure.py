@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from regrow.pruning.allocations import keep_best, whole_share
 from regrow.pruning.method import Target, allocation, criterion, register_method
 from regrow.pruning.probe import Probe
-from regrow.pruning.select import keep_best, whole_share
 from regrow.surgery import Group, Role, blocks
 from regrow.train import Treatment
 

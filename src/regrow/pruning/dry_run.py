@@ -4,6 +4,7 @@ import inspect
 import traceback
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,6 +72,7 @@ def _place(method: Method, error: Exception) -> str:
             return f"{frame.filename}, line {frame.lineno}"
     # Nothing of the user's raised: a check refused what one of them returned, and names it.
     named = [(r, name) for r, name in code if f"{r.kind} {name!r}" in str(error)] or code
-    function = inspect.unwrap(named[0][0].get(named[0][1]))
+    value: Any = named[0][0].get(named[0][1])
+    function = inspect.unwrap(getattr(value, "function", value))
     line = function.__code__.co_firstlineno if inspect.isfunction(function) else 1
     return f"{named[0][0].origin(named[0][1])}, line {line}"

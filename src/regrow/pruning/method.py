@@ -7,7 +7,7 @@ functions.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from regrow.core.registry import Registry, calling_file
 from regrow.core.units import UNITS
@@ -18,12 +18,14 @@ from regrow.train import Treatment
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from regrow.pruning.layers import Layers
     from regrow.pruning.probe import Probe
     from regrow.surgery import Group, Trace
     from regrow.surgery.mask import Mask
 
 Criterion = Callable[["Group", "Probe"], "Tensor"]
-Allocate = Callable[["Mapping[str, Tensor]", float], "dict[str, Tensor]"]
+Allocate = Callable[["Layers", float], "dict[str, Tensor]"]
+A = TypeVar("A", bound=Allocate)
 Repair = Callable[["nn.Module", "Mask", "Trace", "Probe"], None]
 Treat = Callable[[float, float], Treatment]
 Scope = Literal[
@@ -43,11 +45,23 @@ SCOPES: Mapping[Scope, str] = {
 NORMED: tuple[Scope, ...] = ("normed-conv", "view", "normed-linear")  # what network slimming prunes
 
 CRITERIA: Registry[Criterion] = Registry("criterion", "regrow.methods", register="criterion")
-ALLOCATIONS: Registry[Allocate] = Registry(
-    "allocation", "regrow.methods", register="allocation", modules=["regrow.pruning.select"]
+ALLOCATIONS: "Registry[Allocation]" = Registry(
+    "allocation", "regrow.methods", register="allocation", modules=["regrow.pruning.allocations"]
 )
 REPAIRS: Registry[Repair] = Registry("repair", "regrow.methods", register="repair")
 METHODS: "Registry[Method]" = Registry("method", "regrow.methods", register="register_method")
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A registered allocation: a function, and its sparsity where it knows only one (2:4)."""
+
+    function: Allocate
+    sparsity: float | None = None
+
+    def __call__(self, layers: "Layers", sparsity: float) -> "dict[str, Tensor]":
+        """Return which units stay."""
+        return self.function(layers, sparsity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,15 +148,17 @@ def criterion(name: str) -> Callable[[Criterion], Criterion]:
     return register
 
 
-def allocation(name: str) -> Callable[[Allocate], Allocate]:
+def allocation(name: str, *, sparsity: float | None = None) -> Callable[[A], A]:
     """Register an allocation: ``(scores by group, sparsity) -> kept units by group`` (decorator).
 
     Kept units are booleans, shaped as the scores. It may empty a group; ``select`` then keeps the
-    channel that scores highest there.
+    channel that scores highest there. The scores are ``Layers``: a mapping that also knows the
+    shapes of the weights, and what a choice would cost. ``sparsity`` is given where the allocation
+    has only one, such as the half of 2:4.
     """
 
-    def register(function: Allocate) -> Allocate:
-        ALLOCATIONS.add(name, function, origin=function)
+    def register(function: A) -> A:
+        ALLOCATIONS.add(name, Allocation(function, sparsity), origin=function)
         return function
 
     return register

@@ -1,7 +1,7 @@
-"""Choose which units stay: the built-in allocations, the groups in a method's scope, ``select``."""
+"""Choose which units stay: the groups in a method's scope, their scores, and ``select``."""
 
 from collections.abc import Mapping, Sequence
-from math import floor
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,74 +9,23 @@ from torch import Tensor, nn
 from regrow.core.units import UNITS
 from regrow.data import Dataset
 from regrow.errors import ConfigError, TraceError
+from regrow.pruning.allocations import allocate_shares
+from regrow.pruning.costs import COST_TARGETS, CostShare
+from regrow.pruning.layers import Layers
 from regrow.pruning.method import (
     ALLOCATIONS,
     CRITERIA,
     METHODS,
     SCOPES,
     Method,
-    allocation,
     checked_share,
     checked_sparsity,
 )
 from regrow.pruning.probe import IMAGES, Probe
 from regrow.pruning.stages import Part, Pattern, lay, stages_of
+from regrow.pruning.targets import reach
 from regrow.surgery import Group, Trace
 from regrow.surgery.mask import Mask
-
-
-@allocation("global")
-def allocate_global(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Remove the floor(N * sparsity) lowest scores of all groups together.
-
-    The official code takes the score at that position for a threshold and removes it too, with all
-    that equal it: one unit more.
-    """
-    units = sum(score.numel() for score in scores.values())
-    return keep_best(scores, units - whole_share(units, sparsity))
-
-
-@allocation("independent")
-def allocate_independent(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Keep every unit whose score is at least the sparsity: of random scores, each by chance.
-
-    No unit's fate depends on another's, so how many stay is left to chance too.
-    """
-    return {name: score >= sparsity for name, score in scores.items()}
-
-
-@allocation("uniform")
-def allocate_uniform(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Keep the floor(width * (1 - sparsity)) highest scores of every group."""
-    return allocate_shares(scores, [sparsity] * len(scores))
-
-
-def allocate_shares(scores: Mapping[str, Tensor], shares: Sequence[float]) -> dict[str, Tensor]:
-    """Keep the floor(width * (1 - share)) highest scores of each group; a share for each."""
-    return {
-        name: allocate_count(score, whole_share(score.numel(), 1.0 - share))
-        for (name, score), share in zip(scores.items(), shares, strict=True)
-    }
-
-
-def keep_best(scores: Mapping[str, Tensor], num: int) -> dict[str, Tensor]:
-    """Keep so many of the highest scores of all groups together."""
-    kept = allocate_count(torch.cat([score.flatten() for score in scores.values()]), num)
-    parts = torch.split(kept, [score.numel() for score in scores.values()])
-    return {name: part.clone() for name, part in zip(scores, parts, strict=True)}
-
-
-def allocate_count(scores: Tensor, num: int) -> Tensor:
-    """Keep so many of the highest scores; of equal ones the first."""
-    kept = torch.zeros(len(scores), dtype=torch.bool)
-    kept[torch.argsort(scores, stable=True, descending=True)[:num]] = True
-    return kept
-
-
-def whole_share(count: int, share: float) -> int:
-    """Return floor(count * share)."""
-    # 10 x (1 - 0.3) is 7 - 1e-15 in floating point, and 7 is meant.
-    return floor(count * share + 1e-9)
 
 
 def groups_in_scope(model: nn.Module, trace: Trace, method: Method) -> dict[str, Group]:
@@ -145,6 +94,8 @@ def select(
     within: Mask | None = None,
     masks: Mapping[str, Tensor] | None = None,
     num_images: int = IMAGES,
+    device: str = "cpu",
+    **costs: float,
 ) -> Mask:
     """Choose the units of a network that stay.
 
@@ -161,6 +112,9 @@ def select(
         within: an earlier choice: of the units that it kept some go, and the others stay gone.
         masks: by parameter, which weights the network's training left, for criteria that ask.
         num_images: how many of the images such criteria see.
+        device: where a latency is measured.
+        costs: instead of a sparsity, the share of a cost that may be left at most: ``macs=0.5``,
+            ``parameters=0.3`` or ``latency=0.5``, or another that is registered.
 
     Returns:
         A mask over the groups in scope. Groups of channels that had to keep one more, so that no
@@ -168,62 +122,102 @@ def select(
         of them, because they still pass on their bias and norm.
     """
     chosen = METHODS.get(method) if isinstance(method, str) else method
+    amount = _amount(chosen, sparsity, shares, pattern, costs)
     groups = groups_in_scope(model, trace, chosen)
-    if shares is None and pattern is None:
-        sparsity = checked_sparsity(sparsity)
-    if shares is not None and len(shares) != len(groups):
-        raise ConfigError(
-            f"{chosen.name}: expected a share for each of the network's {len(groups)} groups. "
-            f"Got {len(shares)}."
-        )
-    unit = UNITS.get(chosen.unit)
-    shapes = {name: unit.shape(model, group) for name, group in groups.items()}
     probe = Probe(model, dataset, seed=seed, num_images=num_images, groups=groups, masks=masks)
     score = CRITERIA.get(chosen.criterion)
     scores = {name: _checked(chosen, group, score(group, probe)) for name, group in groups.items()}
-    everything = {name: torch.ones(group.size, dtype=torch.bool) for name, group in groups.items()}
-    left = everything if within is None else _left(within, everything)
-    open_scores = {name: score[left[name]] for name, score in scores.items()}
+    layers = layers_of(model, trace, chosen, scores=scores, within=within, device=device)
     if shares is not None:
-        kept = allocate_shares(open_scores, [checked_share(chosen, share) for share in shares])
-    elif pattern is not None:
+        return layers.mask(_by_shares(chosen, layers, shares))
+    if pattern is not None:
+        shapes = {name: layers.shape(name) for name in layers}
         parts = lay(pattern, stages_of(model, trace), shapes)
-        kept = {
-            name: _in_parts(chosen, {name: score}, parts[name], left[name])
-            for name, score in scores.items()
-        }
-    else:
-        assert sparsity is not None
-        kept = _allocated(chosen, open_scores, sparsity)
-    kept = {name: left[name].masked_scatter(left[name], kept[name]) for name in scores}
-    guarded: tuple[str, ...] = ()
-    if unit.keep_alive is not None:
-        kept, guarded = unit.keep_alive(kept, scores, trace)
-    kept = {name: stays.reshape(shapes[name]) for name, stays in kept.items()}
-    return Mask(unit=chosen.unit, kept=kept, guarded=guarded)
+        return layers.mask({name: _in_parts(chosen, layers, name, parts[name]) for name in layers})
+    if isinstance(amount, CostShare):
+        return reach(layers, partial(allocated, chosen), amount)
+    return layers.mask(allocated(chosen, layers, amount))
 
 
-def _allocated(method: Method, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    kept = ALLOCATIONS.get(method.allocation)(scores, sparsity)
-    _check_kept(method, scores, kept)
+def _amount(
+    method: Method,
+    sparsity: float | None,
+    shares: Sequence[float] | None,
+    pattern: Pattern | None,
+    costs: Mapping[str, float],
+) -> float | CostShare:
+    """Return how much is to go, where it is not given by shares or a pattern (then 0)."""
+    known = {"sparsity": sparsity, "shares": shares, "pattern": pattern}
+    asked = [*(name for name, value in known.items() if value is not None), *costs]
+    if len(asked) > 1:
+        raise ConfigError(f"select takes one of {' and '.join(asked)}, not several.")
+    if shares is not None or pattern is not None:
+        return 0.0
+    if costs:
+        ((name, share),) = costs.items()
+        return CostShare(COST_TARGETS.key(name), share)
+    fixed = ALLOCATIONS.get(method.allocation).sparsity
+    return checked_sparsity(fixed if sparsity is None else sparsity)
+
+
+def layers_of(
+    model: nn.Module,
+    trace: Trace,
+    method: Method,
+    *,
+    scores: Mapping[str, Tensor] | None = None,
+    within: Mask | None = None,
+    device: str = "cpu",
+) -> Layers:
+    """Return the layers that a method prunes; without scores, the first units come first."""
+    groups = groups_in_scope(model, trace, method)
+    if scores is None:
+        scores = {name: -torch.arange(group.size).float() for name, group in groups.items()}
+    left = {name: torch.ones(group.size, dtype=torch.bool) for name, group in groups.items()}
+    if within is not None:
+        left = {name: within.kept.get(name, units).flatten() for name, units in left.items()}
+    return Layers(
+        network=model,
+        trace=trace,
+        unit=method.unit,
+        groups=groups,
+        scores=scores,
+        left=left,
+        device=device,
+    )
+
+
+def allocated(method: Method, layers: Layers, sparsity: float) -> dict[str, Tensor]:
+    """Return what a method's allocation keeps at a sparsity, checked."""
+    allocate = ALLOCATIONS.get(method.allocation)
+    if allocate.sparsity is not None and sparsity != allocate.sparsity:
+        raise ConfigError(
+            f"The allocation {method.allocation!r} always has the sparsity {allocate.sparsity:g}. "
+            "Leave out how much is to go."
+        )
+    kept = allocate(layers, sparsity)
+    _check_kept(method, layers, kept)
     return kept
 
 
-def _in_parts(
-    method: Method, scores: Mapping[str, Tensor], parts: Sequence[Part], left: Tensor
-) -> Tensor:
+def _by_shares(method: Method, layers: Layers, shares: Sequence[float]) -> dict[str, Tensor]:
+    """Keep the best of each group, given the share of each that goes."""
+    if len(shares) != len(layers):
+        raise ConfigError(
+            f"{method.name}: expected a share for each of the network's {len(layers)} groups. "
+            f"Got {len(shares)}."
+        )
+    return allocate_shares(layers, [checked_share(method, share) for share in shares])
+
+
+def _in_parts(method: Method, layers: Layers, name: str, parts: Sequence[Part]) -> Tensor:
     """Allocate within each part of one group; returns which of the units that are left stay."""
-    ((name, score),) = scores.items()
+    left = layers.left[name]
     kept = torch.zeros_like(left)
     for part in parts:
-        here = part.units & left
-        kept[here] = _allocated(method, {name: score[here]}, part.sparsity)[name]
+        here = layers.part(name, part.units)
+        kept[here.left[name]] = allocated(method, here, part.sparsity)[name]
     return kept[left]
-
-
-def _left(within: Mask, everything: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the units that an earlier choice kept; of what it does not name, all."""
-    return {name: within.kept.get(name, units).flatten() for name, units in everything.items()}
 
 
 def _checked(method: Method, group: Group, scores: Tensor) -> Tensor:

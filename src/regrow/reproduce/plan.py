@@ -18,8 +18,9 @@ from regrow.reproduce.originals import Images, departs, scale_departs
 from regrow.reproduce.paper import OF_PRUNINGS, RESULT, Entry, Paper
 from regrow.reproduce.printed import cells, records
 from regrow.reproduce.scales import Scale
+from regrow.studies.cuts import Cut
 from regrow.studies.expand import Cell
-from regrow.studies.experiment import Cut, Experiment
+from regrow.studies.experiment import Experiment
 from regrow.studies.kinds import kind_of
 from regrow.studies.study import Study
 

@@ -262,6 +262,8 @@ class _Guess:
 
     def _uniform_ratio(self, prune: Prune) -> float:
         kept = prune.expected_kept
+        if prune.cost is not None:
+            return 1.0 / prune.cost.share
         if not UNITS.get(prune.method.unit).narrows:
             return 1.0 / max(kept, 0.01)
         key = (prune.model, prune.data.shape)

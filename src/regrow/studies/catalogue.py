@@ -6,6 +6,7 @@ from dataclasses import fields
 from regrow.data import DATASETS
 from regrow.jobs.arms import ARMS, Arm, Budget
 from regrow.models import MODELS
+from regrow.pruning.costs import COST_TARGETS
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, Method
 from regrow.studies.kinds import KINDS
 from regrow.tasks import TASKS
@@ -32,7 +33,8 @@ def catalogue() -> dict[str, dict[str, str]]:
         "models": {name: _model(name) for name in MODELS.names()},
         "methods": {name: _method(METHODS.get(name)) for name in METHODS.names()},
         "criteria": {name: _first_line(CRITERIA.get(name)) for name in CRITERIA.names()},
-        "allocations": {name: _first_line(ALLOCATIONS.get(name)) for name in ALLOCATIONS.names()},
+        "allocations": {n: _first_line(ALLOCATIONS.get(n).function) for n in ALLOCATIONS.names()},
+        "costs": {n: _first_line(COST_TARGETS.get(n).function) for n in COST_TARGETS.names()},
         "arms": {name: _arm(ARMS.get(name)) for name in ARMS.names()},
         "recipes": {name: _recipe(recipe) for name, recipe in RECIPES.items()},
         "objectives": {

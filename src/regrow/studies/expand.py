@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from torch import nn
@@ -17,11 +17,14 @@ from regrow.jobs.prune import Prune, structure_only
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train, Treated
 from regrow.models import MODELS, ModelSpec, build
+from regrow.pruning.costs import COST_TARGETS, CostShare
 from regrow.pruning.dry_run import try_out
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS, Method
-from regrow.pruning.select import groups_in_scope
+from regrow.pruning.select import allocated, groups_in_scope, layers_of
 from regrow.pruning.stages import stages_of
-from regrow.studies.experiment import Cut, Experiment, MethodUse, Source
+from regrow.pruning.targets import check_reachable
+from regrow.studies.cuts import Cut
+from regrow.studies.experiment import Experiment, MethodUse, Source
 from regrow.surgery import Trace
 from regrow.surgery.architecture import traced
 from regrow.train.optimiser import make_optimiser
@@ -193,7 +196,13 @@ def _prune(
         method = structure_only(method)
     first = trained.prune if isinstance(trained, Retrain) else trained
     seed = 0 if by_structure else trained.seed
-    codes = [CRITERIA.code(method.criterion), MODELS.code(first.model.name)]
+    codes = [
+        CRITERIA.code(method.criterion),
+        MODELS.code(first.model.name),
+        UNITS.code(method.unit),
+    ]
+    if cut.cost is not None:
+        codes.append(COST_TARGETS.code(cut.cost.name))
     if cut.shares is None:
         codes.append(ALLOCATIONS.code(method.allocation))
     if method.repair is not None:
@@ -208,6 +217,7 @@ def _prune(
         parent=trained if method.trained else None,
         sparsity=cut.sparsity if cut.step is None else cut.step,
         shares=cut.shares,
+        cost=cut.cost,
         code="-".join(sorted({code for code in codes if code is not None})) or None,
         label=label + ("" if by_structure else f" seed {seed}"),
     )
@@ -302,7 +312,18 @@ def _check_use(use: MethodUse, model: ModelSpec, data: Material) -> None:
                 f"{use.label}: {cut.target!r} gives {len(cut.shares)} shares, and {model.name} has "
                 f"{count} groups in the scope {', '.join(use.method.scope)}."
             )
+        if cut.cost is not None:
+            _check_cost(model, data.shape, replace(use.method, treatment=None), cut.cost)
     _try_own_code(use, model, data)
+
+
+def _check_cost(model: ModelSpec, shape: tuple[int, ...], method: Method, cost: CostShare) -> None:
+    """Refuse a cost that no sparsity reaches: it hangs on the network's structure."""
+    layers = layers_of(*_traced(model, shape), method)
+    try:
+        check_reachable(layers, partial(allocated, method), cost)
+    except ConfigError as error:
+        raise ConfigError(f"{model.name}, {method.name}: {error}") from error
 
 
 def _try_own_code(use: MethodUse, model: ModelSpec, data: Material) -> None:

@@ -4,14 +4,12 @@ Read from the mappings and lists of a study file, and checked: what cannot be me
 ``ConfigError`` that says where it stands and what is known there.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from regrow.core.choice import Choice
-from regrow.core.units import UNITS, masked_units
 from regrow.core.validation import is_int, is_number
 from regrow.data.spec import AUGMENTATIONS, DataSpec
 from regrow.errors import ConfigError, short, unknown
@@ -22,18 +20,17 @@ from regrow.pruning.method import (
     CRITERIA,
     METHODS,
     Method,
-    checked_share,
-    checked_sparsity,
 )
+from regrow.studies.cuts import AMOUNTS, Cut, cost_names, read_cuts
+from regrow.studies.yaml_file import as_list, entry_of, mapping, refuse_twice, text
 from regrow.tasks.base import TASKS
 from regrow.train import Recipe, make_objective
 
 MOST_SEEDS = 10_000
-MOST_ROUNDS = 100  # of 0.1 each leave 0.003 % of the weights
 AXES = ("data", "task", "models", "methods", "arms", "seeds", "recipe")
 
 _METHOD_KEYS = (
-    *("name", "label", "sparsity", "target", "shares"),
+    *("name", "label", *AMOUNTS),
     *("strength", "criterion", "allocation", "scope"),
     *("pretrained", "lr", "rounds", "ticket", "from"),
 )
@@ -47,25 +44,6 @@ _ARM_KEYS = (
     *("treatment", "strength"),
     *("epochs", "share", "budget", "cap", "objective"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """The amount that a method removes: a sparsity, or a target's share of each group in turn.
-
-    ``step`` is the sparsity of a single round, of those that lead to this one: the share of what
-    the round before left.
-    """
-
-    sparsity: float | None = None
-    target: str | None = None
-    shares: tuple[float, ...] | None = None
-    step: float | None = None
-
-    @property
-    def label(self) -> str:
-        """Its name in a table."""
-        return self.target or f"{self.sparsity:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +102,9 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
         if key not in value:
             raise ConfigError(f"{key!r} is missing. Name at least one.")
     _check_names(value)
-    arms = tuple(_arm(entry) for entry in _list(value.get("arms", [a.name for a in DEFAULT_ARMS])))
+    arms = tuple(
+        _arm(entry) for entry in as_list(value.get("arms", [a.name for a in DEFAULT_ARMS]))
+    )
     seeds = _seeds(value.get("seeds", 5))
     recipe = _recipe(value.get("recipe", "cifar"))
     for arm in arms:
@@ -145,9 +125,9 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
                 f"The arm {arm.name!r} enters its schedule of {trained} epochs at epoch "
                 f"{arm.first_epoch}, where nothing of it is left. Enter it earlier."
             )
-    data = [_of_task(_data(entry), value.get("task")) for entry in _list(value["data"])]
-    uses = tuple(_use(entry, arms) for entry in _list(value.get("methods", [])))
-    models = [_model(entry) for entry in _list(value["models"])]
+    data = [_of_task(_data(entry), value.get("task")) for entry in as_list(value["data"])]
+    uses = tuple(_use(entry, arms) for entry in as_list(value.get("methods", [])))
+    models = [_model(entry) for entry in as_list(value["models"])]
     for key, found in (("data", data), ("models", models), ("arms", arms)):
         if not found:
             raise ConfigError(f"{key!r} must name at least one. Got an empty list.")
@@ -156,10 +136,10 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
             "Nothing is asked for: without 'methods' there is only the arm 'unpruned', and 'arms' "
             "does not name it."
         )
-    _refuse_twice("methods", [use.label for use in uses], "give one of them another 'label'")
-    _refuse_twice("arms", [arm.name for arm in arms], "give one of them another 'name'")
-    _refuse_twice("data", [label for _, label in data], "give one of them another 'label'")
-    _refuse_twice("models", [label for _, label in models], "give one of them another 'label'")
+    refuse_twice("methods", [use.label for use in uses], "give one of them another 'label'")
+    refuse_twice("arms", [arm.name for arm in arms], "give one of them another 'name'")
+    refuse_twice("data", [label for _, label in data], "give one of them another 'label'")
+    refuse_twice("models", [label for _, label in models], "give one of them another 'label'")
     return [
         Experiment(
             data=data_spec,
@@ -178,52 +158,16 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
 
 def _check_names(value: Mapping[str, Any]) -> None:
     """Refuse unknown models and methods before the code behind known ones is imported."""
-    for entry in _list(value["models"]):
+    for entry in as_list(value["models"]):
         given = entry if isinstance(entry, Mapping) else {"name": entry}
         if "name" in given:
             MODELS.key(given["name"])
-    for entry in _list(value.get("methods", [])):
-        given = _entry(entry, "methods", _METHOD_KEYS)
+    for entry in as_list(value.get("methods", [])):
+        given = entry_of(entry, "methods", _method_keys())
         METHODS.key(given["name"])
         for key, registry in (("criterion", CRITERIA), ("allocation", ALLOCATIONS)):
             if key in given:
                 registry.key(given[key])
-
-
-def mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
-    """Return a mapping that has no other keys than those known."""
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} must be a mapping of {', '.join(known)}. Got {value!r}.")
-    for key in value:
-        if key not in known:
-            raise ConfigError(f"{where}: {unknown('key', str(key), known)}")
-    return dict(value)
-
-
-def text(value: Any, field: str) -> str:
-    """Return a text that is one."""
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"The {field!r} must be a text. Got {value!r}.")
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _entry(value: Any, axis: str, known: Sequence[str]) -> dict[str, Any]:
-    """Read an entry of an axis: a name alone, or a mapping with a name in it."""
-    named = {"name": value} if isinstance(value, str) else value
-    given = mapping(named, f"{axis}: an entry", known)
-    if "name" not in given:
-        raise ConfigError(f"{axis}: an entry needs a 'name'. Got {value!r}.")
-    return given
-
-
-def _refuse_twice(axis: str, names: Sequence[str], remedy: str) -> None:
-    for name, times in Counter(names).items():
-        if times > 1:
-            raise ConfigError(f"{axis}: {name!r} stands there twice; {remedy}.")
 
 
 def _data(entry: Any) -> tuple[DataSpec, str]:
@@ -280,12 +224,17 @@ def _seeds(value: Any) -> tuple[int, ...]:
             "The 'seeds' must be how many (an int of at least 1) or a list of at least one seed. "
             f"Got {value!r}."
         )
-    _refuse_twice("seeds", [str(s) for s in value], "leave one out")
+    refuse_twice("seeds", [str(s) for s in value], "leave one out")
     return tuple(value)
 
 
+def _method_keys() -> tuple[str, ...]:
+    """Return what may be said of a method: its own keys, and the costs that are registered."""
+    return (*_METHOD_KEYS, *cost_names())
+
+
 def _use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
-    given = _entry(entry, "methods", _METHOD_KEYS)
+    given = entry_of(entry, "methods", _method_keys())
     name = METHODS.key(given["name"])
     method = METHODS.get(name)
     where = f"The method {name!r}"
@@ -294,7 +243,7 @@ def _use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
         "allocation": ALLOCATIONS.key(given.get("allocation", method.allocation)),
     }
     if "scope" in given:
-        changes["scope"] = tuple(text(kind, "scope") for kind in _list(given["scope"]))
+        changes["scope"] = tuple(text(kind, "scope") for kind in as_list(given["scope"]))
     strength = given.get("strength")
     if strength is not None:
         if not method.strength:
@@ -310,12 +259,13 @@ def _use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
         )
     if lr is not None and not (is_number(lr) and lr > 0):
         raise ConfigError(f"{where}: 'lr' must be a number above 0. Got {lr!r}.")
-    cuts = _cuts(given, method, where)
+    method = replace(method, **changes)
+    cuts = read_cuts(given, method, where)
     source = _source(given, method, where)
     if method.each_sparsity and any(cut.shares is not None for cut in cuts):
         raise ConfigError(f"{where} trains for a 'sparsity', so it takes no 'target' or 'shares'.")
     return MethodUse(
-        method=replace(method, **changes),
+        method=method,
         label=text(given.get("label", _default_label(name, source)), "label"),
         cuts=cuts,
         strength=None if strength is None else float(strength),
@@ -347,7 +297,7 @@ def _source(given: Mapping[str, Any], method: Method, where: str) -> Source | No
         )
     try:
         own = mapping(given.get("from", {}), "'from'", _SOURCE_KEYS)
-        entry = _entry(own.get("method", method.follows), "'from': method", _SOURCE_METHOD_KEYS)
+        entry = entry_of(own.get("method", method.follows), "'from': method", _SOURCE_METHOD_KEYS)
         _check_source(METHODS.get(entry["name"]), method)
         use = _use({**entry, "sparsity": given["sparsity"]}, ())
         data, data_label = _data(own["data"]) if "data" in own else (None, "")
@@ -399,65 +349,9 @@ def _ticket(given: Mapping[str, Any], arms: Sequence[Arm], where: str) -> Arm:
     return ticket
 
 
-def _rounds(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
-    """Return a cut for each round, known by what is gone after it."""
-    rounds = given.get("rounds", method.rounds)
-    if not is_int(rounds, least=1) or rounds > MOST_ROUNDS:
-        raise ConfigError(
-            f"{where}: 'rounds' must be an int from 1 to {MOST_ROUNDS}. Got {rounds!r}."
-        )
-    if not method.trained:
-        raise ConfigError(
-            f"{where} looks at no trained weights, so to prune again what it left, in 'rounds', "
-            "means nothing. Give the 'sparsity' itself."
-        )
-    if not UNITS.get(method.unit).masked:
-        raise ConfigError(
-            f"{where} removes {method.unit}s, and only what is held at zero can be pruned in "
-            f"'rounds': a method of unit {' or '.join(map(repr, masked_units()))}."
-        )
-    step = _sparsity(given.get("sparsity"), where)
-    if step == 0.0 or {"target", "shares"} & set(given):
-        raise ConfigError(
-            f"{where}: 'rounds' need one 'sparsity' above 0, the share of what is left that each "
-            "removes, and no 'target' or 'shares'."
-        )
-    # Rounded, because 1 - 0.8 * 0.8 is 0.3599999999999999.
-    gone = [round(1 - (1 - step) ** (number + 1), 12) for number in range(rounds)]
-    return tuple(Cut(sparsity=share, step=step) for share in gone)
-
-
-def _cuts(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
-    if "rounds" in given or method.rounds > 1:
-        return _rounds(given, method, where)
-    cuts = [Cut(sparsity=_sparsity(s, where)) for s in _list(given.get("sparsity", []))]
-    for name in _list(given.get("target", [])):
-        key = str(name).lower()
-        if key not in method.targets:
-            raise ConfigError(f"{where}: {unknown('target', str(name), method.targets)}")
-        shares = method.targets[key].shares
-        cuts.append(Cut(target=key, shares=shares, sparsity=0.0 if shares is None else None))
-    if "shares" in given:
-        own = tuple(_sparsity(s, where, method) for s in _list(given["shares"]))
-        cuts.append(Cut(target="shares", shares=own))
-    if not cuts:
-        known = f", or a 'target' ({', '.join(method.targets)})" if method.targets else ""
-        raise ConfigError(f"{where} needs a 'sparsity' in [0, 1), or several{known}.")
-    _refuse_twice(where, [cut.label for cut in cuts], "leave one out")
-    return tuple(cuts)
-
-
-def _sparsity(value: Any, where: str, method: Method | None = None) -> float:
-    """Check a sparsity, or (given the method) the share of one of its groups."""
-    try:
-        return checked_sparsity(value) if method is None else checked_share(method, value)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
 def _arm(entry: Any) -> Arm:
     """Read an arm: a registered name, or a name with what differs from itself or from ``like``."""
-    given = _entry(entry, "arms", _ARM_KEYS)
+    given = entry_of(entry, "arms", _ARM_KEYS)
     name = text(given["name"], "name")
     known = _registered_arm(name)
     if known is not None:

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from regrow.core.validation import is_number
 from regrow.errors import ConfigError, short
-from regrow.studies.experiment import AXES, Experiment, mapping, read_experiments, text
-from regrow.studies.yaml_file import read_file
+from regrow.studies.experiment import AXES, Experiment, read_experiments
+from regrow.studies.yaml_file import mapping, read_file, text
 from regrow.train import AUTO, Precision
 
 if TYPE_CHECKING:

@@ -1,18 +1,19 @@
-"""Read a study file: YAML as people mean it, of a size that people write.
+"""Read a study file: YAML as people mean it, of a size that people write; and parts of studies.
 
 What a file may cost to read is bounded here: its bytes, its nesting, and what its aliases unfold
 to. What its values mean is checked by their owners.
 """
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from unicodedata import category
 
 import yaml
 
-from regrow.errors import ConfigError, short, shortened
+from regrow.errors import ConfigError, short, shortened, unknown
 
 Read = TypeVar("Read")
 
@@ -121,3 +122,44 @@ def _is_control(character: str) -> bool:
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+0123456789"))
+
+
+# Parts of a study ---------------------------------------------------------------------------
+
+
+def mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
+    """Return a mapping that has no other keys than those known."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must be a mapping of {', '.join(known)}. Got {value!r}.")
+    for key in value:
+        if key not in known:
+            raise ConfigError(f"{where}: {unknown('key', str(key), known)}")
+    return dict(value)
+
+
+def text(value: Any, field: str) -> str:
+    """Return a text that is one."""
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"The {field!r} must be a text. Got {value!r}.")
+    return value
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a list, of a single value if it is none."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def entry_of(value: Any, axis: str, known: Sequence[str]) -> dict[str, Any]:
+    """Read an entry of an axis: a name alone, or a mapping with a name in it."""
+    named = {"name": value} if isinstance(value, str) else value
+    given = mapping(named, f"{axis}: an entry", known)
+    if "name" not in given:
+        raise ConfigError(f"{axis}: an entry needs a 'name'. Got {value!r}.")
+    return given
+
+
+def refuse_twice(axis: str, names: Sequence[str], remedy: str) -> None:
+    """Refuse a name that stands twice in a list."""
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ConfigError(f"{axis}: {name!r} stands there twice; {remedy}.")

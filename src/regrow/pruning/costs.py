@@ -1,0 +1,98 @@
+"""Costs as targets: how much of a network's MACs, parameters or latency may be left.
+
+``macs: 0.5`` asks for at most half of the unpruned network's MACs. (A ``sparsity`` is the share of
+units that is removed; a cost is the share that is left, because that is what one pays.) What is
+measured is a registered function of the pruned and the unpruned network, so that one's own is one
+as well::
+
+    @cost_target("memory")
+    def memory(pruned: Pruned, unpruned: Pruned) -> Measured:
+        return Measured(largest_map(pruned.small) / largest_map(unpruned.small))
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from regrow.core.registry import Registry
+from regrow.core.validation import is_number
+from regrow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from regrow.pruning.layers import Pruned
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The share of the unpruned network's cost that is left, and how it was measured."""
+
+    share: float
+    how: Mapping[str, Any] = field(default_factory=dict)
+
+
+MeasureCost = Callable[["Pruned", "Pruned"], Measured]
+
+
+@dataclass(frozen=True)
+class CostTarget:
+    """A cost that can be asked for: a function of the pruned and of the unpruned network.
+
+    ``timed``: it is measured on a machine, so that two measurements differ, and only what is cut
+    out saves any.
+    """
+
+    function: MeasureCost
+    timed: bool = False
+
+
+COST_TARGETS: Registry[CostTarget] = Registry(
+    "cost target", "regrow.methods", register="cost_target", modules=["regrow.pruning.targets"]
+)
+
+
+def cost_target(name: str, *, timed: bool = False) -> Callable[[MeasureCost], MeasureCost]:
+    """Register a cost: ``(pruned, unpruned) -> Measured`` (decorator)."""
+
+    def register(function: MeasureCost) -> MeasureCost:
+        COST_TARGETS.add(name, CostTarget(function, timed), origin=function)
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class CostShare:
+    """How much of a cost may be left: ``CostShare("macs", 0.5)`` is at most half of the MACs."""
+
+    name: str
+    share: float
+
+    def __post_init__(self) -> None:
+        if not is_number(self.share) or not 0.0 < self.share < 1.0:
+            raise ConfigError(
+                f"A target for {self.name} is the share of the unpruned network's that may be "
+                f"left, a number between 0 and 1. Got {self.share!r}."
+            )
+
+    @property
+    def label(self) -> str:
+        """Its name in a table."""
+        return f"{self.name} {self.share:g}"
+
+    @property
+    def target(self) -> CostTarget:
+        """The registered cost."""
+        return COST_TARGETS.get(self.name)
+
+    def to_json(self) -> dict[str, float]:
+        """Return what was asked for."""
+        return {self.name: self.share}
+
+
+def masked_refusal(cost: CostShare, unit: str) -> str:
+    """Word the error for a latency of weights that are only held at zero."""
+    return (
+        f"{cost.label}: {unit}s are held at zero in a network of full size, which takes as long "
+        f"as before, so no {cost.name} can be asked for. Use a method that cuts channels or "
+        "blocks, or ask for 'macs' or 'parameters'."
+    )

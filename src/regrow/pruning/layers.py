@@ -1,0 +1,182 @@
+"""The layers that a method prunes, as an allocation sees them: scores, shapes and costs."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from regrow.core.units import UNITS, Unit
+from regrow.cost import Counted, count, measure
+from regrow.surgery import Group, Trace, shrink
+from regrow.surgery.cut import duplicate
+from regrow.surgery.mask import Mask, apply_, filter_dim, kept_weights, layer_of
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Layers(Mapping[str, Tensor]):
+    """The groups that a method prunes: a mapping from their names to the scores of their units.
+
+    Scores are ``[units]``, of the units that are left where a network was pruned before. An
+    allocation that needs no more takes it for a mapping; others ask for shapes and costs.
+
+    Attributes:
+        unit: the name of the unit.
+        scores: of all units of each group, ``[units]``.
+        left: which of them may be kept, ``[units]`` booleans.
+    """
+
+    network: nn.Module
+    trace: Trace
+    unit: str
+    groups: Mapping[str, Group]
+    scores: Mapping[str, Tensor]
+    left: Mapping[str, Tensor]
+    quick: bool = True  # whether costs are counted without cutting
+    device: str = "cpu"  # where a latency is measured
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.scores[name][self.left[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def num_units(self) -> int:
+        """Count the units that are left."""
+        return sum(int(left.sum()) for left in self.left.values())
+
+    def weight_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of the weight behind a group's units, such as ``(out, in, kh, kw)``."""
+        return tuple(self.network.get_parameter(self._weight(name)).shape)
+
+    def input_dim(self, name: str) -> int:
+        """Return the dimension of that weight which its layer's inputs lie in."""
+        return 1 - filter_dim(layer_of(self._weight(name), self.network))
+
+    def _weight(self, name: str) -> str:
+        group = self.groups[name]
+        known = dict(self.network.named_parameters())
+        slots = (*group.producers(), *group.slots)
+        return next(slot.tensor for slot in slots if slot.tensor in known)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a group in a mask: that of the weight for weights, else [units]."""
+        return self._unit.shape(self.network, self.groups[name])
+
+    def whole(self, name: str) -> Tensor:
+        """Return a group's scores in that shape, with minus infinity for what is gone already."""
+        scores = self.scores[name].masked_fill(~self.left[name], -torch.inf)
+        return scores.reshape(self.shape(name))
+
+    def part(self, name: str, units: Tensor) -> "Layers":
+        """Return a single group with some of its units."""
+        left = {name: self.left[name] & units}
+        return replace(self, scores={name: self.scores[name]}, left=left)
+
+    def mask(self, kept: Mapping[str, Tensor]) -> Mask:
+        """Make a mask of an allocation's choice among the units that are left.
+
+        Layers that would be emptied, and may not be, keep a unit.
+        """
+        chosen = {n: left.masked_scatter(left, kept[n]) for n, left in self.left.items()}
+        guarded: tuple[str, ...] = ()
+        if self._unit.keep_alive is not None:
+            chosen, guarded = self._unit.keep_alive(chosen, self.scores, self.trace)
+        shaped = {name: stays.reshape(self.shape(name)) for name, stays in chosen.items()}
+        return Mask(unit=self.unit, kept=shaped, guarded=guarded)
+
+    def pruned(self, kept: Mapping[str, Tensor]) -> "Pruned":
+        """Return what an allocation's choice would leave, for its costs; nothing is cut yet."""
+        return replace(self.unpruned, mask=self.mask(kept))
+
+    @property
+    def unpruned(self) -> "Pruned":
+        """The unpruned network, for its costs."""
+        return Pruned(
+            network=self.network, trace=self.trace, counts=self.counts, device=self.device
+        )
+
+    def macs(self, kept: Mapping[str, Tensor]) -> int:
+        """Count the MACs of one example in the network that an allocation's choice leaves."""
+        return self.pruned(kept).macs
+
+    def parameters(self, kept: Mapping[str, Tensor]) -> int:
+        """Count the parameters of the network that an allocation's choice leaves."""
+        return self.pruned(kept).parameters
+
+    @property
+    def counts(self) -> Counted | None:
+        """The unpruned network's costs by parameter; None where choices are to be cut to count."""
+        can = self._unit.masked or self._unit.sizes is not None
+        return self._counted if self.quick and can else None
+
+    @cached_property
+    def _counted(self) -> Counted:
+        return count(self.network, self.trace.example)
+
+    @property
+    def _unit(self) -> Unit:
+        return UNITS.get(self.unit)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pruned:
+    """A choice of units, and what the network costs that it leaves.
+
+    With ``counts``, the costs of the unpruned network by parameter, nothing is cut to count: of
+    each layer the MACs go down as its weights do. Without, they are counted on the network itself.
+    """
+
+    network: nn.Module  # unpruned
+    trace: Trace
+    mask: Mask | None = None  # None: the unpruned network
+    counts: Counted | None = None
+    device: str = "cpu"  # where a latency is measured
+
+    @property
+    def macs(self) -> int:
+        """The MACs of one example."""
+        return self._costs[0]
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters."""
+        return self._costs[1]
+
+    @cached_property
+    def small(self) -> nn.Module:
+        """The pruned network."""
+        if self.mask is None:
+            return self.network
+        if not UNITS.get(self.mask.unit).masked:
+            return shrink(self.network, self.mask, self.trace)
+        small = duplicate(self.network)
+        apply_(small, self.mask)
+        return small
+
+    @cached_property
+    def _costs(self) -> tuple[int, int]:
+        if self.counts is None:
+            cost = measure(self.small, self.trace.example, self.mask)
+            return cost.macs, cost.parameters
+        macs, parameters = self.counts.cost.macs, self.counts.cost.parameters
+        for name, size in self._sizes().items():
+            numel = self.network.get_parameter(name).numel()
+            of_layer = self.counts.by_parameter.get(name, 0)
+            macs -= of_layer - of_layer * size // numel
+            parameters -= numel - size
+        return macs, parameters
+
+    def _sizes(self) -> dict[str, int]:
+        if self.mask is None:
+            return {}
+        unit = UNITS.get(self.mask.unit)
+        if unit.sizes is not None:
+            return unit.sizes(self.mask, self.network, self.trace)
+        weights = kept_weights(self.mask, self.network)
+        return {name: int(kept.sum()) for name, kept in weights.items()}

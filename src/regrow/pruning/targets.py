@@ -1,0 +1,205 @@
+"""The costs that can be asked for, and the search for a pruning that meets one.
+
+The method's own allocation is searched for the least sparsity that meets the target. Where that
+takes several units at once (a uniform allocation takes one of every layer), those that rank lowest
+in their layer go first, until the target is met.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.core.units import UNITS
+from regrow.cost.latency import latencies, machine
+from regrow.errors import ConfigError
+from regrow.pruning.costs import CostShare, Measured, cost_target, masked_refusal
+from regrow.pruning.layers import Layers, Pruned
+from regrow.surgery import Trace
+from regrow.surgery.mask import Mask
+
+LARGEST = 1.0 - 1e-12  # of sparsities
+CLOSE = 1e-4  # of the unpruned network's cost: then the search ends
+TOLERANCE = 0.005  # what is missed by more is filled with single units out of turn
+TIMED_TOLERANCE, TIMED_STEPS = 0.01, 12
+MOST_TRIES = 600  # of single units
+
+
+@cost_target("macs")
+def macs(pruned: Pruned, unpruned: Pruned) -> Measured:
+    """Multiply-accumulates of one example; weights held at zero count nothing."""
+    return Measured(pruned.macs / max(unpruned.macs, 1))
+
+
+@cost_target("parameters")
+def parameters(pruned: Pruned, unpruned: Pruned) -> Measured:
+    """Parameters of the network; those held at zero count nothing."""
+    return Measured(pruned.parameters / max(unpruned.parameters, 1))
+
+
+@cost_target("latency", timed=True)
+def latency(pruned: Pruned, unpruned: Pruned) -> Measured:
+    """Seconds for a batch of 32 on this machine, which the record names."""
+    example = unpruned.trace.example
+    networks = (pruned.small, unpruned.small)
+    short, long = latencies(*networks, example=example, device=pruned.device)
+    seconds = {"seconds": short, "unpruned_seconds": long}
+    return Measured(short / long, {**seconds, **machine(pruned.device)})
+
+
+def measure_cost(
+    cost: CostShare, network: nn.Module, trace: Trace, *, mask: Mask, device: str = "cpu"
+) -> Measured:
+    """Measure the cost of the network that a mask leaves, on that network itself."""
+    pruned = Pruned(network=network, trace=trace, mask=mask, device=device)
+    return cost.target.function(pruned, replace(pruned, mask=None))
+
+
+Allocate = Callable[[float], Mapping[str, Tensor]]
+
+
+def reach(layers: Layers, allocate: Callable[[Layers, float], Any], cost: CostShare) -> Mask:
+    """Choose what stays by an allocation, so that a network costs at most a share.
+
+    Raises:
+        ConfigError: no sparsity does; the message says what can be reached.
+    """
+    check_reachable(layers, allocate, cost)
+    search = _timed if cost.target.timed else _counted
+    mask = search(_Choices(layers, partial(allocate, layers), cost))
+    counts_agree = layers.counts is None or _agree(layers, mask)
+    if not cost.target.timed and not counts_agree:  # a network that multiplies past its layers
+        slow = replace(layers, quick=False)
+        mask = _counted(_Choices(slow, partial(allocate, slow), cost))
+    return mask
+
+
+def check_reachable(
+    layers: Layers, allocate: Callable[[Layers, float], Any], cost: CostShare
+) -> None:
+    """Raise a ``ConfigError`` if a method that removes all it may still leaves too much."""
+    if cost.target.timed:
+        if UNITS.get(layers.unit).masked:
+            raise ConfigError(masked_refusal(cost, layers.unit))
+        return  # measured once, by the search
+    choices = _Choices(layers, partial(allocate, layers), cost)
+    most = choices.at(LARGEST)
+    if most.share > cost.share:
+        raise ConfigError(_out_of_reach(layers, cost, most.share))
+
+
+def _out_of_reach(layers: Layers, cost: CostShare, least: float) -> str:
+    return (
+        f"{cost.label} cannot be reached: with all removed that the method may remove "
+        f"({layers.num_units:,} {layers.unit}s in {len(layers)} groups, of which some stay so "
+        f"that no layer is empty), {least:.3f} of the unpruned network's {cost.name} is left. Ask "
+        f"for a share from {least:.3f} to 1, or widen the method's 'scope'."
+    )
+
+
+def _agree(layers: Layers, mask: Mask) -> bool:
+    """Tell whether the costs counted without cutting are those of the cut network."""
+    quick = replace(layers.unpruned, mask=mask)
+    exact = replace(quick, counts=None)
+    return (quick.macs, quick.parameters) == (exact.macs, exact.parameters)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    kept: Mapping[str, Tensor]
+    share: float  # of the unpruned network's cost, that is left
+
+
+class _Choices:
+    """Choices among layers, and what they cost."""
+
+    def __init__(self, layers: Layers, allocate: Allocate, cost: CostShare) -> None:
+        self.layers, self.cost = layers, cost
+        self._allocate = allocate
+        self._unpruned = layers.unpruned
+
+    def at(self, sparsity: float) -> _Choice:
+        """Return what the allocation keeps at a sparsity."""
+        return self.of(self._allocate(sparsity))
+
+    def of(self, kept: Mapping[str, Tensor]) -> _Choice:
+        """Return a choice among the units that are left, as it would be cut."""
+        pruned = self.layers.pruned(kept)
+        assert pruned.mask is not None
+        flat = {n: s.flatten()[self.layers.left[n]] for n, s in pruned.mask.kept.items()}
+        return _Choice(flat, self.cost.target.function(pruned, self._unpruned).share)
+
+
+def _counted(choices: _Choices) -> Mask:
+    """Search for the least sparsity, then restore single units as far as the target allows."""
+    layers, wanted = choices.layers, choices.cost.share
+    low, high = 0.0, LARGEST
+    above, below = choices.at(low), choices.at(high)
+    if above.share <= wanted:
+        return layers.mask(above.kept)
+    while high - low > 1.0 / (4 * layers.num_units) and wanted - below.share > CLOSE:
+        middle = (low + high) / 2
+        found = choices.at(middle)
+        if found.share <= wanted:
+            high, below = middle, found
+        else:
+            low, above = middle, found
+    return layers.mask(_filled(choices, above, below).kept)
+
+
+def _filled(choices: _Choices, above: _Choice, below: _Choice) -> _Choice:
+    """Restore units of a choice that costs too little, while it costs no more than wanted.
+
+    First those that the next lower sparsity would keep; where that leaves more than a tolerance,
+    others too. Of both, those that rank highest in their groups come first.
+    """
+    wanted = choices.cost.share
+    for first, tolerance in ((True, CLOSE), (False, TOLERANCE)):
+        for number, (name, unit) in enumerate(_by_rank(choices.layers, above, below, first=first)):
+            if wanted - below.share <= tolerance or number >= MOST_TRIES:
+                break
+            kept = {n: stays.clone() for n, stays in below.kept.items()}
+            kept[name][unit] = True
+            more = choices.of(kept)
+            if more.share <= wanted:
+                below = more
+    return below
+
+
+def _by_rank(
+    layers: Layers, above: _Choice, below: _Choice, *, first: bool
+) -> Iterator[tuple[str, int]]:
+    """Yield the removed units, the highest ranks in their groups first; of equal ones by score."""
+    found: list[tuple[float, float, int, str, int]] = []
+    for name, scores in layers.items():
+        gone = ~below.kept[name] & (above.kept[name] if first else ~above.kept[name])
+        if not bool(gone.any()):
+            continue
+        ranks = torch.empty(len(scores), dtype=torch.long)
+        ranks[torch.argsort(scores, stable=True)] = torch.arange(len(scores))
+        mean = float(scores.abs().mean()) or 1.0
+        for unit in gone.nonzero().flatten().tolist():
+            rank = (int(ranks[unit]) + 1) / len(scores)
+            found.append((-rank, -float(scores[unit]) / mean, len(found), name, unit))
+    yield from ((name, unit) for *_, name, unit in sorted(found))
+
+
+def _timed(choices: _Choices) -> Mask:
+    """Search for a sparsity whose network takes about the share of the time, and no more."""
+    wanted, low, high = choices.cost.share, 0.0, LARGEST
+    best = choices.at(high)
+    if best.share > wanted:
+        raise ConfigError(_out_of_reach(choices.layers, choices.cost, best.share))
+    for _ in range(TIMED_STEPS):
+        middle = (low + high) / 2
+        found = choices.at(middle)
+        if found.share > wanted:
+            low = middle
+            continue
+        high, best = middle, found
+        if wanted - found.share <= TIMED_TOLERANCE:
+            break
+    return choices.layers.mask(best.kept)

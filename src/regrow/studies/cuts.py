@@ -1,0 +1,139 @@
+"""Amounts that a method removes, as a study file says them: sparsities, costs, targets, rounds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from regrow.core.units import UNITS, masked_units
+from regrow.core.validation import is_int
+from regrow.errors import ConfigError, unknown
+from regrow.pruning.costs import COST_TARGETS, CostShare, masked_refusal
+from regrow.pruning.method import ALLOCATIONS, Method, checked_share, checked_sparsity
+from regrow.studies.yaml_file import as_list, refuse_twice
+
+MOST_ROUNDS = 100  # of 0.1 each leave 0.003 % of the weights
+AMOUNTS = ("sparsity", "target", "shares")  # beside the names of costs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """The amount that a method removes: a sparsity, or a target's share of each group in turn.
+
+    ``cost`` is the share of a cost that may be left at most, in place of a sparsity.
+    ``step`` is the sparsity of a single round, of those that lead to this one: the share of what
+    the round before left.
+    """
+
+    sparsity: float | None = None
+    target: str | None = None
+    shares: tuple[float, ...] | None = None
+    step: float | None = None
+    cost: CostShare | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name in a table."""
+        return self.target or f"{self.sparsity:g}"
+
+
+def cost_names() -> tuple[str, ...]:
+    """Return the costs that may be asked for, each a key of a method in a study."""
+    return COST_TARGETS.known()
+
+
+def read_cuts(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
+    """Read how much a method removes: one amount or several, each a row of the table."""
+    fixed = ALLOCATIONS.get(method.allocation).sparsity
+    if fixed is not None:
+        return (_fixed(fixed, given, method, where),)
+    if "rounds" in given or method.rounds > 1:
+        return _rounds(given, method, where)
+    cuts = [Cut(sparsity=_sparsity(s, where)) for s in as_list(given.get("sparsity", []))]
+    for name in as_list(given.get("target", [])):
+        key = str(name).lower()
+        if key not in method.targets:
+            raise ConfigError(f"{where}: {unknown('target', str(name), method.targets)}")
+        shares = method.targets[key].shares
+        cuts.append(Cut(target=key, shares=shares, sparsity=0.0 if shares is None else None))
+    if "shares" in given:
+        own = tuple(_sparsity(s, where, method) for s in as_list(given["shares"]))
+        cuts.append(Cut(target="shares", shares=own))
+    cuts += _costs(given, method, where)
+    if not cuts:
+        known = f", or a 'target' ({', '.join(method.targets)})" if method.targets else ""
+        raise ConfigError(
+            f"{where} needs a 'sparsity' in [0, 1), or several{known}. In its place the share of "
+            f"a cost may be given that is left: {', '.join(map(repr, cost_names()))}."
+        )
+    refuse_twice(where, [cut.label for cut in cuts], "leave one out")
+    return tuple(cuts)
+
+
+def _costs(given: Mapping[str, Any], method: Method, where: str) -> list[Cut]:
+    asked = [name for name in cost_names() if name in given]
+    if asked and (method.each_sparsity or method.follows is not None):
+        why = "trains for it" if method.each_sparsity else "follows networks of it"
+        raise ConfigError(f"{where} needs a 'sparsity', because it {why}. Got {asked[0]!r}.")
+    found = []
+    for name in asked:
+        for share in as_list(given[name]):
+            try:
+                cost = CostShare(name, share)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from error
+            if cost.target.timed and UNITS.get(method.unit).masked:
+                raise ConfigError(f"{where}: {masked_refusal(cost, method.unit)}")
+            found.append(Cut(target=cost.label, cost=cost))
+    return found
+
+
+def _fixed(sparsity: float, given: Mapping[str, Any], method: Method, where: str) -> Cut:
+    """Return the one cut of an allocation that has a single sparsity, such as 2:4."""
+    for name in (*AMOUNTS, "rounds", *cost_names()):
+        if name in given and (name, given[name]) != ("sparsity", sparsity):
+            raise ConfigError(
+                f"{where}: the allocation {method.allocation!r} always has the sparsity "
+                f"{sparsity:g}. Leave out {name!r}."
+            )
+    if method.rounds > 1 or method.follows is not None:
+        raise ConfigError(
+            f"{where} prunes in rounds or after a pattern, which the allocation "
+            f"{method.allocation!r} cannot do. Use it with another method, such as magnitude."
+        )
+    return Cut(sparsity=sparsity)
+
+
+def _rounds(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
+    """Return a cut for each round, known by what is gone after it."""
+    rounds = given.get("rounds", method.rounds)
+    if not is_int(rounds, least=1) or rounds > MOST_ROUNDS:
+        raise ConfigError(
+            f"{where}: 'rounds' must be an int from 1 to {MOST_ROUNDS}. Got {rounds!r}."
+        )
+    if not method.trained:
+        raise ConfigError(
+            f"{where} looks at no trained weights, so to prune again what it left, in 'rounds', "
+            "means nothing. Give the 'sparsity' itself."
+        )
+    if not UNITS.get(method.unit).masked:
+        raise ConfigError(
+            f"{where} removes {method.unit}s, and only what is held at zero can be pruned in "
+            f"'rounds': a method of unit {' or '.join(map(repr, masked_units()))}."
+        )
+    step = _sparsity(given.get("sparsity"), where)
+    if step == 0.0 or set(given) & {"target", "shares", *cost_names()}:
+        raise ConfigError(
+            f"{where}: 'rounds' need one 'sparsity' above 0, the share of what is left that each "
+            "removes, and no 'target', 'shares' or cost."
+        )
+    # Rounded, because 1 - 0.8 * 0.8 is 0.3599999999999999.
+    gone = [round(1 - (1 - step) ** (number + 1), 12) for number in range(rounds)]
+    return tuple(Cut(sparsity=share, step=step) for share in gone)
+
+
+def _sparsity(value: Any, where: str, method: Method | None = None) -> float:
+    """Check a sparsity, or (given the method) the share of one of its groups."""
+    try:
+        return checked_sparsity(value) if method is None else checked_share(method, value)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
