@@ -90,7 +90,7 @@ def test_a_pattern_of_weights_within_an_earlier_choice_keeps_the_pattern() -> No
 
 def test_a_pattern_is_refused_for_channels_and_for_another_sparsity() -> None:
     model, found = small("vgg")
-    with pytest.raises(ConfigError, match="removes channels.*unit 'weight'"):
+    with pytest.raises(ConfigError, match=r"removes channels.*unit 'weight'"):
         select(model, found, replace(METHODS.get("l1-filter"), allocation="2:4"))
-    with pytest.raises(ConfigError, match="always has the sparsity 0.5"):
+    with pytest.raises(ConfigError, match=r"always has the sparsity 0.5"):
         select(model, found, magnitude("2:4"), sparsity=0.6)
