@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from regrow.core.choice import Choice
 from regrow.core.registry import load_file
 from regrow.cost import count, measure
+from regrow.data import load, normalise
 from regrow.errors import ConfigError
+from regrow.jobs.base import all_jobs
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
@@ -26,6 +30,7 @@ from regrow.store.parts import MASKS
 from regrow.studies.expand import Cell
 from regrow.studies.study import Study
 from regrow.surgery.mask import Mask
+from regrow.train import make_objective
 from small import forget_names
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "extend"
@@ -142,6 +147,144 @@ def test_agp_follows_its_cubic_schedule_to_the_target(tmp_path: Path) -> None:
         gone = at.get(step, gone)
     assert found.record(parent)["training_flops"] == pytest.approx(total)
     assert math.isclose(gone, 0.9)
+
+
+# Criteria
+
+
+def layers(kept: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: int(mask.sum()) for name, mask in kept.items()}
+
+
+def test_fpgm_removes_the_filters_nearest_to_all_others(tmp_path: Path) -> None:
+    found = ran(tmp_path, "fpgm.py", methods={"name": "fpgm", "sparsity": 0.5})
+    parent = found.prune.parent
+    assert isinstance(parent, Train)
+    weights = found.store.tensors(parent.key)
+    for name, kept in found.kept.items():
+        filters = weights[f"{name}.weight"]
+        sums = [sum(float((one - other).norm()) for other in filters) for one in filters]
+        largest = sorted(range(len(sums)), key=lambda unit: -sums[unit])[: len(sums) // 2]
+        assert sorted(largest) == kept.nonzero().flatten().tolist()
+
+
+def test_snip_scores_connections_by_hand(tmp_path: Path) -> None:
+    found = ran(tmp_path, "snip.py", methods={"name": "snip", "sparsity": 0.8})
+    assert found.prune.parent is None  # it needs no training
+    model, data = build(found.prune.model, seed=0), load(found.prune.data.spec)
+    images = normalise(data.train.batch(torch.arange(len(data.train))), data.mean, data.std)
+    F.cross_entropy(model.eval()(images), data.train.labels).backward()  # type: ignore[no-untyped-call]
+    scores = {}
+    for name in found.kept:
+        weight = model.get_parameter(name)
+        assert weight.grad is not None
+        scores[name] = (weight * weight.grad).detach().abs()
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    threshold = flat.sort().values[int(0.8 * len(flat))]
+    kept = torch.cat([mask.flatten() for mask in found.kept.values()])
+    assert int(kept.sum()) == len(flat) - int(0.8 * len(flat))
+    sure = (flat - threshold).abs() > 1e-6 * threshold  # the batches of the probe sum otherwise
+    assert torch.equal(kept[sure], (flat >= threshold)[sure])
+
+
+def test_synflow_keeps_every_layer_alive_by_its_hundred_rounds(tmp_path: Path) -> None:
+    methods = [
+        {"name": "synflow", "sparsity": 0.97},
+        {"name": "synflow", "sparsity": 0.97, "rounds": 1, "label": "at once"},
+    ]
+    arms = ["pruned", "scratch-e", "winning-ticket"]
+    load_file(shutil.copy(EXAMPLES / "synflow.py", tmp_path))
+    study = Study.from_json({**STUDY, "methods": methods, "arms": arms})
+    store = Store.open(tmp_path / "store")
+    assert run(study.jobs(), store, workers=0).complete
+    assert len(all_jobs(study.jobs())) == 9  # 1 training, 2 prunings and 6 arms
+    prunings = {job.key: job for job in map(prune_of, study.cells())}
+    hundred, once = prunings.values()
+    assert (hundred.spec["rounds"], once.spec.get("rounds")) == (100, None)
+    kept, at_once = store.tensors(hundred.key), store.tensors(once.key)
+    assert min(layers(kept).values()) > 0
+    assert layers(kept) != layers(at_once)
+    assert sum(layers(kept).values()) == sum(layers(at_once).values())
+    assert {n: m.tolist() for n, m in kept.items()} == {
+        n: m.tolist() for n, m in by_hand(build(hundred.model, seed=0), rounds=100).items()
+    }
+
+
+def prune_of(cell: Cell) -> Prune:
+    assert isinstance(cell.job, Retrain)
+    return cell.job.prune
+
+
+def by_hand(model: nn.Module, *, rounds: int) -> dict[str, Tensor]:
+    """Do what SynFlow's algorithm says, in ten lines."""
+    weights = {n: p for n, p in model.double().eval().named_parameters() if p.dim() > 1}
+    masks = {name: torch.ones_like(p) for name, p in weights.items()}
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.abs_()
+    total = sum(mask.numel() for mask in masks.values())
+    for number in range(1, rounds + 1):
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.mul_(masks[name])
+        model.zero_grad()
+        model(torch.ones(1, 1, 8, 8, dtype=torch.float64)).sum().backward()
+        scores = {n: (p * p.grad).abs() if p.grad is not None else p for n, p in weights.items()}
+        flat = torch.cat([scores[name].flatten() for name in weights])
+        gone = int(total * (1 - 0.03 ** (number / rounds)) + 1e-9)
+        threshold = flat.sort().values[gone]
+        masks = {name: (score >= threshold).double() for name, score in scores.items()}
+    return {name: mask.bool() for name, mask in masks.items()}
+
+
+def test_a_criterion_may_have_a_loss_of_its_own(tmp_path: Path) -> None:
+    found = ran(tmp_path, "entropy.py", methods={"name": "entropy-taylor", "sparsity": 0.5})
+    parent = found.prune.parent
+    assert isinstance(parent, Train)
+    model, data = build(parent.model), load(parent.data.spec)
+    model.load_state_dict(found.store.tensors(parent.key))
+    images = normalise(data.train.batch(torch.arange(len(data.train))), data.mean, data.std)
+    log_p = model.eval()(images).log_softmax(1)
+    (-(log_p.exp() * log_p).sum(1).mean()).backward()
+    scores = {}
+    for name in found.kept:
+        weight = model.get_parameter(f"{name}.weight")
+        assert weight.grad is not None
+        scores[name] = (weight * weight.grad).sum((1, 2, 3)).abs().detach()
+    flat = torch.cat(list(scores.values()))
+    threshold = flat.sort().values[len(flat) // 2]
+    for name, kept in found.kept.items():
+        assert torch.equal(kept, scores[name] >= threshold)
+
+
+# Arms and objectives
+
+
+def test_an_arm_rewinds_the_learning_rate_and_keeps_the_weights(tmp_path: Path) -> None:
+    arms = ["pruned", "lr-rewind", "lr-rewind-2"]
+    recipe = {**STUDY["recipe"], "drop_at": [0.4, 0.7]}
+    methods = {"name": "magnitude", "sparsity": 0.5}
+    found = ran(tmp_path, "rewind.py", methods=methods, arms=arms, recipe=recipe)
+    assert all(found.job(arm).parent == found.prune.parent for arm in arms)
+    rates = {
+        arm: [line["lr"] for line in found.record(found.job(arm))["history"]] for arm in arms[1:]
+    }
+    assert rates == {"lr-rewind": [0.05, 0.005, 0.0005], "lr-rewind-2": [0.0005]}
+
+
+def test_an_objective_of_ones_own_is_descended(tmp_path: Path) -> None:
+    recipe = {**STUDY["recipe"], "objective": {"name": "focal", "gamma": 1.5}}
+    methods = {"name": "l1-filter", "sparsity": 0.5}
+    found = ran(tmp_path, "focal.py", methods=methods, recipe=recipe)
+    assert found.job("fine-tune").recipe.to_json()["objective"] == {"name": "focal", "gamma": 1.5}
+    logits = torch.randn(5, 10, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(5)
+    for gamma in (0.0, 1.5):
+        p = logits.softmax(1)[torch.arange(5), targets]
+        focal = make_objective(Choice("focal", gamma=gamma))
+        torch.testing.assert_close(
+            focal.mean(logits, targets), (-((1 - p) ** gamma) * p.log()).mean()
+        )
 
 
 def test_a_treatment_is_part_of_an_arms_key_and_nothing_elses(tmp_path: Path) -> None:

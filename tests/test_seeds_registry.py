@@ -1,5 +1,7 @@
 """Seeds by purpose, and names: how they are compared, found, refused and followed to their file."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,17 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fresh")
+@pytest.mark.slow  # a process of its own
+def test_the_file_of_a_name_is_known_before_its_module_is_imported() -> None:
+    code = (
+        "from regrow.pruning.method import CRITERIA; print(CRITERIA.origin('thinet')); "
+        "assert CRITERIA.code('norm-scale') is None"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("thinet.py")
+
+
 def test_a_file_is_loaded_once(tmp_path: Path) -> None:
     file = tmp_path / "a 'b'.py"
     file.write_text("import os\nos.mkdir(__file__ + '.loaded')  # fails the second time\n")

@@ -51,6 +51,7 @@ class Prune(Keyed):
     shares: tuple[float, ...] | None = None
     cost: CostShare | None = None  # in place of a sparsity: how much of it may be left
     guides: "tuple[Prune, ...]" = ()
+    rounds: int = 1  # steps in which the network that is left is scored anew
     code: str | None = None  # digest of the files that decide, where not part of this package
     label: str = "prune"
 
@@ -89,6 +90,7 @@ class Prune(Keyed):
             shares=None if self.shares is None else list(self.shares),
             cost=None if self.cost is None else self.cost.to_json(),
             guides=len(self.guides) or None,
+            rounds=self.rounds if self.rounds > 1 else None,
             repair=method.repair,
             seed=self.seed,
             code=self.code,
@@ -120,13 +122,14 @@ class Prune(Keyed):
             model,
             found,
             self.method,
-            sparsity=self.sparsity,
+            sparsity=None if self.guides else self.sparsity,
             shares=self.shares,
             pattern=pattern,
             dataset=dataset,
             seed=self.seed,
             within=within,
             masks=masks,
+            rounds=self.rounds,
             device=context.device,
             **costs,
         )

@@ -78,6 +78,13 @@ class Layers(Mapping[str, Tensor]):
         left = {name: self.left[name] & units}
         return replace(self, scores={name: self.scores[name]}, left=left)
 
+    def after(self, mask: Mask, scores: Mapping[str, Tensor]) -> "Layers":
+        """Return the layers with new scores, where what a mask removed ranks below all the rest."""
+        least = min(float(score.min()) for score in scores.values())
+        last = least - max(1.0, abs(least))
+        below = {n: s.masked_fill(~mask.kept[n].flatten(), last) for n, s in scores.items()}
+        return replace(self, scores=below)
+
     def mask(self, kept: Mapping[str, Tensor]) -> Mask:
         """Make a mask of an allocation's choice among the units that are left.
 

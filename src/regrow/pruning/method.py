@@ -92,7 +92,8 @@ class Method:
         treatment_revision: how many meanings the treatment has had; part of keys from 2 on.
         strength: the default strength for a model family (the key "" is for any other).
         each_sparsity: whether the treatment depends on the sparsity, so that each needs a parent.
-        rounds: how often it prunes what it left, each time trained anew from the start.
+        rounds: how often it prunes what it left: what looks at trained weights after training it
+            each time anew (a study's ``ticket``), what does not within one pruning.
         repair: name of a registered function that mends the inherited weights after the cut.
         targets: predefined architectures by name.
         follows: name of the method whose pruned networks it takes its pattern from, unless a study

@@ -1,7 +1,9 @@
 """Choose which units stay: the groups in a method's scope, their scores, and ``select``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +26,9 @@ from regrow.pruning.method import (
 from regrow.pruning.probe import IMAGES, Probe
 from regrow.pruning.stages import Part, Pattern, lay, stages_of
 from regrow.pruning.targets import reach
-from regrow.surgery import Group, Trace
-from regrow.surgery.mask import Mask
+from regrow.surgery import Group, Trace, silence
+from regrow.surgery.cut import duplicate
+from regrow.surgery.mask import Mask, apply_
 
 
 def groups_in_scope(model: nn.Module, trace: Trace, method: Method) -> dict[str, Group]:
@@ -94,6 +97,7 @@ def select(
     within: Mask | None = None,
     masks: Mapping[str, Tensor] | None = None,
     num_images: int = IMAGES,
+    rounds: int = 1,
     device: str = "cpu",
     **costs: float,
 ) -> Mask:
@@ -112,6 +116,8 @@ def select(
         within: an earlier choice: of the units that it kept some go, and the others stay gone.
         masks: by parameter, which weights the network's training left, for criteria that ask.
         num_images: how many of the images such criteria see.
+        rounds: steps to a sparsity or a cost: after round k of n the share (1 - sparsity) ** (k/n)
+            of the units is left, and scored anew on the network that is left.
         device: where a latency is measured.
         costs: instead of a sparsity, the share of a cost that may be left at most: ``macs=0.5``,
             ``parameters=0.3`` or ``latency=0.5``, or another that is registered.
@@ -122,11 +128,10 @@ def select(
         of them, because they still pass on their bias and norm.
     """
     chosen = METHODS.get(method) if isinstance(method, str) else method
-    amount = _amount(chosen, sparsity, shares, pattern, costs)
+    amount = _amount(chosen, sparsity, shares, pattern, costs, rounds=rounds)
     groups = groups_in_scope(model, trace, chosen)
-    probe = Probe(model, dataset, seed=seed, num_images=num_images, groups=groups, masks=masks)
-    score = CRITERIA.get(chosen.criterion)
-    scores = {name: _checked(chosen, group, score(group, probe)) for name, group in groups.items()}
+    probe = _prober(dataset, seed=seed, num_images=num_images, groups=groups, masks=masks)
+    scores = _scores(chosen, groups, probe(model))
     layers = layers_of(model, trace, chosen, scores=scores, within=within, device=device)
     if shares is not None:
         return layers.mask(_by_shares(chosen, layers, shares))
@@ -134,9 +139,41 @@ def select(
         shapes = {name: layers.shape(name) for name in layers}
         parts = lay(pattern, stages_of(model, trace), shapes)
         return layers.mask({name: _in_parts(chosen, layers, name, parts[name]) for name in layers})
+    for number in range(1, rounds):
+        mask = _chosen(chosen, layers, amount, number / rounds)
+        left = probe(left_by(mask, model, trace))
+        layers = layers.after(mask, _scores(chosen, groups, left))
+    return _chosen(chosen, layers, amount)
+
+
+def _prober(dataset: Dataset | None, **options: Any) -> Callable[[nn.Module], Probe]:
+    return lambda network: Probe(network, dataset, **options)
+
+
+def _scores(method: Method, groups: Mapping[str, Group], probe: Probe) -> dict[str, Tensor]:
+    score = CRITERIA.get(method.criterion)
+    return {name: _checked(method, group, score(group, probe)) for name, group in groups.items()}
+
+
+def _chosen(
+    method: Method, layers: Layers, amount: float | CostShare, fraction: float = 1.0
+) -> Mask:
+    """Choose what stays at an amount, or at a fraction of the way to it."""
     if isinstance(amount, CostShare):
-        return reach(layers, partial(allocated, chosen), amount)
-    return layers.mask(allocated(chosen, layers, amount))
+        return reach(
+            layers, partial(allocated, method), replace(amount, share=amount.share**fraction)
+        )
+    sparsity = amount if fraction == 1.0 else 1.0 - (1.0 - amount) ** fraction
+    return layers.mask(allocated(method, layers, sparsity))
+
+
+def left_by(mask: Mask, model: nn.Module, trace: Trace) -> nn.Module:
+    """Return a copy of a network in which what a mask removes is zero."""
+    if not UNITS.get(mask.unit).masked:
+        return silence(model, mask, trace)
+    left = duplicate(model)
+    apply_(left, mask)
+    return left
 
 
 def _amount(
@@ -145,6 +182,8 @@ def _amount(
     shares: Sequence[float] | None,
     pattern: Pattern | None,
     costs: Mapping[str, float],
+    *,
+    rounds: int,
 ) -> float | CostShare:
     """Return how much is to go, where it is not given by shares or a pattern (then 0)."""
     known = {"sparsity": sparsity, "shares": shares, "pattern": pattern}
@@ -152,6 +191,8 @@ def _amount(
     if len(asked) > 1:
         raise ConfigError(f"select takes one of {' and '.join(asked)}, not several.")
     if shares is not None or pattern is not None:
+        if rounds > 1:
+            raise ConfigError("Rounds are steps to a sparsity or a cost. Leave out 'rounds'.")
         return 0.0
     if costs:
         ((name, share),) = costs.items()

@@ -1,7 +1,7 @@
 """Amounts that a method removes, as a study file says them: sparsities, costs, targets, rounds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from regrow.core.units import UNITS, masked_units
@@ -12,6 +12,7 @@ from regrow.pruning.method import ALLOCATIONS, Method, checked_share, checked_sp
 from regrow.studies.yaml_file import as_list, refuse_twice
 
 MOST_ROUNDS = 100  # of 0.1 each leave 0.003 % of the weights
+NO_TICKET = "none"  # as a 'ticket': nothing is trained between rounds
 AMOUNTS = ("sparsity", "target", "shares")  # beside the names of costs
 
 
@@ -21,7 +22,7 @@ class Cut:
 
     ``cost`` is the share of a cost that may be left at most, in place of a sparsity.
     ``step`` is the sparsity of a single round, of those that lead to this one: the share of what
-    the round before left.
+    the round before left. ``rounds``: in how many it is reached where nothing trains in between.
     """
 
     sparsity: float | None = None
@@ -29,6 +30,7 @@ class Cut:
     shares: tuple[float, ...] | None = None
     step: float | None = None
     cost: CostShare | None = None
+    rounds: int = 1
 
     @property
     def label(self) -> str:
@@ -46,8 +48,9 @@ def read_cuts(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut
     fixed = ALLOCATIONS.get(method.allocation).sparsity
     if fixed is not None:
         return (_fixed(fixed, given, method, where),)
-    if "rounds" in given or method.rounds > 1:
-        return _rounds(given, method, where)
+    rounds = _number_of_rounds(given, method, where)
+    if rounds is not None and method.trained and given.get("ticket") != NO_TICKET:
+        return _rounds(rounds, given, method, where)
     cuts = [Cut(sparsity=_sparsity(s, where)) for s in as_list(given.get("sparsity", []))]
     for name in as_list(given.get("target", [])):
         key = str(name).lower()
@@ -66,7 +69,14 @@ def read_cuts(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut
             f"a cost may be given that is left: {', '.join(map(repr, cost_names()))}."
         )
     refuse_twice(where, [cut.label for cut in cuts], "leave one out")
-    return tuple(cuts)
+    if rounds is None:
+        return tuple(cuts)
+    if method.follows is not None or any(c.cost is None and c.target is not None for c in cuts):
+        raise ConfigError(
+            f"{where}: 'rounds' are steps to a 'sparsity' or to a share of a cost, and no method "
+            "that follows others takes them, nor do 'target' and 'shares'. Leave them out."
+        )
+    return tuple(replace(cut, rounds=rounds) for cut in cuts)
 
 
 def _costs(given: Mapping[str, Any], method: Method, where: str) -> list[Cut]:
@@ -103,22 +113,25 @@ def _fixed(sparsity: float, given: Mapping[str, Any], method: Method, where: str
     return Cut(sparsity=sparsity)
 
 
-def _rounds(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
-    """Return a cut for each round, known by what is gone after it."""
+def _number_of_rounds(given: Mapping[str, Any], method: Method, where: str) -> int | None:
+    """Return in how many rounds a method prunes, None for a method that prunes at once."""
+    if "rounds" not in given and method.rounds == 1:
+        return None
     rounds = given.get("rounds", method.rounds)
     if not is_int(rounds, least=1) or rounds > MOST_ROUNDS:
         raise ConfigError(
             f"{where}: 'rounds' must be an int from 1 to {MOST_ROUNDS}. Got {rounds!r}."
         )
-    if not method.trained:
-        raise ConfigError(
-            f"{where} looks at no trained weights, so to prune again what it left, in 'rounds', "
-            "means nothing. Give the 'sparsity' itself."
-        )
+    return int(rounds)
+
+
+def _rounds(rounds: int, given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
+    """Return a cut for each round with training in between, known by what is gone after it."""
     if not UNITS.get(method.unit).masked:
         raise ConfigError(
             f"{where} removes {method.unit}s, and only what is held at zero can be pruned in "
-            f"'rounds': a method of unit {' or '.join(map(repr, masked_units()))}."
+            f"'rounds' with training in between: a method of unit "
+            f"{' or '.join(map(repr, masked_units()))}, or 'ticket: none'."
         )
     step = _sparsity(given.get("sparsity"), where)
     if step == 0.0 or set(given) & {"target", "shares", *cost_names()}:

@@ -217,6 +217,7 @@ def _prune(
         parent=trained if method.trained else None,
         sparsity=cut.sparsity if cut.step is None else cut.step,
         shares=cut.shares,
+        rounds=cut.rounds,
         cost=cut.cost,
         code="-".join(sorted({code for code in codes if code is not None})) or None,
         label=label + ("" if by_structure else f" seed {seed}"),

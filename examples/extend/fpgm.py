@@ -1,0 +1,29 @@
+"""FPGM: filters near the geometric median go (He et al., CVPR 2019, arXiv:1811.00250)."""
+
+import torch
+from torch import Tensor
+
+from regrow.pruning.method import criterion, register_method
+from regrow.pruning.probe import Probe
+from regrow.surgery import Group
+
+
+@criterion("geometric-median")
+def geometric_median(group: Group, probe: Probe) -> Tensor:
+    """Score a filter by the sum of its distances to the others of its layer (equation 5).
+
+    The one with the least lies closest to their geometric median, so the others can stand for it.
+    """
+    (producer,) = group.producers()
+    filters = probe.weight(producer.tensor).movedim(producer.dim, 0).flatten(1)
+    distances = torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+    return torch.zeros(group.size).index_add_(0, producer.units, distances)
+
+
+register_method(
+    "fpgm",
+    criterion=geometric_median,
+    allocation="uniform",
+    scope="conv",
+    reference="He et al., Filter Pruning via Geometric Median, CVPR 2019, arXiv:1811.00250",
+)

@@ -1,0 +1,17 @@
+"""Learning-rate rewinding to a late epoch (Renda et al., ICLR 2020, arXiv:2003.02389), as an arm.
+
+The network keeps its trained weights and is trained again on the end of the schedule that it was
+trained on. The whole schedule is the arm ``lr-rewind``; a study says the same in one line:
+``{name: lr-rewind-2, like: lr-rewind, schedule_epoch: 2}``.
+"""
+
+from regrow.jobs.arms import Arm, Budget, register_arm
+
+register_arm(
+    Arm(
+        name="lr-rewind-2",
+        start="inherited",
+        budget=Budget(kind="equal-epochs"),
+        schedule_epoch=2,
+    )
+)

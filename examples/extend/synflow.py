@@ -1,0 +1,47 @@
+"""SynFlow: pruning without data, in 100 rounds (Tanaka et al., NeurIPS 2020, arXiv:2006.05467).
+
+In one round whole layers would go, because small ones have the highest scores. Scored anew after
+every round, on the network that is left, the scores of what is left of a layer rise.
+"""
+
+import torch
+from torch import Tensor
+
+from regrow.pruning.method import criterion, register_method
+from regrow.pruning.probe import Probe
+from regrow.surgery import Group
+
+
+def synaptic_flow(probe: Probe) -> dict[str, Tensor]:
+    """Return |weight x dR/dweight| by parameter, as a share of the largest (equation 2).
+
+    R is the sum of the outputs for an input of ones, of the network with absolute weights.
+    """
+    network = probe.network().double()
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            tensor.abs_()
+    images, _ = probe.batches()[0]
+    network(torch.ones_like(images[:1]).double()).sum().backward()
+    flows = {n: (p * p.grad).detach() for n, p in network.named_parameters() if p.grad is not None}
+    largest = max(float(flow.max()) for flow in flows.values())
+    return {name: flow / largest for name, flow in flows.items()}
+
+
+@criterion("synaptic-flow")
+def synflow(group: Group, probe: Probe) -> Tensor:
+    """Score a unit by the synaptic flow through the weights behind it."""
+    flows = probe.once(synaptic_flow)
+    return group.sum(lambda name: flows[name])
+
+
+register_method(
+    "synflow",
+    criterion=synflow,
+    allocation="global",
+    unit="weight",
+    scope=("conv", "linear"),
+    trained=False,
+    rounds=100,
+    reference="Tanaka et al., Synaptic Flow, NeurIPS 2020, arXiv:2006.05467",
+)
