@@ -272,6 +272,24 @@ def test_an_arm_rewinds_the_learning_rate_and_keeps_the_weights(tmp_path: Path) 
     assert rates == {"lr-rewind": [0.05, 0.005, 0.0005], "lr-rewind-2": [0.0005]}
 
 
+def test_an_arm_learns_from_the_unpruned_network(tmp_path: Path) -> None:
+    arms = ["pruned", "scratch-e", "taught"]
+    methods = {"name": "l1-filter", "sparsity": 0.5}
+    found = ran(tmp_path, "distil.py", methods=methods, arms=arms)
+    job, plain = found.job("taught"), found.record(found.job("scratch-e"))
+    record = found.record(job)
+    assert (job.parent, job.teacher) == (found.prune.parent, found.prune.parent)
+    assert job.spec["arm"]["objective"] == {
+        "name": "distillation",
+        "temperature": 2.0,
+        "weight": 0.5,
+    }
+    assert record["epochs"] == 1
+    before = found.record(found.prune)["before"]["flops"]
+    of_network = plain["training_flops"] / plain["samples"]
+    assert record["training_flops"] == record["samples"] * (before + of_network)
+
+
 def test_an_objective_of_ones_own_is_descended(tmp_path: Path) -> None:
     recipe = {**STUDY["recipe"], "objective": {"name": "focal", "gamma": 1.5}}
     methods = {"name": "l1-filter", "sparsity": 0.5}
