@@ -114,7 +114,7 @@ def test_every_key_is_read() -> None:
 
 def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
     one = Study.load(written(tmp_path, "data: digits\nmodels: vgg-16\n"))
-    assert (one.name, one.title, one.margin) == ("some", "some", 0.3)
+    assert (one.name, one.title, one.margin) == ("some", "some", None)
     (experiment,) = one.experiments
     assert experiment.arms == DEFAULT_ARMS
     assert experiment.seeds == (0, 1, 2, 3, 4)

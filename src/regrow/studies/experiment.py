@@ -27,7 +27,7 @@ from regrow.tasks.base import TASKS
 from regrow.train import Recipe, make_objective
 
 MOST_SEEDS = 10_000
-AXES = ("data", "task", "models", "methods", "arms", "seeds", "recipe")
+AXES = ("data", "models", "methods", "arms", "seeds", "recipe", "task")
 
 _METHOD_KEYS = (
     *("name", "label", *AMOUNTS),
