@@ -143,12 +143,12 @@ def test_a_loss_that_still_falls_counts_by_what_it_is_worth_in_the_metric() -> N
 
     assert rules(BITS_PER_BYTE) == {"not converged"}  # 0.012 nats are 0.017 bits
     assert rules(R_SQUARED) == set()
-    assert rules(replace(BITS_PER_BYTE, per_loss=None)) == set()
+    assert rules(replace(BITS_PER_BYTE, per_loss=None)) == {"convergence unknown"}
 
 
 def test_a_smaller_network_that_outgrows_its_parent_does_so_by_the_metric() -> None:
     parent = Evidence(mean=2.0, std=0.0, n=5, num_test=9, chance=4.0, loss=1.0, error=0.01)
-    parent = replace(parent, metric=BITS_PER_BYTE)
+    parent = replace(parent, metric=BITS_PER_BYTE, fall=0.0)
     small = replace(parent, mean=1.5, loss=0.5)
     rules = [r.rule for r in judge(small, parent, margin=0.02, parent=parent, cut=[small])]
     assert rules == ["not converged"]
