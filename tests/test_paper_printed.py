@@ -21,7 +21,7 @@ from liu import (
 from regrow.errors import ConfigError
 from regrow.report.statistics import Sample, welch
 from regrow.reproduce.layout import NOT_RUN, latex, markdown, terminal
-from regrow.reproduce.printed import Printed, compare, records
+from regrow.reproduce.printed import PrintedCell, compare, records
 
 TABLES = PAPER.tables
 SOURCE = Path(__file__).parents[2] / "shared" / "paper"
@@ -67,13 +67,13 @@ def test_labels_name_each_cell_once() -> None:
 
 
 def test_lookup_finds_by_labels() -> None:
-    assert lookup(table=4, dataset="CIFAR-10", target="70%", arm="scratch-b") == Printed(
+    assert lookup(table=4, dataset="CIFAR-10", target="70%", arm="scratch-b") == PrintedCell(
         mean=93.81, std=0.14, n=5
     )
     assert lookup(table=9, model="VGG-16", learning_rate=0.01, arm="unpruned").mean == 92.69
-    assert lookup(table=2, model="VGG-16", arm="unpruned", reference="original-paper") == Printed(
-        mean=71.03, std=None, n=1
-    )
+    assert lookup(
+        table=2, model="VGG-16", arm="unpruned", reference="original-paper"
+    ) == PrintedCell(mean=71.03, std=None, n=1)
 
 
 def test_lookup_names_what_is_near() -> None:
@@ -132,7 +132,7 @@ def test_look_alikes_that_are_no_repetition_stay() -> None:
 
 
 def test_difference_within_the_two_spreads() -> None:
-    printed = Printed(mean=93.62, std=0.11, n=5)
+    printed = PrintedCell(mean=93.62, std=0.11, n=5)
     near = compare(Sample(mean=93.31, std=0.20, n=5), printed)
     far = compare(Sample(mean=93.30, std=0.20, n=5), printed)
     assert (near.within, far.within) == (True, False)
@@ -141,10 +141,10 @@ def test_difference_within_the_two_spreads() -> None:
 
 
 def test_single_runs_and_missing_spreads_are_said() -> None:
-    single = compare(Sample(mean=93.7, std=None, n=1), Printed(mean=93.62, std=0.11, n=5))
+    single = compare(Sample(mean=93.7, std=None, n=1), PrintedCell(mean=93.62, std=0.11, n=5))
     assert (single.within, single.p) == (True, None)
     assert single.words == "+0.08 points, within the paper's spread (no test; n = 1 and 5)"
-    bare = compare(Sample(mean=71.0, std=0.1, n=5), Printed(mean=71.18, std=None, n=1))
+    bare = compare(Sample(mean=71.0, std=0.1, n=5), PrintedCell(mean=71.18, std=None, n=1))
     assert (bare.within, bare.p) == (None, None)
     assert "the paper prints no spread" in bare.words
 

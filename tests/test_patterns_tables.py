@@ -29,7 +29,7 @@ from regrow.reproduce.paper import OF_PRUNINGS, WIDTH
 from regrow.reproduce.plan import Plan, prepare
 from regrow.reproduce.printed import records
 from regrow.reproduce.publish import publish
-from regrow.reproduce.results import Found, averaged, read_back, rows, sheet
+from regrow.reproduce.results import StudyResults, averaged, read_back, rows, sheet
 from regrow.store import Store
 
 PATTERNS = [one.name for one in entries().values() if one.table and one.kind in OF_PRUNINGS]
@@ -110,7 +110,7 @@ CURVES = {
 @pytest.mark.parametrize("name", CURVES)
 def test_a_figure_has_every_series_in_every_panel(name: str) -> None:
     plan = plan_of(name)
-    shown = figure_data.plotted(plan, [empty(part) for part in plan.parts])
+    shown = figure_data.gather(plan, [empty(part) for part in plan.parts])
     assert shown is not None
     assert shown.condition.startswith("scale smoke, digits for CIFAR-10")
     assert len(shown.panels) == {"figure-3": 2, "figure-5": 3, "figure-6": 2}[name]
@@ -120,9 +120,9 @@ def test_a_figure_has_every_series_in_every_panel(name: str) -> None:
     assert all(NOT_RUN in row for row in shown.rows)
 
 
-def empty(part: Any) -> Found:
+def empty(part: Any) -> StudyResults:
     runs = tuple(Run(data="d", model="m", arm="a", seed=one.cell.seed) for one in part.cells)
-    return Found(part=part, runs=runs, failures=(), complete=False, measured=pd.DataFrame())
+    return StudyResults(part=part, runs=runs, failures=(), complete=False, measured=pd.DataFrame())
 
 
 def test_the_networks_of_five_stages_have_them_at_every_scale() -> None:
@@ -255,7 +255,7 @@ def test_what_is_written_is_read_for_the_claims(tmp_path: Path) -> None:
 # Figures ------------------------------------------------------------------------------------------
 
 
-def runs_of(plan: Plan, *, without: int | None = None) -> list[Found]:
+def runs_of(plan: Plan, *, without: int | None = None) -> list[StudyResults]:
     """Give each cell an accuracy, but for the seed left out."""
     found = []
     for part in plan.parts:
@@ -276,7 +276,7 @@ def runs_of(plan: Plan, *, without: int | None = None) -> list[Found]:
                 )
             )
         found.append(
-            Found(
+            StudyResults(
                 part=part,
                 runs=tuple(runs),
                 failures=(),
@@ -294,7 +294,7 @@ def is_drawn(folder: Path, name: str) -> bool:
 
 def test_points_are_means_over_the_seeds_that_ran(tmp_path: Path) -> None:
     plan = plan_of("figure-3", seeds=3)
-    shown = figure_data.plotted(plan, runs_of(plan, without=2))
+    shown = figure_data.gather(plan, runs_of(plan, without=2))
     assert shown is not None
     assert set(shown.frame["n"]) == {2}
     assert set(shown.frame["n_expected"]) == {3}
@@ -310,9 +310,9 @@ def test_curves_that_are_written_are_read_for_the_claims(tmp_path: Path) -> None
         plan = plan_of(name, seeds=2)
         made = publish(plan, runs_of(plan), tmp_path / name, made=MADE)
         curves = read_cells(tmp_path / name).curves
-        assert made.plotted is not None
+        assert made.figure is not None
         assert curves is not None
-        expected = made.plotted.frame.assign(figure=int(name[-1]))
+        expected = made.figure.frame.assign(figure=int(name[-1]))
         pd.testing.assert_frame_equal(curves, expected, check_dtype=False)
     both = read_cells(tmp_path)
     assert both.curves is not None
@@ -392,7 +392,7 @@ def test_a_file_as_it_was_written_is_read(tmp_path: Path) -> None:
 
 def test_tickets_have_four_series_that_start_at_the_unpruned_network(tmp_path: Path) -> None:
     plan = plan_of("figure-7")
-    shown = figure_data.plotted(plan, runs_of(plan))
+    shown = figure_data.gather(plan, runs_of(plan))
     assert shown is not None
     assert len(shown.panels) == 4
     for panel in shown.panels:
@@ -420,7 +420,7 @@ def test_heat_maps_show_the_mean_of_each_position(tmp_path: Path) -> None:
         return kept
 
     put_masks(store, plan, keep)
-    shown = figure_data.plotted(plan, read_back(plan, store))
+    shown = figure_data.gather(plan, read_back(plan, store))
     assert shown is not None
     assert shown.rows[0] == ("3", "1", "0.500", "0.000", "0.000", "2")
     assert shown.rows[1] == ("3", "2", "0.000", "1.000", "0.000", "2")
@@ -449,7 +449,7 @@ def test_histograms_leave_out_zeros_and_stay_on_the_paper_s_axis(tmp_path: Path)
     shares = finding.parts[0].numbers
     assert shares["fine-tuned"] == pytest.approx(0.159, abs=0.005)  # as in the table below
     assert finding.outcome == "partly"
-    shown = figure_data.plotted(plan, found)
+    shown = figure_data.gather(plan, found)
     assert shown is not None
     assert [row[:3] for row in shown.rows] == [
         (panel, column, "50,000" if column == "Scratch-trained" else "100,000")
@@ -467,9 +467,9 @@ def test_histograms_leave_out_zeros_and_stay_on_the_paper_s_axis(tmp_path: Path)
     assert is_drawn(tmp_path, "figure-8")
 
 
-def plan_measured(plan: Plan, store: Store) -> list[Found]:
+def plan_measured(plan: Plan, store: Store) -> list[StudyResults]:
     return [
-        Found(
+        StudyResults(
             part=part,
             runs=(),
             failures=(),
@@ -501,8 +501,8 @@ def test_bins_are_as_few_as_keep_every_count_on_the_axis(number: int) -> None:
 def test_a_figure_that_has_not_been_run_says_so_everywhere(name: str, tmp_path: Path) -> None:
     plan = plan_of(name)
     made = publish(plan, read_back(plan, store_of(tmp_path)), tmp_path / "out", made=MADE)
-    assert made.plotted is not None
-    assert all(NOT_RUN in row for row in made.plotted.rows)
+    assert made.figure is not None
+    assert all(NOT_RUN in row for row in made.figure.rows)
     assert is_drawn(tmp_path / "out", name)
     assert (tmp_path / "out" / f"{name}.csv").is_file()
     assert f"({name}.png)" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
@@ -510,7 +510,7 @@ def test_a_figure_that_has_not_been_run_says_so_everywhere(name: str, tmp_path: 
 
 def test_pictures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     plan = plan_of("figure-5")
-    shown = figure_data.plotted(plan, runs_of(plan))
+    shown = figure_data.gather(plan, runs_of(plan))
     assert shown is not None
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -523,7 +523,8 @@ def test_an_average_has_its_spread_and_number(tmp_path: Path) -> None:
     part = plan_of("table-7").parts[0]
     frames = [pd.DataFrame({"layer": "1", "seed": [0, 1, 2], "value": [1, 2, 6]})]
     found = [
-        Found(part=part, runs=(), failures=(), complete=True, measured=frame) for frame in frames
+        StudyResults(part=part, runs=(), failures=(), complete=True, measured=frame)
+        for frame in frames
     ]
     (row,) = records(averaged(found, ("layer",)))
     assert (row["layer"], row["mean"], row["n"]) == ("1", 3.0, 3)

@@ -28,9 +28,9 @@ from regrow.reproduce import images as images_module
 from regrow.reproduce import scales
 from regrow.reproduce.images import Request
 from regrow.reproduce.paper import OF_PRUNINGS, RESULT, Entry, Paper
-from regrow.reproduce.plan import Part, Plan, Printable, prepare
+from regrow.reproduce.plan import Plan, PlannedCell, PlannedStudy, prepare
 from regrow.reproduce.printed import records
-from regrow.reproduce.results import Found, rows
+from regrow.reproduce.results import StudyResults, rows
 from regrow.studies import expand as expand_module
 from regrow.studies.study import Study
 from regrow.surgery.edit import Edit
@@ -106,7 +106,7 @@ def plan_of_one_seed(name: str, scale: str) -> Plan:
     return plan_of(name, scale, seeds=1)
 
 
-def printables(plan: Plan) -> list[Printable]:
+def printables(plan: Plan) -> list[PlannedCell]:
     return [one for part in plan.parts for one in part.cells]
 
 
@@ -635,8 +635,10 @@ def test_an_unknown_scale_offers_the_known_ones() -> None:
 # Rows ---------------------------------------------------------------------------------------------
 
 
-def found_of(part: Part, runs: Iterable[Run]) -> Found:
-    return Found(part=part, runs=tuple(runs), failures=(), complete=False, measured=pd.DataFrame())
+def found_of(part: PlannedStudy, runs: Iterable[Run]) -> StudyResults:
+    return StudyResults(
+        part=part, runs=tuple(runs), failures=(), complete=False, measured=pd.DataFrame()
+    )
 
 
 def test_rows_are_means_over_seeds_under_the_printed_labels(paper_data: object) -> None:

@@ -19,7 +19,7 @@ from regrow.report.words import listed
 from regrow.reproduce.contrasts import MARGIN
 from regrow.reproduce.paper import Paper
 from regrow.reproduce.printed import as_cells, results, sparsity, widths
-from regrow.reproduce.rules import OUTCOMES, Claim, Evidence, Outcome, Part, asked, combine
+from regrow.reproduce.rules import OUTCOMES, Claim, Evidence, Judgement, Outcome, asked, combine
 
 WIDTH = 100
 HOW = (
@@ -40,7 +40,7 @@ class Finding:
 
     claim: Claim
     outcome: Outcome
-    parts: tuple[Part, ...]
+    parts: tuple[Judgement, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -158,7 +158,7 @@ def _widened(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(std=frame["std"] * factor)
 
 
-def _sentence(part: Part) -> str:
+def _sentence(part: Judgement) -> str:
     judged = "; ".join(f"{asks}: {outcome}" for asks, outcome in part.judged if asks)
     return f"{part.name}: {part.text}{f' [{judged}]' if judged else ''}."
 

@@ -18,9 +18,9 @@ from regrow.reproduce.known import KNOWN, known_of, typed
 from regrow.reproduce.layout import NOT_RUN
 from regrow.reproduce.measures import COLUMNS, FINEST
 from regrow.reproduce.paper import Kind
-from regrow.reproduce.plan import Plan, Printable
+from regrow.reproduce.plan import Plan, PlannedCell
 from regrow.reproduce.printed import FIGURES, records
-from regrow.reproduce.results import Found, averaged
+from regrow.reproduce.results import StudyResults, averaged
 from regrow.reproduce.weights import BIN, NEAR, near_zero
 
 HEAT = ("stage", "kernel_row", "kernel_col")
@@ -34,7 +34,7 @@ Row = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plotted:
+class FigureData:
     """The numbers of a figure: in a frame, and as text under the names of its columns.
 
     ``condition`` says what is not as in the paper, the scale and the images, in a few words.
@@ -56,14 +56,14 @@ class Plotted:
         return f"{done} of {len(self.rows)} rows have been run"
 
 
-def plotted(plan: Plan, found: Sequence[Found]) -> Plotted | None:
+def gather(plan: Plan, found: Sequence[StudyResults]) -> FigureData | None:
     """Gather what a figure plots; None for a table."""
     entry = plan.entry
     if entry.kind not in GATHER:
         return None
     frame, rows, columns = GATHER[entry.kind](found)
     cells = [one for part in found for one in part.part.cells]
-    return Plotted(
+    return FigureData(
         name=entry.name,
         kind=entry.kind,
         caption=entry.about,
@@ -86,15 +86,15 @@ def _condition(plan: Plan) -> str:
 Gathered = tuple[pd.DataFrame, Iterator[Row], Row]
 
 
-def _curves(found: Sequence[Found]) -> Gathered:
+def _curves(found: Sequence[StudyResults]) -> Gathered:
     return _points(found, lambda one: [one.cell.use.label if one.cell.use else UNPRUNED.name])
 
 
-def _tickets(found: Sequence[Found]) -> Gathered:
+def _tickets(found: Sequence[StudyResults]) -> Gathered:
     return _points(found, _ticket_series)
 
 
-def _ticket_series(one: Printable) -> list[str]:
+def _ticket_series(one: PlannedCell) -> list[str]:
     """Name the series of a cell: none for a control, both for the network as it was."""
     rate = f"rate {one.cell.experiment.recipe.lr:g}"
     if one.cell.arm == UNPRUNED:
@@ -103,7 +103,7 @@ def _ticket_series(one: Printable) -> list[str]:
     return [f"{TICKETS[start]}, {rate}"] if start in TICKETS else []
 
 
-def _points(found: Sequence[Found], series: Callable[[Printable], list[str]]) -> Gathered:
+def _points(found: Sequence[StudyResults], series: Callable[[PlannedCell], list[str]]) -> Gathered:
     groups: dict[tuple[str, str, float], list[Run]] = {}
     for one in found:
         for printable, run in zip(one.part.cells, one.runs, strict=True):
@@ -148,7 +148,7 @@ def _point_rows(frame: pd.DataFrame) -> Iterator[Row]:
         )
 
 
-def _heatmaps(found: Sequence[Found]) -> Gathered:
+def _heatmaps(found: Sequence[StudyResults]) -> Gathered:
     frame = averaged(found, HEAT)
     frame = frame[frame["stage"].isin(STAGES)].reset_index(drop=True)
     columns = ("stage", "kernel row", *(f"column {place}" for place in POSITIONS), "n")
@@ -164,14 +164,14 @@ def _heat_rows(frame: pd.DataFrame) -> Iterator[Row]:
             yield stage, i, *shares, str(row[0]["n"]) if row[0] else "0"
 
 
-def _histograms(found: Sequence[Found]) -> Gathered:
+def _histograms(found: Sequence[StudyResults]) -> Gathered:
     fine = pd.concat([one.measured for one in found], ignore_index=True)
     panels = dict.fromkeys(one.panel for part in found for one in part.part.cells)
     columns = ("panel", "column", "weights", f"share below {NEAR:g}", "std")
     return _described(_merged(fine), found), _histogram_rows(fine, [*panels]), columns
 
 
-def _described(bins: pd.DataFrame, found: Sequence[Found]) -> pd.DataFrame:
+def _described(bins: pd.DataFrame, found: Sequence[StudyResults]) -> pd.DataFrame:
     """Add to each network's bins what is known of it."""
     networks: dict[tuple[str, str], Run] = {}
     for one in found:
@@ -225,7 +225,7 @@ def _histogram_rows(frame: pd.DataFrame, panels: Sequence[str]) -> Iterator[Row]
             yield panel, column, f"{total:,}", f"{near_zero(bins):.3f}", f"{spread**0.5:.4f}"
 
 
-GATHER: dict[Kind, Callable[[Sequence[Found]], Gathered]] = {
+GATHER: dict[Kind, Callable[[Sequence[StudyResults]], Gathered]] = {
     "curves": _curves,
     "tickets": _tickets,
     "heatmaps": _heatmaps,
@@ -233,7 +233,7 @@ GATHER: dict[Kind, Callable[[Sequence[Found]], Gathered]] = {
 }
 
 
-def plain(shown: Plotted) -> str:
+def plain(shown: FigureData) -> str:
     """Write the numbers as aligned text; what repeats in the first columns stands there once."""
     rows = [shown.columns, *_once(shown.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -247,14 +247,14 @@ def plain(shown: Plotted) -> str:
     return "\n".join([f"{title(shown)}", "", lines[0], "-" * len(lines[0]), *lines[1:], ""])
 
 
-def markdown(shown: Plotted) -> str:
+def markdown(shown: FigureData) -> str:
     """Write the numbers as a Markdown table."""
     lines = [f"| {' | '.join(shown.columns)} |", "|---|---|" + "---:|" * (len(shown.columns) - 2)]
     lines += [f"| {' | '.join(row)} |" for row in _once(shown.rows)]
     return "\n".join([*lines, ""])
 
 
-def title(shown: Plotted) -> str:
+def title(shown: FigureData) -> str:
     """Name a figure and say what it shows."""
     return f"{shown.name.replace('-', ' ').capitalize()}. {shown.caption}"
 

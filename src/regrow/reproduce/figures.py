@@ -14,7 +14,7 @@ import pandas as pd
 
 from regrow.report.figures import Picture
 from regrow.report.words import short
-from regrow.reproduce.figure_data import HEAT, POSITIONS, STAGES, TOP, Plotted
+from regrow.reproduce.figure_data import HEAT, POSITIONS, STAGES, TOP, FigureData
 from regrow.reproduce.layout import NOT_RUN
 from regrow.reproduce.measures import COLUMNS, EDGE
 from regrow.reproduce.paper import Kind
@@ -64,7 +64,7 @@ STYLES = {
 PLAIN = Style("#555555", "*", "none")  # the network as it was, a single point
 
 
-def draw(shown: Plotted, folder: Path) -> Picture:
+def draw(shown: FigureData, folder: Path) -> Picture:
     """Draw a figure into a folder, as PNG (150 dpi) and SVG (the same bytes for the same rows)."""
     import matplotlib as mpl
 
@@ -102,7 +102,7 @@ def _not_run(axes: "Axes") -> None:
 # Curves -------------------------------------------------------------------------------------------
 
 
-def _curves(shown: Plotted) -> "Figure":
+def _curves(shown: FigureData) -> "Figure":
     figure, panels = _grid(1, len(shown.panels))
     for axes, name in zip(panels, shown.panels, strict=True):
         _panel(axes, shown.frame[shown.frame["panel"] == name], x="parameters")
@@ -115,7 +115,7 @@ def _curves(shown: Plotted) -> "Figure":
     return figure
 
 
-def _tickets(shown: Plotted) -> "Figure":
+def _tickets(shown: FigureData) -> "Figure":
     columns = 2
     figure, panels = _grid(-(-len(shown.panels) // columns), columns)
     for axes, name in zip(panels, shown.panels, strict=False):
@@ -167,7 +167,7 @@ def _legend(figure: "Figure", series: Sequence[str]) -> None:
 # Heat maps ----------------------------------------------------------------------------------------
 
 
-def _heatmaps(shown: Plotted) -> "Figure":
+def _heatmaps(shown: FigureData) -> "Figure":
     """Draw the kernel positions of each stage, darker where more is kept, on one scale of grey."""
     figure, panels = _grid(1, len(STAGES), panel=(2.4, 2.5))
     cells = {tuple(row[name] for name in HEAT): row["mean"] for row in records(shown.frame)}
@@ -197,7 +197,7 @@ def _heatmaps(shown: Plotted) -> "Figure":
 # Histograms ---------------------------------------------------------------------------------------
 
 
-def _histograms(shown: Plotted) -> "Figure":
+def _histograms(shown: FigureData) -> "Figure":
     """Draw the weights of each network on the axes of the paper's Figure 8."""
     figure, panels = _grid(len(shown.panels), len(COLUMNS), panel=(2.9, 2.4))
     inside = shown.frame[np.isfinite(shown.frame["low"]) & np.isfinite(shown.frame["high"])]
@@ -223,7 +223,7 @@ def _histograms(shown: Plotted) -> "Figure":
     return figure
 
 
-FIGURES: dict[Kind, "Callable[[Plotted], Figure]"] = {
+FIGURES: dict[Kind, "Callable[[FigureData], Figure]"] = {
     "curves": _curves,
     "tickets": _tickets,
     "heatmaps": _heatmaps,

@@ -21,7 +21,7 @@ from regrow.reproduce.paper import RESULT, UNPRUNED, Paper, Shape
 from regrow.reproduce.printed import (
     FIGURES,
     Agreement,
-    Printed,
+    PrintedCell,
     as_cells,
     cells,
     compare,
@@ -37,14 +37,14 @@ PREFIXES = {"part": "part ", "learning_rate": "learning rate ", "stage": "stage 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class TableCell:
     """One printed cell under its labels, and ours where there is one.
 
     ``departs`` says why the printed number is no reference for ours; empty if it is one.
     """
 
     labels: Mapping[str, Any]
-    printed: Printed
+    printed: PrintedCell
     ours: Sample | None
     shape: Shape
     departs: str = ""
@@ -85,7 +85,7 @@ class Cell:
         return text if bare else f"{text} {PLUS_MINUS} {std:.{self.digits}f}"
 
 
-Row = tuple[str, tuple[Cell | None, ...]]
+Row = tuple[str, tuple[TableCell | None, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class Sheet:
     num_unplaced: int
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[TableCell]:
         """All cells, row by row."""
         rows = (row for section in self.sections for _, row in section.rows)
         return [cell for row in rows for cell in row if cell]
@@ -160,7 +160,7 @@ def lay_out(paper: Paper, table: int, ours: pd.DataFrame | None = None) -> Sheet
     entry = paper.table(table)
     caption, shape = entry.about, entry.layout
     own = _own(paper, table, ours)
-    grid: dict[str, dict[str, dict[str, Cell]]] = {}
+    grid: dict[str, dict[str, dict[str, TableCell]]] = {}
     for row in records(frame):
         place = _home(row, frame, shape) if row.get("arm") == UNPRUNED else row
         title = _label(row, shape.sections, between=", ")
@@ -168,7 +168,7 @@ def lay_out(paper: Paper, table: int, ours: pd.DataFrame | None = None) -> Sheet
         slots = grid.setdefault(title, {}).setdefault(_label(place, shape.rows, between="/"), {})
         assert column not in slots, f"two printed cells in one place: {row}"
         mine = own.pop(_key(row, paper.labels(table)), None)
-        slots[column] = Cell(
+        slots[column] = TableCell(
             labels=row,
             printed=printed(row),
             ours=sample(mine) if mine else None,
@@ -238,7 +238,7 @@ def latex(sheet: Sheet) -> str:
     return "\n".join([*lines, ""])
 
 
-def _voices(row: Sequence[Cell | None]) -> Iterator[tuple[str, list[str]]]:
+def _voices(row: Sequence[TableCell | None]) -> Iterator[tuple[str, list[str]]]:
     """Say a row in turn for the paper and for us; differences and seeds only where ours exist."""
     yield "paper", [cell.paper if cell else "" for cell in row]
     yield "ours", [cell.own if cell else "" for cell in row]
@@ -259,14 +259,14 @@ def _widths(sheet: Sheet) -> list[int]:
     return [widths[i] for i in sorted(widths)]
 
 
-def _markdown_cell(cell: Cell) -> str:
+def _markdown_cell(cell: TableCell) -> str:
     if cell.ours is None:
         return f"{cell.paper}<br>{NOT_RUN}"
     lines = (cell.paper, f"ours {cell.own} (n = {cell.ours.n})", cell.difference)
     return "<br>".join(filter(None, lines))
 
 
-def _section(title: str, rows: Mapping[str, Mapping[str, Cell]]) -> Section:
+def _section(title: str, rows: Mapping[str, Mapping[str, TableCell]]) -> Section:
     columns = tuple(dict.fromkeys(column for slots in rows.values() for column in slots))
     placed = tuple((name, tuple(map(slots.get, columns))) for name, slots in rows.items())
     return Section(title=title, columns=columns, rows=placed)

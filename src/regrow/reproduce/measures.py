@@ -16,7 +16,7 @@ from regrow.jobs.prune import Prune, stored_edit
 from regrow.models import ModelSpec, build
 from regrow.pruning.stages import pattern_of, stages_of
 from regrow.reproduce.paper import Kind
-from regrow.reproduce.plan import Part, Printable, percent
+from regrow.reproduce.plan import PlannedCell, PlannedStudy, percent
 from regrow.store import Store
 from regrow.surgery import Trace
 from regrow.surgery.architecture import traced
@@ -35,7 +35,7 @@ COLUMNS: Mapping[Start, str] = {
 Row = dict[str, object]
 
 
-def measured(kind: Kind, part: Part, store: Store) -> pd.DataFrame:
+def measured(kind: Kind, part: PlannedStudy, store: Store) -> pd.DataFrame:
     """Measure what a kind of table or figure shows beyond accuracies; empty where it is nothing.
 
     All cells of the part are done.
@@ -51,7 +51,7 @@ def measured(kind: Kind, part: Part, store: Store) -> pd.DataFrame:
     return pd.DataFrame(measure(part, store) if measure else ())
 
 
-def _widths(part: Part, store: Store) -> Iterator[Row]:
+def _widths(part: PlannedStudy, store: Store) -> Iterator[Row]:
     told = False
     for one, mask in _masks(part, store):
         assert isinstance(one.cell.job, Prune)
@@ -69,14 +69,14 @@ def _widths(part: Part, store: Store) -> Iterator[Row]:
         told = True
 
 
-def _stages(part: Part, store: Store) -> Iterator[Row]:
+def _stages(part: PlannedStudy, store: Store) -> Iterator[Row]:
     for one, mask in _masks(part, store):
         shares = pattern_of([mask], _stages_of(one)).shares
         for stage, share in enumerate(shares, 1):
             yield _share(one, share, stage=stage)
 
 
-def _kernels(part: Part, store: Store) -> Iterator[Row]:
+def _kernels(part: PlannedStudy, store: Store) -> Iterator[Row]:
     for one, mask in _masks(part, store):
         pattern = pattern_of([mask], _stages_of(one))
         for stage in range(pattern.num_stages):
@@ -85,14 +85,14 @@ def _kernels(part: Part, store: Store) -> Iterator[Row]:
                     yield _share(one, share, stage=stage + 1, place=(str(i), str(j)))
 
 
-def _share(one: Printable, share: float, *, stage: int, place: tuple[str, str] = ("", "")) -> Row:
+def _share(one: PlannedCell, share: float, *, stage: int, place: tuple[str, str] = ("", "")) -> Row:
     assert one.cell.cut is not None
     labels = {"ratio": percent(one.cell.cut), "stage": str(stage)}
     labels |= {"kernel_row": place[0], "kernel_col": place[1]}
     return {**labels, "seed": one.cell.seed, "value": share}
 
 
-def _histograms(part: Part, store: Store) -> Iterator[Row]:
+def _histograms(part: PlannedStudy, store: Store) -> Iterator[Row]:
     shown: set[tuple[str, str]] = set()
     for one in part.cells:
         job, column = one.cell.job, COLUMNS[one.cell.arm.start]
@@ -115,7 +115,7 @@ def _counts(weights: dict[str, Tensor]) -> list[int]:
     return [int((pooled < -EDGE).sum()), *inside, int((pooled > EDGE).sum())]
 
 
-def _masks(part: Part, store: Store) -> Iterator[tuple[Printable, Mask]]:
+def _masks(part: PlannedStudy, store: Store) -> Iterator[tuple[PlannedCell, Mask]]:
     """Read what each pruning of a part kept."""
     for one in part.cells:
         job = one.cell.job
@@ -123,7 +123,7 @@ def _masks(part: Part, store: Store) -> Iterator[tuple[Printable, Mask]]:
         yield one, stored_edit(store, job).mask
 
 
-def _stages_of(one: Printable) -> dict[str, int]:
+def _stages_of(one: PlannedCell) -> dict[str, int]:
     assert isinstance(one.cell.job, Prune)
     return _numbered(one.cell.job.model, one.cell.job.data.shape)
 
@@ -139,7 +139,7 @@ def _traced(model: ModelSpec, shape: tuple[int, ...]) -> tuple[nn.Module, Trace]
     return network, traced(network, model, shape)
 
 
-MEASURES: dict[Kind, Callable[[Part, Store], Iterator[Row]]] = {
+MEASURES: dict[Kind, Callable[[PlannedStudy, Store], Iterator[Row]]] = {
     "widths": _widths,
     "stages": _stages,
     "kernels": _kernels,

@@ -30,7 +30,7 @@ Labels = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Printable:
+class PlannedCell:
     """A cell of ours, and the labels of the printed cell that it fills (None: not printed).
 
     Where prunings are shown, the cell's job is the pruning that it stands on.
@@ -51,16 +51,16 @@ class Printable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class PlannedStudy:
     """One study file at a scale, with the cells that are asked for."""
 
     name: str
     study: Study | DetectionStudy
-    cells: tuple[Printable, ...]
+    cells: tuple[PlannedCell, ...]
     notes: tuple[str, ...]
     scale_departs: str = ""  # what of its scale is not the paper's
 
-    def departs(self, one: Printable) -> list[str]:
+    def departs(self, one: PlannedCell) -> list[str]:
         """List why printed numbers are no reference for a cell."""
         return departs(self.scale_departs, one.images)
 
@@ -76,7 +76,7 @@ class Plan:
 
     entry: Entry
     scale: Scale
-    parts: tuple[Part, ...]
+    parts: tuple[PlannedStudy, ...]
     skipped: Mapping[str, str]
     notes: tuple[str, ...]
 
@@ -92,7 +92,7 @@ def prepare(entry: Entry, request: Request) -> Plan:
     A ``DataError`` says what to do where no part is left.
     """
     entry.paper.check_data(request.data)
-    parts: list[Part] = []
+    parts: list[PlannedStudy] = []
     skipped: dict[str, str] = {}
     notes: dict[str, None] = {}
     for name in entry.studies:
@@ -131,7 +131,7 @@ def _rows_of(entry: Entry, request: Request) -> list[str]:
     return list(dict.fromkeys(one.words for part in plan.parts for one in part.cells))
 
 
-def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
+def _part(name: str, entry: Entry, request: Request) -> tuple[PlannedStudy, list[str]]:
     """Build the study of a file, with what was replaced in it."""
     value, paper = entry.paper.study(name), entry.paper
     if kind_of(value) is not None:
@@ -172,11 +172,11 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[Part, list[str]]:
         asked = tuple(o for o in found if o in asked or (o.cell.arm == UNPRUNED and _is_whole(o)))
     notes = tuple(notes_of(value, study.experiments, paper.notes))
     thinner = scale_departs(bare, request.scale, apply=scales.scaled)
-    part = Part(name=name, study=study, cells=asked, notes=notes, scale_departs=thinner)
+    part = PlannedStudy(name=name, study=study, cells=asked, notes=notes, scale_departs=thinner)
     return part, [*replaced]
 
 
-def _detection_part(name: str, paper: Paper, request: Request) -> tuple[Part, list[str]]:
+def _detection_part(name: str, paper: Paper, request: Request) -> tuple[PlannedStudy, list[str]]:
     """Build the detection study of a file, with what was replaced in it."""
     value, scale = paper.study(name), request.scale
     printed = {"arms": {}, **value["paper"]}
@@ -200,7 +200,7 @@ def _detection_part(name: str, paper: Paper, request: Request) -> tuple[Part, li
     asked = tuple(one for one in found if _matches(one, request.only))
     notes = tuple(notes_of(value, study.experiments, paper.notes))
     thinner = scale_departs(bare, scale, apply=scales.scaled_detection)
-    part = Part(name=name, study=study, cells=asked, notes=notes, scale_departs=thinner)
+    part = PlannedStudy(name=name, study=study, cells=asked, notes=notes, scale_departs=thinner)
     return part, replaced
 
 
@@ -215,7 +215,7 @@ def _printable(
     pairs: Sequence[tuple[Experiment, Mapping[str, Any]]],
     *,
     pictures: DetectionStudy | None = None,
-) -> Printable:
+) -> PlannedCell:
     given = next(given for experiment, given in pairs if experiment is cell.experiment)
     images = [Images.of(given["dataset"], cell.experiment.data, label=cell.experiment.data_label)]
     if pictures is not None:
@@ -225,7 +225,7 @@ def _printable(
             Images.of(paper.datasets[VOC].label, pictures.data, label=pictures.data_label),
         ]
     labels, panel = _labels(cell, paper, given), given.get("panel", "")
-    return Printable(cell=cell, labels=labels, panel=panel, images=tuple(images))
+    return PlannedCell(cell=cell, labels=labels, panel=panel, images=tuple(images))
 
 
 def _labels(cell: Cell, paper: Paper, given: Mapping[str, Any]) -> Labels | None:
@@ -246,12 +246,12 @@ def _labels(cell: Cell, paper: Paper, given: Mapping[str, Any]) -> Labels | None
     return rows[0]
 
 
-def _prunings(found: Sequence[Printable], entry: Entry) -> list[Printable]:
+def _prunings(found: Sequence[PlannedCell], entry: Entry) -> list[PlannedCell]:
     """Keep one of the cells that stand on each pruning that an entry shows."""
     ratios = {f"{100 * entry.ratio:g}%"} if entry.ratio is not None else set[str]()
     if entry.ratio is None and entry.table is not None:
         ratios = {str(row["ratio"]) for row in records(cells(entry.paper, entry.table))}
-    shown: dict[str, Printable] = {}
+    shown: dict[str, PlannedCell] = {}
     for one in found:
         cell, job = one.cell, one.cell.job
         if cell.use is None or cell.cut is None or not isinstance(job, Retrain):
@@ -278,22 +278,22 @@ def _target(cell: Cell, rows: Sequence[Labels]) -> str:
     return share or cell.cut.label
 
 
-def _matches(one: Printable, only: Sequence[str]) -> bool:
+def _matches(one: PlannedCell, only: Sequence[str]) -> bool:
     return not only or any(fnmatch(one.words.casefold(), f"*{o.casefold()}*") for o in only)
 
 
-def _unmatched(only: Sequence[str], parts: Sequence[Part]) -> str:
+def _unmatched(only: Sequence[str], parts: Sequence[PlannedStudy]) -> str:
     """Word which texts no row contains."""
     cells = [one for part in parts for one in part.cells]
     lost = [text for text in only if not any(_matches(one, [text]) for one in cells)]
     return " or ".join(f"--only {text!r}" for text in lost)
 
 
-def _is_whole(one: Printable) -> bool:
+def _is_whole(one: PlannedCell) -> bool:
     return one.labels is not None and not one.labels["target"]
 
 
-def _check_once(found: Sequence[Printable]) -> None:
+def _check_once(found: Sequence[PlannedCell]) -> None:
     """Refuse a file that puts two different cells of ours into one printed cell."""
     places: dict[tuple[str, ...], tuple[str, ...]] = {}
     for one in found:

@@ -1,4 +1,4 @@
-"""Printed numbers of a paper, and how one of ours stands beside one of them.
+"""PrintedCell numbers of a paper, and how one of ours stands beside one of them.
 
 Every frame here is of cells: label columns (``Paper.labels``), then ``mean``, ``std`` (divides by
 n - 1; empty where none is printed) and ``n``, which is the paper's ``runs`` where it prints a
@@ -27,7 +27,7 @@ FILES = {RESULT: "results", WIDTH: "widths", SPARSITY: "sparsity"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Printed:
+class PrintedCell:
     """One printed cell; ``std`` is None where the paper gives none."""
 
     mean: float
@@ -92,14 +92,14 @@ def lookup(
     method: str | None = None,
     learning_rate: float | None = None,
     reference: str | None = None,
-) -> Printed:
+) -> PrintedCell:
     """Return the one cell of ``results`` that has the labels given; labels left out may be any.
 
     No such cell, or more than one, is a ``ConfigError`` that says which label to mend or add.
 
     >>> from regrow.reproduce.paper import find_paper
     >>> lookup(find_paper("liu2019"), table=1, model="VGG-16", target="VGG-16-A", arm="scratch-b")
-    Printed(mean=93.78, std=0.15, n=5)
+    PrintedCell(mean=93.78, std=0.15, n=5)
     """
     frame = results(paper)
     labels = {"table": table, "arm": arm, "dataset": dataset, "model": model, "target": target}
@@ -157,12 +157,12 @@ def as_cells(paper: Paper, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(changed, columns=[*frame.columns])
 
 
-def compare(ours: Sample, printed: Printed) -> Agreement:
+def compare(ours: Sample, printed: PrintedCell) -> Agreement:
     """Set one of our cells beside the paper's, in figures and in words.
 
-    >>> compare(Sample(mean=93.5, std=0.2, n=3), Printed(mean=93.62, std=0.11, n=5)).words
+    >>> compare(Sample(mean=93.5, std=0.2, n=3), PrintedCell(mean=93.62, std=0.11, n=5)).words
     '-0.12 points, within the two spreads (Welch p = 0.415; n = 3 and 5)'
-    >>> compare(Sample(mean=70.5, std=None, n=1), Printed(mean=71.18, std=None, n=1)).words
+    >>> compare(Sample(mean=70.5, std=None, n=1), PrintedCell(mean=71.18, std=None, n=1)).words
     '-0.68 points; the paper prints no spread for this cell, so nothing can be tested (n = 1 and 1)'
     """
     difference = ours.mean - printed.mean
@@ -182,10 +182,10 @@ def compare(ours: Sample, printed: Printed) -> Agreement:
     return Agreement(difference=difference, within=within, p=p, words=words)
 
 
-def printed(row: Mapping[str, Any]) -> Printed:
+def printed(row: Mapping[str, Any]) -> PrintedCell:
     """Read mean, std and n from a row of any frame of cells."""
     mean, std, n = (float(row[name]) for name in FIGURES)
-    return Printed(mean=mean, std=None if math.isnan(std) else std, n=int(n))
+    return PrintedCell(mean=mean, std=None if math.isnan(std) else std, n=int(n))
 
 
 def sample(row: Mapping[str, Any]) -> Sample:

@@ -18,12 +18,12 @@ from regrow.jobs.material import notices
 from regrow.report import write as write_report
 from regrow.report.words import listed
 from regrow.reproduce import figure_data, layout
-from regrow.reproduce.figure_data import Plotted
+from regrow.reproduce.figure_data import FigureData
 from regrow.reproduce.figures import draw
 from regrow.reproduce.layout import Sheet
 from regrow.reproduce.plan import Plan
 from regrow.reproduce.read_results import FILES
-from regrow.reproduce.results import Found, cells_file, rows, sheet
+from regrow.reproduce.results import StudyResults, cells_file, rows, sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Published:
     plan: Plan
     ours: pd.DataFrame
     sheet: Sheet | None
-    plotted: Plotted | None
+    figure: FigureData | None
     notes: tuple[str, ...]
     num_failed: int
     complete: bool
@@ -42,7 +42,7 @@ class Published:
     @property
     def text(self) -> str:
         """The numbers for the terminal, with their notes."""
-        shown = [figure_data.plain(self.plotted)] if self.plotted else []
+        shown = [figure_data.plain(self.figure)] if self.figure else []
         shown += [layout.terminal(self.sheet)] if self.sheet else []
         notes = "".join(f"- {note}\n" for note in self.notes)
         return "\n".join([*shown, f"Notes\n{notes}"])
@@ -50,8 +50,8 @@ class Published:
     @property
     def caption(self) -> str:
         """What it shows, in one line."""
-        if self.plotted:
-            return self.plotted.caption
+        if self.figure:
+            return self.figure.caption
         assert self.sheet is not None, "what is no figure is a table"
         return self.sheet.caption
 
@@ -65,16 +65,16 @@ class Published:
             line = f"{self.sheet.num_run} of {len(self.sheet.cells)} cells"
             line += f", {within} within, {beyond} beyond" if within + beyond else ""
         else:
-            line = self.plotted.summary if self.plotted else ""
+            line = self.figure.summary if self.figure else ""
         return line + (f", {self.num_failed} failures" if self.num_failed else "")
 
     def markdown(self, *, folder: str = "", table: bool = True) -> str:
         """Show it on a page: the figure that lies in a folder, and the table unless left out."""
         lines = []
-        if self.plotted:
-            lines += [f"### {figure_data.title(self.plotted)}", ""]
-            lines += [f"![{self.caption}]({folder}{self.plotted.name}.png)", ""]
-            lines += [figure_data.markdown(self.plotted)]
+        if self.figure:
+            lines += [f"### {figure_data.title(self.figure)}", ""]
+            lines += [f"![{self.caption}]({folder}{self.figure.name}.png)", ""]
+            lines += [figure_data.markdown(self.figure)]
         if self.sheet and table:
             lines += [layout.markdown(self.sheet)]
         return "\n".join(lines)
@@ -82,7 +82,7 @@ class Published:
 
 def publish(
     plan: Plan,
-    found: Sequence[Found],
+    found: Sequence[StudyResults],
     folder: Path,
     *,
     made: Mapping[str, str],
@@ -93,7 +93,7 @@ def publish(
         plan=plan,
         ours=ours,
         sheet=sheet(plan, ours),
-        plotted=figure_data.plotted(plan, found),
+        figure=figure_data.gather(plan, found),
         notes=_notes(plan, found),
         num_failed=sum(len(one.failures) for one in found),
         complete=all(one.complete for one in found),
@@ -108,14 +108,14 @@ def publish(
     if published.sheet:
         _write(folder / cells_file(plan), _csv(ours))
         _write(folder / "table.tex", layout.latex(published.sheet))
-    if published.plotted:
-        _write(folder / f"{plan.entry.name}.csv", _csv(published.plotted.frame))
-        draw(published.plotted, folder)
+    if published.figure:
+        _write(folder / f"{plan.entry.name}.csv", _csv(published.figure.frame))
+        draw(published.figure, folder)
     return published
 
 
 def _details(
-    plan: Plan, found: Sequence[Found], folder: Path, *, made: Mapping[str, str]
+    plan: Plan, found: Sequence[StudyResults], folder: Path, *, made: Mapping[str, str]
 ) -> Iterator[str]:
     """Write the ordinary report of each part that has trainings of its own, and list them."""
     trained = [one for one in found if one.runs]
@@ -154,7 +154,7 @@ def publish_all(
     lines += [f"| {name} | not run | {why} |" for name, why in problems.items()]
     lines += ["", f"Made by `{made['command']}` on {made['date']} ({made['machine']}).", ""]
     for one in tables:  # a figure may repeat the cells of a table
-        lines.append(one.markdown(folder=f"{one.plan.entry.name}/", table=one.plotted is None))
+        lines.append(one.markdown(folder=f"{one.plan.entry.name}/", table=one.figure is None))
     _write(folder / "report.md", "\n".join(lines))
     for file in FILES.values():
         frames = [one.ours for one in tables if one.sheet and cells_file(one.plan) == file]
@@ -163,7 +163,7 @@ def publish_all(
     return folder / "report.md"
 
 
-def _notes(plan: Plan, found: Sequence[Found]) -> tuple[str, ...]:
+def _notes(plan: Plan, found: Sequence[StudyResults]) -> tuple[str, ...]:
     skipped = [f"Not run, {name}: {why}" for name, why in plan.skipped.items()]
     failures = {failure.label: failure.message for one in found for failure in one.failures}
     failed = [f"Failed, {label}: {message}" for label, message in failures.items()]

@@ -20,7 +20,7 @@ MAY_BE_EMPTY = ("mean", "std", "parameters", *KNOWN)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ours:
+class Reproduced:
     """What was written of our own: accuracies, and what else there is.
 
     ``widths`` and ``sparsity`` (shares kept) are cells of tables. ``curves``: the points of each
@@ -35,7 +35,7 @@ class Ours:
     weights: pd.DataFrame | None = None
 
 
-def read_cells(paper: Paper, folder: Path) -> Ours:
+def read_cells(paper: Paper, folder: Path) -> Reproduced:
     """Read what a reproduction wrote into a folder, or into the folders in it."""
     cells_of = {
         names: _read(folder, file, NEEDED if names == RESULT else (*names, *FIGURES), CELL_NUMBERS)
@@ -57,7 +57,7 @@ def read_cells(paper: Paper, folder: Path) -> Ours:
             f"There is no {', '.join(FILES.values())} and no numbers of a figure in '{folder}' nor "
             "in the folders in it. Name the folder that `regrow reproduce` wrote."
         )
-    return Ours(
+    return Reproduced(
         results=results(paper)[:0] if accuracies is None else accuracies,
         widths=widths,
         sparsity=sparsity,

@@ -15,14 +15,14 @@ from regrow.reproduce.known import KNOWN, known_of, known_of_parents, typed
 from regrow.reproduce.layout import BETWEEN_REASONS, Sheet, lay_out
 from regrow.reproduce.measures import MEASURES, measured
 from regrow.reproduce.paper import OF_PRUNINGS, Kind, Paper
-from regrow.reproduce.plan import Part, Plan, Printable, key
+from regrow.reproduce.plan import Plan, PlannedCell, PlannedStudy, key
 from regrow.reproduce.printed import FIGURES, records, results
 from regrow.reproduce.read_results import FILES
 from regrow.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class StudyResults:
     """What a store holds of a part: its runs in the order of the cells, and what failed.
 
     ``complete`` tells whether every job asked for has its result. ``measured`` is what the entry
@@ -30,7 +30,7 @@ class Found:
     prunings are shown, what is known of the networks that were pruned.
     """
 
-    part: Part
+    part: PlannedStudy
     runs: tuple[Run, ...]
     failures: tuple[Failure, ...]
     complete: bool
@@ -39,12 +39,12 @@ class Found:
     extras: tuple[Extra, ...] = ()
 
 
-def read_back(plan: Plan, store: Store) -> list[Found]:
+def read_back(plan: Plan, store: Store) -> list[StudyResults]:
     """Read what a store holds of each part of a plan."""
     return [_read_back(part, plan, store) for part in plan.parts]
 
 
-def _read_back(part: Part, plan: Plan, store: Store) -> Found:
+def _read_back(part: PlannedStudy, plan: Plan, store: Store) -> StudyResults:
     done = store.snapshot(specs(part.jobs)).done
     measurable, damaged = _measurable(part, plan.entry.kind, store, done)
     runs: list[Run] = []
@@ -62,7 +62,7 @@ def _read_back(part: Part, plan: Plan, store: Store) -> Found:
         places = {one.cell.place for one in part.cells}
         pairs = zip(part.study.cells(), collected.runs, strict=True)
         runs = [run for cell, run in pairs if cell.place in places]
-    return Found(
+    return StudyResults(
         part=part,
         runs=tuple(runs),
         failures=(*failures, *damaged),
@@ -74,8 +74,8 @@ def _read_back(part: Part, plan: Plan, store: Store) -> Found:
 
 
 def _measurable(
-    part: Part, kind: Kind, store: Store, done: frozenset[str]
-) -> tuple[Part, list[Failure]]:
+    part: PlannedStudy, kind: Kind, store: Store, done: frozenset[str]
+) -> tuple[PlannedStudy, list[Failure]]:
     """Return a part without the cells whose tensors are to be measured and are damaged, and why."""
     if kind not in MEASURES:
         return part, []
@@ -89,7 +89,7 @@ def _measurable(
     return replace(part, cells=sound), list(problems.values())
 
 
-def rows(plan: Plan, found: Sequence[Found]) -> pd.DataFrame:
+def rows(plan: Plan, found: Sequence[StudyResults]) -> pd.DataFrame:
     """Put our means under the labels of the printed cells, one row for each that has a result.
 
     Accuracies are in percent; beside tables of changes ``as_cells`` makes changes of them. Columns
@@ -106,7 +106,7 @@ def rows(plan: Plan, found: Sequence[Found]) -> pd.DataFrame:
     return _accuracies(plan.entry.paper, found)
 
 
-def averaged(found: Sequence[Found], labels: Sequence[str]) -> pd.DataFrame:
+def averaged(found: Sequence[StudyResults], labels: Sequence[str]) -> pd.DataFrame:
     """Average what was measured over seeds: the labels, ``mean``, ``std`` (n - 1) and ``n``."""
     groups: dict[tuple[str, ...], list[float]] = {}
     for one in found:
@@ -123,8 +123,8 @@ def averaged(found: Sequence[Found], labels: Sequence[str]) -> pd.DataFrame:
     return frame.astype({"mean": float, "std": float, "n": int})
 
 
-def _accuracies(paper: Paper, found: Sequence[Found]) -> pd.DataFrame:
-    groups: dict[tuple[str, ...], list[tuple[Found, Printable, Run]]] = {}
+def _accuracies(paper: Paper, found: Sequence[StudyResults]) -> pd.DataFrame:
+    groups: dict[tuple[str, ...], list[tuple[StudyResults, PlannedCell, Run]]] = {}
     for one in found:
         for printable, run in zip(one.part.cells, one.runs, strict=True):
             if printable.labels is not None and run.score is not None:
@@ -146,7 +146,7 @@ def _accuracies(paper: Paper, found: Sequence[Found]) -> pd.DataFrame:
     return typed(pd.DataFrame(made, columns=[*results(paper).columns, "departs", *KNOWN]))
 
 
-def _parents(found: Sequence[Found]) -> dict[str, Any]:
+def _parents(found: Sequence[StudyResults]) -> dict[str, Any]:
     """Return what is known of the trained networks whose prunings are shown."""
     known = {name: value for one in found for name, value in one.parents.items()}
     return {name: known.get(name) for name in KNOWN}

@@ -121,7 +121,7 @@ class Rule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Judgement:
     """One part of a claim in figures and words, and how it was ``judged``: (asked, outcome) pairs.
 
     What is only told is not judged. ``rows`` counts the rows it stands on, ``n`` their seeds;
@@ -149,7 +149,7 @@ class Claim:
 
     number: int
     text: str
-    asks: tuple[Callable[[Evidence], Part], ...]
+    asks: tuple[Callable[[Evidence], Judgement], ...]
     tables: tuple[int, ...] = ()
     tests: str = ""
     section: str = ""
@@ -163,14 +163,14 @@ class Ask:
     rules: tuple[Rule, ...] = ()
     against: bool = False
 
-    def __call__(self, evidence: Evidence) -> Part:
+    def __call__(self, evidence: Evidence) -> Judgement:
         """Judge this part of a claim on the evidence."""
         tally = evidence.tally(self.contrast, sign=-1 if self.against else 1)
         if not tally.pairs:
             return untestable(self.contrast.name, why=self.contrast.absent, told=not self.rules)
         refuting = {rule: rule.counterexamples(tally) for rule in self.rules}
         against = {pair.named: None for pairs in refuting.values() for pair in pairs}
-        return Part(
+        return Judgement(
             name=self.contrast.name,
             text=tally.sentence(),
             judged=tuple(
@@ -184,12 +184,12 @@ class Ask:
         )
 
 
-def untestable(name: str, *, why: str = "not run", told: bool = False) -> Part:
+def untestable(name: str, *, why: str = "not run", told: bool = False) -> Judgement:
     """Make a part that the evidence cannot decide; what is only ``told`` is no loss."""
-    return Part(name=name, text=why, judged=() if told else (("", UNTESTABLE),))
+    return Judgement(name=name, text=why, judged=() if told else (("", UNTESTABLE),))
 
 
-def asked(ask: Callable[[Evidence], Part], evidence: Evidence) -> Part:
+def asked(ask: Callable[[Evidence], Judgement], evidence: Evidence) -> Judgement:
     """Ask one part of a claim; it tells what was left out, and whether that leaves nothing."""
     fresh = evidence.anew()
     part = ask(fresh)

@@ -11,7 +11,7 @@ from regrow.report.words import listed, p_value, signed
 from regrow.reproduce.contrasts import Contrast
 from regrow.reproduce.curves import CurveContrast, opposed, parameters_at
 from regrow.reproduce.printed import records
-from regrow.reproduce.rules import Evidence, Outcome, Part, untestable
+from regrow.reproduce.rules import Evidence, Judgement, Outcome, untestable
 from regrow.reproduce.weights import NEAR, near_zero
 
 CONSISTENT = 0.10  # std over mean of a width, "at most about 10%"
@@ -19,10 +19,10 @@ ALMOST_NONE = 0.1  # of the share of the unpruned network's weights that are nea
 EVEN = 2.0  # shares kept within a factor of two count as nearly uniform
 
 
-def leave_one_method_out(contrast: Contrast) -> Callable[[Evidence], Part]:
+def leave_one_method_out(contrast: Contrast) -> Callable[[Evidence], Judgement]:
     """Pool the tested rows without each method in turn: does the mean rest on one of them?"""
 
-    def ask(evidence: Evidence) -> Part:
+    def ask(evidence: Evidence) -> Judgement:
         name, asks = "without each method in turn", "no mean worse by the margin"
         pairs = evidence.tally(contrast).pairs
         methods = dict.fromkeys(p.row["method"] for p in pairs if p.comparison.p is not None)
@@ -42,7 +42,7 @@ def leave_one_method_out(contrast: Contrast) -> Callable[[Evidence], Part]:
             f"{average.num} rows)"
             for method, average in means.items()
         ]
-        return Part(
+        return Judgement(
             name=name,
             judged=((asks, outcome),),
             text=f"random-effects mean without {listed(said)}",
@@ -53,10 +53,10 @@ def leave_one_method_out(contrast: Contrast) -> Callable[[Evidence], Part]:
     return ask
 
 
-def families_apart(structured: Contrast, unstructured: Contrast) -> Callable[[Evidence], Part]:
+def families_apart(structured: Contrast, unstructured: Contrast) -> Callable[[Evidence], Judgement]:
     """Compare the row differences of two families by a two-sample Welch test."""
 
-    def ask(evidence: Evidence) -> Part:
+    def ask(evidence: Evidence) -> Judgement:
         where = " and ".join(structured.where["dataset"])
         name = f"row differences, Tables 1-5 against 6, {where}"
         asks = "structured above unstructured, p < 0.05"
@@ -74,7 +74,7 @@ def families_apart(structured: Contrast, unstructured: Contrast) -> Callable[[Ev
             outcome = "holds" if test.difference > 0 else "does not hold"
         p = "no test" if test.p is None else p_value(test.p)
         means = [signed(s.mean) for s in samples]
-        return Part(
+        return Judgement(
             name=name,
             judged=((asks, outcome),),
             text=f"mean {means[0]} over {samples[0].n} rows against {means[1]} over "
@@ -86,10 +86,10 @@ def families_apart(structured: Contrast, unstructured: Contrast) -> Callable[[Ev
     return ask
 
 
-def larger_lead(high: Contrast, low: Contrast) -> Callable[[Evidence], Part]:
+def larger_lead(high: Contrast, low: Contrast) -> Callable[[Evidence], Judgement]:
     """Ask whether each row leads by more than all rows of the same network pruned less."""
 
-    def ask(evidence: Evidence) -> Part:
+    def ask(evidence: Evidence) -> Judgement:
         name, asks = "lead against the same network pruned less", "larger in every row"
         smaller: dict[tuple[str, str], list[float]] = {}
         for pair in evidence.tally(low).pairs:
@@ -99,7 +99,7 @@ def larger_lead(high: Contrast, low: Contrast) -> Callable[[Evidence], Part]:
         if not matched:
             return untestable(name)
         larger = sum(p.comparison.difference > max(smaller[_network(p.row)]) for p in matched)
-        return Part(
+        return Judgement(
             name=name,
             judged=(
                 (
@@ -116,13 +116,13 @@ def larger_lead(high: Contrast, low: Contrast) -> Callable[[Evidence], Part]:
     return ask
 
 
-def times_fewer(contrast: CurveContrast, times: float) -> Callable[[Evidence], Part]:
+def times_fewer(contrast: CurveContrast, times: float) -> Callable[[Evidence], Judgement]:
     """Ask that the first curve, at one of its points, needs so many times fewer parameters.
 
     Than the other needs for the same accuracy: the fewest at which the other reaches it.
     """
 
-    def ask(evidence: Evidence) -> Part:
+    def ask(evidence: Evidence) -> Judgement:
         sides = f"{contrast.second} over {contrast.first}"
         name = f"parameters of {sides} at equal accuracy, {contrast.where}"
         points = evidence.measured("curves", where={"figure": contrast.figure})
@@ -137,7 +137,7 @@ def times_fewer(contrast: CurveContrast, times: float) -> Callable[[Evidence], P
             return untestable(name, why=contrast.absent)
         smallest, middle, largest = min(factors), median(factors), max(factors)
         shown = [largest >= times, largest > 1.0]
-        return Part(
+        return Judgement(
             name=name,
             judged=((f"at least {times:g} at some point", _share(sum(shown), len(shown))),),
             text=f"{smallest:.2g} to {largest:.2g}, median {middle:.2g} over {len(factors)} points",
@@ -148,7 +148,7 @@ def times_fewer(contrast: CurveContrast, times: float) -> Callable[[Evidence], P
     return ask
 
 
-def consistent_widths(evidence: Evidence) -> Part:
+def consistent_widths(evidence: Evidence) -> Judgement:
     """Ask that no layer's width varies between runs by more than a tenth of its mean."""
     name, asks = "std over mean of each width", f"at most {100 * CONSISTENT:g}%"
     frame = evidence.measured("widths")
@@ -161,7 +161,7 @@ def consistent_widths(evidence: Evidence) -> Part:
     worst = max(records(layers), key=lambda row: row["std"] / row["mean"])
     whole = frame[frame["layer"] != "total"].groupby("quantity")["mean"].sum()
     gone = 1 - whole["pruned width"] / whole["width"]
-    return Part(
+    return Judgement(
         name=name,
         judged=((asks, "holds" if shares.max() <= CONSISTENT else "does not hold"),),
         text=f"largest {100 * shares.max():.1f}% (layer {worst['layer']}) of {len(layers)} layers; "
@@ -172,7 +172,7 @@ def consistent_widths(evidence: Evidence) -> Part:
     )
 
 
-def late_redundancy(evidence: Evidence) -> Part:
+def late_redundancy(evidence: Evidence) -> Judgement:
     """Test the shares kept for a fall over stages (Page's L), ever steeper with the ratio.
 
     Reference: Page, Ordered hypotheses for multiple treatments, J. Am. Stat. Assoc. 1963.
@@ -190,7 +190,7 @@ def late_redundancy(evidence: Evidence) -> Part:
     late = all(stage in table.columns[-2:] for stage in table.idxmin(axis=1))
     grows = spread == sorted(spread)
     shown = [p < 0.05, late, grows]
-    return Part(
+    return Judgement(
         name=name,
         judged=((asks, _share(sum(shown), len(shown))),),
         text=f"max - min over stages from {spread[0]:.3f} at {table.index[0]} to "
@@ -201,7 +201,7 @@ def late_redundancy(evidence: Evidence) -> Part:
     )
 
 
-def flatter_than_vgg(evidence: Evidence) -> Part:
+def flatter_than_vgg(evidence: Evidence) -> Judgement:
     """Ask that PreResNet's shares kept spread less over stages than VGG's at each common ratio."""
     name, asks = "spread over stages, Table 18", "below VGG's (Table 21) at every common ratio"
     flat, steep = _stages(evidence, 18), _stages(evidence, 21)
@@ -210,7 +210,7 @@ def flatter_than_vgg(evidence: Evidence) -> Part:
     spreads = [table.max(axis=1) - table.min(axis=1) for table in (flat, steep)]
     common = [ratio for ratio in flat.index if ratio in steep.index]
     below = sum(bool(spreads[0][ratio] < spreads[1][ratio]) for ratio in common)
-    return Part(
+    return Judgement(
         name=name,
         judged=(
             (asks, "holds" if below == len(common) else "partly" if below else "does not hold"),
@@ -222,10 +222,10 @@ def flatter_than_vgg(evidence: Evidence) -> Part:
     )
 
 
-def even_cells(number: int) -> Callable[[Evidence], Part]:
+def even_cells(number: int) -> Callable[[Evidence], Judgement]:
     """Ask that all kernel positions of all stages keep shares within a factor of two."""
 
-    def ask(evidence: Evidence) -> Part:
+    def ask(evidence: Evidence) -> Judgement:
         name, asks = f"shares kept, Table {number}", f"within a factor of {EVEN:g} at every ratio"
         cells = evidence.measured("sparsity", where={"table": number})
         if cells.empty:
@@ -233,7 +233,7 @@ def even_cells(number: int) -> Callable[[Evidence], Part]:
         low, high = (cells.groupby("ratio")["mean"].agg(name) for name in ("min", "max"))
         even = [bool(high[r] <= EVEN * low[r]) for r in low.index]
         said = [f"{r}: {low[r]:.3f} to {high[r]:.3f}" for r in low.index]
-        return Part(
+        return Judgement(
             name=name,
             judged=((asks, _share(sum(even), len(even))),),
             text=", ".join(said),
@@ -244,7 +244,7 @@ def even_cells(number: int) -> Callable[[Evidence], Part]:
     return ask
 
 
-def few_near_zero(evidence: Evidence) -> Part:
+def few_near_zero(evidence: Evidence) -> Judgement:
     """Ask for almost no weights near zero after fine-tuning, and for some after retraining."""
     panel = "Unstructured Pruning"
     name = f"share of weights within {NEAR:g} of zero, Figure 8, {panel}"
@@ -266,7 +266,7 @@ def few_near_zero(evidence: Evidence) -> Part:
         f"fine-tuned at most {ALMOST_NONE:g} times unpruned, scratch-trained more than that and "
         "less than unpruned"
     )
-    return Part(
+    return Judgement(
         name=name,
         judged=((asks, _share(sum(shown), len(shown))),),
         text=f"{unpruned:.3f} unpruned, {tuned:.3f} fine-tuned, {scratch:.3f} scratch-trained, of "
