@@ -52,58 +52,71 @@ def measured(kind: Kind, part: PlannedStudy, store: Store) -> pd.DataFrame:
 
 
 def _widths(part: PlannedStudy, store: Store) -> Iterator[Row]:
-    told = False
-    for one, mask in _masks(part, store):
-        assert isinstance(one.cell.job, Prune)
-        _, found = _traced(one.cell.job.model, one.cell.job.data.shape)
-        layers = [mask.kept[name] for name in found.groups if name in mask.kept]
+    counted = False
+    for planned, mask in _masks(part, store):
+        assert isinstance(planned.cell.job, Prune)
+        _, traced = _traced(planned.cell.job.model, planned.cell.job.data.shape)
+        layers = [mask.kept[name] for name in traced.groups if name in mask.kept]
         for quantity, widths in (
             ("width", [len(kept) for kept in layers]),
             ("pruned width", [int(kept.sum()) for kept in layers]),
         ):
-            if quantity == "width" and told:
+            if quantity == "width" and counted:
                 continue  # the same for every seed
             named = {str(i): width for i, width in enumerate(widths, 1)} | {"total": sum(widths)}
             for layer, width in named.items():
-                yield {"layer": layer, "quantity": quantity, "seed": one.cell.seed, "value": width}
-        told = True
+                yield {
+                    "layer": layer,
+                    "quantity": quantity,
+                    "seed": planned.cell.seed,
+                    "value": width,
+                }
+        counted = True
 
 
 def _stages(part: PlannedStudy, store: Store) -> Iterator[Row]:
-    for one, mask in _masks(part, store):
-        shares = pattern_of([mask], _stages_of(one)).shares
+    for planned, mask in _masks(part, store):
+        shares = pattern_of([mask], _stages_of(planned)).shares
         for stage, share in enumerate(shares, 1):
-            yield _share(one, share, stage=stage)
+            yield _share(planned, share, stage=stage)
 
 
 def _kernels(part: PlannedStudy, store: Store) -> Iterator[Row]:
-    for one, mask in _masks(part, store):
-        pattern = pattern_of([mask], _stages_of(one))
+    for planned, mask in _masks(part, store):
+        pattern = pattern_of([mask], _stages_of(planned))
         for stage in range(pattern.num_stages):
             for i, row in enumerate(pattern.kernel(stage, KERNEL) or (), 1):
                 for j, share in enumerate(row, 1):
-                    yield _share(one, share, stage=stage + 1, place=(str(i), str(j)))
+                    yield _share(planned, share, stage=stage + 1, place=(str(i), str(j)))
 
 
-def _share(one: PlannedCell, share: float, *, stage: int, place: tuple[str, str] = ("", "")) -> Row:
-    assert one.cell.cut is not None
-    labels = {"ratio": percent(one.cell.cut), "stage": str(stage)}
+def _share(
+    planned: PlannedCell, share: float, *, stage: int, place: tuple[str, str] = ("", "")
+) -> Row:
+    assert planned.cell.cut is not None
+    labels = {"ratio": percent(planned.cell.cut), "stage": str(stage)}
     labels |= {"kernel_row": place[0], "kernel_col": place[1]}
-    return {**labels, "seed": one.cell.seed, "value": share}
+    return {**labels, "seed": planned.cell.seed, "value": share}
 
 
 def _histograms(part: PlannedStudy, store: Store) -> Iterator[Row]:
-    shown: set[tuple[str, str]] = set()
-    for one in part.cells:
-        job, column = one.cell.job, COLUMNS[one.cell.arm.start]
-        if (one.panel, column) in shown:
+    seen: set[tuple[str, str]] = set()
+    for planned in part.cells:
+        job, column = planned.cell.job, COLUMNS[planned.cell.arm.start]
+        if (planned.panel, column) in seen:
             continue
-        shown.add((one.panel, column))
+        seen.add((planned.panel, column))
         counts = _counts(store.tensors(job.key))
         inner = [round(EDGE * (2 * i / FINEST - 1), 6) for i in range(FINEST + 1)]
         edges = [-float("inf"), *inner, float("inf")]
         for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
-            yield {"panel": one.panel, "column": column, "low": low, "high": high, "value": count}
+            yield {
+                "panel": planned.panel,
+                "column": column,
+                "low": low,
+                "high": high,
+                "value": count,
+            }
 
 
 def _counts(weights: dict[str, Tensor]) -> list[int]:
@@ -117,15 +130,15 @@ def _counts(weights: dict[str, Tensor]) -> list[int]:
 
 def _masks(part: PlannedStudy, store: Store) -> Iterator[tuple[PlannedCell, Mask]]:
     """Read what each pruning of a part kept."""
-    for one in part.cells:
-        job = one.cell.job
+    for planned in part.cells:
+        job = planned.cell.job
         assert isinstance(job, Prune)
-        yield one, stored_edit(store, job).mask
+        yield planned, stored_edit(store, job).mask
 
 
-def _stages_of(one: PlannedCell) -> dict[str, int]:
-    assert isinstance(one.cell.job, Prune)
-    return _numbered(one.cell.job.model, one.cell.job.data.shape)
+def _stages_of(planned: PlannedCell) -> dict[str, int]:
+    assert isinstance(planned.cell.job, Prune)
+    return _numbered(planned.cell.job.model, planned.cell.job.data.shape)
 
 
 @lru_cache(maxsize=1)

@@ -60,14 +60,14 @@ class PlannedStudy:
     notes: tuple[str, ...]
     scale_departs: str = ""  # what of its scale is not the paper's
 
-    def departs(self, one: PlannedCell) -> list[str]:
+    def departs(self, planned: PlannedCell) -> list[str]:
         """List why printed numbers are no reference for a cell."""
-        return departs(self.scale_departs, one.images)
+        return departs(self.scale_departs, planned.images)
 
     @property
     def jobs(self) -> tuple[Job, ...]:
         """The jobs of the cells asked for."""
-        return tuple({one.cell.job.key: one.cell.job for one in self.cells}.values())
+        return tuple({planned.cell.job.key: planned.cell.job for planned in self.cells}.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def prepare(entry: Entry, request: Request) -> Plan:
 def _rows_of(entry: Entry, request: Request) -> list[str]:
     everything = Request(scale=request.scale, data=request.data, seeds=1)
     plan = prepare(entry, everything)
-    return list(dict.fromkeys(one.words for part in plan.parts for one in part.cells))
+    return list(dict.fromkeys(planned.words for part in plan.parts for planned in part.cells))
 
 
 def _part(name: str, entry: Entry, request: Request) -> tuple[PlannedStudy, list[str]]:
@@ -162,17 +162,21 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[PlannedStudy, list
         replaced[f"Layers are computed in {request.precision}; the paper has fp32."] = None
     study = Study.from_json({**plain, "name": name, "experiments": experiments})
     pairs = list(zip(study.experiments, labels, strict=True))
-    found = [_printable(cell, paper, pairs) for cell in study.cells()]
-    _check_once(found)
+    planned_cells = [_printable(cell, paper, pairs) for cell in study.cells()]
+    _check_once(planned_cells)
     if entry.kind in OF_PRUNINGS:
-        found = _prunings(found, entry)
-    asked = tuple(one for one in found if _matches(one, request.only))
+        planned_cells = _prunings(planned_cells, entry)
+    chosen = tuple(planned for planned in planned_cells if _matches(planned, request.only))
     # Changes come with the networks that they are changes from.
-    if asked and "table" in top and paper.table(top["table"]).changes:
-        asked = tuple(o for o in found if o in asked or (o.cell.arm == UNPRUNED and _is_whole(o)))
+    if chosen and "table" in top and paper.table(top["table"]).changes:
+        chosen = tuple(
+            planned
+            for planned in planned_cells
+            if planned in chosen or (planned.cell.arm == UNPRUNED and _is_whole(planned))
+        )
     notes = tuple(notes_of(value, study.experiments, paper.notes))
     thinner = scale_departs(bare, request.scale, apply=scales.scaled)
-    part = PlannedStudy(name=name, study=study, cells=asked, notes=notes, scale_departs=thinner)
+    part = PlannedStudy(name=name, study=study, cells=chosen, notes=notes, scale_departs=thinner)
     return part, [*replaced]
 
 
@@ -195,12 +199,12 @@ def _detection_part(name: str, paper: Paper, request: Request) -> tuple[PlannedS
     own = {**plain["backbone"], "data": backbone, "models": models}
     study = DetectionStudy.from_json({**plain, "name": name, "backbone": own, "data": pictures})
     pairs = [(study.experiment, printed)]
-    found = [_printable(cell, paper, pairs, pictures=study) for cell in study.cells()]
-    _check_once(found)
-    asked = tuple(one for one in found if _matches(one, request.only))
+    planned_cells = [_printable(cell, paper, pairs, pictures=study) for cell in study.cells()]
+    _check_once(planned_cells)
+    chosen = tuple(planned for planned in planned_cells if _matches(planned, request.only))
     notes = tuple(notes_of(value, study.experiments, paper.notes))
     thinner = scale_departs(bare, scale, apply=scales.scaled_detection)
-    part = PlannedStudy(name=name, study=study, cells=asked, notes=notes, scale_departs=thinner)
+    part = PlannedStudy(name=name, study=study, cells=chosen, notes=notes, scale_departs=thinner)
     return part, replaced
 
 
@@ -246,19 +250,21 @@ def _labels(cell: Cell, paper: Paper, given: Mapping[str, Any]) -> Labels | None
     return rows[0]
 
 
-def _prunings(found: Sequence[PlannedCell], entry: Entry) -> list[PlannedCell]:
+def _prunings(planned_cells: Sequence[PlannedCell], entry: Entry) -> list[PlannedCell]:
     """Keep one of the cells that stand on each pruning that an entry shows."""
     ratios = {f"{100 * entry.ratio:g}%"} if entry.ratio is not None else set[str]()
     if entry.ratio is None and entry.table is not None:
         ratios = {str(row["ratio"]) for row in records(cells(entry.paper, entry.table))}
-    shown: dict[str, PlannedCell] = {}
-    for one in found:
-        cell, job = one.cell, one.cell.job
+    by_pruning: dict[str, PlannedCell] = {}
+    for planned in planned_cells:
+        cell, job = planned.cell, planned.cell.job
         if cell.use is None or cell.cut is None or not isinstance(job, Retrain):
             continue
         if cell.use.method.trained and percent(cell.cut) in ratios:
-            shown.setdefault(job.prune.key, replace(one, cell=replace(cell, job=job.prune)))
-    return list(shown.values())
+            by_pruning.setdefault(
+                job.prune.key, replace(planned, cell=replace(cell, job=job.prune))
+            )
+    return list(by_pruning.values())
 
 
 def percent(cut: Cut) -> str:
@@ -278,30 +284,32 @@ def _target(cell: Cell, rows: Sequence[Labels]) -> str:
     return share or cell.cut.label
 
 
-def _matches(one: PlannedCell, only: Sequence[str]) -> bool:
-    return not only or any(fnmatch(one.words.casefold(), f"*{o.casefold()}*") for o in only)
+def _matches(planned: PlannedCell, only: Sequence[str]) -> bool:
+    return not only or any(
+        fnmatch(planned.words.casefold(), f"*{text.casefold()}*") for text in only
+    )
 
 
 def _unmatched(only: Sequence[str], parts: Sequence[PlannedStudy]) -> str:
     """Word which texts no row contains."""
-    cells = [one for part in parts for one in part.cells]
-    lost = [text for text in only if not any(_matches(one, [text]) for one in cells)]
+    cells = [planned for part in parts for planned in part.cells]
+    lost = [text for text in only if not any(_matches(planned, [text]) for planned in cells)]
     return " or ".join(f"--only {text!r}" for text in lost)
 
 
-def _is_whole(one: PlannedCell) -> bool:
-    return one.labels is not None and not one.labels["target"]
+def _is_whole(planned: PlannedCell) -> bool:
+    return planned.labels is not None and not planned.labels["target"]
 
 
-def _check_once(found: Sequence[PlannedCell]) -> None:
+def _check_once(planned_cells: Sequence[PlannedCell]) -> None:
     """Refuse a file that puts two different cells of ours into one printed cell."""
     places: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for one in found:
-        if one.labels is None:
+    for planned in planned_cells:
+        if planned.labels is None:
             continue
-        own = one.cell.place[:-1]
-        if places.setdefault(key(one.labels), own) != own:
-            raise ConfigError(f"Two cells are for the printed cell {one.words}: {own} is one.")
+        own = planned.cell.place[:-1]
+        if places.setdefault(key(planned.labels), own) != own:
+            raise ConfigError(f"Two cells are for the printed cell {planned.words}: {own} is one.")
 
 
 def key(labels: Mapping[str, Any]) -> tuple[str, ...]:

@@ -82,27 +82,27 @@ class Published:
 
 def publish(
     plan: Plan,
-    found: Sequence[StudyResults],
+    results: Sequence[StudyResults],
     folder: Path,
     *,
     made: Mapping[str, str],
 ) -> Published:
     """Write a table's or figure's folder. ``made``: with which command, when, on what machine."""
-    ours = rows(plan, found)
+    ours = rows(plan, results)
     published = Published(
         plan=plan,
         ours=ours,
         sheet=sheet(plan, ours),
-        figure=figure_data.gather(plan, found),
-        notes=_notes(plan, found),
-        num_failed=sum(len(one.failures) for one in found),
-        complete=all(one.complete for one in found),
+        figure=figure_data.gather(plan, results),
+        notes=_notes(plan, results),
+        num_failed=sum(len(study.failures) for study in results),
+        complete=all(study.complete for study in results),
         folder=folder,
     )
     lines = [f"# {plan.entry.name.replace('-', ' ').capitalize()}, reproduced", ""]
     lines += [published.markdown()]
     lines += ["## What to know of these numbers", "", *(f"- {note}" for note in published.notes)]
-    lines += ["", *_details(plan, found, folder, made=made)]
+    lines += ["", *_details(plan, results, folder, made=made)]
     lines += [f"Made by `{made['command']}` on {made['date']} ({made['machine']}).", ""]
     _write(folder / "report.md", "\n".join(lines))
     if published.sheet:
@@ -115,27 +115,27 @@ def publish(
 
 
 def _details(
-    plan: Plan, found: Sequence[StudyResults], folder: Path, *, made: Mapping[str, str]
+    plan: Plan, results: Sequence[StudyResults], folder: Path, *, made: Mapping[str, str]
 ) -> Iterator[str]:
     """Write the ordinary report of each part that has trainings of its own, and list them."""
-    trained = [one for one in found if one.runs]
+    trained = [study for study in results if study.runs]
     if trained:
         yield from ("## Details", "")
-    for one in trained:
-        name = one.part.name
+    for study in trained:
+        name = study.part.name
         write_report(
-            one.runs,
+            study.runs,
             folder / "details" / name,
-            title=one.part.study.title,
+            title=study.part.study.title,
             command=made["command"],
             machine=made["machine"],
             date=made["date"],
-            margin=one.part.study.margin,
-            failures=one.failures,
+            margin=study.part.study.margin,
+            failures=study.failures,
             notes=plan.notes,
-            extras=one.extras,
+            extras=study.extras,
         )
-        yield f"- [{one.part.study.title}](details/{name}/report.md)"
+        yield f"- [{study.part.study.title}](details/{name}/report.md)"
     yield from [""] * bool(trained)
 
 
@@ -148,26 +148,26 @@ def publish_all(
 ) -> Path:
     """Write the page over all tables, with what could not be run and why; return its path."""
     lines = ["# The paper, reproduced", "", "| | | |", "|---|---|---|"]
-    for one in tables:
-        name = one.plan.entry.name
-        lines.append(f"| [{name}]({name}/report.md) | {one.caption} | {one.summary} |")
+    for table in tables:
+        name = table.plan.entry.name
+        lines.append(f"| [{name}]({name}/report.md) | {table.caption} | {table.summary} |")
     lines += [f"| {name} | not run | {why} |" for name, why in problems.items()]
     lines += ["", f"Made by `{made['command']}` on {made['date']} ({made['machine']}).", ""]
-    for one in tables:  # a figure may repeat the cells of a table
-        lines.append(one.markdown(folder=f"{one.plan.entry.name}/", table=one.figure is None))
+    for table in tables:  # a figure may repeat the cells of a table
+        lines.append(table.markdown(folder=f"{table.plan.entry.name}/", table=table.figure is None))
     _write(folder / "report.md", "\n".join(lines))
     for file in FILES.values():
-        frames = [one.ours for one in tables if one.sheet and cells_file(one.plan) == file]
+        frames = [table.ours for table in tables if table.sheet and cells_file(table.plan) == file]
         if frames := [frame for frame in frames if len(frame)]:
             _write(folder / file, _csv(pd.concat(frames, ignore_index=True).drop_duplicates()))
     return folder / "report.md"
 
 
-def _notes(plan: Plan, found: Sequence[StudyResults]) -> tuple[str, ...]:
+def _notes(plan: Plan, results: Sequence[StudyResults]) -> tuple[str, ...]:
     skipped = [f"Not run, {name}: {why}" for name, why in plan.skipped.items()]
-    failures = {failure.label: failure.message for one in found for failure in one.failures}
+    failures = {failure.label: failure.message for study in results for failure in study.failures}
     failed = [f"Failed, {label}: {message}" for label, message in failures.items()]
-    short = [one.part.name for one in found if not one.complete]
+    short = [study.part.name for study in results if not study.complete]
     missing = [f"Some runs of {listed(short)} have no result."] if short else []
     return (*plan.notes, *notices(plan.jobs), *skipped, *missing, *failed)
 

@@ -16,7 +16,8 @@ from regrow.reproduce.layout import BETWEEN_REASONS, Sheet, lay_out
 from regrow.reproduce.measures import MEASURES, measured
 from regrow.reproduce.paper import OF_PRUNINGS, Kind, Paper
 from regrow.reproduce.plan import Plan, PlannedCell, PlannedStudy, key
-from regrow.reproduce.printed import FIGURES, records, results
+from regrow.reproduce.printed import FIGURES, records
+from regrow.reproduce.printed import results as printed_results
 from regrow.reproduce.read_results import FILES
 from regrow.store import Store
 
@@ -52,14 +53,14 @@ def _read_back(part: PlannedStudy, plan: Plan, store: Store) -> StudyResults:
     extras = tuple[Extra, ...]()
     parents: Mapping[str, Any] = {}
     if plan.entry.kind in OF_PRUNINGS:
-        failures = Reader(store).failures(one.cell for one in part.cells)
-        pruned = [job for one in measurable.cells for job in one.cell.job.inputs]
+        failures = Reader(store).failures(planned.cell for planned in part.cells)
+        pruned = [job for planned in measurable.cells for job in planned.cell.job.inputs]
         parents = known_of_parents([job for job in pruned if job.key in done], store)
     else:
         collected = results_of(part.study, store)
         failures, extras = collected.failures, collected.extras
         # Every cell was expanded in this order; those not asked for are left out.
-        places = {one.cell.place for one in part.cells}
+        places = {planned.cell.place for planned in part.cells}
         pairs = zip(part.study.cells(), collected.runs, strict=True)
         runs = [run for cell, run in pairs if cell.place in places]
     return StudyResults(
@@ -80,16 +81,18 @@ def _measurable(
     if kind not in MEASURES:
         return part, []
     problems = {
-        one.cell.job.key: Failure(label=one.cell.job.label, message=problem)
-        for one in part.cells
-        if one.cell.job.key in done
-        and (problem := store.problem(one.cell.job.key, one.cell.job.spec)) is not None
+        planned.cell.job.key: Failure(label=planned.cell.job.label, message=problem)
+        for planned in part.cells
+        if planned.cell.job.key in done
+        and (problem := store.problem(planned.cell.job.key, planned.cell.job.spec)) is not None
     }
-    sound = tuple(one for one in part.cells if one.cell.job.key in done - problems.keys())
+    sound = tuple(
+        planned for planned in part.cells if planned.cell.job.key in done - problems.keys()
+    )
     return replace(part, cells=sound), list(problems.values())
 
 
-def rows(plan: Plan, found: Sequence[StudyResults]) -> pd.DataFrame:
+def rows(plan: Plan, results: Sequence[StudyResults]) -> pd.DataFrame:
     """Put our means under the labels of the printed cells, one row for each that has a result.
 
     Accuracies are in percent; beside tables of changes ``as_cells`` makes changes of them. Columns
@@ -98,40 +101,40 @@ def rows(plan: Plan, found: Sequence[StudyResults]) -> pd.DataFrame:
     if plan.entry.table is None:
         return pd.DataFrame()
     if plan.entry.kind in OF_PRUNINGS:
-        frame = averaged(found, plan.entry.paper.labels(plan.entry.table)[1:]).assign(
+        frame = averaged(results, plan.entry.paper.labels(plan.entry.table)[1:]).assign(
             table=plan.entry.table
         )
-        reasons = [one.part.departs(cell) for one in found for cell in one.part.cells]
-        return typed(frame.assign(departs=_joined_reasons(reasons), **_parents(found)))
-    return _accuracies(plan.entry.paper, found)
+        reasons = [study.part.departs(cell) for study in results for cell in study.part.cells]
+        return typed(frame.assign(departs=_joined_reasons(reasons), **_parents(results)))
+    return _accuracies(plan.entry.paper, results)
 
 
-def averaged(found: Sequence[StudyResults], labels: Sequence[str]) -> pd.DataFrame:
+def averaged(results: Sequence[StudyResults], labels: Sequence[str]) -> pd.DataFrame:
     """Average what was measured over seeds: the labels, ``mean``, ``std`` (n - 1) and ``n``."""
     groups: dict[tuple[str, ...], list[float]] = {}
-    for one in found:
-        for row in records(one.measured):
+    for study in results:
+        for row in records(study.measured):
             groups.setdefault(tuple(row[name] for name in labels), []).append(row["value"])
-    made = [
+    averages = [
         {
             **dict(zip(labels, place, strict=True)),
             **dict(zip(FIGURES, (*mean_and_std(values), len(values)), strict=True)),
         }
         for place, values in groups.items()
     ]
-    frame = pd.DataFrame(made, columns=[*labels, *FIGURES])
+    frame = pd.DataFrame(averages, columns=[*labels, *FIGURES])
     return frame.astype({"mean": float, "std": float, "n": int})
 
 
-def _accuracies(paper: Paper, found: Sequence[StudyResults]) -> pd.DataFrame:
+def _accuracies(paper: Paper, results: Sequence[StudyResults]) -> pd.DataFrame:
     groups: dict[tuple[str, ...], list[tuple[StudyResults, PlannedCell, Run]]] = {}
-    for one in found:
-        for printable, run in zip(one.part.cells, one.runs, strict=True):
+    for study in results:
+        for printable, run in zip(study.part.cells, study.runs, strict=True):
             if printable.labels is not None and run.score is not None:
-                groups.setdefault(key(printable.labels), []).append((one, printable, run))
+                groups.setdefault(key(printable.labels), []).append((study, printable, run))
     labelled = [(group[0][1].labels or {}, group) for group in groups.values()]
     whole = {_parent(labels) for labels, _ in labelled if not labels["target"]}
-    made = []
+    averages = []
     for labels, group in labelled:
         changes = bool(paper.table(labels["table"]).changes)
         if changes and _parent(labels) not in whole:
@@ -139,16 +142,18 @@ def _accuracies(paper: Paper, found: Sequence[StudyResults]) -> pd.DataFrame:
         runs = [run for _, _, run in group]
         mean, std = mean_and_std([run.score for run in runs if run.score is not None])
         figures = dict(zip(FIGURES, (mean, std, len(runs)), strict=True))
-        reasons = [one.part.departs(printable) for one, printable, _ in group]
+        reasons = [study.part.departs(printable) for study, printable, _ in group]
         metric = "top1" if changes else str(labels["metric"])
         about = {"metric": metric, "departs": _joined_reasons(reasons)}
-        made.append({**labels, **figures, **about, **known_of(runs)})
-    return typed(pd.DataFrame(made, columns=[*results(paper).columns, "departs", *KNOWN]))
+        averages.append({**labels, **figures, **about, **known_of(runs)})
+    return typed(
+        pd.DataFrame(averages, columns=[*printed_results(paper).columns, "departs", *KNOWN])
+    )
 
 
-def _parents(found: Sequence[StudyResults]) -> dict[str, Any]:
+def _parents(results: Sequence[StudyResults]) -> dict[str, Any]:
     """Return what is known of the trained networks whose prunings are shown."""
-    known = {name: value for one in found for name, value in one.parents.items()}
+    known = {name: value for study in results for name, value in study.parents.items()}
     return {name: known.get(name) for name in KNOWN}
 
 
