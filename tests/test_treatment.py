@@ -245,6 +245,8 @@ def test_masks_that_change_equal_a_plain_loop(replaces_update: bool) -> None:
             weight.mul_(kept)
         one.step()
         assert torch.equal(one.kept()[CONV], kept), step
+        remembered = one.state()[0][f"momentum.{CONV}"]
+        assert not bool(remembered[~kept].any()), step  # it may grow again, from nothing
     for name, value in snapshot(model).items():
         torch.testing.assert_close(snapshot(one.model)[name], value, rtol=1e-5, atol=1e-6)
     assert int(kept.sum()) == int(training(swapping()).kept()[CONV].sum())

@@ -29,7 +29,7 @@ _ROOMS = {
     "surgery": ("shrink", "silence", "trace", "verify"),
     "surgery.architecture": ("Architecture", "load", "save"),
     "surgery.mask": ("Mask",),
-    "train": ("Recipe", "Training", "evaluate", "fit"),
+    "train": ("MaskUpdates", "Moment", "Recipe", "Training", "Treatment", "evaluate", "fit"),
 }
 
 __all__ = sorted(name for names in _ROOMS.values() for name in names)

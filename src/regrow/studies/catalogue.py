@@ -69,6 +69,7 @@ def _arm(arm: Arm) -> str:
     if arm.budget.kind == "none":
         return "The network right after pruning, measured"
     loss = f", by {arm.objective.name}" if arm.objective is not None else ""
+    loss += f", treated by {arm.treatment}" if arm.treatment is not None else ""
     return f"Trains {STARTS[arm.start]}, for {_budget(arm.budget)}{_schedule(arm)}{loss}"
 
 
