@@ -18,7 +18,7 @@ from regrow.core.seeds import seeded
 from regrow.data import MemoryImages, normalise
 from regrow.data.augment import cut_out, draw_holes, draw_shares, mix
 from regrow.errors import ConfigError
-from regrow.train import Recipe, Training, fit
+from regrow.train import Recipe, Training, evaluate, fit
 from regrow.train.optimiser import make_optimiser
 from small import bright, forget_names
 from test_gang import Bodies, half
@@ -329,3 +329,10 @@ def test_a_schedule_by_step_stretches_with_its_budget() -> None:
     long = short.stretched(20)
     for share in (0, 2, 5, 9):
         assert long.lr_at(2 * share, steps=100) == pytest.approx(short.lr_at(share, steps=200))
+
+
+def test_all_options_together_learn() -> None:
+    recipe = Recipe(epochs=12, batch=16, **{**ALL, "lr": 0.05, "mixup": 0.1, "cutout": 2})
+    one = training(recipe, num=200)
+    fit(one)
+    assert evaluate(one.model, one.dataset.test, one.dataset).score > 0.8

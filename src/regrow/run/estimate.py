@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from regrow.core.units import UNITS
-from regrow.cost import measure
+from regrow.cost import TRAINING_FACTOR, measure
 from regrow.data import Dataset, MemoryImages, load
 from regrow.errors import TraceError
 from regrow.jobs.base import Job, Rehearsed, all_jobs
@@ -206,17 +206,20 @@ class _Guess:
         assert isinstance(setting, _Setting)
         speed = self._speed(setting)
         flops: float = model_cost(setting.model, setting.data.shape).flops
-        epochs, overhead = job.recipe.epochs, 0.0
+        epochs, overhead, teaching = job.recipe.epochs, 0.0, 0.0
         if isinstance(job, Train) and job.taken:
             epochs = 0
         if isinstance(job, Retrain):
             ratio, overhead = self._ratio(job.prune), speed.cut_seconds
             epochs = job.arm.epochs(epochs, ratio)
+            if job.teacher is not None:  # one of the passes of the unpruned network
+                teaching = speed.step.at(flops) / TRAINING_FACTOR
             if not UNITS.get(job.prune.method.unit).masked:
                 flops /= ratio  # weights held at zero take as long as any
         data = setting.data
         steps = epochs * -(-data.num_train // job.recipe.batch)
-        return overhead + steps * speed.step.at(flops) + data.num_test * speed.image.at(flops)
+        seconds = steps * (speed.step.at(flops) + teaching)
+        return overhead + seconds + data.num_test * speed.image.at(flops)
 
     def _speed(self, setting: _Setting) -> _Speed:
         if setting not in self._speeds:
