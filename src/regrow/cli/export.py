@@ -80,8 +80,8 @@ def list_names(
     what: Annotated[
         str,
         typer.Argument(
-            help="data, tasks, models, methods, criteria, allocations, arms, recipes, objectives, "
-            "optimisers or schedules."
+            help="data, tasks, models, methods, criteria, allocations, units, costs, arms, "
+            "recipes, objectives, optimisers or schedules."
         ),
     ] = "all",
     with_files: WithOption = None,

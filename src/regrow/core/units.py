@@ -35,6 +35,7 @@ class Unit:
     Either ``cut`` and ``silence`` are given (units are cut out), or ``weights`` (they are masked).
 
     Attributes:
+        about: one line for people.
         groups: finds the units of a network: ``(model, trace, scope) -> groups by name``.
         cut: cuts a mask's units out of a copy of a network, in place: ``(copy, mask, trace)``.
         silence: sets them to zero instead; what ``cut`` leaves has to equal that network.
@@ -53,6 +54,7 @@ class Unit:
         exponent: FLOPs go down about as the share of kept units to this power.
     """
 
+    about: str
     groups: "Callable[[nn.Module, Trace, Collection[str]], dict[str, Group]]"
     cut: "Callable[[nn.Module, Mask, Trace], None] | None" = None
     silence: "Callable[[nn.Module, Mask, Trace], None] | None" = None

@@ -19,6 +19,7 @@ import pandas as pd
 from regrow.errors import ConfigError
 from regrow.report import figures
 from regrow.report.answer import answer
+from regrow.report.costs import asked_costs
 from regrow.report.render import Extra, Failure, Page, blocks, latex, markdown, terminal
 from regrow.report.rows import (
     Run,
@@ -91,7 +92,7 @@ def write(
         answer=answer(found),
         verdicts=found,
         metrics=metrics,
-        extras=tuple(extras),
+        extras=(*extras, *asked_costs(runs)),
         limits=(*_limits(runs), *notes),
         failures=tuple(failures),
     )
@@ -107,7 +108,7 @@ def write(
             "rows.csv": to_csv(frame, row_columns(runs)),
             "runs.csv": to_csv(runs_frame(runs), run_columns(runs)),
             "verdicts.csv": to_csv(verdicts_frame(found), VERDICT_COLUMNS),
-            **{f"{extra.name}.csv": extra.csv for extra in extras},
+            **{f"{extra.name}.csv": extra.csv for extra in page.extras},
         }
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")

@@ -182,7 +182,22 @@ class Reader:
             ending=_ending(job, record),
             teacher_flops=record.get("teacher_flops"),
             **self._parent(job),
+            **self._cost(job),
         )
+
+    def _cost(self, job: Job) -> dict[str, Any]:
+        """Return what is left of a cost, where a share of one was asked for."""
+        prune = job.prune if isinstance(job, Retrain) else None
+        if prune is None or prune.cost is None:
+            return {}
+        cost = self.record(prune)["cost"]
+        how = ("device", "threads", "batch")
+        words = "{device}, {threads} thread(s), batch {batch}" if how[0] in cost else ""
+        return {
+            "cost_asked": prune.cost.share,
+            "cost_left": cost["share"],
+            "cost_machine": words.format(**{name: cost.get(name) for name in how}),
+        }
 
     def _metric_of(self, job: Job) -> Metric:
         data = _material(job)

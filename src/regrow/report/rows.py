@@ -42,7 +42,8 @@ class Run:
     parent's training); or ``stamp`` says it in words. ``subject`` names what the arm was done to,
     where that is not the row's own network. ``objective`` is what the arm descends, where it is not
     the recipe's, and ``teacher_flops`` what the teacher of such a training computes, which
-    ``training_flops`` include.
+    ``training_flops`` include. ``cost_asked`` and ``cost_left`` are shares of the unpruned
+    network's cost, where a study asked for one, and ``cost_machine`` is where it was measured.
 
     What allows no conclusion (``regrow.report.validity``) follows from ``num_test`` and ``chance``
     (the baseline's score) of the test set, from how the training ended, and from the network that
@@ -88,6 +89,9 @@ class Run:
     parent_score: float | None = None
     parent_error: float | None = None
     parent_ending: Ending | None = None
+    cost_asked: float | None = None
+    cost_left: float | None = None
+    cost_machine: str = ""
 
     def __post_init__(self) -> None:
         if self.status == "done":

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import fields
 
+from regrow.core.units import UNITS
 from regrow.data import DATASETS
 from regrow.jobs.arms import ARMS, Arm, Budget
 from regrow.models import MODELS
@@ -34,6 +35,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         "methods": {name: _method(METHODS.get(name)) for name in METHODS.names()},
         "criteria": {name: _first_line(CRITERIA.get(name)) for name in CRITERIA.names()},
         "allocations": {n: _first_line(ALLOCATIONS.get(n).function) for n in ALLOCATIONS.names()},
+        "units": {name: UNITS.get(name).about for name in UNITS.names()},
         "costs": {n: _first_line(COST_TARGETS.get(n).function) for n in COST_TARGETS.names()},
         "arms": {name: _arm(ARMS.get(name)) for name in ARMS.names()},
         "recipes": {name: _recipe(recipe) for name, recipe in RECIPES.items()},

@@ -80,7 +80,7 @@ def read_cuts(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut
 
 
 def _costs(given: Mapping[str, Any], method: Method, where: str) -> list[Cut]:
-    asked = [name for name in cost_names() if name in given]
+    asked = [name for name in given if name in cost_names()]
     if asked and (method.each_sparsity or method.follows is not None):
         why = "trains for it" if method.each_sparsity else "follows networks of it"
         raise ConfigError(f"{where} needs a 'sparsity', because it {why}. Got {asked[0]!r}.")

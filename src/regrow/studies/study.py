@@ -10,6 +10,10 @@
     seeds: 3
     recipe: {name: cifar, epochs: 20}
 
+How much goes is a ``sparsity``, the share of units that is removed; or a cost, the share that may
+be left at most: ``macs: 0.5``, ``parameters: 0.3``, ``latency: 0.5``, one or a list; or a
+``target`` or ``shares``. The allocations ``2:4`` and ``4:8`` need none of these.
+
 Some methods take more: ``{name: lottery, rounds: 14, sparsity: 0.2, ticket: late}`` prunes what
 an arm, such as ``{name: late, start: rewound, epoch: 5}``, made of the round before
 (``winning-ticket`` unless said); ``{name: soft-filter, sparsity: 0.3, pretrained: true, lr: 0.01}``

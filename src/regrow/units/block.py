@@ -42,6 +42,7 @@ def sizes(mask: Mask, model: nn.Module, _trace: Trace) -> dict[str, int]:
 register_unit(
     "block",
     Unit(
+        about="Residual blocks: the branch is removed, the shortcut stays",
         groups=groups,
         cut=cut_branches_,
         silence=silence_branches_,

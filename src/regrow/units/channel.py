@@ -56,6 +56,7 @@ def _why_not(group: Group, scope: Collection[str]) -> str | None:
 register_unit(
     "channel",
     Unit(
+        about="Channels (or groups of a grouped convolution), cut out of all layers that hold them",
         groups=groups,
         cut=cut_,
         silence=silence_channels_,

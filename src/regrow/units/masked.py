@@ -140,10 +140,18 @@ def _groups_of_filters(model: nn.Module, trace: Trace, _scope: Collection[str]) 
 register_unit(
     "weight",
     Unit(
+        about="Single weights, held at zero in a network of full size",
         groups=_groups_of_weights,
         weights=_single_weights,
         shape=lambda model, group: tuple(model.get_parameter(group.name).shape),
         unstructured=True,
     ),
 )
-register_unit("filter", Unit(groups=_groups_of_filters, weights=_whole_filters))
+register_unit(
+    "filter",
+    Unit(
+        about="Filters of convolutions, held at zero in a network of full size",
+        groups=_groups_of_filters,
+        weights=_whole_filters,
+    ),
+)
