@@ -28,6 +28,7 @@ from regrow.detection.voc import DetectionData, fingerprint, loaded
 from regrow.errors import ConfigError
 from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
 from regrow.jobs.context import Context, advance
+from regrow.jobs.pace import Pace
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
@@ -167,11 +168,18 @@ class TrainDetector(Keyed):
         }
         return Outcome(record, state_of(training.model))
 
-    def rehearse(self, seconds: float) -> float:
-        """Train and test an uncut detector for so long; return what all steps and tests take."""
+    @property
+    def pace_group(self) -> str:  # type: ignore[override]
+        """Detectors take what is estimated times one factor."""
+        return self.kind
+
+    def estimate(self, pace: Pace) -> float:
+        """Return the seconds of all steps and tests, after some with an uncut detector."""
         data = loaded(self.data.spec, self.detector.short_side, self.detector.long_side)
-        pace = measured_pace(self._model(), self.detector, self.recipe, data, seconds=seconds)
-        return self._num_shown * pace.shown + 2 * self.data.num_test * pace.tested
+        measured = measured_pace(
+            self._model(), self.detector, self.recipe, data, seconds=pace.seconds
+        )
+        return self._num_shown * measured.shown + 2 * self.data.num_test * measured.tested
 
     @property
     def _num_shown(self) -> int:
@@ -282,7 +290,12 @@ class PruneDetector(Keyed):
         """Nothing is trained."""
         return 0.0
 
-    def rehearse(self, seconds: float) -> float:
+    @property
+    def pace_group(self) -> str:  # type: ignore[override]
+        """Such prunings take what is estimated times one factor."""
+        return self.kind
+
+    def estimate(self, pace: Pace) -> float:
         """Return what following the channels of a ResNet takes, which is most of it."""
         return PRUNE_SECONDS
 

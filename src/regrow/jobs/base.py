@@ -12,15 +12,16 @@ its version.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from regrow.jobs.context import Context
+    from regrow.jobs.pace import Pace, Setting
 
 
 class Job(Protocol):
@@ -50,11 +51,40 @@ class Job(Protocol):
     def flops(self) -> float:
         """Planned training FLOPs, 0 if unknown; decides what runs first."""
 
+    @property
+    def setting(self) -> "Setting | None":
+        """The training that it takes steps of, which several ranks may share; else None."""
+
+    @property
+    def pace_group(self) -> Hashable:
+        """Jobs of one group take what is estimated times one factor; None: no factor is known."""
+
+    def estimate(self, pace: "Pace") -> float:
+        """Seconds that it takes."""
+
+    def estimate_flops(self, pace: "Pace") -> float:
+        """Training FLOPs, as far as they can be known before its inputs are done."""
+
     def run(self, context: "Context") -> "Outcome":
         """Do it."""
 
 
-class Keyed:
+class Untimed:
+    """Defaults of a job that takes no steps of a training, and no time worth an estimate."""
+
+    setting: "ClassVar[Setting | None]" = None
+    pace_group: ClassVar[Hashable] = None
+
+    def estimate(self, pace: "Pace") -> float:
+        """Return no seconds."""
+        return 0.0
+
+    def estimate_flops(self: Job, pace: "Pace") -> float:
+        """Return the planned FLOPs."""
+        return self.flops
+
+
+class Keyed(Untimed):
     """Identity by content, for a job of any kind."""
 
     kind: ClassVar[str]
@@ -71,14 +101,6 @@ class Keyed:
         }
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-@runtime_checkable
-class Rehearsed(Protocol):
-    """A job that finds out itself what it takes; of others, the estimate knows."""
-
-    def rehearse(self, seconds: float) -> float:
-        """Work on a little of it for about so long; return the seconds that all of it takes."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
 from regrow.jobs.context import Context
 from regrow.jobs.costs import counter_version, model_cost
 from regrow.jobs.material import Material
+from regrow.jobs.pace import Pace
 from regrow.jobs.train import Train, trained_network
 from regrow.models import ModelSpec, build
 from regrow.pruning.costs import CostShare
@@ -101,6 +102,10 @@ class Prune(Keyed):
     def flops(self) -> float:
         """Nothing is trained."""
         return 0.0
+
+    def estimate(self, pace: Pace) -> float:
+        """Return the seconds of choosing and cutting units."""
+        return pace.pruning(self.model, self.data)
 
     def run(self, context: Context) -> Outcome:
         """Score, allocate, measure what is left, and mend its weights if the method does."""

@@ -19,6 +19,7 @@ from regrow.jobs.context import Context, advance
 from regrow.jobs.costs import model_cost
 from regrow.jobs.masks import masked_costs, masks_part
 from regrow.jobs.material import Material
+from regrow.jobs.pace import Pace, Setting
 from regrow.jobs.prune import Prune, edit_of, stored_edit
 from regrow.jobs.train import Train, Treated, result_of, trained_network
 from regrow.models import build, initialise_
@@ -105,6 +106,37 @@ class Retrain(Keyed):
     def expected_epochs(self) -> int:
         """Epochs of the arm, guessed likewise."""
         return self.arm.trained_epochs(self.recipe.epochs, self.expected_ratio)
+
+    @property
+    def setting(self) -> Setting:  # type: ignore[override]
+        """The training whose steps it takes, of a network that is mostly smaller."""
+        return Setting.of(self.prune.model, self.data, self.recipe)
+
+    @property
+    def pace_group(self) -> Setting:  # type: ignore[override]
+        """Trainings of one setting take what is estimated times one factor."""
+        return self.setting
+
+    def estimate(self, pace: Pace) -> float:
+        """Return the seconds of building its start and of training it."""
+        ratio = pace.ratio(self.prune)
+        epochs = self.arm.epochs(self.recipe.epochs, ratio)
+        # Weights that are masked take as long as any.
+        masked = UNITS.get(self.prune.method.unit).masked
+        steps = pace.training(
+            self.setting,
+            epochs=epochs,
+            ratio=1.0 if masked else ratio,
+            taught=self.teacher is not None,
+        )
+        return pace.pruning(self.prune.model, self.data) + steps
+
+    def estimate_flops(self, pace: Pace) -> float:
+        """Return the FLOPs of its training, by the ratio that is known or guessed."""
+        ratio = pace.ratio(self.prune)
+        samples = self.arm.epochs(self.recipe.epochs, ratio) * self.data.num_train
+        whole = model_cost(self.prune.model, self.data.shape).training_flops(samples)
+        return whole / self.arm.budget_ratio(ratio)
 
     def run(self, context: Context) -> Outcome:
         """Build the start, train it for its budget, and read the test set once."""

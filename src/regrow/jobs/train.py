@@ -16,6 +16,7 @@ from regrow.jobs.context import Context, advance
 from regrow.jobs.costs import counted, model_cost
 from regrow.jobs.masks import masked_costs, masks_part
 from regrow.jobs.material import Material
+from regrow.jobs.pace import Pace, Setting
 from regrow.models import ModelSpec, build
 from regrow.pruning.method import METHODS
 from regrow.store import Store
@@ -129,6 +130,20 @@ class Train(Keyed):
             return 0.0
         cost = model_cost(self.model, self.data.shape)
         return cost.training_flops(self.recipe.epochs * self.data.num_train)
+
+    @property
+    def setting(self) -> Setting:  # type: ignore[override]
+        """The training whose steps it takes."""
+        return Setting.of(self.model, self.data, self.recipe)
+
+    @property
+    def pace_group(self) -> Setting:  # type: ignore[override]
+        """Trainings of one setting take what is estimated times one factor."""
+        return self.setting
+
+    def estimate(self, pace: Pace) -> float:
+        """Return the seconds of its training; a published network is only scored."""
+        return pace.training(self.setting, epochs=0 if self.taken else self.recipe.epochs)
 
     def run(self, context: Context) -> Outcome:
         """Train, and read the test set once."""

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,9 +25,10 @@ from regrow.core.units import UNITS
 from regrow.cost import TRAINING_FACTOR, measure
 from regrow.data import Dataset, MemoryImages, load
 from regrow.errors import TraceError
-from regrow.jobs.base import Job, Rehearsed, all_jobs
+from regrow.jobs.base import Job, all_jobs
 from regrow.jobs.costs import model_cost
 from regrow.jobs.material import Material
+from regrow.jobs.pace import Setting
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
@@ -95,7 +96,7 @@ def estimate(
     workers = max(1, min(workers, len(pending)))
     guess = _Guess(finished, store)
     with _neighbours(workers - 1), one_thread():
-        seconds = {job.key: guess.seconds(job) for job in pending}
+        seconds = {job.key: guess.of(job) for job in pending}
     # This process starts, then its workers do, all at once; at the end it reports.
     around = 2 * start + REPORT_SECONDS
     total = sum(seconds.values())
@@ -105,7 +106,7 @@ def estimate(
         jobs=len(nodes),
         done=len(finished),
         by_kind=_count_kinds(nodes, done),
-        training_flops=sum(guess.training_flops(job) for job in pending),
+        training_flops=sum(job.estimate_flops(guess) for job in pending),
         seconds=around + longest if pending else 0.0,
         compute_seconds=around + start * (workers - 1) + total if pending else 0.0,
         from_records=guess.from_records,
@@ -161,15 +162,6 @@ class _Speed:
     cut_seconds: float
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """The settings that speed depends on."""
-
-    model: ModelSpec
-    data: Material
-    recipe: Recipe
-
-
 @dataclass
 class _Guess:
     """Guess what jobs take, from a calibration of their networks and from records."""
@@ -177,51 +169,36 @@ class _Guess:
     finished: Sequence[Job]
     store: Store | None
     from_records: bool = False
-    _speeds: dict[_Setting, _Speed] = field(default_factory=dict)
-    _factors: dict[_Setting | str, float] = field(default_factory=dict)
+    _speeds: dict[Setting, _Speed] = field(default_factory=dict)
+    _factors: dict[Hashable, float] = field(default_factory=dict)
     _traces: dict[tuple[ModelSpec, tuple[int, ...]], tuple[nn.Module, Trace]] = field(
         default_factory=dict
     )
     _ratios: dict[object, float] = field(default_factory=dict)
 
-    def training_flops(self, job: Job) -> float:
-        if not isinstance(job, Retrain):
-            return job.flops
-        data, ratio = job.prune.data, self._ratio(job.prune)
-        samples = job.arm.epochs(job.recipe.epochs, ratio) * data.num_train
-        whole = model_cost(job.prune.model, data.shape).training_flops(samples)
-        return whole / job.arm.budget_ratio(ratio)
+    @property
+    def seconds(self) -> float:
+        return CALIBRATION_SECONDS
 
-    def seconds(self, job: Job) -> float:
-        setting = _setting(job)
-        return self._calibrated(job) * (self._factor(setting) if setting else 1.0)
+    def of(self, job: Job) -> float:
+        """Return the seconds of a job, corrected by records of its group."""
+        group = job.pace_group
+        return job.estimate(self) * (1.0 if group is None else self._factor(group))
 
-    def _calibrated(self, job: Job) -> float:
-        if isinstance(job, Rehearsed):
-            return job.rehearse(CALIBRATION_SECONDS)
-        if isinstance(job, Prune):
-            return self._speed(_Setting(job.model, job.data, Recipe())).cut_seconds
-        assert isinstance(job, Train | Retrain)
-        setting = _setting(job)
-        assert isinstance(setting, _Setting)
-        speed = self._speed(setting)
-        flops: float = model_cost(setting.model, setting.data.shape).flops
-        epochs, overhead, teaching = job.recipe.epochs, 0.0, 0.0
-        if isinstance(job, Train) and job.taken:
-            epochs = 0
-        if isinstance(job, Retrain):
-            ratio, overhead = self._ratio(job.prune), speed.cut_seconds
-            epochs = job.arm.epochs(epochs, ratio)
-            if job.teacher is not None:  # one of the passes of the unpruned network
-                teaching = speed.step.at(flops) / TRAINING_FACTOR
-            if not UNITS.get(job.prune.method.unit).masked:
-                flops /= ratio  # weights held at zero take as long as any
-        data = setting.data
-        steps = epochs * -(-data.num_train // job.recipe.batch)
-        seconds = steps * (speed.step.at(flops) + teaching)
-        return overhead + seconds + data.num_test * speed.image.at(flops)
+    def pruning(self, model: ModelSpec, data: Material) -> float:
+        return self._speed(Setting(model, data, Recipe())).cut_seconds
 
-    def _speed(self, setting: _Setting) -> _Speed:
+    def training(
+        self, setting: Setting, *, epochs: int, ratio: float = 1.0, taught: bool = False
+    ) -> float:
+        speed, data = self._speed(setting), setting.data
+        whole = model_cost(setting.model, data.shape).flops
+        # A teacher takes one of the passes of the unpruned network's step.
+        step = speed.step.at(whole / ratio) + taught * speed.step.at(whole) / TRAINING_FACTOR
+        steps = epochs * -(-data.num_train // setting.recipe.batch)
+        return steps * step + data.num_test * speed.image.at(whole / ratio)
+
+    def _speed(self, setting: Setting) -> _Speed:
         if setting not in self._speeds:
             same = (s for s in self._speeds if (s.model, s.data) == (setting.model, setting.data))
             if setting.recipe == Recipe() and (known := next(same, None)):
@@ -229,25 +206,25 @@ class _Guess:
             self._speeds[setting] = _calibrate(setting)
         return self._speeds[setting]
 
-    def _factor(self, setting: _Setting | str) -> float:
-        """Return what jobs of this setting took over what the calibration says, if known."""
-        if setting not in self._factors:
-            jobs = [job for job in self.finished if _setting(job) == setting]
+    def _factor(self, group: Hashable) -> float:
+        """Return what jobs of this group took over what the calibration says, if known."""
+        if group not in self._factors:
+            jobs = [job for job in self.finished if job.pace_group == group]
             ratios = [] if self.store is None else self._compare(jobs, self.store)
-            self._factors[setting] = median(ratios) if len(ratios) >= RECORDS_NEEDED else 1.0
+            self._factors[group] = median(ratios) if len(ratios) >= RECORDS_NEEDED else 1.0
             self.from_records |= len(ratios) >= RECORDS_NEEDED
-        return self._factors[setting]
+        return self._factors[group]
 
     def _compare(self, jobs: Sequence[Job], store: Store) -> list[float]:
         """Divide what jobs took by their calibrated seconds, but for the first of each worker."""
         ratios = []
         for job in jobs[:: len(jobs) // RECORDS_READ + 1]:
-            expected, took = self._calibrated(job), store.record(job.key)["timing"]["seconds"]
+            expected, took = job.estimate(self), store.record(job.key)["timing"]["seconds"]
             if took < FIRST_RATIO * expected or took < expected + FIRST_SECONDS:
                 ratios.append(took / expected)
         return ratios
 
-    def _ratio(self, prune: Prune) -> float:
+    def ratio(self, prune: Prune) -> float:
         """Return the unpruned network's FLOPs over the pruned one's, known or guessed."""
         how = prune.method
         kept = prune.expected_kept
@@ -285,21 +262,7 @@ class _Guess:
         return model_cost(prune.model, prune.data.shape).flops / max(after.flops, 1)
 
 
-def _setting(job: Job) -> _Setting | str | None:
-    """Return what jobs of one speed have in common; None for what is not corrected."""
-    if isinstance(job, Rehearsed):
-        return job.kind
-    if isinstance(job, Train):
-        data, model, base = job.data, job.model, job.recipe
-    elif isinstance(job, Retrain):
-        data, model, base = job.prune.data, job.prune.model, job.recipe
-    else:
-        return None
-    recipe = Recipe(batch=base.batch, precision=base.precision, channels_last=base.channels_last)
-    return _Setting(model, data, recipe)
-
-
-def _calibrate(setting: _Setting) -> _Speed:
+def _calibrate(setting: Setting) -> _Speed:
     """Time a network, whole and half as wide."""
     dataset = load(setting.data.spec)
     shape = setting.data.shape

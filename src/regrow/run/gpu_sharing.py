@@ -14,8 +14,6 @@ import torch
 
 from regrow.data import Dataset, load
 from regrow.jobs.base import Job
-from regrow.jobs.retrain import Retrain
-from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build
 from regrow.train import Recipe, Training
 
@@ -50,14 +48,14 @@ def how_many(measure: Callable[[int], float], *, most: int) -> int:
 def gang(jobs: Iterable[Job], device: str) -> int:
     """Measure how many trainings of the largest network of some jobs should share a device."""
     training_jobs = [job for job in jobs if job.flops > 0]
-    trainings = [job for job in training_jobs if isinstance(job, Train | Retrain)]
-    if not trainings or len(trainings) < len(training_jobs):
+    largest = max(training_jobs, key=lambda job: job.flops, default=None)
+    if largest is None or any(job.setting is None for job in training_jobs):
         return 1  # what others, such as detectors, need of the device is not known here
-    largest = max(trainings, key=lambda job: job.flops)
-    prune = largest if isinstance(largest, Train) else largest.prune
-    trial = Trial(prune.model, load(prune.data.spec), largest.recipe, device=device)
+    setting = largest.setting
+    assert setting is not None
+    trial = Trial(setting.model, load(setting.data.spec), setting.recipe, device=device)
     try:
-        return how_many(trial.measure, most=min(MOST, len(trainings)))
+        return how_many(trial.measure, most=min(MOST, len(training_jobs)))
     finally:
         trial.close()
 

@@ -20,8 +20,6 @@ from regrow.core.registry import load_file, loaded_files
 from regrow.errors import RanksLost, RegrowError
 from regrow.jobs.base import Job
 from regrow.jobs.context import Context
-from regrow.jobs.retrain import Retrain
-from regrow.jobs.train import Train
 from regrow.run.execute import Settings, exact_floats, one_thread, own_randomness
 
 
@@ -54,7 +52,7 @@ def take_part(lead: Callable[[], None], complain: Callable[[str], None]) -> None
 def summon(job: Job, settings: Settings) -> Ranks:
     """Have the other ranks begin a training with this one; returns who does the job."""
     ranks = current()
-    if not (ranks.together and isinstance(job, Train | Retrain)):
+    if not (ranks.together and job.setting is not None):
         return ALONE
     order = _Order(files=loaded_files(), settings=settings, job=pickle.dumps(job))
     ranks.share(lambda: order)
