@@ -122,7 +122,7 @@ def retrainings(plan: Plan, arm: str) -> dict[str, Retrain]:
 
 def record_of(job: Retrain) -> Mapping[str, Any]:
     """Prune by structure alone, which needs no images."""
-    context = SimpleNamespace(dataset=lambda spec: None)
+    context = SimpleNamespace(dataset=lambda spec: None, device="cpu")
     return job.prune.run(cast(Context, context)).record
 
 
