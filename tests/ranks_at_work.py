@@ -8,7 +8,7 @@ it had left at the end.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,17 @@ from regrow.data import DataSpec, load
 from regrow.errors import DataError
 from regrow.jobs.train import Treated
 from regrow.models import ModelSpec, build
-from regrow.train import NO_TREATMENT, Evaluation, Recipe, Training, Treatment, evaluate, fit
+from regrow.train import (
+    NO_TREATMENT,
+    Evaluation,
+    MaskUpdates,
+    Moment,
+    Recipe,
+    Training,
+    Treatment,
+    evaluate,
+    fit,
+)
 from small import bright
 
 RECIPE = Recipe(epochs=2, batch=16, lr=0.02)
@@ -57,6 +67,23 @@ def half(model: nn.Module) -> dict[str, Tensor]:
     return {name: kept}
 
 
+def move(model: nn.Module, masks: Mapping[str, Tensor], moment: Moment) -> None:
+    """Move masks on by a filter, and unmask where the gradient of all ranks is largest."""
+    for name, mask in masks.items():
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        mask.copy_(mask.roll(1, 0))
+        mask[torch.unravel_index(gradient.abs().argmax(), mask.shape)] = 1.0
+
+
+MOVING = MaskUpdates(
+    start=lambda model, _: half(model),
+    when=lambda moment: moment.step in (3, 6),
+    change=move,
+    dense_gradients=True,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """A training, made anew for each who takes it."""
@@ -66,11 +93,14 @@ class Case:
     recipe: Recipe = RECIPE
     treated: Treated | None = None
     held: bool = False
+    moving: bool = False
 
     def run(self, ranks: Ranks = ALONE) -> tuple[Training, Evaluation]:
         """Train to the end, and score."""
         model, data = self.model(), bright(self.num, num_test=301)
         treatment: Treatment = NO_TREATMENT if self.treated is None else self.treated.treatment()
+        if self.moving:
+            treatment = Treatment(masks=MOVING)
         training = Training(
             model,
             data,
@@ -98,6 +128,7 @@ CASES: dict[str, Case] = {
     "filters zeroed between epochs": Case(
         model=NORMED, treated=Treated(method="soft-filter", sparsity=0.5)
     ),
+    "masks that move": Case(model=NORMED, moving=True),
     "bfloat16": Case(model=NORMED, recipe=replace(RECIPE, precision="bf16")),
     "options of the recipe": Case(
         model=plain,
