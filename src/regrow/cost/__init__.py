@@ -39,7 +39,7 @@ from regrow.cost.zeros import Held
 from regrow.models.layers import FunctionalReLU
 from regrow.surgery import Select
 from regrow.surgery.mask import Mask, kept_weights
-from regrow.surgery.tape import evaluating
+from regrow.surgery.tape import call, evaluating
 
 # Backward costs about twice forward: once for the inputs' gradients, once for the weights'.
 TRAINING_FACTOR = 3
@@ -74,8 +74,11 @@ class Cost:
         return float(TRAINING_FACTOR * self.flops * samples)
 
 
-def measure(model: nn.Module, example: Tensor, mask: Mask | None = None) -> Cost:
-    """Measure a network on one example ``[1, C, H, W]``; of masked weights count those kept."""
+def measure(model: nn.Module, example: Any, mask: Mask | None = None) -> Cost:
+    """Measure a network on one example ``[1, C, H, W]``; of masked weights count those kept.
+
+    Several inputs are a list or tuple, or a mapping by name.
+    """
     return count(model, example, mask).cost
 
 
@@ -95,7 +98,7 @@ class Counted:
     by_parameter: Mapping[str, int]  # multiply-accumulates with each, by name
 
 
-def count(model: nn.Module, example: Tensor, mask: Mask | None = None) -> Counted:
+def count(model: nn.Module, example: Any, mask: Mask | None = None) -> Counted:
     """Measure a network, and compare with the first version of the counter."""
     kept = {} if mask is None else kept_weights(mask, model)
     held = Held(model, kept) if kept else None
@@ -111,7 +114,7 @@ def count(model: nn.Module, example: Tensor, mask: Mask | None = None) -> Counte
         stack.enter_context(_watched(counter))
         stack.enter_context(_uncompiled())
         stack.enter_context(_Operations(counter))
-        model(example)
+        call(model, example)
     layers = [name for name, module in modules.items() if isinstance(module, _WEIGHTED)]
     cost = Cost(
         parameters=sum(p.numel() for p in parameters.values()) - (held.removed if held else 0),

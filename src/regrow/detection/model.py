@@ -258,7 +258,7 @@ def detector_cost(model: Detection, detector: Detector) -> Cost:
         vector = model.roi_heads.box_head(region.to(device))
     parts = [
         (1, measure(model.backbone, image.to(device))),
-        (1, measure(model.rpn.head, [features])),  # type: ignore[arg-type]  # a list of maps
+        (1, measure(model.rpn.head, ([features],))),  # one input, a list of maps
         (detector.test_proposals, measure(model.roi_heads.box_head, region.to(device))),
         (detector.test_proposals, measure(model.roi_heads.box_predictor, vector)),
     ]

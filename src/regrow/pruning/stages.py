@@ -20,7 +20,7 @@ from regrow.core.units import UNITS
 from regrow.errors import ConfigError, StoreError
 from regrow.surgery import Group, Residual, Trace
 from regrow.surgery.mask import Mask
-from regrow.surgery.tape import evaluating
+from regrow.surgery.tape import call, evaluating
 
 Kernel = tuple[tuple[float, ...], ...]
 
@@ -145,7 +145,7 @@ def _has_map(module: nn.Module) -> bool:
     return isinstance(module, _Conv | _Norm | Residual)
 
 
-def _map_sizes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
+def _map_sizes(model: nn.Module, example: Any) -> dict[str, tuple[int, ...]]:
     """Return the map size at each convolution and norm, in the order of computation.
 
     That of a layer in a residual block is the size of what leaves the block.
@@ -159,7 +159,7 @@ def _map_sizes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
     handles = [m.register_forward_hook(note) for m in names if _has_map(m)]
     try:
         with evaluating(model), torch.no_grad():
-            model(example)
+            call(model, example)
     finally:
         for handle in handles:
             handle.remove()

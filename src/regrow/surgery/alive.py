@@ -5,7 +5,7 @@ scales of 1e-6, scales driven to zero by a penalty. What is wrong behind such a 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_any, tree_map
 
 from regrow.core.seeds import seeded
 from regrow.surgery.cut import duplicate
-from regrow.surgery.tape import evaluating
+from regrow.surgery.tape import call, evaluating
 
 BIAS = 0.2
 FEW = 2  # values of a channel, below which its mean and variance are those of all channels
@@ -24,9 +24,7 @@ FEW = 2  # values of a channel, below which its mean and variance are those of a
 def called(model: nn.Module, example: Any, *, graph: bool = False) -> Any:
     """Run a network in evaluation mode on one tensor, a sequence of inputs, or inputs by name."""
     with torch.set_grad_enabled(graph), evaluating(model):
-        if isinstance(example, Mapping):
-            return model(**example)
-        return model(*example) if isinstance(example, list | tuple) else model(example)
+        return call(model, example)
 
 
 def enlivened(

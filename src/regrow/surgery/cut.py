@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.core.units import UNITS
 from regrow.errors import TraceError
 from regrow.surgery.groups import WIDTH, Trace
 from regrow.surgery.mask import Mask
-from regrow.surgery.tape import Narrows, evaluating
+from regrow.surgery.tape import Narrows, call, evaluating
 
 
 class Select(nn.Module):
@@ -254,15 +254,20 @@ def _set_width_(norm: nn.Module, dim: int, width: int) -> None:
         setattr(norm, "num_features", width)  # noqa: B010
 
 
+def _twice(value: Any) -> Any:
+    """Return a batch of two, which norms need in training."""
+    return torch.cat([value] * 2) if isinstance(value, Tensor) and value.dim() else value
+
+
 def what_breaks(small: nn.Module, trace: Trace) -> str | None:
     """Say what a smaller network does wrong on the trace's example; None if it runs."""
     how = ""
     try:
         with torch.no_grad(), evaluating(small):
-            output = small(trace.example)
+            output = call(small, trace.example)
             if trace.idle:
                 how = " in training"  # where layers may read what was cut that run there only
-                deepcopy(small).train()(torch.cat([trace.example] * 2))
+                call(deepcopy(small).train(), tree_map(_twice, trace.example))
     except Exception as error:
         return f"does not run{how}: {error}"
     shapes = tuple(tuple(x.shape) for x in tree_leaves(output) if isinstance(x, Tensor))

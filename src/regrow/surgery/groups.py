@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,7 @@ class Trace:
     computed: frozenset[str]
     # Shapes of what the network returns for the example; None if they hang on the data itself.
     outputs: tuple[tuple[int, ...], ...] | None
-    example: Tensor
+    example: Any  # what the network was run on: see ``tape.call``
 
     def group(self, name: str) -> Group:
         """Return one group; a ``TraceError`` lists the names there are."""

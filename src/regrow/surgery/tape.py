@@ -165,8 +165,21 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return argument
 
 
-def record(model: nn.Module, example: Tensor) -> Tape:
-    """Run a model once in evaluation mode and return its tape; the model is left as it was."""
+def call(model: nn.Module, example: Any) -> Any:
+    """Call a network on one input, a list or tuple of inputs, or a mapping of inputs by name.
+
+    A network whose one input is a list takes ``([...],)``.
+    """
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, list | tuple) else model(example)
+
+
+def record(model: nn.Module, example: Any) -> Tape:
+    """Run a model once in evaluation mode and return its tape; the model is left as it was.
+
+    ``example``: see ``call``.
+    """
     _refuse_lazy(model)
     modules = model.named_modules()
     tape = Tape(compiled=frozenset(n for n, m in modules if isinstance(m, torch.jit.ScriptModule)))
@@ -177,7 +190,8 @@ def record(model: nn.Module, example: Tensor) -> Tape:
         tape.parameters.add(index)
     for name, buffer in model.named_buffers():
         tape.names[recorder.enter(buffer)] = name
-    tape.inputs.append(recorder.enter(example))
+    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    tape.inputs += [recorder.enter(tensor) for tensor in tensors]
     for attribute in ("num_features", "num_groups", "normalized_shape"):
         tape.normalisers |= {
             n: attribute for n, m in model.named_modules() if hasattr(m, attribute)
@@ -190,11 +204,12 @@ def record(model: nn.Module, example: Tensor) -> Tape:
             _owners(model, recorder),
             recorder,
         ):
-            output = model(example)
+            output = call(model, example)
     except Exception as error:
         where = f" in {recorder.stack[-1]!r}" if recorder.stack[-1] else ""
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise TraceError(
-            f"The network fails on an example of shape {tuple(example.shape)}{where}: {error}. "
+            f"The network fails on an example of shape {shapes}{where}: {error}. "
             "Give an example input that the network takes."
         ) from error
     for leaf in tree_leaves(output):

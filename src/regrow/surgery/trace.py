@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from regrow.errors import TraceError
 from regrow.surgery.colours import ZERO, Classes, ViewConflictError
@@ -20,12 +22,16 @@ from regrow.surgery.whole import whole_layers
 COUNTED = "the network's own code counts on how many there are"
 
 
-def trace(model: nn.Module, example: Tensor | Sequence[int], *, keep: Sequence[str] = ()) -> Trace:
+Example = Tensor | Sequence[int] | Sequence[Any] | Mapping[str, Any]
+
+
+def trace(model: nn.Module, example: Example, *, keep: Sequence[str] = ()) -> Trace:
     """Find the groups of a network by running it once on an example.
 
     Args:
         model: any network; it is left as it was.
-        example: an input ``[N, ...]``, or its shape; one sample of it is run.
+        example: an input ``[N, ...]`` or its shape; or several inputs, as a list or tuple, or as a
+            mapping of names to inputs. One sample of each is run.
         keep: names of modules (or prefixes of names) whose output channels stay whole.
 
     Raises:
@@ -40,7 +46,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, keep: Sequence[s
         if name not in names:
             raise TraceError(f"keep: the network has no module {name!r}.")
     sample = _sample(model, example)
-    tape = record(model, sample.clone())
+    tape = record(model, tree_map(_copied, sample))
     movers = frozenset(name for name, _, _ in tape.movers)
     views = _candidate_views(tape)
     counted: dict[str, str] = {}
@@ -71,13 +77,25 @@ def trace(model: nn.Module, example: Tensor | Sequence[int], *, keep: Sequence[s
             counted |= {slot.tensor: why for slot in result.groups[name].producers()}
 
 
-def _sample(model: nn.Module, example: Tensor | Sequence[int]) -> Tensor:
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _sample(model: nn.Module, example: Any) -> Any:
+    """Return inputs for one example, where the network's parameters are and in their type."""
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if isinstance(example, Tensor):
-        sample = example[:1].detach().clone()
-    else:
-        sample = torch.zeros(1, *tuple(example)[1:])
-    return sample if first is None or not sample.is_floating_point() else sample.to(first)
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        sample = (value[:1] if value.dim() else value).detach().clone()
+        if first is None:
+            return sample
+        return sample.to(first) if sample.is_floating_point() else sample.to(first.device)
+
+    if not isinstance(example, Tensor | Mapping) and all(isinstance(n, int) for n in example):
+        example = torch.zeros(1, *tuple(example)[1:])
+    return tree_map(moved, example)
 
 
 _PRODUCERS = {"aten::convolution", "aten::_convolution", "aten::addmm", "aten::mm", "aten::linear"}
