@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from regrow.core.registry import Registry
 from regrow.core.seeds import seeded
 from regrow.data import DATASETS, Dataset, DataSpec, MemoryImages, load
-from regrow.models import MODELS, ModelSpec, build
+from regrow.models import FROM_DATA, MODELS, ModelSpec, build
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS
 from regrow.surgery import Trace, trace
 from regrow.train import Moment, Recipe
@@ -36,6 +36,15 @@ NETWORKS: dict[str, ModelSpec] = {
         ("resnext", "imagenet-resnext-50", {"groups": 4, "group_width": 32, "width": 0.05}),
     )
 }
+
+
+def image_models() -> list[str]:
+    """Return the names of built-in models for images; other tests register some of their own."""
+    return [
+        name
+        for name in MODELS.names()
+        if MODELS.code(name) is None and MODELS.get(name).told == FROM_DATA
+    ]
 
 
 def small(label: str, *, seed: int = 0) -> tuple[nn.Module, Trace]:

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from cutting import KINDS, enliven_, error, random_mask
 from regrow.cost import measure
 from regrow.errors import TraceError
-from regrow.models import MODELS, ModelSpec, build
+from regrow.models import ModelSpec, build
 from regrow.surgery import Kind, Select, Trace, shrink, silence, trace, verify
 from regrow.surgery.mask import Mask
+from small import image_models
 
 EXACT = 1e-9  # of the largest output, in float64
-# Other tests register models of their own.
-BUILT_IN = [name for name in MODELS.names() if MODELS.code(name) is None]
+BUILT_IN = image_models()
 NARROW: dict[str, Any] = {"width": 0.25}
 PLAN: dict[str, Any] = {"plan": [8, "M", 8, 8, "M", 16]}
 
