@@ -16,6 +16,7 @@ from PIL import Image
 from image_files import expected_pixels, image, image_folder, parquet_folder, png, write_parquet
 from regrow.data import DataSpec, fingerprint, load
 from regrow.errors import ConfigError, DataError
+from regrow.jobs.material import material_of
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -79,6 +80,7 @@ def test_identity_of_parquet_is_content(tmp_path: Path, data_folder: Path) -> No
     assert fingerprint(DataSpec(f"hf:{tmp_path / 'copy'}")) == first
     assert fingerprint(DataSpec(f"hf:{base}", size=16)) != first
     (data_folder / "digests.json").write_text("damaged")
+    assert "digests.json was altered" in " ".join(material_of(DataSpec(f"hf:{base}")).notices)
     assert fingerprint(DataSpec(f"hf:{base}")) == first
     parquet_folder(tmp_path / "copy", names=["a", "b"])
     assert fingerprint(DataSpec(f"hf:{tmp_path / 'copy'}")) != first

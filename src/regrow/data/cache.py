@@ -1,8 +1,8 @@
 """The data folder: downloads, decoded arrays, and remembered digests of large files.
 
-A cache is a convenience: what cannot be written there is done without, and an entry that does not
-fit its digest is made anew. Entries are written beside their place and renamed, so that a reader
-finds all or nothing.
+A cache is a convenience: what cannot be written there is done without. An entry that does not fit
+its digest is set aside, with a notice (``altered_entries``), and made anew. Entries are written
+beside their place and renamed, so that a reader finds all or nothing.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,19 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 DIGEST_BYTES = 32  # after the array in its file, where who reads arrays does not look
+
+_NOTICES: ContextVar[list[str] | None] = ContextVar("notices", default=None)
+
+
+@contextlib.contextmanager
+def altered_entries() -> Iterator[list[str]]:
+    """Collect a notice for each entry that is found altered inside."""
+    notices: list[str] = []
+    token = _NOTICES.set(notices)
+    try:
+        yield notices
+    finally:
+        _NOTICES.reset(token)
 
 
 def data_root(spec: DataSpec) -> Path:
@@ -86,7 +100,10 @@ def remembered(path: Path, make: Callable[[], Any]) -> Any:
     with _locked(path):
         try:
             return unsealed(read_file(path), path.name)["value"]
-        except (OSError, ValueError):  # absent or damaged
+        except OSError:  # absent
+            value = make()
+        except ValueError:
+            _set_aside(path)
             value = make()
         text = sealed({"value": value}, path.name)
         with contextlib.suppress(OSError):
@@ -103,6 +120,8 @@ def kept_file(path: Path, write: Callable[[Path], None], *, sound: Callable[[Pat
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             if not (path.is_file() and sound(path)):
+                if path.is_file():
+                    _set_aside(path)
                 _replace(path, write)
     except OSError as error:
         raise DataError(
@@ -115,7 +134,10 @@ def kept_file(path: Path, write: Callable[[Path], None], *, sound: Callable[[Pat
 def _read_digests(path: Path) -> dict[str, str]:
     try:
         return unsealed(read_file(path), path.name)
-    except (OSError, ValueError):  # absent or damaged: hash anew
+    except OSError:  # absent: hash anew
+        return {}
+    except ValueError:
+        _set_aside(path)
         return {}
 
 
@@ -127,13 +149,29 @@ def _read_array(path: Path, *, num: int) -> NDArray[np.uint8] | None:
                 fits = _array_digest(path.name, array_bytes) == known
             content.release()
         if not fits:
-            return None
+            raise ValueError("its digest is another")
         # Copy on write: torch wants writable memory, and the file must stay as it is.
         array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # absent, cut short, or not an array
+    except OSError:  # absent
+        return None
+    except (ValueError, EOFError):  # altered, cut short, or not an array
+        _set_aside(path)
         return None
     shaped = array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[2] == array.shape[3]
     return array if array.dtype == np.uint8 and shaped and len(array) == num else None
+
+
+def _set_aside(path: Path) -> None:
+    """Move an altered entry away, and say so to who collects notices."""
+    aside = path.with_name(f"{path.name}.damaged")
+    with contextlib.suppress(OSError):
+        path.replace(aside)
+    notices = _NOTICES.get()
+    if notices is not None:
+        notices.append(
+            f"The cache entry {path} was altered after it was written: it was moved to "
+            f"{aside.name} and made anew."
+        )
 
 
 def _write_array(path: Path, array: NDArray[np.uint8], *, name: str) -> None:

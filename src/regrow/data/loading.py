@@ -10,7 +10,7 @@ from torch import Tensor
 from regrow.data.arrays import load_arrays
 from regrow.data.augment import scaling
 from regrow.data.base import Arrays, Encoded, Normalisation, Raw, Split
-from regrow.data.cache import data_root, decoded, digest, remembered
+from regrow.data.cache import altered_entries, data_root, decoded, digest, remembered
 from regrow.data.decode import Look, decode_all, look, look_at_all, resize_all
 from regrow.data.held_out import hold_out
 from regrow.data.images import Images, MemoryImages, StreamedImages
@@ -86,6 +86,12 @@ def load(spec: DataSpec) -> Dataset:
     are cached in the data folder. Missing, damaged or mislabelled data is a ``DataError``, an
     option that does not fit the data a ``ConfigError``.
     """
+    with altered_entries() as altered:
+        dataset = _load(spec)
+    return replace(dataset, notices=(*dataset.notices, *altered)) if altered else dataset
+
+
+def _load(spec: DataSpec) -> Dataset:
     raw = DATASETS.get(spec.name).read(spec)
     if isinstance(raw, Arrays):
         return Dataset(**load_arrays(raw, spec))

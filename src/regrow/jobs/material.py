@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from regrow.data import DataSpec, fingerprint, load
+from regrow.data.cache import altered_entries
 from regrow.data.loading import IMAGE_TASK
 from regrow.errors import ConfigError
 from regrow.jobs.base import Job, all_jobs
@@ -61,19 +62,20 @@ def material_of(spec: DataSpec) -> Material:
     """Look at a data set: its shape, its size, the identity of its content, its task."""
     if spec.task is not None:
         TASKS.key(spec.task)  # what is unknown is said before data are read
-    dataset = load(spec)
+    with altered_entries() as altered:
+        dataset, content = load(spec), fingerprint(spec)
     task = task_of(dataset)
     code = TASKS.code(task.name)
     return Material(
         spec=spec,
-        content="-".join(filter(None, (fingerprint(spec), code))),
+        content="-".join(filter(None, (content, code))),
         shape=(1, *dataset.shape),
         told=tuple(task.tell(dataset).items()),
         num_train=len(dataset.train),
         num_test=len(dataset.test),
         task=task.name,
         baseline=task.baseline(dataset),
-        notices=dataset.notices,
+        notices=(*dataset.notices, *altered),
     )
 
 
