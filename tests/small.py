@@ -9,10 +9,15 @@ from torch import Tensor, nn
 
 from regrow.core.registry import Registry
 from regrow.core.seeds import seeded
+from regrow.core.units import UNITS
 from regrow.data import DATASETS, Dataset, DataSpec, MemoryImages, load
+from regrow.jobs.arms import ARMS
 from regrow.models import FROM_DATA, MODELS, ModelSpec, build
-from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS
+from regrow.pruning.costs import COST_TARGETS
+from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS
+from regrow.studies.kinds import KINDS
 from regrow.surgery import Trace, trace
+from regrow.tasks import TASKS
 from regrow.train import Moment, Recipe
 from regrow.train.objective import OBJECTIVES
 from regrow.train.optimiser import OPTIMISERS
@@ -104,7 +109,8 @@ def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 def forget_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget at a test's end what it registers."""
     registries: tuple[Registry[Any], ...] = (
-        *(ALLOCATIONS, CRITERIA, METHODS, MODELS, DATASETS, OBJECTIVES, OPTIMISERS),
+        *(ALLOCATIONS, CRITERIA, REPAIRS, METHODS, COST_TARGETS, UNITS, MODELS, DATASETS, TASKS),
+        *(OBJECTIVES, OPTIMISERS, ARMS, KINDS),
     )
     for registry in registries:
         registry.names()
