@@ -149,6 +149,12 @@ def test_better_and_worse_name_difference_interval_n_and_p() -> None:
     assert (better.outcome, worse.outcome) == ("better", "worse")
     pattern = r"scratch-b is better than fine-tune by 0\.80 points \(95% interval .*n = 5 seeds, p"
     assert re.search(pattern, sentence(better))
+    # The interval is that of how much better or worse, so it lies around the same number.
+    for found in (better, worse):
+        match = re.search(r"by (\S+) points \(95% interval (\S+) to (\S+),", sentence(found))
+        assert match is not None
+        size, low, high = map(float, match.groups())
+        assert 0 < low < size < high
 
 
 def test_equivalent_needs_the_margin() -> None:

@@ -85,7 +85,7 @@ def _finding(verdict: Verdict) -> str:
     if verdict.outcome in ("better", "worse"):
         return (
             f"{arm} is {verdict.outcome} than {against} by {metric.amount(difference[1:])} "
-            f"({_interval(verdict, wide=True)}{seeds}, {p_value(verdict.p or 0.0)})."
+            f"({_size(verdict)}{seeds}, {p_value(verdict.p or 0.0)})."
         )
     if comparison.n == 1:
         return (
@@ -121,6 +121,16 @@ def _interval(verdict: Verdict, *, wide: bool) -> str:
     percent = 100 * (1 - verdict.alpha if wide else 1 - 2 * verdict.alpha)
     low, high = (_signed(bound, verdict.metric) for bound in (test.low, test.high))
     return f"{percent:.0f}% interval {low} to {high}, "
+
+
+def _size(verdict: Verdict) -> str:
+    """Word the interval of how much better or worse an arm is: ``95% interval 1.60 to 5.05, ``."""
+    test, metric = verdict.comparison, verdict.metric
+    if test is None or test.low is None or test.high is None:
+        return "the same in every seed, "
+    bounds = (test.low, test.high) if test.difference > 0 else (-test.high, -test.low)
+    low, high = (f"{bound:.{metric.digits}f}" for bound in bounds)
+    return f"{100 * (1 - verdict.alpha):.0f}% interval {low} to {high}, "
 
 
 def _signed(difference: float, metric: Metric) -> str:
