@@ -18,7 +18,7 @@ as_cells = partial(printed.as_cells, PAPER)
 names = PAPER.labels
 lay_out = partial(layout.lay_out, PAPER)
 pairs = partial(contrasts.pairs, PAPER)
-evidence = partial(rules.Evidence, paper=PAPER)
+evidence = partial(rules.ClaimEvidence, paper=PAPER)
 evaluate_claims = partial(claims.evaluate_claims, PAPER)
 read_cells = partial(read_results.read_cells, PAPER)
 entry = PAPER.entry

@@ -25,7 +25,7 @@ from regrow.cli.bench import app
 from regrow.errors import ConfigError, Interrupted
 from regrow.models import build
 from regrow.run import precision
-from regrow.run.precision import Speed
+from regrow.run.precision import PrecisionSpeed
 from regrow.train import Training
 
 DIGITS = Subject(net="digits")
@@ -133,7 +133,7 @@ class Idle:
 def test_precision_that_is_hopeless_here_is_left_out_and_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    slow = Speed(0.02, 1.2)
+    slow = PrecisionSpeed(0.02, 1.2)
     for module in (processes, precision):
         monkeypatch.setattr(module, "is_native", lambda: False)
         monkeypatch.setattr(module, "measured", lambda: slow)

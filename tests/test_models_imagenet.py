@@ -23,7 +23,7 @@ from regrow.models.imagenet_resnet import (
     torchvision_name,
 )
 from regrow.models.imagenet_vgg import numbers
-from regrow.models.layers import Select
+from regrow.models.layers import SelectChannels
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select
 from regrow.surgery import shrink, trace
@@ -414,7 +414,7 @@ def test_smaller_network_is_the_silenced_one(name: str) -> None:
 def test_selection_is_fixed_by_its_own_seed_alone() -> None:
     def chosen(**arguments: Any) -> list[list[int]]:
         model = make("resnet-50-2x", width=0.25, **arguments)
-        return [select.index.tolist() for select in of_type(model, Select)]
+        return [select.index.tolist() for select in of_type(model, SelectChannels)]
 
     first = chosen()
     assert [len(index) for index in first] == [round(0.25 * block[0]) for block in RESNET_50_2X]
@@ -429,7 +429,7 @@ def test_selections_are_the_published_ones_at_the_published_width() -> None:
     def chosen(**arguments: Any) -> list[list[int]]:
         with torch.device("meta"):
             model = make("resnet-50-2x", **arguments)
-        return [select.index.tolist() for select in of_type(model, Select)]
+        return [select.index.tolist() for select in of_type(model, SelectChannels)]
 
     published = chosen()
     assert published == SELECTED_2X
@@ -473,14 +473,14 @@ def test_first_convolution_reads_selected_channels_only_and_the_shortcut_all() -
 def test_selection_follows_a_cut_of_the_stream() -> None:
     model = small("resnet-50-2x")
     found = trace(model, (1, 3, 32, 32))
-    index = of_type(model, Select)[1].index
+    index = of_type(model, SelectChannels)[1].index
     stays = torch.ones(32, dtype=torch.bool)
     stays[index[0]] = stays[(index[0] + 1) % 32] = False
     stream = next(name for name, g in found.groups.items() if g.kind == "stream")
     cut = shrink(model, Mask(unit="channel", kept={stream: stays}), found)
     left = [i for i in index.tolist() if stays[i]]
     positions = stays.nonzero().flatten().tolist()
-    assert [positions[i] for i in of_type(cut, Select)[1].index.tolist()] == left
+    assert [positions[i] for i in of_type(cut, SelectChannels)[1].index.tolist()] == left
 
 
 # Structure selection

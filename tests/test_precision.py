@@ -12,7 +12,14 @@ import yaml
 from commands import Command
 from regrow.errors import ConfigError, StoreError
 from regrow.run import precision as room
-from regrow.run.precision import Choice, Decision, Speed, decide, measured, slow_bf16
+from regrow.run.precision import (
+    Decision,
+    PrecisionChoice,
+    PrecisionSpeed,
+    decide,
+    measured,
+    slow_bf16,
+)
 from regrow.store import Store
 from regrow.studies.kinds import load
 from regrow.studies.study import Study, decided
@@ -123,9 +130,9 @@ def test_store_with_results_from_before_keeps_fp32(
 ) -> None:
     monkeypatch.setattr(room, "decide", _here("bf16"))
     store = Store.open(tmp_path / "store")
-    assert Choice(store)() == "bf16"
+    assert PrecisionChoice(store)() == "bf16"
     monkeypatch.setattr(Store, "keys", lambda self: ("0" * 64,))
-    assert Choice(store)() == "fp32"
+    assert PrecisionChoice(store)() == "fp32"
 
 
 def test_of_two_decisions_at_once_the_first_stands(
@@ -135,12 +142,12 @@ def test_of_two_decisions_at_once_the_first_stands(
     choices = []
     for precision in ("fp32", "bf16"):
         monkeypatch.setattr(room, "decide", _here(precision))
-        choices.append(Choice(store))
+        choices.append(PrecisionChoice(store))
         choices[-1]()
     choices[0].keep(store)
     with pytest.raises(StoreError, match=r"'auto' is fp32 in this store. Run the same"):
         choices[1].keep(store)
-    assert Choice(store)() == "fp32"
+    assert PrecisionChoice(store)() == "fp32"
     assert not [path for path in store.root.iterdir() if path.name.endswith(".new")]
 
 
@@ -148,20 +155,20 @@ def test_damaged_decision_is_named(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
     (store.root / "precision.json").write_text("{}")
     with pytest.raises(StoreError, match=r"precision\.json: it carries no digest.*Remove it"):
-        Choice(store)()
+        PrecisionChoice(store)()
 
 
 @pytest.mark.parametrize(
     ("native", "speed", "precision"),
     [
-        (True, Speed(0.1, 0.04), "bf16"),
-        (True, Speed(0.1, 0.095), "fp32"),
-        (False, Speed(0.1, 0.04), "fp32"),
+        (True, PrecisionSpeed(0.1, 0.04), "bf16"),
+        (True, PrecisionSpeed(0.1, 0.095), "fp32"),
+        (False, PrecisionSpeed(0.1, 0.04), "fp32"),
     ],
     ids=["pays", "native-but-no-faster", "not-native"],
 )
 def test_bf16_must_be_native_and_pay(
-    monkeypatch: pytest.MonkeyPatch, native: bool, speed: Speed, precision: str
+    monkeypatch: pytest.MonkeyPatch, native: bool, speed: PrecisionSpeed, precision: str
 ) -> None:
     monkeypatch.setattr(room, "is_native", lambda: native)
     monkeypatch.setattr(room, "measured", lambda: speed)
@@ -177,7 +184,7 @@ def test_measurement_is_short_and_finds_times() -> None:
 def test_bf16_on_a_processor_without_it_is_warned_of_with_both_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(room, "measured", lambda: Speed(0.02, 1.2))
+    monkeypatch.setattr(room, "measured", lambda: PrecisionSpeed(0.02, 1.2))
     jobs = {
         p: Study.from_json({**STUDY, "recipe": {"epochs": 1, "precision": p}}).jobs()
         for p in ("fp32", "bf16")

@@ -16,7 +16,7 @@ from liu import PAPER, cells, entries, lay_out
 from regrow.data import DataSpec, MemoryImages, load
 from regrow.detection.spec import DetectionSpec
 from regrow.reproduce import layout, originals
-from regrow.reproduce.originals import ORIGINALS, Images, Original, departs, scale_departs
+from regrow.reproduce.originals import ORIGINALS, CellImages, Original, departs, scale_departs
 from regrow.reproduce.scales import SCALES, Scale, scaled, scaled_detection
 from regrow.studies.kinds import kind_of
 
@@ -38,7 +38,7 @@ def test_a_scale_departs_by_what_it_makes_of_a_study(file: str) -> None:
         assert said(replace(paper, **change)) == "the scale mine has less of something"
 
 
-# Images -------------------------------------------------------------------------------------------
+# Images --------------------------------------------------------------------------------------
 
 
 def _jpegs(base: Path) -> Path:
@@ -71,7 +71,7 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _said(spec: DataSpec | DetectionSpec, dataset: str = "CIFAR-10") -> list[str]:
-    return departs("", [Images(dataset=dataset, spec=spec, stands_in=True)])
+    return departs("", [CellImages(dataset=dataset, spec=spec, stands_in=True)])
 
 
 def test_a_lossless_copy_is_the_original_and_jpeg_copies_and_parts_of_it_are_not(
@@ -99,10 +99,10 @@ def test_of_data_that_nothing_is_known_of_that_is_the_reason(small_cifar: Path) 
 
 
 def test_what_goes_by_its_own_name_is_the_original() -> None:
-    own = Images.of("CIFAR-10", DataSpec("cifar10"), label="CIFAR-10")
+    own = CellImages.of("CIFAR-10", DataSpec("cifar10"), label="CIFAR-10")
     assert departs("", [own]) == []
     assert departs("the scale small", [own]) == ["the scale small"]
-    digits = Images.of("CIFAR-10", DataSpec("digits"), label="digits for CIFAR-10")
+    digits = CellImages.of("CIFAR-10", DataSpec("digits"), label="digits for CIFAR-10")
     said = ["the scale small", "digits stands for CIFAR-10"]
     assert departs("the scale small", [own, digits]) == said
 

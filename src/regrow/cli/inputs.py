@@ -12,7 +12,7 @@ from regrow.studies.data_overrides import pairs
 
 if TYPE_CHECKING:
     from regrow.jobs.base import Job
-    from regrow.run.precision import Choice
+    from regrow.run.precision import PrecisionChoice
     from regrow.store import Snapshot, Store
     from regrow.studies.kinds import AnyStudy
 
@@ -32,7 +32,7 @@ def load_study(
     data: Sequence[str] | None = None,
     device: str = "cpu",
     measure: bool = True,
-) -> "tuple[AnyStudy, Choice]":
+) -> "tuple[AnyStudy, PrecisionChoice]":
     """Read a study file, and the choice of precision that its ``auto`` was replaced by.
 
     ``measure`` allows to time both precisions where the store holds no earlier choice.
@@ -43,9 +43,9 @@ def load_study(
     load(path, data=others)  # a mistake is reported before PyTorch is imported, which takes seconds
     if sys.stderr.isatty():
         say(f"Reading {path} ...")
-    from regrow.run.precision import Choice
+    from regrow.run.precision import PrecisionChoice
 
-    choice = Choice(_existing(store), device=device, measure=measure)
+    choice = PrecisionChoice(_existing(store), device=device, measure=measure)
     return load(path, choice, data=others), choice
 
 

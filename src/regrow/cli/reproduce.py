@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from regrow.reproduce.images import Request
     from regrow.reproduce.paper import Entry, Paper
     from regrow.reproduce.publish import Published
-    from regrow.run.precision import Choice
+    from regrow.run.precision import PrecisionChoice
     from regrow.store import Store
 
 DEFAULT_OUT = Path("regrow-paper")
@@ -134,14 +134,16 @@ def reproduce(
 
 def _precision(
     precision: str | None, scale: str, store: Path, device: str
-) -> "tuple[str | None, Choice]":
+) -> "tuple[str | None, PrecisionChoice]":
     """Replace ``auto`` by what pays here; None is the paper's own, as always at its scale."""
-    from regrow.run.precision import Choice
+    from regrow.run.precision import PrecisionChoice
     from regrow.train import AUTO
 
     if precision != AUTO:
-        return precision, Choice(None, device=device)
-    choice = Choice(open_store(store, create=False) if store.exists() else None, device=device)
+        return precision, PrecisionChoice(None, device=device)
+    choice = PrecisionChoice(
+        open_store(store, create=False) if store.exists() else None, device=device
+    )
     return None if scale == "paper" or choice() == "fp32" else "bf16", choice
 
 

@@ -40,7 +40,7 @@ from regrow.studies.data_overrides import pairs
 if TYPE_CHECKING:
     from regrow.report import Report
     from regrow.run import Summary
-    from regrow.run.precision import Choice
+    from regrow.run.precision import PrecisionChoice
     from regrow.store import Store
     from regrow.studies.kinds import AnyStudy
 
@@ -174,7 +174,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _report(
-    study: "AnyStudy", store: "Store", out: Path | None, *, choice: "Choice"
+    study: "AnyStudy", store: "Store", out: Path | None, *, choice: "PrecisionChoice"
 ) -> "tuple[Report, list[str]]":
     """Write the report of a study, and return the status of each of its runs too."""
     from regrow.jobs.material import notices

@@ -45,7 +45,7 @@ def summed(x: Tensor, added: Tensor) -> Tensor:
     """Return ``x + added``."""
     if _readable(x) and _alike(added, x):
         moments = np.empty((3, x.shape[1]))
-        out: Tensor = _Sum.apply(x, added, moments)
+        out: Tensor = _SumWithMoments.apply(x, added, moments)
         out.moments = out._version, moments  # type: ignore[attr-defined]
         return out
     return x + added
@@ -164,7 +164,7 @@ class _NormRelu(Function):
         return out, of_weight, of_bias, out_added, None, None
 
 
-class _Sum(Function):
+class _SumWithMoments(Function):
     """x + added; writes the moments that a norm of it wants."""
 
     @staticmethod

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from regrow.core.seeds import seeded
 from regrow.errors import ConfigError
 from regrow.models import register_model
-from regrow.models.layers import Classifier, Init, Select, conv, named, scaled
+from regrow.models.layers import Classifier, Init, SelectChannels, conv, named, scaled
 from regrow.models.pretrained import Weights, load_torchvision_
 
 Widths = Sequence[Sequence[int]]
@@ -303,13 +303,13 @@ def _select(
         )
     if chosen is None:
         order = torch.randperm(num_in, generator=generator, device="cpu")
-        return Select(order[: num[0]].sort().values)
+        return SelectChannels(order[: num[0]].sort().values)
     if max(chosen) >= num_in:
         raise ConfigError(
             f"The 'selections' of this ResNet select channel {max(chosen)} of the {num_in} that "
             f"come into a block. Select from 0 to {num_in - 1}."
         )
-    return Select(torch.tensor(chosen, device="cpu"))
+    return SelectChannels(torch.tensor(chosen, device="cpu"))
 
 
 def _fitting(selections: Sequence[Sequence[int]], widths: Widths) -> Sequence[Sequence[int]]:

@@ -121,7 +121,7 @@ class ZeroPad(nn.Module):
         return f"channels={self.channels}"
 
 
-class Select(nn.Module):
+class SelectChannels(nn.Module):
     """Pass on a fixed choice of channels: ``[N, C, H, W] -> [N, len(index), H, W]``.
 
     The choice is part of the network, so it is kept when the parameters are drawn anew. A cut of

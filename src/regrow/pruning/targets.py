@@ -108,7 +108,7 @@ def _agree(layers: Layers, mask: Mask) -> bool:
 
 
 @dataclass(frozen=True)
-class _Choice:
+class _Candidate:
     kept: Mapping[str, Tensor]
     share: float  # of the unpruned network's cost, that is left
 
@@ -121,16 +121,16 @@ class _Choices:
         self._allocate = allocate
         self._unpruned = layers.unpruned
 
-    def at(self, sparsity: float) -> _Choice:
+    def at(self, sparsity: float) -> _Candidate:
         """Return what the allocation keeps at a sparsity."""
         return self.of(self._allocate(sparsity))
 
-    def of(self, kept: Mapping[str, Tensor]) -> _Choice:
+    def of(self, kept: Mapping[str, Tensor]) -> _Candidate:
         """Return a choice among the units that are left, as it would be cut."""
         pruned = self.layers.pruned(kept)
         assert pruned.mask is not None
         flat = {n: s.flatten()[self.layers.left[n]] for n, s in pruned.mask.kept.items()}
-        return _Choice(flat, self.cost.target.function(pruned, self._unpruned).share)
+        return _Candidate(flat, self.cost.target.function(pruned, self._unpruned).share)
 
 
 def _counted(choices: _Choices) -> Mask:
@@ -150,7 +150,7 @@ def _counted(choices: _Choices) -> Mask:
     return layers.mask(_filled(choices, above, below).kept)
 
 
-def _filled(choices: _Choices, above: _Choice, below: _Choice) -> _Choice:
+def _filled(choices: _Choices, above: _Candidate, below: _Candidate) -> _Candidate:
     """Restore units of a choice that costs too little, while it costs no more than wanted.
 
     First those that the next lower sparsity would keep; where that leaves more than a tolerance,
@@ -170,7 +170,7 @@ def _filled(choices: _Choices, above: _Choice, below: _Choice) -> _Choice:
 
 
 def _by_rank(
-    layers: Layers, above: _Choice, below: _Choice, *, first: bool
+    layers: Layers, above: _Candidate, below: _Candidate, *, first: bool
 ) -> Iterator[tuple[str, int]]:
     """Yield the removed units, the highest ranks in their groups first; of equal ones by score."""
     found: list[tuple[float, float, int, str, int]] = []

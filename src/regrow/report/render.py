@@ -63,7 +63,7 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class TableBlock:
     """One table: the rows of a data set and model, in sections of one cell each."""
 
     title: str
@@ -89,7 +89,7 @@ class Page:
     """Everything a report says, before it is laid out."""
 
     title: str
-    tables: tuple[Block, ...]
+    tables: tuple[TableBlock, ...]
     answer: str
     verdicts: tuple[Verdict, ...]
     metrics: tuple[Metric, ...] = (ACCURACY,)
@@ -99,7 +99,7 @@ class Page:
     pictures: tuple[Picture, ...] = ()
 
 
-def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[Block, ...]:
+def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[TableBlock, ...]:
     """Word every row of ``summarise``, grouped as tables show them."""
     cuts = {run.group: run.cut for run in runs}
     references = _references(runs)
@@ -112,7 +112,7 @@ def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[Block, ...]:
         difference = differences.get((row["group"], row["arm"]))
         sections.setdefault(row["group"], []).append(_words(row, difference, metrics[row["group"]]))
     return tuple(
-        Block(
+        TableBlock(
             title=" / ".join(panel),
             metric=panels[panel],
             columns=_columns(panels[panel], dict.fromkeys(map(references.get, sections))),
@@ -234,7 +234,7 @@ def _differences(
     return {key: sum(values) / len(values) for key, values in pairs.items()}
 
 
-def _plain(block: Block) -> str:
+def _plain(block: TableBlock) -> str:
     """Align a table's columns; the heading of a section stands above its indented arms."""
     columns = block.columns
     body: list[tuple[str, ...]] = [("", *columns[1:-1])]
@@ -258,7 +258,7 @@ def _aligned(title: str, body: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([title, lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _stamps(tables: Sequence[Block]) -> Iterator[str]:
+def _stamps(tables: Sequence[TableBlock]) -> Iterator[str]:
     """Say once for each arm what its rows were given; the tables' last column, gathered."""
     stamps: dict[str, dict[str, None]] = {}
     for row in (row for block in tables for _, rows in block.sections for row in rows):
@@ -274,7 +274,7 @@ def _md_extra(extra: Extra) -> Iterator[str]:
     yield from (f"| {' | '.join(map(_md, row))} |" for row in extra.rows)
 
 
-def _md_table(block: Block) -> Iterator[str]:
+def _md_table(block: TableBlock) -> Iterator[str]:
     columns = block.columns
     yield f"| pruned by | {' | '.join(columns)} |"
     yield "|---|---|" + "---:|" * (len(columns) - 2) + "---|"
@@ -290,7 +290,7 @@ def _md(text: str) -> str:
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _tex_table(block: Block, *, label: str) -> str:
+def _tex_table(block: TableBlock, *, label: str) -> str:
     shown = len(COLUMNS) - 1  # fairness stands in the text of a paper; it is too wide for a column
     metric = block.metric
     scored = f"{metric.name} in {tex(metric.unit)}" if metric.unit else metric.name

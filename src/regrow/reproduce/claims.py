@@ -19,7 +19,15 @@ from regrow.report.words import listed
 from regrow.reproduce.contrasts import MARGIN
 from regrow.reproduce.paper import Paper
 from regrow.reproduce.printed import as_cells, results, sparsity, widths
-from regrow.reproduce.rules import OUTCOMES, Claim, Evidence, Judgement, Outcome, asked, combine
+from regrow.reproduce.rules import (
+    OUTCOMES,
+    Claim,
+    ClaimEvidence,
+    Judgement,
+    Outcome,
+    asked,
+    combine,
+)
 
 WIDTH = 100
 HOW = (
@@ -92,7 +100,7 @@ def evaluate_claims(
     Printed stds are taken to divide by n - 1; where dividing by n would change an outcome, the
     finding notes it.
     """
-    printed = Evidence(
+    printed = ClaimEvidence(
         paper=paper,
         results=results(paper),
         widths=widths(paper),
@@ -102,7 +110,7 @@ def evaluate_claims(
     if frame is None:
         wide = replace(printed, results=_widened(printed.results))
         return [_printed(claim, printed, wide) for claim in paper.claims]
-    ours = Evidence(
+    ours = ClaimEvidence(
         paper=paper,
         results=as_cells(paper, frame),
         widths=widths_frame,
@@ -114,7 +122,7 @@ def evaluate_claims(
     return [_own(claim, ours, printed) for claim in paper.claims]
 
 
-def _printed(claim: Claim, evidence: Evidence, wide: Evidence) -> Finding:
+def _printed(claim: Claim, evidence: ClaimEvidence, wide: ClaimEvidence) -> Finding:
     finding = _judge(claim, evidence)
     notes = []
     if finding.against:
@@ -127,7 +135,7 @@ def _printed(claim: Claim, evidence: Evidence, wide: Evidence) -> Finding:
     return replace(finding, notes=tuple(notes))
 
 
-def _own(claim: Claim, ours: Evidence, printed: Evidence) -> Finding:
+def _own(claim: Claim, ours: ClaimEvidence, printed: ClaimEvidence) -> Finding:
     finding, whole = _judge(claim, ours), _judge(claim, printed)
     notes = [
         f"{part.name}: {part.rows} of the paper's {other.rows} rows have been run."
@@ -145,7 +153,7 @@ def _own(claim: Claim, ours: Evidence, printed: Evidence) -> Finding:
     return replace(finding, notes=tuple(notes))
 
 
-def _judge(claim: Claim, evidence: Evidence) -> Finding:
+def _judge(claim: Claim, evidence: ClaimEvidence) -> Finding:
     parts = tuple(asked(ask, evidence) for ask in claim.asks)
     outcomes = [outcome for part in parts for _, outcome in part.judged]
     outcome = combine(outcomes, refuted=any(part.against for part in parts))

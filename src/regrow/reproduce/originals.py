@@ -39,7 +39,7 @@ class Original:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images:
+class CellImages:
     """What a cell is trained and tested on, for which of the paper's data sets.
 
     What is fetched under the set's own name, and does not stand in for it, is checked by its
@@ -51,7 +51,7 @@ class Images:
     stands_in: bool
 
     @classmethod
-    def of(cls, dataset: str, spec: DataSpec | DetectionSpec, *, label: str) -> "Images":
+    def of(cls, dataset: str, spec: DataSpec | DetectionSpec, *, label: str) -> "CellImages":
         """Make it of a study's data, which goes by the paper's label unless it stands in."""
         return cls(dataset=dataset, spec=spec, stands_in=label != dataset)
 
@@ -110,7 +110,7 @@ def scale_departs(
     return f"the scale {scale.name} has {scale.about}" if own != theirs or thinned else ""
 
 
-def departs(scale: str, images: Iterable[Images]) -> list[str]:
+def departs(scale: str, images: Iterable[CellImages]) -> list[str]:
     """List why printed numbers are no reference for a cell; nothing if they are.
 
     Args:

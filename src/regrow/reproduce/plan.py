@@ -14,7 +14,7 @@ from regrow.jobs.retrain import Retrain
 from regrow.reproduce import scales
 from regrow.reproduce.images import IMAGENET, VOC, Request, images_for, methods_on, pictures_for
 from regrow.reproduce.notes import notes_of
-from regrow.reproduce.originals import Images, departs, scale_departs
+from regrow.reproduce.originals import CellImages, departs, scale_departs
 from regrow.reproduce.paper import OF_PRUNINGS, RESULT, Entry, Paper
 from regrow.reproduce.printed import cells, records
 from regrow.reproduce.scales import Scale
@@ -39,7 +39,7 @@ class PlannedCell:
     cell: Cell
     labels: Labels | None
     panel: str = ""
-    images: tuple[Images, ...] = ()
+    images: tuple[CellImages, ...] = ()
 
     @property
     def words(self) -> str:
@@ -221,12 +221,14 @@ def _printable(
     pictures: DetectionStudy | None = None,
 ) -> PlannedCell:
     given = next(given for experiment, given in pairs if experiment is cell.experiment)
-    images = [Images.of(given["dataset"], cell.experiment.data, label=cell.experiment.data_label)]
+    images = [
+        CellImages.of(given["dataset"], cell.experiment.data, label=cell.experiment.data_label)
+    ]
     if pictures is not None:
         (backbone,) = pictures.backbone.experiments
         images = [
-            Images.of(paper.datasets[IMAGENET].label, backbone.data, label=backbone.data_label),
-            Images.of(paper.datasets[VOC].label, pictures.data, label=pictures.data_label),
+            CellImages.of(paper.datasets[IMAGENET].label, backbone.data, label=backbone.data_label),
+            CellImages.of(paper.datasets[VOC].label, pictures.data, label=pictures.data_label),
         ]
     labels, panel = _labels(cell, paper, given), given.get("panel", "")
     return PlannedCell(cell=cell, labels=labels, panel=panel, images=tuple(images))

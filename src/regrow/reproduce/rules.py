@@ -32,7 +32,7 @@ ROWS: Mapping[Measured, tuple[tuple[str, ...], bool]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class ClaimEvidence:
     """What a claim is judged on: results, and what else there is.
 
     ``widths`` and ``sparsity`` (shares kept) are cells of tables; ``curves`` are the points of
@@ -55,7 +55,7 @@ class Evidence:
         frames = [getattr(self, name) for name in ("results", *ROWS)]
         return all(has_known(frame) for frame in frames if frame is not None and len(frame))
 
-    def anew(self) -> "Evidence":
+    def anew(self) -> "ClaimEvidence":
         """Return the same evidence, of which nothing has been asked."""
         return replace(self, left_out={})
 
@@ -149,7 +149,7 @@ class Claim:
 
     number: int
     text: str
-    asks: tuple[Callable[[Evidence], Judgement], ...]
+    asks: tuple[Callable[[ClaimEvidence], Judgement], ...]
     tables: tuple[int, ...] = ()
     tests: str = ""
     section: str = ""
@@ -163,7 +163,7 @@ class Ask:
     rules: tuple[Rule, ...] = ()
     against: bool = False
 
-    def __call__(self, evidence: Evidence) -> Judgement:
+    def __call__(self, evidence: ClaimEvidence) -> Judgement:
         """Judge this part of a claim on the evidence."""
         tally = evidence.tally(self.contrast, sign=-1 if self.against else 1)
         if not tally.pairs:
@@ -189,7 +189,7 @@ def untestable(name: str, *, why: str = "not run", told: bool = False) -> Judgem
     return Judgement(name=name, text=why, judged=() if told else (("", UNTESTABLE),))
 
 
-def asked(ask: Callable[[Evidence], Judgement], evidence: Evidence) -> Judgement:
+def asked(ask: Callable[[ClaimEvidence], Judgement], evidence: ClaimEvidence) -> Judgement:
     """Ask one part of a claim; it tells what was left out, and whether that leaves nothing."""
     fresh = evidence.anew()
     part = ask(fresh)

@@ -44,11 +44,11 @@ class Scale:
     seeds: int | None = None
     large_size: int = 224
     stand_in: str | None = None
-    detection: "Detection" = field(default_factory=lambda: Detection())
+    detection: "DetectionScale" = field(default_factory=lambda: DetectionScale())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detection:
+class DetectionScale:
     """What a scale takes of a study of detectors beside the rest.
 
     Attributes:
@@ -84,7 +84,7 @@ SCALES: Mapping[str, Scale] = {
             cap=3.0,
             seeds=2,
             large_size=64,
-            detection=Detection(detector={"name": "small"}),
+            detection=DetectionScale(detector={"name": "small"}),
         ),
         Scale(
             name="smoke",
@@ -100,7 +100,7 @@ SCALES: Mapping[str, Scale] = {
             seeds=1,
             large_size=32,
             stand_in="digits",
-            detection=Detection(
+            detection=DetectionScale(
                 detector={"name": "small", "short_side": 72, "long_side": 120},
                 batch=8,
                 stand_in="voc-shapes",

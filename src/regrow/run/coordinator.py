@@ -23,7 +23,7 @@ from regrow.run.events import (
 )
 from regrow.run.execute import Ended, Message
 from regrow.run.executors import Crew
-from regrow.run.schedule import Node, Schedule
+from regrow.run.schedule import Schedule, ScheduledJob
 from regrow.store import Store
 
 TELL_SECONDS = 0.25
@@ -71,7 +71,7 @@ class Conductor:
         self._started = time.monotonic()
         self._first_job: float | None = None
         self._under_way: dict[str, _UnderWay] = {}
-        self._held: list[Node] = []
+        self._held: list[ScheduledJob] = []
         self._deaths: dict[str, int] = {}
         self._done: list[str] = []
         self._reused = [node.job.label for node in schedule.reused]
@@ -123,7 +123,7 @@ class Conductor:
                 return
             self._crew.start(node)
 
-    def _hear(self, node: Node, message: Message) -> None:
+    def _hear(self, node: ScheduledJob, message: Message) -> None:
         if isinstance(message, Progress):
             self._progress(node, message)
         elif isinstance(message, Notice):
@@ -132,7 +132,7 @@ class Conductor:
             self._ended(node, message)
         self._tell()
 
-    def _progress(self, node: Node, progress: Progress) -> None:
+    def _progress(self, node: ScheduledJob, progress: Progress) -> None:
         now = time.monotonic()
         job = node.job
         known = self._under_way.get(node.key)
@@ -155,7 +155,7 @@ class Conductor:
             )
         )
 
-    def _ended(self, node: Node, ended: Ended) -> None:
+    def _ended(self, node: ScheduledJob, ended: Ended) -> None:
         under_way = self._under_way.pop(node.key, None)
         if ended.status == "held":
             self._held.append(node)
@@ -171,14 +171,14 @@ class Conductor:
                 self._work_own += node.work * (1 - under_way.resumed_at)
             self._finish(node, seconds=ended.seconds, reused=ended.status == "reused")
 
-    def _finish(self, node: Node, *, seconds: float, reused: bool) -> None:
+    def _finish(self, node: ScheduledJob, *, seconds: float, reused: bool) -> None:
         self._schedule.finish(node)
         self._work_closed += node.work
         (self._reused if reused else self._done).append(node.job.label)
         label = node.job.label
         self._emit(JobDone(key=node.key, label=label, seconds=seconds, reused=reused))
 
-    def _fail(self, node: Node, message: str) -> None:
+    def _fail(self, node: ScheduledJob, message: str) -> None:
         label = node.job.label
         self._failed.append(label)
         self._work_closed += node.work
@@ -188,7 +188,7 @@ class Conductor:
             self._work_closed += later.work
             self._emit(JobBlocked(key=later.key, label=later.job.label, because=label))
 
-    def _died(self, node: Node, ended: Ended) -> None:
+    def _died(self, node: ScheduledJob, ended: Ended) -> None:
         self._deaths[node.key] = self._deaths.get(node.key, 0) + 1
         if self._deaths[node.key] < ATTEMPTS:
             self._schedule.put_back(node)
@@ -222,7 +222,7 @@ class Conductor:
             else:  # the other run was stopped or killed
                 self._schedule.put_back(node)
 
-    def _failure(self, node: Node) -> str:
+    def _failure(self, node: ScheduledJob) -> str:
         try:
             failure = self._store.failure(node.key) or {}
         except Damaged as error:

@@ -29,7 +29,7 @@ from regrow.run.execute import (
     large_pages,
     one_thread,
 )
-from regrow.run.schedule import Node
+from regrow.run.schedule import ScheduledJob
 from regrow.run.torchrun import summon
 from regrow.run.worker import STOP, Origin, Ready, work
 from regrow.store import Store
@@ -37,7 +37,7 @@ from regrow.store import Store
 # How long a thread may take to come to the end of its step, when all is to end.
 CLOSE_SECONDS = 10.0
 
-Deliver = Callable[[Node, Message], None]
+Deliver = Callable[[ScheduledJob, Message], None]
 
 
 class Crew(Protocol):
@@ -51,7 +51,7 @@ class Crew(Protocol):
     def num_busy(self) -> int:
         """The number of jobs under way."""
 
-    def start(self, node: Node) -> None:
+    def start(self, node: ScheduledJob) -> None:
         """Begin a job; only while ``num_free``."""
 
     def poll(self, deliver: Deliver, *, seconds: float) -> None:
@@ -82,7 +82,7 @@ class _Here:
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store = store
         self._settings = settings
-        self._node: Node | None = None
+        self._node: ScheduledJob | None = None
         self._stopping = False
 
     @property
@@ -93,7 +93,7 @@ class _Here:
     def num_busy(self) -> int:
         return 1 - self.num_free
 
-    def start(self, node: Node) -> None:
+    def start(self, node: ScheduledJob) -> None:
         self._node = node
 
     def poll(self, deliver: Deliver, *, seconds: float) -> None:
@@ -133,8 +133,8 @@ class _Threads:
         self._num = num
         self._num_busy = 0
         self._stopping = False
-        self._jobs: SimpleQueue[Node | None] = SimpleQueue()
-        self._news: SimpleQueue[tuple[Node, Message]] = SimpleQueue()
+        self._jobs: SimpleQueue[ScheduledJob | None] = SimpleQueue()
+        self._news: SimpleQueue[tuple[ScheduledJob, Message]] = SimpleQueue()
         self._whole_process = ExitStack()
         self._whole_process.enter_context(one_thread())
         self._whole_process.enter_context(exact_floats())
@@ -152,7 +152,7 @@ class _Threads:
     def num_busy(self) -> int:
         return self._num_busy
 
-    def start(self, node: Node) -> None:
+    def start(self, node: ScheduledJob) -> None:
         self._num_busy += 1
         self._jobs.put(node)
 
@@ -182,7 +182,7 @@ class _Threads:
             while (node := self._jobs.get()) is not None:
                 self._news.put((node, self._do(node)))
 
-    def _do(self, node: Node) -> Ended:
+    def _do(self, node: ScheduledJob) -> Ended:
         try:
             return execute(
                 node.job,
@@ -217,7 +217,7 @@ class _Workers:
     def num_busy(self) -> int:
         return sum(worker.node is not None for worker in self._workers)
 
-    def start(self, node: Node) -> None:
+    def start(self, node: ScheduledJob) -> None:
         next(w for w in self._workers if w.ready and w.node is None).start(node)
 
     def poll(self, deliver: Deliver, *, seconds: float) -> None:
@@ -279,7 +279,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's locked threads
         self.pipe: Connection[bytes, object]
         self.pipe, worker_end = context.Pipe()
-        self.node: Node | None = None
+        self.node: ScheduledJob | None = None
         self.ready = False
         self._last_words = tempfile.NamedTemporaryFile("r", errors="replace")  # noqa: SIM115  # as long as this is
         origin = replace(origin, last_words=Path(self._last_words.name))
@@ -291,7 +291,7 @@ class _Worker:
         finally:
             worker_end.close()
 
-    def start(self, node: Node) -> None:
+    def start(self, node: ScheduledJob) -> None:
         self.node = node
         self.send(pickle.dumps(node.job))
 

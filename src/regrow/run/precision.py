@@ -31,7 +31,7 @@ NAME = "precision"  # of the decision in the store
 
 
 @dataclass(frozen=True)
-class Speed:
+class PrecisionSpeed:
     """Seconds of a training step of a small network, on one thread."""
 
     fp32: float
@@ -73,7 +73,7 @@ class Decision:
         return f"{self.precision}, which 'auto' became on {self.date}: {self.why} ({self.machine})"
 
 
-class Choice:
+class PrecisionChoice:
     """The precision that ``auto`` stands for in one command; decided on first use.
 
     By the store, if it has decided, or has results from when fp32 was the default; else by a
@@ -136,7 +136,7 @@ def is_native() -> bool:
 
 
 @cache
-def measured() -> Speed:
+def measured() -> PrecisionSpeed:
     """Time a few training steps in both precisions, a second or less; bf16 may be hopeless."""
     with one_thread():
         few = _timed(FEW, rounds=2)
@@ -159,7 +159,7 @@ def slow_bf16(jobs: Iterable[Job], device: str = "cpu") -> str | None:
     )
 
 
-def _timed(images: int, *, rounds: int) -> Speed:
+def _timed(images: int, *, rounds: int) -> PrecisionSpeed:
     """Return the shortest of some steps in each precision, taken in turns."""
     steps = {precision: _stepper(precision, images) for precision in get_args(Precision)}
     times: dict[str, list[float]] = {precision: [] for precision in steps}
@@ -168,7 +168,7 @@ def _timed(images: int, *, rounds: int) -> Speed:
             began = time.perf_counter()
             step()
             times[precision].append(time.perf_counter() - began)
-    return Speed(**{precision: min(taken) for precision, taken in times.items()})
+    return PrecisionSpeed(**{precision: min(taken) for precision, taken in times.items()})
 
 
 def _stepper(precision: Precision, images: int) -> Callable[[], None]:

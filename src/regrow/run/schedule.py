@@ -13,14 +13,14 @@ from regrow.jobs.base import Job
 
 
 @dataclass(eq=False)
-class Node:
+class ScheduledJob:
     """A job in its graph."""
 
     job: Job
     key: str
     index: int
     work: float  # FLOPs, at least 1, so that jobs of unknown cost count as a step each
-    dependents: "list[Node]" = field(default_factory=list)
+    dependents: "list[ScheduledJob]" = field(default_factory=list)
     num_waiting_for: int = 0
     chain: float = 0.0  # work from here to the end of the longest chain
     closed: bool = False  # done, failed or blocked
@@ -42,20 +42,20 @@ class Schedule:
         for node in reversed(self.nodes.values()):  # dependents come after their inputs
             node.chain = node.work + max((later.chain for later in node.dependents), default=0.0)
         self.num_open = len(self.nodes)
-        self._ready: list[tuple[float, int, Node]] = []
+        self._ready: list[tuple[float, int, ScheduledJob]] = []
         for node in self.nodes.values():
             if node.num_waiting_for == 0:
                 self.put_back(node)
 
-    def take(self) -> Node | None:
+    def take(self) -> ScheduledJob | None:
         """Return the next job that can start, or None when all that is left waits for others."""
         return heapq.heappop(self._ready)[2] if self._ready else None
 
-    def put_back(self, node: Node) -> None:
+    def put_back(self, node: ScheduledJob) -> None:
         """Take a job back that was handed out and not done."""
         heapq.heappush(self._ready, (-node.chain, node.index, node))
 
-    def finish(self, node: Node) -> None:
+    def finish(self, node: ScheduledJob) -> None:
         """Note that a job is done, which may make others ready."""
         self._close(node)
         for later in node.dependents:
@@ -63,10 +63,10 @@ class Schedule:
             if later.num_waiting_for == 0 and not later.closed:
                 self.put_back(later)
 
-    def fail(self, node: Node) -> list[Node]:
+    def fail(self, node: ScheduledJob) -> list[ScheduledJob]:
         """Note that a job failed; returns those that cannot be done without it."""
         self._close(node)
-        blocked: list[Node] = []
+        blocked: list[ScheduledJob] = []
         stack = [node]
         while stack:
             for later in stack.pop().dependents:
@@ -76,17 +76,17 @@ class Schedule:
                     stack.append(later)
         return sorted(blocked, key=lambda node: node.index)
 
-    def _close(self, node: Node) -> None:
+    def _close(self, node: ScheduledJob) -> None:
         node.closed = True
         self.num_open -= 1
 
 
-def _expand(jobs: list[Job]) -> dict[str, Node]:
+def _expand(jobs: list[Job]) -> dict[str, ScheduledJob]:
     """Collect jobs and all they stand on, once each, every job after its inputs.
 
     A loop, not a recursion: the rounds of a lottery make long chains.
     """
-    nodes: dict[str, Node] = {}
+    nodes: dict[str, ScheduledJob] = {}
     opened: set[str] = set()
     stack = jobs[::-1]
     while stack:
@@ -96,7 +96,7 @@ def _expand(jobs: list[Job]) -> dict[str, Node]:
             stack.pop()
         elif key in opened:
             stack.pop()
-            nodes[key] = Node(job, key, index=len(nodes), work=max(job.flops, 1.0))
+            nodes[key] = ScheduledJob(job, key, index=len(nodes), work=max(job.flops, 1.0))
         else:
             opened.add(key)
             stack.extend(before for before in reversed(job.inputs) if before.key not in opened)

@@ -104,7 +104,7 @@ _CHOSEN_BY_DATA = (
 )
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Write each operation to a tape. Tensors are told by identity, so all are kept alive."""
 
     def __init__(self, tape: Tape) -> None:
@@ -183,7 +183,7 @@ def record(model: nn.Module, example: Any) -> Tape:
     _refuse_lazy(model)
     modules = model.named_modules()
     tape = Tape(compiled=frozenset(n for n, m in modules if isinstance(m, torch.jit.ScriptModule)))
-    recorder = _Recorder(tape)
+    recorder = _TapeRecorder(tape)
     for name, parameter in model.named_parameters():
         index = recorder.enter(parameter)
         tape.names[index] = name
@@ -264,7 +264,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _owners(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
+def _owners(model: nn.Module, recorder: _TapeRecorder) -> Iterator[None]:
     """Keep the recorder's stack of running modules, and note what passes through movers."""
 
     def entering(name: str) -> Callable[..., None]:

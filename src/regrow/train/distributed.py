@@ -172,11 +172,11 @@ def _update_factor(norm: _BatchNorm) -> float:
 
 def ranks_sum(tensor: Tensor, ranks: Ranks) -> Tensor:
     """Return the sum of a tensor over all ranks; its gradient is the sum of theirs."""
-    result: Tensor = _Sum.apply(tensor, ranks)
+    result: Tensor = _SumOverRanks.apply(tensor, ranks)
     return result
 
 
-class _Sum(torch.autograd.Function):
+class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
         ctx.ranks = ranks

@@ -18,7 +18,7 @@ from regrow.reproduce.rules import (
     WITHIN_SPREAD,
     Ask,
     Claim,
-    Evidence,
+    ClaimEvidence,
     Judgement,
     Rule,
     every,
@@ -50,7 +50,7 @@ SECTIONS = {
     "Further checks": range(28, 34),
 }
 Where = Mapping[str, tuple[str, ...]]
-Judge = Callable[[Evidence], Judgement]
+Judge = Callable[[ClaimEvidence], Judgement]
 
 
 def _of(
@@ -113,7 +113,7 @@ def _iterative(first: str, second: str, *, rules: tuple[Rule, ...], against: boo
 def _needs(what: str) -> tuple[Judge]:
     """Make the part that no printed number can decide."""
 
-    def judge(evidence: Evidence) -> Judgement:
+    def judge(evidence: ClaimEvidence) -> Judgement:
         del evidence
         why = f"not testable on the printed numbers; needed: {what}"
         return untestable("Beyond the tables", why=why)

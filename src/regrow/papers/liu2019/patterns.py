@@ -11,7 +11,7 @@ from regrow.report.words import listed, p_value, signed
 from regrow.reproduce.contrasts import Contrast
 from regrow.reproduce.curves import CurveContrast, opposed, parameters_at
 from regrow.reproduce.printed import records
-from regrow.reproduce.rules import Evidence, Judgement, Outcome, untestable
+from regrow.reproduce.rules import ClaimEvidence, Judgement, Outcome, untestable
 from regrow.reproduce.weights import NEAR, near_zero
 
 CONSISTENT = 0.10  # std over mean of a width, "at most about 10%"
@@ -19,10 +19,10 @@ ALMOST_NONE = 0.1  # of the share of the unpruned network's weights that are nea
 EVEN = 2.0  # shares kept within a factor of two count as nearly uniform
 
 
-def leave_one_method_out(contrast: Contrast) -> Callable[[Evidence], Judgement]:
+def leave_one_method_out(contrast: Contrast) -> Callable[[ClaimEvidence], Judgement]:
     """Pool the tested rows without each method in turn: does the mean rest on one of them?"""
 
-    def ask(evidence: Evidence) -> Judgement:
+    def ask(evidence: ClaimEvidence) -> Judgement:
         name, asks = "without each method in turn", "no mean worse by the margin"
         pairs = evidence.tally(contrast).pairs
         methods = dict.fromkeys(p.row["method"] for p in pairs if p.comparison.p is not None)
@@ -53,10 +53,12 @@ def leave_one_method_out(contrast: Contrast) -> Callable[[Evidence], Judgement]:
     return ask
 
 
-def families_apart(structured: Contrast, unstructured: Contrast) -> Callable[[Evidence], Judgement]:
+def families_apart(
+    structured: Contrast, unstructured: Contrast
+) -> Callable[[ClaimEvidence], Judgement]:
     """Compare the row differences of two families by a two-sample Welch test."""
 
-    def ask(evidence: Evidence) -> Judgement:
+    def ask(evidence: ClaimEvidence) -> Judgement:
         where = " and ".join(structured.where["dataset"])
         name = f"row differences, Tables 1-5 against 6, {where}"
         asks = "structured above unstructured, p < 0.05"
@@ -86,10 +88,10 @@ def families_apart(structured: Contrast, unstructured: Contrast) -> Callable[[Ev
     return ask
 
 
-def larger_lead(high: Contrast, low: Contrast) -> Callable[[Evidence], Judgement]:
+def larger_lead(high: Contrast, low: Contrast) -> Callable[[ClaimEvidence], Judgement]:
     """Ask whether each row leads by more than all rows of the same network pruned less."""
 
-    def ask(evidence: Evidence) -> Judgement:
+    def ask(evidence: ClaimEvidence) -> Judgement:
         name, asks = "lead against the same network pruned less", "larger in every row"
         smaller: dict[tuple[str, str], list[float]] = {}
         for pair in evidence.tally(low).pairs:
@@ -116,13 +118,13 @@ def larger_lead(high: Contrast, low: Contrast) -> Callable[[Evidence], Judgement
     return ask
 
 
-def times_fewer(contrast: CurveContrast, times: float) -> Callable[[Evidence], Judgement]:
+def times_fewer(contrast: CurveContrast, times: float) -> Callable[[ClaimEvidence], Judgement]:
     """Ask that the first curve, at one of its points, needs so many times fewer parameters.
 
     Than the other needs for the same accuracy: the fewest at which the other reaches it.
     """
 
-    def ask(evidence: Evidence) -> Judgement:
+    def ask(evidence: ClaimEvidence) -> Judgement:
         sides = f"{contrast.second} over {contrast.first}"
         name = f"parameters of {sides} at equal accuracy, {contrast.where}"
         points = evidence.measured("curves", where={"figure": contrast.figure})
@@ -148,7 +150,7 @@ def times_fewer(contrast: CurveContrast, times: float) -> Callable[[Evidence], J
     return ask
 
 
-def consistent_widths(evidence: Evidence) -> Judgement:
+def consistent_widths(evidence: ClaimEvidence) -> Judgement:
     """Ask that no layer's width varies between runs by more than a tenth of its mean."""
     name, asks = "std over mean of each width", f"at most {100 * CONSISTENT:g}%"
     frame = evidence.measured("widths")
@@ -172,7 +174,7 @@ def consistent_widths(evidence: Evidence) -> Judgement:
     )
 
 
-def late_redundancy(evidence: Evidence) -> Judgement:
+def late_redundancy(evidence: ClaimEvidence) -> Judgement:
     """Test the shares kept for a fall over stages (Page's L), ever steeper with the ratio.
 
     Reference: Page, Ordered hypotheses for multiple treatments, J. Am. Stat. Assoc. 1963.
@@ -201,7 +203,7 @@ def late_redundancy(evidence: Evidence) -> Judgement:
     )
 
 
-def flatter_than_vgg(evidence: Evidence) -> Judgement:
+def flatter_than_vgg(evidence: ClaimEvidence) -> Judgement:
     """Ask that PreResNet's shares kept spread less over stages than VGG's at each common ratio."""
     name, asks = "spread over stages, Table 18", "below VGG's (Table 21) at every common ratio"
     flat, steep = _stages(evidence, 18), _stages(evidence, 21)
@@ -222,10 +224,10 @@ def flatter_than_vgg(evidence: Evidence) -> Judgement:
     )
 
 
-def even_cells(number: int) -> Callable[[Evidence], Judgement]:
+def even_cells(number: int) -> Callable[[ClaimEvidence], Judgement]:
     """Ask that all kernel positions of all stages keep shares within a factor of two."""
 
-    def ask(evidence: Evidence) -> Judgement:
+    def ask(evidence: ClaimEvidence) -> Judgement:
         name, asks = f"shares kept, Table {number}", f"within a factor of {EVEN:g} at every ratio"
         cells = evidence.measured("sparsity", where={"table": number})
         if cells.empty:
@@ -244,7 +246,7 @@ def even_cells(number: int) -> Callable[[Evidence], Judgement]:
     return ask
 
 
-def few_near_zero(evidence: Evidence) -> Judgement:
+def few_near_zero(evidence: ClaimEvidence) -> Judgement:
     """Ask for almost no weights near zero after fine-tuning, and for some after retraining."""
     panel = "Unstructured Pruning"
     name = f"share of weights within {NEAR:g} of zero, Figure 8, {panel}"
@@ -285,7 +287,7 @@ def _network(row: Mapping[str, Any]) -> tuple[str, str]:
     return row["dataset"], row["model"]
 
 
-def _stages(evidence: Evidence, number: int) -> pd.DataFrame | None:
+def _stages(evidence: ClaimEvidence, number: int) -> pd.DataFrame | None:
     """Spread a table of shares kept by ratio (rows) and stage; None unless it is whole."""
     cells = evidence.measured("sparsity", where={"table": number})
     if cells.empty:
