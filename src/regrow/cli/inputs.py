@@ -1,4 +1,4 @@
-"""What commands read before they work: study files, stores and files of extensions."""
+"""The inputs of commands: study files, stores and files of extensions."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence

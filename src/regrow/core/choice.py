@@ -9,6 +9,17 @@ from regrow.core.registry import canonical
 from regrow.errors import ConfigError
 
 
+def frozen(arguments: Mapping[str, Any], *, of: str) -> str:
+    """Return arguments as canonical JSON, which is hashable and cannot be changed from outside."""
+    try:
+        return json.dumps(dict(arguments), sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The arguments of {of} must map names to numbers, texts, true or false, or lists of "
+            f"these. Got {arguments!r} ({error})."
+        ) from error
+
+
 @dataclass(frozen=True, init=False, repr=False)
 class Choice:
     """A name and keyword arguments; hashable, and equal to another that asks for the same.
@@ -18,20 +29,13 @@ class Choice:
     """
 
     name: str
-    _arguments: str  # canonical JSON, so that nobody can change them from outside
+    _arguments: str  # as ``frozen`` returns them
 
     def __init__(self, name: str, **arguments: Any) -> None:
         if not isinstance(name, str):
             raise ConfigError(f"A name must be a text. Got {name!r}.")
-        try:
-            text = json.dumps(arguments, sort_keys=True, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"The arguments of {name!r} must be numbers, texts, true or false, or lists of "
-                f"these. Got {arguments!r} ({error})."
-            ) from error
         object.__setattr__(self, "name", canonical(name))
-        object.__setattr__(self, "_arguments", text)
+        object.__setattr__(self, "_arguments", frozen(arguments, of=repr(name)))
 
     @property
     def arguments(self) -> dict[str, Any]:

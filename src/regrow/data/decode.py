@@ -1,4 +1,4 @@
-"""From encoded bytes to pixels, with Pillow and a pool of threads."""
+"""Decoding of encoded images to pixels, with Pillow and a pool of threads."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Which rows of a data set are for training, for validation and for testing."""
+"""The split of a data set's rows into training, validation and test."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

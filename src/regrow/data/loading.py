@@ -1,4 +1,4 @@
-"""From what a study asks for to images ready for training; and the identity of that content."""
+"""Loading of data sets, ready for training, and the fingerprint of their content."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, replace

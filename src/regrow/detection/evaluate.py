@@ -1,4 +1,4 @@
-"""How well a detector finds objects: VOC 2007's 11-point AP, and COCO's AP by torchmetrics."""
+"""Average precision of a detector: VOC 2007's 11-point AP, and COCO's AP by torchmetrics."""
 
 import math
 from collections.abc import Sequence

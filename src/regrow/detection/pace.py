@@ -1,4 +1,4 @@
-"""What a detector takes before there is one: planned FLOPs, and seconds on this machine.
+"""Estimates for a detector that is yet to be trained: FLOPs, and seconds on this machine.
 
 Both are those of an uncut detector on a classifier as first drawn.
 """

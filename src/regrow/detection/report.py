@@ -1,4 +1,4 @@
-"""What a detection study found: its runs, and the average precisions behind each mAP."""
+"""Results of a detection study: its runs, and the average precisions behind each mAP."""
 
 from collections.abc import Sequence
 from dataclasses import replace

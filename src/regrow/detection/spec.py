@@ -1,4 +1,4 @@
-"""What a study asks of its detection data: one frozen, checked value."""
+"""The detection data that a study asks for: one frozen, checked value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

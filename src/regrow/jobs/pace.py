@@ -1,4 +1,4 @@
-"""What a job tells an estimate of its time: its setting, and which measured speeds it uses."""
+"""The setting of a job's training, and the measured speeds that its time estimate uses."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol

@@ -23,6 +23,7 @@ from typing import (
     get_type_hints,
 )
 
+from regrow.core.choice import frozen
 from regrow.core.global_rng import drawing
 from regrow.core.registry import Registry, canonical, check_arguments
 from regrow.core.seeds import derive
@@ -126,20 +127,13 @@ class ModelSpec:
     """
 
     name: str
-    _arguments: str  # canonical JSON, so that a spec is hashable and cannot be changed from outside
+    _arguments: str  # as ``frozen`` returns them
 
     def __init__(self, name: str, arguments: Mapping[str, Any] | None = None) -> None:
         if not isinstance(name, str):
             raise ConfigError(f"A model name must be a text. Got {name!r}.")
-        try:
-            text = json.dumps(dict(arguments or {}), sort_keys=True, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"The arguments of model {name!r} must map names to numbers, texts, true or false, "
-                f"or lists of these. Got {arguments!r} ({error})."
-            ) from error
         object.__setattr__(self, "name", canonical(name))
-        object.__setattr__(self, "_arguments", text)
+        object.__setattr__(self, "_arguments", frozen(arguments or {}, of=f"model {name!r}"))
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a study and a store to runs: what each cell's record says, and what it cost in all."""
+"""The runs of a study, read from a store: each cell's record, and its total cost."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace

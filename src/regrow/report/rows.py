@@ -1,4 +1,4 @@
-"""From single runs to the rows of a table: one ``Run`` a seed, one row a cell and arm.
+"""Rows of a table, made of single runs: one ``Run`` a seed, one row a cell and arm.
 
 Nothing here depends on the machine, the date or the order in which trainings ended: the runs come
 in the study's order and the rows keep it, so that ``rows.csv`` is byte for byte the same however

@@ -1,4 +1,4 @@
-"""How figures are written for people: the same in the terminal, in Markdown and in LaTeX."""
+"""Formatting of numbers for people, the same in the terminal, in Markdown and in LaTeX."""
 
 import math
 

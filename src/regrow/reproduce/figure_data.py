@@ -1,4 +1,4 @@
-"""What a figure plots, as numbers: a frame for its CSV, and rows of text for people.
+"""The numbers that a figure plots: a frame for its CSV, and rows of text for people.
 
 What has not been run stands in the rows as such, and in the frame with n = 0 or not at all.
 """

@@ -1,4 +1,4 @@
-"""How a table is asked for, and which images stand for the paper's.
+"""The request for a table or figure, and the images that stand for the paper's.
 
 Images that are not the paper's go by a label that says so, and by a sentence for the report.
 """

@@ -1,4 +1,4 @@
-"""What is measured in the networks themselves: widths, shares kept, where weights lie.
+"""Measurements of the networks themselves: widths, shares kept, distributions of weights.
 
 Each measure reads the masks or weights that a store holds of a part, and gives one row for each
 figure and seed: labels as the printed cells have them, ``seed`` and ``value``.

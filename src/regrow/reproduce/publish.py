@@ -1,4 +1,4 @@
-"""What a reproduction leaves in its folder.
+"""Writing of a reproduction's tables, figures and pages into its folder.
 
 ``report.md``: the table as the paper lays it out, ours in each cell, or the figure with its
 numbers, and the limits of it; ``table.tex``: the table for LaTeX. ``cells.csv`` (accuracies),

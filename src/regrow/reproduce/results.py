@@ -1,4 +1,4 @@
-"""What a store holds of a table or a figure, in the places of the paper's printed cells."""
+"""Results of a table or a figure from a store, in the places of the paper's printed cells."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

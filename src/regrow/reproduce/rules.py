@@ -1,4 +1,4 @@
-"""How the parts of a claim are judged.
+"""Rules that judge the parts of a claim.
 
 An outcome is strict. ``holds``: the test that the claim needs shows it. ``does not hold``: the rows
 speak against it; of a claim about every row, one plain counterexample does. ``partly``: neither,

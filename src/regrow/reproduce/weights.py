@@ -1,4 +1,4 @@
-"""Where the weights of networks lie: the bins of Figure 8, and which share is near zero."""
+"""Distributions of weights: the bins of Figure 8, and the share near zero."""
 
 import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Before a run: look into all that a store holds of its jobs, and set aside what is damaged."""
+"""The check of a store before a run: damaged files of its jobs are set aside."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""What a pruning did to a network, as a value that can be done to any network of the same model."""
+"""The edit of a network by a pruning, a value that applies to any network of the same model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

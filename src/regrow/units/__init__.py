@@ -1,1 +1,1 @@
-"""What pruning methods remove, one file for each kind: the registry of units."""
+"""Units, the things that pruning methods remove; one file for each kind."""

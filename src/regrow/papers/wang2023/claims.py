@@ -1,4 +1,4 @@
-"""What Tables 4, 6 and 7 are printed to show: the winner depends on schedules and budgets."""
+"""Claims of Tables 4, 6 and 7: the winner depends on schedules and budgets."""
 
 from regrow.reproduce.contrasts import Contrast
 from regrow.reproduce.rules import AT_LEAST, BETTER, Ask, Claim, Rule, every, most
