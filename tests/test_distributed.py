@@ -322,6 +322,6 @@ def test_ctrl_c_stops_all_ranks_in_good_order(
     os.kill(pid, signal.SIGINT)
     _, told = under_way.communicate(timeout=60)
     assert under_way.returncode != 0
-    assert "The same command goes on from here" in told
+    assert "The same command resumes" in told
     assert "cannot go on" not in told
     goes_on(tmp_path)

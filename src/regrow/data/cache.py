@@ -169,8 +169,8 @@ def _set_aside(path: Path) -> None:
     notices = _NOTICES.get()
     if notices is not None:
         notices.append(
-            f"The cache entry {path} was altered after it was written: it was moved to "
-            f"{aside.name} and made anew."
+            f"The cache entry {path} does not fit its digest: it was moved to {aside.name} and "
+            "made anew."
         )
 
 

@@ -98,7 +98,7 @@ class Conductor:
         if self._schedule.num_open:
             raise Interrupted(
                 f"Stopped: {self._num_done} of {self._num_total} jobs are done, what was under way "
-                f"is kept. The same command goes on from here."
+                f"is kept. The same command resumes."
             )
         return Summary(
             done=tuple(self._done),
