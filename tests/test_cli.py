@@ -506,7 +506,7 @@ def test_ctrl_c_stops_in_good_order_and_goes_on(
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert re.search(r"regrow: Stopped: 0 of 1 jobs are done, .* The same command goes on", err)
+    assert re.search(r"regrow: Stopped: 0 of 1 jobs are done, .* The same command resumes", err)
     assert out == ""
     assert list(tmp_path.glob("regrow-store/running/*/checkpoint.safetensors"))
     assert "1 stopped half-way" in command("status", "study.yaml").out
