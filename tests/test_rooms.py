@@ -3,6 +3,7 @@ functions and files stay short, and the command line starts without PyTorch.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Container, Iterator
@@ -272,3 +273,36 @@ def test_names_are_read_off_the_source_as_imports_register_them() -> None:
         assert declared.complete
         built_in = {n for n in registry.names() if str(PACKAGE) in registry.origin(n)}
         assert set(declared.module_of) == built_in
+
+
+# Networks may call their building blocks alike, as their papers do.
+SHARED_CLASS_NAMES = {"Block", "Bottleneck"}
+UNSETTLED_ROOM = PACKAGE / "detection"
+
+
+def test_each_class_name_has_one_meaning() -> None:
+    places: dict[str, list[str]] = {}
+    for file in files().values():
+        if UNSETTLED_ROOM in file.parents:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and node.name not in SHARED_CLASS_NAMES:
+                place = f"{file.relative_to(PACKAGE).as_posix()}:{node.lineno}"
+                places.setdefault(node.name.lstrip("_"), []).append(place)
+    repeated = {name: where for name, where in places.items() if len(where) > 1}
+    assert not repeated, f"rename one of each: {repeated}"
+
+
+def test_docstrings_say_what_a_thing_is_or_does() -> None:
+    question = re.compile(r"(What|How|Which|Who|Whose|Whether|Why|Where|When|From|Of)\b")
+    indirect = []
+    for file in files().values():
+        if UNSETTLED_ROOM in file.parents:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                if question.match(text):
+                    name = file.relative_to(PACKAGE).as_posix()
+                    indirect.append(f"{name}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}")
+    assert not indirect, "begin with a noun or a verb:\n" + "\n".join(indirect)

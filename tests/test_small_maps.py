@@ -55,7 +55,7 @@ def test_a_product_is_no_further_from_the_truth_than_a_convolution(
     def product(run: Callable[[], Tensor]) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16), as_products(conv):
             y = run()
-        assert "_Product" in type(y.grad_fn).__name__
+        assert "_MatrixConvolution" in type(y.grad_fn).__name__
         return y
 
     other, mine = results(conv, x, plainly), results(conv, x, product)
@@ -85,7 +85,7 @@ def test_other_convolutions_stay_what_they_are(conv: nn.Conv2d, size: int) -> No
         expected = conv(x)
         with as_products(conv):
             y = conv(x)
-    assert "_Product" not in type(y.grad_fn).__name__
+    assert "_MatrixConvolution" not in type(y.grad_fn).__name__
     assert torch.equal(y, expected)
 
 
@@ -116,7 +116,7 @@ def test_training_in_bf16_takes_products_and_nothing_else_does() -> None:
             if node is None or node in known:
                 continue
             known.add(node)
-            seen += "_Product" in type(node).__name__
+            seen += "_MatrixConvolution" in type(node).__name__
             todo += [following for following, _ in node.next_functions]
         return seen
 

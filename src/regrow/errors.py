@@ -55,7 +55,7 @@ class Interrupted(RegrowError):
 
 
 class RanksLost(Interrupted):
-    """Of several ranks, one ended, so that the others cannot go on."""
+    """One of several ranks ended, so that the others cannot continue."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

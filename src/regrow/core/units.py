@@ -78,7 +78,7 @@ class Unit:
 
     @property
     def masked(self) -> bool:
-        """Whether units are held at zero in a network of full size, rather than cut out."""
+        """True if units are masked in a network of full size, rather than cut out."""
         return self.weights is not None
 
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from regrow.cost.operations import memory_of, name_of, products, tensors_in
-from regrow.cost.zeros import Held
+from regrow.cost.zeros import MaskFollower
 from regrow.models.layers import FunctionalReLU
 from regrow.surgery import Select
 from regrow.surgery.mask import Mask, kept_weights
@@ -101,7 +101,7 @@ class Counted:
 def count(model: nn.Module, example: Any, mask: Mask | None = None) -> Counted:
     """Measure a network, and compare with the first version of the counter."""
     kept = {} if mask is None else kept_weights(mask, model)
-    held = Held(model, kept) if kept else None
+    held = MaskFollower(model, kept) if kept else None
     parameters = dict(model.named_parameters())
     modules = dict(model.named_modules())
     names = {memory_of(parameter): name for name, parameter in parameters.items()}
@@ -134,7 +134,7 @@ def count(model: nn.Module, example: Any, mask: Mask | None = None) -> Counted:
 class _Count:
     """A running count while a network runs."""
 
-    held: Held | None
+    held: MaskFollower | None
     modules: Mapping[nn.Module, str]  # to their names
     names: Mapping[int, str]  # of parameters, by their memory
     macs: int = 0

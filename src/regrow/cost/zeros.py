@@ -20,7 +20,7 @@ _PRODUCTS = ("mul", "_weight_norm_interface")
 _MOVES = ("cat", "stack", "index_select", "repeat", "flip", "roll")
 
 
-class Held:
+class MaskFollower:
     """Masked weights, followed from operation to operation."""
 
     def __init__(self, model: nn.Module, kept_weights: Mapping[str, Tensor]) -> None:

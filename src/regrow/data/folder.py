@@ -85,7 +85,7 @@ class _Half:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _SplitFolders:
     """The folder of each split, with what was not read."""
 
     halves: dict[str, _Half]
@@ -139,7 +139,7 @@ def _base(spec: DataSpec) -> Path:
     return base
 
 
-def _find(spec: DataSpec) -> _Found:
+def _find(spec: DataSpec) -> _SplitFolders:
     """Find the folders of classes: for training, testing and validation where there are any."""
     base = _base(spec)
     folders = folders_in(base)
@@ -166,7 +166,7 @@ def _find(spec: DataSpec) -> _Found:
         notices.append(
             f"These folders are of no split by their names and are not read: {_shown(others)}."
         )
-    return _Found(halves, tuple(notices))
+    return _SplitFolders(halves, tuple(notices))
 
 
 def _splits(spec: DataSpec, base: Path, folders: list[Path]) -> dict[str, Path]:
@@ -207,7 +207,7 @@ def _splits(spec: DataSpec, base: Path, folders: list[Path]) -> dict[str, Path]:
     return splits
 
 
-def _half_alone(base: Path, folders: list[Path]) -> _Found:
+def _half_alone(base: Path, folders: list[Path]) -> _SplitFolders:
     """Read a folder whose folders are all classes, some of them named like a split."""
     named = [path.name for path in folders if split_called(path.name)]
     if len(named) > 1 and "train" in map(split_called, named):
@@ -221,7 +221,7 @@ def _half_alone(base: Path, folders: list[Path]) -> _Found:
             f"{_shown(named)} holds images and no folders of classes, as the other folders do: it "
             "is read as a class."
         )
-    return _Found({"train": half}, tuple(notices))
+    return _SplitFolders({"train": half}, tuple(notices))
 
 
 def _half(root: Path) -> tuple[_Half, list[str]]:

@@ -149,7 +149,7 @@ def hugging_face(spec: DataSpec) -> Raw:
     or truths.
     """
     found = find(spec)
-    parts: dict[str, _Part] = {}
+    parts: dict[str, _ReadSplit] = {}
     notices = list(found.notices)
     for split, files in found.splits.items():
         part = _read(spec, files, train=parts.get("train"))
@@ -182,7 +182,7 @@ def hugging_face(spec: DataSpec) -> Raw:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _ReadSplit:
     """One split as read: its images, and its labels if it has a column of them."""
 
     images: ParquetImages
@@ -195,7 +195,7 @@ class _Part:
         return self.images.files[0]
 
 
-def _read(spec: DataSpec, files: tuple[Path, ...], *, train: _Part | None) -> _Part:
+def _read(spec: DataSpec, files: tuple[Path, ...], *, train: _ReadSplit | None) -> _ReadSplit:
     """Read the labels of a split's files, and where its images are.
 
     Other splits than ``train`` have the labels of its column, or none.
@@ -215,17 +215,17 @@ def _read(spec: DataSpec, files: tuple[Path, ...], *, train: _Part | None) -> _P
         if others
     )
     if label not in schema.names or pa.types.is_null(schema.field(label).type):
-        return _Part(images, label, None, notices)
+        return _ReadSplit(images, label, None, notices)
     labels = LabelColumn(
         column=label,
         values=pa.concat_arrays([_values(file, label) for file in files]),
         names=_class_names(files, label),
         where=images.where,
     )
-    return _Part(images, label, labels, notices)
+    return _ReadSplit(images, label, labels, notices)
 
 
-def _left_out(part: _Part) -> str | None:
+def _left_out(part: _ReadSplit) -> str | None:
     """Say why a split cannot be used, if so."""
     if not len(part.images):
         return "it is empty"

@@ -117,7 +117,7 @@ _Key = tuple[bytes, bytes | None]
 _Bytes = NDArray[np.uint8]  # [C, H, W]
 
 
-class _Batch(NamedTuple):
+class _DecodedBatch(NamedTuple):
     """A batch that is being decoded: ready when all its parts are."""
 
     pixels: Tensor
@@ -151,7 +151,7 @@ class StreamedImages(Images):
         self._shorter = shorter
         self._channels = channels
         self._pool = ThreadPoolExecutor(num_threads(), thread_name_prefix="decode")
-        self._announced: OrderedDict[_Key, _Batch] = OrderedDict()
+        self._announced: OrderedDict[_Key, _DecodedBatch] = OrderedDict()
 
     @property
     def labels(self) -> Tensor:
@@ -195,7 +195,7 @@ class StreamedImages(Images):
             part.result()
         return batch.pixels
 
-    def _submit(self, indices: Tensor, seeds: Tensor | None) -> "_Batch":
+    def _submit(self, indices: Tensor, seeds: Tensor | None) -> "_DecodedBatch":
         """Begin to decode images into their places of one tensor."""
         rows = [self._rows[i] for i in indices.tolist()]
         each = [None] * len(rows) if seeds is None else seeds.flatten().tolist()
@@ -204,7 +204,7 @@ class StreamedImages(Images):
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=_on_gpu())
         # As an array: who scores is in inference mode, and its tensors take no writes from threads.
         places = pixels.numpy()
-        return _Batch(
+        return _DecodedBatch(
             pixels,
             [
                 self._pool.submit(self._decode, place, row, seed)

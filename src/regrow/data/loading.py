@@ -56,7 +56,7 @@ class Dataset:
 
     @property
     def of_images(self) -> bool:
-        """Whether examples are images, which are augmented and normalised on their way."""
+        """True if examples are images, which are augmented and normalised when they are read."""
         return self.channels > 0
 
     @property
@@ -69,7 +69,7 @@ class Dataset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Held:
+class _ReadyImages:
     """The images of a data set: their shape, and a way to take rows of a split."""
 
     take: Callable[[Split, Tensor], Images]
@@ -180,7 +180,7 @@ def _splits(raw: Raw) -> dict[str, Split]:
     return {name: part for name, part in found.items() if part is not None}
 
 
-def _hold_streamed(raw: Raw, spec: DataSpec) -> _Held | None:
+def _hold_streamed(raw: Raw, spec: DataSpec) -> _ReadyImages | None:
     """Stream encoded images if they would not fit into the memory limit, else return None."""
     parts = _splits(raw).values()
     sources = [part.images for part in parts if not isinstance(part.images, Tensor)]
@@ -215,7 +215,7 @@ def _hold_streamed(raw: Raw, spec: DataSpec) -> _Held | None:
             channels=channels,
         )
 
-    return _Held(take=take, channels=channels, size=size, streamed=True)
+    return _ReadyImages(take=take, channels=channels, size=size, streamed=True)
 
 
 def _look_at_all(source: Encoded, spec: DataSpec) -> Look:
@@ -237,7 +237,7 @@ def _one_side(sizes: Iterable[tuple[int, int]], spec: DataSpec) -> int:
     return sides.pop()
 
 
-def _hold_in_memory(raw: Raw, spec: DataSpec) -> _Held:
+def _hold_in_memory(raw: Raw, spec: DataSpec) -> _ReadyImages:
     """Decode all images, bring them to one number of channels, and check that sizes agree."""
     parts = _splits(raw).values()
     _check_memory(parts, spec)
@@ -260,7 +260,7 @@ def _hold_in_memory(raw: Raw, spec: DataSpec) -> _Held:
             chosen = chosen.repeat(1, channels, 1, 1)  # a grey split beside a coloured one
         return MemoryImages(chosen, part.labels[rows])
 
-    return _Held(take=take, channels=channels, size=height, streamed=False)
+    return _ReadyImages(take=take, channels=channels, size=height, streamed=False)
 
 
 def _check_memory(parts: Iterable[Split], spec: DataSpec) -> None:
@@ -291,14 +291,14 @@ def _pixels(part: Split, spec: DataSpec) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _augmentation(held: _Held) -> str:
+def _augmentation(held: _ReadyImages) -> str:
     if held.streamed:
         return "resized-crop-flip"
     # One channel is mostly signs (digits, letters), which a flip turns into others.
     return "shift" if held.channels == 1 else "pad-crop-flip"
 
 
-def _normalisation(raw: Raw, spec: DataSpec, *, held: _Held, train: Images) -> Normalisation:
+def _normalisation(raw: Raw, spec: DataSpec, *, held: _ReadyImages, train: Images) -> Normalisation:
     """Choose mean and std: given, else by name, else the data set's own, else computed."""
     if spec.mean is not None and spec.std is not None:
         chosen = Normalisation(mean=spec.mean, std=spec.std)

@@ -16,7 +16,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Found:
+class SplitFiles:
     """The files of each split, and what was not read."""
 
     splits: dict[str, tuple[Path, ...]]
@@ -31,7 +31,7 @@ class _Place(NamedTuple):
     name: str
 
 
-def find(spec: DataSpec) -> Found:
+def find(spec: DataSpec) -> SplitFiles:
     """Find the Parquet files of each split."""
     base = _base(spec)
     files = [file for file in files_below(base) if file.suffix.lower() == ".parquet"]
@@ -52,7 +52,7 @@ def find(spec: DataSpec) -> Found:
         f"{', '.join(map(str, others[:3]))}{', ...' if len(others) > 3 else ''}."
     )
     splits = {split: tuple(by_split[split]) for split in SPLIT_NAMES if split in by_split}
-    return Found(splits, (notice,) if others else ())
+    return SplitFiles(splits, (notice,) if others else ())
 
 
 def _place(file: Path, base: Path) -> _Place | None:

@@ -205,7 +205,7 @@ class Arm:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether it learns from the unpruned network's outputs."""
+        """True if the arm learns from the unpruned network's outputs."""
         return self.objective is not None and make_objective(self.objective).needs_teacher
 
     def budget_ratio(self, ratio: float) -> float:

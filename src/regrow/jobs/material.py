@@ -32,17 +32,17 @@ class Material:
 
     @property
     def classes(self) -> int:
-        """How many classes a model of images is told; 0 where it is told none."""
+        """The number of classes that a model of images is told; 0 if it is told none."""
         return dict(self.told).get("classes", 0)
 
     @property
     def metric(self) -> Metric:
-        """What networks are scored by."""
+        """The metric that networks are scored by."""
         return TASKS.get(self.task).metric
 
     @property
     def chance(self) -> float | None:
-        """What the metric's baseline scores, as reports show it."""
+        """The score of the metric's baseline, as reports show it."""
         return None if self.baseline is None else self.metric.reported(self.baseline)
 
     def model(self, model: ModelSpec) -> ModelSpec:

@@ -33,7 +33,7 @@ class Pace(Protocol):
 
     @property
     def seconds(self) -> float:
-        """How long a job may rehearse that no other measurement helps."""
+        """The longest rehearsal of a job for which no other measurement stands in, in seconds."""
 
     def ratio(self, prune: "Prune") -> float:
         """FLOPs of the unpruned network over those of the pruned one, known or guessed."""

@@ -70,14 +70,14 @@ def imagenet_preresnet(
         stride = 1 if stage == 1 else 2
         blocks: list[nn.Module] = [First(ends, stride=stride, has_branch=has_first)]
         ends[0] = channels = ends[-1]
-        blocks += [Unit(ends) for _ in range(num_branches - has_first)]
+        blocks += [PreactivationUnit(ends) for _ in range(num_branches - has_first)]
         parts.append((f"stage{stage}", nn.Sequential(*blocks)))
     parts += [("norm", nn.BatchNorm2d(channels)), ("relu", nn.ReLU())]
     init = Init(conv_fan="in", linear="kaiming")
     return Classifier(named(parts), nn.Linear(channels, classes), init=init)
 
 
-class Unit(nn.Module):
+class PreactivationUnit(nn.Module):
     """Norm, ReLU and convolution three times (1x1, 3x3, 1x1), added to the raw input."""
 
     def __init__(self, widths: Sequence[int]) -> None:

@@ -62,7 +62,7 @@ def cost_target(name: str, *, timed: bool = False) -> Callable[[MeasureCost], Me
 
 @dataclass(frozen=True)
 class CostShare:
-    """How much of a cost may be left: ``CostShare("macs", 0.5)`` is at most half of the MACs."""
+    """The share of a cost that may remain: ``CostShare("macs", 0.5)``, at most half of the MACs."""
 
     name: str
     share: float

@@ -29,7 +29,7 @@ def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a store holds of a study, as a report takes it."""
+    """The results of a study in a store, as a report takes them."""
 
     runs: tuple[Run, ...]
     failures: tuple[Failure, ...]

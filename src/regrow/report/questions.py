@@ -52,9 +52,9 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked about two arms; equal for the cells over which it is asked.
+    """A question about two arms; equal for the cells over which it is asked.
 
-    Of the best arm ``first`` is None, because it differs between cells.
+    ``first`` is None for the best arm, because that differs between cells.
     """
 
     about: About
@@ -64,13 +64,13 @@ class Question:
 
     @property
     def rank(self) -> tuple[int, bool]:
-        """Where it stands in an answer: what the study is about first, equal FLOPs before all."""
+        """The place in an answer: the study's main questions first, equal FLOPs before all."""
         kinds: tuple[About, ...] = ("scratch", "ticket", "best")
         return kinds.index(self.about), not (self.first is not None and self.first.equal_flops)
 
     @property
     def wants(self) -> Literal["as good", "better"]:
-        """What the question asks to be shown for a yes."""
+        """The relation that has to be shown for a yes."""
         return "better" if self.about == "ticket" else "as good"
 
     @property

@@ -103,12 +103,12 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether there is a result to count."""
+        """True if the run has a result."""
         return self.status == "done"
 
     @property
     def unpruned(self) -> bool:
-        """Whether the network is whole: no method cut it."""
+        """True if no method pruned the network."""
         return self.sparsity is None and self.target is None
 
     @property

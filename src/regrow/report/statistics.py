@@ -66,7 +66,7 @@ class Equivalence:
 
 @dataclass(frozen=True, kw_only=True)
 class Signs:
-    """How many rows go up and down, with the exact two-sided sign test over the untied ones."""
+    """Numbers of rows that go up and down, with the exact two-sided sign test over untied ones."""
 
     up: int
     down: int

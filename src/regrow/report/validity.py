@@ -72,7 +72,7 @@ EXCLUDING: tuple[Rule, ...] = ("parent at chance", "arms at chance", "not conver
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How one training ended: its mean loss in the last epoch, and its fall an epoch before that.
+    """The end of one training: its mean loss in the last epoch, and the fall per epoch before it.
 
     ``fall`` is taken over the epochs at the last rate, without the first of them where there are
     more than two, because a drop of the rate shows there; None for a single one.
@@ -103,7 +103,7 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What is known of one arm over its seeds: its score by a metric, as reports show it.
+    """Facts about one arm over its seeds: its score by a metric, as reports show it.
 
     ``chance`` is what the metric's baseline scores, ``num_test`` counts test examples (None for
     mAP, which is no count), ``error`` is the standard error over them where the metric is no count;
@@ -152,7 +152,7 @@ class Evidence:
 
     @property
     def above_chance(self) -> bool | None:
-        """Whether the arm is above chance, by this module's rule; None where nobody can know.
+        """True if the arm is above chance by this module's rule; None if that is not known.
 
         >>> Evidence(mean=10.0, std=0.0, n=5, num_test=10_000, chance=10.0).above_chance
         False
@@ -188,7 +188,7 @@ class Reason:
 
     @property
     def excludes(self) -> bool:
-        """Whether the comparison takes no part in any conclusion."""
+        """True if the comparison takes no part in any conclusion."""
         return self.rule in EXCLUDING
 
     @property

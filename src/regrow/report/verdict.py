@@ -39,7 +39,7 @@ TOO_FINE: Rule = "margin below one image"  # forbids to call equivalent what is 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What one cell says about one arm against another; ``comparison`` is arm minus against.
+    """The outcome of one arm against another in one cell; ``comparison`` is arm minus against.
 
     ``p`` and ``p_equivalence`` are corrected over the cells of one ``question``; ``needed``
     estimates the seeds that would decide an undecided cell, if more seeds can. ``reasons`` say what
@@ -70,22 +70,22 @@ class Verdict:
 
     @property
     def metric(self) -> Metric:
-        """What the arms were scored by."""
+        """The metric that the arms were scored by."""
         return self.question.metric
 
     @property
     def left_out_for(self) -> Reason | None:
-        """Why it takes no part in conclusions: the weightiest reason, if there is one."""
+        """The weightiest reason to leave the comparison out of conclusions, if there is one."""
         return next((reason for reason in self.reasons if reason.excludes), None)
 
     @property
     def counts(self) -> bool:
-        """Whether it takes part in conclusions: it has results, and is not left out."""
+        """True if the comparison takes part in conclusions: it has results and is not left out."""
         return bool(self.differences) and self.left_out_for is None
 
     @property
     def same(self) -> bool:
-        """Whether both arms have the same score in every one of several seeds."""
+        """True if both arms have the same score in every one of several seeds."""
         return len(self.differences) > 1 and all(abs(d) <= ROUNDING for _, d in self.differences)
 
 

@@ -44,7 +44,7 @@ HOW = (
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What the evidence says of a claim; ``n`` lists the seeds behind a cell (1 = single runs)."""
+    """The evidence's outcome for a claim; ``n`` lists the seeds behind a cell (1 = single runs)."""
 
     claim: Claim
     outcome: Outcome

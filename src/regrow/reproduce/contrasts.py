@@ -39,9 +39,10 @@ LeftOut = dict[str, tuple[Reason, ...]]  # rows that allow no conclusion, by nam
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """Which rows are compared: ``first`` minus ``second`` of the column ``by``.
+    """Two groups of rows to compare: ``first`` minus ``second`` in the column ``by``.
 
-    ``second`` may list arms of which a row has one. ``where`` keeps rows by the values of columns.
+    ``second`` may list several arms; a row has one of them. ``where`` selects rows by the values of
+    columns.
     """
 
     first: str
@@ -52,7 +53,7 @@ class Contrast:
 
     @property
     def name(self) -> str:
-        """What is subtracted from what, where: ``scratch-b - fine-tuned, Table 4, CIFAR-10``."""
+        """The difference in words: ``scratch-b - fine-tuned, Table 4, CIFAR-10``."""
         lead = "" if self.by == "arm" else f"{self.by} "
         minus = f"{lead}{self.first} - {lead}{' or '.join(self.second)}"
         tables = f"Table{'s' * (len(self.tables) > 1)} {', '.join(map(str, self.tables))}"
@@ -64,7 +65,7 @@ class Contrast:
 
     @property
     def absent(self) -> str:
-        """Why there may be nothing to compare."""
+        """The reason when there is nothing to compare."""
         return "not run"
 
 
@@ -91,14 +92,14 @@ class Pair:
         return f"{self.where} {signed(self.comparison.difference)}"
 
     def significant(self, *, corrected: bool) -> bool:
-        """Whether the difference is significant, before or after Holm."""
+        """Return whether the difference is significant, before or after Holm's correction."""
         p = self.p if corrected else self.comparison.p
         return p is not None and p < ALPHA
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """What the rows of a contrast show together; differences in points.
+    """The rows of a contrast together; differences in points.
 
     ``beyond`` counts points of a curve that have no counterpart on the other.
     """

@@ -36,10 +36,10 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class CurveContrast:
-    """Which curves are compared: ``first`` minus ``second``, at each point of the first.
+    """Two curves to compare: ``first`` minus ``second``, at each point of the first.
 
-    In the panels of a figure whose names begin with ``panels``. At equal shares pruned, the
-    unpruned network is left out: both series begin with it.
+    They stand in the panels of a figure whose names begin with ``panels``. At equal shares pruned,
+    the unpruned network is left out, because both series begin with it.
     """
 
     figure: int
@@ -50,7 +50,7 @@ class CurveContrast:
 
     @property
     def name(self) -> str:
-        """What is subtracted from what, where."""
+        """The difference in words, with the figure."""
         return f"{self.first} - {self.second} at equal {self.at}, {self.where}"
 
     @property
@@ -60,7 +60,7 @@ class CurveContrast:
 
     @property
     def absent(self) -> str:
-        """Why there may be nothing to compare."""
+        """The reason when there is nothing to compare."""
         return (
             f"no numbers of these curves; needed: points over the same {self.at}, as `regrow "
             f"reproduce figure-{self.figure}` writes them"

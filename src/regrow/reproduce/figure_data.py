@@ -51,7 +51,7 @@ class FigureData:
 
     @property
     def summary(self) -> str:
-        """How much of it has been run."""
+        """The number of rows that have been run."""
         done = sum(NOT_RUN not in row for row in self.rows)
         return f"{done} of {len(self.rows)} rows have been run"
 

@@ -31,7 +31,7 @@ STEP = 5_000  # between ticks of Figure 8's vertical axis
 
 @dataclass(frozen=True)
 class Style:
-    """How a series is drawn; one of dashed lines has hollow markers, to be seen over another."""
+    """The look of a series; dashed lines get hollow markers, to be seen on top of another."""
 
     colour: str
     marker: str
@@ -39,7 +39,7 @@ class Style:
 
     @property
     def options(self) -> dict[str, Any]:
-        """How matplotlib is told; a star needs more room than other markers."""
+        """The keyword arguments for matplotlib; a star needs more room than other markers."""
         return {
             "color": self.colour,
             "marker": self.marker,

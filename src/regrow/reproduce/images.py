@@ -21,7 +21,7 @@ IMAGENET, VOC = "imagenet", "voc2007"  # what detectors are trained on, in this 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """How a table is asked for: at which scale, on which data, with how many seeds, which rows."""
+    """The options of a reproduction: its scale, data, number of seeds and rows."""
 
     scale: Scale
     data: Mapping[str, str] = field(default_factory=dict)

@@ -119,7 +119,7 @@ class Sheet:
 
     @property
     def caution(self) -> str:
-        """Why cells of ours have no difference to the printed ones; empty if all have."""
+        """The reasons why measured cells show no difference to the printed ones, if some do not."""
         departed = [cell.departs for cell in self.cells if cell.departs]
         reasons = dict.fromkeys(reason for one in departed for reason in one.split(BETWEEN_REASONS))
         if not reasons:
@@ -133,7 +133,7 @@ class Sheet:
 
     @property
     def note(self) -> str:
-        """How much has been run, and what the words beside a difference mean."""
+        """The number of cells that have been run, and a key to the words beside differences."""
         done = [cell.agreement for cell in self.cells if cell.agreement]
         counts = [sum(agreement.within is word for agreement in done) for word in (True, False)]
         text = f"{self.num_run} of {len(self.cells)} cells have been run."

@@ -26,10 +26,10 @@ TAR_SLACK = 20_480  # what an archive is filled up with at its end
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """What is known of a published data set.
+    """The known facts about a published data set.
 
-    ``same`` looks at data of these numbers of images and classes, and returns why it is not the
-    original, or why that cannot be told; empty where it is.
+    ``same`` looks at data with these numbers of images and classes, and returns why they are not
+    the original, or why that cannot be decided; empty if they are.
     """
 
     classes: int
@@ -40,10 +40,10 @@ class Original:
 
 @dataclass(frozen=True, kw_only=True)
 class CellImages:
-    """What a cell is trained and tested on, for which of the paper's data sets.
+    """The images that a cell is trained and tested on, for one of the paper's data sets.
 
-    What is fetched under the set's own name, and does not stand in for it, is checked by its
-    published checksums.
+    A data set that is downloaded under its own name, not a stand-in, is checked by its published
+    checksums.
     """
 
     dataset: str

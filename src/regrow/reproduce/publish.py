@@ -49,7 +49,7 @@ class Published:
 
     @property
     def caption(self) -> str:
-        """What it shows, in one line."""
+        """The caption of the figure or table, one line."""
         if self.figure:
             return self.figure.caption
         assert self.sheet is not None, "what is no figure is a table"
@@ -57,7 +57,7 @@ class Published:
 
     @property
     def summary(self) -> str:
-        """How much there is, in one line."""
+        """The number of cells or rows with results, one line."""
         if self.sheet:
             done = [cell.agreement for cell in self.sheet.cells if cell.agreement]
             within = sum(agreement.within is True for agreement in done)

@@ -21,10 +21,10 @@ MAY_BE_EMPTY = ("mean", "std", "parameters", *KNOWN)
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduced:
-    """What was written of our own: accuracies, and what else there is.
+    """The numbers that ``regrow reproduce`` wrote: accuracies, and other measurements.
 
-    ``widths`` and ``sparsity`` (shares kept) are cells of tables. ``curves``: the points of each
-    figure that has such (``curves.POINT``), and ``figure``, its number. ``weights``: the bins of
+    ``widths`` and ``sparsity`` (shares kept) are cells of tables. ``curves``: the points of figures
+    with curves (``curves.POINT``), and ``figure``, their number. ``weights``: the bins of
     Figure 8 (``weights.BIN``).
     """
 

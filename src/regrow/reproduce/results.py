@@ -24,11 +24,11 @@ from regrow.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResults:
-    """What a store holds of a part: its runs in the order of the cells, and what failed.
+    """The results of a part in a store: its runs in the order of the cells, and the failures.
 
-    ``complete`` tells whether every job asked for has its result. ``measured`` is what the entry
-    shows beyond accuracies, a row for each figure and seed: see ``measures``; ``parents``, where
-    prunings are shown, what is known of the networks that were pruned.
+    ``complete`` tells whether every job asked for has its result. ``measured`` has the entry's
+    numbers beyond accuracies, a row for each figure and seed: see ``measures``; ``parents``, where
+    prunings are shown, has the facts about the networks that were pruned.
     """
 
     part: PlannedStudy

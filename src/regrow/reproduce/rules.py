@@ -33,11 +33,11 @@ ROWS: Mapping[Measured, tuple[tuple[str, ...], bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimEvidence:
-    """What a claim is judged on: results, and what else there is.
+    """The evidence that a claim is judged on: accuracies, and other measurements.
 
     ``widths`` and ``sparsity`` (shares kept) are cells of tables; ``curves`` are the points of
     figures and ``weights`` the bins of histograms, as ``read_cells`` finds them. Rows that allow no
-    conclusion are left out of all that is asked, and noted with the reasons in ``left_out``.
+    conclusion are always left out, and noted with the reasons in ``left_out``.
     """
 
     paper: Paper
@@ -51,7 +51,7 @@ class ClaimEvidence:
 
     @property
     def known(self) -> bool:
-        """Whether it says of its networks what conclusions need."""
+        """True if the rows carry the facts about their networks that conclusions need."""
         frames = [getattr(self, name) for name in ("results", *ROWS)]
         return all(has_known(frame) for frame in frames if frame is not None and len(frame))
 
@@ -88,7 +88,7 @@ TURNED = {"up": "down", "down": "up", "above": "below", "worse": "better", "minu
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What a part of a claim asks of a tally, in words and as a judgement.
+    """A condition that a claim puts on a tally, in words and as a judgement.
 
     The words name directions in braces: {up}, {down}, {above} and {worse} turn round when a
     contrast is judged by its negative, and {minus} is then a sign. ``each`` says that the rule is

@@ -17,9 +17,9 @@ from regrow.train import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """What is taken of a study's numbers; None takes them as they are.
+    """A reduction of a study's numbers; None leaves them as they are.
 
-    Networks of another width than the published ones are trained here instead of taken.
+    Networks of another width than the published ones are trained instead of loaded pretrained.
 
     Attributes:
         epochs: factor on every number of epochs; at least one is left.
@@ -49,7 +49,7 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionScale:
-    """What a scale takes of a study of detectors beside the rest.
+    """A scale's further reductions of a study of detectors.
 
     Attributes:
         detector: another one than the paper's, as a study names it.

@@ -105,7 +105,7 @@ def expanded(experiment: Experiment) -> Iterator[Cell]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pruned:
+class _Guides:
     """Networks pruned by another method, for what it prunes to follow: one a seed."""
 
     experiment: Experiment
@@ -118,7 +118,7 @@ class _Pruned:
         return tuple(_prune(self.experiment, parent, self.use, cut) for parent in parents)
 
 
-def _source(experiment: Experiment, source: Source, model: ModelSpec, data: Material) -> _Pruned:
+def _source(experiment: Experiment, source: Source, model: ModelSpec, data: Material) -> _Guides:
     """Return the networks that a method follows, which may be of another model and data set."""
     other = replace(
         experiment,
@@ -140,7 +140,7 @@ def _source(experiment: Experiment, source: Source, model: ModelSpec, data: Mate
             "order: take the pattern 'from' a network and images with as many."
         )
     plain = tuple(_train(other, theirs, network, seed) for seed in other.seeds)
-    return _Pruned(experiment=other, use=_in_network(source.use, network, theirs), plain=plain)
+    return _Guides(experiment=other, use=_in_network(source.use, network, theirs), plain=plain)
 
 
 def _parent(experiment: Experiment, plain: Train, use: MethodUse, cut: Cut) -> Train:

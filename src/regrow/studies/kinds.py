@@ -47,7 +47,7 @@ class AnyStudy(Protocol):
 
     @property
     def experiments(self) -> tuple[Experiment, ...]:
-        """What is compared, by network and data set."""
+        """The comparisons of the study, by network and data set."""
 
     def cells(self) -> "list[Cell]":
         """Expand into the rows of the table, one cell a seed, in report order."""

@@ -43,7 +43,7 @@ class Edit:
 
     @property
     def masked(self) -> bool:
-        """Whether what goes is held at zero in a network of full size."""
+        """True if removed units are masked in a network of full size."""
         return UNITS.get(self.mask.unit).masked
 
     def cut(self, network: nn.Module, trace: Trace | None = None) -> nn.Module:

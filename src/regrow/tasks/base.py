@@ -26,7 +26,7 @@ Conclude = Callable[[Sequence[float]], tuple[float, float | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is learnt of a data set.
+    """A learning problem on a data set: examples, objective and metric.
 
     Attributes:
         metric: what networks are scored by.

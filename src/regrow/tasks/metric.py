@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What the rows of a report hold, how it is written, and how fine it is.
+    """The score in the rows of a report, with its names, direction and resolution.
 
     Attributes:
         key: its name in a record, where it stands unscaled (an accuracy as a share).

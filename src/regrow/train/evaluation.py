@@ -23,7 +23,7 @@ EVALUATION_BATCH = 256  # the paper's
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a network scored by its task's metric, unscaled, of ``num`` examples; its mean ``loss``.
+    """A network's score by its task's metric, unscaled, on ``num`` examples; its mean ``loss``.
 
     ``error`` is the score's standard error over the examples, None where it follows from the count.
     """

@@ -63,7 +63,7 @@ class MaskedWeights:
 
 @dataclass(kw_only=True)
 class SparsePasses:
-    """How many weights took part in the passes of a training whose masks change.
+    """A count of the weights that took part in the passes of a training whose masks change.
 
     An image takes three passes: forward, and backward once for the inputs' gradients and once for
     the weights'. The last is dense where gradients of masked weights are looked at.

@@ -62,12 +62,14 @@ class Objective:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Entry:
+class _ObjectiveEntry:
     objective: Objective
     bounds: Mapping[str, tuple[float, float]]  # the least and the most of arguments
 
 
-OBJECTIVES: Registry[_Entry] = Registry("objective", "regrow.train", register="register_objective")
+OBJECTIVES: Registry[_ObjectiveEntry] = Registry(
+    "objective", "regrow.train", register="register_objective"
+)
 
 
 def register_objective(
@@ -89,7 +91,7 @@ def register_objective(
             count=count,
             needs_teacher=needs_teacher,
         )
-        OBJECTIVES.add(name, _Entry(objective=value, bounds=bounds or {}), origin=losses)
+        OBJECTIVES.add(name, _ObjectiveEntry(objective=value, bounds=bounds or {}), origin=losses)
         return losses
 
     return register

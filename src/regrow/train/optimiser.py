@@ -93,12 +93,14 @@ class Optimiser:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Entry:
+class _UpdateEntry:
     update: Update
     state: Callable[[Mapping[str, Any]], Sequence[str]]
 
 
-OPTIMISERS: Registry[_Entry] = Registry("optimiser", "regrow.train", register="register_optimiser")
+OPTIMISERS: Registry[_UpdateEntry] = Registry(
+    "optimiser", "regrow.train", register="register_optimiser"
+)
 
 
 def register_optimiser(
@@ -112,7 +114,7 @@ def register_optimiser(
 
     def register(update: F) -> F:
         names = state if callable(state) else lambda _: state
-        OPTIMISERS.add(name, _Entry(update=update, state=names), origin=update)
+        OPTIMISERS.add(name, _UpdateEntry(update=update, state=names), origin=update)
         return update
 
     return register

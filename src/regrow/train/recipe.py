@@ -22,7 +22,7 @@ Decayed = Literal["all", "factors", "weights"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is descended, by which updates, at which learning rates, on which images.
+    """Training settings: objective, optimiser, learning rates, and augmentation.
 
     ``schedule``: ``drops`` multiplies the rate by ``drop_factor`` at each share of ``drop_at``;
     ``every`` does so once in each ``drop_every`` share; ``constant``; ``cosine`` (down to zero).
@@ -140,7 +140,7 @@ class Recipe:
 
     @property
     def ends_at_zero(self) -> bool:
-        """Whether the rate falls to almost zero update by update, so that it has no last one."""
+        """True if the learning rate falls to almost zero step by step, without a last value."""
         return self.schedule in BY_STEP
 
     def last_lr(self) -> float:

@@ -61,7 +61,9 @@ def _applies(module: nn.Conv2d) -> bool:
 def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Return what a convolution returns."""
     if x.dim() == 4 and 0 < _pixels(conv, x) <= PIXELS and len(x) > 0:
-        y: Tensor = _Product.apply(x.bfloat16(), conv.weight, conv.bias, conv.stride, conv.padding)
+        y: Tensor = _MatrixConvolution.apply(
+            x.bfloat16(), conv.weight, conv.bias, conv.stride, conv.padding
+        )
         return y
     return type(conv).forward(conv, x)
 
@@ -76,7 +78,7 @@ def _pixels(conv: nn.Conv2d, x: Tensor) -> int:
     return height * width if min(height, width) > 0 else 0
 
 
-class _Product(Function):
+class _MatrixConvolution(Function):
     @staticmethod
     def forward(
         ctx: Any,

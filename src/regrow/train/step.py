@@ -72,7 +72,7 @@ class Numbers(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a step learns from, on the device."""
+    """The examples of one step, on the device."""
 
     pixels: Tensor  # augmented bytes
     labels: Tensor

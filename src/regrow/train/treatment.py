@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Where a training stands when it calls a hook.
+    """The progress of a training when it calls a hook.
 
     ``step`` and ``lr`` are tensors of one number within steps on a GPU, because those are recorded.
 
@@ -58,7 +58,7 @@ class Moment:
 
     @property
     def epoch(self) -> int:
-        """How many epochs were finished before."""
+        """The number of epochs finished before."""
         return self.step // self.steps_per_epoch
 
     @property
@@ -85,7 +85,7 @@ Hook = Callable[["nn.Module", Moment], None]
 
 @dataclass(frozen=True, kw_only=True)
 class MaskUpdates:
-    """How a treatment changes which weights are masked (held at zero), while a network trains.
+    """A treatment's changes to masks (weights held at zero) while a network trains.
 
     Masks are by parameter: tensors of 1 (stays) and 0 of the parameter's shape, which ``change``
     overwrites in place (``masks[name].copy_(kept)``). A weight that is unmasked starts at zero, and
