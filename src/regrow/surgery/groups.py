@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from regrow.errors import TraceError
 
-Kind = Literal["conv", "linear", "grouped", "stream", "view", "block"]
+Kind = Literal["conv", "linear", "grouped", "head", "stream", "view", "block"]
 Role = Literal["producer", "bias", "norm", "reader", "mover"]
 
 WIDTH = ":width"  # after a norm's name: not a tensor but the number of channels it was told
@@ -37,10 +37,12 @@ class Group:
     """Units (channels) that can be cut, and everything that each of them touches.
 
     ``kind``: ``conv`` and ``linear`` have one producer; the units of ``grouped`` are the groups of
-    a grouped convolution, each with the channels that go in and come out; a ``stream`` has several
-    producers, united by residual additions; a ``view`` is a norm's own selection of a stream's
-    channels; a ``block`` is no channels but a residual block, whose branch is its one unit.
-    ``norms`` are the modules that normalise the units without changing them.
+    a grouped convolution, each with the channels that go in and come out; those of a ``head`` are
+    attention heads, each with rows of queries, keys and values and columns of what reads them
+    (where heads share keys and values, a unit is a key-value head with its queries' heads); a
+    ``stream`` has several producers, united by residual additions; a ``view`` is a norm's own
+    selection of a stream's channels; a ``block`` is no channels but a residual block, whose branch
+    is its one unit. ``norms`` are the modules that normalise the units without changing them.
     """
 
     name: str
