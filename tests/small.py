@@ -15,7 +15,7 @@ from regrow.jobs.arms import ARMS
 from regrow.models import FROM_DATA, MODELS, ModelSpec, build
 from regrow.pruning.costs import COST_TARGETS
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS
-from regrow.studies.kinds import KINDS
+from regrow.studies.study import KINDS
 from regrow.surgery import Trace, trace
 from regrow.tasks import TASKS
 from regrow.train import Moment, Recipe

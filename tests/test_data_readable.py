@@ -14,7 +14,7 @@ from image_files import image, image_folder, parquet_folder, png, write_parquet
 from regrow.data import DataSpec, fingerprint, load
 from regrow.data.decode import TURNS, fit, open_image, to_rgb, upright_size
 from regrow.errors import DataError
-from regrow.jobs.material import notices
+from regrow.jobs.base import notices
 from regrow.studies.study import Study
 
 STREAMED = {"memory_limit_bytes": 0}

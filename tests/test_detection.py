@@ -43,7 +43,7 @@ from regrow.pruning.select import select
 from regrow.report.collect import results_of
 from regrow.run import run
 from regrow.store import Store
-from regrow.studies.kinds import from_json, load
+from regrow.studies.study import from_json, load
 from regrow.surgery import shrink, silence, trace
 from regrow.train import Recipe
 

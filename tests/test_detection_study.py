@@ -19,8 +19,7 @@ from regrow.run import estimate as estimates
 from regrow.run.estimate import estimate
 from regrow.run.gpu_sharing import gang
 from regrow.store import Store
-from regrow.studies.kinds import from_json, kind_of, load
-from regrow.studies.study import Study
+from regrow.studies.study import Study, from_json, kind_of, load
 
 pytest.importorskip("torchmetrics")
 

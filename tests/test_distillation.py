@@ -12,8 +12,8 @@ from regrow.core.choice import Choice
 from regrow.core.seeds import seeded
 from regrow.data import normalise
 from regrow.errors import ConfigError
-from regrow.jobs.costs import model_cost
 from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import model_cost
 from regrow.report import summarise
 from regrow.report.collect import results_of
 from regrow.run import run

@@ -10,10 +10,9 @@ import torch
 
 from commands import STUDY
 from regrow.jobs.base import Job, all_jobs
-from regrow.jobs.costs import model_cost
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
-from regrow.jobs.train import Train
+from regrow.jobs.train import Train, model_cost
 from regrow.run import estimate as room
 from regrow.run.estimate import _Line, estimate
 from regrow.store import Store

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from regrow.core.global_rng import drawing
 from regrow.core.seeds import seeded
 from regrow.errors import Interrupted, TrainingError
-from regrow.jobs.base import Job, Outcome, Untimed
-from regrow.jobs.context import Context
+from regrow.jobs.base import Context, Job, Outcome, Untimed
 from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build, initialise_, register_model
 from regrow.run import Event, JobFailed, JobProgress, Summary

@@ -24,12 +24,10 @@ from regrow.jobs.arms import (
     Arm,
     Budget,
 )
-from regrow.jobs.base import Job
-from regrow.jobs.costs import model_cost
-from regrow.jobs.material import Material
+from regrow.jobs.base import Job, Material
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain, _draw_sparse_, flops_ratio
-from regrow.jobs.train import Train, Treated
+from regrow.jobs.train import Train, Treated, model_cost
 from regrow.models import MODELS, ModelSpec, build, register_model
 from regrow.pruning.method import METHODS
 from regrow.run import run

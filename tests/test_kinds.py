@@ -7,7 +7,7 @@ import pytest
 
 from regrow.report.collect import Results, results_of
 from regrow.store import Store
-from regrow.studies.kinds import KINDS, from_json, kind_of, register_study_kind
+from regrow.studies.study import KINDS, from_json, kind_of, register_study_kind
 
 
 def test_a_study_of_an_own_kind_is_read_and_its_results_too(

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from regrow.errors import ConfigError
 from regrow.jobs.arms import WINNING_TICKET
-from regrow.jobs.context import advance
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
-from regrow.jobs.train import Train
+from regrow.jobs.train import Train, advance
 from regrow.models import build
 from regrow.report.collect import collect
 from regrow.run import run

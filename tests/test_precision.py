@@ -21,8 +21,8 @@ from regrow.run.precision import (
     slow_bf16,
 )
 from regrow.store import Store
-from regrow.studies.kinds import load
-from regrow.studies.study import Study, decided
+from regrow.studies.study import Study, load
+from regrow.studies.yaml_file import decided
 from regrow.train import Precision, Recipe
 
 STUDY = {

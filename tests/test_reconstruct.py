@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from regrow.data import load
 from regrow.errors import ConfigError
 from regrow.jobs.arms import FINE_TUNE, PRUNED, SCRATCH_E, WINNING_TICKET, Arm
-from regrow.jobs.material import Material
+from regrow.jobs.base import Material
 from regrow.jobs.prune import Prune, stored_edit
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train

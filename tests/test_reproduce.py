@@ -18,8 +18,7 @@ from regrow.detection.jobs import DetectionMaterial, PruneDetector, TrainDetecto
 from regrow.detection.model import Detector
 from regrow.detection.spec import DetectionSpec
 from regrow.errors import ConfigError, DataError
-from regrow.jobs.context import Context
-from regrow.jobs.material import Material
+from regrow.jobs.base import Context, Material
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build

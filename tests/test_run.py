@@ -22,8 +22,7 @@ from rich.console import Console
 from regrow.core import registry
 from regrow.core.durations import clock
 from regrow.errors import ConfigError, Interrupted, RanksLost, RegrowError, TrainingError
-from regrow.jobs.base import Outcome, Untimed
-from regrow.jobs.context import Context
+from regrow.jobs.base import Context, Outcome, Untimed
 from regrow.run import (
     Event,
     JobBlocked,

@@ -18,7 +18,7 @@ from regrow.detection.spec import DetectionSpec
 from regrow.reproduce import layout, originals
 from regrow.reproduce.originals import ORIGINALS, CellImages, Original, departs, scale_departs
 from regrow.reproduce.scales import SCALES, Scale, scaled, scaled_detection
-from regrow.studies.kinds import kind_of
+from regrow.studies.study import kind_of
 
 FILES = sorted({name for one in entries().values() for name in one.studies})
 

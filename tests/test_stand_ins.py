@@ -7,8 +7,8 @@ import pytest
 
 from commands import Command, write_study
 from regrow.errors import ConfigError
-from regrow.studies.data_overrides import pairs, replaced
-from regrow.studies.kinds import load
+from regrow.studies.study import load
+from regrow.studies.yaml_file import pairs, replaced
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from regrow.errors import RegrowError
-from regrow.studies.kinds import load
+from regrow.studies.study import load
 
 BASE = """\
 name: small

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from regrow.cli.terminal import complain, say
 from regrow.errors import StoreError
-from regrow.studies.data_overrides import pairs
+from regrow.studies.yaml_file import pairs
 
 if TYPE_CHECKING:
     from regrow.jobs.base import Job
     from regrow.run.precision import PrecisionChoice
     from regrow.store import Snapshot, Store
-    from regrow.studies.kinds import AnyStudy
+    from regrow.studies.study import AnyStudy
 
 
 def load_extensions(paths: Sequence[Path] | None) -> None:
@@ -37,7 +37,7 @@ def load_study(
 
     ``measure`` allows to time both precisions where the store holds no earlier choice.
     """
-    from regrow.studies.kinds import load
+    from regrow.studies.study import load
 
     others = pairs(data or ())
     load(path, data=others)  # a mistake is reported before PyTorch is imported, which takes seconds
@@ -73,7 +73,7 @@ def stored(store: "Store", specs: "Mapping[str, Mapping[str, Any]]") -> "Snapsho
 
 def warn_about(jobs: "Iterable[Job]", *, device: str = "cpu") -> None:
     """Print the notices of the jobs' data, and whether bfloat16 is slow on the device."""
-    from regrow.jobs.material import notices
+    from regrow.jobs.base import notices
     from regrow.run.precision import slow_bf16
 
     for notice in (*notices(jobs), slow_bf16(jobs, device)):

@@ -19,7 +19,7 @@ from regrow.cli.options import (
 )
 from regrow.cli.terminal import console, count, print_json
 from regrow.core.durations import in_words
-from regrow.studies.data_overrides import pairs
+from regrow.studies.yaml_file import pairs
 
 if TYPE_CHECKING:
     from regrow.run.estimate import Estimate

@@ -14,7 +14,7 @@ from regrow.cli.options import DEFAULT_STORE, DeviceOption, StoreOption, WithOpt
 from regrow.cli.terminal import EXIT_FAILED_JOBS, command_line, count, say
 from regrow.core.durations import in_words
 from regrow.errors import Interrupted, RegrowError
-from regrow.studies.data_overrides import pairs
+from regrow.studies.yaml_file import pairs
 
 if TYPE_CHECKING:
     from regrow.reproduce.images import Request
@@ -167,7 +167,7 @@ def _reproduce(
     device: str,
 ) -> "Published":
     """Run the unfinished jobs of a table or figure, and write its folder."""
-    from regrow.jobs.material import notices
+    from regrow.jobs.base import notices
     from regrow.reproduce.plan import prepare
     from regrow.reproduce.publish import publish
     from regrow.reproduce.results import read_back

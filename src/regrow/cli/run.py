@@ -35,14 +35,14 @@ from regrow.cli.terminal import (
 )
 from regrow.core.durations import clock
 from regrow.errors import ConfigError
-from regrow.studies.data_overrides import pairs
+from regrow.studies.yaml_file import pairs
 
 if TYPE_CHECKING:
     from regrow.report import Report
     from regrow.run import Summary
     from regrow.run.precision import PrecisionChoice
     from regrow.store import Store
-    from regrow.studies.kinds import AnyStudy
+    from regrow.studies.study import AnyStudy
 
 
 def quickstart(
@@ -177,7 +177,7 @@ def _report(
     study: "AnyStudy", store: "Store", out: Path | None, *, choice: "PrecisionChoice"
 ) -> "tuple[Report, list[str]]":
     """Write the report of a study, and return the status of each of its runs too."""
-    from regrow.jobs.material import notices
+    from regrow.jobs.base import notices
     from regrow.report import write
     from regrow.report.collect import results_of
 

@@ -1,7 +1,11 @@
-"""Type checks of values from users, shared by all that validates a number."""
+"""Checks of values from users: numbers, texts, lists and mappings."""
 
 import math
-from typing import TypeGuard
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+from regrow.errors import ConfigError, unknown
 
 
 def is_int(value: object, *, least: int | None = None) -> TypeGuard[int]:
@@ -24,3 +28,41 @@ def is_number(value: object) -> TypeGuard[float]:
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
+    """Return a mapping that has no other keys than those known."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must be a mapping of {', '.join(known)}. Got {value!r}.")
+    for key in value:
+        if key not in known:
+            raise ConfigError(f"{where}: {unknown('key', str(key), known)}")
+    return dict(value)
+
+
+def text(value: Any, field: str) -> str:
+    """Return a text that is one."""
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"The {field!r} must be a text. Got {value!r}.")
+    return value
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a list, of a single value if it is none."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def entry_of(value: Any, axis: str, known: Sequence[str]) -> dict[str, Any]:
+    """Read an entry of an axis: a name alone, or a mapping with a name in it."""
+    named = {"name": value} if isinstance(value, str) else value
+    given = mapping(named, f"{axis}: an entry", known)
+    if "name" not in given:
+        raise ConfigError(f"{axis}: an entry needs a 'name'. Got {value!r}.")
+    return given
+
+
+def refuse_twice(axis: str, names: Sequence[str], remedy: str) -> None:
+    """Refuse a name that stands twice in a list."""
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ConfigError(f"{axis}: {name!r} stands there twice; {remedy}.")

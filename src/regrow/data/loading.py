@@ -17,14 +17,13 @@ from regrow.data.images import Images, MemoryImages, StreamedImages
 from regrow.data.normalisation import IMAGENET, computed, recognised
 from regrow.data.readable import left_out as word_left_out
 from regrow.data.readable import without_unreadable
-from regrow.data.spec import DATASETS, DataSpec
+from regrow.data.spec import DATASETS, IMAGE_TASK, DataSpec
 from regrow.errors import ConfigError, DataError, unknown
 
 # The ImageNet test transform: shorter side 256 for a crop of 224.
 TEST_RESIZE = 256 / 224
 VERSION = 1  # raise it when the same spec and files come to mean other images
 DECODED_VERSION = 2  # of decoded copies; 2: pictures are turned upright
-IMAGE_TASK = "image-classification"
 
 
 @dataclass(frozen=True, kw_only=True)

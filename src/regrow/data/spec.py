@@ -22,6 +22,7 @@ from regrow.data.base import Arrays, Raw
 from regrow.errors import ConfigError, unknown
 
 AUGMENTATIONS = ("none", "flip", "shift", "pad-crop-flip", "resized-crop-flip")  # see ``augment``
+IMAGE_TASK = "image-classification"
 DATA_NAMES = "regrow.data"  # the package, and the entry point group, that hold data sets
 
 # 4 GB hold CIFAR-10 twenty times over; ImageNet exceeds it from 32 px upwards (3.9 GB) and streams.

@@ -26,12 +26,10 @@ from regrow.detection.spec import AUGMENTATIONS, DetectionSpec
 from regrow.detection.training import DetectionTraining
 from regrow.detection.voc import DetectionData, fingerprint, loaded
 from regrow.errors import ConfigError
-from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
-from regrow.jobs.context import Context, advance
-from regrow.jobs.pace import Pace
+from regrow.jobs.base import Context, Job, Keyed, Outcome, Pace, state_of, without_none
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
-from regrow.jobs.train import Train
+from regrow.jobs.train import Train, advance
 from regrow.models import ModelSpec, build
 from regrow.pruning.method import Method
 from regrow.pruning.select import select

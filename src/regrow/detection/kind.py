@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from regrow.studies.kinds import register_study_kind
+from regrow.studies.study import register_study_kind
 
 if TYPE_CHECKING:
     from regrow.detection.study import DetectionStudy

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+from regrow.core.validation import mapping, text
 from regrow.detection.evaluate import check_libraries
 from regrow.detection.jobs import (
     DetectionMaterial,
@@ -33,17 +34,14 @@ from regrow.detection.model import Detector
 from regrow.detection.spec import AUGMENTATIONS, VOC_RECIPE, DetectionSpec
 from regrow.errors import ConfigError, unknown
 from regrow.jobs.arms import UNPRUNED, Arm, Budget
-from regrow.jobs.base import Job
-from regrow.jobs.material import Material
+from regrow.jobs.base import Job, Material
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.pruning.method import METHODS, Method
-from regrow.studies.cuts import Cut
 from regrow.studies.expand import Cell
-from regrow.studies.experiment import Experiment, MethodUse
+from regrow.studies.experiment import Cut, Experiment, MethodUse
 from regrow.studies.study import Study, file_name, read_margin
-from regrow.studies.yaml_file import mapping, text
 from regrow.train import Recipe
 
 KEYS = (

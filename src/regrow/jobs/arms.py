@@ -1,17 +1,19 @@
 """Arms: retraining regimes - the weights that a pruned network starts from, and how it is trained.
 
 An arm is a value of a few fields (start, budget, schedule), so the paper's 36 training scripts are
-the few lines at the end of this file.
+the few lines below (``register_arm``). A study file names arms, and changes them (``read_arm``).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import floor
 from typing import Any, Literal, get_args
 
 from regrow.core.choice import Choice
 from regrow.core.registry import Registry, calling_file
-from regrow.core.validation import is_int, is_number
+from regrow.core.validation import entry_of, is_int, is_number, text
 from regrow.errors import ConfigError
+from regrow.pruning.method import METHODS
 from regrow.train import Recipe, make_objective
 from regrow.train.recipe import Schedule
 
@@ -314,3 +316,92 @@ DISTILLED = register_arm(
 
 # What a study runs that does not name its arms, in the order of its table.
 DEFAULT_ARMS = (UNPRUNED, PRUNED, FINE_TUNE, SCRATCH_E, SCRATCH_B, WINNING_TICKET, RANDOM_INIT)
+
+# An arm as a study file has it --------------------
+
+_ARM_KEYS = (
+    *("name", "like", "start", "epoch", "schedule", "drop_at", "schedule_epoch", "lr"),
+    *("treatment", "strength"),
+    *("epochs", "share", "budget", "cap", "objective"),
+)
+
+
+def read_arm(entry: Any) -> Arm:
+    """Read an arm: a registered name, or a name with what differs from itself or from ``like``."""
+    given = entry_of(entry, "arms", _ARM_KEYS)
+    name = text(given["name"], "name")
+    known = registered_arm(name)
+    if known is not None:
+        base = known
+        for key in ("like", "start"):
+            if key in given:
+                raise ConfigError(
+                    f"The arm {known.name!r} is what it is called; with {key!r} it needs another "
+                    "'name'."
+                )
+    elif "start" in given and "like" not in given:
+        budget, epoch = Budget(kind="equal-epochs"), given.get("epoch")
+        base = Arm(name=name, start=given["start"], budget=budget, epoch=epoch)
+    else:
+        base = ARMS.get(given.get("like", name))
+    if base in (UNPRUNED, PRUNED) and set(given) - {"name"}:
+        raise ConfigError(f"The arm {base.name!r} is measured, not trained: it takes no options.")
+    if isinstance(given.get("drop_at"), list):
+        given["drop_at"] = tuple(given["drop_at"])
+    fields = (
+        *("start", "epoch", "schedule", "drop_at", "schedule_epoch", "lr"),
+        *("treatment", "strength"),
+    )
+    _check_given_treatment(given)
+    if given.get("objective") is not None:
+        base = replace(base, objective=Choice.from_json(given["objective"]))
+    return replace(
+        base,
+        name=base.name if known is not None else name,
+        budget=_read_budget(given, base),
+        **{key: given[key] for key in fields if key in given},
+    )
+
+
+def _check_given_treatment(given: Mapping[str, Any]) -> None:
+    """Refuse an arm's treatment that is none of a method's, or that takes no strength."""
+    if given.get("treatment") is None:
+        return
+    where, name = f"The arm {given['name']!r}", text(given["treatment"], "treatment")
+    method = METHODS.get(name)
+    if method.treatment is None:
+        known = [each for each in METHODS.names() if METHODS.get(each).treatment is not None]
+        raise ConfigError(
+            f"{where}: the method {name!r} does nothing while a network trains, so it is no "
+            f"'treatment'. Methods that do: {', '.join(known)}."
+        )
+    if given.get("strength") is not None and not method.strength:
+        raise ConfigError(f"{where}: the treatment {name!r} takes no 'strength'.")
+
+
+def registered_arm(name: str) -> Arm | None:
+    """Return the arm that is registered under a name, or None."""
+    try:
+        return ARMS.get(name)
+    except ConfigError:
+        return None
+
+
+def _read_budget(given: Mapping[str, Any], base: Arm) -> Budget:
+    asked = [key for key in ("epochs", "share", "budget") if key in given]
+    if len(asked) > 1:
+        raise ConfigError(f"The arm {given['name']!r}: give one of {' and '.join(asked)}.")
+    budget = base.budget
+    if "epochs" in given:
+        budget = Budget(kind="epochs", amount=given["epochs"])
+    elif "share" in given:
+        budget = Budget(kind="share", amount=given["share"])
+    elif "budget" in given:
+        budget = Budget(kind=given["budget"])
+    if "cap" in given:
+        if budget.kind != "equal-flops":
+            raise ConfigError(
+                f"The arm {given['name']!r}: only a budget of equal FLOPs can have a 'cap'."
+            )
+        budget = replace(budget, cap=given["cap"])
+    return budget

@@ -1,27 +1,49 @@
-"""Jobs: frozen, picklable values that are pure functions of their specs and their inputs.
+"""Jobs, the data that they work on, and the context in which they run.
 
-A job runs anywhere, in this process or in a worker, and only through its ``Context``. Its key
-digests its kind, its version, its spec and the keys of its inputs. Change what a job means: raise
-its version.
+Jobs are frozen, picklable values: pure functions of their specs and their inputs. A job runs
+anywhere, in this process or in a worker, and only through its ``Context``. Its key digests its
+kind, its version, its spec and the keys of its inputs. Change what a job means: raise its version.
 
     def run(self, context):
         training = Training(..., context.dataset(self.data))
         advance(training, context)
         return Outcome({"accuracy": ...}, state_of(training.model))
+
+PyTorch, which takes seconds to import, is imported only where a job runs or looks at data.
 """
 
 import hashlib
 import json
-from collections.abc import Hashable, Iterable, Mapping
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from enum import IntEnum
+from functools import cached_property, lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from regrow.core.global_rng import TURN
+from regrow.data.cache import altered_entries
+from regrow.data.spec import IMAGE_TASK, DataSpec
+from regrow.errors import ConfigError, Damaged, Interrupted
+from regrow.models import MODELS, ModelSpec
+from regrow.store import Store
+from regrow.store.parts import MAIN
+from regrow.store.workspace import Workspace
+from regrow.tasks import TASKS, Metric, task_of
+from regrow.train import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from regrow.jobs.context import Context
-    from regrow.jobs.pace import Pace, Setting
+    from regrow.core.distributed import Ranks
+    from regrow.data import Dataset
+    from regrow.jobs.prune import Prune
+
+REPORT_SECONDS = 0.25  # four times a second is all that a person can follow
+PROGRESS_FILE_SECONDS = 2.0  # for `regrow status` in another terminal
+RANDOM_STATE = "context/random-state"  # beside the job's own tensors in a checkpoint
+OF_A_STEP = ("batch", "precision", "channels_last", "optimiser", "ema", "clip")
 
 
 class Job(Protocol):
@@ -137,3 +159,303 @@ def without_none(**fields: Any) -> dict[str, Any]:
 def state_of(model: "nn.Module") -> "dict[str, Tensor]":
     """Return a network's tensors as a record keeps them."""
     return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+
+
+# The data of a job, and the time that it takes --------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """The examples of a job: how to load them, the identity of their content, their shape.
+
+    ``told``: what a model's factory is given of them, by argument. ``baseline``: what the baseline
+    of the task's metric scores on the test set, unscaled, where it is known.
+    """
+
+    spec: DataSpec
+    content: str  # fingerprint, the same wherever the files lie
+    shape: tuple[int, ...]  # of one example, [1, ...]
+    told: tuple[tuple[str, int], ...]
+    num_train: int
+    num_test: int
+    task: str = IMAGE_TASK
+    baseline: float | None = None
+    notices: tuple[str, ...] = ()  # for people: no part of any key
+
+    @property
+    def classes(self) -> int:
+        """The number of classes that a model of images is told; 0 if it is told none."""
+        return dict(self.told).get("classes", 0)
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that networks are scored by."""
+        return TASKS.get(self.task).metric
+
+    @property
+    def chance(self) -> float | None:
+        """The score of the metric's baseline, as reports show it."""
+        return None if self.baseline is None else self.metric.reported(self.baseline)
+
+    def model(self, model: ModelSpec) -> ModelSpec:
+        """Return a model for these data; one that is told other things is a ``ConfigError``."""
+        told, wanted = dict(self.told), MODELS.get(model.name).told
+        if set(wanted) != set(told):
+            fitting = [n for n in MODELS.names() if set(MODELS.get(n).told) == set(told)]
+            raise ConfigError(
+                f"The model {model.name!r} is told {', '.join(wanted)}, and the data set "
+                f"{self.spec.name!r} (task {self.task}) tells {', '.join(told)}. Models for it: "
+                f"{', '.join(fitting) or 'none is registered'}."
+            )
+        return ModelSpec(model.name, {**model.arguments, **told})
+
+
+def material_of(spec: DataSpec) -> Material:
+    """Look at a data set: its shape, its size, the identity of its content, its task."""
+    if spec.task is not None:
+        TASKS.key(spec.task)  # what is unknown is said before data are read
+    from regrow.data import fingerprint, load  # imports PyTorch
+
+    with altered_entries() as altered:
+        dataset, content = load(spec), fingerprint(spec)
+    task = task_of(dataset)
+    code = TASKS.code(task.name)
+    return Material(
+        spec=spec,
+        content="-".join(filter(None, (content, code))),
+        shape=(1, *dataset.shape),
+        told=tuple(task.tell(dataset).items()),
+        num_train=len(dataset.train),
+        num_test=len(dataset.test),
+        task=task.name,
+        baseline=task.baseline(dataset),
+        notices=(*dataset.notices, *altered),
+    )
+
+
+def notices(jobs: Iterable[Job]) -> tuple[str, ...]:
+    """Return what people should know of the data that jobs look at, each once."""
+    data = (getattr(job, "data", None) for job in all_jobs(jobs).values())
+    return tuple(dict.fromkeys(text for each in data for text in getattr(each, "notices", ())))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The network, data and recipe that the speed of a training depends on."""
+
+    model: ModelSpec
+    data: "Material"
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, model: ModelSpec, data: "Material", recipe: Recipe) -> "Setting":
+        """Keep of a recipe what a step's time and memory depend on."""
+        speed = Recipe(**{name: getattr(recipe, name) for name in OF_A_STEP})
+        return cls(model, data, speed)
+
+
+class Pace(Protocol):
+    """Speeds of this machine, measured or read off records, in seconds."""
+
+    @property
+    def seconds(self) -> float:
+        """The longest rehearsal of a job for which no other measurement stands in, in seconds."""
+
+    def ratio(self, prune: "Prune") -> float:
+        """FLOPs of the unpruned network over those of the pruned one, known or guessed."""
+
+    def pruning(self, model: ModelSpec, data: Material) -> float:
+        """Choosing and cutting the units of a network."""
+
+    def training(
+        self, setting: Setting, *, epochs: int, ratio: float = 1.0, taught: bool = False
+    ) -> float:
+        """Training for so many epochs and scoring, at 1 / ratio of the network's FLOPs.
+
+        ``taught``: the unpruned network is the teacher of each step.
+        """
+
+
+# Running a job --------------------
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a job."""
+
+    fraction: float
+    note: str = ""
+    resumed_at: float = 0.0  # what an earlier run had done already
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something about a job that its user should know, though it goes on."""
+
+    message: str
+
+
+class Word(IntEnum):
+    """The decision of all ranks after a step: the strongest that any of them asks for."""
+
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2
+
+
+class Context:
+    """The services that a running job may use; one context for each run of a job.
+
+    Where several ``ranks`` do the job, all ask for the same in the same order. Rank 0 alone has the
+    store and the workspace; what it reads there, the others get from it.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        store: Store | None,
+        workspace: Workspace | None,
+        *,
+        device: str = "cpu",
+        checkpoint_seconds: float = 120.0,
+        report: Callable[[Progress | Notice], None] = lambda _: None,
+        stopping: Callable[[], bool] = lambda: False,
+        ranks: "Ranks | None" = None,
+    ) -> None:
+        from regrow.core.distributed import ALONE  # imports PyTorch
+
+        self.device = device
+        self.ranks = ranks or ALONE
+        self._store = store
+        self._job = job
+        self._workspace = workspace
+        self._checkpoint_seconds = checkpoint_seconds
+        self._report = report
+        self._stopping = stopping
+        self._started = self._saved = time.monotonic()
+        self._earlier_seconds = 0.0
+        self._resumed = False
+        self._resumed_at: float | None = None
+        self._can_checkpoint = False
+        self._ready_to_stop = False
+        self._agreed = Word.GO_ON
+        self._next_report = self._started
+        self._next_file = self._started + PROGRESS_FILE_SECONDS
+
+    @property
+    def seconds(self) -> float:
+        """The time this job took so far, with what it took before it was resumed."""
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    def record(self, job: Job) -> dict[str, Any]:
+        """Return the record of an input; ``Damaged`` if it is not what was stored for this job."""
+        return self.ranks.share(lambda: self._own_store.record(job.key, spec=job.spec))
+
+    def tensors(self, job: Job, part: str = MAIN) -> "dict[str, Tensor]":
+        """Return one part of an input's tensors."""
+        return self.ranks.share(lambda: self._own_store.tensors(job.key, part))
+
+    def dataset(self, spec: "DataSpec") -> "Dataset":
+        """Return a data set, loaded once in each process."""
+        with self.ranks.agreeing(), _LOADING:
+            return _dataset(spec)
+
+    def note(self, message: str) -> None:
+        """Tell the user something about this job, which goes on."""
+        self._report(Notice(message))
+
+    def load_checkpoint(self) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":
+        """Return what this job saved when it was last stopped, or None.
+
+        Sets the global random state of the CPU to what it was then. A damaged checkpoint is set
+        aside with a notice, and the job starts over.
+        """
+        saved = self.ranks.share(self._read_checkpoint)
+        if saved is None:
+            return None
+        tensors, meta = saved
+        import torch
+
+        with TURN:
+            torch.set_rng_state(tensors.pop(RANDOM_STATE))
+        self._earlier_seconds = meta["seconds"]
+        self._resumed = True
+        return tensors, meta["meta"]
+
+    def checkpoint_due(self) -> bool:
+        """Tell whether to save now: enough time went by, or the run is being stopped."""
+        self._can_checkpoint = True
+        late = time.monotonic() - self._saved >= self._checkpoint_seconds
+        if self.ranks.together:
+            word = Word.SAVE if late and self.ranks.first else Word.GO_ON
+            self._agreed = Word(self.ranks.most(Word.STOP if self._stopping() else word))
+            late = self._agreed == Word.SAVE
+        return not self._ready_to_stop if self._is_stopping else late
+
+    def save_checkpoint(self, tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> None:
+        """Keep all that is needed to go on from here, in place of the last checkpoint.
+
+        The global random state of the CPU is kept too: a user's network may draw from it.
+        """
+        import torch
+
+        self._ready_to_stop = self._is_stopping
+        with TURN:
+            everything = {**tensors, RANDOM_STATE: torch.get_rng_state()}
+        now = {"meta": meta, "seconds": self.seconds}
+        self.ranks.share(lambda: self._own_workspace.save_checkpoint(everything, now))
+        self._saved = time.monotonic()
+
+    def tick(self, fraction: float, note: str = "") -> None:
+        """Say how far the job is, in [0, 1]; call it every step, most calls cost a microsecond.
+
+        Raises ``Interrupted`` when the run is being stopped - for a job that asks
+        ``checkpoint_due``, only after it has saved.
+        """
+        if self._is_stopping and (self._ready_to_stop or not self._can_checkpoint):
+            raise Interrupted(f"{self._job.label} was stopped; it goes on in the next run.")
+        now = time.monotonic()
+        if self._resumed_at is None:
+            self._resumed_at = fraction if self._resumed else 0.0
+        if now >= self._next_report:
+            self._next_report = now + REPORT_SECONDS
+            self._report(Progress(fraction, note, self._resumed_at))
+        if self._workspace is not None and now >= self._next_file:
+            self._next_file = now + PROGRESS_FILE_SECONDS
+            self._workspace.progress(
+                {"label": self._job.label, "fraction": fraction, "note": note}
+                | {"seconds": self.seconds}
+            )
+
+    @property
+    def _is_stopping(self) -> bool:
+        """True when the job must stop: at once in a single process, else when all ranks agreed."""
+        return self._agreed == Word.STOP if self.ranks.together else self._stopping()
+
+    @property
+    def _own_store(self) -> Store:
+        assert self._store is not None, "rank 0 alone asks the store"
+        return self._store
+
+    @property
+    def _own_workspace(self) -> Workspace:
+        assert self._workspace is not None, "rank 0 alone has a workspace"
+        return self._workspace
+
+    def _read_checkpoint(self) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":
+        try:
+            return self._own_workspace.load_checkpoint()
+        except Damaged as error:
+            self._report(Notice(f"The job starts over. {error}"))
+            return None
+
+
+_LOADING = Lock()
+
+
+# A study has few data sets, but they may be large: the last four stay in memory.
+@lru_cache(maxsize=4)
+def _dataset(spec: "DataSpec") -> "Dataset":
+    from regrow.data import load  # imports PyTorch
+
+    return load(spec)

@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from regrow.core.units import UNITS
 from regrow.cost import measure
-from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
-from regrow.jobs.context import Context
-from regrow.jobs.costs import counter_version, model_cost
-from regrow.jobs.material import Material
-from regrow.jobs.pace import Pace
-from regrow.jobs.train import Train, trained_network
+from regrow.errors import TraceError
+from regrow.jobs.base import (
+    Context,
+    Job,
+    Keyed,
+    Material,
+    Outcome,
+    Pace,
+    state_of,
+    without_none,
+)
+from regrow.jobs.train import Train, counted, model_cost, trained_network
 from regrow.models import ModelSpec, build
 from regrow.pruning.costs import CostShare
 from regrow.pruning.method import REPAIRS, Method
@@ -210,3 +216,25 @@ def _sensitivity_of(
 
 def _mean(values: tuple[float, ...]) -> float:
     return sum(values) / len(values)
+
+
+@cache
+def _has_views(model: ModelSpec, shape: tuple[int, ...]) -> bool:
+    try:
+        return bool(traced(build(model.untrained()), model, shape).views)
+    except TraceError:  # which the pruning itself will say
+        return False
+
+
+def counter_version(model: ModelSpec, shape: tuple[int, ...], method: Method) -> int | None:
+    """Return 2 where costs are not what the first counter counted, and None elsewhere.
+
+    So results whose costs, and budgets of equal FLOPs, were always counted so keep their keys.
+    Where views are cut, the norm behind a selection counts at the width that is selected from.
+    """
+    network = counted(model, shape)
+    unit = UNITS.get(method.unit)
+    same = network.as_first and (network.own_weights or not unit.masked)
+    if same and unit.narrows and "view" in method.scope:
+        same = not _has_views(model, shape)
+    return None if same else 2

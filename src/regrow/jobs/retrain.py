@@ -14,14 +14,28 @@ from regrow.core.units import UNITS
 from regrow.cost import Cost
 from regrow.errors import ConfigError
 from regrow.jobs.arms import Arm
-from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
-from regrow.jobs.context import Context, advance
-from regrow.jobs.costs import model_cost
-from regrow.jobs.masks import masked_costs, masks_part
-from regrow.jobs.material import Material
-from regrow.jobs.pace import Pace, Setting
+from regrow.jobs.base import (
+    Context,
+    Job,
+    Keyed,
+    Material,
+    Outcome,
+    Pace,
+    Setting,
+    state_of,
+    without_none,
+)
 from regrow.jobs.prune import Prune, edit_of, stored_edit
-from regrow.jobs.train import Train, Treated, result_of, trained_network
+from regrow.jobs.train import (
+    Train,
+    Treated,
+    advance,
+    masked_costs,
+    masks_part,
+    model_cost,
+    result_of,
+    trained_network,
+)
 from regrow.models import build, initialise_
 from regrow.store import Store
 from regrow.surgery.architecture import Architecture

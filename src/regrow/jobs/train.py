@@ -1,27 +1,34 @@
-"""The job that trains a network, and what every job does with a trained one."""
+"""The job that trains a network, and what every job does with a training and a trained network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, ClassVar
+from functools import cache, cached_property, partial
+from typing import Any, ClassVar, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from regrow.cost import Cost
+from regrow.cost import TRAINING_FACTOR, Cost, Counted, count, measure
 from regrow.data import Dataset
 from regrow.data.normalisation import IMAGENET
 from regrow.errors import ConfigError
-from regrow.jobs.base import Job, Keyed, Outcome, state_of, without_none
-from regrow.jobs.context import Context, advance
-from regrow.jobs.costs import counted, model_cost
-from regrow.jobs.masks import masked_costs, masks_part
-from regrow.jobs.material import Material
-from regrow.jobs.pace import Pace, Setting
-from regrow.models import ModelSpec, build
+from regrow.jobs.base import (
+    Context,
+    Job,
+    Keyed,
+    Material,
+    Outcome,
+    Pace,
+    Setting,
+    state_of,
+    without_none,
+)
+from regrow.models import ModelSpec, build, example_input
 from regrow.pruning.method import METHODS
 from regrow.store import Store
-from regrow.store.parts import MAIN, after_epoch
+from regrow.store.parts import MAIN, MASKS, after_epoch, joined, part_of
 from regrow.surgery.architecture import Architecture
+from regrow.surgery.mask import Mask
 from regrow.tasks import task_of
 from regrow.train import NO_TREATMENT, Evaluation, Recipe, Training, Treatment, evaluate
 
@@ -236,3 +243,110 @@ def result_of(
         held_out = score(dataset.validation)
         record["validation"] = _scored(held_out, dataset)
     return record
+
+
+class Advancing(Protocol):
+    """A training that a job takes to its end, step by step."""
+
+    model: nn.Module
+    steps_done: int
+    notice: str | None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Count the updates of one epoch."""
+
+    @property
+    def num_steps(self) -> int:
+        """Count all updates."""
+
+    @property
+    def epoch(self) -> int:
+        """Count the finished epochs."""
+
+    @property
+    def done(self) -> bool:
+        """Tell whether every step has been taken."""
+
+    def step(self) -> None:
+        """Take one."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that ``restore`` needs."""
+
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+
+
+def advance(
+    training: Advancing, context: Context, *, keep: tuple[int, ...] = ()
+) -> dict[str, dict[str, Tensor]]:
+    """Train to the end, from the last checkpoint if there is one.
+
+    Returns the weights after each number of epochs in ``keep``, as parts of the job's tensors.
+    """
+    parts = {after_epoch(epoch): epoch * training.steps_per_epoch for epoch in keep}
+    kept: dict[str, dict[str, Tensor]] = {}
+    saved = context.load_checkpoint()
+    if saved is not None:
+        tensors, meta = saved
+        kept = {part: found for part in parts if (found := part_of(tensors, part))}
+        training.restore(tensors, meta)
+    epochs = training.num_steps // training.steps_per_epoch
+    while not training.done:
+        training.step()
+        for part, steps in parts.items():
+            if training.steps_done == steps:
+                weights = state_of(training.model)
+                kept[part] = {name: value.clone() for name, value in weights.items()}
+        if training.notice is not None:
+            context.note(training.notice)
+            training.notice = None
+        if context.checkpoint_due():
+            tensors, meta = training.state()
+            context.save_checkpoint({**tensors, **joined(kept)}, meta)
+        context.tick(
+            training.steps_done / training.num_steps,
+            f"epoch {min(training.epoch + 1, epochs)}/{epochs}",
+        )
+    return kept
+
+
+def model_cost(model: ModelSpec, shape: tuple[int, ...]) -> Cost:
+    """Measure an unpruned network, once."""
+    return counted(model, shape).cost
+
+
+@cache
+def counted(model: ModelSpec, shape: tuple[int, ...]) -> Counted:
+    """Count an unpruned network's operations, once."""
+    return count(build(model.untrained()), example_input(model, shape))
+
+
+def masks_part(training: Training) -> dict[str, dict[str, Tensor]]:
+    """Return the masks at the end of a training as a part of its job's tensors, if they changed."""
+    return {} if training.passes is None else {MASKS: training.kept()}
+
+
+def masked_costs(training: Training, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return the record's costs of a training whose masks changed; nothing of any other.
+
+    Those of the network count the masks at the end. Those of the training count in each pass the
+    weights that were there: all of them where gradients of masked weights were looked at, as in
+    the count of Evci et al. (2020, arXiv:1911.11134, appendix H).
+    """
+    if training.passes is None:
+        return {}
+    mask = Mask(unit="weight", kept=training.kept())
+    example = torch.zeros(shape, device=training.device)
+    dense = count(training.model, example)
+    absent = sum(
+        2 * dense.by_parameter.get(name, 0) * (1.0 - density)
+        for name, density in training.passes.densities(training.samples).items()
+    )
+    return {
+        **measure(training.model, example, mask).to_json(),
+        "training_flops": TRAINING_FACTOR * training.samples * (dense.cost.flops - absent),
+        "sparsity": mask.sparsity,
+        "widths": mask.widths(),
+    }

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from regrow.errors import Damaged
-from regrow.jobs.base import Job, all_jobs
-from regrow.jobs.material import Material
+from regrow.jobs.base import Job, Material, all_jobs
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
@@ -15,8 +14,7 @@ from regrow.report.rows import Run
 from regrow.report.validity import Ending
 from regrow.store import Store
 from regrow.studies.expand import Cell
-from regrow.studies.kinds import KINDS, AnyStudy
-from regrow.studies.study import Study
+from regrow.studies.study import KINDS, AnyStudy, Study
 from regrow.tasks.metric import Metric
 
 

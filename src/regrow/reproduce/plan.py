@@ -18,11 +18,9 @@ from regrow.reproduce.originals import CellImages, departs, scale_departs
 from regrow.reproduce.paper import OF_PRUNINGS, RESULT, Entry, Paper
 from regrow.reproduce.printed import cells, records
 from regrow.reproduce.scales import Scale
-from regrow.studies.cuts import Cut
 from regrow.studies.expand import Cell
-from regrow.studies.experiment import Experiment
-from regrow.studies.kinds import kind_of
-from regrow.studies.study import Study
+from regrow.studies.experiment import Cut, Experiment
+from regrow.studies.study import Study, kind_of
 
 OWN_KEYS = ("paper", "notes", "absent")
 FILTERS = ("dataset", "model", "part", "reference", "target")

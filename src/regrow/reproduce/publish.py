@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from regrow.errors import ConfigError
-from regrow.jobs.material import notices
+from regrow.jobs.base import notices
 from regrow.report import write as write_report
 from regrow.report.words import listed
 from regrow.reproduce import figure_data, layout

@@ -10,7 +10,7 @@ from types import FrameType
 
 from regrow.core.distributed import current
 from regrow.errors import Damaged, Interrupted, RanksLost, StoreError
-from regrow.jobs.context import Notice, Progress
+from regrow.jobs.base import Notice, Progress
 from regrow.run.events import (
     Event,
     JobBlocked,

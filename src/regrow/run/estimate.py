@@ -25,13 +25,10 @@ from regrow.core.units import UNITS
 from regrow.cost import TRAINING_FACTOR, measure
 from regrow.data import Dataset, MemoryImages, load
 from regrow.errors import TraceError
-from regrow.jobs.base import Job, all_jobs
-from regrow.jobs.costs import model_cost
-from regrow.jobs.material import Material
-from regrow.jobs.pace import Setting
+from regrow.jobs.base import Job, Material, Setting, all_jobs
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
-from regrow.jobs.train import Train
+from regrow.jobs.train import Train, model_cost
 from regrow.models import ModelSpec, build, example_input
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select

@@ -15,8 +15,7 @@ from regrow.core.distributed import ALONE, Ranks, lost, own_device
 from regrow.core.global_rng import drawing
 from regrow.core.seeds import derive
 from regrow.errors import Interrupted, RanksLost, RegrowError, StoreError
-from regrow.jobs.base import Job, Outcome
-from regrow.jobs.context import Context, Notice, Progress
+from regrow.jobs.base import Context, Job, Notice, Outcome, Progress
 from regrow.store import Store
 from regrow.store.workspace import Workspace
 

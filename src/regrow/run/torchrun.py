@@ -18,8 +18,7 @@ from types import FrameType
 from regrow.core.distributed import ALONE, Ranks, current, join, launched, leave, own_device
 from regrow.core.registry import load_file, loaded_files
 from regrow.errors import RanksLost, RegrowError
-from regrow.jobs.base import Job
-from regrow.jobs.context import Context
+from regrow.jobs.base import Context, Job
 from regrow.run.execute import Settings, exact_floats, one_thread, own_randomness
 
 

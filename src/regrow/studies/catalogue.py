@@ -9,7 +9,7 @@ from regrow.jobs.arms import ARMS, Arm, Budget
 from regrow.models import MODELS
 from regrow.pruning.costs import COST_TARGETS
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, Method
-from regrow.studies.kinds import KINDS
+from regrow.studies.study import KINDS
 from regrow.tasks import TASKS
 from regrow.train import RECIPES, Recipe
 from regrow.train.objective import OBJECTIVES

@@ -11,8 +11,7 @@ from regrow.core.units import UNITS
 from regrow.data import DataSpec, load
 from regrow.errors import ConfigError, TraceError
 from regrow.jobs.arms import UNPRUNED, Arm
-from regrow.jobs.base import Job
-from regrow.jobs.material import Material, material_of
+from regrow.jobs.base import Job, Material, material_of
 from regrow.jobs.prune import Prune, structure_only
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train, Treated
@@ -23,8 +22,7 @@ from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS, Metho
 from regrow.pruning.select import allocated, groups_in_scope, layers_of
 from regrow.pruning.stages import stages_of
 from regrow.pruning.targets import check_reachable
-from regrow.studies.cuts import Cut
-from regrow.studies.experiment import Experiment, MethodUse, Source
+from regrow.studies.experiment import Cut, Experiment, MethodUse, Source
 from regrow.surgery import Trace
 from regrow.surgery.architecture import traced
 from regrow.train.optimiser import make_optimiser

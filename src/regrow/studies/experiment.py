@@ -9,23 +9,44 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from regrow.core.choice import Choice
-from regrow.core.validation import is_int, is_number
+from regrow.core.units import UNITS, masked_units
+from regrow.core.validation import (
+    as_list,
+    entry_of,
+    is_int,
+    is_number,
+    mapping,
+    refuse_twice,
+    text,
+)
 from regrow.data.spec import AUGMENTATIONS, DataSpec
 from regrow.errors import ConfigError, short, unknown
-from regrow.jobs.arms import ARMS, DEFAULT_ARMS, PRUNED, UNPRUNED, WINNING_TICKET, Arm, Budget
+from regrow.jobs.arms import (
+    ARMS,
+    DEFAULT_ARMS,
+    PRUNED,
+    UNPRUNED,
+    WINNING_TICKET,
+    Arm,
+    read_arm,
+    registered_arm,
+)
 from regrow.models import MODELS, ModelSpec, resolve
+from regrow.pruning.costs import COST_TARGETS, CostShare, masked_refusal
 from regrow.pruning.method import (
     ALLOCATIONS,
     CRITERIA,
     METHODS,
     Method,
+    checked_share,
+    checked_sparsity,
 )
-from regrow.studies.cuts import AMOUNTS, Cut, cost_names, read_cuts
-from regrow.studies.yaml_file import as_list, entry_of, mapping, refuse_twice, text
 from regrow.tasks.base import TASKS
 from regrow.train import Recipe, make_objective
 
+MOST_ROUNDS = 100  # of 0.1 each leave 0.003 % of the weights
+NO_TICKET = "none"  # as a 'ticket': nothing is trained between rounds
+AMOUNTS = ("sparsity", "target", "shares")  # beside the names of costs
 MOST_SEEDS = 10_000
 AXES = ("data", "models", "methods", "arms", "seeds", "recipe", "task")
 
@@ -39,11 +60,28 @@ _SOURCE_METHOD_KEYS = (
     *("name", "strength", "criterion", "allocation", "scope"),
     *("pretrained", "lr"),
 )
-_ARM_KEYS = (
-    *("name", "like", "start", "epoch", "schedule", "drop_at", "schedule_epoch", "lr"),
-    *("treatment", "strength"),
-    *("epochs", "share", "budget", "cap", "objective"),
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """The amount that a method removes: a sparsity, or a target's share of each group in turn.
+
+    ``cost`` is the share of a cost that may be left at most, in place of a sparsity.
+    ``step`` is the sparsity of a single round, of those that lead to this one: the share of what
+    the round before left. ``rounds``: in how many it is reached where nothing trains in between.
+    """
+
+    sparsity: float | None = None
+    target: str | None = None
+    shares: tuple[float, ...] | None = None
+    step: float | None = None
+    cost: CostShare | None = None
+    rounds: int = 1
+
+    @property
+    def label(self) -> str:
+        """Its name in a table."""
+        return self.target or f"{self.sparsity:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +140,8 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
         if key not in value:
             raise ConfigError(f"{key!r} is missing. Name at least one.")
     _check_names(value)
-    arms = tuple(
-        _arm(entry) for entry in as_list(value.get("arms", [a.name for a in DEFAULT_ARMS]))
-    )
+    named = as_list(value.get("arms", [arm.name for arm in DEFAULT_ARMS]))
+    arms = tuple(read_arm(entry) for entry in named)
     seeds = _seeds(value.get("seeds", 5))
     recipe = _recipe(value.get("recipe", "cifar"))
     for arm in arms:
@@ -333,7 +370,7 @@ def _ticket(given: Mapping[str, Any], arms: Sequence[Arm], where: str) -> Arm:
     """Return the arm that each round trains: one of the study's, or a registered one."""
     name = text(given.get("ticket", WINNING_TICKET.name), "ticket")
     own = {arm.name: arm for arm in arms}
-    ticket = own.get(name) or _registered_arm(name)
+    ticket = own.get(name) or registered_arm(name)
     if ticket is None:
         raise ConfigError(f"{where}: 'ticket': {unknown('arm', name, {*own, *ARMS.names()})}")
     if ticket.start not in ("inherited", "initial", "rewound"):
@@ -349,81 +386,118 @@ def _ticket(given: Mapping[str, Any], arms: Sequence[Arm], where: str) -> Arm:
     return ticket
 
 
-def _arm(entry: Any) -> Arm:
-    """Read an arm: a registered name, or a name with what differs from itself or from ``like``."""
-    given = entry_of(entry, "arms", _ARM_KEYS)
-    name = text(given["name"], "name")
-    known = _registered_arm(name)
-    if known is not None:
-        base = known
-        for key in ("like", "start"):
-            if key in given:
-                raise ConfigError(
-                    f"The arm {known.name!r} is what it is called; with {key!r} it needs another "
-                    "'name'."
-                )
-    elif "start" in given and "like" not in given:
-        budget, epoch = Budget(kind="equal-epochs"), given.get("epoch")
-        base = Arm(name=name, start=given["start"], budget=budget, epoch=epoch)
-    else:
-        base = ARMS.get(given.get("like", name))
-    if base in (UNPRUNED, PRUNED) and set(given) - {"name"}:
-        raise ConfigError(f"The arm {base.name!r} is measured, not trained: it takes no options.")
-    if isinstance(given.get("drop_at"), list):
-        given["drop_at"] = tuple(given["drop_at"])
-    fields = (
-        *("start", "epoch", "schedule", "drop_at", "schedule_epoch", "lr"),
-        *("treatment", "strength"),
-    )
-    _check_treatment(given)
-    if given.get("objective") is not None:
-        base = replace(base, objective=Choice.from_json(given["objective"]))
-    return replace(
-        base,
-        name=base.name if known is not None else name,
-        budget=_budget(given, base),
-        **{key: given[key] for key in fields if key in given},
-    )
+# Amounts that a method removes --------------------
 
 
-def _check_treatment(given: Mapping[str, Any]) -> None:
-    """Refuse an arm's treatment that is none of a method's, or that takes no strength."""
-    if given.get("treatment") is None:
-        return
-    where, name = f"The arm {given['name']!r}", text(given["treatment"], "treatment")
-    method = METHODS.get(name)
-    if method.treatment is None:
-        known = [each for each in METHODS.names() if METHODS.get(each).treatment is not None]
+def cost_names() -> tuple[str, ...]:
+    """Return the costs that may be asked for, each a key of a method in a study."""
+    return COST_TARGETS.known()
+
+
+def read_cuts(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
+    """Read how much a method removes: one amount or several, each a row of the table."""
+    fixed = ALLOCATIONS.get(method.allocation).sparsity
+    if fixed is not None:
+        return (_fixed(fixed, given, method, where),)
+    rounds = _number_of_rounds(given, method, where)
+    if rounds is not None and method.trained and given.get("ticket") != NO_TICKET:
+        return _rounds(rounds, given, method, where)
+    cuts = [Cut(sparsity=_sparsity(s, where)) for s in as_list(given.get("sparsity", []))]
+    for name in as_list(given.get("target", [])):
+        key = str(name).lower()
+        if key not in method.targets:
+            raise ConfigError(f"{where}: {unknown('target', str(name), method.targets)}")
+        shares = method.targets[key].shares
+        cuts.append(Cut(target=key, shares=shares, sparsity=0.0 if shares is None else None))
+    if "shares" in given:
+        own = tuple(_sparsity(s, where, method) for s in as_list(given["shares"]))
+        cuts.append(Cut(target="shares", shares=own))
+    cuts += _costs(given, method, where)
+    if not cuts:
+        known = f", or a 'target' ({', '.join(method.targets)})" if method.targets else ""
         raise ConfigError(
-            f"{where}: the method {name!r} does nothing while a network trains, so it is no "
-            f"'treatment'. Methods that do: {', '.join(known)}."
+            f"{where} needs a 'sparsity' in [0, 1), or several{known}. In its place the share of "
+            f"a cost may be given that is left: {', '.join(map(repr, cost_names()))}."
         )
-    if given.get("strength") is not None and not method.strength:
-        raise ConfigError(f"{where}: the treatment {name!r} takes no 'strength'.")
+    refuse_twice(where, [cut.label for cut in cuts], "leave one out")
+    if rounds is None:
+        return tuple(cuts)
+    if method.follows is not None or any(c.cost is None and c.target is not None for c in cuts):
+        raise ConfigError(
+            f"{where}: 'rounds' are steps to a 'sparsity' or to a share of a cost, and no method "
+            "that follows others takes them, nor do 'target' and 'shares'. Leave them out."
+        )
+    return tuple(replace(cut, rounds=rounds) for cut in cuts)
 
 
-def _registered_arm(name: str) -> Arm | None:
-    try:
-        return ARMS.get(name)
-    except ConfigError:
-        return None
+def _costs(given: Mapping[str, Any], method: Method, where: str) -> list[Cut]:
+    asked = [name for name in given if name in cost_names()]
+    if asked and (method.each_sparsity or method.follows is not None):
+        why = "trains for it" if method.each_sparsity else "follows networks of it"
+        raise ConfigError(f"{where} needs a 'sparsity', because it {why}. Got {asked[0]!r}.")
+    found = []
+    for name in asked:
+        for share in as_list(given[name]):
+            try:
+                cost = CostShare(name, share)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from error
+            if cost.target.timed and UNITS.get(method.unit).masked:
+                raise ConfigError(f"{where}: {masked_refusal(cost, method.unit)}")
+            found.append(Cut(target=cost.label, cost=cost))
+    return found
 
 
-def _budget(given: Mapping[str, Any], base: Arm) -> Budget:
-    asked = [key for key in ("epochs", "share", "budget") if key in given]
-    if len(asked) > 1:
-        raise ConfigError(f"The arm {given['name']!r}: give one of {' and '.join(asked)}.")
-    budget = base.budget
-    if "epochs" in given:
-        budget = Budget(kind="epochs", amount=given["epochs"])
-    elif "share" in given:
-        budget = Budget(kind="share", amount=given["share"])
-    elif "budget" in given:
-        budget = Budget(kind=given["budget"])
-    if "cap" in given:
-        if budget.kind != "equal-flops":
+def _fixed(sparsity: float, given: Mapping[str, Any], method: Method, where: str) -> Cut:
+    """Return the one cut of an allocation that has a single sparsity, such as 2:4."""
+    for name in (*AMOUNTS, "rounds", *cost_names()):
+        if name in given and (name, given[name]) != ("sparsity", sparsity):
             raise ConfigError(
-                f"The arm {given['name']!r}: only a budget of equal FLOPs can have a 'cap'."
+                f"{where}: the allocation {method.allocation!r} always has the sparsity "
+                f"{sparsity:g}. Leave out {name!r}."
             )
-        budget = replace(budget, cap=given["cap"])
-    return budget
+    if method.rounds > 1 or method.follows is not None:
+        raise ConfigError(
+            f"{where} prunes in rounds or after a pattern, which the allocation "
+            f"{method.allocation!r} cannot do. Use it with another method, such as magnitude."
+        )
+    return Cut(sparsity=sparsity)
+
+
+def _number_of_rounds(given: Mapping[str, Any], method: Method, where: str) -> int | None:
+    """Return in how many rounds a method prunes, None for a method that prunes at once."""
+    if "rounds" not in given and method.rounds == 1:
+        return None
+    rounds = given.get("rounds", method.rounds)
+    if not is_int(rounds, least=1) or rounds > MOST_ROUNDS:
+        raise ConfigError(
+            f"{where}: 'rounds' must be an int from 1 to {MOST_ROUNDS}. Got {rounds!r}."
+        )
+    return int(rounds)
+
+
+def _rounds(rounds: int, given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
+    """Return a cut for each round with training in between, known by what is gone after it."""
+    if not UNITS.get(method.unit).masked:
+        raise ConfigError(
+            f"{where} removes {method.unit}s, and only what is held at zero can be pruned in "
+            f"'rounds' with training in between: a method of unit "
+            f"{' or '.join(map(repr, masked_units()))}, or 'ticket: none'."
+        )
+    step = _sparsity(given.get("sparsity"), where)
+    if step == 0.0 or set(given) & {"target", "shares", *cost_names()}:
+        raise ConfigError(
+            f"{where}: 'rounds' need one 'sparsity' above 0, the share of what is left that each "
+            "removes, and no 'target', 'shares' or cost."
+        )
+    # Rounded, because 1 - 0.8 * 0.8 is 0.3599999999999999.
+    gone = [round(1 - (1 - step) ** (number + 1), 12) for number in range(rounds)]
+    return tuple(Cut(sparsity=share, step=step) for share in gone)
+
+
+def _sparsity(value: Any, where: str, method: Method | None = None) -> float:
+    """Check a sparsity, or (given the method) the share of one of its groups."""
+    try:
+        return checked_sparsity(value) if method is None else checked_share(method, value)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error

@@ -17,8 +17,7 @@ from regrow.core.digests import canonical_json
 from regrow.core.registry import PACKAGE, loaded_files
 from regrow.errors import ConfigError, StoreError
 from regrow.store import Store
-from regrow.studies.data_overrides import replaced
-from regrow.studies.yaml_file import read_file
+from regrow.studies.yaml_file import read_file, replaced
 
 if TYPE_CHECKING:
     from regrow.jobs.base import Job

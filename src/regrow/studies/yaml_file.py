@@ -1,11 +1,11 @@
-"""Read a study file: YAML as people mean it, of a size that people write; and parts of studies.
+"""Read a study file: YAML as people mean it, and what stands in for parts of it.
 
 What a file may cost to read is bounded here: its bytes, its nesting, and what its aliases unfold
-to. What its values mean is checked by their owners.
+to. Other data (``--data NAME=OTHER``) and a precision are put in the place of those that it names,
+or leaves open. What its values mean is checked by their owners.
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from unicodedata import category
 import yaml
 
 from regrow.errors import ConfigError, short, shortened, unknown
+from regrow.train import AUTO, Precision
 
 Read = TypeVar("Read")
 
@@ -124,42 +125,98 @@ def _is_control(character: str) -> bool:
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+0123456789"))
 
 
-# Parts of a study ---------------------------------------------------------------------------
+# What stands in for parts of a study -------------------------------------------------------
 
 
-def mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
-    """Return a mapping that has no other keys than those known."""
+def pairs(values: Sequence[str]) -> dict[str, str]:
+    """Read replacements of data sets, each NAME=OTHER.
+
+    >>> pairs(["cifar10=hf:images/cifar10"])
+    {'cifar10': 'hf:images/cifar10'}
+    """
+    found: dict[str, str] = {}
+    for value in values:
+        name, equals, other = value.partition("=")
+        if not name or not equals or not other or name in found:
+            raise ConfigError(
+                "--data must be NAME=OTHER, each name once, such as cifar10=hf:PATH. "
+                f"Got {short(value)}."
+            )
+        found[name] = other
+    return found
+
+
+def replaced(value: Any, others: Mapping[str, str]) -> Any:
+    """Return a study, as a file has it, with other data in the place of those named.
+
+    Data go by their name or their label, wherever the study speaks of them; their options stay.
+    """
+    names: set[str] = set()
+    found = _replaced(value, others, names)
+    for name in others:
+        if name not in names:
+            raise ConfigError(
+                f"--data replaces data that the study names: {unknown('data set', name, names)}"
+            )
+    return found
+
+
+def _replaced(value: Any, others: Mapping[str, str], names: set[str]) -> Any:
+    if isinstance(value, list):
+        return [_replaced(entry, others, names) for entry in value]
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} must be a mapping of {', '.join(known)}. Got {value!r}.")
-    for key in value:
-        if key not in known:
-            raise ConfigError(f"{where}: {unknown('key', str(key), known)}")
-    return dict(value)
+        return value
+    found = {}
+    for key, entry in value.items():
+        if key != "data":
+            found[key] = _replaced(entry, others, names)
+        elif isinstance(entry, list):
+            found[key] = [_other(each, others, names) for each in entry]
+        else:
+            found[key] = _other(entry, others, names)
+    return found
 
 
-def text(value: Any, field: str) -> str:
-    """Return a text that is one."""
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"The {field!r} must be a text. Got {value!r}.")
-    return value
+def _other(data: Any, others: Mapping[str, str], names: set[str]) -> Any:
+    """Return what stands in for one data set, or that itself."""
+    given = data if isinstance(data, Mapping) else {"name": data}
+    known = [name for key in ("name", "label") if isinstance(name := given.get(key), str)]
+    names |= set(known)
+    other = next((others[name] for name in known if name in others), None)
+    if other is None:
+        return data
+    return {**given, "name": other} if isinstance(data, Mapping) else other
 
 
-def as_list(value: Any) -> list[Any]:
-    """Return a list, of a single value if it is none."""
-    return list(value) if isinstance(value, list | tuple) else [value]
+def decided(value: Any, precision: Callable[[], Precision]) -> Any:
+    """Return a study, as a file has it, whose recipes say a precision: where they do not, this.
+
+    ``precision`` is asked only if a recipe does not say, or says ``auto``.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    found = _decided(value, precision)
+    whole = {} if "backbone" in value else {"name": "cifar"}  # what a study has that gives none
+    if "recipe" not in value:
+        found["recipe"] = _decided_recipe(whole, precision)
+    if isinstance(value.get("backbone"), Mapping):
+        found["backbone"] = decided(value["backbone"], precision)
+    return found
 
 
-def entry_of(value: Any, axis: str, known: Sequence[str]) -> dict[str, Any]:
-    """Read an entry of an axis: a name alone, or a mapping with a name in it."""
-    named = {"name": value} if isinstance(value, str) else value
-    given = mapping(named, f"{axis}: an entry", known)
-    if "name" not in given:
-        raise ConfigError(f"{axis}: an entry needs a 'name'. Got {value!r}.")
-    return given
+def _decided(value: Any, precision: Callable[[], Precision]) -> Any:
+    if isinstance(value, list):
+        return [_decided(entry, precision) for entry in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: _decided_recipe(entry, precision) if key == "recipe" else _decided(entry, precision)
+        for key, entry in value.items()
+    }
 
 
-def refuse_twice(axis: str, names: Sequence[str], remedy: str) -> None:
-    """Refuse a name that stands twice in a list."""
-    for name, times in Counter(names).items():
-        if times > 1:
-            raise ConfigError(f"{axis}: {name!r} stands there twice; {remedy}.")
+def _decided_recipe(value: Any, precision: Callable[[], Precision]) -> Any:
+    recipe = {"name": value} if isinstance(value, str) else value
+    if not isinstance(recipe, Mapping) or recipe.get("precision", AUTO) != AUTO:
+        return value
+    return {**recipe, "precision": precision()}
