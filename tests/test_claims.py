@@ -9,7 +9,7 @@ import pytest
 
 from liu import CLAIMS, PAPER, evaluate_claims, evidence, pairs, results, sparsity, widths
 from regrow.report.statistics import Sample, holm
-from regrow.reproduce.claims import Finding, _own, markdown, render, to_json
+from regrow.reproduce.claims import Finding, _measured_finding, markdown, render, to_json
 from regrow.reproduce.contrasts import Contrast, Tally
 from regrow.reproduce.curves import (
     POINT,
@@ -168,7 +168,7 @@ def test_one_plain_counterexample_refutes_a_claim_about_every_row(claim: Claim) 
     whole = frame["table"].eq(table) & frame["arm"].eq(first)
     for place in frame.index[whole & frame["std"].isna()]:  # single runs
         worse = frame.assign(mean=frame["mean"].where(frame.index != place, frame["mean"] - 5))
-        finding = _own(claim, evidence(results=worse), evidence(results=frame))
+        finding = _measured_finding(claim, evidence(results=worse), evidence(results=frame))
         assert finding.outcome == "does not hold"
         assert any(frame["target"][place] in row for row in finding.against)
         assert "Our rows contradict the claim: " in finding.text
@@ -290,7 +290,7 @@ def test_an_outcome_that_hangs_on_the_std_is_noted(monkeypatch: pytest.MonkeyPat
 
 def test_rendering_names_every_claim_in_100_columns() -> None:
     findings = list(PRINTED.values())
-    text = render(findings, ours=evaluate_claims(results().iloc[:8]))
+    text = render(findings, measured=evaluate_claims(results().iloc[:8]))
     assert max(map(len, text.splitlines())) <= 100
     flat = " ".join(text.split())
     assert all(claim.text in flat for claim in CLAIMS)

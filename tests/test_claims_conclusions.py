@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from liu import CLAIMS, as_cells, evidence, results, sparsity, widths
-from regrow.reproduce.claims import Finding, _own
+from regrow.reproduce.claims import Finding, _measured_finding
 from regrow.reproduce.rules import Claim
 
 FIT: dict[str, Any] = {"num_test": 10_000, "chance": 10.0, "loss": 0.01, "fall": 0.0}
@@ -26,7 +26,7 @@ PRINTED = evidence(results=results(), widths=widths(), sparsity=sparsity())
 def own(number: int, frame: pd.DataFrame | None = None, **more: Any) -> Finding:
     """Judge one claim on rows of ours."""
     rows = as_cells(results()[:0] if frame is None else frame)
-    return _own(CLAIMS[number - 1], evidence(results=rows, **more), PRINTED)
+    return _measured_finding(CLAIMS[number - 1], evidence(results=rows, **more), PRINTED)
 
 
 IN_TABLES = [

@@ -82,7 +82,7 @@ def test_lookup_names_what_is_near() -> None:
 
 
 def test_lookup_says_which_label_is_open() -> None:
-    with pytest.raises(ConfigError, match=r"5 printed cells .* Give also target"):
+    with pytest.raises(ConfigError, match=r"5 printed cells .* Also give target"):
         lookup(table=9, part="a", model="VGG-16", arm="random-init")
 
 
@@ -167,7 +167,7 @@ def test_accuracies_become_changes_where_the_paper_prints_changes() -> None:
     assert list(frame["mean"]) == [70.0, -1.5, -1.5]
     here, theirs = "this-implementation", "original-paper"
     assert list(frame["reference"]) == [here, theirs, here]
-    assert sum(cell.ours is not None for cell in lay_out(2, pd.DataFrame(rows)).cells) == 3
+    assert sum(cell.measured is not None for cell in lay_out(2, pd.DataFrame(rows)).cells) == 3
 
 
 def test_changes_need_an_unpruned_network() -> None:
@@ -193,7 +193,7 @@ def test_layouts_hold_every_printed_cell_once() -> None:
 @pytest.mark.parametrize("table", TABLES)
 def test_without_results_every_cell_says_so(table: int) -> None:
     sheet = lay_out(table, pd.DataFrame())
-    assert {cell.own for cell in sheet.cells} == {NOT_RUN}
+    assert {cell.measured_text for cell in sheet.cells} == {NOT_RUN}
     for text in (terminal(sheet), markdown(sheet), latex(sheet)):
         assert text.count(NOT_RUN) == len(sheet.cells)
     for text in (terminal(sheet), markdown(sheet)):
@@ -204,7 +204,7 @@ def test_without_results_every_cell_says_so(table: int) -> None:
 def test_own_results_stand_in_their_cells(table: int) -> None:
     sheet = lay_out(table, cells(table))
     assert sheet.num_unplaced == 0
-    assert all(cell.ours == cell.printed.sample for cell in sheet.cells)
+    assert all(cell.measured == cell.printed.sample for cell in sheet.cells)
     assert NOT_RUN not in terminal(sheet) + markdown(sheet)
     assert max(map(len, terminal(sheet).splitlines())) <= 100
 

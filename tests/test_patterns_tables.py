@@ -168,7 +168,7 @@ def test_widths_are_means_over_seeds_in_the_order_of_the_layers(tmp_path: Path) 
     assert found["total", "pruned width"]["mean"] == sum(range(2, 9)) + 6 * 64
     placed = sheet(plan, ours)
     assert placed is not None
-    assert all(cell.ours for cell in placed.cells)
+    assert all(cell.measured for cell in placed.cells)
     assert "2.0 \u00b1 1.4" in terminal(placed)
 
 
@@ -190,7 +190,7 @@ def test_shares_of_channels_are_those_of_their_stage(tmp_path: Path) -> None:
     placed = sheet(plan, ours)
     assert placed is not None
     assert (len(placed.cells), placed.num_unplaced) == (30, 0)
-    assert all(cell.ours for cell in placed.cells)
+    assert all(cell.measured for cell in placed.cells)
 
 
 def test_shares_of_weights_are_those_of_their_position_in_3x3_kernels(tmp_path: Path) -> None:
@@ -209,9 +209,9 @@ def test_shares_of_weights_are_those_of_their_position_in_3x3_kernels(tmp_path: 
     assert len(placed.cells) == 81
     for cell in placed.cells:
         place = cell.labels["kernel_row"], cell.labels["kernel_col"]
-        assert cell.ours is not None
+        assert cell.measured is not None
         share = {("1", "3"): 1.0, ("2", "2"): 0.5}.get(place, 0.0)
-        assert cell.ours.mean == pytest.approx(share)
+        assert cell.measured.mean == pytest.approx(share)
 
 
 def test_a_table_half_run_says_what_is_not(tmp_path: Path) -> None:

@@ -39,4 +39,4 @@ def claims(
     if as_json:
         print_json({"printed": to_json(printed)} | ({"ours": to_json(reproduced)} if ours else {}))
     else:
-        print(render(printed, ours=reproduced))
+        print(render(printed, measured=reproduced))

@@ -95,9 +95,9 @@ def imagenet_vgg(
 def numbers(model: nn.Module) -> Callable[[str], str]:
     """Return how torchvision calls parameters: it numbers the layers that have names here."""
     places = {
-        f"{ours}.{name}": f"{torchvision_name}.{number}"
-        for ours, torchvision_name in (("features", "features"), ("head", "classifier"))
-        for number, (name, _) in enumerate(model.get_submodule(ours).named_children())
+        f"{part}.{name}": f"{torchvision_name}.{number}"
+        for part, torchvision_name in (("features", "features"), ("head", "classifier"))
+        for number, (name, _) in enumerate(model.get_submodule(part).named_children())
     }
 
     def rename(name: str) -> str:

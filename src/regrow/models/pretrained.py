@@ -46,9 +46,9 @@ def load_torchvision_(model: nn.Module, name: str, *, rename: Callable[[str], st
         published = get_model(name, weights=None)
     fitting = _fit(model, published, name=name, rename=rename)
     checkpoint = _fetch(get_model_weights(name)[VERSION])
-    state = {ours: checkpoint[key] for ours, key in fitting.items() if key in checkpoint}
+    state = {tensor: checkpoint[key] for tensor, key in fitting.items() if key in checkpoint}
     # Old files lack the count of batches that a norm has seen, which nothing here reads.
-    missing = [ours for ours in fitting if ours not in state and "num_batches" not in ours]
+    missing = [key for key in fitting if key not in state and "num_batches" not in key]
     if missing:
         raise DataError(
             f"torchvision's weights of {name!r} lack {', '.join(map(repr, missing[:3]))}. Delete "

@@ -110,7 +110,7 @@ def evaluate_claims(
     if frame is None:
         wide = replace(printed, results=_widened(printed.results))
         return [_printed(claim, printed, wide) for claim in paper.claims]
-    ours = ClaimEvidence(
+    measured = ClaimEvidence(
         paper=paper,
         results=as_cells(paper, frame),
         widths=widths_frame,
@@ -119,7 +119,7 @@ def evaluate_claims(
         weights=weights_frame,
         margin=margin,
     )
-    return [_own(claim, ours, printed) for claim in paper.claims]
+    return [_measured_finding(claim, measured, printed) for claim in paper.claims]
 
 
 def _printed(claim: Claim, evidence: ClaimEvidence, wide: ClaimEvidence) -> Finding:
@@ -127,22 +127,22 @@ def _printed(claim: Claim, evidence: ClaimEvidence, wide: ClaimEvidence) -> Find
     notes = []
     if finding.against:
         notes.append(f"The printed table contradicts the text: {listed(finding.against)}.")
-    other = _judge(claim, wide).outcome
-    if other != finding.outcome:
+    outcome = _judge(claim, wide).outcome
+    if outcome != finding.outcome:
         notes.append(
-            f"Were the printed stds divided by n, not n - 1, the outcome would be: {other}."
+            f"Were the printed stds divided by n, not n - 1, the outcome would be: {outcome}."
         )
     return replace(finding, notes=tuple(notes))
 
 
-def _own(claim: Claim, ours: ClaimEvidence, printed: ClaimEvidence) -> Finding:
-    finding, whole = _judge(claim, ours), _judge(claim, printed)
+def _measured_finding(claim: Claim, measured: ClaimEvidence, printed: ClaimEvidence) -> Finding:
+    finding, whole = _judge(claim, measured), _judge(claim, printed)
     notes = [
-        f"{part.name}: {part.rows} of the paper's {other.rows} rows have been run."
-        for part, other in zip(finding.parts, whole.parts, strict=True)
-        if 0 < part.rows < other.rows
+        f"{part.name}: {part.rows} of the paper's {printed_part.rows} rows have been run."
+        for part, printed_part in zip(finding.parts, whole.parts, strict=True)
+        if 0 < part.rows < printed_part.rows
     ]
-    if any(part.rows for part in finding.parts) and not ours.known:
+    if any(part.rows for part in finding.parts) and not measured.known:
         notes.append(
             "Whether these networks are above chance is not known: the files do not say. Write "
             "them anew by the `regrow reproduce` that made them; what is stored is not trained "
@@ -171,39 +171,39 @@ def _sentence(part: Judgement) -> str:
     return f"{part.name}: {part.text}{f' [{judged}]' if judged else ''}."
 
 
-def render(findings: Sequence[Finding], *, ours: Sequence[Finding] = ()) -> str:
+def render(findings: Sequence[Finding], *, measured: Sequence[Finding] = ()) -> str:
     """Write findings for the terminal, 100 columns: all outcomes first, then each in words.
 
-    ``findings`` are those of the printed numbers; ``ours`` may add those of our results.
+    ``findings`` are those of the printed numbers; ``measured`` may add those of our results.
     """
-    told = _by_number(ours)
-    head = f"{'':3} {'paper':17} " + (f"{'ours':17} " if ours else "") + "claim"
+    by_number = _by_number(measured)
+    head = f"{'':3} {'paper':17} " + (f"{'ours':17} " if measured else "") + "claim"
     lines = [head, "-" * len(head)]
     for finding in findings:
-        own = f"{told[finding.number].outcome:17} " if ours else ""
-        lead = f"{finding.number:>3} {finding.outcome:17} {own}"
+        second = f"{by_number[finding.number].outcome:17} " if measured else ""
+        lead = f"{finding.number:>3} {finding.outcome:17} {second}"
         lines += _wrap(finding.claim.text, lead, " " * len(lead))
-    counted = [line for counts in _counts(findings, ours) for line in _wrap(counts, "", "  ")]
+    counted = [line for counts in _counts(findings, measured) for line in _wrap(counts, "", "  ")]
     lines += ["", *counted, ""]
     for finding in findings:
         lines += _wrap(finding.claim.text, f"{finding.number:>2}. ", "    ")
-        for label, said in _voices(finding, told):
-            lines += _wrap(f"{label}: {said.outcome}{_seeds(said)}.", "    ", "      ")
-            for sentence in said.sentences:
+        for label, result in _voices(finding, by_number):
+            lines += _wrap(f"{label}: {result.outcome}{_seeds(result)}.", "    ", "      ")
+            for sentence in result.sentences:
                 lines += _wrap(sentence, "      ", "        ")
     return "\n".join([*lines, "", *_wrap(HOW, "", "")]) + "\n"
 
 
-def markdown(findings: Sequence[Finding], *, ours: Sequence[Finding] = ()) -> str:
+def markdown(findings: Sequence[Finding], *, measured: Sequence[Finding] = ()) -> str:
     """Write findings as a page: one table of outcomes, then each in words under its section."""
-    told = _by_number(ours)
-    columns = ["", "claim", "tables", "paper", *(["ours"] if ours else [])]
-    lines = ["# The paper's claims", "", " ".join(_counts(findings, ours)), ""]
+    by_number = _by_number(measured)
+    columns = ["", "claim", "tables", "paper", *(["ours"] if measured else [])]
+    lines = ["# The paper's claims", "", " ".join(_counts(findings, measured)), ""]
     lines += [f"| {' | '.join(columns)} |", "|---:|---|---|" + "---|" * (len(columns) - 3)]
     for finding in findings:
         claim = finding.claim
         cells = [str(claim.number), claim.text, ", ".join(map(str, claim.tables))]
-        cells += [said.outcome for _, said in _voices(finding, told)]
+        cells += [result.outcome for _, result in _voices(finding, by_number)]
         lines.append(f"| {' | '.join(cells)} |")
     section = ""
     for finding in findings:
@@ -211,9 +211,9 @@ def markdown(findings: Sequence[Finding], *, ours: Sequence[Finding] = ()) -> st
             section = finding.claim.section
             lines += ["", f"## {section}"]
         lines += ["", f"### {finding.number}. {finding.claim.text}"]
-        for label, said in _voices(finding, told):
-            lines += ["", f"{label}: **{said.outcome}**{_seeds(said)}."]
-            lines += ["", *(f"- {sentence}" for sentence in said.sentences)]
+        for label, result in _voices(finding, by_number):
+            lines += ["", f"{label}: **{result.outcome}**{_seeds(result)}."]
+            lines += ["", *(f"- {sentence}" for sentence in result.sentences)]
     return "\n".join([*lines, "", HOW, ""])
 
 
@@ -242,18 +242,18 @@ def to_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     ]
 
 
-def _voices(finding: Finding, told: Mapping[int, Finding]) -> Iterator[tuple[str, Finding]]:
+def _voices(finding: Finding, measured: Mapping[int, Finding]) -> Iterator[tuple[str, Finding]]:
     yield "Paper's numbers", finding
-    if finding.number in told:
-        yield "Our results", told[finding.number]
+    if finding.number in measured:
+        yield "Our results", measured[finding.number]
 
 
 def _by_number(findings: Sequence[Finding]) -> dict[int, Finding]:
     return {finding.number: finding for finding in findings}
 
 
-def _counts(findings: Sequence[Finding], ours: Sequence[Finding]) -> Iterator[str]:
-    for label, group in (("the printed numbers", findings), ("our results", ours)):
+def _counts(findings: Sequence[Finding], measured: Sequence[Finding]) -> Iterator[str]:
+    for label, group in (("the printed numbers", findings), ("our results", measured)):
         if group:
             counts = (f"{o}: {sum(f.outcome == o for f in group)}" for o in OUTCOMES)
             yield f"{len(group)} claims on {label} - {', '.join(counts)}."

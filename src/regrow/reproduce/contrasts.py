@@ -57,11 +57,11 @@ class Contrast:
         lead = "" if self.by == "arm" else f"{self.by} "
         minus = f"{lead}{self.first} - {lead}{' or '.join(self.second)}"
         tables = f"Table{'s' * (len(self.tables) > 1)} {', '.join(map(str, self.tables))}"
-        kept = [
+        selections = [
             f"{'part ' * (name == 'part')}{' and '.join(values)}"
             for name, values in self.where.items()
         ]
-        return ", ".join([minus, tables, *kept])
+        return ", ".join([minus, tables, *selections])
 
     @property
     def absent(self) -> str:
@@ -230,14 +230,14 @@ def parted(
     frame = frame[frame["table"].isin(contrast.tables)]
     rows = {tuple(row[name] for name in LABELS): row for row in records(frame)}
     known = has_known(frame)
-    found, left_out = [], {}
+    pairs, left_out = [], {}
     for row in records(once(paper, frame)):
         if row[contrast.by] != contrast.first or any(
             row[name] not in values for name, values in contrast.where.items()
         ):
             continue
-        for other in contrast.second:
-            sought = {**row, contrast.by: other} | ({"target": ""} if other == UNPRUNED else {})
+        for label in contrast.second:
+            sought = {**row, contrast.by: label} | ({"target": ""} if label == UNPRUNED else {})
             partner = rows.get(tuple(sought[name] for name in LABELS))
             if partner is None:
                 continue
@@ -246,8 +246,8 @@ def parted(
             if excluded(reasons):
                 left_out[f"Table {row['table']}, {pair.where}"] = reasons
             else:
-                found.append(pair)
-    return corrected(found), left_out
+                pairs.append(pair)
+    return corrected(pairs), left_out
 
 
 def _reasons(
@@ -258,10 +258,12 @@ def _reasons(
     margin: float,
 ) -> tuple[Reason, ...]:
     """Return why two rows allow no conclusion, by all that is known of their network."""
-    network = [other for other in rows if all(other[name] == row[name] for name in NETWORK)]
-    plain = [other for other in network if other["arm"] == UNPRUNED]
-    cut = [other for other in network if other["target"] == row["target"] != ""]
-    return reasons_against(row, partner, margin=margin, plain=next(iter(plain), None), cut=cut)
+    network = [
+        candidate for candidate in rows if all(candidate[name] == row[name] for name in NETWORK)
+    ]
+    plain = [candidate for candidate in network if candidate["arm"] == UNPRUNED]
+    pruned = [candidate for candidate in network if candidate["target"] == row["target"] != ""]
+    return reasons_against(row, partner, margin=margin, plain=next(iter(plain), None), cut=pruned)
 
 
 def compared(row: Mapping[str, Any], first: Sample, second: Sample, *, margin: float) -> Pair:
@@ -277,14 +279,14 @@ def compared(row: Mapping[str, Any], first: Sample, second: Sample, *, margin: f
     )
 
 
-def corrected(found: Sequence[Pair]) -> tuple[Pair, ...]:
+def corrected(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     """Give each pair its p-value corrected by Holm within its table (or figure)."""
     tables: dict[int, list[int]] = {}
-    for i, pair in enumerate(found):
+    for i, pair in enumerate(pairs):
         tables.setdefault(pair.row["table"], []).append(i)
-    all_pairs = list(found)
+    all_pairs = list(pairs)
     for places in tables.values():
-        ps = holm([found[i].comparison.p for i in places])
+        ps = holm([pairs[i].comparison.p for i in places])
         for i, p in zip(places, ps, strict=True):
-            all_pairs[i] = replace(found[i], p=p)
+            all_pairs[i] = replace(pairs[i], p=p)
     return tuple(all_pairs)

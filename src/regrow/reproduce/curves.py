@@ -75,21 +75,21 @@ def curve_pairs(
     ``frame`` holds the numbers of figures, with the column ``figure``. p-values are corrected
     within the figure.
     """
-    found, beyond = [], 0
+    pairs, beyond = [], 0
     for panel, points, curve in opposed(frame, contrast):
         pruned = {_place(point): point.accuracy for point in curve if point.ratio}
         for point in points:
             if contrast.at == "parameters":
-                other = accuracy_at(curve, point.parameters)
-                beyond += other is None
+                counterpart = accuracy_at(curve, point.parameters)
+                beyond += counterpart is None
             else:
-                other = pruned.get(_place(point))
-            if other is None:
+                counterpart = pruned.get(_place(point))
+            if counterpart is None:
                 continue
             row = {"table": contrast.figure, "dataset": panel, "model": contrast.first}
             row["target"] = f"{100 * point.ratio:g}%"
-            found.append(compared(row, point.accuracy, other, margin=margin))
-    return corrected(found), beyond
+            pairs.append(compared(row, point.accuracy, counterpart, margin=margin))
+    return corrected(pairs), beyond
 
 
 def opposed(
@@ -156,12 +156,12 @@ def _place(point: Point) -> float:
 
 
 def _points(rows: pd.DataFrame, series: str) -> list[Point]:
-    found = []
+    points = []
     for row in records(rows[rows["series"] == series]):
         std = None if pd.isna(row["std"]) else float(row["std"])
         accuracy = Sample(mean=float(row["mean"]), std=std, n=int(row["n"]))
-        found.append(Point(float(row["parameters"]), accuracy, float(row["ratio"])))
-    return sorted(found, key=lambda point: point.parameters)
+        points.append(Point(float(row["parameters"]), accuracy, float(row["ratio"])))
+    return sorted(points, key=lambda point: point.parameters)
 
 
 def _within(curve: Sequence[Point], parameters: float) -> bool:

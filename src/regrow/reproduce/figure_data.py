@@ -56,57 +56,65 @@ class FigureData:
         return f"{done} of {len(self.rows)} rows have been run"
 
 
-def gather(plan: Plan, found: Sequence[StudyResults]) -> FigureData | None:
+def gather(plan: Plan, results: Sequence[StudyResults]) -> FigureData | None:
     """Gather what a figure plots; None for a table."""
     entry = plan.entry
     if entry.kind not in GATHER:
         return None
-    frame, rows, columns = GATHER[entry.kind](found)
-    cells = [one for part in found for one in part.part.cells]
+    frame, rows, columns = GATHER[entry.kind](results)
+    cells = [planned for part in results for planned in part.part.cells]
     return FigureData(
         name=entry.name,
         kind=entry.kind,
         caption=entry.about,
         condition=_condition(plan),
         frame=frame,
-        panels=tuple(dict.fromkeys(one.panel for one in cells)),
+        panels=tuple(dict.fromkeys(planned.panel for planned in cells)),
         columns=columns,
         rows=tuple(rows),
     )
 
 
 def _condition(plan: Plan) -> str:
-    said = [f"scale {plan.scale.name}"] if any(part.scale_departs for part in plan.parts) else []
-    shown = (images for part in plan.parts for one in part.cells for images in one.images)
-    for images in dict.fromkeys(shown):
-        said += [f"{Path(images.spec.name).name} for {images.dataset}"] if images.stands_in else []
-    return ", ".join(dict.fromkeys(said))
+    conditions = (
+        [f"scale {plan.scale.name}"] if any(part.scale_departs for part in plan.parts) else []
+    )
+    used = (images for part in plan.parts for planned in part.cells for images in planned.images)
+    for images in dict.fromkeys(used):
+        conditions += (
+            [f"{Path(images.spec.name).name} for {images.dataset}"] if images.stands_in else []
+        )
+    return ", ".join(dict.fromkeys(conditions))
 
 
 Gathered = tuple[pd.DataFrame, Iterator[Row], Row]
 
 
-def _curves(found: Sequence[StudyResults]) -> Gathered:
-    return _points(found, lambda one: [one.cell.use.label if one.cell.use else UNPRUNED.name])
+def _curves(results: Sequence[StudyResults]) -> Gathered:
+    return _points(
+        results, lambda planned: [planned.cell.use.label if planned.cell.use else UNPRUNED.name]
+    )
 
 
-def _tickets(found: Sequence[StudyResults]) -> Gathered:
-    return _points(found, _ticket_series)
+def _tickets(results: Sequence[StudyResults]) -> Gathered:
+    return _points(results, _ticket_series)
 
 
-def _ticket_series(one: PlannedCell) -> list[str]:
+def _ticket_series(planned: PlannedCell) -> list[str]:
     """Name the series of a cell: none for a control, both for the network as it was."""
-    rate = f"rate {one.cell.experiment.recipe.lr:g}"
-    if one.cell.arm == UNPRUNED:
+    rate = f"rate {planned.cell.experiment.recipe.lr:g}"
+    if planned.cell.arm == UNPRUNED:
         return [f"{start}, {rate}" for start in TICKETS.values()]
-    start = one.cell.arm.start
+    start = planned.cell.arm.start
     return [f"{TICKETS[start]}, {rate}"] if start in TICKETS else []
 
 
-def _points(found: Sequence[StudyResults], series: Callable[[PlannedCell], list[str]]) -> Gathered:
+def _points(
+    results: Sequence[StudyResults], series: Callable[[PlannedCell], list[str]]
+) -> Gathered:
     groups: dict[tuple[str, str, float], list[Run]] = {}
-    for one in found:
-        for printable, run in zip(one.part.cells, one.runs, strict=True):
+    for study in results:
+        for printable, run in zip(study.part.cells, study.runs, strict=True):
             cut = printable.cell.cut
             ratio = (cut.sparsity if cut else None) or 0.0
             for name in series(printable):
@@ -148,34 +156,34 @@ def _point_rows(frame: pd.DataFrame) -> Iterator[Row]:
         )
 
 
-def _heatmaps(found: Sequence[StudyResults]) -> Gathered:
-    frame = averaged(found, HEAT)
+def _heatmaps(results: Sequence[StudyResults]) -> Gathered:
+    frame = averaged(results, HEAT)
     frame = frame[frame["stage"].isin(STAGES)].reset_index(drop=True)
     columns = ("stage", "kernel row", *(f"column {place}" for place in POSITIONS), "n")
     return frame, _heat_rows(frame), columns
 
 
 def _heat_rows(frame: pd.DataFrame) -> Iterator[Row]:
-    kept = {tuple(row[name] for name in HEAT): row for row in records(frame)}
+    by_place = {tuple(row[name] for name in HEAT): row for row in records(frame)}
     for stage in STAGES:
         for i in POSITIONS:
-            row = [kept.get((stage, i, j)) for j in POSITIONS]
+            row = [by_place.get((stage, i, j)) for j in POSITIONS]
             shares = [f"{cell['mean']:.3f}" if cell else NOT_RUN for cell in row]
             yield stage, i, *shares, str(row[0]["n"]) if row[0] else "0"
 
 
-def _histograms(found: Sequence[StudyResults]) -> Gathered:
-    fine = pd.concat([one.measured for one in found], ignore_index=True)
-    panels = dict.fromkeys(one.panel for part in found for one in part.part.cells)
+def _histograms(results: Sequence[StudyResults]) -> Gathered:
+    fine = pd.concat([one.measured for one in results], ignore_index=True)
+    panels = dict.fromkeys(one.panel for part in results for one in part.part.cells)
     columns = ("panel", "column", "weights", f"share below {NEAR:g}", "std")
-    return _described(_merged(fine), found), _histogram_rows(fine, [*panels]), columns
+    return _described(_merged(fine), results), _histogram_rows(fine, [*panels]), columns
 
 
-def _described(bins: pd.DataFrame, found: Sequence[StudyResults]) -> pd.DataFrame:
+def _described(bins: pd.DataFrame, results: Sequence[StudyResults]) -> pd.DataFrame:
     """Add to each network's bins what is known of it."""
     networks: dict[tuple[str, str], Run] = {}
-    for one in found:
-        for cell, run in zip(one.part.cells, one.runs, strict=False):
+    for study in results:
+        for cell, run in zip(study.part.cells, study.runs, strict=False):
             if run.score is not None:
                 networks.setdefault((cell.panel, COLUMNS[cell.cell.arm.start]), run)
     known = pd.DataFrame(
@@ -198,16 +206,16 @@ def _merged(fine: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=[*BIN]).astype({"low": float, "high": float})
     networks = [rows for _, rows in fine.groupby(["panel", "column"], sort=False)]
     for bins in BINS:
-        each = FINEST // bins
-        merged = pd.concat([_in_groups(rows, each) for rows in networks], ignore_index=True)
+        num_merged = FINEST // bins
+        merged = pd.concat([_in_groups(rows, num_merged) for rows in networks], ignore_index=True)
         inside = merged[merged["low"].abs() + merged["high"].abs() < float("inf")]
         if inside["value"].max() <= TOP:
             break
     return merged[[*BIN]]
 
 
-def _in_groups(rows: pd.DataFrame, each: int) -> pd.DataFrame:
-    number = pd.Series([-1, *(i // each for i in range(FINEST)), FINEST], index=rows.index)
+def _in_groups(rows: pd.DataFrame, size: int) -> pd.DataFrame:
+    number = pd.Series([-1, *(i // size for i in range(FINEST)), FINEST], index=rows.index)
     parts = {"panel": "first", "column": "first", "low": "min", "high": "max", "value": "sum"}
     return rows.groupby(number).agg(parts)
 
@@ -233,9 +241,9 @@ GATHER: dict[Kind, Callable[[Sequence[StudyResults]], Gathered]] = {
 }
 
 
-def plain(shown: FigureData) -> str:
+def plain(figure: FigureData) -> str:
     """Write the numbers as aligned text; what repeats in the first columns stands there once."""
-    rows = [shown.columns, *_once(shown.rows)]
+    rows = [figure.columns, *_once(figure.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
@@ -244,27 +252,27 @@ def plain(shown: FigureData) -> str:
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([f"{title(shown)}", "", lines[0], "-" * len(lines[0]), *lines[1:], ""])
+    return "\n".join([f"{title(figure)}", "", lines[0], "-" * len(lines[0]), *lines[1:], ""])
 
 
-def markdown(shown: FigureData) -> str:
+def markdown(figure: FigureData) -> str:
     """Write the numbers as a Markdown table."""
-    lines = [f"| {' | '.join(shown.columns)} |", "|---|---|" + "---:|" * (len(shown.columns) - 2)]
-    lines += [f"| {' | '.join(row)} |" for row in _once(shown.rows)]
+    lines = [f"| {' | '.join(figure.columns)} |", "|---|---|" + "---:|" * (len(figure.columns) - 2)]
+    lines += [f"| {' | '.join(row)} |" for row in _once(figure.rows)]
     return "\n".join([*lines, ""])
 
 
-def title(shown: FigureData) -> str:
+def title(figure: FigureData) -> str:
     """Name a figure and say what it shows."""
-    return f"{shown.name.replace('-', ' ').capitalize()}. {shown.caption}"
+    return f"{figure.name.replace('-', ' ').capitalize()}. {figure.caption}"
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:
     """Leave out of the first two columns what stands in the row above."""
-    shown: list[Row] = []
+    sparse: list[Row] = []
     for before, row in zip([None, *rows], rows, strict=False):
         same = 0
         while before is not None and same < 2 and before[same] == row[same]:
             same += 1
-        shown.append(("",) * same + row[same:])
-    return shown
+        sparse.append(("",) * same + row[same:])
+    return sparse

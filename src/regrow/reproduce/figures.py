@@ -64,15 +64,15 @@ STYLES = {
 PLAIN = Style("#555555", "*", "none")  # the network as it was, a single point
 
 
-def draw(shown: FigureData, folder: Path) -> Picture:
+def draw(data: FigureData, folder: Path) -> Picture:
     """Draw a figure into a folder, as PNG (150 dpi) and SVG (the same bytes for the same rows)."""
     import matplotlib as mpl
 
-    picture = Picture(caption=shown.caption, name=shown.name)
+    picture = Picture(caption=data.caption, name=data.name)
     with mpl.rc_context({"svg.hashsalt": "regrow", "font.size": 9}):
-        figure = FIGURES[shown.kind](shown)
-        if shown.condition:
-            figure.suptitle(shown.condition, fontsize=8, color="#777777")
+        figure = FIGURES[data.kind](data)
+        if data.condition:
+            figure.suptitle(data.condition, fontsize=8, color="#777777")
         png, svg = (folder / path for path in picture.paths)
         figure.savefig(png, dpi=150)
         figure.set_layout_engine("none")  # found once; finding it costs half a drawing
@@ -102,32 +102,32 @@ def _not_run(axes: "Axes") -> None:
 # Curves -------------------------------------------------------------------------------------------
 
 
-def _curves(shown: FigureData) -> "Figure":
-    figure, panels = _grid(1, len(shown.panels))
-    for axes, name in zip(panels, shown.panels, strict=True):
-        _panel(axes, shown.frame[shown.frame["panel"] == name], x="parameters")
+def _curves(data: FigureData) -> "Figure":
+    figure, panels = _grid(1, len(data.panels))
+    for axes, name in zip(panels, data.panels, strict=True):
+        _panel(axes, data.frame[data.frame["panel"] == name], x="parameters")
         axes.set_title(name.replace(": ", "\n"), fontsize=9)
         axes.set_xlabel("parameters kept")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(lambda value, _: short(value))
     panels[0].set_ylabel("test accuracy (%)")
-    _legend(figure, [*dict.fromkeys(shown.frame["series"])])
+    _legend(figure, [*dict.fromkeys(data.frame["series"])])
     return figure
 
 
-def _tickets(shown: FigureData) -> "Figure":
+def _tickets(data: FigureData) -> "Figure":
     columns = 2
-    figure, panels = _grid(-(-len(shown.panels) // columns), columns)
-    for axes, name in zip(panels, shown.panels, strict=False):
-        frame = shown.frame[shown.frame["panel"] == name]
+    figure, panels = _grid(-(-len(data.panels) // columns), columns)
+    for axes, name in zip(panels, data.panels, strict=False):
+        frame = data.frame[data.frame["panel"] == name]
         _panel(axes, frame.assign(percent=100 * frame["ratio"]), x="percent")
         axes.set_title(name, fontsize=9)
         axes.set_xlim(-4, 100)
         axes.set_xlabel("weights pruned (%)")
         axes.set_ylabel("test accuracy (%)")
-    for axes in panels[len(shown.panels) :]:
+    for axes in panels[len(data.panels) :]:
         axes.set_visible(False)
-    _legend(figure, [*dict.fromkeys(shown.frame["series"])])
+    _legend(figure, [*dict.fromkeys(data.frame["series"])])
     return figure
 
 
@@ -167,10 +167,10 @@ def _legend(figure: "Figure", series: Sequence[str]) -> None:
 # Heat maps ----------------------------------------------------------------------------------------
 
 
-def _heatmaps(shown: FigureData) -> "Figure":
+def _heatmaps(data: FigureData) -> "Figure":
     """Draw the kernel positions of each stage, darker where more is kept, on one scale of grey."""
     figure, panels = _grid(1, len(STAGES), panel=(2.4, 2.5))
-    cells = {tuple(row[name] for name in HEAT): row["mean"] for row in records(shown.frame)}
+    cells = {tuple(row[name] for name in HEAT): row["mean"] for row in records(data.frame)}
     low, high = (min(cells.values()), max(cells.values())) if cells else (0.0, 1.0)
     room = max(0.1 * (high - low), 0.005)
     image = None
@@ -197,11 +197,11 @@ def _heatmaps(shown: FigureData) -> "Figure":
 # Histograms ---------------------------------------------------------------------------------------
 
 
-def _histograms(shown: FigureData) -> "Figure":
+def _histograms(data: FigureData) -> "Figure":
     """Draw the weights of each network on the axes of the paper's Figure 8."""
-    figure, panels = _grid(len(shown.panels), len(COLUMNS), panel=(2.9, 2.4))
-    inside = shown.frame[np.isfinite(shown.frame["low"]) & np.isfinite(shown.frame["high"])]
-    places = [(name, column) for name in shown.panels for column in COLUMNS.values()]
+    figure, panels = _grid(len(data.panels), len(COLUMNS), panel=(2.9, 2.4))
+    inside = data.frame[np.isfinite(data.frame["low"]) & np.isfinite(data.frame["high"])]
+    places = [(name, column) for name in data.panels for column in COLUMNS.values()]
     for number, (axes, place) in enumerate(zip(panels, places, strict=True)):
         bins = inside[(inside["panel"] == place[0]) & (inside["column"] == place[1])]
         if len(bins):

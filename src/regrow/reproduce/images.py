@@ -31,7 +31,7 @@ class Request:
 
 
 def images_for(
-    asked: str | Mapping[str, Any], paper: Paper, request: Request, *, least_size: int = 0
+    data_value: str | Mapping[str, Any], paper: Paper, request: Request, *, least_size: int = 0
 ) -> tuple[dict[str, Any], list[str]]:
     """Choose the data set that stands for one of the paper's, and say so if it is another.
 
@@ -39,8 +39,10 @@ def images_for(
     images of another kind have their own.
     """
     scale = request.scale
-    given: dict[str, Any] = {"name": asked} if isinstance(asked, str) else dict(asked)
-    name = given["name"]
+    original: dict[str, Any] = (
+        {"name": data_value} if isinstance(data_value, str) else dict(data_value)
+    )
+    name = original["name"]
     dataset = paper.datasets.get(name, DataSet(label=name))
     chosen = request.data.get(name) or scale.stand_in
     if chosen is None and dataset.large:
@@ -48,7 +50,7 @@ def images_for(
             f"{dataset.label} is not downloaded. Name a copy, or what shall stand in for it: "
             f"--data {name}=folder:PATH or --data {name}=hf:PATH."
         )
-    data = given if chosen is None else _stand_in(given, chosen)
+    data = original if chosen is None else _stand_in(original, chosen)
     if dataset.large and name in request.data:
         data["size"] = scale.large_size
     elif chosen is not None and least_size and _side(data) < least_size:
@@ -61,19 +63,20 @@ def images_for(
     if chosen is None:
         return data, []
     data["label"] = f"{chosen} for {dataset.label}"
-    said = [_in_place(dataset.label, chosen)]
+    notes = [_in_place(dataset.label, chosen)]
     if "size" in data and not dataset.large:
-        said.append(f"The images of {chosen} are enlarged to {least_size} pixels a side.")
-    if data.get("normalisation") != given.get("normalisation"):
-        said.append(
-            f"{chosen} is normalised by its own mean and std: it has no {given['normalisation']!r}."
+        notes.append(f"The images of {chosen} are enlarged to {least_size} pixels a side.")
+    if data.get("normalisation") != original.get("normalisation"):
+        notes.append(
+            f"{chosen} is normalised by its own mean and std: it has no "
+            f"{original['normalisation']!r}."
         )
-    return data, said
+    return data, notes
 
 
-def _stand_in(given: Mapping[str, Any], chosen: str) -> dict[str, Any]:
+def _stand_in(original: Mapping[str, Any], chosen: str) -> dict[str, Any]:
     """Put another data set in the place of one, with its normalisation if it has that too."""
-    data = {**given, "name": chosen}
+    data = {**original, "name": chosen}
     if len(data) > 1:
         try:
             material(DataSpec.from_json(data))
@@ -83,20 +86,20 @@ def _stand_in(given: Mapping[str, Any], chosen: str) -> dict[str, Any]:
 
 
 def methods_on(
-    asked: Any, paper: Paper, request: Request, *, least_size: int
+    methods: Any, paper: Paper, request: Request, *, least_size: int
 ) -> tuple[list[Any], list[str]]:
     """Choose the data of the networks that methods follow."""
-    found: list[Any] = []
-    said: list[str] = []
-    for method in asked:
+    chosen: list[Any] = []
+    notes: list[str] = []
+    for method in methods:
         if "data" not in method.get("from", {}):
-            found.append(method)
+            chosen.append(method)
             continue
         name = method["from"]["data"]
-        data, note = images_for(name, paper, request, least_size=least_size)
-        said += note
-        found.append({**method, "from": {**method["from"], "data": data}})
-    return found, said
+        data, data_notes = images_for(name, paper, request, least_size=least_size)
+        notes += data_notes
+        chosen.append({**method, "from": {**method["from"], "data": data}})
+    return chosen, notes
 
 
 def pictures_for(
@@ -112,13 +115,13 @@ def pictures_for(
         )
     # Broken files of other people's data are left out, and counted in a note.
     data: dict[str, Any] = {"name": chosen, "on_error": "skip"}
-    there = detection_material(DetectionSpec.from_json(data), detector)
-    data["subset"] = _at_most(scale.subset, there.num_train, len(there.classes))
-    data["test_subset"] = _at_most(scale.test_subset, there.num_test, len(there.classes))
-    said = [_in_place(label, chosen)]
-    if there.num_left_out:
-        said.append(f"{there.num_left_out} images of {chosen} are broken and left out.")
-    return {**data, "label": f"{chosen} for {label}"}, said
+    available = detection_material(DetectionSpec.from_json(data), detector)
+    data["subset"] = _at_most(scale.subset, available.num_train, len(available.classes))
+    data["test_subset"] = _at_most(scale.test_subset, available.num_test, len(available.classes))
+    notes = [_in_place(label, chosen)]
+    if available.num_left_out:
+        notes.append(f"{available.num_left_out} images of {chosen} are broken and left out.")
+    return {**data, "label": f"{chosen} for {label}"}, notes
 
 
 def _in_place(label: str, chosen: str) -> str:
@@ -130,5 +133,5 @@ def _side(data: Any) -> int:
     return material(DataSpec.from_json(data)).shape[-1]
 
 
-def _at_most(wanted: int | None, there: int, classes: int) -> int | None:
-    return None if wanted is None or wanted >= there else max(wanted, classes)
+def _at_most(wanted: int | None, available: int, classes: int) -> int | None:
+    return None if wanted is None or wanted >= available else max(wanted, classes)

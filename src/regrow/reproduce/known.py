@@ -27,8 +27,8 @@ ACCURACY = "accuracy"  # column of the mean where ``mean`` is a change from anot
 
 def known_of(runs: Sequence[Run]) -> dict[str, Any]:
     """Return the columns of ``KNOWN`` for the runs of one cell; None is what is not known."""
-    own, parent = evidence(runs), parent_evidence(runs)
-    return {name: getattr(own, name, None) for name in OWN} | {
+    network, parent = evidence(runs), parent_evidence(runs)
+    return {name: getattr(network, name, None) for name in OWN} | {
         name: getattr(parent, name.removeprefix("parent_"), None) for name in PARENT
     }
 
@@ -109,18 +109,18 @@ def usable(
     if not has_known(frame):
         return frame, {}
     left_out: dict[str, tuple[Reason, ...]] = {}
-    kept = []
+    rows_to_keep = []
     for row in records(frame):
         if not _count(row["n"]):
-            kept.append(True)  # not run
+            rows_to_keep.append(True)  # not run
             continue
         parent = parent_in(row)
-        own = evidence_in(row) if accuracies else parent
-        reasons = () if own is None else judge(own, own, margin=margin, parent=parent)
-        kept.append(not excluded(reasons))
+        network = evidence_in(row) if accuracies else parent
+        reasons = () if network is None else judge(network, network, margin=margin, parent=parent)
+        rows_to_keep.append(not excluded(reasons))
         if excluded(reasons):
             left_out[" ".join(str(row[name]) for name in named)] = reasons
-    return frame[kept].reset_index(drop=True), left_out
+    return frame[rows_to_keep].reset_index(drop=True), left_out
 
 
 def worded(left_out: Mapping[str, Sequence[Reason]]) -> str:
@@ -130,8 +130,8 @@ def worded(left_out: Mapping[str, Sequence[Reason]]) -> str:
         reason = next(reason for reason in reasons if reason.excludes)
         first.setdefault(reason.rule, []).append(reason)
     return "; ".join(
-        f"{said(rule)} ({len(found)}; one of them: {found[0].figures})"
-        for rule, found in sorted(first.items(), key=lambda pair: RULES.index(pair[0]))
+        f"{said(rule)} ({len(group)}; one of them: {group[0].figures})"
+        for rule, group in sorted(first.items(), key=lambda pair: RULES.index(pair[0]))
     )
 
 
@@ -155,7 +155,7 @@ def reasons_against(
     parents: list[Evidence | None] = [
         parent for row in (first, second) if (parent := parent_in(row)) is not None
     ]
-    found: dict[str, Reason] = {}
+    by_rule: dict[str, Reason] = {}
     for parent in parents or [whole]:
         for reason in judge(
             evidence_in(first),
@@ -165,8 +165,8 @@ def reasons_against(
             plain=whole or parent,
             cut=[evidence_in(row) for row in cut],
         ):
-            found.setdefault(reason.rule, reason)
-    return tuple(found.values())
+            by_rule.setdefault(reason.rule, reason)
+    return tuple(by_rule.values())
 
 
 def _number(value: Any) -> float | None:

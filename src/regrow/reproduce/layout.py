@@ -45,14 +45,14 @@ class TableCell:
 
     labels: Mapping[str, Any]
     printed: PrintedCell
-    ours: Sample | None
+    measured: Sample | None
     shape: Shape
     departs: str = ""
 
     @property
     def agreement(self) -> Agreement | None:
         """Ours against the paper's; None where ours has not been run, or is not to be compared."""
-        return compare(self.ours, self.printed) if self.ours and not self.departs else None
+        return compare(self.measured, self.printed) if self.measured and not self.departs else None
 
     @property
     def paper(self) -> str:
@@ -60,17 +60,17 @@ class TableCell:
         return self._figures(self.printed.mean, self.printed.std)
 
     @property
-    def own(self) -> str:
+    def measured_text(self) -> str:
         """Our figures, or that there are none."""
-        return self._figures(self.ours.mean, self.ours.std) if self.ours else NOT_RUN
+        return self._figures(self.measured.mean, self.measured.std) if self.measured else NOT_RUN
 
     @property
     def difference(self) -> str:
         """Ours minus the paper's, and whether it lies within the two spreads."""
-        if (found := self.agreement) is None:
+        if (agreement := self.agreement) is None:
             return ""
-        text = f"{round(found.difference, self.digits) + 0.0:+.{self.digits}f}"
-        word = {True: "within", False: "beyond", None: "no std"}[found.within]
+        text = f"{round(agreement.difference, self.digits) + 0.0:+.{self.digits}f}"
+        word = {True: "within", False: "beyond", None: "no std"}[agreement.within]
         return f"{text} {word}" if self.shape.spread else text
 
     @property
@@ -115,13 +115,15 @@ class Sheet:
     @property
     def num_run(self) -> int:
         """Count the cells that we have run."""
-        return sum(cell.ours is not None for cell in self.cells)
+        return sum(cell.measured is not None for cell in self.cells)
 
     @property
     def caution(self) -> str:
         """The reasons why measured cells show no difference to the printed ones, if some do not."""
         departed = [cell.departs for cell in self.cells if cell.departs]
-        reasons = dict.fromkeys(reason for one in departed for reason in one.split(BETWEEN_REASONS))
+        reasons = dict.fromkeys(
+            reason for departure in departed for reason in departure.split(BETWEEN_REASONS)
+        )
         if not reasons:
             return ""
         num = len(departed)
@@ -149,17 +151,17 @@ class Sheet:
         return text
 
 
-def lay_out(paper: Paper, table: int, ours: pd.DataFrame | None = None) -> Sheet:
+def lay_out(paper: Paper, table: int, measured: pd.DataFrame | None = None) -> Sheet:
     """Put the printed cells of a table in place, with ours beside them.
 
-    ``ours`` has the label columns of the table (``printed.names``) with mean, std and n, and may
-    have ``departs``: why the printed number is no reference for a row. Rows of other tables are
+    ``measured`` has the label columns of the table (``printed.names``) with mean, std and n, and
+    may have ``departs``: why the printed number is no reference for a row. Rows of other tables are
     passed over, rows with n = 0 count as not run. Two rows for one cell are a ``ConfigError``.
     """
     frame = cells(paper, table)
     entry = paper.table(table)
     caption, shape = entry.about, entry.layout
-    own = _own(paper, table, ours)
+    by_key = _measured_rows(paper, table, measured)
     grid: dict[str, dict[str, dict[str, TableCell]]] = {}
     for row in records(frame):
         place = _home(row, frame, shape) if row.get("arm") == UNPRUNED else row
@@ -167,30 +169,30 @@ def lay_out(paper: Paper, table: int, ours: pd.DataFrame | None = None) -> Sheet
         column = "/".join(row[name] for name in shape.columns) or UNPRUNED
         slots = grid.setdefault(title, {}).setdefault(_label(place, shape.rows, between="/"), {})
         assert column not in slots, f"two printed cells in one place: {row}"
-        mine = own.pop(_key(row, paper.labels(table)), None)
+        measured_row = by_key.pop(_key(row, paper.labels(table)), None)
         slots[column] = TableCell(
             labels=row,
             printed=printed(row),
-            ours=sample(mine) if mine else None,
+            measured=sample(measured_row) if measured_row else None,
             shape=shape,
-            departs=str(mine.get("departs") or "") if mine else "",
+            departs=str(measured_row.get("departs") or "") if measured_row else "",
         )
     sections = tuple(_section(title, rows) for title, rows in grid.items())
-    return Sheet(table=table, caption=caption, sections=sections, num_unplaced=len(own))
+    return Sheet(table=table, caption=caption, sections=sections, num_unplaced=len(by_key))
 
 
 def terminal(sheet: Sheet) -> str:
     """Write a table as text for 100 columns: under each row of the paper's, ours."""
     lines = textwrap.wrap(f"Table {sheet.table}. {sheet.caption}", COLUMNS)
     lines += ["", *textwrap.wrap(sheet.caution, COLUMNS)] if sheet.caution else []
-    shown: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     label = max(len(name) for section in sheet.sections for name, _ in section.rows)
     widths = _widths(sheet)
     for section in sheet.sections:
-        if section.columns != shown:
-            shown = section.columns
+        if section.columns != columns:
+            columns = section.columns
             head = " " * (label + (11 if section.title else 9)) + "  ".join(
-                map(str.rjust, shown, widths)
+                map(str.rjust, columns, widths)
             )
             lines += ["", head.rstrip(), "-" * len(head)]
         lines += [section.title] if section.title else []
@@ -206,11 +208,11 @@ def markdown(sheet: Sheet) -> str:
     """Write a table as Markdown, one for all sections that have the same columns."""
     lines = [f"### Table {sheet.table}. {sheet.caption}"]
     lines += ["", sheet.caution] if sheet.caution else []
-    shown: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     for section in sheet.sections:
-        if section.columns != shown:
-            shown = section.columns
-            lines += ["", f"| | | {' | '.join(shown)} |", "|---|---|" + "---:|" * len(shown)]
+        if section.columns != columns:
+            columns = section.columns
+            lines += ["", f"| | | {' | '.join(columns)} |", "|---|---|" + "---:|" * len(columns)]
         for i, (name, row) in enumerate(section.rows):
             texts = [_markdown_cell(cell) if cell else "" for cell in row]
             lines.append(f"| {'' if i else section.title} | {name} | {' | '.join(texts)} |")
@@ -221,48 +223,48 @@ def latex(sheet: Sheet) -> str:
     """Write a table for LaTeX: under each row of the paper's, ours."""
     caption = tex(" ".join(filter(None, (f"{sheet.caption}.", sheet.caution))))
     lines = [TEX_NEEDS]
-    for shown, same in itertools.groupby(sheet.sections, key=lambda section: section.columns):
+    for columns, same in itertools.groupby(sheet.sections, key=lambda section: section.columns):
         body: list[str] = []
         for section in same:
             body += [TEX_BETWEEN] if body else []
             for number, (name, row) in enumerate(section.rows):
-                said = [
+                rows = [
                     tex_row(["" if i else name, voice, *texts])
                     for i, (voice, texts) in enumerate(_voices(row))
                 ]
                 title = "" if number else section.title
-                body += tex_section(title, said, columns=len(shown) + 2)
+                body += tex_section(title, rows, columns=len(columns) + 2)
         first = caption if len(lines) == 1 else None
         label = f"table {sheet.table}"
-        lines += tex_table(["", "", *shown], body, words_first=2, caption=first, label=label)
+        lines += tex_table(["", "", *columns], body, words_first=2, caption=first, label=label)
     return "\n".join([*lines, ""])
 
 
 def _voices(row: Sequence[TableCell | None]) -> Iterator[tuple[str, list[str]]]:
     """Say a row in turn for the paper and for us; differences and seeds only where ours exist."""
     yield "paper", [cell.paper if cell else "" for cell in row]
-    yield "ours", [cell.own if cell else "" for cell in row]
-    if any(cell and cell.ours for cell in row):
+    yield "ours", [cell.measured_text if cell else "" for cell in row]
+    if any(cell and cell.measured for cell in row):
         if any(cell and cell.difference for cell in row):
             yield "diff", [cell.difference if cell else "" for cell in row]
-        yield "n", [str(cell.ours.n) if cell and cell.ours else "" for cell in row]
+        yield "n", [str(cell.measured.n) if cell and cell.measured else "" for cell in row]
 
 
 def _widths(sheet: Sheet) -> list[int]:
     """Measure the columns by position, over all sections, so that they stand below each other."""
     widths: dict[int, int] = {}
     for section in sheet.sections:
-        said = [texts for _, row in section.rows for _, texts in _voices(row)]
-        for texts in [list(section.columns), *said]:
+        rows = [texts for _, row in section.rows for _, texts in _voices(row)]
+        for texts in [list(section.columns), *rows]:
             for i, text in enumerate(texts):
                 widths[i] = max(widths.get(i, 0), len(text))
     return [widths[i] for i in sorted(widths)]
 
 
 def _markdown_cell(cell: TableCell) -> str:
-    if cell.ours is None:
+    if cell.measured is None:
         return f"{cell.paper}<br>{NOT_RUN}"
-    lines = (cell.paper, f"ours {cell.own} (n = {cell.ours.n})", cell.difference)
+    lines = (cell.paper, f"ours {cell.measured_text} (n = {cell.measured.n})", cell.difference)
     return "<br>".join(filter(None, lines))
 
 
@@ -284,37 +286,39 @@ def _label(row: Mapping[str, Any], fields: Sequence[str], *, between: str) -> st
     return between.join(f"{PREFIXES.get(name, '')}{row[name]}" for name in fields)
 
 
-def _own(
-    paper: Paper, table: int, ours: pd.DataFrame | None
+def _measured_rows(
+    paper: Paper, table: int, measured: pd.DataFrame | None
 ) -> dict[tuple[str, ...], dict[str, Any]]:
     """Read our rows of a table by the labels of their cells."""
-    if ours is None or ours.empty:
+    if measured is None or measured.empty:
         return {}
     frame = (
-        as_cells(paper, ours) if paper.labels(table) == RESULT else _measured(paper, ours, table)
+        as_cells(paper, measured)
+        if paper.labels(table) == RESULT
+        else _with_results(paper, measured, table)
     )
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    by_key: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in records(frame[frame["table"] == table]):
         key = _key(row, paper.labels(table))
-        if key in found:
+        if key in by_key:
             cell = ", ".join(filter(None, key))
             raise ConfigError(
                 f"Two rows of ours are for one cell of the paper's ({cell}). Give one row a cell, "
                 "with the mean over its seeds."
             )
-        found[key] = row
-    return found
+        by_key[key] = row
+    return by_key
 
 
-def _measured(paper: Paper, ours: pd.DataFrame, table: int) -> pd.DataFrame:
+def _with_results(paper: Paper, measured: pd.DataFrame, table: int) -> pd.DataFrame:
     needed = (*paper.labels(table), *FIGURES)
-    missing = [name for name in needed if name not in ours.columns]
+    missing = [name for name in needed if name not in measured.columns]
     if missing:
         raise ConfigError(
             f"Rows beside Table {table} need the columns {', '.join(needed)}. "
             f"Missing: {', '.join(missing)}."
         )
-    return ours[ours["n"] > 0]
+    return measured[measured["n"] > 0]
 
 
 def _key(row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:

@@ -58,8 +58,8 @@ def _widths(part: PlannedStudy, store: Store) -> Iterator[Row]:
         _, traced = _traced(planned.cell.job.model, planned.cell.job.data.shape)
         layers = [mask.kept[name] for name in traced.groups if name in mask.kept]
         for quantity, widths in (
-            ("width", [len(kept) for kept in layers]),
-            ("pruned width", [int(kept.sum()) for kept in layers]),
+            ("width", [len(stays) for stays in layers]),
+            ("pruned width", [int(stays.sum()) for stays in layers]),
         ):
             if quantity == "width" and counted:
                 continue  # the same for every seed

@@ -18,17 +18,17 @@ def notes_of(
     value: Mapping[str, Any], experiments: Iterable[Experiment], notes: Mapping[str, str]
 ) -> list[str]:
     """Return the notes of a study file, those of its paper that apply, and what it leaves out."""
-    asked = list(experiments)
+    studied = list(experiments)
     for name in notes:
         if name not in CONDITIONS:
             raise ConfigError(f"paper.yaml, notes: {unknown('condition', name, CONDITIONS)}")
-    follow = (text for name, text in notes.items() if any(map(CONDITIONS[name], asked)))
+    follow = (text for name, text in notes.items() if any(map(CONDITIONS[name], studied)))
     return [*value.get("notes", []), *follow, *map(_why_absent, value.get("absent", []))]
 
 
-def _why_absent(one: Mapping[str, Any]) -> str:
-    labels = " / ".join(str(value) for name, value in one.items() if name != "why")
-    return f"Not run, {labels}: {one['why']}."
+def _why_absent(absent: Mapping[str, Any]) -> str:
+    labels = " / ".join(str(value) for name, value in absent.items() if name != "why")
+    return f"Not run, {labels}: {absent['why']}."
 
 
 def _plain_momentum(experiment: Experiment) -> bool:

@@ -61,8 +61,8 @@ def _sums_to(spec: DataSpec, *, sums: tuple[int, int, int]) -> str:
     images = load(spec).train
     if not isinstance(images, MemoryImages):
         return "its pixels cannot be compared with the original's"
-    found = images.pixels.sum((0, 2, 3), dtype=torch.int64).tolist()
-    return "" if tuple(found) == sums else "its pixels are not the original's, as in JPEG copies"
+    totals = images.pixels.sum((0, 2, 3), dtype=torch.int64).tolist()
+    return "" if tuple(totals) == sums else "its pixels are not the original's, as in JPEG copies"
 
 
 def _archived(spec: DataSpec, *, num_bytes: int) -> str:
@@ -105,9 +105,11 @@ def scale_departs(
     ``apply`` is how it is applied to such a study. How many seeds there are is no matter: each cell
     shows its own.
     """
-    own, theirs = ({**apply(value, one), "seeds": None} for one in (scale, SCALES["paper"]))
+    scaled, unscaled = (
+        {**apply(value, factor), "seeds": None} for factor in (scale, SCALES["paper"])
+    )
     thinned = scale.subset is not None or scale.test_subset is not None
-    return f"the scale {scale.name} has {scale.about}" if own != theirs or thinned else ""
+    return f"the scale {scale.name} has {scale.about}" if scaled != unscaled or thinned else ""
 
 
 def departs(scale: str, images: Iterable[CellImages]) -> list[str]:
@@ -118,13 +120,13 @@ def departs(scale: str, images: Iterable[CellImages]) -> list[str]:
         images: what it is trained and tested on.
     """
     reasons = [scale] if scale else []
-    for one in images:
-        if not one.stands_in:
+    for used in images:
+        if not used.stands_in:
             continue
-        stands_in = f"{one.spec.name} stands for {one.dataset}"
+        stands_in = f"{used.spec.name} stands for {used.dataset}"
         if scale:  # then nothing has to be looked at
             reasons.append(stands_in)
-        elif why := _copy_departs(one.dataset, one.spec):
+        elif why := _copy_departs(used.dataset, used.spec):
             reasons.append(f"{stands_in}: {why}")
     return reasons
 
@@ -134,12 +136,12 @@ def _copy_departs(dataset: str, spec: DataSpec | DetectionSpec) -> str:
     known = ORIGINALS.get(dataset)
     if known is None or isinstance(spec, DetectionSpec):
         return "whether its images are the original ones cannot be told"
-    there = material(spec)
-    for count, original, what in (
-        (there.classes, known.classes, "classes"),
-        (there.num_train, known.num_train, "training images"),
-        (there.num_test, known.num_test, "test images"),
+    actual = material(spec)
+    for count, original, things in (
+        (actual.classes, known.classes, "classes"),
+        (actual.num_train, known.num_train, "training images"),
+        (actual.num_test, known.num_test, "test images"),
     ):
         if count != original:
-            return f"it has {count:,} {what}, not {original:,}"
+            return f"it has {count:,} {things}, not {original:,}"
     return known.same(spec)

@@ -181,7 +181,9 @@ class Paper:
     @property
     def tables(self) -> tuple[int, ...]:
         """The numbers of the tables that have printed cells."""
-        numbers = (one.table for name, one in self.entries.items() if name == f"table-{one.table}")
+        numbers = (
+            entry.table for name, entry in self.entries.items() if name == f"table-{entry.table}"
+        )
         return tuple(number for number in numbers if number is not None)
 
     def table(self, number: int) -> Entry:
@@ -231,14 +233,14 @@ class Paper:
 
     def _entry(self, name: str, value: Any) -> Entry:
         where = f"{self.folder / 'entries.yaml'}, {name}"
-        given = _checked(value, Entry, where)
-        kind: Kind = given.get("kind", "results")
+        entry = _checked(value, Entry, where)
+        kind: Kind = entry.get("kind", "results")
         shape = SHAPES.get(kind, Shape())
-        if "layout" in given:
-            layout = _checked(given["layout"], Shape, where)
-            given["layout"] = Shape(**{**vars(shape), **layout})
-        repeats = [Repeat(**_checked(one, Repeat, where)) for one in given.get("repeats", ())]
-        return Entry(paper=self, name=name, **{"layout": shape, **given, "repeats": tuple(repeats)})
+        if "layout" in entry:
+            layout = _checked(entry["layout"], Shape, where)
+            entry["layout"] = Shape(**{**vars(shape), **layout})
+        repeats = [Repeat(**_checked(repeat, Repeat, where)) for repeat in entry.get("repeats", ())]
+        return Entry(paper=self, name=name, **{"layout": shape, **entry, "repeats": tuple(repeats)})
 
 
 def papers() -> Mapping[str, Paper]:
@@ -271,9 +273,9 @@ def find_entry(name: str, paper: Paper | None = None) -> Entry:
         return find_paper(before).entry(last)
     known = papers()
     default = paper or known[DEFAULT]
-    having = [one for one in known.values() if last in one.entries]
-    if paper is None and last not in default.entries and len(having) == 1:
-        return having[0].entry(last)
+    candidates = [candidate for candidate in known.values() if last in candidate.entries]
+    if paper is None and last not in default.entries and len(candidates) == 1:
+        return candidates[0].entry(last)
     return default.entry(last)
 
 
@@ -286,8 +288,8 @@ def paper_in(folder: Path) -> Paper:
     if missing:
         raise ConfigError(f"{path}: {' and '.join(missing)} must be given.")
     datasets = {
-        name: DataSet(**_checked(given, DataSet, f"{path}, {name}"))
-        for name, given in value.pop("datasets", {}).items()
+        name: DataSet(**_checked(dataset, DataSet, f"{path}, {name}"))
+        for name, dataset in value.pop("datasets", {}).items()
     }
     return Paper(name=path.parent.name, folder=path.parent, datasets=datasets, **value)
 
@@ -310,8 +312,8 @@ def _checked(value: Any, kind: type, where: str) -> dict[str, Any]:
     """Check the keys of a mapping by the fields of a class, and make tuples of its lists."""
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a mapping. Got {value!r}.")
-    known = [one.name for one in fields(kind)]
+    known = [field.name for field in fields(kind)]
     for key in value:
         if key not in known:
             raise ConfigError(f"{where}: {unknown('key', str(key), known)}")
-    return {key: tuple(each) if isinstance(each, list) else each for key, each in value.items()}
+    return {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()}

@@ -147,13 +147,13 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[PlannedStudy, list
         least = printed.get("least_size", 0)
         data, note = images_for(block.get("data", default), paper, request, least_size=least)
         replaced |= dict.fromkeys(note)
-        own = {**_without(block, OWN_KEYS), "data": data}
-        own["models"] = [{"label": printed["model"], **model} for model in block["models"]]
+        experiment = {**_without(block, OWN_KEYS), "data": data}
+        experiment["models"] = [{"label": printed["model"], **model} for model in block["models"]]
         if "methods" in block:
             methods, note = methods_on(block["methods"], paper, request, least_size=least)
-            own["methods"] = methods
+            experiment["methods"] = methods
             replaced |= dict.fromkeys(note)
-        experiments.append(own)
+        experiments.append(experiment)
     if request.seeds is not None:
         plain["seeds"] = request.seeds
     if request.precision is not None:
@@ -194,8 +194,10 @@ def _detection_part(name: str, paper: Paper, request: Request) -> tuple[PlannedS
     if request.precision is not None:
         replaced.append(f"Layers are computed in {request.precision}; the paper has fp32.")
     models = {"label": printed["model"], **_only(plain["backbone"]["models"])}
-    own = {**plain["backbone"], "data": backbone, "models": models}
-    study = DetectionStudy.from_json({**plain, "name": name, "backbone": own, "data": pictures})
+    classifiers = {**plain["backbone"], "data": backbone, "models": models}
+    study = DetectionStudy.from_json(
+        {**plain, "name": name, "backbone": classifiers, "data": pictures}
+    )
     pairs = [(study.experiment, printed)]
     planned_cells = [_printable(cell, paper, pairs, pictures=study) for cell in study.cells()]
     _check_once(planned_cells)
@@ -218,9 +220,9 @@ def _printable(
     *,
     pictures: DetectionStudy | None = None,
 ) -> PlannedCell:
-    given = next(given for experiment, given in pairs if experiment is cell.experiment)
+    printed = next(printed for experiment, printed in pairs if experiment is cell.experiment)
     images = [
-        CellImages.of(given["dataset"], cell.experiment.data, label=cell.experiment.data_label)
+        CellImages.of(printed["dataset"], cell.experiment.data, label=cell.experiment.data_label)
     ]
     if pictures is not None:
         (backbone,) = pictures.backbone.experiments
@@ -228,23 +230,23 @@ def _printable(
             CellImages.of(paper.datasets[IMAGENET].label, backbone.data, label=backbone.data_label),
             CellImages.of(paper.datasets[VOC].label, pictures.data, label=pictures.data_label),
         ]
-    labels, panel = _labels(cell, paper, given), given.get("panel", "")
+    labels, panel = _labels(cell, paper, printed), printed.get("panel", "")
     return PlannedCell(cell=cell, labels=labels, panel=panel, images=tuple(images))
 
 
-def _labels(cell: Cell, paper: Paper, given: Mapping[str, Any]) -> Labels | None:
+def _labels(cell: Cell, paper: Paper, top: Mapping[str, Any]) -> Labels | None:
     """Find the printed cell that a cell of ours fills; None where none is printed for it."""
-    arm = given["arms"].get(cell.arm.name, cell.arm.name)
-    if arm is None or "table" not in given:
+    arm = top["arms"].get(cell.arm.name, cell.arm.name)
+    if arm is None or "table" not in top:
         return None
-    printed = records(cells(paper, given["table"]))
-    wanted = {name: given[name] for name in FILTERS if name in given} | {"arm": arm}
-    if "target" not in given:
+    printed = records(cells(paper, top["table"]))
+    wanted = {name: top[name] for name in FILTERS if name in top} | {"arm": arm}
+    if "target" not in top:
         wanted["target"] = _target(cell, printed)
     rows = [row for row in printed if all(row[name] == value for name, value in wanted.items())]
     if len(rows) != 1:
         raise ConfigError(
-            f"Table {given['table']} has {len(rows)} printed cells with the labels {wanted}. The "
+            f"Table {top['table']} has {len(rows)} printed cells with the labels {wanted}. The "
             "study file must name exactly one with its 'paper'."
         )
     return rows[0]
@@ -307,9 +309,11 @@ def _check_once(planned_cells: Sequence[PlannedCell]) -> None:
     for planned in planned_cells:
         if planned.labels is None:
             continue
-        own = planned.cell.place[:-1]
-        if places.setdefault(key(planned.labels), own) != own:
-            raise ConfigError(f"Two cells are for the printed cell {planned.words}: {own} is one.")
+        place = planned.cell.place[:-1]
+        if places.setdefault(key(planned.labels), place) != place:
+            raise ConfigError(
+                f"Two cells are for the printed cell {planned.words}: {place} is one."
+            )
 
 
 def key(labels: Mapping[str, Any]) -> tuple[str, ...]:
@@ -318,4 +322,4 @@ def key(labels: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _without(value: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    return {key: own for key, own in value.items() if key not in keys}
+    return {key: entry for key, entry in value.items() if key not in keys}

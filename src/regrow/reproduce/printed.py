@@ -1,4 +1,4 @@
-"""PrintedCell numbers of a paper, and how one of ours stands beside one of them.
+"""Printed numbers of a paper, and the comparison of a measured one with them.
 
 Every frame here is of cells: label columns (``Paper.labels``), then ``mean``, ``std`` (divides by
 n - 1; empty where none is printed) and ``n``, which is the paper's ``runs`` where it prints a
@@ -105,17 +105,18 @@ def lookup(
     labels = {"table": table, "arm": arm, "dataset": dataset, "model": model, "target": target}
     labels |= {"part": part, "method": method, "reference": reference}
     labels |= {"learning_rate": learning_rate}
-    given = {name: value for name, value in labels.items() if value is not None}
-    for name, value in given.items():
-        found = frame[frame[name] == value]
-        if found.empty:
-            known = {str(other) for other in frame[name].dropna() if other != ""}
+    labels_given = {name: value for name, value in labels.items() if value is not None}
+    for name, value in labels_given.items():
+        rows = frame[frame[name] == value]
+        if rows.empty:
+            known = {str(label) for label in frame[name].dropna() if label != ""}
             raise ConfigError(f"Among the cells asked for: {unknown(name, str(value), known)}")
-        frame = found
+        frame = rows
     if len(frame) > 1:
-        open_ = [name for name in labels if name not in given and frame[name].nunique() > 1]
+        open_ = [name for name in labels if name not in labels_given and frame[name].nunique() > 1]
         raise ConfigError(
-            f"{len(frame)} printed cells have the labels {given}. Give also {' or '.join(open_)}."
+            f"{len(frame)} printed cells have the labels {labels_given}. Also give "
+            f"{' or '.join(open_)}."
         )
     return printed(records(frame)[0])
 
@@ -123,11 +124,11 @@ def lookup(
 def once(paper: Paper, frame: pd.DataFrame) -> pd.DataFrame:
     """Drop the cells that repeat a cell of another table in the frame, so that pools count once."""
     known = set(_keys(frame, RESULT))
-    kept = []
+    first_rows = []
     for row in records(frame):
         origins = (_origin(row, repeat) for repeat in paper.table(row["table"]).repeats)
-        kept.append(not any(origin in known for origin in origins if origin))
-    return frame[kept].reset_index(drop=True)
+        first_rows.append(not any(origin in known for origin in origins if origin))
+    return frame[first_rows].reset_index(drop=True)
 
 
 def as_cells(paper: Paper, frame: pd.DataFrame) -> pd.DataFrame:
@@ -147,8 +148,8 @@ def as_cells(paper: Paper, frame: pd.DataFrame) -> pd.DataFrame:
         )
     blank = {"part": "", "method": "", "target": "", "metric": "top1", "reference": ""}
     for name, value in blank.items():
-        given = frame[name] if name in frame.columns else pd.Series(value, index=frame.index)
-        frame = frame.assign(**{name: given.fillna(value)})
+        column = frame[name] if name in frame.columns else pd.Series(value, index=frame.index)
+        frame = frame.assign(**{name: column.fillna(value)})
     frame = frame.assign(**{name: pd.to_numeric(frame[name]) for name in FIGURES})
     frame = frame[(frame["n"] > 0) & frame["mean"].notna()].reset_index(drop=True)
     frame["arm"] = frame["arm"].replace(dict(paper.arms))
@@ -157,7 +158,7 @@ def as_cells(paper: Paper, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(changed, columns=[*frame.columns])
 
 
-def compare(ours: Sample, printed: PrintedCell) -> Agreement:
+def compare(measured: Sample, printed: PrintedCell) -> Agreement:
     """Set one of our cells beside the paper's, in figures and in words.
 
     >>> compare(Sample(mean=93.5, std=0.2, n=3), PrintedCell(mean=93.62, std=0.11, n=5)).words
@@ -165,15 +166,15 @@ def compare(ours: Sample, printed: PrintedCell) -> Agreement:
     >>> compare(Sample(mean=70.5, std=None, n=1), PrintedCell(mean=71.18, std=None, n=1)).words
     '-0.68 points; the paper prints no spread for this cell, so nothing can be tested (n = 1 and 1)'
     """
-    difference = ours.mean - printed.mean
-    counts = f"n = {ours.n} and {printed.n}"
+    difference = measured.mean - printed.mean
+    counts = f"n = {measured.n} and {printed.n}"
     if printed.std is None:
         why = "the paper prints no spread for this cell, so nothing can be tested"
         words = f"{signed(difference)} points; {why} ({counts})"
         return Agreement(difference=difference, within=None, p=None, words=words)
-    within = abs(difference) <= printed.std + (ours.std or 0.0) + ROUNDING
-    p = welch(ours, printed.sample).p
-    spread = "the two spreads" if ours.std is not None else "the paper's spread"
+    within = abs(difference) <= printed.std + (measured.std or 0.0) + ROUNDING
+    p = welch(measured, printed.sample).p
+    spread = "the two spreads" if measured.std is not None else "the paper's spread"
     tested = "no test" if p is None else f"Welch {p_value(p)}"
     words = (
         f"{signed(difference)} points, {'within' if within else 'beyond'} {spread} "
@@ -229,12 +230,12 @@ def _as_change(paper: Paper, row: dict[str, Any], frame: pd.DataFrame) -> dict[s
     changes = paper.table(row["table"]).changes
     if not changes:
         return row
-    own = changes[OTHER]
-    row = {**row, "reference": row["reference"] or changes.get(row["arm"], own)}
+    reference = changes[OTHER]
+    row = {**row, "reference": row["reference"] or changes.get(row["arm"], reference)}
     if row["arm"] == UNPRUNED or row["metric"] != "top1":
         return row
-    others = {*changes.values()} - {own}
-    same = (frame["arm"] == UNPRUNED) & ~frame["reference"].isin(others)
+    references = {*changes.values()} - {reference}
+    same = (frame["arm"] == UNPRUNED) & ~frame["reference"].isin(references)
     for name in ("table", "dataset", "model"):
         same &= frame[name] == row[name]
     if not same.any():

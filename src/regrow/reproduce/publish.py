@@ -31,7 +31,7 @@ class Published:
     """A table or figure as it was written: ours, how it is shown, and whether it is complete."""
 
     plan: Plan
-    ours: pd.DataFrame
+    cells: pd.DataFrame
     sheet: Sheet | None
     figure: FigureData | None
     notes: tuple[str, ...]
@@ -42,10 +42,10 @@ class Published:
     @property
     def text(self) -> str:
         """The numbers for the terminal, with their notes."""
-        shown = [figure_data.plain(self.figure)] if self.figure else []
-        shown += [layout.terminal(self.sheet)] if self.sheet else []
+        parts = [figure_data.plain(self.figure)] if self.figure else []
+        parts += [layout.terminal(self.sheet)] if self.sheet else []
         notes = "".join(f"- {note}\n" for note in self.notes)
-        return "\n".join([*shown, f"Notes\n{notes}"])
+        return "\n".join([*parts, f"Notes\n{notes}"])
 
     @property
     def caption(self) -> str:
@@ -88,11 +88,11 @@ def publish(
     made: Mapping[str, str],
 ) -> Published:
     """Write a table's or figure's folder. ``made``: with which command, when, on what machine."""
-    ours = rows(plan, results)
+    cells = rows(plan, results)
     published = Published(
         plan=plan,
-        ours=ours,
-        sheet=sheet(plan, ours),
+        cells=cells,
+        sheet=sheet(plan, cells),
         figure=figure_data.gather(plan, results),
         notes=_notes(plan, results),
         num_failed=sum(len(study.failures) for study in results),
@@ -106,7 +106,7 @@ def publish(
     lines += [f"Made by `{made['command']}` on {made['date']} ({made['machine']}).", ""]
     _write(folder / "report.md", "\n".join(lines))
     if published.sheet:
-        _write(folder / cells_file(plan), _csv(ours))
+        _write(folder / cells_file(plan), _csv(cells))
         _write(folder / "table.tex", layout.latex(published.sheet))
     if published.figure:
         _write(folder / f"{plan.entry.name}.csv", _csv(published.figure.frame))
@@ -157,7 +157,7 @@ def publish_all(
         lines.append(table.markdown(folder=f"{table.plan.entry.name}/", table=table.figure is None))
     _write(folder / "report.md", "\n".join(lines))
     for file in FILES.values():
-        frames = [table.ours for table in tables if table.sheet and cells_file(table.plan) == file]
+        frames = [table.cells for table in tables if table.sheet and cells_file(table.plan) == file]
         if frames := [frame for frame in frames if len(frame)]:
             _write(folder / file, _csv(pd.concat(frames, ignore_index=True).drop_duplicates()))
     return folder / "report.md"

@@ -67,12 +67,12 @@ def read_cells(paper: Paper, folder: Path) -> Reproduced:
 
 
 def _figures(paper: Paper, *kinds: Kind) -> list[str]:
-    return [one.name for one in paper.entries.values() if one.kind in kinds]
+    return [entry.name for entry in paper.entries.values() if entry.kind in kinds]
 
 
 def _joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame | None:
-    found = list(frames)
-    return pd.concat(found, ignore_index=True) if found else None
+    present = list(frames)
+    return pd.concat(present, ignore_index=True) if present else None
 
 
 def _read(

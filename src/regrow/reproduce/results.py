@@ -158,13 +158,13 @@ def _parents(results: Sequence[StudyResults]) -> dict[str, Any]:
 
 
 def _joined_reasons(reasons: Iterable[Iterable[str]]) -> str:
-    return BETWEEN_REASONS.join(dict.fromkeys(reason for each in reasons for reason in each))
+    return BETWEEN_REASONS.join(dict.fromkeys(reason for several in reasons for reason in several))
 
 
-def sheet(plan: Plan, ours: pd.DataFrame) -> Sheet | None:
+def sheet(plan: Plan, measured: pd.DataFrame) -> Sheet | None:
     """Lay our rows into the paper's table; a figure may have none."""
     entry = plan.entry
-    return lay_out(entry.paper, entry.table, ours) if entry.table is not None else None
+    return lay_out(entry.paper, entry.table, measured) if entry.table is not None else None
 
 
 def _parent(labels: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -75,11 +75,11 @@ class ClaimEvidence:
         """Compare every row that has both sides; p-values corrected within each table."""
         if isinstance(contrast, CurveContrast):
             points = self.measured("curves", where={"figure": contrast.figure})
-            found, beyond = curve_pairs(points, contrast, margin=self.margin)
-            return Tally(pairs=found, margin=self.margin, sign=sign, beyond=beyond)
-        found, left_out = parted(self.paper, self.results, contrast, margin=self.margin)
+            pairs, beyond = curve_pairs(points, contrast, margin=self.margin)
+            return Tally(pairs=pairs, margin=self.margin, sign=sign, beyond=beyond)
+        pairs, left_out = parted(self.paper, self.results, contrast, margin=self.margin)
         self.left_out.update(left_out)
-        return Tally(pairs=found, margin=self.margin, sign=sign)
+        return Tally(pairs=pairs, margin=self.margin, sign=sign)
 
 
 STRAIGHT = {"up": "up", "down": "down", "above": "above", "worse": "worse", "minus": ""}
@@ -91,13 +91,13 @@ class Rule:
     """A condition that a claim puts on a tally, in words and as a judgement.
 
     The words name directions in braces: {up}, {down}, {above} and {worse} turn round when a
-    contrast is judged by its negative, and {minus} is then a sign. ``each`` says that the rule is
-    about every row, and how many points a row has to exceed.
+    contrast is judged by its negative, and {minus} is then a sign. A rule about every row has a
+    ``minimum``, the points that each row has to exceed.
     """
 
     asks: str
     judge: Callable[[Tally], Outcome]
-    each: float | None = None
+    minimum: float | None = None
 
     def words(self, *, against: bool) -> str:
         """Say what is asked, in the direction in which the contrast is shown."""
@@ -109,9 +109,9 @@ class Rule:
         They are significantly down (after Holm), or where nothing can be tested, the margin or more
         short of what is asked.
         """
-        if self.each is None:
+        if self.minimum is None:
             return []
-        short = self.each - tally.margin
+        short = self.minimum - tally.margin
         return [
             pair
             for pair, difference in tally.directed()
@@ -167,7 +167,7 @@ class Ask:
         """Judge this part of a claim on the evidence."""
         tally = evidence.tally(self.contrast, sign=-1 if self.against else 1)
         if not tally.pairs:
-            return untestable(self.contrast.name, why=self.contrast.absent, told=not self.rules)
+            return untestable(self.contrast.name, why=self.contrast.absent, optional=not self.rules)
         refuting = {rule: rule.counterexamples(tally) for rule in self.rules}
         against = {pair.named: None for pairs in refuting.values() for pair in pairs}
         return Judgement(
@@ -184,9 +184,9 @@ class Ask:
         )
 
 
-def untestable(name: str, *, why: str = "not run", told: bool = False) -> Judgement:
-    """Make a part that the evidence cannot decide; what is only ``told`` is no loss."""
-    return Judgement(name=name, text=why, judged=() if told else (("", UNTESTABLE),))
+def untestable(name: str, *, why: str = "not run", optional: bool = False) -> Judgement:
+    """Make a part that the evidence cannot decide; an ``optional`` one counts for nothing."""
+    return Judgement(name=name, text=why, judged=() if optional else (("", UNTESTABLE),))
 
 
 def asked(ask: Callable[[ClaimEvidence], Judgement], evidence: ClaimEvidence) -> Judgement:
@@ -233,8 +233,8 @@ def _graded(holds: bool, fails: bool) -> Outcome:
 def _at_least_each(tally: Tally) -> Outcome:
     worse = tally.significant(-1, corrected=True)
     untested = [d for p, d in tally.directed() if p.comparison.p is None]
-    shown = tally.no_worse() == tally.tested and all(d >= -ROUNDING for d in untested)
-    return _graded(shown, fails=worse > 0)
+    no_worse = tally.no_worse() == tally.tested and all(d >= -ROUNDING for d in untested)
+    return _graded(no_worse, fails=worse > 0)
 
 
 def _at_least(tally: Tally) -> Outcome:
@@ -266,14 +266,14 @@ def _better(tally: Tally) -> Outcome:
 
 
 def _better_each(tally: Tally) -> Outcome:
-    shown = tally.significant(1, corrected=True) == tally.tested
+    significant = tally.significant(1, corrected=True) == tally.tested
     up = tally.above(0)
-    return _graded(shown and up == tally.num, fails=2 * up <= tally.num)
+    return _graded(significant and up == tally.num, fails=2 * up <= tally.num)
 
 
 def _sometimes(tally: Tally) -> Outcome:
-    shown = tally.significant(1, corrected=True) > 0
-    return _graded(shown, fails=tally.significant(1, corrected=False) == 0)
+    significant = tally.significant(1, corrected=True) > 0
+    return _graded(significant, fails=tally.significant(1, corrected=False) == 0)
 
 
 def _within_spread(tally: Tally) -> Outcome:
@@ -284,7 +284,7 @@ def _within_spread(tally: Tally) -> Outcome:
 AT_LEAST_EACH = Rule(
     asks="each row shown to be no {worse} by the margin, none significantly {worse} (Holm)",
     judge=_at_least_each,
-    each=0.0,
+    minimum=0.0,
 )
 AT_LEAST = Rule(
     asks="mean shown to be no {worse} by the margin, no row significantly {worse} (Holm)",
@@ -295,7 +295,7 @@ BETTER = Rule(
     asks="mean {above} 0, most rows {up}, none significantly {down} (Holm)", judge=_better
 )
 BETTER_EACH = Rule(
-    asks="every row {up} and, where tested, significant (Holm)", judge=_better_each, each=0.0
+    asks="every row {up} and, where tested, significant (Holm)", judge=_better_each, minimum=0.0
 )
 SOMETIMES = Rule(asks="at least one row significantly {up} (Holm)", judge=_sometimes)
 WITHIN_SPREAD = Rule(
@@ -321,7 +321,7 @@ def every(points: float = 0.0) -> Rule:
         above = tally.above(points)
         return _graded(above == tally.num, fails=2 * above <= tally.num)
 
-    return Rule(asks=f"every row {{above}} {_bound(points)}", judge=judge, each=points)
+    return Rule(asks=f"every row {{above}} {_bound(points)}", judge=judge, minimum=points)
 
 
 def most(share: float = 0.5, *, points: float = 0.0) -> Rule:
@@ -332,8 +332,8 @@ def most(share: float = 0.5, *, points: float = 0.0) -> Rule:
         many = 2 * above > tally.num
         return _graded(many and above >= share * tally.num - ROUNDING, fails=not many)
 
-    asked = "more than half" if share == 0.5 else f"at least {100 * share:g}%"
-    return Rule(asks=f"{asked} of the rows {{above}} {_bound(points)}", judge=judge)
+    portion = "more than half" if share == 0.5 else f"at least {100 * share:g}%"
+    return Rule(asks=f"{portion} of the rows {{above}} {_bound(points)}", judge=judge)
 
 
 def _bound(points: float) -> str:

@@ -125,9 +125,9 @@ def scaled(
 
     Data is left alone, because it depends on what is at hand. ``precision`` replaces the recipes'.
     """
-    found = _block(study, scale, precision)
-    found["experiments"] = [_block(part, scale, precision) for part in study["experiments"]]
-    return found
+    smaller = _block(study, scale, precision)
+    smaller["experiments"] = [_block(part, scale, precision) for part in study["experiments"]]
+    return smaller
 
 
 def scaled_detection(
@@ -136,68 +136,68 @@ def scaled_detection(
     """Apply a scale to the mapping of a detection study: to its backbone, detector and recipe."""
     recipe = {**VOC_RECIPE.to_json(), **study.get("recipe", {})}
     plain = {key: value for key, value in study.items() if key != "arms"}  # not those of ARMS
-    found = {**study, **_block({**plain, "recipe": recipe}, scale, precision)}
-    own = scale.detection
-    beneath = replace(scale, batch=own.batch or scale.batch)
-    found["backbone"] = _block(study["backbone"], beneath, precision)
-    if own.detector is not None:
-        found["detector"] = dict(own.detector)
-    return found
+    smaller = {**study, **_block({**plain, "recipe": recipe}, scale, precision)}
+    reductions = scale.detection
+    beneath = replace(scale, batch=reductions.batch or scale.batch)
+    smaller["backbone"] = _block(study["backbone"], beneath, precision)
+    if reductions.detector is not None:
+        smaller["detector"] = dict(reductions.detector)
+    return smaller
 
 
 def _block(part: Mapping[str, Any], scale: Scale, precision: str | None) -> dict[str, Any]:
-    found = dict(part)
+    smaller = dict(part)
     if "models" in part:
-        found["models"] = [_model(entry, scale) for entry in _list(part["models"])]
+        smaller["models"] = [_model(entry, scale) for entry in _list(part["models"])]
     if "methods" in part:
-        found["methods"] = [_method(entry, scale, precision) for entry in _list(part["methods"])]
+        smaller["methods"] = [_method(entry, scale, precision) for entry in _list(part["methods"])]
     if "arms" in part:
-        found["arms"] = [_arm(entry, scale) for entry in _list(part["arms"])]
+        smaller["arms"] = [_arm(entry, scale) for entry in _list(part["arms"])]
     if "recipe" in part:
-        found["recipe"] = _recipe(part["recipe"], scale, precision)
+        smaller["recipe"] = _recipe(part["recipe"], scale, precision)
     if "seeds" in part and scale.seeds is not None:
-        found["seeds"] = min(part["seeds"], scale.seeds)
-    return found
+        smaller["seeds"] = min(part["seeds"], scale.seeds)
+    return smaller
 
 
 def _model(entry: Any, scale: Scale) -> dict[str, Any]:
-    given = _mapping(entry)
+    model = _mapping(entry)
     if scale.width == 1.0:
-        return given
-    given.pop("weights", None)
-    return {**given, "width": given.get("width", 1.0) * scale.width}
+        return model
+    model.pop("weights", None)
+    return {**model, "width": model.get("width", 1.0) * scale.width}
 
 
 def _method(entry: Any, scale: Scale, precision: str | None) -> dict[str, Any]:
     """Apply a scale to the networks that a method takes its pattern from."""
-    given = _mapping(entry)
-    if "from" in given:
-        source = given["from"] = dict(given["from"])
+    method = _mapping(entry)
+    if "from" in method:
+        source = method["from"] = dict(method["from"])
         if "model" in source:
             source["model"] = _model(source["model"], scale)
         if "recipe" in source:
             source["recipe"] = _recipe(source["recipe"], scale, precision)
-    return given
+    return method
 
 
 def _arm(entry: Any, scale: Scale) -> dict[str, Any]:
-    given = _mapping(entry)
-    if "epochs" in given:
-        given["epochs"] = _epochs(given["epochs"], scale)
-    base = given.get("like", given["name"])
-    own_budget = {"start", "epochs", "share", "budget"} & set(given)
+    arm = _mapping(entry)
+    if "epochs" in arm:
+        arm["epochs"] = _epochs(arm["epochs"], scale)
+    base = arm.get("like", arm["name"])
+    own_budget = {"start", "epochs", "share", "budget"} & set(arm)
     equal_flops = not own_budget and ARMS.get(base).budget.kind == "equal-flops"
     if equal_flops and scale.cap is not None:
-        given["cap"] = min(given.get("cap", scale.cap), scale.cap)
-    return given
+        arm["cap"] = min(arm.get("cap", scale.cap), scale.cap)
+    return arm
 
 
 def _recipe(value: Any, scale: Scale, precision: str | None) -> dict[str, Any]:
-    recipe, given = Recipe.from_json(value), _mapping(value)
-    given["epochs"] = _epochs(recipe.epochs, scale)
+    recipe, smaller = Recipe.from_json(value), _mapping(value)
+    smaller["epochs"] = _epochs(recipe.epochs, scale)
     if scale.batch is not None:
-        given["batch"] = min(recipe.batch, scale.batch)
-    return given if precision is None else {**given, "precision": precision}
+        smaller["batch"] = min(recipe.batch, scale.batch)
+    return smaller if precision is None else {**smaller, "precision": precision}
 
 
 def _epochs(epochs: int, scale: Scale) -> int:

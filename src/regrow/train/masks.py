@@ -15,18 +15,18 @@ class MaskedWeights:
     ``kept`` has booleans by parameter that broadcast over it. The factors are changed in place.
     """
 
-    def __init__(self, model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         named = dict(model.named_parameters())
-        for name in kept:
+        for name in masks:
             if name not in named:
                 raise ConfigError(
                     "A mask names a parameter that the network lacks. "
                     f"{unknown('parameter', name, named)}"
                 )
-        self.parameters: list[Tensor] = [named[name] for name in kept]
+        self.parameters: list[Tensor] = [named[name] for name in masks]
         self.factors = {
             name: torch.empty_like(named[name]).copy_(stays.expand(named[name].shape)).detach()
-            for name, stays in kept.items()
+            for name, stays in masks.items()
         }
 
     def zero_weights_(self) -> None:
@@ -86,9 +86,9 @@ class SparsePasses:
 
     def add(self, images: int, *, dense_gradients: bool) -> None:
         """Count one step."""
-        for name, kept in self.num_kept.items():
-            last = self.sizes[name] if dense_gradients else kept
-            self.weights[name] = self.weights.get(name, 0) + images * (2 * kept + last)
+        for name, num in self.num_kept.items():
+            last = self.sizes[name] if dense_gradients else num
+            self.weights[name] = self.weights.get(name, 0) + images * (2 * num + last)
 
     def densities(self, images: int) -> dict[str, float]:
         """Return the mean share of each parameter's weights that took part, over all passes."""

@@ -152,9 +152,14 @@ def distillation(
     """
     from torch.nn import functional
 
-    own = functional.log_softmax(logits_of(outputs) / temperature, dim=1)
-    wanted = functional.log_softmax(teacher / temperature, dim=1)
-    soft = functional.kl_div(own, wanted, reduction="sum", log_target=True) * temperature**2
+    log_probabilities = functional.log_softmax(logits_of(outputs) / temperature, dim=1)
+    teacher_log_probabilities = functional.log_softmax(teacher / temperature, dim=1)
+    soft = (
+        functional.kl_div(
+            log_probabilities, teacher_log_probabilities, reduction="sum", log_target=True
+        )
+        * temperature**2
+    )
     return weight * soft + (1 - weight) * cross_entropy(outputs, targets)
 
 

@@ -147,10 +147,10 @@ def check_optimiser(recipe: "Recipe") -> None:
         return
     name = recipe.optimiser.name
     update = OPTIMISERS.get(name).update
-    given = recipe.optimiser.arguments
+    arguments = recipe.optimiser.arguments
     where = f"optimiser {name!r}"
-    check_arguments(update, given, where=where, reserved=(*PASSED, *OF_RECIPE))
-    check_numbers(update, given, where=where)
+    check_arguments(update, arguments, where=where, reserved=(*PASSED, *OF_RECIPE))
+    check_numbers(update, arguments, where=where)
     takes = inspect.signature(update).parameters
     for field in fields(recipe):
         value = getattr(recipe, field.name)

@@ -202,8 +202,8 @@ class Recipe:
 
     def code(self) -> str | None:
         """Digest the files behind its objective and optimiser that are not part of this package."""
-        asked = ((OBJECTIVES, self.objective), (OPTIMISERS, self.optimiser))
-        codes = [names.code(choice.name) for names, choice in asked if choice is not None]
+        choices = ((OBJECTIVES, self.objective), (OPTIMISERS, self.optimiser))
+        codes = [names.code(choice.name) for names, choice in choices if choice is not None]
         return "-".join(sorted({code for code in codes if code is not None})) or None
 
     def _check_options(self) -> None:
@@ -211,9 +211,11 @@ class Recipe:
         if not (is_number(self.warmup_share) and 0 <= self.warmup_share < 1):
             raise self._error("warmup_share", "a share of training in [0, 1)")
         warmups = ("warmup_epochs", "warmup_steps", "warmup_share")
-        given = [name for name in warmups if getattr(self, name)]
-        if len(given) > 1:
-            raise ConfigError(f"A recipe has one warm-up. Give one of {' and '.join(given)}.")
+        warmups_given = [name for name in warmups if getattr(self, name)]
+        if len(warmups_given) > 1:
+            raise ConfigError(
+                f"A recipe has one warm-up. Give one of {' and '.join(warmups_given)}."
+            )
         for name, good, expected in (
             ("clip", lambda v: v > 0, "a number above 0"),
             ("ema", lambda v: 0 < v < 1, "a number between 0 and 1"),

@@ -155,8 +155,8 @@ def _width(
 def _in_float32(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """Return what a function returns in bfloat16, computed in float32."""
     with torch.autocast("cpu", enabled=False):
-        found = func(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
-    return found.bfloat16()
+        result = func(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
+    return result.bfloat16()
 
 
 def _widened(value: Any) -> Any:

@@ -95,8 +95,8 @@ def factor(recipe: "Recipe", *, epoch: int, place: int, steps: int) -> float:
 
 def warmup_steps(recipe: "Recipe", num: int) -> int:
     """Return how many of a training's updates warm up by step; at least one is left after them."""
-    asked = recipe.warmup_steps or round(recipe.warmup_share * num)
-    return min(asked, num - 1)
+    num_warmup = recipe.warmup_steps or round(recipe.warmup_share * num)
+    return min(num_warmup, num - 1)
 
 
 def _cosine(share: float) -> float:

@@ -140,8 +140,8 @@ def loss_of(
     loss = objective.mean(outputs, targets, teacher=teacher)
     if parts.recipe.mixup is None:
         return loss
-    other = objective.mean(outputs, targets.flip(0), teacher=teacher)
-    return share * loss + (1 - share) * other
+    flipped = objective.mean(outputs, targets.flip(0), teacher=teacher)
+    return share * loss + (1 - share) * flipped
 
 
 def _change_masks(parts: Parts, moment: Moment) -> None:

@@ -110,12 +110,12 @@ def _iterative(first: str, second: str, *, rules: tuple[Rule, ...], against: boo
     return Ask(contrast=contrast, rules=rules, against=against)
 
 
-def _needs(what: str) -> tuple[Judge]:
+def _needs(evidence_needed: str) -> tuple[Judge]:
     """Make the part that no printed number can decide."""
 
     def judge(evidence: ClaimEvidence) -> Judgement:
         del evidence
-        why = f"not testable on the printed numbers; needed: {what}"
+        why = f"not testable on the printed numbers; needed: {evidence_needed}"
         return untestable("Beyond the tables", why=why)
 
     return (judge,)

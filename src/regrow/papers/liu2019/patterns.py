@@ -37,7 +37,7 @@ def leave_one_method_out(contrast: Contrast) -> Callable[[ClaimEvidence], Judgem
         outcome: Outcome = "holds" if min(lows) > -evidence.margin else "partly"
         if any(average.high < 0 for average in means.values()):
             outcome = "does not hold"
-        said = [
+        averages = [
             f"{method} {signed(average.mean)} ({signed(average.low)} to {signed(average.high)}, "
             f"{average.num} rows)"
             for method, average in means.items()
@@ -45,7 +45,7 @@ def leave_one_method_out(contrast: Contrast) -> Callable[[ClaimEvidence], Judgem
         return Judgement(
             name=name,
             judged=((asks, outcome),),
-            text=f"random-effects mean without {listed(said)}",
+            text=f"random-effects mean without {listed(averages)}",
             rows=len(pairs),
             numbers={method: average.mean for method, average in means.items()},
         )
@@ -138,10 +138,10 @@ def times_fewer(contrast: CurveContrast, times: float) -> Callable[[ClaimEvidenc
         if not factors:
             return untestable(name, why=contrast.absent)
         smallest, middle, largest = min(factors), median(factors), max(factors)
-        shown = [largest >= times, largest > 1.0]
+        criteria = [largest >= times, largest > 1.0]
         return Judgement(
             name=name,
-            judged=((f"at least {times:g} at some point", _share(sum(shown), len(shown))),),
+            judged=((f"at least {times:g} at some point", _share(sum(criteria), len(criteria))),),
             text=f"{smallest:.2g} to {largest:.2g}, median {middle:.2g} over {len(factors)} points",
             rows=len(factors),
             numbers={"smallest": smallest, "median": middle, "largest": largest},
@@ -191,10 +191,10 @@ def late_redundancy(evidence: ClaimEvidence) -> Judgement:
     spread = [float(value) for value in table.max(axis=1) - table.min(axis=1)]
     late = all(stage in table.columns[-2:] for stage in table.idxmin(axis=1))
     grows = spread == sorted(spread)
-    shown = [p < 0.05, late, grows]
+    criteria = [p < 0.05, late, grows]
     return Judgement(
         name=name,
-        judged=((asks, _share(sum(shown), len(shown))),),
+        judged=((asks, _share(sum(criteria), len(criteria))),),
         text=f"max - min over stages from {spread[0]:.3f} at {table.index[0]} to "
         f"{spread[-1]:.3f} at {table.index[-1]}; Page's trend test {p_value(p)} (the ratios share "
         f"a network); the least is {'always' if late else 'not always'} kept in the last two",
@@ -234,11 +234,11 @@ def even_cells(number: int) -> Callable[[ClaimEvidence], Judgement]:
             return untestable(name)
         low, high = (cells.groupby("ratio")["mean"].agg(name) for name in ("min", "max"))
         even = [bool(high[r] <= EVEN * low[r]) for r in low.index]
-        said = [f"{r}: {low[r]:.3f} to {high[r]:.3f}" for r in low.index]
+        ranges = [f"{r}: {low[r]:.3f} to {high[r]:.3f}" for r in low.index]
         return Judgement(
             name=name,
             judged=((asks, _share(sum(even), len(even))),),
-            text=", ".join(said),
+            text=", ".join(ranges),
             rows=len(cells),
             numbers={r: {"lowest": float(low[r]), "highest": float(high[r])} for r in low.index},
         )
@@ -263,14 +263,14 @@ def few_near_zero(evidence: ClaimEvidence) -> Judgement:
         networks[column] for column in ("Unpruned", "Fine-tuned", "Scratch-trained")
     )
     few = ALMOST_NONE * unpruned
-    shown = [tuned <= few, scratch > few, scratch < unpruned]
+    criteria = [tuned <= few, scratch > few, scratch < unpruned]
     asks = (
         f"fine-tuned at most {ALMOST_NONE:g} times unpruned, scratch-trained more than that and "
         "less than unpruned"
     )
     return Judgement(
         name=name,
-        judged=((asks, _share(sum(shown), len(shown))),),
+        judged=((asks, _share(sum(criteria), len(criteria))),),
         text=f"{unpruned:.3f} unpruned, {tuned:.3f} fine-tuned, {scratch:.3f} scratch-trained, of "
         "the weights that are not pruned; one network each, so nothing is tested",
         rows=len(networks),
@@ -279,8 +279,8 @@ def few_near_zero(evidence: ClaimEvidence) -> Judgement:
     )
 
 
-def _share(shown: int, of: int) -> Outcome:
-    return "holds" if shown == of else "partly" if shown else "does not hold"
+def _share(num: int, of: int) -> Outcome:
+    return "holds" if num == of else "partly" if num else "does not hold"
 
 
 def _network(row: Mapping[str, Any]) -> tuple[str, str]:
