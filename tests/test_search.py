@@ -293,7 +293,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"from": {"model": "vgg-17"}}, "'guided-pruning', what it follows: Unknown model 'vgg-17'"),
     ({"from": {"data": "digit"}}, "what it follows: Unknown data set 'digit'"),
     ({"from": {"recipe": "cifr"}}, "what it follows: Unknown recipe 'cifr'"),
-    ({"from": {"method": "l1"}}, "what it follows: Unknown method 'l1'"),
+    ({"from": {"method": "l9"}}, "what it follows: Unknown method 'l9'"),
     ({"from": {"method": {**SLIMMING, "sparsity": 0.3}}}, "method: .*Unknown key 'sparsity'"),
     ({"from": {"method": "magnitude"}}, "'magnitude' removes weights, and guided-pruning removes"),
     ({"from": {"method": "lottery"}}, "'lottery' prunes in rounds. Name one that"),

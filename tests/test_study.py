@@ -177,7 +177,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"models": {"width": 0.5}}, "models: an entry needs a 'name'. Got {'width': 0.5}"),
     ({"data": "digit"}, "Unknown data set 'digit'. Did you mean 'digits'"),
     ({"data": {"subset": 5}}, "A data set needs a 'name'"),
-    ({"methods": "l1"}, "Unknown method 'l1'"),
+    ({"methods": "l9"}, "Unknown method 'l9'"),
     ({"methods": {"name": "l1-fliter", "sparsity": 0.5}}, "Did you mean 'l1-filter'"),
     ({"methods": {"sparsity": 0.5}}, "methods: an entry needs a 'name'"),
     ({"methods": {**L1, "sparsity": 0.5, "criterion": "l2"}}, "Unknown criterion 'l2'"),

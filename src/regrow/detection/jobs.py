@@ -279,6 +279,7 @@ class PruneDetector(Keyed):
             scope=list(method.scope),
             sparsity=self.sparsity,
             shares=None if self.shares is None else list(self.shares),
+            normalise=method.normalise,
             seed=self.seed,
             code=self.code,
         )

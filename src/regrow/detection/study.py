@@ -305,6 +305,7 @@ def _prune(parent: Job, use: MethodUse, cut: Cut) -> PruneDetector:
         allocation=chosen.allocation,
         unit=chosen.unit,
         scope=chosen.scope,
+        normalise=chosen.normalise,
         repair=chosen.repair,
     )
     return PruneDetector(

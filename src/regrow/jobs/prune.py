@@ -98,6 +98,7 @@ class Prune(Keyed):
             cost=None if self.cost is None else self.cost.to_json(),
             guides=len(self.guides) or None,
             rounds=self.rounds if self.rounds > 1 else None,
+            normalise=method.normalise,
             repair=method.repair,
             seed=self.seed,
             code=self.code,

@@ -5,14 +5,15 @@ sparsity into kept units; a method names one of each. k criteria and m allocatio
 functions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from regrow.core.registry import Registry, calling_file
 from regrow.core.units import UNITS
 from regrow.core.validation import is_number
 from regrow.errors import ConfigError, unknown
+from regrow.pruning.normalise import NORMALISATIONS, UNCHANGED
 from regrow.train import Treatment
 
 if TYPE_CHECKING:
@@ -29,7 +30,16 @@ A = TypeVar("A", bound=Allocate)
 Repair = Callable[["nn.Module", "Mask", "Trace", "Probe"], None]
 Treat = Callable[[float, float], Treatment]
 Scope = Literal[
-    "conv", "normed-conv", "linear", "normed-linear", "grouped", "stream", "view", "block"
+    "conv",
+    "normed-conv",
+    "linear",
+    "normed-linear",
+    "grouped",
+    "stream",
+    "view",
+    "head",
+    "block",
+    "all",
 ]
 # What a method prunes, by its scope.
 SCOPES: Mapping[Scope, str] = {
@@ -40,8 +50,12 @@ SCOPES: Mapping[Scope, str] = {
     "grouped": "whole groups of grouped convolutions",
     "stream": "channels of residual streams",
     "view": "a norm's selection of a stream's channels",
+    "head": "attention heads",
     "block": "residual blocks",
+    "all": "channels and heads of every kind",
 }
+# What ``all`` stands for: every kind of group that is cut by its channels.
+ALL: tuple[Scope, ...] = ("conv", "linear", "grouped", "stream", "view", "head")
 NORMED: tuple[Scope, ...] = ("normed-conv", "view", "normed-linear")  # what network slimming prunes
 
 CRITERIA: Registry[Criterion] = Registry("criterion", "regrow.methods", register="criterion")
@@ -94,6 +108,8 @@ class Method:
         each_sparsity: whether the treatment depends on the sparsity, so that each needs a parent.
         rounds: how often it prunes what it left: what looks at trained weights after training it
             each time anew (a study's ``ticket``), what does not within one pruning.
+        normalise: how scores of groups are made to compare before an allocation ranks them
+            together; ``NORMALISATIONS`` says how. None leaves them as the criterion gave them.
         repair: name of a registered function that mends the inherited weights after the cut.
         targets: predefined architectures by name.
         follows: name of the method whose pruned networks it takes its pattern from, unless a study
@@ -111,6 +127,7 @@ class Method:
     strength: Mapping[str, float] = field(default_factory=dict)
     each_sparsity: bool = False
     rounds: int = 1
+    normalise: str | None = None
     repair: str | None = None
     targets: Mapping[str, Target] = field(default_factory=dict)
     follows: str | None = None
@@ -121,15 +138,28 @@ class Method:
             UNITS.key(self.unit)
         except ConfigError as error:
             raise self._error(str(error)) from error
-        given: object = self.scope  # a text is one scope, not its letters
-        object.__setattr__(self, "scope", (given,) if isinstance(given, str) else tuple(self.scope))
-        if not self.scope:
-            raise self._error(f"The 'scope' must name one of {', '.join(SCOPES)}, or several.")
-        for kind in self.scope:
-            if kind not in SCOPES:
-                raise self._error(unknown("scope", str(kind), SCOPES))
+        object.__setattr__(self, "scope", self._kinds(self.scope))
+        if self.normalise == UNCHANGED:
+            object.__setattr__(self, "normalise", None)
+        elif self.normalise is not None and self.normalise not in NORMALISATIONS:
+            raise self._error(unknown("normalisation", str(self.normalise), NORMALISATIONS))
         if self.repair is not None and not UNITS.get(self.unit).narrows:
             raise self._error("A 'repair' follows a cut, so the 'unit' must be 'channel'.")
+
+    def _kinds(self, scope: object) -> tuple[Scope, ...]:
+        """Return the kinds of groups that a scope names, each once."""
+        given = (scope,) if isinstance(scope, str) else scope  # a text is one, not its letters
+        if not isinstance(given, Iterable) or not (names := list(given)):
+            raise self._error(f"The 'scope' must name one of {', '.join(SCOPES)}, or several.")
+        for kind in names:
+            if kind not in SCOPES:
+                raise self._error(unknown("scope", str(kind), SCOPES))
+        kinds = (ALL if kind == "all" else (kind,) for kind in names)
+        return tuple(dict.fromkeys(kind for every in kinds for kind in every))
+
+    def within(self, scope: Scope | Sequence[Scope] | None) -> "Method":
+        """Return the method with another scope; None is its own."""
+        return self if scope is None else replace(self, scope=_scope(scope))
 
     def _error(self, message: str) -> ConfigError:
         return ConfigError(f"The method {self.name!r}: {message}")
@@ -193,6 +223,7 @@ def register_method(
     strength: Mapping[str, float] | None = None,
     each_sparsity: bool = False,
     rounds: int = 1,
+    normalise: str | None = None,
     repair: str | None = None,
     targets: Mapping[str, Target] | None = None,
     follows: str | None = None,
@@ -210,13 +241,14 @@ def register_method(
         criterion=criterion if isinstance(criterion, str) else _name_of(criterion),
         allocation=allocation,
         unit=unit,
-        scope=(scope,) if isinstance(scope, str) else tuple(scope),
+        scope=_scope(scope),
         trained=trained,
         treatment=treatment if penalty is None else _penalising(penalty),
         treatment_revision=treatment_revision,
         strength=strength or {},
         each_sparsity=each_sparsity,
         rounds=rounds,
+        normalise=normalise,
         repair=repair,
         targets=targets or {},
         follows=follows,
@@ -243,6 +275,23 @@ def _name_of(function: Criterion) -> str:
         f"The criterion {getattr(function, '__name__', function)!r} is not registered. Put "
         '@criterion("<name>") above it.'
     )
+
+
+def general_method(
+    criterion: str, *, scope: Scope | Sequence[Scope] = "all", allocation: str = "global"
+) -> Method:
+    """Make the method that removes channels of a network of one's own by a criterion.
+
+    Groups are ranked together, their scores put on one scale by the mean of each group.
+    """
+    name = CRITERIA.key(criterion)
+    return Method(
+        name=name, criterion=name, allocation=allocation, scope=_scope(scope), normalise="group"
+    )
+
+
+def _scope(scope: Scope | Sequence[Scope]) -> tuple[Scope, ...]:
+    return (scope,) if isinstance(scope, str) else tuple(scope)
 
 
 def checked_share(method: Method, share: float) -> float:

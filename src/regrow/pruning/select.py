@@ -20,9 +20,11 @@ from regrow.pruning.method import (
     METHODS,
     SCOPES,
     Method,
+    Scope,
     checked_share,
     checked_sparsity,
 )
+from regrow.pruning.normalise import NORMALISATIONS, UNCHANGED, Scored
 from regrow.pruning.probe import IMAGES, Probe
 from regrow.pruning.stages import Part, Pattern, lay, stages_of
 from regrow.pruning.targets import reach
@@ -43,9 +45,14 @@ def groups_in_scope(model: nn.Module, trace: Trace, method: Method) -> dict[str,
     return groups
 
 
-def left_out(trace: Trace, method: Method | str) -> dict[str, str]:
-    """Return the groups of channels that a method leaves alone, with why; see also trace.whole."""
-    chosen = METHODS.get(method) if isinstance(method, str) else method
+def left_out(
+    trace: Trace, method: Method | str, *, scope: Scope | Sequence[Scope] | None = None
+) -> dict[str, str]:
+    """Return the groups of channels that a method leaves alone, with why; see also trace.whole.
+
+    ``scope`` is in place of the method's own.
+    """
+    chosen = (METHODS.get(method) if isinstance(method, str) else method).within(scope)
     find = UNITS.get(chosen.unit).left_out
     return {} if find is None else find(trace, chosen.scope)
 
@@ -61,7 +68,7 @@ def _nothing(trace: Trace, method: Method) -> str:
         return message
     others = left_out(trace, method)
     if others:
-        message += f" Its groups: {_by_reason(others)}. Choose a method whose scope has them."
+        message += f" Its groups: {_by_reason(others)}. Give the method a scope that has them: all."
     if trace.whole:
         message += f" Kept whole: {_by_reason(trace.whole)}."
     return message
@@ -89,6 +96,7 @@ def select(
     trace: Trace,
     method: Method | str,
     *,
+    scope: Scope | Sequence[Scope] | None = None,
     sparsity: float | None = None,
     shares: Sequence[float] | None = None,
     pattern: Pattern | None = None,
@@ -107,42 +115,41 @@ def select(
         model: the trained network (or any, for a method that does not look at weights).
         trace: its trace.
         method: a method or its name.
+        scope: in place of the method's own: kinds of groups, or ``all``.
         sparsity: removed share of all units in the method's scope, in [0, 1).
         shares: instead of a sparsity, the removed share of each group in the order of computation.
-        pattern: instead of a sparsity, what another network kept in each stage; the allocation then
-            works within each layer (or kernel position) at the sparsity that the pattern has there.
+        pattern: instead of a sparsity, what another network kept in each stage; the allocation
+            works within each layer (or kernel position) at the sparsity of the pattern.
         dataset: images, for criteria that look at gradients or activations.
         seed: for criteria that draw.
-        within: an earlier choice: of the units that it kept some go, and the others stay gone.
+        within: an earlier choice: some go of the units that it kept.
         masks: by parameter, which weights the network's training left, for criteria that ask.
         num_images: how many of the images such criteria see.
-        rounds: steps to a sparsity or a cost: after round k of n the share (1 - sparsity) ** (k/n)
-            of the units is left, and scored anew on the network that is left.
+        rounds: steps to an amount: after round k of n (1 - sparsity) ** (k/n) of the units are
+            left, and scored anew on the network that is left.
         device: where a latency is measured.
         costs: instead of a sparsity, the share of a cost that may be left at most: ``macs=0.5``,
             ``parameters=0.3`` or ``latency=0.5``, or another that is registered.
 
     Returns:
-        A mask over the groups in scope. Groups of channels that had to keep one more, so that no
-        layer is emptied, are listed in ``mask.guarded``. Layers of weights or filters may lose all
-        of them, because they still pass on their bias and norm.
+        A mask over the groups in scope. ``mask.guarded`` lists groups of channels that kept one
+        more, so that no layer is emptied. Layers of weights or filters may lose all of them,
+        because they still pass on their bias and norm.
     """
-    chosen = METHODS.get(method) if isinstance(method, str) else method
+    chosen = (METHODS.get(method) if isinstance(method, str) else method).within(scope)
     amount = _amount(chosen, sparsity, shares, pattern, costs, rounds=rounds)
     groups = groups_in_scope(model, trace, chosen)
     probe = _prober(dataset, seed=seed, num_images=num_images, groups=groups, masks=masks)
-    scores = _scores(chosen, groups, probe(model))
+    scores = _scores(chosen, groups, probe(model), within)
     layers = layers_of(model, trace, chosen, scores=scores, within=within, device=device)
     if shares is not None:
         return layers.mask(_by_shares(chosen, layers, shares))
     if pattern is not None:
-        shapes = {name: layers.shape(name) for name in layers}
-        parts = lay(pattern, stages_of(model, trace), shapes)
-        return layers.mask({name: _in_parts(chosen, layers, name, parts[name]) for name in layers})
+        return layers.mask(_by_pattern(chosen, layers, pattern))
     for number in range(1, rounds):
         mask = _chosen(chosen, layers, amount, number / rounds)
         left = probe(left_by(mask, model, trace))
-        layers = layers.after(mask, _scores(chosen, groups, left))
+        layers = layers.after(mask, _scores(chosen, groups, left, mask))
     return _chosen(chosen, layers, amount)
 
 
@@ -150,9 +157,34 @@ def _prober(dataset: Dataset | None, **options: Any) -> Callable[[nn.Module], Pr
     return lambda network: Probe(network, dataset, **options)
 
 
-def _scores(method: Method, groups: Mapping[str, Group], probe: Probe) -> dict[str, Tensor]:
-    score = CRITERIA.get(method.criterion)
-    return {name: _checked(method, group, score(group, probe)) for name, group in groups.items()}
+def _scores(
+    method: Method, groups: Mapping[str, Group], probe: Probe, within: Mask | None
+) -> dict[str, Tensor]:
+    """Score groups by a method's criterion, on the scale that its normalisation gives."""
+    score, normalise = CRITERIA.get(method.criterion), NORMALISATIONS[method.normalise or UNCHANGED]
+    left = _left(groups, within)
+    return {
+        name: normalise(
+            Scored(
+                scores=_checked(method, group, score(group, probe)),
+                left=left[name],
+                num_weights=partial(_num_weights, group, probe),
+            )
+        )
+        for name, group in groups.items()
+    }
+
+
+def _num_weights(group: Group, probe: Probe) -> Tensor:
+    return group.sum(lambda name: torch.ones_like(probe.weight(name)))
+
+
+def _left(groups: Mapping[str, Group], within: Mask | None) -> dict[str, Tensor]:
+    """Return which units of each group an earlier choice left."""
+    left = {name: torch.ones(group.size, dtype=torch.bool) for name, group in groups.items()}
+    if within is None:
+        return left
+    return {name: within.kept.get(name, units).flatten() for name, units in left.items()}
 
 
 def _chosen(
@@ -214,16 +246,13 @@ def layers_of(
     groups = groups_in_scope(model, trace, method)
     if scores is None:
         scores = {name: -torch.arange(group.size).float() for name, group in groups.items()}
-    left = {name: torch.ones(group.size, dtype=torch.bool) for name, group in groups.items()}
-    if within is not None:
-        left = {name: within.kept.get(name, units).flatten() for name, units in left.items()}
     return Layers(
         network=model,
         trace=trace,
         unit=method.unit,
         groups=groups,
         scores=scores,
-        left=left,
+        left=_left(groups, within),
         device=device,
     )
 
@@ -249,6 +278,13 @@ def _by_shares(method: Method, layers: Layers, shares: Sequence[float]) -> dict[
             f"Got {len(shares)}."
         )
     return allocate_shares(layers, [checked_share(method, share) for share in shares])
+
+
+def _by_pattern(method: Method, layers: Layers, pattern: Pattern) -> dict[str, Tensor]:
+    """Allocate within each part of each group, as much as a pattern kept there."""
+    shapes = {name: layers.shape(name) for name in layers}
+    parts = lay(pattern, stages_of(layers.network, layers.trace), shapes)
+    return {name: _in_parts(method, layers, name, parts[name]) for name in layers}
 
 
 def _in_parts(method: Method, layers: Layers, name: str, parts: Sequence[Part]) -> Tensor:

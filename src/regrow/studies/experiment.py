@@ -52,12 +52,12 @@ AXES = ("data", "models", "methods", "arms", "seeds", "recipe", "task")
 
 _METHOD_KEYS = (
     *("name", "label", *AMOUNTS),
-    *("strength", "criterion", "allocation", "scope"),
+    *("strength", "criterion", "allocation", "scope", "normalise"),
     *("pretrained", "lr", "rounds", "ticket", "from"),
 )
 _SOURCE_KEYS = ("model", "data", "method", "recipe")
 _SOURCE_METHOD_KEYS = (
-    *("name", "strength", "criterion", "allocation", "scope"),
+    *("name", "strength", "criterion", "allocation", "scope", "normalise"),
     *("pretrained", "lr"),
 )
 
@@ -281,6 +281,8 @@ def _use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
     }
     if "scope" in given:
         changes["scope"] = tuple(text(kind, "scope") for kind in as_list(given["scope"]))
+    if "normalise" in given:
+        changes["normalise"] = text(given["normalise"], "normalise")
     strength = given.get("strength")
     if strength is not None:
         if not method.strength:

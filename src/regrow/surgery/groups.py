@@ -55,27 +55,42 @@ class Group:
         """Return the weights (not biases) whose output dimension holds the units."""
         return tuple(s for s in self.slots if s.role == "producer")
 
-    def sum(self, values: Callable[[str], Tensor], *, role: Role = "producer") -> Tensor:
-        """Add up, for each unit, what it owns of the weights that produce (or normalise) it.
+    def owned(self, role: Role | None = None) -> tuple[Slot, ...]:
+        """Return the weights that units are scored by: of a role, or those that units own.
+
+        Units own the weights that produce them, those of a view the weights that read them.
+
+        Raises:
+            TraceError: the group has no such weights.
+        """
+        own_scales = {f"{norm}.weight" for norm in self.norms}
+        slots = tuple(
+            s for s in self.slots if s.role == role and (role != "norm" or s.tensor in own_scales)
+        )
+        if role is None:
+            slots = self.producers() or self.readers()
+        if not slots:
+            raise TraceError(
+                f"The group {self.name!r} ({self.kind}) has no {f'{role} ' if role else ''}weights "
+                f"to score. Take a criterion of other weights, leave {self.kind!r} out of the "
+                f"method's scope, or keep the layer whole: trace(..., keep=[{self.name!r}])."
+            )
+        return slots
+
+    def sum(self, values: Callable[[str], Tensor], *, role: Role | None = None) -> Tensor:
+        """Add up, for each unit, what it owns of the weights behind it: of all of them together.
 
         Args:
             values: from the name of a parameter to numbers of its shape.
-            role: ``producer`` for the weights behind the units, ``reader`` for those that read
-                them, ``norm`` for the scales of norms.
+            role: ``producer`` for the weights that produce the units, ``reader`` for those that
+                read them, ``norm`` for the scales of norms; the producers unless given, and of
+                units that nothing produces (views) the readers.
 
         Returns:
             ``[size]``; a ``TraceError`` if the group has no such weights.
         """
         total = torch.zeros(self.size)
-        own_scales = {f"{norm}.weight" for norm in self.norms}
-        slots = [
-            s for s in self.slots if s.role == role and (role != "norm" or s.tensor in own_scales)
-        ]
-        if not slots:
-            raise TraceError(
-                f"The group {self.name!r} ({self.kind}) has no {role} weights to score."
-            )
-        for slot in slots:
+        for slot in self.owned(role):
             parts = values(slot.tensor).movedim(slot.dim, 0).reshape(len(slot.units), -1).sum(1)
             present = slot.units >= 0
             total.index_add_(0, slot.units[present], parts[present].to(total))

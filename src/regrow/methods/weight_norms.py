@@ -1,0 +1,31 @@
+"""The norms of the weights behind each unit, for channels and heads of any network.
+
+The criteria are those of ``l1_filter`` (Li et al., ICLR 2017, arXiv:1608.08710) and ``soft_filter``
+(He et al., IJCAI 2018, arXiv:1808.06866). Here a unit's weights are those of all layers that make
+it (a residual stream and an attention head have several), and groups are ranked together, after
+their scores were divided by the mean of each group, as in DepGraph (Fang et al., CVPR 2023,
+arXiv:2301.12900).
+"""
+
+from regrow.methods.l1_filter import l1_norm
+from regrow.methods.soft_filter import l2_norm
+from regrow.pruning.method import register_method
+
+REFERENCE = "Fang et al., DepGraph, CVPR 2023, arXiv:2301.12900"
+
+register_method(
+    "l1",
+    criterion=l1_norm,
+    allocation="global",
+    scope="all",
+    normalise="group",
+    reference=REFERENCE,
+)
+register_method(
+    "l2",
+    criterion=l2_norm,
+    allocation="global",
+    scope="all",
+    normalise="group",
+    reference=REFERENCE,
+)
