@@ -21,7 +21,7 @@ from regrow.pruning.method import METHODS
 from regrow.pruning.select import allocated, layers_of, select
 from regrow.pruning.targets import measure_cost, reach
 from regrow.report.collect import collect
-from regrow.report.costs import asked_costs
+from regrow.report.costs import cost_targets
 from regrow.run import run
 from regrow.store import Store
 from regrow.studies.expand import expanded
@@ -261,12 +261,12 @@ def test_a_report_shows_what_was_asked_and_what_is_left(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store", create=True)
     assert run(asked.jobs(), store, workers=0).complete
     runs, _ = collect(asked, store)
-    (table,) = asked_costs(runs)
+    (table,) = cost_targets(runs)
     assert [row[1] for row in table.rows] == ["0.5", "0.3", "0.9"]
     for name, _, left, place in table.rows:
         assert left in table.csv or float(left) < 1.0
         assert ("batch 32" in place) == ("latency" in name)
-    assert asked_costs([replace(each, cost_left=None) for each in runs]) == ()
+    assert cost_targets([replace(each, cost_left=None) for each in runs]) == ()
 
 
 def test_built_in_costs_are_listed() -> None:

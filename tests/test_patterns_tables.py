@@ -34,7 +34,7 @@ from regrow.store import Store
 
 PATTERNS = [one.name for one in entries().values() if one.table and one.kind in OF_PRUNINGS]
 PICTURES = [one.name for one in entries().values() if one.name.startswith("figure")]
-MADE = {"command": "regrow reproduce", "date": "2026-01-01", "machine": "a machine"}
+PROVENANCE = {"command": "regrow reproduce", "date": "2026-01-01", "machine": "a machine"}
 
 
 def plan_of(name: str, *, seeds: int = 1, only: str | None = None) -> Plan:
@@ -220,7 +220,7 @@ def test_a_table_half_run_says_what_is_not(tmp_path: Path) -> None:
     put_masks(store, some, lambda job, name, units: units)
     found = read_back(plan, store)
     assert not found[0].complete
-    made = publish(plan, found, tmp_path / "out", made=MADE)
+    made = publish(plan, found, tmp_path / "out", provenance=PROVENANCE)
     assert made.summary == "3 of 21 cells"
     assert made.text.count(NOT_RUN) == 18
     assert "Some runs of figure-5-left have no result." in made.text
@@ -241,7 +241,7 @@ def test_what_is_written_is_read_for_the_claims(tmp_path: Path) -> None:
     for name in ("table-7", "table-18", "table-21"):
         plan, store = plan_of(name, seeds=2), store_of(tmp_path)
         put_masks(store, plan, lambda job, name, units: units)
-        made = publish(plan, read_back(plan, store), tmp_path / "out" / name, made=MADE)
+        made = publish(plan, read_back(plan, store), tmp_path / "out" / name, provenance=PROVENANCE)
         assert made.complete
     ours = read_cells(tmp_path / "out")
     assert ours.results.empty
@@ -308,7 +308,7 @@ def test_points_are_means_over_the_seeds_that_ran(tmp_path: Path) -> None:
 def test_curves_that_are_written_are_read_for_the_claims(tmp_path: Path) -> None:
     for name in ("figure-5", "figure-6"):
         plan = plan_of(name, seeds=2)
-        made = publish(plan, runs_of(plan), tmp_path / name, made=MADE)
+        made = publish(plan, runs_of(plan), tmp_path / name, provenance=PROVENANCE)
         curves = read_cells(tmp_path / name).curves
         assert made.figure is not None
         assert curves is not None
@@ -325,7 +325,7 @@ def test_curves_that_are_written_are_read_for_the_claims(tmp_path: Path) -> None
 
 def test_series_of_tickets_that_are_written_are_read_for_the_claims(tmp_path: Path) -> None:
     plan = plan_of("figure-7", seeds=2)
-    publish(plan, runs_of(plan), tmp_path, made=MADE)
+    publish(plan, runs_of(plan), tmp_path, provenance=PROVENANCE)
     (finding,) = judged_of(tmp_path, 27)
     assert [part.rows for part in finding.parts] == [28, 28, 28, 28]
 
@@ -444,7 +444,7 @@ def test_histograms_leave_out_zeros_and_stay_on_the_paper_s_axis(tmp_path: Path)
             {"conv.weight": weight, "norm.weight": torch.ones(7)},
         )
     found = plan_measured(plan, store)
-    publish(plan, found, tmp_path / "out", made=MADE)
+    publish(plan, found, tmp_path / "out", provenance=PROVENANCE)
     (finding,) = judged_of(tmp_path / "out", 16)
     shares = finding.parts[0].numbers
     assert shares["fine-tuned"] == pytest.approx(0.159, abs=0.005)  # as in the table below
@@ -500,7 +500,9 @@ def test_bins_are_as_few_as_keep_every_count_on_the_axis(number: int) -> None:
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_figure_that_has_not_been_run_says_so_everywhere(name: str, tmp_path: Path) -> None:
     plan = plan_of(name)
-    made = publish(plan, read_back(plan, store_of(tmp_path)), tmp_path / "out", made=MADE)
+    made = publish(
+        plan, read_back(plan, store_of(tmp_path)), tmp_path / "out", provenance=PROVENANCE
+    )
     assert made.figure is not None
     assert all(NOT_RUN in row for row in made.figure.rows)
     assert is_drawn(tmp_path / "out", name)

@@ -37,14 +37,14 @@ def measure_surgery(net: str, *, rounds: int) -> SurgerySpeed:
     spec = ModelSpec(net, {"classes": 10})
     with one_thread():
         model = build(spec)
-        found = trace(model, SHAPE)
-        mask = select(model, found, METHODS.get("uniform"), sparsity=0.5)
+        traced = trace(model, SHAPE)
+        mask = select(model, traced, METHODS.get("uniform"), sparsity=0.5)
         return SurgerySpeed(
             net=net,
-            groups=len(found.groups),
+            groups=len(traced.groups),
             build=_median(lambda: build(spec), rounds),
             trace=_median(lambda: trace(model, SHAPE), rounds),
-            shrink=_median(lambda: shrink(model, mask, found), rounds),
+            shrink=_median(lambda: shrink(model, mask, traced), rounds),
         )
 
 
@@ -58,10 +58,10 @@ def table(rows: Sequence[SurgerySpeed]) -> str:
     return "\n".join(lines)
 
 
-def _median(what: Callable[[], object], rounds: int) -> float:
+def _median(function: Callable[[], object], rounds: int) -> float:
     times = []
     for _ in range(rounds):
         started = time.perf_counter()
-        what()
+        function()
         times.append(time.perf_counter() - started)
     return statistics.median(times)

@@ -76,13 +76,13 @@ def share_around_the_core(subject: Subject, precision: Precision) -> float:
     core = _core(training)
     times: dict[Callable[[], object], list[float]] = {training.step: [], core: []}
     for block in range(SHARE_BLOCKS + 1):
-        for what, taken in times.items():
+        for function, seconds in times.items():
             started = time.process_time()
             for _ in range(STEPS_A_BLOCK):
-                what()
+                function()
             if block:  # the first warms up
-                taken.append(time.process_time() - started)
-    step, inner = (statistics.median(taken) for taken in times.values())
+                seconds.append(time.process_time() - started)
+    step, inner = (statistics.median(seconds) for seconds in times.values())
     return max(0.0, 1.0 - inner / step)
 
 

@@ -50,12 +50,12 @@ class GpuWays:
 
     def peaks(self, seconds: float) -> dict[str, float]:
         """Return the FLOPs a second of matrix products, by precision."""
-        found = {}
+        rates = {}
         for precision in self._trials:
             steps = matrix_products(precision, self._device)
             next(steps)
-            found[str(precision)] = rate(steps, seconds=seconds, device=self._device)
-        return found
+            rates[str(precision)] = rate(steps, seconds=seconds, device=self._device)
+        return rates
 
     def close(self) -> None:
         """Give the device back."""

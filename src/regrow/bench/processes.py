@@ -28,12 +28,12 @@ class Process:
 
     def __init__(self, way: str, subject: Subject) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, way, subject))
-        ours = way in ("fp32", "bf16")
-        with large_pages() if ours else nullcontext():
+        self._pipe, remote = context.Pipe()
+        self._process = context.Process(target=_serve, args=(remote, way, subject))
+        trains_here = way in ("fp32", "bf16")
+        with large_pages() if trains_here else nullcontext():
             self._process.start()
-        other.close()  # so that the end of the process is the end of the pipe
+        remote.close()  # so that the end of the process is the end of the pipe
         self._ready = False
         self._busy = False
 
@@ -43,17 +43,17 @@ class Process:
             self._pipe.recv()
             self._ready = True
 
-    def begin(self, what: str, seconds: float) -> None:
+    def begin(self, work: str, seconds: float) -> None:
         """Start a turn: of ``TRAINING``, or of matrix products in a precision."""
         self.wait()
         self._busy = True
-        self._pipe.send((what, seconds))
+        self._pipe.send((work, seconds))
 
     def result(self) -> float:
         """Return the rate of the turn, when it has ended."""
-        found = float(self._pipe.recv())
+        images_per_second = float(self._pipe.recv())
         self._busy = False
-        return found
+        return images_per_second
 
     def close(self) -> None:
         """End the process: in good order if it waits for a turn, otherwise at once."""
@@ -64,10 +64,10 @@ class Process:
         self._process.join()
 
 
-def together(processes: list[Process], seconds: float, *, what: str = TRAINING) -> float:
+def together(processes: list[Process], seconds: float, *, work: str = TRAINING) -> float:
     """Return the rate of several processes that take their turn at the same time."""
     for process in processes:
-        process.begin(what, seconds)
+        process.begin(work, seconds)
     return sum(process.result() for process in processes)
 
 
@@ -99,7 +99,7 @@ class CpuWays:
     def peaks(self, seconds: float) -> dict[str, float]:
         """Return the FLOPs a second of matrix products on all cores, by precision."""
         crew = self._ours["fp32"]
-        return {kind: together(crew, seconds, what=kind) for kind in self._ours}
+        return {kind: together(crew, seconds, work=kind) for kind in self._ours}
 
     def close(self) -> None:
         """End every process."""
@@ -137,11 +137,11 @@ def _take_turns(pipe: "Connection[object, tuple[str, float]]", steps: Iterator[f
         next(steps)
     pipe.send("ready")
     while (turn := pipe.recv())[1]:
-        what, seconds = turn
-        if what == TRAINING:
+        work, seconds = turn
+        if work == TRAINING:
             pipe.send(rate(steps, seconds=seconds))
         else:
-            precision: Precision = "bf16" if what == "bf16" else "fp32"
+            precision: Precision = "bf16" if work == "bf16" else "fp32"
             pipe.send(rate(matrix_products(precision), seconds=seconds))
     # Ends a DataLoader's workers before the interpreter does.
     steps.close()  # type: ignore[attr-defined]

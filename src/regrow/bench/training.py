@@ -59,8 +59,8 @@ def measure_training(
     medians = {name: statistics.median(values) for name, values in rates.items()}
     if PLAIN_ALL_THREADS in medians:  # whichever is faster: threads of tiny networks may collapse
         medians["plain"] = max(medians["plain"], medians.pop(PLAIN_ALL_THREADS))
-    ours = [f"{precision} together" for precision in peak]
-    best = max(ours, key=lambda name: medians[name])
+    ways_together = [f"{precision} together" for precision in peak]
+    best = max(ways_together, key=lambda name: medians[name])
     flops_per_second = medians[best] * training_flops(subject)
     outside = None
     if device == "cpu":

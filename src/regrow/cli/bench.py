@@ -44,8 +44,8 @@ def bench_train(
     from regrow.bench.material import NETS, QUICK_NETS, Subject
     from regrow.bench.training import Row, foot, head, line, measure_training
 
-    given = [name.strip() for part in nets or () for name in part.split(",")]
-    names = list(dict.fromkeys(given)) or [*(QUICK_NETS if quick else NETS)]
+    listed = [name.strip() for part in nets or () for name in part.split(",")]
+    names = list(dict.fromkeys(listed)) or [*(QUICK_NETS if quick else NETS)]
     subjects = [Subject(net=name, data=data) for name in names]
     if quick:
         rounds, seconds = 1, 1.5

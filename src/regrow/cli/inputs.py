@@ -39,14 +39,16 @@ def load_study(
     """
     from regrow.studies.study import load
 
-    others = pairs(data or ())
-    load(path, data=others)  # a mistake is reported before PyTorch is imported, which takes seconds
+    replacements = pairs(data or ())
+    load(
+        path, data=replacements
+    )  # a mistake is reported before PyTorch is imported, which takes seconds
     if sys.stderr.isatty():
         say(f"Reading {path} ...")
     from regrow.run.precision import PrecisionChoice
 
     choice = PrecisionChoice(_existing(store), device=device, measure=measure)
-    return load(path, choice, data=others), choice
+    return load(path, choice, data=replacements), choice
 
 
 def open_store(store: Path, *, create: bool) -> "Store":

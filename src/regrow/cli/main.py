@@ -39,8 +39,8 @@ app.command()(claims.claims)
 app.add_typer(bench.app, name="bench")
 
 
-def _print_version(given: bool) -> None:
-    if given:
+def _print_version(show: bool) -> None:
+    if show:
         from importlib.metadata import version
 
         print(f"regrow {version('regrow')}")

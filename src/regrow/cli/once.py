@@ -15,8 +15,8 @@ class Once(TyperCommand):
 
     def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
         """Read what was typed; end with a usage error where an option stands again."""
-        _, _, given = self.make_parser(ctx).parse_args(args=[*args])
-        for option, times in Counter(given).items():
+        _, _, parsed = self.make_parser(ctx).parse_args(args=[*args])
+        for option, times in Counter(parsed).items():
             if times > 1 and isinstance(option, TyperOption) and _has_one_value(option):
                 ctx.fail(
                     f"{option.opts[0]} was given {times} times, and takes one value. Give it once."

@@ -147,14 +147,14 @@ def _precision(
     return None if scale == "paper" or choice() == "fp32" else "bf16", choice
 
 
-def _chosen(what: str, paper: "Paper | None") -> list["Entry"]:
+def _chosen(name: str, paper: "Paper | None") -> list["Entry"]:
     """Return the table or figure of a name, or those of a whole paper: ``all``, ``NAME/all``."""
     from regrow.reproduce.paper import DEFAULT, find_entry, find_paper
 
-    before, _, last = what.rpartition("/")
+    before, _, last = name.rpartition("/")
     if last == "all":
         return [*(paper or find_paper(before or DEFAULT)).entries.values()]
-    return [find_entry(what, paper)]
+    return [find_entry(name, paper)]
 
 
 def _reproduce(
@@ -183,7 +183,7 @@ def _reproduce(
             say(notice)
     with display() as show:
         run(plan.jobs, store, workers=workers, on_event=show, device=device)
-    return publish(plan, read_back(plan, store), folder, made=_made())
+    return publish(plan, read_back(plan, store), folder, provenance=_provenance())
 
 
 def _reproduce_all(
@@ -200,21 +200,21 @@ def _reproduce_all(
 
     tables: list[Published] = []
     problems: dict[str, str] = {}
-    for one in chosen:
-        say(f"{one.name} ...")
+    for entry in chosen:
+        say(f"{entry.name} ...")
         try:
             written = _reproduce(
-                one, request, store, folder / one.name, workers=workers, device=device
+                entry, request, store, folder / entry.name, workers=workers, device=device
             )
         except Interrupted:
             raise
         except RegrowError as error:
-            problems[one.name] = str(error)
-            say(f"{one.name} is not run. {error}")
+            problems[entry.name] = str(error)
+            say(f"{entry.name} is not run. {error}")
             continue
         tables.append(written)
         print(written.text)
-    page = publish_all(tables, problems, folder, made=_made())
+    page = publish_all(tables, problems, folder, provenance=_provenance())
     for table in tables:
         print(f"{table.plan.entry.name}: {table.summary}")
     for name, why in problems.items():
@@ -236,13 +236,13 @@ def _plan(
     opened = open_store(store, create=False) if store.exists() else None
     done: frozenset[str] = frozenset()
     jobs: dict[str, Job] = {}
-    for one in chosen:
+    for entry in chosen:
         try:
-            plan = prepare(one, request)
+            plan = prepare(entry, request)
         except RegrowError as error:
             if len(chosen) == 1:
                 raise
-            print(f"{one.name:10} cannot be run: {error}")
+            print(f"{entry.name:10} cannot be run: {error}")
             continue
         nodes = all_jobs(plan.jobs)
         if opened is not None:
@@ -254,7 +254,7 @@ def _plan(
         ready, new = len(nodes.keys() & done), len(nodes.keys() - done - jobs.keys())
         shared = len(nodes) - ready - new
         print(
-            f"{one.name:10} {len(nodes):5} jobs, {ready} done, {new} to do"
+            f"{entry.name:10} {len(nodes):5} jobs, {ready} done, {new} to do"
             + (f", {shared} shared with tables above" if shared else "")
         )
         for name, why in plan.skipped.items():
@@ -280,7 +280,7 @@ def _list(papers: Sequence["Paper"]) -> None:
             print(f"  {entry.name:10} {entry.about}")
 
 
-def _made() -> dict[str, str]:
+def _provenance() -> dict[str, str]:
     """Return the command, the date and the machine, for the report."""
     from regrow.run import num_cores
 

@@ -44,8 +44,8 @@ class Choice:
         return arguments
 
     def __repr__(self) -> str:
-        given = "".join(f", {name}={value!r}" for name, value in self.arguments.items())
-        return f"Choice({self.name!r}{given})"
+        arguments = "".join(f", {name}={value!r}" for name, value in self.arguments.items())
+        return f"Choice({self.name!r}{arguments})"
 
     def to_json(self) -> str | dict[str, Any]:
         """Return the name, or a mapping with the arguments beside it."""

@@ -257,7 +257,7 @@ def loaded_files() -> tuple[Path, ...]:
 
 def check_arguments(
     function: Callable[..., object],
-    given: Iterable[str],
+    arguments: Iterable[str],
     *,
     where: str,
     reserved: Iterable[str] = (),
@@ -272,17 +272,17 @@ def check_arguments(
         if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
         and parameter.name not in set(reserved)
     ]
-    for name in given:
+    for name in arguments:
         if name not in names:
             raise ConfigError(f"{where}: {unknown('argument', name, names)}")
 
 
 def check_numbers(
-    function: Callable[..., object], given: Mapping[str, object], *, where: str
+    function: Callable[..., object], arguments: Mapping[str, object], *, where: str
 ) -> None:
     """Refuse what is no number for a keyword argument whose default is one."""
     parameters = inspect.signature(function).parameters
-    for name, value in given.items():
+    for name, value in arguments.items():
         if is_number(parameters[name].default) and not is_number(value):
             raise ConfigError(f"{where}: {name!r} must be a number. Got {value!r}.")
 

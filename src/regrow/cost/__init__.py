@@ -100,13 +100,13 @@ class Counted:
 
 def count(model: nn.Module, example: Any, mask: Mask | None = None) -> Counted:
     """Measure a network, and compare with the first version of the counter."""
-    kept = {} if mask is None else kept_weights(mask, model)
-    held = MaskFollower(model, kept) if kept else None
+    masks = {} if mask is None else kept_weights(mask, model)
+    follower = MaskFollower(model, masks) if masks else None
     parameters = dict(model.named_parameters())
     modules = dict(model.named_modules())
     names = {memory_of(parameter): name for name, parameter in parameters.items()}
     counter = _Count(
-        held=held, modules={module: name for name, module in modules.items()}, names=names
+        follower=follower, modules={module: name for name, module in modules.items()}, names=names
     )
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
@@ -117,7 +117,8 @@ def count(model: nn.Module, example: Any, mask: Mask | None = None) -> Counted:
         call(model, example)
     layers = [name for name, module in modules.items() if isinstance(module, _WEIGHTED)]
     cost = Cost(
-        parameters=sum(p.numel() for p in parameters.values()) - (held.removed if held else 0),
+        parameters=sum(p.numel() for p in parameters.values())
+        - (follower.removed if follower else 0),
         macs=counter.macs,
         flops=2 * counter.macs + counter.beside,
         caveats=(*counter.caveats, *counter.unread()),
@@ -134,7 +135,7 @@ def count(model: nn.Module, example: Any, mask: Mask | None = None) -> Counted:
 class _Count:
     """A running count while a network runs."""
 
-    held: MaskFollower | None
+    follower: MaskFollower | None
     modules: Mapping[nn.Module, str]  # to their names
     names: Mapping[int, str]  # of parameters, by their memory
     macs: int = 0
@@ -150,20 +151,22 @@ class _Count:
         """Count one operation."""
         if not operation.is_view:
             self.read.update(map(memory_of, tensors_in(arguments)))
-        found = products(operation, arguments, result)
-        if found is None:
+        multiplications = products(operation, arguments, result)
+        if multiplications is None:
             name = name_of(operation)
             name = name if "::" in name else f"aten::{name}"
             self.caveats[f"{name}{self._where()}"] = None
-        for product in found or ():
-            macs, known = (product.macs, True) if self.held is None else self.held.macs(product)
+        for product in multiplications or ():
+            macs, known = (
+                (product.macs, True) if self.follower is None else self.follower.macs(product)
+            )
             self.macs += macs
             for name in filter(None, (self.names.get(memory_of(x)) for x in product.operands)):
                 self.by_parameter[name] = self.by_parameter.get(name, 0) + macs
             if not known:
                 self.caveats[f"weights held at zero{self._where()} (counted as if there)"] = None
-        if self.held is not None:
-            self.held.follow(operation, arguments, result)
+        if self.follower is not None:
+            self.follower.follow(operation, arguments, result)
 
     def module(self, module: nn.Module, x: Tensor, output: Tensor, *, positional: bool) -> None:
         """Count what is beside the multiply-accumulates of one call of a module."""

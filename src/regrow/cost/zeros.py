@@ -35,19 +35,19 @@ class MaskFollower:
                 self._constant[memory_of(tensor)] = tensor
         parameters = dict(model.named_parameters())
         self.removed = 0  # weights of the network that are held at zero
-        for name, kept in kept_weights.items():
-            self._enter(parameters[name], kept)
-            self.removed += kept.numel() - int(kept.sum())
+        for name, stays in kept_weights.items():
+            self._enter(parameters[name], stays)
+            self.removed += stays.numel() - int(stays.sum())
 
     def macs(self, product: Product) -> tuple[int, bool]:
         """Return the multiply-accumulates with weights that are kept, and whether that is known."""
         maps = [(x, self._map(x)) for x in product.operands if memory_of(x) in self._maps]
         if not maps:
             return product.macs, True
-        (operand, kept), *others = maps
-        if kept is None or others or not operand.numel():
+        (operand, stays), *further = maps
+        if stays is None or further or not operand.numel():
             return product.macs, False
-        return product.macs // operand.numel() * int(kept.sum()), True
+        return product.macs // operand.numel() * int(stays.sum()), True
 
     def follow(self, operation: Any, arguments: Sequence[Any], result: Any) -> None:
         """Note where the result of an operation lies, and what of it is held at zero."""
@@ -59,19 +59,19 @@ class MaskFollower:
                 self._constant.pop(memory, None)
                 self._maps.pop(memory, None)
                 continue
-            held = any(source in self._maps for source in sources)
+            has_masked = any(source in self._maps for source in sources)
             if memory not in sources:
                 self._constant[memory] = out
-                if held:
+                if has_masked:
                     self._enter(out, self._kept(operation, arguments, out))
-            elif held and operation._schema.is_mutable:
+            elif has_masked and operation._schema.is_mutable:
                 self._enter(out, self._kept(operation, arguments, out))
 
     def _kept(self, operation: Any, arguments: Sequence[Any], out: Tensor) -> Tensor | None:
         name = name_of(operation)
         if name in _MOVES:
             known = [self._map(x) for x in tensors_in(arguments) if memory_of(x) in self._maps]
-            if any(kept is None for kept in known):
+            if any(stays is None for stays in known):
                 return None
             moved: Tensor = operation(*self._as_maps(arguments))
             return moved
@@ -81,35 +81,35 @@ class MaskFollower:
         if name not in _PRODUCTS:
             operands = operands[:1] if name in _KEEP_ZEROS else []
         maps = [self._map(x) for x in operands if memory_of(x) in self._maps]
-        if not maps or any(kept is None for kept in maps):
+        if not maps or any(stays is None for stays in maps):
             return None
         both = torch.ones(out.shape, dtype=torch.bool)
-        for kept in maps:
-            assert kept is not None
-            sides = zip(reversed(kept.shape), reversed(out.shape), strict=False)
-            if kept.dim() > out.dim() or any(side not in (1, whole) for side, whole in sides):
+        for stays in maps:
+            assert stays is not None
+            sides = zip(reversed(stays.shape), reversed(out.shape), strict=False)
+            if stays.dim() > out.dim() or any(side not in (1, whole) for side, whole in sides):
                 return None
-            both &= kept
+            both &= stays
         return both
 
     def _as_maps(self, argument: Any) -> Any:
         """Put maps of floats' places in place of tensors; indices stay."""
         if isinstance(argument, Tensor) and argument.is_floating_point():
-            kept = self._map(argument)
-            return torch.ones(argument.shape, dtype=torch.bool) if kept is None else kept
+            stays = self._map(argument)
+            return torch.ones(argument.shape, dtype=torch.bool) if stays is None else stays
         if isinstance(argument, list | tuple):
             return [self._as_maps(x) for x in argument]
         return argument
 
-    def _enter(self, tensor: Tensor, kept: Tensor | None) -> None:
+    def _enter(self, tensor: Tensor, stays: Tensor | None) -> None:
         memory = memory_of(tensor)
-        if kept is None:
+        if stays is None:
             self._maps[memory] = None
             return
         size = tensor.untyped_storage().nbytes() // tensor.element_size()
         whole = self._maps.setdefault(memory, torch.ones(size, dtype=torch.bool))
         if whole is not None and len(whole) == size:
-            _seen_by(tensor, whole).copy_(kept)
+            _seen_by(tensor, whole).copy_(stays)
         else:
             self._maps[memory] = None
 

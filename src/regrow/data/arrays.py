@@ -110,7 +110,7 @@ def _check(part: Rows, raw: Arrays, *, of: str) -> None:
             f"{of}: inputs must be float32 numbers, or int64 tokens with a 'vocabulary'. Got "
             f"{inputs.dtype} and a vocabulary of {raw.vocabulary}."
         )
-    for what, values, num in (
+    for side, values, num in (
         ("input", inputs, raw.vocabulary),
         ("target", targets, len(raw.classes)),
     ):
@@ -118,14 +118,14 @@ def _check(part: Rows, raw: Arrays, *, of: str) -> None:
             bad = ~values.reshape(len(values), -1).isfinite().all(1)
             if bad.any():
                 raise DataError(
-                    f"{of}: the {what} of row {int(bad.int().argmax())} is not finite. Give it a "
+                    f"{of}: the {side} of row {int(bad.int().argmax())} is not finite. Give it a "
                     "value, or leave the row out."
                 )
             continue
-        known = values[values != IGNORED] if what == "target" else values
+        known = values[values != IGNORED] if side == "target" else values
         if num is None or (len(known) and not 0 <= int(known.min()) <= int(known.max()) < num):
             raise DataError(
-                f"{of}: each {what} must be a whole number from 0 to {(num or 0) - 1}. Got "
+                f"{of}: each {side} must be a whole number from 0 to {(num or 0) - 1}. Got "
                 f"{int(known.min())} to {int(known.max())}."
             )
     if not targets.is_floating_point() and len(raw.classes) < 2:
@@ -138,7 +138,10 @@ def _check_alike(splits: Mapping[str, Rows], spec: DataSpec) -> None:
         for name, part in splits.items()
     }
     if len(set(shapes.values())) > 1:
-        shown = ", ".join(f"{name} {each[0]} -> {each[1]}" for name, each in shapes.items())
+        listed_shapes = ", ".join(
+            f"{name} {shape[0]} -> {shape[1]}" for name, shape in shapes.items()
+        )
         raise DataError(
-            f"Data set {spec.name!r}: its splits have examples of different shapes ({shown})."
+            f"Data set {spec.name!r}: its splits have examples of different shapes "
+            f"({listed_shapes})."
         )

@@ -46,8 +46,8 @@ def altered_entries() -> Iterator[list[str]]:
 
 def data_root(spec: DataSpec) -> Path:
     """Return the folder of downloads and caches: option, ``REGROW_DATA``, or the user's cache."""
-    given = spec.root or os.environ.get("REGROW_DATA") or "~/.cache/regrow/data"
-    return Path(given).expanduser().absolute()
+    folder = spec.root or os.environ.get("REGROW_DATA") or "~/.cache/regrow/data"
+    return Path(folder).expanduser().absolute()
 
 
 def digest(*parts: object) -> str:
@@ -85,14 +85,14 @@ def decoded(
     """
     path = root / "decoded" / f"{name}.npy"
     with _locked(path):
-        found = _read_array(path, num=num)
-        if found is not None:
-            return found
+        cached = _read_array(path, num=num)
+        if cached is not None:
+            return cached
         array = make()
         with contextlib.suppress(OSError):
             _replace(path, lambda temporary: _write_array(temporary, array, name=path.name))
-        kept = _read_array(path, num=num)
-    return array if kept is None else kept
+        stored = _read_array(path, num=num)
+    return array if stored is None else stored
 
 
 def remembered(path: Path, make: Callable[[], Any]) -> Any:

@@ -99,10 +99,10 @@ def orientation(image: Image.Image) -> int:
     if "exif" not in image.info or image.format == "TIFF":  # Pillow turns the latter itself
         return 1
     try:
-        found = image.getexif().get(ORIENTATION, 1)
+        tag = image.getexif().get(ORIENTATION, 1)
     except Exception:  # as viewers do, a picture whose EXIF is damaged is shown as it lies
         return 1
-    return found if found in TURNS else 1
+    return tag if tag in TURNS else 1
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -142,8 +142,8 @@ def unreadable(source: Encoded) -> dict[int, str]:
             return str(error)
         return None
 
-    found = enumerate(_in_threads(source, problem))
-    return {index: message for index, message in found if message is not None}
+    problems = enumerate(_in_threads(source, problem))
+    return {index: message for index, message in problems if message is not None}
 
 
 def fit(image: Image.Image, *, shorter: int, crop: int) -> Image.Image:

@@ -31,10 +31,10 @@ def digits(spec: DataSpec) -> Raw:
     ink = rows[:, :-1].reshape(-1, 1, 8, 8).astype(np.float64)
     pixels = torch.from_numpy(ink).mul(255 / 16).round().to(torch.uint8)
     labels = torch.from_numpy(rows[:, -1].astype(np.int64))
-    found = hashlib.sha256(pixels.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
-    if found != SHA256:
+    digest = hashlib.sha256(pixels.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+    if digest != SHA256:
         raise DataError(
-            f"The digits of scikit-learn have the checksum {found}, expected {SHA256}. "
+            f"The digits of scikit-learn have the checksum {digest}, expected {SHA256}. "
             "Reinstall scikit-learn."
         )
     return Raw(

@@ -113,11 +113,11 @@ def folder(spec: DataSpec) -> Raw:
     validation share is asked for. With PATH/CLASS/* alone, or no test folder, a fifth of the images
     is drawn for testing.
     """
-    found = _find(spec)
-    train = found.halves["train"]
-    for half in found.halves.values():
+    folders = _find(spec)
+    train = folders.halves["train"]
+    for half in folders.halves.values():
         _check_classes(train, half)
-    splits = {split: _split(half) for split, half in found.halves.items()}
+    splits = {split: _split(half) for split, half in folders.halves.items()}
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
     return Raw(
@@ -125,7 +125,7 @@ def folder(spec: DataSpec) -> Raw:
         train=splits["train"],
         test=splits.get("test"),
         validation=splits.get("validation"),
-        notices=tuple(f"Data set {spec.name!r}: {notice}" for notice in found.notices),
+        notices=tuple(f"Data set {spec.name!r}: {notice}" for notice in folders.notices),
     )
 
 
@@ -161,10 +161,11 @@ def _find(spec: DataSpec) -> _SplitFolders:
         notices += ignored
     if "test" not in halves and "test" in splits and "validation" in halves:
         notices.append("The validation split is tested on.")
-    others = [path.name for path in folders if path not in splits.values()]
-    if others:
+    ignored_folders = [path.name for path in folders if path not in splits.values()]
+    if ignored_folders:
         notices.append(
-            f"These folders are of no split by their names and are not read: {_shown(others)}."
+            "These folders are of no split by their names and are not read: "
+            f"{_shown(ignored_folders)}."
         )
     return _SplitFolders(halves, tuple(notices))
 
@@ -199,10 +200,10 @@ def _splits(spec: DataSpec, base: Path, folders: list[Path]) -> dict[str, Path]:
         )
     splits: dict[str, Path] = {}
     for path, split in called.items():
-        if (other := splits.setdefault(split, path)) != path:
+        if (first := splits.setdefault(split, path)) != path:
             raise DataError(
                 f"Data set {spec.name!r}: {base} has two folders for the {split} split, "
-                f"{other.name!r} and {path.name!r}. Move one of them elsewhere."
+                f"{first.name!r} and {path.name!r}. Move one of them elsewhere."
             )
     return splits
 
@@ -279,12 +280,12 @@ def _shown(names: list[str]) -> str:
     return in_words(f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}")
 
 
-def _check_classes(train: _Half, other: _Half) -> None:
-    unmatched = sorted(set(train.files) ^ set(other.files))
+def _check_classes(train: _Half, second: _Half) -> None:
+    unmatched = sorted(set(train.files) ^ set(second.files))
     if unmatched:
         raise DataError(
-            f"The classes differ: {train.root} has {len(train.files)}, {other.root} has "
-            f"{len(other.files)}; only one of them has {', '.join(map(repr, unmatched[:5]))}. "
+            f"The classes differ: {train.root} has {len(train.files)}, {second.root} has "
+            f"{len(second.files)}; only one of them has {', '.join(map(repr, unmatched[:5]))}. "
             "Give both the same class folders."
         )
 

@@ -33,11 +33,11 @@ def hold_out(
     ``labels``: the class of each row of the splits ``train``, ``test`` and ``validation``, as far
     as they are published; every class is drawn in proportion.
     """
-    own = labels["train"]
-    rows = torch.arange(len(own))
+    train_labels = labels["train"]
+    rows = torch.arange(len(train_labels))
     test_split, test_rows = "train", rows
     if "test" not in labels:
-        drawn = split(own, TEST_SHARE, seeded(spec.seed, "data", "test"))
+        drawn = split(train_labels, TEST_SHARE, seeded(spec.seed, "data", "test"))
         test_rows, rows = rows[drawn], rows[~drawn]
         _check_drawn(test_rows, spec, noun, purpose="testing", remedy="a test split")
     else:
@@ -46,12 +46,12 @@ def hold_out(
     test_rows = test_rows[
         seeded_subset(test_labels, spec.test_subset, seed=spec.seed, option="test_subset")
     ]
-    rows = rows[seeded_subset(own[rows], spec.subset, seed=spec.seed, option="subset")]
+    rows = rows[seeded_subset(train_labels[rows], spec.subset, seed=spec.seed, option="subset")]
     validation = None
     notices = _unseen(labels[test_split][test_rows], classes, noun, of="test")
     published = labels.get("validation")
     if spec.validation > 0:
-        drawn = split(own[rows], spec.validation, seeded(spec.seed, "data", "validation"))
+        drawn = split(train_labels[rows], spec.validation, seeded(spec.seed, "data", "validation"))
         validation, rows = ("train", rows[drawn]), rows[~drawn]
         remedy = f"more {noun}s, or no share"
         _check_drawn(validation[1], spec, noun, purpose="validation", remedy=remedy)
@@ -66,8 +66,10 @@ def hold_out(
             f"The validation split ({len(published)} {noun}s) is neither trained nor tested on: "
             "networks are scored on it beside."
         )
-    said = tuple(f"Data set {spec.name!r}: {notice}" for notice in notices)
-    return HeldOut(train=rows, validation=validation, test=(test_split, test_rows), notices=said)
+    messages = tuple(f"Data set {spec.name!r}: {notice}" for notice in notices)
+    return HeldOut(
+        train=rows, validation=validation, test=(test_split, test_rows), notices=messages
+    )
 
 
 def _check_drawn(rows: Tensor, spec: DataSpec, noun: str, *, purpose: str, remedy: str) -> None:
@@ -83,6 +85,6 @@ def _unseen(labels: Tensor, classes: tuple[str, ...], noun: str, *, of: str) -> 
     missing = (torch.bincount(labels, minlength=len(classes)) == 0).nonzero().flatten().tolist()
     if not missing:
         return []
-    shown = ", ".join(repr(classes[k]) for k in missing[:SHOWN])
+    names = ", ".join(repr(classes[k]) for k in missing[:SHOWN])
     more = ", ..." if len(missing) > SHOWN else ""
-    return [f"No {of} {noun} is of {len(missing)} of the {len(classes)} classes ({shown}{more})."]
+    return [f"No {of} {noun} is of {len(missing)} of the {len(classes)} classes ({names}{more})."]

@@ -55,13 +55,13 @@ class ParquetImages:
 
     def sample(self, num: int) -> list[tuple[int, bytes]]:
         """Read the first images."""
-        found = list(enumerate(next(self._batches(num))))
-        if not any(data for _, data in found):
+        images = list(enumerate(next(self._batches(num))))
+        if not any(data for _, data in images):
             raise DataError(
                 f"{self.where(0)}: there is no image, nor in the rows after it (the bytes in "
                 f"column {self.column!r} are null). Embed the images in the Parquet files."
             )
-        return found
+        return images
 
     def chunks(self) -> Iterator[Sequence[bytes]]:
         """Read all images in order."""
@@ -148,10 +148,10 @@ def hugging_face(spec: DataSpec) -> Raw:
     ``bytes``; labels are whole numbers, named by the schema's ClassLabel where there is one, texts
     or truths.
     """
-    found = find(spec)
+    split_files = find(spec)
     parts: dict[str, _ReadSplit] = {}
-    notices = list(found.notices)
-    for split, files in found.splits.items():
+    notices = list(split_files.notices)
+    for split, files in split_files.splits.items():
         part = _read(spec, files, train=parts.get("train"))
         if reason := _left_out(part):
             if split == "train":
@@ -168,7 +168,7 @@ def hugging_face(spec: DataSpec) -> Raw:
     }
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
-        notices += ["The validation split is tested on."] if "test" in found.splits else []
+        notices += ["The validation split is tested on."] if "test" in split_files.splits else []
     return Raw(
         classes=coded.classes,
         train=splits["train"],
@@ -209,10 +209,13 @@ def _read(spec: DataSpec, files: tuple[Path, ...], *, train: _ReadSplit | None) 
         label = train.label
     images = ParquetImages(files=files, column=image, counts=counts, root=data_root(spec))
     notices = tuple(
-        f"The column {column!r} is read; others hold {kind}s too ({', '.join(others)}): name the "
-        f"one you mean by the option '{kind}_column'."
-        for kind, column, others in (("image", image, other_images), ("label", label, other_labels))
-        if others
+        f"The column {column!r} is read; others hold {kind}s too ({', '.join(alternatives)}). To "
+        f"use another, name it by the option '{kind}_column'."
+        for kind, column, alternatives in (
+            ("image", image, other_images),
+            ("label", label, other_labels),
+        )
+        if alternatives
     )
     if label not in schema.names or pa.types.is_null(schema.field(label).type):
         return _ReadSplit(images, label, None, notices)
@@ -236,19 +239,19 @@ def _left_out(part: _ReadSplit) -> str | None:
 
 def _class_names(files: tuple[Path, ...], column: str) -> tuple[str, ...] | None:
     """Return the names of classes that the files give, which must agree where they do."""
-    found: dict[tuple[str, ...], Path] = {}
+    by_names: dict[tuple[str, ...], Path] = {}
     for file in files:
         with _reading(file):
             described = _features(pq.read_schema(file)).get(column, {}).get("names")
         if isinstance(described, list) and described:
-            found.setdefault(tuple(map(str, described)), file)
-    if len(found) > 1:
-        one, other = list(found.values())[:2]
+            by_names.setdefault(tuple(map(str, described)), file)
+    if len(by_names) > 1:
+        first, second = list(by_names.values())[:2]
         raise DataError(
-            f"{other}: the classes are other ones than in {one.name}, or in another order, so the "
-            "same label would mean two classes. Files of one split must name the classes alike."
+            f"{second}: its classes differ from those of {first.name}, or have another order, so "
+            "the same label would mean two classes. Files of one split must name the classes alike."
         )
-    return next(iter(found), None)
+    return next(iter(by_names), None)
 
 
 def _schema(files: tuple[Path, ...]) -> tuple[Any, tuple[int, ...]]:
@@ -286,7 +289,7 @@ def _image_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tup
     """Choose the column of images; return the others that could be meant, too."""
     fitting = [field.name for field in schema if _holds_images(field.type)]
     chosen = _column(
-        fitting, given=spec.image_column, preferred=IMAGE_COLUMNS, kind="image", where=where
+        fitting, wanted=spec.image_column, preferred=IMAGE_COLUMNS, kind="image", where=where
     )
     if chosen is None:
         raise DataError(_no_column(schema, "image", where=where))
@@ -297,8 +300,8 @@ def _label_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tup
     """Choose the column of labels; return the others that could be meant, too."""
     kinds = {field.name: kind_of(field.type) for field in schema}
     labels = [name for name, kind in kinds.items() if kind is not None]
-    asked, features = spec.label_column, _features(schema)
-    several = [n for n in (asked, *LABEL_COLUMNS) if n in kinds and kinds[n] is None]
+    wanted, features = spec.label_column, _features(schema)
+    several = [n for n in (wanted, *LABEL_COLUMNS) if n in kinds and kinds[n] is None]
     integers = [name for name in labels if kinds[name] == "integer"]
     named = [n for n in integers if features.get(n, {}).get("_type") == "ClassLabel"]
     likely = (
@@ -306,27 +309,27 @@ def _label_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tup
         or [name for name in integers if name in LABEL_COLUMNS]
         or [name for name in labels if name in LABEL_COLUMNS]
     )
-    if several and (asked in several or not likely):
+    if several and (wanted in several or not likely):
         kind = schema.field(several[0]).type
         raise DataError(
             f"{where}: the column {several[0]!r} holds {kind}, not one class for each image. Name "
             "a column of whole numbers or texts by the option 'label_column'."
         )
-    fitting = labels if asked is not None else likely
-    chosen = _column(fitting, given=asked, preferred=LABEL_COLUMNS, kind="label", where=where)
+    fitting = labels if wanted is not None else likely
+    chosen = _column(fitting, wanted=wanted, preferred=LABEL_COLUMNS, kind="label", where=where)
     if chosen is None:
         raise DataError(_no_column(schema, "label", where=where))
     return chosen
 
 
 def _column(
-    fitting: list[str], *, given: str | None, preferred: tuple[str, ...], kind: str, where: Path
+    fitting: list[str], *, wanted: str | None, preferred: tuple[str, ...], kind: str, where: Path
 ) -> tuple[str, tuple[str, ...]] | None:
-    """Choose the column given, else the preferred or only one of those that fit, if any does."""
-    if given is not None:
-        if given not in fitting:
-            raise ConfigError(f"{where}: {unknown(f'{kind} column', given, fitting)}")
-        return given, ()
+    """Choose the column wanted, else the preferred or only one of those that fit, if any does."""
+    if wanted is not None:
+        if wanted not in fitting:
+            raise ConfigError(f"{where}: {unknown(f'{kind} column', wanted, fitting)}")
+        return wanted, ()
     likely = [name for name in preferred if name in fitting] or fitting
     if len(likely) > 1 and likely[0] not in preferred:
         raise DataError(
@@ -337,10 +340,10 @@ def _column(
 
 
 def _no_column(schema: Any, kind: str, *, where: Path) -> str:
-    there = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
     return (
         f"{where}: expected one column of {HOLDS[kind]}, got none. "
-        f"Name it by the option '{kind}_column'; the columns are {there}."
+        f"Name it by the option '{kind}_column'; the columns are {columns}."
     )
 
 

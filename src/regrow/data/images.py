@@ -198,7 +198,7 @@ class StreamedImages(Images):
     def _submit(self, indices: Tensor, seeds: Tensor | None) -> "_DecodedBatch":
         """Begin to decode images into their places of one tensor."""
         rows = [self._rows[i] for i in indices.tolist()]
-        each = [None] * len(rows) if seeds is None else seeds.flatten().tolist()
+        image_seeds = [None] * len(rows) if seeds is None else seeds.flatten().tolist()
         shape = (len(rows), self._channels, self._size, self._size)
         # From pinned memory the copy to a GPU does not hold up the steps before.
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=_on_gpu())
@@ -208,7 +208,7 @@ class StreamedImages(Images):
             pixels,
             [
                 self._pool.submit(self._decode, place, row, seed)
-                for place, row, seed in zip(places, rows, each, strict=True)
+                for place, row, seed in zip(places, rows, image_seeds, strict=True)
             ],
         )
 

@@ -103,31 +103,31 @@ def code(columns: Mapping[str, LabelColumn]) -> Coded:
 
 def _code_texts(columns: Mapping[str, LabelColumn], values: Mapping[str, pa.Array]) -> Coded:
     train = columns["train"]
-    found = pc.unique(values["train"])
-    _check_count(len(found), train)
-    classes = tuple(sorted(found.to_pylist()))
-    order = pa.array(classes, found.type)
+    distinct = pc.unique(values["train"])
+    _check_count(len(distinct), train)
+    classes = tuple(sorted(distinct.to_pylist()))
+    order = pa.array(classes, distinct.type)
     labels = {}
-    for split, own in values.items():
-        numbers = pc.index_in(own, order)
+    for split, split_values in values.items():
+        numbers = pc.index_in(split_values, order)
         if numbers.null_count:
             row = numbers.is_null().index(True).as_py()
             raise DataError(
                 f"{columns[split].where(row)}: the classes differ: no training image is labelled "
-                f"{own[row].as_py()!r}. The labels of both must mean the same."
+                f"{split_values[row].as_py()!r}. The labels of both must mean the same."
             )
         labels[split] = torch.tensor(numbers.to_numpy(zero_copy_only=False).astype("int64"))
     kind = "true or false" if kind_of(train.values.type) == "boolean" else "texts"
-    said = (
+    notice = (
         f"The labels in the column {train.column!r} are {kind}; the classes are these, sorted: "
         f"{_listed(classes)}."
     )
-    return Coded(classes=classes, labels=labels, notices=(said,))
+    return Coded(classes=classes, labels=labels, notices=(notice,))
 
 
 def _code_numbers(columns: Mapping[str, LabelColumn], values: Mapping[str, pa.Array]) -> Coded:
     train = columns["train"]
-    bounds = {split: pc.min_max(own).as_py() for split, own in values.items()}
+    bounds = {split: pc.min_max(split_values).as_py() for split, split_values in values.items()}
     first = 1 if train.names is None and bounds["train"]["min"] == 1 else 0
     if train.names is None:
         _check_count(bounds["train"]["max"] + 1 - first, train)
@@ -147,14 +147,14 @@ def _code_numbers(columns: Mapping[str, LabelColumn], values: Mapping[str, pa.Ar
             )
         _check_same(classes, _names(column, first, most), split=split, where=column.where(0))
     labels = {
-        split: torch.tensor(own.to_numpy(zero_copy_only=False).astype("int64")) - first
-        for split, own in values.items()
+        split: torch.tensor(split_values.to_numpy(zero_copy_only=False).astype("int64")) - first
+        for split, split_values in values.items()
     }
-    said = (
+    notice = (
         f"The labels in the column {train.column!r} begin at 1: the class '1' is the first of "
         f"{len(classes)}.",
     )
-    return Coded(classes=classes, labels=labels, notices=said if first else ())
+    return Coded(classes=classes, labels=labels, notices=notice if first else ())
 
 
 def _names(labels: LabelColumn, first: int, last: int) -> tuple[str, ...]:
@@ -172,14 +172,16 @@ def _check_count(num: int, labels: LabelColumn) -> None:
         )
 
 
-def _check_same(train: tuple[str, ...], other: tuple[str, ...], *, split: str, where: str) -> None:
-    if other == train:
+def _check_same(
+    train: tuple[str, ...], classes: tuple[str, ...], *, split: str, where: str
+) -> None:
+    if classes == train:
         return
-    differing = sorted(set(train) ^ set(other))
+    differing = sorted(set(train) ^ set(classes))
     detail = f"only one of them has {_listed(differing)}" if differing else "their order differs"
     raise DataError(
-        f"{where}: the classes differ: train has {len(train)}, {split} has {len(other)}; {detail}. "
-        "The labels of both must mean the same."
+        f"{where}: the classes differ: train has {len(train)}, {split} has {len(classes)}; "
+        f"{detail}. The labels of both must mean the same."
     )
 
 
@@ -220,5 +222,5 @@ def _integers(labels: LabelColumn, values: Any) -> Any:
 
 
 def _listed(names: tuple[str, ...] | list[str]) -> str:
-    shown = ", ".join(map(repr, names[:SHOWN]))
-    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown
+    listed = ", ".join(map(repr, names[:SHOWN]))
+    return f"{listed} and {len(names) - SHOWN} more" if len(names) > SHOWN else listed

@@ -102,24 +102,24 @@ def _load(spec: DataSpec) -> Dataset:
         _check(raw, spec)
     splits = _splits(raw)
     rows = hold_out({n: part.labels for n, part in splits.items()}, raw.classes, spec)
-    held = _hold_streamed(raw, spec) or _hold_in_memory(raw, spec)
-    train = held.take(raw.train, rows.train)
+    ready = _hold_streamed(raw, spec) or _hold_in_memory(raw, spec)
+    train = ready.take(raw.train, rows.train)
 
     def take(rows: tuple[str, Tensor]) -> Images:
-        return held.take(splits[rows[0]], rows[1])
+        return ready.take(splits[rows[0]], rows[1])
 
-    statistics = _normalisation(raw, spec, held=held, train=train)
+    statistics = _normalisation(raw, spec, ready=ready, train=train)
     return Dataset(
         spec=spec,
         train=train,
         validation=None if rows.validation is None else take(rows.validation),
         test=take(rows.test),
         classes=raw.classes,
-        channels=held.channels,
-        size=held.size,
+        channels=ready.channels,
+        size=ready.size,
         mean=statistics.mean,
         std=statistics.std,
-        augmentation=raw.augmentation or _augmentation(held),
+        augmentation=raw.augmentation or _augmentation(ready),
         task=spec.task or IMAGE_TASK,
         notices=(*raw.notices, *_said_of(left_out, raw, spec), *rows.notices),
     )
@@ -150,18 +150,18 @@ def fingerprint(spec: DataSpec) -> str:
 
 
 def _left_out(raw: Raw, spec: DataSpec) -> dict[str, list[int]]:
-    return {split: sorted(found) for split, (_, found) in _readable_splits(raw, spec).items()}
+    return {split: sorted(problems) for split, (_, problems) in _readable_splits(raw, spec).items()}
 
 
 def _readable(raw: Raw, spec: DataSpec) -> tuple[Raw, list[str]]:
     """Leave out the images that cannot be read; return the messages about them."""
-    found = _readable_splits(raw, spec)
-    messages = [message for _, problems in found.values() for message in problems.values()]
-    left = {name: part for name, (part, _) in found.items()}
-    kept = replace(
+    readable = _readable_splits(raw, spec)
+    messages = [message for _, problems in readable.values() for message in problems.values()]
+    left = {name: part for name, (part, _) in readable.items()}
+    remaining = replace(
         raw, train=left["train"], test=left.get("test"), validation=left.get("validation")
     )
-    return kept, messages
+    return remaining, messages
 
 
 def _readable_splits(raw: Raw, spec: DataSpec) -> dict[str, tuple[Split, dict[int, str]]]:
@@ -175,8 +175,8 @@ def _said_of(left_out: list[str], raw: Raw, spec: DataSpec) -> tuple[str, ...]:
 
 
 def _splits(raw: Raw) -> dict[str, Split]:
-    found = {"train": raw.train, "test": raw.test, "validation": raw.validation}
-    return {name: part for name, part in found.items() if part is not None}
+    splits = {"train": raw.train, "test": raw.test, "validation": raw.validation}
+    return {name: part for name, part in splits.items() if part is not None}
 
 
 def _hold_streamed(raw: Raw, spec: DataSpec) -> _ReadyImages | None:
@@ -228,9 +228,9 @@ def _one_side(sizes: Iterable[tuple[int, int]], spec: DataSpec) -> int:
     """Return the side of images that are squares of one size, else raise."""
     sides = {side for size in sizes for side in size}
     if len(sides) > 1:
-        shown = ", ".join(f"{width}x{height}" for width, height in list(sizes)[:3])
+        examples = ", ".join(f"{width}x{height}" for width, height in list(sizes)[:3])
         raise DataError(
-            f"Data set {spec.name!r}: the images must be squares of one size, got {shown} "
+            f"Data set {spec.name!r}: the images must be squares of one size, got {examples} "
             f"(among others). Give `size`, e.g. size: {min(sides)}."
         )
     return sides.pop()
@@ -244,17 +244,17 @@ def _hold_in_memory(raw: Raw, spec: DataSpec) -> _ReadyImages:
     shapes = {tuple(p.shape[2:]) for p in pixels.values()}
     height, width = next(iter(shapes))
     if len(shapes) > 1 or height != width:
-        shown = " and ".join(f"{w}x{h}" for h, w in sorted(shapes))
+        sizes = " and ".join(f"{w}x{h}" for h, w in sorted(shapes))
         raise DataError(
-            f"Data set {spec.name!r}: the images must be squares of one size, got {shown}. "
+            f"Data set {spec.name!r}: the images must be squares of one size, got {sizes}. "
             f"Give `size`, e.g. size: {min(height, width)}."
         )
     channels = max(p.shape[1] for p in pixels.values())
 
     def take(part: Split, rows: Tensor) -> Images:
-        held = pixels[id(part)]
+        images = pixels[id(part)]
         # Rows that are all of a split stay where they are: a memory map that processes share.
-        chosen = held if len(rows) == len(held) else held.index_select(0, rows)
+        chosen = images if len(rows) == len(images) else images.index_select(0, rows)
         if chosen.shape[1] != channels:
             chosen = chosen.repeat(1, channels, 1, 1)  # a grey split beside a coloured one
         return MemoryImages(chosen, part.labels[rows])
@@ -267,7 +267,7 @@ def _check_memory(parts: Iterable[Split], spec: DataSpec) -> None:
     if spec.size is None:
         return
     tensors = [part.images for part in parts if isinstance(part.images, Tensor)]
-    num_bytes = sum(len(one) * one.shape[1] for one in tensors) * spec.size**2
+    num_bytes = sum(len(tensor) * tensor.shape[1] for tensor in tensors) * spec.size**2
     if num_bytes > spec.memory_limit_bytes:
         raise ConfigError(
             f"Data set {spec.name!r}: at 'size' {spec.size} its images need "
@@ -290,29 +290,31 @@ def _pixels(part: Split, spec: DataSpec) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _augmentation(held: _ReadyImages) -> str:
-    if held.streamed:
+def _augmentation(ready: _ReadyImages) -> str:
+    if ready.streamed:
         return "resized-crop-flip"
     # One channel is mostly signs (digits, letters), which a flip turns into others.
-    return "shift" if held.channels == 1 else "pad-crop-flip"
+    return "shift" if ready.channels == 1 else "pad-crop-flip"
 
 
-def _normalisation(raw: Raw, spec: DataSpec, *, held: _ReadyImages, train: Images) -> Normalisation:
+def _normalisation(
+    raw: Raw, spec: DataSpec, *, ready: _ReadyImages, train: Images
+) -> Normalisation:
     """Choose mean and std: given, else by name, else the data set's own, else computed."""
     if spec.mean is not None and spec.std is not None:
         chosen = Normalisation(mean=spec.mean, std=spec.std)
         for option, values in (("mean", spec.mean), ("std", spec.std)):
-            if len(values) != held.channels:
+            if len(values) != ready.channels:
                 raise ConfigError(
-                    f"Data set {spec.name!r}: {option!r} must have {held.channels} value(s), one "
+                    f"Data set {spec.name!r}: {option!r} must have {ready.channels} value(s), one "
                     f"for each channel. Got {len(values)}."
                 )
         return chosen
-    own = raw.normalisations or recognised(raw.classes, held.size)
+    published = raw.normalisations or recognised(raw.classes, ready.size)
     # A single-channel variant of a coloured set has no published values.
-    own = {name: n for name, n in own.items() if len(n.mean) == held.channels}
-    named = {"imagenet": IMAGENET, **own} if held.channels == 3 else own
-    wanted = spec.normalisation or next(iter(own), "computed")
+    published = {name: n for name, n in published.items() if len(n.mean) == ready.channels}
+    named = {"imagenet": IMAGENET, **published} if ready.channels == 3 else published
+    wanted = spec.normalisation or next(iter(published), "computed")
     if wanted == "computed":
         return computed(train)
     if wanted not in named:

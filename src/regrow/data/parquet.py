@@ -40,19 +40,19 @@ def find(spec: DataSpec) -> SplitFiles:
     for file, place in places.items():
         by_split.setdefault(place.split, []).append(file)
     if "train" not in by_split:
-        shown = f"got {', '.join(f.name for f in files[:3])}" if files else "there are none"
+        got = f"got {', '.join(f.name for f in files[:3])}" if files else "there are none"
         raise DataError(
             f"Data set {spec.name!r}: expected Parquet files named train-*.parquet and "
-            f"test-*.parquet (or validation-*) below {base}, {shown}."
+            f"test-*.parquet (or validation-*) below {base}, {got}."
         )
     _check_places(spec, base, places)
-    others = [file.relative_to(base) for file in files if file not in places]
+    ignored = [file.relative_to(base) for file in files if file not in places]
     notice = (
-        f"{len(others)} files are of no split by their names and are not read: "
-        f"{', '.join(map(str, others[:3]))}{', ...' if len(others) > 3 else ''}."
+        f"{len(ignored)} files are of no split by their names and are not read: "
+        f"{', '.join(map(str, ignored[:3]))}{', ...' if len(ignored) > 3 else ''}."
     )
     splits = {split: tuple(by_split[split]) for split in SPLIT_NAMES if split in by_split}
-    return SplitFiles(splits, (notice,) if others else ())
+    return SplitFiles(splits, (notice,) if ignored else ())
 
 
 def _place(file: Path, base: Path) -> _Place | None:
@@ -76,7 +76,7 @@ def _check_places(spec: DataSpec, base: Path, places: dict[Path, _Place]) -> Non
     for place in places.values():
         configurations.setdefault(place.split, set()).add(place.configuration)
         names.setdefault(place.split, set()).add(place.name)
-    if any(len(found) > 1 for found in configurations.values()):
+    if any(len(folders_of_split) > 1 for folders_of_split in configurations.values()):
         every = sorted(set().union(*configurations.values()))
         folders = [name for name in every if name and (base / name).is_dir()]
         advice = (
@@ -89,11 +89,11 @@ def _check_places(spec: DataSpec, base: Path, places: dict[Path, _Place]) -> Non
             f"({', '.join(name or '.' for name in every[:SHOWN])}"
             f"{', ...' if len(every) > SHOWN else ''}). {advice}"
         )
-    for split, found in names.items():
-        if len(found) > 1:
+    for split, folders_of_split in names.items():
+        if len(folders_of_split) > 1:
             raise DataError(
                 f"Data set {spec.name!r}: {base} holds several {split} splits "
-                f"({', '.join(sorted(found))}). Move all but one of them elsewhere."
+                f"({', '.join(sorted(folders_of_split))}). Move all but one of them elsewhere."
             )
 
 

@@ -37,17 +37,17 @@ class ChosenImages:
     def sample(self, num: int) -> list[tuple[int, bytes]]:
         """Read the chosen ones of the source's sample, else the first chosen ones."""
         places = {row: index for index, row in enumerate(self.rows)}
-        found = [(places[row], data) for row, data in self.source.sample(num) if row in places]
-        return found or list(enumerate(next(self.chunks())))[:num]
+        images = [(places[row], data) for row, data in self.source.sample(num) if row in places]
+        return images or list(enumerate(next(self.chunks())))[:num]
 
     def chunks(self) -> Iterator[Sequence[bytes]]:
         """Read all chosen images in order."""
         chosen, start = set(self.rows), 0
         for chunk in self.source.chunks():
-            kept = [data for row, data in enumerate(chunk, start) if row in chosen]
+            images = [data for row, data in enumerate(chunk, start) if row in chosen]
             start += len(chunk)
-            if kept:
-                yield kept
+            if images:
+                yield images
 
     def reader(self, cache: Path) -> Callable[[int], bytes]:
         """Return the source's reading of a chosen image."""
@@ -68,12 +68,12 @@ def without_unreadable(part: Split, *, root: Path) -> tuple[Split, dict[int, str
         # Without the place, which another copy of the same images does not share.
         return [(i, m.removeprefix(source.where(i))) for i, m in unreadable(source).items()]
 
-    found: list[tuple[int, str]] = remembered(
+    messages: list[tuple[int, str]] = remembered(
         root / "unreadable" / f"{source.identity()}.json", find
     )
-    if not found:
+    if not messages:
         return part, {}
-    problems = {index: f"{source.where(index)}{message}" for index, message in found}
+    problems = {index: f"{source.where(index)}{message}" for index, message in messages}
     rows = tuple(row for row in range(len(source)) if row not in problems)
     if not rows:
         raise DataError(f"{source.where(0)}: no image of its split can be read. Restore the files.")
@@ -87,6 +87,6 @@ def left_out(messages: Sequence[str], num: int) -> str:
     >>> left_out(["a.png: it is damaged. Restore it.", "b.png: it is damaged. Restore it."], 9)
     '2 of 9 images are left out. a.png: it is damaged. b.png: it is damaged.'
     """
-    shown = " ".join(f"{message.rpartition('. ')[0]}." for message in messages[:SHOWN])
+    reasons = " ".join(f"{message.rpartition('. ')[0]}." for message in messages[:SHOWN])
     more = f" And {len(messages) - SHOWN} more." if len(messages) > SHOWN else ""
-    return f"{len(messages)} of {num} images are left out. {shown}{more}"
+    return f"{len(messages)} of {num} images are left out. {reasons}{more}"

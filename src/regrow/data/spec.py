@@ -105,9 +105,9 @@ class DataSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the name and the options that differ from their defaults."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
         defaults = {f.name: f.default for f in fields(self)}
-        changed = {key: value for key, value in given.items() if value != defaults[key]}
+        changed = {key: value for key, value in options.items() if value != defaults[key]}
         return {"name": self.name} | {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in changed.items()

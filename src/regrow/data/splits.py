@@ -43,10 +43,10 @@ def split_within(name: str) -> Named | None:
     Named(split='validation', name='dev', before='mnist_')
     """
     words = [(word.start(), word.group().lower()) for word in _WORD.finditer(name)]
-    found = [(start, word) for start, word in words if word in _SPLITS]
-    if not found or (len(found) > 1 and found[0] != words[0]):
+    matches = [(start, word) for start, word in words if word in _SPLITS]
+    if not matches or (len(matches) > 1 and matches[0] != words[0]):
         return None
-    start, word = found[0]
+    start, word = matches[0]
     return Named(split=_SPLITS[word], name=word, before=name[:start])
 
 

@@ -120,19 +120,19 @@ def npz_arrays(spec: DataSpec) -> Arrays:
     Whole numbers as inputs are tokens, others features. Targets that are whole numbers or texts
     are classes: one a row, or one a token; others are numbers to predict.
     """
-    found = _read_npz(spec)
-    pair = next((p for p in PAIRS if {*p} <= {n.partition("_")[0] for n in found}), None)
+    arrays = _read_npz(spec)
+    pair = next((p for p in PAIRS if {*p} <= {n.partition("_")[0] for n in arrays}), None)
     if pair is None:
         raise DataError(
             f"Data set {spec.name!r}: expected arrays 'inputs' and 'targets', or 'x' and 'y', "
-            f"perhaps with _train, _test and _validation behind. Got {', '.join(sorted(found))}."
+            f"perhaps with _train, _test and _validation behind. Got {', '.join(sorted(arrays))}."
         )
     splits: dict[str, tuple[Any, Any]] = {}
     for split in ("", *SPLITS):
         x, y = (f"{name}_{split}" if split else name for name in pair)
-        if x in found and y in found:
+        if x in arrays and y in arrays:
             name = {"": "train", "val": "validation"}.get(split, split)
-            splits[name] = (found[x], found[y])
+            splits[name] = (arrays[x], arrays[y])
     if "train" not in splits:
         raise DataError(f"Data set {spec.name!r}: it has no arrays to train on.")
     tokens = splits["train"][0].dtype.kind in "iu"

@@ -33,15 +33,15 @@ def _splits(spec: DataSpec) -> dict[str, bytes]:
     none is.
     """
     root = Path(spec.location).expanduser()
-    found: dict[str, list[bytes]] = {}
+    by_split: dict[str, list[bytes]] = {}
     for file in _files(spec):
         first = file.relative_to(root).parts[0] if root.is_dir() else file.name
         name = split_called(Path(first).stem) or "train"
         try:
-            found.setdefault(name, []).append(file.read_bytes())
+            by_split.setdefault(name, []).append(file.read_bytes())
         except OSError as error:
             raise DataError(f"{file}: the text cannot be read ({error.strerror}).") from error
-    return {name: b"".join(parts) for name, parts in found.items()}
+    return {name: b"".join(parts) for name, parts in by_split.items()}
 
 
 def _digest(spec: DataSpec) -> str:

@@ -83,8 +83,8 @@ def fashion_mnist(spec: DataSpec) -> Raw:
     root = data_root(spec)
     _fetch_fashion(spec)
     for file in _fashion_files(root):
-        if (found := file.stat().st_size) != FASHION_BYTES[file.name]:
-            raise _damaged(file, f"{FASHION_BYTES[file.name]} bytes", f"{found} bytes")
+        if (num_bytes := file.stat().st_size) != FASHION_BYTES[file.name]:
+            raise _damaged(file, f"{FASHION_BYTES[file.name]} bytes", f"{num_bytes} bytes")
     halves = [FashionMNIST(root, train=train) for train in (True, False)]
     train, test = (
         Split(images=half.data.unsqueeze(1), labels=half.targets.to(torch.int64)) for half in halves
@@ -129,8 +129,8 @@ def _read_cifar(kind: Any, spec: DataSpec) -> tuple[Split, Split, tuple[str, ...
     root = data_root(spec)
     _fetch_cifar(kind, spec)
     for file, md5 in _cifar_files(kind, root):
-        if (found := calculate_md5(file)) != md5:
-            raise _damaged(file, f"the MD5 checksum {md5}", found)
+        if (checksum := calculate_md5(file)) != md5:
+            raise _damaged(file, f"the MD5 checksum {md5}", checksum)
     halves = [kind(root, train=train) for train in (True, False)]
     train, test = (
         Split(
@@ -164,8 +164,8 @@ def _fetch(name: str, files: Iterable[Path], *, root: Path, download: Callable[[
         ) from error
 
 
-def _damaged(file: Path, expected: str, found: str) -> DataError:
+def _damaged(file: Path, expected: str, actual: str) -> DataError:
     return DataError(
-        f"{file} is damaged or cut short: expected {expected}, got {found}. "
+        f"{file} is damaged or cut short: expected {expected}, got {actual}. "
         "Delete it and run again to download it anew."
     )

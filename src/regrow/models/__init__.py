@@ -191,19 +191,19 @@ def resolve(spec: ModelSpec, *, reserved: Iterable[str] = ()) -> dict[str, Any]:
     """
     entry = MODELS.get(spec.name)
     where = f"model {entry.name!r}"
-    given = spec.arguments
+    chosen = spec.arguments
     for name in reserved:
-        if name in given:
+        if name in chosen:
             raise ConfigError(
                 f"{where}: the argument {name!r} comes from the data set. Leave it out."
             )
-    check_arguments(entry.factory, given, where=where, reserved=reserved)
+    check_arguments(entry.factory, chosen, where=where, reserved=reserved)
     hints = _hints(entry.factory)
     arguments: dict[str, Any] = {}
     for parameter in inspect.signature(entry.factory).parameters.values():
         name = parameter.name
-        if name in given:
-            value = given[name]
+        if name in chosen:
+            value = chosen[name]
         elif name in entry.defaults:
             value = entry.defaults[name]
         elif parameter.default is not parameter.empty:

@@ -19,7 +19,7 @@ import pandas as pd
 from regrow.errors import ConfigError
 from regrow.report import figures
 from regrow.report.answer import answer
-from regrow.report.costs import asked_costs
+from regrow.report.costs import cost_targets
 from regrow.report.render import Extra, Failure, Page, blocks, latex, markdown, terminal
 from regrow.report.rows import (
     Run,
@@ -85,40 +85,40 @@ def write(
     each a CSV file too. ``draw=False`` leaves the figures out. ``precision`` is what was computed
     in, where the study left that open.
     """
-    frame, found, metrics = summarise(runs), verdicts(runs, margin=margin), metrics_of(runs)
+    frame, all_verdicts, metrics = summarise(runs), verdicts(runs, margin=margin), metrics_of(runs)
     page = Page(
         title=title,
         tables=blocks(frame, runs),
-        answer=answer(found),
-        verdicts=found,
+        answer=answer(all_verdicts),
+        verdicts=all_verdicts,
         metrics=metrics,
-        extras=(*extras, *asked_costs(runs)),
+        extras=(*extras, *cost_targets(runs)),
         limits=(*_limits(runs), *notes),
         failures=tuple(failures),
     )
-    made = {"command": f"`{command}`", "date": date, "machine": machine}
-    made |= {"precision": precision} if precision is not None else {}
-    made |= {"versions": _versions(), "margin": _margins(metrics, margin)}
+    provenance = {"command": f"`{command}`", "date": date, "machine": machine}
+    provenance |= {"precision": precision} if precision is not None else {}
+    provenance |= {"versions": _versions(), "margin": _margins(metrics, margin)}
     with _writing(folder):
         if draw:
-            page = replace(page, pictures=figures.draw(frame, folder, metrics=metrics))
+            page = replace(page, figures=figures.draw(frame, folder, metrics=metrics))
         texts = {
-            "report.md": markdown(page, made=made),
+            "report.md": markdown(page, provenance=provenance),
             "table.tex": latex(page),
             "rows.csv": to_csv(frame, row_columns(runs)),
             "runs.csv": to_csv(runs_frame(runs), run_columns(runs)),
-            "verdicts.csv": to_csv(verdicts_frame(found), VERDICT_COLUMNS),
+            "verdicts.csv": to_csv(verdicts_frame(all_verdicts), VERDICT_COLUMNS),
             **{f"{extra.name}.csv": extra.csv for extra in page.extras},
         }
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
         frame.to_parquet(folder / "rows.parquet", index=False)
-    names = [*texts, "rows.parquet", *(path for p in page.pictures for path in p.paths)]
+    names = [*texts, "rows.parquet", *(path for p in page.figures for path in p.paths)]
     return Report(
         text=terminal(page),
         answer=page.answer,
         frame=frame,
-        verdicts=found,
+        verdicts=all_verdicts,
         metrics=metrics,
         paths=tuple(folder / name for name in names),
     )

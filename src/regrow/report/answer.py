@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from regrow.report.questions import BEST
 from regrow.report.statistics import sign_test
-from regrow.report.validity import RULES, Reason, Rule, said
+from regrow.report.validity import RULES, Reason, Rule, rule_text
 from regrow.report.verdict import OUTCOMES, Verdict, families, num_cells, overall
 from regrow.report.words import listed, num_seeds, p_value, signed
 from regrow.tasks.metric import Metric
@@ -13,21 +13,21 @@ from regrow.tasks.metric import Metric
 MANY = 1000  # seeds nobody trains; beyond it the estimate is not worth a number
 
 
-def answer(found: Sequence[Verdict]) -> str:
+def answer(verdicts: Sequence[Verdict]) -> str:
     """Sum a study up, a line for each: what allows no conclusion, then the questions.
 
     Of a question come the average over its cells, then the cells counted.
     """
-    if not found:
+    if not verdicts:
         return (
             "This study has no two arms to compare: add one with a random start (scratch-b) beside "
             "one that trains inherited weights (fine-tune)."
         )
-    if all(verdict.outcome == "not run" for verdict in found):
+    if all(verdict.outcome == "not run" for verdict in verdicts):
         return "Not run: no cell has a seed with results in two arms yet, so there is no answer."
-    named = len({verdict.metric for verdict in found}) > 1
-    answers = (_family(family, named=named) for family in families(found))
-    return "\n".join([*_cautions(found), *answers])
+    named = len({verdict.metric for verdict in verdicts}) > 1
+    answers = (_family(family, named=named) for family in families(verdicts))
+    return "\n".join([*_cautions(verdicts), *answers])
 
 
 def sentence(verdict: Verdict) -> str:
@@ -39,22 +39,22 @@ def sentence(verdict: Verdict) -> str:
     return text + "".join(f" But {reason}." for reason in low)
 
 
-def _cautions(found: Sequence[Verdict]) -> Iterator[str]:
+def _cautions(verdicts: Sequence[Verdict]) -> Iterator[str]:
     """Say once for each rule in how many cells it holds, and by which figures in the first."""
     cells: dict[Rule, dict[str, tuple[Verdict, Reason]]] = {}
-    for verdict in found:
+    for verdict in verdicts:
         # What only qualifies a conclusion is no matter where there is none.
         first = verdict.left_out_for
         for reason in verdict.reasons if first is None else (first,):
             cells.setdefault(reason.rule, {}).setdefault(verdict.group, (verdict, reason))
-    num = len({verdict.group for verdict in found if verdict.differences})
+    num = len({verdict.group for verdict in verdicts if verdict.differences})
     for rule in (rule for rule in RULES if rule in cells):
         verdict, reason = next(iter(cells[rule].values()))
         lead = "No conclusion" if reason.excludes else "Caution"
-        others = len(cells[rule]) - 1
-        more = f"; and {others} more" if others else ""
+        num_more = len(cells[rule]) - 1
+        more = f"; and {num_more} more" if num_more else ""
         yield (
-            f"{lead} in {num_cells(len(cells[rule]), of=num)}: {said(rule, reason.metric)} "
+            f"{lead} in {num_cells(len(cells[rule]), of=num)}: {rule_text(rule, reason.metric)} "
             f"({verdict.where}: {reason.figures}{more})."
         )
 
@@ -92,13 +92,15 @@ def _finding(verdict: Verdict) -> str:
             f"undecided: {arm} minus {against} is {metric.amount(difference)} ({seeds}); "
             "one seed allows no test."
         )
-    shown = f"which shows neither a difference nor equivalence within {within}"
+    outcome = f"which shows neither a difference nor equivalence within {within}"
     if comparison.p is not None and comparison.p < verdict.alpha and verdict.p is not None:
         corrected = p_value(verdict.p)
-        shown = f"a difference here alone, but not once corrected for the other cells ({corrected})"
+        outcome = (
+            f"a difference here alone, but not once corrected for the other cells ({corrected})"
+        )
     return (
         f"undecided: {arm} minus {against} is {metric.amount(difference)} "
-        f"({_interval(verdict, wide=True)}{seeds}), {shown}; {_needed(verdict)}."
+        f"({_interval(verdict, wide=True)}{seeds}), {outcome}; {_needed(verdict)}."
     )
 
 
@@ -140,7 +142,7 @@ def _signed(difference: float, metric: Metric) -> str:
 def _needed(verdict: Verdict) -> str:
     needed = verdict.needed
     if needed is None:
-        why = said("margin below one image", verdict.metric)
+        why = rule_text("margin below one image", verdict.metric)
         return f"equivalence cannot be shown, because {why}"
     if needed > MANY:
         return f"more than {MANY} seeds would be needed to settle it"
@@ -152,18 +154,18 @@ def _family(family: list[Verdict], *, named: bool = False) -> str:
 
     ``named``: also by which metric, where a study has several.
     """
-    asked, ran = family[0].question.text, [v for v in family if v.differences]
-    asked += f" ({family[0].metric.name})" if named else ""
+    question, ran = family[0].question.text, [v for v in family if v.differences]
+    question += f" ({family[0].metric.name})" if named else ""
     counted = [v for v in ran if v.counts]
     if not ran:
-        return f"{asked} Not run."
+        return f"{question} Not run."
     if not counted:
-        return f"{asked} No conclusion: {_left_out(ran, of=len(family))}."
+        return f"{question} No conclusion: {_left_out(ran, of=len(family))}."
     mean = overall(family) if len(family) > 1 else counted[0]
     text = "no seed has results in every cell, so there is no average."
     if mean is not None:
         text = sentence(mean).replace("undecided: ", "", 1)
-    text = f"{asked} {_short(mean, counted)}: {text}"
+    text = f"{question} {_short(mean, counted)}: {text}"
     if len(family) == 1:
         return text
     if len(counted) < len(ran):
@@ -176,7 +178,7 @@ def _left_out(ran: Sequence[Verdict], *, of: int) -> str:
     """Say how many cells are left out and why: ``1 of 3 cells is left out: ...``."""
     why = Counter(v.left_out_for.rule for v in ran if v.left_out_for is not None)
     metric, num = ran[0].metric, why.total()
-    reasons = [said(r, metric) + (f" in {n}" if len(why) > 1 else "") for r, n in why.items()]
+    reasons = [rule_text(r, metric) + (f" in {n}" if len(why) > 1 else "") for r, n in why.items()]
     return f"{num_cells(num, of=of)} {'is' if num == 1 else 'are'} left out: {listed(reasons)}"
 
 
@@ -194,19 +196,19 @@ def _short(mean: Verdict | None, counted: list[Verdict]) -> str:
 def _counts(family: list[Verdict], counted: list[Verdict]) -> str:
     """Count the outcomes of one question over its cells."""
     counts = {o: sum(v.outcome == o for v in family) for o in OUTCOMES}
-    shown = [f"{o} in {num}" for o, num in counts.items() if num or o in OUTCOMES[:3]]
+    counted_outcomes = [f"{o} in {num}" for o, num in counts.items() if num or o in OUTCOMES[:3]]
     signs = sign_test([v.comparison.difference for v in counted if v.comparison is not None])
     margin = family[0].metric.amount(f"{family[0].margin:g}")
     return (
         f"Cell by cell ({_seed_range(counted)}, margin {margin}): "
-        f"{listed(shown)}; the mean is higher in {signs.up} and lower in {signs.down}."
+        f"{listed(counted_outcomes)}; the mean is higher in {signs.up} and lower in {signs.down}."
     )
 
 
 def _seed_range(ran: list[Verdict]) -> str:
     """Word how many seeds the cells have: ``5 seeds each``, ``3 to 5 seeds each``."""
     low, high = min(v.n for v in ran), max(v.n for v in ran)
-    asked = max(v.n_expected for v in ran)
+    expected = max(v.n_expected for v in ran)
     if low < high:
-        return f"{low} to {high} of {asked} seeds each"
-    return num_seeds(high, asked) + (" each" if len(ran) > 1 else "")
+        return f"{low} to {high} of {expected} seeds each"
+    return num_seeds(high, expected) + (" each" if len(ran) > 1 else "")

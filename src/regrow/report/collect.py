@@ -137,7 +137,7 @@ class Reader:
         experiment, use, cut, arm, job = cell.experiment, cell.use, cell.cut, cell.arm, cell.job
         data = _material(job)
         metric = self._metric_of(job)
-        published = any(isinstance(each, Train) and each.taken for each in (job, *below(job)))
+        published = any(isinstance(stage, Train) and stage.taken for stage in (job, *below(job)))
         common: dict[str, Any] = {
             "data": experiment.data_label,
             "model": experiment.model_label,
@@ -159,12 +159,12 @@ class Reader:
             "chance": None if data is None else data.chance,
         }
         stages = (job, *below(job))
-        if not all(self.has(each) for each in stages):
-            failed = any(self.failure(each) is not None for each in stages)
+        if not all(self.has(stage) for stage in stages):
+            failed = any(self.failure(stage) is not None for stage in stages)
             return Run(**common, status="failed" if failed else "missing")
         record = self.record(job)
-        records = [self.record(each) for each in stages]
-        costs = [each for each in records if "training_flops" in each]
+        records = [self.record(stage) for stage in stages]
+        costs = [stage for stage in records if "training_flops" in stage]
         return Run(
             **common,
             status="done",
@@ -220,6 +220,8 @@ class Reader:
     def _emptied(self, job: Job) -> int:
         """Count layers that only the guard kept alive, but not those of networks it follows."""
         jobs = (job, *below(job))
-        guides = {each.key for one in jobs if isinstance(one, Prune) for each in one.guides}
-        own = [self.record(each) for each in jobs if each.key not in guides]
-        return sum(len(each["guarded"]) for each in own if "guarded" in each)
+        guides = {
+            stage.key for pruning in jobs if isinstance(pruning, Prune) for stage in pruning.guides
+        }
+        records = [self.record(stage) for stage in jobs if stage.key not in guides]
+        return sum(len(stage["guarded"]) for stage in records if "guarded" in stage)

@@ -13,7 +13,7 @@ ABOUT = (
 )
 
 
-def asked_costs(runs: Iterable[Run]) -> tuple[Extra, ...]:
+def cost_targets(runs: Iterable[Run]) -> tuple[Extra, ...]:
     """Return a table of the costs that rows were asked for, if any were."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -21,16 +21,16 @@ def asked_costs(runs: Iterable[Run]) -> tuple[Extra, ...]:
             groups.setdefault(run.group, []).append(run)
     if not groups:
         return ()
-    found = [_row(each) for each in groups.values()]
+    rows = [_row(group) for group in groups.values()]
     columns = {**COLUMNS, "measured on": TEXT}
     return (
         Extra(
             name="costs",
             title="Costs asked for",
             columns=("pruned by", "asked", "left", "measured on"),
-            rows=tuple(_words(row) for row in found),
+            rows=tuple(_words(row) for row in rows),
             about=ABOUT,
-            csv=to_csv(to_frame(found, columns), columns),
+            csv=to_csv(to_frame(rows, columns), columns),
         ),
     )
 

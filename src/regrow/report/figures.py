@@ -1,6 +1,6 @@
 """Score against cost: what each arm reaches with how many MACs and parameters.
 
-One panel for each data set, model and method, at most three beside each other, so that a picture
+One panel for each data set, model and method, at most three beside each other, so that a figure
 stays readable at the width of a page. Better scores stand higher. Points are means, bars one
 standard deviation over seeds, the unpruned network is a line with a band. Colours are those of
 Okabe and Ito, told apart by most colour-blind readers, and each arm has a marker of its own.
@@ -8,7 +8,8 @@ Okabe and Ito, told apart by most colour-blind readers, and each arm has a marke
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,13 +39,13 @@ AXES = {"macs": "MACs", "parameters": "parameters"}
 # sizes lie close, so that the arms of one do not stand among those of the next.
 DODGE, LEAST_DODGE = 0.022, 0.012
 BESIDE = 3  # panels in a row
-PAGE = 12  # panels of one picture; a larger study gets one for each data set and model
+PAGE = 12  # panels of one figure; a larger study gets one for each data set and model
 COLOURED = 0.9  # line width
 FOOT = 0.09  # of the axis, kept free at its foot for each line of means that lie below it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class SavedFigure:
     """One figure of a report, in its folder as PNG and SVG."""
 
     caption: str
@@ -58,42 +59,55 @@ class Picture:
 
 def draw(
     frame: pd.DataFrame, folder: Path, *, metrics: Sequence[Metric] = (ACCURACY,)
-) -> tuple[Picture, ...]:
+) -> tuple[SavedFigure, ...]:
     """Draw the scores of the rows of ``summarise``, each of their metrics by itself.
 
     Against MACs and against parameters, as PNG (150 dpi) and SVG (the same bytes for the same
     rows). Without a finished row nothing is drawn.
     """
-    pictures: list[Picture] = []
+    saved: list[SavedFigure] = []
     for metric in metrics:
         part = frame if len(metrics) == 1 else frame[frame["metric"] == metric.key]
-        pictures += _draw(part, folder, metric)
-    return tuple(pictures)
+        saved += _draw(part, folder, metric)
+    return tuple(saved)
 
 
-def _draw(frame: pd.DataFrame, folder: Path, metric: Metric) -> list[Picture]:
-    import matplotlib as mpl
-
+def _draw(frame: pd.DataFrame, folder: Path, metric: Metric) -> list[SavedFigure]:
     ran = frame[frame["n"] > 0]
-    pictures = []
+    saved = []
     title = metric.name[0].upper() + metric.name[1:] if metric.name.islower() else metric.name
-    with mpl.rc_context({"svg.hashsalt": "regrow", "font.size": 9}):
+    with drawing_style():
         for suffix, about, part in _pages(ran):
             for column, label in AXES.items():
                 if part[column].notna().sum() == 0:
                     continue
-                picture = Picture(
-                    caption=f"{title} against {label}{about}; grey bands and bars: one std; "
-                    "triangles at the foot: means below the axis",
-                    name=f"{metric.key.replace('_', '-')}-{column}{suffix}",
-                )
                 figure = score_figure(part, against=column, metric=metric)
-                png, svg = (folder / path for path in picture.paths)
-                figure.savefig(png, dpi=150)
-                figure.set_layout_engine("none")  # found once; finding it costs half a drawing
-                figure.savefig(svg, metadata={"Date": None})
-                pictures.append(picture)
-    return pictures
+                caption = (
+                    f"{title} against {label}{about}; grey bands and bars: one std; "
+                    "triangles at the foot: means below the axis"
+                )
+                name = f"{metric.key.replace('_', '-')}-{column}{suffix}"
+                saved.append(save(figure, folder, name=name, caption=caption))
+    return saved
+
+
+@contextmanager
+def drawing_style() -> Iterator[None]:
+    """Give figures their font size, and SVG files the same bytes for the same content."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "regrow", "font.size": 9}):
+        yield
+
+
+def save(figure: "Figure", folder: Path, *, name: str, caption: str) -> SavedFigure:
+    """Write a figure into a folder as PNG (150 dpi) and SVG."""
+    saved = SavedFigure(caption=caption, name=name)
+    png, svg = (folder / path for path in saved.paths)
+    figure.savefig(png, dpi=150)
+    figure.set_layout_engine("none")  # the layout stands; computing it again costs half the time
+    figure.savefig(svg, metadata={"Date": None})
+    return saved
 
 
 def score_figure(
@@ -118,15 +132,15 @@ def score_figure(
         for axes, method in zip(axes_row, methods, strict=False):
             rows = part[(part["method"] == method) & _is_pruned(part)]
             whole = part[~_is_pruned(part)]
-            own = whole[whole["method"] == method]
-            _reference(axes, own if len(own) else whole[:1])
+            points = whole[whole["method"] == method]
+            _reference(axes, points if len(points) else whole[:1])
             _scale(axes, (rows if len(rows) else whole)[against].dropna())
             places = _places(axes, rows[against].dropna(), list(styles))
             axes.set_ylim(metric.gain(foot), metric.gain(high))
             inside = metric.gain(1.0) * rows["mean"] >= low
             for arm, style in styles.items():
-                own = rows[inside & (rows["arm"] == arm)]
-                _arm(axes, own, against, style, place=places[arm])
+                points = rows[inside & (rows["arm"] == arm)]
+                _arm(axes, points, against, style, place=places[arm])
             _clipped(axes, rows[~inside], against, places, styles, digits=metric.digits - 1)
             axes.set_title("\n".join(x for x in (title, method) if x), fontsize=9)
             axes.set_xlabel(f"{AXES[against]} (log scale)")
@@ -170,8 +184,8 @@ def _styles(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
     spare = itertools.cycle(SPARE)
     for arm, start, budget in rows[["arm", "start", "budget"]].itertuples(index=False):
         if arm not in styles:
-            own = STYLES.get((start, budget)) or STYLES.get((start, ""))
-            styles[arm] = next(spare) if own is None or own in styles.values() else own
+            style = STYLES.get((start, budget)) or STYLES.get((start, ""))
+            styles[arm] = next(spare) if style is None or style in styles.values() else style
     return styles
 
 
@@ -183,10 +197,10 @@ def _limits(rows: pd.DataFrame, metric: Metric) -> tuple[float, float, float]:
     An arm left as cut may fall far below it, and is then marked in a strip at the foot.
     """
     trained = rows[rows["epochs"] > 0]
-    shown = trained if len(trained) else rows
-    spread = shown["std"].fillna(0.0)
+    visible = trained if len(trained) else rows
+    spread = visible["std"].fillna(0.0)
     sign = metric.gain(1.0)
-    low, high = (sign * shown["mean"] - spread).min(), (sign * shown["mean"] + spread).max()
+    low, high = (sign * visible["mean"] - spread).min(), (sign * visible["mean"] + spread).max()
     pad = max(0.08 * (high - low), metric.margin / 2)
     low, high = low - pad, high + pad
     below = rows[_is_pruned(rows) & (sign * rows["mean"] < low)]

@@ -88,14 +88,14 @@ class Question:
         if self.about == "scratch":
             training = " ".join(filter(None, ["training", first.subject, "from scratch"]))
             tuning = " ".join(filter(None, ["fine-tuning", second.subject]))
-            other = tuning if second.trained else "keeping the inherited weights, untrained"
-            return f"Is {training} ({first.name}) as good as {other} ({second.name})?"
-        own = "its first weights" if first.start == "initial" else "its weights early in training"
-        return f"Is starting from {own} ({first.name}) better than another draw ({second.name})?"
+            alternative = tuning if second.trained else "keeping the inherited weights, untrained"
+            return f"Is {training} ({first.name}) as good as {alternative} ({second.name})?"
+        when = "its first weights" if first.start == "initial" else "its weights early in training"
+        return f"Is starting from {when} ({first.name}) better than another draw ({second.name})?"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class CellQuestion:
     """A question put to one cell: the runs on both its sides."""
 
     question: Question
@@ -103,27 +103,30 @@ class Asked:
     second: Sequence[Run]
 
 
-def ask(arms: Mapping[str, Sequence[Run]], unpruned: Sequence[Run]) -> Iterator[Asked]:
+def ask(arms: Mapping[str, Sequence[Run]], unpruned: Sequence[Run]) -> Iterator[CellQuestion]:
     """Put every question that a cell's pruned arms, each with its runs, can answer."""
     sides = [(Side.of(runs[0]), runs) for runs in arms.values()]
     for first, runs in sides:
         if first.trained and first.start == "random":
-            yield from _asked("scratch", first, runs, _references(sides))
+            yield from _questions("scratch", first, runs, _references(sides))
         if first.trained and first.start in ("initial", "rewound"):
-            yield from _asked("ticket", first, runs, _controls(sides, runs[0]))
+            yield from _questions("ticket", first, runs, _controls(sides, runs[0]))
     if arms and unpruned:
         question = Question(
             about="best", first=None, second=Side.of(unpruned[0]), metric=unpruned[0].metric
         )
-        yield Asked(question=question, first=_best(list(arms.values())), second=unpruned)
+        yield CellQuestion(question=question, first=_best(list(arms.values())), second=unpruned)
 
 
-def _asked(
-    about: About, first: Side, runs: Sequence[Run], others: Sequence[tuple[Side, Sequence[Run]]]
-) -> Iterator[Asked]:
-    for second, other in others:
+def _questions(
+    about: About,
+    first: Side,
+    runs: Sequence[Run],
+    alternatives: Sequence[tuple[Side, Sequence[Run]]],
+) -> Iterator[CellQuestion]:
+    for second, second_runs in alternatives:
         question = Question(about=about, first=first, second=second, metric=runs[0].metric)
-        yield Asked(question=question, first=runs, second=other)
+        yield CellQuestion(question=question, first=runs, second=second_runs)
 
 
 def _references(
@@ -155,8 +158,8 @@ def _best(arms: Sequence[Sequence[Run]]) -> list[Run]:
     """
     chosen = []
     for seed in dict.fromkeys(run.seed for runs in arms for run in runs):
-        here = [(run, runs) for runs in arms for run in runs if run.seed == seed]
-        done = [(run, runs) for run, runs in here if run.done] or here
+        candidates = [(run, runs) for runs in arms for run in runs if run.seed == seed]
+        done = [(run, runs) for run, runs in candidates if run.done] or candidates
         scores = [evidence([run for run in runs if run.seed != seed]) for _, runs in done]
         if not any(scores):
             scores = [evidence([run]) for run, _ in done]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from regrow.report import words
 from regrow.report.answer import sentence
-from regrow.report.figures import Picture
+from regrow.report.figures import SavedFigure
 from regrow.report.latex import TEX_BETWEEN, TEX_NEEDS, tex, tex_rows, tex_section, tex_table
 from regrow.report.questions import reference
 from regrow.report.rows import Run
@@ -96,7 +96,7 @@ class Page:
     extras: tuple[Extra, ...] = ()
     limits: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    figures: tuple[SavedFigure, ...] = ()
 
 
 def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[TableBlock, ...]:
@@ -140,12 +140,12 @@ def terminal(page: Page) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def markdown(page: Page, *, made: Mapping[str, str]) -> str:
-    """Write the report as a page; ``made`` says how it came about (command, date, machine)."""
+def markdown(page: Page, *, provenance: Mapping[str, str]) -> str:
+    """Write the report as a page; ``provenance`` has command, date and machine."""
     lines = [f"# {_md(page.title)}", "", "## Answer", ""]
     lines += [f"- {_md(line)}" for line in page.answer.splitlines()]
-    for picture in page.pictures:
-        lines += ["", f"![{_md(picture.caption)}]({picture.paths[0]})"]
+    for figure in page.figures:
+        lines += ["", f"![{_md(figure.caption)}]({figure.paths[0]})"]
     lines += ["", "## Results"]
     for block in page.tables:
         lines += ["", f"### {_md(block.title)}", "", *_md_table(block)]
@@ -161,7 +161,7 @@ def markdown(page: Page, *, made: Mapping[str, str]) -> str:
     if page.failures:
         lines += ["", "## Failures", ""]
         lines += [f"- {_md(f.label)}: {_md(' '.join(f.message.split()))}" for f in page.failures]
-    lines += ["", "## How it was made", "", *(f"- {k}: {v}" for k, v in made.items()), ""]
+    lines += ["", "## How it was made", "", *(f"- {k}: {v}" for k, v in provenance.items()), ""]
     return "\n".join(lines)
 
 
@@ -264,8 +264,8 @@ def _stamps(tables: Sequence[TableBlock]) -> Iterator[str]:
     for row in (row for block in tables for _, rows in block.sections for row in rows):
         if row[-1]:
             stamps.setdefault(row[0], {})[row[-1]] = None
-    for arm, found in stamps.items():
-        yield f"{arm}: {'; '.join(found)}"
+    for arm, texts in stamps.items():
+        yield f"{arm}: {'; '.join(texts)}"
 
 
 def _md_extra(extra: Extra) -> Iterator[str]:
@@ -291,16 +291,16 @@ def _md(text: str) -> str:
 
 
 def _tex_table(block: TableBlock, *, label: str) -> str:
-    shown = len(COLUMNS) - 1  # fairness stands in the text of a paper; it is too wide for a column
+    num_columns = len(COLUMNS) - 1  # fairness is too wide for a column of a paper
     metric = block.metric
     scored = f"{metric.name} in {tex(metric.unit)}" if metric.unit else metric.name
     caption = rf"{tex(block.title)}: {scored} (mean $\pm$ std over n seeds)."
     body: list[str] = []
     for cut, rows in block.sections:
         body += [TEX_BETWEEN] if body else []
-        lines = [line for row in rows for line in tex_rows(row[:shown])]
-        body += tex_section(cut, lines, columns=shown)
-    table = tex_table(block.columns[:shown], body, caption=caption, label=label)
+        lines = [line for row in rows for line in tex_rows(row[:num_columns])]
+        body += tex_section(cut, lines, columns=num_columns)
+    table = tex_table(block.columns[:num_columns], body, caption=caption, label=label)
     return "\n".join([*table, ""])
 
 

@@ -140,10 +140,10 @@ class Table:
     def unpruned(self, run: Run) -> list[Run]:
         """Return the unpruned runs a row is measured against: of its group, method or panel."""
         groups = self.panels[run.panel]
-        found = [runs for arms in groups.values() for runs in arms.values() if runs[0].unpruned]
-        own = [runs for runs in found if runs[0].group == run.group]
-        same = [runs for runs in found if runs[0].method == run.method]
-        return (own or same or found or [[]])[0]
+        unpruned = [runs for arms in groups.values() for runs in arms.values() if runs[0].unpruned]
+        same_group = [runs for runs in unpruned if runs[0].group == run.group]
+        same_method = [runs for runs in unpruned if runs[0].method == run.method]
+        return (same_group or same_method or unpruned or [[]])[0]
 
 
 # Column -> (type, format in CSV). Digits are fixed, so that equal data is equal bytes.
@@ -267,7 +267,7 @@ def evidence(runs: Sequence[Run]) -> Evidence | None:
 
 
 def parent_evidence(runs: Iterable[Run]) -> Evidence | None:
-    """Return what is known of the network that the arms of one cell were cut from."""
+    """Return what is known of the network that the arms of one cell were pruned from."""
     known = {run.seed: run for run in runs if run.parent_score is not None}
     return Evidence.of(
         [run.parent_score for run in known.values() if run.parent_score is not None],
@@ -294,11 +294,13 @@ def fairness(runs: Sequence[Run]) -> str:
     first = runs[0]
     if first.stamp:
         return "; ".join(dict.fromkeys(run.stamp for run in runs))
-    own = sorted({run.epochs for run in runs if run.epochs is not None})
-    count = "-".join(str(epochs) for epochs in dict.fromkeys((own[0], own[-1]))) if own else ""
+    epochs = sorted({run.epochs for run in runs if run.epochs is not None})
+    count = (
+        "-".join(str(epochs) for epochs in dict.fromkeys((epochs[0], epochs[-1]))) if epochs else ""
+    )
     if first.unpruned:
         return "published weights" if count == "0" else f"{count} epochs" if count else ""
-    if first.budget == "none" or own == [0]:
+    if first.budget == "none" or epochs == [0]:
         return "no training after the cut"
     named = {"equal-epochs": "equal epochs", "equal-flops": "equal FLOPs"}
     text = named.get(first.budget, f"{count} epochs" if count else first.budget)
@@ -363,8 +365,8 @@ def _row(runs: list[Run], table: Table) -> dict[str, object]:
     for name in ("loss", "parameters", "macs", "epochs", "training_flops", "samples", "emptied"):
         row[name] = _mean(done, name)
     for name in ("parameters", "macs"):
-        ours, theirs = _mean(done, name), _mean(whole, name)
-        row[f"{name}_kept"] = ours / theirs if ours is not None and theirs else None
+        left, full = _mean(done, name), _mean(whole, name)
+        row[f"{name}_kept"] = left / full if left is not None and full else None
     return row
 
 

@@ -277,13 +277,13 @@ def seeds_to_settle(
     size = abs(difference)
     if std <= 0.0:
         return math.ceil(math.log2(1 / alpha)) + (size >= margin)
-    two, one, good = (float(ndtri(p)) for p in (1 - alpha / 2, 1 - alpha, power))
+    z_two_sided, z_one_sided, z_power = (float(ndtri(p)) for p in (1 - alpha / 2, 1 - alpha, power))
     needed: list[float] = []
     if size > ROUNDING:
-        needed.append(((two + good) * std / size) ** 2 + two**2 / 2)
+        needed.append(((z_two_sided + z_power) * std / size) ** 2 + z_two_sided**2 / 2)
     if margin - size > ROUNDING:
-        both = float(ndtri(1 - (1 - power) / 2))
-        needed.append(((one + both) * std / (margin - size)) ** 2 + one**2 / 2)
+        z_both = z_one_sided + float(ndtri(1 - (1 - power) / 2))
+        needed.append((z_both * std / (margin - size)) ** 2 + z_one_sided**2 / 2)
     return math.ceil(min(needed))
 
 

@@ -56,7 +56,7 @@ Rule = Literal[
     "convergence unknown",
 ]
 # Rule -> what is so, in words that fit one cell and several; in the order of their weight.
-_SAID: Mapping[Rule, str] = {
+_RULE_TEXTS: Mapping[Rule, str] = {
     "parent at chance": "the unpruned network is not {beats_baseline}",
     "arms at chance": "neither arm is {beats_baseline}",
     "not converged": "the unpruned network had not converged",
@@ -66,7 +66,7 @@ _SAID: Mapping[Rule, str] = {
     "chance unknown": "it is not known whether the networks are {beats_baseline}",
     "convergence unknown": "it is not known whether the unpruned network had converged",
 }
-RULES: tuple[Rule, ...] = tuple(_SAID)
+RULES: tuple[Rule, ...] = tuple(_RULE_TEXTS)
 EXCLUDING: tuple[Rule, ...] = ("parent at chance", "arms at chance", "not converged")
 
 
@@ -194,12 +194,12 @@ class Reason:
     @property
     def text(self) -> str:
         """The reason for people."""
-        return f"{said(self.rule, self.metric)} ({self.figures})"
+        return f"{rule_text(self.rule, self.metric)} ({self.figures})"
 
 
-def said(rule: Rule, metric: Metric = ACCURACY) -> str:
+def rule_text(rule: Rule, metric: Metric = ACCURACY) -> str:
     """Word what a rule finds, for networks that are scored by a metric."""
-    return _SAID[rule].format_map(vars(metric))
+    return _RULE_TEXTS[rule].format_map(vars(metric))
 
 
 def judge(
@@ -217,14 +217,14 @@ def judge(
     treatment, of which convergence is asked (the parent, unless given); ``cut`` are the arms that
     train what was left of it. Those that exclude come first.
     """
-    found = [
+    reasons = [
         *_chance(first, second, (parent, plain)),
         *_convergence(plain or parent, tuple(cut), margin),
         *_resolution(first, second, margin),
     ]
     return tuple(
         replace(reason, metric=first.metric)
-        for reason in sorted(found, key=lambda reason: RULES.index(reason.rule))
+        for reason in sorted(reasons, key=lambda reason: RULES.index(reason.rule))
     )
 
 
@@ -254,8 +254,8 @@ def _level(evidence: Evidence) -> str:
     """Word an arm's score beside that of the baseline."""
     assert evidence.chance is not None
     metric = evidence.metric
-    own = score(evidence.mean, evidence.std, evidence.n, digits=metric.digits)
-    return f"{own}, and {metric.baseline} {evidence.chance:.{metric.digits}f}"
+    level = score(evidence.mean, evidence.std, evidence.n, digits=metric.digits)
+    return f"{level}, and {metric.baseline} {evidence.chance:.{metric.digits}f}"
 
 
 def _convergence(
@@ -298,10 +298,10 @@ def _still_falling(parent: Evidence, loss: float, margin: float) -> Iterable[Rea
 
 def _outgrew(arm: Evidence, parent: Evidence, margin: float) -> bool:
     """Tell whether a network cut from a parent shows that this one's training was unfinished."""
-    own, others = arm.sampling_error, parent.sampling_error
-    if arm.loss is None or parent.loss is None or own is None or others is None:
+    error, parent_error = arm.sampling_error, parent.sampling_error
+    if arm.loss is None or parent.loss is None or error is None or parent_error is None:
         return False
-    clear = margin + SURE * math.hypot(own, others)
+    clear = margin + SURE * math.hypot(error, parent_error)
     return arm.loss < parent.loss and parent.metric.gain(arm.mean - parent.mean) > clear
 
 
@@ -313,8 +313,8 @@ def _resolution(first: Evidence, second: Evidence, margin: float) -> Iterable[Re
         return
     num = min(counts)
     if metric.counted and metric.factor / num > margin:
-        one = metric.amount(f"{metric.factor / num:.{metric.digits}f}")
-        figures = f"1 of {num:,} is {one}, the margin {short(margin)}"
+        resolution = metric.amount(f"{metric.factor / num:.{metric.digits}f}")
+        figures = f"1 of {num:,} is {resolution}, the margin {short(margin)}"
         yield Reason(rule="margin below one image", figures=figures)
     if (error := max(errors)) > margin:
         most = metric.amount(f"{error:.{metric.digits}f}")

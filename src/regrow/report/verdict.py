@@ -14,7 +14,7 @@ from typing import Literal
 import pandas as pd
 
 from regrow.report import rows
-from regrow.report.questions import BEST, Asked, Question, ask
+from regrow.report.questions import BEST, CellQuestion, Question, ask
 from regrow.report.rows import Run, Table, evidence, parent_evidence
 from regrow.report.statistics import (
     ROUNDING,
@@ -120,7 +120,7 @@ VERDICT_COLUMNS = {
 }
 
 
-def verdicts_frame(found: Iterable[Verdict]) -> pd.DataFrame:
+def verdicts_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     """Put one verdict in each row; p-values are the corrected ones, the interval is not."""
     none = dict.fromkeys(("difference", "std", "low", "high", "note"))
     return rows.to_frame(
@@ -132,23 +132,23 @@ def verdicts_frame(found: Iterable[Verdict]) -> pd.DataFrame:
                 "n": v.n,
                 "reasons": "; ".join(reason.text for reason in v.reasons),
             }
-            for v in found
+            for v in verdicts
         ],
         VERDICT_COLUMNS,
     )
 
 
-def families(found: Sequence[Verdict]) -> list[list[Verdict]]:
+def families(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
     """Group verdicts by their question, what the study is about first."""
     grouped: dict[Question, list[Verdict]] = {}
-    for verdict in found:
+    for verdict in verdicts:
         grouped.setdefault(verdict.question, []).append(verdict)
     return sorted(grouped.values(), key=lambda family: family[0].question.rank)
 
 
-def leading(found: Sequence[Verdict]) -> list[Verdict]:
+def leading(verdicts: Sequence[Verdict]) -> list[Verdict]:
     """Return the cells of the study's first question: scratch training of equal FLOPs, if asked."""
-    return next(iter(families(found)), [])
+    return next(iter(families(verdicts)), [])
 
 
 def overall(family: Sequence[Verdict]) -> Verdict | None:
@@ -195,8 +195,8 @@ def _open(
     trained = [runs for runs in inside.values() if runs[0].budget != "none"]
     cut = [known for known in map(evidence, trained) if known is not None]
 
-    def reasons(asked: Asked) -> tuple[Reason, ...]:
-        sides: list[Evidence | None] = [evidence(asked.first), evidence(asked.second)]
+    def reasons(question: CellQuestion) -> tuple[Reason, ...]:
+        sides: list[Evidence | None] = [evidence(question.first), evidence(question.second)]
         if sides[0] is None or sides[1] is None:
             return ()
         return judge(
@@ -209,26 +209,28 @@ def _open(
         )
 
     return [
-        _compare(asked, reasons=reasons(asked), margin=margin, alpha=alpha)
-        for asked in ask(inside, unpruned)
+        _compare(question, reasons=reasons(question), margin=margin, alpha=alpha)
+        for question in ask(inside, unpruned)
     ]
 
 
-def _compare(asked: Asked, *, reasons: tuple[Reason, ...], margin: float, alpha: float) -> Verdict:
+def _compare(
+    question: CellQuestion, *, reasons: tuple[Reason, ...], margin: float, alpha: float
+) -> Verdict:
     """Compare two arms over the seeds both have."""
-    first, second = _by_seed(asked.first), _by_seed(asked.second)
+    first, second = _by_seed(question.first), _by_seed(question.second)
     differences = tuple((seed, first[seed] - second[seed]) for seed in first if seed in second)
-    run = asked.first[0]
-    names = dict.fromkeys(each.arm for each in asked.first)
+    run = question.first[0]
+    names = dict.fromkeys(run_of_first.arm for run_of_first in question.first)
     verdict = Verdict(
-        question=asked.question,
+        question=question.question,
         group=run.group,
         where=" / ".join(part for part in (*run.panel, run.cut) if part),
         arm=" or ".join(names),
-        against=asked.second[0].arm,
+        against=question.second[0].arm,
         margin=margin,
         alpha=alpha,
-        n_expected=len(asked.first),
+        n_expected=len(question.first),
         reasons=reasons,
     )
     return _tested(verdict, differences) if differences else verdict
@@ -258,8 +260,8 @@ def _decide(verdict: Verdict, num: int) -> Verdict:
         return replace(verdict, outcome="no conclusion")
     # Equivalence first: a difference can be both significant and too small to matter.
     fine = TOO_FINE in [reason.rule for reason in verdict.reasons]
-    shown = verdict.p_equivalence is not None and verdict.p_equivalence < alpha
-    if verdict.same or (shown and not fine):
+    equivalent = verdict.p_equivalence is not None and verdict.p_equivalence < alpha
+    if verdict.same or (equivalent and not fine):
         return replace(verdict, outcome="equivalent")
     if verdict.p is not None and verdict.p < alpha:
         return replace(

@@ -37,11 +37,11 @@ def _scaled(value: float) -> tuple[float, str]:
     return value, ""
 
 
-def with_kept(value: float | None, kept: float | None) -> str:
+def with_kept(value: float | None, share: float | None) -> str:
     """Write a count and the share of the unpruned network's that it is: ``272k (32%)``."""
-    if kept is None or math.isnan(kept) or not (text := quantity(value)):
+    if share is None or math.isnan(share) or not (text := quantity(value)):
         return quantity(value)
-    percent = 100 * kept
+    percent = 100 * share
     return f"{text} ({percent:.0f}%)" if percent >= 1 else f"{text} ({percent:.1g}%)"
 
 

@@ -25,8 +25,8 @@ from regrow.reproduce.rules import (
     ClaimEvidence,
     Judgement,
     Outcome,
-    asked,
     combine,
+    judge_part,
 )
 
 WIDTH = 100
@@ -154,7 +154,7 @@ def _measured_finding(claim: Claim, measured: ClaimEvidence, printed: ClaimEvide
 
 
 def _judge(claim: Claim, evidence: ClaimEvidence) -> Finding:
-    parts = tuple(asked(ask, evidence) for ask in claim.asks)
+    parts = tuple(judge_part(ask, evidence) for ask in claim.asks)
     outcomes = [outcome for part in parts for _, outcome in part.judged]
     outcome = combine(outcomes, refuted=any(part.against for part in parts))
     return Finding(claim=claim, outcome=outcome, parts=parts)

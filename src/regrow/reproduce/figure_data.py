@@ -173,8 +173,8 @@ def _heat_rows(frame: pd.DataFrame) -> Iterator[Row]:
 
 
 def _histograms(results: Sequence[StudyResults]) -> Gathered:
-    fine = pd.concat([one.measured for one in results], ignore_index=True)
-    panels = dict.fromkeys(one.panel for part in results for one in part.part.cells)
+    fine = pd.concat([study.measured for study in results], ignore_index=True)
+    panels = dict.fromkeys(cell.panel for study in results for cell in study.part.cells)
     columns = ("panel", "column", "weights", f"share below {NEAR:g}", "std")
     return _described(_merged(fine), results), _histogram_rows(fine, [*panels]), columns
 

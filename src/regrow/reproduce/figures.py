@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from regrow.report.figures import Picture
+from regrow.report.figures import SavedFigure, drawing_style, save
 from regrow.report.words import short
 from regrow.reproduce.figure_data import HEAT, POSITIONS, STAGES, TOP, FigureData
 from regrow.reproduce.layout import NOT_RUN
@@ -64,20 +64,13 @@ STYLES = {
 PLAIN = Style("#555555", "*", "none")  # the network as it was, a single point
 
 
-def draw(data: FigureData, folder: Path) -> Picture:
+def draw(data: FigureData, folder: Path) -> SavedFigure:
     """Draw a figure into a folder, as PNG (150 dpi) and SVG (the same bytes for the same rows)."""
-    import matplotlib as mpl
-
-    picture = Picture(caption=data.caption, name=data.name)
-    with mpl.rc_context({"svg.hashsalt": "regrow", "font.size": 9}):
+    with drawing_style():
         figure = FIGURES[data.kind](data)
         if data.condition:
             figure.suptitle(data.condition, fontsize=8, color="#777777")
-        png, svg = (folder / path for path in picture.paths)
-        figure.savefig(png, dpi=150)
-        figure.set_layout_engine("none")  # found once; finding it costs half a drawing
-        figure.savefig(svg, metadata={"Date": None})
-    return picture
+        return save(figure, folder, name=data.name, caption=data.caption)
 
 
 def _grid(

@@ -102,7 +102,7 @@ def methods_on(
     return chosen, notes
 
 
-def pictures_for(
+def detection_images_for(
     detector: Detector, paper: Paper, request: Request
 ) -> tuple[dict[str, Any], list[str]]:
     """Choose the images that stand for VOC 2007, and say which."""

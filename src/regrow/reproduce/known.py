@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from regrow.report.rows import Run, evidence, parent_evidence
-from regrow.report.validity import RULES, Ending, Evidence, Reason, Rule, excluded, judge, said
+from regrow.report.validity import RULES, Ending, Evidence, Reason, Rule, excluded, judge, rule_text
 from regrow.reproduce.printed import records
 from regrow.tasks.metric import ACCURACY as MEASURED
 
@@ -130,7 +130,7 @@ def worded(left_out: Mapping[str, Sequence[Reason]]) -> str:
         reason = next(reason for reason in reasons if reason.excludes)
         first.setdefault(reason.rule, []).append(reason)
     return "; ".join(
-        f"{said(rule)} ({len(group)}; one of them: {group[0].figures})"
+        f"{rule_text(rule)} ({len(group)}; one of them: {group[0].figures})"
         for rule, group in sorted(first.items(), key=lambda pair: RULES.index(pair[0]))
     )
 

@@ -12,7 +12,14 @@ from regrow.jobs.arms import UNPRUNED
 from regrow.jobs.base import Job
 from regrow.jobs.retrain import Retrain
 from regrow.reproduce import scales
-from regrow.reproduce.images import IMAGENET, VOC, Request, images_for, methods_on, pictures_for
+from regrow.reproduce.images import (
+    IMAGENET,
+    VOC,
+    Request,
+    detection_images_for,
+    images_for,
+    methods_on,
+)
 from regrow.reproduce.notes import notes_of
 from regrow.reproduce.originals import CellImages, departs, scale_departs
 from regrow.reproduce.paper import OF_PRUNINGS, RESULT, Entry, Paper
@@ -187,8 +194,10 @@ def _detection_part(name: str, paper: Paper, request: Request) -> tuple[PlannedS
     stand_in = scale.detection.backbone_stand_in or scale.stand_in
     in_colour = replace(request, scale=replace(scale, stand_in=stand_in))
     backbone, of_images = images_for(plain["backbone"]["data"], paper, in_colour)
-    pictures, of_pictures = pictures_for(Detector.from_json(plain["detector"]), paper, request)
-    replaced = [*of_images, *of_pictures]
+    detection_data, of_detection = detection_images_for(
+        Detector.from_json(plain["detector"]), paper, request
+    )
+    replaced = [*of_images, *of_detection]
     if request.seeds is not None:
         plain["seeds"] = request.seeds
     if request.precision is not None:
@@ -196,10 +205,10 @@ def _detection_part(name: str, paper: Paper, request: Request) -> tuple[PlannedS
     models = {"label": printed["model"], **_only(plain["backbone"]["models"])}
     classifiers = {**plain["backbone"], "data": backbone, "models": models}
     study = DetectionStudy.from_json(
-        {**plain, "name": name, "backbone": classifiers, "data": pictures}
+        {**plain, "name": name, "backbone": classifiers, "data": detection_data}
     )
     pairs = [(study.experiment, printed)]
-    planned_cells = [_printable(cell, paper, pairs, pictures=study) for cell in study.cells()]
+    planned_cells = [_printable(cell, paper, pairs, detector=study) for cell in study.cells()]
     _check_once(planned_cells)
     chosen = tuple(planned for planned in planned_cells if _matches(planned, request.only))
     notes = tuple(notes_of(value, study.experiments, paper.notes))
@@ -218,17 +227,17 @@ def _printable(
     paper: Paper,
     pairs: Sequence[tuple[Experiment, Mapping[str, Any]]],
     *,
-    pictures: DetectionStudy | None = None,
+    detector: DetectionStudy | None = None,
 ) -> PlannedCell:
     printed = next(printed for experiment, printed in pairs if experiment is cell.experiment)
     images = [
         CellImages.of(printed["dataset"], cell.experiment.data, label=cell.experiment.data_label)
     ]
-    if pictures is not None:
-        (backbone,) = pictures.backbone.experiments
+    if detector is not None:
+        (backbone,) = detector.backbone.experiments
         images = [
             CellImages.of(paper.datasets[IMAGENET].label, backbone.data, label=backbone.data_label),
-            CellImages.of(paper.datasets[VOC].label, pictures.data, label=pictures.data_label),
+            CellImages.of(paper.datasets[VOC].label, detector.data, label=detector.data_label),
         ]
     labels, panel = _labels(cell, paper, printed), printed.get("panel", "")
     return PlannedCell(cell=cell, labels=labels, panel=panel, images=tuple(images))

@@ -85,9 +85,9 @@ def publish(
     results: Sequence[StudyResults],
     folder: Path,
     *,
-    made: Mapping[str, str],
+    provenance: Mapping[str, str],
 ) -> Published:
-    """Write a table's or figure's folder. ``made``: with which command, when, on what machine."""
+    """Write a table's or figure's folder; ``provenance`` has command, date and machine."""
     cells = rows(plan, results)
     published = Published(
         plan=plan,
@@ -102,8 +102,11 @@ def publish(
     lines = [f"# {plan.entry.name.replace('-', ' ').capitalize()}, reproduced", ""]
     lines += [published.markdown()]
     lines += ["## What to know of these numbers", "", *(f"- {note}" for note in published.notes)]
-    lines += ["", *_details(plan, results, folder, made=made)]
-    lines += [f"Made by `{made['command']}` on {made['date']} ({made['machine']}).", ""]
+    lines += ["", *_details(plan, results, folder, provenance=provenance)]
+    lines += [
+        f"Made by `{provenance['command']}` on {provenance['date']} ({provenance['machine']}).",
+        "",
+    ]
     _write(folder / "report.md", "\n".join(lines))
     if published.sheet:
         _write(folder / cells_file(plan), _csv(cells))
@@ -115,7 +118,7 @@ def publish(
 
 
 def _details(
-    plan: Plan, results: Sequence[StudyResults], folder: Path, *, made: Mapping[str, str]
+    plan: Plan, results: Sequence[StudyResults], folder: Path, *, provenance: Mapping[str, str]
 ) -> Iterator[str]:
     """Write the ordinary report of each part that has trainings of its own, and list them."""
     trained = [study for study in results if study.runs]
@@ -127,9 +130,9 @@ def _details(
             study.runs,
             folder / "details" / name,
             title=study.part.study.title,
-            command=made["command"],
-            machine=made["machine"],
-            date=made["date"],
+            command=provenance["command"],
+            machine=provenance["machine"],
+            date=provenance["date"],
             margin=study.part.study.margin,
             failures=study.failures,
             notes=plan.notes,
@@ -144,7 +147,7 @@ def publish_all(
     problems: Mapping[str, str],
     folder: Path,
     *,
-    made: Mapping[str, str],
+    provenance: Mapping[str, str],
 ) -> Path:
     """Write the page over all tables, with what could not be run and why; return its path."""
     lines = ["# The paper, reproduced", "", "| | | |", "|---|---|---|"]
@@ -152,7 +155,11 @@ def publish_all(
         name = table.plan.entry.name
         lines.append(f"| [{name}]({name}/report.md) | {table.caption} | {table.summary} |")
     lines += [f"| {name} | not run | {why} |" for name, why in problems.items()]
-    lines += ["", f"Made by `{made['command']}` on {made['date']} ({made['machine']}).", ""]
+    lines += [
+        "",
+        f"Made by `{provenance['command']}` on {provenance['date']} ({provenance['machine']}).",
+        "",
+    ]
     for table in tables:  # a figure may repeat the cells of a table
         lines.append(table.markdown(folder=f"{table.plan.entry.name}/", table=table.figure is None))
     _write(folder / "report.md", "\n".join(lines))

@@ -189,7 +189,7 @@ def untestable(name: str, *, why: str = "not run", optional: bool = False) -> Ju
     return Judgement(name=name, text=why, judged=() if optional else (("", UNTESTABLE),))
 
 
-def asked(ask: Callable[[ClaimEvidence], Judgement], evidence: ClaimEvidence) -> Judgement:
+def judge_part(ask: Callable[[ClaimEvidence], Judgement], evidence: ClaimEvidence) -> Judgement:
     """Ask one part of a claim; it tells what was left out, and whether that leaves nothing."""
     fresh = evidence.anew()
     part = ask(fresh)

@@ -131,9 +131,9 @@ def times_fewer(contrast: CurveContrast, times: float) -> Callable[[ClaimEvidenc
         curves = opposed(points, contrast)
         factors = [
             needed / point.parameters
-            for _, points, other in curves
+            for _, points, second in curves
             for point in points
-            if (needed := parameters_at(other, point.accuracy.mean)) is not None
+            if (needed := parameters_at(second, point.accuracy.mean)) is not None
         ]
         if not factors:
             return untestable(name, why=contrast.absent)
