@@ -1,65 +1,90 @@
-"""Seconds that surgery takes: tracing a network and shrinking it, with one thread.
+"""regrow's surgery beside Torch-Pruning's, by one oracle: prints a table a family.
 
-    uv run python benchmarks/surgery.py
+    uv pip install torch-pruning==1.6.1 timm transformers
+    uv run --no-sync python benchmarks/surgery.py [PATTERN ...] [--seconds 600] [--gigabytes 10]
 
-Beside them the seconds of one forward pass on one image, the least that a trace can take. Each
-figure is the least of several, because other programs only ever add to it.
-
-Measured on one of 2 cores of a Sapphire Rapids, torch 2.15, other programs running beside:
-
-                      groups  forward    trace   shrink
-    vgg-16                13    0.013    0.024    0.044
-    resnet-56             28    0.006    0.046    0.029
-    resnet-110            55    0.013    0.089    0.062
-    preresnet-164        167    0.016    0.160    0.094
-    densenet-40           78    0.016    0.071    0.062
-    densenet-bc-100      150    0.019    0.118    0.108
+Both cut every network to half its width, each in a process of its own, and each cut network is
+compared with the network whose cut channels are zero (benchmarks/oracle.py). Torch-Pruning is told
+which layers give the output, and of the attention heads. Lines go to surgery.jsonl; what stands
+there is not measured again. ``--times`` compares seconds on four networks in this process instead.
 """
 
+from __future__ import annotations
+
 import argparse
-import time
-from collections.abc import Callable
-from functools import partial
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
 
 import torch
 
-from regrow.models import ModelSpec, build
-from regrow.surgery import shrink, trace
-from regrow.surgery.mask import Mask
+import harness
+import networks
 
-NETWORKS = ("vgg-16", "resnet-56", "resnet-110", "preresnet-164", "densenet-40", "densenet-bc-100")
+OUTCOMES = [
+    "exact",
+    "wrong",
+    "broken",
+    "crash",
+    "refused",
+    "time-out",
+    "memory",
+    "killed",
+    "unseen",
+    "nothing",
+    "unmatched",
+]
+TIMED = (
+    "torchvision/resnet50",
+    "torchvision/densenet201",
+    "torchvision/vit_b_16",
+    "torchvision/swin_t",
+)
 
 
-def least(action: Callable[[], object], repeats: int) -> float:
-    """Return the least seconds of several calls, after one that warms up."""
-    action()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def table(lines: Sequence[harness.Line]) -> str:
+    """Word outcomes, shares and seconds of each tool, by family."""
+    rows = [f"{'':14}{'tool':15}" + "".join(f"{o:>10}" for o in OUTCOMES) + "    goes   seconds"]
+    for family in dict.fromkeys(line["network"].split("/")[0] for line in lines):
+        for tool in harness.TOOLS:
+            own = [x for x in lines if x["network"].startswith(f"{family}/") and x["tool"] == tool]
+            num = Counter(x["outcome"] for x in own)
+            exact = [x for x in own if x["outcome"] == "exact"]
+            goes = median([x["share"] for x in exact]) if exact else 0.0
+            took = sum(x["trace_seconds"] + x["shrink_seconds"] for x in exact)
+            cells = "".join(f"{num[o]:10}" for o in OUTCOMES)
+            rows.append(f"{family:14}{tool:15}{cells}{goes:8.2f}{took:10.1f}")
+    return "\n".join(rows)
+
+
+def times(repeats: int) -> None:
+    """Print the least seconds of tracing and cutting, of both tools by turns."""
+    torch.set_num_threads(1)
+    print(f"{'':26}{'groups+cut':>12}" + "".join(f"{tool:>16}" for tool in harness.TOOLS))
+    for name in TIMED:
+        net, example = networks.build(name)
+        least = dict.fromkeys(harness.TOOLS, float("inf"))
+        for _ in range(repeats):
+            for tool, cut in harness.TOOLS.items():
+                least[tool] = min(least[tool], sum(cut(net, example)[1:]))
+        ratio = least["regrow"] / least["torch-pruning"]
+        print(f"{name:26}{ratio:12.2f}" + "".join(f"{x:16.3f}" for x in least.values()), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time the surgery of networks for 32x32 images.")
-    parser.add_argument("networks", nargs="*", default=NETWORKS)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"{'':16}{'groups':>8}{'forward':>9}{'trace':>9}{'shrink':>9}")
-    for name in options.networks:
-        model = build(ModelSpec(name, {"classes": 10})).eval()
-        image = torch.zeros(1, 3, 32, 32)
-        found = trace(model, image)
-        half = {n: torch.arange(g.size) % 2 == 0 for n, g in found.groups.items()}
-        mask = Mask(unit="channel", kept=half)
-        with torch.no_grad():
-            forward = least(partial(model, image), options.repeats)
-        tracing = least(partial(trace, model, image), options.repeats)
-        cutting = least(partial(shrink, model, mask, found), options.repeats)
-        print(f"{name:16}{len(found.groups):8}{forward:9.3f}{tracing:9.3f}{cutting:9.3f}")
+    assert __doc__ is not None
+    parser: argparse.ArgumentParser = harness.options(__doc__.splitlines()[0], "surgery.jsonl")
+    parser.add_argument("--times", type=int, metavar="REPEATS", help="compare seconds only")
+    given = parser.parse_args()
+    if given.times:
+        times(given.times)
+    else:
+        print(table(harness.run(given, tuple(harness.TOOLS), __file__)))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--one"]:
+        harness.one(*sys.argv[2:])
+    else:
+        main()

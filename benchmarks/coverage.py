@@ -1,0 +1,128 @@
+"""Which networks surgery reaches, and how far: writes docs/coverage.md.
+
+    uv run python benchmarks/coverage.py [PATTERN ...] [--seconds 600] [--gigabytes 10]
+
+Each network is cut to half its width in a process of its own. What has been measured stands in
+coverage.jsonl and is not measured again; the page is written from all of it.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import harness
+
+PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
+HEAD = """\
+# Networks that surgery reaches
+
+Written by `uv run python benchmarks/coverage.py`: {date}, torch {torch}, one thread, {machine},
+{num} networks with random weights. Every second unit of every group is cut.
+
+- *exact*: a copy with other numbers was cut, and computes what the network computes with zeros in
+  all that is gone (float64, within 1e-6 of the output, found from outside by the numbers that are
+  left). *error* and *moves* are those of `verify`: its largest error, and how much the group that
+  matters least moves the output.
+- *goes*: the share of the parameters that is gone at half the width.
+- *beyond*: peak memory beyond that of one forward pass, in sizes of the network's parameters.
+- *whole*: reasons of what stays whole, with the share of the parameters that it holds.
+"""
+
+
+def page(lines: Sequence[harness.Line]) -> str:
+    """Word the page."""
+    machine = platform.processor() or platform.machine()
+    day = datetime.now(UTC).date()
+    parts = [
+        HEAD.format(date=day, torch=torch.__version__, machine=machine, num=len(lines)),
+        _summary(lines),
+    ]
+    for family in _families(lines):
+        parts += [f"## {family}\n", _table([x for x in lines if _family(x) == family])]
+    return "\n".join(parts)
+
+
+def _family(line: harness.Line) -> str:
+    return str(line["network"]).split("/")[0]
+
+
+def _families(lines: Sequence[harness.Line]) -> list[str]:
+    return list(dict.fromkeys(map(_family, lines)))
+
+
+def _summary(lines: Sequence[harness.Line]) -> str:
+    rows = [
+        "| networks | number | exact | otherwise | goes (median) |", "|---|--:|--:|---|--:|",
+    ]  # fmt: skip
+    for family in _families(lines):
+        own = [line for line in lines if _family(line) == family]
+        outcomes = Counter(line["outcome"] for line in own)
+        exact = outcomes.pop("exact", 0)
+        others = ", ".join(f"{name} {num}" for name, num in outcomes.most_common()) or "-"
+        goes = [line["share"] for line in own if "share" in line]
+        middle = f"{median(goes):.2f}" if goes else "-"
+        rows.append(f"| {family} | {len(own)} | {exact} | {others} | {middle} |")
+    reasons: Counter[str] = Counter()
+    for line in lines:
+        for reason, share in line.get("whole", ()):
+            reasons[_kind(reason)] += share
+    rows += [
+        "", "| what stays whole, over all networks | sum of the shares |", "|---|--:|",
+        *(f"| {reason} | {share:.2f} |" for reason, share in reasons.most_common(25)), "",
+    ]  # fmt: skip
+    return "\n".join(rows)
+
+
+def _kind(reason: str) -> str:
+    """Leave out the names of modules, so that reasons of one kind are one."""
+    return re.sub(r" (in|by|of|at) '[^']*'", "", reason.split(" (without one")[0]).replace("|", "/")
+
+
+def _table(lines: Sequence[harness.Line]) -> str:
+    rows = [
+        "| network | outcome | error | moves | goes | trace s | shrink s | beyond | whole |",
+        "|---|---|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for line in lines:
+        told = line.get("proof") or line.get("message", "")
+        # What the network returns is a reason that every network has.
+        reasons = [
+            f"{share:.2f} {_kind(reason)}" for reason, share in line.get("whole", ()) if share
+        ]
+        cells = [
+            str(line["network"]).partition("/")[2],
+            str(line["outcome"]) + (" (unproven)" if line.get("ok") is False else ""),
+            *(_number(line.get(key), ".0e") for key in ("error", "sensitivity")),
+            _number(line.get("share"), ".2f"),
+            *(_number(line.get(key), ".2f") for key in ("trace_seconds", "shrink_seconds")),
+            _number(line.get("beyond"), ".1f"),
+            "; ".join([*reasons[:3], *([told[:150]] if told else [])]).replace("|", "/"),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*rows, ""])
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def main() -> None:
+    given = harness.options("Cut many networks by half, and judge the cuts.", "coverage.jsonl")
+    chosen = given.parse_args()
+    PAGE.write_text(page(harness.run(chosen, ("regrow",), __file__)))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        harness.one(*sys.argv[2:])
+    else:
+        main()

@@ -1,0 +1,254 @@
+"""Measure tools that cut networks, a network at a time, each in a process with limits.
+
+A line of JSON for each network and tool is appended to a file; what stands there is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import networks
+import oracle
+from regrow.errors import RegrowError
+from regrow.surgery import shrink, trace, verify
+from regrow.surgery.alive import called
+from regrow.surgery.groups import Trace, belongs
+from regrow.surgery.mask import Mask
+
+SHOWN = 1e-3  # of the output, by which a cut must move it to say anything
+WRONG = 1e-6  # of the output: the error of a right cut in float64 is far below
+WRONG_FLOAT = 1e-3  # where a network's code does not run in float64
+Line = dict[str, Any]
+
+
+def rows(path: Path) -> list[Line]:
+    """Read what has been measured; the last line of a network and a tool counts."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [json.loads(line) for line in lines if line.strip()]
+    return list({(row["network"], row["tool"]): row for row in found}.values())
+
+
+def options(about: str, out: str) -> argparse.ArgumentParser:
+    """Make the arguments that both benchmarks have."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("patterns", nargs="*", help="parts of names of networks; all if none")
+    parser.add_argument("--out", type=Path, default=Path(out), help="lines of JSON")
+    parser.add_argument("--seconds", type=float, default=600, help="for a network")
+    parser.add_argument("--gigabytes", type=float, default=10, help="for a network")
+    parser.add_argument("--again", action="store_true", help="measure what has been, too")
+    parser.add_argument("--list", action="store_true", help="print the networks' names")
+    return parser
+
+
+def run(given: argparse.Namespace, tools: Sequence[str], script: str) -> list[Line]:
+    """Measure what is missing, and return all lines."""
+    done = set() if given.again else {(row["network"], row["tool"]) for row in rows(given.out)}
+    chosen = [
+        name
+        for name in networks.names()
+        if not given.patterns or any(pattern in name for pattern in given.patterns)
+    ]
+    if given.list:
+        print("\n".join(chosen))
+        raise SystemExit
+    for name in chosen:
+        for tool in tools:
+            if (name, tool) not in done:
+                row = _in_process(script, name, tool, given)
+                with given.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(_short(row), flush=True)
+    return rows(given.out)
+
+
+def _short(row: Mapping[str, Any]) -> str:
+    share = f"{row['share']:.2f}" if "share" in row else "    "
+    return (
+        f"{row['network']:58} {row['tool']:13} {row['outcome']:9} {share} "
+        f"{row.get('message', '')[:80]}"
+    )
+
+
+def _in_process(script: str, name: str, tool: str, given: argparse.Namespace) -> Line:
+    """Measure one network with one tool in a process of its own."""
+    base = {"network": name, "tool": tool}
+    start = time.monotonic()
+    command = [sys.executable, script, "--one", name, tool, str(given.gigabytes)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=given.seconds, env=env
+        )
+    except subprocess.TimeoutExpired:
+        return {**base, "outcome": "time-out", "message": f"more than {given.seconds:g} s"}
+    took = round(time.monotonic() - start, 1)
+    last = next((x for x in reversed(ended.stdout.splitlines()) if x.startswith("{")), None)
+    if last is None:
+        line = next(iter(reversed(ended.stderr.strip().splitlines())), "no message")
+        return {**base, "outcome": "killed", "message": line[:300], "seconds": took}
+    return {**base, **json.loads(last), "seconds": took}
+
+
+def one(name: str, tool: str, gigabytes: str) -> None:
+    """Measure one network with one tool in this process; print a line of JSON."""
+    warnings.simplefilter("ignore")
+    most = int(float(gigabytes) * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    torch.set_num_threads(1)
+    net, example = networks.build(name)
+    row: Line = {"parameters": sum(p.numel() for p in net.parameters())}
+    try:
+        row |= _costs(net, example, TOOLS[tool])
+        row |= _judged(net, example, TOOLS[tool])
+        if tool == "regrow":
+            row |= _proven(net, example)
+    except MemoryError:
+        row |= {"outcome": "memory"}
+    except Exception as error:
+        short = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+        memory = "allocate memory" in str(error)
+        told = isinstance(error, RegrowError)
+        outcome = "memory" if memory else "refused" if told else "crash"
+        row |= {"outcome": outcome, "message": short}
+    print(json.dumps(row))
+
+
+Tool = Callable[[nn.Module, Any], tuple[nn.Module, float, float]]  # cut network, seconds of both
+
+
+def _costs(net: nn.Module, example: Any, tool: Tool) -> Line:
+    """Measure seconds, peak memory, and the share of the parameters that goes."""
+    called(net, example)
+    start = time.perf_counter()
+    called(net, example)
+    forward = time.perf_counter() - start
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    small, tracing, cutting = tool(net, example)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held = sum(p.numel() * p.element_size() for p in net.parameters())
+    num = sum(p.numel() for p in net.parameters())
+    return {
+        "share": round(1 - sum(p.numel() for p in small.parameters()) / num, 4),
+        "forward_seconds": round(forward, 3),
+        "trace_seconds": round(tracing, 3),
+        "shrink_seconds": round(cutting, 3),
+        "peak_mb": round(after / 1024),
+        # Beyond one forward pass, in sizes of the network.
+        "beyond": round((after - before) * 1024 / held, 2),
+    }
+
+
+def _judged(net: nn.Module, example: Any, tool: Tool) -> Line:
+    """Cut a network of other numbers, and compare it with the oracle."""
+    live, wide = oracle.alive(net, example)
+    small = tool(live, wide)[0]
+    try:
+        output = called(small, wide)
+    except Exception as error:
+        return {"outcome": "broken", "message": f"does not run: {error}"[:300]}
+    if oracle.shapes(output) != oracle.shapes(called(live, wide)):
+        return {"outcome": "broken", "message": "returns other shapes"}
+    try:
+        error, moved = oracle.compare(live, small, wide)
+    except oracle.UnmatchedError:
+        return {"outcome": "unmatched"}
+    single = next(live.parameters()).dtype != torch.float64
+    allowed = max(WRONG_FLOAT if single else WRONG, 100 * oracle.rounding(live, wide))
+    outcome = "exact" if error <= allowed else "wrong"
+    if outcome == "exact" and moved < SHOWN:
+        outcome = "nothing" if not moved else "unseen"
+    return {"outcome": outcome, "oracle_error": error, "oracle_moved": moved}
+
+
+def _proven(net: nn.Module, example: Any) -> Line:
+    """Let regrow prove its own cut, and say what it keeps whole."""
+    found = trace(net, example)
+    mask = _half(found)
+    row: Line = {"groups": len(found.groups), "whole": _whole(net, found)}
+    if mask.kept:
+        proof = verify(net, mask, found)
+        row |= {
+            "ok": proof.ok,
+            "error": proof.error,
+            "sensitivity": min(proof.sensitivity.values(), default=0.0),
+            "proof": "" if proof.ok else str(proof)[:300],
+        }
+    return row
+
+
+def _half(found: Trace) -> Mask:
+    kept = {name: torch.arange(g.size) % 2 == 0 for name, g in found.groups.items() if g.size > 1}
+    return Mask(unit="channel", kept=kept)
+
+
+def _whole(net: nn.Module, found: Trace) -> list[tuple[str, float]]:
+    """Return reasons and the shares of the parameters that they hold, largest first."""
+    total = sum(p.numel() for p in net.parameters())
+    shares: Counter[str] = Counter()
+    for name, parameter in net.named_parameters():
+        layer = next((layer for layer in found.whole if belongs(name, layer)), None)
+        if layer is not None:
+            shares[found.whole[layer]] += parameter.numel()
+    return [(reason, round(num / total, 4)) for reason, num in shares.most_common(6)]
+
+
+def _regrow(net: nn.Module, example: Any) -> tuple[nn.Module, float, float]:
+    start = time.perf_counter()
+    found = trace(net, example)
+    middle = time.perf_counter()
+    small = shrink(net, _half(found), found)
+    return small, middle - start, time.perf_counter() - middle
+
+
+def _torch_pruning(net: nn.Module, example: Any) -> tuple[nn.Module, float, float]:
+    """Cut by half with Torch-Pruning, told which layers give the output and of the heads."""
+    import copy
+
+    import torch_pruning
+
+    small = copy.deepcopy(net)
+    ends = [n for n, why in trace(net, example).whole.items() if "output" in why]
+    ignored = [m for n, m in small.named_modules() if n and n in ends]
+    heads = {
+        layer: module.num_heads
+        for module in small.modules()
+        if isinstance(getattr(module, "num_heads", None), int)
+        for layer in module.children()
+        if isinstance(layer, nn.Linear) and layer.out_features >= layer.in_features
+        and layer is not list(module.children())[-1]
+    }  # fmt: skip
+    start = time.perf_counter()
+    pruner = torch_pruning.pruner.BasePruner(
+        small,
+        example,
+        importance=torch_pruning.importance.MagnitudeImportance(),
+        pruning_ratio=0.5,
+        ignored_layers=ignored,
+        num_heads=heads,
+    )
+    middle = time.perf_counter()
+    pruner.step()
+    took = time.perf_counter() - middle
+    for module in small.modules():
+        if isinstance(getattr(module, "qkv", None), nn.Linear) and hasattr(module, "head_dim"):
+            module.head_dim = module.qkv.out_features // (3 * module.num_heads)
+            if hasattr(module, "attn_dim"):
+                module.attn_dim = module.qkv.out_features // 3
+    return small, middle - start, took
+
+
+TOOLS: Mapping[str, Tool] = {"regrow": _regrow, "torch-pruning": _torch_pruning}

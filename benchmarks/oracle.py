@@ -1,0 +1,166 @@
+"""An oracle for any tool that cuts networks: what a cut network should compute, from outside.
+
+The network's numbers are drawn so that no two are alike, so the numbers of the cut network tell
+which rows and columns of each tensor are left. The network with zeros in all others has to compute
+the same, with norms that take their statistics over what is left.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from regrow.surgery.alive import called, enlivened
+
+Kept = list[Tensor]  # positions that are left, by dimension
+
+
+class UnmatchedError(Exception):
+    """The cut network holds numbers that the network does not."""
+
+
+def alive(net: nn.Module, example: Any) -> tuple[nn.Module, Any]:
+    """Return a copy of a network without two equal numbers in a tensor, and the example.
+
+    In float64, or in float32 where a network's code does not run in that.
+    """
+    live = enlivened(net, example)
+    wide = tree_map(
+        lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, example
+    )
+    try:
+        live = live.double()
+        called(live, wide)
+    except Exception:
+        live, wide = live.float(), example
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*live.parameters(), *live.buffers()):
+            if tensor.is_floating_point():
+                jitter = torch.rand(tensor.shape, generator=draw, dtype=torch.float64)
+                tensor.copy_(tensor * (1 + 1e-3 * jitter).to(tensor))
+    return live, wide
+
+
+def compare(net: nn.Module, small: nn.Module, example: Any) -> tuple[float, float]:
+    """Return how far a cut network is from the silenced one, and that one from the network."""
+    quiet = _silenced(net, small)
+    expected, before = called(quiet, example), called(net, example)
+    return _distance(called(small, example), expected), _distance(expected, before)
+
+
+def rounding(net: nn.Module, example: Any) -> float:
+    """Return how far a network's output moves when the last bits of its inputs do."""
+    draw = torch.Generator().manual_seed(0)
+
+    def nudged(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        down = (torch.rand(x.shape, generator=draw) < 0.5).to(x)
+        return x * (1 - 4 * torch.finfo(x.dtype).eps * down)
+
+    return _distance(called(net, tree_map(nudged, example)), called(net, example))
+
+
+def shapes(output: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of an output's tensors."""
+    return [tuple(x.shape) for x in tree_leaves(output) if isinstance(x, Tensor)]
+
+
+def _distance(ours: Any, theirs: Any) -> float:
+    gaps = [0.0]
+    pairs = zip(tree_leaves(ours), tree_leaves(theirs), strict=True)
+    for a, b in pairs:
+        if isinstance(b, Tensor) and b.numel():
+            gap = (a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-300)
+            gaps.append(float(gap))
+    return max(gaps)
+
+
+def _silenced(net: nn.Module, small: nn.Module) -> nn.Module:
+    """Copy a network with zeros wherever the cut one has nothing."""
+    import copy
+
+    quiet = copy.deepcopy(net)
+    own = _numbers(quiet)
+    left: dict[str, Kept] = {}
+    # A selection before a norm is a module around it.
+    cut = {name.replace(".norm.", ".") if name not in own else name: tensor
+           for name, tensor in _numbers(small).items()}  # fmt: skip
+    for name, tensor in own.items():
+        if name not in cut:
+            continue
+        kept = _kept(tensor, cut[name])
+        left[name] = kept
+        if not name.endswith("running_var"):
+            for dim, positions in enumerate(kept):
+                gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+                gone[positions] = False
+                with torch.no_grad():
+                    tensor.index_fill_(dim, gone.nonzero().flatten(), 0.0)
+    for name, module in quiet.named_modules():
+        kept_scale = left.get(f"{name}.weight")
+        if kept_scale is not None and len(kept_scale[0]) < len(own[f"{name}.weight"]):
+            _measure_only(module, kept_scale[0])
+    return quiet
+
+
+def _numbers(net: nn.Module) -> dict[str, Tensor]:
+    both = dict(net.named_parameters()) | dict(net.named_buffers())
+    return {name: tensor for name, tensor in both.items() if tensor.is_floating_point()}
+
+
+def _kept(tensor: Tensor, cut: Tensor) -> Kept:
+    """Find the positions of a cut tensor's numbers in the whole one, dimension by dimension."""
+    if tensor.shape == cut.shape:
+        return [torch.arange(size) for size in tensor.shape]
+    if tensor.dim() != cut.dim() or not cut.numel():
+        raise UnmatchedError
+    values, order = tensor.detach().flatten().sort()
+    kept = []
+    for dim in range(tensor.dim()):
+        line = cut.detach()[tuple(slice(None) if d == dim else 0 for d in range(cut.dim()))]
+        place = order[torch.searchsorted(values, line).clamp(max=len(values) - 1)]
+        kept.append(torch.unravel_index(place, tensor.shape)[dim])
+    found = tensor.detach()
+    for dim, positions in enumerate(kept):
+        found = found.index_select(dim, positions)
+    if not torch.equal(found, cut.detach()):
+        raise UnmatchedError
+    return kept
+
+
+def _measure_only(norm: nn.Module, kept: Tensor) -> None:
+    """Let a norm over channels take its statistics over those that are left."""
+    kind = type(norm).__name__
+    eps = getattr(norm, "eps", getattr(norm, "variance_epsilon", 1e-6))
+    if isinstance(norm, nn.GroupNorm) and norm.num_groups == 1:
+        dims: Any = "map"
+    elif isinstance(norm, nn.LayerNorm) or "LayerNorm" in kind or "RMSNorm" in kind:
+        dims = "last"
+    else:
+        return
+    plain = "RMSNorm" in kind or kind == "T5LayerNorm"
+    first = isinstance(norm, nn.GroupNorm) or "2d" in kind
+
+    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        channels = 1 if first else x.dim() - 1
+        over = tuple(range(1, x.dim())) if dims == "map" else (channels,)
+        part = x.index_select(channels, kept)
+        mean = 0.0 if plain else part.mean(over, keepdim=True)
+        variance = (part - mean).square().mean(over, keepdim=True)
+        wide = [1] * x.dim()
+        wide[channels] = -1
+        result = (x - mean) * torch.rsqrt(variance + eps)
+        weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
+        if weight is not None:
+            offset = 1.0 if "Gemma" in kind else 0.0
+            gone = torch.zeros_like(weight)
+            gone[kept] = offset
+            result = result * (weight + gone).view(wide)
+        return result if bias is None else result + bias.view(wide)
+
+    norm.forward = forward  # type: ignore[method-assign]
