@@ -20,7 +20,6 @@ from rich.console import Console
 
 from regrow.core.seeds import derive
 from regrow.jobs.base import Job, all_jobs
-from regrow.jobs.prune import Prune
 from regrow.report import write
 from regrow.report.collect import collect
 from regrow.run.estimate import estimate
@@ -54,10 +53,11 @@ def made_up(job: Job) -> dict[str, Any]:
     identity = {"kind": job.kind, "spec": job.spec, "inputs": [j.key for j in job.inputs]}
     cost = {"parameters": 1000, "macs": 20_000, "flops": 42_000}
     timing = {"timing": {"seconds": 0.1}}
-    if isinstance(job, Prune):
+    pruning = job.pruning
+    if pruning is not None and pruning.key == job.key:
         unit: dict[str, Any] = {
-            "unit": job.method.unit,
-            "sparsity": job.sparsity,
+            "unit": pruning.method.unit,
+            "sparsity": pruning.sparsity,
             "widths": {},
             "guarded": [],
         }

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from regrow.core.global_rng import drawing
 from regrow.core.seeds import seeded
 from regrow.errors import Interrupted, TrainingError
-from regrow.jobs.base import Context, Job, Outcome, Untimed
+from regrow.jobs.base import Context, Defaults, Job, Outcome
 from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build, initialise_, register_model
 from regrow.run import Event, JobFailed, JobProgress, Summary
@@ -318,7 +318,7 @@ def test_threads_that_are_stopped_save_and_go_on_to_the_same_bytes(
 
 
 @dataclass(frozen=True)
-class Fake(Untimed):
+class Fake(Defaults):
     """A job that meets another on its way, so that both are known to be under way at once."""
 
     name: str

@@ -166,9 +166,9 @@ def test_what_a_method_trains_starts_from_published_weights_where_it_says_so(
     pruned = jobs(study(methods=uses))["pruned"]
     trained = pruned.prune.parent
     assert isinstance(trained, Train)
-    assert not trained.taken
+    assert not trained.is_published
     assert trained.spec["recipe"]["epochs"] == 2
-    assert (trained.initial is not None and trained.initial.taken) == pretrained
+    assert (trained.initial is not None and trained.initial.is_published) == pretrained
 
 
 def test_on_other_classes_a_network_is_trained_on_from_the_weights() -> None:
@@ -177,7 +177,7 @@ def test_on_other_classes_a_network_is_trained_on_from_the_weights() -> None:
         models={"name": "published", "weights": "torchvision"},
     )
     parent = jobs(asked)["unpruned"]
-    assert not parent.taken
+    assert not parent.is_published
     assert parent.spec["recipe"]["epochs"] == 2
     assert parent.model.arguments["weights"] == "torchvision"
 

@@ -396,7 +396,7 @@ def test_imagenet_networks_are_torchvisions_where_those_of_the_paper_are(
             taken = {
                 one.labels["model"]
                 for one in printables(plan_of(name, scale))
-                if one.labels and isinstance(one.cell.job, Train) and one.cell.job.taken
+                if one.labels and isinstance(one.cell.job, Train) and one.cell.job.is_published
             }
             assert taken == (published.get(name, set()) if scale == "paper" else set())
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from regrow.core import registry
 from regrow.core.durations import clock
 from regrow.errors import ConfigError, Interrupted, RanksLost, RegrowError, TrainingError
-from regrow.jobs.base import Context, Outcome, Untimed
+from regrow.jobs.base import Context, Defaults, Outcome
 from regrow.run import (
     Event,
     JobBlocked,
@@ -41,7 +41,7 @@ from regrow.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class Walk(Untimed):
+class Walk(Defaults):
     """A job that walks at random, from where its inputs ended; every step can be resumed."""
 
     name: str
@@ -577,10 +577,10 @@ def test_worker_that_cannot_start_is_a_clear_error(store: Store, tmp_path: Path)
 
 USER_FILE = """
 from dataclasses import dataclass
-from regrow.jobs.base import Outcome, Untimed
+from regrow.jobs.base import Outcome, Defaults
 
 @dataclass(frozen=True)
-class Mine(Untimed):
+class Mine(Defaults):
     key: str
     kind = label = "mine"
     inputs = ()
@@ -650,7 +650,7 @@ def test_long_chains_do_not_exhaust_the_stack(store: Store) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link(Untimed):
+class Link(Defaults):
     """A job that costs nothing, so that what is left is the cost of running it."""
 
     index: int

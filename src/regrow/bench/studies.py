@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regrow.bench.material import DIGITS_PLAN
-from regrow.jobs.train import Train
+from regrow.jobs.base import Job
 from regrow.run import Event, JobStarted, num_cores, run
 from regrow.store import Store
 from regrow.studies.study import Study
@@ -73,7 +73,7 @@ def measure_study(*, num_jobs: int, device: str = "cpu", workers: int | None = N
     )
 
 
-def _trainings(num: int) -> list[Train]:
+def _trainings(num: int) -> list[Job]:
     study = Study.from_json(
         {
             "name": "bench",
@@ -85,10 +85,10 @@ def _trainings(num: int) -> list[Train]:
             "recipe": {"name": "cifar", "epochs": 12, "lr": 0.05},
         }
     )
-    return [job for job in study.jobs() if isinstance(job, Train)]
+    return list(study.jobs())
 
 
-def _outside(jobs: Sequence[Train], device: str) -> tuple[float, float]:
+def _outside(jobs: Sequence[Job], device: str) -> tuple[float, float]:
     """Return the share of the time that is not steps, and the milliseconds of a step."""
     steps: list[float] = []
     with tempfile.TemporaryDirectory() as folder, _timed_steps(steps.append):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property, lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from regrow.core.global_rng import TURN
 from regrow.data.cache import altered_entries
@@ -39,10 +39,15 @@ if TYPE_CHECKING:
     from regrow.core.distributed import Ranks
     from regrow.data import Dataset
     from regrow.jobs.prune import Prune
+    from regrow.jobs.train import Treated
+    from regrow.surgery.architecture import Architecture
 
 REPORT_SECONDS = 0.25  # four times a second is all that a person can follow
 PROGRESS_FILE_SECONDS = 2.0  # for `regrow status` in another terminal
 RANDOM_STATE = "context/random-state"  # beside the job's own tensors in a checkpoint
+# Who says what a training descends: its task (the plain loss), its recipe (another objective, or
+# mixed examples), or its arm, so that its loss does not compare with that of other networks.
+LossOf = Literal["task", "recipe", "arm"]
 OF_A_STEP = ("batch", "precision", "channels_last", "optimiser", "ema", "clip")
 
 
@@ -81,6 +86,36 @@ class Job(Protocol):
     def pace_group(self) -> Hashable:
         """Jobs of one group take what is estimated times one factor; None: no factor is known."""
 
+    @property
+    def scored_on(self) -> "Material | None":
+        """The data that its network is trained and scored on, if it leaves a scored network."""
+
+    @property
+    def pruning(self) -> "Prune | None":
+        """The last pruning of the network that it leaves: of a pruning, itself."""
+
+    @property
+    def guides(self) -> "tuple[Prune, ...]":
+        """The prunings of other networks that it follows."""
+
+    @property
+    def treated(self) -> "Treated | None":
+        """The method's treatment that acts while it trains."""
+
+    @property
+    def is_published(self) -> bool:
+        """True if its network comes with published weights, so that nothing is trained."""
+
+    @property
+    def loss_of(self) -> "LossOf":
+        """Who says what its training descends."""
+
+    def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return its record with costs as they are counted now."""
+
+    def network(self, store: Store) -> "tuple[nn.Module, Architecture]":
+        """Rebuild the scored network that it left in a store, with its weights."""
+
     def estimate(self, pace: "Pace") -> float:
         """Seconds that it takes."""
 
@@ -91,11 +126,33 @@ class Job(Protocol):
         """Do it."""
 
 
-class Untimed:
-    """Defaults of a job that takes no steps of a training, and no time worth an estimate."""
+class Defaults:
+    """Answers of a job that trains, prunes and scores no network, in no time worth an estimate."""
 
     setting: "ClassVar[Setting | None]" = None
     pace_group: ClassVar[Hashable] = None
+    scored_on: "ClassVar[Material | None]" = None
+    pruning: "ClassVar[Prune | None]" = None
+    is_published: ClassVar[bool] = False
+    loss_of: "ClassVar[LossOf]" = "task"
+
+    @property
+    def guides(self) -> "tuple[Prune, ...]":
+        """Return none."""
+        return ()
+
+    @property
+    def treated(self) -> "Treated | None":
+        """Return none."""
+        return None
+
+    def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the record as it is."""
+        return dict(record)
+
+    def network(self: Job, store: Store) -> "tuple[nn.Module, Architecture]":
+        """Refuse: it leaves none."""
+        raise ConfigError(f"'{self.label}' leaves no network that could be rebuilt.")
 
     def estimate(self, pace: "Pace") -> float:
         """Return no seconds."""
@@ -106,7 +163,7 @@ class Untimed:
         return self.flops
 
 
-class Keyed(Untimed):
+class Keyed(Defaults):
     """Identity by content, for a job of any kind."""
 
     kind: ClassVar[str]

@@ -65,7 +65,12 @@ class Prune(Keyed):
     @property
     def _earlier(self) -> "Prune | None":
         """The pruning that the parent was trained under, if any."""
-        return None if self.parent is None else self.parent.prune
+        return None if self.parent is None else self.parent.pruning
+
+    @property
+    def pruning(self) -> "Prune":  # type: ignore[override]
+        """The pruning of the network that it leaves."""
+        return self
 
     @property
     def inputs(self) -> tuple[Job, ...]:

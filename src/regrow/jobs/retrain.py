@@ -18,6 +18,7 @@ from regrow.jobs.base import (
     Context,
     Job,
     Keyed,
+    LossOf,
     Material,
     Outcome,
     Pace,
@@ -36,7 +37,7 @@ from regrow.jobs.train import (
     result_of,
     trained_network,
 )
-from regrow.models import build, initialise_
+from regrow.models import ModelSpec, build, initialise_
 from regrow.store import Store
 from regrow.surgery.architecture import Architecture
 from regrow.surgery.edit import Edit
@@ -84,6 +85,28 @@ class Retrain(Keyed):
     def data(self) -> Material:
         """The data that the network was pruned on, and is retrained on."""
         return self.prune.data
+
+    @property
+    def model(self) -> ModelSpec:
+        """The network before it was pruned."""
+        return self.prune.model
+
+    @property
+    def scored_on(self) -> Material:  # type: ignore[override]
+        """The data that it is retrained and scored on."""
+        return self.data
+
+    @property
+    def pruning(self) -> Prune:  # type: ignore[override]
+        """The pruning that it starts from."""
+        return self.prune
+
+    @property
+    def loss_of(self) -> LossOf:  # type: ignore[override]
+        """Return whether its arm, or its recipe, changes the task's loss."""
+        if self.arm.objective is not None:
+            return "arm"
+        return "task" if self.recipe.has_plain_loss else "recipe"
 
     def network(self, store: Store) -> tuple[nn.Module, Architecture]:
         """Rebuild the finished job's network with its weights; masked weights are zeros."""

@@ -16,6 +16,7 @@ from regrow.jobs.base import (
     Context,
     Job,
     Keyed,
+    LossOf,
     Material,
     Outcome,
     Pace,
@@ -68,13 +69,11 @@ class Train(Keyed):
 
     Beside the last weights it leaves those after each epoch of ``keep``, and the masks at the end
     where a treatment changed them, as parts of its tensors.
-    A network of published weights is used as it is, and only scored (``taken``).
+    A network of published weights is used as it is, and only scored (``is_published``).
     """
 
     kind: ClassVar[str] = "train"
     version: ClassVar[int] = 1
-    prune: ClassVar[None] = None  # nothing was pruned before
-
     data: Material
     model: ModelSpec
     recipe: Recipe
@@ -91,21 +90,31 @@ class Train(Keyed):
         return () if self.initial is None else (self.initial,)
 
     @property
-    def taken(self) -> bool:
+    def is_published(self) -> bool:  # type: ignore[override]
         """True if the network comes with published weights, so that no epoch is trained."""
         return self.model.is_published
+
+    @property
+    def scored_on(self) -> Material:  # type: ignore[override]
+        """The data that it is trained and scored on."""
+        return self.data
+
+    @property
+    def loss_of(self) -> LossOf:  # type: ignore[override]
+        """Return whether its recipe changes the task's loss."""
+        return "task" if self.recipe.has_plain_loss else "recipe"
 
     @cached_property
     def spec(self) -> dict[str, Any]:
         """The full request; of a published network, only how it is scored."""
         recipe = self.recipe.to_json()
-        if self.taken:
+        if self.is_published:
             recipe = {"epochs": 0} | {k: v for k, v in recipe.items() if k in SCORED_BY}
         return without_none(
             data=self.data.content,
             model=self.model.identity(),
             recipe=recipe,
-            recipe_code=None if self.taken else self.recipe.code(),
+            recipe_code=None if self.is_published else self.recipe.code(),
             seed=self.seed,
             code=self.code,
             penalty=self.treated and self.treated.to_json(),
@@ -133,7 +142,7 @@ class Train(Keyed):
     @cached_property
     def flops(self) -> float:
         """FLOPs of the training."""
-        if self.taken:
+        if self.is_published:
             return 0.0
         cost = model_cost(self.model, self.data.shape)
         return cost.training_flops(self.recipe.epochs * self.data.num_train)
@@ -150,7 +159,7 @@ class Train(Keyed):
 
     def estimate(self, pace: Pace) -> float:
         """Return the seconds of its training; a published network is only scored."""
-        return pace.training(self.setting, epochs=0 if self.taken else self.recipe.epochs)
+        return pace.training(self.setting, epochs=0 if self.is_published else self.recipe.epochs)
 
     def run(self, context: Context) -> Outcome:
         """Train, and read the test set once."""
@@ -161,7 +170,7 @@ class Train(Keyed):
         else:
             model = trained_network(self.model, context, self.initial)
         cost = model_cost(self.model, self.data.shape)
-        if self.taken:
+        if self.is_published:
             _check_normalisation(dataset)
             model = model.to(context.device)
             return Outcome(

@@ -5,10 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from regrow.errors import Damaged
-from regrow.jobs.base import Job, Material, all_jobs
-from regrow.jobs.prune import Prune
-from regrow.jobs.retrain import Retrain
-from regrow.jobs.train import Train
+from regrow.jobs.base import Job, all_jobs
 from regrow.report.render import Extra, Failure
 from regrow.report.rows import Run
 from regrow.report.validity import Ending
@@ -43,13 +40,6 @@ def results_of(study: AnyStudy, store: Store) -> Results:
     return Results(runs=tuple(runs), failures=tuple(failures))
 
 
-def _material(job: Job) -> Material | None:
-    """Return the data that a network of one of our own jobs was trained on."""
-    if isinstance(job, Train):
-        return job.data
-    return job.prune.data if isinstance(job, Retrain) else None
-
-
 def _scored(record: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
     """Return a record's score and its standard error, as reports show them."""
     error = record.get(metric.error_key)
@@ -65,11 +55,10 @@ def _ending(job: Job, record: Mapping[str, Any]) -> Ending | None:
     One that descended another objective than its parent does not; a fall is worth so many answers
     only where the loss is the plain cross-entropy.
     """
-    if isinstance(job, Retrain) and job.arm.objective is not None:
+    if job.loss_of == "arm":
         return None
     ending = Ending.of(record.get("history", []))
-    recipe = job.recipe if isinstance(job, Train | Retrain) else None
-    if ending is None or recipe is None or (recipe.objective is None and recipe.mixup is None):
+    if ending is None or job.loss_of == "task":
         return ending
     return replace(ending, fall=None)
 
@@ -95,8 +84,7 @@ class Reader:
     def record(self, job: Job) -> dict[str, Any]:
         """Return what a finished job found."""
         if job.key not in self._records:
-            record = self._store.record(job.key, spec=job.spec)
-            self._records[job.key] = job.recounted(record) if isinstance(job, Train) else record
+            self._records[job.key] = job.recounted(self._store.record(job.key, spec=job.spec))
         return self._records[job.key]
 
     def has(self, job: Job) -> bool:
@@ -135,9 +123,9 @@ class Reader:
     def run(self, cell: Cell) -> Run:
         """Return what is known of a cell."""
         experiment, use, cut, arm, job = cell.experiment, cell.use, cell.cut, cell.arm, cell.job
-        data = _material(job)
+        data = job.scored_on
         metric = self._metric_of(job)
-        published = any(isinstance(stage, Train) and stage.taken for stage in (job, *below(job)))
+        published = any(stage.is_published for stage in (job, *below(job)))
         common: dict[str, Any] = {
             "data": experiment.data_label,
             "model": experiment.model_label,
@@ -185,7 +173,7 @@ class Reader:
 
     def _cost(self, job: Job) -> dict[str, Any]:
         """Return what is left of a cost, where a share of one was asked for."""
-        prune = job.prune if isinstance(job, Retrain) else None
+        prune = job.pruning
         if prune is None or prune.cost is None:
             return {}
         cost = self.record(prune)["cost"]
@@ -198,17 +186,17 @@ class Reader:
         }
 
     def _metric_of(self, job: Job) -> Metric:
-        data = _material(job)
+        data = job.scored_on
         metric = self._metric if data is None else data.metric
         assert metric is not None, f"{job.label} is scored by an unknown metric"
         return metric
 
     def _parent(self, job: Job) -> dict[str, Any]:
         """Return what is known of the trained network that was pruned at first, if one was."""
-        parent = job.prune.parent if isinstance(job, Retrain) else None
-        while isinstance(parent, Retrain):  # the network of the round before
-            parent = parent.prune.parent
-        if parent is None:
+        parent: Job | None = job
+        while parent is not None and parent.pruning is not None:  # at last, that of the first round
+            parent = parent.pruning.parent
+        if parent is None or parent is job:
             return {}
         record = self.record(parent)
         ending = _ending(parent, record) if parent.treated is None else None
@@ -220,8 +208,6 @@ class Reader:
     def _emptied(self, job: Job) -> int:
         """Count layers that only the guard kept alive, but not those of networks it follows."""
         jobs = (job, *below(job))
-        guides = {
-            stage.key for pruning in jobs if isinstance(pruning, Prune) for stage in pruning.guides
-        }
+        guides = {guide.key for stage in jobs for guide in stage.guides}
         records = [self.record(stage) for stage in jobs if stage.key not in guides]
-        return sum(len(stage["guarded"]) for stage in records if "guarded" in stage)
+        return sum(len(record["guarded"]) for record in records if "guarded" in record)

@@ -38,17 +38,16 @@ def known_of_parents(jobs: "Iterable[Job]", store: "Store") -> dict[str, Any]:
 
     How a training ended under a method's treatment says nothing of its convergence.
     """
-    from regrow.jobs.train import Train
-
-    trained = {job.key: job for job in jobs if isinstance(job, Train)}
-    records = {key: store.record(key, spec=job.spec) for key, job in trained.items()}
+    trained = [job for job in jobs if job.scored_on is not None and job.pruning is None]
+    data = [job.scored_on for job in trained if job.scored_on is not None]
+    records = [store.record(job.key, spec=job.spec) for job in trained]
     parent = Evidence.of(
-        [MEASURED.reported(record[MEASURED.key]) for record in records.values()],
-        num_test=min((job.data.num_test for job in trained.values()), default=None),
-        chance=max((job.data.chance for job in trained.values() if job.data.chance), default=None),
+        [MEASURED.reported(record[MEASURED.key]) for record in records],
+        num_test=min((each.num_test for each in data), default=None),
+        chance=max((each.chance for each in data if each.chance), default=None),
         endings=[
-            Ending.of(record["history"]) if trained[key].treated is None else None
-            for key, record in records.items()
+            Ending.of(record["history"]) if job.treated is None else None
+            for job, record in zip(trained, records, strict=True)
         ],
     )
     columns = {name: getattr(parent, name.removeprefix("parent_"), None) for name in PARENT}

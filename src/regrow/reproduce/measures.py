@@ -54,8 +54,7 @@ def measured(kind: Kind, part: PlannedStudy, store: Store) -> pd.DataFrame:
 def _widths(part: PlannedStudy, store: Store) -> Iterator[Row]:
     counted = False
     for planned, mask in _masks(part, store):
-        assert isinstance(planned.cell.job, Prune)
-        _, traced = _traced(planned.cell.job.model, planned.cell.job.data.shape)
+        _, traced = _traced(*_network_of(planned))
         layers = [mask.kept[name] for name in traced.groups if name in mask.kept]
         for quantity, widths in (
             ("width", [len(stays) for stays in layers]),
@@ -131,14 +130,22 @@ def _counts(weights: dict[str, Tensor]) -> list[int]:
 def _masks(part: PlannedStudy, store: Store) -> Iterator[tuple[PlannedCell, Mask]]:
     """Read what each pruning of a part kept."""
     for planned in part.cells:
-        job = planned.cell.job
-        assert isinstance(job, Prune)
-        yield planned, stored_edit(store, job).mask
+        yield planned, stored_edit(store, _pruning_of(planned)).mask
+
+
+def _pruning_of(planned: PlannedCell) -> Prune:
+    pruning = planned.cell.job.pruning
+    assert pruning is not None, "such a part has a cell for each pruning"
+    return pruning
+
+
+def _network_of(planned: PlannedCell) -> tuple[ModelSpec, tuple[int, ...]]:
+    pruning = _pruning_of(planned)
+    return pruning.model, pruning.data.shape
 
 
 def _stages_of(planned: PlannedCell) -> dict[str, int]:
-    assert isinstance(planned.cell.job, Prune)
-    return _numbered(planned.cell.job.model, planned.cell.job.data.shape)
+    return _numbered(*_network_of(planned))
 
 
 @lru_cache(maxsize=1)

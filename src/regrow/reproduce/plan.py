@@ -10,7 +10,6 @@ from regrow.detection.study import DetectionStudy
 from regrow.errors import ConfigError, DataError
 from regrow.jobs.arms import UNPRUNED
 from regrow.jobs.base import Job
-from regrow.jobs.retrain import Retrain
 from regrow.reproduce import scales
 from regrow.reproduce.images import (
     IMAGENET,
@@ -269,11 +268,11 @@ def _prunings(planned_cells: Sequence[PlannedCell], entry: Entry) -> list[Planne
     by_pruning: dict[str, PlannedCell] = {}
     for planned in planned_cells:
         cell, job = planned.cell, planned.cell.job
-        if cell.use is None or cell.cut is None or not isinstance(job, Retrain):
+        if cell.use is None or cell.cut is None or job.pruning is None:
             continue
         if cell.use.method.trained and percent(cell.cut) in ratios:
             by_pruning.setdefault(
-                job.prune.key, replace(planned, cell=replace(cell, job=job.prune))
+                job.pruning.key, replace(planned, cell=replace(cell, job=job.pruning))
             )
     return list(by_pruning.values())
 

@@ -153,7 +153,7 @@ def _parent(experiment: Experiment, plain: Train, use: MethodUse, cut: Cut) -> T
     return replace(
         plain,
         # It goes on from published weights where the method says so, by way of ``initial``.
-        model=plain.model.untrained() if plain.taken else plain.model,
+        model=plain.model.untrained() if plain.is_published else plain.model,
         recipe=plain.recipe if use.lr is None else replace(plain.recipe, lr=use.lr),
         treated=treated,
         initial=plain if use.pretrained else None,
@@ -192,11 +192,10 @@ def _prune(
     method = replace(use.method, treatment=None)
     if by_structure:
         method = structure_only(method)
-    first = trained.prune if isinstance(trained, Retrain) else trained
     seed = 0 if by_structure else trained.seed
     codes = [
         CRITERIA.code(method.criterion),
-        MODELS.code(first.model.name),
+        MODELS.code(trained.model.name),
         UNITS.code(method.unit),
     ]
     if cut.cost is not None:
@@ -207,9 +206,9 @@ def _prune(
         codes.append(REPAIRS.code(method.repair))
     label = f"{experiment.model_label} {use.label} {cut.label} prune"
     return Prune(
-        data=first.data,
+        data=trained.data,
         # A network as first drawn has no published weights.
-        model=first.model if method.trained else first.model.untrained(),
+        model=trained.model if method.trained else trained.model.untrained(),
         method=method,
         seed=seed,
         parent=trained if method.trained else None,

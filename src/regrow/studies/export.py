@@ -11,8 +11,7 @@ from typing import Any
 
 from regrow.data import Dataset, load
 from regrow.errors import ConfigError, unknown
-from regrow.jobs.retrain import Retrain
-from regrow.jobs.train import Train
+from regrow.jobs.base import Material
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.surgery.architecture import save
@@ -79,8 +78,8 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
 
     A row that is not in the store is a ``ConfigError``.
     """
-    job = cell.job
-    if not isinstance(job, Train | Retrain):
+    job, data = cell.job, cell.job.scored_on
+    if data is None:
         raise ConfigError(
             f"Only classifiers can be exported, and '{job.label}' is a detector. Write its "
             "'backbone' as a study of its own, and export a row of that."
@@ -89,13 +88,11 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
         failure = store.failure(job.key)
         why = f"failed ({failure['message']})" if failure else "has not been done yet"
         raise ConfigError(f"'{job.label}' {why}. Give the study to `regrow run` first.")
-    record = store.record(job.key, spec=job.spec)
-    if isinstance(job, Train):
-        record = job.recounted(record)
-    metric = job.data.metric
+    record = job.recounted(store.record(job.key, spec=job.spec))
+    metric = data.metric
     network, architecture = job.network(store)
     save(folder, network, architecture)
-    text = json.dumps(_result(job, record), indent=1)
+    text = json.dumps(_result(job.label, data, record), indent=1)
     (Path(folder) / "result.json").write_text(text + "\n", encoding="utf-8")
     return Exported(
         folder=Path(folder),
@@ -107,17 +104,16 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
     )
 
 
-def _result(job: Train | Retrain, record: Mapping[str, Any]) -> dict[str, Any]:
+def _result(label: str, data: Material, record: Mapping[str, Any]) -> dict[str, Any]:
     """Say what a user of the network needs: how pixels go in, what comes out, how good it was."""
-    material = job.data
-    metric, dataset = material.metric, load(material.spec)
+    metric, dataset = data.metric, load(data.spec)
     measured = ("loss", "num_test", "parameters", "macs", "epochs")
     return {
-        "label": job.label,
+        "label": label,
         metric.key: _reported(metric, record),
         f"{metric.key}_unit": metric.unit_word,
         **{name: record[name] for name in measured},
-        "input": {"shape": list(material.shape), **_input(dataset)},
+        "input": {"shape": list(data.shape), **_input(dataset)},
         **_output(dataset),
     }
 

@@ -139,6 +139,11 @@ class Recipe:
         return 0.0 if spared[self.decayed] else self.weight_decay
 
     @property
+    def has_plain_loss(self) -> bool:
+        """True if it descends the task's own loss, of examples as they are."""
+        return self.objective is None and self.mixup is None
+
+    @property
     def ends_at_zero(self) -> bool:
         """True if the learning rate falls to almost zero step by step, without a last value."""
         return self.schedule in BY_STEP
