@@ -11,7 +11,7 @@ from regrow.jobs.base import Job, all_jobs
 from regrow.jobs.prune import Prune
 from regrow.jobs.train import Train
 from regrow.report.collect import below, collect
-from regrow.report.validity import Ending
+from regrow.report.rows import Ending
 from regrow.store import Store
 from regrow.studies.study import Study
 

@@ -25,8 +25,7 @@ from regrow.models import build
 from regrow.report.collect import collect
 from regrow.report.rows import Run
 from regrow.run import run
-from regrow.store import Store
-from regrow.store.parts import MASKS
+from regrow.store import MASKS, Store
 from regrow.studies.expand import Cell
 from regrow.studies.study import Study
 from regrow.surgery.mask import Mask

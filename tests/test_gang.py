@@ -23,11 +23,9 @@ from regrow.jobs.base import Context, Defaults, Job, Outcome
 from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build, initialise_, register_model
 from regrow.run import Event, JobFailed, JobProgress, Summary
-from regrow.run.coordinator import Conductor
-from regrow.run.execute import Settings
-from regrow.run.executors import assemble
+from regrow.run.coordinator import Conductor, Schedule, assemble
+from regrow.run.executors import Settings
 from regrow.run.gpu_sharing import Trial, how_many
-from regrow.run.schedule import Schedule
 from regrow.store import Store
 from regrow.studies.study import Study
 from regrow.train import Moment, Recipe, Training, Treatment, fit

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from regrow.core.seeds import seeded
 from regrow.jobs.train import Train
 from regrow.run import run
-from regrow.run.execute import exact_floats
+from regrow.run.executors import exact_floats
 from regrow.run.gpu_sharing import Trial, how_many
 from regrow.store import Store
 from regrow.train import Moment, Recipe, Training, Treatment, evaluate, fit

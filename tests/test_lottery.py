@@ -20,8 +20,7 @@ from regrow.jobs.train import Train, advance
 from regrow.models import build
 from regrow.report.collect import collect
 from regrow.run import run
-from regrow.store import Store
-from regrow.store.parts import after_epoch
+from regrow.store import Store, after_epoch
 from regrow.studies.expand import Cell
 from regrow.studies.study import Study
 from regrow.surgery.mask import Mask, apply_

@@ -13,8 +13,7 @@ from regrow.report import write
 from regrow.report.answer import answer, sentence
 from regrow.report.figures import STYLES, _styles
 from regrow.report.questions import reference
-from regrow.report.rows import Run, summarise
-from regrow.report.validity import Ending
+from regrow.report.rows import Ending, Run, summarise
 from regrow.report.verdict import Verdict, verdicts
 from regrow.studies.experiment import read_experiments
 

@@ -34,9 +34,9 @@ from regrow.run import (
     RunProgress,
     run,
 )
+from regrow.run.coordinator import Schedule
 from regrow.run.display import _Screen, describe, display
-from regrow.run.executors import how_it_ended
-from regrow.run.schedule import Schedule
+from regrow.run.worker import how_it_ended
 from regrow.store import Store
 
 
@@ -394,7 +394,7 @@ def test_signals_are_held_back_from_the_first_process_that_is_started() -> None:
     code = """if True:
         import signal
         from multiprocessing import get_context
-        from regrow.run.execute import held_back
+        from regrow.run.worker import held_back
         with held_back(signal.SIGINT, signal.SIGTERM):
             process = get_context("spawn").Process(target=print)
             process.start()

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from regrow.report.rows import Ending
 from regrow.report.statistics import at_least
-from regrow.report.validity import EXCLUDING, RULES, Ending, Evidence, Rule, excluded, judge
+from regrow.report.validity import EXCLUDING, RULES, Evidence, Rule, excluded, judge
 
 TEN: dict[str, Any] = {"num_test": 10_000, "chance": 10.0}
 GOOD = Evidence(mean=93.5, std=0.2, n=5, **TEN, loss=0.002, fall=0.0)

@@ -9,7 +9,7 @@ from typing import Any
 from regrow.models import ModelSpec, build
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select
-from regrow.run.execute import one_thread
+from regrow.run.executors import one_thread
 from regrow.surgery import shrink, trace
 
 NETWORKS = ("vgg-16", "resnet-56", "resnet-110", "preresnet-164", "densenet-40", "densenet-bc-100")

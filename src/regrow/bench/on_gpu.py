@@ -9,7 +9,7 @@ from regrow.bench.measuring import matrix_products, our_steps, our_training, rat
 from regrow.bench.plain import plain_steps
 from regrow.models import build
 from regrow.run import num_cores
-from regrow.run.execute import exact_floats
+from regrow.run.executors import exact_floats
 from regrow.run.gpu_sharing import MOST, Trial, how_many
 from regrow.train import Precision
 

@@ -14,8 +14,9 @@ from regrow.bench.measuring import matrix_products, our_steps, our_training, rat
 from regrow.bench.plain import plain_steps
 from regrow.models import build
 from regrow.run import num_cores
-from regrow.run.execute import held_back, large_pages, one_thread
+from regrow.run.executors import one_thread
 from regrow.run.precision import HOPELESS, is_native, measured
+from regrow.run.worker import held_back, large_pages
 from regrow.train import Precision
 
 TRAINING = "training"

@@ -13,7 +13,7 @@ from regrow.bench.material import Subject, training_flops
 from regrow.bench.measuring import share_around_the_core
 from regrow.bench.on_gpu import GpuWays
 from regrow.bench.processes import PLAIN_ALL_THREADS, CpuWays
-from regrow.run.execute import one_thread
+from regrow.run.executors import one_thread
 
 PEAK_SECONDS = 1.0
 

@@ -27,8 +27,7 @@ from regrow.data.cache import altered_entries
 from regrow.data.spec import IMAGE_TASK, DataSpec
 from regrow.errors import ConfigError, Damaged, Interrupted
 from regrow.models import MODELS, ModelSpec
-from regrow.store import Store
-from regrow.store.parts import MAIN
+from regrow.store import MAIN, Store
 from regrow.store.workspace import Workspace
 from regrow.tasks import TASKS, Metric, task_of
 from regrow.train import Recipe

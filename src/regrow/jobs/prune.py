@@ -26,8 +26,7 @@ from regrow.pruning.probe import Probe
 from regrow.pruning.select import select
 from regrow.pruning.stages import Pattern, pattern_of, stages_of
 from regrow.pruning.targets import measure_cost
-from regrow.store import Store
-from regrow.store.parts import MASKS, REPAIRED
+from regrow.store import MASKS, REPAIRED, Store
 from regrow.surgery import sensitivities
 from regrow.surgery.architecture import is_fixed, traced
 from regrow.surgery.edit import Edit

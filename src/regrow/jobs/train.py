@@ -26,8 +26,7 @@ from regrow.jobs.base import (
 )
 from regrow.models import ModelSpec, build, example_input
 from regrow.pruning.method import METHODS
-from regrow.store import Store
-from regrow.store.parts import MAIN, MASKS, after_epoch, joined, part_of
+from regrow.store import MAIN, MASKS, Store, after_epoch, joined, part_of
 from regrow.surgery.architecture import Architecture
 from regrow.surgery.mask import Mask
 from regrow.tasks import task_of

@@ -7,8 +7,7 @@ from typing import Any
 from regrow.errors import Damaged
 from regrow.jobs.base import Job, all_jobs
 from regrow.report.render import Extra, Failure
-from regrow.report.rows import Run
-from regrow.report.validity import Ending
+from regrow.report.rows import Ending, Run
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.studies.study import KINDS, AnyStudy, Study

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from regrow.jobs.arms import Start
-from regrow.report.rows import Run, evidence
+from regrow.report.rows import Run
+from regrow.report.validity import evidence
 from regrow.tasks.metric import ACCURACY, Metric
 
 About = Literal["scratch", "ticket", "best"]

@@ -16,11 +16,41 @@ import pandas as pd
 
 from regrow.jobs.arms import ArmSchedule, BudgetKind, Start
 from regrow.report.statistics import mean_and_std
-from regrow.report.validity import Ending, Evidence
 from regrow.tasks.metric import ACCURACY, Metric
 
 Status = Literal["done", "failed", "missing"]
 Column = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """The end of one training: its mean loss in the last epoch, and the fall per epoch before it.
+
+    ``fall`` is taken over the epochs at the last rate, without the first of them where there are
+    more than two, because a drop of the rate shows there; None for a single one.
+    """
+
+    loss: float
+    fall: float | None = None
+
+    @classmethod
+    def of(cls, history: Sequence[Mapping[str, Any]]) -> "Ending | None":
+        """Read it off a training's history (lines of ``lr`` and ``loss``); None without epochs.
+
+        >>> Ending.of([{"lr": 0.1, "loss": 2.0}, {"lr": 0.1, "loss": 1.5}])
+        Ending(loss=1.5, fall=0.5)
+        """
+        if not history:
+            return None
+        last = history[-1]
+        length = next(
+            (i for i, line in enumerate(reversed(history)) if line["lr"] != last["lr"]),
+            len(history),
+        )
+        steps = length - 1 if length <= 2 else length - 2
+        if steps == 0:
+            return cls(loss=last["loss"])
+        return cls(loss=last["loss"], fall=(history[-1 - steps]["loss"] - last["loss"]) / steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,32 +283,6 @@ def summarise(runs: Iterable[Run]) -> pd.DataFrame:
     return to_frame(rows, row_columns(listed))
 
 
-def evidence(runs: Sequence[Run]) -> Evidence | None:
-    """Return what the runs of one arm show, for the rules of validity; None before any is done."""
-    done = [run for run in runs if run.done]
-    return Evidence.of(
-        [run.score for run in done if run.score is not None],
-        metric=runs[0].metric if runs else ACCURACY,
-        errors=[run.error for run in done],
-        num_test=_smallest(run.num_test for run in done),
-        chance=_largest(run.chance for run in done),
-        endings=[run.ending for run in done],
-    )
-
-
-def parent_evidence(runs: Iterable[Run]) -> Evidence | None:
-    """Return what is known of the network that the arms of one cell were pruned from."""
-    known = {run.seed: run for run in runs if run.parent_score is not None}
-    return Evidence.of(
-        [run.parent_score for run in known.values() if run.parent_score is not None],
-        metric=next((run.metric for run in known.values()), ACCURACY),
-        errors=[run.parent_error for run in known.values()],
-        num_test=_smallest(run.num_test for run in known.values()),
-        chance=_largest(run.chance for run in known.values()),
-        endings=[run.parent_ending for run in known.values()],
-    )
-
-
 def fairness(runs: Sequence[Run]) -> str:
     """Word what one row was given to train with, from its specs.
 
@@ -357,8 +361,8 @@ def _row(runs: list[Run], table: Table) -> dict[str, object]:
         "n_failed": sum(run.status == "failed" for run in runs),
         "n_missing": sum(run.status == "missing" for run in runs),
         "fairness": fairness(done or runs),
-        "num_test": _smallest(run.num_test for run in runs),
-        "chance": _largest(run.chance for run in runs),
+        "num_test": smallest(run.num_test for run in runs),
+        "chance": largest(run.chance for run in runs),
         "group": first.group,
         "metric": first.metric.key,
     }
@@ -386,11 +390,13 @@ def to_frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -
     return pd.DataFrame(series)
 
 
-def _smallest(values: Iterable[int | None]) -> int | None:
+def smallest(values: Iterable[int | None]) -> int | None:
+    """Return the smallest of the values that are known, or None."""
     return min((value for value in values if value is not None), default=None)
 
 
-def _largest(values: Iterable[float | None]) -> float | None:
+def largest(values: Iterable[float | None]) -> float | None:
+    """Return the largest of the values that are known, or None."""
     return max((value for value in values if value is not None), default=None)
 
 

@@ -35,8 +35,9 @@ more than 1 % an epoch where the metric is no count: what that is worth is not k
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
+from regrow.report.rows import Ending, Run, largest, smallest
 from regrow.report.statistics import at_least, mean_and_std
 from regrow.report.words import score, short
 from regrow.tasks.metric import ACCURACY, Metric
@@ -68,37 +69,6 @@ _RULE_TEXTS: Mapping[Rule, str] = {
 }
 RULES: tuple[Rule, ...] = tuple(_RULE_TEXTS)
 EXCLUDING: tuple[Rule, ...] = ("parent at chance", "arms at chance", "not converged")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """The end of one training: its mean loss in the last epoch, and the fall per epoch before it.
-
-    ``fall`` is taken over the epochs at the last rate, without the first of them where there are
-    more than two, because a drop of the rate shows there; None for a single one.
-    """
-
-    loss: float
-    fall: float | None = None
-
-    @classmethod
-    def of(cls, history: Sequence[Mapping[str, Any]]) -> "Ending | None":
-        """Read it off a training's history (lines of ``lr`` and ``loss``); None without epochs.
-
-        >>> Ending.of([{"lr": 0.1, "loss": 2.0}, {"lr": 0.1, "loss": 1.5}])
-        Ending(loss=1.5, fall=0.5)
-        """
-        if not history:
-            return None
-        last = history[-1]
-        length = next(
-            (i for i, line in enumerate(reversed(history)) if line["lr"] != last["lr"]),
-            len(history),
-        )
-        steps = length - 1 if length <= 2 else length - 2
-        if steps == 0:
-            return cls(loss=last["loss"])
-        return cls(loss=last["loss"], fall=(history[-1 - steps]["loss"] - last["loss"]) / steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +146,32 @@ class Evidence:
             return None
         share = min(max(self.mean / 100, 0.0), 1.0)
         return 100 * math.sqrt(share * (1 - share) / self.num_test)
+
+
+def evidence(runs: Sequence[Run]) -> Evidence | None:
+    """Return what the runs of one arm show, for the rules of validity; None before any is done."""
+    done = [run for run in runs if run.done]
+    return Evidence.of(
+        [run.score for run in done if run.score is not None],
+        metric=runs[0].metric if runs else ACCURACY,
+        errors=[run.error for run in done],
+        num_test=smallest(run.num_test for run in done),
+        chance=largest(run.chance for run in done),
+        endings=[run.ending for run in done],
+    )
+
+
+def parent_evidence(runs: Iterable[Run]) -> Evidence | None:
+    """Return what is known of the network that the arms of one cell were pruned from."""
+    known = {run.seed: run for run in runs if run.parent_score is not None}
+    return Evidence.of(
+        [run.parent_score for run in known.values() if run.parent_score is not None],
+        metric=next((run.metric for run in known.values()), ACCURACY),
+        errors=[run.parent_error for run in known.values()],
+        num_test=smallest(run.num_test for run in known.values()),
+        chance=largest(run.chance for run in known.values()),
+        endings=[run.parent_ending for run in known.values()],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from regrow.report import rows
 from regrow.report.questions import BEST, CellQuestion, Question, ask
-from regrow.report.rows import Run, Table, evidence, parent_evidence
+from regrow.report.rows import Run, Table
 from regrow.report.statistics import (
     ROUNDING,
     Comparison,
@@ -26,7 +26,7 @@ from regrow.report.statistics import (
     paired,
     seeds_to_settle,
 )
-from regrow.report.validity import Evidence, Reason, Rule, judge
+from regrow.report.validity import Evidence, Reason, Rule, evidence, judge, parent_evidence
 from regrow.tasks.metric import Metric
 
 Outcome = Literal["better", "equivalent", "worse", "undecided", "no conclusion", "not run"]

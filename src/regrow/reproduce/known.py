@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from regrow.report.rows import Run, evidence, parent_evidence
-from regrow.report.validity import RULES, Ending, Evidence, Reason, Rule, excluded, judge, rule_text
+from regrow.report.rows import Ending, Run
+from regrow.report.validity import (
+    RULES,
+    Evidence,
+    Reason,
+    Rule,
+    evidence,
+    excluded,
+    judge,
+    parent_evidence,
+    rule_text,
+)
 from regrow.reproduce.printed import records
 from regrow.tasks.metric import ACCURACY as MEASURED
 

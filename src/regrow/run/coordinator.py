@@ -1,16 +1,24 @@
-"""Lead a run: hand out jobs, hear of them, tell the user, stop in good order."""
+"""Run jobs: hand out what is missing from a store, longest chain first, hear of it, tell the user.
 
+With few workers and jobs of very different length, what starts last decides when the run ends. So
+the ready job that heads the longest chain of work (its own and of those that wait for it) goes
+first; without dependents that is "longest job first".
+"""
+
+import heapq
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from regrow.core.distributed import current
-from regrow.errors import Damaged, Interrupted, RanksLost, StoreError
-from regrow.jobs.base import Notice, Progress
+from regrow.errors import ConfigError, Damaged, Interrupted, RanksLost, StoreError
+from regrow.jobs.base import Job, Notice, Progress, all_jobs
 from regrow.run.events import (
     Event,
     JobBlocked,
@@ -21,11 +29,13 @@ from regrow.run.events import (
     JobWarning,
     RunProgress,
 )
-from regrow.run.execute import Ended, Message
-from regrow.run.executors import Crew
-from regrow.run.schedule import Schedule, ScheduledJob
+from regrow.run.executors import Crew, Ended, Message, Settings, alone, here, threads
+from regrow.run.gpu_sharing import gang
+from regrow.run.torchrun import summon
+from regrow.run.worker import worker_processes
 from regrow.store import Store
 
+THREADS = 4  # for digests, which are computed without the interpreter's lock
 TELL_SECONDS = 0.25
 HELD_SECONDS = 0.2  # how often to look for the record of a job that another run works on
 ATTEMPTS = 2  # a worker that dies may be bad luck (memory taken by others); twice is the job
@@ -45,6 +55,176 @@ class Summary:
     def complete(self) -> bool:
         """True if every requested job is in the store."""
         return not self.failed and not self.blocked
+
+
+def run(
+    jobs: Iterable[Job],
+    store: Store,
+    *,
+    workers: int | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    checkpoint_seconds: float = 120.0,
+    device: str = "cpu",
+) -> Summary:
+    """Do jobs and all they stand on, as far as the store does not have them.
+
+    By default there is one worker process per core, so that a crash ends no more than its job; with
+    ``workers=0`` the work is done in this process. On a GPU, workers are threads of this process
+    that share the device, by default as many as measuring finds to pay. As rank 0 of several
+    (``run.torchrun``), this process takes one job at a time, and the others train it with it. A job
+    that fails leaves the others running, and is tried again by the next run. What is stored and
+    damaged is set aside and done anew. Several runs may share one store: a job held by another is
+    waited for. Ctrl-C or SIGTERM stops in good order - every job saves, ``Interrupted`` is raised -
+    and a second one at once.
+    """
+    if workers is not None and workers < 0:
+        raise ConfigError(f"'workers' must be an int of at least 0. Got {workers!r}.")
+    jobs, emit = tuple(jobs), on_event or (lambda _: None)
+    store.tidy()
+    _set_damaged_aside(all_jobs(jobs).values(), store, emit)
+    schedule = Schedule(jobs, store.snapshot().done)
+    together = device != "cpu" and not current().together
+    if current().together:
+        workers = 0
+    elif workers is None:
+        pending = (node.job for node in schedule.nodes.values())
+        workers = gang(pending, device) if together else num_cores()
+    settings = Settings(
+        device=device, checkpoint_seconds=checkpoint_seconds, together=together and workers > 1
+    )
+    num = min(workers, len(schedule.nodes))
+    single = num == 1 and device != "cpu"  # a single thread beside this one would gain nothing
+    crew = assemble(0 if single else num, store, settings)
+    try:
+        return Conductor(schedule, store, crew, emit).conduct()
+    finally:
+        crew.close()
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def assemble(num_workers: int, store: Store, settings: Settings) -> Crew:
+    """Return a crew of workers, or this process alone if there are to be none.
+
+    Workers are threads where jobs share a device (``settings.together``), else processes.
+    """
+    if num_workers == 0:
+        return here(store, settings, summon=summon if current().together else alone)
+    if settings.together:
+        return threads(num_workers, store, settings)
+    return worker_processes(num_workers, store, settings)
+
+
+def _set_damaged_aside(jobs: Iterable[Job], store: Store, emit: Callable[[Event], None]) -> None:
+    """Move what is damaged of some jobs out of their way, so that it is done anew; tell of each."""
+    snapshot = store.snapshot()
+    stored = [job for job in jobs if job.key in snapshot.done | snapshot.failed]
+    with ThreadPoolExecutor(THREADS) as pool:
+        problems = pool.map(lambda job: store.problem(job.key, job.spec), stored)
+        for job, problem in zip(stored, problems, strict=True):
+            if problem is not None and (moved := store.set_aside(job.key, job.spec)) is not None:
+                message = f"{problem} It was moved to {moved}."
+                emit(JobWarning(key=job.key, label=job.label, message=message))
+
+
+@dataclass(eq=False)
+class ScheduledJob:
+    """A job in its graph."""
+
+    job: Job
+    key: str
+    index: int
+    work: float  # FLOPs, at least 1, so that jobs of unknown cost count as a step each
+    dependents: "list[ScheduledJob]" = field(default_factory=list)
+    num_waiting_for: int = 0
+    chain: float = 0.0  # work from here to the end of the longest chain
+    closed: bool = False  # done, failed or blocked
+
+
+class Schedule:
+    """The jobs still to be done, handed out in order; every step costs O(log of the ready)."""
+
+    def __init__(self, jobs: Iterable[Job], done: Collection[str]) -> None:
+        everything = _expand(list(jobs))
+        # All that a job stands on, also of one that is done: a report adds up what it all cost.
+        self.nodes = {key: node for key, node in everything.items() if key not in done}
+        self.reused = [node for key, node in everything.items() if key in done]
+        for node in self.nodes.values():
+            for key in _input_keys(node.job):
+                if key in self.nodes:
+                    self.nodes[key].dependents.append(node)
+                    node.num_waiting_for += 1
+        for node in reversed(self.nodes.values()):  # dependents come after their inputs
+            node.chain = node.work + max((later.chain for later in node.dependents), default=0.0)
+        self.num_open = len(self.nodes)
+        self._ready: list[tuple[float, int, ScheduledJob]] = []
+        for node in self.nodes.values():
+            if node.num_waiting_for == 0:
+                self.put_back(node)
+
+    def take(self) -> ScheduledJob | None:
+        """Return the next job that can start, or None when all that is left waits for others."""
+        return heapq.heappop(self._ready)[2] if self._ready else None
+
+    def put_back(self, node: ScheduledJob) -> None:
+        """Take a job back that was handed out and not done."""
+        heapq.heappush(self._ready, (-node.chain, node.index, node))
+
+    def finish(self, node: ScheduledJob) -> None:
+        """Note that a job is done, which may make others ready."""
+        self._close(node)
+        for later in node.dependents:
+            later.num_waiting_for -= 1
+            if later.num_waiting_for == 0 and not later.closed:
+                self.put_back(later)
+
+    def fail(self, node: ScheduledJob) -> list[ScheduledJob]:
+        """Note that a job failed; returns those that cannot be done without it."""
+        self._close(node)
+        blocked: list[ScheduledJob] = []
+        stack = [node]
+        while stack:
+            for later in stack.pop().dependents:
+                if not later.closed:
+                    self._close(later)
+                    blocked.append(later)
+                    stack.append(later)
+        return sorted(blocked, key=lambda node: node.index)
+
+    def _close(self, node: ScheduledJob) -> None:
+        node.closed = True
+        self.num_open -= 1
+
+
+def _expand(jobs: list[Job]) -> dict[str, ScheduledJob]:
+    """Collect jobs and all they stand on, once each, every job after its inputs.
+
+    A loop, not a recursion: the rounds of a lottery make long chains.
+    """
+    nodes: dict[str, ScheduledJob] = {}
+    opened: set[str] = set()
+    stack = jobs[::-1]
+    while stack:
+        job = stack[-1]
+        key = job.key
+        if key in nodes:
+            stack.pop()
+        elif key in opened:
+            stack.pop()
+            nodes[key] = ScheduledJob(job, key, index=len(nodes), work=max(job.flops, 1.0))
+        else:
+            opened.add(key)
+            stack.extend(before for before in reversed(job.inputs) if before.key not in opened)
+    return nodes
+
+
+def _input_keys(job: Job) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(before.key for before in job.inputs))
 
 
 @dataclass
@@ -121,13 +301,14 @@ class Conductor:
             node = self._schedule.take()
             if node is None:
                 return
-            self._crew.start(node)
+            self._crew.start(node.job)
 
-    def _hear(self, node: ScheduledJob, message: Message) -> None:
+    def _hear(self, job: Job, message: Message) -> None:
+        node = self._schedule.nodes[job.key]
         if isinstance(message, Progress):
             self._progress(node, message)
         elif isinstance(message, Notice):
-            self._emit(JobWarning(key=node.key, label=node.job.label, message=message.message))
+            self._emit(JobWarning(key=node.key, label=job.label, message=message.message))
         else:
             self._ended(node, message)
         self._tell()

@@ -32,7 +32,7 @@ from regrow.jobs.train import Train, model_cost
 from regrow.models import ModelSpec, build, example_input
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select
-from regrow.run.execute import one_thread
+from regrow.run.executors import one_thread
 from regrow.store import Store
 from regrow.surgery import Trace, shrink
 from regrow.surgery.architecture import traced

@@ -1,43 +1,181 @@
-"""Executors of jobs: this process, its threads or worker processes, behind one interface."""
+"""Do jobs, one after another in this process or at once in its threads.
 
-import multiprocessing
-import pickle
-import signal
-import tempfile
+Every job is done the same way wherever it runs (``execute``), also in worker processes
+(``run.worker``). What does jobs is a ``Crew``.
+"""
+
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from pathlib import Path
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
-from regrow.core.registry import loaded_files
-from regrow.errors import RegrowError
-from regrow.run.execute import (
-    Ended,
-    Message,
-    Settings,
-    exact_floats,
-    execute,
-    held_back,
-    large_pages,
-    one_thread,
-)
-from regrow.run.schedule import ScheduledJob
-from regrow.run.torchrun import summon
-from regrow.run.worker import STOP, Origin, Ready, work
+from regrow.core.distributed import ALONE, Ranks, lost, own_device
+from regrow.core.global_rng import drawing
+from regrow.core.seeds import derive
+from regrow.errors import Interrupted, RanksLost, RegrowError, StoreError
+from regrow.jobs.base import Context, Job, Notice, Outcome, Progress
 from regrow.store import Store
+from regrow.store.workspace import Workspace
 
 # How long a thread may take to come to the end of its step, when all is to end.
 CLOSE_SECONDS = 10.0
+# The environment's fault, not the job's: what was computed so far is good and can be resumed.
+ENVIRONMENT = (OSError, MemoryError, StoreError)
 
-Deliver = Callable[[ScheduledJob, Message], None]
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of the work on a job.
+
+    "reused": another run had done it; "held": another run works on it; "stopped": on request, can
+    be resumed; "died": its process ended before it could say so; then ``message`` says by what, and
+    ``traceback`` what it did.
+    """
+
+    status: Literal["done", "reused", "held", "failed", "stopped", "died"]
+    seconds: float = 0.0
+    message: str = ""
+    traceback: str = ""
+
+
+Message = Progress | Notice | Ended
+Deliver = Callable[[Job, Message], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings that all jobs of a run share."""
+
+    device: str
+    checkpoint_seconds: float
+    together: bool = False  # several jobs at once in one process
+
+
+Summon = Callable[[Job, Settings], Ranks]
+
+
+def alone(job: Job, settings: Settings) -> Ranks:
+    """Have no other ranks do a job."""
+    return ALONE
+
+
+def execute(
+    job: Job,
+    store: Store,
+    settings: Settings,
+    *,
+    report: Callable[[Progress | Notice], None],
+    stopping: Callable[[], bool],
+    summon: Summon = alone,
+) -> Ended:
+    """Do a job and store what it finds, or why it failed; never raises for the job's own sake.
+
+    ``summon`` has other ranks do it too, and returns who does. What only one of them runs into, in
+    code that is not ours, is ``RanksLost``: the others wait for it at some point nobody knows.
+    """
+    with store.claim(job.key) as workspace:
+        if workspace is None:
+            return Ended("held")
+        if store.has(job.key):
+            return Ended("reused")
+        store.forgive(job.key)
+        report(Progress(0.0))
+        ranks = summon(job, settings)
+        context = Context(
+            job,
+            store,
+            workspace,
+            ranks=ranks,
+            device=own_device(settings.device),
+            checkpoint_seconds=settings.checkpoint_seconds,
+            report=report,
+            stopping=stopping,
+        )
+        try:
+            with own_randomness(job, settings):
+                outcome = job.run(context)
+            record = _record(job, outcome, context.seconds)
+            store.commit(job.key, record, outcome.tensors, parts=outcome.parts)
+        except RanksLost:
+            raise
+        except Interrupted:
+            return Ended("stopped", context.seconds)
+        except Exception as error:
+            if ranks.together and not isinstance(error, RegrowError):
+                raise lost(error) from error
+            return _failed(job, error, store=store, workspace=workspace)
+        return Ended("done", context.seconds)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, without denormals, as every job does: so results are bitwise equal.
+
+    One thread per training and one process per core is also the fastest use of a CPU here.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def exact_floats() -> Iterator[None]:
+    """Compute float32 as float32 on a GPU: without TF32, which convolutions use by default."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def own_randomness(job: Job, settings: Settings) -> AbstractContextManager[None]:
+    """Start every job from its own global random state, whatever ran before it in this process.
+
+    A training beside others leaves that state to whoever's turn it is: it draws from it only within
+    ``drawing``. Jobs that train nothing are short, so they have all their time in turn.
+    """
+    if settings.together and job.flops > 0:
+        return nullcontext()
+    return drawing(derive(0, "job", job.key))
+
+
+def _record(job: Job, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    timing: Mapping[str, Any] = outcome.record.get("timing", {})
+    return {
+        **outcome.record,
+        "kind": job.kind,
+        "spec": job.spec,
+        "inputs": [before.key for before in job.inputs],
+        "timing": {**timing, "seconds": round(seconds, 3)},
+    }
+
+
+def _failed(job: Job, error: Exception, *, store: Store, workspace: Workspace) -> Ended:
+    message = str(error) if isinstance(error, RegrowError) else f"{type(error).__name__}: {error}"
+    if not isinstance(error, ENVIRONMENT):
+        workspace.drop_checkpoint()
+    try:
+        store.fail(job.key, job.spec, message=message, traceback=_traceback(error))
+    except StoreError as second:  # a full disk: the caller still learns of both
+        message = f"{message} ({second})"
+    return Ended("failed", message=message)
+
+
+def _traceback(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))
 
 
 class Crew(Protocol):
@@ -51,7 +189,7 @@ class Crew(Protocol):
     def num_busy(self) -> int:
         """The number of jobs under way."""
 
-    def start(self, node: ScheduledJob) -> None:
+    def start(self, job: Job) -> None:
         """Begin a job; only while ``num_free``."""
 
     def poll(self, deliver: Deliver, *, seconds: float) -> None:
@@ -64,54 +202,53 @@ class Crew(Protocol):
         """End at once, whatever is under way; its checkpoints stay."""
 
 
-def assemble(num_workers: int, store: Store, settings: Settings) -> Crew:
-    """Return a crew of workers, or this process alone if there are to be none.
+def here(store: Store, settings: Settings, *, summon: Summon = alone) -> Crew:
+    """Return this process alone; as rank 0 of several, it has the others help (``summon``)."""
+    return _Here(store, settings, summon)
 
-    Workers are threads where jobs share a device (``settings.together``), else processes.
-    """
-    if num_workers == 0:
-        return _Here(store, settings)
-    if settings.together:
-        return _Threads(num_workers, store, settings)
-    return _Workers(num_workers, store, settings)
+
+def threads(num: int, store: Store, settings: Settings) -> Crew:
+    """Return threads of this process, for jobs that share a device."""
+    return _Threads(num, store, settings)
 
 
 class _Here:
-    """This process, one job at a time; as rank 0 of several, it has the others help."""
+    """This process, one job at a time."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings, summon: Summon) -> None:
         self._store = store
         self._settings = settings
-        self._node: ScheduledJob | None = None
+        self._summon = summon
+        self._job: Job | None = None
         self._stopping = False
 
     @property
     def num_free(self) -> int:
-        return 0 if self._node else 1
+        return 0 if self._job else 1
 
     @property
     def num_busy(self) -> int:
         return 1 - self.num_free
 
-    def start(self, node: ScheduledJob) -> None:
-        self._node = node
+    def start(self, job: Job) -> None:
+        self._job = job
 
     def poll(self, deliver: Deliver, *, seconds: float) -> None:
-        node = self._node
-        if node is None:
+        job = self._job
+        if job is None:
             time.sleep(seconds)
             return
         with one_thread(), exact_floats():
             ended = execute(
-                node.job,
+                job,
                 self._store,
                 self._settings,
-                report=lambda message: deliver(node, message),
+                report=lambda message: deliver(job, message),
                 stopping=lambda: self._stopping,
-                summon=summon,
+                summon=self._summon,
             )
-        self._node = None
-        deliver(node, ended)
+        self._job = None
+        deliver(job, ended)
 
     def stop(self) -> None:
         self._stopping = True
@@ -133,8 +270,8 @@ class _Threads:
         self._num = num
         self._num_busy = 0
         self._stopping = False
-        self._jobs: SimpleQueue[ScheduledJob | None] = SimpleQueue()
-        self._news: SimpleQueue[tuple[ScheduledJob, Message]] = SimpleQueue()
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._news: SimpleQueue[tuple[Job, Message]] = SimpleQueue()
         self._whole_process = ExitStack()
         self._whole_process.enter_context(one_thread())
         self._whole_process.enter_context(exact_floats())
@@ -152,9 +289,9 @@ class _Threads:
     def num_busy(self) -> int:
         return self._num_busy
 
-    def start(self, node: ScheduledJob) -> None:
+    def start(self, job: Job) -> None:
         self._num_busy += 1
-        self._jobs.put(node)
+        self._jobs.put(job)
 
     def poll(self, deliver: Deliver, *, seconds: float) -> None:
         with suppress(Empty):
@@ -179,16 +316,16 @@ class _Threads:
     def _serve(self) -> None:
         # Both are settings of the thread: its processor's handling of denormals, its CUDA stream.
         with one_thread(), _own_stream(self._settings.device):
-            while (node := self._jobs.get()) is not None:
-                self._news.put((node, self._do(node)))
+            while (job := self._jobs.get()) is not None:
+                self._news.put((job, self._do(job)))
 
-    def _do(self, node: ScheduledJob) -> Ended:
+    def _do(self, job: Job) -> Ended:
         try:
             return execute(
-                node.job,
+                job,
                 self._store,
                 self._settings,
-                report=lambda message: self._news.put((node, message)),
+                report=lambda message: self._news.put((job, message)),
                 stopping=lambda: self._stopping,
             )
         except BaseException as error:  # the thread goes on, as a process would be replaced
@@ -199,146 +336,3 @@ def _own_stream(device: str) -> AbstractContextManager[object]:
     if not device.startswith("cuda"):
         return nullcontext()
     return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
-
-
-class _Workers:
-    """Worker processes, started once; one that dies is replaced."""
-
-    def __init__(self, num: int, store: Store, settings: Settings) -> None:
-        self._origin = Origin(store=store.root, files=loaded_files(), settings=settings)
-        self._stopping = self._told = False
-        self._workers = [_Worker(self._origin) for _ in range(num)]
-
-    @property
-    def num_free(self) -> int:
-        return sum(worker.ready and worker.node is None for worker in self._workers)
-
-    @property
-    def num_busy(self) -> int:
-        return sum(worker.node is not None for worker in self._workers)
-
-    def start(self, node: ScheduledJob) -> None:
-        next(w for w in self._workers if w.ready and w.node is None).start(node)
-
-    def poll(self, deliver: Deliver, *, seconds: float) -> None:
-        if self._stopping and not self._told:
-            self._told = True
-            for worker in self._workers:
-                worker.send(STOP)
-        by_pipe = {worker.pipe: worker for worker in self._workers}
-        for pipe in wait(list(by_pipe), timeout=seconds):
-            worker = by_pipe[pipe]  # type: ignore[index]  # only pipes were given
-            try:
-                message = worker.pipe.recv()
-            except (EOFError, OSError):
-                self._replace(worker, deliver)
-            else:
-                self._hear(worker, message, deliver)
-
-    def stop(self) -> None:
-        self._stopping = True
-
-    def close(self) -> None:
-        for worker in self._workers:
-            worker.close(kill=worker.node is not None or not worker.ready)
-
-    def _hear(self, worker: "_Worker", message: object, deliver: Deliver) -> None:
-        if isinstance(message, Ready):
-            if message.error:
-                raise RegrowError(message.error)
-            worker.ready = True
-            return
-        node = worker.node
-        assert node is not None
-        if isinstance(message, Ended):
-            worker.node = None
-        deliver(node, message)  # type: ignore[arg-type]  # workers send nothing else
-
-    def _replace(self, worker: "_Worker", deliver: Deliver) -> None:
-        end = how_it_ended(worker.close(kill=True))
-        self._workers.remove(worker)
-        if not worker.ready:
-            raise RegrowError(
-                f"A worker process did not start: it {end}. Its own message is above, if it had "
-                f"one. A script that calls regrow.run needs `if __name__ == '__main__':` around "
-                f"its calls; or use workers=0, which stays in this process."
-            )
-        if not self._stopping:
-            self._workers.append(_Worker(self._origin))
-        if worker.node is not None:
-            deliver(
-                worker.node,
-                Ended("died", message=f"Its worker process {end}", traceback=worker.traceback()),
-            )
-
-
-class _Worker:
-    """One worker process, seen from its parent."""
-
-    def __init__(self, origin: Origin) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy torch's locked threads
-        self.pipe: Connection[bytes, object]
-        self.pipe, worker_end = context.Pipe()
-        self.node: ScheduledJob | None = None
-        self.ready = False
-        self._last_words = tempfile.NamedTemporaryFile("r", errors="replace")  # noqa: SIM115  # as long as this is
-        origin = replace(origin, last_words=Path(self._last_words.name))
-        self.process: SpawnProcess = context.Process(target=work, args=(worker_end, origin))
-        try:
-            # Neither must end the worker before it ignores them.
-            with held_back(signal.SIGINT, signal.SIGTERM), large_pages():
-                self.process.start()
-        finally:
-            worker_end.close()
-
-    def start(self, node: ScheduledJob) -> None:
-        self.node = node
-        self.send(pickle.dumps(node.job))
-
-    def send(self, message: bytes) -> None:
-        with suppress(OSError):  # it died; the next poll finds the end of its pipe and tells
-            self.pipe.send_bytes(message)
-
-    def traceback(self) -> str:
-        """Return what it did when a signal ended it, as far as it could still write that down."""
-        self._last_words.seek(0)
-        return self._last_words.read()
-
-    def close(self, *, kill: bool) -> int:
-        """End the process, and return its exit code; below 0 a signal's number."""
-        if kill:
-            self.process.kill()
-        self.pipe.close()
-        self.process.join(timeout=5.0)  # it ends when its pipe does, in milliseconds
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-        code = self.process.exitcode or 0
-        self.process.close()
-        return code
-
-
-# What compiled code raises against itself, or the processor against it.
-CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
-
-
-def how_it_ended(code: int) -> str:
-    """Word how a process ended, and by what, from its exit code.
-
-    >>> how_it_ended(3)
-    'ended without a word (exit code 3)'
-    >>> how_it_ended(-15)
-    'was ended by SIGTERM'
-    """
-    if code >= 0:
-        return f"ended without a word (exit code {code})"
-    known = {int(number): number.name for number in signal.Signals}
-    name = known.get(-code, f"signal {-code}")
-    if name in CRASHES:
-        return (
-            f"crashed with {name}, which is a fault in compiled code such as PyTorch's rather than "
-            "a lack of memory"
-        )
-    if name == "SIGKILL":
-        return "was killed with SIGKILL, perhaps because memory ran out (then try fewer workers)"
-    return f"was ended by {name}"

@@ -18,7 +18,7 @@ from torch import nn
 
 from regrow.errors import StoreError
 from regrow.jobs.base import Job, all_jobs
-from regrow.run.execute import one_thread
+from regrow.run.executors import one_thread
 from regrow.store import Store
 from regrow.train import Precision
 from regrow.train.safe_convolutions import safe_convolutions

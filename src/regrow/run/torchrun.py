@@ -19,7 +19,7 @@ from regrow.core.distributed import ALONE, Ranks, current, join, launched, leave
 from regrow.core.registry import load_file, loaded_files
 from regrow.errors import RanksLost, RegrowError
 from regrow.jobs.base import Context, Job
-from regrow.run.execute import Settings, exact_floats, one_thread, own_randomness
+from regrow.run.executors import Settings, exact_floats, one_thread, own_randomness
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,23 @@
 """The store of results: every file that a run leaves behind."""
 
-from regrow.store.store import Snapshot, Store
+from regrow.store.store import (
+    MAIN,
+    MASKS,
+    REPAIRED,
+    Snapshot,
+    Store,
+    after_epoch,
+    joined,
+    part_of,
+)
 
-__all__ = ["Snapshot", "Store"]
+__all__ = [
+    "MAIN",
+    "MASKS",
+    "REPAIRED",
+    "Snapshot",
+    "Store",
+    "after_epoch",
+    "joined",
+    "part_of",
+]

@@ -14,14 +14,16 @@ place by one rename; the first writer wins. A lock dies with its process, the ch
 the next one that claims the job. Records are canonical JSON without times, except below the key
 "timing", so that the same job gives the same bytes wherever and however often it is run.
 
-Each file is sealed for its key (``seals``) and checked when it is read; what does not fit is
+Each file is sealed for its key (``core.digests``) and checked when it is read; what does not fit is
 ``Damaged``. A record's digest covers its times and so stands with them, below "timing"; the digest
-of its tensors is its field "tensors".
+of its tensors is its field "tensors". Tensors may come in named parts: the main one, such as
+weights, and others beside it.
 """
 
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -45,7 +47,6 @@ from regrow.core.digests import (
     write_synced,
 )
 from regrow.errors import Damaged, StoreError, short
-from regrow.store.parts import MAIN, joined, part_of
 from regrow.store.workspace import (
     CHECKPOINT,
     Workspace,
@@ -61,6 +62,10 @@ if TYPE_CHECKING:  # torch takes a second to import, and `regrow status` does no
 FORMAT = 1
 TIMING, TENSORS = "timing", "tensors"  # where a record has its digest, and that of its tensors
 RECORD_FILE, TENSORS_FILE = "record.json", "tensors.safetensors"
+MAIN = ""
+REPAIRED = "repaired"  # of a pruning: weights of the pruned network that a repair changed
+MASKS = "masks"  # of a training that changed them: the masks at its end
+_NAMED = re.compile(rf"({REPAIRED}|{MASKS}|after-epoch-[0-9]+)/")
 Status = Literal["done", "failed", "running", "missing"]
 
 
@@ -163,7 +168,7 @@ class Store:
         return record
 
     def tensors(self, key: str, part: str = MAIN) -> dict[str, "Tensor"]:
-        """Read one part of a record's tensors, empty if it has none (see ``store.parts``).
+        """Read one part of a record's tensors, empty if it has none (see ``part_of``).
 
         ``Damaged`` if they are not those stored with it.
         """
@@ -370,6 +375,32 @@ class Store:
 
     def _failure(self, key: str) -> Path:
         return self._failed / f"{_plain(key)}.json"
+
+
+def after_epoch(epoch: int) -> str:
+    """Return the part of a training that holds its weights after so many epochs.
+
+    >>> after_epoch(3)
+    'after-epoch-3'
+    """
+    return f"after-epoch-{epoch}"
+
+
+def joined(parts: "Mapping[str, Mapping[str, Tensor]]") -> "dict[str, Tensor]":
+    """Return the tensors of named parts under their names in a file: ``part/name``."""
+    return {
+        f"{part}/{name}": value
+        for part, tensors in parts.items()
+        for name, value in tensors.items()
+    }
+
+
+def part_of(tensors: "Mapping[str, Tensor]", part: str = MAIN) -> "dict[str, Tensor]":
+    """Return one part of a file's tensors, under their own names; empty if there is none."""
+    if part == MAIN:
+        return {name: value for name, value in tensors.items() if not _NAMED.match(name)}
+    prefix = f"{part}/"
+    return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
 
 
 def _plain(key: str) -> str:
