@@ -107,7 +107,7 @@ class Job(Protocol):
 
     @property
     def loss_of(self) -> "LossOf":
-        """Who says what its training descends."""
+        """The giver of what its training descends."""
 
     def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return its record with costs as they are counted now."""
