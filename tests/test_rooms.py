@@ -27,7 +27,7 @@ LEVELS: list[set[str]] = [
     {"surgery", "train"},
     {"cost", "units"},
     {"pruning"},
-    {"methods", "jobs"},
+    {"methods", "jobs", "own"},
     {"studies"},
     {"run", "report"},
     {"detection"},

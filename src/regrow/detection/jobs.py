@@ -306,7 +306,7 @@ class PruneDetector(Keyed):
         features = classifier_state(tensors)
         # The classifier's own head is no part of a detector, and no part of this choice.
         net.load_state_dict({**net.state_dict(), **features})
-        found = trace(net, architecture.shape)
+        found = trace(net, architecture.example())
         mask = select(
             net,
             found,

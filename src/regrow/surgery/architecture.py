@@ -2,10 +2,12 @@
 
 ``save`` writes ``architecture.json`` and ``weights.safetensors``; ``load`` builds the model by
 code, cuts it as it was cut, and fills in the weights. The first carries a digest of both files.
+Code of one's own is run only if the caller of ``load`` names it, because a folder may come from
+anywhere.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from regrow.core.units import UNITS
 from regrow.core.validation import is_int
 from regrow.errors import ConfigError, Damaged, StoreError, TraceError, short
 from regrow.models import MODELS, ModelSpec, build, example_input
+from regrow.models.inputs import Inputs, inputs_of
+from regrow.models.origins import ModelOrigin
 from regrow.surgery import Trace, shrink, trace
 from regrow.surgery.mask import Mask
 
@@ -37,28 +41,53 @@ MOST_UNITS = 2**24  # of a group: far more than any layer has, and little memory
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Architecture:
-    """A network as code can rebuild it: a registered model and the cuts made, one after another."""
+    """A network as code can rebuild it: a model and the cuts made, one after another.
 
-    model: ModelSpec
-    shape: tuple[int, ...]  # of one example: [1, C, H, W], [1, features], [1, tokens]
+    Attributes:
+        model: a registered model, or any other network by where it comes from.
+        shape: of one example: [1, C, H, W], [1, features], [1, tokens]; or its ``Inputs``.
+        keep: the modules that were asked to be kept whole (see ``trace``).
+    """
+
+    model: ModelSpec | ModelOrigin
+    shape: tuple[int, ...] | Inputs
     cuts: tuple[Mask, ...] = ()
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, ModelOrigin):
+            object.__setattr__(self, "model", self.model.spec() or self.model)
+            object.__setattr__(self, "shape", inputs_of(self.shape))
 
     def build(self, *, seed: int = 0) -> nn.Module:
         """Build the network with fresh weights (those of the uncut model's seed, then cut)."""
+        if isinstance(self.model, ModelOrigin):
+            return self.cut(self.model.build(seed=seed))
         return self.cut(build(self.model.untrained(), seed=seed))
 
     def cut(self, model: nn.Module) -> nn.Module:
         """Cut a network of the uncut model."""
         for number, mask in enumerate(self.cuts):
-            uncut = number == 0
-            example = example_input(self.model, self.shape)
-            groups = traced(model, self.model, self.shape) if uncut else trace(model, example)
-            model = shrink(model, mask, groups)
+            model = shrink(model, mask, self._traced(model, uncut=number == 0))
         return model
+
+    def example(self) -> Any:
+        """Return an input of the model, or several."""
+        if isinstance(self.shape, Inputs):
+            return self.shape.example()
+        assert isinstance(self.model, ModelSpec)
+        return example_input(self.model, self.shape)
+
+    def _traced(self, model: nn.Module, *, uncut: bool) -> Trace:
+        if isinstance(self.model, ModelOrigin) or isinstance(self.shape, Inputs) or self.keep:
+            return trace(model, self.example(), keep=self.keep)
+        if uncut:
+            return traced(model, self.model, self.shape)
+        return trace(model, self.example())
 
     def then(self, mask: Mask) -> "Architecture":
         """Return the architecture after one more cut."""
-        return Architecture(model=self.model, shape=self.shape, cuts=(*self.cuts, mask))
+        return replace(self, cuts=(*self.cuts, mask))
 
     def to_json(self) -> dict[str, Any]:
         """Return the model, the example's shape, and for each cut the kept units of each group.
@@ -69,8 +98,13 @@ class Architecture:
         return {
             "format": FORMAT,
             **({"units": units} if set(units) - {"channel"} else {}),
-            "model": self.model.to_json(),
-            "shape": list(self.shape),
+            **({"keep": list(self.keep)} if self.keep else {}),
+            "origin" if isinstance(self.model, ModelOrigin) else "model": self.model.to_json(),
+            **(
+                {"inputs": self.shape.to_json()}
+                if isinstance(self.shape, Inputs)
+                else {"shape": list(self.shape)}
+            ),
             "cuts": [
                 {
                     name: {"of": stays.numel(), "kept": mask.indices(name).tolist()}
@@ -99,7 +133,16 @@ class Architecture:
                 for unit, cut in zip(units, value["cuts"], strict=True)
             )
             return cls(
-                model=ModelSpec.from_json(value["model"]), shape=tuple(value["shape"]), cuts=cuts
+                model=(
+                    ModelOrigin.from_json(value["origin"])
+                    if "origin" in value
+                    else ModelSpec.from_json(value["model"])
+                ),
+                shape=(
+                    Inputs.read(value["inputs"]) if "inputs" in value else tuple(value["shape"])
+                ),
+                cuts=cuts,
+                keep=tuple(value.get("keep", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError) as error:
             raise StoreError(
@@ -150,6 +193,8 @@ def save(folder: str | Path, model: nn.Module, architecture: Architecture) -> No
     """
     path = Path(folder)
     state = model.state_dict()
+    if isinstance(architecture.model, ModelOrigin):
+        architecture = replace(architecture, model=architecture.model.resolved())
     _check_fit(architecture.build(), state)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -163,12 +208,18 @@ def save(folder: str | Path, model: nn.Module, architecture: Architecture) -> No
         ) from error
 
 
-def load(folder: str | Path) -> nn.Module:
+def load(folder: str | Path, *, code: str | None = None) -> nn.Module:
     """Rebuild a network that ``save`` left in a folder, in evaluation mode.
+
+    Args:
+        folder: what ``save`` wrote.
+        code: where the network's own code lies now, ``package.module:build`` or ``file.py:build``,
+            if it is neither regrow's nor a library's. Code is run only if it is named here.
 
     Raises:
         StoreError: a file is missing or damaged, or the weights do not fit the architecture.
-        ConfigError: its model is not registered (a user's file has to be loaded first).
+        ConfigError: its model is not registered (a user's file has to be loaded first), a library
+            is missing, or the network is built by code that was not named.
     """
     path = Path(folder)
     file = path / ARCHITECTURE
@@ -183,8 +234,9 @@ def load(folder: str | Path) -> nn.Module:
         ) from error
     except ValueError as error:
         raise Damaged(f"'{file}' is damaged: {error}. Save the network anew.") from error
+    architecture = _by_code(Architecture.from_json(value), code, path)
     try:
-        model = Architecture.from_json(value).build()
+        model = architecture.build()
     except TraceError as error:
         raise StoreError(
             f"The cuts in '{path / ARCHITECTURE}' do not fit its model: {error}"
@@ -200,6 +252,24 @@ def load(folder: str | Path) -> nn.Module:
         )
     model.load_state_dict(weights)
     return model.eval()
+
+
+def _by_code(architecture: Architecture, code: str | None, folder: Path) -> Architecture:
+    """Return an architecture whose code is named by the caller, not only by its file."""
+    model = architecture.model
+    if not isinstance(model, ModelOrigin) or model.kind != "code":
+        if code is not None:
+            raise ConfigError(
+                f"The network in '{folder}' is built without code of yours. Leave out 'code'."
+            )
+        return architecture
+    if code is None:
+        raise ConfigError(
+            f"The network in '{folder}' is built by code of its own, {model.text!r}, which is not "
+            f"run because a file names it. If you trust it: regrow.load({str(folder)!r}, "
+            f"code={model.text!r}), with the path where that code lies now."
+        )
+    return replace(architecture, model=ModelOrigin(code, model.arguments))
 
 
 def _check_fit(model: nn.Module, state: Mapping[str, Tensor]) -> None:

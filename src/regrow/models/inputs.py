@@ -1,0 +1,154 @@
+"""Inputs of a network by a text: how many there are, their shapes, and what kind of numbers."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from regrow.errors import ConfigError, short, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KINDS = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool")
+INTEGERS = ("int64", "int32")
+MOST_NUMBERS = 2**31  # of an input, which is 8 GiB already
+GRAMMAR = (
+    "[NAME:]SHAPE[:KIND[:VALUES]], such as 1x3x224x224, or input_ids:1x16:int64:30522 for tokens "
+    "from 0 to 30521"
+)
+_SHAPE = re.compile(r"[1-9]\d{0,9}(x[1-9]\d{0,9})*")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a network, such as ``Input.read("input_ids:1x16:int64:30522")``.
+
+    Floats are zeros, which stand for a shape. Integers count up to the number of values and begin
+    anew; without such a number they are all 1, a token of any vocabulary and a mask that hides
+    nothing. Booleans are true.
+    """
+
+    shape: tuple[int, ...]
+    kind: str = "float32"
+    name: str | None = None
+    values: int | None = None
+
+    @classmethod
+    def read(cls, text: str) -> "Input":
+        """Read an input's text; a ``ConfigError`` says how it is written."""
+        parts = text.strip().split(":")
+        name = None if _SHAPE.fullmatch(parts[0]) else parts.pop(0)
+        if (
+            not parts
+            or not _SHAPE.fullmatch(parts[0])
+            or len(parts) > 3
+            or not (name is None or name.isidentifier())
+        ):
+            raise ConfigError(f"--input must be {GRAMMAR}. Got {short(text)}.")
+        shape = tuple(int(size) for size in parts[0].split("x"))
+        kind = parts[1] if len(parts) > 1 else "float32"
+        if kind not in KINDS:
+            raise ConfigError(f"--input {short(text)}: {unknown('kind of number', kind, KINDS)}")
+        if math.prod(shape) > MOST_NUMBERS:
+            raise ConfigError(f"--input {short(text)}: it has {math.prod(shape):,} numbers.")
+        values = parts[2] if len(parts) > 2 else None
+        if values is not None and (
+            kind not in INTEGERS or not values.isdecimal() or not 1 <= int(values) < 2**31
+        ):
+            raise ConfigError(
+                f"--input {short(text)}: the last part is how many values an integer has, as in "
+                "input_ids:1x16:int64:30522."
+            )
+        return cls(shape, kind, name, None if values is None else int(values))
+
+    def __str__(self) -> str:
+        kind = "" if self.kind == "float32" else f":{self.kind}"
+        values = "" if self.values is None else f":{self.values}"
+        return (
+            f"{f'{self.name}:' if self.name else ''}{'x'.join(map(str, self.shape))}{kind}{values}"
+        )
+
+    def tensor(self) -> "Tensor":
+        """Return the input itself."""
+        import torch
+
+        kind: torch.dtype = getattr(torch, self.kind)
+        if kind.is_floating_point:
+            return torch.zeros(self.shape, dtype=kind)
+        if self.values is None:
+            return torch.ones(self.shape, dtype=kind)
+        numbers = torch.arange(math.prod(self.shape)).remainder(self.values)
+        return numbers.reshape(self.shape).to(kind)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All inputs of a network: one, several in order, or several by name."""
+
+    inputs: tuple[Input, ...]
+
+    @classmethod
+    def read(cls, texts: "str | Iterable[str]") -> "Inputs":
+        """Read the texts of inputs; a ``ConfigError`` says what is wrong with one.
+
+        >>> str(Inputs.read("1x3x224x224")), Inputs.read(["a:1x4", "b:1x4:bool"]).example().keys()
+        ('1x3x224x224', dict_keys(['a', 'b']))
+        """
+        given = tuple(Input.read(text) for text in ([texts] if isinstance(texts, str) else texts))
+        if not given:
+            raise ConfigError(f"Give the network's input: --input {GRAMMAR}.")
+        names = [one.name for one in given if one.name is not None]
+        if names and (len(names) < len(given) or len({*names}) < len(names)):
+            raise ConfigError(
+                "Of several inputs either all have a name of their own or none has. Got "
+                f"{' and '.join(map(str, given))}."
+            )
+        return cls(given)
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.inputs))
+
+    def example(self) -> "Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]":
+        """Return one tensor, a tuple of several, or a mapping from names, as networks take them."""
+        if self.inputs[0].name is not None:
+            return {str(one.name): one.tensor() for one in self.inputs}
+        if len(self.inputs) == 1:
+            return self.inputs[0].tensor()
+        return tuple(one.tensor() for one in self.inputs)
+
+    def to_json(self) -> list[str]:
+        """Return the text of each input."""
+        return [str(one) for one in self.inputs]
+
+
+def inputs_of(example: Any) -> Inputs:
+    """Describe an example: a shape, a tensor, several, or several by name."""
+    if isinstance(example, Inputs):
+        return example
+    if isinstance(example, str):
+        return Inputs.read(example.split())
+    if isinstance(example, Mapping):
+        return Inputs(tuple(_described(value, name) for name, value in example.items()))
+    if isinstance(example, list | tuple) and not all(isinstance(size, int) for size in example):
+        return Inputs(tuple(_described(value, None) for value in example))
+    return Inputs((_described(example, None),))
+
+
+def _described(value: Any, name: str | None) -> Input:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(
+                "An input must be a tensor, a shape or a text such as 1x3x32x32. Got "
+                f"{short(value)}."
+            )
+        return Input(tuple(int(size) for size in value), name=name)
+    kind = str(value.dtype).removeprefix("torch.")
+    if kind not in KINDS:
+        raise ConfigError(f"An input {unknown('kind of number', kind, KINDS)}")
+    counts = kind in INTEGERS and value.numel() > 0 and not bool((value == 1).all())
+    values = max(int(value.max()), 0) + 1 if counts else None
+    return Input(tuple(value.shape), kind, name, values)

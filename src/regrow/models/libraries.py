@@ -1,0 +1,306 @@
+"""Networks of other packages: how each builds one without weights, and with those it publishes.
+
+No model is registered here. Weights come through the packages' own downloaders and caches.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from regrow.errors import ConfigError, DataError, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Arguments by which a library would read a file or the internet: that is what --weights is for.
+READING = {"pretrained", "weights", "weights_backbone", "checkpoint_path", "pretrained_cfg",
+           "pretrained_cfg_overlay", "cache_dir", "trust_remote_code"}  # fmt: skip
+
+MOST_WORDS = 300  # characters of a library's own message
+
+
+@dataclass(frozen=True)
+class Library:
+    """A package that has networks by name.
+
+    Attributes:
+        build: from a name, arguments and settings to a network without weights.
+        published: from a name and arguments to one with the weights that the package publishes.
+        settings: what ``build`` needs besides the name, so that it asks nobody.
+        inputs: the text of the input that a network says it takes, if it says so.
+    """
+
+    build: Callable[[str, Mapping[str, Any], Mapping[str, Any]], "nn.Module"]
+    published: Callable[[str, Mapping[str, Any]], "nn.Module"]
+    settings: Callable[[str], Mapping[str, Any]] = lambda name: {}
+    inputs: Callable[["nn.Module"], str | None] = lambda network: None
+
+
+def package(name: str, *, extra: str, wanted_for: str) -> ModuleType:
+    """Import an optional package; a ``ConfigError`` says how to install it."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        if error.name is not None and error.name.partition(".")[0] != name.partition(".")[0]:
+            raise ConfigError(
+                f"{wanted_for}: {name} is installed, but {error.name} is not. Install it: pip "
+                f"install {error.name}."
+            ) from error
+        raise ConfigError(
+            f"{wanted_for}: the package {name.partition('.')[0]} is needed, and cannot be imported "
+            f"({error}). Install it: pip install 'regrow[{extra}]'."
+        ) from error
+
+
+def _made(text: str, make: Callable[[], Any]) -> Any:
+    """Call a library; what it raises becomes a ``ConfigError``."""
+    try:
+        return make()
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:
+        raise ConfigError(f"{text} cannot be built: {_words(error)}") from error
+
+
+def _fetched(text: str, make: Callable[[], Any]) -> Any:
+    """Call a library that reads weights; what it raises becomes a ``DataError``."""
+    try:
+        return make()
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"The published weights of {text} cannot be had: {_words(error)} {_advice(error)}"
+        ) from error
+
+
+def _advice(error: Exception) -> str:
+    said = f"{type(error).__name__} {error}".lower()
+    if any(word in said for word in ("gated", "401", "403", "restricted")):
+        return (
+            "Accept its terms on its page of the hub and log in with `hf auth login`, or give a "
+            "file with --weights."
+        )
+    return (
+        "Connect to the internet, give a file with --weights, or go on without: --weights random."
+    )
+
+
+def _words(error: Exception) -> str:
+    """Write an error in one line that ends as a sentence does."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]).rstrip(".")
+    return f"{type(error).__name__}: {text[:MOST_WORDS]}."
+
+
+def _refuse_reading(text: str, arguments: Mapping[str, Any]) -> None:
+    for name in READING & arguments.keys():
+        raise ConfigError(
+            f"{text}: weights are asked for by --weights, not by {name!r}. Leave it out."
+        )
+
+
+# timm --------------------------------------------------------------------------------------------
+
+
+def _timm(name: str) -> ModuleType:
+    timm = package("timm", extra="timm", wanted_for=f"timm/{name}")
+    if name.partition(".")[0] not in timm.list_models():
+        raise ConfigError(f"timm/{name}: {_unknown('model of timm', name, timm.list_models())}")
+    return timm
+
+
+def _timm_build(name: str, arguments: Mapping[str, Any], _: Mapping[str, Any]) -> "nn.Module":
+    _refuse_reading(f"timm/{name}", arguments)
+    timm = _timm(name)
+    network: nn.Module = _made(
+        f"timm/{name}", lambda: timm.create_model(name, pretrained=False, **arguments)
+    )
+    return network
+
+
+def _timm_published(name: str, arguments: Mapping[str, Any]) -> "nn.Module":
+    _refuse_reading(f"timm/{name}", arguments)
+    timm = _timm(name)
+    if not timm.is_model_pretrained(name):
+        raise DataError(
+            f"timm publishes no weights of {name!r}. Go on without, --weights random, or give a "
+            "file with --weights."
+        )
+    network: nn.Module = _fetched(
+        f"timm/{name}", lambda: timm.create_model(name, pretrained=True, **arguments)
+    )
+    return network
+
+
+def _timm_inputs(network: "nn.Module") -> str | None:
+    config: Any = getattr(network, "default_cfg", None) or {}
+    size = config.get("input_size")
+    return "x".join(map(str, (1, *size))) if size else None
+
+
+# torchvision -------------------------------------------------------------------------------------
+
+
+def _torchvision(name: str, arguments: Mapping[str, Any]) -> Any:
+    """Return torchvision's builder of a model."""
+    from torchvision import models
+
+    _refuse_reading(f"torchvision/{name}", arguments)
+    if name not in models.list_models():
+        known = models.list_models()
+        raise ConfigError(f"torchvision/{name}: {_unknown('model of torchvision', name, known)}")
+    return models.get_model_builder(name)
+
+
+def _torchvision_build(
+    name: str, arguments: Mapping[str, Any], _: Mapping[str, Any]
+) -> "nn.Module":
+    builder = _torchvision(name, arguments)
+    given = dict(arguments)
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        given["weights_backbone"] = None  # or it would be downloaded
+    if name in ("googlenet", "inception_v3"):
+        given.setdefault("init_weights", True)  # else torchvision warns that this will change
+    network: nn.Module = _made(f"torchvision/{name}", lambda: builder(weights=None, **given))
+    return network
+
+
+def _torchvision_published(name: str, arguments: Mapping[str, Any]) -> "nn.Module":
+    from torchvision.models import get_model_weights
+
+    builder = _torchvision(name, arguments)
+    text = f"torchvision/{name}"
+    choices = [*get_model_weights(builder)]
+    if not choices:
+        raise DataError(f"torchvision publishes no weights of {name!r}. Use --weights random.")
+    if name in ("googlenet", "inception_v3") and "transform_input" not in arguments:
+        raise ConfigError(
+            f"{text}: its published weights were trained on images scaled in another way than "
+            "those of other networks. Say --set transform_input=true to let the network turn usual "
+            "ones into those, or false where they are already."
+        )
+    network = _torchvision_build(name, arguments, {})
+    state = _fetched(
+        text,
+        lambda: get_model_weights(builder).DEFAULT.get_state_dict(
+            progress=False, check_hash=True, weights_only=True, map_location="cpu"
+        ),
+    )
+    from regrow.models.weights import fill_
+
+    fill_(network, state, where=f"The published weights of {text}")
+    return network
+
+
+# transformers ------------------------------------------------------------------------------------
+
+
+def _transformers(name: str) -> Any:
+    return package("transformers", extra="transformers", wanted_for=f"hf/{name}")
+
+
+def _settings(name: str) -> Mapping[str, Any]:
+    """Return the class of a model of the hub or a folder, and its configuration."""
+    import json
+
+    transformers = _transformers(name)
+    config = _fetched_settings(name, transformers)
+    classes = config.architectures or []
+    content = json.loads(config.to_json_string(use_diff=False))
+    content.pop("model_type", None)
+    return {
+        "class": classes[0] if classes else "AutoModel",
+        "type": config.model_type,
+        "config": content,
+    }
+
+
+def _fetched_settings(name: str, transformers: Any) -> Any:
+    if not name.strip("/"):
+        raise ConfigError("hf/ needs the ID of a model of the hub, or the path of a folder.")
+    try:
+        return transformers.AutoConfig.from_pretrained(_place(name), trust_remote_code=False)
+    except Exception as error:
+        raise DataError(
+            f"hf/{name} has no configuration that can be read: {_words(error)} Expected the ID of "
+            "a model of the Hugging Face hub, or a folder with a config.json. "
+            + (_advice(error).split(", ")[0].rstrip(".") + ".")
+        ) from error
+
+
+def _place(name: str) -> str:
+    """Return the folder of a name if there is one, else the name, an ID of the hub."""
+    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+
+
+def _model_class(settings: Mapping[str, Any], transformers: Any) -> Any:
+    """Return the class of a model; of transformers' own classes only."""
+    name = settings.get("class")
+    found = getattr(transformers, str(name), None)
+    if name == "AutoModel":
+        return found
+    if not (inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel)):
+        raise ConfigError(
+            f"transformers has no class {name!r} for this model. Install the transformers that "
+            "has it; code that lies beside a model is not run."
+        )
+    return found
+
+
+def _hf_build(name: str, arguments: Mapping[str, Any], settings: Mapping[str, Any]) -> "nn.Module":
+    _refuse_reading(f"hf/{name}", arguments)
+    transformers = _transformers(name)
+    known = settings or _settings(name)
+
+    def make() -> Any:
+        config = transformers.AutoConfig.for_model(known["type"], **known["config"])
+        config.update(dict(arguments))
+        made = _model_class(known, transformers)
+        return made.from_config(config) if known["class"] == "AutoModel" else made(config)
+
+    network: nn.Module = _made(f"hf/{name}", make)
+    return network
+
+
+def _hf_published(name: str, arguments: Mapping[str, Any]) -> "nn.Module":
+    _refuse_reading(f"hf/{name}", arguments)
+    transformers = _transformers(name)
+    known = _settings(name)
+    made = _model_class(known, transformers)
+    network, found = _fetched(
+        f"hf/{name}",
+        lambda: made.from_pretrained(_place(name), output_loading_info=True, **arguments),
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise ConfigError(
+            f"The published weights of hf/{name} lack {len(missing)} of the network's, such as "
+            f"{missing[0]!r}. Leave out the arguments that add layers, or give a file with "
+            "--weights."
+        )
+    single: nn.Module = network.float()
+    return single
+
+
+def _hf_inputs(network: "nn.Module") -> str | None:
+    """Return 16 tokens for a network of text."""
+    vocabulary = getattr(getattr(network, "config", None), "vocab_size", None)
+    of_tokens = getattr(network, "main_input_name", None) == "input_ids" and vocabulary
+    return f"input_ids:1x16:int64:{vocabulary}" if of_tokens else None
+
+
+def _unknown(kind: str, name: str, known: list[str]) -> str:
+    """Word the error for an unknown name among hundreds: the nearest ones only."""
+    message = unknown(kind, name, known)
+    return message.partition(" Known: ")[0] + f" There are {len(known)}."
+
+
+LIBRARIES: Mapping[str, Library] = {
+    "timm": Library(_timm_build, _timm_published, inputs=_timm_inputs),
+    "torchvision": Library(_torchvision_build, _torchvision_published),
+    "hf": Library(_hf_build, _hf_published, _settings, _hf_inputs),
+}

@@ -1,0 +1,340 @@
+"""Networks by a text: code of one's own, or a model of timm, torchvision or transformers.
+
+    package.module:build        a function or a class of a module that Python can import
+    path/file.py:build          one of a file
+    timm/NAME, torchvision/NAME, hf/ID-or-FOLDER
+    NAME                        a model of regrow's own (``regrow list models``)
+
+No model is registered here. Code that a file names is run only where the user names it: see
+``surgery.architecture.load``.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from regrow.core.choice import frozen
+from regrow.core.global_rng import drawing
+from regrow.core.registry import canonical
+from regrow.core.seeds import derive
+from regrow.errors import ConfigError, short, unknown
+from regrow.models import MODELS, ModelSpec, build
+from regrow.models.libraries import LIBRARIES, Library
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMS = (
+    "package.module:build, file.py:build, timm/NAME, torchvision/NAME, hf/ID-or-FOLDER, or the "
+    "name of a model of regrow's own"
+)
+Kind = Literal["code", "library", "registered"]
+
+
+@dataclass(frozen=True, init=False)
+class ModelOrigin:
+    """A network as its user names it: a text, and arguments for what the text names.
+
+    ``settings`` is what a library needs besides to build the network again without the internet:
+    the configuration of a model of transformers.
+    """
+
+    text: str
+    _arguments: str  # as ``frozen`` returns them
+    _settings: str
+
+    def __init__(
+        self,
+        text: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError(f"A network is named by a text: {FORMS}. Got {text!r}.")
+        object.__setattr__(self, "text", text.strip())
+        object.__setattr__(self, "_arguments", frozen(arguments or {}, of=f"network {text!r}"))
+        object.__setattr__(self, "_settings", frozen(settings or {}, of=f"network {text!r}"))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments given, sorted by name; a copy."""
+        arguments: dict[str, Any] = json.loads(self._arguments)
+        return arguments
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that a library needs besides; a copy."""
+        settings: dict[str, Any] = json.loads(self._settings)
+        return settings
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of network that the text names; a ``ConfigError`` if it is none of the forms."""
+        if self.text.partition("/")[0] in LIBRARIES and "/" in self.text:
+            return "library"
+        if ":" in self.text:
+            return "code"
+        if self.text.endswith(".py") or "/" in self.text:
+            raise ConfigError(
+                f"{self.text!r} names no network. Expected {FORMS}."
+                + (f" Add the function: {self.text}:build." if self.text.endswith(".py") else "")
+            )
+        try:
+            MODELS.key(self.text)
+        except ConfigError as error:
+            raise ConfigError(f"{error} A network of another kind is {FORMS}.") from error
+        return "registered"
+
+    def resolved(self) -> "ModelOrigin":
+        """Return the origin with all that is needed to build its network again, anywhere."""
+        if self.kind != "library" or self._settings != "{}":
+            return self
+        library, name = self._library()
+        return ModelOrigin(self.text, self.arguments, settings=library.settings(name))
+
+    def build(self, *, seed: int = 0) -> "nn.Module":
+        """Build the network, drawn from a seed; one's own code may give it weights as well.
+
+        Raises:
+            ConfigError: there is no such network, its code fails, or a package is missing.
+        """
+        kind = self.kind
+        if kind == "registered":
+            return build(ModelSpec(self.text, self.arguments), seed=seed)
+        if kind == "code":
+            return _by_code(self.text, self.arguments, seed=derive(seed, "init"))
+        with drawing(derive(seed, "init")):
+            library, name = self._library()
+            return library.build(name, self.arguments, self.settings)
+
+    def published(self) -> "nn.Module":
+        """Build the network with the weights that its library publishes, or its code gives it."""
+        if self.kind != "library":
+            return self.build()
+        library, name = self._library()
+        with drawing(derive(0, "init")):
+            return library.published(name, self.arguments)
+
+    def inputs(self, network: "nn.Module") -> str | None:
+        """Return the text of the input that a library's network says it takes, if it says so."""
+        return self._library()[0].inputs(network) if self.kind == "library" else None
+
+    def spec(self) -> ModelSpec | None:
+        """Return the registered model that this is, if it is one."""
+        return ModelSpec(self.text, self.arguments) if self.kind == "registered" else None
+
+    def _library(self) -> tuple[Library, str]:
+        library, _, name = self.text.partition("/")
+        return LIBRARIES[library], name
+
+    def __repr__(self) -> str:
+        return f"ModelOrigin({self.text!r}, {self.arguments!r})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the origin as JSON values."""
+        settings = {"settings": self.settings} if self.settings else {}
+        return {"text": self.text, "arguments": self.arguments, **settings}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "ModelOrigin":
+        """Read what ``to_json`` wrote."""
+        if not isinstance(value, Mapping) or {*value} - {"text", "arguments", "settings"}:
+            raise ConfigError(f"A network must map 'text' and 'arguments'. Got {short(value)}.")
+        return cls(value["text"], value.get("arguments"), settings=value.get("settings"))
+
+
+def _by_code(text: str, arguments: Mapping[str, Any], *, seed: int) -> "nn.Module":
+    """Build the network that a function or a class of a user's makes."""
+    from torch import nn
+
+    with drawing(seed):  # a module may make a network when it is imported
+        module, file, attribute = _module(text)
+    made = _attribute(module, attribute, text)
+    if isinstance(made, nn.Module) and not arguments:
+        return deepcopy(made)
+    if not callable(made) or isinstance(made, nn.Module):
+        raise ConfigError(
+            f"{text}: {attribute!r} must be a function or a class that makes a network"
+            + (" to take arguments." if isinstance(made, nn.Module) else ".")
+            + f" Got {short(made)}."
+        )
+    try:
+        inspect.signature(made).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"{text}: its arguments are {inspect.signature(made)}, and {error}. Give them with "
+            "--set NAME=VALUE."
+        ) from error
+    except ValueError:  # code without a signature, which says itself what it lacks
+        pass
+    with drawing(seed):
+        network = _run(lambda: made(**arguments), text, file, doing="fails")
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"{text}: it must return a torch.nn.Module. Got {type(network).__name__}: "
+            f"{short(network)}."
+        )
+    return network
+
+
+def _module(text: str) -> tuple[ModuleType, str, str]:
+    """Import the module of a text; returns it, its file and the attribute's name."""
+    place, _, attribute = text.rpartition(":")
+    if not place or not attribute:
+        raise ConfigError(f"{text!r} names no network. Expected {FORMS}.")
+    if place.endswith(".py"):
+        file = Path(place).expanduser()
+        if not file.is_file():
+            raise ConfigError(f"{text}: there is no file '{place}' in '{Path.cwd()}'.")
+        return (
+            _run(lambda: _from_file(file), text, str(file.resolve()), doing="is not imported"),
+            (str(file.resolve())),
+            attribute,
+        )
+    _look_in(Path.cwd())
+    try:
+        spec = importlib.util.find_spec(place)
+    except (ImportError, ValueError, AttributeError):
+        spec = None
+    except Exception as error:  # the package above it runs on the way, and fails
+        raise ConfigError(
+            f"{text} is not imported: {_place(error, place)}{type(error).__name__}: {short(error)}"
+        ) from error
+    if spec is None:
+        raise ConfigError(
+            f"{text}: there is no module {place!r}, neither installed nor in '{Path.cwd()}'. Start "
+            "in the folder that holds it, or name its file: path/file.py:build."
+        )
+    where = spec.origin or place
+    return (
+        _run(lambda: importlib.import_module(place), text, where, doing="is not imported"),
+        where,
+        attribute,
+    )
+
+
+def _attribute(module: ModuleType, attribute: str, text: str) -> Any:
+    value: Any = module
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            known = [n for n, made in vars(value).items() if callable(made) and n[0] != "_"]
+            raise ConfigError(f"{text}: {unknown('function or class', part, known)}")
+        value = getattr(value, part)
+    return value
+
+
+def _from_file(file: Path) -> ModuleType:
+    path = file.resolve()
+    name = f"regrow_code_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    _look_in(path.parent)  # for the files beside it
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _look_in(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _run(function: Callable[[], Any], text: str, file: str, *, doing: str) -> Any:
+    """Run code of a user's; what it raises becomes a ``ConfigError`` with its file and line."""
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"{text} {doing}: {_place(error, file)}{type(error).__name__}: {short(error)}"
+        ) from error
+
+
+def _place(error: BaseException, file: str) -> str:
+    """Return where in a file an error was raised, or what it called there: ``FILE, line N: ``."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}: "
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == file]
+    return f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
+
+
+def read_origin(text: str, arguments: Mapping[str, Any] | None = None) -> ModelOrigin:
+    """Return the origin of a text, checked as far as nothing has to be built."""
+    origin = ModelOrigin(text, arguments)
+    return ModelOrigin(canonical(text), arguments) if origin.kind == "registered" else origin
+
+
+def read_arguments(settings: "list[str]", given: str | None = None) -> dict[str, Any]:
+    """Read arguments: ``NAME=VALUE`` each, the value as JSON or else a text; or one JSON object.
+
+    >>> read_arguments(["depth=3", "act=relu"], '{"widths": [8, 16]}')
+    {'widths': [8, 16], 'depth': 3, 'act': 'relu'}
+    """
+    arguments: dict[str, Any] = {}
+    if given is not None:
+        try:
+            arguments = json.loads(given)
+        except ValueError as error:
+            raise ConfigError(
+                f"--arguments must be a JSON object ({error}). Got {short(given)}."
+            ) from error
+        if not isinstance(arguments, dict):
+            raise ConfigError(f"--arguments must be a JSON object. Got {short(given)}.")
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name.isidentifier() or name in arguments:
+            raise ConfigError(
+                "--set must be NAME=VALUE, each name once, such as width=0.5. Got "
+                f"{short(setting)}."
+            )
+        try:
+            arguments[name] = json.loads(text)
+        except ValueError:
+            arguments[name] = text
+    return arguments
+
+
+def open_network(origin: ModelOrigin, weights: str | None = None) -> "tuple[nn.Module, str]":
+    """Return an origin's network with weights, and in words which these are.
+
+    ``weights``: ``published`` (the default; what a library publishes, or what one's own code gives
+    the network), ``random``, or a file of weights.
+
+    Raises:
+        ConfigError, DataError: the network or its weights cannot be had, or do not fit.
+    """
+    if weights in (None, "published"):
+        if origin.kind == "library":
+            return origin.published(), f"published by {origin.text.partition('/')[0]}"
+        if weights is not None:
+            raise ConfigError(
+                f"--weights published: {origin.text} is no model of a library. Give a file, or "
+                "leave out --weights."
+            )
+        return origin.build(), "those its code gives it, or drawn with seed 0"
+    network = origin.build()
+    if weights == "random":
+        return network, "drawn with seed 0"
+    from regrow.models.weights import load_weights_
+
+    load_weights_(network, weights)
+    return network, f"of {weights}"

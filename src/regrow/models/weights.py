@@ -1,0 +1,122 @@
+"""Weights of a file, put into a network: safetensors, or a state dict that torch.save wrote.
+
+No model is registered here. Pickles are read with ``weights_only=True``, so that none runs code.
+"""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regrow.errors import ConfigError, DataError, short
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "model_ema")
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")  # of DDP, compile, Lightning
+SHOWN = 3
+
+
+def load_weights_(network: "nn.Module", path: str | Path) -> None:
+    """Fill a network with the weights of a file, in place.
+
+    Raises:
+        DataError: the file cannot be read, or holds no state dict.
+        ConfigError: its names or shapes are not the network's.
+    """
+    fill_(network, read_weights(Path(path)), where=f"--weights {path}")
+
+
+def read_weights(path: Path) -> "dict[str, Tensor]":
+    """Read the tensors of a file by name."""
+    import torch
+
+    from regrow.core.digests import load_tensors
+
+    where = f"--weights {path}"
+    if not path.is_file():
+        raise DataError(f"{where}: there is no such file.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_tensors(path)[0]
+        except (ValueError, OSError) as error:
+            raise DataError(f"{where}: {error}") from error
+    if path.suffix not in PICKLES:
+        raise DataError(
+            f"{where}: a file of weights ends in .safetensors, {', '.join(PICKLES)}. Write one "
+            "with torch.save(net.state_dict(), 'weights.pt')."
+        )
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"{where}: it holds more than tensors, and what else a pickle holds could run code, so "
+            "it is not read. Where it was made, write torch.save(net.state_dict(), 'weights.pt')."
+        ) from error
+    except Exception as error:
+        raise DataError(
+            f"{where} cannot be read: {type(error).__name__}: {short(error)}"
+        ) from error
+    return _state(value, where)
+
+
+def _state(value: Any, where: str) -> "dict[str, Tensor]":
+    """Find the state dict in what a file holds."""
+    import torch
+
+    if isinstance(value, Mapping):
+        for name in INSIDE:
+            if isinstance(value.get(name), Mapping):
+                return _state(value[name], where)
+        tensors = {n: v for n, v in value.items() if isinstance(v, torch.Tensor)}
+        if tensors and len(tensors) == len(value):
+            return tensors
+    raise DataError(
+        f"{where}: expected a mapping of names to tensors, as net.state_dict() is. Got "
+        f"{short(value)}."
+    )
+
+
+def fill_(network: "nn.Module", state: "Mapping[str, Tensor]", *, where: str) -> None:
+    """Fill a network with tensors by name; a ``ConfigError`` names those that do not fit.
+
+    A prefix that all names share, as wrappers of networks add, is taken off.
+    """
+    own = network.state_dict()
+    for prefix in WRAPPERS:
+        if not state.keys() <= own.keys() and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    # Old files lack the count of batches that a norm has seen, which nothing here reads.
+    held = {own[name].data_ptr() for name in state if name in own}  # tied weights are stored once
+    missing = [
+        name
+        for name, value in own.items()
+        if name not in state
+        and not name.endswith("num_batches_tracked")
+        and not (value.numel() and value.data_ptr() in held)
+    ]
+    surplus = [name for name in state if name not in own]
+    wrong = [
+        f"{name!r} is {list(state[name].shape)} there and {list(value.shape)} in the network"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    problems = [
+        *([f"it lacks {_listed(missing)}"] if missing else []),
+        *([f"the network has no {_listed(surplus)}"] if surplus else []),
+        *wrong[:1],
+        *([f"{len(wrong) - 1} more have other shapes"] if wrong[1:] else []),
+    ]
+    if problems:
+        raise ConfigError(
+            f"{where} does not fit the network: {'; '.join(problems)}. Give the arguments that the "
+            "network was trained with (--set NAME=VALUE), or other weights."
+        )
+    network.load_state_dict(dict(state), strict=False)
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(map(repr, names[:SHOWN])) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,229 @@
+"""The groups that a network can be cut by, and the parameters and MACs that lie in each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from regrow.cost import Counted, count
+from regrow.errors import TraceError
+from regrow.models.inputs import inputs_of
+from regrow.pruning.layers import Pruned
+from regrow.pruning.method import SCOPES, Method, Scope
+from regrow.pruning.select import select
+from regrow.surgery import Group, Trace, trace
+from regrow.surgery.groups import belongs
+
+# Every kind of channels that a network can be cut by.
+EVERYTHING: tuple[Scope, ...] = ("conv", "linear", "grouped", "stream", "view")
+OWN_ROLES = ("producer", "bias", "norm")
+LAYERS_SHOWN = 6  # of one role in a group
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """One group: its layers, and what of the network's costs its units make.
+
+    ``parameters`` and ``macs`` are of the layers that produce and normalise the units; what reads
+    them belongs to the next group, and narrows as well.
+    """
+
+    name: str
+    kind: str
+    width: int
+    producers: Mapping[str, tuple[int, ...]]  # names of weights -> shapes
+    norms: Sequence[str]
+    readers: Sequence[str]
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A layer (or parameter) that is kept whole, with why, and what it costs."""
+
+    name: str
+    why: str
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """A network's groups, what is whole, and what is left at half of every width."""
+
+    network: str  # the name of its class
+    inputs: str
+    parameters: int
+    macs: int
+    groups: Sequence[Branch]
+    whole: Sequence[Whole]
+    half_parameters: float  # the share that is left where every group has half of its units
+    half_macs: float
+    caveats: Sequence[str] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.network}: {self.parameters:,} parameters, {self.macs:,} MACs for {self.inputs}",
+            f"With half of the units of every group, {self.half_parameters:.1%} of the parameters "
+            f"and {self.half_macs:.1%} of the MACs are left.",
+            *(f"Not counted: {caveat}." for caveat in self.caveats),
+            "",
+            f"{len(self.groups)} groups of units can be cut:",
+            *(line for group in self.groups for line in self._branch(group)),
+        ]
+        if not self.whole:
+            return "\n".join([*lines, "", "Nothing is kept whole."])
+        reasons: dict[str, list[Whole]] = {}
+        for one in self.whole:
+            reasons.setdefault(one.why, []).append(one)
+        held = sum(one.parameters for one in self.whole)
+        lines += ["", f"Kept whole, with {self._share(held, _macs(self.whole))}:"]
+        for why, those in reasons.items():
+            share = self._share(sum(one.parameters for one in those), _macs(those))
+            lines += [f"  {_listed([one.name for one in those])}: {share}", f"  `- {why}"]
+        return "\n".join(lines)
+
+    def _branch(self, group: Branch) -> list[str]:
+        made = [f"{name.removesuffix('.weight')} {list(shape)}" for name, shape in
+                group.producers.items()]  # fmt: skip
+        parts = [
+            ("made by", made),
+            ("normed by", group.norms),
+            ("read by", [name.removesuffix(".weight") for name in group.readers]),
+        ]
+        shown = [(words, names) for words, names in parts if names]
+        units = "unit" if group.width == 1 else "units"
+        return [
+            f"  {group.name}: {group.kind}, {group.width} {units}, {group.parameters:,} "
+            f"parameters, {group.macs:,} MACs: {self._share(group.parameters, group.macs)}",
+            *(
+                f"  {'`-' if number == len(shown) else '|-'} {words} {_listed(names)}"
+                for number, (words, names) in enumerate(shown, start=1)
+            ),
+        ]
+
+    def _share(self, parameters: int, macs: int) -> str:
+        return (
+            f"{parameters / max(self.parameters, 1):.1%} of the parameters, "
+            f"{macs / max(self.macs, 1):.1%} of the MACs"
+        )
+
+
+def inspect(network: nn.Module, example: Any, *, keep: Sequence[str] = ()) -> Inspection:
+    """Say which groups a network can be cut by, what they cost, and what stays whole and why.
+
+    Args:
+        network: any network; it is left as it was.
+        example: an input, its shape, several inputs, or their texts (``"1x3x224x224"``).
+        keep: names of modules that are to stay whole.
+
+    Raises:
+        TraceError: the network fails on the example.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
+    >>> [(group.name, group.width, group.parameters) for group in inspect(net, (1, 3, 8, 8)).groups]
+    [('0', 8, 224)]
+    """
+    inputs = inputs_of(example)
+    given = inputs.example() if isinstance(example, str | type(inputs)) else example
+    found = trace(network, given, keep=keep)
+    counted = count(network, found.example)
+    parameters, macs = _half(network, found, counted)
+    return Inspection(
+        network=type(network).__name__,
+        inputs=str(inputs),
+        parameters=counted.cost.parameters,
+        macs=counted.cost.macs,
+        groups=[_branch(network, group, counted) for group in found.groups.values()],
+        whole=_whole(network, found, counted),
+        half_parameters=parameters,
+        half_macs=macs,
+        caveats=counted.cost.caveats,
+    )
+
+
+def everything() -> tuple[Scope, ...]:
+    """Return the scope of all that a network can be cut by."""
+    return ("all",) if "all" in SCOPES else EVERYTHING  # type: ignore[return-value,unused-ignore]
+
+
+def _branch(network: nn.Module, group: Group, counted: Counted) -> Branch:
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    held = _held(group)
+    sizes = {name: parameters[name].numel() for name in held if name in parameters}
+    return Branch(
+        name=group.name,
+        kind=group.kind,
+        width=group.size,
+        producers={
+            slot.tensor: tuple(parameters[slot.tensor].shape)
+            for slot in group.producers()
+            if slot.tensor in parameters
+        },
+        norms=list(group.norms),
+        readers=list(dict.fromkeys(slot.tensor for slot in group.readers())),
+        parameters=sum(round(size * held[name]) for name, size in sizes.items()),
+        macs=sum(round(counted.by_parameter.get(name, 0) * held[name]) for name in sizes),
+    )
+
+
+def _held(group: Group) -> dict[str, float]:
+    """Return the share of each tensor that a group's units hold of what makes and norms them."""
+    held: dict[str, float] = {}
+    for slot in group.slots:
+        if slot.role in OWN_ROLES:
+            share = float((slot.units >= 0).double().mean())
+            held[slot.tensor] = max(held.get(slot.tensor, 0.0), share)
+    return held
+
+
+def _whole(network: nn.Module, found: Trace, counted: Counted) -> list[Whole]:
+    """Return what is whole, with the numbers that lie in no group."""
+    left: dict[str, float] = {}
+    for group in found.groups.values():
+        for name, share in _held(group).items():
+            left[name] = left.get(name, 1.0) - share
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    rows = []
+    for layer, why in found.whole.items():
+        own = [name for name in sizes if belongs(name, layer)]
+        shares = {name: max(left.get(name, 1.0), 0.0) for name in own}
+        rows.append(
+            Whole(
+                name=layer,
+                why=why,
+                parameters=sum(round(sizes[name] * shares[name]) for name in own),
+                macs=sum(round(counted.by_parameter.get(name, 0) * shares[name]) for name in own),
+            )
+        )
+    return rows
+
+
+def _half(network: nn.Module, found: Trace, counted: Counted) -> tuple[float, float]:
+    """Return the shares of parameters and MACs that are left at half of every width."""
+    method = Method(
+        name="half", criterion="first", allocation="uniform", scope=everything(), trained=False
+    )
+    try:
+        mask = select(network, found, method, sparsity=0.5)
+    except TraceError:  # there is nothing to cut
+        return 1.0, 1.0
+    half = Pruned(network=network, trace=found, mask=mask, counts=counted)
+    cost = counted.cost
+    return half.parameters / max(cost.parameters, 1), half.macs / max(cost.macs, 1)
+
+
+def _macs(those: Sequence[Whole]) -> int:
+    return sum(one.macs for one in those)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [*names[:LAYERS_SHOWN]]
+    more = [f"{len(names) - len(shown)} more"] if len(names) > len(shown) else []
+    return ", ".join([*shown, *more])

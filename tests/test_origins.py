@@ -1,0 +1,251 @@
+"""Networks by a text: each form builds one, and each failure is one clear message."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from regrow.errors import ConfigError, DataError, RegrowError
+from regrow.models.inputs import Inputs, inputs_of
+from regrow.models.origins import ModelOrigin, open_network, read_arguments, read_origin
+
+CODE = """
+import torch
+from torch import nn
+
+def build(width=8, fails=False):
+    if fails:
+        raise ValueError("too wide")
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 4, 3))
+
+class Net(nn.Module):
+    def __init__(self, num):
+        super().__init__()
+        self.layer = nn.Linear(3, num)
+
+ready = nn.Linear(2, 2)
+number = 3
+
+def wrong():
+    return nn.Linear(2, 2), "and more"
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder with code of a user's: nets.py, and package/inner.py."""
+    import sys
+
+    (tmp_path / "nets.py").write_text(CODE)
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "inner.py").write_text(CODE)
+    (tmp_path / "broken.py").write_text("import torch\n\nimport not_installed_anywhere\n")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "typo.py").write_text("def build(:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = {*sys.modules}
+    yield tmp_path
+    for name in {*sys.modules} - before:
+        if name.startswith(("own_package", "nets", "regrow_code")):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "kind"),
+    [
+        ("nets.py:build", {"width": 3}, nn.Sequential),
+        ("nets:build", {}, nn.Sequential),
+        ("own_package.inner:Net", {"num": 2}, nn.Module),
+        ("nets.py:ready", {}, nn.Linear),
+        ("torchvision/resnet18", {"num_classes": 7}, nn.Module),
+        ("resnet-20", {"classes": 10}, nn.Module),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_each_form_builds_a_network(text: str, arguments: dict[str, Any], kind: type) -> None:
+    network, _ = open_network(read_origin(text, arguments), "random")
+    assert isinstance(network, kind)
+    same = read_origin(text, arguments).build()
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(network.state_dict().values(), same.state_dict().values(), strict=True)
+    )
+
+
+def test_a_model_of_timm_is_built_and_says_its_input() -> None:
+    pytest.importorskip("timm")
+    origin = read_origin("timm/test_resnet", {"num_classes": 5})
+    network = origin.build()
+    assert origin.inputs(network) == "1x3x160x160"
+    assert network(torch.zeros(1, 3, 160, 160)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("nets.py", {}, r"names no network.*Add the function: nets\.py:build"),
+        ("nowhere.py:build", {}, "there is no file 'nowhere.py'"),
+        ("nowhere.inner:build", {}, "there is no module 'nowhere.inner'.*name its file"),
+        ("nets.py:bild", {}, "Unknown function or class 'bild'.*Did you mean 'build'"),
+        ("nets.py:build", {"widht": 3}, r"its arguments are \(width=8.*'widht'"),
+        ("nets.py:Net", {}, r"missing a required argument: 'num'. Give them with --set"),
+        ("nets.py:build", {"fails": True}, r"fails: .*nets\.py, line 7: ValueError: too wide"),
+        ("nets.py:wrong", {}, r"must return a torch.nn.Module. Got tuple"),
+        ("nets.py:number", {}, "'number' must be a function or a class.*Got 3"),
+        ("nets.py:ready", {"a": 1}, "to take arguments"),
+        ("broken.py:build", {}, r"broken\.py, line 3: ModuleNotFoundError.*not_installed_any"),
+        ("broken:build", {}, r"broken\.py, line 3: ModuleNotFoundError.*not_installed_any"),
+        ("leaves.py:build", {}, r"leaves\.py, line 1: SystemExit"),
+        ("typo.py:build", {}, r"typo\.py, line 1: SyntaxError"),
+        ("torchvision/resnet181", {}, r"Did you mean 'resnet18'.* There are \d+\.$"),
+        ("torchvision/resnet18", {"depth": 3}, r"cannot be built: TypeError: .*'depth'"),
+        ("torchvision/resnet18", {"weights": "X"}, "asked for by --weights, not by 'weights'"),
+        ("hf/", {}, "needs the ID|transformers"),
+        ("some/where", {}, "names no network"),
+        ("resnet-21", {}, "Did you mean 'resnet-.*another kind is package.module:build"),
+        (":", {}, "names no network"),
+        (" ", {}, "is named by a text"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_what_names_no_network_is_told(text: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(RegrowError) as error:
+        open_network(read_origin(text, arguments), "random")
+    assert re.search(message, str(error.value)), str(error.value)
+
+
+@pytest.mark.parametrize("name", ["timm", "transformers"])
+def test_a_missing_package_is_named_with_its_extra(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, name, None)
+    text = {"timm": "timm/resnet18", "transformers": "hf/some/model"}[name]
+    with pytest.raises(ConfigError, match=rf"{name} is needed.*pip install 'regrow\[{name}\]'"):
+        read_origin(text).build()
+
+
+def test_published_weights_that_cannot_be_had_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    import torchvision.models._api as api
+
+    monkeypatch.setattr(api, "load_state_dict_from_url", offline)
+    with pytest.raises(DataError, match=r"resnet18 cannot be had: .*no route.*--weights random"):
+        open_network(read_origin("torchvision/resnet18"))
+
+
+# Weights -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "wrapped.ckpt", "parallel.pth"])
+def test_weights_of_a_file_are_filled_in(name: str, here: Path) -> None:
+    state = {
+        n: torch.rand(v.shape) for n, v in ModelOrigin("nets.py:build").build().state_dict().items()
+    }
+    if name.endswith(".safetensors"):
+        save_file(state, name)
+    else:
+        wrapped: Any = {"state_dict": state, "epoch": 3} if name == "wrapped.ckpt" else state
+        wrapped = {f"module.{n}": v for n, v in state.items()} if "parallel" in name else wrapped
+        torch.save(wrapped, name)
+    network, how = open_network(ModelOrigin("nets.py:build"), name)
+    assert all(torch.equal(network.state_dict()[n], v) for n, v in state.items())
+    assert how == f"of {name}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file"),
+        (b"no tensors", "cannot be read|more than tensors"),
+        (nn.Linear(2, 2), r"holds more than tensors.*torch\.save\(net\.state_dict"),
+        ({"a": 1}, r"expected a mapping of names to tensors.*Got \{'a': 1\}"),
+        (nn.Linear(2, 2).state_dict(), r"lacks '0.weight'.* and 1 more; the network has no 'wei"),
+        (
+            nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Conv2d(9, 4, 3)).state_dict(),
+            r"'0.weight' is \[9, 3, 3, 3\] there and \[8, 3, 3, 3\] in the network; 2 more",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_told(content: Any, message: str, here: Path) -> None:
+    if isinstance(content, bytes):
+        (here / "w.pt").write_bytes(content)
+    elif content is not None:
+        torch.save(content, here / "w.pt")
+    with pytest.raises((ConfigError, DataError), match=message):
+        open_network(ModelOrigin("nets.py:build"), "w.pt")
+
+
+# Arguments and inputs ----------------------------------------------------------------------------
+
+
+def test_arguments_are_json_or_texts() -> None:
+    found = read_arguments(["a=1", "b=[1, 2]", "c=relu", "d=x=y"], '{"e": null}')
+    assert found == {"a": 1, "b": [1, 2], "c": "relu", "d": "x=y", "e": None}
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "message"),
+    [
+        (["a"], None, "must be NAME=VALUE"),
+        (["a=1", "a=2"], None, "each name once"),
+        ([], "[1]", "must be a JSON object"),
+        ([], "{", "must be a JSON object"),
+    ],
+)
+def test_arguments_that_are_none_are_told(
+    settings: list[str], given: str | None, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_arguments(settings, given)
+
+
+@pytest.mark.parametrize(
+    ("texts", "shapes"),
+    [
+        (["1x3x8x8"], {"": (1, 3, 8, 8)}),
+        (["1x4", "1x5:int64"], {"": (1, 4)}),
+        (["input_ids:1x6:int64:4", "attention_mask:1x6:int64"], {"input_ids": (1, 6)}),
+    ],
+)
+def test_inputs_are_read_as_they_are_written(texts: list[str], shapes: dict[str, Any]) -> None:
+    inputs = Inputs.read(texts)
+    assert str(inputs) == " ".join(texts)
+    assert Inputs.read(inputs.to_json()) == inputs == inputs_of(inputs.example())
+    example = inputs.example()
+    if isinstance(example, dict):
+        assert example["input_ids"].tolist() == [[0, 1, 2, 3, 0, 1]]
+        assert example["attention_mask"].tolist() == [[1] * 6]
+    for name, shape in shapes.items():
+        first: Any = example[0] if isinstance(example, tuple) else example
+        assert (first[name] if name else first).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "Give the network's input: --input"),
+        (["1x0x3"], r"--input must be \[NAME:\]SHAPE"),
+        (["3,224,224"], r"--input must be \[NAME:\]SHAPE"),
+        (["a:b:1x2"], r"--input must be \[NAME:\]SHAPE"),
+        (["1x3:int3"], "Unknown kind of number 'int3'"),
+        (["1x3:float32:7"], "how many values an integer has"),
+        (["1x3:int64:none"], "how many values an integer has"),
+        (["99999x99999x99999"], "it has .* numbers"),
+        (["a:1x2", "1x2"], "all have a name of their own or none"),
+        (["a:1x2", "a:1x2"], "all have a name of their own or none"),
+    ],
+)
+def test_inputs_that_are_none_are_told(texts: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Inputs.read(texts)
