@@ -36,7 +36,8 @@ def test_a_network_of_several_inputs_is_cut_and_proven(example: Any) -> None:
     torch.manual_seed(0)
     net = TwoInputs()
     groups = regrow.trace(net, example)
-    (group,) = groups.groups.values()
+    group, words = groups.groups.values()
+    assert (words.name, words.size) == ("words", 5)
     assert {slot.tensor for slot in group.producers()} >= {"image.weight", "other.weight"}
     assert groups.unaccounted(net) == ()
     mask = regrow.Mask(unit="channel", kept={group.name: torch.arange(8) % 2 == 0})

@@ -235,6 +235,8 @@ def _sync_(module: nn.Module) -> None:
         module.out_channels, module.in_channels = sides[out_side], sides[in_side]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         shaped = module.weight if module.weight is not None else module.running_mean
         assert shaped is not None

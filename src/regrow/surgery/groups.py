@@ -23,13 +23,15 @@ class Slot:
     For the role ``mover`` it is no tensor but the data that enters or leaves a module,
     ``<module>:in`` and ``<module>:out``, or the number of channels that a norm was told,
     ``<module>:width``. A unit of several channels (a group of a grouped convolution or of a group
-    norm) lies at several positions.
+    norm) lies at several positions. ``zeroed``: a silent unit's entries are zero here. Those of a
+    reader are where a silent unit is not zero when it arrives (a sigmoid): nobody reads it then.
     """
 
     tensor: str
     dim: int
     units: Tensor
     role: Role
+    zeroed: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,11 @@ def _batch_norm(painter: Painter, node: Node) -> None:
     source = painter.of(node.args[0])
     channels = source.along(1)
     tensors = [a for a in node.args[1:5] if isinstance(a, Ref)]
-    if channels is None or any(painter.tensor_name(ref) is None for ref in tensors):
+    named = {ref: painter.tensor_name(ref) for ref in tensors}
+    made = [ref for ref, name in named.items() if name is None]
+    if channels is None or any(
+        not painter.is_painted(ref) or painter.of(ref).along(0) is None for ref in made
+    ):
         painter.unknown(node)
         return
     # Without a scale and a shift of its own a norm cannot silence what its stream still carries.
@@ -36,13 +40,16 @@ def _batch_norm(painter: Painter, node: Node) -> None:
     if node.module in painter.views and affine and bool((channels > ZERO).any()):
         channels = painter.colours.view(channels, node.module)
         painter.opened[node.module] = channels
-    for ref in tensors:
-        name = painter.tensor_name(ref)
-        assert name is not None
-        painter.pass_through(name, 0, channels, norm=node.module)
+    for ref, name in named.items():
+        if name is not None:
+            painter.pass_through(name, 0, channels, norm=node.module)
+        else:  # computed from parameters of one entry a channel
+            painter.unite(channels, painter.of(ref).full())
     if not tensors and painter.tape.normalisers.get(node.module) == "num_features":
         painter.pass_width(node.module, channels)
-    painter.put(node, spread(channels, source.shape, 1, clean=affine or source.clean))
+    zero = all(painter.of(ref).clean for ref in made)
+    clean = zero if affine else source.clean
+    painter.put(node, spread(channels, source.shape, 1, clean=clean))
 
 
 @rule("aten::native_layer_norm")

@@ -21,7 +21,8 @@ from regrow.surgery.mask import Mask
 def silence(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     """Return a copy of a network whose cut units are exactly zero: the reference for ``shrink``.
 
-    Producers' weights and biases, and norms' affine parameters and running means, are zeroed there;
+    Producers' weights and biases, and norms' affine parameters and running means, are zeroed there,
+    and what reads the units where they are not zero for all that (after a sigmoid);
     of a block that goes, the last layer of the branch. Norms that take statistics over channels get
     hooks that leave out those of the cut units.
     """
@@ -40,9 +41,7 @@ def silence_channels_(quiet: nn.Module, mask: Mask, trace: Trace) -> None:
     with torch.no_grad():
         for name, stays in mask.kept.items():
             for slot in trace.groups[name].slots:
-                # A variance of zero is as good as any other, its mean being zero; it must stay.
-                silenced = slot.role in ("producer", "bias", "norm")
-                if silenced and not slot.tensor.endswith("running_var"):
+                if slot.zeroed:
                     tensor = tensors[slot.tensor]
                     cut = is_cut(slot.units, stays).nonzero().flatten()
                     tensor.index_fill_(slot.dim, cut.to(tensor.device), 0.0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from torch import Tensor
 from regrow.errors import TraceError
 from regrow.surgery.colours import WHOLE, ZERO, Colours, Paint, spread
 from regrow.surgery.groups import WIDTH, Role, belongs
+from regrow.surgery.operators import EMBEDDINGS, PRODUCERS
+from regrow.surgery.parameters import Laid, follow
 from regrow.surgery.tape import Node, Ref, Tape
 
 
@@ -47,9 +50,13 @@ class Painter:
     computed: dict[str, str] = field(default_factory=dict)  # those of them behind arithmetic -> why
     grouped: set[str] = field(default_factory=set)  # grouped convolutions
     measured: set[str] = field(default_factory=set)  # norms with statistics over channels
+    held: set[tuple[str, int]] = field(default_factory=set)  # dimensions that are never cut
     _seen: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _marked: set[tuple[str, int, Role]] = field(default_factory=set)
-    _moved: dict[int, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    _laid: dict[int, Laid] = field(default_factory=dict)
+    _held: dict[str, str] = field(default_factory=dict)  # buffers that keep their shape -> why
+    _unread: set[tuple[str, int]] = field(default_factory=set)  # readers of what is not zero
+    _kept_values: set[str] = field(default_factory=set)  # what silencing leaves as it is
 
     def run(self) -> None:
         """Paint every value."""
@@ -57,8 +64,8 @@ class Painter:
             shape = tuple(self.tape.values[index].shape)
             self.paints[index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
         for node in self.tape.nodes:
-            if not any(index in self.paints for index in node.refs()):
-                self.move_parameter(node)
+            if not self._makes_data(node):
+                follow(self, node)
             elif self.tape.compiled and self._is_compiled(node):
                 self.unknown(node, "it meets a module that torch.jit compiled")
             elif "out" in node.kwargs:
@@ -74,8 +81,20 @@ class Painter:
             self._mark(f"{name}:in", 1, self._channels_of_mover(name, source), "mover")
             self._mark(f"{name}:out", 1, self._channels_of_mover(name, result), "mover")
         for mark in self.marks:
-            if mark.tensor in self.fixed:
-                self.colours.freeze(mark.ids, self.fixed[mark.tensor])
+            why = self.fixed.get(mark.tensor) or self._held.get(mark.tensor)
+            if why:
+                self.colours.freeze(mark.ids, why)
+
+    def _makes_data(self, node: Node) -> bool:
+        """Tell whether an operation takes data, or makes some of tables and layers alone."""
+        if any(index in self.paints for index in node.refs()):
+            return True
+        if node.name not in PRODUCERS:
+            return False
+        data, *weights = node.args[node.name == "aten::addmm" :][:2]
+        if node.name in EMBEDDINGS:
+            data, weights = weights[0], [data]
+        return not self.parameter_view(data) and any(map(self.parameter_view, weights))
 
     def _is_compiled(self, node: Node) -> bool:
         """Tell whether an operation takes a tensor of a module that torch.jit compiled."""
@@ -139,9 +158,24 @@ class Painter:
 
     def parameter_view(self, ref: Ref) -> tuple[str, tuple[int, ...]] | None:
         """Return (name, order of dimensions) of a permuted parameter, or None."""
-        if ref.index in self.tape.parameters:
-            return self.tape.names[ref.index], tuple(range(self.value(ref).dim()))
-        return self._moved.get(ref.index)
+        laid = self.laid(ref)
+        if laid is None or not laid.as_it_is or laid.name not in self._parameters:
+            return None
+        return laid.name, laid.order()
+
+    @cached_property
+    def _parameters(self) -> frozenset[str]:
+        return frozenset(self.tape.names[index] for index in self.tape.parameters)
+
+    def laid(self, ref: Ref) -> Laid | None:
+        """Tell which parameter or buffer lies in a value that no data has met, and how."""
+        name = self.tape.names.get(ref.index)
+        if name is None:
+            return self._laid.get(ref.index)
+        value = self.value(ref)
+        if ref.index not in self.tape.parameters and not value.is_floating_point():
+            return None  # numbers of places, and masks
+        return Laid(name, tuple(range(value.dim())), tuple(value.shape))
 
     def unite(self, a: Tensor, b: Tensor) -> Tensor:
         """Unite the colours of two operands under broadcasting; return those of the result."""
@@ -160,12 +194,10 @@ class Painter:
                 shape = self.shape(index)
                 self.paints[index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
 
-    def read(self, weight: str, dim: int, ids: Tensor, source: Paint, node: Node) -> None:
+    def read(self, weight: str, dim: int, ids: Tensor, source: Paint) -> None:
         """Note that a weight's input dimension reads these channels."""
-        if not source.clean:
-            self.keep_whole(
-                source, node, "a channel that is cut would not be zero where it is read"
-            )
+        if not source.clean:  # silence means that nobody reads it
+            self._unread.add((weight, dim))
         self._mark(weight, dim, ids, "reader")
 
     def produce(
@@ -199,90 +231,88 @@ class Painter:
         if norm is not None:
             self.norms.setdefault(norm, ids)
 
+    def hold(self, tensor: str, dim: int, *, size: int, why: str) -> None:
+        """Keep one dimension of a tensor whole, whatever else is done to it."""
+        self.held.add((tensor, dim))
+        known = self._seen.setdefault((tensor, dim), self.colours.fresh(size))
+        self.colours.freeze(known, why)
+
     def pass_width(self, norm: str, ids: Tensor, *, dim: int = 0) -> None:
         """Note that a norm was told the number of its channels, as one of its dimensions."""
         self._mark(f"{norm}{WIDTH}", dim, ids, "mover")
 
     def paint_parameter(self, ref: Ref, *, along: Collection[int] = ()) -> bool:
-        """Colour a parameter that takes part in elementwise arithmetic; False if it is none.
+        """Colour a parameter or buffer that takes part in arithmetic; False if it is none.
 
         It may be spread over more than its channels if those that it meets lie ``along`` one
         dimension (a table of positions, added to tokens).
         """
-        name = self.parameter(ref)
-        if name is None:
+        laid = self.laid(ref)
+        if laid is None:
             return False
         shape = tuple(self.value(ref).shape)
         wide = [d for d, size in enumerate(shape) if size > 1]
         met = [d for d in along if d in wide]
         if len(along) == len(met) == 1:
             wide = met
-        if len(wide) > 1:
-            self.fixed[name] = "its weights take part in other arithmetic"
+        dim = laid.dims[wide[0]] if len(wide) == 1 else None
+        if len(wide) > 1 or (wide and dim is None):
+            if laid.name not in self._parameters and laid.as_it_is:
+                return False
+            self.fix(ref, "its weights take part in other arithmetic")
             self.paints[ref.index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
-        elif wide:
+        elif dim is not None:
             ids = self.colours.fresh(shape[wide[0]])
-            self._mark(name, wide[0], ids, "norm")
-            self.paints[ref.index] = spread(ids, shape, wide[0])
+            self._mark(laid.name, dim, ids, "norm")
+            zeroed = laid.same_values and laid.name in self._parameters
+            if not zeroed:
+                self._kept_values.add(laid.name)
+            self.paints[ref.index] = spread(ids, shape, wide[0], clean=zeroed)
         else:
             # One number, which no channel owns: silencing leaves it as it is.
             self.paints[ref.index] = Paint(torch.full((1,) * len(shape), ZERO), shape, clean=False)
         return True
 
-    def move_parameter(self, node: Node) -> None:
-        """Follow a parameter through casts and transpositions; other arithmetic is constant."""
-        first = node.args[0] if node.args else None
-        viewed = self.parameter_view(first) if isinstance(first, Ref) else None
-        operation = node.name.removeprefix("aten::")
-        if viewed is None or operation not in (*_TRANSPOSITIONS, *_VECTOR_MOVES):
-            self._compute(node)
-            return
-        assert isinstance(first, Ref)
-        if operation in _VECTOR_MOVES:
-            if sum(size > 1 for size in self.value(first).shape) <= 1 and self.paint_parameter(
-                first
-            ):
-                self.rules[node.name](self, node)
-            else:
-                self._compute(node)
-            return
-        name, order = viewed
-        rank = len(order)
-        swapped = list(order)
-        if operation == "t":
-            swapped.reverse()
-        elif operation == "transpose":
-            a, b = (int(d) % rank for d in node.args[1:3])
-            swapped[a], swapped[b] = swapped[b], swapped[a]
-        elif operation == "permute":
-            swapped = [order[int(d) % rank] for d in node.args[1]]
+    def lay(self, node: Node, laid: Laid) -> None:
+        """Note that a parameter lies in an operation's first result."""
         output = node.outputs[0]
         assert output is not None
-        self._moved[output] = (name, tuple(swapped))
+        self._laid[output] = laid
 
-    def _compute(self, node: Node) -> None:
+    def compute(self, node: Node) -> None:
         """Note parameters that go through arithmetic of their own before data meets them."""
         why = f"its weights go through '{node.name}' before they are used"
-        for name in self._fix_parameters(node, why):
-            self.computed.setdefault(name, why)
+        for index in node.refs():
+            name = self.fix(Ref(index), why)
+            if name is not None:
+                self.computed.setdefault(name, why)
 
-    def _fix_parameters(self, node: Node, why: str) -> list[str]:
-        """Keep the shapes of the parameters that an operation takes, and name them."""
-        viewed = [self.parameter_view(Ref(index)) for index in node.refs()]
-        names = [view[0] for view in viewed if view is not None]
-        for name in names:
-            self.fixed.setdefault(name, why)
-        return names
+    def fix(self, ref: Ref, why: str) -> str | None:
+        """Keep the shape of a parameter or buffer; return the name of a parameter."""
+        laid = self.laid(ref)
+        if laid is None:
+            return None
+        is_parameter = laid.name in self._parameters
+        (self.fixed if is_parameter else self._held).setdefault(laid.name, why)
+        return laid.name if is_parameter else None
+
+    def zeroed(self, mark: Mark) -> bool:
+        """Tell whether silencing sets to zero what a mark's units have in its tensor."""
+        if mark.role == "reader":
+            return (mark.tensor, mark.dim) in self._unread
+        # A variance of zero is as good as any other, the mean being zero; it must stay.
+        stays = mark.tensor in self._kept_values or mark.tensor.endswith("running_var")
+        return mark.role in ("producer", "bias", "norm") and not stays
 
     def keep_whole(self, source: Paint, node: Node, reason: str) -> None:
         """Freeze the channels of a value."""
-        self.colours.freeze(source.ids, f"{reason}{_where(node)}")
+        self.colours.freeze(source.ids, f"{reason}{where(node)}")
 
     def unknown(self, node: Node, why: str = "") -> None:
         """Keep everything whole that enters an operation whose channels cannot be followed."""
         why = why or f"'{node.name}' cannot be followed"
-        self._fix_parameters(node, f"{why}{_where(node)}")
         for index in node.refs():
+            self.fix(Ref(index), f"{why}{where(node)}")
             if index in self.paints:
                 self.keep_whole(self.paints[index], node, why)
         for output in node.outputs:
@@ -299,10 +329,6 @@ class Painter:
             self.marks.append(Mark(tensor, dim, ids, role))
 
 
-# A parameter keeps its name through these: a weight in any order, a vector in any place.
-_TRANSPOSITIONS = ("detach", "alias", "clone", "_to_copy", "t", "transpose", "permute")
-_VECTOR_MOVES = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "expand")
-
-
-def _where(node: Node) -> str:
+def where(node: Node) -> str:
+    """Word the module that an operation runs in, for the end of a sentence."""
     return f" in {node.module!r}" if node.module else ""

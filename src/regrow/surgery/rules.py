@@ -17,7 +17,18 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.surgery.colours import WHOLE, ZERO, Paint, paint, spread
-from regrow.surgery.painter import Painter, Rule
+from regrow.surgery.operators import (
+    ARITHMETIC,
+    CHOICES,
+    COPIES,
+    EMBEDDINGS,
+    MOVES,
+    TURNS,
+    UNARY,
+    VIEWS,
+    names,
+)
+from regrow.surgery.painter import Painter, Rule, where
 from regrow.surgery.tape import Node, Ref
 
 RULES: dict[str, Rule] = {}
@@ -34,34 +45,19 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def _names(words: str) -> list[str]:
-    return [f"aten::{word}" for word in words.split()]
+_POOLS = names(
+    "avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool2d max_pool3d_with_indices "
+    "_adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d _adaptive_avg_pool3d "
+    "adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+    "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d "
+    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d "
+    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d grid_sampler_2d "
+    "fractional_max_pool2d _adaptive_avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d"
+)
 
 
-_UNARY = """
-    relu relu_ leaky_relu leaky_relu_ relu6 relu6_ hardtanh hardtanh_ clamp clamp_ clamp_min
-    clamp_min_ clamp_max clamp_max_ threshold threshold_ gelu silu silu_ mish mish_ tanh tanh_
-    hardswish hardswish_ elu elu_ selu selu_ celu celu_ softplus log_sigmoid_forward softshrink
-    hardshrink sigmoid sigmoid_ hardsigmoid hardsigmoid_ neg abs sign sqrt rsqrt reciprocal square
-    pow pow_ exp exp_ expm1 log log1p sin cos erf dropout native_dropout
-"""
-_POOLS = """
-    avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool2d max_pool3d_with_indices
-    _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d _adaptive_avg_pool3d
-    adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d
-    upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact2d
-    reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d replication_pad3d
-"""
-_COPIES = "clone alias detach contiguous _to_copy lift_fresh"
-_TURNS = "permute transpose t unsqueeze"
-_VIEWS = "view _unsafe_view reshape _reshape_alias"
-_CHOICES = """
-    slice select split split_with_sizes chunk unbind index_select narrow unfold roll flip repeat
-    index
-"""
-
-
-@rule(*_names(_UNARY))
+@rule(*UNARY)
 def _unary(painter: Painter, node: Node) -> None:
     """Apply a function of one tensor: the colours stay; silence stays zero where f(0) = 0."""
     data, *rest = node.args
@@ -71,6 +67,9 @@ def _unary(painter: Painter, node: Node) -> None:
     source = painter.of(data)
     zero = torch.zeros(1, dtype=painter.value(data).dtype)
     result = tree_leaves(node.op(zero, *rest, **node.kwargs))[0]
+    if source.clean and not bool(torch.isfinite(result).all()):
+        painter.unknown(node, f"'{node.name}' of a channel that is zero is not finite")
+        return
     painter.put(node, replace(source, clean=source.clean and not bool(result.any())))
 
 
@@ -98,7 +97,7 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
     painted_first = [painter.of(ref) for ref in refs if painter.is_painted(ref)]
     along = {d - len(p.shape) for p in painted_first for d in p.coloured_dims()}
     for ref in refs:
-        own = tuple(painter.value(ref).shape)
+        own = _own_sizes(painter, ref)
         dims = {len(own) + d for d in along}
         painted = painter.is_painted(ref) or painter.paint_parameter(ref, along=dims)
         missing = (1,) * (len(shape) - len(own))
@@ -129,22 +128,39 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
     return result, operands
 
 
-@rule(*_names("add add_ sub sub_ maximum minimum"))
-def _add(painter: Painter, node: Node) -> None:
+def _own_sizes(painter: Painter, ref: Ref) -> tuple[int, ...]:
+    """Return a value's sizes, 1 where it repeats a single number."""
+    value = painter.value(ref)
+    coloured = painter.of(ref).coloured_dims()
+    return tuple(
+        1 if stride == 0 and d not in coloured else size
+        for d, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True))
+    )
+
+
+@rule(*ARITHMETIC)
+def _combine(painter: Painter, node: Node) -> None:
+    """Combine tensors element by element: silence stays zero where all that adds up is zero."""
+    if len(node.refs()) == 1 and isinstance(node.args[0], Ref):
+        _unary(painter, node)
+        return
     result, operands = _meet(painter, node)
-    clean = all(a == 0 for a in node.args if not isinstance(a, Ref))
-    clean = clean and all(operand.is_zero(painter) for operand in operands)
+    zero = {id(o.ref): o.is_zero(painter) for o in operands}
+    silent = [zero[id(a)] if isinstance(a, Ref) else a == 0 for a in node.args]
+    name = node.name.removeprefix("aten::").removesuffix("_")
+    if name == "mul":
+        clean = any(silent)
+    elif name == "addcmul":
+        clean = silent[0] and (silent[1] or silent[2])
+    elif name in ("add", "sub", "where", "masked_fill", "lerp", "maximum", "minimum"):
+        first, last = {"where": (1, 3), "lerp": (0, 2)}.get(name, (0, len(silent)))
+        clean = all(s for i, s in enumerate(silent[first:last]) if (name, i) != ("masked_fill", 1))
+    else:
+        clean = False
     painter.put(node, replace(result, clean=clean))
 
 
-@rule(*_names("mul mul_"))
-def _multiply(painter: Painter, node: Node) -> None:
-    result, operands = _meet(painter, node)
-    clean = any(o.paint is not None and o.is_zero(painter) for o in operands)
-    painter.put(node, replace(result, clean=clean))
-
-
-@rule(*_names("div div_"))
+@rule(*names("div div_ fmod remainder floor_divide addcdiv addcdiv_"))
 def _divide(painter: Painter, node: Node) -> None:
     result, operands = _meet(painter, node)
     first, second = node.args[:2]
@@ -152,7 +168,7 @@ def _divide(painter: Painter, node: Node) -> None:
     if not isinstance(first, Ref) or (
         divisor is not None and divisor.paint is not None and divisor.is_zero(painter)
     ):
-        painter.unknown(node)  # a channel that is cut would divide by zero
+        painter.unknown(node, "a channel that is cut would divide by zero")
         return
     painter.put(node, replace(result, clean=operands[0].is_zero(painter)))
 
@@ -164,7 +180,7 @@ def _prelu(painter: Painter, node: Node) -> None:
     painter.put(node, replace(result, clean=operands[0].is_zero(painter)))
 
 
-@rule(*_names(_POOLS))
+@rule(*_POOLS)
 def _pool(painter: Painter, node: Node) -> None:
     """Change the map's size, channel by channel."""
     source = painter.of(node.args[0])
@@ -175,16 +191,53 @@ def _pool(painter: Painter, node: Node) -> None:
     painter.put(node, spread(channels, painter.shape(node.outputs[0]), 1, clean=source.clean))
 
 
-@rule(*_names("mean sum amax amin max min var std"))
+@rule(*names("glu"))
+def _gate(painter: Painter, node: Node) -> None:
+    """Multiply one half of the channels by a sigmoid of the other: they go in pairs."""
+    source = painter.of(node.args[0])
+    dim = int(node.args[1] if len(node.args) > 1 else -1) % len(source.shape)
+    ids = source.ids
+    if dim in source.coloured_dims():
+        ids = painter.unite(*ids.chunk(2, dim))
+    painter.put(node, Paint(ids, painter.shape(node.outputs[0]), source.clean))
+
+
+@rule(*names("pixel_shuffle channel_shuffle native_channel_shuffle pixel_unshuffle"))
+def _shuffle(painter: Painter, node: Node) -> None:
+    """Move channels into the map or back, or deal them out anew: all that lie together go."""
+    source = painter.of(node.args[0])
+    channels = source.along(-3) if "pixel" in node.name else source.along(1)
+    if channels is None:
+        painter.unknown(node)
+        return
+    factor, rank = int(node.args[1]), len(source.shape)
+    if node.name == "aten::pixel_shuffle":
+        parts = channels.view(-1, factor**2)
+        out = painter.unite(parts, parts[:, :1])[:, 0]
+    elif node.name == "aten::pixel_unshuffle":
+        out = channels.repeat_interleave(factor**2)
+    else:
+        parts = channels.view(factor, -1)
+        out = painter.unite(parts, parts[:1]).t().flatten()
+    dim = rank - 3 if "pixel" in node.name else 1
+    painter.put(node, spread(out, painter.shape(node.outputs[0]), dim, clean=source.clean))
+
+
+_TAKES_DIMS = names("mean sum amax amin max min var std logsumexp prod argmax argmin any all")
+_NORMS = names("linalg_vector_norm norm")  # which take dimensions after an order
+
+
+@rule(*_TAKES_DIMS, *_NORMS)
 def _reduce(painter: Painter, node: Node) -> None:
     """Reduce dimensions along which the colour does not vary."""
-    data, *rest = node.args
+    data = node.args[0]
     if not isinstance(data, Ref) or len(node.refs()) > 1:
         painter.unknown(node)
         return
     source = painter.of(data)
     rank = len(source.shape)
-    dims_given = rest[0] if rest else None
+    place = 2 if node.name in _NORMS else 1
+    dims_given = node.args[place] if len(node.args) > place else None
     dims = [dims_given] if isinstance(dims_given, int) else dims_given or range(rank)
     dims = sorted({d % rank for d in dims})
     if any(dim in source.coloured_dims() for dim in dims):
@@ -194,7 +247,35 @@ def _reduce(painter: Painter, node: Node) -> None:
     ids = source.ids
     for dim in reversed(dims):
         ids = ids.narrow(dim, 0, 1) if keep else ids.select(dim, 0)
-    painter.put(node, Paint(ids, painter.shape(node.outputs[0]), source.clean))
+    shape = painter.shape(node.outputs[0])
+    clean = source.clean and node.name not in _NOT_OF_ZERO
+    for output in node.outputs:
+        if output is not None:
+            painter.paints[output] = Paint(ids, shape, clean)
+
+
+_NOT_OF_ZERO = names("logsumexp argmax argmin all")
+
+
+@rule(*names("cumsum cumprod cummax cummin logcumsumexp sort triu tril topk"))
+def _along_another(painter: Painter, node: Node) -> None:
+    """Add up, or put in order, along a dimension of which the colour does not vary."""
+    source = painter.of(node.args[0])
+    short = node.name.removeprefix("aten::")
+    place = 2 if short == "topk" else 1
+    if short in ("triu", "tril"):
+        dims: Any = (-1, -2)
+    else:
+        dims = node.args[place] if len(node.args) > place else -1
+    dims = [dims] if isinstance(dims, int) else dims
+    coloured = source.coloured_dims()
+    if len(node.refs()) > 1 or any(d % len(source.shape) in coloured for d in dims):
+        painter.unknown(node)
+        return
+    clean = source.clean and short in ("cumsum", "triu", "tril")
+    for output in node.outputs:
+        assert output is not None
+        painter.paints[output] = Paint(source.ids, painter.shape(output), clean)
 
 
 @rule("aten::_softmax", "aten::_log_softmax")
@@ -215,50 +296,140 @@ def _no_parameter(painter: Painter, weight: Ref) -> str:
 def _convolution(painter: Painter, node: Node) -> None:
     data, weight, bias = node.args[:3]
     transposed, groups = node.args[6], node.args[8]
-    name = painter.parameter(weight)
-    bias_name = painter.parameter(bias) if bias is not None else None
+    viewed = painter.parameter_view(weight)
     source = painter.of(data)
     channels = source.along(1)
-    if name is None or channels is None or (bias is not None and bias_name is None):
-        painter.unknown(node, _no_parameter(painter, weight) if name is None else "")
-        return
     shape = painter.shape(node.outputs[0])
-    out_dim, in_dim = (1, 0) if transposed else (0, 1)
-    if groups == len(channels) == shape[1] and groups > 1:  # each channel goes through by itself
-        out = channels
-        painter.pass_through(name, 0, out)
-        if bias_name is not None:
-            painter.pass_through(bias_name, 0, out)
-    elif groups > 1:
+    depthwise = groups > 1 and channels is not None and groups == len(channels) == shape[1]
+    if channels is not None and depthwise and _filter_channels(painter, node, channels):
+        return
+    sides = (1, 0) if transposed else (0, 1)
+    dims = [viewed[1][side] for side in sides] if viewed is not None else [-1]
+    if viewed is None or channels is None or min(dims) < 0:
+        painter.unknown(node, _no_parameter(painter, weight) if viewed is None else "")
+        return
+    name, (out_dim, in_dim) = viewed[0], dims
+    if groups > 1:
+        bias_name = painter.parameter(bias) if bias is not None else None
+        if bias is not None and bias_name is None:
+            painter.unknown(node)
+            return
         value = painter.value(weight)
         heads = painter.colours.fresh(groups)  # a group's inputs and outputs live and die together
         painter.unite_rows(channels, heads)
         rows, out = (heads.repeat_interleave(n // groups) for n in (len(value), shape[1]))
         painter.produce_groups(name, bias_name, rows=rows, out=out)
+        painter.put(node, spread(out, shape, 1))
     else:
-        painter.read(name, in_dim, channels, source, node)
-        out = painter.produce(name, bias_name, out_dim, shape[1], linear=False)
-    painter.put(node, spread(out, shape, 1))
+        painter.read(name, in_dim, channels, source)
+        painter.put(node, _produced(painter, node, name, out_dim, bias, linear=False))
+
+
+def _filter_channels(painter: Painter, node: Node, channels: Tensor) -> bool:
+    """Let each channel through a filter of its own; False if the filters lie in no tensor.
+
+    Filters that are all the same one (a blur, spread over the channels) lie anywhere.
+    """
+    weight, bias = node.args[1:3]
+    shape = painter.shape(node.outputs[0])
+    clean = painter.of(node.args[0]).clean
+    laid = painter.laid(weight)
+    bias_laid = painter.laid(bias) if bias is not None else None
+    if bias is not None and (bias_laid is None or not bias_laid.as_it_is):
+        return False
+    if laid is not None and laid.same_values and laid.dims[0] is not None:
+        painter.pass_through(laid.name, laid.dims[0], channels)
+        clean = True
+    elif painter.value(weight).stride(0) != 0 or painter.is_painted(weight):
+        return False
+    if bias_laid is not None:
+        painter.pass_through(bias_laid.name, 0, channels)
+    painter.put(node, spread(channels, shape, 1, clean=clean))
+    return True
+
+
+def _produced(
+    painter: Painter, node: Node, weight: str, dim: int, bias: Ref | None, *, linear: bool
+) -> Paint:
+    """Give outputs their colours: a bias is a parameter, or follows, or keeps them whole."""
+    name = painter.parameter(bias) if bias is not None else None
+    shape = painter.shape(node.outputs[0])
+    out = painter.produce(weight, name, dim, shape[-1] if linear else shape[1], linear=linear)
+    along = len(shape) - 1 if linear else 1
+    if bias is None or name is not None:
+        return spread(out, shape, along)
+    added = painter.of(bias)
+    channels = added.along(0) if len(added.shape) == 1 else None
+    if channels is not None and painter.is_painted(bias):
+        return spread(painter.unite(out, channels), shape, along, clean=added.clean)
+    painter.fix(bias, "it is added to whole channels")
+    why = "its bias is computed or constant, not a parameter itself"
+    painter.colours.freeze(out, why)
+    return spread(out, shape, along)
 
 
 @rule("aten::addmm", "aten::mm", "aten::linear")
 def _linear(painter: Painter, node: Node) -> None:
     first, *rest = node.args
-    bias, data, weight = (first, *rest) if node.name == "aten::addmm" else (None, first, rest[0])
+    if node.name == "aten::addmm":
+        bias, data, weight = (first, *rest)
+    else:
+        data, weight, bias = first, rest[0], rest[1] if len(rest) > 1 else None
+    last = len(painter.value(data).shape) - 1
+    if not painter.is_painted(data):
+        painter.paint_parameter(data, along=(last,))
+    source = painter.of(data)
+    coloured = source.coloured_dims()
+    if coloured and last not in coloured and not _is_coloured(painter, weight):
+        _mix_places(painter, node, source, (weight, bias))
+        return
     viewed = painter.parameter_view(weight)
-    bias_name = painter.parameter(bias) if bias is not None else None
-    features = painter.of(data).along(-1) if painter.is_painted(data) else None
-    if viewed is None or features is None or (bias is not None and bias_name is None):
+    features = source.along(-1)
+    if viewed is None or features is None or min(viewed[1]) < 0:
         painter.unknown(node, _no_parameter(painter, weight) if viewed is None else "")
         return
-    name, (in_dim, out_dim) = viewed
+    name, order = viewed
+    in_dim, out_dim = order if node.name != "aten::linear" else reversed(order)
+    painter.read(name, in_dim, features, source)
+    painter.put(node, _produced(painter, node, name, out_dim, bias, linear=True))
+
+
+def _is_coloured(painter: Painter, ref: Ref) -> bool:
+    return painter.is_painted(ref) and bool(painter.of(ref).coloured_dims())
+
+
+def _mix_places(
+    painter: Painter, node: Node, source: Paint, weights: tuple[Ref | None, ...]
+) -> None:
+    """Mix the places of each channel by itself, as the weights of a Mixer do."""
+    for ref in weights:
+        if ref is not None:
+            painter.fix(ref, f"it mixes places, not channels{where(node)}")
     shape = painter.shape(node.outputs[0])
-    painter.read(name, in_dim, features, painter.of(data), node)
-    out = painter.produce(name, bias_name, out_dim, shape[-1], linear=True)
-    painter.put(node, spread(out, shape, len(shape) - 1))
+    painter.put(node, Paint(source.ids, shape, source.clean and weights[1] is None))
 
 
-@rule(*_names(_COPIES))
+@rule(*EMBEDDINGS)
+def _embedding(painter: Painter, node: Node) -> None:
+    """Look up rows of a table, whose columns are the channels."""
+    table, places = node.args[:2]
+    laid = painter.laid(table)
+    if painter.of(places).coloured_dims() or laid is None or not laid.as_it_is:
+        painter.unknown(node)
+        return
+    shape = painter.shape(node.outputs[0])
+    if painter.parameter_view(table) is not None:
+        rows = painter.value(table).shape[0]
+        painter.hold(laid.name, 0, size=rows, why="the network's input chooses among its rows")
+        out = painter.produce(laid.name, None, 1, shape[-1], linear=True)
+        painter.put(node, spread(out, shape, len(shape) - 1))
+    else:
+        out = painter.colours.fresh(shape[-1])
+        painter.pass_through(laid.name, 1, out)
+        painter.put(node, spread(out, shape, len(shape) - 1))
+
+
+@rule(*COPIES)
 def _copy(painter: Painter, node: Node) -> None:
     painter.put(node, painter.of(node.args[0]))
 
@@ -274,7 +445,7 @@ def _lay_out(painter: Painter, node: Node) -> None:
         painter.unknown(node)
 
 
-@rule(*_names(_TURNS))
+@rule(*TURNS)
 def _turn(painter: Painter, node: Node) -> None:
     """Reorder or add dimensions, on the colours' compact form."""
     source = painter.of(node.args[0])
@@ -282,7 +453,7 @@ def _turn(painter: Painter, node: Node) -> None:
     painter.put(node, Paint(ids, painter.shape(node.outputs[0]), source.clean))
 
 
-@rule(*_names(f"{_VIEWS} {_CHOICES} squeeze expand"))
+@rule(*MOVES)
 def _move(painter: Painter, node: Node) -> None:
     """Run an operation that only moves data on the colours themselves."""
     data, *rest = node.args
@@ -292,7 +463,7 @@ def _move(painter: Painter, node: Node) -> None:
     source = painter.of(data)
     if node.module not in painter.movers:
         _keep_what_is_counted(painter, node, source)
-    if node.name.removeprefix("aten::") in _VIEWS.split():
+    if node.name in VIEWS:
         result: Any = source.full().reshape(painter.shape(node.outputs[0]))
     else:
         indices = tree_map(lambda a: painter.value(a) if isinstance(a, Ref) else a, rest)
@@ -307,6 +478,10 @@ def _join(painter: Painter, node: Node) -> None:
     refs = node.args[0]
     rank = len(painter.shape(node.outputs[0]))
     dim = int(node.args[1] if len(node.args) > 1 else 0) % rank
+    along = {d for ref in refs if painter.is_painted(ref) for d in painter.of(ref).coloured_dims()}
+    for ref in refs:
+        if not painter.is_painted(ref):
+            painter.paint_parameter(ref, along=along)
     parts = [_part(painter, node, ref) for ref in refs]
     if node.name == "aten::stack":
         parts = [
@@ -348,12 +523,12 @@ def _keep_what_is_counted(painter: Painter, node: Node, source: Paint) -> None:
     name = node.name.removeprefix("aten::")
     coloured = source.coloured_dims()
     shape = painter.shape(node.outputs[0])
-    if name in _VIEWS.split():
+    if node.name in VIEWS:
         edges = torch.tensor(shape).cumprod(0).tolist()
         before = [1, *torch.tensor(source.shape).cumprod(0).tolist()]
         if any(before[d] < edge < before[d + 1] for d in coloured for edge in edges):
             painter.keep_whole(source, node, "it is split into parts by a view")
-    elif name in _CHOICES.split():
+    elif node.name in CHOICES:
         takes_all = name in ("slice", "narrow") and shape == source.shape
         if not takes_all and any(d in coloured for d in _chosen_dims(node, len(source.shape))):
             painter.keep_whole(source, node, f"'{name}' divides it at fixed places")

@@ -150,7 +150,8 @@ def _assemble(model: nn.Module, painter: Painter, classes: Classes, sample: Tens
     slots: dict[int, list[Slot]] = {group: [] for group in numbering.owners}
     for mark in painter.marks:
         for group, units in numbering.levels(mark.ids).items():
-            slots[group].append(Slot(mark.tensor, mark.dim, units, mark.role))
+            slot = Slot(mark.tensor, mark.dim, units, mark.role, painter.zeroed(mark))
+            slots[group].append(slot)
     norms: dict[int, dict[str, None]] = {group: {} for group in numbering.owners}
     for norm, ids in painter.norms.items():
         for group in numbering.own(ids):
@@ -189,7 +190,7 @@ def _owners(painter: Painter) -> list[tuple[str, str, Tensor]]:
     order = [
         (mark.tensor, mark.tensor.removesuffix(".weight"), mark.ids)
         for mark in painter.marks
-        if mark.role == "producer"
+        if mark.role == "producer" and (mark.tensor, mark.dim) not in painter.held
     ]
     order += [(norm, norm, ids) for norm, ids in painter.opened.items()]
     return sorted(order, key=lambda owner: int(owner[2].min()))

@@ -1,0 +1,34 @@
+"""Names of ATen operations by what they do to channels, as several rooms of surgery need them."""
+
+
+def names(words: str) -> tuple[str, ...]:
+    """Write operations in full."""
+    return tuple(f"aten::{word}" for word in words.split())
+
+
+EMBEDDINGS = names("embedding _embedding_bag _embedding_bag_forward_only")
+PRODUCERS = (*names("convolution _convolution addmm mm linear"), *EMBEDDINGS)
+COPIES = names("clone alias detach contiguous _to_copy lift_fresh")
+TURNS = names("permute transpose t unsqueeze")
+VIEWS = names("view _unsafe_view reshape _reshape_alias")
+CHOICES = names(
+    "slice select split split_with_sizes chunk unbind index_select narrow unfold roll flip repeat "
+    "index"
+)
+MOVES = (*VIEWS, *CHOICES, *names("squeeze expand"))  # run on the colours themselves
+UNARY = names(
+    "relu relu_ leaky_relu leaky_relu_ relu6 relu6_ hardtanh hardtanh_ clamp clamp_ clamp_min "
+    "clamp_min_ clamp_max clamp_max_ threshold threshold_ gelu silu silu_ mish mish_ tanh tanh_ "
+    "hardswish hardswish_ elu elu_ selu selu_ celu celu_ softplus log_sigmoid_forward softshrink "
+    "hardshrink sigmoid sigmoid_ hardsigmoid hardsigmoid_ neg neg_ abs abs_ sign sqrt sqrt_ rsqrt "
+    "rsqrt_ reciprocal reciprocal_ square pow pow_ exp exp_ expm1 log log_ log1p log2 sin cos tan "
+    "asin acos atan sinh cosh asinh acosh atanh erf erfc floor ceil round trunc frac logit "
+    "nan_to_num isnan isinf isfinite logical_not bitwise_not dropout native_dropout "
+    "gt gt_ lt lt_ ge ge_ le le_ eq eq_ ne ne_ rsub fmod remainder rrelu_with_noise"
+)
+# Of several tensors, element by element; zero where all are.
+ARITHMETIC = names(
+    "add add_ sub sub_ rsub maximum minimum mul mul_ div div_ where masked_fill masked_fill_ "
+    "addcmul addcmul_ lerp lerp_ gt lt ge le eq ne logical_and logical_or logical_xor "
+    "bitwise_and bitwise_or bitwise_xor pow fmax fmin clamp atan2 hypot copysign"
+)

@@ -1,0 +1,119 @@
+"""Follow parameters and buffers through what is done to them before data meets them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from regrow.surgery.colours import paint
+from regrow.surgery.operators import ARITHMETIC, COPIES, MOVES, TURNS, UNARY, VIEWS
+from regrow.surgery.tape import Node, Ref
+
+if TYPE_CHECKING:
+    from regrow.surgery.painter import Painter
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A parameter or buffer, as it lies in a value.
+
+    ``dims`` has for each dimension of the value the tensor's own that lies there whole and in
+    order, or None; ``sizes`` are those of the tensor.
+    """
+
+    name: str
+    dims: tuple[int | None, ...]
+    sizes: tuple[int, ...]
+    same_values: bool = True  # moved only, and not a function of it
+
+    @property
+    def as_it_is(self) -> bool:
+        """True if the value is the tensor itself, with its dimensions in some order."""
+        wide = {dim for dim, size in enumerate(self.sizes) if size != 1}
+        return self.same_values and wide <= set(self.dims)
+
+    def order(self) -> tuple[int, ...]:
+        """Return the dimensions, -1 for None."""
+        return tuple(-1 if dim is None else dim for dim in self.dims)
+
+
+_JOINS = ("aten::cat", "aten::stack")
+
+
+def follow(painter: Painter, node: Node) -> None:
+    """Follow what an operation that takes no data does to parameters and buffers."""
+    named = [Ref(index) for index in dict.fromkeys(node.refs()) if painter.laid(Ref(index))]
+    if not named:
+        return
+    alone = len(named) == 1 and bool(node.args) and node.args[0] == named[0]
+    followed = (*COPIES, *TURNS, *MOVES, *UNARY, *ARITHMETIC, *_JOINS)
+    if alone and node.name in (*COPIES, *TURNS) and node.name != "aten::unsqueeze":
+        _turn(painter, node, named[0])
+    elif node.name in followed and all(_is_vector(painter, ref) for ref in named):
+        for ref in named:
+            painter.paint_parameter(ref)
+        painter.rules[node.name](painter, node)
+    elif alone and node.name in (*MOVES, "aten::unsqueeze"):
+        _move(painter, node, named[0])
+    elif alone and node.name in UNARY and len(node.refs()) == 1:
+        laid = painter.laid(named[0])
+        assert laid is not None
+        painter.lay(node, replace(laid, same_values=False))
+    else:
+        painter.compute(node)
+
+
+def _is_vector(painter: Painter, ref: Ref) -> bool:
+    return sum(size > 1 for size in painter.value(ref).shape) <= 1
+
+
+def _turn(painter: Painter, node: Node, ref: Ref) -> None:
+    """Copy a tensor, or reorder its dimensions."""
+    laid = painter.laid(ref)
+    assert laid is not None
+    order, rank = list(laid.dims), len(laid.dims)
+    if node.name == "aten::t":
+        order.reverse()
+    elif node.name == "aten::transpose":
+        a, b = (int(d) % rank for d in node.args[1:3])
+        order[a], order[b] = order[b], order[a]
+    elif node.name == "aten::permute":
+        order = [laid.dims[int(d) % rank] for d in node.args[1]]
+    painter.lay(node, replace(laid, dims=tuple(order)))
+
+
+def _move(painter: Painter, node: Node, ref: Ref) -> None:
+    """Move a tensor's numbers, and see by their places which of its dimensions lie in order."""
+    laid = painter.laid(ref)
+    assert laid is not None
+    shape = painter.shape(ref.index)
+    if len(node.outputs) > 1 or node.outputs[0] is None:
+        painter.compute(node)
+        return
+    result = painter.shape(node.outputs[0])
+    dims: list[int | None] = [None] * len(result)
+    for dim, own in enumerate(laid.dims):
+        if own is None or shape[dim] == 1:
+            continue
+        places = torch.arange(shape[dim]).view([-1 if d == dim else 1 for d in range(len(shape))])
+        places = _moved(painter, node, places.expand(shape))
+        compact = paint(places).ids
+        varied = [d for d, size in enumerate(compact.shape) if size > 1]
+        if len(varied) == 1 and torch.equal(compact.flatten(), torch.arange(shape[dim])):
+            dims[varied[0]] = own
+    if set(dims) == {None}:
+        painter.compute(node)
+    else:
+        painter.lay(node, replace(laid, dims=tuple(dims)))
+
+
+def _moved(painter: Painter, node: Node, places: torch.Tensor) -> torch.Tensor:
+    if node.name in VIEWS:
+        return places.reshape(painter.shape(node.outputs[0]))
+    values = tree_map(lambda a: painter.value(a) if isinstance(a, Ref) else a, node.args[1:])
+    result: Any = tree_leaves(node.op(places, *values, **node.kwargs))[0]
+    assert isinstance(result, torch.Tensor)
+    return result
