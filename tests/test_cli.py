@@ -109,7 +109,7 @@ def test_mistake_in_a_study_is_one_message(
         (b"\x00\x01\x02", "not YAML"),
         (b"name: [", "not YAML"),
         (b"just words", "A study must be a mapping"),
-        (b"name: a\nname: b\n", "stands here twice"),
+        (b"name: a\nname: b\n", "occurs twice"),
         (b"!!python/object/apply:os.system ['true']", "not YAML"),
     ],
 )
@@ -560,8 +560,8 @@ def test_exported_network_is_as_good_as_its_record(
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ([], r"14 rows fit.*--arm 'unpruned' or .*'scratch-e'; --seed '0' or '1'"),
-        (["--seed", "0", "--arm", "pruned"], "2 rows fit.*--method 'l1-filter' or 'magnitude'"),
+        ([], r"14 rows match.*--arm 'unpruned' or .*'scratch-e'; --seed '0' or '1'"),
+        (["--seed", "0", "--arm", "pruned"], "2 rows match.*--method 'l1-filter' or 'magnitude'"),
         (["--arm", "scratch-x"], "--arm: Unknown arm 'scratch-x'. Did you mean 'scratch-e'"),
         (["--arm", "unpruned", "--method", "magnitude"], "Unknown arm 'unpruned'"),
         (["--seed", "9"], "--seed: Unknown seed '9'. Known: 0, 1"),

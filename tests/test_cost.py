@@ -243,7 +243,7 @@ def test_held_weights_that_are_computed_on_count_whole_and_it_is_said() -> None:
     mask = Mask(unit="filter", kept={LAYER: torch.arange(4) < 1})
     cost = measure(net, torch.ones(1, 4), mask)
     assert cost.macs == 16
-    assert cost.caveats == ("weights held at zero (counted as if there)",)
+    assert cost.caveats == ("masked weights (counted as if present)",)
     assert cost.to_json()["caveats"] == list(cost.caveats)
     assert Cost(**cost.to_json()).macs == 16
 

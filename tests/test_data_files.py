@@ -80,7 +80,7 @@ def test_identity_of_parquet_is_content(tmp_path: Path, data_folder: Path) -> No
     assert fingerprint(DataSpec(f"hf:{tmp_path / 'copy'}")) == first
     assert fingerprint(DataSpec(f"hf:{base}", size=16)) != first
     (data_folder / "digests.json").write_text("damaged")
-    assert "digests.json does not fit its digest" in " ".join(
+    assert "digests.json does not match its digest" in " ".join(
         material_of(DataSpec(f"hf:{base}")).notices
     )
     assert fingerprint(DataSpec(f"hf:{base}")) == first
@@ -154,7 +154,7 @@ DAMAGED_PNG = png(2)[:60]
         (rewrite(PNGS, [0, 0, 2, 2]), "the classes differ: train has 3, test has 2"),
         (
             rewrite([], pa.array([], pa.int64())),
-            "the training split is left with nothing: it",
+            "nothing is left of the training split: it",
         ),
         (
             rewrite([*PNGS[:3], png(3, size=(9, 9))], [0, 1, 0, 1]),

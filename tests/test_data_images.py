@@ -63,7 +63,7 @@ def test_damaged_cache_is_made_anew(tmp_path: Path, data_folder: Path, damage: s
             path.write_bytes(path.read_bytes()[:300] if damage == "cut" else b"")
     again = load(spec)
     assert torch.equal(again.train.batch(torch.arange(20)), first)
-    altered = [notice for notice in again.notices if "does not fit its digest" in notice]
+    altered = [notice for notice in again.notices if "does not match its digest" in notice]
     assert len(altered) == len(list((data_folder / "decoded").glob("*.damaged"))) > 0
     assert load(spec).notices == ()
 

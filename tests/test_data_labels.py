@@ -66,11 +66,15 @@ def test_labels_of_any_type_are_classes(
     ("train", "test", "message"),
     [
         ([0, 1, 0, -1], None, r"row 3: the label is -1, which stands for no label \(1 in all\)"),
-        ([-1, -1, -1, -1], [0, 1], "training split is left with nothing: its 4 images have no la"),
+        (
+            [-1, -1, -1, -1],
+            [0, 1],
+            "nothing is left of the training split: its 4 images have no la",
+        ),
         (["a", "b", "", "b"], None, r"row 2: the label is '', which stands for no label"),
         (["a", None, "b", "b"], None, r"row 1: the label is null \(1 in all\)"),
         ([0.0, float("nan"), 1.0, 1.0], None, r"row 1: the label is null"),
-        ([0.5, 1.0, 0.0, 1.0], None, r"row 0: the label is 0.5, no whole number"),
+        ([0.5, 1.0, 0.0, 1.0], None, r"row 0: the label is 0.5, not a whole number"),
         ([0, 1, -5, 1], None, r"row 2: the label is -5, and the first class is 0"),
         (["a", "b", "a", "b"], ["a", "c"], r"row 1: the classes differ: no training image .* 'c'"),
         ([0, 1, 0, 1], [0, 1, 7], r"row 2: the classes differ: train has 2, .* the label is 7"),

@@ -87,7 +87,7 @@ def test_classes_named_like_a_split_are_classes(tmp_path: Path) -> None:
     dataset = load(DataSpec(f"folder:{base}"))
     assert dataset.classes == ("car", "train")
     (notice,) = dataset.notices
-    assert "train holds images and no folders of classes" in notice
+    assert "train holds images and no class folders" in notice
     for name in ("cats_train", "dogs_train"):
         shutil.copytree(base / "car", base / "more" / name)
     assert load(DataSpec(f"folder:{base / 'more'}")).classes == ("cats_train", "dogs_train")
@@ -96,8 +96,8 @@ def test_classes_named_like_a_split_are_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (("train/1.png", "test/1.png"), "are splits by their names .* holds no folders of classes"),
-        (("train/1.png", "test/1.png", "x/1.png"), "test, train are splits by their names, but"),
+        (("train/1.png", "test/1.png"), "are named like splits .* holds no class folders"),
+        (("train/1.png", "test/1.png", "x/1.png"), "test, train are named like splits, but"),
         (("train/a/1.png", "Train/a/1.png"), "two folders for the train split"),
         (("train/a/1.png", "dev/a/1.png", "val/a/1.png"), "two folders for the validation split"),
         (("x/train/a/1.png", "x/test/a/1.png"), "Its folder 'x' has folders of splits: give"),
@@ -148,13 +148,13 @@ def test_folders_and_files_that_are_not_read_are_named(tmp_path: Path) -> None:
     (base / "extra").mkdir()
     notices = load(DataSpec(f"folder:{base}")).notices
     assert len(notices) == 3
-    assert "1 images lie in no folder of a class" in notices[0]
-    assert "do not end like an image's are not read: .heic (1)" in notices[1]
-    assert "of no split by their names and are not read: extra" in notices[2]
+    assert "1 images outside the class folders are not read" in notices[0]
+    assert "files without an image's suffix are not read: .heic (1)" in notices[1]
+    assert "are not read, because their names match no split: extra" in notices[2]
     parquet = parquet_folder(tmp_path / "p")
     labelled(parquet / "data" / "unlabeled-0.parquet", 2)
     (notice,) = load(DataSpec(f"hf:{parquet}")).notices
-    assert "1 files are of no split by their names and are not read: data/unlabeled-0" in notice
+    assert "1 files are not read, because their names match no split: data/unlabeled-0" in notice
 
 
 @pytest.mark.parametrize("labels", [[-1] * 6, [None] * 6, []])
@@ -167,7 +167,7 @@ def test_a_test_split_without_labels_is_left_out(tmp_path: Path, labels: list[in
     assert counts(dataset) == (20, 4)
     assert dataset.validation is None
     assert "The test split is left out: i" in dataset.notices[0]
-    assert dataset.notices[1].endswith("The validation split is tested on.")
+    assert dataset.notices[1].endswith("The validation split is used for testing.")
 
 
 def test_test_images_without_a_column_or_folders_of_labels_are_left_out(tmp_path: Path) -> None:
@@ -182,13 +182,13 @@ def test_test_images_without_a_column_or_folders_of_labels_are_left_out(tmp_path
     dataset = load(DataSpec(f"folder:{folder}"))
     assert counts(dataset) == (4, 4)
     assert "The test split is left out" in dataset.notices[0]
-    assert "The validation split is tested on" in dataset.notices[1]
+    assert "The validation split is used for testing" in dataset.notices[1]
 
 
 def test_what_becomes_of_a_validation_split_is_said(tmp_path: Path) -> None:
     base = image_folder(tmp_path / "x", ("train", "val", "test"), num=4)
     (notice,) = load(DataSpec(f"folder:{base}")).notices
-    assert "The validation split (8 images) is neither trained nor tested on" in notice
+    assert "The validation split (8 images) is used neither for training nor for testing" in notice
     (notice,) = load(DataSpec(f"folder:{base}", validation=0.25)).notices
     assert "The published validation split is left out" in notice
 

@@ -82,7 +82,7 @@ def test_cifar10_is_read_and_normalised_as_in_the_paper(
 def test_cut_short_cifar_names_the_file_to_delete(data_folder: Path) -> None:
     file = data_folder / "cifar-10-batches-py" / "data_batch_2"
     file.write_bytes(file.read_bytes()[:-1])
-    message = r"data_batch_2 is damaged or cut short: expected the MD5 .*Delete it"
+    message = r"data_batch_2 is damaged or truncated: expected the MD5 .*Delete it"
     with pytest.raises(DataError, match=message):
         load(DataSpec("cifar10"))
 
@@ -130,6 +130,6 @@ def test_fashion_mnist_is_read() -> None:
 def test_cut_short_fashion_mnist_names_the_file(small_fashion: Path) -> None:
     file = small_fashion / "t10k-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-5])
-    message = r"t10k-images-idx3-ubyte is damaged or cut short: expected 15696 bytes, got 15691"
+    message = r"t10k-images-idx3-ubyte is damaged or truncated: expected 15696 bytes, got 15691"
     with pytest.raises(DataError, match=message):
         load(DataSpec("fashion-mnist"))

@@ -165,7 +165,7 @@ def test_alone_everything_is_ones_own() -> None:
 
 def test_a_lost_rank_is_worded_with_its_reason() -> None:
     with pytest.raises(
-        RanksLost, match=r"cannot go on.*RuntimeError: closed\).*goes on from there"
+        RanksLost, match=r"cannot continue.*RuntimeError: closed\).*continues from there"
     ):
         raise lost(RuntimeError("closed\nmore"))
 
@@ -297,7 +297,7 @@ def test_a_killed_rank_ends_all_and_one_process_goes_on(
     _, told = under_way.communicate(timeout=60)
     assert under_way.returncode != 0
     assert "regrow: " in told
-    assert "the same command goes on from there" in told
+    assert "the same command continues from there" in told
     goes_on(tmp_path)
 
 
@@ -324,5 +324,5 @@ def test_ctrl_c_stops_all_ranks_in_good_order(
     _, told = under_way.communicate(timeout=60)
     assert under_way.returncode != 0
     assert "The same command resumes" in told
-    assert "cannot go on" not in told
+    assert "cannot continue" not in told
     goes_on(tmp_path)

@@ -285,7 +285,7 @@ def test_a_saved_network_is_loaded_without_the_published_weights(tmp_path: Path)
 @pytest.mark.usefixtures("cache")
 def test_weights_that_cannot_be_had_say_where_they_were_looked_for() -> None:
     message = (
-        r"ResNet34_Weights.IMAGENET1K_V1 cannot be had: neither from '.*checkpoints' nor from "
+        r"ResNet34_Weights.IMAGENET1K_V1 cannot be loaded: neither from '.*checkpoints' nor from "
         r"https://download.pytorch.org/models/resnet34.*\(.*no route to host.*"
         r"put that file into that folder"
     )
@@ -297,7 +297,7 @@ def test_damaged_weights_are_refused(cache: Path) -> None:
     publish("resnet34", cache)
     (file,) = cache.iterdir()
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(DataError, match=r"cannot be had.*delete it first if it is damaged"):
+    with pytest.raises(DataError, match=r"cannot be loaded.*delete it first if it is damaged"):
         make("imagenet-resnet-34", **TORCHVISION)
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, file)
     with pytest.raises(DataError, match=r"'resnet34' lack .*Delete the file"):
@@ -515,7 +515,7 @@ def test_first_unit_projects_what_its_norm_and_relu_make() -> None:
         ("imagenet-resnet-50", {"weights": "torchvison"}, r"Did you mean 'torchvision'"),
         ("imagenet-vgg-16", {"plan": ["M"]}, r"'plan' of a VGG .*Got \['M'\]"),
         ("imagenet-vgg-16", {"head": "norm"}, r"Did you mean 'normed'"),
-        ("imagenet-preresnet-50", {"branches": [3, 4, 6]}, r"speak of 4 stages each.*\[3, 4, 6\]"),
+        ("imagenet-preresnet-50", {"branches": [3, 4, 6]}, r"must have 4 stages each.*\[3, 4, 6\]"),
         ("imagenet-preresnet-50", {"branches": [0, 4, 6, 3]}, r"Stage 1 keeps its first.*Got 0"),
         ("preresnet-41", {"branches": [-1, 4, 6, 3]}, r"'branches' of stage 1 .*at least 0.*-1"),
     ],

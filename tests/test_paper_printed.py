@@ -238,12 +238,12 @@ def test_a_row_shows_difference_seeds_and_what_is_missing() -> None:
     assert "-0.12 within  +1.22 beyond" in row
     assert row.splitlines()[-1].split() == ["n", "3", "5"]
     assert row.count(NOT_RUN) == 2
-    assert "Rows of ours without a cell in this table: 1." in text
+    assert "Measured rows without a cell in this table: 1." in text
     assert "ours 95.00 \u00b1 0.20 (n = 5)<br>+1.22 beyond" in markdown(sheet)
 
 
 def test_two_rows_for_one_cell_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"Two rows of ours .*VGG-16-A, scratch-e"):
+    with pytest.raises(ConfigError, match=r"Two measured rows .*VGG-16-A, scratch-e"):
         lay_out(1, pd.DataFrame([own(), own()]))
 
 

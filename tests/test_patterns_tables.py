@@ -346,7 +346,7 @@ FIGURE_5 = ",".join(POINT) + "\nleft,pruned,0.1,1000,93.5,0.1,5,5\n"
             "figure-5.csv",
             FIGURE_5.replace("series", "serie").replace("n_expected", "expected"),
             r"figure-5.csv' must have the columns panel, series, .*Missing: series, n_expected. "
-            r"Got: panel, serie, .*Undo the change, or write the file anew",
+            r"Got: panel, serie, .*Undo the change, or write the file again",
         ),
         ("figure-8.csv", FIGURE_5, r"figure-8.csv' must have .*Missing: column, low, high, value"),
         ("cells.csv", FIGURE_5, r"cells.csv' must have .*Missing: table, dataset, model, arm"),

@@ -132,7 +132,7 @@ def test_rows_say_that_weights_were_trained_elsewhere(tmp_path: Path) -> None:
     runs, _ = collect(asked, store)
     assert [fairness([one]) for one in runs] == [
         "published weights",
-        "no training after the cut",
+        "no training after pruning",
         "1 epochs after published weights",
         "equal epochs",
     ]

@@ -126,7 +126,7 @@ def test_unpruned_of_the_same_method_comes_first() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"budget": "none", "start": "inherited"}, "no training after the cut"),
+        ({"budget": "none", "start": "inherited"}, "no training after pruning"),
         ({"budget": "share", "start": "inherited"}, "12 epochs after the parent's 12"),
         ({"budget": "equal-epochs", "start": "random"}, "equal epochs"),
         ({"budget": "equal-flops", "start": "random"}, "equal FLOPs"),

@@ -99,7 +99,7 @@ class Walk(Defaults):
         if self.trouble == "bug":
             raise ZeroDivisionError("oops")
         if self.trouble == "lose":
-            raise RanksLost("The ranks cannot go on.")
+            raise RanksLost("The ranks cannot continue.")
         if self.trouble.startswith("SIG"):
             os.kill(os.getpid(), signal.Signals[self.trouble])
         if self.trouble == "die once" and num_starts(self.trace, self.name) == 1:
@@ -281,7 +281,7 @@ def test_crash_is_not_called_a_lack_of_memory(name: str) -> None:
         (-signal.SIGKILL, "was killed with SIGKILL, perhaps because memory ran out"),
         (-signal.SIGTERM, "was ended by SIGTERM"),
         (-200, "was ended by signal 200"),
-        (0, "ended without a word (exit code 0)"),
+        (0, "ended without a message (exit code 0)"),
     ],
 )
 def test_other_ends_are_named(code: int, told: str) -> None:
@@ -327,7 +327,7 @@ def test_signal_saves_what_is_under_way_and_the_next_run_goes_on(
         if len(moving) == max(1, workers):
             interrupt()
 
-    with pytest.raises(Interrupted, match="0 of 2 jobs are done, what was under way is kept"):
+    with pytest.raises(Interrupted, match="0 of 2 jobs are done, unfinished work is kept"):
         run(jobs, store, workers=workers, on_event=stop, checkpoint_seconds=1000)
     assert signal.getsignal(number) is handler
     assert store.snapshot().paused == moving
@@ -380,7 +380,7 @@ def test_a_lost_rank_is_not_silenced_by_the_launcher_before_it_says_why(store: S
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     try:
-        with pytest.raises(RanksLost, match="cannot go on"):
+        with pytest.raises(RanksLost, match="cannot continue"):
             run([Walk(name="job", trouble="lose")], store, workers=0)
         # What launchers send to the ranks that are left.
         assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 2
@@ -571,7 +571,7 @@ def test_worker_that_cannot_start_is_a_clear_error(store: Store, tmp_path: Path)
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert RegrowError.__name__ in ended.stderr
-    assert "did not start: it ended without a word (exit code 3)" in ended.stderr
+    assert "did not start: it ended without a message (exit code 3)" in ended.stderr
     assert "needs `if __name__ == '__main__':`" in ended.stderr
 
 

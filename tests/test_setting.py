@@ -91,7 +91,7 @@ def test_a_lossless_copy_is_the_original_and_jpeg_copies_and_parts_of_it_are_not
 
 
 def test_of_data_that_nothing_is_known_of_that_is_the_reason(small_cifar: Path) -> None:
-    unknown = "whether its images are the original ones cannot be told"
+    unknown = "it is not known whether its images are the original ones"
     assert _said(DetectionSpec("voc:VOC2007"), "PASCAL-VOC-07") == [
         f"voc:VOC2007 stands for PASCAL-VOC-07: {unknown}"
     ]
@@ -144,7 +144,7 @@ def _ours(**departing: str) -> pd.DataFrame:
 def test_a_sheet_compares_nothing_that_departs_and_says_so_above_the_table(write: Any) -> None:
     whole = write(lay_out(1, _ours()))
     assert "-5.00" in whole.replace("$-$", "-")
-    assert "no reference" not in whole
+    assert "do not apply" not in whole
     part = lay_out(1, _ours(VGG_16_A="digits stand for CIFAR-10"))
     text = write(part).replace("\n", " ")
     assert part.num_run == 3

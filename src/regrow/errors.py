@@ -8,7 +8,7 @@
     |  `- Damaged       something stored that is not what was written
     |- TrainingError    a training that produced no usable network (diverged, not finite)
     `- Interrupted      a run stopped on request; what was under way can be resumed
-       `- RanksLost     of several ranks, one ended, so that the others cannot go on
+       `- RanksLost     one of several ranks ended, so that the others cannot continue
 
 Each message says where, what was expected, what came, and what to do. The command line prints it
 without a traceback and exits with code 2.

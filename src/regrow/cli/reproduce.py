@@ -177,7 +177,7 @@ def _reproduce(
 
     plan = prepare(entry, request)
     for name, why in plan.skipped.items():
-        say(f"{name} is not run. {why}")
+        say(f"{name} was not run. {why}")
     for notice in (*notices(plan.jobs), slow_bf16(plan.jobs, device)):
         if notice is not None:
             say(notice)
@@ -210,7 +210,7 @@ def _reproduce_all(
             raise
         except RegrowError as error:
             problems[entry.name] = str(error)
-            say(f"{entry.name} is not run. {error}")
+            say(f"{entry.name} was not run. {error}")
             continue
         tables.append(written)
         print(written.text)

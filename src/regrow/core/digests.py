@@ -51,7 +51,9 @@ def unsealed(text: bytes, name: str, *, under: str | None = None) -> dict[str, A
     if not isinstance(digest, str) or not digest:
         raise ValueError("it carries no digest: it was altered, or written by an earlier regrow")
     if _digest(name, text.replace(digest.encode(), b"", 1)) != digest:
-        raise ValueError("its digest does not fit its content: it was altered after it was written")
+        raise ValueError(
+            "its digest does not match its content: it was altered after it was written"
+        )
     if under is not None and not value[under]:
         del value[under]
     return value

@@ -151,9 +151,9 @@ def _answered(speak: Callable[[], object]) -> None:
 
 
 def lost(error: Exception) -> RanksLost:
-    """Word that ranks cannot go on together, because of what happened to one of them."""
+    """Word that ranks cannot continue together, because of what happened to one of them."""
     reason = shorten(str(error).partition("\n")[0], 160)
     return RanksLost(
-        f"The ranks cannot go on: another one ended, or this one failed ({type(error).__name__}: "
-        f"{reason}). What was saved is kept, and the same command goes on from there."
+        f"The ranks cannot continue: another ended, or this one failed ({type(error).__name__}: "
+        f"{reason}). What was saved is kept; the same command continues from there."
     )

@@ -209,7 +209,7 @@ def _import(module: str) -> None:
         package, _, name = module.rpartition(".")
         raise ConfigError(
             f"The file {name}.py of {package} cannot be imported: {type(error).__name__}: {error}. "
-            "Mend it, or take it out of the folder."
+            "Fix it, or remove it from the folder."
         ) from error
 
 

@@ -65,4 +65,4 @@ def refuse_twice(axis: str, names: Sequence[str], remedy: str) -> None:
     """Refuse a name that stands twice in a list."""
     for name, times in Counter(names).items():
         if times > 1:
-            raise ConfigError(f"{axis}: {name!r} stands there twice; {remedy}.")
+            raise ConfigError(f"{axis}: {name!r} occurs twice; {remedy}.")

@@ -164,7 +164,7 @@ class _Count:
             for name in filter(None, (self.names.get(memory_of(x)) for x in product.operands)):
                 self.by_parameter[name] = self.by_parameter.get(name, 0) + macs
             if not known:
-                self.caveats[f"weights held at zero{self._where()} (counted as if there)"] = None
+                self.caveats[f"masked weights{self._where()} (counted as if present)"] = None
         if self.follower is not None:
             self.follower.follow(operation, arguments, result)
 

@@ -1,4 +1,4 @@
-"""Data sets whose examples are no images: checked, split, and standardised if they are numbers.
+"""Data sets whose examples are not images: checked, split, and standardised if they are numbers.
 
 A data set's file returns ``Arrays``; ``load`` hands them to ``load_arrays``.
 """
@@ -24,11 +24,11 @@ def load_arrays(raw: Arrays, spec: DataSpec) -> dict[str, Any]:
     for option in OF_IMAGES:
         if getattr(spec, option) is not None:
             raise ConfigError(
-                f"Data set {spec.name!r}: its examples are no images, so it takes no {option!r}."
+                f"Data set {spec.name!r}: its examples are not images, so it takes no {option!r}."
             )
     if spec.on_error != "stop":
         raise ConfigError(
-            f"Data set {spec.name!r}: its examples are no files that could be left out, so it "
+            f"Data set {spec.name!r}: its examples are not files that could be left out, so it "
             "takes no 'on_error'."
         )
     parts = {"train": raw.train, "test": raw.test, "validation": raw.validation}

@@ -94,7 +94,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Arrays:
-    """Everything a data set's file knows whose examples are no images.
+    """Everything a data set's file knows whose examples are not images.
 
     Without a ``test`` split, one is drawn from ``train``. ``task`` names what is learnt of them
     (see ``regrow.tasks``), ``classes`` the targets that are classes; ``vocabulary`` counts the

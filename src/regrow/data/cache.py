@@ -1,7 +1,7 @@
 """The data folder: downloads, decoded arrays, and remembered digests of large files.
 
 A cache is a convenience: what cannot be written there is done without. An entry that does not fit
-its digest is set aside, with a notice (``altered_entries``), and made anew. Entries are written
+its digest is set aside, with a notice (``altered_entries``), and rebuilt. Entries are written
 beside their place and renamed, so that a reader finds all or nothing.
 """
 
@@ -169,8 +169,8 @@ def _set_aside(path: Path) -> None:
     notices = _NOTICES.get()
     if notices is not None:
         notices.append(
-            f"The cache entry {path} does not fit its digest: it was moved to {aside.name} and "
-            "made anew."
+            f"The cache entry {path} does not match its digest; it was moved to {aside.name} and "
+            "rebuilt."
         )
 
 

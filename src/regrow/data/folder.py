@@ -153,18 +153,18 @@ def _find(spec: DataSpec) -> _SplitFolders:
             continue
         if split != "train" and not folders_in(splits[split]):
             notices.append(
-                f"The {split} split is left out: {splits[split]} holds no folders of classes, so "
+                f"The {split} split is left out: {splits[split]} holds no class folders, so "
                 "its images have no labels."
             )
             continue
         halves[split], ignored = _half(splits[split])
         notices += ignored
     if "test" not in halves and "test" in splits and "validation" in halves:
-        notices.append("The validation split is tested on.")
+        notices.append("The validation split is used for testing.")
     ignored_folders = [path.name for path in folders if path not in splits.values()]
     if ignored_folders:
         notices.append(
-            "These folders are of no split by their names and are not read: "
+            "These folders are not read, because their names match no split: "
             f"{_shown(ignored_folders)}."
         )
     return _SplitFolders(halves, tuple(notices))
@@ -187,9 +187,9 @@ def _splits(spec: DataSpec, base: Path, folders: list[Path]) -> dict[str, Path]:
         if distinct and "train" in words.values():
             if not all(split != "train" or folders_in(path) for path, split in words.items()):
                 raise DataError(
-                    f"Data set {spec.name!r}: the folders in {base} are splits by their names "
+                    f"Data set {spec.name!r}: the folders in {base} are named like splits "
                     f"({_shown([path.name for path in folders])}), and the one to train on holds "
-                    "no folders of classes. Expected train/CLASS/* and test/CLASS/*, or CLASS/*."
+                    "no class folders. Expected train/CLASS/* and test/CLASS/*, or CLASS/*."
                 )
             called = words
     if called and "train" not in called.values():
@@ -213,14 +213,14 @@ def _half_alone(base: Path, folders: list[Path]) -> _SplitFolders:
     named = [path.name for path in folders if split_called(path.name)]
     if len(named) > 1 and "train" in map(split_called, named):
         raise DataError(
-            f"{base}: {_shown(named)} are splits by their names, but hold images and no folders of "
-            "classes. Expected train/CLASS/* and test/CLASS/*, or CLASS/*."
+            f"{base}: {_shown(named)} are named like splits, but hold images instead of class "
+            "folders. Expected train/CLASS/* and test/CLASS/*, or CLASS/*."
         )
     half, notices = _half(base)
     if named:
         notices.append(
-            f"{_shown(named)} holds images and no folders of classes, as the other folders do: it "
-            "is read as a class."
+            f"{_shown(named)} holds images and no class folders, like the other folders, so it is "
+            "read as a class."
         )
     return _SplitFolders({"train": half}, tuple(notices))
 
@@ -257,13 +257,11 @@ def _half(root: Path) -> tuple[_Half, list[str]]:
         files[name] = images
     notices = []
     if loose := [path for path in loose if path.is_file() and not is_junk(path.name)]:
-        notices.append(f"{root}: {len(loose)} images lie in no folder of a class and are not read.")
+        notices.append(f"{root}: {len(loose)} images outside the class folders are not read.")
     if ignored:
         kinds = Counter(file.suffix.lower() or "no ending" for file in ignored)
         counts = [f"{kind} ({num})" for kind, num in sorted(kinds.items())]
-        notices.append(
-            f"{root}: files whose names do not end like an image's are not read: {_shown(counts)}."
-        )
+        notices.append(f"{root}: files without an image's suffix are not read: {_shown(counts)}.")
     return _Half(root=root, files=dict(sorted(files.items()))), notices
 
 

@@ -57,14 +57,14 @@ def hold_out(
         _check_drawn(validation[1], spec, noun, purpose="validation", remedy=remedy)
         if published is not None:
             notices.append(
-                f"The published validation split is left out, for a share of the training {noun}s "
-                "is asked for."
+                f"The published validation split is left out: 'validation' asks for a share of the "
+                f"training {noun}s."
             )
     elif published is not None:
         validation = ("validation", torch.arange(len(published)))
         notices.append(
-            f"The validation split ({len(published)} {noun}s) is neither trained nor tested on: "
-            "networks are scored on it beside."
+            f"The validation split ({len(published)} {noun}s) is used neither for training nor "
+            "for testing; networks are also scored on it."
         )
     messages = tuple(f"Data set {spec.name!r}: {notice}" for notice in notices)
     return HeldOut(

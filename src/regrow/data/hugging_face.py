@@ -155,7 +155,7 @@ def hugging_face(spec: DataSpec) -> Raw:
         part = _read(spec, files, train=parts.get("train"))
         if reason := _left_out(part):
             if split == "train":
-                raise DataError(f"{part.where}: the training split is left with nothing: {reason}.")
+                raise DataError(f"{part.where}: nothing is left of the training split: {reason}.")
             notices.append(f"The {split} split is left out: {reason}.")
         else:
             parts[split] = part
@@ -168,7 +168,9 @@ def hugging_face(spec: DataSpec) -> Raw:
     }
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
-        notices += ["The validation split is tested on."] if "test" in split_files.splits else []
+        notices += (
+            ["The validation split is used for testing."] if "test" in split_files.splits else []
+        )
     return Raw(
         classes=coded.classes,
         train=splits["train"],
@@ -378,6 +380,6 @@ def _reading(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise DataError(
-            f"{path}: the Parquet file cannot be read ({reason}). It may be cut short: "
+            f"{path}: the Parquet file cannot be read ({reason}). It may be truncated: "
             "copy or download it again."
         ) from error

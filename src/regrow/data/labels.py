@@ -204,7 +204,7 @@ def _whole(labels: LabelColumn) -> Any:
         if pc.any(split).as_py():
             row = split.index(True).as_py()
             raise DataError(
-                f"{labels.where(row)}: the label is {values[row].as_py()}, no whole number. "
+                f"{labels.where(row)}: the label is {values[row].as_py()}, not a whole number. "
                 "Classes are needed, not amounts; name their column by the option 'label_column'."
             )
         return _integers(labels, values)

@@ -48,7 +48,7 @@ def find(spec: DataSpec) -> SplitFiles:
     _check_places(spec, base, places)
     ignored = [file.relative_to(base) for file in files if file not in places]
     notice = (
-        f"{len(ignored)} files are of no split by their names and are not read: "
+        f"{len(ignored)} files are not read, because their names match no split: "
         f"{', '.join(map(str, ignored[:3]))}{', ...' if len(ignored) > 3 else ''}."
     )
     splits = {split: tuple(by_split[split]) for split in SPLIT_NAMES if split in by_split}

@@ -51,7 +51,7 @@ def csv_table(spec: DataSpec) -> Arrays:
     head, *body = [row for row in csv.reader(lines) if row] or [[]]
     if len(head) < 2 or len(set(head)) < len(head) or len(body) < 2:
         raise DataError(
-            f"Data set {spec.name!r}: expected a head of at least two different names, and "
+            f"Data set {spec.name!r}: expected a header of at least two different names, and "
             f"below it at least two rows. Got {len(body)} below {head!r}."
         )
     for number, row in enumerate(body, start=2):

@@ -166,6 +166,6 @@ def _fetch(name: str, files: Iterable[Path], *, root: Path, download: Callable[[
 
 def _damaged(file: Path, expected: str, actual: str) -> DataError:
     return DataError(
-        f"{file} is damaged or cut short: expected {expected}, got {actual}. "
-        "Delete it and run again to download it anew."
+        f"{file} is damaged or truncated: expected {expected}, got {actual}. "
+        "Delete it and run again to download it again."
     )

@@ -346,7 +346,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something about a job that its user should know, though it goes on."""
+    """Something about a job that its user should know; it continues."""
 
     message: str
 
@@ -417,7 +417,7 @@ class Context:
             return _dataset(spec)
 
     def note(self, message: str) -> None:
-        """Tell the user something about this job, which goes on."""
+        """Tell the user something about this job, which continues."""
         self._report(Notice(message))
 
     def load_checkpoint(self) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":
@@ -449,7 +449,7 @@ class Context:
         return not self._ready_to_stop if self._is_stopping else late
 
     def save_checkpoint(self, tensors: "Mapping[str, Tensor]", meta: Mapping[str, Any]) -> None:
-        """Keep all that is needed to go on from here, in place of the last checkpoint.
+        """Keep all that is needed to continue from here, in place of the last checkpoint.
 
         The global random state of the CPU is kept too: a user's network may draw from it.
         """
@@ -469,7 +469,7 @@ class Context:
         ``checkpoint_due``, only after it has saved.
         """
         if self._is_stopping and (self._ready_to_stop or not self._can_checkpoint):
-            raise Interrupted(f"{self._job.label} was stopped; it goes on in the next run.")
+            raise Interrupted(f"{self._job.label} was stopped; it continues in the next run.")
         now = time.monotonic()
         if self._resumed_at is None:
             self._resumed_at = fraction if self._resumed else 0.0

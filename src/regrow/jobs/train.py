@@ -85,7 +85,7 @@ class Train(Keyed):
 
     @property
     def inputs(self) -> tuple[Job, ...]:
-        """The training that it goes on from, if any."""
+        """The training that it continues, if any."""
         return () if self.initial is None else (self.initial,)
 
     @property

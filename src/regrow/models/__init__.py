@@ -1,4 +1,4 @@
-"""Networks by name: what a model is asked for, how it is built, and how it is drawn anew.
+"""Networks by name: their specs, building them, and reinitialising them.
 
 The folder is the registry: each family is one file here, and a user's file given by ``--with``
 registers its own with the same ``register_model``. A model's factory takes keyword arguments only:
@@ -120,7 +120,7 @@ def _told(takes: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, init=False)
 class ModelSpec:
-    """A network as it is asked for: a registered name and the arguments given with it.
+    """A request for a network: a registered name and its arguments.
 
     Two specs are equal when their canonical names and arguments are. Whether the name and the
     arguments exist is checked by ``resolve`` and ``build``.

@@ -145,7 +145,7 @@ def _check(branches: Sequence[int], first_branch: Sequence[bool]) -> None:
     num = len(PLANES)
     if len(branches) != num or len(first_branch) != num:
         raise ConfigError(
-            f"'branches' and 'first_branch' must speak of {num} stages each. "
+            f"'branches' and 'first_branch' must have {num} stages each. "
             f"Got {list(branches)} and {list(first_branch)}."
         )
     for stage, (remaining, has_first) in enumerate(

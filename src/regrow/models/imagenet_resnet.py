@@ -320,7 +320,7 @@ def _fitting(selections: Sequence[Sequence[int]], widths: Widths) -> Sequence[Se
         raise ConfigError(
             "The 'selections' of this ResNet must be a rising list of channels for each block, as "
             f"many as its 'widths' say: {wanted}. Got lists of {[len(s) for s in selections]}"
-            f"{'' if rising else ', of which one does not rise'}. Mend them, or give a "
+            f"{'' if rising else ', of which one does not rise'}. Correct them, or give a "
             "'selection_seed' to draw them."
         )
     return selections

@@ -52,7 +52,7 @@ def load_torchvision_(model: nn.Module, name: str, *, rename: Callable[[str], st
     if missing:
         raise DataError(
             f"torchvision's weights of {name!r} lack {', '.join(map(repr, missing[:3]))}. Delete "
-            "the file from its cache, so that it is downloaded anew."
+            "the file from its cache, so that it is downloaded again."
         )
     model.load_state_dict(state, strict=False)
 
@@ -100,7 +100,7 @@ def _fetch(weights: Any) -> dict[str, Tensor]:
         )
     except Exception as error:  # whatever network, disk and reader may raise
         raise DataError(
-            f"torchvision's weights {weights} cannot be had: neither from '{folder}' nor from "
+            f"torchvision's weights {weights} cannot be loaded: neither from '{folder}' nor from "
             f"{weights.url} ({error}). Connect to the internet, or put that file into that folder "
             "(delete it first if it is damaged)."
         ) from error

@@ -170,7 +170,7 @@ def _limits(runs: Sequence[Run]) -> list[str]:
             "units there, so these networks are a little larger than asked."
         )
     if done and max(Counter((r.group, r.arm) for r in runs if r.done).values()) == 1:
-        limits.append("One seed a row: no spread is known and nothing can be tested.")
+        limits.append("One seed per row: no spread is known and nothing can be tested.")
     return limits
 
 

@@ -7,7 +7,7 @@ from regrow.report.rows import KEPT, SHARE, TEXT, Run, to_csv, to_frame
 
 COLUMNS = {"data": TEXT, "model": TEXT, "pruned by": TEXT, "asked": SHARE, "left": KEPT}
 ABOUT = (
-    "A cost is asked for as the share of the unpruned network's that may be left at most. MACs and "
+    "A cost target is the largest share of the unpruned network's cost that may remain. MACs and "
     "parameters are counted on the pruned network; a latency is measured, so that it differs from "
     "machine to machine and from run to run. Means over seeds."
 )

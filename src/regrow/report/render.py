@@ -38,8 +38,8 @@ METHOD = (
     f"{{about}}: mean {words.PLUS_MINUS} standard "
     "deviation (n - 1) over n seeds; 'vs' is the mean difference from that arm over the seeds that "
     "both have. Parameters and MACs (a multiply-add is 1) are shown with the share of the "
-    "unpruned network's. Training FLOPs (a multiply-add is 2) count a row with all stages it "
-    "stands on; what rows share is counted in each. Epochs are the arm's own."
+    "unpruned network's. Training FLOPs (a multiply-add is 2) count every training that a row "
+    "depends on; those that rows share count in each. Epochs are the arm's own."
 )
 TESTS = (
     "Seeds pair the arms. Better and worse: paired t test; equivalent: two one-sided tests (TOST) "
@@ -48,8 +48,8 @@ TESTS = (
     "approximation at power 0.8 that takes the observed difference and spread as true. No "
     "conclusion is drawn from a cell, and it takes no part in averages, if its unpruned network or "
     "both arms compared are not {chance}, or if the unpruned network had not converged: a network "
-    "cut from it ends with a lower training loss, and its {names} better by clearly more than the "
-    "margin, or its own training loss still falls clearly at the last rate."
+    "pruned from it ends with a lower training loss, and its {names} better by clearly more than "
+    "the margin, or its own training loss still falls clearly at the last learning rate."
 )
 COUNTED = "an exact binomial test over all seeds, and "
 

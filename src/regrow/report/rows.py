@@ -305,7 +305,7 @@ def fairness(runs: Sequence[Run]) -> str:
     if first.unpruned:
         return "published weights" if count == "0" else f"{count} epochs" if count else ""
     if first.budget == "none" or epochs == [0]:
-        return "no training after the cut"
+        return "no training after pruning"
     named = {"equal-epochs": "equal epochs", "equal-flops": "equal FLOPs"}
     text = named.get(first.budget, f"{count} epochs" if count else first.budget)
     if first.start in ("inherited", "rewound") and first.base_epochs:

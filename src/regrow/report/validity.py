@@ -17,19 +17,19 @@ Two rules leave a comparison out of every conclusion and of averages over cells 
   the metric is no count of test examples (mAP, R2, bits per byte), the second half alone is
   asked, of the metric's baseline. A comparison is left out if its
   parent, the unpruned network, is not above chance, or if neither of its arms is.
-- *Convergence.* A parent had not converged if a network cut from it ends with a lower training loss
-  and with a test score that is better by more than the margin and ``SURE`` standard errors of
+- *Convergence.* A parent had not converged if a network pruned from it ends with a lower training
+  loss and with a test score that is better by more than the margin and ``SURE`` standard errors of
   the test set. The parent contains the smaller network, so at its own minimum its loss would be no
   higher; a network that merely generalises better does not count. Nor had it converged if its
-  training loss still fell, at its last rate, by more than 1 % of itself an epoch, and by so much
-  that one more epoch could be worth more than the margin (``Metric.per_loss``): a wrong answer
-  costs at least ln 2 of cross-entropy, so a fall of d is worth up to d / ln 2 of them.
+  training loss still fell, at its last learning rate, by more than 1 % of itself an epoch, and by
+  so much that one more epoch could be worth more than the margin (``Metric.per_loss``): a wrong
+  answer costs at least ln 2 of cross-entropy, so a fall of d is worth up to d / ln 2 of them.
 
 Others only qualify what is said: one arm of the two not above chance; one test example more than
 the margin, so that only equal counts show equivalence; a test set whose own sampling error is more
 than the margin; a chance level that is not known; a parent of which it is not known whether it had
-converged, because its last rate was held for one epoch alone, or because its loss still fell by
-more than 1 % an epoch where the metric is no count: what that is worth is not known.
+converged, because its last learning rate was used for one epoch only, or because its loss still
+fell by more than 1 % an epoch where the metric is no count: what that is worth is not known.
 """
 
 import math
@@ -268,7 +268,7 @@ def _convergence(
         gain = metric.amount(f"{metric.gain(best.mean - parent.mean):.{metric.digits}f}")
         yield Reason(
             rule="not converged",
-            figures=f"a network cut from it beats it by {gain}, at a training loss of "
+            figures=f"a network pruned from it beats it by {gain}, at a training loss of "
             f"{best.loss:.3g} below its own of {parent.loss:.3g}",
         )
         return
@@ -278,12 +278,15 @@ def _convergence(
 def _still_falling(parent: Evidence, loss: float, margin: float) -> Iterable[Reason]:
     metric, fall = parent.metric, parent.fall
     if fall is None:
-        figures = "its last rate was held for one epoch, so no fall of its loss is known"
+        figures = "its last learning rate was used for one epoch, so no fall of its loss is known"
         yield Reason(rule="convergence unknown", figures=figures)
         return
     if fall <= CLEAR_FALL * loss:
         return
-    fell = f"its training loss of {loss:.3g} still fell by {fall:.2g} an epoch at its last rate"
+    fell = (
+        f"its training loss of {loss:.3g} still fell by {fall:.2g} an epoch at its last learning "
+        "rate"
+    )
     if parent.num_test is None or metric.per_loss is None:
         figures = f"{fell}, and what that is worth is not known"
         yield Reason(rule="convergence unknown", figures=figures)
@@ -293,7 +296,7 @@ def _still_falling(parent: Evidence, loss: float, margin: float) -> Iterable[Rea
 
 
 def _outgrew(arm: Evidence, parent: Evidence, margin: float) -> bool:
-    """Tell whether a network cut from a parent shows that this one's training was unfinished."""
+    """Tell whether a network pruned from a parent shows that this one's training was unfinished."""
     error, parent_error = arm.sampling_error, parent.sampling_error
     if arm.loss is None or parent.loss is None or error is None or parent_error is None:
         return False

@@ -47,7 +47,7 @@ def images_for(
     chosen = request.data.get(name) or scale.stand_in
     if chosen is None and dataset.large:
         raise DataError(
-            f"{dataset.label} is not downloaded. Name a copy, or what shall stand in for it: "
+            f"{dataset.label} is not downloaded. Name a copy, or a data set to use instead: "
             f"--data {name}=folder:PATH or --data {name}=hf:PATH."
         )
     data = original if chosen is None else _stand_in(original, chosen)
@@ -110,7 +110,7 @@ def detection_images_for(
     chosen = request.data.get(VOC) or scale.detection.stand_in
     if chosen is None:
         raise DataError(
-            f"{label} is not downloaded. Name a copy, or what shall stand in for it: "
+            f"{label} is not downloaded. Name a copy, or a data set to use instead: "
             f"--data {VOC}=voc:PATH."
         )
     # Broken files of other people's data are left out, and counted in a note.
@@ -120,7 +120,9 @@ def detection_images_for(
     data["test_subset"] = _at_most(scale.test_subset, available.num_test, len(available.classes))
     notes = [_in_place(label, chosen)]
     if available.num_left_out:
-        notes.append(f"{available.num_left_out} images of {chosen} are broken and left out.")
+        notes.append(
+            f"{available.num_left_out} images of {chosen} cannot be read and are left out."
+        )
     return {**data, "label": f"{chosen} for {label}"}, notes
 
 

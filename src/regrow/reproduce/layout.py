@@ -129,7 +129,7 @@ class Sheet:
         num = len(departed)
         of = "" if num == self.num_run else f" for {num} of the {self.num_run} cells that were run"
         return (
-            f"The printed numbers are no reference, and no difference to them is shown{of}: "
+            f"The printed numbers do not apply, so no difference to them is shown{of}: "
             f"{BETWEEN_REASONS.join(reasons)}."
         )
 
@@ -147,7 +147,7 @@ class Sheet:
         if bare := len(done) - sum(counts):
             text += f" For {bare} the paper prints no standard deviation: no test."
         if self.num_unplaced:
-            text += f" Rows of ours without a cell in this table: {self.num_unplaced}."
+            text += f" Measured rows without a cell in this table: {self.num_unplaced}."
         return text
 
 
@@ -303,7 +303,7 @@ def _measured_rows(
         if key in by_key:
             cell = ", ".join(filter(None, key))
             raise ConfigError(
-                f"Two rows of ours are for one cell of the paper's ({cell}). Give one row a cell, "
+                f"Two measured rows are for one cell of the paper ({cell}). Give one row per cell, "
                 "with the mean over its seeds."
             )
         by_key[key] = row

@@ -69,7 +69,7 @@ def _archived(spec: DataSpec, *, num_bytes: int) -> str:
     """Compare the sizes of the test files with that of the archive they came in."""
     test = DATASETS.get(spec.name).read(spec).test
     if not (isinstance(test, Split) and isinstance(test.images, ImageFiles)):
-        return "whether its images are the original files cannot be told"
+        return "it is not known whether its images are the original files"
     sizes = (path.stat().st_size for path in test.images.paths)
     packed = sum(TAR_BLOCK * (1 + math.ceil(size / TAR_BLOCK)) for size in sizes)
     return "" if abs(packed - num_bytes) <= TAR_SLACK else "its test files have other sizes"
@@ -135,7 +135,7 @@ def departs(scale: str, images: Iterable[CellImages]) -> list[str]:
 def _copy_departs(dataset: str, spec: DataSpec | DetectionSpec) -> str:
     known = ORIGINALS.get(dataset)
     if known is None or isinstance(spec, DetectionSpec):
-        return "whether its images are the original ones cannot be told"
+        return "it is not known whether its images are the original ones"
     actual = material(spec)
     for count, original, things in (
         (actual.classes, known.classes, "classes"),

@@ -220,7 +220,9 @@ class Paper:
         """The paper's claims; without ``claims.py`` there are none that can be judged."""
         path = self.folder / "claims.py"
         if not path.is_file():
-            raise ConfigError(f"The paper {self.name} has no claims to judge: it has no claims.py.")
+            raise ConfigError(
+                f"The paper {self.name} has no claims to judge: its folder has no claims.py."
+            )
         if self.folder.parent == _built_in():
             module = import_module(f"{GROUP}.{self.name}.claims")
         else:

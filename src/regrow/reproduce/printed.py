@@ -95,7 +95,7 @@ def lookup(
 ) -> PrintedCell:
     """Return the one cell of ``results`` that has the labels given; labels left out may be any.
 
-    No such cell, or more than one, is a ``ConfigError`` that says which label to mend or add.
+    No such cell, or more than one, is a ``ConfigError`` that says which label to correct or add.
 
     >>> from regrow.reproduce.paper import find_paper
     >>> lookup(find_paper("liu2019"), table=1, model="VGG-16", target="VGG-16-A", arm="scratch-b")

@@ -101,7 +101,7 @@ def publish(
     )
     lines = [f"# {plan.entry.name.replace('-', ' ').capitalize()}, reproduced", ""]
     lines += [published.markdown()]
-    lines += ["## What to know of these numbers", "", *(f"- {note}" for note in published.notes)]
+    lines += ["## Notes on these numbers", "", *(f"- {note}" for note in published.notes)]
     lines += ["", *_details(plan, results, folder, provenance=provenance)]
     lines += [
         f"Made by `{provenance['command']}` on {provenance['date']} ({provenance['machine']}).",

@@ -86,20 +86,20 @@ def _read(
 
 def _checked(file: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
     """Read a file, which a person may have changed; some of its columns are numbers."""
-    mend = "Undo the change, or write the file anew by the `regrow reproduce` that made it."
+    remedy = "Undo the change, or write the file again with the `regrow reproduce` that wrote it."
     try:
         frame = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:  # of what a file holds, pandas raises the latter
-        raise ConfigError(f"Cannot read '{file}' as a table: {error}. {mend}") from error
+        raise ConfigError(f"Cannot read '{file}' as a table: {error}. {remedy}") from error
     if not isinstance(frame.index, pd.RangeIndex):  # what pandas makes of cells too many
         raise ConfigError(
             f"Cannot read '{file}' as a table: its lines have more cells than its head, perhaps by "
-            f"decimal commas. {mend}"
+            f"decimal commas. {remedy}"
         )
     if missing := [name for name in columns if name not in frame]:
         raise ConfigError(
             f"'{file}' must have the columns {', '.join(columns)}. Missing: {', '.join(missing)}. "
-            f"Got: {', '.join(map(str, frame.columns))}. {mend}"
+            f"Got: {', '.join(map(str, frame.columns))}. {remedy}"
         )
     for name in (*numbers, *KNOWN):
         if name not in frame:
@@ -109,7 +109,7 @@ def _checked(file: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.D
         if len(wrong):
             raise ConfigError(
                 f"The column '{name}' of '{file}' must hold numbers. Got {wrong.iloc[0]!r} in line "
-                f"{wrong.index[0] + 2}. {mend}"
+                f"{wrong.index[0] + 2}. {remedy}"
             )
         frame[name] = read
     return frame

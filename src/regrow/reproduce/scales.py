@@ -89,8 +89,8 @@ SCALES: Mapping[str, Scale] = {
         Scale(
             name="smoke",
             about="an eighth of the width, an 80th of the epochs, at most 256 training and 128 "
-            "test images, scratch-b of at most twice the epochs, 1 seed: whether everything runs, "
-            "not what comes out",
+            "test images, scratch-b of at most twice the epochs, 1 seed: a test that everything "
+            "runs, whose numbers mean nothing",
             epochs=1 / 80,
             width=0.125,
             subset=256,

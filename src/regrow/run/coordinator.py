@@ -277,7 +277,7 @@ class Conductor:
         self._tell(last=True)
         if self._schedule.num_open:
             raise Interrupted(
-                f"Stopped: {self._num_done} of {self._num_total} jobs are done, what was under way "
+                f"Stopped: {self._num_done} of {self._num_total} jobs are done, unfinished work "
                 f"is kept. The same command resumes."
             )
         return Summary(
@@ -373,12 +373,12 @@ class Conductor:
         self._deaths[node.key] = self._deaths.get(node.key, 0) + 1
         if self._deaths[node.key] < ATTEMPTS:
             self._schedule.put_back(node)
-            message = f"{ended.message}; the job is tried once more."
+            message = f"{ended.message}; trying the job once more."
             self._emit(JobWarning(key=node.key, label=node.job.label, message=message))
             return
         message = (
-            f"{ended.message}, {ATTEMPTS} times. What it saved is kept, the next run goes on from "
-            "there."
+            f"{ended.message}, {ATTEMPTS} times. What it saved is kept; the next run continues "
+            "from there."
         )
         try:
             self._store.fail(node.key, node.job.spec, message=message, traceback=ended.traceback)
@@ -473,6 +473,6 @@ class Conductor:
             # A rank that breaks off within a step is lost to the others, who wait for it there.
             kind = RanksLost if current().together else Interrupted
             raise kind(
-                "Stopped at once: what was under way goes on from its last checkpoint in the next "
+                "Stopped at once: unfinished jobs continue from their last checkpoints in the next "
                 "run of the same command."
             )

@@ -54,7 +54,7 @@ class JobBlocked:
 
 @dataclass(frozen=True, kw_only=True)
 class JobWarning:
-    """Something about a job that its user should know, though it goes on."""
+    """Something about a job that its user should know; it continues."""
 
     key: str
     label: str

@@ -279,12 +279,12 @@ def how_it_ended(code: int) -> str:
     """Word how a process ended, and by what, from its exit code.
 
     >>> how_it_ended(3)
-    'ended without a word (exit code 3)'
+    'ended without a message (exit code 3)'
     >>> how_it_ended(-15)
     'was ended by SIGTERM'
     """
     if code >= 0:
-        return f"ended without a word (exit code {code})"
+        return f"ended without a message (exit code {code})"
     known = {int(number): number.name for number in signal.Signals}
     name = known.get(-code, f"signal {-code}")
     if name in CRASHES:

@@ -330,7 +330,7 @@ class Store:
             return unsealed(read_file(file), name) if file.exists() else None
         except (OSError, ValueError) as error:
             raise StoreError(
-                f"Cannot read {file}: {error}. Remove it, and it is decided anew."
+                f"Cannot read {file}: {error}. Remove it, and it will be decided again."
             ) from error
 
     def decide(self, name: str, value: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The folder of a job under way: who holds it, and the checkpoint from which it goes on."""
+"""The folder of a job under way: its owner, and the checkpoint from which it continues."""
 
 import fcntl
 import os

@@ -261,7 +261,7 @@ def _in_network(use: MethodUse, model: ModelSpec, data: Material) -> MethodUse:
 
 
 def _check_augmentation(experiment: Experiment, data: Material) -> None:
-    """Refuse to augment what are no images, and to mix tokens."""
+    """Refuse to augment what are not images, and to mix tokens."""
     recipe, told = experiment.recipe, dict(data.told).keys()
     of_images = {"in_channels", "input_size"} <= told
     asked = {

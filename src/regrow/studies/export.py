@@ -51,7 +51,7 @@ def choose(cells: Sequence[Cell], wanted: Mapping[str, str]) -> Cell:
     """Return the one cell that has all wanted values; the keys are those of ``CHOICES``.
 
     A ``ConfigError`` names the values there are: for one that no row has, and for what is still
-    open when several rows fit.
+    open when several rows match.
     """
     left = list(cells)
     for axis, read in CHOICES.items():
@@ -70,7 +70,7 @@ def choose(cells: Sequence[Cell], wanted: Mapping[str, str]) -> Cell:
         for axis, values in open_axes.items()
         if len(values) > 1
     )
-    raise ConfigError(f"{len(left)} rows fit, one is needed. Choose with {options}.")
+    raise ConfigError(f"{len(left)} rows match, one is needed. Choose with {options}.")
 
 
 def export(cell: Cell, store: Store, folder: str | Path) -> Exported:

@@ -112,7 +112,7 @@ class _Loader(yaml.SafeLoader):
                 continue  # what is no key at all is refused below
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {short(key)} stands here twice", key_node.start_mark
+                    None, None, f"the key {short(key)} occurs twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
