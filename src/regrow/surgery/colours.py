@@ -23,16 +23,26 @@ class ViewConflictError(Exception):
         self.norm = norm
 
 
+@dataclass(frozen=True, eq=False)
+class Statistic:
+    """A mean or a variance over channels, of those colours; ``is_root`` if it is a scale."""
+
+    ids: Tensor
+    is_root: bool
+
+
 @dataclass(frozen=True)
 class Paint:
     """The colours of one value: ``ids`` broadcasts to ``shape``, with size 1 wherever it can.
 
     ``clean`` says that a silenced channel is zero here (a sigmoid, for one, makes zero one half).
+    A ``statistic`` over channels has to come back to them, as it does in a norm.
     """
 
     ids: Tensor
     shape: tuple[int, ...]
     clean: bool = True
+    statistic: Statistic | None = None
 
     def full(self) -> Tensor:
         """Return the colour of every element."""
@@ -118,6 +128,11 @@ class Colours:
     def freeze(self, ids: Tensor, reason: str) -> None:
         """Keep channels whole, with everything above them."""
         self._frozen.append((ids.flatten(), reason))
+
+    def are_one(self, a: Tensor, b: Tensor) -> bool:
+        """Tell whether two lists of colours are the same, by what has been united so far."""
+        pairs = zip(a.tolist(), b.tolist(), strict=True) if len(a) == len(b) else [(ZERO, WHOLE)]
+        return all(self._find(x) == self._find(y) for x, y in pairs)
 
     def unite(self, a: Tensor, b: Tensor) -> Tensor:
         """Unite the colours of two tensors of one shape, element by element; return the result."""

@@ -251,6 +251,7 @@ def _set_width_(norm: nn.Module, dim: int, width: int) -> None:
         norm.num_channels = width
     elif hasattr(norm, "normalized_shape"):
         shape: Any = norm.normalized_shape
+        shape = shape if isinstance(shape, tuple | list) else (shape,)
         setattr(norm, "normalized_shape", (*shape[:dim], width, *shape[dim + 1 :]))  # noqa: B010
     else:
         setattr(norm, "num_features", width)  # noqa: B010

@@ -13,6 +13,9 @@ Kind = Literal["conv", "linear", "grouped", "head", "stream", "view", "block"]
 Role = Literal["producer", "bias", "norm", "reader", "mover"]
 
 WIDTH = ":width"  # after a norm's name: not a tensor but the number of channels it was told
+OVER = (
+    ":over"  # after a module's name: dimensions of that size over which its code takes statistics
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from regrow.core.units import UNITS
 from regrow.errors import TraceError
 from regrow.surgery.cut import check, duplicate, is_cut, kept_positions, not_cut
-from regrow.surgery.groups import WIDTH, Trace
+from regrow.surgery.groups import OVER, WIDTH, Trace
 from regrow.surgery.mask import Mask
 
 
@@ -47,23 +47,84 @@ def silence_channels_(quiet: nn.Module, mask: Mask, trace: Trace) -> None:
                     tensor.index_fill_(slot.dim, cut.to(tensor.device), 0.0)
     if trace.measured:
         for (tensor_name, dim), kept in kept_positions(mask, trace).items():
-            norm = tensor_name.removesuffix(WIDTH)
-            if tensor_name != norm and norm in trace.measured:
-                _measure_only_(quiet.get_submodule(norm), dim, kept)
+            norm, _, size = tensor_name.rpartition(":")
+            module = quiet.get_submodule(norm) if size else quiet
+            if f":{size}" == WIDTH and norm in trace.measured:
+                _measure_only_(module, _OverKept(dim, kept))
+            elif f":{size}".startswith(OVER):
+                num = int(size.removeprefix(OVER[1:]))
+                _measure_only_(module, _ByHand(dim, kept, num))
 
 
-def _measure_only_(norm: nn.Module, dim: int, kept: Tensor) -> None:
-    """Let a norm take its statistics over some positions of the dimensions it is over, in place."""
-    statistics = _OverKept(dim, kept)
+def _measure_only_(norm: nn.Module, statistics: "_OverKept | _ByHand") -> None:
+    """Let a module take statistics over some positions, and not the modules inside, in place."""
 
     def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+        statistics.inside = 0
         statistics.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         statistics.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
+    def deeper(module: nn.Module, args: tuple[Any, ...]) -> None:
+        statistics.inside += 1
+
+    def back(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        statistics.inside -= 1
+
     norm.register_forward_pre_hook(enter)
     norm.register_forward_hook(leave, always_call=True)
+    for module in norm.modules():
+        if module is not norm:
+            module.register_forward_pre_hook(deeper)
+            module.register_forward_hook(back, always_call=True)
+
+
+class _ByHand(TorchFunctionMode):
+    """Compute means and variances over channels from those that are kept."""
+
+    def __init__(self, dim: int, kept: Tensor, size: int) -> None:
+        super().__init__()
+        self.dim, self.kept, self.size = dim, kept, size
+        self.inside = 0
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if self.inside == 0 and func in (F.rms_norm, torch.rms_norm):
+            return self._rms_norm(*args, **kwargs)
+        if self.inside == 0 and getattr(func, "__name__", "") in _STATISTICS and args:
+            x, *rest = args
+            given = rest[0] if rest else kwargs.get("dim")
+            dims = [given] if isinstance(given, int) else given
+            if isinstance(x, Tensor) and self._is_over(x, dims):
+                args = (x.index_select(self.dim, self.kept.to(x.device)), *rest)
+        return func(*args, **kwargs)
+
+    def _is_over(self, x: Tensor, dims: Any) -> bool:
+        return (
+            x.dim() >= -self.dim
+            and x.shape[self.dim] == self.size
+            and isinstance(dims, list | tuple)
+            and self.dim % x.dim() in [d % x.dim() for d in dims]
+        )
+
+    def _rms_norm(
+        self, input: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None
+    ) -> Tensor:
+        over = tuple(range(-len(shape), 0))
+        heard = input.index_select(self.dim, self.kept.to(input.device))
+        eps = torch.finfo(input.dtype).eps if eps is None else eps
+        result = input * torch.rsqrt(heard.square().mean(over, keepdim=True) + eps)
+        return result if weight is None else result * weight
+
+
+_STATISTICS = ("mean", "var", "std", "var_mean", "std_mean")
 
 
 class _OverKept(TorchFunctionMode):
@@ -72,6 +133,7 @@ class _OverKept(TorchFunctionMode):
     def __init__(self, dim: int, kept: Tensor) -> None:
         super().__init__()
         self.dim, self.kept = dim, kept
+        self.inside = 0
 
     def __torch_function__(
         self,

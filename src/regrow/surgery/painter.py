@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regrow.errors import TraceError
 from regrow.surgery.colours import WHOLE, ZERO, Colours, Paint, spread
-from regrow.surgery.groups import WIDTH, Role, belongs
+from regrow.surgery.groups import OVER, WIDTH, Role, belongs
 from regrow.surgery.operators import EMBEDDINGS, PRODUCERS
 from regrow.surgery.parameters import Laid, follow
 from regrow.surgery.tape import Node, Ref, Tape
@@ -40,6 +40,7 @@ class Painter:
     views: frozenset[str]
     movers: frozenset[str]
     rules: Mapping[str, Rule] = field(kw_only=True)
+    after: Rule = field(kw_only=True)  # what is done after each operation
     colours: Colours = field(default_factory=Colours)
     paints: dict[int, Paint] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
@@ -50,6 +51,7 @@ class Painter:
     computed: dict[str, str] = field(default_factory=dict)  # those of them behind arithmetic -> why
     grouped: set[str] = field(default_factory=set)  # grouped convolutions
     measured: set[str] = field(default_factory=set)  # norms with statistics over channels
+    plain: set[tuple[str, int, int]] = field(default_factory=set)  # statistics over no channels
     held: set[tuple[str, int]] = field(default_factory=set)  # dimensions that are never cut
     _seen: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _marked: set[tuple[str, int, Role]] = field(default_factory=set)
@@ -72,15 +74,22 @@ class Painter:
                 self.unknown(node)
             else:
                 self.rules.get(node.name, Painter.unknown)(self, node)
+            self.after(self, node)
             if node.in_place:
                 self._follow_aliases(node)
         for index in self.tape.outputs:
             if index in self.paints:
-                self.colours.freeze(self.paints[index].ids, "it is the network's output")
+                painted = self.paints[index]
+                statistic = painted.statistic
+                over = [] if statistic is None else [statistic.ids]
+                for ids in (painted.ids, *over):
+                    self.colours.freeze(ids, "it is the network's output")
         for name, source, result in self.tape.movers:
             self._mark(f"{name}:in", 1, self._channels_of_mover(name, source), "mover")
             self._mark(f"{name}:out", 1, self._channels_of_mover(name, result), "mover")
         for mark in self.marks:
+            if (*_statistics(mark.tensor), mark.dim) in self.plain:
+                self.colours.freeze(mark.ids, "as many places as channels are averaged beside them")
             why = self.fixed.get(mark.tensor) or self._held.get(mark.tensor)
             if why:
                 self.colours.freeze(mark.ids, why)
@@ -231,6 +240,10 @@ class Painter:
         if norm is not None:
             self.norms.setdefault(norm, ids)
 
+    def pass_statistics(self, module: str, ids: Tensor, dim: int) -> None:
+        """Note that a module's code takes statistics over channels in a dimension from the end."""
+        self._mark(f"{module}{OVER}{len(ids)}", dim, ids, "mover")
+
     def hold(self, tensor: str, dim: int, *, size: int, why: str) -> None:
         """Keep one dimension of a tensor whole, whatever else is done to it."""
         self.held.add((tensor, dim))
@@ -327,6 +340,12 @@ class Painter:
         if (tensor, dim, role) not in self._marked:
             self._marked.add((tensor, dim, role))
             self.marks.append(Mark(tensor, dim, ids, role))
+
+
+def _statistics(tensor: str) -> tuple[str, int]:
+    """Return the module and the size of a mark of statistics."""
+    module, _, size = tensor.rpartition(OVER)
+    return (module, int(size)) if size.isdecimal() else ("", -1)
 
 
 def where(node: Node) -> str:

@@ -223,40 +223,6 @@ def _shuffle(painter: Painter, node: Node) -> None:
     painter.put(node, spread(out, painter.shape(node.outputs[0]), dim, clean=source.clean))
 
 
-_TAKES_DIMS = names("mean sum amax amin max min var std logsumexp prod argmax argmin any all")
-_NORMS = names("linalg_vector_norm norm")  # which take dimensions after an order
-
-
-@rule(*_TAKES_DIMS, *_NORMS)
-def _reduce(painter: Painter, node: Node) -> None:
-    """Reduce dimensions along which the colour does not vary."""
-    data = node.args[0]
-    if not isinstance(data, Ref) or len(node.refs()) > 1:
-        painter.unknown(node)
-        return
-    source = painter.of(data)
-    rank = len(source.shape)
-    place = 2 if node.name in _NORMS else 1
-    dims_given = node.args[place] if len(node.args) > place else None
-    dims = [dims_given] if isinstance(dims_given, int) else dims_given or range(rank)
-    dims = sorted({d % rank for d in dims})
-    if any(dim in source.coloured_dims() for dim in dims):
-        painter.unknown(node)
-        return
-    keep = len(painter.shape(node.outputs[0])) == rank
-    ids = source.ids
-    for dim in reversed(dims):
-        ids = ids.narrow(dim, 0, 1) if keep else ids.select(dim, 0)
-    shape = painter.shape(node.outputs[0])
-    clean = source.clean and node.name not in _NOT_OF_ZERO
-    for output in node.outputs:
-        if output is not None:
-            painter.paints[output] = Paint(ids, shape, clean)
-
-
-_NOT_OF_ZERO = names("logsumexp argmax argmin all")
-
-
 @rule(*names("cumsum cumprod cummax cummin logcumsumexp sort triu tril topk"))
 def _along_another(painter: Painter, node: Node) -> None:
     """Add up, or put in order, along a dimension of which the colour does not vary."""

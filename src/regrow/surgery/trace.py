@@ -15,6 +15,7 @@ from regrow.surgery.groups import Group, Kind, Slot, Trace, belongs
 from regrow.surgery.norms import BATCH_NORMS
 from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
+from regrow.surgery.statistics import carry
 from regrow.surgery.tape import Node, Tape, record
 from regrow.surgery.trial import refused
 from regrow.surgery.whole import whole_layers
@@ -51,7 +52,7 @@ def trace(model: nn.Module, example: Example, *, keep: Sequence[str] = ()) -> Tr
     views = _candidate_views(tape)
     counted: dict[str, str] = {}
     while True:
-        painter = Painter(tape, views, movers, rules=RULES)
+        painter = Painter(tape, views, movers, rules=RULES, after=carry)
         try:
             painter.run()
         except ViewConflictError as conflict:

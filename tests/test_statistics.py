@@ -1,0 +1,130 @@
+"""Statistics over channels in a network's own code: norms by hand, and what only looks like one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regrow.surgery import oracle, shrink, silence, trace, verify
+from regrow.surgery.mask import Mask
+
+SHAPE = (1, 5, 3)
+LOST = "no norm's own"
+
+
+class Root(nn.Module):
+    """The norm of T5 and LLaMA."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.to(torch.float32).pow(2).mean(-1, keepdim=True)
+        return self.weight * (x * torch.rsqrt(mean + 1e-6)).to(x)
+
+
+class First(nn.Module):
+    """A layer norm over the first dimension behind the sample, as ConvNeXt has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(8, 1)), nn.Parameter(torch.zeros(8, 1))
+        self.normalized_shape = (8,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2)
+        mean = x.mean(1, keepdim=True)
+        variance = (x - mean).pow(2).mean(1, keepdim=True)
+        scaled = self.weight * ((x - mean) / torch.sqrt(variance + 1e-6)) + self.bias
+        return scaled.transpose(1, 2)
+
+
+class Tokens(nn.Module):
+    """Two layers, with a function of what passes between."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor], part: nn.Module) -> None:
+        super().__init__()
+        self.a, self.part, self.out = nn.Linear(3, 8), part, nn.Linear(8, 2)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.out(self.function(self.part, self.a(x)))
+        return result
+
+
+def root(x: Tensor) -> Tensor:
+    return torch.rsqrt(x.square().mean(-1, keepdim=True) + 1.0)
+
+
+# Name -> what is between two layers, and why the first one stays whole, or "".
+KINDS: dict[str, tuple[Callable[[Any, Tensor], Tensor], nn.Module, str]] = {
+    "nn.RMSNorm": (lambda m, x: m(x), nn.RMSNorm(8), ""),
+    "nn.RMSNorm without a scale": (lambda m, x: m(x), nn.RMSNorm(8, elementwise_affine=False), ""),
+    "root mean square": (lambda m, x: m(x), Root(), ""),
+    "layer norm by hand": (lambda m, x: m(x), First(), ""),
+    "standardised": (
+        lambda m, x: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-5),
+        nn.Identity(), "",
+    ),
+    "unit length": (lambda m, x: F.normalize(x, dim=-1), nn.Identity(), ""),
+    "times a sum": (lambda m, x: x * x.sum(-1, keepdim=True).tanh(), nn.Identity(), ""),
+    "sum of what is not zero": (
+        lambda m, x: x * x.exp().sum(-1, keepdim=True), nn.Identity(), "cannot be followed",
+    ),
+    "gate of a mean": (lambda m, x: x * x.mean(-1, keepdim=True).sigmoid(), nn.Identity(), LOST),
+    "share of a mean": (lambda m, x: x / x.abs().mean(-1, keepdim=True), nn.Identity(), LOST),
+    "mean that leaves": (lambda m, x: x + m(x.mean(-1, keepdim=True)), nn.Linear(1, 8), LOST),
+    "as many places as channels": (
+        lambda m, x: x * root(x) + F.pad(x, (0, 0, 0, 3)).transpose(1, 2).mean(-1)[:, None],
+        nn.Identity(), "averaged beside them",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_are_those_of_what_stays_or_nothing_is_cut(kind: str) -> None:
+    function, part, why = KINDS[kind]
+    torch.manual_seed(0)
+    net = Tokens(function, part)
+    found = trace(net, SHAPE)
+    assert list(found.groups) == ([] if why else ["a"])
+    assert why in found.whole.get("a", "")
+    kept = {name: torch.arange(8) % 3 > 0 for name in found.groups}
+    assert verify(net, Mask(unit="channel", kept=kept), found).ok
+
+
+def test_root_mean_square_of_what_stays_by_hand() -> None:
+    net = Tokens(lambda m, x: m(x), Root())
+    found = trace(net, SHAPE)
+    kept = torch.arange(8) < 5
+    mask = Mask(unit="channel", kept={"a": kept})
+    x = torch.randn(2, 5, 3)
+    with torch.no_grad():
+        made = net.a(x)[..., :5]
+        normed = made / (made.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        expected = F.linear(normed * net.part.weight[:5], net.out.weight[:, :5], net.out.bias)  # type: ignore[index]
+        assert torch.allclose(shrink(net, mask, found)(x), expected, atol=1e-5)
+        assert torch.allclose(silence(net, mask, found)(x), expected, atol=1e-5)
+
+
+def test_statistics_over_all_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oracle._ByHand, "_is_over", lambda *_: False)
+    net = Tokens(lambda m, x: m(x), Root())
+    found = trace(net, SHAPE)
+    mask = Mask(unit="channel", kept={"a": torch.arange(8) < 5})
+    assert not verify(net, mask, found).ok
+
+
+def test_statistics_inside_a_module_are_its_own() -> None:
+    """Of two modules, one in the other, that take means over as many channels."""
+    inner = Root()
+    net = Tokens(lambda m, x: (lambda y: y * root(y))(m[1](m[0](x))),
+                 nn.ModuleList([inner, nn.Linear(8, 8)]))  # fmt: skip
+    found = trace(net, SHAPE)
+    assert list(found.groups) == ["a", "part.1"]
+    kept = {"a": torch.arange(8) < 3, "part.1": torch.arange(8) > 1}
+    assert verify(net, Mask(unit="channel", kept=kept), found).ok
