@@ -21,6 +21,7 @@ from regrow.tasks import TASKS
 from regrow.train import Moment, Recipe
 from regrow.train.objective import OBJECTIVES
 from regrow.train.optimiser import OPTIMISERS
+from regrow.train.schedules import SCHEDULES
 
 SHAPE = (1, 1, 8, 8)
 DIGITS = DataSpec("digits", subset=128, test_subset=64)
@@ -110,7 +111,7 @@ def forget_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget at a test's end what it registers."""
     registries: tuple[Registry[Any], ...] = (
         *(ALLOCATIONS, CRITERIA, REPAIRS, METHODS, COST_TARGETS, UNITS, MODELS, DATASETS, TASKS),
-        *(OBJECTIVES, OPTIMISERS, ARMS, KINDS),
+        *(OBJECTIVES, OPTIMISERS, SCHEDULES, ARMS, KINDS),
     )
     for registry in registries:
         registry.names()

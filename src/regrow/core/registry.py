@@ -115,6 +115,10 @@ class Registry(Generic[T]):
             return self.names()
         return tuple(sorted({**declared.module_of, **self._values}))
 
+    def __contains__(self, name: object) -> bool:
+        """Tell whether a value is a registered name, as it was registered."""
+        return name in self._values or name in self.known()
+
     def origin(self, name: str) -> str:
         """Return the file that registered a name."""
         self.get(name)  # its module may not be imported yet

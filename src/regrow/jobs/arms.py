@@ -15,12 +15,11 @@ from regrow.core.validation import entry_of, is_int, is_number, text
 from regrow.errors import ConfigError
 from regrow.pruning.method import METHODS
 from regrow.train import Recipe, make_objective
-from regrow.train.recipe import Schedule
+from regrow.train.schedules import SCHEDULES
 
 Start = Literal["inherited", "random", "initial", "redrawn", "rewound"]
+OWN_SCHEDULES = ("full", "last-rate")  # of arms, beside those that recipes may have
 BudgetKind = Literal["none", "epochs", "share", "equal-epochs", "equal-flops"]
-ArmSchedule = Literal["full", "last-rate"] | Schedule
-ARM_SCHEDULES = ("full", "last-rate", *get_args(Schedule))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +117,7 @@ class Arm:
     name: str
     start: Start
     budget: Budget
-    schedule: ArmSchedule = "full"
+    schedule: str = "full"
     drop_at: tuple[float, ...] | None = None
     lr: float | None = None
     epoch: int | None = None
@@ -128,12 +127,10 @@ class Arm:
     objective: Choice | None = None
 
     def __post_init__(self) -> None:
-        for field, known in (("start", get_args(Start)), ("schedule", ARM_SCHEDULES)):
-            if getattr(self, field) not in known:
-                raise ConfigError(
-                    f"The {field!r} of the arm {self.name!r} must be one of {', '.join(known)}. "
-                    f"Got {getattr(self, field)!r}."
-                )
+        if self.start not in get_args(Start):
+            raise self._error("start", get_args(Start))
+        if self.schedule not in OWN_SCHEDULES and self.schedule not in SCHEDULES:
+            raise self._error("schedule", (*OWN_SCHEDULES, *SCHEDULES.known()))
         if self.drop_at is not None:
             self._check_drop_at()
         if self.lr is not None and not (is_number(self.lr) and self.lr > 0):
@@ -156,6 +153,12 @@ class Arm:
         if self.objective is not None:
             make_objective(self.objective)
         self._check_treatment()
+
+    def _error(self, field: str, known: tuple[str, ...]) -> ConfigError:
+        return ConfigError(
+            f"The {field!r} of the arm {self.name!r} must be one of {', '.join(known)}. "
+            f"Got {getattr(self, field)!r}."
+        )
 
     def _check_treatment(self) -> None:
         if self.treatment is not None and self.budget.kind == "none":

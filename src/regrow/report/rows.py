@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from regrow.jobs.arms import ArmSchedule, BudgetKind, Start
+from regrow.jobs.arms import BudgetKind, Start
 from regrow.report.statistics import mean_and_std
 from regrow.tasks.metric import ACCURACY, Metric
 
@@ -104,7 +104,7 @@ class Run:
     start: Start | Literal[""] = ""
     budget: BudgetKind | Literal[""] = ""
     amount: float | None = None
-    schedule: ArmSchedule = "full"
+    schedule: str = "full"
     cap: float | None = None
     capped: bool = False
     parent_counted: bool = False

@@ -45,7 +45,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         "optimisers": {
             name: _first_line(OPTIMISERS.get(name).update) for name in OPTIMISERS.names()
         },
-        "schedules": {name: _first_line(function) for name, function in SCHEDULES.items()},
+        "schedules": {name: _first_line(SCHEDULES.get(name).factor) for name in SCHEDULES.names()},
     }
 
 

@@ -150,11 +150,11 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
                 f"The arm {arm.name!r} rewinds to epoch {arm.epoch}, and the recipe has "
                 f"{recipe.epochs}. Rewind to an earlier one."
             )
-        if arm.schedule == "last-rate" and arm.lr is None and recipe.ends_at_zero:
+        if arm.schedule == "last-rate" and arm.lr is None and not recipe.has_last_lr:
             raise ConfigError(
                 f"The arm {arm.name!r} trains at the recipe's last learning rate, and the schedule "
-                f"{recipe.schedule!r} falls to almost zero. Give the arm an 'lr', or 'schedule: "
-                "full'."
+                f"{recipe.schedule!r} has none: it changes at each update. Give the arm an 'lr', "
+                "or 'schedule: full'."
             )
         trained = arm.budget.epochs(recipe.epochs, 1.0)
         if trained and arm.first_epoch >= trained:

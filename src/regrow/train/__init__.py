@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from regrow.core.lazy import exports
 from regrow.train.objective import CROSS_ENTROPY, Objective, make_objective, register_objective
 from regrow.train.optimiser import register_optimiser
-from regrow.train.recipe import AUTO, RECIPES, Precision, Recipe, Schedule, named
+from regrow.train.recipe import AUTO, RECIPES, Precision, Recipe, named
+from regrow.train.schedules import register_schedule
 from regrow.train.treatment import NO_TREATMENT, MaskUpdates, Moment, Treatment
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ __all__ = [
     "Objective",
     "Precision",
     "Recipe",
-    "Schedule",
     "Stepping",
     "Training",
     "Treatment",
@@ -34,6 +34,7 @@ __all__ = [
     "named",
     "register_objective",
     "register_optimiser",
+    "register_schedule",
 ]
 # What needs PyTorch, which takes seconds to import: a study file is read without it.
 __getattr__ = exports(

@@ -12,9 +12,8 @@ from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError, unknown
 from regrow.train.objective import OBJECTIVES, make_objective
 from regrow.train.optimiser import OPTIMISERS, SGD, check_optimiser
-from regrow.train.schedules import BY_STEP, factor
+from regrow.train.schedules import SCHEDULES, factor
 
-Schedule = Literal["drops", "every", "constant", "cosine", "cosine-by-step", "linear", "one-cycle"]
 Precision = Literal["fp32", "bf16"]
 AUTO = "auto"  # in a study file, for the precision that its store has decided on
 Decayed = Literal["all", "factors", "weights"]
@@ -59,7 +58,7 @@ class Recipe:
     epochs: int = 160
     batch: int = 64
     lr: float = 0.1
-    schedule: Schedule = "drops"
+    schedule: str = "drops"
     drop_at: tuple[float, ...] = (0.5, 0.75)
     drop_every: float = 1 / 3
     drop_factor: float = 0.1
@@ -107,10 +106,12 @@ class Recipe:
                 "The precision 'auto' is decided for a store, by the commands that read a study "
                 "file. Give 'fp32' or 'bf16' here, or Study.load(path, precision=...)."
             )
-        choices = {"schedule": Schedule, "precision": Precision, "decayed": Decayed}
-        for name, known in ((name, get_args(choice)) for name, choice in choices.items()):
+        for name, known in (("precision", get_args(Precision)), ("decayed", get_args(Decayed))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"Recipe: {unknown(name, str(getattr(self, name)), known)}")
+        if self.schedule not in SCHEDULES:
+            known = SCHEDULES.known()
+            raise ConfigError(f"Recipe: {unknown('schedule', str(self.schedule), known)}")
         self._check_options()
 
     def lr_at(self, epoch: int, *, place: int = 0, steps: int = 1) -> float:
@@ -144,9 +145,9 @@ class Recipe:
         return self.objective is None and self.mixup is None
 
     @property
-    def ends_at_zero(self) -> bool:
-        """True if the learning rate falls to almost zero step by step, without a last value."""
-        return self.schedule in BY_STEP
+    def has_last_lr(self) -> bool:
+        """True if there is a rate of the last epoch: not if it changes at each update."""
+        return not SCHEDULES.get(self.schedule).by_step
 
     def last_lr(self) -> float:
         """Return the rate of the last epoch, which the paper fine-tunes at."""
@@ -206,9 +207,10 @@ class Recipe:
         return replace(base, **changes)
 
     def code(self) -> str | None:
-        """Digest the files behind its objective and optimiser that are not part of this package."""
+        """Digest the files of its schedule, objective and optimiser outside of this package."""
         choices = ((OBJECTIVES, self.objective), (OPTIMISERS, self.optimiser))
         codes = [names.code(choice.name) for names, choice in choices if choice is not None]
+        codes.append(SCHEDULES.code(self.schedule))
         return "-".join(sorted({code for code in codes if code is not None})) or None
 
     def _check_options(self) -> None:
@@ -237,6 +239,8 @@ class Recipe:
         if self.objective is not None:
             make_objective(self.objective)
         check_optimiser(self)
+        for epoch in (0, self.epochs - 1):
+            self.lr_at(epoch)  # a schedule that returns no factor is refused
 
     def _check_drop_at(self) -> None:
         shares = self.drop_at

@@ -1,12 +1,22 @@
 """Schedules: the learning rate as a factor of the recipe's, for each step of a training.
 
-Those of ``BY_EPOCH`` change between epochs, as in the paper's code; those of ``BY_STEP`` change at
-each update. All are functions of the place in the training, so a budget stretches them with it.
+Some change between epochs, as in the paper's code; others, registered ``by_step``, change at each
+update. All are functions of the place in the training, so a budget stretches them with it. A file
+given by ``--with`` adds one like any other::
+
+    @register_schedule("square-root", by_step=True)
+    def square_root(step: int, num: int) -> float:
+        return (1 - step / num) ** 0.5
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from regrow.core.registry import Registry
+from regrow.core.validation import is_number
+from regrow.errors import ConfigError
 
 if TYPE_CHECKING:
     from regrow.train.recipe import Recipe
@@ -15,12 +25,43 @@ PEAK = 0.3  # one-cycle: the share of training before the highest rate
 FIRST, LAST = 1 / 25, 1 / 25e4  # and its first and last rate; all as in PyTorch's OneCycleLR
 
 
+F = TypeVar("F", bound=Callable[..., float])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A function of the place in a training.
+
+    Attributes:
+        factor: (recipe, epoch) -> the factor of an epoch, counted from 0; or if ``by_step`` (step,
+            num) -> that of an update, of so many after the warm-up.
+    """
+
+    factor: Callable[..., float]
+    by_step: bool = False
+
+
+SCHEDULES: Registry[Schedule] = Registry("schedule", "regrow.train", register="register_schedule")
+
+
+def register_schedule(name: str, *, by_step: bool = False) -> Callable[[F], F]:
+    """Register a function under a name that a recipe, or an arm, may have as its ``schedule``."""
+
+    def register(factor: F) -> F:
+        SCHEDULES.add(name, Schedule(factor=factor, by_step=by_step), origin=factor)
+        return factor
+
+    return register
+
+
+@register_schedule("drops")
 def drops(recipe: "Recipe", epoch: int) -> float:
     """Multiply by ``drop_factor`` at each share of ``drop_at``, rounded down to a whole epoch."""
     gone = sum(epoch >= _whole(share, recipe.epochs) for share in recipe.drop_at)
     return float(recipe.drop_factor**gone)
 
 
+@register_schedule("every")
 def every(recipe: "Recipe", epoch: int) -> float:
     """Multiply by ``drop_factor`` once in each ``drop_every`` share of training."""
     # Where the epochs are no multiple, the last ones see one drop more, as in the paper's
@@ -28,26 +69,31 @@ def every(recipe: "Recipe", epoch: int) -> float:
     return float(recipe.drop_factor ** (epoch // _whole(recipe.drop_every, recipe.epochs)))
 
 
+@register_schedule("constant")
 def constant(recipe: "Recipe", epoch: int) -> float:
     """Stay at the recipe's rate."""
     return 1.0
 
 
+@register_schedule("cosine")
 def cosine(recipe: "Recipe", epoch: int) -> float:
     """Fall to zero as (1 + cos(pi t)) / 2, t = epoch / epochs (SGDR, arXiv:1608.03983)."""
     return _cosine(epoch / recipe.epochs)
 
 
+@register_schedule("cosine-by-step", by_step=True)
 def cosine_by_step(step: int, num: int) -> float:
     """Fall to zero as (1 + cos(pi t)) / 2, t = step / steps (SGDR, arXiv:1608.03983)."""
     return _cosine(step / num)
 
 
+@register_schedule("linear", by_step=True)
 def linear(step: int, num: int) -> float:
     """Fall to zero as 1 - t, t = step / steps; with a warm-up, a triangle (arXiv:1810.04805)."""
     return 1 - step / num
 
 
+@register_schedule("one-cycle", by_step=True)
 def one_cycle(step: int, num: int) -> float:
     """Rise from 1/25 over 30 % of training, then fall to 1/250,000, both along a cosine.
 
@@ -60,21 +106,6 @@ def one_cycle(step: int, num: int) -> float:
     return LAST + (1 - LAST) * _cosine((step - peak) / (last - peak))
 
 
-BY_EPOCH: Mapping[str, "Callable[[Recipe, int], float]"] = {
-    "drops": drops,
-    "every": every,
-    "constant": constant,
-    "cosine": cosine,
-}
-BY_STEP: Mapping[str, Callable[[int, int], float]] = {
-    "cosine-by-step": cosine_by_step,
-    "linear": linear,
-    "one-cycle": one_cycle,
-}
-
-SCHEDULES: Mapping[str, Callable[..., float]] = {**BY_EPOCH, **BY_STEP}
-
-
 def factor(recipe: "Recipe", *, epoch: int, place: int, steps: int) -> float:
     """Return the factor for the update at a place of an epoch of so many steps.
 
@@ -83,11 +114,16 @@ def factor(recipe: "Recipe", *, epoch: int, place: int, steps: int) -> float:
     """
     step, num = epoch * steps + place, recipe.epochs * steps
     warmup = warmup_steps(recipe, num)
-    by_step = BY_STEP.get(recipe.schedule)
-    if by_step is None:
-        value = BY_EPOCH[recipe.schedule](recipe, epoch)
+    schedule = SCHEDULES.get(recipe.schedule)
+    if not schedule.by_step:
+        value = schedule.factor(recipe, epoch)
     else:
-        value = by_step(step - warmup, num - warmup) if step >= warmup else 1.0
+        value = schedule.factor(step - warmup, num - warmup) if step >= warmup else 1.0
+    if not (is_number(value) and value >= 0):
+        raise ConfigError(
+            f"The schedule {recipe.schedule!r} must return a number of at least 0, by which the "
+            f"learning rate is multiplied. Got {value!r} for epoch {epoch}, update {place}."
+        )
     if epoch < recipe.warmup_epochs:
         value *= recipe.warmup_factor
     return value * (step + 1) / warmup if step < warmup else value
