@@ -29,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., float])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class LearningRateSchedule:
     """A function of the place in a training.
 
     Attributes:
@@ -41,14 +41,14 @@ class Schedule:
     by_step: bool = False
 
 
-SCHEDULES: Registry[Schedule] = Registry("schedule", "regrow.train", register="register_schedule")
+SCHEDULES: Registry[LearningRateSchedule] = Registry("schedule", "regrow.train", register="register_schedule")
 
 
 def register_schedule(name: str, *, by_step: bool = False) -> Callable[[F], F]:
     """Register a function under a name that a recipe, or an arm, may have as its ``schedule``."""
 
     def register(factor: F) -> F:
-        SCHEDULES.add(name, Schedule(factor=factor, by_step=by_step), origin=factor)
+        SCHEDULES.add(name, LearningRateSchedule(factor=factor, by_step=by_step), origin=factor)
         return factor
 
     return register
