@@ -1,6 +1,7 @@
 """Tasks beside images: tables, arrays and text are read, learnt and scored as what they are."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def test_results_are_keyed_by_content_wherever_it_lies(tmp_path: Path) -> None:
         ("a,y\n1,2\n3,\n5,6\n", {"task": "regression"}, "row 3: 'y' must be a number. Got ''"),
         ("a,y\n1,nan\n2,3\n4,5\n", {}, "the target of row 0 is not finite"),
         ("a,y\n1,2\n3,4\n", {"target": "z"}, "Unknown target 'z'"),
-        ("a,y\n1,2\n3,4\n", {"size": 8}, "no images, so it takes no 'size'"),
+        ("a,y\n1,2\n3,4\n", {"size": 8}, "not images, so it takes no 'size'"),
         ("a,y\n1,2\n3,4\n", {"on_error": "skip"}, "takes no 'on_error'"),
         ("a,y\n1,2\n3,4\n", {"task": "regresion"}, "Unknown task 'regresion'"),
     ],
@@ -344,6 +345,50 @@ def test_a_study_gives_its_task_to_data_that_name_none(tmp_path: Path) -> None:
     assert [e.data.task for e in study.experiments] == ["classification"]
     with pytest.raises(ConfigError, match="Unknown task 'clasification'"):
         study_of("regression", tmp_path, task="clasification")
+
+
+@pytest.mark.parametrize(
+    ("like", "task", "reason"),
+    [
+        ("regression", "language-modelling", "learns a class for each token, of sequences of tok"),
+        ("regression", "token-classification", "has a class, of rows of numbers. Tasks for it: cl"),
+        ("regression", "image-classification", "learns a class, of images. The data set 'csv:"),
+        ("classification", "language-modelling", "has a class, of rows of numbers"),
+        ("token-classification", "classification", "Tasks for it: language-modelling, token-cl"),
+        ("language-modelling", "classification", "has a class for each token, of sequences"),
+        ("language-modelling", "image-classification", "learns a class, of images. The data set"),
+    ],
+)
+def test_a_task_that_data_cannot_teach_is_refused_before_any_training(
+    like: str, task: str, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        study_of(like, tmp_path, task=task).cells()
+
+
+def test_images_teach_no_other_task() -> None:
+    for task in ("regression", "token-classification", "language-modelling"):
+        with pytest.raises(ConfigError, match=r"'digits' has a class, of images. Tasks for it: cl"):
+            material_of(DataSpec("digits", task=task))
+
+
+@pytest.mark.parametrize(
+    ("like", "objective", "reason"),
+    [
+        ("classification", "mean-squared-error", "returns (1, 2) for targets of (1,)"),
+        ("regression", "cross-entropy", "returns (1, 1) for numbers of (1, 1)"),
+        ("token-classification", "cross-entropy", "own objective is 'token-cross-entropy'"),
+    ],
+)
+def test_an_objective_that_does_not_fit_the_task_is_refused_before_any_training(
+    like: str, objective: str, reason: str, tmp_path: Path
+) -> None:
+    recipe = {"epochs": 1, "batch": 8, "objective": objective}
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        study_of(like, tmp_path, recipe=recipe).cells()
+    arm = {"name": "own", "like": "fine-tune", "objective": objective}
+    with pytest.raises(ConfigError, match=f"The objective '{objective}' was tried on what"):
+        study_of(like, tmp_path, arms=[arm]).cells()
 
 
 def test_what_are_no_images_cannot_be_augmented(tmp_path: Path) -> None:

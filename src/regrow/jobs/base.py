@@ -29,7 +29,7 @@ from regrow.errors import ConfigError, Damaged, Interrupted
 from regrow.models import MODELS, ModelSpec
 from regrow.store import MAIN, Store
 from regrow.store.workspace import Workspace
-from regrow.tasks import TASKS, Metric, task_of
+from regrow.tasks import TASKS, Metric, check_task, task_of
 from regrow.train import Recipe
 
 if TYPE_CHECKING:
@@ -273,7 +273,9 @@ def material_of(spec: DataSpec) -> Material:
     from regrow.data import fingerprint, load  # imports PyTorch
 
     with altered_entries() as altered:
-        dataset, content = load(spec), fingerprint(spec)
+        dataset = load(spec)
+        check_task(dataset)
+        content = fingerprint(spec)
     task = task_of(dataset)
     code = TASKS.code(task.name)
     return Material(

@@ -5,17 +5,19 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import Any
 
+import torch
 from torch import nn
 
+from regrow.core.choice import Choice
 from regrow.core.units import UNITS
 from regrow.data import DataSpec, load
-from regrow.errors import ConfigError, TraceError
+from regrow.errors import ConfigError, RegrowError, TraceError, short
 from regrow.jobs.arms import UNPRUNED, Arm
 from regrow.jobs.base import Job, Material, material_of
 from regrow.jobs.prune import Prune, structure_only
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train, Treated
-from regrow.models import MODELS, ModelSpec, build
+from regrow.models import MODELS, ModelSpec, build, example_input
 from regrow.pruning.costs import COST_TARGETS, CostShare
 from regrow.pruning.dry_run import try_out
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS, Method
@@ -25,6 +27,8 @@ from regrow.pruning.targets import check_reachable
 from regrow.studies.experiment import Cut, Experiment, MethodUse, Source
 from regrow.surgery import Trace
 from regrow.surgery.architecture import traced
+from regrow.tasks import TASKS
+from regrow.train import make_objective
 from regrow.train.optimiser import make_optimiser
 
 
@@ -65,6 +69,7 @@ def expanded(experiment: Experiment) -> Iterator[Cell]:
     model = data.model(experiment.model)
     _check_augmentation(experiment, data)
     make_optimiser(experiment.recipe)  # takes a step on trial
+    _check_objectives(experiment, model, data)
     for use in experiment.uses:
         _check_use(use, model, data)
     if model.is_published:
@@ -275,6 +280,30 @@ def _check_augmentation(experiment: Experiment, data: Material) -> None:
                 f"The recipe's {option} {value!r} is for images, and {experiment.data_label!r} has "
                 "none. Leave it out."
             )
+
+
+def _check_objectives(experiment: Experiment, model: ModelSpec, data: Material) -> None:
+    """Refuse objectives that cannot be computed of what the network returns for these data."""
+    choices = (experiment.recipe.objective, *(arm.objective for arm in experiment.arms))
+    for choice in filter(None, choices):
+        _try_objective(choice, model, data)
+
+
+@cache
+def _try_objective(choice: Choice, model: ModelSpec, data: Material) -> None:
+    network, _ = _traced(model, data.shape)
+    target = load(data.spec).train.labels[:1]
+    try:
+        with torch.no_grad():
+            outputs = network.eval()(example_input(model, data.shape))
+            make_objective(choice).mean(outputs, target, teacher=outputs)
+    except Exception as error:
+        kind = "" if isinstance(error, RegrowError) else f"{type(error).__name__}: "
+        raise ConfigError(
+            f"The objective {choice.name!r} was tried on what {model.name} returns for an example "
+            f"of {data.spec.name!r} (task {data.task}), and fails: {kind}{short(error)} The task's "
+            f"own objective is {TASKS.get(data.task).objective!r}."
+        ) from error
 
 
 def _check_published(experiment: Experiment) -> None:

@@ -36,6 +36,8 @@ register_task(
     tally=count_correct,
     conclude=share,
     baseline=share_of_most_frequent,
+    inputs=("images",),
+    targets=("a class",),
     about="One class for each image; accuracy",
 )
 register_task(
@@ -46,5 +48,6 @@ register_task(
     tally=count_correct,
     conclude=share,
     baseline=share_of_most_frequent,
+    targets=("a class",),
     about="One class for each row of features, or sequence of tokens; accuracy",
 )

@@ -55,5 +55,6 @@ register_task(
     tally=square_errors,
     conclude=r_squared,
     baseline=none_explained,
+    targets=("numbers",),
     about="Numbers for each row of features; R2",
 )

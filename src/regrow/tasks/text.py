@@ -68,6 +68,7 @@ register_task(
     tally=count_tokens,
     conclude=ratio,
     baseline=share_of_most_frequent_token,
+    targets=("a class for each token",),
     about="A class for each token of a sequence; token accuracy",
 )
 register_task(
@@ -78,5 +79,7 @@ register_task(
     tally=sum_bits,
     conclude=ratio,
     baseline=bits_by_frequency,
+    inputs=("sequences of tokens",),
+    targets=("a class for each token",),
     about="The byte that follows each byte of a text; bits per byte",
 )

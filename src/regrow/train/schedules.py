@@ -41,7 +41,9 @@ class LearningRateSchedule:
     by_step: bool = False
 
 
-SCHEDULES: Registry[LearningRateSchedule] = Registry("schedule", "regrow.train", register="register_schedule")
+SCHEDULES: Registry[LearningRateSchedule] = Registry(
+    "schedule", "regrow.train", register="register_schedule"
+)
 
 
 def register_schedule(name: str, *, by_step: bool = False) -> Callable[[F], F]:
