@@ -4,18 +4,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from regrow.cli.inputs import load_extensions
-from regrow.cli.options import JsonOption, WithOption
+from regrow.cli.options import DeviceOption, JsonOption, WithOption
 from regrow.cli.terminal import print_json, say
 from regrow.errors import ConfigError, Interrupted, unknown
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from regrow.data import Dataset
     from regrow.models.inputs import Inputs
     from regrow.models.origins import ModelOrigin
 
@@ -56,6 +58,38 @@ KeepOption = Annotated[
     typer.Option(metavar="PATTERN", help="Keep modules whole by name, such as 'layer1.*'."),
 ]
 
+NewFolderOption = Annotated[Path, typer.Option(help="New folder for the result.")]
+MacsOption = Annotated[float | None, typer.Option(help="Share of the MACs that may be left.")]
+ParametersOption = Annotated[
+    float | None, typer.Option(help="Share of the parameters that may be left.")
+]
+LatencyOption = Annotated[
+    float | None, typer.Option(help="Share of the latency on this machine that may be left.")
+]
+SparsityOption = Annotated[
+    float | None, typer.Option(help="Share of the channels and heads that goes.")
+]
+CriterionOption = Annotated[str, typer.Option(help="See `regrow list criteria`.")]
+AllocationOption = Annotated[
+    str, typer.Option(help="uniform, global, or another of `regrow list allocations`.")
+]
+ScopeOption = Annotated[
+    list[str] | None, typer.Option(help="Kinds of groups that are cut.", show_default="all")
+]
+ExamplesOption = Annotated[
+    str | None,
+    typer.Option(help="Data for criteria that look at gradients or activations: folder:PATH."),
+]
+MultipleOption = Annotated[
+    int, typer.Option(min=1, help="Leave a multiple of so many channels in each layer.")
+]
+RoundsOption = Annotated[
+    int, typer.Option(min=1, help="Number of steps, with scores taken anew after each.")
+]
+OnnxOption = Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")]
+Pt2Option = Annotated[bool, typer.Option("--pt2", help="Write model.pt2 too.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of criteria that draw.")]
+
 
 def inspect(
     net: NetworkArgument,
@@ -79,6 +113,115 @@ def inspect(
         print_json(found.to_json())
     else:
         print(found)
+
+
+def shrink(
+    net: NetworkArgument,
+    out: NewFolderOption,
+    inputs: InputOption = None,
+    macs: MacsOption = None,
+    parameters: ParametersOption = None,
+    latency: LatencyOption = None,
+    sparsity: SparsityOption = None,
+    criterion: CriterionOption = "l1",
+    allocation: AllocationOption = "uniform",
+    scope: ScopeOption = None,
+    data: ExamplesOption = None,
+    multiple_of: MultipleOption = 1,
+    keep: KeepOption = None,
+    rounds: RoundsOption = 1,
+    weights: WeightsOption = None,
+    settings: SetOption = None,
+    arguments: ArgumentsOption = None,
+    onnx: OnnxOption = False,
+    pt2: Pt2Option = False,
+    device: DeviceOption = "cpu",
+    seed: SeedOption = 0,
+    with_files: WithOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cut a network to a share of its cost, prove the cut, measure it, and write it with a card.
+
+    In Python, regrow.load(FOLDER) returns the network.
+    """
+    load_extensions(with_files)
+    amount = _amount(macs=macs, parameters=parameters, latency=latency, sparsity=sparsity)
+    exports = [name for name, wanted in (("onnx", onnx), ("pt2", pt2)) if wanted]
+    with quiet(f"Stopped; nothing was written to '{out}'."):
+        _check(out, device, exports)
+        from regrow.models.origins import open_network
+        from regrow.own.compression import compress
+
+        origin = _origin(net, settings, arguments)
+        network, about = open_network(origin, weights)
+        given = _inputs(inputs, origin, network)
+        options: dict[str, Any] = {
+            "criterion": criterion,
+            "allocation": allocation,
+            "multiple_of": multiple_of,
+            "scope": _scopes(scope or ["all"]),
+            "keep": kept_modules(network, keep),
+            "rounds": rounds,
+            "device": device,
+            "seed": seed,
+            **amount,
+            "dataset": None if data is None else _dataset(data, given),
+        }
+        small = compress(network, given, origin=origin, weights=about, **options)
+        card = small.save(out, exports=exports)
+    if as_json:
+        print_json(card.to_json())
+        return
+    print(card)
+    print(f"Written to {out}: {', '.join(sorted(file.name for file in out.iterdir()))}.")
+
+
+def _amount(**asked: float | None) -> dict[str, float]:
+    """Return the one amount that was asked for."""
+    amount = {name: value for name, value in asked.items() if value is not None}
+    if len(amount) != 1:
+        raise ConfigError(
+            "Say how much is to be left or to go, by one of --macs, --parameters, --latency and "
+            f"--sparsity. Got {' and '.join(f'--{name}' for name in amount) or 'none'}."
+        )
+    return amount
+
+
+def _check(out: Path, device: str, exports: Sequence[str]) -> None:
+    """Refuse what would fail at the end, before anything is built."""
+    from regrow.own.exports import check_packages
+    from regrow.own.new_folder import check_new
+    from regrow.run import check_device
+
+    check_new(out)
+    check_device(device)
+    check_packages(exports)
+
+
+def _scopes(texts: Sequence[str]) -> "list[Any]":
+    """Split lists of scopes; the method checks each."""
+    return [part.strip() for text in texts for part in text.split(",")]
+
+
+def _dataset(name: str, inputs: "Inputs") -> "Dataset":
+    """Read the data for a criterion; images in the size that the network takes."""
+    import torch
+
+    from regrow.data import DataSpec, load
+
+    shape = inputs.inputs[0].shape
+    dataset = load(DataSpec(name, size=shape[-1] if len(shape) == 4 else None))
+    found = tuple(dataset.train.batch(torch.tensor([0])).shape[1:])
+    if found != shape[1:]:
+        raise ConfigError(
+            f"--data {name}: its examples have the shape {_sizes(found)}, and the network takes "
+            f"{_sizes(shape[1:])} each. Give data, or an --input, that fit."
+        )
+    return dataset
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "of one number"
 
 
 @contextmanager

@@ -3,14 +3,18 @@
 import os
 import platform
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from regrow.surgery.tape import evaluating
+from regrow.core.seeds import seeded
+from regrow.surgery.alive import drawn_like
+from regrow.surgery.tape import call, evaluating
 
 BATCH = 32
 WARM_UP, FEWEST, MOST = 2, 9, 200  # rounds
@@ -18,7 +22,7 @@ SECONDS = 0.5  # for all rounds together, once there are the fewest
 
 
 def latencies(
-    *networks: nn.Module, example: Tensor, device: str = "cpu", batch: int = BATCH
+    *networks: nn.Module, example: Any, device: str = "cpu", batch: int = BATCH
 ) -> list[float]:
     """Return the least seconds that each of some networks takes for a batch, measured in turns.
 
@@ -27,21 +31,47 @@ def latencies(
     The batch is random numbers of the example's shape; networks run in evaluation mode, with as
     many threads as PyTorch uses in this process.
     """
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, *example.shape[1:], generator=generator).to(device)
+    return [min(taken) for taken in turns(networks, batched(example, batch), device=device)]
+
+
+def turns(
+    networks: Sequence[nn.Module],
+    inputs: Any,
+    *,
+    device: str = "cpu",
+    seconds: float = SECONDS,
+    fewest: int = FEWEST,
+    warm_up: int = WARM_UP,
+) -> list[list[float]]:
+    """Return the seconds that each of some networks takes for inputs, round by round, in turns.
+
+    After the rounds to warm up, the fewest rounds are run, and more until the seconds are over.
+    """
+    x = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
     moved = [deepcopy(network).to(device) for network in networks]
-    seconds: list[list[float]] = [[] for _ in moved]
-    until = _now(device) + SECONDS
-    for number in range(WARM_UP + MOST):
-        if number >= WARM_UP + FEWEST and _now(device) > until:
+    taken: list[list[float]] = [[] for _ in moved]
+    until = now(device) + seconds
+    for number in range(warm_up + MOST):
+        if number >= warm_up + fewest and now(device) > until:
             break
-        for network, taken in zip(moved, seconds, strict=True):
+        for network, times in zip(moved, taken, strict=True):
             with evaluating(network), torch.no_grad():
-                began = _now(device)
-                network(x)
-                if number >= WARM_UP:
-                    taken.append(_now(device) - began)
-    return [min(taken) for taken in seconds]
+                began = now(device)
+                call(network, x)
+                if number >= warm_up:
+                    times.append(now(device) - began)
+    return taken
+
+
+def batched(example: Any, batch: int) -> Any:
+    """Return random inputs like an example's, as a batch: see ``drawn_like``."""
+
+    def repeated(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim():
+            return leaf
+        return leaf[:1].repeat(batch, *[1] * (leaf.dim() - 1))
+
+    return drawn_like(tree_map(repeated, example), seeded(0, "latency"))
 
 
 def machine(device: str = "cpu", batch: int = BATCH) -> dict[str, Any]:
@@ -66,7 +96,8 @@ def _processor() -> str:
     return f"{name} ({os.cpu_count()} cores)"
 
 
-def _now(device: str) -> float:
+def now(device: str) -> float:
+    """Return the seconds of a clock, when all that a device was given is done."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -7,5 +7,5 @@ from regrow.core.lazy import exports
 
 __getattr__ = exports(
     "regrow.own",
-    {"inspection": ("Inspection", "inspect")},
+    {"compression": ("Compressed", "compress"), "inspection": ("Inspection", "inspect")},
 )

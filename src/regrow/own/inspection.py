@@ -10,13 +10,11 @@ from regrow.cost import Counted, count
 from regrow.errors import TraceError
 from regrow.models.inputs import inputs_of
 from regrow.pruning.layers import Pruned
-from regrow.pruning.method import SCOPES, Method, Scope
+from regrow.pruning.method import Method
 from regrow.pruning.select import select
 from regrow.surgery import Group, Trace, trace
 from regrow.surgery.groups import belongs
 
-# Every kind of channels that a network can be cut by.
-EVERYTHING: tuple[Scope, ...] = ("conv", "linear", "grouped", "stream", "view")
 OWN_ROLES = ("producer", "bias", "norm")
 LAYERS_SHOWN = 6  # of one role in a group
 
@@ -148,11 +146,6 @@ def inspect(network: nn.Module, example: Any, *, keep: Sequence[str] = ()) -> In
     )
 
 
-def everything() -> tuple[Scope, ...]:
-    """Return the scope of all that a network can be cut by."""
-    return ("all",) if "all" in SCOPES else EVERYTHING  # type: ignore[return-value,unused-ignore]
-
-
 def _branch(network: nn.Module, group: Group, counted: Counted) -> Branch:
     parameters = dict(network.named_parameters(remove_duplicate=False))
     held = _held(group)
@@ -208,7 +201,7 @@ def _whole(network: nn.Module, found: Trace, counted: Counted) -> list[Whole]:
 def _half(network: nn.Module, found: Trace, counted: Counted) -> tuple[float, float]:
     """Return the shares of parameters and MACs that are left at half of every width."""
     method = Method(
-        name="half", criterion="first", allocation="uniform", scope=everything(), trained=False
+        name="half", criterion="first", allocation="uniform", scope=("all",), trained=False
     )
     try:
         mask = select(network, found, method, sparsity=0.5)

@@ -25,6 +25,7 @@ class Layers(Mapping[str, Tensor]):
         unit: the name of the unit.
         scores: of all units of each group, ``[units]``.
         left: which of them may be kept, ``[units]`` booleans.
+        multiple_of: how many channels of each layer stay is a multiple of this, or all of them.
     """
 
     network: nn.Module
@@ -35,6 +36,7 @@ class Layers(Mapping[str, Tensor]):
     left: Mapping[str, Tensor]
     quick: bool = True  # whether costs are counted without cutting
     device: str = "cpu"  # where a latency is measured
+    multiple_of: int = 1
 
     def __getitem__(self, name: str) -> Tensor:
         return self.scores[name][self.left[name]]
@@ -91,11 +93,32 @@ class Layers(Mapping[str, Tensor]):
         Layers that would be emptied, and may not be, keep a unit.
         """
         chosen = {n: left.masked_scatter(left, kept[n]) for n, left in self.left.items()}
+        chosen = {name: self._rounded(name, stays) for name, stays in chosen.items()}
         guarded: tuple[str, ...] = ()
         if self._unit.keep_alive is not None:
             chosen, guarded = self._unit.keep_alive(chosen, self.scores, self.trace)
         shaped = {name: stays.reshape(self.shape(name)) for name, stays in chosen.items()}
         return Mask(unit=self.unit, kept=shaped, guarded=guarded)
+
+    def _rounded(self, name: str, stays: Tensor) -> Tensor:
+        """Keep the nearest multiple of units, the highest scores, where units are channels."""
+        num, most = int(stays.sum()), int(self.left[name].sum())
+        step = self.multiple_of
+        if num == most or num % step == 0 or not _are_channels(self.groups[name]):
+            return stays
+        wanted = min(max(step, (2 * num + step) // (2 * step) * step), most)
+        # Those chosen come before all others that are left.
+        ranks = self.scores[name].masked_fill(~self.left[name], -torch.inf).argsort().argsort()
+        best = (ranks + stays * len(ranks)).topk(wanted).indices
+        return torch.zeros_like(stays).index_fill(0, best, value=True)
+
+    def restored(self, kept: Mapping[str, Tensor], name: str, unit: int) -> dict[str, Tensor]:
+        """Return a choice with one unit more, or with as many as make up a multiple."""
+        more = {n: stays.clone() for n, stays in kept.items()}
+        gone = self[name].masked_fill(kept[name], -torch.inf)
+        num = min(self.multiple_of, int((~kept[name]).sum()))
+        more[name][[unit] if num == 1 else gone.topk(num).indices] = True
+        return more
 
     def pruned(self, kept: Mapping[str, Tensor]) -> "Pruned":
         """Return what an allocation's choice would leave, for its costs; nothing is cut yet."""
@@ -129,6 +152,15 @@ class Layers(Mapping[str, Tensor]):
     @property
     def _unit(self) -> Unit:
         return UNITS.get(self.unit)
+
+
+def _are_channels(group: Group) -> bool:
+    """Tell whether each unit is one channel, not a head or a group of a convolution."""
+    slots = [slot for slot in group.slots if slot.role in ("producer", "norm")]
+    return all(
+        len(torch.unique(units)) == len(units)
+        for units in (slot.units[slot.units >= 0] for slot in slots)
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

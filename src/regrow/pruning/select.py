@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.core.units import UNITS
+from regrow.core.validation import is_int
 from regrow.data import Dataset
 from regrow.errors import ConfigError, TraceError
 from regrow.pruning.allocations import allocate_shares
@@ -106,14 +107,14 @@ def select(
     masks: Mapping[str, Tensor] | None = None,
     num_images: int = IMAGES,
     rounds: int = 1,
+    multiple_of: int = 1,
     device: str = "cpu",
     **costs: float,
 ) -> Mask:
     """Choose the units of a network that stay.
 
     Args:
-        model: the trained network (or any, for a method that does not look at weights).
-        trace: its trace.
+        model, trace: the trained network (or any, for a method that looks at no weights).
         method: a method or its name.
         scope: in place of the method's own: kinds of groups, or ``all``.
         sparsity: removed share of all units in the method's scope, in [0, 1).
@@ -123,25 +124,25 @@ def select(
         dataset: images, for criteria that look at gradients or activations.
         seed: for criteria that draw.
         within: an earlier choice: some go of the units that it kept.
-        masks: by parameter, which weights the network's training left, for criteria that ask.
-        num_images: how many of the images such criteria see.
+        masks: by parameter, which weights the training left; num_images: how many are seen.
         rounds: steps to an amount: after round k of n (1 - sparsity) ** (k/n) of the units are
-            left, and scored anew on the network that is left.
+            left, and scored anew.
+        multiple_of: how many channels of each layer stay is a multiple of this, or all of them.
         device: where a latency is measured.
-        costs: instead of a sparsity, the share of a cost that may be left at most: ``macs=0.5``,
-            ``parameters=0.3`` or ``latency=0.5``, or another that is registered.
+        costs: instead of a sparsity, the share of a registered cost that may be left at most:
+            ``macs=0.5``, ``parameters=0.3`` or ``latency=0.5``.
 
     Returns:
         A mask over the groups in scope. ``mask.guarded`` lists groups of channels that kept one
-        more, so that no layer is emptied. Layers of weights or filters may lose all of them,
-        because they still pass on their bias and norm.
+        more, so that no layer is emptied; layers of weights or filters may lose all of them.
     """
     chosen = (METHODS.get(method) if isinstance(method, str) else method).within(scope)
     amount = _amount(chosen, sparsity, shares, pattern, costs, rounds=rounds)
     groups = groups_in_scope(model, trace, chosen)
     probe = _prober(dataset, seed=seed, num_images=num_images, groups=groups, masks=masks)
     scores = _scores(chosen, groups, probe(model), within)
-    layers = layers_of(model, trace, chosen, scores=scores, within=within, device=device)
+    asked: dict[str, Any] = {"within": within, "device": device, "multiple_of": multiple_of}
+    layers = layers_of(model, trace, chosen, scores=scores, **asked)
     if shares is not None:
         return layers.mask(_by_shares(chosen, layers, shares))
     if pattern is not None:
@@ -151,6 +152,17 @@ def select(
         left = probe(left_by(mask, model, trace))
         layers = layers.after(mask, _scores(chosen, groups, left, mask))
     return _chosen(chosen, layers, amount)
+
+
+def _checked_multiple(method: Method, multiple_of: int) -> int:
+    if not is_int(multiple_of, least=1):
+        raise ConfigError(f"'multiple_of' must be an int of at least 1. Got {multiple_of!r}.")
+    if multiple_of > 1 and not UNITS.get(method.unit).narrows:
+        raise ConfigError(
+            f"Only widths can be multiples of {multiple_of}, and {method.name} removes "
+            f"{method.unit}s. Leave out 'multiple_of', or use a method that cuts channels."
+        )
+    return multiple_of
 
 
 def _prober(dataset: Dataset | None, **options: Any) -> Callable[[nn.Module], Probe]:
@@ -241,6 +253,7 @@ def layers_of(
     scores: Mapping[str, Tensor] | None = None,
     within: Mask | None = None,
     device: str = "cpu",
+    multiple_of: int = 1,
 ) -> Layers:
     """Return the layers that a method prunes; without scores, the first units come first."""
     groups = groups_in_scope(model, trace, method)
@@ -254,6 +267,7 @@ def layers_of(
         scores=scores,
         left=_left(groups, within),
         device=device,
+        multiple_of=_checked_multiple(method, multiple_of),
     )
 
 

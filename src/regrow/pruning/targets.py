@@ -156,16 +156,19 @@ def _filled(choices: _Choices, above: _Candidate, below: _Candidate) -> _Candida
     First those that the next lower sparsity would keep; where that leaves more than a tolerance,
     others too. Of both, those that rank highest in their groups come first.
     """
-    wanted = choices.cost.share
+    wanted, layers = choices.cost.share, choices.layers
+    full: set[str] = set()  # groups to which no further multiple of units can be restored
     for first, tolerance in ((True, CLOSE), (False, TOLERANCE)):
-        for number, (name, unit) in enumerate(_by_rank(choices.layers, above, below, first=first)):
+        for number, (name, unit) in enumerate(_by_rank(layers, above, below, first=first)):
             if wanted - below.share <= tolerance or number >= MOST_TRIES:
                 break
-            kept = {n: stays.clone() for n, stays in below.kept.items()}
-            kept[name][unit] = True
-            more = choices.of(kept)
+            if below.kept[name][unit] or name in full:
+                continue
+            more = choices.of(layers.restored(below.kept, name, unit))
             if more.share <= wanted:
                 below = more
+            elif layers.multiple_of > 1:
+                full.add(name)
     return below
 
 

@@ -1,0 +1,129 @@
+"""A forecast of how many times as fast a smaller network is, from timing the unpruned one alone.
+
+Each operation of the unpruned network is timed. Of its time, what is above the cost of starting any
+operation goes with the work: the multiply-accumulates, or of operations that have none the numbers
+that they read and write. Convolutions work on blocks of channels, so that a block begun counts as a
+whole one.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from regrow.cost.operations import name_of, products, tensors_in
+from regrow.surgery.tape import call, evaluating
+
+STARTS = 20  # tiny operations, of which the least time is taken
+RUNS = 3  # of which each operation's least time is taken
+BLOCKS = {"AVX512": 16, "AVX2": 8}  # channels that oneDNN computes together
+
+
+@dataclass(frozen=True)
+class Work:
+    """One operation: its name, what it has to do, and the seconds that it took."""
+
+    name: str
+    amount: float
+    seconds: float
+    is_view: bool
+
+
+def forecast(before: nn.Module, after: nn.Module, inputs: Any) -> float:
+    """Return how many times as fast a smaller network should be on a CPU."""
+    runs = [_watched(before, inputs) for _ in range(RUNS)]
+    old = runs[0]
+    seconds = [min(run[i].seconds for run in runs) for i in range(len(old))]
+    new = _watched(after, inputs)
+    start = _start()
+    ratios = _ratios(old, new)
+    expected = sum(
+        s if work.is_view or s <= start else start + (s - start) * ratio
+        for s, work, ratio in zip(seconds, old, ratios, strict=True)
+    )
+    return sum(seconds) / expected if expected > 0.0 else 1.0
+
+
+def _start() -> float:
+    """Return the seconds that an operation takes with next to nothing to do."""
+    watch, number = _Watch(), torch.zeros(1)
+    with torch.no_grad(), watch:
+        for _ in range(STARTS):
+            torch.add(number, number)
+    return min(work.seconds for work in watch.works)
+
+
+def _ratios(old: Sequence[Work], new: Sequence[Work]) -> list[float]:
+    """Return what of each operation's work is left: one by one, or by kind where one was added."""
+    if [work.name for work in old] == [work.name for work in new]:
+        pairs = zip(old, new, strict=True)
+        return [b.amount / a.amount if a.amount else 1.0 for a, b in pairs]
+    totals = [_totals(works) for works in (old, new)]
+    return [
+        totals[1].get(work.name, 0.0) / totals[0][work.name] if totals[0][work.name] else 1.0
+        for work in old
+    ]
+
+
+def _totals(works: Sequence[Work]) -> Mapping[str, float]:
+    totals: dict[str, float] = {}
+    for work in works:
+        totals[work.name] = totals.get(work.name, 0.0) + work.amount
+    return totals
+
+
+def _watched(network: nn.Module, inputs: Any) -> list[Work]:
+    watch = _Watch()
+    with evaluating(network), torch.no_grad(), watch:
+        call(network, inputs)
+    return watch.works
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Time each ATen operation, and measure its work."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.works: list[Work] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing here is compiled, and the wrapper against it imports the compiler: over a second.
+        return False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        began = time.perf_counter()
+        result = func(*args, **(kwargs or {}))
+        seconds = time.perf_counter() - began
+        self.works.append(Work(name_of(func), _amount(func, args, result), seconds, func.is_view))
+        return result
+
+
+def _amount(func: Any, args: tuple[Any, ...], result: Any) -> float:
+    found = products(func, args, result)
+    if found:
+        return sum(product.macs for product in found) * _filling(func, args)
+    return float(sum(x.numel() for x in (*tensors_in(args), *tensors_in([result]))))
+
+
+def _filling(func: Any, args: tuple[Any, ...]) -> float:
+    """Return how much more a convolution computes, because it works on whole blocks of channels."""
+    if "convolution" not in name_of(func) or not isinstance(args[1], Tensor) or args[1].dim() < 3:
+        return 1.0
+    block = BLOCKS.get(torch.backends.cpu.get_cpu_capability(), 1)
+    factor = 1.0
+    for size in args[1].shape[:2]:
+        if size >= block:  # narrower ones have kernels of their own
+            factor *= ceil(size / block) * block / size
+    return factor

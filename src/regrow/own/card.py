@@ -1,0 +1,231 @@
+"""The card of a smaller network: its costs before and after, how they were measured, its proof."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median, quantiles
+from typing import Any
+
+from torch import nn
+
+from regrow.cost.forecast import forecast
+from regrow.cost.latency import batched, turns
+from regrow.cost.memory import peak_bytes
+from regrow.errors import short
+from regrow.surgery import Proof
+from regrow.surgery.cut import duplicate
+
+BATCHES = (1, 64)
+FEWEST, SECONDS = 5, 2.0  # rounds, and for all rounds together once there are the fewest
+PROTOCOL = (
+    "Random inputs, evaluation mode, no gradients; both networks run in turns in one process, "
+    "after one round that is not counted. Latency is the median over the rounds, with quartiles. "
+    "Peak memory is that of all tensors alive at once in a forward pass, weights and inputs "
+    "included; what an operation takes inside is not seen. The predicted speed-up comes from the "
+    "times of the unpruned network's operations and the sizes of both networks."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Seconds of several rounds: their median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Spread":
+        """Summarise the seconds of rounds."""
+        low, _, high = quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
+        return cls(median=median(seconds), low=low, high=high, rounds=len(seconds))
+
+    def __str__(self) -> str:
+        scale, unit = (1.0, "s") if self.median >= 1.0 else (1e3, "ms")
+        return (
+            f"{self.median * scale:.3g} {unit} ({self.low * scale:.3g} to {self.high * scale:.3g})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedPair:
+    """Two networks on a batch of one size: seconds, bytes, and the speed-up that was forecast.
+
+    ``why`` says why a batch of this size was not measured; all else is None then.
+    """
+
+    batch: int
+    before: Spread | None = None
+    after: Spread | None = None
+    before_bytes: int | None = None
+    after_bytes: int | None = None
+    forecast: float | None = None
+    why: str | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """The speed-up: the median latency before, over that after."""
+        return self.before.median / self.after.median if self.before and self.after else None
+
+
+def measure_speed(
+    before: nn.Module, after: nn.Module, example: Any, *, batch: int, device: str = "cpu"
+) -> SpeedPair:
+    """Measure two networks on random inputs like an example, as a batch."""
+    inputs = batched(example, batch)
+    try:
+        old, new = turns(
+            (before, after), inputs, device=device, seconds=SECONDS, fewest=FEWEST, warm_up=1
+        )
+        # A copy of each, because to measure memory counts what is alive.
+        sizes = [peak_bytes(duplicate(network), inputs) for network in (before, after)]
+        expected = forecast(before, after, inputs) if device == "cpu" else None
+    except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
+        why = f"the network does not take it ({type(error).__name__}: {short(error)})"
+        return SpeedPair(batch=batch, why=" ".join(why.split()))
+    return SpeedPair(
+        batch=batch,
+        before=Spread.of(old),
+        after=Spread.of(new),
+        before_bytes=sizes[0],
+        after_bytes=sizes[1],
+        forecast=expected,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """All that was done to a network and measured of it, as JSON and as a page of Markdown."""
+
+    network: str  # its class
+    parameters: tuple[int, int]  # before and after
+    macs: tuple[int, int]
+    speeds: Sequence[SpeedPair]
+    proof: Proof
+    widths: Mapping[str, tuple[int, int]]
+    whole: Mapping[str, str]
+    machine: Mapping[str, Any]
+    date: str
+    version: str
+    origin: str | None = None
+    weights: str | None = None
+    inputs: str = ""
+    asked: Mapping[str, Any] = field(default_factory=dict)  # criterion, allocation, amount, ...
+    caveats: Sequence[str] = ()
+    exports: Mapping[str, str] = field(default_factory=dict)  # files -> what was compared
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the card as JSON values."""
+        proof = self.proof
+        return {
+            **{
+                name: value
+                for name, value in asdict(self).items()
+                if name not in ("proof", "speeds", "parameters", "macs", "widths")
+            },
+            "parameters": _pair(self.parameters),
+            "macs": _pair(self.macs),
+            "speeds": [{**asdict(speed), "speedup": speed.ratio} for speed in self.speeds],
+            "widths": {name: _pair(pair) for name, pair in self.widths.items()},
+            "proof": {
+                "proven": proof.ok,
+                "error": proof.error if math.isfinite(proof.error) else None,
+                "tolerance": proof.tolerance,
+                "least_sensitivity": min(proof.sensitivity.values(), default=None),
+                "sensitivity": dict(proof.sensitivity),
+                "text": str(proof),
+            },
+            "protocol": PROTOCOL,
+        }
+
+    def __str__(self) -> str:
+        """Write the table of costs and the proof as plain lines, for a terminal."""
+        rows = self._rows()
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        table = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+        unmeasured = [f"Batch {s.batch} was not measured: {s.why}." for s in self.speeds if s.why]
+        lines = [
+            *(line.rstrip() for line in table),
+            *unmeasured,
+            *self._speedups(),
+            str(self.proof),
+        ]
+        return "\n".join([*lines, *(f"{file}: {text}" for file, text in self.exports.items())])
+
+    def to_markdown(self) -> str:
+        """Write the card as a page."""
+        rows = self._rows()
+        table = [f"| {' | '.join(row)} |" for row in rows]
+        table.insert(1, "| --- | ---: | ---: | ---: |")
+        unmeasured = [f"Batch {s.batch} was not measured: {s.why}." for s in self.speeds if s.why]
+        asked = ", ".join(
+            f"{name.replace('_', ' ')} {_worded(value)}" for name, value in self.asked.items()
+        )
+        about = ", ".join(f"{name} {value}" for name, value in self.machine.items())
+        origin = f" ({self.origin})" if self.origin else ""
+        files = "\n".join(f"- `{file}`: {text}" for file, text in self.exports.items())
+        parts = [
+            f"# {self.network}{origin}, cut",
+            f"Asked for: {asked}. Input: {self.inputs}."
+            + (f" Weights: {self.weights}." if self.weights else ""),
+            "\n".join(table),
+            *([" ".join(unmeasured)] if unmeasured else []),
+            " ".join(self._speedups()),
+            "## Proof",
+            str(self.proof),
+            *(["## Files", files] if files else []),
+            "## Widths",
+            _listed([f"`{name}` {old} to {new}" for name, (old, new) in self.widths.items()]),
+            "## Kept whole",
+            "\n".join(f"- `{name}`: {why}" for name, why in self.whole.items()) or "Nothing.",
+            "## How it was measured",
+            PROTOCOL,
+            *(f"Not counted: {caveat}." for caveat in self.caveats),
+            f"*{self.date}; {about}; regrow {self.version}.*",
+        ]  # fmt: skip
+        return "\n\n".join(parts) + "\n"
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        rows = [("", "before", "after", "left")]
+        for name, (old, new) in (("parameters", self.parameters), ("MACs", self.macs)):
+            rows.append((name, f"{old:,}", f"{new:,}", f"{new / max(old, 1):.1%}"))
+        for speed in self.speeds:
+            if speed.before is None or speed.after is None:
+                continue
+            left = speed.after.median / speed.before.median
+            times = str(speed.before), str(speed.after)
+            rows.append((f"latency, batch {speed.batch}", *times, f"{left:.1%}"))
+        for speed in self.speeds:
+            if speed.before_bytes is None or speed.after_bytes is None:
+                continue
+            sizes = [f"{size / 2**20:.1f} MiB" for size in (speed.before_bytes, speed.after_bytes)]
+            left = speed.after_bytes / max(speed.before_bytes, 1)
+            rows.append((f"peak memory, batch {speed.batch}", sizes[0], sizes[1], f"{left:.1%}"))
+        return rows
+
+    def _speedups(self) -> list[str]:
+        lines = []
+        for speed in self.speeds:
+            if speed.ratio is None or speed.before is None:
+                continue
+            predicted = f" ({speed.forecast:.2f} predicted)" if speed.forecast else ""
+            lines.append(
+                f"At batch {speed.batch} it is {speed.ratio:.2f} times as fast{predicted}; "
+                f"{speed.before.rounds} rounds."
+            )
+        return lines
+
+
+def _pair(pair: tuple[int, int]) -> dict[str, int]:
+    return {"before": pair[0], "after": pair[1]}
+
+
+def _worded(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " and ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return ", ".join(parts) + "." if parts else "Nothing is cut."

@@ -1,0 +1,210 @@
+"""Cut a network to a cost: choose, shrink, prove, measure, and write the result to a folder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from regrow.cost import measure
+from regrow.cost.latency import machine
+from regrow.data import Dataset
+from regrow.errors import ConfigError, TraceError
+from regrow.models.inputs import Inputs, inputs_of
+from regrow.models.origins import ModelOrigin
+from regrow.own.card import BATCHES, Card, measure_speed
+from regrow.own.exports import CLOSE, EXPORTS, largest_gap
+from regrow.own.new_folder import new_folder
+from regrow.pruning.method import CRITERIA, Method, Scope
+from regrow.pruning.select import select
+from regrow.surgery import Proof, Trace, shrink, trace, verify
+from regrow.surgery.alive import called
+from regrow.surgery.architecture import Architecture, load, save
+from regrow.surgery.mask import Mask
+
+CARD, PAGE = "card.json", "card.md"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Compressed:
+    """A network that was cut: itself, what was cut and where, the proof, and the card.
+
+    ``print`` shows the costs before and after, and the proof.
+    """
+
+    network: nn.Module
+    mask: Mask
+    trace: Trace
+    proof: Proof
+    card: Card
+    architecture: Architecture | None = None  # where nobody said where the network comes from
+
+    def __str__(self) -> str:
+        return str(self.card)
+
+    def save(self, folder: str | Path, *, exports: Sequence[str] = ()) -> Card:
+        """Write the network and its card to a new folder, completely or not at all.
+
+        Returns the card, which tells of the exports too.
+
+        Args:
+            folder: must not exist.
+            exports: ``onnx`` and ``pt2``, of which each is compared with the network.
+
+        Raises:
+            ConfigError: the folder is there or cannot be written, or an extra is missing.
+            TraceError: what was written does not compute what the network does.
+        """
+        if self.architecture is None:
+            raise ConfigError(
+                "Nobody said how this network is built, so it cannot be built again. Give "
+                "compress(..., origin='package.module:build'), and its arguments."
+            )
+        with new_folder(folder) as scratch:
+            save(scratch, self.network, self.architecture)
+            self._check_reading(scratch)
+            said = {
+                f"model.{name}": EXPORTS[name](self.network, self.trace.example, scratch)
+                for name in exports
+            }
+            card = replace(self.card, exports=said)
+            text = json.dumps(card.to_json(), indent=1, allow_nan=False)
+            (scratch / CARD).write_text(f"{text}\n", encoding="utf-8")
+            (scratch / PAGE).write_text(card.to_markdown(), encoding="utf-8")
+        return card
+
+    def _check_reading(self, folder: Path) -> None:
+        """Read a network back, and compare; a ``TraceError`` says what its arguments leave open."""
+        assert self.architecture is not None
+        model = self.architecture.model
+        by_code = isinstance(model, ModelOrigin) and model.kind == "code"
+        again = load(folder, code=model.text if by_code else None)  # type: ignore[union-attr]
+        gap = largest_gap(
+            called(again, self.trace.example), called(self.network, self.trace.example)
+        )
+        if not gap <= CLOSE:
+            raise TraceError(
+                f"The network that is built anew from {model!r} computes something else than the "
+                f"one that was cut (off by {gap:.1e}): something besides its arguments and weights "
+                "decides what it does. Make that an argument, or a buffer."
+            )
+
+
+def compress(
+    network: nn.Module,
+    example: Any,
+    *,
+    criterion: str = "l1-norm",
+    allocation: str = "uniform",
+    scope: Scope | Sequence[Scope] = "all",
+    keep: Sequence[str] = (),
+    multiple_of: int = 1,
+    rounds: int = 1,
+    dataset: Dataset | None = None,
+    origin: ModelOrigin | str | None = None,
+    weights: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    batches: Sequence[int] = BATCHES,
+    **amount: float,
+) -> Compressed:
+    """Cut a network to a share of a cost (``macs=0.5``), prove the cut, and measure it.
+
+    Args:
+        network, example: any network, which stays as it was, and what it takes: an input, its
+            shape, several inputs, or their texts (``"1x3x224x224"``).
+        criterion, allocation, scope, rounds, dataset, multiple_of, seed: as for ``select``.
+        keep: names of modules that are to stay whole.
+        origin: how the network is built, so that it can be saved: see ``ModelOrigin``.
+        weights: where its weights come from, for the card.
+        device, batches: where it is measured, and on batches of which sizes (none: not at all).
+        amount: one of ``macs``, ``parameters`` and ``latency``, the share that may be left at most,
+            or ``sparsity``, the share of the units that goes.
+
+    Raises:
+        TraceError: nothing can be cut, or the cut has no proof.
+        ConfigError: a value that cannot be meant, or a cost out of reach.
+    """
+    inputs = inputs_of(example)
+    method = Method(
+        name="compress",
+        criterion=criterion_of(criterion),
+        allocation=allocation,
+        scope=(scope,) if isinstance(scope, str) else tuple(scope),
+        normalise="group",
+    )
+    found = trace(network, inputs.example() if _is_text(example) else example, keep=keep)
+    options: dict[str, Any] = {"rounds": rounds, "multiple_of": multiple_of, **amount}
+    mask = select(network, found, method, dataset=dataset, seed=seed, device=device, **options)
+    asked = {"criterion": method.criterion, "allocation": allocation, **amount}
+    asked |= {name: options[name] for name in ("rounds", "multiple_of") if options[name] > 1}
+    made = ModelOrigin(origin) if isinstance(origin, str) else origin
+    said: dict[str, Any] = {
+        "asked": asked,
+        "weights": weights,
+        "origin": made.text if made else None,
+    }
+    cut = _cut(network, mask, found, batches=batches, device=device)
+    architecture = None
+    if made is not None:
+        architecture = Architecture(model=made, shape=inputs, cuts=(mask,), keep=tuple(keep))
+    card = replace(cut.card, inputs=str(inputs), **said)
+    return replace(cut, card=card, architecture=architecture)
+
+
+def _is_text(example: Any) -> bool:
+    return isinstance(example, str | Inputs)
+
+
+def criterion_of(name: str) -> str:
+    """Return the registered criterion of a name; ``l1`` is short for ``l1-norm``."""
+    try:
+        return CRITERIA.key(name)
+    except ConfigError:
+        if f"{name}-norm" in CRITERIA.known():
+            return f"{name}-norm"
+        raise
+
+
+def _proven(network: nn.Module, mask: Mask, found: Trace) -> Proof:
+    proof = verify(network, mask, found)
+    if proof.ok:
+        return proof
+    doubtful = proof.wrong or proof.unproven
+    options = " ".join(f"--keep {name}" for name in doubtful[:5])
+    raise TraceError(
+        f"The network is not cut, because the cut has no proof. {proof}"
+        + (f" (On the command line: {options}.)" if options else "")
+    )
+
+
+def _cut(
+    network: nn.Module, mask: Mask, found: Trace, *, batches: Sequence[int], device: str
+) -> Compressed:
+    """Shrink a network, prove it, and measure both; what was asked for is not on the card yet."""
+    small = shrink(network, mask, found).eval()
+    proof = _proven(network, mask, found)
+    before, after = (measure(net, found.example) for net in (network, small))
+    about = machine(device)
+    del about["batch"]
+    card = Card(
+        network=type(network).__name__,
+        parameters=(before.parameters, after.parameters),
+        macs=(before.macs, after.macs),
+        speeds=[
+            measure_speed(network, small, found.example, batch=batch, device=device)
+            for batch in batches
+        ],
+        proof=proof,
+        widths={name: (mask.kept[name].numel(), num) for name, num in mask.widths().items()},
+        whole=dict(found.whole),
+        machine=about,
+        date=date.today().isoformat(),
+        version=version("regrow"),
+        caveats=after.caveats,
+    )
+    return Compressed(network=small, mask=mask, trace=found, proof=proof, card=card)

@@ -1,0 +1,168 @@
+"""Networks in other formats, each read back and compared with the network that it was made of."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from regrow.cost.latency import batched
+from regrow.errors import ConfigError, TraceError
+from regrow.models.libraries import package
+from regrow.surgery.alive import called
+
+CLOSE = 1e-4  # of the largest output, by which an export may be off
+BATCH = 2
+MOST_INSIDE = 2**30  # bytes of weights; more lie beside the .onnx file, which holds 2 GiB at most
+
+
+def export_onnx(network: nn.Module, example: Any, folder: Path) -> str:
+    """Write ``model.onnx``, and return how far its outputs are from the network's."""
+    check_packages(["onnx"])
+    import onnxruntime
+
+    path = folder / "model.onnx"
+    program, free = _exported(network, example)
+    num_bytes = sum(x.numel() * x.element_size() for x in network.state_dict().values())
+    with _quiet("--onnx"):
+        names = [name for name, _ in _named(example)]
+        torch.onnx.export(
+            program,
+            f=str(path),
+            dynamo=True,
+            input_names=names,
+            external_data=num_bytes > MOST_INSIDE,
+            verbose=False,
+        )
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    taken = [one.name for one in session.get_inputs()]
+
+    def run(inputs: Any) -> Any:
+        given = dict(_named(inputs))
+        fed = {name: given[name].numpy() for name in taken if name in given}
+        return [torch.from_numpy(x) for x in session.run(None, fed)]
+
+    return _compared(network, example, run, free=free, what="--onnx")
+
+
+def export_pt2(network: nn.Module, example: Any, folder: Path) -> str:
+    """Write ``model.pt2`` of ``torch.export``, and return how far its outputs are."""
+    path = folder / "model.pt2"
+    program, free = _exported(network, example)
+    with _quiet("--pt2"):
+        torch.export.save(program, path)
+        module = torch.export.load(path).module()
+
+    def run(inputs: Any) -> Any:
+        args, kwargs = _arguments(inputs)
+        return module(*args, **kwargs)
+
+    return _compared(network, example, run, free=free, what="--pt2")
+
+
+EXPORTS: Mapping[str, Callable[[nn.Module, Any, Path], str]] = {
+    "onnx": export_onnx,
+    "pt2": export_pt2,
+}
+
+
+def check_packages(exports: Iterable[str]) -> None:
+    """Raise a ``ConfigError`` if a package is missing that an export needs."""
+    for name in ("onnx", "onnxscript", "onnxruntime") if "onnx" in exports else ():
+        package(name, extra="onnx", wanted_for="--onnx")
+
+
+def _exported(network: nn.Module, example: Any) -> tuple[Any, bool]:
+    """Return a network as ``torch.export`` reads it, and whether it takes batches of any size."""
+    network = network.eval()
+    inputs = batched(example, BATCH)
+    args, kwargs = _arguments(inputs)
+    batch = torch.export.Dim("batch")
+
+    def free(leaf: Any) -> Any:
+        return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None
+
+    shapes: Any = {name: free(x) for name, x in kwargs.items()} or tuple(map(free, args))
+    with _quiet("export"):
+        try:
+            return torch.export.export(network, args, kwargs, dynamic_shapes=shapes), True
+        except Exception:  # its code counts on the number of examples
+            args, kwargs = _arguments(batched(example, 1))
+            return torch.export.export(network, args, kwargs), False
+
+
+def _compared(
+    network: nn.Module, example: Any, run: Callable[[Any], Any], *, free: bool, what: str
+) -> str:
+    """Compare an export with its network on other inputs; a ``TraceError`` if it is off."""
+    sizes = (1, 3) if free else (1,)
+    gap = 0.0
+    for size in sizes:
+        inputs = batched(example, size)
+        with _quiet(what):
+            found = run(inputs)
+        gap = max(gap, largest_gap(found, called(network, inputs)))
+    if not gap <= CLOSE:
+        raise TraceError(
+            f"{what}: the exported network is off by {gap:.1e} of its largest output, and "
+            f"{CLOSE:g} is allowed, so it is not written."
+        )
+    batches = "batches of any size" if free else "one example at a time, as its code counts on it"
+    return f"takes {batches}; within {gap:.1e} of the network's outputs ({CLOSE:g} allowed)"
+
+
+def largest_gap(ours: Any, theirs: Any) -> float:
+    """Return the largest difference of two outputs, relative to the largest number in the second.
+
+    Infinite where one is not finite, or where they are not of the same shapes.
+    """
+    pairs = [[x for x in tree_leaves(o) if isinstance(x, Tensor)] for o in (ours, theirs)]
+    if [x.shape for x in pairs[0]] != [x.shape for x in pairs[1]]:
+        return float("inf")
+    gap = 0.0
+    for a, b in zip(*pairs, strict=True):
+        if b.numel():
+            a, b = a.detach().double(), b.detach().double()
+            off = float((a - b).abs().max() / b.abs().max().clamp(1e-30))
+            gap = max(gap, off) if off == off else float("inf")
+    return gap
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)), {}
+
+
+def _named(inputs: Any) -> list[tuple[str, Tensor]]:
+    args, kwargs = _arguments(inputs)
+    if len(args) == 1:
+        return [("input", args[0])]
+    return [*((f"input_{i}", x) for i, x in enumerate(args)), *kwargs.items()]
+
+
+@contextmanager
+def _quiet(what: str) -> Iterator[None]:
+    """Keep the exporters' own messages away; what they raise becomes a ``ConfigError``."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    except (TraceError, ConfigError):
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(
+            f"{what}: this network cannot be exported ({type(error).__name__}: {line[:300]}). "
+            "Leave out that export; the network itself is not at fault."
+        ) from error
+    finally:
+        logging.disable(disabled)

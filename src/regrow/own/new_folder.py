@@ -1,0 +1,53 @@
+"""A new folder that is written completely or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from regrow.errors import ConfigError, StoreError
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """Give a scratch folder beside a new one, which takes its name when all is written."""
+    path = Path(folder)
+    check_new(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        yield scratch
+        mask = _umask()
+        for file in scratch.iterdir():  # temporary folders, and some files, are their owner's alone
+            file.chmod(0o666 & ~mask)
+        scratch.chmod(0o777 & ~mask)
+        scratch.rename(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_new(path: Path) -> None:
+    """Refuse a folder that is there already, unless it is empty."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ConfigError(
+            f"'{path}' is there already, and is not written over. Name another folder, or move it."
+        )
+
+
+def _unwritable(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"Cannot write '{path}': {error.strerror or error}. Name a folder that you may write to."
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
