@@ -102,5 +102,5 @@ def foot(rows: Sequence[Row]) -> str:
         for name in rows[0].peak
     )
     lines = [f"\npeak of matrix products: {', '.join(peaks)}"]
-    lines += [f"{name} is left out: {why}." for name, why in rows[0].left_out.items()]
+    lines += [f"{name} is left out: {reason}." for name, reason in rows[0].left_out.items()]
     return "\n".join(lines)

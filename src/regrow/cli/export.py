@@ -54,9 +54,9 @@ def export(
         "arm": arm,
         "seed": None if seed is None else str(seed),
     }
-    wanted = {axis: value for axis, value in labels.items() if value is not None}
+    labels_given = {axis: value for axis, value in labels.items() if value is not None}
     opened = open_store(store, create=False)
-    written = write(choose(loaded.cells(), wanted), opened, to)
+    written = write(choose(loaded.cells(), labels_given), opened, to)
     if as_json:
         print_json(
             {

@@ -47,10 +47,10 @@ def plan(
 
     jobs = loaded.jobs()
     opened = open_store(store, create=False) if store.exists() else None
-    done = stored(opened, specs(jobs)).done if opened else frozenset[str]()
+    finished = stored(opened, specs(jobs)).done if opened else frozenset[str]()
     num_workers = max(workers if workers is not None else num_cores(), 1)
     warn_about(jobs)
-    work = estimate(jobs, done, workers=num_workers, store=opened)
+    work = estimate(jobs, finished, workers=num_workers, store=opened)
     if as_json:
         print_json(
             {

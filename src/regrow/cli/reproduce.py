@@ -90,13 +90,13 @@ def reproduce(
     from regrow.reproduce import scales
     from regrow.reproduce.paper import DEFAULT, find_paper, papers
 
-    named = find_paper(paper) if paper is not None else None
+    chosen_paper = find_paper(paper) if paper is not None else None
     if what == "list":
-        _list([named] if named else list(papers().values()))
+        _list([chosen_paper] if chosen_paper else list(papers().values()))
         return
     load_extensions(with_files)
-    chosen = _chosen(what, named)
-    source = chosen[0].paper
+    entries = _chosen(what, chosen_paper)
+    source = entries[0].paper
     replacements = pairs(data or ())
     source.check_data(replacements)
     chosen_scale = scales.named(scale)
@@ -114,16 +114,16 @@ def reproduce(
         precision=computed,
     )
     if plan:
-        _plan(chosen, request, store=store, workers=workers)
+        _plan(entries, request, store=store, workers=workers)
         return
     everything = out or DEFAULT_OUT / ("" if source.name == DEFAULT else source.name) / scale
     check_device(device)
     opened = open_store(store, create=True)
     choice.keep(opened)
     if what.rpartition("/")[2] == "all":
-        _reproduce_all(chosen, request, opened, everything, workers=workers, device=device)
+        _reproduce_all(entries, request, opened, everything, workers=workers, device=device)
         return
-    (entry,) = chosen
+    (entry,) = entries
     folder = everything / entry.name
     written = _reproduce(entry, request, opened, folder, workers=workers, device=device)
     print(written.text)
@@ -176,8 +176,8 @@ def _reproduce(
     from regrow.run.precision import slow_bf16
 
     plan = prepare(entry, request)
-    for name, why in plan.skipped.items():
-        say(f"{name} was not run. {why}")
+    for name, reason in plan.skipped.items():
+        say(f"{name} was not run. {reason}")
     for notice in (*notices(plan.jobs), slow_bf16(plan.jobs, device)):
         if notice is not None:
             say(notice)
@@ -187,7 +187,7 @@ def _reproduce(
 
 
 def _reproduce_all(
-    chosen: Sequence["Entry"],
+    entries: Sequence["Entry"],
     request: "Request",
     store: "Store",
     folder: Path,
@@ -200,7 +200,7 @@ def _reproduce_all(
 
     tables: list[Published] = []
     problems: dict[str, str] = {}
-    for entry in chosen:
+    for entry in entries:
         say(f"{entry.name} ...")
         try:
             written = _reproduce(
@@ -217,15 +217,15 @@ def _reproduce_all(
     page = publish_all(tables, problems, folder, provenance=_provenance())
     for table in tables:
         print(f"{table.plan.entry.name}: {table.summary}")
-    for name, why in problems.items():
-        print(f"{name}: not run. {why}")
+    for name, reason in problems.items():
+        print(f"{name}: not run. {reason}")
     print(f"Written to {page.parent}: report.md, our cells, and a folder for each of these.")
     if problems or any(table.num_failed or not table.complete for table in tables):
         raise typer.Exit(EXIT_FAILED_JOBS)
 
 
 def _plan(
-    chosen: Sequence["Entry"], request: "Request", *, store: Path, workers: int | None
+    entries: Sequence["Entry"], request: "Request", *, store: Path, workers: int | None
 ) -> None:
     """Print the jobs of each table, and the estimated time of all together."""
     from regrow.jobs.base import Job, all_jobs
@@ -234,13 +234,13 @@ def _plan(
     from regrow.run.estimate import estimate
 
     opened = open_store(store, create=False) if store.exists() else None
-    done: frozenset[str] = frozenset()
+    finished: frozenset[str] = frozenset()
     jobs: dict[str, Job] = {}
-    for entry in chosen:
+    for entry in entries:
         try:
             plan = prepare(entry, request)
         except RegrowError as error:
-            if len(chosen) == 1:
+            if len(entries) == 1:
                 raise
             print(f"{entry.name:10} cannot be run: {error}")
             continue
@@ -248,20 +248,20 @@ def _plan(
         if opened is not None:
             fresh = {key: nodes[key].spec for key in nodes.keys() - jobs.keys()}
             stored = opened.snapshot(fresh)
-            done |= stored.done & fresh.keys()
+            finished |= stored.done & fresh.keys()
             for problem in stored.damaged.values():
                 print(problem, file=sys.stderr)
-        ready, new = len(nodes.keys() & done), len(nodes.keys() - done - jobs.keys())
+        ready, new = len(nodes.keys() & finished), len(nodes.keys() - finished - jobs.keys())
         shared = len(nodes) - ready - new
         print(
             f"{entry.name:10} {len(nodes):5} jobs, {ready} done, {new} to do"
             + (f", {shared} shared with tables above" if shared else "")
         )
-        for name, why in plan.skipped.items():
-            print(f"{'':10} without {name}: {why}")
+        for name, reason in plan.skipped.items():
+            print(f"{'':10} without {name}: {reason}")
         jobs |= nodes
     num_workers = max(num_cores() if workers is None else workers, 1)
-    work = estimate(tuple(jobs.values()), done, workers=num_workers, store=opened)
+    work = estimate(tuple(jobs.values()), finished, workers=num_workers, store=opened)
     time = f"{in_words(work.seconds)} with {count(num_workers, 'worker')}"
     print(
         f"In all {work.jobs} jobs, {work.done} done. Training left: {work.training_flops:.3g} "

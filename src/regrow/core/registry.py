@@ -91,12 +91,12 @@ class Registry(Generic[T]):
             raise ConfigError(f"A {self.kind} name must be a text. Got {name!r}.")
         if not self._discovered:
             declared = self._declared()
-            known = {**self._values, **declared.module_of}
-            key = _match(name, known)
+            registered = {**self._values, **declared.module_of}
+            key = _match(name, registered)
             if key is not None:
                 return key
             if declared.complete and not entry_points(group=self.package):
-                raise ConfigError(unknown(self.kind, name, known))
+                raise ConfigError(unknown(self.kind, name, registered))
             self._discover()
         key = _match(name, self._values)
         if key is None:
@@ -217,16 +217,16 @@ def _import(module: str) -> None:
         ) from error
 
 
-def _match(name: str, known: Mapping[str, object]) -> str | None:
+def _match(name: str, registered: Mapping[str, object]) -> str | None:
     """Return the known name (or prefix) that a user's name stands for, if there is one."""
     wanted = canonical(name)
     prefix = wanted.partition(":")[0] + ":"
-    if wanted in known:
+    if wanted in registered:
         return wanted
-    if ":" in wanted and prefix in known:
+    if ":" in wanted and prefix in registered:
         return prefix
     squeezed = wanted.replace("-", "")
-    return next((key for key in known if key.replace("-", "") == squeezed), None)
+    return next((key for key in registered if key.replace("-", "") == squeezed), None)
 
 
 _LOADED: list[Path] = []

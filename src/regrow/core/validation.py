@@ -54,8 +54,8 @@ def as_list(value: Any) -> list[Any]:
 
 def entry_of(value: Any, axis: str, known: Sequence[str]) -> dict[str, Any]:
     """Read an entry of an axis: a name alone, or a mapping with a name in it."""
-    named = {"name": value} if isinstance(value, str) else value
-    entry = mapping(named, f"{axis}: an entry", known)
+    value_named = {"name": value} if isinstance(value, str) else value
+    entry = mapping(value_named, f"{axis}: an entry", known)
     if "name" not in entry:
         raise ConfigError(f"{axis}: an entry needs a 'name'. Got {value!r}.")
     return entry

@@ -157,13 +157,13 @@ class _Count:
             name = name if "::" in name else f"aten::{name}"
             self.caveats[f"{name}{self._where()}"] = None
         for product in multiplications or ():
-            macs, known = (
+            macs, exact = (
                 (product.macs, True) if self.follower is None else self.follower.macs(product)
             )
             self.macs += macs
             for name in filter(None, (self.names.get(memory_of(x)) for x in product.operands)):
                 self.by_parameter[name] = self.by_parameter.get(name, 0) + macs
-            if not known:
+            if not exact:
                 self.caveats[f"masked weights{self._where()} (counted as if present)"] = None
         if self.follower is not None:
             self.follower.follow(operation, arguments, result)
@@ -174,10 +174,10 @@ class _Count:
             self.selected = output, x.numel()
             return
         first = beside = _beside(module, x, output)
-        behind = self.selected is not None and self.selected[0] is x
+        follows_selection = self.selected is not None and self.selected[0] is x
         if isinstance(module, FunctionalReLU):
             first = x.numel()
-        elif isinstance(module, nn.BatchNorm2d) and behind and self.selected is not None:
+        elif isinstance(module, nn.BatchNorm2d) and follows_selection and self.selected is not None:
             beside = 2 * self.selected[1]
         self.beside += beside
         if positional:

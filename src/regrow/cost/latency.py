@@ -31,7 +31,7 @@ def latencies(
     The batch is random numbers of the example's shape; networks run in evaluation mode, with as
     many threads as PyTorch uses in this process.
     """
-    return [min(taken) for taken in turns(networks, batched(example, batch), device=device)]
+    return [min(times) for times in turns(networks, batched(example, batch), device=device)]
 
 
 def turns(
@@ -49,18 +49,18 @@ def turns(
     """
     x = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
     moved = [deepcopy(network).to(device) for network in networks]
-    taken: list[list[float]] = [[] for _ in moved]
+    rounds: list[list[float]] = [[] for _ in moved]
     until = now(device) + seconds
     for number in range(warm_up + MOST):
         if number >= warm_up + fewest and now(device) > until:
             break
-        for network, times in zip(moved, taken, strict=True):
+        for network, times in zip(moved, rounds, strict=True):
             with evaluating(network), torch.no_grad():
                 began = now(device)
                 call(network, x)
                 if number >= warm_up:
                     times.append(now(device) - began)
-    return taken
+    return rounds
 
 
 def batched(example: Any, batch: int) -> Any:

@@ -70,8 +70,8 @@ class MaskFollower:
     def _kept(self, operation: Any, arguments: Sequence[Any], out: Tensor) -> Tensor | None:
         name = name_of(operation)
         if name in _MOVES:
-            known = [self._map(x) for x in tensors_in(arguments) if memory_of(x) in self._maps]
-            if any(stays is None for stays in known):
+            known_maps = [self._map(x) for x in tensors_in(arguments) if memory_of(x) in self._maps]
+            if any(stays is None for stays in known_maps):
                 return None
             moved: Tensor = operation(*self._as_maps(arguments))
             return moved
@@ -83,14 +83,14 @@ class MaskFollower:
         maps = [self._map(x) for x in operands if memory_of(x) in self._maps]
         if not maps or any(stays is None for stays in maps):
             return None
-        both = torch.ones(out.shape, dtype=torch.bool)
+        combined = torch.ones(out.shape, dtype=torch.bool)
         for stays in maps:
             assert stays is not None
             sides = zip(reversed(stays.shape), reversed(out.shape), strict=False)
             if stays.dim() > out.dim() or any(side not in (1, whole) for side, whole in sides):
                 return None
-            both &= stays
-        return both
+            combined &= stays
+        return combined
 
     def _as_maps(self, argument: Any) -> Any:
         """Put maps of floats' places in place of tensors; indices stay."""

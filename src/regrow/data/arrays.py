@@ -39,13 +39,17 @@ def load_arrays(raw: Arrays, spec: DataSpec) -> dict[str, Any]:
     labels = {name: _strata(part) for name, part in splits.items()}
     noun = "sequence" if raw.vocabulary is not None else "row"
     classes = raw.classes if labels["train"] is raw.train.targets else ()
-    drawn = hold_out(labels, classes, spec, noun=noun)
-    chosen = {"train": ("train", drawn.train), "test": drawn.test, "validation": drawn.validation}
+    held_out = hold_out(labels, classes, spec, noun=noun)
+    sources = {
+        "train": ("train", held_out.train),
+        "test": held_out.test,
+        "validation": held_out.validation,
+    }
     taken = {
         name: Rows(
             inputs=splits[where[0]].inputs[where[1]], targets=splits[where[0]].targets[where[1]]
         )
-        for name, where in chosen.items()
+        for name, where in sources.items()
         if where is not None
     }
     train = taken["train"]
@@ -65,7 +69,7 @@ def load_arrays(raw: Arrays, spec: DataSpec) -> dict[str, Any]:
         "vocabulary": raw.vocabulary,
         **_flat("", scales[0]),
         **_flat("target_", scales[1]),
-        "notices": (*raw.notices, *drawn.notices),
+        "notices": (*raw.notices, *held_out.notices),
     }
 
 
@@ -122,11 +126,13 @@ def _check(part: Rows, raw: Arrays, *, of: str) -> None:
                     "value, or leave the row out."
                 )
             continue
-        known = values[values != IGNORED] if side == "target" else values
-        if num is None or (len(known) and not 0 <= int(known.min()) <= int(known.max()) < num):
+        labelled = values[values != IGNORED] if side == "target" else values
+        if num is None or (
+            len(labelled) and not 0 <= int(labelled.min()) <= int(labelled.max()) < num
+        ):
             raise DataError(
                 f"{of}: each {side} must be a whole number from 0 to {(num or 0) - 1}. Got "
-                f"{int(known.min())} to {int(known.max())}."
+                f"{int(labelled.min())} to {int(labelled.max())}."
             )
     if not targets.is_floating_point() and len(raw.classes) < 2:
         raise DataError(f"{of}: expected at least 2 classes, got {len(raw.classes)}.")

@@ -61,9 +61,9 @@ def file_digest(path: Path, *, root: Path) -> str:
     memory = root / "digests.json"
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    known = _read_digests(memory)
-    if key in known:
-        return known[key]
+    digests = _read_digests(memory)
+    if key in digests:
+        return digests[key]
     sha = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(CHUNK_BYTES):
@@ -145,8 +145,8 @@ def _read_array(path: Path, *, num: int) -> NDArray[np.uint8] | None:
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as file:
             content = memoryview(file)
-            with content[:-DIGEST_BYTES] as array_bytes, content[-DIGEST_BYTES:] as known:
-                fits = _array_digest(path.name, array_bytes) == known
+            with content[:-DIGEST_BYTES] as array_bytes, content[-DIGEST_BYTES:] as stored_digest:
+                fits = _array_digest(path.name, array_bytes) == stored_digest
             content.release()
         if not fits:
             raise ValueError("its digest is another")
@@ -179,8 +179,8 @@ def _write_array(path: Path, array: NDArray[np.uint8], *, name: str) -> None:
         np.save(stream, array, allow_pickle=False)
         stream.flush()
         with mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as file:
-            known = _array_digest(name, file)
-        stream.write(known)
+            digest = _array_digest(name, file)
+        stream.write(digest)
         stream.flush()
         os.fsync(stream.fileno())
 

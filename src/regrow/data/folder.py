@@ -177,10 +177,10 @@ def _splits(spec: DataSpec, base: Path, folders: list[Path]) -> dict[str, Path]:
     after a split in other words (training_set), they are splits too.
     """
     by_name = {path: split_called(path.name) for path in folders}
-    called = {path: split for path, split in by_name.items() if split and folders_in(path)}
-    if "train" in called.values():
+    by_folder = {path: split for path, split in by_name.items() if split and folders_in(path)}
+    if "train" in by_folder.values():
         # Beside a folder of classes, one of mere images is a split as well: one without labels.
-        called = {path: split for path, split in by_name.items() if split}
+        by_folder = {path: split for path, split in by_name.items() if split}
     else:
         words = {path: named.split for path in folders if (named := split_within(path.name))}
         distinct = len(set(words.values())) == len(words) == len(folders)
@@ -191,15 +191,15 @@ def _splits(spec: DataSpec, base: Path, folders: list[Path]) -> dict[str, Path]:
                     f"({_shown([path.name for path in folders])}), and the one to train on holds "
                     "no class folders. Expected train/CLASS/* and test/CLASS/*, or CLASS/*."
                 )
-            called = words
-    if called and "train" not in called.values():
-        name = next(iter(called)).name
+            by_folder = words
+    if by_folder and "train" not in by_folder.values():
+        name = next(iter(by_folder)).name
         raise DataError(
             f"Data set {spec.name!r}: {base} has a folder {name!r} but no 'train'. "
             "Expected train/CLASS/* and test/CLASS/*, or CLASS/*."
         )
     splits: dict[str, Path] = {}
-    for path, split in called.items():
+    for path, split in by_folder.items():
         if (first := splits.setdefault(split, path)) != path:
             raise DataError(
                 f"Data set {spec.name!r}: {base} has two folders for the {split} split, "
@@ -210,17 +210,17 @@ def _splits(spec: DataSpec, base: Path, folders: list[Path]) -> dict[str, Path]:
 
 def _half_alone(base: Path, folders: list[Path]) -> _SplitFolders:
     """Read a folder whose folders are all classes, some of them named like a split."""
-    named = [path.name for path in folders if split_called(path.name)]
-    if len(named) > 1 and "train" in map(split_called, named):
+    split_names = [path.name for path in folders if split_called(path.name)]
+    if len(split_names) > 1 and "train" in map(split_called, split_names):
         raise DataError(
-            f"{base}: {_shown(named)} are named like splits, but hold images instead of class "
-            "folders. Expected train/CLASS/* and test/CLASS/*, or CLASS/*."
+            f"{base}: {_shown(split_names)} are named like splits, but hold images instead of "
+            "class folders. Expected train/CLASS/* and test/CLASS/*, or CLASS/*."
         )
     half, notices = _half(base)
-    if named:
+    if split_names:
         notices.append(
-            f"{_shown(named)} holds images and no class folders, like the other folders, so it is "
-            "read as a class."
+            f"{_shown(split_names)} holds images and no class folders, like the other folders, so "
+            "it is read as a class."
         )
     return _SplitFolders({"train": half}, tuple(notices))
 

@@ -37,8 +37,8 @@ def hold_out(
     rows = torch.arange(len(train_labels))
     test_split, test_rows = "train", rows
     if "test" not in labels:
-        drawn = split(train_labels, TEST_SHARE, seeded(spec.seed, "data", "test"))
-        test_rows, rows = rows[drawn], rows[~drawn]
+        in_split = split(train_labels, TEST_SHARE, seeded(spec.seed, "data", "test"))
+        test_rows, rows = rows[in_split], rows[~in_split]
         _check_drawn(test_rows, spec, noun, purpose="testing", remedy="a test split")
     else:
         test_split, test_rows = "test", torch.arange(len(labels["test"]))
@@ -51,8 +51,10 @@ def hold_out(
     notices = _unseen(labels[test_split][test_rows], classes, noun, of="test")
     published = labels.get("validation")
     if spec.validation > 0:
-        drawn = split(train_labels[rows], spec.validation, seeded(spec.seed, "data", "validation"))
-        validation, rows = ("train", rows[drawn]), rows[~drawn]
+        in_split = split(
+            train_labels[rows], spec.validation, seeded(spec.seed, "data", "validation")
+        )
+        validation, rows = ("train", rows[in_split]), rows[~in_split]
         remedy = f"more {noun}s, or no share"
         _check_drawn(validation[1], spec, noun, purpose="validation", remedy=remedy)
         if published is not None:

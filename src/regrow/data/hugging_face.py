@@ -290,12 +290,12 @@ def _features(schema: Any) -> dict[str, Any]:
 def _image_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tuple[str, ...]]:
     """Choose the column of images; return the others that could be meant, too."""
     fitting = [field.name for field in schema if _holds_images(field.type)]
-    chosen = _column(
+    column = _column(
         fitting, wanted=spec.image_column, preferred=IMAGE_COLUMNS, kind="image", where=where
     )
-    if chosen is None:
+    if column is None:
         raise DataError(_no_column(schema, "image", where=where))
-    return chosen
+    return column
 
 
 def _label_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tuple[str, ...]]:
@@ -305,9 +305,9 @@ def _label_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tup
     wanted, features = spec.label_column, _features(schema)
     several = [n for n in (wanted, *LABEL_COLUMNS) if n in kinds and kinds[n] is None]
     integers = [name for name in labels if kinds[name] == "integer"]
-    named = [n for n in integers if features.get(n, {}).get("_type") == "ClassLabel"]
+    class_labels = [n for n in integers if features.get(n, {}).get("_type") == "ClassLabel"]
     likely = (
-        named
+        class_labels
         or [name for name in integers if name in LABEL_COLUMNS]
         or [name for name in labels if name in LABEL_COLUMNS]
     )
@@ -318,10 +318,10 @@ def _label_column(spec: DataSpec, schema: Any, *, where: Path) -> tuple[str, tup
             "a column of whole numbers or texts by the option 'label_column'."
         )
     fitting = labels if wanted is not None else likely
-    chosen = _column(fitting, wanted=wanted, preferred=LABEL_COLUMNS, kind="label", where=where)
-    if chosen is None:
+    column = _column(fitting, wanted=wanted, preferred=LABEL_COLUMNS, kind="label", where=where)
+    if column is None:
         raise DataError(_no_column(schema, "label", where=where))
-    return chosen
+    return column
 
 
 def _column(

@@ -100,17 +100,17 @@ class MemoryImages(Images):
 
     def to(self, device: torch.device | str) -> "MemoryImages":
         """Return the same images and labels on a device, copied once for all who ask."""
-        wanted = torch.empty(0, device=device).device  # "cuda" is the one in use
-        if wanted == self.pixels.device:
+        target = torch.empty(0, device=device).device  # "cuda" is the one in use
+        if target == self.pixels.device:
             return self
         with self._lock:
-            if wanted not in self._copies:
-                copy = MemoryImages(self.pixels.to(wanted), self._labels.to(wanted))
-                if wanted.type == "cuda":
+            if target not in self._copies:
+                copy = MemoryImages(self.pixels.to(target), self._labels.to(target))
+                if target.type == "cuda":
                     # Whoever asks next may compute on another stream.
-                    torch.cuda.synchronize(wanted)
-                self._copies[wanted] = copy
-            return self._copies[wanted]
+                    torch.cuda.synchronize(target)
+                self._copies[target] = copy
+            return self._copies[target]
 
 
 _Key = tuple[bytes, bytes | None]

@@ -157,9 +157,12 @@ def _readable(raw: Raw, spec: DataSpec) -> tuple[Raw, list[str]]:
     """Leave out the images that cannot be read; return the messages about them."""
     readable = _readable_splits(raw, spec)
     messages = [message for _, problems in readable.values() for message in problems.values()]
-    left = {name: part for name, (part, _) in readable.items()}
+    remaining_parts = {name: part for name, (part, _) in readable.items()}
     remaining = replace(
-        raw, train=left["train"], test=left.get("test"), validation=left.get("validation")
+        raw,
+        train=remaining_parts["train"],
+        test=remaining_parts.get("test"),
+        validation=remaining_parts.get("validation"),
     )
     return remaining, messages
 
@@ -254,10 +257,10 @@ def _hold_in_memory(raw: Raw, spec: DataSpec) -> _ReadyImages:
     def take(part: Split, rows: Tensor) -> Images:
         images = pixels[id(part)]
         # Rows that are all of a split stay where they are: a memory map that processes share.
-        chosen = images if len(rows) == len(images) else images.index_select(0, rows)
-        if chosen.shape[1] != channels:
-            chosen = chosen.repeat(1, channels, 1, 1)  # a grey split beside a coloured one
-        return MemoryImages(chosen, part.labels[rows])
+        selection = images if len(rows) == len(images) else images.index_select(0, rows)
+        if selection.shape[1] != channels:
+            selection = selection.repeat(1, channels, 1, 1)  # a grey split beside a coloured one
+        return MemoryImages(selection, part.labels[rows])
 
     return _ReadyImages(take=take, channels=channels, size=height, streamed=False)
 
@@ -302,26 +305,26 @@ def _normalisation(
 ) -> Normalisation:
     """Choose mean and std: given, else by name, else the data set's own, else computed."""
     if spec.mean is not None and spec.std is not None:
-        chosen = Normalisation(mean=spec.mean, std=spec.std)
+        given_values = Normalisation(mean=spec.mean, std=spec.std)
         for option, values in (("mean", spec.mean), ("std", spec.std)):
             if len(values) != ready.channels:
                 raise ConfigError(
                     f"Data set {spec.name!r}: {option!r} must have {ready.channels} value(s), one "
                     f"for each channel. Got {len(values)}."
                 )
-        return chosen
+        return given_values
     published = raw.normalisations or recognised(raw.classes, ready.size)
     # A single-channel variant of a coloured set has no published values.
     published = {name: n for name, n in published.items() if len(n.mean) == ready.channels}
-    named = {"imagenet": IMAGENET, **published} if ready.channels == 3 else published
+    available = {"imagenet": IMAGENET, **published} if ready.channels == 3 else published
     wanted = spec.normalisation or next(iter(published), "computed")
     if wanted == "computed":
         return computed(train)
-    if wanted not in named:
+    if wanted not in available:
         raise ConfigError(
-            f"Data set {spec.name!r}: {unknown('normalisation', wanted, [*named, 'computed'])}"
+            f"Data set {spec.name!r}: {unknown('normalisation', wanted, [*available, 'computed'])}"
         )
-    return named[wanted]
+    return available[wanted]
 
 
 def _check_of_images(spec: DataSpec) -> None:

@@ -61,8 +61,8 @@ def computed(images: Images) -> Normalisation:
     """
     most = NUM_COMPUTED if isinstance(images, MemoryImages) else NUM_COMPUTED_STREAMED
     num = min(most, len(images))
-    chosen = torch.arange(num) * len(images) // num
-    parts = [chosen[start : start + BATCH] for start in range(0, num, BATCH)]
+    sample = torch.arange(num) * len(images) // num
+    parts = [sample[start : start + BATCH] for start in range(0, num, BATCH)]
     counts = torch.stack([_byte_counts(images.batch(part)) for part in parts]).sum(dim=0)
     values = torch.arange(256, dtype=torch.float64) / 255
     shares = counts.double() / counts.sum(dim=1, keepdim=True)  # [C, 256]

@@ -42,9 +42,9 @@ class ChosenImages:
 
     def chunks(self) -> Iterator[Sequence[bytes]]:
         """Read all chosen images in order."""
-        chosen, start = set(self.rows), 0
+        rows, start = set(self.rows), 0
         for chunk in self.source.chunks():
-            images = [data for row, data in enumerate(chunk, start) if row in chosen]
+            images = [data for row, data in enumerate(chunk, start) if row in rows]
             start += len(chunk)
             if images:
                 yield images
@@ -77,8 +77,8 @@ def without_unreadable(part: Split, *, root: Path) -> tuple[Split, dict[int, str
     rows = tuple(row for row in range(len(source)) if row not in problems)
     if not rows:
         raise DataError(f"{source.where(0)}: no image of its split can be read. Restore the files.")
-    chosen = Split(images=ChosenImages(source, rows), labels=part.labels[torch.tensor(rows)])
-    return chosen, problems
+    readable = Split(images=ChosenImages(source, rows), labels=part.labels[torch.tensor(rows)])
+    return readable, problems
 
 
 def left_out(messages: Sequence[str], num: int) -> str:

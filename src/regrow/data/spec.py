@@ -90,9 +90,9 @@ class DataSpec:
         for option in ("image_column", "label_column", "normalisation", "root", "task", "target"):
             self._check_text(option)
         if self.on_error not in get_args(OnError):
-            known = get_args(OnError)
+            choices = get_args(OnError)
             raise ConfigError(
-                f"Data set {self.name!r}: {unknown('on_error', str(self.on_error), known)}"
+                f"Data set {self.name!r}: {unknown('on_error', str(self.on_error), choices)}"
             )
         if not is_number(self.validation) or not 0 <= self.validation < 1:
             raise self._error("validation", "a share in [0, 1)")

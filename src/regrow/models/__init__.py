@@ -244,8 +244,8 @@ def example_input(spec: ModelSpec, shape: Sequence[int]) -> "Tensor":
     if "vocabulary" not in MODELS.get(spec.name).told:
         return torch.zeros(tuple(shape))
     num = math.prod(shape)
-    known: int = spec.arguments.get("vocabulary", 1)
-    return torch.arange(num).remainder(known).reshape(tuple(shape))
+    vocabulary: int = spec.arguments.get("vocabulary", 1)
+    return torch.arange(num).remainder(vocabulary).reshape(tuple(shape))
 
 
 def initialise_(model: "nn.Module", *, seed: int) -> None:

@@ -36,8 +36,8 @@ def rectified(
 def branched(norm: nn.Module, relu: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``relu(norm(x))``, and x for what else reads it."""
     if _fusable(norm, relu, x):
-        both: tuple[Tensor, Tensor] = _fused(norm, x, None, passing=True)
-        return both
+        outputs: tuple[Tensor, Tensor] = _fused(norm, x, None, passing=True)
+        return outputs
     return relu(norm(x)), x
 
 

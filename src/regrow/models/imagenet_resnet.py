@@ -147,7 +147,7 @@ def imagenet_resnet(
     rest = iter([[groups * scaled(w // groups, width) for w in block] for block in widths])
     published = width == 1.0 and selection_seed is None
     chosen = iter(_fitting(selections, widths) if selections and published else ())
-    drawn = seeded(selection_seed or 0, "input-selection")
+    generator = seeded(selection_seed or 0, "input-selection")
 
     def block(channels: int, num_out: int, stride: int) -> nn.Module:
         """Build the next block: its shortcut, and the widths and the selection that follow."""
@@ -155,7 +155,7 @@ def imagenet_resnet(
         inner = next(rest)
         if basic:
             return Basic([channels, *inner, num_out], stride=stride, shortcut=shortcut)
-        select = _select(channels, inner[:-2], next(chosen, None), generator=drawn)
+        select = _select(channels, inner[:-2], next(chosen, None), generator=generator)
         ends = [*(inner[:-2] or [channels]), *inner[-2:], num_out]
         return Bottleneck(ends, stride=stride, groups=groups, select=select, shortcut=shortcut)
 
@@ -291,7 +291,7 @@ def _shortcut(num_in: int, num_out: int, *, stride: int, bias: bool) -> nn.Modul
 
 
 def _select(
-    num_in: int, num: Sequence[int], chosen: Sequence[int] | None, *, generator: torch.Generator
+    num_in: int, num: Sequence[int], selection: Sequence[int] | None, *, generator: torch.Generator
 ) -> nn.Module:
     """Select the channels chosen, or draw so many; without a number, all are passed on."""
     if not num:
@@ -301,25 +301,25 @@ def _select(
             f"The 'widths' of this ResNet select {num[0]} channels of the {num_in} that come "
             "into a block. Select as many or fewer."
         )
-    if chosen is None:
+    if selection is None:
         order = torch.randperm(num_in, generator=generator, device="cpu")
         return SelectChannels(order[: num[0]].sort().values)
-    if max(chosen) >= num_in:
+    if max(selection) >= num_in:
         raise ConfigError(
-            f"The 'selections' of this ResNet select channel {max(chosen)} of the {num_in} that "
+            f"The 'selections' of this ResNet select channel {max(selection)} of the {num_in} that "
             f"come into a block. Select from 0 to {num_in - 1}."
         )
-    return SelectChannels(torch.tensor(chosen, device="cpu"))
+    return SelectChannels(torch.tensor(selection, device="cpu"))
 
 
 def _fitting(selections: Sequence[Sequence[int]], widths: Widths) -> Sequence[Sequence[int]]:
     """Return selections that are as the widths say, a rising list of channels for each block."""
-    wanted = [block[0] if len(block) == 3 else 0 for block in widths]
+    num_selected = [block[0] if len(block) == 3 else 0 for block in widths]
     rising = all(list(s) == sorted(set(s)) and (not s or s[0] >= 0) for s in selections)
-    if [len(selected) for selected in selections] != wanted or not rising:
+    if [len(selected) for selected in selections] != num_selected or not rising:
         raise ConfigError(
             "The 'selections' of this ResNet must be a rising list of channels for each block, as "
-            f"many as its 'widths' say: {wanted}. Got lists of {[len(s) for s in selections]}"
+            f"many as its 'widths' say: {num_selected}. Got lists of {[len(s) for s in selections]}"
             f"{'' if rising else ', of which one does not rise'}. Correct them, or give a "
             "'selection_seed' to draw them."
         )

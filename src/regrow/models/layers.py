@@ -140,8 +140,8 @@ class SelectChannels(nn.Module):
 
     def narrow_(self, kept_in: Tensor, kept_out: Tensor) -> None:
         """Point at the same channels among those that still come in."""
-        chosen = self.index[kept_out.to(self.index.device)]
-        self.index = torch.searchsorted(kept_in.to(self.index.device), chosen)
+        new_index = self.index[kept_out.to(self.index.device)]
+        self.index = torch.searchsorted(kept_in.to(self.index.device), new_index)
 
     def extra_repr(self) -> str:
         """Show the number of channels that are passed on in the printed model."""

@@ -25,8 +25,8 @@ def answer(verdicts: Sequence[Verdict]) -> str:
         )
     if all(verdict.outcome == "not run" for verdict in verdicts):
         return "Not run: no cell has a seed with results in two arms yet, so there is no answer."
-    named = len({verdict.metric for verdict in verdicts}) > 1
-    answers = (_family(family, named=named) for family in families(verdicts))
+    several_metrics = len({verdict.metric for verdict in verdicts}) > 1
+    answers = (_family(family, with_metric=several_metrics) for family in families(verdicts))
     return "\n".join([*_cautions(verdicts), *answers])
 
 
@@ -68,10 +68,9 @@ def _finding(verdict: Verdict) -> str:
     difference = _signed(comparison.difference, metric)
     seeds = f"n = {num_seeds(comparison.n, verdict.n_expected)}"
     if verdict.left_out_for is not None:
-        why = verdict.left_out_for.text
-        return (
-            f"no conclusion ({arm} minus {against}: {metric.amount(difference)}, {seeds}): {why}."
-        )
+        reason = verdict.left_out_for.text
+        minus = f"{arm} minus {against}: {metric.amount(difference)}, {seeds}"
+        return f"no conclusion ({minus}): {reason}."
     if verdict.outcome == "equivalent" and verdict.same:
         return f"{arm} is equivalent to {against}: the same in every seed ({seeds})."
     if verdict.outcome == "equivalent":
@@ -142,73 +141,77 @@ def _signed(difference: float, metric: Metric) -> str:
 def _needed(verdict: Verdict) -> str:
     needed = verdict.needed
     if needed is None:
-        why = rule_text("margin below one image", verdict.metric)
-        return f"equivalence cannot be shown, because {why}"
+        reason = rule_text("margin below one image", verdict.metric)
+        return f"equivalence cannot be shown, because {reason}"
     if needed > MANY:
         return f"more than {MANY} seeds would be needed to settle it"
     return f"about {needed} seeds would likely settle it"
 
 
-def _family(family: list[Verdict], *, named: bool = False) -> str:
+def _family(family: list[Verdict], *, with_metric: bool = False) -> str:
     """Answer one question: yes, no or undecided on average, and what its cells say one by one.
 
-    ``named``: also by which metric, where a study has several.
+    ``with_metric``: also by which metric, where a study has several.
     """
-    question, ran = family[0].question.text, [v for v in family if v.differences]
-    question += f" ({family[0].metric.name})" if named else ""
-    counted = [v for v in ran if v.counts]
-    if not ran:
+    question, with_results = family[0].question.text, [v for v in family if v.differences]
+    question += f" ({family[0].metric.name})" if with_metric else ""
+    conclusive = [v for v in with_results if v.counts]
+    if not with_results:
         return f"{question} Not run."
-    if not counted:
-        return f"{question} No conclusion: {_left_out(ran, of=len(family))}."
-    mean = overall(family) if len(family) > 1 else counted[0]
+    if not conclusive:
+        return f"{question} No conclusion: {_left_out(with_results, of=len(family))}."
+    mean = overall(family) if len(family) > 1 else conclusive[0]
     text = "no seed has results in every cell, so there is no average."
     if mean is not None:
         text = sentence(mean).replace("undecided: ", "", 1)
-    text = f"{question} {_short(mean, counted)}: {text}"
+    text = f"{question} {_short(mean, conclusive)}: {text}"
     if len(family) == 1:
         return text
-    if len(counted) < len(ran):
-        left_out = _left_out(ran, of=len(family))
+    if len(conclusive) < len(with_results):
+        left_out = _left_out(with_results, of=len(family))
         text += f" {left_out[0].upper()}{left_out[1:]}."
-    return f"{text} {_counts(family, counted)}"
+    return f"{text} {_counts(family, conclusive)}"
 
 
-def _left_out(ran: Sequence[Verdict], *, of: int) -> str:
+def _left_out(with_results: Sequence[Verdict], *, of: int) -> str:
     """Say how many cells are left out and why: ``1 of 3 cells is left out: ...``."""
-    why = Counter(v.left_out_for.rule for v in ran if v.left_out_for is not None)
-    metric, num = ran[0].metric, why.total()
-    reasons = [rule_text(r, metric) + (f" in {n}" if len(why) > 1 else "") for r, n in why.items()]
+    rules = Counter(v.left_out_for.rule for v in with_results if v.left_out_for is not None)
+    metric, num = with_results[0].metric, rules.total()
+    reasons = [
+        rule_text(r, metric) + (f" in {n}" if len(rules) > 1 else "") for r, n in rules.items()
+    ]
     return f"{num_cells(num, of=of)} {'is' if num == 1 else 'are'} left out: {listed(reasons)}"
 
 
-def _short(mean: Verdict | None, counted: list[Verdict]) -> str:
+def _short(mean: Verdict | None, conclusive: list[Verdict]) -> str:
     """Answer in a word or three; a good average does not hide cells that are worse."""
-    worse = sum(v.outcome == "worse" for v in counted)
+    worse = sum(v.outcome == "worse" for v in conclusive)
     if mean is None or mean.outcome == "undecided":
         return "Undecided"
     yes = ("better",) if mean.question.wants == "better" else ("better", "equivalent")
     if mean.outcome not in yes:
         return "No"
-    return "Yes" if not worse else f"On average yes, but worse in {worse} of {len(counted)} cells"
+    return (
+        "Yes" if not worse else f"On average yes, but worse in {worse} of {len(conclusive)} cells"
+    )
 
 
-def _counts(family: list[Verdict], counted: list[Verdict]) -> str:
+def _counts(family: list[Verdict], conclusive: list[Verdict]) -> str:
     """Count the outcomes of one question over its cells."""
     counts = {o: sum(v.outcome == o for v in family) for o in OUTCOMES}
     counted_outcomes = [f"{o} in {num}" for o, num in counts.items() if num or o in OUTCOMES[:3]]
-    signs = sign_test([v.comparison.difference for v in counted if v.comparison is not None])
+    signs = sign_test([v.comparison.difference for v in conclusive if v.comparison is not None])
     margin = family[0].metric.amount(f"{family[0].margin:g}")
     return (
-        f"Cell by cell ({_seed_range(counted)}, margin {margin}): "
+        f"Cell by cell ({_seed_range(conclusive)}, margin {margin}): "
         f"{listed(counted_outcomes)}; the mean is higher in {signs.up} and lower in {signs.down}."
     )
 
 
-def _seed_range(ran: list[Verdict]) -> str:
+def _seed_range(with_results: list[Verdict]) -> str:
     """Word how many seeds the cells have: ``5 seeds each``, ``3 to 5 seeds each``."""
-    low, high = min(v.n for v in ran), max(v.n for v in ran)
-    expected = max(v.n_expected for v in ran)
+    low, high = min(v.n for v in with_results), max(v.n for v in with_results)
+    expected = max(v.n_expected for v in with_results)
     if low < high:
         return f"{low} to {high} of {expected} seeds each"
-    return num_seeds(high, expected) + (" each" if len(ran) > 1 else "")
+    return num_seeds(high, expected) + (" each" if len(with_results) > 1 else "")

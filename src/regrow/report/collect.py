@@ -176,12 +176,12 @@ class Reader:
         if prune is None or prune.cost is None:
             return {}
         cost = self.record(prune)["cost"]
-        how = ("device", "threads", "batch")
-        words = "{device}, {threads} thread(s), batch {batch}" if how[0] in cost else ""
+        conditions = ("device", "threads", "batch")
+        words = "{device}, {threads} thread(s), batch {batch}" if conditions[0] in cost else ""
         return {
             "cost_asked": prune.cost.share,
             "cost_left": cost["share"],
-            "cost_machine": words.format(**{name: cost.get(name) for name in how}),
+            "cost_machine": words.format(**{name: cost.get(name) for name in conditions}),
         }
 
     def _metric_of(self, job: Job) -> Metric:

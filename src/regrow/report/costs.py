@@ -37,14 +37,16 @@ def cost_targets(runs: Iterable[Run]) -> tuple[Extra, ...]:
 
 def _row(runs: Sequence[Run]) -> dict[str, object]:
     first = runs[0]
-    left = {run.seed: run.cost_left for run in runs if run.cost_left is not None}  # alike by arms
+    remaining = {
+        run.seed: run.cost_left for run in runs if run.cost_left is not None
+    }  # alike by arms
     places = dict.fromkeys(run.cost_machine for run in runs if run.cost_machine)
     return {
         "data": first.data,
         "model": first.model,
         "pruned by": first.cut,
         "asked": first.cost_asked,
-        "left": sum(left.values()) / len(left),
+        "left": sum(remaining.values()) / len(remaining),
         "measured on": "; ".join(places),
     }
 

@@ -73,11 +73,11 @@ def draw(
 
 
 def _draw(frame: pd.DataFrame, folder: Path, metric: Metric) -> list[SavedFigure]:
-    ran = frame[frame["n"] > 0]
+    with_results = frame[frame["n"] > 0]
     saved = []
     title = metric.name[0].upper() + metric.name[1:] if metric.name.islower() else metric.name
     with drawing_style():
-        for suffix, about, part in _pages(ran):
+        for suffix, about, part in _pages(with_results):
             for column, label in AXES.items():
                 if part[column].notna().sum() == 0:
                     continue

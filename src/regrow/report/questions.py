@@ -91,8 +91,11 @@ class Question:
             tuning = " ".join(filter(None, ["fine-tuning", second.subject]))
             alternative = tuning if second.trained else "keeping the inherited weights, untrained"
             return f"Is {training} ({first.name}) as good as {alternative} ({second.name})?"
-        when = "its first weights" if first.start == "initial" else "its weights early in training"
-        return f"Is starting from {when} ({first.name}) better than another draw ({second.name})?"
+        weights_name = (
+            "its first weights" if first.start == "initial" else "its weights early in training"
+        )
+        control = f"another draw ({second.name})"
+        return f"Is starting from {weights_name} ({first.name}) better than {control}?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,15 +163,15 @@ def _best(arms: Sequence[Sequence[Run]]) -> list[Run]:
     chosen = []
     for seed in dict.fromkeys(run.seed for runs in arms for run in runs):
         candidates = [(run, runs) for runs in arms for run in runs if run.seed == seed]
-        done = [(run, runs) for run, runs in candidates if run.done] or candidates
-        scores = [evidence([run for run in runs if run.seed != seed]) for _, runs in done]
+        finished = [(run, runs) for run, runs in candidates if run.done] or candidates
+        scores = [evidence([run for run in runs if run.seed != seed]) for _, runs in finished]
         if not any(scores):
-            scores = [evidence([run]) for run, _ in done]
+            scores = [evidence([run]) for run, _ in finished]
         means = [
             score.metric.gain(score.mean) if score is not None else float("-inf")
             for score in scores
         ]
-        chosen.append(done[means.index(max(means))][0])
+        chosen.append(finished[means.index(max(means))][0])
     return chosen
 
 

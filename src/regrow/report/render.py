@@ -208,8 +208,8 @@ def _words(row: Mapping[Any, Any], difference: float | None, metric: Metric) -> 
 
 def _columns(metric: Metric, references: Iterable[str | None]) -> tuple[str, ...]:
     """Head a table; where its cells have no arm to be shown against, the column stays empty."""
-    named = " or ".join(name for name in references if name is not None)
-    heads = {"score": metric.head, "reference": named or "inherited"}
+    reference_names = " or ".join(name for name in references if name is not None)
+    heads = {"score": metric.head, "reference": reference_names or "inherited"}
     return tuple(column.format_map(heads) for column in COLUMNS)
 
 

@@ -306,8 +306,8 @@ def fairness(runs: Sequence[Run]) -> str:
         return "published weights" if count == "0" else f"{count} epochs" if count else ""
     if first.budget == "none" or epochs == [0]:
         return "no training after pruning"
-    named = {"equal-epochs": "equal epochs", "equal-flops": "equal FLOPs"}
-    text = named.get(first.budget, f"{count} epochs" if count else first.budget)
+    budget_names = {"equal-epochs": "equal epochs", "equal-flops": "equal FLOPs"}
+    text = budget_names.get(first.budget, f"{count} epochs" if count else first.budget)
     if first.start in ("inherited", "rewound") and first.base_epochs:
         text += f" after the parent's {first.base_epochs}"
     if first.start == "inherited" and first.base_epochs == 0:
@@ -340,8 +340,8 @@ def to_csv(frame: pd.DataFrame, columns: Mapping[str, Column]) -> str:
 
 def _row(runs: list[Run], table: Table) -> dict[str, object]:
     first = runs[0]
-    done = [run for run in runs if run.done]
-    scores = [run.score for run in done if run.score is not None]
+    finished = [run for run in runs if run.done]
+    scores = [run.score for run in finished if run.score is not None]
     mean, std = mean_and_std(scores) if scores else (None, None)
     whole = [run for run in table.unpruned(first) if run.done]
     row: dict[str, object] = {
@@ -356,20 +356,20 @@ def _row(runs: list[Run], table: Table) -> dict[str, object]:
         "budget": first.budget,
         "mean": mean,
         "std": std,
-        "n": len(done),
+        "n": len(finished),
         "n_expected": len(runs),
         "n_failed": sum(run.status == "failed" for run in runs),
         "n_missing": sum(run.status == "missing" for run in runs),
-        "fairness": fairness(done or runs),
+        "fairness": fairness(finished or runs),
         "num_test": smallest(run.num_test for run in runs),
         "chance": largest(run.chance for run in runs),
         "group": first.group,
         "metric": first.metric.key,
     }
     for name in ("loss", "parameters", "macs", "epochs", "training_flops", "samples", "emptied"):
-        row[name] = _mean(done, name)
+        row[name] = _mean(finished, name)
     for name in ("parameters", "macs"):
-        left, full = _mean(done, name), _mean(whole, name)
+        left, full = _mean(finished, name), _mean(whole, name)
         row[f"{name}_kept"] = left / full if left is not None and full else None
     return row
 

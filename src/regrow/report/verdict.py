@@ -122,11 +122,11 @@ VERDICT_COLUMNS = {
 
 def verdicts_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     """Put one verdict in each row; p-values are the corrected ones, the interval is not."""
-    none = dict.fromkeys(("difference", "std", "low", "high", "note"))
+    empty = dict.fromkeys(("difference", "std", "low", "high", "note"))
     return rows.to_frame(
         [
             {
-                **(vars(v.comparison) if v.comparison else none),
+                **(vars(v.comparison) if v.comparison else empty),
                 **vars(v),
                 "question": v.question.text,
                 "n": v.n,
@@ -159,18 +159,20 @@ def overall(family: Sequence[Verdict]) -> Verdict | None:
     conclusion are left out. Only seeds that every other cell with results has are used; None where
     there is none.
     """
-    counted = [verdict for verdict in family if verdict.counts]
-    ran = [dict(verdict.differences) for verdict in counted]
-    common = [seed for seed in (ran[0] if ran else {}) if all(seed in cell for cell in ran)]
+    conclusive = [verdict for verdict in family if verdict.counts]
+    by_seed = [dict(verdict.differences) for verdict in conclusive]
+    common = [
+        seed for seed in (by_seed[0] if by_seed else {}) if all(seed in cell for cell in by_seed)
+    ]
     if not common:
         return None
-    means = tuple((s, mean_and_std([cell[s] for cell in ran])[0]) for s in common)
+    means = tuple((s, mean_and_std([cell[s] for cell in by_seed])[0]) for s in common)
     verdict = replace(
-        counted[0],
+        conclusive[0],
         group="",
-        where=f"averaged over {num_cells(len(ran), of=len(family))}",
-        arm=BEST if counted[0].question.first is None else counted[0].arm,
-        reasons=tuple(dict.fromkeys(reason for v in counted for reason in v.reasons)),
+        where=f"averaged over {num_cells(len(by_seed), of=len(family))}",
+        arm=BEST if conclusive[0].question.first is None else conclusive[0].arm,
+        reasons=tuple(dict.fromkeys(reason for v in conclusive for reason in v.reasons)),
     )
     return _decide(_tested(verdict, means), num=1)
 
@@ -193,7 +195,7 @@ def _open(
     plain = evidence(unpruned)
     cut_from = parent_evidence(run for runs in inside.values() for run in runs)
     trained = [runs for runs in inside.values() if runs[0].budget != "none"]
-    cut = [known for known in map(evidence, trained) if known is not None]
+    cut = [arm_evidence for arm_evidence in map(evidence, trained) if arm_evidence is not None]
 
     def reasons(question: CellQuestion) -> tuple[Reason, ...]:
         sides: list[Evidence | None] = [evidence(question.first), evidence(question.second)]

@@ -183,8 +183,10 @@ def render(findings: Sequence[Finding], *, measured: Sequence[Finding] = ()) -> 
         second = f"{by_number[finding.number].outcome:17} " if measured else ""
         lead = f"{finding.number:>3} {finding.outcome:17} {second}"
         lines += _wrap(finding.claim.text, lead, " " * len(lead))
-    counted = [line for counts in _counts(findings, measured) for line in _wrap(counts, "", "  ")]
-    lines += ["", *counted, ""]
+    count_lines = [
+        line for counts in _counts(findings, measured) for line in _wrap(counts, "", "  ")
+    ]
+    lines += ["", *count_lines, ""]
     for finding in findings:
         lines += _wrap(finding.claim.text, f"{finding.number:>2}. ", "    ")
         for label, result in _voices(finding, by_number):
@@ -232,7 +234,11 @@ def to_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
             "parts": [
                 {"name": p.name, "text": p.text, "rows": p.rows, "n": list(p.n)}
                 | {"judged": [list(pair) for pair in p.judged], "numbers": p.numbers}
-                | {"left_out": {row: [r.text for r in why] for row, why in p.left_out.items()}}
+                | {
+                    "left_out": {
+                        row: [r.text for r in reasons] for row, reasons in p.left_out.items()
+                    }
+                }
                 for p in finding.parts
             ],
             "against": finding.against,
@@ -262,8 +268,8 @@ def _counts(findings: Sequence[Finding], measured: Sequence[Finding]) -> Iterato
 def _seeds(finding: Finding) -> str:
     if not finding.n:
         return ""
-    named = ["single runs" if n == 1 else f"n = {n}" for n in finding.n]
-    return f" ({', '.join(named)})"
+    texts = ["single runs" if n == 1 else f"n = {n}" for n in finding.n]
+    return f" ({', '.join(texts)})"
 
 
 def _wrap(text: str, first: str, rest: str) -> list[str]:

@@ -229,7 +229,7 @@ def parted(
     """Return the ``pairs`` of a contrast, and those left out of it with the reasons."""
     frame = frame[frame["table"].isin(contrast.tables)]
     rows = {tuple(row[name] for name in LABELS): row for row in records(frame)}
-    known = has_known(frame)
+    judgeable = has_known(frame)
     pairs, left_out = [], {}
     for row in records(once(paper, frame)):
         if row[contrast.by] != contrast.first or any(
@@ -237,12 +237,14 @@ def parted(
         ):
             continue
         for label in contrast.second:
-            sought = {**row, contrast.by: label} | ({"target": ""} if label == UNPRUNED else {})
-            partner = rows.get(tuple(sought[name] for name in LABELS))
+            partner_labels = {**row, contrast.by: label} | (
+                {"target": ""} if label == UNPRUNED else {}
+            )
+            partner = rows.get(tuple(partner_labels[name] for name in LABELS))
             if partner is None:
                 continue
             pair = compared(row, sample(row), sample(partner), margin=margin)
-            reasons = _reasons(row, partner, rows.values(), margin=margin) if known else ()
+            reasons = _reasons(row, partner, rows.values(), margin=margin) if judgeable else ()
             if excluded(reasons):
                 left_out[f"Table {row['table']}, {pair.where}"] = reasons
             else:

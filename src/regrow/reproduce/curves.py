@@ -75,13 +75,13 @@ def curve_pairs(
     ``frame`` holds the numbers of figures, with the column ``figure``. p-values are corrected
     within the figure.
     """
-    pairs, beyond = [], 0
+    pairs, num_beyond = [], 0
     for panel, points, curve in opposed(frame, contrast):
         pruned = {_place(point): point.accuracy for point in curve if point.ratio}
         for point in points:
             if contrast.at == "parameters":
                 counterpart = accuracy_at(curve, point.parameters)
-                beyond += counterpart is None
+                num_beyond += counterpart is None
             else:
                 counterpart = pruned.get(_place(point))
             if counterpart is None:
@@ -89,7 +89,7 @@ def curve_pairs(
             row = {"table": contrast.figure, "dataset": panel, "model": contrast.first}
             row["target"] = f"{100 * point.ratio:g}%"
             pairs.append(compared(row, point.accuracy, counterpart, margin=margin))
-    return corrected(pairs), beyond
+    return corrected(pairs), num_beyond
 
 
 def opposed(
@@ -98,9 +98,9 @@ def opposed(
     """Yield each panel, the points of the first curve, and the second with the unpruned network."""
     if frame.empty:
         return
-    chosen = frame[(frame["figure"] == contrast.figure) & (frame["n"] > 0)]
-    chosen = chosen[chosen["panel"].str.startswith(contrast.panels)]
-    for panel, rows in chosen.groupby("panel", sort=False):
+    points = frame[(frame["figure"] == contrast.figure) & (frame["n"] > 0)]
+    points = points[points["panel"].str.startswith(contrast.panels)]
+    for panel, rows in points.groupby("panel", sort=False):
         second = _points(rows, contrast.second)
         yield (
             str(panel),

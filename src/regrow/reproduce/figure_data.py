@@ -52,8 +52,8 @@ class FigureData:
     @property
     def summary(self) -> str:
         """The number of rows that have been run."""
-        done = sum(NOT_RUN not in row for row in self.rows)
-        return f"{done} of {len(self.rows)} rows have been run"
+        finished = sum(NOT_RUN not in row for row in self.rows)
+        return f"{finished} of {len(self.rows)} rows have been run"
 
 
 def gather(plan: Plan, results: Sequence[StudyResults]) -> FigureData | None:
@@ -134,12 +134,12 @@ def _points(
 
 
 def _figures(runs: Sequence[Run]) -> tuple[float | None, float | None, float | None, int, int]:
-    done = [run for run in runs if run.score is not None and run.parameters is not None]
-    if not done:
+    finished = [run for run in runs if run.score is not None and run.parameters is not None]
+    if not finished:
         return None, None, None, 0, len(runs)
-    mean, std = mean_and_std([run.score for run in done if run.score is not None])
-    sizes = [run.parameters for run in done if run.parameters is not None]
-    return sum(sizes) / len(sizes), mean, std, len(done), len(runs)
+    mean, std = mean_and_std([run.score for run in finished if run.score is not None])
+    sizes = [run.parameters for run in finished if run.parameters is not None]
+    return sum(sizes) / len(sizes), mean, std, len(finished), len(runs)
 
 
 def _point_rows(frame: pd.DataFrame) -> Iterator[Row]:
@@ -186,7 +186,7 @@ def _described(bins: pd.DataFrame, results: Sequence[StudyResults]) -> pd.DataFr
         for cell, run in zip(study.part.cells, study.runs, strict=False):
             if run.score is not None:
                 networks.setdefault((cell.panel, COLUMNS[cell.cell.arm.start]), run)
-    known = pd.DataFrame(
+    columns_known = pd.DataFrame(
         [
             {"panel": panel, "column": column, "mean": run.score, "std": None, "n": 1}
             | known_of([run])
@@ -194,7 +194,7 @@ def _described(bins: pd.DataFrame, results: Sequence[StudyResults]) -> pd.DataFr
         ],
         columns=["panel", "column", *FIGURES, *KNOWN],
     )
-    return typed(bins.merge(known, how="left", on=["panel", "column"]))
+    return typed(bins.merge(columns_known, how="left", on=["panel", "column"]))
 
 
 def _merged(fine: pd.DataFrame) -> pd.DataFrame:
@@ -270,9 +270,13 @@ def title(figure: FigureData) -> str:
 def _once(rows: Sequence[Row]) -> list[Row]:
     """Leave out of the first two columns what stands in the row above."""
     sparse: list[Row] = []
-    for before, row in zip([None, *rows], rows, strict=False):
-        same = 0
-        while before is not None and same < 2 and before[same] == row[same]:
-            same += 1
-        sparse.append(("",) * same + row[same:])
+    for previous, row in zip([None, *rows], rows, strict=False):
+        num_repeated = 0
+        while (
+            previous is not None
+            and num_repeated < 2
+            and previous[num_repeated] == row[num_repeated]
+        ):
+            num_repeated += 1
+        sparse.append(("",) * num_repeated + row[num_repeated:])
     return sparse

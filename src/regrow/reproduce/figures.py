@@ -128,10 +128,10 @@ def _panel(axes: "Axes", frame: pd.DataFrame, *, x: str) -> None:
     """Draw each series of a panel; bars are one standard deviation over seeds."""
     axes.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    done = frame[frame["n"] > 0]
-    if not len(done):
+    finished = frame[frame["n"] > 0]
+    if not len(finished):
         _not_run(axes)
-    for series, rows in done.groupby("series", sort=False):
+    for series, rows in finished.groupby("series", sort=False):
         style = STYLES.get(str(series), PLAIN)
         rows = rows.sort_values(x, kind="stable")
         axes.errorbar(
@@ -144,7 +144,7 @@ def _panel(axes: "Axes", frame: pd.DataFrame, *, x: str) -> None:
             **style.options,
         )
     low, high = axes.get_ylim()
-    if len(done) and high - low < LEAST:
+    if len(finished) and high - low < LEAST:
         axes.set_ylim((low + high - LEAST) / 2, (low + high + LEAST) / 2)
 
 

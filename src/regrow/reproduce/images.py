@@ -44,44 +44,44 @@ def images_for(
     )
     name = original["name"]
     dataset = paper.datasets.get(name, DataSet(label=name))
-    chosen = request.data.get(name) or scale.stand_in
-    if chosen is None and dataset.large:
+    stand_in = request.data.get(name) or scale.stand_in
+    if stand_in is None and dataset.large:
         raise DataError(
             f"{dataset.label} is not downloaded. Name a copy, or a data set to use instead: "
             f"--data {name}=folder:PATH or --data {name}=hf:PATH."
         )
-    data = original if chosen is None else _stand_in(original, chosen)
+    data = original if stand_in is None else _stand_in(original, stand_in)
     if dataset.large and name in request.data:
         data["size"] = scale.large_size
-    elif chosen is not None and least_size and _side(data) < least_size:
+    elif stand_in is not None and least_size and _side(data) < least_size:
         data["size"] = least_size
     if scale.subset is not None or scale.test_subset is not None:
         whole = material(DataSpec.from_json(data))
         data["subset"] = _at_most(scale.subset, whole.num_train, whole.classes)
         data["test_subset"] = _at_most(scale.test_subset, whole.num_test, whole.classes)
     data["label"] = dataset.label
-    if chosen is None:
+    if stand_in is None:
         return data, []
-    data["label"] = f"{chosen} for {dataset.label}"
-    notes = [_in_place(dataset.label, chosen)]
+    data["label"] = f"{stand_in} for {dataset.label}"
+    notes = [_in_place(dataset.label, stand_in)]
     if "size" in data and not dataset.large:
-        notes.append(f"The images of {chosen} are enlarged to {least_size} pixels a side.")
+        notes.append(f"The images of {stand_in} are enlarged to {least_size} pixels a side.")
     if data.get("normalisation") != original.get("normalisation"):
         notes.append(
-            f"{chosen} is normalised by its own mean and std: it has no "
+            f"{stand_in} is normalised by its own mean and std: it has no "
             f"{original['normalisation']!r}."
         )
     return data, notes
 
 
-def _stand_in(original: Mapping[str, Any], chosen: str) -> dict[str, Any]:
+def _stand_in(original: Mapping[str, Any], stand_in: str) -> dict[str, Any]:
     """Put another data set in the place of one, with its normalisation if it has that too."""
-    data = {**original, "name": chosen}
+    data = {**original, "name": stand_in}
     if len(data) > 1:
         try:
             material(DataSpec.from_json(data))
         except ConfigError:  # the option does not fit these images
-            return {"name": chosen}
+            return {"name": stand_in}
     return data
 
 
@@ -107,27 +107,27 @@ def detection_images_for(
 ) -> tuple[dict[str, Any], list[str]]:
     """Choose the images that stand for VOC 2007, and say which."""
     scale, label = request.scale, paper.datasets[VOC].label
-    chosen = request.data.get(VOC) or scale.detection.stand_in
-    if chosen is None:
+    stand_in = request.data.get(VOC) or scale.detection.stand_in
+    if stand_in is None:
         raise DataError(
             f"{label} is not downloaded. Name a copy, or a data set to use instead: "
             f"--data {VOC}=voc:PATH."
         )
     # Broken files of other people's data are left out, and counted in a note.
-    data: dict[str, Any] = {"name": chosen, "on_error": "skip"}
+    data: dict[str, Any] = {"name": stand_in, "on_error": "skip"}
     available = detection_material(DetectionSpec.from_json(data), detector)
     data["subset"] = _at_most(scale.subset, available.num_train, len(available.classes))
     data["test_subset"] = _at_most(scale.test_subset, available.num_test, len(available.classes))
-    notes = [_in_place(label, chosen)]
+    notes = [_in_place(label, stand_in)]
     if available.num_left_out:
         notes.append(
-            f"{available.num_left_out} images of {chosen} cannot be read and are left out."
+            f"{available.num_left_out} images of {stand_in} cannot be read and are left out."
         )
-    return {**data, "label": f"{chosen} for {label}"}, notes
+    return {**data, "label": f"{stand_in} for {label}"}, notes
 
 
-def _in_place(label: str, chosen: str) -> str:
-    return f"In place of {label}: {chosen}."
+def _in_place(label: str, stand_in: str) -> str:
+    return f"In place of {label}: {stand_in}."
 
 
 def _side(data: Any) -> int:
@@ -135,5 +135,5 @@ def _side(data: Any) -> int:
     return material(DataSpec.from_json(data)).shape[-1]
 
 
-def _at_most(wanted: int | None, available: int, classes: int) -> int | None:
-    return None if wanted is None or wanted >= available else max(wanted, classes)
+def _at_most(most: int | None, available: int, classes: int) -> int | None:
+    return None if most is None or most >= available else max(most, classes)

@@ -136,15 +136,17 @@ class Sheet:
     @property
     def note(self) -> str:
         """The number of cells that have been run, and a key to the words beside differences."""
-        done = [cell.agreement for cell in self.cells if cell.agreement]
-        counts = [sum(agreement.within is word for agreement in done) for word in (True, False)]
+        agreements = [cell.agreement for cell in self.cells if cell.agreement]
+        counts = [
+            sum(agreement.within is word for agreement in agreements) for word in (True, False)
+        ]
         text = f"{self.num_run} of {len(self.cells)} cells have been run."
         if any(counts):
             text += (
                 f" {counts[0]} lie within the two spreads (at most both standard deviations "
                 f"together), {counts[1]} beyond."
             )
-        if bare := len(done) - sum(counts):
+        if bare := len(agreements) - sum(counts):
             text += f" For {bare} the paper prints no standard deviation: no test."
         if self.num_unplaced:
             text += f" Measured rows without a cell in this table: {self.num_unplaced}."
@@ -223,9 +225,9 @@ def latex(sheet: Sheet) -> str:
     """Write a table for LaTeX: under each row of the paper's, ours."""
     caption = tex(" ".join(filter(None, (f"{sheet.caption}.", sheet.caution))))
     lines = [TEX_NEEDS]
-    for columns, same in itertools.groupby(sheet.sections, key=lambda section: section.columns):
+    for columns, sections in itertools.groupby(sheet.sections, key=lambda section: section.columns):
         body: list[str] = []
-        for section in same:
+        for section in sections:
             body += [TEX_BETWEEN] if body else []
             for number, (name, row) in enumerate(section.rows):
                 rows = [
@@ -270,8 +272,8 @@ def _markdown_cell(cell: TableCell) -> str:
 
 def _section(title: str, rows: Mapping[str, Mapping[str, TableCell]]) -> Section:
     columns = tuple(dict.fromkeys(column for slots in rows.values() for column in slots))
-    placed = tuple((name, tuple(map(slots.get, columns))) for name, slots in rows.items())
-    return Section(title=title, columns=columns, rows=placed)
+    cells = tuple((name, tuple(map(slots.get, columns))) for name, slots in rows.items())
+    return Section(title=title, columns=columns, rows=cells)
 
 
 def _home(row: Mapping[str, Any], frame: pd.DataFrame, shape: Shape) -> Mapping[str, Any]:

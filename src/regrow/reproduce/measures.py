@@ -52,7 +52,7 @@ def measured(kind: Kind, part: PlannedStudy, store: Store) -> pd.DataFrame:
 
 
 def _widths(part: PlannedStudy, store: Store) -> Iterator[Row]:
-    counted = False
+    widths_known = False
     for planned, mask in _masks(part, store):
         _, traced = _traced(*_network_of(planned))
         layers = [mask.kept[name] for name in traced.groups if name in mask.kept]
@@ -60,17 +60,17 @@ def _widths(part: PlannedStudy, store: Store) -> Iterator[Row]:
             ("width", [len(stays) for stays in layers]),
             ("pruned width", [int(stays.sum()) for stays in layers]),
         ):
-            if quantity == "width" and counted:
+            if quantity == "width" and widths_known:
                 continue  # the same for every seed
-            named = {str(i): width for i, width in enumerate(widths, 1)} | {"total": sum(widths)}
-            for layer, width in named.items():
+            by_label = {str(i): width for i, width in enumerate(widths, 1)} | {"total": sum(widths)}
+            for layer, width in by_label.items():
                 yield {
                     "layer": layer,
                     "quantity": quantity,
                     "seed": planned.cell.seed,
                     "value": width,
                 }
-        counted = True
+        widths_known = True
 
 
 def _stages(part: PlannedStudy, store: Store) -> Iterator[Row]:
@@ -99,12 +99,12 @@ def _share(
 
 
 def _histograms(part: PlannedStudy, store: Store) -> Iterator[Row]:
-    seen: set[tuple[str, str]] = set()
+    networks: set[tuple[str, str]] = set()
     for planned in part.cells:
         job, column = planned.cell.job, COLUMNS[planned.cell.arm.start]
-        if (planned.panel, column) in seen:
+        if (planned.panel, column) in networks:
             continue
-        seen.add((planned.panel, column))
+        networks.add((planned.panel, column))
         counts = _counts(store.tensors(job.key))
         inner = [round(EDGE * (2 * i / FINEST - 1), 6) for i in range(FINEST + 1)]
         edges = [-float("inf"), *inner, float("inf")]

@@ -52,9 +52,9 @@ def _stretches_sparse(experiment: Experiment) -> bool:
 
 
 def _changes_fan(experiment: Experiment) -> bool:
-    drawn = any(arm.start == "random" for arm in experiment.arms)
+    random_start = any(arm.start == "random" for arm in experiment.arms)
     by_inputs = experiment.model.arguments.get("init_fan") == "in"
-    return drawn and by_inputs and _is_sparse(experiment)
+    return random_start and by_inputs and _is_sparse(experiment)
 
 
 def _is_sparse(experiment: Experiment) -> bool:

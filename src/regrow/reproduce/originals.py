@@ -126,22 +126,22 @@ def departs(scale: str, images: Iterable[CellImages]) -> list[str]:
         stands_in = f"{used.spec.name} stands for {used.dataset}"
         if scale:  # then nothing has to be looked at
             reasons.append(stands_in)
-        elif why := _copy_departs(used.dataset, used.spec):
-            reasons.append(f"{stands_in}: {why}")
+        elif reason := _copy_departs(used.dataset, used.spec):
+            reasons.append(f"{stands_in}: {reason}")
     return reasons
 
 
 @cache
 def _copy_departs(dataset: str, spec: DataSpec | DetectionSpec) -> str:
-    known = ORIGINALS.get(dataset)
-    if known is None or isinstance(spec, DetectionSpec):
+    published = ORIGINALS.get(dataset)
+    if published is None or isinstance(spec, DetectionSpec):
         return "it is not known whether its images are the original ones"
     actual = material(spec)
     for count, original, things in (
-        (actual.classes, known.classes, "classes"),
-        (actual.num_train, known.num_train, "training images"),
-        (actual.num_test, known.num_test, "test images"),
+        (actual.classes, published.classes, "classes"),
+        (actual.num_train, published.num_train, "training images"),
+        (actual.num_test, published.num_test, "test images"),
     ):
         if count != original:
             return f"it has {count:,} {things}, not {original:,}"
-    return known.same(spec)
+    return published.same(spec)

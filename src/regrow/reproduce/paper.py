@@ -189,8 +189,8 @@ class Paper:
     def table(self, number: int) -> Entry:
         """Return a table by its number."""
         if number not in self.tables:
-            known = ", ".join(map(str, self.tables))
-            raise ConfigError(f"The paper's tables are numbered {known}. Got {number!r}.")
+            numbers = ", ".join(map(str, self.tables))
+            raise ConfigError(f"The paper's tables are numbered {numbers}. Got {number!r}.")
         return self.entries[f"table-{number}"]
 
     def labels(self, number: int) -> tuple[str, ...]:
@@ -250,19 +250,21 @@ def papers() -> Mapping[str, Paper]:
     folders = [path.parent for path in _built_in().glob("*/paper.yaml")]
     for point in entry_points(group=GROUP):
         folders += [Path(path) for path in import_module(point.module).__path__]
-    named = {folder.name: folder for folder in folders}
-    return {name: paper_in(named[name]) for name in sorted(named, key=lambda n: (n != DEFAULT, n))}
+    by_name = {folder.name: folder for folder in folders}
+    return {
+        name: paper_in(by_name[name]) for name in sorted(by_name, key=lambda n: (n != DEFAULT, n))
+    }
 
 
 def find_paper(name: str) -> Paper:
     """Return a paper by its name, or by the path of its folder."""
     if (Path(name) / "paper.yaml").is_file():
         return paper_in(Path(name))
-    if name not in (known := papers()):
+    if name not in (available := papers()):
         raise ConfigError(
-            f"{unknown('paper', name, known)} Or name a folder that holds a paper.yaml."
+            f"{unknown('paper', name, available)} Or name a folder that holds a paper.yaml."
         )
-    return known[name]
+    return available[name]
 
 
 def find_entry(name: str, paper: Paper | None = None) -> Entry:
@@ -270,12 +272,12 @@ def find_entry(name: str, paper: Paper | None = None) -> Entry:
 
     A name alone means the default paper's entry, or else that of the only paper that has it.
     """
-    before, _, last = name.rpartition("/")
-    if before:
-        return find_paper(before).entry(last)
-    known = papers()
-    default = paper or known[DEFAULT]
-    candidates = [candidate for candidate in known.values() if last in candidate.entries]
+    paper_name, _, last = name.rpartition("/")
+    if paper_name:
+        return find_paper(paper_name).entry(last)
+    available = papers()
+    default = paper or available[DEFAULT]
+    candidates = [candidate for candidate in available.values() if last in candidate.entries]
     if paper is None and last not in default.entries and len(candidates) == 1:
         return candidates[0].entry(last)
     return default.entry(last)
@@ -314,8 +316,8 @@ def _checked(value: Any, kind: type, where: str) -> dict[str, Any]:
     """Check the keys of a mapping by the fields of a class, and make tuples of its lists."""
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a mapping. Got {value!r}.")
-    known = [field.name for field in fields(kind)]
+    keys = [field.name for field in fields(kind)]
     for key in value:
-        if key not in known:
-            raise ConfigError(f"{where}: {unknown('key', str(key), known)}")
+        if key not in keys:
+            raise ConfigError(f"{where}: {unknown('key', str(key), keys)}")
     return {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()}

@@ -170,17 +170,17 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[PlannedStudy, list
     _check_once(planned_cells)
     if entry.kind in OF_PRUNINGS:
         planned_cells = _prunings(planned_cells, entry)
-    chosen = tuple(planned for planned in planned_cells if _matches(planned, request.only))
+    selected = tuple(planned for planned in planned_cells if _matches(planned, request.only))
     # Changes come with the networks that they are changes from.
-    if chosen and "table" in top and paper.table(top["table"]).changes:
-        chosen = tuple(
+    if selected and "table" in top and paper.table(top["table"]).changes:
+        selected = tuple(
             planned
             for planned in planned_cells
-            if planned in chosen or (planned.cell.arm == UNPRUNED and _is_whole(planned))
+            if planned in selected or (planned.cell.arm == UNPRUNED and _is_whole(planned))
         )
     notes = tuple(notes_of(value, study.experiments, paper.notes))
     thinner = scale_departs(bare, request.scale, apply=scales.scaled)
-    part = PlannedStudy(name=name, study=study, cells=chosen, notes=notes, scale_departs=thinner)
+    part = PlannedStudy(name=name, study=study, cells=selected, notes=notes, scale_departs=thinner)
     return part, [*replaced]
 
 
@@ -209,10 +209,10 @@ def _detection_part(name: str, paper: Paper, request: Request) -> tuple[PlannedS
     pairs = [(study.experiment, printed)]
     planned_cells = [_printable(cell, paper, pairs, detector=study) for cell in study.cells()]
     _check_once(planned_cells)
-    chosen = tuple(planned for planned in planned_cells if _matches(planned, request.only))
+    selected = tuple(planned for planned in planned_cells if _matches(planned, request.only))
     notes = tuple(notes_of(value, study.experiments, paper.notes))
     thinner = scale_departs(bare, scale, apply=scales.scaled_detection)
-    part = PlannedStudy(name=name, study=study, cells=chosen, notes=notes, scale_departs=thinner)
+    part = PlannedStudy(name=name, study=study, cells=selected, notes=notes, scale_departs=thinner)
     return part, replaced
 
 
@@ -248,13 +248,13 @@ def _labels(cell: Cell, paper: Paper, top: Mapping[str, Any]) -> Labels | None:
     if arm is None or "table" not in top:
         return None
     printed = records(cells(paper, top["table"]))
-    wanted = {name: top[name] for name in FILTERS if name in top} | {"arm": arm}
+    filters = {name: top[name] for name in FILTERS if name in top} | {"arm": arm}
     if "target" not in top:
-        wanted["target"] = _target(cell, printed)
-    rows = [row for row in printed if all(row[name] == value for name, value in wanted.items())]
+        filters["target"] = _target(cell, printed)
+    rows = [row for row in printed if all(row[name] == value for name, value in filters.items())]
     if len(rows) != 1:
         raise ConfigError(
-            f"Table {top['table']} has {len(rows)} printed cells with the labels {wanted}. The "
+            f"Table {top['table']} has {len(rows)} printed cells with the labels {filters}. The "
             "study file must name exactly one with its 'paper'."
         )
     return rows[0]

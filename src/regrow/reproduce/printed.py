@@ -109,8 +109,10 @@ def lookup(
     for name, value in labels_given.items():
         rows = frame[frame[name] == value]
         if rows.empty:
-            known = {str(label) for label in frame[name].dropna() if label != ""}
-            raise ConfigError(f"Among the cells asked for: {unknown(name, str(value), known)}")
+            labels_there = {str(label) for label in frame[name].dropna() if label != ""}
+            raise ConfigError(
+                f"Among the cells asked for: {unknown(name, str(value), labels_there)}"
+            )
         frame = rows
     if len(frame) > 1:
         open_ = [name for name in labels if name not in labels_given and frame[name].nunique() > 1]
@@ -123,11 +125,11 @@ def lookup(
 
 def once(paper: Paper, frame: pd.DataFrame) -> pd.DataFrame:
     """Drop the cells that repeat a cell of another table in the frame, so that pools count once."""
-    known = set(_keys(frame, RESULT))
+    keys = set(_keys(frame, RESULT))
     first_rows = []
     for row in records(frame):
         origins = (_origin(row, repeat) for repeat in paper.table(row["table"]).repeats)
-        first_rows.append(not any(origin in known for origin in origins if origin))
+        first_rows.append(not any(origin in keys for origin in origins if origin))
     return frame[first_rows].reset_index(drop=True)
 
 
@@ -169,8 +171,8 @@ def compare(measured: Sample, printed: PrintedCell) -> Agreement:
     difference = measured.mean - printed.mean
     counts = f"n = {measured.n} and {printed.n}"
     if printed.std is None:
-        why = "the paper prints no spread for this cell, so nothing can be tested"
-        words = f"{signed(difference)} points; {why} ({counts})"
+        reason = "the paper prints no spread for this cell, so nothing can be tested"
+        words = f"{signed(difference)} points; {reason} ({counts})"
         return Agreement(difference=difference, within=None, p=None, words=words)
     within = abs(difference) <= printed.std + (measured.std or 0.0) + ROUNDING
     p = welch(measured, printed.sample).p
@@ -235,13 +237,13 @@ def _as_change(paper: Paper, row: dict[str, Any], frame: pd.DataFrame) -> dict[s
     if row["arm"] == UNPRUNED or row["metric"] != "top1":
         return row
     references = {*changes.values()} - {reference}
-    same = (frame["arm"] == UNPRUNED) & ~frame["reference"].isin(references)
+    reference_rows = (frame["arm"] == UNPRUNED) & ~frame["reference"].isin(references)
     for name in ("table", "dataset", "model"):
-        same &= frame[name] == row[name]
-    if not same.any():
+        reference_rows &= frame[name] == row[name]
+    if not reference_rows.any():
         raise ConfigError(
             f"Table {row['table']} shows changes from the unpruned {row['model']}, of which there "
             f"is no result. Add its row (arm '{UNPRUNED}'), or give changes as 'top1-drop'."
         )
-    change = float(row["mean"]) - float(frame.loc[same, "mean"].iloc[0])
+    change = float(row["mean"]) - float(frame.loc[reference_rows, "mean"].iloc[0])
     return {**row, "mean": change, "metric": "top1-drop"}

@@ -59,9 +59,9 @@ class Published:
     def summary(self) -> str:
         """The number of cells or rows with results, one line."""
         if self.sheet:
-            done = [cell.agreement for cell in self.sheet.cells if cell.agreement]
-            within = sum(agreement.within is True for agreement in done)
-            beyond = sum(agreement.within is False for agreement in done)
+            agreements = [cell.agreement for cell in self.sheet.cells if cell.agreement]
+            within = sum(agreement.within is True for agreement in agreements)
+            beyond = sum(agreement.within is False for agreement in agreements)
             line = f"{self.sheet.num_run} of {len(self.sheet.cells)} cells"
             line += f", {within} within, {beyond} beyond" if within + beyond else ""
         else:
@@ -154,7 +154,7 @@ def publish_all(
     for table in tables:
         name = table.plan.entry.name
         lines.append(f"| [{name}]({name}/report.md) | {table.caption} | {table.summary} |")
-    lines += [f"| {name} | not run | {why} |" for name, why in problems.items()]
+    lines += [f"| {name} | not run | {reason} |" for name, reason in problems.items()]
     lines += [
         "",
         f"Made by `{provenance['command']}` on {provenance['date']} ({provenance['machine']}).",
@@ -171,7 +171,7 @@ def publish_all(
 
 
 def _notes(plan: Plan, results: Sequence[StudyResults]) -> tuple[str, ...]:
-    skipped = [f"Not run, {name}: {why}" for name, why in plan.skipped.items()]
+    skipped = [f"Not run, {name}: {reason}" for name, reason in plan.skipped.items()]
     failures = {failure.label: failure.message for study in results for failure in study.failures}
     failed = [f"Failed, {label}: {message}" for label, message in failures.items()]
     short = [study.part.name for study in results if not study.complete]

@@ -104,12 +104,12 @@ def _checked(file: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.D
     for name in (*numbers, *KNOWN):
         if name not in frame:
             continue  # a file from before this was known
-        read = pd.to_numeric(frame[name], errors="coerce")
-        wrong = frame[name][read.isna() & ~(frame[name].eq("") & (name in MAY_BE_EMPTY))]
+        values = pd.to_numeric(frame[name], errors="coerce")
+        wrong = frame[name][values.isna() & ~(frame[name].eq("") & (name in MAY_BE_EMPTY))]
         if len(wrong):
             raise ConfigError(
                 f"The column '{name}' of '{file}' must hold numbers. Got {wrong.iloc[0]!r} in line "
                 f"{wrong.index[0] + 2}. {remedy}"
             )
-        frame[name] = read
+        frame[name] = values
     return frame

@@ -46,8 +46,8 @@ def read_back(plan: Plan, store: Store) -> list[StudyResults]:
 
 
 def _read_back(part: PlannedStudy, plan: Plan, store: Store) -> StudyResults:
-    done = store.snapshot(specs(part.jobs)).done
-    measurable, damaged = _measurable(part, plan.entry.kind, store, done)
+    finished = store.snapshot(specs(part.jobs)).done
+    measurable, damaged = _measurable(part, plan.entry.kind, store, finished)
     runs: list[Run] = []
     failures: Sequence[Failure]
     extras = tuple[Extra, ...]()
@@ -55,7 +55,7 @@ def _read_back(part: PlannedStudy, plan: Plan, store: Store) -> StudyResults:
     if plan.entry.kind in OF_PRUNINGS:
         failures = Reader(store).failures(planned.cell for planned in part.cells)
         pruned = [job for planned in measurable.cells for job in planned.cell.job.inputs]
-        parents = known_of_parents([job for job in pruned if job.key in done], store)
+        parents = known_of_parents([job for job in pruned if job.key in finished], store)
     else:
         collected = results_of(part.study, store)
         failures, extras = collected.failures, collected.extras
@@ -68,14 +68,14 @@ def _read_back(part: PlannedStudy, plan: Plan, store: Store) -> StudyResults:
         runs=tuple(runs),
         failures=(*failures, *damaged),
         extras=extras,
-        complete=not damaged and all(job.key in done for job in part.jobs),
+        complete=not damaged and all(job.key in finished for job in part.jobs),
         measured=measured(plan.entry.kind, measurable, store),
         parents=parents,
     )
 
 
 def _measurable(
-    part: PlannedStudy, kind: Kind, store: Store, done: frozenset[str]
+    part: PlannedStudy, kind: Kind, store: Store, finished: frozenset[str]
 ) -> tuple[PlannedStudy, list[Failure]]:
     """Return a part without the cells whose tensors are to be measured and are damaged, and why."""
     if kind not in MEASURES:
@@ -83,11 +83,11 @@ def _measurable(
     problems = {
         planned.cell.job.key: Failure(label=planned.cell.job.label, message=problem)
         for planned in part.cells
-        if planned.cell.job.key in done
+        if planned.cell.job.key in finished
         and (problem := store.problem(planned.cell.job.key, planned.cell.job.spec)) is not None
     }
     sound = tuple(
-        planned for planned in part.cells if planned.cell.job.key in done - problems.keys()
+        planned for planned in part.cells if planned.cell.job.key in finished - problems.keys()
     )
     return replace(part, cells=sound), list(problems.values())
 
@@ -153,8 +153,8 @@ def _accuracies(paper: Paper, results: Sequence[StudyResults]) -> pd.DataFrame:
 
 def _parents(results: Sequence[StudyResults]) -> dict[str, Any]:
     """Return what is known of the trained networks whose prunings are shown."""
-    known = {name: value for study in results for name, value in study.parents.items()}
-    return {name: known.get(name) for name in KNOWN}
+    facts = {name: value for study in results for name, value in study.parents.items()}
+    return {name: facts.get(name) for name in KNOWN}
 
 
 def _joined_reasons(reasons: Iterable[Iterable[str]]) -> str:

@@ -75,8 +75,8 @@ class ClaimEvidence:
         """Compare every row that has both sides; p-values corrected within each table."""
         if isinstance(contrast, CurveContrast):
             points = self.measured("curves", where={"figure": contrast.figure})
-            pairs, beyond = curve_pairs(points, contrast, margin=self.margin)
-            return Tally(pairs=pairs, margin=self.margin, sign=sign, beyond=beyond)
+            pairs, num_beyond = curve_pairs(points, contrast, margin=self.margin)
+            return Tally(pairs=pairs, margin=self.margin, sign=sign, beyond=num_beyond)
         pairs, left_out = parted(self.paper, self.results, contrast, margin=self.margin)
         self.left_out.update(left_out)
         return Tally(pairs=pairs, margin=self.margin, sign=sign)
@@ -167,7 +167,9 @@ class Ask:
         """Judge this part of a claim on the evidence."""
         tally = evidence.tally(self.contrast, sign=-1 if self.against else 1)
         if not tally.pairs:
-            return untestable(self.contrast.name, why=self.contrast.absent, optional=not self.rules)
+            return untestable(
+                self.contrast.name, reason=self.contrast.absent, optional=not self.rules
+            )
         refuting = {rule: rule.counterexamples(tally) for rule in self.rules}
         against = {pair.named: None for pairs in refuting.values() for pair in pairs}
         return Judgement(
@@ -184,9 +186,9 @@ class Ask:
         )
 
 
-def untestable(name: str, *, why: str = "not run", optional: bool = False) -> Judgement:
+def untestable(name: str, *, reason: str = "not run", optional: bool = False) -> Judgement:
     """Make a part that the evidence cannot decide; an ``optional`` one counts for nothing."""
-    return Judgement(name=name, text=why, judged=() if optional else (("", UNTESTABLE),))
+    return Judgement(name=name, text=reason, judged=() if optional else (("", UNTESTABLE),))
 
 
 def judge_part(ask: Callable[[ClaimEvidence], Judgement], evidence: ClaimEvidence) -> Judgement:
@@ -195,14 +197,14 @@ def judge_part(ask: Callable[[ClaimEvidence], Judgement], evidence: ClaimEvidenc
     part = ask(fresh)
     if not fresh.left_out:
         return part
-    num, why = len(fresh.left_out), worded(fresh.left_out)
+    num, reasons = len(fresh.left_out), worded(fresh.left_out)
     if part.rows:
         some = "1 row is" if num == 1 else f"{num} rows are"
-        text = f"{part.text}; {some} left out: {why}"
+        text = f"{part.text}; {some} left out: {reasons}"
         return replace(part, text=text, left_out=fresh.left_out)
     judged = tuple((asks, INCONCLUSIVE) for asks, _ in part.judged)
     whole = "its one row is" if num == 1 else f"all {num} rows are"
-    text = f"no conclusion, {whole} left out: {why}"
+    text = f"no conclusion, {whole} left out: {reasons}"
     return replace(part, text=text, judged=judged, left_out=fresh.left_out)
 
 
@@ -277,7 +279,7 @@ def _sometimes(tally: Tally) -> Outcome:
 
 
 def _within_spread(tally: Tally) -> Outcome:
-    larger, total = (2 * tally.within(total=both) > tally.num for both in (False, True))
+    larger, total = (2 * tally.within(total=total_std) > tally.num for total_std in (False, True))
     return _graded(larger, fails=not total)
 
 

@@ -138,8 +138,8 @@ def scaled_detection(
     plain = {key: value for key, value in study.items() if key != "arms"}  # not those of ARMS
     smaller = {**study, **_block({**plain, "recipe": recipe}, scale, precision)}
     reductions = scale.detection
-    beneath = replace(scale, batch=reductions.batch or scale.batch)
-    smaller["backbone"] = _block(study["backbone"], beneath, precision)
+    classifier_scale = replace(scale, batch=reductions.batch or scale.batch)
+    smaller["backbone"] = _block(study["backbone"], classifier_scale, precision)
     if reductions.detector is not None:
         smaller["detector"] = dict(reductions.detector)
     return smaller

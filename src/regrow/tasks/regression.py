@@ -23,9 +23,9 @@ def square_errors(outputs: Any, targets: Tensor) -> Tensor:
             f"The network must return a number for each target, {tuple(targets.shape)}. Got "
             f"{tuple(getattr(outputs, 'shape', ()))}."
         )
-    wanted = targets.double().flatten(1) if targets.dim() > 1 else targets.double()[:, None]
-    e = (outputs.double().reshape(wanted.shape) - wanted).square().mean(1)
-    t = wanted.square().mean(1)
+    values = targets.double().flatten(1) if targets.dim() > 1 else targets.double()[:, None]
+    e = (outputs.double().reshape(values.shape) - values).square().mean(1)
+    t = values.square().mean(1)
     return torch.stack([torch.ones_like(e), e, t, e * e, t * t, e * t]).sum(1)
 
 

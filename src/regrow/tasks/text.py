@@ -16,9 +16,9 @@ from regrow.tasks.metric import BITS_PER_BYTE, TOKEN_ACCURACY
 
 def count_tokens(logits: Any, targets: Tensor) -> Tensor:
     """Sum over sequences: 1, c, n, c^2, n^2, c n; of c correct tokens among n that count."""
-    asked = targets != IGNORED
-    correct = ((logits.argmax(dim=-1) == targets) & asked).flatten(1).sum(1).double()
-    return _moments(correct, asked.flatten(1).sum(1).double())
+    labelled = targets != IGNORED
+    correct = ((logits.argmax(dim=-1) == targets) & labelled).flatten(1).sum(1).double()
+    return _moments(correct, labelled.flatten(1).sum(1).double())
 
 
 def sum_bits(logits: Any, targets: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ def bits_by_frequency(dataset: Dataset) -> float:
     Each byte is counted once more than it occurs, so that none is impossible.
     """
     num = len(dataset.classes)
-    known = torch.bincount(dataset.train.labels.flatten(), minlength=num).double() + 1
-    bits = -(known / known.sum()).log2()
+    counts = torch.bincount(dataset.train.labels.flatten(), minlength=num).double() + 1
+    bits = -(counts / counts.sum()).log2()
     return float(bits[dataset.test.labels.flatten()].mean())
 
 

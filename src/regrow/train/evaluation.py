@@ -77,10 +77,10 @@ def evaluate(
             pixels = images.batch(indices).to(device, non_blocking=True)
             x = normalised(pixels, factors, channels_last=channels_last)
             outputs = forward(model, x, precision)
-            wanted = labels[indices.to(device)]
-            losses[place] = objective.total(outputs, wanted)
-            tallies[place] = task.tally(outputs, wanted)
-            counts[place] = objective.count(wanted)
+            targets = labels[indices.to(device)]
+            losses[place] = objective.total(outputs, targets)
+            tallies[place] = task.tally(outputs, targets)
+            counts[place] = objective.count(targets)
     sums = _stacked(tallies, len(order), ranks).to(device)
     for total in (sums, losses, counts):
         ranks.add_(total)

@@ -16,16 +16,18 @@ class MaskedWeights:
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        named = dict(model.named_parameters())
+        parameters = dict(model.named_parameters())
         for name in masks:
-            if name not in named:
+            if name not in parameters:
                 raise ConfigError(
                     "A mask names a parameter that the network lacks. "
-                    f"{unknown('parameter', name, named)}"
+                    f"{unknown('parameter', name, parameters)}"
                 )
-        self.parameters: list[Tensor] = [named[name] for name in masks]
+        self.parameters: list[Tensor] = [parameters[name] for name in masks]
         self.factors = {
-            name: torch.empty_like(named[name]).copy_(stays.expand(named[name].shape)).detach()
+            name: torch.empty_like(parameters[name])
+            .copy_(stays.expand(parameters[name].shape))
+            .detach()
             for name, stays in masks.items()
         }
 
@@ -38,10 +40,10 @@ class MaskedWeights:
     def zero_gradients_(self) -> None:
         """Zero the gradients of masked weights, so that the optimiser remembers nothing of them."""
         pairs = zip(self.parameters, self.factors.values(), strict=True)
-        having = [(p.grad, f) for p, f in pairs if p.grad is not None]
-        if having:
+        gradients = [(p.grad, f) for p, f in pairs if p.grad is not None]
+        if gradients:
             with torch.no_grad():
-                torch._foreach_mul_([grad for grad, _ in having], [f for _, f in having])
+                torch._foreach_mul_([grad for grad, _ in gradients], [f for _, f in gradients])
 
     def kept(self) -> dict[str, Tensor]:
         """Return copies of the masks as booleans, on the CPU."""

@@ -106,12 +106,12 @@ class Recipe:
                 "The precision 'auto' is decided for a store, by the commands that read a study "
                 "file. Give 'fp32' or 'bf16' here, or Study.load(path, precision=...)."
             )
-        for name, known in (("precision", get_args(Precision)), ("decayed", get_args(Decayed))):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"Recipe: {unknown(name, str(getattr(self, name)), known)}")
+        for name, values in (("precision", get_args(Precision)), ("decayed", get_args(Decayed))):
+            if getattr(self, name) not in values:
+                raise ConfigError(f"Recipe: {unknown(name, str(getattr(self, name)), values)}")
         if self.schedule not in SCHEDULES:
-            known = SCHEDULES.known()
-            raise ConfigError(f"Recipe: {unknown('schedule', str(self.schedule), known)}")
+            values = SCHEDULES.known()
+            raise ConfigError(f"Recipe: {unknown('schedule', str(self.schedule), values)}")
         self._check_options()
 
     def lr_at(self, epoch: int, *, place: int = 0, steps: int = 1) -> float:
@@ -187,10 +187,10 @@ class Recipe:
             return named(value)
         if not isinstance(value, Mapping):
             raise ConfigError(f"A recipe must be a name or a mapping of fields. Got {value!r}.")
-        known = [f.name for f in fields(cls)]
+        names = [f.name for f in fields(cls)]
         for key in value:
-            if key not in known and key != "name":
-                raise ConfigError(f"Recipe: {unknown('field', str(key), [*known, 'name'])}")
+            if key not in names and key != "name":
+                raise ConfigError(f"Recipe: {unknown('field', str(key), [*names, 'name'])}")
         changes: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
         }

@@ -59,8 +59,8 @@ def register_schedule(name: str, *, by_step: bool = False) -> Callable[[F], F]:
 @register_schedule("drops")
 def drops(recipe: "Recipe", epoch: int) -> float:
     """Multiply by ``drop_factor`` at each share of ``drop_at``, rounded down to a whole epoch."""
-    gone = sum(epoch >= _whole(share, recipe.epochs) for share in recipe.drop_at)
-    return float(recipe.drop_factor**gone)
+    num_drops = sum(epoch >= _whole(share, recipe.epochs) for share in recipe.drop_at)
+    return float(recipe.drop_factor**num_drops)
 
 
 @register_schedule("every")

@@ -131,9 +131,9 @@ class Training(Stepping):
         """Make all that a step works on, on the device and at its place in memory."""
         dataset, recipe, device = self.dataset, self.recipe, self.device
         image = dataset.shape
-        wanted = recipe.channels_last and dataset.of_images
-        channels_last = wanted and lay_out_(self.model, {self.model: image})
-        if wanted and not channels_last:
+        wants_channels_last = recipe.channels_last and dataset.of_images
+        channels_last = wants_channels_last and lay_out_(self.model, {self.model: image})
+        if wants_channels_last and not channels_last:
             self.notice = NOTICE
         learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self._learning = tuple(learning)
@@ -250,11 +250,13 @@ class Training(Stepping):
         shares = [1.0] * steps
         if recipe.mixup is not None:
             shares = draw_shares(steps, alpha=recipe.mixup, generator=generator).tolist()
-        done = (epoch - self.first_epoch) * steps
+        steps_before = (epoch - self.first_epoch) * steps
         return [
             Numbers(
                 lr=self._lr(epoch, place),
-                decay=min(recipe.ema or 0.0, (1 + done + place) / (10 + done + place)),
+                decay=min(
+                    recipe.ema or 0.0, (1 + steps_before + place) / (10 + steps_before + place)
+                ),
                 share=share,
             )
             for place, share in enumerate(shares)

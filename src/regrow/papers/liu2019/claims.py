@@ -115,8 +115,8 @@ def _needs(evidence_needed: str) -> tuple[Judge]:
 
     def judge(evidence: ClaimEvidence) -> Judgement:
         del evidence
-        why = f"not testable on the printed numbers; needed: {evidence_needed}"
-        return untestable("Beyond the tables", why=why)
+        reason = f"not testable on the printed numbers; needed: {evidence_needed}"
+        return untestable("Beyond the tables", reason=reason)
 
     return (judge,)
 

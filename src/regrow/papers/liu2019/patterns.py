@@ -136,7 +136,7 @@ def times_fewer(contrast: CurveContrast, times: float) -> Callable[[ClaimEvidenc
             if (needed := parameters_at(second, point.accuracy.mean)) is not None
         ]
         if not factors:
-            return untestable(name, why=contrast.absent)
+            return untestable(name, reason=contrast.absent)
         smallest, middle, largest = min(factors), median(factors), max(factors)
         criteria = [largest >= times, largest > 1.0]
         return Judgement(
@@ -159,18 +159,22 @@ def consistent_widths(evidence: ClaimEvidence) -> Judgement:
     layers = pruned[(pruned["layer"] != "total") & pruned["std"].notna()]
     shares = layers["std"] / layers["mean"]
     if shares.empty:
-        return untestable(name, why="one run: no spread")
+        return untestable(name, reason="one run: no spread")
     worst = max(records(layers), key=lambda row: row["std"] / row["mean"])
     whole = frame[frame["layer"] != "total"].groupby("quantity")["mean"].sum()
-    gone = 1 - whole["pruned width"] / whole["width"]
+    pruned_share = 1 - whole["pruned width"] / whole["width"]
     return Judgement(
         name=name,
         judged=((asks, "holds" if shares.max() <= CONSISTENT else "does not hold"),),
         text=f"largest {100 * shares.max():.1f}% (layer {worst['layer']}) of {len(layers)} layers; "
-        f"{100 * gone:.1f}% of the channels are pruned",
+        f"{100 * pruned_share:.1f}% of the channels are pruned",
         rows=len(layers),
         n=(int(worst["n"]),),
-        numbers={"largest": float(shares.max()), "layer": worst["layer"], "pruned": float(gone)},
+        numbers={
+            "largest": float(shares.max()),
+            "layer": worst["layer"],
+            "pruned": float(pruned_share),
+        },
     )
 
 
@@ -256,7 +260,7 @@ def few_near_zero(evidence: ClaimEvidence) -> Judgement:
     if networks.keys() != {"Unpruned", "Fine-tuned", "Scratch-trained"}:
         return untestable(
             name,
-            why="no numbers of these weights; needed: those of all three networks, as `regrow "
+            reason="no numbers of these weights; needed: those of all three networks, as `regrow "
             "reproduce figure-8` writes them",
         )
     unpruned, tuned, scratch = (
