@@ -669,14 +669,30 @@ def test_code_that_fixes_a_number_of_channels_is_no_group_and_is_named() -> None
 
 
 class Answer:
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
+    def __init__(self, logits: Tensor | None, more: Any = None) -> None:
+        self.logits, self.more = logits, more
 
 
-def test_output_that_hides_its_tensors_is_refused() -> None:
-    net = Net(lambda m, x: Answer(m.a(x)), a=conv(3, 8))
-    with pytest.raises(TraceError, match="output holds a Answer, in which no tensor can be found"):
+class SomeCache(Answer):
+    pass
+
+
+def test_output_without_tensors_is_refused() -> None:
+    net = Net(lambda m, x: Answer(None, m.a(x).shape[1]), a=conv(3, 8))
+    with pytest.raises(TraceError, match="returns a Answer, in which no tensor can be found"):
         trace(net, SHAPE)
+
+
+def test_outputs_in_objects_are_found_and_caches_are_passed_over() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.b(m.a(x).relu())
+        return {"answer": Answer(m.out(y.relu()), [y, object()]), "state": SomeCache(m.a(x))}
+
+    net = Net(forward, a=conv(3, 8), b=conv(8, 6), out=conv(6, 2))
+    found = trace(net, SHAPE)
+    assert list(found.groups) == ["a"]
+    assert {name for name, why in found.whole.items() if "output" in why} == {"b", "out"}
+    assert verify(net, random_mask(found), found).ok
 
 
 class Turn(nn.Module):

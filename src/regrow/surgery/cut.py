@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from regrow.core.units import UNITS
 from regrow.errors import TraceError
 from regrow.surgery.groups import WIDTH, Trace
 from regrow.surgery.mask import Mask
-from regrow.surgery.tape import Narrows, call, evaluating
+from regrow.surgery.tape import Narrows, call, evaluating, output_tensors
 
 
 class Select(nn.Module):
@@ -273,7 +273,7 @@ def what_breaks(small: nn.Module, trace: Trace) -> str | None:
                 call(deepcopy(small).train(), tree_map(_twice, trace.example))
     except Exception as error:
         return f"does not run{how}: {error}"
-    shapes = tuple(tuple(x.shape) for x in tree_leaves(output) if isinstance(x, Tensor))
+    shapes = tuple(tuple(x.shape) for x in output_tensors(output))
     if trace.outputs is not None and shapes != trace.outputs:
         was, now = (", ".join(map(str, every)) for every in (trace.outputs, shapes))
         return f"returns another shape, {now} in place of {was}"

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.core.seeds import seeded
 from regrow.core.units import UNITS
@@ -20,6 +20,7 @@ from regrow.surgery.cut import duplicate, is_cut, shrink
 from regrow.surgery.groups import Group, Kind, Trace
 from regrow.surgery.mask import Mask
 from regrow.surgery.oracle import silence
+from regrow.surgery.tape import leaves, output_tensors
 
 LEAST_SHOWN = 1e-3  # of the output, by which a group has to move it
 # Of the output, by which a right cut may be off: 4.5 million roundings in float64, and 80 in
@@ -233,8 +234,8 @@ def _faded(
     total = torch.zeros(())
     for parameter in parameters.values():
         parameter.requires_grad_(parameter.is_floating_point())
-    for leaf in tree_leaves([called(live, x, graph=True) for x in inputs]):
-        if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.numel():
+    for leaf in output_tensors([called(live, x, graph=True) for x in inputs]):
+        if leaf.requires_grad and leaf.numel():
             leaf = torch.view_as_real(leaf) if leaf.is_complex() else leaf
             weights = torch.randn(leaf.shape, generator=draw).to(leaf)
             scale = leaf.detach().norm().clamp(min=1e-30)
@@ -345,14 +346,14 @@ def _only(mask: Mask, names: Sequence[str]) -> Mask:
 
 def _difference(output: Any, expected: Any) -> float:
     """Return the largest difference of two outputs' numbers; NaN where any is not finite."""
-    (ours, our_form), (theirs, their_form) = tree_flatten(output), tree_flatten(expected)
-    if our_form != their_form:
+    ours, theirs = leaves(output), leaves(expected)
+    if [place for place, _ in ours] != [place for place, _ in theirs]:
         raise TraceError(
             "The cut network returns something else than the network itself: "
             f"{_shape(output)} in place of {_shape(expected)}. Let it return the same whatever "
             "its number of channels."
         )
-    return _largest([_gap(a, b) for a, b in zip(ours, theirs, strict=True)])
+    return _largest([_gap(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True)])
 
 
 def _gap(ours: Any, theirs: Any) -> float:

@@ -1,12 +1,14 @@
 """Record what a network does with one example: every ATen operation, its values and its owner."""
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -60,10 +62,15 @@ def _refs(arguments: Sequence[Any]) -> Iterator[int]:
 
 @dataclass(kw_only=True)
 class Tape:
-    """The recorded operations and the tensors they passed, indexed by value."""
+    """The recorded operations and the tensors they passed, indexed by value.
+
+    What hangs on the input is kept without its numbers (on the device ``meta``): no rule may ask
+    for them, and the memory of all activations is many times that of the network.
+    """
 
     nodes: list[Node] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+    storages: list[int] = field(default_factory=list)  # by value, the number of its memory
     names: dict[int, str] = field(default_factory=dict)  # value -> parameter or buffer name
     parameters: set[int] = field(default_factory=set)  # values that are parameters
     inputs: list[int] = field(default_factory=list)
@@ -72,14 +79,14 @@ class Tape:
     # Modules that were told a number of channels -> the attribute that holds it.
     normalisers: dict[str, str] = field(default_factory=dict)
     compiled: frozenset[str] = frozenset()  # modules whose code is torch.jit's and not Python's
-    _storages: dict[int, list[int]] = field(default_factory=dict)
+    _sharing: dict[int, list[int]] = field(default_factory=dict)
 
     def aliases(self, index: int) -> list[int]:
         """Return the values that lie in the same memory as one, itself included."""
-        if not self._storages:
-            for i, value in enumerate(self.values):
-                self._storages.setdefault(value.untyped_storage().data_ptr(), []).append(i)
-        return self._storages[self.values[index].untyped_storage().data_ptr()]
+        if not self._sharing:
+            for i, number in enumerate(self.storages):
+                self._sharing.setdefault(number, []).append(i)
+        return self._sharing[self.storages[index]]
 
     def output_shapes(self) -> tuple[tuple[int, ...], ...] | None:
         """Return the shapes of what the network returned; None if its data decides some of them."""
@@ -105,13 +112,16 @@ _CHOSEN_BY_DATA = (
 
 
 class _TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Write each operation to a tape. Tensors are told by identity, so all are kept alive."""
+    """Write each operation to a tape. Tensors are told by identity, while they are alive."""
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
         self.stack: list[str] = [""]
-        self._index: dict[int, int] = {}
+        self._index: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._data: set[int] = set()  # values that hang on the input
+        # While it is referred to, even weakly, a storage's address is given to no other.
+        self._memory: dict[int, tuple[StorageWeakRef, int]] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -120,14 +130,31 @@ class _TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def value(self, tensor: Tensor) -> int:
         """Return the index of a tensor's current value, entering it when it is new."""
-        if id(tensor) not in self._index:
-            self.enter(tensor)
-        return self._index[id(tensor)]
+        known = self._index.get(id(tensor))
+        if known is None or known[0]() is not tensor:
+            return self.enter(tensor)
+        return known[1]
 
-    def enter(self, tensor: Tensor) -> int:
-        self.tape.values.append(tensor)
-        self._index[id(tensor)] = len(self.tape.values) - 1
-        return self._index[id(tensor)]
+    def enter(self, tensor: Tensor, *, data: bool = False) -> int:
+        """Give a tensor's current value an index; of ``data`` keep no numbers."""
+        index = len(self.tape.values)
+        self.tape.values.append(_without_numbers(tensor) if data else tensor)
+        self.tape.storages.append(self._number(tensor))
+        self._index[id(tensor)] = (weakref.ref(tensor), index)
+        if data:
+            self._data.add(index)
+        return index
+
+    def _number(self, tensor: Tensor) -> int:
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):  # sparse tensors, for one, have none
+            return -len(self.tape.values) - 1
+        known = self._memory.get(storage._cdata)
+        if known is None:
+            known = (StorageWeakRef(storage), len(self._memory))  # type: ignore[no-untyped-call]
+            self._memory[storage._cdata] = known
+        return known[1]
 
     def __torch_dispatch__(
         self,
@@ -138,10 +165,11 @@ class _TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         recorded_args = self._recorded(args)
         recorded_kwargs = {name: self._recorded(x) for name, x in (kwargs or {}).items()}
+        data = any(i in self._data for i in _refs((*recorded_args, *recorded_kwargs.values())))
         result = func(*args, **(kwargs or {}))
         # An operation in place makes a new value of the same tensor, hence `enter`.
         outputs = tuple(
-            self.enter(x) if isinstance(x, Tensor) else None
+            self.enter(x, data=data) if isinstance(x, Tensor) else None
             for x in ([result] if isinstance(result, Tensor) else tree_leaves(result))
         )
         self.tape.nodes.append(
@@ -165,14 +193,65 @@ class _TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return argument
 
 
+def _without_numbers(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+class Arguments(NamedTuple):
+    """Arguments of a network by position and by name; a tree, whose leaves may be mapped."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 def call(model: nn.Module, example: Any) -> Any:
     """Call a network on one input, a list or tuple of inputs, or a mapping of inputs by name.
 
-    A network whose one input is a list takes ``([...],)``.
+    A network whose one input is a list takes ``([...],)``; ``Arguments`` hold both sorts.
     """
+    if isinstance(example, Arguments):
+        return model(*example.args, **example.kwargs)
     if isinstance(example, Mapping):
         return model(**example)
     return model(*example) if isinstance(example, list | tuple) else model(example)
+
+
+def leaves(output: Any) -> list[tuple[str, Any]]:
+    """List what a network returned: tensors and plain values, each with where it was found.
+
+    Looked into are containers, dataclasses, and objects for the tensors they hold. Passed over are
+    objects without tensors, and caches (any class named so, as ``DynamicCache``): what a network
+    remembers for its next call changes its width with the network.
+    """
+    return list(_found(output, "", set()))
+
+
+def _found(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Tensor | bool | int | float | str | complex | None):
+        yield place, value
+        return
+    if id(value) in seen or any(kind.__name__.endswith("Cache") for kind in type(value).__mro__):
+        return
+    if isinstance(value, Mapping):
+        parts = [(f"[{key!r}]", part) for key, part in value.items()]
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = [(f"[{number}]", part) for number, part in enumerate(value)]
+    elif is_dataclass(value):
+        parts = [(f".{f.name}", getattr(value, f.name, None)) for f in fields(value)]
+    else:
+        seen.add(id(value))
+        for name, part in getattr(value, "__dict__", {}).items():
+            if isinstance(part, Tensor) or not callable(part):
+                inside = _found(part, f"{place}.{name}", seen)
+                yield from (pair for pair in inside if isinstance(pair[1], Tensor))
+        return
+    for name, part in parts:
+        yield from _found(part, place + name, seen)
+
+
+def output_tensors(output: Any) -> list[Tensor]:
+    """List the tensors of what a network returned, as ``leaves`` finds them."""
+    return [leaf for _, leaf in leaves(output) if isinstance(leaf, Tensor)]
 
 
 def record(model: nn.Module, example: Any) -> Tape:
@@ -190,8 +269,8 @@ def record(model: nn.Module, example: Any) -> Tape:
         tape.parameters.add(index)
     for name, buffer in model.named_buffers():
         tape.names[recorder.enter(buffer)] = name
-    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
-    tape.inputs += [recorder.enter(tensor) for tensor in tensors]
+    given = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    tape.inputs += [recorder.enter(tensor, data=True) for tensor in given]
     for attribute in ("num_features", "num_groups", "normalized_shape"):
         tape.normalisers |= {
             n: attribute for n, m in model.named_modules() if hasattr(m, attribute)
@@ -207,19 +286,17 @@ def record(model: nn.Module, example: Any) -> Tape:
             output = call(model, example)
     except Exception as error:
         where = f" in {recorder.stack[-1]!r}" if recorder.stack[-1] else ""
-        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in given)
         raise TraceError(
             f"The network fails on an example of shape {shapes}{where}: {error}. "
             "Give an example input that the network takes."
         ) from error
-    for leaf in tree_leaves(output):
-        if isinstance(leaf, Tensor):
-            tape.outputs.append(recorder.value(leaf))
-        elif not isinstance(leaf, bool | int | float | str | None):
-            raise TraceError(
-                f"The network's output holds a {type(leaf).__name__}, in which no tensor can be "
-                "found. Let it return a tensor, or a tuple, list or dict of tensors."
-            )
+    tape.outputs += [recorder.value(tensor) for tensor in output_tensors(output)]
+    if not tape.outputs:
+        raise TraceError(
+            f"The network returns a {type(output).__name__}, in which no tensor can be found. Let "
+            "it return a tensor, or a tuple, list or dict of tensors."
+        )
     return tape
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.errors import TraceError
 from regrow.surgery.colours import ZERO, Classes, ViewConflictError
@@ -16,7 +16,7 @@ from regrow.surgery.norms import BATCH_NORMS
 from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.statistics import carry
-from regrow.surgery.tape import Node, Tape, record
+from regrow.surgery.tape import Arguments, Node, Tape, record
 from regrow.surgery.trial import refused
 from regrow.surgery.whole import whole_layers
 
@@ -26,13 +26,20 @@ COUNTED = "the network's own code counts on how many there are"
 Example = Tensor | Sequence[int] | Sequence[Any] | Mapping[str, Any]
 
 
-def trace(model: nn.Module, example: Example, *, keep: Sequence[str] = ()) -> Trace:
+def trace(
+    model: nn.Module,
+    example: Example,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    keep: Sequence[str] = (),
+) -> Trace:
     """Find the groups of a network by running it once on an example.
 
     Args:
         model: any network; it is left as it was.
         example: an input ``[N, ...]`` or its shape; or several inputs, as a list or tuple, or as a
-            mapping of names to inputs. One sample of each is run.
+            mapping of names to inputs. One sample of each is run, if they are tensors of as many.
+        kwargs: further inputs by name.
         keep: names of modules (or prefixes of names) whose output channels stay whole.
 
     Raises:
@@ -46,7 +53,7 @@ def trace(model: nn.Module, example: Example, *, keep: Sequence[str] = ()) -> Tr
     for name in keep:
         if name not in names:
             raise TraceError(f"keep: the network has no module {name!r}.")
-    sample = _sample(model, example)
+    sample = _sample(model, example, kwargs)
     tape = record(model, tree_map(_copied, sample))
     movers = frozenset(name for name, _, _ in tape.movers)
     views = _candidate_views(tape)
@@ -82,21 +89,40 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _sample(model: nn.Module, example: Any) -> Any:
+def _sample(model: nn.Module, example: Any, kwargs: Mapping[str, Any] | None) -> Any:
     """Return inputs for one example, where the network's parameters are and in their type."""
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    several = isinstance(example, list | tuple)
+    if several and example and all(isinstance(n, int) for n in example):
+        example, several = torch.zeros(1, *tuple(example)[1:]), False
+    if kwargs is not None:
+        given = tuple(example) if several else (example,)
+        example = Arguments(given, dict(kwargs))
+    one = _are_samples(example)
 
     def moved(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        sample = (value[:1] if value.dim() else value).detach().clone()
+        sample = (value[:1] if one and value.dim() else value).detach().clone()
         if first is None:
             return sample
         return sample.to(first) if sample.is_floating_point() else sample.to(first.device)
 
-    if not isinstance(example, Tensor | Mapping) and all(isinstance(n, int) for n in example):
-        example = torch.zeros(1, *tuple(example)[1:])
     return tree_map(moved, example)
+
+
+def _are_samples(example: Any) -> bool:
+    """Tell whether all tensors are inputs themselves, each with as many samples."""
+    inputs: list[Any] = [example]
+    if isinstance(example, Arguments):
+        inputs = [*example.args, *example.kwargs.values()]
+    elif isinstance(example, Mapping):
+        inputs = list(example.values())
+    elif isinstance(example, list | tuple):
+        inputs = list(example)
+    held = sum(isinstance(leaf, Tensor) for leaf in tree_leaves(example))
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    return held == len(tensors) and len({len(t) for t in tensors if t.dim()}) == 1
 
 
 _PRODUCERS = {"aten::convolution", "aten::_convolution", "aten::addmm", "aten::mm", "aten::linear"}
