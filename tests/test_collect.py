@@ -94,6 +94,27 @@ def test_how_a_treated_parent_ended_is_not_its_convergence(store: Store) -> None
     assert {(r.parent_score, r.parent_ending) for r in runs if not r.unpruned} == {(50.0, None)}
 
 
+@pytest.mark.parametrize(
+    ("method", "ended", "known"),
+    [("magnitude", 0.5, None), ("magnitude", 0.7, 0.7), ("l1-filter", 0.5, 0.5)],
+)
+def test_masks_that_an_arms_treatment_changed_are_known(
+    method: str, ended: float, known: float | None, store: Store
+) -> None:
+    moving = {"name": "moving", "start": "random", "treatment": "network-slimming", "strength": 2}
+    methods = {"name": method, "sparsity": 0.5}
+    study = Study.from_json({**STUDY, "methods": methods, "arms": ["fine-tune", moving]})
+    for job in all_jobs(study.jobs()).values():
+        changes = {"sparsity": 0.5} if job.pruning is job else {}
+        finish(store, job, **({"sparsity": ended} if job.treated is not None else changes))
+    runs, _ = collect(study, store)
+    plain, moved = ([run for run in runs if run.arm == arm] for arm in ("fine-tune", "moving"))
+    assert {(run.treatment, run.masked_at_end) for run in plain} == {("", None)}
+    assert {(run.treatment, run.masked_at_end) for run in moved} == {
+        ("network-slimming at strength 2", known)
+    }
+
+
 def test_failure_of_a_stage_fails_what_stands_on_it_and_is_listed_once(
     study: Study, store: Store
 ) -> None:

@@ -138,6 +138,14 @@ def test_unpruned_of_the_same_method_comes_first() -> None:
             {"budget": "equal-flops", "parent_counted": True},
             "equal FLOPs, the parent's training counted",
         ),
+        (
+            {"budget": "equal-epochs", "start": "random", "treatment": "rigl"},
+            "equal epochs, treated by rigl",
+        ),
+        (
+            {"budget": "equal-epochs", "treatment": "agp at strength 2", "masked_at_end": 0.9},
+            "equal epochs, treated by agp at strength 2, 0.9 of the weights masked at the end",
+        ),
     ],
 )
 def test_fairness_is_worded_from_the_specs(changes: dict[str, object], words: str) -> None:

@@ -44,6 +44,11 @@ class Treated:
     sparsity: float | None = None  # where it depends on that
     code: str | None = None  # digest of a file from outside this package
 
+    @property
+    def text(self) -> str:
+        """Its name for people, with its strength if it has one."""
+        return self.method + (f" at strength {self.strength:g}" if self.strength else "")
+
     def to_json(self) -> dict[str, Any]:
         """Return what was asked for."""
         revision = METHODS.get(self.method).treatment_revision

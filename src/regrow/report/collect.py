@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from regrow.core.units import UNITS
 from regrow.errors import Damaged
 from regrow.jobs.base import Job, all_jobs
 from regrow.report.render import Extra, Failure
@@ -12,6 +13,8 @@ from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.studies.study import KINDS, AnyStudy, Study
 from regrow.tasks.metric import Metric
+
+SAME_SPARSITY = 0.0005  # less than what a report shows
 
 
 def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
@@ -140,6 +143,7 @@ class Reader:
             "schedule": arm.schedule,
             "cap": arm.budget.cap,
             "objective": arm.objective.name if arm.objective is not None else "",
+            "treatment": "" if job.treated is None else job.treated.text,
             "base_epochs": 0 if published else experiment.recipe.epochs,
             "metric": metric,
             "num_test": None if data is None else data.num_test,
@@ -166,9 +170,19 @@ class Reader:
             capped=record.get("capped", False),
             ending=_ending(job, record),
             teacher_flops=record.get("teacher_flops"),
+            masked_at_end=self._masked_at_end(job),
             **self._parent(job),
             **self._cost(job),
         )
+
+    def _masked_at_end(self, job: Job) -> float | None:
+        """Return the share of weights that a retraining left masked, if it changed that."""
+        ended = self.record(job).get("sparsity")
+        if ended is None or job.pruning is None:
+            return None
+        started = self.record(job.pruning)["sparsity"]
+        of_weights = UNITS.get(job.pruning.method.unit).unstructured
+        return None if of_weights and abs(ended - started) < SAME_SPARSITY else float(ended)
 
     def _cost(self, job: Job) -> dict[str, Any]:
         """Return what is left of a cost, where a share of one was asked for."""

@@ -72,8 +72,10 @@ class Run:
     parent's training); or ``stamp`` says it in words. ``subject`` names what the arm was done to,
     where that is not the row's own network. ``objective`` is what the arm descends, where it is not
     the recipe's, and ``teacher_flops`` what the teacher of such a training computes, which
-    ``training_flops`` include. ``cost_asked`` and ``cost_left`` are shares of the unpruned
-    network's cost, where a study asked for one, and ``cost_machine`` is where it was measured.
+    ``training_flops`` include. ``treatment`` words what acted while the arm trained, and
+    ``masked_at_end`` is the share of weights that it left masked, where that is not the pruning's
+    sparsity. ``cost_asked`` and ``cost_left`` are shares of the unpruned network's cost, where a
+    study asked for one, and ``cost_machine`` is where it was measured.
 
     What allows no conclusion (``regrow.report.validity``) follows from ``num_test`` and ``chance``
     (the baseline's score) of the test set, from how the training ended, and from the network that
@@ -115,6 +117,8 @@ class Run:
     chance: float | None = None
     objective: str = ""
     teacher_flops: float | None = None
+    treatment: str = ""
+    masked_at_end: float | None = None
     ending: Ending | None = None
     parent_score: float | None = None
     parent_error: float | None = None
@@ -316,6 +320,11 @@ def fairness(runs: Sequence[Run]) -> str:
         text += f", by {first.objective}"
         taught = {run.teacher_flops for run in runs if run.teacher_flops is not None}
         text += f" (the teacher's {max(taught):.3g} FLOPs counted)" if taught else ""
+    if first.treatment:
+        text += f", treated by {first.treatment}"
+    ended = [run.masked_at_end for run in runs if run.masked_at_end is not None]
+    if ended:
+        text += f", {mean_and_std(ended)[0]:.3g} of the weights masked at the end"
     if first.parent_counted:
         text += ", the parent's training counted"
     capped = sum(run.capped for run in runs)
