@@ -306,3 +306,27 @@ def test_docstrings_say_what_a_thing_is_or_does() -> None:
                     name = file.relative_to(PACKAGE).as_posix()
                     indirect.append(f"{name}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}")
     assert not indirect, "begin with a noun or a verb:\n" + "\n".join(indirect)
+
+
+NAMED_IN_PAGE = re.compile(r"`((?:\w+/)+\w+\.py|\w+\.py)`((?:[:,] `[\w.]+`(?! \())*)")
+
+
+def test_the_architecture_page_names_what_exists() -> None:
+    """Look for each file that the page names, and for the names beside it (``a.py``: ``b``)."""
+    page = PACKAGE.parents[1] / "docs" / "architecture.md"
+    if not page.is_file():
+        pytest.skip("the package is installed without its docs")
+    missing = []
+    for path, names in NAMED_IN_PAGE.findall(page.read_text(encoding="utf-8")):
+        file = PACKAGE / path
+        if not file.is_file():
+            missing += [path] if not (page.parents[1] / path).is_file() else []
+            continue
+        text = file.read_text(encoding="utf-8")
+        for name in re.findall(r"[:,] `([A-Za-z_.]+)`", names):
+            last = name.rpartition(".")[2]
+            if not name.endswith(".py") and not re.search(
+                rf"^\s*(def |class )?{last}\b", text, re.M
+            ):
+                missing.append(f"{path}: {name}")
+    assert not missing, f"docs/architecture.md names what is not there: {missing}"
