@@ -97,6 +97,41 @@ def test_statistics_are_those_of_what_stays_or_nothing_is_cut(kind: str) -> None
     assert verify(net, Mask(unit="channel", kept=kept), found).ok
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose rows are standardised by a batch norm, as in NF-nets and BiT."""
+
+    def __init__(self, a: int, b: int, groups: int = 1) -> None:
+        super().__init__(a, b, 3, padding=1, groups=groups)
+        self.gain = nn.Parameter(torch.rand(self.out_channels, 1, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        gain = (self.gain * 0.3).view(-1)
+        rows = F.batch_norm(rows, None, None, gain, None, training=True, momentum=0.0)
+        weight = rows.reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, groups=self.groups)
+
+
+def test_standardised_weights_have_statistics_over_what_they_read() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        Standardised(3, 8), nn.SiLU(), Standardised(8, 8), nn.Sigmoid(), Standardised(8, 6, 2),
+        nn.ReLU(), Standardised(6, 6, 6), Standardised(6, 2),
+    )  # fmt: skip
+    found = trace(net, (1, 3, 6, 6))
+    assert {name: group.kind for name, group in found.groups.items()} == {
+        "0": "conv", "2": "grouped",
+    }  # fmt: skip
+    mask = Mask(
+        unit="channel", kept={"0": torch.arange(8) % 3 > 0, "2": torch.tensor([False, True])}
+    )
+    assert verify(net, mask, found).ok
+    small = shrink(net, mask, found)
+    assert [tuple(small[i].weight.shape[:2]) for i in (0, 2, 4, 6, 7)] == [  # type: ignore[index]
+        (5, 3), (4, 5), (3, 4), (3, 1), (2, 3),
+    ]  # fmt: skip
+
+
 def test_root_mean_square_of_what_stays_by_hand() -> None:
     net = Tokens(lambda m, x: m(x), Root())
     found = trace(net, SHAPE)

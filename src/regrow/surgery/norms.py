@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from regrow.surgery.colours import ZERO, spread
+from regrow.surgery.parameters import is_of_rows, standardise
 from regrow.surgery.rules import rule
 from regrow.surgery.tape import Node, Ref
 
@@ -25,6 +26,9 @@ BATCH_NORMS = (
 
 @rule(*BATCH_NORMS)
 def _batch_norm(painter: Painter, node: Node) -> None:
+    if not painter.is_painted(node.args[0]) and is_of_rows(painter, node):
+        standardise(painter, node)
+        return
     source = painter.of(node.args[0])
     channels = source.along(1)
     tensors = [a for a in node.args[1:5] if isinstance(a, Ref)]

@@ -4,7 +4,7 @@ Layer norms, and group norms of a single group, take statistics over the channel
 the oracle they take them over the channels that stay.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,8 @@ class _ByHand(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if self.inside == 0 and func in (F.rms_norm, torch.rms_norm):
             return self._rms_norm(*args, **kwargs)
+        if self.inside == 0 and func in (F.batch_norm, torch.batch_norm):
+            return self._batch_norm(func, *args, **kwargs)
         if self.inside == 0 and getattr(func, "__name__", "") in _STATISTICS and args:
             x, *rest = args
             given = rest[0] if rest else kwargs.get("dim")
@@ -113,6 +115,14 @@ class _ByHand(TorchFunctionMode):
             and isinstance(dims, list | tuple)
             and self.dim % x.dim() in [d % x.dim() for d in dims]
         )
+
+    def _batch_norm(self, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Standardise a weight's rows over the channels that are kept; others are zero."""
+        if input.dim() != 3 or input.shape[-1] != self.size or self.dim != -1:
+            return cast(Tensor, func(input, *args, **kwargs))
+        kept = self.kept.to(input.device)
+        result = func(input.index_select(-1, kept), *args, **kwargs)
+        return torch.zeros_like(input).index_copy(-1, kept, result)
 
     def _rms_norm(
         self, input: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None

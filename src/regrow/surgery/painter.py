@@ -1,5 +1,6 @@
 """Paint a recorded network: colours carried through every operation, and where they lie."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -103,7 +104,7 @@ class Painter:
         data, *weights = node.args[node.name == "aten::addmm" :][:2]
         if node.name in EMBEDDINGS:
             data, weights = weights[0], [data]
-        return not self.parameter_view(data) and any(map(self.parameter_view, weights))
+        return not self.parameter_view(data) and any(map(self.weight_view, weights))
 
     def _is_compiled(self, node: Node) -> bool:
         """Tell whether an operation takes a tensor of a module that torch.jit compiled."""
@@ -172,6 +173,12 @@ class Painter:
             return None
         return laid.name, laid.order()
 
+    def weight_view(self, ref: Ref) -> Laid | None:
+        """Return how a parameter lies that is used as a weight, or None."""
+        laid = self.laid(ref)
+        used = laid is not None and laid.is_weight and laid.name in self._parameters
+        return laid if used else None
+
     @cached_property
     def _parameters(self) -> frozenset[str]:
         return frozenset(self.tape.names[index] for index in self.tape.parameters)
@@ -203,11 +210,22 @@ class Painter:
                 shape = self.shape(index)
                 self.paints[index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
 
-    def read(self, weight: str, dim: int, ids: Tensor, source: Paint) -> None:
+    def read(self, weight: Laid, dim: int, ids: Tensor, source: Paint) -> None:
         """Note that a weight's input dimension reads these channels."""
-        if not source.clean:  # silence means that nobody reads it
-            self._unread.add((weight, dim))
-        self._mark(weight, dim, ids, "reader")
+        if weight.standardised is not None:  # by statistics over all that it reads
+            each = math.prod(weight.sizes[1:]) // len(ids)
+            over = ids.repeat_interleave(each)
+            self.measured.add(weight.standardised)
+            self.pass_statistics(weight.standardised, over, -1)
+        elif not source.clean:  # silence means that nobody reads it
+            self._unread.add((weight.name, dim))
+        self._mark(weight.name, dim, ids, "reader")
+
+    def rows(self, weight: str, count: int) -> Tensor:
+        """Return the colours of a weight's first dimension."""
+        if (weight, 0) not in self._seen:
+            self._seen[weight, 0] = self.colours.fresh(count)
+        return self._seen[weight, 0]
 
     def produce(
         self, weight: str, bias: str | None, dim: int, count: int, *, linear: bool

@@ -28,12 +28,20 @@ class Laid:
     dims: tuple[int | None, ...]
     sizes: tuple[int, ...]
     same_values: bool = True  # moved only, and not a function of it
+    in_order: bool = True  # its numbers follow each other as in the tensor, in whatever shape
+    standardised: str | None = None  # the module that standardised its rows, one by one
 
     @property
     def as_it_is(self) -> bool:
         """True if the value is the tensor itself, with its dimensions in some order."""
+        return self.same_values and self.is_weight
+
+    @property
+    def is_weight(self) -> bool:
+        """True if all dimensions are there, of the tensor itself or with its rows standardised."""
         wide = {dim for dim, size in enumerate(self.sizes) if size != 1}
-        return self.same_values and wide <= set(self.dims)
+        values = self.same_values or self.standardised is not None
+        return values and wide <= set(self.dims)
 
     def order(self) -> tuple[int, ...]:
         """Return the dimensions, -1 for None."""
@@ -62,12 +70,40 @@ def follow(painter: Painter, node: Node) -> None:
         laid = painter.laid(named[0])
         assert laid is not None
         painter.lay(node, replace(laid, same_values=False))
+    elif node.name == "aten::native_batch_norm" and is_of_rows(painter, node):
+        standardise(painter, node)
     else:
         painter.compute(node)
 
 
 def _is_vector(painter: Painter, ref: Ref) -> bool:
     return sum(size > 1 for size in painter.value(ref).shape) <= 1
+
+
+def is_of_rows(painter: Painter, node: Node) -> bool:
+    """Tell whether a norm standardises each row of a weight, laid out as [1, rows, the rest]."""
+    data, *affine = node.args[:5]
+    laid = painter.laid(data)
+    gains = [ref for ref in affine if ref is not None]
+    return (
+        laid is not None
+        and laid.same_values
+        and laid.in_order
+        and len(laid.dims) == 3
+        and laid.dims[1] == 0
+        and bool(node.args[5])
+        and all(painter.is_painted(ref) or painter.parameter(ref) for ref in gains)
+    )
+
+
+def standardise(painter: Painter, node: Node) -> None:
+    """Let a weight pass whose rows are standardised, and scaled by what lies along them."""
+    laid = painter.laid(node.args[0])
+    assert laid is not None
+    for gain in node.args[1:3]:
+        if gain is not None and (painter.is_painted(gain) or painter.paint_parameter(gain)):
+            painter.unite(painter.rows(laid.name, laid.sizes[0]), painter.of(gain).full())
+    painter.lay(node, replace(laid, same_values=False, standardised=node.module))
 
 
 def _turn(painter: Painter, node: Node, ref: Ref) -> None:
@@ -82,7 +118,8 @@ def _turn(painter: Painter, node: Node, ref: Ref) -> None:
         order[a], order[b] = order[b], order[a]
     elif node.name == "aten::permute":
         order = [laid.dims[int(d) % rank] for d in node.args[1]]
-    painter.lay(node, replace(laid, dims=tuple(order)))
+    still = node.name in COPIES
+    painter.lay(node, replace(laid, dims=tuple(order), in_order=laid.in_order and still))
 
 
 def _move(painter: Painter, node: Node, ref: Ref) -> None:
@@ -94,6 +131,10 @@ def _move(painter: Painter, node: Node, ref: Ref) -> None:
         painter.compute(node)
         return
     result = painter.shape(node.outputs[0])
+    in_order = laid.in_order and node.name in VIEWS
+    if in_order and result == laid.sizes:
+        painter.lay(node, replace(laid, dims=tuple(range(len(result)))))
+        return
     dims: list[int | None] = [None] * len(result)
     for dim, own in enumerate(laid.dims):
         if own is None or shape[dim] == 1:
@@ -107,7 +148,7 @@ def _move(painter: Painter, node: Node, ref: Ref) -> None:
     if set(dims) == {None}:
         painter.compute(node)
     else:
-        painter.lay(node, replace(laid, dims=tuple(dims)))
+        painter.lay(node, replace(laid, dims=tuple(dims), in_order=in_order))
 
 
 def _moved(painter: Painter, node: Node, places: torch.Tensor) -> torch.Tensor:

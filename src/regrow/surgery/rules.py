@@ -262,19 +262,19 @@ def _no_parameter(painter: Painter, weight: Ref) -> str:
 def _convolution(painter: Painter, node: Node) -> None:
     data, weight, bias = node.args[:3]
     transposed, groups = node.args[6], node.args[8]
-    viewed = painter.parameter_view(weight)
+    laid = painter.weight_view(weight)
     source = painter.of(data)
     channels = source.along(1)
     shape = painter.shape(node.outputs[0])
     depthwise = groups > 1 and channels is not None and groups == len(channels) == shape[1]
     if channels is not None and depthwise and _filter_channels(painter, node, channels):
         return
-    sides = (1, 0) if transposed else (0, 1)
-    dims = [viewed[1][side] for side in sides] if viewed is not None else [-1]
-    if viewed is None or channels is None or min(dims) < 0:
-        painter.unknown(node, _no_parameter(painter, weight) if viewed is None else "")
+    out_dim, in_dim = (
+        (laid.order()[side] for side in ((1, 0) if transposed else (0, 1))) if laid else (-1, -1)
+    )
+    if laid is None or channels is None or min(out_dim, in_dim) < 0:
+        painter.unknown(node, _no_parameter(painter, weight) if laid is None else "")
         return
-    name, (out_dim, in_dim) = viewed[0], dims
     if groups > 1:
         bias_name = painter.parameter(bias) if bias is not None else None
         if bias is not None and bias_name is None:
@@ -284,11 +284,11 @@ def _convolution(painter: Painter, node: Node) -> None:
         heads = painter.colours.fresh(groups)  # a group's inputs and outputs live and die together
         painter.unite_rows(channels, heads)
         rows, out = (heads.repeat_interleave(n // groups) for n in (len(value), shape[1]))
-        painter.produce_groups(name, bias_name, rows=rows, out=out)
+        painter.produce_groups(laid.name, bias_name, rows=rows, out=out)
         painter.put(node, spread(out, shape, 1))
     else:
-        painter.read(name, in_dim, channels, source)
-        painter.put(node, _produced(painter, node, name, out_dim, bias, linear=False))
+        painter.read(laid, in_dim, channels, source)
+        painter.put(node, _produced(painter, node, laid.name, out_dim, bias, linear=False))
 
 
 def _filter_channels(painter: Painter, node: Node, channels: Tensor) -> bool:
@@ -303,7 +303,7 @@ def _filter_channels(painter: Painter, node: Node, channels: Tensor) -> bool:
     bias_laid = painter.laid(bias) if bias is not None else None
     if bias is not None and (bias_laid is None or not bias_laid.as_it_is):
         return False
-    if laid is not None and laid.same_values and laid.dims[0] is not None:
+    if laid is not None and laid.is_weight and laid.dims[0] is not None:
         painter.pass_through(laid.name, laid.dims[0], channels)
         clean = True
     elif painter.value(weight).stride(0) != 0 or painter.is_painted(weight):
@@ -349,15 +349,14 @@ def _linear(painter: Painter, node: Node) -> None:
     if coloured and last not in coloured and not _is_coloured(painter, weight):
         _mix_places(painter, node, source, (weight, bias))
         return
-    viewed = painter.parameter_view(weight)
+    laid = painter.weight_view(weight)
     features = source.along(-1)
-    if viewed is None or features is None or min(viewed[1]) < 0:
-        painter.unknown(node, _no_parameter(painter, weight) if viewed is None else "")
+    if laid is None or features is None or min(laid.order()) < 0:
+        painter.unknown(node, _no_parameter(painter, weight) if laid is None else "")
         return
-    name, order = viewed
-    in_dim, out_dim = order if node.name != "aten::linear" else reversed(order)
-    painter.read(name, in_dim, features, source)
-    painter.put(node, _produced(painter, node, name, out_dim, bias, linear=True))
+    in_dim, out_dim = laid.order() if node.name != "aten::linear" else reversed(laid.order())
+    painter.read(laid, in_dim, features, source)
+    painter.put(node, _produced(painter, node, laid.name, out_dim, bias, linear=True))
 
 
 def _is_coloured(painter: Painter, ref: Ref) -> bool:
