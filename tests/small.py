@@ -42,6 +42,8 @@ NETWORKS: dict[str, ModelSpec] = {
         ("resnext", "imagenet-resnext-50", {"groups": 4, "group_width": 32, "width": 0.05}),
     )
 }
+# For methods of linear layers alone.
+LINEAR_NETWORKS = {"two-layer": ModelSpec("vgg", {**FROM_DIGITS, **PLAN, "head": "two-layer"})}
 
 
 def image_models() -> list[str]:
@@ -55,7 +57,7 @@ def image_models() -> list[str]:
 
 def small(label: str, *, seed: int = 0) -> tuple[nn.Module, Trace]:
     """Build a small network whose norms have scales worth ranking, and trace it."""
-    model = build(NETWORKS[label], seed=seed)
+    model = build({**NETWORKS, **LINEAR_NETWORKS}[label], seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():

@@ -25,7 +25,7 @@ from regrow.surgery import trace, verify
 from small import digits, forget_names, small
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "extend"
-FILES = {"methods": "taylor.py", "models": "my_model.py", "data": "my_data.py"}
+FILES = {"methods": "my_method.py", "models": "my_model.py", "data": "my_data.py"}
 PACKAGE = Path(regrow.__file__).parent
 
 
@@ -62,7 +62,7 @@ def test_a_study_of_three_files_runs_in_a_process_that_knows_nothing_else(tmp_pa
     rows = json.loads(printed)["rows"]
     assert {row["arm"] for row in rows} == {"unpruned", "fine-tune", "scratch-e"}
     assert {(row["data"], row["model"]) for row in rows} == {("stripes", "skip-net (width 0.5)")}
-    assert {row["method"] for row in rows} >= {"taylor"}
+    assert {row["method"] for row in rows} >= {"steepest"}
 
 
 # As files that are put into the package's folders -----------------------------------------------
@@ -74,8 +74,8 @@ def test_files_put_into_the_folders_are_found(tmp_path: Path) -> None:
     for folder, name in FILES.items():
         shutil.copy(EXAMPLES / name, tmp_path / "regrow" / folder)
     listed = json.loads(_run("list", "--json", cwd=tmp_path, path=tmp_path))
-    assert "taylor" in listed["methods"]
-    assert "taylor" in listed["criteria"]
+    assert "steepest" in listed["methods"]
+    assert "steepness" in listed["criteria"]
     assert "skip-net" in listed["models"]
     assert "stripes" in listed["data"]
 
@@ -83,15 +83,13 @@ def test_files_put_into_the_folders_are_found(tmp_path: Path) -> None:
 # The examples themselves ------------------------------------------------------------------------
 
 
-def test_taylor_is_the_size_of_weight_times_gradient() -> None:
-
+def test_the_example_method_scores_by_the_gradients_of_a_filter() -> None:
     model, found = small("vgg")
     probe = Probe(model, digits(), num_images=32)
     group = found.groups["features.conv2"]
-    product = probe.weight("features.conv2.weight") * probe.gradient("features.conv2.weight")
-    expected = product.sum((1, 2, 3)).abs()
-    torch.testing.assert_close(CRITERIA.get("taylor")(group, probe), expected)
-    assert METHODS.get("taylor").criterion == "taylor"
+    expected = probe.gradient("features.conv2.weight").abs().sum((1, 2, 3))
+    torch.testing.assert_close(CRITERIA.get("steepness")(group, probe), expected)
+    assert METHODS.get("steepest").criterion == "steepness"
 
 
 def test_the_example_model_can_be_cut_everywhere_and_drawn_anew() -> None:
@@ -115,7 +113,7 @@ def test_the_example_data_can_be_learnt() -> None:
 
 
 def test_an_edited_file_is_a_new_pruning_of_the_same_training(tmp_path: Path) -> None:
-    text = (EXAMPLES / "taylor.py").read_text().replace('"taylor"', '"edited"')
+    text = (EXAMPLES / "my_method.py").read_text().replace('"steep', '"edited-steep')
     file = tmp_path / "edited.py"
     file.write_text(text)
     load_file(file)
@@ -129,7 +127,11 @@ def test_an_edited_file_is_a_new_pruning_of_the_same_training(tmp_path: Path) ->
 
 def _keys() -> dict[str, str]:
     value = yaml.safe_load((EXAMPLES / "study.yaml").read_text())
-    value |= {"methods": {"name": "edited", "sparsity": 0.5}, "arms": ["scratch-e"], "seeds": 1}
+    value |= {
+        "methods": {"name": "edited-steepest", "sparsity": 0.5},
+        "arms": ["scratch-e"],
+        "seeds": 1,
+    }
     (cell,) = Study.from_json(value).cells()
     assert isinstance(cell.job, Retrain)
     parent = cell.job.prune.parent

@@ -1,6 +1,11 @@
-"""Published methods added by a user: one new file and a study each, nothing else edited."""
+"""Published methods added by a user: one new file and a study each, nothing else edited.
+
+Some of them became built-in since; a user's copy of such a file, under a name of its own, is held
+to the same.
+"""
 
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import regrow
 from regrow.core.choice import Choice
 from regrow.core.registry import load_file
 from regrow.cost import count, measure
@@ -73,10 +79,23 @@ class Ran:
         return self.store.tensors(self.prune.key)
 
 
+BUILT_IN = Path(regrow.__file__).parent / "methods"
+
+
+def own(name: str, folder: Path) -> Path:
+    """Copy a user's file into a folder; of a built-in one, all that it registers is ``own-...``."""
+    if (EXAMPLES / name).exists():
+        return Path(shutil.copy(EXAMPLES / name, folder))
+    text = (BUILT_IN / name).read_text(encoding="utf-8")
+    file = folder / name
+    file.write_text(re.sub(r'((?:criterion|register_method)\(\s*)"', r'\1"own-', text))
+    return file
+
+
 def ran(tmp_path: Path, file: str | None, **changes: Any) -> Ran:
     """Copy a file into a folder of its own, load it from there, and run a study that names it."""
     if file is not None:
-        load_file(shutil.copy(EXAMPLES / file, tmp_path))
+        load_file(own(file, tmp_path))
     study = Study.from_json({**STUDY, **changes})
     store = Store.open(tmp_path / "store")
     assert run(study.jobs(), store, workers=0).complete
@@ -94,8 +113,8 @@ def density(kept: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def test_rigl_moves_its_masks_and_keeps_their_density(tmp_path: Path) -> None:
-    arms = ["pruned", "scratch-e", {"name": "moving", "start": "initial", "treatment": "rigl"}]
-    found = ran(tmp_path, "rigl.py", methods={"name": "rigl", "sparsity": 0.8}, arms=arms)
+    arms = ["pruned", "scratch-e", {"name": "moving", "start": "initial", "treatment": "own-rigl"}]
+    found = ran(tmp_path, "rigl.py", methods={"name": "own-rigl", "sparsity": 0.8}, arms=arms)
     parent = found.prune.parent
     assert isinstance(parent, Train)
     record, masks = found.record(parent), found.store.tensors(parent.key, MASKS)
@@ -125,7 +144,7 @@ def test_rigl_moves_its_masks_and_keeps_their_density(tmp_path: Path) -> None:
 
 
 def test_agp_follows_its_cubic_schedule_to_the_target(tmp_path: Path) -> None:
-    found = ran(tmp_path, "agp.py", methods={"name": "agp", "sparsity": 0.9})
+    found = ran(tmp_path, "agp.py", methods={"name": "own-agp", "sparsity": 0.9})
     parent = found.prune.parent
     assert isinstance(parent, Train)
     masks = found.store.tensors(parent.key, MASKS)
@@ -157,7 +176,7 @@ def layers(kept: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def test_fpgm_removes_the_filters_nearest_to_all_others(tmp_path: Path) -> None:
-    found = ran(tmp_path, "fpgm.py", methods={"name": "fpgm", "sparsity": 0.5})
+    found = ran(tmp_path, "fpgm.py", methods={"name": "own-fpgm", "sparsity": 0.5})
     parent = found.prune.parent
     assert isinstance(parent, Train)
     weights = found.store.tensors(parent.key)
@@ -169,7 +188,7 @@ def test_fpgm_removes_the_filters_nearest_to_all_others(tmp_path: Path) -> None:
 
 
 def test_snip_scores_connections_by_hand(tmp_path: Path) -> None:
-    found = ran(tmp_path, "snip.py", methods={"name": "snip", "sparsity": 0.8})
+    found = ran(tmp_path, "snip.py", methods={"name": "own-snip", "sparsity": 0.8})
     assert found.prune.parent is None  # it needs no training
     model, data = build(found.prune.model, seed=0), load(found.prune.data.spec)
     images = normalise(data.train.batch(torch.arange(len(data.train))), data.mean, data.std)
@@ -189,11 +208,11 @@ def test_snip_scores_connections_by_hand(tmp_path: Path) -> None:
 
 def test_synflow_keeps_every_layer_alive_by_its_hundred_rounds(tmp_path: Path) -> None:
     methods = [
-        {"name": "synflow", "sparsity": 0.97},
-        {"name": "synflow", "sparsity": 0.97, "rounds": 1, "label": "at once"},
+        {"name": "own-synflow", "sparsity": 0.97},
+        {"name": "own-synflow", "sparsity": 0.97, "rounds": 1, "label": "at once"},
     ]
     arms = ["pruned", "scratch-e", "winning-ticket"]
-    load_file(shutil.copy(EXAMPLES / "synflow.py", tmp_path))
+    load_file(own("synflow.py", tmp_path))
     study = Study.from_json({**STUDY, "methods": methods, "arms": arms})
     store = Store.open(tmp_path / "store")
     assert run(study.jobs(), store, workers=0).complete
@@ -306,8 +325,8 @@ def test_an_objective_of_ones_own_is_descended(tmp_path: Path) -> None:
 
 
 def test_a_treatment_is_part_of_an_arms_key_and_nothing_elses(tmp_path: Path) -> None:
-    load_file(shutil.copy(EXAMPLES / "rigl.py", tmp_path))
-    arms = ["winning-ticket", {"name": "moving", "like": "winning-ticket", "treatment": "rigl"}]
+    load_file(own("rigl.py", tmp_path))
+    arms = ["winning-ticket", {"name": "moving", "like": "winning-ticket", "treatment": "own-rigl"}]
     methods = {"name": "magnitude", "sparsity": 0.5}
     plain, moving = (
         cell.job for cell in Study.from_json({**STUDY, "arms": arms, "methods": methods}).cells()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regrow.core.units import UNITS
 from regrow.data import load
 from regrow.errors import ConfigError
 from regrow.jobs.arms import FINE_TUNE, PRUNED, SCRATCH_E, WINNING_TICKET, Arm
@@ -339,7 +340,11 @@ def sampled_error(small_one: nn.Module, probe: Probe, reader: str) -> float:
     return float((true[..., : mine.shape[-1]] - mine).square().sum())
 
 
-@pytest.mark.parametrize("repair", REPAIRS.names())
+USERS = [METHODS.get(name) for name in METHODS.names()]
+AFTER_CUTS = sorted({m.repair for m in USERS if m.repair and UNITS.get(m.unit).narrows})
+
+
+@pytest.mark.parametrize("repair", AFTER_CUTS)
 @pytest.mark.parametrize(
     ("kept", "reader"), [({"one": 4}, "two.weight"), ({"two": 3}, "out.weight")]
 )
@@ -361,7 +366,7 @@ def test_a_repair_brings_the_next_layer_nearer_to_what_it_was(
 
 
 @pytest.mark.parametrize("label", NETWORKS)
-@pytest.mark.parametrize("repair", REPAIRS.names())
+@pytest.mark.parametrize("repair", AFTER_CUTS)
 def test_a_repair_works_on_every_family_and_changes_nothing_where_nothing_is_cut(
     repair: str, label: str
 ) -> None:
@@ -382,7 +387,7 @@ def test_a_repair_works_on_every_family_and_changes_nothing_where_nothing_is_cut
     assert torch.isfinite(small_one.eval()(torch.rand(2, *SHAPE[1:]))).all()
 
 
-@pytest.mark.parametrize("repair", REPAIRS.names())
+@pytest.mark.parametrize("repair", AFTER_CUTS)
 def test_cutting_what_contributes_nothing_changes_no_weight(
     repair: str, chain: tuple[Chain, Trace]
 ) -> None:
@@ -448,8 +453,8 @@ def test_a_reader_sees_the_network_as_mended_so_far_and_aims_at_the_uncut_one(
 
 
 def test_a_repair_is_refused_where_nothing_is_cut_out() -> None:
-    with pytest.raises(ConfigError, match="'repair' follows a cut, so the 'unit' must be"):
-        Method(name="mine", criterion="l1-norm", unit="weight", repair="least-squares")
+    with pytest.raises(ConfigError, match="'repair' mends layers that lost inputs, so the"):
+        Method(name="mine", criterion="l1-norm", unit="block", repair="least-squares")
 
 
 # Through the jobs -------------------------------------------------------------------------------

@@ -54,11 +54,11 @@ def allocate_erk(layers: Layers, sparsity: float) -> dict[str, Tensor]:
     wanted = {n: len(layers.scores[n]) * sum(s) / prod(s) for n, s in shapes.items()}
     sizes = {name: score.numel() for name, score in layers.items()}
     total = layers.num_units - whole_share(layers.num_units, sparsity)
-    counts = _fill(wanted, sizes, total)
+    counts = divide(wanted, sizes, total)
     return {name: allocate_count(score, counts[name]) for name, score in layers.items()}
 
 
-def _fill(wanted: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, int]:
+def divide(wanted: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, int]:
     """Divide a total in proportion to what is wanted, at most a size each; it comes out exact."""
     whole: set[str] = set()
     while True:

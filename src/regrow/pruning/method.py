@@ -143,8 +143,12 @@ class Method:
             object.__setattr__(self, "normalise", None)
         elif self.normalise is not None and self.normalise not in NORMALISATIONS:
             raise self._error(unknown("normalisation", str(self.normalise), NORMALISATIONS))
-        if self.repair is not None and not UNITS.get(self.unit).narrows:
-            raise self._error("A 'repair' follows a cut, so the 'unit' must be 'channel'.")
+        unit = UNITS.get(self.unit)
+        if self.repair is not None and not (unit.narrows or unit.unstructured):
+            raise self._error(
+                "A 'repair' mends layers that lost inputs, so the 'unit' must be 'channel' or "
+                "'weight'."
+            )
 
     def _kinds(self, scope: object) -> tuple[Scope, ...]:
         """Return the kinds of groups that a scope names, each once."""

@@ -1,6 +1,6 @@
 """The weights, gradients and activations of a network, for criteria."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -10,18 +10,34 @@ from regrow.core.choice import Choice
 from regrow.core.seeds import seeded
 from regrow.data import Dataset, scaling_of
 from regrow.errors import ConfigError
+from regrow.pruning.gradients import (
+    EachGradient,
+    Measures,
+    hessian_times_gradient,
+    mean_gradients,
+    mean_over_examples,
+)
 from regrow.pruning.reconstruct import Keep, contributions, observe
+from regrow.pruning.watch import watch
 from regrow.surgery import Group, Slot
 from regrow.surgery.cut import duplicate
+from regrow.surgery.mask import layer_of
 from regrow.surgery.tape import evaluating
 from regrow.tasks import task_of
 from regrow.train.objective import Objective, make_objective
-from regrow.train.safe_convolutions import safe_convolutions
 from regrow.train.step import normalised
 
 IMAGES = 512
 Measured = TypeVar("Measured")
 BATCH = 128
+Measure = Callable[[Tensor], Tensor]
+Reduce = Callable[[Tensor], Tensor]
+MeasureGroups = Callable[["Probe", Sequence[Group]], Mapping[str, Tensor]]
+
+
+def mean_over_map(maps: Tensor) -> Tensor:
+    """Average over everything but images and channels: ``[N, channels, ...] -> [N, channels]``."""
+    return maps.flatten(2).mean(2) if maps.dim() > 2 else maps
 
 
 class Probe:
@@ -54,11 +70,15 @@ class Probe:
         self._num_images = num_images
         self._objective = objective
         self._gradients: dict[Objective, dict[str, Tensor]] = {}
+        self._together: dict[MeasureGroups, dict[str, Tensor]] = {}
+        self._products: dict[float, dict[str, Tensor]] = {}
         self._contributions: dict[str, Tensor] = {}
+        self._reads: dict[Measure, dict[str, tuple[Any, int]]] = {}
 
     def weight(self, name: str) -> Tensor:
-        """Return a parameter's values."""
-        return self._parameters[name].detach().to("cpu", copy=True)
+        """Return the values of a parameter, or of a buffer (a frozen norm's scale)."""
+        known = self._parameters if name in self._parameters else dict(self._model.named_buffers())
+        return known[name].detach().to("cpu", copy=True)
 
     def mask(self, name: str) -> Tensor:
         """Return which numbers of a parameter its training did not mask, as booleans."""
@@ -83,6 +103,17 @@ class Probe:
         result: Measured = self._measured[measure]
         return result
 
+    def together(self, group: Group, measure: MeasureGroups) -> Tensor:
+        """Return a group's part of ``measure(probe, groups)``, computed once for all groups.
+
+        ``measure`` returns a tensor for each group by its name.
+        """
+        known = self._together.setdefault(measure, {})
+        if group.name not in known:
+            groups = self._groups.values() if group.name in self._groups else (group,)
+            known.update(measure(self, tuple(groups)))
+        return known[group.name].clone()
+
     def gradient(self, name: str, *, objective: Objective | None = None) -> Tensor:
         """Return the gradient of the mean loss over the probe's images, shaped as the parameter.
 
@@ -90,22 +121,43 @@ class Probe:
         """
         objective = objective or self._objective or self._own_objective()
         if objective not in self._gradients:
-            self._gradients[objective] = self._measure_gradients(objective)
+            self._gradients[objective] = mean_gradients(self._model, self._batches(), objective)
         return self._gradients[objective][name].clone()
 
-    def activation(self, group: Group) -> Tensor:
+    def gradients(self, measure: EachGradient, *, objective: Objective | None = None) -> Measures:
+        """Average what is measured on the gradients of each image's own loss, one at a time.
+
+        ``measure`` is given the gradients by parameter, of all parameters that learn.
+        """
+        objective = objective or self._objective or self._own_objective()
+        return mean_over_examples(self._model, self._batches(), objective, measure)
+
+    def hessian_gradient(self, name: str, *, temperature: float = 1.0) -> Tensor:
+        """Return the Hessian of the mean loss times its gradient, shaped as the parameter.
+
+        ``temperature``: what the network's outputs are divided by.
+        """
+        if temperature not in self._products:
+            objective = self._objective or self._own_objective()
+            self._products[temperature] = hessian_times_gradient(
+                self._model, self._batches(), objective, temperature
+            )
+        return self._products[temperature][name].clone()
+
+    def activation(self, group: Group, *, reduce: Reduce = mean_over_map) -> Tensor:
         """Return what a group's channels put out, ``[images, units]``: the mean over the map.
 
         Taken after the group's first norm where it has one, else from its first producer, before
         any nonlinearity. A unit of several channels (a group of a convolution) puts out their sum,
-        single weights nothing of their own: a ``ConfigError``.
+        single weights nothing of their own: a ``ConfigError``. ``reduce`` makes something else of
+        the maps: ``[images, channels, *map] -> [images, channels]``.
         """
         slot = _output_of(group)
         module = self._model.get_submodule(slot.tensor.rpartition(".")[0])
         found: list[Tensor] = []
 
         def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            found.append(_mean_over_map(module, output).cpu())
+            found.append(reduce(_channels_first(module, output)).cpu())
 
         batches = self._batches()
         handle = module.register_forward_hook(keep)
@@ -124,6 +176,79 @@ class Probe:
         mine = slot.units >= 0
         result = torch.zeros(len(values), group.size)
         return result.index_add_(1, slot.units[mine], values[:, mine])
+
+    def read(self, group: Group, measure: Measure) -> Tensor:
+        """Return the mean of ``measure`` over the values of each unit where they are read.
+
+        That is after nonlinearities and pooling, over images and places (or tokens), over the
+        channels of a unit that has several (attention heads, flattened maps), and over all layers
+        that read it. ``measure`` is elementwise, such as ``torch.abs``: ``[samples, channels]`` to
+        the same shape.
+        """
+        total, num = torch.zeros(group.size), torch.zeros(group.size)
+        for slot in group.readers():
+            found, count = self._read(slot.tensor, measure, group)
+            if found.shape != slot.units.shape:
+                continue  # of a grouped convolution, whose weight has no dimension of all inputs
+            mine = slot.units >= 0
+            total.index_add_(0, slot.units[mine], found[mine])
+            num.index_add_(0, slot.units[mine], torch.full((int(mine.sum()),), float(count)))
+        if not bool(num.all()):
+            raise ConfigError(
+                f"No layer reads the units of {group.name!r} ({group.kind}) as they are, so they "
+                "have no activations. Take a criterion of weights or gradients, or leave "
+                f"{group.kind!r} out of the method's scope."
+            )
+        return total / num
+
+    def input_norms(self, name: str) -> Tensor:
+        """Return the L2 norm of each channel that a weight reads, over all samples.
+
+        Shaped so that it multiplies the weight, of a convolution alike at all places of a kernel.
+        """
+        total, _ = self._read(name, torch.square)
+        return along_inputs(total.sqrt(), layer_of(name, self._model), self._parameters[name])
+
+    def gram(self, name: str, *, model: nn.Module | None = None) -> Tensor:
+        """Return the mean of x x^T over the rows x that a linear layer's weight reads, in float64.
+
+        ``[channels, channels]``. Of another network with these layers where ``model`` is given.
+        """
+        parts: list[Tensor] = []
+        num = 0
+
+        def see(_name: str, rows: Tensor) -> None:
+            nonlocal num
+            product = (rows.double().T @ rows.double()).cpu()
+            num += len(rows)
+            parts[:] = [parts[0] + product] if parts else [product]
+
+        watch(model or self._model, [name], (x for x, _ in self._batches()), see)
+        if not parts:
+            raise ConfigError(_unread(name))
+        return parts[0] / num
+
+    def _read(self, name: str, measure: Measure, group: Group | None = None) -> tuple[Tensor, int]:
+        """Sum ``measure`` over what a weight reads: ``[channels]``, and the number of rows.
+
+        Measured at once for the weights that read (or are) any of the groups.
+        """
+        known = self._reads.setdefault(measure, {})
+        if name not in known:
+            groups = self._groups.values() if group is None or group.name in self._groups else ()
+            names = {name, *(s.tensor for g in groups for s in (g.readers() or g.producers()))}
+            names &= self._parameters.keys()
+
+            def see(weight: str, rows: Tensor) -> None:
+                total, num = known.get(weight, (0.0, 0))
+                part = measure(rows).sum(0, dtype=torch.float64).cpu()
+                known[weight] = (total + part, num + len(rows))
+
+            watch(self._model, names, (x for x, _ in self._batches()), see)
+        if name not in known:
+            raise ConfigError(_unread(name))
+        total, num = known[name]
+        return total.float(), num
 
     def contributions(self, group: Group) -> Tensor:
         """Return what each unit adds to outputs of the layers that read it: ``[samples, units]``.
@@ -178,22 +303,6 @@ class Probe:
         """Return the loss of the data set's task."""
         return make_objective(Choice(task_of(self._data()).objective))
 
-    def _measure_gradients(self, objective: Objective) -> dict[str, Tensor]:
-        total = {name: torch.zeros(p.shape) for name, p in self._parameters.items()}
-        learnt = {name: p for name, p in self._parameters.items() if p.requires_grad}
-        batches = self._batches()
-        count = sum(objective.count(targets) for _, targets in batches)
-        with evaluating(self._model), torch.enable_grad():
-            for x, targets in batches:
-                with safe_convolutions():
-                    outputs = self._model(x)
-                loss = objective.total(outputs, targets) / count
-                parts = torch.autograd.grad(loss, tuple(learnt.values()), allow_unused=True)
-                for name, part in zip(learnt, parts, strict=True):
-                    if part is not None:
-                        total[name] += part.cpu()
-        return total
-
 
 def _output_of(group: Group) -> Slot:
     """Return where a group's units lie in the output of its first norm, or of a producer."""
@@ -205,8 +314,8 @@ def _output_of(group: Group) -> Slot:
     return (*norms, *group.producers())[0]
 
 
-def _mean_over_map(module: nn.Module, output: Tensor) -> Tensor:
-    """Average over everything but images and channels: ``[N, ...] -> [N, channels]``."""
+def _channels_first(module: nn.Module, output: Tensor) -> Tensor:
+    """Write what a module puts out as ``[N, channels, *map]``."""
     channels = 1
     if isinstance(module, nn.LayerNorm):
         # One of maps with a forward of its own (torchvision's LayerNorm2d) leaves them in front.
@@ -214,4 +323,25 @@ def _mean_over_map(module: nn.Module, output: Tensor) -> Tensor:
         channels = 1 if own else -len(module.normalized_shape)
     elif isinstance(module, nn.Linear):
         channels = -1
-    return output.movedim(channels, 1).flatten(2).mean(2) if output.dim() > 2 else output
+    return output.movedim(channels, 1)
+
+
+def _unread(name: str) -> str:
+    return (
+        f"Cannot see what {name!r} reads: the network never multiplies by it as it is. Use a "
+        "criterion that looks at weights alone, or leave the layer out of the method's scope."
+    )
+
+
+def along_inputs(values: Tensor, layer: nn.Module, weight: Tensor) -> Tensor:
+    """Lay a value for each channel that a layer reads along its weight, so that they multiply."""
+    if not isinstance(layer, nn.modules.conv._ConvNd):
+        dim = next(d for d in reversed(range(weight.dim())) if weight.shape[d] == len(values))
+        return values.view([-1 if d == dim else 1 for d in range(weight.dim())])
+    kernel = [1] * (weight.dim() - 2)
+    if layer.transposed:
+        return values.view(-1, 1, *kernel)
+    each = values.view(layer.groups, -1)  # of the inputs of each group
+    return each.repeat_interleave(weight.shape[0] // layer.groups, 0).view(
+        *weight.shape[:1], -1, *kernel
+    )

@@ -140,7 +140,7 @@ def select(
     amount = _amount(chosen, sparsity, shares, pattern, costs, rounds=rounds)
     groups = groups_in_scope(model, trace, chosen)
     probe = _prober(dataset, seed=seed, num_images=num_images, groups=groups, masks=masks)
-    scores = _scores(chosen, groups, probe(model), within)
+    scores = scores_of(chosen, groups, probe(model), within)
     asked: dict[str, Any] = {"within": within, "device": device, "multiple_of": multiple_of}
     layers = layers_of(model, trace, chosen, scores=scores, **asked)
     if shares is not None:
@@ -150,7 +150,7 @@ def select(
     for number in range(1, rounds):
         mask = _chosen(chosen, layers, amount, number / rounds)
         left = probe(left_by(mask, model, trace))
-        layers = layers.after(mask, _scores(chosen, groups, left, mask))
+        layers = layers.after(mask, scores_of(chosen, groups, left, mask))
     return _chosen(chosen, layers, amount)
 
 
@@ -169,7 +169,7 @@ def _prober(dataset: Dataset | None, **options: Any) -> Callable[[nn.Module], Pr
     return lambda network: Probe(network, dataset, **options)
 
 
-def _scores(
+def scores_of(
     method: Method, groups: Mapping[str, Group], probe: Probe, within: Mask | None
 ) -> dict[str, Tensor]:
     """Score groups by a method's criterion, on the scale that its normalisation gives."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from regrow.errors import TraceError
 
@@ -100,6 +101,20 @@ class Group:
             present = slot.units >= 0
             total.index_add_(0, slot.units[present], parts[present].to(total))
         return total
+
+    def rows(self, values: Callable[[str], Tensor], *, role: Role | None = None) -> Tensor:
+        """Write what each unit owns of the weights behind it (see ``sum``) as a vector.
+
+        Returns:
+            ``[size, numbers]``, padded with zeros where units own unequally many.
+        """
+        parts: list[list[Tensor]] = [[] for _ in range(self.size)]
+        for slot in self.owned(role):
+            owned = values(slot.tensor).movedim(slot.dim, 0).reshape(len(slot.units), -1)
+            for unit, row in zip(slot.units.tolist(), owned, strict=True):
+                if unit >= 0:
+                    parts[unit].append(row)
+        return pad_sequence([torch.cat(own) for own in parts], batch_first=True)
 
     def readers(self) -> tuple[Slot, ...]:
         """Return the weights whose input dimension holds the units."""

@@ -10,14 +10,13 @@ from regrow.surgery import Group
 
 @criterion("geometric-median")
 def geometric_median(group: Group, probe: Probe) -> Tensor:
-    """Score a filter by the sum of its distances to the others of its layer (equation 5).
+    """Score a unit by the sum of its distances to the others of its group (equation 5).
 
     The one with the least lies closest to their geometric median, so the others can stand for it.
+    The vector of a unit holds the weights of all layers that make it, one after another.
     """
-    (producer,) = group.producers()
-    filters = probe.weight(producer.tensor).movedim(producer.dim, 0).flatten(1)
-    distances = torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
-    return torch.zeros(group.size).index_add_(0, producer.units, distances)
+    units = group.rows(probe.weight)
+    return torch.cdist(units, units, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
 
 
 register_method(

@@ -1,0 +1,16 @@
+"""A method of one's own: what the loss is steepest in stays."""
+
+from torch import Tensor
+
+from regrow.pruning.method import criterion, register_method
+from regrow.pruning.probe import Probe
+from regrow.surgery import Group
+
+
+@criterion("steepness")
+def steepness(group: Group, probe: Probe) -> Tensor:
+    """Score a unit by the sum of the absolute gradients of its weights."""
+    return group.sum(lambda name: probe.gradient(name).abs())  # [units]
+
+
+register_method("steepest", criterion=steepness, allocation="global", unit="channel")

@@ -1,0 +1,118 @@
+"""Gradients of a network's loss over batches, of first and second order, in bounded memory.
+
+Each function runs the network in evaluation mode, holds the graph of one batch at a time, and
+leaves the network as it was. Losses are means over all examples (or tokens) of the batches.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from regrow.surgery.tape import evaluating
+from regrow.train.objective import Objective
+from regrow.train.safe_convolutions import safe_convolutions
+
+Batches = Sequence[tuple[Any, Any]]  # inputs and targets
+Measures = dict[str, Tensor]
+EachGradient = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+def mean_gradients(model: nn.Module, batches: Batches, objective: Objective) -> Measures:
+    """Return the gradient of the mean loss by parameter, on the CPU; zeros where there is none."""
+    learnt = _learnt(model)
+    total = _zeros(model)
+    count = _count(batches, objective)
+    with evaluating(model), torch.enable_grad():
+        for x, targets in batches:
+            loss = _loss(model, x, targets, objective=objective) / count
+            parts = torch.autograd.grad(loss, tuple(learnt.values()), allow_unused=True)
+            for name, part in zip(learnt, parts, strict=True):
+                if part is not None:
+                    total[name] += part.cpu()
+    return total
+
+
+def mean_over_examples(
+    model: nn.Module, batches: Batches, objective: Objective, measure: EachGradient
+) -> Measures:
+    """Average what is measured on the gradients, by parameter, of each example's own loss."""
+    learnt = _learnt(model)
+    total: Measures = {}
+    num = 0
+    with evaluating(model), torch.enable_grad():
+        for x, targets in batches:
+            for i in range(len(targets)):
+                one = slice(i, i + 1)
+                num += 1
+                loss = _loss(model, x[one], targets[one], objective=objective)
+                loss = loss / objective.count(targets[one])
+                parts = torch.autograd.grad(
+                    loss, tuple(learnt.values()), allow_unused=True, materialize_grads=True
+                )
+                gradients = {n: part.cpu() for n, part in zip(learnt, parts, strict=True)}
+                for name, value in measure(gradients).items():
+                    total[name] = total[name] + value if name in total else value
+    return {name: value / num for name, value in total.items()}
+
+
+def hessian_times_gradient(
+    model: nn.Module, batches: Batches, objective: Objective, temperature: float
+) -> Measures:
+    """Return H g by parameter, on the CPU: the Hessian of the mean loss times its gradient.
+
+    The loss is that of outputs divided by a temperature. The gradient g is that over all batches;
+    then H g is the gradient of (gradient . g) with g held fixed, summed over the batches.
+    """
+    learnt = _learnt(model)
+    weights = tuple(learnt.values())
+    count = _count(batches, objective)
+
+    def gradients(x: Any, targets: Any, *, again: bool) -> tuple[Tensor | None, ...]:
+        scaled = _loss(model, x, targets, objective=objective, temperature=temperature) / count
+        return torch.autograd.grad(scaled, weights, create_graph=again, allow_unused=True)
+
+    total = _zeros(model)
+    # The fused attention kernels have no second derivative.
+    with evaluating(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        fixed = [torch.zeros_like(weight) for weight in weights]
+        for x, targets in batches:
+            for sums, part in zip(fixed, gradients(x, targets, again=False), strict=True):
+                if part is not None:
+                    sums += part
+        for x, targets in batches:
+            firsts = gradients(x, targets, again=True)
+            product = sum(
+                (part * g).sum() for part, g in zip(firsts, fixed, strict=True) if part is not None
+            )
+            if not isinstance(product, Tensor) or not product.requires_grad:
+                continue  # the loss is linear in all weights
+            parts = torch.autograd.grad(product, weights, allow_unused=True)
+            for name, part in zip(learnt, parts, strict=True):
+                if part is not None:
+                    total[name] += part.cpu()
+    return total
+
+
+def _learnt(model: nn.Module) -> dict[str, nn.Parameter]:
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+
+def _zeros(model: nn.Module) -> Measures:
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: torch.zeros(parameter.shape) for name, parameter in named}
+
+
+def _count(batches: Batches, objective: Objective) -> int | Tensor:
+    return sum(objective.count(targets) for _, targets in batches)
+
+
+def _loss(
+    model: nn.Module, x: Any, targets: Any, *, objective: Objective, temperature: float = 1.0
+) -> Tensor:
+    with safe_convolutions():
+        outputs = model(x)
+    return objective.total(outputs if temperature == 1.0 else outputs / temperature, targets)

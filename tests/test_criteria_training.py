@@ -1,0 +1,113 @@
+"""What methods do while a network trains, against formulas by hand: penalties, and moving masks."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from regrow.methods.growing_regularisation import CHOSEN
+from regrow.pruning.method import METHODS
+from regrow.train import Treatment
+from small import FIRST, small
+
+
+def treatment(name: str, *, strength: float = 0.1, sparsity: float = 0.5) -> Treatment:
+    make = METHODS.get(name).treatment
+    assert make is not None
+    return make(strength, sparsity)
+
+
+def with_gradients(model: nn.Module) -> dict[str, Tensor]:
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+
+
+def test_group_lasso_descends_the_sum_of_the_norms_of_filters() -> None:
+    model, _ = small("resnet")
+    with_gradients(model)
+    how = treatment("group-lasso").gradients
+    assert how is not None
+    how(model, FIRST)
+    mine = {name: p.grad for name, p in model.named_parameters()}
+    norms = [f.norm() for conv in convolutions(model).values() for f in conv.weight]
+    weights = [conv.weight for conv in convolutions(model).values()]
+    expected = torch.autograd.grad(0.1 * torch.stack(norms).sum(), weights)
+    for name, gradient in zip(convolutions(model), expected, strict=True):
+        torch.testing.assert_close(mine.pop(f"{name}.weight"), gradient)
+    assert all(g is not None and not bool(g.any()) for g in mine.values())
+
+
+def test_group_lasso_leaves_a_filter_of_zeros_there() -> None:
+    model, _ = small("vgg")
+    conv = convolutions(model)["features.conv1"]
+    with torch.no_grad():
+        conv.weight[0].zero_()
+    with_gradients(model)
+    how = treatment("group-lasso").gradients
+    assert how is not None
+    how(model, FIRST)
+    assert conv.weight.grad is not None
+    assert bool(torch.isfinite(conv.weight.grad).all())
+    assert not conv.weight.grad[0].any()
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.0), (25, 1 / 3), (75, 1.0), (90, 1.0)])
+def test_regularisation_grows_on_the_smallest_filters_alone(step: int, share: float) -> None:
+    model, _ = small("vgg")
+    how = treatment("growing-regularisation", strength=2.0)
+    assert how.begin is not None
+    assert how.gradients is not None
+    assert how.end is not None
+    how.begin(model, FIRST)
+    before = with_gradients(model)
+    moment = replace(FIRST, step=step, steps_per_epoch=100, recipe=replace(FIRST.recipe, epochs=1))
+    how.gradients(model, moment)
+    for name, conv in convolutions(model).items():
+        sums = before[f"{name}.weight"].abs().sum((1, 2, 3))
+        going = sums.argsort()[: len(sums) // 2]
+        expected = torch.zeros_like(conv.weight)
+        expected[going] = 2.0 * share * before[f"{name}.weight"][going]
+        assert conv.weight.grad is not None
+        torch.testing.assert_close(conv.weight.grad, expected)
+    assert any(CHOSEN in name for name, _ in model.named_buffers())
+    how.end(model, FIRST)
+    assert not any(CHOSEN in name for name, _ in model.named_buffers())
+
+
+def test_set_starts_with_erdos_renyi_masks_and_moves_them_at_random() -> None:
+    model, _ = small("vgg")
+    updates = treatment("set", sparsity=0.6).masks
+    assert updates is not None
+    masks = {n: m.float() for n, m in updates.start(model, FIRST).items()}
+    sizes = {n: m.numel() for n, m in masks.items()}
+    total = sum(sizes.values())
+    assert sum(int(m.sum()) for m in masks.values()) == total - int(0.6 * total)
+    # Before a layer is full, layers keep numbers in proportion to the sums of their shapes.
+    shares = {n: float(m.sum()) / sum(m.shape) for n, m in masks.items() if float(m.mean()) < 1}
+    assert max(shares.values()) - min(shares.values()) < 0.1
+    moment = replace(FIRST, step=7, steps_per_epoch=7)
+    assert [updates.when(replace(moment, step=s)) for s in (0, 6, 7, 8, 14)] == [
+        *(False, False, True, False, True)
+    ]
+    before = {n: m.clone() for n, m in masks.items()}
+    updates.change(model, masks, moment)
+    for name, mask in masks.items():
+        weight, was = model.get_parameter(name).detach().abs(), before[name].bool()
+        assert mask.sum() == was.sum()
+        num_moved = min(int(0.3 * int(was.sum())), int((~was).sum()))
+        dropped = was & (mask == 0)
+        assert int(dropped.sum()) == num_moved == int((~was & (mask == 1)).sum())
+        if num_moved:
+            assert weight[dropped].max() <= weight[was & (mask == 1)].min()
+    again = {n: m.clone() for n, m in before.items()}
+    updates.change(model, again, moment)
+    assert all(torch.equal(again[n], masks[n]) for n in masks)
+    other = {n: m.clone() for n, m in before.items()}
+    updates.change(model, other, replace(moment, step=14))
+    assert any(not torch.equal(other[n], masks[n]) for n in masks)
