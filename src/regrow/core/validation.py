@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from regrow.errors import ConfigError, unknown
@@ -34,10 +34,22 @@ def mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
     """Return a mapping that has no other keys than those known."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} must be a mapping of {', '.join(known)}. Got {value!r}.")
-    for key in value:
-        if key not in known:
-            raise ConfigError(f"{where}: {unknown('key', str(key), known)}")
+    refuse_unknown(value, known, kind="key", where=where)
     return dict(value)
+
+
+def refuse_unknown(
+    names: Iterable[object], known: Collection[str], *, kind: str, where: str
+) -> None:
+    """Refuse a name that is not known, offering the nearest of those that are."""
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{where}: {unknown(kind, str(name), known)}")
+
+
+def tuples(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping with tuples in place of lists."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
 
 
 def text(value: Any, field: str) -> str:

@@ -32,12 +32,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from regrow.cost.operations import memory_of, name_of, products, tensors_in
 from regrow.cost.zeros import MaskFollower
 from regrow.models.layers import FunctionalReLU
 from regrow.surgery import Select
+from regrow.surgery.dispatch import OperationMode
 from regrow.surgery.mask import Mask, kept_weights
 from regrow.surgery.tape import call, evaluating
 
@@ -242,27 +242,16 @@ def _window(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
     return (inputs.shape[-1] * inputs.shape[-2]) // (output.shape[-1] * output.shape[-2])
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Operations(OperationMode):
     """Count each ATen operation that is computed."""
 
     def __init__(self, count: _Count) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.count = count
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Nothing here is compiled, and the wrapper against it imports the compiler: over a second.
-        return False
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.count.operation(func, args, result)
+    def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        result = operation(*args, **kwargs)
+        self.count.operation(operation, args, result)
         return result
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from regrow.cost.operations import name_of, products, tensors_in
+from regrow.surgery.dispatch import OperationMode
 from regrow.surgery.tape import call, evaluating
 
 STARTS = 20  # tiny operations, of which the least time is taken
@@ -84,29 +84,20 @@ def _watched(network: nn.Module, inputs: Any) -> list[Work]:
     return watch.works
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(OperationMode):
     """Time each ATen operation, and measure its work."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.works: list[Work] = []
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Nothing here is compiled, and the wrapper against it imports the compiler: over a second.
-        return False
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         began = time.perf_counter()
-        result = func(*args, **(kwargs or {}))
+        result = operation(*args, **kwargs)
         seconds = time.perf_counter() - began
-        self.works.append(Work(name_of(func), _amount(func, args, result), seconds, func.is_view))
+        self.works.append(
+            Work(name_of(operation), _amount(operation, args, result), seconds, operation.is_view)
+        )
         return result
 
 

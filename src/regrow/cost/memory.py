@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from regrow.cost.operations import tensors_in
+from regrow.surgery.dispatch import OperationMode
 from regrow.surgery.tape import call, evaluating
 
 
@@ -27,18 +27,13 @@ def peak_bytes(network: nn.Module, inputs: Any) -> int:
     return watch.most
 
 
-class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Alive(OperationMode):
     """Count the bytes of storages from their first tensor to their last."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.most = self._now = 0
         self._known: set[int] = set()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Nothing here is compiled, and the wrapper against it imports the compiler: over a second.
-        return False
 
     def enter(self, tensor: Tensor) -> None:
         """Count a tensor's storage until it is let go."""
@@ -56,14 +51,8 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known.discard(place)
         self._now -= size
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        result = operation(*args, **kwargs)
         for tensor in tensors_in([result]):
             self.enter(tensor)
         return result

@@ -38,14 +38,17 @@ BATCHES_AHEAD = 8
 class Images(ABC):
     """Labelled images that are read by batches of indices."""
 
+    def __init__(self, labels: Tensor) -> None:
+        self._labels = labels
+
     @property
-    @abstractmethod
     def labels(self) -> Tensor:
         """The class of each image: int64 [N]."""
+        return self._labels
 
-    @abstractmethod
     def __len__(self) -> int:
         """Count the images."""
+        return len(self._labels)
 
     @abstractmethod
     def batch(self, indices: Tensor) -> Tensor:
@@ -69,19 +72,10 @@ class MemoryImages(Images):
     """Images in one uint8 tensor ``pixels`` [N, C, H, W], on whichever device that is."""
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        super().__init__(labels)
         self.pixels = pixels
-        self._labels = labels
         self._copies: dict[torch.device, MemoryImages] = {}
         self._lock = Lock()
-
-    @property
-    def labels(self) -> Tensor:
-        """The class of each image: int64 [N]."""
-        return self._labels
-
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self._labels)
 
     def batch(self, indices: Tensor) -> Tensor:
         """Gather a copy of the images."""
@@ -143,24 +137,15 @@ class StreamedImages(Images):
         shorter: int,
         channels: int,
     ) -> None:
+        super().__init__(labels)
         self._read = read
         self._where = where
         self._rows: list[int] = rows.tolist()
-        self._labels = labels
         self._size = size
         self._shorter = shorter
         self._channels = channels
         self._pool = ThreadPoolExecutor(num_threads(), thread_name_prefix="decode")
         self._announced: OrderedDict[_Key, _DecodedBatch] = OrderedDict()
-
-    @property
-    def labels(self) -> Tensor:
-        """The class of each image: int64 [N]."""
-        return self._labels
-
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self._labels)
 
     def batch(self, indices: Tensor) -> Tensor:
         """Decode images as they are evaluated, or take them as announced."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from regrow.core.registry import Registry
-from regrow.core.validation import is_int, is_number
+from regrow.core.validation import is_int, is_number, refuse_unknown, tuples
 from regrow.data.base import Arrays, Raw
 from regrow.errors import ConfigError, unknown
 
@@ -121,15 +121,10 @@ class DataSpec:
         if not isinstance(value, Mapping):
             raise ConfigError(f"A data set must be a name or a mapping. Got {value!r}.")
         known = [f.name for f in fields(cls)]
-        for key in value:
-            if key not in known:
-                raise ConfigError(f"Data set: {unknown('option', str(key), known)}")
+        refuse_unknown(value, known, kind="option", where="Data set")
         if "name" not in value:
             raise ConfigError(f"A data set needs a 'name'. Got {dict(value)!r}.")
-        options: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
-        }
-        return cls(**options)
+        return cls(**tuples(value))
 
     def _check_int(self, option: str, *, low: int, optional: bool = False) -> None:
         value = getattr(self, option)

@@ -1,16 +1,14 @@
 """VGG for large images: plain 3x3 convolutions and fully connected layers, and thinner targets."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 from torch import nn
 
-from regrow.errors import ConfigError
 from regrow.models import register_model
-from regrow.models.layers import Classifier, Init, conv, named, scaled
+from regrow.models.layers import Classifier, Init, named, scaled
 from regrow.models.pretrained import Weights, load_torchvision_
-
-Plan = Sequence[int | Literal["M"]]
+from regrow.models.vgg import Plan, check_plan, convolutions
 
 PLAN_11 = [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"]
 PLAN_16 = [64, 64, "M", 128, 128, "M", *[256] * 3, "M", *[512] * 3, "M", *[512] * 3, "M"]
@@ -74,9 +72,11 @@ def imagenet_vgg(
     arXiv:1707.06342, and He et al., Channel Pruning for Accelerating Very Deep Neural Networks,
     ICCV 2017, arXiv:1707.06168.
     """
-    _check_plan(plan)
+    check_plan(plan)
     widths = [step if step == "M" else scaled(step, width) for step in plan]
-    convs, size = _features(widths, in_channels=in_channels, size=input_size, norm=conv_norm)
+    convs, size = convolutions(
+        widths, in_channels=in_channels, size=input_size, bias=True, norm=conv_norm
+    )
     map_size = 1 if head == "linear" else min(MAP, size)
     num_in = [w for w in widths if w != "M"][-1] * map_size**2
     model = Classifier(
@@ -105,36 +105,6 @@ def numbers(model: nn.Module) -> Callable[[str], str]:
         return f"{places.get(layer, layer)}.{tensor}"
 
     return rename
-
-
-def _check_plan(plan: Plan) -> None:
-    wrong = [step for step in plan if step != "M" and step < 1]
-    if wrong or all(step == "M" for step in plan):
-        raise ConfigError(
-            "The 'plan' of a VGG must be a list of widths of at least 1 and of 'M' for a pool, "
-            f'with one width or more, such as [16, "M", 32]. Got {list(plan)!r}.'
-        )
-
-
-def _features(plan: Plan, *, in_channels: int, size: int, norm: bool) -> tuple[nn.Sequential, int]:
-    """Return the convolutional part, and the map's size after it."""
-    parts: list[tuple[str, nn.Module]] = []
-    channels, num_convs, num_pools = in_channels, 0, 0
-    for step in plan:
-        if step == "M":
-            if size < 2:
-                continue
-            num_pools += 1
-            size //= 2
-            parts.append((f"pool{num_pools}", nn.MaxPool2d(2)))
-            continue
-        num_convs += 1
-        parts.append((f"conv{num_convs}", conv(channels, step, kernel=3, bias=True)))
-        if norm:
-            parts.append((f"norm{num_convs}", nn.BatchNorm2d(step)))
-        parts.append((f"relu{num_convs}", nn.ReLU()))
-        channels = step
-    return named(parts), size
 
 
 def _head(kind: str, *, num_in: int, hidden: int, classes: int) -> nn.Module:

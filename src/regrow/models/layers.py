@@ -124,7 +124,7 @@ class ZeroPad(nn.Module):
 class SelectChannels(nn.Module):
     """Pass on a fixed choice of channels: ``[N, C, H, W] -> [N, len(index), H, W]``.
 
-    The choice is part of the network, so it is kept when the parameters are drawn anew. A cut of
+    The choice is part of the network, so it is kept when the parameters are reinitialised. A cut of
     the channels that come in, or of those that are passed on, moves it (``narrow_``).
     """
 
@@ -138,7 +138,7 @@ class SelectChannels(nn.Module):
         """Select the channels."""
         return x.index_select(1, self.index)
 
-    def narrow_(self, kept_in: Tensor, kept_out: Tensor) -> None:
+    def narrow_(self, *, kept_in: Tensor, kept_out: Tensor) -> None:
         """Point at the same channels among those that still come in."""
         new_index = self.index[kept_out.to(self.index.device)]
         self.index = torch.searchsorted(kept_in.to(self.index.device), new_index)

@@ -52,16 +52,20 @@ def vgg(
     Recognition, ICLR 2015, arXiv:1409.1556; the variant for CIFAR of Liu et al., Rethinking the
     Value of Network Pruning, ICLR 2019, arXiv:1810.05270.
     """
-    _check_plan(plan)
+    check_plan(plan)
     widths = [step if step == "M" else scaled(step, width) for step in plan]
+    features, _ = convolutions(
+        widths, in_channels=in_channels, size=input_size, bias=conv_bias, norm=True
+    )
     return Classifier(
-        _features(widths, in_channels=in_channels, size=input_size, bias=conv_bias),
+        features,
         _head(head, num_in=[w for w in widths if w != "M"][-1], classes=classes, width=width),
         init=Init(conv_fan=init_fan, norm_scale=norm_scale, linear="normal"),
     )
 
 
-def _check_plan(plan: Plan) -> None:
+def check_plan(plan: Plan) -> None:
+    """Refuse a plan of a VGG without widths, or with one below 1."""
     wrong = [step for step in plan if step != "M" and step < 1]
     if wrong or all(step == "M" for step in plan):
         raise ConfigError(
@@ -70,7 +74,13 @@ def _check_plan(plan: Plan) -> None:
         )
 
 
-def _features(plan: Plan, *, in_channels: int, size: int, bias: bool) -> nn.Sequential:
+def convolutions(
+    plan: Plan, *, in_channels: int, size: int, bias: bool, norm: bool
+) -> tuple[nn.Sequential, int]:
+    """Return the convolutional part of a VGG, and the map's size after it.
+
+    A pool is left out where the map is one pixel already.
+    """
     parts: list[tuple[str, nn.Module]] = []
     channels, num_convs, num_pools = in_channels, 0, 0
     for step in plan:
@@ -82,13 +92,12 @@ def _features(plan: Plan, *, in_channels: int, size: int, bias: bool) -> nn.Sequ
             parts.append((f"pool{num_pools}", nn.MaxPool2d(2)))
             continue
         num_convs += 1
-        parts += [
-            (f"conv{num_convs}", conv(channels, step, kernel=3, bias=bias)),
-            (f"norm{num_convs}", nn.BatchNorm2d(step)),
-            (f"relu{num_convs}", nn.ReLU()),
-        ]
+        parts.append((f"conv{num_convs}", conv(channels, step, kernel=3, bias=bias)))
+        if norm:
+            parts.append((f"norm{num_convs}", nn.BatchNorm2d(step)))
+        parts.append((f"relu{num_convs}", nn.ReLU()))
         channels = step
-    return named(parts)
+    return named(parts), size
 
 
 def _head(kind: str, *, num_in: int, classes: int, width: float) -> nn.Module:

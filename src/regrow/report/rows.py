@@ -184,7 +184,7 @@ class Table:
 TEXT, COUNT, FLAG = ("str", ""), ("Int64", "d"), ("bool", "")
 POINTS, SHARE, MEAN = ("float64", ".4f"), ("float64", "g"), ("float64", ".1f")
 LOSS, KEPT, FLOPS = ("float64", ".6f"), ("float64", ".6f"), ("float64", ".6e")
-ROW_COLUMNS = {
+PLACE_COLUMNS = {
     "data": TEXT,
     "model": TEXT,
     "method": TEXT,
@@ -192,6 +192,9 @@ ROW_COLUMNS = {
     "sparsity": SHARE,
     "unit": TEXT,
     "arm": TEXT,
+}
+ROW_COLUMNS = {
+    **PLACE_COLUMNS,
     "start": TEXT,
     "budget": TEXT,
     "mean": POINTS,
@@ -215,13 +218,7 @@ ROW_COLUMNS = {
     "group": TEXT,
 }
 RUN_COLUMNS = {
-    "data": TEXT,
-    "model": TEXT,
-    "method": TEXT,
-    "target": TEXT,
-    "sparsity": SHARE,
-    "unit": TEXT,
-    "arm": TEXT,
+    **PLACE_COLUMNS,
     "seed": COUNT,
     "status": TEXT,
     "score": POINTS,

@@ -31,6 +31,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from regrow.core.validation import refuse_unknown, tuples
 from regrow.errors import ConfigError, unknown
 from regrow.studies.yaml_file import read_file
 
@@ -317,7 +318,5 @@ def _checked(value: Any, kind: type, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a mapping. Got {value!r}.")
     keys = [field.name for field in fields(kind)]
-    for key in value:
-        if key not in keys:
-            raise ConfigError(f"{where}: {unknown('key', str(key), keys)}")
-    return {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()}
+    refuse_unknown(value, keys, kind="key", where=where)
+    return tuples(value)

@@ -11,32 +11,14 @@ from torch.utils._pytree import tree_map
 
 from regrow.core.units import UNITS
 from regrow.errors import TraceError
+from regrow.models.layers import SelectChannels
 from regrow.surgery.groups import WIDTH, Trace
 from regrow.surgery.mask import Mask
 from regrow.surgery.tape import Narrows, call, evaluating, output_tensors
 
 
-class Select(nn.Module):
-    """Pass on a fixed choice of channels."""
-
-    index: Tensor
-
-    def __init__(self, index: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("index", index.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Select ``[N, C, ...] -> [N, len(index), ...]``."""
-        return x.index_select(1, self.index)
-
-    def narrow_(self, *, kept_in: Tensor, kept_out: Tensor) -> None:
-        """Point at the same channels among those that still come in."""
-        chosen = self.index[kept_out.to(self.index.device)]
-        self.index = torch.searchsorted(kept_in.to(self.index.device), chosen)
-
-    def extra_repr(self) -> str:
-        """Say how many channels are passed on."""
-        return f"channels={len(self.index)}"
+class Select(SelectChannels):
+    """A selection of channels that surgery put before a norm."""
 
 
 def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:

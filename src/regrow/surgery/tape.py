@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from regrow.errors import TraceError
+from regrow.surgery.dispatch import OperationMode
 
 
 @runtime_checkable
@@ -111,22 +111,17 @@ _CHOSEN_BY_DATA = (
 )
 
 
-class _TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _TapeRecorder(OperationMode):
     """Write each operation to a tape. Tensors are told by identity, while they are alive."""
 
     def __init__(self, tape: Tape) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.tape = tape
         self.stack: list[str] = [""]
         self._index: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._data: set[int] = set()  # values that hang on the input
         # While it is referred to, even weakly, a storage's address is given to no other.
         self._memory: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Nothing here is compiled, and the wrapper against it imports the compiler: over a second.
-        return False
 
     def value(self, tensor: Tensor) -> int:
         """Return the index of a tensor's current value, entering it when it is new."""
@@ -156,17 +151,11 @@ class _TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._memory[storage._cdata] = known
         return known[1]
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: tuple[type, ...],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         recorded_args = self._recorded(args)
-        recorded_kwargs = {name: self._recorded(x) for name, x in (kwargs or {}).items()}
+        recorded_kwargs = {name: self._recorded(x) for name, x in kwargs.items()}
         data = any(i in self._data for i in _refs((*recorded_args, *recorded_kwargs.values())))
-        result = func(*args, **(kwargs or {}))
+        result = operation(*args, **kwargs)
         # An operation in place makes a new value of the same tensor, hence `enter`.
         outputs = tuple(
             self.enter(x, data=data) if isinstance(x, Tensor) else None
@@ -174,8 +163,8 @@ class _TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         self.tape.nodes.append(
             Node(
-                op=func,
-                name=func._schema.name,
+                op=operation,
+                name=operation._schema.name,
                 args=recorded_args,
                 kwargs=recorded_kwargs,
                 outputs=outputs,

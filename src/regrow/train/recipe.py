@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from regrow.core.choice import Choice
-from regrow.core.validation import is_int, is_number
+from regrow.core.validation import is_int, is_number, refuse_unknown, tuples
 from regrow.errors import ConfigError, unknown
 from regrow.train.objective import OBJECTIVES, make_objective
 from regrow.train.optimiser import OPTIMISERS, SGD, check_optimiser
@@ -187,13 +187,9 @@ class Recipe:
             return named(value)
         if not isinstance(value, Mapping):
             raise ConfigError(f"A recipe must be a name or a mapping of fields. Got {value!r}.")
-        names = [f.name for f in fields(cls)]
-        for key in value:
-            if key not in names and key != "name":
-                raise ConfigError(f"Recipe: {unknown('field', str(key), [*names, 'name'])}")
-        changes: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
-        }
+        names = [*(f.name for f in fields(cls)), "name"]
+        refuse_unknown(value, names, kind="field", where="Recipe")
+        changes = tuples(value)
         base = named(changes.pop("name")) if "name" in changes else cls()
         for field in ("objective", "optimiser"):
             if changes.get(field) is not None:
