@@ -182,7 +182,7 @@ KINDS: dict[str, tuple[Made, dict[str, int], dict[str, str]]] = {
     ),
     "GRU": (
         lambda: tokens(nn.GRU(8, 6, batch_first=True), lambda m, t: m(t)[0], width=6),
-        {}, {"a": "counts on how many there are", "part": "cannot be followed"},
+        {"a": 8}, {"part": "cannot be followed"},
     ),
     "LSTM": (
         lambda: tokens(nn.LSTM(8, 6, batch_first=True), lambda m, t: m(t)[0], width=6),
@@ -190,7 +190,7 @@ KINDS: dict[str, tuple[Made, dict[str, int], dict[str, str]]] = {
     ),
     "attention": (
         lambda: tokens(nn.MultiheadAttention(8, 2, batch_first=True), lambda m, t: m(t, t, t)[0]),
-        {}, dict.fromkeys(("a", "part.in_proj_weight", "part.in_proj_bias", "part.out_proj"), ""),
+        {"a": 2, "part.out_proj": 8}, {},  # heads, each with the channels that count it
     ),
     "Embedding": (
         lambda: Net(lambda m, x: m.out(m.b(m.a((x[:, 0, 0] > 0).long())).relu()),
@@ -394,8 +394,8 @@ def test_groups_at_fault_are_found_among_many(width: int) -> None:
     """One layer's width stands in the code; all others are groups all the same."""
     layers: list[nn.Module] = [conv(3, width)]
     layers += [conv(width, width) for _ in range(8)]
-    fixed: list[nn.Module] = [nn.Unflatten(1, (width, 1)), nn.Flatten(1, 2)]
-    net = nn.Sequential(*layers[:6], *fixed, *layers[6:], conv(width, 2))
+    fixed = Net(lambda m, x: x.view(len(x), width, 1, *x.shape[2:]).flatten(1, 2))
+    net = nn.Sequential(*layers[:6], fixed, *layers[6:], conv(width, 2))
     found = trace(net, SHAPE)
     assert len(found.groups) == 8
     assert found.whole.keys() == {"5", str(len(net) - 1)}

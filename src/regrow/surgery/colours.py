@@ -144,6 +144,10 @@ class Colours:
             self.freeze(torch.maximum(a, b)[whole], "it meets data that is kept whole")
         return torch.where(whole, WHOLE, torch.where(a == ZERO, b, a))
 
+    def roots(self, ids: Tensor) -> Tensor:
+        """Return the colours ``[n]`` by which those that are united so far are known."""
+        return torch.tensor([self._find(colour) for colour in ids.tolist()], dtype=torch.long)
+
     def classes(self) -> Classes:
         """Look every colour up, now that all unions are made."""
         root = torch.tensor(self._parent)

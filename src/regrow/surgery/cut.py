@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from regrow.core.units import UNITS
 from regrow.errors import TraceError
 from regrow.models.layers import SelectChannels
-from regrow.surgery.groups import WIDTH, Trace
+from regrow.surgery.groups import NUMBER, WIDTH, Trace
 from regrow.surgery.mask import Mask
 from regrow.surgery.tape import Narrows, call, evaluating, output_tensors
 
@@ -76,9 +76,12 @@ def cut_(small: nn.Module, mask: Mask, trace: Trace, *, for_trial: bool = False)
         assert isinstance(module, Narrows)
         module.narrow_(kept_in=sides[0], kept_out=sides[1])
     for tensor, dim in kept:
+        name, _, attribute = tensor.partition(NUMBER)
         if tensor.endswith(WIDTH):
             norm = small.get_submodule(tensor.removesuffix(WIDTH))
             _set_width_(norm, dim, len(kept[tensor, dim]))
+        elif attribute:
+            _set_number_(small.get_submodule(name), attribute, dim, len(kept[tensor, dim]))
     _narrow_tensors_(small, kept, copied=not for_trial)
     _insert_selects_(small, trace, mask)
 
@@ -237,6 +240,15 @@ def _set_width_(norm: nn.Module, dim: int, width: int) -> None:
         setattr(norm, "normalized_shape", (*shape[:dim], width, *shape[dim + 1 :]))  # noqa: B010
     else:
         setattr(norm, "num_features", width)  # noqa: B010
+
+
+def _set_number_(module: nn.Module, attribute: str, entry: int, number: int) -> None:
+    """Let a number that a module keeps of its widths, alone or in a list, be another one."""
+    old = getattr(module, attribute)
+    if isinstance(old, int):
+        setattr(module, attribute, number)
+    else:
+        setattr(module, attribute, type(old)((*old[:entry], number, *old[entry + 1 :])))
 
 
 def _twice(value: Any) -> Any:

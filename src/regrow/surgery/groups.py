@@ -14,6 +14,7 @@ Kind = Literal["conv", "linear", "grouped", "head", "stream", "view", "block"]
 Role = Literal["producer", "bias", "norm", "reader", "mover"]
 
 WIDTH = ":width"  # after a norm's name: not a tensor but the number of channels it was told
+NUMBER = ":number."  # after a module's name: a number that it keeps of its widths, by attribute
 OVER = (
     ":over"  # after a module's name: dimensions of that size over which its code takes statistics
 )
@@ -25,10 +26,12 @@ class Slot:
 
     ``units[i]`` is the unit at position i, or -1 where the position belongs to none of the group's.
     For the role ``mover`` it is no tensor but the data that enters or leaves a module,
-    ``<module>:in`` and ``<module>:out``, or the number of channels that a norm was told,
-    ``<module>:width``. A unit of several channels (a group of a grouped convolution or of a group
-    norm) lies at several positions. ``zeroed``: a silent unit's entries are zero here. Those of a
-    reader are where a silent unit is not zero when it arrives (a sigmoid): nobody reads it then.
+    ``<module>:in`` and ``<module>:out``, the number of channels that a norm was told,
+    ``<module>:width``, or another number that a module keeps, ``<module>:number.num_heads`` (with
+    ``dim`` for the entry of a list). A unit of several channels (a group of a grouped convolution
+    or of a group norm, an attention head) lies at several positions. ``zeroed``: a silent unit's
+    entries are zero here. Those of a reader are where a silent unit is not zero when it arrives (a
+    sigmoid): nobody reads it then.
     """
 
     tensor: str

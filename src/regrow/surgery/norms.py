@@ -61,6 +61,7 @@ def _layer_norm(painter: Painter, node: Node) -> None:
     """Normalise by statistics over the last dimensions, which may be those of the channels."""
     source = painter.of(node.args[0])
     first = len(source.shape) - len(node.args[1])
+    source = painter.level(source, range(first, len(source.shape)))
     coloured = source.coloured_dims()
     if all(dim < first for dim in coloured):  # each channel's map by itself
         shifted = node.args[3] is not None

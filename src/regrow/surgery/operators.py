@@ -11,11 +11,12 @@ PRODUCERS = (*names("convolution _convolution addmm mm linear"), *EMBEDDINGS)
 COPIES = names("clone alias detach contiguous _to_copy lift_fresh")
 TURNS = names("permute transpose t unsqueeze")
 VIEWS = names("view _unsafe_view reshape _reshape_alias")
-CHOICES = names(
-    "slice select split split_with_sizes chunk unbind index_select narrow unfold roll flip repeat "
-    "index"
-)
-MOVES = (*VIEWS, *CHOICES, *names("squeeze expand"))  # run on the colours themselves
+SPLITS = names("split split_with_sizes chunk")
+SLICES = names("slice narrow")
+# Of which it matters how many channels there are.
+CHOICES = (*SPLITS, *SLICES, *names("select unbind index_select unfold roll index"))
+# Run on the colours themselves.
+MOVES = (*VIEWS, *CHOICES, *names("squeeze expand repeat flip"))
 UNARY = names(
     "relu relu_ leaky_relu leaky_relu_ relu6 relu6_ hardtanh hardtanh_ clamp clamp_ clamp_min "
     "clamp_min_ clamp_max clamp_max_ threshold threshold_ gelu silu silu_ mish mish_ tanh tanh_ "

@@ -1,7 +1,7 @@
 """Paint a recorded network: colours carried through every operation, and where they lie."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regrow.errors import TraceError
-from regrow.surgery.colours import WHOLE, ZERO, Colours, Paint, spread
+from regrow.surgery.colours import WHOLE, ZERO, Colours, Paint, paint, spread
 from regrow.surgery.groups import OVER, WIDTH, Role, belongs
 from regrow.surgery.operators import EMBEDDINGS, PRODUCERS
 from regrow.surgery.parameters import Laid, follow
@@ -34,7 +34,8 @@ class Painter:
     """Carry colours through a tape, and note where they lie in every parameter.
 
     ``rules`` say by an operation's name what it does to colours; one without a rule keeps whole
-    whatever enters it.
+    whatever enters it. ``coupled`` are weights whose outputs go with the inputs at their places,
+    because the network's code counts attention heads by the width of what comes in.
     """
 
     tape: Tape
@@ -42,6 +43,7 @@ class Painter:
     movers: frozenset[str]
     rules: Mapping[str, Rule] = field(kw_only=True)
     after: Rule = field(kw_only=True)  # what is done after each operation
+    coupled: frozenset[str] = field(default=frozenset(), kw_only=True)
     colours: Colours = field(default_factory=Colours)
     paints: dict[int, Paint] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
@@ -54,6 +56,7 @@ class Painter:
     measured: set[str] = field(default_factory=set)  # norms with statistics over channels
     plain: set[tuple[str, int, int]] = field(default_factory=set)  # statistics over no channels
     held: set[tuple[str, int]] = field(default_factory=set)  # dimensions that are never cut
+    heads: list[Tensor] = field(default_factory=list)  # colours that attention keeps apart
     _seen: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _marked: set[tuple[str, int, Role]] = field(default_factory=set)
     _laid: dict[int, Laid] = field(default_factory=dict)
@@ -88,6 +91,7 @@ class Painter:
         for name, source, result in self.tape.movers:
             self._mark(f"{name}:in", 1, self._channels_of_mover(name, source), "mover")
             self._mark(f"{name}:out", 1, self._channels_of_mover(name, result), "mover")
+        self._make_boxes()
         for mark in self.marks:
             if (*_statistics(mark.tensor), mark.dim) in self.plain:
                 self.colours.freeze(mark.ids, "as many places as channels are averaged beside them")
@@ -105,6 +109,21 @@ class Painter:
         if node.name in EMBEDDINGS:
             data, weights = weights[0], [data]
         return not self.parameter_view(data) and any(map(self.weight_view, weights))
+
+    def _make_boxes(self) -> None:
+        """Let channels that lie along several dimensions of a value go along one of them only.
+
+        What is left of a tensor is a tensor only if the same positions go everywhere else.
+        """
+        unsettled = [p for p in self.paints.values() if len(p.coloured_dims()) > 1]
+        while unsettled:
+            unsettled = [self.settled(source) for source in unsettled]
+            unsettled = [p for p in unsettled if len(p.coloured_dims()) > 1]
+            if unsettled:
+                source = unsettled.pop(0)
+                varied = source.coloured_dims()
+                stays = max(varied, key=lambda dim: (source.ids.shape[dim], -dim))
+                self.level(source, [dim for dim in varied if dim != stays])
 
     def _is_compiled(self, node: Node) -> bool:
         """Tell whether an operation takes a tensor of a module that torch.jit compiled."""
@@ -133,6 +152,18 @@ class Painter:
             elif not self.paints[result].clean:
                 self.paints[index] = replace(self.paints[index], clean=False)
 
+    def _is_idle(self, node: Node) -> bool:
+        """Tell whether an operation's results reach no output (attention's mean over heads)."""
+        return not node.in_place and self._live.isdisjoint(node.outputs)
+
+    @cached_property
+    def _live(self) -> frozenset[int | None]:
+        live: set[int | None] = set(self.tape.outputs)
+        for node in reversed(self.tape.nodes):
+            if node.in_place or not live.isdisjoint(node.outputs):
+                live.update(node.refs())
+        return frozenset(live)
+
     # What rules ask -----------------------------------------------------------------------------
 
     def is_painted(self, ref: Ref) -> bool:
@@ -144,7 +175,14 @@ class Painter:
         if ref.index not in self.paints:
             shape = tuple(self.value(ref).shape)
             return Paint(torch.full((1,) * len(shape), WHOLE), shape)
+        if len(self.paints[ref.index].coloured_dims()) > 1:
+            self.paints[ref.index] = self.settled(self.paints[ref.index])
         return self.paints[ref.index]
+
+    def settled(self, source: Paint) -> Paint:
+        """Write colours that vary along several dimensions as far as they are not united yet."""
+        known, places = torch.unique(source.ids, return_inverse=True)
+        return replace(source, ids=paint(self.colours.roots(known)[places]).ids)
 
     def value(self, ref: Ref) -> Tensor:
         """Return the recorded tensor."""
@@ -200,6 +238,33 @@ class Painter:
 
     # What rules do ------------------------------------------------------------------------------
 
+    def level(self, source: Paint, dims: Iterable[int]) -> Paint:
+        """Unite colours along dimensions that have to stay, if they vary along others as well.
+
+        Each of the positions of a part of a packed projection, or within an attention head, is a
+        channel of its own until an operation takes all of them.
+        """
+        varied = source.coloured_dims()
+        levelled = [dim for dim in dims if dim in varied]
+        if not levelled or len(levelled) == len(varied):
+            return source
+        first = source.ids
+        for dim in levelled:
+            first = first.narrow(dim, 0, 1)
+        self.colours.unite(source.ids, first.expand_as(source.ids))
+        return replace(source, ids=first.clone())
+
+    def align(self, refs: Sequence[Ref]) -> None:
+        """Level what meets something that lies along fewer dimensions than its channels do."""
+        painted = [self.of(ref) for ref in refs if self.is_painted(ref)]
+        if all(len(source.coloured_dims()) < 2 for source in painted):
+            return
+        varied = sorted({d - len(p.shape) for p in painted for d in p.coloured_dims()})
+        sizes = [(1,) * -varied[0] + self.shape(ref.index) for ref in refs]
+        if any(size[d] == 1 for size in sizes for d in varied):
+            for source in painted:
+                self.level(source, [d + len(source.shape) for d in varied[1:]])
+
     def put(self, node: Node, result: Paint) -> None:
         """Set the colours of an operation's first result; further ones carry no channels."""
         first, *rest = node.outputs
@@ -238,6 +303,10 @@ class Painter:
         self._mark(weight, dim, ids, "producer")
         if bias is not None:
             self._mark(bias, 0, ids, "bias")
+        read = self._seen.get((weight, 1 - dim))
+        if weight in self.coupled and read is not None and count % len(read) == 0:
+            rows = ids.view(-1, len(read))
+            self.colours.unite(rows, read.expand_as(rows))
         return ids
 
     def produce_groups(self, weight: str, bias: str | None, *, rows: Tensor, out: Tensor) -> None:
@@ -344,7 +413,7 @@ class Painter:
         why = why or f"'{node.name}' cannot be followed"
         for index in node.refs():
             self.fix(Ref(index), f"{why}{where(node)}")
-            if index in self.paints:
+            if index in self.paints and not self._is_idle(node):
                 self.keep_whole(self.paints[index], node, why)
         for output in node.outputs:
             if output is not None:

@@ -1,9 +1,7 @@
 """Rules for how each ATen operation passes on colours.
 
-Operations that only move data are run on the colours themselves. Those whose result depends on how
-many channels there are (a split, a slice, a view that divides the channels) keep them whole, unless
-they happen inside a module that knows how to narrow itself (it has a method ``narrow_``). An
-operation without a rule keeps everything that enters it whole.
+An operation without a rule keeps everything that enters it whole. Operations that only move data
+are in ``views``, norms in ``norms``, products of two tensors of data in ``attention``.
 """
 
 from __future__ import annotations
@@ -14,18 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from regrow.surgery.colours import WHOLE, ZERO, Paint, paint, spread
 from regrow.surgery.operators import (
     ARITHMETIC,
-    CHOICES,
     COPIES,
     EMBEDDINGS,
-    MOVES,
     TURNS,
     UNARY,
-    VIEWS,
     names,
 )
 from regrow.surgery.painter import Painter, Rule, where
@@ -94,6 +89,7 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
     shape = painter.shape(node.outputs[0])
     operands = []
     refs = [a for a in node.args if isinstance(a, Ref)]
+    painter.align(refs)
     painted_first = [painter.of(ref) for ref in refs if painter.is_painted(ref)]
     along = {d - len(p.shape) for p in painted_first for d in p.coloured_dims()}
     for ref in refs:
@@ -233,9 +229,9 @@ def _along_another(painter: Painter, node: Node) -> None:
         dims: Any = (-1, -2)
     else:
         dims = node.args[place] if len(node.args) > place else -1
-    dims = [dims] if isinstance(dims, int) else dims
-    coloured = source.coloured_dims()
-    if len(node.refs()) > 1 or any(d % len(source.shape) in coloured for d in dims):
+    dims = [d % len(source.shape) for d in ([dims] if isinstance(dims, int) else dims)]
+    source = painter.level(source, dims)
+    if len(node.refs()) > 1 or any(d in source.coloured_dims() for d in dims):
         painter.unknown(node)
         return
     clean = source.clean and short in ("cumsum", "triu", "tril")
@@ -247,7 +243,9 @@ def _along_another(painter: Painter, node: Node) -> None:
 @rule("aten::_softmax", "aten::_log_softmax")
 def _softmax(painter: Painter, node: Node) -> None:
     source = painter.of(node.args[0])
-    if node.args[1] % len(source.shape) in source.coloured_dims():
+    dim = node.args[1] % len(source.shape)
+    source = painter.level(source, [dim])
+    if dim in source.coloured_dims():
         painter.unknown(node)
         return
     painter.put(node, replace(source, clean=False))
@@ -418,26 +416,6 @@ def _turn(painter: Painter, node: Node) -> None:
     painter.put(node, Paint(ids, painter.shape(node.outputs[0]), source.clean))
 
 
-@rule(*MOVES)
-def _move(painter: Painter, node: Node) -> None:
-    """Run an operation that only moves data on the colours themselves."""
-    data, *rest = node.args
-    if any(painter.is_painted(Ref(index)) for index in node.refs()[1:]):
-        painter.unknown(node)  # which data goes where depends on the data
-        return
-    source = painter.of(data)
-    if node.module not in painter.movers:
-        _keep_what_is_counted(painter, node, source)
-    if node.name in VIEWS:
-        result: Any = source.full().reshape(painter.shape(node.outputs[0]))
-    else:
-        indices = tree_map(lambda a: painter.value(a) if isinstance(a, Ref) else a, rest)
-        result = node.op(source.full(), *indices, **node.kwargs)
-    for output, ids in zip(node.outputs, tree_leaves(result), strict=True):
-        if output is not None:
-            painter.paints[output] = paint(ids, clean=source.clean)
-
-
 @rule("aten::cat", "aten::stack")
 def _join(painter: Painter, node: Node) -> None:
     refs = node.args[0]
@@ -481,37 +459,6 @@ def _part(painter: Painter, node: Node, ref: Ref) -> Paint:
     # Zeros that a mover appends are narrowed by it; any other constant has a fixed width.
     inside = node.module in painter.movers and not bool(value.any())
     return Paint(torch.full((1,) * value.dim(), ZERO if inside else WHOLE), tuple(value.shape))
-
-
-def _keep_what_is_counted(painter: Painter, node: Node, source: Paint) -> None:
-    """Keep channels whole whose number the operation depends on."""
-    name = node.name.removeprefix("aten::")
-    coloured = source.coloured_dims()
-    shape = painter.shape(node.outputs[0])
-    if node.name in VIEWS:
-        edges = torch.tensor(shape).cumprod(0).tolist()
-        before = [1, *torch.tensor(source.shape).cumprod(0).tolist()]
-        if any(before[d] < edge < before[d + 1] for d in coloured for edge in edges):
-            painter.keep_whole(source, node, "it is split into parts by a view")
-    elif node.name in CHOICES:
-        takes_all = name in ("slice", "narrow") and shape == source.shape
-        if not takes_all and any(d in coloured for d in _chosen_dims(node, len(source.shape))):
-            painter.keep_whole(source, node, f"'{name}' divides it at fixed places")
-
-
-def _chosen_dims(node: Node, rank: int) -> list[int]:
-    """Return the dimensions along which an operation chooses positions by number."""
-    name = node.name.removeprefix("aten::")
-    if name == "index":
-        return [d for d, index in enumerate(node.args[1]) if index is not None]
-    if name == "repeat":
-        missing = len(node.args[1]) - rank
-        return [d - missing for d, times in enumerate(node.args[1]) if times > 1]
-    position = {"split": 2, "split_with_sizes": 2, "chunk": 2, "roll": 2}.get(name, 1)
-    dims = node.args[position] if len(node.args) > position else 0
-    if not isinstance(dims, int):
-        return [d % rank for d in dims] or list(range(rank))
-    return [dims % rank] if name != "roll" or len(node.args) > 2 else list(range(rank))
 
 
 @rule("aten::constant_pad_nd")

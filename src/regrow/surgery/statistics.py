@@ -40,6 +40,7 @@ def _reduce(painter: Painter, node: Node) -> None:
     source = painter.of(data)
     rank = len(source.shape)
     dims = _dims(node, rank)
+    source = painter.level(source, dims)
     coloured = source.coloured_dims()
     crossed = [dim for dim in dims if dim in coloured]
     if node.name in _MEASURED:

@@ -196,13 +196,19 @@ class Arguments(NamedTuple):
 def call(model: nn.Module, example: Any) -> Any:
     """Call a network on one input, a list or tuple of inputs, or a mapping of inputs by name.
 
-    A network whose one input is a list takes ``([...],)``; ``Arguments`` hold both sorts.
+    A network whose one input is a list takes ``([...],)``; ``Arguments`` hold both sorts. Attention
+    runs as its code says, and not in one operation that hides what it does.
     """
-    if isinstance(example, Arguments):
-        return model(*example.args, **example.kwargs)
-    if isinstance(example, Mapping):
-        return model(**example)
-    return model(*example) if isinstance(example, list | tuple) else model(example)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        if isinstance(example, Arguments):
+            return model(*example.args, **example.kwargs)
+        if isinstance(example, Mapping):
+            return model(**example)
+        return model(*example) if isinstance(example, list | tuple) else model(example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def leaves(output: Any) -> list[tuple[str, Any]]:

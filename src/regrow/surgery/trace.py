@@ -1,23 +1,27 @@
 """Trace a network into groups: the channels of several layers that live and die together."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+import regrow.surgery.attention
+import regrow.surgery.views  # noqa: F401  (their rules are registered by that)
 from regrow.errors import TraceError
 from regrow.surgery.colours import ZERO, Classes, ViewConflictError
 from regrow.surgery.groups import Group, Kind, Slot, Trace, belongs
 from regrow.surgery.norms import BATCH_NORMS
+from regrow.surgery.numbers import Attribute, Choice, followed, numbers
 from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.statistics import carry
 from regrow.surgery.tape import Arguments, Node, Tape, record
-from regrow.surgery.trial import refused
+from regrow.surgery.trial import other_choices, refused
 from regrow.surgery.whole import whole_layers
 
 COUNTED = "the network's own code counts on how many there are"
@@ -56,33 +60,99 @@ def trace(
     sample = _sample(model, example, kwargs)
     tape = record(model, tree_map(_copied, sample))
     movers = frozenset(name for name, _, _ in tape.movers)
-    views = _candidate_views(tape)
-    counted: dict[str, str] = {}
+    assumed = _Assumptions(_candidate_views(tape))
     while True:
-        painter = Painter(tape, views, movers, rules=RULES, after=carry)
+        painter = Painter(
+            tape, assumed.views, movers, rules=RULES, after=carry, coupled=assumed.coupled
+        )
         try:
             painter.run()
         except ViewConflictError as conflict:
-            views = views - {conflict.norm}
+            assumed.views -= {conflict.norm}
             continue
-        for mark in painter.marks:
-            if mark.role in ("producer", "norm") and any(belongs(mark.tensor, m) for m in keep):
-                painter.colours.freeze(mark.ids, "asked to be kept")
-            elif mark.role == "producer" and mark.tensor in counted:
-                painter.colours.freeze(mark.ids, counted[mark.tensor])
+        _freeze(painter, keep, assumed.counted)
         classes = painter.colours.classes()
         needless = _needless_views(painter, classes)
         if needless:
-            views = views - needless
+            assumed.views -= needless
             continue
-        result = _assemble(model, painter, classes, sample)
+        base, numbering = _assemble(model, painter, classes, sample)
+        told = numbers(model, painter, classes)
+        follow = partial(followed, base, told, numbering.named)
+        result = follow(assumed.choices)
         broken = refused(model, result)
         if not broken:
             return result
-        views -= broken.keys()
+        assumed.correct(
+            result,
+            broken,
+            lambda: other_choices(model, result, told, broken, follow, assumed.choices),  # noqa: B023
+        )
+
+
+@dataclass
+class _Assumptions:
+    """Assumptions about what a network's code counts, held until a trial fails.
+
+    ``counted`` are weights whose outputs the code counts, with why; ``coupled`` those whose outputs
+    go with their inputs (see ``Painter``), and ``alone`` those of which that was tried in vain.
+    """
+
+    views: frozenset[str]
+    counted: dict[str, str] = field(default_factory=dict)
+    coupled: frozenset[str] = frozenset()
+    alone: frozenset[str] = frozenset()
+    choices: dict[Attribute, Choice] = field(default_factory=dict)
+
+    def correct(
+        self,
+        found: Trace,
+        broken: Mapping[str, str],
+        other_choices: Callable[[], Mapping[Attribute, Choice]],
+    ) -> None:
+        """Assume something else after a trial in which groups could not lose a unit.
+
+        Heads may go with the stream that they read, numbers may count other channels; if neither
+        helps, the groups are kept whole.
+        """
+        rows = _heads_of_streams(found, broken) - self.alone
+        if rows - self.coupled:
+            self.coupled |= rows
+            return
+        better = other_choices()
+        if better:
+            self.choices |= better
+            return
+        made = {name: {s.tensor for s in found.groups[name].producers()} for name in broken}
+        in_vain = self.coupled & frozenset().union(*made.values())
+        if in_vain:
+            self.alone |= in_vain
+            self.coupled -= in_vain
+            return
+        self.views -= broken.keys()
         for name, breaks in broken.items():
-            why = f"{COUNTED} (without one it {breaks})"
-            counted |= {slot.tensor: why for slot in result.groups[name].producers()}
+            self.counted |= dict.fromkeys(made[name], f"{COUNTED} (without one it {breaks})")
+
+
+def _freeze(painter: Painter, keep: Sequence[str], counted: Mapping[str, str]) -> None:
+    """Keep whole what was asked for, and what a network's code counts."""
+    for mark in painter.marks:
+        if mark.role in ("producer", "norm") and any(belongs(mark.tensor, m) for m in keep):
+            painter.colours.freeze(mark.ids, "asked to be kept")
+        elif mark.role == "producer" and mark.tensor in counted:
+            painter.colours.freeze(mark.ids, counted[mark.tensor])
+
+
+def _heads_of_streams(found: Trace, broken: Collection[str]) -> frozenset[str]:
+    """Name the weights that make heads from a stream, where the code counts one by the other."""
+    reads = {s.tensor: name for name, g in found.groups.items() for s in g.readers()}
+    return frozenset(
+        slot.tensor
+        for name in broken
+        if found.groups[name].kind == "head"
+        for slot in found.groups[name].producers()
+        if reads.get(slot.tensor) in broken
+    )
 
 
 def _copied(value: Any) -> Any:
@@ -165,7 +235,9 @@ def _needless_views(painter: Painter, classes: Classes) -> frozenset[str]:
     )
 
 
-def _assemble(model: nn.Module, painter: Painter, classes: Classes, sample: Tensor) -> Trace:
+def _assemble(
+    model: nn.Module, painter: Painter, classes: Classes, sample: Any
+) -> tuple[Trace, "_Numbering"]:
     """Gather classes of colours into groups, and everything they touch into slots."""
     owners = _owners(painter)
     frozen = {}
@@ -183,9 +255,10 @@ def _assemble(model: nn.Module, painter: Painter, classes: Classes, sample: Tens
     for norm, ids in painter.norms.items():
         for group in numbering.own(ids):
             norms[group][norm] = None
+    heads = {group for ids in painter.heads for group in numbering.own(ids)}
     groups = {}
     for group, names in numbering.owners.items():
-        kind = _kind(painter, names)
+        kind = _kind(painter, names, has_heads=group in heads)
         size = numbering.sizes[group]
         groups[names[0]] = Group(names[0], kind, size, tuple(slots[group]), tuple(norms[group]))
     is_producer = {s.tensor: s.role == "producer" for own in slots.values() for s in own}
@@ -196,7 +269,7 @@ def _assemble(model: nn.Module, painter: Painter, classes: Classes, sample: Tens
     }
     used = {index for node in tape.nodes for index in node.refs()}
     idle = tuple(tape.names[i] for i in sorted(tape.parameters - used))
-    return Trace(
+    found = Trace(
         groups,
         whole_layers(model, painter, classes, owners=frozen, is_producer=is_producer),
         views=frozenset(painter.opened),
@@ -207,6 +280,7 @@ def _assemble(model: nn.Module, painter: Painter, classes: Classes, sample: Tens
         outputs=tape.output_shapes(),
         example=sample,
     )
+    return found, numbering
 
 
 def _owners(painter: Painter) -> list[tuple[str, str, Tensor]]:
@@ -223,11 +297,14 @@ def _owners(painter: Painter) -> list[tuple[str, str, Tensor]]:
     return sorted(order, key=lambda owner: int(owner[2].min()))
 
 
-def _kind(painter: Painter, owners: Sequence[str]) -> Kind:
+def _kind(painter: Painter, owners: Sequence[str], *, has_heads: bool) -> Kind:
     if owners[0] in painter.opened:
         return "view"
     if any(owner in painter.grouped for owner in owners):
         return "grouped"
+    if has_heads:
+        tied = any({owner, f"{owner}.weight"} & painter.coupled for owner in owners)
+        return "stream" if tied else "head"
     if len(owners) > 1:
         return "stream"
     return "linear" if painter.linear.get(f"{owners[0]}.weight", False) else "conv"
@@ -275,6 +352,10 @@ class _Numbering:
         if key not in self._known:
             self._known[key] = self._levels(ids)
         return self._known[key]
+
+    def named(self, ids: Tensor) -> Mapping[str, Tensor]:
+        """Write colours as units, by the names of their groups."""
+        return {self.owners[group][0]: units for group, units in self.levels(ids).items()}
 
     def _levels(self, ids: Tensor) -> dict[int, Tensor]:
         levels: dict[int, Tensor] = {}

@@ -1,0 +1,104 @@
+"""Rules for products of two tensors of data, of which attention is made.
+
+Channels that lie along the dimensions of a batch (attention heads) are kept apart by a product, and
+go with those of the other factor; all that lies within one of them goes with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from regrow.surgery.colours import WHOLE, Paint
+from regrow.surgery.rules import rule
+from regrow.surgery.tape import Node, Ref
+
+if TYPE_CHECKING:
+    from regrow.surgery.painter import Painter
+
+
+@rule("aten::bmm")
+def _multiply_matrices(painter: Painter, node: Node) -> None:
+    """Multiply ``[b, m, k]`` and ``[b, k, n]``."""
+    left, right = node.args[:2]
+    a, b = painter.of(left), painter.of(right)
+    if _has_heads(a) or _has_heads(b):
+        a, b = _within_heads(painter, a), _within_heads(painter, b)
+        result = _unite_heads(painter, [a, b])
+    else:
+        result = _contract(painter, node, a, b)
+    painter.put(node, replace(result, shape=painter.shape(node.outputs[0])))
+
+
+def _contract(painter: Painter, node: Node, a: Paint, b: Paint) -> Paint:
+    """Multiply matrices of channels: those that are summed over go together."""
+    whole = Paint(torch.full((1, 1, 1), WHOLE), a.shape)
+    if len(a.coloured_dims()) > 1 or len(b.coloured_dims()) > 1:
+        painter.unknown(node)
+        return whole
+    if 2 in a.coloured_dims() or 1 in b.coloured_dims():
+        painter.unite(a.ids.transpose(1, 2), b.ids)
+        if not (a.clean or b.clean):
+            painter.keep_whole(a, node, "a channel that is cut would not be zero where it is read")
+        return whole
+    if 1 in a.coloured_dims() and 2 in b.coloured_dims():
+        painter.keep_whole(b, node, "it meets other channels, each with each")
+    return a if 1 in a.coloured_dims() else b
+
+
+@rule(
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_fused_attention_overrideable",
+    "aten::_scaled_dot_product_attention_math",
+)
+def _attend(painter: Painter, node: Node) -> None:
+    """Attend ``[..., tokens, channels]`` to ``[..., others, channels]``."""
+    queries, keys, values = (painter.of(ref) for ref in node.args[:3])
+    masks = [painter.of(Ref(index)) for index in node.refs()[3:] if painter.is_painted(Ref(index))]
+    shape = painter.shape(node.outputs[0])
+    data = [queries, keys, values]
+    if any(_has_heads(source) for source in data):
+        data = [_within_heads(painter, source) for source in (*data, *masks)]
+        met = _unite_heads(painter, [_as_many(source, shape) for source in data])
+        clean = data[2].clean and _has_heads(data[2])
+        painter.put(node, Paint(met.ids, shape, clean))
+        return
+    for source in (queries, keys, *masks):
+        if source.coloured_dims():
+            painter.keep_whole(source, node, "the scale of attention counts it")
+    painter.put(node, Paint(values.ids, shape, values.clean))
+
+
+def _has_heads(source: Paint) -> bool:
+    return any(dim < len(source.shape) - 2 for dim in source.coloured_dims())
+
+
+def _within_heads(painter: Painter, source: Paint) -> Paint:
+    """Unite what lies within heads, of a factor that has some."""
+    rank = len(source.shape)
+    return painter.level(source, (rank - 2, rank - 1)) if _has_heads(source) else source
+
+
+def _as_many(source: Paint, shape: tuple[int, ...]) -> Paint:
+    """Repeat the colours of heads that several of the queries' share."""
+    dim = len(shape) - 3
+    if dim >= 0 and 1 < source.ids.shape[dim] < shape[dim]:
+        times = shape[dim] // source.ids.shape[dim]
+        return replace(source, ids=source.ids.repeat_interleave(times, dim))
+    return source
+
+
+def _unite_heads(painter: Painter, factors: Iterable[Paint]) -> Paint:
+    """Unite the heads of several factors; one that is the same for all heads takes no part."""
+    apart = [f for f in factors if f.ids.numel() > 1 or int(f.ids.flatten()[0]) == WHOLE]
+    met = apart[0].ids
+    for factor in apart[1:]:
+        met = painter.unite(met, factor.ids)
+    painter.heads.append(met.flatten())
+    return Paint(met, apart[0].shape, any(f.clean for f in apart))

@@ -1,0 +1,158 @@
+"""Numbers that modules keep of their widths: which attributes follow which channels.
+
+An attention layer counts its heads, a recurrent layer what comes in. An attribute (an integer, or
+an entry of a list or tuple) may follow where it equals the size of a dimension that the module's
+own code or tensors have; whether it does, a trial decides.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from regrow.surgery.colours import ZERO, Classes
+from regrow.surgery.groups import NUMBER, WIDTH, Slot, Trace
+from regrow.surgery.painter import Painter
+
+# Their numbers are known: see ``cut``.
+_KNOWN = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
+
+Choice = Literal["last", "first", "none"]
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An attribute that holds a number, alike in all modules of a class."""
+
+    kind: type[nn.Module]
+    name: str
+    entry: int | None  # of a list or tuple
+
+
+@dataclass(frozen=True)
+class Number:
+    """A module's number, and the channels that it may count, in order of computation."""
+
+    module: str
+    place: Attribute
+    counted: tuple[Tensor, ...]
+
+    @property
+    def slot(self) -> tuple[str, int]:
+        """The tensor and the dimension by which a slot names it."""
+        return f"{self.module}{NUMBER}{self.place.name}", self.place.entry or 0
+
+    def follows(self, choice: Choice) -> Tensor | None:
+        """Return the channels that it counts, of several possible ones."""
+        if choice == "none":
+            return None
+        return self.counted[-1 if choice == "last" else 0]
+
+
+def numbers(model: nn.Module, painter: Painter, classes: Classes) -> list[Number]:
+    """List the attributes of modules that equal a width which may be cut."""
+    told = {m.tensor.removesuffix(WIDTH) for m in painter.marks if m.tensor.endswith(WIDTH)}
+    places = {
+        name: list(_places(module))
+        for name, module in model.named_modules()
+        if name not in told and not isinstance(module, (*_KNOWN, torch.jit.ScriptModule))
+    }
+    wanted = {name: {value for _, value in own} for name, own in places.items() if own}
+    widths = _widths(painter, classes, wanted)
+    return [
+        Number(name, place, tuple(widths[name, value].values()))
+        for name, own in places.items()
+        for place, value in own
+        if (name, value) in widths and _may_be_cut(classes, widths[name, value].values())
+    ]
+
+
+def _may_be_cut(classes: Classes, counted: Iterable[Tensor]) -> bool:
+    return any(bool(classes.free(classes.root[ids.clamp(min=ZERO)]).any()) for ids in counted)
+
+
+def _places(module: nn.Module) -> Iterator[tuple[Attribute, int]]:
+    for attribute, value in vars(module).items():
+        if attribute.startswith("_"):
+            continue
+        if type(value) is int and value > 1:
+            yield Attribute(type(module), attribute, None), value
+        elif type(value) in (list, tuple):
+            for entry, number in enumerate(value):
+                if type(number) is int and number > 1:
+                    yield Attribute(type(module), attribute, entry), number
+
+
+def _widths(
+    painter: Painter, classes: Classes, wanted: Mapping[str, set[int]]
+) -> dict[tuple[str, int], dict[bytes, Tensor]]:
+    """Find dimensions of the wanted sizes: in what a module's code takes and makes, then by it.
+
+    If there is none, in what its children's code takes and makes.
+    """
+    widths: dict[tuple[str, int], dict[bytes, Tensor]] = {}
+    below: dict[tuple[str, int], dict[bytes, Tensor]] = {}
+
+    def add(found: dict[tuple[str, int], dict[bytes, Tensor]], name: str, ids: Tensor) -> None:
+        if len(ids) in wanted.get(name, ()):
+            kinds = found.setdefault((name, len(ids)), {})
+            key = classes.root[ids.clamp(min=ZERO)].numpy().tobytes()
+            kinds[key] = kinds.pop(key, ids)  # the last one comes last
+
+    for mark in painter.marks:
+        if ":" not in mark.tensor:
+            add(widths, mark.tensor.rpartition(".")[0], mark.ids)
+    for node in painter.tape.nodes:
+        outer = node.module.rpartition(".")[0]
+        if node.module not in wanted and outer not in wanted:
+            continue
+        for index in (*node.refs(), *node.outputs):
+            for ids in _widths_of(painter, index):
+                add(widths, node.module, ids)
+                add(below, outer, ids)
+    return below | widths
+
+
+def _widths_of(painter: Painter, index: int | None) -> Iterator[Tensor]:
+    """Yield a value's colours along each of its dimensions."""
+    if index is None or index not in painter.paints:
+        return
+    source = painter.paints[index]
+    if len(source.coloured_dims()) > 1:
+        source = painter.settled(source)
+    varied = source.coloured_dims()
+    for dim, size in enumerate(source.shape):
+        if varied == [dim]:
+            yield source.ids.flatten()
+        else:
+            yield torch.zeros(size, dtype=torch.long)
+
+
+def followed(
+    found: Trace,
+    told: Sequence[Number],
+    units: Callable[[Tensor], Mapping[str, Tensor]],
+    choices: Mapping[Attribute, Choice],
+) -> Trace:
+    """Return a trace whose cuts change modules' numbers: each follows the channels it counts.
+
+    ``units`` writes colours as the units of groups, by the groups' names.
+    """
+    slots: dict[str, list[Slot]] = {}
+    for number in told:
+        ids = number.follows(choices.get(number.place, "last"))
+        for group, places in units(ids).items() if ids is not None else ():
+            slots.setdefault(group, []).append(Slot(*number.slot, places, "mover", zeroed=False))
+    groups = {
+        name: replace(group, slots=(*group.slots, *slots.get(name, ())))
+        for name, group in found.groups.items()
+    }
+    return replace(found, groups=groups)

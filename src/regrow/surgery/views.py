@@ -1,0 +1,103 @@
+"""Rules for operations that only move data: they are run on the colours themselves.
+
+A view may divide a dimension: ``[C] -> [parts, heads, channels]``. Each position keeps its colour,
+and an operation that needs all positions along one of the new dimensions unites them there, so that
+what goes is whole parts of the other ones. Operations that choose positions by number (a slice, a
+split) keep them, unless they divide a dimension into equal parts: then the same positions of all
+parts go. In a module that knows how to narrow itself (it has a method ``narrow_``) nothing is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from torch.utils._pytree import tree_leaves, tree_map
+
+from regrow.surgery.colours import Paint, paint
+from regrow.surgery.operators import CHOICES, MOVES, SLICES, SPLITS, VIEWS
+from regrow.surgery.rules import rule
+from regrow.surgery.tape import Node, Ref
+
+if TYPE_CHECKING:
+    from regrow.surgery.painter import Painter
+
+
+@rule(*MOVES)
+def _move(painter: Painter, node: Node) -> None:
+    """Run an operation that only moves data on the colours themselves."""
+    data, *rest = node.args
+    if any(painter.is_painted(Ref(index)) for index in node.refs()[1:]):
+        painter.unknown(node)  # which data goes where depends on the data
+        return
+    source = painter.of(data)
+    if node.module not in painter.movers and node.name in CHOICES:
+        source = _keep_what_is_chosen(painter, node, source)
+    if node.name in VIEWS:
+        result: Any = source.full().reshape(painter.shape(node.outputs[0]))
+    else:
+        indices = tree_map(lambda a: painter.value(a) if isinstance(a, Ref) else a, rest)
+        result = node.op(source.full(), *indices, **node.kwargs)
+    for output, ids in zip(node.outputs, tree_leaves(result), strict=True):
+        if output is not None:
+            painter.paints[output] = paint(ids, clean=source.clean)
+
+
+def _keep_what_is_chosen(painter: Painter, node: Node, source: Paint) -> Paint:
+    """Keep the positions along dimensions in which the operation chooses some by number."""
+    if node.name in SLICES and painter.shape(node.outputs[0]) == source.shape:
+        return source
+    chosen = _chosen_dims(node, len(source.shape))
+    source = painter.level(source, chosen)
+    for dim in chosen:
+        if dim not in source.coloured_dims():
+            continue
+        size = _part(painter, node, dim)
+        if size is None:
+            name = node.name.removeprefix("aten::")
+            painter.keep_whole(source, node, f"'{name}' divides it at fixed places")
+        else:
+            shape = (*source.shape[:dim], -1, size, *source.shape[dim + 1 :])
+            painter.level(paint(source.full().reshape(shape)), [dim])
+    return source
+
+
+def _part(painter: Painter, node: Node, dim: int) -> int | None:
+    """Return the size of the equal parts that a dimension is divided into, None if it is not."""
+    data = node.args[0]
+    if node.name in SPLITS:
+        sizes = {painter.shape(output)[dim] for output in node.outputs}
+        return sizes.pop() if len(sizes) == 1 else None
+    if node.name not in SLICES:
+        return None
+    total = painter.shape(data.index)[dim]
+    edges = {0, total}
+    for other in painter.tape.nodes:
+        beside = other.name in SLICES and other.args[0] == data
+        if beside and dim in _chosen_dims(other, len(painter.shape(data.index))):
+            edges.update(_edges(other, painter.shape(other.outputs[0])[dim], total))
+    places = sorted(edges)
+    sizes = {b - a for a, b in pairwise(places)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _edges(node: Node, length: int, total: int) -> tuple[int, ...]:
+    """Return where a slice begins and ends; all places if it leaves some out in between."""
+    start = int(node.args[2]) if len(node.args) > 2 and node.args[2] is not None else 0
+    if node.name == "aten::slice" and len(node.args) > 4 and node.args[4] != 1:
+        return tuple(range(total + 1))
+    start = min(start + total if start < 0 else start, total)
+    return start, start + length
+
+
+def _chosen_dims(node: Node, rank: int) -> Sequence[int]:
+    """Return the dimensions along which an operation chooses positions by number."""
+    name = node.name.removeprefix("aten::")
+    if name == "index":
+        return [d for d, index in enumerate(node.args[1]) if index is not None]
+    position = {"split": 2, "split_with_sizes": 2, "chunk": 2, "roll": 2}.get(name, 1)
+    dims = node.args[position] if len(node.args) > position else 0
+    if not isinstance(dims, int):
+        return [d % rank for d in dims] or list(range(rank))
+    return [dims % rank] if name != "roll" or len(node.args) > 2 else list(range(rank))
