@@ -78,6 +78,19 @@ def test_cells_are_those_of_a_study_under_the_detectors_names() -> None:
     assert len(study.jobs()) == len(cells)
 
 
+def test_keys_of_a_study_are_pinned() -> None:
+    """Each detector's key, and those of what it stands on."""
+    keys = {
+        "unpruned": ("edb04d287ea8d965", "8e03416955619f6d"),
+        "prune-c": ("2388a5a753bcca42", "811adddd473920d0", "23646fb5b310d7d0"),
+        "prune-d": ("5337852563bc9698", "cebe37468c9825c5"),
+        "scratch-e": ("0e590eb0945cb239", "9bee26567a758baf", "a770062947e5c01c"),
+        "scratch-b": ("e50695ccfbda63ea", "ac2031a3d3e0155f", "a770062947e5c01c"),
+    }
+    found = {cell.arm.name: (cell.job, *cell.job.inputs) for cell in from_json(STUDY).cells()}
+    assert {name: tuple(job.key[:16] for job in jobs) for name, jobs in found.items()} == keys
+
+
 def test_methods_that_cut_no_channels_are_refused_before_data_is_looked_at() -> None:
     for method, unit in (("magnitude", "weights"), ("sparse-structure", "blocks")):
         backbone = {**STUDY["backbone"], "methods": {"name": method, "sparsity": 0.5}}

@@ -104,6 +104,30 @@ def test_mirroring_twice_is_the_same() -> None:
     assert torch.equal(truth.flipped(20).flipped(20).boxes, truth.boxes)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "8fbfd41d390526493edb091e2d9fc477"),
+        ({"on_error": "skip"}, "27f9947d4b3fd38e3e6abf65d28397d0"),
+        ({"subset": 2, "test_subset": 1, "seed": 3}, "7d1b2f280db7fe8047e443592bc88eef"),
+        ({"classes": ("cat", "dog")}, "8009a8f3f232ae06a74bd326a5110cc8"),
+        ({"memory_limit_bytes": 0}, "8fbfd41d390526493edb091e2d9fc477"),
+    ],
+)
+def test_the_identity_of_a_folder_is_pinned(
+    voc: Path, options: dict[str, Any], expected: str
+) -> None:
+    for image in (voc / "VOC2007" / "JPEGImages").iterdir():
+        image.write_bytes(17 * b"x")  # encoders differ
+    assert fingerprint(DetectionSpec(f"voc:{voc}", **options)) == expected
+
+
+def test_the_identity_of_drawn_pictures_is_pinned() -> None:
+    few = DetectionSpec("voc-shapes", subset=6, test_subset=3)
+    assert fingerprint(few) == "6b7d0f17da57eab99aa3b4df508fb3ce"
+    assert fingerprint(DetectionSpec("voc-shapes")) == "3ed846fa12e87283105749bf0b02301d"
+
+
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (500, 100), (37, 1000), (600, 600)])
 def test_fitted_sides_are_exact_where_they_bind(size: tuple[int, int]) -> None:
     width, height = fitted(size, 600, 1000)
