@@ -15,7 +15,6 @@ from regrow.jobs.arms import ARMS
 from regrow.models import FROM_DATA, MODELS, ModelSpec, build
 from regrow.pruning.costs import COST_TARGETS
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS
-from regrow.studies.study import KINDS
 from regrow.surgery import Trace, trace
 from regrow.tasks import TASKS
 from regrow.train import Moment, Recipe
@@ -113,7 +112,7 @@ def forget_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget at a test's end what it registers."""
     registries: tuple[Registry[Any], ...] = (
         *(ALLOCATIONS, CRITERIA, REPAIRS, METHODS, COST_TARGETS, UNITS, MODELS, DATASETS, TASKS),
-        *(OBJECTIVES, OPTIMISERS, SCHEDULES, ARMS, KINDS),
+        *(OBJECTIVES, OPTIMISERS, SCHEDULES, ARMS),
     )
     for registry in registries:
         registry.names()

@@ -21,7 +21,7 @@ from regrow.pruning.method import METHODS
 from regrow.pruning.select import allocated, layers_of, select
 from regrow.pruning.targets import measure_cost, reach
 from regrow.report.collect import collect
-from regrow.report.costs import cost_targets
+from regrow.report.extras import cost_targets
 from regrow.run import run
 from regrow.store import Store
 from regrow.studies.expand import expanded

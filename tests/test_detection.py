@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from regrow.data import DataSpec
 from regrow.data.normalisation import IMAGENET
+from regrow.data.pictures import Pictures, Truth
 from regrow.detection.evaluate import (
     Found,
     coco_ap,
@@ -17,12 +19,6 @@ from regrow.detection.evaluate import (
     evaluate_detector,
     score,
     voc_ap,
-)
-from regrow.detection.jobs import (
-    DetectionMaterial,
-    PruneDetector,
-    TrainDetector,
-    detection_material,
 )
 from regrow.detection.model import (
     Detection,
@@ -32,20 +28,21 @@ from regrow.detection.model import (
     detector_cost,
     settle_norms_,
 )
-from regrow.detection.pictures import Pictures, Truth
-from regrow.detection.spec import VOC_RECIPE, DetectionSpec
-from regrow.detection.study import DetectionStudy
+from regrow.detection.task import DetectorHead
 from regrow.detection.training import DetectionTraining
 from regrow.errors import ConfigError, TrainingError
+from regrow.jobs.base import Material, material_of
+from regrow.jobs.prune import Prune
+from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select
 from regrow.report.collect import results_of
 from regrow.run import run
 from regrow.store import Store
-from regrow.studies.study import from_json, load
+from regrow.studies.study import Study, load
 from regrow.surgery import shrink, silence, trace
-from regrow.train import Recipe
+from regrow.train import RECIPES, Recipe
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 BCCD, TINY = SHARED / "bccd-voc", SHARED / "tiny-imagenet-20-64px"
@@ -64,11 +61,11 @@ def _one_thread() -> None:
 
 
 class Painted(Pictures):
-    """Coloured rectangles on grey, without files; the colour is the class."""
+    """Coloured rectangles on grey; the colour is the class."""
 
     def __init__(self, num: int, *, seed: int = 0) -> None:
         draw = torch.Generator().manual_seed(seed)
-        truths, self.images = [], []
+        truths, images = [], []
         for _ in range(num):
             image = torch.full((3, 64, 80), 128, dtype=torch.uint8)
             boxes = []
@@ -81,15 +78,9 @@ class Painted(Pictures):
                 image[:, y : y + height, x : x + width] = 0
                 image[label, y : y + height, x : x + width] = 255
                 boxes.append([x, y, x + width, y + height])
-            self.images.append(image)
+            images.append(image)
             truths.append(truth(boxes, [1, 2]))
-        super().__init__([Path("painted")] * num, truths, sizes=[(80, 64)] * num)
-
-    def pixels(self, index: int) -> Tensor:
-        return self.images[index]
-
-    def announce(self, indices: Any) -> None:
-        """Nothing is decoded."""
+        super().__init__(images.__getitem__, truths, kept=True)
 
 
 def truth(boxes: Any, labels: list[int], difficult: list[bool] | None = None) -> Truth:
@@ -211,10 +202,14 @@ def test_the_defaults_are_those_of_the_framework() -> None:
         assert model.roi_heads.box_head(torch.zeros(2, 256, 7, 7)).shape == (2, 512)
     assert model.rpn.head.bbox_pred.out_channels == 4 * 9
     assert model.roi_heads.box_predictor.bbox_pred.out_features == 4 * 21
-    assert VOC_RECIPE.lr_at(4) == 1e-3
-    assert VOC_RECIPE.lr_at(5) == 1e-4
-    assert VOC_RECIPE.last_lr() == 1e-4
-    assert (VOC_RECIPE.momentum, VOC_RECIPE.weight_decay, VOC_RECIPE.epochs) == (0.9, 1e-4, 7)
+    assert RECIPES["voc"].lr_at(4) == 1e-3
+    assert RECIPES["voc"].lr_at(5) == 1e-4
+    assert RECIPES["voc"].last_lr() == 1e-4
+    assert (RECIPES["voc"].momentum, RECIPES["voc"].weight_decay, RECIPES["voc"].epochs) == (
+        0.9,
+        1e-4,
+        7,
+    )
 
 
 def test_stem_first_stage_and_norms_do_not_move() -> None:
@@ -344,12 +339,6 @@ def test_a_checkpoint_of_another_training_is_refused() -> None:
         other.restore(*state)
 
 
-def test_an_augmentation_of_classification_is_refused() -> None:
-    recipe = replace(QUICK, augmentation="pad-crop-flip")
-    with pytest.raises(ConfigError, match="Unknown augmentation 'pad-crop-flip'"):
-        DetectionTraining(detector(), Painted(2), recipe, seed=0)
-
-
 @pytest.mark.slow
 def test_a_detector_learns_four_pictures_by_heart() -> None:
     pytest.importorskip("torchmetrics")
@@ -404,15 +393,29 @@ def test_a_network_without_stages_is_refused() -> None:
 
 # Jobs and the study -------------------------------------------------------------------------------
 
-MATERIAL = DetectionMaterial(
-    spec=DetectionSpec("voc:nowhere"), content="0" * 32, classes=("a",), num_train=8, num_test=4
+MATERIAL = Material(
+    spec=DataSpec("voc:nowhere"),
+    content="0" * 32,
+    shape=(1, 3, 64, 64),
+    told=(("classes", 1), ("in_channels", 3), ("input_size", 64)),
+    num_train=8,
+    num_test=4,
+    task="detection",
 )
-TRAIN = TrainDetector(data=MATERIAL, detector=SMALL, recipe=QUICK, seed=0, model=MODEL)
-CUT = PruneDetector(parent=TRAIN, method=METHODS.get("l1-filter"), seed=0, sparsity=0.5)
-PINNED: dict[str, tuple[TrainDetector | PruneDetector, str]] = {
+HEAD = DetectorHead(SMALL)
+TRAIN = Train(data=MATERIAL, head=HEAD, recipe=QUICK, seed=0, model=MODEL)
+CUT = Prune(
+    data=MATERIAL,
+    model=MODEL,
+    parent=TRAIN,
+    method=METHODS.get("l1-filter"),
+    seed=0,
+    sparsity=0.5,
+)
+PINNED: dict[str, tuple[Train | Prune, str]] = {
     "train": (TRAIN, "e5c6d36fe63648af"),
     "prune": (CUT, "1abab41c3f3a30b4"),
-    "train on": (replace(TRAIN, model=None, backbone=CUT), "07f7b486b7f35b94"),
+    "train on": (replace(TRAIN, initial=CUT), "07f7b486b7f35b94"),
 }
 
 
@@ -425,34 +428,16 @@ def test_keys_are_pinned(name: str) -> None:
 def test_a_key_changes_with_what_the_result_depends_on() -> None:
     changes: list[dict[str, Any]] = [
         {"seed": 1},
-        {"detector": replace(SMALL, test_nms=0.4)},
+        {"head": DetectorHead(replace(SMALL, test_nms=0.4))},
         {"recipe": replace(QUICK, lr=0.1)},
         {"data": replace(MATERIAL, content="1" * 32)},
         {"model": ModelSpec("imagenet-resnet-34", {**MODEL.arguments, "width": 0.25})},
     ]
     keys = {TRAIN.key, *(replace(TRAIN, **change).key for change in changes)}
     assert len(keys) == 1 + len(changes)
-    moved = replace(MATERIAL, spec=DetectionSpec("voc:elsewhere"))
+    moved = replace(MATERIAL, spec=DataSpec("voc:elsewhere"))
     assert replace(TRAIN, data=moved, label="other").key == TRAIN.key
     assert TRAIN.flops > 0
-
-
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        ("magnitude", "backbones of fewer channels, and 'magnitude' removes weights"),
-        ("sparse-structure", "'sparse-structure' removes blocks. Use a method of unit 'channel'"),
-        ("thinet", "'thinet' mends a classifier's weights .* Leave the arm 'prune-d' out"),
-    ],
-)
-def test_pruning_asks_for_a_method_that_cuts_and_mends_nothing(method: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        PruneDetector(parent=TRAIN, method=METHODS.get(method), seed=0, sparsity=0.5)
-
-
-def test_a_detector_is_trained_on_one_of_two() -> None:
-    with pytest.raises(ConfigError, match="on a 'backbone' or on a 'model': give one"):
-        replace(TRAIN, model=None)
 
 
 real = pytest.mark.skipif(
@@ -484,7 +469,7 @@ def study(**changes: Any) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_study_trains_every_arm(tmp_path: Path) -> None:
     pytest.importorskip("torchmetrics")
-    asked = from_json(study())
+    asked = Study.from_json(study())
     assert [cell.arm.name for cell in asked.cells()] == ARMS
     store = Store.open(tmp_path)
     summary = run(asked.jobs(), store, workers=0)
@@ -506,12 +491,13 @@ def test_a_study_trains_every_arm(tmp_path: Path) -> None:
 @real
 def test_prune_d_alone_needs_only_the_unpruned_detector() -> None:
     pytest.importorskip("torchmetrics")
-    (cell,) = DetectionStudy.from_json(study(arms=["prune-d"])).cells()
-    assert isinstance(cell.job, TrainDetector)
-    pruning = cell.job.backbone
-    assert isinstance(pruning, PruneDetector)
-    assert pruning.parent.backbone is not None
-    assert pruning.parent.backbone.kind == "train"
+    (cell,) = Study.from_json(study(arms=["prune-d"])).cells()
+    assert isinstance(cell.job, Train)
+    pruning = cell.job.initial
+    assert isinstance(pruning, Prune)
+    assert isinstance(pruning.parent, Train)
+    assert pruning.parent.initial is not None
+    assert pruning.parent.initial.kind == "train"
     assert cell.job.recipe.schedule == "constant"
 
 
@@ -521,19 +507,24 @@ def test_prune_d_alone_needs_only_the_unpruned_detector() -> None:
     [
         ({"arms": ["prune-e"]}, "Unknown arm 'prune-e'"),
         ({"detektor": "voc"}, "Unknown key 'detektor'"),
-        ({"backbone": "resnet"}, "The 'backbone' must be a study of classifiers"),
+        ({"backbone": "resnet"}, "The 'backbone' must be a mapping of data, models"),
         ({"recipe": {"augmentation": "shift"}}, "Unknown augmentation 'shift'"),
-        ({"recipe": 7}, "A detector's recipe must be a mapping of fields. Got 7"),
-        ({"arms": []}, "'arms' must list at least one name"),
+        ({"recipe": 7}, "A recipe must be a name or a mapping of fields. Got 7"),
+        ({"recipe": {"mixup": 0.2}}, "its recipe takes no 'mixup'"),
+        ({"recipe": {"schedule": "linear"}}, "'prune-d' trains at the recipe's last learning rate"),
+        ({"arms": []}, "'arms' must name at least one"),
+        ({"models": "vgg-16"}, "'models' belongs to the 'backbone'"),
+        ({"data": ["voc:a", "voc:b"]}, "'data' must name one data set"),
+        ({"task": "regression"}, "one of the keys 'detector'. Got the task 'regression'"),
         ({"margin": 0}, "The 'margin' must be a number above 0"),
         ({"data": {"name": "voc:x", "lable": "y"}}, "Unknown option 'lable'"),
-        ({"arms": ["unpruned"]} | {"backbone": {"arms": ["scratch-e"]}}, "on which no detector"),
+        ({"arms": ["unpruned"]} | {"backbone": {"arms": ["scratch-e"]}}, "on which nothing"),
     ],
 )
 def test_a_study_that_cannot_be_meant_is_refused(changes: dict[str, Any], message: str) -> None:
     pytest.importorskip("torchmetrics")
     with pytest.raises(ConfigError, match=message):
-        DetectionStudy.from_json(study(**changes))
+        Study.from_json(study(**changes))
 
 
 def test_a_study_file_is_named_in_its_errors(tmp_path: Path) -> None:
@@ -548,11 +539,9 @@ def test_a_study_file_is_named_in_its_errors(tmp_path: Path) -> None:
 @real
 def test_an_untrained_start_is_scored_like_any_other(tmp_path: Path) -> None:
     pytest.importorskip("torchmetrics")
-    spec = DetectionSpec(f"voc:{BCCD}", on_error="skip", subset=4, test_subset=2)
-    data = detection_material(spec, SMALL)
-    job = TrainDetector(
-        data=data, detector=SMALL, recipe=replace(QUICK, epochs=1), seed=0, model=MODEL
-    )
+    spec = DataSpec(f"voc:{BCCD}", on_error="skip", subset=4, test_subset=2)
+    recipe = replace(QUICK, epochs=1)
+    job = Train(data=material_of(spec), head=HEAD, recipe=recipe, seed=0, model=MODEL)
     store = Store.open(tmp_path)
     assert not run([job], store, workers=0).failed
     record = store.record(job.key, spec=job.spec)

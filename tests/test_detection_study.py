@@ -10,16 +10,16 @@ import pytest
 import yaml
 
 from commands import Command
-from regrow.detection.jobs import PruneDetector, TrainDetector
-from regrow.detection.study import DetectionStudy
 from regrow.errors import ConfigError
 from regrow.jobs.base import all_jobs
+from regrow.jobs.prune import Prune
+from regrow.jobs.train import Train
 from regrow.report.collect import results_of
 from regrow.run import estimate as estimates
 from regrow.run.estimate import estimate
 from regrow.run.gpu_sharing import gang
 from regrow.store import Store
-from regrow.studies.study import Study, from_json, kind_of, load
+from regrow.studies.study import Study, load
 
 pytest.importorskip("torchmetrics")
 
@@ -31,7 +31,7 @@ STUDY: dict[str, Any] = {
         "data": {"name": "shapes", "subset": 160, "test_subset": 12},
         "models": {"name": "imagenet-resnet-34", "width": 0.125, "label": "thin ResNet-34"},
         "methods": {"name": "l1-filter", "target": "resnet-34-b"},
-        "recipe": {"name": "imagenet", "epochs": 1, "batch": 4, "lr": 0.02},
+        "recipe": {"name": "imagenet", "epochs": 1, "batch": 4, "lr": 0.02, "precision": "fp32"},
     },
     "data": {"name": "voc-shapes", "subset": 6, "test_subset": 3, "label": "a few shapes"},
     "detector": {
@@ -41,7 +41,7 @@ STUDY: dict[str, Any] = {
         "roi_samples": 32,
         "test_proposals": 20,
     },
-    "recipe": {"epochs": 1, "lr": 1e-4, "augmentation": "flip"},
+    "recipe": {"epochs": 1, "lr": 1e-4, "augmentation": "flip", "precision": "fp32"},
 }
 ARMS = ["unpruned", "prune-c", "prune-d", "scratch-e", "scratch-b"]
 
@@ -55,20 +55,41 @@ def regrow(
     return Command(monkeypatch, capsys)
 
 
-def test_the_kind_of_a_study_is_told_by_its_content(tmp_path: Path) -> None:
-    assert isinstance(from_json(STUDY), DetectionStudy)
-    assert from_json({**STUDY, "task": "detection"}) == from_json(STUDY)
-    assert kind_of({"task": "regression"}) is None
-    plain = STUDY["backbone"]
-    assert isinstance(from_json(plain), Study)
+def test_a_study_may_say_its_task() -> None:
+    keys = {job.key for job in Study.from_json(STUDY).jobs()}
+    assert {job.key for job in Study.from_json({**STUDY, "task": "detection"}).jobs()} == keys
+    without = {key: value for key, value in STUDY.items() if key != "detector"}
+    (experiment,) = Study.from_json({**without, "task": "detection"}).experiments
+    assert experiment.head is not None
+    assert experiment.head.to_json() == {}  # VOC's
+
+
+def test_a_study_without_a_backbone_is_told_so(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"detector": "voc", "data": "voc:x"}), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"mine\.yaml: 'backbone' is missing"):
         load(file)
+    plain = {**STUDY["backbone"], "data": "voc-shapes"}
+    with pytest.raises(ConfigError, match=r"learnt by a detector.*Give the study a 'backbone'"):
+        Study.from_json(plain).cells()
+
+
+def test_data_without_boxes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'digits' is of the task image-classification, which"):
+        Study.from_json({**STUDY, "data": "digits"}).cells()
+
+
+def test_several_studies_of_detectors_stand_in_one_file() -> None:
+    other = {"data": {**STUDY["data"], "seed": 1, "label": "others"}, "arms": ["unpruned"]}
+    shared = {key: value for key, value in STUDY.items() if key != "arms"}
+    cells = Study.from_json({**shared, "experiments": [{}, other]}).cells()
+    assert [cell.arm.name for cell in cells] == [*ARMS, "unpruned"]
+    assert cells[0].experiment.data_label == "a few shapes"
+    assert cells[-1].experiment.data_label == "others"
 
 
 def test_cells_are_those_of_a_study_under_the_detectors_names() -> None:
-    study = from_json(STUDY)
+    study = Study.from_json(STUDY)
     cells = study.cells()
     assert [cell.arm.name for cell in cells] == ARMS
     assert {cell.place[:2] for cell in cells} == {
@@ -87,26 +108,47 @@ def test_keys_of_a_study_are_pinned() -> None:
         "scratch-e": ("0e590eb0945cb239", "9bee26567a758baf", "a770062947e5c01c"),
         "scratch-b": ("e50695ccfbda63ea", "ac2031a3d3e0155f", "a770062947e5c01c"),
     }
-    found = {cell.arm.name: (cell.job, *cell.job.inputs) for cell in from_json(STUDY).cells()}
+    found = {cell.arm.name: (cell.job, *cell.job.inputs) for cell in Study.from_json(STUDY).cells()}
     assert {name: tuple(job.key[:16] for job in jobs) for name, jobs in found.items()} == keys
 
 
 def test_methods_that_cut_no_channels_are_refused_before_data_is_looked_at() -> None:
     for method, unit in (("magnitude", "weights"), ("sparse-structure", "blocks")):
-        backbone = {**STUDY["backbone"], "methods": {"name": method, "sparsity": 0.5}}
         with pytest.raises(ConfigError, match=f"fewer channels, and '{method}' removes {unit}"):
-            from_json({**STUDY, "backbone": backbone, "data": "voc:nowhere"})
+            Study.from_json({**pruned_by({"name": method, "sparsity": 0.5}), "data": "voc:nowhere"})
+
+
+def pruned_by(method: dict[str, Any]) -> dict[str, Any]:
+    return {**STUDY, "backbone": {**STUDY["backbone"], "methods": method}}
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        ({"name": "thinet", "sparsity": 0.5}, "'thinet' mends a classifier's weights"),
+        ({"name": "l1-filter", "macs": 0.5}, "'l1-filter' is asked for a share of a cost"),
+        ({"name": "guided-pruning", "sparsity": 0.5}, "'guided-pruning' follows other networks"),
+        ({"name": "l1-filter", "sparsity": 0.5, "rounds": 2, "ticket": "none"}, "prunes in rounds"),
+    ],
+)
+def test_what_prune_d_cannot_do_is_refused_when_a_study_is_read(
+    method: dict[str, Any], why: str
+) -> None:
+    study = pruned_by(method)
+    with pytest.raises(ConfigError, match=f"'prune-d' prunes the backbone of a detector.*{why}"):
+        Study.from_json(study)
+    assert Study.from_json({**study, "arms": ["unpruned", "prune-c"]}).experiments
 
 
 def test_a_classifier_of_grey_images_is_refused() -> None:
     backbone = {**STUDY["backbone"], "data": {"name": "digits", "size": 32}}
     with pytest.raises(ConfigError, match="colour images, and the 'backbone' has 1 channel"):
-        from_json({**STUDY, "backbone": backbone}).cells()
+        Study.from_json({**STUDY, "backbone": backbone}).cells()
 
 
 def test_jobs_of_every_kind_have_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimates, "CALIBRATION_SECONDS", 0.02)
-    jobs = from_json(STUDY).jobs()
+    jobs = Study.from_json(STUDY).jobs()
     found = estimate(jobs, (), workers=1)
     assert found.by_kind == {
         "train": (1, 0),
@@ -116,22 +158,24 @@ def test_jobs_of_every_kind_have_an_estimate(monkeypatch: pytest.MonkeyPatch) ->
         "train-detector": (5, 0),
     }
     a_pace: Any = SimpleNamespace(seconds=0.02)
-    detectors = [job for job in all_jobs(jobs).values() if isinstance(job, TrainDetector)]
+    detectors = [
+        job for job in all_jobs(jobs).values() if isinstance(job, Train) and job.head is not None
+    ]
     least = sum(job.estimate(a_pace) for job in detectors)
     assert found.compute_seconds > least > 0
     assert found.training_flops > sum(job.flops for job in detectors) > 0
 
 
 def test_no_device_is_shared_with_detectors_whose_needs_are_not_known() -> None:
-    assert gang(all_jobs(from_json(STUDY).jobs()).values(), "cpu") == 1
+    assert gang(all_jobs(Study.from_json(STUDY).jobs()).values(), "cpu") == 1
 
 
 def test_prune_d_goes_on_from_the_unpruned_detector() -> None:
-    cells = {cell.arm.name: cell.job for cell in from_json(STUDY).cells()}
+    cells = {cell.arm.name: cell.job for cell in Study.from_json(STUDY).cells()}
     further = cells["prune-d"]
-    assert isinstance(further, TrainDetector)
-    assert isinstance(further.backbone, PruneDetector)
-    assert further.backbone.parent == cells["unpruned"]
+    assert isinstance(further, Train)
+    assert isinstance(further.initial, Prune)
+    assert further.initial.parent == cells["unpruned"]
 
 
 @pytest.mark.slow
@@ -139,7 +183,7 @@ def test_a_study_of_detectors_is_planned_run_and_reported(regrow: Command) -> No
     planned = regrow("plan", "study.yaml", "--workers", "1")
     assert planned.code == 0
     assert "train-detector" in planned.out
-    assert "Still to train" in planned.out
+    assert "Training left" in planned.out
     ran = regrow("run", "study.yaml", "--workers", "0", "--json")
     assert ran.code == 0
     found = json.loads(ran.out)
@@ -174,7 +218,7 @@ def test_a_study_of_detectors_is_planned_run_and_reported(regrow: Command) -> No
     assert rows[2]["classifier"] == ""  # prune-d stands on a detector
     refused = regrow("export", "study.yaml", "--arm", "scratch-b", "--to", "net")
     assert refused.code == 2
-    assert "Only classifiers can be exported, and 'detector scratch-b" in refused.text
+    assert "Only networks can be exported, and 'detector scratch-b" in refused.text
     again = regrow("run", "study.yaml", "--workers", "0")
     assert "12 were done before" in again.err
 

@@ -15,8 +15,8 @@ from regrow.core.units import UNITS
 from regrow.data import load
 from regrow.errors import ConfigError
 from regrow.jobs.arms import FINE_TUNE, PRUNED, SCRATCH_E, WINNING_TICKET, Arm
-from regrow.jobs.base import Material
-from regrow.jobs.prune import Prune, stored_edit
+from regrow.jobs.base import Material, Stored
+from regrow.jobs.prune import Prune, edit_of
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.pruning import reconstruct
@@ -516,7 +516,7 @@ def test_arms_that_inherit_start_from_the_mended_weights_and_others_do_not(
 
 
 def edit_in(store: Store, prune: Prune) -> Edit:
-    return stored_edit(store, prune)
+    return edit_of(Stored(store), prune)
 
 
 def test_the_choice_is_that_of_select(tmp_path: Path) -> None:

@@ -13,10 +13,8 @@ import pytest
 from commands import Command
 from liu import PAPER, cells, entries, entry, read_cells
 from regrow.data import DataSpec
-from regrow.detection import study as detection_study
-from regrow.detection.jobs import DetectionMaterial, PruneDetector, TrainDetector
 from regrow.detection.model import Detector
-from regrow.detection.spec import DetectionSpec
+from regrow.detection.task import DetectorHead
 from regrow.errors import ConfigError, DataError
 from regrow.jobs.base import Context, Material
 from regrow.jobs.retrain import Retrain
@@ -45,6 +43,8 @@ FOLDERS = {"imagenet": "folder:imagenet", "voc2007": "voc:VOC2007"}
 
 def _material(spec: DataSpec, *, imagenet_size: int = 32) -> Material:
     """Stand for the paper's data without a byte of it."""
+    if spec.name.startswith("voc"):
+        return _pictures(spec)
     shapes = {"cifar10": (10, 32), "cifar100": (100, 32), "digits": (10, 8)}
     classes, size = shapes.get(spec.name, (1000, imagenet_size))
     channels = 1 if spec.name == "digits" else 3
@@ -58,20 +58,17 @@ def _material(spec: DataSpec, *, imagenet_size: int = 32) -> Material:
     )
 
 
-def _pictures(spec: DetectionSpec, detector: Detector) -> DetectionMaterial:
+def _pictures(spec: DataSpec) -> Material:
     """Stand for the pictures of VOC 2007."""
-    return DetectionMaterial(
+    return Material(
         spec=spec,
         content=spec.name,
-        classes=tuple(f"class {number}" for number in range(20)),
+        shape=(1, 3, 64, 64),
+        told=(("classes", 20), ("in_channels", 3), ("input_size", 64)),
         num_train=spec.subset or 5011,
         num_test=spec.test_subset or 4952,
+        task="detection",
     )
-
-
-def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (detection_study, images_module):
-        monkeypatch.setattr(module, "detection_material", _pictures)
 
 
 @pytest.fixture
@@ -87,7 +84,6 @@ def paper_data(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setattr(module, "material", material)
 
     pretend()
-    _without_pictures(monkeypatch)
     # Whether targets fit their networks is a test of its own: it traces every network.
     monkeypatch.setattr(expand_module, "_check_use", lambda use, model, data: None)
     # So is the proof of a cut (test_proof.py): it computes with the network, of full size here.
@@ -165,8 +161,7 @@ SAID = {
 def test_a_remark_stands_in_every_table_that_it_holds_for(
     paper_data: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for study in (Study, detection_study.DetectionStudy):
-        monkeypatch.setattr(study, "cells", lambda self: [])  # remarks need none
+    monkeypatch.setattr(Study, "cells", lambda self: [])  # remarks need none
     notes = {name: plan_of(name).notes for name in READY}
     for text, expected in SAID.items():
         assert {name for name in READY if text in " ".join(notes[name])} == expected, text
@@ -232,7 +227,6 @@ def test_every_method_and_target_fits_its_network_at_full_width(
 ) -> None:
     for module in (expand_module, images_module):
         monkeypatch.setattr(module, "material", cache(_material))
-    _without_pictures(monkeypatch)
     assert plan_of(name).jobs
 
 
@@ -489,9 +483,9 @@ def test_detectors_stand_on_the_classifiers_of_table_1(paper_data: object) -> No
     detectors = [one.cell.job for one in printables(plan_of("table-12"))]
     assert len(detectors) == 9
     for job in detectors:
-        assert isinstance(job, TrainDetector)
-        assert job.backbone is not None
-        assert isinstance(job.backbone, PruneDetector) or job.backbone.key in classifiers
+        assert isinstance(job, Train)
+        assert job.initial is not None
+        assert job.initial.kind == "prune-detector" or job.initial.key in classifiers
 
 
 def test_detectors_have_the_defaults_of_the_framework_and_prune_d_its_lowest_rate(
@@ -499,8 +493,8 @@ def test_detectors_have_the_defaults_of_the_framework_and_prune_d_its_lowest_rat
 ) -> None:
     for one in printables(plan_of("table-12")):
         job = one.cell.job
-        assert isinstance(job, TrainDetector)
-        assert job.detector == Detector()
+        assert isinstance(job, Train)
+        assert job.head == DetectorHead(Detector())
         rates = [round(job.recipe.lr_at(epoch), 12) for epoch in range(job.recipe.epochs)]
         expected = [1e-3] * 5 + [1e-4] * 2
         assert rates == ([1e-4] * 7 if one.cell.arm.name == "prune-d" else expected)

@@ -26,11 +26,10 @@ LEVELS: list[set[str]] = [
     {"tasks"},
     {"surgery", "train"},
     {"cost", "units"},
-    {"pruning"},
+    {"pruning", "detection"},
     {"methods", "jobs", "own"},
     {"studies"},
     {"run", "report"},
-    {"detection"},
     {"reproduce", "bench"},
     {"papers"},
     {"cli", "__init__"},
@@ -43,7 +42,7 @@ MOST_FILE_LINES = 600
 LONG_FUNCTIONS: set[str] = set()
 LONG_FILES: set[str] = set()
 # Rooms that carry a study from its file to a row of its report; those below do the work of a job.
-PATH_ROOMS = {"studies", "jobs", "run", "store", "report", "detection"}
+PATH_ROOMS = {"studies", "jobs", "run", "store", "report"}
 MOST_PATH_FILES = 16
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HEAVY = ("torch", "torchvision", "pandas", "matplotlib", "scipy", "sklearn", "pyarrow")

@@ -14,11 +14,9 @@ from PIL import Image
 from image_files import parquet_folder, png, write_parquet
 from liu import PAPER, cells, entries, lay_out
 from regrow.data import DataSpec, MemoryImages, load
-from regrow.detection.spec import DetectionSpec
 from regrow.reproduce import layout, originals
 from regrow.reproduce.originals import ORIGINALS, CellImages, Original, departs, scale_departs
 from regrow.reproduce.scales import SCALES, Scale, scaled, scaled_detection
-from regrow.studies.study import kind_of
 
 FILES = sorted({name for one in entries().values() for name in one.studies})
 
@@ -26,7 +24,7 @@ FILES = sorted({name for one in entries().values() for name in one.studies})
 @pytest.mark.parametrize("file", FILES)
 def test_a_scale_departs_by_what_it_makes_of_a_study(file: str) -> None:
     value = PAPER.study(file)
-    apply: Any = scaled_detection if kind_of(value) else scaled
+    apply: Any = scaled_detection if "backbone" in value else scaled
 
     def said(scale: Scale) -> str:
         return scale_departs(value, scale, apply=apply)
@@ -70,7 +68,7 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def _said(spec: DataSpec | DetectionSpec, dataset: str = "CIFAR-10") -> list[str]:
+def _said(spec: DataSpec, dataset: str = "CIFAR-10") -> list[str]:
     return departs("", [CellImages(dataset=dataset, spec=spec, stands_in=True)])
 
 
@@ -92,7 +90,7 @@ def test_a_lossless_copy_is_the_original_and_jpeg_copies_and_parts_of_it_are_not
 
 def test_of_data_that_nothing_is_known_of_that_is_the_reason(small_cifar: Path) -> None:
     unknown = "it is not known whether its images are the original ones"
-    assert _said(DetectionSpec("voc:VOC2007"), "PASCAL-VOC-07") == [
+    assert _said(DataSpec("voc:VOC2007"), "PASCAL-VOC-07") == [
         f"voc:VOC2007 stands for PASCAL-VOC-07: {unknown}"
     ]
     assert _said(DataSpec(f"hf:{small_cifar}"), "ImageNet")[0].endswith(unknown)

@@ -1,6 +1,7 @@
 """VOC folders: what is read from them, and what their mistakes say."""
 
 import shutil
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from regrow.data import DataSpec
+from regrow.data import Dataset, DataSpec, fingerprint, load
+from regrow.data.pictures import PictureFiles, Pictures, Truth, fitted
 from regrow.data.shapes import shapes
-from regrow.detection.pictures import Truth, fitted
-from regrow.detection.spec import DetectionSpec
-from regrow.detection.voc import DetectionData, fingerprint, load
 from regrow.errors import ConfigError, DataError
+from regrow.tasks import check_task
 
 BCCD = Path(__file__).parents[2] / "shared" / "data" / "bccd-voc"
-SIDES = {"short_side": 32, "long_side": 64}
+SIDES = (32, 64)
 BOX = """<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>
 <xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"""
 HEAD = "<annotation><size><width>{0}</width><height>{1}</height></size>"
@@ -63,8 +63,36 @@ def voc(tmp_path: Path) -> Path:
     )
 
 
-def read(root: Path, **options: Any) -> DetectionData:
-    return load(DetectionSpec(f"voc:{root}", **options), **SIDES)
+@dataclass(frozen=True)
+class Read:
+    """A data set, and its pictures at ``SIDES``."""
+
+    data: Dataset
+    train: Pictures
+    test: Pictures
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the files that are trained on."""
+        files: Any = self.data.train
+        assert isinstance(files, PictureFiles)
+        return [path.stem for path in files.files.paths]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGROW_DATA", str(tmp_path / "cache"))
+
+
+def read(root: Path, sides: tuple[int, int] = SIDES, **options: Any) -> Read:
+    return read_spec(DataSpec(f"voc:{root}", **options), sides)
+
+
+def read_spec(spec: DataSpec, sides: tuple[int, int] = SIDES) -> Read:
+    data = load(spec)
+    boxed: list[Any] = [data.train, data.test]
+    train, test = (part.fitted(*sides) for part in boxed)
+    return Read(data, train, test)
 
 
 def rewrite(root: Path, name: str, text: str) -> None:
@@ -73,7 +101,7 @@ def rewrite(root: Path, name: str, text: str) -> None:
 
 def test_boxes_are_scaled_with_their_images(voc: Path) -> None:
     data = read(voc)
-    assert data.classes == ("cat", "dog")
+    assert data.data.classes == ("cat", "dog")
     assert (len(data.train), len(data.test)) == (3, 1)
     pixels, truth = data.train.pixels(0), data.train.truths[0]
     assert pixels.shape == (3, 32, 38)
@@ -119,13 +147,13 @@ def test_the_identity_of_a_folder_is_pinned(
 ) -> None:
     for image in (voc / "VOC2007" / "JPEGImages").iterdir():
         image.write_bytes(17 * b"x")  # encoders differ
-    assert fingerprint(DetectionSpec(f"voc:{voc}", **options)) == expected
+    assert fingerprint(DataSpec(f"voc:{voc}", **options)) == expected
 
 
 def test_the_identity_of_drawn_pictures_is_pinned() -> None:
-    few = DetectionSpec("voc-shapes", subset=6, test_subset=3)
+    few = DataSpec("voc-shapes", subset=6, test_subset=3)
     assert fingerprint(few) == "6b7d0f17da57eab99aa3b4df508fb3ce"
-    assert fingerprint(DetectionSpec("voc-shapes")) == "3ed846fa12e87283105749bf0b02301d"
+    assert fingerprint(DataSpec("voc-shapes")) == "3ed846fa12e87283105749bf0b02301d"
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (500, 100), (37, 1000), (600, 600)])
@@ -150,7 +178,7 @@ def test_train_and_val_are_trained_on_where_there_is_a_test(tmp_path: Path) -> N
 def test_larger_subsets_contain_smaller_ones(tmp_path: Path) -> None:
     names = {name: annotation(box(1, 1, 9, 9)) for name in "abcdefgh"}
     root = folder(tmp_path / "x", names, train="a b c d e f g", test="h")
-    draws = [{file.stem for file in read(root, subset=num).train.files} for num in range(1, 8)]
+    draws = [set(read(root, subset=num).names) for num in range(1, 8)]
     assert [len(draw) for draw in draws] == list(range(1, 8))
     assert all(small < large for small, large in pairwise(draws))
 
@@ -164,11 +192,11 @@ def test_pictures_decoded_ahead_are_those_in_memory(voc: Path) -> None:
 
 def test_identity_is_content_not_place(voc: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(voc, tmp_path / "elsewhere")
-    spec = DetectionSpec(f"voc:{voc}")
-    assert fingerprint(DetectionSpec(f"voc:{copy}")) == fingerprint(spec)
-    assert fingerprint(DetectionSpec(f"voc:{voc}", on_error="skip")) != fingerprint(spec)
+    spec = DataSpec(f"voc:{voc}")
+    assert fingerprint(DataSpec(f"voc:{copy}")) == fingerprint(spec)
+    assert fingerprint(DataSpec(f"voc:{voc}", on_error="skip")) != fingerprint(spec)
     rewrite(copy, "b", annotation(box(1, 1, 11, 11)))
-    assert fingerprint(DetectionSpec(f"voc:{copy}")) != fingerprint(spec)
+    assert fingerprint(DataSpec(f"voc:{copy}")) != fingerprint(spec)
 
 
 @pytest.mark.parametrize(
@@ -214,8 +242,8 @@ def test_a_broken_annotation_is_named_or_left_out(voc: Path, text: str, message:
     with pytest.raises(DataError, match=message):
         read(voc)
     data = read(voc, on_error="skip")
-    assert [file.stem for file in data.train.files] == ["a", "c"]
-    (notice,) = data.notices
+    assert data.names == ["a", "c"]
+    (notice,) = data.data.notices
     assert "1 of 4 images are left out" in notice
     assert "b.xml" in notice
 
@@ -233,7 +261,7 @@ def test_a_box_of_one_row_of_pixels_is_read(
     voc: Path, corners: tuple[float, ...], read_as: list[float]
 ) -> None:
     rewrite(voc, "b", annotation(box(*corners)))
-    boxes = load(DetectionSpec(f"voc:{voc}"), short_side=40, long_side=48).train.truths[1].boxes
+    boxes = read(voc, (40, 48)).train.truths[1].boxes
     assert boxes.tolist() == [read_as]
 
 
@@ -248,7 +276,7 @@ def test_a_link_that_leads_nowhere_is_left_out(voc: Path) -> None:
     file.unlink()
     file.symlink_to(voc / "nowhere")
     assert len(read(voc, on_error="skip").train) == 2
-    assert fingerprint(DetectionSpec(f"voc:{voc}", on_error="skip"))
+    assert fingerprint(DataSpec(f"voc:{voc}", on_error="skip"))
 
 
 def test_parts_of_an_object_have_boxes_of_their_own(voc: Path) -> None:
@@ -262,7 +290,7 @@ def test_lists_may_have_flags_names_with_spaces_and_a_mark_of_bytes(tmp_path: Pa
     root = folder(tmp_path / "x", names, trainval="a", test="d")
     lists = root / "VOC2007" / "ImageSets" / "Main"
     (lists / "trainval.txt").write_text("\ufeffa  1\nmy b 1 -1\nc -1\n", encoding="utf-8")
-    assert [file.stem for file in read(root).train.files] == ["a", "my b 1", "c"]
+    assert read(root).names == ["a", "my b 1", "c"]
     (lists / "trainval.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match=r"trainval\.txt: the list is not in UTF-8"):
         read(root)
@@ -272,8 +300,8 @@ def test_a_test_list_without_annotations_is_left_out(tmp_path: Path) -> None:
     names = {name: annotation(box(1, 1, 9, 9)) for name in "abc"}
     root = folder(tmp_path / "x", names, train="a b", val="c", test="e f")
     data = read(root)
-    assert (len(data.train), len(data.test), data.num_left_out) == (2, 1, 0)
-    (notice,) = data.notices
+    assert (len(data.train), len(data.test)) == (2, 1)
+    (notice,) = data.data.notices
     assert "the test list is left out, for none of its 2 images is annotated" in notice
 
 
@@ -315,9 +343,9 @@ def test_an_unreadable_image_is_named_or_left_out(voc: Path, kept: int) -> None:
     with pytest.raises(DataError, match=r"b\.jpg: the image cannot be read"):
         read(voc)
     data = read(voc, on_error="skip")
-    assert [f.stem for f in data.train.files] == ["a", "c"]
+    assert data.names == ["a", "c"]
     assert len(data.train.truths) == 2
-    assert "b.jpg" in data.notices[0]
+    assert "b.jpg" in data.data.notices[0]
 
 
 def test_an_unreadable_image_is_left_out_before_it_is_streamed(voc: Path) -> None:
@@ -325,15 +353,16 @@ def test_an_unreadable_image_is_left_out_before_it_is_streamed(voc: Path) -> Non
     noise = np.random.default_rng(0).integers(0, 255, (40, 48, 3), np.uint8)
     Image.fromarray(noise).save(file)
     file.write_bytes(file.read_bytes()[:800])  # its size can still be read
-    assert len(read(voc, memory_limit_bytes=0).train) == 3
+    with pytest.raises(DataError, match=r"b\.jpg: the image cannot be read"):
+        load(DataSpec(f"voc:{voc}", memory_limit_bytes=0))
     data = read(voc, memory_limit_bytes=0, on_error="skip")
-    assert [f.stem for f in data.train.files] == ["a", "c"]
-    assert "b.jpg" in data.notices[0]
+    assert data.names == ["a", "c"]
+    assert "b.jpg" in data.data.notices[0]
 
 
 def test_an_unreadable_image_is_named_when_streamed(voc: Path) -> None:
     data = read(voc, memory_limit_bytes=0)
-    data.train.files[1].write_bytes(b"no image")
+    (voc / "VOC2007" / "JPEGImages" / "b.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"b\.jpg: the image cannot be read"):
         data.train.pixels(1)
 
@@ -376,28 +405,49 @@ def test_an_image_in_both_lists_is_refused(voc: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "voc:"}, "named 'voc:PATH'"),
+        ({"name": "voc:"}, "'voc:' needs a path after the colon"),
         ({"name": "voc:x", "on_error": "go on"}, "Unknown on_error 'go on'"),
         ({"name": "voc:x", "subset": 0}, "the 'subset' must be an int of at least 1. Got 0"),
-        ({"name": "voc:x", "classes": ("a", "a")}, "'classes' must list different names"),
+        ({"name": "voc:x", "classes": ("a", "a")}, "'classes' must be a list of different names"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        DetectionSpec(**options)
+        DataSpec(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"size": 32}, {"validation": 0.1}, {"normalisation": "imagenet"}, {"target": "x"}],
+)
+def test_options_of_other_data_are_refused(options: dict[str, Any]) -> None:
+    (option,) = options
+    with pytest.raises(ConfigError, match=f"its pictures have boxes, so it takes no '{option}'"):
+        load(DataSpec("voc-shapes", **options))
+
+
+def test_boxes_are_learnt_by_detection_alone() -> None:
+    check_task(load(DataSpec("voc-shapes", task="detection")))
+    with pytest.raises(ConfigError, match=r"has boxes, of images\. Tasks for it: detection"):
+        check_task(load(DataSpec("voc-shapes", task="regression")))
+    with pytest.raises(ConfigError, match=r"'detection' learns boxes, of images\. .* has a class"):
+        check_task(load(DataSpec("digits", task="detection")))
+
+
+def test_other_data_take_no_classes() -> None:
+    with pytest.raises(ConfigError, match="its examples are images, so it takes no 'classes'"):
+        load(DataSpec("digits", classes=("1", "2")))
 
 
 def test_unknown_options_offer_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"Unknown option 'on_eror'\. Did you mean 'on_error'"):
-        DetectionSpec.from_json({"name": "voc:x", "on_eror": "skip"})
-    assert DetectionSpec.from_json("voc:x") == DetectionSpec("voc:x")
+        DataSpec.from_json({"name": "voc:x", "on_eror": "skip"})
+    assert DataSpec.from_json("voc:x") == DataSpec("voc:x")
 
 
 def test_shapes_are_drawn_alike_and_boxes_hold_their_paint() -> None:
-    data, again = (
-        load(DetectionSpec("voc-shapes", subset=num, test_subset=2), **SIDES) for num in (6, 4)
-    )
-    assert data.classes == ("circle", "square", "triangle")
+    data, again = (read_spec(DataSpec("voc-shapes", subset=num, test_subset=2)) for num in (6, 4))
+    assert data.data.classes == ("circle", "square", "triangle")
     assert (len(data.train), len(data.test), len(again.train)) == (6, 2, 4)
     for index in range(4):
         assert torch.equal(data.train.pixels(index), again.train.pixels(index))
@@ -432,13 +482,13 @@ def test_images_of_shapes_are_the_same_each_time_and_equally_many_of_each() -> N
 
 def test_more_shapes_than_there_are_is_refused() -> None:
     with pytest.raises(ConfigError, match="there are 32 pictures to train on"):
-        load(DetectionSpec("voc-shapes", subset=33), **SIDES)
+        load(DataSpec("voc-shapes", subset=33))
 
 
 def test_shapes_are_known_by_what_draws_them() -> None:
-    spec = DetectionSpec("voc-shapes", subset=4)
-    assert fingerprint(spec) == fingerprint(DetectionSpec("voc-shapes", subset=4))
-    assert fingerprint(spec) != fingerprint(DetectionSpec("voc-shapes", subset=5))
+    spec = DataSpec("voc-shapes", subset=4)
+    assert fingerprint(spec) == fingerprint(DataSpec("voc-shapes", subset=4))
+    assert fingerprint(spec) != fingerprint(DataSpec("voc-shapes", subset=5))
 
 
 def test_more_images_than_there_are_is_refused(voc: Path) -> None:
@@ -451,7 +501,6 @@ def test_the_two_broken_annotations_of_the_blood_cells_are_named() -> None:
     with pytest.raises(DataError, match=r"BloodImage_00338\.xml.*has no area"):
         read(BCCD)
     data = read(BCCD, on_error="skip")
-    assert data.classes == ("Platelets", "RBC", "WBC")
+    assert data.data.classes == ("Platelets", "RBC", "WBC")
     assert len(data.train) + len(data.test) == 362
-    assert data.num_left_out == 2
-    assert "2 of 364 images are left out" in data.notices[0]
+    assert "2 of 364 images are left out" in data.data.notices[0]

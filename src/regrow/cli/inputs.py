@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from regrow.jobs.base import Job
     from regrow.run.precision import PrecisionChoice
     from regrow.store import Snapshot, Store
-    from regrow.studies.study import AnyStudy
+    from regrow.studies.study import Study
 
 
 def load_extensions(paths: Sequence[Path] | None) -> None:
@@ -32,7 +32,7 @@ def load_study(
     data: Sequence[str] | None = None,
     device: str = "cpu",
     measure: bool = True,
-) -> "tuple[AnyStudy, PrecisionChoice]":
+) -> "tuple[Study, PrecisionChoice]":
     """Read a study file, and the choice of precision that its ``auto`` was replaced by.
 
     ``measure`` allows to time both precisions where the store holds no earlier choice.

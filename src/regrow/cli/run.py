@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from regrow.run import Summary
     from regrow.run.precision import PrecisionChoice
     from regrow.store import Store
-    from regrow.studies.study import AnyStudy
+    from regrow.studies.study import Study
 
 
 def quickstart(
@@ -156,7 +156,7 @@ def _print_summary(summary: "Summary", page: Path) -> None:
     say(f"{line}.")
 
 
-def _report_folder(study: "AnyStudy", out: Path | None) -> Path:
+def _report_folder(study: "Study", out: Path | None) -> Path:
     return out if out is not None else DEFAULT_REPORT / study.name
 
 
@@ -174,7 +174,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _report(
-    study: "AnyStudy", store: "Store", out: Path | None, *, choice: "PrecisionChoice"
+    study: "Study", store: "Store", out: Path | None, *, choice: "PrecisionChoice"
 ) -> "tuple[Report, list[str]]":
     """Write the report of a study, and return the status of each of its runs too."""
     from regrow.jobs.base import notices

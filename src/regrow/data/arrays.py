@@ -15,7 +15,7 @@ from regrow.data.images import MemoryImages
 from regrow.data.spec import DataSpec
 from regrow.errors import ConfigError, DataError
 
-OF_IMAGES = ("size", "image_column", "label_column", "normalisation", "mean", "std")
+OF_IMAGES = ("size", "image_column", "label_column", "normalisation", "mean", "std", "classes")
 IGNORED = -100  # a target that is not asked for, as in PyTorch
 
 

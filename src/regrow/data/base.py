@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from regrow.data.pictures import Pictures
+
 
 @runtime_checkable
 class Encoded(Protocol):
@@ -107,4 +109,29 @@ class Arrays:
     validation: Rows | None = None
     classes: tuple[str, ...] = ()
     vocabulary: int | None = None
+    notices: tuple[str, ...] = ()
+
+
+class Boxed(Protocol):
+    """Pictures of any sizes with boxes, which are scaled to the sides that a detector wants."""
+
+    def __len__(self) -> int:
+        """Count the pictures."""
+        ...
+
+    def fitted(self, short_side: int, long_side: int) -> "Pictures":
+        """Return them at such a size."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boxes:
+    """Everything a data set's file knows whose examples are pictures with boxes.
+
+    ``classes[i]`` has the label i + 1; 0 is the background. Splits and subsets are drawn already.
+    """
+
+    classes: tuple[str, ...]
+    train: Boxed
+    test: Boxed
     notices: tuple[str, ...] = ()

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, replace
 from statistics import median
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from regrow.data.arrays import load_arrays
 from regrow.data.augment import scaling
-from regrow.data.base import Arrays, Encoded, Normalisation, Raw, Split
+from regrow.data.base import Arrays, Boxes, Encoded, Normalisation, Raw, Split
 from regrow.data.cache import altered_entries, data_root, decoded, digest, remembered
 from regrow.data.decode import Look, decode_all, look, look_at_all, resize_all
 from regrow.data.held_out import hold_out
@@ -24,6 +25,8 @@ from regrow.errors import ConfigError, DataError, unknown
 TEST_RESIZE = 256 / 224
 VERSION = 1  # raise it when the same spec and files come to mean other images
 DECODED_VERSION = 2  # of decoded copies; 2: pictures are turned upright
+BOX_TASK = "detection"
+BOXED_SIZE = 64  # of an image on which a network is traced that knows no other images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +36,10 @@ class Dataset:
     Images are [channels, size, size]; ``mean`` and ``std`` are for pixels in [0, 1]. Of other
     examples, which are inputs and targets ready for a network, ``mean`` and ``std`` are those that
     their numbers were standardised by (``target_mean`` and ``target_std`` the targets'), flat; of
-    sequences of tokens ``vocabulary`` counts the tokens there are. ``augmentation`` is the kind
-    that a recipe uses unless it names one; ``task`` is what is learnt; ``notices`` are for people.
+    sequences of tokens ``vocabulary`` counts the tokens there are. Splits of pictures with boxes
+    are ``Boxed``, and ``size`` is that of an image to trace a network on. ``augmentation`` is the
+    kind that a recipe uses unless it names one; ``task`` is what is learnt; ``notices`` are for
+    people.
     """
 
     spec: DataSpec
@@ -52,6 +57,11 @@ class Dataset:
     task: str = IMAGE_TASK
     vocabulary: int | None = None
     notices: tuple[str, ...] = ()
+
+    @property
+    def has_boxes(self) -> bool:
+        """True if examples are pictures of any size with boxes, which a detector scales."""
+        return not isinstance(self.train, Images)
 
     @property
     def of_images(self) -> bool:
@@ -94,6 +104,8 @@ def _load(spec: DataSpec) -> Dataset:
     raw = DATASETS.get(spec.name).read(spec)
     if isinstance(raw, Arrays):
         return Dataset(**load_arrays(raw, spec))
+    if isinstance(raw, Boxes):
+        return _boxed(raw, spec)
     _check_of_images(spec)
     _check(raw, spec)
     left_out: list[str] = []
@@ -125,6 +137,29 @@ def _load(spec: DataSpec) -> Dataset:
     )
 
 
+def _boxed(raw: Boxes, spec: DataSpec) -> Dataset:
+    """Return pictures with boxes, which have been read and split already."""
+    known = ("name", "subset", "test_subset", "seed", "memory_limit_bytes", "on_error", "classes")
+    for option in spec.to_json():
+        if option not in (*known, "root", "task"):
+            raise ConfigError(
+                f"Data set {spec.name!r}: its pictures have boxes, so it takes no {option!r} "
+                f"{getattr(spec, option)!r}. Leave it out."
+            )
+    return Dataset(
+        spec=spec,
+        train=cast(Any, raw.train),
+        validation=None,
+        test=cast(Any, raw.test),
+        classes=raw.classes,
+        channels=3,
+        size=BOXED_SIZE,
+        augmentation="none",
+        task=spec.task or BOX_TASK,
+        notices=raw.notices,
+    )
+
+
 def scaling_of(dataset: Dataset, device: torch.device | str) -> tuple[Tensor, Tensor] | None:
     """Return the factor and the term that images are normalised by; None where there are none."""
     return scaling(dataset.mean, dataset.std, device) if dataset.of_images else None
@@ -139,6 +174,8 @@ def fingerprint(spec: DataSpec) -> str:
     is left out where images that cannot be read are. Data that is missing is a ``DataError``.
     """
     entry = DATASETS.get(spec.name)
+    if entry.identity is not None:
+        return entry.identity(spec)
     content = entry.content(spec) if entry.content is not None else entry.name
     options = {k: v for k, v in spec.to_json().items() if k not in ("name", "root")}
     key = DATASETS.key(spec.name)
@@ -328,7 +365,7 @@ def _normalisation(
 
 
 def _check_of_images(spec: DataSpec) -> None:
-    for option in ("target", "length"):
+    for option in ("target", "length", "classes"):
         if getattr(spec, option) is not None:
             raise ConfigError(
                 f"Data set {spec.name!r}: its examples are images, so it takes no {option!r}."

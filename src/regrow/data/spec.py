@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from regrow.core.registry import Registry
 from regrow.core.validation import is_int, is_number, refuse_unknown, tuples
-from regrow.data.base import Arrays, Raw
+from regrow.data.base import Arrays, Boxes, Raw
 from regrow.errors import ConfigError, unknown
 
 AUGMENTATIONS = ("none", "flip", "shift", "pad-crop-flip", "resized-crop-flip")  # see ``augment``
@@ -53,6 +53,7 @@ class DataSpec:
     ``task``: what is learnt, where the data allow several (see ``regrow.tasks``).
     ``target``: the column of a table that is to be predicted; the last one unless given.
     ``length``: bytes of each window of a text, 128 unless given.
+    ``classes``: those that boxes may have; another one is a broken annotation.
 
     A value that cannot be meant is a ``ConfigError``.
     """
@@ -74,6 +75,7 @@ class DataSpec:
     task: str | None = None
     target: str | None = None
     length: int | None = None
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         key = DATASETS.key(self.name)
@@ -97,6 +99,12 @@ class DataSpec:
         if not is_number(self.validation) or not 0 <= self.validation < 1:
             raise self._error("validation", "a share in [0, 1)")
         self._check_statistics()
+        if self.classes is not None and (
+            not self.classes
+            or len(set(self.classes)) != len(self.classes)
+            or not all(isinstance(name, str) and name for name in self.classes)
+        ):
+            raise self._error("classes", "a list of different names")
 
     @property
     def location(self) -> str:
@@ -169,27 +177,34 @@ class DataEntry:
     """A registered data set: how to read it, and how to tell its content."""
 
     name: str
-    read: Callable[[DataSpec], Raw | Arrays]
+    read: Callable[[DataSpec], Raw | Arrays | Boxes]
     content: Callable[[DataSpec], str] | None
+    identity: Callable[[DataSpec], str] | None = None
 
 
 DATASETS: Registry[DataEntry] = Registry("data set", DATA_NAMES, register="register_data")
 
-F = TypeVar("F", bound=Callable[[DataSpec], Raw | Arrays])
+F = TypeVar("F", bound=Callable[[DataSpec], Raw | Arrays | Boxes])
 
 
 def register_data(
-    name: str, *, content: Callable[[DataSpec], str] | None = None
+    name: str,
+    *,
+    content: Callable[[DataSpec], str] | None = None,
+    identity: Callable[[DataSpec], str] | None = None,
 ) -> Callable[[F], F]:
     """Register a function under a name, or a prefix such as ``folder:``.
 
     ``content`` returns a text that is equal where the images are equal, cheaply: results are kept
     under it. Without it, the name and the code of the registering file stand for the content, so
-    a data set that reads files of its own should give one.
+    a data set that reads files of its own should give one. ``identity`` returns the whole
+    fingerprint in its place, with the options that matter.
     """
 
     def register(read: F) -> F:
-        DATASETS.add(name, DataEntry(name=name, read=read, content=content), origin=read)
+        DATASETS.add(
+            name, DataEntry(name=name, read=read, content=content, identity=identity), origin=read
+        )
         return read
 
     return register

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from regrow.data.pictures import Pictures, Truth
 from regrow.detection.model import Detection
-from regrow.detection.pictures import Pictures, Truth
 from regrow.detection.training import BATCHES_AHEAD, forward
 from regrow.errors import ConfigError
 from regrow.surgery.tape import evaluating

@@ -229,19 +229,22 @@ def build_detector(
     return model.train()
 
 
+def is_of_classifier(name: str) -> bool:
+    """Tell whether a tensor of a detector's state came from its classifier."""
+    return name.startswith((BACKBONE, HEAD))
+
+
 def classifier_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Pick a classifier's features out of a detector's state, under the classifier's names.
 
     >>> list(classifier_state({"backbone.conv.weight": torch.zeros(1)}))
     ['features.conv.weight']
     """
-    found = {}
-    for name, value in state.items():
-        if name.startswith(BACKBONE):
-            found[f"features.{name.removeprefix(BACKBONE)}"] = value
-        elif name.startswith(HEAD):
-            found[f"features.{LAST_STAGE}.{name.removeprefix(HEAD)}"] = value
-    return found
+    return {
+        "features." + name.removeprefix(BACKBONE).replace(HEAD, f"{LAST_STAGE}."): value
+        for name, value in state.items()
+        if is_of_classifier(name)
+    }
 
 
 def detector_cost(model: Detection, detector: Detector) -> Cost:

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from regrow.core.global_rng import drawing
 from regrow.core.seeds import derive, seeded
+from regrow.data.pictures import Pictures
 from regrow.detection.model import STRIDE, Detection
-from regrow.detection.pictures import Pictures
-from regrow.detection.spec import AUGMENTATIONS
-from regrow.errors import ConfigError, unknown
 from regrow.train import Precision, Recipe, Stepping
 from regrow.train.layout import NOTICE, lay_out_
 from regrow.train.optimiser import make_optimiser
 from regrow.train.safe_convolutions import safe_convolutions
 
+# What one epoch shows: every picture twice, as it is and mirrored (the framework's); or once,
+# mirrored or not by chance; or as it is.
+AUGMENTATIONS = ("flipped-copies", "flip", "none")
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
 BATCHES_AHEAD = 8  # of pictures that are decoded while the network computes
 
@@ -49,15 +50,6 @@ class DetectionTraining(Stepping):
         seed: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        kind = recipe.augmentation or AUGMENTATIONS[0]
-        if kind not in AUGMENTATIONS:
-            raise ConfigError(f"Detection: {unknown('augmentation', kind, AUGMENTATIONS)}")
-        for option in ("objective", "ema", "mixup", "cutout"):
-            if (value := getattr(recipe, option)) is not None:
-                raise ConfigError(
-                    f"A detector has losses and images of its own, so its recipe takes no "
-                    f"{option!r}. Leave it out. Got {value!r}."
-                )
         self.device = torch.empty(0, device=device).device  # "cuda" is the one in use
         self.model = model.to(self.device).train()
         heads = model.roi_heads
@@ -70,7 +62,7 @@ class DetectionTraining(Stepping):
         self.steps_done = 0
         self.history: list[dict[str, float]] = []
         self.notice = None if laid_out else NOTICE
-        self._augmentation = kind
+        self._augmentation = recipe.augmentation or AUGMENTATIONS[0]
         self._epoch: tuple[int, _Epoch] | None = None
         self._learning = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._decays = [recipe.decay_of(n, dims=p.dim()) for n, p in self._learning.items()]

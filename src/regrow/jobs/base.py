@@ -112,8 +112,8 @@ class Job(Protocol):
     def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return its record with costs as they are counted now."""
 
-    def network(self, store: Store) -> "tuple[nn.Module, Architecture]":
-        """Rebuild the scored network that it left in a store, with its weights."""
+    def network(self, records: "Records") -> "tuple[nn.Module, Architecture]":
+        """Rebuild the scored network that it left, with its weights."""
 
     def estimate(self, pace: "Pace") -> float:
         """Seconds that it takes."""
@@ -149,7 +149,7 @@ class Defaults:
         """Return the record as it is."""
         return dict(record)
 
-    def network(self: Job, store: Store) -> "tuple[nn.Module, Architecture]":
+    def network(self: Job, records: "Records") -> "tuple[nn.Module, Architecture]":
         """Refuse: it leaves none."""
         raise ConfigError(f"'{self.label}' leaves no network that could be rebuilt.")
 
@@ -215,6 +215,31 @@ def without_none(**fields: Any) -> dict[str, Any]:
 def state_of(model: "nn.Module") -> "dict[str, Tensor]":
     """Return a network's tensors as a record keeps them."""
     return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+
+
+class Records(Protocol):
+    """The results of finished jobs: a ``Context`` has those of a job's inputs, ``Stored`` all."""
+
+    def record(self, job: Job) -> dict[str, Any]:
+        """Return the record of a finished job."""
+
+    def tensors(self, job: Job, part: str = MAIN) -> "dict[str, Tensor]":
+        """Return one part of its tensors."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The records and tensors of a store."""
+
+    store: Store
+
+    def record(self, job: Job) -> dict[str, Any]:
+        """Return the record of a finished job; ``Damaged`` if it is not what was stored for it."""
+        return self.store.record(job.key, spec=job.spec)
+
+    def tensors(self, job: Job, part: str = MAIN) -> "dict[str, Tensor]":
+        """Return one part of its tensors."""
+        return self.store.tensors(job.key, part)
 
 
 # The data of a job, and the time that it takes --------------------

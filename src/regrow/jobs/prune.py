@@ -15,6 +15,7 @@ from regrow.jobs.base import (
     Material,
     Outcome,
     Pace,
+    Records,
     state_of,
     without_none,
 )
@@ -26,14 +27,17 @@ from regrow.pruning.probe import Probe
 from regrow.pruning.select import select
 from regrow.pruning.stages import Pattern, pattern_of, stages_of
 from regrow.pruning.targets import measure_cost
-from regrow.store import MASKS, REPAIRED, Store
+from regrow.store import MASKS, REPAIRED
 from regrow.surgery import sensitivities
-from regrow.surgery.architecture import is_fixed, traced
+from regrow.surgery.architecture import Architecture, is_fixed, traced
 from regrow.surgery.edit import Edit
 from regrow.surgery.mask import Mask
+from regrow.tasks import Head
 
 if TYPE_CHECKING:
     from regrow.jobs.retrain import Retrain
+
+HEAD_SECONDS = 3.0  # following the channels of a ResNet and proving the cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +47,10 @@ class Prune(Keyed):
     A parent that was pruned before, and retrained under its mask, is pruned further: the sparsity
     is the share of what was left. With ``guides`` (prunings of one network, by seeds) it keeps of
     each stage what they kept on average; the sparsity is theirs.
+
+    Of what a head built it prunes the network beneath by its weights, and leaves the whole.
     """
 
-    kind: ClassVar[str] = "prune"
     version: ClassVar[int] = 1
 
     data: Material
@@ -60,6 +65,16 @@ class Prune(Keyed):
     rounds: int = 1  # steps in which the network that is left is scored anew
     code: str | None = None  # digest of the files that decide, where not part of this package
     label: str = "prune"
+
+    @property
+    def head(self) -> Head | None:
+        """The head of what is pruned, if it has one."""
+        return None if self.parent is None else self.parent.head
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        """The kind of work: ``prune``, or of what a head built ``prune-detector``."""
+        return "prune" if self.head is None else f"prune-{self.head.noun}"
 
     @property
     def _earlier(self) -> "Prune | None":
@@ -89,13 +104,15 @@ class Prune(Keyed):
     @cached_property
     def spec(self) -> dict[str, Any]:
         """The full request."""
-        method = self.method
+        method, own = self.method, self.head is None
         return without_none(
-            data=self.data.content,  # a criterion may look at images
-            model=self.model.identity(),
+            # A criterion may look at images. What a head built is pruned by its weights alone, and
+            # the key of its training has the model.
+            data=self.data.content if own else None,
+            model=self.model.identity() if own else None,
             criterion=method.criterion,
             allocation=method.allocation if self.shares is None else None,
-            unit=method.unit,
+            unit=method.unit if own else None,
             scope=list(method.scope),
             sparsity=self.sparsity,
             shares=None if self.shares is None else list(self.shares),
@@ -106,7 +123,7 @@ class Prune(Keyed):
             repair=method.repair,
             seed=self.seed,
             code=self.code,
-            counter=counter_version(self.model, self.data.shape, method),
+            counter=counter_version(self.model, self.data.shape, method) if own else None,
         )
 
     @property
@@ -116,11 +133,13 @@ class Prune(Keyed):
 
     def estimate(self, pace: Pace) -> float:
         """Return the seconds of choosing and cutting units."""
-        return pace.pruning(self.model, self.data)
+        return HEAD_SECONDS if self.head is not None else pace.pruning(self.model, self.data)
 
     def run(self, context: Context) -> Outcome:
         """Score, allocate, measure what is left, and mend its weights if the method does."""
         within, masks = None, {}
+        if self.head is not None:
+            return self._run_with_head(context, self.head)
         if self.parent is None:
             model = build(self.model, seed=self.seed)
         else:
@@ -170,29 +189,53 @@ class Prune(Keyed):
             record["cost"] = {"share": measured.share, **measured.how}
         return Outcome(record, mask.kept, {REPAIRED: edit.repaired})
 
+    def _run_with_head(self, context: Context, head: Head) -> Outcome:
+        """Score the filters that were learnt under a head, cut, and keep all of its own layers."""
+        assert self.parent is not None
+        record, trained = context.record(self.parent), context.tensors(self.parent)
+        architecture = Architecture.from_json(record["architecture"])
+        shape = architecture.shape
+        assert isinstance(shape, tuple)  # of images
+        net = architecture.build()
+        # The classifier's own head is no part of what was built, and no part of this choice.
+        net.load_state_dict({**net.state_dict(), **head.backbone(trained)})
+        found = traced(net, self.model, shape)
+        mask = select(
+            net,
+            found,
+            self.method,
+            sparsity=self.sparsity,
+            shares=self.shares,
+            seed=self.seed,
+        )
+        edit = Edit(model=self.model, shape=shape, mask=mask)
+        edit.prove(net, found, sensitivity=lambda: None)
+        images = {name: record[name] for name in ("mean", "std")}
+        model = head.around(
+            edit.cut(net, found),
+            num_classes=self.data.classes,
+            mean=tuple(record["mean"]),
+            std=tuple(record["std"]),
+            trained=trained,
+        )
+        before = {name: record[name] for name in ("parameters", "macs", "flops")}
+        after = head.cost(model).to_json()
+        return Outcome(
+            {**edit.record(), "before": before, "after": after, **images}, state_of(model)
+        )
+
 
 def structure_only(method: Method) -> Method:
     """Return the method that keeps the first units of each layer: the same widths, no weights."""
     return replace(method, criterion="first", trained=False, repair=None)
 
 
-def edit_of(context: Context, prune: Prune) -> Edit:
-    """Return what a pruning did."""
+def edit_of(records: Records, prune: Prune) -> Edit:
+    """Return what a finished pruning did."""
     return Edit.read(
-        context.record(prune),
-        context.tensors(prune),
-        repaired=context.tensors(prune, REPAIRED),
-        model=prune.model,
-        shape=prune.data.shape,
-    )
-
-
-def stored_edit(store: Store, prune: Prune) -> Edit:
-    """Read what a finished pruning did from a store."""
-    return Edit.read(
-        store.record(prune.key, spec=prune.spec),
-        store.tensors(prune.key),
-        repaired=store.tensors(prune.key, REPAIRED),
+        records.record(prune),
+        records.tensors(prune),
+        repaired=records.tensors(prune, REPAIRED),
         model=prune.model,
         shape=prune.data.shape,
     )

@@ -22,11 +22,12 @@ from regrow.jobs.base import (
     Material,
     Outcome,
     Pace,
+    Records,
     Setting,
     state_of,
     without_none,
 )
-from regrow.jobs.prune import Prune, edit_of, stored_edit
+from regrow.jobs.prune import Prune, edit_of
 from regrow.jobs.train import (
     Train,
     Treated,
@@ -38,7 +39,6 @@ from regrow.jobs.train import (
     trained_network,
 )
 from regrow.models import ModelSpec, build, initialise_
-from regrow.store import Store
 from regrow.surgery.architecture import Architecture
 from regrow.surgery.edit import Edit
 from regrow.surgery.mask import filter_dim, layer_of
@@ -53,6 +53,7 @@ class Retrain(Keyed):
 
     kind: ClassVar[str] = "retrain"
     version: ClassVar[int] = 1
+    head: ClassVar[None] = None
 
     prune: Prune
     arm: Arm
@@ -108,17 +109,17 @@ class Retrain(Keyed):
             return "arm"
         return "task" if self.recipe.has_plain_loss else "recipe"
 
-    def network(self, store: Store) -> tuple[nn.Module, Architecture]:
+    def network(self, records: Records) -> tuple[nn.Module, Architecture]:
         """Rebuild the finished job's network with its weights; masked weights are zeros."""
-        edit = stored_edit(store, self.prune)
-        weights = store.tensors(self.key)
+        edit = edit_of(records, self.prune)
+        weights = records.tensors(self)
         if weights:
             network = edit.architecture.build()
             network.load_state_dict(weights)
             return network, edit.architecture
         # Not retrained: its record keeps no weights, for they are the parent's, or repaired ones.
         assert self.parent is not None
-        network, _ = self.parent.network(store)
+        network, _ = self.parent.network(records)
         return edit.apply(network), edit.architecture
 
     @property

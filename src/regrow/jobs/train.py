@@ -1,9 +1,9 @@
 """The job that trains a network, and what every job does with a training and a trained network."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +20,22 @@ from regrow.jobs.base import (
     Material,
     Outcome,
     Pace,
+    Records,
     Setting,
     state_of,
     without_none,
 )
 from regrow.models import ModelSpec, build, example_input
 from regrow.pruning.method import METHODS
-from regrow.store import MAIN, MASKS, Store, after_epoch, joined, part_of
+from regrow.store import MAIN, MASKS, after_epoch, joined, part_of
 from regrow.surgery.architecture import Architecture
 from regrow.surgery.mask import Mask
-from regrow.tasks import task_of
-from regrow.train import NO_TREATMENT, Evaluation, Recipe, Training, Treatment, evaluate
+from regrow.tasks import Head, task_of
+from regrow.train import NO_TREATMENT, Evaluation, Recipe, Stepping, Training, Treatment, evaluate
+
+if TYPE_CHECKING:
+    from regrow.jobs.prune import Prune
+    from regrow.jobs.retrain import Retrain
 
 SCORED_BY = ("precision", "channels_last")  # of a recipe, what is used beside a training
 
@@ -74,24 +79,34 @@ class Train(Keyed):
     Beside the last weights it leaves those after each epoch of ``keep``, and the masks at the end
     where a treatment changed them, as parts of its tensors.
     A network of published weights is used as it is, and only scored (``is_published``).
+
+    With a ``head``, what is trained is what the head builds on the network that another job left:
+    a trained or pruned one of another task (``Train``, ``Retrain``), or its own as a ``Prune`` left
+    it, which goes on as a whole. Without another job it is built on the ``model`` as first drawn.
     """
 
-    kind: ClassVar[str] = "train"
     version: ClassVar[int] = 1
     data: Material
     model: ModelSpec
     recipe: Recipe
     seed: int
     treated: Treated | None = None
-    initial: "Train | None" = None
+    initial: "Train | Retrain | Prune | None" = None
     keep: tuple[int, ...] = ()
+    head: Head | None = None
     code: str | None = None  # digest of the model's file, where it is not part of this package
     label: str = "train"
 
     @property
+    def kind(self) -> str:  # type: ignore[override]
+        """The kind of work: ``train``, or of what a head builds ``train-detector``."""
+        return "train" if self.head is None else f"train-{self.head.noun}"
+
+    @property
     def inputs(self) -> tuple[Job, ...]:
-        """The training that it continues, if any."""
-        return () if self.initial is None else (self.initial,)
+        """The job that it continues, if any, and how its network was pruned."""
+        before = () if self.initial is None else (self.initial, self.initial.pruning)
+        return tuple({job.key: job for job in before if job is not None}.values())
 
     @property
     def is_published(self) -> bool:  # type: ignore[override]
@@ -114,15 +129,17 @@ class Train(Keyed):
         recipe = self.recipe.to_json()
         if self.is_published:
             recipe = {"epochs": 0} | {k: v for k, v in recipe.items() if k in SCORED_BY}
+        built_on = self.head is not None and self.initial is not None  # whose key has the model
         return without_none(
             data=self.data.content,
-            model=self.model.identity(),
+            model=None if built_on else self.model.identity(),
             recipe=recipe,
             recipe_code=None if self.is_published else self.recipe.code(),
             seed=self.seed,
-            code=self.code,
+            code=None if built_on else self.code,
             penalty=self.treated and self.treated.to_json(),
             keep=list(self.keep) or None,
+            **({} if self.head is None else {self.head.noun: self.head.to_json()}),
         )
 
     def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,44 +147,58 @@ class Train(Keyed):
 
         What was trained is the same, so the key is too.
         """
-        if counted(self.model, self.data.shape).as_first or "sparsity" in record:
+        own = self.head is None and "sparsity" not in record
+        if not own or counted(self.model, self.data.shape).as_first:
             return dict(record)
         cost = model_cost(self.model, self.data.shape)
         flops = {"training_flops": cost.training_flops(record["samples"])}
         return {**record, **cost.to_json(), **flops}
 
-    def network(self, store: Store) -> tuple[nn.Module, Architecture]:
+    def network(self, records: Records) -> tuple[nn.Module, Architecture]:
         """Rebuild the finished job's network with its weights."""
         architecture = Architecture(model=self.model, shape=self.data.shape)
         network = architecture.build()
-        network.load_state_dict(store.tensors(self.key))
+        network.load_state_dict(records.tensors(self))
         return network, architecture
 
     @cached_property
     def flops(self) -> float:
         """FLOPs of the training."""
+        if self.head is not None:
+            each = self.head.planned_flops(self.model, self.data.classes)
+            return TRAINING_FACTOR * each * self._num_shown(self.head)
         if self.is_published:
             return 0.0
         cost = model_cost(self.model, self.data.shape)
         return cost.training_flops(self.recipe.epochs * self.data.num_train)
 
     @property
-    def setting(self) -> Setting:  # type: ignore[override]
-        """The training whose steps it takes."""
-        return Setting.of(self.model, self.data, self.recipe)
+    def setting(self) -> Setting | None:  # type: ignore[override]
+        """The training whose steps it takes; None for what a head builds."""
+        return None if self.head is not None else Setting.of(self.model, self.data, self.recipe)
 
     @property
-    def pace_group(self) -> Setting:  # type: ignore[override]
+    def pace_group(self) -> Hashable:  # type: ignore[override]
         """Trainings of one setting take what is estimated times one factor."""
-        return self.setting
+        return self.setting or self.kind
 
     def estimate(self, pace: Pace) -> float:
         """Return the seconds of its training; a published network is only scored."""
-        return pace.training(self.setting, epochs=0 if self.is_published else self.recipe.epochs)
+        if self.head is not None:
+            data, recipe, seconds = self.data.spec, self.recipe, pace.seconds
+            trained, tested = self.head.seconds(self.model, data, recipe, measured_for=seconds)
+            return self._num_shown(self.head) * trained + 2 * self.data.num_test * tested
+        setting = Setting.of(self.model, self.data, self.recipe)
+        return pace.training(setting, epochs=0 if self.is_published else self.recipe.epochs)
+
+    def _num_shown(self, head: Head) -> int:
+        return self.recipe.epochs * head.shown(self.recipe, self.data.num_train)
 
     def run(self, context: Context) -> Outcome:
         """Train, and read the test set once."""
         dataset = context.dataset(self.data.spec)
+        if self.head is not None:
+            return self._run_with_head(context, dataset, self.head)
         if self.initial is None:
             with context.ranks.agreeing():  # published weights may be at hand here, and not there
                 model = build(self.model, seed=self.seed)
@@ -195,6 +226,77 @@ class Train(Keyed):
         )
         result |= masked_costs(training, self.data.shape)
         return Outcome(result, state_of(model), {**kept, **masks_part(training)})
+
+    def _run_with_head(self, context: Context, dataset: Dataset, head: Head) -> Outcome:
+        """Train what a head builds, and read the test set once after and once before."""
+        start = self._built(context, dataset, head)
+        training = head.training(
+            start.model, dataset, self.recipe, seed=self.seed, device=context.device
+        )
+        advance(training, context)
+        cost, precision = head.cost(training.model), self.recipe.precision
+        scores = head.score(training.model, dataset, precision=precision)
+        # Built anew rather than scored at first: a resumed training has it no more.
+        before = self._built(context, dataset, head).model.to(context.device)
+        untrained = head.score(before, dataset, precision=precision)
+        return Outcome(
+            {
+                **scores,
+                "before": {name: untrained[name] for name in scores if name != "num_test"},
+                **cost.to_json(),
+                "epochs": self.recipe.epochs,
+                "samples": training.samples,
+                "training_flops": cost.training_flops(training.samples),
+                "history": training.history,
+                "classes": list(dataset.classes),
+                **start.to_json(),
+            },
+            state_of(training.model),
+        )
+
+    def _built(self, context: Context, dataset: Dataset, head: Head) -> "Built":
+        """Build on the network that it goes on from, as it is before its first step."""
+        if self.initial is not None and self.initial.head is not None:
+            return rebuilt(head, context, self.initial, num_classes=self.data.classes)
+        if self.initial is None:
+            architecture = Architecture(model=self.model, shape=self.data.shape)
+            net, mean, std = build(self.model, seed=self.seed), IMAGENET.mean, IMAGENET.std
+            head.settle_(net, dataset)
+        else:
+            net, architecture = self.initial.network(context)
+            learnt = context.dataset(self.initial.data.spec)
+            mean, std = learnt.mean, learnt.std
+        num_classes = self.data.classes
+        model = head.around(net, num_classes=num_classes, mean=mean, std=std, seed=self.seed)
+        return Built(model, architecture, mean, std)
+
+
+@dataclass(frozen=True)
+class Built:
+    """The network that a head built, on one that saw images of this ``mean`` and ``std``."""
+
+    model: nn.Module
+    architecture: Architecture
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what of it a record keeps."""
+        return {
+            "architecture": self.architecture.to_json(),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+def rebuilt(head: Head, records: Records, job: Job, *, num_classes: int) -> Built:
+    """Rebuild what a job with a head left."""
+    record = records.record(job)
+    architecture = Architecture.from_json(record["architecture"])
+    mean, std = tuple(record["mean"]), tuple(record["std"])
+    model = head.around(architecture.build(), num_classes=num_classes, mean=mean, std=std)
+    model.load_state_dict(records.tensors(job))
+    return Built(model, architecture, mean, std)
 
 
 def trained_network(
@@ -258,41 +360,8 @@ def result_of(
     return record
 
 
-class Advancing(Protocol):
-    """A training that a job takes to its end, step by step."""
-
-    model: nn.Module
-    steps_done: int
-    notice: str | None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Count the updates of one epoch."""
-
-    @property
-    def num_steps(self) -> int:
-        """Count all updates."""
-
-    @property
-    def epoch(self) -> int:
-        """Count the finished epochs."""
-
-    @property
-    def done(self) -> bool:
-        """Tell whether every step has been taken."""
-
-    def step(self) -> None:
-        """Take one."""
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all that ``restore`` needs."""
-
-    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Go on from a state."""
-
-
 def advance(
-    training: Advancing, context: Context, *, keep: tuple[int, ...] = ()
+    training: Stepping, context: Context, *, keep: tuple[int, ...] = ()
 ) -> dict[str, dict[str, Tensor]]:
     """Train to the end, from the last checkpoint if there is one.
 

@@ -19,7 +19,7 @@ import pandas as pd
 from regrow.errors import ConfigError
 from regrow.report import figures
 from regrow.report.answer import answer
-from regrow.report.costs import cost_targets
+from regrow.report.extras import cost_targets
 from regrow.report.render import Extra, Failure, Page, blocks, latex, markdown, terminal
 from regrow.report.rows import (
     Run,

@@ -6,22 +6,17 @@ from typing import Any
 
 from regrow.core.units import UNITS
 from regrow.errors import Damaged
-from regrow.jobs.base import Job, all_jobs
+from regrow.jobs.base import Job, Material, all_jobs
+from regrow.report.extras import details_table
 from regrow.report.render import Extra, Failure
-from regrow.report.rows import Ending, Run
+from regrow.report.rows import Ending, Run, Status, fairness
 from regrow.store import Store
 from regrow.studies.expand import Cell
-from regrow.studies.study import KINDS, AnyStudy, Study
-from regrow.tasks.metric import Metric
+from regrow.studies.study import Study
+from regrow.tasks import TASKS, Details, Metric, Task
 
 SAME_SPARSITY = 0.0005  # less than what a report shows
-
-
-def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
-    """Read the records of a study's cells, in its order, with what is missing and what failed."""
-    reader = Reader(store)
-    cells = study.cells()
-    return [reader.run(cell) for cell in cells], reader.failures(cells)
+BENEATH = "classifier"  # what others are built on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +28,27 @@ class Results:
     extras: tuple[Extra, ...] = ()
 
 
-def results_of(study: AnyStudy, store: Store) -> Results:
-    """Read the results of a study of any kind."""
-    if not isinstance(study, Study):
-        results: Results = KINDS.get(study.kind).results(study, store)
-        return results
-    runs, failures = collect(study, store)
-    return Results(runs=tuple(runs), failures=tuple(failures))
+def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
+    """Read the records of a study's cells, in its order, with what is missing and what failed."""
+    results = results_of(study, store)
+    return [*results.runs], [*results.failures]
+
+
+def results_of(study: Study, store: Store) -> Results:
+    """Read the results of a study: its runs, what failed, and scores beside the metric."""
+    reader, cells = Reader(store), study.cells()
+    runs = tuple(reader.run(cell) for cell in cells)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for cell, run in zip(cells, runs, strict=True):
+        task = reader.task(cell.job)
+        if task.details is not None:
+            rows.setdefault(task.name, []).append(reader.details(cell, run, task.details))
+    extras = [
+        details_table(details, found, last=BENEATH)
+        for name, found in rows.items()
+        if (details := TASKS.get(name).details) is not None
+    ]
+    return Results(runs=runs, failures=tuple(reader.failures(cells)), extras=tuple(extras))
 
 
 def _scored(record: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
@@ -70,15 +79,20 @@ def below(job: Job) -> tuple[Job, ...]:
     return tuple(all_jobs(job.inputs).values())
 
 
+def _goes_on(cell: Cell) -> bool:
+    """Tell whether a network that was built on another was pruned itself, and goes on."""
+    under = cell.under
+    return under is not None and under.job.key not in {job.key for job in cell.job.inputs}
+
+
 class Reader:
-    """Read each record once, however many rows stand on it; ``metric`` says what of it counts.
+    """Read each record once, however many rows stand on it.
 
     A damaged record counts as missing, and so do the rows that stand on it.
     """
 
-    def __init__(self, store: Store, metric: Metric | None = None) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._metric = metric
         self._snapshot = store.snapshot()
         self._records: dict[str, dict[str, Any]] = {}
         self._damaged: dict[str, str] = {}
@@ -125,8 +139,7 @@ class Reader:
     def run(self, cell: Cell) -> Run:
         """Return what is known of a cell."""
         experiment, use, cut, arm, job = cell.experiment, cell.use, cell.cut, cell.arm, cell.job
-        data = job.scored_on
-        metric = self._metric_of(job)
+        metric = self.task(job).metric
         published = any(stage.is_published for stage in (job, *below(job)))
         common: dict[str, Any] = {
             "data": experiment.data_label,
@@ -146,13 +159,14 @@ class Reader:
             "treatment": "" if job.treated is None else job.treated.text,
             "base_epochs": 0 if published else experiment.recipe.epochs,
             "metric": metric,
-            "num_test": None if data is None else data.num_test,
-            "chance": None if data is None else data.chance,
+            "num_test": self._data(job).num_test,
+            **self._beneath(cell),
         }
         stages = (job, *below(job))
         if not all(self.has(stage) for stage in stages):
             failed = any(self.failure(stage) is not None for stage in stages)
-            return Run(**common, status="failed" if failed else "missing")
+            status: Status = "failed" if failed else "missing"
+            return Run(**common, status=status, chance=self._data(job).chance)
         record = self.record(job)
         records = [self.record(stage) for stage in stages]
         costs = [stage for stage in records if "training_flops" in stage]
@@ -160,6 +174,7 @@ class Reader:
             **common,
             status="done",
             **_scored(record, metric),
+            chance=self._chance(job),
             loss=record.get("loss"),
             parameters=record["parameters"],
             macs=record["macs"],
@@ -198,11 +213,47 @@ class Reader:
             "cost_machine": words.format(**{name: cost.get(name) for name in conditions}),
         }
 
-    def _metric_of(self, job: Job) -> Metric:
-        data = job.scored_on
-        metric = self._metric if data is None else data.metric
-        assert metric is not None, f"{job.label} is scored by an unknown metric"
-        return metric
+    def task(self, job: Job) -> Task:
+        """Return what a job's network learnt."""
+        return TASKS.get(self._data(job).task)
+
+    def details(self, cell: Cell, run: Run, details: Details) -> dict[str, Any]:
+        """Return a run's scores beside the metric, with that of the network it was built on."""
+        row: dict[str, Any] = {"cut": run.cut, "arm": run.arm, "seed": str(run.seed)}
+        if not run.done:
+            return row
+        for name, value in details.values(self.record(cell.job)).items():
+            row[name] = None if value is None else run.metric.reported(value)
+        if cell.under is not None and not _goes_on(cell):
+            metric = self.task(cell.under.job).metric
+            row[BENEATH] = metric.reported(self.record(cell.under.job)[metric.key])
+        return row
+
+    def _data(self, job: Job) -> Material:
+        assert job.scored_on is not None, f"{job.label} is not scored"
+        return job.scored_on
+
+    def _chance(self, job: Job) -> float | None:
+        """Return what the baseline scores: of the data, or measured before the first training."""
+        measured, data = self.task(job).measured_baseline, self._data(job)
+        if measured is None:
+            return data.chance
+        stages = [each for each in (job, *below(job)) if each.scored_on == data]
+        (first,) = (e for e in stages if not any(each.scored_on == data for each in below(e)))
+        return data.metric.reported(measured(self.record(first)["before"]))
+
+    def _beneath(self, cell: Cell) -> dict[str, Any]:
+        """Word what a network was given to train with that is built on another, and what that."""
+        under, experiment = cell.under, cell.experiment
+        if under is None or experiment.head is None:
+            return {}
+        goes_on, stamp = _goes_on(cell), f"{experiment.recipe.epochs} epochs"
+        if goes_on:
+            stamp += f" after {stamp} uncut"
+        if given := fairness([self.run(under)]):
+            stamp += f"; {BENEATH}: {given}"
+        subject = experiment.head.noun if goes_on else BENEATH
+        return {"stamp": stamp, "subject": f"the {subject}"}
 
     def _parent(self, job: Job) -> dict[str, Any]:
         """Return what is known of the trained network that was pruned at first, if one was."""
@@ -213,7 +264,7 @@ class Reader:
             return {}
         record = self.record(parent)
         ending = _ending(parent, record) if parent.treated is None else None
-        scored = _scored(record, self._metric_of(parent))
+        scored = _scored(record, self.task(parent).metric)
         return {f"parent_{name}": value for name, value in scored.items()} | {
             "parent_ending": ending
         }

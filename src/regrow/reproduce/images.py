@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from regrow.data import DataSpec
-from regrow.detection.jobs import detection_material
-from regrow.detection.model import Detector
-from regrow.detection.spec import DetectionSpec
 from regrow.errors import ConfigError, DataError
 from regrow.reproduce.paper import DataSet, Paper
 from regrow.reproduce.scales import Scale
@@ -102,9 +99,7 @@ def methods_on(
     return chosen, notes
 
 
-def detection_images_for(
-    detector: Detector, paper: Paper, request: Request
-) -> tuple[dict[str, Any], list[str]]:
+def detection_images_for(paper: Paper, request: Request) -> tuple[dict[str, Any], list[str]]:
     """Choose the images that stand for VOC 2007, and say which."""
     scale, label = request.scale, paper.datasets[VOC].label
     stand_in = request.data.get(VOC) or scale.detection.stand_in
@@ -113,17 +108,12 @@ def detection_images_for(
             f"{label} is not downloaded. Name a copy, or a data set to use instead: "
             f"--data {VOC}=voc:PATH."
         )
-    # Broken files of other people's data are left out, and counted in a note.
+    # Broken files of other people's data are left out, with a notice.
     data: dict[str, Any] = {"name": stand_in, "on_error": "skip"}
-    available = detection_material(DetectionSpec.from_json(data), detector)
-    data["subset"] = _at_most(scale.subset, available.num_train, len(available.classes))
-    data["test_subset"] = _at_most(scale.test_subset, available.num_test, len(available.classes))
-    notes = [_in_place(label, stand_in)]
-    if available.num_left_out:
-        notes.append(
-            f"{available.num_left_out} images of {stand_in} cannot be read and are left out."
-        )
-    return {**data, "label": f"{stand_in} for {label}"}, notes
+    available = material(DataSpec.from_json(data))
+    data["subset"] = _at_most(scale.subset, available.num_train, available.classes)
+    data["test_subset"] = _at_most(scale.test_subset, available.num_test, available.classes)
+    return {**data, "label": f"{stand_in} for {label}"}, [_in_place(label, stand_in)]
 
 
 def _in_place(label: str, stand_in: str) -> str:

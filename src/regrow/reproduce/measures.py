@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from regrow.jobs.arms import Start
-from regrow.jobs.prune import Prune, stored_edit
+from regrow.jobs.base import Stored
+from regrow.jobs.prune import Prune, edit_of
 from regrow.models import ModelSpec, build
 from regrow.pruning.stages import pattern_of, stages_of
 from regrow.reproduce.paper import Kind
@@ -130,7 +131,7 @@ def _counts(weights: dict[str, Tensor]) -> list[int]:
 def _masks(part: PlannedStudy, store: Store) -> Iterator[tuple[PlannedCell, Mask]]:
     """Read what each pruning of a part kept."""
     for planned in part.cells:
-        yield planned, stored_edit(store, _pruning_of(planned)).mask
+        yield planned, edit_of(Stored(store), _pruning_of(planned)).mask
 
 
 def _pruning_of(planned: PlannedCell) -> Prune:

@@ -16,7 +16,6 @@ import torch
 
 from regrow.data import DATASETS, DataSpec, MemoryImages, Split, load
 from regrow.data.folder import ImageFiles
-from regrow.detection.spec import DetectionSpec
 from regrow.reproduce.scales import SCALES, Scale
 from regrow.studies.expand import material
 
@@ -47,11 +46,11 @@ class CellImages:
     """
 
     dataset: str
-    spec: DataSpec | DetectionSpec
+    spec: DataSpec
     stands_in: bool
 
     @classmethod
-    def of(cls, dataset: str, spec: DataSpec | DetectionSpec, *, label: str) -> "CellImages":
+    def of(cls, dataset: str, spec: DataSpec, *, label: str) -> "CellImages":
         """Make it of a study's data, which goes by the paper's label unless it stands in."""
         return cls(dataset=dataset, spec=spec, stands_in=label != dataset)
 
@@ -132,9 +131,9 @@ def departs(scale: str, images: Iterable[CellImages]) -> list[str]:
 
 
 @cache
-def _copy_departs(dataset: str, spec: DataSpec | DetectionSpec) -> str:
+def _copy_departs(dataset: str, spec: DataSpec) -> str:
     published = ORIGINALS.get(dataset)
-    if published is None or isinstance(spec, DetectionSpec):
+    if published is None:
         return "it is not known whether its images are the original ones"
     actual = material(spec)
     for count, original, things in (

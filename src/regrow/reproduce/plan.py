@@ -5,15 +5,12 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
-from regrow.detection.model import Detector
-from regrow.detection.study import DetectionStudy
 from regrow.errors import ConfigError, DataError
 from regrow.jobs.arms import UNPRUNED
 from regrow.jobs.base import Job
 from regrow.reproduce import scales
 from regrow.reproduce.images import (
     IMAGENET,
-    VOC,
     Request,
     detection_images_for,
     images_for,
@@ -26,7 +23,7 @@ from regrow.reproduce.printed import cells, records
 from regrow.reproduce.scales import Scale
 from regrow.studies.expand import Cell
 from regrow.studies.experiment import Cut, Experiment
-from regrow.studies.study import Study, kind_of
+from regrow.studies.study import Study
 
 OWN_KEYS = ("paper", "notes", "absent")
 FILTERS = ("dataset", "model", "part", "reference", "target")
@@ -59,7 +56,7 @@ class PlannedStudy:
     """One study file at a scale, with the cells that are asked for."""
 
     name: str
-    study: Study | DetectionStudy
+    study: Study
     cells: tuple[PlannedCell, ...]
     notes: tuple[str, ...]
     scale_departs: str = ""  # what of its scale is not the paper's
@@ -138,8 +135,8 @@ def _rows_of(entry: Entry, request: Request) -> list[str]:
 def _part(name: str, entry: Entry, request: Request) -> tuple[PlannedStudy, list[str]]:
     """Build the study of a file, with what was replaced in it."""
     value, paper = entry.paper.study(name), entry.paper
-    if kind_of(value) is not None:
-        return _detection_part(name, entry.paper, request)
+    if "backbone" in value:
+        return _built_part(name, entry.paper, request)
     top = value["paper"]
     labels = [{**top, **part.get("paper", {})} for part in value["experiments"]]
     for printed in labels:
@@ -184,8 +181,8 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[PlannedStudy, list
     return part, [*replaced]
 
 
-def _detection_part(name: str, paper: Paper, request: Request) -> tuple[PlannedStudy, list[str]]:
-    """Build the detection study of a file, with what was replaced in it."""
+def _built_part(name: str, paper: Paper, request: Request) -> tuple[PlannedStudy, list[str]]:
+    """Build the study of a file with a backbone, with what was replaced in it."""
     value, scale = paper.study(name), request.scale
     printed = {"arms": {}, **value["paper"]}
     bare = _without(value, OWN_KEYS)
@@ -193,9 +190,7 @@ def _detection_part(name: str, paper: Paper, request: Request) -> tuple[PlannedS
     stand_in = scale.detection.backbone_stand_in or scale.stand_in
     in_colour = replace(request, scale=replace(scale, stand_in=stand_in))
     backbone, of_images = images_for(plain["backbone"]["data"], paper, in_colour)
-    detection_data, of_detection = detection_images_for(
-        Detector.from_json(plain["detector"]), paper, request
-    )
+    detection_data, of_detection = detection_images_for(paper, request)
     replaced = [*of_images, *of_detection]
     if request.seeds is not None:
         plain["seeds"] = request.seeds
@@ -203,11 +198,11 @@ def _detection_part(name: str, paper: Paper, request: Request) -> tuple[PlannedS
         replaced.append(f"Layers are computed in {request.precision}; the paper has fp32.")
     models = {"label": printed["model"], **_only(plain["backbone"]["models"])}
     classifiers = {**plain["backbone"], "data": backbone, "models": models}
-    study = DetectionStudy.from_json(
+    study = Study.from_json(
         {**plain, "name": name, "backbone": classifiers, "data": detection_data}
     )
-    pairs = [(study.experiment, printed)]
-    planned_cells = [_printable(cell, paper, pairs, detector=study) for cell in study.cells()]
+    pairs = [(experiment, printed) for experiment in study.experiments]
+    planned_cells = [_printable(cell, paper, pairs) for cell in study.cells()]
     _check_once(planned_cells)
     selected = tuple(planned for planned in planned_cells if _matches(planned, request.only))
     notes = tuple(notes_of(value, study.experiments, paper.notes))
@@ -225,19 +220,13 @@ def _printable(
     cell: Cell,
     paper: Paper,
     pairs: Sequence[tuple[Experiment, Mapping[str, Any]]],
-    *,
-    detector: DetectionStudy | None = None,
 ) -> PlannedCell:
-    printed = next(printed for experiment, printed in pairs if experiment is cell.experiment)
-    images = [
-        CellImages.of(printed["dataset"], cell.experiment.data, label=cell.experiment.data_label)
-    ]
-    if detector is not None:
-        (backbone,) = detector.backbone.experiments
-        images = [
-            CellImages.of(paper.datasets[IMAGENET].label, backbone.data, label=backbone.data_label),
-            CellImages.of(paper.datasets[VOC].label, detector.data, label=detector.data_label),
-        ]
+    own, backbone = cell.experiment, cell.experiment.backbone
+    printed = next(printed for experiment, printed in pairs if experiment is own)
+    images = [CellImages.of(printed["dataset"], own.data, label=own.data_label)]
+    if backbone is not None:
+        label = paper.datasets[IMAGENET].label
+        images.insert(0, CellImages.of(label, backbone.data, label=backbone.data_label))
     labels, panel = _labels(cell, paper, printed), printed.get("panel", "")
     return PlannedCell(cell=cell, labels=labels, panel=panel, images=tuple(images))
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from math import floor
 from typing import Any
 
-from regrow.detection.spec import VOC_RECIPE
 from regrow.errors import ConfigError, unknown
 from regrow.jobs.arms import ARMS
 from regrow.train import Recipe
@@ -134,7 +133,7 @@ def scaled_detection(
     study: Mapping[str, Any], scale: Scale, *, precision: str | None = None
 ) -> dict[str, Any]:
     """Apply a scale to the mapping of a detection study: to its backbone, detector and recipe."""
-    recipe = {**VOC_RECIPE.to_json(), **study.get("recipe", {})}
+    recipe = {"name": "voc", **study.get("recipe", {})}
     plain = {key: value for key, value in study.items() if key != "arms"}  # not those of ARMS
     smaller = {**study, **_block({**plain, "recipe": recipe}, scale, precision)}
     reductions = scale.detection

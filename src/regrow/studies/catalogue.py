@@ -9,7 +9,6 @@ from regrow.jobs.arms import ARMS, Arm, Budget
 from regrow.models import MODELS
 from regrow.pruning.costs import COST_TARGETS
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, Method
-from regrow.studies.study import KINDS
 from regrow.tasks import TASKS
 from regrow.train import RECIPES, Recipe
 from regrow.train.objective import OBJECTIVES
@@ -29,8 +28,7 @@ def catalogue() -> dict[str, dict[str, str]]:
     """Return kind -> name -> one line about it, in the order in which a study is written."""
     return {
         "data": {name: _first_line(DATASETS.get(name).read) for name in DATASETS.names()},
-        "tasks": {name: TASKS.get(name).about for name in TASKS.names()}
-        | {name: KINDS.get(name).about for name in KINDS.names()},
+        "tasks": {name: TASKS.get(name).about for name in TASKS.names()},
         "models": {name: _model(name) for name in MODELS.names()},
         "methods": {name: _method(METHODS.get(name)) for name in METHODS.names()},
         "criteria": {name: _first_line(CRITERIA.get(name)) for name in CRITERIA.names()},

@@ -13,7 +13,7 @@ from regrow.core.units import UNITS
 from regrow.data import DataSpec, load
 from regrow.errors import ConfigError, RegrowError, TraceError, short
 from regrow.jobs.arms import UNPRUNED, Arm
-from regrow.jobs.base import Job, Material, material_of
+from regrow.jobs.base import Material, material_of
 from regrow.jobs.prune import Prune, structure_only
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train, Treated
@@ -31,6 +31,8 @@ from regrow.tasks import TASKS
 from regrow.train import make_objective
 from regrow.train.optimiser import make_optimiser
 
+AnyJob = Train | Prune | Retrain
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -41,7 +43,8 @@ class Cell:
     cut: Cut | None
     arm: Arm
     seed: int
-    job: Job
+    job: AnyJob
+    under: "Cell | None" = None  # of the backbone: the network that this one is built on
 
     @property
     def place(self) -> tuple[str, str, str, str, str, int]:
@@ -65,7 +68,15 @@ def material(spec: DataSpec) -> Material:
 
 def expanded(experiment: Experiment) -> Iterator[Cell]:
     """Yield the cells of an experiment, in report order; refuse what cannot work."""
+    if experiment.backbone is not None:
+        yield from _built(experiment, experiment.backbone)
+        return
     data = material(experiment.data)
+    if (head := TASKS.get(data.task).head) is not None:
+        raise ConfigError(
+            f"The data set {data.spec.name!r} is learnt by a {head.noun}, which is built on other "
+            "networks. Give the study a 'backbone'."
+        )
     model = data.model(experiment.model)
     _check_augmentation(experiment, data)
     make_optimiser(experiment.recipe)  # takes a step on trial
@@ -105,6 +116,79 @@ def expanded(experiment: Experiment) -> Iterator[Cell]:
                         seed=seed,
                         job=_retrain(experiment, trained, prune, arm),
                     )
+
+
+def _built(experiment: Experiment, backbone: Experiment) -> Iterator[Cell]:
+    """Yield the cells of what is built on the networks of a backbone, in report order."""
+    beneath = {(cell.cut, cell.arm.name, cell.seed): cell for cell in expanded(backbone)}
+    data = _data_of_head(experiment, backbone)
+    plain = {seed: beneath[None, UNPRUNED.name, seed] for seed in experiment.seeds}
+    whole = {
+        seed: _on(experiment, data, under.job, seed, label=UNPRUNED.name)
+        for seed, under in plain.items()
+    }
+    pairs = list(zip(experiment.transfers, experiment.arms, strict=True))
+    if any(transfer.unpruned for transfer, _ in pairs):
+        for seed, job in whole.items():
+            under, arm = plain[seed], UNPRUNED
+            yield Cell(
+                experiment=experiment, use=None, cut=None, arm=arm, seed=seed, job=job, under=under
+            )
+    cuts = [(use, cut) for use in experiment.uses for cut in use.cuts]
+    for use, cut in cuts:
+        for transfer, arm in (pair for pair in pairs if not pair[0].unpruned):
+            for seed in experiment.seeds:
+                under = plain[seed] if transfer.further else beneath[cut, transfer.needs, seed]
+                label = f"{arm.name} {cut.label}"
+                if transfer.further:
+                    last = arm.recipe(experiment.recipe, experiment.recipe.epochs)
+                    prune = _prune(experiment, whole[seed], use, cut)
+                    job = replace(_on(experiment, data, prune, seed, label=label), recipe=last)
+                else:
+                    job = _on(experiment, data, under.job, seed, label=label)
+                yield Cell(
+                    experiment=experiment,
+                    use=use,
+                    cut=cut,
+                    arm=arm,
+                    seed=seed,
+                    job=job,
+                    under=under,
+                )
+
+
+def _on(experiment: Experiment, data: Material, job: AnyJob, seed: int, *, label: str) -> Train:
+    """Train what is built on the network that a job leaves, or what a pruning left of it."""
+    head = experiment.head
+    assert head is not None
+    return Train(
+        data=data,
+        model=job.model,
+        recipe=experiment.recipe,
+        seed=seed,
+        initial=job,
+        head=head,
+        label=f"{head.noun} {label} seed {seed}",
+    )
+
+
+def _data_of_head(experiment: Experiment, backbone: Experiment) -> Material:
+    """Look at the data of what is built; refuse what its head cannot learn."""
+    assert experiment.head is not None
+    noun, channels = experiment.head.noun, dict(material(backbone.data).told).get("in_channels")
+    if channels != 3:
+        raise ConfigError(
+            f"A {noun} needs a classifier of colour images, and the 'backbone' has "
+            f"{channels or 'no'} channel(s). Name another data set."
+        )
+    data = material(experiment.data)
+    head = TASKS.get(data.task).head
+    if head is None or head.noun != noun:
+        raise ConfigError(
+            f"The data set {data.spec.name!r} is of the task {data.task}, which a {noun} does not "
+            "learn. Name one that it does."
+        )
+    return data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +300,7 @@ def _prune(
         model=trained.model if method.trained else trained.model.untrained(),
         method=method,
         seed=seed,
-        parent=trained if method.trained else None,
+        parent=trained if method.trained or trained.head is not None else None,
         sparsity=cut.sparsity if cut.step is None else cut.step,
         shares=cut.shares,
         rounds=cut.rounds,

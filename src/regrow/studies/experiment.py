@@ -7,7 +7,7 @@ Read from the mappings and lists of a study file, and checked: what cannot be me
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regrow.core.units import UNITS, masked_units
 from regrow.core.validation import (
@@ -41,8 +41,11 @@ from regrow.pruning.method import (
     checked_share,
     checked_sparsity,
 )
-from regrow.tasks.base import TASKS
+from regrow.tasks.base import TASKS, Head
 from regrow.train import Recipe, make_objective
+
+if TYPE_CHECKING:
+    from regrow.studies.transfers import Transfer
 
 MOST_ROUNDS = 100  # of 0.1 each leave 0.003 % of the weights
 NO_TICKET = "none"  # as a 'ticket': nothing is trained between rounds
@@ -122,7 +125,11 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One data set, one model, and everything that is compared on them."""
+    """One data set, one model, and everything that is compared on them.
+
+    With a ``backbone``, networks are built by the ``head`` on those that the backbone's arms leave,
+    one arm for each of the ``transfers``.
+    """
 
     data: DataSpec
     data_label: str
@@ -132,6 +139,9 @@ class Experiment:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     recipe: Recipe
+    backbone: "Experiment | None" = None
+    head: Head | None = None
+    transfers: "tuple[Transfer, ...]" = ()
 
 
 def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
@@ -145,24 +155,8 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
     seeds = _seeds(value.get("seeds", 5))
     recipe = _recipe(value.get("recipe", "cifar"))
     for arm in arms:
-        if (arm.epoch or 0) >= recipe.epochs:
-            raise ConfigError(
-                f"The arm {arm.name!r} rewinds to epoch {arm.epoch}, and the recipe has "
-                f"{recipe.epochs}. Rewind to an earlier one."
-            )
-        if arm.schedule == "last-rate" and arm.lr is None and not recipe.has_last_lr:
-            raise ConfigError(
-                f"The arm {arm.name!r} trains at the recipe's last learning rate, and the schedule "
-                f"{recipe.schedule!r} has none: it changes at each update. Give the arm an 'lr', "
-                "or 'schedule: full'."
-            )
-        trained = arm.budget.epochs(recipe.epochs, 1.0)
-        if trained and arm.first_epoch >= trained:
-            raise ConfigError(
-                f"The arm {arm.name!r} enters its schedule of {trained} epochs at epoch "
-                f"{arm.first_epoch}, where nothing of it is left. Enter it earlier."
-            )
-    data = [_of_task(_data(entry), value.get("task")) for entry in as_list(value["data"])]
+        check_arm(arm, recipe)
+    data = [_of_task(read_data(entry), value.get("task")) for entry in as_list(value["data"])]
     uses = tuple(_use(entry, arms) for entry in as_list(value.get("methods", [])))
     models = [_model(entry) for entry in as_list(value["models"])]
     for key, found in (("data", data), ("models", models), ("arms", arms)):
@@ -193,6 +187,27 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
     ]
 
 
+def check_arm(arm: Arm, recipe: Recipe) -> None:
+    """Refuse an arm that cannot be trained by a recipe's schedule."""
+    if (arm.epoch or 0) >= recipe.epochs:
+        raise ConfigError(
+            f"The arm {arm.name!r} rewinds to epoch {arm.epoch}, and the recipe has "
+            f"{recipe.epochs}. Rewind to an earlier one."
+        )
+    if arm.schedule == "last-rate" and arm.lr is None and not recipe.has_last_lr:
+        raise ConfigError(
+            f"The arm {arm.name!r} trains at the recipe's last learning rate, and the schedule "
+            f"{recipe.schedule!r} has none: it changes at each update. Give the arm an 'lr', "
+            "or 'schedule: full'."
+        )
+    trained = arm.budget.epochs(recipe.epochs, 1.0)
+    if trained and arm.first_epoch >= trained:
+        raise ConfigError(
+            f"The arm {arm.name!r} enters its schedule of {trained} epochs at epoch "
+            f"{arm.first_epoch}, where nothing of it is left. Enter it earlier."
+        )
+
+
 def _check_names(value: Mapping[str, Any]) -> None:
     """Refuse unknown models and methods before the code behind known ones is imported."""
     for entry in as_list(value["models"]):
@@ -207,7 +222,8 @@ def _check_names(value: Mapping[str, Any]) -> None:
                 registry.key(given[key])
 
 
-def _data(entry: Any) -> tuple[DataSpec, str]:
+def read_data(entry: Any) -> tuple[DataSpec, str]:
+    """Read an entry of the data, with its label in tables."""
     given = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
     label = given.pop("label", None)
     spec = DataSpec.from_json(given)
@@ -339,7 +355,7 @@ def _source(given: Mapping[str, Any], method: Method, where: str) -> Source | No
         entry = entry_of(own.get("method", method.follows), "'from': method", _SOURCE_METHOD_KEYS)
         _check_source(METHODS.get(entry["name"]), method)
         use = _use({**entry, "sparsity": given["sparsity"]}, ())
-        data, data_label = _data(own["data"]) if "data" in own else (None, "")
+        data, data_label = read_data(own["data"]) if "data" in own else (None, "")
         model, model_label = _model(own["model"]) if "model" in own else (None, "")
         recipe = _recipe(own["recipe"]) if "recipe" in own else None
     except ConfigError as error:

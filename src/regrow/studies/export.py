@@ -11,7 +11,7 @@ from typing import Any
 
 from regrow.data import Dataset, load
 from regrow.errors import ConfigError, unknown
-from regrow.jobs.base import Material
+from regrow.jobs.base import Material, Stored
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.surgery.architecture import save
@@ -79,9 +79,9 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
     A row that is not in the store is a ``ConfigError``.
     """
     job, data = cell.job, cell.job.scored_on
-    if data is None:
+    if data is None or cell.under is not None:
         raise ConfigError(
-            f"Only classifiers can be exported, and '{job.label}' is a detector. Write its "
+            f"Only networks can be exported, and '{job.label}' is built on one. Write its "
             "'backbone' as a study of its own, and export a row of that."
         )
     if not store.has(job.key):
@@ -90,7 +90,7 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
         raise ConfigError(f"'{job.label}' {why}. Give the study to `regrow run` first.")
     record = job.recounted(store.record(job.key, spec=job.spec))
     metric = data.metric
-    network, architecture = job.network(store)
+    network, architecture = job.network(Stored(store))
     save(folder, network, architecture)
     text = json.dumps(_result(job.label, data, record), indent=1)
     (Path(folder) / "result.json").write_text(text + "\n", encoding="utf-8")

@@ -23,6 +23,23 @@ from: {model: vgg-16, data: cifar10}}`` builds a network after what another meth
 (``from`` may name its ``model``, ``data``, ``method`` and ``recipe``; they are the row's own unless
 said).
 
+Networks of another task, such as detectors, are built on those of a ``backbone``, an experiment of
+one network, one data set and one method::
+
+    backbone:
+      data: {name: "folder:imagenet", size: 224}
+      models: imagenet-resnet-34
+      methods: {name: l1-filter, target: [resnet-34-a, resnet-34-b]}
+      recipe: imagenet
+    data: "voc:VOCdevkit/VOC2007"
+    detector: voc
+    recipe: {epochs: 7}
+    arms: [unpruned, prune-c, prune-d, scratch-e, scratch-b]
+
+Arms (the paper's Table 12): ``prune-c`` is built on the classifier that was pruned and fine-tuned,
+``scratch-e`` and ``scratch-b`` on the pruned classifier trained from scratch; ``prune-d`` prunes
+the backbone of the unpruned detector and goes on at its last rate.
+
 ``experiments`` lists several of these in one study; what an experiment does not say, it takes from
 the study's top level.
 
@@ -33,9 +50,8 @@ same thousand classes (on other data it is trained on from those weights).
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any
 
-from regrow.core.registry import Registry, calling_file, canonical
 from regrow.core.validation import is_number, mapping, text
 from regrow.errors import ConfigError, short
 from regrow.studies.experiment import AXES, Experiment, read_experiments
@@ -48,7 +64,8 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 100_000
 MOST_NAME_BYTES = 200  # of a folder; file systems allow 255
-KEYS = ("name", "title", *AXES, "margin", "experiments")
+EACH = (*AXES, "backbone")  # keys of each experiment
+KEYS = ("name", "title", *EACH, "margin", "experiments")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +76,6 @@ class Study:
     title: str
     experiments: tuple[Experiment, ...]
     margin: float | None = None  # None: the metric's own
-    kind: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         known: dict[tuple[str, str], Experiment] = {}
@@ -90,12 +106,12 @@ class Study:
     @classmethod
     def from_json(cls, value: Any, *, name: str = "study") -> "Study":
         """Check a study given as mappings and lists."""
-        top = mapping(value, "A study", KEYS)
-        shared = {key: top[key] for key in AXES if key in top}
+        top = mapping(value, "A study", _known(value, KEYS))
+        shared = {key: own for key, own in top.items() if key in EACH or key not in KEYS}
         if "experiments" in top:
             experiments = _listed_experiments(top["experiments"], shared)
         else:
-            experiments = read_experiments(shared)
+            experiments = _read(shared)
         _check_rows(experiments)
         return cls(
             name=file_name(top.get("name", name)),
@@ -130,14 +146,32 @@ class Study:
         return tuple({cell.job.key: cell.job for cell in self.cells()}.values())
 
 
+def _known(value: Any, keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the keys that a study may have; those of heads, which need PyTorch, if it has more."""
+    if not isinstance(value, Mapping) or set(value) <= {*keys}:
+        return keys
+    from regrow.studies.transfers import head_keys
+
+    return keys + head_keys()
+
+
+def _read(value: Mapping[str, Any]) -> list[Experiment]:
+    """Read the experiments of networks that are compared, or of what is built on them."""
+    if set(value) <= {*AXES}:
+        return read_experiments(value)
+    from regrow.studies.transfers import read_transfers
+
+    return [read_transfers(value)]
+
+
 def _listed_experiments(parts: Any, shared: Mapping[str, Any]) -> list[Experiment]:
     if not isinstance(parts, list) or not parts:
         raise ConfigError(f"'experiments' must be a list of mappings. Got {parts!r}.")
     found: list[Experiment] = []
     for number, part in enumerate(parts, 1):
-        own = mapping(part, f"experiments, number {number}", AXES)
+        own = mapping(part, f"experiments, number {number}", _known(part, EACH))
         try:
-            found += read_experiments({**shared, **own})
+            found += _read({**shared, **own})
         except ConfigError as error:
             raise ConfigError(f"experiments, number {number}: {error}") from error
     return found
@@ -180,106 +214,19 @@ def file_name(value: Any) -> str:
     return name
 
 
-# Studies of any kind --------------------
-
-
-class AnyStudy(Protocol):
-    """A study of any kind: rows of a table, and the jobs that fill them."""
-
-    @property
-    def kind(self) -> str:
-        """The name of its kind; empty for networks that are compared."""
-
-    @property
-    def name(self) -> str:
-        """Its name, which names folders."""
-
-    @property
-    def title(self) -> str:
-        """Its name for people."""
-
-    @property
-    def margin(self) -> float | None:
-        """The difference below which arms count as equivalent; None: the metric's own."""
-
-    @property
-    def experiments(self) -> tuple[Experiment, ...]:
-        """The comparisons of the study, by network and data set."""
-
-    def cells(self) -> "list[Cell]":
-        """Expand into the rows of the table, one cell a seed, in report order."""
-
-    def jobs(self) -> "tuple[Job, ...]":
-        """Return the jobs that fill the cells."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyKind:
-    """A kind of study: how a file is read, and how the results in a store are.
-
-    Attributes:
-        read: the content of a file and its bare name -> the study.
-        results: a study and a store -> ``report.collect.Results``.
-        about: one line for people.
-    """
-
-    name: str
-    read: Callable[[Any, str], AnyStudy]
-    results: Callable[[Any, Any], Any]
-    about: str = ""
-
-
-KINDS: Registry[StudyKind] = Registry(
-    "kind of study", "regrow.detection", register="register_study_kind"
-)
-# Keys that only a study of a kind has, so that it need not say its task.
-OWN_KEYS = {"backbone": "detection", "detector": "detection"}
-
-
-def register_study_kind(
-    name: str,
-    *,
-    read: Callable[[Any, str], AnyStudy],
-    results: Callable[[Any, Any], Any],
-    about: str = "",
-) -> None:
-    """Register a kind of study under the name of its task."""
-    kind = StudyKind(name=canonical(name), read=read, results=results, about=about)
-    KINDS.add(name, kind, origin=calling_file())
-
-
-def kind_of(value: Any) -> str | None:
-    """Return the kind of a study that a file holds; None for networks that are compared."""
-    if not isinstance(value, Mapping):
-        return None
-    task = value.get("task")
-    if isinstance(task, str):
-        try:
-            return KINDS.key(task)
-        except ConfigError:  # a task of networks that are compared, or none: the study says so
-            pass
-    return next((kind for key, kind in OWN_KEYS.items() if key in value), None)
-
-
 def load(
     path: str | Path,
     precision: Callable[[], Precision] = lambda: "fp32",
     *,
     data: Mapping[str, str] | None = None,
-) -> AnyStudy:
-    """Read a study file of any kind, told apart by its content.
+) -> Study:
+    """Read a study file.
 
     ``precision`` says what recipes have that say ``auto``, or nothing (see ``run.precision``);
     ``data`` what stands in for data that the study names.
     """
 
-    def parse(value: Any, name: str) -> AnyStudy:
-        return from_json(decided(replaced(value, data or {}), precision), name=name)
+    def parse(value: Any, name: str) -> Study:
+        return Study.from_json(decided(replaced(value, data or {}), precision), name=name)
 
     return read_file(path, parse)
-
-
-def from_json(value: Any, *, name: str = "study") -> AnyStudy:
-    """Check a study of any kind, given as mappings and lists."""
-    kind = kind_of(value)
-    return Study.from_json(value, name=name) if kind is None else KINDS.get(kind).read(value, name)

@@ -1,6 +1,16 @@
 """Tasks: what is learnt of a data set, and what it is scored by. The folder is the registry."""
 
-from regrow.tasks.base import TASKS, Task, check_task, register_task, task_of
+from regrow.tasks.base import TASKS, Details, Head, Task, check_task, register_task, task_of
 from regrow.tasks.metric import ACCURACY, Metric
 
-__all__ = ["ACCURACY", "TASKS", "Metric", "Task", "check_task", "register_task", "task_of"]
+__all__ = [
+    "ACCURACY",
+    "TASKS",
+    "Details",
+    "Head",
+    "Metric",
+    "Task",
+    "check_task",
+    "register_task",
+    "task_of",
+]

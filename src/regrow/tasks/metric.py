@@ -135,3 +135,17 @@ BITS_PER_BYTE = Metric(
     example="window",
     per_loss=1 / math.log(2),
 )
+MEAN_AP = Metric(
+    key="map",
+    name="mAP",
+    axis="mAP (%)",
+    about="mAP is the mean over classes of VOC 2007's average precision (11 points, IoU 0.5) on "
+    "the test pictures after the last epoch",
+    baseline="the untrained detector with one lucky box",
+    unit="%",
+    difference_unit="points",
+    factor=100.0,
+    margin=0.3,
+    digits=2,
+    example="image",
+)

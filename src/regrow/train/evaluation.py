@@ -53,6 +53,8 @@ def evaluate(
     turn, and all return the same.
     """
     task = task_of(dataset)
+    assert task.tally is not None, f"the task {task.name} has scores of its own"
+    assert task.conclude is not None
     objective = objective or make_objective(Choice(task.objective))
     device = next(model.parameters()).device
     images = on_device(images, device)

@@ -284,6 +284,8 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     # Without batch normalisation the higher rate diverges.
     "imagenet-plain-vgg": Recipe(epochs=90, batch=256, schedule="every", lr=0.01),
+    # Detectors: the framework's for one image a step; the drop falls after epoch 5 of 7.
+    "voc": Recipe(epochs=7, batch=1, lr=1e-3, drop_at=(5 / 7,)),
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regrow.errors import TrainingError
 from regrow.train.recipe import Recipe
@@ -18,9 +18,24 @@ class Stepping(ABC):
     ``history`` has a line for each finished epoch.
     """
 
+    model: nn.Module
     recipe: Recipe
     steps_done: int
     history: list[dict[str, float]]
+    notice: str | None
+
+    @property
+    @abstractmethod
+    def samples(self) -> int:
+        """Count the examples trained on so far, each as often as it was seen."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """Take one update."""
+
+    @abstractmethod
+    def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Go on from a state of the same training."""
 
     @property
     @abstractmethod

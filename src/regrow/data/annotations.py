@@ -13,7 +13,7 @@ Corners = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Object:
-    """What stands on an image, and its box: x1, y1, x2, y2 from edge to edge, in pixels."""
+    """An object on an image, and its box: x1, y1, x2, y2 from edge to edge, in pixels."""
 
     name: str
     box: Corners

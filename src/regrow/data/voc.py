@@ -1,8 +1,5 @@
 """Any folder in the layout of PASCAL VOC: annotations checked, splits found, content identified.
 
-    data = load(DetectionSpec("voc:VOCdevkit/VOC2007"), short_side=600, long_side=1000)
-    pixels, truth = data.train.pixels(0), data.train.truths[0]
-
 The layout is Annotations/NAME.xml, ImageSets/Main/{train,val,trainval,test}.txt and
 JPEGImages/NAME.jpg, in PATH or anywhere below it. Boxes are in pixels from the left and the top
 edge, [x1, y1, x2, y2]; the annotations count pixels from 1 and include both ends, so a box over all
@@ -14,39 +11,26 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 
 import torch
-from torch import Tensor
 
 from regrow.core.seeds import seeded
-from regrow.data.cache import digest
+from regrow.data.annotations import Annotation, read
+from regrow.data.base import Boxes, Split
+from regrow.data.cache import data_root, digest
+from regrow.data.folder import ImageFiles
+from regrow.data.pictures import PictureFiles, Truth
 from regrow.data.readable import left_out as word_left_out
-from regrow.data.shapes import CLASSES
-from regrow.detection import shapes
-from regrow.detection.annotations import Annotation, read
-from regrow.detection.pictures import Pictures, Truth, fitted
-from regrow.detection.spec import PREFIX, SHAPES, DetectionSpec
+from regrow.data.readable import without_unreadable
+from regrow.data.spec import DataSpec, register_data
 from regrow.errors import ConfigError, DataError
 
+PREFIX = "voc:"
 VERSION = 1  # raise it when the same spec and files come to mean other images or boxes
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 # A list of one class says beside each name whether the class is there: 1, not (-1), or hardly (0).
 FLAG = re.compile(r"\s+(-1|0|1)$")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DetectionData:
-    """The pictures of a spec: ``classes[i]`` has the label i + 1; ``notices`` are for people."""
-
-    spec: DetectionSpec
-    train: Pictures
-    test: Pictures
-    classes: tuple[str, ...]
-    num_left_out: int
-    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,96 +51,52 @@ class _Layout:
         return self.images.get(name, self.root / "JPEGImages" / f"{name}.jpg")
 
 
-def load(spec: DetectionSpec, *, short_side: int, long_side: int) -> DetectionData:
-    """Read and check all annotations, and resize the images.
-
-    Trained on is ``trainval``, or ``train`` (and ``val``) where there is none; tested on is
-    ``test``, or else, and where no image of ``test`` is annotated, ``val``. Images are scaled so
-    that their short side has ``short_side`` pixels, but the long one at most ``long_side``.
-
-    Raises:
-        DataError: names the file that is missing or broken.
-    """
-    if spec.name == SHAPES:
-        train, test = (shapes.draw(spec, s, (short_side, long_side)) for s in ("train", "test"))
-        return DetectionData(
-            spec=spec, train=train, test=test, classes=CLASSES, num_left_out=0, notices=()
-        )
-    layout = _find(spec)
-    found: dict[str, dict[str, Annotation]] = {"train": {}, "test": {}}
-    left_out: list[str] = []
-    for split, names in (("train", layout.train), ("test", layout.test)):
-        for name in names:
-            try:
-                found[split][name] = read(
-                    layout.annotation(name), layout.image(name), classes=spec.classes
-                )
-            except DataError as error:
-                if spec.on_error == "stop":
-                    raise
-                left_out.append(str(error))
-    if not all(found.values()):
-        raise DataError(f"{spec.name}: no image of a split is left. {left_out[0]}")
-    classes = _classes(spec, found["train"].values(), found["test"].values())
-    sides = (short_side, long_side)
-    num_bytes = sum(
-        3 * width * height
-        for part in found.values()
-        for width, height in (fitted(a.size, *sides) for a in part.values())
-    )
-    pictures = {
-        split: _pictures(
-            part, classes, sides, spec=spec, in_memory=num_bytes <= spec.memory_limit_bytes
-        )
-        for split, part in found.items()
-    }
-    left_out += [message for _, messages in pictures.values() for message in messages]
-    num = len(layout.train) + len(layout.test)
-    said = (f"{spec.name}: {word_left_out(left_out, num)}",) if left_out else ()
-    return DetectionData(
-        spec=spec,
-        train=pictures["train"][0],
-        test=pictures["test"][0],
-        classes=classes,
-        num_left_out=len(left_out),
-        notices=(*layout.notices, *said),
-    )
-
-
-def loaded(spec: DetectionSpec, short_side: int, long_side: int) -> DetectionData:
-    """Return what ``load`` gives, loaded once in each process; the last two stay in memory."""
-    with _LOADING:
-        return _load(spec, short_side, long_side)
-
-
-_LOADING = Lock()
-
-
-@lru_cache(maxsize=2)
-def _load(spec: DetectionSpec, short_side: int, long_side: int) -> DetectionData:
-    return load(spec, short_side=short_side, long_side=long_side)
-
-
-def fingerprint(spec: DetectionSpec) -> str:
-    """Return the identity of what ``load`` would give: 32 hexadecimal digits, free of the path.
-
-    From the splits, the bytes of the annotations, the sizes of the image files, and the options.
-    """
-    if spec.name == SHAPES:
-        return shapes.content(spec)
+def _identity(spec: DataSpec) -> str:
+    """Digest splits, bytes of annotations, sizes of image files, and options; free of the path."""
     layout = _find(spec)
     content = [
         [(name, _digest(layout.annotation(name)), _size(layout.images.get(name))) for name in names]
         for names in (layout.train, layout.test)
     ]
-    options = {k: v for k, v in spec.to_json().items() if k not in ("name", "memory_limit_bytes")}
+    known = ("on_error", "classes", "subset", "test_subset", "seed")
+    options = {key: value for key, value in spec.to_json().items() if key in known}
     return digest(VERSION, PREFIX, content, options)
+
+
+@register_data("voc:", identity=_identity)
+def voc(spec: DataSpec) -> Boxes:
+    """Read a folder in the layout of PASCAL VOC: images of any sizes, with boxes.
+
+    Trained on is ``trainval``, or ``train`` (and ``val``) where there is none; tested on is
+    ``test``, or else, and where no image of ``test`` is annotated, ``val``. All files are checked.
+    """
+    layout = _find(spec)
+    left_out: list[str] = []
+    splits = {
+        split: _sound(layout, names, spec, left_out)
+        for split, names in (("train", layout.train), ("test", layout.test))
+    }
+    if not all(splits.values()):
+        raise DataError(f"{spec.name}: no image of a split is left. {left_out[0]}")
+    classes = _classes(spec, splits["train"], splits["test"])
+    num = len(layout.train) + len(layout.test)
+    said = (f"{spec.name}: {word_left_out(left_out, num)}",) if left_out else ()
+    train, test = (
+        PictureFiles(
+            files=ImageFiles(tuple(each.image for each in part)),
+            sizes=tuple(each.size for each in part),
+            truths=tuple(_truth(each, classes) for each in part),
+            keep_bytes=spec.memory_limit_bytes / num,
+        )
+        for part in splits.values()
+    )
+    return Boxes(classes=classes, train=train, test=test, notices=(*layout.notices, *said))
 
 
 # Finding ------------------------------------------------------------------------------------------
 
 
-def _find(spec: DetectionSpec) -> _Layout:
+def _find(spec: DataSpec) -> _Layout:
     base = Path(spec.location).expanduser().absolute()
     if not base.is_dir():
         raise DataError(f"{spec.name}: there is no folder {base}. Give the path of one.")
@@ -235,7 +175,7 @@ def _names(root: Path, split: str) -> tuple[str, ...]:
     )
 
 
-def _drawn(names: tuple[str, ...], spec: DetectionSpec, option: str) -> tuple[str, ...]:
+def _drawn(names: tuple[str, ...], spec: DataSpec, option: str) -> tuple[str, ...]:
     num: int | None = getattr(spec, option)
     if num is None:
         return names
@@ -258,12 +198,35 @@ def _size(file: Path | None) -> int | None:
 # Reading ------------------------------------------------------------------------------------------
 
 
+def _sound(
+    layout: _Layout, names: Sequence[str], spec: DataSpec, left_out: list[str]
+) -> list[Annotation]:
+    """Read the annotations of a split; what is broken is refused, or added to ``left_out``."""
+    found = []
+    for name in names:
+        try:
+            found.append(read(layout.annotation(name), layout.image(name), classes=spec.classes))
+        except DataError as error:
+            if spec.on_error == "stop":
+                raise
+            left_out.append(str(error))
+    if not found:
+        return found
+    images = ImageFiles(tuple(each.image for each in found))
+    split = Split(images=images, labels=torch.arange(len(found)))
+    readable, problems = without_unreadable(split, root=data_root(spec))
+    if problems and spec.on_error == "stop":
+        raise DataError(next(iter(problems.values())))
+    left_out += problems.values()
+    return [found[row] for row in readable.labels.tolist()]
+
+
 def _classes(
-    spec: DetectionSpec, train: Iterable[Annotation], test: Iterable[Annotation]
+    spec: DataSpec, train: Iterable[Annotation], test: Iterable[Annotation]
 ) -> tuple[str, ...]:
-    seen = {one.name for annotation in train for one in annotation.objects}
+    seen = {each.name for annotation in train for each in annotation.objects}
     wanted = spec.classes or tuple(
-        sorted(seen | {one.name for annotation in test for one in annotation.objects})
+        sorted(seen | {each.name for annotation in test for each in annotation.objects})
     )
     if missing := [name for name in wanted if name not in seen]:
         raise DataError(
@@ -275,41 +238,10 @@ def _classes(
     return wanted
 
 
-def _pictures(
-    annotations: Mapping[str, Annotation],
-    classes: tuple[str, ...],
-    sides: tuple[int, int],
-    *,
-    spec: DetectionSpec,
-    in_memory: bool,
-) -> tuple[Pictures, list[str]]:
-    chosen = list(annotations.values())
-    pictures = Pictures(
-        [a.image for a in chosen],
-        [_truth(a, classes, sides) for a in chosen],
-        sizes=[fitted(a.size, *sides) for a in chosen],
-    )
-    skip = spec.on_error == "skip"
-    messages: list[str] = []
-    if in_memory:
-        messages = pictures.decode(skip=skip)
-    elif skip:  # now, for a training cannot leave a picture out half-way
-        messages = pictures.drop_unreadable()
-    if not len(pictures):
-        raise DataError(f"{spec.name}: no image of a split is left. Correct the annotations.")
-    return pictures, messages
-
-
-def _truth(annotation: Annotation, classes: Sequence[str], sides: tuple[int, int]) -> Truth:
-    width, height = fitted(annotation.size, *sides)
-    scale = torch.tensor([width / annotation.size[0], height / annotation.size[1]]).repeat(2)
-    boxes = torch.tensor([one.box for one in annotation.objects]).reshape(-1, 4)
+def _truth(annotation: Annotation, classes: Sequence[str]) -> Truth:
+    objects = annotation.objects
     return Truth(
-        boxes=boxes * scale,
-        labels=torch.tensor([classes.index(o.name) + 1 for o in annotation.objects]).long(),
-        difficult=_flags([one.difficult for one in annotation.objects]),
+        boxes=torch.tensor([each.box for each in objects]).reshape(-1, 4),
+        labels=torch.tensor([classes.index(each.name) + 1 for each in objects]).long(),
+        difficult=torch.tensor([each.difficult for each in objects], dtype=torch.bool),
     )
-
-
-def _flags(values: list[bool]) -> Tensor:
-    return torch.tensor(values, dtype=torch.bool)

@@ -1,9 +1,15 @@
-"""The table of costs that a study asked for: what was asked, what is left, how it was measured."""
+"""Further tables of a report: costs that a study asked for, and scores beside the metric."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
 
 from regrow.report.render import Extra
-from regrow.report.rows import KEPT, SHARE, TEXT, Run, to_csv, to_frame
+from regrow.report.rows import KEPT, POINTS, SHARE, TEXT, Column, Run, to_csv, to_frame
+from regrow.report.statistics import mean_and_std
+from regrow.report.words import score
+from regrow.tasks import Details
 
 COLUMNS = {"data": TEXT, "model": TEXT, "pruned by": TEXT, "asked": SHARE, "left": KEPT}
 ABOUT = (
@@ -54,3 +60,34 @@ def _row(runs: Sequence[Run]) -> dict[str, object]:
 def _words(row: dict[str, object]) -> tuple[str, ...]:
     name = f"{row['data']} / {row['model']} / {row['pruned by']}"
     return name, f"{row['asked']:g}", f"{row['left']:.4f}", str(row["measured on"])
+
+
+def details_table(details: Details, rows: Sequence[Mapping[str, Any]], *, last: str) -> Extra:
+    """Return a table of further scores by arm: averaged over seeds, and of each seed as CSV.
+
+    ``rows`` have a ``cut``, an ``arm``, a ``seed`` and scores by column; ``last`` comes last.
+    """
+    named = ("cut", "arm", "seed")
+    found = dict.fromkeys(name for row in rows for name in row if name not in named)
+    measured = sorted(found, key=lambda name: name == last)
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(f"{row['cut']} {row['arm']}".lstrip(), []).append(row)
+    columns: dict[str, Column] = dict.fromkeys(named, TEXT) | dict.fromkeys(measured, POINTS)
+    frame = pd.DataFrame([{name: row.get(name) for name in columns} for row in rows])
+    return Extra(
+        name=details.name,
+        title=details.title,
+        columns=("arm", *measured),
+        rows=tuple(
+            (arm, *(_mean([row.get(name) for row in group]) for name in measured))
+            for arm, group in groups.items()
+        ),
+        about=details.about,
+        csv=to_csv(frame, columns),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return score(*mean_and_std(known), len(known)) if known else ""

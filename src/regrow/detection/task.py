@@ -1,0 +1,230 @@
+"""The task detection: Faster R-CNN on a classifier, scored by mean average precision."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regrow.cost import Cost
+from regrow.data import Dataset, DataSpec, load, normalise
+from regrow.data.normalisation import IMAGENET
+from regrow.data.pictures import Pictures
+from regrow.detection.evaluate import check_libraries, evaluate_detector
+from regrow.detection.model import (
+    Detection,
+    Detector,
+    build_detector,
+    classifier_state,
+    detector_cost,
+    is_of_classifier,
+    settle_norms_,
+)
+from regrow.detection.training import AUGMENTATIONS, DetectionTraining, forward
+from regrow.errors import ConfigError, unknown
+from regrow.models import ModelSpec, build
+from regrow.tasks.base import Details, of_images, register_task
+from regrow.tasks.metric import MEAN_AP
+from regrow.train import Precision, Recipe
+
+SETTLING_IMAGES = 64  # whose statistics the norms of an untrained backbone take
+MEASURING_LR = 1e-9
+COCO = {"ap": "COCO AP", "ap50": "COCO AP50", "ap75": "COCO AP75"}
+DETAILS = Details(
+    name="detections",
+    title="Average precision by class",
+    about="In percent, means over the seeds. AP of a class: VOC 2007's. COCO AP: over IoUs of 0.5 "
+    "to 0.95, AP50 and AP75 at one. 'mAP before': of the same detector before its first step, its "
+    "head as first drawn (or as it was cut, of a detector that was pruned itself). 'classifier': "
+    "test accuracy of the network that the detector was built on.",
+    values=lambda record: {
+        "mAP": record["map"],
+        **{f"AP {name}": value for name, value in record["ap"].items()},
+        **{title: record["coco"][name] for name, title in COCO.items()},
+        "mAP before": record["before"]["map"],
+    },
+)
+
+
+@dataclass(frozen=True)
+class DetectorHead:
+    """A detector on the network of a classifier, as jobs and studies ask for one."""
+
+    detector: Detector
+    noun: ClassVar[str] = "detector"
+    title: ClassVar[str] = "Faster R-CNN"
+    recipe: ClassVar[str] = "voc"
+
+    @classmethod
+    def read(cls, value: Any) -> "DetectorHead":
+        """Read what a study says of its detector; nothing is VOC's."""
+        check_libraries()
+        return cls(Detector.from_json("voc" if value is None else value))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was asked for."""
+        return self.detector.to_json()
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuse what a detector cannot be trained with."""
+        if recipe.augmentation not in (None, *AUGMENTATIONS):
+            raise ConfigError(
+                f"Detection: {unknown('augmentation', recipe.augmentation or '', AUGMENTATIONS)}"
+            )
+        for option in ("objective", "ema", "mixup", "cutout"):
+            if (value := getattr(recipe, option)) is not None:
+                raise ConfigError(
+                    f"A detector has losses and images of its own, so its recipe takes no "
+                    f"{option!r}. Leave it out. Got {value!r}."
+                )
+
+    def around(
+        self,
+        net: nn.Module,
+        *,
+        num_classes: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        seed: int = 0,
+        trained: Mapping[str, Tensor] | None = None,
+    ) -> Detection:
+        """Build a detector on a network; with the state of a ``trained`` one, its other layers."""
+        options: dict[str, Any] = {"num_classes": num_classes, "mean": mean, "std": std}
+        model = build_detector(net, self.detector, **options, seed=seed)
+        if trained is not None:
+            own = model.state_dict()
+            for name in (name for name in own if not is_of_classifier(name)):
+                if own[name].shape != trained[name].shape:
+                    raise ConfigError(
+                        f"Pruning cuts what the backbone puts out, which {name!r} of the detector "
+                        "reads. Prune within the blocks only: scope: conv."
+                    )
+                own[name] = trained[name]
+            model.load_state_dict(own)
+        return model
+
+    def backbone(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Pick the network's own values out of a detector's, under the network's names."""
+        return classifier_state(state)
+
+    def settle_(self, net: nn.Module, dataset: Dataset) -> None:
+        """Set the norms of a network that was never trained to some training pictures."""
+        train, _ = self._pictures(dataset)
+        settle_norms_(net, _some_images(train))
+
+    def training(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        recipe: Recipe,
+        *,
+        seed: int,
+        device: torch.device | str,
+    ) -> DetectionTraining:
+        """Return the training of a detector, at its first step."""
+        assert isinstance(model, Detection)
+        train, _ = self._pictures(dataset)
+        return DetectionTraining(model, train, recipe, seed=seed, device=device)
+
+    def score(self, model: nn.Module, dataset: Dataset, *, precision: Precision) -> dict[str, Any]:
+        """Return the part of a record that says how good a detector is on the test pictures."""
+        assert isinstance(model, Detection)
+        _, test = self._pictures(dataset)
+        score = evaluate_detector(model, test, dataset.classes, precision=precision)
+        return {**score.to_json(), "num_test": score.num}
+
+    def cost(self, model: nn.Module) -> Cost:
+        """Count a test image with all of its proposals."""
+        assert isinstance(model, Detection)
+        return detector_cost(model, self.detector)
+
+    def shown(self, recipe: Recipe, num_train: int) -> int:
+        """Count the pictures that one epoch shows."""
+        kind = recipe.augmentation or AUGMENTATIONS[0]
+        return num_train * (2 if kind == "flipped-copies" else 1)
+
+    def planned_flops(self, model: ModelSpec, num_classes: int) -> int:
+        """Count the FLOPs of a test image, of a detector on the whole network."""
+        return _planned(self, model, num_classes).flops
+
+    def seconds(
+        self, model: ModelSpec, data: DataSpec, recipe: Recipe, *, measured_for: float
+    ) -> tuple[float, float]:
+        """Measure the seconds of a picture that is trained on, and of one that is tested."""
+        return _measured(self, model, data, recipe, measured_for)
+
+    def _pictures(self, dataset: Dataset) -> tuple[Pictures, Pictures]:
+        return _fitted(dataset.spec, self.detector.short_side, self.detector.long_side)
+
+
+@lru_cache(maxsize=2)
+def _fitted(spec: DataSpec, short_side: int, long_side: int) -> tuple[Pictures, Pictures]:
+    data: Any = load(spec)
+    train, test = (part.fitted(short_side, long_side) for part in (data.train, data.test))
+    return train, test
+
+
+def _some_images(pictures: Pictures) -> Iterator[Tensor]:
+    """Yield the first pictures, normalised, for norms to settle on."""
+    for index in range(min(SETTLING_IMAGES, len(pictures))):
+        yield normalise(pictures.pixels(index)[None], IMAGENET.mean, IMAGENET.std)
+
+
+def _drawn(head: DetectorHead, net: nn.Module, num_classes: int) -> Detection:
+    return head.around(net, num_classes=num_classes, mean=IMAGENET.mean, std=IMAGENET.std)
+
+
+@cache
+def _planned(head: DetectorHead, model: ModelSpec, num_classes: int) -> Cost:
+    return head.cost(_drawn(head, build(model.untrained()), num_classes))
+
+
+@lru_cache
+def _measured(
+    head: DetectorHead, model: ModelSpec, data: DataSpec, recipe: Recipe, seconds: float
+) -> tuple[float, float]:
+    """Train and test for about so long each, an uncut detector on a classifier as first drawn."""
+    dataset, net = load(data), build(model.untrained())
+    head.settle_(net, dataset)
+    whole = _drawn(head, net, len(dataset.classes))
+    # Hardly learning, for a network as first drawn may diverge at a rate that suits a trained one.
+    slow = replace(recipe, lr=MEASURING_LR)
+    training = head.training(whole, dataset, slow, seed=0, device="cpu")
+    training.step()  # the first is slower
+    began, steps = time.perf_counter(), 0
+    while not training.done and (not steps or time.perf_counter() - began < seconds):
+        training.step()
+        steps += 1
+    shown = (time.perf_counter() - began) / max(steps * recipe.batch, 1)
+    whole.eval()
+    _, test = head._pictures(dataset)
+    began, tested = time.perf_counter(), 0
+    with torch.inference_mode():
+        while tested < len(test) and (not tested or time.perf_counter() - began < seconds):
+            forward(whole, [test.pixels(tested)], precision=recipe.precision)
+            tested += 1
+    return shown, (time.perf_counter() - began) / tested
+
+
+def lucky_box(untrained: Mapping[str, Any]) -> float:
+    """Return what an untrained detector scored, and one lucky box.
+
+    The surest box of a class alone, if it is right, is worth an eleventh of its average precision.
+    """
+    return float(untrained["map"]) + 1 / 11 / len(untrained["ap"])
+
+
+register_task(
+    "detection",
+    metric=MEAN_AP,
+    tell=of_images,
+    inputs=("images",),
+    targets=("boxes",),
+    head=DetectorHead,
+    measured_baseline=lucky_box,
+    details=DETAILS,
+    about="Objects in images, by a detector on each classifier of a study; mAP",
+)
