@@ -62,6 +62,15 @@ def test_groups_and_what_is_whole_make_up_a_network() -> None:
     assert sum(part.macs for part in parts) == found.macs
 
 
+def test_layers_that_keep_channels_apart_are_named() -> None:
+    layers = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
+    )
+    (group,) = regrow.inspect(layers, (1, 3, 8, 8)).groups
+    assert (group.producers.keys(), group.between) == ({"0.weight"}, ["1"])
+    assert "|- through 1" in str(regrow.inspect(layers, (1, 3, 8, 8)))
+
+
 @pytest.mark.usefixtures("here")
 def test_the_command_prints_the_tree(command: Command) -> None:
     done = command("inspect", "nets.py:build", "--input", "1x3x8x8", "--set", "width=4")

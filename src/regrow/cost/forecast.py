@@ -1,9 +1,9 @@
 """A forecast of how many times as fast a smaller network is, from timing the unpruned one alone.
 
-Each operation of the unpruned network is timed. Of its time, what is above the cost of starting any
-operation goes with the work: the multiply-accumulates, or of operations that have none the numbers
-that they read and write. Convolutions work on blocks of channels, so that a block begun counts as a
-whole one.
+Each operation of the unpruned network is timed. Of its time, what is above the cost of starting
+such an operation goes with the work: the multiply-accumulates, or of operations that have none the
+numbers that they read and write. Convolutions work on blocks of channels, so that a block begun
+counts as a whole one. The time that passes between operations stays.
 """
 
 import time
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.cost.latency import turns
 from regrow.cost.operations import name_of, products, tensors_in
 from regrow.surgery.dispatch import OperationMode
 from regrow.surgery.tape import call, evaluating
@@ -34,28 +35,39 @@ class Work:
     is_view: bool
 
 
-def forecast(before: nn.Module, after: nn.Module, inputs: Any) -> float:
-    """Return how many times as fast a smaller network should be on a CPU."""
+def forecast(
+    before: nn.Module, after: nn.Module, inputs: Any, *, seconds: float | None = None
+) -> float:
+    """Return how many times as fast a smaller network should be on a CPU.
+
+    ``seconds`` is what the unpruned network takes when nobody watches; measured if not given.
+    """
     runs = [_watched(before, inputs) for _ in range(RUNS)]
     old = runs[0]
-    seconds = [min(run[i].seconds for run in runs) for i in range(len(old))]
+    taken = [min(run[i].seconds for run in runs) for i in range(len(old))]
     new = _watched(after, inputs)
-    start = _start()
-    ratios = _ratios(old, new)
-    expected = sum(
-        s if work.is_view or s <= start else start + (s - start) * ratio
-        for s, work, ratio in zip(seconds, old, ratios, strict=True)
-    )
-    return sum(seconds) / expected if expected > 0.0 else 1.0
+    starts, ratios = _starts(), _ratios(old, new)
+    left = 0.0
+    for time_taken, work, ratio in zip(taken, old, ratios, strict=True):
+        start = starts.get(work.name, starts["add"])
+        goes = 0.0 if work.is_view else max(time_taken - start, 0.0)
+        left += time_taken - goes * (1.0 - ratio)
+    whole = min(turns([before], inputs)[0]) if seconds is None else seconds
+    between = max(whole - sum(taken), 0.0)
+    return (sum(taken) + between) / (left + between)
 
 
-def _start() -> float:
-    """Return the seconds that an operation takes with next to nothing to do."""
-    watch, number = _Watch(), torch.zeros(1)
+def _starts() -> dict[str, float]:
+    """Return the seconds that kinds of operations take with next to nothing to do."""
+    watch, x, weight = _Watch(), torch.zeros(1, 8), torch.zeros(8, 8)
     with torch.no_grad(), watch:
         for _ in range(STARTS):
-            torch.add(number, number)
-    return min(work.seconds for work in watch.works)
+            torch.add(x, x)
+            torch.addmm(x[0], x, weight)
+            torch.mm(x, weight)
+            torch.conv2d(x[..., None, None], weight[..., None, None])
+    names = dict.fromkeys(work.name for work in watch.works)
+    return {name: min(w.seconds for w in watch.works if w.name == name) for name in names}
 
 
 def _ratios(old: Sequence[Work], new: Sequence[Work]) -> list[float]:

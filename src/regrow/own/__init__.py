@@ -7,5 +7,9 @@ from regrow.core.lazy import exports
 
 __getattr__ = exports(
     "regrow.own",
-    {"compression": ("Compressed", "compress"), "inspection": ("Inspection", "inspect")},
+    {
+        "compression": ("Compressed", "compress"),
+        "exports": ("export",),
+        "inspection": ("Inspection", "inspect"),
+    },
 )

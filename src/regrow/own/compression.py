@@ -68,7 +68,9 @@ class Compressed:
             save(scratch, self.network, self.architecture)
             self._check_reading(scratch)
             said = {
-                f"model.{name}": EXPORTS[name](self.network, self.trace.example, scratch)
+                f"model.{name}": EXPORTS[name](
+                    self.network, self.trace.example, scratch / f"model.{name}"
+                )
                 for name in exports
             }
             card = replace(self.card, exports=said)

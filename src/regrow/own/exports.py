@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from regrow.cost.latency import batched
-from regrow.errors import ConfigError, TraceError
+from regrow.errors import ConfigError, TraceError, unknown
+from regrow.models.inputs import inputs_of
 from regrow.models.libraries import package
+from regrow.own.new_folder import check_new, scratch_beside
 from regrow.surgery.alive import called
 
 CLOSE = 1e-4  # of the largest output, by which an export may be off
@@ -22,12 +24,11 @@ BATCH = 2
 MOST_INSIDE = 2**30  # bytes of weights; more lie beside the .onnx file, which holds 2 GiB at most
 
 
-def export_onnx(network: nn.Module, example: Any, folder: Path) -> str:
-    """Write ``model.onnx``, and return how far its outputs are from the network's."""
+def export_onnx(network: nn.Module, example: Any, path: Path) -> str:
+    """Write a network as ONNX, and return how far its outputs are from the network's."""
     check_packages(["onnx"])
     import onnxruntime
 
-    path = folder / "model.onnx"
     program, free = _exported(network, example)
     num_bytes = sum(x.numel() * x.element_size() for x in network.state_dict().values())
     with _quiet("--onnx"):
@@ -51,9 +52,8 @@ def export_onnx(network: nn.Module, example: Any, folder: Path) -> str:
     return _compared(network, example, run, free=free, what="--onnx")
 
 
-def export_pt2(network: nn.Module, example: Any, folder: Path) -> str:
-    """Write ``model.pt2`` of ``torch.export``, and return how far its outputs are."""
-    path = folder / "model.pt2"
+def export_pt2(network: nn.Module, example: Any, path: Path) -> str:
+    """Write a network as ``torch.export`` does, and return how far its outputs are."""
     program, free = _exported(network, example)
     with _quiet("--pt2"):
         torch.export.save(program, path)
@@ -64,6 +64,31 @@ def export_pt2(network: nn.Module, example: Any, folder: Path) -> str:
         return module(*args, **kwargs)
 
     return _compared(network, example, run, free=free, what="--pt2")
+
+
+def export(network: nn.Module, example: Any, path: str | Path) -> str:
+    """Write a network as ``.onnx`` or ``.pt2``, and return how far its outputs are from its own.
+
+    Args:
+        network: any network, such as one that was cut and fine-tuned.
+        example: an input, its shape, several inputs, or their texts (``"1x3x224x224"``).
+        path: a file that is not there yet.
+
+    Raises:
+        ConfigError: the network cannot be exported, or a package is missing.
+        TraceError: the export does not compute what the network does, and is not written.
+    """
+    file = Path(path)
+    kind = file.suffix.removeprefix(".")
+    if kind not in EXPORTS:
+        raise ConfigError(f"{path}: {unknown('format', kind, EXPORTS)}")
+    check_new(file)
+    given = example if torch.is_tensor(example) else inputs_of(example).example()
+    with scratch_beside(file) as scratch:
+        said = EXPORTS[kind](network, given, scratch / file.name)
+        for written in scratch.iterdir():
+            written.rename(file.parent / written.name)
+    return said
 
 
 EXPORTS: Mapping[str, Callable[[nn.Module, Any, Path], str]] = {

@@ -32,6 +32,7 @@ class Branch:
     width: int
     producers: Mapping[str, tuple[int, ...]]  # names of weights -> shapes
     norms: Sequence[str]
+    between: Sequence[str]  # layers that keep channels apart: depthwise convolutions, scales
     readers: Sequence[str]
     parameters: int
     macs: int
@@ -93,6 +94,7 @@ class Inspection:
         parts = [
             ("made by", made),
             ("normed by", group.norms),
+            ("through", group.between),
             ("read by", [name.removesuffix(".weight") for name in group.readers]),
         ]
         shown = [(words, names) for words, names in parts if names]
@@ -160,10 +162,22 @@ def _branch(network: nn.Module, group: Group, counted: Counted) -> Branch:
             if slot.tensor in parameters
         },
         norms=list(group.norms),
+        between=_between(group),
         readers=list(dict.fromkeys(slot.tensor for slot in group.readers())),
         parameters=sum(round(size * held[name]) for name, size in sizes.items()),
         macs=sum(round(counted.by_parameter.get(name, 0) * held[name]) for name in sizes),
     )
+
+
+def _between(group: Group) -> list[str]:
+    """Name the layers that change units one by one, such as depthwise convolutions."""
+    made = {_layer(slot.tensor) for slot in group.producers()}
+    passed = [_layer(s.tensor) for s in group.slots if s.role == "norm" and ":" not in s.tensor]
+    return [name for name in dict.fromkeys(passed) if name not in {*made, *group.norms}]
+
+
+def _layer(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
 
 
 def _held(group: Group) -> dict[str, float]:

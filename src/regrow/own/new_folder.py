@@ -1,4 +1,4 @@
-"""A new folder that is written completely or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 import os
 import shutil
@@ -15,6 +15,18 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     """Give a scratch folder beside a new one, which takes its name when all is written."""
     path = Path(folder)
     check_new(path)
+    with scratch_beside(path) as scratch:
+        yield scratch
+        mask = _umask()
+        for file in scratch.iterdir():  # temporary folders, and some files, are their owner's alone
+            file.chmod(0o666 & ~mask)
+        scratch.chmod(0o777 & ~mask)
+        scratch.rename(path)
+
+
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """Give a scratch folder on the file system of a path; what is left in it goes at the end."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -22,11 +34,6 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         raise _unwritable(path, error) from error
     try:
         yield scratch
-        mask = _umask()
-        for file in scratch.iterdir():  # temporary folders, and some files, are their owner's alone
-            file.chmod(0o666 & ~mask)
-        scratch.chmod(0o777 & ~mask)
-        scratch.rename(path)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:

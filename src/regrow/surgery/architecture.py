@@ -115,6 +115,11 @@ class Architecture:
         }
 
     @classmethod
+    def read(cls, folder: str | Path, *, code: str | None = None) -> "Architecture":
+        """Read the architecture of a network that ``save`` wrote: see ``load``."""
+        return _read(Path(folder), code)[0]
+
+    @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Architecture":
         """Read what ``to_json`` wrote; anything else is a ``StoreError``."""
         if not isinstance(value, Mapping):
@@ -222,19 +227,7 @@ def load(folder: str | Path, *, code: str | None = None) -> nn.Module:
             is missing, or the network is built by code that was not named.
     """
     path = Path(folder)
-    file = path / ARCHITECTURE
-    try:
-        value = unsealed(read_file(file), ARCHITECTURE)
-        file = path / WEIGHTS
-        weights, _ = load_tensors(file)
-    except OSError as error:
-        raise StoreError(
-            f"No network can be read from '{folder}': {error}. Expected {ARCHITECTURE} and "
-            f"{WEIGHTS}, as regrow.save writes them."
-        ) from error
-    except ValueError as error:
-        raise Damaged(f"'{file}' is damaged: {error}. Save the network anew.") from error
-    architecture = _by_code(Architecture.from_json(value), code, path)
+    architecture, digest, weights = _read(path, code)
     try:
         model = architecture.build()
     except TraceError as error:
@@ -244,14 +237,34 @@ def load(folder: str | Path, *, code: str | None = None) -> nn.Module:
     try:
         _check_fit(model, weights)
     except ConfigError as error:
-        raise StoreError(f"The weights in '{file}' do not fit its architecture. {error}") from error
-    if digest_of(weights) != value.get("weights"):
+        raise StoreError(
+            f"The weights in '{path / WEIGHTS}' do not fit its architecture. {error}"
+        ) from error
+    if digest_of(weights) != digest:
         raise Damaged(
-            f"'{file}' is damaged: its weights are not those that were saved with {ARCHITECTURE}. "
-            "Save the network anew."
+            f"'{path / WEIGHTS}' is damaged: its weights are not those that were saved with "
+            f"{ARCHITECTURE}. Save the network anew."
         )
     model.load_state_dict(weights)
     return model.eval()
+
+
+def _read(path: Path, code: str | None) -> tuple[Architecture, Any, dict[str, Tensor]]:
+    """Return what a folder holds: an architecture, the digest of the weights, and the weights."""
+    file = path / ARCHITECTURE
+    try:
+        value = unsealed(read_file(file), ARCHITECTURE)
+        file = path / WEIGHTS
+        weights, _ = load_tensors(file)
+    except OSError as error:
+        raise StoreError(
+            f"No network can be read from '{path}': {error}. Expected {ARCHITECTURE} and "
+            f"{WEIGHTS}, as regrow.save writes them."
+        ) from error
+    except ValueError as error:
+        raise Damaged(f"'{file}' is damaged: {error}. Save the network anew.") from error
+    architecture = _by_code(Architecture.from_json(value), code, path)
+    return architecture, value.get("weights"), weights
 
 
 def _by_code(architecture: Architecture, code: str | None, folder: Path) -> Architecture:
