@@ -326,3 +326,17 @@ def test_gaps_of_outputs() -> None:
     assert largest_gap({"a": a * 1.5}, {"a": a}) == 0.5
     assert largest_gap(a * float("nan"), a) == float("inf")
     assert largest_gap(a[:1], a) == float("inf")
+
+
+# The example of the docs -------------------------------------------------------------------------
+
+
+def test_the_example_of_the_docs_can_be_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.setattr("regrow.own.card.BATCHES", (1,))
+    monkeypatch.chdir(Path(__file__).parents[1] / "examples" / "own")
+    asked = ("--macs", "0.5", "--multiple-of", "8", "--out", tmp_path / "small")
+    done = command("shrink", "nets.py:MobileNet", "--input", "1x1x8x8", *asked)
+    assert done.code == 0, done
+    assert "211,824" in done.out

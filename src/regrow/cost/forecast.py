@@ -3,7 +3,8 @@
 Each operation of the unpruned network is timed. Of its time, what is above the cost of starting
 such an operation goes with the work: the multiply-accumulates, or of operations that have none the
 numbers that they read and write. Convolutions work on blocks of channels, so that a block begun
-counts as a whole one. The time that passes between operations stays.
+counts as a whole one. What Python takes between operations is not counted: of networks so small
+that it matters, too much is forecast.
 """
 
 import time
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.cost.latency import turns
 from regrow.cost.operations import name_of, products, tensors_in
 from regrow.surgery.dispatch import OperationMode
 from regrow.surgery.tape import call, evaluating
@@ -35,13 +35,8 @@ class Work:
     is_view: bool
 
 
-def forecast(
-    before: nn.Module, after: nn.Module, inputs: Any, *, seconds: float | None = None
-) -> float:
-    """Return how many times as fast a smaller network should be on a CPU.
-
-    ``seconds`` is what the unpruned network takes when nobody watches; measured if not given.
-    """
+def forecast(before: nn.Module, after: nn.Module, inputs: Any) -> float:
+    """Return how many times as fast a smaller network should be on a CPU."""
     runs = [_watched(before, inputs) for _ in range(RUNS)]
     old = runs[0]
     taken = [min(run[i].seconds for run in runs) for i in range(len(old))]
@@ -52,9 +47,7 @@ def forecast(
         start = starts.get(work.name, starts["add"])
         goes = 0.0 if work.is_view else max(time_taken - start, 0.0)
         left += time_taken - goes * (1.0 - ratio)
-    whole = min(turns([before], inputs)[0]) if seconds is None else seconds
-    between = max(whole - sum(taken), 0.0)
-    return (sum(taken) + between) / (left + between)
+    return sum(taken) / left if left > 0.0 else 1.0
 
 
 def _starts() -> dict[str, float]:

@@ -1,0 +1,34 @@
+"""Handwritten digits: 1,347 images [1, 8, 8] to learn from, 450 to be judged by; a plain loop."""
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+digits = load_digits()
+images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
+labels = torch.tensor(digits.target)
+order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+learnt, judged = order[:1347], order[1347:]
+
+
+def train(net: nn.Module, epochs: int, lr: float = 0.01) -> None:
+    """Train a network in place."""
+    torch.manual_seed(0)
+    optimiser = torch.optim.AdamW(net.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
+    net.train()
+    for _ in range(epochs):
+        for part in learnt[torch.randperm(len(learnt))].split(64):
+            optimiser.zero_grad()
+            cross_entropy(net(images[part]), labels[part]).backward()
+            optimiser.step()
+        schedule.step()
+    net.eval()
+
+
+def accuracy(net: nn.Module) -> str:
+    """Return the accuracy on the images that were not learnt from."""
+    with torch.no_grad():
+        right = net(images[judged]).argmax(1) == labels[judged]
+    return f"{100 * right.float().mean():.1f} %"
