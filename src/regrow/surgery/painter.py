@@ -214,8 +214,9 @@ class Painter:
     def weight_view(self, ref: Ref) -> Laid | None:
         """Return how a parameter lies that is used as a weight, or None."""
         laid = self.laid(ref)
-        used = laid is not None and laid.is_weight and laid.name in self._parameters
-        return laid if used else None
+        if laid is None or laid.name not in self._parameters:
+            return None
+        return laid if laid.same_values or laid.standardised is not None else None
 
     @cached_property
     def _parameters(self) -> frozenset[str]:

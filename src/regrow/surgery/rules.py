@@ -347,6 +347,9 @@ def _linear(painter: Painter, node: Node) -> None:
     if coloured and last not in coloured and not _is_coloured(painter, weight):
         _mix_places(painter, node, source, (weight, bias))
         return
+    if bias is None and _is_coloured(painter, weight):
+        _contract(painter, node, source, painter.of(weight))
+        return
     laid = painter.weight_view(weight)
     features = source.along(-1)
     if laid is None or features is None or min(laid.order()) < 0:
@@ -355,6 +358,17 @@ def _linear(painter: Painter, node: Node) -> None:
     in_dim, out_dim = laid.order() if node.name != "aten::linear" else reversed(laid.order())
     painter.read(laid, in_dim, features, source)
     painter.put(node, _produced(painter, node, laid.name, out_dim, bias, linear=True))
+
+
+def _contract(painter: Painter, node: Node, a: Paint, b: Paint) -> None:
+    """Sum products over channels of both tensors, of which those go together that meet."""
+    left, right = a.along(-1), b.along(-1 if node.name == "aten::linear" else 0)
+    if left is None or right is None or not (a.clean or b.clean):
+        painter.unknown(node)
+        return
+    painter.unite(left, right)
+    shape = painter.shape(node.outputs[0])
+    painter.put(node, Paint(torch.full((1,) * len(shape), WHOLE), shape, clean=False))
 
 
 def _is_coloured(painter: Painter, ref: Ref) -> bool:
@@ -395,6 +409,13 @@ def _embedding(painter: Painter, node: Node) -> None:
 @rule(*COPIES)
 def _copy(painter: Painter, node: Node) -> None:
     painter.put(node, painter.of(node.args[0]))
+
+
+@rule(*names("zeros_like ones_like full_like rand_like randn_like empty_like"))
+def _make_like(painter: Painter, node: Node) -> None:
+    """Make other numbers in the shape of a tensor."""
+    source = painter.of(node.args[0])
+    painter.put(node, replace(source, clean=node.name == "aten::zeros_like"))
 
 
 @rule("aten::as_strided_")

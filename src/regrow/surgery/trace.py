@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import regrow.surgery.attention
+import regrow.surgery.lookup
 import regrow.surgery.views  # noqa: F401  (their rules are registered by that)
 from regrow.errors import TraceError
 from regrow.surgery.colours import ZERO, Classes, ViewConflictError

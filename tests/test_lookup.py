@@ -1,0 +1,92 @@
+"""Places that the data chooses: channels pass, and are kept whole where they are chosen among."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regrow.surgery import trace, verify
+from regrow.surgery.mask import Mask
+
+SHAPE = (1, 6, 3)
+
+
+class Tokens(nn.Module):
+    """Two layers, with a function of what passes between and of the input."""
+
+    def __init__(self, function: Callable[[Any, Tensor, Tensor], Tensor], **parts: Any) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.out(self.function(self, self.a(x).relu(), x))
+        return result
+
+
+def experts(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    """Send each token to one of two experts, and add up what comes back."""
+    rows = y[0]
+    chosen = (x[0, :, 0] > 0).long()
+    total = torch.zeros_like(rows)
+    for number in range(2):
+        own = torch.where(chosen == number)[0]
+        hidden = F.linear(rows[own], m.up[number]).relu()
+        total.index_add_(0, own, F.linear(hidden, m.down[number]))
+    return total
+
+
+def filled(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    y = y.clone()
+    y[x[..., 0] > 0] = m.empty
+    return y
+
+
+# Name -> what is between two layers, what it needs, the groups, and why 'a' is whole, or "".
+KINDS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], dict[str, int], str]] = {
+    "a token that is looked for": (
+        lambda m, y, x: y[torch.arange(len(y)), x[..., 0].argmax(1)], {}, {"a": 8}, "",
+    ),
+    "tokens by a mask": (lambda m, y, x: y[x[..., 0] < 9], {}, {"a": 8}, ""),
+    "tokens in order": (
+        lambda m, y, x: y.gather(1, x[..., :1].argsort(1).expand(-1, -1, y.shape[-1])),
+        {}, {"a": 8}, "",
+    ),
+    "token of its own where nothing is seen": (
+        filled, {"empty": nn.Parameter(torch.randn(8))}, {"a": 8}, "",
+    ),
+    "experts in one parameter": (
+        experts,
+        {"up": nn.Parameter(torch.randn(2, 5, 8)), "down": nn.Parameter(torch.randn(2, 8, 5))},
+        {"a": 8, "up": 5}, "",
+    ),
+    "product of two": (
+        lambda m, y, x: torch.mm(y[0], m.b(x)[0].t()) @ torch.ones(6, 8),
+        {"b": nn.Linear(3, 8)}, {"a": 8}, "",
+    ),
+    "channels that are looked for": (
+        lambda m, y, x: y[..., x[0, :, 0].argsort() % 8][..., [0, 1, 2, 3, 4, 5, 0, 1]],
+        {}, {}, "cannot be followed",
+    ),
+    "the largest channel": (
+        lambda m, y, x: y * (y.argmax(-1, keepdim=True) + 1), {}, {}, "cannot be followed",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_places_that_data_chooses(kind: str) -> None:
+    function, parts, groups, why = KINDS[kind]
+    torch.manual_seed(0)
+    net = Tokens(function, **parts)
+    found = trace(net, torch.randn(SHAPE))
+    assert {name: group.size for name, group in found.groups.items()} == groups
+    assert why in found.whole.get("a", "")
+    kept = {name: torch.arange(size) % 3 > 0 for name, size in groups.items()}
+    assert verify(net, Mask(unit="channel", kept=kept), found).ok
+    assert found.unaccounted(net) == ()
