@@ -17,7 +17,7 @@ from regrow.pruning.costs import COST_TARGETS
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS
 from regrow.surgery import Trace, trace
 from regrow.tasks import TASKS
-from regrow.train import Moment, Recipe
+from regrow.train import Moment, Recipe, Training
 from regrow.train.objective import OBJECTIVES
 from regrow.train.optimiser import OPTIMISERS
 from regrow.train.schedules import SCHEDULES
@@ -101,6 +101,20 @@ def _bright_images(num: int, *, seed: int) -> MemoryImages:
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
     """Copy all parameters and buffers."""
     return copy.deepcopy(model.state_dict())
+
+
+def first_weights(patch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """Return a list to which each training of a job adds the weights that it starts from."""
+    starts: list[dict[str, Tensor]] = []
+
+    class Watched(Training):
+        def __init__(self, model: nn.Module, *args: Any, **options: Any) -> None:
+            starts.append(snapshot(model))
+            super().__init__(model, *args, **options)
+
+    for job_kind in ("train", "retrain"):
+        patch.setattr(f"regrow.jobs.{job_kind}.Training", Watched)
+    return starts
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from regrow.errors import ConfigError
 from regrow.jobs.arms import WINNING_TICKET
@@ -25,7 +25,7 @@ from regrow.studies.expand import Cell
 from regrow.studies.study import Study
 from regrow.surgery.mask import Mask, apply_
 from regrow.train import Recipe, Training, fit
-from small import digits, equal, snapshot
+from small import digits, equal, first_weights, snapshot
 
 ROUNDS = 4
 REWOUND = {"name": "rewound", "start": "rewound", "epoch": 1}
@@ -74,15 +74,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     starts: dict[str, dict[str, Tensor]] = {}
     store = Store.open(tmp_path_factory.mktemp("lottery") / "store")
     with pytest.MonkeyPatch.context() as patch:
-        latest: list[dict[str, Tensor]] = []
-
-        class Watched(Training):
-            def __init__(self, model: nn.Module, *args: Any, **options: Any) -> None:
-                latest.append(snapshot(model))
-                super().__init__(model, *args, **options)
-
-        for job_kind in ("train", "retrain"):
-            patch.setattr(f"regrow.jobs.{job_kind}.Training", Watched)
+        latest = first_weights(patch)
         for number in range(ROUNDS):
             for jobs in _rows().values():
                 latest.clear()
@@ -218,15 +210,7 @@ def rewound(world: World) -> tuple[World, Rows]:
     cells = study(methods={**STUDY["methods"], "rounds": 2, "ticket": "rewound"}, arms=arms).cells()
     starts: dict[str, dict[str, Tensor]] = {}
     with pytest.MonkeyPatch.context() as patch:
-        latest: list[dict[str, Tensor]] = []
-
-        class Watched(Training):
-            def __init__(self, model: nn.Module, *args: Any, **options: Any) -> None:
-                latest.append(snapshot(model))
-                super().__init__(model, *args, **options)
-
-        for job_kind in ("train", "retrain"):
-            patch.setattr(f"regrow.jobs.{job_kind}.Training", Watched)
+        latest = first_weights(patch)
         for cell in cells:
             assert run([cell.job], world.store, workers=0).complete
             starts[cell.job.key] = latest[-1]

@@ -71,29 +71,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "mine"
 
 
-@pytest.fixture
-def regrow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(monkeypatch, capsys)
-
-
 # A folder of the user's ---------------------------------------------------------------------------
 
 
-def test_a_folder_is_a_paper(regrow: Command, folder: Path) -> None:
-    listed = regrow("reproduce", "list", "--paper", folder)
+def test_a_folder_is_a_paper(command: Command, folder: Path) -> None:
+    listed = command("reproduce", "list", "--paper", folder)
     assert listed.out.splitlines() == [
         "mine: A paper of one table (Nobody, 2026)",
         "  table-1    Pruned digits: accuracy in %",
     ]
-    made = regrow("reproduce", f"{folder}/table-1", "--workers", "0")
+    made = command("reproduce", f"{folder}/table-1", "--workers", "0")
     assert made.code == 0, made.err
     assert "2 of 2 cells have been run." in made.text
     assert "40.00 ± 1.50" in made.text
     assert Path("regrow-paper/mine/paper/table-1/report.md").is_file()
-    judged = regrow("claims", "--paper", folder, "--ours", "regrow-paper/mine/paper/table-1")
+    judged = command("claims", "--paper", folder, "--ours", "regrow-paper/mine/paper/table-1")
     assert "Pruning loses." in judged.out
     assert "1 claims on our results" in judged.text
 

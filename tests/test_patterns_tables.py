@@ -536,16 +536,8 @@ def test_an_average_has_its_spread_and_number(tmp_path: Path) -> None:
 # Commands -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def regrow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(monkeypatch, capsys)
-
-
-def test_widths_at_smoke_scale_stand_beside_the_printed_ones(regrow: Command) -> None:
-    found = regrow("reproduce", "table-7", "--scale", "smoke", "--workers", "0")
+def test_widths_at_smoke_scale_stand_beside_the_printed_ones(command: Command) -> None:
+    found = command("reproduce", "table-7", "--scale", "smoke", "--workers", "0")
     assert found.code == 0
     assert "28 of 28 cells have been run." in found.out
     assert "1689.2" in found.out
@@ -554,14 +546,14 @@ def test_widths_at_smoke_scale_stand_beside_the_printed_ones(regrow: Command) ->
         *("report.md", "table.tex", "widths.csv")
     ]
     assert "each layer has 0.125 of its width" in found.out
-    claims = regrow("claims", "--ours", folder)
+    claims = command("claims", "--ours", folder)
     assert claims.code == 0
 
 
-def test_all_are_on_one_page(regrow: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_are_on_one_page(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     some = {name: entries()[name] for name in ("table-7", "figure-4")}
     monkeypatch.setitem(vars(PAPER), "entries", some)
-    found = regrow("reproduce", "all", "--scale", "smoke", "--workers", "0")
+    found = command("reproduce", "all", "--scale", "smoke", "--workers", "0")
     assert found.code == 0
     folder = Path("regrow-paper/smoke")
     page = (folder / "report.md").read_text(encoding="utf-8")
@@ -574,8 +566,8 @@ def test_all_are_on_one_page(regrow: Command, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-def test_figure_8_at_smoke_scale_has_every_panel(regrow: Command) -> None:
-    found = regrow("reproduce", "figure-8", "--scale", "smoke", "--workers", "0")
+def test_figure_8_at_smoke_scale_has_every_panel(command: Command) -> None:
+    found = command("reproduce", "figure-8", "--scale", "smoke", "--workers", "0")
     assert found.code == 0
     assert NOT_RUN not in found.out
     folder = Path("regrow-paper/smoke/figure-8")

@@ -660,16 +660,8 @@ def test_a_change_from_a_network_without_result_is_left_out(paper_data: object) 
 # Commands -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def regrow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(monkeypatch, capsys)
-
-
-def test_list_names_every_table_and_figure(regrow: Command) -> None:
-    found = regrow("reproduce", "list", "--paper", "liu2019")
+def test_list_names_every_table_and_figure(command: Command) -> None:
+    found = command("reproduce", "list", "--paper", "liu2019")
     assert found.code == 0
     head, *lines = found.out.splitlines()
     assert PAPER.title in head
@@ -689,18 +681,18 @@ def test_list_names_every_table_and_figure(regrow: Command) -> None:
     ],
 )
 def test_mistakes_end_in_a_message(
-    arguments: tuple[str, ...], message: str, regrow: Command
+    arguments: tuple[str, ...], message: str, command: Command
 ) -> None:
-    found = regrow("reproduce", *arguments)
+    found = command("reproduce", *arguments)
     assert found.code == 2
     assert message in found.text
 
 
-def test_a_row_at_smoke_scale_stands_beside_the_printed_one(regrow: Command) -> None:
+def test_a_row_at_smoke_scale_stands_beside_the_printed_one(command: Command) -> None:
     arguments = ("table-14", "--scale", "smoke", "--workers", "0", "--only", "unpruned")
-    plan = regrow("reproduce", *arguments, "--plan")
+    plan = command("reproduce", *arguments, "--plan")
     assert "In all 1 jobs, 0 done." in plan.out
-    found = regrow("reproduce", *arguments)
+    found = command("reproduce", *arguments)
     assert found.code == 0
     assert "1 of 4 cells have been run." in found.out
     assert "93.14" in found.out
@@ -712,17 +704,17 @@ def test_a_row_at_smoke_scale_stands_beside_the_printed_one(regrow: Command) -> 
     assert (folder / "details" / "table-14" / "rows.csv").is_file()
     assert len(read_cells(folder).results) == 1
     assert len(read_cells(folder.parent).results) == 1
-    claims = regrow("claims", "--ours", folder)
+    claims = command("claims", "--ours", folder)
     assert claims.code == 0
     assert "33 claims on our results" in claims.out
 
 
 def test_all_goes_on_after_a_table_that_cannot_be_run(
-    regrow: Command, monkeypatch: pytest.MonkeyPatch
+    command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = {name: entries()[name] for name in ("table-2", "table-14", "table-5")}
     monkeypatch.setitem(vars(PAPER), "entries", some)
-    found = regrow(
+    found = command(
         *("reproduce", "all", "--data", "cifar10=digits", "--only", "nothing"),
         *("--workers", "0"),
     )
@@ -734,21 +726,21 @@ def test_all_goes_on_after_a_table_that_cannot_be_run(
 
 
 @pytest.mark.usefixtures("own_registries")
-def test_data_set_of_a_file_may_stand_for_the_papers(regrow: Command) -> None:
+def test_data_set_of_a_file_may_stand_for_the_papers(command: Command) -> None:
     own = Path(__file__).parents[1] / "examples" / "extend" / "my_data.py"
     asked = ("table-14", "--scale", "smoke", "--only", "nothing", "--data", "cifar10=stripes")
-    assert "Unknown data set 'stripes'" in regrow("reproduce", *asked).text
-    assert "No row of table-14 matches" in regrow("reproduce", *asked, "--with", own).text
+    assert "Unknown data set 'stripes'" in command("reproduce", *asked).text
+    assert "No row of table-14 matches" in command("reproduce", *asked, "--with", own).text
 
 
-def test_claims_are_judged_on_the_printed_numbers(regrow: Command) -> None:
-    found = regrow("claims")
+def test_claims_are_judged_on_the_printed_numbers(command: Command) -> None:
+    found = command("claims")
     assert found.code == 0
     assert "33 claims on the printed numbers" in found.out
 
 
-def test_claims_need_a_folder_with_cells(regrow: Command, tmp_path: Path) -> None:
-    found = regrow("claims", "--ours", tmp_path)
+def test_claims_need_a_folder_with_cells(command: Command, tmp_path: Path) -> None:
+    found = command("claims", "--ours", tmp_path)
     assert found.code == 2
     assert (
         "There is no cells.csv, widths.csv, sparsity.csv and no numbers of a figure in"
@@ -757,11 +749,11 @@ def test_claims_need_a_folder_with_cells(regrow: Command, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_table_1_at_smoke_scale_fills_every_cell_from_real_images(regrow: Command) -> None:
+def test_table_1_at_smoke_scale_fills_every_cell_from_real_images(command: Command) -> None:
     images = SHARED / "cifar10-jpeg"
     if not images.is_dir():
         pytest.skip("needs the folder shared/data/cifar10-jpeg beside the checkout")
-    found = regrow(
+    found = command(
         *("reproduce", "table-1", "--scale", "smoke"), *("--data", f"cifar10=hf:{images}")
     )
     assert found.code == 0
@@ -769,8 +761,8 @@ def test_table_1_at_smoke_scale_fills_every_cell_from_real_images(regrow: Comman
 
 
 @pytest.mark.slow
-def test_table_12_at_smoke_scale_fills_every_cell_from_drawn_pictures(regrow: Command) -> None:
-    found = regrow("reproduce", "table-12", "--scale", "smoke", "--workers", "0")
+def test_table_12_at_smoke_scale_fills_every_cell_from_drawn_pictures(command: Command) -> None:
+    found = command("reproduce", "table-12", "--scale", "smoke", "--workers", "0")
     assert found.code == 0
     assert "9 of 9 cells have been run." in found.out
     details = Path("regrow-paper/smoke/table-12/details/table-12")
@@ -779,11 +771,11 @@ def test_table_12_at_smoke_scale_fills_every_cell_from_drawn_pictures(regrow: Co
 
 
 @pytest.mark.slow
-def test_table_4_at_smoke_scale_has_both_data_sets(regrow: Command) -> None:
+def test_table_4_at_smoke_scale_has_both_data_sets(command: Command) -> None:
     images = SHARED / "tiny-imagenet-100-32px"
     if not images.is_dir():
         pytest.skip("needs the folder shared/data/tiny-imagenet-100-32px beside the checkout")
-    found = regrow(
+    found = command(
         *("reproduce", "table-4", "--scale", "smoke", "--only", "CIFAR-100 / VGG-19"),
         *("--data", f"cifar100=hf:{images}"),
     )

@@ -29,7 +29,7 @@ from regrow.surgery import trace
 from regrow.surgery.mask import Mask, kept_weights
 from regrow.train import NO_TREATMENT, RECIPES, Recipe, Training, fit
 from regrow.units.masked import filter_groups
-from small import NETWORKS, SHAPE, digits, equal, snapshot
+from small import NETWORKS, SHAPE, digits, equal, first_weights, snapshot
 
 # Protocols, section 8: filters zeroed of 16, 32 and 64.
 ZEROED = {0.1: (1, 3, 6), 0.2: (3, 6, 12), 0.3: (4, 9, 19), 0.4: (6, 12, 25)}
@@ -235,15 +235,7 @@ def test_each_sparsity_trains_a_network_of_its_own_and_pretrained_ones_go_on() -
 def test_a_pretrained_network_starts_from_the_unpruned_ones_last_weights(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts = []
-
-    class Watched(Training):
-        def __init__(self, model: nn.Module, *args: Any, **options: Any) -> None:
-            starts.append(snapshot(model))
-            super().__init__(model, *args, **options)
-
-    for job_kind in ("train", "retrain"):
-        monkeypatch.setattr(f"regrow.jobs.{job_kind}.Training", Watched)
+    starts = first_weights(monkeypatch)
     again = cells(methods={**STUDY["methods"], "pretrained": True}, arms=["unpruned", "pruned"])
     assert run([cell.job for cell in again.values()], store, workers=0).complete
     assert len(starts) == 1
@@ -253,15 +245,7 @@ def test_a_pretrained_network_starts_from_the_unpruned_ones_last_weights(
 def test_scratch_weights_are_drawn_by_the_filters_that_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts = []
-
-    class Watched(Training):
-        def __init__(self, model: nn.Module, *args: Any, **options: Any) -> None:
-            starts.append(snapshot(model))
-            super().__init__(model, *args, **options)
-
-    for job_kind in ("train", "retrain"):
-        monkeypatch.setattr(f"regrow.jobs.{job_kind}.Training", Watched)
+    starts = first_weights(monkeypatch)
     wide = {"name": "resnet-20", "depth": 8, "width": 4.0}
     job = cells(models=wide, arms=["scratch-e"], recipe={"epochs": 1})["scratch-e"].job
     assert isinstance(job, Retrain)

@@ -5,7 +5,7 @@ They are looked for in the data folder (the option ``root``, else ``REGROW_DATA`
 """
 
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from regrow.data.base import Normalisation, Raw, Split
 from regrow.data.cache import data_root
 from regrow.data.normalisation import CIFAR10_NORMALISATIONS, CIFAR100_NORMALISATIONS
-from regrow.data.spec import DataSpec, register_data
+from regrow.data.spec import DATASETS, DataSpec, register_data
 from regrow.errors import DataError
 
 # Over all pixels of the 60,000 training images, as published everywhere.
@@ -29,42 +29,27 @@ FASHION_BYTES = {
 }
 
 
-def _cifar10_content(spec: DataSpec) -> str:
-    from torchvision.datasets import CIFAR10
-
-    _fetch_cifar(CIFAR10, spec)
-    return "cifar10"
+def _cifar_content(spec: DataSpec) -> str:
+    _fetch_cifar(spec)
+    return DATASETS.key(spec.name)
 
 
-@register_data("cifar10", content=_cifar10_content)
+@register_data("cifar10", content=_cifar_content)
 def cifar10(spec: DataSpec) -> Raw:
     """Read 50,000 training and 10,000 test images [3, 32, 32] of 10 classes.
 
     Reference: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
-    from torchvision.datasets import CIFAR10
-
-    train, test, classes = _read_cifar(CIFAR10, spec)
-    return Raw(classes=classes, train=train, test=test, normalisations=CIFAR10_NORMALISATIONS)
+    return _read_cifar(spec, CIFAR10_NORMALISATIONS)
 
 
-def _cifar100_content(spec: DataSpec) -> str:
-    from torchvision.datasets import CIFAR100
-
-    _fetch_cifar(CIFAR100, spec)
-    return "cifar100"
-
-
-@register_data("cifar100", content=_cifar100_content)
+@register_data("cifar100", content=_cifar_content)
 def cifar100(spec: DataSpec) -> Raw:
     """Read 50,000 training and 10,000 test images [3, 32, 32] of 100 (fine) classes.
 
     Reference: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
-    from torchvision.datasets import CIFAR100
-
-    train, test, classes = _read_cifar(CIFAR100, spec)
-    return Raw(classes=classes, train=train, test=test, normalisations=CIFAR100_NORMALISATIONS)
+    return _read_cifar(spec, CIFAR100_NORMALISATIONS)
 
 
 def _fashion_content(spec: DataSpec) -> str:
@@ -113,8 +98,15 @@ def _fashion_files(root: Path) -> list[Path]:
     return [root / "FashionMNIST" / "raw" / name for name in FASHION_BYTES]
 
 
-def _fetch_cifar(kind: Any, spec: DataSpec) -> None:
-    root = data_root(spec)
+def _cifar(spec: DataSpec) -> Any:
+    """Return torchvision's class of CIFAR-10 or CIFAR-100."""
+    import torchvision.datasets
+
+    return getattr(torchvision.datasets, DATASETS.key(spec.name).upper())
+
+
+def _fetch_cifar(spec: DataSpec) -> None:
+    root, kind = data_root(spec), _cifar(spec)
     _fetch(
         kind.__name__.lower(),
         [file for file, _ in _cifar_files(kind, root)],
@@ -123,11 +115,11 @@ def _fetch_cifar(kind: Any, spec: DataSpec) -> None:
     )
 
 
-def _read_cifar(kind: Any, spec: DataSpec) -> tuple[Split, Split, tuple[str, ...]]:
+def _read_cifar(spec: DataSpec, normalisations: Mapping[str, Normalisation]) -> Raw:
     from torchvision.datasets.utils import calculate_md5
 
-    root = data_root(spec)
-    _fetch_cifar(kind, spec)
+    root, kind = data_root(spec), _cifar(spec)
+    _fetch_cifar(spec)
     for file, md5 in _cifar_files(kind, root):
         if (checksum := calculate_md5(file)) != md5:
             raise _damaged(file, f"the MD5 checksum {md5}", checksum)
@@ -139,7 +131,9 @@ def _read_cifar(kind: Any, spec: DataSpec) -> tuple[Split, Split, tuple[str, ...
         )
         for half in halves
     )
-    return train, test, tuple(halves[0].classes)
+    return Raw(
+        classes=tuple(halves[0].classes), train=train, test=test, normalisations=normalisations
+    )
 
 
 def _cifar_files(kind: Any, root: Path) -> list[tuple[Path, str]]:
@@ -167,5 +161,5 @@ def _fetch(name: str, files: Iterable[Path], *, root: Path, download: Callable[[
 def _damaged(file: Path, expected: str, actual: str) -> DataError:
     return DataError(
         f"{file} is damaged or truncated: expected {expected}, got {actual}. "
-        "Delete it and run again to download it again."
+        "Delete it, and the next run downloads it again."
     )
