@@ -21,7 +21,7 @@ _ROOMS = {
     "jobs.arms": ("ARMS", "Arm", "Budget", "register_arm"),
     "models": ("MODELS", "ModelSpec", "build", "register_model"),
     "models.origins": ("ModelOrigin",),
-    "own": ("compress", "export", "inspect"),
+    "own": ("compress", "export", "inspect", "pull", "push"),
     "pruning.method": ("METHODS", "Method", "allocation", "criterion", "register_method"),
     "pruning.probe": ("Probe",),
     "pruning.select": ("left_out", "select"),

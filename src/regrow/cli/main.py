@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from regrow.cli import bench, claims, export, own, plan, reproduce, run
+from regrow.cli import bench, claims, export, hub, own, plan, reproduce, run
 from regrow.cli.once import refuse_repeats
 from regrow.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED_JOBS, EXIT_INTERRUPTED, complain
 from regrow.errors import Interrupted, RanksLost, RegrowError
@@ -35,6 +35,7 @@ app.command()(run.report)
 app.command()(export.export)
 app.command()(own.inspect)
 app.command()(own.shrink)
+app.command()(hub.push)
 app.command("list")(export.list_names)
 app.command()(reproduce.reproduce)
 app.command()(claims.claims)

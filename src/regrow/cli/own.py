@@ -165,6 +165,7 @@ def shrink(
             "device": device,
             "seed": seed,
             **amount,
+            "on_step": lambda step: say(f"{step} ...") if sys.stderr.isatty() else None,
             "dataset": None if data is None else _dataset(data, given),
         }
         small = compress(network, given, origin=origin, weights=about, **options)

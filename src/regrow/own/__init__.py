@@ -10,6 +10,7 @@ __getattr__ = exports(
     {
         "compression": ("Compressed", "compress"),
         "exports": ("export",),
+        "hub": ("pull", "push"),
         "inspection": ("Inspection", "inspect"),
     },
 )

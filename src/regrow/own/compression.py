@@ -1,7 +1,7 @@
 """Cut a network to a cost: choose, shrink, prove, measure, and write the result to a folder."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
@@ -112,6 +112,7 @@ def compress(
     seed: int = 0,
     device: str = "cpu",
     batches: Sequence[int] = BATCHES,
+    on_step: Callable[[str], None] = lambda step: None,
     **amount: float,
 ) -> Compressed:
     """Cut a network to a share of a cost (``macs=0.5``), prove the cut, and measure it.
@@ -124,6 +125,7 @@ def compress(
         origin: how the network is built, so that it can be saved: see ``ModelOrigin``.
         weights: where its weights come from, for the card.
         device, batches: where it is measured, and on batches of which sizes (none: not at all).
+        on_step: told what is done next, because large networks take minutes.
         amount: one of ``macs``, ``parameters`` and ``latency``, the share that may be left at most,
             or ``sparsity``, the share of the units that goes.
 
@@ -139,23 +141,20 @@ def compress(
         scope=(scope,) if isinstance(scope, str) else tuple(scope),
         normalise="group",
     )
+    on_step("Following the channels")
     found = trace(network, inputs.example() if _is_text(example) else example, keep=keep)
     options: dict[str, Any] = {"rounds": rounds, "multiple_of": multiple_of, **amount}
+    on_step("Choosing what stays")
     mask = select(network, found, method, dataset=dataset, seed=seed, device=device, **options)
     asked = {"criterion": method.criterion, "allocation": allocation, **amount}
     asked |= {name: options[name] for name in ("rounds", "multiple_of") if options[name] > 1}
     made = ModelOrigin(origin) if isinstance(origin, str) else origin
-    said: dict[str, Any] = {
-        "asked": asked,
-        "weights": weights,
-        "origin": made.text if made else None,
-    }
-    cut = _cut(network, mask, found, batches=batches, device=device)
-    architecture = None
-    if made is not None:
-        architecture = Architecture(model=made, shape=inputs, cuts=(mask,), keep=tuple(keep))
-    card = replace(cut.card, inputs=str(inputs), **said)
-    return replace(cut, card=card, architecture=architecture)
+    cut = _cut(network, mask, found, batches=batches, device=device, on_step=on_step)
+    card = replace(cut.card, inputs=str(inputs), asked=asked, weights=weights)
+    if made is None:
+        return replace(cut, card=card)
+    architecture = Architecture(model=made, shape=inputs, cuts=(mask,), keep=tuple(keep))
+    return replace(cut, card=replace(card, origin=made.text), architecture=architecture)
 
 
 def _is_text(example: Any) -> bool:
@@ -185,12 +184,20 @@ def _proven(network: nn.Module, mask: Mask, found: Trace) -> Proof:
 
 
 def _cut(
-    network: nn.Module, mask: Mask, found: Trace, *, batches: Sequence[int], device: str
+    network: nn.Module,
+    mask: Mask,
+    found: Trace,
+    *,
+    batches: Sequence[int],
+    device: str,
+    on_step: Callable[[str], None],
 ) -> Compressed:
     """Shrink a network, prove it, and measure both; what was asked for is not on the card yet."""
     small = shrink(network, mask, found).eval()
+    on_step("Proving the cut")
     proof = _proven(network, mask, found)
     before, after = (measure(net, found.example) for net in (network, small))
+    on_step("Measuring both networks")
     about = machine(device)
     del about["batch"]
     card = Card(

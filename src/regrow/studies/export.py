@@ -110,6 +110,7 @@ def _result(label: str, data: Material, record: Mapping[str, Any]) -> dict[str, 
     measured = ("loss", "num_test", "parameters", "macs", "epochs")
     return {
         "label": label,
+        "data": data.spec.name,
         metric.key: _reported(metric, record),
         f"{metric.key}_unit": metric.unit_word,
         **{name: record[name] for name in measured},

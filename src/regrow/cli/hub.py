@@ -1,0 +1,55 @@
+"""The command ``regrow push``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regrow.core.validation import is_number
+from regrow.errors import ConfigError, short
+
+
+def push(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder that shrink, export or regrow.save wrote.")
+    ],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository of the hub.")],
+    results: Annotated[
+        list[str] | None,
+        typer.Option("--result", metavar="METRIC=VALUE", help="A score for the card."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--on", metavar="DATA", help="Data that the scores are of.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="Kind of task.")] = "image-classification",
+    into: Annotated[
+        Path | None, typer.Option(help="Write it to this new folder, and upload nothing.")
+    ] = None,
+) -> None:
+    """Upload a network to the Hugging Face hub: recipe, weights, card (extra `hub`).
+
+    In Python, regrow.load(regrow.pull(OWNER/NAME)) returns the network.
+    """
+    from regrow.own.hub import push as upload
+
+    scores = _scores(results or ())
+    print(upload(folder, name, results=scores, dataset=dataset, task=task, into=into))
+
+
+def _scores(texts: Sequence[str]) -> dict[str, float]:
+    """Read scores, each METRIC=VALUE."""
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not name or name in found or not is_number(number):
+            raise ConfigError(
+                "--result must be METRIC=VALUE, each metric once, such as accuracy=98.4. Got "
+                f"{short(text)}."
+            )
+        found[name] = number
+    return found
