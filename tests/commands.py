@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,16 +82,17 @@ def command_line(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
+def finished(
+    command: Sequence[str], *, cwd: Path, env: Mapping[str, str]
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end, however it ends."""
+    return subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
 def spawn(*arguments: str | Path, cwd: Path) -> Result:
     """Run ``regrow`` in a process of its own."""
-    ended = subprocess.run(
-        command_line(*arguments),
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    ended = finished(command_line(*arguments), cwd=cwd, env=environment())
     assert "Traceback" not in ended.stdout + ended.stderr, ended.stderr
     return Result(ended.returncode, ended.stdout, ended.stderr)

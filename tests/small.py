@@ -122,6 +122,27 @@ def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
+# A study of three arms that takes a second.
+STUDY: dict[str, Any] = {
+    "data": {"name": "digits", "subset": 128, "test_subset": 64},
+    "models": {"name": "vgg", "plan": [6, "M", 8, "M", 8]},
+    "methods": {"name": "l1-filter", "sparsity": 0.5},
+    "arms": ["pruned", "fine-tune", "scratch-e"],
+    "seeds": 1,
+    "recipe": {"epochs": 2, "batch": 32, "lr": 0.05},
+}
+
+
+def assert_trains(model: nn.Module, images: Tensor, *, outputs: int) -> None:
+    """Check that a network classifies images, and that every parameter gets a finite gradient."""
+    out = model(images)
+    assert out.shape == (len(images), outputs)
+    out.square().sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+
+
 def forget_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget at a test's end what it registers."""
     registries: tuple[Registry[Any], ...] = (

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from commands import environment, spawn, write_study
+from commands import environment, finished, spawn, write_study
 from ranks_at_work import CASES, state
 from regrow.core.distributed import ALONE, Ranks, launched, lost, own_device
 from regrow.errors import DataError, RanksLost
@@ -196,15 +196,8 @@ def torchrun(*arguments: str) -> list[str]:
 
 
 def run_together(folder: Path, store: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        torchrun("run", "study.yaml", "--store", store, "--out", f"out-{store}"),
-        cwd=folder,
-        env=plain_environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    command = torchrun("run", "study.yaml", "--store", store, "--out", f"out-{store}")
+    return finished(command, cwd=folder, env=plain_environment())
 
 
 def records(folder: Path, store: str) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regrow
+import small
 from regrow.core.choice import Choice
 from regrow.core.registry import load_file
 from regrow.cost import count, measure
@@ -39,13 +40,7 @@ from regrow.train import make_objective
 from small import forget_names
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "extend"
-STUDY: dict[str, Any] = {
-    "data": {"name": "digits", "subset": 128, "test_subset": 64},
-    "models": {"name": "vgg", "plan": [6, "M", 8, "M", 8], "label": "net"},
-    "arms": ["pruned", "fine-tune", "scratch-e"],
-    "seeds": 1,
-    "recipe": {"epochs": 3, "batch": 32, "lr": 0.05},
-}
+STUDY: dict[str, Any] = {**small.STUDY, "recipe": {"epochs": 3, "batch": 32, "lr": 0.05}}
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """A pattern of 2 in 4 weights added by a user: one new file, and nothing else edited."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from regrow.report.collect import collect
 from regrow.run import run
 from regrow.store import Store
 from regrow.studies.study import Study
-from small import forget_names
+from small import STUDY, forget_names
 
 FILE = '''
 """Keep the two largest of every four weights along the inputs of a layer."""
@@ -48,15 +47,8 @@ def test_an_allocation_of_one_file_runs_in_a_study_of_three_arms(tmp_path: Path)
     file = tmp_path / "patterns.py"
     file.write_text(FILE)
     load_file(file)
-    value: dict[str, Any] = {
-        "data": {"name": "digits", "subset": 128, "test_subset": 64},
-        "models": {"name": "vgg", "plan": [6, "M", 8, "M", 8]},
-        "methods": {"name": "magnitude", "allocation": "mine-2:4"},
-        "arms": ["pruned", "fine-tune", "scratch-e"],
-        "seeds": 1,
-        "recipe": {"epochs": 2, "batch": 32, "lr": 0.05},
-    }
-    study, store = Study.from_json(value), Store.open(tmp_path / "store")
+    study = Study.from_json({**STUDY, "methods": {"name": "magnitude", "allocation": "mine-2:4"}})
+    store = Store.open(tmp_path / "store")
     assert run(study.jobs(), store, workers=0).complete
     runs, failures = collect(study, store)
     assert not failures

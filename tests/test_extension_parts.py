@@ -1,7 +1,6 @@
 """A unit and a schedule added by a user: one new file each, and nothing else edited."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from regrow.run import run
 from regrow.store import Store
 from regrow.studies.study import Study
 from regrow.train import Recipe
-from small import forget_names
+from small import STUDY, forget_names
 
 KERNELS = '''
 """Kernels of convolutions, held at zero: what a filter has for one of its inputs."""
@@ -79,14 +78,6 @@ def broken(recipe, epoch: int) -> float:
     """Forget to return a number."""
     return None
 '''
-STUDY: dict[str, Any] = {
-    "data": {"name": "digits", "subset": 128, "test_subset": 64},
-    "models": {"name": "vgg", "plan": [6, "M", 8, "M", 8]},
-    "methods": {"name": "l1-filter", "sparsity": 0.5},
-    "arms": ["pruned", "fine-tune", "scratch-e"],
-    "seeds": 1,
-    "recipe": {"epochs": 2, "batch": 32, "lr": 0.05},
-}
 
 
 @pytest.fixture(autouse=True)

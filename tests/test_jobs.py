@@ -36,7 +36,17 @@ from regrow.surgery import Trace, silence, trace
 from regrow.surgery.architecture import Architecture
 from regrow.surgery.mask import Mask
 from regrow.train import Recipe, Training, evaluate
-from small import DIGITS, FROM_DIGITS, NETWORKS, SHAPE, TOLD, digits, equal, forget_names, snapshot
+from small import (
+    DIGITS,
+    FROM_DIGITS,
+    NETWORKS,
+    SHAPE,
+    TOLD,
+    digits,
+    equal,
+    first_weights,
+    forget_names,
+)
 
 FAKE = Material(
     spec=DIGITS, content="0" * 32, shape=(1, 1, 8, 8), told=TOLD, num_train=128, num_test=64
@@ -318,14 +328,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def _watch(patch: pytest.MonkeyPatch) -> tuple[list[dict[str, Tensor]], list[bytes]]:
     """Note what each training starts from, and what it sees."""
-    starts: list[dict[str, Tensor]] = []
     images: list[bytes] = []
     augmented = MemoryImages.augmented
-
-    class Watched(Training):
-        def __init__(self, model: nn.Module, *args: Any, **options: Any) -> None:
-            starts.append(snapshot(model))
-            super().__init__(model, *args, **options)
 
     def watched(self: MemoryImages, *args: Any, **options: Any) -> Tensor:
         pixels = augmented(self, *args, **options)
@@ -333,8 +337,7 @@ def _watch(patch: pytest.MonkeyPatch) -> tuple[list[dict[str, Tensor]], list[byt
         return pixels
 
     patch.undo()
-    for job_kind in ("train", "retrain"):
-        patch.setattr(f"regrow.jobs.{job_kind}.Training", Watched)
+    starts = first_weights(patch)
     patch.setattr(MemoryImages, "augmented", watched)
     return starts, images
 

@@ -21,6 +21,7 @@ from regrow.models import (
     resolve,
 )
 from regrow.models.layers import AveragePoolShortcut, SubsampleShortcut, ZeroPad
+from small import assert_trains
 
 L1 = {"head": "two-layer"}
 UNSTRUCTURED = {"conv_bias": True, "init_fan": "in", "norm_scale": 1.0}
@@ -333,12 +334,7 @@ def test_any_input_trains_and_is_classified(
     name: str, arguments: dict[str, Any], channels: int, size: int
 ) -> None:
     model = make(name, classes=7, in_channels=channels, input_size=size, **arguments)
-    out = model(torch.randn(2, channels, size, size))
-    assert out.shape == (2, 7)
-    out.square().sum().backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, key
-        assert parameter.grad.isfinite().all(), key
+    assert_trains(model, torch.randn(2, channels, size, size), outputs=7)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "vgg"])

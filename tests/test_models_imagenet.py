@@ -29,6 +29,7 @@ from regrow.pruning.select import select
 from regrow.surgery import shrink, trace
 from regrow.surgery.architecture import Architecture, load, save
 from regrow.surgery.mask import Mask
+from small import assert_trains
 
 BIAS = {"shortcut_bias": True}
 
@@ -383,12 +384,7 @@ def test_drawing_anew_covers_everything_but_fixed_choices(name: str) -> None:
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 70), (2, 4)])
 def test_any_input_trains_and_is_classified(name: str, channels: int, size: int) -> None:
     model = small(name, classes=7, in_channels=channels, size=size)
-    out = model(torch.randn(2, channels, size, size))
-    assert out.shape == (2, 7)
-    out.square().sum().backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, key
-        assert parameter.grad.isfinite().all(), key
+    assert_trains(model, torch.randn(2, channels, size, size), outputs=7)
 
 
 def test_every_network_takes_the_smallest_width() -> None:

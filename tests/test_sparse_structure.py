@@ -29,6 +29,7 @@ from regrow.pruning.method import METHODS
 from regrow.pruning.select import select
 from regrow.run import run
 from regrow.store import Store
+from regrow.studies.expand import Cell
 from regrow.studies.study import Study
 from regrow.surgery import Trace, aggregations, blocks, shrink, silence, trace, verify
 from regrow.surgery.architecture import Architecture, load, save
@@ -357,29 +358,38 @@ STUDY: dict[str, Any] = {
 }
 
 
-def test_the_rows_of_a_study(tmp_path: Path) -> None:
-    cells = {cell.arm.name: cell for cell in Study.from_json(STUDY).cells()}
-    store = Store.open(tmp_path / "store")
+def ran(
+    study: dict[str, Any], store: Store, *, rel: float
+) -> tuple[dict[str, Cell], Retrain, dict[str, Any]]:
+    """Run a study, whose pruning drops what adds nothing; return its cells and that pruning."""
+    cells = {cell.arm.name: cell for cell in Study.from_json(study).cells()}
     assert run([cell.job for cell in cells.values()], store, workers=0).complete
     pruned = cells["pruned"].job
     assert isinstance(pruned, Retrain)
+    assert isinstance(pruned.parent, Train)
+    ours, parent = store.record(pruned.key), store.record(pruned.parent.key)
+    assert ours["accuracy"] == parent["accuracy"]
+    assert ours["loss"] == pytest.approx(parent["loss"], rel=rel)
+    assert ours["parameters"] < parent["parameters"]
+    choice = store.record(pruned.prune.key)
+    rebuilt = Architecture.from_json(choice["architecture"]).build()
+    rebuilt.load_state_dict(store.tensors(cells["scratch-e"].job.key))
+    return cells, pruned, choice
+
+
+def test_the_rows_of_a_study(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    cells, pruned, choice = ran(STUDY, store, rel=1e-5)
     assert isinstance(pruned.parent, Train)
     assert pruned.parent.spec["penalty"] == {
         "method": "sparse-structure",
         "strength": 0.07,
         "revision": 2,
     }
-    ours, parent = store.record(pruned.key), store.record(pruned.parent.key)
-    # Dropping what adds zero is free; less is left, so a budget of equal FLOPs is longer.
-    assert ours["accuracy"] == parent["accuracy"]
-    assert ours["loss"] == pytest.approx(parent["loss"], rel=1e-5)
-    assert ours["parameters"] < parent["parameters"]
+    # Less is left, so a budget of equal FLOPs is longer.
     assert store.record(cells["scratch-b"].job.key)["epochs"] > 15
-    choice = store.record(pruned.prune.key)
     assert choice["unit"] == "block"
     assert set(choice["widths"].values()) == {0, 1}
-    rebuilt = Architecture.from_json(choice["architecture"]).build()
-    rebuilt.load_state_dict(store.tensors(cells["scratch-e"].job.key))
     assert cells["pruned"].cut is not None
     assert cells["pruned"].cut.label == "zeros"
 
@@ -563,17 +573,5 @@ def test_the_rows_of_a_study_of_groups(tmp_path: Path) -> None:
         "arms": ["pruned", "scratch-e"],
         "recipe": QUICK,
     }
-    cells = {cell.arm.name: cell for cell in Study.from_json(study).cells()}
-    store = Store.open(tmp_path / "store")
-    assert run([cell.job for cell in cells.values()], store, workers=0).complete
-    pruned = cells["pruned"].job
-    assert isinstance(pruned, Retrain)
-    assert isinstance(pruned.parent, Train)
-    ours, parent = store.record(pruned.key), store.record(pruned.parent.key)
-    assert ours["accuracy"] == parent["accuracy"]
-    assert ours["loss"] == pytest.approx(parent["loss"], rel=1e-4)
-    assert ours["parameters"] < parent["parameters"]
-    choice = store.record(pruned.prune.key)
+    _, _, choice = ran(study, Store.open(tmp_path / "store"), rel=1e-4)
     assert choice["unit"] == "channel"
-    rebuilt = Architecture.from_json(choice["architecture"]).build()
-    rebuilt.load_state_dict(store.tensors(cells["scratch-e"].job.key))

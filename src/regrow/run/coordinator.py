@@ -19,16 +19,8 @@ from types import FrameType
 from regrow.core.distributed import current
 from regrow.errors import ConfigError, Damaged, Interrupted, RanksLost, StoreError
 from regrow.jobs.base import Job, Notice, Progress, all_jobs
-from regrow.run.events import (
-    Event,
-    JobBlocked,
-    JobDone,
-    JobFailed,
-    JobProgress,
-    JobStarted,
-    JobWarning,
-    RunProgress,
-)
+from regrow.run import events
+from regrow.run.events import Event
 from regrow.run.executors import Crew, Ended, Message, Settings, alone, here, threads
 from regrow.run.gpu_sharing import gang
 from regrow.run.torchrun import summon
@@ -129,7 +121,7 @@ def _set_damaged_aside(jobs: Iterable[Job], store: Store, emit: Callable[[Event]
         for job, problem in zip(stored, problems, strict=True):
             if problem is not None and (moved := store.set_aside(job.key, job.spec)) is not None:
                 message = f"{problem} It was moved to {moved}."
-                emit(JobWarning(key=job.key, label=job.label, message=message))
+                emit(events.JobWarning(key=job.key, label=job.label, message=message))
 
 
 @dataclass(eq=False)
@@ -308,7 +300,7 @@ class Conductor:
         if isinstance(message, Progress):
             self._progress(node, message)
         elif isinstance(message, Notice):
-            self._emit(JobWarning(key=node.key, label=job.label, message=message.message))
+            self._emit(events.JobWarning(key=node.key, label=job.label, message=message.message))
         else:
             self._ended(node, message)
         self._tell()
@@ -320,13 +312,13 @@ class Conductor:
         if known is None:
             self._first_job = self._first_job or now
             self._under_way[node.key] = _UnderWay(started=now)
-            self._emit(JobStarted(key=node.key, label=job.label, kind=job.kind))
+            self._emit(events.JobStarted(key=node.key, label=job.label, kind=job.kind))
             return
         known.fraction, known.resumed_at = progress.fraction, progress.resumed_at
         seconds = now - known.started
         done_here = known.fraction - known.resumed_at
         self._emit(
-            JobProgress(
+            events.JobProgress(
                 key=node.key,
                 label=job.label,
                 fraction=progress.fraction,
@@ -357,24 +349,24 @@ class Conductor:
         self._work_closed += node.work
         (self._reused if reused else self._done).append(node.job.label)
         label = node.job.label
-        self._emit(JobDone(key=node.key, label=label, seconds=seconds, reused=reused))
+        self._emit(events.JobDone(key=node.key, label=label, seconds=seconds, reused=reused))
 
     def _fail(self, node: ScheduledJob, message: str) -> None:
         label = node.job.label
         self._failed.append(label)
         self._work_closed += node.work
-        self._emit(JobFailed(key=node.key, label=label, message=message))
+        self._emit(events.JobFailed(key=node.key, label=label, message=message))
         for later in self._schedule.fail(node):
             self._blocked.append(later.job.label)
             self._work_closed += later.work
-            self._emit(JobBlocked(key=later.key, label=later.job.label, because=label))
+            self._emit(events.JobBlocked(key=later.key, label=later.job.label, because=label))
 
     def _died(self, node: ScheduledJob, ended: Ended) -> None:
         self._deaths[node.key] = self._deaths.get(node.key, 0) + 1
         if self._deaths[node.key] < ATTEMPTS:
             self._schedule.put_back(node)
             message = f"{ended.message}; trying the job once more."
-            self._emit(JobWarning(key=node.key, label=node.job.label, message=message))
+            self._emit(events.JobWarning(key=node.key, label=node.job.label, message=message))
             return
         message = (
             f"{ended.message}, {ATTEMPTS} times. What it saved is kept; the next run continues "
@@ -430,7 +422,7 @@ class Conductor:
         width = max(1, len(self._under_way))
         eta = max(left, chain * width) / rate if rate > 0 else None
         self._emit(
-            RunProgress(
+            events.RunProgress(
                 jobs_done=self._num_done,
                 jobs_total=self._num_total,
                 reused=len(self._reused),

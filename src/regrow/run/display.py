@@ -15,16 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from regrow.core.durations import clock
-from regrow.run.events import (
-    Event,
-    JobBlocked,
-    JobDone,
-    JobFailed,
-    JobProgress,
-    JobStarted,
-    JobWarning,
-    RunProgress,
-)
+from regrow.run import events
+from regrow.run.events import Event
 
 SUMMARY_SECONDS = 30.0
 BAR_WIDTH, ETA_WIDTH = 10, 14  # so that 80 columns hold a line: "ETA 1,234 days" is the longest
@@ -51,11 +43,11 @@ class _Plain:
         self._next_summary = time.monotonic() + SUMMARY_SECONDS
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, RunProgress):
+        if isinstance(event, events.RunProgress):
             if time.monotonic() >= self._next_summary:
                 self._next_summary = time.monotonic() + SUMMARY_SECONDS
                 _say(self._console, describe(event))
-        elif isinstance(event, JobDone) and not event.reused:
+        elif isinstance(event, events.JobDone) and not event.reused:
             _say(self._console, f"done {event.label} ({clock(event.seconds)})")
         else:
             _say_trouble(self._console, event)
@@ -66,15 +58,15 @@ class _Screen:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._run: RunProgress | None = None
-        self._jobs: dict[str, JobStarted | JobProgress] = {}
+        self._run: events.RunProgress | None = None
+        self._jobs: dict[str, events.JobStarted | events.JobProgress] = {}
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, RunProgress):
+        if isinstance(event, events.RunProgress):
             self._run = event
-        elif isinstance(event, JobStarted | JobProgress):
+        elif isinstance(event, events.JobStarted | events.JobProgress):
             self._jobs[event.key] = event
-        elif isinstance(event, JobDone | JobFailed):
+        elif isinstance(event, events.JobDone | events.JobFailed):
             self._jobs.pop(event.key, None)
         _say_trouble(self._console, event)
 
@@ -93,10 +85,12 @@ class _Screen:
         return Group(bar, Text(describe(self._run)), table)
 
 
-def _job_row(event: JobStarted | JobProgress, width: int) -> tuple[RenderableType, ...]:
+def _job_row(
+    event: events.JobStarted | events.JobProgress, width: int
+) -> tuple[RenderableType, ...]:
     """Draw a running job in one line of the terminal: what it is, how far, until when, its note."""
     fraction, note, eta = 0.0, "", ""
-    if isinstance(event, JobProgress):
+    if isinstance(event, events.JobProgress):
         fraction, note = event.fraction, event.note
         eta = "" if event.eta_seconds is None else f"ETA {clock(event.eta_seconds)}"
     room = width - BAR_WIDTH - ETA_WIDTH - 6  # for the label and the note; 6: between columns
@@ -118,11 +112,11 @@ def _shortened(text: str, width: int) -> str:
 
 
 def _say_trouble(console: Console, event: Event) -> None:
-    if isinstance(event, JobFailed):
+    if isinstance(event, events.JobFailed):
         _say(console, f"FAILED {event.label}: {event.message}")
-    elif isinstance(event, JobBlocked):
+    elif isinstance(event, events.JobBlocked):
         _say(console, f"blocked {event.label}: needs {event.because}, which failed")
-    elif isinstance(event, JobWarning):
+    elif isinstance(event, events.JobWarning):
         _say(console, f"warning {event.label}: {event.message}")
 
 
@@ -131,7 +125,7 @@ def _say(console: Console, line: str) -> None:
     console.print(Text(line), soft_wrap=True)
 
 
-def describe(run: RunProgress) -> str:
+def describe(run: events.RunProgress) -> str:
     """Word where a run stands.
 
     Jobs done, the share of the work by FLOPs, the time left (early, where a narrow terminal shows

@@ -6,7 +6,7 @@ scales of 1e-6, scales driven to zero by a penalty. What is wrong behind such a 
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -156,17 +156,13 @@ def _settling(model: nn.Module, draw: Generator) -> Iterator[None]:
                 bias.div_(size).add_(shift * heard)
         return layer.forward(*args, **inputs)  # what it puts out need not follow its weight
 
-    handles = []
-    for module in model.modules():
-        if _has_statistics(module):
-            handles.append(module.register_forward_pre_hook(before))
-        elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-            handles.append(module.register_forward_hook(after, with_kwargs=True))
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if _has_statistics(module):
+                hooks.callback(module.register_forward_pre_hook(before).remove)
+            elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+                hooks.callback(module.register_forward_hook(after, with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _many(channels: Tensor) -> bool:
