@@ -128,7 +128,7 @@ def test_rigl_moves_its_masks_and_keeps_their_density(tmp_path: Path) -> None:
     assert density(ended) == density(masks)
     assert any(not torch.equal(ended[name], masks[name]) for name in masks)
     assert found.record(found.job("moving"))["sparsity"] == found.record(found.prune)["sparsity"]
-    assert fairness([found.runs["moving"]]) == "equal epochs, treated by rigl"
+    assert fairness([found.runs["moving"]]) == "equal epochs, treated by own-rigl"
     # 3 passes of each image as sparse as the masks, and dense gradients on the two steps that move.
     model, example = build(parent.model), torch.zeros(parent.data.shape)
     sparse = measure(model, example, Mask(unit="weight", kept=masks)).flops
