@@ -3,9 +3,13 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeGuard
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from regrow.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def is_int(value: object, *, least: int | None = None) -> TypeGuard[int]:
@@ -45,6 +49,21 @@ def refuse_unknown(
     for name in names:
         if name not in known:
             raise ConfigError(f"{where}: {unknown(kind, str(name), known)}")
+
+
+def changed_fields(value: "DataclassInstance") -> dict[str, Any]:
+    """Return the fields of a dataclass that differ from their defaults, as JSON."""
+    return {
+        field.name: _as_json(own)
+        for field in fields(value)
+        if (own := getattr(value, field.name)) != field.default
+    }
+
+
+def _as_json(value: Any) -> Any:
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def tuples(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from regrow.core.registry import Registry
-from regrow.core.validation import is_int, is_number, refuse_unknown, tuples
+from regrow.core.validation import changed_fields, is_int, is_number, refuse_unknown, tuples
 from regrow.data.base import Arrays, Boxes, Raw
 from regrow.errors import ConfigError, unknown
 
@@ -113,13 +113,7 @@ class DataSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the name and the options that differ from their defaults."""
-        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
-        defaults = {f.name: f.default for f in fields(self)}
-        changed = {key: value for key, value in options.items() if value != defaults[key]}
-        return {"name": self.name} | {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in changed.items()
-        }
+        return changed_fields(self)
 
     @classmethod
     def from_json(cls, value: str | Mapping[str, Any]) -> "DataSpec":

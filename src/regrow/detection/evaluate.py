@@ -21,57 +21,29 @@ POINTS = 10  # recalls 0, 0.1, ..., 1
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Found:
-    """What a detector found on a picture: ``boxes`` [n, 4], ``labels`` [n], ``scores`` [n]."""
+    """Objects found on a picture: ``boxes`` [n, 4], ``labels`` [n] and ``scores`` [n]."""
 
     boxes: Tensor
     labels: Tensor
     scores: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class DetectionScore:
-    """Average precisions in [0, 1].
-
-    ``ap``: VOC 2007's by class, None for one that the test pictures lack; ``map``: their mean.
-    ``coco``: COCO's ``ap`` (IoU 0.5 to 0.95), ``ap50`` and ``ap75``.
-    """
-
-    map: float
-    ap: dict[str, float | None]
-    coco: dict[str, float]
-    num: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain numbers."""
-        return {"map": self.map, "ap": self.ap, "coco": self.coco}
-
-
-def evaluate_detector(
-    model: Detection,
-    pictures: Pictures,
-    classes: Sequence[str],
-    *,
-    precision: Precision = "fp32",
-) -> DetectionScore:
-    """Score a detector on pictures, on the device that it has; its modes are as before after."""
-    found = detect(model, pictures, precision=precision)
-    return score(found, pictures.truths, classes)
-
-
 def detect(model: Detection, pictures: Pictures, *, precision: Precision = "fp32") -> list[Found]:
-    """Show a detector the pictures one by one; return what it found on each, on the CPU."""
+    """Show a detector the pictures one by one; return what it found on each, on the CPU.
+
+    Its modes are as before afterwards.
+    """
     device = next(model.parameters()).device
     found = []
     with evaluating(model), torch.inference_mode():
         for index in range(len(pictures)):
             pictures.announce(range(index, min(index + BATCHES_AHEAD, len(pictures))))
             (one,) = forward(model, [pictures.pixels(index).to(device)], precision=precision)
-            values = {name: value.cpu() for name, value in one.items()}
             found.append(
                 Found(
-                    boxes=values["boxes"].float(),
-                    labels=values["labels"],
-                    scores=values["scores"].float(),
+                    boxes=one["boxes"].float().cpu(),
+                    labels=one["labels"].cpu(),
+                    scores=one["scores"].float().cpu(),
                 )
             )
     return found
@@ -79,18 +51,22 @@ def detect(model: Detection, pictures: Pictures, *, precision: Precision = "fp32
 
 def score(
     found: Sequence[Found], truths: Sequence[Truth], classes: Sequence[str]
-) -> DetectionScore:
-    """Compare what was found on each picture with what is there."""
+) -> dict[str, Any]:
+    """Compare what was found on each picture with what is there, in average precisions of [0, 1].
+
+    ``ap``: VOC 2007's by class, None for one that the test pictures lack; ``map``: their mean;
+    ``coco``: COCO's ``ap`` (IoU 0.5 to 0.95), ``ap50`` and ``ap75``; ``num_test`` pictures.
+    """
     values = {
         name: voc_ap(found, truths, label=label) for label, name in enumerate(classes, start=1)
     }
     present = [value for value in values.values() if not math.isnan(value)]
-    return DetectionScore(
-        map=sum(present) / len(present) if present else 0.0,
-        ap={name: None if math.isnan(value) else value for name, value in values.items()},
-        coco=coco_ap(found, truths),
-        num=len(truths),
-    )
+    return {
+        "map": sum(present) / len(present) if present else 0.0,
+        "ap": {name: None if math.isnan(value) else value for name, value in values.items()},
+        "coco": coco_ap(found, truths),
+        "num_test": len(truths),
+    }
 
 
 def voc_ap(

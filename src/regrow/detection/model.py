@@ -5,7 +5,7 @@ the head that looks at each region (RoIAlign 7x7, mean-pooled). All else - ancho
 matching, sampling, losses - is torchvision's. Norms keep their statistics, scale and shift.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -19,7 +19,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from regrow.core.global_rng import drawing
 from regrow.core.seeds import derive
-from regrow.core.validation import is_int, is_number
+from regrow.core.validation import changed_fields, is_int, is_number, refuse_unknown, tuples
 from regrow.cost import Cost, measure
 from regrow.data.spec import MOST_PIXELS
 from regrow.errors import ConfigError, unknown
@@ -36,6 +36,21 @@ _INTS = (
 _SHARES = (
     *("rpn_foreground", "rpn_background", "rpn_nms"),
     *("roi_foreground", "roi_foreground_share", "test_nms"),
+)
+_RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (_INTS, lambda v: is_int(v, least=1), "an int of at least 1"),
+    (_SHARES, lambda v: is_number(v) and 0 < v <= 1, "a number in (0, 1]"),
+    (("score_threshold",), lambda v: is_number(v) and 0 <= v < 1, "a number in [0, 1)"),
+    (
+        ("anchor_sizes", "anchor_ratios"),
+        lambda v: isinstance(v, tuple) and v != () and all(is_number(n) and n > 0 for n in v),
+        "a list of numbers above 0",
+    ),
+    (
+        ("frozen_stages",),
+        lambda v: v is None or (is_int(v, least=0) and v <= 3),
+        "an int from 0 to 3, or nothing",
+    ),
 )
 
 
@@ -77,39 +92,22 @@ class Detector:
     frozen_stages: int | None = 1
 
     def __post_init__(self) -> None:
-        for name in _INTS:
-            if not is_int(getattr(self, name), least=1):
-                raise self._error(name, "an int of at least 1")
+        for names, good, expected in _RULES:
+            for name in names:
+                if not good(getattr(self, name)):
+                    raise self._error(name, expected)
         if self.short_side < 2 * STRIDE:
             raise self._error("short_side", f"an int of at least {2 * STRIDE}")
         if self.long_side < self.short_side:
             raise self._error("long_side", f"at least the short side, {self.short_side}")
         if self.long_side > MOST_PIXELS:
             raise self._error("long_side", f"at most {MOST_PIXELS} pixels")
-        for name in _SHARES:
-            if not is_number(getattr(self, name)) or not 0 < getattr(self, name) <= 1:
-                raise self._error(name, "a number in (0, 1]")
         if self.rpn_background > self.rpn_foreground:
             raise self._error("rpn_background", f"at most rpn_foreground, {self.rpn_foreground}")
-        if not is_number(self.score_threshold) or not 0 <= self.score_threshold < 1:
-            raise self._error("score_threshold", "a number in [0, 1)")
-        for name in ("anchor_sizes", "anchor_ratios"):
-            given = getattr(self, name)
-            if not isinstance(given, tuple) or not given:
-                raise self._error(name, "a list of numbers above 0")
-            if not all(is_number(value) and value > 0 for value in given):
-                raise self._error(name, "a list of numbers above 0")
-        stages = self.frozen_stages
-        if stages is not None and not (is_int(stages) and 0 <= stages <= 3):
-            raise self._error("frozen_stages", "an int from 0 to 3, or nothing")
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults."""
-        return {
-            f.name: list(value) if isinstance(value, tuple) else value
-            for f in fields(self)
-            if (value := getattr(self, f.name)) != f.default
-        }
+        return changed_fields(self)
 
     @classmethod
     def from_json(cls, value: str | Mapping[str, Any]) -> "Detector":
@@ -121,16 +119,12 @@ class Detector:
         given = {"name": value} if isinstance(value, str) else value
         if not isinstance(given, Mapping):
             raise ConfigError(f"A detector must be a name or a mapping of fields. Got {value!r}.")
-        known = [f.name for f in fields(cls)]
-        for key in given:
-            if key not in known and key != "name":
-                raise ConfigError(f"Detector: {unknown('field', str(key), [*known, 'name'])}")
-        changes: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in given.items()
-        }
-        name = changes.pop("name", "voc")
+        known = [*(f.name for f in fields(cls)), "name"]
+        refuse_unknown(given, known, kind="field", where="Detector")
+        changes = {"name": "voc", **tuples(given)}
+        name = str(changes.pop("name"))
         if name not in DETECTORS:
-            raise ConfigError(unknown("detector", str(name), DETECTORS))
+            raise ConfigError(unknown("detector", name, DETECTORS))
         return replace(DETECTORS[name], **changes)
 
     def _error(self, name: str, expected: str) -> ConfigError:

@@ -13,7 +13,7 @@ from regrow.cost import Cost
 from regrow.data import Dataset, DataSpec, load, normalise
 from regrow.data.normalisation import IMAGENET
 from regrow.data.pictures import Pictures
-from regrow.detection.evaluate import check_libraries, evaluate_detector
+from regrow.detection.evaluate import check_libraries, detect, score
 from regrow.detection.model import (
     Detection,
     Detector,
@@ -23,7 +23,7 @@ from regrow.detection.model import (
     is_of_classifier,
     settle_norms_,
 )
-from regrow.detection.training import AUGMENTATIONS, DetectionTraining, forward
+from regrow.detection.training import AUGMENTATIONS, DetectionTraining, forward, num_shown
 from regrow.errors import ConfigError, unknown
 from regrow.models import ModelSpec, build
 from regrow.tasks.base import Details, of_images, register_task
@@ -133,8 +133,8 @@ class DetectorHead:
         """Return the part of a record that says how good a detector is on the test pictures."""
         assert isinstance(model, Detection)
         _, test = self._pictures(dataset)
-        score = evaluate_detector(model, test, dataset.classes, precision=precision)
-        return {**score.to_json(), "num_test": score.num}
+        found = detect(model, test, precision=precision)
+        return score(found, test.truths, dataset.classes)
 
     def cost(self, model: nn.Module) -> Cost:
         """Count a test image with all of its proposals."""
@@ -143,8 +143,7 @@ class DetectorHead:
 
     def shown(self, recipe: Recipe, num_train: int) -> int:
         """Count the pictures that one epoch shows."""
-        kind = recipe.augmentation or AUGMENTATIONS[0]
-        return num_train * (2 if kind == "flipped-copies" else 1)
+        return num_shown(recipe, num_train)
 
     def planned_flops(self, model: ModelSpec, num_classes: int) -> int:
         """Count the FLOPs of a test image, of a detector on the whole network."""

@@ -24,6 +24,12 @@ LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_re
 BATCHES_AHEAD = 8  # of pictures that are decoded while the network computes
 
 
+def num_shown(recipe: Recipe, num_pictures: int) -> int:
+    """Count the pictures that an epoch shows."""
+    kind = recipe.augmentation or AUGMENTATIONS[0]
+    return num_pictures * (2 if kind == "flipped-copies" else 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Epoch:
     """What an epoch shows, in order: which picture, and whether it is mirrored."""
@@ -62,7 +68,6 @@ class DetectionTraining(Stepping):
         self.steps_done = 0
         self.history: list[dict[str, float]] = []
         self.notice = None if laid_out else NOTICE
-        self._augmentation = recipe.augmentation or AUGMENTATIONS[0]
         self._epoch: tuple[int, _Epoch] | None = None
         self._learning = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._decays = [recipe.decay_of(n, dims=p.dim()) for n, p in self._learning.items()]
@@ -73,7 +78,7 @@ class DetectionTraining(Stepping):
     @property
     def shown(self) -> int:
         """Count the pictures that one epoch shows."""
-        return len(self.pictures) * (2 if self._augmentation == "flipped-copies" else 1)
+        return num_shown(self.recipe, len(self.pictures))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -119,7 +124,7 @@ class DetectionTraining(Stepping):
         num = len(self.pictures)
         order = torch.randperm(self.shown, generator=seeded(self.seed, "shuffle", epoch))
         mirrored = order >= num  # of flipped copies, the second half are the mirrored ones
-        if self._augmentation == "flip":
+        if self.recipe.augmentation == "flip":
             draws = torch.rand(num, generator=seeded(self.seed, "augment", epoch))
             mirrored = draws < 0.5
         return _Epoch(index=(order % num).tolist(), mirrored=mirrored.tolist())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from regrow.core.choice import Choice
-from regrow.core.validation import is_int, is_number, refuse_unknown, tuples
+from regrow.core.validation import changed_fields, is_int, is_number, refuse_unknown, tuples
 from regrow.errors import ConfigError, unknown
 from regrow.train.objective import OBJECTIVES, make_objective
 from regrow.train.optimiser import OPTIMISERS, SGD, check_optimiser
@@ -170,11 +170,7 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults."""
-        return {
-            f.name: _as_json(value)
-            for f in fields(self)
-            if (value := getattr(self, f.name)) != f.default
-        }
+        return changed_fields(self)
 
     @classmethod
     def from_json(cls, value: str | Mapping[str, Any]) -> "Recipe":
@@ -251,12 +247,6 @@ class Recipe:
         return ConfigError(
             f"The {name!r} of a recipe must be {expected}. Got {getattr(self, name)!r}."
         )
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, Choice):
-        return value.to_json()
-    return list(value) if isinstance(value, tuple) else value
 
 
 RECIPES: Mapping[str, Recipe] = {
