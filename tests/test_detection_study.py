@@ -157,6 +157,7 @@ def test_jobs_of_every_kind_have_an_estimate(monkeypatch: pytest.MonkeyPatch) ->
         "prune-detector": (1, 0),
         "train-detector": (5, 0),
     }
+    assert [*found.by_kind] == ["train", "prune", "retrain", "prune-detector", "train-detector"]
     a_pace: Any = SimpleNamespace(seconds=0.02)
     detectors = [
         job for job in all_jobs(jobs).values() if isinstance(job, Train) and job.head is not None

@@ -27,8 +27,7 @@ from regrow.data import Dataset, MemoryImages, load
 from regrow.errors import TraceError
 from regrow.jobs.base import Job, Material, Setting, all_jobs
 from regrow.jobs.prune import Prune
-from regrow.jobs.retrain import Retrain
-from regrow.jobs.train import Train, model_cost
+from regrow.jobs.train import model_cost
 from regrow.models import ModelSpec, build, example_input
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select
@@ -38,6 +37,7 @@ from regrow.surgery import Trace, shrink
 from regrow.surgery.architecture import traced
 from regrow.train import Recipe, Training, evaluate
 
+ORDER = ("train", "prune", "retrain")  # of kinds of job in a plan; others follow
 WARM_STEPS = 2
 MIN_STEPS, MAX_STEPS = 3, 40
 CALIBRATION_SECONDS = 1.0  # of timed steps for each network and width, unless 3 take longer
@@ -112,8 +112,7 @@ def estimate(
 
 def _count_kinds(nodes: dict[str, Job], done: Collection[str]) -> dict[str, tuple[int, int]]:
     counts: dict[str, tuple[int, int]] = {}
-    kinds = [Train.kind, Prune.kind, Retrain.kind]
-    kinds += sorted({job.kind for job in nodes.values()} - {*kinds})
+    kinds = [*ORDER, *sorted({job.kind for job in nodes.values()} - {*ORDER})]
     for job in sorted(nodes.values(), key=lambda job: kinds.index(job.kind)):
         total, ready = counts.get(job.kind, (0, 0))
         counts[job.kind] = (total + 1, ready + (job.key in done))
