@@ -39,7 +39,10 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Number:
-    """A module's number, and the channels that it may count, in order of computation."""
+    """A module's number, and the channels that it may count, in order of computation.
+
+    What is no channels at all comes first, so that the last ones are some.
+    """
 
     module: str
     place: Attribute
@@ -68,11 +71,15 @@ def numbers(model: nn.Module, painter: Painter, classes: Classes) -> list[Number
     wanted = {name: {value for _, value in own} for name, own in places.items() if own}
     widths = _widths(painter, classes, wanted)
     return [
-        Number(name, place, tuple(widths[name, value].values()))
+        Number(name, place, tuple(sorted(widths[name, value].values(), key=_is_coloured)))
         for name, own in places.items()
         for place, value in own
         if (name, value) in widths and _may_be_cut(classes, widths[name, value].values())
     ]
+
+
+def _is_coloured(ids: Tensor) -> bool:
+    return bool((ids > ZERO).any())
 
 
 def _may_be_cut(classes: Classes, counted: Iterable[Tensor]) -> bool:

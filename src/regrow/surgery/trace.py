@@ -1,7 +1,7 @@
 """Trace a network into groups: the channels of several layers that live and die together."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,19 +14,17 @@ import regrow.surgery.attention
 import regrow.surgery.lookup
 import regrow.surgery.views  # noqa: F401  (their rules are registered by that)
 from regrow.errors import TraceError
+from regrow.surgery.assumptions import Assumptions, Followed
 from regrow.surgery.colours import ZERO, Classes, ViewConflictError
 from regrow.surgery.groups import Group, Kind, Slot, Trace, belongs
 from regrow.surgery.norms import BATCH_NORMS
-from regrow.surgery.numbers import Attribute, Choice, followed, numbers
+from regrow.surgery.numbers import followed, numbers
 from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.statistics import carry
 from regrow.surgery.tape import Arguments, Node, Tape, record
-from regrow.surgery.trial import other_choices, refused
+from regrow.surgery.trial import refused
 from regrow.surgery.whole import whole_layers
-
-COUNTED = "the network's own code counts on how many there are"
-
 
 Example = Tensor | Sequence[int] | Sequence[Any] | Mapping[str, Any]
 
@@ -61,7 +59,7 @@ def trace(
     sample = _sample(model, example, kwargs)
     tape = record(model, tree_map(_copied, sample))
     movers = frozenset(name for name, _, _ in tape.movers)
-    assumed = _Assumptions(_candidate_views(tape))
+    assumed = Assumptions(_candidate_views(tape))
     while True:
         painter = Painter(
             tape, assumed.views, movers, rules=RULES, after=carry, coupled=assumed.coupled
@@ -84,55 +82,7 @@ def trace(
         broken = refused(model, result)
         if not broken:
             return result
-        assumed.correct(
-            result,
-            broken,
-            lambda: other_choices(model, result, told, broken, follow, assumed.choices),  # noqa: B023
-        )
-
-
-@dataclass
-class _Assumptions:
-    """Assumptions about what a network's code counts, held until a trial fails.
-
-    ``counted`` are weights whose outputs the code counts, with why; ``coupled`` those whose outputs
-    go with their inputs (see ``Painter``), and ``alone`` those of which that was tried in vain.
-    """
-
-    views: frozenset[str]
-    counted: dict[str, str] = field(default_factory=dict)
-    coupled: frozenset[str] = frozenset()
-    alone: frozenset[str] = frozenset()
-    choices: dict[Attribute, Choice] = field(default_factory=dict)
-
-    def correct(
-        self,
-        found: Trace,
-        broken: Mapping[str, str],
-        other_choices: Callable[[], Mapping[Attribute, Choice]],
-    ) -> None:
-        """Assume something else after a trial in which groups could not lose a unit.
-
-        Heads may go with the stream that they read, numbers may count other channels; if neither
-        helps, the groups are kept whole.
-        """
-        rows = _heads_of_streams(found, broken) - self.alone
-        if rows - self.coupled:
-            self.coupled |= rows
-            return
-        better = other_choices()
-        if better:
-            self.choices |= better
-            return
-        made = {name: {s.tensor for s in found.groups[name].producers()} for name in broken}
-        in_vain = self.coupled & frozenset().union(*made.values())
-        if in_vain:
-            self.alone |= in_vain
-            self.coupled -= in_vain
-            return
-        self.views -= broken.keys()
-        for name, breaks in broken.items():
-            self.counted |= dict.fromkeys(made[name], f"{COUNTED} (without one it {breaks})")
+        assumed.correct(model, broken, Followed(result, told, follow))
 
 
 def _freeze(painter: Painter, keep: Sequence[str], counted: Mapping[str, str]) -> None:
@@ -142,18 +92,6 @@ def _freeze(painter: Painter, keep: Sequence[str], counted: Mapping[str, str]) -
             painter.colours.freeze(mark.ids, "asked to be kept")
         elif mark.role == "producer" and mark.tensor in counted:
             painter.colours.freeze(mark.ids, counted[mark.tensor])
-
-
-def _heads_of_streams(found: Trace, broken: Collection[str]) -> frozenset[str]:
-    """Name the weights that make heads from a stream, where the code counts one by the other."""
-    reads = {s.tensor: name for name, g in found.groups.items() for s in g.readers()}
-    return frozenset(
-        slot.tensor
-        for name in broken
-        if found.groups[name].kind == "head"
-        for slot in found.groups[name].producers()
-        if reads.get(slot.tensor) in broken
-    )
 
 
 def _copied(value: Any) -> Any:

@@ -1,0 +1,139 @@
+"""What a trace takes for granted of a network's code, and what it assumes when a trial fails."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from regrow.surgery.groups import NUMBER, Trace
+from regrow.surgery.mask import Mask
+from regrow.surgery.numbers import Attribute, Choice, Number
+from regrow.surgery.proof import verify
+from regrow.surgery.trial import refused
+
+COUNTED = "the network's own code counts on how many there are"
+MOST_TRIES = 16
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A trace, the numbers of modules that may follow its cuts, and how other choices are made."""
+
+    trace: Trace
+    told: Sequence[Number]
+    follow: Callable[[Mapping[Attribute, Choice]], Trace]
+
+    def numbers_of(self, name: str) -> tuple[Attribute, ...]:
+        """Name the attributes that may count a group's units."""
+        places = {number.place for number in self.told}
+        choices: tuple[Choice, ...] = ("last", "first")
+        touched = {
+            (slot.tensor, slot.dim)
+            for choice in choices
+            for slot in self.follow(dict.fromkeys(places, choice)).groups[name].slots
+            if NUMBER in slot.tensor
+        }
+        return tuple(dict.fromkeys(n.place for n in self.told if n.slot in touched))
+
+
+@dataclass
+class Assumptions:
+    """Assumptions about what a network's code counts, held until a trial fails.
+
+    ``counted`` are weights whose outputs the code counts, with why; ``coupled`` those whose outputs
+    go with their inputs (see ``Painter``), and ``alone`` those of which that was tried in vain.
+    """
+
+    views: frozenset[str]
+    counted: dict[str, str] = field(default_factory=dict)
+    coupled: frozenset[str] = frozenset()
+    alone: frozenset[str] = frozenset()
+    choices: dict[Attribute, Choice] = field(default_factory=dict)
+
+    def correct(
+        self,
+        model: nn.Module,
+        broken: Mapping[str, str],
+        found: Followed,
+    ) -> None:
+        """Assume something else after a trial in which groups could not lose a unit.
+
+        Heads may go with the stream that they read, numbers may count other channels; if neither
+        helps, the groups are kept whole.
+        """
+        groups = found.trace.groups
+        rows = _heads_of_streams(found.trace, broken) - self.alone
+        if rows - self.coupled:
+            self.coupled |= rows
+            return
+        better = _other_choices(model, broken, found, self.choices)
+        if better:
+            self.choices |= better
+            return
+        made = {name: {s.tensor for s in groups[name].producers()} for name in broken}
+        in_vain = self.coupled & frozenset().union(*made.values())
+        if in_vain:
+            self.alone |= in_vain
+            self.coupled -= in_vain
+            return
+        self.views -= broken.keys()
+        for name, breaks in broken.items():
+            self.counted |= dict.fromkeys(made[name], f"{COUNTED} (without one it {breaks})")
+
+
+def _heads_of_streams(found: Trace, broken: Collection[str]) -> frozenset[str]:
+    """Name the weights that make heads from a stream, where the code counts one by the other."""
+    reads = {s.tensor: name for name, g in found.groups.items() for s in g.readers()}
+    return frozenset(
+        slot.tensor
+        for name in broken
+        if found.groups[name].kind == "head"
+        for slot in found.groups[name].producers()
+        if reads.get(slot.tensor) in broken
+    )
+
+
+def _other_choices(
+    model: nn.Module,
+    broken: Collection[str],
+    found: Followed,
+    choices: Mapping[Attribute, Choice],
+) -> dict[Attribute, Choice]:
+    """Find which numbers of modules follow, where to let all of them follow breaks some groups.
+
+    Tried are another dimension for one, all but one, and one alone; the values decide.
+    """
+    better: dict[Attribute, Choice] = {}
+    known: set[tuple[Attribute, ...]] = set()
+    remaining = list(broken)
+    while remaining:
+        name = remaining.pop(0)
+        places = found.numbers_of(name)
+        if places in known:
+            continue
+        known.add(places)
+        for tried in _tries(places, found.told):
+            other = found.follow({**choices, **better, **tried})
+            if not refused(model, other, [name]) and _right(model, other, name):
+                better |= tried
+                remaining = list(refused(model, other, remaining))
+                break
+    return better
+
+
+def _tries(places: Sequence[Attribute], told: Sequence[Number]) -> list[dict[Attribute, Choice]]:
+    several = {number.place for number in told if len(number.counted) > 1}
+    tries: list[dict[Attribute, Choice]] = [
+        {place: "first"} for place in places if place in several
+    ]
+    tries += [{place: "none"} for place in places]
+    if len(places) > 2:
+        tries += [{p: "none" for p in places if p != place} for place in places]
+    return tries[:MOST_TRIES]
+
+
+def _right(model: nn.Module, trace: Trace, name: str) -> bool:
+    """Tell whether the network without a unit of a group is the one where it is silent."""
+    mask = Mask(unit="channel", kept={name: torch.arange(trace.groups[name].size) > 0})
+    return verify(model, mask, trace, sensitivity={name: 1.0}).ok
