@@ -289,7 +289,7 @@ KINDS: dict[str, tuple[Made, dict[str, int], dict[str, str]]] = {
     ),
     "a view to a fixed width": (
         lambda: chain(nn.Sequential(conv(3, 8), nn.Unflatten(1, (8, 1)), nn.Flatten(1, 2))),
-        {"b": 6}, {"a.0": "counts on how many there are (without one it does not run"},
+        {"a.0": 8, "b": 6}, {},  # which stands in an attribute, and follows
     ),
     "detections, of which the example has none": (
         lambda: Net(lambda m, x: (lambda y: torch.cat([y[y[:, 0] > 1e9]] * 2))(

@@ -1,4 +1,4 @@
-"""What a trace takes for granted of a network's code, and what it assumes when a trial fails."""
+"""Assumptions that a trace makes about a network's code, and what it assumes when a trial fails."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
