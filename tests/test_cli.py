@@ -575,6 +575,17 @@ def test_export_of_no_single_row_lists_the_choices(
     assert not (copy / "net").exists()
 
 
+def test_an_exported_network_is_written_in_other_formats_too(copy: Path, command: Command) -> None:
+    choice = ("--arm", "pruned", "--method", "l1-filter", "--seed", "0")
+    done = command("export", "study.yaml", "--to", "net", *choice, "--pt2")
+    assert done.code == 0, done
+    assert "model.pt2: takes batches of any size; within" in done.out
+    x = torch.rand(3, 1, 8, 8)
+    program: Any = torch.export.load(copy / "net" / "model.pt2").module()
+    network = regrow.load(copy / "net")
+    assert torch.allclose(program(x), network(x), atol=1e-5)
+
+
 def test_export_of_what_has_not_been_run_or_cannot_be_written(copy: Path, command: Command) -> None:
     write_study(copy, seeds=3)
     choice = ["--arm", "unpruned", "--seed"]

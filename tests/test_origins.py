@@ -144,6 +144,36 @@ def test_published_weights_that_cannot_be_had_are_told(monkeypatch: pytest.Monke
         open_network(read_origin("torchvision/resnet18"))
 
 
+def test_a_model_of_transformers_comes_from_a_folder_and_is_built_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra is not installed")
+    import regrow
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(**sizes, num_hidden_layers=1, vocab_size=20)
+    model = transformers.BertForSequenceClassification(config).eval()
+    model.save_pretrained("bert")
+    origin = read_origin("hf/bert")
+    network, how = open_network(origin)
+    assert how == "published by hf"
+    assert origin.inputs(network) == "input_ids:1x16:int64:20"
+    tokens = torch.arange(6)[None]
+    assert torch.equal(network(input_ids=tokens).logits, model(input_ids=tokens).logits)
+    inputs = "input_ids:1x6:int64:20"
+    cut = regrow.compress(network, inputs, parameters=0.9, origin=origin, batches=())
+    cut.save("small")
+    (tmp_path / "bert").rename(tmp_path / "elsewhere")
+    small = regrow.load("small")
+    assert torch.equal(small(input_ids=tokens).logits, cut.network(input_ids=tokens).logits)
+    with pytest.raises(RegrowError, match="has no configuration that can be read"):
+        open_network(read_origin("hf/bert"))
+    with pytest.raises(ConfigError, match="lack 16 of the network's"):
+        open_network(read_origin("hf/elsewhere", {"num_hidden_layers": 2}))
+
+
 # Weights -----------------------------------------------------------------------------------------
 
 

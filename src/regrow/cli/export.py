@@ -1,6 +1,6 @@
 """The commands ``regrow export`` and ``regrow list``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from regrow.cli.inputs import load_extensions, load_study, open_store
-from regrow.cli.options import DEFAULT_STORE, JsonOption, StoreOption, StudyFile, WithOption
+from regrow.cli.options import (
+    DEFAULT_STORE,
+    JsonOption,
+    OnnxOption,
+    Pt2Option,
+    StoreOption,
+    StudyFile,
+    WithOption,
+    wanted_exports,
+)
 from regrow.cli.terminal import console, print_json
 from regrow.errors import ConfigError, unknown
 
@@ -33,6 +42,8 @@ def export(
         list[str] | None,
         typer.Option(metavar="NAME=OTHER", help="The --data that `regrow run` was given."),
     ] = None,
+    onnx: OnnxOption = False,
+    pt2: Pt2Option = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write one trained network: architecture.json, weights.safetensors, result.json.
@@ -45,18 +56,14 @@ def export(
     from regrow.studies.export import choose
     from regrow.studies.export import export as write
 
-    labels = {
-        "data": data,
-        "model": model,
-        "method": method,
-        "sparsity": None if sparsity is None else f"{sparsity:g}",
-        "target": target,
-        "arm": arm,
-        "seed": None if seed is None else str(seed),
-    }
+    labels = {"data": data, "model": model, "method": method, "target": target, "arm": arm}
+    labels["sparsity"] = None if sparsity is None else f"{sparsity:g}"
+    labels["seed"] = None if seed is None else str(seed)
     labels_given = {axis: value for axis, value in labels.items() if value is not None}
     opened = open_store(store, create=False)
+    exports = wanted_exports(onnx=onnx, pt2=pt2)
     written = write(choose(loaded.cells(), labels_given), opened, to)
+    exported = _exported(written.folder, exports)
     if as_json:
         print_json(
             {
@@ -66,6 +73,7 @@ def export(
                 f"{written.metric.key}_unit": written.metric.unit_word,
                 "parameters": written.parameters,
                 "macs": written.macs,
+                **({"exports": exported} if exported else {}),
             }
         )
         return
@@ -74,6 +82,22 @@ def export(
         f"parameters, {written.macs:,} MACs.\n"
         f"Written to {written.folder}; regrow.load({str(written.folder)!r}) returns it."
     )
+    for file, said in exported.items():
+        print(f"{file}: {said}")
+
+
+def _exported(folder: Path, kinds: Sequence[str]) -> dict[str, str]:
+    """Write a network of a folder in other formats beside it; returns what was compared."""
+    from regrow.own.exports import export as export_network
+    from regrow.surgery.architecture import Architecture, load
+
+    if not kinds:
+        return {}
+    network, example = load(folder), Architecture.read(folder).example()
+    return {
+        f"model.{kind}": export_network(network, example, folder / f"model.{kind}")
+        for kind in kinds
+    }
 
 
 def list_names(

@@ -39,6 +39,18 @@ CheckpointOption = Annotated[
     float, typer.Option(min=0.1, help="Seconds between checkpoints of a training.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="Device to train on: cpu, cuda or cuda:1.")]
+OnnxOption = Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")]
+Pt2Option = Annotated[bool, typer.Option("--pt2", help="Write model.pt2 too.")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON, and nothing else on stdout.")
 ]
+
+
+def wanted_exports(*, onnx: bool, pt2: bool) -> list[str]:
+    """Return the formats that were asked for; a ``ConfigError`` if a package is missing for one."""
+    formats = [name for name, wanted in (("onnx", onnx), ("pt2", pt2)) if wanted]
+    if formats:
+        from regrow.own.exports import check_packages
+
+        check_packages(formats)
+    return formats

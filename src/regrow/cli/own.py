@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regrow.cli.inputs import load_extensions
-from regrow.cli.options import DeviceOption, JsonOption, WithOption
+from regrow.cli.options import (
+    DeviceOption,
+    JsonOption,
+    OnnxOption,
+    Pt2Option,
+    WithOption,
+    wanted_exports,
+)
 from regrow.cli.terminal import print_json, say
 from regrow.errors import ConfigError, Interrupted, unknown
 
@@ -86,8 +93,6 @@ MultipleOption = Annotated[
 RoundsOption = Annotated[
     int, typer.Option(min=1, help="Number of steps, with scores taken anew after each.")
 ]
-OnnxOption = Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")]
-Pt2Option = Annotated[bool, typer.Option("--pt2", help="Write model.pt2 too.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of criteria that draw.")]
 
 
@@ -146,9 +151,9 @@ def shrink(
     """
     load_extensions(with_files)
     amount = _amount(macs=macs, parameters=parameters, latency=latency, sparsity=sparsity)
-    exports = [name for name, wanted in (("onnx", onnx), ("pt2", pt2)) if wanted]
+    exports = wanted_exports(onnx=onnx, pt2=pt2)
     with quiet(f"Stopped; nothing was written to '{out}'."):
-        _check(out, device, exports)
+        _check(out, device)
         from regrow.models.origins import open_network
         from regrow.own.compression import compress
 
@@ -188,15 +193,13 @@ def _amount(**asked: float | None) -> dict[str, float]:
     return amount
 
 
-def _check(out: Path, device: str, exports: Sequence[str]) -> None:
+def _check(out: Path, device: str) -> None:
     """Refuse what would fail at the end, before anything is built."""
-    from regrow.own.exports import check_packages
     from regrow.own.new_folder import check_new
     from regrow.run import check_device
 
     check_new(out)
     check_device(device)
-    check_packages(exports)
 
 
 def _scopes(texts: Sequence[str]) -> "list[Any]":

@@ -18,6 +18,7 @@ from regrow.models.inputs import Inputs, inputs_of
 from regrow.models.origins import ModelOrigin
 from regrow.own.card import BATCHES, Card, measure_speed
 from regrow.own.exports import CLOSE, EXPORTS, largest_gap
+from regrow.own.inspection import refuse_meta
 from regrow.own.new_folder import new_folder
 from regrow.pruning.method import CRITERIA, Method, Scope
 from regrow.pruning.select import select
@@ -133,6 +134,7 @@ def compress(
         TraceError: nothing can be cut, or the cut has no proof.
         ConfigError: a value that cannot be meant, or a cost out of reach.
     """
+    refuse_meta(network)
     inputs = inputs_of(example)
     method = Method(
         name="compress",

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from regrow.cost import Counted, count
-from regrow.errors import TraceError
+from regrow.errors import ConfigError, TraceError
 from regrow.models.inputs import inputs_of
 from regrow.pruning.layers import Pruned
 from regrow.pruning.method import Method
@@ -130,6 +130,7 @@ def inspect(network: nn.Module, example: Any, *, keep: Sequence[str] = ()) -> In
     >>> [(group.name, group.width, group.parameters) for group in inspect(net, (1, 3, 8, 8)).groups]
     [('0', 8, 224)]
     """
+    refuse_meta(network)
     inputs = inputs_of(example)
     given = inputs.example() if isinstance(example, str | type(inputs)) else example
     found = trace(network, given, keep=keep)
@@ -146,6 +147,16 @@ def inspect(network: nn.Module, example: Any, *, keep: Sequence[str] = ()) -> In
         half_macs=macs,
         caveats=counted.cost.caveats,
     )
+
+
+def refuse_meta(network: nn.Module) -> None:
+    """Raise a ``ConfigError`` if a network has shapes only, and no numbers."""
+    empty = [name for name, parameter in network.named_parameters() if parameter.is_meta]
+    if empty:
+        raise ConfigError(
+            f"{len(empty)} parameters of the network, such as {empty[0]!r}, lie on the device "
+            "'meta', which holds no numbers. Build it on the CPU."
+        )
 
 
 def _branch(network: nn.Module, group: Group, counted: Counted) -> Branch:
