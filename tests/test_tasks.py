@@ -271,8 +271,7 @@ def test_the_feed_forward_units_of_a_transformer_can_be_cut(of: str) -> None:
     example = example_input(spec, (1, 8))
     assert example.dtype == torch.int64
     found = trace(build(spec), example)
-    assert {(g.kind, g.size) for g in found.groups.values()} == {("linear", 16)}
-    assert len(found.groups) == 2
+    assert [g.size for g in found.groups.values() if g.kind == "linear"] == [16, 16]
 
 
 def test_a_causal_transformer_sees_no_later_token() -> None:

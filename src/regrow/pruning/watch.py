@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from regrow.surgery.dispatch import OperationMode
 from regrow.surgery.tape import evaluating
 
 See = Callable[[str, Tensor], None]
@@ -21,7 +21,7 @@ _MULTIPLY: Mapping[str, tuple[int, int]] = {
 }
 
 
-class _Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watching(OperationMode):
     """Hand what enters products with some weights to a function.
 
     A weight is known by its memory, since layers transpose it, attention uses it without calling
@@ -29,25 +29,20 @@ class _Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, weights: Mapping[str, Tensor], see: See) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._names: dict[tuple[int, int], list[str]] = {}
         for name, weight in weights.items():
             self._names.setdefault(_place(weight), []).append(name)
         self._see = see
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        places = _MULTIPLY.get(func._schema.name)
+    def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        name_of_operation = operation._schema.name
+        places = _MULTIPLY.get(name_of_operation)
         if places is not None:
             data, weight = (args[place] for place in places)
             for name in self._names.get(_place(weight), ()):
-                self._see(name, _rows(func._schema.name, data))
-        return func(*args, **(kwargs or {}))
+                self._see(name, _rows(name_of_operation, data))
+        return super().run(operation, args, kwargs)
 
 
 def _place(weight: Tensor) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Classification: one class for each image, row or sequence, scored by accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,26 +28,26 @@ def share_of_most_frequent(dataset: Dataset) -> float:
     return int(torch.bincount(labels).max()) / len(labels)
 
 
+# What one class for each example asks for, whatever examples are.
+BY_CLASS: Mapping[str, Any] = {
+    "objective": "cross-entropy",
+    "tally": count_correct,
+    "conclude": share,
+    "baseline": share_of_most_frequent,
+    "targets": ("a class",),
+}
 register_task(
     "image-classification",
+    **BY_CLASS,
     metric=ACCURACY,
-    objective="cross-entropy",
     tell=of_images,
-    tally=count_correct,
-    conclude=share,
-    baseline=share_of_most_frequent,
     inputs=("images",),
-    targets=("a class",),
     about="One class for each image; accuracy",
 )
 register_task(
     "classification",
+    **BY_CLASS,
     metric=EXAMPLE_ACCURACY,
-    objective="cross-entropy",
     tell=of_arrays,
-    tally=count_correct,
-    conclude=share,
-    baseline=share_of_most_frequent,
-    targets=("a class",),
     about="One class for each row of features, or sequence of tokens; accuracy",
 )

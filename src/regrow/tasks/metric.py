@@ -93,20 +93,15 @@ ACCURACY = Metric(
     per_loss=100 / math.log(2),
 )
 EXAMPLE_ACCURACY = replace(ACCURACY, example="example")
-TOKEN_ACCURACY = Metric(
+TOKEN_ACCURACY = replace(
+    ACCURACY,
     key="token_accuracy",
     name="token accuracy",
     axis="test token accuracy (%)",
     about="Token accuracy is the share of tokens whose class is right, of the last epoch on the "
     "test sequences",
-    baseline="always naming the most frequent class",
-    unit="%",
-    difference_unit="points",
-    factor=100.0,
-    margin=0.3,
-    digits=2,
     example="sequence",
-    per_loss=100 / math.log(2),
+    counted=False,
 )
 R_SQUARED = Metric(
     key="r2",
@@ -135,17 +130,14 @@ BITS_PER_BYTE = Metric(
     example="window",
     per_loss=1 / math.log(2),
 )
-MEAN_AP = Metric(
+MEAN_AP = replace(
+    ACCURACY,
     key="map",
     name="mAP",
     axis="mAP (%)",
     about="mAP is the mean over classes of VOC 2007's average precision (11 points, IoU 0.5) on "
     "the test pictures after the last epoch",
     baseline="the untrained detector with one lucky box",
-    unit="%",
-    difference_unit="points",
-    factor=100.0,
-    margin=0.3,
-    digits=2,
-    example="image",
+    counted=False,
+    per_loss=None,
 )

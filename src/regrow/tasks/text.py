@@ -1,7 +1,7 @@
 """Text: a class for each token, or the byte that comes next, scored over whole sequences."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,26 +60,27 @@ def bits_by_frequency(dataset: Dataset) -> float:
     return float(bits[dataset.test.labels.flatten()].mean())
 
 
+# What a class for each token asks for.
+BY_TOKEN: Mapping[str, Any] = {
+    "objective": "token-cross-entropy",
+    "tell": of_arrays,
+    "conclude": ratio,
+    "targets": ("a class for each token",),
+}
 register_task(
     "token-classification",
+    **BY_TOKEN,
     metric=TOKEN_ACCURACY,
-    objective="token-cross-entropy",
-    tell=of_arrays,
     tally=count_tokens,
-    conclude=ratio,
     baseline=share_of_most_frequent_token,
-    targets=("a class for each token",),
     about="A class for each token of a sequence; token accuracy",
 )
 register_task(
     "language-modelling",
+    **BY_TOKEN,
     metric=BITS_PER_BYTE,
-    objective="token-cross-entropy",
-    tell=of_arrays,
     tally=sum_bits,
-    conclude=ratio,
     baseline=bits_by_frequency,
     inputs=("sequences of tokens",),
-    targets=("a class for each token",),
     about="The byte that follows each byte of a text; bits per byte",
 )
