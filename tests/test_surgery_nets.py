@@ -221,6 +221,20 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
         {}, {"a": "of a channel that is zero is not finite", **out},
     )  # fmt: skip
     add(
+        "constants that repeat one number, and one that does not",
+        Net(lambda m, x: m.out(m.a(x) * torch.ones(8, 1, 1) + m.a.weight.new_zeros(8, 8, 8))
+            + m.end(m.b(x) + torch.arange(6.0)[:, None, None]),
+            a=conv(3, 8), b=conv(3, 6), out=conv(8, 2), end=conv(6, 2)),
+        {}, {"a": "code counts on", "b": "constant of fixed width", "end": "output", **out},
+    )  # fmt: skip
+    add(
+        "as many ones as there are channels, shared by two layers",
+        Net(lambda m, x: (lambda y, z: (lambda ones: m.out(y + ones) + m.end(z * ones))(
+                torch.ones(1, y.shape[1], 1, 1)))(m.a(x), m.b(x)),
+            a=conv(3, 8), b=conv(3, 8), out=conv(8, 2), end=conv(8, 2)),
+        {"a": 8}, {"end": "output", **out},
+    )  # fmt: skip
+    add(
         "halves",
         Net(lambda m, x: (lambda p: m.out(r(p[0]) * p[1]))(m.a(x).chunk(2, 1)),
             a=conv(3, 8), out=conv(4, 2)),

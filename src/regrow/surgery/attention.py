@@ -60,7 +60,7 @@ def _contract(painter: Painter, node: Node, a: Paint, b: Paint) -> Paint:
 def _attend(painter: Painter, node: Node) -> None:
     """Attend ``[..., tokens, channels]`` to ``[..., others, channels]``."""
     queries, keys, values = (painter.of(ref) for ref in node.args[:3])
-    masks = [painter.of(Ref(index)) for index in node.refs()[3:] if painter.is_painted(Ref(index))]
+    masks = _masks(painter, node)
     shape = painter.shape(node.outputs[0])
     data = [queries, keys, values]
     if any(_has_heads(source) for source in data):
@@ -73,6 +73,22 @@ def _attend(painter: Painter, node: Node) -> None:
         if source.coloured_dims():
             painter.keep_whole(source, node, "the scale of attention counts it")
     painter.put(node, Paint(values.ids, shape, values.clean))
+
+
+def _masks(painter: Painter, node: Node) -> list[Paint]:
+    """Return what is added to products of queries and keys, another one for each head."""
+    masks = []
+    for index in node.refs()[3:]:
+        ref, shape = Ref(index), painter.shape(index)
+        heads = len(shape) - 3
+        if heads < 0 or (shape[heads] == 1 and not painter.of(ref).coloured_dims()):
+            continue  # the same for all heads
+        follows = painter.is_painted(ref) or painter.paint_parameter(ref, along=(heads,))
+        if follows or painter.paint_constant(ref, heads - len(shape)):
+            masks.append(painter.of(ref))
+        else:
+            masks.append(Paint(torch.full((1,) * len(shape), WHOLE), shape))
+    return masks
 
 
 def _has_heads(source: Paint) -> bool:

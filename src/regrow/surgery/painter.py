@@ -374,6 +374,21 @@ class Painter:
             self.paints[ref.index] = Paint(torch.full((1,) * len(shape), ZERO), shape, clean=False)
         return True
 
+    def paint_constant(self, ref: Ref, dim: int) -> bool:
+        """Colour a constant that repeats the same along a dimension; False if it does not.
+
+        Its numbers are right for any channels; how many there are, a trial has to tell.
+        """
+        value = self.value(ref)
+        if self.is_painted(ref) or value.is_meta or self.laid(ref) is not None:
+            return False
+        if not bool((value == value.narrow(dim, 0, 1)).all()):
+            return False
+        shape = tuple(value.shape)
+        clean = not bool(value.any())
+        self.paints[ref.index] = spread(self.colours.fresh(shape[dim]), shape, dim, clean=clean)
+        return True
+
     def lay(self, node: Node, laid: Laid) -> None:
         """Note that a parameter lies in an operation's first result."""
         output = node.outputs[0]

@@ -9,7 +9,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.surgery.colours import paint
-from regrow.surgery.operators import ARITHMETIC, COPIES, MOVES, TURNS, UNARY, VIEWS
+from regrow.surgery.operators import ARITHMETIC, COPIES, MOVES, TURNS, UNARY, VIEWS, names
 from regrow.surgery.tape import Node, Ref
 
 if TYPE_CHECKING:
@@ -48,13 +48,14 @@ class Laid:
         return tuple(-1 if dim is None else dim for dim in self.dims)
 
 
+_ONLY_LIKE = names("new_zeros new_ones new_full new_empty zeros_like ones_like empty_like")
 _JOINS = ("aten::cat", "aten::stack")
 
 
 def follow(painter: Painter, node: Node) -> None:
     """Follow what an operation that takes no data does to parameters and buffers."""
     named = [Ref(index) for index in dict.fromkeys(node.refs()) if painter.laid(Ref(index))]
-    if not named:
+    if not named or node.name in _ONLY_LIKE:
         return
     alone = len(named) == 1 and bool(node.args) and node.args[0] == named[0]
     followed = (*COPIES, *TURNS, *MOVES, *UNARY, *ARITHMETIC, *_JOINS)

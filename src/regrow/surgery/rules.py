@@ -118,8 +118,16 @@ def _meet(painter: Painter, node: Node) -> tuple[Paint, list[_Operand]]:
     if met is None:
         met = torch.full((1,) * len(shape), WHOLE)
     result = Paint(met, shape)
-    for operand in operands:
-        if operand.paint is None and any(operand.sizes[d] > 1 for d in result.coloured_dims()):
+    for place, operand in enumerate(operands):
+        wide = [d for d in result.coloured_dims() if operand.sizes[d] > 1]
+        if operand.paint is not None or not wide:
+            continue
+        from_end = wide[0] - len(shape)
+        if len(wide) == 1 and painter.paint_constant(operand.ref, from_end):
+            paint = painter.of(operand.ref)
+            operands[place] = replace(operand, paint=paint)
+            result = replace(result, ids=painter.unite(result.ids, paint.ids))
+        else:
             painter.keep_whole(result, node, "it meets a constant of fixed width")
     return result, operands
 

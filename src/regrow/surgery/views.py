@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from regrow.surgery.colours import Paint, paint
+from regrow.surgery.colours import WHOLE, Paint, paint
 from regrow.surgery.operators import CHOICES, MOVES, SLICES, SPLITS, VIEWS
 from regrow.surgery.rules import rule
 from regrow.surgery.tape import Node, Ref
@@ -57,9 +58,9 @@ def _keep_what_is_chosen(painter: Painter, node: Node, source: Paint) -> Paint:
         if size is None:
             name = node.name.removeprefix("aten::")
             painter.keep_whole(source, node, f"'{name}' divides it at fixed places")
-        else:
-            shape = (*source.shape[:dim], -1, size, *source.shape[dim + 1 :])
-            painter.level(paint(source.full().reshape(shape)), [dim])
+            return Paint(torch.full((1,) * len(source.shape), WHOLE), source.shape)
+        shape = (*source.shape[:dim], -1, size, *source.shape[dim + 1 :])
+        painter.level(paint(source.full().reshape(shape)), [dim])
     return source
 
 
