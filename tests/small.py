@@ -50,7 +50,7 @@ def image_models() -> list[str]:
     return [
         name
         for name in MODELS.names()
-        if MODELS.code(name) is None and MODELS.get(name).told == FROM_DATA
+        if MODELS.code(name) is None and MODELS.get(name).from_data == FROM_DATA
     ]
 
 

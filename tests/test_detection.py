@@ -13,7 +13,7 @@ from regrow.data import DataSpec
 from regrow.data.normalisation import IMAGENET
 from regrow.data.pictures import Pictures, Truth
 from regrow.detection.evaluate import (
-    Found,
+    Detections,
     coco_ap,
     detect,
     score,
@@ -90,8 +90,8 @@ def truth(boxes: Any, labels: list[int], difficult: list[bool] | None = None) ->
     )
 
 
-def found(boxes: Any, labels: list[int], scores: list[float]) -> Found:
-    return Found(
+def found(boxes: Any, labels: list[int], scores: list[float]) -> Detections:
+    return Detections(
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         labels=torch.tensor(labels, dtype=torch.int64),
         scores=torch.tensor(scores),
@@ -397,7 +397,7 @@ MATERIAL = Material(
     spec=DataSpec("voc:nowhere"),
     content="0" * 32,
     shape=(1, 3, 64, 64),
-    told=(("classes", 1), ("in_channels", 3), ("input_size", 64)),
+    model_arguments=(("classes", 1), ("in_channels", 3), ("input_size", 64)),
     num_train=8,
     num_test=4,
     task="detection",

@@ -69,7 +69,7 @@ register_task(
     "sentiment",
     metric=BALANCED,
     objective="cross-entropy",
-    tell=of_arrays,
+    model_arguments=of_arrays,
     tally=recalls,
     conclude=mean_recall,
     baseline=lambda data: 1 / len(data.classes),

@@ -49,7 +49,12 @@ from small import (
 )
 
 FAKE = Material(
-    spec=DIGITS, content="0" * 32, shape=(1, 1, 8, 8), told=TOLD, num_train=128, num_test=64
+    spec=DIGITS,
+    content="0" * 32,
+    shape=(1, 1, 8, 8),
+    model_arguments=TOLD,
+    num_train=128,
+    num_test=64,
 )
 RECIPE = Recipe(epochs=2, batch=32, lr=0.05)
 VGG = NETWORKS["vgg"]

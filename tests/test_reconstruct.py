@@ -460,7 +460,12 @@ def test_a_repair_is_refused_where_nothing_is_cut_out() -> None:
 # Through the jobs -------------------------------------------------------------------------------
 
 DATA = Material(
-    spec=DIGITS, content="0" * 32, shape=(1, 1, 8, 8), told=TOLD, num_train=128, num_test=64
+    spec=DIGITS,
+    content="0" * 32,
+    shape=(1, 1, 8, 8),
+    model_arguments=TOLD,
+    num_train=128,
+    num_test=64,
 )
 VGG = NETWORKS["vgg"]
 RECIPE = Recipe(epochs=2, batch=32, lr=0.05)

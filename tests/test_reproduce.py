@@ -52,7 +52,7 @@ def _material(spec: DataSpec, *, imagenet_size: int = 32) -> Material:
         spec=spec,
         content=spec.name,
         shape=(1, channels, size, size),
-        told=(("classes", classes), ("in_channels", channels), ("input_size", size)),
+        model_arguments=(("classes", classes), ("in_channels", channels), ("input_size", size)),
         num_train=spec.subset or 50_000,
         num_test=spec.test_subset or 10_000,
     )
@@ -64,7 +64,7 @@ def _pictures(spec: DataSpec) -> Material:
         spec=spec,
         content=spec.name,
         shape=(1, 3, 64, 64),
-        told=(("classes", 20), ("in_channels", 3), ("input_size", 64)),
+        model_arguments=(("classes", 20), ("in_channels", 3), ("input_size", 64)),
         num_train=spec.subset or 5011,
         num_test=spec.test_subset or 4952,
         task="detection",

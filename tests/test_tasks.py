@@ -90,7 +90,7 @@ def test_a_table_of_numbers_is_regression_by_its_last_column(tmp_path: Path) -> 
     for values in (x, y):  # standardised by the training rows
         torch.testing.assert_close(values.mean(0), torch.zeros(values.shape[1]), atol=1e-6, rtol=0)
         torch.testing.assert_close(values.std(0, correction=0), torch.ones(values.shape[1]))
-    assert material_of(found.spec).told == (("features", 2), ("outputs", 1))
+    assert material_of(found.spec).model_arguments == (("features", 2), ("outputs", 1))
 
 
 def test_another_target_is_named_and_words_are_classes(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_arrays_are_read_as_what_their_types_say(tmp_path: Path) -> None:
         (ints, ints % 2, "token-classification", {"vocabulary": 7, "length": 4, "outputs": 2}),
     ):
         found = material_of(DataSpec(arrays(tmp_path, inputs=x, targets=y)))
-        assert (found.task, dict(found.told)) == (task, told)
+        assert (found.task, dict(found.model_arguments)) == (task, told)
 
 
 def test_published_splits_are_kept(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_model_that_is_told_other_things_is_refused(tmp_path: Path) -> None:
     data = material_of(DataSpec(table(tmp_path)))
     with pytest.raises(ConfigError, match=r"tells features, outputs\. Models for it: mlp"):
         data.model(ModelSpec("vgg-16"))
-    with pytest.raises(ConfigError, match="'mlp' is told features, outputs"):
+    with pytest.raises(ConfigError, match="'mlp' takes features, outputs"):
         material_of(DataSpec("digits")).model(ModelSpec("mlp"))
     assert data.model(ModelSpec("mlp")).arguments == {"features": 2, "outputs": 1}
 

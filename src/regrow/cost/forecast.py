@@ -107,9 +107,9 @@ class _Watch(OperationMode):
 
 
 def _amount(func: Any, args: tuple[Any, ...], result: Any) -> float:
-    found = products(func, args, result)
-    if found:
-        return sum(product.macs for product in found) * _filling(func, args)
+    multiplications = products(func, args, result)
+    if multiplications:
+        return sum(product.macs for product in multiplications) * _filling(func, args)
     return float(sum(x.numel() for x in (*tensors_in(args), *tensors_in([result]))))
 
 

@@ -20,7 +20,7 @@ POINTS = 10  # recalls 0, 0.1, ..., 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Found:
+class Detections:
     """Objects found on a picture: ``boxes`` [n, 4], ``labels`` [n] and ``scores`` [n]."""
 
     boxes: Tensor
@@ -28,7 +28,7 @@ class Found:
     scores: Tensor
 
 
-def detect(model: Detection, pictures: Pictures, *, precision: Precision = "fp32") -> list[Found]:
+def detect(model: Detection, pictures: Pictures, *, precision: Precision = "fp32") -> list[Detections]:
     """Show a detector the pictures one by one; return what it found on each, on the CPU.
 
     Its modes are as before afterwards.
@@ -40,7 +40,7 @@ def detect(model: Detection, pictures: Pictures, *, precision: Precision = "fp32
             pictures.announce(range(index, min(index + BATCHES_AHEAD, len(pictures))))
             (one,) = forward(model, [pictures.pixels(index).to(device)], precision=precision)
             found.append(
-                Found(
+                Detections(
                     boxes=one["boxes"].float().cpu(),
                     labels=one["labels"].cpu(),
                     scores=one["scores"].float().cpu(),
@@ -50,7 +50,7 @@ def detect(model: Detection, pictures: Pictures, *, precision: Precision = "fp32
 
 
 def score(
-    found: Sequence[Found], truths: Sequence[Truth], classes: Sequence[str]
+    found: Sequence[Detections], truths: Sequence[Truth], classes: Sequence[str]
 ) -> dict[str, Any]:
     """Compare what was found on each picture with what is there, in average precisions of [0, 1].
 
@@ -70,7 +70,7 @@ def score(
 
 
 def voc_ap(
-    found: Sequence[Found], truths: Sequence[Truth], *, label: int, iou: float = 0.5
+    found: Sequence[Detections], truths: Sequence[Truth], *, label: int, iou: float = 0.5
 ) -> float:
     """Return the 11-point average precision of a class.
 
@@ -95,7 +95,7 @@ def voc_ap(
     return sum(float(part.max()) for part in best if len(part)) / (POINTS + 1)
 
 
-def _judge(one: Found, truth: Truth, *, label: int, iou: float) -> list[tuple[float, bool]]:
+def _judge(one: Detections, truth: Truth, *, label: int, iou: float) -> list[tuple[float, bool]]:
     """Judge the findings of a class on a picture, leaving out those on difficult objects."""
     mine = one.labels == label
     order = one.scores[mine].argsort(descending=True, stable=True)
@@ -116,7 +116,7 @@ def _judge(one: Found, truth: Truth, *, label: int, iou: float) -> list[tuple[fl
     return judged
 
 
-def coco_ap(found: Sequence[Found], truths: Sequence[Truth]) -> dict[str, float]:
+def coco_ap(found: Sequence[Detections], truths: Sequence[Truth]) -> dict[str, float]:
     """Return COCO's AP over IoUs of 0.5 to 0.95, at 0.5 and at 0.75, by torchmetrics.
 
     Difficult objects are crowds, which are neither asked for nor punished.

@@ -95,15 +95,15 @@ class DetectorHead:
         options: dict[str, Any] = {"num_classes": num_classes, "mean": mean, "std": std}
         model = build_detector(net, self.detector, **options, seed=seed)
         if trained is not None:
-            own = model.state_dict()
-            for name in (name for name in own if not is_of_classifier(name)):
-                if own[name].shape != trained[name].shape:
+            state = model.state_dict()
+            for name in (name for name in state if not is_of_classifier(name)):
+                if state[name].shape != trained[name].shape:
                     raise ConfigError(
                         f"Pruning cuts what the backbone puts out, which {name!r} of the detector "
                         "reads. Prune within the blocks only: scope: conv."
                     )
-                own[name] = trained[name]
-            model.load_state_dict(own)
+                state[name] = trained[name]
+            model.load_state_dict(state)
         return model
 
     def backbone(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ def _measured(
     while not training.done and (not steps or time.perf_counter() - began < seconds):
         training.step()
         steps += 1
-    shown = (time.perf_counter() - began) / max(steps * recipe.batch, 1)
+    seconds_per_image = (time.perf_counter() - began) / max(steps * recipe.batch, 1)
     whole.eval()
     _, test = head._pictures(dataset)
     began, tested = time.perf_counter(), 0
@@ -205,7 +205,7 @@ def _measured(
         while tested < len(test) and (not tested or time.perf_counter() - began < seconds):
             forward(whole, [test.pixels(tested)], precision=recipe.precision)
             tested += 1
-    return shown, (time.perf_counter() - began) / tested
+    return seconds_per_image, (time.perf_counter() - began) / tested
 
 
 def lucky_box(untrained: Mapping[str, Any]) -> float:
@@ -219,7 +219,7 @@ def lucky_box(untrained: Mapping[str, Any]) -> float:
 register_task(
     "detection",
     metric=MEAN_AP,
-    tell=of_images,
+    model_arguments=of_images,
     inputs=("images",),
     targets=("boxes",),
     head=DetectorHead,

@@ -31,7 +31,7 @@ def num_shown(recipe: Recipe, num_pictures: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Epoch:
+class _ImageOrder:
     """What an epoch shows, in order: which picture, and whether it is mirrored."""
 
     index: list[int]
@@ -68,7 +68,7 @@ class DetectionTraining(Stepping):
         self.steps_done = 0
         self.history: list[dict[str, float]] = []
         self.notice = None if laid_out else NOTICE
-        self._epoch: tuple[int, _Epoch] | None = None
+        self._epoch: tuple[int, _ImageOrder] | None = None
         self._learning = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._decays = [recipe.decay_of(n, dims=p.dim()) for n, p in self._learning.items()]
         self._optimiser = make_optimiser(recipe)
@@ -120,16 +120,16 @@ class DetectionTraining(Stepping):
         self._restore(tensors, meta)
         self._epoch = None
 
-    def _draw(self, epoch: int) -> _Epoch:
+    def _draw(self, epoch: int) -> _ImageOrder:
         num = len(self.pictures)
         order = torch.randperm(self.shown, generator=seeded(self.seed, "shuffle", epoch))
         mirrored = order >= num  # of flipped copies, the second half are the mirrored ones
         if self.recipe.augmentation == "flip":
             draws = torch.rand(num, generator=seeded(self.seed, "augment", epoch))
             mirrored = draws < 0.5
-        return _Epoch(index=(order % num).tolist(), mirrored=mirrored.tolist())
+        return _ImageOrder(index=(order % num).tolist(), mirrored=mirrored.tolist())
 
-    def _batch(self, epoch: _Epoch, place: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    def _batch(self, epoch: _ImageOrder, place: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         batch = self.recipe.batch
         start = place * batch
         self.pictures.announce(dict.fromkeys(epoch.index[start : start + batch * BATCHES_AHEAD]))

@@ -366,11 +366,11 @@ def read_arm(entry: Any) -> Arm:
     )
 
 
-def _check_given_treatment(given: Mapping[str, Any]) -> None:
+def _check_given_treatment(fields: Mapping[str, Any]) -> None:
     """Refuse an arm's treatment that is none of a method's, or that takes no strength."""
-    if given.get("treatment") is None:
+    if fields.get("treatment") is None:
         return
-    where, name = f"The arm {given['name']!r}", text(given["treatment"], "treatment")
+    where, name = f"The arm {fields['name']!r}", text(fields["treatment"], "treatment")
     method = METHODS.get(name)
     if method.treatment is None:
         known = [each for each in METHODS.names() if METHODS.get(each).treatment is not None]
@@ -378,7 +378,7 @@ def _check_given_treatment(given: Mapping[str, Any]) -> None:
             f"{where}: the method {name!r} does nothing while a network trains, so it is no "
             f"'treatment'. Methods that do: {', '.join(known)}."
         )
-    if given.get("strength") is not None and not method.strength:
+    if fields.get("strength") is not None and not method.strength:
         raise ConfigError(f"{where}: the treatment {name!r} takes no 'strength'.")
 
 
@@ -390,21 +390,21 @@ def registered_arm(name: str) -> Arm | None:
         return None
 
 
-def _read_budget(given: Mapping[str, Any], base: Arm) -> Budget:
-    asked = [key for key in ("epochs", "share", "budget") if key in given]
-    if len(asked) > 1:
-        raise ConfigError(f"The arm {given['name']!r}: give one of {' and '.join(asked)}.")
+def _read_budget(fields: Mapping[str, Any], base: Arm) -> Budget:
+    kinds = [key for key in ("epochs", "share", "budget") if key in fields]
+    if len(kinds) > 1:
+        raise ConfigError(f"The arm {fields['name']!r}: give one of {' and '.join(kinds)}.")
     budget = base.budget
-    if "epochs" in given:
-        budget = Budget(kind="epochs", amount=given["epochs"])
-    elif "share" in given:
-        budget = Budget(kind="share", amount=given["share"])
-    elif "budget" in given:
-        budget = Budget(kind=given["budget"])
-    if "cap" in given:
+    if "epochs" in fields:
+        budget = Budget(kind="epochs", amount=fields["epochs"])
+    elif "share" in fields:
+        budget = Budget(kind="share", amount=fields["share"])
+    elif "budget" in fields:
+        budget = Budget(kind=fields["budget"])
+    if "cap" in fields:
         if budget.kind != "equal-flops":
             raise ConfigError(
-                f"The arm {given['name']!r}: only a budget of equal FLOPs can have a 'cap'."
+                f"The arm {fields['name']!r}: only a budget of equal FLOPs can have a 'cap'."
             )
-        budget = replace(budget, cap=given["cap"])
+        budget = replace(budget, cap=fields["cap"])
     return budget

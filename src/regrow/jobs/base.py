@@ -249,14 +249,14 @@ class Stored:
 class Material:
     """The examples of a job: how to load them, the identity of their content, their shape.
 
-    ``told``: what a model's factory is given of them, by argument. ``baseline``: what the baseline
-    of the task's metric scores on the test set, unscaled, where it is known.
+    ``model_arguments``: arguments of models that these data fix. ``baseline``: what the baseline of
+    the task's metric scores on the test set, unscaled, where it is known.
     """
 
     spec: DataSpec
     content: str  # fingerprint, the same wherever the files lie
     shape: tuple[int, ...]  # of one example, [1, ...]
-    told: tuple[tuple[str, int], ...]
+    model_arguments: tuple[tuple[str, int], ...]
     num_train: int
     num_test: int
     task: str = IMAGE_TASK
@@ -265,8 +265,8 @@ class Material:
 
     @property
     def classes(self) -> int:
-        """The number of classes that a model of images is told; 0 if it is told none."""
-        return dict(self.told).get("classes", 0)
+        """The number of classes that models of images are built with; 0 if with none."""
+        return dict(self.model_arguments).get("classes", 0)
 
     @property
     def metric(self) -> Metric:
@@ -279,16 +279,17 @@ class Material:
         return None if self.baseline is None else self.metric.reported(self.baseline)
 
     def model(self, model: ModelSpec) -> ModelSpec:
-        """Return a model for these data; one that is told other things is a ``ConfigError``."""
-        told, wanted = dict(self.told), MODELS.get(model.name).told
-        if set(wanted) != set(told):
-            fitting = [n for n in MODELS.names() if set(MODELS.get(n).told) == set(told)]
+        """Return a model for these data; one that takes other arguments is a ``ConfigError``."""
+        arguments, names = dict(self.model_arguments), MODELS.get(model.name).from_data
+        if set(names) != set(arguments):
+            fitting = [n for n in MODELS.names() if set(MODELS.get(n).from_data) == set(arguments)]
             raise ConfigError(
-                f"The model {model.name!r} is told {', '.join(wanted)}, and the data set "
-                f"{self.spec.name!r} (task {self.task}) tells {', '.join(told)}. Models for it: "
+                f"The model {model.name!r} takes {', '.join(names)} from its data, and the data "
+                f"set {self.spec.name!r} (task {self.task}) gives {', '.join(arguments)}. Models "
+                f"for it: "
                 f"{', '.join(fitting) or 'none is registered'}."
             )
-        return ModelSpec(model.name, {**model.arguments, **told})
+        return ModelSpec(model.name, {**model.arguments, **arguments})
 
 
 def material_of(spec: DataSpec) -> Material:
@@ -307,7 +308,7 @@ def material_of(spec: DataSpec) -> Material:
         spec=spec,
         content="-".join(filter(None, (content, code))),
         shape=(1, *dataset.shape),
-        told=tuple(task.tell(dataset).items()),
+        model_arguments=tuple(task.model_arguments(dataset).items()),
         num_train=len(dataset.train),
         num_test=len(dataset.test),
         task=task.name,
@@ -319,7 +320,9 @@ def material_of(spec: DataSpec) -> Material:
 def notices(jobs: Iterable[Job]) -> tuple[str, ...]:
     """Return what people should know of the data that jobs look at, each once."""
     data = (getattr(job, "data", None) for job in all_jobs(jobs).values())
-    return tuple(dict.fromkeys(text for each in data for text in getattr(each, "notices", ())))
+    return tuple(
+        dict.fromkeys(text for material in data for text in getattr(material, "notices", ()))
+    )
 
 
 @dataclass(frozen=True)

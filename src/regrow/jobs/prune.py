@@ -97,22 +97,22 @@ class Prune(Keyed):
         """The share of units that stays, over all rounds, as far as it was asked for."""
         if self.cost is not None:
             return float(self.cost.share ** (1.0 / UNITS.get(self.method.unit).exponent))
-        kept = 1.0 - (self.sparsity or _mean(self.shares or (0.0,)))
+        share = 1.0 - (self.sparsity or _mean(self.shares or (0.0,)))
         earlier = 1.0 if self._earlier is None else self._earlier.expected_kept
-        return kept * earlier
+        return share * earlier
 
     @cached_property
     def spec(self) -> dict[str, Any]:
         """The full request."""
-        method, own = self.method, self.head is None
+        method, without_head = self.method, self.head is None
         return without_none(
             # A criterion may look at images. What a head built is pruned by its weights alone, and
             # the key of its training has the model.
-            data=self.data.content if own else None,
-            model=self.model.identity() if own else None,
+            data=self.data.content if without_head else None,
+            model=self.model.identity() if without_head else None,
             criterion=method.criterion,
             allocation=method.allocation if self.shares is None else None,
-            unit=method.unit if own else None,
+            unit=method.unit if without_head else None,
             scope=list(method.scope),
             sparsity=self.sparsity,
             shares=None if self.shares is None else list(self.shares),
@@ -123,7 +123,7 @@ class Prune(Keyed):
             repair=method.repair,
             seed=self.seed,
             code=self.code,
-            counter=counter_version(self.model, self.data.shape, method) if own else None,
+            counter=counter_version(self.model, self.data.shape, method) if without_head else None,
         )
 
     @property
@@ -149,13 +149,13 @@ class Prune(Keyed):
             within = edit_of(context, self._earlier).mask
         if masks and self._earlier is not None:  # they changed while it was retrained
             within = Mask(unit="weight", kept=masks)
-        found = traced(model, self.model, self.data.shape)
+        trace = traced(model, self.model, self.data.shape)
         dataset = context.dataset(self.data.spec)
         pattern = _pattern(context, self.guides) if self.guides else None
         costs: dict[str, Any] = {} if self.cost is None else self.cost.to_json()
         mask = select(
             model,
-            found,
+            trace,
             self.method,
             sparsity=None if self.guides else self.sparsity,
             shares=self.shares,
@@ -170,14 +170,14 @@ class Prune(Keyed):
         )
         edit = Edit(model=self.model, shape=self.data.shape, mask=mask)
         groups = tuple(mask.kept)
-        shown = partial(_sensitivity_of, self.model, self.data.shape, mask.unit, groups)
-        edit.prove(model, found, sensitivity=shown)
-        small = edit.cut(model, found)
+        sensitivity = partial(_sensitivity_of, self.model, self.data.shape, mask.unit, groups)
+        edit.prove(model, trace, sensitivity=sensitivity)
+        small = edit.cut(model, trace)
         before = model_cost(self.model, self.data.shape)
-        after = measure(small, found.example, mask)
+        after = measure(small, trace.example, mask)
         if self.method.repair is not None:
             probe = Probe(model, dataset, seed=self.seed)
-            REPAIRS.get(self.method.repair)(small, mask, found, probe)
+            REPAIRS.get(self.method.repair)(small, mask, trace, probe)
             edit = replace(edit, repaired=state_of(small))
         if after.caveats:
             context.note(f"Its costs and budgets leave out: {'; '.join(after.caveats)}.")
@@ -185,7 +185,7 @@ class Prune(Keyed):
         if pattern is not None:
             record["pattern"] = pattern.to_json()
         if self.cost is not None:
-            measured = measure_cost(self.cost, model, found, mask=mask, device=context.device)
+            measured = measure_cost(self.cost, model, trace, mask=mask, device=context.device)
             record["cost"] = {"share": measured.share, **measured.how}
         return Outcome(record, mask.kept, {REPAIRED: edit.repaired})
 
@@ -199,20 +199,20 @@ class Prune(Keyed):
         net = architecture.build()
         # The classifier's own head is no part of what was built, and no part of this choice.
         net.load_state_dict({**net.state_dict(), **head.backbone(trained)})
-        found = traced(net, self.model, shape)
+        trace = traced(net, self.model, shape)
         mask = select(
             net,
-            found,
+            trace,
             self.method,
             sparsity=self.sparsity,
             shares=self.shares,
             seed=self.seed,
         )
         edit = Edit(model=self.model, shape=shape, mask=mask)
-        edit.prove(net, found, sensitivity=lambda: None)
+        edit.prove(net, trace, sensitivity=lambda: None)
         images = {name: record[name] for name in ("mean", "std")}
         model = head.around(
-            edit.cut(net, found),
+            edit.cut(net, trace),
             num_classes=self.data.classes,
             mean=tuple(record["mean"]),
             std=tuple(record["std"]),
@@ -244,8 +244,8 @@ def edit_of(records: Records, prune: Prune) -> Edit:
 def _pattern(context: Context, guides: tuple[Prune, ...]) -> Pattern:
     """Average what prunings of one network kept in each of its stages."""
     model = build(guides[0].model.untrained())
-    found = traced(model, guides[0].model, guides[0].data.shape)
-    return pattern_of([edit_of(context, guide).mask for guide in guides], stages_of(model, found))
+    trace = traced(model, guides[0].model, guides[0].data.shape)
+    return pattern_of([edit_of(context, guide).mask for guide in guides], stages_of(model, trace))
 
 
 @cache

@@ -137,8 +137,8 @@ class Retrain(Keyed):
     @property
     def expected_ratio(self) -> float:
         """FLOPs of the unpruned network over those of the pruned one, guessed from the sparsity."""
-        kept = max(self.prune.expected_kept, 0.02)
-        return float(1.0 / kept ** UNITS.get(self.prune.method.unit).exponent)
+        share = max(self.prune.expected_kept, 0.02)
+        return float(1.0 / share ** UNITS.get(self.prune.method.unit).exponent)
 
     @property
     def expected_epochs(self) -> int:
@@ -265,10 +265,10 @@ def _draw_sparse_(model: nn.Module, masked: Mapping[str, Tensor], *, seed: int) 
     generator = torch.Generator().manual_seed(derive(seed, "sparse-init"))
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, kept in masked.items():
+        for name, stays in masked.items():
             weight = parameters[name]
             if weight.dim() == 2:
                 continue
             inputs = weight.shape[1 - filter_dim(layer_of(name, model))]
-            fan = int(kept.sum()) / inputs or 1.0
+            fan = int(stays.sum()) / inputs or 1.0
             weight.copy_(torch.randn(weight.shape, generator=generator) * math.sqrt(2.0 / fan))

@@ -147,8 +147,8 @@ class Train(Keyed):
 
         What was trained is the same, so the key is too.
         """
-        own = self.head is None and "sparsity" not in record
-        if not own or counted(self.model, self.data.shape).as_first:
+        recounts = self.head is None and "sparsity" not in record
+        if not recounts or counted(self.model, self.data.shape).as_first:
             return dict(record)
         cost = model_cost(self.model, self.data.shape)
         flops = {"training_flops": cost.training_flops(record["samples"])}
@@ -165,8 +165,8 @@ class Train(Keyed):
     def flops(self) -> float:
         """FLOPs of the training."""
         if self.head is not None:
-            each = self.head.planned_flops(self.model, self.data.classes)
-            return TRAINING_FACTOR * each * self._num_shown(self.head)
+            flops_per_example = self.head.planned_flops(self.model, self.data.classes)
+            return TRAINING_FACTOR * flops_per_example * self._num_shown(self.head)
         if self.is_published:
             return 0.0
         cost = model_cost(self.model, self.data.shape)
@@ -220,12 +220,12 @@ class Train(Keyed):
             treatment=NO_TREATMENT if self.treated is None else self.treated.treatment(),
             ranks=context.ranks,
         )
-        kept = advance(training, context, keep=self.keep)
+        states = advance(training, context, keep=self.keep)
         result = result_of(
             context, model, dataset, recipe=self.recipe, cost=cost, training=training
         )
         result |= masked_costs(training, self.data.shape)
-        return Outcome(result, state_of(model), {**kept, **masks_part(training)})
+        return Outcome(result, state_of(model), {**states, **masks_part(training)})
 
     def _run_with_head(self, context: Context, dataset: Dataset, head: Head) -> Outcome:
         """Train what a head builds, and read the test set once after and once before."""
@@ -318,11 +318,11 @@ def _check_normalisation(dataset: Dataset) -> None:
         )
 
 
-def _scored(found: Evaluation, dataset: Dataset) -> dict[str, float]:
+def _scored(evaluation: Evaluation, dataset: Dataset) -> dict[str, float]:
     """Return a score under its metric's name, with its standard error where that is known."""
     metric = task_of(dataset).metric
-    error = {} if found.error is None else {metric.error_key: found.error}
-    return {metric.key: found.score, **error, "loss": found.loss}
+    error = {} if evaluation.error is None else {metric.error_key: evaluation.error}
+    return {metric.key: evaluation.score, **error, "loss": evaluation.loss}
 
 
 def result_of(
@@ -368,11 +368,11 @@ def advance(
     Returns the weights after each number of epochs in ``keep``, as parts of the job's tensors.
     """
     parts = {after_epoch(epoch): epoch * training.steps_per_epoch for epoch in keep}
-    kept: dict[str, dict[str, Tensor]] = {}
+    states: dict[str, dict[str, Tensor]] = {}
     saved = context.load_checkpoint()
     if saved is not None:
         tensors, meta = saved
-        kept = {part: found for part in parts if (found := part_of(tensors, part))}
+        states = {part: state for part in parts if (state := part_of(tensors, part))}
         training.restore(tensors, meta)
     epochs = training.num_steps // training.steps_per_epoch
     while not training.done:
@@ -380,18 +380,18 @@ def advance(
         for part, steps in parts.items():
             if training.steps_done == steps:
                 weights = state_of(training.model)
-                kept[part] = {name: value.clone() for name, value in weights.items()}
+                states[part] = {name: value.clone() for name, value in weights.items()}
         if training.notice is not None:
             context.note(training.notice)
             training.notice = None
         if context.checkpoint_due():
             tensors, meta = training.state()
-            context.save_checkpoint({**tensors, **joined(kept)}, meta)
+            context.save_checkpoint({**tensors, **joined(states)}, meta)
         context.tick(
             training.steps_done / training.num_steps,
             f"epoch {min(training.epoch + 1, epochs)}/{epochs}",
         )
-    return kept
+    return states
 
 
 def model_cost(model: ModelSpec, shape: tuple[int, ...]) -> Cost:

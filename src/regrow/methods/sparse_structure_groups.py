@@ -17,14 +17,14 @@ from regrow.train import Treatment
 
 def attach_to_paths_(model: nn.Module) -> None:
     """Give every group of the grouped convolutions a factor of 1, in place."""
-    found = aggregations(model)
-    if not found:
+    sums = aggregations(model)
+    if not sums:
         raise ConfigError(
             "sparse-structure-groups learns a factor for each group of the grouped convolutions, "
             "and this network declares none. Use a ResNeXt, or give the blocks of your network a "
             "method paths_end()."
         )
-    for end, paths in found.values():
+    for end, paths in sums.values():
         assert isinstance(end.weight, Tensor)
         parametrize.register_parametrization(end, "weight", Factor(end.weight, paths=paths))
 

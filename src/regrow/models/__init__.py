@@ -46,8 +46,8 @@ PUBLISHED_CLASSES = 1000  # of ImageNet, which the published ``weights`` tell ap
 class ModelEntry:
     """A registered network: its factory, and the arguments that make it this one of its family.
 
-    ``told`` are the arguments that come from the data set. ``revision`` counts what the name has
-    meant so far; it is part of keys from 2 on.
+    ``from_data`` are the arguments that come from the data set. ``revision`` counts what the name
+    has meant so far; it is part of keys from 2 on.
     """
 
     name: str
@@ -55,7 +55,7 @@ class ModelEntry:
     family: str
     reference: str
     defaults: Mapping[str, Any]
-    told: tuple[str, ...] = FROM_DATA
+    from_data: tuple[str, ...] = FROM_DATA
     revision: int = 1
 
 
@@ -67,14 +67,14 @@ def register_model(
     *,
     family: str,
     revision: int = 1,
-    told: Sequence[str] | None = None,
+    from_data: Sequence[str] | None = None,
     **defaults: Any,
 ) -> Callable[[F], F]:
     """Register a factory under a name; ``defaults`` are what this name adds to the factory's own.
 
-    ``told``: the arguments that come from the data set. Unless given, those of images (``classes``,
-    ``in_channels``, ``input_size``), or of a factory that takes ``outputs`` those of sequences of
-    tokens (``vocabulary``, ``length``) or of rows of numbers (``features``).
+    ``from_data``: the arguments that come from the data set. Unless given, those of images
+    (``classes``, ``in_channels``, ``input_size``), or of a factory that takes ``outputs`` those of
+    sequences of tokens (``vocabulary``, ``length``) or of rows of numbers (``features``).
 
     Raise the ``revision`` when a name comes to mean another network: results of the old one are
     then not taken for its.
@@ -90,10 +90,10 @@ def register_model(
     def register(factory: F) -> F:
         where = f"register_model({name!r})"
         takes = inspect.signature(factory).parameters
-        from_data = tuple(told) if told is not None else _told(takes)
-        if missing := [argument for argument in from_data if argument not in takes]:
+        names = tuple(from_data) if from_data is not None else _data_arguments(takes)
+        if missing := [argument for argument in names if argument not in takes]:
             raise ConfigError(
-                f"{where}: the factory must take the arguments {', '.join(from_data)}, which come "
+                f"{where}: the factory must take the arguments {', '.join(names)}, which come "
                 f"from the data set. Missing: {', '.join(missing)}."
             )
         check_arguments(factory, defaults, where=where)
@@ -103,7 +103,7 @@ def register_model(
             family=family,
             reference=_reference(factory),
             defaults=defaults,
-            told=from_data,
+            from_data=names,
             revision=revision,
         )
         MODELS.add(name, entry, origin=factory)
@@ -112,7 +112,7 @@ def register_model(
     return register
 
 
-def _told(takes: Iterable[str]) -> tuple[str, ...]:
+def _data_arguments(takes: Iterable[str]) -> tuple[str, ...]:
     if "outputs" not in takes:
         return FROM_DATA
     return OF_TOKENS if "vocabulary" in takes else OF_FEATURES
@@ -241,7 +241,7 @@ def example_input(spec: ModelSpec, shape: Sequence[int]) -> "Tensor":
     """Return an input of a model, of a shape: zeros, or for a model of tokens several of them."""
     import torch
 
-    if "vocabulary" not in MODELS.get(spec.name).told:
+    if "vocabulary" not in MODELS.get(spec.name).from_data:
         return torch.zeros(tuple(shape))
     num = math.prod(shape)
     vocabulary: int = spec.arguments.get("vocabulary", 1)

@@ -99,7 +99,7 @@ def allocate_n_of_m(layers: Layers, n: int, m: int) -> dict[str, Tensor]:
             f"A pattern of {n} in {m} is one of single weights, and this method removes "
             f"{layers.unit}s. Use it with a method of unit 'weight', such as magnitude."
         )
-    kept = {}
+    masks = {}
     for name in layers:
         dim = layers.input_dim(name)
         scores = layers.whole(name).movedim(dim, -1)  # [..., inputs]
@@ -109,8 +109,8 @@ def allocate_n_of_m(layers: Layers, n: int, m: int) -> dict[str, Tensor]:
         stays = torch.ones_like(scores, dtype=torch.bool)
         chosen = torch.zeros_like(blocks, dtype=torch.bool).scatter_(1, best, True)
         stays[..., :filled] = chosen.reshape(scores[..., :filled].shape)
-        kept[name] = stays.movedim(-1, dim).flatten()[layers.left[name]]
-    return kept
+        masks[name] = stays.movedim(-1, dim).flatten()[layers.left[name]]
+    return masks
 
 
 def allocate_shares(scores: Mapping[str, Tensor], shares: Sequence[float]) -> dict[str, Tensor]:

@@ -154,10 +154,10 @@ class Probe:
         """
         slot = _output_of(group)
         module = self._model.get_submodule(slot.tensor.rpartition(".")[0])
-        found: list[Tensor] = []
+        parts: list[Tensor] = []
 
         def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            found.append(reduce(_channels_first(module, output)).cpu())
+            parts.append(reduce(_channels_first(module, output)).cpu())
 
         batches = self._batches()
         handle = module.register_forward_hook(keep)
@@ -167,15 +167,15 @@ class Probe:
                     self._model(x)
         finally:
             handle.remove()
-        values = torch.cat(found)  # [images, channels of the module]
+        values = torch.cat(parts)  # [images, channels of the module]
         if values.shape[1] != len(slot.units):
             raise ConfigError(
                 f"Activations score channels, and {group.name!r} is a group of single weights. Use "
                 "unit 'channel', or a criterion of weights and gradients."
             )
-        mine = slot.units >= 0
+        owned = slot.units >= 0
         result = torch.zeros(len(values), group.size)
-        return result.index_add_(1, slot.units[mine], values[:, mine])
+        return result.index_add_(1, slot.units[owned], values[:, owned])
 
     def read(self, group: Group, measure: Measure) -> Tensor:
         """Return the mean of ``measure`` over the values of each unit where they are read.
@@ -258,8 +258,8 @@ class Probe:
         if group.name not in self._contributions:
             together = self._groups.values() if group.name in self._groups else [group]
             images = (x for x, _ in self._batches())
-            found = contributions(self._model, together, images, seed=self._seed)
-            self._contributions.update(found)
+            measured = contributions(self._model, together, images, seed=self._seed)
+            self._contributions.update(measured)
         return self._contributions[group.name].clone()
 
     def observe(

@@ -64,14 +64,14 @@ def observe(
         ConfigError: a reader is neither a plain convolution nor a linear layer, or does not run.
     """
     wanted = list(readers)
-    found: dict[str, list[Tensor]] = {}
+    observed: dict[str, list[Tensor]] = {}
 
     def watching(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         generator = seeded(seed, "places", name)
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             inputs, outputs = _at_places(module, args[0], output, generator)
-            found.setdefault(name, []).append(keep(name, inputs, outputs).cpu())
+            observed.setdefault(name, []).append(keep(name, inputs, outputs).cpu())
 
         return hook
 
@@ -85,12 +85,12 @@ def observe(
         for handle in handles:
             handle.remove()
     for name in wanted:
-        if name not in found:
+        if name not in observed:
             raise ConfigError(
                 f"Cannot sample what {name!r} reads: its module is never called, so the network "
                 "uses the weight in some other way. Use a method that looks at weights alone."
             )
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    return {name: torch.cat(parts) for name, parts in observed.items()}
 
 
 def _module_of(model: nn.Module, weight: str) -> nn.Linear | nn.modules.conv._ConvNd:
@@ -211,9 +211,9 @@ def _contributions(
 
 def _by_unit(rows: Tensor, units: Tensor, size: int) -> Tensor:
     """Add up a reader's input positions by unit: ``[samples, positions] -> [samples, size]``."""
-    mine = (units >= 0).to(rows.device)
+    owned = (units >= 0).to(rows.device)
     total = rows.new_zeros(len(rows), size)
-    return total.index_add_(1, units.to(rows.device)[mine], rows[:, mine])
+    return total.index_add_(1, units.to(rows.device)[owned], rows[:, owned])
 
 
 def reconstruct_(

@@ -67,9 +67,10 @@ def _nothing(trace: Trace, method: Method) -> str:
     )
     if UNITS.get(method.unit).left_out is None:
         return message
-    others = left_out(trace, method)
-    if others:
-        message += f" Its groups: {_by_reason(others)}. Give the method a scope that has them: all."
+    left_out_groups = left_out(trace, method)
+    if left_out_groups:
+        groups = _by_reason(left_out_groups)
+        message += f" Its groups: {groups}. Give the method a scope that has them: all."
     if trace.whole:
         message += f" Kept whole: {_by_reason(trace.whole)}."
     return message
@@ -78,14 +79,14 @@ def _nothing(trace: Trace, method: Method) -> str:
 def _by_reason(reasons: Mapping[str, str], *, num: int = 4) -> str:
     """List names by their reasons, the first few of each: ``'a', 'b' and 3 more (why); ...``."""
     names: dict[str, list[str]] = {}
-    for name, why in reasons.items():
-        names.setdefault(why, []).append(repr(name))
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(repr(name))
     parts = []
-    for why, those in names.items():
-        shown = those if len(those) <= num else [*those[:num], f"{len(those) - num} more"]
-        parts.append(f"{_listed(shown)} ({why})")
-    more = [f"and {len(parts) - num} other reasons"] if len(parts) > num else []
-    return "; ".join([*parts[:num], *more])
+    for reason, members in names.items():
+        more = [f"{len(members) - num} more"] if len(members) > num else []
+        parts.append(f"{_listed([*members[: num if more else None], *more])} ({reason})")
+    rest = [f"and {len(parts) - num} other reasons"] if len(parts) > num else []
+    return "; ".join([*parts[:num], *rest])
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -141,8 +142,8 @@ def select(
     groups = groups_in_scope(model, trace, chosen)
     probe = _prober(dataset, seed=seed, num_images=num_images, groups=groups, masks=masks)
     scores = scores_of(chosen, groups, probe(model), within)
-    asked: dict[str, Any] = {"within": within, "device": device, "multiple_of": multiple_of}
-    layers = layers_of(model, trace, chosen, scores=scores, **asked)
+    options: dict[str, Any] = {"within": within, "device": device, "multiple_of": multiple_of}
+    layers = layers_of(model, trace, chosen, scores=scores, **options)
     if shares is not None:
         return layers.mask(_by_shares(chosen, layers, shares))
     if pattern is not None:
@@ -231,9 +232,9 @@ def _amount(
 ) -> float | CostShare:
     """Return how much is to go, where it is not given by shares or a pattern (then 0)."""
     known = {"sparsity": sparsity, "shares": shares, "pattern": pattern}
-    asked = [*(name for name, value in known.items() if value is not None), *costs]
-    if len(asked) > 1:
-        raise ConfigError(f"select takes one of {' and '.join(asked)}, not several.")
+    amounts = [*(name for name, value in known.items() if value is not None), *costs]
+    if len(amounts) > 1:
+        raise ConfigError(f"select takes one of {' and '.join(amounts)}, not several.")
     if shares is not None or pattern is not None:
         if rounds > 1:
             raise ConfigError("Rounds are steps to a sparsity or a cost. Leave out 'rounds'.")

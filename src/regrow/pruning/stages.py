@@ -97,7 +97,7 @@ class Part:
 # Finding ------------------------------------------------------------------------------------------
 
 
-def stages_of(model: nn.Module, found: Trace) -> dict[str, int]:
+def stages_of(model: nn.Module, trace: Trace) -> dict[str, int]:
     """Number the stages of a network from 0, in the order of computation.
 
     A stage is the layers whose feature maps have one size. The layers of a residual block count by
@@ -113,7 +113,7 @@ def stages_of(model: nn.Module, found: Trace) -> dict[str, int]:
         The stage of each group of channels and of each convolution's weight, by name: masks of
         every unit but ``block`` name those.
     """
-    sizes = _map_sizes(model, found.example)
+    sizes = _map_sizes(model, trace.example)
     convs = {name for name in sizes if isinstance(model.get_submodule(name), _Conv)}
     numbers: dict[tuple[int, ...], int] = {}
     for name, size in sizes.items():
@@ -121,7 +121,7 @@ def stages_of(model: nn.Module, found: Trace) -> dict[str, int]:
             numbers.setdefault(size, len(numbers))
     named = {
         name: numbers[sizes[name]]
-        for name, group in found.groups.items()
+        for name, group in trace.groups.items()
         if sizes.get(name) in numbers and _is_convolved(group, convs)
     }
     return named | {

@@ -142,11 +142,11 @@ def _counted(choices: _Choices) -> Mask:
         return layers.mask(above.kept)
     while high - low > 1.0 / (4 * layers.num_units) and wanted - below.share > CLOSE:
         middle = (low + high) / 2
-        found = choices.at(middle)
-        if found.share <= wanted:
-            high, below = middle, found
+        candidate = choices.at(middle)
+        if candidate.share <= wanted:
+            high, below = middle, candidate
         else:
-            low, above = middle, found
+            low, above = middle, candidate
     return layers.mask(_filled(choices, above, below).kept)
 
 
@@ -176,7 +176,7 @@ def _by_rank(
     layers: Layers, above: _Candidate, below: _Candidate, *, first: bool
 ) -> Iterator[tuple[str, int]]:
     """Yield the removed units, the highest ranks in their groups first; of equal ones by score."""
-    found: list[tuple[float, float, int, str, int]] = []
+    ranked: list[tuple[float, float, int, str, int]] = []
     for name, scores in layers.items():
         gone = ~below.kept[name] & (above.kept[name] if first else ~above.kept[name])
         if not bool(gone.any()):
@@ -186,8 +186,8 @@ def _by_rank(
         mean = float(scores.abs().mean()) or 1.0
         for unit in gone.nonzero().flatten().tolist():
             rank = (int(ranks[unit]) + 1) / len(scores)
-            found.append((-rank, -float(scores[unit]) / mean, len(found), name, unit))
-    yield from ((name, unit) for *_, name, unit in sorted(found))
+            ranked.append((-rank, -float(scores[unit]) / mean, len(ranked), name, unit))
+    yield from ((name, unit) for *_, name, unit in sorted(ranked))
 
 
 def _timed(choices: _Choices) -> Mask:
@@ -198,11 +198,11 @@ def _timed(choices: _Choices) -> Mask:
         raise ConfigError(_out_of_reach(choices.layers, choices.cost, best.share))
     for _ in range(TIMED_STEPS):
         middle = (low + high) / 2
-        found = choices.at(middle)
-        if found.share > wanted:
+        candidate = choices.at(middle)
+        if candidate.share > wanted:
             low = middle
             continue
-        high, best = middle, found
-        if wanted - found.share <= TIMED_TOLERANCE:
+        high, best = middle, candidate
+        if wanted - candidate.share <= TIMED_TOLERANCE:
             break
     return choices.layers.mask(best.kept)

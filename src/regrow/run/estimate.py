@@ -223,8 +223,8 @@ class _Guess:
     def ratio(self, prune: Prune) -> float:
         """Return the unpruned network's FLOPs over the pruned one's, known or guessed."""
         how = prune.method
-        kept = prune.expected_kept
-        key = (prune.model, prune.data.shape, how.unit, how.scope, kept, prune.shares)
+        share = prune.expected_kept
+        key = (prune.model, prune.data.shape, how.unit, how.scope, share, prune.shares)
         if self.store is not None and prune.key in self._finished_keys:
             record = self.store.record(prune.key)
             return float(record["before"]["flops"] / max(record["after"]["flops"], 1))
@@ -237,11 +237,11 @@ class _Guess:
         return frozenset(job.key for job in self.finished)
 
     def _uniform_ratio(self, prune: Prune) -> float:
-        kept = prune.expected_kept
+        share = prune.expected_kept
         if prune.cost is not None:
             return 1.0 / prune.cost.share
         if not UNITS.get(prune.method.unit).narrows:
-            return 1.0 / max(kept, 0.01)
+            return 1.0 / max(share, 0.01)
         key = (prune.model, prune.data.shape)
         try:
             if key not in self._traces:
@@ -254,7 +254,7 @@ class _Guess:
             )
             after = measure(shrink(network, mask, groups), groups.example)
         except TraceError:
-            return 1.0 / max(kept, 0.1) ** 2  # a layer loses inputs and outputs
+            return 1.0 / max(share, 0.1) ** 2  # a layer loses inputs and outputs
         return model_cost(prune.model, prune.data.shape).flops / max(after.flops, 1)
 
 

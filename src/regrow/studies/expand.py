@@ -49,10 +49,10 @@ class Cell:
     @property
     def place(self) -> tuple[str, str, str, str, str, int]:
         """Its place in the table: two results at one place could not be told apart."""
-        own, use, cut = self.experiment, self.use, self.cut
+        experiment, use, cut = self.experiment, self.use, self.cut
         return (
-            own.data_label,
-            own.model_label,
+            experiment.data_label,
+            experiment.model_label,
             use.label if use else "",
             cut.label if cut else "",
             self.arm.name,
@@ -175,7 +175,10 @@ def _on(experiment: Experiment, data: Material, job: AnyJob, seed: int, *, label
 def _data_of_head(experiment: Experiment, backbone: Experiment) -> Material:
     """Look at the data of what is built; refuse what its head cannot learn."""
     assert experiment.head is not None
-    noun, channels = experiment.head.noun, dict(material(backbone.data).told).get("in_channels")
+    noun, channels = (
+        experiment.head.noun,
+        dict(material(backbone.data).model_arguments).get("in_channels"),
+    )
     if channels != 3:
         raise ConfigError(
             f"A {noun} needs a classifier of colour images, and the 'backbone' has "
@@ -207,27 +210,31 @@ class _Guides:
 
 def _source(experiment: Experiment, source: Source, model: ModelSpec, data: Material) -> _Guides:
     """Return the networks that a method follows, which may be of another model and data set."""
-    other = replace(
+    followed = replace(
         experiment,
         data=source.data or experiment.data,
         model=source.model or experiment.model,
         model_label=source.model_label or experiment.model_label,
         recipe=source.recipe or experiment.recipe,
     )
-    theirs = material(other.data)
-    network = theirs.model(other.model)
-    _check_use(source.use, network, theirs)
-    stages = [_count_stages(*pair) for pair in ((network, theirs.shape), (model, data.shape))]
+    followed_data = material(followed.data)
+    network = followed_data.model(followed.model)
+    _check_use(source.use, network, followed_data)
+    stages = [
+        _count_stages(*pair) for pair in ((network, followed_data.shape), (model, data.shape))
+    ]
     if stages[0] != stages[1]:
-        sizes = theirs.shape[-1], data.shape[-1]
+        sizes = followed_data.shape[-1], data.shape[-1]
         raise ConfigError(
-            f"{other.model.name} has {stages[0]} stages on images of {sizes[0]} pixels, and "
+            f"{followed.model.name} has {stages[0]} stages on images of {sizes[0]} pixels, and "
             f"{model.name}, which is to follow it, has {stages[1]} on images of {sizes[1]}. A "
             "stage is the layers with one size of feature map, and stages are matched in their "
             "order: take the pattern 'from' a network and images with as many."
         )
-    plain = tuple(_train(other, theirs, network, seed) for seed in other.seeds)
-    return _Guides(experiment=other, use=_in_network(source.use, network, theirs), plain=plain)
+    plain = tuple(_train(followed, followed_data, network, seed) for seed in followed.seeds)
+    return _Guides(
+        experiment=followed, use=_in_network(source.use, network, followed_data), plain=plain
+    )
 
 
 def _parent(experiment: Experiment, plain: Train, use: MethodUse, cut: Cut) -> Train:
@@ -319,7 +326,7 @@ def _retrain(experiment: Experiment, trained: Train, prune: Prune, arm: Arm) -> 
     """
     starts = {"inherited": prune.parent or trained, "rewound": trained}
     seed = trained.seed
-    what = prune.label.rpartition(" prune")[0]
+    pruned_network = prune.label.rpartition(" prune")[0]
     return Retrain(
         prune=prune,
         arm=arm,
@@ -330,7 +337,7 @@ def _retrain(experiment: Experiment, trained: Train, prune: Prune, arm: Arm) -> 
         if arm.treatment is None
         else _treated(METHODS.get(arm.treatment), arm.strength, prune.model),
         teacher=trained if arm.needs_teacher else None,
-        label=f"{what} {arm.name} seed {seed}",
+        label=f"{pruned_network} {arm.name} seed {seed}",
     )
 
 
@@ -351,14 +358,14 @@ def _in_network(use: MethodUse, model: ModelSpec, data: Material) -> MethodUse:
 
 def _check_augmentation(experiment: Experiment, data: Material) -> None:
     """Refuse to augment what are not images, and to mix tokens."""
-    recipe, told = experiment.recipe, dict(data.told).keys()
-    of_images = {"in_channels", "input_size"} <= told
-    asked = {
+    recipe, arguments = experiment.recipe, dict(data.model_arguments).keys()
+    of_images = {"in_channels", "input_size"} <= arguments
+    settings = {
         "augmentation": recipe.augmentation if recipe.augmentation != "none" else None,
         "cutout": recipe.cutout,
-        "mixup": recipe.mixup if "vocabulary" in told else None,
+        "mixup": recipe.mixup if "vocabulary" in arguments else None,
     }
-    for option, value in asked.items():
+    for option, value in settings.items():
         if value is not None and not of_images:
             raise ConfigError(
                 f"The recipe's {option} {value!r} is for images, and {experiment.data_label!r} has "
@@ -451,9 +458,9 @@ def _tried(model: ModelSpec, data: Material, part: Any, cut: Any, _codes: Any) -
     unit, scope, name = part
     sparsity, shares = cut
     method = replace(METHODS.get(name), unit=unit, scope=scope)
-    network, found = _traced(model, data.shape)
+    network, trace = _traced(model, data.shape)
     try_out(
-        method, network, found, dataset=load(data.spec), sparsity=sparsity or 0.5, shares=shares
+        method, network, trace, dataset=load(data.spec), sparsity=sparsity or 0.5, shares=shares
     )
 
 

@@ -159,8 +159,8 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
     data = [_of_task(read_data(entry), value.get("task")) for entry in as_list(value["data"])]
     uses = tuple(_use(entry, arms) for entry in as_list(value.get("methods", [])))
     models = [_model(entry) for entry in as_list(value["models"])]
-    for key, found in (("data", data), ("models", models), ("arms", arms)):
-        if not found:
+    for key, values in (("data", data), ("models", models), ("arms", arms)):
+        if not values:
             raise ConfigError(f"{key!r} must name at least one. Got an empty list.")
     if not uses and UNPRUNED not in arms:
         raise ConfigError(
@@ -211,15 +211,15 @@ def check_arm(arm: Arm, recipe: Recipe) -> None:
 def _check_names(value: Mapping[str, Any]) -> None:
     """Refuse unknown models and methods before the code behind known ones is imported."""
     for entry in as_list(value["models"]):
-        given = entry if isinstance(entry, Mapping) else {"name": entry}
-        if "name" in given:
-            MODELS.key(given["name"])
+        fields = entry if isinstance(entry, Mapping) else {"name": entry}
+        if "name" in fields:
+            MODELS.key(fields["name"])
     for entry in as_list(value.get("methods", [])):
-        given = entry_of(entry, "methods", _method_keys())
-        METHODS.key(given["name"])
+        fields = entry_of(entry, "methods", _method_keys())
+        METHODS.key(fields["name"])
         for key, registry in (("criterion", CRITERIA), ("allocation", ALLOCATIONS)):
-            if key in given:
-                registry.key(given[key])
+            if key in fields:
+                registry.key(fields[key])
 
 
 def read_data(entry: Any) -> tuple[DataSpec, str]:
@@ -242,14 +242,14 @@ def _of_task(data: tuple[DataSpec, str], task: Any) -> tuple[DataSpec, str]:
 
 
 def _model(entry: Any) -> tuple[ModelSpec, str]:
-    given = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
-    name, label = given.pop("name", None), given.pop("label", None)
+    fields = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
+    name, label = fields.pop("name", None), fields.pop("label", None)
     if name is None:
         raise ConfigError(f"models: an entry needs a 'name'. Got {entry!r}.")
-    spec = ModelSpec(MODELS.key(name), given)
-    resolve(spec, reserved=MODELS.get(spec.name).told)
+    spec = ModelSpec(MODELS.key(name), fields)
+    resolve(spec, reserved=MODELS.get(spec.name).from_data)
     if label is None:
-        options = ", ".join(f"{key} {value}" for key, value in given.items())
+        options = ", ".join(f"{key} {value}" for key, value in fields.items())
         label = f"{spec.name} ({options})" if options else spec.name
     return spec, text(label, "label")
 
@@ -287,25 +287,25 @@ def _method_keys() -> tuple[str, ...]:
 
 
 def _use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
-    given = entry_of(entry, "methods", _method_keys())
-    name = METHODS.key(given["name"])
+    fields = entry_of(entry, "methods", _method_keys())
+    name = METHODS.key(fields["name"])
     method = METHODS.get(name)
     where = f"The method {name!r}"
     changes: dict[str, Any] = {
-        "criterion": CRITERIA.key(given.get("criterion", method.criterion)),
-        "allocation": ALLOCATIONS.key(given.get("allocation", method.allocation)),
+        "criterion": CRITERIA.key(fields.get("criterion", method.criterion)),
+        "allocation": ALLOCATIONS.key(fields.get("allocation", method.allocation)),
     }
-    if "scope" in given:
-        changes["scope"] = tuple(text(kind, "scope") for kind in as_list(given["scope"]))
-    if "normalise" in given:
-        changes["normalise"] = text(given["normalise"], "normalise")
-    strength = given.get("strength")
+    if "scope" in fields:
+        changes["scope"] = tuple(text(kind, "scope") for kind in as_list(fields["scope"]))
+    if "normalise" in fields:
+        changes["normalise"] = text(fields["normalise"], "normalise")
+    strength = fields.get("strength")
     if strength is not None:
         if not method.strength:
             raise ConfigError(f"{where} has no penalty during training, so it takes no 'strength'.")
         if not is_number(strength) or strength < 0:
             raise ConfigError(f"{where}: 'strength' must be at least 0. Got {strength!r}.")
-    pretrained, lr = given.get("pretrained", False), given.get("lr")
+    pretrained, lr = fields.get("pretrained", False), fields.get("lr")
     if not isinstance(pretrained, bool):
         raise ConfigError(f"{where}: 'pretrained' must be true or false. Got {pretrained!r}.")
     if method.treatment is None and (pretrained or lr is not None):
@@ -315,18 +315,18 @@ def _use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
     if lr is not None and not (is_number(lr) and lr > 0):
         raise ConfigError(f"{where}: 'lr' must be a number above 0. Got {lr!r}.")
     method = replace(method, **changes)
-    cuts = read_cuts(given, method, where)
-    source = _source(given, method, where)
+    cuts = read_cuts(fields, method, where)
+    source = _source(fields, method, where)
     if method.each_sparsity and any(cut.shares is not None for cut in cuts):
         raise ConfigError(f"{where} trains for a 'sparsity', so it takes no 'target' or 'shares'.")
     return MethodUse(
         method=method,
-        label=text(given.get("label", _default_label(name, source)), "label"),
+        label=text(fields.get("label", _default_label(name, source)), "label"),
         cuts=cuts,
         strength=None if strength is None else float(strength),
         pretrained=pretrained,
         lr=None if lr is None else float(lr),
-        ticket=_ticket(given, arms, where) if cuts[0].step is not None else None,
+        ticket=_ticket(fields, arms, where) if cuts[0].step is not None else None,
         source=source,
     )
 
@@ -335,29 +335,31 @@ def _default_label(name: str, source: Source | None) -> str:
     return f"{name} from {source.label}" if source is not None and source.label else name
 
 
-def _source(given: Mapping[str, Any], method: Method, where: str) -> Source | None:
+def _source(fields: Mapping[str, Any], method: Method, where: str) -> Source | None:
     """Read where a method that follows a pattern takes it from."""
     if method.follows is None:
-        if "from" in given:
+        if "from" in fields:
             known = [name for name in METHODS.names() if METHODS.get(name).follows is not None]
             raise ConfigError(
                 f"{where} follows no pattern of other networks, so it takes no 'from'. Methods "
                 f"that do: {', '.join(known)}."
             )
         return None
-    if "shares" in given:
+    if "shares" in fields:
         raise ConfigError(
             f"{where} takes each layer's share from other networks, so it takes a 'sparsity' (of "
             "those) and no 'shares'."
         )
     try:
-        own = mapping(given.get("from", {}), "'from'", _SOURCE_KEYS)
-        entry = entry_of(own.get("method", method.follows), "'from': method", _SOURCE_METHOD_KEYS)
+        source = mapping(fields.get("from", {}), "'from'", _SOURCE_KEYS)
+        entry = entry_of(
+            source.get("method", method.follows), "'from': method", _SOURCE_METHOD_KEYS
+        )
         _check_source(METHODS.get(entry["name"]), method)
-        use = _use({**entry, "sparsity": given["sparsity"]}, ())
-        data, data_label = read_data(own["data"]) if "data" in own else (None, "")
-        model, model_label = _model(own["model"]) if "model" in own else (None, "")
-        recipe = _recipe(own["recipe"]) if "recipe" in own else None
+        use = _use({**entry, "sparsity": fields["sparsity"]}, ())
+        data, data_label = read_data(source["data"]) if "data" in source else (None, "")
+        model, model_label = _model(source["model"]) if "model" in source else (None, "")
+        recipe = _recipe(source["recipe"]) if "recipe" in source else None
     except ConfigError as error:
         raise ConfigError(f"{where}, what it follows: {error}") from error
     return Source(
@@ -384,13 +386,13 @@ def _check_source(source: Method, method: Method) -> None:
         )
 
 
-def _ticket(given: Mapping[str, Any], arms: Sequence[Arm], where: str) -> Arm:
+def _ticket(fields: Mapping[str, Any], arms: Sequence[Arm], where: str) -> Arm:
     """Return the arm that each round trains: one of the study's, or a registered one."""
-    name = text(given.get("ticket", WINNING_TICKET.name), "ticket")
-    own = {arm.name: arm for arm in arms}
-    ticket = own.get(name) or registered_arm(name)
+    name = text(fields.get("ticket", WINNING_TICKET.name), "ticket")
+    by_name = {arm.name: arm for arm in arms}
+    ticket = by_name.get(name) or registered_arm(name)
     if ticket is None:
-        raise ConfigError(f"{where}: 'ticket': {unknown('arm', name, {*own, *ARMS.names()})}")
+        raise ConfigError(f"{where}: 'ticket': {unknown('arm', name, {*by_name, *ARMS.names()})}")
     if ticket.start not in ("inherited", "initial", "rewound"):
         raise ConfigError(
             f"{where}: each round's 'ticket' must start from inherited, initial or rewound "
@@ -412,25 +414,25 @@ def cost_names() -> tuple[str, ...]:
     return COST_TARGETS.known()
 
 
-def read_cuts(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
+def read_cuts(fields: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
     """Read how much a method removes: one amount or several, each a row of the table."""
     fixed = ALLOCATIONS.get(method.allocation).sparsity
     if fixed is not None:
-        return (_fixed(fixed, given, method, where),)
-    rounds = _number_of_rounds(given, method, where)
-    if rounds is not None and method.trained and given.get("ticket") != NO_TICKET:
-        return _rounds(rounds, given, method, where)
-    cuts = [Cut(sparsity=_sparsity(s, where)) for s in as_list(given.get("sparsity", []))]
-    for name in as_list(given.get("target", [])):
+        return (_fixed(fixed, fields, method, where),)
+    rounds = _number_of_rounds(fields, method, where)
+    if rounds is not None and method.trained and fields.get("ticket") != NO_TICKET:
+        return _rounds(rounds, fields, method, where)
+    cuts = [Cut(sparsity=_sparsity(s, where)) for s in as_list(fields.get("sparsity", []))]
+    for name in as_list(fields.get("target", [])):
         key = str(name).lower()
         if key not in method.targets:
             raise ConfigError(f"{where}: {unknown('target', str(name), method.targets)}")
         shares = method.targets[key].shares
         cuts.append(Cut(target=key, shares=shares, sparsity=0.0 if shares is None else None))
-    if "shares" in given:
-        own = tuple(_sparsity(s, where, method) for s in as_list(given["shares"]))
-        cuts.append(Cut(target="shares", shares=own))
-    cuts += _costs(given, method, where)
+    if "shares" in fields:
+        shares_of_layers = tuple(_sparsity(s, where, method) for s in as_list(fields["shares"]))
+        cuts.append(Cut(target="shares", shares=shares_of_layers))
+    cuts += _costs(fields, method, where)
     if not cuts:
         known = f", or a 'target' ({', '.join(method.targets)})" if method.targets else ""
         raise ConfigError(
@@ -448,28 +450,28 @@ def read_cuts(given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut
     return tuple(replace(cut, rounds=rounds) for cut in cuts)
 
 
-def _costs(given: Mapping[str, Any], method: Method, where: str) -> list[Cut]:
-    asked = [name for name in given if name in cost_names()]
-    if asked and (method.each_sparsity or method.follows is not None):
-        why = "trains for it" if method.each_sparsity else "follows networks of it"
-        raise ConfigError(f"{where} needs a 'sparsity', because it {why}. Got {asked[0]!r}.")
-    found = []
-    for name in asked:
-        for share in as_list(given[name]):
+def _costs(fields: Mapping[str, Any], method: Method, where: str) -> list[Cut]:
+    names = [name for name in fields if name in cost_names()]
+    if names and (method.each_sparsity or method.follows is not None):
+        reason = "trains for it" if method.each_sparsity else "follows networks of it"
+        raise ConfigError(f"{where} needs a 'sparsity', because it {reason}. Got {names[0]!r}.")
+    cuts = []
+    for name in names:
+        for share in as_list(fields[name]):
             try:
                 cost = CostShare(name, share)
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from error
             if cost.target.timed and UNITS.get(method.unit).masked:
                 raise ConfigError(f"{where}: {masked_refusal(cost, method.unit)}")
-            found.append(Cut(target=cost.label, cost=cost))
-    return found
+            cuts.append(Cut(target=cost.label, cost=cost))
+    return cuts
 
 
-def _fixed(sparsity: float, given: Mapping[str, Any], method: Method, where: str) -> Cut:
+def _fixed(sparsity: float, fields: Mapping[str, Any], method: Method, where: str) -> Cut:
     """Return the one cut of an allocation that has a single sparsity, such as 2:4."""
     for name in (*AMOUNTS, "rounds", *cost_names()):
-        if name in given and (name, given[name]) != ("sparsity", sparsity):
+        if name in fields and (name, fields[name]) != ("sparsity", sparsity):
             raise ConfigError(
                 f"{where}: the allocation {method.allocation!r} always has the sparsity "
                 f"{sparsity:g}. Leave out {name!r}."
@@ -482,11 +484,11 @@ def _fixed(sparsity: float, given: Mapping[str, Any], method: Method, where: str
     return Cut(sparsity=sparsity)
 
 
-def _number_of_rounds(given: Mapping[str, Any], method: Method, where: str) -> int | None:
+def _number_of_rounds(fields: Mapping[str, Any], method: Method, where: str) -> int | None:
     """Return in how many rounds a method prunes, None for a method that prunes at once."""
-    if "rounds" not in given and method.rounds == 1:
+    if "rounds" not in fields and method.rounds == 1:
         return None
-    rounds = given.get("rounds", method.rounds)
+    rounds = fields.get("rounds", method.rounds)
     if not is_int(rounds, least=1) or rounds > MOST_ROUNDS:
         raise ConfigError(
             f"{where}: 'rounds' must be an int from 1 to {MOST_ROUNDS}. Got {rounds!r}."
@@ -494,7 +496,7 @@ def _number_of_rounds(given: Mapping[str, Any], method: Method, where: str) -> i
     return int(rounds)
 
 
-def _rounds(rounds: int, given: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
+def _rounds(rounds: int, fields: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
     """Return a cut for each round with training in between, known by what is gone after it."""
     if not UNITS.get(method.unit).masked:
         raise ConfigError(
@@ -502,8 +504,8 @@ def _rounds(rounds: int, given: Mapping[str, Any], method: Method, where: str) -
             f"'rounds' with training in between: a method of unit "
             f"{' or '.join(map(repr, masked_units()))}, or 'ticket: none'."
         )
-    step = _sparsity(given.get("sparsity"), where)
-    if step == 0.0 or set(given) & {"target", "shares", *cost_names()}:
+    step = _sparsity(fields.get("sparsity"), where)
+    if step == 0.0 or set(fields) & {"target", "shares", *cost_names()}:
         raise ConfigError(
             f"{where}: 'rounds' need one 'sparsity' above 0, the share of what is left that each "
             "removes, and no 'target', 'shares' or cost."

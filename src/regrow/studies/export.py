@@ -123,9 +123,9 @@ def _input(dataset: Dataset) -> dict[str, Any]:
     if dataset.vocabulary is not None:
         return {"tokens": dataset.vocabulary}
     of = "pixels in [0, 1]" if dataset.of_images else "numbers"
-    each = "channel" if dataset.of_images else "feature"
+    feature = "channel" if dataset.of_images else "feature"
     return {
-        "scale": f"{of}, minus mean, over std, for each {each}",
+        "scale": f"{of}, minus mean, over std, for each {feature}",
         "mean": list(dataset.mean),
         "std": list(dataset.std),
     }

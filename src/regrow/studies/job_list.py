@@ -59,10 +59,10 @@ def recall(store: Store, study: Path, *, data: Mapping[str, str] | None = None) 
     """Return what a study file was expanded into, unless it or what it depends on has changed."""
     identity = _identity(study, data or {})
     try:
-        kept = store.decided(identity) if identity is not None else None
+        stored = store.decided(identity) if identity is not None else None
     except StoreError:  # it was altered: the study is expanded anew
         return None
-    return Planned(**kept) if kept is not None else None
+    return Planned(**stored) if stored is not None else None
 
 
 def _identity(study: Path, data: Mapping[str, str]) -> str | None:
@@ -71,7 +71,7 @@ def _identity(study: Path, data: Mapping[str, str]) -> str | None:
         value = read_file(study, lambda value, _: replaced(value, data))
         parts = [
             hashlib.sha256(content).hexdigest(),
-            *(f"{name}={other}" for name, other in sorted(data.items())),
+            *(f"{name}={replacement}" for name, replacement in sorted(data.items())),
             *(hashlib.sha256(file.read_bytes()).hexdigest() for file in loaded_files()),
             *sorted(
                 f"{e.name} {e.value}" for group in EXTENSIONS for e in entry_points(group=group)

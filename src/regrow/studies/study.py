@@ -78,18 +78,21 @@ class Study:
     margin: float | None = None  # None: the metric's own
 
     def __post_init__(self) -> None:
-        known: dict[tuple[str, str], Experiment] = {}
-        for one in self.experiments:
-            other = known.setdefault((one.data_label, one.model_label), one)
+        by_labels: dict[tuple[str, str], Experiment] = {}
+        for experiment in self.experiments:
+            labels = experiment.data_label, experiment.model_label
+            first = by_labels.setdefault(labels, experiment)
             differs = [
-                a for a in ("data", "model", "recipe") if getattr(one, a) != getattr(other, a)
+                a
+                for a in ("data", "model", "recipe")
+                if getattr(experiment, a) != getattr(first, a)
             ]
             if differs:
                 raise ConfigError(
-                    f"Two experiments call their network {one.model_label!r} on "
-                    f"{one.data_label!r}, but differ in the {' and the '.join(differs)}: a table "
-                    "could not tell them apart. Give the model or the data of one of them another "
-                    "'label'."
+                    f"Two experiments call their network {experiment.model_label!r} on "
+                    f"{experiment.data_label!r}, but differ in the {' and the '.join(differs)}: a "
+                    "table could not tell them apart. Give the model or the data of one of them "
+                    "another 'label'."
                 )
 
     @classmethod
@@ -167,21 +170,22 @@ def _read(value: Mapping[str, Any]) -> list[Experiment]:
 def _listed_experiments(parts: Any, shared: Mapping[str, Any]) -> list[Experiment]:
     if not isinstance(parts, list) or not parts:
         raise ConfigError(f"'experiments' must be a list of mappings. Got {parts!r}.")
-    found: list[Experiment] = []
+    experiments: list[Experiment] = []
     for number, part in enumerate(parts, 1):
-        own = mapping(part, f"experiments, number {number}", _known(part, EACH))
+        axes = mapping(part, f"experiments, number {number}", _known(part, EACH))
         try:
-            found += _read({**shared, **own})
+            experiments += _read({**shared, **axes})
         except ConfigError as error:
             raise ConfigError(f"experiments, number {number}: {error}") from error
-    return found
+    return experiments
 
 
 def _check_rows(experiments: Iterable[Experiment]) -> None:
     """Refuse a table that nobody could run, before it is expanded."""
     rows = sum(
-        len(one.seeds) * (1 + sum(len(use.cuts) for use in one.uses) * len(one.arms))
-        for one in experiments
+        len(experiment.seeds)
+        * (1 + sum(len(use.cuts) for use in experiment.uses) * len(experiment.arms))
+        for experiment in experiments
     )
     if rows > MOST_ROWS:
         raise ConfigError(

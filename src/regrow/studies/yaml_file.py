@@ -78,10 +78,10 @@ class _Loader(yaml.SafeLoader):
             self._characters += 1 + len(getattr(event, "value", ""))
         self._depth += 1
         if self._depth > MOST_DEPTH or self._characters > MOST_CHARACTERS:
-            what = f"nests more than {MOST_DEPTH} deep"
+            excess = f"nests more than {MOST_DEPTH} deep"
             if self._depth <= MOST_DEPTH:
-                what = f"unfolds to more than {MOST_CHARACTERS:,} characters"
-            raise yaml.composer.ComposerError(None, None, f"the file {what}", place)
+                excess = f"unfolds to more than {MOST_CHARACTERS:,} characters"
+            raise yaml.composer.ComposerError(None, None, f"the file {excess}", place)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if anchor is not None and not isinstance(event, yaml.AliasEvent):
@@ -134,58 +134,58 @@ def pairs(values: Sequence[str]) -> dict[str, str]:
     >>> pairs(["cifar10=hf:images/cifar10"])
     {'cifar10': 'hf:images/cifar10'}
     """
-    found: dict[str, str] = {}
+    replacements: dict[str, str] = {}
     for value in values:
-        name, equals, other = value.partition("=")
-        if not name or not equals or not other or name in found:
+        name, equals, replacement = value.partition("=")
+        if not name or not equals or not replacement or name in replacements:
             raise ConfigError(
                 "--data must be NAME=OTHER, each name once, such as cifar10=hf:PATH. "
                 f"Got {short(value)}."
             )
-        found[name] = other
-    return found
+        replacements[name] = replacement
+    return replacements
 
 
-def replaced(value: Any, others: Mapping[str, str]) -> Any:
+def replaced(value: Any, replacements: Mapping[str, str]) -> Any:
     """Return a study, as a file has it, with other data in the place of those named.
 
     Data go by their name or their label, wherever the study speaks of them; their options stay.
     """
     names: set[str] = set()
-    found = _replaced(value, others, names)
-    for name in others:
+    study = _replaced(value, replacements, names)
+    for name in replacements:
         if name not in names:
             raise ConfigError(
                 f"--data replaces data that the study names: {unknown('data set', name, names)}"
             )
-    return found
+    return study
 
 
-def _replaced(value: Any, others: Mapping[str, str], names: set[str]) -> Any:
+def _replaced(value: Any, replacements: Mapping[str, str], names: set[str]) -> Any:
     if isinstance(value, list):
-        return [_replaced(entry, others, names) for entry in value]
+        return [_replaced(entry, replacements, names) for entry in value]
     if not isinstance(value, Mapping):
         return value
-    found = {}
+    changed = {}
     for key, entry in value.items():
         if key != "data":
-            found[key] = _replaced(entry, others, names)
+            changed[key] = _replaced(entry, replacements, names)
         elif isinstance(entry, list):
-            found[key] = [_other(each, others, names) for each in entry]
+            changed[key] = [_other(data_set, replacements, names) for data_set in entry]
         else:
-            found[key] = _other(entry, others, names)
-    return found
+            changed[key] = _other(entry, replacements, names)
+    return changed
 
 
-def _other(data: Any, others: Mapping[str, str], names: set[str]) -> Any:
+def _other(data: Any, replacements: Mapping[str, str], names: set[str]) -> Any:
     """Return what stands in for one data set, or that itself."""
-    given = data if isinstance(data, Mapping) else {"name": data}
-    known = [name for key in ("name", "label") if isinstance(name := given.get(key), str)]
-    names |= set(known)
-    other = next((others[name] for name in known if name in others), None)
-    if other is None:
+    fields = data if isinstance(data, Mapping) else {"name": data}
+    names_here = [name for key in ("name", "label") if isinstance(name := fields.get(key), str)]
+    names |= set(names_here)
+    replacement = next((replacements[name] for name in names_here if name in replacements), None)
+    if replacement is None:
         return data
-    return {**given, "name": other} if isinstance(data, Mapping) else other
+    return {**fields, "name": replacement} if isinstance(data, Mapping) else replacement
 
 
 def decided(value: Any, precision: Callable[[], Precision]) -> Any:
@@ -195,13 +195,13 @@ def decided(value: Any, precision: Callable[[], Precision]) -> Any:
     """
     if not isinstance(value, Mapping):
         return value
-    found = _decided(value, precision)
+    study = _decided(value, precision)
     whole = {} if "backbone" in value else {"name": "cifar"}  # what a study has that gives none
     if "recipe" not in value:
-        found["recipe"] = _decided_recipe(whole, precision)
+        study["recipe"] = _decided_recipe(whole, precision)
     if isinstance(value.get("backbone"), Mapping):
-        found["backbone"] = decided(value["backbone"], precision)
-    return found
+        study["backbone"] = decided(value["backbone"], precision)
+    return study
 
 
 def _decided(value: Any, precision: Callable[[], Precision]) -> Any:

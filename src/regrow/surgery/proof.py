@@ -346,24 +346,24 @@ def _only(mask: Mask, names: Sequence[str]) -> Mask:
 
 def _difference(output: Any, expected: Any) -> float:
     """Return the largest difference of two outputs' numbers; NaN where any is not finite."""
-    ours, theirs = leaves(output), leaves(expected)
-    if [place for place, _ in ours] != [place for place, _ in theirs]:
+    actual, wanted = leaves(output), leaves(expected)
+    if [place for place, _ in actual] != [place for place, _ in wanted]:
         raise TraceError(
             "The cut network returns something else than the network itself: "
             f"{_shape(output)} in place of {_shape(expected)}. Let it return the same whatever "
             "its number of channels."
         )
-    return _largest([_gap(a, b) for (_, a), (_, b) in zip(ours, theirs, strict=True)])
+    return _largest([_gap(a, b) for (_, a), (_, b) in zip(actual, wanted, strict=True)])
 
 
-def _gap(ours: Any, theirs: Any) -> float:
-    if not isinstance(theirs, Tensor | bool | int | float):
-        if type(ours) is not type(theirs) or ours != theirs:
+def _gap(actual: Any, wanted: Any) -> float:
+    if not isinstance(wanted, Tensor | bool | int | float):
+        if type(actual) is not type(wanted) or actual != wanted:
             raise TraceError(
-                f"The cut network returns {ours!r} where the network itself returns {theirs!r}."
+                f"The cut network returns {actual!r} where the network itself returns {wanted!r}."
             )
         return 0.0
-    a, b = (torch.as_tensor(x) for x in (ours, theirs))
+    a, b = (torch.as_tensor(x) for x in (actual, wanted))
     if a.shape != b.shape:
         raise TraceError(
             f"The cut network returns a tensor of shape {tuple(a.shape)} where the network itself "

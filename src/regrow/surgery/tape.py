@@ -264,8 +264,8 @@ def record(model: nn.Module, example: Any) -> Tape:
         tape.parameters.add(index)
     for name, buffer in model.named_buffers():
         tape.names[recorder.enter(buffer)] = name
-    given = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
-    tape.inputs += [recorder.enter(tensor, data=True) for tensor in given]
+    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    tape.inputs += [recorder.enter(tensor, data=True) for tensor in tensors]
     for attribute in ("num_features", "num_groups", "normalized_shape"):
         tape.normalisers |= {
             n: attribute for n, m in model.named_modules() if hasattr(m, attribute)
@@ -281,7 +281,7 @@ def record(model: nn.Module, example: Any) -> Tape:
             output = call(model, example)
     except Exception as error:
         where = f" in {recorder.stack[-1]!r}" if recorder.stack[-1] else ""
-        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in given)
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise TraceError(
             f"The network fails on an example of shape {shapes}{where}: {error}. "
             "Give an example input that the network takes."

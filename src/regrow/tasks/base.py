@@ -4,7 +4,7 @@ A file given by ``--with`` adds one like any other; a data set, or a study's ``t
 
     register_task(
         "ordinal", metric=CLOSE, objective="cross-entropy", tally=off_by_one, conclude=share,
-        tell=of_arrays, baseline=share_of_most_frequent,
+        model_arguments=of_arrays, baseline=share_of_most_frequent,
     )
 """
 
@@ -117,7 +117,7 @@ class Task:
 
     Attributes:
         metric: what networks are scored by.
-        tell: a data set -> the arguments that a model's factory is given from it.
+        model_arguments: a data set -> the arguments that a model's factory is given from it.
         objective: the name of the loss that a recipe has which names none.
         tally: outputs and targets of a batch -> float64 [k], sums over its examples. They are added
             up over batches, in one order, so that the score is the same on any number of ranks.
@@ -135,7 +135,7 @@ class Task:
 
     name: str
     metric: Metric
-    tell: "Callable[[Dataset], Mapping[str, int]]"
+    model_arguments: "Callable[[Dataset], Mapping[str, int]]"
     objective: str
     tally: Tally | None
     conclude: Conclude | None
@@ -161,7 +161,7 @@ def register_task(
     name: str,
     *,
     metric: Metric,
-    tell: "Callable[[Dataset], Mapping[str, int]]",
+    model_arguments: "Callable[[Dataset], Mapping[str, int]]",
     objective: str = "",
     tally: Tally | None = None,
     conclude: Conclude | None = None,
@@ -177,7 +177,7 @@ def register_task(
     task = Task(
         name=canonical(name),
         metric=metric,
-        tell=tell,
+        model_arguments=model_arguments,
         objective=objective,
         tally=tally,
         conclude=conclude,
@@ -218,8 +218,8 @@ def targets_of(dataset: "Dataset") -> Targets:
 def check_task(dataset: "Dataset") -> None:
     """Refuse a task that cannot be learnt of a data set; the ``ConfigError`` names those that can.
 
-    A model is told other things for images than for other examples, so a task of either is not
-    one of the other.
+    Models for images take other arguments than models for other examples, so a task of one kind
+    does not fit the other.
     """
     task = task_of(dataset)
     if task.fits(dataset):

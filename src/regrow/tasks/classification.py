@@ -40,7 +40,7 @@ register_task(
     "image-classification",
     **BY_CLASS,
     metric=ACCURACY,
-    tell=of_images,
+    model_arguments=of_images,
     inputs=("images",),
     about="One class for each image; accuracy",
 )
@@ -48,6 +48,6 @@ register_task(
     "classification",
     **BY_CLASS,
     metric=EXAMPLE_ACCURACY,
-    tell=of_arrays,
+    model_arguments=of_arrays,
     about="One class for each row of features, or sequence of tokens; accuracy",
 )

@@ -51,7 +51,7 @@ register_task(
     "regression",
     metric=R_SQUARED,
     objective="mean-squared-error",
-    tell=of_arrays,
+    model_arguments=of_arrays,
     tally=square_errors,
     conclude=r_squared,
     baseline=none_explained,

@@ -63,7 +63,7 @@ def bits_by_frequency(dataset: Dataset) -> float:
 # What a class for each token asks for.
 BY_TOKEN: Mapping[str, Any] = {
     "objective": "token-cross-entropy",
-    "tell": of_arrays,
+    "model_arguments": of_arrays,
     "conclude": ratio,
     "targets": ("a class for each token",),
 }

@@ -43,11 +43,11 @@ def guard(
 
 def _layers(trace: Trace, groups: Mapping[str, Tensor]) -> list[list[tuple[str, Slot]]]:
     """List the places that hold units of the groups: for each dimension of each tensor, whose."""
-    found: dict[tuple[str, int], list[tuple[str, Slot]]] = {}
+    layers: dict[tuple[str, int], list[tuple[str, Slot]]] = {}
     for name in groups:
         for slot in trace.groups[name].slots:
-            found.setdefault((slot.tensor, slot.dim), []).append((name, slot))
-    return list(found.values())
+            layers.setdefault((slot.tensor, slot.dim), []).append((name, slot))
+    return list(layers.values())
 
 
 def _order(scores: Tensor) -> Tensor:
