@@ -255,9 +255,9 @@ def test_a_target_without_variance_has_no_r2() -> None:
 # Models -----------------------------------------------------------------------------------------
 
 
-def test_a_model_that_is_told_other_things_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_takes_other_arguments_is_refused(tmp_path: Path) -> None:
     data = material_of(DataSpec(table(tmp_path)))
-    with pytest.raises(ConfigError, match=r"tells features, outputs\. Models for it: mlp"):
+    with pytest.raises(ConfigError, match=r"gives features, outputs\. Models for it: mlp"):
         data.model(ModelSpec("vgg-16"))
     with pytest.raises(ConfigError, match="'mlp' takes features, outputs"):
         material_of(DataSpec("digits")).model(ModelSpec("mlp"))
