@@ -28,7 +28,9 @@ class Detections:
     scores: Tensor
 
 
-def detect(model: Detection, pictures: Pictures, *, precision: Precision = "fp32") -> list[Detections]:
+def detect(
+    model: Detection, pictures: Pictures, *, precision: Precision = "fp32"
+) -> list[Detections]:
     """Show a detector the pictures one by one; return what it found on each, on the CPU.
 
     Its modes are as before afterwards.

@@ -56,7 +56,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Detector:
-    """How objects are detected; the defaults are the framework's that the paper names for VOC.
+    """Settings of a detector; the defaults are the framework's that the paper names for VOC.
 
     ``short_side``, ``long_side``: pixels that images are scaled to; the long one is a cap.
     ``anchor_sizes`` (square root of the area, in pixels) and ``anchor_ratios`` (height / width).

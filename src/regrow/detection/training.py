@@ -32,7 +32,7 @@ def num_shown(recipe: Recipe, num_pictures: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _ImageOrder:
-    """What an epoch shows, in order: which picture, and whether it is mirrored."""
+    """The images of an epoch in order, and whether each is mirrored."""
 
     index: list[int]
     mirrored: list[bool]
@@ -129,7 +129,9 @@ class DetectionTraining(Stepping):
             mirrored = draws < 0.5
         return _ImageOrder(index=(order % num).tolist(), mirrored=mirrored.tolist())
 
-    def _batch(self, epoch: _ImageOrder, place: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    def _batch(
+        self, epoch: _ImageOrder, place: int
+    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         batch = self.recipe.batch
         start = place * batch
         self.pictures.announce(dict.fromkeys(epoch.index[start : start + batch * BATCHES_AHEAD]))
