@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from regrow.core.units import UNITS
 from regrow.cost import measure
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, TraceError
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.models import ModelSpec, build
@@ -271,3 +272,32 @@ def test_a_report_shows_what_was_asked_and_what_is_left(tmp_path: Path) -> None:
 
 def test_built_in_costs_are_listed() -> None:
     assert {"latency", "macs", "parameters"} <= set(COST_TARGETS.names())
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is standardised when it is used; of one number that fails."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution by the standardised weight."""
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True).view_as(self.weight)
+        return F.conv2d(x, weight, self.bias)
+
+
+def test_a_cost_of_products_with_computed_weights_is_found_by_cutting() -> None:
+    torch.manual_seed(0)
+    layers = (Standardised(1, 8, 3), nn.ReLU(), Standardised(8, 8, 1), nn.ReLU(), nn.Flatten())
+    model = nn.Sequential(*layers, nn.Linear(288, 10))
+    found = trace(model, SHAPE)
+    assert found.groups.keys() == {"0", "2"}
+    # With one channel left of the first layer the second, 1x1, has weights of a single number.
+    with pytest.raises(TraceError, match="does not run"):
+        select_and_cut(model, found, 0.9)
+    mask = select(model, found, "l1", macs=0.4)
+    assert 0.3 < shares(model, found, mask)["macs"] <= 0.4
+    with pytest.raises(TraceError, match="does not run"):
+        select(model, found, "l1", macs=0.12)
+
+
+def select_and_cut(model: nn.Module, found: Trace, sparsity: float) -> nn.Module:
+    return shrink(model, select(model, found, "l1", sparsity=sparsity), found)

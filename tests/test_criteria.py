@@ -187,11 +187,102 @@ class Attending(nn.Module):
         self.head = nn.Linear(8, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Read ``[N, 1, 8, 8]``."""
         x = x.squeeze(1)
         x = x + self.attention(x, x, x, need_weights=False)[0]
         x = x + self.down(F.gelu(self.up(x)))
         result: Tensor = self.head(x.mean(1))
         return result
+
+
+class Heads(nn.Module):
+    """Rows of images as tokens, and attention of two heads from one packed layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = 2, 4
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.squeeze(1)
+        packed = self.qkv(x).reshape(len(x), 8, 3, self.num_heads, self.head_dim)
+        q, k, v = packed.permute(2, 0, 3, 1, 4)
+        joined = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(x), 8, -1)
+        result: Tensor = self.head((x + self.proj(joined)).mean(1))
+        return result
+
+
+def test_a_head_scores_all_that_it_owns_and_what_is_read_of_it() -> None:
+    torch.manual_seed(0)
+    net = Heads().eval()
+    found = trace(net, SHAPE)
+    (group,) = (group for group in found.groups.values() if group.kind == "head")
+    weight = net.qkv.weight.detach().double().numpy().reshape(3, 2, 4, 8)
+    by_hand = np.abs(weight).sum((0, 2, 3))
+    np.testing.assert_allclose(score("l1-norm", net, group), by_hand, rtol=1e-5)
+    vectors = weight.transpose(1, 0, 2, 3).reshape(2, -1)
+    distance = np.linalg.norm(vectors[0] - vectors[1])
+    np.testing.assert_allclose(score("geometric-median", net, group), [distance] * 2, rtol=1e-5)
+    inputs: list[Tensor] = []
+    net.proj.register_forward_hook(lambda m, a, o: inputs.append(a[0]))
+    probe = Probe(net, digits(), num_images=IMAGES)
+    with torch.no_grad():
+        net(torch.cat([x for x, _ in probe.batches()]))
+    values = inputs[0].double().numpy().reshape(-1, 2, 4)
+    mine = score("mean-activation", net, group)
+    np.testing.assert_allclose(mine, np.abs(values).mean((0, 2)), rtol=1e-4)
+    product = (probe.weight("proj.weight") * probe.gradient("proj.weight")).double().numpy()
+    gates = np.abs(product.reshape(8, 2, 4).sum((0, 2)))
+    np.testing.assert_allclose(score("taylor-gate", net, group), gates, rtol=1e-4)
+    for name in ("taylor", "fisher", "l1"):
+        options: dict[str, Any] = {"dataset": digits(), "num_images": 16, "scope": "head"}
+        mask = select(net, found, name, sparsity=0.5, **options)
+        assert mask.widths() == {group.name: 1}
+        assert verify(net, mask, found) < 1e-9
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is standardised, filter by filter, whenever it is used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.flatten(1)
+        spread = flat.std(1, keepdim=True) + 1e-3
+        weight = ((flat - flat.mean(1, keepdim=True)) / spread).view_as(self.weight)
+        return F.conv2d(x, weight, self.bias)
+
+
+def test_what_a_computed_weight_reads_is_what_enters_its_layer() -> None:
+    torch.manual_seed(0)
+    first, second = Standardised(1, 4, 3), Standardised(4, 3, 3)
+    net = nn.Sequential(first, nn.ReLU(), second, nn.Flatten(), nn.Linear(48, 10)).eval()
+    probe = Probe(net, digits(), num_images=IMAGES)
+    images = torch.cat([x for x, _ in probe.batches()])
+    with torch.no_grad():
+        read = first(images).relu().double().numpy()
+    norms = np.broadcast_to(np.sqrt((read**2).sum((0, 2, 3)))[:, None, None], (3, 4, 1, 1))
+    np.testing.assert_allclose(probe.input_norms("2.weight").numpy(), norms, rtol=1e-4)
+    # The last layer's is the parameter itself, and is not counted twice.
+    assert probe.input_norms("4.weight").shape == (1, 48)
+
+
+def test_the_channels_of_norms_with_a_forward_of_their_own_are_found() -> None:
+    class Last(nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    class Turn(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.permute(0, 2, 3, 1)
+
+    torch.manual_seed(0)
+    conv = nn.Conv2d(1, 6, 3)  # maps of 6 x 6: the shape does not say where the channels are
+    net = nn.Sequential(conv, Turn(), Last(6), nn.Flatten(), nn.Linear(216, 10)).eval()
+    probe = Probe(net, digits(), num_images=IMAGES)
+    with torch.no_grad():
+        expected = net[:3](torch.cat([x for x, _ in probe.batches()])).mean((1, 2))
+    mine = probe.activation(trace(net, SHAPE).group("0"))
+    torch.testing.assert_close(mine, expected)
 
 
 def attending() -> nn.Module:

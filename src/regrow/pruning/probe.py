@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from regrow.core.choice import Choice
 from regrow.core.seeds import seeded
@@ -156,8 +157,8 @@ class Probe:
         module = self._model.get_submodule(slot.tensor.rpartition(".")[0])
         parts: list[Tensor] = []
 
-        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            parts.append(reduce(_channels_first(module, output)).cpu())
+        def keep(_module: nn.Module, inputs: Any, output: Tensor) -> None:
+            parts.append(reduce(_channels_first(module, inputs[0], output)).cpu())
 
         batches = self._batches()
         handle = module.register_forward_hook(keep)
@@ -314,13 +315,18 @@ def _output_of(group: Group) -> Slot:
     return (*norms, *group.producers())[0]
 
 
-def _channels_first(module: nn.Module, output: Tensor) -> Tensor:
-    """Write what a module puts out as ``[N, channels, *map]``."""
+def _channels_first(module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+    """Write what a module makes of ``x`` as ``[N, channels, *map]``."""
     channels = 1
     if isinstance(module, nn.LayerNorm):
-        # One of maps with a forward of its own (torchvision's LayerNorm2d) leaves them in front.
-        own = type(module).forward is not nn.LayerNorm.forward and output.dim() == 4
-        channels = 1 if own else -len(module.normalized_shape)
+        # One of maps with a forward of its own (torchvision's LayerNorm2d) may leave them in front.
+        shape = module.normalized_shape
+        channels = -len(shape)
+        if type(module).forward is not nn.LayerNorm.forward and output.dim() == 4:
+            last = x.shape[channels:] == shape and torch.allclose(
+                output, F.layer_norm(x, shape, module.weight, module.bias, module.eps), atol=1e-4
+            )
+            channels = channels if last else 1
     elif isinstance(module, nn.Linear):
         channels = -1
     return output.movedim(channels, 1)

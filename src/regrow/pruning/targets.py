@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from regrow.core.units import UNITS
 from regrow.cost.latency import latencies, machine
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, TraceError
 from regrow.pruning.costs import CostShare, Measured, cost_target, masked_refusal
 from regrow.pruning.layers import Layers, Pruned
 from regrow.surgery import Trace
@@ -26,6 +26,7 @@ CLOSE = 1e-4  # of the unpruned network's cost: then the search ends
 TOLERANCE = 0.005  # what is missed by more is filled with single units out of turn
 TIMED_TOLERANCE, TIMED_STEPS = 0.01, 12
 MOST_TRIES = 600  # of single units
+BROKEN = -1.0  # the share of a network that cannot be cut so far: the search takes less of it
 
 
 @cost_target("macs")
@@ -67,7 +68,7 @@ def reach(layers: Layers, allocate: Callable[[Layers, float], Any], cost: CostSh
     Raises:
         ConfigError: no sparsity does; the message says what can be reached.
     """
-    check_reachable(layers, allocate, cost)
+    layers = check_reachable(layers, allocate, cost)
     search = _timed if cost.target.timed else _counted
     mask = search(_Choices(layers, partial(allocate, layers), cost))
     counts_agree = layers.counts is None or _agree(layers, mask)
@@ -79,16 +80,24 @@ def reach(layers: Layers, allocate: Callable[[Layers, float], Any], cost: CostSh
 
 def check_reachable(
     layers: Layers, allocate: Callable[[Layers, float], Any], cost: CostShare
-) -> None:
-    """Raise a ``ConfigError`` if a method that removes all it may still leaves too much."""
+) -> Layers:
+    """Raise a ``ConfigError`` if a method that removes all it may still leaves too much.
+
+    Returns:
+        The layers, which count by cutting where it takes that to see that the cost is in reach: in
+        networks whose products are not of parameters as they are (standardised weights).
+    """
     if cost.target.timed:
         if UNITS.get(layers.unit).masked:
             raise ConfigError(masked_refusal(cost, layers.unit))
-        return  # measured once, by the search
-    choices = _Choices(layers, partial(allocate, layers), cost)
-    most = choices.at(LARGEST)
-    if most.share > cost.share:
-        raise ConfigError(_out_of_reach(layers, cost, most.share))
+        return layers  # measured once, by the search
+    for counted in (layers, replace(layers, quick=False)):
+        most = _Choices(counted, partial(allocate, counted), cost).at(LARGEST)
+        if most.share <= cost.share:
+            return counted
+        if layers.counts is None:
+            break
+    raise ConfigError(_out_of_reach(layers, cost, most.share))
 
 
 def _out_of_reach(layers: Layers, cost: CostShare, least: float) -> str:
@@ -120,6 +129,7 @@ class _Choices:
         self.layers, self.cost = layers, cost
         self._allocate = allocate
         self._unpruned = layers.unpruned
+        self._broken: TraceError | None = None
 
     def at(self, sparsity: float) -> _Candidate:
         """Return what the allocation keeps at a sparsity."""
@@ -130,7 +140,17 @@ class _Choices:
         pruned = self.layers.pruned(kept)
         assert pruned.mask is not None
         flat = {n: s.flatten()[self.layers.left[n]] for n, s in pruned.mask.kept.items()}
-        return _Candidate(flat, self.cost.target.function(pruned, self._unpruned).share)
+        try:
+            share = self.cost.target.function(pruned, self._unpruned).share
+        except TraceError as error:  # too narrow for what the network does with its layers
+            self._broken, share = error, BROKEN
+        return _Candidate(flat, share)
+
+    def mask(self, chosen: _Candidate) -> Mask:
+        """Return the mask of a candidate; a ``TraceError`` if the network that it leaves fails."""
+        if chosen.share == BROKEN and self._broken is not None:
+            raise self._broken
+        return self.layers.mask(chosen.kept)
 
 
 def _counted(choices: _Choices) -> Mask:
@@ -139,7 +159,7 @@ def _counted(choices: _Choices) -> Mask:
     low, high = 0.0, LARGEST
     above, below = choices.at(low), choices.at(high)
     if above.share <= wanted:
-        return layers.mask(above.kept)
+        return choices.mask(above)
     while high - low > 1.0 / (4 * layers.num_units) and wanted - below.share > CLOSE:
         middle = (low + high) / 2
         candidate = choices.at(middle)
@@ -147,7 +167,7 @@ def _counted(choices: _Choices) -> Mask:
             high, below = middle, candidate
         else:
             low, above = middle, candidate
-    return layers.mask(_filled(choices, above, below).kept)
+    return choices.mask(_filled(choices, above, below))
 
 
 def _filled(choices: _Choices, above: _Candidate, below: _Candidate) -> _Candidate:
@@ -205,4 +225,4 @@ def _timed(choices: _Choices) -> Mask:
         high, best = middle, candidate
         if wanted - candidate.share <= TIMED_TOLERANCE:
             break
-    return choices.layers.mask(best.kept)
+    return choices.mask(best)

@@ -1,5 +1,6 @@
 """Watching a network run: rows of channels that weights read, whichever code multiplies."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.surgery.dispatch import OperationMode
+from regrow.surgery.mask import layer_of
 from regrow.surgery.tape import evaluating
 
 See = Callable[[str, Tensor], None]
@@ -30,18 +32,20 @@ class _Watching(OperationMode):
 
     def __init__(self, weights: Mapping[str, Tensor], see: See) -> None:
         super().__init__()
+        self.seen: Counter[str] = Counter()  # how often each weight was multiplied with
         self._names: dict[tuple[int, int], list[str]] = {}
         for name, weight in weights.items():
             self._names.setdefault(_place(weight), []).append(name)
         self._see = see
 
     def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        name_of_operation = operation._schema.name
-        places = _MULTIPLY.get(name_of_operation)
-        if places is not None:
-            data, weight = (args[place] for place in places)
-            for name in self._names.get(_place(weight), ()):
-                self._see(name, _rows(name_of_operation, data))
+        """Run an operation, after what it multiplies was handed on."""
+        name = operation._schema.name
+        if name in _MULTIPLY:
+            data, factor = (args[place] for place in _MULTIPLY[name])
+            for weight in self._names.get(_place(factor), ()):
+                self.seen[weight] += 1
+                self._see(weight, _rows(data, is_map=name == "aten::convolution"))
         return super().run(operation, args, kwargs)
 
 
@@ -54,11 +58,48 @@ def _place(weight: Tensor) -> tuple[int, int]:
     return weight.data_ptr(), num
 
 
-def _rows(operation: str, data: Tensor) -> Tensor:
+def _rows(data: Tensor, *, is_map: bool) -> Tensor:
     """Write what enters a product as ``[samples, channels]``."""
-    if operation == "aten::convolution":
+    if is_map:
         data = data.movedim(1, -1)
     return data.reshape(-1, data.shape[-1])
+
+
+@contextmanager
+def _computed(
+    model: nn.Module, weights: Iterable[str], watching: _Watching, see: See
+) -> Iterator[None]:
+    """Hand on what enters layers that multiply with a weight computed from theirs.
+
+    Such as a standardised one, which lies elsewhere in memory.
+    """
+    before: dict[str, int] = {}
+
+    def entering(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: tuple[Any, ...]) -> None:
+            before[name] = watching.seen[name]
+
+        return hook
+
+    def leaving(name: str, *, is_map: bool) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+            if watching.seen[name] == before[name]:
+                see(name, _rows(args[0], is_map=is_map))
+
+        return hook
+
+    handles = []
+    for name in weights:
+        layer = layer_of(name, model)
+        if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd) and name.endswith("weight"):
+            is_map = not isinstance(layer, nn.Linear)
+            handles.append(layer.register_forward_pre_hook(entering(name)))
+            handles.append(layer.register_forward_hook(leaving(name, is_map=is_map)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -83,6 +124,8 @@ def watch(model: nn.Module, weights: Iterable[str], batches: Iterable[Any], see:
             a convolution, a row for each place of its inputs.
     """
     named = {name: model.get_parameter(name).detach() for name in weights}
-    with evaluating(model), torch.no_grad(), _no_fast_path(), _Watching(named, see):
+    watching = _Watching(named, see)
+    hooks = _computed(model, named, watching, see)
+    with evaluating(model), torch.no_grad(), _no_fast_path(), hooks, watching:
         for x in batches:
             model(x)
