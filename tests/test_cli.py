@@ -332,7 +332,7 @@ def test_list_says_something_of_every_name(command: Command) -> None:
     names = json.loads(command("list", "--json").out)
     assert set(names) == {
         "data", "tasks", "models", "methods", "criteria", "allocations", "arms", "recipes",
-        "objectives", "optimisers", "schedules", "costs", "units",
+        "objectives", "optimisers", "schedules", "costs", "units", "scopes", "normalisations",
     }  # fmt: skip
     texts = {(kind, name): text for kind, of in names.items() for name, text in of.items()}
     assert all(texts.values()), texts

@@ -104,8 +104,8 @@ def list_names(
     what: Annotated[
         str,
         typer.Argument(
-            help="data, tasks, models, methods, criteria, allocations, units, costs, arms, "
-            "recipes, objectives, optimisers or schedules."
+            help="data, tasks, models, methods, criteria, allocations, scopes, normalisations, "
+            "units, costs, arms, recipes, objectives, optimisers or schedules."
         ),
     ] = "all",
     with_files: WithOption = None,

@@ -8,7 +8,8 @@ from regrow.data import DATASETS
 from regrow.jobs.arms import ARMS, Arm, Budget
 from regrow.models import MODELS
 from regrow.pruning.costs import COST_TARGETS
-from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, Method
+from regrow.pruning.method import ALL, ALLOCATIONS, CRITERIA, METHODS, SCOPES, Method
+from regrow.pruning.normalise import NORMALISATIONS
 from regrow.tasks import TASKS
 from regrow.train import RECIPES, Recipe
 from regrow.train.objective import OBJECTIVES
@@ -33,6 +34,8 @@ def catalogue() -> dict[str, dict[str, str]]:
         "methods": {name: _method(METHODS.get(name)) for name in METHODS.names()},
         "criteria": {name: _first_line(CRITERIA.get(name)) for name in CRITERIA.names()},
         "allocations": {n: _first_line(ALLOCATIONS.get(n).function) for n in ALLOCATIONS.names()},
+        "scopes": dict(SCOPES),
+        "normalisations": {name: _first_line(f) for name, f in NORMALISATIONS.items()},
         "units": {name: UNITS.get(name).about for name in UNITS.names()},
         "costs": {n: _first_line(COST_TARGETS.get(n).function) for n in COST_TARGETS.names()},
         "arms": {name: _arm(ARMS.get(name)) for name in ARMS.names()},
@@ -58,6 +61,8 @@ def _model(name: str) -> str:
 
 def _method(method: Method) -> str:
     text = f"{method.criterion} x {method.allocation}, removes {method.unit}s"
+    if UNITS.get(method.unit).left_out is not None:
+        text += f" ({'all' if method.scope == ALL else ', '.join(method.scope)})"
     if method.follows is not None:
         text += f", follows the pattern of {method.follows} (or another: from)"
     return f"{text}; targets {', '.join(method.targets)}" if method.targets else text
