@@ -278,7 +278,10 @@ def test_option_given_twice_is_refused_by_every_command_unless_it_makes_a_list(
         else:
             refused(result, f"{name} was given 2 times, and takes one value")
             refusals += 1
-    assert lists == {"--data", "--with", "--replace-data", "--nets", "--only"}
+    assert lists == {
+        *("--data", "--with", "--replace-data", "--nets", "--only"),
+        *("--input", "--keep", "--scope", "--set", "--result"),
+    }
     assert refusals > 40
 
 

@@ -34,7 +34,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         "methods": {name: _method(METHODS.get(name)) for name in METHODS.names()},
         "criteria": {name: _first_line(CRITERIA.get(name)) for name in CRITERIA.names()},
         "allocations": {n: _first_line(ALLOCATIONS.get(n).function) for n in ALLOCATIONS.names()},
-        "scopes": dict(SCOPES),
+        "scopes": {str(name): about for name, about in SCOPES.items()},
         "normalisations": {name: _first_line(f) for name, f in NORMALISATIONS.items()},
         "units": {name: UNITS.get(name).about for name in UNITS.names()},
         "costs": {n: _first_line(COST_TARGETS.get(n).function) for n in COST_TARGETS.names()},
