@@ -39,7 +39,7 @@ from regrow.pruning.select import select
 from regrow.report.collect import results_of
 from regrow.run import run
 from regrow.store import Store
-from regrow.studies.study import Study, load
+from regrow.studies.study import Study
 from regrow.surgery import shrink, silence, trace
 from regrow.train import RECIPES, Recipe
 
@@ -531,9 +531,9 @@ def test_a_study_file_is_named_in_its_errors(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("data: voc:x\ndetector: voc\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml: 'backbone' is missing"):
-        load(file)
+        Study.load(file)
     with pytest.raises(ConfigError, match="Cannot read the study"):
-        load(tmp_path / "none.yaml")
+        Study.load(tmp_path / "none.yaml")
 
 
 @real

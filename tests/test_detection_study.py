@@ -19,7 +19,7 @@ from regrow.run import estimate as estimates
 from regrow.run.estimate import estimate
 from regrow.run.gpu_sharing import gang
 from regrow.store import Store
-from regrow.studies.study import Study, load
+from regrow.studies.study import Study
 
 pytest.importorskip("torchmetrics")
 
@@ -68,7 +68,7 @@ def test_a_study_without_a_backbone_is_told_so(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"detector": "voc", "data": "voc:x"}), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"mine\.yaml: 'backbone' is missing"):
-        load(file)
+        Study.load(file)
     plain = {**STUDY["backbone"], "data": "voc-shapes"}
     with pytest.raises(ConfigError, match=r"learnt by a detector.*Give the study a 'backbone'"):
         Study.from_json(plain).cells()
@@ -231,7 +231,9 @@ def test_what_failed_stands_in_the_report(regrow: Command, tmp_path: Path) -> No
     ran = regrow("run", "study.yaml", "--workers", "0")
     assert ran.code == 1
     assert "FAILED" in ran.err
-    found = results_of(load("study.yaml"), Store.open(tmp_path / "regrow-store", create=False))
+    found = results_of(
+        Study.load("study.yaml"), Store.open(tmp_path / "regrow-store", create=False)
+    )
     assert [run.status for run in found.runs] == ["failed", "failed"]
     assert ["diverged" in failure.message for failure in found.failures] == [True]
     assert "not run" in ran.out

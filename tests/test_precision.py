@@ -21,7 +21,7 @@ from regrow.run.precision import (
     slow_bf16,
 )
 from regrow.store import Store
-from regrow.studies.study import Study, load
+from regrow.studies.study import Study
 from regrow.studies.yaml_file import decided
 from regrow.train import Precision, Recipe
 
@@ -94,7 +94,7 @@ def test_keys_of_a_file_are_those_of_what_was_decided(tmp_path: Path) -> None:
     file = _study(tmp_path)
     for precision in ("fp32", "bf16"):
         said = {**STUDY, "recipe": {"epochs": 1, "batch": 10, "precision": precision}}
-        (open_job,) = load(file, partial(_same, precision)).jobs()
+        (open_job,) = Study.load(file, partial(_same, precision)).jobs()
         (job,) = Study.from_json(said).jobs()
         assert open_job.key == job.key
 

@@ -168,7 +168,7 @@ def test_the_path_of_a_study_to_its_row_crosses_few_files(tmp_path: Path) -> Non
     from regrow.report.collect import results_of
     from regrow.run import run
     from regrow.store import Store
-    from regrow.studies.study import load
+    from regrow.studies.study import Study
 
     (tmp_path / "study.yaml").write_text(
         "data: {name: digits, subset: 60, test_subset: 40}\n"
@@ -187,7 +187,10 @@ def test_the_path_of_a_study_to_its_row_crosses_few_files(tmp_path: Path) -> Non
     before = sys.getprofile()
     sys.setprofile(note)
     try:
-        study, store = load(tmp_path / "study.yaml"), Store.open(tmp_path / "store", create=True)
+        study, store = (
+            Study.load(tmp_path / "study.yaml"),
+            Store.open(tmp_path / "store", create=True),
+        )
         run(study.jobs(), store, workers=0)
         rows = summarise(results_of(study, store).runs)
     finally:

@@ -7,7 +7,7 @@ import pytest
 
 from commands import Command, write_study
 from regrow.errors import ConfigError
-from regrow.studies.study import load
+from regrow.studies.study import Study
 from regrow.studies.yaml_file import pairs, replaced
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -57,5 +57,5 @@ def test_every_command_of_a_study_takes_other_data(command: Command, tmp_path: P
     [("cifar10-small", "cifar10", "digits"), ("bccd", "tiny-imagenet-20", "digits")],
 )
 def test_examples_on_real_images_take_a_copy(example: str, name: str, other: str) -> None:
-    study = load(EXAMPLES / f"{example}.yaml", data={name: other})
+    study = Study.load(EXAMPLES / f"{example}.yaml", data={name: other})
     assert {one.data.name for one in study.experiments} == {other}

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from regrow.errors import RegrowError
-from regrow.studies.study import load
+from regrow.studies.study import Study
 
 BASE = """\
 name: small
@@ -90,14 +90,14 @@ def _imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Import what is imported on first use, which no time below shall count."""
     file = tmp_path_factory.mktemp("base") / "study.yaml"
     file.write_text(BASE)
-    load(file)
+    Study.load(file)
 
 
 def outcome(path: Path) -> str:
     """Return what reading a study file says; anything but an error for people is raised."""
     began = time.process_time()
     try:
-        load(path)
+        Study.load(path)
         message = "OK"
     except RegrowError as error:
         message = str(error)

@@ -37,10 +37,10 @@ def load_study(
 
     ``measure`` allows to time both precisions where the store holds no earlier choice.
     """
-    from regrow.studies.study import load
+    from regrow.studies.study import Study
 
     replacements = pairs(data or ())
-    load(
+    Study.load(
         path, data=replacements
     )  # a mistake is reported before PyTorch is imported, which takes seconds
     if sys.stderr.isatty():
@@ -48,7 +48,7 @@ def load_study(
     from regrow.run.precision import PrecisionChoice
 
     choice = PrecisionChoice(_existing(store), device=device, measure=measure)
-    return load(path, choice, data=replacements), choice
+    return Study.load(path, choice, data=replacements), choice
 
 
 def open_store(store: Path, *, create: bool) -> "Store":

@@ -96,15 +96,24 @@ class Study:
                 )
 
     @classmethod
-    def load(cls, path: str | Path, *, precision: Precision = "fp32") -> "Study":
+    def load(
+        cls,
+        path: str | Path,
+        precision: Precision | Callable[[], Precision] = "fp32",
+        *,
+        data: Mapping[str, str] | None = None,
+    ) -> "Study":
         """Read a study file; a ``ConfigError`` says where it is wrong.
 
-        ``precision`` is what recipes have that say ``auto``, or nothing.
+        ``precision`` is what recipes have that say ``auto``, or nothing; a function is asked only
+        if there is one (see ``run.precision``). ``data`` stand in for those that the study names.
         """
-        return read_file(
-            path,
-            lambda value, name: cls.from_json(decided(value, lambda: precision), name=name),
-        )
+
+        def parse(value: Any, name: str) -> "Study":
+            given = precision if callable(precision) else lambda: precision
+            return cls.from_json(decided(replaced(value, data or {}), given), name=name)
+
+        return read_file(path, parse)
 
     @classmethod
     def from_json(cls, value: Any, *, name: str = "study") -> "Study":
@@ -216,21 +225,3 @@ def file_name(value: Any) -> str:
             f"{short(name)}; a 'title' is free."
         )
     return name
-
-
-def load(
-    path: str | Path,
-    precision: Callable[[], Precision] = lambda: "fp32",
-    *,
-    data: Mapping[str, str] | None = None,
-) -> Study:
-    """Read a study file.
-
-    ``precision`` says what recipes have that say ``auto``, or nothing (see ``run.precision``);
-    ``data`` what stands in for data that the study names.
-    """
-
-    def parse(value: Any, name: str) -> Study:
-        return Study.from_json(decided(replaced(value, data or {}), precision), name=name)
-
-    return read_file(path, parse)
