@@ -71,7 +71,7 @@ PYTHON
 
 tests() {
     "$PYTHON" -m pytest -q -p no:cacheprovider -o filterwarnings=default tests/test_gpu.py \
-        tests/test_gang.py 2>&1 | tee "$STATE/tests.txt"
+        tests/test_gpu_sharing.py 2>&1 | tee "$STATE/tests.txt"
 }
 
 bench() { # a net at a time, so that a slice that ends loses one only
@@ -111,9 +111,9 @@ for file in sorted(pathlib.Path(sys.argv[1]).glob("bench.*.json")):
     rows += [(found, row) for row in found["rows"]]
 for found, row in rows[:1]:
     print(found["machine"]["device"], found["machine"]["date"], "torch", found["machine"]["torch"])
-    print(f"{'images/s':15}" + "".join(f"{name:>15}" for name in row["rates"]), "  gang  times plain")
+    print(f"{'images/s':15}" + "".join(f"{name:>15}" for name in row["rates"]), "  jobs  times plain")
 for found, row in rows:
     rates = "".join(f"{rate:15,.0f}" for rate in row["rates"].values())
-    print(f"{row['net']:15}{rates}{row['gang']:7}{row['times_plain']:11.1f}x")
+    print(f"{row['net']:15}{rates}{row['num_together']:7}{row['times_plain']:11.1f}x")
 PYTHON
 [ -e "$STATE/table1.done" ] && echo "All is done." || echo "Not all is done: call again."

@@ -90,7 +90,7 @@ def row_of(net: str) -> Row:
     rates = {"plain": 10.0, "fp32": 20.0, "bf16": 30.0, "fp32 together": 40.0}
     return Row(
         net=net,
-        gang=2,
+        num_together=2,
         rates={**rates, "bf16 together": 60.0},
         best="bf16 together",
         times_plain=6.0,
@@ -108,7 +108,7 @@ def test_rows_name_every_way_and_the_peak() -> None:
     text = "\n".join([head(row), line(row), foot([row])])
     for part in ("bf16 together", "6.00x", "25.0%", "3.0%", "4 GFLOP/s in bf16"):
         assert part in text
-    assert json.loads(json.dumps(row.to_json()))["gang"] == 2
+    assert json.loads(json.dumps(row.to_json()))["num_together"] == 2
 
 
 class Idle:

@@ -17,7 +17,7 @@ from regrow.jobs.train import Train
 from regrow.report.collect import results_of
 from regrow.run import estimate as estimates
 from regrow.run.estimate import estimate
-from regrow.run.gpu_sharing import gang
+from regrow.run.gpu_sharing import num_sharing
 from regrow.store import Store
 from regrow.studies.study import Study
 
@@ -168,7 +168,7 @@ def test_jobs_of_every_kind_have_an_estimate(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_device_is_shared_with_detectors_whose_needs_are_not_known() -> None:
-    assert gang(all_jobs(Study.from_json(STUDY).jobs()).values(), "cpu") == 1
+    assert num_sharing(all_jobs(Study.from_json(STUDY).jobs()).values(), "cpu") == 1
 
 
 def test_prune_d_goes_on_from_the_unpruned_detector() -> None:

@@ -22,7 +22,7 @@ from regrow.store import Store
 from regrow.studies.study import Study
 from regrow.train import Recipe, Training, fit, make_objective
 from small import bright
-from test_gang import Bodies
+from test_gpu_sharing import Bodies
 from test_training import QUICK, assert_same_bits, network
 
 TAUGHT = Choice("distillation", temperature=2.0, weight=0.7)

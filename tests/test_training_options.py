@@ -21,7 +21,7 @@ from regrow.errors import ConfigError
 from regrow.train import Recipe, Training, evaluate, fit
 from regrow.train.optimiser import make_optimiser
 from small import bright, forget_names
-from test_gang import Bodies, half
+from test_gpu_sharing import Bodies, half
 from test_training import QUICK, assert_same_bits, network, training
 
 # With an eps that is not small beside the gradient of a bias before a norm, which is rounding.

@@ -38,15 +38,17 @@ class GpuWays:
         self._trials = {
             p: Trial(subject.model(dataset), dataset, recipe(p), device=device) for p in precisions
         }
-        self._gangs = {p: how_many(trial.measure, most=MOST) for p, trial in self._trials.items()}
-        self.gang = self._gangs["bf16"]
+        self._nums_together = {
+            p: how_many(trial.measure, most=MOST) for p, trial in self._trials.items()
+        }
+        self.num_together = self._nums_together["bf16"]
         self.ways: dict[str, Callable[[float], float]] = {
             "plain": self._rate_of(float(n) for n in self._plain),
             "plain tf32": self._with_tf32(float(n) for n in self._plain),
         }
         for p in precisions:
             self.ways[p] = self._rate_of(our_steps(our_training(subject, p, device)))
-            self.ways[f"{p} together"] = self._gang_of(p)
+            self.ways[f"{p} together"] = self._rate_together(p)
 
     def peaks(self, seconds: float) -> dict[str, float]:
         """Return the FLOPs a second of matrix products, by precision."""
@@ -81,6 +83,6 @@ class GpuWays:
 
         return measured
 
-    def _gang_of(self, precision: Precision) -> Callable[[float], float]:
-        trial, num = self._trials[precision], self._gangs[precision]
+    def _rate_together(self, precision: Precision) -> Callable[[float], float]:
+        trial, num = self._trials[precision], self._nums_together[precision]
         return lambda seconds: BATCH * trial.measure(num, seconds=seconds)

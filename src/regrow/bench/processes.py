@@ -31,8 +31,8 @@ class Process:
         context = multiprocessing.get_context("spawn")
         self._pipe, remote = context.Pipe()
         self._process = context.Process(target=_serve, args=(remote, way, subject))
-        trains_here = way in ("fp32", "bf16")
-        with large_pages() if trains_here else nullcontext():
+        trains_by_regrow = way in ("fp32", "bf16")
+        with large_pages() if trains_by_regrow else nullcontext():
             self._process.start()
         remote.close()  # so that the end of the process is the end of the pipe
         self._ready = False
@@ -83,11 +83,11 @@ class CpuWays:
     """The plain loop with one thread and with all, ours alone, and ours on every core."""
 
     def __init__(self, subject: Subject) -> None:
-        self.gang = num_cores()
+        self.num_together = num_cores()
         self.left_out = hopeless()
         self.ways: dict[str, Callable[[float], float]] = {}
         self._processes: list[Process] = []
-        self._ours: dict[str, list[Process]] = {}
+        self._by_precision: dict[str, list[Process]] = {}
         try:
             with held_back(signal.SIGINT):  # for ever in these processes: it is not for them
                 self._start(subject)
@@ -99,8 +99,8 @@ class CpuWays:
 
     def peaks(self, seconds: float) -> dict[str, float]:
         """Return the FLOPs a second of matrix products on all cores, by precision."""
-        crew = self._ours["fp32"]
-        return {kind: together(crew, seconds, work=kind) for kind in self._ours}
+        processes = self._by_precision["fp32"]
+        return {kind: together(processes, seconds, work=kind) for kind in self._by_precision}
 
     def close(self) -> None:
         """End every process."""
@@ -109,20 +109,20 @@ class CpuWays:
 
     def _start(self, subject: Subject) -> None:
         for kind in ("plain", PLAIN_ALL_THREADS):
-            self._add(kind, self._crew(kind, subject, num=1))
+            self._add(kind, self._start_processes(kind, subject, num=1))
         for kind in (kind for kind in get_args(Precision) if kind not in self.left_out):
-            self._ours[kind] = self._crew(kind, subject, num=self.gang)
-            self._add(kind, self._ours[kind][:1])
-        for kind, crew in self._ours.items():
-            self._add(f"{kind} together", crew)
+            self._by_precision[kind] = self._start_processes(kind, subject, num=self.num_together)
+            self._add(kind, self._by_precision[kind][:1])
+        for kind, processes in self._by_precision.items():
+            self._add(f"{kind} together", processes)
 
-    def _crew(self, kind: str, subject: Subject, *, num: int) -> list[Process]:
-        crew = [Process(kind, subject) for _ in range(num)]
-        self._processes += crew
-        return crew
+    def _start_processes(self, kind: str, subject: Subject, *, num: int) -> list[Process]:
+        processes = [Process(kind, subject) for _ in range(num)]
+        self._processes += processes
+        return processes
 
-    def _add(self, way: str, crew: list[Process]) -> None:
-        self.ways[way] = lambda seconds: together(crew, seconds)
+    def _add(self, way: str, processes: list[Process]) -> None:
+        self.ways[way] = lambda seconds: together(processes, seconds)
 
 
 def _serve(pipe: "Connection[object, tuple[str, float]]", way: str, subject: Subject) -> None:

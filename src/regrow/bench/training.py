@@ -23,7 +23,7 @@ class Row:
     """The measurements of one network; rates are images a second."""
 
     net: str
-    gang: int  # how many trainings are together
+    num_together: int  # how many trainings are together
     rates: dict[str, float]
     best: str  # the fastest of ours
     times_plain: float  # over the faster plain loop
@@ -53,7 +53,7 @@ def measure_training(
         for _ in range(rounds):
             for name, measured in ways.ways.items():
                 rates[name].append(measured(seconds))
-        gang = ways.gang
+        num_together = ways.num_together
     finally:
         ways.close()
     medians = {name: statistics.median(values) for name, values in rates.items()}
@@ -68,7 +68,7 @@ def measure_training(
             outside = share_around_the_core(subject, "bf16" if best.startswith("bf16") else "fp32")
     return Row(
         net=subject.net,
-        gang=gang,
+        num_together=num_together,
         rates=medians,
         best=best,
         times_plain=medians[best] / max(medians[name] for name in medians if "plain" in name),
@@ -83,16 +83,14 @@ def measure_training(
 def head(row: Row) -> str:
     """Return the names of a row's columns."""
     names = "".join(f"{name:>15}" for name in row.rates)
-    return f"{'images/s':14}{names}{'gang':>6}{'best/plain':>12}{'of peak':>9}{'outside':>9}"
+    return f"{'images/s':14}{names}{'jobs':>6}{'best/plain':>12}{'of peak':>9}{'outside':>9}"
 
 
 def line(row: Row) -> str:
     """Lay a row out as a line under its head."""
     outside = "-" if row.outside is None else f"{row.outside:.1%}"
     rates = "".join(f"{rate:>15,.0f}" for rate in row.rates.values())
-    return (
-        f"{row.net:14}{rates}{row.gang:>6}{row.times_plain:>11.2f}x{row.of_peak:>9.1%}{outside:>9}"
-    )
+    return f"{row.net:14}{rates}{row.num_together:>6}{row.times_plain:>11.2f}x{row.of_peak:>9.1%}{outside:>9}"
 
 
 def foot(rows: Sequence[Row]) -> str:

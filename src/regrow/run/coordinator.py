@@ -21,8 +21,8 @@ from regrow.errors import ConfigError, Damaged, Interrupted, RanksLost, StoreErr
 from regrow.jobs.base import Job, Notice, Progress, all_jobs
 from regrow.run import events
 from regrow.run.events import Event
-from regrow.run.executors import Crew, Ended, Message, Settings, alone, here, threads
-from regrow.run.gpu_sharing import gang
+from regrow.run.executors import Ended, Executor, Message, Settings, alone, here, threads
+from regrow.run.gpu_sharing import num_sharing
 from regrow.run.torchrun import summon
 from regrow.run.worker import worker_processes
 from regrow.store import Store
@@ -80,17 +80,17 @@ def run(
         workers = 0
     elif workers is None:
         pending = (node.job for node in schedule.nodes.values())
-        workers = gang(pending, device) if together else num_cores()
+        workers = num_sharing(pending, device) if together else num_cores()
     settings = Settings(
         device=device, checkpoint_seconds=checkpoint_seconds, together=together and workers > 1
     )
     num = min(workers, len(schedule.nodes))
     single = num == 1 and device != "cpu"  # a single thread beside this one would gain nothing
-    crew = assemble(0 if single else num, store, settings)
+    executor = assemble(0 if single else num, store, settings)
     try:
-        return Conductor(schedule, store, crew, emit).conduct()
+        return Coordinator(schedule, store, executor, emit).run()
     finally:
-        crew.close()
+        executor.close()
 
 
 def num_cores() -> int:
@@ -100,8 +100,8 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def assemble(num_workers: int, store: Store, settings: Settings) -> Crew:
-    """Return a crew of workers, or this process alone if there are to be none.
+def assemble(num_workers: int, store: Store, settings: Settings) -> Executor:
+    """Return an executor of workers, or this process alone if there are to be none.
 
     Workers are threads where jobs share a device (``settings.together``), else processes.
     """
@@ -226,19 +226,19 @@ class _UnderWay:
     resumed_at: float = 0.0
 
 
-class Conductor:
-    """One run of a schedule by a crew."""
+class Coordinator:
+    """One run of a schedule by an executor."""
 
     def __init__(
         self,
         schedule: Schedule,
         store: Store,
-        crew: Crew,
+        executor: Executor,
         emit: Callable[[Event], None],
     ) -> None:
         self._schedule = schedule
         self._store = store
-        self._crew = crew
+        self._executor = executor
         self._emit = emit
         self._started = time.monotonic()
         self._first_job: float | None = None
@@ -256,16 +256,16 @@ class Conductor:
         self._stops = 0
         self._next_tell = self._next_look = 0.0
 
-    def conduct(self) -> Summary:
+    def run(self) -> Summary:
         """Do all that can be done; ``Interrupted`` when asked to stop before that."""
         with self._signals():
             while self._schedule.num_open and not self._stops:
                 self._hand_out()
-                self._crew.poll(self._hear, seconds=TELL_SECONDS)
+                self._executor.poll(self._hear, seconds=TELL_SECONDS)
                 self._look_after_held()
                 self._tell()
-            while self._stops == 1 and self._crew.num_busy:
-                self._crew.poll(self._hear, seconds=TELL_SECONDS)
+            while self._stops == 1 and self._executor.num_busy:
+                self._executor.poll(self._hear, seconds=TELL_SECONDS)
         self._tell(last=True)
         if self._schedule.num_open:
             raise Interrupted(
@@ -289,11 +289,11 @@ class Conductor:
         return len(self._schedule.nodes) + len(self._schedule.reused)
 
     def _hand_out(self) -> None:
-        for _ in range(self._crew.num_free):
+        for _ in range(self._executor.num_free):
             node = self._schedule.take()
             if node is None:
                 return
-            self._crew.start(node.job)
+            self._executor.start(node.job)
 
     def _hear(self, job: Job, message: Message) -> None:
         node = self._schedule.nodes[job.key]
@@ -460,7 +460,7 @@ class Conductor:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stops += 1
-        self._crew.stop()
+        self._executor.stop()
         if self._stops > 1:
             # A rank that breaks off within a step is lost to the others, who wait for it there.
             kind = RanksLost if current().together else Interrupted

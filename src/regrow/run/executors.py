@@ -1,7 +1,7 @@
 """Do jobs, one after another in this process or at once in its threads.
 
 Every job is done the same way wherever it runs (``execute``), also in worker processes
-(``run.worker``). What does jobs is a ``Crew``.
+(``run.worker``). What does jobs is an ``Executor``.
 """
 
 import time
@@ -178,7 +178,7 @@ def _traceback(error: Exception) -> str:
     return "".join(traceback.format_exception(error))
 
 
-class Crew(Protocol):
+class Executor(Protocol):
     """Takes jobs while it has hands free, and tells what becomes of them."""
 
     @property
@@ -202,12 +202,12 @@ class Crew(Protocol):
         """End at once, whatever is under way; its checkpoints stay."""
 
 
-def here(store: Store, settings: Settings, *, summon: Summon = alone) -> Crew:
+def here(store: Store, settings: Settings, *, summon: Summon = alone) -> Executor:
     """Return this process alone; as rank 0 of several, it has the others help (``summon``)."""
     return _Here(store, settings, summon)
 
 
-def threads(num: int, store: Store, settings: Settings) -> Crew:
+def threads(num: int, store: Store, settings: Settings) -> Executor:
     """Return threads of this process, for jobs that share a device."""
     return _Threads(num, store, settings)
 

@@ -45,7 +45,7 @@ def how_many(measure: Callable[[int], float], *, most: int) -> int:
     return best
 
 
-def gang(jobs: Iterable[Job], device: str) -> int:
+def num_sharing(jobs: Iterable[Job], device: str) -> int:
     """Measure how many trainings of the largest network of some jobs should share a device."""
     training_jobs = [job for job in jobs if job.flops > 0]
     largest = max(training_jobs, key=lambda job: job.flops, default=None)

@@ -25,7 +25,7 @@ from pathlib import Path
 from regrow.core.registry import load_file, loaded_files
 from regrow.errors import RegrowError
 from regrow.jobs.base import Job
-from regrow.run.executors import Crew, Deliver, Ended, Settings, execute, one_thread
+from regrow.run.executors import Deliver, Ended, Executor, Settings, execute, one_thread
 from regrow.store import Store
 
 STOP = b""
@@ -149,7 +149,7 @@ def held_back(*signals: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def worker_processes(num: int, store: Store, settings: Settings) -> Crew:
+def worker_processes(num: int, store: Store, settings: Settings) -> Executor:
     """Start worker processes that do jobs of a store."""
     return _Workers(num, store, settings)
 

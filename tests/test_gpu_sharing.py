@@ -23,7 +23,7 @@ from regrow.jobs.base import Context, Defaults, Job, Outcome
 from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build, initialise_, register_model
 from regrow.run import Event, JobFailed, JobProgress, Summary
-from regrow.run.coordinator import Conductor, Schedule, assemble
+from regrow.run.coordinator import Coordinator, Schedule, assemble
 from regrow.run.executors import Settings
 from regrow.run.gpu_sharing import Trial, how_many
 from regrow.store import Store
@@ -261,12 +261,12 @@ def conduct(
 ) -> Summary:
     """Run as ``run`` does on a GPU, with the CPU in its place; no threads: one after the other."""
     settings = Settings(device="cpu", checkpoint_seconds=checkpoint_seconds, together=threads > 0)
-    crew = assemble(threads, store, settings)
+    executor = assemble(threads, store, settings)
     try:
         schedule = Schedule(jobs, store.snapshot().done)
-        return Conductor(schedule, store, crew, on_event).conduct()
+        return Coordinator(schedule, store, executor, on_event).run()
     finally:
-        crew.close()
+        executor.close()
 
 
 @pytest.fixture(scope="module")
@@ -295,22 +295,22 @@ def test_threads_that_are_stopped_save_and_go_on_to_the_same_bytes(
     stops = 0
     while True:
         settings = Settings(device="cpu", checkpoint_seconds=60.0, together=True)
-        crew = assemble(2, store, settings)
+        executor = assemble(2, store, settings)
         schedule = Schedule(jobs(), store.snapshot().done)
-        conductor = Conductor(schedule, store, crew, lambda event: heard(event))
-        stop = once(partial(conductor._on_signal, 2, None))
+        coordinator = Coordinator(schedule, store, executor, lambda event: heard(event))
+        stop = once(partial(coordinator._on_signal, 2, None))
 
         def heard(event: Event, stop: Callable[[], None] = stop, now: bool = stops < 4) -> None:
             if now and isinstance(event, JobProgress):
                 stop()
 
         try:
-            conductor.conduct()
+            coordinator.run()
             break
         except Interrupted:
             stops += 1
         finally:
-            crew.close()
+            executor.close()
     assert stops > 1
     assert results(store) == one_by_one
 
