@@ -2,7 +2,7 @@
 
     python -m pytest tests/test_gpu.py
 
-Skipped where there is no CUDA. What the driver does is tested on the CPU in ``test_gpu_sharing.py``.
+Skipped where there is no CUDA. The driver is tested on the CPU in ``test_gpu_sharing.py``.
 """
 
 from collections.abc import Iterator

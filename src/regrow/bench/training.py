@@ -90,7 +90,8 @@ def line(row: Row) -> str:
     """Lay a row out as a line under its head."""
     outside = "-" if row.outside is None else f"{row.outside:.1%}"
     rates = "".join(f"{rate:>15,.0f}" for rate in row.rates.values())
-    return f"{row.net:14}{rates}{row.num_together:>6}{row.times_plain:>11.2f}x{row.of_peak:>9.1%}{outside:>9}"
+    shares = f"{row.times_plain:>11.2f}x{row.of_peak:>9.1%}{outside:>9}"
+    return f"{row.net:14}{rates}{row.num_together:>6}{shares}"
 
 
 def foot(rows: Sequence[Row]) -> str:
