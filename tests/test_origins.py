@@ -12,6 +12,7 @@ from torch import nn
 
 from regrow.errors import ConfigError, DataError, RegrowError
 from regrow.models.inputs import Inputs, inputs_of
+from regrow.models.libraries import _fetched
 from regrow.models.origins import ModelOrigin, open_network, read_arguments, read_origin
 
 CODE = """
@@ -144,6 +145,7 @@ def test_published_weights_that_cannot_be_had_are_told(monkeypatch: pytest.Monke
         open_network(read_origin("torchvision/resnet18"))
 
 
+@pytest.mark.slow
 def test_a_model_of_transformers_comes_from_a_folder_and_is_built_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,3 +281,43 @@ def test_inputs_are_read_as_they_are_written(texts: list[str], shapes: dict[str,
 def test_inputs_that_are_none_are_told(texts: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Inputs.read(texts)
+
+
+# Texts from elsewhere ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"text": "timm/resnet18", "arguments": {"checkpoint_path": "x"}}, "not by 'checkpoint_p"),
+        ({"text": "torchvision/resnet18", "arguments": {"weights": "DEFAULT"}}, "not by 'weights'"),
+        ({"text": "hf/x", "arguments": {"trust_remote_code": True}}, "not by 'trust_remote_code'"),
+        (
+            {"text": "hf/x", "settings": {"class": "Trainer", "type": "bert", "config": {}}},
+            "has no class 'Trainer' for this model|the package transformers is needed",
+        ),
+        ({"text": "timm/hf-hub:some/where"}, "Unknown model of timm|the package timm is needed"),
+        ({"text": 3}, "is named by a text"),
+        ({"text": "resnet-20", "more": 1}, "must map 'text' and 'arguments'"),
+    ],
+)
+def test_what_a_file_says_fetches_nothing_and_runs_no_code(
+    value: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ModelOrigin.from_json(value).build()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError("401 Client Error\nYou are trying to access a gated repo"), "hf auth login"),
+        (OSError("no route to host"), "Connect to the internet.*--weights random"),
+    ],
+)
+def test_weights_that_are_gated_or_out_of_reach(error: Exception, message: str) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(DataError, match=rf"of hf/some/model cannot be had: OSError: .*{message}"):
+        _fetched("hf/some/model", fail)

@@ -345,7 +345,7 @@ def test_gaps_of_outputs() -> None:
 def test_the_example_of_the_docs_can_be_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
-    monkeypatch.setattr("regrow.own.card.BATCHES", (1,))
+    monkeypatch.setattr("regrow.own.card.SECONDS", 0.0)
     monkeypatch.chdir(Path(__file__).parents[1] / "examples" / "own")
     asked = ("--macs", "0.5", "--multiple-of", "8", "--out", tmp_path / "small")
     done = command("shrink", "nets.py:MobileNet", "--input", "1x1x8x8", *asked)

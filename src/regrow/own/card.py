@@ -80,7 +80,9 @@ def measure_speed(
         )
         # A copy of each, because to measure memory counts what is alive.
         sizes = [peak_bytes(duplicate(network), inputs) for network in (before, after)]
-        expected = forecast(before, after, inputs) if device == "cpu" else None
+        expected = None
+        if device == "cpu":
+            expected = forecast(before, after, inputs, seconds=min(old))
     except Exception as error:  # a network's own code may count on the number of examples
         why = f"the network does not take it ({type(error).__name__}: {short(error)})"
         return SpeedPair(batch=batch, why=" ".join(why.split()))
