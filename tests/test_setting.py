@@ -16,7 +16,7 @@ from liu import PAPER, cells, entries, lay_out
 from regrow.data import DataSpec, MemoryImages, load
 from regrow.reproduce import layout, originals
 from regrow.reproduce.originals import ORIGINALS, CellImages, Original, departs, scale_departs
-from regrow.reproduce.scales import SCALES, Scale, scaled, scaled_detection
+from regrow.reproduce.scales import SCALES, Scale
 
 FILES = sorted({name for one in entries().values() for name in one.studies})
 
@@ -24,10 +24,9 @@ FILES = sorted({name for one in entries().values() for name in one.studies})
 @pytest.mark.parametrize("file", FILES)
 def test_a_scale_departs_by_what_it_makes_of_a_study(file: str) -> None:
     value = PAPER.study(file)
-    apply: Any = scaled_detection if "backbone" in value else scaled
 
     def said(scale: Scale) -> str:
-        return scale_departs(value, scale, apply=apply)
+        return scale_departs(value, scale)
 
     assert {name for name, scale in SCALES.items() if not said(scale)} == {"paper"}
     paper = replace(SCALES["paper"], name="mine", about="less of something")

@@ -16,7 +16,7 @@ import torch
 
 from regrow.data import DATASETS, DataSpec, MemoryImages, Split, load
 from regrow.data.folder import ImageFiles
-from regrow.reproduce.scales import SCALES, Scale
+from regrow.reproduce.scales import SCALES, Scale, scaled
 from regrow.studies.expand import material
 
 TAR_BLOCK = 512  # each file of an archive has a header of one, and fills whole ones
@@ -96,19 +96,16 @@ ORIGINALS: Mapping[str, Original] = {
 }
 
 
-def scale_departs(
-    value: Mapping[str, Any], scale: Scale, *, apply: Callable[[Mapping[str, Any], Scale], Any]
-) -> str:
+def scale_departs(value: Mapping[str, Any], scale: Scale) -> str:
     """Say what a scale makes of a study that the paper does not have; empty if nothing.
 
-    ``apply`` is how it is applied to such a study. How many seeds there are is no matter: each cell
-    shows its own.
+    How many seeds there are is no matter: each cell shows its own.
     """
-    scaled, unscaled = (
-        {**apply(value, factor), "seeds": None} for factor in (scale, SCALES["paper"])
+    smaller, whole = (
+        {**scaled(value, factor), "seeds": None} for factor in (scale, SCALES["paper"])
     )
     thinned = scale.subset is not None or scale.test_subset is not None
-    return f"the scale {scale.name} has {scale.about}" if scaled != unscaled or thinned else ""
+    return f"the scale {scale.name} has {scale.about}" if smaller != whole or thinned else ""
 
 
 def departs(scale: str, images: Iterable[CellImages]) -> list[str]:

@@ -135,28 +135,20 @@ def _rows_of(entry: Entry, request: Request) -> list[str]:
 def _part(name: str, entry: Entry, request: Request) -> tuple[PlannedStudy, list[str]]:
     """Build the study of a file, with what was replaced in it."""
     value, paper = entry.paper.study(name), entry.paper
-    if "backbone" in value:
-        return _built_part(name, entry.paper, request)
     top = value["paper"]
-    labels = [{**top, **part.get("paper", {})} for part in value["experiments"]]
+    labels = [{**top, **part.get("paper", {})} for part in value.get("experiments", [{}])]
     for printed in labels:
         printed["arms"] = {**paper.arms, **printed.get("arms", {})}
     replaced: dict[str, None] = {}
     bare = _without(value, OWN_KEYS)
     plain = scales.scaled(bare, request.scale, precision=request.precision)
-    default = plain.pop("data")
     experiments = []
-    for block, printed in zip(plain["experiments"], labels, strict=True):
-        least = printed.get("least_size", 0)
-        data, note = images_for(block.get("data", default), paper, request, least_size=least)
-        replaced |= dict.fromkeys(note)
-        experiment = {**_without(block, OWN_KEYS), "data": data}
-        experiment["models"] = [{"label": printed["model"], **model} for model in block["models"]]
-        if "methods" in block:
-            methods, note = methods_on(block["methods"], paper, request, least_size=least)
-            experiment["methods"] = methods
-            replaced |= dict.fromkeys(note)
-        experiments.append(experiment)
+    for block, printed in zip(plain.pop("experiments", [{}]), labels, strict=True):
+        shared = {**plain, **block}
+        choose = _built_on if "backbone" in shared else _networks
+        chosen, notes = choose(shared, printed, paper, request=request)
+        experiments.append({**_without(block, OWN_KEYS), **chosen})
+        replaced |= dict.fromkeys(notes)
     if request.seeds is not None:
         plain["seeds"] = request.seeds
     if request.precision is not None:
@@ -175,45 +167,41 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[PlannedStudy, list
             for planned in planned_cells
             if planned in selected or (planned.cell.arm == UNPRUNED and _is_whole(planned))
         )
-    notes = tuple(notes_of(value, study.experiments, paper.notes))
-    thinner = scale_departs(bare, request.scale, apply=scales.scaled)
-    part = PlannedStudy(name=name, study=study, cells=selected, notes=notes, scale_departs=thinner)
+    part = PlannedStudy(
+        name=name,
+        study=study,
+        cells=selected,
+        notes=tuple(notes_of(value, study.experiments, paper.notes)),
+        scale_departs=scale_departs(bare, request.scale),
+    )
     return part, [*replaced]
 
 
-def _built_part(name: str, paper: Paper, request: Request) -> tuple[PlannedStudy, list[str]]:
-    """Build the study of a file with a backbone, with what was replaced in it."""
-    value, scale = paper.study(name), request.scale
-    printed = {"arms": {}, **value["paper"]}
-    bare = _without(value, OWN_KEYS)
-    plain = scales.scaled_detection(bare, scale, precision=request.precision)
+def _networks(
+    block: Mapping[str, Any], printed: Labels, paper: Paper, *, request: Request
+) -> tuple[dict[str, Any], list[str]]:
+    """Choose data and labels of an experiment, and say what was replaced."""
+    least = printed.get("least_size", 0)
+    data, notes = images_for(block["data"], paper, request, least_size=least)
+    models = [{"label": printed["model"], **model} for model in block["models"]]
+    chosen: dict[str, Any] = {"data": data, "models": models}
+    if "methods" in block:
+        methods, method_notes = methods_on(block["methods"], paper, request, least_size=least)
+        chosen["methods"] = methods
+        notes = [*notes, *method_notes]
+    return chosen, notes
+
+
+def _built_on(
+    block: Mapping[str, Any], printed: Labels, paper: Paper, *, request: Request
+) -> tuple[dict[str, Any], list[str]]:
+    """Choose data and labels of what is built on a backbone, and of that in colour."""
+    scale, backbone = request.scale, block["backbone"]
     stand_in = scale.detection.backbone_stand_in or scale.stand_in
     in_colour = replace(request, scale=replace(scale, stand_in=stand_in))
-    backbone, of_images = images_for(plain["backbone"]["data"], paper, in_colour)
-    detection_data, of_detection = detection_images_for(paper, request)
-    replaced = [*of_images, *of_detection]
-    if request.seeds is not None:
-        plain["seeds"] = request.seeds
-    if request.precision is not None:
-        replaced.append(f"Layers are computed in {request.precision}; the paper has fp32.")
-    models = {"label": printed["model"], **_only(plain["backbone"]["models"])}
-    classifiers = {**plain["backbone"], "data": backbone, "models": models}
-    study = Study.from_json(
-        {**plain, "name": name, "backbone": classifiers, "data": detection_data}
-    )
-    pairs = [(experiment, printed) for experiment in study.experiments]
-    planned_cells = [_printable(cell, paper, pairs) for cell in study.cells()]
-    _check_once(planned_cells)
-    selected = tuple(planned for planned in planned_cells if _matches(planned, request.only))
-    notes = tuple(notes_of(value, study.experiments, paper.notes))
-    thinner = scale_departs(bare, scale, apply=scales.scaled_detection)
-    part = PlannedStudy(name=name, study=study, cells=selected, notes=notes, scale_departs=thinner)
-    return part, replaced
-
-
-def _only(models: list[dict[str, Any]]) -> dict[str, Any]:
-    (model,) = models
-    return model
+    chosen, backbone_notes = _networks(backbone, printed, paper, request=in_colour)
+    data, notes = detection_images_for(paper, request)
+    return {"data": data, "backbone": {**backbone, **chosen}}, [*backbone_notes, *notes]
 
 
 def _printable(

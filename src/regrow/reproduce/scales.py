@@ -125,20 +125,17 @@ def scaled(
     Data is left alone, because it depends on what is at hand. ``precision`` replaces the recipes'.
     """
     smaller = _block(study, scale, precision)
-    smaller["experiments"] = [_block(part, scale, precision) for part in study["experiments"]]
+    if "experiments" in study:
+        smaller["experiments"] = [_block(part, scale, precision) for part in study["experiments"]]
     return smaller
 
 
-def scaled_detection(
-    study: Mapping[str, Any], scale: Scale, *, precision: str | None = None
-) -> dict[str, Any]:
-    """Apply a scale to the mapping of a detection study: to its backbone, detector and recipe."""
-    recipe = {"name": "voc", **study.get("recipe", {})}
-    plain = {key: value for key, value in study.items() if key != "arms"}  # not those of ARMS
-    smaller = {**study, **_block({**plain, "recipe": recipe}, scale, precision)}
-    reductions = scale.detection
-    classifier_scale = replace(scale, batch=reductions.batch or scale.batch)
-    smaller["backbone"] = _block(study["backbone"], classifier_scale, precision)
+def _built(part: Mapping[str, Any], scale: Scale, precision: str | None) -> dict[str, Any]:
+    """Apply a scale to what is built on a backbone: to that, the detector and its recipe."""
+    smaller, reductions = dict(part), scale.detection
+    beneath = replace(scale, batch=reductions.batch or scale.batch)
+    smaller["backbone"] = _block(part["backbone"], beneath, precision)
+    smaller["recipe"] = _recipe({"name": "voc", **part.get("recipe", {})}, scale, precision)
     if reductions.detector is not None:
         smaller["detector"] = dict(reductions.detector)
     return smaller
@@ -146,6 +143,9 @@ def scaled_detection(
 
 def _block(part: Mapping[str, Any], scale: Scale, precision: str | None) -> dict[str, Any]:
     smaller = dict(part)
+    if "backbone" in part:  # whose arms are not those of networks
+        smaller = _built(part, scale, precision)
+        part = {key: value for key, value in part.items() if key == "seeds"}
     if "models" in part:
         smaller["models"] = [_model(entry, scale) for entry in _list(part["models"])]
     if "methods" in part:
