@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -26,15 +27,27 @@ class Followed:
 
     def numbers_of(self, name: str) -> tuple[Attribute, ...]:
         """Name the attributes that may count a group's units."""
+        return tuple(dict.fromkeys(n.place for n in self.told if name in self._counts[n.slot]))
+
+    def doubtful(self) -> list[str]:
+        """Name groups of which some attribute may count one or the other: of each the first."""
+        several: dict[Attribute, set[str]] = {}
+        for number in self.told:
+            if len(self._counts[number.slot]) > 1:
+                several.setdefault(number.place, self._counts[number.slot])
+        return list(dict.fromkeys(name for names in several.values() for name in sorted(names)))
+
+    @cached_property
+    def _counts(self) -> dict[tuple[str, int], set[str]]:
+        """The groups that numbers may count."""
         places = {number.place for number in self.told}
-        choices: tuple[Choice, ...] = ("last", "first")
-        touched = {
-            (slot.tensor, slot.dim)
-            for choice in choices
-            for slot in self.follow(dict.fromkeys(places, choice)).groups[name].slots
-            if NUMBER in slot.tensor
-        }
-        return tuple(dict.fromkeys(n.place for n in self.told if n.slot in touched))
+        counts: dict[tuple[str, int], set[str]] = {number.slot: set() for number in self.told}
+        for choice in range(max((len(number.counted) for number in self.told), default=0)):
+            for name, group in self.follow(dict.fromkeys(places, choice)).groups.items():
+                for slot in group.slots:
+                    if NUMBER in slot.tensor:
+                        counts[slot.tensor, slot.dim].add(name)
+        return counts
 
 
 @dataclass
@@ -123,13 +136,14 @@ def _other_choices(
 
 
 def _tries(places: Sequence[Attribute], told: Sequence[Number]) -> list[dict[Attribute, Choice]]:
-    several = {number.place for number in told if len(number.counted) > 1}
     tries: list[dict[Attribute, Choice]] = [
-        {place: "first"} for place in places if place in several
+        {place: choice}
+        for place in places
+        for choice in range(1, max(len(n.counted) for n in told if n.place == place))
     ]
-    tries += [{place: "none"} for place in places]
+    tries += [{place: None} for place in places]
     if len(places) > 2:
-        tries += [{p: "none" for p in places if p != place} for place in places]
+        tries += [{p: None for p in places if p != place} for place in places]
     return tries[:MOST_TRIES]
 
 

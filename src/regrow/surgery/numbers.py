@@ -7,7 +7,6 @@ own code or tensors have; whether it does, a trial decides.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,8 @@ _KNOWN = (
     nn.LayerNorm,
 )
 
-Choice = Literal["last", "first", "none"]
+# Which of the dimensions that a number may count: 0 for the last one, 1 for that before; or none.
+Choice = int | None
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,7 @@ class Number:
 
     def follows(self, choice: Choice) -> Tensor | None:
         """Return the channels that it counts, of several possible ones."""
-        if choice == "none":
-            return None
-        return self.counted[-1 if choice == "last" else 0]
+        return None if choice is None else self.counted[max(0, len(self.counted) - 1 - choice)]
 
 
 def numbers(model: nn.Module, painter: Painter, classes: Classes) -> list[Number]:
@@ -101,31 +99,24 @@ def _places(module: nn.Module) -> Iterator[tuple[Attribute, int]]:
 def _widths(
     painter: Painter, classes: Classes, wanted: Mapping[str, set[int]]
 ) -> dict[tuple[str, int], dict[bytes, Tensor]]:
-    """Find dimensions of the wanted sizes: in what a module's code takes and makes, then by it.
-
-    If there is none, in what its children's code takes and makes.
-    """
+    """Find dimensions of the wanted sizes, in a module's tensors and in what its code meets."""
     widths: dict[tuple[str, int], dict[bytes, Tensor]] = {}
-    below: dict[tuple[str, int], dict[bytes, Tensor]] = {}
 
-    def add(found: dict[tuple[str, int], dict[bytes, Tensor]], name: str, ids: Tensor) -> None:
+    def add(name: str, ids: Tensor) -> None:
         if len(ids) in wanted.get(name, ()):
-            kinds = found.setdefault((name, len(ids)), {})
+            kinds = widths.setdefault((name, len(ids)), {})
             key = classes.root[ids.clamp(min=ZERO)].numpy().tobytes()
             kinds[key] = kinds.pop(key, ids)  # the last one comes last
 
     for mark in painter.marks:
         if ":" not in mark.tensor:
-            add(widths, mark.tensor.rpartition(".")[0], mark.ids)
+            add(mark.tensor.rpartition(".")[0], mark.ids)
     for node in painter.tape.nodes:
-        outer = node.module.rpartition(".")[0]
-        if node.module not in wanted and outer not in wanted:
-            continue
-        for index in (*node.refs(), *node.outputs):
-            for ids in _widths_of(painter, index):
-                add(widths, node.module, ids)
-                add(below, outer, ids)
-    return below | widths
+        if node.module in wanted:
+            for index in (*node.refs(), *node.outputs):
+                for ids in _widths_of(painter, index):
+                    add(node.module, ids)
+    return widths
 
 
 def _widths_of(painter: Painter, index: int | None) -> Iterator[Tensor]:
@@ -155,7 +146,7 @@ def followed(
     """
     slots: dict[str, list[Slot]] = {}
     for number in told:
-        ids = number.follows(choices.get(number.place, "last"))
+        ids = number.follows(choices.get(number.place, 0))
         for group, places in units(ids).items() if ids is not None else ():
             slots.setdefault(group, []).append(Slot(*number.slot, places, "mover", zeroed=False))
     groups = {

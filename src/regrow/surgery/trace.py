@@ -79,10 +79,13 @@ def trace(
         told = numbers(model, painter, classes)
         follow = partial(followed, base, told, numbering.named)
         result = follow(assumed.choices)
+        candidates = Followed(result, told, follow)
         broken = refused(model, result)
+        for name in () if broken else candidates.doubtful():
+            broken |= refused(model, result, [name])
         if not broken:
             return result
-        assumed.correct(model, broken, Followed(result, told, follow))
+        assumed.correct(model, broken, candidates)
 
 
 def _freeze(painter: Painter, keep: Sequence[str], counted: Mapping[str, str]) -> None:
