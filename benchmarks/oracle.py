@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.surgery.alive import called, enlivened
@@ -103,8 +105,12 @@ def _silenced(net: nn.Module, small: nn.Module) -> nn.Module:
                     tensor.index_fill_(dim, gone.nonzero().flatten(), 0.0)
     for name, module in quiet.named_modules():
         kept_scale = left.get(f"{name}.weight")
-        if kept_scale is not None and len(kept_scale[0]) < len(own[f"{name}.weight"]):
+        if kept_scale is None:
+            continue
+        if len(kept_scale[0]) < len(own[f"{name}.weight"]):
             _measure_only(module, kept_scale[0])
+        if isinstance(module, nn.Conv2d) and type(module) is not nn.Conv2d:
+            _standardise_only(module, kept_scale[1])
     return quiet
 
 
@@ -131,6 +137,35 @@ def _kept(tensor: Tensor, cut: Tensor) -> Kept:
     if not torch.equal(found, cut.detach()):
         raise UnmatchedError
     return kept
+
+
+def _standardise_only(layer: nn.Module, kept: Tensor) -> None:
+    """Let a convolution that standardises its weights by a batch norm do so over what is left."""
+
+    class Rows(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is not F.batch_norm:
+                return func(*args, **(kwargs or {}))
+            rows, _, _, *rest = args
+            given = dict(zip(("weight", "bias"), rest, strict=False)) | (kwargs or {})
+            shaped = rows[0].view(layer.weight.shape)  # type: ignore[arg-type, union-attr]
+            part = shaped[:, kept]
+            mean = part.mean((1, 2, 3), keepdim=True)
+            variance = (part - mean).square().mean((1, 2, 3), keepdim=True)
+            result = torch.zeros_like(shaped)
+            result[:, kept] = (part - mean) / (variance + given.get("eps", 1e-5)).sqrt()
+            gain = given.get("weight")
+            return (result if gain is None else result * gain.view(-1, 1, 1, 1)).view(rows.shape)
+
+    run = layer.forward
+
+    def forward(*args: Any) -> Any:
+        with Rows():  # type: ignore[no-untyped-call]
+            return run(*args)
+
+    layer.forward = forward  # type: ignore[method-assign]
 
 
 def _measure_only(norm: nn.Module, kept: Tensor) -> None:
