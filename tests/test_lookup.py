@@ -74,7 +74,7 @@ KINDS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], dict[str, int], st
         {}, {}, "cannot be followed",
     ),
     "the largest channel": (
-        lambda m, y, x: y * (y.argmax(-1, keepdim=True) + 1), {}, {}, "cannot be followed",
+        lambda m, y, x: y * (y.argmax(-1, keepdim=True) + 1), {}, {}, "'argmax' over its channels",
     ),
 }  # fmt: skip
 

@@ -73,7 +73,7 @@ KINDS: dict[str, tuple[Callable[[Any, Tensor], Tensor], nn.Module, str]] = {
     "unit length": (lambda m, x: F.normalize(x, dim=-1), nn.Identity(), ""),
     "times a sum": (lambda m, x: x * x.sum(-1, keepdim=True).tanh(), nn.Identity(), ""),
     "sum of what is not zero": (
-        lambda m, x: x * x.exp().sum(-1, keepdim=True), nn.Identity(), "cannot be followed",
+        lambda m, x: x * x.exp().sum(-1, keepdim=True), nn.Identity(), "'sum' over its channels",
     ),
     "gate of a mean": (lambda m, x: x * x.mean(-1, keepdim=True).sigmoid(), nn.Identity(), LOST),
     "share of a mean": (lambda m, x: x / x.abs().mean(-1, keepdim=True), nn.Identity(), LOST),

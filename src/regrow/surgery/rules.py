@@ -279,7 +279,9 @@ def _convolution(painter: Painter, node: Node) -> None:
         (laid.order()[side] for side in ((1, 0) if transposed else (0, 1))) if laid else (-1, -1)
     )
     if laid is None or channels is None or min(out_dim, in_dim) < 0:
-        painter.unknown(node, _no_parameter(painter, weight) if laid is None else "")
+        along = "it slides along the channels, each of which meets its neighbours"
+        why = along if channels is None and source.coloured_dims() else ""
+        painter.unknown(node, _no_parameter(painter, weight) if laid is None else why)
         return
     if groups > 1:
         bias_name = painter.parameter(bias) if bias is not None else None

@@ -80,7 +80,8 @@ def _reduce_channels(
         _note(painter, node, channels, dims, crossed[0])
         statistic = Statistic(channels, is_root=node.name in _ROOTS)
     elif not (source.clean and _adds_up(node)):
-        painter.unknown(node)
+        short = node.name.removeprefix("aten::")
+        painter.unknown(node, f"'{short}' over its channels would change with their number")
         return
     for output in node.outputs:
         if output is not None:
