@@ -48,7 +48,7 @@ def transparent() -> bytes:
 
 
 ODD: dict[str, Callable[[], bytes]] = {
-    "one green picture": lambda: encoded(Image.new("RGB", (8, 8), (0, 200, 0))),
+    "one green image": lambda: encoded(Image.new("RGB", (8, 8), (0, 200, 0))),
     "alpha": lambda: encoded(image(1).convert("RGBA")),
     "palette": lambda: encoded(image(2).convert("P")),
     "palette with transparency": transparent,

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from regrow.data import DataSpec
+from regrow.data.boxed_images import BoxedImages, Truth
 from regrow.data.normalisation import IMAGENET
-from regrow.data.pictures import Pictures, Truth
 from regrow.detection.evaluate import (
     Detections,
     coco_ap,
@@ -59,7 +59,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)  # the promise of equal bits is for one thread
 
 
-class Painted(Pictures):
+class Painted(BoxedImages):
     """Coloured rectangles on grey; the colour is the class."""
 
     def __init__(self, num: int, *, seed: int = 0) -> None:
@@ -98,9 +98,9 @@ def found(boxes: Any, labels: list[int], scores: list[float]) -> Detections:
     )
 
 
-def classifier(seed: int = 0, pictures: Pictures | None = None) -> nn.Module:
+def classifier(seed: int = 0, examples: BoxedImages | None = None) -> nn.Module:
     net = build(MODEL, seed=seed)
-    shown = pictures or Painted(4)
+    shown = examples or Painted(4)
     settle_norms_(net, (shown.pixels(i)[None] / 255 - 0.45 for i in range(len(shown))))
     return net
 
@@ -230,9 +230,9 @@ def test_a_cut_backbone_detects_as_a_silenced_one() -> None:
     net = classifier()
     found_groups = trace(net, (1, 3, 32, 32))
     mask = select(net, found_groups, METHODS.get("l1-filter"), sparsity=0.4)
-    pictures = Painted(2)
+    examples = Painted(2)
     small, quiet = (
-        detect(detector(cut(net, mask, found_groups)), pictures) for cut in (shrink, silence)
+        detect(detector(cut(net, mask, found_groups)), examples) for cut in (shrink, silence)
     )
     for one, other in zip(small, quiet, strict=True):
         assert len(one.boxes) > 10
@@ -342,14 +342,14 @@ def test_a_checkpoint_of_another_training_is_refused() -> None:
 @pytest.mark.slow
 def test_a_detector_learns_four_pictures_by_heart() -> None:
     pytest.importorskip("torchmetrics")
-    pictures = Painted(4)
-    model = detector(classifier(pictures=pictures), replace(SMALL, frozen_stages=None))
-    before = score(detect(model, pictures), pictures.truths, ("green", "blue"))
+    examples = Painted(4)
+    model = detector(classifier(examples=examples), replace(SMALL, frozen_stages=None))
+    before = score(detect(model, examples), examples.truths, ("green", "blue"))
     recipe = Recipe(epochs=80, batch=1, lr=5e-3, augmentation="none")
-    training = DetectionTraining(model, pictures, recipe, seed=0)
+    training = DetectionTraining(model, examples, recipe, seed=0)
     while not training.done:
         training.step()
-    after = score(detect(model, pictures), pictures.truths, ("green", "blue"))
+    after = score(detect(model, examples), examples.truths, ("green", "blue"))
     assert before["map"] < 0.3
     assert after["map"] > 0.9
     assert training.history[-1]["loss"] < 0.5 * training.history[0]["loss"]

@@ -172,8 +172,8 @@ def test_a_study_of_several_metrics_never_mixes_them(tmp_path: Path) -> None:
             "accuracy",
             "bits_per_byte",
         }
-    pictures = {path.name for path in made.paths if path.suffix == ".png"}
-    assert pictures == {f"{m}-{c}.png" for m in ("accuracy", "bits-per-byte") for c in SIZES}
+    figures = {path.name for path in made.paths if path.suffix == ".png"}
+    assert figures == {f"{m}-{c}.png" for m in ("accuracy", "bits-per-byte") for c in SIZES}
 
 
 SIZES = ("macs", "parameters")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from regrow.data import Dataset, DataSpec, fingerprint, load
-from regrow.data.pictures import PictureFiles, Pictures, Truth, fitted
+from regrow.data.boxed_images import BoxedImageFiles, BoxedImages, Truth, fitted
 from regrow.data.shapes import shapes
 from regrow.errors import ConfigError, DataError
 from regrow.tasks import check_task
@@ -65,17 +65,17 @@ def voc(tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Read:
-    """A data set, and its pictures at ``SIDES``."""
+    """A data set, and its images at ``SIDES``."""
 
     data: Dataset
-    train: Pictures
-    test: Pictures
+    train: BoxedImages
+    test: BoxedImages
 
     @property
     def names(self) -> list[str]:
         """The names of the files that are trained on."""
         files: Any = self.data.train
-        assert isinstance(files, PictureFiles)
+        assert isinstance(files, BoxedImageFiles)
         return [path.stem for path in files.files.paths]
 
 
@@ -310,7 +310,7 @@ def test_a_turned_picture_is_refused_because_its_boxes_may_not_be_turned(voc: Pa
     exif = Image.Exif()
     exif[274] = 3
     Image.new("RGB", (48, 40)).save(file, exif=exif)
-    with pytest.raises(DataError, match=r"b\.jpg: the picture lies turned in its file"):
+    with pytest.raises(DataError, match=r"b\.jpg: the image lies turned in its file"):
         read(voc)
     assert len(read(voc, on_error="skip").train) == 2
 
@@ -422,7 +422,7 @@ def test_what_cannot_be_meant_is_refused(options: dict[str, Any], message: str) 
 )
 def test_options_of_other_data_are_refused(options: dict[str, Any]) -> None:
     (option,) = options
-    with pytest.raises(ConfigError, match=f"its pictures have boxes, so it takes no '{option}'"):
+    with pytest.raises(ConfigError, match=f"its images have boxes, so it takes no '{option}'"):
         load(DataSpec("voc-shapes", **options))
 
 
@@ -481,7 +481,7 @@ def test_images_of_shapes_are_the_same_each_time_and_equally_many_of_each() -> N
 
 
 def test_more_shapes_than_there_are_is_refused() -> None:
-    with pytest.raises(ConfigError, match="there are 32 pictures to train on"):
+    with pytest.raises(ConfigError, match="there are 32 images to train on"):
         load(DataSpec("voc-shapes", subset=33))
 
 

@@ -111,7 +111,7 @@ def _image_size(image: Path) -> tuple[int, int]:
         ) from error
     if orientation(opened) != 1:
         raise DataError(
-            f"{where}: the picture lies turned in its file (by EXIF), and whether its boxes do is "
+            f"{where}: the image lies turned in its file (by EXIF), and whether its boxes do is "
             "not known. Save it upright and check them, or leave such images out: on_error: skip."
         )
     return opened.size

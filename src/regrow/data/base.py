@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from regrow.data.pictures import Pictures
+    from regrow.data.boxed_images import BoxedImages
 
 
 @runtime_checkable
@@ -113,20 +113,20 @@ class Arrays:
 
 
 class Boxed(Protocol):
-    """Pictures of any sizes with boxes, which are scaled to the sides that a detector wants."""
+    """Images of any sizes with boxes, which are scaled to the sides that a detector wants."""
 
     def __len__(self) -> int:
-        """Count the pictures."""
+        """Count the images."""
         ...
 
-    def fitted(self, short_side: int, long_side: int) -> "Pictures":
+    def fitted(self, short_side: int, long_side: int) -> "BoxedImages":
         """Return them at such a size."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Boxes:
-    """Everything a data set's file knows whose examples are pictures with boxes.
+    """Everything a data set's file knows whose examples are images with boxes.
 
     ``classes[i]`` has the label i + 1; 0 is the background. Splits and subsets are drawn already.
     """

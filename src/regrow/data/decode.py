@@ -20,7 +20,7 @@ from regrow.errors import DataError
 
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBa", "La")
-ORIENTATION = 274  # the EXIF tag that says how a picture must be turned to stand upright
+ORIENTATION = 274  # the EXIF tag that says how an image must be turned to stand upright
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -100,7 +100,7 @@ def orientation(image: Image.Image) -> int:
         return 1
     try:
         tag = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # as viewers do, a picture whose EXIF is damaged is shown as it lies
+    except Exception:  # as viewers do, an image whose EXIF is damaged is shown as it lies
         return 1
     return tag if tag in TURNS else 1
 

@@ -24,7 +24,7 @@ from regrow.errors import ConfigError, DataError, unknown
 # The ImageNet test transform: shorter side 256 for a crop of 224.
 TEST_RESIZE = 256 / 224
 VERSION = 1  # raise it when the same spec and files come to mean other images
-DECODED_VERSION = 2  # of decoded copies; 2: pictures are turned upright
+DECODED_VERSION = 2  # of decoded copies; 2: images are turned upright
 BOX_TASK = "detection"
 BOXED_SIZE = 64  # of an image on which a network is traced that knows no other images
 
@@ -36,7 +36,7 @@ class Dataset:
     Images are [channels, size, size]; ``mean`` and ``std`` are for pixels in [0, 1]. Of other
     examples, which are inputs and targets ready for a network, ``mean`` and ``std`` are those that
     their numbers were standardised by (``target_mean`` and ``target_std`` the targets'), flat; of
-    sequences of tokens ``vocabulary`` counts the tokens there are. Splits of pictures with boxes
+    sequences of tokens ``vocabulary`` counts the tokens there are. Splits of images with boxes
     are ``Boxed``, and ``size`` is that of an image to trace a network on. ``augmentation`` is the
     kind that a recipe uses unless it names one; ``task`` is what is learnt; ``notices`` are for
     people.
@@ -60,7 +60,7 @@ class Dataset:
 
     @property
     def has_boxes(self) -> bool:
-        """True if examples are pictures of any size with boxes, which a detector scales."""
+        """True if examples are images of any size with boxes, which a detector scales."""
         return not isinstance(self.train, Images)
 
     @property
@@ -138,12 +138,12 @@ def _load(spec: DataSpec) -> Dataset:
 
 
 def _boxed(raw: Boxes, spec: DataSpec) -> Dataset:
-    """Return pictures with boxes, which have been read and split already."""
+    """Return images with boxes, which have been read and split already."""
     known = ("name", "subset", "test_subset", "seed", "memory_limit_bytes", "on_error", "classes")
     for option in spec.to_json():
         if option not in (*known, "root", "task"):
             raise ConfigError(
-                f"Data set {spec.name!r}: its pictures have boxes, so it takes no {option!r} "
+                f"Data set {spec.name!r}: its images have boxes, so it takes no {option!r} "
                 f"{getattr(spec, option)!r}. Leave it out."
             )
     return Dataset(

@@ -18,9 +18,9 @@ import torch
 from regrow.core.seeds import seeded
 from regrow.data.annotations import Annotation, read
 from regrow.data.base import Boxes, Split
+from regrow.data.boxed_images import BoxedImageFiles, Truth
 from regrow.data.cache import data_root, digest
 from regrow.data.folder import ImageFiles
-from regrow.data.pictures import PictureFiles, Truth
 from regrow.data.readable import left_out as word_left_out
 from regrow.data.readable import without_unreadable
 from regrow.data.spec import DataSpec, register_data
@@ -82,7 +82,7 @@ def voc(spec: DataSpec) -> Boxes:
     num = len(layout.train) + len(layout.test)
     said = (f"{spec.name}: {word_left_out(left_out, num)}",) if left_out else ()
     train, test = (
-        PictureFiles(
+        BoxedImageFiles(
             files=ImageFiles(tuple(each.image for each in part)),
             sizes=tuple(each.size for each in part),
             truths=tuple(_truth(each, classes) for each in part),

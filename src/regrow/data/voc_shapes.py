@@ -1,4 +1,4 @@
-"""Pictures of coloured shapes with their boxes, drawn by a seed: detection without any file."""
+"""Images of coloured shapes with their boxes, drawn by a seed: detection without any file."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 from regrow.core.seeds import seeded
 from regrow.data.base import Boxes
+from regrow.data.boxed_images import BoxedImages, Truth, fitted
 from regrow.data.cache import digest
-from regrow.data.pictures import Pictures, Truth, fitted
 from regrow.data.shapes import CLASSES, ground, paint_
 from regrow.data.shapes import VERSION as SHAPES_VERSION
 from regrow.data.spec import DataSpec, register_data
 from regrow.errors import ConfigError
 
-VERSION = 1  # raise it when the same spec comes to mean other pictures or boxes
+VERSION = 1  # raise it when the same spec comes to mean other images or boxes
 SIZE = (640, 480)  # scaled as photographs are
 NUM = {"train": 32, "test": 16}
-MOST = 3  # objects on a picture
+MOST = 3  # objects on an image
 
 
 def _identity(spec: DataSpec) -> str:
@@ -28,13 +28,13 @@ def _identity(spec: DataSpec) -> str:
 
 @register_data("voc-shapes", identity=_identity)
 def voc_shapes(spec: DataSpec) -> Boxes:
-    """Draw 32 pictures to train on and 16 to test on, with one to three shapes in boxes."""
+    """Draw 32 images to train on and 16 to test on, with one to three shapes in boxes."""
     return Boxes(classes=CLASSES, train=_split(spec, "train"), test=_split(spec, "test"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Drawn:
-    """The pictures of a split, drawn at the size that is asked for."""
+    """The images of a split, drawn at the size that is asked for."""
 
     split: str
     seed: int
@@ -43,18 +43,18 @@ class _Drawn:
     def __len__(self) -> int:
         return self.num
 
-    def fitted(self, short_side: int, long_side: int) -> Pictures:
+    def fitted(self, short_side: int, long_side: int) -> BoxedImages:
         """Draw them; the shapes may cover one another."""
         size = fitted(SIZE, short_side, long_side)
         drawn = [_draw(size, seeded(self.seed, "shapes", self.split, n)) for n in range(self.num)]
-        return Pictures(lambda index: drawn[index][0], [truth for _, truth in drawn], kept=True)
+        return BoxedImages(lambda index: drawn[index][0], [truth for _, truth in drawn], kept=True)
 
 
 def _split(spec: DataSpec, split: str) -> _Drawn:
     wanted = spec.subset if split == "train" else spec.test_subset
     if wanted is not None and wanted > NUM[split]:
         raise ConfigError(
-            f"{spec.name}: there are {NUM[split]} pictures to {split} on. Got {wanted}."
+            f"{spec.name}: there are {NUM[split]} images to {split} on. Got {wanted}."
         )
     return _Drawn(split=split, seed=spec.seed, num=NUM[split] if wanted is None else wanted)
 

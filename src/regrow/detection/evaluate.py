@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from regrow.data.pictures import Pictures, Truth
+from regrow.data.boxed_images import BoxedImages, Truth
 from regrow.detection.model import Detection
 from regrow.detection.training import BATCHES_AHEAD, forward
 from regrow.errors import ConfigError
@@ -21,7 +21,7 @@ POINTS = 10  # recalls 0, 0.1, ..., 1
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Detections:
-    """Objects found on a picture: ``boxes`` [n, 4], ``labels`` [n] and ``scores`` [n]."""
+    """Objects found on an image: ``boxes`` [n, 4], ``labels`` [n] and ``scores`` [n]."""
 
     boxes: Tensor
     labels: Tensor
@@ -29,18 +29,18 @@ class Detections:
 
 
 def detect(
-    model: Detection, pictures: Pictures, *, precision: Precision = "fp32"
+    model: Detection, examples: BoxedImages, *, precision: Precision = "fp32"
 ) -> list[Detections]:
-    """Show a detector the pictures one by one; return what it found on each, on the CPU.
+    """Show a detector the images one by one; return what it found on each, on the CPU.
 
     Its modes are as before afterwards.
     """
     device = next(model.parameters()).device
     found = []
     with evaluating(model), torch.inference_mode():
-        for index in range(len(pictures)):
-            pictures.announce(range(index, min(index + BATCHES_AHEAD, len(pictures))))
-            (one,) = forward(model, [pictures.pixels(index).to(device)], precision=precision)
+        for index in range(len(examples)):
+            examples.announce(range(index, min(index + BATCHES_AHEAD, len(examples))))
+            (one,) = forward(model, [examples.pixels(index).to(device)], precision=precision)
             found.append(
                 Detections(
                     boxes=one["boxes"].float().cpu(),
@@ -54,10 +54,10 @@ def detect(
 def score(
     found: Sequence[Detections], truths: Sequence[Truth], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Compare what was found on each picture with what is there, in average precisions of [0, 1].
+    """Compare what was found on each image with what is there, in average precisions of [0, 1].
 
-    ``ap``: VOC 2007's by class, None for one that the test pictures lack; ``map``: their mean;
-    ``coco``: COCO's ``ap`` (IoU 0.5 to 0.95), ``ap50`` and ``ap75``; ``num_test`` pictures.
+    ``ap``: VOC 2007's by class, None for one that the test images lack; ``map``: their mean;
+    ``coco``: COCO's ``ap`` (IoU 0.5 to 0.95), ``ap50`` and ``ap75``; ``num_test`` images.
     """
     values = {
         name: voc_ap(found, truths, label=label) for label, name in enumerate(classes, start=1)
@@ -98,7 +98,7 @@ def voc_ap(
 
 
 def _judge(one: Detections, truth: Truth, *, label: int, iou: float) -> list[tuple[float, bool]]:
-    """Judge the findings of a class on a picture, leaving out those on difficult objects."""
+    """Judge the findings of a class on an image, leaving out those on difficult objects."""
     mine = one.labels == label
     order = one.scores[mine].argsort(descending=True, stable=True)
     boxes, scores = one.boxes[mine][order], one.scores[mine][order].tolist()

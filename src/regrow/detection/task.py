@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from regrow.cost import Cost
 from regrow.data import Dataset, DataSpec, load, normalise
+from regrow.data.boxed_images import BoxedImages
 from regrow.data.normalisation import IMAGENET
-from regrow.data.pictures import Pictures
 from regrow.detection.evaluate import check_libraries, detect, score
 from regrow.detection.model import (
     Detection,
@@ -111,8 +111,8 @@ class DetectorHead:
         return classifier_state(state)
 
     def settle_(self, net: nn.Module, dataset: Dataset) -> None:
-        """Set the norms of a network that was never trained to some training pictures."""
-        train, _ = self._pictures(dataset)
+        """Set the norms of a network that was never trained to some training images."""
+        train, _ = self._examples(dataset)
         settle_norms_(net, _some_images(train))
 
     def training(
@@ -126,13 +126,13 @@ class DetectorHead:
     ) -> DetectionTraining:
         """Return the training of a detector, at its first step."""
         assert isinstance(model, Detection)
-        train, _ = self._pictures(dataset)
+        train, _ = self._examples(dataset)
         return DetectionTraining(model, train, recipe, seed=seed, device=device)
 
     def score(self, model: nn.Module, dataset: Dataset, *, precision: Precision) -> dict[str, Any]:
-        """Return the part of a record that says how good a detector is on the test pictures."""
+        """Return the part of a record that says how good a detector is on the test images."""
         assert isinstance(model, Detection)
-        _, test = self._pictures(dataset)
+        _, test = self._examples(dataset)
         found = detect(model, test, precision=precision)
         return score(found, test.truths, dataset.classes)
 
@@ -142,7 +142,7 @@ class DetectorHead:
         return detector_cost(model, self.detector)
 
     def shown(self, recipe: Recipe, num_train: int) -> int:
-        """Count the pictures that one epoch shows."""
+        """Count the images that one epoch shows."""
         return num_shown(recipe, num_train)
 
     def planned_flops(self, model: ModelSpec, num_classes: int) -> int:
@@ -152,24 +152,24 @@ class DetectorHead:
     def seconds(
         self, model: ModelSpec, data: DataSpec, recipe: Recipe, *, measured_for: float
     ) -> tuple[float, float]:
-        """Measure the seconds of a picture that is trained on, and of one that is tested."""
+        """Measure the seconds of an image that is trained on, and of one that is tested."""
         return _measured(self, model, data, recipe, measured_for)
 
-    def _pictures(self, dataset: Dataset) -> tuple[Pictures, Pictures]:
+    def _examples(self, dataset: Dataset) -> tuple[BoxedImages, BoxedImages]:
         return _fitted(dataset.spec, self.detector.short_side, self.detector.long_side)
 
 
 @lru_cache(maxsize=2)
-def _fitted(spec: DataSpec, short_side: int, long_side: int) -> tuple[Pictures, Pictures]:
+def _fitted(spec: DataSpec, short_side: int, long_side: int) -> tuple[BoxedImages, BoxedImages]:
     data: Any = load(spec)
     train, test = (part.fitted(short_side, long_side) for part in (data.train, data.test))
     return train, test
 
 
-def _some_images(pictures: Pictures) -> Iterator[Tensor]:
-    """Yield the first pictures, normalised, for norms to settle on."""
-    for index in range(min(SETTLING_IMAGES, len(pictures))):
-        yield normalise(pictures.pixels(index)[None], IMAGENET.mean, IMAGENET.std)
+def _some_images(examples: BoxedImages) -> Iterator[Tensor]:
+    """Yield the first images, normalised, for norms to settle on."""
+    for index in range(min(SETTLING_IMAGES, len(examples))):
+        yield normalise(examples.pixels(index)[None], IMAGENET.mean, IMAGENET.std)
 
 
 def _drawn(head: DetectorHead, net: nn.Module, num_classes: int) -> Detection:
@@ -199,7 +199,7 @@ def _measured(
         steps += 1
     seconds_per_image = (time.perf_counter() - began) / max(steps * recipe.batch, 1)
     whole.eval()
-    _, test = head._pictures(dataset)
+    _, test = head._examples(dataset)
     began, tested = time.perf_counter(), 0
     with torch.inference_mode():
         while tested < len(test) and (not tested or time.perf_counter() - began < seconds):

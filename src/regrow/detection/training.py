@@ -10,24 +10,24 @@ from torch import Tensor, nn
 
 from regrow.core.global_rng import drawing
 from regrow.core.seeds import derive, seeded
-from regrow.data.pictures import Pictures
+from regrow.data.boxed_images import BoxedImages
 from regrow.detection.model import STRIDE, Detection
 from regrow.train import Precision, Recipe, Stepping
 from regrow.train.layout import NOTICE, lay_out_
 from regrow.train.optimiser import make_optimiser
 from regrow.train.safe_convolutions import safe_convolutions
 
-# What one epoch shows: every picture twice, as it is and mirrored (the framework's); or once,
+# What one epoch shows: every image twice, as it is and mirrored (the framework's); or once,
 # mirrored or not by chance; or as it is.
 AUGMENTATIONS = ("flipped-copies", "flip", "none")
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
-BATCHES_AHEAD = 8  # of pictures that are decoded while the network computes
+BATCHES_AHEAD = 8  # of images that are decoded while the network computes
 
 
-def num_shown(recipe: Recipe, num_pictures: int) -> int:
-    """Count the pictures that an epoch shows."""
+def num_shown(recipe: Recipe, num_images: int) -> int:
+    """Count the images that an epoch shows."""
     kind = recipe.augmentation or AUGMENTATIONS[0]
-    return num_pictures * (2 if kind == "flipped-copies" else 1)
+    return num_images * (2 if kind == "flipped-copies" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class DetectionTraining(Stepping):
     def __init__(
         self,
         model: Detection,
-        pictures: Pictures,
+        examples: BoxedImages,
         recipe: Recipe,
         *,
         seed: int,
@@ -62,7 +62,7 @@ class DetectionTraining(Stepping):
         region = (model.backbone.out_channels, *heads.box_roi_pool.output_size)
         shown = {model.backbone: (3, 4 * STRIDE, 4 * STRIDE), heads.box_head: region}
         laid_out = not recipe.channels_last or lay_out_(self.model, shown)
-        self.pictures = pictures
+        self.examples = examples
         self.recipe = recipe
         self.seed = seed
         self.steps_done = 0
@@ -77,17 +77,17 @@ class DetectionTraining(Stepping):
 
     @property
     def shown(self) -> int:
-        """Count the pictures that one epoch shows."""
-        return num_shown(self.recipe, len(self.pictures))
+        """Count the images that one epoch shows."""
+        return num_shown(self.recipe, len(self.examples))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Count the updates of one epoch; the last may have fewer pictures."""
+        """Count the updates of one epoch; the last may have fewer images."""
         return math.ceil(self.shown / self.recipe.batch)
 
     @property
     def samples(self) -> int:
-        """Count the pictures trained on so far, each as often as it was seen."""
+        """Count the images trained on so far, each as often as it was seen."""
         epochs, place = divmod(self.steps_done, self.steps_per_epoch)
         return epochs * self.shown + place * self.recipe.batch
 
@@ -121,7 +121,7 @@ class DetectionTraining(Stepping):
         self._epoch = None
 
     def _draw(self, epoch: int) -> _ImageOrder:
-        num = len(self.pictures)
+        num = len(self.examples)
         order = torch.randperm(self.shown, generator=seeded(self.seed, "shuffle", epoch))
         mirrored = order >= num  # of flipped copies, the second half are the mirrored ones
         if self.recipe.augmentation == "flip":
@@ -134,12 +134,12 @@ class DetectionTraining(Stepping):
     ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         batch = self.recipe.batch
         start = place * batch
-        self.pictures.announce(dict.fromkeys(epoch.index[start : start + batch * BATCHES_AHEAD]))
+        self.examples.announce(dict.fromkeys(epoch.index[start : start + batch * BATCHES_AHEAD]))
         images, targets = [], []
         for index, mirrored in zip(
             epoch.index[start : start + batch], epoch.mirrored[start : start + batch], strict=True
         ):
-            pixels, truth = self.pictures.pixels(index), self.pictures.truths[index]
+            pixels, truth = self.examples.pixels(index), self.examples.truths[index]
             if mirrored:
                 pixels, truth = pixels.flip(2), truth.flipped(pixels.shape[2])
             images.append(pixels.to(self.device))
@@ -164,7 +164,7 @@ class DetectionTraining(Stepping):
         return {
             "seed": self.seed,
             "recipe": self.recipe.to_json(),
-            "num_pictures": len(self.pictures),
+            "num_pictures": len(self.examples),
         }
 
 

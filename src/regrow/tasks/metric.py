@@ -136,7 +136,7 @@ MEAN_AP = replace(
     name="mAP",
     axis="mAP (%)",
     about="mAP is the mean over classes of VOC 2007's average precision (11 points, IoU 0.5) on "
-    "the test pictures after the last epoch",
+    "the test images after the last epoch",
     baseline="the untrained detector with one lucky box",
     counted=False,
     per_loss=None,

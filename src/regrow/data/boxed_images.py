@@ -1,4 +1,4 @@
-"""Pictures of different sizes with boxes: kept in memory, or decoded ahead of their use."""
+"""Images of different sizes with boxes: kept in memory, or decoded ahead of their use."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +18,7 @@ Size = tuple[int, int]  # width, height
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Truth:
-    """The objects on a picture.
+    """The objects on an image.
 
     ``boxes``: float32 [n, 4], x1, y1, x2, y2 in its pixels. ``labels``: int64 [n], from 1.
     ``difficult``: bool [n]; trained on, but neither asked for nor punished in a test.
@@ -29,19 +29,19 @@ class Truth:
     difficult: Tensor
 
     def flipped(self, width: int) -> "Truth":
-        """Return the same on the picture's mirror image."""
+        """Return the same on the image's mirror image."""
         x1, y1, x2, y2 = self.boxes.unbind(1)
         boxes = torch.stack([width - x2, y1, width - x1, y2], dim=1)
         return Truth(boxes=boxes, labels=self.labels, difficult=self.difficult)
 
     def resized(self, before: Size, after: Size) -> "Truth":
-        """Return the same on the picture at another size."""
+        """Return the same on the image at another size."""
         scale = torch.tensor([after[0] / before[0], after[1] / before[1]]).repeat(2)
         return Truth(boxes=self.boxes * scale, labels=self.labels, difficult=self.difficult)
 
 
-class Pictures:
-    """Pictures and their ``truths``; ``read`` returns one of them: uint8 [3, height, width].
+class BoxedImages:
+    """Images and their ``truths``; ``read`` returns one of them: uint8 [3, height, width].
 
     If ``kept``, all are read at once and stay in memory.
     """
@@ -56,18 +56,18 @@ class Pictures:
         self._kept = list(self._pool.map(read, range(len(truths)))) if kept else None
 
     def __len__(self) -> int:
-        """Count the pictures."""
+        """Count the images."""
         return len(self.truths)
 
     def pixels(self, index: int) -> Tensor:
-        """Return a picture: uint8 [3, height, width]; an unreadable one is a ``DataError``."""
+        """Return an image: uint8 [3, height, width]; an unreadable one is a ``DataError``."""
         if self._kept is not None:
             return self._kept[index]
         future = self._announced.pop(index, None)
         return self._read(index) if future is None else future.result()
 
     def announce(self, indices: Iterable[int]) -> None:
-        """Begin to decode what will be asked for soon; nothing to do for pictures in memory."""
+        """Begin to decode what will be asked for soon; nothing to do for images in memory."""
         if self._kept is None:
             for index in indices:
                 if index not in self._announced:
@@ -75,7 +75,7 @@ class Pictures:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PictureFiles:
+class BoxedImageFiles:
     """Image files of any sizes, and the objects on each.
 
     ``keep_bytes``: they stay in memory if they take no more than this each, on average.
@@ -87,22 +87,22 @@ class PictureFiles:
     keep_bytes: float
 
     def __len__(self) -> int:
-        """Count the pictures."""
+        """Count the images."""
         return len(self.truths)
 
-    def fitted(self, short_side: int, long_side: int) -> Pictures:
-        """Return the pictures scaled so that their sides fit."""
+    def fitted(self, short_side: int, long_side: int) -> BoxedImages:
+        """Return the images scaled so that their sides fit."""
         sizes = [fitted(size, short_side, long_side) for size in self.sizes]
         together = zip(self.truths, self.sizes, sizes, strict=True)
         num_bytes = sum(3 * width * height for width, height in sizes)
-        return Pictures(
-            lambda index: decoded_picture(self.files, index, sizes[index]),
+        return BoxedImages(
+            lambda index: decoded_image(self.files, index, sizes[index]),
             [truth.resized(before, after) for truth, before, after in together],
             kept=num_bytes <= self.keep_bytes * len(self),
         )
 
 
-def decoded_picture(files: ImageFiles, index: int, size: Size) -> Tensor:
+def decoded_image(files: ImageFiles, index: int, size: Size) -> Tensor:
     """Read a file at a size: uint8 [3, height, width]; an unreadable one is a ``DataError``."""
     where = files.where(index)
     image = to_rgb(open_image(files.reader(Path())(index), where=where), where=where)
