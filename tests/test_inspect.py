@@ -71,6 +71,21 @@ def test_layers_that_keep_channels_apart_are_named() -> None:
     assert "|- through 1" in str(regrow.inspect(layers, (1, 3, 8, 8)))
 
 
+def test_tables_beside_layers_are_named() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.table = nn.Parameter(torch.rand(6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.second(self.first(x) * self.table)
+            return y
+
+    (group,) = regrow.inspect(Table(), (1, 4)).groups
+    assert group.between == ["table"]
+
+
 @pytest.mark.usefixtures("here")
 def test_the_command_prints_the_tree(command: Command) -> None:
     done = command("inspect", "nets.py:build", "--input", "1x3x8x8", "--set", "width=4")

@@ -188,7 +188,8 @@ def _between(group: Group) -> list[str]:
 
 
 def _layer(tensor: str) -> str:
-    return tensor.rpartition(".")[0]
+    """Name the layer that a tensor belongs to; of one beside layers (a class token), itself."""
+    return tensor.rpartition(".")[0] or tensor
 
 
 def _held(group: Group) -> dict[str, float]:
