@@ -207,3 +207,18 @@ def test_a_study_prunes_every_kind_and_keys_only_what_differs() -> None:
     assert keys[3] == keys[4]
     assert len(set(keys)) == 3
     assert "normalise" not in prunes[0].spec
+
+
+def test_a_pool_keeps_its_size_where_it_equals_a_width_that_is_cut() -> None:
+    torch.manual_seed(0)
+    pool = nn.MaxPool2d(3, stride=2, padding=1)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), pool, nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    found = trace(model, SHAPE)
+    mask = select(model, found, "l1", sparsity=0.4)
+    assert mask.widths() == {"0": 2}
+    cut = shrink(model, mask, found).get_submodule("1")
+    assert isinstance(cut, nn.MaxPool2d)
+    assert cut.kernel_size == 3
+    assert verify(model, mask, found) < 1e-9

@@ -24,6 +24,10 @@ _KNOWN = (
     nn.LayerNorm,
 )
 
+# PyTorch's modules whose numbers are sizes and steps of places, never of channels: a pool of three
+# places stays one where there were three channels. Of others' modules the trial alone can tell.
+_OF_PLACES = ("pooling", "padding", "upsampling", "fold", "pixelshuffle")
+
 # Which of the dimensions that a number may count: 0 for the last one, 1 for that before; or none.
 Choice = int | None
 
@@ -64,7 +68,9 @@ def numbers(model: nn.Module, painter: Painter, classes: Classes) -> list[Number
     places = {
         name: list(_places(module))
         for name, module in model.named_modules()
-        if name not in told and not isinstance(module, (*_KNOWN, torch.jit.ScriptModule))
+        if name not in told
+        and not isinstance(module, (*_KNOWN, torch.jit.ScriptModule))
+        and not _is_of_places(module)
     }
     wanted = {name: {value for _, value in own} for name, own in places.items() if own}
     widths = _widths(painter, classes, wanted)
@@ -74,6 +80,10 @@ def numbers(model: nn.Module, painter: Painter, classes: Classes) -> list[Number
         for place, value in own
         if (name, value) in widths and _may_be_cut(classes, widths[name, value].values())
     ]
+
+
+def _is_of_places(module: nn.Module) -> bool:
+    return type(module).__module__ in {f"torch.nn.modules.{name}" for name in _OF_PLACES}
 
 
 def _is_coloured(ids: Tensor) -> bool:
