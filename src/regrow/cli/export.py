@@ -101,7 +101,7 @@ def _exported(folder: Path, kinds: Sequence[str]) -> dict[str, str]:
 
 
 def list_names(
-    what: Annotated[
+    kind: Annotated[
         str,
         typer.Argument(
             help="data, tasks, models, methods, criteria, allocations, scopes, normalisations, "
@@ -116,15 +116,15 @@ def list_names(
     from regrow.studies.catalogue import catalogue
 
     kinds = catalogue()
-    if what != "all":
-        if what not in kinds:
-            raise ConfigError(unknown("kind of name", what, [*kinds, "all"]))
-        kinds = {what: kinds[what]}
+    if kind != "all":
+        if kind not in kinds:
+            raise ConfigError(unknown("kind of name", kind, [*kinds, "all"]))
+        kinds = {kind: kinds[kind]}
     if as_json:
         print_json(kinds)
         return
-    for kind, names in kinds.items():
-        _print_names(kind, names, brief=what == "all")
+    for title, names in kinds.items():
+        _print_names(title, names, brief=kind == "all")
 
 
 def _print_names(kind: str, names: Mapping[str, str], *, brief: bool) -> None:

@@ -72,7 +72,7 @@ PlanOption = Annotated[
 
 
 def reproduce(
-    what: EntryArgument,
+    name: EntryArgument,
     paper: PaperOption = None,
     scale: ScaleOption = "paper",
     data: DataOption = None,
@@ -91,17 +91,17 @@ def reproduce(
     from regrow.reproduce.paper import DEFAULT, find_paper, papers
 
     chosen_paper = find_paper(paper) if paper is not None else None
-    if what == "list":
+    if name == "list":
         _list([chosen_paper] if chosen_paper else list(papers().values()))
         return
     load_extensions(with_files)
-    entries = _chosen(what, chosen_paper)
+    entries = _chosen(name, chosen_paper)
     source = entries[0].paper
     replacements = pairs(data or ())
     source.check_data(replacements)
     chosen_scale = scales.named(scale)
     if sys.stderr.isatty():
-        say(f"Preparing {what} at scale {scale} ...")
+        say(f"Preparing {name} at scale {scale} ...")
     from regrow.reproduce.images import Request
     from regrow.run import check_device
 
@@ -120,7 +120,7 @@ def reproduce(
     check_device(device)
     opened = open_store(store, create=True)
     choice.keep(opened)
-    if what.rpartition("/")[2] == "all":
+    if name.rpartition("/")[2] == "all":
         _reproduce_all(entries, request, opened, everything, workers=workers, device=device)
         return
     (entry,) = entries
@@ -135,7 +135,7 @@ def reproduce(
 def _precision(
     precision: str | None, scale: str, store: Path, device: str
 ) -> "tuple[str | None, PrecisionChoice]":
-    """Replace ``auto`` by what pays here; None is the paper's own, as always at its scale."""
+    """Replace ``auto`` by the faster precision; None, and ``paper`` scale, mean the paper's own."""
     from regrow.run.precision import PrecisionChoice
     from regrow.train import AUTO
 

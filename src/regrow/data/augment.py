@@ -78,7 +78,7 @@ def mix(x: Tensor, share: float | Tensor) -> Tensor:
     """Mix each image of a batch with its partner, counted from the other end (mixup).
 
     share * x + (1 - share) * partner; whoever trains on it mixes the losses against both targets
-    alike. The order of images is drawn anew each epoch, so partners are random. Reference: Zhang et
+    alike. The order of images differs in each epoch, so partners are random. Reference: Zhang et
     al., mixup: Beyond Empirical Risk Minimization, ICLR 2018, arXiv:1710.09412.
     """
     return share * x + (1 - share) * x.flip(0)

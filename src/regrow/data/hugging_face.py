@@ -86,7 +86,7 @@ class ParquetImages:
                 path.unlink(missing_ok=True)
                 raise DataError(
                     f"{path} is damaged: its row {index} was altered after it was written. It was "
-                    "removed, and is written anew by the next command that needs it."
+                    "removed, and is written again by the next command that needs it."
                 )
             return image
 

@@ -95,7 +95,7 @@ class Arm:
     the ``full`` schedule, or from ``schedule_epoch`` on.
 
     Attributes:
-        start: ``inherited`` weights of the pruned network; ``random``: drawn anew by the rule of
+        start: ``inherited`` weights of the pruned network; ``random``: reinitialised by the rule of
             the small network; ``initial``: the unpruned network's own values before training;
             ``redrawn``: another draw of the unpruned network, cut in the same way; ``rewound``: the
             unpruned network's own values after ``epoch`` epochs of its training.

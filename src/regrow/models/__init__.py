@@ -249,7 +249,7 @@ def example_input(spec: ModelSpec, shape: Sequence[int]) -> "Tensor":
 
 
 def initialise_(model: "nn.Module", *, seed: int) -> None:
-    """Draw every parameter and running statistic of a model anew, from (seed, "reinit").
+    """Reinitialise every parameter and running statistic of a model, from (seed, "reinit").
 
     The model's own ``initialise_()`` does it, or else the ``reset_parameters()`` of each of its
     layers. Both read the sizes of the layers as they are, so a narrowed network is drawn by its

@@ -35,7 +35,7 @@ class Init:
 
 
 def initialise_by_type_(model: nn.Module, init: Init) -> None:
-    """Draw every convolution, norm and linear layer of a model anew, by its type and present shape.
+    """Reinitialise every convolution, norm and linear layer, by its type and present shape.
 
     Layers are found by type, not by name, and sizes are read from the layers as they are, so the
     same rule holds after surgery: a layer cut to half its filters has half the fan-out. Running
@@ -93,7 +93,7 @@ class Classifier(nn.Module):
         return logits
 
     def initialise_(self) -> None:
-        """Draw all parameters anew by the rule of this variant, for the layers as they are now."""
+        """Reinitialise all parameters by this variant's rule, for the layers as they are now."""
         initialise_by_type_(self, self.init)
 
 

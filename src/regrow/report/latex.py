@@ -47,7 +47,7 @@ def tex_row(cells: Sequence[str]) -> str:
 
 
 def tex_rows(cells: Sequence[str]) -> list[str]:
-    """Write a row whose first words, where they are long, go on under each other."""
+    """Write a row whose first words, where they are long, continue on further lines."""
     words = textwrap.wrap(cells[0], NAME) or [""]
     empty = [""] * (len(cells) - 1)
     return [tex_row([words[0], *cells[1:]]), *(tex_row([word, *empty]) for word in words[1:])]
@@ -70,10 +70,10 @@ def tex_table(
     caption: str | None = None,
     label: str = "",
 ) -> list[str]:
-    """Write lines of a table that goes on over pages, small enough for the width of an article.
+    """Write lines of a table that may span pages, small enough for the width of an article.
 
     ``words_first`` columns hold words, the others figures; a table without ``caption`` continues
-    the one before it. ``label`` is a text, of which the name to refer to is made.
+    the one before it. ``label`` is a text that the name to refer to is made from.
     """
     heads = [textwrap.wrap(text, HEAD, break_on_hyphens=False) for text in head]
     high = max(map(len, heads))

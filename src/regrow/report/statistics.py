@@ -1,7 +1,7 @@
 """Compare two arms without claiming more than the seeds show.
 
 Arms that share a seed share data order and augmentation, so seeds pair them: ``paired`` is the test
-of choice. ``welch`` serves figures of which only mean, standard deviation and n are printed. Both
+of choice. ``welch`` serves printed figures with only mean, standard deviation and n. Both
 give a ``Comparison``, and ``equivalence`` asks of either whether the difference is smaller than a
 margin, because "not significant" is never evidence of equality. Accuracies and differences are in
 points (percent) throughout.
@@ -137,7 +137,7 @@ def paired(
 
 
 def welch(first: Sample, second: Sample, *, confidence: float = 0.95) -> Comparison:
-    """Compare two cells of which only mean, std and n are known (Welch's t test).
+    """Compare two cells by their means, stds and n alone (Welch's t test).
 
     Variances need not be equal; degrees of freedom by Satterthwaite (1946):
     df = (a + b)^2 / (a^2 / (n1 - 1) + b^2 / (n2 - 1)) with a = s1^2 / n1, b = s2^2 / n2.

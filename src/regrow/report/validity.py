@@ -27,9 +27,9 @@ Two rules leave a comparison out of every conclusion and of averages over cells 
 
 Others only qualify what is said: one arm of the two not above chance; one test example more than
 the margin, so that only equal counts show equivalence; a test set whose own sampling error is more
-than the margin; a chance level that is not known; a parent of which it is not known whether it had
-converged, because its last learning rate was used for one epoch only, or because its loss still
-fell by more than 1 % an epoch where the metric is no count: what that is worth is not known.
+than the margin; a chance level that is not known; a parent whose convergence is not known, because
+its last learning rate was used for one epoch only, or because its loss still fell by more than 1 %
+an epoch where the metric is no count: what that is worth is not known.
 """
 
 import math
@@ -210,7 +210,7 @@ def judge(
     """Return why ``first`` against ``second`` allows no conclusion, or less than it seems.
 
     ``parent`` is the network that was pruned; ``plain`` the one trained without a method's
-    treatment, of which convergence is asked (the parent, unless given); ``cut`` are the arms that
+    treatment, whose convergence is judged (the parent, unless given); ``cut`` are the arms that
     train what was left of it. Those that exclude come first.
     """
     reasons = [
@@ -242,7 +242,7 @@ def _chance(
     elif low:
         yield Reason(rule="one arm at chance", figures=_level(low[0]))
     if any(side.above_chance is None for side in sides):
-        figures = f"what {first.metric.baseline} scores is not at hand"
+        figures = f"the score of {first.metric.baseline} is not known"
         yield Reason(rule="chance unknown", figures=figures)
 
 

@@ -144,8 +144,8 @@ def _measured_finding(claim: Claim, measured: ClaimEvidence, printed: ClaimEvide
     ]
     if any(part.rows for part in finding.parts) and not measured.known:
         notes.append(
-            "Whether these networks are above chance is not known: the files do not say. Write "
-            "them anew by the `regrow reproduce` that made them; what is stored is not trained "
+            "Whether these networks are above chance is not known: the files do not say. Rerun "
+            "the `regrow reproduce` command that wrote them; nothing that is stored is trained "
             "again."
         )
     if finding.against:

@@ -44,7 +44,7 @@ def known_of(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def known_of_parents(jobs: "Iterable[Job]", store: "Store") -> dict[str, Any]:
-    """Return the columns for what prunings kept, of which the trained networks are their parents.
+    """Return the columns for prunings, whose parents are the trained networks among the jobs.
 
     How a training ended under a method's treatment says nothing of its convergence.
     """

@@ -55,8 +55,8 @@ class ClaimEvidence:
         frames = [getattr(self, name) for name in ("results", *ROWS)]
         return all(has_known(frame) for frame in frames if frame is not None and len(frame))
 
-    def anew(self) -> "ClaimEvidence":
-        """Return the same evidence, of which nothing has been asked."""
+    def fresh(self) -> "ClaimEvidence":
+        """Return the same evidence, with nothing left out yet."""
         return replace(self, left_out={})
 
     def measured(self, name: Measured, *, where: Mapping[str, Any] | None = None) -> pd.DataFrame:
@@ -124,7 +124,7 @@ class Rule:
 class Judgement:
     """One part of a claim in figures and words, and how it was ``judged``: (asked, outcome) pairs.
 
-    What is only told is not judged. ``rows`` counts the rows it stands on, ``n`` their seeds;
+    A part without rules is shown, not judged. ``rows`` counts its rows, ``n`` their seeds;
     ``against`` names those that refute it each by itself, ``left_out`` those that allow none.
     """
 
@@ -193,7 +193,7 @@ def untestable(name: str, *, reason: str = "not run", optional: bool = False) ->
 
 def judge_part(ask: Callable[[ClaimEvidence], Judgement], evidence: ClaimEvidence) -> Judgement:
     """Ask one part of a claim; it tells what was left out, and whether that leaves nothing."""
-    fresh = evidence.anew()
+    fresh = evidence.fresh()
     part = ask(fresh)
     if not fresh.left_out:
         return part
