@@ -11,10 +11,10 @@ import yaml
 
 from commands import Command
 from regrow.errors import ConfigError
-from regrow.jobs.base import all_jobs
+from regrow.jobs.base import Job, all_jobs
 from regrow.jobs.prune import Prune
 from regrow.jobs.train import Train
-from regrow.report.collect import results_of
+from regrow.report.collect import Reader, results_of
 from regrow.run import estimate as estimates
 from regrow.run.estimate import estimate
 from regrow.run.gpu_sharing import num_sharing
@@ -177,6 +177,53 @@ def test_prune_d_goes_on_from_the_unpruned_detector() -> None:
     assert isinstance(further, Train)
     assert isinstance(further.initial, Prune)
     assert further.initial.parent == cells["unpruned"]
+
+
+def test_rows_say_what_detectors_were_built_on_and_what_they_must_beat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {"unpruned": 0.1, "prune-c": 0.2, "prune-d": 0.7, "scratch-e": 0.3, "scratch-b": 0.4}
+    study = Study.from_json(STUDY)
+    named = {cell.job.key: cell.arm.name for cell in study.cells()}
+
+    def record(_reader: Reader, job: Job) -> dict[str, Any]:
+        size = {"parameters": 10, "macs": 20, "epochs": 1, "history": []}
+        scores = {"accuracy": 0.5, "map": 0.8, "guarded": [], "ap": {"cat": 0.6, "dog": None}}
+        coco = {"ap": 0.5, "ap50": 0.9, "ap75": 0.1}
+        start = {"map": before.get(named.get(job.key, ""), 0.0), "ap": {"cat": 0.0, "dog": None}}
+        cost = {} if job.kind.startswith("prune") else {"samples": 1, "training_flops": 1.0}
+        return {**size, **scores, **cost, "coco": coco, "before": start}
+
+    monkeypatch.setattr(Reader, "record", record)
+    monkeypatch.setattr(Reader, "has", lambda self, job: True)
+    found = results_of(study, Store.open(tmp_path / "store", create=True))
+    lucky = 100 / 11 / 2
+    chances = {run.arm: round((run.chance or 0) - lucky, 6) for run in found.runs}
+    # A detector that was pruned began as the unpruned one.
+    assert chances == {name: round(100 * b, 6) for name, b in {**before, "prune-d": 0.1}.items()}
+    assert {run.arm: run.subject for run in found.runs} == {
+        **dict.fromkeys(ARMS, "the classifier"),
+        "prune-d": "the detector",
+    }
+    stamps = {run.arm: run.stamp for run in found.runs}
+    assert stamps["prune-c"] == "1 epochs; classifier: 1 epochs after the parent's 1"
+    assert stamps["prune-d"] == "1 epochs after 1 epochs uncut; classifier: 1 epochs"
+    assert {run.num_test for run in found.runs} == {3}
+    (extra,) = found.extras
+    assert extra.columns[:4] == ("arm", "mAP", "AP cat", "AP dog")
+    assert extra.columns[-2:] == ("mAP before", "classifier")
+    rows = {row[0]: row for row in extra.rows}
+    assert rows["unpruned"][1:] == (
+        "80.00",
+        "60.00",
+        "",
+        "50.00",
+        "90.00",
+        "10.00",
+        "10.00",
+        "50.00",
+    )
+    assert rows["l1-filter resnet-34-b prune-d"][-2:] == ("70.00", "")
 
 
 @pytest.mark.slow
