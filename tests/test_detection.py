@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -438,6 +439,42 @@ def test_a_key_changes_with_what_the_result_depends_on() -> None:
     moved = replace(MATERIAL, spec=DataSpec("voc:elsewhere"))
     assert replace(TRAIN, data=moved, label="other").key == TRAIN.key
     assert TRAIN.flops > 0
+
+
+def test_what_is_built_sees_images_as_its_classifier_did() -> None:
+    data = replace(MATERIAL, task="image-classification", shape=(1, 3, 32, 32))
+    under = Train(data=data, model=MODEL, recipe=QUICK, seed=0)
+    context: Any = SimpleNamespace(
+        tensors=lambda job, part="": build(MODEL, seed=3).state_dict(),
+        dataset=lambda spec: SimpleNamespace(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
+    )
+    boxed: Any = SimpleNamespace(classes=("a",))
+    built = replace(TRAIN, initial=under)._built(context, boxed, HEAD)
+    assert isinstance(built.model, Detection)
+    assert built.model.transform.image_mean == [0.1, 0.2, 0.3]
+    assert built.model.transform.image_std == [0.4, 0.5, 0.6]
+    own = HEAD.backbone(built.model.state_dict())
+    expected = build(MODEL, seed=3).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in own.items())
+
+
+def test_a_pruned_detector_keeps_all_other_layers() -> None:
+    net = classifier()
+    groups = trace(net, (1, 3, 32, 32))
+    trained = detector(net, seed=5).state_dict()
+    statistics: dict[str, Any] = {"num_classes": 2, "mean": (0.45,) * 3, "std": (1.0,) * 3}
+    mask = select(net, groups, METHODS.get("l1-filter"), sparsity=0.4)
+    small = shrink(net, mask, groups)
+    cut = HEAD.around(small, **statistics, trained=trained).state_dict()
+    others = [name for name in cut if name.startswith(("rpn.", "roi_heads.box_predictor"))]
+    assert len(others) == 10
+    assert all(torch.equal(cut[name], trained[name]) for name in others)
+    kept = {f"features.{n}": v for n, v in small.get_submodule("features").state_dict().items()}
+    assert all(torch.equal(value, kept[name]) for name, value in HEAD.backbone(cut).items())
+    stream = replace(METHODS.get("l1-filter"), scope=("stream",))
+    narrow = shrink(net, select(net, groups, stream, sparsity=0.4), groups)
+    with pytest.raises(ConfigError, match="Pruning cuts what the backbone puts out, which 'rpn"):
+        HEAD.around(narrow, **statistics, trained=trained)
 
 
 real = pytest.mark.skipif(
