@@ -58,4 +58,4 @@ def test_every_command_of_a_study_takes_other_data(command: Command, tmp_path: P
 )
 def test_examples_on_real_images_take_a_copy(example: str, name: str, other: str) -> None:
     study = Study.load(EXAMPLES / f"{example}.yaml", data={name: other})
-    assert {one.data.name for one in study.experiments} == {other}
+    assert {(each.backbone or each).data.name for each in study.experiments} == {other}
