@@ -12,6 +12,7 @@ from regrow.core.seeds import seeded
 from regrow.core.units import UNITS
 from regrow.data import DATASETS, Dataset, DataSpec, MemoryImages, load
 from regrow.jobs.arms import ARMS
+from regrow.jobs.base import Material
 from regrow.models import FROM_DATA, MODELS, ModelSpec, build
 from regrow.pruning.costs import COST_TARGETS
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS
@@ -25,7 +26,14 @@ from regrow.train.schedules import SCHEDULES
 SHAPE = (1, 1, 8, 8)
 DIGITS = DataSpec("digits", subset=128, test_subset=64)
 FROM_DIGITS = {"classes": 10, "in_channels": 1, "input_size": 8}
-TOLD = tuple(FROM_DIGITS.items())  # as a ``Material`` has it
+MATERIAL = Material(
+    spec=DIGITS,
+    content="0" * 32,
+    shape=(1, 1, 8, 8),
+    model_arguments=tuple(FROM_DIGITS.items()),
+    num_train=128,
+    num_test=64,
+)
 PLAN: dict[str, Any] = {"plan": [6, "M", 8, "M", 8]}
 
 # One small member of each family: private filters, streams with padding, views, concatenation,

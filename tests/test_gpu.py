@@ -21,8 +21,8 @@ from regrow.run.executors import exact_floats
 from regrow.run.gpu_sharing import Trial, how_many
 from regrow.store import Store
 from regrow.train import Moment, Recipe, Training, Treatment, evaluate, fit
-from small import bright, digits
-from test_jobs import FAKE, RECIPE, VGG
+from small import MATERIAL, bright, digits
+from test_jobs import RECIPE, VGG
 from test_training import network
 from test_training_options import OPTIONS
 
@@ -148,7 +148,7 @@ def test_bf16_learns_and_is_evaluated_as_on_a_cpu() -> None:
 
 
 def test_threads_that_share_the_device_do_what_one_does_alone(tmp_path: Path) -> None:
-    jobs = [Train(data=FAKE, model=VGG, recipe=RECIPE, seed=seed) for seed in range(6)]
+    jobs = [Train(data=MATERIAL, model=VGG, recipe=RECIPE, seed=seed) for seed in range(6)]
     losses = {}
     for workers in (1, 3):
         store = Store.open(tmp_path / str(workers))

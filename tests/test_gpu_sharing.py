@@ -30,8 +30,8 @@ from regrow.store import Store
 from regrow.studies.study import Study
 from regrow.train import Moment, Recipe, Training, Treatment, fit
 from regrow.train.engine import CannotRecord
-from small import bright, digits
-from test_jobs import FAKE, RECIPE, VGG
+from small import MATERIAL, bright, digits
+from test_jobs import RECIPE, VGG
 from test_run import once, results
 from test_training import QUICK, assert_same_bits, network
 
@@ -242,7 +242,7 @@ def study() -> Study:
 
 def jobs() -> list[Job]:
     dropouts = [
-        Train(data=FAKE, model=ModelSpec("gang-test-dropout", FROM), recipe=RECIPE, seed=seed)
+        Train(data=MATERIAL, model=ModelSpec("gang-test-dropout", FROM), recipe=RECIPE, seed=seed)
         for seed in range(3)
     ]
     return [*study().jobs(), *dropouts]

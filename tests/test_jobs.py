@@ -24,7 +24,7 @@ from regrow.jobs.arms import (
     Arm,
     Budget,
 )
-from regrow.jobs.base import Job, Material
+from regrow.jobs.base import Job
 from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain, _draw_sparse_, flops_ratio
 from regrow.jobs.train import Train, Treated, model_cost
@@ -39,30 +39,22 @@ from regrow.train import Recipe, Training, evaluate
 from small import (
     DIGITS,
     FROM_DIGITS,
+    MATERIAL,
     NETWORKS,
     SHAPE,
-    TOLD,
     digits,
     equal,
     first_weights,
     forget_names,
 )
 
-FAKE = Material(
-    spec=DIGITS,
-    content="0" * 32,
-    shape=(1, 1, 8, 8),
-    model_arguments=TOLD,
-    num_train=128,
-    num_test=64,
-)
 RECIPE = Recipe(epochs=2, batch=32, lr=0.05)
 VGG = NETWORKS["vgg"]
 
-TRAIN = Train(data=FAKE, model=VGG, recipe=RECIPE, seed=1)
+TRAIN = Train(data=MATERIAL, model=VGG, recipe=RECIPE, seed=1)
 SLIMMING = replace(TRAIN, treated=Treated(method="network-slimming", strength=1e-4))
 PRUNE = Prune(
-    data=FAKE, model=VGG, method=METHODS.get("l1-filter"), seed=1, parent=TRAIN, sparsity=0.5
+    data=MATERIAL, model=VGG, method=METHODS.get("l1-filter"), seed=1, parent=TRAIN, sparsity=0.5
 )
 MAGNITUDE = replace(PRUNE, method=METHODS.get("magnitude"), sparsity=0.8)
 TUNE = Retrain(prune=PRUNE, arm=FINE_TUNE, recipe=RECIPE, seed=1, parent=TRAIN)
@@ -120,7 +112,7 @@ COUNTED_ANEW = [
 
 
 def _pruned(name: str, arguments: dict[str, Any], method: str) -> Prune:
-    data = replace(FAKE, shape=(1, 3, 32, 32))
+    data = replace(MATERIAL, shape=(1, 3, 32, 32))
     model = ModelSpec(name, {"classes": 10, **arguments})
     return Prune(data=data, model=model, method=METHODS.get(method), seed=1, sparsity=0.5)
 
@@ -192,13 +184,13 @@ def test_a_spec_holds_what_was_asked_for_and_no_defaults() -> None:
     """So that a field added later, at its default, changes no key."""
     model = {"name": "vgg", "arguments": {**FROM_DIGITS, "plan": [6, "M", 8, "M", 8]}}
     assert TRAIN.spec == {
-        "data": FAKE.content,
+        "data": MATERIAL.content,
         "model": model,
         "recipe": {"epochs": 2, "batch": 32, "lr": 0.05},
         "seed": 1,
     }
     assert PRUNE.spec == {
-        "data": FAKE.content,
+        "data": MATERIAL.content,
         "model": model,
         "criterion": "l1-norm",
         "allocation": "uniform",
@@ -208,7 +200,7 @@ def test_a_spec_holds_what_was_asked_for_and_no_defaults() -> None:
         "seed": 1,
     }
     assert SCRATCH.spec == {
-        "data": FAKE.content,
+        "data": MATERIAL.content,
         "arm": {"start": "random", "schedule": "full", "budget": {"kind": "equal-flops"}},
         "recipe": TRAIN.spec["recipe"],
         "seed": 1,
@@ -218,7 +210,7 @@ def test_a_spec_holds_what_was_asked_for_and_no_defaults() -> None:
 
 @pytest.mark.parametrize("job", [TRAIN, PRUNE, TUNE], ids=lambda job: job.kind)
 def test_labels_and_paths_are_no_part_of_a_key(job: Any) -> None:
-    elsewhere = replace(FAKE, spec=replace(DIGITS, root="/elsewhere"))
+    elsewhere = replace(MATERIAL, spec=replace(DIGITS, root="/elsewhere"))
     assert replace(job, label="another").key == job.key
     assert replace(TRAIN, data=elsewhere).key == TRAIN.key
     renamed = replace(PRUNE.method, name="mine", reference="another", targets={}, treatment=None)
@@ -226,7 +218,7 @@ def test_labels_and_paths_are_no_part_of_a_key(job: Any) -> None:
     assert replace(TUNE, arm=replace(FINE_TUNE, name="mine")).key == TUNE.key
 
 
-OTHER_DATA = replace(FAKE, content="1" * 32)
+OTHER_DATA = replace(MATERIAL, content="1" * 32)
 OTHER_TRAIN = replace(TRAIN, seed=2)
 CHANGES: list[tuple[Any, dict[str, Any]]] = [
     (TRAIN, {"data": OTHER_DATA}),
@@ -463,7 +455,7 @@ def test_the_same_seed_gives_the_same_record_bit_by_bit(world: World, tmp_path: 
 
 def test_a_validation_split_is_scored_too(tmp_path: Path) -> None:
     spec = DataSpec("digits", subset=128, test_subset=64, validation=0.25)
-    data = replace(FAKE, spec=spec, content="2" * 32, num_train=96)
+    data = replace(MATERIAL, spec=spec, content="2" * 32, num_train=96)
     job = replace(TRAIN, data=data, recipe=replace(RECIPE, epochs=1))
     store = Store.open(tmp_path / "store")
     assert run([job], store, workers=0).complete

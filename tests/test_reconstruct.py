@@ -15,7 +15,7 @@ from regrow.core.units import UNITS
 from regrow.data import load
 from regrow.errors import ConfigError
 from regrow.jobs.arms import FINE_TUNE, PRUNED, SCRATCH_E, WINNING_TICKET, Arm
-from regrow.jobs.base import Material, Stored
+from regrow.jobs.base import Stored
 from regrow.jobs.prune import Prune, edit_of
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
@@ -31,7 +31,7 @@ from regrow.surgery.architecture import Architecture
 from regrow.surgery.edit import Edit
 from regrow.surgery.mask import Mask
 from regrow.train import Recipe, evaluate
-from small import DIGITS, NETWORKS, SHAPE, TOLD, digits, equal, small, snapshot
+from small import DIGITS, MATERIAL, NETWORKS, SHAPE, digits, equal, small, snapshot
 
 Batches = list[Tensor]
 
@@ -459,17 +459,9 @@ def test_a_repair_is_refused_where_nothing_is_cut_out() -> None:
 
 # Through the jobs -------------------------------------------------------------------------------
 
-DATA = Material(
-    spec=DIGITS,
-    content="0" * 32,
-    shape=(1, 1, 8, 8),
-    model_arguments=TOLD,
-    num_train=128,
-    num_test=64,
-)
 VGG = NETWORKS["vgg"]
 RECIPE = Recipe(epochs=2, batch=32, lr=0.05)
-TRAIN = Train(data=DATA, model=VGG, recipe=RECIPE, seed=1)
+TRAIN = Train(data=MATERIAL, model=VGG, recipe=RECIPE, seed=1)
 REPAIRING = [name for name in METHODS.names() if METHODS.get(name).repair is not None]
 
 
@@ -480,7 +472,7 @@ def retrain(prune: Prune, arm: Arm) -> Retrain:
 
 def test_a_repair_is_part_of_a_prunings_identity() -> None:
     method = METHODS.get("thinet")
-    prune = Prune(data=DATA, model=VGG, method=method, seed=1, parent=TRAIN, sparsity=0.5)
+    prune = Prune(data=MATERIAL, model=VGG, method=method, seed=1, parent=TRAIN, sparsity=0.5)
     plain = replace(prune, method=replace(method, repair=None))
     other = replace(prune, method=replace(method, repair="least-squares"))
     assert len({job.key for job in (prune, plain, other)}) == 3
@@ -493,7 +485,7 @@ def test_arms_that_inherit_start_from_the_mended_weights_and_others_do_not(
 ) -> None:
     method = METHODS.get(name)
     store = Store.open(tmp_path / "store")
-    prune = Prune(data=DATA, model=VGG, method=method, seed=1, parent=TRAIN, sparsity=0.5)
+    prune = Prune(data=MATERIAL, model=VGG, method=method, seed=1, parent=TRAIN, sparsity=0.5)
     plain = replace(prune, method=replace(method, repair=None))
     arms = (PRUNED, FINE_TUNE, SCRATCH_E, WINNING_TICKET)
     jobs = [retrain(p, arm) for p, arm in itertools.product((prune, plain), arms)]
@@ -527,7 +519,7 @@ def edit_in(store: Store, prune: Prune) -> Edit:
 def test_the_choice_is_that_of_select(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
     method = METHODS.get("regression")
-    prune = Prune(data=DATA, model=VGG, method=method, seed=1, parent=TRAIN, sparsity=0.5)
+    prune = Prune(data=MATERIAL, model=VGG, method=method, seed=1, parent=TRAIN, sparsity=0.5)
     assert run([prune], store, workers=0).complete
     kept = dict(edit_in(store, prune).mask.kept)
     model, _ = small("vgg")
