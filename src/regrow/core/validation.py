@@ -54,9 +54,9 @@ def refuse_unknown(
 def changed_fields(value: "DataclassInstance") -> dict[str, Any]:
     """Return the fields of a dataclass that differ from their defaults, as JSON."""
     return {
-        field.name: _as_json(own)
+        field.name: _as_json(current)
         for field in fields(value)
-        if (own := getattr(value, field.name)) != field.default
+        if (current := getattr(value, field.name)) != field.default
     }
 
 

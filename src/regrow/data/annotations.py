@@ -117,5 +117,7 @@ def _image_size(image: Path) -> tuple[int, int]:
     return opened.size
 
 
-def _broken(file: Path, what: str) -> DataError:
-    return DataError(f"{file}: {what}. Correct the file, or leave such images out: on_error: skip.")
+def _broken(file: Path, problem: str) -> DataError:
+    return DataError(
+        f"{file}: {problem}. Correct the file, or leave such images out: on_error: skip."
+    )

@@ -80,17 +80,17 @@ def voc(spec: DataSpec) -> Boxes:
         raise DataError(f"{spec.name}: no image of a split is left. {left_out[0]}")
     classes = _classes(spec, splits["train"], splits["test"])
     num = len(layout.train) + len(layout.test)
-    said = (f"{spec.name}: {word_left_out(left_out, num)}",) if left_out else ()
+    messages = (f"{spec.name}: {word_left_out(left_out, num)}",) if left_out else ()
     train, test = (
         BoxedImageFiles(
-            files=ImageFiles(tuple(each.image for each in part)),
-            sizes=tuple(each.size for each in part),
-            truths=tuple(_truth(each, classes) for each in part),
+            files=ImageFiles(tuple(annotation.image for annotation in part)),
+            sizes=tuple(annotation.size for annotation in part),
+            truths=tuple(_truth(annotation, classes) for annotation in part),
             keep_bytes=spec.memory_limit_bytes / num,
         )
         for part in splits.values()
     )
-    return Boxes(classes=classes, train=train, test=test, notices=(*layout.notices, *said))
+    return Boxes(classes=classes, train=train, test=test, notices=(*layout.notices, *messages))
 
 
 # Finding ------------------------------------------------------------------------------------------
@@ -145,13 +145,13 @@ def _find(spec: DataSpec) -> _Layout:
 
 def _images(root: Path, names: set[str]) -> dict[str, Path]:
     """Find the images of names, each in one file."""
-    found: dict[str, Path] = {}
+    by_stem: dict[str, Path] = {}
     for path in sorted((root / "JPEGImages").iterdir()):
         if path.suffix.lower() not in SUFFIXES or path.stem not in names:
             continue
-        if (other := found.setdefault(path.stem, path)) != path:
-            raise DataError(f"{path}: a second image of the name of {other.name}. Remove one.")
-    return found
+        if (first := by_stem.setdefault(path.stem, path)) != path:
+            raise DataError(f"{path}: a second image of the name of {first.name}. Remove one.")
+    return by_stem
 
 
 def _annotation(root: Path, name: str) -> Path:
@@ -202,31 +202,31 @@ def _sound(
     layout: _Layout, names: Sequence[str], spec: DataSpec, left_out: list[str]
 ) -> list[Annotation]:
     """Read the annotations of a split; what is broken is refused, or added to ``left_out``."""
-    found = []
+    sound = []
     for name in names:
         try:
-            found.append(read(layout.annotation(name), layout.image(name), classes=spec.classes))
+            sound.append(read(layout.annotation(name), layout.image(name), classes=spec.classes))
         except DataError as error:
             if spec.on_error == "stop":
                 raise
             left_out.append(str(error))
-    if not found:
-        return found
-    images = ImageFiles(tuple(each.image for each in found))
-    split = Split(images=images, labels=torch.arange(len(found)))
+    if not sound:
+        return sound
+    images = ImageFiles(tuple(annotation.image for annotation in sound))
+    split = Split(images=images, labels=torch.arange(len(sound)))
     readable, problems = without_unreadable(split, root=data_root(spec))
     if problems and spec.on_error == "stop":
         raise DataError(next(iter(problems.values())))
     left_out += problems.values()
-    return [found[row] for row in readable.labels.tolist()]
+    return [sound[row] for row in readable.labels.tolist()]
 
 
 def _classes(
     spec: DataSpec, train: Iterable[Annotation], test: Iterable[Annotation]
 ) -> tuple[str, ...]:
-    seen = {each.name for annotation in train for each in annotation.objects}
+    seen = {item.name for annotation in train for item in annotation.objects}
     wanted = spec.classes or tuple(
-        sorted(seen | {each.name for annotation in test for each in annotation.objects})
+        sorted(seen | {item.name for annotation in test for item in annotation.objects})
     )
     if missing := [name for name in wanted if name not in seen]:
         raise DataError(
@@ -241,7 +241,7 @@ def _classes(
 def _truth(annotation: Annotation, classes: Sequence[str]) -> Truth:
     objects = annotation.objects
     return Truth(
-        boxes=torch.tensor([each.box for each in objects]).reshape(-1, 4),
-        labels=torch.tensor([classes.index(each.name) + 1 for each in objects]).long(),
-        difficult=torch.tensor([each.difficult for each in objects], dtype=torch.bool),
+        boxes=torch.tensor([item.box for item in objects]).reshape(-1, 4),
+        labels=torch.tensor([classes.index(item.name) + 1 for item in objects]).long(),
+        difficult=torch.tensor([item.difficult for item in objects], dtype=torch.bool),
     )

@@ -36,23 +36,23 @@ def detect(
     Its modes are as before afterwards.
     """
     device = next(model.parameters()).device
-    found = []
+    detections = []
     with evaluating(model), torch.inference_mode():
         for index in range(len(examples)):
             examples.announce(range(index, min(index + BATCHES_AHEAD, len(examples))))
-            (one,) = forward(model, [examples.pixels(index).to(device)], precision=precision)
-            found.append(
+            (output,) = forward(model, [examples.pixels(index).to(device)], precision=precision)
+            detections.append(
                 Detections(
-                    boxes=one["boxes"].float().cpu(),
-                    labels=one["labels"].cpu(),
-                    scores=one["scores"].float().cpu(),
+                    boxes=output["boxes"].float().cpu(),
+                    labels=output["labels"].cpu(),
+                    scores=output["scores"].float().cpu(),
                 )
             )
-    return found
+    return detections
 
 
 def score(
-    found: Sequence[Detections], truths: Sequence[Truth], classes: Sequence[str]
+    detections: Sequence[Detections], truths: Sequence[Truth], classes: Sequence[str]
 ) -> dict[str, Any]:
     """Compare what was found on each image with what is there, in average precisions of [0, 1].
 
@@ -60,19 +60,19 @@ def score(
     ``coco``: COCO's ``ap`` (IoU 0.5 to 0.95), ``ap50`` and ``ap75``; ``num_test`` images.
     """
     values = {
-        name: voc_ap(found, truths, label=label) for label, name in enumerate(classes, start=1)
+        name: voc_ap(detections, truths, label=label) for label, name in enumerate(classes, start=1)
     }
     present = [value for value in values.values() if not math.isnan(value)]
     return {
         "map": sum(present) / len(present) if present else 0.0,
         "ap": {name: None if math.isnan(value) else value for name, value in values.items()},
-        "coco": coco_ap(found, truths),
+        "coco": coco_ap(detections, truths),
         "num_test": len(truths),
     }
 
 
 def voc_ap(
-    found: Sequence[Detections], truths: Sequence[Truth], *, label: int, iou: float = 0.5
+    detections: Sequence[Detections], truths: Sequence[Truth], *, label: int, iou: float = 0.5
 ) -> float:
     """Return the 11-point average precision of a class.
 
@@ -87,8 +87,8 @@ def voc_ap(
     if num_objects == 0:
         return math.nan
     judged: list[tuple[float, bool]] = []  # score, and whether it is right
-    for one, truth in zip(found, truths, strict=True):
-        judged += _judge(one, truth, label=label, iou=iou)
+    for detection, truth in zip(detections, truths, strict=True):
+        judged += _judge(detection, truth, label=label, iou=iou)
     judged.sort(key=lambda pair: -pair[0])
     right = torch.tensor([good for _, good in judged], dtype=torch.int64).cumsum(0)
     precision = right.double() / torch.arange(1, len(judged) + 1)
@@ -97,11 +97,13 @@ def voc_ap(
     return sum(float(part.max()) for part in best if len(part)) / (POINTS + 1)
 
 
-def _judge(one: Detections, truth: Truth, *, label: int, iou: float) -> list[tuple[float, bool]]:
+def _judge(
+    detection: Detections, truth: Truth, *, label: int, iou: float
+) -> list[tuple[float, bool]]:
     """Judge the findings of a class on an image, leaving out those on difficult objects."""
-    mine = one.labels == label
-    order = one.scores[mine].argsort(descending=True, stable=True)
-    boxes, scores = one.boxes[mine][order], one.scores[mine][order].tolist()
+    of_class = detection.labels == label
+    order = detection.scores[of_class].argsort(descending=True, stable=True)
+    boxes, scores = detection.boxes[of_class][order], detection.scores[of_class][order].tolist()
     objects = truth.boxes[truth.labels == label]
     difficult = truth.difficult[truth.labels == label].tolist()
     if not len(objects):
@@ -118,19 +120,19 @@ def _judge(one: Detections, truth: Truth, *, label: int, iou: float) -> list[tup
     return judged
 
 
-def coco_ap(found: Sequence[Detections], truths: Sequence[Truth]) -> dict[str, float]:
+def coco_ap(detections: Sequence[Detections], truths: Sequence[Truth]) -> dict[str, float]:
     """Return COCO's AP over IoUs of 0.5 to 0.95, at 0.5 and at 0.75, by torchmetrics.
 
     Difficult objects are crowds, which are neither asked for nor punished.
     """
     metric = _metric()
     metric.update(
-        [{"boxes": f.boxes, "labels": f.labels, "scores": f.scores} for f in found],
+        [{"boxes": f.boxes, "labels": f.labels, "scores": f.scores} for f in detections],
         [{"boxes": t.boxes, "labels": t.labels, "iscrowd": t.difficult.long()} for t in truths],
     )
     values = metric.compute()
     names = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}
-    return {name: max(0.0, float(values[theirs])) for name, theirs in names.items()}
+    return {name: max(0.0, float(values[key])) for name, key in names.items()}
 
 
 def _metric() -> Any:

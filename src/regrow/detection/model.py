@@ -116,12 +116,12 @@ class Detector:
         >>> Detector.from_json({"name": "small", "short_side": 128}).anchor_sizes
         (16, 32, 64)
         """
-        given = {"name": value} if isinstance(value, str) else value
-        if not isinstance(given, Mapping):
+        settings = {"name": value} if isinstance(value, str) else value
+        if not isinstance(settings, Mapping):
             raise ConfigError(f"A detector must be a name or a mapping of fields. Got {value!r}.")
         known = [*(f.name for f in fields(cls)), "name"]
-        refuse_unknown(given, known, kind="field", where="Detector")
-        changes = {"name": "voc", **tuples(given)}
+        refuse_unknown(settings, known, kind="field", where="Detector")
+        changes = {"name": "voc", **tuples(settings)}
         name = str(changes.pop("name"))
         if name not in DETECTORS:
             raise ConfigError(unknown("detector", name, DETECTORS))

@@ -133,8 +133,8 @@ class DetectorHead:
         """Return the part of a record that says how good a detector is on the test images."""
         assert isinstance(model, Detection)
         _, test = self._examples(dataset)
-        found = detect(model, test, precision=precision)
-        return score(found, test.truths, dataset.classes)
+        detections = detect(model, test, precision=precision)
+        return score(detections, test.truths, dataset.classes)
 
     def cost(self, model: nn.Module) -> Cost:
         """Count a test image with all of its proposals."""

@@ -60,8 +60,8 @@ class DetectionTraining(Stepping):
         self.model = model.to(self.device).train()
         heads = model.roi_heads
         region = (model.backbone.out_channels, *heads.box_roi_pool.output_size)
-        shown = {model.backbone: (3, 4 * STRIDE, 4 * STRIDE), heads.box_head: region}
-        laid_out = not recipe.channels_last or lay_out_(self.model, shown)
+        shapes = {model.backbone: (3, 4 * STRIDE, 4 * STRIDE), heads.box_head: region}
+        laid_out = not recipe.channels_last or lay_out_(self.model, shapes)
         self.examples = examples
         self.recipe = recipe
         self.seed = seed

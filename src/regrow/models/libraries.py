@@ -161,12 +161,12 @@ def _torchvision_build(
     name: str, arguments: Mapping[str, Any], _: Mapping[str, Any]
 ) -> "nn.Module":
     builder = _torchvision(name, arguments)
-    given = dict(arguments)
+    options = dict(arguments)
     if "weights_backbone" in inspect.signature(builder).parameters:
-        given["weights_backbone"] = None  # or it would be downloaded
+        options["weights_backbone"] = None  # or it would be downloaded
     if name in ("googlenet", "inception_v3"):
-        given.setdefault("init_weights", True)  # else torchvision warns that this will change
-    network: nn.Module = _made(f"torchvision/{name}", lambda: builder(weights=None, **given))
+        options.setdefault("init_weights", True)  # else torchvision warns that this will change
+    network: nn.Module = _made(f"torchvision/{name}", lambda: builder(weights=None, **options))
     return network
 
 

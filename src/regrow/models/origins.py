@@ -273,8 +273,12 @@ def _place(error: BaseException, file: str) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}: "
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename == file]
-    return f"{own[-1].filename}, line {own[-1].lineno}: " if own else ""
+    frames_of_file = [frame for frame in frames if frame.filename == file]
+    return (
+        f"{frames_of_file[-1].filename}, line {frames_of_file[-1].lineno}: "
+        if frames_of_file
+        else ""
+    )
 
 
 def read_origin(text: str, arguments: Mapping[str, Any] | None = None) -> ModelOrigin:

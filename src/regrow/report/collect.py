@@ -44,8 +44,8 @@ def results_of(study: Study, store: Store) -> Results:
         if task.details is not None:
             rows.setdefault(task.name, []).append(reader.details(cell, run, task.details))
     extras = [
-        details_table(details, found, last=BENEATH)
-        for name, found in rows.items()
+        details_table(details, table_rows, last=BENEATH)
+        for name, table_rows in rows.items()
         if (details := TASKS.get(name).details) is not None
     ]
     return Results(runs=runs, failures=tuple(reader.failures(cells)), extras=tuple(extras))
@@ -238,8 +238,8 @@ class Reader:
         measured, data = self.task(job).measured_baseline, self._data(job)
         if measured is None:
             return data.chance
-        stages = [each for each in (job, *below(job)) if each.scored_on == data]
-        (first,) = (e for e in stages if not any(each.scored_on == data for each in below(e)))
+        stages = [stage for stage in (job, *below(job)) if stage.scored_on == data]
+        (first,) = (e for e in stages if not any(stage.scored_on == data for stage in below(e)))
         return data.metric.reported(measured(self.record(first)["before"]))
 
     def _beneath(self, cell: Cell) -> dict[str, Any]:
@@ -250,8 +250,8 @@ class Reader:
         goes_on, stamp = _goes_on(cell), f"{experiment.recipe.epochs} epochs"
         if goes_on:
             stamp += f" after {stamp} uncut"
-        if given := fairness([self.run(under)]):
-            stamp += f"; {BENEATH}: {given}"
+        if basis := fairness([self.run(under)]):
+            stamp += f"; {BENEATH}: {basis}"
         subject = experiment.head.noun if goes_on else BENEATH
         return {"stamp": stamp, "subject": f"the {subject}"}
 

@@ -68,8 +68,8 @@ def details_table(details: Details, rows: Sequence[Mapping[str, Any]], *, last: 
     ``rows`` have a ``cut``, an ``arm``, a ``seed`` and scores by column; ``last`` comes last.
     """
     named = ("cut", "arm", "seed")
-    found = dict.fromkeys(name for row in rows for name in row if name not in named)
-    measured = sorted(found, key=lambda name: name == last)
+    names = dict.fromkeys(name for row in rows for name in row if name not in named)
+    measured = sorted(names, key=lambda name: name == last)
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(f"{row['cut']} {row['arm']}".lstrip(), []).append(row)

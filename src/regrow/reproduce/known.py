@@ -53,8 +53,8 @@ def known_of_parents(jobs: "Iterable[Job]", store: "Store") -> dict[str, Any]:
     records = [store.record(job.key, spec=job.spec) for job in trained]
     parent = Evidence.of(
         [MEASURED.reported(record[MEASURED.key]) for record in records],
-        num_test=min((each.num_test for each in data), default=None),
-        chance=max((each.chance for each in data if each.chance), default=None),
+        num_test=min((material.num_test for material in data), default=None),
+        chance=max((material.chance for material in data if material.chance), default=None),
         endings=[
             Ending.of(record["history"]) if job.treated is None else None
             for job, record in zip(trained, records, strict=True)

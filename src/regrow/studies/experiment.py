@@ -224,9 +224,9 @@ def _check_names(value: Mapping[str, Any]) -> None:
 
 def read_data(entry: Any) -> tuple[DataSpec, str]:
     """Read an entry of the data, with its label in tables."""
-    given = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
-    label = given.pop("label", None)
-    spec = DataSpec.from_json(given)
+    fields = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
+    label = fields.pop("label", None)
+    spec = DataSpec.from_json(fields)
     if label is None:
         label = Path(spec.location).name if spec.location else spec.name
         label += f" ({spec.subset:,} images)" if spec.subset else ""

@@ -110,8 +110,8 @@ class Study:
         """
 
         def parse(value: Any, name: str) -> "Study":
-            given = precision if callable(precision) else lambda: precision
-            return cls.from_json(decided(replaced(value, data or {}), given), name=name)
+            choose = precision if callable(precision) else lambda: precision
+            return cls.from_json(decided(replaced(value, data or {}), choose), name=name)
 
         return read_file(path, parse)
 
@@ -119,7 +119,7 @@ class Study:
     def from_json(cls, value: Any, *, name: str = "study") -> "Study":
         """Check a study given as mappings and lists."""
         top = mapping(value, "A study", _known(value, KEYS))
-        shared = {key: own for key, own in top.items() if key in EACH or key not in KEYS}
+        shared = {key: entry for key, entry in top.items() if key in EACH or key not in KEYS}
         if "experiments" in top:
             experiments = _listed_experiments(top["experiments"], shared)
         else:

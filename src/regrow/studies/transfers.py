@@ -78,10 +78,10 @@ def read_transfers(value: Mapping[str, Any]) -> Experiment:
     transfers = _transfers(value.get("arms", list(TRANSFERS)))
     backbone = _backbone(value, transfers)
     head = _head(value)
-    given = value.get("recipe", {})
-    if isinstance(given, Mapping):
-        given = {"name": head.recipe, **given}
-    recipe = Recipe.from_json(given)
+    fields = value.get("recipe", {})
+    if isinstance(fields, Mapping):
+        fields = {"name": head.recipe, **fields}
+    recipe = Recipe.from_json(fields)
     head.check_recipe(recipe)
     for use in backbone.uses:
         _check_use(use, transfers, f"a {head.noun}")
@@ -139,18 +139,20 @@ def _transfers(value: Any) -> tuple[Transfer, ...]:
 
 def _backbone(value: Mapping[str, Any], transfers: Sequence[Transfer]) -> Experiment:
     """Read the experiment of the backbones, with the arms that are built on."""
-    given = mapping(value["backbone"], "The 'backbone'", AXES)
+    fields = mapping(value["backbone"], "The 'backbone'", AXES)
     wanted = {transfer.needs: transfer.on for transfer in transfers}
-    own = {_arm_name(arm): arm for arm in as_list(given.get("arms", []))}
-    if extra := sorted(set(own) - set(wanted)):
+    by_name = {_arm_name(arm): arm for arm in as_list(fields.get("arms", []))}
+    if extra := sorted(set(by_name) - set(wanted)):
         raise ConfigError(
             f"The 'backbone' has the arm {extra[0]!r}, on which nothing of the arms "
             f"{', '.join(transfer.name for transfer in transfers)} is built. Leave it out."
         )
-    arms = [own.get(name, arm) for name, arm in ({UNPRUNED.name: UNPRUNED.name} | wanted).items()]
-    found = read_experiments({"seeds": value.get("seeds", 1)} | given | {"arms": arms})
-    backbone = found[0]
-    if len(found) > 1 or len(backbone.uses) > 1:
+    arms = [
+        by_name.get(name, arm) for name, arm in ({UNPRUNED.name: UNPRUNED.name} | wanted).items()
+    ]
+    experiments = read_experiments({"seeds": value.get("seeds", 1)} | fields | {"arms": arms})
+    backbone = experiments[0]
+    if len(experiments) > 1 or len(backbone.uses) > 1:
         raise ConfigError(
             "The 'backbone' has one network, one data set and one method. Write a study for each."
         )
@@ -166,12 +168,12 @@ def _backbone(value: Mapping[str, Any], transfers: Sequence[Transfer]) -> Experi
     return backbone
 
 
-def _check_use(use: MethodUse, transfers: Sequence[Transfer], what: str) -> None:
+def _check_use(use: MethodUse, transfers: Sequence[Transfer], subject: str) -> None:
     """Refuse a method that leaves no smaller network, or cannot prune what is built."""
     method = use.method
     if not UNITS.get(method.unit).narrows:
         raise ConfigError(
-            f"What is built on a backbone, such as {what}, needs fewer channels, and "
+            f"What is built on a backbone, such as {subject}, needs fewer channels, and "
             f"{method.name!r} removes {method.unit}s. Use a method of unit 'channel', such as "
             "l1-filter."
         )
@@ -185,9 +187,9 @@ def _check_use(use: MethodUse, transfers: Sequence[Transfer], what: str) -> None
     for transfer in transfers:
         if transfer.further and why is not None:
             raise ConfigError(
-                f"The arm {transfer.name!r} prunes the backbone of {what} by its weights, at once, "
-                f"to a 'sparsity', a 'target' or 'shares', and {method.name!r} {why}. Leave the "
-                "arm out, or prune so."
+                f"The arm {transfer.name!r} prunes the backbone of {subject} by its weights, at "
+                f"once, to a 'sparsity', a 'target' or 'shares', and {method.name!r} {why}. Leave "
+                "the arm out, or prune so."
             )
 
 

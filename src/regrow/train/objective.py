@@ -130,9 +130,9 @@ def cross_entropy(
     logits = logits_of(outputs)
     if logits.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
         # PyTorch would take numbers for probabilities of classes, and tokens for classes.
-        what = "numbers" if targets.is_floating_point() else "targets"
+        unit = "numbers" if targets.is_floating_point() else "targets"
         raise TrainingError(
-            f"The network returns {tuple(logits.shape)} for {what} of {tuple(targets.shape)}. It "
+            f"The network returns {tuple(logits.shape)} for {unit} of {tuple(targets.shape)}. It "
             "must return logits [examples, classes] for a class of each example."
         )
     return functional.cross_entropy(
