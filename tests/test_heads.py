@@ -85,6 +85,17 @@ class Transposed(nn.Module):
         return flat.view(*x.shape[:-1], self.features)
 
 
+class Powers(nn.Module):
+    """Scales by a number that is, by chance, that of the channels."""
+
+    def __init__(self, power: int) -> None:
+        super().__init__()
+        self.power = power
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh() * self.power
+
+
 class Halves(nn.Module):
     """Keeps one half of the channels and works on the other, as in C2f and Res2Net."""
 
@@ -186,6 +197,11 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, int]]]] = {
                        lambda m, x: (lambda a, b: F.silu(a) * b)(*m(x).chunk(2, -1)), 8),
         {"embed": ("linear", 12), "part": ("linear", 8)},
     ),
+    "gate of two layers": (
+        lambda: Tokens(nn.ModuleDict({"up": nn.Linear(12, 8), "gate": nn.Linear(12, 8)}),
+                       lambda m, x: F.silu(m["gate"](x)) * m["up"](x), 8),
+        {"embed": ("linear", 12), "part.gate": ("linear", 8)},
+    ),
     "width in a list": (lambda: Tokens(Counting(12), plain), {"embed": ("linear", 12)}),
     "width in a number": (
         lambda: Tokens(nn.Sequential(Transposed(12, 12), nn.ReLU(), Transposed(8, 12)), plain, 8),
@@ -245,6 +261,19 @@ def test_key_value_head_goes_with_the_heads_of_its_queries() -> None:
     )
     assert small.part[1].q.out_features == 12
     assert small.part[1].k.out_features == small.part[1].v.out_features == 6
+
+
+def test_numbers_that_are_no_widths_stay_as_they_are() -> None:
+    """Whatever they equal: a kernel of three beside three channels, a table that code looks up."""
+    pooled = nn.Sequential(nn.Conv2d(3, 3, 1), nn.MaxPool2d(3), nn.Conv2d(3, 4, 1))
+    found = trace(pooled, (1, 3, 8, 8))
+    assert verify(pooled, random_mask(found), found).ok
+    net = Tokens(Powers(12), plain)
+    found = trace(net, TOKENS)
+    assert {n: g.size for n, g in found.groups.items()} == {"embed": 12}
+    small: Any = shrink(net, random_mask(found), found)
+    assert small.part.power == 12
+    assert verify(net, random_mask(found), found).ok
 
 
 def test_parts_of_unequal_sizes_and_numbers_in_code_are_kept_whole() -> None:

@@ -184,7 +184,7 @@ def test_an_unknown_normalisation_offers_the_known_ones() -> None:
 def test_a_criterion_without_its_weights_names_the_group_and_the_way_out() -> None:
     model = tokens()
     found = trace(model, SHAPE)
-    message = r"The group 'grow' \(linear\) has no norm weights to score.*leave 'linear' out of the"
+    message = r"The group 'gate' \(linear\) has no norm weights to score.*leave 'linear' out of the"
     with pytest.raises(TraceError, match=message):
         select(model, found, "network-slimming", sparsity=0.5, scope="linear")
 

@@ -45,13 +45,14 @@ class Slot:
 class Group:
     """Units (channels) that can be cut, and everything that each of them touches.
 
-    ``kind``: ``conv`` and ``linear`` have one producer; the units of ``grouped`` are the groups of
-    a grouped convolution, each with the channels that go in and come out; those of a ``head`` are
-    attention heads, each with rows of queries, keys and values and columns of what reads them
-    (where heads share keys and values, a unit is a key-value head with its queries' heads); a
-    ``stream`` has several producers, united by residual additions; a ``view`` is a norm's own
-    selection of a stream's channels; a ``block`` is no channels but a residual block, whose branch
-    is its one unit. ``norms`` are the modules that normalise the units without changing them.
+    ``kind``: ``conv`` has one producer, and so has ``linear``, or several whose outputs are
+    multiplied (a gated feed-forward part); the units of ``grouped`` are the groups of a grouped
+    convolution, each with the channels that go in and come out; those of a ``head`` are attention
+    heads, each with rows of queries, keys and values and columns of what reads them (where heads
+    share keys and values, a unit is a key-value head with its queries' heads); a ``stream`` has
+    several producers, united by residual additions; a ``view`` is a norm's own selection of a
+    stream's channels; a ``block`` is no channels but a residual block, whose branch is its one
+    unit. ``norms`` are the modules that normalise the units without changing them.
     """
 
     name: str

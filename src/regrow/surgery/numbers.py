@@ -24,12 +24,14 @@ _KNOWN = (
     nn.LayerNorm,
 )
 
-# PyTorch's modules whose numbers are sizes and steps of places, never of channels: a pool of three
-# places stays one where there were three channels. Of others' modules the trial alone can tell.
-_OF_PLACES = ("pooling", "padding", "upsampling", "fold", "pixelshuffle")
-
 # Which of the dimensions that a number may count: 0 for the last one, 1 for that before; or none.
 Choice = int | None
+# Attributes of PyTorch's own modules that count channels. The others are sizes and steps of places:
+# a pool of three places stays one where there were three channels. Of others' modules values tell.
+_OF_TORCH = (
+    *("embed_dim", "num_heads", "head_dim", "kdim", "vdim", "embedding_dim"),
+    *("input_size", "hidden_size", "unflattened_size"),
+)
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,8 @@ def numbers(model: nn.Module, painter: Painter, classes: Classes) -> list[Number
     places = {
         name: list(_places(module))
         for name, module in model.named_modules()
-        if name not in told
+        if name not in told | painter.movers  # which follow by themselves
         and not isinstance(module, (*_KNOWN, torch.jit.ScriptModule))
-        and not _is_of_places(module)
     }
     wanted = {name: {value for _, value in own} for name, own in places.items() if own}
     widths = _widths(painter, classes, wanted)
@@ -80,10 +81,6 @@ def numbers(model: nn.Module, painter: Painter, classes: Classes) -> list[Number
         for place, value in own
         if (name, value) in widths and _may_be_cut(classes, widths[name, value].values())
     ]
-
-
-def _is_of_places(module: nn.Module) -> bool:
-    return type(module).__module__ in {f"torch.nn.modules.{name}" for name in _OF_PLACES}
 
 
 def _is_coloured(ids: Tensor) -> bool:
@@ -96,7 +93,8 @@ def _may_be_cut(classes: Classes, counted: Iterable[Tensor]) -> bool:
 
 def _places(module: nn.Module) -> Iterator[tuple[Attribute, int]]:
     for attribute, value in vars(module).items():
-        if attribute.startswith("_"):
+        of_torch = type(module).__module__.startswith("torch.nn.")
+        if attribute.startswith("_") or (of_torch and attribute not in _OF_TORCH):
             continue
         if type(value) is int and value > 1:
             yield Attribute(type(module), attribute, None), value

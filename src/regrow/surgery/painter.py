@@ -56,6 +56,7 @@ class Painter:
     measured: set[str] = field(default_factory=set)  # norms with statistics over channels
     plain: set[tuple[str, int, int]] = field(default_factory=set)  # statistics over no channels
     held: set[tuple[str, int]] = field(default_factory=set)  # dimensions that are never cut
+    added: list[Tensor] = field(default_factory=list)  # colours of data that was added to data
     heads: list[Tensor] = field(default_factory=list)  # colours that attention keeps apart
     _seen: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _marked: set[tuple[str, int, Role]] = field(default_factory=set)
@@ -169,6 +170,10 @@ class Painter:
     def is_painted(self, ref: Ref) -> bool:
         """Tell whether a value depends on the input (or is a parameter that was painted)."""
         return ref.index in self.paints
+
+    def is_data(self, index: int) -> bool:
+        """Tell whether a value depends on the input, and is no parameter."""
+        return index in self.paints and self.laid(Ref(index)) is None
 
     def of(self, ref: Ref) -> Paint:
         """Return a value's colours."""

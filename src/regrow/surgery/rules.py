@@ -161,6 +161,8 @@ def _combine(painter: Painter, node: Node) -> None:
         clean = all(s for i, s in enumerate(silent[first:last]) if (name, i) != ("masked_fill", 1))
     else:
         clean = False
+    if name != "mul" and len([i for i in node.refs() if painter.is_data(i)]) > 1:
+        painter.added.append(result.ids.flatten())
     painter.put(node, replace(result, clean=clean))
 
 

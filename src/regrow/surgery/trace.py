@@ -14,7 +14,7 @@ import regrow.surgery.attention
 import regrow.surgery.lookup
 import regrow.surgery.views  # noqa: F401  (their rules are registered by that)
 from regrow.errors import TraceError
-from regrow.surgery.assumptions import Assumptions, Followed
+from regrow.surgery.assumptions import Assumptions, Followed, miscounted
 from regrow.surgery.colours import ZERO, Classes, ViewConflictError
 from regrow.surgery.groups import Group, Kind, Slot, Trace, belongs
 from regrow.surgery.norms import BATCH_NORMS
@@ -83,6 +83,7 @@ def trace(
         broken = refused(model, result)
         for name in () if broken else candidates.doubtful():
             broken |= refused(model, result, [name])
+        broken = broken or miscounted(model, result)
         if not broken:
             return result
         assumed.correct(model, broken, candidates)
@@ -198,9 +199,10 @@ def _assemble(
         for group in numbering.own(ids):
             norms[group][norm] = None
     heads = {group for ids in painter.heads for group in numbering.own(ids)}
+    added = {group for ids in painter.added for group in numbering.own(ids)}
     groups = {}
     for group, names in numbering.owners.items():
-        kind = _kind(painter, names, has_heads=group in heads)
+        kind = _kind(painter, names, has_heads=group in heads, is_added=group in added)
         size = numbering.sizes[group]
         groups[names[0]] = Group(names[0], kind, size, tuple(slots[group]), tuple(norms[group]))
     is_producer = {s.tensor: s.role == "producer" for own in slots.values() for s in own}
@@ -239,7 +241,7 @@ def _owners(painter: Painter) -> list[tuple[str, str, Tensor]]:
     return sorted(order, key=lambda owner: int(owner[2].min()))
 
 
-def _kind(painter: Painter, owners: Sequence[str], *, has_heads: bool) -> Kind:
+def _kind(painter: Painter, owners: Sequence[str], *, has_heads: bool, is_added: bool) -> Kind:
     if owners[0] in painter.opened:
         return "view"
     if any(owner in painter.grouped for owner in owners):
@@ -247,9 +249,10 @@ def _kind(painter: Painter, owners: Sequence[str], *, has_heads: bool) -> Kind:
     if has_heads:
         tied = any({owner, f"{owner}.weight"} & painter.coupled for owner in owners)
         return "stream" if tied else "head"
-    if len(owners) > 1:
+    linear = all(painter.linear.get(f"{owner}.weight", False) for owner in owners)
+    if len(owners) > 1 and (is_added or not linear):
         return "stream"
-    return "linear" if painter.linear.get(f"{owners[0]}.weight", False) else "conv"
+    return "linear" if linear else "conv"
 
 
 @dataclass(frozen=True)
