@@ -611,7 +611,7 @@ SLOW = {
     "resnext50_32x4d": 21,
     "inception_v3": 94,
     "convnext_tiny": 22,
-    "swin_t": 12,
+    "swin_t": 14,
     "vit_b_16": 13,
 }
 REASONS = (
