@@ -32,6 +32,7 @@ Written by `uv run python benchmarks/coverage.py`: {date}, torch {torch}, one th
   all that is gone (float64, within 1e-6 of the output, found from outside by the numbers that are
   left). *error* and *moves* are those of `verify`: its largest error, and how much the group that
   matters least moves the output.
+- *trace s*, *shrink s*: seconds of one processor.
 - *goes*: the share of the parameters that is gone at half the width.
 - *beyond*: peak memory beyond that of one forward pass, in sizes of the network's parameters.
 - *whole*: reasons of what stays whole, with the share of the parameters that it holds.
@@ -84,7 +85,7 @@ def _summary(lines: Sequence[harness.Line]) -> str:
 
 def _kind(reason: str) -> str:
     """Leave out the names of modules, so that reasons of one kind are one."""
-    return re.sub(r" (in|by|of|at) '[^']*'", "", reason.split(" (without one")[0]).replace("|", "/")
+    return re.sub(r" (in|by|of|at) '[^']*'", "", reason.split(" (with ")[0]).replace("|", "/")
 
 
 def _table(lines: Sequence[harness.Line]) -> str:

@@ -59,9 +59,9 @@ def table(lines: Sequence[harness.Line]) -> str:
 
 
 def times(repeats: int) -> None:
-    """Print the least seconds of tracing and cutting, of both tools by turns."""
+    """Print the least seconds of a processor to trace and cut, of both tools by turns."""
     torch.set_num_threads(1)
-    print(f"{'':26}{'groups+cut':>12}" + "".join(f"{tool:>16}" for tool in harness.TOOLS))
+    print(f"{'':26}{'ratio':>12}" + "".join(f"{tool:>16}" for tool in harness.TOOLS))
     for name in TIMED:
         net, example = networks.build(name)
         least = dict.fromkeys(harness.TOOLS, float("inf"))

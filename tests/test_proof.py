@@ -1,6 +1,7 @@
 """The proof of a cut: right cuts are proven, wrong ones named, and what is not known is said."""
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torchvision.models
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cutting import random_mask
 from mutants import KINDS, wrongly
@@ -97,8 +99,14 @@ def test_parts_that_add_nothing_hide_nothing(
             assert not verify(net, mask, found).ok, mutant
 
 
-def test_code_that_takes_its_width_as_a_number_is_named() -> None:
+def test_code_that_takes_its_width_as_a_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     net = ByWidth()
+    found = trace(net, SHAPE)
+    assert set(found.groups) == {"a", "c"}
+    assert (
+        "counts on how many there are (with 5 of 8 it computes something else" in found.whole["b"]
+    )
+    monkeypatch.setattr(sys.modules["regrow.surgery.trace"], "works", lambda *_: True)
     found = trace(net, SHAPE)
     result = verify(net, half(found), found)
     assert not result.ok
@@ -156,11 +164,11 @@ def test_outputs_that_show_nothing_prove_nothing() -> None:
 def test_other_outputs_are_an_error() -> None:
     one, two = torch.zeros(2), torch.zeros(3)
     with pytest.raises(TraceError, match=r"returns something else than .*\[2\], \[2\].*\[2\]"):
-        proof._difference((one, one), one)
+        proof.difference((one, one), one)
     with pytest.raises(TraceError, match=r"shape \(3,\) where the network itself returns \(2,\)"):
-        proof._difference((one, two), (one, one))
+        proof.difference((one, two), (one, one))
     with pytest.raises(TraceError, match="returns 'a' where the network itself returns 'b'"):
-        proof._difference((one, "a"), (one, "b"))
+        proof.difference((one, "a"), (one, "b"))
 
 
 class Ids(nn.Module):
@@ -224,6 +232,33 @@ def test_a_network_that_amplifies_roundings_is_allowed_what_they_do(
         assert not result.wrong
         assert result.tolerance == 1e-9
         assert "to round the network's numbers moves its output" in str(result)
+
+
+class InFloat32(Chain):
+    """Normalises in float32 whatever comes in, as norms of language models do."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return F.instance_norm(x.to(torch.float32)).to(x.dtype)
+
+
+def test_code_that_rounds_to_float32_is_allowed_its_roundings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = InFloat32()
+    found = trace(net, SHAPE)
+    mask = half(found)
+    live = enlivened(net, torch.randn(SHAPE))
+    result = verify(live, mask, found)
+    assert result.ok, str(result)
+    with monkeypatch.context() as patch:
+        patch.setitem(proof.ALLOWED, torch.float64, -1.0)
+        assert verify(live, mask, found).tolerance == 1e-5
+    for kind in ("shifted", "swapped", "reader", "noise"):
+        mutant = wrongly(kind, found, mask, seed=0)
+        assert mutant is not None
+        with monkeypatch.context() as patch:
+            mutant.at_work(patch)
+            assert not verify(net, mask, found).ok, mutant
 
 
 def test_a_network_brought_to_life_neither_fades_nor_overflows() -> None:

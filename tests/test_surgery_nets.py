@@ -109,7 +109,7 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
     add(
         "grouped convolution of the input",
         Net(lambda m, x: m.out(r(m.g(x))), g=conv(3, 6, groups=3), out=conv(6, 2)),
-        {}, {"g": "it meets data that is kept whole", **out},
+        {}, {"g": "it meets data that is kept whole: the network's input", **out},
     )  # fmt: skip
     add(
         "group norms",
@@ -651,7 +651,7 @@ def test_layers_that_only_train_are_not_forgotten() -> None:
     found = trace(net, SHAPE)
     assert found.idle == ("aux.weight", "aux.bias")
     assert not found.groups
-    assert "(without one it does not run in training: Given groups=1" in found.whole["a"]
+    assert "(with 5 of 8 it does not run in training: Given groups=1" in found.whole["a"]
     assert found.whole["aux"] == "it took no part when the network ran on the example"
 
 
@@ -673,7 +673,7 @@ def test_code_that_fixes_a_number_of_channels_is_no_group_and_is_named() -> None
     )
     found = trace(net, SHAPE)
     assert list(found.groups) == ["a"]
-    assert "counts on how many there are (without one it does not run: shape" in found.whole["b"]
+    assert "counts on how many there are (with 5 of 8 it does not run: shape" in found.whole["b"]
     free = Net(lambda m, x: m.out(F.adaptive_avg_pool2d(m.b(m.a(x)), 1).flatten(1)))
     free._modules = net._modules
     with pytest.raises(TraceError, match=r"does not run: shape.*fixes a number of channels"):

@@ -69,6 +69,11 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, w, self.bias, self.stride, self.padding)
 
 
+class Cumulated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumprod(1)
+
+
 class Positive(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.abs()
@@ -227,7 +232,7 @@ KINDS: dict[str, tuple[Made, dict[str, int], dict[str, str]]] = {
     ),
     "norm of the input": (
         lambda: chain(nn.Sequential(nn.BatchNorm2d(3), conv(3, 8))),
-        {"a.1": 8, "b": 6}, {"a.0": "what enters it is kept whole"},
+        {"a.1": 8, "b": 6}, {"a.0": "what enters it is kept whole: the network's input"},
     ),
     "norm of the output": (
         lambda: nn.Sequential(chain(conv(3, 8)), nn.BatchNorm2d(2)),
@@ -240,6 +245,17 @@ KINDS: dict[str, tuple[Made, dict[str, int], dict[str, str]]] = {
     "one number": (
         lambda: chain(nn.Sequential(conv(3, 8), nn.PReLU())),
         {"a.0": 8, "b": 6}, {"a.1": "one number"},
+    ),
+    "sum with what cannot be followed": (
+        lambda: Net(lambda m, x: m.out(m.b(m.a(x)) + m.p(m.b(m.a(x)))), a=conv(3, 8), b=conv(8, 6),
+                    p=Cumulated(), out=conv(6, 2)),
+        {"a": 8}, {"b": "'aten::cumprod' cannot be followed in 'p'"},
+    ),
+    "sum with a sum of those": (
+        lambda: Net(lambda m, x: m.out(m.b(m.a(x)) + (m.p(m.a(x)[:, :6]) * 2).relu()),
+                    a=conv(3, 8), b=conv(8, 6), p=Cumulated(), out=conv(6, 2)),
+        {}, {"a": "", "b": "it meets data that is kept whole: what 'aten::slice' makes of "
+             "channels"},
     ),
     "token of its own": (
         lambda: Net(lambda m, x: m.out(torch.cat([m.cls.expand(len(x), -1, -1),
@@ -386,7 +402,7 @@ def test_smaller_network_of_another_output_is_refused() -> None:
               out=conv(8, 2))  # fmt: skip
     found = trace(net, SHAPE)
     assert not found.groups
-    assert "returns another shape, (1, 2, 8, 8), (7,) in place of" in found.whole["a"]
+    assert "returns another shape, (1, 2, 8, 8), (5,) in place of" in found.whole["a"]
 
 
 @pytest.mark.parametrize("width", [5, 16])

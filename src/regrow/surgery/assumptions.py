@@ -64,6 +64,21 @@ class Assumptions:
     coupled: frozenset[str] = frozenset()
     alone: frozenset[str] = frozenset()
     choices: dict[Attribute, Choice] = field(default_factory=dict)
+    guessed: frozenset[str] | None = None
+
+    def guess(self, found: Trace) -> bool:
+        """Let all heads go with their streams when a trial has failed first; undo it if in vain.
+
+        Return whether something was changed. Most networks whose code counts heads by the width of
+        a stream do so everywhere, and to find each of them by halving takes many trials.
+        """
+        if self.guessed is None:
+            self.guessed = _heads_of_streams(found, found.groups)
+            self.coupled |= self.guessed
+            return bool(self.guessed)
+        in_vain, self.guessed = self.guessed, frozenset()
+        self.coupled -= in_vain
+        return bool(in_vain)
 
     def correct(
         self,
@@ -85,7 +100,10 @@ class Assumptions:
         if better:
             self.choices |= better
             return
-        made = {name: {s.tensor for s in groups[name].producers()} for name in broken}
+        made = {
+            name: {s.tensor for s in groups[name].producers() or groups[name].slots}
+            for name in broken
+        }
         in_vain = self.coupled & frozenset().union(*made.values())
         if in_vain:
             self.alone |= in_vain
@@ -93,7 +111,7 @@ class Assumptions:
             return
         self.views -= broken.keys()
         for name, breaks in broken.items():
-            self.counted |= dict.fromkeys(made[name], f"{COUNTED} (without one it {breaks})")
+            self.counted |= dict.fromkeys(made[name], f"{COUNTED} ({breaks})")
 
 
 def miscounted(model: nn.Module, found: Trace) -> dict[str, str]:

@@ -5,7 +5,7 @@ elementwise operations unite the colours that meet; a norm may open a *view*: co
 beneath those of the stream it reads, so that a reader can drop a channel which the stream keeps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -111,6 +111,7 @@ class Colours:
         self._above: dict[int, int] = {}  # colour of a view -> colour of the stream it reads
         self._view_of: dict[int, str] = {}  # colour of a view -> its norm
         self._frozen: list[tuple[Tensor, str]] = []  # colours, why they are kept whole
+        self.origin: Callable[[], str] = str  # says where the whole data begins that is met now
 
     def fresh(self, count: int) -> Tensor:
         """Make new colours ``[count]``."""
@@ -141,7 +142,9 @@ class Colours:
             self._union(x, y)
         whole = (a == WHOLE) | (b == WHOLE)
         if bool(whole.any()):
-            self.freeze(torch.maximum(a, b)[whole], "it meets data that is kept whole")
+            origin = self.origin()
+            more = f": {origin}" if origin else ""
+            self.freeze(torch.maximum(a, b)[whole], f"it meets data that is kept whole{more}")
         return torch.where(whole, WHOLE, torch.where(a == ZERO, b, a))
 
     def roots(self, ids: Tensor) -> Tensor:

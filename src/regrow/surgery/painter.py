@@ -64,13 +64,21 @@ class Painter:
     _held: dict[str, str] = field(default_factory=dict)  # buffers that keep their shape -> why
     _unread: set[tuple[str, int]] = field(default_factory=set)  # readers of what is not zero
     _kept_values: set[str] = field(default_factory=set)  # what silencing leaves as it is
+    entered: dict[str, str] = field(default_factory=dict)  # tensors that whole data enters -> why
+    _origins: dict[int, str] = field(default_factory=dict)  # values where whole data begins -> why
+    _makers: dict[int, Node] = field(default_factory=dict)  # values -> what made them
+    _running: Node | None = None
 
     def run(self) -> None:
         """Paint every value."""
         for index in self.tape.inputs:
             shape = tuple(self.tape.values[index].shape)
             self.paints[index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
+            self._origins[index] = "the network's input"
+        self.colours.origin = self.origin
         for node in self.tape.nodes:
+            self._running = node
+            self._makers.update((index, node) for index in node.outputs if index is not None)
             if not self._makes_data(node):
                 follow(self, node)
             elif self.tape.compiled and self._is_compiled(node):
@@ -440,8 +448,29 @@ class Painter:
             if output is not None:
                 shape = self.shape(output)
                 self.paints[output] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
+                self._origins[output] = f"{why}{where(node)}"
+
+    def origin(self) -> str:
+        """Say where the whole data begins that the operation at work takes; "" if unknown."""
+        first = self._whole_inputs(self._running) if self._running is not None else []
+        queue = list(first)
+        for index in queue:
+            if index in self._origins:
+                return self._origins[index]
+            maker = self._makers.get(index)
+            inputs = [] if maker is None else self._whole_inputs(maker)
+            if maker is not None and not inputs:
+                return f"what '{maker.name}' makes of channels{where(maker)}"
+            queue += [i for i in inputs if i not in queue]
+        return ""
+
+    def _whole_inputs(self, node: Node) -> list[int]:
+        painted = [index for index in node.refs() if index in self.paints]
+        return [index for index in painted if bool((self.paints[index].ids == WHOLE).any())]
 
     def _mark(self, tensor: str, dim: int, ids: Tensor, role: Role) -> None:
+        if not bool((ids > ZERO).any()):
+            self.entered.setdefault(tensor, self.origin())
         seen = self._seen.setdefault((tensor, dim), ids)
         if seen is not ids:
             self.colours.unite(seen, ids)

@@ -17,6 +17,7 @@ from regrow.core.units import UNITS
 from regrow.errors import TraceError
 from regrow.surgery.alive import called, drawn_like, enlivened, is_blank
 from regrow.surgery.cut import duplicate, is_cut, shrink
+from regrow.surgery.dispatch import OperationMode
 from regrow.surgery.groups import Group, Kind, Trace
 from regrow.surgery.mask import Mask
 from regrow.surgery.oracle import silence
@@ -136,7 +137,7 @@ def verify(
     live = enlivened(model, inputs[0], silenced=lambda net: silence(net, mask, trace))
     if sensitivity is None:
         sensitivity = sensitivities(model, trace, cut, unit=mask.unit)
-    compared = [_compare(net, mask, trace, inputs) for net in (model, live)]
+    compared = [compare(net, mask, trace, inputs) for net in (model, live)]
     worst = max(compared, key=lambda result: (not result.ok, _order(result.error)))
     wrong: tuple[str, ...] = ()
     if not worst.ok and not worst.blind:
@@ -214,7 +215,7 @@ def _moved(
     for name in doubtful:
         quiet = silence(live, Mask(unit=unit, kept={name: kept[name]}), trace)
         outputs[name] = max(
-            _difference(called(quiet, x), output) for x, output in zip(inputs, before, strict=True)
+            difference(called(quiet, x), output) for x, output in zip(inputs, before, strict=True)
         )
     return outputs
 
@@ -261,7 +262,7 @@ def _faded(
 
 
 @dataclass(frozen=True)
-class _Compared:
+class Compared:
     """The distance of a cut network from the silenced one, and the tolerance."""
 
     error: float
@@ -271,6 +272,7 @@ class _Compared:
 
     @property
     def ok(self) -> bool:
+        """True if the error is no more than rounding."""
         return self.error <= self.tolerance
 
 
@@ -278,7 +280,8 @@ def _order(error: float) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _compare(net: nn.Module, mask: Mask, trace: Trace, inputs: Sequence[Any]) -> _Compared:
+def compare(net: nn.Module, mask: Mask, trace: Trace, inputs: Sequence[Any]) -> Compared:
+    """Compare the network that a mask cuts with the one whose cut units are silent."""
     small, quiet = shrink(net, mask, trace), silence(net, mask, trace)
     dtype = torch.float64
     try:
@@ -291,14 +294,37 @@ def _compare(net: nn.Module, mask: Mask, trace: Trace, inputs: Sequence[Any]) ->
         small = small.double()
     inputs = [_as(x, dtype) if dtype == torch.float64 else x for x in inputs]
     error = _largest(
-        [_difference(called(small, x), y) for x, y in zip(inputs, expected, strict=True)]
+        [difference(called(small, x), y) for x, y in zip(inputs, expected, strict=True)]
     )
+    if error <= ALLOWED[dtype]:
+        return Compared(error, ALLOWED[dtype])
+    if dtype == torch.float64 and _rounds_to_float32(quiet, inputs):
+        dtype = torch.float32
     tolerance = ALLOWED[dtype]
     if error <= tolerance:
-        return _Compared(error, tolerance)
+        return Compared(error, tolerance)
     rounded = _rounded(quiet, inputs, expected)
     blind = not rounded <= MOST_ALLOWED[dtype]
-    return _Compared(error, tolerance if blind else max(tolerance, rounded), blind, rounded)
+    return Compared(error, tolerance if blind else max(tolerance, rounded), blind, rounded)
+
+
+class _Narrowings(OperationMode):
+    """A watch over code that casts float64 to float32, as norms of language models do."""
+
+    found = False
+
+    def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        result = operation(*args, **kwargs)
+        if operation is torch.ops.aten._to_copy.default and result.dtype == torch.float32:
+            self.found |= args[0].dtype == torch.float64
+        return result
+
+
+def _rounds_to_float32(quiet: nn.Module, inputs: Sequence[Any]) -> bool:
+    with _Narrowings() as watched:
+        for x in inputs:
+            called(quiet, x)
+    return bool(watched.found)
 
 
 def _rounded(quiet: nn.Module, inputs: Sequence[Any], expected: Sequence[Any]) -> float:
@@ -318,7 +344,7 @@ def _rounded(quiet: nn.Module, inputs: Sequence[Any], expected: Sequence[Any]) -
             for tensor in (*copy.parameters(), *copy.buffers()):
                 tensor.copy_(nudged(tensor))
         differences += [
-            _difference(called(copy, tree_map(nudged, x)), y)
+            difference(called(copy, tree_map(nudged, x)), y)
             for x, y in zip(inputs, expected, strict=True)
         ]
     return _largest(differences)
@@ -334,7 +360,7 @@ def _wrong(
     wrong = [
         name
         for half in (names[:middle], names[middle:])
-        if not _compare(net, _only(mask, half), trace, inputs).ok
+        if not compare(net, _only(mask, half), trace, inputs).ok
         for name in _wrong(net, mask, trace, inputs, half)
     ]
     return wrong or list(names)
@@ -344,7 +370,7 @@ def _only(mask: Mask, names: Sequence[str]) -> Mask:
     return Mask(unit=mask.unit, kept={name: mask.kept[name] for name in names})
 
 
-def _difference(output: Any, expected: Any) -> float:
+def difference(output: Any, expected: Any) -> float:
     """Return the largest difference of two outputs' numbers; NaN where any is not finite."""
     actual, wanted = leaves(output), leaves(expected)
     if [place for place, _ in actual] != [place for place, _ in wanted]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ import regrow.surgery.views  # noqa: F401  (their rules are registered by that)
 from regrow.errors import TraceError
 from regrow.surgery.assumptions import Assumptions, Followed, miscounted
 from regrow.surgery.colours import ZERO, Classes, ViewConflictError
+from regrow.surgery.cut import train
 from regrow.surgery.groups import Group, Kind, Slot, Trace, belongs
 from regrow.surgery.norms import BATCH_NORMS
 from regrow.surgery.numbers import followed, numbers
@@ -23,7 +24,7 @@ from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.statistics import carry
 from regrow.surgery.tape import Arguments, Node, Tape, record
-from regrow.surgery.trial import refused
+from regrow.surgery.trial import refused, works
 from regrow.surgery.whole import whole_layers
 
 Example = Tensor | Sequence[int] | Sequence[Any] | Mapping[str, Any]
@@ -76,11 +77,17 @@ def trace(
             assumed.views -= needless
             continue
         base, numbering = _assemble(model, painter, classes, sample)
+        if base.idle and not _trains(model, base):
+            base = replace(base, idle=())
         told = numbers(model, painter, classes)
         follow = partial(followed, base, told, numbering.named)
         result = follow(assumed.choices)
         candidates = Followed(result, told, follow)
-        broken = refused(model, result)
+        broken: dict[str, str] = {}
+        if not works(model, result):
+            if assumed.guess(result):
+                continue
+            broken = refused(model, result)
         for name in () if broken else candidates.doubtful():
             broken |= refused(model, result, [name])
         broken = broken or miscounted(model, result)
@@ -94,8 +101,17 @@ def _freeze(painter: Painter, keep: Sequence[str], counted: Mapping[str, str]) -
     for mark in painter.marks:
         if mark.role in ("producer", "norm") and any(belongs(mark.tensor, m) for m in keep):
             painter.colours.freeze(mark.ids, "asked to be kept")
-        elif mark.role == "producer" and mark.tensor in counted:
+        elif mark.role != "reader" and mark.tensor in counted:
             painter.colours.freeze(mark.ids, counted[mark.tensor])
+
+
+def _trains(model: nn.Module, found: Trace) -> bool:
+    """Tell whether a network runs in training on nothing but inputs: many want targets there."""
+    try:
+        train(model, found)
+    except Exception:
+        return False
+    return True
 
 
 def _copied(value: Any) -> Any:

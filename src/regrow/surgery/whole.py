@@ -12,7 +12,7 @@ from regrow.surgery.tape import Narrows, Tape
 COMPILED = "torch.jit compiled it, and its code cannot be cut: trace the network it was made of"
 IDLE = "it took no part when the network ran on the example"
 NUMBER = "it is one number, which belongs to no channel"
-ENTERED = "what enters it is kept whole, as the network's input is"
+ENTERED = "what enters it is kept whole"
 UNMADE = "no layer makes the channels that it belongs to"
 PARAMETRIZED = ".parametrizations."
 
@@ -95,7 +95,8 @@ def _reason(name: str, painter: Painter, classes: Classes) -> str:
             frozen = classes.root[mark.ids.clamp(min=ZERO)]
             frozen = frozen[frozen > ZERO]
             if not len(frozen):
-                return ENTERED
+                origin = painter.entered.get(name)
+                return f"{ENTERED}: {origin}" if origin else ENTERED
             frozen = frozen[~classes.free(frozen)]
             return classes.reason(int(frozen[0])) if len(frozen) else UNMADE
     if name in painter.fixed:

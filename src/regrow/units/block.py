@@ -18,9 +18,11 @@ def groups(model: nn.Module, _trace: Trace, _scope: Collection[str]) -> dict[str
 
 def cut_branches_(small: nn.Module, mask: Mask, _trace: Trace) -> None:
     """Put in the place of blocks what is left of them without a branch."""
+    new: dict[nn.Module, nn.Module] = {}
     for block in dropped(small, mask).values():
         assert isinstance(block, nn.Module)
-        replace_(small, block, block.without_branch())
+        new[block] = block.without_branch()
+    replace_(small, new)
 
 
 def silence_branches_(quiet: nn.Module, mask: Mask, _trace: Trace) -> None:
