@@ -83,17 +83,21 @@ def trace(
         follow = partial(followed, base, told, numbering.named)
         result = follow(assumed.choices)
         candidates = Followed(result, told, follow)
-        broken: dict[str, str] = {}
-        if not works(model, result):
-            if assumed.guess(result):
-                continue
-            broken = refused(model, result)
-        for name in () if broken else candidates.doubtful():
-            broken |= refused(model, result, [name])
-        broken = broken or miscounted(model, result)
+        fits = works(model, result)
+        if not fits and assumed.guess(result):
+            continue
+        broken = _broken(model, candidates, fits=fits)
         if not broken:
             return result
         assumed.correct(model, broken, candidates)
+
+
+def _broken(model: nn.Module, found: Followed, *, fits: bool) -> dict[str, str]:
+    """Return the groups that cannot lose units, at once or where it is doubtful alone, with why."""
+    broken = {} if fits else refused(model, found.trace)
+    for name in () if broken else found.doubtful():
+        broken |= refused(model, found.trace, [name])
+    return broken or miscounted(model, found.trace)
 
 
 def _freeze(painter: Painter, keep: Sequence[str], counted: Mapping[str, str]) -> None:
