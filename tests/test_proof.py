@@ -295,7 +295,11 @@ OURS: list[tuple[str, dict[str, Any]]] = [
     ("preresnet-56", {"depth": 11}),
     ("densenet-40", {"depth": 7}),
 ]
-BUILT_IN = [(n, {"width": 0.25}) for n in MODELS.names() if MODELS.code(n) is None and n != "vgg"]
+BUILT_IN = [
+    (n, {"width": 0.25})
+    for n in MODELS.names()
+    if MODELS.code(n) is None and n not in ("vgg", "mlp", "transformer")
+]
 TORCHVISION = [
     "resnet18", "squeezenet1_0", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5",
     "shufflenet_v2_x0_5", "googlenet", "regnet_x_400mf", "regnet_y_400mf",

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from cutting import random_mask
 from regrow.surgery import Kind, trace, verify
+from regrow.surgery.mask import Mask
+from regrow.units.keep_layers_alive import guard
 
 WIDTHS = (4, 6, 8, 12)
 SIDE = 6
@@ -84,7 +86,7 @@ def norm(draw: Random, width: int) -> nn.Module:
         lambda: nn.BatchNorm2d(width),
         lambda: nn.BatchNorm2d(width, affine=False),
         lambda: nn.GroupNorm(1, width),
-        lambda: nn.GroupNorm(2, width),
+        lambda: nn.GroupNorm(1 + (width % 2 == 0), width),
         lambda: nn.InstanceNorm2d(width, affine=draw.random() < 0.5),
         nn.Identity,
     )
@@ -273,7 +275,10 @@ def check(seed: int, maps: Sequence[int], tokens: Sequence[int]) -> None:
         net, example = network(seed, maps, tokens)
     found = trace(net, example)
     assert found.unaccounted(net) == ()
-    mask = random_mask(found, seed=seed, kinds=get_args(Kind))
+    drawn = random_mask(found, seed=seed, kinds=get_args(Kind)).kept
+    mask = Mask(
+        unit="channel", kept=guard(drawn, {n: k.float() for n, k in drawn.items()}, found)[0]
+    )
     result = verify(net, mask, found, sensitivity=dict.fromkeys(found.groups, 1.0))
     assert result.ok, str(result)
 

@@ -69,6 +69,7 @@ class _Attempt:
         if wrong is None:
             return {}
         if len(groups) == 1:
+            wrong = wrong or self.wrong(groups, others=True)
             return {groups[0].name: wrong} if wrong else {}
         half = len(groups) // 2
         parts = self.search(groups[:half]) | self.search(groups[half:])
@@ -76,11 +77,13 @@ class _Attempt:
             return {group.name: wrong for group in groups}
         return parts
 
-    def wrong(self, groups: Sequence[Group]) -> str | None:
-        """Say what is wrong when groups are cut; "" if they cannot be cut at the same time."""
-        mask = Mask(
-            unit="channel", kept={g.name: some(g, more=i % 2 == 1) for i, g in enumerate(groups)}
-        )
+    def wrong(self, groups: Sequence[Group], *, others: bool = False) -> str | None:
+        """Say what is wrong when groups are cut; "" if they cannot be cut at the same time.
+
+        With ``others`` other units stay: a layer may hold only some of a group's.
+        """
+        kept = {g.name: some(g, more=i % 2 == 1) for i, g in enumerate(groups)}
+        mask = Mask(unit="channel", kept={n: k.flip(0) if others else k for n, k in kept.items()})
         small = duplicate(self.model, sharing=True)
         try:
             cut_(small, mask, self.trace, for_trial=True)
