@@ -147,9 +147,9 @@ def test_root_mean_square_of_what_stays_by_hand() -> None:
 
 
 def test_statistics_over_all_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oracle._ByHand, "_is_over", lambda *_: False)
     net = Tokens(lambda m, x: m(x), Root())
     found = trace(net, SHAPE)
+    monkeypatch.setattr(oracle._ByHand, "_is_over", lambda *_: False)
     mask = Mask(unit="channel", kept={"a": torch.arange(8) < 5})
     assert not verify(net, mask, found).ok
 

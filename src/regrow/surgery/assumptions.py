@@ -7,7 +7,6 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from regrow.errors import TraceError
 from regrow.surgery.groups import NUMBER, Trace
 from regrow.surgery.mask import Mask
 from regrow.surgery.numbers import Attribute, Choice, Number
@@ -121,15 +120,7 @@ def miscounted(model: nn.Module, found: Trace) -> dict[str, str]:
         for name, group in found.groups.items()
         if group.size > 1 and any(NUMBER in slot.tensor for slot in group.slots)
     ]
-    if not names:
-        return {}
-    kept = {name: torch.arange(found.groups[name].size) > 0 for name in names}
-    sensitivity = dict.fromkeys(names, 1.0)
-    try:
-        proof = verify(model, Mask(unit="channel", kept=kept), found, sensitivity=sensitivity)
-    except TraceError:  # a layer would be empty, which says nothing about any of them
-        return {}
-    return dict.fromkeys(proof.wrong, "computes something else")
+    return refused(model, found, names, brought_to_life=True) if names else {}
 
 
 def _heads_of_streams(found: Trace, broken: Collection[str]) -> frozenset[str]:

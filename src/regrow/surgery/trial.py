@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from regrow.core.seeds import seeded
 from regrow.errors import TraceError
-from regrow.surgery.alive import called, drawn_like, is_blank
+from regrow.surgery.alive import called, drawn_like, enlivened, is_blank
 from regrow.surgery.cut import cut_, duplicate, what_breaks
 from regrow.surgery.groups import Group, Trace
 from regrow.surgery.mask import Mask
@@ -33,11 +33,23 @@ def works(model: nn.Module, trace: Trace) -> bool:
     return _Attempt.of(model, trace).wrong(_several(trace)) is None
 
 
-def refused(model: nn.Module, trace: Trace, names: Collection[str] | None = None) -> dict[str, str]:
-    """Return the groups (of some, or all) that cannot lose units, with what breaks without them."""
+def refused(
+    model: nn.Module,
+    trace: Trace,
+    names: Collection[str] | None = None,
+    *,
+    brought_to_life: bool = False,
+) -> dict[str, str]:
+    """Return the groups (of some, or all) that cannot lose units, with what breaks without them.
+
+    ``brought_to_life`` compares values of a network in which no layer starts at zero.
+    """
     groups = [g for g in _several(trace) if names is None or g.name in names]
+    attempt = _Attempt.of(model, trace)
+    if brought_to_life:
+        attempt = replace(attempt, model=enlivened(model, attempt.trace.example))
     # Groups of a kind are often at fault together, and halves should part them from others.
-    return _Attempt.of(model, trace).search(sorted(groups, key=lambda group: group.kind))
+    return attempt.search(sorted(groups, key=lambda group: group.kind))
 
 
 def _several(trace: Trace) -> list[Group]:
