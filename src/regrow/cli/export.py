@@ -82,8 +82,8 @@ def export(
         f"parameters, {written.macs:,} MACs.\n"
         f"Written to {written.folder}; regrow.load({str(written.folder)!r}) returns it."
     )
-    for file, said in exported.items():
-        print(f"{file}: {said}")
+    for file, comparison in exported.items():
+        print(f"{file}: {comparison}")
 
 
 def _exported(folder: Path, kinds: Sequence[str]) -> dict[str, str]:

@@ -39,17 +39,17 @@ def push(
 
 def _scores(texts: Sequence[str]) -> dict[str, float]:
     """Read scores, each METRIC=VALUE."""
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for text in texts:
         name, _, value = text.partition("=")
         try:
             number = float(value)
         except ValueError:
             number = float("nan")
-        if not name or name in found or not is_number(number):
+        if not name or name in scores or not is_number(number):
             raise ConfigError(
                 "--result must be METRIC=VALUE, each metric once, such as accuracy=98.4. Got "
                 f"{short(text)}."
             )
-        found[name] = number
-    return found
+        scores[name] = number
+    return scores

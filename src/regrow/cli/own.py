@@ -110,14 +110,14 @@ def inspect(
     with quiet("Stopped."):
         origin = _origin(net, settings, arguments)
         network = origin.build()
-        given = _inputs(inputs, origin, network)
+        example = _inputs(inputs, origin, network)
         from regrow.own.inspection import inspect as inspect_network
 
-        found = inspect_network(network, given, keep=kept_modules(network, keep))
+        inspection = inspect_network(network, example, keep=kept_modules(network, keep))
     if as_json:
-        print_json(found.to_json())
+        print_json(inspection.to_json())
     else:
-        print(found)
+        print(inspection)
 
 
 def shrink(
@@ -159,7 +159,7 @@ def shrink(
 
         origin = _origin(net, settings, arguments)
         network, about = open_network(origin, weights)
-        given = _inputs(inputs, origin, network)
+        example = _inputs(inputs, origin, network)
         options: dict[str, Any] = {
             "criterion": criterion,
             "allocation": allocation,
@@ -171,9 +171,9 @@ def shrink(
             "seed": seed,
             **amount,
             "on_step": lambda step: say(f"{step} ...") if sys.stderr.isatty() else None,
-            "dataset": None if data is None else _dataset(data, given),
+            "dataset": None if data is None else _dataset(data, example),
         }
-        small = compress(network, given, origin=origin, weights=about, **options)
+        small = compress(network, example, origin=origin, weights=about, **options)
         card = small.save(out, exports=exports)
     if as_json:
         print_json(card.to_json())
@@ -182,9 +182,9 @@ def shrink(
     print(f"Written to {out}: {', '.join(sorted(file.name for file in out.iterdir()))}.")
 
 
-def _amount(**asked: float | None) -> dict[str, float]:
+def _amount(**amounts: float | None) -> dict[str, float]:
     """Return the one amount that was asked for."""
-    amount = {name: value for name, value in asked.items() if value is not None}
+    amount = {name: value for name, value in amounts.items() if value is not None}
     if len(amount) != 1:
         raise ConfigError(
             "Say how much is to be left or to go, by one of --macs, --parameters, --latency and "
@@ -258,10 +258,10 @@ def _inputs(texts: Sequence[str] | None, origin: "ModelOrigin", network: "nn.Mod
 def kept_modules(network: "nn.Module", patterns: Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of modules that patterns stand for; each must stand for some."""
     names = [name for name, _ in network.named_modules() if name]
-    kept: dict[str, None] = {}
+    modules: dict[str, None] = {}
     for pattern in patterns or ():
-        found = [name for name in names if fnmatchcase(name, pattern)]
-        if not found:
+        matches = [name for name in names if fnmatchcase(name, pattern)]
+        if not matches:
             raise ConfigError(f"--keep: {unknown('module', pattern, names[:200])}")
-        kept |= dict.fromkeys(found)
-    return tuple(kept)
+        modules |= dict.fromkeys(matches)
+    return tuple(modules)

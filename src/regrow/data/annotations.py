@@ -53,9 +53,9 @@ def read(file: Path, image: Path, *, classes: tuple[str, ...] | None) -> Annotat
         _object(element, number, size, file)
         for number, element in enumerate(root.findall("object"), 1)
     )
-    for one in objects:
-        if classes is not None and one.name not in classes:
-            raise _broken(file, unknown("class", one.name, classes).rstrip("."))
+    for item in objects:
+        if classes is not None and item.name not in classes:
+            raise _broken(file, unknown("class", item.name, classes).rstrip("."))
     return Annotation(file=file, image=image, size=size, objects=objects)
 
 

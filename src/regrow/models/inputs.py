@@ -96,16 +96,16 @@ class Inputs:
         >>> str(Inputs.read("1x3x224x224")), Inputs.read(["a:1x4", "b:1x4:bool"]).example().keys()
         ('1x3x224x224', dict_keys(['a', 'b']))
         """
-        given = tuple(Input.read(text) for text in ([texts] if isinstance(texts, str) else texts))
-        if not given:
+        parsed = tuple(Input.read(text) for text in ([texts] if isinstance(texts, str) else texts))
+        if not parsed:
             raise ConfigError(f"Give the network's input: --input {GRAMMAR}.")
-        names = [one.name for one in given if one.name is not None]
-        if names and (len(names) < len(given) or len({*names}) < len(names)):
+        names = [item.name for item in parsed if item.name is not None]
+        if names and (len(names) < len(parsed) or len({*names}) < len(names)):
             raise ConfigError(
                 "Of several inputs either all have a name of their own or none has. Got "
-                f"{' and '.join(map(str, given))}."
+                f"{' and '.join(map(str, parsed))}."
             )
-        return cls(given)
+        return cls(parsed)
 
     def __str__(self) -> str:
         return " ".join(map(str, self.inputs))
@@ -113,14 +113,14 @@ class Inputs:
     def example(self) -> "Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]":
         """Return one tensor, a tuple of several, or a mapping from names, as networks take them."""
         if self.inputs[0].name is not None:
-            return {str(one.name): one.tensor() for one in self.inputs}
+            return {str(item.name): item.tensor() for item in self.inputs}
         if len(self.inputs) == 1:
             return self.inputs[0].tensor()
-        return tuple(one.tensor() for one in self.inputs)
+        return tuple(item.tensor() for item in self.inputs)
 
     def to_json(self) -> list[str]:
         """Return the text of each input."""
-        return [str(one) for one in self.inputs]
+        return [str(item) for item in self.inputs]
 
 
 def inputs_of(example: Any) -> Inputs:

@@ -79,8 +79,8 @@ def _fetched(text: str, make: Callable[[], Any]) -> Any:
 
 
 def _advice(error: Exception) -> str:
-    said = f"{type(error).__name__} {error}".lower()
-    if any(word in said for word in ("gated", "401", "403", "restricted")):
+    message = f"{type(error).__name__} {error}".lower()
+    if any(word in message for word in ("gated", "401", "403", "restricted")):
         return (
             "Accept its terms on its page of the hub and log in with `hf auth login`, or give a "
             "file with --weights."
@@ -241,15 +241,15 @@ def _place(name: str) -> str:
 def _model_class(settings: Mapping[str, Any], transformers: Any) -> Any:
     """Return the class of a model; of transformers' own classes only."""
     name = settings.get("class")
-    found = getattr(transformers, str(name), None)
+    model_class = getattr(transformers, str(name), None)
     if name == "AutoModel":
-        return found
-    if not (inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel)):
+        return model_class
+    if not (inspect.isclass(model_class) and issubclass(model_class, transformers.PreTrainedModel)):
         raise ConfigError(
             f"transformers has no class {name!r} for this model. Install the transformers that "
             "has it; code that lies beside a model is not run."
         )
-    return found
+    return model_class
 
 
 def _hf_build(name: str, arguments: Mapping[str, Any], settings: Mapping[str, Any]) -> "nn.Module":
@@ -260,8 +260,12 @@ def _hf_build(name: str, arguments: Mapping[str, Any], settings: Mapping[str, An
     def make() -> Any:
         config = transformers.AutoConfig.for_model(known["type"], **known["config"])
         config.update(dict(arguments))
-        made = _model_class(known, transformers)
-        return made.from_config(config) if known["class"] == "AutoModel" else made(config)
+        model_class = _model_class(known, transformers)
+        return (
+            model_class.from_config(config)
+            if known["class"] == "AutoModel"
+            else model_class(config)
+        )
 
     network: nn.Module = _made(f"hf/{name}", make)
     return network
@@ -271,12 +275,12 @@ def _hf_published(name: str, arguments: Mapping[str, Any]) -> "nn.Module":
     _refuse_reading(f"hf/{name}", arguments)
     transformers = _transformers(name)
     known = _settings(name)
-    made = _model_class(known, transformers)
-    network, found = _fetched(
+    model_class = _model_class(known, transformers)
+    network, messages = _fetched(
         f"hf/{name}",
-        lambda: made.from_pretrained(_place(name), output_loading_info=True, **arguments),
+        lambda: model_class.from_pretrained(_place(name), output_loading_info=True, **arguments),
     )
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(messages["missing_keys"]):
         raise ConfigError(
             f"The published weights of hf/{name} lack {len(missing)} of the network's, such as "
             f"{missing[0]!r}. Leave out the arguments that add layers, or give a file with "

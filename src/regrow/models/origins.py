@@ -160,26 +160,26 @@ def _by_code(text: str, arguments: Mapping[str, Any], *, seed: int) -> "nn.Modul
 
     with drawing(seed):  # a module may make a network when it is imported
         module, file, attribute = _module(text)
-    made = _attribute(module, attribute, text)
-    if isinstance(made, nn.Module) and not arguments:
-        return deepcopy(made)
-    if not callable(made) or isinstance(made, nn.Module):
+    builder = _attribute(module, attribute, text)
+    if isinstance(builder, nn.Module) and not arguments:
+        return deepcopy(builder)
+    if not callable(builder) or isinstance(builder, nn.Module):
         raise ConfigError(
             f"{text}: {attribute!r} must be a function or a class that makes a network"
-            + (" to take arguments." if isinstance(made, nn.Module) else ".")
-            + f" Got {short(made)}."
+            + (" to take arguments." if isinstance(builder, nn.Module) else ".")
+            + f" Got {short(builder)}."
         )
     try:
-        inspect.signature(made).bind(**arguments)
+        inspect.signature(builder).bind(**arguments)
     except TypeError as error:
         raise ConfigError(
-            f"{text}: its arguments are {inspect.signature(made)}, and {error}. Give them with "
+            f"{text}: its arguments are {inspect.signature(builder)}, and {error}. Give them with "
             "--set NAME=VALUE."
         ) from error
     except ValueError:  # code without a signature, which says itself what it lacks
         pass
     with drawing(seed):
-        network = _run(lambda: made(**arguments), text, file, doing="fails")
+        network = _run(lambda: builder(**arguments), text, file, doing="fails")
     if not isinstance(network, nn.Module):
         raise ConfigError(
             f"{text}: it must return a torch.nn.Module. Got {type(network).__name__}: "
@@ -228,7 +228,7 @@ def _attribute(module: ModuleType, attribute: str, text: str) -> Any:
     value: Any = module
     for part in attribute.split("."):
         if not hasattr(value, part):
-            known = [n for n, made in vars(value).items() if callable(made) and n[0] != "_"]
+            known = [n for n, member in vars(value).items() if callable(member) and n[0] != "_"]
             raise ConfigError(f"{text}: {unknown('function or class', part, known)}")
         value = getattr(value, part)
     return value

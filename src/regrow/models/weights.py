@@ -84,23 +84,25 @@ def fill_(network: "nn.Module", state: "Mapping[str, Tensor]", *, where: str) ->
 
     A prefix that all names share, as wrappers of networks add, is taken off.
     """
-    own = network.state_dict()
+    expected = network.state_dict()
     for prefix in WRAPPERS:
-        if not state.keys() <= own.keys() and all(name.startswith(prefix) for name in state):
+        if not state.keys() <= expected.keys() and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     # Old files lack the count of batches that a norm has seen, which nothing here reads.
-    held = {own[name].data_ptr() for name in state if name in own}  # tied weights are stored once
+    filled = {
+        expected[name].data_ptr() for name in state if name in expected
+    }  # tied weights are stored once
     missing = [
         name
-        for name, value in own.items()
+        for name, value in expected.items()
         if name not in state
         and not name.endswith("num_batches_tracked")
-        and not (value.numel() and value.data_ptr() in held)
+        and not (value.numel() and value.data_ptr() in filled)
     ]
-    surplus = [name for name in state if name not in own]
+    surplus = [name for name in state if name not in expected]
     wrong = [
         f"{name!r} is {list(state[name].shape)} there and {list(value.shape)} in the network"
-        for name, value in own.items()
+        for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
     problems = [

@@ -161,7 +161,7 @@ class Card:
         table = [f"| {' | '.join(row)} |" for row in rows]
         table.insert(1, "| --- | ---: | ---: | ---: |")
         unmeasured = [f"Batch {s.batch} was not measured: {s.why}." for s in self.speeds if s.why]
-        asked = ", ".join(
+        settings = ", ".join(
             f"{name.replace('_', ' ')} {_worded(value)}" for name, value in self.asked.items()
         )
         about = ", ".join(f"{name} {value}" for name, value in self.machine.items())
@@ -169,7 +169,7 @@ class Card:
         files = "\n".join(f"- `{file}`: {text}" for file, text in self.exports.items())
         parts = [
             f"# {self.network}{origin}, cut",
-            f"Asked for: {asked}. Input: {self.inputs}."
+            f"Asked for: {settings}. Input: {self.inputs}."
             + (f" Weights: {self.weights}." if self.weights else ""),
             "\n".join(table),
             *([" ".join(unmeasured)] if unmeasured else []),

@@ -68,13 +68,13 @@ class Compressed:
         with new_folder(folder) as scratch:
             save(scratch, self.network, self.architecture)
             self._check_reading(scratch)
-            said = {
+            exported = {
                 f"model.{name}": EXPORTS[name](
                     self.network, self.trace.example, scratch / f"model.{name}"
                 )
                 for name in exports
             }
-            card = replace(self.card, exports=said)
+            card = replace(self.card, exports=exported)
             text = json.dumps(card.to_json(), indent=1, allow_nan=False)
             (scratch / CARD).write_text(f"{text}\n", encoding="utf-8")
             (scratch / PAGE).write_text(card.to_markdown(), encoding="utf-8")
@@ -144,19 +144,19 @@ def compress(
         normalise="group",
     )
     on_step("Following the channels")
-    found = trace(network, inputs.example() if _is_text(example) else example, keep=keep)
+    traced = trace(network, inputs.example() if _is_text(example) else example, keep=keep)
     options: dict[str, Any] = {"rounds": rounds, "multiple_of": multiple_of, **amount}
     on_step("Choosing what stays")
-    mask = select(network, found, method, dataset=dataset, seed=seed, device=device, **options)
-    asked = {"criterion": method.criterion, "allocation": allocation, **amount}
-    asked |= {name: options[name] for name in ("rounds", "multiple_of") if options[name] > 1}
-    made = ModelOrigin(origin) if isinstance(origin, str) else origin
-    cut = _cut(network, mask, found, batches=batches, device=device, on_step=on_step)
-    card = replace(cut.card, inputs=str(inputs), asked=asked, weights=weights)
-    if made is None:
+    mask = select(network, traced, method, dataset=dataset, seed=seed, device=device, **options)
+    settings = {"criterion": method.criterion, "allocation": allocation, **amount}
+    settings |= {name: options[name] for name in ("rounds", "multiple_of") if options[name] > 1}
+    model_origin = ModelOrigin(origin) if isinstance(origin, str) else origin
+    cut = _cut(network, mask, traced, batches=batches, device=device, on_step=on_step)
+    card = replace(cut.card, inputs=str(inputs), asked=settings, weights=weights)
+    if model_origin is None:
         return replace(cut, card=card)
-    architecture = Architecture(model=made, shape=inputs, cuts=(mask,), keep=tuple(keep))
-    return replace(cut, card=replace(card, origin=made.text), architecture=architecture)
+    architecture = Architecture(model=model_origin, shape=inputs, cuts=(mask,), keep=tuple(keep))
+    return replace(cut, card=replace(card, origin=model_origin.text), architecture=architecture)
 
 
 def _is_text(example: Any) -> bool:
@@ -173,8 +173,8 @@ def criterion_of(name: str) -> str:
         raise
 
 
-def _proven(network: nn.Module, mask: Mask, found: Trace) -> Proof:
-    proof = verify(network, mask, found)
+def _proven(network: nn.Module, mask: Mask, traced: Trace) -> Proof:
+    proof = verify(network, mask, traced)
     if proof.ok:
         return proof
     doubtful = proof.wrong or proof.unproven
@@ -188,17 +188,17 @@ def _proven(network: nn.Module, mask: Mask, found: Trace) -> Proof:
 def _cut(
     network: nn.Module,
     mask: Mask,
-    found: Trace,
+    traced: Trace,
     *,
     batches: Sequence[int],
     device: str,
     on_step: Callable[[str], None],
 ) -> Compressed:
     """Shrink a network, prove it, and measure both; what was asked for is not on the card yet."""
-    small = shrink(network, mask, found).eval()
+    small = shrink(network, mask, traced).eval()
     on_step("Proving the cut")
-    proof = _proven(network, mask, found)
-    before, after = (measure(net, found.example) for net in (network, small))
+    proof = _proven(network, mask, traced)
+    before, after = (measure(net, traced.example) for net in (network, small))
     on_step("Measuring both networks")
     about = machine(device)
     del about["batch"]
@@ -207,15 +207,15 @@ def _cut(
         parameters=(before.parameters, after.parameters),
         macs=(before.macs, after.macs),
         speeds=[
-            measure_speed(network, small, found.example, batch=batch, device=device)
+            measure_speed(network, small, traced.example, batch=batch, device=device)
             for batch in batches
         ],
         proof=proof,
         widths={name: (mask.kept[name].numel(), num) for name, num in mask.widths().items()},
-        whole=dict(found.whole),
+        whole=dict(traced.whole),
         machine=about,
         date=date.today().isoformat(),
         version=version("regrow"),
         caveats=after.caveats,
     )
-    return Compressed(network=small, mask=mask, trace=found, proof=proof, card=card)
+    return Compressed(network=small, mask=mask, trace=traced, proof=proof, card=card)

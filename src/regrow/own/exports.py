@@ -42,11 +42,11 @@ def export_onnx(network: nn.Module, example: Any, path: Path) -> str:
             verbose=False,
         )
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    taken = [one.name for one in session.get_inputs()]
+    taken = [node.name for node in session.get_inputs()]
 
     def run(inputs: Any) -> Any:
-        given = dict(_named(inputs))
-        fed = {name: given[name].numpy() for name in taken if name in given}
+        feed = dict(_named(inputs))
+        fed = {name: feed[name].numpy() for name in taken if name in feed}
         return [torch.from_numpy(x) for x in session.run(None, fed)]
 
     return _compared(network, example, run, free=free, what="--onnx")
@@ -83,12 +83,12 @@ def export(network: nn.Module, example: Any, path: str | Path) -> str:
     if kind not in EXPORTS:
         raise ConfigError(f"{path}: {unknown('format', kind, EXPORTS)}")
     check_new(file)
-    given = example if torch.is_tensor(example) else inputs_of(example).example()
+    tensors = example if torch.is_tensor(example) else inputs_of(example).example()
     with scratch_beside(file) as scratch:
-        said = EXPORTS[kind](network, given, scratch / file.name)
+        comparison = EXPORTS[kind](network, tensors, scratch / file.name)
         for written in scratch.iterdir():
             written.rename(file.parent / written.name)
-    return said
+    return comparison
 
 
 EXPORTS: Mapping[str, Callable[[nn.Module, Any, Path], str]] = {
@@ -131,8 +131,8 @@ def _compared(
     for size in sizes:
         inputs = batched(example, size)
         with _quiet(what):
-            found = run(inputs)
-        gap = max(gap, largest_gap(found, called(network, inputs)))
+            output = run(inputs)
+        gap = max(gap, largest_gap(output, called(network, inputs)))
     if not gap <= CLOSE:
         raise TraceError(
             f"{what}: the exported network is off by {gap:.1e} of its largest output, and "
@@ -142,12 +142,12 @@ def _compared(
     return f"takes {batches}; within {gap:.1e} of the network's outputs ({CLOSE:g} allowed)"
 
 
-def largest_gap(ours: Any, theirs: Any) -> float:
+def largest_gap(exported: Any, expected: Any) -> float:
     """Return the largest difference of two outputs, relative to the largest number in the second.
 
     Infinite where one is not finite, or where they are not of the same shapes.
     """
-    pairs = [[x for x in tree_leaves(o) if isinstance(x, Tensor)] for o in (ours, theirs)]
+    pairs = [[x for x in tree_leaves(o) if isinstance(x, Tensor)] for o in (exported, expected)]
     if [x.shape for x in pairs[0]] != [x.shape for x in pairs[1]]:
         return float("inf")
     gap = 0.0
@@ -173,7 +173,7 @@ def _named(inputs: Any) -> list[tuple[str, Tensor]]:
 
 
 @contextmanager
-def _quiet(what: str) -> Iterator[None]:
+def _quiet(subject: str) -> Iterator[None]:
     """Keep the exporters' own messages away; what they raise becomes a ``ConfigError``."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -186,7 +186,7 @@ def _quiet(what: str) -> Iterator[None]:
     except Exception as error:
         line = " ".join(str(error).split())
         raise ConfigError(
-            f"{what}: this network cannot be exported ({type(error).__name__}: {line[:300]}). "
+            f"{subject}: this network cannot be exported ({type(error).__name__}: {line[:300]}). "
             "Leave out that export; the network itself is not at fault."
         ) from error
     finally:

@@ -79,32 +79,32 @@ class Inspection:
         if not self.whole:
             return "\n".join([*lines, "", "Nothing is kept whole."])
         reasons: dict[str, list[Whole]] = {}
-        for one in self.whole:
-            reasons.setdefault(one.why, []).append(one)
-        held = sum(one.parameters for one in self.whole)
-        lines += ["", f"Kept whole, with {self._share(held, _macs(self.whole))}:"]
-        for why, those in reasons.items():
-            share = self._share(sum(one.parameters for one in those), _macs(those))
-            lines += [f"  {_listed([one.name for one in those])}: {share}", f"  `- {why}"]
+        for layer in self.whole:
+            reasons.setdefault(layer.why, []).append(layer)
+        total = sum(layer.parameters for layer in self.whole)
+        lines += ["", f"Kept whole, with {self._share(total, _macs(self.whole))}:"]
+        for why, layers in reasons.items():
+            share = self._share(sum(layer.parameters for layer in layers), _macs(layers))
+            lines += [f"  {_listed([layer.name for layer in layers])}: {share}", f"  `- {why}"]
         return "\n".join(lines)
 
     def _branch(self, group: Branch) -> list[str]:
-        made = [f"{name.removesuffix('.weight')} {list(shape)}" for name, shape in
+        makers = [f"{name.removesuffix('.weight')} {list(shape)}" for name, shape in
                 group.producers.items()]  # fmt: skip
         parts = [
-            ("made by", made),
+            ("made by", makers),
             ("normed by", group.norms),
             ("through", group.between),
             ("read by", [name.removesuffix(".weight") for name in group.readers]),
         ]
-        shown = [(words, names) for words, names in parts if names]
+        branches = [(words, names) for words, names in parts if names]
         units = "unit" if group.width == 1 else "units"
         return [
             f"  {group.name}: {group.kind}, {group.width} {units}, {group.parameters:,} "
             f"parameters, {group.macs:,} MACs: {self._share(group.parameters, group.macs)}",
             *(
-                f"  {'`-' if number == len(shown) else '|-'} {words} {_listed(names)}"
-                for number, (words, names) in enumerate(shown, start=1)
+                f"  {'`-' if number == len(branches) else '|-'} {words} {_listed(names)}"
+                for number, (words, names) in enumerate(branches, start=1)
             ),
         ]
 
@@ -132,17 +132,17 @@ def inspect(network: nn.Module, example: Any, *, keep: Sequence[str] = ()) -> In
     """
     refuse_meta(network)
     inputs = inputs_of(example)
-    given = inputs.example() if isinstance(example, str | type(inputs)) else example
-    found = trace(network, given, keep=keep)
-    counted = count(network, found.example)
-    parameters, macs = _half(network, found, counted)
+    tensors = inputs.example() if isinstance(example, str | type(inputs)) else example
+    traced = trace(network, tensors, keep=keep)
+    counted = count(network, traced.example)
+    parameters, macs = _half(network, traced, counted)
     return Inspection(
         network=type(network).__name__,
         inputs=str(inputs),
         parameters=counted.cost.parameters,
         macs=counted.cost.macs,
-        groups=[_branch(network, group, counted) for group in found.groups.values()],
-        whole=_whole(network, found, counted),
+        groups=[_branch(network, group, counted) for group in traced.groups.values()],
+        whole=_whole(network, traced, counted),
         half_parameters=parameters,
         half_macs=macs,
         caveats=counted.cost.caveats,
@@ -182,9 +182,9 @@ def _branch(network: nn.Module, group: Group, counted: Counted) -> Branch:
 
 def _between(group: Group) -> list[str]:
     """Name the layers that change units one by one, such as depthwise convolutions."""
-    made = {_layer(slot.tensor) for slot in group.producers()}
+    makers = {_layer(slot.tensor) for slot in group.producers()}
     passed = [_layer(s.tensor) for s in group.slots if s.role == "norm" and ":" not in s.tensor]
-    return [name for name in dict.fromkeys(passed) if name not in {*made, *group.norms}]
+    return [name for name in dict.fromkeys(passed) if name not in {*makers, *group.norms}]
 
 
 def _layer(tensor: str) -> str:
@@ -194,55 +194,57 @@ def _layer(tensor: str) -> str:
 
 def _held(group: Group) -> dict[str, float]:
     """Return the share of each tensor that a group's units hold of what makes and norms them."""
-    held: dict[str, float] = {}
+    shares: dict[str, float] = {}
     for slot in group.slots:
         if slot.role in OWN_ROLES:
             share = float((slot.units >= 0).double().mean())
-            held[slot.tensor] = max(held.get(slot.tensor, 0.0), share)
-    return held
+            shares[slot.tensor] = max(shares.get(slot.tensor, 0.0), share)
+    return shares
 
 
-def _whole(network: nn.Module, found: Trace, counted: Counted) -> list[Whole]:
+def _whole(network: nn.Module, traced: Trace, counted: Counted) -> list[Whole]:
     """Return what is whole, with the numbers that lie in no group."""
     left: dict[str, float] = {}
-    for group in found.groups.values():
+    for group in traced.groups.values():
         for name, share in _held(group).items():
             left[name] = left.get(name, 1.0) - share
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     rows = []
-    for layer, why in found.whole.items():
-        own = [name for name in sizes if belongs(name, layer)]
-        shares = {name: max(left.get(name, 1.0), 0.0) for name in own}
+    for layer, why in traced.whole.items():
+        members = [name for name in sizes if belongs(name, layer)]
+        shares = {name: max(left.get(name, 1.0), 0.0) for name in members}
         rows.append(
             Whole(
                 name=layer,
                 why=why,
-                parameters=sum(round(sizes[name] * shares[name]) for name in own),
-                macs=sum(round(counted.by_parameter.get(name, 0) * shares[name]) for name in own),
+                parameters=sum(round(sizes[name] * shares[name]) for name in members),
+                macs=sum(
+                    round(counted.by_parameter.get(name, 0) * shares[name]) for name in members
+                ),
             )
         )
     return rows
 
 
-def _half(network: nn.Module, found: Trace, counted: Counted) -> tuple[float, float]:
+def _half(network: nn.Module, traced: Trace, counted: Counted) -> tuple[float, float]:
     """Return the shares of parameters and MACs that are left at half of every width."""
     method = Method(
         name="half", criterion="first", allocation="uniform", scope=("all",), trained=False
     )
     try:
-        mask = select(network, found, method, sparsity=0.5)
+        mask = select(network, traced, method, sparsity=0.5)
     except TraceError:  # there is nothing to cut
         return 1.0, 1.0
-    half = Pruned(network=network, trace=found, mask=mask, counts=counted)
+    half = Pruned(network=network, trace=traced, mask=mask, counts=counted)
     cost = counted.cost
     return half.parameters / max(cost.parameters, 1), half.macs / max(cost.macs, 1)
 
 
-def _macs(those: Sequence[Whole]) -> int:
-    return sum(one.macs for one in those)
+def _macs(layers: Sequence[Whole]) -> int:
+    return sum(layer.macs for layer in layers)
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = [*names[:LAYERS_SHOWN]]
-    more = [f"{len(names) - len(shown)} more"] if len(names) > len(shown) else []
-    return ", ".join([*shown, *more])
+    names_shown = [*names[:LAYERS_SHOWN]]
+    more = [f"{len(names) - len(names_shown)} more"] if len(names) > len(names_shown) else []
+    return ", ".join([*names_shown, *more])
