@@ -32,7 +32,7 @@ from regrow.models import MODELS, ModelSpec, build, register_model
 from regrow.pruning.method import METHODS
 from regrow.run import run
 from regrow.store import Store
-from regrow.surgery import Trace, silence, trace
+from regrow.surgery import Trace, silence, trace, trial
 from regrow.surgery.architecture import Architecture
 from regrow.surgery.mask import Mask
 from regrow.train import Recipe, Training, evaluate
@@ -555,11 +555,23 @@ class ByWidth(nn.Module):
         return result
 
 
+def test_a_pruning_leaves_whole_what_code_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_names(monkeypatch)
+    register_model("test-by-width", family="test")(ByWidth)
+    job = replace(PRUNE, parent=None, model=ModelSpec("test-by-width", FROM_DIGITS))
+    store = Store.open(tmp_path / "store")
+    assert run([job], store, workers=0).complete
+    assert store.tensors(job.key).keys() == {"next"}
+
+
 def test_a_pruning_without_a_proof_fails_and_names_the_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forget_names(monkeypatch)
     register_model("test-by-width", family="test")(ByWidth)
+    monkeypatch.setattr(trial._Attempt, "_off", lambda *_: None)  # what the trial missed
     job = replace(PRUNE, parent=None, model=ModelSpec("test-by-width", FROM_DIGITS))
     store = Store.open(tmp_path / "store")
     assert not run([job], store, workers=0).complete
