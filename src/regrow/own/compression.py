@@ -20,7 +20,7 @@ from regrow.own.card import BATCHES, Card, measure_speed
 from regrow.own.exports import CLOSE, EXPORTS, largest_gap
 from regrow.own.inspection import refuse_meta
 from regrow.own.new_folder import new_folder
-from regrow.pruning.method import CRITERIA, Method, Scope
+from regrow.pruning.method import CRITERIA, Scope, general_method
 from regrow.pruning.select import select
 from regrow.surgery import Proof, Trace, shrink, trace, verify
 from regrow.surgery.alive import called
@@ -136,13 +136,7 @@ def compress(
     """
     refuse_meta(network)
     inputs = inputs_of(example)
-    method = Method(
-        name="compress",
-        criterion=criterion_of(criterion),
-        allocation=allocation,
-        scope=(scope,) if isinstance(scope, str) else tuple(scope),
-        normalise="group",
-    )
+    method = general_method(criterion_of(criterion), scope=scope, allocation=allocation)
     on_step("Following the channels")
     traced = trace(network, inputs.example() if _is_text(example) else example, keep=keep)
     options: dict[str, Any] = {"rounds": rounds, "multiple_of": multiple_of, **amount}
