@@ -119,11 +119,17 @@ def _widths(
     for mark in painter.marks:
         if ":" not in mark.tensor:
             add(mark.tensor.rpartition(".")[0], mark.ids)
+    ran = {node.module for node in painter.tape.nodes}
+    # A module whose methods are called, and not itself, runs in the one that it lies in.
+    within: dict[str, list[str]] = {name: [name] for name in wanted if name in ran}
+    for name in wanted:
+        if name not in ran:
+            within.setdefault(name.rpartition(".")[0], []).append(name)
     for node in painter.tape.nodes:
-        if node.module in wanted:
-            for index in (*node.refs(), *node.outputs):
-                for ids in _widths_of(painter, index):
-                    add(node.module, ids)
+        for index in (*node.refs(), *node.outputs) if node.module in within else ():
+            for ids in _widths_of(painter, index):
+                for name in within[node.module]:
+                    add(name, ids)
     return widths
 
 

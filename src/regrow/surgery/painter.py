@@ -11,7 +11,7 @@ from torch import Tensor
 from regrow.errors import TraceError
 from regrow.surgery.colours import WHOLE, ZERO, Colours, Paint, paint, spread
 from regrow.surgery.groups import OVER, WIDTH, Role, belongs
-from regrow.surgery.operators import EMBEDDINGS, PRODUCERS
+from regrow.surgery.operators import EMBEDDINGS, MADE_ANEW, PRODUCERS
 from regrow.surgery.parameters import Laid, follow
 from regrow.surgery.tape import Node, Ref, Tape
 
@@ -111,7 +111,7 @@ class Painter:
     def _makes_data(self, node: Node) -> bool:
         """Tell whether an operation takes data, or makes some of tables and layers alone."""
         if any(index in self.paints for index in node.refs()):
-            return True
+            return node.name not in MADE_ANEW
         if node.name not in PRODUCERS:
             return False
         data, *weights = node.args[node.name == "aten::addmm" :][:2]

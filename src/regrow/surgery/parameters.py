@@ -9,7 +9,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.surgery.colours import paint
-from regrow.surgery.operators import ARITHMETIC, COPIES, MOVES, TURNS, UNARY, VIEWS, names
+from regrow.surgery.operators import ARITHMETIC, COPIES, MADE_ANEW, MOVES, TURNS, UNARY, VIEWS, names
 from regrow.surgery.tape import Node, Ref
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Laid:
         return tuple(-1 if dim is None else dim for dim in self.dims)
 
 
-_ONLY_LIKE = names("new_zeros new_ones new_full new_empty zeros_like ones_like empty_like")
+_ONLY_LIKE = (*MADE_ANEW, *names("zeros_like ones_like empty_like"))
 _JOINS = ("aten::cat", "aten::stack")
 
 

@@ -333,7 +333,8 @@ def _produced(
     out = painter.produce(weight, name, dim, shape[-1] if linear else shape[1], linear=linear)
     along = len(shape) - 1 if linear else 1
     if bias is None or name is not None:
-        return spread(out, shape, along)
+        clean = bias is None or not painter.is_painted(bias) or painter.of(bias).clean
+        return spread(out, shape, along, clean=clean)
     added = painter.of(bias)
     channels = added.along(0) if len(added.shape) == 1 else None
     if channels is not None and painter.is_painted(bias):
@@ -428,6 +429,16 @@ def _make_like(painter: Painter, node: Node) -> None:
     """Make other numbers in the shape of a tensor."""
     source = painter.of(node.args[0])
     painter.put(node, replace(source, clean=node.name == "aten::zeros_like"))
+
+
+@rule(*names("zero_ fill_"))
+def _overwrite(painter: Painter, node: Node) -> None:
+    """Put one number everywhere."""
+    number = node.args[1] if len(node.args) > 1 else 0
+    if isinstance(number, Ref):
+        painter.unknown(node)
+        return
+    painter.put(node, replace(painter.of(node.args[0]), clean=number == 0))
 
 
 @rule("aten::as_strided_")

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from regrow.errors import TraceError
 from regrow.surgery.dispatch import OperationMode
+from regrow.surgery.operators import MADE_ANEW
 
 
 @runtime_checkable
@@ -154,7 +155,9 @@ class _TapeRecorder(OperationMode):
     def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         recorded_args = self._recorded(args)
         recorded_kwargs = {name: self._recorded(x) for name, x in kwargs.items()}
-        data = any(i in self._data for i in _refs((*recorded_args, *recorded_kwargs.values())))
+        refs = _refs((*recorded_args, *recorded_kwargs.values()))
+        name = operation._schema.name
+        data = name not in MADE_ANEW and any(i in self._data for i in refs)
         result = operation(*args, **kwargs)
         # An operation in place makes a new value of the same tensor, hence `enter`.
         outputs = tuple(
@@ -164,7 +167,7 @@ class _TapeRecorder(OperationMode):
         self.tape.nodes.append(
             Node(
                 op=operation,
-                name=operation._schema.name,
+                name=name,
                 args=recorded_args,
                 kwargs=recorded_kwargs,
                 outputs=outputs,
