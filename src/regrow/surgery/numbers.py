@@ -130,6 +130,8 @@ def _widths(
             for ids in _widths_of(painter, index):
                 for name in within[node.module]:
                     add(name, ids)
+    for (name, _), ids in painter.counted.items():
+        add(name, ids)
     return widths
 
 

@@ -58,6 +58,7 @@ class Painter:
     held: set[tuple[str, int]] = field(default_factory=set)  # dimensions that are never cut
     added: list[Tensor] = field(default_factory=list)  # colours of data that was added to data
     heads: list[Tensor] = field(default_factory=list)  # colours that attention keeps apart
+    counted: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # by a module's number
     _seen: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _marked: set[tuple[str, int, Role]] = field(default_factory=set)
     _laid: dict[int, Laid] = field(default_factory=dict)
@@ -350,6 +351,11 @@ class Painter:
         self.held.add((tensor, dim))
         known = self._seen.setdefault((tensor, dim), self.colours.fresh(size))
         self.colours.freeze(known, why)
+
+    def count(self, module: str, ids: Tensor) -> None:
+        """Note that a number which a module holds counts channels; what it counts is one."""
+        known = self.counted.setdefault((module, len(ids)), ids)
+        self.colours.unite(known, ids)
 
     def pass_width(self, norm: str, ids: Tensor, *, dim: int = 0) -> None:
         """Note that a norm was told the number of its channels, as one of its dimensions."""

@@ -9,7 +9,16 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.surgery.colours import paint
-from regrow.surgery.operators import ARITHMETIC, COPIES, MADE_ANEW, MOVES, TURNS, UNARY, VIEWS, names
+from regrow.surgery.operators import (
+    ARITHMETIC,
+    COPIES,
+    MADE_ANEW,
+    MOVES,
+    TURNS,
+    UNARY,
+    VIEWS,
+    names,
+)
 from regrow.surgery.tape import Node, Ref
 
 if TYPE_CHECKING:

@@ -250,7 +250,7 @@ def _along_another(painter: Painter, node: Node) -> None:
         painter.paints[output] = Paint(source.ids, painter.shape(output), clean)
 
 
-@rule("aten::_softmax", "aten::_log_softmax")
+@rule(*names("_softmax _log_softmax _safe_softmax"))
 def _softmax(painter: Painter, node: Node) -> None:
     source = painter.of(node.args[0])
     dim = node.args[1] % len(source.shape)

@@ -79,6 +79,7 @@ class Tape:
     movers: list[tuple[str, int, int]] = field(default_factory=list)  # module, value in, value out
     # Modules that were told a number of channels -> the attribute that holds it.
     normalisers: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, frozenset[int]] = field(default_factory=dict)  # that modules hold
     compiled: frozenset[str] = frozenset()  # modules whose code is torch.jit's and not Python's
     _sharing: dict[int, list[int]] = field(default_factory=dict)
 
@@ -273,6 +274,7 @@ def record(model: nn.Module, example: Any) -> Tape:
         tape.normalisers |= {
             n: attribute for n, m in model.named_modules() if hasattr(m, attribute)
         }
+    tape.numbers |= {name: frozenset(held(module)) for name, module in model.named_modules()}
     try:
         with (
             evaluating(model),
@@ -296,6 +298,14 @@ def record(model: nn.Module, example: Any) -> Tape:
             "it return a tensor, or a tuple, list or dict of tensors."
         )
     return tape
+
+
+def held(module: nn.Module) -> Iterator[int]:
+    """Yield the numbers that a module keeps, alone or in lists."""
+    for value in vars(module).values():
+        for number in value if type(value) in (list, tuple) else (value,):
+            if type(number) is int and number > 1:
+                yield number
 
 
 def _refuse_lazy(model: nn.Module) -> None:

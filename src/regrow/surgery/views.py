@@ -56,8 +56,10 @@ def _keep_what_is_chosen(painter: Painter, node: Node, source: Paint) -> Paint:
             continue
         size = _part(painter, node, dim)
         if size is None:
-            name = node.name.removeprefix("aten::")
-            painter.keep_whole(source, node, f"'{name}' divides it at fixed places")
+            why = f"'{node.name.removeprefix('aten::')}' divides it at fixed places"
+            if _follow_numbers(painter, node, source, dim, why=why):
+                continue
+            painter.keep_whole(source, node, why)
             return Paint(torch.full((1,) * len(source.shape), WHOLE), source.shape)
         shape = (*source.shape[:dim], -1, size, *source.shape[dim + 1 :])
         painter.level(paint(source.full().reshape(shape)), [dim])
@@ -81,6 +83,49 @@ def _part(painter: Painter, node: Node, dim: int) -> int | None:
     places = sorted(edges)
     sizes = {b - a for a, b in pairwise(places)}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def _follow_numbers(painter: Painter, node: Node, source: Paint, dim: int, *, why: str) -> bool:
+    """Let parts of unequal sizes be cut of which the module that divides holds the numbers.
+
+    What one number counts in several places goes together; a trial tells whether it counts them.
+    """
+    channels = source.along(dim)
+    held = painter.tape.numbers.get(node.module, ())
+    if channels is None or node.name not in ("aten::split_with_sizes", "aten::slice"):
+        return False
+    if node.name == "aten::slice":
+        first = _only_edge(painter, node, dim)
+        if first not in held:
+            return False
+        painter.count(node.module, channels[:first])
+        return True
+    parts = torch.split(channels, [painter.shape(output)[dim] for output in node.outputs])
+    if not any(len(part) in held for part in parts):
+        return False
+    for part in parts:
+        if len(part) in held:
+            painter.count(node.module, part)
+        else:
+            painter.keep_whole(paint(part), node, why)
+    return True
+
+
+def _only_edge(painter: Painter, node: Node, dim: int) -> int | None:
+    """Return where slices divide a dimension in two, if their code counts that from its start."""
+    shape = painter.shape(node.args[0].index)
+    edges = set()
+    for other in painter.tape.nodes:
+        if other.name == "aten::slice" and other.args[0] == node.args[0]:
+            given = dict(zip(("dim", "start", "end", "step"), other.args[1:], strict=False))
+            if given.get("dim", 0) % len(shape) != dim:
+                continue
+            if given.get("step", 1) != 1:
+                return None
+            end = given.get("end")
+            edges |= {given.get("start") or 0, shape[dim] if end is None else end}
+    inner = {edge for edge in edges if 0 != edge < shape[dim]}
+    return inner.pop() if len(inner) == 1 and min(inner) > 0 else None
 
 
 def _edges(node: Node, length: int, total: int) -> tuple[int, ...]:

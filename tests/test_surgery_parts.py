@@ -1,0 +1,203 @@
+"""Parts that code divides channels into, numbers that modules hold, and biases that code writes."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from regrow.errors import TraceError
+from regrow.surgery import Trace, rules, trace, verify
+from regrow.surgery.mask import Mask
+
+SHAPE = (1, 3, 8, 8)
+OUT = {"out": "output"}
+
+
+class Sliced(nn.Module):
+    """Two paths of unequal widths in one convolution, as in dual path networks."""
+
+    def __init__(self, first: int = 6, rest: int = 4) -> None:
+        super().__init__()
+        self.first = first
+        self.make = nn.Conv2d(3, first + rest, 3)
+        self.a, self.b = nn.Conv2d(first, 6, 1), nn.Conv2d(rest, 6, 1)
+        self.out = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.make(x).relu()
+        scores: Tensor = self.out((self.a(x[:, : self.first]) + self.b(x[:, self.first :])).relu())
+        return scores
+
+
+class Partial(nn.Module):
+    """A convolution of some of a stream's channels, as in FasterNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [3, 7]
+        self.make, self.out = nn.Conv2d(3, 10, 3), nn.Conv2d(10, 2, 1)
+        self.some = nn.Conv2d(3, 3, 3, padding=1)
+        self.mix = nn.Conv2d(10, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.make(x)
+        one, other = torch.split(x, self.sizes, dim=1)
+        scores: Tensor = self.out((x + self.mix(torch.cat([self.some(one), other], 1))).relu())
+        return scores
+
+
+class Cascade(nn.Module):
+    """Parts of several layers, all of which are counted by the same two numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.value = 4, 6
+        self.layers = nn.ModuleList(nn.Conv2d(3, 4 + 6, 1) for _ in range(2))
+        self.scale, self.out = nn.Conv2d(4, 6, 1), nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = []
+        for layer in self.layers:
+            keys, values = torch.split(layer(x), [self.key, self.value], dim=1)
+            parts.append(values * self.scale(keys).relu())
+        scores: Tensor = self.out(torch.cat(parts, 1))
+        return scores
+
+
+class Constants(Partial):
+    """Parts whose sizes stand in code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.make(x)
+        one, other = torch.split(x, [3, 7], dim=1)
+        scores: Tensor = self.out((x + self.mix(torch.cat([self.some(one), other], 1))).relu())
+        return scores
+
+
+class Gains(nn.Module):
+    """A module of which a method is called, and never itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.shape = (width, 1, 1)
+        self.gains = nn.Parameter(torch.ones(width))
+
+    def of(self) -> Tensor:
+        return self.gains.view(self.shape)
+
+
+class ByMethod(nn.Module):
+    """Channels whose gains another module's method lays out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.out = nn.Conv2d(3, 9, 3), nn.Conv2d(9, 2, 1)
+        self.gains = Gains(9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.out((self.make(x) * self.gains.of()).relu())
+        return scores
+
+
+class Written(nn.Module):
+    """A bias of which code overwrites a half, and a border that code makes anew."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number = number
+        self.make, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.make.bias.clone()
+        bias[len(bias) // 2 :].fill_(self.number)
+        x = nn.functional.linear(x.flatten(2).transpose(1, 2), self.make.weight, bias)
+        border = x.new_zeros(x.shape[1], 1)
+        border[4:] = 0.5
+        scores: Tensor = self.out((x * border).relu())
+        return scores
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, str]]] = {
+    "slices": (Sliced, {"make": 10, "a": 6}, OUT),
+    "split": (Partial, {"make": 10, "some": 3}, OUT),
+    "one number for several layers": (Cascade, {"layers.0": 10}, OUT),
+    "sizes in code": (
+        Constants,
+        {"some": 3},
+        {"make": "'split_with_sizes' divides it at fixed places", "mix": "fixed places", **OUT},
+    ),
+    "method": (ByMethod, {"make": 9}, OUT),
+    "zeros in a bias": (lambda: Written(0.0), {"make": 4}, OUT),
+    "ones in a bias": (lambda: Written(1.0), {"make": 4}, OUT),
+}
+
+
+def half(found: Trace, first: int = 0) -> Mask:
+    kept = {n: torch.arange(g.size) % 2 == first for n, g in found.groups.items() if g.size > 1}
+    return Mask(unit="channel", kept=kept)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parts_are_cut_right_or_kept_whole_with_a_reason(name: str) -> None:
+    make, sizes, whole = CASES[name]
+    torch.manual_seed(0)
+    net = make().eval()
+    found = trace(net, torch.randn(SHAPE))
+    assert {n: g.size for n, g in found.groups.items()} == sizes
+    assert found.whole.keys() == whole.keys()
+    for layer, reason in whole.items():
+        assert reason in found.whole[layer]
+    for first in range(2):
+        proof = verify(net, half(found, first), found)
+        assert proof.ok, str(proof)
+
+
+@contextmanager
+def _without_trials() -> Iterator[pytest.MonkeyPatch]:
+    """Believe what rules say."""
+    module = sys.modules["regrow.surgery.trace"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "works", lambda *_: True)
+        patch.setattr(module, "miscounted", lambda *_: {})
+        patch.setattr(module, "refused", lambda *_: {})
+        yield patch
+
+
+def _is_caught(net: nn.Module) -> bool:
+    found = trace(net, torch.randn(SHAPE))
+    assert found.groups
+    try:
+        return not all(verify(net, half(found, first), found).ok for first in range(2))
+    except TraceError:
+        return True
+
+
+@pytest.mark.parametrize("name", ["slices", "split", "one number for several layers", "method"])
+def test_the_proof_catches_numbers_that_do_not_follow(name: str) -> None:
+    net = CASES[name][0]().eval()
+    with _without_trials() as patch:
+        assert not _is_caught(net)
+        patch.setattr(sys.modules["regrow.surgery.trace"], "followed", lambda found, *_: found)
+        assert _is_caught(net)
+
+
+def test_the_proof_catches_a_bias_that_is_taken_for_zero() -> None:
+    net = Written(1.0).eval()
+    with _without_trials() as patch:
+        assert not _is_caught(net)
+        rule: Any = rules.RULES["aten::zero_"]
+
+        def as_zero(painter: Any, node: Any) -> None:
+            rule(painter, replace(node, args=node.args[:1]))
+
+        patch.setitem(rules.RULES, "aten::fill_", as_zero)
+        assert _is_caught(net)
