@@ -131,9 +131,9 @@ def test_rows_say_that_weights_were_trained_elsewhere(tmp_path: Path) -> None:
     assert summary.complete, [store.failure(job.key) for job in asked.jobs()]
     runs, _ = collect(asked, store)
     assert [fairness([one]) for one in runs] == [
-        "published weights",
+        "weights trained elsewhere",
         "no training after pruning",
-        "1 epochs after published weights",
+        "1 epochs after weights trained elsewhere",
         "equal epochs",
     ]
 

@@ -37,20 +37,43 @@ def canonical(name: str) -> str:
     return head.lower().replace("_", "-").replace(" ", "-") + colon + rest
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outside(Generic[T]):
+    """Names that stand for values which nobody registered, such as a function of a user's file.
+
+    Attributes:
+        is_name: tells these names from registered ones; asked of any text.
+        value: makes the value of such a name.
+        origin: the file that the value's code lies in, or the package.
+    """
+
+    is_name: Callable[[str], bool]
+    value: Callable[[str], T]
+    origin: Callable[[str], str]
+
+
 class Registry(Generic[T]):
     """Map names to values of one kind, filled from a package's modules on first use.
 
     ``register`` is the name of the function or decorator that registers, whose first argument is
-    the registered name; ``modules`` are modules outside the package that hold values as well.
+    the registered name; ``modules`` are modules outside the package that hold values as well;
+    ``outside`` knows names that are not registered, which stand as they are given.
     """
 
     def __init__(
-        self, kind: str, package: str, *, register: str, modules: Sequence[str] = ()
+        self,
+        kind: str,
+        package: str,
+        *,
+        register: str,
+        modules: Sequence[str] = (),
+        outside: Outside[T] | None = None,
     ) -> None:
         self.kind = kind
         self.package = package
         self.register = register
         self.modules = tuple(modules)
+        self.outside = outside
         self._values: dict[str, T] = {}
         self._origins: dict[str, str] = {}
         self._discovered = False
@@ -76,6 +99,8 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Return the value of a name; a ``ConfigError`` offers the nearest names."""
         key = self.key(name)
+        if self.outside is not None and self.outside.is_name(key):
+            return self.outside.value(key)
         if key not in self._values:
             _import(self._declared().module_of[key])
         if key not in self._values:  # its module registers it under a condition that does not hold
@@ -89,6 +114,8 @@ class Registry(Generic[T]):
         """
         if not isinstance(name, str):
             raise ConfigError(f"A {self.kind} name must be a text. Got {name!r}.")
+        if self.outside is not None and self.outside.is_name(name):
+            return name.strip()
         if not self._discovered:
             declared = self._declared()
             registered = {**self._values, **declared.module_of}
@@ -121,6 +148,8 @@ class Registry(Generic[T]):
 
     def origin(self, name: str) -> str:
         """Return the file that registered a name."""
+        if self.outside is not None and self.outside.is_name(name):
+            return self.outside.origin(name)
         self.get(name)  # its module may not be imported yet
         return self._origins[self.key(name)]
 

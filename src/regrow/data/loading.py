@@ -59,6 +59,13 @@ class Dataset:
     notices: tuple[str, ...] = ()
 
     @property
+    def inputs(self) -> str | None:
+        """The text of an example's inputs, where they are tokens."""
+        if self.vocabulary is None:
+            return None
+        return f"{'x'.join(map(str, (1, *self.shape)))}:int64:{self.vocabulary}"
+
+    @property
     def has_boxes(self) -> bool:
         """True if examples are images of any size with boxes, which a detector scales."""
         return not isinstance(self.train, Images)

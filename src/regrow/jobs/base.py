@@ -27,6 +27,7 @@ from regrow.data.cache import altered_entries
 from regrow.data.spec import IMAGE_TASK, DataSpec
 from regrow.errors import ConfigError, Damaged, Interrupted
 from regrow.models import MODELS, ModelSpec
+from regrow.models.inputs import Inputs
 from regrow.store import MAIN, Store
 from regrow.store.workspace import Workspace
 from regrow.tasks import TASKS, Metric, check_task, task_of
@@ -249,8 +250,9 @@ class Stored:
 class Material:
     """The examples of a job: how to load them, the identity of their content, their shape.
 
-    ``model_arguments``: arguments of models that these data fix. ``baseline``: what the baseline of
-    the task's metric scores on the test set, unscaled, where it is known.
+    ``model_arguments``: arguments of models that these data fix. ``inputs``: the text of an
+    example, where that is more than one tensor of ``shape``, or is of tokens. ``baseline``: what
+    the baseline of the task's metric scores on the test set, unscaled, where it is known.
     """
 
     spec: DataSpec
@@ -261,6 +263,7 @@ class Material:
     num_test: int
     task: str = IMAGE_TASK
     baseline: float | None = None
+    inputs: str | None = None
     notices: tuple[str, ...] = ()  # for people: no part of any key
 
     @property
@@ -279,9 +282,13 @@ class Material:
         return None if self.baseline is None else self.metric.reported(self.baseline)
 
     def model(self, model: ModelSpec) -> ModelSpec:
-        """Return a model for these data; one that takes other arguments is a ``ConfigError``."""
-        arguments, names = dict(self.model_arguments), MODELS.get(model.name).from_data
-        if set(names) != set(arguments):
+        """Return a model for these data; one that takes other arguments is a ``ConfigError``.
+
+        A network by its origin takes what it has arguments for, and is tried later.
+        """
+        arguments, entry = dict(self.model_arguments), MODELS.get(model.name)
+        names = entry.from_data
+        if set(names) != set(arguments) and not entry.outside:
             fitting = [n for n in MODELS.names() if set(MODELS.get(n).from_data) == set(arguments)]
             raise ConfigError(
                 f"The model {model.name!r} takes {', '.join(names)} from its data, and the data "
@@ -289,7 +296,8 @@ class Material:
                 f"for it: "
                 f"{', '.join(fitting) or 'none is registered'}."
             )
-        return ModelSpec(model.name, {**model.arguments, **arguments})
+        several = self.inputs is not None and len(Inputs.read(self.inputs.split()).inputs) > 1
+        return model.with_data(arguments, inputs=self.inputs if entry.outside or several else None)
 
 
 def material_of(spec: DataSpec) -> Material:
@@ -313,6 +321,7 @@ def material_of(spec: DataSpec) -> Material:
         num_test=len(dataset.test),
         task=task.name,
         baseline=task.baseline(dataset),
+        inputs=dataset.inputs,
         notices=(*dataset.notices, *altered),
     )
 

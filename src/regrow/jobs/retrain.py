@@ -183,7 +183,12 @@ class Retrain(Keyed):
         before, after = Cost(**pruned["before"]), Cost(**pruned["after"])
         ratio = flops_ratio(before, after, self.arm)
         dataset = context.dataset(self.data.spec)
-        model = self._start(context, edit)
+        model, as_built = self._start(context, edit)
+        if as_built:
+            context.note(
+                f"Nothing initialises {', '.join(map(repr, as_built))} at a width of its own, so "
+                "its start is what the unpruned network's code draws, cut."
+            )
         epochs = self.arm.epochs(self.recipe.epochs, ratio)
         capped = self.arm.budget.is_capped(self.arm.budget_ratio(ratio))
         record: dict[str, Any] = {"ratio": ratio, "capped": capped}
@@ -224,8 +229,11 @@ class Retrain(Keyed):
             return None
         return trained_network(self.teacher.model, context, self.teacher)
 
-    def _start(self, context: Context, edit: Edit) -> nn.Module:
-        """Build the network that the arm starts from, as the pruning left it."""
+    def _start(self, context: Context, edit: Edit) -> tuple[nn.Module, tuple[str, ...]]:
+        """Build the network that the arm starts from, as the pruning left it.
+
+        Returned with the parameters of a random start that are drawn at full width.
+        """
         spec, start = self.prune.model, self.arm.start
         if self.parent is not None:
             model = trained_network(spec, context, self.parent, after=self.arm.epoch)
@@ -234,13 +242,14 @@ class Retrain(Keyed):
         else:
             model = build(spec if start == "initial" else spec.untrained(), seed=self.seed)
         if start == "inherited":
-            return edit.apply(model)
+            return edit.apply(model), ()
         model = edit.cut(model)
+        as_built: tuple[str, ...] = ()
         if start == "random":
-            initialise_(model, seed=self.seed)
+            as_built = initialise_(model, seed=self.seed, spec=spec)
             _draw_sparse_(model, edit.kept_weights(model), seed=self.seed)
         edit.mask_(model)
-        return model
+        return model, as_built
 
 
 def flops_ratio(before: Cost, after: Cost, arm: Arm) -> float:

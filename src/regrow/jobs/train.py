@@ -206,7 +206,8 @@ class Train(Keyed):
             model = trained_network(self.model, context, self.initial)
         cost = model_cost(self.model, self.data.shape)
         if self.is_published:
-            _check_normalisation(dataset)
+            if self.model.checkpoint is None:
+                _check_normalisation(dataset)
             model = model.to(context.device)
             return Outcome(
                 result_of(context, model, dataset, recipe=self.recipe, cost=cost), state_of(model)

@@ -10,7 +10,8 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -25,13 +26,15 @@ from typing import (
 
 from regrow.core.choice import frozen
 from regrow.core.global_rng import drawing
-from regrow.core.registry import Registry, canonical, check_arguments
+from regrow.core.registry import Outside, Registry, canonical, check_arguments
 from regrow.core.seeds import derive
 from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError, unknown
+from regrow.models.inputs import Inputs
+from regrow.models.weights import PUBLISHED, Checkpoint
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 Factory = Callable[..., "nn.Module"]
 F = TypeVar("F", bound=Factory)
@@ -46,8 +49,15 @@ PUBLISHED_CLASSES = 1000  # of ImageNet, which the published ``weights`` tell ap
 class ModelEntry:
     """A registered network: its factory, and the arguments that make it this one of its family.
 
-    ``from_data`` are the arguments that come from the data set. ``revision`` counts what the name
-    has meant so far; it is part of keys from 2 on.
+    Attributes:
+        from_data: the arguments that come from the data set.
+        revision: counts what the name has meant so far; it is part of keys from 2 on.
+        renamed: what the factory calls an argument that comes from the data set, if otherwise.
+        outside: whether it is no registered network, but one by its origin (``models.origins``):
+            it takes any examples, and from data what it has arguments for.
+        identity: of such a network, what stands for its name in keys.
+        published: of such a network, builds it with the weights that its library publishes.
+        initialise: of such a network, draws its parameters as its library does, in place.
     """
 
     name: str
@@ -57,9 +67,36 @@ class ModelEntry:
     defaults: Mapping[str, Any]
     from_data: tuple[str, ...] = FROM_DATA
     revision: int = 1
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    outside: bool = False
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    published: Factory | None = None
+    initialise: "Callable[[nn.Module], None] | None" = None
+
+    def arguments_of(self, data: Mapping[str, int]) -> dict[str, int]:
+        """Return what data say, as the factory calls it."""
+        return {self.renamed.get(n, n): data[n] for n in self.from_data if n in data}
 
 
-MODELS: Registry[ModelEntry] = Registry("model", "regrow.models", register="register_model")
+def is_origin(name: object) -> bool:
+    """Tell whether a name is that of a network which nobody registered, ``file.py:build``."""
+    return isinstance(name, str) and ("/" in name or ":" in name or name.strip().endswith(".py"))
+
+
+def _origins() -> Any:
+    return import_module("regrow.models.origins")  # which itself builds registered networks
+
+
+MODELS: Registry[ModelEntry] = Registry(
+    "model",
+    "regrow.models",
+    register="register_model",
+    outside=Outside(
+        is_name=is_origin,
+        value=lambda name: _origins().entry_of(name),
+        origin=lambda name: _origins().file_of(name),
+    ),
+)
 
 
 def register_model(
@@ -120,20 +157,35 @@ def _data_arguments(takes: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, init=False)
 class ModelSpec:
-    """A request for a network: a registered name and its arguments.
+    """A request for a network: a registered name, or an origin's text, and its arguments.
 
     Two specs are equal when their canonical names and arguments are. Whether the name and the
     arguments exist is checked by ``resolve`` and ``build``.
+
+    ``inputs`` is the text of an example (see ``models.inputs``) where that is not one tensor of the
+    shape of the data; ``checkpoint`` are trained weights that the network comes with.
     """
 
     name: str
     _arguments: str  # as ``frozen`` returns them
+    inputs: str | None
+    checkpoint: Checkpoint | None
 
-    def __init__(self, name: str, arguments: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        inputs: str | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
         if not isinstance(name, str):
             raise ConfigError(f"A model name must be a text. Got {name!r}.")
-        object.__setattr__(self, "name", canonical(name))
+        name = name.strip() if is_origin(name) else canonical(name)
+        object.__setattr__(self, "name", name)
         object.__setattr__(self, "_arguments", frozen(arguments or {}, of=f"model {name!r}"))
+        object.__setattr__(self, "inputs", inputs)
+        object.__setattr__(self, "checkpoint", checkpoint)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -142,17 +194,27 @@ class ModelSpec:
         return arguments
 
     def untrained(self) -> "ModelSpec":
-        """Return the spec without published ``weights``: the same layers, drawn from a seed."""
+        """Return the spec without trained ``weights``: the same layers, drawn from a seed."""
         arguments = self.arguments
-        arguments.pop("weights", None)
-        return ModelSpec(self.name, arguments)
+        if not is_origin(self.name):
+            arguments.pop("weights", None)
+        return ModelSpec(self.name, arguments, inputs=self.inputs)
+
+    def with_data(self, data: Mapping[str, int], *, inputs: str | None = None) -> "ModelSpec":
+        """Return the spec with what a data set says; what an origin's user says comes first."""
+        entry = MODELS.get(self.name)
+        known = entry.arguments_of(data)
+        arguments = {**known, **self.arguments} if entry.outside else {**self.arguments, **known}
+        return ModelSpec(self.name, arguments, inputs=inputs, checkpoint=self.checkpoint)
 
     @property
     def is_published(self) -> bool:
-        """True if its ``weights`` are published ones, to the last layer: nothing is left to train.
+        """True if it comes with trained weights to the last layer: nothing is left to train.
 
-        For other classes than those of the weights the head is drawn, and is to be trained.
+        For other classes than those of published weights the head is drawn, and is to be trained.
         """
+        if self.checkpoint is not None:
+            return True
         arguments = self.arguments
         published = arguments.get("weights") == "torchvision"
         return published and arguments.get("classes") == PUBLISHED_CLASSES
@@ -165,9 +227,19 @@ class ModelSpec:
         return {"name": self.name, "arguments": self.arguments}
 
     def identity(self) -> dict[str, Any]:
-        """Return what a key digests: the spec, and how often its name came to mean another."""
-        revision = MODELS.get(self.name).revision
-        return self.to_json() | ({"revision": revision} if revision > 1 else {})
+        """Return what a key digests: the spec, and how often its name came to mean another.
+
+        A network by its origin is known by its content, wherever its code or folder lies; trained
+        weights by the digest of theirs.
+        """
+        entry = MODELS.get(self.name)
+        named = {"name": self.name} if not entry.outside else dict(entry.identity)
+        return {
+            **named,
+            "arguments": self.arguments,
+            **({"revision": entry.revision} if entry.revision > 1 else {}),
+            **({} if self.checkpoint is None else {"weights": self.checkpoint.digest}),
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ModelSpec":
@@ -193,10 +265,12 @@ def resolve(spec: ModelSpec, *, reserved: Iterable[str] = ()) -> dict[str, Any]:
     where = f"model {entry.name!r}"
     chosen = spec.arguments
     for name in reserved:
-        if name in chosen:
+        if name in chosen and not entry.outside:
             raise ConfigError(
                 f"{where}: the argument {name!r} comes from the data set. Leave it out."
             )
+    if entry.outside:
+        return chosen  # which its own code checks
     check_arguments(entry.factory, chosen, where=where, reserved=reserved)
     hints = _hints(entry.factory)
     arguments: dict[str, Any] = {}
@@ -220,6 +294,8 @@ def resolve(spec: ModelSpec, *, reserved: Iterable[str] = ()) -> dict[str, Any]:
 def build(spec: ModelSpec, *, seed: int = 0) -> "nn.Module":
     """Build the network of a spec, in training mode, its parameters drawn from (seed, "init").
 
+    They are those of its ``checkpoint`` where it has one.
+
     The global generator is left as it was. Raises what ``resolve`` raises, and a ``ConfigError``
     for values the family refuses (a depth that does not fit, an empty plan).
     """
@@ -227,20 +303,29 @@ def build(spec: ModelSpec, *, seed: int = 0) -> "nn.Module":
 
     entry = MODELS.get(spec.name)
     arguments = resolve(spec)
+    published = spec.checkpoint is not None and spec.checkpoint.path == PUBLISHED
+    factory = entry.published if published and entry.published is not None else entry.factory
     with drawing(derive(seed, "init")):
-        model = entry.factory(**arguments)
+        model = factory(**arguments)
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"model {entry.name!r}: its factory must return a torch.nn.Module. "
             f"Got {type(model).__name__}."
         )
+    if spec.checkpoint is not None and not published:
+        spec.checkpoint.fill_(model)
     return model.train()
 
 
-def example_input(spec: ModelSpec, shape: Sequence[int]) -> "Tensor":
-    """Return an input of a model, of a shape: zeros, or for a model of tokens several of them."""
+def example_input(spec: ModelSpec, shape: Sequence[int]) -> Any:
+    """Return an input of a model, of a shape: zeros, or for a model of tokens several of them.
+
+    Several inputs where the spec has a text for them.
+    """
     import torch
 
+    if spec.inputs is not None:
+        return Inputs.read(spec.inputs.split()).example()
     if "vocabulary" not in MODELS.get(spec.name).from_data:
         return torch.zeros(tuple(shape))
     num = math.prod(shape)
@@ -248,34 +333,64 @@ def example_input(spec: ModelSpec, shape: Sequence[int]) -> "Tensor":
     return torch.arange(num).remainder(vocabulary).reshape(tuple(shape))
 
 
-def initialise_(model: "nn.Module", *, seed: int) -> None:
+def initialise_(model: "nn.Module", *, seed: int, spec: ModelSpec | None = None) -> tuple[str, ...]:
     """Reinitialise every parameter and running statistic of a model, from (seed, "reinit").
 
-    The model's own ``initialise_()`` does it, or else the ``reset_parameters()`` of each of its
-    layers. Both read the sizes of the layers as they are, so a narrowed network is drawn by its
-    narrow shapes. A parameter that neither covers is a ``ConfigError`` (and is left not-a-number).
+    The model's own ``initialise_()`` does it, or what its library has for that (known by its
+    ``spec``), or else the ``reset_parameters()`` of each of its layers. Both read the sizes of the
+    layers as they are, so a narrowed network is drawn by its narrow shapes. What neither covers
+    (class tokens, tables of positions) is a ``ConfigError`` (and is left not-a-number); but of a
+    model that was just built by its ``spec`` it stays as that drew it, and its names are returned.
     The model should be on the CPU: other devices draw other numbers from the same seed.
     """
     import torch
 
-    initialise = getattr(model, "initialise_", None)
+    entry = None if spec is None else MODELS.get(spec.name)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with drawing(derive(seed, "reinit")), torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
-        if callable(initialise):
-            initialise()
-        else:
-            for module in model.modules():
-                reset = getattr(module, "reset_parameters", None)
-                if callable(reset):
-                    reset()
-        missed = [name for name, p in model.named_parameters() if p.isnan().any()]
-    if missed:
+        _draw_(model, None if entry is None else entry.initialise)
+        missed = {name: p for name, p in model.named_parameters() if p.isnan().any()}
+    as_built = set() if spec is None or not missed else _drawn_by(spec) & missed.keys()
+    with torch.no_grad():
+        for name in as_built:
+            missed[name].copy_(torch.where(missed[name].isnan(), before[name], missed[name]))
+    if left := [name for name in missed if name not in as_built]:
         raise ConfigError(
-            f"Nothing initialises {', '.join(map(repr, missed))} of {type(model).__name__}. Give "
+            f"Nothing initialises {', '.join(map(repr, left))} of {type(model).__name__}. Give "
             "the model a method 'initialise_()' that draws all its parameters, or their layer a "
             "'reset_parameters()'."
         )
+    return tuple(name for name in missed if name in as_built)
+
+
+def _draw_(model: "nn.Module", of_library: "Callable[[nn.Module], None] | None") -> None:
+    """Draw the parameters of a model, as far as its code knows how to."""
+    initialise = getattr(model, "initialise_", None)
+    if callable(initialise):
+        initialise()
+    elif of_library is not None:
+        of_library(model)
+    else:
+        # The second are those of PyTorch's attention, which draws its projections together.
+        for method in ("reset_parameters", "_reset_parameters"):
+            for module in model.modules():
+                if callable(reset := getattr(module, method, None)):
+                    reset()
+
+
+def _drawn_by(spec: ModelSpec) -> set[str]:
+    """Return the parameters that a model's code draws, or fills with one number.
+
+    What is the same for each seed and no constant was read from somewhere: trained, perhaps.
+    """
+    one, two = (dict(build(spec.untrained(), seed=seed).named_parameters()) for seed in (0, 1))
+    return {
+        name
+        for name, value in one.items()
+        if not value.equal(two[name]) or bool((value == value.flatten()[0]).all())
+    }
 
 
 def _reference(factory: Factory) -> str:

@@ -5,7 +5,7 @@ No model is registered here. Weights come through the packages' own downloaders 
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -32,12 +32,16 @@ class Library:
         published: from a name and arguments to one with the weights that the package publishes.
         settings: what ``build`` needs besides the name, so that it asks nobody.
         inputs: the text of the input that a network says it takes, if it says so.
+        from_data: what data say of a model's examples -> the argument that takes it.
+        initialise: draws the parameters of one of its networks, in place; None: layer by layer.
     """
 
     build: Callable[[str, Mapping[str, Any], Mapping[str, Any]], "nn.Module"]
     published: Callable[[str, Mapping[str, Any]], "nn.Module"]
     settings: Callable[[str], Mapping[str, Any]] = lambda name: {}
     inputs: Callable[["nn.Module"], str | None] = lambda network: None
+    from_data: Mapping[str, str] = field(default_factory=dict)
+    initialise: "Callable[[nn.Module], None] | None" = None
 
 
 def package(name: str, *, extra: str, wanted_for: str) -> ModuleType:
@@ -297,6 +301,13 @@ def _hf_inputs(network: "nn.Module") -> str | None:
     return f"input_ids:1x16:int64:{vocabulary}" if of_tokens else None
 
 
+def _hf_initialise_(network: "nn.Module") -> None:
+    """Draw the parameters of each module by the rule of its model's class."""
+    model: Any = network
+    for module in model.modules():
+        model._init_weights(module)
+
+
 def _unknown(kind: str, name: str, known: list[str]) -> str:
     """Word the error for an unknown name among hundreds: the nearest ones only."""
     message = unknown(kind, name, known)
@@ -304,7 +315,14 @@ def _unknown(kind: str, name: str, known: list[str]) -> str:
 
 
 LIBRARIES: Mapping[str, Library] = {
-    "timm": Library(_timm_build, _timm_published, inputs=_timm_inputs),
-    "torchvision": Library(_torchvision_build, _torchvision_published),
-    "hf": Library(_hf_build, _hf_published, _settings, _hf_inputs),
+    "timm": Library(
+        _timm_build,
+        _timm_published,
+        inputs=_timm_inputs,
+        from_data={"classes": "num_classes", "in_channels": "in_chans"},
+    ),
+    "torchvision": Library(
+        _torchvision_build, _torchvision_published, from_data={"classes": "num_classes"}
+    ),
+    "hf": Library(_hf_build, _hf_published, _settings, _hf_inputs, initialise=_hf_initialise_),
 }

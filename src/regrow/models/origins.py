@@ -28,8 +28,9 @@ from regrow.core.global_rng import drawing
 from regrow.core.registry import canonical
 from regrow.core.seeds import derive
 from regrow.errors import ConfigError, short, unknown
-from regrow.models import MODELS, ModelSpec, build
+from regrow.models import MODELS, ModelEntry, ModelSpec, build, is_origin
 from regrow.models.libraries import LIBRARIES, Library
+from regrow.models.weights import PUBLISHED, Checkpoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,7 +86,7 @@ class ModelOrigin:
             return "library"
         if ":" in self.text:
             return "code"
-        if self.text.endswith(".py") or "/" in self.text:
+        if is_origin(self.text):
             raise ConfigError(
                 f"{self.text!r} names no network. Expected {FORMS}."
                 + (f" Add the function: {self.text}:build." if self.text.endswith(".py") else "")
@@ -154,13 +155,98 @@ class ModelOrigin:
         return cls(value["text"], value.get("arguments"), settings=value.get("settings"))
 
 
+DATA_ARGUMENTS = ("classes", "in_channels", "input_size", "features", "outputs", "vocabulary",
+                  "length")  # fmt: skip
+
+
+def entry_of(text: str) -> ModelEntry:
+    """Return what studies know of a network by its origin, as of a registered one."""
+    origin = ModelOrigin(text)
+    return _library_entry(origin) if origin.kind == "library" else _code_entry(origin)
+
+
+def file_of(text: str) -> str:
+    """Return the file that holds a network's code, or the name of its library."""
+    origin = ModelOrigin(text)
+    return origin._library()[1] if origin.kind == "library" else _builder(text)[1]
+
+
+def _library_entry(origin: ModelOrigin) -> ModelEntry:
+    library, name = origin._library()
+    settings = library.settings(name)
+    known = {"settings": settings} if settings else {"name": origin.text}
+    return ModelEntry(
+        name=origin.text,
+        factory=lambda **arguments: library.build(name, arguments, settings),
+        family="",
+        reference="",
+        defaults={},
+        from_data=tuple(library.from_data),
+        renamed=library.from_data,
+        outside=True,
+        identity={"library": origin.text.partition("/")[0], **known},
+        published=lambda **arguments: library.published(name, arguments),
+        initialise=library.initialise,
+    )
+
+
+def _code_entry(origin: ModelOrigin) -> ModelEntry:
+    builder, file, attribute = _builder(origin.text)
+    try:
+        takes = [] if not callable(builder) else [*inspect.signature(builder).parameters]
+    except ValueError:  # code without a signature
+        takes = []
+    return ModelEntry(
+        name=origin.text,
+        factory=lambda **arguments: _call(origin.text, builder, file, arguments),
+        family="",
+        reference="",
+        defaults={},
+        from_data=tuple(name for name in DATA_ARGUMENTS if name in takes),
+        outside=True,
+        identity={"code": attribute},  # beside a digest of the file
+    )
+
+
+def read_checkpoint(spec: ModelSpec, weights: str, *, epochs: int | None = None) -> Checkpoint:
+    """Look at trained weights for a network: a file, or those that its library publishes.
+
+    Raises:
+        DataError: there is no such file, or the published weights cannot be had.
+        ConfigError: the network is no library's, so nobody publishes weights of it.
+    """
+    if weights != PUBLISHED:
+        return Checkpoint.of_file(weights, epochs=epochs)
+    from regrow.core.digests import digest_of
+
+    origin = ModelOrigin(spec.name, spec.arguments)
+    if origin.kind != "library":
+        raise ConfigError(
+            f"weights: published: {spec.name} is no model of a library. Give the path of a file."
+        )
+    digest = digest_of(origin.published().state_dict())
+    return Checkpoint(path=PUBLISHED, digest=digest, epochs=epochs)
+
+
 def _by_code(text: str, arguments: Mapping[str, Any], *, seed: int) -> "nn.Module":
     """Build the network that a function or a class of a user's makes."""
-    from torch import nn
+    builder, file, _ = _builder(text, seed=seed)
+    with drawing(seed):
+        return _call(text, builder, file, arguments)
 
+
+def _builder(text: str, *, seed: int = 0) -> tuple[Any, str, str]:
+    """Return what a text names in code of a user's, with its file and its name there."""
     with drawing(seed):  # a module may make a network when it is imported
         module, file, attribute = _module(text)
-    builder = _attribute(module, attribute, text)
+    return _attribute(module, attribute, text), file, attribute
+
+
+def _call(text: str, builder: Any, file: str, arguments: Mapping[str, Any]) -> "nn.Module":
+    """Let code of a user's make its network; what it raises is a ``ConfigError``."""
+    from torch import nn
+
+    attribute = text.rpartition(":")[2]
     if isinstance(builder, nn.Module) and not arguments:
         return deepcopy(builder)
     if not callable(builder) or isinstance(builder, nn.Module):
@@ -178,8 +264,7 @@ def _by_code(text: str, arguments: Mapping[str, Any], *, seed: int) -> "nn.Modul
         ) from error
     except ValueError:  # code without a signature, which says itself what it lacks
         pass
-    with drawing(seed):
-        network = _run(lambda: builder(**arguments), text, file, doing="fails")
+    network = _run(lambda: builder(**arguments), text, file, doing="fails")
     if not isinstance(network, nn.Module):
         raise ConfigError(
             f"{text}: it must return a torch.nn.Module. Got {type(network).__name__}: "

@@ -3,8 +3,10 @@
 No model is registered here. Pickles are read with ``weights_only=True``, so that none runs code.
 """
 
+import hashlib
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,47 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "model_ema")
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")  # of DDP, compile, Lightning
 SHOWN = 3
+
+
+PUBLISHED = "published"  # in place of a path: those that a library publishes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Trained weights in a file, known by their content.
+
+    Attributes:
+        path: where the file lies; or ``published``, for those that a network's library publishes.
+        digest: of the file, or of the published tensors; it stands for the weights in keys.
+        epochs: how long they were trained, where somebody said so.
+    """
+
+    path: str
+    digest: str
+    epochs: int | None = None
+
+    @classmethod
+    def of_file(cls, path: str | Path, *, epochs: int | None = None) -> "Checkpoint":
+        """Look at a file; a ``DataError`` if there is none, or none that holds weights."""
+        file = Path(path).expanduser()
+        _check_file(file)
+        return cls(path=str(file.resolve()), digest=_digest(file), epochs=epochs)
+
+    def fill_(self, network: "nn.Module") -> None:
+        """Fill a network with the weights; a ``DataError`` if the file has changed since."""
+        file = Path(self.path)
+        _check_file(file)
+        if _digest(file) != self.digest:
+            raise DataError(
+                f"--weights {self.path}: the file is another than when the study was read. Start "
+                "anew, so that results are kept under the right key."
+            )
+        load_weights_(network, file)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
 
 
 def load_weights_(network: "nn.Module", path: str | Path) -> None:
@@ -36,18 +79,12 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
     from regrow.core.digests import load_tensors
 
     where = f"--weights {path}"
-    if not path.is_file():
-        raise DataError(f"{where}: there is no such file.")
+    _check_file(path)
     if path.suffix == ".safetensors":
         try:
             return load_tensors(path)[0]
         except (ValueError, OSError) as error:
             raise DataError(f"{where}: {error}") from error
-    if path.suffix not in PICKLES:
-        raise DataError(
-            f"{where}: a file of weights ends in .safetensors, {', '.join(PICKLES)}. Write one "
-            "with torch.save(net.state_dict(), 'weights.pt')."
-        )
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -60,6 +97,17 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
             f"{where} cannot be read: {type(error).__name__}: {short(error)}"
         ) from error
     return _state(value, where)
+
+
+def _check_file(path: Path) -> None:
+    where = f"--weights {path}"
+    if not path.is_file():
+        raise DataError(f"{where}: there is no such file.")
+    if path.suffix != ".safetensors" and path.suffix not in PICKLES:
+        raise DataError(
+            f"{where}: a file of weights ends in .safetensors, {', '.join(PICKLES)}. Write one "
+            "with torch.save(net.state_dict(), 'weights.pt')."
+        )
 
 
 def _state(value: Any, where: str) -> "dict[str, Tensor]":

@@ -141,6 +141,8 @@ class Reader:
         experiment, use, cut, arm, job = cell.experiment, cell.use, cell.cut, cell.arm, cell.job
         metric = self.task(job).metric
         published = any(stage.is_published for stage in (job, *below(job)))
+        checkpoint = experiment.model.checkpoint
+        trained_before = (checkpoint.epochs or 0) if checkpoint is not None else 0
         common: dict[str, Any] = {
             "data": experiment.data_label,
             "model": experiment.model_label,
@@ -157,7 +159,7 @@ class Reader:
             "cap": arm.budget.cap,
             "objective": arm.objective.name if arm.objective is not None else "",
             "treatment": "" if job.treated is None else job.treated.text,
-            "base_epochs": 0 if published else experiment.recipe.epochs,
+            "base_epochs": trained_before if published else experiment.recipe.epochs,
             "metric": metric,
             "num_test": self._data(job).num_test,
             **self._beneath(cell),

@@ -284,6 +284,9 @@ def summarise(runs: Iterable[Run]) -> pd.DataFrame:
     return to_frame(rows, row_columns(listed))
 
 
+GIVEN = "weights trained elsewhere"  # published ones, or of one's own
+
+
 def fairness(runs: Sequence[Run]) -> str:
     """Word what one row was given to train with, from its specs.
 
@@ -303,8 +306,10 @@ def fairness(runs: Sequence[Run]) -> str:
     count = (
         "-".join(str(epochs) for epochs in dict.fromkeys((epochs[0], epochs[-1]))) if epochs else ""
     )
+    if first.unpruned and count == "0":
+        return f"trained before, {first.base_epochs} epochs" if first.base_epochs else GIVEN
     if first.unpruned:
-        return "published weights" if count == "0" else f"{count} epochs" if count else ""
+        return f"{count} epochs" if count else ""
     if first.budget == "none" or epochs == [0]:
         return "no training after pruning"
     budget_names = {"equal-epochs": "equal epochs", "equal-flops": "equal FLOPs"}
@@ -312,7 +317,7 @@ def fairness(runs: Sequence[Run]) -> str:
     if first.start in ("inherited", "rewound") and first.base_epochs:
         text += f" after the parent's {first.base_epochs}"
     if first.start == "inherited" and first.base_epochs == 0:
-        text += " after published weights"
+        text += f" after {GIVEN}"
     if first.objective:
         text += f", by {first.objective}"
         taught = {run.teacher_flops for run in runs if run.teacher_flops is not None}

@@ -27,6 +27,7 @@ from regrow.pruning.targets import check_reachable
 from regrow.studies.experiment import Cut, Experiment, MethodUse, Source
 from regrow.surgery import Trace
 from regrow.surgery.architecture import traced
+from regrow.surgery.tape import call
 from regrow.tasks import TASKS
 from regrow.train import make_objective
 from regrow.train.optimiser import make_optimiser
@@ -376,6 +377,8 @@ def _check_augmentation(experiment: Experiment, data: Material) -> None:
 def _check_objectives(experiment: Experiment, model: ModelSpec, data: Material) -> None:
     """Refuse objectives that cannot be computed of what the network returns for these data."""
     choices = (experiment.recipe.objective, *(arm.objective for arm in experiment.arms))
+    if MODELS.get(model.name).outside:  # of which nothing is known yet
+        choices = (*choices, Choice(TASKS.get(data.task).objective))
     for choice in filter(None, choices):
         _try_objective(choice, model, data)
 
@@ -386,7 +389,7 @@ def _try_objective(choice: Choice, model: ModelSpec, data: Material) -> None:
     target = load(data.spec).train.labels[:1]
     try:
         with torch.no_grad():
-            outputs = network.eval()(example_input(model, data.shape))
+            outputs = call(network.eval(), example_input(model, data.shape))
             make_objective(choice).mean(outputs, target, teacher=outputs)
     except Exception as error:
         kind = "" if isinstance(error, RegrowError) else f"{type(error).__name__}: "

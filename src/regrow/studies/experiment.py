@@ -31,7 +31,9 @@ from regrow.jobs.arms import (
     read_arm,
     registered_arm,
 )
-from regrow.models import MODELS, ModelSpec, resolve
+from regrow.models import MODELS, ModelSpec, is_origin, resolve
+from regrow.models.origins import read_checkpoint
+from regrow.models.weights import Checkpoint
 from regrow.pruning.costs import COST_TARGETS, CostShare, masked_refusal
 from regrow.pruning.method import (
     ALLOCATIONS,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 MOST_ROUNDS = 100  # of 0.1 each leave 0.003 % of the weights
 NO_TICKET = "none"  # as a 'ticket': nothing is trained between rounds
+OWN_ARGUMENT = ("torchvision", "random")  # 'weights' that are an argument of registered models
 AMOUNTS = ("sparsity", "target", "shares")  # beside the names of costs
 MOST_SEEDS = 10_000
 AXES = ("data", "models", "methods", "arms", "seeds", "recipe", "task")
@@ -242,16 +245,39 @@ def _of_task(data: tuple[DataSpec, str], task: Any) -> tuple[DataSpec, str]:
 
 
 def _model(entry: Any) -> tuple[ModelSpec, str]:
+    """Read a model: registered or by its origin, perhaps with trained weights of one's own."""
     fields = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
     name, label = fields.pop("name", None), fields.pop("label", None)
     if name is None:
         raise ConfigError(f"models: an entry needs a 'name'. Got {entry!r}.")
-    spec = ModelSpec(MODELS.key(name), fields)
+    weights, epochs = fields.pop("weights", None), fields.pop("trained_epochs", None)
+    key = MODELS.key(name)
+    if weights in OWN_ARGUMENT and not is_origin(key):
+        fields["weights"], weights = weights, None
+    spec = ModelSpec(key, fields)
     resolve(spec, reserved=MODELS.get(spec.name).from_data)
+    if weights is not None:
+        spec = ModelSpec(key, fields, checkpoint=_checkpoint(spec, weights, epochs))
+    elif epochs is not None:
+        raise ConfigError(f"models: 'trained_epochs' {epochs!r} are of 'weights': give these too.")
     if label is None:
         options = ", ".join(f"{key} {value}" for key, value in fields.items())
-        label = f"{spec.name} ({options})" if options else spec.name
+        name = Path(spec.name).name if is_origin(spec.name) else spec.name
+        label = f"{name} ({options})" if options else name
     return spec, text(label, "label")
+
+
+def _checkpoint(spec: ModelSpec, weights: Any, epochs: Any) -> Checkpoint | None:
+    """Look at the trained weights that a study names; None where they are to be drawn."""
+    if epochs is not None and not is_int(epochs, least=1):
+        raise ConfigError(
+            f"models: 'trained_epochs' must be an int of at least 1. Got {short(epochs)}."
+        )
+    return (
+        None
+        if weights == "random"
+        else read_checkpoint(spec, text(weights, "weights"), epochs=epochs)
+    )
 
 
 def _recipe(value: Any) -> Recipe:

@@ -28,7 +28,7 @@ from regrow.core.digests import (
 from regrow.core.units import UNITS
 from regrow.core.validation import is_int
 from regrow.errors import ConfigError, Damaged, StoreError, TraceError, short
-from regrow.models import MODELS, ModelSpec, build, example_input
+from regrow.models import MODELS, ModelSpec, build, example_input, is_origin
 from regrow.models.inputs import Inputs, inputs_of
 from regrow.models.origins import ModelOrigin
 from regrow.surgery import Trace, shrink, trace
@@ -55,9 +55,15 @@ class Architecture:
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, ModelOrigin):
-            object.__setattr__(self, "model", self.model.spec() or self.model)
-            object.__setattr__(self, "shape", inputs_of(self.shape))
+        model, shape = self.model, self.shape
+        if isinstance(model, ModelSpec):
+            shape = shape if model.inputs is None else Inputs.read(model.inputs.split())
+            if is_origin(model.name):  # whose code is not run because a file names it
+                model = ModelOrigin(model.name, model.arguments)
+        if isinstance(model, ModelOrigin):
+            model, shape = model.spec() or model, inputs_of(shape)
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "shape", shape)
 
     def build(self, *, seed: int = 0) -> nn.Module:
         """Build the network with fresh weights (those of the uncut model's seed, then cut)."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 from regrow.core.registry import Registry, calling_file, canonical
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, TrainingError
 from regrow.tasks.metric import Metric
 
 if TYPE_CHECKING:
@@ -231,6 +231,23 @@ def check_task(dataset: "Dataset") -> None:
         f"{targets_of(dataset)}, of {inputs_of(dataset)}. Tasks for it: "
         f"{', '.join(fitting) or 'none is registered'}."
     )
+
+
+def logits_of(outputs: Any) -> "Tensor":
+    """Return outputs that are a tensor, or the ``logits`` of an output of transformers.
+
+    Others are a ``TrainingError``.
+    """
+    from torch import Tensor
+
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        outputs = outputs["logits"]
+    if not isinstance(outputs, Tensor):
+        raise TrainingError(
+            f"The network must return a tensor of logits, or an output that has 'logits'. Got "
+            f"{type(outputs).__name__}."
+        )
+    return outputs
 
 
 def of_images(dataset: "Dataset") -> dict[str, int]:

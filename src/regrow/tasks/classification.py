@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from regrow.data import Dataset
-from regrow.tasks.base import of_arrays, of_images, register_task
+from regrow.tasks.base import logits_of, of_arrays, of_images, register_task
 from regrow.tasks.metric import ACCURACY, EXAMPLE_ACCURACY
 
 
-def count_correct(logits: Any, targets: Tensor) -> Tensor:
+def count_correct(outputs: Any, targets: Tensor) -> Tensor:
     """Count the examples whose class has the largest logit, and all: float64 [2]."""
-    correct = (logits.argmax(dim=1) == targets).sum()
+    correct = (logits_of(outputs).argmax(dim=1) == targets).sum()
     return torch.stack([correct.double(), torch.full_like(correct, len(targets)).double()])
 
 

@@ -10,19 +10,20 @@ from torch.nn import functional
 
 from regrow.data import Dataset
 from regrow.data.arrays import IGNORED
-from regrow.tasks.base import of_arrays, register_task
+from regrow.tasks.base import logits_of, of_arrays, register_task
 from regrow.tasks.metric import BITS_PER_BYTE, TOKEN_ACCURACY
 
 
-def count_tokens(logits: Any, targets: Tensor) -> Tensor:
+def count_tokens(outputs: Any, targets: Tensor) -> Tensor:
     """Sum over sequences: 1, c, n, c^2, n^2, c n; of c correct tokens among n that count."""
     labelled = targets != IGNORED
-    correct = ((logits.argmax(dim=-1) == targets) & labelled).flatten(1).sum(1).double()
+    correct = ((logits_of(outputs).argmax(dim=-1) == targets) & labelled).flatten(1).sum(1).double()
     return _moments(correct, labelled.flatten(1).sum(1).double())
 
 
-def sum_bits(logits: Any, targets: Tensor) -> Tensor:
+def sum_bits(outputs: Any, targets: Tensor) -> Tensor:
     """Sum over sequences: 1, b, n, b^2, n^2, b n; of b bits for n tokens."""
+    logits = logits_of(outputs)
     losses = functional.cross_entropy(
         logits.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=IGNORED
     )

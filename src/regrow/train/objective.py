@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from regrow.core.choice import Choice
 from regrow.core.registry import Registry, canonical, check_arguments, check_numbers
 from regrow.errors import ConfigError, TrainingError
+from regrow.tasks.base import logits_of
 
 if TYPE_CHECKING:  # a study file is read without PyTorch
     from torch import Tensor
@@ -161,7 +162,7 @@ def distillation(
     from torch.nn import functional
 
     log_probabilities = functional.log_softmax(logits_of(outputs) / temperature, dim=1)
-    teacher_log_probabilities = functional.log_softmax(teacher / temperature, dim=1)
+    teacher_log_probabilities = functional.log_softmax(logits_of(teacher) / temperature, dim=1)
     soft = (
         functional.kl_div(
             log_probabilities, teacher_log_probabilities, reduction="sum", log_target=True
@@ -210,15 +211,3 @@ def token_cross_entropy(outputs: "Tensor", targets: "Tensor") -> "Tensor":
     return functional.cross_entropy(
         logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
-
-
-def logits_of(outputs: Any) -> "Tensor":
-    """Return outputs that are a tensor; others are a ``TrainingError``."""
-    from torch import Tensor
-
-    if not isinstance(outputs, Tensor):
-        raise TrainingError(
-            f"The network must return a tensor of logits [images, classes]. Got "
-            f"{type(outputs).__name__}."
-        )
-    return outputs

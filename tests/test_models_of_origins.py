@@ -1,0 +1,200 @@
+"""Networks that nobody registered as models of studies, and trained weights that they come with."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import regrow
+from regrow.core.seeds import derive
+from regrow.errors import ConfigError, DataError, StoreError
+from regrow.jobs.base import all_jobs
+from regrow.models import MODELS, ModelSpec, build, initialise_
+from regrow.report.collect import Reader
+from regrow.report.rows import fairness
+from regrow.run import run
+from regrow.store import Store
+from regrow.studies.study import Study
+from regrow.surgery.architecture import Architecture
+
+CODE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, *, classes, in_channels=1, width=6, table="drawn"):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, width, 3)
+        self.token = nn.Parameter({
+            "drawn": lambda: torch.randn(1, width, 1, 1),
+            "constant": lambda: torch.ones(1, width, 1, 1),
+            "read": lambda: torch.arange(width).float().view(1, -1, 1, 1),
+        }[table]())
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.head((self.conv(x) + self.token).relu().mean((2, 3)))
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own_net.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def study(model: Any, **changes: Any) -> Study:
+    return Study.from_json(
+        {
+            "data": {"name": "digits", "subset": 60, "test_subset": 40},
+            "models": model,
+            "methods": {"name": "l1", "sparsity": 0.5},
+            "arms": ["unpruned", "pruned", "fine-tune", "scratch-e"],
+            "seeds": 1,
+            "recipe": {"epochs": 2, "batch": 20, "augmentation": "none"},
+            **changes,
+        }
+    )
+
+
+def keys(model: Any) -> set[str]:
+    return {*all_jobs([cell.job for cell in study(model).cells()])}
+
+
+def test_a_network_by_its_code_has_the_same_keys_wherever_it_lies(here: Path) -> None:
+    one, two = keys("a/own_net.py:Net"), keys("b/own_net.py:Net")
+    assert one == two
+    assert keys({"name": "a/own_net.py:Net", "width": 8}).isdisjoint(one)
+    (here / "b" / "own_net.py").write_text(CODE + "\n# edited\n")
+    assert keys("b/own_net.py:Net").isdisjoint(one)
+
+
+def test_trained_weights_are_known_by_their_content(here: Path) -> None:
+    net = build(ModelSpec("a/own_net.py:Net", {"classes": 10}))
+    torch.save(net.state_dict(), "one.pt")
+    shutil.copy("one.pt", "copy.pt")
+    torch.save({k: v + 1 for k, v in net.state_dict().items()}, "other.pt")
+
+    def entry(weights: str, **more: Any) -> dict[str, Any]:
+        return {"name": "a/own_net.py:Net", "weights": weights, **more}
+
+    one = keys(entry("one.pt"))
+    assert keys(entry("copy.pt")) == one
+    assert keys(entry("one.pt", trained_epochs=9)) == one  # says how long, changes nothing
+    assert keys(entry("random")) == keys("a/own_net.py:Net")
+    # What starts from a random draw hangs on no weights.
+    shared = one & keys(entry("other.pt"))
+    assert len(shared) < len(one)
+    assert one.isdisjoint(keys("a/own_net.py:Net"))
+
+
+def test_a_study_of_own_code_and_weights_trains_no_parent(here: Path) -> None:
+    spec = ModelSpec("a/own_net.py:Net", {"classes": 10})
+    net = build(spec, seed=3)
+    torch.save(net.state_dict(), "own.pt")
+    own = study({"name": "a/own_net.py:Net", "weights": "own.pt", "trained_epochs": 7})
+    store = Store.open(here / "store", create=True)
+    assert not run(own.jobs(), store, workers=0).failed
+    cells = {cell.arm.name: cell for cell in own.cells()}
+    parent = store.record(cells["unpruned"].job.key)
+    assert (parent["epochs"], parent["training_flops"]) == (0, 0)
+    kept = store.tensors(cells["unpruned"].job.key)
+    assert all(torch.equal(kept[name], value) for name, value in net.state_dict().items())
+    read = Reader(store)
+    texts = {name: fairness([read.run(cell)]) for name, cell in cells.items()}
+    assert texts["unpruned"] == "trained before, 7 epochs"
+    assert texts["fine-tune"].endswith("after the parent's 7")
+    assert texts["scratch-e"] == "equal epochs"
+
+
+def test_weights_that_change_while_a_study_runs_are_not_taken(here: Path) -> None:
+    spec = ModelSpec("a/own_net.py:Net", {"classes": 10})
+    torch.save(build(spec).state_dict(), "own.pt")
+    (cell, *_) = study({"name": "a/own_net.py:Net", "weights": "own.pt"}).cells()
+    torch.save(build(spec, seed=1).state_dict(), "own.pt")
+    with pytest.raises(DataError, match=r"own\.pt: the file is another than when the study was"):
+        build(cell.job.model)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"weights": "none.pt"}, r"none\.pt: there is no such file"),
+        ({"weights": "own_net.txt"}, "there is no such file"),
+        ({"weights": "published"}, "is no model of a library"),
+        ({"trained_epochs": 3}, "are of 'weights'"),
+        ({"weights": "x.pt", "trained_epochs": 0}, "'trained_epochs' must be an int of at least 1"),
+        ({"widht": 3}, r"its arguments are .*--set"),
+        ({"name": "a/own_net.py:Nte"}, "Did you mean 'Net'"),
+        ({"name": "a/own_net.py"}, "names no network"),
+        ({"name": "a/none.py:Net"}, "there is no file"),
+        ({"name": "torchvision/resnet"}, "Did you mean 'resnet"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_message(
+    here: Path, entry: dict[str, Any], message: str
+) -> None:
+    Path("x.pt").touch()
+    with pytest.raises((ConfigError, DataError), match=message):
+        study({"name": "a/own_net.py:Net", **entry}).cells()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_network_whose_outputs_do_not_fit_its_data_is_refused_before_it_trains() -> None:
+    Path("odd.py").write_text(CODE.replace(".mean((2, 3))", "").replace("self.head(", "("))
+    with pytest.raises(ConfigError, match=r"objective 'cross-entropy' was tried on what odd\.py"):
+        study("odd.py:Net").cells()
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("table", "known"), [("drawn", True), ("constant", True), ("read", False)])
+def test_what_code_draws_without_layers_starts_as_drawn_and_what_it_reads_is_refused(
+    table: str, known: bool
+) -> None:
+    spec = ModelSpec("a/own_net.py:Net", {"classes": 10, "table": table})
+    net = build(spec, seed=5)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    if not known:
+        with pytest.raises(ConfigError, match="Nothing initialises 'token'"):
+            initialise_(net, seed=derive(0, "x"), spec=spec)
+        return
+    assert initialise_(net, seed=derive(0, "x"), spec=spec) == ("token",)
+    assert torch.equal(net.state_dict()["token"], before["token"])
+    assert not torch.equal(net.state_dict()["conv.weight"], before["conv.weight"])
+
+
+def test_attention_of_pytorch_is_drawn_as_a_whole() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.MultiheadAttention(8, 2))
+    initialise_(net, seed=0)
+    assert all(value.isfinite().all() for value in net.state_dict().values())
+
+
+@pytest.mark.usefixtures("here")
+def test_code_is_not_run_because_an_architecture_names_it() -> None:
+    """A stored model of that name is an origin, which ``load`` builds only if it is told to."""
+    spec = ModelSpec("a/own_net.py:Net", {"classes": 10})
+    net = build(spec)
+    stored = Architecture(model=spec, shape=(1, 1, 8, 8))
+    again = Architecture.from_json({**stored.to_json(), "model": spec.to_json()} | {"cuts": []})
+    for architecture in (stored, again):
+        regrow.save("folder", net, architecture)
+        with pytest.raises(ConfigError, match="built by code of its own"):
+            regrow.load("folder")
+    assert isinstance(regrow.load("folder", code="a/own_net.py:Net"), nn.Module)
+    with pytest.raises(StoreError):
+        Architecture.from_json({**stored.to_json(), "inputs": ["1xx"]})
+
+
+def test_networks_of_libraries_take_what_their_data_say() -> None:
+    entry = MODELS.get("torchvision/resnet18")
+    assert entry.arguments_of({"classes": 7, "in_channels": 3, "input_size": 32}) == {
+        "num_classes": 7
+    }
+    said = ModelSpec("torchvision/resnet18", {"num_classes": 9}).with_data({"classes": 7})
+    assert said.arguments == {"num_classes": 9}
