@@ -131,7 +131,7 @@ def test_weights_that_change_while_a_study_runs_are_not_taken(here: Path) -> Non
         ({"trained_epochs": 3}, "are of 'weights'"),
         ({"weights": "x.pt", "trained_epochs": 0}, "'trained_epochs' must be an int of at least 1"),
         ({"widht": 3}, r"its arguments are .*--set"),
-        ({"name": "a/own_net.py:Nte"}, "Did you mean 'Net'"),
+        ({"name": "a/own_net.py:Nte"}, "Known: Net"),
         ({"name": "a/own_net.py"}, "names no network"),
         ({"name": "a/none.py:Net"}, "there is no file"),
         ({"name": "torchvision/resnet"}, "Did you mean 'resnet"),
