@@ -12,6 +12,7 @@ from torch import Tensor
 from regrow.data.base import Arrays, Rows
 from regrow.data.held_out import hold_out
 from regrow.data.images import MemoryImages
+from regrow.data.named import Named, text_of
 from regrow.data.spec import DataSpec
 from regrow.errors import ConfigError, DataError
 
@@ -47,7 +48,8 @@ def load_arrays(raw: Arrays, spec: DataSpec) -> dict[str, Any]:
     }
     taken = {
         name: Rows(
-            inputs=splits[where[0]].inputs[where[1]], targets=splits[where[0]].targets[where[1]]
+            inputs=splits[where[0]].inputs.index_select(0, where[1]),
+            targets=splits[where[0]].targets[where[1]],
         )
         for name, where in sources.items()
         if where is not None
@@ -67,22 +69,34 @@ def load_arrays(raw: Arrays, spec: DataSpec) -> dict[str, Any]:
         "augmentation": "none",
         "task": spec.task or raw.task,
         "vocabulary": raw.vocabulary,
+        "inputs": _inputs(raw, splits),
         **_flat("", scales[0]),
         **_flat("target_", scales[1]),
         "notices": (*raw.notices, *held_out.notices),
     }
 
 
-def _scale(values: Tensor) -> tuple[Tensor, Tensor] | None:
+def _inputs(raw: Arrays, splits: Mapping[str, Rows]) -> str | None:
+    """Write what an example is, where a network cannot tell by a shape."""
+    first = splits["train"].inputs
+    if isinstance(first, Named):
+        parts = [part.inputs for part in splits.values() if isinstance(part.inputs, Named)]
+        return text_of({name: torch.cat([part[name] for part in parts]) for name in first})
+    if raw.vocabulary is None:
+        return None
+    return f"{'x'.join(map(str, (1, *first.shape[1:])))}:int64:{raw.vocabulary}"
+
+
+def _scale(values: Tensor | Named) -> tuple[Tensor, Tensor] | None:
     """Return mean and standard deviation of each number over the rows; None for tokens, classes."""
-    if not values.is_floating_point():
+    if isinstance(values, Named) or not values.is_floating_point():
         return None
     std, mean = torch.std_mean(values.double(), dim=0, correction=0)
     return mean, torch.where(std > 0, std, torch.ones_like(std))
 
 
-def _scaled(values: Tensor, scale: tuple[Tensor, Tensor] | None) -> Tensor:
-    if scale is None:
+def _scaled(values: Tensor | Named, scale: tuple[Tensor, Tensor] | None) -> Any:
+    if scale is None or isinstance(values, Named):
         return values
     mean, std = scale
     return ((values.double() - mean) / std).float()
@@ -103,45 +117,62 @@ def _strata(part: Rows) -> Tensor:
 
 
 def _check(part: Rows, raw: Arrays, *, of: str) -> None:
-    inputs, targets = part.inputs, part.targets
-    if len(inputs) != len(targets) or len(inputs) < 2:
-        raise DataError(
-            f"{of}: expected a target for each input, and at least 2 of them. Got {len(inputs)} "
-            f"inputs and {len(targets)} targets."
-        )
-    if inputs.is_floating_point() == (raw.vocabulary is not None):
+    named = isinstance(part.inputs, Named)
+    inputs = dict(part.inputs) if isinstance(part.inputs, Named) else {"": part.inputs}
+    for name, values in inputs.items():
+        side = f"input {name!r}" if name else "input"
+        _check_length(values, part.targets, of=of, side=side)
+        if named or values.is_floating_point():
+            _check_values(values, None, of=of, side=side, least=0)
+            continue
+        _check_values(values, raw.vocabulary, of=of, side=side)
+    if not named and inputs[""].is_floating_point() == (raw.vocabulary is not None):
         raise DataError(
             f"{of}: inputs must be float32 numbers, or int64 tokens with a 'vocabulary'. Got "
-            f"{inputs.dtype} and a vocabulary of {raw.vocabulary}."
+            f"{inputs[''].dtype} and a vocabulary of {raw.vocabulary}."
         )
-    for side, values, num in (
-        ("input", inputs, raw.vocabulary),
-        ("target", targets, len(raw.classes)),
-    ):
-        if values.is_floating_point():
-            bad = ~values.reshape(len(values), -1).isfinite().all(1)
-            if bad.any():
-                raise DataError(
-                    f"{of}: the {side} of row {int(bad.int().argmax())} is not finite. Give it a "
-                    "value, or leave the row out."
-                )
-            continue
-        labelled = values[values != IGNORED] if side == "target" else values
-        if num is None or (
-            len(labelled) and not 0 <= int(labelled.min()) <= int(labelled.max()) < num
-        ):
-            raise DataError(
-                f"{of}: each {side} must be a whole number from 0 to {(num or 0) - 1}. Got "
-                f"{int(labelled.min())} to {int(labelled.max())}."
-            )
-    if not targets.is_floating_point() and len(raw.classes) < 2:
+    labelled = part.targets[part.targets != IGNORED]
+    targets = part.targets if part.targets.is_floating_point() else labelled
+    _check_values(targets, len(raw.classes), of=of, side="target")
+    if not part.targets.is_floating_point() and len(raw.classes) < 2:
         raise DataError(f"{of}: expected at least 2 classes, got {len(raw.classes)}.")
+
+
+def _check_length(inputs: Tensor, targets: Tensor, *, of: str, side: str) -> None:
+    if len(inputs) != len(targets) or len(inputs) < 2:
+        raise DataError(
+            f"{of}: expected a target for each {side}, and at least 2 of them. Got {len(inputs)} "
+            f"{side}s and {len(targets)} targets."
+        )
+
+
+def _check_values(
+    values: Tensor, num: int | None, *, of: str, side: str, least: int | None = None
+) -> None:
+    """Refuse numbers that are not finite, and ids that do not count from 0 to below ``num``."""
+    if values.is_floating_point():
+        bad = ~values.reshape(len(values), -1).isfinite().all(1)
+        if bad.any():
+            raise DataError(
+                f"{of}: the {side} of row {int(bad.int().argmax())} is not finite. Give it a "
+                "value, or leave the row out."
+            )
+        return
+    if not len(values):
+        return
+    low, high = int(values.min()), int(values.max())
+    if num is None and low >= (least or 0):
+        return
+    if num is None or not 0 <= low <= high < num:
+        most = "" if num is None else f" to {num - 1}"
+        raise DataError(
+            f"{of}: each {side} must be a whole number from 0{most}. Got {low} to {high}."
+        )
 
 
 def _check_alike(splits: Mapping[str, Rows], spec: DataSpec) -> None:
     shapes = {
-        name: (tuple(part.inputs.shape[1:]), tuple(part.targets.shape[1:]))
-        for name, part in splits.items()
+        name: (_shapes(part.inputs), tuple(part.targets.shape[1:])) for name, part in splits.items()
     }
     if len(set(shapes.values())) > 1:
         listed_shapes = ", ".join(
@@ -151,3 +182,10 @@ def _check_alike(splits: Mapping[str, Rows], spec: DataSpec) -> None:
             f"Data set {spec.name!r}: its splits have examples of different shapes "
             f"({listed_shapes})."
         )
+
+
+def _shapes(inputs: Tensor | Named) -> Any:
+    """Return the shape of one example, or of each of its inputs."""
+    if isinstance(inputs, Named):
+        return tuple((name, tuple(value.shape[1:])) for name, value in inputs.items())
+    return tuple(inputs.shape[1:])

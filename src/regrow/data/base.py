@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,11 +86,12 @@ class Raw:
 class Rows:
     """Examples that lie in memory as two tensors, one row an example.
 
-    ``inputs``: float32 [N, ...], numbers; or int64 [N, length], tokens. ``targets``: int64 [N] or
+    ``inputs``: float32 [N, ...], numbers; or int64 [N, length], tokens; or several by name
+    (``Named``), which are handed to the network by these. ``targets``: int64 [N] or
     [N, length], classes (-100: none is asked for); or float32 [N, ...], numbers.
     """
 
-    inputs: "Tensor"
+    inputs: Any
     targets: "Tensor"
 
 
@@ -100,7 +101,8 @@ class Arrays:
 
     Without a ``test`` split, one is drawn from ``train``. ``task`` names what is learnt of them
     (see ``regrow.tasks``), ``classes`` the targets that are classes; ``vocabulary`` counts the
-    tokens there are, where inputs are tokens. Numbers are standardised by ``load``.
+    tokens there are, where inputs are tokens. Numbers are standardised by ``load``, but for those
+    of inputs by name.
     """
 
     task: str

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from regrow.data.augment import augment, crop_boxes, draw, draw_crops
 from regrow.data.decode import fit_for_scoring, num_threads, open_image, to_rgb
+from regrow.data.named import Named
 
 # Announced batches that are kept; older ones that nobody asked for are dropped. 8 batches of 256
 # images at 224 px are 300 MB.
@@ -51,7 +52,7 @@ class Images(ABC):
         return len(self._labels)
 
     @abstractmethod
-    def batch(self, indices: Tensor) -> Tensor:
+    def batch(self, indices: Tensor) -> Any:
         """Read images as they are evaluated: uint8 [B, C, H, W] for int64 indices [B]."""
 
     @abstractmethod
@@ -69,15 +70,18 @@ class Images(ABC):
 
 @final
 class MemoryImages(Images):
-    """Images in one uint8 tensor ``pixels`` [N, C, H, W], on whichever device that is."""
+    """Images in one uint8 tensor ``pixels`` [N, C, H, W], on whichever device that is.
 
-    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+    Or examples of another kind: one tensor, or several by name.
+    """
+
+    def __init__(self, pixels: Tensor | Named, labels: Tensor) -> None:
         super().__init__(labels)
-        self.pixels = pixels
+        self.pixels: Any = pixels
         self._copies: dict[torch.device, MemoryImages] = {}
         self._lock = Lock()
 
-    def batch(self, indices: Tensor) -> Tensor:
+    def batch(self, indices: Tensor) -> Any:
         """Gather a copy of the images."""
         return self.pixels.index_select(0, indices)
 

@@ -36,7 +36,8 @@ class Dataset:
     Images are [channels, size, size]; ``mean`` and ``std`` are for pixels in [0, 1]. Of other
     examples, which are inputs and targets ready for a network, ``mean`` and ``std`` are those that
     their numbers were standardised by (``target_mean`` and ``target_std`` the targets'), flat; of
-    sequences of tokens ``vocabulary`` counts the tokens there are. Splits of images with boxes
+    sequences of tokens ``vocabulary`` counts the tokens there are, and ``inputs`` is the text of an
+    example of these, or of several inputs. Splits of images with boxes
     are ``Boxed``, and ``size`` is that of an image to trace a network on. ``augmentation`` is the
     kind that a recipe uses unless it names one; ``task`` is what is learnt; ``notices`` are for
     people.
@@ -56,14 +57,8 @@ class Dataset:
     target_std: tuple[float, ...] = ()
     task: str = IMAGE_TASK
     vocabulary: int | None = None
+    inputs: str | None = None
     notices: tuple[str, ...] = ()
-
-    @property
-    def inputs(self) -> str | None:
-        """The text of an example's inputs, where they are tokens."""
-        if self.vocabulary is None:
-            return None
-        return f"{'x'.join(map(str, (1, *self.shape)))}:int64:{self.vocabulary}"
 
     @property
     def has_boxes(self) -> bool:

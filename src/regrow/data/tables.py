@@ -11,10 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regrow.data.base import Arrays, Rows
+from regrow.data.columns import (
+    CLASSIFICATION,
+    REGRESSION,
+    TOKENS,
+    arrays_of,
+    class_names,
+    split_columns,
+    targets_of,
+)
 from regrow.data.spec import DataSpec, register_data
 from regrow.errors import ConfigError, DataError, unknown
 
-CLASSIFICATION, REGRESSION, TOKENS = "classification", "regression", "token-classification"
 # Names of the two arrays of a split in an .npz file, the most usual first.
 PAIRS = (("inputs", "targets"), ("x", "y"), ("X", "y"))
 SPLITS = ("train", "test", "validation", "val")
@@ -118,15 +126,13 @@ def npz_arrays(spec: DataSpec) -> Arrays:
     """Read arrays ``inputs`` and ``targets`` (or ``x`` and ``y``), perhaps ``x_train``, ``x_test``.
 
     Whole numbers as inputs are tokens, others features. Targets that are whole numbers or texts
-    are classes: one a row, or one a token; others are numbers to predict.
+    are classes: one a row, or one a token; others are numbers to predict. Arrays of other names
+    are inputs by name: see ``regrow.data.columns``.
     """
     arrays = _read_npz(spec)
     pair = next((p for p in PAIRS if {*p} <= {n.partition("_")[0] for n in arrays}), None)
     if pair is None:
-        raise DataError(
-            f"Data set {spec.name!r}: expected arrays 'inputs' and 'targets', or 'x' and 'y', "
-            f"perhaps with _train, _test and _validation behind. Got {', '.join(sorted(arrays))}."
-        )
+        return arrays_of(split_columns(arrays), spec)
     splits: dict[str, tuple[Any, Any]] = {}
     for split in ("", *SPLITS):
         x, y = (f"{name}_{split}" if split else name for name in pair)
@@ -138,12 +144,12 @@ def npz_arrays(spec: DataSpec) -> Arrays:
     tokens = splits["train"][0].dtype.kind in "iu"
     kinds = {y.dtype.kind for _, y in splits.values()}
     numbers = spec.task == REGRESSION or kinds == {"f"}
-    names = () if numbers else _names([y for _, y in splits.values()])
+    names = () if numbers else class_names([y for _, y in splits.values()])
     task = REGRESSION if numbers else TOKENS if splits["train"][1].ndim > 1 else CLASSIFICATION
     rows = {
         name: Rows(
             inputs=torch.from_numpy(x.astype(np.int64 if tokens else np.float32)),
-            targets=_targets(y, names, numbers=numbers),
+            targets=targets_of(y, names, numbers=numbers),
         )
         for name, (x, y) in splits.items()
     }
@@ -167,20 +173,3 @@ def _read_npz(spec: DataSpec) -> dict[str, NDArray[Any]]:
             f"Data set {spec.name!r}: the file cannot be read ({error}). Write it with "
             "numpy.savez, without objects."
         ) from error
-
-
-def _names(targets: list[NDArray[Any]]) -> tuple[str, ...]:
-    values = np.unique(np.concatenate([np.ravel(y) for y in targets]))
-    if values.dtype.kind in "iu":
-        return tuple(str(k) for k in range(max(int(values.max()) + 1, 2)))
-    return tuple(str(value) for value in values)
-
-
-def _targets(y: NDArray[Any], names: tuple[str, ...], *, numbers: bool) -> Tensor:
-    if numbers:
-        return torch.from_numpy(y.astype(np.float32))
-    if y.dtype.kind in "iu":
-        return torch.from_numpy(y.astype(np.int64))
-    place = {name: i for i, name in enumerate(names)}
-    flat = [place[str(value)] for value in np.ravel(y)]
-    return torch.tensor(flat).reshape(y.shape)

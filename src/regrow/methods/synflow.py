@@ -6,26 +6,36 @@ every round, on the network that is left, the scores of what is left of a layer 
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
+from regrow.pruning.examples import rows_of, size_of
 from regrow.pruning.method import criterion, register_method
 from regrow.pruning.probe import Probe
 from regrow.surgery import Group
+from regrow.surgery.tape import call
+from regrow.tasks.base import logits_of
 
 
 def synaptic_flow(probe: Probe) -> dict[str, Tensor]:
     """Return |weight x dR/dweight| by parameter, as a share of the largest (equation 2).
 
-    R is the sum of the outputs for an input of ones, of the network with absolute weights.
+    R is the sum of the outputs for an input of ones, of the network with absolute weights. Tokens
+    cannot be ones: they are those of one example.
     """
     network = probe.network().double()
     with torch.no_grad():
         for tensor in network.state_dict().values():
             tensor.abs_()
-    images, _ = probe.batches()[0]
-    network(torch.ones_like(images[:1]).double()).sum().backward()
+    inputs, _ = probe.batches()[0]
+    one = tree_map_only(Tensor, _ones, rows_of(inputs, slice(1), size_of(inputs)))
+    logits_of(call(network, one)).sum().backward()  # type: ignore[no-untyped-call]
     flows = {n: (p * p.grad).detach() for n, p in network.named_parameters() if p.grad is not None}
     largest = max(float(flow.max()) for flow in flows.values())
     return {name: flow / largest for name, flow in flows.items()}
+
+
+def _ones(values: Tensor) -> Tensor:
+    return torch.ones_like(values).double() if values.is_floating_point() else values
 
 
 @criterion("synaptic-flow")

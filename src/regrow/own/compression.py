@@ -1,7 +1,7 @@
 """Cut a network to a cost: choose, shrink, prove, measure, and write the result to a folder."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from regrow.own.card import BATCHES, Card, measure_speed
 from regrow.own.exports import CLOSE, EXPORTS, largest_gap
 from regrow.own.inspection import refuse_meta
 from regrow.own.new_folder import new_folder
+from regrow.pruning.examples import Loss
 from regrow.pruning.method import CRITERIA, Scope, general_method
 from regrow.pruning.select import select
 from regrow.surgery import Proof, Trace, shrink, trace, verify
@@ -107,7 +108,8 @@ def compress(
     keep: Sequence[str] = (),
     multiple_of: int = 1,
     rounds: int = 1,
-    dataset: Dataset | None = None,
+    dataset: Dataset | Iterable[Any] | None = None,
+    loss: Loss | None = None,
     origin: ModelOrigin | str | None = None,
     weights: str | None = None,
     seed: int = 0,
@@ -121,7 +123,7 @@ def compress(
     Args:
         network, example: any network, which stays as it was, and what it takes: an input, its
             shape, several inputs, or their texts (``"1x3x224x224"``).
-        criterion, allocation, scope, rounds, dataset, multiple_of, seed: as for ``select``.
+        criterion, allocation, scope, rounds, dataset, loss, multiple_of, seed: as for ``select``.
         keep: names of modules that are to stay whole.
         origin: how the network is built, so that it can be saved: see ``ModelOrigin``.
         weights: where its weights come from, for the card.
@@ -141,7 +143,8 @@ def compress(
     traced = trace(network, inputs.example() if _is_text(example) else example, keep=keep)
     options: dict[str, Any] = {"rounds": rounds, "multiple_of": multiple_of, **amount}
     on_step("Choosing what stays")
-    mask = select(network, traced, method, dataset=dataset, seed=seed, device=device, **options)
+    options |= {"dataset": dataset, "loss": loss, "seed": seed, "device": device}
+    mask = select(network, traced, method, **options)
     settings = {"criterion": method.criterion, "allocation": allocation, **amount}
     settings |= {name: options[name] for name in ("rounds", "multiple_of") if options[name] > 1}
     model_origin = ModelOrigin(origin) if isinstance(origin, str) else origin

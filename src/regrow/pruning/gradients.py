@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from regrow.surgery.tape import evaluating
+from regrow.errors import ConfigError
+from regrow.pruning.examples import rows_of, size_of
+from regrow.surgery.tape import call, evaluating
+from regrow.tasks.base import logits_of
 from regrow.train.objective import Objective
 from regrow.train.safe_convolutions import safe_convolutions
 
@@ -44,11 +47,12 @@ def mean_over_examples(
     num = 0
     with evaluating(model), torch.enable_grad():
         for x, targets in batches:
-            for i in range(len(targets)):
-                one = slice(i, i + 1)
+            size = size_of(x)
+            for i in range(size):
+                one, target = (rows_of(part, slice(i, i + 1), size) for part in (x, targets))
                 num += 1
-                loss = _loss(model, x[one], targets[one], objective=objective)
-                loss = loss / objective.count(targets[one])
+                loss = _loss(model, one, target, objective=objective)
+                loss = loss / max(objective.count(target), 1)
                 parts = torch.autograd.grad(
                     loss, tuple(learnt.values()), allow_unused=True, materialize_grads=True
                 )
@@ -114,5 +118,12 @@ def _loss(
     model: nn.Module, x: Any, targets: Any, *, objective: Objective, temperature: float = 1.0
 ) -> Tensor:
     with safe_convolutions():
-        outputs = model(x)
-    return objective.total(outputs if temperature == 1.0 else outputs / temperature, targets)
+        outputs = call(model, x)
+    if temperature == 1.0:
+        return objective.total(outputs, targets)
+    if isinstance(outputs, Mapping) and "loss" in outputs:
+        raise ConfigError(
+            "This criterion divides what the network returns by a temperature, and this network "
+            "computes its loss itself. Give the labels beside the inputs: (inputs, targets)."
+        )
+    return objective.total(logits_of(outputs) / temperature, targets)

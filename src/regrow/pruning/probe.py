@@ -11,6 +11,7 @@ from regrow.core.choice import Choice
 from regrow.core.seeds import seeded
 from regrow.data import Dataset, scaling_of
 from regrow.errors import ConfigError
+from regrow.pruning.examples import Batch, Examples, moved
 from regrow.pruning.gradients import (
     EachGradient,
     Measures,
@@ -23,7 +24,7 @@ from regrow.pruning.watch import watch
 from regrow.surgery import Group, Slot
 from regrow.surgery.cut import duplicate
 from regrow.surgery.mask import layer_of
-from regrow.surgery.tape import evaluating
+from regrow.surgery.tape import call, evaluating
 from regrow.tasks import task_of
 from regrow.train.objective import Objective, make_objective
 from regrow.train.step import normalised
@@ -45,7 +46,8 @@ class Probe:
     """The weights, gradients and activations of a network, for criteria.
 
     Gradients and activations are taken in evaluation mode, on training images drawn by the seed,
-    without augmentation. All that is returned is a copy, on the CPU; the network stays as it is.
+    without augmentation, or on ``Examples`` as they are. All that is returned is a copy, on the
+    CPU; the network stays as it is.
     ``objective`` is the loss whose gradients are taken: the task's unless another is given.
     ``masks`` are those that the network was trained under.
     """
@@ -53,7 +55,7 @@ class Probe:
     def __init__(
         self,
         model: nn.Module,
-        dataset: Dataset | None = None,
+        dataset: Dataset | Examples | None = None,
         *,
         seed: int = 0,
         num_images: int = IMAGES,
@@ -90,9 +92,12 @@ class Probe:
         """Return a copy of the network on the CPU, which may be changed and run in any way."""
         return duplicate(self._model).to("cpu").eval()
 
-    def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the probe's images as a network reads them, with their targets, on the CPU."""
-        return [(x.to("cpu"), targets.to("cpu")) for x, targets in self._batches()]
+    def batches(self) -> list[Batch]:
+        """Return the probe's images as a network reads them, with their targets, on the CPU.
+
+        Other inputs are a tensor, a tuple of several, or a mapping by name.
+        """
+        return [(moved(x, "cpu"), moved(targets, "cpu")) for x, targets in self._batches()]
 
     def once(self, measure: "Callable[[Probe], Measured]") -> "Measured":
         """Return ``measure(probe)``, computed once for all the groups of a network.
@@ -158,14 +163,15 @@ class Probe:
         parts: list[Tensor] = []
 
         def keep(_module: nn.Module, inputs: Any, output: Tensor) -> None:
-            parts.append(reduce(_channels_first(module, inputs[0], output)).cpu())
+            x = inputs[0] if inputs else output  # a module may be called by name
+            parts.append(reduce(_channels_first(module, x, output)).cpu())
 
         batches = self._batches()
         handle = module.register_forward_hook(keep)
         try:
             with evaluating(self._model), torch.no_grad():
                 for x, _ in batches:
-                    self._model(x)
+                    call(self._model, x)
         finally:
             handle.remove()
         values = torch.cat(parts)  # [images, channels of the module]
@@ -278,46 +284,68 @@ class Probe:
         """Return uniform numbers ``[units]`` that depend on the seed and the group's name alone."""
         return torch.rand(group.size, generator=seeded(self._seed, "random-score", group.name))
 
-    def _data(self) -> Dataset:
+    def _data(self) -> Dataset | Examples:
         if self._dataset is None:
             raise ConfigError(
-                "This criterion looks at gradients or activations, so it needs images: give "
-                "select(..., dataset=...)."
+                "This criterion looks at gradients or activations, so it needs data: give "
+                "select(..., dataset=...), a data set or batches."
             )
         return self._dataset
 
-    def _batches(self) -> list[tuple[Tensor, Tensor]]:
+    def _batches(self) -> list[Batch]:
         data = self._data()
         device = next(iter(self._parameters.values())).device
+        if isinstance(data, Examples):
+            return [(moved(x, device), moved(targets, device)) for x, targets in data.batches]
         order = torch.randperm(len(data.train), generator=seeded(self._seed, "probe"))
         parts = torch.split(order[: self._num_images], BATCH)
         factors = scaling_of(data, device)
         return [
             (
-                normalised(data.train.batch(part).to(device), factors, channels_last=False),
+                _plain(normalised(data.train.batch(part).to(device), factors, channels_last=False)),
                 data.train.labels[part].to(device),
             )
             for part in parts
         ]
 
     def _own_objective(self) -> Objective:
-        """Return the loss of the data set's task."""
-        return make_objective(Choice(task_of(self._data()).objective))
+        """Return the loss of the data set's task, or of the examples."""
+        data = self._data()
+        if isinstance(data, Examples):
+            return data.objective
+        return make_objective(Choice(task_of(data).objective))
+
+
+def _plain(inputs: Any) -> Any:
+    """Return inputs by name as an ordinary mapping, which a network is called with."""
+    return dict(inputs) if isinstance(inputs, Mapping) else inputs
 
 
 def _output_of(group: Group) -> Slot:
-    """Return where a group's units lie in the output of its first norm, or of a producer."""
+    """Return where a group's units lie in the output of its first norm, or of a producer.
+
+    A parameter that is no layer's (a class token) puts out nothing that could be seen.
+    """
     norms = [
         slot
         for slot in group.slots
         if slot.role == "norm" and slot.tensor.rpartition(".")[0] in group.norms
     ]
-    return (*norms, *group.producers())[0]
+    layers = [slot for slot in group.producers() if slot.tensor.rpartition(".")[2] == "weight"]
+    return (*norms, *layers, *group.producers())[0]
+
+
+# Layers that write [N, channels, *map]; others, norms of one's own too, put channels last.
+_CHANNELS_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+)
 
 
 def _channels_first(module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
     """Write what a module makes of ``x`` as ``[N, channels, *map]``."""
-    channels = 1
+    channels = 1 if isinstance(module, _CHANNELS_FIRST) else -1
     if isinstance(module, nn.LayerNorm):
         # One of maps with a forward of its own (torchvision's LayerNorm2d) may leave them in front.
         shape = module.normalized_shape
@@ -327,8 +355,6 @@ def _channels_first(module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
                 output, F.layer_norm(x, shape, module.weight, module.bias, module.eps), atol=1e-4
             )
             channels = channels if last else 1
-    elif isinstance(module, nn.Linear):
-        channels = -1
     return output.movedim(channels, 1)
 
 

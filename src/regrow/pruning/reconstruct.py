@@ -17,7 +17,7 @@ from regrow.core.seeds import seeded
 from regrow.errors import ConfigError
 from regrow.surgery import Group, Trace, kept_positions
 from regrow.surgery.mask import Mask
-from regrow.surgery.tape import evaluating
+from regrow.surgery.tape import call, evaluating
 
 # Places in the map of each image, as in Luo et al. and in He et al.; all of them in smaller maps.
 PLACES = 10
@@ -41,7 +41,7 @@ class Observer(Protocol):
 def observe(
     model: nn.Module,
     readers: Iterable[str],
-    batches: Iterable[Tensor],
+    batches: Iterable[Any],
     *,
     keep: Keep,
     seed: int,
@@ -80,7 +80,7 @@ def observe(
     try:
         with evaluating(model), torch.no_grad():
             for x in batches:
-                model(x)
+                call(model, x)
     finally:
         for handle in handles:
             handle.remove()
@@ -155,7 +155,7 @@ def _patches(conv: nn.modules.conv._ConvNd, x: Tensor, at: Sequence[Tensor]) -> 
 
 
 def contributions(
-    model: nn.Module, groups: Iterable[Group], batches: Iterable[Tensor], *, seed: int
+    model: nn.Module, groups: Iterable[Group], batches: Iterable[Any], *, seed: int
 ) -> dict[str, Tensor]:
     """Measure what each unit adds to outputs of its readers: by group, ``[samples, units]``.
 

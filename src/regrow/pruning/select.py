@@ -1,6 +1,6 @@
 """Choose which units stay: the groups in a method's scope, their scores, and ``select``."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from regrow.data import Dataset
 from regrow.errors import ConfigError, TraceError
 from regrow.pruning.allocations import allocate_shares
 from regrow.pruning.costs import COST_TARGETS, CostShare
+from regrow.pruning.examples import Examples, Loss, examples_of
 from regrow.pruning.layers import Layers
 from regrow.pruning.method import (
     ALLOCATIONS,
@@ -102,7 +103,8 @@ def select(
     sparsity: float | None = None,
     shares: Sequence[float] | None = None,
     pattern: Pattern | None = None,
-    dataset: Dataset | None = None,
+    dataset: Dataset | Iterable[Any] | None = None,
+    loss: Loss | None = None,
     seed: int = 0,
     within: Mask | None = None,
     masks: Mapping[str, Tensor] | None = None,
@@ -122,7 +124,9 @@ def select(
         shares: instead of a sparsity, the removed share of each group in the order of computation.
         pattern: instead of a sparsity, what another network kept in each stage; the allocation
             works within each layer (or kernel position) at the sparsity of the pattern.
-        dataset: images, for criteria that look at gradients or activations.
+        dataset: for criteria that look at gradients or activations: a data set, or batches as
+            ``pruning.examples`` lists them, such as a ``DataLoader``.
+        loss: of batches, where it is not the network's own and does not follow from the targets.
         seed: for criteria that draw.
         within: an earlier choice: some go of the units that it kept.
         masks: by parameter, which weights the training left; num_images: how many are seen.
@@ -140,7 +144,8 @@ def select(
     chosen = (METHODS.get(method) if isinstance(method, str) else method).within(scope)
     amount = _amount(chosen, sparsity, shares, pattern, costs, rounds=rounds)
     groups = groups_in_scope(model, trace, chosen)
-    probe = _prober(dataset, seed=seed, num_images=num_images, groups=groups, masks=masks)
+    examples = _examples(dataset, model, loss=loss, num=num_images)
+    probe = _prober(examples, seed=seed, num_images=num_images, groups=groups, masks=masks)
     scores = scores_of(chosen, groups, probe(model), within)
     options: dict[str, Any] = {"within": within, "device": device, "multiple_of": multiple_of}
     layers = layers_of(model, trace, chosen, scores=scores, **options)
@@ -166,7 +171,17 @@ def _checked_multiple(method: Method, multiple_of: int) -> int:
     return multiple_of
 
 
-def _prober(dataset: Dataset | None, **options: Any) -> Callable[[nn.Module], Probe]:
+def _examples(
+    data: Dataset | Iterable[Any] | None, model: nn.Module, *, loss: Loss | None, num: int
+) -> Dataset | Examples | None:
+    if data is None or isinstance(data, Dataset | Examples):
+        if loss is not None:
+            raise ConfigError("A 'loss' is for batches; a data set has that of its task.")
+        return data
+    return examples_of(data, model, num=num, loss=loss)
+
+
+def _prober(dataset: Dataset | Examples | None, **options: Any) -> Callable[[nn.Module], Probe]:
     return lambda network: Probe(network, dataset, **options)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.pruning.examples import counted_rows
 from regrow.surgery.dispatch import OperationMode
 from regrow.surgery.mask import layer_of
-from regrow.surgery.tape import evaluating
+from regrow.surgery.tape import call, evaluating
 
 See = Callable[[str, Tensor], None]
 # Operations that multiply data with a weight -> where the data and the weight stand.
@@ -102,17 +103,6 @@ def _computed(
             handle.remove()
 
 
-@contextmanager
-def _no_fast_path() -> Iterator[None]:
-    """Let attention compute its products one by one, as it does in training."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
 def watch(model: nn.Module, weights: Iterable[str], batches: Iterable[Any], see: See) -> None:
     """Run a network in evaluation mode, and hand on what some of its weights read.
 
@@ -121,11 +111,19 @@ def watch(model: nn.Module, weights: Iterable[str], batches: Iterable[Any], see:
         weights: names of parameters.
         batches: inputs of the network.
         see: is given a name and rows ``[samples, channels]``, once for each use in each batch; of
-            a convolution, a row for each place of its inputs.
+            a convolution, a row for each place of its inputs; of sequences with an attention mask,
+            none for padding.
     """
     named = {name: model.get_parameter(name).detach() for name in weights}
-    watching = _Watching(named, see)
-    hooks = _computed(model, named, watching, see)
-    with evaluating(model), torch.no_grad(), _no_fast_path(), hooks, watching:
+    counted: list[Tensor | None] = [None]  # of the batch that runs
+
+    def see_tokens(name: str, rows: Tensor) -> None:
+        tokens = counted[0]
+        see(name, rows if tokens is None or len(tokens) != len(rows) else rows[tokens])
+
+    watching = _Watching(named, see_tokens)
+    hooks = _computed(model, named, watching, see_tokens)
+    with evaluating(model), torch.no_grad(), hooks, watching:
         for x in batches:
-            model(x)
+            counted[0] = counted_rows(x)
+            call(model, x)

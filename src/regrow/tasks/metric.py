@@ -130,6 +130,18 @@ BITS_PER_BYTE = Metric(
     example="window",
     per_loss=1 / math.log(2),
 )
+PERPLEXITY = Metric(
+    key="perplexity",
+    name="perplexity",
+    axis="test perplexity",
+    about="Perplexity is e to the mean cross-entropy of the next token, of the last epoch on the "
+    "test sequences; lower is better",
+    baseline="predicting tokens by their frequency in the training sequences",
+    beats_baseline="better than token frequencies",
+    better="lower",
+    margin=0.2,
+    example="sequence",
+)
 MEAN_AP = replace(
     ACCURACY,
     key="map",

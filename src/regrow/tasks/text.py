@@ -11,7 +11,7 @@ from torch.nn import functional
 from regrow.data import Dataset
 from regrow.data.arrays import IGNORED
 from regrow.tasks.base import logits_of, of_arrays, register_task
-from regrow.tasks.metric import BITS_PER_BYTE, TOKEN_ACCURACY
+from regrow.tasks.metric import BITS_PER_BYTE, PERPLEXITY, TOKEN_ACCURACY
 
 
 def count_tokens(outputs: Any, targets: Tensor) -> Tensor:
@@ -45,27 +45,41 @@ def ratio(sums: Sequence[float]) -> tuple[float, float | None]:
 
 def share_of_most_frequent_token(dataset: Dataset) -> float:
     """Return what naming the most frequent class for each token of the test split scores."""
-    labels = dataset.test.labels
-    labels = labels[labels != IGNORED]
+    labels = _labelled(dataset.test.labels)
     return int(torch.bincount(labels).max()) / len(labels)
 
 
 def bits_by_frequency(dataset: Dataset) -> float:
-    """Return the bits that the test split takes by the bytes' frequencies in training.
+    """Return the bits that the test split takes by the tokens' frequencies in training.
 
-    Each byte is counted once more than it occurs, so that none is impossible.
+    Each token is counted once more than it occurs, so that none is impossible.
     """
     num = len(dataset.classes)
-    counts = torch.bincount(dataset.train.labels.flatten(), minlength=num).double() + 1
+    counts = torch.bincount(_labelled(dataset.train.labels), minlength=num).double() + 1
     bits = -(counts / counts.sum()).log2()
-    return float(bits[dataset.test.labels.flatten()].mean())
+    return float(bits[_labelled(dataset.test.labels)].mean())
+
+
+def _labelled(labels: Tensor) -> Tensor:
+    return labels[labels != IGNORED]
+
+
+def perplexity(sums: Sequence[float]) -> tuple[float, float | None]:
+    """Return 2 to the bits of a token, and its standard error by the delta method."""
+    bits, error = ratio(sums)
+    value = math.exp2(bits)
+    return value, None if error is None else value * math.log(2) * error
+
+
+def perplexity_by_frequency(dataset: Dataset) -> float:
+    """Return the perplexity of the test split by the tokens' frequencies in training."""
+    return math.exp2(bits_by_frequency(dataset))
 
 
 # What a class for each token asks for.
 BY_TOKEN: Mapping[str, Any] = {
     "objective": "token-cross-entropy",
     "model_arguments": of_arrays,
-    "conclude": ratio,
     "targets": ("a class for each token",),
 }
 register_task(
@@ -73,6 +87,7 @@ register_task(
     **BY_TOKEN,
     metric=TOKEN_ACCURACY,
     tally=count_tokens,
+    conclude=ratio,
     baseline=share_of_most_frequent_token,
     about="A class for each token of a sequence; token accuracy",
 )
@@ -81,7 +96,18 @@ register_task(
     **BY_TOKEN,
     metric=BITS_PER_BYTE,
     tally=sum_bits,
+    conclude=ratio,
     baseline=bits_by_frequency,
     inputs=("sequences of tokens",),
     about="The byte that follows each byte of a text; bits per byte",
+)
+register_task(
+    "next-token",
+    **BY_TOKEN,
+    metric=PERPLEXITY,
+    tally=sum_bits,
+    conclude=perplexity,
+    baseline=perplexity_by_frequency,
+    inputs=("sequences of tokens",),
+    about="The token that follows each token of a sequence; perplexity",
 )

@@ -1,6 +1,6 @@
 """One training step: the order of everything inside it, as tensor operations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
@@ -46,7 +46,7 @@ class Parts:
     counts: Tensor | None  # of what each is the mean of, where that depends on the targets' values
     averaged: list[Tensor] = field(default_factory=list)  # what is averaged over updates, live
     averages: list[Tensor] = field(default_factory=list)  # of each of them
-    teacher: Callable[[Tensor], Any] | None = None  # inputs -> outputs that are learnt from
+    teacher: Callable[[Any], Any] | None = None  # inputs -> outputs that are learnt from
 
     def moment(self, step: int | Tensor, lr: float | Tensor) -> Moment:
         """Return the moment of a step, for the hooks of the treatment."""
@@ -74,7 +74,7 @@ class Numbers(NamedTuple):
 class Batch(NamedTuple):
     """The examples of one step, on the device."""
 
-    pixels: Tensor  # augmented bytes
+    pixels: Any  # augmented bytes; of other examples their inputs, a tensor or several by name
     labels: Tensor
     holes: Tensor  # int64 [B, 2], the centres that are cut out; [B, 0] without
 
@@ -129,7 +129,7 @@ def update(
 
 
 def loss_of(
-    parts: Parts, outputs: Any, targets: Any, *, inputs: Tensor, share: float | Tensor = 1.0
+    parts: Parts, outputs: Any, targets: Any, *, inputs: Any, share: float | Tensor = 1.0
 ) -> Tensor:
     """Return the mean loss of a batch; of mixed images by their shares of both targets."""
     objective = parts.objective
@@ -173,8 +173,8 @@ def average_(averages: list[Tensor], values: list[Tensor], *, decay: float | Ten
 
 
 def normalised(
-    pixels: Tensor, normalisation: tuple[Tensor, Tensor] | None, *, channels_last: bool
-) -> Tensor:
+    pixels: Any, normalisation: tuple[Tensor, Tensor] | None, *, channels_last: bool
+) -> Any:
     """Return bytes as a network's input, in its layout; other examples are inputs as they are."""
     if normalisation is None:
         return pixels
@@ -182,8 +182,11 @@ def normalised(
     return scale_bytes(pixels, *normalisation).contiguous(memory_format=layout)
 
 
-def forward(model: nn.Module, pixels: Tensor, precision: Precision) -> Any:
-    """Return what a network returns, its tensors as fp32, whatever they were computed in."""
+def forward(model: nn.Module, pixels: Any, precision: Precision) -> Any:
+    """Return what a network returns, its tensors as fp32, whatever they were computed in.
+
+    ``pixels`` are its input, or several by name.
+    """
     # Autocast rather than bf16 copies of the weights beside fp32 masters: casting once a step gains
     # 1 % (ResNet-56, VGG-16) to 8 % (DenseNet-40), and callbacks would see weights of two kinds.
     on_cpu = pixels.device.type == "cpu"
@@ -193,7 +196,7 @@ def forward(model: nn.Module, pixels: Tensor, precision: Precision) -> Any:
         as_products(model) if products else nullcontext(),
         safe_convolutions(),
     ):
-        outputs = model(pixels)
+        outputs = model(**pixels) if isinstance(pixels, Mapping) else model(pixels)
     if isinstance(outputs, Tensor):
         return outputs.float()
     return tree_map_only(Tensor, _as_float, outputs)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from regrow.errors import ConfigError
 from regrow.train.layout import lay_out_
@@ -20,7 +20,7 @@ def teacher_of(
     recipe: Recipe,
     image: tuple[int, ...],
     device: torch.device,
-) -> Callable[[Tensor], Any] | None:
+) -> Callable[[Any], Any] | None:
     """Return what computes a teacher's outputs, in evaluation mode; None where none is asked for.
 
     It sees what the network sees that learns: the same images, augmented and mixed alike.
@@ -37,7 +37,7 @@ def teacher_of(
     channels_last = recipe.channels_last and of_images and lay_out_(network, {network: image})
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def outputs(inputs: Tensor) -> Any:
+    def outputs(inputs: Any) -> Any:
         return forward(network, inputs.contiguous(memory_format=layout), recipe.precision)
 
     return outputs

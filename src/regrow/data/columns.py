@@ -1,0 +1,258 @@
+"""Examples of several inputs, as columns by name: ``npz:``, ``parquet:`` and ``safetensors:``.
+
+A column named ``labels`` (or ``label``, ``targets``, ``target``, ``y``, or as ``target`` says) is
+what is to be learnt; every other one is an input of the network, under its name. Without labels, or
+with labels that repeat the tokens as in transformers, the next token is.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regrow.data.arrays import IGNORED
+from regrow.data.base import Arrays, Rows
+from regrow.data.files import files_below
+from regrow.data.named import Named
+from regrow.data.spec import DataSpec, register_data
+from regrow.data.splits import split_within
+from regrow.errors import ConfigError, DataError, short, unknown
+
+Columns = Mapping[str, NDArray[Any]]
+CLASSIFICATION, REGRESSION, TOKENS = "classification", "regression", "token-classification"
+NEXT = "next-token"
+TARGETS = ("labels", "label", "targets", "target", "y")
+MASK = "attention_mask"  # as transformers call it: 0 where a token is padding
+SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
+
+
+def arrays_of(splits: Mapping[str, Columns], spec: DataSpec) -> Arrays:
+    """Read the columns of each split as examples; one input alone needs no name."""
+    if "train" not in splits:
+        raise DataError(f"Data set {spec.name!r}: it has no rows to train on.")
+    target = _target(splits["train"], spec)
+    for name, columns in splits.items():
+        if {*columns} != {*splits["train"]}:
+            raise DataError(
+                f"Data set {spec.name!r}: its splits differ in their columns: train has "
+                f"{', '.join(splits['train'])}, and {name} {', '.join(columns)}."
+            )
+    inputs = {
+        split: Named({n: _input(n, c[n], spec) for n in c if n != target})
+        for split, c in splits.items()
+    }
+    if not inputs["train"]:
+        raise DataError(f"Data set {spec.name!r}: it has no column beside {target!r}.")
+    tokens = _tokens(inputs["train"])
+    targets = {split: None if target is None else c[target] for split, c in splits.items()}
+    if tokens is not None and all(_repeats(targets[s], inputs[s][tokens]) for s in splits):
+        return _next_token(inputs, targets, spec, tokens=tokens)
+    if target is None:
+        raise DataError(
+            f"Data set {spec.name!r}: no column is to be learnt. Name one {' or '.join(TARGETS)}, "
+            f"or give its name as 'target'. Columns: {', '.join(inputs['train'])}."
+        )
+    values = {split: columns[target] for split, columns in splits.items()}
+    numbers = spec.task == REGRESSION or all(y.dtype.kind == "f" for y in values.values())
+    names = () if numbers else class_names([*values.values()])
+    task = REGRESSION if numbers else TOKENS if values["train"].ndim > 1 else CLASSIFICATION
+    rows = {
+        split: Rows(inputs=_alone(inputs[split]), targets=targets_of(y, names, numbers=numbers))
+        for split, y in values.items()
+    }
+    return Arrays(
+        task=spec.task or task,
+        train=rows["train"],
+        test=rows.get("test"),
+        validation=rows.get("validation"),
+        classes=names,
+        vocabulary=_vocabulary(inputs, tokens),
+    )
+
+
+def _target(columns: Columns, spec: DataSpec) -> str | None:
+    if spec.target is not None and spec.target not in columns:
+        raise ConfigError(f"Data set {spec.name!r}: {unknown('target', spec.target, [*columns])}")
+    return spec.target or next((name for name in TARGETS if name in columns), None)
+
+
+def _input(name: str, values: NDArray[Any], spec: DataSpec) -> Tensor:
+    if values.dtype.kind in "iub":
+        return torch.from_numpy(values.astype(np.int64))
+    if values.dtype.kind == "f":
+        return torch.from_numpy(values.astype(np.float32))
+    first = short(values.flat[0] if values.size else values)
+    raise DataError(
+        f"Data set {spec.name!r}: the column {name!r} must be numbers, of one shape in each row, "
+        f"and is {values.dtype}, such as {first}. Pad sequences to one length, with a column "
+        f"{MASK!r} of ones and zeros, and leave out columns that the network does not take."
+    )
+
+
+def _tokens(inputs: Mapping[str, Tensor]) -> str | None:
+    """Return the input that is sequences of tokens: the first of ids that are no mask."""
+    ids = (n for n, v in inputs.items() if not v.is_floating_point() and v.dim() == 2)
+    return next((name for name in ids if int(inputs[name].max()) > 1), None)
+
+
+def _vocabulary(inputs: Mapping[str, Mapping[str, Tensor]], tokens: str | None) -> int | None:
+    if tokens is None:
+        return None
+    return 1 + max(int(named[tokens].max()) for named in inputs.values())
+
+
+def _alone(inputs: Named) -> Any:
+    return inputs if len(inputs) > 1 else next(iter(inputs.values()))
+
+
+def _repeats(targets: NDArray[Any] | None, tokens: Tensor) -> bool:
+    """Tell whether targets are the tokens themselves, or there are none."""
+    if targets is None:
+        return True
+    same = targets.shape == tokens.shape and targets.dtype.kind in "iu"
+    return same and bool(((targets == tokens.numpy()) | (targets == IGNORED)).all())
+
+
+def _next_token(
+    inputs: Mapping[str, Named],
+    targets: Mapping[str, NDArray[Any] | None],
+    spec: DataSpec,
+    *,
+    tokens: str,
+) -> Arrays:
+    """Let each token be learnt from those before it; what is padding or ignored is not."""
+    rows = {}
+    for split, named in inputs.items():
+        ids, given = named[tokens], targets[split]
+        wanted = ids if given is None else torch.from_numpy(given.astype(np.int64))
+        wanted = wanted[:, 1:].clone()
+        if MASK in named:
+            wanted[named[MASK][:, 1:] == 0] = IGNORED
+        short_ones = {n: v[:, :-1] if v.shape == ids.shape else v for n, v in named.items()}
+        rows[split] = Rows(inputs=_alone(Named(short_ones)), targets=wanted)
+    vocabulary = _vocabulary(inputs, tokens)
+    return Arrays(
+        task=spec.task or NEXT,
+        train=rows["train"],
+        test=rows.get("test"),
+        validation=rows.get("validation"),
+        classes=tuple(map(str, range(vocabulary or 0))),
+        vocabulary=vocabulary,
+    )
+
+
+def class_names(targets: list[NDArray[Any]]) -> tuple[str, ...]:
+    """Return the names of classes: of whole numbers all up to the largest, else the values."""
+    values = np.unique(np.concatenate([np.ravel(y) for y in targets]))
+    if values.dtype.kind in "iu":
+        return tuple(str(k) for k in range(max(int(values.max()) + 1, 2)))
+    return tuple(str(value) for value in values)
+
+
+def targets_of(y: NDArray[Any], names: tuple[str, ...], *, numbers: bool) -> Tensor:
+    """Return targets as numbers, or as places among the names of classes."""
+    if numbers:
+        return torch.from_numpy(y.astype(np.float32))
+    if y.dtype.kind in "iu":
+        return torch.from_numpy(y.astype(np.int64))
+    place = {name: i for i, name in enumerate(names)}
+    flat = [place[str(value)] for value in np.ravel(y)]
+    return torch.tensor(flat).reshape(y.shape)
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def split_columns(arrays: Columns) -> dict[str, dict[str, NDArray[Any]]]:
+    """Part arrays by the suffix of their names: ``input_ids_test``; without one they train."""
+    splits: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, values in arrays.items():
+        stem, _, last = name.rpartition("_")
+        split = SPLITS.get(last) if stem else None
+        splits.setdefault(split or "train", {})[stem if split else name] = values
+    return splits
+
+
+def _files(spec: DataSpec, suffix: str) -> list[Path]:
+    path = Path(spec.location).expanduser()
+    files = [path] if path.is_file() else []
+    if path.is_dir():
+        files = [file for file in files_below(path) if file.suffix.lower() == suffix]
+    if not files:
+        raise DataError(
+            f"Data set {spec.name!r}: no {suffix} file there. Give the path of a file, or of a "
+            f"folder that holds train{suffix}, perhaps beside test{suffix}."
+        )
+    return files
+
+
+def _by_split(spec: DataSpec, suffix: str) -> dict[str, list[Path]]:
+    """Return the files of each split, by their names; a file alone trains."""
+    files = _files(spec, suffix)
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        found = split_within(file.stem)
+        split = "train" if len(files) == 1 or found is None else found.split
+        by_split.setdefault(split, []).append(file)
+    return by_split
+
+
+def _digest_of(suffix: str) -> Any:
+    def digest(spec: DataSpec) -> str:
+        sha = hashlib.sha256()
+        for split, files in sorted(_by_split(spec, suffix).items()):
+            for file in files:
+                sha.update(f"{split} {file.stat().st_size}\n".encode() + file.read_bytes())
+        return sha.hexdigest()
+
+    return digest
+
+
+@register_data("safetensors:", content=_digest_of(".safetensors"))
+def safetensors_columns(spec: DataSpec) -> Arrays:
+    """Read tensors by name as columns, of a file or of a folder with a file for each split."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    splits: dict[str, dict[str, NDArray[Any]]] = {}
+    for split, files in _by_split(spec, ".safetensors").items():
+        for file in files:
+            try:
+                arrays = load_file(file)
+            except (SafetensorError, OSError, TypeError) as error:
+                raise DataError(f"{file} cannot be read: {error}") from error
+            parts = split_columns(arrays)
+            alone = {split: parts["train"]} if {*parts} == {"train"} else parts
+            for name, columns in alone.items():
+                splits.setdefault(name, {}).update(columns)
+    return arrays_of(splits, spec)
+
+
+@register_data("parquet:", content=_digest_of(".parquet"))
+def parquet_columns(spec: DataSpec) -> Arrays:
+    """Read the columns of a Parquet file, or of a folder with files for each split."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    splits = {}
+    for split, files in _by_split(spec, ".parquet").items():
+        try:
+            table = pa.concat_tables([pq.read_table(file) for file in files])
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"Data set {spec.name!r} cannot be read: {error}") from error
+        splits[split] = {name: _stacked(table.column(name)) for name in table.column_names}
+    return arrays_of(splits, spec)
+
+
+def _stacked(column: Any) -> NDArray[Any]:
+    """Return a column as an array with a row for each example; as objects if they differ."""
+    values = column.to_numpy(zero_copy_only=False)
+    if values.dtype != object or not len(values) or isinstance(values[0], str):
+        return np.asarray(values)
+    rows = [np.asarray(value.tolist() if hasattr(value, "tolist") else value) for value in values]
+    return np.stack(rows) if len({row.shape for row in rows}) == 1 else values

@@ -1,0 +1,211 @@
+"""The examples that criteria look at: batches as networks take them, and the loss on them.
+
+Of a data set of a study, or of anything that yields batches, such as a ``DataLoader``:
+
+    (inputs, targets)            inputs are a tensor, a tuple of several, or a mapping by name
+    (a, b, targets)              of more than two, the last are the targets
+    {"input_ids": ..., "labels": ...}
+    inputs                       alone, for criteria that need no loss
+
+A network that takes its labels (those of transformers) computes its loss itself.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from regrow.data.columns import TARGETS
+from regrow.errors import ConfigError, TrainingError, short
+from regrow.tasks.base import logits_of
+from regrow.train.objective import IGNORED, Objective
+
+Batch = tuple[Any, Any]  # inputs, and targets or None
+Loss = Callable[[Any, Any], Tensor]
+MASK = "attention_mask"
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Batches of inputs and targets, and the loss of what a network returns for them."""
+
+    batches: tuple[Batch, ...]
+    objective: Objective
+
+
+def examples_of(
+    data: Iterable[Any], network: nn.Module, *, num: int, loss: Loss | None = None
+) -> Examples:
+    """Read so many examples of batches; a ``ConfigError`` says what a batch lacks.
+
+    Args:
+        data: yields batches; it is read once, and no further than needed.
+        network: what they are for: one that takes its labels computes its own loss.
+        num: how many examples at most.
+        loss: (what the network returns, targets) -> the mean loss of a batch, where that is
+            neither the network's own nor one that follows from the targets (cross-entropy of
+            classes, of each token or of each example; squared errors of numbers).
+    """
+    takes = _parameters(network)
+    batches: list[Batch] = []
+    left = num
+    for batch in data:
+        inputs, targets = _parted(batch, takes, own=loss is None)
+        size = size_of(inputs)
+        if size > left:
+            inputs, targets = (rows_of(part, slice(left), size) for part in (inputs, targets))
+        batches.append((inputs, targets))
+        left -= size
+        if left <= 0:
+            break
+    if not batches:
+        raise ConfigError("The data for the criterion yields no batch. Give at least one.")
+    return Examples(tuple(batches), _objective(loss))
+
+
+def _parameters(network: nn.Module) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(network.forward).parameters
+    except (TypeError, ValueError):  # compiled code may have no signature
+        return {}
+
+
+def _parted(batch: Any, takes: Mapping[str, inspect.Parameter], *, own: bool) -> Batch:
+    """Part a batch into what the network takes and what is to be learnt."""
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, Mapping):
+        named = {name: value for name, value in batch.items() if value is not None}
+        label = next((name for name in TARGETS if name in named), None)
+        targets = None if label is None else named[label]
+        if label is not None and not (own and label in takes):
+            del named[label]
+        _check_names(named, takes)
+        return named, targets
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        return (dict(batch[0]) if isinstance(batch[0], Mapping) else batch[0]), batch[1]
+    if isinstance(batch, list | tuple) and len(batch) > 2:
+        return tuple(batch[:-1]), batch[-1]
+    raise ConfigError(
+        "A batch for a criterion must be (inputs, targets), a mapping of named tensors, or a "
+        f"tensor. Got {short(batch)}."
+    )
+
+
+def _check_names(named: Mapping[str, Any], takes: Mapping[str, inspect.Parameter]) -> None:
+    any_name = not takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    surplus = [] if any_name else [name for name in named if name not in takes]
+    positional = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    missing = [
+        name
+        for name, p in takes.items()
+        if p.kind in positional and p.default is p.empty and name not in named
+    ]
+    if surplus or missing:
+        problems = [
+            *([f"it lacks {', '.join(map(repr, missing))}"] if missing else []),
+            *([f"the network takes no {', '.join(map(repr, surplus))}"] if surplus else []),
+        ]
+        raise ConfigError(
+            f"A batch of {', '.join(map(repr, named)) or 'no names'} does not fit the network: "
+            f"{'; '.join(problems)}. It takes {', '.join(takes)}."
+        )
+
+
+def size_of(inputs: Any) -> int:
+    """Count the examples of a batch of inputs: the rows of its first tensor."""
+    if isinstance(inputs, Tensor):
+        return len(inputs)
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    sizes = (size_of(v) for v in values if isinstance(v, Tensor | Mapping | list | tuple))
+    return next(sizes, 0)
+
+
+def rows_of(inputs: Any, part: slice, size: int) -> Any:
+    """Return some rows of each tensor that has one for each example."""
+    if isinstance(inputs, Tensor):
+        return inputs[part] if inputs.dim() and len(inputs) == size else inputs
+    if isinstance(inputs, Mapping):
+        return {name: rows_of(value, part, size) for name, value in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        return tuple(rows_of(value, part, size) for value in inputs)
+    return inputs
+
+
+def moved(values: Any, device: torch.device | str) -> Any:
+    """Return tensors on a device, in the mapping or tuple that they lie in."""
+    if isinstance(values, Tensor):
+        return values.to(device)
+    if isinstance(values, Mapping):
+        return {name: moved(value, device) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return tuple(moved(value, device) for value in values)
+    return values
+
+
+def counted_rows(inputs: Any) -> Tensor | None:
+    """Return which tokens of a batch are no padding, flat; None where nobody says so."""
+    mask = inputs.get(MASK) if isinstance(inputs, Mapping) else None
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask.all()):
+        return None
+    return mask.flatten().bool()
+
+
+# The loss -----------------------------------------------------------------------------------------
+
+
+def count_labels(targets: Any) -> int:
+    """Count what a mean loss is over: classes or numbers that are not ignored."""
+    if not isinstance(targets, Tensor):
+        return size_of(targets)
+    if targets.is_floating_point():
+        return len(targets)
+    return int((targets != IGNORED).sum())
+
+
+def _objective(loss: Loss | None) -> Objective:
+    """Make an objective of a mean loss, of the network's own, or of what targets suggest."""
+
+    def total(outputs: Any, targets: Any) -> Tensor:
+        if targets is None:
+            raise ConfigError(
+                "This criterion looks at gradients, so its data must have targets: batches of "
+                "(inputs, targets), or mappings with 'labels'."
+            )
+        num = count_labels(targets)
+        if loss is not None:
+            value = loss(outputs, targets)
+        elif isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), Tensor):
+            value = outputs["loss"]
+        else:
+            value = _usual_loss(logits_of(outputs), targets)
+        if not isinstance(value, Tensor) or value.dim():
+            raise TrainingError(
+                f"A loss must return the mean loss of a batch, a tensor of one number. Got "
+                f"{short(value)}."
+            )
+        return value * num
+
+    return Objective(name="own", losses=total, count=count_labels)
+
+
+def _usual_loss(logits: Tensor, targets: Any) -> Tensor:
+    """Return the mean loss that targets suggest: of classes or of numbers."""
+    if isinstance(targets, Tensor) and not targets.is_floating_point():
+        if logits.shape[:-1] == targets.shape:
+            return functional.cross_entropy(
+                logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED
+            )
+        if logits.shape[:1] + logits.shape[2:] == targets.shape:  # maps of classes
+            return functional.cross_entropy(logits, targets, ignore_index=IGNORED)
+    elif isinstance(targets, Tensor) and logits.numel() == targets.numel():
+        return functional.mse_loss(logits.reshape(targets.shape), targets.to(logits.dtype))
+    shape = tuple(targets.shape) if isinstance(targets, Tensor) else short(targets)
+    raise ConfigError(
+        f"Which loss is meant cannot be told: the network returns {tuple(logits.shape)}, and the "
+        f"targets are {shape}. Give it: select(..., loss=lambda outputs, targets: ...)."
+    )
