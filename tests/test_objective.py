@@ -118,7 +118,7 @@ def test_network_without_a_tensor_is_refused() -> None:
             self.inner = network()
 
         def forward(self, x: Tensor) -> Any:
-            return {"logits": self.inner(x)}
+            return {"scores": self.inner(x)}
 
     from regrow.train import Training
 

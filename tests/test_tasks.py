@@ -177,7 +177,7 @@ def test_what_is_wrong_with_a_table_is_said(
 def test_what_is_wrong_with_arrays_and_text_is_said(tmp_path: Path) -> None:
     floats = np.random.default_rng(0).random((9, 2))
     for values, message in (
-        ({"a": floats}, "expected arrays 'inputs' and 'targets'"),
+        ({"a": floats}, "expected 'inputs' and 'targets'"),
         ({"x_test": floats, "y_test": floats}, "no arrays to train on"),
         ({"x": floats, "y": floats[:5]}, "a target for each input"),
         ({"x": floats * np.inf, "y": floats}, "the input of row 0 is not finite"),
@@ -353,7 +353,11 @@ def test_a_study_gives_its_task_to_data_that_name_none(tmp_path: Path) -> None:
         ("regression", "token-classification", "has a class, of rows of numbers. Tasks for it: cl"),
         ("regression", "image-classification", "learns a class, of images. The data set 'csv:"),
         ("classification", "language-modelling", "has a class, of rows of numbers"),
-        ("token-classification", "classification", "Tasks for it: language-modelling, token-cl"),
+        (
+            "token-classification",
+            "classification",
+            "Tasks for it: language-modelling, next-token",
+        ),
         ("language-modelling", "classification", "has a class for each token, of sequences"),
         ("language-modelling", "image-classification", "learns a class, of images. The data set"),
     ],

@@ -12,7 +12,7 @@ from torch import Tensor
 from regrow.data.base import Arrays, Rows
 from regrow.data.held_out import hold_out
 from regrow.data.images import MemoryImages
-from regrow.data.named import Named, text_of
+from regrow.data.named import NamedInputs, text_of
 from regrow.data.spec import DataSpec
 from regrow.errors import ConfigError, DataError
 
@@ -79,24 +79,24 @@ def load_arrays(raw: Arrays, spec: DataSpec) -> dict[str, Any]:
 def _inputs(raw: Arrays, splits: Mapping[str, Rows]) -> str | None:
     """Write what an example is, where a network cannot tell by a shape."""
     first = splits["train"].inputs
-    if isinstance(first, Named):
-        parts = [part.inputs for part in splits.values() if isinstance(part.inputs, Named)]
+    if isinstance(first, NamedInputs):
+        parts = [part.inputs for part in splits.values() if isinstance(part.inputs, NamedInputs)]
         return text_of({name: torch.cat([part[name] for part in parts]) for name in first})
     if raw.vocabulary is None:
         return None
     return f"{'x'.join(map(str, (1, *first.shape[1:])))}:int64:{raw.vocabulary}"
 
 
-def _scale(values: Tensor | Named) -> tuple[Tensor, Tensor] | None:
+def _scale(values: Tensor | NamedInputs) -> tuple[Tensor, Tensor] | None:
     """Return mean and standard deviation of each number over the rows; None for tokens, classes."""
-    if isinstance(values, Named) or not values.is_floating_point():
+    if isinstance(values, NamedInputs) or not values.is_floating_point():
         return None
     std, mean = torch.std_mean(values.double(), dim=0, correction=0)
     return mean, torch.where(std > 0, std, torch.ones_like(std))
 
 
-def _scaled(values: Tensor | Named, scale: tuple[Tensor, Tensor] | None) -> Any:
-    if scale is None or isinstance(values, Named):
+def _scaled(values: Tensor | NamedInputs, scale: tuple[Tensor, Tensor] | None) -> Any:
+    if scale is None or isinstance(values, NamedInputs):
         return values
     mean, std = scale
     return ((values.double() - mean) / std).float()
@@ -117,8 +117,8 @@ def _strata(part: Rows) -> Tensor:
 
 
 def _check(part: Rows, raw: Arrays, *, of: str) -> None:
-    named = isinstance(part.inputs, Named)
-    inputs = dict(part.inputs) if isinstance(part.inputs, Named) else {"": part.inputs}
+    named = isinstance(part.inputs, NamedInputs)
+    inputs = dict(part.inputs) if isinstance(part.inputs, NamedInputs) else {"": part.inputs}
     for name, values in inputs.items():
         side = f"input {name!r}" if name else "input"
         _check_length(values, part.targets, of=of, side=side)
@@ -184,8 +184,8 @@ def _check_alike(splits: Mapping[str, Rows], spec: DataSpec) -> None:
         )
 
 
-def _shapes(inputs: Tensor | Named) -> Any:
+def _shapes(inputs: Tensor | NamedInputs) -> Any:
     """Return the shape of one example, or of each of its inputs."""
-    if isinstance(inputs, Named):
+    if isinstance(inputs, NamedInputs):
         return tuple((name, tuple(value.shape[1:])) for name, value in inputs.items())
     return tuple(inputs.shape[1:])

@@ -87,7 +87,7 @@ class Rows:
     """Examples that lie in memory as two tensors, one row an example.
 
     ``inputs``: float32 [N, ...], numbers; or int64 [N, length], tokens; or several by name
-    (``Named``), which are handed to the network by these. ``targets``: int64 [N] or
+    (``NamedInputs``), which are handed to the network by these. ``targets``: int64 [N] or
     [N, length], classes (-100: none is asked for); or float32 [N, ...], numbers.
     """
 

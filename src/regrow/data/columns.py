@@ -18,7 +18,7 @@ from torch import Tensor
 from regrow.data.arrays import IGNORED
 from regrow.data.base import Arrays, Rows
 from regrow.data.files import files_below
-from regrow.data.named import Named
+from regrow.data.named import NamedInputs
 from regrow.data.spec import DataSpec, register_data
 from regrow.data.splits import split_within
 from regrow.errors import ConfigError, DataError, short, unknown
@@ -43,7 +43,7 @@ def arrays_of(splits: Mapping[str, Columns], spec: DataSpec) -> Arrays:
                 f"{', '.join(splits['train'])}, and {name} {', '.join(columns)}."
             )
     inputs = {
-        split: Named({n: _input(n, c[n], spec) for n in c if n != target})
+        split: NamedInputs({n: _input(n, c[n], spec) for n in c if n != target})
         for split, c in splits.items()
     }
     if not inputs["train"]:
@@ -54,8 +54,9 @@ def arrays_of(splits: Mapping[str, Columns], spec: DataSpec) -> Arrays:
         return _next_token(inputs, targets, spec, tokens=tokens)
     if target is None:
         raise DataError(
-            f"Data set {spec.name!r}: no column is to be learnt. Name one {' or '.join(TARGETS)}, "
-            f"or give its name as 'target'. Columns: {', '.join(inputs['train'])}."
+            f"Data set {spec.name!r}: expected 'inputs' and 'targets', or inputs under their names "
+            f"and what is to be learnt of them as one of {', '.join(TARGETS)}, or under a name "
+            f"given as 'target'. Got {', '.join(inputs['train'])}."
         )
     values = {split: columns[target] for split, columns in splits.items()}
     numbers = spec.task == REGRESSION or all(y.dtype.kind == "f" for y in values.values())
@@ -106,7 +107,7 @@ def _vocabulary(inputs: Mapping[str, Mapping[str, Tensor]], tokens: str | None) 
     return 1 + max(int(named[tokens].max()) for named in inputs.values())
 
 
-def _alone(inputs: Named) -> Any:
+def _alone(inputs: NamedInputs) -> Any:
     return inputs if len(inputs) > 1 else next(iter(inputs.values()))
 
 
@@ -119,7 +120,7 @@ def _repeats(targets: NDArray[Any] | None, tokens: Tensor) -> bool:
 
 
 def _next_token(
-    inputs: Mapping[str, Named],
+    inputs: Mapping[str, NamedInputs],
     targets: Mapping[str, NDArray[Any] | None],
     spec: DataSpec,
     *,
@@ -134,7 +135,7 @@ def _next_token(
         if MASK in named:
             wanted[named[MASK][:, 1:] == 0] = IGNORED
         short_ones = {n: v[:, :-1] if v.shape == ids.shape else v for n, v in named.items()}
-        rows[split] = Rows(inputs=_alone(Named(short_ones)), targets=wanted)
+        rows[split] = Rows(inputs=_alone(NamedInputs(short_ones)), targets=wanted)
     vocabulary = _vocabulary(inputs, tokens)
     return Arrays(
         task=spec.task or NEXT,

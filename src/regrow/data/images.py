@@ -29,7 +29,7 @@ from torch import Tensor
 
 from regrow.data.augment import augment, crop_boxes, draw, draw_crops
 from regrow.data.decode import fit_for_scoring, num_threads, open_image, to_rgb
-from regrow.data.named import Named
+from regrow.data.named import NamedInputs
 
 # Announced batches that are kept; older ones that nobody asked for are dropped. 8 batches of 256
 # images at 224 px are 300 MB.
@@ -75,7 +75,7 @@ class MemoryImages(Images):
     Or examples of another kind: one tensor, or several by name.
     """
 
-    def __init__(self, pixels: Tensor | Named, labels: Tensor) -> None:
+    def __init__(self, pixels: Tensor | NamedInputs, labels: Tensor) -> None:
         super().__init__(labels)
         self.pixels: Any = pixels
         self._copies: dict[torch.device, MemoryImages] = {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class Named(dict[str, Tensor]):
+class NamedInputs(dict[str, Tensor]):
     """Inputs by name, each with a row for each example; the first gives their shape.
 
     It has of a tensor what is asked of a batch of inputs, so that both are handled alike.
@@ -30,15 +30,15 @@ class Named(dict[str, Tensor]):
     def _first(self) -> Tensor:
         return next(iter(self.values()))
 
-    def to(self, *args: Any, **kwargs: Any) -> "Named":
+    def to(self, *args: Any, **kwargs: Any) -> "NamedInputs":
         """Move each."""
         return self._each(lambda value: value.to(*args, **kwargs))
 
-    def index_select(self, dim: int, index: Tensor) -> "Named":
+    def index_select(self, dim: int, index: Tensor) -> "NamedInputs":
         """Pick from each."""
         return self._each(lambda value: value.index_select(dim, index))
 
-    def contiguous(self, *, memory_format: torch.memory_format) -> "Named":
+    def contiguous(self, *, memory_format: torch.memory_format) -> "NamedInputs":
         """Return them as they are: only images have layouts."""
         return self
 
@@ -46,8 +46,8 @@ class Named(dict[str, Tensor]):
         """Tell whether all are numbers rather than ids."""
         return all(value.is_floating_point() for value in self.values())
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Named":
-        return Named({name: change(value) for name, value in self.items()})
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "NamedInputs":
+        return NamedInputs({name: change(value) for name, value in self.items()})
 
 
 def text_of(inputs: Tensor | Mapping[str, Tensor]) -> str:

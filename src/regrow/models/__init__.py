@@ -9,6 +9,7 @@ channel numbers), and those of its own variants.
 import inspect
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -78,9 +79,13 @@ class ModelEntry:
         return {self.renamed.get(n, n): data[n] for n in self.from_data if n in data}
 
 
+# What a network is called that nobody registered: see ``models.origins``.
+_ORIGIN = re.compile(r".+:[A-Za-z_][\w.]*|(timm|torchvision|hf)/.*|[^:]*\.py|[^\s:]*/[^\s:]*")
+
+
 def is_origin(name: object) -> bool:
     """Tell whether a name is that of a network which nobody registered, ``file.py:build``."""
-    return isinstance(name, str) and ("/" in name or ":" in name or name.strip().endswith(".py"))
+    return isinstance(name, str) and _ORIGIN.fullmatch(name.strip()) is not None
 
 
 def _origins() -> Any:

@@ -118,37 +118,33 @@ def select(
 
     Args:
         model, trace: the trained network (or any, for a method that looks at no weights).
-        method: a method or its name.
-        scope: in place of the method's own: kinds of groups, or ``all``.
+        method, scope: a method or its name; kinds of groups in place of its own, or ``all``.
         sparsity: removed share of all units in the method's scope, in [0, 1).
         shares: instead of a sparsity, the removed share of each group in the order of computation.
         pattern: instead of a sparsity, what another network kept in each stage; the allocation
             works within each layer (or kernel position) at the sparsity of the pattern.
-        dataset: for criteria that look at gradients or activations: a data set, or batches as
-            ``pruning.examples`` lists them, such as a ``DataLoader``.
-        loss: of batches, where it is not the network's own and does not follow from the targets.
+        dataset, loss: for criteria by gradients or activations: see ``pruning.examples``.
         seed: for criteria that draw.
         within: an earlier choice: some go of the units that it kept.
         masks: by parameter, which weights the training left; num_images: how many are seen.
-        rounds: steps to an amount: after round k of n (1 - sparsity) ** (k/n) of the units are
-            left, and scored anew.
+        rounds: steps to an amount, after k of n (1 - sparsity) ** (k/n) is left, and scored anew.
         multiple_of: how many channels of each layer stay is a multiple of this, or all of them.
         device: where a latency is measured.
         costs: instead of a sparsity, the share of a registered cost that may be left at most:
             ``macs=0.5``, ``parameters=0.3`` or ``latency=0.5``.
 
     Returns:
-        A mask over the groups in scope. ``mask.guarded`` lists groups of channels that kept one
-        more, so that no layer is emptied; layers of weights or filters may lose all of them.
+        A mask over the groups in scope; ``mask.guarded`` are those of channels that kept one more,
+        so that no layer is emptied. Layers of weights or filters may lose all of them.
     """
     chosen = (METHODS.get(method) if isinstance(method, str) else method).within(scope)
     amount = _amount(chosen, sparsity, shares, pattern, costs, rounds=rounds)
     groups = groups_in_scope(model, trace, chosen)
-    examples = _examples(dataset, model, loss=loss, num=num_images)
-    probe = _prober(examples, seed=seed, num_images=num_images, groups=groups, masks=masks)
-    scores = scores_of(chosen, groups, probe(model), within)
+    data = _examples(dataset, model, loss=loss, num=num_images)
+    probe = _prober(data, seed=seed, num_images=num_images, groups=groups, masks=masks)
     options: dict[str, Any] = {"within": within, "device": device, "multiple_of": multiple_of}
-    layers = layers_of(model, trace, chosen, scores=scores, **options)
+    options["scores"] = scores_of(chosen, groups, probe(model), within)
+    layers = layers_of(model, trace, chosen, **options)
     if shares is not None:
         return layers.mask(_by_shares(chosen, layers, shares))
     if pattern is not None:
