@@ -100,6 +100,8 @@ def asked(*entries: Any) -> list[str]:
         (
             ["fine-tune", {"name": "fine-tune-80", "like": "fine-tune", "epochs": 80}, "scratch-b"],
             [
+                "Is training from scratch (scratch-b) as good as fine-tuning (the best "
+                "retraining)?",
                 "Is training from scratch (scratch-b) as good as fine-tuning (fine-tune)?",
                 "Is training from scratch (scratch-b) as good as fine-tuning (fine-tune-80)?",
             ],
@@ -140,8 +142,11 @@ def test_equal_flops_come_first_under_any_name() -> None:
 def told(runs: Sequence[Run], names: Mapping[str, str]) -> Any:
     """Return all that a report decides of arms, with their names as they were before."""
 
-    def back(text: str | None) -> str | None:
-        return " or ".join(names[part] for part in text.split(" or ")) if text else text
+    def back(text: str | None) -> str:
+        arms, bracket, how = (text or "").partition(
+            " ("
+        )  # of the best retraining, how it was chosen
+        return " or ".join(names[part] for part in arms.split(" or ") if part) + bracket + how
 
     found = verdicts(runs)
     decided = [(back(v.arm), back(v.against), v.outcome, v.differences, v.p) for v in found]

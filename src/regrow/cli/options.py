@@ -27,6 +27,14 @@ DataOption = Annotated[
         help="Use other data in place of a data set of the study, e.g. cifar10=hf:PATH.",
     ),
 ]
+ReferenceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD",
+        help="Compare each other method with this one, at equal cost.",
+        show_default="each with each",
+    ),
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option(

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,7 @@ from regrow.cli.options import (
     DeviceOption,
     JsonOption,
     OutOption,
+    ReferenceOption,
     StoreOption,
     StudyFile,
     WithOption,
@@ -89,11 +91,14 @@ def report(
     out: OutOption = None,
     with_files: WithOption = None,
     data: DataOption = None,
+    reference: ReferenceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the report from the results so far, and print its table and answer."""
     load_extensions(with_files)
     loaded, choice = load_study(study, store, data=data, measure=False)
+    if reference is not None:
+        loaded = replace(loaded, reference=reference)
     opened = open_store(store, create=False)
     written, statuses = _report(loaded, opened, out, choice=choice)
     _print_report(written, as_json=as_json)
@@ -190,6 +195,7 @@ def _report(
         machine=machine(),
         date=date.today().isoformat(),
         margin=study.margin,
+        reference=study.reference,
         failures=results.failures,
         extras=results.extras,
         notes=notices(study.jobs()),

@@ -105,6 +105,7 @@ class Arm:
             place of the recipe's, over the budget.
         drop_at: of the schedule ``drops``, other shares of training than the recipe's.
         lr: another learning rate than the recipe's (or its last), if given.
+        last_rates: in place of ``lr``, the rate as a multiple of the recipe's last.
         epoch: of the weights, for the start ``rewound``: after so many epochs.
         objective: what it descends, where that is not the recipe's; one with a teacher
             (``distillation``) learns from the unpruned network, after its training.
@@ -120,6 +121,7 @@ class Arm:
     schedule: str = "full"
     drop_at: tuple[float, ...] | None = None
     lr: float | None = None
+    last_rates: float | None = None
     epoch: int | None = None
     schedule_epoch: int | None = None
     treatment: str | None = None
@@ -137,6 +139,7 @@ class Arm:
             raise ConfigError(
                 f"The 'lr' of the arm {self.name!r} must be a number above 0. Got {self.lr!r}."
             )
+        self._check_last_rates()
         if self.start == "rewound" and not is_int(self.epoch, least=1):
             raise ConfigError(
                 f"The arm {self.name!r} starts from rewound weights, so it needs an 'epoch' to "
@@ -153,6 +156,25 @@ class Arm:
         if self.objective is not None:
             make_objective(self.objective)
         self._check_treatment()
+
+    def _check_last_rates(self) -> None:
+        if self.last_rates is None:
+            return
+        if not (is_number(self.last_rates) and self.last_rates > 0):
+            raise ConfigError(
+                f"The 'last_rates' of the arm {self.name!r} must be a number above 0, by which the "
+                f"recipe's last learning rate is multiplied. Got {self.last_rates!r}."
+            )
+        if self.lr is not None:
+            raise ConfigError(
+                f"The arm {self.name!r} has both an 'lr' and 'last_rates', and each says the "
+                "learning rate. Leave one out."
+            )
+
+    @property
+    def needs_last_lr(self) -> bool:
+        """True if its learning rate hangs on the recipe's last."""
+        return self.last_rates is not None or (self.schedule == "last-rate" and self.lr is None)
 
     def _error(self, field: str, known: tuple[str, ...]) -> ConfigError:
         return ConfigError(
@@ -241,14 +263,16 @@ class Arm:
 
     def recipe(self, base: Recipe, epochs: int) -> Recipe:
         """Return the recipe this arm trains with for so many epochs."""
-        objective = self.objective or base.objective
+        objective, lr = self.objective or base.objective, self.lr
+        if self.last_rates is not None:
+            lr = float(f"{self.last_rates * base.last_lr():.12g}")  # 0.01, not 0.010000000000000002
         if self.schedule == "last-rate":
-            base = base.at_one_rate(self.lr or base.last_lr())
+            base = base.at_one_rate(lr or base.last_lr())
             return replace(base, epochs=epochs, objective=objective)
         return replace(
             base,
             epochs=epochs,
-            lr=self.lr or base.lr,
+            lr=lr or base.lr,
             schedule=base.schedule if self.schedule == "full" else self.schedule,
             drop_at=base.drop_at if self.drop_at is None else self.drop_at,
             objective=objective,
@@ -260,7 +284,7 @@ class Arm:
         A treatment is left out, because a job has it with all that it depends on.
         """
         budget = {"kind": self.budget.kind, "amount": self.budget.amount, "cap": self.budget.cap}
-        names = ("start", "schedule", "lr", "epoch", "schedule_epoch")
+        names = ("start", "schedule", "lr", "last_rates", "epoch", "schedule_epoch")
         fields = {name: getattr(self, name) for name in names}
         fields["drop_at"] = None if self.drop_at is None else [*self.drop_at]
         if self.objective is not None:
@@ -307,6 +331,30 @@ LR_REWIND = register_arm(
     Arm(name="lr-rewind", start="inherited", budget=Budget(kind="equal-epochs"))
 )
 
+# The winner between retrainings, and against scratch training, changes with the learning rate
+# (Wang et al., 2023, arXiv:2301.05219): ten times the last rate, then the last rate for the second
+# half; and one cycle over the whole budget (Le and Hua, 2021, arXiv:2105.03193).
+FINE_TUNE_10X = register_arm(
+    Arm(
+        name="fine-tune-10x",
+        start="inherited",
+        budget=Budget(kind="share", amount=0.25),
+        schedule="drops",
+        drop_at=(0.5,),
+        last_rates=10.0,
+    )
+)
+ONE_CYCLE = register_arm(
+    Arm(
+        name="one-cycle",
+        start="inherited",
+        budget=Budget(kind="equal-epochs"),
+        schedule="one-cycle",
+    )
+)
+# The retrainings that a comparison with scratch training crosses.
+RETRAININGS = (FINE_TUNE, FINE_TUNE_10X, LR_REWIND, ONE_CYCLE)
+
 # Knowledge distillation (Hinton et al., 2015, arXiv:1503.02531) from the unpruned network.
 DISTILLED = register_arm(
     Arm(
@@ -323,8 +371,8 @@ DEFAULT_ARMS = (UNPRUNED, PRUNED, FINE_TUNE, SCRATCH_E, SCRATCH_B, WINNING_TICKE
 # An arm as a study file has it --------------------
 
 _ARM_KEYS = (
-    *("name", "like", "start", "epoch", "schedule", "drop_at", "schedule_epoch", "lr"),
-    *("treatment", "strength"),
+    *("name", "like", "start", "epoch", "schedule", "drop_at", "schedule_epoch"),
+    *("lr", "last_rates", "treatment", "strength"),
     *("epochs", "share", "budget", "cap", "objective"),
 )
 
@@ -352,18 +400,27 @@ def read_arm(entry: Any) -> Arm:
     if isinstance(given.get("drop_at"), list):
         given["drop_at"] = tuple(given["drop_at"])
     fields = (
-        *("start", "epoch", "schedule", "drop_at", "schedule_epoch", "lr"),
-        *("treatment", "strength"),
+        *("start", "epoch", "schedule", "drop_at", "schedule_epoch"),
+        *("lr", "last_rates", "treatment", "strength"),
     )
     _check_given_treatment(given)
     if given.get("objective") is not None:
         base = replace(base, objective=Choice.from_json(given["objective"]))
     return replace(
-        base,
+        _without_what_gives_way(base, given),
         name=base.name if known is not None else name,
         budget=_read_budget(given, base),
         **{key: given[key] for key in fields if key in given},
     )
+
+
+def _without_what_gives_way(base: Arm, given: Mapping[str, Any]) -> Arm:
+    """Leave out of an arm what belongs to a rate or a schedule that is replaced."""
+    if "lr" in given and "last_rates" not in given:
+        base = replace(base, last_rates=None)
+    if "schedule" in given and given["schedule"] != base.schedule:
+        base = replace(base, drop_at=None)
+    return base
 
 
 def _check_given_treatment(fields: Mapping[str, Any]) -> None:

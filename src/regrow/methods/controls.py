@@ -1,7 +1,9 @@
 """Controls that any method has to beat: units chosen by chance, over the network or layer by layer.
 
 ``random`` draws the units from the whole network, so each layer loses about the same share, give or
-take; ``uniform`` takes exactly the same share of every layer. ``uniform-sparsification`` draws for
+take; ``uniform`` takes exactly the same share of every layer. ``width`` is the small dense network:
+every width of the network, residual streams too, times one factor. Trained from scratch at equal
+FLOPs it is the rival that a pruned network has to beat. ``uniform-sparsification`` draws for
 each weight of a convolution on its own, with one probability throughout (the baseline of Figure 3,
 right, in Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, arXiv:1810.05270).
 """
@@ -9,7 +11,7 @@ right, in Liu et al., Rethinking the Value of Network Pruning, ICLR 2019, arXiv:
 import torch
 from torch import Tensor
 
-from regrow.pruning.method import NORMED, criterion, register_method
+from regrow.pruning.method import ALL, NORMED, criterion, register_method
 from regrow.pruning.probe import Probe
 from regrow.surgery import Group
 
@@ -27,9 +29,24 @@ def first(group: Group, probe: Probe) -> Tensor:
 
 
 # On the units that network slimming prunes too, so that the three compare.
-register_method("random", criterion=random_score, allocation="global", scope=NORMED, trained=False)
 register_method(
-    "uniform", criterion=random_score, allocation="uniform", scope=NORMED, trained=False
+    "random",
+    criterion=random_score,
+    allocation="global",
+    scope=NORMED,
+    trained=False,
+    designed=True,
+)
+register_method(
+    "uniform",
+    criterion=random_score,
+    allocation="uniform",
+    scope=NORMED,
+    trained=False,
+    designed=True,
+)
+register_method(
+    "width", criterion=first, allocation="uniform", scope=ALL, trained=False, designed=True
 )
 register_method(
     "uniform-sparsification",
@@ -37,4 +54,5 @@ register_method(
     allocation="independent",
     unit="weight",
     trained=False,
+    designed=True,
 )

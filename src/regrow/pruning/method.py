@@ -101,6 +101,8 @@ class Method:
             each is.
         trained: whether the criterion looks at a trained network; if not, it sees the network as
             first drawn, and the choice needs no training.
+        designed: whether neither weights nor data decide what is left, so that the small network
+            could have been written down and trained at once.
         treatment: makes what the method does during the parent's training, from its strength and
             from the sparsity that is asked for.
         treatment_revision: how many meanings the treatment has had; part of keys from 2 on.
@@ -122,6 +124,7 @@ class Method:
     unit: str = "channel"
     scope: tuple[Scope, ...] = ("conv",)
     trained: bool = True
+    designed: bool = False
     treatment: Treat | None = None
     treatment_revision: int = 1
     strength: Mapping[str, float] = field(default_factory=dict)
@@ -221,6 +224,7 @@ def register_method(
     unit: str = "channel",
     scope: Scope | Sequence[Scope] = "conv",
     trained: bool = True,
+    designed: bool = False,
     treatment: Treat | None = None,
     treatment_revision: int = 1,
     penalty: "Callable[[nn.Module, float], None] | None" = None,
@@ -247,6 +251,7 @@ def register_method(
         unit=unit,
         scope=_scope(scope),
         trained=trained,
+        designed=designed,
         treatment=treatment if penalty is None else _penalising(penalty),
         treatment_revision=treatment_revision,
         strength=strength or {},

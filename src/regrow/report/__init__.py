@@ -19,6 +19,8 @@ import pandas as pd
 from regrow.errors import ConfigError
 from regrow.report import figures
 from regrow.report.answer import answer
+from regrow.report.contest_words import answers, csv_files, tables
+from regrow.report.contests import Contest, contests
 from regrow.report.extras import cost_targets
 from regrow.report.render import Extra, Failure, Page, blocks, latex, markdown, terminal
 from regrow.report.rows import (
@@ -58,6 +60,7 @@ class Report:
     answer: str
     frame: pd.DataFrame
     verdicts: tuple[Verdict, ...]
+    contests: tuple[Contest, ...]
     metrics: tuple[Metric, ...]
     paths: tuple[Path, ...]
 
@@ -72,6 +75,7 @@ def write(
     date: str,
     margin: float | None = None,
     failures: Sequence[Failure] = (),
+    reference: str | None = None,
     notes: Sequence[str] = (),
     extras: Sequence[Extra] = (),
     draw: bool = True,
@@ -80,20 +84,25 @@ def write(
     """Write every file of a report into a folder (made if absent) and return it.
 
     ``runs`` come in the study's order, with those that failed or are missing. ``margin`` is the
-    difference below which arms count as equivalent, the metric's own unless given. ``notes`` are
+    difference below which arms count as equivalent, the metric's own unless given. ``reference`` is
+    the method that others are compared with, in place of every pair. ``notes`` are
     limits that the runs do not show (e.g. a subset of the data). ``extras`` are further tables,
     each a CSV file too. ``draw=False`` leaves the figures out. ``precision`` is what was computed
     in, where the study left that open.
     """
     frame, all_verdicts, metrics = summarise(runs), verdicts(runs, margin=margin), metrics_of(runs)
+    compared = contests(runs, margin=margin, reference=reference)
+    lines = [] if compared and not all_verdicts else [answer(all_verdicts)]
     page = Page(
         title=title,
         tables=blocks(frame, runs),
-        answer=answer(all_verdicts),
+        answer="\n".join([*lines, *answers(compared)]),
         verdicts=all_verdicts,
         metrics=metrics,
+        contests=compared,
+        methods=tables(compared),
         extras=(*extras, *cost_targets(runs)),
-        limits=(*_limits(runs), *notes),
+        limits=(*_limits(runs, compared), *notes),
         failures=tuple(failures),
     )
     provenance = {"command": f"`{command}`", "date": date, "machine": machine}
@@ -109,6 +118,7 @@ def write(
             "runs.csv": to_csv(runs_frame(runs), run_columns(runs)),
             "verdicts.csv": to_csv(verdicts_frame(all_verdicts), VERDICT_COLUMNS),
             **{f"{extra.name}.csv": extra.csv for extra in page.extras},
+            **csv_files(compared),
         }
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
@@ -119,6 +129,7 @@ def write(
         answer=page.answer,
         frame=frame,
         verdicts=all_verdicts,
+        contests=compared,
         metrics=metrics,
         paths=tuple(folder / name for name in names),
     )
@@ -145,7 +156,7 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _limits(runs: Sequence[Run]) -> list[str]:
+def _limits(runs: Sequence[Run], compared: Sequence[Contest]) -> list[str]:
     """Say what the runs themselves show to be less than what was asked for."""
     limits = []
     done = sum(run.done for run in runs)
@@ -168,6 +179,11 @@ def _limits(runs: Sequence[Run]) -> list[str]:
         limits.append(
             f"In {emptied} runs a global threshold would have emptied whole layers; the guard kept "
             "units there, so these networks are a little larger than asked."
+        )
+    if len({run.method for run in runs if run.method}) > 1 and not compared:
+        limits.append(
+            "Methods are not compared with each other, because no two of them were asked for the "
+            "same amount on one network. Give them a cost target, such as 'macs: 0.5'."
         )
     if done and max(Counter((r.group, r.arm) for r in runs if r.done).values()) == 1:
         limits.append("One seed per row: no spread is known and nothing can be tested.")

@@ -10,6 +10,7 @@ from regrow.report.verdict import OUTCOMES, Verdict, families, num_cells, overal
 from regrow.report.words import listed, num_seeds, p_value, signed
 from regrow.tasks.metric import Metric
 
+MOST_RULES = 2  # budget rules of a side that an answer names
 MANY = 1000  # seeds nobody trains; beyond it the estimate is not worth a number
 
 
@@ -32,7 +33,7 @@ def answer(verdicts: Sequence[Verdict]) -> str:
 
 def sentence(verdict: Verdict) -> str:
     """Word a verdict with difference, interval, n and corrected p-value."""
-    text = f"{verdict.where}{': ' if verdict.group else ', '}{_finding(verdict)}"
+    text = f"{verdict.where}{': ' if verdict.group else ', '}{finding(verdict)}"
     if not verdict.counts or not verdict.group:  # of an average the cautions say it
         return text
     low = [reason.text for reason in verdict.reasons if reason.rule == "one arm at chance"]
@@ -59,7 +60,8 @@ def _cautions(verdicts: Sequence[Verdict]) -> Iterator[str]:
         )
 
 
-def _finding(verdict: Verdict) -> str:
+def finding(verdict: Verdict) -> str:
+    """Word a verdict without its place."""
     comparison, within = verdict.comparison, verdict.metric.amount(f"{verdict.margin:g}")
     arm, against = _names(verdict)
     if comparison is None:
@@ -164,13 +166,27 @@ def _family(family: list[Verdict], *, with_metric: bool = False) -> str:
     text = "no seed has results in every cell, so there is no average."
     if mean is not None:
         text = sentence(mean).replace("undecided: ", "", 1)
-    text = f"{question} {_short(mean, conclusive)}: {text}"
+    text = f"{question} {_short(mean, conclusive)}: {text}{_rules(conclusive)}"
     if len(family) == 1:
         return text
     if len(conclusive) < len(with_results):
         left_out = _left_out(with_results, of=len(family))
         text += f" {left_out[0].upper()}{left_out[1:]}."
     return f"{text} {_counts(family, conclusive)}"
+
+
+def _rules(conclusive: Sequence[Verdict]) -> str:
+    """Name the recipes and budget rules that an answer about scratch training holds for."""
+    if conclusive[0].question.about != "scratch":
+        return ""
+    sides = [list(dict.fromkeys(v.rules[i] for v in conclusive if v.rules[i])) for i in (0, 1)]
+    if not all(sides):
+        return ""
+    setups = list(dict.fromkeys(v.setup for v in conclusive if v.setup))
+    words = ["; ".join(f"({rule})" for rule in rules[:MOST_RULES]) for rules in sides]
+    more = ["; ..." if len(rules) > MOST_RULES else "" for rules in sides]
+    text = f" It holds for these rules: {words[0]}{more[0]} against {words[1]}{more[1]}"
+    return f"{text}; setup {' or '.join(setups)}." if setups else f"{text}."
 
 
 def _left_out(with_results: Sequence[Verdict], *, of: int) -> str:

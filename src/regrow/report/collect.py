@@ -7,6 +7,7 @@ from typing import Any
 from regrow.core.units import UNITS
 from regrow.errors import Damaged
 from regrow.jobs.base import Job, Material, all_jobs
+from regrow.jobs.retrain import Retrain
 from regrow.report.extras import details_table
 from regrow.report.render import Extra, Failure
 from regrow.report.rows import Ending, Run, Status, fairness
@@ -58,6 +59,12 @@ def _scored(record: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
         "score": metric.reported(record[metric.key]),
         "error": None if error is None else metric.reported(error),
     }
+
+
+def _validation(record: Mapping[str, Any], metric: Metric) -> float | None:
+    """Return the score on the validation split, as reports show it; None without one."""
+    held_out = record.get("validation")
+    return None if held_out is None else metric.reported(held_out[metric.key])
 
 
 def _ending(job: Job, record: Mapping[str, Any]) -> Ending | None:
@@ -162,6 +169,7 @@ class Reader:
             "base_epochs": trained_before if published else experiment.recipe.epochs,
             "metric": metric,
             "num_test": self._data(job).num_test,
+            "designed": use is not None and use.method.designed,
             **self._beneath(cell),
         }
         stages = (job, *below(job))
@@ -188,9 +196,32 @@ class Reader:
             ending=_ending(job, record),
             teacher_flops=record.get("teacher_flops"),
             masked_at_end=self._masked_at_end(job),
+            validation=_validation(record, metric),
             **self._parent(job),
             **self._cost(job),
+            **self._lineage(cell),
         )
+
+    def _lineage(self, cell: Cell) -> dict[str, Any]:
+        """Return the network that a row's was pruned from, and how long everything trained."""
+        job, experiment = cell.job, cell.experiment
+        if not isinstance(job, Retrain):
+            return {}
+        base: Any = job.parent or job.prune.parent
+        while base is not None and base.pruning is not None:  # at last, that of the first round
+            base = base.pruning.parent
+        if base is not None and base.initial is not None:  # the method trained on from it
+            base = base.initial
+        own = self.record(job)["epochs"]
+        records = [self.record(stage) for stage in (job, *below(job))]
+        total = sum(record["epochs"] for record in records if "training_flops" in record)
+        before = 0 if base is None else self.record(base)["epochs"]
+        return {
+            "base": "" if base is None else base.key,
+            "recipe": cell.arm.recipe(experiment.recipe, own).rate_words if own else "",
+            "total_epochs": total,
+            "pruning_epochs": total - own - before,
+        }
 
     def _masked_at_end(self, job: Job) -> float | None:
         """Return the share of weights that a retraining left masked, if it changed that."""

@@ -1,16 +1,19 @@
 """Questions that the arms of a cell allow: pairs of arms, found by their values, not their names.
 
-Three kinds of question (``About``), in the order of the answer:
+Kinds of question (``About``), in the order of the answer:
 
 - *scratch*: each trained arm with a random start against each trained arm that inherits weights.
   Against each, because the best of several retrainings is chosen by luck too, and a mean over them
   is no arm that anybody runs. Only where a cell trains nothing that is inherited is the pruned
-  network itself, as it was cut, the reference (some methods are published so).
+  network itself, as it was cut, the reference (some methods are published so). Where a cell
+  retrains in several ways, also against the best of these, chosen on the validation split, or
+  without one for each seed by the other seeds (``best_of``).
 - *ticket*: each arm that starts from what the unpruned network was before or early in its training
   against each arm that starts from another draw of it; without one, against arms with a random
   start. Of several controls those with the ticket's own budget, if there are any.
 - *best*: the best arm against the unpruned network. For each seed it is chosen by the other seeds,
   because the maximum of several noisy means is too high on the seeds that made it the maximum.
+- *method*: a method against another at one cost; ``regrow.report.contests`` asks it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +25,9 @@ from regrow.report.rows import Run
 from regrow.report.validity import evidence
 from regrow.tasks.metric import ACCURACY, Metric
 
-About = Literal["scratch", "ticket", "best"]
+About = Literal["scratch", "ticket", "best", "method"]
 BEST = "the best arm"
+BEST_RETRAINING = "the best retraining"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +70,13 @@ class Question:
     @property
     def rank(self) -> tuple[int, bool]:
         """The place in an answer: the study's main questions first, equal FLOPs before all."""
-        kinds: tuple[About, ...] = ("scratch", "ticket", "best")
+        kinds: tuple[About, ...] = ("scratch", "ticket", "best", "method")
         return kinds.index(self.about), not (self.first is not None and self.first.equal_flops)
 
     @property
     def wants(self) -> Literal["as good", "better"]:
         """The relation that has to be shown for a yes."""
-        return "better" if self.about == "ticket" else "as good"
+        return "better" if self.about in ("ticket", "method") else "as good"
 
     @property
     def text(self) -> str:
@@ -86,6 +90,8 @@ class Question:
         if self.first is None:
             return f"Is {BEST} as good as the unpruned network?"
         first, second = self.first, self.second
+        if self.about == "method":
+            return f"Is {first.name} better than {second.name}?"
         if self.about == "scratch":
             training = " ".join(filter(None, ["training", first.subject, "from scratch"]))
             tuning = " ".join(filter(None, ["fine-tuning", second.subject]))
@@ -100,11 +106,15 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class CellQuestion:
-    """A question put to one cell: the runs on both its sides."""
+    """A question put to one cell: the runs on both its sides, and what the second is called.
+
+    Left empty, that is its arm.
+    """
 
     question: Question
     first: Sequence[Run]
     second: Sequence[Run]
+    against: str = ""
 
 
 def ask(arms: Mapping[str, Sequence[Run]], unpruned: Sequence[Run]) -> Iterator[CellQuestion]:
@@ -112,7 +122,10 @@ def ask(arms: Mapping[str, Sequence[Run]], unpruned: Sequence[Run]) -> Iterator[
     sides = [(Side.of(runs[0]), runs) for runs in arms.values()]
     for first, runs in sides:
         if first.trained and first.start == "random":
-            yield from _questions("scratch", first, runs, _references(sides))
+            references = _references(sides)
+            if len(references) > 1 and references[0][0].trained:
+                yield _best_retraining(first, runs, [tuned for _, tuned in references])
+            yield from _questions("scratch", first, runs, references)
         if first.trained and first.start in ("initial", "rewound"):
             yield from _questions("ticket", first, runs, _controls(sides, runs[0]))
     if arms and unpruned:
@@ -131,6 +144,42 @@ def _questions(
     for second, second_runs in alternatives:
         question = Question(about=about, first=first, second=second, metric=runs[0].metric)
         yield CellQuestion(question=question, first=runs, second=second_runs)
+
+
+def _best_retraining(
+    first: Side, runs: Sequence[Run], retrainings: Sequence[Sequence[Run]]
+) -> CellQuestion:
+    """Ask of a random start whether it is as good as the best of several retrainings."""
+    chosen, how = best_of(retrainings)
+    side = Side(
+        name=BEST_RETRAINING,
+        start="inherited",
+        trained=True,
+        equal_flops=False,
+        subject=chosen[0].subject,
+    )
+    question = Question(about="scratch", first=first, second=side, metric=runs[0].metric)
+    names = " or ".join(dict.fromkeys(run.arm for run in chosen))
+    return CellQuestion(
+        question=question, first=runs, second=chosen, against=f"{names} ({BEST_RETRAINING}, {how})"
+    )
+
+
+def best_of(arms: Sequence[Sequence[Run]]) -> tuple[Sequence[Run], str]:
+    """Choose the best of several arms of one cell, and say how it was chosen.
+
+    By the mean score on the validation split where all that is done has one, with one choice for
+    all seeds; else by the test scores of the other seeds.
+    """
+    done = [[run for run in runs if run.done] for runs in arms]
+    started = [runs for runs in done if runs]
+    if not started or any(run.validation is None for runs in started for run in runs):
+        return _best(arms), "chosen by the other seeds"
+    means = [
+        runs[0].metric.gain(sum(r.validation or 0.0 for r in runs) / len(runs)) for runs in started
+    ]
+    best = started[means.index(max(means))]
+    return next(runs for runs in arms if best[0] in runs), "chosen on validation"
 
 
 def _references(

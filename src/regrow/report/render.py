@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -21,7 +21,11 @@ from regrow.report.rows import Run
 from regrow.report.verdict import Verdict, leading
 from regrow.tasks.metric import ACCURACY, Metric
 
+if TYPE_CHECKING:
+    from regrow.report.contests import Contest
+
 WIDTH = 100
+LEADING = 2  # tables of methods in the terminal: those of the first contest
 LISTED = 20  # cells put in words in the terminal; the Markdown page has them all
 COLUMNS = (
     "arm",
@@ -74,7 +78,11 @@ class TableBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """A further table of a report, worded, and as a CSV file of its own (``name``)."""
+    """A further table of a report, worded, and as a CSV file of its own (``name``).
+
+    Its first ``names`` columns name a row; in LaTeX they are one, and the last ``wide`` are left
+    out.
+    """
 
     name: str
     title: str
@@ -82,17 +90,24 @@ class Extra:
     rows: tuple[tuple[str, ...], ...]
     about: str
     csv: str
+    names: int = 1
+    wide: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Everything a report says, before it is laid out."""
+    """Everything a report says, before it is laid out.
+
+    ``contests`` are the comparisons of methods, and ``methods`` the same as tables.
+    """
 
     title: str
     tables: tuple[TableBlock, ...]
     answer: str
     verdicts: tuple[Verdict, ...]
     metrics: tuple[Metric, ...] = (ACCURACY,)
+    contests: "tuple[Contest, ...]" = ()
+    methods: tuple[Extra, ...] = ()
     extras: tuple[Extra, ...] = ()
     limits: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
@@ -125,7 +140,7 @@ def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[TableBlock, ...]:
 def terminal(page: Page) -> str:
     """Write the report as plain text, for about 110 columns; only what leads is put in words."""
     parts = [page.title, *map(_plain, page.tables)]
-    parts += [_plain_extra(extra) for extra in page.extras]
+    parts += [_plain_extra(extra) for extra in (*page.methods[:LEADING], *page.extras)]
     if page.tables:
         parts.append("\n".join(["Trained for", *map(_wrap, _stamps(page.tables))]))
     parts.append("\n".join(["Answer", *map(_wrap, page.answer.splitlines())]))
@@ -151,7 +166,7 @@ def markdown(page: Page, *, provenance: Mapping[str, str]) -> str:
         lines += ["", f"### {_md(block.title)}", "", *_md_table(block)]
     about = METHOD.format(about=". ".join(metric.about for metric in page.metrics))
     lines += ["", about if page.tables else "Not run: the study has no rows."]
-    for extra in page.extras:
+    for extra in (*page.methods, *page.extras):
         lines += ["", f"### {_md(extra.title)}", "", *_md_extra(extra), "", extra.about]
     if page.verdicts:
         lines += ["", "## Cell by cell", "", *(f"- {_md(sentence(v))}" for v in page.verdicts)]
@@ -173,7 +188,8 @@ def latex(page: Page) -> str:
     tables = [
         _tex_table(block, label=f"{page.title} {i}") for i, block in enumerate(page.tables, start=1)
     ]
-    return "\n".join([head, *tables])
+    methods = [_tex_extra(extra, label=f"{page.title} {extra.name}") for extra in page.methods]
+    return "\n".join([head, *tables, *methods])
 
 
 def _tests(page: Page) -> str:
@@ -301,6 +317,18 @@ def _tex_table(block: TableBlock, *, label: str) -> str:
         lines = [line for row in rows for line in tex_rows(row[:num_columns])]
         body += tex_section(cut, lines, columns=num_columns)
     table = tex_table(block.columns[:num_columns], body, caption=caption, label=label)
+    return "\n".join([*table, ""])
+
+
+def _tex_extra(extra: Extra, *, label: str) -> str:
+    """Write a further table, its names in one column that continues on further lines."""
+    shown = slice(extra.names, len(extra.columns) - extra.wide)
+
+    def cells(row: Sequence[str]) -> tuple[str, ...]:
+        return " / ".join(name for name in row[: extra.names] if name), *row[shown]
+
+    body = [line for row in extra.rows for line in tex_rows(cells(row))]
+    table = tex_table(cells(extra.columns), body, caption=f"{tex(extra.title)}.", label=label)
     return "\n".join([*table, ""])
 
 

@@ -81,6 +81,13 @@ class Run:
     (the baseline's score) of the test set, from how the training ended, and from the network that
     was pruned: ``parent_score`` with ``parent_error``, and ``parent_ending`` unless a method
     treated it while it trained.
+
+    How comparable two rows are (``regrow.report.setups``) follows from ``base`` (the key of the
+    trained network that was pruned), ``recipe`` (the arm's learning rate, in words), the epochs of
+    all that the row stands on (``total_epochs``), and those of them that a method trained between
+    the base and the arm (``pruning_epochs``). ``validation`` is the score on the validation split,
+    where there is one; choices are made by it. ``designed``: neither weights nor data decided what
+    is left, so that the network could have been written down.
     """
 
     data: str
@@ -126,6 +133,12 @@ class Run:
     cost_asked: float | None = None
     cost_left: float | None = None
     cost_machine: str = ""
+    validation: float | None = None
+    base: str = ""
+    recipe: str = ""
+    total_epochs: int | None = None
+    pruning_epochs: int | None = None
+    designed: bool = False
 
     def __post_init__(self) -> None:
         if self.status == "done":
@@ -144,6 +157,16 @@ class Run:
     def unpruned(self) -> bool:
         """True if no method pruned the network."""
         return self.sparsity is None and self.target is None
+
+    @property
+    def level(self) -> str:
+        """The amount that it was asked for, by which rows of several methods meet."""
+        return self.target or ("" if self.sparsity is None else f"sparsity {self.sparsity:g}")
+
+    @property
+    def trained(self) -> bool:
+        """True if its arm trains what pruning left."""
+        return not self.unpruned and self.budget != "none"
 
     @property
     def panel(self) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scipy.special import bdtrc, ndtri, stdtr, stdtrit
+from scipy.special import bdtrc, betaincinv, ndtri, stdtr, stdtrit
 
 from regrow.errors import ConfigError
 
@@ -62,6 +62,21 @@ class Equivalence:
     p: float | None
     low: float | None
     high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Superiority:
+    """The probability that one side beats the other on a new seed, with its interval.
+
+    ``wins`` are of ``n`` pairs; a tie counts as half a win.
+    """
+
+    value: float
+    low: float
+    high: float
+    wins: float
+    n: int
+    confidence: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +226,29 @@ def sign_test(differences: Sequence[float]) -> Signs:
     n = up + down
     tail = sum(math.comb(n, k) for k in range(min(up, down) + 1)) / 2**n
     return Signs(up=up, down=down, ties=len(differences) - n, p=min(1.0, 2 * tail))
+
+
+def superiority(gains: Sequence[float], *, confidence: float = 0.95) -> Superiority | None:
+    """Estimate P(first > second) from paired differences (positive: first is better); None of none.
+
+    The share of pairs that the first wins, as Bouthillier et al. recommend. In place of their
+    percentile bootstrap, which knows no uncertainty where all of a few pairs agree, the interval is
+    the exact binomial one (Clopper and Pearson, 1934): never too short, whatever the number.
+
+    >>> superiority([0.3, 0.1, 0.4])
+    Superiority(value=1.0, low=0.29240177382128657, high=1.0, wins=3.0, n=3, confidence=0.95)
+
+    Reference: Bouthillier et al., Accounting for Variance in Machine Learning Benchmarks, MLSys
+    2021, arXiv:2103.03098.
+    """
+    n = len(gains)
+    if n == 0:
+        return None
+    wins = sum(1.0 if gain > ROUNDING else 0.5 if gain >= -ROUNDING else 0.0 for gain in gains)
+    tail = (1 - confidence) / 2
+    low = 0.0 if wins == 0 else float(betaincinv(wins, n - wins + 1, tail))
+    high = 1.0 if wins == n else float(betaincinv(wins + 1, n - wins, 1 - tail))
+    return Superiority(value=wins / n, low=low, high=high, wins=wins, n=n, confidence=confidence)
 
 
 def at_least(successes: int, *, of: int, chance: float) -> float:

@@ -8,7 +8,8 @@ are known the size of the test set, its chance level (what the metric's baseline
 training ended. A row of a table serves as well as single runs. What is not known is never guessed:
 the rule then says so, or stays silent.
 
-Two rules leave a comparison out of every conclusion and of averages over cells (``excludes``):
+Three rules leave a comparison out of every conclusion and of averages over cells (``excludes``):
+two that are judged here, and between methods an unequal cost (``regrow.report.contests``):
 
 - *Chance.* An arm is above chance if its answers, counted over all seeds, are right more often than
   those of a network that always names the most frequent class (exact binomial test, one-sided, at
@@ -47,6 +48,7 @@ SURE = 2.0  # standard errors
 CLEAR_FALL = 0.01  # of the loss, in an epoch
 
 Rule = Literal[
+    "unequal cost",
     "parent at chance",
     "arms at chance",
     "not converged",
@@ -58,6 +60,7 @@ Rule = Literal[
 ]
 # Rule -> what is so, in words that fit one cell and several; in the order of their weight.
 _RULE_TEXTS: Mapping[Rule, str] = {
+    "unequal cost": "the methods' networks do not cost the same",
     "parent at chance": "the unpruned network is not {beats_baseline}",
     "arms at chance": "neither arm is {beats_baseline}",
     "not converged": "the unpruned network had not converged",
@@ -68,7 +71,9 @@ _RULE_TEXTS: Mapping[Rule, str] = {
     "convergence unknown": "it is not known whether the unpruned network had converged",
 }
 RULES: tuple[Rule, ...] = tuple(_RULE_TEXTS)
-EXCLUDING: tuple[Rule, ...] = ("parent at chance", "arms at chance", "not converged")
+EXCLUDING: tuple[Rule, ...] = (
+    *("unequal cost", "parent at chance", "arms at chance", "not converged"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ import pandas as pd
 from regrow.report import rows
 from regrow.report.questions import BEST, CellQuestion, Question, ask
 from regrow.report.rows import Run, Table
+from regrow.report.setups import setup
 from regrow.report.statistics import (
     ROUNDING,
     Comparison,
@@ -43,7 +44,8 @@ class Verdict:
 
     ``p`` and ``p_equivalence`` are corrected over the cells of one ``question``; ``needed``
     estimates the seeds that would decide an undecided cell, if more seeds can. ``reasons`` say what
-    the cell cannot tell.
+    the cell cannot tell. ``setup`` is how equal both sides are (``regrow.report.setups``), and
+    ``rules`` are what each was given to train with.
     """
 
     question: Question
@@ -62,6 +64,8 @@ class Verdict:
     p: float | None = None
     p_equivalence: float | None = None
     needed: int | None = None
+    setup: str = ""
+    rules: tuple[str, str] = ("", "")
 
     @property
     def n(self) -> int:
@@ -101,13 +105,20 @@ def verdicts(
     opened = [verdict for arms in table.cells() for verdict in _open(arms, table, margin, alpha)]
     closed: dict[int, Verdict] = {}
     for question in dict.fromkeys(verdict.question for verdict in opened):
-        family = [(i, v) for i, v in enumerate(opened) if v.question == question]
-        ps = holm([v.p if v.counts else None for _, v in family])
-        p_equals = holm([v.p_equivalence if v.counts else None for _, v in family])
-        num = max(1, sum(p is not None for p in ps))
-        for (i, verdict), p, p_equal in zip(family, ps, p_equals, strict=True):
-            closed[i] = _decide(replace(verdict, p=p, p_equivalence=p_equal), num)
+        family = {i: v for i, v in enumerate(opened) if v.question == question}
+        closed |= zip(family, corrected([*family.values()]), strict=True)
     return tuple(closed[i] for i in range(len(opened)))
+
+
+def corrected(opened: Sequence[Verdict]) -> list[Verdict]:
+    """Decide comparisons that make one table: p-values by Holm over those that count."""
+    ps = holm([v.p if v.counts else None for v in opened])
+    p_equals = holm([v.p_equivalence if v.counts else None for v in opened])
+    num = max(1, sum(p is not None for p in ps))
+    return [
+        _decide(replace(verdict, p=p, p_equivalence=p_equal), num)
+        for verdict, p, p_equal in zip(opened, ps, p_equals, strict=True)
+    ]
 
 
 VERDICT_COLUMNS = {
@@ -116,7 +127,7 @@ VERDICT_COLUMNS = {
     **dict.fromkeys(("margin", "difference", "std", "low", "high"), rows.POINTS),
     **dict.fromkeys(("p", "p_equivalence"), rows.LOSS),
     "needed": rows.COUNT,
-    **dict.fromkeys(("note", "reasons"), rows.TEXT),
+    **dict.fromkeys(("note", "reasons", "setup"), rows.TEXT),
 }
 
 
@@ -159,6 +170,12 @@ def overall(family: Sequence[Verdict]) -> Verdict | None:
     conclusion are left out. Only seeds that every other cell with results has are used; None where
     there is none.
     """
+    verdict = averaged(family)
+    return None if verdict is None else _decide(verdict, num=1)
+
+
+def averaged(family: Sequence[Verdict]) -> Verdict | None:
+    """Return the average over the cells of one question as ``overall`` does, not yet decided."""
     conclusive = [verdict for verdict in family if verdict.counts]
     by_seed = [dict(verdict.differences) for verdict in conclusive]
     common = [
@@ -172,9 +189,16 @@ def overall(family: Sequence[Verdict]) -> Verdict | None:
         group="",
         where=f"averaged over {num_cells(len(by_seed), of=len(family))}",
         arm=BEST if conclusive[0].question.first is None else conclusive[0].arm,
+        against=_common([v.against for v in conclusive], conclusive[0].question.second.name),
+        setup=_common([v.setup for v in conclusive], ""),
         reasons=tuple(dict.fromkeys(reason for v in conclusive for reason in v.reasons)),
     )
-    return _decide(_tested(verdict, means), num=1)
+    return _tested(verdict, means)
+
+
+def _common(texts: Sequence[str], otherwise: str) -> str:
+    """Return the text that all share, or another."""
+    return texts[0] if len(set(texts)) == 1 else otherwise
 
 
 def num_cells(num: int, *, of: int) -> str:
@@ -211,15 +235,15 @@ def _open(
         )
 
     return [
-        _compare(question, reasons=reasons(question), margin=margin, alpha=alpha)
+        compare(question, reasons=reasons(question), margin=margin, alpha=alpha)
         for question in ask(inside, unpruned)
     ]
 
 
-def _compare(
+def compare(
     question: CellQuestion, *, reasons: tuple[Reason, ...], margin: float, alpha: float
 ) -> Verdict:
-    """Compare two arms over the seeds both have."""
+    """Compare two arms over the seeds both have, not yet decided."""
     first, second = _by_seed(question.first), _by_seed(question.second)
     differences = tuple((seed, first[seed] - second[seed]) for seed in first if seed in second)
     run = question.first[0]
@@ -229,13 +253,22 @@ def _compare(
         group=run.group,
         where=" / ".join(part for part in (*run.panel, run.cut) if part),
         arm=" or ".join(names),
-        against=question.second[0].arm,
+        against=question.against or question.second[0].arm,
         margin=margin,
         alpha=alpha,
         n_expected=len(question.first),
         reasons=reasons,
+        setup=setup(question.first, question.second),
+        rules=(rule_of(question.first), rule_of(question.second)),
     )
     return _tested(verdict, differences) if differences else verdict
+
+
+def rule_of(runs: Sequence[Run]) -> str:
+    """Word the recipe and the budget that a side trained by; empty before any is done."""
+    done = [run for run in runs if run.done]
+    recipes = dict.fromkeys(run.recipe for run in done if run.recipe)
+    return "; ".join([*recipes, rows.fairness(done)]) if done else ""
 
 
 def _tested(verdict: Verdict, differences: tuple[tuple[int, float], ...]) -> Verdict:

@@ -197,7 +197,7 @@ def check_arm(arm: Arm, recipe: Recipe) -> None:
             f"The arm {arm.name!r} rewinds to epoch {arm.epoch}, and the recipe has "
             f"{recipe.epochs}. Rewind to an earlier one."
         )
-    if arm.schedule == "last-rate" and arm.lr is None and not recipe.has_last_lr:
+    if arm.needs_last_lr and not recipe.has_last_lr:
         raise ConfigError(
             f"The arm {arm.name!r} trains at the recipe's last learning rate, and the schedule "
             f"{recipe.schedule!r} has none: it changes at each update. Give the arm an 'lr', "
@@ -321,6 +321,8 @@ def _use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
         "criterion": CRITERIA.key(fields.get("criterion", method.criterion)),
         "allocation": ALLOCATIONS.key(fields.get("allocation", method.allocation)),
     }
+    if "criterion" in fields:
+        changes["designed"] = method.designed and changes["criterion"] == method.criterion
     if "scope" in fields:
         changes["scope"] = tuple(text(kind, "scope") for kind in as_list(fields["scope"]))
     if "normalise" in fields:

@@ -43,6 +43,9 @@ the backbone of the unpruned detector and goes on at its last rate.
 ``experiments`` lists several of these in one study; what an experiment does not say, it takes from
 the study's top level.
 
+``reference`` names the method that the report compares each other one with, at one cost; without
+it, each is compared with each.
+
 A model with ``weights: torchvision`` is not trained but taken as it is published, on data of the
 same thousand classes (on other data it is trained on from those weights).
 """
@@ -53,7 +56,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.core.validation import is_number, mapping, text
-from regrow.errors import ConfigError, short
+from regrow.errors import ConfigError, short, unknown
 from regrow.studies.experiment import AXES, Experiment, read_experiments
 from regrow.studies.yaml_file import decided, read_file, replaced
 from regrow.train import Precision
@@ -65,7 +68,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 100_000
 MOST_NAME_BYTES = 200  # of a folder; file systems allow 255
 EACH = (*AXES, "backbone")  # keys of each experiment
-KEYS = ("name", "title", *EACH, "margin", "experiments")
+KEYS = ("name", "title", *EACH, "margin", "reference", "experiments")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,7 @@ class Study:
     title: str
     experiments: tuple[Experiment, ...]
     margin: float | None = None  # None: the metric's own
+    reference: str | None = None  # the method that others are compared with; None: each with each
 
     def __post_init__(self) -> None:
         by_labels: dict[tuple[str, str], Experiment] = {}
@@ -94,6 +98,8 @@ class Study:
                     "table could not tell them apart. Give the model or the data of one of them "
                     "another 'label'."
                 )
+        if self.reference is not None:
+            check_reference(self.reference, self.experiments)
 
     @classmethod
     def load(
@@ -130,6 +136,7 @@ class Study:
             title=text(top.get("title", top.get("name", name)), "title"),
             experiments=tuple(experiments),
             margin=read_margin(top),
+            reference=None if top.get("reference") is None else text(top["reference"], "reference"),
         )
 
     def cells(self) -> "list[Cell]":
@@ -200,6 +207,16 @@ def _check_rows(experiments: Iterable[Experiment]) -> None:
         raise ConfigError(
             f"The study asks for {rows:,} rows (models x data x sparsities x arms x seeds), and "
             f"{MOST_ROWS:,} is the most. Divide it into several."
+        )
+
+
+def check_reference(name: str, experiments: Iterable[Experiment]) -> None:
+    """Refuse to compare methods with one that the study does not have."""
+    labels = dict.fromkeys(use.label for experiment in experiments for use in experiment.uses)
+    if name not in labels:
+        raise ConfigError(
+            f"The 'reference' is the method of the study that others are compared with, by its "
+            f"label: {unknown('method', name, labels)}"
         )
 
 

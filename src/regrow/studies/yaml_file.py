@@ -55,6 +55,18 @@ def read_file(path: str | Path, parse: Callable[[Any, str], Read]) -> Read:
         raise ConfigError(f"{path}: {shortened(str(error))}") from error
 
 
+def read_value(content: str) -> Any:
+    """Read a value as it may stand in a study: a name, a number or a mapping.
+
+    >>> read_value("hf:some/path"), read_value("{name: vgg-16, width: 0.25}")
+    ('hf:some/path', {'name': 'vgg-16', 'width': 0.25})
+    """
+    try:
+        return yaml.load(content, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{short(content)} is not YAML: {shortened(str(error))}") from error
+
+
 class _Loader(yaml.SafeLoader):
     """YAML as people mean it: 1e-3 is a number, and a key that stands twice is an error."""
 

@@ -149,6 +149,17 @@ class Recipe:
         """True if there is a rate of the last epoch: not if it changes at each update."""
         return not SCHEDULES.get(self.schedule).by_step
 
+    @property
+    def rate_words(self) -> str:
+        """The learning rate in words: ``rate 0.1, times 0.1 at 50/75 %``, ``rate 0.1, cosine``."""
+        words = f"rate {self.lr:g}"
+        if self.schedule == "constant":
+            return words
+        if self.schedule != "drops":
+            return f"{words}, {self.schedule}"
+        places = "/".join(f"{100 * share:g}" for share in self.drop_at)
+        return f"{words}, times {self.drop_factor:g} at {places} %" if places else words
+
     def last_lr(self) -> float:
         """Return the rate of the last epoch, which the paper fine-tunes at."""
         return self.lr_at(self.epochs - 1)

@@ -1,0 +1,349 @@
+"""Contests of methods in words: sentences for the answer, tables, and CSV files."""
+
+from collections.abc import Iterator, Sequence
+
+from regrow.report import rows
+from regrow.report.answer import finding
+from regrow.report.contests import DENSE, Contest, Entrant, Level, chance_of
+from regrow.report.questions import BEST_RETRAINING
+from regrow.report.render import Extra
+from regrow.report.setups import ABOUT as SETUPS
+from regrow.report.setups import EQUAL
+from regrow.report.verdict import OUTCOMES, Outcome, Verdict
+from regrow.report.words import PLUS_MINUS, listed, p_value, quantity, score, seeds, signed
+
+MOST_SENTENCES = 6  # pairs that the answer words one by one
+SHOWN: tuple[Outcome, ...] = ("better", "equivalent", "worse")
+ABOUT = (
+    f"Mean {PLUS_MINUS} standard deviation (n - 1) over n seeds; 95% interval of the mean (t). "
+    "'{cost}' is the share of the unpruned network's that is left; rows whose cost differs by more "
+    f"than {100 * EQUAL:g} % of the larger are not compared. 'Before' is the score before "
+    "retraining. Training FLOPs count every training that a row stands on."
+)
+PAIRS = (
+    "First minus second, paired by seed: 95% interval and two-sided p of the paired t test, "
+    "corrected by Holm over this table's {num} comparisons; 'equivalent' is TOST within the margin "
+    "of {margin}, corrected likewise. 'P(first better)' is the share of seeds that the first wins, "
+    f"with its exact 95% interval (Bouthillier et al., 2021). {SETUPS}"
+)
+PAIR_HEADS = (
+    *("first", "second", "difference", "95% interval", "p (Holm)", "P(first better)"),
+    *("outcome", "setup"),
+)
+CONTEST = {"contest": rows.TEXT}
+PLACE = dict.fromkeys(("data", "model", "amount"), rows.TEXT)
+ENTRANT_COLUMNS = {
+    **CONTEST,
+    **PLACE,
+    **dict.fromkeys(("method", "arms", "chosen"), rows.TEXT),
+    **dict.fromkeys(("n", "n_expected"), rows.COUNT),
+    **dict.fromkeys(("mean", "std", "low", "high", "validation", "before"), rows.POINTS),
+    "cost": rows.TEXT,
+    **dict.fromkeys(("cost_left", "macs_kept", "parameters_kept"), rows.KEPT),
+    "training_flops": rows.FLOPS,
+    "equal_cost": rows.FLAG,
+    "rules": rows.TEXT,
+}
+PAIR_COLUMNS = {
+    **CONTEST,
+    **dict.fromkeys(("level", "first", "second", "outcome"), rows.TEXT),
+    **dict.fromkeys(("n", "n_expected"), rows.COUNT),
+    **dict.fromkeys(("margin", "difference", "std", "low", "high"), rows.POINTS),
+    **dict.fromkeys(("p", "p_equivalence"), rows.LOSS),
+    **dict.fromkeys(("p_first_better", "p_first_better_low", "p_first_better_high"), rows.POINTS),
+    **dict.fromkeys(("setup", "reasons"), rows.TEXT),
+}
+RANK_COLUMNS = {
+    **CONTEST,
+    "method": rows.TEXT,
+    **dict.fromkeys(("mean_rank", "critical_difference"), rows.POINTS),
+    "cells": rows.COUNT,
+    **dict.fromkeys(("friedman_chi2", "friedman_p", "iman_davenport_f"), rows.LOSS),
+    "iman_davenport_p": rows.LOSS,
+}
+
+
+def answers(contests: Sequence[Contest]) -> list[str]:
+    """Say once which rows cost unlike amounts, then sum each contest up in a line."""
+    unequal = dict.fromkeys(line for contest in contests for line in _unequal_lines(contest))
+    return [*unequal, *(" ".join(_lines(contest)) for contest in contests)]
+
+
+def tables(contests: Sequence[Contest]) -> tuple[Extra, ...]:
+    """Lay each contest out in two tables: its methods, and its comparisons."""
+    return tuple(table for contest in contests for table in _tables(contest))
+
+
+def csv_files(contests: Sequence[Contest]) -> dict[str, str]:
+    """Return every number of the contests as CSV, by the name of the file; none without any."""
+    if not contests:
+        return {}
+    entrants = [row for contest in contests for row in _entrant_rows(contest)]
+    pairs = [row for contest in contests for row in _pair_rows(contest)]
+    ranks = [row for contest in contests for row in _rank_rows(contest)]
+    return {
+        "methods.csv": rows.to_csv(rows.to_frame(entrants, ENTRANT_COLUMNS), ENTRANT_COLUMNS),
+        "pairs.csv": rows.to_csv(rows.to_frame(pairs, PAIR_COLUMNS), PAIR_COLUMNS),
+        "ranks.csv": rows.to_csv(rows.to_frame(ranks, RANK_COLUMNS), RANK_COLUMNS),
+    }
+
+
+def name_of(contest: Contest) -> str:
+    """Name what its methods were given: ``fine-tune``, ``the best retraining of each``."""
+    return f"{BEST_RETRAINING} of each" if contest.arm == BEST_RETRAINING else contest.arm
+
+
+# Sentences ----------------------------------------------------------------------------------
+
+
+def _lines(contest: Contest) -> Iterator[str]:
+    main = contest.main
+    run = [verdict for verdict in main if verdict.differences]
+    yield f"Methods at one cost, under {name_of(contest)}{_how(contest)}:"
+    if not run:
+        yield "not run."
+    elif contest.reference is not None:
+        yield _against(contest, run)
+    else:
+        yield _counts(run)
+    shown = [verdict for verdict in main if verdict.outcome in SHOWN]
+    if contest.reference is None or len(shown) <= MOST_SENTENCES:
+        yield from _findings(shown[:MOST_SENTENCES])
+        if len(shown) > MOST_SENTENCES:
+            yield f"{len(shown) - MOST_SENTENCES} more stand in the table."
+    yield from _rank_lines(contest)
+    yield from _agreement_lines(contest)
+
+
+def _findings(shown: Sequence[Verdict]) -> Iterator[str]:
+    """Word comparisons, each new place once in front."""
+    place = ""
+    for verdict in shown:
+        words = finding(verdict)
+        if verdict.where != place:
+            place = verdict.where
+            words = f"{place[0].upper()}{place[1:]}: {words}"
+        yield words
+
+
+def _how(contest: Contest) -> str:
+    hows = dict.fromkeys(e.how for level in contest.levels for e in level.entrants if e.how)
+    return f" ({' or '.join(hows)})" if hows else ""
+
+
+def _counts(run: Sequence[Verdict]) -> str:
+    counts = {outcome: sum(v.outcome == outcome for v in run) for outcome in OUTCOMES}
+    told = counts["better"] + counts["worse"]
+    rest = [f"{counts[o]} {o}" for o in ("equivalent", "undecided", "no conclusion") if counts[o]]
+    text = f"of {len(run)} pairs, {told} differ" if len(run) > 1 else f"1 pair, {told} differ"
+    return f"{listed([text, *rest])}."
+
+
+def _against(contest: Contest, run: Sequence[Verdict]) -> str:
+    """Say what a reference is better, equivalent and worse than."""
+    groups = {
+        "better than": [v.against for v in run if v.outcome == "better"],
+        "equivalent to": [v.against for v in run if v.outcome == "equivalent"],
+        "worse than": [v.against for v in run if v.outcome == "worse"],
+        "undecided against": [v.against for v in run if v.outcome == "undecided"],
+        "not comparable with": [v.against for v in run if v.outcome == "no conclusion"],
+    }
+    parts = [
+        f"{words} {listed([*dict.fromkeys(names)])}" for words, names in groups.items() if names
+    ]
+    return f"{contest.reference} is {'; '.join(parts)}."
+
+
+def _unequal_lines(contest: Contest) -> Iterator[str]:
+    """Say which rows cost too unlike amounts to be compared."""
+    for level in (level for level in contest.levels if not level.equal):
+        yield (
+            f"Not all ranked, because costs are unequal: {level.name} ({level.cost} left: "
+            f"{_costs(level)})."
+        )
+
+
+def _costs(level: Level) -> str:
+    return ", ".join(f"{e.method} {_cost(e.cost)}" for e in level.entrants if e.method != DENSE)
+
+
+def _cost(cost: float | None) -> str:
+    if cost is None:
+        return "?"
+    return f"{100 * cost:.3g} %" if cost <= 1 else quantity(cost)
+
+
+def _rank_lines(contest: Contest) -> Iterator[str]:
+    ranking = contest.ranking
+    if ranking is None:
+        return
+    pairs = zip(ranking.methods, ranking.ranks, strict=True)
+    text = ", ".join(f"{method} {rank:.2f}" for method, rank in pairs)
+    if ranking.critical is None or ranking.p is None or ranking.p_f is None:
+        num = f"{ranking.num} cell{'s' if ranking.num > 1 else ''}"
+        yield f"Average ranks over {num}, too few for a test of ranks: {text}."
+        return
+    groups = "; ".join(listed([*group]) for group in ranking.alike)
+    apart = f"not told apart: {groups}" if groups else "all are told apart"
+    yield (
+        f"Average ranks over {ranking.num} cells, taken as independent: {text}; critical "
+        f"difference {ranking.critical:.2f} (Nemenyi, {ranking.alpha:g}): {apart}. Friedman's test "
+        f"{p_value(ranking.p)}, by Iman and Davenport {p_value(ranking.p_f)}."
+    )
+
+
+def _agreement_lines(contest: Contest) -> Iterator[str]:
+    found = contest.agreement
+    if found is None:
+        return
+    interval = ""
+    if found.low is not None and found.high is not None:
+        interval = f", 95% interval over {found.n} seeds {found.low:.2f} to {found.high:.2f}"
+    cells = "1 cell" if found.num == 1 else f"{found.num} cells"
+    unequal = f"; {contest.num_unequal} of them of unequal cost" if contest.num_unequal else ""
+    yield (
+        f"Order of methods before against after retraining: Kendall's tau {found.tau:.2f} "
+        f"({cells}{interval}{unequal})."
+    )
+
+
+# Tables -------------------------------------------------------------------------------------
+
+
+def _tables(contest: Contest) -> Iterator[Extra]:
+    metric, name = contest.metric, name_of(contest)
+    several = len({level.name for level in contest.levels}) > 1
+    costs = " or ".join(dict.fromkeys(f"{level.cost} left" for level in contest.levels))
+    chosen = any(entrant.how for level in contest.levels for entrant in level.entrants)
+    yield Extra(
+        name=f"methods {contest.arm}",
+        title=f"Methods under {name}" + ("" if several else f": {contest.levels[0].name}"),
+        columns=(
+            *(("where",) if several else ()),
+            "method",
+            *(("arm",) if chosen else ()),
+            *(metric.head, "95% interval", "n", costs, "before", "training FLOPs"),
+        ),
+        rows=tuple(
+            (
+                *((level.name,) if several else ()),
+                entrant.method,
+                *((" or ".join(entrant.arms),) if chosen else ()),
+                *_entrant_words(entrant, contest),
+            )
+            for level in contest.levels
+            for entrant in level.entrants
+        ),
+        about=ABOUT.format(cost=costs),
+        csv="",
+        names=1 + several + chosen,
+    )
+    apart = several and not contest.averages
+    tested = sum(v.p is not None for v in contest.main)
+    margin = metric.amount(f"{contest.pairs[0].margin:g}") if contest.pairs else ""
+    yield Extra(
+        name=f"pairs {contest.arm}",
+        title=f"Comparisons of methods under {name}"
+        + (", averaged seed by seed over levels" if contest.averages else ""),
+        columns=(*(("where",) if apart else ()), *PAIR_HEADS),
+        rows=tuple(
+            (*((verdict.where,) if apart else ()), *_pair_words(verdict))
+            for verdict in contest.main
+        ),
+        about=PAIRS.format(num=tested, margin=margin),
+        csv="",
+        names=2 + apart,
+        wide=1,
+    )
+
+
+def _entrant_words(entrant: Entrant, contest: Contest) -> tuple[str, ...]:
+    digits = contest.metric.digits
+    return (
+        score(entrant.mean, entrant.std, entrant.n, digits=digits),
+        _interval(entrant.low, entrant.high, digits),
+        seeds(entrant.n, entrant.n_expected),
+        _cost(entrant.cost) if entrant.n else "",
+        "" if entrant.before is None else f"{entrant.before:.{digits}f}",
+        quantity(entrant.training_flops),
+    )
+
+
+def _interval(low: float | None, high: float | None, digits: int) -> str:
+    return "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def _pair_words(verdict: Verdict) -> tuple[str, ...]:
+    test, digits, chance = verdict.comparison, verdict.metric.digits, chance_of(verdict)
+    if test is None or chance is None:
+        return (verdict.arm, verdict.against, *[""] * 4, verdict.outcome, "")
+    interval = ""
+    if test.low is not None and test.high is not None:
+        interval = f"{signed(test.low, digits=digits)} to {signed(test.high, digits=digits)}"
+    return (
+        verdict.arm,
+        verdict.against,
+        signed(test.difference, digits=digits),
+        interval,
+        "" if verdict.p is None else p_value(verdict.p).removeprefix("p = ").removeprefix("p "),
+        f"{chance.value:.2f} ({chance.low:.2f}-{chance.high:.2f})",
+        verdict.outcome,
+        verdict.setup,
+    )
+
+
+# Files --------------------------------------------------------------------------------------
+
+
+def _entrant_rows(contest: Contest) -> Iterator[dict[str, object]]:
+    for level in contest.levels:
+        for entrant in level.entrants:
+            yield {
+                **vars(entrant),
+                "contest": contest.arm,
+                "data": level.data,
+                "model": level.model,
+                "amount": level.amount,
+                "arms": " or ".join(entrant.arms),
+                "chosen": entrant.how,
+                "cost": level.cost,
+                "cost_left": entrant.cost,
+                "equal_cost": level.equal,
+            }
+
+
+def _pair_rows(contest: Contest) -> Iterator[dict[str, object]]:
+    empty = dict.fromkeys(("difference", "std", "low", "high"))
+    for verdict in (*contest.pairs, *contest.averages):
+        chance = chance_of(verdict)
+        yield {
+            **(vars(verdict.comparison) if verdict.comparison else empty),
+            **vars(verdict),
+            "contest": contest.arm,
+            "level": verdict.group or verdict.where,
+            "first": verdict.arm,
+            "second": verdict.against,
+            "n": verdict.n,
+            "p_first_better": chance.value if chance else None,
+            "p_first_better_low": chance.low if chance else None,
+            "p_first_better_high": chance.high if chance else None,
+            "reasons": "; ".join(reason.text for reason in verdict.reasons),
+        }
+
+
+def _rank_rows(contest: Contest) -> Iterator[dict[str, object]]:
+    ranking = contest.ranking
+    if ranking is None:
+        return
+    for method, rank in zip(ranking.methods, ranking.ranks, strict=True):
+        yield {
+            "contest": contest.arm,
+            "method": method,
+            "mean_rank": rank,
+            "critical_difference": ranking.critical,
+            "cells": ranking.num,
+            "friedman_chi2": ranking.chi2,
+            "friedman_p": ranking.p,
+            "iman_davenport_f": ranking.f,
+            "iman_davenport_p": ranking.p_f,
+        }

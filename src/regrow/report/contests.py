@@ -1,0 +1,460 @@
+"""Methods against methods: at one cost, under one arm, seed by seed.
+
+    for contest in contests(runs, reference="l1-filter"):
+        print(contest.arm, [(v.arm, v.against, v.outcome) for v in contest.averages])
+
+A *level* is one data set, network and amount (``macs 0.5``, ``sparsity 0.3``); a *contest* is one
+arm over all levels that two methods or more were asked for. Further contests ask what a user of a
+method gets: each method under its best retraining, chosen on validation, and beside them the best
+small dense network, which needs no pruning: the best of the designs that were trained from scratch.
+
+Seeds pair the methods. Comparisons are ``Verdict`` values, corrected by Holm over all of a
+contest. Networks whose cost differs by more than ``setups.EQUAL`` are not compared: that is a
+reason for no conclusion, and such levels take no part in averages and ranks.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from regrow.report.questions import BEST_RETRAINING, CellQuestion, Question, Side, best_of
+from regrow.report.ranks import Agreement, Ranking, agreement, ranking
+from regrow.report.rows import Run, Table
+from regrow.report.setups import equal
+from regrow.report.statistics import Superiority, mean_and_std, paired, superiority
+from regrow.report.validity import Reason, evidence, judge, parent_evidence
+from regrow.report.verdict import Verdict, averaged, compare, corrected, rule_of
+from regrow.tasks.metric import Metric
+
+DENSE = "small dense network"  # what a designed network trained from scratch is called in a contest
+COUNTED = "macs"  # the cost by which rows meet that were asked for no cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """One method at one level: its score with the interval of its mean, and what it costs.
+
+    ``cost`` is the share of the unpruned network's cost that is left (of the level's kind), or the
+    cost itself where no unpruned network is known. ``before`` is the score before retraining.
+    ``arms`` are those that the runs come from: of the best retraining, what was chosen.
+    """
+
+    method: str
+    arms: tuple[str, ...]
+    how: str
+    n: int
+    n_expected: int
+    mean: float | None
+    std: float | None
+    low: float | None
+    high: float | None
+    validation: float | None
+    before: float | None
+    cost: float | None
+    macs_kept: float | None
+    parameters_kept: float | None
+    training_flops: float | None
+    rules: str
+    runs: tuple[Run, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One data set, network and amount: the methods that were asked for it.
+
+    ``cost`` names what is compared, ``equal`` is whether all that is known of it agrees.
+    """
+
+    data: str
+    model: str
+    amount: str
+    cost: str
+    equal: bool
+    entrants: tuple[Entrant, ...]
+
+    @property
+    def name(self) -> str:
+        """Its name for people: ``digits / small VGG / macs 0.5``."""
+        return " / ".join((self.data, self.model, self.amount))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """All comparisons of methods under one arm (or their best retraining), by one metric.
+
+    ``pairs`` has a verdict for each pair of methods (or each against the ``reference``) and level,
+    ``averages`` one for each pair that meets at several. Both are corrected, each as one table.
+    """
+
+    arm: str
+    metric: Metric
+    levels: tuple[Level, ...]
+    pairs: tuple[Verdict, ...]
+    averages: tuple[Verdict, ...]
+    ranking: Ranking | None
+    agreement: Agreement | None
+    reference: str | None
+    num_unequal: int
+
+    @property
+    def main(self) -> tuple[Verdict, ...]:
+        """The comparisons to look at first: averages, or where there is one level its pairs."""
+        return self.averages or self.pairs
+
+
+def chance_of(verdict: Verdict, *, confidence: float = 0.95) -> Superiority | None:
+    """Return the probability that a verdict's first side is better on a new seed."""
+    gains = [verdict.metric.gain(difference) for _, difference in verdict.differences]
+    return superiority(gains, confidence=confidence)
+
+
+def contests(
+    runs: Iterable[Run],
+    *,
+    margin: float | None = None,
+    reference: str | None = None,
+    alpha: float = 0.05,
+) -> tuple[Contest, ...]:
+    """Compare the methods of a study wherever two or more were asked for one amount.
+
+    ``reference``: the label of a method that each other is compared with, in place of every pair.
+    The best retraining comes first, where there is a choice.
+    """
+    table = Table(runs)
+    found = []
+    for metric, places in _places(table).items():
+        if not places:
+            continue
+        fields = [_best_fields(places), *_arm_fields(places)]
+        for arm, sides in fields:
+            contest = _contest(
+                arm, sides, table=table, metric=metric, margin=margin, wanted=reference, alpha=alpha
+            )
+            if contest is not None:
+                found.append(contest)
+    return tuple(found)
+
+
+# The runs of each level ---------------------------------------------------------------------
+
+Place = tuple[str, str, str]  # data set, model, amount
+Arms = Mapping[str, Sequence[Run]]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The runs that stand for a method at one level, and how they were chosen."""
+
+    runs: Sequence[Run]
+    how: str = ""
+    untrained: Sequence[Run] = ()
+
+
+Sides = dict[Place, dict[str, _Choice]]
+
+
+def _places(table: Table) -> dict[Metric, dict[Place, dict[str, Arms]]]:
+    """Return metric -> level -> method -> its arms, of levels that several methods share."""
+    found: dict[Metric, dict[Place, dict[str, Arms]]] = {}
+    for arms in table.cells():
+        pruned = {arm: runs for arm, runs in arms.items() if not runs[0].unpruned}
+        if not pruned:
+            continue
+        first = next(iter(pruned.values()))[0]
+        if first.method:
+            methods = found.setdefault(first.metric, {}).setdefault((*first.panel, first.level), {})
+            methods[first.method] = pruned
+    return {
+        metric: {place: methods for place, methods in places.items() if len(methods) > 1}
+        for metric, places in found.items()
+    }
+
+
+def _untrained(arms: Arms) -> Sequence[Run]:
+    """Return the runs of the network as it was cut, with inherited weights; none if not asked."""
+    cut = (runs for runs in arms.values() if runs[0].start == "inherited" and not runs[0].trained)
+    return next(cut, ())
+
+
+def _arm_fields(places: Mapping[Place, Mapping[str, Arms]]) -> Iterator[tuple[str, Sides]]:
+    """Yield each trained arm with the runs of the methods that have it."""
+    names = dict.fromkeys(
+        arm
+        for methods in places.values()
+        for arms in methods.values()
+        for arm, runs in arms.items()
+        if runs[0].trained
+    )
+    for name in names:
+        yield (
+            name,
+            {
+                place: {
+                    method: _Choice(arms[name], untrained=_untrained(arms))
+                    for method, arms in methods.items()
+                    if name in arms
+                }
+                for place, methods in places.items()
+            },
+        )
+
+
+def _best_fields(places: Mapping[Place, Mapping[str, Arms]]) -> tuple[str, Sides]:
+    """Return each method under its best retraining, and the best small dense network.
+
+    Empty where every method was retrained in one way only, and no design from scratch.
+    """
+    sides: Sides = {}
+    choices = False
+    for place, methods in places.items():
+        side = sides.setdefault(place, {})
+        designs: list[Sequence[Run]] = []
+        for method, arms in methods.items():
+            tuned = [r for r in arms.values() if r[0].trained and r[0].start == "inherited"]
+            if tuned:
+                chosen, how = best_of(tuned) if len(tuned) > 1 else (tuned[0], "")
+                side[method] = _Choice(chosen, how, _untrained(arms))
+                choices |= len(tuned) > 1
+            designs += [
+                r
+                for r in arms.values()
+                if r[0].designed and r[0].trained and r[0].start == "random"
+            ]
+        if designs and side:
+            chosen, how = best_of(designs) if len(designs) > 1 else (designs[0], "")
+            side[DENSE] = _Choice(chosen, how)
+            choices = True
+    return BEST_RETRAINING, sides if choices else {}
+
+
+# Comparisons --------------------------------------------------------------------------------
+
+
+def _contest(
+    arm: str,
+    sides: Sides,
+    *,
+    table: Table,
+    metric: Metric,
+    margin: float | None,
+    wanted: str | None,
+    alpha: float,
+) -> Contest | None:
+    sides = {place: methods for place, methods in sides.items() if len(methods) > 1}
+    levels = {place: _level(place, methods, table) for place, methods in sides.items()}
+    if not levels:
+        return None
+    limit = metric.margin if margin is None else margin
+    order = [*dict.fromkeys(method for methods in sides.values() for method in methods)]
+    opened = {
+        place: [
+            _pair(*pair, level=level, table=table, margin=limit, alpha=alpha)
+            for pair in itertools.combinations(
+                sorted(level.entrants, key=lambda entrant: order.index(entrant.method)), 2
+            )
+        ]
+        for place, level in levels.items()
+    }
+    reference = wanted if any(wanted in methods for methods in sides.values()) else None
+    shown = [
+        _facing(verdict, reference)
+        for verdicts in opened.values()
+        for verdict in verdicts
+        if reference is None or reference in (verdict.arm, verdict.against)
+    ]
+    by_pair: dict[Question, list[Verdict]] = {}
+    for verdict in shown:
+        by_pair.setdefault(verdict.question, []).append(verdict)
+    several = [mean for f in by_pair.values() if len(f) > 1 and (mean := averaged(f)) is not None]
+    ranked = [levels[place] for place, pairs in opened.items() if all(v.counts for v in pairs)]
+    return Contest(
+        arm=arm,
+        metric=metric,
+        levels=tuple(levels.values()),
+        pairs=tuple(corrected(shown)),
+        averages=tuple(corrected(several)),
+        ranking=_ranking(ranked, metric, alpha),
+        agreement=_agreement(sides.values()),
+        reference=reference,
+        num_unequal=sum(not level.equal for level in levels.values()),
+    )
+
+
+def _pair(
+    first: Entrant,
+    second: Entrant,
+    *,
+    level: Level,
+    table: Table,
+    margin: float,
+    alpha: float,
+) -> Verdict:
+    """Compare two methods at one level, not yet decided."""
+    runs = [*first.runs, *second.runs]
+    plain = evidence(table.unpruned(runs[0]))
+    cut_from = parent_evidence(runs)
+    sides = [evidence(first.runs), evidence(second.runs)]
+    reasons: tuple[Reason, ...] = ()
+    if sides[0] is not None and sides[1] is not None:
+        reasons = judge(
+            sides[0],
+            sides[1],
+            parent=cut_from or plain,
+            plain=plain or cut_from,
+            cut=[side for side in sides if side is not None],
+            margin=margin,
+        )
+        reasons = (*_unequal(first, second, level), *reasons)
+    names = [
+        Side(name=e.method, start="", trained=True, equal_flops=False) for e in (first, second)
+    ]
+    question = Question(about="method", first=names[0], second=names[1], metric=runs[0].metric)
+    verdict = compare(
+        CellQuestion(question=question, first=first.runs, second=second.runs),
+        reasons=reasons,
+        margin=margin,
+        alpha=alpha,
+    )
+    return replace(
+        verdict, group=level.name, where=level.name, arm=first.method, against=second.method
+    )
+
+
+def _unequal(first: Entrant, second: Entrant, level: Level) -> Iterator[Reason]:
+    """Find networks whose cost differs, or was measured on different machines."""
+    machines = {run.cost_machine for run in (*first.runs, *second.runs) if run.cost_machine}
+    if not equal(first.cost, second.cost):
+        figures = ", ".join(f"{e.method} {_share(e.cost)}" for e in (first, second))
+        yield Reason(rule="unequal cost", figures=f"{level.cost} left: {figures}")
+    elif len(machines) > 1:
+        figures = f"{level.cost} were measured on different machines: {'; '.join(sorted(machines))}"
+        yield Reason(rule="unequal cost", figures=figures)
+
+
+def _share(cost: float | None) -> str:
+    if cost is None:
+        return "unknown"
+    return f"{100 * cost:.3g} %" if cost <= 1 else f"{cost:.4g}"
+
+
+def _facing(verdict: Verdict, reference: str | None) -> Verdict:
+    """Turn a comparison round, so that the reference is its first side."""
+    question, old = verdict.question, verdict.comparison
+    if verdict.against != reference or question.first is None:
+        return verdict
+    turned = replace(
+        verdict,
+        question=replace(question, first=question.second, second=question.first),
+        arm=verdict.against,
+        against=verdict.arm,
+        rules=(verdict.rules[1], verdict.rules[0]),
+        differences=tuple((seed, -difference) for seed, difference in verdict.differences),
+    )
+    if old is None or verdict.equivalence is None:
+        return turned
+    bounds = verdict.equivalence
+    return replace(
+        turned,
+        comparison=replace(
+            old, difference=-old.difference, low=_minus(old.high), high=_minus(old.low)
+        ),
+        equivalence=replace(bounds, low=_minus(bounds.high), high=_minus(bounds.low)),
+    )
+
+
+def _minus(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
+# Levels, ranks and orders -------------------------------------------------------------------
+
+
+def _level(place: Place, chosen: Mapping[str, _Choice], table: Table) -> Level:
+    data, model, amount = place
+    first = next(iter(chosen.values())).runs[0]
+    asked = first.cost_asked is not None or any(
+        run.cost_asked is not None for choice in chosen.values() for run in choice.runs
+    )
+    cost = amount.split()[0] if asked else COUNTED
+    entrants = tuple(
+        _entrant(method, choice, whole=table.unpruned(choice.runs[0]), asked=asked)
+        for method, choice in chosen.items()
+    )
+    known = [e.cost for e in entrants if e.cost is not None]
+    return Level(
+        data=data,
+        model=model,
+        amount=amount,
+        cost=cost,
+        equal=all(equal(one, other) for one, other in itertools.combinations(known, 2)),
+        entrants=entrants,
+    )
+
+
+def _entrant(method: str, choice: _Choice, *, whole: Sequence[Run], asked: bool) -> Entrant:
+    runs = choice.runs
+    done = [run for run in runs if run.done]
+    scores = [run.score for run in done if run.score is not None]
+    mean, std = mean_and_std(scores) if scores else (None, None)
+    test = paired(scores, [0.0] * len(scores)) if scores else None
+    macs_left = _mean([run.macs for run in done])
+    macs_kept = _ratio(macs_left, _mean([run.macs for run in whole if run.done]))
+    left = _mean([run.cost_left for run in done]) if asked else macs_kept
+    if left is None and not asked:
+        left = macs_left
+    return Entrant(
+        method=method,
+        arms=tuple(dict.fromkeys(run.arm for run in runs)),
+        how=choice.how,
+        n=len(scores),
+        n_expected=len(runs),
+        mean=mean,
+        std=std,
+        low=test.low if test else None,
+        high=test.high if test else None,
+        validation=_mean([run.validation for run in done]),
+        before=_mean([run.score for run in choice.untrained if run.done]),
+        cost=left,
+        macs_kept=macs_kept,
+        parameters_kept=_ratio(
+            _mean([run.parameters for run in done]),
+            _mean([run.parameters for run in whole if run.done]),
+        ),
+        training_flops=_mean([run.training_flops for run in done]),
+        rules=rule_of(done),
+        runs=tuple(runs),
+    )
+
+
+def _ranking(levels: Sequence[Level], metric: Metric, alpha: float) -> Ranking | None:
+    """Rank the methods that all levels have, over levels of equal cost that allow a conclusion."""
+    if not levels:
+        return None
+    means = [{e.method: e.mean for e in level.entrants if e.mean is not None} for level in levels]
+    common = [method for method in means[0] if all(method in cell for cell in means)]
+    gains = {method: [metric.gain(cell[method]) for cell in means] for method in common}
+    return ranking(gains, alpha=alpha)
+
+
+def _agreement(sides: Iterable[Mapping[str, _Choice]]) -> Agreement | None:
+    """Compare the order of the methods before retraining with that after it."""
+    cells: list[list[dict[int, dict[str, float]]]] = [[], []]
+    for methods in sides:
+        scores: list[dict[int, dict[str, float]]] = [{}, {}]
+        for method, choice in methods.items():
+            for side, runs in zip(scores, (choice.untrained, choice.runs), strict=True):
+                for run in runs:
+                    if run.score is not None:
+                        side.setdefault(run.seed, {})[method] = run.score
+        for found, side in zip(cells, scores, strict=True):
+            found.append(side)
+    return agreement(*cells)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return mean_and_std(known)[0] if known else None
+
+
+def _ratio(left: float | None, full: float | None) -> float | None:
+    return left / full if left is not None and full else None

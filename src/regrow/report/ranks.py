@@ -1,0 +1,193 @@
+"""Ranks of several methods over several cells, and how well two orders of them agree.
+
+Friedman's test asks whether any method ranks higher than chance lets it, and the critical
+difference of Nemenyi which ranks differ; both as Demsar (Statistical Comparisons of Classifiers
+over Multiple Data Sets, JMLR 7, 2006) recommends. They take cells as independent.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from regrow.report.statistics import ROUNDING, mean_and_std, paired
+
+LEAST_CELLS = 6  # below, neither test's distribution is close to what its tables hold
+LEAST_METHODS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Mean ranks (1 is best) of ``methods``, best first, over ``num`` cells.
+
+    ``chi2`` and ``p`` are Friedman's, ``f`` and ``p_f`` those of Iman and Davenport, which is less
+    conservative; ``critical`` is the least difference of two mean ranks that Nemenyi's test finds.
+    None: not tested, because there are too few cells. ``alike`` are the largest sets of neighbours
+    that it does not tell apart.
+    """
+
+    methods: tuple[str, ...]
+    ranks: tuple[float, ...]
+    num: int
+    alpha: float
+    chi2: float | None = None
+    p: float | None = None
+    f: float | None = None
+    p_f: float | None = None
+    critical: float | None = None
+    alike: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Kendall's tau-b between two orders of methods: its mean over cells, with an interval.
+
+    ``low`` and ``high`` bound the mean over seeds of each seed's own orders; None for one seed.
+    ``num_methods`` are the fewest that a cell has.
+    """
+
+    tau: float
+    num: int
+    num_methods: int
+    n: int
+    low: float | None = None
+    high: float | None = None
+
+
+def ranking(gains: Mapping[str, Sequence[float]], *, alpha: float = 0.05) -> Ranking | None:
+    """Rank methods by what each gains in the same cells (more is better); ties share their ranks.
+
+    None below ``LEAST_METHODS`` or without a cell.
+
+    >>> result = ranking({"a": [2.0, 3.0], "b": [1.0, 1.0], "c": [1.5, 1.0]})
+    >>> result.methods, result.ranks
+    (('a', 'c', 'b'), (1.0, 2.25, 2.75))
+    """
+    from scipy import stats
+
+    k = len(gains)
+    num = len(next(iter(gains.values()), ()))
+    if k < LEAST_METHODS or num == 0:
+        return None
+    cells = [stats.rankdata([-gain for gain in cell]) for cell in zip(*gains.values(), strict=True)]
+    means = [math.fsum(column) / num for column in zip(*cells, strict=True)]
+    order = sorted(range(k), key=lambda i: means[i])
+    names = tuple([*gains][i] for i in order)
+    ranks = tuple(means[i] for i in order)
+    plain = Ranking(methods=names, ranks=ranks, num=num, alpha=alpha)
+    if num < LEAST_CELLS:
+        return plain
+    columns = [*gains.values()]
+    if all(max(cell) - min(cell) <= ROUNDING for cell in zip(*columns, strict=True)):
+        chi2, p = 0.0, 1.0  # all alike everywhere: the correction for ties would divide by zero
+    else:
+        chi2, p = map(float, stats.friedmanchisquare(*columns))
+    below = num * (k - 1) - chi2
+    f = (num - 1) * chi2 / below if below > ROUNDING else math.inf
+    critical = critical_difference(k, num, alpha=alpha)
+    return Ranking(
+        methods=names,
+        ranks=ranks,
+        num=num,
+        alpha=alpha,
+        chi2=chi2,
+        p=p,
+        f=f,
+        p_f=float(stats.f.sf(f, k - 1, (k - 1) * (num - 1))),
+        critical=critical,
+        alike=_alike(names, ranks, critical),
+    )
+
+
+def critical_difference(num_methods: int, num_cells: int, *, alpha: float = 0.05) -> float:
+    """Return Nemenyi's critical difference of mean ranks: q sqrt(k (k + 1) / 6 N).
+
+    q is the quantile of the studentised range for infinitely many degrees of freedom over sqrt(2).
+    """
+    from scipy.stats import studentized_range
+
+    q = float(studentized_range.ppf(1 - alpha, num_methods, math.inf)) / math.sqrt(2)
+    return q * math.sqrt(num_methods * (num_methods + 1) / (6 * num_cells))
+
+
+def agreement(
+    before: Sequence[Mapping[int, Mapping[str, float]]],
+    after: Sequence[Mapping[int, Mapping[str, float]]],
+    *,
+    confidence: float = 0.95,
+) -> Agreement | None:
+    """Compare two orders of methods in each cell: scores by seed and method, before and after.
+
+    Of each cell, the orders of the means over seeds; cells with fewer than three methods that have
+    both are left out. None where no cell is left, or where an order is all ties.
+    """
+    taus, sizes, by_seed = [], [], []
+    for first, second in zip(before, after, strict=True):
+        seeds = [seed for seed in first if seed in second]
+        common = [
+            method
+            for method in (first[seeds[0]] if seeds else ())
+            if all(method in first[seed] and method in second[seed] for seed in seeds)
+        ]
+        if len(common) < LEAST_METHODS:
+            continue
+        means = [
+            [mean_and_std([scores[seed][method] for seed in seeds])[0] for method in common]
+            for scores in (first, second)
+        ]
+        tau = _tau(*means)
+        if tau is None:
+            continue
+        taus.append(tau)
+        sizes.append(len(common))
+        by_seed.append(
+            {s: _tau(*[[x[s][m] for m in common] for x in (first, second)]) for s in seeds}
+        )
+    if not taus:
+        return None
+    low, high, n = _spread(by_seed, confidence)
+    return Agreement(
+        tau=math.fsum(taus) / len(taus),
+        num=len(taus),
+        num_methods=min(sizes),
+        n=n,
+        low=low,
+        high=high,
+    )
+
+
+def _spread(
+    cells: Sequence[Mapping[int, float | None]], confidence: float
+) -> tuple[float | None, float | None, int]:
+    """Bound the mean over seeds of each seed's tau, averaged over cells."""
+    means = []
+    for seed in cells[0]:
+        values = [cell.get(seed) for cell in cells]
+        known = [value for value in values if value is not None]
+        if len(known) == len(cells):
+            means.append(math.fsum(known) / len(known))
+    if len(means) < 2:
+        return None, None, len(means)
+    test = paired(means, [0.0] * len(means), confidence=confidence)
+    if test.low is None or test.high is None:
+        return None, None, len(means)
+    return max(-1.0, test.low), min(1.0, test.high), len(means)
+
+
+def _tau(first: Sequence[float], second: Sequence[float]) -> float | None:
+    from scipy.stats import kendalltau
+
+    if min(max(first) - min(first), max(second) - min(second)) <= ROUNDING:
+        return None
+    return float(kendalltau(first, second).statistic)
+
+
+def _alike(
+    names: Sequence[str], ranks: Sequence[float], critical: float
+) -> tuple[tuple[str, ...], ...]:
+    """Return the largest runs of neighbours whose mean ranks differ by less than the critical."""
+    runs: list[tuple[int, int]] = []
+    for start in range(len(ranks)):
+        end = max(i for i in range(start, len(ranks)) if ranks[i] - ranks[start] < critical)
+        if end > start and not any(first <= start and end <= last for first, last in runs):
+            runs.append((start, end))
+    return tuple(tuple(names[start : end + 1]) for start, end in runs)

@@ -1,0 +1,326 @@
+"""Methods against methods: pairs at one cost, ranks, best retrainings, and how they are worded."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regrow.jobs.arms import ARMS, Arm
+from regrow.report import write
+from regrow.report.contest_words import answers, csv_files
+from regrow.report.contests import DENSE, Contest, chance_of, contests
+from regrow.report.questions import BEST_RETRAINING
+from regrow.report.rows import Ending, Run
+from regrow.report.setups import setup
+from regrow.report.verdict import verdicts
+
+SEEDS = 5
+KNOWN: dict[str, Any] = {"num_test": 10_000, "chance": 10.0, "ending": Ending(loss=0.01)}
+
+
+def entries(
+    method: str, arm: Arm, mean: float, *, target: str = "macs 0.5", **changes: Any
+) -> list[Run]:
+    """Make the runs of a method under an arm; seeds differ, and methods within them."""
+    rng = random.Random(f"{method}/{arm.name}/{target}/{changes.get('model')}")
+    share = float(target.split()[-1])
+    of_seed = random.Random(7)
+    common: dict[str, Any] = {
+        "data": "d",
+        "model": "m",
+        "method": method,
+        "target": target,
+        "arm": arm.name,
+        "start": arm.start,
+        "budget": arm.budget.kind,
+        "amount": arm.budget.amount,
+        "status": "done",
+        "parameters": 500,
+        "macs": round(1000 * share),
+        "epochs": 0 if arm.budget.kind == "none" else 10,
+        "training_flops": 1e9,
+        "cost_asked": share,
+        "cost_left": share,
+        "base": "of-all",
+        "pruning_epochs": 0,
+        **KNOWN,
+        **changes,
+    }
+    return [
+        Run(**common, seed=seed, score=mean + of_seed.gauss(0, 0.3) + rng.gauss(0, 0.05))
+        for seed in range(SEEDS)
+    ]
+
+
+FINE_TUNE, SCRATCH, PRUNED = (ARMS.get(name) for name in ("fine-tune", "scratch-b", "pruned"))
+LEVELS = [(model, f"macs {share}") for model in ("m1", "m2") for share in (0.5, 0.3, 0.2)]
+
+
+def table(means: Mapping[str, float], *, levels: Sequence[tuple[str, str]] = LEVELS) -> list[Run]:
+    return [
+        run
+        for model, target in levels
+        for method, mean in means.items()
+        for arm, change in ((PRUNED, 40.0), (FINE_TUNE, 0.0))
+        for run in entries(method, arm, mean - change, target=target, model=model)
+    ]
+
+
+def only(found: Sequence[Contest], arm: str) -> Contest:
+    (contest,) = (contest for contest in found if contest.arm == arm)
+    return contest
+
+
+def outcomes(contest: Contest) -> dict[tuple[str, str], str]:
+    return {(v.arm, v.against): v.outcome for v in contest.main}
+
+
+def test_every_pair_is_compared_and_the_better_found() -> None:
+    contest = only(contests(table({"a": 93.0, "b": 92.0, "c": 92.01})), "fine-tune")
+    assert outcomes(contest) == {
+        ("a", "b"): "better",
+        ("a", "c"): "better",
+        ("b", "c"): "equivalent",
+    }
+    assert len(contest.pairs) == 3 * len(LEVELS)
+    assert contest.averages[0].setup.startswith("S4.2")
+
+
+def test_p_values_are_corrected_over_all_of_a_contest() -> None:
+    few = only(contests(table({"a": 93.0, "b": 92.9}, levels=LEVELS[:1])), "fine-tune")
+    many = only(contests(table({"a": 93.0, "b": 92.9, "c": 91.0})), "fine-tune")
+    (one,) = few.pairs
+    same = next(v for v in many.pairs if (v.arm, v.against, v.group) == ("a", "b", one.group))
+    assert one.comparison == same.comparison
+    assert one.p is not None
+    assert same.p is not None
+    assert same.p > one.p
+
+
+def test_a_reference_is_the_first_side_of_every_pair() -> None:
+    runs = table({"a": 93.0, "b": 92.0, "mine": 92.5})
+    each = only(contests(runs), "fine-tune")
+    facing = only(contests(runs, reference="mine"), "fine-tune")
+    assert outcomes(facing) == {("mine", "a"): "worse", ("mine", "b"): "better"}
+    turned = next(v for v in facing.pairs if v.against == "a")
+    before = next(v for v in each.pairs if (v.arm, v.against) == ("a", "mine"))
+    assert turned.comparison is not None
+    assert before.comparison is not None
+    assert before.comparison.low is not None
+    assert turned.comparison.high == -before.comparison.low
+    assert turned.differences == tuple((seed, -d) for seed, d in before.differences)
+    assert "mine is better than b; worse than a." in answers([facing])[0]
+
+
+def test_pairs_stand_in_one_order_whatever_that_of_the_levels() -> None:
+    runs = table({"a": 93.0, "b": 92.0}, levels=LEVELS[:1])
+    runs += table({"b": 92.0, "a": 93.0}, levels=LEVELS[1:2])
+    assert list(outcomes(only(contests(runs), "fine-tune"))) == [("a", "b")]
+
+
+def test_rows_of_unequal_cost_are_named_and_not_ranked() -> None:
+    amounts: dict[str, Any] = {
+        "target": None,
+        "sparsity": 0.3,
+        "cost_asked": None,
+        "cost_left": None,
+    }
+    runs = [
+        replace(run, macs=macs, group="", **amounts)
+        for method, macs in (("a", 220), ("b", 480), ("c", 225))
+        for run in entries(method, FINE_TUNE, 93.0)
+    ]
+    runs += [
+        replace(r, method="", macs=1000, group="", sparsity=None, target=None)
+        for r in entries("", ARMS.get("unpruned"), 94.0)
+    ]
+    (contest,) = contests(runs)
+    assert outcomes(contest) == {
+        ("a", "b"): "no conclusion",
+        ("a", "c"): "equivalent",
+        ("b", "c"): "no conclusion",
+    }
+    assert contest.ranking is None
+    text, _ = answers([contest])
+    assert "costs are unequal: d / m / sparsity 0.3 (macs left: a 22 %, b 48 %, c 22.5 %)" in text
+    reason = contest.pairs[0].left_out_for
+    assert reason is not None
+    assert reason.text == ("the methods' networks do not cost the same (macs left: a 22 %, b 48 %)")
+
+
+def test_latencies_of_different_machines_are_not_compared() -> None:
+    runs = [
+        run
+        for method, machine in (("a", "cpu, 1 thread(s)"), ("b", "cuda"))
+        for run in entries(method, FINE_TUNE, 93.0, target="latency 0.5", cost_machine=machine)
+    ]
+    (pair,) = contests(runs)[0].pairs
+    assert pair.outcome == "no conclusion"
+    assert "different machines" in pair.reasons[0].figures
+
+
+def test_ranks_come_with_a_critical_difference_from_six_cells_on() -> None:
+    means = {"a": 93.0, "b": 92.0, "c": 91.0}
+    contest = only(contests(table(means)), "fine-tune")
+    assert contest.ranking is not None
+    assert contest.ranking.methods == ("a", "b", "c")
+    assert contest.ranking.ranks == (1.0, 2.0, 3.0)
+    assert contest.ranking.critical == pytest.approx(2.343 * (3 * 4 / (6 * 6)) ** 0.5, abs=1e-3)
+    few = only(contests(table(means, levels=LEVELS[:5])), "fine-tune").ranking
+    assert few is not None
+    assert few.critical is None
+    assert "too few for a test of ranks" in answers(contests(table(means, levels=LEVELS[:5])))[0]
+
+
+def test_the_best_retraining_is_chosen_on_validation_never_on_test() -> None:
+    long = replace(ARMS.get("lr-rewind"), name="long")
+    runs = [
+        *entries("a", FINE_TUNE, 93.0, validation=90.0),
+        *entries("a", long, 92.0, validation=91.0),  # better on validation, worse on test
+        *entries("b", FINE_TUNE, 92.5, validation=90.0),
+        *entries("b", long, 92.5, validation=89.0),
+    ]
+    contest = contests(runs)[0]
+    assert contest.arm == BEST_RETRAINING
+    chosen = {entrant.method: entrant.arms for entrant in contest.levels[0].entrants}
+    assert chosen == {"a": ("long",), "b": ("fine-tune",)}
+    assert {entrant.how for entrant in contest.levels[0].entrants} == {"chosen on validation"}
+
+
+def test_without_validation_each_seeds_retraining_is_chosen_by_the_others() -> None:
+    long = replace(ARMS.get("lr-rewind"), name="long")
+    runs = [
+        *entries("a", FINE_TUNE, 93.0),
+        *entries("a", long, 92.0),
+        *entries("b", FINE_TUNE, 92.5),
+    ]
+    contest = contests(runs)[0]
+    assert contest.levels[0].entrants[0].how == "chosen by the other seeds"
+    assert contest.levels[0].entrants[0].arms == ("fine-tune",)
+
+
+def test_scratch_training_is_compared_with_the_best_retraining() -> None:
+    long = replace(ARMS.get("lr-rewind"), name="long")
+    runs = [
+        *entries("a", FINE_TUNE, 93.0, validation=90.0, recipe="rate 0.001"),
+        *entries("a", long, 92.0, validation=91.0),
+        *entries("a", SCRATCH, 92.0, validation=91.0),
+    ]
+    first = next(v for v in verdicts(runs) if v.question.first is not None)
+    assert first.question.text.endswith("as good as fine-tuning (the best retraining)?")
+    assert first.against == "long (the best retraining, chosen on validation)"
+    assert first.outcome == "equivalent"
+
+
+def test_the_best_small_dense_network_is_a_rival_of_every_method() -> None:
+    runs = [
+        *entries("a", FINE_TUNE, 93.0, validation=92.0),
+        *entries("a", SCRATCH, 99.0, validation=99.0),  # its widths were found by pruning
+        *entries("width", FINE_TUNE, 91.0, validation=90.0, designed=True),
+        *entries("width", SCRATCH, 94.0, validation=93.0, designed=True),
+        *entries("uniform", SCRATCH, 95.0, validation=92.0, designed=True),
+    ]
+    contest = contests(runs)[0]
+    assert contest.arm == BEST_RETRAINING
+    dense = next(e for e in contest.levels[0].entrants if e.method == DENSE)
+    assert dense.arms == ("scratch-b",)
+    assert dense.runs[0].method == "width"  # chosen on validation
+    assert outcomes(contest)["a", DENSE] == "worse"
+
+
+def test_orders_before_and_after_retraining_are_compared() -> None:
+    means = {"a": 93.0, "b": 92.0, "c": 91.0}
+    found = only(contests(table(means)), "fine-tune").agreement
+    assert found is not None
+    assert (found.tau, found.num, found.num_methods, found.n) == (1.0, 6, 3, SEEDS)
+    upside_down = [
+        replace(run, score=10.0 + 100 - run.score) if run.arm == "pruned" and run.score else run
+        for run in table(means)
+    ]
+    turned = only(contests(upside_down), "fine-tune").agreement
+    assert turned is not None
+    assert turned.tau == -1.0
+    two = only(contests(table({"a": 93.0, "b": 92.0})), "fine-tune")
+    assert two.agreement is None
+
+
+def test_superiority_is_the_share_of_seeds_won() -> None:
+    contest = only(contests(table({"a": 93.0, "b": 92.0}, levels=LEVELS[:1])), "fine-tune")
+    chance = chance_of(contest.pairs[0])
+    assert chance is not None
+    assert (chance.value, chance.n, chance.high) == (1.0, SEEDS, 1.0)
+    assert chance.low == pytest.approx(0.025 ** (1 / SEEDS))
+
+
+def test_of_a_metric_of_which_less_is_better_less_is_better() -> None:
+    from regrow.tasks.metric import BITS_PER_BYTE
+
+    runs = [
+        replace(r, metric=BITS_PER_BYTE, chance=8.0, score=(r.score or 0.0) / 40)
+        for r in table({"a": 93.0, "b": 92.0, "c": 91.0})
+        if r.arm == "fine-tune"
+    ]
+    contest = only(contests(runs), "fine-tune")
+    assert outcomes(contest)["a", "c"] == "worse"
+    assert contest.ranking is not None
+    assert contest.ranking.methods == ("c", "b", "a")
+    chance = chance_of(contest.averages[0])
+    assert chance is not None
+    assert chance.value == 0.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "stamp"),
+    [
+        ({}, "S4.2"),
+        ({"pruning_epochs": 3}, "S3.2"),
+        ({"recipe": "rate 0.01"}, "S3.1"),
+        ({"epochs": 11}, "S2"),
+        ({"base": "other"}, "S1"),
+        ({"base": ""}, "S1"),
+        ({"start": "random"}, "S1"),
+        ({"macs": 600, "target": "macs 0.6"}, ""),
+        ({"model": "other"}, None),
+    ],
+)
+def test_setups_are_the_rungs_of_the_ladder(changes: dict[str, Any], stamp: str | None) -> None:
+    first = entries("a", FINE_TUNE, 93.0)
+    second = [replace(run, group="", **changes) for run in entries("b", FINE_TUNE, 93.0)]
+    whole = "" if stamp is None else ", SX-B" if stamp else "SX-B"
+    assert setup(first, second) == (stamp or "") + whole
+    longer = [replace(run, training_flops=2e9) for run in second]
+    assert setup(first, longer) == (stamp or "")
+
+
+def test_a_report_has_the_contests_in_every_form(tmp_path: Path) -> None:
+    report = write(
+        table({"a": 93.0, "b & c": 92.0, "_d_": 91.0}),
+        tmp_path,
+        title="t",
+        command="c",
+        machine="m",
+        date="2026-11-26",
+        draw=False,
+    )
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "### Comparisons of methods under fine-tune" in page
+    assert r"\_d\_" in page
+    assert r"b \& c" in (tmp_path / "table.tex").read_text(encoding="utf-8")
+    assert "Methods at one cost, under fine-tune: of 3 pairs, 3 differ." in report.answer
+    assert {path.name for path in report.paths} >= {"methods.csv", "pairs.csv", "ranks.csv"}
+    assert len((tmp_path / "pairs.csv").read_text().splitlines()) == 1 + 3 * len(LEVELS) + 3
+    assert csv_files([]) == {}
+
+
+def test_methods_that_meet_at_no_amount_make_no_contest() -> None:
+    runs = entries("a", FINE_TUNE, 93.0) + entries("b", FINE_TUNE, 93.0, target="macs 0.3")
+    assert contests(runs) == ()
+
+
+def test_what_has_not_run_is_said(tmp_path: Path) -> None:
+    waiting = [replace(run, status="missing", score=None) for run in table({"a": 93.0, "b": 92.0})]
+    (text,) = answers(contests(waiting))
+    assert text == "Methods at one cost, under fine-tune: not run."

@@ -1,0 +1,152 @@
+"""``regrow versus``: the study that it writes, what it leaves out, and the table that comes out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from commands import Command
+from regrow.errors import ConfigError
+from regrow.pruning.method import METHODS
+from regrow.studies.study import Study
+from regrow.studies.versus import default_rivals, read_target, study_of, without_impossible
+
+OWN = """
+import regrow
+
+
+@regrow.criterion("{name}-score")
+def score(group, probe):
+    return group.sum(lambda name: probe.weight(name).pow(4))
+
+
+regrow.register_method("{name}", criterion=score, allocation="uniform")
+"""
+MODEL = "{name: vgg, plan: [6, M, 6], label: tiny VGG}"
+DATA = "{name: digits, subset: 80, test_subset: 40}"
+RECIPE = "{name: cifar, epochs: 1, batch: 40, lr: 0.05, precision: fp32}"
+
+
+@pytest.fixture
+def regrow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Command:
+    monkeypatch.chdir(tmp_path)
+    return Command(monkeypatch, capsys)
+
+
+def value(**changes: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "name": "versus-l2",
+        "model": "resnet-20",
+        "data": "digits",
+        "targets": [("macs", 0.5), ("macs", 0.3)],
+        "rivals": ("l1-filter", "random"),
+        "seeds": 3,
+        "recipe": "cifar",
+    }
+    return study_of(("l2",), **{**given, **changes})
+
+
+def test_the_study_has_every_method_at_every_cost_and_the_rivals() -> None:
+    study = value()
+    assert study["reference"] == "l2"
+    assert [entry["name"] for entry in study["methods"]] == ["l2", "l1-filter", "random"]
+    assert all(entry["macs"] == [0.5, 0.3] for entry in study["methods"])
+    assert study["methods"][2]["scope"] == list(METHODS.get("l2").scope)
+    assert study["data"] == {"name": "digits", "validation": 0.1}
+    assert study["arms"] == [
+        *("unpruned", "pruned", "fine-tune", "fine-tune-10x", "lr-rewind", "one-cycle"),
+        "scratch-b",
+    ]
+    assert Study.from_json(study).reference == "l2"
+
+
+def test_rivals_remove_what_the_method_removes() -> None:
+    assert "uniform" in default_rivals(METHODS.get("l2"))
+    assert "uniform-sparsification" in default_rivals(METHODS.get("magnitude"))
+    assert "magnitude" not in default_rivals(METHODS.get("magnitude"))
+    assert "width" in default_rivals(METHODS.get("soft-filter"))
+
+
+def test_a_split_that_is_asked_for_stays() -> None:
+    data = {"name": "digits", "validation": 0.0}
+    assert value(data=data)["data"]["validation"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("macs", "no share"), ("macs:half", "'half'"), ("mac:0.5", "'macs'")],
+)
+def test_a_target_is_a_cost_and_a_share(target: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_target(target)
+
+
+def test_rivals_that_a_network_does_not_take_are_left_out_with_the_reason() -> None:
+    study = value(
+        model={"name": "vgg", "plan": [4, "M", 4]},
+        data={"name": "digits", "subset": 60},
+        rivals=("sparse-structure", "l1-filter"),
+    )
+    left, reasons = without_impossible(study, ["sparse-structure"])
+    assert [entry["name"] for entry in left["methods"]] == ["l2", "l1-filter"]
+    assert set(reasons) == {"sparse-structure"}
+
+
+def test_a_reference_must_be_a_method_of_the_study() -> None:
+    with pytest.raises(ConfigError, match="compared with, by its label: Unknown method 'l3'"):
+        Study.from_json({**value(), "reference": "l3"})
+
+
+def test_a_file_of_ones_own_gets_its_table(regrow: Command, tmp_path: Path) -> None:
+    (tmp_path / "fourth.py").write_text(OWN.format(name="fourth-power"))
+    asked = ("--model", MODEL, "--data", DATA, "--recipe", RECIPE, "--against", "width")
+    done = regrow("versus", "fourth.py", *asked, "--seeds", "1", "--workers", "0", "--out", "out")
+    assert done.code == 0, done.err
+    study = yaml.safe_load((tmp_path / "out" / "study.yaml").read_text())
+    assert study["reference"] == "fourth-power"
+    assert "fourth-power" in done.out
+    assert "Methods at one cost, under the best retraining of each" in done.out
+    pairs = (tmp_path / "out" / "pairs.csv").read_text().splitlines()
+    assert pairs[1].startswith("the best retraining,")
+    again = regrow("report", "out/study.yaml", "--with", "fourth.py", "--reference", "width")
+    assert again.code == 0, again.err
+    assert "width" in again.out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1\n", "registers no method"),
+        ("import regrow\n@regrow.criterion('lonely')\ndef lonely(g, p): ...\n", '"lonely"'),
+        ("1 / 0\n", "ZeroDivisionError"),
+    ],
+)
+def test_a_file_without_a_method_is_refused(
+    regrow: Command, tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "bad.py").write_text(content)
+    done = regrow("versus", "bad.py", "--model", MODEL, "--data", DATA)
+    assert done.code == 2
+    assert message in done.text
+    assert not (tmp_path / "regrow-store").exists()
+
+
+def test_a_wrong_criterion_is_refused_before_anything_trains(
+    regrow: Command, tmp_path: Path
+) -> None:
+    wrong = OWN.format(name="wrong").replace("group.sum(", "0 * group.sum(").replace("0 *", "float")
+    (tmp_path / "wrong.py").write_text(wrong)
+    done = regrow("versus", "wrong.py", "--model", MODEL, "--data", DATA, "--recipe", RECIPE)
+    assert done.code == 2
+    assert not (tmp_path / "regrow-store").exists()
+
+
+def test_a_plan_trains_nothing(regrow: Command, tmp_path: Path) -> None:
+    asked = ("--model", MODEL, "--data", DATA, "--recipe", RECIPE, "--seeds", "1", "--plan")
+    done = regrow("versus", "l2", *asked, "--against", "random")
+    assert done.code == 0, done.err
+    assert (tmp_path / "regrow-report" / "versus-l2" / "study.yaml").is_file()
+    assert not (tmp_path / "regrow-store").exists()
