@@ -39,9 +39,11 @@ from regrow.tasks.metric import Metric
 __all__ = [
     "Extra",
     "Failure",
+    "Page",
     "Report",
     "Run",
     "Verdict",
+    "page_of",
     "runs_frame",
     "summarise",
     "verdicts",
@@ -90,21 +92,18 @@ def write(
     each a CSV file too. ``draw=False`` leaves the figures out. ``precision`` is what was computed
     in, where the study left that open.
     """
-    frame, all_verdicts, metrics = summarise(runs), verdicts(runs, margin=margin), metrics_of(runs)
-    compared = contests(runs, margin=margin, reference=reference)
-    lines = [] if compared and not all_verdicts else [answer(all_verdicts)]
-    page = Page(
+    frame = summarise(runs)
+    page = page_of(
+        runs,
+        frame,
         title=title,
-        tables=blocks(frame, runs),
-        answer="\n".join([*lines, *answers(compared)]),
-        verdicts=all_verdicts,
-        metrics=metrics,
-        contests=compared,
-        methods=tables(compared),
-        extras=(*extras, *cost_targets(runs)),
-        limits=(*_limits(runs, compared), *notes),
-        failures=tuple(failures),
+        margin=margin,
+        reference=reference,
+        failures=failures,
+        notes=notes,
+        extras=extras,
     )
+    metrics = page.metrics
     provenance = {"command": f"`{command}`", "date": date, "machine": machine}
     provenance |= {"precision": precision} if precision is not None else {}
     provenance |= {"versions": _versions(), "margin": _margins(metrics, margin)}
@@ -116,9 +115,9 @@ def write(
             "table.tex": latex(page),
             "rows.csv": to_csv(frame, row_columns(runs)),
             "runs.csv": to_csv(runs_frame(runs), run_columns(runs)),
-            "verdicts.csv": to_csv(verdicts_frame(all_verdicts), VERDICT_COLUMNS),
+            "verdicts.csv": to_csv(verdicts_frame(page.verdicts), VERDICT_COLUMNS),
             **{f"{extra.name}.csv": extra.csv for extra in page.extras},
-            **csv_files(compared),
+            **csv_files(page.contests),
         }
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
@@ -128,10 +127,39 @@ def write(
         text=terminal(page),
         answer=page.answer,
         frame=frame,
-        verdicts=all_verdicts,
-        contests=compared,
+        verdicts=page.verdicts,
+        contests=page.contests,
         metrics=metrics,
         paths=tuple(folder / name for name in names),
+    )
+
+
+def page_of(
+    runs: Sequence[Run],
+    frame: pd.DataFrame,
+    *,
+    title: str,
+    margin: float | None = None,
+    reference: str | None = None,
+    failures: Sequence[Failure] = (),
+    notes: Sequence[str] = (),
+    extras: Sequence[Extra] = (),
+) -> Page:
+    """Return all that a report says of runs and their rows, without its figures."""
+    all_verdicts = verdicts(runs, margin=margin)
+    compared = contests(runs, margin=margin, reference=reference)
+    lines = [] if compared and not all_verdicts else [answer(all_verdicts)]
+    return Page(
+        title=title,
+        tables=blocks(frame, runs),
+        answer="\n".join([*lines, *answers(compared)]),
+        verdicts=all_verdicts,
+        metrics=metrics_of(runs),
+        contests=compared,
+        methods=tables(compared),
+        extras=(*extras, *cost_targets(runs)),
+        limits=(*_limits(runs, compared), *notes),
+        failures=tuple(failures),
     )
 
 
