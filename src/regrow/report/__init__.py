@@ -8,7 +8,7 @@ alone.
 
 import platform
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -110,15 +110,7 @@ def write(
     with _writing(folder):
         if draw:
             page = replace(page, figures=figures.draw(frame, folder, metrics=metrics))
-        texts = {
-            "report.md": markdown(page, provenance=provenance),
-            "table.tex": latex(page),
-            "rows.csv": to_csv(frame, row_columns(runs)),
-            "runs.csv": to_csv(runs_frame(runs), run_columns(runs)),
-            "verdicts.csv": to_csv(verdicts_frame(page.verdicts), VERDICT_COLUMNS),
-            **{f"{extra.name}.csv": extra.csv for extra in page.extras},
-            **csv_files(page.contests),
-        }
+        texts = _texts(page, runs, frame, provenance=provenance)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
         frame.to_parquet(folder / "rows.parquet", index=False)
@@ -132,6 +124,21 @@ def write(
         metrics=metrics,
         paths=tuple(folder / name for name in names),
     )
+
+
+def _texts(
+    page: Page, runs: Sequence[Run], frame: pd.DataFrame, *, provenance: Mapping[str, str]
+) -> dict[str, str]:
+    """Return what the files of a report hold that are text, by their names."""
+    return {
+        "report.md": markdown(page, provenance=provenance),
+        "table.tex": latex(page),
+        "rows.csv": to_csv(frame, row_columns(runs)),
+        "runs.csv": to_csv(runs_frame(runs), run_columns(runs)),
+        "verdicts.csv": to_csv(verdicts_frame(page.verdicts), VERDICT_COLUMNS),
+        **{f"{extra.name}.csv": extra.csv for extra in page.extras},
+        **csv_files(page.contests),
+    }
 
 
 def page_of(
