@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from regrow.report.questions import BEST_RETRAINING, CellQuestion, Question, Side, best_of
-from regrow.report.ranks import Agreement, Ranking, agreement, ranking
+from regrow.report.ranks import Concordance, Ranking, agreement, ranking
 from regrow.report.rows import Run, Table
 from regrow.report.setups import equal
 from regrow.report.statistics import Superiority, mean_and_std, paired, superiority
@@ -92,7 +92,7 @@ class Contest:
     pairs: tuple[Verdict, ...]
     averages: tuple[Verdict, ...]
     ranking: Ranking | None
-    agreement: Agreement | None
+    agreement: Concordance | None
     reference: str | None
     num_unequal: int
 
@@ -142,7 +142,7 @@ Arms = Mapping[str, Sequence[Run]]
 
 
 @dataclass(frozen=True)
-class _Choice:
+class _Chosen:
     """The runs that stand for a method at one level, and how they were chosen."""
 
     runs: Sequence[Run]
@@ -150,7 +150,7 @@ class _Choice:
     untrained: Sequence[Run] = ()
 
 
-Sides = dict[Place, dict[str, _Choice]]
+Sides = dict[Place, dict[str, _Chosen]]
 
 
 def _places(table: Table) -> dict[Metric, dict[Place, dict[str, Arms]]]:
@@ -190,7 +190,7 @@ def _arm_fields(places: Mapping[Place, Mapping[str, Arms]]) -> Iterator[tuple[st
             name,
             {
                 place: {
-                    method: _Choice(arms[name], untrained=_untrained(arms))
+                    method: _Chosen(arms[name], untrained=_untrained(arms))
                     for method, arms in methods.items()
                     if name in arms
                 }
@@ -213,7 +213,7 @@ def _best_fields(places: Mapping[Place, Mapping[str, Arms]]) -> tuple[str, Sides
             tuned = [r for r in arms.values() if r[0].trained and r[0].start == "inherited"]
             if tuned:
                 chosen, how = best_of(tuned) if len(tuned) > 1 else (tuned[0], "")
-                side[method] = _Choice(chosen, how, _untrained(arms))
+                side[method] = _Chosen(chosen, how, _untrained(arms))
                 choices |= len(tuned) > 1
             designs += [
                 r
@@ -222,7 +222,7 @@ def _best_fields(places: Mapping[Place, Mapping[str, Arms]]) -> tuple[str, Sides
             ]
         if designs and side:
             chosen, how = best_of(designs) if len(designs) > 1 else (designs[0], "")
-            side[DENSE] = _Choice(chosen, how)
+            side[DENSE] = _Chosen(chosen, how)
             choices = True
     return BEST_RETRAINING, sides if choices else {}
 
@@ -369,7 +369,7 @@ def _minus(value: float | None) -> float | None:
 # Levels, ranks and orders -------------------------------------------------------------------
 
 
-def _level(place: Place, chosen: Mapping[str, _Choice], table: Table) -> Level:
+def _level(place: Place, chosen: Mapping[str, _Chosen], table: Table) -> Level:
     data, model, amount = place
     first = next(iter(chosen.values())).runs[0]
     asked = first.cost_asked is not None or any(
@@ -391,7 +391,7 @@ def _level(place: Place, chosen: Mapping[str, _Choice], table: Table) -> Level:
     )
 
 
-def _entrant(method: str, choice: _Choice, *, whole: Sequence[Run], asked: bool) -> Entrant:
+def _entrant(method: str, choice: _Chosen, *, whole: Sequence[Run], asked: bool) -> Entrant:
     runs = choice.runs
     done = [run for run in runs if run.done]
     scores = [run.score for run in done if run.score is not None]
@@ -436,7 +436,7 @@ def _ranking(levels: Sequence[Level], metric: Metric, alpha: float) -> Ranking |
     return ranking(gains, alpha=alpha)
 
 
-def _agreement(sides: Iterable[Mapping[str, _Choice]]) -> Agreement | None:
+def _agreement(sides: Iterable[Mapping[str, _Chosen]]) -> Concordance | None:
     """Compare the order of the methods before retraining with that after it."""
     cells: list[list[dict[int, dict[str, float]]]] = [[], []]
     for methods in sides:

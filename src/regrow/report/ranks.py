@@ -38,7 +38,7 @@ class Ranking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class Concordance:
     """Kendall's tau-b between two orders of methods: its mean over cells, with an interval.
 
     ``low`` and ``high`` bound the mean over seeds of each seed's own orders; None for one seed.
@@ -114,7 +114,7 @@ def agreement(
     after: Sequence[Mapping[int, Mapping[str, float]]],
     *,
     confidence: float = 0.95,
-) -> Agreement | None:
+) -> Concordance | None:
     """Compare two orders of methods in each cell: scores by seed and method, before and after.
 
     Of each cell, the orders of the means over seeds; cells with fewer than three methods that have
@@ -145,7 +145,7 @@ def agreement(
     if not taus:
         return None
     low, high, n = _spread(by_seed, confidence)
-    return Agreement(
+    return Concordance(
         tau=math.fsum(taus) / len(taus),
         num=len(taus),
         num_methods=min(sizes),
