@@ -1,4 +1,4 @@
-"""How equal two rows of a comparison are: the ladder of setups of Wang et al. (2023).
+"""The ladder of setups of Wang et al. (2023): how equal the two rows of a comparison are.
 
 Stricter downwards: S1 the same data and network at the same speed-up; S2 from the same trained
 network; S3.1 for as many epochs of retraining, S3.2 on the same schedule; S4.1 with as many epochs
