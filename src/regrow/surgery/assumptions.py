@@ -99,6 +99,10 @@ class Assumptions:
         if better:
             self.choices |= better
             return
+        rows = _as_wide_as_read(found.trace, broken) - self.alone
+        if rows - self.coupled:
+            self.coupled |= rows
+            return
         made = {
             name: {s.tensor for s in groups[name].producers() or groups[name].slots}
             for name in broken
@@ -132,6 +136,20 @@ def _heads_of_streams(found: Trace, broken: Collection[str]) -> frozenset[str]:
         if found.groups[name].kind == "head"
         for slot in found.groups[name].producers()
         if reads.get(slot.tensor) in broken
+    )
+
+
+def _as_wide_as_read(found: Trace, broken: Collection[str]) -> frozenset[str]:
+    """Name the weights that make as many channels as they read, where the code counts on that."""
+    reads = {s.tensor: (name, s) for name, g in found.groups.items() for s in g.readers()}
+    made = [slot for name in broken for slot in found.groups[name].producers()[:2]]
+    return frozenset(
+        slot.tensor
+        for slot in made
+        if slot.tensor in reads
+        and reads[slot.tensor][0] in broken
+        and len(reads[slot.tensor][1].units) == len(slot.units)
+        and [s.tensor for s in made].count(slot.tensor) == 1
     )
 
 

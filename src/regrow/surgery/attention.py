@@ -69,9 +69,17 @@ def _attend(painter: Painter, node: Node) -> None:
         clean = data[2].clean and _has_heads(data[2])
         painter.put(node, Paint(met.ids, shape, clean))
         return
-    for source in (queries, keys, *masks):
+    asking, asked = queries.along(-1), keys.along(-1)
+    scaled = node.kwargs.get("scale") is not None and queries.clean
+    if scaled and asking is not None and asked is not None:
+        painter.unite(asking, asked)  # which are summed over
+    else:
+        for source in (queries, keys):
+            if source.coloured_dims():
+                painter.keep_whole(source, node, "the scale of attention counts it")
+    for source in masks:
         if source.coloured_dims():
-            painter.keep_whole(source, node, "the scale of attention counts it")
+            painter.keep_whole(source, node, "it is added where channels meet")
     painter.put(node, Paint(values.ids, shape, values.clean))
 
 

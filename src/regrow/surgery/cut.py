@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -306,12 +306,19 @@ def _set_width_(norm: nn.Module, dim: int, width: int) -> None:
 
 
 def _set_number_(module: nn.Module, attribute: str, entry: int, number: int) -> None:
-    """Let a number that a module keeps of its widths, alone or in a list, be another one."""
-    old = getattr(module, attribute)
-    if isinstance(old, int):
-        setattr(module, attribute, number)
-    else:
-        setattr(module, attribute, type(old)((*old[:entry], number, *old[entry + 1 :])))
+    """Let a number that a module keeps of its widths, alone or in a list, be another one.
+
+    Settings that hold it become the module's own.
+    """
+    settings, _, name = attribute.rpartition(".")
+    holder: Any = module
+    if settings:
+        holder = copy(getattr(module, settings))
+        setattr(module, settings, holder)
+    old = getattr(holder, name)
+    if not isinstance(old, int):
+        number = type(old)((*old[:entry], number, *old[entry + 1 :]))
+    setattr(holder, name, number)
 
 
 def _twice(value: Any) -> Any:

@@ -8,6 +8,7 @@ def names(words: str) -> tuple[str, ...]:
 
 EMBEDDINGS = names("embedding _embedding_bag _embedding_bag_forward_only")
 PRODUCERS = (*names("convolution _convolution addmm mm linear"), *EMBEDDINGS)
+NORMS = names("native_layer_norm")  # which layers run on tables, too
 COPIES = names("clone alias detach contiguous _to_copy lift_fresh")
 TURNS = names("permute transpose t unsqueeze")
 VIEWS = names("view _unsafe_view reshape _reshape_alias")

@@ -11,7 +11,7 @@ from torch import Tensor
 from regrow.errors import TraceError
 from regrow.surgery.colours import WHOLE, ZERO, Colours, Paint, paint, spread
 from regrow.surgery.groups import OVER, WIDTH, Role, belongs
-from regrow.surgery.operators import EMBEDDINGS, MADE_ANEW, PRODUCERS
+from regrow.surgery.operators import EMBEDDINGS, MADE_ANEW, NORMS, PRODUCERS
 from regrow.surgery.parameters import Laid, follow
 from regrow.surgery.tape import Node, Ref, Tape
 
@@ -113,12 +113,16 @@ class Painter:
         """Tell whether an operation takes data, or makes some of tables and layers alone."""
         if any(index in self.paints for index in node.refs()):
             return node.name not in MADE_ANEW
+        if node.name in NORMS:
+            return self.paint_table(node.args[0])
         if node.name not in PRODUCERS:
             return False
         data, *weights = node.args[node.name == "aten::addmm" :][:2]
         if node.name in EMBEDDINGS:
             data, weights = weights[0], [data]
-        return not self.parameter_view(data) and any(map(self.weight_view, weights))
+        if not any(map(self.weight_view, weights)):
+            return False
+        return self.paint_table(data) or not self.parameter_view(data)
 
     def _make_boxes(self) -> None:
         """Let channels that lie along several dimensions of a value go along one of them only.
@@ -162,7 +166,7 @@ class Painter:
             elif not self.paints[result].clean:
                 self.paints[index] = replace(self.paints[index], clean=False)
 
-    def _is_idle(self, node: Node) -> bool:
+    def is_idle(self, node: Node) -> bool:
         """Tell whether an operation's results reach no output (attention's mean over heads)."""
         return not node.in_place and self._live.isdisjoint(node.outputs)
 
@@ -393,6 +397,21 @@ class Painter:
             self.paints[ref.index] = Paint(torch.full((1,) * len(shape), ZERO), shape, clean=False)
         return True
 
+    def paint_table(self, ref: Ref) -> bool:
+        """Colour the columns of a parameter that a layer of another module runs on as on data."""
+        laid = self.laid(ref)
+        if laid is None or self._running is None or laid.name not in self._parameters:
+            return False
+        columns, shape = laid.dims[-1], self.shape(ref.index)
+        if not laid.same_values or columns is None or belongs(laid.name, self._running.module):
+            return False
+        for dim, size in enumerate(laid.sizes):
+            if dim != columns and size > 1:
+                self.hold(laid.name, dim, size=size, why="a layer runs on each of its rows")
+        out = self.produce(laid.name, None, columns, shape[-1], linear=True)
+        self.paints[ref.index] = spread(out, shape, len(shape) - 1)
+        return True
+
     def paint_constant(self, ref: Ref, dim: int) -> bool:
         """Colour a constant that repeats the same along a dimension; False if it does not.
 
@@ -448,7 +467,7 @@ class Painter:
         why = why or f"'{node.name}' cannot be followed"
         for index in node.refs():
             self.fix(Ref(index), f"{why}{where(node)}")
-            if index in self.paints and not self._is_idle(node):
+            if index in self.paints and not self.is_idle(node):
                 self.keep_whole(self.paints[index], node, why)
         for output in node.outputs:
             if output is not None:

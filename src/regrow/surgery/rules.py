@@ -462,9 +462,9 @@ def _turn(painter: Painter, node: Node) -> None:
 
 @rule("aten::cat", "aten::stack")
 def _join(painter: Painter, node: Node) -> None:
-    refs = node.args[0]
     rank = len(painter.shape(node.outputs[0]))
     dim = int(node.args[1] if len(node.args) > 1 else 0) % rank
+    refs = [ref for ref in node.args[0] if not _is_nothing(painter, ref, rank)]
     along = {d for ref in refs if painter.is_painted(ref) for d in painter.of(ref).coloured_dims()}
     for ref in refs:
         if not painter.is_painted(ref):
@@ -474,8 +474,8 @@ def _join(painter: Painter, node: Node) -> None:
         parts = [
             Paint(p.ids.unsqueeze(dim), (*p.shape[:dim], 1, *p.shape[dim:]), p.clean) for p in parts
         ]
-    # Tensors without elements: torch lets them pass in any shape, and no colour lies in them.
-    if any(len(p.shape) != rank or 0 in p.shape for p in parts):
+    # Other examples may have elements where this one has none.
+    if not parts or any(0 in p.shape for p in parts):
         painter.unknown(node)
         return
     sizes = [max(p.ids.shape[d] for p in parts) for d in range(rank)]
@@ -494,6 +494,12 @@ def _join(painter: Painter, node: Node) -> None:
     ]
     joined = Paint(paint(torch.cat(pieces, dim)).ids, shape, clean)
     painter.put(node, _give_zeros_colours(painter, joined))
+
+
+def _is_nothing(painter: Painter, ref: Ref, rank: int) -> bool:
+    """Tell whether a tensor never has elements: what caches begin with, in whatever shape."""
+    shape = painter.shape(ref.index)
+    return 0 in shape and (not painter.is_painted(ref) or (shape == (0,) and rank > 1))
 
 
 def _part(painter: Painter, node: Node, ref: Ref) -> Paint:

@@ -49,6 +49,8 @@ def _keep_what_is_chosen(painter: Painter, node: Node, source: Paint) -> Paint:
     """Keep the positions along dimensions in which the operation chooses some by number."""
     if node.name in SLICES and painter.shape(node.outputs[0]) == source.shape:
         return source
+    if painter.is_idle(node):
+        return source  # it was taken for its shape, say
     chosen = _chosen_dims(node, len(source.shape))
     source = painter.level(source, chosen)
     for dim in chosen:
