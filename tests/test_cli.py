@@ -280,7 +280,7 @@ def test_option_given_twice_is_refused_by_every_command_unless_it_makes_a_list(
             refusals += 1
     assert lists == {
         *("--data", "--with", "--replace-data", "--nets", "--only"),
-        *("--input", "--keep", "--scope", "--set", "--result", "--target"),
+        *("--input", "--keep", "--scope", "--set", "--result", "--target", "--rival", "--small"),
     }
     assert refusals > 40
 

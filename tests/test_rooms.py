@@ -30,7 +30,7 @@ LEVELS: list[set[str]] = [
     {"methods", "jobs", "own"},
     {"studies"},
     {"run", "report"},
-    {"reproduce", "bench"},
+    {"reproduce", "bench", "comparison"},
     {"papers"},
     {"cli", "__init__"},
     {"__main__"},

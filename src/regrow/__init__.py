@@ -7,6 +7,7 @@ regrow`` and ``regrow --help`` cost nothing.
 from regrow.core.lazy import exports
 
 _ROOMS = {
+    "comparison": ("compare",),
     "cost": ("Cost", "measure"),
     "data": ("DATASETS", "DataSpec", "register_data"),
     "errors": (

@@ -54,7 +54,7 @@ def quickstart(
 ) -> None:
     """Run a small study on handwritten digits: three methods, every arm, five seeds."""
     study = Path(str(files("regrow.cli"))) / "quickstart.yaml"
-    _run(study, store, out, workers=workers)
+    run_study(study, store, out, workers=workers)
 
 
 def run(
@@ -73,7 +73,7 @@ def run(
     Stop it whenever you like; the same command resumes.
     """
     load_extensions(with_files)
-    _run(
+    run_study(
         study,
         store,
         out,
@@ -106,7 +106,7 @@ def report(
         raise typer.Exit(EXIT_FAILED_JOBS)
 
 
-def _run(
+def run_study(
     path: Path,
     store: Path,
     out: Path | None,
@@ -117,6 +117,7 @@ def _run(
     as_json: bool = False,
     data: Sequence[str] | None = None,
 ) -> None:
+    """Run a study's unfinished jobs, write its report, and print it."""
     study, choice = load_study(path, store, data=data, device=device)
     from regrow.jobs.base import all_jobs
     from regrow.run import check_device
@@ -182,7 +183,6 @@ def _report(
     study: "Study", store: "Store", out: Path | None, *, choice: "PrecisionChoice"
 ) -> "tuple[Report, list[str]]":
     """Write the report of a study, and return the status of each of its runs too."""
-    from regrow.jobs.base import notices
     from regrow.report import write
     from regrow.report.collect import results_of
 
@@ -198,7 +198,7 @@ def _report(
         reference=study.reference,
         failures=results.failures,
         extras=results.extras,
-        notes=notices(study.jobs()),
+        notes=results.notes,
         precision=str(choice.decision) if choice.decision is not None else None,
     )
     return written, [run.status for run in results.runs]

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from regrow.data import Dataset
     from regrow.jobs.prune import Prune
     from regrow.jobs.train import Treated
+    from regrow.pruning.costs import CostShare
+    from regrow.pruning.method import Method
     from regrow.surgery.architecture import Architecture
 
 REPORT_SECONDS = 0.25  # four times a second is all that a person can follow
@@ -87,11 +89,15 @@ class Job(Protocol):
         """Jobs of one group take what is estimated times one factor; None: no factor is known."""
 
     @property
-    def scored_on(self) -> "Material | None":
+    def stamp(self) -> str:
+        """Words for what its network was given to train with, where its arm does not say it."""
+
+    @property
+    def scored_on(self) -> "ScoredOn | None":
         """The data that its network is trained and scored on, if it leaves a scored network."""
 
     @property
-    def pruning(self) -> "Prune | None":
+    def pruning(self) -> "Pruning | None":
         """The last pruning of the network that it leaves: of a pruning, itself."""
 
     @property
@@ -126,13 +132,30 @@ class Job(Protocol):
         """Do it."""
 
 
+class Pruning(Job, Protocol):
+    """A job that prunes, as far as a report asks."""
+
+    @property
+    def method(self) -> "Method":
+        """The method that chooses."""
+
+    @property
+    def cost(self) -> "CostShare | None":
+        """The share of a cost that may be left, where one is asked for."""
+
+    @property
+    def parent(self) -> "Job | None":
+        """The training of the network that is pruned, if its weights matter."""
+
+
 class Defaults:
     """Answers of a job that trains, prunes and scores no network, in no time worth an estimate."""
 
     setting: "ClassVar[Setting | None]" = None
     pace_group: ClassVar[Hashable] = None
-    scored_on: "ClassVar[Material | None]" = None
-    pruning: "ClassVar[Prune | None]" = None
+    stamp: ClassVar[str] = ""
+    scored_on: "ClassVar[ScoredOn | None]" = None
+    pruning: "ClassVar[Pruning | None]" = None
     is_published: ClassVar[bool] = False
     loss_of: "ClassVar[LossOf]" = "task"
 
@@ -244,6 +267,26 @@ class Stored:
 
 
 # The data of a job, and the time that it takes --------------------
+
+
+class ScoredOn(Protocol):
+    """The test set that a job's network is scored on, as far as a report asks."""
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that networks are scored by."""
+
+    @property
+    def task(self) -> str | None:
+        """The name of what is learnt; None where a function of one's own knows it alone."""
+
+    @property
+    def num_test(self) -> int | None:
+        """The number of its examples, if it is known."""
+
+    @property
+    def chance(self) -> float | None:
+        """The score of the metric's baseline, as reports show it, if it is known."""
 
 
 @dataclass(frozen=True, kw_only=True)

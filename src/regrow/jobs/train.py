@@ -86,6 +86,7 @@ class Train(Keyed):
     """
 
     version: ClassVar[int] = 1
+    pruning: ClassVar[None] = None
     data: Material
     model: ModelSpec
     recipe: Recipe

@@ -40,6 +40,7 @@ FORMS = (
     "name of a model of regrow's own"
 )
 Kind = Literal["code", "library", "registered"]
+_TEXTS: dict[str, bytes] = {}  # of imported files, by the names of their modules
 
 
 @dataclass(frozen=True, init=False)
@@ -228,6 +229,16 @@ def read_checkpoint(spec: ModelSpec, weights: str, *, epochs: int | None = None)
     return Checkpoint(path=PUBLISHED, digest=digest, epochs=epochs)
 
 
+def code_at(text: str) -> tuple[Any, Path]:
+    """Return what one's own code has at a place, ``file.py:name``, and the file that holds it.
+
+    Raises:
+        ConfigError: there is no such place, or its code fails when it is imported.
+    """
+    value, file, _ = _builder(text)
+    return value, Path(file)
+
+
 def _by_code(text: str, arguments: Mapping[str, Any], *, seed: int) -> "nn.Module":
     """Build the network that a function or a class of a user's makes."""
     builder, file, _ = _builder(text, seed=seed)
@@ -294,7 +305,8 @@ def _module(text: str) -> tuple[ModuleType, str, str]:
         spec = None
     except Exception as error:  # the package above it runs on the way, and fails
         raise ConfigError(
-            f"{text} is not imported: {_place(error, place)}{type(error).__name__}: {short(error)}"
+            f"{text} is not imported: {place_of(error, place)}{type(error).__name__}: "
+            f"{short(error)}"
         ) from error
     if spec is None:
         raise ConfigError(
@@ -322,8 +334,10 @@ def _attribute(module: ModuleType, attribute: str, text: str) -> Any:
 def _from_file(file: Path) -> ModuleType:
     path = file.resolve()
     name = f"regrow_code_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
-    if name in sys.modules:
+    text = path.read_bytes()
+    if name in sys.modules and _TEXTS.get(name) == text:  # it may be edited beside a notebook
         return sys.modules[name]
+    _TEXTS[name] = text
     _look_in(path.parent)  # for the files beside it
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -349,11 +363,11 @@ def _run(function: Callable[[], Any], text: str, file: str, *, doing: str) -> An
         return function()
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"{text} {doing}: {_place(error, file)}{type(error).__name__}: {short(error)}"
+            f"{text} {doing}: {place_of(error, file)}{type(error).__name__}: {short(error)}"
         ) from error
 
 
-def _place(error: BaseException, file: str) -> str:
+def place_of(error: BaseException, file: str) -> str:
     """Return where in a file an error was raised, or what it called there: ``FILE, line N: ``."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}: "

@@ -6,7 +6,7 @@ from typing import Any
 
 from regrow.core.units import UNITS
 from regrow.errors import Damaged
-from regrow.jobs.base import Job, Material, all_jobs
+from regrow.jobs.base import Job, ScoredOn, all_jobs, notices
 from regrow.jobs.retrain import Retrain
 from regrow.report.extras import details_table
 from regrow.report.render import Extra, Failure
@@ -27,6 +27,7 @@ class Results:
     runs: tuple[Run, ...]
     failures: tuple[Failure, ...]
     extras: tuple[Extra, ...] = ()
+    notes: tuple[str, ...] = ()  # limits that the runs do not show
 
 
 def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
@@ -42,14 +43,24 @@ def results_of(study: Study, store: Store) -> Results:
     rows: dict[str, list[dict[str, Any]]] = {}
     for cell, run in zip(cells, runs, strict=True):
         task = reader.task(cell.job)
-        if task.details is not None:
+        if task is not None and task.details is not None:
             rows.setdefault(task.name, []).append(reader.details(cell, run, task.details))
     extras = [
         details_table(details, table_rows, last=BENEATH)
         for name, table_rows in rows.items()
         if (details := TASKS.get(name).details) is not None
     ]
-    return Results(runs=runs, failures=tuple(reader.failures(cells)), extras=tuple(extras))
+    notes = [*notices(cell.job for cell in cells)]
+    if study.own:
+        from regrow.report.own_runs import spending_notes
+
+        notes += spending_notes(reader, cells, runs)
+    return Results(
+        runs=runs,
+        failures=tuple(reader.failures(cells)),
+        extras=tuple(extras),
+        notes=tuple(notes),
+    )
 
 
 def _scored(record: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
@@ -79,6 +90,18 @@ def _ending(job: Job, record: Mapping[str, Any]) -> Ending | None:
     if ending is None or job.loss_of == "task":
         return ending
     return replace(ending, fall=None)
+
+
+def _pace(record: Mapping[str, Any]) -> float | None:
+    """Return how many examples a training saw for each unit of its budget, if that is known."""
+    amount, samples = record.get("amount"), record.get("samples")
+    return samples / amount if amount and samples else None
+
+
+def _total(values: Iterable[float | None]) -> Any:
+    """Add up what is known of several trainings; None where one of them is not known."""
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
 
 
 def below(job: Job) -> tuple[Job, ...]:
@@ -146,7 +169,7 @@ class Reader:
     def run(self, cell: Cell) -> Run:
         """Return what is known of a cell."""
         experiment, use, cut, arm, job = cell.experiment, cell.use, cell.cut, cell.arm, cell.job
-        metric = self.task(job).metric
+        metric = self._data(job).metric
         published = any(stage.is_published for stage in (job, *below(job)))
         checkpoint = experiment.model.checkpoint
         trained_before = (checkpoint.epochs or 0) if checkpoint is not None else 0
@@ -170,6 +193,8 @@ class Reader:
             "metric": metric,
             "num_test": self._data(job).num_test,
             "designed": use is not None and use.method.designed,
+            "stamp": job.stamp,
+            "subject": cell.subject,
             **self._beneath(cell),
         }
         stages = (job, *below(job))
@@ -189,14 +214,15 @@ class Reader:
             parameters=record["parameters"],
             macs=record["macs"],
             epochs=record["epochs"],
-            samples=sum(cost["samples"] for cost in costs),
-            training_flops=sum(cost["training_flops"] for cost in costs),
+            samples=_total(cost["samples"] for cost in costs),
+            training_flops=_total(cost["training_flops"] for cost in costs),
             emptied=self._emptied(job),
             capped=record.get("capped", False),
             ending=_ending(job, record),
             teacher_flops=record.get("teacher_flops"),
             masked_at_end=self._masked_at_end(job),
             validation=_validation(record, metric),
+            pace=_pace(record),
             **self._parent(job),
             **self._cost(job),
             **self._lineage(cell),
@@ -246,9 +272,10 @@ class Reader:
             "cost_machine": words.format(**{name: cost.get(name) for name in conditions}),
         }
 
-    def task(self, job: Job) -> Task:
-        """Return what a job's network learnt."""
-        return TASKS.get(self._data(job).task)
+    def task(self, job: Job) -> Task | None:
+        """Return what a job's network learnt, if more is known of it than the metric."""
+        name = self._data(job).task
+        return None if name is None else TASKS.get(name)
 
     def details(self, cell: Cell, run: Run, details: Details) -> dict[str, Any]:
         """Return a run's scores beside the metric, with that of the network it was built on."""
@@ -258,17 +285,18 @@ class Reader:
         for name, value in details.values(self.record(cell.job)).items():
             row[name] = None if value is None else run.metric.reported(value)
         if cell.under is not None and not _goes_on(cell):
-            metric = self.task(cell.under.job).metric
+            metric = self._data(cell.under.job).metric
             row[BENEATH] = metric.reported(self.record(cell.under.job)[metric.key])
         return row
 
-    def _data(self, job: Job) -> Material:
+    def _data(self, job: Job) -> ScoredOn:
         assert job.scored_on is not None, f"{job.label} is not scored"
         return job.scored_on
 
     def _chance(self, job: Job) -> float | None:
         """Return what the baseline scores: of the data, or measured before the first training."""
-        measured, data = self.task(job).measured_baseline, self._data(job)
+        task, data = self.task(job), self._data(job)
+        measured = None if task is None else task.measured_baseline
         if measured is None:
             return data.chance
         stages = [stage for stage in (job, *below(job)) if stage.scored_on == data]
@@ -297,7 +325,7 @@ class Reader:
             return {}
         record = self.record(parent)
         ending = _ending(parent, record) if parent.treated is None else None
-        scored = _scored(record, self.task(parent).metric)
+        scored = _scored(record, self._data(parent).metric)
         return {f"parent_{name}": value for name, value in scored.items()} | {
             "parent_ending": ending
         }

@@ -75,7 +75,8 @@ class Run:
     ``training_flops`` include. ``treatment`` words what acted while the arm trained, and
     ``masked_at_end`` is the share of weights that it left masked, where that is not the pruning's
     sparsity. ``cost_asked`` and ``cost_left`` are shares of the unpruned network's cost, where a
-    study asked for one, and ``cost_machine`` is where it was measured.
+    study asked for one, and ``cost_machine`` is where it was measured. ``pace`` is how many
+    examples one's own training function saw for each unit of its budget.
 
     What allows no conclusion (``regrow.report.validity``) follows from ``num_test`` and ``chance``
     (the baseline's score) of the test set, from how the training ended, and from the network that
@@ -139,6 +140,7 @@ class Run:
     total_epochs: int | None = None
     pruning_epochs: int | None = None
     designed: bool = False
+    pace: float | None = None
 
     def __post_init__(self) -> None:
         if self.status == "done":

@@ -26,11 +26,12 @@ two that are judged here, and between methods an unequal cost (``regrow.report.c
   so much that one more epoch could be worth more than the margin (``Metric.per_loss``): a wrong
   answer costs at least ln 2 of cross-entropy, so a fall of d is worth up to d / ln 2 of them.
 
-Others only qualify what is said: one arm of the two not above chance; one test example more than
-the margin, so that only equal counts show equivalence; a test set whose own sampling error is more
-than the margin; a chance level that is not known; a parent whose convergence is not known, because
-its last learning rate was used for one epoch only, or because its loss still fell by more than 1 %
-an epoch where the metric is no count: what that is worth is not known.
+Others only qualify what is said: one arm of the two not above chance; arms that saw other numbers
+of examples for each unit of their budgets, where a function of one's own trains them; one test
+example more than the margin, so that only equal counts show equivalence; a test set whose own
+sampling error is more than the margin; a chance level that is not known; a parent whose convergence
+is not known, because its last learning rate was used for one epoch only, or because its loss still
+fell by more than 1 % an epoch where the metric is no count: what that is worth is not known.
 """
 
 import math
@@ -46,6 +47,7 @@ from regrow.tasks.metric import ACCURACY, Metric
 GUESSING = 0.01  # of the arms that only guess, this share passes for above chance
 SURE = 2.0  # standard errors
 CLEAR_FALL = 0.01  # of the loss, in an epoch
+ALIKE = 0.05  # of the examples seen for each unit of a budget: a last batch that is dropped
 
 Rule = Literal[
     "unequal cost",
@@ -53,6 +55,7 @@ Rule = Literal[
     "arms at chance",
     "not converged",
     "one arm at chance",
+    "budgets not spent",
     "margin below one image",
     "margin below sampling error",
     "chance unknown",
@@ -65,6 +68,7 @@ _RULE_TEXTS: Mapping[Rule, str] = {
     "arms at chance": "neither arm is {beats_baseline}",
     "not converged": "the unpruned network had not converged",
     "one arm at chance": "one of the two arms is not {beats_baseline}",
+    "budgets not spent": "the two arms did not spend what their budgets allow alike",
     "margin below one image": "one test {example} is more than the margin",
     "margin below sampling error": "the sampling error of the test set is more than the margin",
     "chance unknown": "it is not known whether the networks are {beats_baseline}",
@@ -82,7 +86,8 @@ class Evidence:
 
     ``chance`` is what the metric's baseline scores, ``num_test`` counts test examples (None for
     mAP, which is no count), ``error`` is the standard error over them where the metric is no count;
-    ``loss`` and ``fall`` average the seeds' ``Ending``. None: not known.
+    ``loss`` and ``fall`` average the seeds' ``Ending``; ``pace`` counts the examples seen for each
+    unit of the budget. None: not known.
     """
 
     mean: float
@@ -94,6 +99,7 @@ class Evidence:
     fall: float | None = None
     error: float | None = None
     metric: Metric = ACCURACY
+    pace: float | None = None
 
     @classmethod
     def of(
@@ -105,6 +111,7 @@ class Evidence:
         num_test: int | None = None,
         chance: float | None = None,
         endings: Iterable[Ending | None] = (),
+        paces: Iterable[float | None] = (),
     ) -> "Evidence | None":
         """Gather what single runs show; None without any."""
         if not scores:
@@ -113,6 +120,7 @@ class Evidence:
         sampling = [error for error in errors if error is not None]
         known = [ending for ending in endings if ending is not None]
         falls = [ending.fall for ending in known if ending.fall is not None]
+        measured_paces = [pace for pace in paces if pace is not None]
         return cls(
             mean=mean,
             std=std,
@@ -123,6 +131,7 @@ class Evidence:
             fall=mean_and_std(falls)[0] if falls else None,
             error=mean_and_std(sampling)[0] if sampling else None,
             metric=metric,
+            pace=mean_and_std(measured_paces)[0] if measured_paces else None,
         )
 
     @property
@@ -163,6 +172,7 @@ def evidence(runs: Sequence[Run]) -> Evidence | None:
         num_test=smallest(run.num_test for run in done),
         chance=largest(run.chance for run in done),
         endings=[run.ending for run in done],
+        paces=[run.pace for run in done],
     )
 
 
@@ -221,6 +231,7 @@ def judge(
     reasons = [
         *_chance(first, second, (parent, plain)),
         *_convergence(plain or parent, tuple(cut), margin),
+        *_spending(first, second),
         *_resolution(first, second, margin),
     ]
     return tuple(
@@ -307,6 +318,18 @@ def _outgrew(arm: Evidence, parent: Evidence, margin: float) -> bool:
         return False
     clear = margin + SURE * math.hypot(error, parent_error)
     return arm.loss < parent.loss and parent.metric.gain(arm.mean - parent.mean) > clear
+
+
+def _spending(first: Evidence, second: Evidence) -> Iterable[Reason]:
+    """Find arms that saw other numbers of examples than their budgets say."""
+    if first.pace is None or second.pace is None:
+        return
+    if abs(first.pace - second.pace) > ALIKE * max(first.pace, second.pace):
+        figures = (
+            f"for each unit of its budget one saw {first.pace:,.0f} examples, the other "
+            f"{second.pace:,.0f}"
+        )
+        yield Reason(rule="budgets not spent", figures=figures)
 
 
 def _resolution(first: Evidence, second: Evidence, margin: float) -> Iterable[Reason]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from regrow.jobs.base import Material
 from regrow.report.rows import Ending, Run
 from regrow.report.validity import (
     RULES,
@@ -49,7 +50,7 @@ def known_of_parents(jobs: "Iterable[Job]", store: "Store") -> dict[str, Any]:
     How a training ended under a method's treatment says nothing of its convergence.
     """
     trained = [job for job in jobs if job.scored_on is not None and job.pruning is None]
-    data = [job.scored_on for job in trained if job.scored_on is not None]
+    data = [job.scored_on for job in trained if isinstance(job.scored_on, Material)]
     records = [store.record(job.key, spec=job.spec) for job in trained]
     parent = Evidence.of(
         [MEASURED.reported(record[MEASURED.key]) for record in records],

@@ -37,7 +37,10 @@ AnyJob = Train | Prune | Retrain
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One seed of one row of the table, and the job that fills it."""
+    """One seed of one row of the table, and the job that fills it.
+
+    ``subject`` names what the arm was done to, where that is not the row's own network.
+    """
 
     experiment: Experiment
     use: MethodUse | None  # None: the unpruned network
@@ -45,6 +48,7 @@ class Cell:
     arm: Arm
     seed: int
     job: AnyJob
+    subject: str = ""
     under: "Cell | None" = None  # of the backbone: the network that this one is built on
 
     @property

@@ -155,12 +155,12 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
     _check_names(value)
     named = as_list(value.get("arms", [arm.name for arm in DEFAULT_ARMS]))
     arms = tuple(read_arm(entry) for entry in named)
-    seeds = _seeds(value.get("seeds", 5))
+    seeds = read_seeds(value.get("seeds", 5))
     recipe = _recipe(value.get("recipe", "cifar"))
     for arm in arms:
         check_arm(arm, recipe)
     data = [_of_task(read_data(entry), value.get("task")) for entry in as_list(value["data"])]
-    uses = tuple(_use(entry, arms) for entry in as_list(value.get("methods", [])))
+    uses = tuple(read_use(entry, arms) for entry in as_list(value.get("methods", [])))
     models = [_model(entry) for entry in as_list(value["models"])]
     for key, values in (("data", data), ("models", models), ("arms", arms)):
         if not values:
@@ -292,7 +292,8 @@ def _recipe(value: Any) -> Recipe:
     return recipe
 
 
-def _seeds(value: Any) -> tuple[int, ...]:
+def read_seeds(value: Any) -> tuple[int, ...]:
+    """Read how many seeds there are, or which."""
     if is_int(value, least=MOST_SEEDS + 1) or (isinstance(value, list) and len(value) > MOST_SEEDS):
         raise ConfigError(f"The 'seeds' must be at most {MOST_SEEDS:,}. Got {short(value)}.")
     if is_int(value, least=1):
@@ -312,7 +313,8 @@ def _method_keys() -> tuple[str, ...]:
     return (*_METHOD_KEYS, *cost_names())
 
 
-def _use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
+def read_use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
+    """Read a method as a study uses it, with how much it removes."""
     fields = entry_of(entry, "methods", _method_keys())
     name = METHODS.key(fields["name"])
     method = METHODS.get(name)
@@ -384,7 +386,7 @@ def _source(fields: Mapping[str, Any], method: Method, where: str) -> Source | N
             source.get("method", method.follows), "'from': method", _SOURCE_METHOD_KEYS
         )
         _check_source(METHODS.get(entry["name"]), method)
-        use = _use({**entry, "sparsity": fields["sparsity"]}, ())
+        use = read_use({**entry, "sparsity": fields["sparsity"]}, ())
         data, data_label = read_data(source["data"]) if "data" in source else (None, "")
         model, model_label = _model(source["model"]) if "model" in source else (None, "")
         recipe = _recipe(source["recipe"]) if "recipe" in source else None

@@ -11,7 +11,7 @@ from typing import Any
 
 from regrow.data import Dataset, load
 from regrow.errors import ConfigError, unknown
-from regrow.jobs.base import Material, Stored
+from regrow.jobs.base import Material, ScoredOn, Stored
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.surgery.architecture import save
@@ -104,9 +104,14 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
     )
 
 
-def _result(label: str, data: Material, record: Mapping[str, Any]) -> dict[str, Any]:
+def _result(label: str, data: ScoredOn, record: Mapping[str, Any]) -> dict[str, Any]:
     """Say what a user of the network needs: how pixels go in, what comes out, how good it was."""
-    metric, dataset = data.metric, load(data.spec)
+    metric = data.metric
+    if not isinstance(data, Material):  # a function of one's own knows the rest
+        score = {metric.key: _reported(metric, record), f"{metric.key}_unit": metric.unit_word}
+        kept = {name: record[name] for name in ("metrics", "parameters", "macs", "amount")}
+        return {"label": label, **score, **kept}
+    dataset = load(data.spec)
     measured = ("loss", "num_test", "parameters", "macs", "epochs")
     return {
         "label": label,

@@ -46,6 +46,9 @@ the study's top level.
 ``reference`` names the method that the report compares each other one with, at one cost; without
 it, each is compared with each.
 
+A study with ``train: my_train.py:train`` is of a network of one's own, trained by a function of
+one's own: see ``studies.own``.
+
 A model with ``weights: torchvision`` is not trained but taken as it is published, on data of the
 same thousand classes (on other data it is trained on from those weights).
 """
@@ -64,10 +67,14 @@ from regrow.train import Precision
 if TYPE_CHECKING:
     from regrow.jobs.base import Job
     from regrow.studies.expand import Cell
+    from regrow.studies.own import OwnExperiment
+
+    AnyExperiment = Experiment | OwnExperiment
 
 MOST_ROWS = 100_000
 MOST_NAME_BYTES = 200  # of a folder; file systems allow 255
 EACH = (*AXES, "backbone")  # keys of each experiment
+TRAIN = "train"  # the key of a study whose networks a function of one's own trains
 KEYS = ("name", "title", *EACH, "margin", "reference", "experiments")
 
 
@@ -80,10 +87,12 @@ class Study:
     experiments: tuple[Experiment, ...]
     margin: float | None = None  # None: the metric's own
     reference: str | None = None  # the method that others are compared with; None: each with each
+    own: "tuple[OwnExperiment, ...]" = ()  # of networks of one's own
 
     def __post_init__(self) -> None:
-        by_labels: dict[tuple[str, str], Experiment] = {}
-        for experiment in self.experiments:
+        by_labels: dict[tuple[str, str], AnyExperiment] = {}
+        every: list[AnyExperiment] = [*self.experiments, *self.own]
+        for experiment in every:
             labels = experiment.data_label, experiment.model_label
             first = by_labels.setdefault(labels, experiment)
             differs = [
@@ -134,7 +143,8 @@ class Study:
         return cls(
             name=file_name(top.get("name", name)),
             title=text(top.get("title", top.get("name", name)), "title"),
-            experiments=tuple(experiments),
+            experiments=tuple(e for e in experiments if isinstance(e, Experiment)),
+            own=tuple(e for e in experiments if not isinstance(e, Experiment)),
             margin=read_margin(top),
             reference=None if top.get("reference") is None else text(top["reference"], "reference"),
         )
@@ -148,9 +158,14 @@ class Study:
         """
         from regrow.studies.expand import expanded
 
+        expansions = [*map(expanded, self.experiments)]
+        if self.own:
+            from regrow.studies.own_cells import own_cells
+
+            expansions += map(own_cells, self.own)
         cells: dict[Any, Cell] = {}
-        for experiment in self.experiments:
-            for cell in expanded(experiment):
+        for expansion in expansions:
+            for cell in expansion:
                 if cells.setdefault(cell.place, cell).job.key != cell.job.key:
                     *place, seed = cell.place
                     raise ConfigError(
@@ -169,24 +184,32 @@ def _known(value: Any, keys: tuple[str, ...]) -> tuple[str, ...]:
     """Return the keys that a study may have; those of heads, which need PyTorch, if it has more."""
     if not isinstance(value, Mapping) or set(value) <= {*keys}:
         return keys
+    if TRAIN in value:
+        from regrow.studies.own import KEYS as OWN_KEYS
+
+        return (*OWN_KEYS, *(key for key in keys if key not in EACH))
     from regrow.studies.transfers import head_keys
 
     return keys + head_keys()
 
 
-def _read(value: Mapping[str, Any]) -> list[Experiment]:
+def _read(value: Mapping[str, Any]) -> "list[AnyExperiment]":
     """Read the experiments of networks that are compared, or of what is built on them."""
+    if TRAIN in value:
+        from regrow.studies.own import read_own
+
+        return [read_own(value)]
     if set(value) <= {*AXES}:
-        return read_experiments(value)
+        return [*read_experiments(value)]
     from regrow.studies.transfers import read_transfers
 
     return [read_transfers(value)]
 
 
-def _listed_experiments(parts: Any, shared: Mapping[str, Any]) -> list[Experiment]:
+def _listed_experiments(parts: Any, shared: Mapping[str, Any]) -> "list[AnyExperiment]":
     if not isinstance(parts, list) or not parts:
         raise ConfigError(f"'experiments' must be a list of mappings. Got {parts!r}.")
-    experiments: list[Experiment] = []
+    experiments: list[AnyExperiment] = []
     for number, part in enumerate(parts, 1):
         axes = mapping(part, f"experiments, number {number}", _known(part, EACH))
         try:
@@ -196,7 +219,7 @@ def _listed_experiments(parts: Any, shared: Mapping[str, Any]) -> list[Experimen
     return experiments
 
 
-def _check_rows(experiments: Iterable[Experiment]) -> None:
+def _check_rows(experiments: "Iterable[AnyExperiment]") -> None:
     """Refuse a table that nobody could run, before it is expanded."""
     rows = sum(
         len(experiment.seeds)

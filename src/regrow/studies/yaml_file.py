@@ -205,7 +205,7 @@ def decided(value: Any, precision: Callable[[], Precision]) -> Any:
 
     ``precision`` is asked only if a recipe does not say, or says ``auto``.
     """
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or "train" in value:  # a function of one's own decides
         return value
     study = _decided(value, precision)
     whole = {} if "backbone" in value else {"name": "cifar"}  # what a study has that gives none

@@ -90,13 +90,7 @@ class Edit:
 
     def record(self) -> dict[str, Any]:
         """Return what people and tables want to know of it, as JSON; the tensors are beside it."""
-        return {
-            "unit": self.mask.unit,
-            "sparsity": self.mask.sparsity,
-            "widths": self.mask.widths(),
-            "guarded": list(self.mask.guarded),
-            "architecture": self.architecture.to_json(),
-        }
+        return cut_record(self.mask, self.architecture)
 
     @classmethod
     def read(
@@ -112,3 +106,14 @@ class Edit:
         guarded = tuple(record.get("guarded", ()))
         mask = Mask(unit=record["unit"], kept=kept, guarded=guarded)
         return cls(model=model, shape=shape, mask=mask, repaired=repaired)
+
+
+def cut_record(mask: Mask, architecture: Architecture) -> dict[str, Any]:
+    """Return what people and tables want to know of a cut, as JSON."""
+    return {
+        "unit": mask.unit,
+        "sparsity": mask.sparsity,
+        "widths": mask.widths(),
+        "guarded": list(mask.guarded),
+        "architecture": architecture.to_json(),
+    }

@@ -1,0 +1,236 @@
+"""The command ``regrow compare``: what is a smaller network worth, by one's own training function.
+
+It writes a study file into the folder of the report, and runs it.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from regrow.cli.inputs import load_extensions
+from regrow.cli.options import (
+    DEFAULT_STORE,
+    DeviceOption,
+    JsonOption,
+    StoreOption,
+    WithOption,
+    WorkersOption,
+)
+from regrow.cli.own import (
+    AllocationOption,
+    CriterionOption,
+    InputOption,
+    KeepOption,
+    LatencyOption,
+    MacsOption,
+    NetworkArgument,
+    ParametersOption,
+    RoundsOption,
+    ScopeOption,
+    SetOption,
+    SparsityOption,
+)
+from regrow.cli.run import run_study
+from regrow.errors import ConfigError
+
+TrainOption = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE:NAME",
+        help="Your training function: my_train.py:train, called as train(model, budget, seed).",
+    ),
+]
+MetricOption = Annotated[
+    str, typer.Option(help="The metric to compare by, of those that your function returns.")
+]
+BudgetOption = Annotated[
+    float, typer.Option(help="What training the whole network takes: 30 (epochs).")
+]
+UnitOption = Annotated[
+    str, typer.Option(metavar="UNIT", help="Unit of the budget: epochs, steps, samples or flops.")
+]
+OutOption = Annotated[Path, typer.Option(help="Folder for the study file and the report.")]
+GivenWeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|published|code",
+        help="The network's trained weights: a file, those that its library publishes, or those "
+        "that its code gives it.",
+        show_default="none: your function trains it",
+    ),
+]
+SmallOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FOLDER", help="A smaller network that `regrow shrink` wrote."),
+]
+SeedsOption = Annotated[int, typer.Option(min=1, help="How often each training is repeated.")]
+FineTuneOption = Annotated[
+    float | None,
+    typer.Option(help="Share of the budget that fine-tuning has.", show_default="0.25"),
+]
+CapOption = Annotated[
+    float | None,
+    typer.Option(help="Most times the budget that a cheaper network trains, for equal FLOPs."),
+]
+UniformOption = Annotated[
+    bool, typer.Option("--uniform", help="Train the network at uniform widths too, of equal cost.")
+]
+RivalOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NET|NAME=VALUE",
+        help="Train another network too: timm/NAME, or this one with other arguments (width=8).",
+    ),
+]
+WidthOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Train a smaller member of the family too: this one with a smaller argument NAME, "
+        "found so that it costs as much.",
+    ),
+]
+RivalBudgetOption = Annotated[
+    str, typer.Option(metavar="BUDGET", help="Of rivals: equal-epochs or equal-flops.")
+]
+MarginOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Difference below which two networks are equally good, in the report's unit.",
+        show_default="0.3 points of accuracy; else needed",
+    ),
+]
+LowerOption = Annotated[
+    bool, typer.Option("--lower-is-better", help="The metric is a loss or an error.")
+]
+NumTestOption = Annotated[
+    int | None, typer.Option(help="How many test examples a share such as accuracy counts.")
+]
+ChanceOption = Annotated[
+    float | None, typer.Option(help="The metric of a network that has learnt nothing.")
+]
+
+
+def compare(
+    net: NetworkArgument,
+    train: TrainOption,
+    budget: BudgetOption,
+    out: OutOption,
+    metric: MetricOption = "accuracy",
+    inputs: InputOption = None,
+    weights: GivenWeightsOption = None,
+    settings: SetOption = None,
+    keep: KeepOption = None,
+    small: SmallOption = None,
+    macs: MacsOption = None,
+    parameters: ParametersOption = None,
+    latency: LatencyOption = None,
+    sparsity: SparsityOption = None,
+    criterion: CriterionOption = "l1",
+    allocation: AllocationOption = "uniform",
+    scope: ScopeOption = None,
+    rounds: RoundsOption = 1,
+    budget_unit: UnitOption = "epochs",
+    fine_tune: FineTuneOption = None,
+    cap: CapOption = None,
+    seeds: SeedsOption = 3,
+    uniform: UniformOption = False,
+    rival: RivalOption = None,
+    width_multiplier: WidthOption = None,
+    rival_budget: RivalBudgetOption = "equal-epochs",
+    margin: MarginOption = None,
+    lower_is_better: LowerOption = False,
+    num_test: NumTestOption = None,
+    chance: ChanceOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    workers: WorkersOption = None,
+    device: DeviceOption = "cpu",
+    with_files: WithOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune a smaller network, train it from scratch, or train another one: compare them.
+
+    Your function trains all of them, for budgets that it is handed; stop it whenever you like, the
+    same command resumes. `regrow run OUT/study.yaml` runs it too.
+    """
+    load_extensions(with_files)
+    better = "lower" if lower_is_better else None
+    amounts = {"macs": macs, "parameters": parameters, "latency": latency, "sparsity": sparsity}
+    options: dict[str, Any] = {"criterion": criterion, "allocation": allocation, "rounds": rounds}
+    options |= {"fine_tune": fine_tune, "cap": cap, "uniform": uniform, "seeds": seeds}
+    value = _study(
+        _network(net, inputs, weights, settings, keep),
+        train,
+        metric=_given(name=metric, better=better, margin=margin, num_test=num_test, chance=chance),
+        budget={budget_unit: int(budget) if budget.is_integer() else budget},
+        small=small or (),
+        scope=_scope(scope),
+        amounts=_given(**amounts),
+        rivals=_rivals(rival or (), width_multiplier, rival_budget),
+        **options,
+    )
+    file = write_study(out, value)
+    run_study(file, store, out, workers=workers, device=device, as_json=as_json)
+
+
+def _study(network: dict[str, Any], train: str, **options: Any) -> dict[str, Any]:
+    from regrow.comparison import study_value
+
+    return study_value(network, train, **options)
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """Return the fields that were given."""
+    return {name: value for name, value in fields.items() if value not in (None, [], (), {})}
+
+
+def _network(
+    net: str,
+    inputs: list[str] | None,
+    weights: str | None,
+    settings: list[str] | None,
+    keep: list[str] | None,
+) -> dict[str, Any]:
+    """Return the network as a study file has it."""
+    from regrow.cli.own import kept_modules
+    from regrow.models.origins import read_arguments, read_origin
+
+    given = read_arguments([*(settings or ())])
+    modules = kept_modules(read_origin(net, given).build(), keep) if keep else ()
+    return _given(network=net, input=inputs, weights=weights, set=given, keep=[*modules])
+
+
+def _scope(texts: list[str] | None) -> list[str] | str:
+    parts = [part.strip() for text in texts or () for part in text.split(",")]
+    return parts or "all"
+
+
+def _rivals(texts: "tuple[str, ...] | list[str]", vary: str | None, budget: str) -> list[Any]:
+    """Return rivals as a study file has them, each with the budget."""
+    from regrow.models.origins import read_arguments
+
+    rivals: list[dict[str, Any]] = []
+    for text in texts:
+        first, *rest = text.split() or [text]
+        named = "=" not in first
+        arguments = read_arguments(rest if named else [first, *rest])
+        rivals.append(_given(network=first if named else None, set=arguments))
+    rivals += [{"vary": vary}] if vary is not None else []
+    return [{**entry, "budget": budget} for entry in rivals]
+
+
+def write_study(folder: Path, value: dict[str, Any]) -> Path:
+    """Write a study file into the folder of its report, which may hold an earlier one."""
+    file = folder / "study.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump({"name": folder.name, **value}, sort_keys=False, allow_unicode=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write the study to '{folder}': {error.strerror or error}. Name a folder that "
+            "you may write to with --out."
+        ) from error
+    return file

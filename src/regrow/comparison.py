@@ -1,0 +1,172 @@
+"""Compare what a smaller network of one's own is worth, by one's own training function.
+
+    found = compare("nets.py:MobileNet", "my_train.py:train", input="1x3x64x64", macs=0.5,
+                    metric="accuracy", budget=30)
+    print(found.answer)
+
+It writes an ordinary study (``studies.own``), and runs it.
+"""
+
+import inspect
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from regrow.core.validation import as_list
+from regrow.errors import ConfigError, short
+from regrow.own.compression import criterion_of
+from regrow.report import Report, Run, Verdict, summarise, verdicts, write
+from regrow.report.answer import answer
+from regrow.report.collect import results_of
+from regrow.run import Event, Summary, run
+from regrow.store import Store
+from regrow.studies.study import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonResult:
+    """The result of a comparison: rows, verdicts, and the answer in words.
+
+    ``notes`` limit what it says; ``failures`` says what failed, by job; ``report`` was written if a
+    folder was given.
+    """
+
+    study: Study
+    runs: tuple[Run, ...]
+    rows: pd.DataFrame
+    verdicts: tuple[Verdict, ...]
+    answer: str
+    notes: tuple[str, ...]
+    failures: Mapping[str, str]
+    summary: Summary
+    report: Report | None = None
+
+    def __str__(self) -> str:
+        return self.answer if self.report is None else self.report.text
+
+
+def study_value(
+    network: Mapping[str, Any] | str,
+    train: str | Callable[..., Any],
+    *,
+    metric: Mapping[str, Any] | str,
+    budget: Mapping[str, Any] | int,
+    small: str | Path | Sequence[str | Path] = (),
+    criterion: str = "l1",
+    allocation: str = "uniform",
+    scope: str | Sequence[str] = "all",
+    rounds: int = 1,
+    amounts: Mapping[str, Any] | None = None,
+    arms: Sequence[Any] | None = None,
+    fine_tune: float | None = None,
+    cap: float | None = None,
+    uniform: bool = False,
+    rivals: Sequence[Any] = (),
+    seeds: int | Sequence[int] = 3,
+) -> dict[str, Any]:
+    """Return the study of a comparison, as a study file has it; see ``compare``."""
+    value: dict[str, Any] = {
+        "train": place_of_function(train),
+        "metric": metric,
+        "budget": budget,
+        "models": network,
+    }
+    if amounts:
+        value["methods"] = {
+            "name": "l1",
+            "label": criterion,
+            "criterion": criterion_of(criterion),
+            "allocation": allocation,
+            "scope": scope if isinstance(scope, str) else list(scope),
+            **({"rounds": rounds} if rounds > 1 else {}),
+            **amounts,
+        }
+    if folders := [str(folder) for folder in as_list(small)]:
+        value["small"] = folders
+    changed = {"fine-tune": ("share", fine_tune), "scratch-b": ("cap", cap)}
+    value["arms"] = [
+        {"name": arm, changed[arm][0]: changed[arm][1]}
+        if isinstance(arm, str) and changed.get(arm, ("", None))[1] is not None
+        else arm
+        for arm in arms or ("unpruned", "pruned", "fine-tune", "scratch-e", "scratch-b")
+    ]
+    value |= {"uniform": True} if uniform else {}
+    value |= {"rivals": list(rivals)} if rivals else {}
+    return {**value, "seeds": seeds if isinstance(seeds, int) else list(seeds)}
+
+
+def compare(
+    network: str | Mapping[str, Any],
+    train: str | Callable[..., Any],
+    *,
+    name: str = "comparison",
+    out: str | Path | None = None,
+    store: str | Path = "regrow-store",
+    workers: int | None = None,
+    device: str = "cpu",
+    on_event: Callable[[Event], None] | None = None,
+    **options: Any,
+) -> ComparisonResult:
+    """Compare a smaller network fine-tuned, trained from scratch, and beside others of its cost.
+
+    Args:
+        network: a text such as ``nets.py:MobileNet`` or ``timm/resnet18``; or a mapping of
+            ``network``, ``input``, ``weights``, ``set``, ``keep`` and ``label``.
+        train: ``file.py:name`` of ``train(model, budget, seed) -> metrics``, or the function.
+        name, out: the name of the study, and a folder for its report.
+        store, workers, device, on_event: as for ``regrow.run.run``.
+        options: see ``study_value``. ``metric`` and ``budget`` are needed; ``amounts`` (``{"macs":
+            0.5}``) or ``small`` (folders of ``shrink``) say what smaller network is meant.
+
+    Raises:
+        ConfigError: what cannot be meant.
+    """
+    study = Study.from_json(study_value(network, train, **options), name=name)
+    opened = Store.open(store)
+    summary = run(study.jobs(), opened, workers=workers, device=device, on_event=on_event)
+    results = results_of(study, opened)
+    report = None
+    if out is not None:
+        report = write(
+            results.runs,
+            Path(out),
+            title=study.title,
+            command="regrow.compare(...)",
+            machine=f"{platform.processor() or platform.machine()}, {platform.system()}",
+            date=date.today().isoformat(),
+            failures=results.failures,
+            extras=results.extras,
+            notes=results.notes,
+        )
+    judged = verdicts(results.runs)
+    return ComparisonResult(
+        study=study,
+        runs=results.runs,
+        rows=summarise(results.runs),
+        verdicts=judged,
+        answer=answer(judged),
+        notes=results.notes,
+        failures={failure.label: failure.message for failure in results.failures},
+        summary=summary,
+        report=report,
+    )
+
+
+def place_of_function(train: Any) -> str:
+    """Return the text that names a training function, ``file.py:name``, which workers import."""
+    if isinstance(train, str):
+        return train
+    name = getattr(train, "__qualname__", "")
+    file = inspect.getsourcefile(train) if callable(train) and name.isidentifier() else None
+    if file is None or not Path(file).is_file():
+        raise ConfigError(
+            "A training function must stand at the top of a Python file, from which worker "
+            f"processes import it. Got {short(train)}: put it into a file, and name it as "
+            "'my_train.py:train'."
+        )
+    return f"{file}:{name}"

@@ -1,0 +1,389 @@
+"""Jobs on a network of one's own, trained by a function of one's own: cut it, train and score it.
+
+They stand where ``Prune``, ``Train`` and ``Retrain`` stand in a study of registered models. What
+they compute hangs on the network's code and weights, the function's source, the budget and a seed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+from torch import nn
+
+from regrow.core.seeds import derive
+from regrow.cost import measure
+from regrow.errors import TrainingError, unknown
+from regrow.jobs.arms import Arm
+from regrow.jobs.base import Context, Job, Keyed, Outcome, Records, state_of, without_none
+from regrow.jobs.own_network import CutFolder, OwnNetwork, draw_anew_
+from regrow.jobs.prune import structure_only
+from regrow.jobs.retrain import flops_ratio
+from regrow.pruning.costs import CostShare
+from regrow.pruning.method import Method
+from regrow.pruning.select import select
+from regrow.pruning.targets import measure_cost
+from regrow.surgery import prove, shrink, trace
+from regrow.surgery.architecture import Architecture
+from regrow.surgery.edit import cut_record
+from regrow.tasks import Metric
+from regrow.train.function import Allowance, TrainFunction, Unit
+
+MATCH = 1e-9  # of a share of MACs that another cut has
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The metric that a function of one's own scores networks by, and facts about its test set.
+
+    ``num_test`` counts test examples, and ``chance`` is what the metric's baseline scores, as
+    reports show it; None: nobody said.
+    """
+
+    metric: Metric
+    num_test: int | None = None
+    chance: float | None = None
+    task: ClassVar[None] = None
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """Pick the metric from what a function returned; a ``TrainingError`` if it is not there."""
+        key = self.metric.key
+        if set(metrics) == {""}:
+            return self._checked(metrics[""])
+        if key not in metrics:
+            raise TrainingError(
+                f"The training function returned no {key!r}: {unknown('metric', key, metrics)} "
+                "Name the one to compare by with --metric."
+            )
+        return self._checked(metrics[key])
+
+    def _checked(self, value: float) -> float:
+        if self.metric.unit == "%" and not 0.0 <= value <= 1.0:
+            raise TrainingError(
+                f"{self.metric.name} is a share of 1 here, and the training function returned "
+                f"{value:g}. Return 0.93 for 93 %, or call the metric by another name."
+            )
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnPrune(Keyed):
+    """Choose what stays of one's own network, by a method, or as a folder or another cut has it.
+
+    ``parent`` is the training whose weights are looked at; None: those that the network comes with,
+    or for a method that looks at none, any. ``like`` is a cut whose share of MACs this one has too.
+    """
+
+    kind: ClassVar[str] = "prune"
+    version: ClassVar[int] = 1
+
+    base: OwnNetwork
+    method: Method
+    seed: int
+    sparsity: float | None = None
+    cost: CostShare | None = None
+    rounds: int = 1
+    folder: CutFolder | None = None
+    parent: "OwnTrain | None" = None
+    like: "OwnPrune | None" = None
+    code: str | None = None  # digest of the criterion's file, where it is not part of this package
+    label: str = "prune"
+
+    @property
+    def inputs(self) -> tuple[Job, ...]:
+        """The training whose weights are looked at, and the cut that costs as much."""
+        return tuple(job for job in (self.parent, self.like) if job is not None)
+
+    @property
+    def pruning(self) -> "OwnPrune":  # type: ignore[override]
+        """The pruning of the network that it leaves."""
+        return self
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """The full request."""
+        method = self.method
+        parts = {
+            "criterion": method.criterion,
+            "allocation": method.allocation,
+            "unit": method.unit,
+            "scope": list(method.scope),
+            "normalise": method.normalise,
+            "seed": self.seed,
+        }
+        return without_none(
+            network=self.base.to_json(),
+            **({} if self.folder is not None else parts),
+            folder=self.folder and self.folder.content,
+            sparsity=self.sparsity,
+            cost=self.cost and self.cost.to_json(),
+            rounds=self.rounds if self.rounds > 1 else None,
+            code=self.code,
+        )
+
+    @property
+    def flops(self) -> float:
+        """Nothing is trained."""
+        return 0.0
+
+    def run(self, context: Context) -> Outcome:
+        """Score, allocate, prove the cut, and measure what is left."""
+        if self.folder is not None:
+            return self._from_folder(self.folder)
+        network = self._network(context)
+        traced = trace(network, self.base.example, keep=self.base.keep)
+        options: dict[str, Any] = {"sparsity": self.sparsity}
+        if self.like is not None:
+            found = context.record(self.like)
+            options = {"macs": found["after"]["macs"] / found["before"]["macs"] + MATCH}
+        elif self.cost is not None:
+            options = self.cost.to_json()
+        mask = select(
+            network,
+            traced,
+            self.method,
+            seed=self.seed,
+            rounds=self.rounds,
+            device=context.device,
+            **options,
+        )
+        prove(network, mask, traced)
+        before, after = self.base.cost(), measure(shrink(network, mask, traced), traced.example)
+        if after.caveats:
+            context.note(f"Its costs and budgets leave out: {'; '.join(after.caveats)}.")
+        record = cut_record(mask, self.base.architecture().then(mask))
+        record |= {"before": before.to_json(), "after": after.to_json()}
+        if self.cost is not None:
+            measured = measure_cost(self.cost, network, traced, mask=mask, device=context.device)
+            record["cost"] = {"share": measured.share, **measured.how}
+        return Outcome(record)
+
+    def _network(self, context: Context) -> nn.Module:
+        if self.parent is not None:
+            return self.parent.network_in(context)
+        return self.base.given() if self.base.is_given else self.base.fresh(self.seed)
+
+    def _from_folder(self, folder: CutFolder) -> Outcome:
+        """Take the cut of a folder, with the weights that it holds."""
+        architecture, weights = folder.read(self.base)
+        small = architecture.build()
+        small.load_state_dict(dict(weights))
+        before, after = self.base.cost(), measure(small, self.base.example)
+        last = architecture.cuts[-1] if architecture.cuts else None
+        record = {} if last is None else cut_record(last, architecture)
+        record |= {"architecture": architecture.to_json()}
+        record |= {"before": before.to_json(), "after": after.to_json()}
+        return Outcome(record, state_of(small))
+
+    def matching(self) -> "OwnPrune":
+        """Return the cut of uniform widths that costs as much as this one."""
+        method = replace(structure_only(self.method), allocation="uniform", name="uniform")
+        label = f"{self.label} uniform"
+        return OwnPrune(base=self.base, method=method, seed=0, like=self, label=label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnTrain(Keyed):
+    """Train one's own network by one's own function, or what a pruning left of it, and score it.
+
+    Attributes:
+        reference: the network whose training the budget ``equal-flops`` costs as much as.
+        whole, unit: what that training spends.
+        parent: the training whose weights are inherited; None: those that the network comes with.
+        scored_on: what it is scored by; no part of the key, because records have all metrics.
+    """
+
+    version: ClassVar[int] = 1
+
+    base: OwnNetwork
+    function: TrainFunction
+    arm: Arm
+    seed: int
+    reference: OwnNetwork
+    whole: int
+    unit: Unit
+    scored_on: Judged  # type: ignore[misc]
+    prune: OwnPrune | None = None
+    parent: "OwnTrain | None" = None
+    label: str = "train"
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        """The kind of work."""
+        return "train" if self.prune is None else "retrain"
+
+    @property
+    def inputs(self) -> tuple[Job, ...]:
+        """The pruning, and the trained network whose weights are inherited."""
+        return tuple(job for job in (self.prune, self.parent) if job is not None)
+
+    @property
+    def pruning(self) -> OwnPrune | None:  # type: ignore[override]
+        """The pruning that it starts from."""
+        return self.prune
+
+    @property
+    def is_published(self) -> bool:  # type: ignore[override]
+        """True if the network came with weights, and is only scored."""
+        return self.arm.budget.kind == "none" and self.prune is None
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """The full request."""
+        return without_none(
+            network=self.base.to_json(),
+            function={"name": self.function.text.rpartition(":")[2], "code": self.function.digest},
+            arm=self.arm.to_json(),
+            whole=self.whole,
+            unit=self.unit,
+            reference=None if self.reference == self.base else self.reference.to_json(),
+            seed=self.seed,
+        )
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs of its training up to a factor that all jobs of a comparison share, as a guess."""
+        share = 1.0 if self.prune is None else self.prune_share
+        ratio = 1.0 / max(share, 0.02)
+        return self.base.cost().flops * share * self.arm.epochs(self.whole, ratio)
+
+    @property
+    def prune_share(self) -> float:
+        """The share of the FLOPs that is left, as far as it was asked for."""
+        cut = self.prune
+        while cut is not None and cut.like is not None:
+            cut = cut.like
+        if cut is None or (cut.cost is None and cut.sparsity is None):
+            return 0.5
+        return cut.cost.share if cut.cost is not None else (1.0 - (cut.sparsity or 0.0)) ** 2
+
+    def estimate_flops(self, pace: Any) -> float:
+        """Return none: how many examples its function sees is not known before it runs."""
+        return 0.0
+
+    @property
+    def stamp(self) -> str:  # type: ignore[override]
+        """Words for what the network was given to train with."""
+        kind, amount = self.arm.budget.kind, self.arm.budget.epochs(self.whole, 1.0)
+        if self.is_published:
+            weights = self.base.weights
+            named = {"code": "those of its code", "published": "published weights"}
+            return f"as it came: {named.get(weights or '', f'weights of {weights}')}"
+        if kind == "none":
+            return "no training after pruning"
+        if self.prune is None and self.reference == self.base:
+            return _counted(amount, self.unit)
+        words = {"equal-epochs": f"equal {self.unit}", "equal-flops": "equal FLOPs"}
+        text = words.get(kind) or _counted(amount, self.unit)
+        if self.arm.budget.cap is not None:
+            text += f", at most {self.arm.budget.cap:g}x"
+        if self.arm.start != "inherited":
+            return text
+        return text + (
+            f" after the parent's {self.whole}"
+            if self.parent is not None
+            else " after the weights that it came with"
+        )
+
+    def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return its record with the score by the metric that is asked for now."""
+        return {
+            **record,
+            self.scored_on.metric.key: self.scored_on.score(record["metrics"]),
+        }
+
+    def network(self, records: Records) -> tuple[nn.Module, Architecture]:
+        """Rebuild the finished job's network with its weights."""
+        architecture = self._architecture(records)
+        network = architecture.build()
+        network.load_state_dict(records.tensors(self))
+        return network, architecture
+
+    def _architecture(self, records: Records) -> Architecture:
+        if self.prune is None:
+            return self.base.architecture()
+        cut = Architecture.from_json(records.record(self.prune)["architecture"])
+        return replace(cut, model=self.base.origin)  # its code may lie elsewhere now
+
+    def run(self, context: Context) -> Outcome:
+        """Build the start, have it trained for its budget, and keep what the function returned."""
+        model, drawn = self._start(context)
+        cost = measure(model, self.base.example)
+        ratio = flops_ratio(self.reference.cost(), cost, self.arm)
+        allowance = Allowance(
+            amount=self.arm.epochs(self.whole, ratio),
+            unit=self.unit,
+            whole=self.whole,
+            flops_per_sample=cost.training_flops(1) / self._batch,
+            device=context.device,
+        )
+
+        def on_pass(samples: int) -> None:
+            known = self.unit == "samples" and allowance.amount
+            share = min(samples / allowance.amount, 1.0) if known else 0.0
+            context.tick(share, f"{samples:,} examples seen")
+
+        model = model.to(context.device).train()
+        spent = self.function(model, allowance, self.seed, on_pass=on_pass)
+        self.scored_on.score(spent.metrics)  # says what is wrong with it
+        seen = spent.samples if spent.samples or not allowance.amount else None
+        if seen is None:
+            context.note(
+                "Its training examples could not be counted, because the function never calls the "
+                "network itself in training mode; its training FLOPs are left open."
+            )
+        record = {
+            "metrics": dict(spent.metrics),
+            **cost.to_json(),
+            "epochs": allowance.amount if self.unit == "epochs" else None,
+            "amount": allowance.amount,
+            "capped": self.arm.budget.is_capped(ratio),
+            "samples": seen,
+            "passes": spent.passes,
+            "training_flops": None if seen is None else seen * allowance.flops_per_sample,
+            "shape": None if spent.shape is None else list(spent.shape),
+            "input": list(self.base.inputs.inputs[0].shape[1:]),
+            **({"drawn": list(drawn)} if drawn else {}),
+        }
+        return Outcome(record, state_of(model))
+
+    @property
+    def _batch(self) -> int:
+        """The examples in the input that costs are measured on."""
+        return self.base.inputs.inputs[0].shape[0]
+
+    def _start(self, context: Context) -> tuple[nn.Module, tuple[str, ...]]:
+        """Build the network that the arm starts from; also what of it nothing initialises."""
+        start, base = self.arm.start, self.base
+        if self.prune is None:
+            return base.given() if self.is_published else base.fresh(self.seed), ()
+        architecture = self._architecture(context)
+        if start == "inherited":
+            return self._inherited(context, architecture), ()
+        if start == "initial":
+            return architecture.cut(base.fresh(self.seed)), ()
+        redrawn = architecture.cut(base.fresh(derive(self.seed, "redrawn")))
+        if start == "redrawn":
+            return redrawn, ()
+        small = architecture.cut(base.fresh(self.seed))
+        return small, draw_anew_(small, redrawn, seed=self.seed)
+
+    def _inherited(self, context: Context, architecture: Architecture) -> nn.Module:
+        assert self.prune is not None
+        if held := context.tensors(self.prune):  # a folder's own
+            small = architecture.build()
+            small.load_state_dict(held)
+            return small
+        base = self.base
+        return architecture.cut(
+            base.given() if self.parent is None else self.parent.network_in(context)
+        )
+
+    def network_in(self, context: Context) -> nn.Module:
+        """Rebuild the network that this training left, for a job that stands on it."""
+        return self.network(context)[0]
+
+
+def _counted(amount: int, unit: str) -> str:
+    """Write an amount with its unit: ``1 epoch``."""
+    return f"{amount:,} {unit.removesuffix('s') if amount == 1 else unit}"

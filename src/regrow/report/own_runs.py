@@ -1,0 +1,89 @@
+"""Notes on the runs of one's own training function: what it spent, and whether it draws."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from regrow.jobs.base import Job
+from regrow.report.rows import Run
+from regrow.report.words import listed
+from regrow.studies.expand import Cell
+
+CLOSE = 0.1  # of the MACs: networks of one cost
+
+
+class Reads(Protocol):
+    """A reader of the records of finished jobs."""
+
+    def record(self, job: Job) -> dict[str, Any]:
+        """Return what a finished job found."""
+
+
+def spending_notes(reader: Reads, cells: Sequence[Cell], runs: Sequence[Run]) -> Iterator[str]:
+    """Say what the trainings by one's own function were, as far as a reader should know."""
+    own = [
+        (cell, run, reader.record(cell.job))
+        for cell, run in zip(cells, runs, strict=True)
+        if run.done and cell.job.scored_on is not None and cell.job.scored_on.task is None
+    ]
+    trained = [(cell, run, record) for cell, run, record in own if record["amount"]]
+    uncounted = _arms(run for _, run, record in trained if record["samples"] is None)
+    if uncounted:
+        yield (
+            f"What {listed(uncounted)} spent is not known: the function never calls the network "
+            "itself in training mode, so that no training examples could be counted."
+        )
+    rows: dict[tuple[str, str], list[Run]] = {}
+    for _, run, _ in trained:
+        rows.setdefault((run.group, run.arm), []).append(run)
+    same = _arms(
+        each[0] for each in rows.values() if len(each) > 1 and len({run.score for run in each}) == 1
+    )
+    if same:
+        yield (
+            f"All seeds of {listed(same)} score exactly the same. Does the training function use "
+            "its seed, and does it train at all?"
+        )
+    for arm, shapes in _other_shapes(trained):
+        yield f"{arm} trained on inputs of {shapes}: FLOPs are counted at the latter."
+    yield from _other_costs(own)
+    drawn = dict.fromkeys(name for _, _, record in trained for name in record.get("drawn", ()))
+    if drawn:
+        names = [repr(name) for name in [*drawn][:3]]
+        more = [f"{len(drawn) - 3} more"] if len(drawn) > 3 else []
+        yield (
+            "Trained from scratch, nothing initialises the sizes that were left of "
+            f"{listed([*names, *more])}: they are drawn as in the uncut network, and cut."
+        )
+
+
+def _arms(runs: Any) -> list[str]:
+    return list(dict.fromkeys(run.arm for run in runs))
+
+
+def _other_shapes(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[tuple[str, str]]:
+    """Yield arms whose first training example was of another shape than costs are measured at."""
+    found: dict[str, str] = {}
+    for _, run, record in trained:
+        if record["shape"] is not None and record["shape"] != record["input"]:
+            sizes = ("x".join(map(str, record[name])) for name in ("shape", "input"))
+            found.setdefault(run.arm, ", and costs are measured at ".join(sizes))
+    yield from found.items()
+
+
+def _other_costs(own: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[str]:
+    """Compare what others than the pruned network cost with what that costs, by their MACs."""
+    cut: dict[str, int] = {}
+    for cell, run, _ in own:
+        if cell.use is not None and not cell.subject and run.macs:
+            cut.setdefault(run.group, run.macs)
+    told = set()
+    for cell, run, _ in own:
+        small = cut.get(run.group)
+        if not cell.subject or not small or not run.macs or (run.group, run.arm) in told:
+            continue
+        if abs(run.macs / small - 1) > CLOSE:
+            told.add((run.group, run.arm))
+            yield (
+                f"{run.arm} is no network of the same cost: it takes {run.macs / small:.2f} times "
+                f"the MACs of {run.cut}."
+            )

@@ -1,0 +1,84 @@
+"""A smaller member of a network's family: an argument of its code, such as its width, made less."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from regrow.core.validation import is_int, is_number
+from regrow.errors import ConfigError, RegrowError, short
+from regrow.jobs.own_network import OwnNetwork
+from regrow.models.origins import ModelOrigin, code_at
+from regrow.studies.experiment import MethodUse
+
+COUNTED = ("macs", "parameters")  # costs that are known before anything is trained
+STEPS = 100  # of a number that is no whole one
+
+
+def narrowed(network: OwnNetwork, name: str, uses: Sequence[MethodUse]) -> Mapping[str, Any]:
+    """Return the largest value of an argument at which a network costs no more than a cut may.
+
+    Args:
+        network: the whole network.
+        name: of a number among the arguments of its code.
+        uses: the methods compared; together they make one cut, to a share of MACs or parameters.
+    """
+    costs = [cut.cost for use in uses for cut in use.cuts]
+    cost = costs[0] if len(costs) == 1 else None
+    if cost is None or cost.name not in COUNTED:
+        raise ConfigError(
+            f"To find the {name!r} of the same cost, ask for one method with one share of "
+            f"{' or '.join(COUNTED)}; or give the value itself ('set')."
+        )
+    value = _value(network.origin, name)
+    whole = getattr(network.cost(), cost.name)
+    steps = [*range(1, value)] if is_int(value) else [value * k / STEPS for k in range(1, STEPS)]
+    found = _largest(steps, lambda step: _cost(network, name, step, cost.name), cost.share * whole)
+    if found is None:
+        raise ConfigError(
+            f"No {name!r} below {value} makes {network.origin.text} cost {cost.share:g} of its "
+            f"{cost.name} or less. Name another argument, or a rival."
+        )
+    return {name: found}
+
+
+def _value(origin: ModelOrigin, name: str) -> Any:
+    """Return the number that an argument has in the whole network."""
+    value = origin.arguments.get(name)
+    if value is None and origin.kind == "code":
+        builder = code_at(origin.text)[0]
+        parameters = inspect.signature(builder).parameters if callable(builder) else {}
+        value = parameters[name].default if name in parameters else None
+    if not is_number(value):
+        raise ConfigError(
+            f"{origin.text} has no number {name!r} among its arguments that could be made less. "
+            f"Got {short(value)}. Give the network its value with 'set' (--set {name}=VALUE)."
+        )
+    return value
+
+
+def _cost(network: OwnNetwork, name: str, value: Any, cost: str) -> int | None:
+    """Return what the network costs at a value; None where it cannot be built or run so."""
+    arguments = {**network.origin.arguments, name: value}
+    try:
+        other = OwnNetwork(
+            origin=ModelOrigin(network.origin.text, arguments), inputs=network.inputs
+        )
+        return int(getattr(other.cost(), cost))
+    except (RegrowError, RuntimeError, ValueError, TypeError):
+        return None
+
+
+def _largest(steps: Sequence[Any], cost_of: Callable[[Any], int | None], most: float) -> Any | None:
+    """Return the largest step that costs no more, by bisection; steps that fail are passed over."""
+    low, high, found = -1, len(steps), None
+    while high - low > 1:
+        middle = probe = (low + high) // 2
+        cost = cost_of(steps[probe])
+        while cost is None and probe > low + 1:
+            probe -= 1
+            cost = cost_of(steps[probe])
+        if cost is not None and cost <= most:
+            low, found = middle, steps[probe]
+        else:
+            high = probe
+    return found

@@ -1,0 +1,331 @@
+"""Studies of a network of one's own, trained by a function of one's own.
+
+    name: mine
+    train: my_train.py:train          # train(model, budget, seed) -> metrics
+    metric: {name: accuracy, num_test: 450, chance: 0.1}
+    budget: {epochs: 30}              # what the network's whole training spends
+    models: {network: "nets.py:MobileNet", input: 1x1x8x8, weights: weights.pt}
+    methods: {name: l1, macs: 0.5}    # or small: FOLDER, which `regrow shrink` wrote
+    arms: [unpruned, pruned, fine-tune, scratch-e, {name: scratch-b, cap: 3}]
+    uniform: true                     # the same network at uniform widths, of the same cost
+    rivals: [timm/resnet10t, {network: "nets.py:MobileNet", set: {width: 11}}]
+    seeds: 3
+
+An arm is a start and a budget here: schedule, rate and loss are the function's own. ``regrow
+compare`` writes such a study.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from regrow.core.units import UNITS
+from regrow.core.validation import as_list, is_int, is_number, mapping, refuse_twice, text
+from regrow.errors import ConfigError, RegrowError, short
+from regrow.jobs.arms import UNPRUNED, Arm, Budget, read_arm
+from regrow.jobs.own import Judged
+from regrow.jobs.own_network import CutFolder, OwnNetwork
+from regrow.models.inputs import Inputs
+from regrow.models.origins import ModelOrigin, read_origin
+from regrow.pruning.method import Method
+from regrow.studies.experiment import Cut, MethodUse, read_seeds, read_use
+from regrow.studies.family import narrowed
+from regrow.tasks.metric import ACCURACY, BITS_PER_BYTE, R_SQUARED, TOKEN_ACCURACY, Metric
+from regrow.train.function import UNITS as BUDGET_UNITS
+from regrow.train.function import TrainFunction, Unit, amount_of
+
+KEYS = (
+    *("train", "metric", "budget", "models", "methods", "small", "arms", "uniform", "rivals"),
+    "seeds",
+)
+DEFAULT_ARMS = ("unpruned", "pruned", "fine-tune", "scratch-e", "scratch-b")
+OF_THE_FUNCTION = (
+    *("lr", "drop_at", "schedule_epoch", "epoch", "objective", "treatment", "strength"),
+)
+_MODEL_KEYS = ("network", "input", "weights", "set", "keep", "label")
+_RIVAL_KEYS = ("network", "input", "set", "label", "budget", "cap", "vary")
+_METRIC_KEYS = ("name", "better", "margin", "num_test", "chance")
+KNOWN_METRICS = {
+    metric.key: replace(metric, example="example")
+    for metric in (ACCURACY, TOKEN_ACCURACY, R_SQUARED, BITS_PER_BYTE)
+}
+UNIFORM = "uniform"
+
+
+@dataclass(frozen=True)
+class WholeBudget:
+    """The budget of the uncut network's whole training."""
+
+    amount: int
+    unit: Unit
+
+    @property
+    def epochs(self) -> int | None:
+        """Its epochs, if it is counted in epochs."""
+        return self.amount if self.unit == "epochs" else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """Another network that is trained from scratch beside the pruned one."""
+
+    network: OwnNetwork
+    arm: Arm
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnExperiment:
+    """One network of one's own, its training function, and everything that is compared on them.
+
+    ``data`` and ``recipe`` are what stands in their place in a table: the function, and what a
+    whole training spends.
+    """
+
+    data: TrainFunction
+    data_label: str
+    model: OwnNetwork
+    model_label: str
+    recipe: WholeBudget
+    judged: Judged
+    uses: tuple[MethodUse, ...]
+    folders: tuple[CutFolder | None, ...]  # for each use: the folder that it stands for
+    arms: tuple[Arm, ...]
+    rivals: tuple[Rival, ...]
+    uniform: Arm | None
+    seeds: tuple[int, ...]
+    head: ClassVar[None] = None
+    backbone: ClassVar[None] = None
+
+
+def read_own(value: Mapping[str, Any]) -> OwnExperiment:
+    """Read what stands under the keys ``KEYS``."""
+    for key in ("train", "metric", "budget", "models"):
+        if key not in value:
+            raise ConfigError(f"{key!r} is missing: a study with a 'train' function needs it.")
+    (given, *more), small = as_list(value["models"]) or [None], as_list(value.get("small", []))
+    if more or given is None:
+        raise ConfigError("'models' must name one network beside 'train'. Write two studies.")
+    function = TrainFunction.read(value["train"])
+    network, label = _network(given, _MODEL_KEYS)
+    uses = [read_use(entry, ()) for entry in as_list(value.get("methods", []))]
+    for use in uses:
+        _check_use(use)
+    folders = [CutFolder.of(text(path, "small")) for path in small]
+    arms = _arms(value.get("arms", list(DEFAULT_ARMS)), network)
+    recipe = _whole(value["budget"], network)
+    rivals = [_rival(entry, network, uses) for entry in as_list(value.get("rivals", []))]
+    uniform = value.get("uniform", False)
+    if not isinstance(uniform, bool):
+        raise ConfigError(f"'uniform' must be true or false. Got {short(uniform)}.")
+    if not uses and not folders and (rivals or uniform or arms != (UNPRUNED,)):
+        raise ConfigError(
+            "Nothing smaller is asked for: name a method with an amount ('methods': {name: l1, "
+            "macs: 0.5}; --macs 0.5), or a folder of `regrow shrink` ('small'; --small FOLDER)."
+        )
+    anew = Arm(name=UNIFORM, start="random", budget=Budget(kind="equal-epochs"))
+    names = [*(arm.name for arm in arms), *(rival.arm.name for rival in rivals)]
+    refuse_twice("arms and rivals", [*names, *([UNIFORM] if uniform else [])], "give a 'label'")
+    refuse_twice("methods", [use.label for use in uses], "give one of them another 'label'")
+    return OwnExperiment(
+        data=function,
+        data_label=function.text,
+        model=network,
+        model_label=label,
+        recipe=recipe,
+        judged=_judged(value["metric"]),
+        uses=(*uses, *(_given(folder) for folder in folders)),
+        folders=(*(None for _ in uses), *folders),
+        arms=arms,
+        rivals=tuple(rivals),
+        uniform=anew if uniform else None,
+        seeds=read_seeds(value.get("seeds", 3)),
+    )
+
+
+def _network(entry: Any, keys: tuple[str, ...]) -> tuple[OwnNetwork, str]:
+    """Read a network with its label in tables."""
+    fields = mapping({"network": entry} if isinstance(entry, str) else entry, "A network", keys)
+    where = text(fields.get("network"), "network")
+    settings = fields.get("set", {})
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{where}: 'set' must map arguments to values. Got {short(settings)}.")
+    origin = read_origin(where, settings)
+    texts = [text(part, "input") for part in as_list(fields.get("input", []))]
+    built = origin.build()
+    if not texts:
+        known = origin.inputs(built)
+        texts = [known] if known is not None else []
+    weights = fields.get("weights")
+    network = OwnNetwork.of(
+        origin,
+        Inputs.read(texts),
+        weights=None if weights is None else text(weights, "weights"),
+        keep=tuple(text(name, "keep") for name in as_list(fields.get("keep", []))),
+    )
+    if network.is_given:
+        network.given()  # says what does not fit
+    network.cost()
+    return network, text(fields.get("label", _label(origin)), "label")
+
+
+def _label(origin: ModelOrigin) -> str:
+    name = origin.text.rpartition(":")[2] if origin.kind == "code" else origin.text
+    settings = " ".join(f"{key}={value}" for key, value in origin.arguments.items())
+    return f"{name} {settings}".strip()
+
+
+def _rival(entry: Any, network: OwnNetwork, uses: Sequence[MethodUse]) -> Rival:
+    """Read a rival: its network takes the same inputs, and is trained from scratch."""
+    fields = {"network": entry} if isinstance(entry, str) else entry
+    fields = mapping(fields, "'rivals'", _RIVAL_KEYS)
+    budget = Budget(kind=fields.pop("budget", "equal-epochs"), cap=fields.pop("cap", None))
+    if budget.kind not in ("equal-epochs", "equal-flops"):
+        raise ConfigError(
+            f"The 'budget' of a rival must be equal-epochs or equal-flops. Got {budget.kind!r}."
+        )
+    changed = fields.pop("set", {})
+    if not isinstance(changed, Mapping):
+        raise ConfigError(f"'rivals': 'set' must map arguments to values. Got {short(changed)}.")
+    name = fields.pop("vary", None)
+    if "network" in fields and name is not None:
+        raise ConfigError(
+            "A rival with a 'vary' is the network itself with one argument made less. Leave out "
+            "'network'."
+        )
+    if "network" not in fields and name is None and not changed:
+        raise ConfigError(f"A rival needs a 'network', a 'set' or a 'vary'. Got {short(entry)}.")
+    if name is not None:
+        changed = {**changed, **narrowed(network, text(name, "vary"), uses)}
+    if "network" not in fields:
+        fields["network"] = network.origin.text
+        changed = {**network.origin.arguments, **changed}
+    fields["set"] = changed
+    fields.setdefault("input", network.inputs.to_json())
+    try:
+        rival, label = _network(fields, _MODEL_KEYS)
+    except RegrowError as error:
+        raise ConfigError(f"The rival {short(fields['network'])}: {error}") from error
+    return Rival(network=rival, arm=Arm(name=label, start="random", budget=budget))
+
+
+def _whole(value: Any, network: OwnNetwork) -> WholeBudget:
+    """Read what a whole training spends: ``{epochs: 30}``, or a number of epochs."""
+    fields = {"epochs": value} if not isinstance(value, Mapping) else dict(value)
+    units = (*BUDGET_UNITS, "flops")
+    if len(fields) != 1 or not set(fields) <= {*units}:
+        raise ConfigError(
+            f"The 'budget' must be a number of one of {', '.join(units)}, such as {{epochs: 30}}. "
+            f"Got {short(value)}."
+        )
+    ((unit, amount),) = fields.items()
+    if unit == "flops":
+        if not is_number(amount) or amount <= 0:
+            raise ConfigError(f"The 'budget' in FLOPs must be above 0. Got {short(amount)}.")
+        batch = network.inputs.inputs[0].shape[0]
+        samples = math.floor(amount * batch / network.cost().training_flops(1))
+        if not samples:
+            raise ConfigError(
+                f"The 'budget' of {amount:.3g} FLOPs is less than training on one example takes "
+                f"({network.cost().training_flops(1) / batch:.3g})."
+            )
+        return WholeBudget(samples, "samples")
+    return WholeBudget(*amount_of(amount, unit))
+
+
+def _judged(value: Any) -> Judged:
+    """Read what networks are scored by, and what is known of the test set."""
+    fields = {"name": value} if isinstance(value, str) else value
+    fields = mapping(fields, "'metric'", _METRIC_KEYS)
+    name, margin = text(fields.get("name"), "name"), fields.get("margin")
+    if margin is not None and not (is_number(margin) and margin > 0):
+        raise ConfigError(f"The 'margin' of {name!r} must be above 0. Got {short(margin)}.")
+    num_test, chance = fields.get("num_test"), fields.get("chance")
+    if num_test is not None and not is_int(num_test, least=1):
+        raise ConfigError(f"'num_test' must be an int of at least 1. Got {short(num_test)}.")
+    if chance is not None and not is_number(chance):
+        raise ConfigError(f"'chance' must be a number. Got {short(chance)}.")
+    metric = _metric(name, fields.get("better"), margin)
+    level = None if chance is None else metric.reported(chance)
+    return Judged(metric, num_test=num_test, chance=level)
+
+
+def _metric(name: str, better: Any, margin: float | None) -> Metric:
+    if better not in (None, "higher", "lower"):
+        raise ConfigError(f"{name!r} must be 'better' higher or lower. Got {short(better)}.")
+    about = f"{name} is what the training function returned"
+    known = KNOWN_METRICS.get(name)
+    if known is not None:
+        if better not in (None, known.better):
+            raise ConfigError(f"{name!r} is better {known.better}. Leave out 'better'.")
+        sentence = about[0].upper() + about[1:]
+        return replace(known, about=sentence, margin=margin or known.margin)
+    if margin is None:
+        raise ConfigError(
+            f"Below which difference of {name!r} do two networks count as equally good? Say so "
+            f"with its 'margin' (--margin). Known for {', '.join(KNOWN_METRICS)}."
+        )
+    return Metric(
+        key=name,
+        name=name,
+        axis=name,
+        about=about,
+        baseline="a network that has learnt nothing",
+        beats_baseline="better than a network that has learnt nothing",
+        better=better or "higher",
+        margin=margin,
+        digits=min(max(2, 1 - math.floor(math.log10(margin))), 8),
+    )
+
+
+def _arms(value: Any, network: OwnNetwork) -> tuple[Arm, ...]:
+    """Read the arms: each a start and a budget."""
+    arms = []
+    for entry in as_list(value):
+        arm = read_arm(entry)
+        said = [name for name in OF_THE_FUNCTION if getattr(arm, name) is not None]
+        said += ["schedule"] if isinstance(entry, Mapping) and "schedule" in entry else []
+        if said:
+            raise ConfigError(
+                f"The arm {arm.name!r} has {said[0]!r}, and with a 'train' function of your own "
+                "an arm is a start and a budget: schedule, rate and loss are the function's."
+            )
+        if network.is_given and arm.start == "initial" and arm != UNPRUNED:
+            raise ConfigError(
+                f"The arm {arm.name!r} starts from what the network was before it was trained, "
+                "which is not known of weights that it comes with. Leave the arm out, or "
+                "'weights'."
+            )
+        arms.append(replace(arm, schedule="full"))
+    if not arms:
+        raise ConfigError("'arms' must name at least one. Got an empty list.")
+    return tuple(arms)
+
+
+def _check_use(use: MethodUse) -> None:
+    """Refuse methods that act while a network trains, or hold weights at zero."""
+    method = use.method
+    reasons = {
+        "does more than choose units: it acts while the network trains": method.treatment,
+        f"removes {method.unit}s, which a function of your own would not hold at zero": (
+            not UNITS.get(method.unit).narrows
+        ),
+        "mends weights by data, which this study does not have": method.repair,
+        "follows other networks": method.follows,
+        "trains in 'rounds'": any(cut.step is not None for cut in use.cuts),
+        "has 'shares' or a 'target'": any(cut.shares is not None for cut in use.cuts),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigError(
+                f"The method {use.label!r} {reason}. With a 'train' function take one that cuts a "
+                "trained network at once, such as l1."
+            )
+
+
+def _given(folder: CutFolder) -> MethodUse:
+    """Return what stands for a folder's cut in a table."""
+    method = Method(name="cut", criterion="first", trained=False, scope=("all",))
+    cut = Cut(target=Path(folder.path).name)
+    return MethodUse(method=method, label=method.name, cuts=(cut,))

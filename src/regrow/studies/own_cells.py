@@ -1,0 +1,129 @@
+"""The cells of a study of one's own network, and the jobs that fill them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from regrow.jobs.arms import UNPRUNED, Arm, Budget
+from regrow.jobs.own import OwnPrune, OwnTrain
+from regrow.jobs.own_network import CutFolder, OwnNetwork
+from regrow.pruning.costs import COST_TARGETS
+from regrow.pruning.method import ALLOCATIONS, CRITERIA
+from regrow.studies.expand import Cell
+from regrow.studies.experiment import Cut, MethodUse
+from regrow.studies.own import OwnExperiment, Rival
+
+SAME_WIDTHS, ANOTHER = "the network at uniform widths", "another network"
+
+
+def own_cells(experiment: OwnExperiment) -> Iterator[Cell]:
+    """Yield the cells of an experiment, in report order."""
+    plain = {seed: _plain(experiment, seed) for seed in experiment.seeds}
+    if UNPRUNED.name in [arm.name for arm in experiment.arms]:
+        for seed, job in plain.items():
+            yield _cell(experiment, job, seed, use=None, cut=None, arm=UNPRUNED)
+    for use, folder in zip(experiment.uses, experiment.folders, strict=True):
+        for cut in use.cuts:
+            prunes = {s: _prune(experiment, plain[s], use, cut, folder) for s in experiment.seeds}
+            for arm in experiment.arms:
+                if arm.name != UNPRUNED.name:
+                    jobs = {s: _retrain(experiment, plain[s], prunes[s], arm, s) for s in prunes}
+                    yield from _row(experiment, use, cut, arm, jobs)
+            if (anew := experiment.uniform) is not None:
+                alike = {s: prune.matching() for s, prune in prunes.items()}
+                jobs = {s: _retrain(experiment, plain[s], alike[s], anew, s) for s in alike}
+                yield from _row(experiment, use, cut, anew, jobs, subject=SAME_WIDTHS)
+            for rival in experiment.rivals:
+                jobs = {s: _rival(experiment, rival, s) for s in experiment.seeds}
+                yield from _row(experiment, use, cut, rival.arm, jobs, subject=ANOTHER)
+
+
+def _row(
+    experiment: OwnExperiment,
+    use: MethodUse,
+    cut: Cut,
+    arm: Arm,
+    jobs: Mapping[int, OwnTrain],
+    *,
+    subject: str = "",
+) -> Iterator[Cell]:
+    for seed, job in jobs.items():
+        yield _cell(experiment, job, seed, use=use, cut=cut, arm=arm, subject=subject)
+
+
+def _cell(experiment: OwnExperiment, job: OwnTrain, seed: int, **place: Any) -> Cell:
+    """Make a cell like any other: reports read of both only what experiments of both kinds have."""
+    return Cell(experiment=experiment, job=job, seed=seed, **place)  # type: ignore[arg-type]
+
+
+def _rival(experiment: OwnExperiment, rival: Rival, seed: int) -> OwnTrain:
+    label = f"{rival.arm.name} seed {seed}"
+    return _train(experiment, rival.network, rival.arm, seed, label=label)
+
+
+def _retrain(
+    experiment: OwnExperiment, plain: OwnTrain, prune: OwnPrune, arm: Arm, seed: int
+) -> OwnTrain:
+    """Train what a pruning left, from the start of an arm."""
+    label = f"{prune.label.partition(' prune')[0]} {arm.name} seed {seed}"
+    inherits = arm.start == "inherited" and prune.folder is None and not plain.is_published
+    return replace(
+        _train(experiment, experiment.model, arm, seed, label=label),
+        prune=prune,
+        parent=plain if inherits else None,
+    )
+
+
+def _train(
+    experiment: OwnExperiment, base: OwnNetwork, arm: Arm, seed: int, *, label: str
+) -> OwnTrain:
+    return OwnTrain(
+        base=base,
+        function=experiment.data,
+        arm=arm,
+        seed=seed,
+        reference=experiment.model,
+        whole=experiment.recipe.amount,
+        unit=experiment.recipe.unit,
+        scored_on=experiment.judged,
+        label=label,
+    )
+
+
+def _plain(experiment: OwnExperiment, seed: int) -> OwnTrain:
+    """Return the network as it came: scored once if it has weights, else trained for each seed."""
+    label = f"{experiment.model_label} unpruned"
+    if experiment.model.is_given:
+        as_is = replace(UNPRUNED, budget=Budget(kind="none"))
+        return _train(experiment, experiment.model, as_is, 0, label=label)
+    return _train(experiment, experiment.model, UNPRUNED, seed, label=f"{label} seed {seed}")
+
+
+def _prune(
+    experiment: OwnExperiment,
+    plain: OwnTrain,
+    use: MethodUse,
+    cut: Cut,
+    folder: CutFolder | None,
+) -> OwnPrune:
+    """Return the pruning of one seed; of a network that comes with weights there is one for all."""
+    label = f"{experiment.model_label} {use.label} {cut.label} prune"
+    if folder is not None:
+        return OwnPrune(
+            base=experiment.model, method=use.method, seed=0, folder=folder, label=label
+        )
+    method, given = use.method, experiment.model.is_given
+    codes = [CRITERIA.code(method.criterion), ALLOCATIONS.code(method.allocation)]
+    if cut.cost is not None:
+        codes.append(COST_TARGETS.code(cut.cost.name))
+    return OwnPrune(
+        base=experiment.model,
+        method=method,
+        seed=plain.seed,
+        sparsity=cut.sparsity,
+        cost=cut.cost,
+        rounds=cut.rounds,
+        parent=plain if method.trained and not given else None,
+        code="-".join(sorted({code for code in codes if code is not None})) or None,
+        label=label if given else f"{label} seed {plain.seed}",
+    )

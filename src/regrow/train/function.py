@@ -1,0 +1,381 @@
+"""A training function of the user's own: what it is handed, and how it is called and watched.
+
+    def train(model, budget, seed):
+        for epoch in range(budget.epochs): ...   # in place; no epochs: only measure
+        return {"accuracy": ...}                  # or one number
+
+The function is not told which arm it trains: each gets the same kind of ``Allowance``.
+"""
+
+import inspect
+import io
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from regrow.core.seeds import derive
+from regrow.core.source import digest_of_source
+from regrow.core.validation import is_int, is_number
+from regrow.errors import ConfigError, Interrupted, TrainingError, short, unknown
+from regrow.models.origins import code_at, place_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Unit = Literal["epochs", "steps", "samples"]
+UNITS: tuple[Unit, ...] = get_args(Unit)
+FORM = "my_train.py:train or package.module:train"
+MOST_PRINTED = 4000  # characters of what a function printed that a failure keeps
+MOST_METRICS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """The budget of one call of a training function.
+
+    Attributes:
+        amount, unit: so many epochs, steps (updates) or samples (training examples seen, repeated
+            ones too). 0: nothing is trained, the network is only measured.
+        whole: the amount that the unpruned network has for its whole training.
+        flops_per_sample: of training on one example, three forward passes of the network at hand.
+        device: the device that the network lies on.
+    """
+
+    amount: int
+    unit: Unit
+    whole: int
+    flops_per_sample: float
+    device: str = "cpu"
+
+    @property
+    def epochs(self) -> int:
+        """The epochs to train for; a ``ConfigError`` if the budget is in another unit."""
+        return self._in("epochs")
+
+    @property
+    def steps(self) -> int:
+        """The updates to train for; a ``ConfigError`` if the budget is in another unit."""
+        return self._in("steps")
+
+    @property
+    def samples(self) -> int:
+        """The examples to train on; a ``ConfigError`` if the budget is in another unit."""
+        return self._in("samples")
+
+    @property
+    def flops(self) -> float:
+        """The FLOPs to train with; a ``ConfigError`` unless the budget is in samples or FLOPs."""
+        return self.samples * self.flops_per_sample
+
+    @property
+    def share(self) -> float:
+        """The amount as a share of that of the unpruned network's whole training."""
+        return self.amount / self.whole
+
+    def _in(self, unit: Unit) -> int:
+        if unit != self.unit:
+            raise ConfigError(
+                f"This budget is in {self.unit}: read budget.{self.unit}, or ask for {unit} "
+                f"(--budget-unit {unit})."
+            )
+        return self.amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """The metrics that a call returned, and counts of what it did with the network.
+
+    ``samples`` and ``passes`` count training examples and forward passes in training mode with
+    gradients, at the network's own call; both are 0 if it was never called so. ``shape`` is that of
+    the first example that it trained on.
+    """
+
+    metrics: Mapping[str, float]
+    samples: int
+    passes: int
+    shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class TrainFunction:
+    """A training function by its place, and the digest of its source.
+
+    >>> TrainFunction.read("nowhere")
+    Traceback (most recent call last):
+    regrow.errors.ConfigError: ... my_train.py:train ... Got 'nowhere'.
+    """
+
+    text: str
+    digest: str
+
+    @classmethod
+    def read(cls, text: Any) -> "TrainFunction":
+        """Find a function and check that it can be called as it will be."""
+        if not isinstance(text, str) or not text.rpartition(":")[0]:
+            raise ConfigError(
+                f"A training function is named by its place, {FORM}. Got {short(text)}."
+            )
+        function, file = code_at(text)
+        if not callable(function):
+            raise ConfigError(
+                f"{text}: it must be a function train(model, budget, seed). Got {short(function)}."
+            )
+        try:
+            signature = inspect.signature(function)
+            signature.bind("model", "budget", "seed")
+        except TypeError as error:
+            raise ConfigError(
+                f"{text}: it is called with three arguments, (model, budget, seed), and takes "
+                f"{signature} ({error})."
+            ) from error
+        except ValueError:  # compiled code without a signature
+            pass
+        return cls(text, digest_of_source(file))
+
+    def __call__(
+        self,
+        model: "nn.Module",
+        allowance: Allowance,
+        seed: int,
+        *,
+        on_pass: Callable[[int], None] = lambda samples: None,
+    ) -> Spent:
+        """Train a network in place, and return what the function says it reached.
+
+        ``on_pass`` is told after each training pass how many examples were seen; what it raises
+        goes through the function.
+
+        Raises:
+            TrainingError: the function fails, or returns or leaves what cannot be used.
+            ConfigError: its file changed since it was read.
+        """
+        function, file = code_at(self.text)
+        if digest_of_source(file) != self.digest:
+            raise ConfigError(
+                f"{self.text} was edited while the comparison ran. Start the same command again: "
+                "what the earlier text trained is trained anew."
+            )
+        meter, printed, before = _Meter(on_pass), _Tail(), _Shapes.of(model)
+        try:
+            with (
+                _own_randomness(seed),
+                _watched(model, meter),
+                redirect_stdout(printed),
+                redirect_stderr(printed),
+            ):
+                returned = function(model, allowance, seed)
+        except Interrupted:
+            raise
+        except (Exception, SystemExit) as error:
+            raise TrainingError(
+                f"{self.text} fails: {place_of(error, str(file))}{type(error).__name__}: "
+                f"{short(Exception(str(error)))}{printed.said}"
+            ) from error
+        metrics = self._metrics(returned)
+        before.check(model, self.text, trained=allowance.amount > 0)
+        return Spent(metrics=metrics, samples=meter.samples, passes=meter.passes, shape=meter.shape)
+
+    def _metrics(self, returned: Any) -> dict[str, float]:
+        """Return what a function returned as finite numbers by name; one number has no name."""
+        values = returned if isinstance(returned, Mapping) else {"": returned}
+        if not values or len(values) > MOST_METRICS:
+            raise TrainingError(
+                f"{self.text} must return a number, or a mapping of 1 to {MOST_METRICS} numbers "
+                f"by name. Got {short(returned)}."
+            )
+        return {self._name(name): self._number(name, value) for name, value in values.items()}
+
+    def _name(self, name: Any) -> str:
+        if not isinstance(name, str):
+            raise TrainingError(
+                f"{self.text} must return metrics by name, each name a text. Got {short(name)}."
+            )
+        return name
+
+    def _number(self, name: str, value: Any) -> float:
+        item = getattr(value, "item", None)  # of a tensor or a number of numpy
+        try:
+            number = item() if callable(item) else value
+        except (RuntimeError, ValueError):
+            number = value
+        what = f"the metric {name!r}" if name else "its metric"
+        if isinstance(number, float) and not math.isfinite(number):
+            raise TrainingError(
+                f"{self.text} returned {number} for {what}. The training diverged, or the metric "
+                "divides by nothing."
+            )
+        if not is_number(number):
+            hint = " Does it lack a return?" if number is None else ""
+            raise TrainingError(
+                f"{self.text} must return a number for {what}. Got {short(number)}.{hint}"
+            )
+        return float(number)
+
+
+def amount_of(value: Any, unit: Any) -> tuple[int, Unit]:
+    """Check a budget: so many of a unit."""
+    if unit not in UNITS:
+        raise ConfigError(f"Budget: {unknown('unit', str(unit), UNITS)}")
+    if not is_int(value, least=1):
+        raise ConfigError(
+            f"A budget must be a whole number of {unit}, at least 1. Got {short(value)}."
+        )
+    return value, unit
+
+
+class _Meter:
+    """Counts the training examples and passes of a network that it is told of."""
+
+    def __init__(self, on_pass: Callable[[int], None]) -> None:
+        self.samples = self.passes = 0
+        self.shape: tuple[int, ...] | None = None
+        self._on_pass = on_pass
+
+    def saw(self, shape: tuple[int, ...]) -> None:
+        self.passes += 1
+        self.samples += shape[0] if shape else 1
+        self.shape = self.shape or shape[1:]
+        self._on_pass(self.samples)
+
+
+@contextmanager
+def _watched(model: "nn.Module", meter: _Meter) -> Iterator[None]:
+    """Tell a meter of each training pass of a network, or of a copy made of it."""
+    handle = model.register_forward_pre_hook(_TrainingHook(meter), with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _TrainingHook:
+    """A hook on a network; copies of the network share it, and pickles of it have an idle one."""
+
+    def __init__(self, meter: _Meter | None = None) -> None:
+        self._meter = meter
+
+    def __call__(
+        self, module: "nn.Module", args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        import torch
+
+        if self._meter is not None and module.training and torch.is_grad_enabled():
+            shape = next((tuple(t.shape) for t in _tensors((args, kwargs))), None)
+            if shape is not None:
+                self._meter.saw(shape)
+
+    def __deepcopy__(self, memo: Any) -> "_TrainingHook":
+        return self
+
+    def __reduce__(self) -> tuple[type["_TrainingHook"], tuple[()]]:
+        return _TrainingHook, ()
+
+
+def _tensors(value: Any) -> Iterator[Any]:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+
+
+@contextmanager
+def _own_randomness(seed: int) -> Iterator[None]:
+    """Start the generators of Python, numpy and PyTorch from a seed, and put them back after.
+
+    So arms that share a seed share what their function draws, even if it seeds nothing itself.
+    """
+    import numpy as np
+    import torch
+
+    from regrow.core.global_rng import drawing
+
+    start = derive(seed, "train")
+    states = random.getstate(), np.random.get_state()
+    with drawing(start), torch.enable_grad():
+        random.seed(start)
+        np.random.seed(start % 2**32)
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(start)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+class _Tail(io.TextIOBase):
+    """A text stream that keeps the last characters written to it."""
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str, /) -> int:
+        self._text = (self._text + text)[-MOST_PRINTED:]
+        return len(text)
+
+    @property
+    def said(self) -> str:
+        """The last line, as the end of a message."""
+        lines = [line.strip() for line in self._text.splitlines() if line.strip()]
+        return f" It printed last: {short(lines[-1])}." if lines else ""
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """The tensors of a network before a training: their shapes, and a digest of the parameters."""
+
+    shapes: Mapping[str, tuple[Any, ...]]
+    digest: str = field(repr=False)
+
+    @classmethod
+    def of(cls, model: "nn.Module") -> "_Shapes":
+        """Look at a network."""
+        from regrow.core.digests import digest_of
+
+        parameters = {name: p.detach().cpu() for name, p in model.named_parameters()}
+        return cls(_shapes_of(model), digest_of(parameters))
+
+    def check(self, model: "nn.Module", text: str, *, trained: bool) -> None:
+        """Refuse a network that was not trained in place, or that is no longer the same one."""
+        state = model.state_dict()
+        if lost := [name for name, value in state.items() if value.is_meta]:
+            raise TrainingError(
+                f"{text} left {lost[0]!r} on the device 'meta', which holds no numbers. Move the "
+                "network to the CPU or to budget.device."
+            )
+        now = _shapes_of(model)
+        if now != self.shapes:
+            changed = sorted(name for name, _ in {*now.items()} ^ {*self.shapes.items()})
+            raise TrainingError(
+                f"{text} changed the network's layers ({', '.join(map(repr, changed[:3]))}). It "
+                "must train the network that it is given, in place; undo parametrizations and "
+                "wrappers before it returns."
+            )
+        bad = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+        if bad:
+            raise TrainingError(
+                f"{text} left numbers in {bad[0]!r} that are not finite: the training diverged. "
+                "Try a smaller learning rate."
+            )
+        if trained and _Shapes.of(model).digest == self.digest:
+            raise TrainingError(
+                f"{text} was to train, and left every parameter as it was. It must train the "
+                "network that it is given, in place: not a copy, and with its parameters in the "
+                "optimiser."
+            )
+
+
+def _shapes_of(model: "nn.Module") -> dict[str, tuple[Any, ...]]:
+    return {name: (*value.shape, str(value.dtype)) for name, value in model.state_dict().items()}

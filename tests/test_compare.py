@@ -1,0 +1,479 @@
+"""Comparisons by a training function of one's own, on a perceptron of a few weights."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import regrow
+from commands import Command, command_line, environment
+from regrow.comparison import ComparisonResult
+from regrow.core.global_rng import drawing
+from regrow.errors import ConfigError
+from regrow.report import verdicts
+from regrow.report.statistics import paired
+from regrow.run import Event, JobDone
+from regrow.run.executors import Settings, execute
+from regrow.studies.study import Study
+from regrow.train.function import Allowance, TrainFunction
+
+NETS = """
+from torch import nn
+
+def mlp(width: int = 12):
+    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = mlp()
+        self.scale = nn.Parameter(__import__("torch").full((3,), 2.0))
+
+    def forward(self, x):
+        return self.layers(x) * self.scale
+"""
+DATA = """
+import torch
+from torch.nn.functional import cross_entropy
+
+generator = torch.Generator().manual_seed(0)
+x = torch.randn(96, 4, generator=generator)
+y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+
+def steps(model, num, batch=32):
+    optimiser = torch.optim.SGD(model.parameters(), 0.2)
+    model.train()
+    for _ in range(num):
+        part = torch.randperm(64)[:batch]
+        optimiser.zero_grad()
+        cross_entropy(model(x[part]), y[part]).backward()
+        optimiser.step()
+
+def measured(model):
+    model.eval()
+    with torch.no_grad():
+        logits = model(x[64:])
+    right = (logits.argmax(1) == y[64:]).double().mean()
+    return {"accuracy": right, "loss": cross_entropy(logits, y[64:])}
+"""
+TRAIN = """
+from data import measured, steps
+
+def train(model, budget, seed):
+    steps(model, 2 * budget.epochs)
+    return measured(model)
+"""
+STUDY: dict[str, Any] = {
+    "name": "mine",
+    "train": "mine.py:train",
+    "metric": {"name": "accuracy", "num_test": 32, "chance": 0.4},
+    "budget": {"epochs": 8},
+    "models": {"network": "nets.py:mlp", "input": "1x4"},
+    "methods": {"name": "l1", "sparsity": 0.5},
+    "arms": ["unpruned", "pruned", "fine-tune", "scratch-e", {"name": "scratch-b", "cap": 3}],
+    "seeds": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a network, data and a training function."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(NETS)
+    (tmp_path / "data.py").write_text(DATA)
+    (tmp_path / "mine.py").write_text(TRAIN)
+    return tmp_path
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    value = {name: part for name, part in {**STUDY, **changes}.items() if part is not None}
+    (folder / "study.yaml").write_text(yaml.safe_dump(value))
+    return folder / "study.yaml"
+
+
+def runs_in(report: Path) -> dict[tuple[str, int], Any]:
+    """Return the runs of a report by arm and seed."""
+    lines = csv.DictReader((report / "runs.csv").read_text().splitlines())
+    return {(line["arm"], int(line["seed"])): line for line in lines}
+
+
+def small_comparison(net: str = "nets.py:mlp", **options: Any) -> ComparisonResult:
+    found: ComparisonResult = regrow.compare(
+        {"network": net, "input": "1x4"},
+        "mine.py:train",
+        **{"metric": "accuracy", "budget": 4, "amounts": {"sparsity": 0.5}, "seeds": 2} | options,
+        workers=0,
+    )
+    return found
+
+
+def test_every_arm_is_trained_for_its_budget() -> None:
+    found = small_comparison(budget=8, seeds=1)
+    runs = {run.arm: run for run in found.runs}
+    assert [run.macs for run in runs.values()] == [84, 42, 42, 42, 42]
+    # Equal FLOPs: three biases and as many ReLUs as hidden units are counted beside.
+    assert {arm: run.epochs for arm, run in runs.items()} == {
+        "unpruned": 8,
+        "pruned": 0,
+        "fine-tune": 2,
+        "scratch-e": 8,
+        "scratch-b": 8 * (2 * 84 + 27) // (2 * 42 + 15),
+    }
+    # An epoch is two batches of 32 here; a row counts what it stands on too.
+    samples = {arm: run.samples for arm, run in runs.items()}
+    assert samples == {
+        "unpruned": 8 * 64,
+        "pruned": 8 * 64,
+        "fine-tune": (8 + 2) * 64,
+        "scratch-e": (8 + 8) * 64,
+        "scratch-b": (8 + 15) * 64,
+    }
+    assert "Is training from scratch (scratch-b) as good as fine-tuning (fine-tu" in found.answer
+    assert [row["fairness"] for row in found.rows.to_dict("records")] == [
+        "8 epochs",
+        "no training after pruning",
+        "2 epochs after the parent's 8",
+        "equal epochs",
+        "equal FLOPs",
+    ]
+
+
+def test_a_function_gets_the_same_kind_of_budget_for_every_arm(here: Path) -> None:
+    (here / "mine.py").write_text(
+        "from data import measured, steps\n"
+        "def train(model, budget, seed):\n"
+        "    with open('told.txt', 'a') as file:\n"
+        "        print(budget.amount, budget.whole, budget.unit, budget.share, seed,\n"
+        "              round(budget.flops / max(budget.samples, 1)), sep=' ', file=file)\n"
+        "    steps(model, budget.samples // 32)\n"
+        "    return measured(model)\n"
+    )
+    found = small_comparison(budget={"samples": 128}, arms=["unpruned", "fine-tune"], seeds=[7])
+    assert not found.failures
+    small, large = (
+        round(3 * flops) for flops in (2 * (4 * 6 + 6 * 3) + 15, 2 * (4 * 12 + 36) + 27)
+    )
+    assert (here / "told.txt").read_text().splitlines() == [
+        f"128 128 samples 1.0 7 {large}",
+        f"32 128 samples 0.25 7 {small}",
+    ]
+
+
+def test_the_statistics_are_those_of_a_study(here: Path) -> None:
+    found = small_comparison(budget=8, seeds=3, out="report")
+    scores = {
+        arm: [float(run.score) for run in found.runs if run.arm == arm and run.score is not None]
+        for arm in ("scratch-e", "fine-tune")
+    }
+    expected = paired(scores["scratch-e"], scores["fine-tune"])
+    (verdict,) = [v for v in found.verdicts if (v.arm, v.against) == ("scratch-e", "fine-tune")]
+    assert verdict.comparison is not None
+    assert verdict.comparison.difference == pytest.approx(expected.difference)
+    assert verdict.comparison.p == pytest.approx(expected.p)
+    assert verdicts(found.runs) == found.verdicts
+    assert {"report.md", "rows.csv"} <= {file.name for file in (here / "report").iterdir()}
+    assert list(found.rows["arm"])[:2] == ["unpruned", "pruned"]
+
+
+def called(text: str, *, amount: int = 2) -> Any:
+    """Call a training function of a file on a small network."""
+    Path("other.py").write_text(text)
+    with drawing(0):
+        model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    allowance = Allowance(amount=amount, unit="epochs", whole=8, flops_per_sample=1.0)
+    return TrainFunction.read("other.py:train")(model, allowance, 0)
+
+
+HEAD = "from data import *\ndef train(model, budget, seed):\n    "
+TRAINS = HEAD + "steps(model, 2); "
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TRAINS + "pass", r"must return a number for its metric. Got None. Does it lack a return"),
+        (TRAINS + "return {}", r"must return a number, or a mapping of 1 to 100 numbers"),
+        (TRAINS + "return 'good'", r"must return a number for its metric. Got 'good'"),
+        (TRAINS + "return {'a': [1]}", r"a number for the metric 'a'. Got \[1\]"),
+        (TRAINS + "return {3: 1.0}", r"each name a text. Got 3"),
+        (
+            TRAINS + "return {'a': float('nan')}",
+            r"returned nan for the metric 'a'",
+        ),
+        (TRAINS + "raise KeyError('no')", r"other.py, line 3: KeyError: 'no'"),
+        (TRAINS + "print('epoch 1'); 1 / 0", r"ZeroDivisionError.* It printed last: 'epoch 1'"),
+        (TRAINS + "import sys; sys.exit(3)", r"other.py, line 3: SystemExit: 3"),
+        (TRAINS + "model.to('meta'); return 1", r"on the device 'meta', which holds no numbers"),
+        (TRAINS + "model[0] = torch.nn.Linear(4, 5); return 1", r"changed the network's layers"),
+        (TRAINS + "model.double(); return 1", r"changed the network's layers \('0.bias'"),
+        (
+            TRAINS + "model[0].weight.data[0] = torch.inf; return 1",
+            r"in '0.weight' that are",
+        ),
+        (HEAD + "return 0.5", r"was to train, and left every parameter as it was"),
+        (
+            HEAD + "return budget.steps",
+            r"ConfigError: This budget is in epochs: read bu",
+        ),
+    ],
+)
+def test_what_a_function_does_wrong_is_said(text: str, message: str) -> None:
+    with pytest.raises(regrow.TrainingError, match=message):
+        called(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message"),
+    [
+        ("", "other.py:train", "Unknown function or class 'train'"),
+        (
+            "def train(model): pass",
+            "other.py:train",
+            r"three arguments.*takes \(model\)",
+        ),
+        ("train = 3", "other.py:train", "must be a function"),
+        ("1 / 0", "other.py:train", "other.py, line 1: ZeroDivisionError"),
+        ("def f(:", "other.py:train", "line 1: SyntaxError"),
+        ("", "train", "A training function is named by its place"),
+        ("", "none.py:train", "there is no file 'none.py'"),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_refused(text: str, place: str, message: str) -> None:
+    Path("other.py").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        TrainFunction.read(place)
+
+
+def test_a_function_may_print_and_draw_as_it_likes(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    text = TRAINS + "print('x' * 10**6); torch.manual_seed(1); return measured(model)['loss']"
+    first, again = called(text), called(text)
+    assert first.metrics == again.metrics, "what it draws hangs on the seed alone"
+    assert (first.samples, first.passes, first.shape) == (64, 2, (4,))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_budget_of_nothing_only_measures() -> None:
+    assert called(HEAD + "return 0.5", amount=0).metrics == {"": 0.5}
+
+
+def test_copies_that_a_function_trains_are_counted_too() -> None:
+    text = HEAD + (
+        "import copy, pickle; best = copy.deepcopy(model); steps(best, 3)\n"
+        "    pickle.loads(pickle.dumps(best)); model.load_state_dict(best.state_dict()); return 1"
+    )
+    assert called(text).samples == 96
+
+
+def test_keys_hang_on_the_source_and_not_on_its_place(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys() -> set[str]:
+        return {job.key for job in Study.load(write(Path())).jobs()}
+
+    first = keys()
+    (here / "elsewhere").mkdir()
+    for name in ("nets.py", "data.py", "mine.py"):
+        (here / "elsewhere" / name).write_text((here / name).read_text())
+    monkeypatch.chdir(here / "elsewhere")
+    assert keys() == first
+    Path("other.py").write_text("# imported by nothing")
+    assert keys() == first
+    Path("data.py").write_text(DATA + "# edited")
+    assert not keys() & first
+
+
+def test_a_failing_function_loses_nothing_else(here: Path, command: Command) -> None:
+    (here / "mine.py").write_text(
+        TRAIN.replace(
+            "    return", "    if budget.epochs == 2 and seed == 1:\n        oh\n    return"
+        )
+    )
+    write(here)
+    failed = command("run", "study.yaml", "--workers", "0")
+    assert failed.code == 1
+    assert "mine.py, line 7: NameError: name 'oh' is not defined" in failed.text
+    status = {place: run["status"] for place, run in runs_in(here / "regrow-report/mine").items()}
+    assert {place for place in status if status[place] == "failed"} == {("fine-tune", 1)}
+    assert [*status.values()].count("done") == 9
+
+
+def test_a_comparison_that_is_stopped_and_resumed_ends_alike(here: Path) -> None:
+    whole = small_comparison(store="other")
+
+    def stop(event: Event) -> None:
+        if isinstance(event, JobDone):
+            raise KeyboardInterrupt
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            small_comparison(on_event=stop)
+    resumed = small_comparison()
+    assert len(resumed.summary.reused) == 3
+    assert resumed.runs == whole.runs
+
+
+def test_a_stop_goes_through_the_function(here: Path) -> None:
+    (here / "mine.py").write_text(
+        TRAIN.replace("    steps", "    open('started', 'a').close()\n    steps")
+    )
+    study = Study.load(write(here, arms=["unpruned"], methods=None, seeds=1))
+    (job,) = study.jobs()
+    ended = execute(
+        job,
+        regrow.Store.open("store"),
+        Settings(device="cpu", checkpoint_seconds=60),
+        report=lambda message: None,
+        stopping=Path("started").exists,
+    )
+    assert ended.status == "stopped"
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_killed_and_resumed_ends_alike(here: Path, command: Command) -> None:
+    write(here, arms=["unpruned", "fine-tune"])
+    command("run", "study.yaml", "--workers", "0", "--store", "other", "--out", "whole")
+    (here / "mine.py").write_text(TRAIN)
+    started = subprocess.Popen(
+        command_line("run", "study.yaml", "--workers", "1", "--out", "killed"),
+        env=environment(),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    records = here / "regrow-store" / "records"
+    end = time.monotonic() + 120
+    while not [*records.glob("*/*/record.json")] and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    assert command("run", "study.yaml", "--workers", "0", "--out", "killed").code == 0
+    whole, killed = ((here / name / "rows.csv").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
+
+
+def compared(command: Command, *options: str | Path) -> Any:
+    return command(
+        *("compare", "nets.py:mlp", "--train", "mine.py:train", "--budget", "8", "--seeds", "2"),
+        *("--input", "1x4", "--workers", "0", "--out", "results", *options),
+    )
+
+
+def test_rivals_of_the_same_cost_are_trained_too(here: Path, command: Command) -> None:
+    done = compared(
+        command, "--macs", "0.5", "--uniform", "--rival", "width=9", "--width-multiplier", "width"
+    )
+    assert done.code == 0, done
+    runs = runs_in(here / "results")
+    for arm in ("mlp width=6", "uniform", "scratch-e"):
+        assert int(runs[arm, 0]["macs"]) == 4 * 6 + 6 * 3
+    assert "Is training another network from scratch (mlp width=6) as good as fine-tu" in done.text
+    assert "mlp width=9 is no network of the same cost: it takes 1.50 times the MACs" in done.text
+    again = command("run", Path("results", "study.yaml"), "--workers", "0")
+    assert again.code == 0
+    assert "0 jobs done in 0:00, 20 were" in again.text, "the study file asks for the same jobs"
+
+
+def test_weights_and_a_smaller_network_may_be_given(here: Path, command: Command) -> None:
+    net = regrow.ModelOrigin("nets.py:mlp").build(seed=5)
+    torch.save(net.state_dict(), "weights.pt")
+    for amount in ("0.5", "0.7"):
+        command(
+            *("shrink", "nets.py:mlp", "--input", "1x4", "--weights", "weights.pt"),
+            *("--sparsity", amount, "--out", f"small{amount}"),
+        )
+    small = ("--small", "small0.5", "--small", "small0.7")
+    done = compared(command, "--weights", "weights.pt", *small, "--json")
+    assert done.code == 0, done
+    rows = {(row["target"], row["arm"]): row for row in json.loads(done.out)["rows"]}
+    assert rows["", "unpruned"]["fairness"] == "as it came: weights of weights.pt"
+    tuned = rows["small0.5", "fine-tune"]
+    assert tuned["fairness"] == "2 epochs after the weights that it came with"
+    assert tuned["samples"] == 2 * 64
+    assert (tuned["macs_kept"], rows["small0.7", "fine-tune"]["macs_kept"]) == (0.5, 0.25)
+
+
+def test_the_metric_is_chosen_after_the_training(here: Path, command: Command) -> None:
+    options = ("--sparsity", "0.5", "--metric")
+    assert compared(command, *options, "accuracy").code == 0
+    done = compared(command, *options, "loss", "--lower-is-better", "--margin", "0.05")
+    assert done.code == 0, done
+    assert "0 jobs done" in done.text
+    assert "loss" in next(iter(runs_in(here / "results").values()))
+    other = compared(command, *options, "f1", "--margin", "0.1")
+    assert "f1" in other.text
+
+
+def test_budgets_that_are_not_spent_are_in_the_verdict(here: Path) -> None:
+    (here / "mine.py").write_text(TRAIN.replace("2 * budget.epochs", "4"))
+    found = small_comparison()
+    assert "the two arms did not spend what their budgets allow alike" in found.answer
+
+
+def test_a_function_that_ignores_its_seed_is_named(here: Path) -> None:
+    (here / "mine.py").write_text(
+        TRAIN.replace("    steps", "    torch.manual_seed(0); weigh(model)\n    steps").replace(
+            "from data import measured, steps",
+            "import torch\nfrom data import measured, steps\ndef weigh(model):\n"
+            "    for p in model.parameters():\n        torch.nn.init.normal_(p)",
+        )
+    )
+    found = small_comparison()
+    assert any("scratch-e and scratch-b score exactly the same" in note for note in found.notes)
+
+
+def test_what_nothing_initialises_is_drawn_as_in_the_whole_network(here: Path) -> None:
+    options = {"budget": 1, "arms": ["unpruned", "scratch-e"], "seeds": 1}
+    found = small_comparison(net="nets.py:Scaled", **options)
+    assert not found.failures
+    assert "nothing initialises the sizes that were left of 'scale'" in found.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metric": "f1"}, "two networks count as equally good"),
+        ({"metric": {"name": "accuracy", "better": "lower"}}, "'accuracy' is better higher"),
+        ({"budget": {"epochs": 0}}, "at least 1"),
+        ({"budget": {"epoch": 3}}, "one of epochs, steps, samples, flops"),
+        ({"budget": {"flops": 1e-3}}, "less than training on one example"),
+        ({"methods": {"name": "magnitude", "sparsity": 0.5}}, "would not hold at zero"),
+        ({"methods": {"name": "network-slimming", "sparsity": 0.5}}, "acts while the network"),
+        ({"methods": None}, "Nothing smaller is asked for|'methods'"),
+        ({"arms": ["lr-rewind", {"name": "x", "like": "fine-tune", "lr": 0.1}]}, "has 'lr'"),
+        ({"arms": [{"name": "late", "start": "rewound", "epoch": 2}]}, "has 'epoch'"),
+        ({"models": ["nets.py:mlp", "nets.py:Scaled"]}, "must name one network"),
+        ({"models": {"network": "nets.py:mlp"}}, "Give the network's input"),
+        ({"rivals": ["nets.py:none"]}, "The rival 'nets.py:none'"),
+        ({"rivals": [{"vary": "width"}]}, "one method with one share of macs or parameters"),
+        ({"small": "nowhere"}, "No smaller network can be read from 'nowhere'"),
+        ({"recipe": "cifar"}, "Unknown key 'recipe'"),
+    ],
+)
+def test_a_study_that_cannot_be_meant_is_refused(
+    here: Path, changes: Mapping[str, Any], message: str
+) -> None:
+    with pytest.raises(regrow.RegrowError, match=message):
+        Study.load(write(here, **changes))
+
+
+def test_the_winner_can_be_exported(here: Path, command: Command) -> None:
+    study = write(here, arms=["unpruned", "scratch-e"], seeds=1)
+    assert command("run", study, "--workers", "0").code == 0
+    done = command("export", study, "--arm", "scratch-e", "--to", "best")
+    assert done.code == 0, done
+    result = json.loads((here / "best" / "result.json").read_text())
+    assert result["accuracy_unit"] == "percent"
+    network = regrow.load("best", code="nets.py:mlp")
+    assert network(torch.zeros(2, 4)).shape == (2, 3)
