@@ -193,8 +193,6 @@ class Reader:
             "metric": metric,
             "num_test": self._data(job).num_test,
             "designed": use is not None and use.method.designed,
-            "stamp": job.stamp,
-            "subject": cell.subject,
             **self._beneath(cell),
         }
         stages = (job, *below(job))
@@ -307,7 +305,7 @@ class Reader:
         """Word what a network was given to train with that is built on another, and what that."""
         under, experiment = cell.under, cell.experiment
         if under is None or experiment.head is None:
-            return {}
+            return {"stamp": cell.job.stamp, "subject": cell.subject}
         goes_on, stamp = _goes_on(cell), f"{experiment.recipe.epochs} epochs"
         if goes_on:
             stamp += f" after {stamp} uncut"
