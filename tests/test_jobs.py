@@ -571,7 +571,7 @@ def test_a_pruning_without_a_proof_fails_and_names_the_group(
 ) -> None:
     forget_names(monkeypatch)
     register_model("test-by-width", family="test")(ByWidth)
-    monkeypatch.setattr(trial._Attempt, "_off", lambda *_: None)  # what the trial missed
+    monkeypatch.setattr(trial.Trials, "_breaks", lambda *_: None)  # what the trial missed
     job = replace(PRUNE, parent=None, model=ModelSpec("test-by-width", FROM_DIGITS))
     store = Store.open(tmp_path / "store")
     assert not run([job], store, workers=0).complete

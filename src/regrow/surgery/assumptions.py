@@ -4,14 +4,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
-from torch import nn
-
 from regrow.surgery.groups import NUMBER, Trace
-from regrow.surgery.mask import Mask
 from regrow.surgery.numbers import Attribute, Choice, Number
-from regrow.surgery.proof import verify
-from regrow.surgery.trial import refused
+from regrow.surgery.trial import Trials
 
 COUNTED = "the network's own code counts on how many there are"
 MOST_TRIES = 16
@@ -63,28 +58,39 @@ class Assumptions:
     coupled: frozenset[str] = frozenset()
     alone: frozenset[str] = frozenset()
     choices: dict[Attribute, Choice] = field(default_factory=dict)
-    guessed: frozenset[str] | None = None
+    guesses: list[frozenset[str]] | None = None  # what is still to be guessed
+    guessed: frozenset[str] = frozenset()
 
-    def guess(self, found: Trace) -> bool:
-        """Let all heads go with their streams when a trial has failed first; undo it if in vain.
+    def hold(self, trials: Trials, found: Followed) -> bool:
+        """Tell whether all groups of a trace can lose units; else assume something else."""
+        fits = trials.works(found.trace)
+        if not fits and self._guess(found.trace):
+            return False
+        broken = {} if fits else trials.refused(found.trace)
+        for name in () if broken else found.doubtful():
+            broken |= trials.refused(found.trace, [name])
+        if broken:
+            self._correct(trials, broken, found)
+        return not broken
 
-        Return whether something was changed. Most networks whose code counts heads by the width of
-        a stream do so everywhere, and to find each of them by halving takes many trials.
+    def _guess(self, found: Trace) -> bool:
+        """Let heads go with their streams when a trial has failed first; undo it if in vain.
+
+        All those that read a stream, then all there are. Return whether something was changed. Most
+        networks whose code counts heads by the width of a stream do so everywhere, and to find each
+        of them by halving takes many trials.
         """
-        if self.guessed is None:
-            self.guessed = _heads_of_streams(found, found.groups)
-            self.coupled |= self.guessed
-            return bool(self.guessed)
-        in_vain, self.guessed = self.guessed, frozenset()
-        self.coupled -= in_vain
-        return bool(in_vain)
+        if self.guesses is None:
+            heads = (g for g in found.groups.values() if g.kind == "head")
+            every = frozenset(slot.tensor for head in heads for slot in head.producers())
+            streams = _heads_of_streams(found, found.groups)
+            self.guesses = [guess for guess in dict.fromkeys((streams, every)) if guess]
+        before, self.coupled = self.coupled, self.coupled - self.guessed
+        self.guessed = self.guesses.pop(0) - self.coupled if self.guesses else frozenset()
+        self.coupled |= self.guessed
+        return self.coupled != before
 
-    def correct(
-        self,
-        model: nn.Module,
-        broken: Mapping[str, str],
-        found: Followed,
-    ) -> None:
+    def _correct(self, trials: Trials, broken: Mapping[str, str], found: Followed) -> None:
         """Assume something else after a trial in which groups could not lose a unit.
 
         Heads may go with the stream that they read, numbers may count other channels; if neither
@@ -95,7 +101,7 @@ class Assumptions:
         if rows - self.coupled:
             self.coupled |= rows
             return
-        better = _other_choices(model, broken, found, self.choices)
+        better = _other_choices(trials, broken, found, self.choices)
         if better:
             self.choices |= better
             return
@@ -115,16 +121,6 @@ class Assumptions:
         self.views -= broken.keys()
         for name, breaks in broken.items():
             self.counted |= dict.fromkeys(made[name], f"{COUNTED} ({breaks})")
-
-
-def miscounted(model: nn.Module, found: Trace) -> dict[str, str]:
-    """Return the groups by which numbers of modules change, and which are then cut wrongly."""
-    names = [
-        name
-        for name, group in found.groups.items()
-        if group.size > 1 and any(NUMBER in slot.tensor for slot in group.slots)
-    ]
-    return refused(model, found, names, brought_to_life=True) if names else {}
 
 
 def _heads_of_streams(found: Trace, broken: Collection[str]) -> frozenset[str]:
@@ -154,14 +150,14 @@ def _as_wide_as_read(found: Trace, broken: Collection[str]) -> frozenset[str]:
 
 
 def _other_choices(
-    model: nn.Module,
+    trials: Trials,
     broken: Collection[str],
     found: Followed,
     choices: Mapping[Attribute, Choice],
 ) -> dict[Attribute, Choice]:
     """Find which numbers of modules follow, where to let all of them follow breaks some groups.
 
-    Tried are another dimension for one, all but one, and one alone; the values decide.
+    Tried are another dimension for one, all but one, and one alone; trials decide.
     """
     better: dict[Attribute, Choice] = {}
     known: set[tuple[Attribute, ...]] = set()
@@ -174,9 +170,9 @@ def _other_choices(
         known.add(places)
         for tried in _tries(places, found.told):
             other = found.follow({**choices, **better, **tried})
-            if not refused(model, other, [name]) and _right(model, other, name):
+            if not trials.refused(other, [name]):
                 better |= tried
-                remaining = list(refused(model, other, remaining))
+                remaining = list(trials.refused(other, remaining))
                 break
     return better
 
@@ -191,9 +187,3 @@ def _tries(places: Sequence[Attribute], told: Sequence[Number]) -> list[dict[Att
     if len(places) > 2:
         tries += [{p: None for p in places if p != place} for place in places]
     return tries[:MOST_TRIES]
-
-
-def _right(model: nn.Module, trace: Trace, name: str) -> bool:
-    """Tell whether the network without a unit of a group is the one where it is silent."""
-    mask = Mask(unit="channel", kept={name: torch.arange(trace.groups[name].size) > 0})
-    return verify(model, mask, trace, sensitivity={name: 1.0}).ok

@@ -39,7 +39,7 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     small = duplicate(model, sharing=UNITS.get(mask.unit).narrows)
     cut(small, mask, trace)
     _own_(small, model)
-    _, wrong = what_breaks(small, trace)
+    wrong = what_breaks(small, trace)
     if wrong:
         raise TraceError(
             f"The smaller network {wrong}. Its code probably fixes a number of channels, or a "
@@ -67,6 +67,9 @@ def duplicate(model: nn.Module, *, sharing: bool = False) -> nn.Module:
 
 _ATOMS = (bool, int, float, str, type(None), torch.dtype, torch.device)
 _OWN_WAYS = ("__setstate__", "__getstate__", "__reduce_ex__", "__reduce__", "__deepcopy__")
+_WAYS = [getattr(nn.Module, way, None) for way in _OWN_WAYS]
+# By which layers read files of old versions of PyTorch.
+_FOR_OLD_FILES = (nn.modules.conv._ConvNd.__setstate__, nn.MultiheadAttention.__setstate__)
 
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -75,7 +78,8 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         known: nn.Module = memo[id(module)]
         return known
     kind = type(module)
-    if any(getattr(kind, way, None) is not getattr(nn.Module, way, None) for way in _OWN_WAYS):
+    ways = [getattr(kind, way, None) for way in _OWN_WAYS]
+    if any(way not in (ours, *_FOR_OLD_FILES) for way, ours in zip(ways, _WAYS, strict=True)):
         copied: nn.Module = deepcopy(module, memo)
         return copied
     twin = kind.__new__(kind)
@@ -326,22 +330,31 @@ def _twice(value: Any) -> Any:
     return torch.cat([value] * 2) if isinstance(value, Tensor) and value.dim() else value
 
 
-def what_breaks(small: nn.Module, trace: Trace) -> tuple[Any, str | None]:
-    """Return what a smaller network puts out for the trace's example, and what is wrong, if any."""
-    how, output = "", None
+def copied(value: Any) -> Any:
+    """Copy a tensor that a network may write into."""
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def what_breaks(small: nn.Module, trace: Trace) -> str | None:
+    """Say what is wrong with a smaller network on the trace's example, if anything is."""
+    how = ""
     try:
         with torch.no_grad(), evaluating(small):
-            output = call(small, trace.example)
+            output = call(small, tree_map(copied, trace.example))
         if trace.idle:
             how = " in training"  # where layers may read what was cut that run there only
             train(small, trace)
     except Exception as error:
-        return output, f"does not run{how}: {error}"
-    shapes = tuple(tuple(x.shape) for x in output_tensors(output))
-    if trace.outputs is not None and shapes != trace.outputs:
-        was, now = (", ".join(map(str, every)) for every in (trace.outputs, shapes))
-        return output, f"returns another shape, {now} in place of {was}"
-    return output, None
+        return f"does not run{how}: {error}"
+    return wrong_output(tuple(tuple(x.shape) for x in output_tensors(output)), trace)
+
+
+def wrong_output(shapes: tuple[tuple[int, ...], ...], trace: Trace) -> str | None:
+    """Say what is wrong with the shapes that a smaller network returns, if anything is."""
+    if trace.outputs is None or shapes == trace.outputs:
+        return None
+    was, now = (", ".join(map(str, every)) for every in (trace.outputs, shapes))
+    return f"returns another shape, {now} in place of {was}"
 
 
 def train(model: nn.Module, trace: Trace) -> None:

@@ -168,10 +168,11 @@ class Painter:
 
     def is_idle(self, node: Node) -> bool:
         """Tell whether an operation's results reach no output (attention's mean over heads)."""
-        return not node.in_place and self._live.isdisjoint(node.outputs)
+        return not node.in_place and self.live.isdisjoint(node.outputs)
 
     @cached_property
-    def _live(self) -> frozenset[int | None]:
+    def live(self) -> frozenset[int | None]:
+        """The values that reach an output."""
         live: set[int | None] = set(self.tape.outputs)
         for node in reversed(self.tape.nodes):
             if node.in_place or not live.isdisjoint(node.outputs):

@@ -14,17 +14,18 @@ import regrow.surgery.attention
 import regrow.surgery.lookup
 import regrow.surgery.views  # noqa: F401  (their rules are registered by that)
 from regrow.errors import TraceError
-from regrow.surgery.assumptions import Assumptions, Followed, miscounted
+from regrow.surgery.assumptions import Assumptions, Followed
 from regrow.surgery.colours import ZERO, Classes, ViewConflictError
-from regrow.surgery.cut import train
+from regrow.surgery.cut import copied, train
 from regrow.surgery.groups import Group, Kind, Slot, Trace, belongs
+from regrow.surgery.likeness import Likeness
 from regrow.surgery.norms import BATCH_NORMS
 from regrow.surgery.numbers import followed, numbers
 from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.statistics import carry
 from regrow.surgery.tape import Arguments, Node, Tape, record
-from regrow.surgery.trial import refused, works
+from regrow.surgery.trial import Tried, Trials
 from regrow.surgery.whole import whole_layers
 
 Example = Tensor | Sequence[int] | Sequence[Any] | Mapping[str, Any]
@@ -58,9 +59,10 @@ def trace(
         if name not in names:
             raise TraceError(f"keep: the network has no module {name!r}.")
     sample = _sample(model, example, kwargs)
-    tape = record(model, tree_map(_copied, sample))
+    tape = record(model, tree_map(copied, sample))
     movers = frozenset(name for name, _, _ in tape.movers)
     assumed = Assumptions(_candidate_views(tape))
+    tried = Tried(model, sample)
     while True:
         painter = Painter(
             tape, assumed.views, movers, rules=RULES, after=carry, coupled=assumed.coupled
@@ -82,22 +84,9 @@ def trace(
         told = numbers(model, painter, classes)
         follow = partial(followed, base, told, numbering.named)
         result = follow(assumed.choices)
-        candidates = Followed(result, told, follow)
-        fits = works(model, result)
-        if not fits and assumed.guess(result):
-            continue
-        broken = _broken(model, candidates, fits=fits)
-        if not broken:
+        trials = Trials(tried, numbering.likeness(painter))
+        if assumed.hold(trials, Followed(result, told, follow)):
             return result
-        assumed.correct(model, broken, candidates)
-
-
-def _broken(model: nn.Module, found: Followed, *, fits: bool) -> dict[str, str]:
-    """Return the groups that cannot lose units, at once or where it is doubtful alone, with why."""
-    broken = {} if fits else refused(model, found.trace)
-    for name in () if broken else found.doubtful():
-        broken |= refused(model, found.trace, [name])
-    return broken or miscounted(model, found.trace)
 
 
 def _freeze(painter: Painter, keep: Sequence[str], counted: Mapping[str, str]) -> None:
@@ -116,10 +105,6 @@ def _trains(model: nn.Module, found: Trace) -> bool:
     except Exception:
         return False
     return True
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _sample(model: nn.Module, example: Any, kwargs: Mapping[str, Any] | None) -> Any:
@@ -317,6 +302,11 @@ class _Numbering:
         if key not in self._known:
             self._known[key] = self._levels(ids)
         return self._known[key]
+
+    def likeness(self, painter: Painter) -> Likeness:
+        """Prepare to tell whether smaller networks do what this one does."""
+        groups = {names[0]: number for number, names in self.owners.items()}
+        return Likeness(painter, self.classes, self.group, self.unit, groups)
 
     def named(self, ids: Tensor) -> Mapping[str, Tensor]:
         """Write colours as units, by the names of their groups."""

@@ -2,8 +2,10 @@
 
 No operation shows that code counts on a width: a view to a number that stands in it, an attribute
 that was read when the layer was built, a layer that runs in training only. All groups are cut at
-once, to numbers that fit nothing else, and the output is compared with that of the network in
-which those units are silent; only if that fails, halves of the groups are, down to those at fault.
+once, to numbers that fit nothing else, and what the smaller network does is compared with what the
+network did (``likeness``). Where it does something else, values decide: its output against that of
+the network in which those units are silent, of a copy brought to life. Only if that fails, halves
+of the groups are cut, down to those at fault.
 """
 
 import math
@@ -18,108 +20,134 @@ from torch.utils._pytree import tree_map
 from regrow.core.seeds import seeded
 from regrow.errors import TraceError
 from regrow.surgery.alive import called, drawn_like, enlivened, is_blank
-from regrow.surgery.cut import cut_, duplicate, what_breaks
+from regrow.surgery.cut import Select, copied, cut_, duplicate, train, wrong_output
 from regrow.surgery.groups import Group, Trace
+from regrow.surgery.likeness import Likeness
 from regrow.surgery.mask import Mask
 from regrow.surgery.oracle import silence
 from regrow.surgery.proof import compare, difference
+from regrow.surgery.tape import Tape, record
 
 LONGEST = 160  # characters of an error that are quoted
 ROUNDED = 1e-4  # of the output, in float32: what is off by more is compared in float64
 
 
-def works(model: nn.Module, trace: Trace) -> bool:
-    """Tell whether all groups of a trace can lose units at once."""
-    return _Attempt.of(model, trace).wrong(_several(trace)) is None
+class Tried:
+    """The network that is tried, and its copy brought to life: one for all trials, if any."""
 
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        self.model = model
+        self._example = example
+        self._living: tuple[nn.Module, Any] | None = None
 
-def refused(
-    model: nn.Module,
-    trace: Trace,
-    names: Collection[str] | None = None,
-    *,
-    brought_to_life: bool = False,
-) -> dict[str, str]:
-    """Return the groups (of some, or all) that cannot lose units, with what breaks without them.
+    def living(self) -> tuple[nn.Module, Any]:
+        """Return a copy brought to life, and an example with numbers where it was but a shape."""
+        if self._living is None:
+            draw = seeded(0, "trial")
 
-    ``brought_to_life`` compares values of a network in which no layer starts at zero.
-    """
-    groups = [g for g in _several(trace) if names is None or g.name in names]
-    attempt = _Attempt.of(model, trace)
-    if brought_to_life:
-        attempt = replace(attempt, model=enlivened(model, attempt.trace.example))
-    # Groups of a kind are often at fault together, and halves should part them from others.
-    return attempt.search(sorted(groups, key=lambda group: group.kind))
+            def filled(leaf: Any) -> Any:
+                blank = isinstance(leaf, Tensor) and is_blank(leaf)
+                return drawn_like(leaf, draw) if blank else leaf
 
-
-def _several(trace: Trace) -> list[Group]:
-    return [group for group in trace.groups.values() if group.size > 1]
+            example = tree_map(filled, self._example)
+            self._living = enlivened(self.model, example), example
+        return self._living
 
 
 @dataclass(frozen=True)
-class _Attempt:
-    """Cuts of one network, tried on one example."""
+class Trials:
+    """Cuts of one network, tried on one example, by any trace of one painting of it."""
 
-    model: nn.Module
-    trace: Trace
+    tried: Tried
+    likeness: Likeness
 
-    @classmethod
-    def of(cls, model: nn.Module, trace: Trace) -> "_Attempt":
-        """Prepare trials; where the example is but a shape, on numbers drawn for it."""
-        draw = seeded(0, "trial")
+    def works(self, trace: Trace) -> bool:
+        """Tell whether all groups of a trace can lose units at once."""
+        return self._wrong(trace, _several(trace)) is None
 
-        def filled(leaf: Any) -> Any:
-            return drawn_like(leaf, draw) if isinstance(leaf, Tensor) and is_blank(leaf) else leaf
+    def refused(self, trace: Trace, names: Collection[str] | None = None) -> dict[str, str]:
+        """Return the groups (of some, or all) that cannot lose units, with what breaks then."""
+        groups = [g for g in _several(trace) if names is None or g.name in names]
+        # Groups of a kind are often at fault together, and halves should part them from others.
+        return self._search(trace, sorted(groups, key=lambda group: group.kind))
 
-        return cls(model, replace(trace, example=tree_map(filled, trace.example)))
-
-    def search(self, groups: Sequence[Group]) -> dict[str, str]:
+    def _search(self, trace: Trace, groups: Sequence[Group]) -> dict[str, str]:
         """Find by halving the groups that are at fault, in a set of them."""
         if not groups:
             return {}
-        wrong = self.wrong(groups)
+        wrong = self._wrong(trace, groups)
         if wrong is None:
             return {}
         if len(groups) == 1:
-            wrong = wrong or self.wrong(groups, others=True)
+            wrong = wrong or self._wrong(trace, groups, others=True)
             return {groups[0].name: wrong} if wrong else {}
         half = len(groups) // 2
-        parts = self.search(groups[:half]) | self.search(groups[half:])
+        parts = self._search(trace, groups[:half]) | self._search(trace, groups[half:])
         if not parts and wrong:  # each half can go, both cannot
             return {group.name: wrong for group in groups}
         return parts
 
-    def wrong(self, groups: Sequence[Group], *, others: bool = False) -> str | None:
+    def _wrong(self, trace: Trace, groups: Sequence[Group], *, others: bool = False) -> str | None:
         """Say what is wrong when groups are cut; "" if they cannot be cut at the same time.
 
         With ``others`` other units stay: a layer may hold only some of a group's.
         """
         kept = {g.name: some(g, more=i % 2 == 1) for i, g in enumerate(groups)}
         mask = Mask(unit="channel", kept={n: k.flip(0) if others else k for n, k in kept.items()})
-        small = duplicate(self.model, sharing=True)
         try:
-            cut_(small, mask, self.trace, for_trial=True)
+            small = _smaller(self.tried.model, mask, trace)
         except TraceError:  # a layer would be emptied, which says nothing about any of them
             return ""
-        output, breaks = what_breaks(small, self.trace)
-        del small
-        if breaks is None and self.trace.outputs is not None:
-            breaks = self._off(mask, output)
+        breaks = self._breaks(small, mask, trace)
         return None if breaks is None else _short(f"with {_counts(mask)} it {breaks}")
 
-    def _off(self, mask: Mask, output: Any) -> str | None:
-        """Say how far off an output is, if it is; None too if the network cannot be compared."""
+    def _breaks(self, small: nn.Module, mask: Mask, trace: Trace) -> str | None:
         try:
-            quiet = silence(self.model, mask, self.trace)
-            off = difference(output, called(quiet, self.trace.example))
+            tape = record(small, tree_map(copied, trace.example))
+        except TraceError as error:
+            return f"does not run: {error.__cause__ or error}"
+        try:
+            if trace.idle:
+                train(small, trace)  # where layers may read what was cut that run there only
+        except Exception as error:
+            return f"does not run in training: {error}"
+        breaks = wrong_output(tuple(tuple(tape.values[i].shape) for i in tape.outputs), trace)
+        if breaks is not None or trace.outputs is None or self._is_like(small, tape, mask):
+            return breaks
+        return self._off(mask, trace)
+
+    def _is_like(self, small: nn.Module, tape: Tape, mask: Mask) -> bool:
+        known = dict(self.tried.model.named_modules())
+        modules = small.named_modules()
+        added = {n for n, m in modules if isinstance(m, Select) and n not in known}
+        return not self.likeness.differs(tape, mask, added=added)
+
+    def _off(self, mask: Mask, trace: Trace) -> str | None:
+        """Say how far off an output is, if it is; None too if the network cannot be compared."""
+        live, example = self.tried.living()
+        trace = replace(trace, example=example)
+        try:
+            output = called(_smaller(live, mask, trace), example)
+            off = difference(output, called(silence(live, mask, trace), example))
         except TraceError as error:
             return f"returns something else: {error}"
         if math.isnan(off) or off <= ROUNDED:
             return None
-        compared = compare(self.model, mask, self.trace, [self.trace.example])
+        compared = compare(live, mask, trace, [example])
         if compared.ok or compared.blind or math.isnan(compared.error):
             return None
         return f"computes something else, by {compared.error:.1g} of its output"
+
+
+def _several(trace: Trace) -> list[Group]:
+    return [group for group in trace.groups.values() if group.size > 1]
+
+
+def _smaller(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
+    """Cut a network into parts of its own tensors."""
+    small = duplicate(model, sharing=True)
+    cut_(small, mask, trace, for_trial=True)
+    return small
 
 
 def some(group: Group, *, more: bool) -> Tensor:

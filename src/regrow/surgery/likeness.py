@@ -1,0 +1,175 @@
+"""Compare what a smaller network does with what the network did, one operation after the other.
+
+The colours say how large each value is when units go. A smaller network that runs the same
+operations, with the same numbers, on values of those sizes, computes what the network does whose
+cut units are silent, by the operations' own definitions: no values have to be compared. What code
+takes from a number of channels shows in a size or a number.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regrow.surgery.colours import ZERO, Classes
+from regrow.surgery.mask import Mask
+from regrow.surgery.operators import SLICES, names
+from regrow.surgery.painter import Painter
+from regrow.surgery.tape import Node, Ref, Tape
+
+# Of these the integers in lists are sizes, which those of the result show, ...
+_SIZED = names(
+    "view _unsafe_view reshape _reshape_alias expand repeat split_with_sizes empty zeros ones full "
+    "new_empty new_zeros new_ones new_full empty_strided as_strided as_strided_ constant_pad_nd "
+    "native_layer_norm rms_norm"
+)
+# ... and of these those beside lists.
+_COUNTED = (*SLICES, *names("split convolution _convolution native_group_norm"))
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """The record of a network, to which smaller ones are likened.
+
+    ``group`` and ``unit`` say by class of colours which group it belongs to, and which unit it is.
+    """
+
+    painter: Painter
+    classes: Classes
+    group: Tensor
+    unit: Tensor
+    groups: Mapping[str, int]
+
+    def differs(self, smaller: Tape, mask: Mask, *, added: Collection[str] = ()) -> bool:
+        """Tell whether a smaller network does something else; modules that were ``added`` aside."""
+        sizes = _Sizes(self, mask)
+        theirs = (node for node in smaller.nodes if node.module not in added)
+        return not all(
+            node is not None
+            and other is not None
+            and node.name == other.name
+            and _same_numbers(node, other)
+            and self._same_constants(node, other, smaller)
+            and sizes.fit(node, other, smaller)
+            for node, other in zip_longest(self.painter.tape.nodes, theirs)
+        )
+
+    def _same_constants(self, node: Node, other: Node, smaller: Tape) -> bool:
+        """Tell whether numbers are equal that code writes into tensors of its own."""
+        for mine, its in zip(node.refs(), other.refs(), strict=True):
+            if mine in self._constants:
+                a, b = self.painter.tape.values[mine], smaller.values[its]
+                if b.is_meta or a.shape != b.shape or not torch.equal(a, b):
+                    return False
+        return True
+
+    @cached_property
+    def _constants(self) -> frozenset[int]:
+        tape = self.painter.tape
+        made = {output for node in tape.nodes for output in node.outputs}
+        known = {*made, *tape.names, *tape.inputs}
+        used = {index for node in tape.nodes for index in node.refs()} - known
+        return frozenset(index for index in used if not tape.values[index].is_meta)
+
+
+class _Sizes:
+    """The sizes of values without the units that a mask cuts."""
+
+    def __init__(self, whole: Likeness, mask: Mask) -> None:
+        self.painter, self.classes = whole.painter, whole.classes
+        own = torch.ones_like(whole.group, dtype=torch.bool)
+        for name, kept in mask.kept.items():
+            here = whole.group == whole.groups[name]
+            own[here] = kept[whole.unit[here]]
+        self._stays, level = own.clone(), self.classes.above
+        while bool(level.any()):  # a view's channel goes with that of its stream
+            self._stays &= own[level]
+            level = self.classes.above[level]
+        self._known: dict[int, tuple[int, ...] | None] = {}
+
+    def fit(self, node: Node, other: Node, smaller: Tape) -> bool:
+        """Tell whether an operation's results, as far as they are used, are that large."""
+        if node.name in SLICES and not self._begin_alike(node, other):
+            return False
+        return all(
+            its is not None and tuple(smaller.values[its].shape) == self._of(mine)
+            for mine, its in zip(node.outputs, other.outputs, strict=True)
+            if mine is not None and mine in self.painter.live and mine in self.painter.paints
+        )
+
+    def _begin_alike(self, node: Node, other: Node) -> bool:
+        """Tell whether two slices begin at the same channel, if it is channels that they cut."""
+        source = self.painter.of(node.args[0])
+        ids = source.along(_dim(node, len(source.shape)))
+        if len(source.coloured_dims()) != 1 or ids is None:
+            return _start(node) == _start(other)
+        stays = self._stays[self.classes.root[ids.clamp(min=ZERO)]]
+        start = _start(node)
+        before = int(stays[:start].sum()) if start >= 0 else -int(stays[start:].sum())
+        return before == _start(other)
+
+    def _of(self, index: int) -> tuple[int, ...] | None:
+        """Return the size of a value; None if what is left of it is no box."""
+        source = self.painter.paints[index]
+        key = id(source.ids)
+        if key not in self._known:
+            self._known[key] = self._left(source.ids)
+        left = self._known[key]
+        if left is None:
+            return None
+        return tuple(
+            size if colours == 1 else num
+            for size, colours, num in zip(source.shape, source.ids.shape, left, strict=True)
+        )
+
+    def _left(self, ids: Tensor) -> tuple[int, ...] | None:
+        if ids.numel() == 1:
+            return tuple(ids.shape)
+        stays = self._stays[self.classes.root[ids.clamp(min=ZERO)]]
+        places = stays.nonzero()
+        left = tuple(len(torch.unique(places[:, dim])) for dim in range(stays.dim()))
+        return left if len(places) == torch.Size(left).numel() else None
+
+
+def _dim(node: Node, rank: int) -> int:
+    return int(node.args[1]) % rank if len(node.args) > 1 else 0
+
+
+def _start(node: Node) -> int:
+    return int(node.args[2]) if len(node.args) > 2 and node.args[2] is not None else 0
+
+
+def _same_numbers(node: Node, other: Node) -> bool:
+    if node.name == "aten::native_group_norm":
+        mine, its = node.args[4:7:2], other.args[4:7:2]  # channels and groups
+        if its[1] != (mine[1] if mine[1] == 1 else its[0] * mine[1] / mine[0]):
+            return False
+    pairs = _pairs((node.args, dict(node.kwargs)), (other.args, dict(other.kwargs)), deep=-2)
+    for a, b, in_list in pairs:
+        free = node.name in (_SIZED if in_list else _COUNTED)
+        if not (type(a) is type(b) is int and free) and not _equal(a, b):
+            return False
+    return True
+
+
+def _pairs(mine: Any, its: Any, *, deep: int) -> Iterator[tuple[Any, Any, bool]]:
+    """Yield arguments of two operations side by side, and whether they stand in lists."""
+    both = (mine, its)
+    if all(isinstance(x, list | tuple) for x in both) and len(mine) == len(its):
+        for a, b in zip(mine, its, strict=True):
+            yield from _pairs(a, b, deep=deep + 1)
+    elif all(isinstance(x, dict) for x in both) and mine.keys() == its.keys():
+        for name in mine:
+            yield from _pairs(mine[name], its[name], deep=deep + 1)
+    else:
+        yield mine, its, deep > 0
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Ref) or isinstance(b, Ref):
+        return type(a) is type(b)
+    return type(a) is type(b) and (bool(a == b) or (a != a and b != b))
