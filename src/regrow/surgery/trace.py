@@ -25,7 +25,7 @@ from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.statistics import carry
 from regrow.surgery.tape import Arguments, Node, Tape, record
-from regrow.surgery.trial import Tried, Trials
+from regrow.surgery.trial import Trials, Tried
 from regrow.surgery.whole import whole_layers
 
 Example = Tensor | Sequence[int] | Sequence[Any] | Mapping[str, Any]
