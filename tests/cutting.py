@@ -1,11 +1,15 @@
 """What the tests of surgery share: networks that are alive, and random masks."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.surgery import Kind, Trace, verify
+from regrow.errors import TraceError
+from regrow.surgery import Kind, Trace, trace, verify
 from regrow.surgery.mask import Mask
 
 KINDS: tuple[Kind, ...] = ("conv", "linear", "grouped", "stream", "view")
@@ -61,3 +65,30 @@ def random_mask(
             drawn[torch.randint(group.size, (1,), generator=generator)] = True
             kept[name] = drawn
     return Mask(unit="channel", kept=kept)
+
+
+def half(found: Trace, first: int = 0) -> Mask:
+    """Keep every second unit of every group."""
+    kept = {n: torch.arange(g.size) % 2 == first for n, g in found.groups.items() if g.size > 1}
+    return Mask(unit="channel", kept=kept)
+
+
+@contextmanager
+def without_trials() -> Iterator[pytest.MonkeyPatch]:
+    """Believe what rules say."""
+    module = sys.modules["regrow.surgery.trace"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "works", lambda *_: True)
+        patch.setattr(module, "miscounted", lambda *_: {})
+        patch.setattr(module, "refused", lambda *_: {})
+        yield patch
+
+
+def is_caught(net: nn.Module, shape: Sequence[int]) -> bool:
+    """Tell whether the proof of a cut by half fails, or the cut network does not even run."""
+    found = trace(net, torch.randn(*shape))
+    assert found.groups
+    try:
+        return not all(verify(net, half(found, first), found).ok for first in range(2))
+    except TraceError:
+        return True

@@ -1,8 +1,7 @@
 """Parts that code divides channels into, numbers that modules hold, and biases that code writes."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regrow.errors import TraceError
-from regrow.surgery import Trace, rules, trace, verify
-from regrow.surgery.mask import Mask
+from cutting import half, is_caught, without_trials
+from regrow.surgery import rules, trace, verify
 
 SHAPE = (1, 3, 8, 8)
 OUT = {"out": "output"}
@@ -66,6 +64,20 @@ class Cascade(nn.Module):
             keys, values = torch.split(layer(x), [self.key, self.value], dim=1)
             parts.append(values * self.scale(keys).relu())
         scores: Tensor = self.out(torch.cat(parts, 1))
+        return scores
+
+
+class Remainder(Partial):
+    """Parts of which one is what a number leaves of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.part, self.width = [], 3, 10
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.make(x)
+        one, other = torch.split(x, [self.part, self.width - self.part], dim=1)
+        scores: Tensor = self.out((x + self.mix(torch.cat([self.some(one), other], 1))).relu())
         return scores
 
 
@@ -130,6 +142,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, str]]]
     "slices": (Sliced, {"make": 10, "a": 6}, OUT),
     "split": (Partial, {"make": 10, "some": 3}, OUT),
     "one number for several layers": (Cascade, {"layers.0": 10}, OUT),
+    "what is left": (Remainder, {"make": 10, "some": 3}, OUT),
     "sizes in code": (
         Constants,
         {"some": 3},
@@ -139,11 +152,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, str]]]
     "zeros in a bias": (lambda: Written(0.0), {"make": 4}, OUT),
     "ones in a bias": (lambda: Written(1.0), {"make": 4}, OUT),
 }
-
-
-def half(found: Trace, first: int = 0) -> Mask:
-    kept = {n: torch.arange(g.size) % 2 == first for n, g in found.groups.items() if g.size > 1}
-    return Mask(unit="channel", kept=kept)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -161,43 +169,25 @@ def test_parts_are_cut_right_or_kept_whole_with_a_reason(name: str) -> None:
         assert proof.ok, str(proof)
 
 
-@contextmanager
-def _without_trials() -> Iterator[pytest.MonkeyPatch]:
-    """Believe what rules say."""
-    module = sys.modules["regrow.surgery.trace"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "works", lambda *_: True)
-        patch.setattr(module, "miscounted", lambda *_: {})
-        patch.setattr(module, "refused", lambda *_: {})
-        yield patch
-
-
-def _is_caught(net: nn.Module) -> bool:
-    found = trace(net, torch.randn(SHAPE))
-    assert found.groups
-    try:
-        return not all(verify(net, half(found, first), found).ok for first in range(2))
-    except TraceError:
-        return True
-
-
-@pytest.mark.parametrize("name", ["slices", "split", "one number for several layers", "method"])
+@pytest.mark.parametrize(
+    "name", ["slices", "split", "what is left", "one number for several layers", "method"]
+)
 def test_the_proof_catches_numbers_that_do_not_follow(name: str) -> None:
     net = CASES[name][0]().eval()
-    with _without_trials() as patch:
-        assert not _is_caught(net)
+    with without_trials() as patch:
+        assert not is_caught(net, SHAPE)
         patch.setattr(sys.modules["regrow.surgery.trace"], "followed", lambda found, *_: found)
-        assert _is_caught(net)
+        assert is_caught(net, SHAPE)
 
 
 def test_the_proof_catches_a_bias_that_is_taken_for_zero() -> None:
     net = Written(1.0).eval()
-    with _without_trials() as patch:
-        assert not _is_caught(net)
+    with without_trials() as patch:
+        assert not is_caught(net, SHAPE)
         rule: Any = rules.RULES["aten::zero_"]
 
         def as_zero(painter: Any, node: Any) -> None:
             rule(painter, replace(node, args=node.args[:1]))
 
         patch.setitem(rules.RULES, "aten::fill_", as_zero)
-        assert _is_caught(net)
+        assert is_caught(net, SHAPE)

@@ -25,10 +25,14 @@ class ViewConflictError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """A mean or a variance over channels, of those colours; ``is_root`` if it is a scale."""
+    """A mean or a variance over channels, of those colours; ``is_root`` if it is a scale.
+
+    ``of`` is the value whose mean it is, if it is one value's.
+    """
 
     ids: Tensor
     is_root: bool
+    of: int | None
 
 
 @dataclass(frozen=True)

@@ -188,13 +188,15 @@ def _prelu(painter: Painter, node: Node) -> None:
 
 @rule(*_POOLS)
 def _pool(painter: Painter, node: Node) -> None:
-    """Change the map's size, channel by channel."""
+    """Change the map's size, channel by channel (and head by head, where these are a batch)."""
     source = painter.of(node.args[0])
-    channels = source.along(1)
-    if channels is None:
+    rank = len(source.shape)
+    num = next((n for n in range(1, 4) if f"{n}d" in node.name), rank - 2)  # of the map's sizes
+    source = painter.level(source, range(rank - num, rank))
+    if any(dim >= rank - num for dim in source.coloured_dims()):
         painter.unknown(node)
         return
-    painter.put(node, spread(channels, painter.shape(node.outputs[0]), 1, clean=source.clean))
+    painter.put(node, Paint(source.ids, painter.shape(node.outputs[0]), source.clean))
 
 
 @rule(*names("glu"))
@@ -277,6 +279,8 @@ def _convolution(painter: Painter, node: Node) -> None:
     depthwise = groups > 1 and channels is not None and groups == len(channels) == shape[1]
     if channels is not None and depthwise and _filter_channels(painter, node, channels):
         return
+    if channels is None and _filter_beside(painter, node, source):
+        return
     out_dim, in_dim = (
         (laid.order()[side] for side in ((1, 0) if transposed else (0, 1))) if laid else (-1, -1)
     )
@@ -299,6 +303,26 @@ def _convolution(painter: Painter, node: Node) -> None:
     else:
         painter.read(laid, in_dim, channels, source)
         painter.put(node, _produced(painter, node, laid.name, out_dim, bias, linear=False))
+
+
+def _filter_beside(painter: Painter, node: Node, source: Paint) -> bool:
+    """Let channels pass that no filter mixes: heads that are a batch, or places under filters of 1.
+
+    False if a filter takes several of them.
+    """
+    rank = len(source.shape)
+    sizes = painter.value(node.args[1]).shape[2:]
+    strides, paddings = (tuple(node.args[i]) * (rank - 2) for i in (3, 4))
+    alone = [d + 2 for d in range(rank - 2) if (sizes[d], strides[d], paddings[d]) == (1, 1, 0)]
+    source = painter.level(source, [d for d in range(1, rank) if d not in alone])
+    if any(d and d not in alone for d in source.coloured_dims()):
+        return False
+    for ref in node.args[1:3]:
+        if ref is not None:
+            painter.fix(ref, f"it is the same for all channels{where(node)}")
+    shape = painter.shape(node.outputs[0])
+    painter.put(node, Paint(source.ids, shape, source.clean and node.args[2] is None))
+    return True
 
 
 def _filter_channels(painter: Painter, node: Node, channels: Tensor) -> bool:
@@ -429,6 +453,16 @@ def _make_like(painter: Painter, node: Node) -> None:
     """Make other numbers in the shape of a tensor."""
     source = painter.of(node.args[0])
     painter.put(node, replace(source, clean=node.name == "aten::zeros_like"))
+
+
+@rule("aten::copy_")
+def _write(painter: Painter, node: Node) -> None:
+    """Write data over channels, of which the rest stays."""
+    if not bool((painter.of(node.args[0]).ids > ZERO).any()):
+        painter.unknown(node)
+        return
+    result, operands = _meet(painter, node)
+    painter.put(node, replace(result, clean=all(o.is_zero(painter) for o in operands)))
 
 
 @rule(*names("zero_ fill_"))

@@ -2,8 +2,8 @@
 
 A sum over channels of which the silent ones are zero is the sum over those that stay. A mean or a
 variance is taken over those that stay, if it comes back to the same channels as a norm's does: it
-is subtracted from them, or they are multiplied or divided by a root of it. Any other use keeps the
-channels whole.
+is subtracted from them, or they are multiplied or divided by a root of it, or divided by their own
+mean. Any other use keeps the channels whole.
 """
 
 from __future__ import annotations
@@ -71,14 +71,15 @@ def _reduce_channels(
     painter: Painter, node: Node, source: Paint, dims: list[int], crossed: list[int]
 ) -> None:
     """Reduce the dimension of the channels."""
-    channels = source.along(crossed[0])
+    channels, data = source.along(crossed[0]), node.args[0]
     if channels is None:
         painter.unknown(node)
         return
     statistic = None
     if node.name in _MEASURED:
         _note(painter, node, channels, dims, crossed[0])
-        statistic = Statistic(channels, is_root=node.name in _ROOTS)
+        of = data.index if node.name == "aten::mean" else None
+        statistic = Statistic(channels, node.name in _ROOTS, of)
     elif not (source.clean and _adds_up(node)):
         short = node.name.removeprefix("aten::")
         painter.unknown(node, f"'{short}' over its channels would change with their number")
@@ -111,7 +112,8 @@ _ON_THE_WAY = (
     *names("expand squeeze pow sqrt sqrt_ rsqrt rsqrt_ reciprocal clamp clamp_ clamp_min clamp_min_"
            " add add_ sub sub_ mul mul_ div div_ neg maximum"),
 )  # fmt: skip
-_RESCALES = names("mul mul_ div div_")
+_DIVIDES = names("div div_")
+_RESCALES = (*_DIVIDES, *names("mul mul_"))
 _CENTRES = names("sub sub_ rsub")
 LOST = "a mean over its channels is no norm's own, and would change with their number"
 
@@ -142,11 +144,14 @@ def carry(painter: Painter, node: Node) -> None:
         for other in more:
             _unite(painter, first, other.ids)
         assert output is not None
-        painter.paints[output] = replace(result, statistic=Statistic(first.ids, is_root))
+        of = None if more else first.of
+        painter.paints[output] = replace(result, statistic=Statistic(first.ids, is_root, of))
         return
     channels = result.along(coloured[0]) if len(coloured) == 1 else None
     for statistic in came.values():
-        comes_back = node.name in _CENTRES or (node.name in _RESCALES and statistic.is_root)
+        own = node.name in _DIVIDES and statistic.of in node.refs()[:1]
+        is_scale = node.name in _RESCALES and (statistic.is_root or own)
+        comes_back = node.name in _CENTRES or is_scale
         if channels is not None and comes_back:
             _unite(painter, statistic, channels)
         else:

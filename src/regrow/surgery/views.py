@@ -103,9 +103,13 @@ def _follow_numbers(painter: Painter, node: Node, source: Paint, dim: int, *, wh
         painter.count(node.module, channels[:first])
         return True
     parts = torch.split(channels, [painter.shape(output)[dim] for output in node.outputs])
-    if not any(len(part) in held for part in parts):
+    others = [part for part in parts if len(part) not in held]
+    if len(others) == len(parts):
         return False
+    rest = len(others) == 1 and len(channels) in held  # what is left of a number that is held
     for part in parts:
+        if rest and part is others[0]:
+            continue
         if len(part) in held:
             painter.count(node.module, part)
         else:

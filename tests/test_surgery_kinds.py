@@ -1,0 +1,185 @@
+"""Layers that networks for images have, each in the smallest network that holds one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cutting import half, is_caught, without_trials
+from regrow.surgery import rules, statistics, trace, verify
+from regrow.surgery.colours import Paint
+from regrow.surgery.tape import Ref
+
+SHAPE = (1, 3, 8, 8)
+OUT = {"out": "output"}
+
+
+class Between(nn.Module):
+    """A convolution, something, and a convolution."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.make, self.out = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.out(self.between(self.make(x)))
+        return scores
+
+    def between(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class ByItsMean(Between):
+    """Responses divided by their mean over channels, as in ConvNeXt V2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(0.1 * torch.randn(8)) for _ in range(2))
+
+    def between(self, x: Tensor) -> Tensor:
+        size = x.norm(p=2, dim=(2, 3), keepdim=True)
+        size = size / (size.mean(dim=1, keepdim=True) + 1e-6)
+        shape = (1, -1, 1, 1)
+        return x + torch.addcmul(self.bias.view(shape), self.weight.view(shape), x * size)
+
+
+class ByAnothersMean(Between):
+    """Responses divided by a mean of something else."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return x / (x.abs().mean(dim=1, keepdim=True) + 1.0)
+
+
+class Heads(nn.Module):
+    """Heads that are a batch to a convolution and a pool, as in MViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.make, self.out = nn.Conv2d(3, 24, 1), nn.Conv2d(24, 2, 1)
+        self.each = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.make(x)
+        n, _, h, w = x.shape
+        x = x.reshape(n * self.heads, -1, h, w)
+        x = nn.functional.max_pool2d(self.each(x), 2)
+        scores: Tensor = self.out(x.reshape(n, -1, h // 2, w // 2))
+        return scores
+
+
+class Stacked(nn.Module):
+    """Tokens of several sources, added up by filters of size 1 along their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(64, 8), nn.Linear(64, 8), nn.Linear(8, 2)
+        self.sum = nn.Conv1d(2, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2)[:, 0]
+        both = torch.stack([self.a(x), self.b(x)], 1)
+        scores: Tensor = self.out(self.sum(both).squeeze(1).relu())
+        return scores
+
+
+class Neighbours(Stacked):
+    """Filters that take several channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = nn.Conv1d(2, 1, 3, padding=1)
+
+
+class WrittenOver(Between):
+    """Channels of which some places are overwritten with others'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.make(x)
+        y[:, :, 2:] = self.other(x)[:, :, 2:].sigmoid()
+        scores: Tensor = self.out(y)
+        return scores
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, str]]] = {
+    "divided by its mean": (ByItsMean, {"make": 8}, OUT),
+    "divided by another mean": (ByAnothersMean, {}, {"make": "a mean over its channels", **OUT}),
+    "heads in the batch": (Heads, {"make": 4}, {"each": "the same for all channels", **OUT}),
+    "filters along channels": (
+        Stacked,
+        {"a": 8},
+        {"sum": "the same for all channels", **OUT},
+    ),
+    "filters over channels": (
+        Neighbours,
+        {},
+        {**dict.fromkeys("ab", "slides along the channels"), "sum": "slides along", **OUT},
+    ),
+    "written over": (WrittenOver, {"make": 8}, OUT),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kind_is_cut_right_or_kept_whole_with_a_reason(name: str) -> None:
+    make, sizes, whole = CASES[name]
+    torch.manual_seed(0)
+    net = make().eval()
+    found = trace(net, torch.randn(SHAPE))
+    assert {n: g.size for n, g in found.groups.items()} == sizes
+    assert found.whole.keys() == whole.keys()
+    for layer, reason in whole.items():
+        assert reason in found.whole[layer]
+    for first in range(2) if sizes else ():
+        proof = verify(net, half(found, first), found)
+        assert proof.ok, str(proof)
+
+
+def _any_mean(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(statistics, "_note", lambda *_: None)
+
+
+def _silent(patch: pytest.MonkeyPatch) -> None:
+    """Take what a filter or a copy leaves of silent channels for zero."""
+    rule = rules.RULES["aten::copy_"]
+
+    def copy(painter: Any, node: Any) -> None:
+        rule(painter, node)
+        painter.put(node, replace(painter.of(Ref(node.outputs[0])), clean=True))
+
+    patch.setitem(rules.RULES, "aten::copy_", copy)
+
+
+def _along_all(patch: pytest.MonkeyPatch) -> None:
+    def beside(painter: Any, node: Any, source: Paint) -> bool:
+        painter.put(node, Paint(source.ids, painter.shape(node.outputs[0])))
+        for ref in node.args[1:3]:
+            painter.fix(ref, "")
+        return True
+
+    patch.setattr(rules, "_filter_beside", beside)
+
+
+@pytest.mark.parametrize(
+    ("make", "mutate"),
+    [
+        (ByItsMean, _any_mean),
+        (WrittenOver, _silent),
+        (Heads, _along_all),
+        (Neighbours, _along_all),
+    ],
+)
+def test_the_proof_catches_wrong_rules(
+    make: Callable[[], nn.Module], mutate: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    torch.manual_seed(0)
+    net = make().eval()
+    with without_trials() as patch:
+        mutate(patch)
+        assert is_caught(net, SHAPE)
