@@ -11,7 +11,7 @@ import pytest
 from regrow.jobs.arms import ARMS, DEFAULT_ARMS, PRUNED, Arm, Budget
 from regrow.report import write
 from regrow.report.answer import answer, sentence
-from regrow.report.figures import STYLES, _styles
+from regrow.report.figures import STYLES, arm_styles
 from regrow.report.questions import reference
 from regrow.report.rows import Ending, Run, summarise
 from regrow.report.verdict import Verdict, verdicts
@@ -151,7 +151,7 @@ def told(runs: Sequence[Run], names: Mapping[str, str]) -> Any:
     found = verdicts(runs)
     decided = [(back(v.arm), back(v.against), v.outcome, v.differences, v.p) for v in found]
     ranks = [(v.question.about, v.question.rank) for v in found]
-    styles = {back(arm): style for arm, style in _styles(summarise(runs)).items()}
+    styles = {back(arm): style for arm, style in arm_styles(summarise(runs)).items()}
     return decided, ranks, back(reference(runs)), styles, summarise(runs)["fairness"].tolist()
 
 
@@ -179,7 +179,7 @@ def test_names_decide_nothing() -> None:
 
 def test_arms_of_one_kind_are_told_apart_by_colour() -> None:
     rows = summarise([run for arm in POOL for run in runs_of(arm, [93.0])])
-    styles = _styles(rows)
+    styles = arm_styles(rows)
     assert styles["fine-tune"] == STYLES["inherited", ""] != styles["long"]
     assert len(set(styles.values())) == len(POOL)
 

@@ -49,6 +49,12 @@ CheckpointOption = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="Device to train on: cpu, cuda or cuda:1.")]
 OnnxOption = Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")]
 Pt2Option = Annotated[bool, typer.Option("--pt2", help="Write model.pt2 too.")]
+HtmlOption = Annotated[
+    bool,
+    typer.Option(
+        "--html", help="Write report.html too: one page with everything, to read or to send."
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON, and nothing else on stdout.")
 ]

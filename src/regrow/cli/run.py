@@ -2,12 +2,12 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from regrow.cli.options import (
     CheckpointOption,
     DataOption,
     DeviceOption,
+    HtmlOption,
     JsonOption,
     OutOption,
     ReferenceOption,
@@ -42,6 +43,7 @@ from regrow.studies.yaml_file import pairs
 if TYPE_CHECKING:
     from regrow.report import Report
     from regrow.run import Summary
+    from regrow.run.events import Event
     from regrow.run.precision import PrecisionChoice
     from regrow.store import Store
     from regrow.studies.study import Study
@@ -51,10 +53,11 @@ def quickstart(
     store: StoreOption = DEFAULT_STORE,
     out: OutOption = None,
     workers: WorkersOption = None,
+    html: HtmlOption = False,
 ) -> None:
     """Run a small study on handwritten digits: three methods, every arm, five seeds."""
     study = Path(str(files("regrow.cli"))) / "quickstart.yaml"
-    run_study(study, store, out, workers=workers)
+    run_study(study, store, out, workers=workers, html=html)
 
 
 def run(
@@ -66,6 +69,7 @@ def run(
     data: DataOption = None,
     checkpoint_seconds: CheckpointOption = 60.0,
     device: DeviceOption = "cpu",
+    html: HtmlOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a study's unfinished jobs, then write the report.
@@ -82,6 +86,7 @@ def run(
         device=device,
         as_json=as_json,
         data=data,
+        html=html,
     )
 
 
@@ -92,6 +97,14 @@ def report(
     with_files: WithOption = None,
     data: DataOption = None,
     reference: ReferenceOption = None,
+    html: HtmlOption = False,
+    checklist: Annotated[
+        bool,
+        typer.Option(
+            "--checklist",
+            help="Answer the NeurIPS checklist from the records, on the page (implies --html).",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the report from the results so far, and print its table and answer."""
@@ -100,7 +113,9 @@ def report(
     if reference is not None:
         loaded = replace(loaded, reference=reference)
     opened = open_store(store, create=False)
-    written, statuses = _report(loaded, opened, out, choice=choice)
+    written, statuses = _report(
+        loaded, opened, out, choice=choice, html=html or checklist, path=study, checklist=checklist
+    )
     _print_report(written, as_json=as_json)
     if "failed" in statuses:
         raise typer.Exit(EXIT_FAILED_JOBS)
@@ -116,6 +131,7 @@ def run_study(
     device: str = "cpu",
     as_json: bool = False,
     data: Sequence[str] | None = None,
+    html: bool = False,
 ) -> None:
     """Run a study's unfinished jobs, write its report, and print it."""
     study, choice = load_study(path, store, data=data, device=device)
@@ -134,6 +150,8 @@ def run_study(
     remember(opened, path, planned, data=pairs(data or ()))
     _check_writable(_report_folder(study, out))
     with display() as show:
+        if html:
+            show = _live_page(study, opened, out, choice=choice, path=path, before=show)
         summary = run_jobs(
             jobs,
             opened,
@@ -142,7 +160,7 @@ def run_study(
             checkpoint_seconds=checkpoint_seconds,
             device=device,
         )
-    written, statuses = _report(study, opened, out, choice=choice)
+    written, statuses = _report(study, opened, out, choice=choice, html=html, path=path)
     _print_report(written, as_json=as_json, summary=summary)
     _print_summary(summary, written.paths[0])
     if set(statuses) != {"done"} or not summary.complete:
@@ -179,17 +197,47 @@ def _check_writable(folder: Path) -> None:
         ) from error
 
 
+def _live_page(
+    study: "Study",
+    store: "Store",
+    out: Path | None,
+    *,
+    choice: "PrecisionChoice",
+    path: Path,
+    before: "Callable[[Event], None]",
+) -> "Callable[[Event], None]":
+    """Write the page anew while the run goes on, as jobs are done; ``before`` shows events too."""
+    from regrow.run.refreshing import Refreshing
+
+    def write(seconds: int) -> None:
+        _report(study, store, out, choice=choice, html=True, path=path, refresh=seconds)
+
+    return Refreshing(write, before=before)
+
+
 def _report(
-    study: "Study", store: "Store", out: Path | None, *, choice: "PrecisionChoice"
+    study: "Study",
+    store: "Store",
+    out: Path | None,
+    *,
+    choice: "PrecisionChoice",
+    html: bool = False,
+    path: Path | None = None,
+    checklist: bool = False,
+    refresh: int | None = None,
 ) -> "tuple[Report, list[str]]":
-    """Write the report of a study, and return the status of each of its runs too."""
+    """Write the report of a study, and return the status of each of its runs too.
+
+    With ``html`` the page too, with the study's file (``path``); with ``refresh`` nothing but the
+    page, for browsers that read it again after so many seconds.
+    """
     from regrow.report import write
     from regrow.report.collect import results_of
 
-    results = results_of(study, store)
+    results, folder = results_of(study, store), _report_folder(study, out)
     written = write(
         results.runs,
-        _report_folder(study, out),
+        folder,
         title=study.title,
         command=command_line(),
         machine=machine(),
@@ -200,8 +248,27 @@ def _report(
         extras=results.extras,
         notes=results.notes,
         precision=str(choice.decision) if choice.decision is not None else None,
+        draw=refresh is None,
     )
+    if html:
+        from regrow.report.html import gather, write_page
+
+        groups = [run.group for run in results.runs]
+        page = write_page(
+            written,
+            results.runs,
+            gather(results.cells, groups, store, weights=refresh is None),
+            folder,
+            settings={f"The study file, {path.name}": _text_of(path)} if path is not None else {},
+            with_checklist=checklist,
+            refresh=refresh,
+        )
+        written = replace(written, paths=(*written.paths, page))
     return written, [run.status for run in results.runs]
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _print_report(written: "Report", *, as_json: bool, summary: "Summary | None" = None) -> None:

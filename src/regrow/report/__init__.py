@@ -53,18 +53,36 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A written report: ``text`` for the terminal, the rows, the verdicts and where it lies.
+    """A written report: ``text`` for the terminal, the rows, what it says and where it lies.
 
-    ``metrics`` are those that its rows are scored by.
+    ``provenance`` is how it was made: command, date, machine, versions and margin.
     """
 
     text: str
-    answer: str
     frame: pd.DataFrame
-    verdicts: tuple[Verdict, ...]
-    contests: tuple[Contest, ...]
-    metrics: tuple[Metric, ...]
+    page: Page
+    provenance: Mapping[str, str]
     paths: tuple[Path, ...]
+
+    @property
+    def answer(self) -> str:
+        """The study summed up."""
+        return self.page.answer
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Every comparison."""
+        return self.page.verdicts
+
+    @property
+    def contests(self) -> tuple[Contest, ...]:
+        """Every comparison of methods."""
+        return self.page.contests
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Those that its rows are scored by."""
+        return self.page.metrics
 
 
 def write(
@@ -117,11 +135,9 @@ def write(
     names = [*texts, "rows.parquet", *(path for p in page.figures for path in p.paths)]
     return Report(
         text=terminal(page),
-        answer=page.answer,
         frame=frame,
-        verdicts=page.verdicts,
-        contests=page.contests,
-        metrics=metrics,
+        page=page,
+        provenance=provenance,
         paths=tuple(folder / name for name in names),
     )
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from regrow.report.questions import BEST
 from regrow.report.statistics import sign_test
@@ -14,11 +15,28 @@ MOST_RULES = 2  # budget rules of a side that an answer names
 MANY = 1000  # seeds nobody trains; beyond it the estimate is not worth a number
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One question with its answer: in a word or three (``short``), and in full."""
+
+    question: str
+    short: str
+    text: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.question} {self.short}{f': {self.text}' if self.text else '.'}"
+
+
 def answer(verdicts: Sequence[Verdict]) -> str:
     """Sum a study up, a line for each: what allows no conclusion, then the questions.
 
     Of a question come the average over its cells, then the cells counted.
     """
+    return no_answer(verdicts) or "\n".join([*cautions(verdicts), *map(str, answers(verdicts))])
+
+
+def no_answer(verdicts: Sequence[Verdict]) -> str:
+    """Say why a study has no answer; empty if it has one."""
     if not verdicts:
         return (
             "This study has no two arms to compare: add one with a random start (scratch-b) beside "
@@ -26,9 +44,13 @@ def answer(verdicts: Sequence[Verdict]) -> str:
         )
     if all(verdict.outcome == "not run" for verdict in verdicts):
         return "Not run: no cell has a seed with results in two arms yet, so there is no answer."
+    return ""
+
+
+def answers(verdicts: Sequence[Verdict]) -> Iterator[Answer]:
+    """Answer each question of a study, what it is about first."""
     several_metrics = len({verdict.metric for verdict in verdicts}) > 1
-    answers = (_family(family, with_metric=several_metrics) for family in families(verdicts))
-    return "\n".join([*_cautions(verdicts), *answers])
+    return (_family(family, with_metric=several_metrics) for family in families(verdicts))
 
 
 def sentence(verdict: Verdict) -> str:
@@ -40,7 +62,7 @@ def sentence(verdict: Verdict) -> str:
     return text + "".join(f" But {reason}." for reason in low)
 
 
-def _cautions(verdicts: Sequence[Verdict]) -> Iterator[str]:
+def cautions(verdicts: Sequence[Verdict]) -> Iterator[str]:
     """Say once for each rule in how many cells it holds, and by which figures in the first."""
     cells: dict[Rule, dict[str, tuple[Verdict, Reason]]] = {}
     for verdict in verdicts:
@@ -150,7 +172,7 @@ def _needed(verdict: Verdict) -> str:
     return f"about {needed} seeds would likely settle it"
 
 
-def _family(family: list[Verdict], *, with_metric: bool = False) -> str:
+def _family(family: list[Verdict], *, with_metric: bool = False) -> Answer:
     """Answer one question: yes, no or undecided on average, and what its cells say one by one.
 
     ``with_metric``: also by which metric, where a study has several.
@@ -159,20 +181,23 @@ def _family(family: list[Verdict], *, with_metric: bool = False) -> str:
     question += f" ({family[0].metric.name})" if with_metric else ""
     conclusive = [v for v in with_results if v.counts]
     if not with_results:
-        return f"{question} Not run."
+        return Answer(question=question, short="Not run")
     if not conclusive:
-        return f"{question} No conclusion: {_left_out(with_results, of=len(family))}."
+        text = f"{_left_out(with_results, of=len(family))}."
+        return Answer(question=question, short="No conclusion", text=text)
     mean = overall(family) if len(family) > 1 else conclusive[0]
     text = "no seed has results in every cell, so there is no average."
     if mean is not None:
         text = sentence(mean).replace("undecided: ", "", 1)
-    text = f"{question} {_short(mean, conclusive)}: {text}{_rules(conclusive)}"
+    text += _rules(conclusive)
+    short = _short(mean, conclusive)
     if len(family) == 1:
-        return text
+        return Answer(question=question, short=short, text=text)
     if len(conclusive) < len(with_results):
         left_out = _left_out(with_results, of=len(family))
         text += f" {left_out[0].upper()}{left_out[1:]}."
-    return f"{text} {_counts(family, conclusive)}"
+    text = f"{text} {_counts(family, conclusive)}"
+    return Answer(question=question, short=short, text=text)
 
 
 def _rules(conclusive: Sequence[Verdict]) -> str:

@@ -22,8 +22,9 @@ BENEATH = "classifier"  # what others are built on
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """The results of a study in a store, as a report takes them."""
+    """The results of a study in a store, as a report takes them; a run for each cell."""
 
+    cells: tuple[Cell, ...]
     runs: tuple[Run, ...]
     failures: tuple[Failure, ...]
     extras: tuple[Extra, ...] = ()
@@ -56,6 +57,7 @@ def results_of(study: Study, store: Store) -> Results:
 
         notes += spending_notes(reader, cells, runs)
     return Results(
+        cells=tuple(cells),
         runs=runs,
         failures=tuple(reader.failures(cells)),
         extras=tuple(extras),

@@ -117,7 +117,7 @@ def score_figure(
     from matplotlib.figure import Figure
 
     pruned = _is_pruned(frame)
-    styles = _styles(frame[pruned])
+    styles = arm_styles(frame[pruned])
     panels = _panels(frame)
     columns = min(BESIDE, max(len(_methods(part)) for _, part in panels))
     lines = [(title, part, line) for title, part in panels for line in _lines(part)]
@@ -126,7 +126,7 @@ def score_figure(
     figure = Figure(figsize=(width, 0.9 + 2.7 * len(lines)), layout="constrained")
     grid = figure.subplots(len(lines), columns, squeeze=False, sharey="row")
     for axes_row, (title, part, methods) in zip(grid, lines, strict=True):
-        foot, low, high = _limits(part, metric)
+        foot, low, high = score_limits(part, metric)
         for axes in axes_row[len(methods) :]:
             axes.set_visible(False)
         for axes, method in zip(axes_row, methods, strict=False):
@@ -178,7 +178,7 @@ def _is_pruned(rows: pd.DataFrame) -> pd.Series:
     return rows["sparsity"].notna() | (rows["target"] != "")
 
 
-def _styles(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
+def arm_styles(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """Give each arm its colour and marker by what it is, the same in every figure of a report."""
     styles: dict[str, tuple[str, str]] = {}
     spare = itertools.cycle(SPARE)
@@ -189,7 +189,7 @@ def _styles(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
     return styles
 
 
-def _limits(rows: pd.DataFrame, metric: Metric) -> tuple[float, float, float]:
+def score_limits(rows: pd.DataFrame, metric: Metric) -> tuple[float, float, float]:
     """Choose the y axis by what was trained: (its foot, the least that is drawn in place, its top).
 
     Of a metric of which less is better, of the values below zero that have their size.
@@ -224,15 +224,15 @@ def _scale(axes: "Axes", values: pd.Series) -> None:
     low, high = low / math.exp(room), high * math.exp(room)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    ticks = _ticks(low, high)
+    ticks = log_ticks(low, high)
     axes.set_xticks(ticks, [short(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """Choose at most five round numbers on a log axis, as fine as that allows.
 
-    >>> _ticks(9e4, 4e6), _ticks(80, 130)
+    >>> log_ticks(9e4, 4e6), log_ticks(80, 130)
     ([100000.0, 200000.0, 500000.0, 1000000.0, 2000000.0], [80.0, 90.0, 100.0])
     """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

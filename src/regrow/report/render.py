@@ -164,13 +164,12 @@ def markdown(page: Page, *, provenance: Mapping[str, str]) -> str:
     lines += ["", "## Results"]
     for block in page.tables:
         lines += ["", f"### {_md(block.title)}", "", *_md_table(block)]
-    about = METHOD.format(about=". ".join(metric.about for metric in page.metrics))
-    lines += ["", about if page.tables else "Not run: the study has no rows."]
+    lines += ["", method(page) if page.tables else "Not run: the study has no rows."]
     for extra in (*page.methods, *page.extras):
         lines += ["", f"### {_md(extra.title)}", "", *_md_extra(extra), "", extra.about]
     if page.verdicts:
         lines += ["", "## Cell by cell", "", *(f"- {_md(sentence(v))}" for v in page.verdicts)]
-        lines += ["", _tests(page)]
+        lines += ["", tests(page)]
     if page.limits:
         lines += ["", "## Limits", "", *(f"- {_md(limit)}" for limit in page.limits)]
     if page.failures:
@@ -192,7 +191,12 @@ def latex(page: Page) -> str:
     return "\n".join([head, *tables, *methods])
 
 
-def _tests(page: Page) -> str:
+def method(page: Page) -> str:
+    """Say what the figures of the tables are, for all metrics of the page."""
+    return METHOD.format(about=". ".join(metric.about for metric in page.metrics))
+
+
+def tests(page: Page) -> str:
     """Say how verdicts come about, for all metrics of the page."""
     baselines = [
         f"{metric.beats_baseline} ({metric.baseline}; {COUNTED if metric.counted else ''}"

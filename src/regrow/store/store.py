@@ -116,6 +116,10 @@ class Store:
         """Tell whether a job is done, without a look into its record."""
         return (self._record(key) / RECORD_FILE).exists()
 
+    def record_file(self, key: str) -> Path:
+        """Return where the record of a job lies, or would."""
+        return self._record(key) / RECORD_FILE
+
     def keys(self) -> tuple[str, ...]:
         """Return the keys of all jobs that are done, sorted."""
         return tuple(sorted(_keys(self._records)))

@@ -1,0 +1,38 @@
+"""Text from anywhere, made fit to be shown: what would be unseen or act on a reader is written out.
+
+Names come from study files, file names and other people's packages. A control character moves a
+terminal's cursor, a direction character turns round the text behind it, and half a pair of
+surrogates cannot be written to a file at all.
+"""
+
+import re
+import unicodedata
+
+_JOINERS = "\u200c\u200d"  # which letters of some scripts, and emoji, need
+# Everything that may have to be written out, for a quick look at text that is mostly plain.
+_SUSPECT = re.compile("[^\t\n\x20-\x7e\xa1-\xac\xae-\u02ff\u0370-\u05ff]")
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of Unicode
+
+
+def visible(text: str) -> str:
+    r"""Write control and direction characters as escapes; line ends and tabs stay.
+
+    >>> visible("a\x1b[31mb"), visible("\u202egnp.exe"), visible("naïve 中文")
+    ('a\\x1b[31mb', '\\u202egnp.exe', 'naïve 中文')
+    """
+    return _SUSPECT.sub(lambda found: _written_out(found[0]), text)
+
+
+def one_line(text: str) -> str:
+    r"""Write a text that stands in one line, such as a name: line ends and tabs are escapes too.
+
+    >>> one_line("a\nb")
+    'a\\nb'
+    """
+    return "".join(c if c not in "\t\n" else repr(c)[1:-1] for c in visible(text))
+
+
+def _written_out(character: str) -> str:
+    if unicodedata.category(character) not in _UNSEEN or character in _JOINERS:
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -1,0 +1,153 @@
+"""A report as one page of HTML: the answer first, and below it all that it rests on.
+
+``write_page`` takes a written report and what stands behind it (``gather``); ``render`` writes any
+``Document``. The page is one file that asks for nothing: readable without scripts, in print, on a
+phone, by keyboard and by a screen reader.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+from regrow.report import Report
+from regrow.report.answer import answers, cautions, no_answer
+from regrow.report.html.checklist import checklist
+from regrow.report.html.curves import (
+    cost_section,
+    layer_section,
+    training_section,
+    weight_section,
+)
+from regrow.report.html.document import (
+    Block,
+    Document,
+    Facts,
+    FileText,
+    Headline,
+    PageSection,
+    Texts,
+    Tone,
+)
+from regrow.report.html.evidence import StudyEvidence, gather
+from regrow.report.html.render import render
+from regrow.report.html.sections import (
+    RowLinks,
+    ledger_section,
+    record_section,
+    result_section,
+    verdict_sections,
+)
+from regrow.report.render import method, tests
+from regrow.report.rows import Run
+
+__all__ = ["Document", "StudyEvidence", "gather", "render", "write_page"]
+
+PAGE = "report.html"
+
+
+def write_page(
+    report: Report,
+    runs: Sequence[Run],
+    evidence: StudyEvidence,
+    folder: Path,
+    *,
+    settings: Mapping[str, str],
+    with_checklist: bool = False,
+    refresh: int | None = None,
+) -> Path:
+    """Write the page of a report into its folder.
+
+    ``settings`` are files that the study was read from, by title. ``refresh`` is after how many
+    seconds a browser reads the page again, while a run goes on.
+    """
+    document = page_of(
+        report,
+        runs,
+        evidence,
+        folder,
+        settings=settings,
+        with_checklist=with_checklist,
+        refresh=refresh,
+    )
+    path = folder / PAGE
+    fresh = path.with_suffix(".new")
+    fresh.write_text(render(document), encoding="utf-8", newline="\n")
+    fresh.replace(path)  # a browser never reads half a page
+    return path
+
+
+def page_of(
+    report: Report,
+    runs: Sequence[Run],
+    evidence: StudyEvidence,
+    folder: Path,
+    *,
+    settings: Mapping[str, str],
+    with_checklist: bool = False,
+    refresh: int | None = None,
+) -> Document:
+    """Gather what the page of a report shows; links are written as from its folder."""
+    page, rows = report.page, RowLinks.of(runs, evidence)
+    done = sum(run.done for run in runs)
+    sections = [
+        *cost_section(report.frame, page.metrics, rows),
+        *verdict_sections(page, rows, tests(page) if page.verdicts else ""),
+        result_section(page, report.frame, rows, method(page)),
+        *training_section(report.frame, rows),
+        *layer_section(evidence, rows),
+        *weight_section(report.frame, evidence, rows),
+        ledger_section(rows, evidence),
+        record_section(rows, folder),
+        *([checklist(report, runs, evidence)] if with_checklist else []),
+        *_trouble(report),
+        _how(report, settings),
+    ]
+    return Document(
+        title=page.title,
+        kicker=f"regrow report, {report.provenance.get('date', date.today().isoformat())}: "
+        f"{done} of {len(runs)} runs done",
+        headlines=tuple(_headlines(report)),
+        cautions=(*cautions(page.verdicts), *page.limits),
+        sections=tuple(sections),
+        seconds=refresh,
+    )
+
+
+def _headlines(report: Report) -> Iterator[Headline]:
+    verdicts = report.verdicts
+    if nothing := no_answer(verdicts):
+        yield Headline(
+            question="Is training from scratch as good?", short="No answer", text=nothing
+        )
+        return
+    for found in answers(verdicts):
+        yield Headline(
+            question=found.question,
+            short=found.short,
+            text=found.text[:1].upper() + found.text[1:],
+            tone=_tone(found.short),
+        )
+
+
+def _tone(short: str) -> Tone:
+    """Colour an answer: yes, no, or open."""
+    known: dict[str, Tone] = {"Yes": "good", "No": "bad", "On average yes": "good"}
+    return known.get(short.partition(",")[0], "open")
+
+
+def _trouble(report: Report) -> Iterator[PageSection]:
+    failures = report.page.failures
+    if failures:
+        items = tuple(f"{failure.label}: {failure.message}" for failure in failures)
+        yield PageSection(
+            name="failures", title="Failures", blocks=(Texts(items=items, listed=True),)
+        )
+
+
+def _how(report: Report, settings: Mapping[str, str]) -> PageSection:
+    facts = {name: text.strip("`") for name, text in report.provenance.items()}
+    files = [path.name for path in report.paths]
+    facts |= {"files beside this page": ", ".join(files)} if files else {}
+    blocks: list[Block] = [Facts(pairs=tuple(facts.items()))]
+    blocks += [FileText(title=title, text=text) for title, text in settings.items()]
+    return PageSection(name="how", title="Settings and versions", blocks=tuple(blocks))

@@ -1,0 +1,169 @@
+"""What a page shows, as values: sections of tables, charts, texts and facts, before any markup.
+
+Nothing here is escaped: the templates do that, of every text.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from regrow.report.html.chart import Chart, Strip
+
+Tone = Literal["", "good", "bad", "flat", "open"]  # colours, never the only sign of anything
+_NUMBER = re.compile(r"^\s*([-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)\s*([kMGTPE%]?)(?![a-zA-Z])")
+_POWERS = {letter: 10.0 ** (3 * power) for power, letter in enumerate("kMGTPE", start=1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageCell:
+    """One cell of a table; ``value`` sorts it where its text does not."""
+
+    text: str
+    value: float | None = None
+    href: str = ""
+    tone: Tone = ""
+    shade: float | None = None  # in [0, 1]: of a heat map
+    strip: Strip | None = None
+    links: tuple[tuple[str, str], ...] = ()  # (text, href), in place of the text
+
+    @property
+    def sorts_by(self) -> str:
+        """What a script sorts by; empty where that is the text itself."""
+        value = number_in(self.text) if self.value is None else self.value
+        return "" if value is None or self.text == f"{value:g}" else f"{value:.10g}"
+
+
+def number_in(text: str) -> float | None:
+    """Read the number that a text begins with, with its unit letter.
+
+    >>> number_in("25.7k (35%)"), number_in("98.83 +- 0.54"), number_in("equal FLOPs")
+    (25700.0, 98.83, None)
+    """
+    found = _NUMBER.match(text)
+    if found is None:
+        return None
+    return float(found[1].replace(",", "")) * _POWERS.get(found[2], 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageTable:
+    """A table that scripts can sort; its first ``named`` columns name a row."""
+
+    kind: ClassVar[str] = "table"
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[PageCell, ...], ...]
+    about: str = ""
+    anchors: tuple[str, ...] = ()  # of its rows
+    named: int = 1
+    words: tuple[str, ...] = ()  # columns that hold words and not numbers, beside the named ones
+
+    @classmethod
+    def of(
+        cls, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], about: str = ""
+    ) -> "PageTable":
+        """Make a table of plain texts."""
+        listed = [tuple(PageCell(text=text) for text in row) for row in rows]
+        wordy = [
+            column
+            for place, column in enumerate(columns)
+            if any(row[place].text and number_in(row[place].text) is None for row in listed)
+        ]
+        return cls(
+            title=title,
+            columns=tuple(columns),
+            rows=tuple(listed),
+            about=about,
+            words=tuple(wordy),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charts:
+    """Small charts beside each other, with one key to their lines."""
+
+    kind: ClassVar[str] = "charts"
+    title: str
+    charts: tuple[Chart, ...]
+    names: tuple[tuple[str, int], ...] = ()  # of lines, with the look of each
+    about: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure that was drawn elsewhere, as the address of its bytes (``data:image/png...``)."""
+
+    kind: ClassVar[str] = "picture"
+    title: str
+    address: str
+    about: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Paragraphs, or the items of a list."""
+
+    kind: ClassVar[str] = "texts"
+    items: tuple[str, ...]
+    title: str = ""
+    listed: bool = False
+    folded: bool = False  # until its title is asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Terms and what is known of each."""
+
+    kind: ClassVar[str] = "facts"
+    pairs: tuple[tuple[str, str], ...]
+    title: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileText:
+    """A file, word for word."""
+
+    kind: ClassVar[str] = "source"
+    title: str
+    text: str
+
+
+Block = PageTable | Charts | Picture | Texts | Facts | FileText
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageSection:
+    """A part of the page with a heading, that links can lead to."""
+
+    name: str
+    title: str
+    blocks: tuple[Block, ...]
+    lead: str = ""
+    optional: bool = False  # left out where the page would grow too large
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """One question with its answer: in a word or three, and in full."""
+
+    question: str
+    short: str
+    text: str
+    tone: Tone = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A whole page: the answer, what qualifies it, and the sections below.
+
+    ``seconds`` until it is read again, while a run goes on.
+    """
+
+    title: str
+    kicker: str
+    headlines: tuple[Headline, ...]
+    cautions: tuple[str, ...]
+    sections: tuple[PageSection, ...]
+    seconds: int | None = None
+    left_out: tuple[str, ...] = field(default=())

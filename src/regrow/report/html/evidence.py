@@ -1,0 +1,202 @@
+"""What records hold beside a run's score: how it was trained, what it cost, what stayed of it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regrow.errors import Damaged
+from regrow.jobs.base import Job, Stored, all_jobs
+from regrow.report.collect import Reader, below
+from regrow.store import TIMING, Store
+from regrow.studies.expand import Cell
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MOST_WEIGHTS = 100_000_000  # read for histograms in all; about ten seconds
+BINS = 61
+REACH = 3.0  # standard deviations to both sides
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEvidence:
+    """The record of one run: its key and file, its history, and what it alone and its row cost."""
+
+    key: str
+    file: Path
+    done: bool
+    history: tuple[Mapping[str, Any], ...] = ()
+    own_flops: float = 0.0
+    own_seconds: float = 0.0
+    row_seconds: float = 0.0
+    stages: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The share that prunings of one cell kept of each layer, averaged over seeds."""
+
+    group: str
+    unit: str
+    shares: Mapping[str, float]
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """The weights of one network that are not zero: edges of bins, and the density in each."""
+
+    group: str
+    arm: str
+    seed: int
+    middles: tuple[float, ...]
+    densities: tuple[float, ...]
+    num: int
+    num_zero: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyEvidence:
+    """What stands behind the runs of a study, in their order; and what its jobs took together."""
+
+    runs: tuple[RunEvidence, ...]
+    kept: tuple[Kept, ...] = ()
+    histograms: tuple[Histogram, ...] = ()
+    jobs: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = field(default=())
+
+
+def gather(
+    cells: Sequence[Cell], groups: Sequence[str], store: Store, *, weights: bool = True
+) -> StudyEvidence:
+    """Read what stands behind cells; ``groups`` are those of their runs.
+
+    ``weights=False`` leaves out their distributions, which take tensors to be read.
+    """
+    reader = Reader(store)
+    finished = [job for job in all_jobs(cell.job for cell in cells).values() if reader.has(job)]
+    records = [reader.record(job) for job in finished]
+    notes: list[str] = []
+    histograms = tuple(_histograms(cells, groups, reader, store, notes)) if weights else ()
+    return StudyEvidence(
+        runs=tuple(_of_run(cell.job, reader, store) for cell in cells),
+        kept=tuple(_kept(cells, groups, reader, store)),
+        histograms=histograms,
+        jobs=len(finished),
+        flops=sum(float(record.get("training_flops", 0.0)) for record in records),
+        seconds=sum(map(seconds_of, records)),
+        notes=tuple(notes),
+    )
+
+
+def seconds_of(record: Mapping[str, Any]) -> float:
+    """Return the seconds that a job took where it ran."""
+    return float(record.get(TIMING, {}).get("seconds", 0.0))
+
+
+def _of_run(job: Job, reader: Reader, store: Store) -> RunEvidence:
+    stages = (job, *below(job))
+    file = store.record_file(job.key)
+    if not all(reader.has(stage) for stage in stages):
+        return RunEvidence(key=job.key, file=file, done=False)
+    record = reader.record(job)
+    return RunEvidence(
+        key=job.key,
+        file=file,
+        done=True,
+        history=tuple(record.get("history", ())),
+        own_flops=float(record.get("training_flops", 0.0)),
+        own_seconds=seconds_of(record),
+        row_seconds=sum(seconds_of(reader.record(stage)) for stage in stages),
+        stages=len(stages),
+    )
+
+
+def _kept(
+    cells: Sequence[Cell], groups: Sequence[str], reader: Reader, store: Store
+) -> Iterable[Kept]:
+    """Average over seeds what each cell's prunings kept of each layer."""
+    totals: dict[tuple[str, str, str], Mapping[str, int]] = {}
+    found: dict[str, dict[str, Mapping[str, float]]] = {}
+    units: dict[str, str] = {}
+    for cell, group in zip(cells, groups, strict=True):
+        prune = cell.job.pruning
+        if prune is None or not reader.has(prune) or prune.head is not None:
+            continue
+        widths, unit = reader.record(prune)["widths"], prune.method.unit
+        place = cell.experiment.data_label, cell.experiment.model_label, unit
+        if set(totals.get(place, {})) != set(widths):
+            try:
+                masks = store.tensors(prune.key)
+            except Damaged:
+                continue
+            totals[place] = {name: kept.numel() for name, kept in masks.items()}
+        shares = {name: width / totals[place][name] for name, width in widths.items()}
+        found.setdefault(group, {})[prune.key] = shares
+        units[group] = unit
+    for group, prunings in found.items():
+        names = dict.fromkeys(name for shares in prunings.values() for name in shares)
+        alike = [shares for shares in prunings.values() if set(shares) == set(names)]
+        if alike:
+            means = {name: sum(shares[name] for shares in alike) / len(alike) for name in names}
+            yield Kept(group=group, unit=units[group], shares=means, n=len(alike))
+
+
+def _histograms(
+    cells: Sequence[Cell], groups: Sequence[str], reader: Reader, store: Store, notes: list[str]
+) -> Iterable[Histogram]:
+    """Count the weights of the first finished seed of each row, while there are not too many."""
+    seen: set[tuple[str, str]] = set()
+    num_read = 0
+    spans: dict[tuple[str, str], float] = {}
+    for cell, group in zip(cells, groups, strict=True):
+        place = group, cell.arm.name
+        if place in seen or not reader.has(cell.job):
+            continue
+        num_weights = int(reader.record(cell.job).get("parameters", 0))
+        if num_read + num_weights > MOST_WEIGHTS:
+            notes.append(f"after {num_read:,} weights, no further network was read")
+            return
+        seen.add(place)
+        values = _weights(cell.job, store)
+        if values is None or not len(values):
+            continue
+        num_read += num_weights
+        panel = cell.experiment.data_label, cell.experiment.model_label
+        span = spans.setdefault(panel, REACH * float(values.std()) or 1.0)
+        yield _counted(values, span, group=group, arm=cell.arm.name, seed=cell.seed)
+
+
+def _weights(job: Job, store: Store) -> "np.ndarray[Any, Any] | None":
+    """Return the weights of a network's layers (two dimensions or more) in one row."""
+    import numpy as np
+
+    try:
+        state = Stored(store).tensors(job)
+    except Damaged:
+        return None
+    layers = [t.float().flatten().numpy() for t in state.values() if t.dim() > 1]
+    return np.concatenate(layers) if layers else None
+
+
+def _counted(
+    values: "np.ndarray[Any, Any]", span: float, *, group: str, arm: str, seed: int
+) -> Histogram:
+    import numpy as np
+
+    present = values[values != 0]
+    bins = min(BINS, max(15, int(len(present) ** 0.5)))  # of few weights, few that say something
+    counts, edges = np.histogram(present, bins=bins, range=(-span, span))
+    width = 2 * span / bins
+    return Histogram(
+        group=group,
+        arm=arm,
+        seed=seed,
+        middles=tuple(float(edge + width / 2) for edge in edges[:-1]),
+        densities=tuple(float(c) / max(len(present), 1) / width for c in counts),
+        num=len(present),
+        num_zero=len(values) - len(present),
+    )

@@ -1,0 +1,287 @@
+"""The sections of a study's page: verdicts, results, what they cost, and where each number is."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os.path import relpath
+from pathlib import Path
+from urllib.parse import quote
+
+import pandas as pd
+
+from regrow.core.durations import in_words
+from regrow.report import words
+from regrow.report.answer import sentence
+from regrow.report.html.chart import Strip
+from regrow.report.html.document import Block, PageCell, PageSection, PageTable, Texts, Tone
+from regrow.report.html.evidence import RunEvidence, StudyEvidence
+from regrow.report.render import Page
+from regrow.report.rows import Run
+from regrow.report.statistics import mean_and_std
+from regrow.report.verdict import Outcome, Verdict, families
+
+TONES: Mapping[Outcome, Tone] = {
+    "better": "good",
+    "equivalent": "flat",
+    "worse": "bad",
+    "undecided": "open",
+    "no conclusion": "open",
+    "not run": "open",
+}
+Place = tuple[str, str]  # a cell's group, and an arm
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLinks:
+    """The runs of each row of the tables, with what stands behind them; rows have anchors."""
+
+    runs: Mapping[Place, Sequence[tuple[Run, RunEvidence]]]
+    anchors: Mapping[Place, str]
+    names: Mapping[str, str]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run], evidence: StudyEvidence) -> "RowLinks":
+        """Gather runs by row, in order of appearance."""
+        rows: dict[Place, list[tuple[Run, RunEvidence]]] = {}
+        for run, behind in zip(runs, evidence.runs, strict=True):
+            rows.setdefault((run.group, run.arm), []).append((run, behind))
+        firsts = [listed[0][0] for listed in rows.values()]
+        several = len({run.panel for run in firsts}) > 1
+        names = {
+            run.group: " / ".join((*(run.panel if several else ()), run.cut or "not pruned"))
+            for run in firsts
+        }
+        anchors = {place: f"r{i}" for i, place in enumerate(rows)}
+        return cls(runs=rows, anchors=anchors, names=names)
+
+    def name(self, group: str) -> str:
+        """Name a cell: by data and network too, where the study has several; empty if unknown."""
+        return self.names.get(group, "")
+
+    def href(self, group: str, arm: str) -> str:
+        """Link to the records of a row; empty where there is none."""
+        anchor = self.anchors.get((group, arm))
+        return f"#{anchor}" if anchor else ""
+
+
+def verdict_sections(page: Page, rows: RowLinks, tests: str) -> Iterator[PageSection]:
+    """Show every comparison with its interval, a table for each question."""
+    if not page.verdicts:
+        return
+    blocks: list[Block] = [_verdict_table(family, rows) for family in families(page.verdicts)]
+    sentences = tuple(map(sentence, page.verdicts))
+    yield PageSection(
+        name="verdicts",
+        title="Cell by cell",
+        lead="Each comparison with its interval. The grey band is the margin within which two arms "
+        "count as equivalent; the dashed line is no difference.",
+        blocks=(
+            *blocks,
+            Texts(title="Each comparison in words", items=sentences, listed=True, folded=True),
+            Texts(title="How verdicts come about", items=(tests,), folded=True),
+        ),
+    )
+
+
+def _verdict_table(family: Sequence[Verdict], rows: RowLinks) -> PageTable:
+    bounds = [
+        abs(bound)
+        for verdict in family
+        if (test := verdict.comparison) is not None
+        for bound in (test.low, test.high, test.difference)
+        if bound is not None
+    ]
+    margin = family[0].margin
+    # The widest intervals, of few seeds, would squeeze all others.
+    middle = sorted(bounds)[int(0.9 * (len(bounds) - 1))] if bounds else margin
+    most = max((abs(v.comparison.difference) for v in family if v.comparison), default=0.0)
+    reach = max(1.5 * margin, 1.05 * middle, 1.05 * most)
+    unit = family[0].metric.difference_unit
+    scale = f"{-reach:.2g} to {reach:+.2g} {unit}"
+    return PageTable(
+        title=family[0].question.text,
+        columns=("cell", "outcome", "difference", scale, "p", "seeds", "arm", "against"),
+        rows=tuple(_verdict_row(verdict, rows, reach) for verdict in family),
+        words=("arm", "against", "outcome", scale),
+    )
+
+
+def _verdict_row(verdict: Verdict, rows: RowLinks, reach: float) -> tuple[PageCell, ...]:
+    test, metric = verdict.comparison, verdict.metric
+    strip, difference, p = None, "", ""
+    if test is not None:
+        difference = words.signed(test.difference, digits=metric.digits)
+        interval = ""
+        if test.low is not None and test.high is not None:
+            low, high = (words.signed(b, digits=metric.digits) for b in (test.low, test.high))
+            interval = f", {100 * (1 - verdict.alpha):.0f}% interval {low} to {high}"
+        strip = Strip(
+            value=test.difference,
+            low=test.low,
+            high=test.high,
+            margin=verdict.margin,
+            reach=reach,
+            text=f"{difference}{interval}",
+        )
+        p = "" if verdict.p is None else words.p_value(verdict.p).removeprefix("p = ")
+    value = None if test is None else test.difference
+    return (
+        PageCell(text=rows.name(verdict.group) or verdict.where),
+        PageCell(text=verdict.outcome, tone=TONES[verdict.outcome]),
+        PageCell(text=difference, value=value, href=rows.href(verdict.group, verdict.arm)),
+        PageCell(text="", strip=strip, value=value),
+        PageCell(text=p.removeprefix("p "), value=verdict.p),
+        PageCell(text=words.seeds(verdict.n, verdict.n_expected)),
+        PageCell(text=verdict.arm, href=rows.href(verdict.group, verdict.arm)),
+        PageCell(text=verdict.against, href=rows.href(verdict.group, verdict.against)),
+    )
+
+
+def result_section(page: Page, frame: pd.DataFrame, rows: RowLinks, method: str) -> PageSection:
+    """Show the tables of the report, each figure with a link to its records."""
+    groups = {
+        (data, model): [*part["group"]]
+        for (data, model), part in frame.groupby(["data", "model"], sort=False)
+    }
+    blocks: list[Block] = []
+    for block, row_groups in zip(page.tables, groups.values(), strict=True):
+        listed = [(cut, row) for cut, section in block.sections for row in section]
+        wordy = ("arm", block.columns[-1])
+        blocks.append(
+            PageTable(
+                title=block.title,
+                columns=("pruned by", *block.columns),
+                rows=tuple(
+                    (
+                        PageCell(text=cut or "not pruned"),
+                        *_linked(
+                            row, block.columns, wordy, rows.href(group, row[0]) if row[4] else ""
+                        ),
+                    )
+                    for (cut, row), group in zip(listed, row_groups, strict=True)
+                ),
+                named=2,
+                words=wordy,
+            )
+        )
+    for extra in page.extras:
+        blocks.append(PageTable.of(extra.title, extra.columns, extra.rows, extra.about))
+    about = (method,) if page.tables else ("Not run: the study has no rows.",)
+    return PageSection(name="results", title="Results", blocks=(*blocks, Texts(items=about)))
+
+
+def _linked(
+    row: Sequence[str], columns: Sequence[str], wordy: Sequence[str], href: str
+) -> Iterator[PageCell]:
+    for text, column in zip(row, columns, strict=True):
+        yield PageCell(text=text, href="" if column in wordy or not text else href)
+
+
+def ledger_section(rows: RowLinks, evidence: StudyEvidence) -> PageSection:
+    """Show what each row cost: its own training, and all that it stands on."""
+    columns = (
+        *("pruned by", "arm", "epochs", "own FLOPs", "with all it stands on", "examples shown"),
+        *("own time", "time with all it stands on", "jobs", "fairness"),
+    )
+    listed = []
+    for (group, arm), runs in rows.runs.items():
+        finished = [(run, behind) for run, behind in runs if run.done]
+        if not finished:
+            continue
+        first = finished[0][0]
+        href = rows.href(group, arm)
+        own, whole = (
+            _mean([getattr(behind, name) for _, behind in finished])
+            for name in ("own_seconds", "row_seconds")
+        )
+        flops = _mean([run.training_flops or 0.0 for run, _ in finished])
+        own_flops = _mean([behind.own_flops for _, behind in finished])
+        samples = _mean([float(run.samples or 0) for run, _ in finished])
+        listed.append(
+            (
+                PageCell(text=rows.name(group)),
+                PageCell(text=arm),
+                PageCell(text=words.quantity(_mean([float(r.epochs or 0) for r, _ in finished]))),
+                PageCell(text=words.quantity(own_flops), href=href),
+                PageCell(text=words.quantity(flops), href=href),
+                PageCell(text=words.quantity(samples), href=href),
+                PageCell(text=in_words(own), value=own, href=href),
+                PageCell(text=in_words(whole), value=whole, href=href),
+                PageCell(text=str(max(behind.stages for _, behind in finished))),
+                PageCell(text=_fairness(first)),
+            )
+        )
+    table = PageTable(
+        title="What each row cost, on average over its seeds",
+        columns=columns,
+        rows=tuple(listed),
+        named=2,
+        words=("arm", "fairness"),
+        about="A multiply-add counts as 2 FLOPs and a training step as three forward passes. "
+        "Times are those of the machines and the load where each job ran, so they compare only "
+        "where these were alike. Energy was not read. 'All it stands on' counts the parent, its "
+        "prunings and rounds; rows share them.",
+    )
+    lead = (
+        f"All {evidence.jobs} finished jobs together, each counted once: "
+        f"{words.quantity(evidence.flops)} training FLOPs and {in_words(evidence.seconds)} of "
+        "computing."
+    )
+    return PageSection(name="ledger", title="Ledger", lead=lead, blocks=(table,))
+
+
+def record_section(rows: RowLinks, folder: Path) -> PageSection:
+    """List the record of every run, with the way to its file."""
+    listed, anchors = [], []
+    for (group, arm), runs in rows.runs.items():
+        anchors.append(rows.anchors[group, arm])
+        links = tuple(
+            (
+                f"{run.seed}: {run.score:.{run.metric.digits}f}",
+                address(behind.file, folder),
+            )
+            for run, behind in runs
+            if run.done and run.score is not None
+        )
+        missing = [str(run.seed) for run, _ in runs if not run.done]
+        statuses = ", ".join(dict.fromkeys(run.status for run, _ in runs))
+        keys = [behind.key[:12] for run, behind in runs if run.done]
+        listed.append(
+            (
+                PageCell(text=rows.name(group)),
+                PageCell(text=arm),
+                PageCell(text="" if links else "none", links=links),
+                PageCell(text=f"{statuses}{': seeds ' + ', '.join(missing) if missing else ''}"),
+                PageCell(text=" ".join(keys)),
+            )
+        )
+    columns = ("pruned by", "arm", "seed: score (its record)", "status", "keys begin with")
+    table = PageTable(
+        title="Records behind the numbers",
+        columns=columns,
+        rows=tuple(listed),
+        anchors=tuple(anchors),
+        named=2,
+        words=columns[2:],
+        about="A record is a JSON file with the whole request, the history of the training and "
+        "the keys of what it stands on. The links lead into the store from where this page was "
+        "written.",
+    )
+    return PageSection(name="records", title="Records", blocks=(table,))
+
+
+def address(file: Path, folder: Path) -> str:
+    """Write the way from a page's folder to a file as a link; absolute where there is no other."""
+    try:
+        return quote(Path(relpath(file, folder)).as_posix())
+    except ValueError:  # on another drive
+        return file.absolute().as_uri()
+
+
+def _fairness(run: Run) -> str:
+    from regrow.report.rows import fairness
+
+    return fairness([run])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return mean_and_std(values)[0] if values else 0.0
