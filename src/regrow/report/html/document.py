@@ -1,4 +1,4 @@
-"""What a page shows, as values: sections of tables, charts, texts and facts, before any markup.
+"""Values of a page: sections of tables, charts, texts and facts, before any markup.
 
 Nothing here is escaped: the templates do that, of every text.
 """
@@ -29,7 +29,7 @@ class PageCell:
 
     @property
     def sorts_by(self) -> str:
-        """What a script sorts by; empty where that is the text itself."""
+        """The value that a script sorts by; empty where that is the text itself."""
         value = number_in(self.text) if self.value is None else self.value
         return "" if value is None or self.text == f"{value:g}" else f"{value:.10g}"
 

@@ -1,4 +1,4 @@
-"""What records hold beside a run's score: how it was trained, what it cost, what stayed of it."""
+"""The part of records beside a score: how a run was trained, what it cost, what stayed of it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyEvidence:
-    """What stands behind the runs of a study, in their order; and what its jobs took together."""
+    """Records behind the runs of a study, in their order; and the cost of all its jobs together."""
 
     runs: tuple[RunEvidence, ...]
     kept: tuple[Kept, ...] = ()
