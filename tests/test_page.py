@@ -14,7 +14,7 @@ import pytest
 from browser import Browser
 from commands import Command, write_study
 from regrow.report import Report, write
-from regrow.report.html import StudyEvidence, page_of, render
+from regrow.report.html import StudyEvidence, document_of, render
 from regrow.report.html.chart import Chart, ChartPoint, Level, Series, draw
 from regrow.report.html.document import PageCell, number_in
 from regrow.report.html.evidence import RunEvidence
@@ -131,7 +131,7 @@ def report_of(runs: list[Run], folder: Path, title: str = "a study") -> Report:
 
 def rendered(runs: list[Run], folder: Path, title: str = "a study", epochs: int = 3) -> str:
     report = report_of(runs, folder, title)
-    document = page_of(report, runs, evidence_of(runs, epochs), folder, settings={title: title})
+    document = document_of(report, runs, evidence_of(runs, epochs), folder, settings={title: title})
     return render(document)
 
 
@@ -193,7 +193,7 @@ def test_names_are_shown_and_never_read_as_markup(tmp_path: Path) -> None:
 def test_a_large_study_stays_small_and_its_links_lead_somewhere(tmp_path: Path) -> None:
     runs = make_runs(num_cells=40)
     report = report_of(runs, tmp_path)
-    document = page_of(report, runs, evidence_of(runs), tmp_path, settings={})
+    document = document_of(report, runs, evidence_of(runs), tmp_path, settings={})
     whole = len(render(document).encode())
     shorter = Page(render(document, most_bytes=whole - 1))
     assert "Left out, so that the page stays small: Training curves." in shorter.text

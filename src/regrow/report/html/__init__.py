@@ -29,6 +29,7 @@ from regrow.report.html.document import (
     Tone,
 )
 from regrow.report.html.evidence import StudyEvidence, gather
+from regrow.report.html.methods import method_cautions, method_headlines, method_section
 from regrow.report.html.render import render
 from regrow.report.html.sections import (
     RowLinks,
@@ -60,7 +61,7 @@ def write_page(
     ``settings`` are files that the study was read from, by title. ``refresh`` is after how many
     seconds a browser reads the page again, while a run goes on.
     """
-    document = page_of(
+    document = document_of(
         report,
         runs,
         evidence,
@@ -76,7 +77,7 @@ def write_page(
     return path
 
 
-def page_of(
+def document_of(
     report: Report,
     runs: Sequence[Run],
     evidence: StudyEvidence,
@@ -90,6 +91,7 @@ def page_of(
     page, rows = report.page, RowLinks.of(runs, evidence)
     done = sum(run.done for run in runs)
     sections = [
+        *method_section(page.contests, page.methods, rows),
         *cost_section(report.frame, page.metrics, rows),
         *verdict_sections(page, rows, tests(page) if page.verdicts else ""),
         result_section(page, report.frame, rows, method(page)),
@@ -107,26 +109,26 @@ def page_of(
         kicker=f"regrow report, {report.provenance.get('date', date.today().isoformat())}: "
         f"{done} of {len(runs)} runs done",
         headlines=tuple(_headlines(report)),
-        cautions=(*cautions(page.verdicts), *page.limits),
+        cautions=(*cautions(page.verdicts), *method_cautions(page.contests), *page.limits),
         sections=tuple(sections),
         seconds=refresh,
     )
 
 
 def _headlines(report: Report) -> Iterator[Headline]:
-    verdicts = report.verdicts
-    if nothing := no_answer(verdicts):
-        yield Headline(
-            question="Is training from scratch as good?", short="No answer", text=nothing
-        )
-        return
-    for found in answers(verdicts):
+    verdicts, contests = report.verdicts, report.contests
+    nothing = no_answer(verdicts)
+    if nothing and not contests:
+        question = "Would training from scratch have done as well?"
+        yield Headline(question=question, short="No answer", text=nothing)
+    for found in () if nothing else answers(verdicts):
         yield Headline(
             question=found.question,
             short=found.short,
             text=found.text[:1].upper() + found.text[1:],
             tone=_tone(found.short),
         )
+    yield from method_headlines(contests)
 
 
 def _tone(short: str) -> Tone:

@@ -61,7 +61,13 @@ class PageTable:
 
     @classmethod
     def of(
-        cls, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], about: str = ""
+        cls,
+        title: str,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        about: str = "",
+        *,
+        named: int = 1,
     ) -> "PageTable":
         """Make a table of plain texts."""
         listed = [tuple(PageCell(text=text) for text in row) for row in rows]
@@ -76,6 +82,7 @@ class PageTable:
             rows=tuple(listed),
             about=about,
             words=tuple(wordy),
+            named=named,
         )
 
 

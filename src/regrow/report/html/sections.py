@@ -164,7 +164,9 @@ def result_section(page: Page, frame: pd.DataFrame, rows: RowLinks, method: str)
             )
         )
     for extra in page.extras:
-        blocks.append(PageTable.of(extra.title, extra.columns, extra.rows, extra.about))
+        blocks.append(
+            PageTable.of(extra.title, extra.columns, extra.rows, extra.about, named=extra.names)
+        )
     about = (method,) if page.tables else ("Not run: the study has no rows.",)
     return PageSection(name="results", title="Results", blocks=(*blocks, Texts(items=about)))
 

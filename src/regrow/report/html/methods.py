@@ -1,0 +1,127 @@
+"""Methods against methods on a page: all of them on one axis, then the tables of each contest."""
+
+from collections.abc import Iterator, Sequence
+
+from regrow.report.contest_words import answers, name_of
+from regrow.report.contests import Contest, Entrant, Level
+from regrow.report.html.chart import MARKS, Chart, ChartPoint, Series
+from regrow.report.html.document import Block, Charts, Headline, PageSection, PageTable
+from regrow.report.html.sections import RowLinks
+from regrow.report.render import Extra
+from regrow.report.verdict import Verdict
+from regrow.tasks.metric import Metric
+
+
+def method_headlines(contests: Sequence[Contest]) -> Iterator[Headline]:
+    """Sum each contest up; which costs are too unlike is among the cautions."""
+    for contest in contests:
+        *_, text = answers([contest])
+        yield Headline(
+            question=f"Which method is best at one cost, under {name_of(contest)}?",
+            short=_short(contest),
+            text=text.partition(": ")[2],
+            tone="open" if not _winners(contest) else "good",
+        )
+
+
+def method_cautions(contests: Sequence[Contest]) -> list[str]:
+    """Say once which rows cost too unlike amounts to be compared."""
+    return [*dict.fromkeys(line for contest in contests for line in answers([contest])[:-1])]
+
+
+def _winners(contest: Contest) -> list[str]:
+    """Return the methods that are better than another, and worse than none."""
+    ahead = [v.arm if v.outcome == "better" else v.against for v in contest.main if _decided(v)]
+    behind = {v.against if v.outcome == "better" else v.arm for v in contest.main if _decided(v)}
+    return [name for name in dict.fromkeys(ahead) if name not in behind]
+
+
+def _decided(verdict: Verdict) -> bool:
+    return verdict.outcome in ("better", "worse")
+
+
+def _short(contest: Contest) -> str:
+    if not any(verdict.differences for verdict in contest.main):
+        return "Not run"
+    winners = _winners(contest)
+    if not winners:
+        return "Undecided"
+    return f"Better than some and worse than none: {', '.join(winners)}"
+
+
+def method_section(
+    contests: Sequence[Contest], tables: Sequence[Extra], rows: RowLinks
+) -> Iterator[PageSection]:
+    """Show every contest; nothing where methods are not compared."""
+    if not contests:
+        return
+    blocks: list[Block] = [block for contest in contests for block in _charts(contest, rows)]
+    blocks += [PageTable.of(t.title, t.columns, t.rows, t.about, named=t.names) for t in tables]
+    yield PageSection(
+        name="methods",
+        title="Methods against methods",
+        lead="All methods at one cost, under the same retraining; rows of unlike cost are not "
+        "ranked.",
+        blocks=tuple(blocks),
+    )
+
+
+def _charts(contest: Contest, rows: RowLinks) -> Iterator[Charts]:
+    panels: dict[tuple[str, str, str], list[Level]] = {}
+    for level in contest.levels:
+        panels.setdefault((level.data, level.model, level.cost), []).append(level)
+    methods = dict.fromkeys(e.method for level in contest.levels for e in level.entrants)
+    looks = {method: number % len(MARKS) for number, method in enumerate(methods)}
+    charts = []
+    for (data, model, cost), levels in panels.items():
+        lines = {
+            method: tuple(
+                _point(entrant, level, contest.metric, rows)
+                for level in levels
+                for entrant in level.entrants
+                if entrant.method == method and entrant.mean is not None and entrant.cost
+            )
+            for method in methods
+        }
+        series = [
+            Series(name=method, look=looks[method], points=points)
+            for method, points in lines.items()
+            if points
+        ]
+        if series:
+            charts.append(
+                Chart(
+                    title=f"{data} / {model}",
+                    x=f"share of {cost} left",
+                    y=contest.metric.axis,
+                    series=tuple(series),
+                    falls=contest.metric.better == "lower",
+                    digits=contest.metric.digits,
+                    apart=True,
+                )
+            )
+    if charts:
+        yield Charts(
+            title=f"All methods, under {name_of(contest)}",
+            charts=tuple(charts),
+            names=tuple(looks.items()),
+            about="Means over seeds with 95% intervals; methods at one place are moved apart.",
+        )
+
+
+def _point(entrant: Entrant, level: Level, metric: Metric, rows: RowLinks) -> ChartPoint:
+    assert entrant.mean is not None
+    assert entrant.cost is not None
+    interval = ""
+    if entrant.low is not None and entrant.high is not None:
+        interval = f", 95% {entrant.low:.{metric.digits}f} to {entrant.high:.{metric.digits}f}"
+    first = entrant.runs[0] if entrant.runs else None
+    return ChartPoint(
+        x=entrant.cost,
+        y=entrant.mean,
+        low=entrant.low,
+        high=entrant.high,
+        text=f"{entrant.method} ({level.amount}): {entrant.mean:.{metric.digits}f}{interval}, "
+        f"n = {entrant.n}",
+        href=rows.href(first.group, first.arm) if first is not None else "",
+    )
