@@ -15,7 +15,7 @@ from browser import Browser
 from commands import Command, write_study
 from regrow.report import Report, write
 from regrow.report.html import StudyEvidence, document_of, render
-from regrow.report.html.chart import Chart, ChartPoint, Level, Series, draw
+from regrow.report.html.chart import Chart, ChartPoint, ReferenceLine, Series, draw
 from regrow.report.html.document import PageCell, number_in
 from regrow.report.html.evidence import RunEvidence
 from regrow.report.html.render import MOST_BYTES
@@ -233,7 +233,7 @@ def test_a_score_of_which_less_is_better_stands_higher_where_it_is_lower() -> No
     points = (ChartPoint(x=1.0, y=1.0), ChartPoint(x=2.0, y=2.0))
     chart = Chart(
         title="t", x="x", y="y", series=(Series(name="a", look=0, points=points),), falls=True,
-        level=Level(y=1.5, low=1.2, high=1.8),
+        level=ReferenceLine(y=1.5, low=1.2, high=1.8),
     )  # fmt: skip
     first, second = draw(chart).marks
     assert first["y"] < second["y"]

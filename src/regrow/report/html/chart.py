@@ -59,7 +59,7 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
+class ReferenceLine:
     """A value that does not depend on x, with its interval: a dashed line with a band."""
 
     y: float
@@ -80,7 +80,7 @@ class Chart:
     x: str
     y: str
     series: tuple[Series, ...]
-    level: Level | None = None
+    level: ReferenceLine | None = None
     log: bool = False
     falls: bool = False
     least: float | None = None
@@ -186,7 +186,8 @@ def _x_axis(chart: Chart, values: Sequence[float]) -> tuple[Place, Ticks]:
             return LEFT + width * (math.log(x) - first) / (last - first)
 
     else:
-        first, last = low, high if high > low else low + 1.0
+        room = (0.07 * (high - low) or 0.05 * abs(high) or 0.5) if chart.apart else 0.0
+        first, last = low - room, (high if high > low else low + (not room)) + room
         ticks = _round_ticks(first, last)
 
         def place(x: float) -> float:

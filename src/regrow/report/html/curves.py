@@ -8,7 +8,7 @@ from scipy.special import stdtrit
 
 from regrow.report import words
 from regrow.report.figures import AXES, SPARE, STYLES, arm_styles, score_limits
-from regrow.report.html.chart import Chart, ChartPoint, Level, Series
+from regrow.report.html.chart import Chart, ChartPoint, ReferenceLine, Series
 from regrow.report.html.document import Block, Charts, PageCell, PageSection, PageTable
 from regrow.report.html.evidence import Histogram, StudyEvidence
 from regrow.report.html.sections import RowLinks
@@ -101,7 +101,9 @@ def _score_chart(
     level = None
     for row in whole.to_dict("records"):
         point = _point(row, column, metric, rows)
-        level = Level(y=point.y, low=point.low, high=point.high, text=point.text, href=point.href)
+        level = ReferenceLine(
+            y=point.y, low=point.low, high=point.high, text=point.text, href=point.href
+        )
     bounds = _with_bars((metric.gain(foot), metric.gain(top)), series, level)
     return Chart(
         title=f"{first['data']} / {first['model']} / {first['method']}",
@@ -119,11 +121,11 @@ def _score_chart(
 
 
 def _with_bars(
-    limits: tuple[float, float], series: Sequence[Series], level: Level | None
+    limits: tuple[float, float], series: Sequence[Series], level: ReferenceLine | None
 ) -> tuple[float, float]:
     """Widen an axis for the intervals of what stands on it, by its own length at most."""
     low, high = sorted(limits)
-    shown: list[ChartPoint | Level] = [
+    shown: list[ChartPoint | ReferenceLine] = [
         p for line in series for p in line.points if low <= p.y <= high
     ]
     shown += [] if level is None else [level]

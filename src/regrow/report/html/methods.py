@@ -1,9 +1,10 @@
 """Methods against methods on a page: all of them on one axis, then the tables of each contest."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from regrow.report.contest_words import answers, name_of
 from regrow.report.contests import Contest, Entrant, Level
+from regrow.report.figures import AXES
 from regrow.report.html.chart import MARKS, Chart, ChartPoint, Series
 from regrow.report.html.document import Block, Charts, Headline, PageSection, PageTable
 from regrow.report.html.sections import RowLinks
@@ -19,7 +20,7 @@ def method_headlines(contests: Sequence[Contest]) -> Iterator[Headline]:
         yield Headline(
             question=f"Which method is best at one cost, under {name_of(contest)}?",
             short=_short(contest),
-            text=text.partition(": ")[2],
+            text=f"Of {text.partition(': of ')[2]}" if ": of " in text else text,
             tone="open" if not _winners(contest) else "good",
         )
 
@@ -55,7 +56,7 @@ def method_section(
     """Show every contest; nothing where methods are not compared."""
     if not contests:
         return
-    blocks: list[Block] = [block for contest in contests for block in _charts(contest, rows)]
+    blocks: list[Block] = [_charts(contests, rows)]
     blocks += [PageTable.of(t.title, t.columns, t.rows, t.about, named=t.names) for t in tables]
     yield PageSection(
         name="methods",
@@ -66,47 +67,51 @@ def method_section(
     )
 
 
-def _charts(contest: Contest, rows: RowLinks) -> Iterator[Charts]:
-    panels: dict[tuple[str, str, str], list[Level]] = {}
-    for level in contest.levels:
-        panels.setdefault((level.data, level.model, level.cost), []).append(level)
-    methods = dict.fromkeys(e.method for level in contest.levels for e in level.entrants)
-    looks = {method: number % len(MARKS) for number, method in enumerate(methods)}
+def _charts(contests: Sequence[Contest], rows: RowLinks) -> Charts:
+    """Draw every contest beside the others, each method with one look in all of them."""
+    entrants = (e for contest in contests for level in contest.levels for e in level.entrants)
+    methods = dict.fromkeys(entrant.method for entrant in entrants)
+    looks = {method: 1 + number % (len(MARKS) - 1) for number, method in enumerate(methods)}
     charts = []
-    for (data, model, cost), levels in panels.items():
-        lines = {
-            method: tuple(
-                _point(entrant, level, contest.metric, rows)
-                for level in levels
-                for entrant in level.entrants
-                if entrant.method == method and entrant.mean is not None and entrant.cost
-            )
-            for method in methods
-        }
-        series = [
-            Series(name=method, look=looks[method], points=points)
+    for contest in contests:
+        panels: dict[tuple[str, str, str], list[Level]] = {}
+        for level in contest.levels:
+            panels.setdefault((level.data, level.model, level.cost), []).append(level)
+        for levels in panels.values():
+            lines: dict[str, list[ChartPoint]] = {}
+            for level in levels:
+                for entrant in level.entrants:
+                    if entrant.mean is not None and entrant.cost:
+                        point = _point(entrant, level, contest.metric, rows)
+                        lines.setdefault(entrant.method, []).append(point)
+            if lines:
+                charts.append(_chart(contest, levels[0], lines, looks))
+    return Charts(
+        title="All methods on one axis",
+        charts=tuple(charts),
+        names=tuple(looks.items()),
+        about="Means over seeds with 95% intervals; methods at one place are moved apart.",
+    )
+
+
+def _chart(
+    contest: Contest,
+    level: Level,
+    lines: Mapping[str, Sequence[ChartPoint]],
+    looks: Mapping[str, int],
+) -> Chart:
+    return Chart(
+        title=f"{level.data} / {level.model}: {name_of(contest)}",
+        x=f"share of {AXES.get(level.cost, level.cost)} left",
+        y=contest.metric.axis,
+        series=tuple(
+            Series(name=method, look=looks[method], points=tuple(points))
             for method, points in lines.items()
-            if points
-        ]
-        if series:
-            charts.append(
-                Chart(
-                    title=f"{data} / {model}",
-                    x=f"share of {cost} left",
-                    y=contest.metric.axis,
-                    series=tuple(series),
-                    falls=contest.metric.better == "lower",
-                    digits=contest.metric.digits,
-                    apart=True,
-                )
-            )
-    if charts:
-        yield Charts(
-            title=f"All methods, under {name_of(contest)}",
-            charts=tuple(charts),
-            names=tuple(looks.items()),
-            about="Means over seeds with 95% intervals; methods at one place are moved apart.",
-        )
+        ),
+        falls=contest.metric.better == "lower",
+        digits=contest.metric.digits,
+        apart=True,
+    )
 
 
 def _point(entrant: Entrant, level: Level, metric: Metric, rows: RowLinks) -> ChartPoint:
