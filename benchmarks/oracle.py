@@ -192,7 +192,7 @@ def _measure_only(norm: nn.Module, kept: Tensor) -> None:
         result = (x - mean) * torch.rsqrt(variance + eps)
         weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
         if weight is not None:
-            offset = 1.0 if "Gemma" in kind else 0.0
+            offset = 1.0 if "Gemma" in kind or "1P" in kind else 0.0
             gone = torch.zeros_like(weight)
             gone[kept] = offset
             result = result * (weight + gone).view(wide)

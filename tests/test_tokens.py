@@ -39,7 +39,7 @@ class Heads(nn.Module):
 
     bias: Any
 
-    def __init__(self, bias: Callable[[Any, Tensor], Tensor] | None = None, **parts: Any) -> None:
+    def __init__(self, bias: Any = None, **parts: Any) -> None:
         super().__init__()
         self.num_heads, self.head_dim, self.bias = 3, 4, bias
         self.q, self.k, self.v, self.out = (nn.Linear(12, 12) for _ in range(4))
@@ -88,6 +88,46 @@ class Reduced(nn.Module):
         small = self.reduce(x.transpose(1, 2).reshape(batch, width, 2, places // 2))
         rows: Tensor = small.reshape(batch, width, -1).transpose(1, 2)
         return x + rows.repeat_interleave(places, 1)
+
+
+class Shifted(nn.LayerNorm):
+    """A layer norm whose weight is how far its scale is from one, as in Nemotron."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight + 1, self.bias, self.eps)
+
+
+class Places(nn.Module):
+    """A table of positions, of which all but the first are resized, as for larger images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 9, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, rest = self.table[:, :1], self.table[:, 1:].reshape(1, 2, 4, -1)
+        rest = F.interpolate(rest.permute(0, 3, 1, 2), size=(1, 5), mode="bilinear")
+        return x + torch.cat([first, rest.permute(0, 2, 3, 1).flatten(1, 2)], 1)
+
+
+def added_at_once(m: Any, x: Tensor, bias: Tensor) -> Tensor:
+    """Attend with scores that are added to something in the same operation, as in BLOOM."""
+    q, k, v = (m.split(layer(x)).flatten(0, 1) for layer in (m.q, m.k, m.v))
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2)).softmax(-1)
+    met = (scores @ v).view(len(x), -1, x.shape[1], m.head_dim)
+    result: Tensor = x + m.out(met.transpose(1, 2).flatten(2))
+    return result
+
+
+class AtMost(nn.Module):
+    """Cuts off places beyond the most there may be, of which there are as many as channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most, self.lists = 12, [12, 7]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : self.most].relu()[:, : self.lists[0]]
 
 
 class Settings:
@@ -166,6 +206,21 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, int]]]] = {
         lambda: Net(lambda m, x: m.part(x), part=Reduced()),
         {"embed": ("stream", 12)},
     ),
+    "scale that is computed": (
+        lambda: Net(lambda m, x: m.norm(x), norm=Shifted(12)),
+        {"embed": ("linear", 12)},
+    ),
+    "positions that are resized": (
+        lambda: Net(lambda m, x: m.places(x).relu(), places=Places()),
+        {"embed": ("linear", 12)},
+    ),
+    "scores added at once": (
+        lambda: Net(
+            lambda m, x: added_at_once(m.part, x, m.part.bias),
+            part=Heads(bias=nn.Parameter(torch.randn(3, 1, 6))),
+        ),
+        {"embed": ("stream", 12), "part.q": ("head", 3)},
+    ),
     "settings of several modules": (
         lambda: by_config(Settings()),
         {"embed": ("stream", 12), "first.q": ("head", 3), "second.q": ("head", 3)},
@@ -215,3 +270,20 @@ def test_settings_are_copied_for_the_module_that_is_cut(settings: Callable[[], A
     assert (config.heads, config.widths) == (3, [12, 4])
     assert net.first.config is net.second.config is config
     assert small.first.config.classes == 4  # which its code does not read
+
+
+def test_bias_that_hangs_on_the_number_of_heads_keeps_them_whole() -> None:
+    """Slopes that are another constant for each head, as those of ALiBi are."""
+    slopes = torch.tensor([0.5, 0.25, 0.125]).view(3, 1, 1)
+    found = trace(Net(lambda m, x: added_at_once(m.part, x, slopes), part=Heads()), TOKENS)
+    assert groups(found) == {"embed": ("stream", 12)}
+    assert "it meets data that is kept whole" in found.whole["part.q"]
+
+
+def test_number_that_equals_a_width_by_chance_stays() -> None:
+    net: Any = Net(lambda m, x: m.part(x), part=AtMost()).eval()
+    found = trace(net, TOKENS)
+    small: Any = shrink(net, Mask(unit="channel", kept={"embed": torch.arange(12) < 3}), found)
+    assert (small.part.most, small.part.lists) == (12, [12, 7])
+    long = torch.randn(1, 14, 10)
+    assert small(long).shape == net(long).shape

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from regrow.surgery.groups import NUMBER, Trace
-from regrow.surgery.numbers import Attribute, Choice, Number
+from regrow.surgery.numbers import Attribute, Choice, Number, names_in_code
 from regrow.surgery.trial import Trials
 
 COUNTED = "the network's own code counts on how many there are"
@@ -71,6 +72,8 @@ class Assumptions:
             broken |= trials.refused(found.trace, [name])
         if broken:
             self._correct(trials, broken, found)
+        else:
+            self.choices |= _equal_by_chance(trials, found, self.choices)
         return not broken
 
     def _guess(self, found: Trace) -> bool:
@@ -121,6 +124,31 @@ class Assumptions:
         self.views -= broken.keys()
         for name, breaks in broken.items():
             self.counted |= dict.fromkeys(made[name], f"{COUNTED} ({breaks})")
+
+
+def _equal_by_chance(
+    trials: Trials, found: Followed, choices: Mapping[Attribute, Choice]
+) -> dict[Attribute, Choice]:
+    """Name the numbers that need not follow: they equal a width by chance, and count other things.
+
+    A number that the example does not need (the most places there may be) would be wrong for other
+    inputs if it followed.
+    """
+    stay: dict[Attribute, Choice] = {}
+    for place in dict.fromkeys(number.place for number in found.told):
+        slots = {number.slot for number in found.told if number.place == place}
+        names = [
+            name
+            for name, group in found.trace.groups.items()
+            if any((slot.tensor, slot.dim) in slots for slot in group.slots)
+        ]
+        kind: Any = place.kind
+        read = place.name.rpartition(".")[2] in names_in_code(kind)
+        if names and read:
+            other = found.follow({**choices, **stay, place: None})
+            if trials.works(other, names):
+                stay[place] = None
+    return stay
 
 
 def _heads_of_streams(found: Trace, broken: Collection[str]) -> frozenset[str]:

@@ -20,16 +20,19 @@ if TYPE_CHECKING:
     from regrow.surgery.painter import Painter
 
 
-@rule("aten::bmm")
+@rule("aten::bmm", "aten::baddbmm")
 def _multiply_matrices(painter: Painter, node: Node) -> None:
-    """Multiply ``[b, m, k]`` and ``[b, k, n]``."""
-    left, right = node.args[:2]
+    """Multiply ``[b, m, k]`` and ``[b, k, n]``, and add the result to something."""
+    *added, left, right = node.args[:3] if node.name == "aten::baddbmm" else node.args[:2]
     a, b = painter.of(left), painter.of(right)
     if _has_heads(a) or _has_heads(b):
+        others = [_within_heads(painter, source) for source in _biases(painter, added)]
         a, b = _within_heads(painter, a), _within_heads(painter, b)
-        result = _unite_heads(painter, [a, b])
+        result = _unite_heads(painter, [a, b, *others])
     else:
         result = _contract(painter, node, a, b)
+        if added and result.coloured_dims():
+            painter.keep_whole(result, node, "something is added to it")
     painter.put(node, replace(result, shape=painter.shape(node.outputs[0])))
 
 
@@ -60,7 +63,7 @@ def _contract(painter: Painter, node: Node, a: Paint, b: Paint) -> Paint:
 def _attend(painter: Painter, node: Node) -> None:
     """Attend ``[..., tokens, channels]`` to ``[..., others, channels]``."""
     queries, keys, values = (painter.of(ref) for ref in node.args[:3])
-    masks = _masks(painter, node)
+    masks = _biases(painter, map(Ref, node.refs()[3:]))
     shape = painter.shape(node.outputs[0])
     data = [queries, keys, values]
     if any(_has_heads(source) for source in data):
@@ -83,20 +86,20 @@ def _attend(painter: Painter, node: Node) -> None:
     painter.put(node, Paint(values.ids, shape, values.clean))
 
 
-def _masks(painter: Painter, node: Node) -> list[Paint]:
+def _biases(painter: Painter, refs: Iterable[Ref]) -> list[Paint]:
     """Return what is added to products of queries and keys, another one for each head."""
-    masks = []
-    for index in node.refs()[3:]:
-        ref, shape = Ref(index), painter.shape(index)
+    biases = []
+    for ref in refs:
+        shape = painter.shape(ref.index)
         heads = len(shape) - 3
         if heads < 0 or (shape[heads] == 1 and not painter.of(ref).coloured_dims()):
             continue  # the same for all heads
         follows = painter.is_painted(ref) or painter.paint_parameter(ref, along=(heads,))
         if follows or painter.paint_constant(ref, heads - len(shape)):
-            masks.append(painter.of(ref))
+            biases.append(painter.of(ref))
         else:
-            masks.append(Paint(torch.full((1,) * len(shape), WHOLE), shape))
-    return masks
+            biases.append(Paint(torch.full((1,) * len(shape), WHOLE), shape))
+    return biases
 
 
 def _has_heads(source: Paint) -> bool:

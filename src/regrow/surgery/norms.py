@@ -83,7 +83,10 @@ def _group_norm(painter: Painter, node: Node) -> None:
     else:
         painter.unite_rows(channels, channels.view(groups, -1)[:, 0])
         if _pass_norm(painter, node, affine, channels, dim=0):
-            painter.put(node, replace(source, clean=source.clean or affine[0] is not None))
+            made = [ref for ref in affine if isinstance(ref, Ref) and painter.is_painted(ref)]
+            clean = all(painter.of(ref).clean for ref in made) if made else source.clean
+            named = affine[0] is not None and not made
+            painter.put(node, replace(source, clean=clean or named))
 
 
 def _measure(painter: Painter, node: Node, affine: Sequence[Any], *, over: tuple[int, ...]) -> None:
@@ -98,19 +101,25 @@ def _measure(painter: Painter, node: Node, affine: Sequence[Any], *, over: tuple
     assert channels is not None
     if _pass_norm(painter, node, affine, channels, dim=over.index(coloured[0])):
         painter.measured.add(node.module)
-        painter.put(node, replace(source, clean=True))
+        shift: Any = affine[1]
+        clean = not isinstance(shift, Ref) or not painter.is_painted(shift)
+        painter.put(node, replace(source, clean=clean or painter.of(shift).clean))
 
 
 def _pass_norm(
     painter: Painter, node: Node, affine: Sequence[Any], channels: Tensor, *, dim: int
 ) -> bool:
-    """Note a norm's scale, shift and width; keep all whole if they are no parameters of its own."""
-    names = [painter.parameter(ref) for ref in affine if isinstance(ref, Ref)]
-    if None in names:
+    """Note a norm's scale, shift and width; keep all whole if they belong to no channels."""
+    tensors = [ref for ref in affine if isinstance(ref, Ref)]
+    named = {ref: painter.parameter(ref) for ref in tensors}
+    made = [ref for ref, name in named.items() if name is None]  # 1 + weight, for one
+    if any(not painter.is_painted(ref) or painter.of(ref).along(0) is None for ref in made):
         painter.unknown(node)
         return False
-    for name in names:
-        assert name is not None
-        painter.pass_through(name, dim, channels, norm=node.module)
+    for ref, name in named.items():
+        if name is not None:
+            painter.pass_through(name, dim, channels, norm=node.module)
+        else:
+            painter.unite(channels, painter.of(ref).full())
     painter.pass_width(node.module, channels, dim=dim)
     return True

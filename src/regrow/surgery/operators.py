@@ -18,6 +18,17 @@ SLICES = names("slice narrow")
 CHOICES = (*SPLITS, *SLICES, *names("select unbind index_select unfold roll index"))
 # Run on the colours themselves.
 MOVES = (*VIEWS, *CHOICES, *names("squeeze expand repeat flip"))
+# Of maps, channel by channel.
+RESIZES = names(
+    "avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool2d max_pool3d_with_indices "
+    "_adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d _adaptive_avg_pool3d "
+    "adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+    "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d "
+    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d "
+    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d grid_sampler_2d "
+    "fractional_max_pool2d _adaptive_avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d"
+)
 UNARY = names(
     "relu relu_ leaky_relu leaky_relu_ relu6 relu6_ hardtanh hardtanh_ clamp clamp_ clamp_min "
     "clamp_min_ clamp_max clamp_max_ threshold threshold_ gelu silu silu_ mish mish_ tanh tanh_ "

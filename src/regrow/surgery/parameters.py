@@ -14,6 +14,7 @@ from regrow.surgery.operators import (
     COPIES,
     MADE_ANEW,
     MOVES,
+    RESIZES,
     TURNS,
     UNARY,
     VIEWS,
@@ -73,6 +74,12 @@ def follow(painter: Painter, node: Node) -> None:
     elif node.name in followed and all(_is_vector(painter, ref) for ref in named):
         for ref in named:
             painter.paint_parameter(ref)
+        painter.rules[node.name](painter, node)
+    elif alone and node.name in RESIZES:
+        _resize(painter, node, named[0])
+    elif node.name == "aten::cat" and (columns := _columns(painter, node, named)) is not None:
+        for ref in named:
+            painter.paint_parameter(ref, along=(columns,))
         painter.rules[node.name](painter, node)
     elif alone and node.name in (*MOVES, "aten::unsqueeze"):
         _move(painter, node, named[0])
@@ -159,6 +166,30 @@ def _move(painter: Painter, node: Node, ref: Ref) -> None:
         painter.compute(node)
     else:
         painter.lay(node, replace(laid, dims=tuple(dims), in_order=in_order))
+
+
+def _resize(painter: Painter, node: Node, ref: Ref) -> None:
+    """Change the size of a map ``[n, channels, ...]`` of places, channel by channel."""
+    laid = painter.laid(ref)
+    assert laid is not None
+    dims = (*laid.dims[:2], *[None] * (len(laid.dims) - 2))
+    painter.lay(node, replace(laid, dims=dims, same_values=False, in_order=False))
+
+
+def _columns(painter: Painter, node: Node, named: list[Ref]) -> int | None:
+    """Return the last dimension beside that along which only tables are joined, if they have it."""
+    laid = [painter.laid(ref) for ref in named]
+    rank = len(painter.shape(node.outputs[0]))
+    joined = (node.args[1] if len(node.args) > 1 else 0) % rank
+    shared = [
+        dim
+        for dim in range(rank)
+        if dim != joined
+        and all(own is not None and len(own.dims) == rank for own in laid)
+        and all(own.dims[dim] is not None and painter.shape(ref.index)[dim] > 1
+                for own, ref in zip(laid, named, strict=True) if own is not None)
+    ]  # fmt: skip
+    return shared[-1] if shared and set(named) == set(node.args[0]) else None
 
 
 def _moved(painter: Painter, node: Node, places: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from regrow.surgery.operators import (
     ARITHMETIC,
     COPIES,
     EMBEDDINGS,
+    RESIZES,
     TURNS,
     UNARY,
     names,
@@ -38,18 +39,6 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
-
-
-_POOLS = names(
-    "avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool2d max_pool3d_with_indices "
-    "_adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d _adaptive_avg_pool3d "
-    "adaptive_max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d "
-    "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d "
-    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d "
-    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d "
-    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d grid_sampler_2d "
-    "fractional_max_pool2d _adaptive_avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d"
-)
 
 
 @rule(*UNARY)
@@ -186,7 +175,7 @@ def _prelu(painter: Painter, node: Node) -> None:
     painter.put(node, replace(result, clean=operands[0].is_zero(painter)))
 
 
-@rule(*_POOLS)
+@rule(*RESIZES)
 def _pool(painter: Painter, node: Node) -> None:
     """Change the map's size, channel by channel (and head by head, where these are a batch)."""
     source = painter.of(node.args[0])

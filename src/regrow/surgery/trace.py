@@ -83,10 +83,9 @@ def trace(
             base = replace(base, idle=())
         told = numbers(model, painter, classes)
         follow = partial(followed, base, told, numbering.named)
-        result = follow(assumed.choices)
         trials = Trials(tried, numbering.likeness(painter))
-        if assumed.hold(trials, Followed(result, told, follow)):
-            return result
+        if assumed.hold(trials, Followed(follow(assumed.choices), told, follow)):
+            return follow(assumed.choices)
 
 
 def _freeze(painter: Painter, keep: Sequence[str], counted: Mapping[str, str]) -> None:

@@ -61,13 +61,13 @@ class Trials:
     tried: Tried
     likeness: Likeness
 
-    def works(self, trace: Trace) -> bool:
-        """Tell whether all groups of a trace can lose units at once."""
-        return self._wrong(trace, _several(trace)) is None
+    def works(self, trace: Trace, names: Collection[str] | None = None) -> bool:
+        """Tell whether groups of a trace (some, or all) can lose units at once."""
+        return self._wrong(trace, _several(trace, names)) is None
 
     def refused(self, trace: Trace, names: Collection[str] | None = None) -> dict[str, str]:
         """Return the groups (of some, or all) that cannot lose units, with what breaks then."""
-        groups = [g for g in _several(trace) if names is None or g.name in names]
+        groups = _several(trace, names)
         # Groups of a kind are often at fault together, and halves should part them from others.
         return self._search(trace, sorted(groups, key=lambda group: group.kind))
 
@@ -139,8 +139,9 @@ class Trials:
         return f"computes something else, by {compared.error:.1g} of its output"
 
 
-def _several(trace: Trace) -> list[Group]:
-    return [group for group in trace.groups.values() if group.size > 1]
+def _several(trace: Trace, names: Collection[str] | None) -> list[Group]:
+    groups = (g for g in trace.groups.values() if g.size > 1)
+    return [g for g in groups if names is None or g.name in names]
 
 
 def _smaller(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
