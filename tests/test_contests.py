@@ -12,10 +12,12 @@ from regrow.jobs.arms import ARMS, Arm
 from regrow.report import write
 from regrow.report.contest_words import answers, csv_files
 from regrow.report.contests import DENSE, Contest, chance_of, contests
+from regrow.report.method_figures import methods_figure
 from regrow.report.questions import BEST_RETRAINING
 from regrow.report.rows import Ending, Run
 from regrow.report.setups import setup
 from regrow.report.verdict import verdicts
+from regrow.tasks.metric import ACCURACY, BITS_PER_BYTE
 
 SEEDS = 5
 KNOWN: dict[str, Any] = {"num_test": 10_000, "chance": 10.0, "ending": Ending(loss=0.01)}
@@ -256,8 +258,6 @@ def test_superiority_is_the_share_of_seeds_won() -> None:
 
 
 def test_of_a_metric_of_which_less_is_better_less_is_better() -> None:
-    from regrow.tasks.metric import BITS_PER_BYTE
-
     runs = [
         replace(r, metric=BITS_PER_BYTE, chance=8.0, score=(r.score or 0.0) / 40)
         for r in table({"a": 93.0, "b": 92.0, "c": 91.0})
@@ -324,3 +324,22 @@ def test_what_has_not_run_is_said(tmp_path: Path) -> None:
     waiting = [replace(run, status="missing", score=None) for run in table({"a": 93.0, "b": 92.0})]
     (text,) = answers(contests(waiting))
     assert text == "Methods at one cost, under fine-tune: not run."
+
+
+def test_the_figure_has_all_methods_on_one_axis_and_a_panel_for_each_arm() -> None:
+    runs = table({"a": 93.0, "b": 92.0, "c": 91.0})
+    runs += [run for method in "ab" for run in entries(method, SCRATCH, 90.0, model="m1")]
+    figure = methods_figure(runs, metric=ACCURACY)
+    assert figure is not None
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title().split("\n") for axes in panels] == [
+        ["d / m1", "fine-tune"],
+        ["d / m1", "scratch-b"],
+        ["d / m2", "fine-tune"],
+    ]
+    assert [len(axes.containers) for axes in panels] == [3, 2, 3]
+    entrant = only(contests(runs), "fine-tune").levels[0].entrants[0]
+    bars = panels[0].containers[0].lines[2][0].get_segments()  # type: ignore[attr-defined]
+    assert any(ends[:, 1] == pytest.approx([entrant.low, entrant.high]) for ends in bars)
+    assert panels[0].get_ylim() == panels[1].get_ylim()
+    assert methods_figure(entries("a", FINE_TUNE, 93.0), metric=ACCURACY) is None

@@ -22,6 +22,7 @@ from regrow.report.answer import answer
 from regrow.report.contest_words import answers, csv_files, tables
 from regrow.report.contests import Contest, contests
 from regrow.report.extras import cost_targets
+from regrow.report.method_figures import draw_methods
 from regrow.report.render import Extra, Failure, Page, blocks, latex, markdown, terminal
 from regrow.report.rows import (
     Run,
@@ -127,7 +128,9 @@ def write(
     provenance |= {"versions": _versions(), "margin": _margins(metrics, margin)}
     with _writing(folder):
         if draw:
-            page = replace(page, figures=figures.draw(frame, folder, metrics=metrics))
+            of_arms = figures.draw(frame, folder, metrics=metrics)
+            of_methods = draw_methods(runs, folder, metrics=metrics)
+            page = replace(page, figures=(*of_methods, *of_arms))
         texts = _texts(page, runs, frame, provenance=provenance)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")

@@ -134,8 +134,8 @@ def score_figure(
             whole = part[~_is_pruned(part)]
             points = whole[whole["method"] == method]
             _reference(axes, points if len(points) else whole[:1])
-            _scale(axes, (rows if len(rows) else whole)[against].dropna())
-            places = _places(axes, rows[against].dropna(), list(styles))
+            scale(axes, (rows if len(rows) else whole)[against].dropna())
+            places = places_of(axes, rows[against].dropna(), list(styles))
             axes.set_ylim(metric.gain(foot), metric.gain(high))
             inside = metric.gain(1.0) * rows["mean"] >= low
             for arm, style in styles.items():
@@ -147,7 +147,7 @@ def score_figure(
             axes.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
             axes.spines[["top", "right"]].set_visible(False)
         axes_row[0].set_ylabel(metric.axis)
-    _legend(figure, styles, reference=reference)
+    legend(figure, styles, reference=reference)
     return figure
 
 
@@ -208,7 +208,7 @@ def score_limits(rows: pd.DataFrame, metric: Metric) -> tuple[float, float, floa
     return low - strip * (high - low), low, high
 
 
-def _places(axes: "Axes", sizes: pd.Series, arms: Sequence[str]) -> dict[str, float]:
+def places_of(axes: "Axes", sizes: pd.Series, arms: Sequence[str]) -> dict[str, float]:
     """Offset each arm from its true place, in shares of the axis."""
     low, high = axes.get_xlim()
     at = sorted({math.log(size / low) / math.log(high / low) for size in sizes})
@@ -217,7 +217,7 @@ def _places(axes: "Axes", sizes: pd.Series, arms: Sequence[str]) -> dict[str, fl
     return {arm: step * (i - (len(arms) - 1) / 2) for i, arm in enumerate(arms)}
 
 
-def _scale(axes: "Axes", values: pd.Series) -> None:
+def scale(axes: "Axes", values: pd.Series) -> None:
     """Set a log axis with room at both ends and ticks that people can read."""
     low, high = (values.min(), values.max()) if len(values) else (1.0, 10.0)
     room = max(0.14 * math.log(high / low), math.log(1.5))
@@ -245,7 +245,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     return best or [math.sqrt(low * high)]
 
 
-def _shift(axes: "Axes", x: float, place: float) -> float:
+def shifted(axes: "Axes", x: float, place: float) -> float:
+    """Move a place on a log axis by a share of the axis."""
     low, high = axes.get_xlim()
     return float(x * (high / low) ** place)
 
@@ -264,16 +265,16 @@ def _arm(
         return
     colour, marker = style
     axes.errorbar(
-        [_shift(axes, x, place) for x in rows[against]],
+        [shifted(axes, x, place) for x in rows[against]],
         rows["mean"],
         yerr=rows["std"].fillna(0.0),
-        **_look(colour, marker),
+        **look(colour, marker),
         elinewidth=1.0,
         capsize=2,
     )
 
 
-def _look(colour: str, marker: str) -> dict[str, Any]:
+def look(colour: str, marker: str) -> dict[str, Any]:
     """Style points and their line; a white edge keeps points apart where they overlap."""
     edge = {"markeredgecolor": "white", "markeredgewidth": 0.4}
     return {"color": colour, "marker": marker, "markersize": 5.5, "linewidth": COLOURED, **edge}
@@ -296,7 +297,7 @@ def _clipped(
     for _, cell in rows.dropna(subset=[against]).groupby("group", sort=False):
         for level, (_, row) in enumerate(cell.iterrows()):
             colour = styles[row["arm"]][0]
-            at = _shift(axes, row[against], places[row["arm"]])
+            at = shifted(axes, row[against], places[row["arm"]])
             y = foot + (0.02 + FOOT * level) * (high - foot)
             axes.plot([at], [y], marker=7, color=colour, markersize=5, clip_on=False)
             axes.annotate(
@@ -310,11 +311,12 @@ def _clipped(
             )
 
 
-def _legend(figure: "Figure", styles: dict[str, tuple[str, str]], *, reference: str | None) -> None:
+def legend(figure: "Figure", styles: dict[str, tuple[str, str]], *, reference: str | None) -> None:
+    """Name what each style stands for, below the panels, in as many columns as fit."""
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], **_look(colour, marker), label=arm)
+        Line2D([], [], **look(colour, marker), label=arm)
         for arm, (colour, marker) in styles.items()
     ]
     if reference is not None:
