@@ -17,11 +17,13 @@ from regrow.jobs.arms import (
     SCRATCH_E,
     Arm,
     Budget,
+    read_arm,
     register_arm,
 )
 from regrow.models import ModelSpec, build
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select
+from regrow.studies.experiment import check_arm
 from regrow.surgery import trace
 from regrow.surgery.architecture import Architecture
 from regrow.train import RECIPES, Recipe
@@ -236,3 +238,41 @@ def test_a_registered_arm_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> N
     assert ARMS.get("Fine_Tune long") is long
     with pytest.raises(ConfigError, match=r"Unknown arm 'scratch-c'. Did you mean 'scratch-"):
         ARMS.get("scratch-c")
+
+
+def test_ten_times_the_last_rate_ends_at_the_last_rate() -> None:
+    recipe = Recipe(epochs=160, lr=0.1)
+    tuned = ARMS.get("fine-tune-10x").recipe(recipe, 40)
+    assert [tuned.lr_at(epoch) for epoch in (0, 19, 20, 39)] == pytest.approx(
+        [0.01, 0.01, 0.001, 0.001]
+    )
+    assert recipe.last_lr() == pytest.approx(0.001)
+    assert FINE_TUNE.recipe(recipe, 40).lr == pytest.approx(0.001)
+    one_cycle = ARMS.get("one-cycle").recipe(recipe, 160)
+    assert (one_cycle.schedule, one_cycle.lr) == ("one-cycle", 0.1)
+
+
+def test_a_rate_of_ones_own_takes_the_place_of_a_multiple() -> None:
+    arm = read_arm({"name": "fine-tune-10x", "lr": 0.02})
+    assert (arm.lr, arm.last_rates) == (0.02, None)
+    cosine = read_arm({"name": "warm", "like": "fine-tune-10x", "schedule": "cosine"})
+    assert (cosine.schedule, cosine.drop_at, cosine.last_rates) == ("cosine", None, 10.0)
+    assert "last_rates" not in FINE_TUNE.to_json()
+    assert ARMS.get("fine-tune-10x").to_json()["last_rates"] == 10.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"last_rates": 0}, "'last_rates' of the arm 'a' must be a number above 0.*Got 0"),
+        ({"last_rates": 2.0, "lr": 0.1}, "has both an 'lr' and 'last_rates'"),
+    ],
+)
+def test_a_multiple_of_the_last_rate_must_be_one(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Arm(**{"name": "a", "start": "inherited", "budget": EQUAL_FLOPS, **fields})
+
+
+def test_a_recipe_without_a_last_rate_has_no_multiple_of_it() -> None:
+    with pytest.raises(ConfigError, match="has none: it changes at each update"):
+        check_arm(ARMS.get("fine-tune-10x"), Recipe(schedule="one-cycle"))

@@ -9,7 +9,14 @@ import pytest
 
 from liu import CLAIMS, PAPER, evaluate_claims, evidence, pairs, results, sparsity, widths
 from regrow.report.statistics import Sample, holm
-from regrow.reproduce.claims import Finding, _measured_finding, markdown, render, to_json
+from regrow.reproduce.claims import (
+    Finding,
+    _measured_finding,
+    disagreements,
+    markdown,
+    render,
+    to_json,
+)
 from regrow.reproduce.contrasts import Contrast, Tally
 from regrow.reproduce.curves import (
     POINT,
@@ -295,11 +302,16 @@ def test_rendering_names_every_claim_in_100_columns() -> None:
     flat = " ".join(text.split())
     assert all(claim.text in flat for claim in CLAIMS)
     assert "Our results: not testable here" in text
+    apart = disagreements(findings)
+    assert len(apart) == sum(finding.outcome in ("does not hold", "partly") for finding in findings)
+    assert apart[0].startswith("Claim 4 is contradicted (ImageNet VGG-16 VGG-Conv -1.52 and")
+    assert all(line in flat for line in apart)
 
 
 def test_markdown_and_json_hold_the_same() -> None:
     findings = list(PRINTED.values())
     page = markdown(findings)
+    assert all(f"- {line}" in page for line in disagreements(findings))
     assert all(f"### {claim.number}. {claim.text}" in page for claim in CLAIMS)
     values = json.loads(json.dumps(to_json(findings), allow_nan=False))
     assert [value["outcome"] for value in values] == [f.outcome for f in findings]

@@ -12,6 +12,7 @@ from regrow.jobs.prune import Prune
 from regrow.jobs.train import Train
 from regrow.report.collect import below, collect
 from regrow.report.rows import Ending
+from regrow.report.setups import setup
 from regrow.store import Store
 from regrow.studies.study import Study
 
@@ -167,3 +168,31 @@ def test_stages_of_a_job_come_once_each(study: Study) -> None:
     tuned = next(c.job for c in study.cells() if c.arm.name == "fine-tune")
     assert [stage.kind for stage in below(tuned)].count("train") == 1
     assert {stage.kind for stage in below(tuned)} == {"train", "prune"}
+
+
+def test_runs_know_what_they_descend_from_and_how_long_all_of_it_trained(store: Store) -> None:
+    slimming = {"name": "network-slimming", "sparsity": 0.5}
+    methods: list[dict[str, Any]] = [
+        {"name": "l1-filter", "sparsity": 0.5},
+        {"name": "width", "sparsity": 0.5},
+        slimming,
+        {**slimming, "label": "slimmed later", "pretrained": True},
+    ]
+    study = Study.from_json({**STUDY, "methods": methods, "arms": ["fine-tune", "scratch-e"]})
+    for cell in study.cells():
+        for job in (*below(cell.job), cell.job):
+            finish(store, job, validation={"accuracy": 0.4})
+    runs = {(run.method, run.arm): run for run in collect(study, store)[0] if run.seed == 0}
+    first, later = runs["l1-filter", "fine-tune"], runs["slimmed later", "fine-tune"]
+    assert first.base == later.base == runs["width", "fine-tune"].base != ""
+    assert runs["network-slimming", "fine-tune"].base not in ("", first.base)
+    assert (first.pruning_epochs, first.total_epochs) == (0, 2)
+    assert (later.pruning_epochs, later.total_epochs) == (1, 3)
+    assert runs["width", "scratch-e"].base == ""  # needs no trained network
+    assert runs["width", "scratch-e"].total_epochs == 1
+    assert runs["width", "scratch-e"].designed
+    assert not first.designed
+    assert first.validation == 40.0
+    assert first.recipe == "rate 0.05"
+    assert setup([first], [runs["width", "fine-tune"]]) == "S4.2, SX-A, SX-B"
+    assert setup([first], [later]) == "S3.2"

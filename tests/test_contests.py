@@ -12,6 +12,7 @@ from regrow.jobs.arms import ARMS, Arm
 from regrow.report import write
 from regrow.report.contest_words import answers, csv_files
 from regrow.report.contests import DENSE, Contest, chance_of, contests
+from regrow.report.crossing import winner_changes, winner_line
 from regrow.report.method_figures import methods_figure
 from regrow.report.questions import BEST_RETRAINING
 from regrow.report.rows import Ending, Run
@@ -343,3 +344,25 @@ def test_the_figure_has_all_methods_on_one_axis_and_a_panel_for_each_arm() -> No
     assert any(ends[:, 1] == pytest.approx([entrant.low, entrant.high]) for ends in bars)
     assert panels[0].get_ylim() == panels[1].get_ylim()
     assert methods_figure(entries("a", FINE_TUNE, 93.0), metric=ACCURACY) is None
+
+
+def test_a_winner_that_changes_with_the_retraining_is_found() -> None:
+    long = replace(ARMS.get("lr-rewind"), name="long")
+    runs = [
+        *entries("a", FINE_TUNE, 92.0),
+        *entries("a", long, 94.0),
+        *entries("a", SCRATCH, 93.0),
+        *entries("b", FINE_TUNE, 92.0),
+        *entries("b", long, 92.5),
+        *entries("b", SCRATCH, 93.0),
+    ]
+    (change,) = winner_changes(verdicts(runs))
+    assert change.shown
+    assert change.words == (
+        "d / m / a macs 0.5: scratch-b beats fine-tune (shown) and loses to long (shown)"
+    )
+    (line,) = winner_line(verdicts(runs))
+    assert "in 1 of 2 cells by the means, shown by tests in 1 (d / m / a macs 0.5" in line
+    never = winner_line(verdicts([run for run in runs if run.method == "b"]))
+    assert never == ["The winner changes with the retraining in 0 of 1 cell."]
+    assert winner_line(verdicts(entries("a", FINE_TUNE, 93.0) + entries("a", SCRATCH, 93.0))) == []

@@ -18,8 +18,8 @@ from scipy import stats
 from regrow.report.ranks import agreement, critical_difference, ranking
 from regrow.report.statistics import equivalence, holm, paired, superiority
 
-# Demsar's Table 6: AUC of C4.5 with m, with cf, and with both tuned, on 14 data sets. On "voting" two
-# are printed as 0.975 and ranked as 2 and 3, by digits that are not printed: hence 0.97501.
+# Demsar's Table 6: AUC of C4.5 with m, with cf, and with both tuned, on 14 data sets. On "voting"
+# two are printed as 0.975 and ranked as 2 and 3, by digits that are not printed: hence 0.97501.
 DEMSAR = {
     "C4.5": (
         *(0.763, 0.599, 0.954, 0.628, 0.882, 0.936, 0.661),

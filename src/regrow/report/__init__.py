@@ -21,6 +21,7 @@ from regrow.report import figures
 from regrow.report.answer import answer
 from regrow.report.contest_words import answers, csv_files, tables
 from regrow.report.contests import Contest, contests
+from regrow.report.crossing import winner_line
 from regrow.report.extras import cost_targets
 from regrow.report.method_figures import draw_methods
 from regrow.report.render import Extra, Failure, Page, blocks, latex, markdown, terminal
@@ -178,7 +179,7 @@ def page_of(
     return Page(
         title=title,
         tables=blocks(frame, runs),
-        answer="\n".join([*lines, *answers(compared)]),
+        answer="\n".join([*lines, *winner_line(all_verdicts), *answers(compared)]),
         verdicts=all_verdicts,
         metrics=metrics_of(runs),
         contests=compared,

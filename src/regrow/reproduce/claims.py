@@ -30,6 +30,7 @@ from regrow.reproduce.rules import (
 )
 
 WIDTH = 100
+_WORDS = {"does not hold": "is contradicted", "partly": "is not shown as a whole"}
 HOW = (
     "p-values of single rows are of Welch's test on mean, std and n; 'significant' is p < 0.05, "
     "and 'after Holm' corrects over the rows of a contrast within a table. 'Equivalent' is two "
@@ -187,6 +188,9 @@ def render(findings: Sequence[Finding], *, measured: Sequence[Finding] = ()) -> 
         line for counts in _counts(findings, measured) for line in _wrap(counts, "", "  ")
     ]
     lines += ["", *count_lines, ""]
+    if apart := disagreements(findings):
+        lines += ["Where the printed numbers and the authors' words part:"]
+        lines += [line for text in apart for line in _wrap(text, "  ", "    ")] + [""]
     for finding in findings:
         lines += _wrap(finding.claim.text, f"{finding.number:>2}. ", "    ")
         for label, result in _voices(finding, by_number):
@@ -207,6 +211,9 @@ def markdown(findings: Sequence[Finding], *, measured: Sequence[Finding] = ()) -
         cells = [str(claim.number), claim.text, ", ".join(map(str, claim.tables))]
         cells += [result.outcome for _, result in _voices(finding, by_number)]
         lines.append(f"| {' | '.join(cells)} |")
+    if apart := disagreements(findings):
+        lines += ["", "## Where the printed numbers and the authors' words part", ""]
+        lines += [f"- {text}" for text in apart]
     section = ""
     for finding in findings:
         if finding.claim.section != section:
@@ -246,6 +253,18 @@ def to_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
         }
         for finding in findings
     ]
+
+
+def disagreements(findings: Sequence[Finding]) -> list[str]:
+    """Name the claims that the numbers contradict or do not show as a whole, with the rows."""
+    lines = []
+    for outcome in ("does not hold", "partly"):
+        for finding in findings:
+            if finding.outcome != outcome:
+                continue
+            rows = f" ({listed(finding.against)})" if finding.against else ""
+            lines.append(f"Claim {finding.number} {_WORDS[outcome]}{rows}: {finding.claim.text}")
+    return lines
 
 
 def _voices(finding: Finding, measured: Mapping[int, Finding]) -> Iterator[tuple[str, Finding]]:

@@ -1,6 +1,7 @@
 """Claims of Tables 4, 6 and 7: the winner depends on schedules and budgets."""
 
 from regrow.reproduce.contrasts import Contrast
+from regrow.reproduce.crossings import Crossing
 from regrow.reproduce.rules import AT_LEAST, BETTER, Ask, Claim, Rule, every, most
 
 SCRATCH, STEP = "Scratch training", "Scratch (Step LR)"
@@ -44,6 +45,21 @@ CLAIMS = (
     ),
     Claim(
         number=4,
+        section="Learning rates of fine-tuning",
+        text="The winner of scratch training and fine-tuning changes with the rate, as at 70 %.",
+        tables=(6, 7),
+        tests="W",
+        asks=tuple(
+            Crossing(
+                first=STEP,
+                seconds=("L1 (Step LR 0.001)", "L1 (Step LR 0.01)"),
+                tables=(table,),
+            )
+            for table in (6, 7)
+        ),
+    ),
+    Claim(
+        number=5,
         section="Budgets of the whole pipeline",
         text="At equal epochs, pruning at epoch 30 and fine-tuning from 0.1 beats scratch.",
         tables=(4,),
@@ -51,7 +67,7 @@ CLAIMS = (
         asks=(_ask("L1-norm (P30F90, 1e-1)", SCRATCH, 4, rules=(every(),)),),
     ),
     Claim(
-        number=5,
+        number=6,
         section="Budgets of the whole pipeline",
         text="At equal FLOPs it still does in most rows.",
         tables=(4,),
