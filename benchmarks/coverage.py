@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import platform
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -119,11 +118,8 @@ def _number(value: float | None, form: str) -> str:
 def main() -> None:
     given = harness.options("Cut many networks by half, and judge the cuts.", "coverage.jsonl")
     chosen = given.parse_args()
-    PAGE.write_text(page(harness.run(chosen, ("regrow",), __file__)))
+    PAGE.write_text(page(harness.run(chosen, ("regrow",))))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        harness.one(*sys.argv[2:])
-    else:
-        main()
+    main()

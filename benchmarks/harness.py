@@ -7,31 +7,39 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
+import signal
 import subprocess
-import sys
 import time
+import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+import attention
 import networks
 import oracle
 from regrow.errors import RegrowError
 from regrow.surgery import shrink, trace, verify
 from regrow.surgery.alive import called
-from regrow.surgery.groups import Trace, belongs
+from regrow.surgery.groups import Trace
 from regrow.surgery.mask import Mask
 
 SHOWN = 1e-3  # of the output, by which a cut must move it to say anything
 WRONG = 1e-6  # of the output: the error of a right cut in float64 is far below
 WRONG_FLOAT = 1e-3  # where a network's code does not run in float64
+PATIENCE = 5  # times a network's seconds of a processor, until its process is ended
 Line = dict[str, Any]
 
 
@@ -47,14 +55,14 @@ def options(about: str, out: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("patterns", nargs="*", help="parts of names of networks; all if none")
     parser.add_argument("--out", type=Path, default=Path(out), help="lines of JSON")
-    parser.add_argument("--seconds", type=float, default=600, help="for a network")
+    parser.add_argument("--seconds", type=float, default=600, help="of a processor, for a network")
     parser.add_argument("--gigabytes", type=float, default=10, help="for a network")
     parser.add_argument("--again", action="store_true", help="measure what has been, too")
     parser.add_argument("--list", action="store_true", help="print the networks' names")
     return parser
 
 
-def run(given: argparse.Namespace, tools: Sequence[str], script: str) -> list[Line]:
+def run(given: argparse.Namespace, tools: Sequence[str]) -> list[Line]:
     """Measure what is missing, and return all lines."""
     done = set() if given.again else {(row["network"], row["tool"]) for row in rows(given.out)}
     chosen = [
@@ -68,7 +76,7 @@ def run(given: argparse.Namespace, tools: Sequence[str], script: str) -> list[Li
     for name in chosen:
         for tool in tools:
             if (name, tool) not in done:
-                row = _in_process(script, name, tool, given)
+                row = _in_process(name, tool, given)
                 with given.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(_short(row), flush=True)
@@ -83,39 +91,71 @@ def _short(row: Mapping[str, Any]) -> str:
     )
 
 
-def _in_process(script: str, name: str, tool: str, given: argparse.Namespace) -> Line:
-    """Measure one network with one tool in a process of its own."""
-    base = {"network": name, "tool": tool}
+def _in_process(name: str, tool: str, given: argparse.Namespace) -> Line:
+    """Measure one network with one tool in a process of its own, forked from this one."""
+    base = {"network": name, "tool": tool, **_circumstances(name)}
     start = time.monotonic()
-    command = [sys.executable, script, "--one", name, tool, str(given.gigabytes)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    try:
-        ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=given.seconds, env=env
-        )
-    except subprocess.TimeoutExpired:
-        return {**base, "outcome": "time-out", "message": f"more than {given.seconds:g} s"}
-    took = round(time.monotonic() - start, 1)
-    last = next((x for x in reversed(ended.stdout.splitlines()) if x.startswith("{")), None)
-    if last is None:
-        line = next(iter(reversed(ended.stderr.strip().splitlines())), "no message")
-        return {**base, "outcome": "killed", "message": line[:300], "seconds": took}
-    return {**base, **json.loads(last), "seconds": took}
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_limited, args=(name, tool, given, sending))
+    process.start()
+    sending.close()
+    row: Line | None = None
+    with suppress(EOFError):  # it ended without a word
+        if receiving.poll(PATIENCE * given.seconds):
+            row = receiving.recv()
+            process.join(10)
+    if process.is_alive():
+        process.kill()
+    process.join()
+    base["seconds"] = round(time.monotonic() - start, 1)
+    if row is not None:
+        return base | row
+    if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return base | {"outcome": "time-out", "message": f"more than {given.seconds:g} s"}
+    return base | {"outcome": "killed", "message": f"exit code {process.exitcode}"}
 
 
-def one(name: str, tool: str, gigabytes: str) -> None:
-    """Measure one network with one tool in this process; print a line of JSON."""
-    warnings.simplefilter("ignore")
-    most = int(float(gigabytes) * 2**30)
+def _limited(name: str, tool: str, given: argparse.Namespace, sending: Connection) -> None:
+    """Measure within limits of memory and of a processor's seconds."""
+    most = int(given.gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(given.seconds), int(given.seconds) + 5))
+    with Path(os.devnull).open("w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+        row = one(name, tool)
+    sending.send(row)
+
+
+def _circumstances(name: str) -> Line:
+    """Say which code is measured, on what, and when."""
+    root = Path(__file__).parent.parent
+
+    def git(*words: str) -> str:
+        told = subprocess.run(
+            ["git", *words, "--", "src"], cwd=root, capture_output=True, text=True
+        )
+        return told.stdout.strip()
+
+    changed = "+" if git("status", "--porcelain") else ""
+    return {
+        "commit": git("log", "-1", "--format=%h") + changed,  # the last that changed src/
+        "date": datetime.now(UTC).date().isoformat(),
+        "version": version(name.partition("/")[0].replace("_", "-")),
+    }
+
+
+def one(name: str, tool: str) -> Line:
+    """Measure one network with one tool in this process."""
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     net, example = networks.build(name)
     row: Line = {"parameters": sum(p.numel() for p in net.parameters())}
     try:
-        row |= _costs(net, example, TOOLS[tool])
-        row |= _judged(net, example, TOOLS[tool])
-        if tool == "regrow":
-            row |= _proven(net, example)
+        costs, found = _costs(net, example, TOOLS[tool])
+        row |= costs
+        row |= _judged(net, example, TOOLS[tool], found)
+        if found is not None:
+            row |= _proven(net, found)
     except MemoryError:
         row |= {"outcome": "memory"}
     except Exception as error:
@@ -123,39 +163,55 @@ def one(name: str, tool: str, gigabytes: str) -> None:
         memory = "allocate memory" in str(error)
         told = isinstance(error, RegrowError)
         outcome = "memory" if memory else "refused" if told else "crash"
-        row |= {"outcome": outcome, "message": short}
-    print(json.dumps(row))
+        row |= {"outcome": outcome, "message": short, "where": _where(error)}
+    return row
 
 
-Tool = Callable[[nn.Module, Any], tuple[nn.Module, float, float]]  # cut network, seconds of both
+def _where(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
 
 
-def _costs(net: nn.Module, example: Any, tool: Tool) -> Line:
+class Cut(NamedTuple):
+    """A cut network, processor seconds to trace and to cut, and regrow's trace, to cut again by."""
+
+    net: nn.Module
+    tracing: float
+    cutting: float
+    found: Trace | None = None
+
+
+Tool = Callable[[nn.Module, Any, Trace | None], Cut]
+
+
+def _costs(net: nn.Module, example: Any, tool: Tool) -> tuple[Line, Trace | None]:
     """Measure seconds, peak memory, and the share of the parameters that goes."""
     called(net, example)
     start = time.process_time()
     called(net, example)
     forward = time.process_time() - start
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    small, tracing, cutting = tool(net, example)
+    cut = tool(net, example, None)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     held = sum(p.numel() * p.element_size() for p in net.parameters())
     num = sum(p.numel() for p in net.parameters())
-    return {
-        "share": round(1 - sum(p.numel() for p in small.parameters()) / num, 4),
+    row = {
+        "share": round(1 - sum(p.numel() for p in cut.net.parameters()) / num, 4),
         "forward_seconds": round(forward, 3),
-        "trace_seconds": round(tracing, 3),
-        "shrink_seconds": round(cutting, 3),
+        "trace_seconds": round(cut.tracing, 3),
+        "shrink_seconds": round(cut.cutting, 3),
         "peak_mb": round(after / 1024),
         # Beyond one forward pass, in sizes of the network.
         "beyond": round((after - before) * 1024 / held, 2),
+        **attention.cuts(net, cut.net, example),
     }
+    return row, cut.found
 
 
-def _judged(net: nn.Module, example: Any, tool: Tool) -> Line:
+def _judged(net: nn.Module, example: Any, tool: Tool, found: Trace | None) -> Line:
     """Cut a network of other numbers, and compare it with the oracle."""
     live, wide = oracle.alive(net, example)
-    small = tool(live, wide)[0]
+    small = tool(live, wide, found).net
     try:
         output = called(small, wide)
     except Exception as error:
@@ -174,11 +230,10 @@ def _judged(net: nn.Module, example: Any, tool: Tool) -> Line:
     return {"outcome": outcome, "oracle_error": error, "oracle_moved": moved}
 
 
-def _proven(net: nn.Module, example: Any) -> Line:
+def _proven(net: nn.Module, found: Trace) -> Line:
     """Let regrow prove its own cut, and say what it keeps whole."""
-    found = trace(net, example)
     mask = _half(found)
-    row: Line = {"groups": len(found.groups), "whole": _whole(net, found)}
+    row: Line = {"groups": len(found.groups), "whole": _reasons(net, found)}
     if mask.kept:
         proof = verify(net, mask, found)
         row |= {
@@ -190,31 +245,26 @@ def _proven(net: nn.Module, example: Any) -> Line:
     return row
 
 
+def _reasons(net: nn.Module, found: Trace) -> list[tuple[str, float]]:
+    """Return reasons and the shares of the parameters that they hold, largest first."""
+    total = sum(p.numel() for p in net.parameters())
+    return [(why, round(num / total, 4)) for why, num in found.reasons(net).items()][:6]
+
+
 def _half(found: Trace) -> Mask:
     kept = {name: torch.arange(g.size) % 2 == 0 for name, g in found.groups.items() if g.size > 1}
     return Mask(unit="channel", kept=kept)
 
 
-def _whole(net: nn.Module, found: Trace) -> list[tuple[str, float]]:
-    """Return reasons and the shares of the parameters that they hold, largest first."""
-    total = sum(p.numel() for p in net.parameters())
-    shares: Counter[str] = Counter()
-    for name, parameter in net.named_parameters():
-        layer = next((layer for layer in found.whole if belongs(name, layer)), None)
-        if layer is not None:
-            shares[found.whole[layer]] += parameter.numel()
-    return [(reason, round(num / total, 4)) for reason, num in shares.most_common(6)]
-
-
-def _regrow(net: nn.Module, example: Any) -> tuple[nn.Module, float, float]:
+def _regrow(net: nn.Module, example: Any, found: Trace | None) -> Cut:
     start = time.process_time()
-    found = trace(net, example)
+    found = trace(net, example) if found is None else replace(found, example=example)
     middle = time.process_time()
     small = shrink(net, _half(found), found)
-    return small, middle - start, time.process_time() - middle
+    return Cut(small, middle - start, time.process_time() - middle, found)
 
 
-def _torch_pruning(net: nn.Module, example: Any) -> tuple[nn.Module, float, float]:
+def _torch_pruning(net: nn.Module, example: Any, _: Trace | None) -> Cut:
     """Cut by half with Torch-Pruning, told which layers give the output and of the heads."""
     import copy
 
@@ -248,7 +298,7 @@ def _torch_pruning(net: nn.Module, example: Any) -> tuple[nn.Module, float, floa
             module.head_dim = module.qkv.out_features // (3 * module.num_heads)
             if hasattr(module, "attn_dim"):
                 module.attn_dim = module.qkv.out_features // 3
-    return small, middle - start, took
+    return Cut(small, middle - start, took)
 
 
 TOOLS: Mapping[str, Tool] = {"regrow": _regrow, "torch-pruning": _torch_pruning}

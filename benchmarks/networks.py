@@ -177,42 +177,79 @@ def _graph() -> tuple[nn.Module, Any]:
     return Graph(), (torch.randn(1, 10, 16), edges)
 
 
-def _unet() -> tuple[nn.Module, Any]:
-    diffusers = importlib.import_module("diffusers")
-    net = diffusers.UNet2DModel(
-        sample_size=32, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
-    return net, (torch.randn(1, 3, 32, 32), torch.tensor([10]))
+def _geometric(name: str) -> tuple[nn.Module, Any]:
+    models = importlib.import_module("torch_geometric.nn.models")
+    edges = torch.randint(0, 10, (2, 40))
+    net = getattr(models, name)(16, 64, 2, out_channels=5, norm="batch_norm")
+    return net, (torch.randn(10, 16), edges)
 
 
-def _yolo() -> tuple[nn.Module, Any]:
+def _diffusers(name: str) -> tuple[nn.Module, Any]:
+    made = getattr(importlib.import_module("diffusers"), name)
+    image, step = torch.randn(1, 3, 32, 32), torch.tensor([10])
+    blocks = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
+    if name == "UNet2DModel":
+        down, up = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
+        net = made(sample_size=32, down_block_types=down, up_block_types=up, **blocks)
+        return net, (image, step)
+    if name == "UNet2DConditionModel":
+        down, up = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+        more = {"cross_attention_dim": 24, "attention_head_dim": 8, "in_channels": 3}
+        net = made(sample_size=32, down_block_types=down, up_block_types=up, **more, **blocks)
+        return net, (image, step, torch.randn(1, 7, 24))
+    if name == "AutoencoderKL":
+        down, up = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
+        return made(down_block_types=down, up_block_types=up, latent_channels=4, **blocks), image
+    net = made(num_attention_heads=4, attention_head_dim=16, in_channels=3, num_layers=2,
+               sample_size=32, norm_type="ada_norm_zero", num_embeds_ada_norm=10)  # fmt: skip
+    return net, {"hidden_states": image, "timestep": step, "class_labels": torch.tensor([3])}
+
+
+def _ultralytics(name: str) -> tuple[nn.Module, Any]:
     tasks = importlib.import_module("ultralytics.nn.tasks")
-    return tasks.DetectionModel("yolo11n.yaml", verbose=False), torch.rand(1, 3, 128, 128)
+    kinds = {"seg": "SegmentationModel", "cls": "ClassificationModel", "pose": "PoseModel"}
+    made = getattr(tasks, kinds.get(name.rpartition("-")[2], "DetectionModel"))
+    return made(f"{name}.yaml", verbose=False), torch.rand(1, 3, 128, 128)
 
 
-def _segmentation() -> tuple[nn.Module, Any]:
+def _smp(name: str) -> tuple[nn.Module, Any]:
     smp = importlib.import_module("segmentation_models_pytorch")
-    return smp.Unet("resnet18", encoder_weights=None), torch.rand(1, 3, 64, 64)
+    kind, encoder = name.split("-")
+    return getattr(smp, kind)(encoder, encoder_weights=None), torch.rand(1, 3, 128, 128)
 
 
 OWN: dict[str, Any] = {
-    "torch/lstm-tagger": lambda: (Tagger(), torch.randint(0, 200, (1, 12))),
-    "torch/transformer-encoder": lambda: (Encoder(), torch.randint(0, 200, (1, 12))),
-    "torch/graph": _graph,
+    "lstm-tagger": lambda: (Tagger(), torch.randint(0, 200, (1, 12))),
+    "transformer-encoder": lambda: (Encoder(), torch.randint(0, 200, (1, 12))),
+    "graph": _graph,
 }
-EXTRA = {
-    "diffusers": ("diffusers/UNet2DModel", _unet),
-    "ultralytics": ("ultralytics/yolo11n", _yolo),
-    "segmentation_models_pytorch": ("smp/unet-resnet18", _segmentation),
+OTHERS_OF = {  # package -> what makes its networks, and their names
+    "torch": (lambda name: OWN[name](), _words("lstm-tagger transformer-encoder graph")),
+    "torch_geometric": (_geometric, _words("GCN GraphSAGE GIN GAT")),
+    "diffusers": (
+        _diffusers,
+        _words("UNet2DModel UNet2DConditionModel AutoencoderKL DiTTransformer2DModel"),
+    ),
+    "ultralytics": (_ultralytics, _words("yolo11n yolo11n-seg yolo11n-cls yolov8n")),
+    "segmentation_models_pytorch": (
+        _smp,
+        _words(
+            "Unet-resnet18 UnetPlusPlus-resnet18 FPN-resnet18 PSPNet-resnet18 Linknet-resnet18 "
+            "MAnet-resnet18 PAN-resnet18 DeepLabV3Plus-mobilenet_v2 UPerNet-resnet18 "
+            "Segformer-mit_b0"
+        ),
+    ),
 }
 
 
 def names() -> list[str]:
     """Name every network whose package is installed, as ``package/name``."""
-    found = [*OWN]
-    found += [name for package, (name, _) in EXTRA.items() if _installed(package)]
+    found = [
+        f"{package}/{name}"
+        for package, (_, own) in OTHERS_OF.items()
+        if _installed(package)
+        for name in own
+    ]
     found += [f"torchvision/{kind}{name}" for kind, name in _torchvision()]
     if _installed("timm"):
         known = set(importlib.import_module("timm").list_models())
@@ -227,16 +264,14 @@ def build(name: str) -> tuple[nn.Module, Any]:
     """Build a network with random weights, in evaluation mode, and an example for it."""
     torch.manual_seed(0)
     package, _, rest = name.partition("/")
-    if name in OWN:
-        net, example = OWN[name]()
-    elif package == "torchvision":
+    if package == "torchvision":
         net, example = _of_torchvision(*rest.rpartition("/")[::2])
     elif package == "timm":
         net, example = _of_timm(rest)
     elif package == "transformers":
         net, example = _of_transformers(rest)
     else:
-        net, example = next(make for known, make in EXTRA.values() if known == name)()
+        net, example = OTHERS_OF[package][0](rest)
     return net.eval(), example
 
 

@@ -180,6 +180,7 @@ def _measure_only(norm: nn.Module, kept: Tensor) -> None:
         return
     plain = "RMSNorm" in kind or kind == "T5LayerNorm"
     first = isinstance(norm, nn.GroupNorm) or "2d" in kind
+    first = first or getattr(norm, "data_format", "") == "channels_first"
 
     def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
         channels = 1 if first else x.dim() - 1
@@ -196,6 +197,7 @@ def _measure_only(norm: nn.Module, kept: Tensor) -> None:
             gone = torch.zeros_like(weight)
             gone[kept] = offset
             result = result * (weight + gone).view(wide)
-        return result if bias is None else result + bias.view(wide)
+        result = result if bias is None else result + bias.view(wide)
+        return norm.act(result) if isinstance(getattr(norm, "act", None), nn.Module) else result
 
     norm.forward = forward  # type: ignore[method-assign]

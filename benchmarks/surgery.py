@@ -12,7 +12,6 @@ there is not measured again. ``--times`` compares seconds on four networks in th
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
@@ -67,7 +66,7 @@ def times(repeats: int) -> None:
         least = dict.fromkeys(harness.TOOLS, float("inf"))
         for _ in range(repeats):
             for tool, cut in harness.TOOLS.items():
-                least[tool] = min(least[tool], sum(cut(net, example)[1:]))
+                least[tool] = min(least[tool], sum(cut(net, example, None)[1:3]))
         ratio = least["regrow"] / least["torch-pruning"]
         print(f"{name:26}{ratio:12.2f}" + "".join(f"{x:16.3f}" for x in least.values()), flush=True)
 
@@ -80,11 +79,8 @@ def main() -> None:
     if given.times:
         times(given.times)
     else:
-        print(table(harness.run(given, tuple(harness.TOOLS), __file__)))
+        print(table(harness.run(given, tuple(harness.TOOLS))))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        harness.one(*sys.argv[2:])
-    else:
-        main()
+    main()

@@ -285,9 +285,9 @@ def test_probe_activation_of_single_weights_is_refused() -> None:
 def test_probe_without_images_says_what_to_give() -> None:
     model, found = small("vgg")
     probe = Probe(model)
-    with pytest.raises(ConfigError, match=r"needs images: give select\(..., dataset=...\)"):
+    with pytest.raises(ConfigError, match=r"needs data: give select\(..., dataset=...\)"):
         probe.gradient("head.weight")
-    with pytest.raises(ConfigError, match="needs images"):
+    with pytest.raises(ConfigError, match="needs data"):
         probe.activation(next(iter(found.groups.values())))
 
 

@@ -152,7 +152,7 @@ def test_data_are_for_criteria_that_look_at_them(here: Path, command: Command) -
     )
     (here / "fires.py").write_text(code)
     asked = (*SHRINK, "--sparsity", "0.5", "--criterion", "fires", "--with", here / "fires.py")
-    assert "needs images" in command(*asked).text
+    assert "needs data" in command(*asked).text
     done = command(*asked, "--data", "digits")
     assert done.code == 0, done
     wrong = command("shrink", "nets.py:build", "--input", "1x3x8x8", *asked[4:], "--data", "digits")

@@ -236,6 +236,11 @@ def quiet(stopped: str) -> Iterator[None]:
             yield
     except KeyboardInterrupt as error:
         raise Interrupted(stopped) from error
+    except SystemExit as error:
+        raise ConfigError(
+            f"The network's code ended the program (SystemExit: {error.code}). Let it raise an "
+            "error that says what is wrong, or go on."
+        ) from error
 
 
 def _origin(net: str, settings: Sequence[str] | None, arguments: str | None) -> "ModelOrigin":

@@ -230,10 +230,11 @@ def _fetched_settings(name: str, transformers: Any) -> Any:
     try:
         return transformers.AutoConfig.from_pretrained(_place(name), trust_remote_code=False)
     except Exception as error:
+        is_folder = Path(_place(name)).is_dir()
+        advice = "" if is_folder else f" {_advice(error).split(', ')[0].rstrip('.')}."
         raise DataError(
             f"hf/{name} has no configuration that can be read: {_words(error)} Expected the ID of "
-            "a model of the Hugging Face hub, or a folder with a config.json. "
-            + (_advice(error).split(", ")[0].rstrip(".") + ".")
+            f"a model of the Hugging Face hub, or a folder with a config.json.{advice}"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """Cut a network to a cost: choose, shrink, prove, measure, and write the result to a folder."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
@@ -145,6 +145,7 @@ def compress(
     on_step("Choosing what stays")
     options |= {"dataset": dataset, "loss": loss, "seed": seed, "device": device}
     mask = select(network, traced, method, **options)
+    _refuse_nothing(mask, amount, multiple_of=multiple_of)
     settings = {"criterion": method.criterion, "allocation": allocation, **amount}
     settings |= {name: options[name] for name in ("rounds", "multiple_of") if options[name] > 1}
     model_origin = ModelOrigin(origin) if isinstance(origin, str) else origin
@@ -158,6 +159,15 @@ def compress(
 
 def _is_text(example: Any) -> bool:
     return isinstance(example, str | Inputs)
+
+
+def _refuse_nothing(mask: Mask, amount: Mapping[str, float], *, multiple_of: int) -> None:
+    if mask.num_kept == mask.num_units:
+        raise ConfigError(
+            f"Nothing would be cut: all {mask.num_units} units of its {len(mask.kept)} groups stay "
+            f"at {', '.join(f'{name} {value:g}' for name, value in amount.items())} in multiples "
+            f"of {multiple_of}. Ask for more to go, or for a smaller multiple."
+        )
 
 
 def criterion_of(name: str) -> str:

@@ -10,12 +10,10 @@ from regrow.cost import Counted, count
 from regrow.errors import ConfigError, TraceError
 from regrow.models.inputs import inputs_of
 from regrow.pruning.layers import Pruned
-from regrow.pruning.method import Method
+from regrow.pruning.method import SCOPES, Method
 from regrow.pruning.select import select
 from regrow.surgery import Group, Trace, trace
-from regrow.surgery.groups import belongs
 
-OWN_ROLES = ("producer", "bias", "norm")
 LAYERS_SHOWN = 6  # of one role in a group
 
 
@@ -69,17 +67,13 @@ class Inspection:
     def __str__(self) -> str:
         lines = [
             f"{self.network}: {self.parameters:,} parameters, {self.macs:,} MACs for {self.inputs}",
-            f"With half of the units of every group, {self.half_parameters:.1%} of the parameters "
-            f"and {self.half_macs:.1%} of the MACs are left.",
             *(f"Not counted: {caveat}." for caveat in self.caveats),
-            "",
-            f"{len(self.groups)} groups of units can be cut:",
-            *(line for group in self.groups for line in self._branch(group)),
+            *self._forest(),
         ]
         if not self.whole:
             return "\n".join([*lines, "", "Nothing is kept whole."])
         reasons: dict[str, list[Whole]] = {}
-        for layer in self.whole:
+        for layer in sorted(self.whole, key=lambda layer: -layer.parameters):
             reasons.setdefault(layer.why, []).append(layer)
         total = sum(layer.parameters for layer in self.whole)
         lines += ["", f"Kept whole, with {self._share(total, _macs(self.whole))}:"]
@@ -87,6 +81,22 @@ class Inspection:
             share = self._share(sum(layer.parameters for layer in layers), _macs(layers))
             lines += [f"  {_listed([layer.name for layer in layers])}: {share}", f"  `- {why}"]
         return "\n".join(lines)
+
+    def _forest(self) -> list[str]:
+        if not self.groups:
+            return ["", "Nothing of it can be cut."]
+        kinds = {group.kind for group in self.groups}
+        some = "groups" if len(self.groups) > 1 else "group"
+        return [
+            f"With half of the units of every group, {self.half_parameters:.1%} of the parameters "
+            f"and {self.half_macs:.1%} of the MACs are left.",
+            "",
+            f"{len(self.groups)} {some} of units can be cut, each unit with all that makes and "
+            "reads it:",
+            *(line for group in self.groups for line in self._branch(group)),
+            "",
+            *(f"{kind}: {words}." for kind, words in SCOPES.items() if kind in kinds),
+        ]
 
     def _branch(self, group: Branch) -> list[str]:
         makers = [f"{name.removesuffix('.weight')} {list(shape)}" for name, shape in
@@ -161,7 +171,7 @@ def refuse_meta(network: nn.Module) -> None:
 
 def _branch(network: nn.Module, group: Group, counted: Counted) -> Branch:
     parameters = dict(network.named_parameters(remove_duplicate=False))
-    held = _held(group)
+    held = group.held()
     sizes = {name: parameters[name].numel() for name in held if name in parameters}
     return Branch(
         name=group.name,
@@ -192,38 +202,21 @@ def _layer(tensor: str) -> str:
     return tensor.rpartition(".")[0] or tensor
 
 
-def _held(group: Group) -> dict[str, float]:
-    """Return the share of each tensor that a group's units hold of what makes and norms them."""
-    shares: dict[str, float] = {}
-    for slot in group.slots:
-        if slot.role in OWN_ROLES:
-            share = float((slot.units >= 0).double().mean())
-            shares[slot.tensor] = max(shares.get(slot.tensor, 0.0), share)
-    return shares
-
-
 def _whole(network: nn.Module, traced: Trace, counted: Counted) -> list[Whole]:
     """Return what is whole, with the numbers that lie in no group."""
-    left: dict[str, float] = {}
-    for group in traced.groups.values():
-        for name, share in _held(group).items():
-            left[name] = left.get(name, 1.0) - share
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
-    rows = []
-    for layer, why in traced.whole.items():
-        members = [name for name in sizes if belongs(name, layer)]
-        shares = {name: max(left.get(name, 1.0), 0.0) for name in members}
-        rows.append(
-            Whole(
-                name=layer,
-                why=why,
-                parameters=sum(round(sizes[name] * shares[name]) for name in members),
-                macs=sum(
-                    round(counted.by_parameter.get(name, 0) * shares[name]) for name in members
-                ),
-            )
+    macs = counted.by_parameter
+    return [
+        Whole(
+            name=layer,
+            why=traced.whole[layer],
+            parameters=sum(held.values()),
+            macs=sum(
+                round(macs.get(name, 0) * num / max(sizes[name], 1)) for name, num in held.items()
+            ),
         )
-    return rows
+        for layer, held in traced.held_whole(network).items()
+    ]
 
 
 def _half(network: nn.Module, traced: Trace, counted: Counted) -> tuple[float, float]:

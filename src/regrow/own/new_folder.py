@@ -41,11 +41,17 @@ def scratch_beside(path: Path) -> Iterator[Path]:
 
 
 def check_new(path: Path) -> None:
-    """Refuse a folder that is there already, unless it is empty."""
+    """Refuse a folder that is there already, unless it is empty, and one that cannot be made."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ConfigError(
             f"'{path}' is there already, and is not written over. Name another folder, or move it."
         )
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=existing):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def _unwritable(path: Path, error: OSError) -> StoreError:

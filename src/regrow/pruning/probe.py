@@ -288,7 +288,7 @@ class Probe:
         if self._dataset is None:
             raise ConfigError(
                 "This criterion looks at gradients or activations, so it needs data: give "
-                "select(..., dataset=...), a data set or batches."
+                "select(..., dataset=...), a data set or batches; on the command line, --data."
             )
         return self._dataset
 

@@ -17,6 +17,7 @@ from regrow.pruning.costs import COST_TARGETS, CostShare
 from regrow.pruning.examples import Examples, Loss, examples_of
 from regrow.pruning.layers import Layers
 from regrow.pruning.method import (
+    ALL,
     ALLOCATIONS,
     CRITERIA,
     METHODS,
@@ -61,10 +62,11 @@ def left_out(
 
 def _nothing(trace: Trace, method: Method) -> str:
     """Word the error for a network of which a method can prune nothing: what holds all of it."""
-    kinds = _listed([SCOPES[kind] for kind in method.scope])
+    of_all = {*method.scope} == {*ALL}
+    kinds = SCOPES["all"] if of_all else _listed([SCOPES[kind] for kind in method.scope])
+    scope = "all" if of_all else ", ".join(method.scope)
     message = (
-        f"{method.name} prunes {kinds} (scope {', '.join(method.scope)}), and this network has "
-        "none that can be cut."
+        f"{method.name} prunes {kinds} (scope {scope}), and this network has none that can be cut."
     )
     if UNITS.get(method.unit).left_out is None:
         return message
@@ -333,7 +335,7 @@ def _checked(method: Method, group: Group, scores: Tensor) -> Tensor:
     if not bool(torch.isfinite(scores).all()):
         raise ConfigError(
             f"The criterion {method.criterion!r} gave scores for {group.name!r} that are not all "
-            "finite."
+            "finite. Look whether the weights there are, and what the data make of them."
         )
     return scores.detach().cpu()
 

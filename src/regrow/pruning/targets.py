@@ -59,6 +59,8 @@ def measure_cost(
     return cost.target.function(pruned, replace(pruned, mask=None))
 
 
+NOTABLE = 0.05  # of a network's parameters: less that is kept whole is not what holds a target up
+
 Allocate = Callable[[float], Mapping[str, Tensor]]
 
 
@@ -101,12 +103,24 @@ def check_reachable(
 
 
 def _out_of_reach(layers: Layers, cost: CostShare, least: float) -> str:
+    has_other_groups = bool(layers.trace.groups.keys() - layers.groups.keys())
+    wider = ", or widen the method's 'scope'" if has_other_groups else ""
     return (
         f"{cost.label} cannot be reached: with all removed that the method may remove "
         f"({layers.num_units:,} {layers.unit}s in {len(layers)} groups, of which some stay so "
         f"that no layer is empty), {least:.3f} of the unpruned network's {cost.name} is left. Ask "
-        f"for a share from {least:.3f} to 1, or widen the method's 'scope'."
+        f"for a share from {least:.3f} to 1{wider}.{_kept_whole(layers)}"
     )
+
+
+def _kept_whole(layers: Layers) -> str:
+    """Word what is kept whole of a network, if it is much."""
+    total = sum(parameter.numel() for parameter in layers.network.parameters())
+    reasons = {why: num / total for why, num in layers.trace.reasons(layers.network).items() if num}
+    if sum(reasons.values()) < NOTABLE:
+        return ""
+    parts = [f"{share:.1%} because {why}" for why, share in list(reasons.items())[:3]]
+    return f" Of its parameters {sum(reasons.values()):.1%} are kept whole: {'; '.join(parts)}."
 
 
 def _agree(layers: Layers, mask: Mask) -> bool:

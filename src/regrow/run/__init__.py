@@ -46,6 +46,6 @@ def check_device(device: str) -> None:
         torch.ones(1, device=torch.device(device)).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
-            f"Cannot train on the device {device!r}: this machine does not have it, or PyTorch "
+            f"Cannot compute on the device {device!r}: this machine does not have it, or PyTorch "
             f"cannot use it. Choose --device {' or '.join(devices)}."
         ) from error

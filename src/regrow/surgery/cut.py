@@ -42,9 +42,10 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     wrong = what_breaks(small, trace)
     if wrong:
         raise TraceError(
-            f"The smaller network {wrong}. Its code probably fixes a number of channels, or a "
-            "layer that runs in training only reads what was cut. Read the number from the tensor "
-            "there, or keep the layer whole: trace(..., keep=['<layer>'])."
+            f"The smaller network {wrong}. Its code probably fixes a number of channels, or lets "
+            "the data choose what runs, or a layer that runs in training only reads what was cut. "
+            "Read the number from the tensor there, or keep the layer whole: trace(..., "
+            "keep=['<layer>'])."
         )
     return small
 

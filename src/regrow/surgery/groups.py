@@ -1,5 +1,6 @@
 """The values of surgery: groups of channels that live and die together, and where they lie."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from regrow.errors import TraceError
 
 Kind = Literal["conv", "linear", "grouped", "head", "stream", "view", "block"]
 Role = Literal["producer", "bias", "norm", "reader", "mover"]
+OWN_ROLES = ("producer", "bias", "norm")  # of what makes and norms units
 
 WIDTH = ":width"  # after a norm's name: not a tensor but the number of channels it was told
 NUMBER = ":number."  # after a module's name: a number that it keeps of its widths, by attribute
@@ -124,6 +126,15 @@ class Group:
         """Return the weights whose input dimension holds the units."""
         return tuple(s for s in self.slots if s.role == "reader")
 
+    def held(self) -> dict[str, float]:
+        """Return the share of each tensor that the units hold of what makes and norms them."""
+        shares: dict[str, float] = {}
+        for slot in self.slots:
+            if slot.role in OWN_ROLES:
+                share = float((slot.units >= 0).double().mean())
+                shares[slot.tensor] = max(shares.get(slot.tensor, 0.0), share)
+        return shares
+
 
 @dataclass(frozen=True, eq=False)
 class Trace:
@@ -152,6 +163,28 @@ class Trace:
                 f"No group {name!r} in this network. Groups: {', '.join(self.groups)}."
             )
         return self.groups[name]
+
+    def held_whole(self, model: nn.Module) -> dict[str, dict[str, int]]:
+        """Count what is kept whole: by layer, by parameter, the numbers that lie in no group."""
+        left: dict[str, float] = {}
+        for group in self.groups.values():
+            for name, share in group.held().items():
+                left[name] = left.get(name, 1.0) - share
+        return {
+            layer: {
+                name: round(parameter.numel() * max(left.get(name, 1.0), 0.0))
+                for name, parameter in model.named_parameters()
+                if belongs(name, layer)
+            }
+            for layer in self.whole
+        }
+
+    def reasons(self, model: nn.Module) -> dict[str, int]:
+        """Return why parameters of the network are kept whole and how many, the most first."""
+        held: Counter[str] = Counter()
+        for layer, parameters in self.held_whole(model).items():
+            held[self.whole[layer]] += sum(parameters.values())
+        return dict(held.most_common())
 
     def unaccounted(self, model: nn.Module) -> tuple[str, ...]:
         """Name the parameters of the network that are in no group and not in ``whole``: none."""

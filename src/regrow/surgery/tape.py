@@ -288,8 +288,9 @@ def record(model: nn.Module, example: Any) -> Tape:
         where = f" in {recorder.stack[-1]!r}" if recorder.stack[-1] else ""
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise TraceError(
-            f"The network fails on an example of shape {shapes}{where}: {error}. "
-            "Give an example input that the network takes."
+            f"The network fails on an example of shape {shapes}{where}: {_worded(error)}. "
+            "Give an example input that the network takes; its first dimension counts samples, of "
+            "which one is run."
         ) from error
     tape.outputs += [recorder.value(tensor) for tensor in output_tensors(output)]
     if not tape.outputs:
@@ -306,6 +307,10 @@ def held(module: nn.Module) -> Iterator[int]:
         for number in value if type(value) in (list, tuple) else (value,):
             if type(number) is int and number > 1:
                 yield number
+
+
+def _worded(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _refuse_lazy(model: nn.Module) -> None:

@@ -1,0 +1,95 @@
+"""What a cut left of attention and of feed-forward widths, seen from outside.
+
+An attention is a product of probabilities (a softmax of anything that is computed) and values; its
+heads are cut if fewer numbers are read as values. Feed-forward layers are told by their names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from regrow.surgery.alive import called
+from regrow.surgery.dispatch import OperationMode
+
+SOFTMAX = ("_softmax", "_safe_softmax", "softmax")
+PASSES = (  # operations that make probabilities of probabilities
+    *("view", "_unsafe_view", "reshape", "expand", "clone", "_to_copy", "copy", "detach", "t"),
+    *("transpose", "permute", "unsqueeze", "squeeze", "slice", "select", "split", "unbind"),
+    *("split_with_sizes", "index_select", "native_dropout", "mul", "add", "sub", "div", "where"),
+    *("masked_fill", "addmm", "mm", "convolution", "native_batch_norm"),
+)
+FEED_FORWARD = re.compile(
+    r"(^|\.)(fc1|fc1_g|fc1_x|lin1|linear1|c_fc|fc_in|up_proj|gate_proj|gate_up_proj|wi|wi_0|wi_1|"
+    r"Wi|w1|w2_in|w12|dense_h_to_4h|intermediate\.dense|intermediate_dense|(mlp|ffn?|feed_forward|"
+    r"ff)(\.net)?\.0(\.proj)?|(mlp|ffn)\.(conv1|conv_1|net\.0|up|expand_conv|pw1)(\.conv|\.c)?|"
+    r"ff\.layer_1|layer_1|mlp\.dense1|input_linear|conv1_1x1|fc_1)$"
+)
+
+
+class _Values(OperationMode):
+    """Note how many numbers each attention reads as values, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self._probable = WeakIdKeyDictionary()
+
+    def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        result = operation(*args, **kwargs)
+        name = operation.overloadpacket.__name__
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        if name.startswith("_scaled_dot_product") or name == "scaled_dot_product_attention":
+            self.sizes.append(tensors[2].numel())
+            return result
+        known = [x in self._probable for x in tensors]
+        if name in SOFTMAX or (any(known) and name.rstrip("_") in PASSES):
+            for value in result if isinstance(result, tuple | list) else (result,):
+                if isinstance(value, Tensor):
+                    self._probable[value] = True
+        elif name in ("bmm", "baddbmm") and any(known[-2:]):
+            self.sizes.append(tensors[-2 if known[-1] else -1].numel())
+        return result
+
+
+def values_read(net: nn.Module, example: Any) -> list[int]:
+    """Return how many numbers each attention of a network reads as values."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    mode = _Values()
+    try:
+        with mode:
+            called(net, example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return mode.sizes
+
+
+def widths(net: nn.Module) -> dict[str, int]:
+    """Return the widths of the hidden layers of a network's feed-forward parts."""
+    return {
+        name: max(weight.shape[:2]) if type(module).__name__ == "Conv1D" else weight.shape[0]
+        for name, module in net.named_modules()
+        if FEED_FORWARD.search(name)
+        and isinstance(weight := getattr(module, "weight", None), Tensor)
+        and weight.dim() >= 2
+    }
+
+
+def cuts(net: nn.Module, small: nn.Module, example: Any) -> dict[str, list[int]]:
+    """Return how many attentions and feed-forward parts are narrower, and how many there are."""
+    before, after = values_read(net, example), values_read(small, example)
+    if not before:
+        return {}
+    told = {"attention": [0, len(before)]}
+    if len(after) == len(before):
+        told["attention"][0] = sum(b < a for a, b in zip(before, after, strict=True))
+    wide, narrow = widths(net), widths(small)
+    if wide:
+        told["feed_forward"] = [sum(narrow[n] < w for n, w in wide.items()), len(wide)]
+    return told
