@@ -49,6 +49,8 @@ def arrays_of(splits: Mapping[str, Columns], spec: DataSpec) -> Arrays:
     if not inputs["train"]:
         raise DataError(f"Data set {spec.name!r}: it has no column beside {target!r}.")
     tokens = _tokens(inputs["train"])
+    if tokens is not None:  # whose shape stands for that of an example
+        inputs = {s: NamedInputs({tokens: named[tokens], **named}) for s, named in inputs.items()}
     targets = {split: None if target is None else c[target] for split, c in splits.items()}
     if tokens is not None and all(_repeats(targets[s], inputs[s][tokens]) for s in splits):
         return _next_token(inputs, targets, spec, tokens=tokens)

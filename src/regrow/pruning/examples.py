@@ -87,13 +87,24 @@ def _parted(batch: Any, takes: Mapping[str, inspect.Parameter], *, own: bool) ->
         _check_names(named, takes)
         return named, targets
     if isinstance(batch, list | tuple) and len(batch) == 2:
-        return (dict(batch[0]) if isinstance(batch[0], Mapping) else batch[0]), batch[1]
+        return (batch[0] if isinstance(batch[0], Tensor) else _named(batch[0], takes)), batch[1]
     if isinstance(batch, list | tuple) and len(batch) > 2:
-        return tuple(batch[:-1]), batch[-1]
+        return _named(batch[:-1], takes), batch[-1]
     raise ConfigError(
         "A batch for a criterion must be (inputs, targets), a mapping of named tensors, or a "
         f"tensor. Got {short(batch)}."
     )
+
+
+def _named(inputs: Any, takes: Mapping[str, inspect.Parameter]) -> Any:
+    """Return several inputs under the names of the network's parameters, if it has them."""
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    by_place = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    names = [name for name, p in takes.items() if p.kind in by_place]
+    if len(names) < len(inputs) or any(takes[n].kind is by_place[1] for n in names[: len(inputs)]):
+        return tuple(inputs)
+    return dict(zip(names, inputs, strict=False))
 
 
 def _check_names(named: Mapping[str, Any], takes: Mapping[str, inspect.Parameter]) -> None:
@@ -160,6 +171,11 @@ def counted_rows(inputs: Any) -> Tensor | None:
 
 def count_labels(targets: Any) -> int:
     """Count what a mean loss is over: classes or numbers that are not ignored."""
+    if targets is None:
+        raise ConfigError(
+            "This criterion looks at gradients, so its data must have targets: batches of "
+            "(inputs, targets), or mappings with 'labels'."
+        )
     if not isinstance(targets, Tensor):
         return size_of(targets)
     if targets.is_floating_point():
@@ -171,11 +187,6 @@ def _objective(loss: Loss | None) -> Objective:
     """Make an objective of a mean loss, of the network's own, or of what targets suggest."""
 
     def total(outputs: Any, targets: Any) -> Tensor:
-        if targets is None:
-            raise ConfigError(
-                "This criterion looks at gradients, so its data must have targets: batches of "
-                "(inputs, targets), or mappings with 'labels'."
-            )
         num = count_labels(targets)
         if loss is not None:
             value = loss(outputs, targets)

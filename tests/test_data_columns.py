@@ -1,0 +1,212 @@
+"""Data of several inputs by name: read from each kind of file, split, trained on and scored."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from torch.nn import functional
+
+from regrow.data import Dataset, DataSpec, fingerprint, load
+from regrow.data.named import NamedInputs
+from regrow.errors import ConfigError, DataError
+from regrow.jobs.base import material_of
+from regrow.models import ModelSpec, example_input
+from regrow.tasks import task_of
+from regrow.train import Recipe, Training, evaluate
+from test_examples import VOCABULARY, Reader
+
+NUM, LENGTH = 20, 6
+Columns = dict[str, NDArray[Any]]
+
+
+def columns(num: int = NUM) -> Columns:
+    draw = np.random.default_rng(0)
+    ids = draw.integers(1, VOCABULARY, (num, LENGTH))
+    mask = (np.arange(LENGTH) < draw.integers(2, LENGTH + 1, (num, 1))).astype(np.int64)
+    ids[0], mask[0] = VOCABULARY - 1, 1
+    return {
+        "input_ids": ids * mask,
+        "attention_mask": mask,
+        "labels": np.arange(num) % 3,
+    }
+
+
+def write(path: Path, kind: str, values: Columns) -> str:
+    """Write a file of a kind, and return the name of its data set."""
+    file = path / f"rows.{kind}"
+    if kind == "npz":
+        np.savez(file, **values)  # type: ignore[arg-type]
+    elif kind == "safetensors":
+        save_file(values, file)
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({name: list(value) for name, value in values.items()}), file)
+    return f"{kind}:{file}"
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet", "safetensors"])
+def test_each_kind_of_file_gives_the_same_examples(kind: str, tmp_path: Path) -> None:
+    values = columns()
+    name = write(tmp_path, kind, values)
+    dataset = load(DataSpec(name, seed=3))
+    assert dataset.task == "classification"
+    assert dataset.inputs == f"input_ids:1x6:int64:{VOCABULARY} attention_mask:1x6:int64"
+    assert (dataset.vocabulary, dataset.shape, len(dataset.classes)) == (VOCABULARY, (6,), 3)
+    seen = 0
+    for split in (dataset.train, dataset.test):
+        batch = split.batch(torch.arange(len(split)))
+        assert isinstance(batch, NamedInputs)
+        for ids, mask, label in zip(*batch.values(), split.labels, strict=True):
+            rows = (values["input_ids"] == ids.numpy()).all(1).nonzero()[0]
+            row = next(r for r in rows if values["labels"][r] == int(label))
+            assert (values["attention_mask"][row] == mask.numpy()).all()
+            seen += 1
+    assert seen == NUM
+    other = {**values, "attention_mask": values["attention_mask"].copy()}
+    other["attention_mask"][5] = 1 - other["attention_mask"][5]
+    before = fingerprint(DataSpec(name))
+    write(tmp_path, kind, other)
+    assert fingerprint(DataSpec(name)) != before
+
+
+@pytest.mark.parametrize("kind", ["parquet", "safetensors"])
+def test_files_and_arrays_are_split_by_their_names(kind: str, tmp_path: Path) -> None:
+    for split, num in (("train", 12), ("test", 6)):
+        file = Path(write(tmp_path, kind, columns(num)).partition(":")[2])
+        file.rename(tmp_path / f"{split}.{kind}")
+    dataset = load(DataSpec(f"{kind}:{tmp_path}"))
+    assert (len(dataset.train), len(dataset.test)) == (12, 6)
+    ends = {f"{n}_{s}": v for s, num in (("train", 8), ("val", 4)) for n, v in columns(num).items()}
+    both = load(DataSpec(write(tmp_path, "npz", ends)))
+    assert both.validation is not None
+    assert len(both.validation) == 4
+
+
+def read(tmp_path: Path, values: Columns, **options: Any) -> Dataset:
+    return load(DataSpec(write(tmp_path, "npz", values), **options))
+
+
+def test_a_network_trains_on_named_inputs_and_is_scored_on_them(tmp_path: Path) -> None:
+    dataset = read(tmp_path, columns(40))
+    torch.manual_seed(0)
+    net = Reader()
+    recipe = Recipe(epochs=2, batch=8, lr=0.1, schedule="constant")
+    training = Training(net, dataset, recipe, seed=0)
+    while not training.done:
+        training.step()
+    assert training.history[-1]["loss"] < training.history[0]["loss"]
+    found = evaluate(net, dataset.test, dataset, batch=3)
+    batch = dataset.test.batch(torch.arange(len(dataset.test)))
+    logits = net.eval()(**batch)["logits"].detach()
+    expected = (logits.argmax(1) == dataset.test.labels).double().mean()
+    assert found.score == pytest.approx(float(expected))
+    assert found.loss == pytest.approx(
+        float(functional.cross_entropy(logits, dataset.test.labels)), rel=1e-5
+    )
+
+
+def test_a_model_of_a_study_is_traced_on_all_inputs(tmp_path: Path) -> None:
+    material = material_of(DataSpec(write(tmp_path, "npz", columns())))
+    example = example_input(ModelSpec("mlp", inputs=material.inputs), material.shape)
+    assert {name: tuple(value.shape) for name, value in example.items()} == {
+        "input_ids": (1, 6),
+        "attention_mask": (1, 6),
+    }
+    assert bool((example["attention_mask"] == 1).all())  # hides nothing
+
+
+# The next token ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", ["none", "copies", "ignoring"])
+def test_tokens_without_labels_of_their_own_are_learnt_from_those_before(
+    labels: str, tmp_path: Path
+) -> None:
+    values = columns()
+    del values["labels"]
+    ids, mask = values["input_ids"], values["attention_mask"]
+    if labels != "none":
+        values["labels"] = ids if labels == "copies" else np.where(mask == 1, ids, -100)
+    dataset = read(tmp_path, values)
+    assert dataset.task == "next-token"
+    batch = dataset.train.batch(torch.arange(len(dataset.train)))
+    assert batch["input_ids"].shape == (len(dataset.train), LENGTH - 1)
+    for seen, shown, wanted in zip(*batch.values(), dataset.train.labels, strict=True):
+        inner = shown[1:].bool()
+        assert torch.equal(wanted[:-1][inner], seen[1:][inner])
+        assert bool((wanted[:-1][~inner] == -100).all())
+
+
+def test_perplexity_is_e_to_the_mean_loss_with_the_error_over_sequences(tmp_path: Path) -> None:
+    values = columns(200)
+    dataset = read(tmp_path, {"input_ids": values["input_ids"]})
+    task = task_of(dataset)
+    assert task.tally is not None
+    assert task.conclude is not None
+    torch.manual_seed(0)
+    logits, targets = torch.randn(50, 5, VOCABULARY), torch.randint(VOCABULARY, (50, 5))
+    targets[:, 4:][:20] = -100
+    score, error = task.conclude(task.tally({"logits": logits}, targets).tolist())
+    losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    counts = targets != -100
+    mean = losses.sum() / counts.sum()
+    assert score == pytest.approx(math.exp(mean), rel=1e-5)
+    resampled = []
+    for _ in range(400):
+        rows = torch.randint(50, (50,))
+        sums = losses.view(50, 5)[rows].sum() / counts[rows].sum()
+        resampled.append(math.exp(sums))
+    assert error == pytest.approx(float(np.std(resampled)), rel=0.15)
+    baseline = task.baseline(dataset)
+    assert baseline is not None
+    assert 1 < baseline < VOCABULARY + 1
+
+
+# What is wrong ------------------------------------------------------------------------------------
+
+
+def ragged(values: Columns) -> Columns:
+    rows = np.empty(NUM, dtype=object)
+    rows[:] = [np.arange(1 + i % 3) for i in range(NUM)]
+    return {**values, "input_ids": rows}
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"labels": None, "input_ids": np.ones((NUM, 2))}, {}, "what is to be learnt"),
+        ({"text": np.array(["a"] * NUM)}, {}, r"column 'text' must be numbers"),
+        ({"attention_mask": np.ones((3, LENGTH), dtype=int)}, {}, "a target for each input 'att"),
+        ({"input_ids": -np.ones((NUM, LENGTH), dtype=int)}, {}, "whole number from 0"),
+        ({"input_ids": np.full((NUM, LENGTH), np.nan)}, {}, "not finite"),
+        ({}, {"target": "y"}, "Unknown target 'y'"),
+        ({"input_ids": None, "attention_mask": None}, {}, "no column beside 'labels'"),
+    ],
+)
+def test_what_is_wrong_with_columns_is_said(
+    change: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    values = {name: value for name, value in {**columns(), **change}.items() if value is not None}
+    with pytest.raises((ConfigError, DataError), match=message):
+        read(tmp_path, values, **options)
+
+
+def test_sequences_of_other_lengths_are_to_be_padded(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Pad sequences to one length"):
+        load(DataSpec(write(tmp_path, "parquet", ragged(columns()))))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "safetensors"])
+def test_a_file_that_is_none_is_said(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"no .{kind} file there"):
+        load(DataSpec(f"{kind}:{tmp_path}"))
+    (tmp_path / f"x.{kind}").write_text("nothing")
+    with pytest.raises(DataError, match="cannot be read"):
+        load(DataSpec(f"{kind}:{tmp_path}"))

@@ -1,0 +1,228 @@
+"""Criteria on what networks of text take: tokens, several inputs by name, a loss of their own."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+import regrow
+from regrow.errors import ConfigError, TraceError, TrainingError
+from regrow.pruning.examples import examples_of, rows_of, size_of
+from regrow.pruning.method import CRITERIA, Method, general_method
+from regrow.pruning.probe import Probe
+from regrow.pruning.select import groups_in_scope, select
+
+VOCABULARY, LENGTH, CLASSES = 11, 6, 3
+
+
+class Reader(nn.Module):
+    """Classifies sequences, as networks of transformers do: by name, with a loss if it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, 8)
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, CLASSES)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        x = self.tokens(input_ids)
+        x = self.norm(x + self.down(self.up(x).relu()))
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        shares = mask.float() / mask.sum(1, keepdim=True)
+        logits = self.head((x * shares[..., None]).sum(1))
+        loss = {} if labels is None else {"loss": functional.cross_entropy(logits, labels)}
+        return {**loss, "logits": logits}
+
+
+def network() -> Reader:
+    torch.manual_seed(0)
+    return Reader()
+
+
+def batches(*, sizes: tuple[int, ...] = (4, 3)) -> list[dict[str, Tensor]]:
+    draw = torch.Generator().manual_seed(1)
+    found = []
+    for size in sizes:
+        ids = torch.randint(VOCABULARY, (size, LENGTH), generator=draw)
+        lengths = torch.randint(2, LENGTH + 1, (size, 1), generator=draw)
+        mask = (torch.arange(LENGTH) < lengths).long()
+        labels = torch.randint(CLASSES, (size,), generator=draw)
+        found.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
+    return found
+
+
+def as_tuples() -> list[tuple[Any, ...]]:
+    return [(b["input_ids"], b["attention_mask"], b["labels"]) for b in batches()]
+
+
+def as_pairs() -> list[tuple[Any, Any]]:
+    return [({k: b[k] for k in ("input_ids", "attention_mask")}, b["labels"]) for b in batches()]
+
+
+EXAMPLE = {
+    "input_ids": torch.arange(LENGTH)[None] % VOCABULARY,
+    "attention_mask": torch.ones(1, LENGTH, dtype=torch.int64),
+}
+UNIT = Method(name="test", criterion="l1-norm", scope=("linear",))
+NORMED = Method(name="test", criterion="l1-norm", scope=("stream",))
+WEIGHT = Method(name="test", criterion="l1-norm", unit="weight", scope=("linear",))
+OF_MAPS = {"hrank"}  # asks for maps of two dimensions, and says so
+TEMPERED = {"gradient-flow"}
+
+
+def _scored(criterion: str, data: Any, method: Method) -> dict[str, Tensor]:
+    net = network()
+    groups = groups_in_scope(net, regrow.trace(net, EXAMPLE), method)
+    probe = Probe(net, examples_of(data, net, num=512), groups=groups)
+    return {name: CRITERIA.get(criterion)(group, probe) for name, group in groups.items()}
+
+
+@pytest.mark.parametrize("name", sorted({*CRITERIA.names()} - OF_MAPS))
+def test_each_criterion_takes_batches_by_name_in_order_and_in_pairs(name: str) -> None:
+    ways = [as_pairs(), as_tuples(), *([] if name in TEMPERED else [batches()])]
+    scored = 0
+    for method in (UNIT, NORMED, WEIGHT):
+        try:
+            first = _scored(name, ways[0], method)
+        except (ConfigError, TraceError, AssertionError):
+            continue  # a criterion of units, or one of weights
+        scored += 1
+        for way in ways[1:]:
+            again = _scored(name, way, method)
+            for group, scores in first.items():
+                torch.testing.assert_close(again[group], scores, rtol=1e-5, atol=1e-7)
+    assert scored, f"{name} scores no linear layer of a network of text"
+
+
+def test_a_gradient_is_that_of_the_mean_over_all_examples_whatever_the_batches() -> None:
+    net = network().eval()
+    joined = {key: torch.cat([b[key] for b in batches()]) for key in batches()[0]}
+    net(**joined)["loss"].backward()
+    expected = {name: p.grad for name, p in net.named_parameters()}
+    probe = Probe(net, examples_of(batches(), net, num=99))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(probe.gradient(name), gradient)
+
+    def doubled(outputs: Any, targets: Tensor) -> Any:
+        return 2 * functional.cross_entropy(outputs["logits"], targets)
+
+    given = Probe(net, examples_of(batches(), net, num=99, loss=doubled))
+    torch.testing.assert_close(given.gradient("up.weight"), 2 * probe.gradient("up.weight"))
+
+
+def test_each_example_has_a_gradient_of_its_own() -> None:
+    net = network().eval()
+    total = torch.zeros_like(net.up.weight)
+    for batch in batches():
+        for i in range(len(batch["labels"])):
+            one = {key: value[i : i + 1] for key, value in batch.items()}
+            (gradient,) = torch.autograd.grad(net(**one)["loss"], [net.up.weight])
+            total += gradient.square()
+    probe = Probe(net, examples_of(batches(), net, num=99))
+    found = probe.gradients(lambda g: {"up": g["up.weight"].square()})["up"]
+    torch.testing.assert_close(found, total / 7)
+
+
+def test_padding_is_no_part_of_what_weights_read() -> None:
+    net = network().eval()
+    probe = Probe(net, examples_of(batches(), net, num=99))
+    parts = [net.tokens(b["input_ids"])[b["attention_mask"].bool()] for b in batches()]
+    rows = torch.cat(parts).detach()
+    torch.testing.assert_close(probe.input_norms("up.weight"), rows.norm(dim=0)[None])
+    gram = (rows.double().T @ rows.double()) / len(rows)
+    torch.testing.assert_close(probe.gram("up.weight"), gram)
+
+
+def test_data_are_read_no_further_than_needed() -> None:
+    read = []
+
+    def source() -> Iterator[dict[str, Tensor]]:
+        for batch in batches(sizes=(4, 4, 4)):
+            read.append(batch)
+            yield batch
+
+    examples = examples_of(source(), network(), num=6)
+    assert len(read) == 2
+    assert [size_of(x) for x, _ in examples.batches] == [4, 2]
+    assert [len(targets) for _, targets in examples.batches] == [4, 2]
+
+
+def test_a_data_loader_of_one_input_needs_no_names() -> None:
+    joined = {key: torch.cat([b[key] for b in batches()]) for key in batches()[0]}
+    loader = DataLoader(TensorDataset(joined["input_ids"], joined["labels"]), batch_size=3)
+    net = network()
+    traced = regrow.trace(net, EXAMPLE)
+    mask = select(net, traced, general_method("taylor"), sparsity=0.5, dataset=loader)
+    assert mask.sparsity == pytest.approx(0.5, abs=0.1)
+    small = regrow.compress(
+        net, EXAMPLE, sparsity=0.4, criterion="fisher", dataset=batches(), batches=()
+    )
+    assert small.proof.ok
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, a: Tensor) -> Tensor:
+        scores: Tensor = self.two(self.one(a).relu())
+        return scores
+
+
+@pytest.mark.parametrize(
+    ("data", "loss", "message"),
+    [
+        ([], None, "yields no batch"),
+        ([{"b": torch.ones(2, 4)}], None, "lacks 'a'; the network takes no 'b'"),
+        ([3], None, "A batch for a criterion must be"),
+        ([torch.ones(2, 4)], None, "must have targets"),
+        ([(torch.ones(2, 4), torch.ones(5))], None, "Which loss is meant cannot be told"),
+        ([(torch.ones(2, 4), torch.ones(2).long())], lambda o, t: o, "must return the mean loss"),
+    ],
+)
+def test_what_data_lack_is_said(data: Any, loss: Any, message: str) -> None:
+    net = Plain()
+    traced = regrow.trace(net, (1, 4))
+    with pytest.raises((ConfigError, TrainingError), match=message):
+        select(net, traced, general_method("taylor"), sparsity=0.5, dataset=data, loss=loss)
+
+
+def test_targets_suggest_the_loss() -> None:
+    net, x = Plain().eval(), torch.randn(6, 4)
+    for targets, loss in (
+        (torch.tensor([0, 1, 1, 0, 1, -100]), functional.cross_entropy),
+        (torch.randn(6, 2), functional.mse_loss),
+    ):
+        (expected,) = torch.autograd.grad(loss(net(x), targets), [net.one.weight])
+        probe = Probe(net, examples_of([(x, targets)], net, num=9))
+        torch.testing.assert_close(probe.gradient("one.weight"), expected)
+        labelled = {"a": x, "labels": targets}  # which the network does not take
+        again = Probe(net, examples_of([labelled], net, num=9))
+        torch.testing.assert_close(again.gradient("one.weight"), expected)
+
+
+def test_a_temperature_needs_outputs_that_the_loss_is_computed_of() -> None:
+    net = network()
+    probe = Probe(net, examples_of(batches(), net, num=9))
+    with pytest.raises(ConfigError, match="computes its loss itself"):
+        probe.hessian_gradient("up.weight", temperature=200.0)
+    assert probe.hessian_gradient("up.weight").isfinite().all()
+
+
+def test_rows_are_those_of_tensors_that_have_one_for_each_example() -> None:
+    inputs = {"a": torch.arange(6).view(3, 2), "b": [torch.arange(3), torch.tensor(4)], "c": "x"}
+    part = rows_of(inputs, slice(1, 2), 3)
+    assert part["a"].tolist() == [[2, 3]]
+    assert part["b"][0].tolist() == [1]
+    assert int(part["b"][1]) == 4
+    assert part["c"] == "x"
