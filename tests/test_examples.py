@@ -138,6 +138,9 @@ def test_padding_is_no_part_of_what_weights_read() -> None:
     parts = [net.tokens(b["input_ids"])[b["attention_mask"].bool()] for b in batches()]
     rows = torch.cat(parts).detach()
     torch.testing.assert_close(probe.input_norms("up.weight"), rows.norm(dim=0)[None])
+    ids = torch.cat([b["input_ids"][b["attention_mask"].bool()] for b in batches()])
+    counts = torch.bincount(ids, minlength=VOCABULARY)
+    torch.testing.assert_close(probe.input_norms("tokens.weight"), counts.sqrt()[:, None])
     gram = (rows.double().T @ rows.double()) / len(rows)
     torch.testing.assert_close(probe.gram("up.weight"), gram)
 
@@ -226,3 +229,25 @@ def test_rows_are_those_of_tensors_that_have_one_for_each_example() -> None:
     assert part["b"][0].tolist() == [1]
     assert int(part["b"][1]) == 4
     assert part["c"] == "x"
+
+
+class Tied(nn.Module):
+    """Predicts tokens by the table that it looks them up in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.tokens(input_ids).tanh())
+        return scores
+
+
+def test_a_table_that_multiplies_too_counts_what_it_multiplies() -> None:
+    torch.manual_seed(0)
+    net, data = Tied(), [b["input_ids"] for b in batches()]
+    probe = Probe(net, examples_of(data, net, num=99))
+    rows = torch.cat([net.tokens(ids).tanh().flatten(0, 1) for ids in data]).detach()
+    for name in ("head.weight", "tokens.weight"):
+        torch.testing.assert_close(probe.input_norms(name), rows.norm(dim=0)[None])

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import regrow
-from regrow.errors import TraceError
+from regrow.errors import ConfigError, TraceError
+from regrow.models.inputs import Inputs, inputs_of
 
 SHAPE = (1, 3, 6, 6)
 
@@ -55,3 +56,53 @@ def test_a_network_of_several_inputs_is_cut_and_proven(example: Any) -> None:
 def test_missing_inputs_are_told(example: tuple[Tensor, ...] | Mapping[str, Tensor]) -> None:
     with pytest.raises(TraceError, match=r"fails on an example of shape \(1, 3, 6, 6\).*missing"):
         regrow.trace(TwoInputs(), example)
+
+
+class Pictures(nn.Module):
+    """Takes a list of images of any sizes, and settings by name, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, images: list[Tensor], more: Mapping[str, Tensor] | None = None) -> Tensor:
+        seen = torch.stack([self.body(image[None]).relu().mean((0, 2, 3)) for image in images])
+        scale = 1.0 if more is None else more["scale"]
+        scores: Tensor = self.head(seen) * scale
+        return scores
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["[3x8x8,3x9x7]"],
+        ["images:[3x8x8,3x9x7]"],
+        ["images:[3x8x8]", "more:[scale:1x1,other:2x3:int64:6]"],
+    ],
+)
+def test_lists_and_mappings_are_stated_and_a_network_of_them_is_cut(texts: list[str]) -> None:
+    inputs = Inputs.read(texts)
+    assert inputs.to_json() == texts
+    example = inputs.example()
+    assert str(inputs_of(example)) == " ".join(texts)
+    small = regrow.compress(Pictures(), " ".join(texts), sparsity=0.5, batches=(3,))
+    assert small.proof.ok
+    assert small.card.speeds[0].before is not None
+    assert small.network.body.out_channels == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[3x8x8,", "--input must be"),
+        ("[3x8x8]]", "--input must be"),
+        ("[]", "--input must be"),
+        ("[3x8x8,,3x8x8]", "--input must be"),
+        ("[a:3x8x8,3x8x8]", "either all have a name"),
+        ("x:[a:1x2,a:1x3]", "either all have a name"),
+        ("[3x8x8:float31]", "Unknown kind of number"),
+    ],
+)
+def test_a_list_that_is_none_is_one_message(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Inputs.read(text)

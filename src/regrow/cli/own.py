@@ -42,7 +42,8 @@ InputOption = Annotated[
     typer.Option(
         "--input",
         metavar="[NAME:]SHAPE[:KIND[:VALUES]]",
-        help="An input: 1x3x224x224, or input_ids:1x16:int64:30522. Several by name, or in order.",
+        help="An input: 1x3x224x224, input_ids:1x16:int64:30522, or a list '[3x64x64,3x80x64]'. "
+        "Several by name, or in order.",
     ),
 ]
 SetOption = Annotated[
@@ -85,7 +86,10 @@ ScopeOption = Annotated[
 ]
 ExamplesOption = Annotated[
     str | None,
-    typer.Option(help="Data for criteria that look at gradients or activations: folder:PATH."),
+    typer.Option(
+        help="Data for criteria that look at gradients or activations: folder:PATH, or npz:FILE, "
+        "parquet:PATH, safetensors:PATH with columns named as the inputs."
+    ),
 ]
 MultipleOption = Annotated[
     int, typer.Option(min=1, help="Leave a multiple of so many channels in each layer.")
@@ -171,7 +175,7 @@ def shrink(
             "seed": seed,
             **amount,
             "on_step": lambda step: say(f"{step} ...") if sys.stderr.isatty() else None,
-            "dataset": None if data is None else _dataset(data, example),
+            "dataset": None if data is None else _dataset(data, example, network),
         }
         small = compress(network, example, origin=origin, weights=about, **options)
         card = small.save(out, exports=exports)
@@ -207,20 +211,23 @@ def _scopes(texts: Sequence[str]) -> "list[Any]":
     return [part.strip() for text in texts for part in text.split(",")]
 
 
-def _dataset(name: str, inputs: "Inputs") -> "Dataset":
+def _dataset(name: str, inputs: "Inputs", network: "nn.Module") -> "Dataset":
     """Read the data for a criterion; images in the size that the network takes."""
     import torch
 
     from regrow.data import DataSpec, load
+    from regrow.pruning.examples import check_fit
 
     shape = inputs.inputs[0].shape
     dataset = load(DataSpec(name, size=shape[-1] if len(shape) == 4 else None))
-    found = tuple(dataset.train.batch(torch.tensor([0])).shape[1:])
-    if found != shape[1:]:
-        raise ConfigError(
-            f"--data {name}: its examples have the shape {_sizes(found)}, and the network takes "
-            f"{_sizes(shape[1:])} each. Give data, or an --input, that fit."
-        )
+    if dataset.inputs is None:
+        found = tuple(dataset.train.batch(torch.tensor([0])).shape[1:])
+        if found != shape[1:]:
+            raise ConfigError(
+                f"--data {name}: its examples have the shape {_sizes(found)}, and the network "
+                f"takes {_sizes(shape[1:])} each. Give data, or an --input, that fit."
+            )
+    check_fit(dataset, network, where=f"--data {name}")
     return dataset
 
 

@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,26 @@ def turns(
 
 
 def batched(example: Any, batch: int) -> Any:
-    """Return random inputs like an example's, as a batch: see ``drawn_like``."""
+    """Return random inputs like an example's, as a batch: see ``drawn_like``.
+
+    An input that is a list, such as the images of a detector, has so many of its first.
+    """
+
+    def grown(value: Any) -> Any:
+        return value[:1] * batch if isinstance(value, list) else tree_map(repeated, value)
 
     def repeated(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.dim():
             return leaf
         return leaf[:1].repeat(batch, *[1] * (leaf.dim() - 1))
 
-    return drawn_like(tree_map(repeated, example), seeded(0, "latency"))
+    if isinstance(example, Mapping):
+        inputs: Any = {name: grown(value) for name, value in example.items()}
+    elif isinstance(example, list | tuple):
+        inputs = tuple(grown(value) for value in example)
+    else:
+        inputs = grown(example)
+    return drawn_like(inputs, seeded(0, "latency"))
 
 
 def machine(device: str = "cpu", batch: int = BATCH) -> dict[str, Any]:

@@ -16,8 +16,10 @@ INTEGERS = ("int64", "int32")
 MOST_NUMBERS = 2**31  # of an input, which is 8 GiB already
 GRAMMAR = (
     "[NAME:]SHAPE[:KIND[:VALUES]], such as 1x3x224x224, or input_ids:1x16:int64:30522 for tokens "
-    "from 0 to 30521"
+    "from 0 to 30521; or [NAME:][INPUT,INPUT,...] for one that is a list, such as two images "
+    "[3x64x64,3x80x64], or a mapping where all in it have names"
 )
+_NESTED = re.compile(r"(?:([^\W\d]\w*):)?\[(.*)\]", re.DOTALL)
 _SHAPE = re.compile(r"[1-9]\d{0,9}(x[1-9]\d{0,9})*")
 
 
@@ -27,17 +29,26 @@ class Input:
 
     Floats are zeros, which stand for a shape. Integers count up to the number of values and begin
     anew; without such a number they are all 1, a token of any vocabulary and a mask that hides
-    nothing. Booleans are true.
+    nothing. Booleans are true. With ``items`` it is a list of these, or a mapping by their names.
     """
 
     shape: tuple[int, ...]
     kind: str = "float32"
     name: str | None = None
     values: int | None = None
+    items: tuple["Input", ...] = ()
 
     @classmethod
     def read(cls, text: str) -> "Input":
-        """Read an input's text; a ``ConfigError`` says how it is written."""
+        """Read an input's text; a ``ConfigError`` says how it is written.
+
+        >>> [item.shape for item in Input.read("images:[3x8x8,3x9x8]").items]
+        [(3, 8, 8), (3, 9, 8)]
+        """
+        if nested := _NESTED.fullmatch(text.strip()):
+            items = tuple(cls.read(item) for item in _parts(nested[2], text))
+            _check_names(items)
+            return cls((), name=nested[1], items=items)
         parts = text.strip().split(":")
         name = None if _SHAPE.fullmatch(parts[0]) else parts.pop(0)
         if (
@@ -64,14 +75,24 @@ class Input:
         return cls(shape, kind, name, None if values is None else int(values))
 
     def __str__(self) -> str:
+        if self.items:
+            name = f"{self.name}:" if self.name else ""
+            return f"{name}[{','.join(map(str, self.items))}]"
         kind = "" if self.kind == "float32" else f":{self.kind}"
         values = "" if self.values is None else f":{self.values}"
         return (
             f"{f'{self.name}:' if self.name else ''}{'x'.join(map(str, self.shape))}{kind}{values}"
         )
 
-    def tensor(self) -> "Tensor":
-        """Return the input itself."""
+    def example(self) -> Any:
+        """Return the input itself: a tensor, a list, or a mapping."""
+        if not self.items:
+            return self._tensor()
+        if self.items[0].name is not None:
+            return {str(item.name): item.example() for item in self.items}
+        return [item.example() for item in self.items]
+
+    def _tensor(self) -> "Tensor":
         import torch
 
         kind: torch.dtype = getattr(torch, self.kind)
@@ -81,6 +102,31 @@ class Input:
             return torch.ones(self.shape, dtype=kind)
         numbers = torch.arange(math.prod(self.shape)).remainder(self.values)
         return numbers.reshape(self.shape).to(kind)
+
+
+def _parts(text: str, whole: str) -> list[str]:
+    """Split at the commas that stand in no brackets of their own."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+        if depth < 0:
+            break
+    if depth or not all(part.strip() for part in parts):
+        raise ConfigError(f"--input must be {GRAMMAR}. Got {short(whole)}.")
+    return parts
+
+
+def _check_names(inputs: tuple[Input, ...]) -> None:
+    names = [item.name for item in inputs if item.name is not None]
+    if names and (len(names) < len(inputs) or len({*names}) < len(names)):
+        raise ConfigError(
+            "Of several inputs either all have a name of their own or none has. Got "
+            f"{' and '.join(map(str, inputs))}."
+        )
 
 
 @dataclass(frozen=True)
@@ -99,24 +145,22 @@ class Inputs:
         parsed = tuple(Input.read(text) for text in ([texts] if isinstance(texts, str) else texts))
         if not parsed:
             raise ConfigError(f"Give the network's input: --input {GRAMMAR}.")
-        names = [item.name for item in parsed if item.name is not None]
-        if names and (len(names) < len(parsed) or len({*names}) < len(names)):
-            raise ConfigError(
-                "Of several inputs either all have a name of their own or none has. Got "
-                f"{' and '.join(map(str, parsed))}."
-            )
+        _check_names(parsed)
         return cls(parsed)
 
     def __str__(self) -> str:
         return " ".join(map(str, self.inputs))
 
-    def example(self) -> "Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]":
-        """Return one tensor, a tuple of several, or a mapping from names, as networks take them."""
+    def example(self) -> Any:
+        """Return one tensor, a tuple of several inputs, or a mapping, as networks take them.
+
+        An input that is a list is one of a tuple.
+        """
         if self.inputs[0].name is not None:
-            return {str(item.name): item.tensor() for item in self.inputs}
-        if len(self.inputs) == 1:
-            return self.inputs[0].tensor()
-        return tuple(item.tensor() for item in self.inputs)
+            return {str(item.name): item.example() for item in self.inputs}
+        if len(self.inputs) == 1 and not self.inputs[0].items:
+            return self.inputs[0].example()
+        return tuple(item.example() for item in self.inputs)
 
     def to_json(self) -> list[str]:
         """Return the text of each input."""
@@ -139,6 +183,11 @@ def inputs_of(example: Any) -> Inputs:
 def _described(value: Any, name: str | None) -> Input:
     import torch
 
+    if isinstance(value, Mapping):
+        items = tuple(_described(item, str(inner)) for inner, item in value.items())
+        return Input((), name=name, items=items)
+    if isinstance(value, list | tuple) and value and not all(isinstance(n, int) for n in value):
+        return Input((), name=name, items=tuple(_described(item, None) for item in value))
     if not isinstance(value, torch.Tensor):
         if not isinstance(value, list | tuple):
             raise ConfigError(

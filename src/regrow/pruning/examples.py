@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from regrow.data import Dataset
 from regrow.data.columns import TARGETS
 from regrow.errors import ConfigError, TrainingError, short
+from regrow.surgery.tape import call, evaluating
 from regrow.tasks.base import logits_of
 from regrow.train.objective import IGNORED, Objective
 
@@ -108,14 +110,11 @@ def _named(inputs: Any, takes: Mapping[str, inspect.Parameter]) -> Any:
 
 
 def _check_names(named: Mapping[str, Any], takes: Mapping[str, inspect.Parameter]) -> None:
-    any_name = not takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
-    surplus = [] if any_name else [name for name in named if name not in takes]
-    positional = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    missing = [
-        name
-        for name, p in takes.items()
-        if p.kind in positional and p.default is p.empty and name not in named
-    ]
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = {name: p for name, p in takes.items() if p.kind in by_name}
+    # Further keywords, as transformers' networks take, would swallow any name without a word.
+    surplus = [name for name in named if name not in known] if known else []
+    missing = [n for n, p in known.items() if p.default is p.empty and n not in named]
     if surplus or missing:
         problems = [
             *([f"it lacks {', '.join(map(repr, missing))}"] if missing else []),
@@ -123,8 +122,28 @@ def _check_names(named: Mapping[str, Any], takes: Mapping[str, inspect.Parameter
         ]
         raise ConfigError(
             f"A batch of {', '.join(map(repr, named)) or 'no names'} does not fit the network: "
-            f"{'; '.join(problems)}. It takes {', '.join(takes)}."
+            f"{'; '.join(problems)}. It takes {', '.join(known)}."
         )
+
+
+def check_fit(dataset: Dataset, network: nn.Module, *, where: str) -> None:
+    """Refuse a data set whose examples a network cannot take; the ``ConfigError`` says why."""
+    first = torch.arange(min(2, len(dataset.train)))
+    inputs, takes = dataset.train.batch(first), _parameters(network)
+    try:
+        if isinstance(inputs, Mapping):
+            inputs = dict(inputs)
+            _check_names(inputs, takes)
+        if dataset.inputs is not None:
+            with torch.no_grad(), evaluating(network):
+                call(network, inputs)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except Exception as error:  # whatever the network's code says of them
+        raise ConfigError(
+            f"{where}: the network fails on its examples ({dataset.inputs}): "
+            f"{type(error).__name__}: {short(error)}. Give data that fit."
+        ) from error
 
 
 def size_of(inputs: Any) -> int:

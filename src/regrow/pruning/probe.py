@@ -249,9 +249,22 @@ class Probe:
             def see(weight: str, rows: Tensor) -> None:
                 total, num = known.get(weight, (0.0, 0))
                 part = measure(rows).sum(0, dtype=torch.float64).cpu()
+                if num and total.shape != part.shape:  # a table that is looked up as well
+                    total, num = 0.0, 0
                 known[weight] = (total + part, num + len(rows))
 
-            watch(self._model, names, (x for x, _ in self._batches()), see)
+            def see_ids(weight: str, ids: Tensor) -> None:
+                # A table multiplies rows that are 1 at an id and 0 elsewhere.
+                counts = torch.bincount(ids.cpu(), minlength=len(self._parameters[weight])).double()
+                zero, one = measure(torch.tensor([0.0, 1.0])).tolist()
+                total, num = known.get(weight, (0.0, 0))
+                if num and total.shape != counts.shape:  # a product's weight as well, which counts
+                    return
+                part = counts * one + (len(ids) - counts) * zero
+                known[weight] = (total + part, num + len(ids))
+
+            inputs = (x for x, _ in self._batches())
+            watch(self._model, names, inputs, see, see_ids=see_ids)
         if name not in known:
             raise ConfigError(_unread(name))
         total, num = known[name]

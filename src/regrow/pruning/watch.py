@@ -14,6 +14,7 @@ from regrow.surgery.mask import layer_of
 from regrow.surgery.tape import call, evaluating
 
 See = Callable[[str, Tensor], None]
+LOOK_UP = "aten::embedding"
 # Operations that multiply data with a weight -> where the data and the weight stand.
 _MULTIPLY: Mapping[str, tuple[int, int]] = {
     "aten::convolution": (0, 1),
@@ -31,8 +32,9 @@ class _Watching(OperationMode):
     its layer, and code of one's own may use it in any function.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], see: See) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], see: See, see_ids: See | None) -> None:
         super().__init__()
+        self._see_ids = see_ids
         self.seen: Counter[str] = Counter()  # how often each weight was multiplied with
         self._names: dict[tuple[int, int], list[str]] = {}
         for name, weight in weights.items():
@@ -47,6 +49,9 @@ class _Watching(OperationMode):
             for weight in self._names.get(_place(factor), ()):
                 self.seen[weight] += 1
                 self._see(weight, _rows(data, is_map=name == "aten::convolution"))
+        elif name == LOOK_UP and self._see_ids is not None:
+            for weight in self._names.get(_place(args[0]), ()):
+                self._see_ids(weight, args[1].flatten())
         return super().run(operation, args, kwargs)
 
 
@@ -103,7 +108,14 @@ def _computed(
             handle.remove()
 
 
-def watch(model: nn.Module, weights: Iterable[str], batches: Iterable[Any], see: See) -> None:
+def watch(
+    model: nn.Module,
+    weights: Iterable[str],
+    batches: Iterable[Any],
+    see: See,
+    *,
+    see_ids: See | None = None,
+) -> None:
     """Run a network in evaluation mode, and hand on what some of its weights read.
 
     Args:
@@ -113,15 +125,20 @@ def watch(model: nn.Module, weights: Iterable[str], batches: Iterable[Any], see:
         see: is given a name and rows ``[samples, channels]``, once for each use in each batch; of
             a convolution, a row for each place of its inputs; of sequences with an attention mask,
             none for padding.
+        see_ids: likewise given the ids that an embedding looks up.
     """
     named = {name: model.get_parameter(name).detach() for name in weights}
     counted: list[Tensor | None] = [None]  # of the batch that runs
 
-    def see_tokens(name: str, rows: Tensor) -> None:
-        tokens = counted[0]
-        see(name, rows if tokens is None or len(tokens) != len(rows) else rows[tokens])
+    def of_tokens(see: See) -> See:
+        def see_tokens(name: str, rows: Tensor) -> None:
+            tokens = counted[0]
+            see(name, rows if tokens is None or len(tokens) != len(rows) else rows[tokens])
 
-    watching = _Watching(named, see_tokens)
+        return see_tokens
+
+    see_tokens = of_tokens(see)
+    watching = _Watching(named, see_tokens, None if see_ids is None else of_tokens(see_ids))
     hooks = _computed(model, named, watching, see_tokens)
     with evaluating(model), torch.no_grad(), hooks, watching:
         for x in batches:
