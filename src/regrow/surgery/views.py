@@ -57,10 +57,12 @@ def _keep_what_is_chosen(painter: Painter, node: Node, source: Paint) -> Paint:
         if dim not in source.coloured_dims():
             continue
         size = _part(painter, node, dim)
+        why = f"'{node.name.removeprefix('aten::')}' divides it at fixed places"
+        if (size is None or node.name == "aten::split_with_sizes") and _follow_numbers(
+            painter, node, source, dim, why=why
+        ):
+            continue
         if size is None:
-            why = f"'{node.name.removeprefix('aten::')}' divides it at fixed places"
-            if _follow_numbers(painter, node, source, dim, why=why):
-                continue
             painter.keep_whole(source, node, why)
             return Paint(torch.full((1,) * len(source.shape), WHOLE), source.shape)
         shape = (*source.shape[:dim], -1, size, *source.shape[dim + 1 :])
