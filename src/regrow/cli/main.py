@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from regrow.cli import bench, claims, compare, export, hub, own, plan, reproduce, run, versus
+from regrow.cli import bench, claims, compare, export, hub, lint, own, plan, reproduce, run, versus
 from regrow.cli.once import refuse_repeats
 from regrow.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED_JOBS, EXIT_INTERRUPTED, complain
 from regrow.errors import Interrupted, RanksLost, RegrowError
@@ -31,6 +31,7 @@ app.command()(run.quickstart)
 app.command()(run.run)
 app.command()(versus.versus)
 app.command()(plan.plan)
+app.command()(lint.lint)
 app.command()(plan.status)
 app.command()(run.report)
 app.command()(export.export)

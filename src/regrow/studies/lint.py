@@ -1,0 +1,276 @@
+"""Remarks that a careful reviewer would make of a study, each with what to write instead.
+
+    for remark in remarks(study):
+        print(remark.code, remark.reason, remark.remedy)
+
+Each rule is a function of one experiment. Nothing here is an error: a study may have its reasons,
+and says so by ``--ignore CODE``.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from regrow.errors import RegrowError
+from regrow.jobs.arms import Arm
+from regrow.jobs.base import Material
+from regrow.studies.experiment import Experiment, MethodUse
+from regrow.studies.study import Study
+
+if TYPE_CHECKING:
+    from regrow.studies.own import OwnExperiment
+
+LIU = "Liu et al., 2019 (arXiv:1810.05270)"
+RENDA = "Renda et al., 2020 (arXiv:2003.02389)"
+WANG = "Wang et al., 2023 (arXiv:2301.05219)"
+BLALOCK = "Blalock et al., 2020 (arXiv:2003.03033)"
+BOUTHILLIER = "Bouthillier et al., 2021 (arXiv:2103.03098)"
+# Of remarks on a study, and on its results (``report.run_remarks``).
+CODES = (
+    *("few-seeds", "one-amount", "no-random-rival", "no-uniform-rival", "no-scratch"),
+    *("no-fine-tune", "no-unpruned", "weak-retraining", "unequal-budgets", "unequal-costs"),
+    *("chosen-on-test", "margin-below-resolution", "not-checked"),
+    *("parent-at-chance", "arms-at-chance", "not-converged", "one-arm-at-chance"),
+    *("convergence-unknown", "undecided"),
+)
+LEAST_SEEDS = 3  # a t interval of two seeds is ten times as wide as their standard deviation
+LIKELY = 0.9  # accuracy at which the sampling error of a test set is guessed before a run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remark:
+    """One thing that a reviewer would say: its code, where, why, by whom, and what to write."""
+
+    code: str
+    reason: str
+    reference: str
+    remedy: str
+    where: str = ""
+
+
+Rule = Callable[[Any], Iterator[Remark]]  # of an ``Experiment``, or one of one's own
+
+
+def remarks(study: Study) -> list[Remark]:
+    """Look at each experiment of a study; what several share is said once, for all of them."""
+    found: dict[Remark, list[str]] = {}
+    for experiments, rules in ((study.experiments, RULES), (study.own, OWN_RULES)):
+        for experiment in experiments:
+            where = f"{experiment.data_label} / {experiment.model_label}"
+            for rule in rules:
+                for remark in rule(experiment):
+                    found.setdefault(remark, []).append(where)
+    return [
+        *(replace(remark, where="; ".join(dict.fromkeys(w))) for remark, w in found.items()),
+        *_of_margin(study),
+    ]
+
+
+def _trained(experiment: Experiment, *starts: str) -> list[Arm]:
+    return [a for a in experiment.arms if a.start in starts and a.budget.kind != "none"]
+
+
+def _pruned(experiment: Experiment) -> list[Arm]:
+    """Return the arms that are trained after a pruning; the unpruned network is none of them."""
+    return [arm for arm in _trained(experiment, "inherited", "random") if arm.name != "unpruned"]
+
+
+def _seeds(experiment: "Experiment | OwnExperiment") -> Iterator[Remark]:
+    num = len(experiment.seeds)
+    if num < LEAST_SEEDS:
+        count = "one seed shows no spread" if num == 1 else "two seeds show hardly any spread"
+        yield Remark(
+            code="few-seeds",
+            reason=f"{count}, so that no difference can be told from chance",
+            reference=BOUTHILLIER,
+            remedy="seeds: 5",
+        )
+
+
+def _amounts(experiment: "Experiment | OwnExperiment") -> Iterator[Remark]:
+    single = [use.label for use in experiment.uses if _is_single(use)]
+    if single:
+        yield Remark(
+            code="one-amount",
+            reason="methods change places along the curve, and one amount shows one point of it "
+            f"({', '.join(single)})",
+            reference=BLALOCK,
+            remedy="several amounts, e.g. macs: [0.7, 0.5, 0.3]",
+        )
+
+
+def _is_single(use: MethodUse) -> bool:
+    """Tell whether a method removes one amount that could be another: published widths could not."""
+    cut = use.cuts[0]
+    return len(use.cuts) == 1 and (cut.cost is not None or cut.target is None)
+
+
+def _rivals(experiment: Experiment) -> Iterator[Remark]:
+    uses = experiment.uses
+    if not uses:
+        return
+    units = {use.method.unit for use in uses}
+    if not any(_is_random(use) for use in uses):
+        yield Remark(
+            code="no-random-rival",
+            reason="no method chooses by chance, so it is not known what the choice itself is "
+            "worth",
+            reference=BLALOCK,
+            remedy=f"methods: {{name: {_random_name(units)}, ...}} at the same amounts",
+        )
+    if "channel" in units and not any(_is_dense(use) for use in uses):
+        yield Remark(
+            code="no-uniform-rival",
+            reason="no small dense network (all widths times one factor) stands beside the "
+            "pruned ones",
+            reference=LIU,
+            remedy="methods: {name: width, macs: ...} at the same cost, with the arm scratch-b",
+        )
+
+
+def _is_random(use: MethodUse) -> bool:
+    return use.method.criterion == "random"
+
+
+def _is_dense(use: MethodUse) -> bool:
+    return use.method.designed and use.method.allocation == "uniform"
+
+
+def _random_name(units: set[str]) -> str:
+    return "random" if "channel" in units else "uniform-sparsification"
+
+
+def _arms(experiment: Experiment) -> Iterator[Remark]:
+    if not experiment.uses:
+        return
+    scratch, inherited = _trained(experiment, "random"), _trained(experiment, "inherited")
+    if not scratch:
+        yield Remark(
+            code="no-scratch",
+            reason="no arm trains the pruned architecture from scratch, so it is not known "
+            "what its "
+            "inherited weights are worth",
+            reference=LIU,
+            remedy="arms: add scratch-e and scratch-b",
+        )
+    if not inherited:
+        yield Remark(
+            code="no-fine-tune",
+            reason="no arm trains inherited weights, so scratch training has nothing to be "
+            "compared with",
+            reference=LIU,
+            remedy="arms: add fine-tune and lr-rewind",
+        )
+    if all(arm.name != "unpruned" for arm in experiment.arms):
+        yield Remark(
+            code="no-unpruned",
+            reason="the unpruned network is no row, so nobody sees what pruning cost",
+            reference=BLALOCK,
+            remedy="arms: add unpruned",
+        )
+    if inherited and all(arm.schedule == "last-rate" and arm.lr is None for arm in inherited):
+        yield Remark(
+            code="weak-retraining",
+            reason="inherited weights are trained at the last rate only; at higher rates they "
+            "often win, "
+            "so the verdict may turn",
+            reference=f"{RENDA}; {WANG}",
+            remedy="arms: add lr-rewind, fine-tune-10x and one-cycle",
+        )
+
+
+def _budgets(experiment: Experiment) -> Iterator[Remark]:
+    """Compare how long scratch training lasts with the parent's epochs and the retraining's."""
+    base = experiment.recipe.epochs
+    scratch, inherited = _trained(experiment, "random"), _trained(experiment, "inherited")
+    if not scratch or not inherited or any(a.budget.kind == "equal-flops" for a in scratch):
+        return
+    longest = max(arm.budget.epochs(base, 1.0) for arm in scratch)
+    pipeline = base + max(arm.budget.epochs(base, 1.0) for arm in inherited)
+    if longest < pipeline:
+        yield Remark(
+            code="unequal-budgets",
+            reason=f"scratch training lasts {longest} epochs and inherited weights have seen "
+            f"{pipeline} "
+            "with their parent's",
+            reference=f"{LIU}; {WANG}",
+            remedy="arms: add scratch-b (equal FLOPs), and name the budget rule beside each "
+            "verdict",
+        )
+
+
+def _costs(experiment: Experiment) -> Iterator[Remark]:
+    by_share = [
+        use.label for use in experiment.uses if any(c.sparsity and not c.cost for c in use.cuts)
+    ]
+    if len(by_share) > 1:
+        yield Remark(
+            code="unequal-costs",
+            reason="equal shares of units leave unequal shares of MACs, so these methods cannot be "
+            f"compared with each other ({', '.join(by_share)})",
+            reference=BLALOCK,
+            remedy="a cost in place of the sparsity, e.g. macs: [0.5, 0.3]",
+        )
+
+
+def _choice(experiment: Experiment) -> Iterator[Remark]:
+    several = len(_pruned(experiment)) > 1
+    if several and not experiment.data.validation:
+        yield Remark(
+            code="chosen-on-test",
+            reason="no validation split is held out, so whatever is chosen (an arm, a rate, an "
+            "amount) "
+            "is chosen on the test set",
+            reference=BOUTHILLIER,
+            remedy="data: {name: ..., validation: 0.1}",
+        )
+
+
+OWN_RULES: Sequence[Rule] = (_seeds, _amounts)  # of networks that a function of one's own trains
+RULES: Sequence[Rule] = (*OWN_RULES, _rivals, _arms, _budgets, _costs, _choice)
+
+
+def _of_margin(study: Study) -> Iterator[Remark]:
+    """Compare the margin with what the test set can resolve; needs the data."""
+    from regrow.studies.expand import material
+
+    for experiment in study.experiments:
+        where = f"{experiment.data_label} / {experiment.model_label}"
+        try:
+            data = material(experiment.data)
+        except RegrowError as error:
+            yield Remark(
+                code="not-checked",
+                where=where,
+                reason=f"the data could not be read, so the margin was not compared with the size "
+                f"of the test set ({error})",
+                reference="",
+                remedy="give the data with --data NAME=OTHER",
+            )
+            continue
+        yield from _resolution(data, study.margin, where)
+
+
+def _resolution(data: Material, margin: float | None, where: str) -> Iterator[Remark]:
+    metric = data.metric
+    margin = metric.margin if margin is None else margin
+    if not metric.counted:
+        return
+    step = metric.factor / data.num_test
+    error = metric.factor * (LIKELY * (1 - LIKELY) / data.num_test) ** 0.5
+    if step > margin:
+        reason = f"one test {metric.example} of {data.num_test:,} is {step:.2g}, above the margin"
+    elif error > margin:
+        reason = (
+            f"the sampling error of {data.num_test:,} test {metric.example}s is about "
+            f"{error:.2g} at {LIKELY:.0%}, above the margin"
+        )
+    else:
+        return
+    yield Remark(
+        code="margin-below-resolution",
+        where=where,
+        reason=f"{reason} of {margin:g}",
+        reference=BOUTHILLIER,
+        remedy=f"margin: {max(step, error):.2g} or more, or a larger test set",
+    )
