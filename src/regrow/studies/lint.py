@@ -100,7 +100,7 @@ def _amounts(experiment: "Experiment | OwnExperiment") -> Iterator[Remark]:
 
 
 def _is_single(use: MethodUse) -> bool:
-    """Tell whether a method removes one amount that could be another: published widths could not."""
+    """Tell whether a method removes one amount that could be another; published widths cannot."""
     cut = use.cuts[0]
     return len(use.cuts) == 1 and (cut.cost is not None or cut.target is None)
 
