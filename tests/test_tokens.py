@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from cutting import random_mask
 from mutants import wrongly
 from regrow.surgery import Trace, shrink, trace, verify
+from regrow.surgery.assumptions import Assumptions
 from regrow.surgery.mask import Mask
 
 TOKENS = (1, 6, 10)
@@ -287,3 +288,13 @@ def test_number_that_equals_a_width_by_chance_stays() -> None:
     assert (small.part.most, small.part.lists) == (12, [12, 7])
     long = torch.randn(1, 14, 10)
     assert small(long).shape == net(long).shape
+
+
+def test_guess_that_keeps_heads_whole_is_undone() -> None:
+    """All fits that goes with what is whole: heads that read a stream which is returned."""
+    rows = frozenset({"q.weight"})
+    assumed = Assumptions(frozenset(), coupled=rows, guesses=[], guessed=rows)
+    trials: Any = SimpleNamespace(works=lambda *_: True)
+    found: Any = SimpleNamespace(trace=SimpleNamespace(groups={}))
+    assert not assumed.hold(trials, found)
+    assert not assumed.coupled

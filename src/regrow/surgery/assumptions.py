@@ -64,7 +64,9 @@ class Assumptions:
 
     def hold(self, trials: Trials, found: Followed) -> bool:
         """Tell whether all groups of a trace can lose units; else assume something else."""
-        fits = trials.works(found.trace)
+        cut = {slot.tensor for g in found.trace.groups.values() for slot in g.producers()}
+        # Heads that go with what is kept whole are whole: that fits always, and is no answer.
+        fits = self.guessed <= cut and trials.works(found.trace)
         if not fits and self._guess(found.trace):
             return False
         broken = {} if fits else trials.refused(found.trace)
