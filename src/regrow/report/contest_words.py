@@ -127,8 +127,14 @@ def _findings(shown: Sequence[Verdict]) -> Iterator[str]:
 
 
 def _how(contest: Contest) -> str:
-    hows = dict.fromkeys(e.how for level in contest.levels for e in level.entrants if e.how)
-    return f" ({' or '.join(hows)})" if hows else ""
+    """Say how the arms were chosen, or by which rule the one arm trained, if there is one rule."""
+    entrants = [entrant for level in contest.levels for entrant in level.entrants if entrant.n]
+    words = dict.fromkeys(e.how for e in entrants if e.how) or dict.fromkeys(
+        e.rules for e in entrants
+    )
+    if contest.arm != BEST_RETRAINING and len(words) > 1:
+        return ""
+    return f" ({' or '.join(words)})" if words else ""
 
 
 def _counts(run: Sequence[Verdict]) -> str:
