@@ -276,3 +276,18 @@ def test_a_multiple_of_the_last_rate_must_be_one(fields: dict[str, Any], message
 def test_a_recipe_without_a_last_rate_has_no_multiple_of_it() -> None:
     with pytest.raises(ConfigError, match="has none: it changes at each update"):
         check_arm(ARMS.get("fine-tune-10x"), Recipe(schedule="one-cycle"))
+
+
+def test_a_budget_of_the_pipeline_pays_for_the_parent_and_its_fine_tuning() -> None:
+    arm = ARMS.get("scratch-pipeline")
+    ratio, base = 2.0, 160
+    spent = base * 1.0 + FINE_TUNE.epochs(base, ratio) / ratio  # in epochs of the unpruned network
+    assert arm.epochs(base, ratio) / ratio == spent
+    assert read_arm({"name": "scratch-pipeline", "share": 0.5}).epochs(base, ratio) == 400
+    capped = read_arm({"name": "scratch-pipeline", "cap": 1.5})
+    assert (capped.epochs(base, ratio), capped.budget.is_capped(ratio)) == (280, True)
+    own = read_arm({"name": "mine", "start": "random", "budget": "pipeline", "share": 0.1})
+    assert own.budget == Budget(kind="pipeline", amount=0.1)
+    with pytest.raises(ConfigError, match="share must be a number above 0"):
+        read_arm({"name": "mine", "start": "random", "budget": "pipeline"})
+    assert read_arm({"name": "scratch-pipeline", "epochs": 3}).budget.kind == "epochs"

@@ -19,7 +19,9 @@ from regrow.train.schedules import SCHEDULES
 
 Start = Literal["inherited", "random", "initial", "redrawn", "rewound"]
 OWN_SCHEDULES = ("full", "last-rate")  # of arms, beside those that recipes may have
-BudgetKind = Literal["none", "epochs", "share", "equal-epochs", "equal-flops"]
+BudgetKind = Literal["none", "epochs", "share", "equal-epochs", "equal-flops", "pipeline"]
+WITH_AMOUNT: tuple[BudgetKind, ...] = ("epochs", "share", "pipeline")
+OF_FLOPS: tuple[BudgetKind, ...] = ("equal-flops", "pipeline")  # what may have a cap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,9 @@ class Budget:
 
     ``epochs``: so many (``amount``); ``share``: this share (``amount``) of the unpruned network's
     epochs; ``equal-epochs``: as many as the unpruned network; ``equal-flops``: as many as cost the
-    same, floor(epochs x FLOPs unpruned / FLOPs pruned), stretched at most ``cap`` times; ``none``.
+    same, floor(epochs x FLOPs unpruned / FLOPs pruned), stretched at most ``cap`` times;
+    ``pipeline``: as many as cost the same as the unpruned network's training and a retraining of
+    this share (``amount``) of its epochs together; ``none``.
     """
 
     kind: BudgetKind
@@ -40,12 +44,12 @@ class Budget:
             raise ConfigError(
                 f"A budget must be one of {', '.join(get_args(BudgetKind))}. Got {self.kind!r}."
             )
-        if self.kind not in ("epochs", "share") and self.amount is not None:
+        if self.kind not in WITH_AMOUNT and self.amount is not None:
             raise ConfigError(
                 f"A budget of {self.kind} takes no 'amount'. Got {self.amount!r}: leave it out, or "
                 "take a budget of epochs or of a share."
             )
-        if self.kind != "equal-flops" and self.cap is not None:
+        if self.kind not in OF_FLOPS and self.cap is not None:
             raise ConfigError(
                 f"Only a budget of equal FLOPs can have a 'cap'. Got {self.cap!r} for a budget of "
                 f"{self.kind}."
@@ -54,7 +58,7 @@ class Budget:
             raise ConfigError(
                 f"A budget's epochs must be an int of at least 1. Got {self.amount!r}."
             )
-        if self.kind == "share" and not (is_number(self.amount) and self.amount > 0):
+        if self.kind in ("share", "pipeline") and not (is_number(self.amount) and self.amount > 0):
             raise ConfigError(f"A budget's share must be a number above 0. Got {self.amount!r}.")
         if self.cap is not None and not (is_number(self.cap) and self.cap >= 1):
             raise ConfigError(f"A budget's cap must be a number of at least 1. Got {self.cap!r}.")
@@ -68,6 +72,8 @@ class Budget:
 
         >>> Budget(kind="equal-flops").epochs(160, 1.519)  # VGG-16-A in the paper's Table 1
         243
+        >>> Budget(kind="pipeline", amount=0.25).epochs(160, 1.519)
+        283
         """
         if self.kind == "none":
             return 0
@@ -79,11 +85,12 @@ class Budget:
             return max(1, floor(base * self.amount + 1e-9))
         if self.kind == "equal-epochs":
             return base
-        return max(1, floor(base * min(ratio, self.cap or ratio) + 1e-9))
+        retraining = base * (self.amount or 0.0) if self.kind == "pipeline" else 0.0
+        return max(1, floor(base * min(ratio, self.cap or ratio) + retraining + 1e-9))
 
     def is_capped(self, ratio: float) -> bool:
         """Tell whether the cap, not the FLOPs, decided."""
-        return self.kind == "equal-flops" and self.cap is not None and ratio > self.cap
+        return self.kind in OF_FLOPS and self.cap is not None and ratio > self.cap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +326,10 @@ FINE_TUNE = register_arm(
 )
 SCRATCH_E = register_arm(Arm(name="scratch-e", start="random", budget=Budget(kind="equal-epochs")))
 SCRATCH_B = register_arm(Arm(name="scratch-b", start="random", budget=Budget(kind="equal-flops")))
+# Of the whole pipeline: what the parent's training and a fine-tuning of it cost together.
+SCRATCH_PIPELINE = register_arm(
+    Arm(name="scratch-pipeline", start="random", budget=Budget(kind="pipeline", amount=0.25))
+)
 WINNING_TICKET = register_arm(
     Arm(name="winning-ticket", start="initial", budget=Budget(kind="equal-epochs"))
 )
@@ -449,6 +460,10 @@ def registered_arm(name: str) -> Arm | None:
 
 def _read_budget(fields: Mapping[str, Any], base: Arm) -> Budget:
     kinds = [key for key in ("epochs", "share", "budget") if key in fields]
+    whole = fields.get("budget", base.budget.kind) == "pipeline"
+    if whole and "epochs" not in fields:
+        share = fields.get("share", base.budget.amount)
+        return Budget(kind="pipeline", amount=share, cap=fields.get("cap", base.budget.cap))
     if len(kinds) > 1:
         raise ConfigError(f"The arm {fields['name']!r}: give one of {' and '.join(kinds)}.")
     budget = base.budget
@@ -459,7 +474,7 @@ def _read_budget(fields: Mapping[str, Any], base: Arm) -> Budget:
     elif "budget" in fields:
         budget = Budget(kind=fields["budget"])
     if "cap" in fields:
-        if budget.kind != "equal-flops":
+        if budget.kind not in OF_FLOPS:
             raise ConfigError(
                 f"The arm {fields['name']!r}: only a budget of equal FLOPs can have a 'cap'."
             )

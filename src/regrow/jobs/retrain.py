@@ -13,7 +13,7 @@ from regrow.core.seeds import derive
 from regrow.core.units import UNITS
 from regrow.cost import Cost
 from regrow.errors import ConfigError
-from regrow.jobs.arms import Arm
+from regrow.jobs.arms import OF_FLOPS, Arm
 from regrow.jobs.base import (
     Context,
     Job,
@@ -254,7 +254,7 @@ class Retrain(Keyed):
 
 def flops_ratio(before: Cost, after: Cost, arm: Arm) -> float:
     """Divide the unpruned network's FLOPs by the pruned one's."""
-    if not after.flops and arm.budget.kind == "equal-flops":
+    if not after.flops and arm.budget.kind in OF_FLOPS:
         raise ConfigError(
             f"The arm {arm.name!r} trains for equal FLOPs, and nothing that the pruned network "
             f"computes can be counted ({'; '.join(after.caveats) or 'it has no layers'}). Give the "

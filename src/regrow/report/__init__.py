@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from regrow.errors import ConfigError
+from regrow.jobs.arms import OF_FLOPS
 from regrow.report import figures
 from regrow.report.answer import answer
 from regrow.report.contest_words import answers, csv_files, tables
@@ -226,7 +227,7 @@ def _limits(runs: Sequence[Run], compared: Sequence[Contest]) -> list[str]:
         caps = listed([f"{cap:g}x" for cap in sorted({run.cap or 0.0 for run in capped})])
         limits.append(
             f"Equal FLOPs was capped at {caps} of the epochs in {len(capped)} of "
-            f"{sum(run.budget == 'equal-flops' for run in runs)} runs: these trained for less than "
+            f"{sum(run.budget in OF_FLOPS for run in runs)} runs: these trained for less than "
             "the unpruned network's FLOPs."
         )
     emptied = sum(bool(run.emptied) for run in runs)

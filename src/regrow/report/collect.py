@@ -189,6 +189,7 @@ class Reader:
             "amount": arm.budget.amount,
             "schedule": arm.schedule,
             "cap": arm.budget.cap,
+            "parent_counted": arm.budget.kind == "pipeline",
             "objective": arm.objective.name if arm.objective is not None else "",
             "treatment": "" if job.treated is None else job.treated.text,
             "base_epochs": trained_before if published else experiment.recipe.epochs,

@@ -29,6 +29,7 @@ STYLES = {
     ("inherited", ""): ("#0072B2", "o"),
     ("random", "equal-epochs"): ("#E69F00", "^"),
     ("random", "equal-flops"): ("#D55E00", "s"),
+    ("random", "pipeline"): ("#F0E442", "d"),
     ("initial", ""): ("#009E73", "D"),
     ("redrawn", ""): ("#CC79A7", "v"),
 }

@@ -337,7 +337,11 @@ def fairness(runs: Sequence[Run]) -> str:
         return f"{count} epochs" if count else ""
     if first.budget == "none" or epochs == [0]:
         return "no training after pruning"
-    budget_names = {"equal-epochs": "equal epochs", "equal-flops": "equal FLOPs"}
+    budget_names = {
+        "equal-epochs": "equal epochs",
+        "equal-flops": "equal FLOPs",
+        "pipeline": "FLOPs of the whole pipeline",
+    }
     text = budget_names.get(first.budget, f"{count} epochs" if count else first.budget)
     if first.start in ("inherited", "rewound") and first.base_epochs:
         text += f" after the parent's {first.base_epochs}"

@@ -88,6 +88,9 @@ def _schedule(arm: Arm) -> str:
 
 def _budget(budget: Budget) -> str:
     cap = f" (at most {budget.cap:g}x the epochs)" if budget.cap else ""
+    if budget.kind == "pipeline":
+        share = 100 * (budget.amount or 0)
+        return f"the FLOPs of the unpruned network's training and {share:g} % of its epochs{cap}"
     if budget.kind == "share":
         return f"{100 * (budget.amount or 0):g} % of the epochs"
     if budget.kind == "epochs":
