@@ -120,6 +120,7 @@ class Arm:
             images of those epochs; unless given, the ``epoch`` of the weights, else the beginning.
         treatment: the name of a method whose treatment acts while the arm trains.
         strength: of that treatment; unless given, the method's own.
+        trial_of: the name of the arm that this is a trial of, if that is tuned (``jobs.trials``).
     """
 
     name: str
@@ -134,6 +135,7 @@ class Arm:
     treatment: str | None = None
     strength: float | None = None
     objective: Choice | None = None
+    trial_of: str | None = None
 
     def __post_init__(self) -> None:
         if self.start not in get_args(Start):

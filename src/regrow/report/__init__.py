@@ -23,7 +23,7 @@ from regrow.report.answer import answer
 from regrow.report.contest_words import answers, csv_files, tables
 from regrow.report.contests import Contest, contests
 from regrow.report.crossing import winner_line
-from regrow.report.extras import cost_targets
+from regrow.report.extras import cost_targets, tuning
 from regrow.report.method_figures import draw_methods
 from regrow.report.render import Extra, Failure, Page, blocks, latex, markdown, terminal
 from regrow.report.rows import (
@@ -35,6 +35,7 @@ from regrow.report.rows import (
     summarise,
     to_csv,
 )
+from regrow.report.tuning import unequal_trials
 from regrow.report.verdict import VERDICT_COLUMNS, Verdict, verdicts, verdicts_frame
 from regrow.report.words import listed
 from regrow.tasks.metric import Metric
@@ -185,7 +186,7 @@ def page_of(
         metrics=metrics_of(runs),
         contests=compared,
         methods=tables(compared),
-        extras=(*extras, *cost_targets(runs)),
+        extras=(*extras, *tuning(runs), *cost_targets(runs)),
         limits=(*_limits(runs, compared), *notes),
         failures=tuple(failures),
     )
@@ -241,6 +242,7 @@ def _limits(runs: Sequence[Run], compared: Sequence[Contest]) -> list[str]:
             "Methods are not compared with each other, because no two of them were asked for the "
             "same amount on one network. Give them a cost target, such as 'macs: 0.5'."
         )
+    limits += unequal_trials(runs)
     if done and max(Counter((r.group, r.arm) for r in runs if r.done).values()) == 1:
         limits.append("One seed per row: no spread is known and nothing can be tested.")
     return limits

@@ -188,6 +188,7 @@ class Reader:
             "budget": arm.budget.kind,
             "amount": arm.budget.amount,
             "schedule": arm.schedule,
+            "trial_of": arm.trial_of or "",
             "cap": arm.budget.cap,
             "parent_counted": arm.budget.kind == "pipeline",
             "objective": arm.objective.name if arm.objective is not None else "",

@@ -220,6 +220,7 @@ def _tables(contest: Contest) -> Iterator[Extra]:
     metric, name = contest.metric, name_of(contest)
     several = len({level.name for level in contest.levels}) > 1
     costs = " or ".join(dict.fromkeys(f"{level.cost} left" for level in contest.levels))
+    held_out = any(e.validation is not None for level in contest.levels for e in level.entrants)
     chosen = any(entrant.how for level in contest.levels for entrant in level.entrants)
     yield Extra(
         name=f"methods {contest.arm}",
@@ -228,14 +229,16 @@ def _tables(contest: Contest) -> Iterator[Extra]:
             *(("where",) if several else ()),
             "method",
             *(("arm",) if chosen else ()),
-            *(metric.head, "95% interval", "n", costs, "before", "training FLOPs"),
+            *(metric.head, "95% interval", "n"),
+            *(("validation",) if held_out else ()),
+            *(costs, "before", "training FLOPs"),
         ),
         rows=tuple(
             (
                 *((level.name,) if several else ()),
                 entrant.method,
                 *((" or ".join(entrant.arms),) if chosen else ()),
-                *_entrant_words(entrant, contest),
+                *_entrant_words(entrant, contest, held_out=held_out),
             )
             for level in contest.levels
             for entrant in level.entrants
@@ -263,12 +266,14 @@ def _tables(contest: Contest) -> Iterator[Extra]:
     )
 
 
-def _entrant_words(entrant: Entrant, contest: Contest) -> tuple[str, ...]:
-    digits = contest.metric.digits
+def _entrant_words(entrant: Entrant, contest: Contest, *, held_out: bool) -> tuple[str, ...]:
+    digits, validation = contest.metric.digits, entrant.validation
+    held_out_words = "" if validation is None else f"{validation:.{digits}f}"
     return (
         score(entrant.mean, entrant.std, entrant.n, digits=digits),
         _interval(entrant.low, entrant.high, digits),
         seeds(entrant.n, entrant.n_expected),
+        *((held_out_words,) if held_out else ()),
         _cost(entrant.cost) if entrant.n else "",
         "" if entrant.before is None else f"{entrant.before:.{digits}f}",
         quantity(entrant.training_flops),

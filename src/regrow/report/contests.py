@@ -22,6 +22,7 @@ from regrow.report.ranks import Concordance, Ranking, agreement, ranking
 from regrow.report.rows import Run, Table
 from regrow.report.setups import equal
 from regrow.report.statistics import Superiority, mean_and_std, paired, superiority
+from regrow.report.tuning import folded
 from regrow.report.validity import Reason, evidence, judge, parent_evidence
 from regrow.report.verdict import Verdict, averaged, compare, corrected, rule_of
 from regrow.tasks.metric import Metric
@@ -120,7 +121,7 @@ def contests(
     ``reference``: the label of a method that each other is compared with, in place of every pair.
     The best retraining comes first, where there is a choice.
     """
-    table = Table(runs)
+    table = Table(folded(runs))
     found = []
     for metric, places in _places(table).items():
         if not places:

@@ -8,6 +8,7 @@ import pandas as pd
 from regrow.report.render import Extra
 from regrow.report.rows import KEPT, POINTS, SHARE, TEXT, Column, Run, to_csv, to_frame
 from regrow.report.statistics import mean_and_std
+from regrow.report.tuning import tuning_csv, tuning_rows, tuning_words
 from regrow.report.words import score
 from regrow.tasks import Details
 
@@ -16,6 +17,13 @@ ABOUT = (
     "A cost target is the largest share of the unpruned network's cost that may remain. MACs and "
     "parameters are counted on the pruned network; a latency is measured, so that it differs from "
     "machine to machine and from run to run. Means over seeds."
+)
+
+TUNED = (
+    "The trial with the best mean score on the validation split stands for its arm in verdicts and "
+    "comparisons; the test set takes no part in the choice. Training FLOPs are those of all trials "
+    "and of what they stand on. The expected validation score is that of the best of so many "
+    "trials drawn at random (Dodge et al., 2019)."
 )
 
 
@@ -37,6 +45,27 @@ def cost_targets(runs: Iterable[Run]) -> tuple[Extra, ...]:
             rows=tuple(_words(row) for row in rows),
             about=ABOUT,
             csv=to_csv(to_frame(rows, columns), columns),
+        ),
+    )
+
+
+def tuning(runs: Sequence[Run]) -> tuple[Extra, ...]:
+    """Return a table of what was tuned, if anything was: the choice, its cost, fewer trials."""
+    rows = tuning_rows(runs)
+    if not rows:
+        return ()
+    return (
+        Extra(
+            name="tuning",
+            title="Tuned arms",
+            columns=(
+                *("pruned by", "arm", "trials", "chosen", "validation", "training FLOPs"),
+                "expected validation of 1, 2, ... trials",
+            ),
+            rows=tuning_words(rows),
+            about=TUNED,
+            csv=tuning_csv(rows),
+            names=2,
         ),
     )
 

@@ -60,9 +60,10 @@ class Run:
     ``score`` is by ``metric``, as reports show it (an accuracy in percent), and ``error`` its
     standard error over the test examples, where that is known. ``parameters`` and ``macs`` are
     those of the network as it ends, ``epochs`` the arm's own, ``training_flops`` and ``samples``
-    those of the whole row with the stages it stands on. ``emptied`` counts layers that only the
-    guard kept alive. ``group`` names the cell whose arms are compared with each other; left empty
-    it follows from the other fields. ``method`` is empty for a network that no method touches.
+    those of the whole row with the stages it stands on, ``arm_flops`` those of the arm alone.
+    ``emptied`` counts layers that only the guard kept alive. ``group`` names the cell whose arms
+    are compared with each other; left empty it follows from the other fields. ``method`` is empty
+    for a network that no method touches.
 
     ``start``, ``budget`` (its kind), ``amount``, ``cap`` and ``schedule`` are the arm's value (see
     ``regrow.jobs.arms``): what is asked of it, how it is drawn and how fair its row is follow from
@@ -88,7 +89,8 @@ class Run:
     all that the row stands on (``total_epochs``), and those of them that a method trained between
     the base and the arm (``pruning_epochs``). ``validation`` is the score on the validation split,
     where there is one; choices are made by it. ``designed``: neither weights nor data decided what
-    is left, so that the network could have been written down.
+    is left, so that the network could have been written down. ``trial_of`` names the arm that this
+    one is a trial of, where that was tuned.
     """
 
     data: str
@@ -140,6 +142,8 @@ class Run:
     total_epochs: int | None = None
     pruning_epochs: int | None = None
     designed: bool = False
+    trial_of: str = ""
+    arm_flops: float | None = None
     pace: float | None = None
 
     def __post_init__(self) -> None:
@@ -281,12 +285,19 @@ def run_columns(runs: Iterable[Run]) -> dict[str, Column]:
     metrics = metrics_of(runs)
     name = metrics[0].key if len(metrics) == 1 else "score"
     columns = {name if key == "score" else key: form for key, form in RUN_COLUMNS.items()}
+    columns |= _validation_column(runs)
     return columns if len(metrics) == 1 else {**columns, "metric": TEXT}
 
 
 def row_columns(runs: Iterable[Run]) -> dict[str, Column]:
     """Return ``ROW_COLUMNS``, with the ``metric`` of each row where not all are accuracies."""
-    return ROW_COLUMNS if metrics_of(runs) == (ACCURACY,) else {**ROW_COLUMNS, "metric": TEXT}
+    columns = {**ROW_COLUMNS, **_validation_column(runs)}
+    return columns if metrics_of(runs) == (ACCURACY,) else {**columns, "metric": TEXT}
+
+
+def _validation_column(runs: Iterable[Run]) -> dict[str, Column]:
+    """Return the column of scores on the validation split, if any run has one."""
+    return {"validation": POINTS} if any(run.validation is not None for run in runs) else {}
 
 
 def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
@@ -406,7 +417,8 @@ def _row(runs: list[Run], table: Table) -> dict[str, object]:
         "group": first.group,
         "metric": first.metric.key,
     }
-    for name in ("loss", "parameters", "macs", "epochs", "training_flops", "samples", "emptied"):
+    means = ("loss", "parameters", "macs", "epochs", "training_flops", "samples", "emptied")
+    for name in (*means, "validation"):
         row[name] = _mean(finished, name)
     for name in ("parameters", "macs"):
         left, full = _mean(finished, name), _mean(whole, name)

@@ -27,6 +27,7 @@ from regrow.report.statistics import (
     paired,
     seeds_to_settle,
 )
+from regrow.report.tuning import folded
 from regrow.report.validity import Evidence, Reason, Rule, evidence, judge, parent_evidence
 from regrow.tasks.metric import Metric
 
@@ -99,9 +100,9 @@ def verdicts(
     """Answer every question that the study's cells can be asked, in the order of its cells.
 
     ``questions`` tells which they are. Only seeds that both arms have enter a comparison.
-    ``margin`` is the metric's own unless given.
+    ``margin`` is the metric's own unless given. The best trial of a tuned arm stands for it.
     """
-    table = Table(runs)
+    table = Table(folded(runs))
     opened = [verdict for arms in table.cells() for verdict in _open(arms, table, margin, alpha)]
     closed: dict[int, Verdict] = {}
     for question in dict.fromkeys(verdict.question for verdict in opened):

@@ -86,6 +86,7 @@ def expanded(experiment: Experiment) -> Iterator[Cell]:
     _check_augmentation(experiment, data)
     make_optimiser(experiment.recipe)  # takes a step on trial
     _check_objectives(experiment, model, data)
+    _check_tuned(experiment, data)
     for use in experiment.uses:
         _check_use(use, model, data)
     if model.is_published:
@@ -376,6 +377,17 @@ def _check_augmentation(experiment: Experiment, data: Material) -> None:
                 f"The recipe's {option} {value!r} is for images, and {experiment.data_label!r} has "
                 "none. Leave it out."
             )
+
+
+def _check_tuned(experiment: Experiment, data: Material) -> None:
+    """Refuse to tune arms where nothing but the test set could choose among trials."""
+    tuned = [arm.trial_of for arm in experiment.arms if arm.trial_of is not None]
+    if tuned and load(data.spec).validation is None:
+        raise ConfigError(
+            f"The arm {tuned[0]!r} is tuned, and {experiment.data_label!r} has no validation split "
+            "to choose on. Give the data 'validation', the share of training examples that is held "
+            "out, such as 0.1."
+        )
 
 
 def _check_objectives(experiment: Experiment, model: ModelSpec, data: Material) -> None:

@@ -28,9 +28,9 @@ from regrow.jobs.arms import (
     UNPRUNED,
     WINNING_TICKET,
     Arm,
-    read_arm,
     registered_arm,
 )
+from regrow.jobs.trials import read_arms
 from regrow.models import MODELS, ModelSpec, is_origin, resolve
 from regrow.models.origins import read_checkpoint
 from regrow.models.weights import Checkpoint
@@ -154,7 +154,7 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
             raise ConfigError(f"{key!r} is missing. Name at least one.")
     _check_names(value)
     named = as_list(value.get("arms", [arm.name for arm in DEFAULT_ARMS]))
-    arms = tuple(read_arm(entry) for entry in named)
+    arms = tuple(arm for entry in named for arm in read_arms(entry))
     seeds = read_seeds(value.get("seeds", 5))
     recipe = _recipe(value.get("recipe", "cifar"))
     for arm in arms:

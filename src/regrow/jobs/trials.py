@@ -1,0 +1,69 @@
+"""Arms that are tuned: one entry of a study becomes as many arms as it has trials.
+
+``{name: fine-tune, tune: {lr: [0.001, 0.01, 0.1]}}`` trains three arms. Each is a row of its own,
+and the report judges the one of them that is best on the validation split
+(``regrow.report.tuning``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from regrow.core.validation import as_list, is_int, is_number, mapping
+from regrow.errors import ConfigError
+from regrow.jobs.arms import Arm, read_arm
+
+RATES = ("lr", "last_rates")  # what can be tuned, one of them at a time
+KEYS = (*RATES, "trials", "on")
+MOST_TRIALS = 100
+
+
+def read_arms(entry: Any) -> tuple[Arm, ...]:
+    """Read an entry of a study's arms: one arm, or one for each trial of ``tune``."""
+    if not isinstance(entry, Mapping) or "tune" not in entry:
+        return (read_arm(entry),)
+    given = {key: value for key, value in entry.items() if key != "tune"}
+    arm = read_arm(given)
+    where = f"The arm {arm.name!r}"
+    if arm.budget.kind == "none":
+        raise ConfigError(f"{where} trains nothing, so there is nothing to tune. Leave out 'tune'.")
+    rate, values = _values(entry["tune"], where)
+    if twice := [key for key in RATES if key in given]:
+        raise ConfigError(f"{where} has a {twice[0]!r} and tunes {rate!r}: leave one out.")
+    return tuple(_trial(given, arm, rate=rate, value=value) for value in values)
+
+
+def _values(value: Any, where: str) -> tuple[str, list[float]]:
+    """Check what is tuned: the rate's name, and its values."""
+    tune = mapping(value, f"{where}: 'tune'", KEYS)
+    rates = [key for key in RATES if key in tune]
+    if len(rates) != 1:
+        raise ConfigError(
+            f"{where}: 'tune' takes one of {' and '.join(map(repr, RATES))}, with a list of "
+            f"numbers. Got {rates or 'neither'}."
+        )
+    values = as_list(tune[rates[0]])
+    good = all(is_number(number) and number > 0 for number in values)
+    if not good or len(set(values)) != len(values) or not 1 < len(values) <= MOST_TRIALS:
+        raise ConfigError(
+            f"{where}: 'tune' needs from 2 to {MOST_TRIALS} different numbers above 0 for "
+            f"{rates[0]!r}. Got {values!r}."
+        )
+    trials = tune.get("trials", len(values))
+    if not is_int(trials, least=1) or trials != len(values):
+        raise ConfigError(
+            f"{where}: each number of 'tune' is one trial, so 'trials' must be {len(values)}. "
+            f"Got {trials!r}."
+        )
+    if tune.get("on", "validation") != "validation":
+        raise ConfigError(
+            f"{where}: trials are chosen on the validation split, never on the test set. Got "
+            f"{tune['on']!r} as 'on'; leave it out."
+        )
+    return rates[0], values
+
+
+def _trial(given: Mapping[str, Any], arm: Arm, *, rate: str, value: float) -> Arm:
+    """Return the arm of one trial, named after its value."""
+    changed = read_arm({**given, rate: value})
+    return replace(changed, name=f"{arm.name} {rate} {value:g}", trial_of=arm.name)
