@@ -310,7 +310,9 @@ def test_a_report_has_the_contests_in_every_form(tmp_path: Path) -> None:
     assert "### Comparisons of methods under fine-tune" in page
     assert r"\_d\_" in page
     assert r"b \& c" in (tmp_path / "table.tex").read_text(encoding="utf-8")
-    assert "Methods at one cost, under fine-tune (10 epochs): of 3 pairs, 3 differ." in report.answer
+    assert (
+        "Methods at one cost, under fine-tune (10 epochs): of 3 pairs, 3 differ." in report.answer
+    )
     assert {path.name for path in report.paths} >= {"methods.csv", "pairs.csv", "ranks.csv"}
     assert len((tmp_path / "pairs.csv").read_text().splitlines()) == 1 + 3 * len(LEVELS) + 3
     assert csv_files([]) == {}

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from regrow.errors import ConfigError
-from regrow.jobs.arms import ARMS
-from regrow.jobs.trials import read_arms
+from regrow.jobs.arms import ARMS, read_arm
+from regrow.jobs.trials import read_trials
 from regrow.report import write
 from regrow.report.contests import contests
 from regrow.report.rows import Run
@@ -61,14 +61,14 @@ FOUND = {"0.1": (90.0, 95.0), "0.01": (92.0, 91.0), "0.001": (91.0, 93.0)}
 
 
 def test_an_entry_with_tune_becomes_an_arm_for_each_trial() -> None:
-    arms = read_arms({"name": "fine-tune", "epochs": 8, "tune": {"lr": [0.1, 1e-3]}})
+    arms = read_trials({"name": "fine-tune", "epochs": 8, "tune": {"lr": [0.1, 1e-3]}})
     assert [arm.name for arm in arms] == ["fine-tune lr 0.1", "fine-tune lr 0.001"]
     assert {arm.trial_of for arm in arms} == {"fine-tune"}
     assert [arm.lr for arm in arms] == [0.1, 0.001]
     assert {arm.budget.amount for arm in arms} == {8}
-    (alone,) = read_arms({"name": "fine-tune", "epochs": 8, "lr": 0.1})
+    alone = read_arm({"name": "fine-tune", "epochs": 8, "lr": 0.1})
     assert alone.to_json() == arms[0].to_json()  # so a trial shares results with the plain arm
-    relative = read_arms(
+    relative = read_trials(
         {"name": "fine-tune-10x", "tune": {"last_rates": [1, 10], "trials": 2, "on": "validation"}}
     )
     assert [arm.last_rates for arm in relative] == [1, 10]
@@ -91,7 +91,7 @@ def test_an_entry_with_tune_becomes_an_arm_for_each_trial() -> None:
 )
 def test_a_tuning_that_cannot_be_meant_is_refused(entry: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_arms(entry)
+        read_trials(entry)
 
 
 def test_a_study_has_a_row_for_each_trial_and_needs_a_validation_split() -> None:

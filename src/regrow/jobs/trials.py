@@ -18,10 +18,8 @@ KEYS = (*RATES, "trials", "on")
 MOST_TRIALS = 100
 
 
-def read_arms(entry: Any) -> tuple[Arm, ...]:
-    """Read an entry of a study's arms: one arm, or one for each trial of ``tune``."""
-    if not isinstance(entry, Mapping) or "tune" not in entry:
-        return (read_arm(entry),)
+def read_trials(entry: Mapping[str, Any]) -> tuple[Arm, ...]:
+    """Read an entry of a study's arms that is tuned: one arm for each trial of ``tune``."""
     given = {key: value for key, value in entry.items() if key != "tune"}
     arm = read_arm(given)
     where = f"The arm {arm.name!r}"

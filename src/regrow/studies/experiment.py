@@ -28,9 +28,10 @@ from regrow.jobs.arms import (
     UNPRUNED,
     WINNING_TICKET,
     Arm,
+    read_arm,
     registered_arm,
 )
-from regrow.jobs.trials import read_arms
+from regrow.jobs.trials import read_trials
 from regrow.models import MODELS, ModelSpec, is_origin, resolve
 from regrow.models.origins import read_checkpoint
 from regrow.models.weights import Checkpoint
@@ -154,7 +155,7 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
             raise ConfigError(f"{key!r} is missing. Name at least one.")
     _check_names(value)
     named = as_list(value.get("arms", [arm.name for arm in DEFAULT_ARMS]))
-    arms = tuple(arm for entry in named for arm in read_arms(entry))
+    arms = tuple(arm for entry in named for arm in _arms(entry))
     seeds = read_seeds(value.get("seeds", 5))
     recipe = _recipe(value.get("recipe", "cifar"))
     for arm in arms:
@@ -290,6 +291,12 @@ def _recipe(value: Any) -> Recipe:
             "which this recipe trains. Give it to an arm: {name: distilled, objective: ...}."
         )
     return recipe
+
+
+def _arms(entry: Any) -> tuple[Arm, ...]:
+    """Read an arm, or where it is tuned one for each trial."""
+    tuned = isinstance(entry, Mapping) and "tune" in entry
+    return read_trials(entry) if tuned else (read_arm(entry),)
 
 
 def read_seeds(value: Any) -> tuple[int, ...]:
