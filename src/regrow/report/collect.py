@@ -6,6 +6,7 @@ from typing import Any
 
 from regrow.core.units import UNITS
 from regrow.errors import Damaged
+from regrow.jobs.arms import Arm
 from regrow.jobs.base import Job, ScoredOn, all_jobs, notices
 from regrow.jobs.retrain import Retrain
 from regrow.report.extras import details_table
@@ -71,6 +72,19 @@ def _scored(record: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
     return {
         "score": metric.reported(record[metric.key]),
         "error": None if error is None else metric.reported(error),
+    }
+
+
+def _value_of(arm: Arm) -> dict[str, Any]:
+    """Return the fields of a run that are its arm's value."""
+    return {
+        "start": arm.start,
+        "budget": arm.budget.kind,
+        "amount": arm.budget.amount,
+        "schedule": arm.schedule,
+        "trial_of": arm.trial_of or "",
+        "cap": arm.budget.cap,
+        "parent_counted": arm.budget.kind == "pipeline",
     }
 
 
@@ -184,13 +198,7 @@ class Reader:
             "sparsity": cut.sparsity if cut else None,
             "target": cut.target if cut else None,
             "unit": use.method.unit if use else "",
-            "start": arm.start,
-            "budget": arm.budget.kind,
-            "amount": arm.budget.amount,
-            "schedule": arm.schedule,
-            "trial_of": arm.trial_of or "",
-            "cap": arm.budget.cap,
-            "parent_counted": arm.budget.kind == "pipeline",
+            **_value_of(arm),
             "objective": arm.objective.name if arm.objective is not None else "",
             "treatment": "" if job.treated is None else job.treated.text,
             "base_epochs": trained_before if published else experiment.recipe.epochs,
