@@ -209,7 +209,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, int]]]] = {
     ),
     "GRU that reads": (
         lambda: Tokens(nn.GRU(12, 12, batch_first=True), lambda m, x: m(x)[0]),
-        {"embed": ("linear", 12)},
+        {"embed": ("linear", 12), "part.weight_ih_l0": ("linear", 12)},
     ),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cutting import half, is_caught, without_trials
 from regrow.surgery import rules, statistics, trace, verify
 from regrow.surgery.colours import Paint
+from regrow.surgery.painter import Painter
 from regrow.surgery.tape import Ref
 
 SHAPE = (1, 3, 8, 8)
@@ -108,6 +109,42 @@ class WrittenOver(Between):
         return scores
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer between two linear ones, which reads rows of an image."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.make, self.layer = nn.Linear(24, layer.input_size), layer
+        width = layer.proj_size or layer.hidden_size
+        self.out = nn.Linear(width * (1 + layer.bidirectional), 2)
+        self.last = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places, states = self.layer(self.make(x.transpose(1, 2).flatten(2)).relu())
+        last = states[0] if isinstance(states, tuple) else states
+        scores: Tensor = self.out(places) + self.last(last[-1])[:, None]
+        return scores
+
+
+class Remembering(Recurrent):
+    """A recurrent layer whose first state is given."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.GRU(6, 8, batch_first=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.make(x.transpose(1, 2).flatten(2))
+        first = torch.ones(1, len(x), 8)
+        scores: Tensor = self.out(self.layer(rows, first)[0])
+        return scores
+
+
+def _recurrent(kind: type[nn.LSTM] | type[nn.GRU], **arguments: Any) -> Callable[[], nn.Module]:
+    return lambda: Recurrent(kind(6, 8, batch_first=True, **arguments))
+
+
+ENDS = {"last": "output", **OUT}
+UNITS = {"make": 6, "layer.weight_ih_l0": 8}
 CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, str]]] = {
     "divided by its mean": (ByItsMean, {"make": 8}, OUT),
     "divided by another mean": (ByAnothersMean, {}, {"make": "a mean over its channels", **OUT}),
@@ -123,9 +160,23 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, str]]]
         {**dict.fromkeys("ab", "slides along the channels"), "sum": "slides along", **OUT},
     ),
     "written over": (WrittenOver, {"make": 8}, OUT),
+    "LSTM": (_recurrent(nn.LSTM, bidirectional=True, num_layers=2), UNITS, ENDS),
+    "LSTM with projections": (
+        _recurrent(nn.LSTM, proj_size=4, num_layers=2),
+        {**UNITS, "layer.weight_hr_l0": 4},
+        ENDS,
+    ),
+    "GRU": (_recurrent(nn.GRU, bias=False), UNITS, ENDS),
+    "RNN": (lambda: Recurrent(nn.RNN(8, 8, batch_first=True)), UNITS | {"make": 8}, ENDS),
+    "first state": (
+        Remembering,
+        {},
+        {"make": "remember at first", "layer": "remember at first", "last": "no part", **OUT},
+    ),
 }
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # which oneDNN does not know
 @pytest.mark.parametrize("name", CASES)
 def test_kind_is_cut_right_or_kept_whole_with_a_reason(name: str) -> None:
     make, sizes, whole = CASES[name]
@@ -166,6 +217,16 @@ def _along_all(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rules, "_filter_beside", beside)
 
 
+def _other_rows(patch: pytest.MonkeyPatch) -> None:
+    """Cut rows of other units than those that are read."""
+    unite = Painter.unite
+
+    def turned(painter: Painter, a: Tensor, b: Tensor) -> Tensor:
+        return unite(painter, a, b.flip(0) if a.dim() == 2 else b)
+
+    patch.setattr(Painter, "unite", turned)
+
+
 @pytest.mark.parametrize(
     ("make", "mutate"),
     [
@@ -173,6 +234,7 @@ def _along_all(patch: pytest.MonkeyPatch) -> None:
         (WrittenOver, _silent),
         (Heads, _along_all),
         (Neighbours, _along_all),
+        (_recurrent(nn.LSTM), _other_rows),
     ],
 )
 def test_the_proof_catches_wrong_rules(

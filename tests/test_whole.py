@@ -187,11 +187,11 @@ KINDS: dict[str, tuple[Made, dict[str, int], dict[str, str]]] = {
     ),
     "GRU": (
         lambda: tokens(nn.GRU(8, 6, batch_first=True), lambda m, t: m(t)[0], width=6),
-        {"a": 8}, {"part": "cannot be followed"},
+        {"a": 8, "part.weight_ih_l0": 6}, {},
     ),
     "LSTM": (
         lambda: tokens(nn.LSTM(8, 6, batch_first=True), lambda m, t: m(t)[0], width=6),
-        {}, {"a": "cannot be followed", "part": "cannot be followed"},
+        {"a": 8, "part.weight_ih_l0": 6}, {},
     ),
     "attention": (
         lambda: tokens(nn.MultiheadAttention(8, 2, batch_first=True), lambda m, t: m(t, t, t)[0]),

@@ -35,7 +35,7 @@ Choice = int | None
 # a pool of three places stays one where there were three channels. Of others' modules values tell.
 _OF_TORCH = (
     *("embed_dim", "num_heads", "head_dim", "kdim", "vdim", "embedding_dim"),
-    *("input_size", "hidden_size", "unflattened_size"),
+    *("input_size", "hidden_size", "proj_size", "unflattened_size"),
 )
 
 

@@ -113,6 +113,9 @@ _CHOSEN_BY_DATA = (
 )
 
 
+RECURRENT = "torch.nn.RNNBase"  # a recurrent layer, in place of its operations
+
+
 class _TapeRecorder(OperationMode):
     """Write each operation to a tape. Tensors are told by identity, while they are alive."""
 
@@ -120,6 +123,7 @@ class _TapeRecorder(OperationMode):
         super().__init__()
         self.tape = tape
         self.stack: list[str] = [""]
+        self.muted = False  # within what is recorded as one operation
         self._index: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._data: set[int] = set()  # values that hang on the input
         # While it is referred to, even weakly, a storage's address is given to no other.
@@ -154,6 +158,8 @@ class _TapeRecorder(OperationMode):
         return known[1]
 
     def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if self.muted:
+            return operation(*args, **kwargs)
         recorded_args = self._recorded(args)
         recorded_kwargs = {name: self._recorded(x) for name, x in kwargs.items()}
         refs = _refs((*recorded_args, *recorded_kwargs.values()))
@@ -176,6 +182,20 @@ class _TapeRecorder(OperationMode):
             )
         )
         return result
+
+    def recur(self, layer: nn.RNNBase, args: tuple[Any, ...], output: Any) -> None:
+        """Write a recurrent layer to the tape."""
+        states = [self.value(x) for x in tree_leaves(args[1:]) if isinstance(x, Tensor)]
+        cells = [[Ref(self.value(tensor)) for tensor in cell] for cell in layer.all_weights]
+        node = Node(
+            op=None,
+            name=RECURRENT,
+            args=(Ref(self.value(args[0])), [*map(Ref, states)], cells, 1 + layer.bidirectional),
+            kwargs={},
+            outputs=tuple(self.enter(x, data=True) for x in tree_leaves(output)),
+            module=self.stack[-1],
+        )
+        self.tape.nodes.append(node)
 
     def _recorded(self, argument: Any) -> Any:
         # As tree_map would do it, but several times faster: operators take few kinds of arguments.
@@ -353,6 +373,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _is_recurrent(module: nn.Module, args: tuple[Any, ...]) -> bool:
+    """Tell whether a layer is one of PyTorch's own recurrent ones, at work on plain sequences."""
+    kinds = (nn.LSTM, nn.GRU, nn.RNN)
+    return type(module) in kinds and bool(args) and isinstance(args[0], Tensor)
+
+
 @contextmanager
 def _owners(model: nn.Module, recorder: _TapeRecorder) -> Iterator[None]:
     """Keep the recorder's stack of running modules, and note what passes through movers."""
@@ -360,11 +386,16 @@ def _owners(model: nn.Module, recorder: _TapeRecorder) -> Iterator[None]:
     def entering(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             recorder.stack.append(name)
+            recorder.muted = recorder.muted or _is_recurrent(module, args)
 
         return hook
 
     def leaving(name: str, *, moves: bool) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if _is_recurrent(module, args):
+                assert isinstance(module, nn.RNNBase)
+                recorder.muted = False
+                recorder.recur(module, args, output)
             recorder.stack.pop()
             if moves:
                 pair = (recorder.value(args[0]), recorder.value(output))

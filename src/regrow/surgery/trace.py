@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import regrow.surgery.attention
 import regrow.surgery.lookup
+import regrow.surgery.recurrent
 import regrow.surgery.views  # noqa: F401  (their rules are registered by that)
 from regrow.errors import TraceError
 from regrow.surgery.assumptions import Assumptions, Followed
@@ -253,7 +254,8 @@ def _kind(painter: Painter, owners: Sequence[str], *, has_heads: bool, is_added:
     if has_heads:
         tied = any({owner, f"{owner}.weight"} & painter.coupled for owner in owners)
         return "stream" if tied else "head"
-    linear = all(painter.linear.get(f"{owner}.weight", False) for owner in owners)
+    made = [painter.linear.get(f"{o}.weight", painter.linear.get(o, False)) for o in owners]
+    linear = all(made)
     if len(owners) > 1 and (is_added or not linear):
         return "stream"
     return "linear" if linear else "conv"
