@@ -1,5 +1,6 @@
 """A smaller network is known by its operations: values are compared only where those differ."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -41,15 +42,17 @@ ALIKE = {
     "a view": lambda m, x: x.view(x.shape[0], -1, 36).view(x.shape),
     "a map whose channels come last": lambda m, x: x.permute(0, 2, 3, 1)[:, 2:].permute(0, 3, 1, 2),
 }
-OTHERWISE = {
+NUMBERS = {
     "a number": lambda m, x: x / x.shape[1],
+    "a power": lambda m, x: x.relu() ** x.shape[1],
+    "places": lambda m, x: x.roll(x.shape[1], 3),
+}
+OTHERWISE = {
     "a new tensor": lambda m, x: x * torch.tensor([1.0 / x.shape[1]]),
     "a tensor filled with it": lambda m, x: x * torch.full((1,), float(x.shape[1])),
     "another operation": lambda m, x: x.relu() if x.shape[1] == 8 else x.sigmoid(),
     "more operations": lambda m, x: x if x.shape[1] == 8 else x + 1.0,
     "fewer operations": lambda m, x: x + 1.0 if x.shape[1] == 8 else x,
-    "a power": lambda m, x: x.relu() ** x.shape[1],
-    "places": lambda m, x: x.roll(x.shape[1], 3),
 }
 
 
@@ -85,6 +88,39 @@ def test_values_are_compared_where_something_else_is_done(
     assert set(compared) == {"a"}
     assert found.groups == {}
     assert "computes something else" in found.whole["a"]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_another_number_is_something_else(name: str, compared: list[str]) -> None:
+    found = trace(Between(NUMBERS[name]).eval(), SHAPE)
+    assert compared == []
+    assert found.groups == {}
+    assert re.search(
+        r"computes something else: 'aten::\w+' takes \d in place of 8", found.whole["a"]
+    )
+
+
+class Rolled(nn.Module):
+    """Two heads, and places moved by two: a number of each sort equals the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step, self.heads, self.far = 3, 3, (3, 3)
+        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).view(1, self.heads, 2, 6, 6).roll(self.far, (3, 4)).roll(self.step, 3)
+        result: Tensor = self.b(y.reshape(1, -1, 6, 6))
+        return result
+
+
+def test_numbers_that_must_stay_are_found_by_what_takes_them(compared: list[str]) -> None:
+    found = trace(Rolled().eval(), SHAPE)
+    assert {name: group.size for name, group in found.groups.items()} == {"a": 3}
+    assert compared == []
+    assert {slot.tensor for slot in found.groups["a"].slots if ":" in slot.tensor} == {
+        ":number.heads"
+    }
 
 
 def test_values_may_agree_where_operations_differ(compared: list[str]) -> None:

@@ -105,7 +105,7 @@ def test_code_that_takes_its_width_as_a_number_is_named(monkeypatch: pytest.Monk
     assert (
         "counts on how many there are (with 5 of 8 it computes something else" in found.whole["b"]
     )
-    monkeypatch.setattr(trial.Trials, "works", lambda *_: True)
+    monkeypatch.setattr(trial.Trials, "wrong", lambda *_: None)
     found = trace(net, SHAPE)
     result = verify(net, half(found), found)
     assert not result.ok

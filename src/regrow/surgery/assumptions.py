@@ -1,11 +1,12 @@
 """Assumptions that a trace makes about a network's code, and what it assumes when a trial fails."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from regrow.surgery.groups import NUMBER, Trace
+from regrow.surgery.likeness import Unlike
 from regrow.surgery.numbers import Attribute, Choice, Number, names_in_code
 from regrow.surgery.trial import Trials
 
@@ -24,6 +25,15 @@ class Followed:
     def numbers_of(self, name: str) -> tuple[Attribute, ...]:
         """Name the attributes that may count a group's units."""
         return tuple(dict.fromkeys(n.place for n in self.told if name in self._counts[n.slot]))
+
+    def other_numbers(self, unlike: Unlike) -> list[dict[Attribute, Choice]]:
+        """List choices by which a number stays that must: all that equal it stay, or but one."""
+        node, number = unlike.node, unlike.numbers[0]
+        here = [n for n in self.told if node is not None and n.module == node.module]
+        places = [n.place for n in here if len(n.counted[0]) in (number, -number)]
+        tries: list[dict[Attribute, Choice]] = [dict.fromkeys(places)]
+        tries += [{p: None for p in places if p != follows} for follows in places]
+        return [tried for tried in tries if tried]
 
     def doubtful(self) -> list[str]:
         """Name groups of which some attribute may count one or the other: of each the first."""
@@ -62,21 +72,35 @@ class Assumptions:
     guesses: list[frozenset[str]] | None = None  # what is still to be guessed
     guessed: frozenset[str] = frozenset()
 
-    def hold(self, trials: Trials, found: Followed) -> bool:
-        """Tell whether all groups of a trace can lose units; else assume something else."""
-        cut = {slot.tensor for g in found.trace.groups.values() for slot in g.producers()}
+    def hold(self, trials: Trials, found: Followed) -> Trace | None:
+        """Return the trace of which all groups can lose units; else None, and assume otherwise."""
+        trace = found.follow(self.choices)
+        cut = {slot.tensor for g in trace.groups.values() for slot in g.producers()}
         # Heads that go with what is kept whole are whole: that fits always, and is no answer.
-        fits = self.guessed <= cut and trials.works(found.trace)
-        if not fits and self._guess(found.trace):
-            return False
-        broken = {} if fits else trials.refused(found.trace)
+        if not self.guessed <= cut and self._guess(trace):
+            return None
+        wrong = trials.wrong(trace)
+        while wrong is not None and wrong.unlike is not None:
+            unlike = wrong.unlike
+            for tried in found.other_numbers(unlike):
+                trace = found.follow({**self.choices, **tried})
+                wrong = trials.wrong(trace)
+                if wrong is None or (wrong.unlike and wrong.unlike.place > unlike.place):
+                    self.choices |= tried
+                    break
+            else:
+                trace = found.follow(self.choices)
+                break
+        if wrong is not None and self._guess(trace):
+            return None
+        broken = trials.refused(trace) if wrong is not None else {}
         for name in () if broken else found.doubtful():
-            broken |= trials.refused(found.trace, [name])
+            broken |= trials.refused(trace, [name])
         if broken:
-            self._correct(trials, broken, found)
-        else:
-            self.choices |= _equal_by_chance(trials, found, self.choices)
-        return not broken
+            self._correct(trials, broken, replace(found, trace=trace))
+            return None
+        self.choices |= _equal_by_chance(trials, replace(found, trace=trace), self.choices)
+        return found.follow(self.choices)
 
     def _guess(self, found: Trace) -> bool:
         """Let heads go with their streams when a trial has failed first; undo it if in vain.
@@ -148,7 +172,7 @@ def _equal_by_chance(
         read = place.name.rpartition(".")[2] in names_in_code(kind)
         if names and read:
             other = found.follow({**choices, **stay, place: None})
-            if trials.works(other, names):
+            if trials.wrong(other, names) is None:
                 stay[place] = None
     return stay
 

@@ -111,23 +111,32 @@ class Colours:
     """Union-find over colours, with views above which other colours stand, and frozen ones."""
 
     def __init__(self) -> None:
-        self._parent = [ZERO]
-        self._above: dict[int, int] = {}  # colour of a view -> colour of the stream it reads
-        self._view_of: dict[int, str] = {}  # colour of a view -> its norm
+        self._parents = torch.zeros(1024, dtype=torch.long)  # by colour, room for more included
+        self._num = 1
+        self._above: list[tuple[Tensor, Tensor]] = []  # colours of views, those of their streams
+        self._views: list[str] = []  # norms with views
+        self._view_of = torch.full((1024,), -1)  # by colour, the position of its norm there, or -1
         self._frozen: list[tuple[Tensor, str]] = []  # colours, why they are kept whole
         self.origin: Callable[[], str] = str  # says where the whole data begins that is met now
 
     def fresh(self, count: int) -> Tensor:
         """Make new colours ``[count]``."""
-        start = len(self._parent)
-        self._parent.extend(range(start, start + count))
-        return torch.arange(start, start + count)
+        ids = torch.arange(self._num, self._num + count)
+        self._num += count
+        more = max(self._num - len(self._parents), 0)
+        if more:
+            more += len(self._parents)  # so that all copies together cost little
+            self._parents = torch.cat([self._parents, torch.zeros(more, dtype=torch.long)])
+            self._view_of = torch.cat([self._view_of, torch.full((more,), -1)])
+        self._parents[ids] = ids
+        return ids
 
     def view(self, stream: Tensor, norm: str) -> Tensor:
         """Make new colours beneath those of a stream ``[channels]``, owned by a norm."""
         ids = self.fresh(len(stream))
-        self._above.update(zip(ids.tolist(), stream.tolist(), strict=True))
-        self._view_of.update(dict.fromkeys(ids.tolist(), norm))
+        self._above.append((ids, stream))
+        self._view_of[ids] = len(self._views)
+        self._views.append(norm)
         return ids
 
     def freeze(self, ids: Tensor, reason: str) -> None:
@@ -136,14 +145,12 @@ class Colours:
 
     def are_one(self, a: Tensor, b: Tensor) -> bool:
         """Tell whether two lists of colours are the same, by what has been united so far."""
-        pairs = zip(a.tolist(), b.tolist(), strict=True) if len(a) == len(b) else [(ZERO, WHOLE)]
-        return all(self._find(x) == self._find(y) for x, y in pairs)
+        return len(a) == len(b) and torch.equal(self.roots(a), self.roots(b))
 
     def unite(self, a: Tensor, b: Tensor) -> Tensor:
         """Unite the colours of two tensors of one shape, element by element; return the result."""
         differ = (a != b) & (a != ZERO) & (b != ZERO)
-        for x, y in dict.fromkeys(zip(a[differ].tolist(), b[differ].tolist(), strict=True)):
-            self._union(x, y)
+        self._union(a[differ], b[differ])
         whole = (a == WHOLE) | (b == WHOLE)
         if bool(whole.any()):
             origin = self.origin()
@@ -153,17 +160,19 @@ class Colours:
 
     def roots(self, ids: Tensor) -> Tensor:
         """Return the colours ``[n]`` by which those that are united so far are known."""
-        return torch.tensor([self._find(colour) for colour in ids.tolist()], dtype=torch.long)
+        found = self._parents[ids.clamp(min=ZERO)]
+        while True:
+            above = self._parents[found]
+            if torch.equal(above, found):
+                return torch.where(ids == WHOLE, WHOLE, found)
+            found = above
 
     def classes(self) -> Classes:
         """Look every colour up, now that all unions are made."""
-        root = torch.tensor(self._parent)
-        while not torch.equal(root, root[root]):
-            root = root[root]
+        root = self.roots(torch.arange(self._num))
         above = torch.zeros_like(root)
-        if self._above:
-            below = torch.tensor(list(self._above))
-            above[below] = root[torch.tensor(list(self._above.values())).clamp(min=ZERO)]
+        for ids, stream in self._above:
+            above[ids] = root[stream.clamp(min=ZERO)]
         reason = torch.full_like(root, -1)
         classes = Classes(root, above, reason, tuple(text for _, text in self._frozen))
         for number, (ids, _) in enumerate(self._frozen):
@@ -171,20 +180,16 @@ class Colours:
                 reason[level] = torch.where(reason[level] < 0, number, reason[level])
         return classes
 
-    def _union(self, x: int, y: int) -> None:
-        x, y = self._find(x), self._find(y)
-        for root in (x, y):
-            if x != y and root in self._view_of:
-                raise ViewConflictError(self._view_of[root])
-        if WHOLE not in (x, y):
-            self._parent[max(x, y)] = min(x, y)
-
-    def _find(self, colour: int) -> int:
-        if colour == WHOLE:
-            return WHOLE
-        root = colour
-        while self._parent[root] != root:
-            root = self._parent[root]
-        while self._parent[colour] != root:
-            self._parent[colour], colour = root, self._parent[colour]
-        return root
+    def _union(self, x: Tensor, y: Tensor) -> None:
+        """Unite pairs of colours ``[n]``; a class is known by its least colour."""
+        while len(x):
+            x, y = self.roots(x), self.roots(y)
+            differ = x != y
+            x, y = x[differ], y[differ]
+            norms = self._view_of[torch.stack([x, y], 1).clamp(min=ZERO)].flatten()
+            if bool((norms >= 0).any()):
+                raise ViewConflictError(self._views[int(norms[norms >= 0][0])])
+            apart = (x != WHOLE) & (y != WHOLE)
+            x, y = x[apart], y[apart]
+            # Several pairs may meet in one colour: what loses here is united in the next round.
+            self._parents[torch.maximum(x, y)] = torch.minimum(x, y)

@@ -6,6 +6,8 @@ cut units are silent, by the operations' own definitions: no values have to be c
 takes from a number of channels shows in a size or a number.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +19,8 @@ from torch import Tensor
 
 from regrow.surgery.colours import ZERO, Classes
 from regrow.surgery.mask import Mask
-from regrow.surgery.operators import SLICES, names
-from regrow.surgery.painter import Painter
+from regrow.surgery.operators import ARITHMETIC, SLICES, UNARY, names
+from regrow.surgery.painter import Painter, where
 from regrow.surgery.tape import Node, Ref, Tape
 
 # Of these the integers in lists are sizes, which those of the result show, ...
@@ -29,6 +31,28 @@ _SIZED = names(
 )
 # ... and of these those beside lists.
 _COUNTED = (*SLICES, *names("split convolution _convolution native_group_norm"))
+
+
+# What these do is decided by the numbers that they take, and by no size.
+_BY_NUMBER = frozenset((*UNARY, *ARITHMETIC, "aten::roll"))
+
+
+@dataclass(frozen=True)
+class Unlike:
+    """The place where a smaller network first does something else, by number of operations.
+
+    ``node`` is the operation of the network if it is the same one that takes another number there:
+    ``numbers``, that of the network and that of the smaller one.
+    """
+
+    place: int
+    node: Node | None = None
+    numbers: tuple[Any, Any] = (None, None)
+
+    def __str__(self) -> str:
+        assert self.node is not None
+        was, now = self.numbers
+        return f"'{self.node.name}' takes {now} in place of {was}{where(self.node)}"
 
 
 @dataclass(frozen=True)
@@ -44,18 +68,27 @@ class Likeness:
     unit: Tensor
     groups: Mapping[str, int]
 
-    def differs(self, smaller: Tape, mask: Mask, *, added: Collection[str] = ()) -> bool:
-        """Tell whether a smaller network does something else; modules that were ``added`` aside."""
+    def unlike(self, smaller: Tape, mask: Mask, *, added: Collection[str] = ()) -> Unlike | None:
+        """Say where a smaller network does something else; modules that were ``added`` aside."""
         sizes = _Sizes(self, mask)
         theirs = (node for node in smaller.nodes if node.module not in added)
-        return not all(
-            node is not None
-            and other is not None
-            and node.name == other.name
-            and _same_numbers(node, other)
-            and self._same_constants(node, other, smaller)
-            and sizes.fit(node, other, smaller)
-            for node, other in zip_longest(self.painter.tape.nodes, theirs)
+        for place, (node, other) in enumerate(zip_longest(self.painter.tape.nodes, theirs)):
+            if node is None or other is None or node.name != other.name:
+                return Unlike(place)
+            numbers = _other_numbers(node, other)
+            if numbers is not None and self._decides(node, numbers):
+                return Unlike(place, node, numbers)
+            same = numbers is None and self._same_constants(node, other, smaller)
+            if not same or not sizes.fit(node, other, smaller):
+                return Unlike(place)
+        return None
+
+    def _decides(self, node: Node, numbers: tuple[Any, Any]) -> bool:
+        """Tell whether what an operation makes of data is something else with another number."""
+        return (
+            node.name in _BY_NUMBER
+            and all(type(number) in (int, float) for number in numbers)
+            and any(output in self.painter.paints for output in node.outputs)
         )
 
     def _same_constants(self, node: Node, other: Node, smaller: Tape) -> bool:
@@ -143,17 +176,19 @@ def _start(node: Node) -> int:
     return int(node.args[2]) if len(node.args) > 2 and node.args[2] is not None else 0
 
 
-def _same_numbers(node: Node, other: Node) -> bool:
+def _other_numbers(node: Node, other: Node) -> tuple[Any, Any] | None:
+    """Return the first argument that is another one, of the network and of the smaller one."""
     if node.name == "aten::native_group_norm":
-        mine, its = node.args[4:7:2], other.args[4:7:2]  # channels and groups
-        if its[1] != (mine[1] if mine[1] == 1 else its[0] * mine[1] / mine[0]):
-            return False
+        channels, groups = node.args[4:7:2]
+        left, num = other.args[4:7:2]
+        if num != (1 if groups == 1 else left * groups / channels):
+            return groups, num
     pairs = _pairs((node.args, dict(node.kwargs)), (other.args, dict(other.kwargs)), deep=-2)
     for a, b, in_list in pairs:
         free = node.name in (_SIZED if in_list else _COUNTED)
         if not (type(a) is type(b) is int and free) and not _equal(a, b):
-            return False
-    return True
+            return a, b
+    return None
 
 
 def _pairs(mine: Any, its: Any, *, deep: int) -> Iterator[tuple[Any, Any, bool]]:

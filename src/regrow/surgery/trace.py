@@ -85,8 +85,9 @@ def trace(
         told = numbers(model, painter, classes)
         follow = partial(followed, base, told, numbering.named)
         trials = Trials(tried, numbering.likeness(painter))
-        if assumed.hold(trials, Followed(follow(assumed.choices), told, follow)):
-            return follow(assumed.choices)
+        result = assumed.hold(trials, Followed(base, told, follow))
+        if result is not None:
+            return result
 
 
 def _freeze(painter: Painter, keep: Sequence[str], counted: Mapping[str, str]) -> None:

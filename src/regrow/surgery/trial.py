@@ -3,10 +3,13 @@
 No operation shows that code counts on a width: a view to a number that stands in it, an attribute
 that was read when the layer was built, a layer that runs in training only. All groups are cut at
 once, to numbers that fit nothing else, and what the smaller network does is compared with what the
-network did (``likeness``). Where it does something else, values decide: its output against that of
+network did (``likeness``). Where it does other things than take other
+numbers, values decide: its output against that of
 the network in which those units are silent, of a copy brought to life. Only if that fails, halves
 of the groups are cut, down to those at fault.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
@@ -22,11 +25,11 @@ from regrow.errors import TraceError
 from regrow.surgery.alive import called, drawn_like, enlivened, is_blank
 from regrow.surgery.cut import Select, copied, cut_, duplicate, train, wrong_output
 from regrow.surgery.groups import Group, Trace
-from regrow.surgery.likeness import Likeness
+from regrow.surgery.likeness import Likeness, Unlike
 from regrow.surgery.mask import Mask
 from regrow.surgery.oracle import silence
 from regrow.surgery.proof import compare, difference
-from regrow.surgery.tape import Tape, record
+from regrow.surgery.tape import record
 
 LONGEST = 160  # characters of an error that are quoted
 ROUNDED = 1e-4  # of the output, in float32: what is off by more is compared in float64
@@ -55,15 +58,28 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class Wrong:
+    """What is wrong with a smaller network: nothing known where it could not be made."""
+
+    how: str
+    unlike: Unlike | None = None  # the number at fault, if it is one
+
+    @property
+    def known(self) -> bool:
+        """True if something is wrong for certain."""
+        return self.how != ""
+
+
+@dataclass(frozen=True)
 class Trials:
     """Cuts of one network, tried on one example, by any trace of one painting of it."""
 
     tried: Tried
     likeness: Likeness
 
-    def works(self, trace: Trace, names: Collection[str] | None = None) -> bool:
-        """Tell whether groups of a trace (some, or all) can lose units at once."""
-        return self._wrong(trace, _several(trace, names)) is None
+    def wrong(self, trace: Trace, names: Collection[str] | None = None) -> Wrong | None:
+        """Say what is wrong when groups of a trace (some, or all) lose units, if anything is."""
+        return self._wrong(trace, _several(trace, names))
 
     def refused(self, trace: Trace, names: Collection[str] | None = None) -> dict[str, str]:
         """Return the groups (of some, or all) that cannot lose units, with what breaks then."""
@@ -79,16 +95,18 @@ class Trials:
         if wrong is None:
             return {}
         if len(groups) == 1:
-            wrong = wrong or self._wrong(trace, groups, others=True)
-            return {groups[0].name: wrong} if wrong else {}
+            wrong = wrong if wrong.known else self._wrong(trace, groups, others=True)
+            return {groups[0].name: wrong.how} if wrong and wrong.known else {}
         half = len(groups) // 2
         parts = self._search(trace, groups[:half]) | self._search(trace, groups[half:])
-        if not parts and wrong:  # each half can go, both cannot
-            return {group.name: wrong for group in groups}
+        if not parts and wrong.known:  # each half can go, both cannot
+            return {group.name: wrong.how for group in groups}
         return parts
 
-    def _wrong(self, trace: Trace, groups: Sequence[Group], *, others: bool = False) -> str | None:
-        """Say what is wrong when groups are cut; "" if they cannot be cut at the same time.
+    def _wrong(
+        self, trace: Trace, groups: Sequence[Group], *, others: bool = False
+    ) -> Wrong | None:
+        """Say what is wrong when groups are cut.
 
         With ``others`` other units stay: a layer may hold only some of a group's.
         """
@@ -97,30 +115,34 @@ class Trials:
         try:
             small = _smaller(self.tried.model, mask, trace)
         except TraceError:  # a layer would be emptied, which says nothing about any of them
-            return ""
-        breaks = self._breaks(small, mask, trace)
-        return None if breaks is None else _short(f"with {_counts(mask)} it {breaks}")
+            return Wrong("")
+        wrong = self._breaks(small, mask, trace)
+        return wrong and replace(wrong, how=_short(f"with {_counts(mask)} it {wrong.how}"))
 
-    def _breaks(self, small: nn.Module, mask: Mask, trace: Trace) -> str | None:
+    def _breaks(self, small: nn.Module, mask: Mask, trace: Trace) -> Wrong | None:
         try:
             tape = record(small, tree_map(copied, trace.example))
         except TraceError as error:
-            return f"does not run: {error.__cause__ or error}"
+            return Wrong(f"does not run: {error.__cause__ or error}")
         try:
             if trace.idle:
                 train(small, trace)  # where layers may read what was cut that run there only
         except Exception as error:
-            return f"does not run in training: {error}"
+            return Wrong(f"does not run in training: {error}")
         breaks = wrong_output(tuple(tuple(tape.values[i].shape) for i in tape.outputs), trace)
-        if breaks is not None or trace.outputs is None or self._is_like(small, tape, mask):
-            return breaks
-        return self._off(mask, trace)
+        if breaks is not None or trace.outputs is None:
+            return None if breaks is None else Wrong(breaks)
+        unlike = self.likeness.unlike(tape, mask, added=self._added(small))
+        if unlike is not None and unlike.node is not None:
+            return Wrong(f"computes something else: {unlike}", unlike)
+        off = None if unlike is None else self._off(mask, trace)
+        return None if off is None else Wrong(off)
 
-    def _is_like(self, small: nn.Module, tape: Tape, mask: Mask) -> bool:
+    def _added(self, small: nn.Module) -> Collection[str]:
+        """Name the selections that surgery put in."""
         known = dict(self.tried.model.named_modules())
         modules = small.named_modules()
-        added = {n for n, m in modules if isinstance(m, Select) and n not in known}
-        return not self.likeness.differs(tape, mask, added=added)
+        return {n for n, m in modules if isinstance(m, Select) and n not in known}
 
     def _off(self, mask: Mask, trace: Trace) -> str | None:
         """Say how far off an output is, if it is; None too if the network cannot be compared."""
