@@ -62,9 +62,9 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     noted: list[str] = []
     off = trial.Trials._off
 
-    def noting(self: trial.Trials, mask: Any, found: Any) -> str | None:
-        noted.extend(mask.kept)
-        return off(self, mask, found)
+    def noting(self: trial.Trials, masks: Any, found: Any) -> str | None:
+        noted.extend(masks[0].kept)
+        return off(self, masks, found)
 
     monkeypatch.setattr(trial.Trials, "_off", noting)
     return noted

@@ -251,7 +251,7 @@ def _narrow_tensors_(
     for name, cut in dims.items():
         old = tensors[name]
         new = old.detach()
-        for dim in cut:
+        for dim in sorted(cut):  # rows first, of which fewer numbers are left to pick from
             new = _choose(new, dim, kept[name, dim])
         if copied:
             new = new.contiguous()
@@ -271,9 +271,10 @@ def _narrow_tensors_(
 
 
 def _choose(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
-    """Take positions along a dimension; the first ones without a copy."""
-    if torch.equal(positions, torch.arange(len(positions))):
-        return tensor.narrow(dim, 0, len(positions))
+    """Take positions along a dimension; those side by side without a copy."""
+    first = int(positions[0])
+    if torch.equal(positions, torch.arange(first, first + len(positions))):
+        return tensor.narrow(dim, first, len(positions))
     return tensor.index_select(dim, positions.to(tensor.device))
 
 

@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -50,6 +51,10 @@ class Node:
 
     def refs(self) -> list[int]:
         """Return the indices of the values that go in."""
+        return self._taken
+
+    @cached_property
+    def _taken(self) -> list[int]:
         return list(_refs((*self.args, *self.kwargs.values())))
 
 

@@ -62,7 +62,7 @@ def trace(
     sample = _sample(model, example, kwargs)
     tape = record(model, tree_map(copied, sample))
     movers = frozenset(name for name, _, _ in tape.movers)
-    assumed = Assumptions(_candidate_views(tape))
+    assumed = Assumptions(_candidate_views(tape), coupled=_coupled(model))
     tried = Tried(model, sample)
     while True:
         painter = Painter(
@@ -145,6 +145,13 @@ def _are_samples(example: Any) -> bool:
 
 
 _PRODUCERS = {"aten::convolution", "aten::_convolution", "aten::addmm", "aten::mm", "aten::linear"}
+
+
+def _coupled(model: nn.Module) -> frozenset[str]:
+    """Name the weights of PyTorch's own attention, whose code counts heads by what comes in."""
+    attentions = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    weights = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    return frozenset(f"{name}.{weight}".lstrip(".") for name, _ in attentions for weight in weights)
 
 
 def _candidate_views(tape: Tape) -> frozenset[str]:

@@ -31,6 +31,7 @@ from regrow.surgery.oracle import silence
 from regrow.surgery.proof import compare, difference
 from regrow.surgery.tape import record
 
+MANY = 128  # units, of which less than half are enough
 LONGEST = 160  # characters of an error that are quoted
 ROUNDED = 1e-4  # of the output, in float32: what is off by more is compared in float64
 
@@ -59,7 +60,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Wrong:
-    """What is wrong with a smaller network: nothing known where it could not be made."""
+    """A fault of a smaller network; without words where none could be made."""
 
     how: str
     unlike: Unlike | None = None  # the number at fault, if it is one
@@ -95,31 +96,27 @@ class Trials:
         if wrong is None:
             return {}
         if len(groups) == 1:
-            wrong = wrong if wrong.known else self._wrong(trace, groups, others=True)
-            return {groups[0].name: wrong.how} if wrong and wrong.known else {}
+            return {groups[0].name: wrong.how} if wrong.known else {}
         half = len(groups) // 2
         parts = self._search(trace, groups[:half]) | self._search(trace, groups[half:])
         if not parts and wrong.known:  # each half can go, both cannot
             return {group.name: wrong.how for group in groups}
         return parts
 
-    def _wrong(
-        self, trace: Trace, groups: Sequence[Group], *, others: bool = False
-    ) -> Wrong | None:
-        """Say what is wrong when groups are cut.
-
-        With ``others`` other units stay: a layer may hold only some of a group's.
-        """
-        kept = {g.name: some(g, more=i % 2 == 1) for i, g in enumerate(groups)}
-        mask = Mask(unit="channel", kept={n: k.flip(0) if others else k for n, k in kept.items()})
-        try:
-            small = _smaller(self.tried.model, mask, trace)
-        except TraceError:  # a layer would be emptied, which says nothing about any of them
+    def _wrong(self, trace: Trace, groups: Sequence[Group]) -> Wrong | None:
+        """Say what is wrong when groups are cut."""
+        kept = {g.name: some(g.size, more=i % 2 == 1) for i, g in enumerate(groups)}
+        # The first units, for which no tensor has to be copied; some of all places; and others.
+        masks = [Mask(unit="channel", kept={n: k[i] for n, k in kept.items()}) for i in range(3)]
+        made = _smaller(self.tried.model, masks, trace)
+        if made is None:
             return Wrong("")
-        wrong = self._breaks(small, mask, trace)
-        return wrong and replace(wrong, how=_short(f"with {_counts(mask)} it {wrong.how}"))
+        wrong = self._breaks(*made, masks[1:], trace)
+        return wrong and replace(wrong, how=_short(f"with {_counts(masks[0])} it {wrong.how}"))
 
-    def _breaks(self, small: nn.Module, mask: Mask, trace: Trace) -> Wrong | None:
+    def _breaks(
+        self, small: nn.Module, mask: Mask, others: Sequence[Mask], trace: Trace
+    ) -> Wrong | None:
         try:
             tape = record(small, tree_map(copied, trace.example))
         except TraceError as error:
@@ -135,7 +132,7 @@ class Trials:
         unlike = self.likeness.unlike(tape, mask, added=self._added(small))
         if unlike is not None and unlike.node is not None:
             return Wrong(f"computes something else: {unlike}", unlike)
-        off = None if unlike is None else self._off(mask, trace)
+        off = None if unlike is None else self._off([*others, mask], trace)
         return None if off is None else Wrong(off)
 
     def _added(self, small: nn.Module) -> Collection[str]:
@@ -144,12 +141,16 @@ class Trials:
         modules = small.named_modules()
         return {n for n, m in modules if isinstance(m, Select) and n not in known}
 
-    def _off(self, mask: Mask, trace: Trace) -> str | None:
+    def _off(self, masks: Sequence[Mask], trace: Trace) -> str | None:
         """Say how far off an output is, if it is; None too if the network cannot be compared."""
         live, example = self.tried.living()
         trace = replace(trace, example=example)
+        made = _smaller(live, masks, trace)
+        if made is None:
+            return None
+        small, mask = made
         try:
-            output = called(_smaller(live, mask, trace), example)
+            output = called(small, example)
             off = difference(output, called(silence(live, mask, trace), example))
         except TraceError as error:
             return f"returns something else: {error}"
@@ -166,24 +167,33 @@ def _several(trace: Trace, names: Collection[str] | None) -> list[Group]:
     return [g for g in groups if names is None or g.name in names]
 
 
-def _smaller(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
-    """Cut a network into parts of its own tensors."""
-    small = duplicate(model, sharing=True)
-    cut_(small, mask, trace, for_trial=True)
-    return small
+def _smaller(
+    model: nn.Module, masks: Sequence[Mask], trace: Trace
+) -> tuple[nn.Module, Mask] | None:
+    """Cut a network into parts of its own tensors, by the first mask that empties no layer."""
+    for mask in masks:
+        small = duplicate(model, sharing=True)
+        try:
+            cut_(small, mask, trace, for_trial=True)
+        except TraceError:  # a layer would be emptied, which says nothing about any group
+            continue
+        return small, mask
+    return None
 
 
-def some(group: Group, *, more: bool) -> Tensor:
-    """Choose over half of some units: a prime number, which no code divides or multiplies to.
+def some(size: int, *, more: bool) -> Tensor:
+    """Choose some of a group's units in three ways: the first, spread, and others.
 
-    With ``more`` it is the next one, so that groups of one size come apart.
+    Over half of them, or where they are many over a quarter: a prime number, which no code divides
+    or multiplies to. With ``more`` it is the next one, so that groups of one size come apart.
     """
-    primes = (n for n in range(group.size // 2 + 1, group.size) if _is_prime(n))
+    least = size // 2 if size < MANY else size // 4
+    primes = (n for n in range(least + 1, size) if _is_prime(n) and size % n)
     first = next(primes, 1)
     num = next(primes, first) if more else first
-    kept = torch.zeros(group.size, dtype=torch.bool)
-    kept[torch.linspace(0, group.size - 1, num).round().long()] = True
-    return kept
+    spread = torch.zeros(size, dtype=torch.bool)
+    spread[torch.linspace(0, size - 1, num).round().long()] = True
+    return torch.stack([torch.arange(size) < num, spread, spread.flip(0)])
 
 
 def _is_prime(number: int) -> bool:
