@@ -107,7 +107,8 @@ class Trials:
         """Say what is wrong when groups are cut."""
         kept = {g.name: some(g.size, more=i % 2 == 1) for i, g in enumerate(groups)}
         # The first units, for which no tensor has to be copied; some of all places; and others.
-        masks = [Mask(unit="channel", kept={n: k[i] for n, k in kept.items()}) for i in range(3)]
+        ways = range(3) if all(map(_is_everywhere, groups)) else (1, 2, 0)
+        masks = [Mask(unit="channel", kept={n: k[way] for n, k in kept.items()}) for way in ways]
         made = _smaller(self.tried.model, masks, trace)
         if made is None:
             return Wrong("")
@@ -165,6 +166,15 @@ class Trials:
 def _several(trace: Trace, names: Collection[str] | None) -> list[Group]:
     groups = (g for g in trace.groups.values() if g.size > 1)
     return [g for g in groups if names is None or g.name in names]
+
+
+def _is_everywhere(group: Group) -> bool:
+    """Tell whether all units of a group lie wherever some do, so that it is all one which go."""
+    every = {id(slot.units): slot.units for slot in group.slots}
+    return all(
+        bool((torch.bincount(units[units >= 0], minlength=group.size) > 0).all())
+        for units in every.values()
+    )
 
 
 def _smaller(
