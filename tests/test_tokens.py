@@ -294,7 +294,7 @@ def test_guess_that_keeps_heads_whole_is_undone() -> None:
     """All fits that goes with what is whole: heads that read a stream which is returned."""
     rows = frozenset({"q.weight"})
     assumed = Assumptions(frozenset(), coupled=rows, guesses=[], guessed=rows)
-    trials: Any = SimpleNamespace(works=lambda *_: True)
-    found: Any = SimpleNamespace(trace=SimpleNamespace(groups={}))
-    assert not assumed.hold(trials, found)
+    trials: Any = SimpleNamespace(wrong=lambda *_: None)
+    found: Any = SimpleNamespace(follow=lambda _: SimpleNamespace(groups={}))
+    assert assumed.hold(trials, found) is None
     assert not assumed.coupled
