@@ -421,16 +421,16 @@ def test_budgets_that_are_not_spent_are_in_the_verdict(here: Path) -> None:
     assert "the two arms did not spend what their budgets allow alike" in found.answer
 
 
-def test_a_function_that_ignores_its_seed_is_named(here: Path) -> None:
+def test_seeds_that_end_alike_are_named(here: Path) -> None:
+    reset = "    torch.manual_seed(0); [torch.nn.init.normal_(p) for p in model.parameters()]\n"
     (here / "mine.py").write_text(
-        TRAIN.replace("    steps", "    torch.manual_seed(0); weigh(model)\n    steps").replace(
-            "from data import measured, steps",
-            "import torch\nfrom data import measured, steps\ndef weigh(model):\n"
-            "    for p in model.parameters():\n        torch.nn.init.normal_(p)",
-        )
+        "import torch\n" + TRAIN.replace("    steps", reset + "    steps")
     )
-    found = small_comparison()
-    assert any("scratch-e and scratch-b score exactly the same" in note for note in found.notes)
+    found = small_comparison(arms=["unpruned", "scratch-e"])
+    assert any("unpruned and scratch-e end with the same weights" in note for note in found.notes)
+    (here / "mine.py").write_text(TRAIN.replace("measured(model)", "{'accuracy': 0.5}"))
+    found = small_comparison(arms=["unpruned", "scratch-e"])
+    assert any("unpruned and scratch-e score exactly the same" in note for note in found.notes)
 
 
 def test_what_nothing_initialises_is_drawn_as_in_the_whole_network(here: Path) -> None:
@@ -457,6 +457,10 @@ def test_what_nothing_initialises_is_drawn_as_in_the_whole_network(here: Path) -
         ({"models": {"network": "nets.py:mlp"}}, "Give the network's input"),
         ({"rivals": ["nets.py:none"]}, "The rival 'nets.py:none'"),
         ({"rivals": [{"vary": "width"}]}, "one method with one share of macs or parameters"),
+        (
+            {"rivals": [{"vary": "depth"}], "methods": {"name": "l1", "macs": 0.5}},
+            "no number 'depth'",
+        ),
         ({"small": "nowhere"}, "No smaller network can be read from 'nowhere'"),
         ({"recipe": "cifar"}, "Unknown key 'recipe'"),
     ],
@@ -477,3 +481,14 @@ def test_the_winner_can_be_exported(here: Path, command: Command) -> None:
     assert result["accuracy_unit"] == "percent"
     network = regrow.load("best", code="nets.py:mlp")
     assert network(torch.zeros(2, 4)).shape == (2, 3)
+
+
+def test_a_plan_does_not_guess_and_a_status_sees_edits(here: Path, command: Command) -> None:
+    write(here, arms=["unpruned", "fine-tune"], seeds=1)
+    assert "is not known beforehand" in command("plan", "study.yaml").text
+    plan = json.loads(command("plan", "study.yaml", "--json").out)
+    assert (plan["jobs"], plan["seconds"], plan["training_flops"]) == (3, None, None)
+    assert command("run", "study.yaml", "--workers", "0").code == 0
+    assert "3 of 3 jobs done" in command("status", "study.yaml").text
+    (here / "data.py").write_text(DATA + "# edited")
+    assert "0 of 3 jobs done" in command("status", "study.yaml").text

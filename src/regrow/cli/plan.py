@@ -58,17 +58,21 @@ def plan(
                 "jobs": work.jobs,
                 "done": work.done,
                 "by_kind": work.by_kind,
-                "training_flops": work.training_flops,
-                "seconds": work.seconds,
-                "compute_seconds": work.compute_seconds,
+                **_spending(work, known=not loaded.own),
                 "workers": num_workers,
             }
         )
     else:
-        _print_plan(loaded.title, work, num_workers)
+        _print_plan(loaded.title, work, num_workers, known=not loaded.own)
 
 
-def _print_plan(title: str, work: "Estimate", num_workers: int) -> None:
+def _spending(work: "Estimate", *, known: bool) -> dict[str, float | None]:
+    """Return what the work left takes; None where a function of one's own does it."""
+    names = ("training_flops", "seconds", "compute_seconds")
+    return {name: getattr(work, name) if known else None for name in names}
+
+
+def _print_plan(title: str, work: "Estimate", num_workers: int, *, known: bool) -> None:
     table = Table("jobs", "in all", "done", "to do", title=Text(f"Plan of {title}"))
     for kind, (total, ready) in work.by_kind.items():
         table.add_row(kind, str(total), str(ready), str(total - ready))
@@ -76,6 +80,9 @@ def _print_plan(title: str, work: "Estimate", num_workers: int) -> None:
     console().print(table)
     if work.done == work.jobs:
         console().print("Every job is done: `regrow report` shows the results.")
+        return
+    if not known:
+        console().print("How long a training function of your own takes is not known beforehand.")
         return
     source = "the jobs done so far" if work.from_records else "a short calibration"
     console().print(

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from regrow.core.digests import digest_of
 from regrow.core.seeds import derive
 from regrow.cost import measure
 from regrow.errors import TrainingError, unknown
@@ -332,8 +333,10 @@ class OwnTrain(Keyed):
                 "Its training examples could not be counted, because the function never calls the "
                 "network itself in training mode; its training FLOPs are left open."
             )
+        state = state_of(model)
         record = {
             "metrics": dict(spent.metrics),
+            "weights": digest_of(state),  # tells whether seeds differ
             **cost.to_json(),
             "epochs": allowance.amount if self.unit == "epochs" else None,
             "amount": allowance.amount,
@@ -345,7 +348,7 @@ class OwnTrain(Keyed):
             "input": list(self.base.inputs.inputs[0].shape[1:]),
             **({"drawn": list(drawn)} if drawn else {}),
         }
-        return Outcome(record, state_of(model))
+        return Outcome(record, state)
 
     @property
     def _batch(self) -> int:

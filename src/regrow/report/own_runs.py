@@ -32,17 +32,7 @@ def spending_notes(reader: Reads, cells: Sequence[Cell], runs: Sequence[Run]) ->
             f"What {listed(uncounted)} spent is not known: the function never calls the network "
             "itself in training mode, so that no training examples could be counted."
         )
-    rows: dict[tuple[str, str], list[Run]] = {}
-    for _, run, _ in trained:
-        rows.setdefault((run.group, run.arm), []).append(run)
-    same = _arms(
-        each[0] for each in rows.values() if len(each) > 1 and len({run.score for run in each}) == 1
-    )
-    if same:
-        yield (
-            f"All seeds of {listed(same)} score exactly the same. Does the training function use "
-            "its seed, and does it train at all?"
-        )
+    yield from _same_seeds(trained)
     for arm, shapes in _other_shapes(trained):
         yield f"{arm} trained on inputs of {shapes}: FLOPs are counted at the latter."
     yield from _other_costs(own)
@@ -58,6 +48,28 @@ def spending_notes(reader: Reads, cells: Sequence[Cell], runs: Sequence[Run]) ->
 
 def _arms(runs: Any) -> list[str]:
     return list(dict.fromkeys(run.arm for run in runs))
+
+
+def _same_seeds(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[str]:
+    """Name arms whose seeds end alike, by their weights or by their score alone."""
+    rows: dict[tuple[str, str], list[tuple[Run, str]]] = {}
+    for _, run, record in trained:
+        rows.setdefault((run.group, run.arm), []).append((run, record["weights"]))
+    several = [row for row in rows.values() if len(row) > 1]
+    alike = [row for row in several if len({weights for _, weights in row}) == 1]
+    if alike:
+        yield (
+            f"All seeds of {listed(_arms(row[0][0] for row in alike))} end with the same weights: "
+            "the training function does not use its seed, so n counts one training."
+        )
+    scores = [
+        row for row in several if row not in alike and len({run.score for run, _ in row}) == 1
+    ]
+    if scores:
+        yield (
+            f"All seeds of {listed(_arms(row[0][0] for row in scores))} score exactly the same, "
+            "with different weights: the metric is at its end, or it does not look at the network."
+        )
 
 
 def _other_shapes(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[tuple[str, str]]:

@@ -29,6 +29,7 @@ from regrow.store import Store
 
 THREADS = 4  # for digests, which are computed without the interpreter's lock
 TELL_SECONDS = 0.25
+TELLING = 1e-4  # of the work: a smaller share, such as a pruning alone, tells nothing of the rest
 HELD_SECONDS = 0.2  # how often to look for the record of a job that another run works on
 ATTEMPTS = 2  # a worker that dies may be bad luck (memory taken by others); twice is the job
 
@@ -416,11 +417,13 @@ class Coordinator:
             done_here += node.work * (known.fraction - known.resumed_at)
             chain = max(chain, node.chain - node.work * known.fraction)
         finished = self._work_closed + partial
-        rate = (self._work_own + done_here) / seconds if seconds > 0 else 0.0
+        own = self._work_own + done_here
+        rate = own / seconds if seconds > 0 else 0.0
         left = max(0.0, self._work_total - finished)
         # The longest chain goes through one worker at a time, however many there are.
         width = max(1, len(self._under_way))
-        eta = max(left, chain * width) / rate if rate > 0 else None
+        told = rate > 0 and own >= TELLING * self._work_total
+        eta = max(left, chain * width) / rate if told else None
         self._emit(
             events.RunProgress(
                 jobs_done=self._num_done,

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from regrow.core.validation import is_int, is_number
+from regrow.cost import measure
 from regrow.errors import ConfigError, RegrowError, short
-from regrow.jobs.own_network import OwnNetwork
+from regrow.jobs.own_network import CutFolder, OwnNetwork
 from regrow.models.origins import ModelOrigin, code_at
 from regrow.studies.experiment import MethodUse
 
@@ -14,31 +15,44 @@ COUNTED = ("macs", "parameters")  # costs that are known before anything is trai
 STEPS = 100  # of a number that is no whole one
 
 
-def narrowed(network: OwnNetwork, name: str, uses: Sequence[MethodUse]) -> Mapping[str, Any]:
+def narrowed(
+    network: OwnNetwork, name: str, uses: Sequence[MethodUse], folders: Sequence[CutFolder]
+) -> Mapping[str, Any]:
     """Return the largest value of an argument at which a network costs no more than a cut may.
 
     Args:
         network: the whole network.
         name: of a number among the arguments of its code.
-        uses: the methods compared; together they make one cut, to a share of MACs or parameters.
+        uses, folders: the methods compared, or the folders of smaller networks; together they make
+            one cut, to a share of MACs or parameters.
     """
+    cost, most = _bar(network, name, uses, folders)
+    value = _value(network.origin, name)
+    steps = [*range(1, value)] if is_int(value) else [value * k / STEPS for k in range(1, STEPS)]
+    found = _largest(steps, lambda step: _cost(network, name, step, cost), most)
+    if found is None:
+        raise ConfigError(
+            f"No {name!r} below {value} makes {network.origin.text} cost {most:,.0f} {cost} or "
+            "less. Name another argument, or a rival."
+        )
+    return {name: found}
+
+
+def _bar(
+    network: OwnNetwork, name: str, uses: Sequence[MethodUse], folders: Sequence[CutFolder]
+) -> tuple[str, float]:
+    """Return the cost that the one cut is known to have at most: its name, and how much."""
     costs = [cut.cost for use in uses for cut in use.cuts]
-    cost = costs[0] if len(costs) == 1 else None
+    if not costs and len(folders) == 1:
+        small = folders[0].read(network)[0].build()
+        return "macs", float(measure(small, network.example).macs)
+    cost = costs[0] if len(costs) == 1 and not folders else None
     if cost is None or cost.name not in COUNTED:
         raise ConfigError(
             f"To find the {name!r} of the same cost, ask for one method with one share of "
-            f"{' or '.join(COUNTED)}; or give the value itself ('set')."
+            f"{' or '.join(COUNTED)}, or one 'small' folder; or give the value itself ('set')."
         )
-    value = _value(network.origin, name)
-    whole = getattr(network.cost(), cost.name)
-    steps = [*range(1, value)] if is_int(value) else [value * k / STEPS for k in range(1, STEPS)]
-    found = _largest(steps, lambda step: _cost(network, name, step, cost.name), cost.share * whole)
-    if found is None:
-        raise ConfigError(
-            f"No {name!r} below {value} makes {network.origin.text} cost {cost.share:g} of its "
-            f"{cost.name} or less. Name another argument, or a rival."
-        )
-    return {name: found}
+    return cost.name, cost.share * getattr(network.cost(), cost.name)
 
 
 def _value(origin: ModelOrigin, name: str) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from regrow.core.digests import canonical_json
 from regrow.core.registry import PACKAGE, loaded_files
+from regrow.core.source import sources
 from regrow.errors import ConfigError, StoreError
 from regrow.store import Store
 from regrow.studies.yaml_file import read_file, replaced
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from regrow.jobs.base import Job
 
 EXTENSIONS = ("regrow.models", "regrow.data", "regrow.methods")
+MOST_PATH = 200  # characters; a longer text is a sentence
 IN_FOLDERS = ("folder:", "hf:", "voc:")
 
 
@@ -79,6 +81,7 @@ def _identity(study: Path, data: Mapping[str, str]) -> str | None:
             *_states(PACKAGE, "*.py"),
             os.environ.get("REGROW_DATA", ""),
             *(state for folder in sorted(set(_folders(value))) for state in _states(folder, "*")),
+            *(_state(file) for file in sorted(set(_files(value)))),
         ]
     except (OSError, ConfigError):
         return None  # whoever reads the study says what is wrong
@@ -87,19 +90,36 @@ def _identity(study: Path, data: Mapping[str, str]) -> str | None:
 
 def _states(folder: Path, pattern: str) -> Iterable[str]:
     """Describe the files of a folder as far as their names, sizes and times tell."""
-    for file in sorted(folder.rglob(pattern)):
-        state = file.stat()
-        yield f"{file} {state.st_size} {state.st_mtime_ns}"
+    return map(_state, sorted(folder.rglob(pattern)))
+
+
+def _state(file: Path) -> str:
+    state = file.stat()
+    return f"{file} {state.st_size} {state.st_mtime_ns}"
 
 
 def _folders(value: Any) -> Iterator[Path]:
     """Yield the local folders that data sets are named by, anywhere in a study."""
+    for text in _texts(value):
+        if text.lower().startswith(IN_FOLDERS):
+            folder = Path(text.partition(":")[2]).expanduser()
+            if folder.is_dir():
+                yield folder.resolve()
+
+
+def _files(value: Any) -> Iterator[Path]:
+    """Yield the local files that a study names: code with what it imports, weights, networks."""
+    for text in _texts(value):
+        for place in (text, text.rpartition(":")[0], f"{text}/architecture.json"):
+            if len(place) < MOST_PATH and (file := Path(place).expanduser()).is_file():
+                yield from sources(file) if file.suffix == ".py" else (file.resolve(),)
+
+
+def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list):
         for part in value:
-            yield from _folders(part)
-    elif isinstance(value, str) and value.lower().startswith(IN_FOLDERS):
-        folder = Path(value.partition(":")[2]).expanduser()
-        if folder.is_dir():
-            yield folder.resolve()
+            yield from _texts(part)
+    elif isinstance(value, str):
+        yield value

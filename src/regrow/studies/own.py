@@ -115,7 +115,7 @@ def read_own(value: Mapping[str, Any]) -> OwnExperiment:
     folders = [CutFolder.of(text(path, "small")) for path in small]
     arms = _arms(value.get("arms", list(DEFAULT_ARMS)), network)
     recipe = _whole(value["budget"], network)
-    rivals = [_rival(entry, network, uses) for entry in as_list(value.get("rivals", []))]
+    rivals = [_rival(entry, network, uses, folders) for entry in as_list(value.get("rivals", []))]
     uniform = value.get("uniform", False)
     if not isinstance(uniform, bool):
         raise ConfigError(f"'uniform' must be true or false. Got {short(uniform)}.")
@@ -176,7 +176,9 @@ def _label(origin: ModelOrigin) -> str:
     return f"{name} {settings}".strip()
 
 
-def _rival(entry: Any, network: OwnNetwork, uses: Sequence[MethodUse]) -> Rival:
+def _rival(
+    entry: Any, network: OwnNetwork, uses: Sequence[MethodUse], folders: Sequence[CutFolder]
+) -> Rival:
     """Read a rival: its network takes the same inputs, and is trained from scratch."""
     fields = {"network": entry} if isinstance(entry, str) else entry
     fields = mapping(fields, "'rivals'", _RIVAL_KEYS)
@@ -197,7 +199,7 @@ def _rival(entry: Any, network: OwnNetwork, uses: Sequence[MethodUse]) -> Rival:
     if "network" not in fields and name is None and not changed:
         raise ConfigError(f"A rival needs a 'network', a 'set' or a 'vary'. Got {short(entry)}.")
     if name is not None:
-        changed = {**changed, **narrowed(network, text(name, "vary"), uses)}
+        changed = {**changed, **narrowed(network, text(name, "vary"), uses, folders)}
     if "network" not in fields:
         fields["network"] = network.origin.text
         changed = {**network.origin.arguments, **changed}

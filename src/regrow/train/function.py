@@ -152,13 +152,15 @@ class TrainFunction:
             TrainingError: the function fails, or returns or leaves what cannot be used.
             ConfigError: its file changed since it was read.
         """
-        function, file = code_at(self.text)
+        printed = _Tail()
+        with redirect_stdout(printed), redirect_stderr(printed):  # loggers keep the stream
+            function, file = code_at(self.text)
         if digest_of_source(file) != self.digest:
             raise ConfigError(
                 f"{self.text} was edited while the comparison ran. Start the same command again: "
                 "what the earlier text trained is trained anew."
             )
-        meter, printed, before = _Meter(on_pass), _Tail(), _Shapes.of(model)
+        meter, before = _Meter(on_pass), _Shapes.of(model)
         try:
             with (
                 _own_randomness(seed),

@@ -1,0 +1,64 @@
+"""A training function for `regrow compare` on images in folders, one for each class.
+
+They lie in images/train/CLASS/ and images/test/CLASS/. Change FOLDER and SIZE, and what else is
+yours. Images are read once, and kept as bytes.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchvision.datasets import ImageFolder
+
+FOLDER, SIZE, BATCH, RATE = Path("images"), 64, 64, 0.004
+
+
+@cache
+def load(split: str) -> tuple[Tensor, Tensor]:
+    """Return the images of a split [N, 3, SIZE, SIZE], as bytes, and their classes."""
+    found = ImageFolder(str(FOLDER / split))
+    images = [np.asarray(image.convert("RGB").resize((SIZE, SIZE))) for image, _ in found]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(found.targets)
+
+
+def scaled(images: Tensor, device: str) -> Tensor:
+    """Bring bytes to about -2 to 2."""
+    return (images.to(device).float() - 120) / 60
+
+
+def augmented(images: Tensor) -> Tensor:
+    """Mirror half of a batch, and shift all of it by up to 4 pixels."""
+    images = torch.where((torch.rand(len(images)) < 0.5).view(-1, 1, 1, 1), images.flip(3), images)
+    return images.roll([*torch.randint(-4, 5, (2,)).tolist()], (2, 3))
+
+
+def train(model: nn.Module, budget: Any, seed: int) -> dict[str, float]:
+    """Train a network in place for a budget of epochs (none: only measure), and score it."""
+    torch.manual_seed(seed)
+    images, labels = load("train")
+    if budget.epochs:
+        optimiser = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.05)
+        steps = budget.epochs * -(-len(images) // BATCH)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
+        model.train()
+        for _ in range(budget.epochs):
+            for part in torch.randperm(len(images)).split(BATCH):
+                outputs = model(scaled(augmented(images[part]), budget.device))
+                optimiser.zero_grad()
+                cross_entropy(outputs, labels[part].to(budget.device)).backward()
+                optimiser.step()
+                schedule.step()
+    return {"accuracy": score(model, budget.device)}
+
+
+def score(model: nn.Module, device: str) -> float:
+    """Return the share of the test images whose class is named."""
+    images, labels = load("test")
+    model.eval()
+    with torch.no_grad():
+        answers = [model(scaled(part, device)).argmax(1).cpu() for part in images.split(256)]
+    return (torch.cat(answers) == labels).float().mean().item()

@@ -1,0 +1,13 @@
+"""A training function for `regrow compare`: a plain loop on the digits of data.py."""
+
+from typing import Any
+
+from data import accuracy_of, train
+from torch import nn
+
+
+def train_digits(model: nn.Module, budget: Any, seed: int) -> dict[str, float]:
+    """Train a network in place for a budget of epochs (none: only measure), and score it."""
+    if budget.epochs:
+        train(model, budget.epochs, seed=seed)
+    return {"accuracy": accuracy_of(model)}
