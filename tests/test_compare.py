@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +14,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import regrow
 from commands import Command, command_line, environment
 from regrow.comparison import ComparisonResult
 from regrow.core.global_rng import drawing
 from regrow.errors import ConfigError
+from regrow.models.origins import code_at
 from regrow.report import verdicts
 from regrow.report.statistics import paired
 from regrow.run import Event, JobDone
 from regrow.run.executors import Settings, execute
 from regrow.studies.study import Study
-from regrow.train.function import Allowance, TrainFunction
+from regrow.train.function import Allowance, TrainFunction, Unit
 
 NETS = """
 from torch import nn
@@ -88,6 +91,7 @@ STUDY: dict[str, Any] = {
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a network, data and a training function."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "data", raising=False)  # another test's
     (tmp_path / "nets.py").write_text(NETS)
     (tmp_path / "data.py").write_text(DATA)
     (tmp_path / "mine.py").write_text(TRAIN)
@@ -492,3 +496,73 @@ def test_a_plan_does_not_guess_and_a_status_sees_edits(here: Path, command: Comm
     assert "3 of 3 jobs done" in command("status", "study.yaml").text
     (here / "data.py").write_text(DATA + "# edited")
     assert "0 of 3 jobs done" in command("status", "study.yaml").text
+
+
+# The examples of the docs -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the examples, as the working folder."""
+    folder = Path(__file__).parents[1] / "examples" / "own"
+    monkeypatch.chdir(folder)
+    monkeypatch.delitem(sys.modules, "data", raising=False)
+    return folder
+
+
+def score_of(place: str, network: torch.nn.Module, unit: Unit, amount: int) -> tuple[float, int]:
+    """Train a network by an example's function; its accuracy, and the examples it saw."""
+    allowance = Allowance(amount=amount, unit=unit, whole=4, flops_per_sample=1.0)
+    spent = TrainFunction.read(place)(network, allowance, 0)
+    return spent.metrics["accuracy"], spent.samples
+
+
+@pytest.mark.parametrize(
+    ("file", "package"), [("loop.py", "sklearn"), ("with_lightning.py", "lightning")]
+)
+@pytest.mark.filterwarnings("ignore")  # of Lightning, about loaders and loggers
+def test_the_examples_train_on_digits(examples: Path, file: str, package: str) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    network = regrow.ModelOrigin("nets.py:MobileNet", {"width": 2}).build()
+    before, seen = score_of(f"{file}:train_digits", network, "epochs", 0)
+    assert (0.0 < before < 0.3, seen) == (True, 0)
+    after, seen = score_of(f"{file}:train_digits", network, "epochs", 1)
+    assert (0.0 < after < 1.0, seen) == (True, 1347)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_of_transformers_trains(examples: Path) -> None:
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        num_labels=3,
+    )
+    network = transformers.BertForSequenceClassification(config)
+    score, seen = score_of("with_trainer.py:train_sentences", network, "steps", 3)
+    assert (0.0 < score < 1.0, seen) == (True, 3 * 50)
+
+
+def test_the_example_of_folders_trains(
+    tmp_path: Path, examples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, file = code_at("folder.py:train")
+    assert callable(code)
+    for split, num in (("train", 70), ("test", 10)):
+        for name in ("dark", "light"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(num):
+                Image.new("RGB", (9, 7), (200 if name == "light" else 50,) * 3).save(
+                    folder / f"{number}.png"
+                )
+    monkeypatch.chdir(tmp_path)
+    network = torch.nn.Sequential(
+        torch.nn.AvgPool2d(64), torch.nn.Flatten(), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2)
+    )
+    score, seen = score_of(f"{file}:train", network, "epochs", 4)
+    assert (score, seen) == (1.0, 4 * 140)
