@@ -479,8 +479,10 @@ def test_a_study_that_cannot_be_meant_is_refused(
 def test_the_winner_can_be_exported(here: Path, command: Command) -> None:
     study = write(here, arms=["unpruned", "scratch-e"], seeds=1)
     assert command("run", study, "--workers", "0").code == 0
-    done = command("export", study, "--arm", "scratch-e", "--to", "best")
+    done = command("export", study, "--arm", "scratch-e", "--to", "best", "--pt2")
     assert done.code == 0, done
+    assert "regrow.load('best', code='nets.py:mlp') returns it." in done.text
+    assert "model.pt2" in done.text
     result = json.loads((here / "best" / "result.json").read_text())
     assert result["accuracy_unit"] == "percent"
     network = regrow.load("best", code="nets.py:mlp")

@@ -63,7 +63,7 @@ def export(
     opened = open_store(store, create=False)
     exports = wanted_exports(onnx=onnx, pt2=pt2)
     written = write(choose(loaded.cells(), labels_given), opened, to)
-    exported = _exported(written.folder, exports)
+    exported = _exported(written.folder, written.code, exports)
     if as_json:
         print_json(
             {
@@ -80,20 +80,21 @@ def export(
     print(
         f"{written.label}: {written.text} on the test set, {written.parameters:,} "
         f"parameters, {written.macs:,} MACs.\n"
-        f"Written to {written.folder}; regrow.load({str(written.folder)!r}) returns it."
+        f"Written to {written.folder}; {written.call} returns it."
     )
     for file, comparison in exported.items():
         print(f"{file}: {comparison}")
 
 
-def _exported(folder: Path, kinds: Sequence[str]) -> dict[str, str]:
+def _exported(folder: Path, code: str | None, kinds: Sequence[str]) -> dict[str, str]:
     """Write a network of a folder in other formats beside it; returns what was compared."""
     from regrow.own.exports import export as export_network
     from regrow.surgery.architecture import Architecture, load
 
     if not kinds:
         return {}
-    network, example = load(folder), Architecture.read(folder).example()
+    network = load(folder, code=code)
+    example = Architecture.read(folder, code=code).example()
     return {
         f"model.{kind}": export_network(network, example, folder / f"model.{kind}")
         for kind in kinds

@@ -39,6 +39,13 @@ class Exported:
     score: float  # of the test set, as the report has it
     parameters: int
     macs: int
+    code: str | None = None  # where the network is built by code of one's own
+
+    @property
+    def call(self) -> str:
+        """The call that returns the network in Python."""
+        code = "" if self.code is None else f", code={self.code!r}"
+        return f"regrow.load({str(self.folder)!r}{code})"
 
     @property
     def text(self) -> str:
@@ -101,6 +108,7 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
         score=_reported(metric, record),
         parameters=record["parameters"],
         macs=record["macs"],
+        code=architecture.code,
     )
 
 

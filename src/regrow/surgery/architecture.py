@@ -65,6 +65,12 @@ class Architecture:
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "shape", shape)
 
+    @property
+    def code(self) -> str | None:
+        """The place of one's own code that builds it, if it is neither regrow's nor a library's."""
+        model = self.model
+        return model.text if isinstance(model, ModelOrigin) and model.kind == "code" else None
+
     def build(self, *, seed: int = 0) -> nn.Module:
         """Build the network with fresh weights (those of the uncut model's seed, then cut)."""
         if isinstance(self.model, ModelOrigin):
