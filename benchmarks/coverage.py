@@ -12,7 +12,6 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -21,33 +20,55 @@ import torch
 import harness
 
 PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
+LARGE = 1e6  # parameters: the memory of less is that of Python
 HEAD = """\
 # Networks that surgery reaches
 
-Written by `uv run python benchmarks/coverage.py`: {date}, torch {torch}, one thread, {machine},
-{num} networks with random weights. Every second unit of every group is cut.
+Written by `benchmarks/coverage.py` from {num} networks with random weights, of which every second
+unit of every group is cut: measured {dates} at {commits}, torch {torch}, one thread, {machine}.
 
 - *exact*: a copy with other numbers was cut, and computes what the network computes with zeros in
   all that is gone (float64, within 1e-6 of the output, found from outside by the numbers that are
-  left). *error* and *moves* are those of `verify`: its largest error, and how much the group that
-  matters least moves the output.
-- *trace s*, *shrink s*: seconds of one processor.
+  left). *unmatched*: those numbers do not tell what is gone. *nothing*: nothing can be cut.
+- *error* and *moves* are those of `verify`: its largest error, and how much the group that matters
+  least moves the output. *unproven*: `verify` does not say yes, and regrow would not cut.
 - *goes*: the share of the parameters that is gone at half the width.
-- *beyond*: peak memory beyond that of one forward pass, in sizes of the network's parameters.
-- *whole*: reasons of what stays whole, with the share of the parameters that it holds.
+- *attention*, *feed-forward*: how many of a network's attentions (products of probabilities and
+  values) read fewer values afterwards, and how many of its feed-forward layers (by their names)
+  are narrower, of how many.
+- *trace s*, *shrink s*: seconds of one processor.
+- *beyond*: peak memory beyond that of one forward pass, in sizes of the network's parameters, where
+  these are over a million.
+- *whole*: reasons of what stays whole, with the share of the parameters that each holds.
 """
 
 
 def page(lines: Sequence[harness.Line]) -> str:
     """Word the page."""
     machine = platform.processor() or platform.machine()
-    day = datetime.now(UTC).date()
+    commits = list(dict.fromkeys(str(line["commit"]) for line in lines))
+    told = (
+        f"commit {commits[0]}"
+        if len(commits) == 1
+        else f"{len(commits)} commits ({', '.join(commits)})"
+    )
+    dates = sorted({str(line["date"]) for line in lines})
     parts = [
-        HEAD.format(date=day, torch=torch.__version__, machine=machine, num=len(lines)),
+        HEAD.format(
+            dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
+            commits=told,
+            torch=torch.__version__,
+            machine=machine,
+            num=len(lines),
+        ),
         _summary(lines),
+        _attention(lines),
+        _reasons(lines),
     ]
     for family in _families(lines):
-        parts += [f"## {family}\n", _table([x for x in lines if _family(x) == family])]
+        own = [line for line in lines if _family(line) == family]
+        versions = ", ".join(dict.fromkeys(str(line["version"]) for line in own))
+        parts += [f"## {family} ({versions})\n", _table(own)]
     return "\n".join(parts)
 
 
@@ -71,12 +92,42 @@ def _summary(lines: Sequence[harness.Line]) -> str:
         goes = [line["share"] for line in own if "share" in line]
         middle = f"{median(goes):.2f}" if goes else "-"
         rows.append(f"| {family} | {len(own)} | {exact} | {others} | {middle} |")
+    return "\n".join([*rows, ""])
+
+
+def _attention(lines: Sequence[harness.Line]) -> str:
+    """Count the networks with attention whose heads, and whose feed-forward widths, are cut."""
+    rows = [
+        "| networks with attention | number | heads cut in all | in some | feed-forward | cut in "
+        "all | in some |", "|---|--:|--:|--:|--:|--:|--:|",
+    ]  # fmt: skip
+    groups = [
+        *((f, [x for x in lines if _family(x) == f]) for f in _families(lines)),
+        ("all", lines),
+    ]
+    for family, own in groups:
+        cells: list[str] = []
+        for key in ("attention", "feed_forward"):
+            told = [line[key] for line in own if line.get("attention") and line.get(key)]
+            every = sum(num == most for num, most in told)
+            some = sum(0 < num < most for num, most in told)
+            cells += [str(len(told)), *(_of(part, len(told)) for part in (every, some))]
+        if cells[0] != "0":
+            rows.append(f"| {family} | {' | '.join(cells)} |")
+    return "\n".join([*rows, ""])
+
+
+def _of(part: int, whole: int) -> str:
+    return f"{part} ({part / whole:.0%})" if whole else "0"
+
+
+def _reasons(lines: Sequence[harness.Line]) -> str:
     reasons: Counter[str] = Counter()
     for line in lines:
         for reason, share in line.get("whole", ()):
             reasons[_kind(reason)] += share
-    rows += [
-        "", "| what stays whole, over all networks | sum of the shares |", "|---|--:|",
+    rows = [
+        "| what stays whole, over all networks | sum of the shares |", "|---|--:|",
         *(f"| {reason} | {share:.2f} |" for reason, share in reasons.most_common(25)), "",
     ]  # fmt: skip
     return "\n".join(rows)
@@ -89,8 +140,9 @@ def _kind(reason: str) -> str:
 
 def _table(lines: Sequence[harness.Line]) -> str:
     rows = [
-        "| network | outcome | error | moves | goes | trace s | shrink s | beyond | whole |",
-        "|---|---|--:|--:|--:|--:|--:|--:|---|",
+        "| network | outcome | error | moves | goes | attention | feed-forward | trace s "
+        "| shrink s | beyond | whole |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for line in lines:
         told = line.get("proof") or line.get("message", "")
@@ -103,8 +155,9 @@ def _table(lines: Sequence[harness.Line]) -> str:
             str(line["outcome"]) + (" (unproven)" if line.get("ok") is False else ""),
             *(_number(line.get(key), ".0e") for key in ("error", "sensitivity")),
             _number(line.get("share"), ".2f"),
+            *("/".join(map(str, line.get(key, ()))) for key in ("attention", "feed_forward")),
             *(_number(line.get(key), ".2f") for key in ("trace_seconds", "shrink_seconds")),
-            _number(line.get("beyond"), ".1f"),
+            _number(line.get("beyond") if line.get("parameters", 0) > LARGE else None, ".1f"),
             "; ".join([*reasons[:3], *([told[:150]] if told else [])]).replace("|", "/"),
         ]
         rows.append(f"| {' | '.join(cells)} |")

@@ -73,6 +73,7 @@ def run(given: argparse.Namespace, tools: Sequence[str]) -> list[Line]:
     if given.list:
         print("\n".join(chosen))
         raise SystemExit
+    _load([name for name in chosen if any((name, tool) not in done for tool in tools)])
     for name in chosen:
         for tool in tools:
             if (name, tool) not in done:
@@ -81,6 +82,13 @@ def run(given: argparse.Namespace, tools: Sequence[str]) -> list[Line]:
                     file.write(json.dumps(row) + "\n")
                 print(_short(row), flush=True)
     return rows(given.out)
+
+
+def _load(chosen: Sequence[str]) -> None:
+    """Build a network of each package, so that what it needs is imported once, not in each fork."""
+    for name in {name.partition("/")[0]: name for name in chosen}.values():
+        with suppress(Exception):
+            networks.build(name)
 
 
 def _short(row: Mapping[str, Any]) -> str:

@@ -296,7 +296,7 @@ def _of_torchvision(kind: str, name: str) -> tuple[nn.Module, Any]:
         more["init_weights"] = False
     net = models.get_model(name, weights=None, **more)
     if kind == "video":
-        size = 224 if "mvit" in name else 112
+        size = 224 if "mvit" in name or name == "s3d" else 112
         return net, torch.rand(1, 3, 16, size, size)
     if kind == "optical_flow":
         return net, (torch.rand(1, 3, 128, 128), torch.rand(1, 3, 128, 128))
