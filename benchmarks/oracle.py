@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.surgery.alive import called, enlivened
 
+RESPONSE_NORMS = ("ConvNextV2GRN", "GlobalResponseNorm")
 Kept = list[Tensor]  # positions that are left, by dimension
 
 
@@ -117,7 +118,9 @@ def _silenced(net: nn.Module, small: nn.Module) -> nn.Module:
         kept_scale = left.get(f"{name}.weight")
         if kept_scale is None:
             continue
-        if len(kept_scale[0]) < len(own[f"{name}.weight"]):
+        if type(module).__name__ in RESPONSE_NORMS:
+            _respond_only(module, kept_scale[-1])
+        elif len(kept_scale[0]) < len(own[f"{name}.weight"]):
             _measure_only(module, kept_scale[0])
         if isinstance(module, nn.Conv2d) and type(module) is not nn.Conv2d:
             _standardise_only(module, kept_scale[1])
@@ -176,6 +179,20 @@ def _standardise_only(layer: nn.Module, kept: Tensor) -> None:
             return run(*args)
 
     layer.forward = forward  # type: ignore[method-assign]
+
+
+def _respond_only(norm: nn.Module, kept: Tensor) -> None:
+    """Let a global response norm take its mean over channels that are left."""
+    channels = getattr(norm, "channel_dim", -1)
+    places, shape = getattr(norm, "spatial_dim", (1, 2)), getattr(norm, "wb_shape", (1, 1, 1, -1))
+
+    def forward(x: Tensor) -> Tensor:
+        size = x.norm(p=2, dim=tuple(places), keepdim=True)
+        mean = size.index_select(channels, kept).mean(channels, keepdim=True)
+        result = x * (size / (mean + getattr(norm, "eps", 1e-6)))
+        return x + norm.bias.view(shape) + norm.weight.view(shape) * result
+
+    norm.forward = forward  # type: ignore[method-assign]
 
 
 def _measure_only(norm: nn.Module, kept: Tensor) -> None:

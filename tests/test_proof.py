@@ -272,6 +272,17 @@ def test_a_network_brought_to_life_neither_fades_nor_overflows() -> None:
     assert all(torch.equal(v, before[k]) for k, v in deep.state_dict().items())
 
 
+def test_what_is_the_same_for_all_samples_stays_alive() -> None:
+    """The embedding of one time step for a whole batch: centred, nothing but rounding is left."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6)).eval()
+    same = torch.rand(1, 4, generator=torch.Generator().manual_seed(0)).expand(7, 4)
+    live = enlivened(net, same)
+    for name, tensor in live.state_dict().items():
+        assert float(tensor.abs().max()) < 100, name
+    assert float(live.state_dict()["1.running_var"].min()) > 0.01
+    assert float(live(same)[0].detach().std()) > 0.1
+
+
 def test_blocks_are_proven_too() -> None:
     net = build(ModelSpec("resnet-20", {"classes": 10, "input_size": 8, "depth": 14}))
     found = trace(net, SHAPE)

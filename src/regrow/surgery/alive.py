@@ -18,6 +18,7 @@ from regrow.surgery.cut import duplicate
 from regrow.surgery.tape import call, evaluating
 
 BIAS = 0.2
+SAME = 1e-6  # of the square, below which what differs between values is their rounding
 FEW = 2  # values of a channel, below which its mean and variance are those of all channels
 
 
@@ -146,8 +147,9 @@ def _settling(model: nn.Module, draw: Generator) -> Iterator[None]:
         heard = torch.ones(1) if bias is None else (bias != 0).to(bias)
         if bias is not None and channels.shape[-1] == len(bias) and _many(channels):
             mean = channels.flatten(0, -2).mean(0)
-            bias.sub_(mean)
-            channels = channels - mean
+            if _differ(channels - mean, channels):
+                bias.sub_(mean)
+                channels = channels - mean
         size = float(channels.double().square().mean().sqrt())
         if weight is not None and 0.0 < size < math.inf:
             weight.div_(size)
@@ -169,12 +171,17 @@ def _many(channels: Tensor) -> bool:
     return channels.numel() >= FEW * channels.shape[-1]
 
 
+def _differ(centred: Tensor, channels: Tensor) -> bool:
+    """Tell whether values are not all their mean: what is made of one time step for all samples."""
+    return float(centred.square().mean()) > SAME * float(channels.square().mean())
+
+
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and the variance of each channel, or where it has few values of all."""
     channels = x.transpose(0, 1).flatten(1)
-    variance = channels.var(1, correction=0)
-    if channels.shape[1] < FEW:
+    mean, variance = channels.mean(1), channels.var(1, correction=0)
+    if channels.shape[1] < FEW or not _differ(channels - mean[:, None], channels):
         variance = channels.square().mean().expand(len(channels))
+        mean = channels.mean().expand(len(channels))
     least = variance.mean() / 10
-    mean = channels.mean(1) if channels.shape[1] >= FEW else channels.mean().expand(len(channels))
     return mean, torch.where(variance > least, variance, least)

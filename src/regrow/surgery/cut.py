@@ -347,7 +347,7 @@ def what_breaks(small: nn.Module, trace: Trace) -> str | None:
             how = " in training"  # where layers may read what was cut that run there only
             train(small, trace)
     except Exception as error:
-        return f"does not run{how}: {error}"
+        return f"does not run{how}: {str(error) or type(error).__name__}"
     return wrong_output(tuple(tuple(x.shape) for x in output_tensors(output)), trace)
 
 
