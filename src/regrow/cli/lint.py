@@ -15,6 +15,7 @@ from regrow.cli.options import (
     WithOption,
 )
 from regrow.cli.terminal import count, in_lines, print_json
+from regrow.core.texts import visible
 from regrow.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -71,11 +72,11 @@ def _without(found: "list[Remark]", ignored: list[str]) -> "list[Remark]":
 
 def _print(found: "list[Remark]", *, num_ignored: int) -> None:
     for remark in found:
-        print(f"{remark.code}: {remark.where}")
+        print(visible(f"{remark.code}: {remark.where}"))
         lines = [f"{remark.reason[:1].upper()}{remark.reason[1:]}."]
         lines += [f"See {remark.reference}."] if remark.reference else []
         lines += [f"Write {remark.remedy}."]
         for line in lines:
-            print(in_lines([line]))
+            print(in_lines([visible(line)]))
     ignored = f" {num_ignored} ignored." if num_ignored else ""
     print(f"{count(len(found), 'remark')}.{ignored}")

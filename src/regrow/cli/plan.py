@@ -19,6 +19,7 @@ from regrow.cli.options import (
 )
 from regrow.cli.terminal import console, count, print_json
 from regrow.core.durations import in_words
+from regrow.core.texts import one_line, visible
 from regrow.studies.yaml_file import pairs
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _spending(work: "Estimate", *, known: bool) -> dict[str, float | None]:
 
 
 def _print_plan(title: str, work: "Estimate", num_workers: int, *, known: bool) -> None:
-    table = Table("jobs", "in all", "done", "to do", title=Text(f"Plan of {title}"))
+    table = Table("jobs", "in all", "done", "to do", title=Text(f"Plan of {one_line(title)}"))
     for kind, (total, ready) in work.by_kind.items():
         table.add_row(kind, str(total), str(ready), str(total - ready))
     table.add_row("all", str(work.jobs), str(work.done), str(work.jobs - work.done))
@@ -131,7 +132,7 @@ def status(
     lines += [f"  failed {job}: {text}" for job, text in failures.items()]
     lines += ["`regrow run` tries failed jobs again."] if failures else []
     for line in lines:
-        console().print(line, markup=False, highlight=False)
+        console().print(visible(line), markup=False, highlight=False)
 
 
 def _planned(study: Path, store: Path, data: list[str] | None) -> "Planned":

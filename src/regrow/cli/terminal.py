@@ -11,6 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
+from regrow.core.texts import visible
+
 EXIT_FAILED_JOBS = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -24,7 +26,7 @@ def console() -> Console:
 
 def say(line: str) -> None:
     """Print a line on standard error, where progress goes too."""
-    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True).print(visible(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def complain(message: str) -> None:

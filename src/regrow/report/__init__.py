@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from regrow.core.texts import one_line, visible
 from regrow.errors import ConfigError
 from regrow.jobs.arms import OF_FLOPS
 from regrow.report import figures
@@ -118,11 +119,11 @@ def write(
     page = page_of(
         runs,
         frame,
-        title=title,
+        title=one_line(title),
         margin=margin,
         reference=reference,
-        failures=failures,
-        notes=notes,
+        failures=[Failure(label=one_line(f.label), message=visible(f.message)) for f in failures],
+        notes=[visible(note) for note in notes],
         extras=extras,
     )
     metrics = page.metrics

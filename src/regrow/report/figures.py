@@ -8,6 +8,7 @@ Okabe and Ito, told apart by most colour-blind readers, and each arm has a marke
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ AXES = {"macs": "MACs", "parameters": "parameters"}
 # sizes lie close, so that the arms of one do not stand among those of the next.
 DODGE, LEAST_DODGE = 0.022, 0.012
 BESIDE = 3  # panels in a row
+MOST_LETTERS = 50  # of a name
 PAGE = 12  # panels of one figure; a larger study gets one for each data set and model
 COLOURED = 0.9  # line width
 FOOT = 0.09  # of the axis, kept free at its foot for each line of means that lie below it
@@ -97,7 +99,12 @@ def drawing_style() -> Iterator[None]:
     """Give figures their font size, and SVG files the same bytes for the same content."""
     import matplotlib as mpl
 
-    with mpl.rc_context({"svg.hashsalt": "regrow", "font.size": 9}):
+    # A name may hold dollar signs, which are no formulas, and letters that the font lacks.
+    with (
+        mpl.rc_context({"svg.hashsalt": "regrow", "font.size": 9, "text.parse_math": False}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph")
         yield
 
 
@@ -143,7 +150,7 @@ def score_figure(
                 points = rows[inside & (rows["arm"] == arm)]
                 _arm(axes, points, against, style, place=places[arm])
             _clipped(axes, rows[~inside], against, places, styles, digits=metric.digits - 1)
-            axes.set_title("\n".join(x for x in (title, method) if x), fontsize=9)
+            axes.set_title("\n".join(map(_shown, filter(None, (title, method)))), fontsize=9)
             axes.set_xlabel(f"{AXES[against]} (log scale)")
             axes.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
             axes.spines[["top", "right"]].set_visible(False)
@@ -275,6 +282,12 @@ def _arm(
     )
 
 
+def _shown(name: str) -> str:
+    """Leave out the middle of a name that is too long for a figure."""
+    half = MOST_LETTERS // 2
+    return name if len(name) <= MOST_LETTERS else f"{name[:half]}...{name[-half:]}"
+
+
 def look(colour: str, marker: str) -> dict[str, Any]:
     """Style points and their line; a white edge keeps points apart where they overlap."""
     edge = {"markeredgecolor": "white", "markeredgewidth": 0.4}
@@ -317,7 +330,7 @@ def legend(figure: "Figure", styles: dict[str, tuple[str, str]], *, reference: s
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], **look(colour, marker), label=arm)
+        Line2D([], [], **look(colour, marker), label=_shown(arm))
         for arm, (colour, marker) in styles.items()
     ]
     if reference is not None:

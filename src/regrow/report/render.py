@@ -181,7 +181,7 @@ def markdown(page: Page, *, provenance: Mapping[str, str]) -> str:
 
 def latex(page: Page) -> str:
     """Write one table for each data set and model, narrow enough for an article's page."""
-    head = f"% {' '.join(page.title.split())}\n{TEX_NEEDS}"
+    head = f"% {tex(' '.join(page.title.split()))}\n{TEX_NEEDS}"
     if not page.tables:
         return f"{head}\n% not run: the study has no rows\n"
     tables = [
@@ -296,17 +296,17 @@ def _md_extra(extra: Extra) -> Iterator[str]:
 
 def _md_table(block: TableBlock) -> Iterator[str]:
     columns = block.columns
-    yield f"| pruned by | {' | '.join(columns)} |"
+    yield f"| pruned by | {' | '.join(map(_md, columns))} |"
     yield "|---|---|" + "---:|" * (len(columns) - 2) + "---|"
     for cut, rows in block.sections:
         for i, row in enumerate(rows):
-            cells = [_md(cell).replace("|", "\\|") for cell in ("" if i else cut, *row)]
+            cells = [_md(cell) for cell in ("" if i else cut, *row)]
             yield f"| {' | '.join(cells)} |"
 
 
 def _md(text: str) -> str:
-    """Escape what Markdown or a browser would read as markup."""
-    escaped = re.sub(r"([\\`*_\[\]])", r"\\\1", text)
+    """Escape what Markdown or a browser would read as markup, or as the end of a table's cell."""
+    escaped = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", text)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from regrow.core.texts import one_line
 from regrow.jobs.arms import BudgetKind, Start
 from regrow.report.statistics import mean_and_std
 from regrow.tasks.metric import ACCURACY, Metric
@@ -147,6 +148,9 @@ class Run:
     pace: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("data", "model", "method", "target", "arm", "group", "stamp"):
+            if text := getattr(self, name):
+                object.__setattr__(self, name, one_line(text))
         if self.status == "done":
             assert self.score is not None, f"a finished run without a score: {self}"
             assert math.isfinite(self.score), f"a finished run without a score: {self}"
@@ -376,14 +380,26 @@ def fairness(runs: Sequence[Run]) -> str:
     return text
 
 
+def harmless(text: str, kind: str = "str") -> str:
+    """Mark a text that a spreadsheet would run as a formula, by an apostrophe in front.
+
+    >>> harmless("=cmd|' /C calc'!A0"), harmless("-0.5", "float64"), harmless("l1-filter")
+    ("'=cmd|' /C calc'!A0", '-0.5', 'l1-filter')
+    """
+    return f"'{text}" if kind == "str" and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
 def to_csv(frame: pd.DataFrame, columns: Mapping[str, Column]) -> str:
     """Write a frame with a fixed number of digits in each column; what is unknown stays empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     cells = [
-        ["" if value is None or pd.isna(value) else format(value, form) for value in frame[name]]
-        for name, (_, form) in columns.items()
+        [
+            "" if value is None or pd.isna(value) else harmless(format(value, form), kind)
+            for value in frame[name]
+        ]
+        for name, (kind, form) in columns.items()
     ]
     writer.writerows(zip(*cells, strict=True))
     return text.getvalue()

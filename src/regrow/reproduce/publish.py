@@ -10,12 +10,15 @@ report of each study that trains.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from regrow.core.texts import one_line
 from regrow.errors import ConfigError
 from regrow.jobs.base import notices
 from regrow.report import write as write_report
+from regrow.report.rows import harmless
 from regrow.report.words import listed
 from regrow.reproduce import figure_data, layout
 from regrow.reproduce.figure_data import FigureData
@@ -180,7 +183,13 @@ def _notes(plan: Plan, results: Sequence[StudyResults]) -> tuple[str, ...]:
 
 
 def _csv(frame: pd.DataFrame) -> str:
-    return frame.to_csv(index=False, lineterminator="\n")
+    texts = [str(name) for name in frame.select_dtypes(exclude="number").columns]
+    written = frame.assign(**{name: frame[name].map(_harmless) for name in texts})
+    return written.to_csv(index=False, lineterminator="\n")
+
+
+def _harmless(value: Any) -> Any:
+    return harmless(one_line(value)) if isinstance(value, str) else value
 
 
 def _write(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from regrow.core.durations import clock
+from regrow.core.texts import one_line, visible
 from regrow.run import events
 from regrow.run.events import Event
 
@@ -94,7 +95,7 @@ def _job_row(
         fraction, note = event.fraction, event.note
         eta = "" if event.eta_seconds is None else f"ETA {clock(event.eta_seconds)}"
     room = width - BAR_WIDTH - ETA_WIDTH - 6  # for the label and the note; 6: between columns
-    label = _shortened(event.label, room * 2 // 3)
+    label = _shortened(one_line(event.label), room * 2 // 3)
     return (
         Text(label, no_wrap=True),
         ProgressBar(total=1.0, completed=fraction, width=BAR_WIDTH),
@@ -122,7 +123,7 @@ def _say_trouble(console: Console, event: Event) -> None:
 
 def _say(console: Console, line: str) -> None:
     # As it is: labels and messages may hold what rich would take for markup, or wrap.
-    console.print(Text(line), soft_wrap=True)
+    console.print(Text(visible(line)), soft_wrap=True)
 
 
 def describe(run: events.RunProgress) -> str:
