@@ -1,6 +1,7 @@
 """Papers are folders: the second one that comes along, and one of the user's own."""
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,11 +81,17 @@ def test_a_folder_is_a_paper(command: Command, folder: Path) -> None:
         "mine: A paper of one table (Nobody, 2026)",
         "  table-1    Pruned digits: accuracy in %",
     ]
-    made = command("reproduce", f"{folder}/table-1", "--workers", "0")
+    made = command("reproduce", f"{folder}/table-1", "--workers", "0", "--html")
     assert made.code == 0, made.err
     assert "2 of 2 cells have been run." in made.text
     assert "40.00 ± 1.50" in made.text
-    assert Path("regrow-paper/mine/paper/table-1/report.md").is_file()
+    results = Path("regrow-paper/mine/paper/table-1")
+    assert (results / "report.md").is_file()
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert "2 of 2 cells" in page
+    assert re.search(r"<t[dh][^>]*>40.00 \u00b1 1.50</t", page)
+    (details,) = re.findall(r'href="(details/[^"]+)"', page)
+    assert "Records behind the numbers" in (results / details).read_text(encoding="utf-8")
     judged = command("claims", "--paper", folder, "--ours", "regrow-paper/mine/paper/table-1")
     assert "Pruning loses." in judged.out
     assert "1 claims on our results" in judged.text

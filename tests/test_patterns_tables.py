@@ -553,7 +553,7 @@ def test_widths_at_smoke_scale_stand_beside_the_printed_ones(command: Command) -
 def test_all_are_on_one_page(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     some = {name: entries()[name] for name in ("table-7", "figure-4")}
     monkeypatch.setitem(vars(PAPER), "entries", some)
-    found = command("reproduce", "all", "--scale", "smoke", "--workers", "0")
+    found = command("reproduce", "all", "--scale", "smoke", "--workers", "0", "--html")
     assert found.code == 0
     folder = Path("regrow-paper/smoke")
     page = (folder / "report.md").read_text(encoding="utf-8")
@@ -562,6 +562,10 @@ def test_all_are_on_one_page(command: Command, monkeypatch: pytest.MonkeyPatch) 
     assert "| 9 of 9 rows have been run |" in page
     assert "](figure-4/figure-4.png)" in page
     assert is_drawn(folder / "figure-4", "figure-4")
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert html.count("data:image/png;base64,") == 1
+    assert 'href="table-7/report.html"' in html
+    assert "Channels of VGG-16" in (folder / "table-7" / "report.html").read_text(encoding="utf-8")
     assert len(pd.read_csv(folder / "widths.csv")) == 28
 
 

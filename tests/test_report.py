@@ -520,7 +520,7 @@ def test_markdown_is_escaped(tmp_path: Path) -> None:
     runs = [replace(run, model="a|b_<c>*", group="") for run in study()]
     report(runs, tmp_path, draw=False)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert r"a|b\_&lt;c&gt;\*" in text
+    assert r"a\|b\_&lt;c&gt;\*" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {11}
 

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from regrow.cli.inputs import load_extensions, open_store
-from regrow.cli.options import DEFAULT_STORE, DeviceOption, StoreOption, WithOption, WorkersOption
+from regrow.cli.options import (
+    DEFAULT_STORE,
+    DeviceOption,
+    HtmlOption,
+    StoreOption,
+    WithOption,
+    WorkersOption,
+)
 from regrow.cli.terminal import EXIT_FAILED_JOBS, command_line, count, say
 from regrow.core.durations import in_words
 from regrow.errors import Interrupted, RegrowError
@@ -84,6 +91,7 @@ def reproduce(
     only: OnlyOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
+    html: HtmlOption = False,
     plan: PlanOption = False,
 ) -> None:
     """Reproduce a table or figure of a paper, with its printed numbers beside ours."""
@@ -121,11 +129,13 @@ def reproduce(
     opened = open_store(store, create=True)
     choice.keep(opened)
     if name.rpartition("/")[2] == "all":
-        _reproduce_all(entries, request, opened, everything, workers=workers, device=device)
+        _reproduce_all(
+            entries, request, opened, everything, workers=workers, device=device, html=html
+        )
         return
     (entry,) = entries
     folder = everything / entry.name
-    written = _reproduce(entry, request, opened, folder, workers=workers, device=device)
+    written = _reproduce(entry, request, opened, folder, workers=workers, device=device, html=html)
     print(written.text)
     print(f"Written to {folder}: report.md and its tables and figures.")
     if written.num_failed or not written.complete:
@@ -165,6 +175,7 @@ def _reproduce(
     *,
     workers: int | None,
     device: str,
+    html: bool,
 ) -> "Published":
     """Run the unfinished jobs of a table or figure, and write its folder."""
     from regrow.jobs.base import notices
@@ -183,7 +194,13 @@ def _reproduce(
             say(notice)
     with display() as show:
         run(plan.jobs, store, workers=workers, on_event=show, device=device)
-    return publish(plan, read_back(plan, store), folder, provenance=_provenance())
+    results, provenance = read_back(plan, store), _provenance()
+    published = publish(plan, results, folder, provenance=provenance)
+    if html:
+        from regrow.reproduce.page import write_entry
+
+        write_entry(published, results, store, provenance=provenance)
+    return published
 
 
 def _reproduce_all(
@@ -194,6 +211,7 @@ def _reproduce_all(
     *,
     workers: int | None,
     device: str,
+    html: bool,
 ) -> None:
     """Reproduce every table and figure in turn, even if some fail."""
     from regrow.reproduce.publish import publish_all
@@ -204,7 +222,13 @@ def _reproduce_all(
         say(f"{entry.name} ...")
         try:
             written = _reproduce(
-                entry, request, store, folder / entry.name, workers=workers, device=device
+                entry,
+                request,
+                store,
+                folder / entry.name,
+                workers=workers,
+                device=device,
+                html=html,
             )
         except Interrupted:
             raise
@@ -215,6 +239,10 @@ def _reproduce_all(
         tables.append(written)
         print(written.text)
     page = publish_all(tables, problems, folder, provenance=_provenance())
+    if html and tables:
+        from regrow.reproduce.page import write_all
+
+        write_all(tables, problems, folder, provenance=_provenance())
     for table in tables:
         print(f"{table.plan.entry.name}: {table.summary}")
     for name, reason in problems.items():

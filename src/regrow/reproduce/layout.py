@@ -200,7 +200,7 @@ def terminal(sheet: Sheet) -> str:
         lines += [section.title] if section.title else []
         indent = "  " if section.title else ""
         for name, row in section.rows:
-            for i, (voice, texts) in enumerate(_voices(row)):
+            for i, (voice, texts) in enumerate(voices(row)):
                 start = f"{indent}{'' if i else name:{label}}  {voice:5}  "
                 lines.append((start + "  ".join(map(str.rjust, texts, widths))).rstrip())
     return "\n".join([*lines, "", *textwrap.wrap(sheet.note, COLUMNS)]) + "\n"
@@ -232,7 +232,7 @@ def latex(sheet: Sheet) -> str:
             for number, (name, row) in enumerate(section.rows):
                 rows = [
                     tex_row(["" if i else name, voice, *texts])
-                    for i, (voice, texts) in enumerate(_voices(row))
+                    for i, (voice, texts) in enumerate(voices(row))
                 ]
                 title = "" if number else section.title
                 body += tex_section(title, rows, columns=len(columns) + 2)
@@ -242,7 +242,7 @@ def latex(sheet: Sheet) -> str:
     return "\n".join([*lines, ""])
 
 
-def _voices(row: Sequence[TableCell | None]) -> Iterator[tuple[str, list[str]]]:
+def voices(row: Sequence[TableCell | None]) -> Iterator[tuple[str, list[str]]]:
     """Say a row in turn for the paper and for us; differences and seeds only where ours exist."""
     yield "paper", [cell.paper if cell else "" for cell in row]
     yield "ours", [cell.measured_text if cell else "" for cell in row]
@@ -256,7 +256,7 @@ def _widths(sheet: Sheet) -> list[int]:
     """Measure the columns by position, over all sections, so that they stand below each other."""
     widths: dict[int, int] = {}
     for section in sheet.sections:
-        rows = [texts for _, row in section.rows for _, texts in _voices(row)]
+        rows = [texts for _, row in section.rows for _, texts in voices(row)]
         for texts in [list(section.columns), *rows]:
             for i, text in enumerate(texts):
                 widths[i] = max(widths.get(i, 0), len(text))

@@ -17,6 +17,7 @@ import pandas as pd
 from regrow.core.texts import one_line
 from regrow.errors import ConfigError
 from regrow.jobs.base import notices
+from regrow.report import Report
 from regrow.report import write as write_report
 from regrow.report.rows import harmless
 from regrow.report.words import listed
@@ -120,29 +121,39 @@ def publish(
     return published
 
 
+def write_details(
+    plan: Plan, results: Sequence[StudyResults], folder: Path, provenance: Mapping[str, str]
+) -> Iterator[tuple[StudyResults, Report]]:
+    """Write the ordinary report of each part that has trainings of its own."""
+    for study in results:
+        if study.runs:
+            yield (
+                study,
+                write_report(
+                    study.runs,
+                    folder / "details" / study.part.name,
+                    title=study.part.study.title,
+                    command=provenance["command"],
+                    machine=provenance["machine"],
+                    date=provenance["date"],
+                    margin=study.part.study.margin,
+                    failures=study.failures,
+                    notes=plan.notes,
+                    extras=study.extras,
+                ),
+            )
+
+
 def _details(
     plan: Plan, results: Sequence[StudyResults], folder: Path, *, provenance: Mapping[str, str]
 ) -> Iterator[str]:
-    """Write the ordinary report of each part that has trainings of its own, and list them."""
-    trained = [study for study in results if study.runs]
-    if trained:
+    """Write the reports of the parts, and list them."""
+    written = [study for study, _ in write_details(plan, results, folder, provenance)]
+    if written:
         yield from ("## Details", "")
-    for study in trained:
-        name = study.part.name
-        write_report(
-            study.runs,
-            folder / "details" / name,
-            title=study.part.study.title,
-            command=provenance["command"],
-            machine=provenance["machine"],
-            date=provenance["date"],
-            margin=study.part.study.margin,
-            failures=study.failures,
-            notes=plan.notes,
-            extras=study.extras,
-        )
-        yield f"- [{study.part.study.title}](details/{name}/report.md)"
-    yield from [""] * bool(trained)
+    for study in written:
+        yield f"- [{study.part.study.title}](details/{study.part.name}/report.md)"
+    yield from [""] * bool(written)
 
 
 def publish_all(

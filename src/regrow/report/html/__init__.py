@@ -41,7 +41,7 @@ from regrow.report.html.sections import (
 from regrow.report.render import method, tests
 from regrow.report.rows import Run
 
-__all__ = ["Document", "StudyEvidence", "gather", "render", "write_page"]
+__all__ = ["Document", "StudyEvidence", "gather", "render", "write_document", "write_page"]
 
 PAGE = "report.html"
 
@@ -70,6 +70,11 @@ def write_page(
         with_checklist=with_checklist,
         refresh=refresh,
     )
+    return write_document(document, folder)
+
+
+def write_document(document: Document, folder: Path) -> Path:
+    """Write a page into a folder, whole or not at all."""
     path = folder / PAGE
     fresh = path.with_suffix(".new")
     fresh.write_text(render(document), encoding="utf-8", newline="\n")
