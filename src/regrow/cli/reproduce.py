@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -128,10 +128,9 @@ def reproduce(
     check_device(device)
     opened = open_store(store, create=True)
     choice.keep(opened)
+    how: dict[str, Any] = {"workers": workers, "device": device, "html": html}
     if name.rpartition("/")[2] == "all":
-        _reproduce_all(
-            entries, request, opened, everything, workers=workers, device=device, html=html
-        )
+        _reproduce_all(entries, request, opened, everything, **how)
         return
     (entry,) = entries
     folder = everything / entry.name
