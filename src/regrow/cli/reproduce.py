@@ -132,9 +132,8 @@ def reproduce(
     if name.rpartition("/")[2] == "all":
         _reproduce_all(entries, request, opened, everything, **how)
         return
-    (entry,) = entries
-    folder = everything / entry.name
-    written = _reproduce(entry, request, opened, folder, workers=workers, device=device, html=html)
+    folder = everything / entries[0].name
+    written = _reproduce(entries[0], request, opened, folder, **how)
     print(written.text)
     print(f"Written to {folder}: report.md and its tables and figures.")
     if written.num_failed or not written.complete:
