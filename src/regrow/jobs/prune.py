@@ -121,6 +121,7 @@ class Prune(Keyed):
             rounds=self.rounds if self.rounds > 1 else None,
             normalise=method.normalise,
             repair=method.repair,
+            choice=method.choice,
             seed=self.seed,
             code=self.code,
             counter=counter_version(self.model, self.data.shape, method) if without_head else None,
@@ -227,7 +228,7 @@ class Prune(Keyed):
 
 def structure_only(method: Method) -> Method:
     """Return the method that keeps the first units of each layer: the same widths, no weights."""
-    return replace(method, criterion="first", trained=False, repair=None)
+    return replace(method, criterion="first", trained=False, repair=None, choice=None)
 
 
 def edit_of(records: Records, prune: Prune) -> Edit:

@@ -2,24 +2,29 @@
 
 arXiv:2301.00774. Of each layer H is the sum of x x^T over its inputs x, damped, and U the upper
 Cholesky factor of the inverse of H, whose squared diagonal is that of the inverse once the columns
-before are fixed. A weight in column j costs w^2 / U_jj^2 to remove. Then, column by column, what
-the removed weights did is put into the columns after (algorithm 1).
+before are fixed. A weight in column j costs w^2 / U_jj^2 to remove. Column by column, what the
+removed weights did is put into the columns after (algorithm 1).
 
-The paper chooses what goes in blocks of 128 columns, of weights that were updated by the blocks
-before; here all of a layer is chosen at once, from the weights as they were trained (the paper's
-ablation of the block size has this as its largest). The repair follows the order of computation,
-and each layer takes its inputs from the network as it is by then, as published.
+What goes is chosen in blocks of 128 columns (of N:M patterns, in their blocks of M), of weights
+that were updated by the columns before. The criterion alone, which knows the weights as they were
+trained, decides only how many go of each layer. Layers follow in the order of computation, and each
+takes its inputs from the network as it is by then, as published.
 """
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from regrow.errors import ConfigError
-from regrow.pruning.method import criterion, register_method, repair
+from regrow.pruning.layers import Layers
+from regrow.pruning.method import Allocation, choice, criterion, register_method, repair
 from regrow.pruning.probe import Probe
 from regrow.surgery import Group, Trace
 from regrow.surgery.mask import Mask, kept_weights
 
+BLOCK = 128  # columns, as published
 DAMPING = 0.01  # share of the mean of the diagonal, as published
 
 
@@ -62,10 +67,74 @@ def compensated(weight: Tensor, kept: Tensor, factor: Tensor) -> Tensor:
     """
     solved = weight.double().clone()
     for j in range(solved.shape[1]):
-        error = torch.where(kept[:, j], 0.0, solved[:, j]) / factor[j, j]
-        solved[:, j:] -= torch.outer(error, factor[j, j:])
-        solved[~kept[:, j], j] = 0.0
+        _make_up_(solved, kept[:, j], factor, j)
     return solved.to(weight)
+
+
+def _make_up_(solved: Tensor, kept: Tensor, factor: Tensor, j: int) -> None:
+    """Remove what goes of a column, and put what it did into the columns after, in place."""
+    error = torch.where(kept, 0.0, solved[:, j]) / factor[j, j]
+    solved[:, j:] -= torch.outer(error, factor[j, j:])
+    solved[~kept, j] = 0.0
+
+
+def chosen_in_blocks(
+    weight: Tensor, factor: Tensor, choose: Callable[[int, Tensor], Tensor], *, width: int
+) -> tuple[Tensor, Tensor]:
+    """Return a weight ``[out, in]`` pruned and solved block by block, and which entries stay.
+
+    ``choose`` is given a block's first column and the costs of its weights as they are by then,
+    ``[out, columns]``, and returns which of them stay.
+    """
+    solved, kept = weight.double().clone(), torch.ones(weight.shape, dtype=torch.bool)
+    for start in range(0, solved.shape[1], width):
+        block = slice(start, start + width)
+        costs = solved[:, block].square() / factor.diagonal()[block].square()
+        kept[:, block] = choose(start, costs)
+        for j in range(*block.indices(solved.shape[1])):
+            _make_up_(solved, kept[:, j], factor, j)
+    return solved.to(weight), kept
+
+
+@choice("sparsegpt")
+def choose_in_blocks(
+    layers: Layers, mask: Mask, probe: Probe, allocate: Allocation
+) -> dict[str, Tensor]:
+    """Choose in each layer as many weights as the mask has, block by block (algorithm 1)."""
+    network, kept = probe.network(), {}
+    width = allocate.block or BLOCK
+    for name, first in mask.kept.items():
+        weight = network.get_parameter(name)
+        factor = inverse_factor(_gram(probe, name, network))
+        choose = _chooser(layers, name, first, allocate)
+        solved, stays = chosen_in_blocks(weight.detach(), factor, choose, width=width)
+        with torch.no_grad():
+            weight.copy_(solved)
+        kept[name] = stays.flatten()[layers.left[name]]
+    return kept
+
+
+def _chooser(
+    layers: Layers, name: str, first: Tensor, allocate: Allocation
+) -> Callable[[int, Tensor], Tensor]:
+    """Let an allocation choose in blocks of a layer, such that as many stay in all as at first."""
+    left = layers.left[name].reshape(first.shape)
+    total, gone = int(left.sum()), int((left & ~first).sum())
+    done = [0, 0]  # weights of the blocks so far, and those of them that went
+
+    def choose(start: int, costs: Tensor) -> Tensor:
+        block = slice(start, start + costs.shape[1])
+        units, scores = torch.zeros_like(left), torch.zeros(left.shape)
+        units[:, block], scores[:, block] = True, costs.float()
+        here = replace(layers, scores={name: scores.flatten()}).part(name, units.flatten())
+        num = int(here.left[name].sum())
+        going = (done[0] + num) * gone // max(total, 1) - done[1]
+        done[0], done[1] = done[0] + num, done[1] + going
+        stays = torch.zeros_like(left).flatten()
+        stays[here.left[name]] = allocate(here, going / num if num else 0.0)[name]
+        return stays.reshape(left.shape)[:, block]
+
+    return choose
 
 
 @repair("sparsegpt")
@@ -85,5 +154,6 @@ register_method(
     unit="weight",
     scope=("linear",),
     repair="sparsegpt",
+    choice="sparsegpt",
     reference="Frantar and Alistarh, SparseGPT, ICML 2023, arXiv:2301.00774",
 )

@@ -76,7 +76,7 @@ def divide(wanted: Mapping[str, float], sizes: Mapping[str, int], total: int) ->
     return counts
 
 
-@allocation("2:4", sparsity=0.5)
+@allocation("2:4", sparsity=0.5, block=4)
 def allocate_2_of_4(layers: Layers, sparsity: float) -> dict[str, Tensor]:
     """Keep the best 2 of every 4 weights that follow one another along a layer's inputs.
 
@@ -86,7 +86,7 @@ def allocate_2_of_4(layers: Layers, sparsity: float) -> dict[str, Tensor]:
     return allocate_n_of_m(layers, 2, 4)
 
 
-@allocation("4:8", sparsity=0.5)
+@allocation("4:8", sparsity=0.5, block=8)
 def allocate_4_of_8(layers: Layers, sparsity: float) -> dict[str, Tensor]:
     """Keep the best 4 of every 8 weights along a layer's inputs (arXiv:2104.08378); see 2:4."""
     return allocate_n_of_m(layers, 4, 8)

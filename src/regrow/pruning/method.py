@@ -28,6 +28,7 @@ Criterion = Callable[["Group", "Probe"], "Tensor"]
 Allocate = Callable[["Layers", float], "dict[str, Tensor]"]
 A = TypeVar("A", bound=Allocate)
 Repair = Callable[["nn.Module", "Mask", "Trace", "Probe"], None]
+Choice = Callable[["Layers", "Mask", "Probe", "Allocation"], "dict[str, Tensor]"]
 Treat = Callable[[float, float], Treatment]
 Scope = Literal[
     "conv",
@@ -63,15 +64,20 @@ ALLOCATIONS: "Registry[Allocation]" = Registry(
     "allocation", "regrow.methods", register="allocation", modules=["regrow.pruning.allocations"]
 )
 REPAIRS: Registry[Repair] = Registry("repair", "regrow.methods", register="repair")
+CHOICES: Registry[Choice] = Registry("choice", "regrow.methods", register="choice")
 METHODS: "Registry[Method]" = Registry("method", "regrow.methods", register="register_method")
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """A registered allocation: a function, and its sparsity where it knows only one (2:4)."""
+    """A registered allocation: a function, and its sparsity where it knows only one (2:4).
+
+    ``block``: how many inputs it chooses among, where these are always the same.
+    """
 
     function: Allocate
     sparsity: float | None = None
+    block: int | None = None
 
     def __call__(self, layers: "Layers", sparsity: float) -> "dict[str, Tensor]":
         """Return which units stay."""
@@ -113,6 +119,8 @@ class Method:
         normalise: how scores of groups are made to compare before an allocation ranks them
             together; ``NORMALISATIONS`` says how. None leaves them as the criterion gave them.
         repair: name of a registered function that mends the inherited weights after the cut.
+        choice: name of a registered function that chooses anew within each layer, as many units as
+            the allocation gave it, by scores that change while it chooses.
         targets: predefined architectures by name.
         follows: name of the method whose pruned networks it takes its pattern from, unless a study
             names another: its allocation then works within each part of the pattern.
@@ -132,6 +140,7 @@ class Method:
     rounds: int = 1
     normalise: str | None = None
     repair: str | None = None
+    choice: str | None = None
     targets: Mapping[str, Target] = field(default_factory=dict)
     follows: str | None = None
     reference: str = ""
@@ -152,6 +161,9 @@ class Method:
                 "A 'repair' mends layers that lost inputs, so the 'unit' must be 'channel' or "
                 "'weight'."
             )
+
+        if self.choice is not None and not unit.unstructured:
+            raise self._error("A 'choice' is among single weights, so the 'unit' must be 'weight'.")
 
     def _kinds(self, scope: object) -> tuple[Scope, ...]:
         """Return the kinds of groups that a scope names, each once."""
@@ -186,17 +198,19 @@ def criterion(name: str) -> Callable[[Criterion], Criterion]:
     return register
 
 
-def allocation(name: str, *, sparsity: float | None = None) -> Callable[[A], A]:
+def allocation(
+    name: str, *, sparsity: float | None = None, block: int | None = None
+) -> Callable[[A], A]:
     """Register an allocation: ``(scores by group, sparsity) -> kept units by group`` (decorator).
 
     Kept units are booleans, shaped as the scores. It may empty a group; ``select`` then keeps the
     channel that scores highest there. The scores are ``Layers``: a mapping that also knows the
     shapes of the weights, and what a choice would cost. ``sparsity`` is given where the allocation
-    has only one, such as the half of 2:4.
+    has only one, such as the half of 2:4, and ``block`` how many inputs it then chooses among.
     """
 
     def register(function: A) -> A:
-        ALLOCATIONS.add(name, Allocation(function, sparsity), origin=function)
+        ALLOCATIONS.add(name, Allocation(function, sparsity, block), origin=function)
         return function
 
     return register
@@ -211,6 +225,20 @@ def repair(name: str) -> Callable[[Repair], Repair]:
 
     def register(function: Repair) -> Repair:
         REPAIRS.add(name, function, origin=function)
+        return function
+
+    return register
+
+
+def choice(name: str) -> Callable[[Choice], Choice]:
+    """Register a choice: ``(layers, mask, probe, allocate) -> kept units by group`` (decorator).
+
+    The mask is what criterion and allocation chose; ``allocate`` is the allocation, for parts of
+    layers with scores of the choice's own. Kept units are as those of an allocation.
+    """
+
+    def register(function: Choice) -> Choice:
+        CHOICES.add(name, function, origin=function)
         return function
 
     return register
@@ -233,6 +261,7 @@ def register_method(
     rounds: int = 1,
     normalise: str | None = None,
     repair: str | None = None,
+    choice: str | None = None,
     targets: Mapping[str, Target] | None = None,
     follows: str | None = None,
     reference: str = "",
@@ -259,6 +288,7 @@ def register_method(
         rounds=rounds,
         normalise=normalise,
         repair=repair,
+        choice=choice,
         targets=targets or {},
         follows=follows,
         reference=reference,

@@ -19,6 +19,7 @@ from regrow.pruning.layers import Layers
 from regrow.pruning.method import (
     ALL,
     ALLOCATIONS,
+    CHOICES,
     CRITERIA,
     METHODS,
     SCOPES,
@@ -148,14 +149,26 @@ def select(
     options["scores"] = scores_of(chosen, groups, probe(model), within)
     layers = layers_of(model, trace, chosen, **options)
     if shares is not None:
-        return layers.mask(_by_shares(chosen, layers, shares))
+        return refined(chosen, layers, layers.mask(_by_shares(chosen, layers, shares)), probe)
     if pattern is not None:
         return layers.mask(_by_pattern(chosen, layers, pattern))
     for number in range(1, rounds):
         mask = _chosen(chosen, layers, amount, number / rounds)
         left = probe(left_by(mask, model, trace))
         layers = layers.after(mask, scores_of(chosen, groups, left, mask))
-    return _chosen(chosen, layers, amount)
+    return refined(chosen, layers, _chosen(chosen, layers, amount), probe)
+
+
+def refined(
+    method: Method, layers: Layers, mask: Mask, probe: Callable[[nn.Module], Probe]
+) -> Mask:
+    """Let a method choose anew within each layer, if it does; else return the mask."""
+    if method.choice is None:
+        return mask
+    choose, allocate = CHOICES.get(method.choice), ALLOCATIONS.get(method.allocation)
+    kept = choose(layers, mask, probe(layers.network), allocate)
+    _check_kept(method, layers, kept)
+    return layers.mask(kept)
 
 
 def _checked_multiple(method: Method, multiple_of: int) -> int:

@@ -20,7 +20,7 @@ from regrow.jobs.train import Train, Treated
 from regrow.models import MODELS, ModelSpec, build, example_input
 from regrow.pruning.costs import COST_TARGETS, CostShare
 from regrow.pruning.dry_run import try_out
-from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS, Method
+from regrow.pruning.method import ALLOCATIONS, CHOICES, CRITERIA, METHODS, REPAIRS, Method
 from regrow.pruning.select import allocated, groups_in_scope, layers_of
 from regrow.pruning.stages import stages_of
 from regrow.pruning.targets import check_reachable
@@ -306,6 +306,8 @@ def _prune(
         codes.append(ALLOCATIONS.code(method.allocation))
     if method.repair is not None:
         codes.append(REPAIRS.code(method.repair))
+    if method.choice is not None:
+        codes.append(CHOICES.code(method.choice))
     label = f"{experiment.model_label} {use.label} {cut.label} prune"
     return Prune(
         data=trained.data,

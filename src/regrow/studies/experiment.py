@@ -332,6 +332,8 @@ def read_use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
     }
     if "criterion" in fields:
         changes["designed"] = method.designed and changes["criterion"] == method.criterion
+    if changes["criterion"] != method.criterion:
+        changes["choice"] = None  # which goes by the scores of the method's own criterion
     if "scope" in fields:
         changes["scope"] = tuple(text(kind, "scope") for kind in as_list(fields["scope"]))
     if "normalise" in fields:
