@@ -18,7 +18,7 @@ from regrow.errors import TraceError
 from regrow.pruning.layers import Layers
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, Method
 from regrow.pruning.probe import Probe
-from regrow.pruning.select import allocated, groups_in_scope, layers_of, scores_of, select
+from regrow.pruning.select import allocated, groups_in_scope, layers_of, refined, scores_of, select
 from regrow.surgery import Group, Trace, shrink, trace
 from regrow.surgery.mask import Mask
 from small import LINEAR_NETWORKS, NETWORKS, SHAPE, digits, equal, small, snapshot
@@ -32,8 +32,9 @@ EXACT_SHARES = [0.0, 0.1, 0.3, 0.5, 0.75]
 
 
 @cache
-def _network(label: str) -> tuple[nn.Module, Trace]:
-    return small(label)
+def _network(label: str, seed: int = 0) -> tuple[nn.Module, Trace]:
+    """Return a network with its trace, made once: nothing here changes either."""
+    return small(label, seed=seed)
 
 
 def _methods_on_networks() -> list[tuple[str, str]]:
@@ -64,6 +65,14 @@ def _users(criterion: str) -> list[Method]:
     return [m for m in methods if m.criterion == criterion] or [PLAIN]
 
 
+def _groups_of_users(criterion: str, label: str) -> list[dict[str, Group]]:
+    """Return the groups that methods of a criterion prune, by unit: a score hangs on no more."""
+    by_unit: dict[str, dict[str, Group]] = {}
+    for method in _users(criterion):
+        by_unit.setdefault(method.unit, {}).update(_groups(method, label))
+    return [groups for groups in by_unit.values() if groups]
+
+
 def _scores(criterion: str, model: nn.Module, groups: dict[str, Group]) -> dict[str, Tensor]:
     probe = Probe(model, digits(), num_images=IMAGES, groups=groups)
     return {name: CRITERIA.get(criterion)(group, probe) for name, group in groups.items()}
@@ -72,7 +81,11 @@ def _scores(criterion: str, model: nn.Module, groups: dict[str, Group]) -> dict[
 def _select(name: str, label: str, sparsity: float, *, seed: int = 0) -> Mask:
     """Do what ``select`` does, of scores that are computed once."""
     method, layers = METHODS.get(name), _layers(name, label, sparsity, seed=seed)
-    return layers.mask(allocated(method, layers, sparsity))
+
+    def probe(network: nn.Module) -> Probe:
+        return Probe(network, digits(), seed=seed, num_images=IMAGES, groups=layers.groups)
+
+    return refined(method, layers, layers.mask(allocated(method, layers, sparsity)), probe)
 
 
 def _layers(name: str, label: str, sparsity: float, *, seed: int = 0) -> Layers:
@@ -93,7 +106,7 @@ def _scores_of(name: str, label: str, seed: int, *, trained_at: float | None) ->
 def _selected(name: str, label: str, *, seed: int = 0) -> Mask:
     """Choose half of the units by ``select`` itself, of the network with the weights of a seed."""
     method, groups = METHODS.get(name), _groups(METHODS.get(name), label)
-    model, found = _network(label) if seed == 0 else small(label, seed=seed)
+    model, found = _network(label, seed)
     masks = _masks(model, groups, 0.5, seed=seed) if _trains_masks(method) else {}
     options: dict[str, Any] = {"dataset": digits(), "num_images": IMAGES, "seed": seed}
     return select(model, found, method, sparsity=0.5, masks=masks, **options)
@@ -126,8 +139,7 @@ def test_a_criterion_gives_one_finite_score_a_unit_and_the_same_again(
     name: str, label: str
 ) -> None:
     model, _ = _network(label)
-    for method in _users(name):
-        groups = _groups(method, label)
+    for groups in _groups_of_users(name, label):
         first, again = _scores(name, model, groups), _scores(name, model, groups)
         for group, scores in first.items():
             assert scores.shape == (groups[group].size,)
@@ -142,37 +154,56 @@ def test_a_criterion_follows_a_permutation_of_the_filters(name: str) -> None:
         model, found = _network(label)
         if _is_blind(name, label):
             continue
-        for group in found.groups.values():
-            users = [method for method in _users(name) if group.kind == "conv"]
-            scored = [_groups(method, label) for method in users]
-            keys = {key for of in scored for key in of} & {group.name, f"{group.name}.weight"}
-            if not keys:
-                continue
-            order = torch.randperm(group.size, generator=torch.Generator().manual_seed(1))
+        of_users = _groups_of_users(name, label)
+        named = {key for groups in of_users for key in groups}
+        convs = [g for g in found.groups.values() if g.kind == "conv" and {*_keys(g)} & named]
+        for apart in _apart(convs):
             other = copy.deepcopy(model)
-            _permute_(other, group, order)
+            generator = torch.Generator().manual_seed(1)
+            orders = {g.name: torch.randperm(g.size, generator=generator) for g in apart}
+            for group in apart:
+                _permute_(other, group, orders[group.name])
             x = torch.rand(2, *SHAPE[1:])
             torch.testing.assert_close(other.eval()(x), model.eval()(x))
-            for groups in scored:
-                own = {key: groups[key] for key in keys & groups.keys()}
-                before, after = (_scores(name, net, own) for net in (model, other))
-                for key in own:
+            for groups in of_users:
+                own = {key: g for g in apart for key in _keys(g) if key in groups}
+                scored = {key: groups[key] for key in own}
+                before, after = (_scores(name, net, scored) for net in (model, other))
+                for key, group in own.items():
                     rows = (s.view(group.size, -1) for s in (before[key], after[key]))
+                    order = orders[group.name]
                     torch.testing.assert_close(next(rows)[order], next(rows), atol=1e-6, rtol=1e-4)
+
+
+def _keys(group: Group) -> tuple[str, str]:
+    """Return what a group is called as one of channels, and as one of weights or filters."""
+    return group.name, f"{group.name}.weight"
+
+
+def _apart(groups: list[Group]) -> list[list[Group]]:
+    """Part groups into lists within which no two touch a tensor, to permute them at once."""
+    lists: list[list[Group]] = []
+    for group in groups:
+        tensors = {slot.tensor for slot in group.slots}
+        free = (
+            some
+            for some in lists
+            if all(tensors.isdisjoint({slot.tensor for slot in g.slots}) for g in some)
+        )
+        chosen = next(free, None)
+        if chosen is None:
+            lists.append([group])
+        else:
+            chosen.append(group)
+    return lists
 
 
 def _is_blind(name: str, label: str) -> bool:
     """Tell whether a criterion looks at positions or chance alone: any weights score the same."""
     groups = [group for method in _users(name) for group in _groups(method, label).items()]
-    models = (_network(label)[0], _other(label))
+    models = (_network(label)[0], _network(label, 1)[0])
     one, two = (_scores(name, model, dict(groups)) for model in models)
     return all(torch.equal(one[key], two[key]) for key in one)
-
-
-@cache
-def _other(label: str) -> nn.Module:
-    """Return a network with other weights."""
-    return small(label, seed=1)[0]
 
 
 def _permute_(model: nn.Module, group: Group, order: Tensor) -> None:
@@ -204,7 +235,8 @@ def test_a_method_is_made_of_registered_parts(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "label"), METHODS_ON_NETWORKS)
 def test_a_method_leaves_the_model_and_the_global_chance_alone(name: str, label: str) -> None:
-    model, found = small(label)
+    kept, found = _network(label)
+    model = copy.deepcopy(kept)
     last = [f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
     model.get_parameter(last).grad = torch.ones_like(model.get_parameter(last))
     inner = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
@@ -300,7 +332,7 @@ def _shares_layers(found: Trace, group: str) -> bool:
 def test_a_method_that_needs_no_training_still_looks_at_the_seed_or_the_weights(
     name: str, label: str
 ) -> None:
-    other, _ = small(label, seed=7)
+    other, _ = _network(label, 7)
     one, two = _select(name, label, 0.5), _selected(name, label, seed=7)
     if all(torch.equal(one.kept[n], two.kept[n]) for n in one.kept):  # of few units
         criterion, groups = METHODS.get(name).criterion, _groups(METHODS.get(name), label)

@@ -221,6 +221,12 @@ def test_every_name_of_the_facade_is_in_its_room(name: str) -> None:
     assert getattr(regrow, name) is not None
 
 
+def test_every_name_of_the_facade_is_in_the_docs() -> None:
+    text = (PACKAGE.parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+    missing = [name for name in regrow.__all__ if f"`{name}`" not in text]
+    assert not missing, f"say in docs/python.md what {', '.join(missing)} are for"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
