@@ -133,8 +133,8 @@ def _result(label: str, data: ScoredOn, record: Mapping[str, Any]) -> dict[str, 
 
 
 def _input(dataset: Dataset) -> dict[str, Any]:
-    if dataset.vocabulary is not None:
-        return {"tokens": dataset.vocabulary}
+    if dataset.inputs is not None:
+        return {"tokens": dataset.vocabulary, "inputs": dataset.inputs.split()}
     of = "pixels in [0, 1]" if dataset.of_images else "numbers"
     feature = "channel" if dataset.of_images else "feature"
     return {
