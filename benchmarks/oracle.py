@@ -45,7 +45,7 @@ def alive(net: nn.Module, example: Any) -> tuple[nn.Module, Any]:
             if tensor.is_floating_point():
                 jitter = torch.rand(tensor.shape, generator=draw, dtype=torch.float64)
                 tensor.copy_(tensor * (1 + 1e-3 * jitter).to(tensor))
-    return live, wide
+    return live.train().eval(), wide  # empties what modules remember of their weights
 
 
 def compare(net: nn.Module, small: nn.Module, example: Any) -> tuple[float, float]:
@@ -98,6 +98,7 @@ def _silenced(net: nn.Module, small: nn.Module) -> nn.Module:
     import copy
 
     quiet = copy.deepcopy(net)
+    quiet.train().eval()  # which empties what modules remember of their weights
     own = _numbers(quiet)
     left: dict[str, Kept] = {}
     # A selection before a norm is a module around it.

@@ -120,6 +120,40 @@ def added_at_once(m: Any, x: Tensor, bias: Tensor) -> Tensor:
     return result
 
 
+class Packed(nn.Module):
+    """Packed projections with fewer keys than queries, sliced where settings say, as in Phi-3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config, self.head_dim, self.few = SimpleNamespace(heads=6), 2, 3
+        self.qkv, self.out = nn.Linear(12, 24), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed, first = self.qkv(x), self.config.heads * self.head_dim
+        second = first + self.few * self.head_dim
+        parts = packed[..., :first], packed[..., first:second], packed[..., second:]
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
+        q = torch.cat([q[..., :2] * 2, q[..., 2:]], -1)  # of which none are left
+        k, v = (part.repeat_interleave(2, 1) for part in (k, v))
+        met = F.scaled_dot_product_attention(q, k, v)
+        result: Tensor = x + self.out(met.transpose(1, 2).flatten(2))
+        return result
+
+
+class Remembers(nn.Module):
+    """Attention with a bias for each head and distance, kept once it is looked up, as in LeViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.biases, self.bias_cache = nn.Parameter(torch.randn(3, 6)), dict[str, Tensor]()
+        self.register_buffer("places", (torch.arange(6) - torch.arange(6)[:, None]).abs())
+
+    def forward(self) -> Tensor:
+        if "cpu" not in self.bias_cache:
+            self.bias_cache["cpu"] = self.biases[:, self.places]  # type: ignore[index]
+        return self.bias_cache["cpu"]
+
+
 class AtMost(nn.Module):
     """Cuts off places beyond the most there may be, of which there are as many as channels."""
 
@@ -222,6 +256,16 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, int]]]] = {
         ),
         {"embed": ("stream", 12), "part.q": ("head", 3)},
     ),
+    "parts as wide as settings say": (
+        lambda: Net(lambda m, x: m.part(x), part=Packed()),
+        {"embed": ("stream", 12), "part.qkv": ("head", 3)},
+    ),
+    "biases that are remembered": (
+        lambda: Net(
+            lambda m, x: m.part(x), part=Heads(lambda m, q: m.remembered(), remembered=Remembers())
+        ),
+        {"embed": ("stream", 12), "part.q": ("head", 3)},
+    ),
     "settings of several modules": (
         lambda: by_config(Settings()),
         {"embed": ("stream", 12), "first.q": ("head", 3), "second.q": ("head", 3)},
@@ -298,3 +342,13 @@ def test_guess_that_keeps_heads_whole_is_undone() -> None:
     found: Any = SimpleNamespace(follow=lambda _: SimpleNamespace(groups={}))
     assert assumed.hold(trials, found) is None
     assert not assumed.coupled
+
+
+def test_what_was_remembered_before_the_trace_is_left_alone() -> None:
+    net: Any = made("biases that are remembered")
+    expected = net(torch.ones(TOKENS))
+    known = net.part.remembered.bias_cache
+    found = trace(net, TOKENS)
+    assert groups(found) == KINDS["biases that are remembered"][1]
+    assert net.part.remembered.bias_cache is known
+    assert torch.equal(net(torch.ones(TOKENS)), expected)

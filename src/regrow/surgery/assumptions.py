@@ -6,8 +6,9 @@ from functools import cached_property
 from typing import Any
 
 from regrow.surgery.groups import NUMBER, Trace
+from regrow.surgery.held import names_in_code
 from regrow.surgery.likeness import Unlike
-from regrow.surgery.numbers import Attribute, Choice, Number, names_in_code
+from regrow.surgery.numbers import Attribute, Choice, Number
 from regrow.surgery.trial import Trials
 
 COUNTED = "the network's own code counts on how many there are"

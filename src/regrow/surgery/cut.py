@@ -13,6 +13,7 @@ from regrow.core.units import UNITS
 from regrow.errors import TraceError
 from regrow.models.layers import SelectChannels
 from regrow.surgery.groups import NUMBER, WIDTH, Slot, Trace
+from regrow.surgery.held import is_memory
 from regrow.surgery.mask import Mask
 from regrow.surgery.tape import Narrows, call, evaluating, output_tensors
 
@@ -92,6 +93,8 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             value = {n: _twin(tensor, memo) for n, tensor in value.items()}
         elif type(value) in (dict, OrderedDict, set) and not value:
             value = type(value)()
+        elif is_memory(name, value):
+            value = {}
         elif not _is_plain(value):
             value = deepcopy(value, memo)
         twin.__dict__[name] = value

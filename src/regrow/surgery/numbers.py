@@ -6,18 +6,15 @@ own code or tensors have; whether it does, a trial decides. So may a number in a
 that the module's code reads when it runs: many modules share one, so each gets a copy of its own.
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from types import CodeType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regrow.surgery.colours import ZERO, Classes
 from regrow.surgery.groups import NUMBER, WIDTH, Slot, Trace
+from regrow.surgery.held import held
 from regrow.surgery.painter import Painter
 
 # Their numbers are known: see ``cut``.
@@ -97,67 +94,11 @@ def _may_be_cut(classes: Classes, counted: Iterable[Tensor]) -> bool:
 
 
 def _places(module: nn.Module) -> Iterator[tuple[Attribute, int]]:
-    kind: Any = type(module)
+    kind = type(module)
     of_torch = kind.__module__.startswith("torch.nn.")
-    for attribute, value in vars(module).items():
-        if attribute.startswith("_") or (of_torch and attribute not in _OF_TORCH):
-            continue
-        for entry, number in _counts(value):
+    for attribute, entry, number in held(module):
+        if not of_torch or attribute in _OF_TORCH:
             yield Attribute(kind, attribute, entry), number
-        if attribute in names_in_code(kind) and _is_settings(value):
-            for name in sorted(names_in_code(kind)):
-                for entry, number in _counts(_setting(value, name)):
-                    yield Attribute(kind, f"{attribute}.{name}", entry), number
-
-
-def _setting(settings: Any, name: str) -> Any:
-    """Return a setting; None if there is none, or if it is computed and cannot be."""
-    try:
-        return getattr(settings, name, None)
-    except Exception:
-        return None
-
-
-def _counts(value: Any) -> Iterator[tuple[int | None, int]]:
-    """Yield what may be a count, with its place in a list or tuple."""
-    if type(value) is int and value > 1:
-        yield None, value
-    elif type(value) in (list, tuple):
-        for entry, number in enumerate(value):
-            if type(number) is int and number > 1:
-                yield entry, number
-
-
-def _is_settings(value: Any) -> bool:
-    """Tell whether a value is an object of settings, which are no parts of a network."""
-    return (
-        hasattr(value, "__dict__")
-        and not callable(value)
-        and not isinstance(value, Tensor)
-        and not type(value).__module__.startswith("torch.")
-    )
-
-
-@cache
-def names_in_code(kind: Any) -> frozenset[str]:
-    """Name all that the code of a module's ``forward``, and of the methods it calls, names."""
-    known: set[str] = set()
-    wanted = {"forward"}
-    while wanted:
-        method = inspect.unwrap(getattr(kind, wanted.pop(), kind))
-        if not isinstance(getattr(method, "__code__", None), CodeType):
-            continue
-        new = set(_names(method.__code__)) - known
-        known |= new
-        wanted |= {name for name in new if name != "forward" and not hasattr(nn.Module, name)}
-    return frozenset(known)
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
 
 
 def _widths(

@@ -203,6 +203,10 @@ class Painter:
         known, places = torch.unique(source.ids, return_inverse=True)
         return replace(source, ids=paint(self.colours.roots(known)[places]).ids)
 
+    def maker(self, ref: Ref) -> Node | None:
+        """Return the operation that made a value, if one did."""
+        return self._makers.get(ref.index)
+
     def value(self, ref: Ref) -> Tensor:
         """Return the recorded tensor."""
         return self.tape.values[ref.index]

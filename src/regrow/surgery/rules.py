@@ -20,6 +20,7 @@ from regrow.surgery.operators import (
     COPIES,
     EMBEDDINGS,
     RESIZES,
+    SLICES,
     TURNS,
     UNARY,
     names,
@@ -520,9 +521,10 @@ def _join(painter: Painter, node: Node) -> None:
 
 
 def _is_nothing(painter: Painter, ref: Ref, rank: int) -> bool:
-    """Tell whether a tensor never has elements: what caches begin with, in whatever shape."""
-    shape = painter.shape(ref.index)
-    return 0 in shape and (not painter.is_painted(ref) or (shape == (0,) and rank > 1))
+    """Tell whether a tensor never has elements: what caches begin with, and a slice of nothing."""
+    shape, maker = painter.shape(ref.index), painter.maker(ref)
+    fixed = not painter.is_painted(ref) or (maker is not None and maker.name in SLICES)
+    return 0 in shape and (fixed or (shape == (0,) and rank > 1))
 
 
 def _part(painter: Painter, node: Node, ref: Ref) -> Paint:

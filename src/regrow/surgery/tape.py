@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from regrow.errors import TraceError
 from regrow.surgery.dispatch import OperationMode
+from regrow.surgery.held import held, is_memory
 from regrow.surgery.operators import MADE_ANEW
 
 
@@ -299,7 +300,10 @@ def record(model: nn.Module, example: Any) -> Tape:
         tape.normalisers |= {
             n: attribute for n, m in model.named_modules() if hasattr(m, attribute)
         }
-    tape.numbers |= {name: frozenset(held(module)) for name, module in model.named_modules()}
+    tape.numbers |= {
+        name: frozenset(number for *_, number in held(module))
+        for name, module in model.named_modules()
+    }
     try:
         with (
             evaluating(model),
@@ -326,14 +330,6 @@ def record(model: nn.Module, example: Any) -> Tape:
     return tape
 
 
-def held(module: nn.Module) -> Iterator[int]:
-    """Yield the numbers that a module keeps, alone or in lists."""
-    for value in vars(module).values():
-        for number in value if type(value) in (list, tuple) else (value,):
-            if type(number) is int and number > 1:
-                yield number
-
-
 def _worded(error: Exception) -> str:
     return str(error) or type(error).__name__
 
@@ -352,10 +348,17 @@ def _refuse_lazy(model: nn.Module) -> None:
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Give each buffer back what it held: observers of a quantisation write in evaluation too."""
+    """Give each buffer back what it held: observers of a quantisation write in evaluation too.
+
+    Caches are empty meanwhile, so that what fills them is done in sight.
+    """
     saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
     plain = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     places = [(module._buffers, dict(module._buffers)) for module in plain]
+    for module in plain:
+        full = [name for name, value in vars(module).items() if is_memory(name, value)]
+        places.append((vars(module), {name: vars(module)[name] for name in full}))
+        vars(module).update({name: {} for name in full})
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ parts go. In a module that knows how to narrow itself (it has a method ``narrow_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,7 @@ def _follow_numbers(painter: Painter, node: Node, source: Paint, dim: int, *, wh
     if node.name == "aten::slice":
         first = _only_edge(painter, node, dim)
         if first not in held:
-            return False
+            return _are_products(painter, node, dim, held)
         painter.count(node.module, channels[:first])
         return True
     parts = torch.split(channels, [painter.shape(output)[dim] for output in node.outputs])
@@ -117,6 +117,20 @@ def _follow_numbers(painter: Painter, node: Node, source: Paint, dim: int, *, wh
         else:
             painter.keep_whole(paint(part), node, why)
     return True
+
+
+def _are_products(painter: Painter, node: Node, dim: int, held: Collection[int]) -> bool:
+    """Tell whether each part that slices make is as wide as two numbers multiply to: heads."""
+    data = node.args[0]
+    total = painter.shape(data.index)[dim]
+    edges = {0, total}
+    for other in painter.tape.nodes:
+        if other.name in SLICES and other.args[0] == data:
+            if _chosen_dims(other, len(painter.shape(data.index))) != [dim]:
+                return False
+            edges.update(_edges(other, painter.shape(other.outputs[0])[dim], total))
+    sizes = {b - a for a, b in pairwise(sorted(edges))}
+    return len(sizes) > 1 and sizes <= {a * b for a in held for b in held}
 
 
 def _only_edge(painter: Painter, node: Node, dim: int) -> int | None:

@@ -1,0 +1,88 @@
+"""Numbers that modules hold: attributes, entries of lists, and settings that their code reads."""
+
+import inspect
+from collections.abc import Iterator
+from functools import cache
+from types import CodeType
+from typing import Any
+
+from torch import Tensor, nn
+
+# A number's place: attribute (``config.width`` in settings), entry of a list or tuple, the number.
+Held = tuple[str, int | None, int]
+
+
+def held(module: nn.Module) -> Iterator[Held]:
+    """List the numbers that a module holds and that may be counts, with their places.
+
+    Those in an object of settings, which modules share, are the ones that the module's code reads.
+    """
+    kind: Any = type(module)
+    read = names_in_code(kind)
+    for attribute, value in vars(module).items():
+        if not attribute.startswith("_"):
+            yield from ((attribute, *count) for count in _counts(value))
+            if attribute in read and _is_settings(value):
+                for name in sorted(read):
+                    counts = _counts(_setting(value, name))
+                    yield from ((f"{attribute}.{name}", *count) for count in counts)
+
+
+def _counts(value: Any) -> Iterator[tuple[int | None, int]]:
+    """Yield what may be a count, with its place in a list or tuple."""
+    if type(value) is int and value > 1:
+        yield None, value
+    elif type(value) in (list, tuple):
+        for entry, number in enumerate(value):
+            if type(number) is int and number > 1:
+                yield entry, number
+
+
+def _is_settings(value: Any) -> bool:
+    """Tell whether a value is an object of settings, which are no parts of a network."""
+    return (
+        hasattr(value, "__dict__")
+        and not callable(value)
+        and not isinstance(value, Tensor)
+        and not type(value).__module__.startswith("torch.")
+    )
+
+
+def _setting(settings: Any, name: str) -> Any:
+    """Return a setting; None if there is none, or if it is computed and cannot be."""
+    try:
+        return getattr(settings, name, None)
+    except Exception:
+        return None
+
+
+@cache
+def names_in_code(kind: Any) -> frozenset[str]:
+    """Name all that the code of a module's ``forward``, and of the methods it calls, names."""
+    known: set[str] = set()
+    wanted = {"forward"}
+    while wanted:
+        method = inspect.unwrap(getattr(kind, wanted.pop(), kind))
+        if not isinstance(getattr(method, "__code__", None), CodeType):
+            continue
+        new = set(_names(method.__code__)) - known
+        known |= new
+        wanted |= {name for name in new if name != "forward" and not hasattr(nn.Module, name)}
+    return frozenset(known)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def is_memory(attribute: str, value: Any) -> bool:
+    """Tell whether an attribute is a cache: a mapping of tensors that a module has computed."""
+    return (
+        "cache" in attribute
+        and type(value) is dict
+        and bool(value)
+        and all(isinstance(tensor, Tensor) for tensor in value.values())
+    )
