@@ -1,6 +1,6 @@
 """Which networks surgery reaches, and how far: writes docs/coverage.md.
 
-    uv run python benchmarks/coverage.py [PATTERN ...] [--seconds 600] [--gigabytes 10]
+    uv run python benchmarks/coverage.py [PATTERN ...] [--seconds 600] [--stale COMMIT]
 
 Each network is cut to half its width in a process of its own. What has been measured stands in
 coverage.jsonl and is not measured again; the page is written from all of it.
@@ -18,6 +18,7 @@ from statistics import median
 import torch
 
 import harness
+import networks
 
 PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
 LARGE = 1e6  # parameters: the memory of less is that of Python
@@ -64,12 +65,19 @@ def page(lines: Sequence[harness.Line]) -> str:
         _summary(lines),
         _attention(lines),
         _reasons(lines),
+        _missing(lines),
     ]
     for family in _families(lines):
         own = [line for line in lines if _family(line) == family]
         versions = ", ".join(dict.fromkeys(str(line["version"]) for line in own))
         parts += [f"## {family} ({versions})\n", _table(own)]
     return "\n".join(parts)
+
+
+def _missing(lines: Sequence[harness.Line]) -> str:
+    """Name the networks that have not been measured."""
+    missing = sorted({*networks.names()} - {str(line["network"]) for line in lines})
+    return f"Not measured yet: {', '.join(missing)}.\n" if missing else ""
 
 
 def _family(line: harness.Line) -> str:

@@ -58,13 +58,15 @@ def options(about: str, out: str) -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=600, help="of a processor, for a network")
     parser.add_argument("--gigabytes", type=float, default=10, help="for a network")
     parser.add_argument("--again", action="store_true", help="measure what has been, too")
+    parser.add_argument("--stale", metavar="COMMIT", help="measure what was at this commit, too")
     parser.add_argument("--list", action="store_true", help="print the networks' names")
     return parser
 
 
 def run(given: argparse.Namespace, tools: Sequence[str]) -> list[Line]:
     """Measure what is missing, and return all lines."""
-    done = set() if given.again else {(row["network"], row["tool"]) for row in rows(given.out)}
+    measured = [] if given.again else rows(given.out)
+    done = {(x["network"], x["tool"]) for x in measured if x["commit"] != given.stale}
     chosen = [
         name
         for name in networks.names()
