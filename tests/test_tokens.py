@@ -154,6 +154,25 @@ class Remembers(nn.Module):
         return self.bias_cache["cpu"]
 
 
+class Einsums(nn.Module):
+    """Attention whose weights have a dimension for heads, and keys of positions, as in XLNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("q", "k", "r", "v", "out"):
+            setattr(self, name, nn.Parameter(torch.randn(12, 3, 4)))
+        self.bias = nn.Parameter(torch.randn(3, 4))
+        self.register_buffer("places", torch.randn(6, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        m: Any = self
+        q, k, v = (torch.einsum("bth,hnd->btnd", x, weight) for weight in (m.q, m.k, m.v))
+        keys = k + torch.einsum("bth,hnd->btnd", m.places[None], m.r)
+        scores = torch.einsum("bqnd,bknd->bnqk", q + m.bias, keys) * 0.5
+        met = torch.einsum("bnqk,bknd->bqnd", scores.softmax(-1), v)
+        return x + torch.einsum("bqnd,hnd->bqh", met, m.out)
+
+
 class AtMost(nn.Module):
     """Cuts off places beyond the most there may be, of which there are as many as channels."""
 
@@ -264,6 +283,10 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, int]]]] = {
         lambda: Net(
             lambda m, x: m.part(x), part=Heads(lambda m, q: m.remembered(), remembered=Remembers())
         ),
+        {"embed": ("stream", 12), "part.q": ("head", 3)},
+    ),
+    "weights with a dimension for heads": (
+        lambda: Net(lambda m, x: m.part(x), part=Einsums()),
         {"embed": ("stream", 12), "part.q": ("head", 3)},
     ),
     "settings of several modules": (

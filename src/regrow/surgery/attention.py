@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from regrow.surgery.colours import WHOLE, Paint
+from regrow.surgery.colours import WHOLE, Paint, spread
 from regrow.surgery.rules import rule
 from regrow.surgery.tape import Node, Ref
 
 if TYPE_CHECKING:
     from regrow.surgery.painter import Painter
+    from regrow.surgery.parameters import Laid
 
 
 @rule("aten::bmm", "aten::baddbmm")
@@ -25,6 +26,9 @@ def _multiply_matrices(painter: Painter, node: Node) -> None:
     """Multiply ``[b, m, k]`` and ``[b, k, n]``, and add the result to something."""
     *added, left, right = node.args[:3] if node.name == "aten::baddbmm" else node.args[:2]
     a, b = painter.of(left), painter.of(right)
+    matrix = None if added or painter.is_painted(right) else painter.weight_view(right)
+    if matrix is not None and _multiply_by_weight(painter, node, a, matrix):
+        return
     if _has_heads(a) or _has_heads(b):
         others = [_within_heads(painter, source) for source in _biases(painter, added)]
         a, b = _within_heads(painter, a), _within_heads(painter, b)
@@ -34,6 +38,30 @@ def _multiply_matrices(painter: Painter, node: Node) -> None:
         if added and result.coloured_dims():
             painter.keep_whole(result, node, "something is added to it")
     painter.put(node, replace(result, shape=painter.shape(node.outputs[0])))
+
+
+def _multiply_by_weight(painter: Painter, node: Node, source: Paint, weight: Laid) -> bool:
+    """Multiply by a parameter of more than two dimensions, which were merged: an einsum's.
+
+    Of those that are read, and of those that are made, channels lie along one.
+    """
+    features = source.along(-1)
+    if features is None or painter.shape(node.refs()[1])[0] != 1:
+        return False
+    read, made = (weight.within(dim) for dim in (1, 2))
+    wide = sorted(dim for dim, size in enumerate(weight.sizes) if size > 1)
+    if not read or not made or sorted(read + made) != wide:
+        return False
+    sizes = [weight.sizes[dim] for dim in read]
+    grid = painter.settled(Paint(features.view(sizes), tuple(sizes)))
+    (along, *others) = grid.coloured_dims() or [0]
+    painter.level(grid, others)
+    ids = features.view(sizes).movedim(along, 0).reshape(sizes[along], -1)[:, 0]
+    painter.read(weight, read[along], ids, source)
+    out = painter.produce(weight.name, None, made[0], weight.sizes[made[0]], linear=True)
+    shape = painter.shape(node.outputs[0])
+    painter.put(node, spread(out.repeat_interleave(shape[2] // len(out)), shape, 2))
+    return True
 
 
 def _contract(painter: Painter, node: Node, a: Paint, b: Paint) -> Paint:

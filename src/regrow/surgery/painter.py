@@ -115,6 +115,10 @@ class Painter:
             return node.name not in MADE_ANEW
         if node.name in NORMS:
             return self.paint_table(node.args[0])
+        if node.name == "aten::bmm":
+            table, weight = (self.laid(ref) for ref in node.args[:2])
+            by_weight = weight is not None and weight.name in self._parameters
+            return by_weight and (table is None or table.name not in self._parameters)
         if node.name not in PRODUCERS:
             return False
         data, *weights = node.args[node.name == "aten::addmm" :][:2]

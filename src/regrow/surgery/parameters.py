@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,8 @@ class Laid:
     same_values: bool = True  # moved only, and not a function of it
     in_order: bool = True  # its numbers follow each other as in the tensor, in whatever shape
     standardised: str | None = None  # the module that standardised its rows, one by one
+    # For each dimension of the value all of the tensor's that a view has merged in it; () as dims.
+    merged: tuple[tuple[int, ...], ...] = ()
 
     @property
     def as_it_is(self) -> bool:
@@ -52,6 +55,11 @@ class Laid:
         wide = {dim for dim, size in enumerate(self.sizes) if size != 1}
         values = self.same_values or self.standardised is not None
         return values and wide <= set(self.dims)
+
+    def within(self, dim: int) -> tuple[int, ...]:
+        """Return the tensor's dimensions that lie in one of the value, the slowest first."""
+        own = self.dims[dim]
+        return self.merged[dim] if self.merged else () if own is None else (own,)
 
     def order(self) -> tuple[int, ...]:
         """Return the dimensions, -1 for None."""
@@ -127,16 +135,19 @@ def _turn(painter: Painter, node: Node, ref: Ref) -> None:
     """Copy a tensor, or reorder its dimensions."""
     laid = painter.laid(ref)
     assert laid is not None
-    order, rank = list(laid.dims), len(laid.dims)
+    rank = len(laid.dims)
+    order = list(range(rank))
     if node.name == "aten::t":
         order.reverse()
     elif node.name == "aten::transpose":
         a, b = (int(d) % rank for d in node.args[1:3])
         order[a], order[b] = order[b], order[a]
     elif node.name == "aten::permute":
-        order = [laid.dims[int(d) % rank] for d in node.args[1]]
-    still = node.name in COPIES
-    painter.lay(node, replace(laid, dims=tuple(order), in_order=laid.in_order and still))
+        order = [int(d) % rank for d in node.args[1]]
+    dims = tuple(laid.dims[d] for d in order)
+    merged = tuple(laid.merged[d] for d in order) if laid.merged else ()
+    in_order = laid.in_order and node.name in COPIES
+    painter.lay(node, replace(laid, dims=dims, merged=merged, in_order=in_order))
 
 
 def _move(painter: Painter, node: Node, ref: Ref) -> None:
@@ -150,8 +161,9 @@ def _move(painter: Painter, node: Node, ref: Ref) -> None:
     result = painter.shape(node.outputs[0])
     in_order = laid.in_order and node.name in VIEWS
     if in_order and result == laid.sizes:
-        painter.lay(node, replace(laid, dims=tuple(range(len(result)))))
+        painter.lay(node, replace(laid, dims=tuple(range(len(result))), merged=()))
         return
+    merged = _merged(laid, shape, result) if node.name in VIEWS else ()
     dims: list[int | None] = [None] * len(result)
     for dim, own in enumerate(laid.dims):
         if own is None or shape[dim] == 1:
@@ -165,7 +177,25 @@ def _move(painter: Painter, node: Node, ref: Ref) -> None:
     if set(dims) == {None}:
         painter.compute(node)
     else:
-        painter.lay(node, replace(laid, dims=tuple(dims), in_order=in_order))
+        painter.lay(node, replace(laid, dims=tuple(dims), merged=merged, in_order=in_order))
+
+
+def _merged(laid: Laid, shape: Sequence[int], result: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Say which of a tensor's dimensions lie in those that a view makes; () if it divides one."""
+    before = [(laid.within(dim), size) for dim, size in enumerate(shape) if size > 1]
+    made: list[tuple[int, ...]] = []
+    for size in result:
+        inside: tuple[int, ...] = ()
+        num = 1
+        while num < size and before:
+            own, wide = before.pop(0)
+            if not own:
+                return ()
+            inside, num = inside + own, num * wide
+        if num != size:
+            return ()
+        made.append(inside)
+    return tuple(made)
 
 
 def _resize(painter: Painter, node: Node, ref: Ref) -> None:
