@@ -268,6 +268,42 @@ def test_a_function_may_print_and_draw_as_it_likes(capsys: pytest.CaptureFixture
     assert capsys.readouterr() == ("", "")
 
 
+def test_only_training_passes_are_counted() -> None:
+    text = HEAD + "steps(model, 3); model.eval(); model(x); return 1"
+    assert called(text).samples == 96
+
+
+def test_arms_of_a_seed_start_where_they_should(here: Path) -> None:
+    (here / "mine.py").write_text(
+        TRAIN.replace(
+            "    steps",
+            "    with open('starts.txt', 'a') as file:\n"
+            "        size = float(model[0].weight.detach().abs().sum())\n"
+            "        print(budget.epochs, seed, size, file=file)\n"
+            "    steps",
+        )
+    )
+    net = regrow.ModelOrigin("nets.py:mlp").build(seed=5)
+    torch.save(net.state_dict(), "weights.pt")
+    found = regrow.compare(
+        {"network": "nets.py:mlp", "input": "1x4", "weights": "weights.pt"},
+        "mine.py:train",
+        metric="accuracy",
+        budget=8,
+        amounts={"sparsity": 0.5},
+        seeds=2,
+        workers=0,
+    )
+    assert not found.failures
+    starts: dict[tuple[int, int], set[str]] = {}
+    for line in (here / "starts.txt").read_text().splitlines():
+        epochs, seed, size = line.split()
+        starts.setdefault((int(epochs), int(seed)), set()).add(size)
+    assert len(starts[0, 0]) == 2, "the whole network, and what was cut from it"
+    assert starts[2, 0] == starts[2, 1] == starts[0, 1] < starts[0, 0]
+    assert starts[8, 0] == starts[15, 0] != starts[8, 1] == starts[15, 1]
+
+
 def test_a_budget_of_nothing_only_measures() -> None:
     assert called(HEAD + "return 0.5", amount=0).metrics == {"": 0.5}
 

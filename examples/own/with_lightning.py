@@ -1,4 +1,4 @@
-"""A training function for `regrow compare` with Lightning (`pip install lightning`)."""
+"""A training function for `regrow compare` with Lightning (the extra `lightning`)."""
 
 from typing import Any
 
