@@ -182,9 +182,36 @@ def shift(draw: Random, width: int) -> Made:
     return Step(lambda m, x: (x + m.beta).relu(), beta=torch.rand(1, width, 1, 1)), width
 
 
+def shuffle(draw: Random, width: int) -> Made:
+    out = draw.choice(WIDTHS)
+    return nn.Sequential(nn.Conv2d(width, 4 * out, 1), nn.PixelShuffle(2), nn.AvgPool2d(2)), out
+
+
+def moved(draw: Random, width: int) -> Made:
+    moves: Sequence[Forward] = (
+        lambda m, x: x.roll((1, 2), (2, 3)),
+        lambda m, x: x.flip(3),
+        lambda m, x: x + x.cumsum(2) / 6,
+        lambda m, x: x.transpose(2, 3).contiguous(),
+    )
+    return Step(draw.choice(moves)), width
+
+
+def mixed(draw: Random, width: int) -> Made:
+    mixes: Sequence[Forward] = (
+        lambda m, x: torch.where(x > 0, x, m.layers[0](x)),
+        lambda m, x: torch.addcmul(x, m.layers[0](x), x),
+        lambda m, x: torch.lerp(x, m.layers[0](x), 0.3),
+        lambda m, x: x * F.softplus(m.layers[0](x)),
+        lambda m, x: torch.maximum(x, m.layers[0](x)),
+        lambda m, x: m.layers[0](x).sigmoid() * x,
+    )
+    return Step(draw.choice(mixes), convolution(draw, width, width)), width
+
+
 MAPS = (
     *(plain, plain, grouped, depthwise, transposed, residual, preactivated, dense, split, gate),
-    *(excite, pool, multiply, scale, shift),
+    *(excite, pool, multiply, scale, shift, shuffle, moved, mixed),
 )
 
 

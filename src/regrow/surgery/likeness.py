@@ -19,7 +19,7 @@ from torch import Tensor
 
 from regrow.surgery.colours import ZERO, Classes
 from regrow.surgery.mask import Mask
-from regrow.surgery.operators import ARITHMETIC, SLICES, UNARY, names
+from regrow.surgery.operators import ARITHMETIC, SLICES, UNARY, VIEWS, names
 from regrow.surgery.painter import Painter, where
 from regrow.surgery.tape import Node, Ref, Tape
 
@@ -71,9 +71,10 @@ class Likeness:
     def unlike(self, smaller: Tape, mask: Mask, *, added: Collection[str] = ()) -> Unlike | None:
         """Say where a smaller network does something else; modules that were ``added`` aside."""
         sizes = _Sizes(self, mask)
-        theirs = (node for node in smaller.nodes if node.module not in added)
-        for place, (node, other) in enumerate(zip_longest(self.painter.tape.nodes, theirs)):
-            if node is None or other is None or node.name != other.name:
+        theirs = (node for node in _no_copies(smaller) if node.module not in added)
+        both = zip_longest(_no_copies(self.painter.tape), theirs)
+        for place, (node, other) in enumerate(both):
+            if node is None or other is None or _name(node) != _name(other):
                 return Unlike(place)
             numbers = _other_numbers(node, other)
             if numbers is not None and self._decides(node, numbers):
@@ -166,6 +167,15 @@ class _Sizes:
         places = stays.nonzero()
         left = tuple(len(torch.unique(places[:, dim])) for dim in range(stays.dim()))
         return left if len(places) == torch.Size(left).numel() else None
+
+
+def _no_copies(tape: Tape) -> Iterator[Node]:
+    """Yield operations but those that lay the same numbers out in other memory."""
+    return (node for node in tape.nodes if node.name != "aten::clone")
+
+
+def _name(node: Node) -> str:
+    return VIEWS[0] if node.name in VIEWS else node.name
 
 
 def _dim(node: Node, rank: int) -> int:

@@ -65,8 +65,9 @@ def _keep_what_is_chosen(painter: Painter, node: Node, source: Paint) -> Paint:
         if size is None:
             painter.keep_whole(source, node, why)
             return Paint(torch.full((1,) * len(source.shape), WHOLE), source.shape)
-        shape = (*source.shape[:dim], -1, size, *source.shape[dim + 1 :])
-        painter.level(paint(source.full().reshape(shape)), [dim])
+        ids = source.ids
+        parts = ids.reshape(*ids.shape[:dim], -1, size, *ids.shape[dim + 1 :])
+        painter.colours.unite(parts, parts.narrow(dim, 0, 1).expand_as(parts))
     return source
 
 
