@@ -27,6 +27,7 @@ _ROOMS = {
     "pruning.probe": ("Probe",),
     "pruning.select": ("left_out", "select"),
     "pruning.stages": ("Pattern", "pattern_of", "stages_of"),
+    "report.frames": ("epochs", "results"),
     "store": ("Store",),
     "studies.study": ("Study",),
     "surgery": ("shrink", "silence", "trace", "verify"),

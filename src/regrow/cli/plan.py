@@ -1,9 +1,13 @@
 """The commands ``regrow plan`` and ``regrow status``: the work left, and the work done so far."""
 
+import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -24,9 +28,10 @@ from regrow.studies.yaml_file import pairs
 
 if TYPE_CHECKING:
     from regrow.run.estimate import Estimate
-    from regrow.store import Snapshot
+    from regrow.store import Snapshot, Store
     from regrow.studies.job_list import Planned
 
+WATCH_SECONDS = 2.0
 # Status of a job, and its words in a sentence.
 WORDS = {"done": "done", "running": "running", "paused": "stopped half-way", "failed": "failed"}
 
@@ -100,6 +105,9 @@ def status(
     store: StoreOption = DEFAULT_STORE,
     with_files: WithOption = None,
     data: DataOption = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again and again, until every job is over.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show how many of a study's jobs are done, running, stopped, failed or not started."""
@@ -109,6 +117,9 @@ def status(
     opened = open_store(store, create=False)
     overrides = pairs(data or ())
     planned = recall(opened, study, data=overrides) or _planned(study, store, data)
+    if watch and not as_json:
+        _watch(opened, planned)
+        return
     groups = _by_status(planned, stored(opened, planned.specs))
     running = {planned.labels[key]: opened.progress(key) for key in groups["running"]}
     failures = {
@@ -125,14 +136,39 @@ def status(
             }
         )
         return
+    for line in _lines(opened, planned, groups):
+        console().print(line, markup=False, highlight=False)
+
+
+def _lines(store: "Store", planned: "Planned", groups: Mapping[str, list[str]]) -> list[str]:
+    """Word where a study stands: all jobs in a line, then those that run and those that failed."""
     lines = [f"{planned.title}: {_counts(groups)}."]
-    for job, progress in running.items():
+    for key in groups["running"]:
+        progress = store.progress(key)
         share, note = progress.get("fraction", 0.0), progress.get("note", "")
-        lines.append(f"  running {job}: {share:.0%} {note}".rstrip())
-    lines += [f"  failed {job}: {text}" for job, text in failures.items()]
-    lines += ["`regrow run` tries failed jobs again."] if failures else []
-    for line in lines:
-        console().print(visible(line), markup=False, highlight=False)
+        lines.append(f"  running {planned.labels[key]}: {share:.0%} {note}".rstrip())
+    for key in groups["failed"]:
+        message = (store.failure(key) or {}).get("message")
+        lines.append(f"  failed {planned.labels[key]}: {message}")
+    lines += ["`regrow run` tries failed jobs again."] if groups["failed"] else []
+    return [visible(line) for line in lines]
+
+
+def _watch(store: "Store", planned: "Planned") -> None:
+    """Show where a study stands until nothing is left to do: in place, or a line a change."""
+    out, before = console(), ""
+    with Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext() as live:
+        while True:
+            groups = _by_status(planned, store.snapshot())
+            lines = _lines(store, planned, groups)
+            if live is not None:
+                live.update(Text("\n".join(lines)), refresh=True)
+            elif lines[0] != before:
+                out.print(lines[0], markup=False, highlight=False)
+                before = lines[0]
+            if not any(groups[name] for name in ("running", "paused", "missing")):
+                return
+            time.sleep(WATCH_SECONDS)
 
 
 def _planned(study: Path, store: Path, data: list[str] | None) -> "Planned":

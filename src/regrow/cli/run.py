@@ -105,6 +105,9 @@ def report(
             help="Answer the NeurIPS checklist from the records, on the page (implies --html).",
         ),
     ] = False,
+    epochs: Annotated[
+        bool, typer.Option("--epochs", help="Write epochs.csv too: a row an epoch of each run.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the report from the results so far, and print its table and answer."""
@@ -116,6 +119,13 @@ def report(
     written, statuses = _report(
         loaded, opened, out, choice=choice, html=html or checklist, path=study, checklist=checklist
     )
+    if epochs:
+        from regrow.report.frames import epochs_of
+        from regrow.report.rows import frame_to_csv
+
+        file = written.paths[0].parent / "epochs.csv"
+        file.write_text(frame_to_csv(epochs_of(loaded, opened)), encoding="utf-8", newline="\n")
+        written = replace(written, paths=(*written.paths, file))
     _print_report(written, as_json=as_json)
     if "failed" in statuses:
         raise typer.Exit(EXIT_FAILED_JOBS)

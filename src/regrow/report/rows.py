@@ -389,6 +389,17 @@ def harmless(text: str, kind: str = "str") -> str:
     return f"'{text}" if kind == "str" and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
+def frame_to_csv(frame: pd.DataFrame) -> str:
+    """Write a frame of any columns; texts are made harmless."""
+    texts = [str(name) for name in frame.select_dtypes(exclude="number").columns]
+    written = frame.assign(**{name: frame[name].map(_harmless_cell) for name in texts})
+    return str(written.to_csv(index=False, lineterminator="\n"))
+
+
+def _harmless_cell(value: Any) -> Any:
+    return harmless(one_line(value)) if isinstance(value, str) else value
+
+
 def to_csv(frame: pd.DataFrame, columns: Mapping[str, Column]) -> str:
     """Write a frame with a fixed number of digits in each column; what is unknown stays empty."""
     text = io.StringIO()

@@ -10,16 +10,14 @@ report of each study that trains.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from regrow.core.texts import one_line
 from regrow.errors import ConfigError
 from regrow.jobs.base import notices
 from regrow.report import Report
 from regrow.report import write as write_report
-from regrow.report.rows import harmless
+from regrow.report.rows import frame_to_csv
 from regrow.report.words import listed
 from regrow.reproduce import figure_data, layout
 from regrow.reproduce.figure_data import FigureData
@@ -113,10 +111,10 @@ def publish(
     ]
     _write(folder / "report.md", "\n".join(lines))
     if published.sheet:
-        _write(folder / cells_file(plan), _csv(cells))
+        _write(folder / cells_file(plan), frame_to_csv(cells))
         _write(folder / "table.tex", layout.latex(published.sheet))
     if published.figure:
-        _write(folder / f"{plan.entry.name}.csv", _csv(published.figure.frame))
+        _write(folder / f"{plan.entry.name}.csv", frame_to_csv(published.figure.frame))
         draw(published.figure, folder)
     return published
 
@@ -180,7 +178,9 @@ def publish_all(
     for file in FILES.values():
         frames = [table.cells for table in tables if table.sheet and cells_file(table.plan) == file]
         if frames := [frame for frame in frames if len(frame)]:
-            _write(folder / file, _csv(pd.concat(frames, ignore_index=True).drop_duplicates()))
+            _write(
+                folder / file, frame_to_csv(pd.concat(frames, ignore_index=True).drop_duplicates())
+            )
     return folder / "report.md"
 
 
@@ -191,16 +191,6 @@ def _notes(plan: Plan, results: Sequence[StudyResults]) -> tuple[str, ...]:
     short = [study.part.name for study in results if not study.complete]
     missing = [f"Some runs of {listed(short)} have no result."] if short else []
     return (*plan.notes, *notices(plan.jobs), *skipped, *missing, *failed)
-
-
-def _csv(frame: pd.DataFrame) -> str:
-    texts = [str(name) for name in frame.select_dtypes(exclude="number").columns]
-    written = frame.assign(**{name: frame[name].map(_harmless) for name in texts})
-    return written.to_csv(index=False, lineterminator="\n")
-
-
-def _harmless(value: Any) -> Any:
-    return harmless(one_line(value)) if isinstance(value, str) else value
 
 
 def _write(path: Path, text: str) -> None:
