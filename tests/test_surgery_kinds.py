@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cutting import half, is_caught, without_trials
 from regrow.surgery import rules, statistics, trace, verify
+from regrow.surgery.assumptions import Assumptions, Followed
 from regrow.surgery.colours import Paint
 from regrow.surgery.painter import Painter
 from regrow.surgery.tape import Ref
@@ -109,6 +110,20 @@ class WrittenOver(Between):
         return scores
 
 
+class Radix(nn.Module):
+    """Groups of a convolution whose outputs are added up, as in ResNeSt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.out = nn.Conv2d(3, 12, 3), nn.Conv2d(8, 2, 1)
+        self.each, self.norm = nn.Conv2d(12, 16, 3, groups=2), nn.BatchNorm2d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.each(self.make(x).relu())).relu()
+        scores: Tensor = self.out(x.view(len(x), 2, -1, *x.shape[2:]).sum(1))
+        return scores
+
+
 class Recurrent(nn.Module):
     """A recurrent layer between two linear ones, which reads rows of an image."""
 
@@ -160,6 +175,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int], dict[str, str]]]
         {**dict.fromkeys("ab", "slides along the channels"), "sum": "slides along", **OUT},
     ),
     "written over": (WrittenOver, {"make": 8}, OUT),
+    "groups that are added up": (Radix, {"make": 6, "each": 8}, OUT),
     "LSTM": (_recurrent(nn.LSTM, bidirectional=True, num_layers=2), UNITS, ENDS),
     "LSTM with projections": (
         _recurrent(nn.LSTM, proj_size=4, num_layers=2),
@@ -217,6 +233,22 @@ def _along_all(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rules, "_filter_beside", beside)
 
 
+def _divides(assumed: Assumptions, _: Any, found: Followed) -> bool:
+    """Assume that no group of a convolution goes, and believe all else."""
+    return not assumed.divide(found.trace, found.trace.groups)
+
+
+def _other_parts(patch: pytest.MonkeyPatch) -> None:
+    """Cut other channels of one group than of another."""
+    read = Painter.read
+
+    def turned(painter: Painter, weight: Any, dim: int, ids: Tensor, source: Paint) -> None:
+        read(painter, weight, dim, ids.flip(0) if weight.name == "each.weight" else ids, source)
+
+    patch.setattr(Painter, "read", turned)
+    patch.setattr(Assumptions, "hold", _divides)
+
+
 def _other_rows(patch: pytest.MonkeyPatch) -> None:
     """Cut rows of other units than those that are read."""
     unite = Painter.unite
@@ -235,6 +267,7 @@ def _other_rows(patch: pytest.MonkeyPatch) -> None:
         (Heads, _along_all),
         (Neighbours, _along_all),
         (_recurrent(nn.LSTM), _other_rows),
+        (Radix, _other_parts),
     ],
 )
 def test_the_proof_catches_wrong_rules(

@@ -62,12 +62,14 @@ class Assumptions:
     """Assumptions about what a network's code counts, held until a trial fails.
 
     ``counted`` are weights whose outputs the code counts, with why; ``coupled`` those whose outputs
-    go with their inputs (see ``Painter``), and ``alone`` those of which that was tried in vain.
+    go with their inputs and ``even`` those divided evenly (see ``Painter``), and ``alone`` those of
+    which it was tried in vain that they go with their inputs.
     """
 
     views: frozenset[str]
     counted: dict[str, str] = field(default_factory=dict)
     coupled: frozenset[str] = frozenset()
+    even: frozenset[str] = frozenset()
     alone: frozenset[str] = frozenset()
     choices: dict[Attribute, Choice] = field(default_factory=dict)
     guesses: list[frozenset[str]] | None = None  # what is still to be guessed
@@ -102,6 +104,16 @@ class Assumptions:
             return None
         self.choices |= _equal_by_chance(trials, replace(found, trace=trace), self.choices)
         return found.follow(self.choices)
+
+    def divide(self, found: Trace, names: Collection[str], *, single: bool = False) -> bool:
+        """Let convolutions lose channels out of each group if groups cannot go, or are one unit.
+
+        Return whether something was changed.
+        """
+        groups = [found.groups[name] for name in names if found.groups[name].kind == "grouped"]
+        whole = {s.tensor for g in groups if g.size == 1 or not single for s in g.producers()}
+        before, self.even = self.even, self.even | whole
+        return self.even != before
 
     def _guess(self, found: Trace) -> bool:
         """Let heads go with their streams when a trial has failed first; undo it if in vain.
@@ -138,6 +150,8 @@ class Assumptions:
         rows = _as_wide_as_read(found.trace, broken) - self.alone
         if rows - self.coupled:
             self.coupled |= rows
+            return
+        if self.divide(found.trace, broken):
             return
         made = {
             name: {s.tensor for s in groups[name].producers() or groups[name].slots}

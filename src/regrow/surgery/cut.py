@@ -1,7 +1,7 @@
 """Cut units out of a network."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import copy, deepcopy
 from typing import Any
 
@@ -151,7 +151,7 @@ def cut_(small: nn.Module, mask: Mask, trace: Trace, *, for_trial: bool = False)
             _set_width_(norm, dim, len(kept[tensor, dim]))
         elif attribute:
             _set_number_(small.get_submodule(name), attribute, dim, len(kept[tensor, dim]))
-    _narrow_tensors_(small, kept, copied=not for_trial)
+    _narrow_tensors_(small, kept, copied=not for_trial, even=trace.even)
     _insert_selects_(small, trace, mask)
 
 
@@ -243,7 +243,11 @@ def replace_(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
 
 
 def _narrow_tensors_(
-    small: nn.Module, kept: Mapping[tuple[str, int], Tensor], *, copied: bool
+    small: nn.Module,
+    kept: Mapping[tuple[str, int], Tensor],
+    *,
+    copied: bool,
+    even: Collection[str],
 ) -> None:
     dims: dict[str, list[int]] = {}
     for tensor, dim in kept:
@@ -264,13 +268,13 @@ def _narrow_tensors_(
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         narrow[id(old)] = new
     # By identity and not by name, because modules may share a parameter.
-    for module in small.modules():
+    for name, module in small.named_modules():
         own = [*module._parameters.items(), *module._buffers.items()]
         found = {attribute: narrow[id(t)] for attribute, t in own if id(t) in narrow}
         for attribute, narrowed in found.items():
             setattr(module, attribute, narrowed)
         if found:
-            _sync_(module)
+            _sync_(module, even=f"{name}.weight" in even)
 
 
 def _choose(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
@@ -281,11 +285,11 @@ def _choose(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
     return tensor.index_select(dim, positions.to(tensor.device))
 
 
-def _sync_(module: nn.Module) -> None:
+def _sync_(module: nn.Module, *, even: bool) -> None:
     """Bring a layer's own numbers in line with the shapes of its weights."""
     if isinstance(module, nn.modules.conv._ConvNd):
         first = module.in_channels if module.transposed else module.out_channels
-        if module.groups > 1:  # of which whole ones go
+        if module.groups > 1 and not even:  # of which whole ones go
             module.groups = module.groups * module.weight.shape[0] // first
         sides = (module.weight.shape[0], module.weight.shape[1] * module.groups)
         out_side, in_side = (1, 0) if module.transposed else (0, 1)

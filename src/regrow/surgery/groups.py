@@ -148,6 +148,7 @@ class Trace:
     whole: Mapping[str, str]
     views: frozenset[str]  # norms that select from a stream
     movers: Mapping[str, tuple[int, int]]  # modules that move channels -> how many enter and leave
+    even: frozenset[str]  # weights of grouped convolutions that lose channels out of every group
     measured: frozenset[str]  # norms whose statistics run over channels that may be cut
     idle: tuple[str, ...]  # parameters that took no part: those of layers that only train
     # Parameters that data meets after arithmetic on them only: their entries are no weights.

@@ -35,7 +35,8 @@ class Painter:
 
     ``rules`` say by an operation's name what it does to colours; one without a rule keeps whole
     whatever enters it. ``coupled`` are weights whose outputs go with the inputs at their places,
-    because the network's code counts attention heads by the width of what comes in.
+    because the network's code counts attention heads by the width of what comes in. ``even`` are
+    those of grouped convolutions of which every group loses the same channels, and none goes.
     """
 
     tape: Tape
@@ -44,6 +45,7 @@ class Painter:
     rules: Mapping[str, Rule] = field(kw_only=True)
     after: Rule = field(kw_only=True)  # what is done after each operation
     coupled: frozenset[str] = field(default=frozenset(), kw_only=True)
+    even: frozenset[str] = field(default=frozenset(), kw_only=True)
     colours: Colours = field(default_factory=Colours)
     paints: dict[int, Paint] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
@@ -52,6 +54,7 @@ class Painter:
     linear: dict[str, bool] = field(default_factory=dict)  # producers -> whether they are linear
     fixed: dict[str, str] = field(default_factory=dict)  # parameters that keep their shape -> why
     computed: dict[str, str] = field(default_factory=dict)  # those of them behind arithmetic -> why
+    divided: set[str] = field(default_factory=set)  # grouped convolutions' weights, if evenly cut
     grouped: set[str] = field(default_factory=set)  # grouped convolutions
     measured: set[str] = field(default_factory=set)  # norms with statistics over channels
     plain: set[tuple[str, int, int]] = field(default_factory=set)  # statistics over no channels

@@ -26,6 +26,7 @@ from regrow.surgery.operators import (
     names,
 )
 from regrow.surgery.painter import Painter, Rule, where
+from regrow.surgery.parameters import Laid
 from regrow.surgery.tape import Node, Ref
 
 RULES: dict[str, Rule] = {}
@@ -284,6 +285,10 @@ def _convolution(painter: Painter, node: Node) -> None:
         if bias is not None and bias_name is None:
             painter.unknown(node)
             return
+        several = min(len(channels), shape[1]) >= 2 * groups
+        if laid.name in painter.even and (out_dim, in_dim, several) == (0, 1, True):
+            painter.put(node, _divided_evenly(painter, node, laid, channels, bias_name))
+            return
         value = painter.value(weight)
         heads = painter.colours.fresh(groups)  # a group's inputs and outputs live and die together
         painter.unite_rows(channels, heads)
@@ -293,6 +298,20 @@ def _convolution(painter: Painter, node: Node) -> None:
     else:
         painter.read(laid, in_dim, channels, source)
         painter.put(node, _produced(painter, node, laid.name, out_dim, bias, linear=False))
+
+
+def _divided_evenly(
+    painter: Painter, node: Node, laid: Laid, channels: Tensor, bias: str | None
+) -> Paint:
+    """Let the same channels go out of every group of a convolution, which keeps all its groups."""
+    source, groups = painter.of(node.args[0]), node.args[8]
+    parts = channels.view(groups, -1)
+    painter.unite(parts, parts[:1])
+    painter.divided.add(laid.name)
+    painter.read(laid, 1, parts[0], source)
+    out = painter.produce(laid.name, bias, 0, laid.sizes[0], linear=False)
+    painter.unite(out.view(groups, -1), out.view(groups, -1)[:1])
+    return spread(out, painter.shape(node.outputs[0]), 1)
 
 
 def _filter_beside(painter: Painter, node: Node, source: Paint) -> bool:

@@ -66,7 +66,13 @@ def trace(
     tried = Tried(model, sample)
     while True:
         painter = Painter(
-            tape, assumed.views, movers, rules=RULES, after=carry, coupled=assumed.coupled
+            tape,
+            assumed.views,
+            movers,
+            rules=RULES,
+            after=carry,
+            coupled=assumed.coupled,
+            even=assumed.even,
         )
         try:
             painter.run()
@@ -80,6 +86,8 @@ def trace(
             assumed.views -= needless
             continue
         base, numbering = _assemble(model, painter, classes, sample)
+        if assumed.divide(base, base.groups, single=True):
+            continue
         if base.idle and not _trains(model, base):
             base = replace(base, idle=())
         told = numbers(model, painter, classes)
@@ -231,6 +239,7 @@ def _assemble(
         whole_layers(model, painter, classes, owners=frozen, is_producer=is_producer),
         views=frozenset(painter.opened),
         movers=widths,
+        even=frozenset(painter.divided),
         measured=frozenset(painter.measured),
         idle=idle,
         computed=frozenset(painter.computed) - {mark.tensor for mark in painter.marks},
