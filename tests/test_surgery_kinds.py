@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cutting import half, is_caught, without_trials
-from regrow.surgery import rules, statistics, trace, verify
+from regrow.surgery import Trace, rules, statistics, trace, verify
 from regrow.surgery.assumptions import Assumptions, Followed
 from regrow.surgery.colours import Paint
 from regrow.surgery.painter import Painter
@@ -233,9 +233,10 @@ def _along_all(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rules, "_filter_beside", beside)
 
 
-def _divides(assumed: Assumptions, _: Any, found: Followed) -> bool:
+def _divides(assumed: Assumptions, _: Any, found: Followed) -> Trace | None:
     """Assume that no group of a convolution goes, and believe all else."""
-    return not assumed.divide(found.trace, found.trace.groups)
+    divided = assumed.divide(found.trace, found.trace.groups)
+    return None if divided else found.follow(assumed.choices)
 
 
 def _other_parts(patch: pytest.MonkeyPatch) -> None:

@@ -65,15 +65,7 @@ def trace(
     assumed = Assumptions(_candidate_views(tape), coupled=_coupled(model))
     tried = Tried(model, sample)
     while True:
-        painter = Painter(
-            tape,
-            assumed.views,
-            movers,
-            rules=RULES,
-            after=carry,
-            coupled=assumed.coupled,
-            even=assumed.even,
-        )
+        painter = _painter(tape, assumed, movers)
         try:
             painter.run()
         except ViewConflictError as conflict:
@@ -96,6 +88,18 @@ def trace(
         result = assumed.hold(trials, Followed(base, told, follow))
         if result is not None:
             return result
+
+
+def _painter(tape: Tape, assumed: Assumptions, movers: frozenset[str]) -> Painter:
+    return Painter(
+        tape,
+        assumed.views,
+        movers,
+        rules=RULES,
+        after=carry,
+        coupled=assumed.coupled,
+        even=assumed.even,
+    )
 
 
 def _freeze(painter: Painter, keep: Sequence[str], counted: Mapping[str, str]) -> None:
