@@ -47,10 +47,61 @@ def filled(m: Any, y: Tensor, x: Tensor) -> Tensor:
     return y
 
 
+def edges(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a graph's nodes send, along edges that the data names, and where it goes to."""
+    ends = (x[0, :, :2] > 0).long()
+    sent = y[0].index_select(0, ends[:, 0])
+    return sent, ends[:, 1].view(-1, 1).expand_as(sent)
+
+
+def messages(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    """Take the mean of messages, as a graph network does."""
+    sent, places = edges(y, x)
+    total = sent.new_zeros(2, sent.shape[1]).scatter_add_(0, places, sent)
+    num = sent.new_zeros(2).scatter_add_(0, places[:, 0], sent.new_ones(len(sent)))
+    return total * num.clamp(min=1).pow(-0.5).view(-1, 1)
+
+
+def largest(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    sent, places = edges(y, x)
+    result = sent.new_zeros(2, sent.shape[1])
+    return result.scatter_reduce_(0, places, sent, "amax", include_self=False)
+
+
+def filled_before(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    """Add messages to what is one in a fixed number of channels."""
+    sent, places = edges(y, x)
+    total = sent.new_zeros(2, sent.shape[1])
+    total[:, :2].fill_(1.0)
+    return total.scatter_add_(0, places, sent)
+
+
+def scattered_apart(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    """Send each channel to a place of its own."""
+    sent, places = edges(y, x)
+    apart = (places + torch.arange(8)) % 2
+    return sent.new_zeros(2, 8).scatter_add_(0, apart, sent)
+
+
+def by_segments(m: Any, y: Tensor, x: Tensor) -> Tensor:
+    return torch.segment_reduce(y[0], "mean", lengths=torch.tensor([2, 4]), axis=0)
+
+
 # Name -> what is between two layers, what it needs, the groups, and why 'a' is whole, or "".
 KINDS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], dict[str, int], str]] = {
     "a token that is looked for": (
         lambda m, y, x: y[torch.arange(len(y)), x[..., 0].argmax(1)], {}, {"a": 8}, "",
+    ),
+    "messages of a graph": (messages, {}, {"a": 8}, ""),
+    "the largest of messages": (largest, {}, {"a": 8}, ""),
+    "messages added to no zeros": (filled_before, {}, {}, "kept whole"),
+    "messages of each channel": (scattered_apart, {}, {}, "cannot be followed"),
+    "the mean of segments": (by_segments, {}, {"a": 8}, ""),
+    "messages by number": (
+        lambda m, y, x: torch.zeros_like(y[0][:2]).index_reduce_(
+            0, (x[0, :, 0] > 0).long(), y[0], "mean"
+        ),
+        {}, {"a": 8}, "",
     ),
     "tokens by a mask": (lambda m, y, x: y[x[..., 0] < 9], {}, {"a": 8}, ""),
     "tokens in order": (
@@ -79,6 +130,7 @@ KINDS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], dict[str, int], st
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:index_reduce")  # which is in beta
 @pytest.mark.parametrize("kind", KINDS)
 def test_places_that_data_chooses(kind: str) -> None:
     function, parts, groups, why = KINDS[kind]

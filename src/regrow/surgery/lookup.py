@@ -21,6 +21,7 @@ from regrow.surgery.tape import Node, Ref
 if TYPE_CHECKING:
     from regrow.surgery.painter import Painter
 
+_ZEROS = names("zeros new_zeros")
 _BY_NUMBER = {name: RULES[name] for name in names("index index_select")}
 
 
@@ -56,22 +57,31 @@ def _gather(painter: Painter, node: Node) -> None:
     painter.put(node, Paint(source.ids, painter.shape(node.outputs[0]), source.clean))
 
 
-@rule(*names("index_add index_add_ index_put index_put_ index_copy index_copy_"))
+@rule(
+    *names("index_add index_add_ index_put index_put_ index_copy index_copy_ index_reduce"),
+    *names("index_reduce_ scatter scatter_ scatter_add scatter_add_ scatter_reduce"),
+    *names("scatter_reduce_"),
+)
 def _put_back(painter: Painter, node: Node) -> None:
     """Put or add rows to places of a tensor, which may be one of zeros made for it."""
     data, *rest = node.args
     added = rest[1] if node.name.startswith("aten::index_put") else rest[2]
+    if not isinstance(added, Ref):
+        painter.unknown(node)
+        return
     source = painter.of(data)
     rank = len(source.shape)
     if not painter.is_painted(added):
         painter.paint_parameter(added, along=(painter.value(added).dim() - 1,))
     rows = painter.of(added)
-    fresh = not painter.is_painted(data) and not bool(painter.value(data).any())
+    fresh = not painter.is_painted(data) and _is_fresh(painter, node, data)
     indices = [index for index in node.refs() if index not in (data.index, added.index)]
     # Counted from the last dimension, in which both have their channels.
     places = {d - rank for d in source.coloured_dims()}
     places |= {d - len(rows.shape) for d in rows.coloured_dims()}
     chosen = any(d + rank in _chosen(painter, node) for d in places)
+    if node.name.startswith("aten::scatter"):
+        chosen |= not all(_same_along(painter, d, data, *rest[1:3]) for d in places)
     if _are_coloured(painter, indices) or chosen or len(places) > 1:
         painter.unknown(node)
         return
@@ -88,6 +98,34 @@ def _put_back(painter: Painter, node: Node) -> None:
     met = painter.unite(own, rows.ids.flatten().expand(source.shape[place]))
     clean = rows.clean and (fresh or source.clean)
     painter.put(node, spread(met, source.shape, place % rank, clean=clean))
+
+
+def _is_fresh(painter: Painter, node: Node, data: Ref) -> bool:
+    """Tell whether a tensor held zeros before an operation that may have put data into it."""
+    maker = painter.maker(data)
+    if maker is None or maker.name not in _ZEROS:
+        return not bool(painter.value(data).any())
+    before = [painter.maker(Ref(index)) for index in painter.tape.aliases(data.index)]
+    return not any(other.in_place for other in before if other is not None and other is not node)
+
+
+def _same_along(painter: Painter, dim: int, data: Ref, index: Ref, added: Ref) -> bool:
+    """Tell whether an index of as many places as numbers has the same ones along a dimension."""
+    sizes = {painter.shape(ref.index)[dim] for ref in (data, index, added)}
+    return len(sizes) == 1 and painter.value(index).stride(dim) == 0
+
+
+@rule(*names("segment_reduce"))
+def _reduce_segments(painter: Painter, node: Node) -> None:
+    """Add up, or take the mean or an extreme of, the rows of each segment."""
+    source = painter.of(node.args[0])
+    axis = int(node.kwargs.get("axis", 0))
+    others = [index for index in node.refs() if index != node.args[0].index]
+    if axis in source.coloured_dims() or _are_coloured(painter, others):
+        painter.unknown(node)
+        return
+    clean = source.clean and not node.kwargs.get("initial")
+    painter.put(node, Paint(source.ids, painter.shape(node.outputs[0]), clean))
 
 
 @rule(*names("_grouped_mm"))

@@ -53,7 +53,8 @@ def _unary(painter: Painter, node: Node) -> None:
     source = painter.of(data)
     zero = torch.zeros(1, dtype=painter.value(data).dtype)
     result = tree_leaves(node.op(zero, *rest, **node.kwargs))[0]
-    if source.clean and not bool(torch.isfinite(result).all()):
+    coloured = bool((source.ids > ZERO).any())
+    if coloured and source.clean and not bool(torch.isfinite(result).all()):
         painter.unknown(node, f"'{node.name}' of a channel that is zero is not finite")
         return
     painter.put(node, replace(source, clean=source.clean and not bool(result.any())))
