@@ -272,6 +272,16 @@ def test_a_network_brought_to_life_neither_fades_nor_overflows() -> None:
     assert all(torch.equal(v, before[k]) for k, v in deep.state_dict().items())
 
 
+def test_hooks_are_part_of_what_is_brought_to_life() -> None:
+    """The oracle measures norms and standardised weights by hooks: without them a gate is shut."""
+    net = nn.Sequential(conv(3, 8), conv(8, 8))
+    net[0].register_forward_hook(lambda module, args, output: 100.0 * output + 1.0)
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        size = float(enlivened(net, x)(x).square().mean().sqrt())
+    assert 0.5 < size < 2.0
+
+
 def test_what_is_the_same_for_all_samples_stays_alive() -> None:
     """The embedding of one time step for a whole batch: centred, nothing but rounding is left."""
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6)).eval()

@@ -156,7 +156,8 @@ def _settling(model: nn.Module, draw: Generator) -> Iterator[None]:
             if bias is not None:
                 shift = 0.3 * torch.randn(bias.shape, generator=draw).to(bias)
                 bias.div_(size).add_(shift * heard)
-        return layer.forward(*args, **inputs)  # what it puts out need not follow its weight
+        # What it puts out need not follow its weight, and hooks may be part of what it computes.
+        return layer(*args, **inputs)
 
     with ExitStack() as hooks:
         for module in model.modules():
