@@ -29,6 +29,9 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     shared stream gets a ``Select`` before it when its view is cut. The blocks that a mask over
     blocks drops are replaced by what is left of them without a branch.
 
+    That it runs and returns outputs of the same shapes is checked, and not what it computes: it is
+    not proven to equal the silenced network. ``verify`` proves that, and ``compress`` by itself.
+
     Raises:
         TraceError: the mask names groups that the trace lacks, has another width, would empty a
             layer, or the smaller network does not run because its code fixes a number of channels.
