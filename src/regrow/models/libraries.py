@@ -212,6 +212,8 @@ def _settings(name: str) -> Mapping[str, Any]:
     """Return the class of a model of the hub or a folder, and its configuration."""
     import json
 
+    if not name.strip("/"):
+        raise ConfigError("hf/ needs the ID of a model of the hub, or the path of a folder.")
     transformers = _transformers(name)
     config = _fetched_settings(name, transformers)
     classes = config.architectures or []
@@ -225,8 +227,6 @@ def _settings(name: str) -> Mapping[str, Any]:
 
 
 def _fetched_settings(name: str, transformers: Any) -> Any:
-    if not name.strip("/"):
-        raise ConfigError("hf/ needs the ID of a model of the hub, or the path of a folder.")
     try:
         return transformers.AutoConfig.from_pretrained(_place(name), trust_remote_code=False)
     except Exception as error:
@@ -259,8 +259,8 @@ def _model_class(settings: Mapping[str, Any], transformers: Any) -> Any:
 
 def _hf_build(name: str, arguments: Mapping[str, Any], settings: Mapping[str, Any]) -> "nn.Module":
     _refuse_reading(f"hf/{name}", arguments)
-    transformers = _transformers(name)
     known = settings or _settings(name)
+    transformers = _transformers(name)
 
     def make() -> Any:
         config = transformers.AutoConfig.for_model(known["type"], **known["config"])
@@ -278,8 +278,8 @@ def _hf_build(name: str, arguments: Mapping[str, Any], settings: Mapping[str, An
 
 def _hf_published(name: str, arguments: Mapping[str, Any]) -> "nn.Module":
     _refuse_reading(f"hf/{name}", arguments)
-    transformers = _transformers(name)
     known = _settings(name)
+    transformers = _transformers(name)
     model_class = _model_class(known, transformers)
     network, messages = _fetched(
         f"hf/{name}",

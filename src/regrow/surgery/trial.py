@@ -3,10 +3,10 @@
 No operation shows that code counts on a width: a view to a number that stands in it, an attribute
 that was read when the layer was built, a layer that runs in training only. All groups are cut at
 once, to numbers that fit nothing else, and what the smaller network does is compared with what the
-network did (``likeness``). Where it does other things than take other
-numbers, values decide: its output against that of
-the network in which those units are silent, of a copy brought to life. Only if that fails, halves
-of the groups are cut, down to those at fault.
+network did (``likeness``). Where it does other things than take other numbers, values decide: its
+output against that of the network in which those units are silent, of a copy brought to life. Only
+if that fails, halves of the groups are cut, down to those at fault. A network that takes other
+numbers when it runs again uncut cannot be judged, and a proof refuses it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Tried:
         self.model = model
         self._example = example
         self._living: tuple[nn.Module, Any] | None = None
+        self.repeats: bool | None = None  # it does the same when it runs again; None: not tried
 
     def living(self) -> tuple[nn.Module, Any]:
         """Return a copy brought to life, and an example with numbers where it was but a shape."""
@@ -130,9 +131,21 @@ class Trials:
             return None if breaks is None else Wrong(breaks)
         unlike = self.likeness.unlike(tape, mask, added=self._added(small))
         if unlike is not None and unlike.node is not None:
+            if not self._repeats(trace):
+                return None
             return Wrong(f"computes something else: {unlike}", unlike)
         off = None if unlike is None else self._off([*others, mask], trace)
         return None if off is None else Wrong(off)
+
+    def _repeats(self, trace: Trace) -> bool:
+        """Tell whether the whole network does the same when it runs again."""
+        if self.tried.repeats is None:
+            again = record(
+                duplicate(self.tried.model, sharing=True), tree_map(copied, trace.example)
+            )
+            unlike = self.likeness.unlike(again, Mask(unit="channel", kept={}))
+            self.tried.repeats = unlike is None or unlike.node is None
+        return self.tried.repeats
 
     def _added(self, small: nn.Module) -> Collection[str]:
         """Name the selections that surgery put in."""
@@ -204,6 +217,8 @@ def _is_prime(number: int) -> bool:
 
 
 def _counts(mask: Mask) -> str:
+    if not mask.kept:
+        return "all of its units"
     if len(mask.kept) > 1:
         return "part of them"
     (kept,) = mask.kept.values()
