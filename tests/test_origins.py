@@ -14,6 +14,7 @@ from regrow.errors import ConfigError, DataError, RegrowError
 from regrow.models.inputs import Inputs, inputs_of
 from regrow.models.libraries import _fetched
 from regrow.models.origins import ModelOrigin, open_network, read_arguments, read_origin
+from regrow.studies.family import _value
 
 CODE = """
 import torch
@@ -160,8 +161,17 @@ def test_a_model_of_transformers_comes_from_a_folder_and_is_built_without_it(
     model.save_pretrained("bert")
     origin = read_origin("hf/bert")
     network, how = open_network(origin)
-    assert how == "published by hf"
+    assert how == "of the folder bert"
     assert origin.inputs(network) == "input_ids:1x16:int64:20"
+    short = transformers.BertModel(
+        transformers.BertConfig(
+            **sizes, num_hidden_layers=1, vocab_size=20, max_position_embeddings=9
+        )
+    )
+    assert origin.inputs(short) == "input_ids:1x9:int64:20"
+    assert _value(origin, "hidden_size") == 16
+    with pytest.raises(ConfigError, match="no number 'width'"):
+        _value(origin, "width")
     tokens = torch.arange(6)[None]
     assert torch.equal(network(input_ids=tokens).logits, model(input_ids=tokens).logits)
     inputs = "input_ids:1x6:int64:20"

@@ -262,7 +262,7 @@ def _inputs(texts: Sequence[str] | None, origin: "ModelOrigin", network: "nn.Mod
 
     known = origin.inputs(network) if not texts else None
     if known is not None:
-        say(f"No --input is given, so it is the one that {origin.text} names: {known}.")
+        say(f"No --input is given, so {origin.text} gets {known}.")
         texts = [known]
     return Inputs.read(texts or ())
 

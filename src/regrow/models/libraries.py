@@ -296,10 +296,12 @@ def _hf_published(name: str, arguments: Mapping[str, Any]) -> "nn.Module":
 
 
 def _hf_inputs(network: "nn.Module") -> str | None:
-    """Return 16 tokens for a network of text."""
-    vocabulary = getattr(getattr(network, "config", None), "vocab_size", None)
+    """Return 16 tokens for a network of text, or as many as it takes."""
+    config = getattr(network, "config", None)
+    vocabulary = getattr(config, "vocab_size", None)
     of_tokens = getattr(network, "main_input_name", None) == "input_ids" and vocabulary
-    return f"input_ids:1x16:int64:{vocabulary}" if of_tokens else None
+    length = min(16, getattr(config, "max_position_embeddings", None) or 16)
+    return f"input_ids:1x{length}:int64:{vocabulary}" if of_tokens else None
 
 
 def _hf_initialise_(network: "nn.Module") -> None:

@@ -416,6 +416,12 @@ def read_arguments(settings: "list[str]", given: str | None = None) -> dict[str,
     return arguments
 
 
+def _publisher(text: str) -> str:
+    """Say where the weights of a library's model come from: a folder, or the library."""
+    library, _, name = text.partition("/")
+    return f"of the folder {name}" if Path(name).is_dir() else f"published by {library}"
+
+
 def open_network(origin: ModelOrigin, weights: str | None = None) -> "tuple[nn.Module, str]":
     """Return an origin's network with weights, and in words which these are.
 
@@ -427,7 +433,7 @@ def open_network(origin: ModelOrigin, weights: str | None = None) -> "tuple[nn.M
     """
     if weights in (None, "published"):
         if origin.kind == "library":
-            return origin.published(), f"published by {origin.text.partition('/')[0]}"
+            return origin.published(), _publisher(origin.text)
         if weights is not None:
             raise ConfigError(
                 f"--weights published: {origin.text} is no model of a library. Give a file, or "

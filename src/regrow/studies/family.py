@@ -62,6 +62,8 @@ def _value(origin: ModelOrigin, name: str) -> Any:
         builder = code_at(origin.text)[0]
         parameters = inspect.signature(builder).parameters if callable(builder) else {}
         value = parameters[name].default if name in parameters else None
+    elif value is None:  # a model of a hub is built by a configuration
+        value = origin.resolved().settings.get("config", {}).get(name)
     if not is_number(value):
         raise ConfigError(
             f"{origin.text} has no number {name!r} among its arguments that could be made less. "
