@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from cutting import random_mask
 from regrow.surgery import shrink, trace, verify
 from regrow.surgery.mask import Mask
+from regrow.surgery.trial import Trials
 
 TOKENS = (1, 6, 10)
 
@@ -281,3 +282,34 @@ def test_parts_of_unequal_sizes_and_numbers_in_code_are_kept_whole() -> None:
     assert "'slice' divides it at fixed places" in unequal.whole["embed"]
     fixed = trace(Tokens(nn.Identity(), lambda m, x: x[..., :6] * x[..., 6:], 6), TOKENS)
     assert "the network's own code counts on how many there are" in fixed.whole["embed"]
+
+
+class Fixed(nn.Module):
+    """Counts on sixteen channels, by a number that stands in its code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), -1, 16)
+
+
+def test_heads_of_one_code_are_found_together_beside_another_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[int] = []
+    once = Trials._wrong
+
+    def counted(*args: Any) -> Any:
+        tried.append(len(args[2]))
+        return once(*args)
+
+    monkeypatch.setattr(Trials, "_wrong", counted)
+    bound = [Attention("packed projections of the stream") for _ in range(8)]
+    free = [Attention("packed projections") for _ in range(2)]
+    fixed = [nn.Linear(12, 16), Fixed(), nn.Linear(16, 12)]
+    net = nn.Sequential(nn.Linear(10, 12), *bound, *fixed, *free, nn.Linear(12, 7)).eval()
+    found = trace(net, TOKENS)
+    kinds = {name: (group.kind, group.size) for name, group in found.groups.items()}
+    assert kinds.pop("0") == ("stream", 3)
+    assert {name for name, kind in kinds.items() if kind == ("head", 3)} == {"12.qkv", "13.qkv"}
+    assert len(tried) <= 25
+    proof = verify(net, random_mask(found), found)
+    assert proof.ok, str(proof)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from torch import nn
+
 from regrow.surgery.groups import NUMBER, Trace
 from regrow.surgery.held import names_in_code
 from regrow.surgery.likeness import Unlike
@@ -74,13 +76,15 @@ class Assumptions:
     choices: dict[Attribute, Choice] = field(default_factory=dict)
     guesses: list[frozenset[str]] | None = None  # what is still to be guessed
     guessed: frozenset[str] = frozenset()
+    judged: bool = False  # whether heads were tried without their streams
+    _known: dict[Any, dict[str, str]] = field(default_factory=dict)  # what was refused, by all this
 
     def hold(self, trials: Trials, found: Followed) -> Trace | None:
         """Return the trace of which all groups can lose units; else None, and assume otherwise."""
         trace = found.follow(self.choices)
         cut = {slot.tensor for g in trace.groups.values() for slot in g.producers()}
         # Heads that go with what is kept whole are whole: that fits always, and is no answer.
-        if not self.guessed <= cut and self._guess(trace):
+        if not self.guessed <= cut and self._guess(trials, trace):
             return None
         wrong = trials.wrong(trace)
         while wrong is not None and wrong.unlike is not None:
@@ -94,9 +98,9 @@ class Assumptions:
             else:
                 trace = found.follow(self.choices)
                 break
-        if wrong is not None and self._guess(trace):
+        if wrong is not None and self._guess(trials, trace):
             return None
-        broken = trials.refused(trace) if wrong is not None else {}
+        broken = self._refused(trials, trace) if wrong is not None else {}
         for name in () if broken else found.doubtful():
             broken |= trials.refused(trace, [name])
         if broken:
@@ -115,12 +119,21 @@ class Assumptions:
         before, self.even = self.even, self.even | whole
         return self.even != before
 
-    def _guess(self, found: Trace) -> bool:
+    def _refused(self, trials: Trials, found: Trace) -> dict[str, str]:
+        """Find the groups that cannot lose units; once for the same assumptions."""
+        choices = frozenset(self.choices.items())
+        key = (self.views, frozenset(self.counted), self.coupled, self.even, choices)
+        if key not in self._known:
+            self._known[key] = trials.refused(found)
+        return dict(self._known[key])
+
+    def _guess(self, trials: Trials, found: Trace) -> bool:
         """Let heads go with their streams when a trial has failed first; undo it if in vain.
 
-        All those that read a stream, then all there are. Return whether something was changed. Most
-        networks whose code counts heads by the width of a stream do so everywhere, and to find each
-        of them by halving takes many trials.
+        All those that read a stream, then all there are, and then those whose code cannot lose
+        heads alone. Return whether something was changed. Most networks whose code counts heads by
+        the width of a stream do so everywhere, and to find each of them by halving takes many
+        trials.
         """
         if self.guesses is None:
             heads = (g for g in found.groups.values() if g.kind == "head")
@@ -130,6 +143,9 @@ class Assumptions:
         before, self.coupled = self.coupled, self.coupled - self.guessed
         self.guessed = self.guesses.pop(0) - self.coupled if self.guesses else frozenset()
         self.coupled |= self.guessed
+        if self.coupled == before and not self.judged:
+            self.judged = True
+            self.coupled |= _heads_bound(trials, found) - self.alone
         return self.coupled != before
 
     def _correct(self, trials: Trials, broken: Mapping[str, str], found: Followed) -> None:
@@ -202,6 +218,33 @@ def _heads_of_streams(found: Trace, broken: Collection[str]) -> frozenset[str]:
         for slot in found.groups[name].producers()
         if reads.get(slot.tensor) in broken
     )
+
+
+def _heads_bound(trials: Trials, found: Trace) -> frozenset[str]:
+    """Name the weights that make heads from streams by code of which neither can go alone."""
+    rows = _heads_of_streams(found, found.groups)
+    reads = {s.tensor: name for name, g in found.groups.items() for s in g.readers()}
+    by_code: dict[Any, dict[str, set[str]]] = {}
+    for name, group in found.groups.items():
+        made = {slot.tensor for slot in group.producers()} & rows
+        if made:
+            code = frozenset(_code_above(trials.tried.model, tensor) for tensor in made)
+            by_code.setdefault(code, {})[name] = made
+    bound: set[str] = set()
+    for heads in by_code.values():
+        weights = set().union(*heads.values())
+        streams = {reads[tensor] for tensor in weights}
+        if all(trials.wrong(found, alone) is not None for alone in (heads, streams)):
+            bound |= weights
+    return frozenset(bound)
+
+
+def _code_above(model: nn.Module, tensor: str) -> tuple[Any, ...]:
+    """Return the classes of a tensor's module and of the one above, and the latter's switches."""
+    module = tensor.rpartition(".")[0]
+    above = model.get_submodule(module.rpartition(".")[0])
+    switches = {n: value for n, value in vars(above).items() if isinstance(value, bool | str)}
+    return type(model.get_submodule(module)), type(above), frozenset(switches.items())
 
 
 def _as_wide_as_read(found: Trace, broken: Collection[str]) -> frozenset[str]:
