@@ -279,7 +279,7 @@ def test_option_given_twice_is_refused_by_every_command_unless_it_makes_a_list(
             refused(result, f"{name} was given 2 times, and takes one value")
             refusals += 1
     assert lists == {
-        *("--data", "--with", "--replace-data", "--nets", "--only"),
+        *("--data", "--with", "--replace-data", "--nets", "--only", "--ignore"),
         *("--input", "--keep", "--scope", "--set", "--result", "--target", "--rival", "--small"),
     }
     assert refusals > 40

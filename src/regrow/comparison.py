@@ -8,7 +8,6 @@ It writes an ordinary study (``studies.own``), and runs it.
 """
 
 import inspect
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -17,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from regrow.core.machine import machine
 from regrow.core.validation import as_list
 from regrow.errors import ConfigError, short
 from regrow.own.compression import criterion_of
@@ -137,7 +137,7 @@ def compare(
             Path(out),
             title=study.title,
             command="regrow.compare(...)",
-            machine=f"{platform.processor() or platform.machine()}, {platform.system()}",
+            machine=machine(),
             date=date.today().isoformat(),
             failures=results.failures,
             extras=results.extras,

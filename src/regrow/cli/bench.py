@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from regrow.cli.options import DeviceOption, WorkersOption
-from regrow.cli.terminal import processor
+from regrow.core.machine import processor
 from regrow.errors import Interrupted
 
 app = typer.Typer(

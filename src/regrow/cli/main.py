@@ -11,7 +11,20 @@ from typing import Annotated
 
 import typer
 
-from regrow.cli import bench, claims, compare, export, hub, lint, own, plan, reproduce, run, versus
+from regrow.cli import (
+    bench,
+    claims,
+    compare,
+    compare_runs,
+    export,
+    hub,
+    lint,
+    own,
+    plan,
+    reproduce,
+    run,
+    versus,
+)
 from regrow.cli.once import refuse_repeats
 from regrow.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED_JOBS, EXIT_INTERRUPTED, complain
 from regrow.errors import Interrupted, RanksLost, RegrowError
@@ -38,6 +51,7 @@ app.command()(export.export)
 app.command()(own.inspect)
 app.command()(own.shrink)
 app.command()(compare.compare)
+app.command()(compare_runs.compare_runs)
 app.command()(hub.push)
 app.command("list")(export.list_names)
 app.command()(reproduce.reproduce)

@@ -1,6 +1,5 @@
 """The command ``regrow reproduce``."""
 
-import platform
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -20,6 +19,7 @@ from regrow.cli.options import (
 )
 from regrow.cli.terminal import EXIT_FAILED_JOBS, command_line, count, say
 from regrow.core.durations import in_words
+from regrow.core.machine import machine
 from regrow.errors import Interrupted, RegrowError
 from regrow.studies.yaml_file import pairs
 
@@ -308,10 +308,8 @@ def _list(papers: Sequence["Paper"]) -> None:
 
 def _provenance() -> dict[str, str]:
     """Return the command, the date and the machine, for the report."""
-    from regrow.run import num_cores
-
     return {
         "command": command_line(),
         "date": date.today().isoformat(),
-        "machine": f"{num_cores()} cores, {platform.machine()}, {platform.system()}",
+        "machine": machine(),
     }

@@ -32,11 +32,11 @@ from regrow.cli.terminal import (
     command_line,
     count,
     in_lines,
-    machine,
     print_json,
     say,
 )
 from regrow.core.durations import clock
+from regrow.core.machine import machine
 from regrow.errors import ConfigError
 from regrow.studies.yaml_file import pairs
 

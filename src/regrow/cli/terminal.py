@@ -1,12 +1,10 @@
 """Printing for the commands: results on standard output, all else on standard error."""
 
 import json
-import platform
 import shlex
 import sys
 import textwrap
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -58,21 +56,3 @@ def in_lines(names: Iterable[str]) -> str:
 def command_line() -> str:
     """Return the command that is running, as a shell would take it."""
     return shlex.join(["regrow", *sys.argv[1:]])
-
-
-def processor() -> str:
-    """Return the processor's model, or its architecture where the system does not say."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        if models:
-            return models[0]
-    return platform.processor() or platform.machine()
-
-
-def machine() -> str:
-    """Describe the machine without naming it."""
-    from regrow.run import num_cores
-
-    return f"{num_cores()} cores, {processor()}, {platform.system()}"

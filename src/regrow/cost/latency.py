@@ -1,17 +1,16 @@
 """Latency: how long networks take for a batch on this machine, compared with each other."""
 
 import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from regrow.core.machine import processor
 from regrow.core.seeds import seeded
 from regrow.surgery.alive import drawn_like
 from regrow.surgery.tape import call, evaluating
@@ -89,23 +88,13 @@ def batched(example: Any, batch: int) -> Any:
 def machine(device: str = "cpu", batch: int = BATCH) -> dict[str, Any]:
     """Return what a latency was measured on, for a record."""
     gpu = device.startswith("cuda")
+    cpu = f"{processor()} ({os.cpu_count()} cores)"
     return {
-        "device": torch.cuda.get_device_name(device) if gpu else _processor(),
+        "device": torch.cuda.get_device_name(device) if gpu else cpu,
         "threads": torch.get_num_threads(),
         "batch": batch,
         "torch": torch.__version__,
     }
-
-
-def _processor() -> str:
-    """Name the processor: its model where the system tells, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = models[0] if models else platform.processor() or platform.machine()
-    return f"{name} ({os.cpu_count()} cores)"
 
 
 def now(device: str) -> float:

@@ -1,21 +1,21 @@
 """Records become rows, tables, figures, and an answer in words.
 
 ``write`` puts a whole report into a folder: ``report.md`` (for people, with date and machine),
-``table.tex``, ``rows.csv`` and ``rows.parquet`` (one row a cell and arm), ``runs.csv`` (one row a
-seed), ``verdicts.csv`` and the figures as PNG and SVG. All but ``report.md`` depend on the results
-alone.
+``how.json`` (these for programs), ``table.tex``, ``rows.csv`` and ``rows.parquet`` (one row a cell
+and arm), ``runs.csv`` (one row a seed), ``verdicts.csv`` and the figures as PNG and SVG. All but
+``report.md`` and ``how.json`` depend on the results alone.
 """
 
-import platform
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 
+from regrow.core.machine import versions
 from regrow.core.texts import one_line, visible
 from regrow.errors import ConfigError
 from regrow.jobs.arms import OF_FLOPS
@@ -54,6 +54,9 @@ __all__ = [
     "verdicts",
     "write",
 ]
+
+
+HOW_FILE = "how.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,7 @@ def write(
     metrics = page.metrics
     provenance = {"command": f"`{command}`", "date": date, "machine": machine}
     provenance |= {"precision": precision} if precision is not None else {}
-    provenance |= {"versions": _versions(), "margin": _margins(metrics, margin)}
+    provenance |= {"versions": versions(), "margin": _margins(metrics, margin)}
     with _writing(folder):
         if draw:
             of_arms = figures.draw(frame, folder, metrics=metrics)
@@ -155,6 +158,7 @@ def _texts(
     """Return what the files of a report hold that are text, by their names."""
     return {
         "report.md": markdown(page, provenance=provenance),
+        HOW_FILE: json.dumps({"title": page.title, **provenance}, indent=1) + "\n",
         "table.tex": latex(page),
         "rows.csv": to_csv(frame, row_columns(runs)),
         "runs.csv": to_csv(runs_frame(runs), run_columns(runs)),
@@ -247,10 +251,3 @@ def _limits(runs: Sequence[Run], compared: Sequence[Contest]) -> list[str]:
     if done and max(Counter((r.group, r.arm) for r in runs if r.done).values()) == 1:
         limits.append("One seed per row: no spread is known and nothing can be tested.")
     return limits
-
-
-def _versions() -> str:
-    packages = ("regrow", "torch", "numpy")
-    return ", ".join(
-        [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]
-    )

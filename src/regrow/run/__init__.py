@@ -8,8 +8,9 @@ a ``worker`` process, which stores what it finds; ``events`` tell of it, ``displ
 
 import torch
 
+from regrow.core.machine import num_cores
 from regrow.errors import ConfigError
-from regrow.run.coordinator import Summary, num_cores, run
+from regrow.run.coordinator import Summary, run
 from regrow.run.events import (
     Event,
     JobBlocked,

@@ -6,7 +6,6 @@ first; without dependents that is "longest job first".
 """
 
 import heapq
-import os
 import signal
 import threading
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from regrow.core.distributed import current
+from regrow.core.machine import num_cores
 from regrow.errors import ConfigError, Damaged, Interrupted, RanksLost, StoreError
 from regrow.jobs.base import Job, Notice, Progress, all_jobs
 from regrow.run import events
@@ -92,13 +92,6 @@ def run(
         return Coordinator(schedule, store, executor, emit).run()
     finally:
         executor.close()
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use, which may be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def assemble(num_workers: int, store: Store, settings: Settings) -> Executor:

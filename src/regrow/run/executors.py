@@ -17,6 +17,7 @@ import torch
 
 from regrow.core.distributed import ALONE, Ranks, lost, own_device
 from regrow.core.global_rng import drawing
+from regrow.core.machine import machine, versions
 from regrow.core.seeds import derive
 from regrow.errors import Interrupted, RanksLost, RegrowError, StoreError
 from regrow.jobs.base import Context, Job, Notice, Outcome, Progress
@@ -100,7 +101,7 @@ def execute(
         try:
             with own_randomness(job, settings):
                 outcome = job.run(context)
-            record = _record(job, outcome, context.seconds)
+            record = _record(job, outcome, context.seconds, device=settings.device)
             store.commit(job.key, record, outcome.tensors, parts=outcome.parts)
         except RanksLost:
             raise
@@ -152,15 +153,24 @@ def own_randomness(job: Job, settings: Settings) -> AbstractContextManager[None]
     return drawing(derive(0, "job", job.key))
 
 
-def _record(job: Job, outcome: Outcome, seconds: float) -> dict[str, Any]:
+def _record(job: Job, outcome: Outcome, seconds: float, *, device: str) -> dict[str, Any]:
     timing: Mapping[str, Any] = outcome.record.get("timing", {})
     return {
         **outcome.record,
         "kind": job.kind,
         "spec": job.spec,
         "inputs": [before.key for before in job.inputs],
-        "timing": {**timing, "seconds": round(seconds, 3)},
+        "timing": {
+            **timing,
+            "seconds": round(seconds, 3),
+            "machine": machine() if device == "cpu" else f"{_name_of(device)}, {machine()}",
+            "versions": versions(),
+        },
     }
+
+
+def _name_of(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def _failed(job: Job, error: Exception, *, store: Store, workspace: Workspace) -> Ended:

@@ -11,8 +11,9 @@
 
 A record is complete or absent: it is written under ``running/<key>``, synced, and moved to its
 place by one rename; the first writer wins. A lock dies with its process, the checkpoint stays for
-the next one that claims the job. Records are canonical JSON without times, except below the key
-"timing", so that the same job gives the same bytes wherever and however often it is run.
+the next one that claims the job. Records are canonical JSON without times, machine and versions,
+except below the key "timing", so that the same job gives the same bytes wherever and however often
+it is run.
 
 Each file is sealed for its key (``core.digests``) and checked when it is read; what does not fit is
 ``Damaged``. A record's digest covers its times and so stands with them, below "timing"; the digest

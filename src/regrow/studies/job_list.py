@@ -8,6 +8,7 @@ that extend it, and names, sizes and times of the files of data sets that lie in
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -65,6 +66,15 @@ def recall(store: Store, study: Path, *, data: Mapping[str, str] | None = None) 
     except StoreError:  # it was altered: the study is expanded anew
         return None
     return Planned(**stored) if stored is not None else None
+
+
+def labels(store: Store) -> dict[str, str]:
+    """Return the labels of the jobs of all studies that a store was given, by key."""
+    known: dict[str, str] = {}
+    for file in sorted(store.root.glob("plan-*.json")):
+        with suppress(StoreError):
+            known |= (store.decided(file.stem) or {}).get("labels", {})
+    return known
 
 
 def _identity(study: Path, data: Mapping[str, str]) -> str | None:

@@ -1,0 +1,389 @@
+"""Differences between two runs of anything: settings, numbers, verdicts, machines and versions.
+
+    found = differences(read_side("store-a"), read_side("store-b"))
+    print("\n".join(lines(found)))
+
+A side is a store, the folder of a report, or one record of a store. What was asked for alike is
+compared first; of what is left, the most similar requests of the same kind and seed are paired.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from regrow.core.texts import one_line
+from regrow.errors import ConfigError, short
+from regrow.report import HOW_FILE
+from regrow.report.rows import PLACE_COLUMNS, RUN_COLUMNS
+from regrow.store import TIMING, Store
+from regrow.studies.job_list import labels
+
+Flat = Mapping[str, Any]
+MADE = ("machine", "versions")  # of a record's timing, and of a report
+NOT_NUMBERS = {"spec", "inputs", "kind", "history", "architecture", TIMING}  # of a record
+PLACE = (*PLACE_COLUMNS, "seed")
+SETTINGS = {  # columns of runs.csv that were asked for; all others are results
+    *("start", "budget", "amount", "schedule", "cap", "parent_counted", "base_epochs"),
+    *("num_test", "metric"),
+}
+VERDICT = ("question", "group", "arm", "against")
+NOUNS = {"store": "a store of {} records", "report": "a report of {} runs", "record": "a record"}
+MOST_LINES = 20  # of each part in text
+RECORD_NAME = "record.json"
+MEANT = (
+    "Give the folder of a store (regrow-store) or of a report (regrow-report/NAME), a record.json, "
+    "or the key of a record (its first letters) of the store named by --store"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One run or job: what was asked for, and what was found."""
+
+    label: str
+    kind: str
+    settings: Flat
+    numbers: Flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedSide:
+    """One of the two things that are compared."""
+
+    name: str
+    what: str  # "store", "report" or "record"
+    items: Mapping[str, Item]
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+    made: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A value on both sides, and of what; None where a side does not have it."""
+
+    name: str
+    a: Any
+    b: Any
+    label: str = ""
+    count: int = 1
+
+    @property
+    def difference(self) -> float | None:
+        """B minus A, of numbers."""
+        both = (self.a, self.b)
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in both)
+        return float(self.b - self.a) if numbers else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its fields, without those that say nothing."""
+        parts = {"of": self.label, "name": self.name, "a": self.a, "b": self.b}
+        parts |= {"difference": self.difference, "in": self.count}
+        return {k: v for k, v in parts.items() if k in ("a", "b") or v not in (None, "")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """All that differs; ``same`` counts what was asked for alike, ``paired`` what was not."""
+
+    a: ComparedSide
+    b: ComparedSide
+    same: int
+    paired: int
+    settings: tuple[Change, ...]
+    numbers: tuple[Change, ...]  # of requests that are alike
+    effects: tuple[Change, ...]  # of those that are not
+    verdicts: tuple[Change, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    made: tuple[Change, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as JSON has it."""
+        changes = ("settings", "numbers", "effects", "verdicts", "made")
+        return {
+            **{side: {"name": s.name, "is": s.what, "runs": len(s.items)} for side, s in
+               (("a", self.a), ("b", self.b))},
+            "asked_alike": self.same,
+            "asked_otherwise": self.paired,
+            **{name: [change.to_json() for change in getattr(self, name)] for name in changes},
+            "only_in_a": list(self.only_a),
+            "only_in_b": list(self.only_b),
+        }  # fmt: skip
+
+
+def read_side(text: str, *, store: Path) -> ComparedSide:
+    """Read what one side names; a ``ConfigError`` says what could be meant."""
+    path = Path(text)
+    if path.is_dir() and (path / "store.json").is_file():
+        opened = Store.open(path, create=False)
+        return _of_records(text, "store", opened, opened.keys())
+    if path.is_dir() and (path / "runs.csv").is_file():
+        return _of_report(path)
+    if path.name == RECORD_NAME and path.is_file() and len(path.parents) > 3:
+        root, key = path.absolute().parents[3], path.absolute().parent.name
+        return _of_records(text, "record", Store.open(root, create=False), [key])
+    if path.exists():
+        raise ConfigError(f"'{path}' is neither a store nor a report. {MEANT}.")
+    if not (store / "store.json").is_file():
+        raise ConfigError(f"There is no '{path}', and no store '{store}' either. {MEANT}.")
+    opened = Store.open(store, create=False)
+    every = opened.keys()
+    keys = [key for key in every if text and key.startswith(text)]
+    if len(keys) != 1:
+        found = f"{len(keys)} keys of the store '{store}' begin so" if keys else "no key begins so"
+        raise ConfigError(f"There is no '{path}', and as a key {found}. {MEANT}.")
+    return _of_records(text, "record", opened, keys)
+
+
+def differences(a: ComparedSide, b: ComparedSide) -> Differences:
+    """Compare two sides of one kind."""
+    if a.what != b.what:
+        raise ConfigError(
+            f"'{a.name}' is a {a.what} and '{b.name}' a {b.what}: two of one kind can be compared. "
+            f"{MEANT}."
+        )
+    if a.what == "record":
+        pairs, only = [(item, other) for item in a.items.values() for other in b.items.values()], []
+    else:
+        both = [key for key in a.items if key in b.items]
+        left = [[i for k, i in side.items.items() if k not in both] for side in (a, b)]
+        nearest = [*_nearest(*left)]
+        pairs = [*((a.items[key], b.items[key]) for key in both), *nearest]
+        taken = {id(item) for pair in nearest for item in pair}
+        only = [[item.label for item in items if id(item) not in taken] for items in left]
+    alike = [(x, y) for x, y in pairs if x.settings == y.settings]
+    unlike = [(x, y) for x, y in pairs if x.settings != y.settings]
+    settings = Counter(
+        (change.name, change.a, change.b)
+        for x, y in unlike
+        for change in _changes(x.settings, y.settings)
+    )
+    verdicts = [Change(name=name, a=a.verdicts.get(name), b=b.verdicts.get(name))
+                for name in dict.fromkeys((*a.verdicts, *b.verdicts))]  # fmt: skip
+    return Differences(
+        a=a,
+        b=b,
+        same=len(alike),
+        paired=len(unlike),
+        settings=tuple(Change(name=n, a=x, b=y, count=c) for (n, x, y), c in settings.items()),
+        numbers=tuple(_numbers(alike)),
+        effects=tuple(_numbers(unlike)),
+        verdicts=tuple(change for change in verdicts if change.a != change.b),
+        only_a=tuple(only[0]) if only else (),
+        only_b=tuple(only[1]) if only else (),
+        made=tuple(
+            Change(name=name, a=_listed(a.made, name), b=_listed(b.made, name))
+            for name in dict.fromkeys((*a.made, *b.made))
+            if a.made.get(name) != b.made.get(name)
+        ),
+    )
+
+
+def lines(found: Differences) -> Iterator[str]:
+    """Write it for people; each part has at most ``MOST_LINES``."""
+    for letter, side in (("A", found.a), ("B", found.b)):
+        yield f"{letter}: {one_line(side.name)} ({NOUNS[side.what].format(len(side.items))})"
+    yield f"Asked for alike: {found.same}. Paired although the settings differ: {found.paired}."
+    parts = (
+        ("Settings that differ (A | B)", found.settings, "No setting differs."),
+        ("Same settings, other numbers (A | B)", found.numbers, "No number of the same request "
+         "differs." if found.same else ""),
+        ("Other settings, other numbers (A | B)", found.effects, ""),
+        ("Verdicts that differ (A | B)", found.verdicts, ""),
+        ("Made with (A | B)", found.made, _same_machine(found)),
+    )  # fmt: skip
+    for title, changes, otherwise in parts:
+        if changes:
+            yield f"{title}:"
+            yield from _shortened([_line(change) for change in changes])
+        elif otherwise:
+            yield otherwise
+    for letter, names in (("A", found.only_a), ("B", found.only_b)):
+        if names:
+            yield f"Only in {letter}: {len(names)}"
+            yield from _shortened([f"  {one_line(name)}" for name in names])
+
+
+def _same_machine(found: Differences) -> str:
+    known = [name for name in MADE if found.a.made.get(name)]
+    if not known:
+        return "Machines and versions are not recorded."
+    return f"The same {' and '.join(known)}: {'; '.join(_listed(found.a.made, n) for n in known)}."
+
+
+def _shortened(texts: list[str]) -> list[str]:
+    more = len(texts) - MOST_LINES
+    return texts if more <= 0 else [*texts[:MOST_LINES], f"  and {more} more (--json has all)"]
+
+
+def _line(change: Change) -> str:
+    of = f"{one_line(change.label)}, " if change.label else ""
+    by = f" ({change.difference:+.6g})" if of and change.difference is not None else ""
+    times = f" (in {change.count})" if change.count > 1 else ""
+    name, a, b = (one_line(_text(value)) for value in (change.name, change.a, change.b))
+    return f"  {of}{name}: {a} | {b}{by}{times}"
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _listed(made: Mapping[str, frozenset[str]], name: str) -> str:
+    return "; ".join(sorted(made.get(name, ()))) or "not recorded"
+
+
+def _changes(a: Flat, b: Flat) -> Iterator[Change]:
+    for name in dict.fromkeys((*a, *b)):
+        if a.get(name) != b.get(name):
+            yield Change(name=name, a=a.get(name), b=b.get(name))
+
+
+def _numbers(pairs: Iterable[tuple[Item, Item]]) -> Iterator[Change]:
+    for a, b in pairs:
+        for change in _changes(a.numbers, b.numbers):
+            label = a.label if a.label == b.label else f"{a.label} | {b.label}"
+            yield Change(name=change.name, a=change.a, b=change.b, label=label)
+
+
+def _nearest(a: list[Item], b: list[Item]) -> Iterator[tuple[Item, Item]]:
+    """Pair requests of one kind by how few settings differ, the most similar first."""
+    by_kind: dict[str, list[Item]] = {}
+    for item in b:
+        by_kind.setdefault(item.kind, []).append(item)
+    parts = {id(item): {(n, _text(v)) for n, v in item.settings.items()} for item in (*a, *b)}
+    distances = [
+        (len(parts[id(x)] ^ parts[id(y)]), i, j)
+        for i, x in enumerate(a)
+        for j, y in enumerate(by_kind.get(x.kind, ()))
+    ]
+    taken_a: set[int] = set()
+    taken_b: set[int] = set()
+    for _, i, j in sorted(distances):
+        x = a[i]
+        y = by_kind[x.kind][j]
+        if i not in taken_a and id(y) not in taken_b:
+            taken_a.add(i)
+            taken_b.add(id(y))
+            yield x, y
+
+
+def _of_records(name: str, what: str, store: Store, keys: Iterable[str]) -> ComparedSide:
+    keys = tuple(keys)
+    known, records = labels(store), {key: store.record(key) for key in keys}
+    made: dict[str, set[str]] = {}
+    for record in records.values():
+        for part in MADE:
+            if part in record.get(TIMING, {}):
+                made.setdefault(part, set()).add(str(record[TIMING][part]))
+    return ComparedSide(
+        name=name,
+        what=what,
+        items={
+            key: Item(
+                label=known.get(key, f"{record.get('kind', 'job')} {key[:12]}"),
+                kind=f"{record.get('kind')} {record.get('spec', {}).get('seed')}",
+                settings=_request(key, records, store),
+                numbers=_flat({k: v for k, v in record.items() if k not in NOT_NUMBERS}),
+            )
+            for key, record in records.items()
+        },
+        made={part: frozenset(values) for part, values in made.items()},
+    )
+
+
+def _request(key: str, records: dict[str, dict[str, Any]], store: Store) -> dict[str, Any]:
+    """Return all settings of a job and of what it stands on, by kind; its own kind comes first."""
+    settings: dict[str, Any] = {}
+    kinds: Counter[str] = Counter()
+    seen: dict[str, None] = {key: None}
+    for name in (queue := [key]):
+        record = records.get(name) or (store.record(name) if store.has(name) else {})
+        kind = str(record.get("kind", "job"))
+        kinds[kind] += 1
+        head = kind if kinds[kind] == 1 else f"{kind} {kinds[kind]}"
+        settings |= {f"{head}.{n}": v for n, v in _flat(record.get("spec", {})).items()}
+        for below in record.get("inputs", ()):
+            if below not in seen:
+                seen[below] = None
+                queue.append(below)
+    return settings
+
+
+def _flat(value: Any, head: str = "") -> dict[str, Any]:
+    """Return the texts and numbers of a nested value, by the way to each."""
+    if isinstance(value, Mapping):
+        pairs: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value):
+        pairs = enumerate(value)
+    else:
+        return {head: json.dumps(value) if isinstance(value, list) else value}
+    flat: dict[str, Any] = {}
+    for name, entry in pairs:
+        flat |= _flat(entry, f"{head}.{name}" if head else str(name))
+    return flat
+
+
+def _of_report(folder: Path) -> ComparedSide:
+    runs = _rows(folder / "runs.csv")
+    missing = [name for name in PLACE if runs and name not in runs[0]]
+    if missing:
+        raise ConfigError(
+            f"'{folder / 'runs.csv'}' has no column {missing[0]!r}: it is not one that a report "
+            "wrote. Write the report again with `regrow report`."
+        )
+    items = {}
+    for row in runs:
+        place = {name: row[name] for name in PLACE if row[name] != ""}
+        label = " / ".join(str(value) for name, value in place.items() if name != "unit")
+        key = json.dumps(place)
+        items[key] = Item(
+            label=label,
+            kind="run",
+            settings={name: row.get(name, "") for name in RUN_COLUMNS if name in SETTINGS},
+            numbers={k: v for k, v in row.items() if k not in {*SETTINGS, *PLACE, "group"}},
+        )
+    verdict_file = folder / "verdicts.csv"
+    verdicts = {
+        " / ".join(str(row.get(name, "")) for name in VERDICT): str(row.get("outcome", ""))
+        for row in (_rows(verdict_file) if verdict_file.is_file() else ())
+    }
+    made = {part: frozenset({how[part]}) for how in [_how(folder)] for part in MADE if part in how}
+    return ComparedSide(name=str(folder), what="report", items=items, verdicts=verdicts, made=made)
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """Read a table of a report; numbers are numbers."""
+    try:
+        frame = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except pd.errors.EmptyDataError:
+        return []
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"'{file}' cannot be read: {short(error)}.") from error
+    return [
+        {str(name): _number(value) for name, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def _number(text: Any) -> Any:
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        try:
+            return float(text)
+        except (TypeError, ValueError):
+            return text
+
+
+def _how(folder: Path) -> dict[str, str]:
+    """Return how a report was made, as far as it says."""
+    try:
+        value = json.loads((folder / HOW_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
