@@ -235,8 +235,9 @@ def superiority(gains: Sequence[float], *, confidence: float = 0.95) -> Superior
     percentile bootstrap, which knows no uncertainty where all of a few pairs agree, the interval is
     the exact binomial one (Clopper and Pearson, 1934): never too short, whatever the number.
 
-    >>> superiority([0.3, 0.1, 0.4])
-    Superiority(value=1.0, low=0.29240177382128657, high=1.0, wins=3.0, n=3, confidence=0.95)
+    >>> won = superiority([0.3, 0.1, 0.4])
+    >>> won.value, round(won.low, 3), won.high
+    (1.0, 0.292, 1.0)
 
     Reference: Bouthillier et al., Accounting for Variance in Machine Learning Benchmarks, MLSys
     2021, arXiv:2103.03098.

@@ -5,7 +5,6 @@ text, colours follow the page, each point is a link with its value, and a chart 
 where one of matplotlib takes 30 to 100.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -230,10 +229,8 @@ def _round_ticks(low: float, high: float) -> list[float]:
     >>> _round_ticks(0.13, 2.4), _round_ticks(96.1, 99.2)
     ([0.5, 1.0, 1.5, 2.0], [97.0, 98.0, 99.0])
     """
-    power = 10.0 ** math.floor(math.log10((high - low) / 2))
-    step = next(
-        s * power for s in itertools.chain((1, 2, 5, 10, 20)) if (high - low) / (s * power) < 5.5
-    )
+    power = 10.0 ** math.floor(math.log10((high - low) / 5.5))
+    step = next(s * power for s in (1, 2, 5, 10, 20) if (high - low) / (s * power) < 5.5)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(step * i, 10) for i in range(first, last + 1)]
