@@ -202,16 +202,27 @@ def _family(family: list[Verdict], *, with_metric: bool = False) -> Answer:
 
 def _rules(conclusive: Sequence[Verdict]) -> str:
     """Name the recipes and budget rules that an answer about scratch training holds for."""
-    if conclusive[0].question.about != "scratch":
+    question = conclusive[0].question
+    if question.about != "scratch":
         return ""
     sides = [list(dict.fromkeys(v.rules[i] for v in conclusive if v.rules[i])) for i in (0, 1)]
     if not all(sides):
         return ""
     setups = list(dict.fromkeys(v.setup for v in conclusive if v.setup))
-    words = ["; ".join(f"({rule})" for rule in rules[:MOST_RULES]) for rules in sides]
-    more = ["; ..." if len(rules) > MOST_RULES else "" for rules in sides]
-    text = f" It holds for these rules: {words[0]}{more[0]} against {words[1]}{more[1]}"
-    return f"{text}; setup {' or '.join(setups)}." if setups else f"{text}."
+    names = [side.name if side else "the best arm" for side in (question.first, question.second)]
+    trained = [f"{name} with {_either(rules)}" for name, rules in zip(names, sides, strict=True)]
+    text = f" Trained were {trained[0]}; {trained[1]}."
+    return f"{text} Setup of Wang et al. (2023): {_either(setups)}." if setups else text
+
+
+def _either(texts: Sequence[str]) -> str:
+    """Join what differs between cells.
+
+    >>> _either(["equal epochs"]), _either(["S1", "S1, SX-B"])
+    ('equal epochs', '(S1) or (S1, SX-B)')
+    """
+    shown = [f"({text})" if len(texts) > 1 else text for text in texts[:MOST_RULES]]
+    return " or ".join([*shown, *(["others"] if len(texts) > MOST_RULES else [])])
 
 
 def _left_out(with_results: Sequence[Verdict], *, of: int) -> str:

@@ -3,7 +3,8 @@
 The colours say how large each value is when units go. A smaller network that runs the same
 operations, with the same numbers, on values of those sizes, computes what the network does whose
 cut units are silent, by the operations' own definitions: no values have to be compared. What code
-takes from a number of channels shows in a size or a number.
+takes from a number of channels shows in a size or a number. Which value an operation reads is not
+compared; a proof by values (``proof``) does that, of each cut that is made for a user.
 """
 
 from __future__ import annotations

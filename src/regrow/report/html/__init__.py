@@ -5,6 +5,7 @@
 phone, by keyboard and by a screen reader.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -76,7 +77,7 @@ def write_page(
 def write_document(document: Document, folder: Path) -> Path:
     """Write a page into a folder, whole or not at all."""
     path = folder / PAGE
-    fresh = path.with_suffix(".new")
+    fresh = folder / f".{PAGE}.{os.getpid()}.new"  # of this process: two may write it at once
     fresh.write_text(render(document), encoding="utf-8", newline="\n")
     fresh.replace(path)  # a browser never reads half a page
     return path
