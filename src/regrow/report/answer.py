@@ -210,18 +210,19 @@ def _rules(conclusive: Sequence[Verdict]) -> str:
         return ""
     setups = list(dict.fromkeys(v.setup for v in conclusive if v.setup))
     names = [side.name if side else "the best arm" for side in (question.first, question.second)]
-    trained = [f"{name} with {_either(rules)}" for name, rules in zip(names, sides, strict=True)]
-    text = f" Trained were {trained[0]}; {trained[1]}."
-    return f"{text} Setup of Wang et al. (2023): {_either(setups)}." if setups else text
+    recipes = [f"{name} {_either(rules)}" for name, rules in zip(names, sides, strict=True)]
+    text = f" Recipes: {'; '.join(recipes)}."
+    setup = " or ".join(setup.replace(", ", " + ") for setup in setups)
+    return f"{text} Setup of Wang et al. (2023): {setup}." if setups else text
 
 
 def _either(texts: Sequence[str]) -> str:
     """Join what differs between cells.
 
-    >>> _either(["equal epochs"]), _either(["S1", "S1, SX-B"])
-    ('equal epochs', '(S1) or (S1, SX-B)')
+    >>> _either(["equal epochs"]), _either(["rate 0.1; equal FLOPs", "rate 0.1; 3 epochs"])
+    ('(equal epochs)', '(rate 0.1; equal FLOPs) or (rate 0.1; 3 epochs)')
     """
-    shown = [f"({text})" if len(texts) > 1 else text for text in texts[:MOST_RULES]]
+    shown = [f"({text})" for text in texts[:MOST_RULES]]
     return " or ".join([*shown, *(["others"] if len(texts) > MOST_RULES else [])])
 
 
