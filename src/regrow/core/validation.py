@@ -34,7 +34,7 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
+def mapping(value: Any, where: str, known: Collection[str]) -> dict[str, Any]:
     """Return a mapping that has no other keys than those known."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} must be a mapping of {', '.join(known)}. Got {value!r}.")
@@ -83,7 +83,7 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def entry_of(value: Any, axis: str, known: Sequence[str]) -> dict[str, Any]:
+def entry_of(value: Any, axis: str, known: Collection[str]) -> dict[str, Any]:
     """Read an entry of an axis: a name alone, or a mapping with a name in it."""
     value_named = {"name": value} if isinstance(value, str) else value
     entry = mapping(value_named, f"{axis}: an entry", known)

@@ -383,16 +383,29 @@ DEFAULT_ARMS = (UNPRUNED, PRUNED, FINE_TUNE, SCRATCH_E, SCRATCH_B, WINNING_TICKE
 
 # An arm as a study file has it --------------------
 
-_ARM_KEYS = (
-    *("name", "like", "start", "epoch", "schedule", "drop_at", "schedule_epoch"),
-    *("lr", "last_rates", "treatment", "strength"),
-    *("epochs", "share", "budget", "cap", "objective"),
-)
+ARM_KEYS: Mapping[str, str] = {
+    "name": "a registered arm, or a name of its own",
+    "like": "the registered arm that it differs from",
+    "start": "the weights that it starts from",
+    "epoch": "of the start rewound: the epoch of training whose weights it starts from",
+    "schedule": "full (the recipe's), last-rate, or another schedule of recipes",
+    "drop_at": "of the schedule drops: other shares of training than the recipe's",
+    "schedule_epoch": "the epoch at which it enters its schedule",
+    "lr": "another learning rate than the recipe's (or its last)",
+    "last_rates": "the learning rate as a multiple of the recipe's last",
+    "treatment": "the method whose treatment acts while it trains",
+    "strength": "of that treatment, in place of the method's own",
+    "epochs": "a budget of so many epochs",
+    "share": "a budget of this share of the unpruned network's epochs",
+    "budget": "another kind of budget",
+    "cap": "of a budget of FLOPs: the most that the epochs are stretched by",
+    "objective": "the loss that it descends, in place of the recipe's",
+}
 
 
 def read_arm(entry: Any) -> Arm:
     """Read an arm: a registered name, or a name with what differs from itself or from ``like``."""
-    given = entry_of(entry, "arms", _ARM_KEYS)
+    given = entry_of(entry, "arms", ARM_KEYS)
     name = text(given["name"], "name")
     known = registered_arm(name)
     if known is not None:

@@ -14,18 +14,24 @@ from regrow.errors import ConfigError
 from regrow.jobs.arms import Arm, read_arm
 
 RATES = ("lr", "last_rates")  # what can be tuned, one of them at a time
-KEYS = (*RATES, "trials", "on")
+TUNE = "tune"  # the key of an entry that stands for several arms
+KEYS: Mapping[str, str] = {
+    "lr": "learning rates, each a trial",
+    "last_rates": "rates as multiples of the recipe's last, each a trial",
+    "trials": "how many trials there are, if it is to be said",
+    "on": "what the best is chosen on: validation",
+}
 MOST_TRIALS = 100
 
 
 def read_trials(entry: Mapping[str, Any]) -> tuple[Arm, ...]:
     """Read an entry of a study's arms that is tuned: one arm for each trial of ``tune``."""
-    given = {key: value for key, value in entry.items() if key != "tune"}
+    given = {key: value for key, value in entry.items() if key != TUNE}
     arm = read_arm(given)
     where = f"The arm {arm.name!r}"
     if arm.budget.kind == "none":
         raise ConfigError(f"{where} trains nothing, so there is nothing to tune. Leave out 'tune'.")
-    rate, values = _values(entry["tune"], where)
+    rate, values = _values(entry[TUNE], where)
     if twice := [key for key in RATES if key in given]:
         raise ConfigError(f"{where} has a {twice[0]!r} and tunes {rate!r}: leave one out.")
     return tuple(_trial(given, arm, rate=rate, value=value) for value in values)

@@ -31,7 +31,7 @@ from regrow.jobs.arms import (
     read_arm,
     registered_arm,
 )
-from regrow.jobs.trials import read_trials
+from regrow.jobs.trials import TUNE, read_trials
 from regrow.models import MODELS, ModelSpec, is_origin, resolve
 from regrow.models.origins import read_checkpoint
 from regrow.models.weights import Checkpoint
@@ -44,6 +44,7 @@ from regrow.pruning.method import (
     checked_share,
     checked_sparsity,
 )
+from regrow.studies.keys import METHOD_KEYS, SOURCE_KEYS, SOURCE_METHOD_KEYS
 from regrow.tasks.base import TASKS, Head
 from regrow.train import Recipe, make_objective
 
@@ -55,18 +56,6 @@ NO_TICKET = "none"  # as a 'ticket': nothing is trained between rounds
 OWN_ARGUMENT = ("torchvision", "random")  # 'weights' that are an argument of registered models
 AMOUNTS = ("sparsity", "target", "shares")  # beside the names of costs
 MOST_SEEDS = 10_000
-AXES = ("data", "models", "methods", "arms", "seeds", "recipe", "task")
-
-_METHOD_KEYS = (
-    *("name", "label", *AMOUNTS),
-    *("strength", "criterion", "allocation", "scope", "normalise"),
-    *("pretrained", "lr", "rounds", "ticket", "from"),
-)
-_SOURCE_KEYS = ("model", "data", "method", "recipe")
-_SOURCE_METHOD_KEYS = (
-    *("name", "strength", "criterion", "allocation", "scope", "normalise"),
-    *("pretrained", "lr"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +284,7 @@ def _recipe(value: Any) -> Recipe:
 
 def _arms(entry: Any) -> tuple[Arm, ...]:
     """Read an arm, or where it is tuned one for each trial."""
-    tuned = isinstance(entry, Mapping) and "tune" in entry
+    tuned = isinstance(entry, Mapping) and TUNE in entry
     return read_trials(entry) if tuned else (read_arm(entry),)
 
 
@@ -317,7 +306,7 @@ def read_seeds(value: Any) -> tuple[int, ...]:
 
 def _method_keys() -> tuple[str, ...]:
     """Return what may be said of a method: its own keys, and the costs that are registered."""
-    return (*_METHOD_KEYS, *cost_names())
+    return (*METHOD_KEYS, *cost_names())
 
 
 def read_use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
@@ -390,10 +379,8 @@ def _source(fields: Mapping[str, Any], method: Method, where: str) -> Source | N
             "those) and no 'shares'."
         )
     try:
-        source = mapping(fields.get("from", {}), "'from'", _SOURCE_KEYS)
-        entry = entry_of(
-            source.get("method", method.follows), "'from': method", _SOURCE_METHOD_KEYS
-        )
+        source = mapping(fields.get("from", {}), "'from'", SOURCE_KEYS)
+        entry = entry_of(source.get("method", method.follows), "'from': method", SOURCE_METHOD_KEYS)
         _check_source(METHODS.get(entry["name"]), method)
         use = read_use({**entry, "sparsity": fields["sparsity"]}, ())
         data, data_label = read_data(source["data"]) if "data" in source else (None, "")

@@ -16,7 +16,7 @@ compare`` writes such a study.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,21 +32,15 @@ from regrow.models.origins import ModelOrigin, read_origin
 from regrow.pruning.method import Method
 from regrow.studies.experiment import Cut, MethodUse, read_seeds, read_use
 from regrow.studies.family import narrowed
+from regrow.studies.keys import METRIC_KEYS, OWN_MODEL_KEYS, RIVAL_KEYS
 from regrow.tasks.metric import ACCURACY, BITS_PER_BYTE, R_SQUARED, TOKEN_ACCURACY, Metric
 from regrow.train.function import UNITS as BUDGET_UNITS
 from regrow.train.function import TrainFunction, Unit, amount_of
 
-KEYS = (
-    *("train", "metric", "budget", "models", "methods", "small", "arms", "uniform", "rivals"),
-    "seeds",
-)
 DEFAULT_ARMS = ("unpruned", "pruned", "fine-tune", "scratch-e", "scratch-b")
 OF_THE_FUNCTION = (
     *("lr", "drop_at", "schedule_epoch", "epoch", "objective", "treatment", "strength"),
 )
-_MODEL_KEYS = ("network", "input", "weights", "set", "keep", "label")
-_RIVAL_KEYS = ("network", "input", "set", "label", "budget", "cap", "vary")
-_METRIC_KEYS = ("name", "better", "margin", "num_test", "chance")
 KNOWN_METRICS = {
     metric.key: replace(metric, example="example")
     for metric in (ACCURACY, TOKEN_ACCURACY, R_SQUARED, BITS_PER_BYTE)
@@ -100,7 +94,7 @@ class OwnExperiment:
 
 
 def read_own(value: Mapping[str, Any]) -> OwnExperiment:
-    """Read what stands under the keys ``KEYS``."""
+    """Read what stands under the keys ``OWN_KEYS``."""
     for key in ("train", "metric", "budget", "models"):
         if key not in value:
             raise ConfigError(f"{key!r} is missing: a study with a 'train' function needs it.")
@@ -108,7 +102,7 @@ def read_own(value: Mapping[str, Any]) -> OwnExperiment:
     if more or given is None:
         raise ConfigError("'models' must name one network beside 'train'. Write two studies.")
     function = TrainFunction.read(value["train"])
-    network, label = _network(given, _MODEL_KEYS)
+    network, label = _network(given, OWN_MODEL_KEYS)
     uses = [read_use(entry, ()) for entry in as_list(value.get("methods", []))]
     for use in uses:
         _check_use(use)
@@ -144,7 +138,7 @@ def read_own(value: Mapping[str, Any]) -> OwnExperiment:
     )
 
 
-def _network(entry: Any, keys: tuple[str, ...]) -> tuple[OwnNetwork, str]:
+def _network(entry: Any, keys: Collection[str]) -> tuple[OwnNetwork, str]:
     """Read a network with its label in tables."""
     fields = mapping({"network": entry} if isinstance(entry, str) else entry, "A network", keys)
     where = text(fields.get("network"), "network")
@@ -181,7 +175,7 @@ def _rival(
 ) -> Rival:
     """Read a rival: its network takes the same inputs, and is trained from scratch."""
     fields = {"network": entry} if isinstance(entry, str) else entry
-    fields = mapping(fields, "'rivals'", _RIVAL_KEYS)
+    fields = mapping(fields, "'rivals'", RIVAL_KEYS)
     budget = Budget(kind=fields.pop("budget", "equal-epochs"), cap=fields.pop("cap", None))
     if budget.kind not in ("equal-epochs", "equal-flops"):
         raise ConfigError(
@@ -206,7 +200,7 @@ def _rival(
     fields["set"] = changed
     fields.setdefault("input", network.inputs.to_json())
     try:
-        rival, label = _network(fields, _MODEL_KEYS)
+        rival, label = _network(fields, OWN_MODEL_KEYS)
     except RegrowError as error:
         raise ConfigError(f"The rival {short(fields['network'])}: {error}") from error
     return Rival(network=rival, arm=Arm(name=label, start="random", budget=budget))
@@ -239,7 +233,7 @@ def _whole(value: Any, network: OwnNetwork) -> WholeBudget:
 def _judged(value: Any) -> Judged:
     """Read what networks are scored by, and what is known of the test set."""
     fields = {"name": value} if isinstance(value, str) else value
-    fields = mapping(fields, "'metric'", _METRIC_KEYS)
+    fields = mapping(fields, "'metric'", METRIC_KEYS)
     name, margin = text(fields.get("name"), "name"), fields.get("margin")
     if margin is not None and not (is_number(margin) and margin > 0):
         raise ConfigError(f"The 'margin' of {name!r} must be above 0. Got {short(margin)}.")

@@ -53,14 +53,15 @@ A model with ``weights: torchvision`` is not trained but taken as it is publishe
 same thousand classes (on other data it is trained on from those weights).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.core.validation import is_number, mapping, text
 from regrow.errors import ConfigError, short, unknown
-from regrow.studies.experiment import AXES, Experiment, read_experiments
+from regrow.studies.experiment import Experiment, read_experiments
+from regrow.studies.keys import AXES, EACH, KEYS, OWN_KEYS
 from regrow.studies.yaml_file import decided, read_file, replaced
 from regrow.train import Precision
 
@@ -73,9 +74,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 100_000
 MOST_NAME_BYTES = 200  # of a folder; file systems allow 255
-EACH = (*AXES, "backbone")  # keys of each experiment
 TRAIN = "train"  # the key of a study whose networks a function of one's own trains
-KEYS = ("name", "title", *EACH, "margin", "reference", "experiments")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,17 +179,15 @@ class Study:
         return tuple({cell.job.key: cell.job for cell in self.cells()}.values())
 
 
-def _known(value: Any, keys: tuple[str, ...]) -> tuple[str, ...]:
+def _known(value: Any, keys: Collection[str]) -> Collection[str]:
     """Return the keys that a study may have; those of heads, which need PyTorch, if it has more."""
     if not isinstance(value, Mapping) or set(value) <= {*keys}:
         return keys
     if TRAIN in value:
-        from regrow.studies.own import KEYS as OWN_KEYS
-
         return (*OWN_KEYS, *(key for key in keys if key not in EACH))
     from regrow.studies.transfers import head_keys
 
-    return keys + head_keys()
+    return (*keys, *head_keys())
 
 
 def _read(value: Mapping[str, Any]) -> "list[AnyExperiment]":

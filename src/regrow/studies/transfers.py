@@ -9,13 +9,13 @@ from regrow.core.validation import as_list, mapping
 from regrow.errors import ConfigError, unknown
 from regrow.jobs.arms import UNPRUNED, Arm, Budget
 from regrow.studies.experiment import (
-    AXES,
     Experiment,
     MethodUse,
     check_arm,
     read_data,
     read_experiments,
 )
+from regrow.studies.keys import AXES
 from regrow.tasks import TASKS, Head
 from regrow.train import Recipe
 
