@@ -42,11 +42,11 @@ def training(recipe: Recipe = QUICK, *, num: int = 70, **options: Any) -> Traini
     return Training(model, bright(num), recipe, seed=7, device="cuda", **options)
 
 
-def assert_close(one: Training, other: Training) -> None:
+def assert_close(one: Training, other: Training, *, atol: float = 2e-4) -> None:
     tensors, others = one.state()[0], other.state()[0]
     for name, value in tensors.items():
         # Other kernels, other orders of sums, over 15 steps.
-        torch.testing.assert_close(value, others[name], rtol=2e-3, atol=2e-4)
+        torch.testing.assert_close(value, others[name], rtol=2e-3, atol=atol)
 
 
 def penalty(model: nn.Module, _: Moment) -> None:
@@ -70,7 +70,8 @@ def test_recorded_steps_equal_single_calls_and_the_cpu(num: int, kind: str) -> N
         fit(each)
     assert one.notice is None, one.notice
     assert_close(one, other)
-    assert_close(one, on_cpu)
+    # An H200's resizing of images moved a weight by 3.6e-4; one image shifted by a pixel: by 0.017.
+    assert_close(one, on_cpu, atol=1e-3)
 
 
 @pytest.mark.parametrize("hook", ["gradients", "masks"])

@@ -61,9 +61,9 @@ app.add_typer(bench.app, name="bench")
 
 def _print_version(show: bool) -> None:
     if show:
-        from importlib.metadata import version
+        from regrow.core.machine import version_of
 
-        print(f"regrow {version('regrow')}")
+        print(f"regrow {version_of('regrow')}")
         raise typer.Exit
 
 

@@ -6,7 +6,7 @@ The machine itself is never named.
 import os
 import platform
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("regrow", "torch", "numpy")
@@ -39,5 +39,13 @@ def machine() -> str:
 @cache
 def versions() -> str:
     """Return the versions of Python and of the packages that results depend on."""
-    parts = [f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]
+    parts = [f"Python {platform.python_version()}", *(f"{p} {version_of(p)}" for p in PACKAGES)]
     return ", ".join(parts)
+
+
+def version_of(package: str) -> str:
+    """Return an installed package's version; code that is only on the path has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -4,12 +4,12 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from regrow.core.machine import version_of
 from regrow.cost import measure
 from regrow.cost.latency import machine
 from regrow.data import Dataset
@@ -222,7 +222,7 @@ def _cut(
         whole=dict(traced.whole),
         machine=about,
         date=date.today().isoformat(),
-        version=version("regrow"),
+        version=version_of("regrow"),
         caveats=after.caveats,
     )
     return Compressed(network=small, mask=mask, trace=traced, proof=proof, card=card)
