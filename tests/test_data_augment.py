@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regrow.data import AUGMENTATIONS, normalise
-from regrow.data.augment import CROP_DRAWS, augment, crop_boxes, draw, draw_crops
+from regrow.data.augment import CROP_DRAWS, alternate, augment, crop_boxes, draw, draw_crops
+from regrow.data.spec import FLIPPING
 from regrow.errors import ConfigError
+
+REFLECTED = "reflect-shift-flip"
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -79,7 +82,51 @@ def test_padding_is_four_pixels_at_the_size_of_cifar() -> None:
     assert int(black.max()) == 4
 
 
-@pytest.mark.parametrize("kind", ["flip", "pad-crop-flip", "resized-crop-flip"])
+@pytest.mark.parametrize(("kind", "may_flip"), [("reflect-shift", False), (REFLECTED, True)])
+@pytest.mark.parametrize(("size", "reach"), [(8, 1), (32, 2), (64, 4)])
+def test_reflected_shifts_are_crops_of_the_mirrored_input(
+    kind: str, may_flip: bool, size: int, reach: int
+) -> None:
+    pixels = random_pixels(80, size=size)
+    padded = F.pad(pixels.float(), (reach,) * 4, mode="reflect").to(torch.uint8)
+    seen = set()
+    for image, source in zip(augmented(pixels, kind), padded, strict=True):
+        found = [
+            (top, left, flipped)
+            for top in range(2 * reach + 1)
+            for left in range(2 * reach + 1)
+            for flipped in (False, True)
+            if torch.equal(
+                image.flip(2) if flipped else image,
+                source[:, top : top + size, left : left + size],
+            )
+        ]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert {flipped for _, _, flipped in seen} == ({False, True} if may_flip else {False})
+    for axis in (0, 1):
+        assert {place[axis] for place in seen} == set(range(2 * reach + 1))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_images_of_few_pixels_are_not_read_beyond_their_border(size: int) -> None:
+    pixels = random_pixels(30, size=size)
+    for image, source in zip(augmented(pixels, REFLECTED), pixels, strict=True):
+        assert {*image.unique().tolist()} <= {*source.unique().tolist()}
+
+
+@pytest.mark.parametrize("kind", FLIPPING)
+def test_alternating_flips_turn_over_with_the_epoch(kind: str) -> None:
+    coins = torch.randint(0, 2, (40,), generator=generator(1))
+    draws = draw(kind, 40, size=8, generator=generator())
+    turned = [alternate(draws, coins, epoch=epoch) for epoch in range(3)]
+    assert torch.equal(turned[0][:, -1], coins)
+    assert torch.equal(turned[1][:, -1], 1 - coins)
+    assert torch.equal(turned[2], turned[0])
+    assert all(torch.equal(each[:, :-1], draws[:, :-1]) for each in turned)
+
+
+@pytest.mark.parametrize("kind", FLIPPING)
 def test_about_half_are_flipped(kind: str) -> None:
     # Dark on the left, bright on the right: a flip is seen whatever the crop.
     pixels = torch.arange(0, 256, 16).repeat(16, 1).expand(4000, 1, 16, 16).to(torch.uint8) // 2

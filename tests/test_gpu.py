@@ -20,7 +20,7 @@ from regrow.run import run
 from regrow.run.executors import exact_floats
 from regrow.run.gpu_sharing import Trial, how_many
 from regrow.store import Store
-from regrow.train import Moment, Recipe, Training, Treatment, evaluate, fit
+from regrow.train import RECIPES, Moment, Recipe, Training, Treatment, evaluate, fit
 from small import MATERIAL, bright, digits
 from test_jobs import RECIPE, VGG
 from test_training import network
@@ -61,7 +61,9 @@ def half() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("num", [64, 65, 70])
-@pytest.mark.parametrize("kind", ["none", "pad-crop-flip", "resized-crop-flip"])
+@pytest.mark.parametrize(
+    "kind", ["none", "pad-crop-flip", "reflect-shift-flip", "resized-crop-flip"]
+)
 def test_recorded_steps_equal_single_calls_and_the_cpu(num: int, kind: str) -> None:
     recipe = replace(QUICK, augmentation=kind)
     one, other = training(recipe, num=num), training(recipe, num=num, eager=True)
@@ -96,15 +98,17 @@ def test_options_of_a_recipe_are_recorded_with_the_step(name: str) -> None:
     assert_close(one, other)
 
 
+@pytest.mark.parametrize("name", ["plain", "fast"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("stop", [1, 4, 5, 7, 14])
-def test_recorded_steps_resume(stop: int, dropout: float) -> None:
-    undisturbed = training(dropout=dropout)
+def test_recorded_steps_resume(stop: int, dropout: float, name: str) -> None:
+    recipe = replace(QUICK, **OPTIONS.get(name, {}))
+    undisturbed = training(recipe, dropout=dropout)
     fit(undisturbed)
-    killed = training(dropout=dropout)
+    killed = training(recipe, dropout=dropout)
     for _ in range(stop):
         killed.step()
-    resumed = training(dropout=dropout)
+    resumed = training(recipe, dropout=dropout)
     resumed.restore(*killed.state())
     fit(resumed)
     assert_close(resumed, undisturbed)
@@ -146,6 +150,27 @@ def test_bf16_learns_and_is_evaluated_as_on_a_cpu() -> None:
     assert found.score > 0.8
     exact = evaluate(one.model, one.dataset.test, one.dataset)
     assert exact.score == evaluate(one.model.cpu(), one.dataset.test, one.dataset).score
+
+
+def test_the_fast_recipe_learns_in_bf16_as_single_calls_do() -> None:
+    given: dict[str, Any] = {
+        "epochs": 8,
+        "batch": 64,
+        "lr": 0.1,
+        "precision": "bf16",
+        "norm_bias_rate": 8.0,
+    }
+    recipe = replace(RECIPES["fast"], **given)
+    found = {}
+    for eager in (False, True):
+        one = training(recipe, num=400, eager=eager)
+        fit(one)
+        assert one.notice is None, one.notice
+        for value, average in zip(one.parts.averaged, one.parts.averages, strict=True):
+            assert torch.equal(value, average)  # the network is where the last look ahead left it
+        found[eager] = one.history[-1]["loss"]
+        assert evaluate(one.model, one.dataset.test, one.dataset, precision="bf16").score > 0.8
+    assert found[False] == pytest.approx(found[True], rel=0.05)
 
 
 def test_threads_that_share_the_device_do_what_one_does_alone(tmp_path: Path) -> None:

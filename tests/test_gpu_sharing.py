@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from regrow.core.global_rng import drawing
 from regrow.core.seeds import seeded
+from regrow.data import AUGMENTATIONS
 from regrow.errors import Interrupted, TrainingError
 from regrow.jobs.base import Context, Defaults, Job, Outcome
 from regrow.jobs.train import Train
@@ -28,7 +29,7 @@ from regrow.run.executors import Settings
 from regrow.run.gpu_sharing import Trial, how_many
 from regrow.store import Store
 from regrow.studies.study import Study
-from regrow.train import Moment, Recipe, Training, Treatment, fit
+from regrow.train import RECIPES, Moment, Recipe, Training, Treatment, fit
 from regrow.train.engine import CannotRecord
 from small import MATERIAL, bright, digits
 from test_jobs import RECIPE, VGG
@@ -106,7 +107,7 @@ def half() -> dict[str, Tensor]:
 # Recorded steps
 
 
-@pytest.mark.parametrize("kind", ["none", "flip", "shift", "pad-crop-flip", "resized-crop-flip"])
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_recorded_steps_equal_single_calls(kind: str) -> None:
     recipe = replace(QUICK, augmentation=kind)
     one, other = graphed(recipe), eager(recipe)
@@ -116,6 +117,23 @@ def test_recorded_steps_equal_single_calls(kind: str) -> None:
     assert [line["loss"] for line in one.history] == pytest.approx(
         [line["loss"] for line in other.history], rel=1e-5
     )
+
+
+@pytest.mark.parametrize("num", [64, 65, 70])
+def test_the_fast_recipe_is_recorded_in_bf16(num: int) -> None:
+    """Rates, looks ahead and flips change by step or epoch, and one recording has them all."""
+    given: dict[str, Any] = {"epochs": 3, "batch": 16, "lr": 0.05, "precision": "bf16"}
+    recipe = replace(RECIPES["fast"], norm_bias_rate=8.0, **given)
+    recorder = Bodies()
+    one, other = graphed(recipe, num=num, recorder=recorder), eager(recipe, num=num)
+    fit(one)
+    fit(other)
+    assert recorder.recorded == (1 if num == 64 else 2)
+    for value, average in zip(one.parts.averaged, one.parts.averages, strict=True):
+        assert torch.equal(value, average)
+    tensors, others = one.state()[0], other.state()[0]
+    for name, value in tensors.items():
+        torch.testing.assert_close(value, others[name], rtol=2e-2, atol=2e-3)
 
 
 @pytest.mark.parametrize("num", [64, 65, 70])

@@ -17,9 +17,10 @@ from regrow.core.registry import load_file
 from regrow.core.seeds import seeded
 from regrow.data import MemoryImages, normalise
 from regrow.data.augment import cut_out, draw_holes, draw_shares, mix
+from regrow.data.spec import FLIPPING
 from regrow.errors import ConfigError
-from regrow.train import Recipe, Training, evaluate, fit
-from regrow.train.optimiser import make_optimiser
+from regrow.train import RECIPES, Recipe, Training, evaluate, fit
+from regrow.train.optimiser import decays_and_rates, make_optimiser
 from small import bright, forget_names
 from test_gpu_sharing import Bodies, half
 from test_training import QUICK, assert_same_bits, network, training
@@ -43,6 +44,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mixup": {"mixup": 0.4},
     "cutout": {"cutout": 3},
     "label smoothing": {"objective": Choice("cross-entropy", label_smoothing=0.1)},
+    "nesterov": {"nesterov": True, "momentum": 0.85},
+    "linear from and to": {
+        "schedule": "linear",
+        "warmup_share": 0.2,
+        "warmup_start": 0.3,
+        "end_factor": 0.1,
+    },
+    "cosine to": {"schedule": "cosine-by-step", "end_factor": 0.1},
+    "rate of norms' biases": {"norm_bias_rate": 8.0, "weight_decay": 0.05},
+    "lookahead": {"lookahead": 4},
+    "reflected shift": {"augmentation": "reflect-shift-flip"},
+    "alternating flip": {"alternating_flip": True},
 }
 ALL: dict[str, Any] = {
     **{k: v for options in OPTIONS.values() for k, v in options.items()},
@@ -50,7 +63,24 @@ ALL: dict[str, Any] = {
     "schedule": "one-cycle",
     "warmup_steps": 0,
     "warmup_share": 0.0,
+    "warmup_start": 0.0,
+    "end_factor": 0.0,
+    "lookahead": None,
+    "nesterov": False,
+    "momentum": 0.9,
+    "norm_bias_rate": 2.0,
 }
+# As the recipe, at rates for 15 steps.
+OPTIONS["fast"] = {
+    **{k: getattr(RECIPES["fast"], k) for k in RECIPES["fast"].to_json()},
+    "epochs": 3,
+    "batch": 16,
+    "lr": 0.05,
+    "norm_bias_rate": 8.0,
+    "lookahead": 4,
+}
+NORM_BIASES = ("1.bias", "4.bias")  # of ``network``
+PLAIN = replace(bright(), augmentation="none")
 
 
 @pytest.fixture(autouse=True)
@@ -66,15 +96,22 @@ def plain_loop(recipe: Recipe, *, seed: int) -> Iterator[dict[str, Tensor]]:
     """Train with PyTorch's own parts, yielding the parameters that would be measured."""
     model, data = network(), bright()
     steps, num = 5, 5 * recipe.epochs
+    rates = [
+        recipe.norm_bias_rate if n in NORM_BIASES else 1.0 for n, _ in model.named_parameters()
+    ]
     groups = [
-        {"params": [p], "weight_decay": recipe.weight_decay * (p.dim() > 1)}
-        if recipe.decayed == "weights"
-        else {"params": [p]}
-        for p in model.parameters()
+        {
+            "params": [p],
+            "lr": recipe.lr * rate,
+            "weight_decay": recipe.weight_decay
+            / rate
+            * (p.dim() > 1 or recipe.decayed != "weights"),
+        }
+        for p, rate in zip(model.parameters(), rates, strict=True)
     ]
     if recipe.optimiser is None:
         optimiser: Any = torch.optim.SGD(
-            groups, lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay
+            groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov
         )
     else:
         given = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8} | recipe.optimiser.arguments
@@ -83,11 +120,16 @@ def plain_loop(recipe: Recipe, *, seed: int) -> Iterator[dict[str, Tensor]]:
             lr=recipe.lr,
             betas=(given["beta1"], given["beta2"]),
             eps=given["eps"],
-            weight_decay=recipe.weight_decay,
         )
+    first, last = recipe.warmup_start, recipe.end_factor
+    warmup = round(num * recipe.warmup_share)
     factors = {
-        "linear": lambda s: (s + 1) / 3 if s < 3 else (num - s) / (num - 3),
-        "cosine-by-step": lambda s: (1 + math.cos(math.pi * s / num)) / 2,
+        "linear": lambda s: (
+            first + (1 - first) * (s + 1) / warmup
+            if s < warmup
+            else last + (1 - last) * (num - s) / (num - warmup)
+        ),
+        "cosine-by-step": lambda s: last + (1 - last) * (1 + math.cos(math.pi * s / num)) / 2,
         "drops": lambda s: (
             min((s + 1) / 7, 1) * 0.1 ** (s // steps)
             if recipe.warmup_steps
@@ -95,21 +137,27 @@ def plain_loop(recipe: Recipe, *, seed: int) -> Iterator[dict[str, Tensor]]:
         ),
     }
     if recipe.schedule == "one-cycle":
+        peaks = [group["lr"] for group in optimiser.param_groups]
         schedule: Any = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, recipe.lr, total_steps=num, cycle_momentum=False
+            optimiser, peaks, total_steps=num, cycle_momentum=False
         )
     else:
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factors[recipe.schedule])
     smoothing = {} if recipe.objective is None else recipe.objective.arguments
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
+    kind = recipe.augmentation or data.augmentation
+    coins = torch.randint(0, 2, (70,), generator=seeded(seed, "flip"))
     for epoch in range(recipe.epochs):
         order = torch.randperm(70, generator=seeded(seed, "shuffle", epoch))
         generator = seeded(seed, "augment", epoch)
-        draws = data.train.draw(data.augmentation, generator)
+        draws = data.train.draw(kind, generator)
+        if recipe.alternating_flip:
+            for place, image in enumerate(order.tolist()):
+                draws[place, -1] = int(coins[image]) ^ (epoch % 2)
         holes = draw_holes(70, size=8, generator=generator) if recipe.cutout else order[:, None]
         shares = draw_shares(5, alpha=recipe.mixup or 1, generator=generator).tolist()
         for step, places in enumerate(torch.split(torch.arange(70), 16)):
-            pixels = data.train.augmented(order[places], draws[places], kind=data.augmentation)
+            pixels = data.train.augmented(order[places], draws[places], kind=kind)
             x = normalise(pixels, data.mean, data.std)
             y = data.train.labels[order[places]]
             if recipe.cutout:
@@ -128,8 +176,14 @@ def plain_loop(recipe: Recipe, *, seed: int) -> Iterator[dict[str, Tensor]]:
             schedule.step()
             done = epoch * steps + step
             decay = min(recipe.ema or 0.0, (1 + done) / (10 + done))
+            if recipe.lookahead:
+                decay = 0.95**recipe.lookahead * ((done + 1) / num) ** 3
+            pulls = recipe.lookahead and ((done + 1) % recipe.lookahead == 0 or done + 1 == num)
             for name, p in model.named_parameters():
-                average[name].mul_(decay).add_(p.detach(), alpha=1 - decay)
+                if pulls or not recipe.lookahead:
+                    average[name].mul_(decay).add_(p.detach(), alpha=1 - decay)
+                if pulls:
+                    p.data.copy_(average[name])
             yield {name: value.clone() for name, value in average.items()}
 
 
@@ -163,7 +217,7 @@ def test_adamw_has_the_bits_of_pytorch() -> None:
 
 @pytest.mark.parametrize("engine", ["single calls", "recorded"])
 @pytest.mark.parametrize("stop", [1, 7, 14, 15])
-@pytest.mark.parametrize("name", ["all", "adamw", "ema"])
+@pytest.mark.parametrize("name", ["all", "adamw", "ema", "fast"])
 def test_resumes_to_the_same_bits(name: str, stop: int, engine: str) -> None:
     recipe = recipe_with(ALL if name == "all" else OPTIONS[name])
 
@@ -209,6 +263,80 @@ def test_average_is_what_is_left_at_the_end_and_masks_hold_in_it() -> None:
     assert not torch.equal(
         one.model.state_dict()["1.running_mean"], plain.model.state_dict()["1.running_mean"]
     )
+
+
+def test_lookahead_leaves_the_average_and_masks_hold_in_it() -> None:
+    one = training(recipe_with({"lookahead": 4}), masks=half())
+    for _ in range(one.num_steps):
+        one.step()
+        pulled = one.steps_done % 4 == 0 or one.done
+        for value, average in zip(one.parts.averaged, one.parts.averages, strict=True):
+            where = value != 0  # what is masked, the average may remember
+            assert not pulled or torch.equal(value[where], average[where])
+        assert (one.model.get_parameter("3.weight")[~half()["3.weight"]] == 0).all()
+    running = one.model.state_dict()["1.running_mean"]
+    assert not torch.equal(running, torch.zeros_like(running))
+
+
+def test_lookahead_takes_up_the_schedule_where_a_training_enters_it() -> None:
+    late = training(recipe_with({"lookahead": 4}), first_epoch=1)
+    pulls = [numbers.pull for epoch in (1, 2) for numbers in late._numbers(epoch, seeded(0, "x"))]
+    assert [5 + place + 1 for place, pull in enumerate(pulls) if pull] == [8, 12, 15]
+    last = late._numbers(2, seeded(0, "x"))[-1]
+    assert last.decay == pytest.approx(0.95**4)
+
+
+class RMSNorm(nn.Module):
+    """A norm of a library: a scale and a bias of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+
+
+def test_biases_of_norms_are_told_by_what_norms_are() -> None:
+    net = nn.ModuleDict(
+        {
+            "conv": nn.Conv2d(3, 3, 1),
+            "batch": nn.BatchNorm2d(3),
+            "layer": nn.LayerNorm(3),
+            "group": nn.GroupNorm(1, 3),
+            "own": RMSNorm(),
+            "bare": nn.BatchNorm2d(3, affine=False),
+            "linear": nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)),
+            "scaled": nn.BatchNorm2d(3),
+            "held": nn.BatchNorm2d(3),
+        }
+    )
+    nn.utils.parametrize.register_parametrization(net["scaled"], "bias", nn.Identity())
+    net["held"].requires_grad_(False)
+    recipe = Recipe(norm_bias_rate=64, weight_decay=0.64)
+    names = [name for name, p in net.named_parameters() if p.requires_grad]
+    decays, rates = decays_and_rates(net, recipe)
+    fast = {name for name, rate in zip(names, rates, strict=True) if rate == 64}
+    norms = {"batch.bias", "layer.bias", "group.bias", "own.bias"}
+    assert fast == norms | {"scaled.parametrizations.bias.original"}
+    assert {decay for decay, rate in zip(decays, rates, strict=True) if rate == 64} == {0.01}
+    assert {decay for decay, rate in zip(decays, rates, strict=True) if rate == 1} == {0.64}
+
+
+@pytest.mark.parametrize("kind", FLIPPING)
+def test_each_image_is_flipped_in_every_second_epoch(kind: str) -> None:
+    seen: list[dict[int, int]] = []
+    one = training(recipe_with({"alternating_flip": True, "augmentation": kind}))
+    begin = one._engine.begin
+
+    def look(epoch: Any) -> None:
+        flips = epoch.draws[:, -1].tolist()
+        seen.append(dict(zip(epoch.order.tolist(), flips, strict=True)))
+        begin(epoch)
+
+    one._engine.begin = look  # type: ignore[method-assign]
+    fit(one)
+    first, second, third = seen
+    assert first == third
+    assert all(first[image] + second[image] == 1 for image in range(70))
+    assert 20 < sum(first.values()) < 50
 
 
 def test_own_optimiser_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,6 +399,18 @@ def test_an_optimiser_that_cannot_step_is_refused_before_training(
         ({"ema": 1}, "'ema' of a recipe must be a number between 0 and 1"),
         ({"mixup": -1}, "'mixup' of a recipe must be a number above 0"),
         ({"cutout": 2.5}, "'cutout' of a recipe must be an int of at least 1"),
+        ({"lookahead": 0}, "'lookahead' of a recipe must be an int of at least 1, or nothing"),
+        ({"lookahead": 5, "ema": 0.9}, "averages weights in one way. Give one of 'ema' and 'look"),
+        ({"norm_bias_rate": 0}, "'norm_bias_rate' of a recipe must be a number above 0"),
+        ({"warmup_start": 1}, r"'warmup_start' of a recipe must be a share of 'lr' in \[0, 1\)"),
+        ({"warmup_start": 0.2}, "needs 'warmup_steps' or a 'warmup_share', which rise from it"),
+        ({"end_factor": -1}, r"'end_factor' of a recipe must be a share of 'lr' in \[0, 1\)"),
+        ({"end_factor": 0.1}, "'drops' takes no 'end_factor'; cosine-by-step and linear do"),
+        ({"alternating_flip": 1}, "'alternating_flip' of a recipe must be true or false"),
+        (
+            {"alternating_flip": True, "augmentation": "shift"},
+            "needs an 'augmentation' that flips images .* Got 'shift'",
+        ),
         ({"decayed": "weight"}, "weights"),
     ],
 )
@@ -284,6 +424,8 @@ def test_what_cannot_be_trained_is_refused() -> None:
         training(replace(QUICK, optimiser=Choice("adamw", beta1=1)))
     with pytest.raises(ConfigError, match=r"at most the 8 pixels of an image here. Got 9"):
         training(replace(QUICK, cutout=9))
+    with pytest.raises(ConfigError, match="These data have 'none': give the recipe an 'augment"):
+        Training(network(), PLAIN, replace(QUICK, alternating_flip=True), seed=0)
     with pytest.raises(ConfigError, match="'mixup' pairs images of a whole batch"):
         training(replace(QUICK, mixup=0.2), ranks=Ranks(rank=0, size=2))
     with pytest.raises(ConfigError, match="'distillation' learns from a trained network"):
@@ -306,6 +448,19 @@ def test_new_fields_enter_no_key_unless_given() -> None:
     assert Recipe().to_json() == {}
     recipe = Recipe(ema=0.9, optimiser=Choice("adamw"))
     assert recipe.to_json() == {"ema": 0.9, "optimiser": "adamw"}
+    assert Recipe.from_json({"name": "fast", "epochs": 4}).at_one_rate(0.1).to_json() == {
+        "epochs": 4,
+        "batch": 1024,
+        "schedule": "constant",
+        "momentum": 0.85,
+        "nesterov": True,
+        "weight_decay": 1.33e-3,
+        "augmentation": "reflect-shift-flip",
+        "lookahead": 5,
+        "objective": {"name": "cross-entropy", "label_smoothing": 0.2},
+        "norm_bias_rate": 64.0,
+        "alternating_flip": True,
+    }
 
 
 def test_squares_are_cut_out_around_their_centres() -> None:

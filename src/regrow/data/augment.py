@@ -38,10 +38,22 @@ def augment(pixels: Tensor, draws: Tensor, *, kind: str) -> Tensor:
     ``pixels``: uint8 [B, C, H, W], returned as such; ``draws``: int64 [B, numbers of kind] of
     ``draw``, on the same device. Kinds: ``none``; ``flip`` (left-right, every second image on
     average); ``shift`` (pad with black by an eighth of the size, 4 pixels at 32, and crop at
-    random); ``pad-crop-flip`` (both, the CIFAR recipe); ``resized-crop-flip`` (the ImageNet
-    recipe). An unknown kind is a ``ConfigError``.
+    random); ``pad-crop-flip`` (both, the CIFAR recipe); ``reflect-shift`` (move by up to a
+    sixteenth of the size, 2 pixels at 32, mirroring the image at its border);
+    ``reflect-shift-flip`` (that, and flip); ``resized-crop-flip`` (the ImageNet recipe). An unknown
+    kind is a ``ConfigError``.
     """
     return _kind(kind).apply(pixels, draws)
+
+
+def alternate(draws: Tensor, coins: Tensor, *, epoch: int) -> Tensor:
+    """Return the draws of a kind with a flip, in which each image is flipped every second epoch.
+
+    ``coins``: 0 or 1 for each row of ``draws``, that of its image, tossed once for a training: who
+    has a 1 is flipped in the even epochs, counted from 0. Reference: Jordan, 94% on CIFAR-10 in
+    3.29 Seconds on a Single GPU, 2024, arXiv:2404.00498.
+    """
+    return torch.cat([draws[:, :-1], (coins[:, None] + epoch) % 2], dim=1)
 
 
 def draw_holes(num: int, *, size: int, generator: torch.Generator) -> Tensor:
@@ -160,22 +172,52 @@ def _flip(pixels: Tensor, draws: Tensor) -> Tensor:
 
 
 def _pad_crop(pixels: Tensor, draws: Tensor) -> Tensor:
-    """Pad with black, crop, and reverse the columns of those with a third number of 1.
+    """Pad with black, crop, and reverse the columns of those with a third number of 1."""
+    height, width = pixels.shape[2:]
+    pad_y, pad_x = height // 8, width // 8  # 4 for 32 px, as in the paper; 1 for 8 px, 8 for 64 px
+    rows, columns = _places(draws, height, width)
+    return _gathered(F.pad(pixels, (pad_x, pad_x, pad_y, pad_y)), rows, columns)
+
+
+def _reflect_shift(pixels: Tensor, draws: Tensor) -> Tensor:
+    """Move by a few pixels, with what lies beside the border mirrored into what lies beyond it."""
+    height, width = pixels.shape[2:]
+    rows, columns = _places(draws, height, width)
+    rows, columns = rows - _reach(height), columns - _reach(width)
+    return _gathered(pixels, _reflected(rows, height), _reflected(columns, width))
+
+
+def _reach(size: int) -> int:
+    """Return how far images are moved: 2 pixels at 32, as in airbench."""
+    return min(max(1, size // 16), size - 1)
+
+
+def _reflected(places: Tensor, length: int) -> Tensor:
+    """Mirror places that lie outside at the first and the last one."""
+    last = length - 1
+    return last - (last - places.abs()).abs()
+
+
+def _places(draws: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return which rows [B, H] and columns [B, W] images show; reversed where a flip says so."""
+    columns = torch.arange(width, device=draws.device)
+    if draws.shape[1] == 3:
+        columns = torch.where(draws[:, 2:] == 1, width - 1 - columns, columns)
+    rows = torch.arange(height, device=draws.device)
+    return rows + draws[:, :1], columns + draws[:, 1:2]
+
+
+def _gathered(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pick rows and columns of each image.
 
     In one gather of bytes by computed offsets, which costs half of what indexing strided windows
     does.
     """
-    num, channels, height, width = pixels.shape
-    pad_y, pad_x = height // 8, width // 8  # 4 for 32 px, as in the paper; 1 for 8 px, 8 for 64 px
-    columns = torch.arange(width, device=pixels.device)
-    if draws.shape[1] == 3:
-        columns = torch.where(draws[:, 2:] == 1, width - 1 - columns, columns)
-    columns = columns + draws[:, 1:2]  # [B, W]
-    rows = torch.arange(height, device=pixels.device) + draws[:, :1]  # [B, H]
-    offsets = rows[:, :, None] * (width + 2 * pad_x) + columns[:, None, :]  # [B, H, W]
-    index = offsets.flatten(1)[:, None].expand(num, channels, height * width)
-    padded = F.pad(pixels, (pad_x, pad_x, pad_y, pad_y))
-    return padded.flatten(2).gather(2, index).view(num, channels, height, width)
+    num, channels, _, stride = pixels.shape
+    offsets = rows[:, :, None] * stride + columns[:, None, :]  # [B, H, W]
+    index = offsets.flatten(1)[:, None].expand(num, channels, -1)
+    height, width = offsets.shape[1:]
+    return pixels.flatten(2).gather(2, index).view(num, channels, height, width)
 
 
 def _resized_crop_flip(pixels: Tensor, draws: Tensor) -> Tensor:
@@ -213,6 +255,15 @@ def _draw_pad_crop_flip(num: int, size: int, generator: torch.Generator) -> Tens
     return torch.cat([places, _draw_flip(num, size, generator)], dim=1)
 
 
+def _draw_reflect_shift(num: int, size: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2 * _reach(size) + 1, (num, 2), generator=generator)
+
+
+def _draw_reflect_shift_flip(num: int, size: int, generator: torch.Generator) -> Tensor:
+    places = _draw_reflect_shift(num, size, generator)
+    return torch.cat([places, _draw_flip(num, size, generator)], dim=1)
+
+
 def _draw_resized_crop_flip(num: int, size: int, generator: torch.Generator) -> Tensor:
     """Draw a box (x, y, width, height) and a flip for each."""
     draws = draw_crops(num, generator)
@@ -234,6 +285,8 @@ _KINDS: dict[str, _Kind] = dict(
             _Kind(_draw_shift, _pad_crop),
             _Kind(_draw_pad_crop_flip, _pad_crop),
             _Kind(_draw_resized_crop_flip, _resized_crop_flip),
+            _Kind(_draw_reflect_shift, _reflect_shift),
+            _Kind(_draw_reflect_shift_flip, _reflect_shift),
         ),
         strict=True,
     )

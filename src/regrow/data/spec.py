@@ -21,7 +21,12 @@ from regrow.core.validation import changed_fields, is_int, is_number, refuse_unk
 from regrow.data.base import Arrays, Boxes, Raw
 from regrow.errors import ConfigError, unknown
 
-AUGMENTATIONS = ("none", "flip", "shift", "pad-crop-flip", "resized-crop-flip")  # see ``augment``
+# See ``augment``; and those that flip images from left to right.
+AUGMENTATIONS = (
+    *("none", "flip", "shift", "pad-crop-flip", "resized-crop-flip"),
+    *("reflect-shift", "reflect-shift-flip"),
+)
+FLIPPING = ("flip", "pad-crop-flip", "resized-crop-flip", "reflect-shift-flip")
 IMAGE_TASK = "image-classification"
 DATA_NAMES = "regrow.data"  # the package, and the entry point group, that hold data sets
 

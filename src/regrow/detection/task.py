@@ -74,8 +74,8 @@ class DetectorHead:
             raise ConfigError(
                 f"Detection: {unknown('augmentation', recipe.augmentation or '', AUGMENTATIONS)}"
             )
-        for option in ("objective", "ema", "mixup", "cutout"):
-            if (value := getattr(recipe, option)) is not None:
+        for option in ("objective", "ema", "lookahead", "mixup", "cutout", "alternating_flip"):
+            if (value := getattr(recipe, option)) not in (None, False):
                 raise ConfigError(
                     f"A detector has losses and images of its own, so its recipe takes no "
                     f"{option!r}. Leave it out. Got {value!r}."

@@ -14,7 +14,7 @@ from regrow.data.boxed_images import BoxedImages
 from regrow.detection.model import STRIDE, Detection
 from regrow.train import Precision, Recipe, Stepping
 from regrow.train.layout import NOTICE, lay_out_
-from regrow.train.optimiser import make_optimiser
+from regrow.train.optimiser import decays_and_rates, make_optimiser
 from regrow.train.safe_convolutions import safe_convolutions
 
 # What one epoch shows: every image twice, as it is and mirrored (the framework's); or once,
@@ -70,7 +70,7 @@ class DetectionTraining(Stepping):
         self.notice = None if laid_out else NOTICE
         self._epoch: tuple[int, _ImageOrder] | None = None
         self._learning = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self._decays = [recipe.decay_of(n, dims=p.dim()) for n, p in self._learning.items()]
+        self._decays, self._rates = decays_and_rates(self.model, recipe)
         self._optimiser = make_optimiser(recipe)
         self._state = self._optimiser.start(self._learning.values())
         self._losses = torch.zeros(self.steps_per_epoch, len(LOSSES), device=self.device)
@@ -108,7 +108,7 @@ class DetectionTraining(Stepping):
         if self.recipe.clip is not None:
             nn.utils.clip_grad_norm_(learning, self.recipe.clip)
         lr = self.recipe.lr_at(epoch, place=place, steps=self.steps_per_epoch)
-        self._optimiser.step(learning, self._state, decays=self._decays, lr=lr)
+        self._optimiser.step(learning, self._state, decays=self._decays, lr=lr, rates=self._rates)
         self._losses[place] = parts.detach()
         self.steps_done += 1
         if place == self.steps_per_epoch - 1:

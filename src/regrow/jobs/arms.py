@@ -284,6 +284,7 @@ class Arm:
             lr=lr or base.lr,
             schedule=base.schedule if self.schedule == "full" else self.schedule,
             drop_at=base.drop_at if self.drop_at is None else self.drop_at,
+            end_factor=base.end_factor if self.schedule == "full" else 0.0,
             objective=objective,
         )
 

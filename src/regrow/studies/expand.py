@@ -371,6 +371,7 @@ def _check_augmentation(experiment: Experiment, data: Material) -> None:
     settings = {
         "augmentation": recipe.augmentation if recipe.augmentation != "none" else None,
         "cutout": recipe.cutout,
+        "alternating_flip": recipe.alternating_flip or None,
         "mixup": recipe.mixup if "vocabulary" in arguments else None,
     }
     for option, value in settings.items():

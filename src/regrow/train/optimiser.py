@@ -75,21 +75,56 @@ class Optimiser:
         *,
         decays: Sequence[float],
         lr: "float | Tensor",
+        rates: Sequence[float] | None = None,
     ) -> None:
-        """Update parameters that have a gradient in place, in one call for all of one decay."""
+        """Update parameters that have a gradient in place, in one call for all that are alike.
+
+        ``decays`` and ``rates`` are of each parameter: its weight decay, and its learning rate as a
+        multiple of ``lr``, which is 1 unless given.
+        """
         import torch
 
         learning = [i for i, p in enumerate(parameters) if p.grad is not None]
-        for decay in dict.fromkeys(decays[i] for i in learning):
-            places = [i for i in learning if decays[i] == decay]
+        kinds = list(zip(decays, rates or [1.0] * len(decays), strict=True))
+        for decay, rate in dict.fromkeys(kinds[i] for i in learning):
+            places = [i for i in learning if kinds[i] == (decay, rate)]
             with torch.no_grad():
                 self.update(
                     [parameters[i] for i in places],
                     [parameters[i].grad for i in places],
                     {name: [tensors[i] for i in places] for name, tensors in state.items()},
-                    lr=lr,
+                    lr=lr if rate == 1.0 else lr * rate,
                     weight_decay=decay,
                 )
+
+
+def decays_and_rates(model: "nn.Module", recipe: "Recipe") -> "tuple[list[float], list[float]]":
+    """Return the weight decay and the multiple of the rate of each parameter that learns."""
+    biases = _norm_biases(model) if recipe.norm_bias_rate != 1 else set()
+    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    rates = [recipe.norm_bias_rate if id(p) in biases else 1.0 for _, p in learning]
+    decays = [recipe.decay_of(name, dims=p.dim()) for name, p in learning]
+    return [decay / rate for decay, rate in zip(decays, rates, strict=True)], rates
+
+
+def _norm_biases(model: "nn.Module") -> set[int]:
+    """Return the identities of the biases of norms, a library's own among them.
+
+    A norm says what it is in the name of its class, and its scale, if any, has one dimension.
+    """
+    names = ("bias", "parametrizations.bias.original")
+    return {
+        id(parameter)
+        for module in model.modules()
+        if _is_norm(module)
+        for name, parameter in module.named_parameters()
+        if name in names
+    }
+
+
+def _is_norm(module: "nn.Module") -> bool:
+    weight = getattr(module, "weight", None)
+    return "norm" in type(module).__name__.lower() and (weight is None or weight.dim() == 1)
 
 
 @dataclass(frozen=True, kw_only=True)

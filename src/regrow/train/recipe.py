@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from regrow.core.choice import Choice
 from regrow.core.validation import changed_fields, is_int, is_number, refuse_unknown, tuples
+from regrow.data.spec import FLIPPING
 from regrow.errors import ConfigError, unknown
 from regrow.train.objective import OBJECTIVES, make_objective
 from regrow.train.optimiser import OPTIMISERS, SGD, check_optimiser
@@ -29,7 +30,10 @@ class Recipe:
     change at each update (see ``train/schedules.py``).
     The first ``warmup_epochs`` run at ``warmup_factor`` times their rate; their number is not
     stretched. Or the rate rises at each of the first ``warmup_steps`` updates, or over the first
-    ``warmup_share`` of training.
+    ``warmup_share`` of training, from ``warmup_start`` times the rate. ``linear`` and
+    ``cosine-by-step`` fall to ``end_factor`` times the rate.
+    ``norm_bias_rate``: of the biases of norms, a multiple of the rate of other parameters. Their
+    decay is divided by it, so that what an update takes away stays the same.
     ``optimiser``: a name or with arguments; None is ``sgd``, which has ``momentum`` and
     ``nesterov``.
     ``weight_decay``: on every parameter, as in the paper's code (``decayed: all``); on weights and
@@ -41,7 +45,12 @@ class Recipe:
     ``ema``: the network is measured, kept and pruned as the exponential moving average of its
     weights and running statistics over updates, average = d * average + (1 - d) * value, with d =
     min(ema, (1 + t) / (10 + t)) at update t (Polyak and Juditsky, 1992; d as in TensorFlow).
-    ``augmentation``: None is the data set's own. ``cutout`` erases a square of so many pixels,
+    ``lookahead``: after so many updates (and after the last) the network takes the place of an
+    average of where it was then, average = d * average + (1 - d) * value, with d = 0.95^lookahead *
+    t^3 at the share t of training, so that it is free at first and held back at the end (Zhang et
+    al., Lookahead Optimizer, NeurIPS 2019, arXiv:1907.08610; d as in arXiv:2404.00498).
+    ``augmentation``: None is the data set's own. With ``alternating_flip`` an image is flipped in
+    every second epoch, in place of by chance. ``cutout`` erases a square of so many pixels,
     ``mixup`` mixes images and losses of pairs by shares of Beta(mixup, mixup): see
     ``data/augment.py``.
     ``precision``: ``bf16`` computes layers in bfloat16 and keeps parameters and momentum in fp32.
@@ -79,12 +88,17 @@ class Recipe:
     ema: float | None = None
     mixup: float | None = None
     cutout: int | None = None
+    warmup_start: float = 0.0
+    end_factor: float = 0.0
+    norm_bias_rate: float = 1.0
+    lookahead: int | None = None
+    alternating_flip: bool = False
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("batch", 1), ("warmup_epochs", 0), ("warmup_steps", 0)):
             if not is_int(getattr(self, name), least=low):
                 raise self._error(name, f"an int of at least {low}")
-        for name in ("lr", "drop_factor", "warmup_factor"):
+        for name in ("lr", "drop_factor", "warmup_factor", "norm_bias_rate"):
             if not (is_number(getattr(self, name)) and getattr(self, name) > 0):
                 raise self._error(name, "a number above 0")
         if not (is_number(self.weight_decay) and self.weight_decay >= 0):
@@ -94,7 +108,7 @@ class Recipe:
         if not (is_number(self.drop_every) and 0 < self.drop_every <= 1):
             raise self._error("drop_every", "a share of training in (0, 1]")
         self._check_drop_at()
-        for name in ("nesterov", "channels_last"):
+        for name in ("nesterov", "channels_last", "alternating_flip"):
             if not isinstance(getattr(self, name), bool):
                 raise self._error(name, "true or false")
         if self.nesterov and self.momentum == 0:
@@ -156,7 +170,8 @@ class Recipe:
         if self.schedule == "constant":
             return words
         if self.schedule != "drops":
-            return f"{words}, {self.schedule}"
+            end = f" to {100 * self.end_factor:g} %" if self.end_factor else ""
+            return f"{words}, {self.schedule}{end}"
         places = "/".join(f"{100 * share:g}" for share in self.drop_at)
         return f"{words}, times {self.drop_factor:g} at {places} %" if places else words
 
@@ -166,9 +181,9 @@ class Recipe:
 
     def at_one_rate(self, lr: float) -> "Recipe":
         """Return the same recipe at one learning rate, without a warm-up."""
-        return replace(
-            self, schedule="constant", lr=lr, warmup_epochs=0, warmup_steps=0, warmup_share=0.0
-        )
+        names = ("warmup_epochs", "warmup_steps", "warmup_share", "warmup_start", "end_factor")
+        none: dict[str, Any] = dict.fromkeys(names, 0)
+        return replace(self, schedule="constant", lr=lr, **none)
 
     def stretched(self, epochs: int) -> "Recipe":
         """Return the same recipe over another number of epochs, its schedule stretched with it.
@@ -217,9 +232,12 @@ class Recipe:
         return "-".join(sorted({code for code in codes if code is not None})) or None
 
     def _check_options(self) -> None:
-        """Check what the published recipes do without."""
+        """Check what the paper's recipes do without."""
         if not (is_number(self.warmup_share) and 0 <= self.warmup_share < 1):
             raise self._error("warmup_share", "a share of training in [0, 1)")
+        for name in ("warmup_start", "end_factor"):
+            if not (is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1):
+                raise self._error(name, "a share of 'lr' in [0, 1)")
         warmups = ("warmup_epochs", "warmup_steps", "warmup_share")
         warmups_given = [name for name in warmups if getattr(self, name)]
         if len(warmups_given) > 1:
@@ -231,6 +249,7 @@ class Recipe:
             ("ema", lambda v: 0 < v < 1, "a number between 0 and 1"),
             ("mixup", lambda v: v > 0, "a number above 0"),
             ("cutout", lambda v: is_int(v, least=1), "an int of at least 1"),
+            ("lookahead", lambda v: is_int(v, least=1), "an int of at least 1"),
         ):
             value = getattr(self, name)
             if value is not None and not (is_number(value) and good(value)):
@@ -242,8 +261,32 @@ class Recipe:
         if self.objective is not None:
             make_objective(self.objective)
         check_optimiser(self)
+        self._check_together()
         for epoch in (0, self.epochs - 1):
             self.lr_at(epoch)  # a schedule that returns no factor is refused
+
+    def _check_together(self) -> None:
+        """Refuse what says something of another field that does not allow it."""
+        if self.end_factor and not SCHEDULES.get(self.schedule).takes_end:
+            able = [name for name in SCHEDULES.names() if SCHEDULES.get(name).takes_end]
+            raise ConfigError(
+                f"The schedule {self.schedule!r} takes no 'end_factor'; {' and '.join(able)} do. "
+                f"Leave it out. Got {self.end_factor!r}."
+            )
+        if self.warmup_start and not (self.warmup_steps or self.warmup_share):
+            raise ConfigError(
+                f"The 'warmup_start' of a recipe needs 'warmup_steps' or a 'warmup_share', which "
+                f"rise from it. Got {self.warmup_start!r}."
+            )
+        if self.ema is not None and self.lookahead is not None:
+            raise ConfigError(
+                "A recipe averages weights in one way. Give one of 'ema' and 'lookahead'."
+            )
+        if self.alternating_flip and self.augmentation not in (None, *FLIPPING):
+            raise ConfigError(
+                f"A recipe with 'alternating_flip' needs an 'augmentation' that flips images "
+                f"({', '.join(FLIPPING)}). Got {self.augmentation!r}."
+            )
 
     def _check_drop_at(self) -> None:
         shares = self.drop_at
@@ -272,6 +315,25 @@ RECIPES: Mapping[str, Recipe] = {
         warmup_epochs=1,
         nesterov=True,
         weight_decay=5e-4,
+    ),
+    # For a few epochs, as airbench94 trains (Jordan, 2024, arXiv:2404.00498), its numbers for the
+    # mean of a batch's losses.
+    "fast": Recipe(
+        epochs=8,
+        batch=1024,
+        lr=1.5,
+        schedule="linear",
+        warmup_share=0.23,
+        warmup_start=0.2,
+        end_factor=0.07,
+        momentum=0.85,
+        nesterov=True,
+        weight_decay=1.33e-3,
+        norm_bias_rate=64.0,
+        lookahead=5,
+        objective=Choice("cross-entropy", label_smoothing=0.2),
+        augmentation="reflect-shift-flip",
+        alternating_flip=True,
     ),
     "imagenet": Recipe(epochs=90, batch=256, schedule="every"),
     # Sparse structure selection, with the networks it is compared with: drops at 30, 60 and 90.

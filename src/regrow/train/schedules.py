@@ -7,8 +7,11 @@ given by ``--with`` adds one like any other::
     @register_schedule("square-root", by_step=True)
     def square_root(step: int, num: int) -> float:
         return (1 - step / num) ** 0.5
+
+One that takes ``end`` too is handed the recipe's ``end_factor``.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +42,11 @@ class LearningRateSchedule:
 
     factor: Callable[..., float]
     by_step: bool = False
+
+    @property
+    def takes_end(self) -> bool:
+        """True if a recipe may say where it ends."""
+        return self.by_step and "end" in inspect.signature(self.factor).parameters
 
 
 SCHEDULES: Registry[LearningRateSchedule] = Registry(
@@ -84,15 +92,21 @@ def cosine(recipe: "Recipe", epoch: int) -> float:
 
 
 @register_schedule("cosine-by-step", by_step=True)
-def cosine_by_step(step: int, num: int) -> float:
-    """Fall to zero as (1 + cos(pi t)) / 2, t = step / steps (SGDR, arXiv:1608.03983)."""
-    return _cosine(step / num)
+def cosine_by_step(step: int, num: int, *, end: float = 0.0) -> float:
+    """Fall to zero as (1 + cos(pi t)) / 2, t = step / steps (SGDR, arXiv:1608.03983).
+
+    Or to ``end``, as end + (1 - end) * that.
+    """
+    return end + (1 - end) * _cosine(step / num)
 
 
 @register_schedule("linear", by_step=True)
-def linear(step: int, num: int) -> float:
-    """Fall to zero as 1 - t, t = step / steps; with a warm-up, a triangle (arXiv:1810.04805)."""
-    return 1 - step / num
+def linear(step: int, num: int, *, end: float = 0.0) -> float:
+    """Fall to zero as 1 - t, t = step / steps; with a warm-up, a triangle (arXiv:1810.04805).
+
+    Or to ``end``, as end + (1 - end) * (1 - t).
+    """
+    return end + (1 - end) * (1 - step / num)
 
 
 @register_schedule("one-cycle", by_step=True)
@@ -111,16 +125,19 @@ def one_cycle(step: int, num: int) -> float:
 def factor(recipe: "Recipe", *, epoch: int, place: int, steps: int) -> float:
     """Return the factor for the update at a place of an epoch of so many steps.
 
-    A warm-up of W updates rises as (step + 1) / W (Goyal et al., 2017, arXiv:1706.02677); schedules
-    by step cover what is left after it.
+    A warm-up of W updates rises as (step + 1) / W (Goyal et al., 2017, arXiv:1706.02677), from the
+    recipe's ``warmup_start`` on; schedules by step cover what is left after it.
     """
     step, num = epoch * steps + place, recipe.epochs * steps
     warmup = warmup_steps(recipe, num)
     schedule = SCHEDULES.get(recipe.schedule)
     if not schedule.by_step:
         value = schedule.factor(recipe, epoch)
+    elif step < warmup:
+        value = 1.0
     else:
-        value = schedule.factor(step - warmup, num - warmup) if step >= warmup else 1.0
+        end = {"end": recipe.end_factor} if schedule.takes_end else {}
+        value = schedule.factor(step - warmup, num - warmup, **end)
     if not (is_number(value) and value >= 0):
         raise ConfigError(
             f"The schedule {recipe.schedule!r} must return a number of at least 0, by which the "
@@ -128,7 +145,9 @@ def factor(recipe: "Recipe", *, epoch: int, place: int, steps: int) -> float:
         )
     if epoch < recipe.warmup_epochs:
         value *= recipe.warmup_factor
-    return value * (step + 1) / warmup if step < warmup else value
+    if step >= warmup:
+        return value
+    return value * (recipe.warmup_start + (1 - recipe.warmup_start) * (step + 1) / warmup)
 
 
 def warmup_steps(recipe: "Recipe", num: int) -> int:

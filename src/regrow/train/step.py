@@ -19,6 +19,8 @@ from regrow.train.safe_convolutions import safe_convolutions
 from regrow.train.small_maps import as_products
 from regrow.train.treatment import Moment, Treatment
 
+LOOKAHEAD_DECAY = 0.95  # of an average at the end of training, for each update (arXiv:2404.00498)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
@@ -36,6 +38,7 @@ class Parts:
     normalisation: tuple[Tensor, Tensor] | None  # factor and term of images, on the device
     parameters: list[nn.Parameter]  # those that learn
     decays: list[float]  # of each of them
+    rates: list[float]  # of each of them, as a multiple of the step's
     optimiser: Optimiser
     state: dict[str, list[Tensor]]  # what the optimiser remembers of each of them
     treatment: Treatment
@@ -68,6 +71,7 @@ class Numbers(NamedTuple):
 
     lr: float | Tensor
     decay: float | Tensor  # how much of the averages of weights stays
+    pull: float | Tensor  # 1 where the network takes their place, else 0
     share: float | Tensor  # of an image where it is mixed with another
 
 
@@ -125,6 +129,9 @@ def update(
         masked.zero_weights_()
     if parts.averages:
         average_(parts.averages, parts.averaged, decay=numbers.decay)
+        pull_(parts.averaged, parts.averages, pull=numbers.pull)
+        if masked is not None and recipe.lookahead is not None:
+            masked.zero_weights_()
     return loss.detach()
 
 
@@ -161,15 +168,44 @@ def _change_masks(parts: Parts, moment: Moment) -> None:
 
 def descend(parts: Parts, lr: float | Tensor) -> None:
     """Update the parameters in place."""
-    parts.optimiser.step(parts.parameters, parts.state, decays=parts.decays, lr=lr)
+    parts.optimiser.step(
+        parts.parameters, parts.state, decays=parts.decays, lr=lr, rates=parts.rates
+    )
 
 
 def average_(averages: list[Tensor], values: list[Tensor], *, decay: float | Tensor) -> None:
     """Move averages towards values: decay * average + (1 - decay) * value."""
+    if isinstance(decay, float) and decay == 1.0:
+        return
     with torch.no_grad():
         steps = torch._foreach_sub(values, averages)
         torch._foreach_mul_(steps, 1 - decay)
         torch._foreach_add_(averages, steps)
+
+
+def pull_(values: list[Tensor], averages: list[Tensor], *, pull: float | Tensor) -> None:
+    """Put averages in the place of values, if ``pull`` is 1; leave them if it is 0."""
+    if isinstance(pull, float) and pull == 0.0:
+        return
+    with torch.no_grad():
+        # Exact at 0 and 1, where a step of pull * (average - value) would round.
+        torch._foreach_mul_(values, 1 - pull)
+        torch._foreach_add_(values, torch._foreach_mul(averages, pull))
+
+
+def averaging(recipe: Recipe, *, step: int, num: int, before: int) -> tuple[float, float]:
+    """Return how much of averages stays at an update, and whether the network is pulled to them.
+
+    The update is the one after ``step`` others of ``num``, ``before`` of which this training did
+    not take.
+    """
+    if recipe.lookahead is None:
+        taken = step - before
+        return min(recipe.ema or 0.0, (1 + taken) / (10 + taken)), 0.0
+    done = step + 1
+    if done % recipe.lookahead and done != num:
+        return 1.0, 0.0
+    return float(LOOKAHEAD_DECAY**recipe.lookahead * (done / num) ** 3), 1.0
 
 
 def normalised(

@@ -19,7 +19,8 @@ from regrow.core.choice import Choice
 from regrow.core.distributed import ALONE, Ranks
 from regrow.core.seeds import derive, seeded
 from regrow.data import Dataset, MemoryImages, scaling_of
-from regrow.data.augment import draw_holes, draw_shares
+from regrow.data.augment import alternate, draw_holes, draw_shares
+from regrow.data.spec import FLIPPING
 from regrow.errors import ConfigError
 from regrow.tasks import task_of
 from regrow.train.distributed import InStep
@@ -36,9 +37,9 @@ from regrow.train.graphs import CudaGraphs
 from regrow.train.layout import NOTICE, lay_out_
 from regrow.train.masks import MaskedWeights, SparsePasses
 from regrow.train.objective import make_objective
-from regrow.train.optimiser import make_optimiser
+from regrow.train.optimiser import decays_and_rates, make_optimiser
 from regrow.train.recipe import Recipe
-from regrow.train.step import Numbers, Parts
+from regrow.train.step import Numbers, Parts, averaging
 from regrow.train.stepping import Stepping
 from regrow.train.teacher import teacher_of
 from regrow.train.treatment import NO_TREATMENT, Moment, Treatment
@@ -55,8 +56,9 @@ class Training(Stepping):
     as if the epochs before had been trained.
 
     The order of images is drawn from (seed, "shuffle", epoch), their augmentation from
-    (seed, "augment", epoch) and dropout from (seed, "dropout", epoch, step): two trainings of one
-    seed see the same images, on any device. The last batch of an epoch may be smaller. A last batch
+    (seed, "augment", epoch), which of them alternating flips begin with from (seed, "flip"), and
+    dropout from (seed, "dropout", epoch, step): two trainings of one seed see the same images, on
+    any device. The last batch of an epoch may be smaller. A last batch
     of one image joins the batch before it, because batch normalisation cannot learn from one value.
 
     On a GPU, with its images in memory, steps are replayed CUDA graphs; where one cannot be
@@ -137,10 +139,12 @@ class Training(Stepping):
             self.notice = NOTICE
         learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self._learning = tuple(learning)
-        averaged = _averaged(self.model) if recipe.ema is not None else {}
+        averages = recipe.ema is not None or recipe.lookahead is not None
+        averaged = _averaged(self.model) if averages else {}
         self._averaged = tuple(averaged)
         objective = make_objective(recipe.objective or Choice(task_of(dataset).objective))
         optimiser = make_optimiser(recipe)
+        decays, rates = decays_and_rates(self.model, recipe)
         steps = torch.zeros(len(bounds), device=device)
         return Parts(
             model=self.model,
@@ -154,7 +158,8 @@ class Training(Stepping):
             augmentation=recipe.augmentation or dataset.augmentation,
             normalisation=scaling_of(dataset, device),
             parameters=list(learning.values()),
-            decays=[recipe.decay_of(name, dims=p.dim()) for name, p in learning.items()],
+            decays=decays,
+            rates=rates,
             optimiser=optimiser,
             state=optimiser.start(learning.values()),
             treatment=treatment,
@@ -235,6 +240,9 @@ class Training(Stepping):
         order = torch.randperm(len(images), generator=seeded(self.seed, "shuffle", epoch))
         generator = seeded(self.seed, "augment", epoch)
         draws = images.draw(self.parts.augmentation, generator)
+        if self.recipe.alternating_flip:
+            coins = torch.randint(0, 2, (len(images),), generator=seeded(self.seed, "flip"))
+            draws = alternate(draws, coins[order], epoch=epoch)
         holes = torch.empty(len(images), 0, dtype=torch.int64)
         if self.recipe.cutout is not None:
             holes = draw_holes(len(images), size=self.dataset.size, generator=generator)
@@ -250,17 +258,14 @@ class Training(Stepping):
         shares = [1.0] * steps
         if recipe.mixup is not None:
             shares = draw_shares(steps, alpha=recipe.mixup, generator=generator).tolist()
-        steps_before = (epoch - self.first_epoch) * steps
-        return [
-            Numbers(
-                lr=self._lr(epoch, place),
-                decay=min(
-                    recipe.ema or 0.0, (1 + steps_before + place) / (10 + steps_before + place)
-                ),
-                share=share,
-            )
-            for place, share in enumerate(shares)
-        ]
+        before = self.first_epoch * steps
+        numbers = []
+        for place, share in enumerate(shares):
+            step = epoch * steps + place
+            decay, pull = averaging(recipe, step=step, num=self.num_steps, before=before)
+            lr = self._lr(epoch, place)
+            numbers.append(Numbers(lr=lr, decay=decay, pull=pull, share=share))
+        return numbers
 
     def _lr(self, epoch: int, place: int) -> float:
         return self.recipe.lr_at(epoch, place=place, steps=self.steps_per_epoch)
@@ -342,6 +347,22 @@ def _check(dataset: Dataset, recipe: Recipe, *, first_epoch: int, ranks: Ranks) 
         raise ConfigError(
             f"A training of {recipe.epochs} epochs can begin at one from 0 to "
             f"{recipe.epochs - 1}. Got {first_epoch}."
+        )
+    kind = recipe.augmentation or dataset.augmentation
+    if recipe.alternating_flip and kind not in FLIPPING:
+        raise ConfigError(
+            f"'alternating_flip' needs an augmentation that flips images "
+            f"({', '.join(FLIPPING)}). These data have {kind!r}: give the recipe an 'augmentation'."
+        )
+    if (
+        recipe.alternating_flip
+        and kind == "resized-crop-flip"
+        and not isinstance(dataset.train, MemoryImages)
+    ):
+        raise ConfigError(
+            "'alternating_flip' needs images in memory for the augmentation 'resized-crop-flip', "
+            "whose flips are drawn as each is decoded. Leave it out, or raise "
+            "'memory_limit_bytes'."
         )
     if recipe.cutout is not None and not dataset.of_images:
         raise ConfigError(
