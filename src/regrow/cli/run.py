@@ -242,9 +242,11 @@ def _report(
     page, for browsers that read it again after so many seconds.
     """
     from regrow.report import write
-    from regrow.report.collect import results_of
+    from regrow.report.collect import Reader, results_of
+    from regrow.report.ledger import costs, ledger_csv, ledger_frame
 
     results, folder = results_of(study, store), _report_folder(study, out)
+    each, together = costs(results.cells, Reader(store))
     written = write(
         results.runs,
         folder,
@@ -258,8 +260,12 @@ def _report(
         extras=results.extras,
         notes=results.notes,
         precision=str(choice.decision) if choice.decision is not None else None,
+        cost=together.words,
         draw=refresh is None,
     )
+    ledger = folder / "ledger.csv"
+    ledger.write_text(ledger_csv(ledger_frame(results.runs, each)), encoding="utf-8", newline="\n")
+    written = replace(written, paths=(*written.paths, ledger))
     if html:
         from regrow.report.html import gather, write_page
 

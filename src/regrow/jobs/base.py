@@ -22,6 +22,7 @@ from functools import cached_property, lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from regrow.core.energy import Counters, Energy, EnergyMeter
 from regrow.core.global_rng import TURN
 from regrow.data.cache import altered_entries
 from regrow.data.spec import IMAGE_TASK, DataSpec
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from regrow.core.distributed import Ranks
     from regrow.data import Dataset
+    from regrow.jobs.pace import Pace
     from regrow.jobs.prune import Prune
     from regrow.jobs.train import Treated
     from regrow.pruning.costs import CostShare
@@ -392,28 +394,6 @@ class Setting:
         return cls(model, data, speed)
 
 
-class Pace(Protocol):
-    """Speeds of this machine, measured or read off records, in seconds."""
-
-    @property
-    def seconds(self) -> float:
-        """The longest rehearsal of a job for which no other measurement stands in, in seconds."""
-
-    def ratio(self, prune: "Prune") -> float:
-        """FLOPs of the unpruned network over those of the pruned one, known or guessed."""
-
-    def pruning(self, model: ModelSpec, data: Material) -> float:
-        """Choosing and cutting the units of a network."""
-
-    def training(
-        self, setting: Setting, *, epochs: int, ratio: float = 1.0, taught: bool = False
-    ) -> float:
-        """Training for so many epochs and scoring, at 1 / ratio of the network's FLOPs.
-
-        ``taught``: the unpruned network is the teacher of each step.
-        """
-
-
 # Running a job --------------------
 
 
@@ -459,9 +439,11 @@ class Context:
         report: Callable[[Progress | Notice], None] = lambda _: None,
         stopping: Callable[[], bool] = lambda: False,
         ranks: "Ranks | None" = None,
+        meter: EnergyMeter | None = None,
     ) -> None:
         from regrow.core.distributed import ALONE  # imports PyTorch
 
+        self.meter = meter or EnergyMeter(Counters(unknown="it was not measured"))
         self.device = device
         self.ranks = ranks or ALONE
         self._store = store
@@ -517,6 +499,7 @@ class Context:
         with TURN:
             torch.set_rng_state(tensors.pop(RANDOM_STATE))
         self._earlier_seconds = meta["seconds"]
+        self.meter.add(Energy.from_json(meta.get("energy")))
         self._resumed = True
         return tensors, meta["meta"]
 
@@ -540,7 +523,8 @@ class Context:
         self._ready_to_stop = self._is_stopping
         with TURN:
             everything = {**tensors, RANDOM_STATE: torch.get_rng_state()}
-        now = {"meta": meta, "seconds": self.seconds}
+        self.meter.read()
+        now = {"meta": meta, "seconds": self.seconds, "energy": self.meter.total.to_json()}
         self.ranks.share(lambda: self._own_workspace.save_checkpoint(everything, now))
         self._saved = time.monotonic()
 
@@ -560,6 +544,7 @@ class Context:
             self._report(Progress(fraction, note, self._resumed_at))
         if self._workspace is not None and now >= self._next_file:
             self._next_file = now + PROGRESS_FILE_SECONDS
+            self.meter.read()
             self._workspace.progress(
                 {"label": self._job.label, "fraction": fraction, "note": note}
                 | {"seconds": self.seconds}

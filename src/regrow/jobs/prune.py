@@ -14,11 +14,11 @@ from regrow.jobs.base import (
     Keyed,
     Material,
     Outcome,
-    Pace,
     Records,
     state_of,
     without_none,
 )
+from regrow.jobs.pace import Pace
 from regrow.jobs.train import Train, counted, model_cost, trained_network
 from regrow.models import ModelSpec, build
 from regrow.pruning.costs import CostShare

@@ -21,12 +21,12 @@ from regrow.jobs.base import (
     LossOf,
     Material,
     Outcome,
-    Pace,
     Records,
     Setting,
     state_of,
     without_none,
 )
+from regrow.jobs.pace import Pace
 from regrow.jobs.prune import Prune, edit_of
 from regrow.jobs.train import (
     Train,

@@ -19,12 +19,12 @@ from regrow.jobs.base import (
     LossOf,
     Material,
     Outcome,
-    Pace,
     Records,
     Setting,
     state_of,
     without_none,
 )
+from regrow.jobs.pace import Pace
 from regrow.models import ModelSpec, build, example_input
 from regrow.pruning.method import METHODS
 from regrow.store import MAIN, MASKS, after_epoch, joined, part_of

@@ -3,7 +3,8 @@
 ``write`` puts a whole report into a folder: ``report.md`` (for people, with date and machine),
 ``how.json`` (these for programs), ``table.tex``, ``rows.csv`` and ``rows.parquet`` (one row a cell
 and arm), ``runs.csv`` (one row a seed), ``verdicts.csv`` and the figures as PNG and SVG. All but
-``report.md`` and ``how.json`` depend on the results alone.
+``report.md`` and ``how.json`` depend on the results alone. ``ledger.csv``, which commands write
+beside them (``report.ledger``), holds what each row cost, seconds and energy too.
 """
 
 import json
@@ -108,6 +109,7 @@ def write(
     extras: Sequence[Extra] = (),
     draw: bool = True,
     precision: str | None = None,
+    cost: str | None = None,
 ) -> Report:
     """Write every file of a report into a folder (made if absent) and return it.
 
@@ -116,7 +118,7 @@ def write(
     the method that others are compared with, in place of every pair. ``notes`` are
     limits that the runs do not show (e.g. a subset of the data). ``extras`` are further tables,
     each a CSV file too. ``draw=False`` leaves the figures out. ``precision`` is what was computed
-    in, where the study left that open.
+    in, where the study left that open, and ``cost`` what all of it took.
     """
     frame = summarise(runs)
     page = page_of(
@@ -132,6 +134,7 @@ def write(
     metrics = page.metrics
     provenance = {"command": f"`{command}`", "date": date, "machine": machine}
     provenance |= {"precision": precision} if precision is not None else {}
+    provenance |= {"cost": cost} if cost is not None else {}
     provenance |= {"versions": versions(), "margin": _margins(metrics, margin)}
     with _writing(folder):
         if draw:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from regrow.core.distributed import ALONE, Ranks, lost, own_device
+from regrow.core.energy import Counters, EnergyMeter, counters, metered
 from regrow.core.global_rng import drawing
 from regrow.core.machine import machine, versions
 from regrow.core.seeds import derive
@@ -28,6 +29,7 @@ from regrow.store.workspace import Workspace
 CLOSE_SECONDS = 10.0
 # The environment's fault, not the job's: what was computed so far is good and can be resumed.
 ENVIRONMENT = (OSError, MemoryError, StoreError)
+SEVERAL_RANKS = Counters(unknown="several ranks trained it, which share counters")
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def execute(
         store.forgive(job.key)
         report(Progress(0.0))
         ranks = summon(job, settings)
+        meter = EnergyMeter(SEVERAL_RANKS if ranks.together else counters(settings.device))
         context = Context(
             job,
             store,
@@ -97,11 +100,12 @@ def execute(
             checkpoint_seconds=settings.checkpoint_seconds,
             report=report,
             stopping=stopping,
+            meter=meter,
         )
         try:
-            with own_randomness(job, settings):
+            with metered(meter), own_randomness(job, settings):
                 outcome = job.run(context)
-            record = _record(job, outcome, context.seconds, device=settings.device)
+            record = _record(job, outcome, context, device=settings.device)
             store.commit(job.key, record, outcome.tensors, parts=outcome.parts)
         except RanksLost:
             raise
@@ -153,7 +157,7 @@ def own_randomness(job: Job, settings: Settings) -> AbstractContextManager[None]
     return drawing(derive(0, "job", job.key))
 
 
-def _record(job: Job, outcome: Outcome, seconds: float, *, device: str) -> dict[str, Any]:
+def _record(job: Job, outcome: Outcome, context: Context, *, device: str) -> dict[str, Any]:
     timing: Mapping[str, Any] = outcome.record.get("timing", {})
     return {
         **outcome.record,
@@ -162,7 +166,8 @@ def _record(job: Job, outcome: Outcome, seconds: float, *, device: str) -> dict[
         "inputs": [before.key for before in job.inputs],
         "timing": {
             **timing,
-            "seconds": round(seconds, 3),
+            "seconds": round(context.seconds, 3),
+            "energy": context.meter.total.to_json(),
             "machine": machine() if device == "cpu" else f"{_name_of(device)}, {machine()}",
             "versions": versions(),
         },

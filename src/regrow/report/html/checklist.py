@@ -6,8 +6,7 @@ that no record speaks of is left to the authors, and says so.
 
 from collections.abc import Sequence
 
-from regrow.core.durations import in_words
-from regrow.report import Report, words
+from regrow.report import Report
 from regrow.report.html.document import PageCell, PageSection, PageTable, Tone
 from regrow.report.html.evidence import StudyEvidence
 from regrow.report.rows import Run
@@ -114,8 +113,7 @@ def _significance(report: Report, runs: Sequence[Run]) -> Item:
 
 def _resources(report: Report, evidence: StudyEvidence) -> Item:
     why = (
-        f"{words.quantity(evidence.flops)} training FLOPs and {in_words(evidence.seconds)} of "
-        f"computing in {evidence.jobs} jobs; the report was written on "
+        f"{evidence.cost.words} The report was written on "
         f"{report.provenance.get('machine', 'a machine that is not known')}. Trials that are not "
         "part of this study are not counted."
     )

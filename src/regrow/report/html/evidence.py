@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.errors import Damaged
-from regrow.jobs.base import Job, Stored, all_jobs
-from regrow.report.collect import Reader, below
-from regrow.store import TIMING, Store
+from regrow.jobs.base import Job, Stored
+from regrow.report.collect import Reader
+from regrow.report.ledger import NO_COST, NO_COSTS, RunCost, StudyCost, costs
+from regrow.store import Store
 from regrow.studies.expand import Cell
 
 if TYPE_CHECKING:
@@ -27,10 +28,7 @@ class RunEvidence:
     file: Path
     done: bool
     history: tuple[Mapping[str, Any], ...] = ()
-    own_flops: float = 0.0
-    own_seconds: float = 0.0
-    row_seconds: float = 0.0
-    stages: int = 0
+    cost: RunCost = NO_COST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +61,7 @@ class StudyEvidence:
     runs: tuple[RunEvidence, ...]
     kept: tuple[Kept, ...] = ()
     histograms: tuple[Histogram, ...] = ()
-    jobs: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
+    cost: StudyCost = NO_COSTS
     notes: tuple[str, ...] = field(default=())
 
 
@@ -77,42 +73,26 @@ def gather(
     ``weights=False`` leaves out their distributions, which take tensors to be read.
     """
     reader = Reader(store)
-    finished = [job for job in all_jobs(cell.job for cell in cells).values() if reader.has(job)]
-    records = [reader.record(job) for job in finished]
+    each, together = costs(cells, reader)
     notes: list[str] = []
     histograms = tuple(_histograms(cells, groups, reader, store, notes)) if weights else ()
     return StudyEvidence(
-        runs=tuple(_of_run(cell.job, reader, store) for cell in cells),
+        runs=tuple(
+            _of_run(cell.job, cost, reader, store) for cell, cost in zip(cells, each, strict=True)
+        ),
         kept=tuple(_kept(cells, groups, reader, store)),
         histograms=histograms,
-        jobs=len(finished),
-        flops=sum(float(record.get("training_flops", 0.0)) for record in records),
-        seconds=sum(map(seconds_of, records)),
+        cost=together,
         notes=tuple(notes),
     )
 
 
-def seconds_of(record: Mapping[str, Any]) -> float:
-    """Return the seconds that a job took where it ran."""
-    return float(record.get(TIMING, {}).get("seconds", 0.0))
-
-
-def _of_run(job: Job, reader: Reader, store: Store) -> RunEvidence:
-    stages = (job, *below(job))
+def _of_run(job: Job, cost: RunCost, reader: Reader, store: Store) -> RunEvidence:
     file = store.record_file(job.key)
-    if not all(reader.has(stage) for stage in stages):
+    if not cost.jobs:
         return RunEvidence(key=job.key, file=file, done=False)
-    record = reader.record(job)
-    return RunEvidence(
-        key=job.key,
-        file=file,
-        done=True,
-        history=tuple(record.get("history", ())),
-        own_flops=float(record.get("training_flops", 0.0)),
-        own_seconds=seconds_of(record),
-        row_seconds=sum(seconds_of(reader.record(stage)) for stage in stages),
-        stages=len(stages),
-    )
+    history = tuple(reader.record(job).get("history", ()))
+    return RunEvidence(key=job.key, file=file, done=True, history=history, cost=cost)
 
 
 def _kept(

@@ -1,9 +1,10 @@
 """The sections of a study's page: verdicts, results, what they cost, and where each number is."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
@@ -14,9 +15,9 @@ from regrow.report.answer import sentence
 from regrow.report.html.chart import Strip
 from regrow.report.html.document import Block, PageCell, PageSection, PageTable, Texts, Tone
 from regrow.report.html.evidence import RunEvidence, StudyEvidence
+from regrow.report.ledger import joules, ledger_frame
 from regrow.report.render import Page
 from regrow.report.rows import Run
-from regrow.report.statistics import mean_and_std
 from regrow.report.verdict import Outcome, Verdict, families
 
 TONES: Mapping[Outcome, Tone] = {
@@ -180,55 +181,50 @@ def _linked(
 
 def ledger_section(rows: RowLinks, evidence: StudyEvidence) -> PageSection:
     """Show what each row cost: its own training, and all that it stands on."""
+    pairs = [(run, behind.cost) for listed in rows.runs.values() for run, behind in listed]
+    frame = ledger_frame([run for run, _ in pairs], [cost for _, cost in pairs])
+    measured = bool(evidence.cost.num_measured)
     columns = (
         *("pruned by", "arm", "epochs", "own FLOPs", "with all it stands on", "examples shown"),
-        *("own time", "time with all it stands on", "jobs", "fairness"),
+        *("own time", "time with all it stands on"),
+        *(("own energy", "energy with all it stands on") if measured else ()),
+        *("jobs", "fairness"),
     )
-    listed = []
-    for (group, arm), runs in rows.runs.items():
-        finished = [(run, behind) for run, behind in runs if run.done]
-        if not finished:
-            continue
-        first = finished[0][0]
-        href = rows.href(group, arm)
-        own, whole = (
-            _mean([getattr(behind, name) for _, behind in finished])
-            for name in ("own_seconds", "row_seconds")
-        )
-        flops = _mean([run.training_flops or 0.0 for run, _ in finished])
-        own_flops = _mean([behind.own_flops for _, behind in finished])
-        samples = _mean([float(run.samples or 0) for run, _ in finished])
-        listed.append(
-            (
-                PageCell(text=rows.name(group)),
-                PageCell(text=arm),
-                PageCell(text=words.quantity(_mean([float(r.epochs or 0) for r, _ in finished]))),
-                PageCell(text=words.quantity(own_flops), href=href),
-                PageCell(text=words.quantity(flops), href=href),
-                PageCell(text=words.quantity(samples), href=href),
-                PageCell(text=in_words(own), value=own, href=href),
-                PageCell(text=in_words(whole), value=whole, href=href),
-                PageCell(text=str(max(behind.stages for _, behind in finished))),
-                PageCell(text=_fairness(first)),
-            )
-        )
     table = PageTable(
         title="What each row cost, on average over its seeds",
         columns=columns,
-        rows=tuple(listed),
+        rows=tuple(_ledger_row(row, rows, measured) for row in frame.to_dict("records")),
         named=2,
         words=("arm", "fairness"),
         about="A multiply-add counts as 2 FLOPs and a training step as three forward passes. "
         "Times are those of the machines and the load where each job ran, so they compare only "
-        "where these were alike. Energy was not read. 'All it stands on' counts the parent, its "
-        "prunings and rounds; rows share them.",
+        "where these were alike. 'All it stands on' counts the parent, its prunings and rounds; "
+        "rows share them. The same in ledger.csv.",
     )
-    lead = (
-        f"All {evidence.jobs} finished jobs together, each counted once: "
-        f"{words.quantity(evidence.flops)} training FLOPs and {in_words(evidence.seconds)} of "
-        "computing."
+    return PageSection(name="ledger", title="Ledger", lead=evidence.cost.words, blocks=(table,))
+
+
+def _ledger_row(row: Mapping[Any, Any], rows: RowLinks, measured: bool) -> tuple[PageCell, ...]:
+    href = rows.href(row["group"], row["arm"])
+
+    def cell(name: str, write: Callable[[float], str]) -> PageCell:
+        value = row[name]
+        if pd.isna(value):
+            return PageCell(text="")
+        return PageCell(text=write(value), value=float(value), href=href)
+
+    counts = ("own_training_flops", "training_flops", "samples")
+    tuned = f", a trial of {row['trial_of']}" if row["trial_of"] else ""
+    return (
+        PageCell(text=rows.name(row["group"])),
+        PageCell(text=row["arm"]),
+        PageCell(text=words.quantity(row["epochs"])),
+        *(cell(name, words.quantity) for name in counts),
+        *(cell(name, in_words) for name in ("own_seconds", "seconds")),
+        *(cell(name, joules) for name in ("own_joules", "joules") if measured),
+        PageCell(text=str(row["jobs"])),
+        PageCell(text=f"{row['fairness']}{tuned}"),
     )
-    return PageSection(name="ledger", title="Ledger", lead=lead, blocks=(table,))
 
 
 def record_section(rows: RowLinks, folder: Path) -> PageSection:
@@ -277,13 +273,3 @@ def address(file: Path, folder: Path) -> str:
         return quote(Path(relpath(file, folder)).as_posix())
     except ValueError:  # on another drive
         return file.absolute().as_uri()
-
-
-def _fairness(run: Run) -> str:
-    from regrow.report.rows import fairness
-
-    return fairness([run])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return mean_and_std(values)[0] if values else 0.0

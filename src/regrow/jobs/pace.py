@@ -1,0 +1,31 @@
+"""Speeds of a machine, as jobs ask for them to say how long they will take."""
+
+from typing import TYPE_CHECKING, Protocol
+
+from regrow.jobs.base import Material, Setting
+from regrow.models import ModelSpec
+
+if TYPE_CHECKING:
+    from regrow.jobs.prune import Prune
+
+
+class Pace(Protocol):
+    """Speeds of this machine, measured or read off records, in seconds."""
+
+    @property
+    def seconds(self) -> float:
+        """The longest rehearsal of a job for which no other measurement stands in, in seconds."""
+
+    def ratio(self, prune: "Prune") -> float:
+        """FLOPs of the unpruned network over those of the pruned one, known or guessed."""
+
+    def pruning(self, model: ModelSpec, data: Material) -> float:
+        """Choosing and cutting the units of a network."""
+
+    def training(
+        self, setting: Setting, *, epochs: int, ratio: float = 1.0, taught: bool = False
+    ) -> float:
+        """Training for so many epochs and scoring, at 1 / ratio of the network's FLOPs.
+
+        ``taught``: the unpruned network is the teacher of each step.
+        """

@@ -1,0 +1,211 @@
+"""The ledger: what each row cost by itself, and with all that it stands on.
+
+Training FLOPs and examples are the same wherever a study runs. Seconds and joules are of the
+machines and the load where each job ran: they stand here and in ``ledger.csv``, and never in
+``rows.csv``, which is the same byte for byte on every machine.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from regrow.core.durations import in_words
+from regrow.core.energy import Energy
+from regrow.jobs.base import Job, all_jobs
+from regrow.report.collect import Reader, below
+from regrow.report.rows import (
+    COUNT,
+    FLAG,
+    FLOPS,
+    MEAN,
+    PLACE_COLUMNS,
+    TEXT,
+    Column,
+    Run,
+    fairness,
+    to_csv,
+    to_frame,
+)
+from regrow.report.statistics import mean_and_std
+from regrow.report.words import listed, quantity
+from regrow.store import TIMING
+from regrow.studies.expand import Cell
+
+NOT_RUN = Energy(unknown="nothing has run")
+COLUMNS: Mapping[str, Column] = {
+    **PLACE_COLUMNS,
+    "n": COUNT,
+    "epochs": MEAN,
+    "base_epochs": MEAN,
+    "own_training_flops": FLOPS,
+    "training_flops": FLOPS,
+    "samples": MEAN,
+    "own_seconds": MEAN,
+    "seconds": MEAN,
+    "own_joules": MEAN,
+    "joules": MEAN,
+    "jobs": COUNT,
+    "parent_counted": FLAG,
+    "trial_of": TEXT,
+    "fairness": TEXT,
+    "group": TEXT,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCost:
+    """The cost of one run by itself (``own``), and with all jobs that it stands on."""
+
+    own_flops: float = 0.0
+    own_seconds: float = 0.0
+    seconds: float = 0.0
+    own_energy: Energy = NOT_RUN
+    energy: Energy = NOT_RUN
+    jobs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCost:
+    """The cost of all finished jobs of a study, each counted once."""
+
+    jobs: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    energy: Energy = NOT_RUN
+    num_measured: int = 0  # jobs whose energy is known
+    unknown: tuple[str, ...] = ()  # why it is not known of the others
+
+    @property
+    def energy_words(self) -> str:
+        """Say in one sentence what energy it took, or why that is not known."""
+        if not self.num_measured:
+            why = listed(list(self.unknown)) or "nothing has run"
+            return f"Energy was not read: {why}."
+        taken, names = self.energy, listed(list(self.energy.counters))
+        text = (
+            f"Energy, by the counters of {names}: {joules(taken.joules)} for the jobs' share of "
+            f"them, by processor time and by the number of jobs at once"
+        )
+        if self.num_measured < self.jobs:
+            text += f"; of {self.num_measured} of {self.jobs} jobs alone"
+            text += f", because of the others {listed(list(self.unknown))}"
+        return f"{text}."
+
+    @property
+    def words(self) -> str:
+        """Say all of it."""
+        return (
+            f"{self.jobs} finished jobs, each counted once: {quantity(self.flops) or '0'} training "
+            f"FLOPs and {in_words(self.seconds)} of computing. {self.energy_words}"
+        )
+
+
+def joules(value: float) -> str:
+    """Write an energy in joules, and where they are many in watt-hours too.
+
+    >>> joules(12.3), joules(5.4e6)
+    ('12.3 J', '5.40 MJ (1.5 kWh)')
+    """
+    if value < 999.5:
+        return f"{value:.3g} J"
+    text, hours = quantity(value), value / 3600
+    of_hours = f"{hours:.3g} Wh" if hours < 999.5 else f"{hours / 1000:.3g} kWh"
+    return f"{text[:-1]} {text[-1]}J ({of_hours})"
+
+
+def costs(cells: Sequence[Cell], reader: Reader) -> tuple[tuple[RunCost, ...], StudyCost]:
+    """Return what each cell cost, and what all finished jobs of a study took together."""
+    finished = [job for job in all_jobs(cell.job for cell in cells).values() if reader.has(job)]
+    records = [reader.record(job) for job in finished]
+    taken = [energy_of(record) for record in records]
+    known = [energy for energy in taken if not energy.unknown]
+    total = StudyCost(
+        jobs=len(records),
+        flops=sum(float(record.get("training_flops") or 0.0) for record in records),
+        seconds=sum(map(seconds_of, records)),
+        energy=_sum(known),
+        num_measured=len(known),
+        unknown=tuple(dict.fromkeys(energy.unknown for energy in taken if energy.unknown)),
+    )
+    return tuple(_of_run(cell.job, reader) for cell in cells), total
+
+
+def seconds_of(record: Mapping[str, Any]) -> float:
+    """Return the seconds that a job took where it ran."""
+    return float(record.get(TIMING, {}).get("seconds", 0.0))
+
+
+def energy_of(record: Mapping[str, Any]) -> Energy:
+    """Return the energy that a job took where it ran."""
+    return Energy.from_json(record.get(TIMING, {}).get("energy"))
+
+
+def _sum(energies: Iterable[Energy]) -> Energy:
+    total = Energy()
+    for energy in energies:
+        total = total + energy
+    return total
+
+
+def _of_run(job: Job, reader: Reader) -> RunCost:
+    stages = (job, *below(job))
+    if not all(reader.has(stage) for stage in stages):
+        return RunCost()
+    own, records = reader.record(job), [reader.record(stage) for stage in stages]
+    return RunCost(
+        own_flops=float(own.get("training_flops") or 0.0),
+        own_seconds=seconds_of(own),
+        seconds=sum(map(seconds_of, records)),
+        own_energy=energy_of(own),
+        energy=_sum(map(energy_of, records)),
+        jobs=len(stages),
+    )
+
+
+def ledger_frame(runs: Sequence[Run], taken: Sequence[RunCost]) -> pd.DataFrame:
+    """Put what each row cost, on average over its finished seeds, in a row each."""
+    rows: dict[tuple[str, str], list[tuple[Run, RunCost]]] = {}
+    for run, cost in zip(runs, taken, strict=True):
+        if run.done:
+            rows.setdefault((run.group, run.arm), []).append((run, cost))
+    return to_frame([_row(pairs) for pairs in rows.values()], COLUMNS)
+
+
+def ledger_csv(frame: pd.DataFrame) -> str:
+    """Write it with a fixed number of digits in each column; what is unknown stays empty."""
+    return to_csv(frame, COLUMNS)
+
+
+def _row(pairs: Sequence[tuple[Run, RunCost]]) -> dict[str, Any]:
+    first = pairs[0][0]
+    row: dict[str, Any] = {name: getattr(first, name) for name in PLACE_COLUMNS}
+    row |= {"n": len(pairs), "parent_counted": first.parent_counted, "trial_of": first.trial_of}
+    row |= {"fairness": fairness([run for run, _ in pairs]), "group": first.group}
+    row |= {
+        name: _mean([getattr(run, name) for run, _ in pairs])
+        for name in ("epochs", "base_epochs", "training_flops", "samples")
+    }
+    row |= {
+        "own_training_flops": _mean([cost.own_flops for _, cost in pairs]),
+        "own_seconds": _mean([cost.own_seconds for _, cost in pairs]),
+        "seconds": _mean([cost.seconds for _, cost in pairs]),
+        "own_joules": _mean([_known(cost.own_energy) for _, cost in pairs]),
+        "joules": _mean([_known(cost.energy) for _, cost in pairs]),
+        "jobs": max(cost.jobs for _, cost in pairs),
+    }
+    return row
+
+
+def _known(energy: Energy) -> float | None:
+    return None if energy.unknown else energy.joules
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Average; None where one of them is not known."""
+    known = [float(value) for value in values if value is not None]
+    return mean_and_std(known)[0] if known and len(known) == len(values) else None
+
+
+NO_COST, NO_COSTS = RunCost(), StudyCost()
