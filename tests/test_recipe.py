@@ -20,14 +20,14 @@ def drops(recipe: Recipe) -> list[int]:
 def test_cifar_drops_at_half_and_three_quarters_rounded_down(
     epochs: int, expected: list[int]
 ) -> None:
-    assert drops(RECIPES["cifar"].stretched(epochs)) == expected
+    assert drops(RECIPES["cifar"].lasting(epochs)) == expected
 
 
 @pytest.mark.parametrize(
     ("epochs", "expected"), [(90, [30, 60]), (180, [60, 120]), (106, [35, 70, 105])]
 )
 def test_imagenet_drops_every_third_rounded_down(epochs: int, expected: list[int]) -> None:
-    recipe = RECIPES["imagenet"].stretched(epochs)
+    recipe = RECIPES["imagenet"].lasting(epochs)
     assert drops(recipe) == expected
     assert recipe.last_lr() == {2: 0.001, 3: 0.0001}[len(expected)]
 
@@ -36,7 +36,7 @@ def test_soft_filter_pruning_warms_up_one_epoch_whatever_the_budget() -> None:
     recipe = RECIPES["cifar-sfp"]
     assert drops(recipe) == [1, 60, 120, 160]
     assert [recipe.lr_at(e) for e in (0, 1, 60, 120, 160)] == [0.01, 0.1, 0.02, 0.004, 0.0008]
-    assert drops(recipe.stretched(400)) == [1, 120, 240, 320]
+    assert drops(recipe.lasting(400)) == [1, 120, 240, 320]
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())

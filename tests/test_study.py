@@ -280,7 +280,7 @@ def test_what_cannot_be_meant_is_refused_with_a_reason(
 def test_cells_are_in_report_order() -> None:
     methods = [{"name": "l1-filter", "sparsity": [0.3, 0.6]}, {"name": "random", "sparsity": 0.5}]
     cells = study(methods=methods, arms=["pruned", "unpruned", "scratch-e"], seeds=2).cells()
-    rows = list(dict.fromkeys(cell.place[2:5] for cell in cells))
+    rows = list(dict.fromkeys(cell.place[3:6] for cell in cells))
     assert rows == [
         ("", "", "unpruned"),
         *(

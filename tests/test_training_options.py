@@ -481,7 +481,7 @@ def test_shares_are_beta_and_partners_mirror() -> None:
 
 def test_a_schedule_by_step_stretches_with_its_budget() -> None:
     short = Recipe(epochs=10, schedule="linear", warmup_share=0.1)
-    long = short.stretched(20)
+    long = short.lasting(20)
     for share in (0, 2, 5, 9):
         assert long.lr_at(2 * share, steps=100) == pytest.approx(short.lr_at(share, steps=200))
 

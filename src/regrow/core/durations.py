@@ -32,3 +32,12 @@ def in_words(seconds: float) -> str:
 def _days(seconds: float) -> str:
     days = seconds / 86_400
     return f"{days:.1f} days" if days < 100 else f"{days:,.0f} days"
+
+
+def epochs_in_words(epochs: int | None) -> str:
+    """Word a number of epochs; empty where there is none.
+
+    >>> epochs_in_words(8), epochs_in_words(1), epochs_in_words(None)
+    ('8 epochs', '1 epoch', '')
+    """
+    return "" if epochs is None else f"{epochs} epoch{'' if epochs == 1 else 's'}"

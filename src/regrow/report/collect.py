@@ -192,6 +192,7 @@ class Reader:
         common: dict[str, Any] = {
             "data": experiment.data_label,
             "model": experiment.model_label,
+            "training_budget": experiment.budget,
             "arm": arm.name,
             "seed": cell.seed,
             "method": use.label if use else "",

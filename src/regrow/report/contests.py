@@ -163,7 +163,8 @@ def _places(table: Table) -> dict[Metric, dict[Place, dict[str, Arms]]]:
             continue
         first = next(iter(pruned.values()))[0]
         if first.method:
-            methods = found.setdefault(first.metric, {}).setdefault((*first.panel, first.level), {})
+            place = first.data, " for ".join(first.panel[1:]), first.level
+            methods = found.setdefault(first.metric, {}).setdefault(place, {})
             methods[first.method] = pruned
     return {
         metric: {place: methods for place, methods in places.items() if len(methods) > 1}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from regrow.report.rows import by_panel
 from regrow.report.words import short
 from regrow.tasks.metric import ACCURACY, Metric
 
@@ -178,8 +179,7 @@ def _pages(frame: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
 
 
 def _panels(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    groups = frame.groupby(["data", "model"], sort=False)
-    return [(" / ".join(map(str, key)), part) for key, part in groups]
+    return [(" / ".join(panel), part) for panel, part in by_panel(frame)]
 
 
 def _is_pruned(rows: pd.DataFrame) -> pd.Series:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from regrow.report.collect import Reader, results_of
-from regrow.report.rows import runs_frame
+from regrow.report.rows import BUDGET, run_columns, runs_frame
 from regrow.store import TIMING, Store
 from regrow.studies.study import Study
 
@@ -45,13 +45,14 @@ def epochs(store: str | Path, study: str | Path | Mapping[str, Any]) -> pd.DataF
 def epochs_of(study: Study, store: Store) -> pd.DataFrame:
     """Return the same of a study that was read and a store that is open."""
     found = results_of(study, store)
+    names = (*PLACE, *({BUDGET} & {*run_columns(found.runs)}))
     reader, lines = Reader(store), []
     for cell, run in zip(found.cells, found.runs, strict=True):
         if run.done:
-            place = {name: getattr(run, name) for name in PLACE}
+            place = {name: getattr(run, name) for name in names}
             history = reader.record(cell.job).get("history", ())
             lines += [{**place, **line} for line in history]
-    return pd.DataFrame(lines, columns=None if lines else [*PLACE, "epoch", "lr", "loss"])
+    return pd.DataFrame(lines, columns=None if lines else [*names, "epoch", "lr", "loss"])
 
 
 def _study(study: str | Path | Mapping[str, Any]) -> Study:

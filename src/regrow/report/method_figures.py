@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = (*(style for style in STYLES.values() if style[1] != "X"), *SPARE)  # grey is faint
-Panel = tuple[str, str, str]  # data set, model, arm
+Panel = tuple[str, ...]  # as ``Run.panel``, and the arm
 
 
 def draw_methods(
@@ -104,8 +104,8 @@ def _panels(runs: Sequence[Run]) -> dict[Panel, Curves]:
         if run.trained and run.done and run.macs and run.method:
             curves = panels.setdefault((*run.panel, run.arm), {})
             curves.setdefault(run.method, {}).setdefault(run.level, []).append(run)
-    order = list(dict.fromkeys(place[:2] for place in panels))
-    places = sorted(panels, key=lambda place: order.index(place[:2]))
+    order = list(dict.fromkeys(place[:-1] for place in panels))
+    places = sorted(panels, key=lambda place: order.index(place[:-1]))
     return {place: panels[place] for place in places if len(panels[place]) > 1}
 
 
@@ -144,7 +144,7 @@ def _panel(
         )
     if metric.better == "lower":
         axes.invert_yaxis()
-    axes.set_title("\n".join((" / ".join(place[:2]), place[2])), fontsize=9)
+    axes.set_title("\n".join((" / ".join(place[:-1]), place[-1])), fontsize=9)
     axes.set_xlabel("MACs (log scale)")
     axes.set_ylabel(metric.axis)
     axes.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
@@ -153,8 +153,8 @@ def _panel(
 
 def _share_scores(drawn: "Sequence[tuple[Axes, Panel]]") -> None:
     """Give the panels of one data set and model the same axis of scores."""
-    for place in dict.fromkeys(panel[:2] for _, panel in drawn):
-        alike = [axes for axes, panel in drawn if panel[:2] == place]
+    for place in dict.fromkeys(panel[:-1] for _, panel in drawn):
+        alike = [axes for axes, panel in drawn if panel[:-1] == place]
         bounds = [bound for axes in alike for bound in axes.get_ylim()]
         for axes in alike:
             turned = axes.yaxis_inverted()

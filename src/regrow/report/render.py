@@ -17,7 +17,7 @@ from regrow.report.answer import sentence
 from regrow.report.figures import SavedFigure
 from regrow.report.latex import TEX_BETWEEN, TEX_NEEDS, tex, tex_rows, tex_section, tex_table
 from regrow.report.questions import reference
-from regrow.report.rows import Run
+from regrow.report.rows import BUDGET, Run
 from regrow.report.verdict import Verdict, leading
 from regrow.tasks.metric import ACCURACY, Metric
 
@@ -29,6 +29,7 @@ LEADING = 2  # tables of methods in the terminal: those of the first contest
 LISTED = 20  # cells put in words in the terminal; the Markdown page has them all
 COLUMNS = (
     "arm",
+    "budget",
     "{score}",
     "n",
     "vs {reference}",
@@ -120,17 +121,22 @@ def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[TableBlock, ...]:
     references = _references(runs)
     differences = _differences(runs, references)
     metrics = {run.group: run.metric for run in runs}
-    panels = {run.panel: run.metric for run in runs}
+    panels = {(run.data, run.model): run.metric for run in runs}
+    axis = BUDGET in frame
     tables: dict[tuple[str, str], dict[str, list[tuple[str, ...]]]] = {}
     for row in frame.to_dict("records"):
         sections = tables.setdefault((row["data"], row["model"]), {})
         difference = differences.get((row["group"], row["arm"]))
-        sections.setdefault(row["group"], []).append(_words(row, difference, metrics[row["group"]]))
+        sections.setdefault(row["group"], []).append(
+            _words(row, difference, metrics[row["group"]], axis=axis)
+        )
     return tuple(
         TableBlock(
             title=" / ".join(panel),
             metric=panels[panel],
-            columns=_columns(panels[panel], dict.fromkeys(map(references.get, sections))),
+            columns=_columns(
+                panels[panel], dict.fromkeys(map(references.get, sections)), axis=axis
+            ),
             sections=tuple((cuts[group], tuple(rows)) for group, rows in sections.items()),
         )
         for panel, sections in tables.items()
@@ -207,7 +213,9 @@ def tests(page: Page) -> str:
     return TESTS.format(alpha=page.verdicts[0].alpha, chance=" or ".join(baselines), names=names)
 
 
-def _words(row: Mapping[Any, Any], difference: float | None, metric: Metric) -> tuple[str, ...]:
+def _words(
+    row: Mapping[Any, Any], difference: float | None, metric: Metric, *, axis: bool
+) -> tuple[str, ...]:
     def number(name: str) -> float | None:
         value = row[name]
         return None if pd.isna(value) else float(value)
@@ -215,6 +223,7 @@ def _words(row: Mapping[Any, Any], difference: float | None, metric: Metric) -> 
     n, expected = row["n"], row["n_expected"]
     return (
         row["arm"],
+        *([words.quantity(number(BUDGET))] if axis else []),
         words.score(number("mean"), number("std"), n, digits=metric.digits),
         words.seeds(n, expected),
         "" if difference is None else words.signed(difference, digits=metric.digits),
@@ -226,11 +235,12 @@ def _words(row: Mapping[Any, Any], difference: float | None, metric: Metric) -> 
     )
 
 
-def _columns(metric: Metric, references: Iterable[str | None]) -> tuple[str, ...]:
+def _columns(metric: Metric, references: Iterable[str | None], *, axis: bool) -> tuple[str, ...]:
     """Head a table; where its cells have no arm to be shown against, the column stays empty."""
     reference_names = " or ".join(name for name in references if name is not None)
     heads = {"score": metric.head, "reference": reference_names or "inherited"}
-    return tuple(column.format_map(heads) for column in COLUMNS)
+    shown = (column for column in COLUMNS if axis or column != "budget")
+    return tuple(column.format_map(heads) for column in shown)
 
 
 def _references(runs: Sequence[Run]) -> dict[str, str | None]:
@@ -311,7 +321,7 @@ def _md(text: str) -> str:
 
 
 def _tex_table(block: TableBlock, *, label: str) -> str:
-    num_columns = len(COLUMNS) - 1  # fairness is too wide for a column of a paper
+    num_columns = len(block.columns) - 1  # fairness is too wide for a column of a paper
     metric = block.metric
     scored = f"{metric.name} in {tex(metric.unit)}" if metric.unit else metric.name
     caption = rf"{tex(block.title)}: {scored} (mean $\pm$ std over n seeds)."

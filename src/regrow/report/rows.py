@@ -8,17 +8,19 @@ often a study was interrupted.
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 
+from regrow.core.durations import epochs_in_words
 from regrow.core.texts import one_line
 from regrow.jobs.arms import BudgetKind, Start
 from regrow.report.statistics import mean_and_std
 from regrow.tasks.metric import ACCURACY, Metric
 
+BUDGET = "training_budget"  # a column only where a study has several
 Status = Literal["done", "failed", "missing"]
 Column = tuple[str, str]
 
@@ -72,13 +74,14 @@ class Run:
     weights, which were trained elsewhere, at a cost that is not known), ``capped`` (the budget's
     ``cap``, in multiples of these, was reached) and ``parent_counted`` (the budget pays for the
     parent's training); or ``stamp`` says it in words. ``subject`` names what the arm was done to,
-    where that is not the row's own network. ``objective`` is what the arm descends, where it is not
-    the recipe's, and ``teacher_flops`` what the teacher of such a training computes, which
-    ``training_flops`` include. ``treatment`` words what acted while the arm trained, and
-    ``masked_at_end`` is the share of weights that it left masked, where that is not the pruning's
-    sparsity. ``cost_asked`` and ``cost_left`` are shares of the unpruned network's cost, where a
-    study asked for one, and ``cost_machine`` is where it was measured. ``pace`` is how many
-    examples one's own training function saw for each unit of its budget.
+    where that is not the row's own network. ``training_budget`` is the parent's epochs where a
+    study has several (``budgets``), None where it has no such axis. ``objective`` is what the arm
+    descends, where it is not the recipe's, and ``teacher_flops`` what the teacher of such a
+    training computes, which ``training_flops`` include. ``treatment`` words what acted while the
+    arm trained, and ``masked_at_end`` is the share of weights that it left masked, where that is
+    not the pruning's sparsity. ``cost_asked`` and ``cost_left`` are shares of the unpruned
+    network's cost, where a study asked for one, and ``cost_machine`` is where it was measured.
+    ``pace`` is how many examples one's own training function saw for each unit of its budget.
 
     What allows no conclusion (``regrow.report.validity``) follows from ``num_test`` and ``chance``
     (the baseline's score) of the test set, from how the training ended, and from the network that
@@ -146,6 +149,7 @@ class Run:
     trial_of: str = ""
     arm_flops: float | None = None
     pace: float | None = None
+    training_budget: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("data", "model", "method", "target", "arm", "group", "stamp"):
@@ -155,7 +159,7 @@ class Run:
             assert self.score is not None, f"a finished run without a score: {self}"
             assert math.isfinite(self.score), f"a finished run without a score: {self}"
         if not self.group:
-            parts = [self.data, self.model, self.method, self.target or _share(self.sparsity)]
+            parts = [*self.panel, self.method, self.target or _share(self.sparsity)]
             object.__setattr__(self, "group", "/".join(part for part in parts if part))
 
     @property
@@ -179,9 +183,9 @@ class Run:
         return not self.unpruned and self.budget != "none"
 
     @property
-    def panel(self) -> tuple[str, str]:
-        """Data set and model: what shares a table and an unpruned reference."""
-        return self.data, self.model
+    def panel(self) -> tuple[str, ...]:
+        """Data set, model and any training budget: what shares an unpruned reference."""
+        return tuple(filter(None, (self.data, self.model, epochs_in_words(self.training_budget))))
 
     @property
     def cut(self) -> str:
@@ -192,10 +196,10 @@ class Run:
 
 
 class Table:
-    """The runs of a study by panel (data set, model), cell and arm, in order of appearance."""
+    """The runs of a study by panel, cell and arm, in order of appearance."""
 
     def __init__(self, runs: Iterable[Run]) -> None:
-        self.panels: dict[tuple[str, str], dict[str, dict[str, list[Run]]]] = {}
+        self.panels: dict[tuple[str, ...], dict[str, dict[str, list[Run]]]] = {}
         for run in runs:
             groups = self.panels.setdefault(run.panel, {})
             groups.setdefault(run.group, {}).setdefault(run.arm, []).append(run)
@@ -289,19 +293,20 @@ def run_columns(runs: Iterable[Run]) -> dict[str, Column]:
     metrics = metrics_of(runs)
     name = metrics[0].key if len(metrics) == 1 else "score"
     columns = {name if key == "score" else key: form for key, form in RUN_COLUMNS.items()}
-    columns |= _validation_column(runs)
+    columns |= _optional_columns(runs)
     return columns if len(metrics) == 1 else {**columns, "metric": TEXT}
 
 
 def row_columns(runs: Iterable[Run]) -> dict[str, Column]:
     """Return ``ROW_COLUMNS``, with the ``metric`` of each row where not all are accuracies."""
-    columns = {**ROW_COLUMNS, **_validation_column(runs)}
+    columns = {**ROW_COLUMNS, **_optional_columns(runs)}
     return columns if metrics_of(runs) == (ACCURACY,) else {**columns, "metric": TEXT}
 
 
-def _validation_column(runs: Iterable[Run]) -> dict[str, Column]:
-    """Return the column of scores on the validation split, if any run has one."""
-    return {"validation": POINTS} if any(run.validation is not None for run in runs) else {}
+def _optional_columns(runs: Iterable[Run]) -> dict[str, Column]:
+    """Return the columns of what any run has: a score on a validation split, a training budget."""
+    forms = {"validation": POINTS, BUDGET: COUNT}
+    return {n: form for n, form in forms.items() if any(getattr(r, n) is not None for r in runs)}
 
 
 def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
@@ -425,6 +430,7 @@ def _row(runs: list[Run], table: Table) -> dict[str, object]:
     row: dict[str, object] = {
         "data": first.data,
         "model": first.model,
+        BUDGET: first.training_budget,
         "method": first.method,
         "target": first.target or "",
         "sparsity": first.sparsity,
@@ -451,6 +457,15 @@ def _row(runs: list[Run], table: Table) -> dict[str, object]:
         left, full = _mean(finished, name), _mean(whole, name)
         row[f"{name}_kept"] = left / full if left is not None and full else None
     return row
+
+
+def by_panel(frame: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
+    """Yield the rows of each panel of a frame, with its name as ``Run.panel`` has it."""
+    names = [name for name in ("data", "model", BUDGET) if name in frame]
+    for key, part in frame.groupby(names, sort=False, dropna=False):
+        place: list[Any] = list(key)
+        words = [epochs_in_words(int(budget)) for budget in place[2:] if not pd.isna(budget)]
+        yield (*map(str, place[:2]), *words), part
 
 
 def _mean(runs: list[Run], name: str) -> float | None:

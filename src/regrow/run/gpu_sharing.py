@@ -67,7 +67,7 @@ class Trial:
         self, model: ModelSpec, dataset: Dataset, recipe: Recipe, *, device: str = "cpu"
     ) -> None:
         self._model = model
-        self._recipe = recipe.stretched(ENDLESS)
+        self._recipe = recipe.lasting(ENDLESS)
         self._dataset = dataset
         self._device = torch.device(device)
         self._clones: list[tuple[Training, AbstractContextManager[object]]] = []

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from regrow.core.choice import Choice
+from regrow.core.durations import epochs_in_words
 from regrow.core.units import UNITS
 from regrow.data import DataSpec, load
 from regrow.errors import ConfigError, RegrowError, TraceError, short
@@ -52,12 +53,13 @@ class Cell:
     under: "Cell | None" = None  # of the backbone: the network that this one is built on
 
     @property
-    def place(self) -> tuple[str, str, str, str, str, int]:
+    def place(self) -> tuple[str, str, str, str, str, str, int]:
         """Its place in the table: two results at one place could not be told apart."""
         experiment, use, cut = self.experiment, self.use, self.cut
         return (
             experiment.data_label,
             experiment.model_label,
+            epochs_in_words(experiment.budget),
             use.label if use else "",
             cut.label if cut else "",
             self.arm.name,
@@ -259,7 +261,7 @@ def _parent(experiment: Experiment, plain: Train, use: MethodUse, cut: Cut) -> T
         recipe=plain.recipe if use.lr is None else replace(plain.recipe, lr=use.lr),
         treated=treated,
         initial=plain if use.pretrained else None,
-        label=f"{experiment.model_label} for {use.label}{of} seed {plain.seed}",
+        label=f"{experiment.title} for {use.label}{of} seed {plain.seed}",
     )
 
 
@@ -278,7 +280,7 @@ def _train(experiment: Experiment, data: Material, model: ModelSpec, seed: int) 
         seed=seed,
         keep=tuple(sorted({arm.epoch for arm in experiment.arms if arm.epoch is not None})),
         code=MODELS.code(model.name),
-        label=f"{experiment.model_label} unpruned seed {seed}",
+        label=f"{experiment.title} unpruned seed {seed}",
     )
 
 
@@ -308,14 +310,16 @@ def _prune(
         codes.append(REPAIRS.code(method.repair))
     if method.choice is not None:
         codes.append(CHOICES.code(method.choice))
-    label = f"{experiment.model_label} {use.label} {cut.label} prune"
+    parent = trained if method.trained or trained.head is not None else None
+    network = experiment.model_label if parent is None else experiment.title
+    label = f"{network} {use.label} {cut.label} prune"
     return Prune(
         data=trained.data,
         # A network as first drawn has no published weights.
         model=trained.model if method.trained else trained.model.untrained(),
         method=method,
         seed=seed,
-        parent=trained if method.trained or trained.head is not None else None,
+        parent=parent,
         sparsity=cut.sparsity if cut.step is None else cut.step,
         shares=cut.shares,
         rounds=cut.rounds,
@@ -334,7 +338,9 @@ def _retrain(experiment: Experiment, trained: Train, prune: Prune, arm: Arm) -> 
     """
     starts = {"inherited": prune.parent or trained, "rewound": trained}
     seed = trained.seed
-    pruned_network = prune.label.rpartition(" prune")[0]
+    pruned_network = prune.label.rpartition(" prune")[0].removeprefix(
+        experiment.title if prune.parent is not None else experiment.model_label
+    )
     return Retrain(
         prune=prune,
         arm=arm,
@@ -345,7 +351,7 @@ def _retrain(experiment: Experiment, trained: Train, prune: Prune, arm: Arm) -> 
         if arm.treatment is None
         else _treated(METHODS.get(arm.treatment), arm.strength, prune.model),
         teacher=trained if arm.needs_teacher else None,
-        label=f"{pruned_network} {arm.name} seed {seed}",
+        label=f"{experiment.title}{pruned_network} {arm.name} seed {seed}",
     )
 
 

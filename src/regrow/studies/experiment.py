@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regrow.core.durations import epochs_in_words
 from regrow.core.units import UNITS, masked_units
 from regrow.core.validation import (
     as_list,
@@ -44,6 +45,7 @@ from regrow.pruning.method import (
     checked_share,
     checked_sparsity,
 )
+from regrow.studies.budgets import read_budgets
 from regrow.studies.keys import METHOD_KEYS, SOURCE_KEYS, SOURCE_METHOD_KEYS
 from regrow.tasks.base import TASKS, Head
 from regrow.train import Recipe, make_objective
@@ -120,8 +122,9 @@ class Source:
 class Experiment:
     """One data set, one model, and everything that is compared on them.
 
-    With a ``backbone``, networks are built by the ``head`` on those that the backbone's arms leave,
-    one arm for each of the ``transfers``.
+    ``budget``: the recipe's epochs, where the study has such an axis. With a ``backbone``, networks
+    are built by the ``head`` on those that the backbone's arms leave, one arm for each of the
+    ``transfers``.
     """
 
     data: DataSpec
@@ -135,6 +138,12 @@ class Experiment:
     backbone: "Experiment | None" = None
     head: Head | None = None
     transfers: "tuple[Transfer, ...]" = ()
+    budget: int | None = None
+
+    @property
+    def title(self) -> str:
+        """Its network for people, with the budget where there are several."""
+        return " for ".join(filter(None, (self.model_label, epochs_in_words(self.budget))))
 
 
 def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
@@ -147,8 +156,11 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
     arms = tuple(arm for entry in named for arm in _arms(entry))
     seeds = read_seeds(value.get("seeds", 5))
     recipe = _recipe(value.get("recipe", "cifar"))
+    budgets = read_budgets(value["budgets"], recipe) if "budgets" in value else (None,)
+    recipes = [recipe if budget is None else recipe.lasting(budget) for budget in budgets]
     for arm in arms:
-        check_arm(arm, recipe)
+        for each in recipes:
+            check_arm(arm, each)
     data = [_of_task(read_data(entry), value.get("task")) for entry in as_list(value["data"])]
     uses = tuple(read_use(entry, arms) for entry in as_list(value.get("methods", [])))
     models = [_model(entry) for entry in as_list(value["models"])]
@@ -173,10 +185,12 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
             uses=uses,
             arms=arms,
             seeds=seeds,
-            recipe=recipe,
+            recipe=each,
+            budget=budget,
         )
         for data_spec, data_label in data
         for model, model_label in models
+        for budget, each in zip(budgets, recipes, strict=True)
     ]
 
 

@@ -17,6 +17,8 @@ AXES: Mapping[str, str] = {
     "seeds": "how many seeds (0, 1, ...), or a list of them; 5 unless given",
     "recipe": "how networks are trained: a name, or fields that differ from one",
     "task": "what is learnt, for data that do not say it themselves",
+    "budgets": "how long the unpruned network trains: numbers of epochs, or factors of the "
+    "recipe's such as 0.5x; each row is there once for each",
 }
 EACH: Mapping[str, str] = {  # keys of each experiment
     **AXES,

@@ -91,6 +91,7 @@ class OwnExperiment:
     seeds: tuple[int, ...]
     head: ClassVar[None] = None
     backbone: ClassVar[None] = None
+    budget: ClassVar[None] = None
 
 
 def read_own(value: Mapping[str, Any]) -> OwnExperiment:

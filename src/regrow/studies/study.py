@@ -79,7 +79,7 @@ TRAIN = "train"  # the key of a study whose networks a function of one's own tra
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study: models x data sets x methods x sparsities x arms x seeds, and recipes."""
+    """A study: models x data sets x budgets x methods x sparsities x arms x seeds, and recipes."""
 
     name: str
     title: str
@@ -89,10 +89,10 @@ class Study:
     own: "tuple[OwnExperiment, ...]" = ()  # of networks of one's own
 
     def __post_init__(self) -> None:
-        by_labels: dict[tuple[str, str], AnyExperiment] = {}
+        by_labels: dict[tuple[str, str, int | None], AnyExperiment] = {}
         every: list[AnyExperiment] = [*self.experiments, *self.own]
         for experiment in every:
-            labels = experiment.data_label, experiment.model_label
+            labels = experiment.data_label, experiment.model_label, experiment.budget
             first = by_labels.setdefault(labels, experiment)
             differs = [
                 a
@@ -168,7 +168,8 @@ class Study:
                 if cells.setdefault(cell.place, cell).job.key != cell.job.key:
                     *place, seed = cell.place
                     raise ConfigError(
-                        f"Two experiments mean different things by the row '{' / '.join(place)}' "
+                        f"Two experiments mean different things by the row "
+                        f"'{' / '.join(map(str, filter(None, place)))}' "
                         f"(seed {seed}). Give the method of one of them another 'label', or its "
                         "arm another 'name'."
                     )

@@ -185,10 +185,10 @@ class Recipe:
         none: dict[str, Any] = dict.fromkeys(names, 0)
         return replace(self, schedule="constant", lr=lr, **none)
 
-    def stretched(self, epochs: int) -> "Recipe":
+    def lasting(self, epochs: int) -> "Recipe":
         """Return the same recipe over another number of epochs, its schedule stretched with it.
 
-        >>> long = Recipe(epochs=160).stretched(243)
+        >>> long = Recipe(epochs=160).lasting(243)
         >>> [epoch for epoch in range(1, 243) if long.lr_at(epoch) < long.lr_at(epoch - 1)]
         [121, 182]
         """

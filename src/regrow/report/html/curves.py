@@ -12,7 +12,7 @@ from regrow.report.html.chart import Chart, ChartPoint, ReferenceLine, Series
 from regrow.report.html.document import Block, Charts, PageCell, PageSection, PageTable
 from regrow.report.html.evidence import Histogram, StudyEvidence
 from regrow.report.html.sections import RowLinks
-from regrow.report.rows import Run
+from regrow.report.rows import Run, by_panel
 from regrow.tasks.metric import Metric
 
 CONFIDENCE = 0.95
@@ -72,7 +72,7 @@ def _not_shown(charts: Sequence[Chart]) -> str:
 
 def _panels(frame: pd.DataFrame, column: str) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
     """Yield for each data set, model and method the pruned rows and the unpruned ones."""
-    for _, panel in frame.groupby(["data", "model"], sort=False):
+    for _, panel in by_panel(frame):
         pruned = panel["sparsity"].notna() | (panel["target"] != "")
         for method, part in panel[pruned & (panel[column] > 0)].groupby("method", sort=False):
             whole = panel[~pruned]
@@ -106,7 +106,7 @@ def _score_chart(
         )
     bounds = _with_bars((metric.gain(foot), metric.gain(top)), series, level)
     return Chart(
-        title=f"{first['data']} / {first['model']} / {first['method']}",
+        title=" / ".join((*next(by_panel(part))[0], first["method"])),
         x=f"{AXES[column]} (log scale)",
         y=metric.axis,
         series=tuple(series),
@@ -221,7 +221,7 @@ def _training_chart(
 def layer_section(evidence: StudyEvidence, rows: RowLinks) -> Iterator[PageSection]:
     """Show the share that stays of each layer, darker where more does."""
     first_runs = {group: runs[0][0] for (group, _), runs in rows.runs.items()}
-    tables: dict[tuple[tuple[str, str], str, tuple[str, ...]], list[tuple[PageCell, ...]]] = {}
+    tables: dict[tuple[tuple[str, ...], str, tuple[str, ...]], list[tuple[PageCell, ...]]] = {}
     for kept in evidence.kept:
         names = tuple(kept.shares)
         run = first_runs[kept.group]

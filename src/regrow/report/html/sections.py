@@ -146,7 +146,7 @@ def result_section(page: Page, frame: pd.DataFrame, rows: RowLinks, method: str)
     blocks: list[Block] = []
     for block, row_groups in zip(page.tables, groups.values(), strict=True):
         listed = [(cut, row) for cut, section in block.sections for row in section]
-        wordy = ("arm", block.columns[-1])
+        wordy, sized = ("arm", block.columns[-1]), block.columns.index("parameters")
         blocks.append(
             PageTable(
                 title=block.title,
@@ -155,7 +155,10 @@ def result_section(page: Page, frame: pd.DataFrame, rows: RowLinks, method: str)
                     (
                         PageCell(text=cut or "not pruned"),
                         *_linked(
-                            row, block.columns, wordy, rows.href(group, row[0]) if row[4] else ""
+                            row,
+                            block.columns,
+                            wordy,
+                            rows.href(group, row[0]) if row[sized] else "",
                         ),
                     )
                     for (cut, row), group in zip(listed, row_groups, strict=True)
