@@ -30,7 +30,7 @@ LEVELS: list[set[str]] = [
     {"methods", "jobs", "own"},
     {"studies"},
     {"run", "report"},
-    {"reproduce", "bench", "comparison"},
+    {"reproduce", "bench", "comparison", "study_run"},
     {"papers"},
     {"cli", "__init__"},
     {"__main__"},

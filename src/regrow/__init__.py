@@ -30,6 +30,7 @@ _ROOMS = {
     "report.frames": ("epochs", "results"),
     "store": ("Store",),
     "studies.study": ("Study",),
+    "study_run": ("run_study",),
     "surgery": ("shrink", "silence", "trace", "verify"),
     "surgery.architecture": ("Architecture", "load", "save"),
     "surgery.mask": ("Mask",),

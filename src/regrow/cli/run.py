@@ -4,7 +4,6 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,7 +35,6 @@ from regrow.cli.terminal import (
     say,
 )
 from regrow.core.durations import clock
-from regrow.core.machine import machine
 from regrow.errors import ConfigError
 from regrow.studies.yaml_file import pairs
 
@@ -241,45 +239,19 @@ def _report(
     With ``html`` the page too, with the study's file (``path``); with ``refresh`` nothing but the
     page, for browsers that read it again after so many seconds.
     """
-    from regrow.report import write
-    from regrow.report.collect import Reader, results_of
-    from regrow.report.ledger import costs, ledger_csv, ledger_frame
+    from regrow.report.files import write_study
 
-    results, folder = results_of(study, store), _report_folder(study, out)
-    each, together = costs(results.cells, Reader(store))
-    written = write(
-        results.runs,
-        folder,
-        title=study.title,
+    written, results = write_study(
+        study,
+        store,
+        _report_folder(study, out),
         command=command_line(),
-        machine=machine(),
-        date=date.today().isoformat(),
-        margin=study.margin,
-        reference=study.reference,
-        failures=results.failures,
-        extras=results.extras,
-        notes=results.notes,
         precision=str(choice.decision) if choice.decision is not None else None,
-        cost=together.words,
-        draw=refresh is None,
+        html=html,
+        settings={f"The study file, {path.name}": _text_of(path)} if path is not None else {},
+        checklist=checklist,
+        refresh=refresh,
     )
-    ledger = folder / "ledger.csv"
-    ledger.write_text(ledger_csv(ledger_frame(results.runs, each)), encoding="utf-8", newline="\n")
-    written = replace(written, paths=(*written.paths, ledger))
-    if html:
-        from regrow.report.html import gather, write_page
-
-        groups = [run.group for run in results.runs]
-        page = write_page(
-            written,
-            results.runs,
-            gather(results.cells, groups, store, weights=refresh is None),
-            folder,
-            settings={f"The study file, {path.name}": _text_of(path)} if path is not None else {},
-            with_checklist=checklist,
-            refresh=refresh,
-        )
-        written = replace(written, paths=(*written.paths, page))
     return written, [run.status for run in results.runs]
 
 

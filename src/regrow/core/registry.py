@@ -95,6 +95,8 @@ class Registry(Generic[T]):
             )
         self._values[key] = value
         self._origins[key] = source
+        if not Path(source).is_relative_to(PACKAGE) and source != self.package:
+            _ELSEWHERE.add(source)
 
     def get(self, name: str) -> T:
         """Return the value of a name; a ``ConfigError`` offers the nearest names."""
@@ -178,8 +180,10 @@ class Registry(Generic[T]):
         try:
             for module in _modules(self.package, self.modules):
                 _import(module)
+            before = set(_ELSEWHERE)
             for point in entry_points(group=self.package):
                 point.load()
+            _ELSEWHERE.intersection_update(before)  # every process finds these by itself
         except ConfigError:
             self._discovered = False  # so that a name is not called unknown for another file's sake
             raise
@@ -259,6 +263,16 @@ def _match(name: str, registered: Mapping[str, object]) -> str | None:
 
 
 _LOADED: list[Path] = []
+_ELSEWHERE: set[str] = set()  # sources of what was registered outside this package
+
+
+def registered_elsewhere() -> tuple[str, ...]:
+    """Return where parts come from that a new process would not find: scripts, notebooks, files.
+
+    Files of ``load_file`` and installed packages are left out: these are found again.
+    """
+    known = {str(file) for file in _LOADED}
+    return tuple(sorted(source for source in _ELSEWHERE if source not in known))
 
 
 def load_file(path: str | Path) -> None:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from regrow.report.html import PAGE, gather, write_document, write_page
+from regrow.report.html import PAGE, document_of, gather, write_document
 from regrow.report.html.document import (
     Block,
     Document,
@@ -40,7 +40,8 @@ def write_entry(
         cells = [planned.cell for planned in study.part.cells]
         evidence = gather(cells, [run.group for run in study.runs], store)
         folder = report.paths[0].parent
-        write_page(report, study.runs, evidence, folder, settings={})
+        document = document_of(report, study.runs, evidence, folder, settings={})
+        write_document(document, folder)
         links.append((study.part.study.title, f"details/{study.part.name}/{PAGE}"))
     return write_document(_document([published], {}, provenance, links=links), published.folder)
 

@@ -58,6 +58,7 @@ def run(
     on_event: Callable[[Event], None] | None = None,
     checkpoint_seconds: float = 120.0,
     device: str = "cpu",
+    script_again: bool = True,
 ) -> Summary:
     """Do jobs and all they stand on, as far as the store does not have them.
 
@@ -68,7 +69,8 @@ def run(
     that fails leaves the others running, and is tried again by the next run. What is stored and
     damaged is set aside and done anew. Several runs may share one store: a job held by another is
     waited for. Ctrl-C or SIGTERM stops in good order - every job saves, ``Interrupted`` is raised -
-    and a second one at once.
+    and a second one at once. Worker processes import the calling script anew, as those of
+    ``multiprocessing`` do, unless ``script_again`` is false: it may hold what jobs are made of.
     """
     if workers is not None and workers < 0:
         raise ConfigError(f"'workers' must be an int of at least 0. Got {workers!r}.")
@@ -83,7 +85,10 @@ def run(
         pending = (node.job for node in schedule.nodes.values())
         workers = num_sharing(pending, device) if together else num_cores()
     settings = Settings(
-        device=device, checkpoint_seconds=checkpoint_seconds, together=together and workers > 1
+        device=device,
+        checkpoint_seconds=checkpoint_seconds,
+        together=together and workers > 1,
+        script_again=script_again,
     )
     num = min(workers, len(schedule.nodes))
     single = num == 1 and device != "cpu"  # a single thread beside this one would gain nothing

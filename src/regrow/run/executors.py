@@ -58,6 +58,7 @@ class Settings:
     device: str
     checkpoint_seconds: float
     together: bool = False  # several jobs at once in one process
+    script_again: bool = True  # worker processes import the script that started them
 
 
 Summon = Callable[[Job, Settings], Ranks]

@@ -12,15 +12,17 @@ import os
 import pickle
 import queue
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
+from types import ModuleType
 
 from regrow.core.registry import load_file, loaded_files
 from regrow.errors import RegrowError
@@ -136,6 +138,20 @@ def large_pages() -> Iterator[None]:
 
 
 @contextmanager
+def _hidden_script() -> Iterator[None]:
+    """Let processes that are started inside begin without the script that this one runs.
+
+    They would import it, and so come to its calls again where no ``if __name__`` guards these.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+
+
+@contextmanager
 def held_back(*signals: signal.Signals) -> Iterator[None]:
     """Hold signals back; processes that are started inside hold them back until they say otherwise.
 
@@ -213,8 +229,9 @@ class _Workers:
         if not worker.ready:
             raise RegrowError(
                 f"A worker process did not start: it {end}. Its own message is above, if it had "
-                f"one. A script that calls regrow.run needs `if __name__ == '__main__':` around "
-                f"its calls; or use workers=0, which stays in this process."
+                f"one. A script that calls regrow.run, or registers parts of its own and calls "
+                f"regrow.run_study, needs `if __name__ == '__main__':` around its calls; or use "
+                f"workers=0, which stays in this process."
             )
         if not self._stopping:
             self._workers.append(_Worker(self._origin))
@@ -239,7 +256,8 @@ class _Worker:
         self.process: SpawnProcess = context.Process(target=work, args=(worker_end, origin))
         try:
             # Neither must end the worker before it ignores them.
-            with held_back(signal.SIGINT, signal.SIGTERM), large_pages():
+            script = nullcontext() if origin.settings.script_again else _hidden_script()
+            with held_back(signal.SIGINT, signal.SIGTERM), large_pages(), script:
                 self.process.start()
         finally:
             worker_end.close()

@@ -1,8 +1,8 @@
 """A report as one page of HTML: the answer first, and below it all that it rests on.
 
-``write_page`` takes a written report and what stands behind it (``gather``); ``render`` writes any
-``Document``. The page is one file that asks for nothing: readable without scripts, in print, on a
-phone, by keyboard and by a screen reader.
+``document_of`` takes a written report and what stands behind it (``gather``); ``write_document``
+writes any ``Document``. The page is one file that asks for nothing: readable without scripts, in
+print, on a phone, by keyboard and by a screen reader.
 """
 
 import os
@@ -42,36 +42,9 @@ from regrow.report.html.sections import (
 from regrow.report.render import method, tests
 from regrow.report.rows import Run
 
-__all__ = ["Document", "StudyEvidence", "gather", "render", "write_document", "write_page"]
+__all__ = ["Document", "StudyEvidence", "document_of", "gather", "render", "write_document"]
 
 PAGE = "report.html"
-
-
-def write_page(
-    report: Report,
-    runs: Sequence[Run],
-    evidence: StudyEvidence,
-    folder: Path,
-    *,
-    settings: Mapping[str, str],
-    with_checklist: bool = False,
-    refresh: int | None = None,
-) -> Path:
-    """Write the page of a report into its folder.
-
-    ``settings`` are files that the study was read from, by title. ``refresh`` is after how many
-    seconds a browser reads the page again, while a run goes on.
-    """
-    document = document_of(
-        report,
-        runs,
-        evidence,
-        folder,
-        settings=settings,
-        with_checklist=with_checklist,
-        refresh=refresh,
-    )
-    return write_document(document, folder)
 
 
 def write_document(document: Document, folder: Path) -> Path:
@@ -93,7 +66,11 @@ def document_of(
     with_checklist: bool = False,
     refresh: int | None = None,
 ) -> Document:
-    """Gather what the page of a report shows; links are written as from its folder."""
+    """Gather what the page of a report shows; links are written as from its folder.
+
+    ``settings`` are files that the study was read from, by title. ``refresh`` is after how many
+    seconds a browser reads the page again, while a run goes on.
+    """
     page, rows = report.page, RowLinks.of(runs, evidence)
     done = sum(run.done for run in runs)
     sections = [

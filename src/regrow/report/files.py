@@ -1,0 +1,73 @@
+"""The report of a study and a store with its ledger and its page, as commands and Python do it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+from regrow.core.machine import machine
+from regrow.report import Report, write
+from regrow.report.collect import Reader, Results, results_of
+from regrow.report.ledger import costs, ledger_csv, ledger_frame
+from regrow.store import Store
+from regrow.studies.study import Study
+
+LEDGER_FILE = "ledger.csv"
+
+
+def write_study(
+    study: Study,
+    store: Store,
+    folder: Path,
+    *,
+    command: str,
+    precision: str | None = None,
+    html: bool = False,
+    settings: Mapping[str, str] | None = None,
+    checklist: bool = False,
+    refresh: int | None = None,
+) -> tuple[Report, Results]:
+    """Write what a store holds of a study as a report; returns what it was made of too.
+
+    With ``html`` the page too, with the texts of ``settings`` by title; with ``refresh`` nothing is
+    drawn but the page, for browsers that read it again after so many seconds.
+    """
+    results = results_of(study, store)
+    each, together = costs(results.cells, Reader(store))
+    written = write(
+        results.runs,
+        folder,
+        title=study.title,
+        command=command,
+        machine=machine(),
+        date=date.today().isoformat(),
+        margin=study.margin,
+        reference=study.reference,
+        failures=results.failures,
+        extras=results.extras,
+        notes=results.notes,
+        precision=precision,
+        cost=together.words,
+        draw=refresh is None,
+    )
+    ledger = folder / LEDGER_FILE
+    text = ledger_csv(ledger_frame(results.runs, each))
+    ledger.write_text(text, encoding="utf-8", newline="\n")
+    written = replace(written, paths=(*written.paths, ledger))
+    if html:
+        from regrow.report.html import document_of, gather, write_document
+
+        groups = [run.group for run in results.runs]
+        evidence = gather(results.cells, groups, store, weights=refresh is None)
+        document = document_of(
+            written,
+            results.runs,
+            evidence,
+            folder,
+            settings=settings or {},
+            with_checklist=checklist,
+            refresh=refresh,
+        )
+        page = write_document(document, folder)
+        written = replace(written, paths=(*written.paths, page))
+    return written, results

@@ -1,0 +1,244 @@
+"""A study run from Python: in a script, or in a notebook.
+
+import regrow
+
+found = regrow.run_study("study.yaml", store="regrow-store")
+found.rows          # a pandas frame: a row a cell and arm
+found.verdicts      # each comparison
+found.report(html=True)
+"""
+
+import html
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from regrow.core.registry import load_file, registered_elsewhere
+from regrow.errors import ConfigError, Interrupted, StoreError, short
+from regrow.report import Report, page_of
+from regrow.report.collect import Results, results_of
+from regrow.report.files import write_study
+from regrow.report.frames import epochs_of
+from regrow.report.render import Page
+from regrow.report.rows import runs_frame, summarise
+from regrow.report.verdict import verdicts_frame
+from regrow.run import Event, Summary, check_device, run
+from regrow.run.display import display
+from regrow.run.precision import PrecisionChoice
+from regrow.store import Store
+from regrow.studies.study import Study
+from regrow.studies.yaml_file import decided, replaced
+
+COLUMNS = ("data", "model", "method", "target", "sparsity", "arm", "mean", "std", "n")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StudyRun:
+    """A study with its results in a store, as they were when its run ended.
+
+    ``summary`` tells which jobs were done, found done before, failed, or could not be done.
+    """
+
+    study: Study
+    store: Store
+    summary: Summary
+    results: Results
+    rows: pd.DataFrame
+    page: Page
+    precision: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """True if every job was done."""
+        return self.summary.complete
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """A row for each run, with the key of its record."""
+        frame = runs_frame(self.results.runs)
+        frame["key"] = [cell.job.key for cell in self.results.cells]
+        return frame
+
+    @property
+    def epochs(self) -> pd.DataFrame:
+        """A row for each epoch of each finished run."""
+        return epochs_of(self.study, self.store)
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        """A row for each comparison, with its interval and its outcome."""
+        return verdicts_frame(self.page.verdicts)
+
+    @property
+    def answer(self) -> str:
+        """The study summed up."""
+        return self.page.answer
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """The reasons of jobs that failed, by their labels."""
+        return {failure.label: failure.message for failure in self.results.failures}
+
+    def report(self, out: str | Path | None = None, *, html: bool = False) -> Report:
+        """Write the report into a folder, ``regrow-report/<name>`` unless named; see ``paths``."""
+        folder = Path("regrow-report") / self.study.name if out is None else Path(out)
+        written, _ = write_study(
+            self.study,
+            self.store,
+            folder,
+            command="regrow.run_study(...)",
+            precision=self.precision,
+            html=html,
+        )
+        return written
+
+    def __repr__(self) -> str:
+        done = sum(run.done for run in self.results.runs)
+        return f"{self.study.title}: {done} of {len(self.results.runs)} runs done\n{self.answer}"
+
+    def _repr_html_(self) -> str:
+        """Show the answer and the rows, as notebooks do; every text is escaped."""
+        shown = self.rows[[name for name in COLUMNS if name in self.rows]]
+        failed = [f"{label}: {message}" for label, message in self.failures.items()]
+        lines = [*self.answer.splitlines(), *failed]
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+        table = shown.to_html(index=False, escape=True, na_rep="", float_format="{:.4g}".format)
+        return f"<p><b>{html.escape(self.study.title)}</b></p><ul>{items}</ul>{table}"
+
+
+def run_study(
+    study: str | Path | Mapping[str, Any] | Study,
+    *,
+    store: str | Path = "regrow-store",
+    device: str = "cpu",
+    workers: int | None = None,
+    data: Mapping[str, str] | None = None,
+    with_files: Iterable[str | Path] = (),
+    progress: bool = True,
+    on_event: Callable[[Event], None] | None = None,
+) -> StudyRun:
+    """Run a study's unfinished jobs, as ``regrow run`` does, and return its results.
+
+    Keys, records and numbers are those of the command, bit for bit. Ctrl-C (a notebook's stop
+    button) lets every job save, and raises ``Interrupted``: the same call resumes. A script needs
+    no ``if __name__ == "__main__"``, unless it registers parts (methods, models, ...) itself.
+
+    Args:
+        study: a study file, what stands in one, or a ``Study``.
+        store, device, workers: as for the command; ``workers=0`` stays in this process.
+        data: other data in the place of those that the study names.
+        with_files: files that register methods, models, data sets or arms.
+        progress: whether to show how far the run is on standard error.
+        on_event: is called with each event of ``regrow.run.events`` in place of that.
+
+    Raises:
+        ConfigError: what cannot be meant.
+        Interrupted: it was stopped, and everything is kept.
+    """
+    _refuse_within_a_worker()
+    for file in with_files:
+        load_file(file)
+    choice = PrecisionChoice(_existing(store), device=device)
+    read = _read(study, choice, data or {})
+    jobs = read.jobs()
+    check_device(device)
+    script_again = workers != 0 and device == "cpu" and _needs_script()
+    opened = Store.open(store)
+    choice.keep(opened)
+    shown = nullcontext(on_event) if on_event is not None or not progress else display()
+    try:
+        with shown as show:
+            summary = run(
+                jobs,
+                opened,
+                workers=workers,
+                on_event=show,
+                checkpoint_seconds=60.0,
+                device=device,
+                script_again=script_again,
+            )
+    except Interrupted as error:
+        text = str(error).replace("The same command resumes.", "The same call resumes.")
+        raise Interrupted(text) from None
+    return _found(read, opened, summary, choice=choice)
+
+
+def _found(study: Study, store: Store, summary: Summary, *, choice: PrecisionChoice) -> StudyRun:
+    results = results_of(study, store)
+    rows = summarise(results.runs)
+    page = page_of(
+        results.runs,
+        rows,
+        title=study.title,
+        margin=study.margin,
+        reference=study.reference,
+        failures=results.failures,
+        notes=results.notes,
+        extras=results.extras,
+    )
+    return StudyRun(
+        study=study,
+        store=store,
+        summary=summary,
+        results=results,
+        rows=rows,
+        page=page,
+        precision=None if choice.decision is None else str(choice.decision),
+    )
+
+
+def _read(study: Any, choice: PrecisionChoice, data: Mapping[str, str]) -> Study:
+    if isinstance(study, Study):
+        if data:
+            raise ConfigError("'data' stand in for names of a study file, and this is a Study.")
+        return study
+    if isinstance(study, Mapping):
+        value = decided(replaced(dict(study), data), choice)
+        return Study.from_json(value, name=str(study.get("name", "study")))
+    if isinstance(study, str | Path):
+        return Study.load(study, choice, data=data)
+    raise ConfigError(
+        f"A study is a file, a mapping of what stands in one, or a Study. Got {short(study)}."
+    )
+
+
+def _existing(store: str | Path) -> Store | None:
+    with suppress(StoreError):
+        return Store.open(store, create=False)
+    return None
+
+
+def _needs_script() -> bool:
+    """Tell whether workers must import the script anew, for what it registered.
+
+    What a notebook registered no worker can import, unless it comes from a file.
+    """
+    files = registered_elsewhere()
+    if not files:
+        return False
+    if getattr(sys.modules["__main__"], "__file__", None) is not None:
+        return True
+    for file in files:
+        if not Path(file).is_file():
+            raise ConfigError(
+                "This session registered parts of its own (methods, models, data sets or arms), "
+                "which worker processes cannot import. Put them into a file and name it in "
+                "'with_files', or use workers=0."
+            )
+        load_file(file)
+    return False
+
+
+def _refuse_within_a_worker() -> None:
+    """End a worker process that, importing the script anew, has come to this call.
+
+    The process that started it says what to do.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(1)
