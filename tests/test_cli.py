@@ -96,7 +96,7 @@ def test_mistake_in_a_study_is_one_message(
     write_study(tmp_path, **changes)
     result = command("run", "study.yaml")
     refused(result, message)
-    assert len(result.err.splitlines()) == 1
+    assert len([line for line in result.err.splitlines() if not line.endswith(" ...")]) == 1
     assert not (tmp_path / "regrow-report").exists()
 
 
@@ -221,7 +221,7 @@ def test_device_that_is_not_there_is_said_before_training(command: Command, tmp_
     [
         ("gone.py", None, "--with gone.py: no such file"),
         ("bad.py", "def (", "--with bad.py: SyntaxError.*line 1"),
-        ("raises.py", "1 / 0", "--with raises.py: ZeroDivisionError"),
+        ("raises.py", "1 / 0", "--with raises.py, line 1: ZeroDivisionError"),
         ("notes.txt", "hello", "--with notes.txt: not a Python file"),
     ],
 )
@@ -509,7 +509,10 @@ def test_ctrl_c_stops_in_good_order_and_goes_on(
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert re.search(r"regrow: Stopped: 0 of 1 jobs are done, .* The same command resumes", err)
+    assert re.search(
+        r"regrow: Stopped: 0 of 1 jobs are done\. .* The results so far: regrow report", err
+    )
+    assert "The same command resumes: regrow run study.yaml --workers" in err
     assert out == ""
     assert list(tmp_path.glob("regrow-store/running/*/checkpoint.safetensors"))
     assert "1 stopped half-way" in command("status", "study.yaml").out

@@ -188,6 +188,38 @@ def test_the_statistics_are_those_of_a_study(here: Path) -> None:
     assert list(found.rows["arm"])[:2] == ["unpruned", "pruned"]
 
 
+@pytest.mark.parametrize(
+    ("unit", "loop", "shares"),
+    [
+        # Epochs show by a smaller last batch, at the first batch of the second epoch.
+        (
+            "epochs",
+            "for _ in range(budget.epochs):\n        for n in (4, 4, 2): see(n)",
+            "000466799",
+        ),
+        ("epochs", "for _ in budget:\n        for n in (4, 4, 4): see(n)", "000333666"),
+        ("steps", "for _ in range(budget.steps): see(5)", "369"),
+        ("samples", "for _ in range(budget.samples): see(1)", "369"),
+    ],
+)
+def test_how_much_of_a_budget_is_spent_shows_while_a_function_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: Unit, loop: str, shares: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loops.py").write_text(
+        "import torch\n\n\ndef train(model, budget, seed):\n"
+        "    def see(n):\n        model(torch.ones(n, 4)).sum().backward()\n"
+        "        torch.optim.SGD(model.parameters(), 0.1).step()\n"
+        f"    {loop}\n    return 0.5\n"
+    )
+    allowance = Allowance(amount=3, unit=unit, whole=3, flops_per_sample=1.0)
+    told: list[float] = []
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    function = TrainFunction.read("loops.py:train")
+    function(model, allowance, 0, on_pass=lambda share, samples: told.append(share))
+    assert "".join(str(int(10 * share)) for share in told) == shares
+
+
 def called(text: str, *, amount: int = 2) -> Any:
     """Call a training function of a file on a small network."""
     Path("other.py").write_text(text)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -730,11 +731,28 @@ def test_pipe_gets_a_line_per_finished_job_and_one_per_trouble(store: Store) -> 
     jobs.append(Walk(name="after", inputs=(jobs[1],)))
     with display(Console(file=out, width=40)) as show:
         run(jobs, store, workers=0, on_event=show)
+    assert out.getvalue().startswith("3 jobs to do\n")
     assert sorted(out.getvalue().splitlines()) == [
+        "3 jobs to do",
         "FAILED bad: The loss is not finite in epoch 3. Lower the learning rate.",
         "blocked after: needs bad, which failed",
         "done [good] job (0:00)",
     ]
+
+
+def test_pipe_is_told_how_far_running_jobs_are(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regrow.run.display.SUMMARY_SECONDS", (0.0,))
+    out = io.StringIO()
+    with display(Console(file=out, width=40)) as show:
+        jobs = [Walk(name="long", steps=40, seconds=0.02)]
+        run(jobs, store, workers=0, on_event=show)
+    first, *lines, last = out.getvalue().splitlines()
+    assert (first, last[:9]) == ("1 job to do", "done long")
+    assert any(
+        re.search(r"0/1 jobs, [1-9]\d* % .*ETA.*; running: long \([1-9]", line) for line in lines
+    )
 
 
 def test_terminal_shows_the_run_and_its_running_jobs(store: Store) -> None:

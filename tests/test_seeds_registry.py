@@ -137,7 +137,11 @@ def test_a_file_is_loaded_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.py", "import nowhere_at_all", "--with .*a.py: ModuleNotFoundError: No module named"),
+        (
+            "a.py",
+            "import nowhere_at_all",
+            "--with .*a.py, line 1: ModuleNotFoundError: No module named",
+        ),
         ("b.py", "def (", "--with .*b.py: SyntaxError"),
         ("c.txt", "", "--with .*c.txt: not a Python file. Its name must end in .py"),
         ("d.py", "from regrow.models import MODELS\nMODELS.get('vg-16')", "Unknown model 'vg-16'"),

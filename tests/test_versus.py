@@ -1,5 +1,7 @@
 """``regrow versus``: the study that it writes, what it leaves out, and the table that comes out."""
 
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +104,17 @@ def test_a_reference_must_be_a_method_of_the_study() -> None:
 
 def test_a_file_of_ones_own_gets_its_table(regrow: Command, tmp_path: Path) -> None:
     (tmp_path / "fourth.py").write_text(OWN.format(name="fourth-power"))
-    asked = ("--model", MODEL, "--data", DATA, "--recipe", RECIPE, "--against", "width")
+    asked = ("--model", MODEL, "--data", DATA, "--recipe", RECIPE, "--against", "width", "--html")
+    asked = (*asked, "--arms", "fine-tune,lr-rewind,scratch-b", "--epochs", "2")
     done = regrow("versus", "fourth.py", *asked, "--seeds", "1", "--workers", "0", "--out", "out")
     assert done.code == 0, done.err
+    assert done.err.startswith("Reading fourth.py ...\n")
+    assert done.err.index("jobs to do: ") < done.err.index("done tiny VGG")  # the estimate
+    assert (tmp_path / "out" / "report.html").is_file()
     study = yaml.safe_load((tmp_path / "out" / "study.yaml").read_text())
     assert study["reference"] == "fourth-power"
+    assert study["arms"] == ["unpruned", "pruned", "fine-tune", "lr-rewind", "scratch-b"]
+    assert study["recipe"]["epochs"] == 2
     assert "fourth-power" in done.out
     assert "Methods at one cost, under the best retraining of each" in done.out
     pairs = (tmp_path / "out" / "pairs.csv").read_text().splitlines()
@@ -134,14 +142,54 @@ def test_a_file_without_a_method_is_refused(
     assert not (tmp_path / "regrow-store").exists()
 
 
-def test_a_wrong_criterion_is_refused_before_anything_trains(
-    regrow: Command, tmp_path: Path
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("return group", "return float group", r"{}\.py: SyntaxError.*line 7"),
+        ("probe.weight", "probe.wieght", r"{}\.py, line 7: AttributeError: .*'wieght'"),
+        (".pow(4))", ".pow(4))[:2]", r"{}\.py, line 7: .*one score for each of the 6 units"),
+        (".pow(4))", ".pow(4)) / 0.0", r"{}\.py, line 7: .*not all finite"),
+        ("group, probe", "group", r"{}\.py, line 6: TypeError: .* 1 positional argument"),
+        ("criterion=score", "criterion='{}'", r"Unknown criterion '{0}'.*'{0}-score'"),
+        ("register_method", "register_metod", r"{}\.py, line 10: AttributeError"),
+    ],
+)
+def test_a_wrong_criterion_is_refused_by_its_line_and_leaves_nothing(
+    regrow: Command, tmp_path: Path, old: str, new: str, message: str
 ) -> None:
-    wrong = OWN.format(name="wrong").replace("group.sum(", "0 * group.sum(").replace("0 *", "float")
-    (tmp_path / "wrong.py").write_text(wrong)
-    done = regrow("versus", "wrong.py", "--model", MODEL, "--data", DATA, "--recipe", RECIPE)
+    name = f"wrong-{hashlib.sha256(new.encode()).hexdigest()[:6]}"
+    text = OWN.format(name=name).replace(old, new.format(name), 1)
+    (tmp_path / f"{name}.py").write_text(text)
+    asked = ("--model", MODEL, "--data", DATA, "--recipe", RECIPE, "--against", "random")
+    done = regrow("versus", f"{name}.py", *asked)
     assert done.code == 2
-    assert not (tmp_path / "regrow-store").exists()
+    assert re.search(message.format(name), done.text), done.text
+    assert {path.name for path in tmp_path.iterdir()} <= {f"{name}.py", "__pycache__"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--arms", "fine-tun"), "--arms: Unknown arm 'fine-tun'"),
+        (("--arms", " ,"), "--arms needs at least one name"),
+        (("--against", "l1-filtr"), "--against: Unknown method 'l1-filtr'"),
+        (("--device", "tpu"), "tpu"),
+        (("--target", "macs:0.00001"), "macs"),
+    ],
+)
+def test_what_cannot_be_meant_leaves_nothing(
+    regrow: Command, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    done = regrow("versus", "l2", "--model", MODEL, "--data", DATA, *options)
+    assert done.code == 2
+    assert message in done.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_named_without_its_ending_is_offered(regrow: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN.format(name="mine"))
+    done = regrow("versus", "mine", "--model", MODEL, "--data", DATA)
+    assert (done.code, "Do you mean the file mine.py?" in done.text) == (2, True)
 
 
 def test_a_plan_trains_nothing(regrow: Command, tmp_path: Path) -> None:

@@ -64,8 +64,8 @@ def bench_train(
         _show(value, foot(rows) if rows else "", as_json=as_json)
     if len(rows) < len(subjects):
         raise Interrupted(
-            f"Stopped: {len(rows)} of {len(subjects)} networks are measured. The same command "
-            "starts over; --nets names the networks to measure."
+            f"Stopped: {len(rows)} of {len(subjects)} networks are measured. A new start measures "
+            "them anew; --nets names the networks to measure."
         )
 
 

@@ -20,7 +20,7 @@ from regrow.cli.options import (
     WithOption,
     wanted_exports,
 )
-from regrow.cli.terminal import console, print_json
+from regrow.cli.terminal import announce, console, print_json
 from regrow.errors import ConfigError, unknown
 
 
@@ -114,6 +114,7 @@ def list_names(
 ) -> None:
     """List the names that a study file can use."""
     load_extensions(with_files)
+    announce("Reading what is registered")
     from regrow.studies.catalogue import catalogue
 
     kinds = catalogue()

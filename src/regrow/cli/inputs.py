@@ -1,12 +1,11 @@
 """The inputs of commands: study files, stores and files of extensions."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regrow.cli.terminal import complain, say
+from regrow.cli.terminal import announce, complain
 from regrow.errors import StoreError
 from regrow.studies.yaml_file import pairs
 
@@ -39,12 +38,11 @@ def load_study(
     """
     from regrow.studies.study import Study
 
+    announce(f"Reading {path}")
     replacements = pairs(data or ())
     Study.load(
         path, data=replacements
     )  # a mistake is reported before PyTorch is imported, which takes seconds
-    if sys.stderr.isatty():
-        say(f"Reading {path} ...")
     from regrow.run.precision import PrecisionChoice
 
     choice = PrecisionChoice(_existing(store), device=device, measure=measure)

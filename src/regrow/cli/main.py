@@ -26,10 +26,14 @@ from regrow.cli import (
     versus,
 )
 from regrow.cli.once import refuse_repeats
-from regrow.cli.terminal import EXIT_BAD_INPUT, EXIT_FAILED_JOBS, EXIT_INTERRUPTED, complain
+from regrow.cli.terminal import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED_JOBS,
+    EXIT_INTERRUPTED,
+    complain,
+    how_to_resume,
+)
 from regrow.errors import Interrupted, RanksLost, RegrowError
-
-STOPPED = "Stopped. The same command resumes from here."
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -97,21 +101,21 @@ def _main() -> None:
         app()
     except SystemExit as end:
         if end.code == EXIT_INTERRUPTED:  # typer's exit code for Ctrl-C
-            complain(STOPPED)
+            complain(how_to_resume())
         _flush()
         raise
     except RanksLost as error:
-        complain(f"{error}")
+        complain(how_to_resume(f"{error}"))
         _flush()
         os._exit(EXIT_INTERRUPTED)  # closing connections to waiting ranks would wait too
     except Interrupted as error:
-        complain(f"{error}")
+        complain(how_to_resume(f"{error}"))
         sys.exit(EXIT_INTERRUPTED)
     except RegrowError as error:
         complain(f"{error}")
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
-        complain(STOPPED)
+        complain(how_to_resume())
         sys.exit(EXIT_INTERRUPTED)
 
 

@@ -1,7 +1,7 @@
 """The commands ``regrow plan`` and ``regrow status``: the work left, and the work done so far."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,12 +21,13 @@ from regrow.cli.options import (
     WithOption,
     WorkersOption,
 )
-from regrow.cli.terminal import console, count, print_json
+from regrow.cli.terminal import announce, console, count, print_json, say
 from regrow.core.durations import in_words
 from regrow.core.texts import one_line, visible
 from regrow.studies.yaml_file import pairs
 
 if TYPE_CHECKING:
+    from regrow.jobs.base import Job
     from regrow.run.estimate import Estimate
     from regrow.store import Snapshot, Store
     from regrow.studies.job_list import Planned
@@ -47,6 +48,7 @@ def plan(
     """Show a study's jobs, and estimate how long the unfinished ones take on this machine."""
     load_extensions(with_files)
     loaded, _ = load_study(study, store, data=data)
+    announce("Looking at its data and networks")
     from regrow.jobs.base import specs
     from regrow.run import num_cores
     from regrow.run.estimate import estimate
@@ -56,6 +58,7 @@ def plan(
     finished = stored(opened, specs(jobs)).done if opened else frozenset[str]()
     num_workers = max(workers if workers is not None else num_cores(), 1)
     warn_about(jobs)
+    announce("Timing its networks on this machine")
     work = estimate(jobs, finished, workers=num_workers, store=opened)
     if as_json:
         print_json(
@@ -90,14 +93,34 @@ def _print_plan(title: str, work: "Estimate", num_workers: int, *, known: bool) 
     if not known:
         console().print("How long a training function of your own takes is not known beforehand.")
         return
+    console().print(f"Training left: {_time_left(work, num_workers)}.", highlight=False)
+
+
+def _time_left(work: "Estimate", num_workers: int) -> str:
     source = "the jobs done so far" if work.from_records else "a short calibration"
-    console().print(
-        f"Training left: {work.training_flops:.3g} FLOPs, about {in_words(work.seconds)} with "
+    return (
+        f"{work.training_flops:.3g} FLOPs, about {in_words(work.seconds)} with "
         f"{count(num_workers, 'worker')} on this machine under its current load (estimated from "
         f"{source}; the sizes of networks that are not pruned yet are guesses, and "
-        "the time to prove each cut is left out).",
-        highlight=False,
+        "the time to prove each cut is left out)"
     )
+
+
+def say_estimate(jobs: "Sequence[Job]", store: "Store", workers: int | None) -> None:
+    """Say how long a run is going to take, before it starts."""
+    from regrow.jobs.base import specs
+    from regrow.run import num_cores
+    from regrow.run.estimate import estimate
+
+    finished = stored(store, specs(jobs)).done
+    num_workers = max(workers if workers is not None else num_cores(), 1)
+    announce("Timing its networks on this machine")
+    work = estimate(jobs, finished, workers=num_workers, store=store)
+    if work.done < work.jobs:
+        say(
+            f"{count(work.jobs - work.done, 'job')} to do: {_time_left(work, num_workers)}. Ctrl-C "
+            "stops them in good order, and the same command resumes."
+        )
 
 
 def status(

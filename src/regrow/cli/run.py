@@ -1,8 +1,10 @@
 """The commands ``regrow quickstart``, ``run`` and ``report``."""
 
 import json
+import shlex
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +30,7 @@ from regrow.cli.options import (
 )
 from regrow.cli.terminal import (
     EXIT_FAILED_JOBS,
+    announce,
     command_line,
     count,
     in_lines,
@@ -35,10 +38,12 @@ from regrow.cli.terminal import (
     say,
 )
 from regrow.core.durations import clock
-from regrow.errors import ConfigError
+from regrow.core.registry import loaded_files
+from regrow.errors import ConfigError, Interrupted
 from regrow.studies.yaml_file import pairs
 
 if TYPE_CHECKING:
+    from regrow.jobs.base import Job
     from regrow.report import Report
     from regrow.run import Summary
     from regrow.run.events import Event
@@ -140,8 +145,12 @@ def run_study(
     as_json: bool = False,
     data: Sequence[str] | None = None,
     html: bool = False,
+    first: "Callable[[Sequence[Job], Store, int | None], None] | None" = None,
 ) -> None:
-    """Run a study's unfinished jobs, write its report, and print it."""
+    """Run a study's unfinished jobs, write its report, and print it.
+
+    ``first`` is told the jobs, the store and the number of workers before any job starts.
+    """
     study, choice = load_study(path, store, data=data, device=device)
     from regrow.jobs.base import all_jobs
     from regrow.run import check_device
@@ -149,6 +158,7 @@ def run_study(
     from regrow.run.display import display
     from regrow.studies.job_list import Planned, remember
 
+    announce("Looking at its data and networks")
     jobs = study.jobs()  # checks data and networks, so that a study in error leaves no store
     check_device(device)
     warn_about(jobs, device=device)
@@ -157,7 +167,9 @@ def run_study(
     planned = Planned.of(study.name, study.title, all_jobs(jobs))
     remember(opened, path, planned, data=pairs(data or ()))
     _check_writable(_report_folder(study, out))
-    with display() as show:
+    if first is not None:
+        first(jobs, opened, workers)
+    with display() as show, _saying_how_to_report(path, store, out, data or ()):
         if html:
             show = _live_page(study, opened, out, choice=choice, path=path, before=show)
         summary = run_jobs(
@@ -168,11 +180,35 @@ def run_study(
             checkpoint_seconds=checkpoint_seconds,
             device=device,
         )
+    announce("Writing the report")
     written, statuses = _report(study, opened, out, choice=choice, html=html, path=path)
     _print_report(written, as_json=as_json, summary=summary)
     _print_summary(summary, written.paths[0])
     if set(statuses) != {"done"} or not summary.complete:
         raise typer.Exit(EXIT_FAILED_JOBS)
+
+
+@contextmanager
+def _saying_how_to_report(
+    study: Path, store: Path, out: Path | None, data: Sequence[str]
+) -> Iterator[None]:
+    """Add to what is told of a stop the command that reports the results so far."""
+    try:
+        yield
+    except Interrupted as error:
+        options = [("--store", store)] if store != DEFAULT_STORE else []
+        options += [("--out", out)] if out is not None else []
+        options += [("--with", _nearby(file)) for file in loaded_files()]
+        options += [("--data", text) for text in data]
+        words = ["regrow", "report", study, *(word for option in options for word in option)]
+        command = shlex.join(map(str, words))
+        raise type(error)(f"{error} The results so far: {command}.") from error
+
+
+def _nearby(file: Path) -> Path:
+    """Return a path relative to the current folder, if it lies there."""
+    here = Path.cwd()
+    return file.relative_to(here) if file.is_relative_to(here) else file
 
 
 def _print_summary(summary: "Summary", page: Path) -> None:

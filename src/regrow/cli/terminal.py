@@ -1,6 +1,7 @@
 """Printing for the commands: results on standard output, all else on standard error."""
 
 import json
+import os
 import shlex
 import sys
 import textwrap
@@ -30,6 +31,18 @@ def say(line: str) -> None:
 def complain(message: str) -> None:
     """Print a warning or an error on standard error, under the program's name."""
     say(f"regrow: {message}")
+
+
+def announce(doing: str) -> None:
+    """Say what is being done, before imports and steps that take seconds."""
+    say(f"{doing} ...")
+
+
+def how_to_resume(told: str = "Stopped.") -> str:
+    """Add to what was told of a stop the command that goes on."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return f"{told} The same command resumes."  # a launcher's, which is not known here
+    return f"{told} The same command resumes: {command_line()}"
 
 
 def print_json(value: Any) -> None:

@@ -1,6 +1,6 @@
 """The command ``regrow versus``: the fair table of one's own method against built-in ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,15 +11,16 @@ from regrow.cli.options import (
     DEFAULT_REPORT,
     DEFAULT_STORE,
     DeviceOption,
+    HtmlOption,
     JsonOption,
     OutOption,
     StoreOption,
     WithOption,
     WorkersOption,
 )
-from regrow.cli.plan import plan
-from regrow.cli.run import run
-from regrow.cli.terminal import command_line, complain, say
+from regrow.cli.plan import plan, say_estimate
+from regrow.cli.run import run_study
+from regrow.cli.terminal import announce, command_line, complain, say
 from regrow.errors import ConfigError
 
 METHOD_HELP = "Python file that registers your methods, or the name of a registered one."
@@ -46,8 +47,23 @@ def versus(
             show_default="published methods and controls that remove the same kind of unit",
         ),
     ] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Retrainings and scratch trainings, with commas between (`regrow list arms`); "
+            "fewer take less time.",
+            show_default="fine-tune,fine-tune-10x,lr-rewind,one-cycle,scratch-b",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every row.")] = 3,
-    recipe: Annotated[str, typer.Option(help=f"{VALUE}'{{name: cifar, epochs: 40}}'.")] = "cifar",
+    recipe: Annotated[str, typer.Option(help=f"{VALUE}'{{name: cifar, lr: 0.05}}'.")] = "cifar",
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Epochs of the unpruned network's training.", show_default="the recipe's"
+        ),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     out: OutOption = None,
     workers: WorkersOption = None,
@@ -56,30 +72,45 @@ def versus(
     only_plan: Annotated[
         bool, typer.Option("--plan", help="Write the study and show its jobs; train nothing.")
     ] = False,
+    html: HtmlOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare your method with others at equal cost: same seeds, retrainings and budgets.
 
-    Writes an ordinary study, study.yaml in the report's folder, and runs it; results in the store
-    are used again.
+    Tries your code on the untrained network, says how long everything takes, writes an ordinary
+    study (study.yaml in the report's folder), and runs it. Results in the store are used again.
     """
+    announce(f"Reading {method}")
     load_extensions(with_files)
     own, files = _own(method)
-    path = _written(
+    announce(f"Trying {own[0]} and what it is compared with, before anything is trained")
+    from regrow.run import check_device
+
+    check_device(device)
+    value = _study(
         own,
         model=model,
         data=data,
         targets=target or ["macs:0.5"],
         against=against,
+        arms=arms,
         seeds=seeds,
-        recipe=recipe,
-        out=out,
-        again=[*files, *(with_files or ())],
+        recipe=_recipe(recipe, epochs),
     )
+    path = _written(value, out, again=[*files, *(with_files or ())])
     if only_plan:
         plan(path, store, workers, None, None, as_json)
         return
-    run(path, store, path.parent, workers, None, None, device=device, as_json=as_json)
+    run_study(
+        path,
+        store,
+        path.parent,
+        workers=workers,
+        device=device,
+        as_json=as_json,
+        html=html,
+        first=say_estimate,
+    )
 
 
 def _own(method: str) -> tuple[list[str], list[Path]]:
@@ -88,13 +119,15 @@ def _own(method: str) -> tuple[list[str], list[Path]]:
     from regrow.pruning.method import CRITERIA, METHODS
 
     if not method.endswith(".py"):
+        if method not in METHODS and (file := Path(f"{method}.py")).is_file():
+            raise ConfigError(f"No method {method!r} is registered. Do you mean the file {file}?")
         return [METHODS.key(method)], []
-    known, criteria = set(METHODS.names()), set(CRITERIA.names())
-    load_file(method)
-    own = [name for name in METHODS.names() if name not in known]
+    known, criteria = METHODS.added(), CRITERIA.added()
+    load_file(method, where=method)
+    own = [name for name in METHODS.added() if name not in known]
     if own:
         return own, [Path(method)]
-    scored = [name for name in CRITERIA.names() if name not in criteria]
+    scored = [name for name in CRITERIA.added() if name not in criteria]
     remedy = (
         f'register_method("{scored[0]}", criterion="{scored[0]}")'
         if scored
@@ -105,42 +138,63 @@ def _own(method: str) -> tuple[list[str], list[Path]]:
     )
 
 
-def _written(
+def _recipe(text: str, epochs: int | None) -> Any:
+    """Read a recipe, with other epochs if some are given."""
+    from regrow.studies.yaml_file import read_value
+
+    recipe = read_value(text)
+    if epochs is None:
+        return recipe
+    return {**(recipe if isinstance(recipe, dict) else {"name": recipe}), "epochs": epochs}
+
+
+def _study(
     own: Sequence[str],
     *,
     model: str,
     data: str,
     targets: Sequence[str],
     against: str | None,
+    arms: str | None,
     seeds: int,
-    recipe: str,
-    out: Path | None,
-    again: Sequence[Path],
-) -> Path:
-    """Write the study into the folder of its report."""
-    import yaml
-
+    recipe: Any,
+) -> dict[str, Any]:
+    """Return the study, all of it tried: a ``ConfigError`` says what cannot work."""
+    from regrow.jobs.arms import ARMS
     from regrow.pruning.method import METHODS
     from regrow.studies import versus as studies
     from regrow.studies.yaml_file import read_value
 
     first = METHODS.get(own[0])
-    rivals = studies.default_rivals(first) if against is None else _names(against)
-    network = read_value(model)
+    rivals = (
+        studies.default_rivals(first)
+        if against is None
+        else _names(against, METHODS.key, "--against", "l1-filter,random")
+    )
+    chosen = None if arms is None else _names(arms, ARMS.key, "--arms", "fine-tune,scratch-b")
     value: dict[str, Any] = studies.study_of(
         own,
         name=f"versus-{own[0]}",
-        model=network,
+        model=read_value(model),
         data=read_value(data),
         targets=[studies.read_target(text) for text in targets],
         rivals=rivals,
+        arms=chosen,
         seeds=seeds,
-        recipe=read_value(recipe),
+        recipe=recipe,
     )
     if against is None:
         value, reasons = studies.without_impossible(value, set(rivals) - set(own))
         for name, reason in reasons.items():
             complain(f"Not compared with {name}: {reason}")
+    studies.check(value)
+    return value
+
+
+def _written(value: dict[str, Any], out: Path | None, *, again: Sequence[Path]) -> Path:
+    """Write the study into the folder of its report."""
+    import yaml
+
     folder = out if out is not None else DEFAULT_REPORT / value["name"]
     path = folder / "study.yaml"
     options = "".join(f" --with {file}" for file in again)
@@ -159,11 +213,12 @@ def _written(
     return path
 
 
-def _names(against: str) -> list[str]:
-    """Read the methods to compare with."""
-    from regrow.pruning.method import METHODS
-
-    names = [METHODS.key(name.strip()) for name in against.split(",") if name.strip()]
+def _names(text: str, key: Callable[[str], str], option: str, example: str) -> list[str]:
+    """Read registered names with commas between."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise ConfigError("--against needs at least one method, such as l1-filter,random.")
-    return names
+        raise ConfigError(f"{option} needs at least one name, such as {example}.")
+    try:
+        return list(dict.fromkeys(map(key, names)))
+    except ConfigError as error:
+        raise ConfigError(f"{option}: {error}") from error

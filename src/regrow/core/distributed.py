@@ -155,5 +155,5 @@ def lost(error: Exception) -> RanksLost:
     reason = shorten(str(error).partition("\n")[0], 160)
     return RanksLost(
         f"The ranks cannot continue: another ended, or this one failed ({type(error).__name__}: "
-        f"{reason}). What was saved is kept; the same command continues from there."
+        f"{reason}). What was saved is kept."
     )

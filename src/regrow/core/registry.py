@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -136,6 +137,18 @@ class Registry(Generic[T]):
         """Return every registered name, sorted."""
         self._discover()
         return tuple(sorted(self._values))
+
+    def name_of(self, value: T) -> str | None:
+        """Return the name that a value is registered under, or None."""
+        if not any(known is value for known in self._values.values()):
+            self._discover()  # what no file has registered so far may be a built-in one
+        return next((name for name, known in self._values.items() if known is value), None)
+
+    def added(self) -> tuple[str, ...]:
+        """Return the names registered so far by files outside the package; imports nothing."""
+        return tuple(
+            name for name, file in self._origins.items() if not Path(file).is_relative_to(PACKAGE)
+        )
 
     def known(self) -> tuple[str, ...]:
         """Return every registered name, sorted; imports nothing where the source shows them."""
@@ -262,6 +275,12 @@ def _match(name: str, registered: Mapping[str, object]) -> str | None:
     return next((key for key in registered if key.replace("-", "") == squeezed), None)
 
 
+def place_in(file: Path, error: BaseException) -> str:
+    """Return the line of a file that an error was raised in, or from: ``, line N``, or nothing."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+    return f", line {lines[-1]}" if lines else ""
+
+
 _LOADED: list[Path] = []
 _ELSEWHERE: set[str] = set()  # sources of what was registered outside this package
 
@@ -275,17 +294,17 @@ def registered_elsewhere() -> tuple[str, ...]:
     return tuple(sorted(source for source in _ELSEWHERE if source not in known))
 
 
-def load_file(path: str | Path) -> None:
-    """Import one Python file for what it registers (``--with file.py``)."""
-    file = Path(path).resolve()
+def load_file(path: str | Path, *, where: str | None = None) -> None:
+    """Import one Python file for what it registers; ``where`` is what messages call it."""
+    file, where = Path(path).resolve(), where or f"--with {path}"
     if file in _LOADED:
         return
     if not file.is_file():
-        raise ConfigError(f"--with {path}: no such file. Give the path of a Python file.")
+        raise ConfigError(f"{where}: no such file. Give the path of a Python file.")
     name = f"regrow_with_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"--with {path}: not a Python file. Its name must end in .py.")
+        raise ConfigError(f"{where}: not a Python file. Its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -293,7 +312,8 @@ def load_file(path: str | Path) -> None:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"--with {path}: {type(error).__name__}: {error}") from error
+        place = place_in(file, error)
+        raise ConfigError(f"{where}{place}: {type(error).__name__}: {error}") from error
     _LOADED.append(file)
 
 

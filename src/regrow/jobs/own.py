@@ -319,9 +319,7 @@ class OwnTrain(Keyed):
             device=context.device,
         )
 
-        def on_pass(samples: int) -> None:
-            known = self.unit == "samples" and allowance.amount
-            share = min(samples / allowance.amount, 1.0) if known else 0.0
+        def on_pass(share: float, samples: int) -> None:
             context.tick(share, f"{samples:,} examples seen")
 
         model = model.to(context.device).train()

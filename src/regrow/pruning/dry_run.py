@@ -1,6 +1,8 @@
 """Try a user's criterion and allocation on an untrained network, before hours go into training."""
 
+import ast
 import inspect
+import textwrap
 import traceback
 from collections.abc import Sequence
 from copy import deepcopy
@@ -74,5 +76,30 @@ def _place(method: Method, error: Exception) -> str:
     named = [(r, name) for r, name in code if f"{r.kind} {name!r}" in str(error)] or code
     value: Any = named[0][0].get(named[0][1])
     function = inspect.unwrap(getattr(value, "function", value))
-    line = function.__code__.co_firstlineno if inspect.isfunction(function) else 1
+    returned = isinstance(error, RegrowError)  # else it could not even be called
+    line = line_of(function, returned=returned) if inspect.isfunction(function) else 1
     return f"{named[0][0].origin(named[0][1])}, line {line}"
+
+
+def line_of(function: Any, *, returned: bool) -> int:
+    """Return the line of a function's ``def``, or of its only ``return`` if that is to blame."""
+    lines, first = inspect.getsourcelines(function)
+    try:
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except SyntaxError:  # a lambda within a statement that goes on
+        return first
+    defined = next((n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)), None)
+    if defined is None:
+        return first
+    inner = {
+        id(node)
+        for child in ast.walk(defined)
+        if isinstance(child, ast.FunctionDef) and child is not defined
+        for node in ast.walk(child)
+    }
+    returns = [
+        node.lineno
+        for node in ast.walk(defined)
+        if isinstance(node, ast.Return) and id(node) not in inner
+    ]
+    return first - 1 + (returns[0] if returned and len(returns) == 1 else defined.lineno)

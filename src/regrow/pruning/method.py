@@ -307,9 +307,8 @@ def _penalising(penalty: "Callable[[nn.Module, float], None]") -> Treat:
 
 
 def _name_of(function: Criterion) -> str:
-    for name in CRITERIA.names():
-        if CRITERIA.get(name) is function:
-            return name
+    if (name := CRITERIA.name_of(function)) is not None:
+        return name
     raise ConfigError(
         f"The criterion {getattr(function, '__name__', function)!r} is not registered. Put "
         '@criterion("<name>") above it.'

@@ -268,8 +268,8 @@ class Coordinator:
         self._tell(last=True)
         if self._schedule.num_open:
             raise Interrupted(
-                f"Stopped: {self._num_done} of {self._num_total} jobs are done, unfinished work "
-                f"is kept. The same command resumes."
+                f"Stopped: {self._num_done} of {self._num_total} jobs are done. Others go on from "
+                "what they saved, or start over."
             )
         return Summary(
             done=tuple(self._done),
@@ -465,7 +465,4 @@ class Coordinator:
         if self._stops > 1:
             # A rank that breaks off within a step is lost to the others, who wait for it there.
             kind = RanksLost if current().together else Interrupted
-            raise kind(
-                "Stopped at once: unfinished jobs continue from their last checkpoints in the next "
-                "run of the same command."
-            )
+            raise kind("Stopped at once: unfinished jobs continue from their last checkpoints.")

@@ -19,7 +19,8 @@ from regrow.core.texts import one_line, visible
 from regrow.run import events
 from regrow.run.events import Event
 
-SUMMARY_SECONDS = 30.0
+SUMMARY_SECONDS = (5.0, 10.0, 15.0, 30.0)  # between lines of a log on a run; the last holds on
+MOST_NAMED = 3  # running jobs in such a line
 BAR_WIDTH, ETA_WIDTH = 10, 14  # so that 80 columns hold a line: "ETA 1,234 days" is the longest
 MAX_LINES = 16  # of running jobs: more workers than that do not fit a terminal
 
@@ -41,17 +42,51 @@ class _Plain:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._next_summary = time.monotonic() + SUMMARY_SECONDS
+        self._jobs: dict[str, _Running] = {}
+        self._waits = iter(SUMMARY_SECONDS)
+        self._next_summary: float | None = None
 
     def __call__(self, event: Event) -> None:
+        _follow(self._jobs, event)
         if isinstance(event, events.RunProgress):
-            if time.monotonic() >= self._next_summary:
-                self._next_summary = time.monotonic() + SUMMARY_SECONDS
-                _say(self._console, describe(event))
+            self._summarise(event)
         elif isinstance(event, events.JobDone) and not event.reused:
             _say(self._console, f"done {event.label} ({clock(event.seconds)})")
         else:
             _say_trouble(self._console, event)
+
+    def _summarise(self, run: events.RunProgress) -> None:
+        now = time.monotonic()
+        if self._next_summary is None:
+            if left := run.jobs_total - run.jobs_done:
+                before = f", {run.jobs_done} were done before" if run.jobs_done else ""
+                _say(self._console, f"{left} {'job' if left == 1 else 'jobs'} to do{before}")
+        elif now < self._next_summary or run.jobs_done == run.jobs_total:
+            return
+        else:
+            _say(self._console, "; ".join([describe(run), *self._running()]))
+        self._next_summary = now + next(self._waits, SUMMARY_SECONDS[-1])
+
+    def _running(self) -> list[str]:
+        """Name what runs, each with how far it is."""
+        parts = [f"{one_line(job.label)} ({_share_of(job):.0%})" for job in self._jobs.values()]
+        more = [f"{len(parts) - MOST_NAMED} more"] if len(parts) > MOST_NAMED else []
+        return [f"running: {', '.join([*parts[:MOST_NAMED], *more])}"] if parts else []
+
+
+_Running = events.JobStarted | events.JobProgress
+
+
+def _follow(jobs: dict[str, _Running], event: Event) -> None:
+    """Keep the running jobs, each with the last that was heard of it."""
+    if isinstance(event, events.JobStarted | events.JobProgress):
+        jobs[event.key] = event
+    elif isinstance(event, events.JobDone | events.JobFailed):
+        jobs.pop(event.key, None)
+
+
+def _share_of(job: _Running) -> float:
+    return job.fraction if isinstance(job, events.JobProgress) else 0.0
 
 
 class _Screen:
@@ -60,15 +95,12 @@ class _Screen:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._run: events.RunProgress | None = None
-        self._jobs: dict[str, events.JobStarted | events.JobProgress] = {}
+        self._jobs: dict[str, _Running] = {}
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, events.RunProgress):
             self._run = event
-        elif isinstance(event, events.JobStarted | events.JobProgress):
-            self._jobs[event.key] = event
-        elif isinstance(event, events.JobDone | events.JobFailed):
-            self._jobs.pop(event.key, None)
+        _follow(self._jobs, event)
         _say_trouble(self._console, event)
 
     def render(self) -> RenderableType:
@@ -86,19 +118,17 @@ class _Screen:
         return Group(bar, Text(describe(self._run)), table)
 
 
-def _job_row(
-    event: events.JobStarted | events.JobProgress, width: int
-) -> tuple[RenderableType, ...]:
+def _job_row(event: _Running, width: int) -> tuple[RenderableType, ...]:
     """Draw a running job in one line of the terminal: what it is, how far, until when, its note."""
-    fraction, note, eta = 0.0, "", ""
+    note, eta = "", ""
     if isinstance(event, events.JobProgress):
-        fraction, note = event.fraction, event.note
+        note = event.note
         eta = "" if event.eta_seconds is None else f"ETA {clock(event.eta_seconds)}"
     room = width - BAR_WIDTH - ETA_WIDTH - 6  # for the label and the note; 6: between columns
     label = _shortened(one_line(event.label), room * 2 // 3)
     return (
         Text(label, no_wrap=True),
-        ProgressBar(total=1.0, completed=fraction, width=BAR_WIDTH),
+        ProgressBar(total=1.0, completed=_share_of(event), width=BAR_WIDTH),
         Text(eta, no_wrap=True),
         Text(_shortened(note, room // 3), no_wrap=True),
     )

@@ -15,7 +15,8 @@ from regrow.pruning.method import METHODS, Method
 from regrow.studies.study import Study
 from regrow.studies.yaml_file import decided
 
-ARMS = (UNPRUNED, PRUNED, *RETRAININGS, SCRATCH_B)
+MEASURED = (UNPRUNED, PRUNED)  # which every table has
+RETRAINED = (*RETRAININGS, SCRATCH_B)
 VALIDATION = 0.1  # of the training data: what the best retraining is chosen on
 # What a method is compared with unless others are named: published methods, then the controls.
 CUT = ("l1-filter", "fpgm", "taylor", "random", "uniform", "width")
@@ -58,6 +59,7 @@ def study_of(
     data: Any,
     targets: Iterable[tuple[str, float]],
     rivals: Sequence[str],
+    arms: Sequence[str] | None = None,
     seeds: int,
     recipe: Any,
 ) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def study_of(
     for cost, share in targets:
         costs.setdefault(cost, []).append(share)
     entry = dict(data) if isinstance(data, dict) else {"name": data}
+    chosen = [arm.name for arm in RETRAINED] if arms is None else arms
     methods = [METHODS.key(method) for method in dict.fromkeys((*own, *rivals))]
     scope = [*METHODS.get(own[0]).scope]
     return {
@@ -78,7 +81,7 @@ def study_of(
             {"name": method, **({"scope": scope} if method in SAME_SCOPE else {}), **costs}
             for method in methods
         ],
-        "arms": [arm.name for arm in ARMS],
+        "arms": list(dict.fromkeys((*(arm.name for arm in MEASURED), *chosen))),
         "seeds": seeds,
         "recipe": recipe,
     }
@@ -95,8 +98,13 @@ def without_impossible(
     for entry in [entry for entry in value["methods"] if entry["name"] in {*names}]:
         alone = {**value, "methods": [entry], "seeds": 1, "arms": [PRUNED.name], "reference": None}
         try:
-            Study.from_json(decided(alone, lambda: "fp32")).cells()
+            check(alone)
         except RegrowError as error:
             reasons[entry["name"]] = str(error)
     left = [entry for entry in value["methods"] if entry["name"] not in reasons]
     return {**value, "methods": left}, reasons
+
+
+def check(value: dict[str, Any]) -> None:
+    """Refuse a study that cannot work, before a file is written or anything is trained."""
+    Study.from_json(decided(value, lambda: "fp32")).cells()

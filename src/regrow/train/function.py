@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from regrow.core.seeds import derive
@@ -32,6 +32,10 @@ MOST_PRINTED = 4000  # characters of what a function printed that a failure keep
 MOST_METRICS = 100
 
 
+def _tell_nobody(done: int) -> None:
+    pass
+
+
 @dataclass(frozen=True, kw_only=True)
 class Allowance:
     """The budget of one call of a training function.
@@ -42,6 +46,7 @@ class Allowance:
         whole: the amount that the unpruned network has for its whole training.
         flops_per_sample: of training on one example, three forward passes of the network at hand.
         device: the device that the network lies on.
+        on_done: told how much of the amount is done, by a loop over the allowance itself.
     """
 
     amount: int
@@ -49,6 +54,17 @@ class Allowance:
     whole: int
     flops_per_sample: float
     device: str = "cpu"
+    on_done: Callable[[int], None] = field(default=_tell_nobody, repr=False, compare=False)
+
+    def __iter__(self) -> Iterator[int]:
+        """Count from 0 to the amount, and tell how far the work is: ``for epoch in budget:``."""
+        for number in range(self.amount):
+            yield number
+            self.on_done(number + 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out whom it tells: a copy in another process tells nobody."""
+        return {**vars(self), "on_done": _tell_nobody}
 
     @property
     def epochs(self) -> int:
@@ -141,12 +157,12 @@ class TrainFunction:
         allowance: Allowance,
         seed: int,
         *,
-        on_pass: Callable[[int], None] = lambda samples: None,
+        on_pass: Callable[[float, int], None] = lambda share, samples: None,
     ) -> Spent:
         """Train a network in place, and return what the function says it reached.
 
-        ``on_pass`` is told after each training pass how many examples were seen; what it raises
-        goes through the function.
+        ``on_pass`` is told before each training pass which share of the allowance is spent, as far
+        as that shows, and how many examples were seen; what it raises goes through the function.
 
         Raises:
             TrainingError: the function fails, or returns or leaves what cannot be used.
@@ -160,7 +176,8 @@ class TrainFunction:
                 f"{self.text} was edited while the comparison ran. Start the same command again: "
                 "what the earlier text trained is trained anew."
             )
-        meter, before = _Meter(on_pass), _Shapes.of(model)
+        meter, before = _Meter(allowance, on_pass), _Shapes.of(model)
+        allowance = replace(allowance, on_done=meter.did)
         try:
             with (
                 _own_randomness(seed),
@@ -231,16 +248,35 @@ def amount_of(value: Any, unit: Any) -> tuple[int, Unit]:
 class _Meter:
     """Counts the training examples and passes of a network that it is told of."""
 
-    def __init__(self, on_pass: Callable[[int], None]) -> None:
+    def __init__(self, allowance: Allowance, on_pass: Callable[[float, int], None]) -> None:
         self.samples = self.passes = 0
         self.shape: tuple[int, ...] | None = None
+        self._allowance = allowance
         self._on_pass = on_pass
+        self._batch = 0  # the size of the last
+        self._epoch = 0  # samples of an epoch, once it shows
+        self._done = 0  # of the allowance, where the function tells
 
     def saw(self, shape: tuple[int, ...]) -> None:
+        batch = shape[0] if shape else 1
+        if not self._epoch and 0 < self._batch < batch:
+            self._epoch = self.samples  # only the last batch of an epoch is smaller than the next
         self.passes += 1
-        self.samples += shape[0] if shape else 1
+        self.samples += batch
+        self._batch = batch
         self.shape = self.shape or shape[1:]
-        self._on_pass(self.samples)
+        self._on_pass(self._share(), self.samples)
+
+    def did(self, amount: int) -> None:
+        """Note how much of the allowance the function says is done."""
+        self._done = amount
+
+    def _share(self) -> float:
+        """Return which share of the allowance is spent, as far as it shows; below 1 till the end."""
+        epochs = self.samples / self._epoch if self._epoch else 0.0
+        seen = {"samples": self.samples, "steps": self.passes, "epochs": epochs}
+        done = max(seen[self._allowance.unit], self._done)
+        return min(done / max(self._allowance.amount, 1), 0.99)
 
 
 @contextmanager
