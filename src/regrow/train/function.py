@@ -272,7 +272,7 @@ class _Meter:
         self._done = amount
 
     def _share(self) -> float:
-        """Return which share of the allowance is spent, as far as it shows; below 1 till the end."""
+        """Return which share of the allowance is spent, as far as it shows: below 1."""
         epochs = self.samples / self._epoch if self._epoch else 0.0
         seen = {"samples": self.samples, "steps": self.passes, "epochs": epochs}
         done = max(seen[self._allowance.unit], self._done)
