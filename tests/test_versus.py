@@ -105,8 +105,8 @@ def test_a_reference_must_be_a_method_of_the_study() -> None:
 def test_a_file_of_ones_own_gets_its_table(regrow: Command, tmp_path: Path) -> None:
     (tmp_path / "fourth.py").write_text(OWN.format(name="fourth-power"))
     asked = ("--model", MODEL, "--data", DATA, "--recipe", RECIPE, "--against", "width", "--html")
-    asked = (*asked, "--arms", "fine-tune,lr-rewind,scratch-b", "--epochs", "2")
-    done = regrow("versus", "fourth.py", *asked, "--seeds", "1", "--workers", "0", "--out", "out")
+    fewer = ("--arms", "fine-tune,lr-rewind,scratch-b", "--epochs", "2", "--seeds", "1")
+    done = regrow("versus", "fourth.py", *asked, *fewer, "--workers", "0", "--out", "out")
     assert done.code == 0, done.err
     assert done.err.startswith("Reading fourth.py ...\n")
     assert done.err.index("jobs to do: ") < done.err.index("done tiny VGG")  # the estimate

@@ -196,7 +196,9 @@ def _saying_how_to_report(
     try:
         yield
     except Interrupted as error:
-        options = [("--store", store)] if store != DEFAULT_STORE else []
+        options: list[tuple[str, str | Path]] = (
+            [("--store", store)] if store != DEFAULT_STORE else []
+        )
         options += [("--out", out)] if out is not None else []
         options += [("--with", _nearby(file)) for file in loaded_files()]
         options += [("--data", text) for text in data]
