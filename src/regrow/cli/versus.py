@@ -27,51 +27,63 @@ METHOD_HELP = "Python file that registers your methods, or the name of a registe
 VALUE = "A name, or a mapping as in a study: "
 
 
+MethodArgument = Annotated[str, typer.Argument(help=METHOD_HELP, show_default=False)]
+ModelOption = Annotated[str, typer.Option(help=f"{VALUE}'{{name: vgg-16, width: 0.25}}'.")]
+DataOption = Annotated[str, typer.Option(help=f"{VALUE}'{{name: cifar10, subset: 5000}}'.")]
+TargetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COST:SHARE",
+        help="Share of a cost that is left: macs, parameters or latency; several if repeated.",
+        show_default="macs:0.5",
+    ),
+]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Methods to compare with, with commas between.",
+        show_default="published methods and controls that remove the same kind of unit",
+    ),
+]
+ArmsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Retrainings and scratch trainings, with commas between (`regrow list arms`); fewer "
+        "take less time.",
+        show_default="fine-tune,fine-tune-10x,lr-rewind,one-cycle,scratch-b",
+    ),
+]
+SeedsOption = Annotated[int, typer.Option(min=1, help="Seeds of every row.")]
+RecipeOption = Annotated[str, typer.Option(help=f"{VALUE}'{{name: cifar, lr: 0.05}}'.")]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Epochs of the unpruned network's training.", show_default="the recipe's"
+    ),
+]
+PlanOption = Annotated[
+    bool, typer.Option("--plan", help="Write the study and show its jobs; train nothing.")
+]
+
+
 def versus(
-    method: Annotated[str, typer.Argument(help=METHOD_HELP, show_default=False)],
-    model: Annotated[str, typer.Option(help=f"{VALUE}'{{name: vgg-16, width: 0.25}}'.")],
-    data: Annotated[str, typer.Option(help=f"{VALUE}'{{name: cifar10, subset: 5000}}'.")],
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COST:SHARE",
-            help="Share of a cost that is left: macs, parameters or latency; several if repeated.",
-            show_default="macs:0.5",
-        ),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="Methods to compare with, with commas between.",
-            show_default="published methods and controls that remove the same kind of unit",
-        ),
-    ] = None,
-    arms: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="Retrainings and scratch trainings, with commas between (`regrow list arms`); "
-            "fewer take less time.",
-            show_default="fine-tune,fine-tune-10x,lr-rewind,one-cycle,scratch-b",
-        ),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of every row.")] = 3,
-    recipe: Annotated[str, typer.Option(help=f"{VALUE}'{{name: cifar, lr: 0.05}}'.")] = "cifar",
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Epochs of the unpruned network's training.", show_default="the recipe's"
-        ),
-    ] = None,
+    method: MethodArgument,
+    model: ModelOption,
+    data: DataOption,
+    target: TargetOption = None,
+    against: AgainstOption = None,
+    arms: ArmsOption = None,
+    seeds: SeedsOption = 3,
+    recipe: RecipeOption = "cifar",
+    epochs: EpochsOption = None,
     store: StoreOption = DEFAULT_STORE,
     out: OutOption = None,
     workers: WorkersOption = None,
     with_files: WithOption = None,
     device: DeviceOption = "cpu",
-    only_plan: Annotated[
-        bool, typer.Option("--plan", help="Write the study and show its jobs; train nothing.")
-    ] = False,
+    only_plan: PlanOption = False,
     html: HtmlOption = False,
     as_json: JsonOption = False,
 ) -> None:
