@@ -4,31 +4,15 @@ import random
 import re
 import resource
 import time
-from datetime import date
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
+from changed_studies import BASE, changed_text, changed_values
 from regrow.errors import RegrowError
 from regrow.studies.study import Study
 
-BASE = """\
-name: small
-data: {name: digits, subset: 200, seed: 1}
-models: [resnet-20, {name: vgg, plan: [8, M, 16], label: tiny}]
-methods:
-  - {name: l1-filter, sparsity: [0.3, 0.6], scope: [conv]}
-  - {name: network-slimming, sparsity: 0.5, strength: 1e-4}
-  - {name: lottery, rounds: 3, sparsity: 0.2, ticket: late}
-  - {name: guided-pruning, sparsity: 0.5, from: {model: vgg-16, recipe: {epochs: 2}}}
-arms: [unpruned, fine-tune, {name: late, start: rewound, epoch: 1}, {name: scratch-b, cap: 3}]
-seeds: 3
-recipe: {name: cifar, epochs: 20, lr: 0.1, drop_at: [0.5, 0.75], schedule: drops}
-margin: 0.3
-"""
 SIMPLE = "data: digits\nmodels: resnet-20\nmethods: {name: l1-filter, sparsity: 0.5}\n"
 MOST_SECONDS = 2.0
 MOST_MESSAGE = 5000
@@ -116,52 +100,6 @@ def test_hostile_file_is_a_clear_error_soon(name: str, tmp_path: Path) -> None:
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - load_before
     assert grown < 200_000  # kB
     assert re.search(message, found), found[:500]
-
-
-PIECES = (
-    *("[", "]", "{", "}", ": ", "- ", "&a ", "*a", "<<: ", "!!int ", "!!set ", "? ", "|", ">"),
-    *("null", "true", "-1", "0", "1e999", ".nan", ".inf", "1e-400", "9" * 30, "9" * 5000, "0x1f"),
-    *("2021-13-45", "12:99:99", '"\\0"', '"\\ud800"', "{}", "[]", "{name: {}}", "''", "\u00e9"),
-    *("1000000000", "resnet-20", "l1-filter", "random", "\n", "  ", "#", "%", "@", "`", "\0"),
-)  # fmt: skip
-
-
-VALUES: tuple[Any, ...] = (
-    *(None, True, -1, 0, 3, 0.5, 1e308, 10**18, float("nan"), float("inf"), "", "x" * 3000, b"x"),
-    *([], {}, {"name": {}}, {"name": "cifar"}, [[]], [1, "a", None], {1: 2}, "conv", "random"),
-    *(date(2021, 1, 1), "resnet-20", "vgg-16", "l1-filter", "cifar", "digits", "hf:", "\u00e9\n"),
-)
-
-
-def changed_text(rng: random.Random) -> bytes:
-    """Change the text of the base study in one or two places."""
-    text = BASE
-    for _ in range(rng.randint(1, 2)):
-        start = rng.randrange(len(text))
-        end = min(len(text), start + rng.choice((0, 0, 1, 2, 5, 20)))
-        other = rng.randrange(len(text))
-        copied = text[other : other + rng.randrange(40)]
-        piece = rng.choice((rng.choice(PIECES), copied, chr(rng.randrange(0x2FFF))))
-        text = text[:start] + piece + text[end:]
-    return text.encode("utf-8", errors="surrogatepass")
-
-
-def changed_values(rng: random.Random) -> bytes:
-    """Change one or two values of the base study, whole branches too."""
-    study = yaml.safe_load(BASE)
-    for _ in range(rng.randint(1, 2)):
-        inner = study
-        while True:
-            key: Any = (
-                rng.choice([*inner]) if isinstance(inner, dict) else rng.randrange(len(inner))
-            )
-            if isinstance(inner[key], dict | list) and inner[key] and rng.random() < 0.8:
-                inner = inner[key]
-                continue
-            value = rng.choice(VALUES)
-            inner[key] = [value, inner[key]] if rng.random() < 0.2 else value
-            break
-    return yaml.safe_dump(study).encode()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from regrow.cli import (
     plan,
     reproduce,
     run,
+    schema,
     versus,
 )
 from regrow.cli.once import refuse_repeats
@@ -58,6 +59,7 @@ app.command()(compare.compare)
 app.command()(compare_runs.compare_runs)
 app.command()(hub.push)
 app.command("list")(export.list_names)
+app.command()(schema.schema)
 app.command()(reproduce.reproduce)
 app.command()(claims.claims)
 app.add_typer(bench.app, name="bench")

@@ -159,7 +159,7 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         """Tell whether a value is a registered name, as it was registered."""
-        return name in self._values or name in self.known()
+        return isinstance(name, str) and (name in self._values or name in self.known())
 
     def origin(self, name: str) -> str:
         """Return the file that registered a name."""

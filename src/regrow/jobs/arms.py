@@ -142,13 +142,13 @@ class Arm:
             raise self._error("start", get_args(Start))
         if self.schedule not in OWN_SCHEDULES and self.schedule not in SCHEDULES:
             raise self._error("schedule", (*OWN_SCHEDULES, *SCHEDULES.known()))
-        if self.drop_at is not None:
-            self._check_drop_at()
         if self.lr is not None and not (is_number(self.lr) and self.lr > 0):
             raise ConfigError(
                 f"The 'lr' of the arm {self.name!r} must be a number above 0. Got {self.lr!r}."
             )
         self._check_last_rates()
+        if self.drop_at is not None:
+            self._check_drop_at()
         if self.start == "rewound" and not is_int(self.epoch, least=1):
             raise ConfigError(
                 f"The arm {self.name!r} starts from rewound weights, so it needs an 'epoch' to "

@@ -80,12 +80,12 @@ class ModelEntry:
 
 
 # What a network is called that nobody registered: see ``models.origins``.
-_ORIGIN = re.compile(r".+:[A-Za-z_][\w.]*|(timm|torchvision|hf)/.*|[^:]*\.py|[^\s:]*/[^\s:]*")
+ORIGIN = r".+:[A-Za-z_][\w.]*|(timm|torchvision|hf)/.*|[^:]*\.py|[^\s:]*/[^\s:]*"
 
 
 def is_origin(name: object) -> bool:
     """Tell whether a name is that of a network which nobody registered, ``file.py:build``."""
-    return isinstance(name, str) and _ORIGIN.fullmatch(name.strip()) is not None
+    return isinstance(name, str) and re.fullmatch(ORIGIN, name.strip()) is not None
 
 
 def _origins() -> Any:
@@ -277,7 +277,7 @@ def resolve(spec: ModelSpec, *, reserved: Iterable[str] = ()) -> dict[str, Any]:
     if entry.outside:
         return chosen  # which its own code checks
     check_arguments(entry.factory, chosen, where=where, reserved=reserved)
-    hints = _hints(entry.factory)
+    hints = annotations(entry.factory)
     arguments: dict[str, Any] = {}
     for parameter in inspect.signature(entry.factory).parameters.values():
         name = parameter.name
@@ -406,7 +406,8 @@ def _reference(factory: Factory) -> str:
     return ""
 
 
-def _hints(factory: Factory) -> dict[str, Any]:
+def annotations(factory: Factory) -> dict[str, Any]:
+    """Return the annotations of a factory's arguments; none where they cannot be read."""
     try:
         return get_type_hints(factory)
     except NameError:  # a user's annotation that only a type checker can read

@@ -161,7 +161,8 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
     for arm in arms:
         for each in recipes:
             check_arm(arm, each)
-    data = [_of_task(read_data(entry), value.get("task")) for entry in as_list(value["data"])]
+    task = None if value.get("task") is None else TASKS.key(value["task"])
+    data = [_of_task(read_data(entry), task) for entry in as_list(value["data"])]
     uses = tuple(read_use(entry, arms) for entry in as_list(value.get("methods", [])))
     models = [_model(entry) for entry in as_list(value["models"])]
     for key, values in (("data", data), ("models", models), ("arms", arms)):
@@ -240,12 +241,12 @@ def read_data(entry: Any) -> tuple[DataSpec, str]:
     return spec, text(label, "label")
 
 
-def _of_task(data: tuple[DataSpec, str], task: Any) -> tuple[DataSpec, str]:
+def _of_task(data: tuple[DataSpec, str], task: str | None) -> tuple[DataSpec, str]:
     """Let data be of the study's task where they say none themselves."""
     spec, label = data
     if task is None or spec.task is not None:
         return data
-    return replace(spec, task=TASKS.key(task)), label
+    return replace(spec, task=task), label
 
 
 def _model(entry: Any) -> tuple[ModelSpec, str]:
@@ -356,6 +357,8 @@ def read_use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
         )
     if lr is not None and not (is_number(lr) and lr > 0):
         raise ConfigError(f"{where}: 'lr' must be a number above 0. Got {lr!r}.")
+    if "ticket" in fields:
+        text(fields["ticket"], "ticket")
     method = replace(method, **changes)
     cuts = read_cuts(fields, method, where)
     source = _source(fields, method, where)

@@ -1,0 +1,39 @@
+"""The command ``regrow schema``: the JSON schema of study files, for editors."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regrow.cli.inputs import load_extensions
+from regrow.cli.options import WithOption
+from regrow.errors import ConfigError
+
+EDITOR_LINE = "# yaml-language-server: $schema="  # then the path, as seen from the study
+
+
+def schema(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write, instead of standard output.", show_default=False),
+    ] = None,
+    with_files: WithOption = None,
+) -> None:
+    """Print the JSON schema of study files, with which editors complete and check them.
+
+    Write it beside your studies and begin each with the line that --out prints. Names that your
+    own files register are known to it if --with gives these files.
+    """
+    load_extensions(with_files)
+    from regrow.studies.schema import schema as schema_of_studies
+
+    text = json.dumps(schema_of_studies(), indent=1, ensure_ascii=True)
+    if out is None:
+        print(text)
+        return
+    try:
+        out.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"Cannot write {out}: {error.strerror}. Give another --out.") from error
+    print(f"Written to {out}. First line of a study beside it:\n{EDITOR_LINE}{out.name}")
