@@ -61,18 +61,22 @@ class Whitening(nn.Module):
 class Six(nn.Module):
     """The network."""
 
-    def __init__(self, classes: int, in_channels: int, widths: Sequence[int]) -> None:
+    def __init__(
+        self, classes: int, in_channels: int, input_size: int, widths: Sequence[int]
+    ) -> None:
         super().__init__()
         self.whitening = Whitening(in_channels)
         self.first = nn.GELU()
         self.stages = nn.Sequential()
-        channels = len(self.whitening.filters)
+        channels, size = len(self.whitening.filters), input_size - 1
         for place, width in enumerate(widths, 1):
+            pool = nn.MaxPool2d(2) if size > 1 else nn.Identity()
+            size = max(1, size // 2)
             self.stages.add_module(
                 f"stage{place}",
                 nn.Sequential(
                     nn.Conv2d(channels, width, 3, padding=1, bias=False),
-                    nn.MaxPool2d(2),
+                    pool,
                     nn.BatchNorm2d(width, momentum=NORM_MOMENTUM),
                     nn.GELU(),
                     nn.Conv2d(width, width, 3, padding=1, bias=False),
@@ -108,8 +112,13 @@ def build(
     *,
     classes: int,
     in_channels: int,
+    input_size: int = 32,
     widths: Sequence[int] = (32, 128, 128),
     width: float = 1.0,
 ) -> nn.Module:
-    """Build the network; ``width`` is a factor on its widths."""
-    return Six(classes, in_channels, [max(1, round(width * num)) for num in widths])
+    """Build the network; ``width`` is a factor on its widths.
+
+    A pool is left out where the map is one pixel already.
+    """
+    scaled = [max(1, round(width * num)) for num in widths]
+    return Six(classes, in_channels, input_size, scaled)
