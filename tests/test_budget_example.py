@@ -13,9 +13,13 @@ from regrow.core.global_rng import drawing
 from regrow.cost import measure
 from regrow.models import initialise_
 from regrow.pruning.select import select
+from regrow.run import run
+from regrow.store import Store
+from regrow.studies.study import Study
+from regrow.studies.yaml_file import read_file
 from regrow.surgery import Trace, shrink, trace, verify
 
-FOLDER = Path(__file__).parents[1] / "examples" / "budget"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 IMAGE = torch.zeros(1, 3, 32, 32)
 FIXED = "whitening.filters"
 SMALL: dict[str, Any] = {"classes": 10, "in_channels": 3, "widths": (6, 10, 12)}
@@ -23,7 +27,7 @@ SMALL: dict[str, Any] = {"classes": 10, "in_channels": 3, "widths": (6, 10, 12)}
 
 @pytest.fixture(scope="module")
 def code() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("budget_model", FOLDER / "model.py")
+    spec = importlib.util.spec_from_file_location("budget_model", EXAMPLES / "budget" / "model.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -99,3 +103,41 @@ def test_its_first_filters_are_orthogonal_and_have_both_signs(
     assert torch.allclose(products, torch.diag(products.diag()), atol=1e-4)
     expected = torch.tensor(code.VARIANCES[:in_channels]).flatten() + code.LEAST_VARIANCE
     torch.testing.assert_close(1 / products.diag(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["budget", "budget/resnet-20", "budget/resnet-20-full"])
+def test_the_studies_are_read_and_take_other_data(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(EXAMPLES.parent)
+    study = Study.load(EXAMPLES / f"{name}.yaml", data={"cifar10": "digits"}, precision="fp32")
+    assert {each.data.name for each in study.experiments} == {"digits"}
+    for experiment in study.experiments:
+        peak = experiment.recipe.lr
+        rates = {
+            arm.name: arm.recipe(experiment.recipe, 4).lr_at(0, steps=10) / peak
+            for arm in experiment.arms
+            if arm.start == "inherited" and arm.budget.kind != "none"
+        }
+        first = 0.2 + 0.8 / 9  # of a warm-up of nine updates
+        expected = {"fine-tune": 0.01, "falling": 0.1 * first, "lr-rewind": first}
+        assert rates == (pytest.approx(expected) if rates else {})
+
+
+def test_a_cell_of_the_study_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(EXAMPLES.parent)
+    value = read_file(EXAMPLES / "budget.yaml", lambda content, _: content)
+    data = {"name": "digits", "subset": 128, "test_subset": 64}
+    model = {**value["models"], "widths": [4, 6, 8]}
+    recipe = {**value["recipe"], "batch": 32, "precision": "fp32"}
+    small: dict[str, Any] = {
+        "data": data,
+        "models": model,
+        "recipe": recipe,
+        "budgets": [2],
+        "seeds": 1,
+    }
+    small["methods"] = value["methods"][2]
+    study = Study.from_json({**value, **small})
+    summary = run(study.jobs(), Store.open(tmp_path / "store"), workers=0)
+    assert summary.complete

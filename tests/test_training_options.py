@@ -405,7 +405,10 @@ def test_an_optimiser_that_cannot_step_is_refused_before_training(
         ({"warmup_start": 1}, r"'warmup_start' of a recipe must be a share of 'lr' in \[0, 1\)"),
         ({"warmup_start": 0.2}, "needs 'warmup_steps' or a 'warmup_share', which rise from it"),
         ({"end_factor": -1}, r"'end_factor' of a recipe must be a share of 'lr' in \[0, 1\)"),
-        ({"end_factor": 0.1}, "'drops' takes no 'end_factor'; cosine-by-step and linear do"),
+        (
+            {"name": "fast", "schedule": "drops"},
+            "'drops' takes no 'end_factor'; cosine-by-step and linear do. Give 'end_factor: 0'",
+        ),
         ({"alternating_flip": 1}, "'alternating_flip' of a recipe must be true or false"),
         (
             {"alternating_flip": True, "augmentation": "shift"},

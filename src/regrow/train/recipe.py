@@ -271,12 +271,12 @@ class Recipe:
             able = [name for name in SCHEDULES.names() if SCHEDULES.get(name).takes_end]
             raise ConfigError(
                 f"The schedule {self.schedule!r} takes no 'end_factor'; {' and '.join(able)} do. "
-                f"Leave it out. Got {self.end_factor!r}."
+                f"Give 'end_factor: 0'. Got {self.end_factor!r}."
             )
         if self.warmup_start and not (self.warmup_steps or self.warmup_share):
             raise ConfigError(
                 f"The 'warmup_start' of a recipe needs 'warmup_steps' or a 'warmup_share', which "
-                f"rise from it. Got {self.warmup_start!r}."
+                f"rise from it, or to be 0. Got {self.warmup_start!r}."
             )
         if self.ema is not None and self.lookahead is not None:
             raise ConfigError(
