@@ -48,9 +48,17 @@ def no_answer(verdicts: Sequence[Verdict]) -> str:
 
 
 def answers(verdicts: Sequence[Verdict]) -> Iterator[Answer]:
-    """Answer each question of a study, what it is about first."""
+    """Answer each question of a study, what it is about first.
+
+    Of several training budgets at the largest: each is a question of its own, and what changes from
+    one to the next is answered by ``regrow.report.budget_words``.
+    """
     several_metrics = len({verdict.metric for verdict in verdicts}) > 1
-    return (_family(family, with_metric=several_metrics) for family in families(verdicts))
+    return (
+        _family(family, with_metric=several_metrics)
+        for family in families(verdicts)
+        if family[0].question.main
+    )
 
 
 def sentence(verdict: Verdict) -> str:

@@ -59,19 +59,24 @@ class Side:
 class Question:
     """A question about two arms; equal for the cells over which it is asked.
 
-    ``first`` is None for the best arm, because that differs between cells.
+    ``first`` is None for the best arm, because that differs between cells. ``at`` is the training
+    budget that it is asked at, in words, and ``main`` whether that is the largest of a study, or
+    its only one: only then is it answered over all cells.
     """
 
     about: About
     first: Side | None
     second: Side
     metric: Metric = ACCURACY
+    at: str = ""
+    main: bool = True
 
     @property
-    def rank(self) -> tuple[int, bool]:
+    def rank(self) -> tuple[bool, int, bool]:
         """The place in an answer: the study's main questions first, equal FLOPs before all."""
         kinds: tuple[About, ...] = ("scratch", "ticket", "best", "method")
-        return kinds.index(self.about), not (self.first is not None and self.first.equal_flops)
+        equal = self.first is not None and self.first.equal_flops
+        return not self.main, kinds.index(self.about), not equal
 
     @property
     def wants(self) -> Literal["as good", "better"]:
@@ -87,21 +92,26 @@ class Question:
         >>> Question(about="scratch", first=scratch, second=tuned).text
         'Is training from scratch (anew) as good as fine-tuning (tune)?'
         """
+        at = f", {self.at}?" if self.at else "?"
+        return self._relation + at
+
+    @property
+    def _relation(self) -> str:
         if self.first is None:
-            return f"Is {BEST} as good as the unpruned network?"
+            return f"Is {BEST} as good as the unpruned network"
         first, second = self.first, self.second
         if self.about == "method":
-            return f"Is {first.name} better than {second.name}?"
+            return f"Is {first.name} better than {second.name}"
         if self.about == "scratch":
             training = " ".join(filter(None, ["training", first.subject, "from scratch"]))
             tuning = " ".join(filter(None, ["fine-tuning", second.subject]))
             alternative = tuning if second.trained else "keeping the inherited weights, untrained"
-            return f"Is {training} ({first.name}) as good as {alternative} ({second.name})?"
+            return f"Is {training} ({first.name}) as good as {alternative} ({second.name})"
         weights_name = (
             "its first weights" if first.start == "initial" else "its weights early in training"
         )
         control = f"another draw ({second.name})"
-        return f"Is starting from {weights_name} ({first.name}) better than {control}?"
+        return f"Is starting from {weights_name} ({first.name}) better than {control}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -215,6 +215,40 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def in_sequence(chains: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
+    """Correct p-values of hypotheses that are tested in a fixed order, in one or several chains.
+
+    A chain is tested from its first hypothesis on, and ends at the first that is not rejected;
+    thanks to the order fixed beforehand, being several costs it nothing (Maurer et al., 1995).
+    Chains share the level equally, and one that is rejected to its end leaves its share to the
+    others (Bretz et al., 2009), so chains of one hypothesis are Holm's procedure. The probability
+    of any false rejection is at most the level, however the tests depend on each other. None (no
+    test) ends a chain; one that begins so counts not.
+
+    >>> in_sequence([[0.01, 0.04, 0.2, 0.001]]), in_sequence([[0.01], [0.03]])
+    ([[0.01, 0.04, 0.2, 0.2]], [[0.02], [0.03]])
+
+    References: Maurer, Hothorn, Lehmacher, Multiple comparisons in drug clinical trials and
+    preclinical assays: a-priori ordered hypotheses, Biometrie in der chemisch-pharmazeutischen
+    Industrie 6, 1995; Bretz, Maurer, Brannath, Posch, A graphical approach to sequentially
+    rejective multiple test procedures, Stat. Med. 2009.
+    """
+    adjusted: list[list[float | None]] = [[None] * len(chain) for chain in chains]
+    heads = {i: 0 for i, chain in enumerate(chains) if chain and chain[0] is not None}
+    num_open, running = len(heads), 0.0
+    while heads:
+        p, i = min((chains[i][head] or 0.0, i) for i, head in heads.items())
+        running = max(running, min(1.0, p * num_open))
+        adjusted[i][heads[i]] = running
+        heads[i] += 1
+        if heads[i] == len(chains[i]):
+            del heads[i]
+            num_open -= 1
+        elif chains[i][heads[i]] is None:
+            del heads[i]
+    return adjusted
+
+
 def sign_test(differences: Sequence[float]) -> Signs:
     """Count rows by the sign of their difference, with the exact binomial p-value (1/2 each).
 

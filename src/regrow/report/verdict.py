@@ -14,6 +14,7 @@ from typing import Literal
 import pandas as pd
 
 from regrow.report import rows
+from regrow.report.budget_gains import Gains, at_largest
 from regrow.report.questions import BEST, CellQuestion, Question, ask
 from regrow.report.rows import Run, Table
 from regrow.report.setups import setup
@@ -29,6 +30,7 @@ from regrow.report.statistics import (
 )
 from regrow.report.tuning import folded
 from regrow.report.validity import Evidence, Reason, Rule, evidence, judge, parent_evidence
+from regrow.studies.budgets import budget_words
 from regrow.tasks.metric import Metric
 
 Outcome = Literal["better", "equivalent", "worse", "undecided", "no conclusion", "not run"]
@@ -100,10 +102,18 @@ def verdicts(
     """Answer every question that the study's cells can be asked, in the order of its cells.
 
     ``questions`` tells which they are. Only seeds that both arms have enter a comparison.
-    ``margin`` is the metric's own unless given. The best trial of a tuned arm stands for it.
+    ``margin`` is the metric's own unless given. The best trial of a tuned arm stands for it. In a
+    study with several budgets each is asked by itself: effects are never averaged over budgets.
     """
-    table = Table(folded(runs))
-    opened = [verdict for arms in table.cells() for verdict in _open(arms, table, margin, alpha)]
+    listed = folded(runs)
+    table, gains = Table(listed), Gains(listed, margin=margin, alpha=alpha)
+    at = _budgets_in_words(listed)
+    opened = [
+        replace(verdict, question=replace(verdict.question, at=words, main=main))
+        for arms in table.cells()
+        for words, main in [at[next(iter(arms.values()))[0].panel]]
+        for verdict in _open(arms, table, gains, margin=margin, alpha=alpha)
+    ]
     closed: dict[int, Verdict] = {}
     for question in dict.fromkeys(verdict.question for verdict in opened):
         family = {i: v for i, v in enumerate(opened) if v.question == question}
@@ -207,8 +217,24 @@ def num_cells(num: int, *, of: int) -> str:
     return f"{num if num == of else f'{num} of {of}'} {'cell' if of == 1 else 'cells'}"
 
 
+def _budgets_in_words(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[str, bool]]:
+    """Word for each panel the budget that it is asked at, and whether it is the largest one."""
+    largest = {run.panel: run.training_budget for run in at_largest(runs)}
+    several = len(set(largest.values())) > 1
+    words = {run.panel: (f"at {budget_words(run.training_budget)}", False) for run in runs}
+    for panel, budget in largest.items():
+        size = "of each network" if several else f"({budget_words(budget)})"
+        words[panel] = ("" if budget is None else f"at the largest budget {size}", True)
+    return words
+
+
 def _open(
-    arms: Mapping[str, list[Run]], table: Table, margin: float | None, alpha: float
+    arms: Mapping[str, list[Run]],
+    table: Table,
+    gains: Gains,
+    *,
+    margin: float | None,
+    alpha: float,
 ) -> list[Verdict]:
     """Compare the arms of one cell as its questions ask, not yet decided."""
     inside = {arm: runs for arm, runs in arms.items() if not runs[0].unpruned}
@@ -233,6 +259,7 @@ def _open(
             plain=plain or cut_from,
             cut=cut,
             margin=margin,
+            gain=gains.about(first),
         )
 
     return [
