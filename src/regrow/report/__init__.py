@@ -2,9 +2,11 @@
 
 ``write`` puts a whole report into a folder: ``report.md`` (for people, with date and machine),
 ``how.json`` (these for programs), ``table.tex``, ``rows.csv`` and ``rows.parquet`` (one row a cell
-and arm), ``runs.csv`` (one row a seed), ``verdicts.csv`` and the figures as PNG and SVG. All but
-``report.md`` and ``how.json`` depend on the results alone. ``ledger.csv``, which commands write
-beside them (``report.ledger``), holds what each row cost, seconds and energy too.
+and arm), ``runs.csv`` (one row a seed), ``verdicts.csv`` and the figures as PNG and SVG; where a
+study has several training budgets ``budgets.csv``, ``budget-differences.csv`` and
+``budget-answers.csv`` too. All but ``report.md`` and ``how.json`` depend on the results alone.
+``ledger.csv``, which commands write beside them (``report.ledger``), holds what each row cost,
+seconds and energy too.
 """
 
 import json
@@ -22,6 +24,13 @@ from regrow.errors import ConfigError
 from regrow.jobs.arms import OF_FLOPS
 from regrow.report import figures
 from regrow.report.answer import answer
+from regrow.report.budget_figures import draw_budgets
+from regrow.report.budget_gains import at_largest, rows_of
+from regrow.report.budget_tables import csv_files as budget_files
+from regrow.report.budget_tables import tables as budget_tables
+from regrow.report.budget_words import answers as budget_answers
+from regrow.report.budget_words import schedule_notes
+from regrow.report.budgets import curves
 from regrow.report.contest_words import answers, csv_files, tables
 from regrow.report.contests import Contest, contests
 from regrow.report.crossing import winner_line
@@ -138,9 +147,11 @@ def write(
     provenance |= {"versions": versions(), "margin": _margins(metrics, margin)}
     with _writing(folder):
         if draw:
-            of_arms = figures.draw(frame, folder, metrics=metrics)
-            of_methods = draw_methods(runs, folder, metrics=metrics)
-            page = replace(page, figures=(*of_methods, *of_arms))
+            largest = at_largest(runs)
+            of_arms = figures.draw(rows_of(frame, largest), folder, metrics=metrics)
+            of_methods = draw_methods(largest, folder, metrics=metrics)
+            of_budgets = draw_budgets(page.curves, folder)
+            page = replace(page, figures=(*of_budgets, *of_methods, *of_arms))
         texts = _texts(page, runs, frame, provenance=provenance)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
@@ -168,6 +179,7 @@ def _texts(
         "verdicts.csv": to_csv(verdicts_frame(page.verdicts), VERDICT_COLUMNS),
         **{f"{extra.name}.csv": extra.csv for extra in page.extras},
         **csv_files(page.contests),
+        **budget_files(page.curves),
     }
 
 
@@ -184,18 +196,30 @@ def page_of(
 ) -> Page:
     """Return all that a report says of runs and their rows, without its figures."""
     all_verdicts = verdicts(runs, margin=margin)
-    compared = contests(runs, margin=margin, reference=reference)
+    largest = at_largest(runs)
+    compared = contests(largest, margin=margin, reference=reference)
+    over_budgets = curves(runs, margin=margin)
     lines = [] if compared and not all_verdicts else [answer(all_verdicts)]
     return Page(
         title=title,
         tables=blocks(frame, runs),
-        answer="\n".join([*lines, *winner_line(all_verdicts), *answers(compared)]),
+        brief=blocks(rows_of(frame, largest), largest) if over_budgets else (),
+        answer="\n".join(
+            [
+                *map(str, budget_answers(over_budgets)),
+                *lines,
+                *winner_line(all_verdicts),
+                *answers(compared),
+            ]
+        ),
+        curves=over_budgets,
+        budgets=budget_tables(over_budgets),
         verdicts=all_verdicts,
         metrics=metrics_of(runs),
         contests=compared,
         methods=tables(compared),
         extras=(*extras, *tuning(runs), *cost_targets(runs)),
-        limits=(*_limits(runs, compared), *notes),
+        limits=(*_limits(runs, compared), *schedule_notes(over_budgets), *notes),
         failures=tuple(failures),
     )
 

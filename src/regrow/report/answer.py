@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from regrow.report.questions import BEST
+from regrow.report.questions import BEST, BEST_RETRAINING, Question
 from regrow.report.statistics import sign_test
 from regrow.report.validity import RULES, Reason, Rule, rule_text
 from regrow.report.verdict import OUTCOMES, Verdict, families, num_cells, overall
@@ -51,14 +51,21 @@ def answers(verdicts: Sequence[Verdict]) -> Iterator[Answer]:
     """Answer each question of a study, what it is about first.
 
     Of several training budgets at the largest: each is a question of its own, and what changes from
-    one to the next is answered by ``regrow.report.budget_words``.
+    one to the next is answered by ``regrow.report.budget_words``, which also has all that is to be
+    said of a single cell with one retraining.
     """
     several_metrics = len({verdict.metric for verdict in verdicts}) > 1
     return (
         _family(family, with_metric=several_metrics)
         for family in families(verdicts)
-        if family[0].question.main
+        if family[0].question.main and not (len(family) == 1 and _followed(family[0].question))
     )
+
+
+def _followed(question: Question) -> bool:
+    """Tell whether a question is answered over all training budgets."""
+    best = question.second.name == BEST_RETRAINING
+    return bool(question.at) and question.about == "scratch" and not best
 
 
 def sentence(verdict: Verdict) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from regrow.report.rows import Run
@@ -141,6 +142,10 @@ def at_largest(runs: Iterable[Run]) -> list[Run]:
     return [
         run
         for run in listed
-        if run.training_budget is None
-        or run.training_budget == largest[run.data, run.model]
+        if run.training_budget is None or run.training_budget == largest[run.data, run.model]
     ]
+
+
+def rows_of(frame: pd.DataFrame, runs: Iterable[Run]) -> pd.DataFrame:
+    """Return the rows of a frame that some runs are in."""
+    return frame[frame["group"].isin({run.group for run in runs})]

@@ -8,10 +8,12 @@ A *curve* is one data set, network, method and amount at every training budget o
 is one retraining of inherited weights minus one training from scratch, from budget to budget, each
 difference paired by seed. What is asked of a trend, and how several tests are held together:
 
-- From which budget on does the difference lie within the margin? TOST at the largest budget, then
-  at the next smaller one, as long as it succeeds (``statistics.in_sequence``): a claim about a
-  budget holds for all larger ones too, so that this order is the one that the claim asks for.
-- From which budget on is training from scratch better? In the same order.
+- From which budget on is training from scratch enough, that is worse by less than the margin? A
+  one-sided t test at the largest budget, then at the next smaller one, as long as it succeeds
+  (``statistics.in_sequence``): a claim about a budget is one about all larger ones too, so that
+  this order is the one that the claim asks for.
+- From which budget on does the difference lie within the margin (TOST), and from which on is
+  training from scratch better? In the same order.
 - Up to which budget are inherited weights better? From the smallest budget up.
 - Are inherited weights still better at the largest budget? One test, for "no budget is enough".
 
@@ -29,6 +31,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from scipy.special import stdtr
+
 from regrow.report.budget_gains import Gain, Gains
 from regrow.report.questions import BEST_RETRAINING, CellQuestion, ask
 from regrow.report.rows import Run, Table
@@ -38,15 +42,15 @@ from regrow.report.validity import Evidence, Reason, convergence, evidence, judg
 from regrow.report.verdict import TOO_FINE, Verdict, compare
 from regrow.tasks.metric import Metric
 
-Claim = Literal["within", "scratch", "inherited"]
+Claim = Literal["enough", "within", "scratch", "inherited"]
+FROM_LARGEST: tuple[Claim, ...] = ("enough", "within", "scratch")
 Key = tuple[str, str, Metric]
 CONVERGENCE = ("not converged", "convergence unknown", "still gaining", "gain unknown")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetStep:
-    """One budget of a curve: the runs of its arms, the unpruned network first where there is one.
-    """
+    """One budget of a curve: the runs of its arms, the unpruned network's first."""
 
     budget: int
     arms: Mapping[str, Sequence[Run]]
@@ -57,13 +61,14 @@ class Difference:
     """A retraining minus a training from scratch at one budget.
 
     p-values are corrected over budgets and curves, in the order of the claim they serve:
-    ``p_within`` and ``p_scratch`` from the largest budget down, ``p_inherited`` from the smallest
-    up. None: no test, or the sequence had ended before. ``needed`` estimates the seeds that would
-    decide what is not.
+    ``p_enough``, ``p_within`` and ``p_scratch`` from the largest budget down, ``p_inherited`` from
+    the smallest up. None: no test, or the sequence had ended before. ``needed`` estimates the seeds
+    that would decide what is not.
     """
 
     budget: int
     verdict: Verdict
+    p_enough: float | None = None
     p_within: float | None = None
     p_scratch: float | None = None
     p_inherited: float | None = None
@@ -98,14 +103,23 @@ class Difference:
     def p(self, claim: Claim) -> float | None:
         """Return the p-value of a claim at this budget alone."""
         test, equal = self.test, self.verdict.equivalence
-        if test is None or not self.told:
+        if test is None or equal is None or not self.told:
             return None
-        if claim == "within":
+        if claim in ("enough", "within"):
             if self.verdict.same:
                 return 0.0
-            return 1.0 if self.too_fine and equal and equal.p is not None else equal and equal.p
+            p = self._p_enough(test) if claim == "enough" else equal.p
+            return 1.0 if self.too_fine and p is not None else p
         side = self.gain if claim == "inherited" else -self.gain
         return None if test.p is None else test.p if side > 0 else 1.0
+
+    def _p_enough(self, test: Comparison) -> float | None:
+        """Return the chance of this if inherited weights were better by the margin (one-sided)."""
+        if test.error is None or test.df is None:
+            return None
+        if test.error == 0.0:
+            return 2.0**-test.n if self.gain < self.verdict.margin else 1.0
+        return float(stdtr(test.df, (self.gain - self.verdict.margin) / test.error))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +141,11 @@ class Trend:
     def run(self) -> tuple[Difference, ...]:
         """The budgets that have results."""
         return tuple(d for d in self.differences if d.test is not None)
+
+    @property
+    def enough_from(self) -> int | None:
+        """The smallest budget from which on scratch training is worse by less than the margin."""
+        return self._least(lambda d: d.p_enough)
 
     @property
     def within_from(self) -> int | None:
@@ -166,7 +185,7 @@ class Curve:
     amount: str
     metric: Metric
     steps: tuple[BudgetStep, ...]
-    trends: tuple[Trend, ...] = ()
+    trends: tuple[Trend, ...] = ()  # against training from scratch of equal FLOPs first
     gains: tuple[Gain, ...] = ()  # of the unpruned network, from each budget to the next
     by_loss: Mapping[int, tuple[Reason, ...]] = field(default_factory=dict)  # its convergence
 
@@ -248,12 +267,14 @@ def _curve(
         trained = [side for arm in arms.values() if arm[0].trained and (side := evidence(arm))]
         by_loss[budget] = tuple(convergence(plain or parent, trained, margin=limit))
         for question in ask(arms, ()):
-            side = question.question.second
-            if question.question.about == "scratch" and side.name != BEST_RETRAINING:
+            about, against = question.question.about, question.question.second.name
+            if about == "scratch" and against != BEST_RETRAINING:
                 pair = question.second[0].arm, question.first[0].arm
                 trends.setdefault(pair, {})[budget] = _difference(
                     budget, question, sides=(plain, parent), margin=limit, alpha=alpha
                 )
+    firsts = {arm: runs[0] for arms in by_budget.values() for arm, runs in arms.items()}
+    ordered = sorted(trends.items(), key=lambda pair: firsts[pair[0][1]].budget != "equal-flops")
     return Curve(
         data=data,
         model=model,
@@ -270,7 +291,7 @@ def _curve(
                 alpha=alpha,
                 differences=tuple(differences.values()),
             )
-            for (retraining, scratch), differences in trends.items()
+            for (retraining, scratch), differences in ordered
         ),
         gains=tuple(gains.of(first)),
         by_loss=by_loss,
@@ -287,15 +308,11 @@ def _difference(
 ) -> Difference:
     """Compare a retraining with a training from scratch at one budget, not yet corrected."""
     plain, parent = sides
-    turned = CellQuestion(
-        question=question.question, first=question.second, second=question.first
-    )
+    turned = CellQuestion(question=question.question, first=question.second, second=question.first)
     first, second = evidence(turned.first), evidence(turned.second)
     reasons: tuple[Reason, ...] = ()
     if first is not None and second is not None:
-        judged = judge(
-            first, second, parent=parent or plain, plain=plain or parent, margin=margin
-        )
+        judged = judge(first, second, parent=parent or plain, plain=plain or parent, margin=margin)
         reasons = tuple(reason for reason in judged if reason.rule not in CONVERGENCE)
     verdict = compare(turned, reasons=reasons, margin=margin, alpha=alpha)
     return Difference(budget=budget, verdict=verdict)
@@ -319,10 +336,8 @@ def _together(trends: Sequence[Trend]) -> list[Trend]:
     """Correct trends of one pair of arms."""
     down = [list(reversed(trend.run)) for trend in trends]
     up = [_from_first_told(trend.run) for trend in trends]
-    within, scratch, inherited = (
-        _by_budget(chains, claim)
-        for chains, claim in ((down, "within"), (down, "scratch"), (up, "inherited"))
-    )
+    enough, within, scratch = (_by_budget(down, claim) for claim in FROM_LARGEST)
+    inherited = _by_budget(up, "inherited")
     largest = holm([chain[0].p("inherited") if chain else None for chain in down])
     level = 1 / max(1, len(trends))
     return [
@@ -332,6 +347,7 @@ def _together(trends: Sequence[Trend]) -> list[Trend]:
             differences=tuple(
                 replace(
                     d,
+                    p_enough=enough[i].get(d.budget),
                     p_within=within[i].get(d.budget),
                     p_scratch=scratch[i].get(d.budget),
                     p_inherited=inherited[i].get(d.budget),

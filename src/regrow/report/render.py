@@ -14,6 +14,7 @@ import pandas as pd
 
 from regrow.report import words
 from regrow.report.answer import sentence
+from regrow.report.budget_words import how, sentences
 from regrow.report.figures import SavedFigure
 from regrow.report.latex import TEX_BETWEEN, TEX_NEEDS, tex, tex_rows, tex_section, tex_table
 from regrow.report.questions import reference
@@ -22,10 +23,12 @@ from regrow.report.verdict import Verdict, leading
 from regrow.tasks.metric import ACCURACY, Metric
 
 if TYPE_CHECKING:
+    from regrow.report.budgets import Curve
     from regrow.report.contests import Contest
 
 WIDTH = 100
 LEADING = 2  # tables of methods in the terminal: those of the first contest
+BUDGETS_IN_TERMINAL = ("budget-answers", "budget-scores")
 LISTED = 20  # cells put in words in the terminal; the Markdown page has them all
 COLUMNS = (
     "arm",
@@ -99,7 +102,9 @@ class Extra:
 class Page:
     """Everything a report says, before it is laid out.
 
-    ``contests`` are the comparisons of methods, and ``methods`` the same as tables.
+    ``contests`` are the comparisons of methods, and ``methods`` the same as tables. ``curves`` are
+    arms over several training budgets, ``budgets`` the same as tables, and ``brief`` are the tables
+    of the largest of these budgets alone, for the terminal.
     """
 
     title: str
@@ -109,6 +114,9 @@ class Page:
     metrics: tuple[Metric, ...] = (ACCURACY,)
     contests: "tuple[Contest, ...]" = ()
     methods: tuple[Extra, ...] = ()
+    curves: "tuple[Curve, ...]" = ()
+    budgets: tuple[Extra, ...] = ()
+    brief: tuple[TableBlock, ...] = ()
     extras: tuple[Extra, ...] = ()
     limits: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
@@ -145,10 +153,12 @@ def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[TableBlock, ...]:
 
 def terminal(page: Page) -> str:
     """Write the report as plain text, for about 110 columns; only what leads is put in words."""
-    parts = [page.title, *map(_plain, page.tables)]
+    main = page.brief or page.tables
+    over_budgets = [extra for extra in page.budgets if extra.name in BUDGETS_IN_TERMINAL]
+    parts = [page.title, *map(_plain_extra, over_budgets), *map(_plain, main)]
     parts += [_plain_extra(extra) for extra in (*page.methods[:LEADING], *page.extras)]
-    if page.tables:
-        parts.append("\n".join(["Trained for", *map(_wrap, _stamps(page.tables))]))
+    if main:
+        parts.append("\n".join(["Trained for", *map(_wrap, _stamps(main))]))
     parts.append("\n".join(["Answer", *map(_wrap, page.answer.splitlines())]))
     lead = leading(page.verdicts)
     if 1 < len(lead) <= LISTED:
@@ -167,6 +177,12 @@ def markdown(page: Page, *, provenance: Mapping[str, str]) -> str:
     lines += [f"- {_md(line)}" for line in page.answer.splitlines()]
     for figure in page.figures:
         lines += ["", f"![{_md(figure.caption)}]({figure.paths[0]})"]
+    if page.budgets:
+        lines += ["", "## By training budget"]
+        for extra in page.budgets:
+            lines += ["", f"### {_md(extra.title)}", "", *_md_extra(extra), "", extra.about]
+        lines += ["", *(f"- {_md(text)}" for text in sentences(page.curves))]
+        lines += ["", how(page.curves)]
     lines += ["", "## Results"]
     for block in page.tables:
         lines += ["", f"### {_md(block.title)}", "", *_md_table(block)]
@@ -194,7 +210,11 @@ def latex(page: Page) -> str:
         _tex_table(block, label=f"{page.title} {i}") for i, block in enumerate(page.tables, start=1)
     ]
     methods = [_tex_extra(extra, label=f"{page.title} {extra.name}") for extra in page.methods]
-    return "\n".join([head, *tables, *methods])
+    budgets = [
+        _tex_extra(extra, label=f"{page.title} {extra.name} {i}")
+        for i, extra in enumerate(page.budgets, start=1)
+    ]
+    return "\n".join([head, *budgets, *tables, *methods])
 
 
 def method(page: Page) -> str:

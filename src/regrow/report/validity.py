@@ -310,7 +310,7 @@ def _gaining(gain: Gain) -> Iterable[Reason]:
 
 
 def gain_words(gain: Gain) -> str:
-    """Word a gain: ``from 2 to 4 epochs it gained 1.25 points, 95% interval 0.90 to 1.60, n = 5``."""
+    """Word a gain: ``from 2 to 4 epochs it gained 1.25 points, 95% interval 0.9 to 1.6, n = 5``."""
     test, metric = gain.comparison, gain.metric
     size = metric.amount(f"{abs(test.difference):.{metric.digits}f}")
     interval = ""
@@ -320,9 +320,7 @@ def gain_words(gain: Gain) -> str:
     verb = "gained" if test.difference >= 0 else "lost"
     sign = "" if test.difference >= 0 or not interval else " of the gain"
     interval = interval.replace(" interval", f" interval{sign}")
-    return (
-        f"from {gain.smaller} to {gain.larger} epochs it {verb} {size}{interval}, n = {test.n}"
-    )
+    return f"from {gain.smaller} to {gain.larger} epochs it {verb} {size}{interval}, n = {test.n}"
 
 
 def _still_falling(parent: Evidence, loss: float, margin: float) -> Iterable[Reason]:

@@ -12,10 +12,13 @@ from pathlib import Path
 
 from regrow.report import Report
 from regrow.report.answer import answers, cautions, no_answer
+from regrow.report.budget_gains import at_largest, rows_of
+from regrow.report.html.budgets import budget_headlines, budget_section
 from regrow.report.html.checklist import checklist
 from regrow.report.html.curves import (
     cost_section,
     layer_section,
+    looks,
     training_section,
     weight_section,
 )
@@ -73,9 +76,11 @@ def document_of(
     """
     page, rows = report.page, RowLinks.of(runs, evidence)
     done = sum(run.done for run in runs)
+    by_arm = looks(report.frame)
     sections = [
+        *budget_section(page.curves, page.budgets, rows, by_arm),
         *method_section(page.contests, page.methods, rows),
-        *cost_section(report.frame, page.metrics, rows),
+        *cost_section(rows_of(report.frame, at_largest(runs)), page.metrics, rows),
         *verdict_sections(page, rows, tests(page) if page.verdicts else ""),
         result_section(page, report.frame, rows, method(page)),
         *training_section(report.frame, rows),
@@ -100,6 +105,7 @@ def document_of(
 
 def _headlines(report: Report) -> Iterator[Headline]:
     verdicts, contests = report.verdicts, report.contests
+    yield from budget_headlines(report.page.curves)
     nothing = no_answer(verdicts)
     if nothing and not contests:
         question = "Would training from scratch have done as well?"

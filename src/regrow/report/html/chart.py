@@ -16,7 +16,7 @@ from regrow.report.words import short
 WIDTH, HEIGHT = 340.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 12.0, 12.0, 40.0
 STRIP_WIDTH, STRIP_HEIGHT = 170.0, 20.0
-APART = 5.0
+APART, MOST_APART = 5.0, 22.0  # between neighbouring lines, and between the first and the last
 MOST_POINTS = 80  # of a line without marks
 # Outlines of marks of about 4.5 pixels, by look; the style sheet has their colours.
 MARKS = (
@@ -72,7 +72,8 @@ class ReferenceLine:
 class Chart:
     """One panel. ``least`` and ``most`` bound its y axis: what lies beyond stands at its edge.
 
-    ``falls`` turns the y axis round, for scores of which lower ones are better.
+    ``falls`` turns the y axis round, for scores of which lower ones are better. ``ticks`` of the x
+    axis, each with a text below it and a smaller one below that, stand in place of round numbers.
     """
 
     title: str
@@ -86,6 +87,7 @@ class Chart:
     most: float | None = None
     digits: int = 2
     log_y: bool = False
+    ticks: tuple[tuple[float, str, str], ...] = ()
     apart: bool = False  # series are moved aside a little, so that equal x do not hide each other
 
     @property
@@ -112,6 +114,7 @@ class DrawnChart:
     """The marks of a chart, in pixels."""
 
     x_ticks: list[tuple[float, str]] = field(default_factory=list)
+    below: list[tuple[float, str]] = field(default_factory=list)  # smaller, under the x ticks
     y_ticks: list[tuple[float, str]] = field(default_factory=list)
     level: dict[str, Any] | None = None
     lines: list[tuple[int, str]] = field(default_factory=list)
@@ -124,6 +127,7 @@ def draw(chart: Chart) -> DrawnChart:
     points = [point for series in chart.series for point in series.points]
     place_x, drawn.x_ticks = _x_axis(chart, [point.x for point in points])
     place_y, drawn.y_ticks = _y_axis(chart, points)
+    drawn.below = [(place_x(at), text) for at, _, text in chart.ticks if text]
     foot, head = HEIGHT - BOTTOM, TOP
 
     def inside(y: float) -> float:
@@ -133,8 +137,10 @@ def draw(chart: Chart) -> DrawnChart:
         level = chart.level
         edges = sorted(inside(level.y if y is None else y) for y in (level.low, level.high))
         drawn.level = {"y": inside(level.y), "top": edges[0], "height": edges[1] - edges[0]}
+    gaps = len(chart.series) - 1
+    step = min(APART, MOST_APART / max(1, gaps)) if chart.apart else 0.0
     for number, series in enumerate(chart.series):
-        aside = APART * (number - (len(chart.series) - 1) / 2) if chart.apart else 0.0
+        aside = step * (number - gaps / 2)
         ordered = sorted(series.points, key=lambda point: point.x)
         thin = ordered if series.marks else _thinned(ordered)
         places = [(place_x(point.x) + aside, inside(point.y)) for point in thin]
@@ -192,6 +198,8 @@ def _x_axis(chart: Chart, values: Sequence[float]) -> tuple[Place, Ticks]:
         def place(x: float) -> float:
             return LEFT + width * (x - first) / (last - first)
 
+    if chart.ticks:
+        return place, [(place(at), text) for at, text, _ in chart.ticks]
     return place, [(place(tick), short(tick)) for tick in ticks]
 
 

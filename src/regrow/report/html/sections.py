@@ -1,7 +1,7 @@
 """The sections of a study's page: verdicts, results, what they cost, and where each number is."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from regrow.report.html.chart import Strip
 from regrow.report.html.document import Block, PageCell, PageSection, PageTable, Texts, Tone
 from regrow.report.html.evidence import RunEvidence, StudyEvidence
 from regrow.report.ledger import joules, ledger_frame
+from regrow.report.questions import Question
 from regrow.report.render import Page
 from regrow.report.rows import Run
 from regrow.report.verdict import Outcome, Verdict, families
@@ -68,7 +69,12 @@ def verdict_sections(page: Page, rows: RowLinks, tests: str) -> Iterator[PageSec
     """Show every comparison with its interval, a table for each question."""
     if not page.verdicts:
         return
-    blocks: list[Block] = [_verdict_table(family, rows) for family in families(page.verdicts)]
+    questions: dict[Question, list[Verdict]] = {}
+    for family in families(page.verdicts):  # of several budgets one table, with a row for each
+        questions.setdefault(replace(family[0].question, at="", main=True), []).extend(family)
+    blocks: list[Block] = [
+        _verdict_table(question.text, family, rows) for question, family in questions.items()
+    ]
     sentences = tuple(map(sentence, page.verdicts))
     yield PageSection(
         name="verdicts",
@@ -83,7 +89,7 @@ def verdict_sections(page: Page, rows: RowLinks, tests: str) -> Iterator[PageSec
     )
 
 
-def _verdict_table(family: Sequence[Verdict], rows: RowLinks) -> PageTable:
+def _verdict_table(title: str, family: Sequence[Verdict], rows: RowLinks) -> PageTable:
     bounds = [
         abs(bound)
         for verdict in family
@@ -99,7 +105,7 @@ def _verdict_table(family: Sequence[Verdict], rows: RowLinks) -> PageTable:
     unit = family[0].metric.difference_unit
     scale = f"{-reach:.2g} to {reach:+.2g} {unit}"
     return PageTable(
-        title=family[0].question.text,
+        title=title,
         columns=("cell", "outcome", "difference", scale, "p", "seeds", "arm", "against"),
         rows=tuple(_verdict_row(verdict, rows, reach) for verdict in family),
         words=("arm", "against", "outcome", scale),

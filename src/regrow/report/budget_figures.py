@@ -1,0 +1,311 @@
+"""Figures over training budgets: scores of arms, and differences to training from scratch.
+
+One panel for each data set, network, method and amount (small multiples), so that many methods
+stay readable. The axis of budgets is logarithmic, in epochs below and in FLOPs of the unpruned
+network's training above. Bars are 95 % intervals over seeds: of a mean, or of paired differences,
+beside which the margin is drawn as a band.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from regrow.report.budgets import Curve, Trend
+from regrow.report.figures import (
+    BESIDE,
+    PAGE,
+    SavedFigure,
+    arm_styles,
+    drawing_style,
+    legend,
+    look,
+    save,
+    shifted,
+)
+from regrow.report.rows import Run
+from regrow.report.statistics import Comparison, paired
+from regrow.report.words import quantity
+from regrow.tasks.metric import Metric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+UNPRUNED = ("black", ".")
+Styles = dict[str, tuple[str, str]]
+# Of the axis, between neighbouring lines and between the first and the last.
+DODGE, MOST_DODGE = 0.013, 0.05
+Points = list[tuple[int, Comparison]]
+
+
+def draw_budgets(curves: Sequence[Curve], folder: Path) -> list[SavedFigure]:
+    """Save both figures of each metric; none without curves."""
+    saved: list[SavedFigure] = []
+    with drawing_style():
+        for metric in dict.fromkeys(curve.metric for curve in curves):
+            of_metric = [curve for curve in curves if curve.metric == metric]
+            for number, part in enumerate(_parts(of_metric)):
+                suffix = f"-{number + 1}" if number else ""
+                key = metric.key.replace("_", "-")
+                saved.append(
+                    save(
+                        budget_figure(part, metric=metric),
+                        folder,
+                        name=f"budgets-{key}{suffix}",
+                        caption=score_caption(metric),
+                    )
+                )
+                if any(trend.run for curve in part for trend in curve.trends):
+                    saved.append(
+                        save(
+                            difference_figure(part, metric=metric),
+                            folder,
+                            name=f"budget-differences-{key}{suffix}",
+                            caption=difference_caption(metric, part[0]),
+                        )
+                    )
+    return saved
+
+
+def score_caption(metric: Metric) -> str:
+    """Say what the figure of scores shows."""
+    name = f"{metric.name[0].upper()}{metric.name[1:]}"
+    return (
+        f"{name} against the training budget (epochs of the unpruned network, and above the FLOPs "
+        "of its training; log scale), a line for each arm; bars: 95% intervals of the mean over "
+        "seeds; triangles at the foot: means below the axis"
+    )
+
+
+def difference_caption(metric: Metric, curve: Curve) -> str:
+    """Say what the figure of differences shows."""
+    margins = dict.fromkeys(trend.margin for trend in curve.trends)
+    margin = " or ".join(metric.amount(f"{margin:g}") for margin in margins)
+    return (
+        "Difference to training from scratch against the training budget, a line for each "
+        "retraining of inherited weights; bars: 95% intervals of paired differences, of each "
+        f"budget alone; grey band: the margin of {margin}"
+    )
+
+
+def budget_figure(curves: Sequence[Curve], *, metric: Metric) -> "Figure":
+    """Draw the scores of every arm by budget, a panel for each curve."""
+    styles = styles_of(curves)
+    figure, panels = _panels(len(curves), beside=min(BESIDE, len(curves)))
+    for axes, curve in zip(panels, curves, strict=True):
+        lines = {arm: score_points(curve, arm) for arm in curve.arms}
+        low, high = score_range(lines, curve)
+        _frame(axes, curve, title=curve.name)
+        axes.set_ylim(low, high)
+        _draw_lines(axes, lines, styles, metric)
+        if metric.better == "lower":
+            axes.invert_yaxis()
+        axes.set_ylabel(metric.axis)
+    legend(figure, styles, reference=None)
+    return figure
+
+
+def difference_figure(curves: Sequence[Curve], *, metric: Metric) -> "Figure":
+    """Draw the differences of each retraining by budget, a panel for each curve and control."""
+    controls = scratch_arms(curves)
+    retrainings = dict.fromkeys(t.retraining for curve in curves for t in curve.trends)
+    styles = {arm: style for arm, style in styles_of(curves).items() if arm in retrainings}
+    figure, panels = _panels(len(curves) * len(controls), beside=min(BESIDE, len(controls)))
+    places = [(curve, scratch) for curve in curves for scratch in controls]
+    for axes, (curve, scratch) in zip(panels, places, strict=True):
+        trends = [trend for trend in curve.trends if trend.scratch == scratch]
+        _frame(axes, curve, title=f"{curve.name}\nminus {scratch}")
+        margin = trends[0].margin if trends else metric.margin
+        axes.axhspan(-margin, margin, color="black", alpha=0.08, linewidth=0)
+        axes.axhline(0.0, color="black", linewidth=0.9, linestyle="--")
+        lines = {trend.retraining: difference_points(trend) for trend in trends}
+        axes.set_ylim(*difference_range(lines, margin))
+        _draw_lines(axes, lines, styles, metric)
+        if metric.better == "lower":
+            axes.invert_yaxis()
+        unit = f" ({metric.difference_unit})" if metric.difference_unit else ""
+        axes.set_ylabel(f"difference in {metric.name}{unit}")
+    legend(figure, styles, reference=None)
+    return figure
+
+
+# Values of the figures, which the page draws too -------------------------------------------------
+
+
+def styles_of(curves: Sequence[Curve]) -> Styles:
+    """Give each arm the style that it has in the other figures of a report."""
+    runs = {
+        arm: next(iter(step.arms[arm]))
+        for curve in curves
+        for arm in curve.arms
+        for step in curve.steps
+        if step.arms.get(arm)
+    }
+    pruned = {arm: run for arm, run in runs.items() if not run.unpruned}
+    frame = pd.DataFrame(
+        [(arm, run.start, run.budget) for arm, run in pruned.items()],
+        columns=["arm", "start", "budget"],
+    )
+    known = arm_styles(frame)
+    return {arm: known.get(arm, UNPRUNED) for arm in runs}
+
+
+def scratch_arms(curves: Sequence[Curve]) -> list[str]:
+    """Return the arms that differences are taken to."""
+    return list(dict.fromkeys(trend.scratch for curve in curves for trend in curve.trends))
+
+
+def score_points(curve: Curve, arm: str) -> Points:
+    """Return the mean score of an arm at each budget, with its interval."""
+    points: Points = []
+    for step in curve.steps:
+        runs: Sequence[Run] = step.arms.get(arm, ())
+        scores = [run.score for run in runs if run.done and run.score is not None]
+        if scores:
+            points.append((step.budget, paired(scores, [0.0] * len(scores))))
+    return points
+
+
+def difference_points(trend: Trend) -> Points:
+    """Return the difference at each budget, with its interval."""
+    return [(d.budget, d.test) for d in trend.run if d.test is not None]
+
+
+def score_range(lines: dict[str, Points], curve: Curve) -> tuple[float, float]:
+    """Choose the axis of scores by what was trained; arms left as cut may lie far below it."""
+    metric = curve.metric
+    untrained = {
+        arm
+        for step in curve.steps
+        for arm, runs in step.arms.items()
+        if runs and not runs[0].unpruned and not runs[0].trained
+    }
+    shown = [p for arm, points in lines.items() if arm not in untrained for p in points]
+    every = shown or [point for points in lines.values() for point in points]
+    low, high = _reach([test for _, test in every])
+    pad = max(0.06 * (high - low), metric.margin / 2)
+    return low - pad, high + pad
+
+
+def difference_range(lines: dict[str, Points], margin: float) -> tuple[float, float]:
+    """Choose the axis of differences, on which the margin and zero always are."""
+    tests = [test for points in lines.values() for _, test in points]
+    low, high = _reach(tests) if tests else (0.0, 0.0)
+    low, high = min(low, -1.4 * margin), max(high, 1.4 * margin)
+    return low - 0.04 * (high - low), high + 0.04 * (high - low)
+
+
+def _reach(tests: Sequence[Comparison]) -> tuple[float, float]:
+    """Return the range of some means with their intervals, of which the widest add little.
+
+    An interval of two or three seeds can be many times the range of all means.
+    """
+    if not tests:
+        return 0.0, 1.0
+    means = [test.difference for test in tests]
+    low, high = min(means), max(means)
+    room = max(high - low, 1e-9)
+    bounds = [b for t in tests for b in (t.low, t.high) if b is not None]
+    inside = [bound for bound in bounds if low - 0.5 * room <= bound <= high + 0.5 * room]
+    return min([low, *inside]), max([high, *inside])
+
+
+def places_of(arms: Iterable[str], drawn: Sequence[str]) -> dict[str, float]:
+    """Offset each line from its true place, in shares of the axis, so that bars stay apart.
+
+    Lines of which no point is drawn in place stand in the middle.
+    """
+    step = min(DODGE, MOST_DODGE / max(1, len(drawn) - 1))
+    offsets = {arm: step * (i - (len(drawn) - 1) / 2) for i, arm in enumerate(drawn)}
+    return {arm: offsets.get(arm, 0.0) for arm in arms}
+
+
+# Drawing ------------------------------------------------------------------------------------
+
+
+def _parts(curves: Sequence[Curve]) -> list[list[Curve]]:
+    """Split curves into those of a figure: all, or those of each data set and model if many."""
+    if len(curves) * max(1, len(scratch_arms(curves))) <= PAGE:
+        return [list(curves)] if curves else []
+    places = dict.fromkeys((curve.data, curve.model) for curve in curves)
+    parts = [[c for c in curves if (c.data, c.model) == place] for place in places]
+    return [part[i : i + PAGE // 2] for part in parts for i in range(0, len(part), PAGE // 2)]
+
+
+def _panels(num: int, *, beside: int) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    lines = -(-num // beside)
+    figure = Figure(figsize=(max(5.2, 0.6 + 3.2 * beside), 0.9 + 3.1 * lines), layout="constrained")
+    grid = figure.subplots(lines, beside, squeeze=False)
+    for axes in grid.flat[num:]:
+        axes.set_visible(False)
+    return figure, list(grid.flat[:num])
+
+
+def _frame(axes: "Axes", curve: Curve, *, title: str) -> None:
+    """Set the axes of budgets: epochs below, FLOPs above where they are known."""
+    budgets = curve.budgets
+    room = (budgets[-1] / budgets[0]) ** 0.12 if len(budgets) > 1 else 1.5
+    low, high = budgets[0] / room, budgets[-1] * room
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.set_xticks(budgets, [str(budget) for budget in budgets])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("epochs of the unpruned network (log scale)")
+    costs = {budget: curve.flops(budget) for budget in budgets}
+    if any(costs.values()):
+        above = axes.secondary_xaxis("top")
+        above.set_xticks(budgets, [quantity(costs[budget]) for budget in budgets])
+        above.set_xticks([], minor=True)
+        above.tick_params(labelsize=7, length=2)
+        above.set_xlabel("FLOPs of its training", fontsize=7.5)
+        above.spines["top"].set_linewidth(0.5)
+    axes.set_title(title, fontsize=9)
+    axes.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_lines(axes: "Axes", lines: dict[str, Points], styles: Styles, metric: Metric) -> None:
+    low, high = axes.get_ylim()
+    drawn = [
+        arm for arm, points in lines.items() if any(low <= t.difference <= high for _, t in points)
+    ]
+    places = places_of(lines, drawn)
+    for arm, points in lines.items():
+        colour, marker = styles[arm]
+        inside = [(b, test) for b, test in points if low <= test.difference <= high]
+        if inside:
+            axes.errorbar(
+                [shifted(axes, budget, places[arm]) for budget, _ in inside],
+                [test.difference for _, test in inside],
+                yerr=[
+                    [0.0 if t.low is None else t.difference - t.low for _, t in inside],
+                    [0.0 if t.high is None else t.high - t.difference for _, t in inside],
+                ],
+                **look(colour, marker),
+                elinewidth=1.0,
+                capsize=2,
+            )
+        for budget, test in points:
+            if not low <= test.difference <= high:
+                _beyond(axes, shifted(axes, budget, places[arm]), test.difference, colour, metric)
+
+
+def _beyond(axes: "Axes", at: float, value: float, colour: str, metric: Metric) -> None:
+    """Mark a value that lies beyond the axis at its edge, with the number."""
+    low, high = axes.get_ylim()
+    above = value > high
+    edge = high if above else low
+    axes.plot([at], [edge], marker=6 if above else 7, color=colour, markersize=5, clip_on=False)
+    axes.annotate(
+        f"{value:.{max(0, metric.digits - 1)}f}",
+        (at, edge),
+        xytext=(0, -11 if above else 5),
+        textcoords="offset points",
+        ha="center",
+        fontsize=6.5,
+        color=colour,
+    )

@@ -1,0 +1,354 @@
+"""Curves over training budgets in words: answers, sentences, and limits of the schedules."""
+
+from collections.abc import Iterator, Sequence
+
+from regrow.report.answer import Answer
+from regrow.report.budget_gains import Gain
+from regrow.report.budgets import Claim, Curve, Difference, Trend
+from regrow.report.rows import Run
+from regrow.report.validity import gain_words
+from regrow.report.words import listed, p_value, signed
+from regrow.studies.budgets import budget_words
+from regrow.tasks.metric import Metric
+
+MANY = 1000  # seeds nobody trains
+MOST_NAMES = 4  # rows that an answer names
+CLEARLY_LESS = 0.05  # of a budget of equal FLOPs that whole epochs leave unspent
+HOW = (
+    "How answers over budgets come about: seeds pair the arms at every budget. 'From X on' is "
+    "shown at the largest budget first, then at the next smaller one, and so on until one shows "
+    "nothing: that training from scratch is worse by less than the margin (one-sided t test), that "
+    "the difference lies within it both ways (TOST), that training from scratch is better (paired "
+    "t test). 'Better up to X' goes from the smallest budget up. Thanks to the order fixed "
+    "beforehand each kind of claim is false in at most {alpha:g} of studies without a correction "
+    "for the number of budgets (Maurer et al., 1995); over several rows the level is shared as "
+    "Bretz et al. (2009) do, which is Holm's procedure at each budget. The unpruned network's gain "
+    "from one budget to the next is paired by seed too, and stands for a judgement of its "
+    "convergence by the loss."
+)
+
+
+def answers(curves: Sequence[Curve]) -> Iterator[Answer]:
+    """Answer from which budget on training from scratch is enough, and what is still gained."""
+    for (retraining, scratch, metric), trends in _pairs(curves).items():
+        several = len({curve.metric for curve in curves}) > 1
+        by = f" ({metric.name})" if several else ""
+        yield Answer(
+            question=f"From which training budget on is {scratch} as good as {retraining}{by}?",
+            short=_short_of([trend for _, trend in trends]),
+            text=_text_of(trends),
+        )
+    networks: dict[tuple[str, ...], tuple[Curve, Gain]] = {}
+    for curve in curves:
+        if curve.last_gain is not None:
+            networks.setdefault(
+                (curve.data, curve.model, curve.metric.key), (curve, curve.last_gain)
+            )
+    for curve, gain in networks.values():
+        yield Answer(
+            question=f"Does the unpruned network ({curve.data} / {curve.model}) still gain from "
+            "the last step of the budget?",
+            short=_gain_short(gain),
+            text=_gain_text(curve, gain),
+        )
+
+
+def how(curves: Sequence[Curve]) -> str:
+    """Say how the answers came about."""
+    alphas = [trend.alpha for curve in curves for trend in curve.trends]
+    return HOW.format(alpha=max(alphas, default=0.05))
+
+
+def sentences(curves: Sequence[Curve]) -> list[str]:
+    """Word every trend of every curve."""
+    return [f"{curve.name}: {sentence(trend)}" for curve in curves for trend in curve.trends]
+
+
+def sentence(trend: Trend) -> str:
+    """Word one trend: its differences, what they show, and at which budgets they show nothing."""
+    if not trend.run:
+        return f"{trend.retraining} minus {trend.scratch} has not run at any budget."
+    parts = [_values(trend), *_claims(trend), *_open(trend), *_left_out(trend), *_missing(trend)]
+    return " ".join(parts)
+
+
+def short(trend: Trend) -> str:
+    """Answer for one trend from which budget on training from scratch is as good."""
+    if not trend.run:
+        return "Not run"
+    start = trend.enough_from
+    if start is None:
+        return "At no tried budget" if trend.never_enough else "Cannot be told"
+    every = start == trend.run[0].budget
+    text = "At every tried budget" if every else f"From {budget_words(start)} on"
+    return f"{text}, and then it is better" if trend.scratch_from == start else text
+
+
+def schedule_notes(curves: Sequence[Curve]) -> list[str]:
+    """Say at which budgets schedules were rounded or capped, or do not follow the budget."""
+    rows: dict[str, dict[int, list[Run]]] = {}
+    for curve in curves:
+        for step in curve.steps:
+            for arm, runs in step.arms.items():
+                if runs and runs[0].trained:
+                    rows.setdefault(arm, {}).setdefault(step.budget, []).extend(runs)
+    notes: dict[str, list[str]] = {}
+    whole = {
+        (run.panel, run.seed): run
+        for curve in curves
+        for step in curve.steps
+        for runs in step.arms.values()
+        for run in runs
+        if run.unpruned and run.done
+    }
+    for arm, by_budget in rows.items():
+        for text in (
+            *_rounded(by_budget),
+            *_capped(by_budget),
+            *_unspent(by_budget, whole),
+            *_fixed(by_budget),
+        ):
+            notes.setdefault(text, []).append(arm)
+    return [f"Training budgets, {listed(arms)}: {text}." for text, arms in notes.items()]
+
+
+# Answers ------------------------------------------------------------------------------------
+
+Pair = tuple[str, str, Metric]
+
+
+def _pairs(curves: Sequence[Curve]) -> dict[Pair, list[tuple[Curve, Trend]]]:
+    """Gather the trends of each pair of arms."""
+    pairs: dict[Pair, list[tuple[Curve, Trend]]] = {}
+    for curve in curves:
+        for trend in curve.trends:
+            key = trend.retraining, trend.scratch, trend.metric
+            pairs.setdefault(key, []).append((curve, trend))
+    return pairs
+
+
+def _short_of(trends: Sequence[Trend]) -> str:
+    found = dict.fromkeys(map(short, trends))
+    return next(iter(found)) if len(found) == 1 else "It differs"
+
+
+def _text_of(trends: Sequence[tuple[Curve, Trend]]) -> str:
+    """Word one trend in full; of several which rows share an answer."""
+    if len(trends) == 1:
+        return sentence(trends[0][1])
+    rows: dict[str, list[str]] = {}
+    for curve, trend in trends:
+        rows.setdefault(short(trend), []).append(curve.name)
+    if len(rows) == 1:
+        return f"in each of {len(trends)} rows."
+    parts = []
+    for text, names in rows.items():
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        shown = "; ".join(names[:MOST_NAMES])
+        parts.append(
+            f"{text[0].lower()}{text[1:]} in {len(names)} of {len(trends)} ({shown}{more})"
+        )
+    return f"{'; '.join(parts)}."
+
+
+def _gain_short(gain: Gain) -> str:
+    if gain.state == "settled":
+        return "No, less than the margin"
+    return "Yes" if gain.state == "gaining" else "Undecided"
+
+
+def _gain_text(curve: Curve, gain: Gain) -> str:
+    words = gain_words(gain)
+    within = gain.metric.amount(f"{gain.margin:g}")
+    if gain.state == "settled":
+        bound = "" if gain.most is None else f", at most {gain.most:.{gain.metric.digits}f}"
+        text = f"{words}; shown to be less than {within}{bound} (one-sided 95% bound)"
+    elif gain.state == "gaining":
+        text = (
+            f"{words}. What is said of {budget_words(gain.larger)} is said of that budget, and a "
+            "larger one may say otherwise"
+        )
+    else:
+        text = f"{words}, which shows neither a gain nor that it is less than {within}"
+    return f"{text}. {_by_loss(curve, gain)}"
+
+
+def _by_loss(curve: Curve, gain: Gain) -> str:
+    """Say what the loss alone would have said of the largest budget, and that it is not used."""
+    rules = [reason.rule for reason in curve.by_loss.get(gain.larger, ())]
+    if "not converged" in rules:
+        found = "it had not converged"
+    else:
+        found = "that is not known" if rules else "it had converged"
+    return f"Convergence is judged by this gain; by its training loss alone {found}."
+
+
+# Sentences ----------------------------------------------------------------------------------
+
+
+def _values(trend: Trend) -> str:
+    """Word the mean differences: ``a minus b is +3.61 at 2, +0.13 at 4 epochs (n = 5)``."""
+    metric, run = trend.metric, trend.run
+    values = [
+        f"{signed(d.test.difference, digits=metric.digits)} at {d.budget}"
+        for d in run
+        if d.test is not None
+    ]
+    ns = sorted({d.n for d in run})
+    n = f"n = {ns[0]}" if len(ns) == 1 else f"n = {ns[0]} to {ns[-1]}"
+    unit = f", in {metric.difference_unit}" if metric.difference_unit else ""
+    return f"{trend.retraining} minus {trend.scratch} is {listed(values)} epochs ({n}{unit})."
+
+
+def _claims(trend: Trend) -> Iterator[str]:
+    """Word what is shown, from the smallest budget up."""
+    metric = trend.metric
+    last = trend.run[-1]
+    within = metric.amount(f"{trend.margin:g}")
+    if trend.better_to is not None:
+        ps = [d.p_inherited for d in trend.run if d.budget <= trend.better_to]
+        every = trend.better_to == last.budget
+        where = "at every tried budget" if every else f"up to {budget_words(trend.better_to)}"
+        yield f"{trend.retraining} is better {where} ({_most(ps)})."
+    starts = (
+        (trend.enough_from, f"{trend.scratch} is worse by less than {within}, if at all", "enough"),
+        (trend.within_from, f"the difference lies within {within}", "within"),
+        (trend.scratch_from, f"{trend.scratch} is better", "scratch"),
+    )
+    for start, claim, name in starts:
+        if start is not None and (name != "enough" or trend.within_from != start):
+            ps = [getattr(d, f"p_{name}") for d in trend.run if d.budget >= start]
+            yield f"{_from(start, trend)} {claim} ({_most(ps)})."
+    if trend.never_enough:
+        small = trend.enough_from is not None
+        size = metric.amount(f"{last.gain:.{metric.digits}f}")
+        yield (
+            f"At {budget_words(last.budget)} {trend.retraining} is "
+            f"{'better by that little' if small else 'still better'}: by {size} "
+            f"({p_value(trend.p_largest or 0.0)})."
+        )
+
+
+def _from(start: int, trend: Trend) -> str:
+    if start == trend.run[0].budget:
+        return "At every tried budget"
+    largest = start == trend.run[-1].budget
+    return f"At {budget_words(start)}" if largest else f"From {budget_words(start)} on"
+
+
+def _most(ps: Sequence[float | None]) -> str:
+    """Write the largest of the p-values that a claim rests on."""
+    return p_value(max((p for p in ps if p is not None), default=0.0))
+
+
+def _open(trend: Trend) -> Iterator[str]:
+    """Name the budgets that show nothing, and why; first what keeps the answer from being given."""
+    if all(d.n == 1 for d in trend.run):
+        yield "One seed allows no test."
+        return
+    better, start = trend.better_to or 0, trend.enough_from
+    between = [
+        d for d in trend.run if d.told and d.budget > better and (start is None or d.budget < start)
+    ]
+    if trend.never_enough:
+        between = [d for d in between if d is not trend.run[-1]]
+    if between:
+        yield f"Not decided: {'; '.join(_undecided(d, trend) for d in reversed(between))}."
+
+
+def _undecided(difference: Difference, trend: Trend) -> str:
+    test, metric = difference.test, trend.metric
+    assert test is not None
+    place = f"at {budget_words(difference.budget)}"
+    if test.n == 1:
+        return f"{place} (one seed)"
+    if difference.too_fine is not None:
+        return f"{place} ({difference.too_fine.text})"
+    words = []
+    if test.low is not None and test.high is not None:
+        low, high = (signed(bound, digits=metric.digits) for bound in (test.low, test.high))
+        words.append(f"95% interval {low} to {high}")
+    claims: tuple[Claim, ...] = ("enough", "scratch", "inherited")
+    ps = [p for claim in claims if (p := difference.p(claim)) is not None]
+    if ps and min(ps) < trend.alpha:
+        words.append("significant alone, but not in the order of the tests")
+    elif difference.needed is not None:
+        many = difference.needed > MANY
+        seeds = f"more than {MANY}" if many else f"about {difference.needed}"
+        words.append(f"{seeds} seeds would likely settle it")
+    return f"{place} ({'; '.join(words)})" if words else place
+
+
+def _left_out(trend: Trend) -> Iterator[str]:
+    for d in trend.run:
+        reason = d.verdict.left_out_for
+        if reason is not None:
+            yield f"{budget_words(d.budget).capitalize()} tell nothing: {reason.text}."
+
+
+def _missing(trend: Trend) -> Iterator[str]:
+    missing = [str(d.budget) for d in trend.differences if d.test is None]
+    if missing:
+        yield f"Not run: {listed(missing)} epochs."
+
+
+# Schedules ----------------------------------------------------------------------------------
+
+ByBudget = dict[int, list[Run]]
+
+
+def _rounded(by_budget: ByBudget) -> Iterator[str]:
+    """Word shares of a budget that are no whole number of epochs."""
+    changed = []
+    for budget, runs in by_budget.items():
+        first = runs[0]
+        if first.budget == "share" and first.amount is not None and first.base_epochs:
+            asked = first.base_epochs * first.amount
+            epochs = next((run.epochs for run in runs if run.epochs is not None), None)
+            if (
+                epochs is not None
+                and abs(asked - round(asked)) > 1e-6
+                and epochs in (1, int(asked))
+            ):
+                changed.append(f"at {budget} ({asked:.3g} became {epochs})")
+    if changed:
+        yield f"whole epochs are trained, so a share was rounded {listed(changed)} epochs"
+
+
+def _capped(by_budget: ByBudget) -> Iterator[str]:
+    capped = {b: sum(run.capped for run in runs) for b, runs in by_budget.items()}
+    done = {b: sum(run.done for run in runs) for b, runs in by_budget.items()}
+    found = [f"{b} ({num} of {done[b]} runs)" for b, num in capped.items() if num]
+    if found:
+        cap = max(run.cap or 0.0 for runs in by_budget.values() for run in runs)
+        yield (
+            f"capped at {cap:g}x of the epochs at {listed(found)} epochs, which is less than "
+            "the unpruned network's FLOPs there"
+        )
+
+
+def _unspent(by_budget: ByBudget, whole: dict[tuple[tuple[str, ...], int], Run]) -> Iterator[str]:
+    """Word budgets of equal FLOPs of which rounding to whole epochs leaves a clear part."""
+    found = []
+    for budget, runs in by_budget.items():
+        shares = []
+        for run in runs:
+            parent = whole.get((run.panel, run.seed))
+            equal = run.budget == "equal-flops" and run.done and not run.capped
+            if equal and parent is not None and parent.macs and run.macs and run.base_epochs:
+                shares.append((run.epochs or 0) * run.macs / (run.base_epochs * parent.macs))
+        if shares and (mean := sum(shares) / len(shares)) < 1 - CLEARLY_LESS:
+            found.append(f"{100 * mean:.0f} % at {budget}")
+    if found:
+        yield (
+            "whole epochs are trained, which by MACs is only about "
+            f"{listed(found)} epochs of what the unpruned network's training computes"
+        )
+
+
+def _fixed(by_budget: ByBudget) -> Iterator[str]:
+    """Word arms whose length does not follow the budget."""
+    firsts = [runs[0] for runs in by_budget.values()]
+    epochs = [run.epochs for runs in by_budget.values() for run in runs if run.epochs is not None]
+    if len(firsts) > 1 and all(run.budget == "epochs" for run in firsts) and epochs:
+        yield f"{budget_words(epochs[0])} at every budget, which does not follow it"
