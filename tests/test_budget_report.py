@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -404,16 +405,17 @@ def simulated(truth: dict[int, float], rng: random.Random, *, rows: int, seeds: 
 def false_claims(trend: Trend, truth: dict[int, float]) -> set[str]:
     """Name the kinds of claim that a trend makes and that are not so."""
     wrong = set()
-    for name, start, holds in (
+    claims: tuple[tuple[str, int | None, Callable[[float], bool]], ...] = (
         ("enough", trend.enough_from, lambda a: a < MARGIN),
         ("within", trend.within_from, lambda a: abs(a) < MARGIN),
         ("scratch", trend.scratch_from, lambda a: a < 0),
-    ):
+    )
+    for name, start, holds in claims:
         if start is not None and not all(holds(a) for b, a in truth.items() if b >= start):
             wrong.add(name)
-    if trend.better_to is not None:
-        if not all(a > 0 for b, a in truth.items() if b <= trend.better_to):
-            wrong.add("inherited")
+    up_to = trend.better_to or 0
+    if not all(a > 0 for b, a in truth.items() if b <= up_to):
+        wrong.add("inherited")
     if trend.never_enough and truth[max(truth)] <= 0:
         wrong.add("inherited")
     return wrong

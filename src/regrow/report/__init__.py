@@ -35,6 +35,7 @@ from regrow.report.contest_words import answers, csv_files, tables
 from regrow.report.contests import Contest, contests
 from regrow.report.crossing import winner_line
 from regrow.report.extras import cost_targets, tuning
+from regrow.report.figures import SavedFigure
 from regrow.report.method_figures import draw_methods
 from regrow.report.render import Extra, Failure, Page, blocks, latex, markdown, terminal
 from regrow.report.rows import (
@@ -147,11 +148,7 @@ def write(
     provenance |= {"versions": versions(), "margin": _margins(metrics, margin)}
     with _writing(folder):
         if draw:
-            largest = at_largest(runs)
-            of_arms = figures.draw(rows_of(frame, largest), folder, metrics=metrics)
-            of_methods = draw_methods(largest, folder, metrics=metrics)
-            of_budgets = draw_budgets(page.curves, folder)
-            page = replace(page, figures=(*of_budgets, *of_methods, *of_arms))
+            page = replace(page, figures=_figures(page, runs, frame, folder))
         texts = _texts(page, runs, frame, provenance=provenance)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
@@ -163,6 +160,18 @@ def write(
         page=page,
         provenance=provenance,
         paths=tuple(folder / name for name in names),
+    )
+
+
+def _figures(
+    page: Page, runs: Sequence[Run], frame: pd.DataFrame, folder: Path
+) -> tuple[SavedFigure, ...]:
+    """Draw every figure of a page; of several training budgets those of costs at the largest."""
+    largest = at_largest(runs)
+    return (
+        *draw_budgets(page.curves, folder),
+        *draw_methods(largest, folder, metrics=page.metrics),
+        *figures.draw(rows_of(frame, largest), folder, metrics=page.metrics),
     )
 
 

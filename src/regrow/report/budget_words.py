@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+from regrow.core.durations import epochs_in_words
 from regrow.report.answer import Answer
 from regrow.report.budget_gains import Gain
 from regrow.report.budgets import Claim, Curve, Difference, Trend
 from regrow.report.rows import Run
 from regrow.report.validity import gain_words
 from regrow.report.words import listed, p_value, signed
-from regrow.studies.budgets import budget_words
 from regrow.tasks.metric import Metric
 
 MANY = 1000  # seeds nobody trains
@@ -80,7 +80,7 @@ def short(trend: Trend) -> str:
     if start is None:
         return "At no tried budget" if trend.never_enough else "Cannot be told"
     every = start == trend.run[0].budget
-    text = "At every tried budget" if every else f"From {budget_words(start)} on"
+    text = "At every tried budget" if every else f"From {epochs_in_words(start)} on"
     return f"{text}, and then it is better" if trend.scratch_from == start else text
 
 
@@ -165,8 +165,8 @@ def _gain_text(curve: Curve, gain: Gain) -> str:
         text = f"{words}; shown to be less than {within}{bound} (one-sided 95% bound)"
     elif gain.state == "gaining":
         text = (
-            f"{words}. What is said of {budget_words(gain.larger)} is said of that budget, and a "
-            "larger one may say otherwise"
+            f"{words}. What is said of {epochs_in_words(gain.larger)} is said of that budget, and "
+            "a larger one may say otherwise"
         )
     else:
         text = f"{words}, which shows neither a gain nor that it is less than {within}"
@@ -208,7 +208,7 @@ def _claims(trend: Trend) -> Iterator[str]:
     if trend.better_to is not None:
         ps = [d.p_inherited for d in trend.run if d.budget <= trend.better_to]
         every = trend.better_to == last.budget
-        where = "at every tried budget" if every else f"up to {budget_words(trend.better_to)}"
+        where = "at every tried budget" if every else f"up to {epochs_in_words(trend.better_to)}"
         yield f"{trend.retraining} is better {where} ({_most(ps)})."
     starts = (
         (trend.enough_from, f"{trend.scratch} is worse by less than {within}, if at all", "enough"),
@@ -223,7 +223,7 @@ def _claims(trend: Trend) -> Iterator[str]:
         small = trend.enough_from is not None
         size = metric.amount(f"{last.gain:.{metric.digits}f}")
         yield (
-            f"At {budget_words(last.budget)} {trend.retraining} is "
+            f"At {epochs_in_words(last.budget)} {trend.retraining} is "
             f"{'better by that little' if small else 'still better'}: by {size} "
             f"({p_value(trend.p_largest or 0.0)})."
         )
@@ -233,7 +233,7 @@ def _from(start: int, trend: Trend) -> str:
     if start == trend.run[0].budget:
         return "At every tried budget"
     largest = start == trend.run[-1].budget
-    return f"At {budget_words(start)}" if largest else f"From {budget_words(start)} on"
+    return f"At {epochs_in_words(start)}" if largest else f"From {epochs_in_words(start)} on"
 
 
 def _most(ps: Sequence[float | None]) -> str:
@@ -259,7 +259,7 @@ def _open(trend: Trend) -> Iterator[str]:
 def _undecided(difference: Difference, trend: Trend) -> str:
     test, metric = difference.test, trend.metric
     assert test is not None
-    place = f"at {budget_words(difference.budget)}"
+    place = f"at {epochs_in_words(difference.budget)}"
     if test.n == 1:
         return f"{place} (one seed)"
     if difference.too_fine is not None:
@@ -283,7 +283,7 @@ def _left_out(trend: Trend) -> Iterator[str]:
     for d in trend.run:
         reason = d.verdict.left_out_for
         if reason is not None:
-            yield f"{budget_words(d.budget).capitalize()} tell nothing: {reason.text}."
+            yield f"{epochs_in_words(d.budget).capitalize()} tell nothing: {reason.text}."
 
 
 def _missing(trend: Trend) -> Iterator[str]:
@@ -351,4 +351,4 @@ def _fixed(by_budget: ByBudget) -> Iterator[str]:
     firsts = [runs[0] for runs in by_budget.values()]
     epochs = [run.epochs for runs in by_budget.values() for run in runs if run.epochs is not None]
     if len(firsts) > 1 and all(run.budget == "epochs" for run in firsts) and epochs:
-        yield f"{budget_words(epochs[0])} at every budget, which does not follow it"
+        yield f"{epochs_in_words(epochs[0])} at every budget, which does not follow it"

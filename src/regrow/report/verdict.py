@@ -13,6 +13,7 @@ from typing import Literal
 
 import pandas as pd
 
+from regrow.core.durations import epochs_in_words
 from regrow.report import rows
 from regrow.report.budget_gains import Gains, at_largest
 from regrow.report.questions import BEST, CellQuestion, Question, ask
@@ -30,7 +31,6 @@ from regrow.report.statistics import (
 )
 from regrow.report.tuning import folded
 from regrow.report.validity import Evidence, Reason, Rule, evidence, judge, parent_evidence
-from regrow.studies.budgets import budget_words
 from regrow.tasks.metric import Metric
 
 Outcome = Literal["better", "equivalent", "worse", "undecided", "no conclusion", "not run"]
@@ -221,9 +221,9 @@ def _budgets_in_words(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[str, b
     """Word for each panel the budget that it is asked at, and whether it is the largest one."""
     largest = {run.panel: run.training_budget for run in at_largest(runs)}
     several = len(set(largest.values())) > 1
-    words = {run.panel: (f"at {budget_words(run.training_budget)}", False) for run in runs}
+    words = {run.panel: (f"at {epochs_in_words(run.training_budget)}", False) for run in runs}
     for panel, budget in largest.items():
-        size = "of each network" if several else f"({budget_words(budget)})"
+        size = "of each network" if several else f"({epochs_in_words(budget)})"
         words[panel] = ("" if budget is None else f"at the largest budget {size}", True)
     return words
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from regrow.core.durations import epochs_in_words
 from regrow.report import words
 from regrow.report.budget_figures import (
     Points,
@@ -128,8 +129,8 @@ def _difference_charts(curves: Sequence[Curve], rows: RowLinks, looks: Mapping[s
         charts=tuple(charts),
         names=tuple((arm, looks.get(arm, 0)) for arm in names),
         about=f"{ABOUT}Retraining of inherited weights minus training from scratch, paired by "
-        "seed, with 95% intervals of each budget alone. Above the dashed line inherited weights are "
-        "better; the band is the margin.",
+        "seed, with 95% intervals of each budget alone. Above the dashed line inherited weights "
+        "are better; the band is the margin.",
     )
 
 
@@ -177,7 +178,8 @@ def _series(
                 y=test.difference,
                 low=test.low,
                 high=test.high,
-                text=f"{arm}, {_epochs(budget)}: {_number(test.difference, curve.metric, signed)}"
+                text=f"{arm}, {epochs_in_words(budget)}: "
+                f"{_number(test.difference, curve.metric, signed)}"
                 f"{_interval(test.low, test.high, curve.metric, signed)}, n = {test.n}",
                 href=_href(first, rows),
             )
@@ -187,10 +189,6 @@ def _series(
 
 def _href(run: Run | None, rows: RowLinks) -> str:
     return "" if run is None else rows.href(run.group, run.arm)
-
-
-def _epochs(budget: int) -> str:
-    return f"{budget} epoch{'' if budget == 1 else 's'}"
 
 
 def _number(value: float, metric: Metric, signed: bool) -> str:
