@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cutting import half, is_caught, without_trials
-from regrow.surgery import rules, trace, verify
+from regrow.errors import TraceError
+from regrow.surgery import rules, shrink, trace, verify
+from regrow.surgery.assumptions import Followed
+from regrow.surgery.mask import Mask
 
 SHAPE = (1, 3, 8, 8)
 OUT = {"out": "output"}
@@ -191,3 +194,63 @@ def test_the_proof_catches_a_bias_that_is_taken_for_zero() -> None:
 
         patch.setitem(rules.RULES, "aten::fill_", as_zero)
         assert is_caught(net, SHAPE)
+
+
+class Halved(nn.Module):
+    """The larger of two tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), 2, -1, x.shape[-1]).amax(1)
+
+
+class Widened(nn.Module):
+    """A layer whose code asks whether it widens, by a number that it uses for nothing else."""
+
+    def __init__(self, width: int, width_out: int) -> None:
+        super().__init__()
+        self.width, self.width_out = width, width_out
+        wider = width != width_out
+        self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, width_out)
+        self.widen = nn.Linear(width, width_out) if wider else nn.Identity()
+        self.halve = Halved() if wider else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        if self.width != self.width_out:
+            x = self.widen(y).view(len(x), 2, -1, self.width_out).amax(1)
+        scores: Tensor = x + self.fc(self.halve(y))
+        return scores
+
+
+def widened() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [Widened(8, 8), Widened(8, 16), Widened(16, 16)]
+    return nn.Sequential(nn.Linear(3, 8), *layers, nn.Flatten(), nn.Linear(64, 5)).eval()
+
+
+def test_numbers_that_are_only_compared_follow_what_the_parts_hold() -> None:
+    net = widened()
+    found = trace(net, (1, 8, 3))
+    assert {n: g.size for n, g in found.groups.items()} == {"0": 8, "2.widen": 16}
+    for first in range(2):
+        mask = half(found, first)
+        proof = verify(net, mask, found)
+        assert proof.ok, str(proof)
+    assert shrink(net, mask, found).get_submodule("2").width == 4
+
+
+def test_numbers_that_meet_by_a_cut_are_named() -> None:
+    net = widened()
+    found = trace(net, (1, 8, 3))
+    only = {"2.widen": torch.arange(16) < 8}
+    with pytest.raises(TraceError, match=r"'width' and 'width_out' of '2' are both 8, and its"):
+        shrink(net, Mask(unit="channel", kept=only), found)
+
+
+def test_groups_that_cannot_go_to_half_are_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = sys.modules["regrow.surgery.numbers"]
+    monkeypatch.setattr(numbers, "_widths_inside", lambda *_: {})  # so that one does not follow
+    monkeypatch.setattr(Followed, "are_compared", True)
+    found = trace(widened(), (1, 8, 3))
+    assert "2.widen" not in found.groups
+    assert "counts on how many there are (with 8 of 16 it does not run" in found.whole["2.fc"]

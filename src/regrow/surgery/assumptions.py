@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from regrow.surgery.groups import NUMBER, Trace
-from regrow.surgery.held import names_in_code
 from regrow.surgery.likeness import Unlike
 from regrow.surgery.numbers import Attribute, Choice, Number
 from regrow.surgery.trial import Trials
@@ -45,6 +44,12 @@ class Followed:
             if len(self._counts[number.slot]) > 1:
                 several.setdefault(number.place, self._counts[number.slot])
         return list(dict.fromkeys(name for names in several.values() for name in sorted(names)))
+
+    @property
+    def are_compared(self) -> bool:
+        """True if code compares numbers that may follow, which do other things where they meet."""
+        places = {number.place for number in self.told}
+        return any(a != b and a.is_compared_with(b) for a in places for b in places)
 
     @cached_property
     def _counts(self) -> dict[tuple[str, int], set[str]]:
@@ -107,7 +112,14 @@ class Assumptions:
             self._correct(trials, broken, replace(found, trace=trace))
             return None
         self.choices |= _equal_by_chance(trials, replace(found, trace=trace), self.choices)
-        return found.follow(self.choices)
+        trace = found.follow(self.choices)
+        if found.are_compared:
+            halves = trials.at_half()
+            broken = halves.refused(trace)
+            if broken:
+                self._correct(halves, broken, replace(found, trace=trace))
+                return None
+        return trace
 
     def divide(self, found: Trace, names: Collection[str], *, single: bool = False) -> bool:
         """Let convolutions lose channels out of each group if groups cannot go, or are one unit.
@@ -189,22 +201,22 @@ def _equal_by_chance(
     """Name the numbers that need not follow: they equal a width by chance, and count other things.
 
     A number that the example does not need (the most places there may be) would be wrong for other
-    inputs if it followed.
+    inputs if it followed. Those that code compares count the same sort of thing.
     """
     stay: dict[Attribute, Choice] = {}
-    for place in dict.fromkeys(number.place for number in found.told):
-        slots = {number.slot for number in found.told if number.place == place}
+    places = dict.fromkeys(number.place for number in found.told)
+    for place in places:
+        alike = {p: None for p in places if p == place or place.is_compared_with(p)}
+        slots = {number.slot for number in found.told if number.place in alike}
         names = [
             name
             for name, group in found.trace.groups.items()
             if any((slot.tensor, slot.dim) in slots for slot in group.slots)
         ]
-        kind: Any = place.kind
-        read = place.name.rpartition(".")[2] in names_in_code(kind)
-        if names and read:
-            other = found.follow({**choices, **stay, place: None})
+        if names and place.is_read:
+            other = found.follow({**choices, **stay, **alike})
             if trials.wrong(other, names) is None:
-                stay[place] = None
+                stay |= alike
     return stay
 
 

@@ -13,7 +13,7 @@ from regrow.core.units import UNITS
 from regrow.errors import TraceError
 from regrow.models.layers import SelectChannels
 from regrow.surgery.groups import NUMBER, WIDTH, Slot, Trace
-from regrow.surgery.held import is_memory
+from regrow.surgery.held import compared_in_code, is_memory
 from regrow.surgery.mask import Mask
 from regrow.surgery.tape import Narrows, call, evaluating, output_tensors
 
@@ -45,6 +45,12 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     _own_(small, model)
     wrong = what_breaks(small, trace)
     if wrong:
+        met = _met(model, small)
+        if met:
+            raise TraceError(
+                f"The smaller network {wrong}: {met}, and its code does something else then. Keep "
+                "one unit more or less of that group."
+            )
         raise TraceError(
             f"The smaller network {wrong}. Its code probably fixes a number of channels, or lets "
             "the data choose what runs, or a layer that runs in training only reads what was cut. "
@@ -52,6 +58,28 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
             "keep=['<layer>'])."
         )
     return small
+
+
+def _met(model: nn.Module, small: nn.Module) -> str | None:
+    """Name two numbers that code compares, if they have become equal, or are so no longer."""
+    left = dict(small.named_modules())
+    for name, module in model.named_modules():
+        for pair in _compared(module) if name in left else ():
+            was, now = (
+                [getattr(m, attribute, None) for attribute in sorted(pair)]
+                for m in (module, left[name])
+            )
+            if len(pair) == 2 and all(isinstance(n, int) for n in (*was, *now)):
+                a, b = sorted(pair)
+                if (was[0] == was[1]) != (now[0] == now[1]):
+                    equal = f"are both {now[0]}" if now[0] == now[1] else "are no longer equal"
+                    return f"{a!r} and {b!r} of {name!r} {equal}"
+    return None
+
+
+def _compared(module: nn.Module) -> frozenset[frozenset[str]]:
+    kind: Any = type(module)
+    return compared_in_code(kind)
 
 
 def duplicate(model: nn.Module, *, sharing: bool = False) -> nn.Module:

@@ -1,5 +1,6 @@
 """Numbers that modules hold: attributes, entries of lists, and settings that their code reads."""
 
+import dis
 import inspect
 from collections.abc import Iterator
 from functools import cache
@@ -59,16 +60,41 @@ def _setting(settings: Any, name: str) -> Any:
 @cache
 def names_in_code(kind: Any) -> frozenset[str]:
     """Name all that the code of a module's ``forward``, and of the methods it calls, names."""
+    return frozenset(name for code in _codes(kind) for name in _names(code))
+
+
+@cache
+def compared_in_code(kind: Any) -> frozenset[frozenset[str]]:
+    """Name the attributes of which that code compares one with another."""
+    pairs: set[frozenset[str]] = set()
+    for code in _codes(kind):
+        loaded: list[str] = []  # on top of the stack: attributes, "" for what is none
+        for step in dis.get_instructions(code):
+            if step.opname == "COMPARE_OP" and len(loaded) > 1 and all(loaded[-2:]):
+                pairs.add(frozenset(loaded[-2:]))
+            if step.opname == "LOAD_ATTR" and loaded:
+                loaded[-1] = step.argval
+            else:
+                loaded = [*loaded, ""] if step.opname.startswith("LOAD_") else []
+    return frozenset(pairs)
+
+
+@cache
+def _codes(kind: Any) -> tuple[CodeType, ...]:
+    """Return the code of a module's ``forward`` and of the methods that it calls."""
+    codes: list[CodeType] = []
     known: set[str] = set()
     wanted = {"forward"}
     while wanted:
         method = inspect.unwrap(getattr(kind, wanted.pop(), kind))
-        if not isinstance(getattr(method, "__code__", None), CodeType):
+        code = getattr(method, "__code__", None)
+        if not isinstance(code, CodeType):
             continue
-        new = set(_names(method.__code__)) - known
+        codes.append(code)
+        new = set(_names(code)) - known
         known |= new
         wanted |= {name for name in new if name != "forward" and not hasattr(nn.Module, name)}
-    return frozenset(known)
+    return tuple(codes)
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -8,13 +8,14 @@ that the module's code reads when it runs: many modules share one, so each gets 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regrow.surgery.colours import ZERO, Classes
-from regrow.surgery.groups import NUMBER, WIDTH, Slot, Trace
-from regrow.surgery.held import held
+from regrow.surgery.groups import NUMBER, WIDTH, Slot, Trace, belongs
+from regrow.surgery.held import compared_in_code, held, names_in_code
 from regrow.surgery.painter import Painter
 
 # Their numbers are known: see ``cut``.
@@ -40,9 +41,24 @@ _OF_TORCH = (
 class Attribute:
     """An attribute that holds a number (``config.width`` in settings), alike in all of a class."""
 
-    kind: type[nn.Module]
+    kind: Any  # of module
     name: str
     entry: int | None  # of a list or tuple
+
+    @property
+    def is_read(self) -> bool:
+        """True if the code of the class reads it when it runs."""
+        return self.short in names_in_code(self.kind)
+
+    @property
+    def short(self) -> str:
+        """Its name without that of the settings."""
+        return self.name.rpartition(".")[2]
+
+    def is_compared_with(self, other: "Attribute") -> bool:
+        """Tell whether the code of the class compares the two."""
+        names = frozenset((self.short, other.short))
+        return self.kind == other.kind and names in compared_in_code(self.kind)
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,13 @@ def numbers(model: nn.Module, painter: Painter, classes: Classes) -> list[Number
     }
     wanted = {name: {value for _, value in own} for name, own in places.items() if own}
     widths = _widths(painter, classes, wanted)
+    # What met no width in its own code is compared there, or handed on: its parts tell.
+    known = {place for place, own in widths.items() if any(map(_is_coloured, own.values()))}
+    read = {
+        name: {value for place, value in own if place.is_read and (name, value) not in known}
+        for name, own in places.items()
+    }
+    widths |= _widths_inside(painter, classes, {name: own for name, own in read.items() if own})
     return [
         Number(name, place, tuple(sorted(widths[name, value].values(), key=_is_coloured)))
         for name, own in places.items()
@@ -101,17 +124,23 @@ def _places(module: nn.Module) -> Iterator[tuple[Attribute, int]]:
             yield Attribute(kind, attribute, entry), number
 
 
-def _widths(
-    painter: Painter, classes: Classes, wanted: Mapping[str, set[int]]
-) -> dict[tuple[str, int], dict[bytes, Tensor]]:
+_Widths = dict[tuple[str, int], dict[bytes, Tensor]]
+
+
+def _add(widths: _Widths, classes: Classes, name: str, ids: Tensor) -> None:
+    """Enter the colours of a dimension that a module meets; the last one comes last."""
+    kinds = widths.setdefault((name, len(ids)), {})
+    key = classes.root[ids.clamp(min=ZERO)].numpy().tobytes()
+    kinds[key] = kinds.pop(key, ids)
+
+
+def _widths(painter: Painter, classes: Classes, wanted: Mapping[str, set[int]]) -> _Widths:
     """Find dimensions of the wanted sizes, in a module's tensors and in what its code meets."""
-    widths: dict[tuple[str, int], dict[bytes, Tensor]] = {}
+    widths: _Widths = {}
 
     def add(name: str, ids: Tensor) -> None:
         if len(ids) in wanted.get(name, ()):
-            kinds = widths.setdefault((name, len(ids)), {})
-            key = classes.root[ids.clamp(min=ZERO)].numpy().tobytes()
-            kinds[key] = kinds.pop(key, ids)  # the last one comes last
+            _add(widths, classes, name, ids)
 
     for mark in painter.marks:
         if ":" not in mark.tensor:
@@ -129,6 +158,17 @@ def _widths(
                     add(name, ids)
     for (name, _), ids in painter.counted.items():
         add(name, ids)
+    return widths
+
+
+def _widths_inside(painter: Painter, classes: Classes, wanted: Mapping[str, set[int]]) -> _Widths:
+    """Find dimensions of the wanted sizes in tensors of the modules inside, the deepest first."""
+    widths: _Widths = {}
+    marks = [mark for mark in painter.marks if ":" not in mark.tensor]
+    for mark in sorted(marks, key=lambda mark: -mark.tensor.count(".")) if wanted else ():
+        for name, sizes in wanted.items():
+            if len(mark.ids) in sizes and belongs(mark.tensor, name):
+                _add(widths, classes, name, mark.ids)
     return widths
 
 

@@ -76,6 +76,7 @@ class Trials:
 
     tried: Tried
     likeness: Likeness
+    halved: bool = False  # each group is cut to half, where numbers that code compares may meet
 
     def wrong(self, trace: Trace, names: Collection[str] | None = None) -> Wrong | None:
         """Say what is wrong when groups of a trace (some, or all) lose units, if anything is."""
@@ -86,6 +87,10 @@ class Trials:
         groups = _several(trace, names)
         # Groups of a kind are often at fault together, and halves should part them from others.
         return self._search(trace, sorted(groups, key=lambda group: group.kind))
+
+    def at_half(self) -> Trials:
+        """Return trials in which each group is cut to half."""
+        return replace(self, halved=True)
 
     def _search(self, trace: Trace, groups: Sequence[Group]) -> dict[str, str]:
         """Find by halving the groups that are at fault, in a set of them."""
@@ -105,6 +110,8 @@ class Trials:
     def _wrong(self, trace: Trace, groups: Sequence[Group]) -> Wrong | None:
         """Say what is wrong when groups are cut."""
         kept = {g.name: some(g.size, more=i % 2 == 1) for i, g in enumerate(groups)}
+        if self.halved:
+            kept = {g.name: _chosen(g.size, (g.size + 1) // 2) for g in groups}
         # The first units, for which no tensor has to be copied; some of all places; and others.
         ways = range(3) if all(map(_is_everywhere, groups)) else (1, 2, 0)
         masks = [Mask(unit="channel", kept={n: k[way] for n, k in kept.items()}) for way in ways]
@@ -206,7 +213,11 @@ def some(size: int, *, more: bool) -> Tensor:
     least = size // 2 if size < MANY else size // 4
     primes = (n for n in range(least + 1, size) if _is_prime(n) and size % n)
     first = next(primes, 1)
-    num = next(primes, first) if more else first
+    return _chosen(size, next(primes, first) if more else first)
+
+
+def _chosen(size: int, num: int) -> Tensor:
+    """Choose so many units in three ways: the first, spread, and others."""
     spread = torch.zeros(size, dtype=torch.bool)
     spread[torch.linspace(0, size - 1, num).round().long()] = True
     return torch.stack([torch.arange(size) < num, spread, spread.flip(0)])
