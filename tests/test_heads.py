@@ -60,6 +60,50 @@ class Attention(nn.Module):
         return result
 
 
+class SharedKey(nn.Module):
+    """Several queries' heads and one key and value for all, in one projection, as in Falcon."""
+
+    def __init__(self, width: int = 16, heads: int = 4, *, by: str = "lists") -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.by = heads, width // heads, by
+        self.qkv, self.out = nn.Linear(width, width + 2 * self.head_dim), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = self.qkv(x).view(*x.shape[:2], self.num_heads + 2, self.head_dim)
+        if self.by == "lists":
+            q, k, v = packed[..., :-2, :], packed[..., [-2], :], packed[..., [-1], :]
+        elif self.by == "numbers":
+            q = packed[..., : self.num_heads, :]
+            k, v = (packed[..., i, :].unsqueeze(2) for i in (-2, -1))
+        else:  # a place that is another one without some heads
+            q, k, v = packed[..., :4, :], packed[..., [4], :], packed[..., [5], :]
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        met = F.scaled_dot_product_attention(q, k.expand_as(q), v.expand_as(q))
+        result: Tensor = self.out(met.transpose(1, 2).reshape(*x.shape[:2], -1))
+        return result
+
+
+class Windowed(nn.Module):
+    """Attention within windows of as many places as there are heads, as in a small Swin."""
+
+    def __init__(self, heads: int = 3) -> None:
+        super().__init__()
+        self.num_heads, self.all_head_size = heads, 12
+        self.window_size = [heads, heads]
+        self.q, self.k, self.v = (nn.Linear(10, 12) for _ in range(3))
+        self.out = nn.Linear(12, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(-1, self.window_size[0], x.shape[-1])
+        q, k, v = (
+            layer(x).view(len(x), self.window_size[1], self.num_heads, -1).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        met = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        scores: Tensor = self.out(met.reshape(1, -1, self.all_head_size))
+        return scores
+
+
 class Counting(nn.Module):
     """Scales channels by a vector that it views as an attribute says."""
 
@@ -187,6 +231,43 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, int]]]] = {
         {"embed": ("stream", 3), "part.layers.0.linear1": ("linear", 20),
          "part.layers.1.linear1": ("linear", 20)},
     ),
+    "attention to other tokens": (
+        lambda: Tokens(nn.MultiheadAttention(12, 3, batch_first=True),
+                       lambda m, x: x + m(x, x.flip(1), x.flip(1))[0]),
+        {"embed": ("stream", 3)},
+    ),
+    "queries, keys and values of three sources": (
+        lambda: Tokens(nn.MultiheadAttention(12, 3, batch_first=True, bias=False),
+                       lambda m, x: x + m(x, x.flip(1), x * 2.0)[0]),
+        {"embed": ("stream", 3)},
+    ),
+    "TransformerDecoder": (
+        lambda: Tokens(nn.TransformerDecoder(
+            nn.TransformerDecoderLayer(12, 3, 20, batch_first=True), 1),
+            lambda m, x: m(x, x.flip(1))),
+        {"embed": ("stream", 3), "part.layers.0.linear1": ("linear", 20)},
+    ),
+    "Transformer": (
+        lambda: Tokens(nn.Transformer(12, 4, 1, 1, 20, batch_first=True),
+                       lambda m, x: m(x, x.flip(1))),
+        {"embed": ("stream", 4), "part.encoder.layers.0.linear1": ("linear", 20),
+         "part.decoder.layers.0.linear1": ("linear", 20)},
+    ),
+    "one key for all heads": (
+        lambda: Tokens(nn.Sequential(nn.Linear(12, 16), SharedKey()), plain, 16),
+        {"embed": ("linear", 12), "part.0": ("linear", 16), "part.1.qkv": ("head", 4),
+         "part.1.out": ("linear", 16)},
+    ),
+    "one key for all heads, by numbers": (
+        lambda: Tokens(nn.Sequential(nn.Linear(12, 16), SharedKey(by="numbers")), plain, 16),
+        {"embed": ("linear", 12), "part.0": ("linear", 16), "part.1.qkv": ("head", 4),
+         "part.1.out": ("linear", 16)},
+    ),
+    "one key for all heads, at a fixed place": (
+        lambda: Tokens(nn.Sequential(nn.Linear(12, 16), SharedKey(by="places")), plain, 16),
+        {"embed": ("linear", 12), "part.0": ("linear", 16), "part.1.out": ("linear", 16)},
+    ),
+    "windows of as many places as heads": (Windowed, {"q": ("head", 3)}),
     "chunk": (lambda: Tokens(Halves(12, "chunk"), plain),
               {"embed": ("linear", 6), "part.inner": ("linear", 6)}),
     "split by an attribute": (lambda: Tokens(Halves(12, "split"), plain),

@@ -13,7 +13,7 @@ from regrow.surgery.numbers import Attribute, Choice, Number
 from regrow.surgery.trial import Trials
 
 COUNTED = "the network's own code counts on how many there are"
-MOST_TRIES = 16
+MOST_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -308,6 +308,10 @@ def _tries(places: Sequence[Attribute], told: Sequence[Number]) -> list[dict[Att
         for choice in range(1, max(len(n.counted) for n in told if n.place == place))
     ]
     tries += [{place: None} for place in places]
+    # Numbers of one name count one thing, whatever module holds them.
+    for short in dict.fromkeys(place.short for place in places):
+        tries.append({p: None for p in places if p.short == short})
+        tries.append({p: None for p in places if p.short != short})
     if len(places) > 2:
         tries += [{p: None for p in places if p != place} for place in places]
-    return tries[:MOST_TRIES]
+    return [tried for n, tried in enumerate(tries) if tried and tried not in tries[:n]][:MOST_TRIES]

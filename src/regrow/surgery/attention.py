@@ -95,8 +95,12 @@ def _attend(painter: Painter, node: Node) -> None:
     shape = painter.shape(node.outputs[0])
     data = [queries, keys, values]
     if any(_has_heads(source) for source in data):
+        for source in data:
+            if _is_shared(source, shape):
+                painter.keep_whole(source, node, "all heads share it")
         data = [_within_heads(painter, source) for source in (*data, *masks)]
-        met = _unite_heads(painter, [_as_many(source, shape) for source in data])
+        apart = [source for source in data if not _is_shared(source, shape)]
+        met = _unite_heads(painter, [_as_many(source, shape) for source in apart])
         clean = data[2].clean and _has_heads(data[2])
         painter.put(node, Paint(met.ids, shape, clean))
         return
@@ -138,6 +142,11 @@ def _within_heads(painter: Painter, source: Paint) -> Paint:
     """Unite what lies within heads, of a factor that has some."""
     rank = len(source.shape)
     return painter.level(source, (rank - 2, rank - 1)) if _has_heads(source) else source
+
+
+def _is_shared(source: Paint, shape: tuple[int, ...]) -> bool:
+    """Tell whether a factor is the same for all of several heads."""
+    return len(shape) > 2 and source.shape[-3] == 1 < shape[-3]
 
 
 def _as_many(source: Paint, shape: tuple[int, ...]) -> Paint:

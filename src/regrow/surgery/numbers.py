@@ -32,7 +32,7 @@ Choice = int | None
 # Attributes of PyTorch's own modules that count channels. The others are sizes and steps of places:
 # a pool of three places stays one where there were three channels. Of others' modules values tell.
 _OF_TORCH = (
-    *("embed_dim", "num_heads", "head_dim", "kdim", "vdim", "embedding_dim"),
+    *("embed_dim", "num_heads", "head_dim", "kdim", "vdim", "embedding_dim", "d_model"),
     *("input_size", "hidden_size", "proj_size", "unflattened_size"),
 )
 

@@ -241,10 +241,12 @@ class Painter:
             return None
         return laid.name, laid.order()
 
-    def weight_view(self, ref: Ref) -> Laid | None:
-        """Return how a parameter lies that is used as a weight, or None."""
+    def weight_view(self, ref: Ref, *, in_parts: bool = False) -> Laid | None:
+        """Return how a parameter lies that is used as a weight, all or some rows of it, or None."""
         laid = self.laid(ref)
         if laid is None or laid.name not in self._parameters:
+            return None
+        if laid.start is not None and not in_parts:
             return None
         return laid if laid.same_values or laid.standardised is not None else None
 
@@ -324,14 +326,15 @@ class Painter:
         return self._seen[weight, 0]
 
     def produce(
-        self, weight: str, bias: str | None, dim: int, count: int, *, linear: bool
+        self, weight: str, bias: str | None, dim: int, count: int, *, linear: bool, start: int = 0
     ) -> Tensor:
-        """Give a producer's output channels their colours."""
-        ids = self._seen.get((weight, dim))
-        if ids is None:
-            ids = self.colours.fresh(count)
+        """Give a producer's output channels their colours: so many, from one on."""
+        known = self._seen.get((weight, dim))
+        if known is None:
+            known = self.colours.fresh(count)
         self.linear[weight] = linear
-        self._mark(weight, dim, ids, "producer")
+        self._mark(weight, dim, known, "producer")
+        ids = known[start : start + count]
         if bias is not None:
             self._mark(bias, 0, ids, "bias")
         read = self._seen.get((weight, 1 - dim))
@@ -439,9 +442,9 @@ class Painter:
         self.paints[ref.index] = spread(self.colours.fresh(shape[dim]), shape, dim, clean=clean)
         return True
 
-    def lay(self, node: Node, laid: Laid) -> None:
-        """Note that a parameter lies in an operation's first result."""
-        output = node.outputs[0]
+    def lay(self, node: Node, laid: Laid, output: int | None = None) -> None:
+        """Note that a parameter lies in an operation's result, the first if none is given."""
+        output = node.outputs[0] if output is None else output
         assert output is not None
         self._laid[output] = laid
 

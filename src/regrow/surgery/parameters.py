@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from regrow.surgery.operators import (
     MADE_ANEW,
     MOVES,
     RESIZES,
+    SPLITS,
     TURNS,
     UNARY,
     VIEWS,
@@ -43,11 +45,13 @@ class Laid:
     standardised: str | None = None  # the module that standardised its rows, one by one
     # For each dimension of the value all of the tensor's that a view has merged in it; () as dims.
     merged: tuple[tuple[int, ...], ...] = ()
+    # Where a part of the tensor begins, along the one dimension of which not all is there.
+    start: int | None = None
 
     @property
     def as_it_is(self) -> bool:
         """True if the value is the tensor itself, with its dimensions in some order."""
-        return self.same_values and self.is_weight
+        return self.same_values and self.is_weight and self.start is None
 
     @property
     def is_weight(self) -> bool:
@@ -89,6 +93,8 @@ def follow(painter: Painter, node: Node) -> None:
         for ref in named:
             painter.paint_parameter(ref, along=(columns,))
         painter.rules[node.name](painter, node)
+    elif alone and node.name in SPLITS and _divide(painter, node, named[0]):
+        pass
     elif alone and node.name in (*MOVES, "aten::unsqueeze"):
         _move(painter, node, named[0])
     elif alone and node.name in UNARY and len(node.refs()) == 1:
@@ -129,6 +135,31 @@ def standardise(painter: Painter, node: Node) -> None:
         if gain is not None and (painter.is_painted(gain) or painter.paint_parameter(gain)):
             painter.unite(painter.rows(laid.name, laid.sizes[0]), painter.of(gain).full())
     painter.lay(node, replace(laid, same_values=False, standardised=node.module))
+
+
+def equal_parts(sizes: Sequence[int]) -> int | None:
+    """Return the size of equal parts of which each of some parts is one or several, if they are."""
+    least = min(sizes)
+    return None if least == 0 or any(size % least for size in sizes) else least
+
+
+def _divide(painter: Painter, node: Node, ref: Ref) -> bool:
+    """Divide a weight's rows among layers (queries, keys and values); False if that is no such.
+
+    The same positions of all parts go, so that code may take their sizes from what comes in.
+    """
+    laid = painter.laid(ref)
+    assert laid is not None
+    dim = int(node.args[2] if len(node.args) > 2 else 0) % len(laid.dims)
+    sizes = [painter.shape(output)[dim] for output in node.outputs]
+    part, own = equal_parts(sizes), laid.dims[dim]
+    if part is None or own != 0 or not laid.as_it_is or painter.is_painted(ref):
+        return False
+    rows = painter.rows(laid.name, laid.sizes[own])
+    painter.unite_rows(rows.view(-1, part).t().flatten(), rows[:part])
+    for output, start in zip(node.outputs, accumulate([0, *sizes]), strict=False):
+        painter.lay(node, replace(laid, in_order=False, start=start), output)
+    return True
 
 
 def _turn(painter: Painter, node: Node, ref: Ref) -> None:

@@ -298,7 +298,7 @@ def _convolution(painter: Painter, node: Node) -> None:
         painter.put(node, spread(out, shape, 1))
     else:
         painter.read(laid, in_dim, channels, source)
-        painter.put(node, _produced(painter, node, laid.name, out_dim, bias, linear=False))
+        painter.put(node, _produced(painter, node, laid, out_dim, bias, linear=False))
 
 
 def _divided_evenly(
@@ -359,13 +359,15 @@ def _filter_channels(painter: Painter, node: Node, channels: Tensor) -> bool:
 
 
 def _produced(
-    painter: Painter, node: Node, weight: str, dim: int, bias: Ref | None, *, linear: bool
+    painter: Painter, node: Node, weight: Laid, dim: int, bias: Ref | None, *, linear: bool
 ) -> Paint:
     """Give outputs their colours: a bias is a parameter, or follows, or keeps them whole."""
     name = painter.parameter(bias) if bias is not None else None
     shape = painter.shape(node.outputs[0])
-    out = painter.produce(weight, name, dim, shape[-1] if linear else shape[1], linear=linear)
     along = len(shape) - 1 if linear else 1
+    out = painter.produce(
+        weight.name, name, dim, shape[along], linear=linear, start=weight.start or 0
+    )
     if bias is None or name is not None:
         clean = bias is None or not painter.is_painted(bias) or painter.of(bias).clean
         return spread(out, shape, along, clean=clean)
@@ -397,14 +399,14 @@ def _linear(painter: Painter, node: Node) -> None:
     if bias is None and _is_coloured(painter, weight):
         _contract(painter, node, source, painter.of(weight))
         return
-    laid = painter.weight_view(weight)
+    laid = painter.weight_view(weight, in_parts=True)
     features = source.along(-1)
     if laid is None or features is None or min(laid.order()) < 0:
         painter.unknown(node, _no_parameter(painter, weight) if laid is None else "")
         return
     in_dim, out_dim = laid.order() if node.name != "aten::linear" else reversed(laid.order())
     painter.read(laid, in_dim, features, source)
-    painter.put(node, _produced(painter, node, laid.name, out_dim, bias, linear=True))
+    painter.put(node, _produced(painter, node, laid, out_dim, bias, linear=True))
 
 
 def _contract(painter: Painter, node: Node, a: Paint, b: Paint) -> None:

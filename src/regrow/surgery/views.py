@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.surgery.colours import WHOLE, Paint, paint
 from regrow.surgery.operators import CHOICES, MOVES, SLICES, SPLITS, VIEWS
+from regrow.surgery.parameters import equal_parts
 from regrow.surgery.rules import rule
 from regrow.surgery.tape import Node, Ref
 
@@ -52,15 +53,17 @@ def _keep_what_is_chosen(painter: Painter, node: Node, source: Paint) -> Paint:
     if painter.is_idle(node):
         return source  # it was taken for its shape, say
     chosen = _chosen_dims(node, len(source.shape))
+    if len(chosen) == 1 and _are_heads_and_others(painter, node, source, chosen[0]):
+        return _keep_all_but_heads(painter, node, source, chosen[0])
     source = painter.level(source, chosen)
     for dim in chosen:
         if dim not in source.coloured_dims():
             continue
         size = _part(painter, node, dim)
         why = f"'{node.name.removeprefix('aten::')}' divides it at fixed places"
-        if (size is None or node.name == "aten::split_with_sizes") and _follow_numbers(
-            painter, node, source, dim, why=why
-        ):
+        unequal = size is None or node.name == "aten::split_with_sizes"
+        of_data = painter.laid(node.args[0]) is None
+        if unequal and of_data and _follow_numbers(painter, node, source, dim, why=why):
             continue
         if size is None:
             painter.keep_whole(source, node, why)
@@ -75,8 +78,10 @@ def _part(painter: Painter, node: Node, dim: int) -> int | None:
     """Return the size of the equal parts that a dimension is divided into, None if it is not."""
     data = node.args[0]
     if node.name in SPLITS:
-        sizes = {painter.shape(output)[dim] for output in node.outputs}
-        return sizes.pop() if len(sizes) == 1 else None
+        parts = [painter.shape(output)[dim] for output in node.outputs]
+        if painter.laid(data) is not None:
+            return equal_parts(parts)
+        return parts[0] if len(set(parts)) == 1 else None
     if node.name not in SLICES:
         return None
     total = painter.shape(data.index)[dim]
@@ -88,6 +93,54 @@ def _part(painter: Painter, node: Node, dim: int) -> int | None:
     places = sorted(edges)
     sizes = {b - a for a, b in pairwise(places)}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def _are_heads_and_others(painter: Painter, node: Node, source: Paint, dim: int) -> bool:
+    """Tell whether choices take the first rows, as many as a number says, and some from the end.
+
+    So code takes the queries' heads out of a packed projection, and the key and value all share.
+    """
+    rank = len(source.shape)
+    if dim not in source.coloured_dims() or dim == rank - 1:
+        return False
+    beside = [n for n in painter.tape.nodes if n.name in CHOICES and n.args[0] == node.args[0]]
+    if any(list(_chosen_dims(other, rank)) != [dim] for other in beside):
+        return False
+    firsts = {painter.shape(n.outputs[0])[dim] for n in beside if n.name in SLICES}
+    held = painter.tape.numbers.get(node.module, ())
+    left = source.shape[dim] - max(firsts, default=0)
+    return (
+        len(firsts) == 1
+        and firsts <= set(held)
+        and left > 0
+        and left not in firsts  # two halves are equal parts
+        and all(_counts_from_an_end(painter, other, left) for other in beside)
+    )
+
+
+def _counts_from_an_end(painter: Painter, node: Node, left: int) -> bool:
+    """Tell whether rows are taken from the first on, or by their distance from the end."""
+    if node.name in SLICES:
+        return (node.args[2] if len(node.args) > 2 else None) in (0, None)
+    if node.name == "aten::select":
+        return -left <= int(node.args[2]) < 0
+    if node.name != "aten::index":
+        return False
+    (index,) = (ref for ref in node.args[1] if ref is not None)
+    places = painter.value(index)
+    return places.dtype == torch.long and bool(((places < 0) & (places >= -left)).all())
+
+
+def _keep_all_but_heads(painter: Painter, node: Node, source: Paint, dim: int) -> Paint:
+    """Unite what lies within the heads, and keep the rows whole that all share."""
+    source = painter.level(source, [d for d in source.coloured_dims() if d != dim])
+    ids = source.along(dim)
+    assert ids is not None
+    if node.name in SLICES:
+        num = painter.shape(node.outputs[0])[dim]
+        painter.count(node.module, ids[:num])
+        painter.keep_whole(paint(ids[num:]), node, "all heads share it")
+    return source
 
 
 def _follow_numbers(painter: Painter, node: Node, source: Paint, dim: int, *, why: str) -> bool:
