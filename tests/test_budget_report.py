@@ -107,7 +107,7 @@ def test_scratch_training_that_overtakes_is_enough_and_better() -> None:
     assert (trend.better_to, trend.enough_from, trend.within_from) == (2, 4, None)
     assert trend.scratch_from == 8
     assert "From 8 epochs on scratch-b is better" in sentence(trend)
-    assert short(trend_of({2: FALLING[2], 4: ahead})) == "From 4 epochs on, and then it is better"
+    assert short(trend_of({2: FALLING[2], 4: ahead})) == "From 4 epochs on, then better"
 
 
 def test_no_tried_budget_is_enough() -> None:

@@ -27,10 +27,11 @@ from regrow.report.answer import answer
 from regrow.report.budget_figures import draw_budgets
 from regrow.report.budget_gains import at_largest, rows_of
 from regrow.report.budget_tables import csv_files as budget_files
+from regrow.report.budget_tables import latex_tables
 from regrow.report.budget_tables import tables as budget_tables
 from regrow.report.budget_words import answers as budget_answers
 from regrow.report.budget_words import schedule_notes
-from regrow.report.budgets import curves
+from regrow.report.budgets import Curve, curves
 from regrow.report.contest_words import answers, csv_files, tables
 from regrow.report.contests import Contest, contests
 from regrow.report.crossing import winner_line
@@ -223,14 +224,29 @@ def page_of(
         ),
         curves=over_budgets,
         budgets=budget_tables(over_budgets),
+        budgets_in_latex=latex_tables(over_budgets),
         verdicts=all_verdicts,
         metrics=metrics_of(runs),
         contests=compared,
         methods=tables(compared),
         extras=(*extras, *tuning(runs), *cost_targets(runs)),
-        limits=(*_limits(runs, compared), *schedule_notes(over_budgets), *notes),
+        limits=(
+            *_limits(runs, compared),
+            *_only_largest(over_budgets, compared),
+            *schedule_notes(over_budgets),
+            *notes,
+        ),
         failures=tuple(failures),
     )
+
+
+def _only_largest(over_budgets: Sequence[Curve], compared: Sequence[Contest]) -> Iterator[str]:
+    """Say that methods are compared at the largest of several training budgets."""
+    if over_budgets and compared:
+        yield (
+            "Methods are compared with each other at the largest training budget alone, and so are "
+            "scores with costs; budgets.csv has every budget."
+        )
 
 
 def _margins(metrics: Sequence[Metric], margin: float | None) -> str:

@@ -1,6 +1,7 @@
 """Curves over training budgets as tables and CSV files."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from regrow.report import rows, words
 from regrow.report.budget_gains import Gain
@@ -86,6 +87,22 @@ def tables(curves: Sequence[Curve]) -> tuple[Extra, ...]:
     found = [*([_answers(with_trends)] if with_trends else []), *parts]
     found += [_differences(curve) for curve in with_trends]
     return (*found, *_gains(curves))
+
+
+def latex_tables(curves: Sequence[Curve]) -> tuple[Extra, ...]:
+    """Lay curves out for the page of an article: answers, and scores with a line for each arm."""
+    with_trends = [curve for curve in curves if curve.trends]
+    answers = [_answers(with_trends)] if with_trends else []
+    return (*(replace(table, wide=1) for table in answers), *(_turned(_scores(c)) for c in curves))
+
+
+def _turned(table: Extra) -> Extra:
+    """Turn a table of scores by budget round: a line for each arm, a column for each budget."""
+    budgets = [row[0] for row in table.rows]
+    columns = list(zip(table.columns, *table.rows, strict=True))[1:]
+    return replace(
+        table, columns=("epochs", *budgets), rows=tuple(tuple(column) for column in columns)
+    )
 
 
 def csv_files(curves: Sequence[Curve]) -> dict[str, str]:

@@ -81,7 +81,7 @@ def short(trend: Trend) -> str:
         return "At no tried budget" if trend.never_enough else "Cannot be told"
     every = start == trend.run[0].budget
     text = "At every tried budget" if every else f"From {epochs_in_words(start)} on"
-    return f"{text}, and then it is better" if trend.scratch_from == start else text
+    return f"{text}, then better" if trend.scratch_from == start else text
 
 
 def schedule_notes(curves: Sequence[Curve]) -> list[str]:

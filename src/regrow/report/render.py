@@ -103,7 +103,8 @@ class Page:
     """Everything a report says, before it is laid out.
 
     ``contests`` are the comparisons of methods, and ``methods`` the same as tables. ``curves`` are
-    arms over several training budgets, ``budgets`` the same as tables, and ``brief`` are the tables
+    arms over several training budgets, ``budgets`` the same as tables (``budgets_in_latex``: those
+    that fit the page of an article), and ``brief`` are the tables
     of the largest of these budgets alone, for the terminal.
     """
 
@@ -116,6 +117,7 @@ class Page:
     methods: tuple[Extra, ...] = ()
     curves: "tuple[Curve, ...]" = ()
     budgets: tuple[Extra, ...] = ()
+    budgets_in_latex: tuple[Extra, ...] = ()
     brief: tuple[TableBlock, ...] = ()
     extras: tuple[Extra, ...] = ()
     limits: tuple[str, ...] = ()
@@ -212,7 +214,7 @@ def latex(page: Page) -> str:
     methods = [_tex_extra(extra, label=f"{page.title} {extra.name}") for extra in page.methods]
     budgets = [
         _tex_extra(extra, label=f"{page.title} {extra.name} {i}")
-        for i, extra in enumerate(page.budgets, start=1)
+        for i, extra in enumerate(page.budgets_in_latex, start=1)
     ]
     return "\n".join([head, *budgets, *tables, *methods])
 
