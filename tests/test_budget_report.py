@@ -250,6 +250,8 @@ def test_the_measured_gain_stands_for_the_loss_and_leaves_nothing_out() -> None:
     assert "no conclusion" not in {v.outcome for v in found}
     rules = {reason.rule for v in found for reason in v.reasons}
     assert not rules & {"not converged", "convergence unknown", "still gaining"}
+    (trend,) = curve_of(runs).trends
+    assert (trend.within_from, trend.better_to) == (8, 4)
     text = "\n".join(map(str, answers(curves(runs, margin=MARGIN))))
     assert "by its training loss alone it had not converged" in text
     assert "No, less than the margin" in text

@@ -65,7 +65,7 @@ class Gain:
         settled, p = self.p_settled, self.comparison.p
         if settled is not None and settled < self.alpha:
             return "settled"
-        shown = p is not None and p < self.alpha and self.comparison.difference > 0
+        shown = p is not None and p < self.alpha  # and no loss, which would be settled
         return "gaining" if shown else "open"
 
 
