@@ -22,6 +22,7 @@ from image_files import image_folder
 from regrow.cli import main as cli
 from regrow.cli import plan
 from regrow.data import DataSpec, load
+from regrow.pruning.method import CRITERIA, METHODS
 from regrow.train import evaluate
 
 
@@ -528,6 +529,17 @@ def test_ctrl_c_outside_the_work_is_no_traceback(
     result = command("plan", "study.yaml")
     assert result.code == 130
     assert "The same command resumes" in result.err
+
+
+def test_models_are_listed_with_their_sizes(command: Command) -> None:
+    listed = command("list", "models")
+    assert re.search(r"resnet-20 .*269,722 parameters, 40,551,040 MACs for 3x32x32", listed.out)
+    assert re.search(r"imagenet-resnet-50 .*25,557,032 parameters.* for 3x224x224", listed.out)
+
+
+@pytest.mark.parametrize("name", ["l1", "l1-norm"])
+def test_a_norm_has_one_name_as_method_and_as_criterion(name: str) -> None:
+    assert (METHODS.key(name), CRITERIA.key(name)) == ("l1", "l1-norm")
 
 
 # Exporting ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -474,6 +475,54 @@ def test_weights_and_a_smaller_network_may_be_given(here: Path, command: Command
     assert tuned["fairness"] == "2 epochs after the weights that it came with"
     assert tuned["samples"] == 2 * 64
     assert (tuned["macs_kept"], rows["small0.7", "fine-tune"]["macs_kept"]) == (0.5, 0.25)
+
+
+def test_a_criterion_that_needs_data_is_refused_at_once_and_works_with_them(
+    here: Path, command: Command
+) -> None:
+    refused = compared(command, "--macs", "0.5", "--criterion", "taylor")
+    assert refused.code == 2
+    assert "The method 'taylor': This criterion looks at gradients" in refused.text
+    assert not (here / "results").exists()
+    assert not (here / "regrow-store").exists()
+    np.savez(here / "rows.npz", x=np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 8], y=[0, 1, 2] * 10)
+    wrong = compared(command, "--macs", "0.5", "--criterion", "taylor", "--data", "npz:none.npz")
+    assert (wrong.code, (here / "results").exists()) == (2, False)
+    np.savez(here / "rows.npz", x=np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 8], y=[0, 1, 2, 1] * 8)
+    data = ("--data", "npz:rows.npz", "--multiple-of", "4")
+    done = compared(command, "--macs", "0.5", "--criterion", "taylor", *data)
+    assert done.code == 0, done
+    study = Study.load(here / "results" / "study.yaml")
+    prune = next(cell.job.pruning for cell in study.cells() if cell.job.pruning is not None)
+    assert {"examples", "multiple_of"} <= {*prune.spec}
+    assert prune.spec["criterion"] == "taylor"
+    assert int(runs_in(here / "results")["scratch-e", 0]["macs"]) == 4 * 4 + 4 * 3
+
+
+@pytest.mark.parametrize("option", [("--device", "tpu"), ("--small", "gone"), ("--macs", "1e-9")])
+def test_a_comparison_that_cannot_be_meant_leaves_nothing(
+    here: Path, command: Command, option: tuple[str, str]
+) -> None:
+    before = {*here.iterdir()}
+    done = compared(command, *option)
+    assert done.code == 2, done
+    assert {path.name for path in {*here.iterdir()} - before} <= {"__pycache__"}
+
+
+def test_a_smaller_network_of_a_folder_is_proven_anew(
+    here: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrunk = command(
+        *("shrink", "nets.py:mlp", "--input", "1x4", "--sparsity", "0.5", "--out", "small")
+    )
+    assert shrunk.code == 0, shrunk
+
+    def refuse(*_: Any) -> None:
+        raise regrow.TraceError("no proof")
+
+    monkeypatch.setattr("regrow.jobs.own.prove", refuse)
+    done = compared(command, "--small", "small", "--weights", "code")
+    assert (done.code, "no proof" in done.text) == (1, True)
 
 
 def test_the_metric_is_chosen_after_the_training(here: Path, command: Command) -> None:

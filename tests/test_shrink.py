@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import regrow
 from commands import Command, command_line, environment
 from regrow.cost.forecast import forecast
 from regrow.cost.memory import peak_bytes
-from regrow.own.card import measure_speed
+from regrow.own.card import SpeedPair, Spread, measure_speed
 from regrow.own.exports import largest_gap
 
 NET = """
@@ -330,6 +331,37 @@ def test_a_batch_that_a_network_does_not_take_is_said() -> None:
     assert speed.ratio is None
     assert speed.why is not None
     assert "does not take it (AssertionError" in speed.why
+
+
+def test_times_that_differ_too_much_are_flagged(here: Path) -> None:
+    cut = regrow.compress(regrow.ModelOrigin("nets.py:build").build(), "1x1x8x8", sparsity=0.5)
+    steady, rough = (Spread.of([1.0, 1.0, 1.0 + off, 1.0 + off]) for off in (0.05, 0.5))
+    for after, flagged in ((steady, False), (rough, True)):
+        card = replace(cut.card, speeds=[SpeedPair(batch=8, before=steady, after=after)])
+        assert ("These times are rough (batch 8" in str(card)) is flagged
+        assert ("These times are rough" in card.to_markdown()) is flagged
+        assert card.to_json()["speeds"][0]["noisy"] is flagged
+
+
+@pytest.mark.usefixtures("here")
+def test_batches_of_an_onnx_file_have_a_name(here: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    regrow.export(regrow.ModelOrigin("nets.py:build").build(), (1, 1, 8, 8), "net.onnx")
+    graph = onnx.load("net.onnx").graph
+    for value in (*graph.input, *graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_an_input_that_was_guessed_is_said_where_a_network_fails(
+    here: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regrow.ModelOrigin, "inputs", lambda self, network: "1x3x9x9")
+    for asked in (("inspect",), ("shrink", "--sparsity", "0.5", "--out", "small")):
+        done = command(asked[0], "nets.py:build", *asked[1:])
+        assert done.code == 2
+        assert "(The input 1x3x9x9 was guessed: give the network's own with --input.)" in done.text
 
 
 def test_gaps_of_outputs() -> None:

@@ -19,7 +19,7 @@ import pandas as pd
 from regrow.core.machine import machine
 from regrow.core.validation import as_list
 from regrow.errors import ConfigError, short
-from regrow.own.compression import criterion_of
+from regrow.pruning.method import CRITERIA
 from regrow.report import Report, Run, Verdict, summarise, verdicts, write
 from regrow.report.answer import answer
 from regrow.report.collect import results_of
@@ -61,6 +61,8 @@ def study_value(
     allocation: str = "uniform",
     scope: str | Sequence[str] = "all",
     rounds: int = 1,
+    examples: str | None = None,
+    multiple_of: int = 1,
     amounts: Mapping[str, Any] | None = None,
     arms: Sequence[Any] | None = None,
     fine_tune: float | None = None,
@@ -80,12 +82,14 @@ def study_value(
         value["methods"] = {
             "name": "l1",
             "label": criterion,
-            "criterion": criterion_of(criterion),
+            "criterion": CRITERIA.key(criterion),
             "allocation": allocation,
             "scope": scope if isinstance(scope, str) else list(scope),
             **({"rounds": rounds} if rounds > 1 else {}),
             **amounts,
         }
+    value |= {"examples": examples} if examples is not None else {}
+    value |= {"multiple_of": multiple_of} if multiple_of != 1 else {}
     if folders := [str(folder) for folder in as_list(small)]:
         value["small"] = folders
     changed = {"fine-tune": ("share", fine_tune), "scratch-b": ("cap", cap)}

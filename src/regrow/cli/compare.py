@@ -20,11 +20,14 @@ from regrow.cli.options import (
 )
 from regrow.cli.own import (
     AllocationOption,
+    ArgumentsOption,
     CriterionOption,
+    ExamplesOption,
     InputOption,
     KeepOption,
     LatencyOption,
     MacsOption,
+    MultipleOption,
     NetworkArgument,
     ParametersOption,
     RoundsOption,
@@ -33,6 +36,7 @@ from regrow.cli.own import (
     SparsityOption,
 )
 from regrow.cli.run import run_study
+from regrow.cli.terminal import announce
 from regrow.errors import ConfigError
 
 TrainOption = Annotated[
@@ -51,7 +55,10 @@ BudgetOption = Annotated[
 UnitOption = Annotated[
     str, typer.Option(metavar="UNIT", help="Unit of the budget: epochs, steps, samples or flops.")
 ]
-OutOption = Annotated[Path, typer.Option(help="Folder for the study file and the report.")]
+OutOption = Annotated[
+    Path,
+    typer.Option(help="Folder for the study file, which `regrow run` takes too, and the report."),
+]
 GivenWeightsOption = Annotated[
     str | None,
     typer.Option(
@@ -72,7 +79,10 @@ FineTuneOption = Annotated[
 ]
 CapOption = Annotated[
     float | None,
-    typer.Option(help="Most times the budget that a cheaper network trains, for equal FLOPs."),
+    typer.Option(
+        help="Most times the budget that a cheaper network trains, for equal FLOPs.",
+        show_default="none: as many times as equal FLOPs take",
+    ),
 ]
 UniformOption = Annotated[
     bool, typer.Option("--uniform", help="Train the network at uniform widths too, of equal cost.")
@@ -122,6 +132,7 @@ def compare(
     inputs: InputOption = None,
     weights: GivenWeightsOption = None,
     settings: SetOption = None,
+    arguments: ArgumentsOption = None,
     keep: KeepOption = None,
     small: SmallOption = None,
     macs: MacsOption = None,
@@ -131,6 +142,8 @@ def compare(
     criterion: CriterionOption = "l1",
     allocation: AllocationOption = "uniform",
     scope: ScopeOption = None,
+    data: ExamplesOption = None,
+    multiple_of: MultipleOption = 1,
     rounds: RoundsOption = 1,
     budget_unit: UnitOption = "epochs",
     fine_tune: FineTuneOption = None,
@@ -150,29 +163,34 @@ def compare(
     with_files: WithOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune a smaller network, train it from scratch, or train another one: compare them.
-
-    Your function trains all of them, for budgets that it is handed; stop it whenever you like, the
-    same command resumes. `regrow run OUT/study.yaml` runs it too.
-    """
-    load_extensions(with_files)
-    better = "lower" if lower_is_better else None
+    """Fine-tune a smaller network, train it from scratch, or train another one: compare them."""
+    _begin(net, train, with_files)
     amounts = {"macs": macs, "parameters": parameters, "latency": latency, "sparsity": sparsity}
-    options: dict[str, Any] = {"criterion": criterion, "allocation": allocation, "rounds": rounds}
-    options |= {"fine_tune": fine_tune, "cap": cap, "uniform": uniform, "seeds": seeds}
+    options = {"fine_tune": fine_tune, "cap": cap, "uniform": uniform, "seeds": seeds}
     value = _study(
-        _network(net, inputs, weights, settings, keep),
+        _network(net, inputs, weights, _arguments(settings, arguments), keep),
         train,
-        metric=_given(name=metric, better=better, margin=margin, num_test=num_test, chance=chance),
+        metric=_score(
+            metric, lower=lower_is_better, margin=margin, num_test=num_test, chance=chance
+        ),
         budget={budget_unit: int(budget) if budget.is_integer() else budget},
         small=small or (),
-        scope=_scope(scope),
         amounts=_given(**amounts),
         rivals=_rivals(rival or (), width_multiplier, rival_budget),
+        **_how(criterion, allocation, scope, rounds=rounds, multiple_of=multiple_of, examples=data),
         **options,
     )
-    file = write_study(out, value)
+    file = _checked(value, out, device)
     run_study(file, store, out, workers=workers, device=device, as_json=as_json)
+
+
+def _begin(net: str, train: str, with_files: list[Path] | None) -> None:
+    announce(f"Reading {net} and {train}")
+    load_extensions(with_files)
+
+
+def _score(name: str, *, lower: bool, **known: Any) -> dict[str, Any]:
+    return _given(name=name, better="lower" if lower else None, **known)
 
 
 def _study(network: dict[str, Any], train: str, **options: Any) -> dict[str, Any]:
@@ -190,21 +208,21 @@ def _network(
     net: str,
     inputs: list[str] | None,
     weights: str | None,
-    settings: list[str] | None,
+    given: dict[str, Any],
     keep: list[str] | None,
 ) -> dict[str, Any]:
     """Return the network as a study file has it."""
     from regrow.cli.own import kept_modules
-    from regrow.models.origins import read_arguments, read_origin
+    from regrow.models.origins import read_origin
 
-    given = read_arguments([*(settings or ())])
     modules = kept_modules(read_origin(net, given).build(), keep) if keep else ()
     return _given(network=net, input=inputs, weights=weights, set=given, keep=[*modules])
 
 
-def _scope(texts: list[str] | None) -> list[str] | str:
-    parts = [part.strip() for text in texts or () for part in text.split(",")]
-    return parts or "all"
+def _arguments(settings: list[str] | None, arguments: str | None) -> dict[str, Any]:
+    from regrow.models.origins import read_arguments
+
+    return read_arguments([*(settings or ())], arguments)
 
 
 def _rivals(texts: "tuple[str, ...] | list[str]", vary: str | None, budget: str) -> list[Any]:
@@ -221,12 +239,37 @@ def _rivals(texts: "tuple[str, ...] | list[str]", vary: str | None, budget: str)
     return [{**entry, "budget": budget} for entry in rivals]
 
 
+def _how(
+    criterion: str, allocation: str, scope: list[str] | None, **options: Any
+) -> dict[str, Any]:
+    """Return how the network is cut."""
+    parts = [part.strip() for text in scope or () for part in text.split(",")]
+    return {"criterion": criterion, "allocation": allocation, "scope": parts or "all", **options}
+
+
+def _checked(value: dict[str, Any], out: Path, device: str) -> Path:
+    """Refuse what cannot work, then write the study."""
+    announce("Looking at the networks, before anything is trained")
+    from regrow.run import check_device
+    from regrow.studies.study import Study
+
+    check_device(device)
+    Study.from_json(value, name=_name_of(out)).cells()
+    return write_study(out, value)
+
+
+def _name_of(folder: Path) -> str:
+    return folder.resolve().name
+
+
 def write_study(folder: Path, value: dict[str, Any]) -> Path:
     """Write a study file into the folder of its report, which may hold an earlier one."""
     file = folder / "study.yaml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump({"name": folder.name, **value}, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(
+            {"name": _name_of(folder), **value}, sort_keys=False, allow_unicode=True
+        )
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(

@@ -117,7 +117,7 @@ def list_names(
     announce("Reading what is registered")
     from regrow.studies.catalogue import catalogue
 
-    kinds = catalogue()
+    kinds = catalogue(sizes=kind == "models")
     if kind != "all":
         if kind not in kinds:
             raise ConfigError(unknown("kind of name", kind, [*kinds, "all"]))

@@ -46,7 +46,7 @@ WorkersOption = Annotated[
 CheckpointOption = Annotated[
     float, typer.Option(min=0.1, help="Seconds between checkpoints of a training.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="Device to train on: cpu, cuda or cuda:1.")]
+DeviceOption = Annotated[str, typer.Option(help="Where networks run: cpu, cuda or cuda:1.")]
 OnnxOption = Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")]
 Pt2Option = Annotated[bool, typer.Option("--pt2", help="Write model.pt2 too.")]
 HtmlOption = Annotated[

@@ -18,8 +18,8 @@ from regrow.cli.options import (
     WithOption,
     wanted_exports,
 )
-from regrow.cli.terminal import print_json, say
-from regrow.errors import ConfigError, Interrupted, unknown
+from regrow.cli.terminal import announce, print_json, say
+from regrow.errors import ConfigError, Interrupted, TraceError, unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -110,6 +110,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what of a network can be cut, what it costs, and what stays whole and why."""
+    announce(f"Reading {net}")
     load_extensions(with_files)
     with quiet("Stopped."):
         origin = _origin(net, settings, arguments)
@@ -117,7 +118,9 @@ def inspect(
         example = _inputs(inputs, origin, network)
         from regrow.own.inspection import inspect as inspect_network
 
-        inspection = inspect_network(network, example, keep=kept_modules(network, keep))
+        modules = kept_modules(network, keep)
+        with _saying_what_was_guessed(inputs, example):
+            inspection = inspect_network(network, example, keep=modules)
     if as_json:
         print_json(inspection.to_json())
     else:
@@ -153,6 +156,7 @@ def shrink(
 
     In Python, regrow.load(FOLDER) returns the network.
     """
+    announce(f"Reading {net}")
     load_extensions(with_files)
     amount = _amount(macs=macs, parameters=parameters, latency=latency, sparsity=sparsity)
     exports = wanted_exports(onnx=onnx, pt2=pt2)
@@ -164,20 +168,13 @@ def shrink(
         origin = _origin(net, settings, arguments)
         network, about = open_network(origin, weights)
         example = _inputs(inputs, origin, network)
-        options: dict[str, Any] = {
-            "criterion": criterion,
-            "allocation": allocation,
-            "multiple_of": multiple_of,
-            "scope": _scopes(scope or ["all"]),
-            "keep": kept_modules(network, keep),
-            "rounds": rounds,
-            "device": device,
-            "seed": seed,
-            **amount,
-            "on_step": lambda step: say(f"{step} ...") if sys.stderr.isatty() else None,
-            "dataset": None if data is None else _dataset(data, example, network),
-        }
-        small = compress(network, example, origin=origin, weights=about, **options)
+        options: dict[str, Any] = {"criterion": criterion, "allocation": allocation, "seed": seed}
+        options |= {"scope": _scopes(scope or ["all"]), "multiple_of": multiple_of, **amount}
+        options |= {"keep": kept_modules(network, keep), "rounds": rounds, "device": device}
+        options |= {"dataset": data and _examples(data, example, network), "on_step": announce}
+        with _saying_what_was_guessed(inputs, example):
+            small = compress(network, example, origin=origin, weights=about, **options)
+        announce("Writing it, and comparing its exports" if exports else "Writing it")
         card = small.save(out, exports=exports)
     if as_json:
         print_json(card.to_json())
@@ -211,30 +208,6 @@ def _scopes(texts: Sequence[str]) -> "list[Any]":
     return [part.strip() for text in texts for part in text.split(",")]
 
 
-def _dataset(name: str, inputs: "Inputs", network: "nn.Module") -> "Dataset":
-    """Read the data for a criterion; images in the size that the network takes."""
-    import torch
-
-    from regrow.data import DataSpec, load
-    from regrow.pruning.examples import check_fit
-
-    shape = inputs.inputs[0].shape
-    dataset = load(DataSpec(name, size=shape[-1] if len(shape) == 4 else None))
-    if dataset.inputs is None:
-        found = tuple(dataset.train.batch(torch.tensor([0])).shape[1:])
-        if found != shape[1:]:
-            raise ConfigError(
-                f"--data {name}: its examples have the shape {_sizes(found)}, and the network "
-                f"takes {_sizes(shape[1:])} each. Give data, or an --input, that fit."
-            )
-    check_fit(dataset, network, where=f"--data {name}")
-    return dataset
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "of one number"
-
-
 @contextmanager
 def quiet(stopped: str) -> Iterator[None]:
     """Send what a user's code prints to standard error, and word what Ctrl-C leaves behind."""
@@ -265,6 +238,28 @@ def _inputs(texts: Sequence[str] | None, origin: "ModelOrigin", network: "nn.Mod
         say(f"No --input is given, so {origin.text} gets {known}.")
         texts = [known]
     return Inputs.read(texts or ())
+
+
+def _examples(name: str, inputs: "Inputs", network: "nn.Module") -> "Dataset":
+    from regrow.own.examples import read_examples, spec_of
+
+    return read_examples(spec_of(name, inputs), inputs, network, where=f"--data {name}")
+
+
+@contextmanager
+def _saying_what_was_guessed(given: Sequence[str] | None, inputs: "Inputs") -> Iterator[None]:
+    """Add to what goes wrong that the input was guessed, if it was."""
+    try:
+        yield
+    except TraceError as error:
+        if given:
+            raise
+        raise TraceError(f"{error} {guessed(inputs)}") from error
+
+
+def guessed(inputs: object) -> str:
+    """Word that an input was guessed, for where a network fails on it."""
+    return f"(The input {inputs} was guessed: give the network's own with --input.)"
 
 
 def kept_modules(network: "nn.Module", patterns: Sequence[str] | None) -> tuple[str, ...]:

@@ -58,7 +58,8 @@ class Registry(Generic[T]):
 
     ``register`` is the name of the function or decorator that registers, whose first argument is
     the registered name; ``modules`` are modules outside the package that hold values as well;
-    ``outside`` knows names that are not registered, which stand as they are given.
+    ``outside`` knows names that are not registered, which stand as they are given; ``also`` has
+    other words for registered names.
     """
 
     def __init__(
@@ -69,12 +70,14 @@ class Registry(Generic[T]):
         register: str,
         modules: Sequence[str] = (),
         outside: Outside[T] | None = None,
+        also: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
         self.package = package
         self.register = register
         self.modules = tuple(modules)
         self.outside = outside
+        self.also = also or {}
         self._values: dict[str, T] = {}
         self._origins: dict[str, str] = {}
         self._discovered = False
@@ -122,16 +125,21 @@ class Registry(Generic[T]):
         if not self._discovered:
             declared = self._declared()
             registered = {**self._values, **declared.module_of}
-            key = _match(name, registered)
+            key = self._match(name, registered)
             if key is not None:
                 return key
             if declared.complete and not entry_points(group=self.package):
                 raise ConfigError(unknown(self.kind, name, registered))
             self._discover()
-        key = _match(name, self._values)
+        key = self._match(name, self._values)
         if key is None:
             raise ConfigError(unknown(self.kind, name, self._values))
         return key
+
+    def _match(self, name: str, registered: Mapping[str, object]) -> str | None:
+        key = _match(name, registered)
+        other = self.also.get(canonical(name)) if key is None else None
+        return key if other is None else _match(other, registered)
 
     def names(self) -> tuple[str, ...]:
         """Return every registered name, sorted."""

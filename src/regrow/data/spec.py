@@ -181,6 +181,7 @@ class DataEntry:
     identity: Callable[[DataSpec], str] | None = None
 
 
+OF_ROWS = ("csv", "npz", "parquet", "safetensors", "text")  # prefixes: their examples are no images
 DATASETS: Registry[DataEntry] = Registry("data set", DATA_NAMES, register="register_data")
 
 F = TypeVar("F", bound=Callable[[DataSpec], Raw | Arrays | Boxes])

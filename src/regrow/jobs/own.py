@@ -16,7 +16,7 @@ from regrow.core.seeds import derive
 from regrow.cost import measure
 from regrow.errors import TrainingError, unknown
 from regrow.jobs.arms import Arm
-from regrow.jobs.base import Context, Job, Keyed, Outcome, Records, state_of, without_none
+from regrow.jobs.base import Context, Job, Keyed, Material, Outcome, Records, state_of, without_none
 from regrow.jobs.own_network import CutFolder, OwnNetwork, draw_anew_
 from regrow.jobs.prune import structure_only
 from regrow.jobs.retrain import flops_ratio
@@ -84,6 +84,8 @@ class OwnPrune(Keyed):
     sparsity: float | None = None
     cost: CostShare | None = None
     rounds: int = 1
+    multiple_of: int = 1
+    examples: Material | None = None
     folder: CutFolder | None = None
     parent: "OwnTrain | None" = None
     like: "OwnPrune | None" = None
@@ -119,6 +121,8 @@ class OwnPrune(Keyed):
             sparsity=self.sparsity,
             cost=self.cost and self.cost.to_json(),
             rounds=self.rounds if self.rounds > 1 else None,
+            multiple_of=self.multiple_of if self.multiple_of > 1 else None,
+            examples=self.examples and self.examples.content,
             code=self.code,
         )
 
@@ -145,6 +149,8 @@ class OwnPrune(Keyed):
             self.method,
             seed=self.seed,
             rounds=self.rounds,
+            multiple_of=self.multiple_of,
+            dataset=None if self.examples is None else context.dataset(self.examples.spec),
             device=context.device,
             **options,
         )
@@ -167,6 +173,7 @@ class OwnPrune(Keyed):
     def _from_folder(self, folder: CutFolder) -> Outcome:
         """Take the cut of a folder, with the weights that it holds."""
         architecture, weights = folder.read(self.base)
+        self._prove(architecture)
         small = architecture.build()
         small.load_state_dict(dict(weights))
         before, after = self.base.cost(), measure(small, self.base.example)
@@ -175,6 +182,14 @@ class OwnPrune(Keyed):
         record |= {"architecture": architecture.to_json()}
         record |= {"before": before.to_json(), "after": after.to_json()}
         return Outcome(record, state_of(small))
+
+    def _prove(self, architecture: Architecture) -> None:
+        """Prove the cuts of a folder on the network that is compared, whose code is here."""
+        network = self.base.given() if self.base.is_given else self.base.fresh(self.seed)
+        for mask in architecture.cuts:
+            traced = trace(network, self.base.example, keep=architecture.keep)
+            prove(network, mask, traced)
+            network = shrink(network, mask, traced)
 
     def matching(self) -> "OwnPrune":
         """Return the cut of uniform widths that costs as much as this one."""

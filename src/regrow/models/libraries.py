@@ -56,7 +56,8 @@ def package(name: str, *, extra: str, wanted_for: str) -> ModuleType:
             ) from error
         raise ConfigError(
             f"{wanted_for}: the package {name.partition('.')[0]} is needed, and cannot be imported "
-            f"({error}). Install it: pip install 'regrow[{extra}]'."
+            f"({error}). Install it: pip install 'regrow[{extra}]', or in a clone: uv sync --extra "
+            f"{extra}."
         ) from error
 
 

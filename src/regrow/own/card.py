@@ -16,6 +16,7 @@ from regrow.surgery import Proof
 from regrow.surgery.cut import duplicate
 
 BATCHES = (1, 64)
+NOISY = 0.2  # of the median, between the quartiles
 FEWEST, SECONDS = 3, 2.0  # rounds, and for all rounds together once there are the fewest
 PROTOCOL = (
     "Random inputs, evaluation mode, no gradients; both networks run in turns in one process, "
@@ -41,6 +42,11 @@ class Spread:
         low, _, high = quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
         return cls(median=median(seconds), low=low, high=high, rounds=len(seconds))
 
+    @property
+    def noisy(self) -> bool:
+        """True where half of the rounds lie further apart than a fair clock would have them."""
+        return self.high - self.low > NOISY * self.median
+
     def __str__(self) -> str:
         scale, unit = (1.0, "s") if self.median >= 1.0 else (1e3, "ms")
         return (
@@ -62,6 +68,11 @@ class SpeedPair:
     after_bytes: int | None = None
     forecast: float | None = None
     why: str | None = None
+
+    @property
+    def noisy(self) -> bool:
+        """True where the rounds of one of the networks differ too much to tell a speed-up."""
+        return any(spread is not None and spread.noisy for spread in (self.before, self.after))
 
     @property
     def ratio(self) -> float | None:
@@ -128,7 +139,10 @@ class Card:
             },
             "parameters": _pair(self.parameters),
             "macs": _pair(self.macs),
-            "speeds": [{**asdict(speed), "speedup": speed.ratio} for speed in self.speeds],
+            "speeds": [
+                {**asdict(speed), "speedup": speed.ratio, "noisy": speed.noisy}
+                for speed in self.speeds
+            ],
             "widths": {name: _pair(pair) for name, pair in self.widths.items()},
             "proof": {
                 "proven": proof.ok,
@@ -215,6 +229,13 @@ class Card:
             lines.append(
                 f"At batch {speed.batch} it is {speed.ratio:.2f} times as fast{predicted}; "
                 f"{speed.before.rounds} rounds."
+            )
+        noisy = [str(speed.batch) for speed in self.speeds if speed.noisy]
+        if noisy:
+            lines.append(
+                f"These times are rough (batch {' and '.join(noisy)}: quartiles more than "
+                f"{NOISY:.0%} of the median apart): other work ran on this machine, or a network "
+                "takes too little time to be timed well. Measure on an idle one."
             )
         return lines
 

@@ -21,7 +21,7 @@ from regrow.own.exports import CLOSE, EXPORTS, largest_gap
 from regrow.own.inspection import refuse_meta
 from regrow.own.new_folder import new_folder
 from regrow.pruning.examples import Loss
-from regrow.pruning.method import CRITERIA, Scope, general_method
+from regrow.pruning.method import Scope, general_method
 from regrow.pruning.select import select
 from regrow.surgery import Proof, Trace, shrink, trace, verify
 from regrow.surgery.alive import called
@@ -138,7 +138,7 @@ def compress(
     """
     refuse_meta(network)
     inputs = inputs_of(example)
-    method = general_method(criterion_of(criterion), scope=scope, allocation=allocation)
+    method = general_method(criterion, scope=scope, allocation=allocation)
     on_step("Following the channels")
     traced = trace(network, inputs.example() if _is_text(example) else example, keep=keep)
     options: dict[str, Any] = {"rounds": rounds, "multiple_of": multiple_of, **amount}
@@ -168,16 +168,6 @@ def _refuse_nothing(mask: Mask, amount: Mapping[str, float], *, multiple_of: int
             f"at {', '.join(f'{name} {value:g}' for name, value in amount.items())} in multiples "
             f"of {multiple_of}. Ask for more to go, or for a smaller multiple."
         )
-
-
-def criterion_of(name: str) -> str:
-    """Return the registered criterion of a name; ``l1`` is short for ``l1-norm``."""
-    try:
-        return CRITERIA.key(name)
-    except ConfigError:
-        if f"{name}-norm" in CRITERIA.known():
-            return f"{name}-norm"
-        raise
 
 
 def _proven(network: nn.Module, mask: Mask, traced: Trace) -> Proof:

@@ -20,7 +20,7 @@ from regrow.own.new_folder import check_new, scratch_beside
 from regrow.surgery.alive import called
 
 CLOSE = 1e-4  # of the largest output, by which an export may be off
-BATCH = 2
+BATCH, BATCH_NAME = 2, "batch"
 MOST_INSIDE = 2**30  # bytes of weights; more lie beside the .onnx file, which holds 2 GiB at most
 
 
@@ -33,14 +33,15 @@ def export_onnx(network: nn.Module, example: Any, path: Path) -> str:
     num_bytes = sum(x.numel() * x.element_size() for x in network.state_dict().values())
     with _quiet("--onnx"):
         names = [name for name, _ in _named(example)]
-        torch.onnx.export(
-            program,
-            f=str(path),
-            dynamo=True,
-            input_names=names,
-            external_data=num_bytes > MOST_INSIDE,
-            verbose=False,
-        )
+        written = torch.onnx.export(program, dynamo=True, input_names=names, verbose=False)
+        assert written is not None
+        if free:  # the exporter calls what is free s77 or so
+            sizes = [node.shape[0] for node in written.model.graph.inputs if node.shape]
+            named: dict[Any, str] = {
+                str(size): BATCH_NAME for size in sizes if not isinstance(size, int)
+            }
+            written.rename_axes(named)
+        written.save(str(path), external_data=num_bytes > MOST_INSIDE)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     taken = [node.name for node in session.get_inputs()]
 
@@ -108,7 +109,7 @@ def _exported(network: nn.Module, example: Any) -> tuple[Any, bool]:
     network = network.eval()
     inputs = batched(example, BATCH)
     args, kwargs = _arguments(inputs)
-    batch = torch.export.Dim("batch")
+    batch = torch.export.Dim(BATCH_NAME)
 
     def free(leaf: Any) -> Any:
         return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None

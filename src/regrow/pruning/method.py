@@ -59,13 +59,21 @@ SCOPES: Mapping[Scope, str] = {
 ALL: tuple[Scope, ...] = ("conv", "linear", "grouped", "stream", "view", "head")
 NORMED: tuple[Scope, ...] = ("normed-conv", "view", "normed-linear")  # what network slimming prunes
 
-CRITERIA: Registry[Criterion] = Registry("criterion", "regrow.methods", register="criterion")
+NORMS = {"l1": "l1-norm", "l2": "l2-norm"}  # of methods, and of the criteria that they go by
+CRITERIA: Registry[Criterion] = Registry(
+    "criterion", "regrow.methods", register="criterion", also=NORMS
+)
 ALLOCATIONS: "Registry[Allocation]" = Registry(
     "allocation", "regrow.methods", register="allocation", modules=["regrow.pruning.allocations"]
 )
 REPAIRS: Registry[Repair] = Registry("repair", "regrow.methods", register="repair")
 CHOICES: Registry[Choice] = Registry("choice", "regrow.methods", register="choice")
-METHODS: "Registry[Method]" = Registry("method", "regrow.methods", register="register_method")
+METHODS: "Registry[Method]" = Registry(
+    "method",
+    "regrow.methods",
+    register="register_method",
+    also={criterion: method for method, criterion in NORMS.items()},
+)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import fields
 
 from regrow.core.units import UNITS
+from regrow.cost import measure
 from regrow.data import DATASETS
+from regrow.errors import RegrowError
 from regrow.jobs.arms import ARMS, Arm, Budget
-from regrow.models import MODELS
+from regrow.models import MODELS, ModelSpec, build
 from regrow.pruning.costs import COST_TARGETS
 from regrow.pruning.method import ALL, ALLOCATIONS, CRITERIA, METHODS, SCOPES, Method
 from regrow.pruning.normalise import NORMALISATIONS
@@ -25,12 +27,15 @@ STARTS = {
 }
 
 
-def catalogue() -> dict[str, dict[str, str]]:
-    """Return kind -> name -> one line about it, in the order in which a study is written."""
+def catalogue(*, sizes: bool = False) -> dict[str, dict[str, str]]:
+    """Return kind -> name -> one line about it, in the order in which a study is written.
+
+    ``sizes``: with those of models, which takes seconds.
+    """
     return {
         "data": {name: _first_line(DATASETS.get(name).read) for name in DATASETS.names()},
         "tasks": {name: TASKS.get(name).about for name in TASKS.names()},
-        "models": {name: _model(name) for name in MODELS.names()},
+        "models": {name: _model(name, size=sizes) for name in MODELS.names()},
         "methods": {name: _method(METHODS.get(name)) for name in METHODS.names()},
         "criteria": {name: _first_line(CRITERIA.get(name)) for name in CRITERIA.names()},
         "allocations": {n: _first_line(ALLOCATIONS.get(n).function) for n in ALLOCATIONS.names()},
@@ -54,9 +59,29 @@ def _first_line(function: Callable[..., object]) -> str:
     return (function.__doc__ or "").strip().partition("\n")[0]
 
 
-def _model(name: str) -> str:
+def _model(name: str, *, size: bool) -> str:
     entry = MODELS.get(name)
-    return ". ".join(filter(None, (f"Family {entry.family}", entry.reference)))
+    parts = (f"Family {entry.family}", _size(name) if size else "", entry.reference)
+    return ". ".join(filter(None, parts))
+
+
+def _size(name: str) -> str:
+    """Word what a model of images costs, built without memory for its weights; else nothing."""
+    import torch
+
+    classes, pixels = (1000, 224) if name.startswith("imagenet-") else (10, 32)
+    data = {"classes": classes, "in_channels": 3, "input_size": pixels}
+    if {*MODELS.get(name).from_data} != {*data}:
+        return ""
+    try:
+        with torch.device("meta"):
+            cost = measure(build(ModelSpec(name, data)), torch.zeros(1, 3, pixels, pixels))
+    except RegrowError:  # it needs arguments of its own
+        return ""
+    return (
+        f"{cost.parameters:,} parameters, {cost.macs:,} MACs for 3x{pixels}x{pixels}, "
+        f"{classes} classes"
+    )
 
 
 def _method(method: Method) -> str:

@@ -20,7 +20,7 @@ from regrow.core.validation import (
     refuse_twice,
     text,
 )
-from regrow.data.spec import AUGMENTATIONS, DataSpec
+from regrow.data.spec import AUGMENTATIONS, OF_ROWS, DataSpec
 from regrow.errors import ConfigError, short, unknown
 from regrow.jobs.arms import (
     ARMS,
@@ -237,7 +237,8 @@ def read_data(entry: Any) -> tuple[DataSpec, str]:
     spec = DataSpec.from_json(fields)
     if label is None:
         label = Path(spec.location).name if spec.location else spec.name
-        label += f" ({spec.subset:,} images)" if spec.subset else ""
+        noun = "examples" if spec.name.partition(":")[0] in OF_ROWS else "images"
+        label += f" ({spec.subset:,} {noun})" if spec.subset else ""
     return spec, text(label, "label")
 
 

@@ -6,7 +6,9 @@
     budget: {epochs: 30}              # what the network's whole training spends
     models: {network: "nets.py:MobileNet", input: 1x1x8x8, weights: weights.pt}
     methods: {name: l1, macs: 0.5}    # or small: FOLDER, which `regrow shrink` wrote
+    examples: "folder:PATH"           # what criteria by gradients or activations look at
     arms: [unpruned, pruned, fine-tune, scratch-e, {name: scratch-b, cap: 3}]
+    multiple_of: 8                    # leave a multiple of so many channels in each layer
     uniform: true                     # the same network at uniform widths, of the same cost
     rivals: [timm/resnet10t, {network: "nets.py:MobileNet", set: {width: 11}}]
     seeds: 3
@@ -18,21 +20,27 @@ compare`` writes such a study.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from regrow.core.units import UNITS
 from regrow.core.validation import as_list, is_int, is_number, mapping, refuse_twice, text
+from regrow.data import load
 from regrow.errors import ConfigError, RegrowError, short
 from regrow.jobs.arms import UNPRUNED, Arm, Budget, read_arm
+from regrow.jobs.base import Material, material_of
 from regrow.jobs.own import Judged
 from regrow.jobs.own_network import CutFolder, OwnNetwork
 from regrow.models.inputs import Inputs
 from regrow.models.origins import ModelOrigin, read_origin
-from regrow.pruning.method import Method
+from regrow.own.examples import read_examples, spec_of
+from regrow.pruning.method import Method, Scope
+from regrow.pruning.select import select
 from regrow.studies.experiment import Cut, MethodUse, read_seeds, read_use
-from regrow.studies.family import narrowed
+from regrow.studies.family import COUNTED, narrowed
 from regrow.studies.keys import METRIC_KEYS, OWN_MODEL_KEYS, RIVAL_KEYS
+from regrow.surgery import trace
 from regrow.tasks.metric import ACCURACY, BITS_PER_BYTE, R_SQUARED, TOKEN_ACCURACY, Metric
 from regrow.train.function import UNITS as BUDGET_UNITS
 from regrow.train.function import TrainFunction, Unit, amount_of
@@ -46,6 +54,7 @@ KNOWN_METRICS = {
     for metric in (ACCURACY, TOKEN_ACCURACY, R_SQUARED, BITS_PER_BYTE)
 }
 UNIFORM = "uniform"
+FEW = 16  # examples, on which a method is tried
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,8 @@ class OwnExperiment:
     arms: tuple[Arm, ...]
     rivals: tuple[Rival, ...]
     uniform: Arm | None
+    examples: Material | None  # what criteria look at
+    multiple_of: int
     seeds: tuple[int, ...]
     head: ClassVar[None] = None
     backbone: ClassVar[None] = None
@@ -105,8 +116,12 @@ def read_own(value: Mapping[str, Any]) -> OwnExperiment:
     function = TrainFunction.read(value["train"])
     network, label = _network(given, OWN_MODEL_KEYS)
     uses = [read_use(entry, ()) for entry in as_list(value.get("methods", []))]
+    examples, multiple_of = _examples(value.get("examples"), network), value.get("multiple_of", 1)
+    if not is_int(multiple_of, least=1):
+        raise ConfigError(f"'multiple_of' must be an int of at least 1. Got {short(multiple_of)}.")
     for use in uses:
         _check_use(use)
+        _try(use, network, examples, multiple_of)
     folders = [CutFolder.of(text(path, "small")) for path in small]
     arms = _arms(value.get("arms", list(DEFAULT_ARMS)), network)
     recipe = _whole(value["budget"], network)
@@ -135,6 +150,8 @@ def read_own(value: Mapping[str, Any]) -> OwnExperiment:
         arms=arms,
         rivals=tuple(rivals),
         uniform=anew if uniform else None,
+        examples=examples,
+        multiple_of=multiple_of,
         seeds=read_seeds(value.get("seeds", 3)),
     )
 
@@ -161,7 +178,15 @@ def _network(entry: Any, keys: Collection[str]) -> tuple[OwnNetwork, str]:
     )
     if network.is_given:
         network.given()  # says what does not fit
-    network.cost()
+    try:
+        network.cost()
+    except RegrowError as error:
+        if "input" in fields:
+            raise
+        raise ConfigError(
+            f"{where}: {error} (The input {network.inputs} was guessed: give the network's own "
+            "with 'input', or --input.)"
+        ) from error
     return network, text(fields.get("label", _label(origin)), "label")
 
 
@@ -319,6 +344,57 @@ def _check_use(use: MethodUse) -> None:
                 f"The method {use.label!r} {reason}. With a 'train' function take one that cuts a "
                 "trained network at once, such as l1."
             )
+
+
+def _examples(name: Any, network: OwnNetwork) -> Material | None:
+    """Look at the data for criteria by gradients or activations."""
+    if name is None:
+        return None
+    spec = spec_of(text(name, "examples"), network.inputs)
+    read_examples(spec, network.inputs, network.fresh(0), where=f"'examples': {spec.name}")
+    return material_of(spec)
+
+
+def _try(use: MethodUse, network: OwnNetwork, examples: Material | None, multiple_of: int) -> None:
+    """Choose by a method on the network as drawn, so that what it lacks is said at once."""
+    how = use.method
+    for cut in use.cuts:
+        amount = ("sparsity", 0.5 if cut.sparsity is None else cut.sparsity)
+        if cut.cost is not None and cut.cost.name in COUNTED:  # others are measured
+            amount = (cut.cost.name, cut.cost.share)
+        parts = (how.criterion, how.allocation, how.scope, how.normalise)
+        try:
+            _tried(network, parts, amount, examples, multiple_of)
+        except RegrowError as error:
+            raise type(error)(f"The method {use.label!r}: {error}") from error
+
+
+@cache
+def _tried(
+    network: OwnNetwork,
+    parts: tuple[str, str, tuple[Scope, ...], str | None],
+    amount: tuple[str, float],
+    examples: Material | None,
+    multiple_of: int,
+) -> None:
+    criterion, allocation, scope, normalise = parts
+    method = Method(
+        name=criterion,
+        criterion=criterion,
+        allocation=allocation,
+        scope=scope,
+        normalise=normalise,
+    )
+    drawn, (name, share) = network.fresh(0), amount
+    select(
+        drawn,
+        trace(drawn, network.example, keep=network.keep),
+        method,
+        dataset=None if examples is None else load(examples.spec),
+        num_images=FEW,
+        multiple_of=multiple_of,
+        **{name: share},  # type: ignore[arg-type]
+    )
 
 
 def _given(folder: CutFolder) -> MethodUse:

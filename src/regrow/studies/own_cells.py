@@ -123,6 +123,8 @@ def _prune(
         sparsity=cut.sparsity,
         cost=cut.cost,
         rounds=cut.rounds,
+        multiple_of=experiment.multiple_of,
+        examples=experiment.examples,
         parent=plain if method.trained and not given else None,
         code="-".join(sorted({code for code in codes if code is not None})) or None,
         label=label if given else f"{label} seed {plain.seed}",

@@ -1,0 +1,35 @@
+"""The examples that a criterion looks at, of a network of one's own."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from regrow.data import Dataset, DataSpec, load
+from regrow.errors import ConfigError
+from regrow.models.inputs import Inputs
+from regrow.pruning.examples import check_fit
+
+
+def spec_of(name: str, inputs: Inputs) -> DataSpec:
+    """Return a data set by its name, its images in the size that a network takes."""
+    shape = inputs.inputs[0].shape
+    return DataSpec(name, size=shape[-1] if len(shape) == 4 else None)
+
+
+def read_examples(spec: DataSpec, inputs: Inputs, network: nn.Module, *, where: str) -> Dataset:
+    """Read a data set; a ``ConfigError`` says where its examples do not fit a network."""
+    shape, dataset = inputs.inputs[0].shape, load(spec)
+    if dataset.inputs is None:
+        found = tuple(dataset.train.batch(torch.tensor([0])).shape[1:])
+        if found != shape[1:]:
+            raise ConfigError(
+                f"{where}: its examples have the shape {_sizes(found)}, and the network "
+                f"takes {_sizes(shape[1:])} each. Give data, or an --input, that fit."
+            )
+    check_fit(dataset, network, where=where)
+    return dataset
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "of one number"
