@@ -63,6 +63,7 @@ class Prune(Keyed):
     cost: CostShare | None = None  # in place of a sparsity: how much of it may be left
     guides: "tuple[Prune, ...]" = ()
     rounds: int = 1  # steps in which the network that is left is scored anew
+    multiple_of: int = 1  # how many channels of each layer stay is a multiple of this, or all
     code: str | None = None  # digest of the files that decide, where not part of this package
     label: str = "prune"
 
@@ -119,6 +120,7 @@ class Prune(Keyed):
             cost=None if self.cost is None else self.cost.to_json(),
             guides=len(self.guides) or None,
             rounds=self.rounds if self.rounds > 1 else None,
+            multiple_of=self.multiple_of if self.multiple_of > 1 else None,
             normalise=method.normalise,
             repair=method.repair,
             choice=method.choice,
@@ -166,6 +168,7 @@ class Prune(Keyed):
             within=within,
             masks=masks,
             rounds=self.rounds,
+            multiple_of=self.multiple_of,
             device=context.device,
             **costs,
         )
@@ -208,6 +211,7 @@ class Prune(Keyed):
             sparsity=self.sparsity,
             shares=self.shares,
             seed=self.seed,
+            multiple_of=self.multiple_of,
         )
         edit = Edit(model=self.model, shape=shape, mask=mask)
         edit.prove(net, trace, sensitivity=lambda: None)

@@ -7,11 +7,11 @@ functions.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from regrow.core.registry import Registry, calling_file
 from regrow.core.units import UNITS
-from regrow.core.validation import is_number
+from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError, unknown
 from regrow.pruning.normalise import NORMALISATIONS, UNCHANGED
 from regrow.train import Treatment
@@ -353,3 +353,15 @@ def checked_sparsity(sparsity: float | None) -> float:
             f"A sparsity is the removed share of the units, a number in [0, 1). Got {sparsity!r}."
         )
     return float(sparsity)
+
+
+def checked_multiple(method: Method, multiple_of: Any) -> int:
+    """Return a multiple that a method can keep; another is a ``ConfigError``."""
+    if not is_int(multiple_of, least=1):
+        raise ConfigError(f"'multiple_of' must be an int of at least 1. Got {multiple_of!r}.")
+    if multiple_of > 1 and not UNITS.get(method.unit).narrows:
+        raise ConfigError(
+            f"Only widths can be multiples of {multiple_of}, and {method.name} removes "
+            f"{method.unit}s. Leave out 'multiple_of', or use a method that cuts channels."
+        )
+    return multiple_of

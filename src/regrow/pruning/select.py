@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from regrow.core.units import UNITS
-from regrow.core.validation import is_int
 from regrow.data import Dataset
 from regrow.errors import ConfigError, TraceError
 from regrow.pruning.allocations import allocate_shares
@@ -25,6 +24,7 @@ from regrow.pruning.method import (
     SCOPES,
     Method,
     Scope,
+    checked_multiple,
     checked_share,
     checked_sparsity,
 )
@@ -171,17 +171,6 @@ def refined(
     return layers.mask(kept)
 
 
-def _checked_multiple(method: Method, multiple_of: int) -> int:
-    if not is_int(multiple_of, least=1):
-        raise ConfigError(f"'multiple_of' must be an int of at least 1. Got {multiple_of!r}.")
-    if multiple_of > 1 and not UNITS.get(method.unit).narrows:
-        raise ConfigError(
-            f"Only widths can be multiples of {multiple_of}, and {method.name} removes "
-            f"{method.unit}s. Leave out 'multiple_of', or use a method that cuts channels."
-        )
-    return multiple_of
-
-
 def _examples(
     data: Dataset | Iterable[Any] | None, model: nn.Module, *, loss: Loss | None, num: int
 ) -> Dataset | Examples | None:
@@ -294,7 +283,7 @@ def layers_of(
         scores=scores,
         left=_left(groups, within),
         device=device,
-        multiple_of=_checked_multiple(method, multiple_of),
+        multiple_of=checked_multiple(method, multiple_of),
     )
 
 

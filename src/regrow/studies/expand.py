@@ -323,6 +323,7 @@ def _prune(
         sparsity=cut.sparsity if cut.step is None else cut.step,
         shares=cut.shares,
         rounds=cut.rounds,
+        multiple_of=cut.multiple_of,
         cost=cut.cost,
         code="-".join(sorted({code for code in codes if code is not None})) or None,
         label=label + ("" if by_structure else f" seed {seed}"),

@@ -42,6 +42,7 @@ from regrow.pruning.method import (
     CRITERIA,
     METHODS,
     Method,
+    checked_multiple,
     checked_share,
     checked_sparsity,
 )
@@ -65,6 +66,7 @@ class Cut:
     """The amount that a method removes: a sparsity, or a target's share of each group in turn.
 
     ``cost`` is the share of a cost that may be left at most, in place of a sparsity.
+    ``multiple_of``: how many channels of each layer stay is a multiple of this, or all of them.
     ``step`` is the sparsity of a single round, of those that lead to this one: the share of what
     the round before left. ``rounds``: in how many it is reached where nothing trains in between.
     """
@@ -75,11 +77,13 @@ class Cut:
     step: float | None = None
     cost: CostShare | None = None
     rounds: int = 1
+    multiple_of: int = 1
 
     @property
     def label(self) -> str:
         """Its name in a table."""
-        return self.target or f"{self.sparsity:g}"
+        amount = self.target or f"{self.sparsity:g}"
+        return amount if self.multiple_of == 1 else f"{amount}, multiples of {self.multiple_of}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,7 +365,8 @@ def read_use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
     if "ticket" in fields:
         text(fields["ticket"], "ticket")
     method = replace(method, **changes)
-    cuts = read_cuts(fields, method, where)
+    multiple = _multiple(fields, method, where)
+    cuts = tuple(replace(c, multiple_of=multiple) for c in read_cuts(fields, method, where))
     source = _source(fields, method, where)
     if method.each_sparsity and any(cut.shares is not None for cut in cuts):
         raise ConfigError(f"{where} trains for a 'sparsity', so it takes no 'target' or 'shares'.")
@@ -375,6 +380,13 @@ def read_use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
         ticket=_ticket(fields, arms, where) if cuts[0].step is not None else None,
         source=source,
     )
+
+
+def _multiple(fields: Mapping[str, Any], method: Method, where: str) -> int:
+    try:
+        return checked_multiple(method, fields.get("multiple_of", 1))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _default_label(name: str, source: Source | None) -> str:

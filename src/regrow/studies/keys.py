@@ -52,6 +52,7 @@ METHOD_KEYS: Mapping[str, str] = {
     "sparsity": "the share of units that is removed, in [0, 1), or a list",
     "target": "a published architecture of the method, or a list of them",
     "shares": "the removed share of each group in turn",
+    "multiple_of": "how many channels of each layer stay is a multiple of this, or all of them",
     **_PARTS,
     **_TREATED,
     "rounds": "in how many rounds it prunes",

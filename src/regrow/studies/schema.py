@@ -444,6 +444,7 @@ def _amounts() -> dict[str, Schema]:
         "target": one_or_list(TEXT),
         "shares": one_or_list({"type": "number", "minimum": 0, "maximum": 1}),
         "rounds": {"type": "integer", "minimum": 1, "maximum": MOST_ROUNDS},
+        "multiple_of": {"type": "integer", "minimum": 1},
         "ticket": TEXT,
         **{name: one_or_list(share) for name in COST_TARGETS.known()},
     }

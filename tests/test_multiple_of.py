@@ -1,0 +1,70 @@
+"""Methods of a study that leave multiples of a number of channels."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regrow.errors import ConfigError
+from regrow.jobs.prune import Prune
+from regrow.run import run
+from regrow.store import Store
+from regrow.studies.study import Study
+
+MODEL = {"name": "vgg-16", "width": 0.5, "label": "VGG"}
+
+
+def study(method: dict[str, Any]) -> Study:
+    return Study.from_json(
+        {
+            "data": {"name": "digits", "subset": 64, "test_subset": 32},
+            "models": MODEL,
+            "methods": method,
+            "recipe": {"epochs": 1, "batch": 32},
+            "arms": ["scratch-e"],
+            "seeds": [0],
+        }
+    )
+
+
+def prunings(method: dict[str, Any]) -> list[Prune]:
+    found = {job.key: job for job in study(method).jobs() for job in (job, *job.inputs)}
+    return [job for job in found.values() if isinstance(job, Prune)]
+
+
+@pytest.mark.parametrize("amount", [{"macs": 0.5}, {"sparsity": 0.4}])
+def test_what_stays_is_a_multiple(amount: dict[str, float], tmp_path: Path) -> None:
+    (job,) = prunings({"name": "uniform", **amount, "multiple_of": 8})
+    store = Store.open(tmp_path)
+    assert run([job], store, workers=1).complete
+    widths = widths_of(store, job)
+    assert all(width % 8 == 0 for width in widths), widths
+    (loose,) = prunings({"name": "uniform", **amount})
+    assert run([loose], store, workers=1).complete
+    assert any(width % 8 for width in widths_of(store, loose))
+
+
+def widths_of(store: Store, job: Prune) -> list[int]:
+    return [int(kept.sum()) for kept in store.tensors(job.key).values()]
+
+
+def test_rows_name_the_multiple_and_keys_change_with_it_only() -> None:
+    one, plain = ({"name": "l1-filter", "macs": 0.5, **more} for more in ({"multiple_of": 1}, {}))
+    (with_one,), (without,) = prunings(one), prunings(plain)
+    assert with_one.key == without.key
+    (eight,) = prunings({**plain, "multiple_of": 8})
+    assert eight.key != without.key
+    assert "macs 0.5, multiples of 8" in eight.label
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"name": "l1-filter", "sparsity": 0.5, "multiple_of": 0}, "must be an int of at least 1"),
+        ({"name": "l1-filter", "sparsity": 0.5, "multiple_of": "8"}, "must be an int of at least"),
+        ({"name": "magnitude", "sparsity": 0.5, "multiple_of": 8}, "Only widths can be multiples"),
+    ],
+)
+def test_a_multiple_that_makes_no_sense_is_refused(method: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        study(method)
