@@ -7,6 +7,7 @@ import pytest
 
 from regrow.errors import ConfigError
 from regrow.jobs.prune import Prune
+from regrow.report.collect import collect
 from regrow.run import run
 from regrow.store import Store
 from regrow.studies.study import Study
@@ -55,6 +56,12 @@ def test_rows_name_the_multiple_and_keys_change_with_it_only() -> None:
     (eight,) = prunings({**plain, "multiple_of": 8})
     assert eight.key != without.key
     assert "macs 0.5, multiples of 8" in eight.label
+
+
+def test_tables_name_the_multiple(tmp_path: Path) -> None:
+    asked = study({"name": "uniform", "sparsity": 0.4, "multiple_of": 8})
+    runs, _ = collect(asked, Store.open(tmp_path))
+    assert [run.target for run in runs if run.arm == "scratch-e"] == ["0.4, multiples of 8"]
 
 
 @pytest.mark.parametrize(

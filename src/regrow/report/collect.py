@@ -197,7 +197,7 @@ class Reader:
             "seed": cell.seed,
             "method": use.label if use else "",
             "sparsity": cut.sparsity if cut else None,
-            "target": cut.target if cut else None,
+            "target": cut.called if cut else None,
             "unit": use.method.unit if use else "",
             **_value_of(arm),
             "objective": arm.objective.name if arm.objective is not None else "",

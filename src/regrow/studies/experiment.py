@@ -82,8 +82,14 @@ class Cut:
     @property
     def label(self) -> str:
         """Its name in a table."""
-        amount = self.target or f"{self.sparsity:g}"
-        return amount if self.multiple_of == 1 else f"{amount}, multiples of {self.multiple_of}"
+        return self.called or f"{self.sparsity:g}"
+
+    @property
+    def called(self) -> str | None:
+        """The name, where a sparsity does not say it all."""
+        if self.multiple_of == 1:
+            return self.target
+        return f"{self.target or f'{self.sparsity:g}'}, multiples of {self.multiple_of}"
 
 
 @dataclass(frozen=True, kw_only=True)
