@@ -38,7 +38,6 @@ from regrow.errors import Interrupted, RanksLost, RegrowError
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Is a pruned network good because of the weights it inherits, or because of its "
     "architecture? Train, prune and retrain in several ways, and compare the results fairly.",

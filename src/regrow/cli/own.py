@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from regrow.cli import completion
 from regrow.cli.inputs import load_extensions
 from regrow.cli.options import (
     DeviceOption,
@@ -33,6 +34,7 @@ NetworkArgument = Annotated[
     typer.Argument(
         metavar="NET",
         show_default=False,
+        autocompletion=completion.MODELS,
         help="The network: package.module:build, file.py:build (a function or a class), timm/NAME, "
         "torchvision/NAME, hf/ID-or-FOLDER, or a model of `regrow list models`.",
     ),

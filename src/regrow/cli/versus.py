@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from regrow.cli import completion
 from regrow.cli.inputs import load_extensions
 from regrow.cli.options import (
     DEFAULT_REPORT,
@@ -27,8 +28,14 @@ METHOD_HELP = "Python file that registers your methods, or the name of a registe
 VALUE = "A name, or a mapping as in a study: "
 
 
-MethodArgument = Annotated[str, typer.Argument(help=METHOD_HELP, show_default=False)]
-ModelOption = Annotated[str, typer.Option(help=f"{VALUE}'{{name: vgg-16, width: 0.25}}'.")]
+MethodArgument = Annotated[
+    str,
+    typer.Argument(help=METHOD_HELP, show_default=False, autocompletion=completion.METHODS),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(help=f"{VALUE}'{{name: vgg-16, width: 0.25}}'.", autocompletion=completion.MODELS),
+]
 DataOption = Annotated[str, typer.Option(help=f"{VALUE}'{{name: cifar10, subset: 5000}}'.")]
 TargetOption = Annotated[
     list[str] | None,

@@ -1,0 +1,141 @@
+"""The columns of the CSV files of a report, with a line on what each holds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from regrow.report.contest_words import ENTRANT_COLUMNS, PAIR_COLUMNS, RANK_COLUMNS
+from regrow.report.ledger import COLUMNS as LEDGER_COLUMNS
+from regrow.report.rows import BUDGET, ROW_COLUMNS, RUN_COLUMNS, Column
+from regrow.report.tuning import COLUMNS as TUNING_COLUMNS
+from regrow.report.verdict import VERDICT_COLUMNS
+
+KINDS = {"str": "text", "Int64": "int", "float64": "number", "bool": "True or False"}
+ABOUT: Mapping[str, str] = {
+    "data": "the data set, by its label",
+    "model": "the network, by its label",
+    "method": "the pruning method, by its label; empty where nothing is pruned",
+    "target": "what was asked for in place of a sparsity: a cost or a published architecture",
+    "sparsity": "the share of units that was to be removed",
+    "unit": "what was removed: channel, filter, weight or block",
+    "arm": "the retraining regime",
+    "start": "the weights that the arm starts from",
+    "budget": "the kind of the arm's budget",
+    "mean": "mean score over seeds",
+    "std": "standard deviation over seeds (n - 1); empty for one seed",
+    "n": "how many seeds have finished",
+    "n_expected": "how many seeds were asked for",
+    "n_failed": "how many of them failed",
+    "n_missing": "how many of them have not run",
+    "loss": "loss on the test set",
+    "parameters": "parameters of the network as it ends",
+    "macs": "multiply-accumulates of one example",
+    "parameters_kept": "parameters over those of the unpruned network",
+    "macs_kept": "MACs over those of the unpruned network",
+    "epochs": "epochs of the arm's own training",
+    "base_epochs": "epochs of the unpruned network's training; 0 if it was trained elsewhere",
+    "training_flops": "FLOPs of all training that the row stands on",
+    "samples": "training examples seen by all that the row stands on",
+    "emptied": "layers that would have lost all units, and kept one",
+    "fairness": "in words, what the row spent beside what others did",
+    "num_test": "examples of the test set",
+    "chance": "what the metric's baseline scores on it",
+    "group": "the cell whose arms are compared with each other",
+    "seed": "the seed",
+    "status": "done, failed or missing",
+    "score": "the score on the test set; the column has the metric's name where all have one",
+    "metric": "what the score is, where not all rows have the same",
+    "validation": "score on the validation split, where there is one",
+    "amount": "epochs or share of the arm's budget; of a contest, how much was to be removed",
+    "schedule": "the arm's learning-rate schedule",
+    "cap": "the most that a budget of FLOPs may stretch the epochs by",
+    "capped": "whether that cap decided",
+    "parent_counted": "whether the budget pays for the unpruned network's training",
+    BUDGET: "epochs of the unpruned network's training, where the study has several",
+    "question": "the question that the two arms answer",
+    "against": "the arm that is compared with",
+    "outcome": "better, equivalent, worse or undecided",
+    "margin": "below which difference both count as equivalent",
+    "difference": "mean difference over seeds, first minus second",
+    "low": "lower end of the 95 % interval",
+    "high": "upper end of the 95 % interval",
+    "p": "p-value of a difference, corrected by Holm",
+    "p_equivalence": "p-value of equivalence within the margin (TOST), corrected by Holm",
+    "needed": "about how many seeds would settle it",
+    "note": "what the comparison could not use",
+    "reasons": "what allows no conclusion, or asks for caution",
+    "setup": "how equal both sides are, on the ladder of Wang et al. (2023)",
+    "contest": "the arm, or best retraining, in which methods are compared",
+    "arms": "the arms that the row stands for",
+    "chosen": "how one arm was chosen among several; of tuning, which trial",
+    "before": "mean score before retraining",
+    "cost": "the cost by which methods are compared",
+    "cost_left": "the share of that cost that is left",
+    "equal_cost": "whether all methods of the level cost the same within 5 %",
+    "rules": "the rates and budgets of its arms, in words",
+    "level": "one network, data set and amount, or all of them together",
+    "first": "the one method",
+    "second": "the other",
+    "p_first_better": "the share of seeds in which the first is better",
+    "p_first_better_low": "lower end of its exact 95 % interval",
+    "p_first_better_high": "upper end of its exact 95 % interval",
+    "mean_rank": "mean rank over cells, 1 = best",
+    "critical_difference": "of mean ranks (Nemenyi), from six cells on",
+    "cells": "how many cells are ranked",
+    "friedman_chi2": "Friedman's statistic",
+    "friedman_p": "its p-value",
+    "iman_davenport_f": "the statistic of Iman and Davenport",
+    "iman_davenport_p": "its p-value",
+    "pruned by": "the method and amount",
+    "trials": "how many were trained",
+    "k": "so many trials",
+    "expected_validation": "what the best of k trials is expected to score on validation",
+    "own_training_flops": "FLOPs of the row's own training",
+    "own_seconds": "seconds of the row's own job",
+    "seconds": "seconds of all jobs that it stands on",
+    "own_joules": "joules of the row's own job, where the machine shows them",
+    "joules": "joules of all jobs that it stands on",
+    "jobs": "how many jobs it stands on",
+    "trial_of": "the arm that it is a trial of",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvFile:
+    """A CSV file of a report: what its rows are, and its columns."""
+
+    about: str
+    forms: Mapping[str, Column]
+    where_needed: tuple[str, ...] = field(default=())
+
+    def columns(self) -> list[tuple[str, str, str]]:
+        """Return name, type and meaning of each column, those that are not always there last."""
+        always = [
+            (name, KINDS[kind], ABOUT.get(name, "")) for name, (kind, _) in self.forms.items()
+        ]
+        return [*always, *((name, "", ABOUT.get(name, "")) for name in self.where_needed)]
+
+
+FILES: Mapping[str, CsvFile] = {
+    "rows.csv": CsvFile(
+        about="A row for each cell and arm, over its seeds; also `rows.parquet`.",
+        forms=ROW_COLUMNS,
+        where_needed=("validation", "metric", BUDGET),
+    ),
+    "runs.csv": CsvFile(
+        about="A row for each seed of each arm.",
+        forms=RUN_COLUMNS,
+        where_needed=("validation", "metric", BUDGET),
+    ),
+    "verdicts.csv": CsvFile(about="A row for each comparison of arms.", forms=VERDICT_COLUMNS),
+    "methods.csv": CsvFile(
+        about="A row for each method of each comparison of methods.", forms=ENTRANT_COLUMNS
+    ),
+    "pairs.csv": CsvFile(about="A row for each pair of methods.", forms=PAIR_COLUMNS),
+    "ranks.csv": CsvFile(about="A row for each method's average rank.", forms=RANK_COLUMNS),
+    "tuning.csv": CsvFile(
+        about="A row for each number of trials of each tuned arm.", forms=TUNING_COLUMNS
+    ),
+    "ledger.csv": CsvFile(
+        about="A row for each row of `rows.csv`: what it cost.", forms=LEDGER_COLUMNS
+    ),
+}
