@@ -16,6 +16,10 @@ from regrow.report import Report, write
 from regrow.report.budget_gains import Gains, at_largest
 from regrow.report.budget_words import answers, schedule_notes, sentence, short
 from regrow.report.budgets import Curve, Trend, curves
+from regrow.report.html import document_of, render
+from regrow.report.html.chart import draw
+from regrow.report.html.document import Charts
+from regrow.report.html.evidence import RunEvidence, StudyEvidence
 from regrow.report.rows import Ending, Run
 from regrow.report.statistics import holm, in_sequence
 from regrow.report.verdict import verdicts
@@ -201,6 +205,22 @@ def test_a_study_without_budgets_has_no_curves() -> None:
     assert curves(make_study({4: FALLING[4]})) == ()  # one budget is no axis
 
 
+def test_several_rows_are_summed_up_and_their_differences_bounded() -> None:
+    runs = make_study(FALLING)
+    behind = dict.fromkeys(FALLING, FALLING[2])
+    more = [r for r in make_study(FALLING, method="a") if r.arm != "unpruned"]
+    none = [r for r in make_study(behind, method="b") if r.arm != "unpruned"]
+    found = [*answers(curves([*runs, *more, *none], margin=MARGIN))]
+    assert found[0].short == "From 8 epochs on in 2 of 3 rows"
+    assert "at no tried budget in 1 of 3 (digits / vgg / b 0.5)" in found[0].text
+    assert (
+        "At the largest budget fine-tune minus scratch-b is +0.02 to +3.04 points" in found[0].text
+    )
+    alike = [*answers(curves([*runs, *more], margin=MARGIN))]
+    assert (alike[0].short, alike[0].text[:22]) == ("From 8 epochs on", "so in each of 2 rows. ")
+    assert len([a for a in found if a.question.startswith("Does the unpruned network")]) == 1
+
+
 # The unpruned network -----------------------------------------------------------------------------
 
 
@@ -383,6 +403,41 @@ def test_the_terminal_shows_the_rows_of_the_largest_budget_alone(
     assert budgets == {"16"}
     every = {row[1] for _, rows in report.page.tables[0].sections for row in rows}
     assert every == {"2", "4", "8", "16"}
+
+
+def test_the_page_has_both_charts_with_every_budget_and_links(
+    written: tuple[Report, Path],
+) -> None:
+    report, folder = written
+    runs = make_study(FALLING, arms=("pruned", "fine-tune", "scratch-e", "scratch-b"))
+    evidence = StudyEvidence(
+        runs=tuple(
+            RunEvidence(key=f"{i:064x}", file=folder / f"{i}", done=True)
+            for i, _ in enumerate(runs)
+        )
+    )
+    document = document_of(report, runs, evidence, folder, settings={})
+    assert document.headlines[0].short == "From 8 epochs on"
+    section = next(section for section in document.sections if section.name == "budgets")
+    scores, differences = (block for block in section.blocks if isinstance(block, Charts))
+    assert [chart.title for chart in differences.charts] == [
+        f"digits / vgg / l1-filter 0.5 minus {arm}" for arm in ("scratch-b", "scratch-e")
+    ]
+    drawn = draw(differences.charts[0])
+    assert [text for _, text in drawn.x_ticks] == ["2", "4", "8", "16"]
+    assert [text for _, text in drawn.below] == ["2.00G", "4.00G", "8.00G", "16.0G"]
+    level = differences.charts[0].level
+    assert level is not None
+    assert (level.low, level.high) == (-MARGIN, MARGIN)
+    text = render(document)
+    links = [point.href for line in scores.charts[0].series for point in line.points]
+    assert len(links) == 4 * 5
+    assert all(f'id="{link[1:]}"' in text for link in links)
+    tables = [b.title for s in document.sections if s.name == "verdicts" for b in s.blocks]
+    assert (
+        tables.count("Is training from scratch (scratch-b) as good as fine-tuning (fine-tune)?")
+        == 1
+    )
 
 
 # How often claims are false -----------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Curves over training budgets in words: answers, sentences, and limits of the schedules."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from regrow.core.durations import epochs_in_words
@@ -74,14 +75,20 @@ def sentence(trend: Trend) -> str:
 
 def short(trend: Trend) -> str:
     """Answer for one trend from which budget on training from scratch is as good."""
+    text = _enough(trend)
+    better = trend.scratch_from is not None and trend.scratch_from == trend.enough_from
+    return f"{text}, then better" if better else text
+
+
+def _enough(trend: Trend) -> str:
+    """Answer from which budget on training from scratch is enough, whether or not it is better."""
     if not trend.run:
         return "Not run"
     start = trend.enough_from
     if start is None:
         return "At no tried budget" if trend.never_enough else "Cannot be told"
     every = start == trend.run[0].budget
-    text = "At every tried budget" if every else f"From {epochs_in_words(start)} on"
-    return f"{text}, then better" if trend.scratch_from == start else text
+    return "At every tried budget" if every else f"From {epochs_in_words(start)} on"
 
 
 def schedule_notes(curves: Sequence[Curve]) -> list[str]:
@@ -128,8 +135,10 @@ def _pairs(curves: Sequence[Curve]) -> dict[Pair, list[tuple[Curve, Trend]]]:
 
 
 def _short_of(trends: Sequence[Trend]) -> str:
-    found = dict.fromkeys(map(short, trends))
-    return next(iter(found)) if len(found) == 1 else "It differs"
+    """Give the answer that all rows share, or the most frequent one with their number."""
+    found = Counter(map(short if len(trends) == 1 else _enough, trends))
+    text, num = found.most_common(1)[0]
+    return text if num == len(trends) else f"{text} in {num} of {len(trends)} rows"
 
 
 def _text_of(trends: Sequence[tuple[Curve, Trend]]) -> str:
@@ -138,17 +147,30 @@ def _text_of(trends: Sequence[tuple[Curve, Trend]]) -> str:
         return sentence(trends[0][1])
     rows: dict[str, list[str]] = {}
     for curve, trend in trends:
-        rows.setdefault(short(trend), []).append(curve.name)
+        rows.setdefault(_enough(trend), []).append(curve.name)
     if len(rows) == 1:
-        return f"in each of {len(trends)} rows."
+        return f"so in each of {len(trends)} rows. {_at_largest([trend for _, trend in trends])}"
     parts = []
-    for text, names in rows.items():
+    for text, names in sorted(rows.items(), key=lambda row: -len(row[1])):
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         shown = "; ".join(names[:MOST_NAMES])
         parts.append(
             f"{text[0].lower()}{text[1:]} in {len(names)} of {len(trends)} ({shown}{more})"
         )
-    return f"{'; '.join(parts)}."
+    return f"{'; '.join(parts)}. {_at_largest([trend for _, trend in trends])}"
+
+
+def _at_largest(trends: Sequence[Trend]) -> str:
+    """Word between which values the differences lie at the largest budget of each row."""
+    metric = trends[0].metric
+    values = [t.run[-1].test.difference for t in trends if t.run and t.run[-1].test is not None]
+    if not values:
+        return "Not run."
+    low, high = (signed(value, digits=metric.digits) for value in (min(values), max(values)))
+    return (
+        f"At the largest budget {trends[0].retraining} minus {trends[0].scratch} is {low} to "
+        f"{metric.amount(high)}."
+    )
 
 
 def _gain_short(gain: Gain) -> str:

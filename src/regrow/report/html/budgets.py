@@ -63,7 +63,7 @@ def budget_section(
 
 def _tone(short: str) -> Tone:
     if short.startswith(("From ", "At every")):
-        return "good"
+        return "good" if " rows" not in short else "open"
     return "bad" if short == "At no tried budget" else "open"
 
 
