@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from budget_runs import ARMS, make_arm, make_study
-from regrow.report import Report, write
+from regrow.report import Report, page_of, summarise, write
 from regrow.report.budget_gains import Gains, at_largest
 from regrow.report.budget_words import answers, schedule_notes, sentence, short
 from regrow.report.budgets import Curve, Trend, curves
@@ -288,6 +288,17 @@ def test_an_unpruned_network_that_still_gains_qualifies_the_answer() -> None:
     text = "\n".join(map(str, answers(curves(runs, margin=MARGIN))))
     assert "from 8 to 16 epochs it gained 3.03 points" in text
     assert "a larger one may say otherwise" in text
+
+
+def test_methods_are_compared_by_the_measured_gain_too(tmp_path: Path) -> None:
+    falling = Ending(loss=0.5, fall=0.4)
+    runs = make_study(FALLING, target="macs 0.5")
+    runs += [r for r in make_study(FALLING, target="macs 0.5", method="a") if r.arm != "unpruned"]
+    runs = [replace(run, ending=falling, parent_ending=falling, group="") for run in runs]
+    page = page_of(runs, summarise(runs), title="t", margin=MARGIN)
+    (outcomes,) = {tuple(v.outcome for v in contest.pairs) for contest in page.contests[1:]}
+    assert outcomes == ("equivalent",)
+    assert any("at the largest training budget alone" in limit for limit in page.limits)
 
 
 # Questions of the ordinary report -----------------------------------------------------------------

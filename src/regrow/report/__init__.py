@@ -25,7 +25,7 @@ from regrow.jobs.arms import OF_FLOPS
 from regrow.report import figures
 from regrow.report.answer import answer
 from regrow.report.budget_figures import draw_budgets
-from regrow.report.budget_gains import at_largest, rows_of
+from regrow.report.budget_gains import Gains, at_largest, rows_of
 from regrow.report.budget_tables import csv_files as budget_files
 from regrow.report.budget_tables import latex_tables
 from regrow.report.budget_tables import tables as budget_tables
@@ -207,7 +207,9 @@ def page_of(
     """Return all that a report says of runs and their rows, without its figures."""
     all_verdicts = verdicts(runs, margin=margin)
     largest = at_largest(runs)
-    compared = contests(largest, margin=margin, reference=reference)
+    compared = contests(
+        largest, margin=margin, reference=reference, gains=Gains(runs, margin=margin)
+    )
     over_budgets = curves(runs, margin=margin)
     lines = [] if compared and not all_verdicts else [answer(all_verdicts)]
     return Page(

@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from regrow.report.budget_gains import Gains
 from regrow.report.questions import BEST_RETRAINING, CellQuestion, Question, Side, best_of
 from regrow.report.ranks import Concordance, Ranking, agreement, ranking
 from regrow.report.rows import Run, Table
@@ -115,11 +116,13 @@ def contests(
     margin: float | None = None,
     reference: str | None = None,
     alpha: float = 0.05,
+    gains: Gains | None = None,
 ) -> tuple[Contest, ...]:
     """Compare the methods of a study wherever two or more were asked for one amount.
 
     ``reference``: the label of a method that each other is compared with, in place of every pair.
-    The best retraining comes first, where there is a choice.
+    The best retraining comes first, where there is a choice. ``gains`` are those of the unpruned
+    networks from longer trainings, by which convergence is judged in studies of several budgets.
     """
     table = Table(folded(runs))
     found = []
@@ -129,7 +132,14 @@ def contests(
         fields = [_best_fields(places), *_arm_fields(places)]
         for arm, sides in fields:
             contest = _contest(
-                arm, sides, table=table, metric=metric, margin=margin, wanted=reference, alpha=alpha
+                arm,
+                sides,
+                table=table,
+                gains=gains,
+                metric=metric,
+                margin=margin,
+                wanted=reference,
+                alpha=alpha,
             )
             if contest is not None:
                 found.append(contest)
@@ -237,6 +247,7 @@ def _contest(
     sides: Sides,
     *,
     table: Table,
+    gains: Gains | None,
     metric: Metric,
     margin: float | None,
     wanted: str | None,
@@ -250,7 +261,7 @@ def _contest(
     order = [*dict.fromkeys(method for methods in sides.values() for method in methods)]
     opened = {
         place: [
-            _pair(*pair, level=level, table=table, margin=limit, alpha=alpha)
+            _pair(*pair, level=level, table=table, gains=gains, margin=limit, alpha=alpha)
             for pair in itertools.combinations(
                 sorted(level.entrants, key=lambda entrant: order.index(entrant.method)), 2
             )
@@ -288,6 +299,7 @@ def _pair(
     *,
     level: Level,
     table: Table,
+    gains: Gains | None,
     margin: float,
     alpha: float,
 ) -> Verdict:
@@ -305,6 +317,7 @@ def _pair(
             plain=plain or cut_from,
             cut=[side for side in sides if side is not None],
             margin=margin,
+            gain=None if gains is None else gains.about(runs[0]),
         )
         reasons = (*_unequal(first, second, level), *reasons)
     names = [
