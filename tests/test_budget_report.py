@@ -13,6 +13,7 @@ from scipy import stats
 
 from budget_runs import ARMS, make_arm, make_study
 from regrow.report import Report, page_of, summarise, write
+from regrow.report.budget_figures import score_points, score_range
 from regrow.report.budget_gains import Gains, at_largest
 from regrow.report.budget_words import answers, schedule_notes, sentence, short
 from regrow.report.budgets import Curve, Trend, curves
@@ -390,6 +391,14 @@ def test_all_forms_have_the_table_the_answer_and_both_figures(
         assert (folder / f"{name}.svg").is_file()
     latex = (folder / "table.tex").read_text(encoding="utf-8")
     assert "accuracy \\% by training budget" in latex
+
+
+def test_no_axis_reaches_beyond_what_a_score_can_be() -> None:
+    runs = make_study({2: (-50.0, -45.0, -55.0), 4: (9.0, 5.0, 9.0)})
+    curve = curve_of(runs)
+    low, high = score_range({arm: score_points(curve, arm) for arm in curve.arms}, curve)
+    assert 100.0 < high < 102.0
+    assert low < 40.0
 
 
 def test_the_files_have_every_number(written: tuple[Report, Path]) -> None:

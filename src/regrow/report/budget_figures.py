@@ -186,7 +186,10 @@ def score_range(lines: dict[str, Points], curve: Curve) -> tuple[float, float]:
     every = shown or [point for points in lines.values() for point in points]
     low, high = _reach([test for _, test in every])
     pad = max(0.06 * (high - low), metric.margin / 2)
-    return low - pad, high + pad
+    top = high + pad
+    if metric.counted:  # intervals of few seeds reach beyond what there can be
+        top = min(top, metric.factor + 0.02 * (metric.factor - low))
+    return low - pad, top
 
 
 def difference_range(lines: dict[str, Points], margin: float) -> tuple[float, float]:
