@@ -46,11 +46,15 @@ class Outside(Generic[T]):
         is_name: tells these names from registered ones; asked of any text.
         value: makes the value of such a name.
         origin: the file that the value's code lies in, or the package.
+        identity: what keys say of a name, beside its code; the name itself unless given.
+        code: what else keys have to say; None: the digest of the origin, where that is a file.
     """
 
     is_name: Callable[[str], bool]
     value: Callable[[str], T]
     origin: Callable[[str], str]
+    identity: Callable[[str], str] = lambda name: name
+    code: Callable[[str], str | None] = lambda name: None
 
 
 class Registry(Generic[T]):
@@ -176,6 +180,11 @@ class Registry(Generic[T]):
         self.get(name)  # its module may not be imported yet
         return self._origins[self.key(name)]
 
+    def identity(self, name: str) -> str:
+        """Return what keys say of a name, beside its code."""
+        outside = self.outside is not None and self.outside.is_name(name)
+        return self.outside.identity(name) if outside and self.outside is not None else name
+
     def is_own(self, name: str) -> bool:
         """Tell whether the code behind a name is known to be part of regrow itself."""
         return Path(self.origin(name)).is_relative_to(PACKAGE)
@@ -185,6 +194,10 @@ class Registry(Generic[T]):
 
         Goes into job keys, so that an edited criterion does not find its old results.
         """
+        if self.outside is not None and self.outside.is_name(name):
+            code = self.outside.code(name)
+            if code is not None:
+                return code
         source = Path(self.origin(name))
         if not source.is_file() or self.is_own(name):
             return None

@@ -21,7 +21,7 @@ from regrow.jobs.own_network import CutFolder, OwnNetwork, draw_anew_
 from regrow.jobs.prune import structure_only
 from regrow.jobs.retrain import flops_ratio
 from regrow.pruning.costs import CostShare
-from regrow.pruning.method import Method
+from regrow.pruning.method import ALLOCATIONS, CRITERIA, Method
 from regrow.pruning.select import select
 from regrow.pruning.targets import measure_cost
 from regrow.surgery import prove, shrink, trace
@@ -107,8 +107,8 @@ class OwnPrune(Keyed):
         """The full request."""
         method = self.method
         parts = {
-            "criterion": method.criterion,
-            "allocation": method.allocation,
+            "criterion": CRITERIA.identity(method.criterion),
+            "allocation": ALLOCATIONS.identity(method.allocation),
             "unit": method.unit,
             "scope": list(method.scope),
             "normalise": method.normalise,

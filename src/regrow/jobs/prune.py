@@ -22,7 +22,7 @@ from regrow.jobs.pace import Pace
 from regrow.jobs.train import Train, counted, model_cost, trained_network
 from regrow.models import ModelSpec, build
 from regrow.pruning.costs import CostShare
-from regrow.pruning.method import REPAIRS, Method
+from regrow.pruning.method import ALLOCATIONS, CRITERIA, REPAIRS, Method
 from regrow.pruning.probe import Probe
 from regrow.pruning.select import select
 from regrow.pruning.stages import Pattern, pattern_of, stages_of
@@ -111,8 +111,8 @@ class Prune(Keyed):
             # the key of its training has the model.
             data=self.data.content if without_head else None,
             model=self.model.identity() if without_head else None,
-            criterion=method.criterion,
-            allocation=method.allocation if self.shares is None else None,
+            criterion=CRITERIA.identity(method.criterion),
+            allocation=ALLOCATIONS.identity(method.allocation) if self.shares is None else None,
             unit=method.unit if without_head else None,
             scope=list(method.scope),
             sparsity=self.sparsity,

@@ -74,6 +74,8 @@ def _place(method: Method, error: Exception) -> str:
             return f"{frame.filename}, line {frame.lineno}"
     # Nothing of the user's raised: a check refused what one of them returned, and names it.
     named = [(r, name) for r, name in code if f"{r.kind} {name!r}" in str(error)] or code
+    if not named[0][0].origin(named[0][1]).endswith(".py"):  # masks, or a library
+        return named[0][0].origin(named[0][1])
     value: Any = named[0][0].get(named[0][1])
     function = inspect.unwrap(getattr(value, "function", value))
     returned = isinstance(error, RegrowError)  # else it could not even be called

@@ -7,9 +7,10 @@ functions.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from regrow.core.registry import Registry, calling_file
+from regrow.core.registry import Outside, Registry, calling_file, canonical
 from regrow.core.units import UNITS
 from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError, unknown
@@ -60,11 +61,43 @@ ALL: tuple[Scope, ...] = ("conv", "linear", "grouped", "stream", "view", "head")
 NORMED: tuple[Scope, ...] = ("normed-conv", "view", "normed-linear")  # what network slimming prunes
 
 NORMS = {"l1": "l1-norm", "l2": "l2-norm"}  # of methods, and of the criteria that they go by
+ADAPTED = ("torch-pruning", "nn-prune", "mask-file")  # prefixes of names in pruning.adapters
+
+
+def is_adapted(name: object) -> bool:
+    """Tell whether a name is of another library's way to prune: ``nn-prune:l1_unstructured``."""
+    prefix, colon, _ = name.partition(":") if isinstance(name, str) else ("", "", "")
+    return bool(colon) and canonical(prefix) in ADAPTED
+
+
+def _adapted(part: str) -> Outside[Any]:
+    """Return what knows such names, which is imported when one is used."""
+
+    def ask(what: str) -> Callable[[str], Any]:
+        return lambda name: getattr(import_module("regrow.pruning.adapters"), what)(name)
+
+    return Outside(
+        is_name=is_adapted,
+        value=ask(part),
+        origin=ask("origin"),
+        identity=ask("identity"),
+        code=ask("code"),
+    )
+
+
 CRITERIA: Registry[Criterion] = Registry(
-    "criterion", "regrow.methods", register="criterion", also=NORMS
+    "criterion",
+    "regrow.methods",
+    register="criterion",
+    outside=_adapted("criterion"),
+    also=NORMS,
 )
 ALLOCATIONS: "Registry[Allocation]" = Registry(
-    "allocation", "regrow.methods", register="allocation", modules=["regrow.pruning.allocations"]
+    "allocation",
+    "regrow.methods",
+    register="allocation",
+    modules=["regrow.pruning.allocations"],
+    outside=_adapted("allocation"),
 )
 REPAIRS: Registry[Repair] = Registry("repair", "regrow.methods", register="repair")
 CHOICES: Registry[Choice] = Registry("choice", "regrow.methods", register="choice")
@@ -72,6 +105,7 @@ METHODS: "Registry[Method]" = Registry(
     "method",
     "regrow.methods",
     register="register_method",
+    outside=_adapted("method"),
     also={criterion: method for method, criterion in NORMS.items()},
 )
 

@@ -49,7 +49,7 @@ class Probe:
     without augmentation, or on ``Examples`` as they are. All that is returned is a copy, on the
     CPU; the network stays as it is.
     ``objective`` is the loss whose gradients are taken: the task's unless another is given.
-    ``masks`` are those that the network was trained under.
+    ``masks`` are those that the network was trained under; ``example`` is an input of it.
     """
 
     def __init__(
@@ -62,8 +62,10 @@ class Probe:
         groups: Mapping[str, Group] | None = None,
         objective: Objective | None = None,
         masks: Mapping[str, Tensor] | None = None,
+        example: Any = None,
     ) -> None:
         self._model = model
+        self._example = example
         self._masks = masks or {}
         self._measured: dict[Callable[[Probe], Any], Any] = {}
         self._groups = groups or {}  # measured together when one of them is asked for
@@ -98,6 +100,12 @@ class Probe:
         Other inputs are a tensor, a tuple of several, or a mapping by name.
         """
         return [(moved(x, "cpu"), moved(targets, "cpu")) for x, targets in self._batches()]
+
+    def example(self) -> Any:
+        """Return an input of the network on the CPU: what it was traced with, or of the data."""
+        if self._example is not None:
+            return moved(self._example, "cpu")
+        return self.batches()[0][0]
 
     def once(self, measure: "Callable[[Probe], Measured]") -> "Measured":
         """Return ``measure(probe)``, computed once for all the groups of a network.

@@ -144,7 +144,14 @@ def select(
     amount = _amount(chosen, sparsity, shares, pattern, costs, rounds=rounds)
     groups = groups_in_scope(model, trace, chosen)
     data = _examples(dataset, model, loss=loss, num=num_images)
-    probe = _prober(data, seed=seed, num_images=num_images, groups=groups, masks=masks)
+    probe = _prober(
+        data,
+        seed=seed,
+        num_images=num_images,
+        groups=groups,
+        masks=masks,
+        example=trace.example,
+    )
     options: dict[str, Any] = {"within": within, "device": device, "multiple_of": multiple_of}
     options["scores"] = scores_of(chosen, groups, probe(model), within)
     layers = layers_of(model, trace, chosen, **options)

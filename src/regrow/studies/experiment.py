@@ -45,6 +45,7 @@ from regrow.pruning.method import (
     checked_multiple,
     checked_share,
     checked_sparsity,
+    is_adapted,
 )
 from regrow.studies.budgets import read_budgets
 from regrow.studies.keys import METHOD_KEYS, SOURCE_KEYS, SOURCE_METHOD_KEYS
@@ -396,6 +397,9 @@ def _multiple(fields: Mapping[str, Any], method: Method, where: str) -> int:
 
 
 def _default_label(name: str, source: Source | None) -> str:
+    if is_adapted(name):  # without the folder of a file
+        prefix, _, rest = name.partition(":")
+        return f"{prefix}:{Path(rest).name}"
     return f"{name} from {source.label}" if source is not None and source.label else name
 
 

@@ -1,0 +1,29 @@
+"""Names with arguments, as they stand in a study: ``MagnitudeImportance(p=1)``."""
+
+import ast
+from typing import Any
+
+from regrow.errors import ConfigError
+
+
+def read_call(text: str) -> tuple[str, dict[str, Any]]:
+    """Part a name from its arguments, which are plain values.
+
+    >>> read_call("LnStructured(n=1, dim=0)"), read_call("L1")
+    (('LnStructured', {'n': 1, 'dim': 0}), ('L1', {}))
+    """
+    name, bracket, rest = text.partition("(")
+    if not bracket:
+        return name.strip(), {}
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        assert isinstance(call, ast.Call)
+        if call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError
+        arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, AssertionError):
+        raise ConfigError(
+            f"{text!r} is no name with arguments. Write them as in 'MagnitudeImportance(p=1)', "
+            "each by its name, as a number, a text or a list of such."
+        ) from None
+    return name.strip(), arguments
