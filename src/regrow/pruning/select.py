@@ -144,14 +144,7 @@ def select(
     amount = _amount(chosen, sparsity, shares, pattern, costs, rounds=rounds)
     groups = groups_in_scope(model, trace, chosen)
     data = _examples(dataset, model, loss=loss, num=num_images)
-    probe = _prober(
-        data,
-        seed=seed,
-        num_images=num_images,
-        groups=groups,
-        masks=masks,
-        example=trace.example,
-    )
+    probe = _prober(data, trace, seed=seed, num_images=num_images, groups=groups, masks=masks)
     options: dict[str, Any] = {"within": within, "device": device, "multiple_of": multiple_of}
     options["scores"] = scores_of(chosen, groups, probe(model), within)
     layers = layers_of(model, trace, chosen, **options)
@@ -188,8 +181,10 @@ def _examples(
     return examples_of(data, model, num=num, loss=loss)
 
 
-def _prober(dataset: Dataset | Examples | None, **options: Any) -> Callable[[nn.Module], Probe]:
-    return lambda network: Probe(network, dataset, **options)
+def _prober(
+    dataset: Dataset | Examples | None, trace: Trace, **options: Any
+) -> Callable[[nn.Module], Probe]:
+    return lambda network: Probe(network, dataset, example=trace.example, **options)
 
 
 def scores_of(
