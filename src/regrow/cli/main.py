@@ -24,6 +24,7 @@ from regrow.cli import (
     reproduce,
     run,
     schema,
+    track,
     versus,
 )
 from regrow.cli.once import refuse_repeats
@@ -51,6 +52,7 @@ app.command()(plan.plan)
 app.command()(lint.lint)
 app.command()(plan.status)
 app.command()(run.report)
+app.command()(track.track)
 app.command()(export.export)
 app.command()(own.inspect)
 app.command()(own.shrink)

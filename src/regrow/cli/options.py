@@ -55,6 +55,17 @@ HtmlOption = Annotated[
         "--html", help="Write report.html too: one page with everything, to read or to send."
     ),
 ]
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="TOOL",
+        help="Write results for mlflow, trackio or tensorboard:DIR; a place may follow a colon.",
+    ),
+]
+TensorboardOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Write TensorBoard events below a folder.")
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON, and nothing else on stdout.")
 ]

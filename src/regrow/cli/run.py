@@ -25,6 +25,8 @@ from regrow.cli.options import (
     ReferenceOption,
     StoreOption,
     StudyFile,
+    TensorboardOption,
+    TrackOption,
     WithOption,
     WorkersOption,
 )
@@ -37,6 +39,7 @@ from regrow.cli.terminal import (
     print_json,
     say,
 )
+from regrow.cli.track import export_at_end, names_of, trackers_of, while_running
 from regrow.core.durations import clock
 from regrow.core.registry import loaded_files
 from regrow.errors import ConfigError, Interrupted
@@ -73,6 +76,8 @@ def run(
     checkpoint_seconds: CheckpointOption = 60.0,
     device: DeviceOption = "cpu",
     html: HtmlOption = False,
+    track: TrackOption = None,
+    tensorboard: TensorboardOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a study's unfinished jobs, then write the report.
@@ -90,6 +95,7 @@ def run(
         as_json=as_json,
         data=data,
         html=html,
+        track=names_of(track, tensorboard),
     )
 
 
@@ -145,11 +151,13 @@ def run_study(
     as_json: bool = False,
     data: Sequence[str] | None = None,
     html: bool = False,
+    track: Sequence[str] = (),
     first: "Callable[[Sequence[Job], Store, int | None], None] | None" = None,
 ) -> None:
     """Run a study's unfinished jobs, write its report, and print it.
 
-    ``first`` is told the jobs, the store and the number of workers before any job starts.
+    ``track`` names tools that results are written for. ``first`` is told the jobs, the store and
+    the number of workers before any job starts.
     """
     study, choice = load_study(path, store, data=data, device=device)
     from regrow.jobs.base import all_jobs
@@ -160,6 +168,7 @@ def run_study(
 
     announce("Looking at its data and networks")
     jobs = study.jobs()  # checks data and networks, so that a study in error leaves no store
+    tools = trackers_of(study, track)
     check_device(device)
     warn_about(jobs, device=device)
     opened = open_store(store, create=True)
@@ -172,6 +181,8 @@ def run_study(
     with display() as show, _saying_how_to_report(path, store, out, data or ()):
         if html:
             show = _live_page(study, opened, out, choice=choice, path=path, before=show)
+        if tools:
+            show = while_running(study, opened, tools, before=show)
         summary = run_jobs(
             jobs,
             opened,
@@ -184,6 +195,7 @@ def run_study(
     written, statuses = _report(study, opened, out, choice=choice, html=html, path=path)
     _print_report(written, as_json=as_json, summary=summary)
     _print_summary(summary, written.paths[0])
+    export_at_end(study, opened, tools)
     if set(statuses) != {"done"} or not summary.complete:
         raise typer.Exit(EXIT_FAILED_JOBS)
 

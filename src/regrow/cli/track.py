@@ -1,0 +1,107 @@
+"""The command ``regrow track``: results for TensorBoard, MLflow and Trackio, from a store."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regrow.cli.inputs import load_extensions, load_study, open_store
+from regrow.cli.options import (
+    DEFAULT_STORE,
+    DataOption,
+    StoreOption,
+    StudyFile,
+    TensorboardOption,
+    TrackOption,
+    WithOption,
+)
+from regrow.cli.terminal import complain, count, say
+from regrow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from regrow.report.tracking import Tracker
+    from regrow.run.events import Event
+    from regrow.store import Store
+    from regrow.studies.study import Study
+
+LATER = "`regrow track` can write it later."
+
+
+def track(
+    study: StudyFile,
+    store: StoreOption = DEFAULT_STORE,
+    to: TrackOption = None,
+    tensorboard: TensorboardOption = None,
+    with_files: WithOption = None,
+    data: DataOption = None,
+) -> None:
+    """Write finished runs for TensorBoard, MLflow or Trackio: each once, however often it is asked.
+
+    Values of every epoch, settings, results, verdicts, and the way to each record.
+    """
+    load_extensions(with_files)
+    loaded, _ = load_study(study, store, data=data, measure=False)
+    trackers = trackers_of(loaded, names_of(to, tensorboard))
+    if not trackers:
+        raise ConfigError("Name a tool: --tensorboard DIR, --track mlflow or --track trackio.")
+    export_now(loaded, open_store(store, create=False), trackers)
+
+
+def names_of(names: Sequence[str] | None, tensorboard: Path | None) -> list[str]:
+    """Return the tools that a command's options name, each once."""
+    boards = [] if tensorboard is None else [f"tensorboard:{tensorboard}"]
+    return [*dict.fromkeys((*boards, *(names or ())))]
+
+
+def trackers_of(study: "Study", names: Sequence[str]) -> "list[Tracker]":
+    """Open tools by their names, which may be none."""
+    if not names:
+        return []
+    from regrow.report.trackers import open_trackers
+
+    return open_trackers(names, study)
+
+
+def export_now(study: "Study", store: "Store", trackers: "Sequence[Tracker]") -> None:
+    """Write what the tools do not have yet, and say where it lies."""
+    from regrow.report.tracking import export
+
+    for place, num in export(study, store, trackers).items():
+        say(f"{count(num, 'run')} written to {place}.")
+
+
+def export_at_end(study: "Study", store: "Store", trackers: "Sequence[Tracker]") -> None:
+    """Write what the tools do not have yet; one that fails takes nothing from the report."""
+    for tracker in trackers:
+        try:
+            export_now(study, store, [tracker])
+        except ConfigError as error:
+            complain(f"{error} {LATER}")
+
+
+def while_running(
+    study: "Study",
+    store: "Store",
+    trackers: "Sequence[Tracker]",
+    *,
+    before: "Callable[[Event], None]",
+) -> "Callable[[Event], None]":
+    """Write runs while a study goes on, as they are done; ``before`` shows events too.
+
+    A tool that fails is left alone from then on: the training is worth more.
+    """
+    from regrow.report.tracking import export
+    from regrow.run.refreshing import Refreshing
+
+    left = list(trackers)
+
+    def write(_seconds: int) -> None:
+        for tracker in tuple(left):
+            try:
+                export(study, store, [tracker])
+            except ConfigError as error:
+                left.remove(tracker)
+                complain(
+                    f"{error} The study goes on without it; `regrow track` can write it later."
+                )
+
+    return Refreshing(write, before=before)

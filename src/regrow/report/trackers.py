@@ -1,0 +1,279 @@
+"""TensorBoard, MLflow and Trackio, by their own libraries, in a local folder unless told otherwise.
+
+tensorboard:runs          event files below the folder `runs`
+mlflow, mlflow:FOLDER     a SQLite file in a folder (`regrow-mlflow`); or any URI of MLflow's
+trackio, trackio:FOLDER   SQLite files in a folder (Trackio's own unless named)
+"""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from regrow.errors import ConfigError, RegrowError, short, unknown
+from regrow.report.tracking import Conclusion, TrackedRun, Tracker
+from regrow.studies.study import Study
+
+MARK = "regrow.json"  # in the folder of a run that is written completely
+MOST_POINTS = 900  # that MLflow takes at once: 1,000 of all kinds
+MOST_TEXT = 5000  # characters of a tag or a parameter of MLflow's
+SLUG = 80  # characters of a folder's name
+
+
+def open_trackers(texts: Iterable[str], study: Study) -> list[Tracker]:
+    """Open the tools that texts name; a ``ConfigError`` says what is missing for one."""
+    trackers = []
+    for text in texts:
+        name, _, place = text.partition(":")
+        if name not in KNOWN:
+            raise ConfigError(
+                f"--track {text}: {unknown('tool', name, KNOWN)} A place may follow a colon."
+            )
+        trackers.append(KNOWN[name](study.name, place))
+    return trackers
+
+
+@contextmanager
+def _needing(name: str) -> Iterator[None]:
+    """Turn a missing package into one sentence, and a tool's own failures into another."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"Tracking by {name} needs its package: pip install 'regrow[{name}]'. ({short(error)})"
+        ) from error
+    except RegrowError:
+        raise
+    except Exception as error:  # of a library, its database or the disk
+        raise ConfigError(f"{name}: {type(error).__name__}: {short(error)}") from error
+
+
+class TensorBoard:
+    """Event files of TensorBoard: a folder for each run, below one for the study."""
+
+    def __init__(self, study: str, place: str) -> None:
+        if not place:
+            raise ConfigError("--track tensorboard needs a folder: tensorboard:runs.")
+        with _needing("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+        self._writer: Callable[..., Any] = SummaryWriter
+        self._root = Path(place) / _slug(study)
+        self.place = f"{self._root} (tensorboard --logdir {place})"
+
+    def known(self) -> set[str]:
+        """Return the runs whose folders are complete."""
+        marks = self._root.glob(f"*/{MARK}")
+        return {str(json.loads(mark.read_text(encoding="utf-8"))["id"]) for mark in marks}
+
+    def add(self, run: TrackedRun) -> None:
+        """Write the events of one run into a fresh folder."""
+        folder = self._root / f"{_slug(run.name)}-{run.id}"
+        with _needing("tensorboard"):
+            self._begin(folder)
+            writer = self._writer(str(folder))
+            for epoch, values in run.epochs:
+                for name, value in values.items():
+                    writer.add_scalar(f"epoch/{name}", value, epoch)
+            last = run.epochs[-1][0] if run.epochs else 0
+            for name, value in run.results.items():
+                writer.add_scalar(f"result/{name}", value, last)
+            writer.add_text("settings", _as_list(run.settings))
+            writer.close()
+            mark = {"id": run.id, "key": run.key, "name": run.name, "record": str(run.record)}
+            (folder / MARK).write_text(json.dumps(mark, indent=1), encoding="utf-8")
+
+    def conclude(self, conclusion: Conclusion) -> None:
+        """Write the answer and the verdicts as texts."""
+        folder = self._root / "answer"
+        with _needing("tensorboard"):
+            self._begin(folder)
+            writer = self._writer(str(folder))
+            writer.add_text("answer", conclusion.text)
+            writer.close()
+
+    def _begin(self, folder: Path) -> None:
+        if folder.exists():  # of a try that was killed, or of an earlier answer: ours by its name
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+
+
+class MLflow:
+    """An experiment of MLflow with a run for each of ours."""
+
+    def __init__(self, study: str, place: str) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        with _needing("mlflow"):
+            from mlflow import entities
+            from mlflow.tracking import MlflowClient
+
+            uri = place if "://" in place else _sqlite(Path(place or "regrow-mlflow"))
+            self._entities = entities
+            self._client: Any = MlflowClient(tracking_uri=uri)
+            found = self._client.get_experiment_by_name(study)
+            self._experiment = (
+                self._client.create_experiment(study) if found is None else found.experiment_id
+            )
+        self.place = f"{uri} (mlflow ui --backend-store-uri {uri})"
+
+    def known(self) -> set[str]:
+        """Return the runs that are marked as complete."""
+        with _needing("mlflow"):
+            return {run.data.tags["regrow.id"] for run in self._runs("regrow.complete", "yes")}
+
+    def add(self, run: TrackedRun) -> None:
+        """Write one run: parameters, values of epochs, results, and the way to its record."""
+        with _needing("mlflow"):
+            for left in self._runs("regrow.id", run.id):
+                self._client.delete_run(left.info.run_id)
+            tags = {"regrow.id": run.id, "regrow.key": run.key, "regrow.record": str(run.record)}
+            made = self._client.create_run(self._experiment, run_name=run.name, tags=tags)
+            now = int(1000 * time.time())
+            last = run.epochs[-1][0] if run.epochs else 0
+            points = [
+                self._entities.Metric(f"epoch/{name}", value, now, epoch)
+                for epoch, values in run.epochs
+                for name, value in values.items()
+            ]
+            points += [
+                self._entities.Metric(f"result/{name}", value, now, last)
+                for name, value in run.results.items()
+            ]
+            settings = [
+                self._entities.Param(name, value[:MOST_TEXT])
+                for name, value in run.settings.items()
+            ]
+            self._client.log_batch(made.info.run_id, params=settings)
+            for first in range(0, len(points), MOST_POINTS):
+                self._client.log_batch(
+                    made.info.run_id, metrics=points[first : first + MOST_POINTS]
+                )
+            self._client.set_tag(made.info.run_id, "regrow.complete", "yes")
+            self._client.set_terminated(made.info.run_id)
+
+    def conclude(self, conclusion: Conclusion) -> None:
+        """Write the answer and the verdicts as the experiment's description."""
+        with _needing("mlflow"):
+            self._client.set_experiment_tag(
+                self._experiment, "mlflow.note.content", conclusion.text[:MOST_TEXT]
+            )
+
+    def _runs(self, tag: str, value: str) -> list[Any]:
+        runs, token = [], None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment],
+                filter_string=f"tags.`{tag}` = '{value}'",
+                page_token=token,
+            )
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+
+class Trackio:
+    """A project of Trackio with a run for each of ours."""
+
+    def __init__(self, study: str, place: str) -> None:
+        if place:  # is read when the package is imported, and never after
+            os.environ["TRACKIO_DIR"] = str(Path(place).absolute())
+        with _needing("trackio"), redirect_stdout(StringIO()):
+            import trackio
+            from trackio.utils import TRACKIO_DIR
+        if place and Path(TRACKIO_DIR) != Path(place).absolute():
+            raise ConfigError(
+                f"Trackio already keeps its runs in {TRACKIO_DIR} in this process, and one process "
+                "has one such folder. Leave out the place, or start anew."
+            )
+        self._trackio: Any = trackio
+        self._project = study
+        self._folder = Path(TRACKIO_DIR)
+        self._marks = self._folder / f"{_slug(study)}-{MARK}"
+        show = f'trackio show --project "{study}"'
+        self.place = f"{self._folder} (TRACKIO_DIR={self._folder} {show})"
+
+    def known(self) -> set[str]:
+        """Return the runs that were finished, as far as the project still has them."""
+        if not self._marks.exists():
+            return set()
+        done: dict[str, str] = json.loads(self._marks.read_text(encoding="utf-8"))
+        with _needing("trackio"):
+            there = {str(run.name) for run in self._runs()}
+        return {id for id, name in done.items() if name in there}
+
+    def add(self, run: TrackedRun) -> None:
+        """Write one run: its settings, values of epochs, and results."""
+        name = f"{run.name} / {run.id}"
+        results = {f"result/{key}": value for key, value in run.results.items()}
+        points = {
+            epoch: {f"epoch/{key}": value for key, value in values.items()}
+            for epoch, values in run.epochs
+        }
+        last = run.epochs[-1][0] if run.epochs else 0
+        points[last] = {**points.get(last, {}), **results}
+        self._write(name, config=dict(run.settings), points=points)
+        done = json.loads(self._marks.read_text("utf-8")) if self._marks.exists() else {}
+        fresh = self._marks.with_suffix(f".{os.getpid()}.new")
+        fresh.write_text(json.dumps({**done, run.id: name}, indent=1), encoding="utf-8")
+        fresh.replace(self._marks)
+
+    def conclude(self, conclusion: Conclusion) -> None:
+        """Write the answer and the verdicts as the settings of a run of that name."""
+        verdicts = {f"verdict {i}": text for i, text in enumerate(conclusion.verdicts, start=1)}
+        self._write("answer", config={"answer": conclusion.answer, **verdicts}, points={0: {}})
+
+    def _runs(self) -> list[Any]:
+        try:
+            return [*self._trackio.Api().runs(self._project)]
+        except ValueError:  # of a project that nothing was written to
+            return []
+
+    def _write(
+        self, name: str, *, config: dict[str, str], points: dict[int, dict[str, float]]
+    ) -> None:
+        with _needing("trackio"), redirect_stdout(StringIO()):
+            for left in self._runs():
+                if left.name == name:
+                    left.delete()
+            self._trackio.init(
+                project=self._project,
+                name=name,
+                config=config,
+                embed=False,
+                auto_log_cpu=False,
+                auto_log_gpu=False,
+            )
+            for step, values in points.items():
+                self._trackio.log(values, step=step)
+            self._trackio.finish()
+
+
+KNOWN: dict[str, Callable[[str, str], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "trackio": Trackio,
+}
+
+
+def _sqlite(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+
+
+def _slug(text: str) -> str:
+    """Write a name as one that any file system takes.
+
+    >>> _slug("digits / l1-filter 0.5 / <b>"), _slug("...")
+    ('digits-l1-filter-0.5-b', 'study')
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:SLUG].replace("--", "-") or "study"
+
+
+def _as_list(settings: Any) -> str:
+    return "\n".join(f"- {name}: `{value}`" for name, value in settings.items())
