@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,6 @@ UNSEEN = re.compile(
 
 def hostile(name: str) -> list[Run]:
     """Make the runs of a study whose every name is the given one."""
-    from dataclasses import replace
-
     return [
         replace(
             run,
@@ -196,3 +195,55 @@ def test_what_people_write_stays_as_it_is() -> None:
     ):
         assert visible(text) == text
     assert make_arm("fine-tune", [97.0])[0].arm == "fine-tune"
+
+
+@pytest.mark.parametrize("kind", ["markup", "directions", "controls", "quotes", "not-latin"])
+def test_cards_and_inspections_of_networks_show_names_as_they_are(
+    kind: str, tmp_path: Path
+) -> None:
+    from torch import nn
+
+    import regrow
+
+    name = NAMES[kind].replace(".", " ")  # which modules cannot have in a name
+    net = nn.Sequential()
+    net.add_module(name, nn.Conv2d(1, 4, 3))
+    net.add_module(f"{name}2", nn.Flatten())
+    net.add_module(f"{name}3", nn.Linear(4 * 36, 3))
+    assert not UNSEEN.search(str(regrow.inspect(net, (1, 1, 8, 8))))
+    cut = regrow.compress(net, (1, 1, 8, 8), sparsity=0.5, batches=())
+    card = replace(cut.card, network=name, origin=name, weights=name, caveats=[name])
+    page = card.to_markdown()
+    assert not UNSEEN.search(page)
+    assert not UNSEEN.search(str(card))
+    outside = re.sub(r"`[^`\n]*`", "", page)  # code, in which nothing is markup
+    assert "<script" not in outside
+    assert "**b**" not in outside
+    assert "`" not in outside.replace("\\`", "")
+
+
+def test_scores_on_a_page_of_the_hub_show_names_as_they_are(tmp_path: Path) -> None:
+    from regrow.own import hub
+
+    (tmp_path / "architecture.json").write_text('{"origin": {"text": "a\\"b.py:Net"}}')
+
+    class Hub:
+        class ModelCardData:
+            def __init__(self, **given: Any) -> None:
+                pass
+
+            def to_yaml(self) -> str:
+                return "a: 1"
+
+        class EvalResult:
+            def __init__(self, **given: Any) -> None:
+                pass
+
+    name = NAMES["markup"] + NAMES["controls"] + NAMES["lines"]
+    page = hub._page(
+        tmp_path, "me/net", Hub, results={name: 1.0}, dataset=name, task="image-classification"
+    )
+    (line,) = (line for line in page.splitlines() if ": 1 on" in line)
+    assert not UNSEEN.search(line)
+    assert "<script" not in line
+    assert 'code="a\\"b.py:Net"' in page

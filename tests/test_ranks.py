@@ -2,7 +2,8 @@
 
 Friedman, Iman and Davenport, and the critical difference: the worked example of Demsar, Statistical
 Comparisons of Classifiers over Multiple Data Sets, JMLR 7, 2006, sections 3.2.2 and Table 6.
-Equivalence: the example of the R package TOSTER on R's data set ``sleep`` (Student, 1908).
+Equivalence: the example of the R package TOSTER on R's data set ``sleep`` (Student, 1908), as its
+vignette "IntroTOSTt" prints it.
 """
 
 import importlib.util

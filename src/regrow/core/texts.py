@@ -32,6 +32,25 @@ def one_line(text: str) -> str:
     return "".join(c if c not in "\t\n" else repr(c)[1:-1] for c in visible(text))
 
 
+def markdown_text(text: str) -> str:
+    r"""Escape what Markdown or a browser would read as markup, or as the end of a table's cell.
+
+    >>> markdown_text("**b** <i> | a_b")
+    '\\*\\*b\\*\\* &lt;i&gt; \\| a\\_b'
+    """
+    escaped = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", text)
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def code_span(text: str) -> str:
+    """Write a name as Markdown shows code; within it nothing is markup but its own quote.
+
+    >>> code_span("a`b\\nc")
+    "`a'b\\\\nc`"
+    """
+    return f"`{one_line(text).replace('`', chr(39))}`"
+
+
 def _written_out(character: str) -> str:
     if unicodedata.category(character) not in _UNSEEN or character in _JOINERS:
         return character

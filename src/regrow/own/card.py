@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from regrow.core.texts import code_span, markdown_text, visible
 from regrow.cost.forecast import forecast
 from regrow.cost.latency import batched, turns
 from regrow.cost.memory import peak_bytes
@@ -167,7 +168,8 @@ class Card:
             *self._speedups(),
             str(self.proof),
         ]
-        return "\n".join([*lines, *(f"{file}: {text}" for file, text in self.exports.items())])
+        files = [f"{file}: {text}" for file, text in self.exports.items()]
+        return visible("\n".join([*lines, *files]))
 
     def to_markdown(self) -> str:
         """Write the card as a page."""
@@ -179,28 +181,32 @@ class Card:
             f"{name.replace('_', ' ')} {_worded(value)}" for name, value in self.asked.items()
         )
         about = ", ".join(f"{name} {value}" for name, value in self.machine.items())
-        origin = f" ({self.origin})" if self.origin else ""
-        files = "\n".join(f"- `{file}`: {text}" for file, text in self.exports.items())
+        origin = f" ({markdown_text(self.origin)})" if self.origin else ""
+        files = "\n".join(
+            f"- {code_span(file)}: {markdown_text(text)}" for file, text in self.exports.items()
+        )
+        whole = [f"- {code_span(name)}: {markdown_text(why)}" for name, why in self.whole.items()]
+        widths = [f"{code_span(name)} {old} to {new}" for name, (old, new) in self.widths.items()]
         parts = [
-            f"# {self.network}{origin}, cut",
-            f"Asked for: {settings}. Input: {self.inputs}."
-            + (f" Weights: {self.weights}." if self.weights else ""),
+            f"# {markdown_text(self.network)}{origin}, cut",
+            f"Asked for: {markdown_text(settings)}. Input: {markdown_text(self.inputs)}."
+            + (f" Weights: {markdown_text(self.weights)}." if self.weights else ""),
             "\n".join(table),
             *([" ".join(unmeasured)] if unmeasured else []),
             " ".join(self._speedups()),
             "## Proof",
-            str(self.proof),
+            markdown_text(str(self.proof)),
             *(["## Files", files] if files else []),
             "## Widths",
-            _listed([f"`{name}` {old} to {new}" for name, (old, new) in self.widths.items()]),
+            _listed(widths),
             "## Kept whole",
-            "\n".join(f"- `{name}`: {why}" for name, why in self.whole.items()) or "Nothing.",
+            "\n".join(whole) or "Nothing.",
             "## How it was measured",
             PROTOCOL,
-            *(f"Not counted: {caveat}." for caveat in self.caveats),
+            *(f"Not counted: {markdown_text(caveat)}." for caveat in self.caveats),
             f"*{self.date}; {about}; regrow {self.version}.*",
         ]  # fmt: skip
-        return "\n\n".join(parts) + "\n"
+        return visible("\n\n".join(parts) + "\n")
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
         rows = [("", "before", "after", "left")]

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from regrow.core.texts import markdown_text, one_line
 from regrow.errors import ConfigError, DataError, StoreError, short
 from regrow.models.libraries import package
 from regrow.models.origins import ModelOrigin
@@ -141,7 +142,10 @@ def _page(
     )
     told = source / PAGE
     about = told.read_text(encoding="utf-8") if told.is_file() else f"# {name}\n"
-    scores = [f"- {metric}: {value:g} on {dataset}" for metric, value in found.items()]
+    of_data = markdown_text(one_line(str(dataset)))
+    scores = [
+        f"- {markdown_text(metric)}: {value:g} on {of_data}" for metric, value in found.items()
+    ]
     parts = [
         f"---\n{data.to_yaml()}\n---",
         about.strip(),
@@ -154,7 +158,7 @@ def _page(
 def _code(source: Path) -> str:
     """Return the argument of ``load`` that names the network's own code, if it has some."""
     text = _read(source / ARCHITECTURE).get("origin", {}).get("text", "")
-    return f', code="{text}"' if text and ModelOrigin(text).kind == "code" else ""
+    return f", code={json.dumps(text)}" if text and ModelOrigin(text).kind == "code" else ""
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from regrow.core.texts import visible
 from regrow.cost import Counted, count
 from regrow.errors import ConfigError, TraceError
 from regrow.models.inputs import inputs_of
@@ -71,7 +72,7 @@ class Inspection:
             *self._forest(),
         ]
         if not self.whole:
-            return "\n".join([*lines, "", "Nothing is kept whole."])
+            return visible("\n".join([*lines, "", "Nothing is kept whole."]))
         reasons: dict[str, list[Whole]] = {}
         for layer in sorted(self.whole, key=lambda layer: -layer.parameters):
             reasons.setdefault(layer.why, []).append(layer)
@@ -80,7 +81,7 @@ class Inspection:
         for why, layers in reasons.items():
             share = self._share(sum(layer.parameters for layer in layers), _macs(layers))
             lines += [f"  {_listed([layer.name for layer in layers])}: {share}", f"  `- {why}"]
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
     def _forest(self) -> list[str]:
         if not self.groups:

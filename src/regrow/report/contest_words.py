@@ -230,7 +230,7 @@ def _tables(contest: Contest) -> Iterator[Extra]:
             "method",
             *(("arm",) if chosen else ()),
             *(metric.head, "95% interval", "n"),
-            *(("validation",) if held_out else ()),
+            *((f"{metric.head} on validation",) if held_out else ()),
             *(costs, "before", "training FLOPs"),
         ),
         rows=tuple(

@@ -59,8 +59,8 @@ def tuning(runs: Sequence[Run]) -> tuple[Extra, ...]:
             name="tuning",
             title="Tuned arms",
             columns=(
-                *("pruned by", "arm", "trials", "chosen", "validation", "training FLOPs"),
-                "expected validation of 1, 2, ... trials",
+                *("pruned by", "arm", "trials", "chosen", "score on validation", "training FLOPs"),
+                "expected score on validation of 1, 2, ... trials",
             ),
             rows=tuning_words(rows),
             about=TUNED,

@@ -4,7 +4,6 @@ All three show the same figures, worded by ``regrow.report.words``. Only the Mar
 date, machine and command.
 """
 
-import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from regrow.core.texts import markdown_text
 from regrow.report import words
 from regrow.report.answer import sentence
 from regrow.report.budget_words import how, sentences
@@ -60,6 +60,7 @@ TESTS = (
     "the margin, or its own training loss still falls clearly at the last learning rate."
 )
 COUNTED = "an exact binomial test over all seeds, and "
+_md = markdown_text  # in every line of a page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,12 +335,6 @@ def _md_table(block: TableBlock) -> Iterator[str]:
         for i, row in enumerate(rows):
             cells = [_md(cell) for cell in ("" if i else cut, *row)]
             yield f"| {' | '.join(cells)} |"
-
-
-def _md(text: str) -> str:
-    """Escape what Markdown or a browser would read as markup, or as the end of a table's cell."""
-    escaped = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", text)
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _tex_table(block: TableBlock, *, label: str) -> str:

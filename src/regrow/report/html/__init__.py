@@ -13,6 +13,7 @@ from pathlib import Path
 from regrow.report import Report
 from regrow.report.answer import answers, cautions, no_answer
 from regrow.report.budget_gains import at_largest, rows_of
+from regrow.report.crossing import winner_changes, winner_line
 from regrow.report.html.budgets import budget_headlines, budget_section
 from regrow.report.html.checklist import checklist
 from regrow.report.html.curves import (
@@ -116,6 +117,13 @@ def _headlines(report: Report) -> Iterator[Headline]:
             short=found.short,
             text=found.text[:1].upper() + found.text[1:],
             tone=_tone(found.short),
+        )
+    for line in winner_line(verdicts):
+        yield Headline(
+            question="Does the winner hang on the retraining?",
+            short="Yes" if winner_changes(verdicts) else "No",
+            text=line,
+            tone="open" if winner_changes(verdicts) else "flat",
         )
     yield from method_headlines(contests)
 

@@ -1,7 +1,7 @@
 """The items of the NeurIPS paper checklist, answered as far as records can answer them.
 
-The items are those of 2025 (neurips.cc/public/guides/PaperChecklist), in words of our own. An item
-that no record speaks of is left to the authors, and says so.
+The sixteen items are those of 2025 (neurips.cc/public/guides/PaperChecklist), in their order and in
+words of our own. An item that no record speaks of is left to the authors, and says so.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from regrow.report.html.evidence import StudyEvidence
 from regrow.report.rows import Run
 
 FOR_AUTHORS = "for the authors"
-_UNRECORDED = (
-    "Theory, assumptions and proofs",
+_THEORY = "Theory, assumptions and proofs"
+_LATER = (  # items 9 to 16
     "Code of ethics",
     "Broader impacts",
     "Safeguards",
@@ -21,7 +21,7 @@ _UNRECORDED = (
     "New assets",
     "Crowdsourcing and research with people",
     "Approval by an institutional review board",
-    "Use of large language models",
+    "Use of large language models in the method",
 )
 Item = tuple[str, str, Tone, str]
 
@@ -31,25 +31,34 @@ def checklist(report: Report, runs: Sequence[Run], evidence: StudyEvidence) -> P
     items = [
         _claims(report),
         _limitations(report),
+        _unrecorded(_THEORY),
         _reproducible(report, evidence),
         _open(report),
         _settings(report),
         _significance(report, runs),
         _resources(report, evidence),
-        *((name, FOR_AUTHORS, "", "No record speaks of it.") for name in _UNRECORDED),
+        *map(_unrecorded, _LATER),
     ]
     table = PageTable(
         title="What the records answer",
         columns=("item", "answer", "by what"),
         rows=tuple(
-            (PageCell(text=name), PageCell(text=answer, tone=tone), PageCell(text=why))
-            for name, answer, tone, why in items
+            (
+                PageCell(text=f"{number}. {name}", value=float(number)),
+                PageCell(text=answer, tone=tone),
+                PageCell(text=why),
+            )
+            for number, (name, answer, tone, why) in enumerate(items, start=1)
         ),
         words=("answer", "by what"),
         about="'Yes' speaks of what this study's records hold. Whether the paper says it too, and "
         "whatever no record can know, is for its authors.",
     )
     return PageSection(name="checklist", title="NeurIPS checklist", blocks=(table,))
+
+
+def _unrecorded(name: str) -> Item:
+    return name, FOR_AUTHORS, "", "No record speaks of it."
 
 
 def _claims(report: Report) -> Item:

@@ -225,9 +225,11 @@ def layer_section(evidence: StudyEvidence, rows: RowLinks) -> Iterator[PageSecti
     for kept in evidence.kept:
         names = tuple(kept.shares)
         run = first_runs[kept.group]
+        href = rows.href(kept.group, run.arm)
         cells = [PageCell(text=run.cut)]
         cells += [
-            PageCell(text=f"{100 * s:.3g}", shade=s) for s in [*kept.shares.values()][:MOST_LAYERS]
+            PageCell(text=f"{100 * s:.3g}", shade=s, href=href)
+            for s in [*kept.shares.values()][:MOST_LAYERS]
         ]
         tables.setdefault((run.panel, kept.unit, names), []).append(tuple(cells))
     blocks: list[Block] = [

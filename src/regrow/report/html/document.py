@@ -68,13 +68,22 @@ class PageTable:
         about: str = "",
         *,
         named: int = 1,
+        hrefs: Sequence[str] = (),
     ) -> "PageTable":
-        """Make a table of plain texts."""
-        listed = [tuple(PageCell(text=text) for text in row) for row in rows]
+        """Make a table of plain texts; ``hrefs`` are where the numbers of each row lead to."""
+        texts = [tuple(row) for row in rows]
         wordy = [
             column
             for place, column in enumerate(columns)
-            if any(row[place].text and number_in(row[place].text) is None for row in listed)
+            if any(row[place] and number_in(row[place]) is None for row in texts)
+        ]
+        plain = {*columns[:named], *wordy}
+        listed = [
+            tuple(
+                PageCell(text=text, href="" if column in plain or not text else href)
+                for column, text in zip(columns, row, strict=True)
+            )
+            for row, href in zip(texts, hrefs or [""] * len(texts), strict=True)
         ]
         return cls(
             title=title,

@@ -57,7 +57,23 @@ def method_section(
     if not contests:
         return
     blocks: list[Block] = [_charts(contests, rows)]
-    blocks += [PageTable.of(t.title, t.columns, t.rows, t.about, named=t.names) for t in tables]
+    ways = {
+        **{f"methods {contest.arm}": _entrant_hrefs(contest, rows) for contest in contests},
+        **{f"pairs {contest.arm}": _pair_hrefs(contest, rows) for contest in contests},
+    }
+    for table in tables:
+        hrefs = ways.get(table.name, [])
+        hrefs = hrefs if len(hrefs) == len(table.rows) else []  # of one arm by two metrics
+        blocks.append(
+            PageTable.of(
+                table.title,
+                table.columns,
+                table.rows,
+                table.about,
+                named=table.names,
+                hrefs=hrefs,
+            )
+        )
     yield PageSection(
         name="methods",
         title="Methods against methods",
@@ -65,6 +81,32 @@ def method_section(
         "ranked.",
         blocks=tuple(blocks),
     )
+
+
+def _entrant_hrefs(contest: Contest, rows: RowLinks) -> list[str]:
+    """Link each method's line to its records, in the order of the table."""
+    return [_href(entrant, rows) for level in contest.levels for entrant in level.entrants]
+
+
+def _pair_hrefs(contest: Contest, rows: RowLinks) -> list[str]:
+    """Link each comparison to the records of its first method, at the first level that has it."""
+    return [
+        next(
+            (
+                href
+                for level in contest.levels
+                if verdict.where in ("", level.name) or contest.averages
+                for entrant in level.entrants
+                if entrant.method == verdict.arm and (href := _href(entrant, rows))
+            ),
+            "",
+        )
+        for verdict in contest.main
+    ]
+
+
+def _href(entrant: Entrant, rows: RowLinks) -> str:
+    return rows.href(entrant.runs[0].group, entrant.runs[0].arm) if entrant.runs else ""
 
 
 def _charts(contests: Sequence[Contest], rows: RowLinks) -> Charts:
@@ -120,7 +162,6 @@ def _point(entrant: Entrant, level: Level, metric: Metric, rows: RowLinks) -> Ch
     interval = ""
     if entrant.low is not None and entrant.high is not None:
         interval = f", 95% {entrant.low:.{metric.digits}f} to {entrant.high:.{metric.digits}f}"
-    first = entrant.runs[0] if entrant.runs else None
     return ChartPoint(
         x=entrant.cost,
         y=entrant.mean,
@@ -128,5 +169,5 @@ def _point(entrant: Entrant, level: Level, metric: Metric, rows: RowLinks) -> Ch
         high=entrant.high,
         text=f"{entrant.method} ({level.amount}): {entrant.mean:.{metric.digits}f}{interval}, "
         f"n = {entrant.n}",
-        href=rows.href(first.group, first.arm) if first is not None else "",
+        href=_href(entrant, rows),
     )
