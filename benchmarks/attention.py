@@ -1,7 +1,8 @@
 """What a cut left of attention and of feed-forward widths, seen from outside.
 
 An attention is a product of probabilities (a softmax of anything that is computed) and values; its
-heads are cut if fewer numbers are read as values. Feed-forward layers are told by their names.
+heads are cut if fewer numbers come out: heads may share their values. Feed-forward layers are told
+by their names.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ FEED_FORWARD = re.compile(
 )
 
 
-class _Values(OperationMode):
-    """Note how many numbers each attention reads as values, in order."""
+class _Attentions(OperationMode):
+    """Note how many numbers come out of each attention, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class _Values(OperationMode):
         name = operation.overloadpacket.__name__
         tensors = [x for x in args if isinstance(x, Tensor)]
         if name.startswith("_scaled_dot_product") or name == "scaled_dot_product_attention":
-            self.sizes.append(tensors[2].numel())
+            self.sizes.append((result[0] if isinstance(result, tuple) else result).numel())
             return result
         known = [x in self._probable for x in tensors]
         if name in SOFTMAX or (any(known) and name.rstrip("_") in PASSES):
@@ -53,15 +54,15 @@ class _Values(OperationMode):
                 if isinstance(value, Tensor):
                     self._probable[value] = True
         elif name in ("bmm", "baddbmm") and any(known[-2:]):
-            self.sizes.append(tensors[-2 if known[-1] else -1].numel())
+            self.sizes.append(result.numel())
         return result
 
 
-def values_read(net: nn.Module, example: Any) -> list[int]:
-    """Return how many numbers each attention of a network reads as values."""
+def attended(net: nn.Module, example: Any) -> list[int]:
+    """Return how many numbers come out of each attention of a network."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    mode = _Values()
+    mode = _Attentions()
     try:
         with mode:
             called(net, example)
@@ -83,7 +84,7 @@ def widths(net: nn.Module) -> dict[str, int]:
 
 def cuts(net: nn.Module, small: nn.Module, example: Any) -> dict[str, list[int]]:
     """Return how many attentions and feed-forward parts are narrower, and how many there are."""
-    before, after = values_read(net, example), values_read(small, example)
+    before, after = attended(net, example), attended(small, example)
     if not before:
         return {}
     told = {"attention": [0, len(before)]}

@@ -33,6 +33,7 @@ _ROOMS = {
     "study_run": ("run_study",),
     "surgery": ("shrink", "silence", "trace", "verify"),
     "surgery.architecture": ("Architecture", "load", "save"),
+    "surgery.fold": ("fold",),
     "surgery.mask": ("Mask",),
     "train": ("MaskUpdates", "Moment", "Recipe", "Training", "Treatment", "evaluate", "fit"),
 }

@@ -27,6 +27,7 @@ from regrow.pruning.targets import measure_cost
 from regrow.surgery import prove, shrink, trace
 from regrow.surgery.architecture import Architecture
 from regrow.surgery.edit import cut_record
+from regrow.surgery.fold import fold
 from regrow.tasks import Metric
 from regrow.train.function import Allowance, TrainFunction, Unit
 
@@ -186,6 +187,7 @@ class OwnPrune(Keyed):
     def _prove(self, architecture: Architecture) -> None:
         """Prove the cuts of a folder on the network that is compared, whose code is here."""
         network = self.base.given() if self.base.is_given else self.base.fresh(self.seed)
+        network = fold(network) if architecture.folded else network
         for mask in architecture.cuts:
             traced = trace(network, self.base.example, keep=architecture.keep)
             prove(network, mask, traced)

@@ -1,7 +1,7 @@
 """A network of one's own as jobs are given it: its code, what it takes, and its weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -142,10 +142,7 @@ class CutFolder:
                 f"{network.origin!r}. Name the one that it was cut from, with its arguments."
             )
         weights, _ = load_tensors(folder / WEIGHTS)
-        cut = Architecture(
-            model=network.origin, shape=network.inputs, cuts=read.cuts, keep=read.keep
-        )
-        return cut, weights
+        return replace(read, model=network.origin, shape=network.inputs), weights
 
 
 def _cuts_digest(value: Mapping[str, Any]) -> str:

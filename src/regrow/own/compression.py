@@ -26,6 +26,7 @@ from regrow.pruning.select import select
 from regrow.surgery import Proof, Trace, shrink, trace, verify
 from regrow.surgery.alive import called
 from regrow.surgery.architecture import Architecture, load, save
+from regrow.surgery.fold import fold
 from regrow.surgery.mask import Mask
 
 CARD, PAGE = "card.json", "card.md"
@@ -139,6 +140,7 @@ def compress(
     refuse_meta(network)
     inputs = inputs_of(example)
     method = general_method(criterion, scope=scope, allocation=allocation)
+    given, network = network, _folded(network, on_step)
     on_step("Following the channels")
     traced = trace(network, inputs.example() if _is_text(example) else example, keep=keep)
     options: dict[str, Any] = {"rounds": rounds, "multiple_of": multiple_of, **amount}
@@ -153,8 +155,17 @@ def compress(
     card = replace(cut.card, inputs=str(inputs), asked=settings, weights=weights)
     if model_origin is None:
         return replace(cut, card=card)
-    architecture = Architecture(model=model_origin, shape=inputs, cuts=(mask,), keep=tuple(keep))
+    kept: dict[str, Any] = {"keep": tuple(keep), "folded": network is not given}
+    architecture = Architecture(model=model_origin, shape=inputs, cuts=(mask,), **kept)
     return replace(cut, card=replace(card, origin=model_origin.text), architecture=architecture)
+
+
+def _folded(network: nn.Module, on_step: Callable[[str], None]) -> nn.Module:
+    """Fold a network's weights, and say so if there are any that a norm computes."""
+    folded = fold(network)
+    if folded is not network:
+        on_step("Writing weights that weight or spectral norms compute as plain weights")
+    return folded
 
 
 def _is_text(example: Any) -> bool:

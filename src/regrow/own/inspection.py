@@ -14,6 +14,7 @@ from regrow.pruning.layers import Pruned
 from regrow.pruning.method import SCOPES, Method
 from regrow.pruning.select import select
 from regrow.surgery import Group, Trace, trace
+from regrow.surgery.fold import fold
 
 LAYERS_SHOWN = 6  # of one role in a group
 
@@ -144,11 +145,12 @@ def inspect(network: nn.Module, example: Any, *, keep: Sequence[str] = ()) -> In
     refuse_meta(network)
     inputs = inputs_of(example)
     tensors = inputs.example() if isinstance(example, str | type(inputs)) else example
+    kind, network = type(network).__name__, fold(network)
     traced = trace(network, tensors, keep=keep)
     counted = count(network, traced.example)
     parameters, macs = _half(network, traced, counted)
     return Inspection(
-        network=type(network).__name__,
+        network=kind,
         inputs=str(inputs),
         parameters=counted.cost.parameters,
         macs=counted.cost.macs,

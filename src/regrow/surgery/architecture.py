@@ -32,6 +32,7 @@ from regrow.models import MODELS, ModelSpec, build, example_input, is_origin
 from regrow.models.inputs import Inputs, inputs_of
 from regrow.models.origins import ModelOrigin
 from regrow.surgery import Trace, shrink, trace
+from regrow.surgery.fold import fold
 from regrow.surgery.mask import Mask
 
 FORMAT = 1
@@ -47,12 +48,14 @@ class Architecture:
         model: a registered model, or any other network by where it comes from.
         shape: of one example: [1, C, H, W], [1, features], [1, tokens]; or its ``Inputs``.
         keep: the modules that were asked to be kept whole (see ``trace``).
+        folded: whether weights that norms of PyTorch compute are plain ones in it (see ``fold``).
     """
 
     model: ModelSpec | ModelOrigin
     shape: tuple[int, ...] | Inputs
     cuts: tuple[Mask, ...] = ()
     keep: tuple[str, ...] = ()
+    folded: bool = False
 
     def __post_init__(self) -> None:
         model, shape = self.model, self.shape
@@ -79,6 +82,7 @@ class Architecture:
 
     def cut(self, model: nn.Module) -> nn.Module:
         """Cut a network of the uncut model."""
+        model = fold(model) if self.folded else model
         for number, mask in enumerate(self.cuts):
             model = shrink(model, mask, self._traced(model, uncut=number == 0))
         return model
@@ -111,6 +115,7 @@ class Architecture:
             "format": FORMAT,
             **({"units": units} if set(units) - {"channel"} else {}),
             **({"keep": list(self.keep)} if self.keep else {}),
+            **({"folded": True} if self.folded else {}),
             "origin" if isinstance(self.model, ModelOrigin) else "model": self.model.to_json(),
             **(
                 {"inputs": self.shape.to_json()}
@@ -160,6 +165,7 @@ class Architecture:
                 ),
                 cuts=cuts,
                 keep=tuple(value.get("keep", ())),
+                folded=bool(value.get("folded", False)),
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError) as error:
             raise StoreError(

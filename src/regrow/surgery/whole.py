@@ -87,7 +87,10 @@ def _reason(name: str, painter: Painter, classes: Classes) -> str:
         return COMPILED
     if PARAMETRIZED in name:
         weight = name.split(PARAMETRIZED)[1].split(".")[0]
-        return f"its {weight} is computed from other parameters (torch.nn.utils.parametrize)"
+        return (
+            f"its {weight} is computed from other parameters (torch.nn.utils.parametrize): "
+            "regrow.fold(network) makes it a plain one, if a norm of PyTorch computes it"
+        )
     if name in painter.computed:
         return painter.computed[name]
     for mark in painter.marks:

@@ -1,0 +1,97 @@
+"""Weights that PyTorch's weight norm, spectral norm and the like compute, written as plain weights.
+
+A layer whose weight is computed of other parameters has no channels of its own to cut: the norm of
+a row runs over what it reads, and a spectral norm over all. Folded, it computes the same from the
+weight itself, and what is left of it after a cut is exactly what was there. Its norm no longer
+holds when it is trained on; apply it again to the smaller network where it is to.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from regrow.surgery.cut import duplicate, replace_
+from regrow.surgery.tape import evaluating
+
+_OF_TORCH = "torch.nn.utils.parametrizations"
+
+
+def fold(network: nn.Module) -> nn.Module:
+    """Return a network in which weights that PyTorch's own norms compute are plain parameters.
+
+    Those are ``weight_norm``, ``spectral_norm`` and ``orthogonal`` of
+    ``torch.nn.utils.parametrizations``, and the hooks of the same names in ``torch.nn.utils``. The
+    network itself stays as it was; it is returned if there is nothing to fold.
+
+    >>> net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    >>> sorted(name for name, _ in fold(net).named_parameters())
+    ['0.bias', '0.weight']
+    """
+    if not any(_tensors(module) or _hooks(module) for module in network.modules()):
+        return network
+    folded = duplicate(network)
+    with torch.no_grad(), evaluating(folded):
+        replace_(folded, {m: _plain(m) for m in folded.modules() if _tensors(m)})
+        folded = _plain(folded) if _tensors(folded) else folded
+        for module in folded.modules():
+            for number, hook in _hooks(module).items():
+                _fold_hook_(module, hook)
+                del module._forward_pre_hooks[number]
+    return folded
+
+
+def _tensors(module: nn.Module) -> list[str]:
+    """Name the computed tensors of a module, if PyTorch's own parametrizations compute them all."""
+    if not parametrize.is_parametrized(module):
+        return []
+    lists: nn.ModuleDict = module.parametrizations  # type: ignore[assignment]
+    steps = [step for own in lists.values() for step in own]  # type: ignore[attr-defined]
+    own = all(type(step).__module__ == _OF_TORCH for step in steps)
+    return list(lists) if own else []
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """Return a module of the class that it was of, with computed tensors as parameters."""
+    kind: Any = type(module).__mro__[1]  # what the parametrized class was made of
+    plain: nn.Module = kind.__new__(kind)
+    lists: Any = module.parametrizations
+    plain.__dict__ = dict(vars(module))
+    plain._parameters = dict(module._parameters)
+    plain._modules = {n: m for n, m in module._modules.items() if n != "parametrizations"}
+    for name in _tensors(module):
+        value = getattr(module, name)
+        trained = any(parameter.requires_grad for parameter in lists[name].parameters())
+        plain._parameters[name] = nn.Parameter(value.detach().clone(), requires_grad=trained)
+    return plain
+
+
+def _hooks(module: nn.Module) -> dict[int, WeightNorm | SpectralNorm]:
+    hooks = module._forward_pre_hooks.items()
+    return {n: hook for n, hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)}
+
+
+def _fold_hook_(module: nn.Module, hook: WeightNorm | SpectralNorm) -> None:
+    """Put the weight that a hook computes in the place of what it computes it of."""
+    name = hook.name
+    made_of: tuple[str, ...]
+    if isinstance(hook, WeightNorm):
+        weight, made_of = hook.compute_weight(module), ("_g", "_v")
+    else:
+        weight = hook.compute_weight(module, do_power_iteration=False)
+        made_of = ("_orig", "_u", "_v")
+        for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+            for number in [n for n, h in hooks.items() if "SpectralNorm" in _kind(h)]:
+                del hooks[number]
+    trained = getattr(module, name + made_of[0]).requires_grad
+    for part in made_of:
+        delattr(module, name + part)
+    delattr(module, name)
+    module.register_parameter(name, nn.Parameter(weight.detach().clone(), requires_grad=trained))
+
+
+def _kind(hook: object) -> str:
+    return type(getattr(hook, "hook", hook)).__name__
