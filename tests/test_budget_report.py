@@ -13,6 +13,7 @@ from scipy import stats
 
 from budget_runs import ARMS, make_arm, make_study
 from regrow.report import Report, page_of, summarise, write
+from regrow.report.answer import answer
 from regrow.report.budget_figures import score_points, score_range
 from regrow.report.budget_gains import Gains, at_largest
 from regrow.report.budget_words import answers, schedule_notes, sentence, short
@@ -324,6 +325,14 @@ def test_networks_with_other_largest_budgets_meet_at_their_own() -> None:
     assert {v.group.split("/")[2] for v in main} == {"16 epochs", "4 epochs"}
 
 
+def test_one_budget_is_asked_as_in_any_study() -> None:
+    found = verdicts(make_study({4: FALLING[4]}), margin=MARGIN)
+    assert {(v.question.at, v.question.main) for v in found} == {("", True)}
+    assert "Is training from scratch (scratch-b) as good as fine-tuning (fine-tune)? No" in answer(
+        found
+    )
+
+
 # Schedules ----------------------------------------------------------------------------------------
 
 
@@ -458,6 +467,29 @@ def test_the_page_has_both_charts_with_every_budget_and_links(
         tables.count("Is training from scratch (scratch-b) as good as fine-tuning (fine-tune)?")
         == 1
     )
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_a_study_that_has_hardly_begun_is_written_too(done: int, tmp_path: Path) -> None:
+    """Nothing done, or the smallest budget of three; or two, of which the second has one seed."""
+    kept = {0: {}, 1: {2: 3}, 2: {2: 3, 4: 1}}[done]
+    runs = [
+        r if r.seed < kept.get(r.training_budget or 0, 0)
+        else replace(r, status="missing", score=None, epochs=None, training_flops=None)
+        for r in make_study({2: (3.0, 3.2, 2.9), 4: (1.0, 1.2, 0.9), 8: (0.1, 0.0, 0.1)})
+    ]  # fmt: skip
+    report = write(
+        runs, tmp_path, title="t", command="c", machine="m", date="2026-11-26", draw=done == 1
+    )
+    evidence = StudyEvidence(
+        runs=tuple(RunEvidence(key=str(i), file=tmp_path, done=r.done) for i, r in enumerate(runs))
+    )
+    page = document_of(report, runs, evidence, tmp_path, settings={})
+    section = next(section for section in page.sections if section.name == "budgets")
+    charts = next(block for block in section.blocks if isinstance(block, Charts)).charts
+    assert all(0 <= at <= 340 for at, _ in draw(charts[0]).x_ticks)
+    assert page.headlines[0].short == ("Not run", "At no tried budget", "Cannot be told")[done]
+    assert ("Not run: 4 and 8 epochs." in report.answer) == (done == 1)
 
 
 # How often claims are false -----------------------------------------------------------------------

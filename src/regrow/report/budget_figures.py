@@ -47,6 +47,8 @@ def draw_budgets(curves: Sequence[Curve], folder: Path) -> list[SavedFigure]:
         for metric in dict.fromkeys(curve.metric for curve in curves):
             of_metric = [curve for curve in curves if curve.metric == metric]
             for number, part in enumerate(_parts(of_metric)):
+                if not any(score_points(curve, arm) for curve in part for arm in curve.arms):
+                    continue
                 suffix = f"-{number + 1}" if number else ""
                 key = metric.key.replace("_", "-")
                 saved.append(

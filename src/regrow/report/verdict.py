@@ -218,13 +218,25 @@ def num_cells(num: int, *, of: int) -> str:
 
 
 def _budgets_in_words(runs: Sequence[Run]) -> dict[tuple[str, ...], tuple[str, bool]]:
-    """Word for each panel the budget that it is asked at, and whether it is the largest one."""
+    """Word for each panel the budget that it is asked at, and whether it is the largest one.
+
+    Empty where a network has one budget alone.
+    """
     largest = {run.panel: run.training_budget for run in at_largest(runs)}
     several = len(set(largest.values())) > 1
-    words = {run.panel: (f"at {epochs_in_words(run.training_budget)}", False) for run in runs}
-    for panel, budget in largest.items():
-        size = "of each network" if several else f"({epochs_in_words(budget)})"
-        words[panel] = ("" if budget is None else f"at the largest budget {size}", True)
+    budgets: dict[tuple[str, ...], set[int | None]] = {}
+    for run in runs:
+        budgets.setdefault((run.data, run.model), set()).add(run.training_budget)
+    words = {}
+    for run in runs:
+        budget = run.training_budget
+        if len(budgets[run.data, run.model]) == 1:
+            words[run.panel] = "", True
+        elif run.panel in largest:
+            size = "of each network" if several else f"({epochs_in_words(budget)})"
+            words[run.panel] = f"at the largest budget {size}", True
+        else:
+            words[run.panel] = f"at {epochs_in_words(budget)}", False
     return words
 
 

@@ -125,7 +125,8 @@ def draw(chart: Chart) -> DrawnChart:
     """Place everything that a chart shows."""
     drawn = DrawnChart()
     points = [point for series in chart.series for point in series.points]
-    place_x, drawn.x_ticks = _x_axis(chart, [point.x for point in points])
+    on_axis = [*(point.x for point in points), *(at for at, _, _ in chart.ticks)]
+    place_x, drawn.x_ticks = _x_axis(chart, on_axis)
     place_y, drawn.y_ticks = _y_axis(chart, points)
     drawn.below = [(place_x(at), text) for at, _, text in chart.ticks if text]
     foot, head = HEIGHT - BOTTOM, TOP
