@@ -265,7 +265,7 @@ def test_a_rate_of_ones_own_takes_the_place_of_a_multiple() -> None:
     ("fields", "message"),
     [
         ({"last_rates": 0}, "'last_rates' of the arm 'a' must be a number above 0.*Got 0"),
-        ({"last_rates": 2.0, "lr": 0.1}, "has both an 'lr' and 'last_rates'"),
+        ({"last_rates": 2.0, "lr": 0.1}, "has both 'lr' and 'last_rates'"),
     ],
 )
 def test_a_multiple_of_the_last_rate_must_be_one(fields: dict[str, Any], message: str) -> None:
@@ -291,3 +291,90 @@ def test_a_budget_of_the_pipeline_pays_for_the_parent_and_its_fine_tuning() -> N
     with pytest.raises(ConfigError, match="share must be a number above 0"):
         read_arm({"name": "mine", "start": "random", "budget": "pipeline"})
     assert read_arm({"name": "scratch-pipeline", "epochs": 3}).budget.kind == "epochs"
+
+
+# Shares and multiples, for recipes of any length --------------------------------------------
+
+
+def test_a_multiple_of_the_peak_needs_no_last_rate() -> None:
+    linear = Recipe(epochs=8, lr=1.5, schedule="linear", warmup_share=0.25, warmup_start=0.2)
+    constant = read_arm({"name": "fine-tune", "peak_rates": 0.01})
+    check_arm(constant, linear)
+    low = constant.recipe(linear, 2)
+    assert [low.lr_at(epoch, place=place, steps=4) for epoch in (0, 1) for place in (0, 3)] == [
+        pytest.approx(0.015)
+    ] * 4
+    falling = read_arm(
+        {
+            "name": "falling",
+            "like": "fine-tune",
+            "schedule": "linear",
+            "peak_rates": 0.1,
+            "warmup_share": 0,
+        }
+    )
+    check_arm(falling, linear)
+    tuned = falling.recipe(linear, 2)
+    rates = [tuned.lr_at(epoch, place=place, steps=4) for epoch in (0, 1) for place in range(4)]
+    assert rates == pytest.approx([0.15 * (1 - step / 8) for step in range(8)])
+    assert read_arm({"name": "fine-tune-10x", "peak_rates": 0.1}).last_rates is None
+
+
+def test_a_warm_up_of_an_arm_takes_the_place_of_the_recipes() -> None:
+    recipe = Recipe(epochs=8, warmup_epochs=2)
+    arm = read_arm({"name": "again", "like": "lr-rewind", "warmup_share": 0.5})
+    warmed = arm.recipe(recipe, 8)
+    assert (warmed.warmup_epochs, warmed.warmup_share) == (0, 0.5)
+    none = read_arm({"name": "again", "like": "lr-rewind", "warmup_share": 0})
+    assert none.recipe(recipe, 8).lr_at(0) == recipe.lr
+    assert ARMS.get("lr-rewind").recipe(recipe, 8).lr_at(0) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"peak_rates": 0}, "'peak_rates' of the arm 'a' must be a number above 0, by which"),
+        ({"peak_rates": "x"}, "Got 'x'"),
+        ({"peak_rates": 0.1, "lr": 0.1}, "has both 'lr' and 'peak_rates'"),
+        ({"peak_rates": 0.1, "last_rates": 1}, "has both 'last_rates' and 'peak_rates'"),
+        ({"warmup_share": 1}, r"'warmup_share' of the arm 'a' must be a share.*\[0, 1\). Got 1"),
+        ({"warmup_share": 0.1, "schedule": "last-rate"}, "at one learning rate, so it has no warm"),
+        ({"epoch_share": 0.5}, "has an 'epoch_share' to rewind to .0.5., so its 'start' must be"),
+        ({"epoch_share": -1, "start": "rewound"}, "must be a share of training"),
+        ({"epoch_share": 0.5, "epoch": 2, "start": "rewound"}, "both 'epoch' and 'epoch_share'"),
+        ({"start": "rewound"}, "needs an 'epoch' to rewind to.* or an 'epoch_share'"),
+        ({"schedule_share": 0.5, "schedule_epoch": 2}, "both 'schedule_epoch' and 'schedule_sh"),
+        ({"schedule_share": 0.5, "schedule": "last-rate"}, "to enter at 'schedule_share' 0.5"),
+    ],
+)
+def test_shares_and_multiples_that_cannot_be_meant_are_refused(
+    fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Arm(**{"name": "a", "start": "inherited", "budget": EQUAL_FLOPS, **fields})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "why"),
+    [
+        ("linear", "the schedule 'linear' has none: it changes at each update and ends at zero"),
+        ("cosine-by-step", "it changes at each update and ends at zero.* 'peak_rates' .0.01"),
+        ("one-cycle", "it changes at each update. Give"),
+    ],
+)
+def test_a_last_rate_of_zero_is_refused_by_its_name(schedule: str, why: str) -> None:
+    for name in ("fine-tune", "fine-tune-10x"):
+        with pytest.raises(ConfigError, match=why):
+            check_arm(ARMS.get(name), Recipe(schedule=schedule))
+
+
+def test_shares_of_training_become_epochs_beside_a_recipe() -> None:
+    late = read_arm({"name": "late", "start": "rewound", "epoch_share": 0.1})
+    assert [late.within(epochs).epoch for epochs in (160, 8, 2)] == [16, 1, 1]
+    last = read_arm({"name": "last", "like": "lr-rewind", "schedule_share": 0.75})
+    assert [last.within(epochs).first_epoch for epochs in (160, 8, 2)] == [120, 6, 1]
+    by_epoch = read_arm({"name": "last", "like": "lr-rewind", "schedule_epoch": 6})
+    assert last.within(8) == by_epoch  # so that both have the same results
+    assert by_epoch.within(8) == by_epoch
+    changed = read_arm({"name": "late", "start": "rewound", "epoch": 3}).within(8)
+    assert changed.epoch == 3

@@ -170,7 +170,7 @@ def test_what_is_left_is_estimated_with_the_teacher() -> None:
         ({"arms": [{"name": "pruned", "objective": "cross-entropy"}]}, "measured, not trained"),
         (
             {"recipe": {"schedule": "one-cycle"}, "arms": ["fine-tune"]},
-            "has none: it changes at each update. Give the arm an 'lr', or 'schedule: full'",
+            "has none: it changes at each update. Give the arm 'peak_rates'",
         ),
     ],
 )

@@ -128,7 +128,7 @@ def test_a_schedule_of_one_file_is_trained_on(tmp_path: Path) -> None:
     ]
     by_step = Recipe(schedule="square-root", epochs=2, lr=0.4)
     assert by_step.lr_at(1, place=1, steps=4) == pytest.approx(0.4 * (1 - 5 / 8) ** 0.5)
-    assert not by_step.has_last_lr
+    assert by_step.no_last_lr == "it changes at each update"
     own = {"name": "own", "start": "inherited", "schedule": "odd-half", "epochs": 2}
     recipe = {**STUDY["recipe"], "schedule": "square-root"}
     study = Study.from_json({**STUDY, "recipe": recipe, "arms": ["unpruned", own]})

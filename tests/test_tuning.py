@@ -81,7 +81,10 @@ def test_an_entry_with_tune_becomes_an_arm_for_each_trial() -> None:
         ({"name": "fine-tune", "tune": {"lr": [0.1]}}, "from 2 to 100 different numbers.*0.1"),
         ({"name": "fine-tune", "tune": {"lr": [0.1, 0.1]}}, "different numbers"),
         ({"name": "fine-tune", "tune": {"lr": [0.1, "x"]}}, "different numbers"),
-        ({"name": "fine-tune", "tune": {}}, "one of 'lr' and 'last_rates'.*neither"),
+        (
+            {"name": "fine-tune", "tune": {}},
+            "one of 'lr', 'last_rates', 'peak_rates'.*none of them",
+        ),
         ({"name": "fine-tune", "tune": {"rate": [1, 2]}}, "rate"),
         ({"name": "fine-tune", "tune": {"lr": [1, 2], "trials": 20}}, "must be 2. Got 20"),
         ({"name": "fine-tune", "tune": {"lr": [1, 2], "on": "test"}}, "never on the test set"),

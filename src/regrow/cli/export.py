@@ -29,6 +29,9 @@ def export(
     to: Annotated[Path, typer.Option(help="Folder to write the network to.", show_default=False)],
     data: Annotated[str | None, typer.Option(help="Select the row with this data set.")] = None,
     model: Annotated[str | None, typer.Option(help="Select the row with this model.")] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Select the row with this training budget, in epochs.")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="Select the row with this method.")] = None,
     sparsity: Annotated[
         float | None, typer.Option(help="Select the row with this sparsity.")
@@ -58,6 +61,7 @@ def export(
 
     labels = {"data": data, "model": model, "method": method, "target": target, "arm": arm}
     labels["sparsity"] = None if sparsity is None else f"{sparsity:g}"
+    labels["budget"] = None if budget is None else str(budget)
     labels["seed"] = None if seed is None else str(seed)
     labels_given = {axis: value for axis, value in labels.items() if value is not None}
     opened = open_store(store, create=False)

@@ -17,6 +17,7 @@ from regrow.pruning.method import METHODS
 from regrow.train import Recipe, make_objective
 from regrow.train.schedules import SCHEDULES
 
+RATES = ("lr", "last_rates", "peak_rates")  # what says an arm's learning rate, one of them
 Start = Literal["inherited", "random", "initial", "redrawn", "rewound"]
 OWN_SCHEDULES = ("full", "last-rate")  # of arms, beside those that recipes may have
 BudgetKind = Literal["none", "epochs", "share", "equal-epochs", "equal-flops", "pipeline"]
@@ -99,7 +100,8 @@ class Arm:
 
     Weights and schedule are separate questions. Rewinding weights is the start ``rewound``;
     rewinding the learning rate (Renda et al., 2020, arXiv:2003.02389) is the start ``inherited`` on
-    the ``full`` schedule, or from ``schedule_epoch`` on.
+    the ``full`` schedule, or from ``schedule_epoch`` on. What is said in shares of training, and in
+    multiples of a recipe's rates, means the same for recipes of other lengths and rates.
 
     Attributes:
         start: ``inherited`` weights of the pruned network; ``random``: reinitialised by the rule of
@@ -113,11 +115,16 @@ class Arm:
         drop_at: of the schedule ``drops``, other shares of training than the recipe's.
         lr: another learning rate than the recipe's (or its last), if given.
         last_rates: in place of ``lr``, the rate as a multiple of the recipe's last.
+        peak_rates: the same as a multiple of the recipe's ``lr``, the highest of its schedule; for
+            schedules that end at zero.
+        warmup_share: in place of the recipe's warm-up, one over this share of the arm; 0 for none.
         epoch: of the weights, for the start ``rewound``: after so many epochs.
+        epoch_share: the same as a share of the unpruned network's epochs (see ``within``).
         objective: what it descends, where that is not the recipe's; one with a teacher
             (``distillation``) learns from the unpruned network, after its training.
         schedule_epoch: where the ``full`` schedule is entered, for the epochs after it, with the
             images of those epochs; unless given, the ``epoch`` of the weights, else the beginning.
+        schedule_share: the same as a share of the unpruned network's epochs, rounded down.
         treatment: the name of a method whose treatment acts while the arm trains.
         strength: of that treatment; unless given, the method's own.
         trial_of: the name of the arm that this is a trial of, if that is tuned (``jobs.trials``).
@@ -136,54 +143,105 @@ class Arm:
     strength: float | None = None
     objective: Choice | None = None
     trial_of: str | None = None
+    peak_rates: float | None = None
+    warmup_share: float | None = None
+    epoch_share: float | None = None
+    schedule_share: float | None = None
 
     def __post_init__(self) -> None:
         if self.start not in get_args(Start):
             raise self._error("start", get_args(Start))
         if self.schedule not in OWN_SCHEDULES and self.schedule not in SCHEDULES:
             raise self._error("schedule", (*OWN_SCHEDULES, *SCHEDULES.known()))
-        if self.lr is not None and not (is_number(self.lr) and self.lr > 0):
-            raise ConfigError(
-                f"The 'lr' of the arm {self.name!r} must be a number above 0. Got {self.lr!r}."
-            )
-        self._check_last_rates()
+        self._check_rates()
+        self._check_shares()
         if self.drop_at is not None:
             self._check_drop_at()
-        if self.start == "rewound" and not is_int(self.epoch, least=1):
-            raise ConfigError(
-                f"The arm {self.name!r} starts from rewound weights, so it needs an 'epoch' to "
-                f"rewind to, an int of at least 1. Got {self.epoch!r}."
-            )
-        if self.start != "rewound" and self.epoch is not None:
-            raise ConfigError(
-                f"The arm {self.name!r} has an 'epoch' to rewind to ({self.epoch!r}), so its "
-                f"'start' must be rewound. Got {self.start!r}; how long it trains is 'epochs', and "
-                "where it enters the schedule is 'schedule_epoch'."
-            )
-        if self.schedule_epoch is not None:
+        self._check_epoch()
+        if self.schedule_epoch is not None or self.schedule_share is not None:
             self._check_schedule_epoch()
         if self.objective is not None:
             make_objective(self.objective)
         self._check_treatment()
 
-    def _check_last_rates(self) -> None:
-        if self.last_rates is None:
-            return
-        if not (is_number(self.last_rates) and self.last_rates > 0):
+    def _check_rates(self) -> None:
+        of = {
+            "last_rates": ", by which the recipe's last learning rate is multiplied",
+            "peak_rates": ", by which the recipe's highest learning rate is multiplied",
+        }
+        said = [name for name in RATES if getattr(self, name) is not None]
+        for name in said:
+            rate = getattr(self, name)
+            if not (is_number(rate) and rate > 0):
+                raise ConfigError(
+                    f"The {name!r} of the arm {self.name!r} must be a number above 0"
+                    f"{of.get(name, '')}. Got {rate!r}."
+                )
+        if len(said) > 1:
             raise ConfigError(
-                f"The 'last_rates' of the arm {self.name!r} must be a number above 0, by which the "
-                f"recipe's last learning rate is multiplied. Got {self.last_rates!r}."
-            )
-        if self.lr is not None:
-            raise ConfigError(
-                f"The arm {self.name!r} has both an 'lr' and 'last_rates', and each says the "
+                f"The arm {self.name!r} has both {said[0]!r} and {said[1]!r}, and each says the "
                 "learning rate. Leave one out."
             )
+
+    def _check_shares(self) -> None:
+        """Check what is a share of training."""
+        for name in ("warmup_share", "epoch_share", "schedule_share"):
+            share = getattr(self, name)
+            if share is not None and not (is_number(share) and 0 <= share < 1):
+                raise ConfigError(
+                    f"The {name!r} of the arm {self.name!r} must be a share of training in "
+                    f"[0, 1). Got {share!r}."
+                )
+        if self.warmup_share is not None and self.schedule == "last-rate":
+            raise ConfigError(
+                f"The arm {self.name!r} trains at one learning rate, so it has no warm-up. Leave "
+                "'warmup_share' out, or give it a 'schedule'."
+            )
+        for epoch, share in (("epoch", "epoch_share"), ("schedule_epoch", "schedule_share")):
+            if getattr(self, epoch) is not None and getattr(self, share) is not None:
+                raise ConfigError(
+                    f"The arm {self.name!r} has both {epoch!r} and {share!r}. Leave one out."
+                )
+
+    def _check_epoch(self) -> None:
+        """Check to where weights are rewound, of the arms that begin so and of no others."""
+        given, name = self.epoch, "epoch"
+        if self.epoch_share is not None:
+            given, name = self.epoch_share, "epoch_share"  # type: ignore[assignment]
+        if self.start == "rewound" and not (name == "epoch_share" or is_int(given, least=1)):
+            raise ConfigError(
+                f"The arm {self.name!r} starts from rewound weights, so it needs an 'epoch' to "
+                f"rewind to, an int of at least 1, or an 'epoch_share' of the training. Got "
+                f"{given!r}."
+            )
+        if self.start != "rewound" and given is not None:
+            raise ConfigError(
+                f"The arm {self.name!r} has an {name!r} to rewind to ({given!r}), so its "
+                f"'start' must be rewound. Got {self.start!r}; how long it trains is 'epochs', and "
+                "where it enters the schedule is 'schedule_epoch'."
+            )
+
+    def within(self, epochs: int) -> "Arm":
+        """Return the same arm beside a training of so many epochs, with its shares as epochs.
+
+        >>> late = Arm(name="late", start="rewound", budget=Budget(kind="equal-epochs"),
+        ...            epoch_share=0.1)
+        >>> late.within(160).epoch, late.within(4).epoch
+        (16, 1)
+        """
+        arm = self
+        if self.epoch_share is not None:
+            arm = replace(arm, epoch=max(1, _whole(self.epoch_share, epochs)), epoch_share=None)
+        if self.schedule_share is not None:
+            entered = _whole(self.schedule_share, epochs)
+            arm = replace(arm, schedule_epoch=entered, schedule_share=None)
+        return arm
 
     @property
     def needs_last_lr(self) -> bool:
         """True if its learning rate hangs on the recipe's last."""
-        return self.last_rates is not None or (self.schedule == "last-rate" and self.lr is None)
+        at_last = self.schedule == "last-rate" and self.lr is None and self.peak_rates is None
+        return self.last_rates is not None or at_last
 
     def _error(self, field: str, known: tuple[str, ...]) -> ConfigError:
         return ConfigError(
@@ -222,21 +280,25 @@ class Arm:
             raise ConfigError(f"The arm {self.name!r}: {error}") from error
 
     def _check_schedule_epoch(self) -> None:
-        if not is_int(self.schedule_epoch, least=0):
+        if self.schedule_share is None and not is_int(self.schedule_epoch, least=0):
             raise ConfigError(
                 f"The 'schedule_epoch' of the arm {self.name!r} must be an int of at least 0. Got "
                 f"{self.schedule_epoch!r}."
             )
         if self.schedule == "last-rate":
+            given = f"'schedule_epoch' {self.schedule_epoch}"
+            if self.schedule_share is not None:
+                given = f"'schedule_share' {self.schedule_share:g}"
             raise ConfigError(
                 f"The arm {self.name!r} trains at one learning rate, so there is no schedule to "
-                f"enter at 'schedule_epoch' {self.schedule_epoch}. Leave it out, or give "
-                "'schedule: full'."
+                f"enter at {given}. Leave it out, or give 'schedule: full'."
             )
 
     @property
     def first_epoch(self) -> int:
         """The epoch of its schedule that it begins with."""
+        assert self.epoch_share is None, "a share has no epoch yet: Arm.within"
+        assert self.schedule_share is None, "a share has no epoch yet: Arm.within"
         return (self.epoch or 0) if self.schedule_epoch is None else self.schedule_epoch
 
     @property
@@ -275,9 +337,19 @@ class Arm:
         objective, lr = self.objective or base.objective, self.lr
         if self.last_rates is not None:
             lr = float(f"{self.last_rates * base.last_lr():.12g}")  # 0.01, not 0.010000000000000002
+        if self.peak_rates is not None:
+            lr = float(f"{self.peak_rates * base.lr:.12g}")
         if self.schedule == "last-rate":
             base = base.at_one_rate(lr or base.last_lr())
             return replace(base, epochs=epochs, objective=objective)
+        if self.warmup_share is not None:
+            base = replace(
+                base,
+                warmup_epochs=0,
+                warmup_steps=0,
+                warmup_share=self.warmup_share,
+                warmup_start=base.warmup_start if self.warmup_share else 0.0,
+            )
         return replace(
             base,
             epochs=epochs,
@@ -294,7 +366,7 @@ class Arm:
         A treatment is left out, because a job has it with all that it depends on.
         """
         budget = {"kind": self.budget.kind, "amount": self.budget.amount, "cap": self.budget.cap}
-        names = ("start", "schedule", "lr", "last_rates", "epoch", "schedule_epoch")
+        names = ("start", "schedule", *RATES, "warmup_share", "epoch", "schedule_epoch")
         fields = {name: getattr(self, name) for name in names}
         fields["drop_at"] = None if self.drop_at is None else [*self.drop_at]
         if self.objective is not None:
@@ -303,6 +375,10 @@ class Arm:
             **{k: v for k, v in fields.items() if v is not None},
             "budget": {k: v for k, v in budget.items() if v is not None},
         }
+
+
+def _whole(share: float, epochs: int) -> int:
+    return floor(share * epochs + 1e-9)
 
 
 ARMS: Registry[Arm] = Registry("arm", "regrow.methods", register="register_arm")
@@ -390,10 +466,15 @@ ARM_KEYS: Mapping[str, str] = {
     "start": "the weights that it starts from",
     "epoch": "of the start rewound: the epoch of training whose weights it starts from",
     "schedule": "full (the recipe's), last-rate, or another schedule of recipes",
+    "epoch_share": "the same, after this share of the unpruned network's epochs",
     "drop_at": "of the schedule drops: other shares of training than the recipe's",
     "schedule_epoch": "the epoch at which it enters its schedule",
+    "schedule_share": "the same, after this share of the unpruned network's epochs",
     "lr": "another learning rate than the recipe's (or its last)",
     "last_rates": "the learning rate as a multiple of the recipe's last",
+    "peak_rates": "the learning rate as a multiple of the recipe's lr, its highest",
+    "warmup_share": "the share of the arm over which its rate rises, in place of the recipe's "
+    "warm-up; 0 for none",
     "treatment": "the method whose treatment acts while it trains",
     "strength": "of that treatment, in place of the method's own",
     "epochs": "a budget of so many epochs",
@@ -418,8 +499,9 @@ def read_arm(entry: Any) -> Arm:
                     "'name'."
                 )
     elif "start" in given and "like" not in given:
-        budget, epoch = Budget(kind="equal-epochs"), given.get("epoch")
-        base = Arm(name=name, start=given["start"], budget=budget, epoch=epoch)
+        budget, epochs = Budget(kind="equal-epochs"), ("epoch", "epoch_share")
+        rewound = {key: given[key] for key in epochs if key in given}
+        base = Arm(name=name, start=given["start"], budget=budget, **rewound)
     else:
         base = ARMS.get(given.get("like", name))
     if base in (UNPRUNED, PRUNED) and set(given) - {"name"}:
@@ -427,8 +509,8 @@ def read_arm(entry: Any) -> Arm:
     if isinstance(given.get("drop_at"), list):
         given["drop_at"] = tuple(given["drop_at"])
     fields = (
-        *("start", "epoch", "schedule", "drop_at", "schedule_epoch"),
-        *("lr", "last_rates", "treatment", "strength"),
+        *("start", "epoch", "epoch_share", "schedule", "drop_at", "schedule_epoch"),
+        *("schedule_share", *RATES, "warmup_share", "treatment", "strength"),
     )
     _check_given_treatment(given)
     if given.get("objective") is not None:
@@ -442,12 +524,15 @@ def read_arm(entry: Any) -> Arm:
 
 
 def _without_what_gives_way(base: Arm, given: Mapping[str, Any]) -> Arm:
-    """Leave out of an arm what belongs to a rate or a schedule that is replaced."""
-    if "lr" in given and "last_rates" not in given:
-        base = replace(base, last_rates=None)
+    """Leave out of an arm what belongs to a rate, an epoch or a schedule that is replaced."""
+    gone: list[str] = []
+    for others in (RATES, ("epoch", "epoch_share"), ("schedule_epoch", "schedule_share")):
+        if any(key in given for key in others):
+            gone += others
     if "schedule" in given and given["schedule"] != base.schedule:
-        base = replace(base, drop_at=None)
-    return base
+        gone.append("drop_at")
+    changes: dict[str, Any] = dict.fromkeys(key for key in gone if key not in given)
+    return replace(base, **changes)
 
 
 def _check_given_treatment(fields: Mapping[str, Any]) -> None:

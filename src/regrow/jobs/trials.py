@@ -11,13 +11,13 @@ from typing import Any
 
 from regrow.core.validation import as_list, is_int, is_number, mapping
 from regrow.errors import ConfigError
-from regrow.jobs.arms import Arm, read_arm
+from regrow.jobs.arms import RATES, Arm, read_arm  # rates are tuned, one of them at a time
 
-RATES = ("lr", "last_rates")  # what can be tuned, one of them at a time
 TUNE = "tune"  # the key of an entry that stands for several arms
 KEYS: Mapping[str, str] = {
     "lr": "learning rates, each a trial",
     "last_rates": "rates as multiples of the recipe's last, each a trial",
+    "peak_rates": "rates as multiples of the recipe's highest, each a trial",
     "trials": "how many trials there are, if it is to be said",
     "on": "what the best is chosen on: validation",
 }
@@ -43,8 +43,8 @@ def _values(value: Any, where: str) -> tuple[str, list[float]]:
     rates = [key for key in RATES if key in tune]
     if len(rates) != 1:
         raise ConfigError(
-            f"{where}: 'tune' takes one of {' and '.join(map(repr, RATES))}, with a list of "
-            f"numbers. Got {rates or 'neither'}."
+            f"{where}: 'tune' takes one of {', '.join(map(repr, RATES))}, with a list of "
+            f"numbers. Got {rates or 'none of them'}."
         )
     values = as_list(tune[rates[0]])
     good = all(is_number(number) and number > 0 for number in values)

@@ -290,7 +290,7 @@ class Reader:
 
     def details(self, cell: Cell, run: Run, details: Details) -> dict[str, Any]:
         """Return a run's scores beside the metric, with that of the network it was built on."""
-        row: dict[str, Any] = {"cut": run.cut, "arm": run.arm, "seed": str(run.seed)}
+        row: dict[str, Any] = {"cut": run.cut_at, "arm": run.arm, "seed": str(run.seed)}
         if not run.done:
             return row
         for name, value in details.values(self.record(cell.job)).items():

@@ -1,6 +1,7 @@
 """Contests of methods in words: sentences for the answer, tables, and CSV files."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from regrow.report import rows
 from regrow.report.answer import finding
@@ -81,16 +82,24 @@ def csv_files(contests: Sequence[Contest]) -> dict[str, str]:
     entrants = [row for contest in contests for row in _entrant_rows(contest)]
     pairs = [row for contest in contests for row in _pair_rows(contest)]
     ranks = [row for contest in contests for row in _rank_rows(contest)]
+    several = any(contest.budget is not None for contest in contests)
+    contest_columns = {**CONTEST, **({rows.BUDGET: rows.COUNT} if several else {})}
+    files = {
+        "methods.csv": (entrants, ENTRANT_COLUMNS),
+        "pairs.csv": (pairs, PAIR_COLUMNS),
+        "ranks.csv": (ranks, RANK_COLUMNS),
+    }
     return {
-        "methods.csv": rows.to_csv(rows.to_frame(entrants, ENTRANT_COLUMNS), ENTRANT_COLUMNS),
-        "pairs.csv": rows.to_csv(rows.to_frame(pairs, PAIR_COLUMNS), PAIR_COLUMNS),
-        "ranks.csv": rows.to_csv(rows.to_frame(ranks, RANK_COLUMNS), RANK_COLUMNS),
+        name: rows.to_csv(rows.to_frame(lines, columns), columns)
+        for name, (lines, own) in files.items()
+        for columns in ({**contest_columns, **own},)
     }
 
 
 def name_of(contest: Contest) -> str:
     """Name what its methods were given: ``fine-tune``, ``the best retraining of each``."""
-    return f"{BEST_RETRAINING} of each" if contest.arm == BEST_RETRAINING else contest.arm
+    each = contest.arm == BEST_RETRAINING
+    return replace(contest, arm=f"{BEST_RETRAINING} of each").name if each else contest.name
 
 
 # Sentences ----------------------------------------------------------------------------------
@@ -223,7 +232,7 @@ def _tables(contest: Contest) -> Iterator[Extra]:
     held_out = any(e.validation is not None for level in contest.levels for e in level.entrants)
     chosen = any(entrant.how for level in contest.levels for entrant in level.entrants)
     yield Extra(
-        name=f"methods {contest.arm}",
+        name=f"methods {contest.name}",
         title=f"Methods under {name}" + ("" if several else f": {contest.levels[0].name}"),
         columns=(
             *(("where",) if several else ()),
@@ -251,7 +260,7 @@ def _tables(contest: Contest) -> Iterator[Extra]:
     tested = sum(v.p is not None for v in contest.main)
     margin = metric.amount(f"{contest.pairs[0].margin:g}") if contest.pairs else ""
     yield Extra(
-        name=f"pairs {contest.arm}",
+        name=f"pairs {contest.name}",
         title=f"Comparisons of methods under {name}"
         + (", averaged seed by seed over levels" if contest.averages else ""),
         columns=(*(("where",) if apart else ()), *PAIR_HEADS),
@@ -312,6 +321,7 @@ def _entrant_rows(contest: Contest) -> Iterator[dict[str, object]]:
             yield {
                 **vars(entrant),
                 "contest": contest.arm,
+                rows.BUDGET: contest.budget,
                 "data": level.data,
                 "model": level.model,
                 "amount": level.amount,
@@ -331,6 +341,7 @@ def _pair_rows(contest: Contest) -> Iterator[dict[str, object]]:
             **(vars(verdict.comparison) if verdict.comparison else empty),
             **vars(verdict),
             "contest": contest.arm,
+            rows.BUDGET: contest.budget,
             "level": verdict.group or verdict.where,
             "first": verdict.arm,
             "second": verdict.against,
@@ -349,6 +360,7 @@ def _rank_rows(contest: Contest) -> Iterator[dict[str, object]]:
     for method, rank in zip(ranking.methods, ranking.ranks, strict=True):
         yield {
             "contest": contest.arm,
+            rows.BUDGET: contest.budget,
             "method": method,
             "mean_rank": rank,
             "critical_difference": ranking.critical,

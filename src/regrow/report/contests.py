@@ -4,7 +4,8 @@
         print(contest.arm, [(v.arm, v.against, v.outcome) for v in contest.averages])
 
 A *level* is one data set, network and amount (``macs 0.5``, ``sparsity 0.3``); a *contest* is one
-arm over all levels that two methods or more were asked for. Further contests ask what a user of a
+arm over all levels that two methods or more were asked for, at one training budget where a study
+has several. Further contests ask what a user of a
 method gets: each method under its best retraining, chosen on validation, and beside them the best
 small dense network, which needs no pruning: the best of the designs that were trained from scratch.
 
@@ -17,6 +18,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from regrow.core.durations import epochs_in_words
 from regrow.report.budget_gains import Gains
 from regrow.report.questions import BEST_RETRAINING, CellQuestion, Question, Side, best_of
 from regrow.report.ranks import Concordance, Ranking, agreement, ranking
@@ -73,11 +75,13 @@ class Level:
     cost: str
     equal: bool
     entrants: tuple[Entrant, ...]
+    budget: int | None = None
 
     @property
     def name(self) -> str:
         """Its name for people: ``digits / small VGG / macs 0.5``."""
-        return " / ".join((self.data, self.model, self.amount))
+        budget = epochs_in_words(self.budget)
+        return " / ".join(filter(None, (self.data, self.model, budget, self.amount)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,12 @@ class Contest:
     agreement: Concordance | None
     reference: str | None
     num_unequal: int
+    budget: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its arm, with the training budget where there are several: ``fine-tune at 8 epochs``."""
+        return " at ".join(filter(None, (self.arm, epochs_in_words(self.budget))))
 
     @property
     def main(self) -> tuple[Verdict, ...]:
@@ -121,16 +131,23 @@ def contests(
     """Compare the methods of a study wherever two or more were asked for one amount.
 
     ``reference``: the label of a method that each other is compared with, in place of every pair.
-    The best retraining comes first, where there is a choice. ``gains`` are those of the unpruned
-    networks from longer trainings, by which convergence is judged in studies of several budgets.
+    The largest training budget comes first, and the best retraining where there is a choice.
+    ``gains`` are those of the unpruned networks from longer trainings, by which convergence is
+    judged in studies of several budgets.
     """
-    table = Table(folded(runs))
+    parts: dict[int | None, list[Run]] = {}
+    for run in folded(runs):
+        parts.setdefault(run.training_budget, []).append(run)
     found = []
-    for metric, places in _places(table).items():
-        if not places:
-            continue
-        fields = [_best_fields(places), *_arm_fields(places)]
-        for arm, sides in fields:
+    for budget in sorted(parts, key=lambda epochs: -(epochs or 0)):
+        table = Table(parts[budget])
+        fields = [
+            (metric, *field)
+            for metric, places in _places(table).items()
+            if places
+            for field in (_best_fields(places), *_arm_fields(places))
+        ]
+        for metric, arm, sides in fields:
             contest = _contest(
                 arm,
                 sides,
@@ -142,7 +159,7 @@ def contests(
                 alpha=alpha,
             )
             if contest is not None:
-                found.append(contest)
+                found.append(replace(contest, budget=budget))
     return tuple(found)
 
 
@@ -173,7 +190,7 @@ def _places(table: Table) -> dict[Metric, dict[Place, dict[str, Arms]]]:
             continue
         first = next(iter(pruned.values()))[0]
         if first.method:
-            place = first.data, " for ".join(first.panel[1:]), first.level
+            place = first.data, first.model, first.level
             methods = found.setdefault(first.metric, {}).setdefault(place, {})
             methods[first.method] = pruned
     return {
@@ -403,6 +420,7 @@ def _level(place: Place, chosen: Mapping[str, _Chosen], table: Table) -> Level:
         cost=cost,
         equal=all(equal(one, other) for one, other in itertools.combinations(known, 2)),
         entrants=entrants,
+        budget=first.training_budget,
     )
 
 

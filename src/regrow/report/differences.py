@@ -19,7 +19,7 @@ import pandas as pd
 from regrow.core.texts import one_line
 from regrow.errors import ConfigError, short
 from regrow.report import HOW_FILE
-from regrow.report.rows import PLACE_COLUMNS, RUN_COLUMNS
+from regrow.report.rows import BUDGET, PLACE_COLUMNS, RUN_COLUMNS
 from regrow.store import TIMING, Store
 from regrow.studies.job_list import labels
 
@@ -338,14 +338,15 @@ def _of_report(folder: Path) -> ComparedSide:
         )
     items = {}
     for row in runs:
-        place = {name: row[name] for name in PLACE if row[name] != ""}
-        label = " / ".join(str(value) for name, value in place.items() if name != "unit")
+        place = {name: row[name] for name in (*PLACE, BUDGET) if row.get(name, "") != ""}
+        words = {**place, **({BUDGET: f"{place[BUDGET]} epochs"} if BUDGET in place else {})}
+        label = " / ".join(str(value) for name, value in words.items() if name != "unit")
         key = json.dumps(place)
         items[key] = Item(
             label=label,
             kind="run",
             settings={name: row.get(name, "") for name in RUN_COLUMNS if name in SETTINGS},
-            numbers={k: v for k, v in row.items() if k not in {*SETTINGS, *PLACE, "group"}},
+            numbers={k: v for k, v in row.items() if k not in {*SETTINGS, *PLACE, BUDGET, "group"}},
         )
     verdict_file = folder / "verdicts.csv"
     verdicts = {

@@ -79,7 +79,7 @@ def _row(runs: Sequence[Run]) -> dict[str, object]:
     return {
         "data": first.data,
         "model": first.model,
-        "pruned by": first.cut,
+        "pruned by": first.cut_at,
         "asked": first.cost_asked,
         "left": sum(remaining.values()) / len(remaining),
         "measured on": "; ".join(places),

@@ -194,6 +194,11 @@ class Run:
             part for part in (self.method, self.target or _share(self.sparsity)) if part
         )
 
+    @property
+    def cut_at(self) -> str:
+        """The same behind the training budget, where there are several."""
+        return " / ".join(filter(None, (*self.panel[2:], self.cut)))
+
 
 class Table:
     """The runs of a study by panel, cell and arm, in order of appearance."""

@@ -3,27 +3,30 @@
     budgets: [2, 4, 8, 16]        # epochs
     budgets: [0.25x, 0.5x, 1x]    # or factors of the recipe's own
 
-Each budget is an experiment of its own, whose recipe lasts so long. What is stated as a share
-follows: drops, a warm-up by share, budgets of arms. What is stated in epochs or updates stays as it
-is stated.
+Each budget is an experiment of its own, whose recipe lasts so long. What is said as a share of
+training follows it: drops, a warm-up by share, budgets of arms, ``epoch_share``. What is said in
+epochs or in updates stays what it is (``fixed``), and has to find room in each budget.
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from math import floor
 from typing import Any
 
+from regrow.core.durations import epochs_in_words
 from regrow.core.validation import as_list, is_int, refuse_twice
 from regrow.errors import ConfigError, short
 from regrow.train import Recipe
 
 FACTOR = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)x")
 MOST_BUDGETS = 100
+MISSED = 0.1  # the part of a share that whole epochs may miss
 
 
-def read_budgets(value: Any, recipe: Recipe) -> tuple[int, ...]:
-    """Read budgets as epochs, in the order given.
+def read_budgets(value: Any, own: int | None) -> tuple[int, ...]:
+    """Read budgets as epochs, in the order given; factors are of a recipe's ``own``.
 
-    >>> read_budgets([20, "0.5x"], Recipe(epochs=160))
+    >>> read_budgets([20, "0.5x"], 160)
     (20, 80)
     """
     given = as_list(value)
@@ -31,20 +34,83 @@ def read_budgets(value: Any, recipe: Recipe) -> tuple[int, ...]:
         raise ConfigError(
             f"The 'budgets' must be from 1 to {MOST_BUDGETS}, such as [2, 4, 8]. Got {len(given)}."
         )
-    budgets = [_epochs(entry, recipe) for entry in given]
-    refuse_twice("budgets", [f"{epochs} epochs" for epochs in budgets], "leave one out")
+    budgets = [_epochs(entry, own) for entry in given]
+    refuse_twice("budgets", [epochs_in_words(epochs) for epochs in budgets], "leave one out")
     return tuple(budgets)
 
 
-def _epochs(entry: Any, recipe: Recipe) -> int:
+def _epochs(entry: Any, own: int | None) -> int:
     if is_int(entry, least=1):
         return entry
     matched = FACTOR.fullmatch(entry) if isinstance(entry, str) else None
-    epochs = floor(float(matched[1]) * recipe.epochs + 1e-9) if matched else 0
+    epochs = floor(float(matched[1]) * (own or 0) + 1e-9) if matched else 0
     if epochs < 1:
-        few = f", and the recipe has {recipe.epochs}" if matched else ""
+        few = f", and the training has {epochs_in_words(own) or 'no epochs'}" if matched else ""
         raise ConfigError(
             "Each of the 'budgets' must be a number of epochs, an int of at least 1, or a factor "
             f"of the recipe's, such as 0.5x, that leaves at least one. Got {short(entry)}{few}."
         )
     return epochs
+
+
+def at_budget(recipe: Recipe, budget: int) -> Recipe:
+    """Return the recipe over so many epochs; refuse a warm-up that would not end within them."""
+    if recipe.warmup_epochs >= budget:
+        raise ConfigError(
+            f"the recipe warms up for {epochs_in_words(recipe.warmup_epochs)}, which stay as many. "
+            "Give it a 'warmup_share' in place of 'warmup_epochs', or leave the budget out."
+        )
+    return recipe.lasting(budget)
+
+
+Axis = Sequence[Any]  # experiments that are the same but for their budget
+
+
+def fixed(axis: Axis) -> Iterator[tuple[str, str]]:
+    """Yield what several budgets have alike because epochs or updates say it, each with a remedy.
+
+    >>> from regrow.studies.study import Study
+    >>> study = Study.from_json({"data": "digits", "models": "resnet-20", "budgets": [4, 8],
+    ...                          "arms": ["unpruned", {"name": "fine-tune", "epochs": 2}]})
+    >>> [*fixed(study.experiments)]
+    [('the arm fine-tune trains 2 epochs', 'a share')]
+    """
+    for same in zip(*(experiment.arms for experiment in axis), strict=True):
+        arm, *others = same
+        name = f"the arm {arm.name}"
+        if arm.budget.kind == "epochs":
+            yield f"{name} trains {epochs_in_words(int(arm.budget.amount))}", "a share"
+        if arm.epoch is not None and {arm.epoch} == {other.epoch for other in others}:
+            yield f"{name} rewinds to epoch {arm.epoch}", "an epoch_share"
+        entered = arm.schedule_epoch
+        if entered and {entered} == {other.schedule_epoch for other in others}:
+            yield f"{name} enters its schedule at epoch {entered}", "a schedule_share"
+    recipe = axis[0].recipe
+    if isinstance(recipe, Recipe):  # a function of one's own has none
+        if recipe.warmup_epochs:
+            words = epochs_in_words(recipe.warmup_epochs)
+            yield f"the recipe warms up for {words}", "a warmup_share"
+        if recipe.warmup_steps:
+            yield f"the recipe warms up for {recipe.warmup_steps} updates", "a warmup_share"
+    for use in axis[0].uses:
+        if use.source is not None and use.source.recipe is not None:
+            words = epochs_in_words(use.source.recipe.epochs)
+            yield f"what {use.label} follows trains {words}", "no recipe of its own"
+
+
+def rounded(axis: Axis) -> Iterator[str]:
+    """Yield the arms whose share of a budget is another one in whole epochs."""
+    for arms in zip(*(experiment.arms for experiment in axis), strict=True):
+        share = arms[0].budget.amount
+        bases = [e.budget for e in axis] if arms[0].budget.kind == "share" else []
+        off = [b for b in bases if abs(arms[0].epochs(b, 1.0) - share * b) > MISSED * share * b]
+        if off:
+            trained = " and ".join(f"{arms[0].epochs(base, 1.0)} of {base}" for base in off)
+            yield f"{arms[0].name} trains {trained} epochs, not {100 * share:g} %"
+
+
+def last_rates(axis: Axis) -> tuple[float, ...]:
+    """Return the recipe's last learning rate at each budget, each once, where an arm is at it."""
+    needed = any(arm.needs_last_lr for arm in axis[0].arms)
+    rates = [experiment.recipe.last_lr() for experiment in axis if needed]
+    return tuple(dict.fromkeys(rates))

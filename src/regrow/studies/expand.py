@@ -167,7 +167,7 @@ def _built(experiment: Experiment, backbone: Experiment) -> Iterator[Cell]:
 
 def _on(experiment: Experiment, data: Material, job: AnyJob, seed: int, *, label: str) -> Train:
     """Train what is built on the network that a job leaves, or what a pruning left of it."""
-    head = experiment.head
+    head, budget = experiment.head, epochs_in_words(experiment.budget)
     assert head is not None
     return Train(
         data=data,
@@ -176,7 +176,7 @@ def _on(experiment: Experiment, data: Material, job: AnyJob, seed: int, *, label
         seed=seed,
         initial=job,
         head=head,
-        label=f"{head.noun} {label} seed {seed}",
+        label=f"{' for '.join(filter(None, (f'{head.noun} {label}', budget)))} seed {seed}",
     )
 
 
@@ -427,7 +427,12 @@ def _try_objective(choice: Choice, model: ModelSpec, data: Material) -> None:
 
 
 def _check_published(experiment: Experiment) -> None:
-    """Refuse arms that need what published weights were before they were trained."""
+    """Refuse what needs the training that published weights have behind them."""
+    if experiment.budget is not None:
+        raise ConfigError(
+            f"The 'budgets' are epochs of the unpruned network's training, and "
+            f"{experiment.model_label!r} comes with trained 'weights'. Leave one of them out."
+        )
     tickets = [use.ticket for use in experiment.uses if use.ticket is not None]
     for arm in (*experiment.arms, *tickets):
         if arm != UNPRUNED and arm.start in ("initial", "rewound"):

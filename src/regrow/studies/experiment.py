@@ -47,7 +47,7 @@ from regrow.pruning.method import (
     checked_sparsity,
     is_adapted,
 )
-from regrow.studies.budgets import read_budgets
+from regrow.studies.budgets import at_budget, read_budgets
 from regrow.studies.keys import METHOD_KEYS, SOURCE_KEYS, SOURCE_METHOD_KEYS
 from regrow.tasks.base import TASKS, Head
 from regrow.train import Recipe, make_objective
@@ -167,11 +167,7 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
     arms = tuple(arm for entry in named for arm in _arms(entry))
     seeds = read_seeds(value.get("seeds", 5))
     recipe = _recipe(value.get("recipe", "cifar"))
-    budgets = read_budgets(value["budgets"], recipe) if "budgets" in value else (None,)
-    recipes = [recipe if budget is None else recipe.lasting(budget) for budget in budgets]
-    for arm in arms:
-        for each in recipes:
-            check_arm(arm, each)
+    lengths = read_lengths(value, recipe, arms)
     task = None if value.get("task") is None else TASKS.key(value["task"])
     data = [_of_task(read_data(entry), task) for entry in as_list(value["data"])]
     uses = tuple(read_use(entry, arms) for entry in as_list(value.get("methods", [])))
@@ -194,16 +190,43 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
             data_label=data_label,
             model=model,
             model_label=model_label,
-            uses=uses,
-            arms=arms,
+            uses=tuple(_within(use, lasting.epochs) for use in uses),
+            arms=arms_then,
             seeds=seeds,
-            recipe=each,
+            recipe=lasting,
             budget=budget,
         )
         for data_spec, data_label in data
         for model, model_label in models
-        for budget, each in zip(budgets, recipes, strict=True)
+        for budget, lasting, arms_then in lengths
     ]
+
+
+def read_lengths(
+    value: Mapping[str, Any], recipe: Recipe, arms: Sequence[Arm]
+) -> list[tuple[int | None, Recipe, tuple[Arm, ...]]]:
+    """Return a recipe and arms as they are at each of the ``budgets``; without any, as they are."""
+    budgets = read_budgets(value["budgets"], recipe.epochs) if "budgets" in value else (None,)
+    return [(budget, *_lasting(budget, recipe, arms)) for budget in budgets]
+
+
+def _lasting(
+    budget: int | None, recipe: Recipe, arms: Sequence[Arm]
+) -> tuple[Recipe, tuple[Arm, ...]]:
+    """Return a recipe and arms at one budget; refuse what has no room there."""
+    try:
+        lasting = recipe if budget is None else at_budget(recipe, budget)
+        resolved = tuple(arm.within(lasting.epochs) for arm in arms)
+        for arm in resolved:
+            check_arm(arm, lasting)
+    except ConfigError as error:
+        at = "" if budget is None else f"At a budget of {epochs_in_words(budget)}: "
+        raise ConfigError(f"{at}{error}") from error
+    return lasting, resolved
+
+
+def _within(use: MethodUse, epochs: int) -> MethodUse:
+    return use if use.ticket is None else replace(use, ticket=use.ticket.within(epochs))
 
 
 def check_arm(arm: Arm, recipe: Recipe) -> None:
@@ -211,13 +234,13 @@ def check_arm(arm: Arm, recipe: Recipe) -> None:
     if (arm.epoch or 0) >= recipe.epochs:
         raise ConfigError(
             f"The arm {arm.name!r} rewinds to epoch {arm.epoch}, and the recipe has "
-            f"{recipe.epochs}. Rewind to an earlier one."
+            f"{recipe.epochs}. Rewind to an earlier one, or to an 'epoch_share'."
         )
-    if arm.needs_last_lr and not recipe.has_last_lr:
+    if arm.needs_last_lr and recipe.no_last_lr:
         raise ConfigError(
             f"The arm {arm.name!r} trains at the recipe's last learning rate, and the schedule "
-            f"{recipe.schedule!r} has none: it changes at each update. Give the arm an 'lr', "
-            "or 'schedule: full'."
+            f"{recipe.schedule!r} has none: {recipe.no_last_lr}. Give the arm 'peak_rates' (0.01 "
+            "is a hundredth of the recipe's highest), an 'lr', or 'schedule: full'."
         )
     trained = arm.budget.epochs(recipe.epochs, 1.0)
     if trained and arm.first_epoch >= trained:

@@ -21,6 +21,7 @@ from regrow.tasks import Metric
 CHOICES: Mapping[str, Callable[[Cell], str]] = {
     "data": lambda cell: cell.experiment.data_label,
     "model": lambda cell: cell.experiment.model_label,
+    "budget": lambda cell: _number(cell.experiment.budget),
     "method": lambda cell: cell.use.label if cell.use else "none",
     "sparsity": lambda cell: _number(cell.cut.sparsity) if cell.cut else "none",
     "target": lambda cell: (cell.cut.target if cell.cut else None) or "none",

@@ -81,6 +81,7 @@ OWN_KEYS: Mapping[str, str] = {
     "metric": "what it returns that decides: a name, or a mapping",
     "budget": "what the whole network's training spends: a number of epochs, or one of steps, "
     "samples or flops",
+    "budgets": "several of these in one study: numbers of epochs, or factors of it such as 0.5x",
     "models": "the network",
     "methods": "methods that cut it, each with an amount",
     "small": "folders of networks that `regrow shrink` cut",

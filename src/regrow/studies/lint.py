@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from regrow.errors import RegrowError
-from regrow.jobs.arms import Arm
+from regrow.jobs.arms import RATES, Arm
 from regrow.jobs.base import Material
+from regrow.studies.budgets import Axis, fixed, last_rates, rounded
 from regrow.studies.experiment import Experiment, MethodUse
 from regrow.studies.study import Study
 
@@ -32,7 +33,9 @@ CODES = (
     *("chosen-on-test", "margin-below-resolution", "not-checked"),
     *("parent-at-chance", "arms-at-chance", "not-converged", "one-arm-at-chance"),
     *("convergence-unknown", "undecided"),
+    *("few-budgets", "fixed-in-epochs", "rounded-shares", "moving-last-rate"),
 )
+LEAST_BUDGETS = 3
 LEAST_SEEDS = 3  # a t interval of two seeds is ten times as wide as their standard deviation
 LIKELY = 0.9  # accuracy at which the sampling error of a test set is guessed before a run
 
@@ -49,21 +52,38 @@ class Remark:
 
 
 Rule = Callable[[Any], Iterator[Remark]]  # of an ``Experiment``, or one of one's own
+AxisRule = Callable[[Axis], Iterator[Remark]]  # of one that is there at several budgets
 
 
 def remarks(study: Study) -> list[Remark]:
-    """Look at each experiment of a study; what several share is said once, for all of them."""
+    """Look at each experiment of a study; what several share is said once, for all of them.
+
+    Of an experiment at several budgets each thing is said once, of the first budget it is true of.
+    """
     found: dict[Remark, list[str]] = {}
     for experiments, rules in ((study.experiments, RULES), (study.own, OWN_RULES)):
-        for experiment in experiments:
-            where = f"{experiment.data_label} / {experiment.model_label}"
-            for rule in rules:
-                for remark in rule(experiment):
-                    found.setdefault(remark, []).append(where)
+        for axis in _axes(experiments):
+            where = f"{axis[0].data_label} / {axis[0].model_label}"
+            once: dict[str, Remark] = {}
+            for remark in (r for each in axis for rule in rules for r in rule(each)):
+                once.setdefault(remark.code, remark)
+            over = AXIS_RULES if axis[0].budget is not None else ()
+            for remark in (*once.values(), *(r for rule in over for r in rule(axis))):
+                found.setdefault(remark, []).append(where)
     return [
         *(replace(remark, where="; ".join(dict.fromkeys(w))) for remark, w in found.items()),
-        *_of_margin(study),
+        *dict.fromkeys(_of_margin(study)),
     ]
+
+
+def _axes(experiments: Sequence[Any]) -> list[Axis]:
+    """Put together what is the same experiment but for its budget."""
+    axes: dict[Any, list[Any]] = {}
+    for each in experiments:
+        labels = tuple(use.label for use in each.uses), tuple(arm.name for arm in each.arms)
+        place = each.data_label, each.model_label, *labels
+        axes.setdefault(place if each.budget is not None else id(each), []).append(each)
+    return [*axes.values()]
 
 
 def _trained(experiment: Experiment, *starts: str) -> list[Arm]:
@@ -168,7 +188,7 @@ def _arms(experiment: Experiment) -> Iterator[Remark]:
             reference=BLALOCK,
             remedy="arms: add unpruned",
         )
-    if inherited and all(arm.schedule == "last-rate" and arm.lr is None for arm in inherited):
+    if inherited and all(_at_last_rate(arm) for arm in inherited):
         yield Remark(
             code="weak-retraining",
             reason="inherited weights are trained at the last rate only; at higher rates they "
@@ -177,6 +197,10 @@ def _arms(experiment: Experiment) -> Iterator[Remark]:
             reference=f"{RENDA}; {WANG}",
             remedy="arms: add lr-rewind, fine-tune-10x and one-cycle",
         )
+
+
+def _at_last_rate(arm: Arm) -> bool:
+    return arm.schedule == "last-rate" and all(getattr(arm, rate) is None for rate in RATES)
 
 
 def _budgets(experiment: Experiment) -> Iterator[Remark]:
@@ -226,6 +250,51 @@ def _choice(experiment: Experiment) -> Iterator[Remark]:
         )
 
 
+def _few_budgets(axis: Axis) -> Iterator[Remark]:
+    budgets = sorted(experiment.budget for experiment in axis)
+    if len(budgets) < LEAST_BUDGETS:
+        yield Remark(
+            code="few-budgets",
+            reason=f"{len(budgets)} training budgets show no curve, and where two curves meet "
+            "cannot be told",
+            reference=LIU,
+            remedy=f"budgets: [{', '.join(str(budgets[0] * 2**k) for k in range(4))}]",
+        )
+
+
+def _fixed(axis: Axis) -> Iterator[Remark]:
+    for what, remedy in fixed(axis):
+        yield Remark(
+            code="fixed-in-epochs",
+            reason=f"{what} at every training budget, so it is another share of each",
+            reference="",
+            remedy=f"{remedy} in its place, if it is to follow the budget",
+        )
+
+
+def _rounded(axis: Axis) -> Iterator[Remark]:
+    for what in rounded(axis):
+        yield Remark(
+            code="rounded-shares",
+            reason=f"{what}, so the smallest budgets are given more or less than the others",
+            reference="",
+            remedy="budgets of which the share is a whole number of epochs",
+        )
+
+
+def _moving_last_rate(axis: Axis) -> Iterator[Remark]:
+    rates = last_rates(axis)
+    if len(rates) > 1:
+        yield Remark(
+            code="moving-last-rate",
+            reason=f"the recipe's last learning rate is another at other training budgets "
+            f"({min(rates):.2g} to {max(rates):.2g}), and arms go on at it",
+            reference=RENDA,
+            remedy="arms: {name: fine-tune, peak_rates: 0.01}",
+        )
+
+
+AXIS_RULES: Sequence[AxisRule] = (_few_budgets, _fixed, _rounded, _moving_last_rate)
 OWN_RULES: Sequence[Rule] = (_seeds, _amounts)  # of networks that a function of one's own trains
 RULES: Sequence[Rule] = (*OWN_RULES, _rivals, _arms, _budgets, _costs, _choice)
 

@@ -24,11 +24,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from regrow.core.durations import epochs_in_words
 from regrow.core.units import UNITS
 from regrow.core.validation import as_list, is_int, is_number, mapping, refuse_twice, text
 from regrow.data import load
 from regrow.errors import ConfigError, RegrowError, short
-from regrow.jobs.arms import UNPRUNED, Arm, Budget, read_arm
+from regrow.jobs.arms import RATES, UNPRUNED, Arm, Budget, read_arm
 from regrow.jobs.base import Material, material_of
 from regrow.jobs.own import Judged
 from regrow.jobs.own_network import CutFolder, OwnNetwork
@@ -37,6 +38,7 @@ from regrow.models.origins import ModelOrigin, read_origin
 from regrow.own.examples import read_examples, spec_of
 from regrow.pruning.method import Method, Scope
 from regrow.pruning.select import select
+from regrow.studies.budgets import read_budgets
 from regrow.studies.experiment import Cut, MethodUse, read_seeds, read_use
 from regrow.studies.family import COUNTED, narrowed
 from regrow.studies.keys import METRIC_KEYS, OWN_MODEL_KEYS, RIVAL_KEYS
@@ -47,7 +49,8 @@ from regrow.train.function import TrainFunction, Unit, amount_of
 
 DEFAULT_ARMS = ("unpruned", "pruned", "fine-tune", "scratch-e", "scratch-b")
 OF_THE_FUNCTION = (
-    *("lr", "drop_at", "schedule_epoch", "epoch", "objective", "treatment", "strength"),
+    *(*RATES, "warmup_share", "drop_at", "schedule_epoch", "schedule_share"),
+    *("epoch", "epoch_share", "objective", "treatment", "strength"),
 )
 KNOWN_METRICS = {
     metric.key: replace(metric, example="example")
@@ -102,12 +105,17 @@ class OwnExperiment:
     seeds: tuple[int, ...]
     head: ClassVar[None] = None
     backbone: ClassVar[None] = None
-    budget: ClassVar[None] = None
+    budget: int | None = None  # the whole training's epochs, where the study has several
+
+    @property
+    def title(self) -> str:
+        """Its network for people, with the budget where there are several."""
+        return " for ".join(filter(None, (self.model_label, epochs_in_words(self.budget))))
 
 
-def read_own(value: Mapping[str, Any]) -> OwnExperiment:
-    """Read what stands under the keys ``OWN_KEYS``."""
-    for key in ("train", "metric", "budget", "models"):
+def read_own(value: Mapping[str, Any]) -> "list[OwnExperiment]":
+    """Read what stands under the keys ``OWN_KEYS``: an experiment for each of the budgets."""
+    for key in ("train", "metric", *(() if "budgets" in value else ("budget",)), "models"):
         if key not in value:
             raise ConfigError(f"{key!r} is missing: a study with a 'train' function needs it.")
     (given, *more), small = as_list(value["models"]) or [None], as_list(value.get("small", []))
@@ -124,7 +132,7 @@ def read_own(value: Mapping[str, Any]) -> OwnExperiment:
         _try(use, network, examples, multiple_of)
     folders = [CutFolder.of(text(path, "small")) for path in small]
     arms = _arms(value.get("arms", list(DEFAULT_ARMS)), network)
-    recipe = _whole(value["budget"], network)
+    wholes = _wholes(value, network)
     rivals = [_rival(entry, network, uses, folders) for entry in as_list(value.get("rivals", []))]
     uniform = value.get("uniform", False)
     if not isinstance(uniform, bool):
@@ -138,12 +146,12 @@ def read_own(value: Mapping[str, Any]) -> OwnExperiment:
     names = [*(arm.name for arm in arms), *(rival.arm.name for rival in rivals)]
     refuse_twice("arms and rivals", [*names, *([UNIFORM] if uniform else [])], "give a 'label'")
     refuse_twice("methods", [use.label for use in uses], "give one of them another 'label'")
-    return OwnExperiment(
+    first = OwnExperiment(
         data=function,
         data_label=function.text,
         model=network,
         model_label=label,
-        recipe=recipe,
+        recipe=wholes[0][1],
         judged=_judged(value["metric"]),
         uses=(*uses, *(_given(folder) for folder in folders)),
         folders=(*(None for _ in uses), *folders),
@@ -154,6 +162,7 @@ def read_own(value: Mapping[str, Any]) -> OwnExperiment:
         multiple_of=multiple_of,
         seeds=read_seeds(value.get("seeds", 3)),
     )
+    return [replace(first, recipe=whole, budget=budget) for budget, whole in wholes]
 
 
 def _network(entry: Any, keys: Collection[str]) -> tuple[OwnNetwork, str]:
@@ -230,6 +239,26 @@ def _rival(
     except RegrowError as error:
         raise ConfigError(f"The rival {short(fields['network'])}: {error}") from error
     return Rival(network=rival, arm=Arm(name=label, start="random", budget=budget))
+
+
+def _wholes(value: Mapping[str, Any], network: OwnNetwork) -> list[tuple[int | None, WholeBudget]]:
+    """Read what whole trainings spend: one, or several ``budgets`` of epochs."""
+    own = _whole(value["budget"], network) if "budget" in value else None
+    if "budgets" not in value:
+        assert own is not None
+        return [(None, own)]
+    if network.is_given:
+        raise ConfigError(
+            "The 'budgets' are epochs of the whole network's training, and it comes with trained "
+            "'weights'. Leave one of them out."
+        )
+    if own is not None and own.epochs is None:
+        raise ConfigError(
+            f"The 'budgets' are epochs, and the 'budget' beside them is of {own.unit}. Leave it "
+            "out, or give it in epochs."
+        )
+    budgets = read_budgets(value["budgets"], None if own is None else own.epochs)
+    return [(epochs, WholeBudget(epochs, "epochs")) for epochs in budgets]
 
 
 def _whole(value: Any, network: OwnNetwork) -> WholeBudget:

@@ -57,7 +57,7 @@ def _cell(experiment: OwnExperiment, job: OwnTrain, seed: int, **place: Any) -> 
 
 
 def _rival(experiment: OwnExperiment, rival: Rival, seed: int) -> OwnTrain:
-    label = f"{rival.arm.name} seed {seed}"
+    label = f"{rival.arm.name}{experiment.title.removeprefix(experiment.model_label)} seed {seed}"
     return _train(experiment, rival.network, rival.arm, seed, label=label)
 
 
@@ -92,7 +92,7 @@ def _train(
 
 def _plain(experiment: OwnExperiment, seed: int) -> OwnTrain:
     """Return the network as it came: scored once if it has weights, else trained for each seed."""
-    label = f"{experiment.model_label} unpruned"
+    label = f"{experiment.title} unpruned"
     if experiment.model.is_given:
         as_is = replace(UNPRUNED, budget=Budget(kind="none"))
         return _train(experiment, experiment.model, as_is, 0, label=label)
@@ -107,7 +107,7 @@ def _prune(
     folder: CutFolder | None,
 ) -> OwnPrune:
     """Return the pruning of one seed; of a network that comes with weights there is one for all."""
-    label = f"{experiment.model_label} {use.label} {cut.label} prune"
+    label = f"{experiment.title} {use.label} {cut.label} prune"
     if folder is not None:
         return OwnPrune(
             base=experiment.model, method=use.method, seed=0, folder=folder, label=label

@@ -196,12 +196,12 @@ def _read(value: Mapping[str, Any]) -> "list[AnyExperiment]":
     if TRAIN in value:
         from regrow.studies.own import read_own
 
-        return [read_own(value)]
+        return [*read_own(value)]
     if set(value) <= {*AXES}:
         return [*read_experiments(value)]
     from regrow.studies.transfers import read_transfers
 
-    return [read_transfers(value)]
+    return [*read_transfers(value)]
 
 
 def _listed_experiments(parts: Any, shared: Mapping[str, Any]) -> "list[AnyExperiment]":

@@ -11,9 +11,9 @@ from regrow.jobs.arms import UNPRUNED, Arm, Budget
 from regrow.studies.experiment import (
     Experiment,
     MethodUse,
-    check_arm,
     read_data,
     read_experiments,
+    read_lengths,
 )
 from regrow.studies.keys import AXES
 from regrow.tasks import TASKS, Head
@@ -67,8 +67,8 @@ def head_keys() -> tuple[str, ...]:
     return tuple(_heads())
 
 
-def read_transfers(value: Mapping[str, Any]) -> Experiment:
-    """Read what is built on the networks of another experiment."""
+def read_transfers(value: Mapping[str, Any]) -> list[Experiment]:
+    """Read what is built on the networks of another experiment: once for each of the budgets."""
     for key in ("backbone", "data"):
         if key not in value:
             raise ConfigError(f"{key!r} is missing. A study of what is built on networks needs it.")
@@ -89,24 +89,27 @@ def read_transfers(value: Mapping[str, Any]) -> Experiment:
         _check_use(use, transfers, f"a {head.noun}")
     needed = {arm.name: arm for arm in backbone.arms}
     arms = tuple(transfer.after(needed[transfer.needs]) for transfer in transfers)
-    for transfer, arm in zip(transfers, arms, strict=True):
-        if transfer.further:
-            check_arm(arm, recipe)
+    further = tuple(arm for t, arm in zip(transfers, arms, strict=True) if t.further)
+    lengths = read_lengths(value, recipe, further)
     entries = as_list(value["data"])
     if len(entries) != 1:
         raise ConfigError("'data' must name one data set beside a 'backbone'. Write two studies.")
     data, data_label = read_data(entries[0])
-    return replace(
-        backbone,
-        data=data,
-        data_label=data_label,
-        model_label=f"{head.title} on {backbone.model_label}",
-        arms=arms,
-        recipe=recipe,
-        backbone=backbone,
-        head=head,
-        transfers=transfers,
-    )
+    return [
+        replace(
+            backbone,
+            data=data,
+            data_label=data_label,
+            model_label=f"{head.title} on {backbone.model_label}",
+            arms=arms,
+            recipe=lasting,
+            backbone=backbone,
+            head=head,
+            transfers=transfers,
+            budget=budget,
+        )
+        for budget, lasting, _ in lengths
+    ]
 
 
 def _heads() -> dict[str, type[Head]]:
@@ -142,6 +145,11 @@ def _transfers(value: Any) -> tuple[Transfer, ...]:
 def _backbone(value: Mapping[str, Any], transfers: Sequence[Transfer]) -> Experiment:
     """Read the experiment of the backbones, with the arms that are built on."""
     fields = mapping(value["backbone"], "The 'backbone'", AXES)
+    if "budgets" in fields:
+        raise ConfigError(
+            "The 'backbone' is trained for one budget. Put 'budgets' beside it: they are epochs of "
+            "what is built on it."
+        )
     wanted = {transfer.needs: transfer.on for transfer in transfers}
     by_name = {_arm_name(arm): arm for arm in as_list(fields.get("arms", []))}
     if extra := sorted(set(by_name) - set(wanted)):

@@ -159,9 +159,13 @@ class Recipe:
         return self.objective is None and self.mixup is None
 
     @property
-    def has_last_lr(self) -> bool:
-        """True if there is a rate of the last epoch: not if it changes at each update."""
-        return not SCHEDULES.get(self.schedule).by_step
+    def no_last_lr(self) -> str:
+        """Why there is no rate of the last epoch to go on at; empty where there is one."""
+        schedule = SCHEDULES.get(self.schedule)
+        if schedule.by_step:
+            end = " and ends at zero" if schedule.takes_end and not self.end_factor else ""
+            return f"it changes at each update{end}"
+        return "" if self.last_lr() else "it ends at zero"
 
     @property
     def rate_words(self) -> str:
