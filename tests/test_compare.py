@@ -685,3 +685,34 @@ def test_the_example_of_folders_trains(
     )
     score, seen = score_of(f"{file}:train", network, "epochs", 2)
     assert (0.0 <= score <= 1.0, seen) == (True, 2 * 140)
+
+
+def test_a_study_of_ones_own_function_has_budgets_too(here: Path) -> None:
+    alone = Study.load(write(here, budget={"epochs": 8}))
+    several = Study.load(write(here, budget=None, budgets=[2, 8]))
+    factors = Study.load(write(here, budget={"epochs": 8}, budgets=["0.25x", "1x"]))
+    assert [e.budget for e in several.own] == [e.budget for e in factors.own] == [2, 8]
+    keys = [{c.arm.name: c.job.key for c in of.cells()} for of in (several, factors)]
+    assert keys[0] == keys[1]
+    at_eight = [c for c in several.cells() if c.experiment.budget == 8]
+    assert {c.job.key for c in at_eight} == {c.job.key for c in alone.cells()}
+    assert len({job.label for job in several.jobs()}) == len(several.jobs())
+    whole = {getattr(cell.job, "whole") for cell in several.cells()}  # noqa: B009
+    assert whole == {2, 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": None}, "'budget' is missing"),
+        ({"budget": None, "budgets": ["0.5x"]}, "Got '0.5x', and the training has no epochs"),
+        ({"budget": {"steps": 80}, "budgets": [2, 4]}, "epochs, and the 'budget'.*is of steps"),
+        ({"arms": [{"name": "fine-tune", "peak_rates": 0.1}]}, "has 'peak_rates', and with a 'tr"),
+        ({"arms": [{"name": "fine-tune", "last_rates": 3}]}, "has 'last_rates', and with a 'trai"),
+    ],
+)
+def test_budgets_and_rates_that_a_function_of_ones_own_cannot_have_are_refused(
+    here: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Study.load(write(here, **changes))

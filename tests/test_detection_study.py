@@ -284,3 +284,21 @@ def test_what_failed_stands_in_the_report(regrow: Command, tmp_path: Path) -> No
     assert [run.status for run in found.runs] == ["failed", "failed"]
     assert ["diverged" in failure.message for failure in found.failures] == [True]
     assert "not run" in ran.out
+
+
+def test_budgets_are_epochs_of_the_detector() -> None:
+    asked = Study.from_json({**STUDY, "budgets": [1, "3x"]})
+    cells = asked.cells()
+    assert {cell.experiment.budget for cell in cells} == {1, 3}
+    alone = {cell.arm.name: cell.job.key for cell in Study.from_json(STUDY).cells()}
+    once = {c.arm.name: c.job.key for c in cells if c.experiment.budget == 1}
+    assert once == alone
+    longer = [cell.job for cell in cells if cell.experiment.budget == 3]
+    assert {getattr(job, "recipe").epochs for job in longer} == {3}  # noqa: B009
+    beneath = {cell.under.job.key for cell in cells if cell.under is not None}
+    assert len(beneath) == len({c.under.job.key for c in cells[:5] if c.under is not None})
+    labels = {job.label for job in asked.jobs()}
+    assert len(labels) == len(asked.jobs())
+    assert "detector scratch-e resnet-34-b for 3 epochs seed 0" in labels
+    with pytest.raises(ConfigError, match=r"is trained for one budget\. Put 'budgets' beside"):
+        Study.from_json({**STUDY, "backbone": {**STUDY["backbone"], "budgets": [1, 2]}})

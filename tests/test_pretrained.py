@@ -212,3 +212,15 @@ def test_imagenet_is_recognised_by_ids_and_by_words() -> None:
     assert recognised(("n01440764", "n01443537"), 224) == {"imagenet": IMAGENET}
     assert recognised(by_words, 32) == {}
     assert recognised(("cat", "dog"), 224) == {}
+
+
+def test_weights_that_are_given_have_no_budget() -> None:
+    with pytest.raises(ConfigError, match=r"'budgets' are epochs.*'zoo' comes with trained"):
+        study(budgets=[1, 2]).cells()
+    elsewhere = {"name": "thousand", "normalisation": "other", "label": "others"}
+    drawn = study(
+        budgets=[1, 2],
+        data=elsewhere,
+        models={"name": "published", "weights": "random", "label": "zoo"},
+    )
+    assert {cell.experiment.budget for cell in drawn.cells()} == {1, 2}
