@@ -370,11 +370,14 @@ def test_a_last_rate_of_zero_is_refused_by_its_name(schedule: str, why: str) -> 
 
 def test_shares_of_training_become_epochs_beside_a_recipe() -> None:
     late = read_arm({"name": "late", "start": "rewound", "epoch_share": 0.1})
-    assert [late.within(epochs).epoch for epochs in (160, 8, 2)] == [16, 1, 1]
+    assert [late.within(Recipe(epochs=epochs)).epoch for epochs in (160, 8, 2)] == [16, 1, 1]
     last = read_arm({"name": "last", "like": "lr-rewind", "schedule_share": 0.75})
-    assert [last.within(epochs).first_epoch for epochs in (160, 8, 2)] == [120, 6, 1]
+    assert [last.within(Recipe(epochs=epochs)).first_epoch for epochs in (160, 8, 2)] == [120, 6, 1]
     by_epoch = read_arm({"name": "last", "like": "lr-rewind", "schedule_epoch": 6})
-    assert last.within(8) == by_epoch  # so that both have the same results
-    assert by_epoch.within(8) == by_epoch
-    changed = read_arm({"name": "late", "start": "rewound", "epoch": 3}).within(8)
+    eight = Recipe(epochs=8, lr=1.5)
+    assert last.within(eight) == by_epoch  # so that both have the same results
+    assert by_epoch.within(eight) == by_epoch
+    low = read_arm({"name": "fine-tune", "peak_rates": 0.01})
+    assert low.within(eight) == read_arm({"name": "fine-tune", "lr": 0.015})
+    changed = read_arm({"name": "late", "start": "rewound", "epoch": 3}).within(eight)
     assert changed.epoch == 3

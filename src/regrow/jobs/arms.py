@@ -221,21 +221,32 @@ class Arm:
                 "where it enters the schedule is 'schedule_epoch'."
             )
 
-    def within(self, epochs: int) -> "Arm":
-        """Return the same arm beside a training of so many epochs, with its shares as epochs.
+    def within(self, recipe: Recipe) -> "Arm":
+        """Return the same arm beside a recipe, its shares and its rate as numbers of that.
+
+        So an arm has the same results however it is said.
 
         >>> late = Arm(name="late", start="rewound", budget=Budget(kind="equal-epochs"),
         ...            epoch_share=0.1)
-        >>> late.within(160).epoch, late.within(4).epoch
-        (16, 1)
+        >>> [late.within(Recipe(epochs=epochs)).epoch for epochs in (160, 4)]
+        [16, 1]
         """
-        arm = self
+        arm, epochs = self, recipe.epochs
         if self.epoch_share is not None:
             arm = replace(arm, epoch=max(1, _whole(self.epoch_share, epochs)), epoch_share=None)
         if self.schedule_share is not None:
             entered = _whole(self.schedule_share, epochs)
             arm = replace(arm, schedule_epoch=entered, schedule_share=None)
+        if self.peak_rates is not None:
+            rate = float(f"{self.peak_rates * recipe.lr:.12g}")  # 0.015, not 0.015000000000000001
+            arm = replace(arm, lr=rate, peak_rates=None)
         return arm
+
+    @property
+    def is_resolved(self) -> bool:
+        """True if nothing of it is still to be said by a recipe (``within``)."""
+        said = (self.epoch_share, self.schedule_share, self.peak_rates)
+        return all(value is None for value in said)
 
     @property
     def needs_last_lr(self) -> bool:
@@ -297,8 +308,7 @@ class Arm:
     @property
     def first_epoch(self) -> int:
         """The epoch of its schedule that it begins with."""
-        assert self.epoch_share is None, "a share has no epoch yet: Arm.within"
-        assert self.schedule_share is None, "a share has no epoch yet: Arm.within"
+        assert self.is_resolved, "a share has no epoch yet: Arm.within"
         return (self.epoch or 0) if self.schedule_epoch is None else self.schedule_epoch
 
     @property
@@ -334,11 +344,9 @@ class Arm:
 
     def recipe(self, base: Recipe, epochs: int) -> Recipe:
         """Return the recipe this arm trains with for so many epochs."""
-        objective, lr = self.objective or base.objective, self.lr
+        objective, lr = self.objective or base.objective, self.within(base).lr
         if self.last_rates is not None:
             lr = float(f"{self.last_rates * base.last_lr():.12g}")  # 0.01, not 0.010000000000000002
-        if self.peak_rates is not None:
-            lr = float(f"{self.peak_rates * base.lr:.12g}")
         if self.schedule == "last-rate":
             base = base.at_one_rate(lr or base.last_lr())
             return replace(base, epochs=epochs, objective=objective)
@@ -361,12 +369,13 @@ class Arm:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the arm does, without its name: equal for arms that do the same.
+        """Return what the arm does beside a recipe, without its name: equal for the same.
 
         A treatment is left out, because a job has it with all that it depends on.
         """
+        assert self.is_resolved, "a share or a multiple is of a recipe: Arm.within"
         budget = {"kind": self.budget.kind, "amount": self.budget.amount, "cap": self.budget.cap}
-        names = ("start", "schedule", *RATES, "warmup_share", "epoch", "schedule_epoch")
+        names = ("start", "schedule", "lr", "last_rates", "warmup_share", "epoch", "schedule_epoch")
         fields = {name: getattr(self, name) for name in names}
         fields["drop_at"] = None if self.drop_at is None else [*self.drop_at]
         if self.objective is not None:

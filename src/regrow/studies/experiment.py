@@ -190,7 +190,7 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
             data_label=data_label,
             model=model,
             model_label=model_label,
-            uses=tuple(_within(use, lasting.epochs) for use in uses),
+            uses=tuple(_within(use, lasting) for use in uses),
             arms=arms_then,
             seeds=seeds,
             recipe=lasting,
@@ -216,7 +216,7 @@ def _lasting(
     """Return a recipe and arms at one budget; refuse what has no room there."""
     try:
         lasting = recipe if budget is None else at_budget(recipe, budget)
-        resolved = tuple(arm.within(lasting.epochs) for arm in arms)
+        resolved = tuple(arm.within(lasting) for arm in arms)
         for arm in resolved:
             check_arm(arm, lasting)
     except ConfigError as error:
@@ -225,12 +225,13 @@ def _lasting(
     return lasting, resolved
 
 
-def _within(use: MethodUse, epochs: int) -> MethodUse:
-    return use if use.ticket is None else replace(use, ticket=use.ticket.within(epochs))
+def _within(use: MethodUse, recipe: Recipe) -> MethodUse:
+    return use if use.ticket is None else replace(use, ticket=use.ticket.within(recipe))
 
 
 def check_arm(arm: Arm, recipe: Recipe) -> None:
     """Refuse an arm that cannot be trained by a recipe's schedule."""
+    arm = arm.within(recipe)
     if (arm.epoch or 0) >= recipe.epochs:
         raise ConfigError(
             f"The arm {arm.name!r} rewinds to epoch {arm.epoch}, and the recipe has "

@@ -32,9 +32,18 @@ from regrow.core.json_schema import (
 )
 from regrow.core.registry import Registry
 from regrow.data.spec import AUGMENTATIONS, DATASETS, DataSpec
-from regrow.jobs.arms import ARM_KEYS, ARMS, DEFAULT_ARMS, OWN_SCHEDULES, Arm, Budget, BudgetKind
+from regrow.jobs.arms import (
+    ARM_KEYS,
+    ARMS,
+    DEFAULT_ARMS,
+    OWN_SCHEDULES,
+    RATES,
+    Arm,
+    Budget,
+    BudgetKind,
+)
 from regrow.jobs.trials import KEYS as TRIAL_KEYS
-from regrow.jobs.trials import MOST_TRIALS, RATES, TUNE
+from regrow.jobs.trials import MOST_TRIALS, TUNE
 from regrow.models import MODELS, ORIGIN, ModelEntry, ModelSpec, annotations, resolve
 from regrow.pruning.costs import COST_TARGETS, CostShare
 from regrow.pruning.method import (
@@ -137,7 +146,7 @@ def _by_kind(shared: Mapping[str, Schema], *, whole: bool) -> Schema:
     One that is not the ``whole`` study takes from its top level what it does not say itself.
     """
     kinds = {
-        "own": ({TRAIN}, _own(), (TRAIN, "metric", "budget", "models")),
+        "own": ({TRAIN}, _own(), (TRAIN, "metric", "models")),
         "transfer": ({"backbone", *head_keys()}, _transfer(), ("backbone", "data")),
         "plain": (set(), _plain(), ("data", "models")),
     }
@@ -145,6 +154,8 @@ def _by_kind(shared: Mapping[str, Schema], *, whole: bool) -> Schema:
         kind: an_object({**shared, **keys}, required=needed if whole else ())
         for kind, (_, keys, needed) in kinds.items()
     }
+    if whole:
+        forms["own"]["anyOf"] = [{"required": [key]} for key in ("budget", "budgets")]
     other = forms["plain"] if whole else any_of(*forms.values())
     for kind in ("transfer", "own"):
         marks = [{"required": [key]} for key in sorted(kinds[kind][0])]
@@ -192,14 +203,15 @@ def _plain() -> dict[str, Schema]:
 def _transfer() -> dict[str, Schema]:
     """Return the keys of a study of what is built on a backbone."""
     plain = _plain()
+    once = {key: form for key, form in plain.items() if key != "budgets"}
     arms = one_or_list({"enum": [*TRANSFERS]}, minItems=1)
     forms = {
         **{key: {} for key in head_keys()},
-        **{key: plain[key] for key in ("seeds", "task")},
+        **{key: plain[key] for key in ("seeds", "task", "budgets")},
         "data": one_or_list(_ref("data"), minItems=1, maxItems=1),
         "arms": {**arms, "default": [*TRANSFERS], "description": AXES["arms"]},
         "recipe": any_of(_name_of_recipe(), an_object(_recipe_fields())),
-        "backbone": {**an_object(plain), "description": KEYS["backbone"]},
+        "backbone": {**an_object(once), "description": KEYS["backbone"]},
     }
     # What belongs to the backbone is refused beside it.
     return {key: form for key, form in forms.items() if key not in ("models", "methods")}
@@ -215,6 +227,7 @@ def _own() -> dict[str, Schema]:
         TRAIN: TEXT,
         "metric": any_of(TEXT, an_object(described(_metric_forms(), METRIC_KEYS))),
         "budget": any_of(whole, {**an_object(amounts), "minProperties": 1, "maxProperties": 1}),
+        "budgets": one_or_list(_budget(), minItems=1, maxItems=MOST_BUDGETS),
         "models": one_or_list(network, minItems=1, maxItems=1),
         "methods": one_or_list(_ref("method")),
         "small": one_or_list(TEXT),
@@ -406,7 +419,7 @@ def _arm() -> Schema:
 def _an_arm(**given: Any) -> Arm:
     """Make an arm whose number is asked about, with what such a number needs beside it."""
     about = {
-        "start": "rewound" if "epoch" in given else "inherited",
+        "start": "rewound" if {"epoch", "epoch_share"} & {*given} else "inherited",
         "schedule": "drops" if "drop_at" in given else "full",
         "treatment": "given" if "strength" in given else None,
     }
