@@ -29,9 +29,7 @@ def export(
     to: Annotated[Path, typer.Option(help="Folder to write the network to.", show_default=False)],
     data: Annotated[str | None, typer.Option(help="Select the row with this data set.")] = None,
     model: Annotated[str | None, typer.Option(help="Select the row with this model.")] = None,
-    budget: Annotated[
-        int | None, typer.Option(help="Select the row with this training budget, in epochs.")
-    ] = None,
+    budget: Annotated[int | None, typer.Option(help="Select the row with this budget.")] = None,
     method: Annotated[str | None, typer.Option(help="Select the row with this method.")] = None,
     sparsity: Annotated[
         float | None, typer.Option(help="Select the row with this sparsity.")
@@ -60,9 +58,8 @@ def export(
     from regrow.studies.export import export as write
 
     labels = {"data": data, "model": model, "method": method, "target": target, "arm": arm}
-    labels["sparsity"] = None if sparsity is None else f"{sparsity:g}"
-    labels["budget"] = None if budget is None else str(budget)
-    labels["seed"] = None if seed is None else str(seed)
+    numbers = {"budget": budget, "sparsity": sparsity, "seed": seed}
+    labels |= {axis: f"{value:g}" for axis, value in numbers.items() if value is not None}
     labels_given = {axis: value for axis, value in labels.items() if value is not None}
     opened = open_store(store, create=False)
     exports = wanted_exports(onnx=onnx, pt2=pt2)
