@@ -57,13 +57,12 @@ def export(
     from regrow.studies.export import choose
     from regrow.studies.export import export as write
 
-    labels = {"data": data, "model": model, "method": method, "target": target, "arm": arm}
-    numbers = {"budget": budget, "sparsity": sparsity, "seed": seed}
-    labels |= {axis: f"{value:g}" for axis, value in numbers.items() if value is not None}
-    labels_given = {axis: value for axis, value in labels.items() if value is not None}
+    labels = {"data": data, "model": model, "budget": budget, "method": method, "arm": arm}
+    labels |= {"target": target, "sparsity": None if sparsity is None else f"{sparsity:g}"}
+    wanted = {axis: str(v) for axis, v in {**labels, "seed": seed}.items() if v is not None}
     opened = open_store(store, create=False)
     exports = wanted_exports(onnx=onnx, pt2=pt2)
-    written = write(choose(loaded.cells(), labels_given), opened, to)
+    written = write(choose(loaded.cells(), wanted), opened, to)
     exported = _exported(written.folder, written.code, exports)
     if as_json:
         print_json(

@@ -160,7 +160,7 @@ class Recipe:
 
     @property
     def no_last_lr(self) -> str:
-        """Why there is no rate of the last epoch to go on at; empty where there is one."""
+        """The reason that there is no rate of the last epoch; empty where there is one."""
         schedule = SCHEDULES.get(self.schedule)
         if schedule.by_step:
             end = " and ends at zero" if schedule.takes_end and not self.end_factor else ""
