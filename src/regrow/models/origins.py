@@ -27,6 +27,8 @@ from regrow.core.choice import frozen
 from regrow.core.global_rng import drawing
 from regrow.core.registry import canonical
 from regrow.core.seeds import derive
+from regrow.core.validation import is_int
+from regrow.core.validation import text as named
 from regrow.errors import ConfigError, short, unknown
 from regrow.models import MODELS, ModelEntry, ModelSpec, build, is_origin
 from regrow.models.libraries import LIBRARIES, Library
@@ -209,13 +211,22 @@ def _code_entry(origin: ModelOrigin) -> ModelEntry:
     )
 
 
-def read_checkpoint(spec: ModelSpec, weights: str, *, epochs: int | None = None) -> Checkpoint:
+def read_checkpoint(spec: ModelSpec, weights: Any, *, epochs: Any = None) -> Checkpoint | None:
     """Look at trained weights for a network: a file, or those that its library publishes.
+
+    None where they are to be drawn (``random``). ``epochs``: how long they were trained, if known.
 
     Raises:
         DataError: there is no such file, or the published weights cannot be had.
         ConfigError: the network is no library's, so nobody publishes weights of it.
     """
+    if epochs is not None and not is_int(epochs, least=1):
+        raise ConfigError(
+            f"models: 'trained_epochs' must be an int of at least 1. Got {short(epochs)}."
+        )
+    if weights == "random":
+        return None
+    weights = named(weights, "weights")
     if weights != PUBLISHED:
         return Checkpoint.of_file(weights, epochs=epochs)
     from regrow.core.digests import digest_of

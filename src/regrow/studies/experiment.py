@@ -35,7 +35,6 @@ from regrow.jobs.arms import (
 from regrow.jobs.trials import TUNE, read_trials
 from regrow.models import MODELS, ModelSpec, is_origin, resolve
 from regrow.models.origins import read_checkpoint
-from regrow.models.weights import Checkpoint
 from regrow.pruning.costs import COST_TARGETS, CostShare, masked_refusal
 from regrow.pruning.method import (
     ALLOCATIONS,
@@ -298,7 +297,7 @@ def _model(entry: Any) -> tuple[ModelSpec, str]:
     spec = ModelSpec(key, fields)
     resolve(spec, reserved=MODELS.get(spec.name).from_data)
     if weights is not None:
-        spec = ModelSpec(key, fields, checkpoint=_checkpoint(spec, weights, epochs))
+        spec = ModelSpec(key, fields, checkpoint=read_checkpoint(spec, weights, epochs=epochs))
     elif epochs is not None:
         raise ConfigError(f"models: 'trained_epochs' {epochs!r} are of 'weights': give these too.")
     if label is None:
@@ -306,19 +305,6 @@ def _model(entry: Any) -> tuple[ModelSpec, str]:
         name = Path(spec.name).name if is_origin(spec.name) else spec.name
         label = f"{name} ({options})" if options else name
     return spec, text(label, "label")
-
-
-def _checkpoint(spec: ModelSpec, weights: Any, epochs: Any) -> Checkpoint | None:
-    """Look at the trained weights that a study names; None where they are to be drawn."""
-    if epochs is not None and not is_int(epochs, least=1):
-        raise ConfigError(
-            f"models: 'trained_epochs' must be an int of at least 1. Got {short(epochs)}."
-        )
-    return (
-        None
-        if weights == "random"
-        else read_checkpoint(spec, text(weights, "weights"), epochs=epochs)
-    )
 
 
 def _recipe(value: Any) -> Recipe:
