@@ -45,9 +45,11 @@ class _Plain:
         self._jobs: dict[str, _Running] = {}
         self._waits = iter(SUMMARY_SECONDS)
         self._next_summary: float | None = None
+        self._begun = False
 
     def __call__(self, event: Event) -> None:
         _follow(self._jobs, event)
+        self._begun |= bool(self._jobs)
         if isinstance(event, events.RunProgress):
             self._summarise(event)
         elif isinstance(event, events.JobDone) and not event.reused:
@@ -64,7 +66,8 @@ class _Plain:
         elif now < self._next_summary or run.jobs_done == run.jobs_total:
             return
         else:
-            _say(self._console, "; ".join([describe(run), *self._running()]))
+            waiting = [] if self._begun else ["the first jobs are starting"]
+            _say(self._console, "; ".join([describe(run), *(self._running() or waiting)]))
         self._next_summary = now + next(self._waits, SUMMARY_SECONDS[-1])
 
     def _running(self) -> list[str]:
