@@ -22,7 +22,8 @@ from image_files import image_folder
 from regrow.cli import main as cli
 from regrow.cli import plan
 from regrow.data import DataSpec, load
-from regrow.pruning.method import CRITERIA, METHODS
+from regrow.errors import ConfigError
+from regrow.pruning.method import CRITERIA, METHODS, criterion_key
 from regrow.train import evaluate
 
 
@@ -540,6 +541,11 @@ def test_models_are_listed_with_their_sizes(command: Command) -> None:
 @pytest.mark.parametrize("name", ["l1", "l1-norm"])
 def test_a_norm_has_one_name_as_method_and_as_criterion(name: str) -> None:
     assert (METHODS.key(name), CRITERIA.key(name)) == ("l1", "l1-norm")
+
+
+def test_a_method_named_for_a_criterion_is_told_apart() -> None:
+    with pytest.raises(ConfigError, match=r"'l1-filter' is a method, .* asked for: l1-norm"):
+        criterion_key("l1-filter")
 
 
 # Exporting ---------------------------------------------------------------------------------------

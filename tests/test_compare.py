@@ -499,7 +499,10 @@ def test_a_criterion_that_needs_data_is_refused_at_once_and_works_with_them(
     assert int(runs_in(here / "results")["scratch-e", 0]["macs"]) == 4 * 4 + 4 * 3
 
 
-@pytest.mark.parametrize("option", [("--device", "tpu"), ("--small", "gone"), ("--macs", "1e-9")])
+@pytest.mark.parametrize(
+    "option",
+    [("--device", "tpu"), ("--small", "gone"), ("--macs", "1e-9"), ("--criterion", "l1-filter")],
+)
 def test_a_comparison_that_cannot_be_meant_leaves_nothing(
     here: Path, command: Command, option: tuple[str, str]
 ) -> None:
@@ -576,6 +579,12 @@ def test_what_nothing_initialises_is_drawn_as_in_the_whole_network(here: Path) -
         ({"arms": [{"name": "late", "start": "rewound", "epoch": 2}]}, "has 'epoch'"),
         ({"models": ["nets.py:mlp", "nets.py:Scaled"]}, "must name one network"),
         ({"models": {"network": "nets.py:mlp"}}, "Give the network's input"),
+        (
+            {"models": {"network": "nets.py:mlp", "input": "1x5"}},
+            "nets.py:mlp fails on the input 1x5: RuntimeError: .* --input",
+        ),
+        ({"multiple_of": 64}, "The method 'l1': nothing would be cut at .* in multiples of 64"),
+        ({"multiple_of": 0}, "'multiple_of' must be an int of at least 1. Got 0"),
         ({"rivals": ["nets.py:none"]}, "The rival 'nets.py:none'"),
         ({"rivals": [{"vary": "width"}]}, "one method with one share of macs or parameters"),
         (

@@ -175,6 +175,7 @@ def test_a_wrong_criterion_is_refused_by_its_line_and_leaves_nothing(
         (("--against", "l1-filtr"), "--against: Unknown method 'l1-filtr'"),
         (("--device", "tpu"), "tpu"),
         (("--target", "macs:0.00001"), "macs"),
+        (("--recipe", "cifr"), "Unknown recipe 'cifr'"),
     ],
 )
 def test_what_cannot_be_meant_leaves_nothing(
@@ -183,6 +184,7 @@ def test_what_cannot_be_meant_leaves_nothing(
     done = regrow("versus", "l2", "--model", MODEL, "--data", DATA, *options)
     assert done.code == 2
     assert message in done.text
+    assert done.text.count("regrow: ") == 1
     assert not list(tmp_path.iterdir())
 
 

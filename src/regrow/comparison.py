@@ -19,7 +19,7 @@ import pandas as pd
 from regrow.core.machine import machine
 from regrow.core.validation import as_list
 from regrow.errors import ConfigError, short
-from regrow.pruning.method import CRITERIA
+from regrow.pruning.method import criterion_key
 from regrow.report import Report, Run, Verdict, summarise, verdicts, write
 from regrow.report.answer import answer
 from regrow.report.collect import results_of
@@ -82,7 +82,7 @@ def study_value(
         value["methods"] = {
             "name": "l1",
             "label": criterion,
-            "criterion": CRITERIA.key(criterion),
+            "criterion": criterion_key(criterion),
             "allocation": allocation,
             "scope": scope if isinstance(scope, str) else list(scope),
             **({"rounds": rounds} if rounds > 1 else {}),

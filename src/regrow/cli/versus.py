@@ -202,6 +202,7 @@ def _study(
         seeds=seeds,
         recipe=recipe,
     )
+    studies.check({**value, "methods": [e for e in value["methods"] if e["name"] in own]})
     if against is None:
         value, reasons = studies.without_impossible(value, set(rivals) - set(own))
         for name, reason in reasons.items():

@@ -290,7 +290,9 @@ def resolve(spec: ModelSpec, *, reserved: Iterable[str] = ()) -> dict[str, Any]:
         elif name in reserved:
             continue
         else:
-            raise ConfigError(f"{where}: the argument {name!r} is missing. Add it.")
+            raise ConfigError(
+                f"{where}: the argument {name!r} is missing. Add it (--set {name}=...)."
+            )
         arguments[name] = _checked(value, hints.get(name, Any), where=f"{where}: {name!r}")
         _check_range(name, arguments[name], where=where)
     return arguments

@@ -110,6 +110,19 @@ METHODS: "Registry[Method]" = Registry(
 )
 
 
+def criterion_key(name: str) -> str:
+    """Return the registered criterion of a name; of a method's name, a hint at its criterion."""
+    try:
+        return CRITERIA.key(name)
+    except ConfigError as error:
+        if name not in METHODS:
+            raise
+        raise ConfigError(
+            f"{name!r} is a method, and a criterion is asked for: {METHODS.get(name).criterion}. "
+            f"{error}"
+        ) from error
+
+
 @dataclass(frozen=True)
 class Allocation:
     """A registered allocation: a function, and its sparsity where it knows only one (2:4).
@@ -364,7 +377,7 @@ def general_method(
 
     Groups are ranked together, their scores put on one scale by the mean of each group.
     """
-    name = CRITERIA.key(criterion)
+    name = criterion_key(criterion)
     return Method(
         name=name, criterion=name, allocation=allocation, scope=_scope(scope), normalise="group"
     )

@@ -44,6 +44,7 @@ from regrow.pruning.method import (
     checked_multiple,
     checked_share,
     checked_sparsity,
+    criterion_key,
     is_adapted,
 )
 from regrow.studies.budgets import at_budget, read_budgets
@@ -353,7 +354,7 @@ def read_use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
     method = METHODS.get(name)
     where = f"The method {name!r}"
     changes: dict[str, Any] = {
-        "criterion": CRITERIA.key(fields.get("criterion", method.criterion)),
+        "criterion": criterion_key(fields.get("criterion", method.criterion)),
         "allocation": ALLOCATIONS.key(fields.get("allocation", method.allocation)),
     }
     if "criterion" in fields:

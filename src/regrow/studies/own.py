@@ -189,12 +189,12 @@ def _network(entry: Any, keys: Collection[str]) -> tuple[OwnNetwork, str]:
         network.given()  # says what does not fit
     try:
         network.cost()
-    except RegrowError as error:
-        if "input" in fields:
-            raise
+    except Exception as error:  # its own code may raise anything
+        kind = "" if isinstance(error, RegrowError) else f"{type(error).__name__}: "
+        guess = "" if "input" in fields else ", which was guessed"
         raise ConfigError(
-            f"{where}: {error} (The input {network.inputs} was guessed: give the network's own "
-            "with 'input', or --input.)"
+            f"{where} fails on the input {network.inputs}{guess}: {kind}{short(error)} Give the "
+            "input that it takes with 'input', or --input."
         ) from error
     return network, text(fields.get("label", _label(origin)), "label")
 
@@ -415,7 +415,7 @@ def _tried(
         normalise=normalise,
     )
     drawn, (name, share) = network.fresh(0), amount
-    select(
+    mask = select(
         drawn,
         trace(drawn, network.example, keep=network.keep),
         method,
@@ -424,6 +424,11 @@ def _tried(
         multiple_of=multiple_of,
         **{name: share},  # type: ignore[arg-type]
     )
+    if mask.num_kept == mask.num_units:
+        raise ConfigError(
+            f"nothing would be cut at {name} {share:g} in multiples of {multiple_of}. Ask for more "
+            "to go, or for a smaller multiple."
+        )
 
 
 def _given(folder: CutFolder) -> MethodUse:
