@@ -583,8 +583,10 @@ def test_what_nothing_initialises_is_drawn_as_in_the_whole_network(here: Path) -
             {"models": {"network": "nets.py:mlp", "input": "1x5"}},
             "nets.py:mlp fails on the input 1x5: RuntimeError: .* --input",
         ),
-        ({"multiple_of": 64}, "The method 'l1': nothing would be cut at .* in multiples of 64"),
-        ({"multiple_of": 0}, "'multiple_of' must be an int of at least 1. Got 0"),
+        (
+            {"methods": {"name": "l1", "sparsity": 0.5, "multiple_of": 64}},
+            "The method 'l1': nothing would be cut at .* in multiples of 64",
+        ),
         ({"rivals": ["nets.py:none"]}, "The rival 'nets.py:none'"),
         ({"rivals": [{"vary": "width"}]}, "one method with one share of macs or parameters"),
         (

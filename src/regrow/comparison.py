@@ -86,10 +86,10 @@ def study_value(
             "allocation": allocation,
             "scope": scope if isinstance(scope, str) else list(scope),
             **({"rounds": rounds} if rounds > 1 else {}),
+            **({"multiple_of": multiple_of} if multiple_of != 1 else {}),
             **amounts,
         }
     value |= {"examples": examples} if examples is not None else {}
-    value |= {"multiple_of": multiple_of} if multiple_of != 1 else {}
     if folders := [str(folder) for folder in as_list(small)]:
         value["small"] = folders
     changed = {"fine-tune": ("share", fine_tune), "scratch-b": ("cap", cap)}

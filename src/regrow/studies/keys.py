@@ -89,7 +89,6 @@ OWN_KEYS: Mapping[str, str] = {
     "uniform": "whether to train the same network at uniform widths of the same cost, too",
     "rivals": "other networks that are trained from scratch",
     "examples": "the data that criteria by gradients or activations look at: folder:PATH, npz:FILE",
-    "multiple_of": "each cut layer keeps a multiple of so many channels; 1 unless given",
     "seeds": "how many seeds (0, 1, ...), or a list of them; 3 unless given",
 }
 OWN_MODEL_KEYS: Mapping[str, str] = {

@@ -8,7 +8,6 @@
     methods: {name: l1, macs: 0.5}    # or small: FOLDER, which `regrow shrink` wrote
     examples: "folder:PATH"           # what criteria by gradients or activations look at
     arms: [unpruned, pruned, fine-tune, scratch-e, {name: scratch-b, cap: 3}]
-    multiple_of: 8                    # leave a multiple of so many channels in each layer
     uniform: true                     # the same network at uniform widths, of the same cost
     rivals: [timm/resnet10t, {network: "nets.py:MobileNet", set: {width: 11}}]
     seeds: 3
@@ -101,7 +100,6 @@ class OwnExperiment:
     rivals: tuple[Rival, ...]
     uniform: Arm | None
     examples: Material | None  # what criteria look at
-    multiple_of: int
     seeds: tuple[int, ...]
     head: ClassVar[None] = None
     backbone: ClassVar[None] = None
@@ -124,12 +122,10 @@ def read_own(value: Mapping[str, Any]) -> "list[OwnExperiment]":
     function = TrainFunction.read(value["train"])
     network, label = _network(given, OWN_MODEL_KEYS)
     uses = [read_use(entry, ()) for entry in as_list(value.get("methods", []))]
-    examples, multiple_of = _examples(value.get("examples"), network), value.get("multiple_of", 1)
-    if not is_int(multiple_of, least=1):
-        raise ConfigError(f"'multiple_of' must be an int of at least 1. Got {short(multiple_of)}.")
+    examples = _examples(value.get("examples"), network)
     for use in uses:
         _check_use(use)
-        _try(use, network, examples, multiple_of)
+        _try(use, network, examples)
     folders = [CutFolder.of(text(path, "small")) for path in small]
     arms = _arms(value.get("arms", list(DEFAULT_ARMS)), network)
     wholes = _wholes(value, network)
@@ -159,7 +155,6 @@ def read_own(value: Mapping[str, Any]) -> "list[OwnExperiment]":
         rivals=tuple(rivals),
         uniform=anew if uniform else None,
         examples=examples,
-        multiple_of=multiple_of,
         seeds=read_seeds(value.get("seeds", 3)),
     )
     return [replace(first, recipe=whole, budget=budget) for budget, whole in wholes]
@@ -384,7 +379,7 @@ def _examples(name: Any, network: OwnNetwork) -> Material | None:
     return material_of(spec)
 
 
-def _try(use: MethodUse, network: OwnNetwork, examples: Material | None, multiple_of: int) -> None:
+def _try(use: MethodUse, network: OwnNetwork, examples: Material | None) -> None:
     """Choose by a method on the network as drawn, so that what it lacks is said at once."""
     how = use.method
     for cut in use.cuts:
@@ -393,7 +388,7 @@ def _try(use: MethodUse, network: OwnNetwork, examples: Material | None, multipl
             amount = (cut.cost.name, cut.cost.share)
         parts = (how.criterion, how.allocation, how.scope, how.normalise)
         try:
-            _tried(network, parts, amount, examples, multiple_of)
+            _tried(network, parts, amount, examples, cut.multiple_of)
         except RegrowError as error:
             raise type(error)(f"The method {use.label!r}: {error}") from error
 

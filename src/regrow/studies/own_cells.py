@@ -123,7 +123,7 @@ def _prune(
         sparsity=cut.sparsity,
         cost=cut.cost,
         rounds=cut.rounds,
-        multiple_of=experiment.multiple_of,
+        multiple_of=cut.multiple_of,
         examples=experiment.examples,
         parent=plain if method.trained and not given else None,
         code="-".join(sorted({code for code in codes if code is not None})) or None,

@@ -235,7 +235,6 @@ def _own() -> dict[str, Schema]:
         "uniform": {"type": "boolean"},
         "rivals": one_or_list(any_of(TEXT, an_object(described(_network_forms(), RIVAL_KEYS)))),
         "examples": TEXT,
-        "multiple_of": whole,
         "seeds": _ref("seeds"),
     }
     return described(forms, OWN_KEYS)
