@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import fields
 
+from regrow.core.choice import Choice
 from regrow.core.units import UNITS
 from regrow.cost import measure
 from regrow.data import DATASETS
@@ -138,4 +139,7 @@ def _recipe(recipe: Recipe) -> str:
 def _value(value: object) -> str:
     if isinstance(value, tuple):
         return "/".join(f"{part:g}" for part in value)
+    if isinstance(value, Choice):
+        arguments = " ".join(f"{name} {_value(given)}" for name, given in value.arguments.items())
+        return f"{value.name} ({arguments})" if arguments else value.name
     return f"{value:g}" if isinstance(value, float) else str(value)
