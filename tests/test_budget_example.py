@@ -120,7 +120,7 @@ def test_the_studies_are_read_and_take_other_data(
             if arm.start == "inherited" and arm.budget.kind != "none"
         }
         first = 0.2 + 0.8 / 9  # of a warm-up of nine updates
-        expected = {"fine-tune": 0.01, "falling": 0.1 * first, "lr-rewind": first}
+        expected = {"fine-tune": 0.01, "falling": 0.1, "lr-rewind": first}
         assert rates == (pytest.approx(expected) if rates else {})
 
 
