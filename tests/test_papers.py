@@ -116,6 +116,7 @@ def test_a_package_adds_its_papers_by_an_entry_point(
         ("entries.yaml", ("studies:", "study:"), "table-1: Unknown key 'study'"),
         ("entries.yaml", ("table-1:", "- table-1:"), "expected a mapping"),
         ("studies/one.yaml", ("model: Tiny", "model: Large"), "0 printed cells"),
+        ("studies/one.yaml", ("seeds: 1", "budgets: [1, 2]"), "'one' of a paper has 'budgets'"),
     ],
 )
 def test_a_mistake_in_a_folder_is_a_message(

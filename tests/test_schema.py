@@ -93,10 +93,9 @@ def test_an_ignored_key_is_checked_nevertheless() -> None:
         {"methods": {"name": "l1-filter", "sparsity": 0.5, "ticket": 5}},
         {"task": "no such task", "data": {"name": "digits", "task": "classification"}},
         {
-            "backbone": plain,
+            "backbone": {**plain, "budgets": [1, 2]},
             "models": None,
             "arms": "unpruned",
-            "budgets": [1, 2],
             "detector": None,
         },
     ):

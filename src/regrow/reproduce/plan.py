@@ -154,6 +154,11 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[PlannedStudy, list
     if request.precision is not None:
         replaced[f"Layers are computed in {request.precision}; the paper has fp32."] = None
     study = Study.from_json({**plain, "name": name, "experiments": experiments})
+    if any(experiment.budget is not None for experiment in study.experiments):
+        raise ConfigError(
+            f"The study {name!r} of a paper has 'budgets', and a printed cell was trained for one. "
+            "Leave them out; `regrow run` takes studies of several."
+        )
     pairs = list(zip(study.experiments, labels, strict=True))
     planned_cells = [_printable(cell, paper, pairs) for cell in study.cells()]
     _check_once(planned_cells)

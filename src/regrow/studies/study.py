@@ -23,6 +23,12 @@ from: {model: vgg-16, data: cifar10}}`` builds a network after what another meth
 (``from`` may name its ``model``, ``data``, ``method`` and ``recipe``; they are the row's own unless
 said).
 
+How long the unpruned network trains may be an axis: ``budgets: [2, 4, 8, 16]`` (epochs), or
+``[0.25x, 0.5x, 1x]`` (factors of the recipe's own). Each row is there once for each, and arms
+follow as they are said: in shares (``share``, ``epoch_share``, ``schedule_share``,
+``warmup_share``), as equal epochs or FLOPs, at multiples of the recipe's highest rate
+(``peak_rates``); what is said in epochs stays what it is (see ``studies.budgets``).
+
 Networks of another task, such as detectors, are built on those of a ``backbone``, an experiment of
 one network, one data set and one method::
 

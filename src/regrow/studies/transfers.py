@@ -75,8 +75,6 @@ def read_transfers(value: Mapping[str, Any]) -> list[Experiment]:
     for key in ("models", "methods"):
         if key in value:
             raise ConfigError(f"{key!r} belongs to the 'backbone'. Move it there.")
-    if "budgets" in value:
-        raise ConfigError("A study with a 'backbone' takes no 'budgets'. Write a study for each.")
     transfers = _transfers(value.get("arms", list(TRANSFERS)))
     backbone = _backbone(value, transfers)
     head = _head(value)
