@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -727,3 +729,20 @@ def test_budgets_and_rates_that_a_function_of_ones_own_cannot_have_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         Study.load(write(here, **changes))
+
+
+def test_the_page_of_a_comparison_has_every_part_and_links_to_its_records(
+    command: Command, here: Path
+) -> None:
+    done = command("run", write(here), "--workers", "0", "--html", "--out", here / "out")
+    assert done.code == 0, done.text
+    text = (here / "out" / "report.html").read_text(encoding="utf-8")
+    for part in ("answer", "verdicts", "results", "ledger", "records", "how"):
+        assert f'id="{part}"' in text
+    inside = set(re.findall(r'href="#([^"]+)"', text))
+    assert inside <= {*re.findall(r'id="([^"]+)"', text)}
+    records = [here / "out" / unquote(link) for link in re.findall(r'href="([^"#]+json)"', text)]
+    assert len(records) == 10  # five arms, two seeds
+    assert all("accuracy" in json.loads(file.read_text())["metrics"] for file in records)
+    assert "scratch-b" in text
+    assert not re.search(r'(src|action|href)="(https?:)?//', text)

@@ -16,8 +16,9 @@ from commands import Command, write_study
 from regrow.report import Report, write
 from regrow.report.html import StudyEvidence, document_of, render
 from regrow.report.html.chart import Chart, ChartPoint, ReferenceLine, Series, draw
-from regrow.report.html.document import PageCell, number_in
-from regrow.report.html.evidence import RunEvidence
+from regrow.report.html.checklist import checklist
+from regrow.report.html.document import PageCell, PageTable, number_in
+from regrow.report.html.evidence import Kept, RunEvidence
 from regrow.report.html.render import MOST_BYTES
 from regrow.report.rows import Run
 
@@ -176,6 +177,60 @@ def test_the_checklist_answers_what_records_know_and_leaves_the_rest(
     assert "NeurIPS checklist" in text
     assert "2 seeds a comparison" in text
     assert "for the authors" in text
+
+
+def test_the_checklist_has_the_sixteen_items_in_their_order(tmp_path: Path) -> None:
+    runs = make_runs()
+    section = checklist(report_of(runs, tmp_path), runs, evidence_of(runs))
+    (table,) = section.blocks
+    assert isinstance(table, PageTable)
+    names = [row[0].text for row in table.rows]
+    assert [int(name.partition(".")[0]) for name in names] == [*range(1, 17)]
+    known = ("Claims", "Limitations", "Theory", "Reproducibility", "Open access", "Settings")
+    for number, begins in enumerate(known, start=1):
+        assert names[number - 1].startswith(f"{number}. {begins}")
+    answered = [row[1].text != "for the authors" for row in table.rows]
+    assert answered == [True, True, False, *[True] * 5, *[False] * 8]
+
+
+def test_numbers_of_methods_and_of_layers_lead_to_their_records(tmp_path: Path) -> None:
+    runs = [
+        replace(run, method=method, score=run.score + bonus, macs=500, sparsity=0.5, group="")
+        for method, bonus in (("a", 0.0), ("b", 1.0))
+        for run in make_runs()
+        if run.method and run.score is not None
+    ]
+    kept = Kept(group=runs[0].group, unit="channel", shares={"one": 0.5, "two": 0.25}, n=2)
+    evidence = replace(evidence_of(runs), kept=(kept,))
+    report = report_of(runs, tmp_path)
+    document = document_of(report, runs, evidence, tmp_path, settings={})
+    sections = {section.name: section for section in document.sections}
+    anchors = {anchor for block in sections["records"].blocks for anchor in block.anchors}  # type: ignore[union-attr]
+    for name, least in (("methods", 2), ("layers", 2)):
+        tables = [block for block in sections[name].blocks if isinstance(block, PageTable)]
+        hrefs = [cell.href[1:] for t in tables for row in t.rows for cell in row if cell.href]
+        assert len(hrefs) >= least
+        assert {*hrefs} <= anchors
+
+
+def test_a_winner_that_hangs_on_the_retraining_is_a_headline(tmp_path: Path) -> None:
+    arms = {"fine-tune": 95.0, "fine-tune-10x": 99.0, "scratch-b": 97.0}
+    starts = {"scratch-b": "random"}
+    first = make_runs()[0]
+    runs = [
+        replace(
+            first, arm=arm, method="l1", sparsity=0.5, seed=seed, score=score + seed / 10,
+            start=starts.get(arm, "inherited"), budget="epochs", epochs=4, group="",
+        )
+        for arm, score in arms.items()
+        for seed in range(3)
+    ]  # fmt: skip
+    document = document_of(
+        report_of(runs, tmp_path), runs, evidence_of(runs), tmp_path, settings={}
+    )
+    (headline,) = (h for h in document.headlines if "winner" in h.question)
+    assert headline.short == "Yes"
+    assert "changes with the retraining in 1 cell" in headline.text
 
 
 def test_names_are_shown_and_never_read_as_markup(tmp_path: Path) -> None:

@@ -10,19 +10,18 @@ It writes an ordinary study (``studies.own``), and runs it.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from regrow.core.machine import machine
 from regrow.core.validation import as_list
 from regrow.errors import ConfigError, short
 from regrow.pruning.method import criterion_key
-from regrow.report import Report, Run, Verdict, summarise, verdicts, write
+from regrow.report import Report, Run, Verdict, summarise, verdicts
 from regrow.report.answer import answer
 from regrow.report.collect import results_of
+from regrow.report.files import write_study
 from regrow.run import Event, Summary, run
 from regrow.store import Store
 from regrow.studies.study import Study
@@ -136,17 +135,7 @@ def compare(
     results = results_of(study, opened)
     report = None
     if out is not None:
-        report = write(
-            results.runs,
-            Path(out),
-            title=study.title,
-            command="regrow.compare(...)",
-            machine=machine(),
-            date=date.today().isoformat(),
-            failures=results.failures,
-            extras=results.extras,
-            notes=results.notes,
-        )
+        report, _ = write_study(study, opened, Path(out), command="regrow.compare(...)")
     judged = verdicts(results.runs)
     return ComparisonResult(
         study=study,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from regrow.errors import Damaged
 from regrow.jobs.base import Job, Stored
+from regrow.jobs.prune import Prune
 from regrow.report.collect import Reader
 from regrow.report.ledger import NO_COST, NO_COSTS, RunCost, StudyCost, costs
 from regrow.store import Store
@@ -104,7 +105,8 @@ def _kept(
     units: dict[str, str] = {}
     for cell, group in zip(cells, groups, strict=True):
         prune = cell.job.pruning
-        if prune is None or not reader.has(prune) or prune.head is not None:
+        # Cuts of one's own networks keep no masks, nor do those of what a head built.
+        if not isinstance(prune, Prune) or prune.head is not None or not reader.has(prune):
             continue
         widths, unit = reader.record(prune)["widths"], prune.method.unit
         place = cell.experiment.data_label, cell.experiment.model_label, unit
