@@ -283,6 +283,7 @@ def test_option_given_twice_is_refused_by_every_command_unless_it_makes_a_list(
     assert lists == {
         *("--data", "--with", "--replace-data", "--nets", "--only", "--ignore"),
         *("--input", "--keep", "--scope", "--set", "--result", "--target", "--rival", "--small"),
+        "--track",
     }
     assert refusals > 40
 

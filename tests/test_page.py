@@ -13,6 +13,7 @@ import pytest
 
 from browser import Browser
 from commands import Command, write_study
+from regrow.jobs.arms import Start
 from regrow.report import Report, write
 from regrow.report.html import StudyEvidence, document_of, render
 from regrow.report.html.chart import Chart, ChartPoint, ReferenceLine, Series, draw
@@ -215,7 +216,7 @@ def test_numbers_of_methods_and_of_layers_lead_to_their_records(tmp_path: Path) 
 
 def test_a_winner_that_hangs_on_the_retraining_is_a_headline(tmp_path: Path) -> None:
     arms = {"fine-tune": 95.0, "fine-tune-10x": 99.0, "scratch-b": 97.0}
-    starts = {"scratch-b": "random"}
+    starts: dict[str, Start] = {"scratch-b": "random"}
     first = make_runs()[0]
     runs = [
         replace(

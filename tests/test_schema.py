@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from jsonschema import Draft7Validator
 
@@ -101,6 +102,33 @@ def test_an_ignored_key_is_checked_nevertheless() -> None:
     ):
         study = {key: value for key, value in {**plain, **changed}.items() if value is not None}
         assert refusal(study)
+
+
+@pytest.mark.parametrize(
+    ("methods", "good"),
+    [
+        ("mask-file:m.npz", True),
+        ({"name": "mask-file:m.npz"}, True),
+        ({"name": "Mask_File:m.npz", "label": "mine"}, True),
+        ({"name": "nn-prune:l1_unstructured", "sparsity": 0.5}, True),
+        ({"name": "nn-prune:l1_unstructured"}, False),
+        ({"name": "magnitude", "allocation": "nn-prune:l1_unstructured", "sparsity": 0.5}, True),
+        ({"name": "other:l1_unstructured", "sparsity": 0.5}, False),
+    ],
+)
+def test_methods_of_other_libraries_fit(
+    methods: Any,
+    good: bool,
+    validator: Draft7Validator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights: Any = {"weight": np.eye(2)}
+    np.savez("m.npz", **weights)
+    study = {"data": "digits", "models": "resnet-20", "methods": methods}
+    assert (refusal(study) == "") == good
+    assert validator.is_valid(study) == good
 
 
 ASKED: tuple[Any, ...] = (-1, 0, 0.5, 1, 1.5, 2, True, None, "x", [0.5], [2.0], {})

@@ -61,7 +61,12 @@ ALL: tuple[Scope, ...] = ("conv", "linear", "grouped", "stream", "view", "head")
 NORMED: tuple[Scope, ...] = ("normed-conv", "view", "normed-linear")  # what network slimming prunes
 
 NORMS = {"l1": "l1-norm", "l2": "l2-norm"}  # of methods, and of the criteria that they go by
-ADAPTED = ("torch-pruning", "nn-prune", "mask-file")  # prefixes of names in pruning.adapters
+# Prefixes of names in pruning.adapters -> what follows them, and what it is.
+ADAPTED: Mapping[str, tuple[str, str]] = {
+    "torch-pruning": ("NAME", "An importance of Torch-Pruning, such as MagnitudeImportance(p=1)"),
+    "nn-prune": ("NAME", "l1_unstructured and its kin of torch.nn.utils.prune, or file.py:Class"),
+    "mask-file": ("FILE", "Masks by parameter: .safetensors, .npz or .pt; takes no amount"),
+}
 
 
 def is_adapted(name: object) -> bool:

@@ -11,7 +11,7 @@ from regrow.errors import RegrowError
 from regrow.jobs.arms import ARMS, Arm, Budget
 from regrow.models import MODELS, ModelSpec, build
 from regrow.pruning.costs import COST_TARGETS
-from regrow.pruning.method import ALL, ALLOCATIONS, CRITERIA, METHODS, SCOPES, Method
+from regrow.pruning.method import ADAPTED, ALL, ALLOCATIONS, CRITERIA, METHODS, SCOPES, Method
 from regrow.pruning.normalise import NORMALISATIONS
 from regrow.tasks import TASKS
 from regrow.train import RECIPES, Recipe
@@ -37,7 +37,10 @@ def catalogue(*, sizes: bool = False) -> dict[str, dict[str, str]]:
         "data": {name: _first_line(DATASETS.get(name).read) for name in DATASETS.names()},
         "tasks": {name: TASKS.get(name).about for name in TASKS.names()},
         "models": {name: _model(name, size=sizes) for name in MODELS.names()},
-        "methods": {name: _method(METHODS.get(name)) for name in METHODS.names()},
+        "methods": {
+            **{name: _method(METHODS.get(name)) for name in METHODS.names()},
+            **{f"{prefix}:{rest}": about for prefix, (rest, about) in ADAPTED.items()},
+        },
         "criteria": {name: _first_line(CRITERIA.get(name)) for name in CRITERIA.names()},
         "allocations": {n: _first_line(ALLOCATIONS.get(n).function) for n in ALLOCATIONS.names()},
         "scopes": {str(name): about for name, about in SCOPES.items()},

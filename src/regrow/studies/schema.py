@@ -47,6 +47,7 @@ from regrow.jobs.trials import MOST_TRIALS, TUNE
 from regrow.models import MODELS, ORIGIN, ModelEntry, ModelSpec, annotations, resolve
 from regrow.pruning.costs import COST_TARGETS, CostShare
 from regrow.pruning.method import (
+    ADAPTED,
     ALLOCATIONS,
     CRITERIA,
     METHODS,
@@ -109,6 +110,10 @@ def _definitions() -> dict[str, Schema]:
     }
     return {
         **{name: spelled(registry.names()) for name, registry in named.items()},
+        **{
+            name: any_of(spelled(named[name].names()), _adapted(*ADAPTED))
+            for name in ("criterion", "allocation", "method_name")
+        },
         "model_name": any_of(
             spelled(MODELS.names()), {"type": "string", "pattern": rf"^\s*({ORIGIN})\s*$"}
         ),
@@ -119,6 +124,15 @@ def _definitions() -> dict[str, Schema]:
         "recipe": _recipe(),
         "seeds": _seeds(),
     }
+
+
+def _adapted(*prefixes: str) -> Schema:
+    """Return what fits names of other libraries' ways to prune, as registries compare them."""
+    spellings = [
+        "".join(f"[{c}{c.upper()}]" if c.isalpha() else "[-_ ]" for c in prefix)
+        for prefix in prefixes
+    ]
+    return {"type": "string", "pattern": rf"^\s*({'|'.join(spellings)})\s*:"}
 
 
 def _ref(name: str) -> Schema:
@@ -441,11 +455,12 @@ def _method() -> Schema:
     entry = an_object(described(forms, {**METHOD_KEYS, **costs}), required=["name"])
     fixed = {name for name in ALLOCATIONS.names() if ALLOCATIONS.get(name).sparsity is not None}
     without = [name for name in METHODS.names() if METHODS.get(name).allocation in fixed]
+    alone = [*([spelled(without)] if without else []), _adapted("mask-file")]
     entry["anyOf"] = [
         *({"required": [key]} for key in (*AMOUNTS, *costs, "allocation")),
-        *([{"properties": {"name": spelled(without)}}] if without else []),
+        *({"properties": {"name": name}} for name in alone),
     ]
-    return any_of(spelled(without), entry) if without else entry
+    return any_of(*alone, entry)
 
 
 def _amounts() -> dict[str, Schema]:
