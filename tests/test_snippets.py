@@ -53,7 +53,7 @@ QUICK = (
     r"regrow compare-runs regrow-store other-store",
 )
 SLOW = (
-    r"regrow versus .*--data digits .*--plan",
+    r"regrow versus .*--data digits .*(--plan|--html)",
     r"regrow run first\.yaml",
     r"regrow reproduce table-1 --scale smoke$",
     r"regrow reproduce wang2023/table-6 --scale smoke$",

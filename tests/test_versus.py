@@ -119,6 +119,8 @@ def test_a_file_of_ones_own_gets_its_table(regrow: Command, tmp_path: Path) -> N
     assert "Methods at one cost, under the best retraining of each" in done.out
     pairs = (tmp_path / "out" / "pairs.csv").read_text().splitlines()
     assert pairs[1].startswith("the best retraining,")
+    planned = regrow("versus", "fourth.py", *asked, *fewer, "--plan", "--out", "out")
+    assert planned.code == 0, "a file that was loaded before is the same file"
     again = regrow("report", "out/study.yaml", "--with", "fourth.py", "--reference", "width")
     assert again.code == 0, again.err
     assert "width" in again.out

@@ -143,7 +143,8 @@ def _own(method: str) -> tuple[list[str], list[Path]]:
         return [METHODS.key(method)], []
     known, criteria = METHODS.added(), CRITERIA.added()
     load_file(method, where=method)
-    own = [name for name in METHODS.added() if name not in known]
+    place = str(Path(method).resolve())  # which may have been loaded before
+    own = [n for n in METHODS.added() if n not in known or METHODS.origin(n) == place]
     if own:
         return own, [Path(method)]
     scored = [name for name in CRITERIA.added() if name not in criteria]
