@@ -309,8 +309,8 @@ class Probe:
         if self._dataset is None:
             raise ConfigError(
                 "This criterion looks at gradients or activations, so it needs data: give "
-                "select(..., dataset=...), a data set or batches; on the command line --data, in "
-                "a study with a 'train' function 'examples'."
+                "select(..., dataset=...), a data set or batches; on the command line, --data; "
+                "in a study with a 'train' function, 'examples'."
             )
         return self._dataset
 
