@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.surgery import trace, verify
+from regrow.surgery import shrink, trace, verify
 from regrow.surgery.mask import Mask
 
 SHAPE = (1, 6, 3)
@@ -142,3 +142,31 @@ def test_places_that_data_chooses(kind: str) -> None:
     kept = {name: torch.arange(size) % 3 > 0 for name, size in groups.items()}
     assert verify(net, Mask(unit="channel", kept=kept), found).ok
     assert found.unaccounted(net) == ()
+
+
+class Experts(nn.Module):
+    """Rows that go to their experts in one product, which takes weights in rows of 16 bytes."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(3, width), nn.Linear(width, 2)
+        self.up = nn.Parameter(torch.randn(2, width, hidden))
+        self.down = nn.Parameter(torch.randn(2, hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.a(x)[0]
+        ends = torch.tensor([2, len(rows)], dtype=torch.int32)
+        hidden = torch._grouped_mm(rows, self.up, offs=ends).relu()
+        scores: Tensor = self.out(rows + torch._grouped_mm(hidden, self.down, offs=ends))
+        return scores
+
+
+def test_experts_in_one_product_lose_rows_that_are_aligned() -> None:
+    torch.manual_seed(0)
+    net = Experts(16, 32).eval()
+    found = trace(net, torch.randn(1, 6, 3))
+    assert {n: g.size for n, g in found.groups.items()} == {"a": 2, "up": 4}
+    mask = Mask(unit="channel", kept={"a": torch.arange(2) > 0, "up": torch.arange(4) % 2 == 0})
+    assert shrink(net, mask, found).get_parameter("up").shape == (2, 8, 16)
+    proof = verify(net, mask, found)
+    assert proof.ok, str(proof)

@@ -63,6 +63,12 @@ def nets() -> dict[str, tuple[nn.Module, dict[str, int], dict[str, str]]]:
         {"a": 8, "b": 6}, out,
     )  # fmt: skip
     add(
+        "groups of a convolution of what is kept whole",
+        Net(lambda m, x: m.out(r(m.g(torch.cat([x, x[:, :1]], 1)))),
+            g=conv(4, 8, groups=2), out=conv(8, 2)),
+        {"g": 4}, out,
+    )  # fmt: skip
+    add(
         "residual addition",
         Net(lambda m, x: (lambda y: m.out(r(y + m.b(r(y)))))(m.a(x)),
             a=conv(3, 8), b=conv(8, 8), out=conv(8, 2)),

@@ -131,6 +131,12 @@ class Assumptions:
         before, self.even = self.even, self.even | whole
         return self.even != before
 
+    def divide_whole(self, found: Trace, grouped: Collection[str]) -> bool:
+        """Do so, too, where no group can go because what comes in or goes out is kept whole."""
+        cut = {slot.tensor for group in found.groups.values() for slot in group.producers()}
+        before, self.even = self.even, self.even | ({f"{g}.weight" for g in grouped} - cut)
+        return self.even != before
+
     def _refused(self, trials: Trials, found: Trace) -> dict[str, str]:
         """Find the groups that cannot lose units; once for the same assumptions."""
         choices = frozenset(self.choices.items())

@@ -21,6 +21,8 @@ from regrow.surgery.tape import Node, Ref
 if TYPE_CHECKING:
     from regrow.surgery.painter import Painter
 
+# Channels that experts lose at once: rows of weights have to fill 16 bytes, in half precision.
+ALIGNED = 8
 _ZEROS = names("zeros new_zeros")
 _BY_NUMBER = {name: RULES[name] for name in names("index index_select")}
 
@@ -141,6 +143,9 @@ def _by_experts(painter: Painter, node: Node) -> None:
     shape = painter.shape(node.outputs[0])
     painter.read(laid, laid.order()[1], features, source)
     out = painter.produce(laid.name, None, laid.order()[2], shape[-1], linear=True)
+    for channels in (features, out):
+        if len(channels) % ALIGNED == 0:
+            painter.unite_rows(channels, channels[::ALIGNED])
     painter.put(node, spread(out, shape, len(shape) - 1))
 
 

@@ -27,6 +27,11 @@ class Narrows(Protocol):
         """Adapt to the channels (positions before the cut) that still come in and go out."""
 
 
+def narrows(module: nn.Module) -> bool:
+    """Tell whether a module ``Narrows``; it is asked of all, of which ``isinstance`` is slow."""
+    return callable(getattr(type(module), "narrow_", None))
+
+
 @dataclass(frozen=True)
 class Ref:
     """A value of the tape, standing in an operation's arguments."""
@@ -416,7 +421,7 @@ def _owners(model: nn.Module, recorder: _TapeRecorder) -> Iterator[None]:
         if isinstance(module, torch.jit.ScriptModule):
             continue  # which takes no hooks, and runs nothing of Python's
         handles.append(module.register_forward_pre_hook(entering(name)))
-        after = leaving(name, moves=isinstance(module, Narrows))
+        after = leaving(name, moves=narrows(module))
         handles.append(module.register_forward_hook(after))
     try:
         yield

@@ -80,6 +80,8 @@ def trace(
         base, numbering = _assemble(model, painter, classes, sample)
         if assumed.divide(base, base.groups, single=True):
             continue
+        if assumed.divide_whole(base, painter.grouped):
+            continue
         if base.idle and not _trains(model, base):
             base = replace(base, idle=())
         told = numbers(model, painter, classes)

@@ -7,7 +7,7 @@ from torch import nn
 from regrow.surgery.colours import ZERO, Classes
 from regrow.surgery.groups import belongs
 from regrow.surgery.painter import Painter
-from regrow.surgery.tape import Narrows, Tape
+from regrow.surgery.tape import Tape, narrows
 
 COMPILED = "torch.jit compiled it, and its code cannot be cut: trace the network it was made of"
 IDLE = "it took no part when the network ran on the example"
@@ -71,7 +71,7 @@ def _inside_another(name: str, whole: Mapping[str, str]) -> bool:
 def _left_over(model: nn.Module, tape: Tape) -> Iterator[str]:
     """Yield all parameters, and the buffers of numbers that took part."""
     used = {index for node in tape.nodes for index in node.refs()}
-    movers = {name for name, module in model.named_modules() if isinstance(module, Narrows)}
+    movers = {name for name, module in model.named_modules() if narrows(module)}
     for index, name in tape.names.items():
         value = tape.values[index]
         numbers = (value.is_floating_point() or value.is_complex()) and value.numel() > 1
