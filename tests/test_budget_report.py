@@ -16,6 +16,7 @@ from regrow.report import Report, page_of, summarise, write
 from regrow.report.answer import answer
 from regrow.report.budget_figures import score_points, score_range
 from regrow.report.budget_gains import Gains, at_largest
+from regrow.report.budget_tables import tables
 from regrow.report.budget_words import answers, schedule_notes, sentence, short
 from regrow.report.budgets import Curve, Trend, curves
 from regrow.report.html import document_of, render
@@ -290,6 +291,15 @@ def test_an_unpruned_network_that_still_gains_qualifies_the_answer() -> None:
     text = "\n".join(map(str, answers(curves(runs, margin=MARGIN))))
     assert "from 8 to 16 epochs it gained 3.03 points" in text
     assert "a larger one may say otherwise" in text
+
+
+def test_a_loss_that_is_not_known_is_not_called_converged() -> None:
+    runs = [replace(run, ending=None) for run in make_study(FALLING)]
+    found = curves(runs, margin=MARGIN)
+    text = "\n".join(map(str, answers(found)))
+    assert "judged by this gain; no training loss is known" in text
+    (gains,) = (table for table in tables(found) if table.name == "budget-gains")
+    assert {row[-1] for row in gains.rows} == {"no loss known"}
 
 
 def test_methods_are_compared_by_the_measured_gain_too(tmp_path: Path) -> None:

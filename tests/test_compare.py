@@ -624,7 +624,8 @@ def test_a_plan_does_not_guess_and_a_status_sees_edits(here: Path, command: Comm
     assert "is not known beforehand" in command("plan", "study.yaml").text
     plan = json.loads(command("plan", "study.yaml", "--json").out)
     assert (plan["jobs"], plan["seconds"], plan["training_flops"]) == (3, None, None)
-    assert command("run", "study.yaml", "--workers", "0").code == 0
+    assert command("run", "study.yaml", "--workers", "0", "--html").code == 0
+    assert len([*here.rglob("report.html")]) == 1
     assert "3 of 3 jobs done" in command("status", "study.yaml").text
     (here / "data.py").write_text(DATA + "# edited")
     assert "0 of 3 jobs done" in command("status", "study.yaml").text

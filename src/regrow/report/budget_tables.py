@@ -265,7 +265,10 @@ def _gains(curves: Sequence[Curve]) -> Iterator[Extra]:
 
 
 def _by_loss(curve: Curve, gain: Gain) -> str:
-    rules = [reason.rule for reason in curve.by_loss.get(gain.larger, ())]
+    reasons = curve.by_loss.get(gain.larger)
+    if reasons is None:
+        return "no loss known"
+    rules = [reason.rule for reason in reasons]
     return next((text for rule, text in BY_LOSS.items() if rule in rules), "converged")
 
 

@@ -197,7 +197,10 @@ def _gain_text(curve: Curve, gain: Gain) -> str:
 
 def _by_loss(curve: Curve, gain: Gain) -> str:
     """Say what the loss alone would have said of the largest budget, and that it is not used."""
-    rules = [reason.rule for reason in curve.by_loss.get(gain.larger, ())]
+    reasons = curve.by_loss.get(gain.larger)
+    if reasons is None:
+        return "Convergence is judged by this gain; no training loss is known."
+    rules = [reason.rule for reason in reasons]
     if "not converged" in rules:
         found = "it had not converged"
     else:

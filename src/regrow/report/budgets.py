@@ -187,7 +187,8 @@ class Curve:
     steps: tuple[BudgetStep, ...]
     trends: tuple[Trend, ...] = ()  # against training from scratch of equal FLOPs first
     gains: tuple[Gain, ...] = ()  # of the unpruned network, from each budget to the next
-    by_loss: Mapping[int, tuple[Reason, ...]] = field(default_factory=dict)  # its convergence
+    # Its convergence as its loss alone would have it, by budget; None where no loss is known.
+    by_loss: Mapping[int, tuple[Reason, ...] | None] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -254,7 +255,8 @@ def _curve(
 ) -> Curve:
     data, model, method, amount, metric = place
     limit = metric.margin if margin is None else margin
-    steps, by_loss = [], {}
+    steps: list[BudgetStep] = []
+    by_loss: dict[int, tuple[Reason, ...] | None] = {}
     trends: dict[tuple[str, str], dict[int, Difference]] = {}
     for budget, arms in sorted(by_budget.items()):
         first = next(iter(arms.values()))[0]
@@ -265,7 +267,11 @@ def _curve(
         runs = [run for arm in arms.values() for run in arm]
         plain, parent = evidence(whole), parent_evidence(runs)
         trained = [side for arm in arms.values() if arm[0].trained and (side := evidence(arm))]
-        by_loss[budget] = tuple(convergence(plain or parent, trained, margin=limit))
+        judged = plain or parent
+        if judged is None or judged.loss is None:
+            by_loss[budget] = None
+        else:
+            by_loss[budget] = tuple(convergence(judged, trained, margin=limit))
         for question in ask(arms, ()):
             about, against = question.question.about, question.question.second.name
             if about == "scratch" and against != BEST_RETRAINING:
