@@ -180,7 +180,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"methods": "l9"}, "Unknown method 'l9'"),
     ({"methods": {"name": "l1-fliter", "sparsity": 0.5}}, "Did you mean 'l1-filter'"),
     ({"methods": {"sparsity": 0.5}}, "methods: an entry needs a 'name'"),
-    ({"methods": {**L1, "sparsity": 0.5, "criterion": "l2"}}, "Unknown criterion 'l2'"),
+    ({"methods": {**L1, "sparsity": 0.5, "criterion": "l3"}}, "Unknown criterion 'l3'"),
     ({"methods": {**L1, "sparsity": 0.5, "allocation": "globl"}}, "Did you mean 'global'"),
     ({"methods": {**L1, "sparsity": 0.5, "scope": "convs"}}, "Unknown scope 'convs'. Did you me"),
     ({"methods": {**L1, "target": "vgg-16-b"}}, "Unknown target 'vgg-16-b'. Did you mean 'vgg-16"),

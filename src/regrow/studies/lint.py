@@ -273,10 +273,10 @@ def _fixed(axis: Axis) -> Iterator[Remark]:
 
 
 def _rounded(axis: Axis) -> Iterator[Remark]:
-    for what in rounded(axis):
+    if missed := "; ".join(rounded(axis)):
         yield Remark(
             code="rounded-shares",
-            reason=f"{what}, so the smallest budgets are given more or less than the others",
+            reason=f"{missed}: the smallest budgets are given more or less than the others",
             reference="",
             remedy="budgets of which the share is a whole number of epochs",
         )
