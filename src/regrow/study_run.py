@@ -164,8 +164,7 @@ def run_study(
                 script_again=script_again,
             )
     except Interrupted as error:
-        text = str(error).replace("The same command resumes.", "The same call resumes.")
-        raise Interrupted(text) from None
+        raise Interrupted(f"{error} The same call resumes.") from None
     return _found(read, opened, summary, choice=choice)
 
 
