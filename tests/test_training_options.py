@@ -453,7 +453,7 @@ def test_new_fields_enter_no_key_unless_given() -> None:
     assert recipe.to_json() == {"ema": 0.9, "optimiser": "adamw"}
     assert Recipe.from_json({"name": "fast", "epochs": 4}).at_one_rate(0.1).to_json() == {
         "epochs": 4,
-        "batch": 1024,
+        "batch": 512,
         "schedule": "constant",
         "momentum": 0.85,
         "nesterov": True,
