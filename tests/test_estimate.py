@@ -14,6 +14,7 @@ from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train, model_cost
 from regrow.run import estimate as room
+from regrow.run.coordinator import Schedule
 from regrow.run.estimate import _Line, estimate
 from regrow.store import Store
 from regrow.studies.study import Study
@@ -117,11 +118,27 @@ def test_first_jobs_of_workers_do_not_mislead(tmp_path: Path) -> None:
 
 def test_no_schedule_beats_its_longest_chain() -> None:
     jobs = make(arms=["fine-tune"], seeds=1, methods={"name": "magnitude", "sparsity": 0.5})
-    nodes = list(all_jobs(jobs).values())
-    seconds = {job.key: 2.0 for job in nodes}
-    assert len(nodes) == 3
-    assert room._longest_chain(nodes, seconds) == 6.0
-    assert room._longest_chain(nodes[:1], {nodes[0].key: 2.0}) == 2.0
+    seconds = dict.fromkeys(all_jobs(jobs), 2.0)
+    assert len(seconds) == 3
+    assert room._makespan(Schedule(jobs, ()), seconds, 8) == 6.0
+    assert room._makespan(Schedule(jobs, [jobs[0].prune.parent.key]), seconds, 8) == 4.0  # type: ignore[attr-defined]
+
+
+def test_workers_that_wait_for_the_last_job_count() -> None:
+    """Three equal jobs take two workers twice the time of one, not one and a half times."""
+    jobs = make(arms=["unpruned"], seeds=3)
+    seconds = dict.fromkeys(all_jobs(jobs), 2.0)
+    assert room._makespan(Schedule(jobs, ()), seconds, 2) == 4.0
+
+
+def test_a_pruning_takes_its_proof_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = replace(SPEED, cut_seconds=1.0, proof_seconds=5.0)
+    monkeypatch.setattr(room, "_calibrate", lambda setting: speed)
+    jobs = make(arms=["pruned"], seeds=1, methods={"name": "l1-filter", "sparsity": 0.5})
+    rates = room.Rates()
+    seconds = {job.kind: rates.of(job) for job in all_jobs(jobs).values()}
+    assert seconds["prune"] == 6.0
+    assert seconds["retrain"] == pytest.approx(1.0, abs=0.1)  # cut again, and scored
 
 
 def test_line_rises_and_stays_above_zero() -> None:

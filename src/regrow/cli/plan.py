@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from regrow.cli.hours import HoursOption, load_within, print_rows
 from regrow.cli.inputs import load_extensions, load_study, open_store, stored, warn_about
 from regrow.cli.options import (
     DEFAULT_STORE,
@@ -43,11 +44,15 @@ def plan(
     workers: WorkersOption = None,
     with_files: WithOption = None,
     data: DataOption = None,
+    hours: HoursOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a study's jobs, and estimate how long the unfinished ones take on this machine."""
+    """Show a study's jobs, and estimate how long the unfinished ones take on this machine.
+
+    With --hours also the budget that fits, and the epochs, hours and FLOPs of each row.
+    """
     load_extensions(with_files)
-    loaded, _ = load_study(study, store, data=data)
+    loaded, _, _ = load_within(hours, study, store, data=data, workers=workers)
     announce("Looking at its data and networks")
     from regrow.jobs.base import specs
     from regrow.run import num_cores
@@ -69,9 +74,12 @@ def plan(
                 "by_kind": work.by_kind,
                 **_spending(work, known=not loaded.own),
                 "workers": num_workers,
+                "notes": list(loaded.notes),
             }
         )
     else:
+        if hours is not None:
+            print_rows(loaded.cells(), workers=num_workers)
         _print_plan(loaded.title, work, num_workers, known=not loaded.own)
 
 
@@ -101,8 +109,7 @@ def _time_left(work: "Estimate", num_workers: int) -> str:
     return (
         f"{work.training_flops:.3g} FLOPs, about {in_words(work.seconds)} with "
         f"{count(num_workers, 'worker')} on this machine under its current load (estimated from "
-        f"{source}; the sizes of networks that are not pruned yet are guesses, and "
-        "the time to prove each cut is left out)"
+        f"{source}; the sizes of networks that are not pruned yet are guesses)"
     )
 
 

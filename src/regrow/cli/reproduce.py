@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from regrow.cli.hours import Chosen, HoursOption, print_rows, request_within
 from regrow.cli.inputs import load_extensions, open_store
 from regrow.cli.options import (
     DEFAULT_STORE,
@@ -20,7 +21,7 @@ from regrow.cli.options import (
 from regrow.cli.terminal import EXIT_FAILED_JOBS, command_line, count, say
 from regrow.core.durations import in_words
 from regrow.core.machine import machine
-from regrow.errors import Interrupted, RegrowError
+from regrow.errors import ConfigError, Interrupted, RegrowError
 from regrow.studies.yaml_file import pairs
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from regrow.reproduce.publish import Published
     from regrow.run.precision import PrecisionChoice
     from regrow.store import Store
+    from regrow.studies.expand import Cell
 
 DEFAULT_OUT = Path("regrow-paper")
 
@@ -46,7 +48,8 @@ PaperOption = Annotated[
 ScaleOption = Annotated[
     str,
     typer.Option(
-        help="paper: as published; small: narrower networks, shorter training; smoke: minimal."
+        help="paper: as published; small: narrower networks, shorter training; minutes: a first "
+        "look, on handwritten digits; smoke: minimal."
     ),
 ]
 DataOption = Annotated[
@@ -91,12 +94,13 @@ def reproduce(
     only: OnlyOption = None,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
+    hours: HoursOption = None,
     html: HtmlOption = False,
     plan: PlanOption = False,
 ) -> None:
     """Reproduce a table or figure of a paper, with its printed numbers beside ours."""
     from regrow.reproduce import scales
-    from regrow.reproduce.paper import DEFAULT, find_paper, papers
+    from regrow.reproduce.paper import find_paper, papers
 
     chosen_paper = find_paper(paper) if paper is not None else None
     if name == "list":
@@ -105,8 +109,7 @@ def reproduce(
     load_extensions(with_files)
     entries = _chosen(name, chosen_paper)
     source = entries[0].paper
-    replacements = pairs(data or ())
-    source.check_data(replacements)
+    source.check_data(replacements := pairs(data or ()))
     chosen_scale = scales.named(scale)
     if sys.stderr.isatty():
         say(f"Preparing {name} at scale {scale} ...")
@@ -121,13 +124,13 @@ def reproduce(
         only=tuple(only or ()),
         precision=computed,
     )
+    request, chosen = _within(hours, entries, request, store, workers=workers, device=device)
     if plan:
         _plan(entries, request, store=store, workers=workers)
         return
-    everything = out or DEFAULT_OUT / ("" if source.name == DEFAULT else source.name) / scale
+    everything = out or _out(source, scale, hours)
     check_device(device)
-    opened = open_store(store, create=True)
-    choice.keep(opened)
+    opened = _opened(store, choice, chosen)
     how: dict[str, Any] = {"workers": workers, "device": device, "html": html}
     if name.rpartition("/")[2] == "all":
         _reproduce_all(entries, request, opened, everything, **how)
@@ -153,6 +156,43 @@ def _precision(
         open_store(store, create=False) if store.exists() else None, device=device
     )
     return None if scale == "paper" or choice() == "fp32" else "bf16", choice
+
+
+def _opened(store: Path, choice: "PrecisionChoice", chosen: Chosen | None) -> "Store":
+    """Open a store, and keep there what was decided."""
+    opened = open_store(store, create=True)
+    choice.keep(opened)
+    if chosen is not None:
+        chosen.keep(opened)
+    return opened
+
+
+def _out(paper: "Paper", scale: str, hours: float | None) -> Path:
+    """Name the folder of what is reproduced at a scale, within so many hours."""
+    from regrow.reproduce.paper import DEFAULT
+
+    name = scale if hours is None else f"{scale}-{hours:g}-hours"
+    return DEFAULT_OUT / ("" if paper.name == DEFAULT else paper.name) / name
+
+
+def _within(
+    hours: float | None,
+    entries: Sequence["Entry"],
+    request: "Request",
+    store: Path,
+    *,
+    workers: int | None,
+    device: str,
+) -> "tuple[Request, Chosen | None]":
+    """Fit a table or figure into so many hours, if they are given, and say how."""
+    if hours is None:
+        return request, None
+    from regrow.run.hours import check_hours
+
+    check_hours(hours, device=device)
+    if len(entries) > 1:
+        raise ConfigError("--hours is for one table or figure. Name one in place of 'all'.")
+    return request_within(hours, entries[0], request, store, workers=workers)
 
 
 def _chosen(name: str, paper: "Paper | None") -> list["Entry"]:
@@ -262,6 +302,7 @@ def _plan(
     opened = open_store(store, create=False) if store.exists() else None
     finished: frozenset[str] = frozenset()
     jobs: dict[str, Job] = {}
+    cells: list[Cell] = []
     for entry in entries:
         try:
             plan = prepare(entry, request)
@@ -286,13 +327,16 @@ def _plan(
         for name, reason in plan.skipped.items():
             print(f"{'':10} without {name}: {reason}")
         jobs |= nodes
+        cells = [one.cell for part in plan.parts for one in part.cells]
     num_workers = max(num_cores() if workers is None else workers, 1)
+    if len(entries) == 1:
+        print_rows(cells, workers=num_workers)
     work = estimate(tuple(jobs.values()), finished, workers=num_workers, store=opened)
     time = f"{in_words(work.seconds)} with {count(num_workers, 'worker')}"
     print(
         f"In all {work.jobs} jobs, {work.done} done. Training left: {work.training_flops:.3g} "
         f"FLOPs, about {time} on this machine under its current load (the sizes of networks that "
-        "are not pruned yet are guesses, and the time to prove each cut is left out)."
+        "are not pruned yet are guesses)."
     )
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from regrow.cli.inputs import load_extensions, load_study, open_store, warn_about
+from regrow.cli.hours import HoursOption, load_within
+from regrow.cli.inputs import load_extensions, open_store, warn_about
 from regrow.cli.options import (
     DEFAULT_REPORT,
     DEFAULT_STORE,
@@ -75,6 +76,7 @@ def run(
     data: DataOption = None,
     checkpoint_seconds: CheckpointOption = 60.0,
     device: DeviceOption = "cpu",
+    hours: HoursOption = None,
     html: HtmlOption = False,
     track: TrackOption = None,
     tensorboard: TensorboardOption = None,
@@ -94,6 +96,7 @@ def run(
         device=device,
         as_json=as_json,
         data=data,
+        hours=hours,
         html=html,
         track=names_of(track, tensorboard),
     )
@@ -106,6 +109,7 @@ def report(
     with_files: WithOption = None,
     data: DataOption = None,
     reference: ReferenceOption = None,
+    hours: HoursOption = None,
     html: HtmlOption = False,
     checklist: Annotated[
         bool,
@@ -121,12 +125,18 @@ def report(
 ) -> None:
     """Write the report from the results so far, and print its table and answer."""
     load_extensions(with_files)
-    loaded, choice = load_study(study, store, data=data, measure=False)
+    loaded, choice, _ = load_within(hours, study, store, data=data, measure=False)
     if reference is not None:
         loaded = replace(loaded, reference=reference)
     opened = open_store(store, create=False)
     written, statuses = _report(
-        loaded, opened, out, choice=choice, html=html or checklist, path=study, checklist=checklist
+        loaded,
+        opened,
+        out,
+        choice=choice,
+        html=html or checklist,
+        path=study,
+        checklist=checklist,
     )
     if epochs:
         from regrow.report.frames import epochs_of
@@ -150,6 +160,7 @@ def run_study(
     device: str = "cpu",
     as_json: bool = False,
     data: Sequence[str] | None = None,
+    hours: float | None = None,
     html: bool = False,
     track: Sequence[str] = (),
     first: "Callable[[Sequence[Job], Store, int | None], None] | None" = None,
@@ -159,7 +170,7 @@ def run_study(
     ``track`` names tools that results are written for. ``first`` is told the jobs, the store and
     the number of workers before any job starts.
     """
-    study, choice = load_study(path, store, data=data, device=device)
+    study, choice, keep = load_within(hours, path, store, data=data, workers=workers, device=device)
     from regrow.jobs.base import all_jobs
     from regrow.run import check_device
     from regrow.run import run as run_jobs
@@ -172,13 +183,13 @@ def run_study(
     check_device(device)
     warn_about(jobs, device=device)
     opened = open_store(store, create=True)
-    choice.keep(opened)
+    keep(opened)
     planned = Planned.of(study.name, study.title, all_jobs(jobs))
     remember(opened, path, planned, data=pairs(data or ()))
     _check_writable(_report_folder(study, out))
     if first is not None:
         first(jobs, opened, workers)
-    with display() as show, _saying_how_to_report(path, store, out, data or ()):
+    with display() as show, _saying_how_to_report(path, store, out, data or (), hours):
         if html:
             show = _live_page(study, opened, out, choice=choice, path=path, before=show)
         if tools:
@@ -202,7 +213,7 @@ def run_study(
 
 @contextmanager
 def _saying_how_to_report(
-    study: Path, store: Path, out: Path | None, data: Sequence[str]
+    study: Path, store: Path, out: Path | None, data: Sequence[str], hours: float | None
 ) -> Iterator[None]:
     """Add to what is told of a stop the command that reports the results so far."""
     try:
@@ -214,6 +225,7 @@ def _saying_how_to_report(
         options += [("--out", out)] if out is not None else []
         options += [("--with", _nearby(file)) for file in loaded_files()]
         options += [("--data", text) for text in data]
+        options += [("--hours", f"{hours:g}")] if hours is not None else []
         words = ["regrow", "report", study, *(word for option in options for word in option)]
         command = shlex.join(map(str, words))
         raise type(error)(f"{error} The results so far: {command}.") from error
@@ -268,7 +280,15 @@ def _live_page(
     from regrow.run.refreshing import Refreshing
 
     def write(seconds: int) -> None:
-        _report(study, store, out, choice=choice, html=True, path=path, refresh=seconds)
+        _report(
+            study,
+            store,
+            out,
+            choice=choice,
+            html=True,
+            path=path,
+            refresh=seconds,
+        )
 
     return Refreshing(write, before=before)
 

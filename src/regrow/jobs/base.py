@@ -130,6 +130,9 @@ class Job(Protocol):
     def estimate_flops(self, pace: "Pace") -> float:
         """Training FLOPs, as far as they can be known before its inputs are done."""
 
+    def estimate_epochs(self, pace: "Pace") -> int | None:
+        """Epochs that it trains, known likewise; None if it counts none."""
+
     def run(self, context: "Context") -> "Outcome":
         """Do it."""
 
@@ -186,6 +189,10 @@ class Defaults:
     def estimate_flops(self: Job, pace: "Pace") -> float:
         """Return the planned FLOPs."""
         return self.flops
+
+    def estimate_epochs(self, pace: "Pace") -> int | None:
+        """Return none."""
+        return None
 
 
 class Keyed(Defaults):

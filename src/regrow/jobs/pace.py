@@ -19,8 +19,11 @@ class Pace(Protocol):
     def ratio(self, prune: "Prune") -> float:
         """FLOPs of the unpruned network over those of the pruned one, known or guessed."""
 
-    def pruning(self, model: ModelSpec, data: Material) -> float:
+    def cutting(self, model: ModelSpec, data: Material) -> float:
         """Choosing and cutting the units of a network."""
+
+    def pruning(self, model: ModelSpec, data: Material) -> float:
+        """The same, with the proof of the cut."""
 
     def training(
         self, setting: Setting, *, epochs: int, ratio: float = 1.0, taught: bool = False

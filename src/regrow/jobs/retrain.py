@@ -167,7 +167,7 @@ class Retrain(Keyed):
             ratio=1.0 if masked else ratio,
             taught=self.teacher is not None,
         )
-        return pace.pruning(self.prune.model, self.data) + steps
+        return pace.cutting(self.prune.model, self.data) + steps
 
     def estimate_flops(self, pace: Pace) -> float:
         """Return the FLOPs of its training, by the ratio that is known or guessed."""
@@ -175,6 +175,10 @@ class Retrain(Keyed):
         samples = self.arm.epochs(self.recipe.epochs, ratio) * self.data.num_train
         whole = model_cost(self.prune.model, self.data.shape).training_flops(samples)
         return whole / self.arm.budget_ratio(ratio)
+
+    def estimate_epochs(self, pace: Pace) -> int:
+        """Return the epochs of its arm, by the ratio that is known or guessed."""
+        return self.arm.trained_epochs(self.recipe.epochs, pace.ratio(self.prune))
 
     def run(self, context: Context) -> Outcome:
         """Build the start, train it for its budget, and read the test set once."""

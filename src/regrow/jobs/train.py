@@ -192,6 +192,10 @@ class Train(Keyed):
         setting = Setting.of(self.model, self.data, self.recipe)
         return pace.training(setting, epochs=0 if self.is_published else self.recipe.epochs)
 
+    def estimate_epochs(self, pace: Pace) -> int:
+        """Return the epochs of its recipe; none of a published network."""
+        return 0 if self.is_published else self.recipe.epochs
+
     def _num_shown(self, head: Head) -> int:
         return self.recipe.epochs * head.shown(self.recipe, self.data.num_train)
 

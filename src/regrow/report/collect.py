@@ -52,7 +52,7 @@ def results_of(study: Study, store: Store) -> Results:
         for name, table_rows in rows.items()
         if (details := TASKS.get(name).details) is not None
     ]
-    notes = [*notices(cell.job for cell in cells)]
+    notes = [*study.notes, *notices(cell.job for cell in cells)]
     if study.own:
         from regrow.report.own_runs import spending_notes
 

@@ -25,6 +25,8 @@ class Request:
     seeds: int | None = None
     only: tuple[str, ...] = ()  # rows that contain any of these; all rows where there is none
     precision: str | None = None
+    without: frozenset[tuple[str, ...]] = frozenset()  # networks left out, by their place
+    budget: tuple[str, ...] = ()  # how its budget was chosen, and what it leaves out
 
 
 def images_for(
@@ -48,10 +50,14 @@ def images_for(
             f"--data {name}=folder:PATH or --data {name}=hf:PATH."
         )
     data = original if stand_in is None else _stand_in(original, stand_in)
+    enlarged = False
     if dataset.large and name in request.data:
         data["size"] = scale.large_size
-    elif stand_in is not None and least_size and _side(data) < least_size:
-        data["size"] = least_size
+    else:
+        least = max(least_size, (scale.large_least or 0) if dataset.large else 0)
+        enlarged = stand_in is not None and _side(data) < least
+        if enlarged:
+            data["size"] = least
     if scale.subset is not None or scale.test_subset is not None:
         whole = material(DataSpec.from_json(data))
         data["subset"] = _at_most(scale.subset, whole.num_train, whole.classes)
@@ -61,8 +67,8 @@ def images_for(
         return data, []
     data["label"] = f"{stand_in} for {dataset.label}"
     notes = [_in_place(dataset.label, stand_in)]
-    if "size" in data and not dataset.large:
-        notes.append(f"The images of {stand_in} are enlarged to {least_size} pixels a side.")
+    if enlarged:
+        notes.append(f"The images of {stand_in} are enlarged to {data['size']} pixels a side.")
     if data.get("normalisation") != original.get("normalisation"):
         notes.append(
             f"{stand_in} is normalised by its own mean and std: it has no "

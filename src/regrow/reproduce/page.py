@@ -18,7 +18,7 @@ from regrow.report.html.document import (
     Picture,
     Texts,
 )
-from regrow.reproduce import figure_data
+from regrow.reproduce import elsewhere, figure_data
 from regrow.reproduce.layout import Sheet, voices
 from regrow.reproduce.publish import Published, write_details
 from regrow.reproduce.results import StudyResults
@@ -109,6 +109,9 @@ def _section(table: Published) -> PageSection:
         blocks.append(PageTable.of(figure_data.title(figure), figure.columns, figure.rows, named=2))
     if table.sheet is not None:
         blocks += _sheet(table.sheet)
+    if table.elsewhere:
+        rows = [row.texts for row in table.elsewhere]
+        blocks.append(PageTable.of(elsewhere.TITLE, elsewhere.COLUMNS, rows, named=1))
     blocks.append(Texts(title="Notes on these numbers", items=table.notes, listed=True))
     name = table.plan.entry.name
     return PageSection(name=name, title=_name(table), lead=table.caption, blocks=tuple(blocks))

@@ -21,6 +21,7 @@ from regrow.reproduce.originals import CellImages, departs, scale_departs
 from regrow.reproduce.paper import OF_PRUNINGS, RESULT, Entry, Paper
 from regrow.reproduce.printed import cells, records
 from regrow.reproduce.scales import Scale
+from regrow.run.hours import network_of
 from regrow.studies.expand import Cell
 from regrow.studies.experiment import Cut, Experiment
 from regrow.studies.study import Study
@@ -82,6 +83,11 @@ class Plan:
     notes: tuple[str, ...]
 
     @property
+    def longest(self) -> int:
+        """The epochs of the longest recipe."""
+        return max(part.study.longest for part in self.parts)
+
+    @property
     def jobs(self) -> tuple[Job, ...]:
         """The jobs of all parts."""
         return tuple({job.key: job for part in self.parts for job in part.jobs}.values())
@@ -114,7 +120,7 @@ def prepare(entry: Entry, request: Request) -> Plan:
         notes[f"No row of {entry.name} matches {lost}."] = None
     scale = request.scale
     head = [f"Scale {scale.name}: {scale.about}."]
-    head += [entry.note] if entry.note else []
+    head += [*request.budget, *([entry.note] if entry.note else [])]
     if entry.kind == "widths" and scale.width != 1.0:
         head += [f"At this scale each layer has {scale.width:g} of its width: compare the shares."]
     return Plan(
@@ -164,6 +170,9 @@ def _part(name: str, entry: Entry, request: Request) -> tuple[PlannedStudy, list
     _check_once(planned_cells)
     if entry.kind in OF_PRUNINGS:
         planned_cells = _prunings(planned_cells, entry)
+    planned_cells = [
+        p for p in planned_cells if network_of(p.cell.experiment) not in request.without
+    ]
     selected = tuple(planned for planned in planned_cells if _matches(planned, request.only))
     # Changes come with the networks that they are changes from.
     if selected and "table" in top and paper.table(top["table"]).changes:

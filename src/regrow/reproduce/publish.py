@@ -3,6 +3,7 @@
 ``report.md``: the table as the paper lays it out, ours in each cell, or the figure with its
 numbers, and the limits of it; ``table.tex``: the table for LaTeX. ``cells.csv`` (accuracies),
 ``widths.csv`` or ``sparsity.csv``: our means under the paper's labels, for ``regrow claims``.
+``elsewhere.csv``: what others print for the unpruned networks.
 ``figure-N.png``, ``.svg`` and ``.csv``: a figure, and what it plots. ``details/NAME``: the ordinary
 report of each study that trains.
 """
@@ -19,7 +20,8 @@ from regrow.report import Report
 from regrow.report import write as write_report
 from regrow.report.rows import frame_to_csv
 from regrow.report.words import listed
-from regrow.reproduce import figure_data, layout
+from regrow.reproduce import elsewhere, figure_data, layout
+from regrow.reproduce.elsewhere import Elsewhere
 from regrow.reproduce.figure_data import FigureData
 from regrow.reproduce.figures import draw
 from regrow.reproduce.layout import Sheet
@@ -46,8 +48,14 @@ class Published:
         """The numbers for the terminal, with their notes."""
         parts = [figure_data.plain(self.figure)] if self.figure else []
         parts += [layout.terminal(self.sheet)] if self.sheet else []
+        parts += [elsewhere.plain(self.elsewhere)] if self.elsewhere else []
         notes = "".join(f"- {note}\n" for note in self.notes)
         return "\n".join([*parts, f"Notes\n{notes}"])
+
+    @property
+    def elsewhere(self) -> tuple[Elsewhere, ...]:
+        """What others print for the unpruned networks of a table of accuracies."""
+        return elsewhere.elsewhere(self.plan.entry.paper, self.sheet) if self.sheet else ()
 
     @property
     def caption(self) -> str:
@@ -79,6 +87,7 @@ class Published:
             lines += [figure_data.markdown(self.figure)]
         if self.sheet and table:
             lines += [layout.markdown(self.sheet)]
+            lines += [elsewhere.markdown(self.elsewhere)] if self.elsewhere else []
         return "\n".join(lines)
 
 
@@ -113,6 +122,8 @@ def publish(
     if published.sheet:
         _write(folder / cells_file(plan), frame_to_csv(cells))
         _write(folder / "table.tex", layout.latex(published.sheet))
+    if published.elsewhere:
+        _write(folder / "elsewhere.csv", elsewhere.as_csv(published.elsewhere))
     if published.figure:
         _write(folder / f"{plan.entry.name}.csv", frame_to_csv(published.figure.frame))
         draw(published.figure, folder)

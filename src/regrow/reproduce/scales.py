@@ -6,12 +6,16 @@ and not one for each size of it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from math import floor
 from typing import Any
 
 from regrow.errors import ConfigError, unknown
 from regrow.jobs.arms import ARMS
+from regrow.models import MODELS
 from regrow.train import Recipe
+
+NORMS = "conv_norm"  # the argument of models that gives convolutions a norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +30,12 @@ class Scale:
         subset: at most so many training images; ``test_subset`` likewise.
         batch: at most so many images a step.
         cap: of every budget of equal FLOPs, in multiples of the base epochs, at most.
+        rounds: of pruning, at most so many.
         seeds: at most so many.
+        normed: whether networks get norms whose family can have them: without any they end at
+            chance after a thousand updates (docs/reproduce.md).
         large_size: pixels a side of large images (``paper.DataSet``).
+        large_least: pixels a side that what stands in for large images is enlarged to.
         stand_in: images that stand in for the paper's where nothing else is named.
         detection: what else is taken of a study of detectors.
     """
@@ -40,8 +48,11 @@ class Scale:
     test_subset: int | None = None
     batch: int | None = None
     cap: float | None = None
+    rounds: int | None = None
     seeds: int | None = None
+    normed: bool = False
     large_size: int = 224
+    large_least: int | None = None
     stand_in: str | None = None
     detection: "DetectionScale" = field(default_factory=lambda: DetectionScale())
 
@@ -52,6 +63,7 @@ class DetectionScale:
 
     Attributes:
         detector: another one than the paper's, as a study names it.
+        epochs: factor on the detectors' epochs, where it is another than the networks'.
         batch: of the classifiers, at most: detectors keep the statistics of their norms, which
             take some steps to settle.
         stand_in: images with boxes that stand in for the paper's.
@@ -59,6 +71,7 @@ class DetectionScale:
     """
 
     detector: Mapping[str, Any] | None = None
+    epochs: float | None = None
     batch: int | None = None
     stand_in: str | None = None
     backbone_stand_in: str | None = None
@@ -84,6 +97,29 @@ SCALES: Mapping[str, Scale] = {
             seeds=2,
             large_size=64,
             detection=DetectionScale(detector={"name": "small"}),
+        ),
+        Scale(
+            name="minutes",
+            about="a quarter of the width, a tenth of the epochs in steps of at most 32 images, "
+            "handwritten digits for images, norms in networks that have none, scratch-b of at most "
+            "twice the epochs, at most 5 rounds, 2 seeds: a first look in minutes",
+            epochs=1 / 10,
+            width=0.25,
+            batch=32,
+            cap=2.0,
+            rounds=5,
+            seeds=2,
+            normed=True,
+            large_size=32,
+            large_least=16,
+            stand_in="digits",
+            detection=DetectionScale(
+                detector={"name": "small", "short_side": 72, "long_side": 120},
+                epochs=1.0,
+                batch=8,
+                stand_in="voc-shapes",
+                backbone_stand_in="shapes",
+            ),
         ),
         Scale(
             name="smoke",
@@ -117,6 +153,17 @@ def named(name: str) -> Scale:
     return SCALES[name]
 
 
+def shortened(scale: Scale, share: float) -> Scale:
+    """Return a scale with so large a share of its epochs."""
+    if share == 1.0:
+        return scale
+    about = f"{scale.about}, for {100 * share:.3g} % of those epochs"
+    detection = scale.detection
+    if detection.epochs is not None:
+        detection = replace(detection, epochs=detection.epochs * share)
+    return replace(scale, epochs=scale.epochs * share, about=about, detection=detection)
+
+
 def scaled(
     study: Mapping[str, Any], scale: Scale, *, precision: str | None = None
 ) -> dict[str, Any]:
@@ -135,7 +182,9 @@ def _built(part: Mapping[str, Any], scale: Scale, precision: str | None) -> dict
     smaller, reductions = dict(part), scale.detection
     beneath = replace(scale, batch=reductions.batch or scale.batch)
     smaller["backbone"] = _block(part["backbone"], beneath, precision)
-    smaller["recipe"] = _recipe({"name": "voc", **part.get("recipe", {})}, scale, precision)
+    factor = scale.epochs if reductions.epochs is None else reductions.epochs
+    recipe = {"name": "voc", **part.get("recipe", {})}
+    smaller["recipe"] = _recipe(recipe, replace(scale, epochs=factor), precision)
     if reductions.detector is not None:
         smaller["detector"] = dict(reductions.detector)
     return smaller
@@ -161,6 +210,8 @@ def _block(part: Mapping[str, Any], scale: Scale, precision: str | None) -> dict
 
 def _model(entry: Any, scale: Scale) -> dict[str, Any]:
     model = _mapping(entry)
+    if scale.normed and NORMS in signature(MODELS.get(model["name"]).factory).parameters:
+        model[NORMS] = True
     if scale.width == 1.0:
         return model
     model.pop("weights", None)
@@ -170,6 +221,8 @@ def _model(entry: Any, scale: Scale) -> dict[str, Any]:
 def _method(entry: Any, scale: Scale, precision: str | None) -> dict[str, Any]:
     """Apply a scale to the networks that a method takes its pattern from."""
     method = _mapping(entry)
+    if scale.rounds is not None and "rounds" in method:
+        method["rounds"] = min(method["rounds"], scale.rounds)
     if "from" in method:
         source = method["from"] = dict(method["from"])
         if "model" in source:
@@ -181,8 +234,9 @@ def _method(entry: Any, scale: Scale, precision: str | None) -> dict[str, Any]:
 
 def _arm(entry: Any, scale: Scale) -> dict[str, Any]:
     arm = _mapping(entry)
-    if "epochs" in arm:
-        arm["epochs"] = _epochs(arm["epochs"], scale)
+    for name in ("epochs", "epoch", "schedule_epoch"):
+        if name in arm:
+            arm[name] = _epochs(arm[name], scale)
     base = arm.get("like", arm["name"])
     own_budget = {"start", "epochs", "share", "budget"} & set(arm)
     equal_flops = not own_budget and ARMS.get(base).budget.kind == "equal-flops"

@@ -2,20 +2,20 @@
 
 Each network is timed for a few steps, whole and with half of its channels, on one thread as a
 worker has it, and with as many busy processes as there are workers; a line through the two tells
-what a step of any narrower network takes. Where the store has records of the same network, what
-they took corrects that. Channels that a method has yet to choose are guessed: as if each layer lost
-the same share.
+what a step of any narrower network takes. A cut is timed with its proof. Where the store has
+records of the same network, what they took corrects that. Channels that a method has yet to choose
+are guessed: as if each layer lost the same share. Jobs are then handed out as a run does it, so
+that workers which wait for the last long job count too.
 """
 
+import heapq
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from graphlib import TopologicalSorter
 from statistics import median
 
 import torch
@@ -31,10 +31,13 @@ from regrow.jobs.train import model_cost
 from regrow.models import ModelSpec, build, example_input
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select
+from regrow.run.coordinator import Schedule, ScheduledJob
 from regrow.run.executors import one_thread
 from regrow.store import Store
 from regrow.surgery import Trace, shrink
 from regrow.surgery.architecture import traced
+from regrow.surgery.edit import Edit
+from regrow.surgery.mask import Mask
 from regrow.train import Recipe, Training, evaluate
 
 ORDER = ("train", "prune", "retrain")  # of kinds of job in a plan; others follow
@@ -80,34 +83,46 @@ class Estimate:
 
 
 def estimate(
-    jobs: Sequence[Job], done: Collection[str], *, workers: int, store: Store | None = None
+    jobs: Sequence[Job],
+    done: Collection[str],
+    *,
+    workers: int,
+    store: Store | None = None,
+    rates: "Rates | None" = None,
 ) -> Estimate:
     """Estimate the jobs (with all they stand on) whose keys are not done.
 
-    The records of those that are done are read from ``store``, if it is given.
+    The records of those that are done are read from ``store``, if it is given. Without ``rates``
+    (see ``measuring``) networks are timed here.
     """
-    start = min(time.process_time(), MAX_START_SECONDS)
     nodes = all_jobs(jobs)
     pending = [job for key, job in nodes.items() if key not in done]
     finished = [job for key, job in nodes.items() if key in done]
     workers = max(1, min(workers, len(pending)))
-    guess = _Guess(finished, store)
-    with _neighbours(workers - 1), one_thread():
-        seconds = {job.key: guess.of(job) for job in pending}
+    with nullcontext(rates) if rates is not None else measuring(workers) as known:
+        known.learn(finished, store)
+        seconds = {job.key: known.of(job) for job in pending}
     # This process starts, then its workers do, all at once; at the end it reports.
-    around = 2 * start + REPORT_SECONDS
-    total = sum(seconds.values())
-    # No schedule beats its longest chain, nor the work shared evenly.
-    longest = max(total / workers, _longest_chain(pending, seconds))
+    around = 2 * known.start_seconds + REPORT_SECONDS
+    makespan = _makespan(Schedule(jobs, done), seconds, workers)
+    compute_seconds = around + known.start_seconds * (workers - 1) + sum(seconds.values())
     return Estimate(
         jobs=len(nodes),
         done=len(finished),
         by_kind=_count_kinds(nodes, done),
-        training_flops=sum(job.estimate_flops(guess) for job in pending),
-        seconds=around + longest if pending else 0.0,
-        compute_seconds=around + start * (workers - 1) + total if pending else 0.0,
-        from_records=guess.from_records,
+        training_flops=sum(job.estimate_flops(known) for job in pending),
+        seconds=around + makespan if pending else 0.0,
+        compute_seconds=compute_seconds if pending else 0.0,
+        from_records=known.from_records,
     )
+
+
+@contextmanager
+def measuring(workers: int) -> "Iterator[Rates]":
+    """Yield rates of this machine beside so many busy workers; each network is timed once."""
+    start = min(time.process_time(), MAX_START_SECONDS)
+    with _neighbours(workers - 1), one_thread():
+        yield Rates(start_seconds=start)
 
 
 def _count_kinds(nodes: dict[str, Job], done: Collection[str]) -> dict[str, tuple[int, int]]:
@@ -119,13 +134,18 @@ def _count_kinds(nodes: dict[str, Job], done: Collection[str]) -> dict[str, tupl
     return counts
 
 
-def _longest_chain(pending: Sequence[Job], seconds: Mapping[str, float]) -> float:
-    graph = {job.key: [stage.key for stage in job.inputs] for job in pending}
-    ends: dict[str, float] = {}
-    for key in TopologicalSorter(graph).static_order():
-        before = max((ends[stage] for stage in graph.get(key, ())), default=0.0)
-        ends[key] = before + seconds.get(key, 0.0)
-    return max(ends.values(), default=0.0)
+def _makespan(schedule: Schedule, seconds: Mapping[str, float], workers: int) -> float:
+    """Hand out jobs as a run does, and return when the last of them ends."""
+    now, free = 0.0, workers
+    under_way: list[tuple[float, int, ScheduledJob]] = []
+    while schedule.num_open:
+        while free and (node := schedule.take()) is not None:
+            heapq.heappush(under_way, (now + seconds[node.key], node.index, node))
+            free -= 1
+        now, _, node = heapq.heappop(under_way)
+        schedule.finish(node)
+        free += 1
+    return now
 
 
 @dataclass(frozen=True)
@@ -151,20 +171,22 @@ class _Line:
 
 @dataclass(frozen=True, kw_only=True)
 class _Speed:
-    """Seconds of a network on one thread: a training step, scoring an image, being pruned."""
+    """Seconds of a network on one thread: a training step, scoring an image, cut, and proven."""
 
     step: _Line
     image: _Line
     cut_seconds: float
+    proof_seconds: float = 0.0
 
 
 @dataclass
-class _Guess:
+class Rates:
     """Guess what jobs take, from a calibration of their networks and from records."""
 
-    finished: Sequence[Job]
-    store: Store | None
+    start_seconds: float = 0.0  # that a process takes before its first job
+    store: Store | None = None
     from_records: bool = False
+    _finished: Mapping[str, Job] = field(default_factory=dict)
     _speeds: dict[Setting, _Speed] = field(default_factory=dict)
     _factors: dict[Hashable, float] = field(default_factory=dict)
     _traces: dict[tuple[ModelSpec, tuple[int, ...]], tuple[nn.Module, Trace]] = field(
@@ -172,8 +194,14 @@ class _Guess:
     )
     _ratios: dict[object, float] = field(default_factory=dict)
 
+    def learn(self, finished: Sequence[Job], store: Store | None) -> None:
+        """Take the records of finished jobs into account, and no others."""
+        self._finished, self.store = {job.key: job for job in finished}, store
+        self._factors, self.from_records = {}, False
+
     @property
     def seconds(self) -> float:
+        """The longest rehearsal of a job, in seconds."""
         return CALIBRATION_SECONDS
 
     def of(self, job: Job) -> float:
@@ -181,12 +209,19 @@ class _Guess:
         group = job.pace_group
         return job.estimate(self) * (1.0 if group is None else self._factor(group))
 
-    def pruning(self, model: ModelSpec, data: Material) -> float:
+    def cutting(self, model: ModelSpec, data: Material) -> float:
+        """Return the seconds of choosing and cutting units."""
         return self._speed(Setting(model, data, Recipe())).cut_seconds
+
+    def pruning(self, model: ModelSpec, data: Material) -> float:
+        """Return the seconds of the same, with the proof of the cut."""
+        speed = self._speed(Setting(model, data, Recipe()))
+        return speed.cut_seconds + speed.proof_seconds
 
     def training(
         self, setting: Setting, *, epochs: int, ratio: float = 1.0, taught: bool = False
     ) -> float:
+        """Return the seconds of a training and of scoring its network."""
         speed, data = self._speed(setting), setting.data
         whole = model_cost(setting.model, data.shape).flops
         # A teacher takes one of the passes of the unpruned network's step.
@@ -205,7 +240,7 @@ class _Guess:
     def _factor(self, group: Hashable) -> float:
         """Return what jobs of this group took over what the calibration says, if known."""
         if group not in self._factors:
-            jobs = [job for job in self.finished if job.pace_group == group]
+            jobs = [job for job in self._finished.values() if job.pace_group == group]
             ratios = [] if self.store is None else self._compare(jobs, self.store)
             self._factors[group] = median(ratios) if len(ratios) >= RECORDS_NEEDED else 1.0
             self.from_records |= len(ratios) >= RECORDS_NEEDED
@@ -225,16 +260,12 @@ class _Guess:
         how = prune.method
         share = prune.expected_kept
         key = (prune.model, prune.data.shape, how.unit, how.scope, share, prune.shares)
-        if self.store is not None and prune.key in self._finished_keys:
+        if self.store is not None and prune.key in self._finished:
             record = self.store.record(prune.key)
             return float(record["before"]["flops"] / max(record["after"]["flops"], 1))
         if key not in self._ratios:
             self._ratios[key] = self._uniform_ratio(prune)
         return self._ratios[key]
-
-    @cached_property
-    def _finished_keys(self) -> frozenset[str]:
-        return frozenset(job.key for job in self.finished)
 
     def _uniform_ratio(self, prune: Prune) -> float:
         share = prune.expected_kept
@@ -268,31 +299,39 @@ def _calibrate(setting: Setting) -> _Speed:
     with suppress(TraceError):
         traced(whole, setting.model, shape)  # mostly found once in a process: no part of a cut
     began = time.perf_counter()
-    half = _half(whole, setting.model, shape)
+    mask = _half(whole, setting.model, shape)
+    half = None if mask is None else shrink(whole, mask, traced(whole, setting.model, shape))
     cut_seconds = time.perf_counter() - began
+    proof_seconds = 0.0 if mask is None else _time_proof(whole, mask, setting.model, shape)
     step, image = _time(whole, dataset, setting.recipe)
-    if half is None:
-        return _Speed(
-            step=_Line.through((flops, step), None),
-            image=_Line.through((flops, image), None),
-            cut_seconds=cut_seconds,
-        )
-    half_flops = measure(half, example).flops
-    half_step, half_image = _time(half, dataset, setting.recipe)
+    half_step = half_image = None
+    if half is not None:
+        half_flops = measure(half, example).flops
+        seconds, image_seconds = _time(half, dataset, setting.recipe)
+        half_step, half_image = (half_flops, seconds), (half_flops, image_seconds)
     return _Speed(
-        step=_Line.through((flops, step), (half_flops, half_step)),
-        image=_Line.through((flops, image), (half_flops, half_image)),
+        step=_Line.through((flops, step), half_step),
+        image=_Line.through((flops, image), half_image),
         cut_seconds=cut_seconds,
+        proof_seconds=proof_seconds,
     )
 
 
-def _half(network: nn.Module, model: ModelSpec, shape: tuple[int, ...]) -> nn.Module | None:
+def _half(network: nn.Module, model: ModelSpec, shape: tuple[int, ...]) -> Mask | None:
+    """Choose half of each group's channels; None where they cannot be followed."""
     try:
-        groups = traced(network, model, shape)
-        mask = select(network, groups, METHODS.get("uniform"), sparsity=0.5)
+        return select(network, traced(network, model, shape), METHODS.get("uniform"), sparsity=0.5)
     except TraceError:
         return None
-    return shrink(network, mask, groups)
+
+
+def _time_proof(network: nn.Module, mask: Mask, model: ModelSpec, shape: tuple[int, ...]) -> float:
+    """Return the seconds of proving a cut, but for what a process measures once."""
+    began = time.perf_counter()
+    with suppress(TraceError):
+        edit = Edit(model=model, shape=shape, mask=mask)
+        edit.prove(network, traced(network, model, shape), sensitivity=lambda: None)
+    return time.perf_counter() - began
 
 
 def _time(network: nn.Module, dataset: Dataset, recipe: Recipe) -> tuple[float, float]:

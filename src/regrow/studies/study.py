@@ -93,6 +93,7 @@ class Study:
     margin: float | None = None  # None: the metric's own
     reference: str | None = None  # the method that others are compared with; None: each with each
     own: "tuple[OwnExperiment, ...]" = ()  # of networks of one's own
+    notes: tuple[str, ...] = ()  # for its report
 
     def __post_init__(self) -> None:
         by_labels: dict[tuple[str, str, int | None], AnyExperiment] = {}
@@ -122,16 +123,19 @@ class Study:
         precision: Precision | Callable[[], Precision] = "fp32",
         *,
         data: Mapping[str, str] | None = None,
+        change: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> "Study":
         """Read a study file; a ``ConfigError`` says where it is wrong.
 
         ``precision`` is what recipes have that say ``auto``, or nothing; a function is asked only
-        if there is one (see ``run.precision``). ``data`` stand in for those that the study names.
+        if there is one (see ``run.precision``). ``data`` stand in for those that the study names;
+        ``change`` is made to all of it after that.
         """
 
         def parse(value: Any, name: str) -> "Study":
             choose = precision if callable(precision) else lambda: precision
-            return cls.from_json(decided(replaced(value, data or {}), choose), name=name)
+            study = decided(replaced(value, data or {}), choose)
+            return cls.from_json(study if change is None else change(study), name=name)
 
         return read_file(path, parse)
 
@@ -153,6 +157,12 @@ class Study:
             margin=read_margin(top),
             reference=None if top.get("reference") is None else text(top["reference"], "reference"),
         )
+
+    @property
+    def longest(self) -> int:
+        """The epochs of the longest recipe, with those that experiments stand on."""
+        beneath = [e.backbone for e in self.experiments if e.backbone is not None]
+        return max(experiment.recipe.epochs for experiment in (*self.experiments, *beneath))
 
     def cells(self) -> "list[Cell]":
         """Expand into the rows of the table, one cell a seed, in report order.

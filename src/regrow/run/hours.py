@@ -1,0 +1,331 @@
+"""The largest training budget that fits into so many hours on this machine.
+
+A budget is a number of epochs of a study's longest recipe; every other number of epochs keeps its
+share of that. Rows are costed by ``run.estimate``, from networks that are timed here.
+
+A network is left out, with all its rows, where it could not rise clearly above chance: where its
+training has fewer updates than ``least_steps``. Of several that are short of updates the costliest
+goes first, because without it the others are trained for longer.
+
+Jobs are keyed by their epochs, so a store keeps what was chosen when a command was first run: the
+same command finds the same jobs, on another day and another machine.
+"""
+
+import hashlib
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from typing import Any
+
+from regrow.core.durations import epochs_in_words, in_words
+from regrow.core.machine import machine
+from regrow.errors import ConfigError, StoreError
+from regrow.jobs.base import Job, all_jobs
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
+from regrow.run.estimate import Rates, estimate, measuring
+from regrow.store import Store
+from regrow.studies.expand import Cell
+from regrow.studies.experiment import Experiment
+
+# Updates after which every network with norms that was tried ends at twice chance or better, for
+# ten classes; at 200 some were at chance, and without norms some still at 1,600. More classes are
+# assumed to take more in proportion. See docs/reproduce.md and benchmarks/least_steps.py.
+LEAST_STEPS = 400
+CLASSES = 10
+
+Network = tuple[str, ...]  # labels of its data, itself, and its budget where there are several
+CellsAt = Callable[[int], Sequence[Cell]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A network whose rows are not trained, and the reason."""
+
+    network: Network
+    why: str
+
+    def __str__(self) -> str:
+        return f"{words_of(self.network)} is left out: {self.why}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A budget that was chosen for so many hours, and what it leaves out."""
+
+    hours: float
+    epochs: int
+    of: int  # epochs of the longest recipe
+    seconds: float  # that it was expected to take
+    workers: int
+    left_out: tuple[LeftOut, ...]
+    machine: str
+    date: str
+    axis: tuple[int, ...] = ()  # the study's own budgets, where it has several
+
+    @property
+    def share(self) -> float:
+        """The budget as a share of the recipes' own."""
+        return self.epochs / self.of
+
+    @property
+    def without(self) -> frozenset[Network]:
+        """The networks that are left out."""
+        return frozenset(left.network for left in self.left_out)
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Fit":
+        """Read what a store keeps."""
+        names = sorted(cls.__dataclass_fields__)
+        if not isinstance(value, dict) or sorted(value) != names:
+            raise StoreError(f"What the store keeps of --hours must have {', '.join(names)}.")
+        left_out = tuple(
+            LeftOut(network=tuple(left["network"]), why=left["why"]) for left in value["left_out"]
+        )
+        return cls(**{**value, "left_out": left_out, "axis": tuple(value["axis"])})
+
+    def __str__(self) -> str:
+        workers = f"{self.workers} worker{'' if self.workers == 1 else 's'}"
+        expected = f"expected were {in_words(self.seconds)} with {workers}, on {self.date}"
+        if self.epochs == self.of:
+            return f"All {self.of} epochs fit into {self.hours:g} hours: {expected}."
+        if self.axis:
+            longer = [str(budget) for budget in self.axis if budget > self.epochs]
+            largest = epochs_in_words(self.epochs)
+            return (
+                f"Budgets up to {largest} fit into {self.hours:g} hours: {expected}. "
+                f"Left out: {', '.join(longer)} epochs."
+            )
+        return (
+            f"Budget: {self.epochs} of {self.of} epochs, {100 * self.share:.3g} % of the recipes' "
+            f"own, the largest that fits into {self.hours:g} hours: {expected}."
+        )
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The budget and what is left out, a sentence each."""
+        return (str(self), *(f"{left}." for left in self.left_out))
+
+
+def check_hours(hours: float, *, device: str = "cpu") -> None:
+    """Refuse hours that nothing fits into, and devices whose speed is not measured."""
+    if not (math.isfinite(hours) and hours > 0):
+        raise ConfigError(f"--hours must be a number above 0. Got {hours!r}.")
+    if device != "cpu":
+        raise ConfigError(
+            f"--hours goes by what this machine's processor takes, and the device is {device!r}. "
+            "Leave one of the two out."
+        )
+
+
+def chosen(
+    store: Store | None, name: str, choose: Callable[[], Fit] | None, *, hours: float, of: int
+) -> Fit:
+    """Return the budget that a store keeps under a name, or else a new one.
+
+    Without ``choose`` there has to be one. One for recipes of another length is a ``StoreError``.
+    """
+    kept = None if store is None else store.decided(name)
+    if kept is None:
+        if choose is None:
+            raise ConfigError(
+                f"No budget for {hours:g} hours has been chosen in this store. The command that "
+                "trains chooses it: run it first, with the same options."
+            )
+        return choose()
+    fit = Fit.from_json(kept)
+    if fit.of != of:
+        raise StoreError(
+            f"The budget for {hours:g} hours was chosen for recipes of {fit.of} epochs, and now "
+            f"they have {of}. Remove {name}.json from the store, and it is chosen anew."
+        )
+    return fit
+
+
+def keep(store: Store, name: str, fit: Fit) -> None:
+    """Keep a budget for all commands after this; ``StoreError`` if another was just chosen."""
+    kept = Fit.from_json(store.decide(name, json.loads(json.dumps(asdict(fit)))))
+    if (kept.epochs, kept.without) != (fit.epochs, fit.without):
+        raise StoreError(
+            f"Another command has just chosen {kept.epochs} epochs for {kept.hours:g} hours in "
+            "this store. Run the same command again."
+        )
+
+
+def name_of(*parts: Any) -> str:
+    """Name the decision of a command in a store, by what was asked for."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return f"hours-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def fit(
+    cells_at: CellsAt, *, epochs: int, hours: float, workers: int, axis: Sequence[int] = ()
+) -> Fit:
+    """Choose the largest budget whose rows are expected to end within so many hours.
+
+    ``cells_at`` expands the rows for so many of the longest recipe's ``epochs``; where a study has
+    several budgets (``axis``), those of all budgets up to one. A ``ConfigError`` says how long the
+    cheapest network takes at the least, where none fits.
+    """
+    with measuring(workers) as rates:
+        search = _Search(cells_at, rates, workers, axis or range(1, epochs + 1))
+        kept, left_out = search.networks(epochs), list[LeftOut]()
+        while True:
+            budget = search.largest(kept, seconds=3600 * hours)
+            short = {n for n in kept if not budget or search.is_short(budget, n)}
+            if not short:
+                break
+            last, costliest = kept, max(short, key=lambda n: search.seconds(epochs, {n}))
+            kept = kept - {costliest}
+            left_out.append(search.left_out(costliest, budget, hours=hours))
+            if not kept:
+                raise ConfigError(search.too_short(last, hours=hours))
+        seconds = search.seconds(budget, kept)
+    return Fit(
+        hours=hours,
+        epochs=budget,
+        of=epochs,
+        seconds=round(seconds, 1),
+        workers=workers,
+        left_out=tuple(left_out),
+        machine=machine(),
+        date=date.today().isoformat(),
+        axis=tuple(axis),
+    )
+
+
+@dataclass
+class _Search:
+    """What budgets take, each expanded and costed once."""
+
+    cells_at: CellsAt
+    rates: Rates
+    workers: int
+    budgets: Sequence[int]  # from the smallest
+    _cells: dict[int, Sequence[Cell]] = field(default_factory=dict)
+
+    def cells(self, budget: int) -> Sequence[Cell]:
+        if budget not in self._cells:
+            self._cells[budget] = self.cells_at(budget)
+        return self._cells[budget]
+
+    def networks(self, budget: int) -> frozenset[Network]:
+        return frozenset(network_of(cell.experiment) for cell in self.cells(budget))
+
+    def jobs(self, budget: int, networks: "frozenset[Network] | set[Network]") -> list[Job]:
+        return [cell.job for cell in self.cells(budget) if network_of(cell.experiment) in networks]
+
+    def seconds(self, budget: int, networks: "frozenset[Network] | set[Network]") -> float:
+        jobs = self.jobs(budget, networks)
+        return estimate(jobs, (), workers=self.workers, rates=self.rates).seconds
+
+    def largest(self, networks: frozenset[Network], *, seconds: float) -> int:
+        """Return the largest budget that fits, 0 if none does."""
+        num = bisect_right(self.budgets, seconds, key=lambda b: self.seconds(b, networks))
+        return self.budgets[num - 1] if num else 0
+
+    def trainings(self, budget: int, network: Network) -> list[Train | Retrain]:
+        """Return what is trained for a network's rows, without heads and published networks."""
+        jobs = all_jobs(self.jobs(budget, {network})).values()
+        trained = (job for job in jobs if isinstance(job, Train | Retrain))
+        return [job for job in trained if job.head is None and not job.is_published]
+
+    def is_short(self, budget: int, network: Network) -> bool:
+        return any(steps_of(job) < least_steps(job) for job in self.trainings(budget, network))
+
+    def left_out(self, network: Network, budget: int, *, hours: float) -> LeftOut:
+        if budget:
+            worst = min(self.trainings(budget, network), key=lambda j: steps_of(j) - least_steps(j))
+            why = (
+                f"with it {epochs_in_words(budget)} would fit into {hours:g} hours, "
+                f"{steps_of(worst):,} updates, and it needs {least_steps(worst):,} to end clearly "
+                "above chance"
+            )
+        else:
+            least = epochs_in_words(self.budgets[0])
+            why = f"with it not even {least} would fit into {hours:g} hours"
+        return LeftOut(network=network, why=why)
+
+    def too_short(self, networks: frozenset[Network], *, hours: float) -> str:
+        """Word how long the last network would take at the least."""
+        (network,) = networks
+        enough = (budget for budget in self.budgets if not self.is_short(budget, network))
+        least = next(enough, self.budgets[-1])
+        return (
+            f"Nothing of it can end clearly above chance within {hours:g} hours: the cheapest "
+            f"network, {words_of(network)}, needs {epochs_in_words(least)}, about "
+            f"{in_words(self.seconds(least, {network}))} with {self.workers} workers. Give it "
+            "that long, fewer rows or seeds, or fewer images."
+        )
+
+
+def network_of(experiment: Experiment) -> Network:
+    """Return the labels of an experiment's data, network and budget."""
+    return experiment.data_label, experiment.model_label, epochs_in_words(experiment.budget)
+
+
+def words_of(network: Network) -> str:
+    """Name a network for people.
+
+    >>> words_of(("digits", "VGG-16", "")), words_of(("digits", "VGG-16", "8 epochs"))
+    ('VGG-16 on digits', 'VGG-16 on digits for 8 epochs')
+    """
+    data, model, budget = network
+    return f"{model} on {data}" + (f" for {budget}" if budget else "")
+
+
+def steps_of(job: Train | Retrain) -> int:
+    """Return the number of updates of a training, or of the recipe that an arm makes its own."""
+    return job.recipe.epochs * -(-job.data.num_train // job.recipe.batch)
+
+
+def least_steps(job: Train | Retrain) -> int:
+    """Return the fewest updates after which a training ends clearly above chance.
+
+    More classes take more of them, in proportion.
+    """
+    return math.ceil(LEAST_STEPS * max(1.0, job.data.classes / CLASSES))
+
+
+# Costs of rows --------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCost:
+    """A row over its seeds: epochs of its training, time with all workers busy, and FLOPs.
+
+    What several rows stand on counts for the first of them.
+    """
+
+    label: str
+    epochs: int | None
+    seconds: float
+    training_flops: float
+
+
+def row_costs(cells: Sequence[Cell], *, workers: int) -> list[RowCost]:
+    """Cost each row of a table, as if nothing were done."""
+    by_row: dict[str, list[Cell]] = {}
+    for cell in cells:
+        label = " / ".join(str(part) for part in cell.place[:-1] if part)
+        by_row.setdefault(label, []).append(cell)
+    seen: set[str] = set()
+    with measuring(workers) as rates:
+        return [_row_cost(label, row, rates, seen, workers) for label, row in by_row.items()]
+
+
+def _row_cost(
+    label: str, row: Sequence[Cell], rates: Rates, seen: set[str], workers: int
+) -> RowCost:
+    nodes = all_jobs(cell.job for cell in row)
+    fresh = [job for key, job in nodes.items() if key not in seen]
+    seen |= nodes.keys()
+    return RowCost(
+        label=label,
+        epochs=row[0].job.estimate_epochs(rates),
+        seconds=sum(map(rates.of, fresh)) / workers,
+        training_flops=sum(job.estimate_flops(rates) for job in fresh),
+    )
