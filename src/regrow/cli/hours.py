@@ -37,7 +37,7 @@ HoursOption = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class ChosenBudget:
     """A budget, and the name under which a store keeps it."""
 
     name: str
@@ -98,7 +98,7 @@ def _study_within(
     workers: int | None,
     device: str,
     measure: bool,
-) -> "tuple[Study, Chosen]":
+) -> "tuple[Study, ChosenBudget]":
     """Return a study at the largest budget that fits into so many hours, and say how."""
     from regrow.reproduce.scales import Scale, scaled
     from regrow.run.hours import check_hours, chosen, fit, name_of, network_of
@@ -133,7 +133,7 @@ def _study_within(
     shorter = at(found.epochs)
     kept = tuple(e for e in shorter.experiments if network_of(e) not in found.without)
     within = replace(shorter, experiments=kept, notes=found.words)
-    return within, Chosen(name=name, fit=found)
+    return within, ChosenBudget(name=name, fit=found)
 
 
 def request_within(
@@ -143,7 +143,7 @@ def request_within(
     store: Path,
     *,
     workers: int | None,
-) -> "tuple[Request, Chosen]":
+) -> "tuple[Request, ChosenBudget]":
     """Return a request for a table at the largest budget that fits, and say how."""
     from regrow.reproduce.plan import prepare
     from regrow.reproduce.scales import shortened
@@ -167,7 +167,7 @@ def request_within(
     for sentence in found.words:
         say(sentence)
     smaller = replace(at(found.epochs), without=found.without, budget=found.words)
-    return smaller, Chosen(name=name, fit=found)
+    return smaller, ChosenBudget(name=name, fit=found)
 
 
 def _workers(workers: int | None) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from regrow.cli.hours import Chosen, HoursOption, print_rows, request_within
+from regrow.cli.hours import ChosenBudget, HoursOption, print_rows, request_within
 from regrow.cli.inputs import load_extensions, open_store
 from regrow.cli.options import (
     DEFAULT_STORE,
@@ -158,7 +158,7 @@ def _precision(
     return None if scale == "paper" or choice() == "fp32" else "bf16", choice
 
 
-def _opened(store: Path, choice: "PrecisionChoice", chosen: Chosen | None) -> "Store":
+def _opened(store: Path, choice: "PrecisionChoice", chosen: ChosenBudget | None) -> "Store":
     """Open a store, and keep there what was decided."""
     opened = open_store(store, create=True)
     choice.keep(opened)
@@ -183,7 +183,7 @@ def _within(
     *,
     workers: int | None,
     device: str,
-) -> "tuple[Request, Chosen | None]":
+) -> "tuple[Request, ChosenBudget | None]":
     """Fit a table or figure into so many hours, if they are given, and say how."""
     if hours is None:
         return request, None
