@@ -54,7 +54,7 @@ class Published:
 
     @property
     def elsewhere(self) -> tuple[Elsewhere, ...]:
-        """What others print for the unpruned networks of a table of accuracies."""
+        """The numbers that others print for the unpruned networks of a table."""
         return elsewhere.elsewhere(self.plan.entry.paper, self.sheet) if self.sheet else ()
 
     @property

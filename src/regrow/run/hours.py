@@ -199,7 +199,7 @@ def fit(
 
 @dataclass
 class _Search:
-    """What budgets take, each expanded and costed once."""
+    """The time that budgets take, each expanded and costed once."""
 
     cells_at: CellsAt
     rates: Rates
