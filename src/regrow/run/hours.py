@@ -4,7 +4,8 @@ A budget is a number of epochs of a study's longest recipe; every other number o
 share of that. Rows are costed by ``run.estimate``, from networks that are timed here.
 
 A network is left out, with all its rows, where it could not rise clearly above chance: where its
-training has fewer updates than ``least_steps``. Of several that are short of updates the costliest
+training has fewer updates than ``least_steps``, or than half of its recipe's where that is less:
+a recipe so short is for a network that rises faster. Of several that are short of updates the costliest
 goes first, because without it the others are trained for longer.
 
 Jobs are keyed by their epochs, so a store keeps what was chosen when a command was first run: the
@@ -175,7 +176,8 @@ def fit(
         kept, left_out = search.networks(epochs), list[LeftOut]()
         while True:
             budget = search.largest(kept, seconds=3600 * hours)
-            short = {n for n in kept if not budget or search.is_short(budget, n)}
+            # Budgets that a study names are its author's choice.
+            short = {n for n in kept if not budget or (not axis and search.is_short(budget, n))}
             if not short:
                 break
             last, costliest = kept, max(short, key=lambda n: search.seconds(epochs, {n}))
@@ -234,15 +236,20 @@ class _Search:
         return [job for job in trained if job.head is None and not job.is_published]
 
     def is_short(self, budget: int, network: Network) -> bool:
-        return any(steps_of(job) < least_steps(job) for job in self.trainings(budget, network))
+        least = self.least(network)
+        return any(steps_of(job) < least for job in self.trainings(budget, network))
+
+    def least(self, network: Network) -> int:
+        """Return the fewest updates of a network: at most half of those that its recipe has."""
+        whole = self.trainings(self.budgets[-1], network)
+        return min((min(least_steps(job), -(-steps_of(job) // 2)) for job in whole), default=0)
 
     def left_out(self, network: Network, budget: int, *, hours: float) -> LeftOut:
         if budget:
-            worst = min(self.trainings(budget, network), key=lambda j: steps_of(j) - least_steps(j))
+            steps = min(map(steps_of, self.trainings(budget, network)))
             why = (
-                f"with it {epochs_in_words(budget)} would fit into {hours:g} hours, "
-                f"{steps_of(worst):,} updates, and it needs {least_steps(worst):,} to end clearly "
-                "above chance"
+                f"with it {epochs_in_words(budget)} would fit into {hours:g} hours, {steps:,} "
+                f"updates, and it needs {self.least(network):,} to end clearly above chance"
             )
         else:
             least = epochs_in_words(self.budgets[0])
