@@ -5,8 +5,8 @@ share of that. Rows are costed by ``run.estimate``, from networks that are timed
 
 A network is left out, with all its rows, where it could not rise clearly above chance: where its
 training has fewer updates than ``least_steps``, or than half of its recipe's where that is less:
-a recipe so short is for a network that rises faster. Of several that are short of updates the costliest
-goes first, because without it the others are trained for longer.
+a recipe so short is for a network that rises faster. Of several that are short of updates the
+costliest goes first, because without it the others are trained for longer.
 
 Jobs are keyed by their epochs, so a store keeps what was chosen when a command was first run: the
 same command finds the same jobs, on another day and another machine.
