@@ -214,6 +214,8 @@ def run_all(lines: list[str], command: Command) -> None:
         words = shlex.split(re.split(r"[|;&>]", line)[0])[1:]
         words += ["--workers", "0"] if words[0] == "run" else []
         ended = command(*words)
+        if "pip install 'regrow[" in ended.err:  # an extra, which the message names
+            continue
         assert ended.code in ENDINGS.get(words[0], (0,)), f"{line}\n{ended.err}\n{ended.out}"
 
 
