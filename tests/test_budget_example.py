@@ -87,14 +87,6 @@ def test_it_begins_as_the_identity_of_what_it_has_channels_for(code: ModuleType)
                 assert (module.weight[num:] != 0).all()
 
 
-def test_scales_of_norms_may_stay_one(code: ModuleType) -> None:
-    net = made(code, learn_scales=False)
-    held = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
-    assert len(held) == 6
-    found = traced(net)
-    assert verify(net, select(net, found, "l1-filter", macs=0.5), found).ok
-
-
 def test_width_is_a_factor_on_all_widths(code: ModuleType) -> None:
     convs = [m for m in made(code, width=0.5).modules() if isinstance(m, nn.Conv2d)]
     assert [conv.out_channels for conv in convs] == [3, 3, 5, 5, 6, 6]

@@ -6,8 +6,8 @@ linear layer reads what is left, one pixel of each channel. Widths of 32, 128, 1
 multiply-accumulates at 32 pixels; 64, 256, 256 are 118 million.
 
 Reference: Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024, arXiv:2404.00498. It
-differs from there: scales of norms may learn, because network slimming chooses by them, the first
-layer has no bias, and its filters are written down here rather than found in the data.
+differs from there: scales of norms learn, because network slimming chooses by them, the first layer
+has no bias, and its filters are written down here rather than found in the data.
 """
 
 from collections.abc import Sequence
@@ -115,16 +115,10 @@ def build(
     input_size: int = 32,
     widths: Sequence[int] = (32, 128, 128),
     width: float = 1.0,
-    learn_scales: bool = True,
 ) -> nn.Module:
     """Build the network; ``width`` is a factor on its widths.
 
-    Without ``learn_scales`` those of norms stay 1, as in airbench94. A pool is left out where the
-    map is one pixel already.
+    A pool is left out where the map is one pixel already.
     """
     scaled = [max(1, round(width * num)) for num in widths]
-    net = Six(classes, in_channels, input_size, scaled)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.requires_grad_(learn_scales)
-    return net
+    return Six(classes, in_channels, input_size, scaled)
