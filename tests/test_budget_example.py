@@ -137,7 +137,7 @@ def test_a_cell_of_the_study_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         "budgets": [2],
         "seeds": 1,
     }
-    small["methods"] = value["methods"][2]
+    small["methods"] = value.pop("experiments")[2]["methods"]
     study = Study.from_json({**value, **small})
     summary = run(study.jobs(), Store.open(tmp_path / "store"), workers=0)
     assert summary.complete

@@ -1,5 +1,6 @@
 """What a recipe can ask for beside plain SGD: against plain loops, resumed, recorded, refused."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from regrow.data import MemoryImages, normalise
 from regrow.data.augment import cut_out, draw_holes, draw_shares, mix
 from regrow.data.spec import FLIPPING
 from regrow.errors import ConfigError
+from regrow.jobs.arms import read_arm
 from regrow.train import RECIPES, Recipe, Training, evaluate, fit
 from regrow.train.optimiser import decays_and_rates, make_optimiser
 from small import bright, forget_names
@@ -457,13 +459,22 @@ def test_new_fields_enter_no_key_unless_given() -> None:
         "schedule": "constant",
         "momentum": 0.85,
         "nesterov": True,
-        "weight_decay": 1.33e-3,
+        "weight_decay": 6.7e-4,
         "augmentation": "reflect-shift-flip",
         "lookahead": 5,
         "objective": {"name": "cross-entropy", "label_smoothing": 0.2},
-        "norm_bias_rate": 64.0,
+        "norm_bias_rate": 16.0,
         "alternating_flip": True,
     }
+
+
+def test_whole_numbers_are_the_same_recipe_as_floats() -> None:
+    whole, floats = Recipe(lr=1, norm_bias_rate=16), Recipe(lr=1.0, norm_bias_rate=16.0)
+    assert json.dumps(whole.to_json()) == json.dumps(floats.to_json())
+    arms = [
+        read_arm({"name": "a", "start": "inherited", "share": 0.5, "lr": lr}) for lr in (1, 1.0)
+    ]
+    assert len({json.dumps(arm.to_json()) for arm in arms}) == 1
 
 
 def test_squares_are_cut_out_around_their_centres() -> None:

@@ -34,6 +34,17 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def whole_as_floats_(value: "DataclassInstance") -> None:
+    """Turn whole numbers in a frozen dataclass's fields of floats into floats, in place.
+
+    So ``lr: 1`` and ``lr: 1.0`` are one value, with one digest.
+    """
+    for field in fields(value):
+        number = getattr(value, field.name)
+        if type(number) is int and field.type in (float, float | None):
+            object.__setattr__(value, field.name, float(number))
+
+
 def mapping(value: Any, where: str, known: Collection[str]) -> dict[str, Any]:
     """Return a mapping that has no other keys than those known."""
     if not isinstance(value, Mapping):

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from regrow.core.choice import Choice
 from regrow.core.registry import Registry, calling_file
-from regrow.core.validation import entry_of, is_int, is_number, text
+from regrow.core.validation import entry_of, is_int, is_number, text, whole_as_floats_
 from regrow.errors import ConfigError
 from regrow.pruning.method import METHODS
 from regrow.train import Recipe, make_objective
@@ -149,6 +149,7 @@ class Arm:
     schedule_share: float | None = None
 
     def __post_init__(self) -> None:
+        whole_as_floats_(self)
         if self.start not in get_args(Start):
             raise self._error("start", get_args(Start))
         if self.schedule not in OWN_SCHEDULES and self.schedule not in SCHEDULES:
