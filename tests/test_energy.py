@@ -23,6 +23,7 @@ from regrow.core.energy import (
     metered,
     rapl_zones,
 )
+from regrow.core.machine import machine
 from regrow.report.ledger import StudyCost, joules
 from regrow.run import executors, run
 from regrow.store import Store
@@ -227,6 +228,10 @@ def test_a_study_says_in_one_sentence_what_it_took() -> None:
     ).energy_words
     assert "by the counters of package-0: 7.20 kJ (2 Wh) for the jobs' share" in words
     assert "of 2 of 3 jobs alone, because of the others it was not measured" in words
+    assert (
+        "of computing on a GPU and a processor. Energy"
+        in StudyCost(jobs=3, machines=("a GPU", "a processor"), unknown=("no counters",)).words
+    )
     unread = StudyCost(jobs=3, unknown=("no counters",)).energy_words
     assert unread == "Energy was not read: no counters."
     assert joules(0.5) == "0.5 J"
@@ -252,6 +257,7 @@ def test_the_ledger_of_a_command_has_every_row_and_says_the_energy_once(
     assert all(float(row["seconds"]) >= float(row["own_seconds"]) >= 0 for row in ledger)
     assert {row["joules"] for row in ledger} == {""}
     assert json.loads((out / "how.json").read_text())["cost"].count("Energy was not read") == 1
+    assert f"of computing on {machine()}. " in json.loads((out / "how.json").read_text())["cost"]
     page = (out / "report.html").read_text()
     assert page.count("Energy was not read: this machine shows no counters.") <= 2
     assert "own energy" not in page

@@ -37,6 +37,7 @@ UNPRUNED = ("black", ".")
 Styles = dict[str, tuple[str, str]]
 # Of the axis, between neighbouring lines and between the first and the last.
 DODGE, MOST_DODGE = 0.013, 0.05
+MOST_TITLE = 40  # letters of a line of a panel's title
 Points = list[tuple[int, Comparison]]
 
 
@@ -99,7 +100,7 @@ def budget_figure(curves: Sequence[Curve], *, metric: Metric) -> "Figure":
     for axes, curve in zip(panels, curves, strict=True):
         lines = {arm: score_points(curve, arm) for arm in curve.arms}
         low, high = score_range(lines, curve)
-        _frame(axes, curve, title=curve.name)
+        _frame(axes, curve, title=in_lines(curve.name))
         axes.set_ylim(low, high)
         _draw_lines(axes, lines, styles, metric)
         if metric.better == "lower":
@@ -118,7 +119,7 @@ def difference_figure(curves: Sequence[Curve], *, metric: Metric) -> "Figure":
     places = [(curve, scratch) for curve in curves for scratch in controls]
     for axes, (curve, scratch) in zip(panels, places, strict=True):
         trends = [trend for trend in curve.trends if trend.scratch == scratch]
-        _frame(axes, curve, title=f"{curve.name}\nminus {scratch}")
+        _frame(axes, curve, title=f"{in_lines(curve.name)}\nminus {scratch}")
         margin = trends[0].margin if trends else metric.margin
         axes.axhspan(-margin, margin, color="black", alpha=0.08, linewidth=0)
         axes.axhline(0.0, color="black", linewidth=0.9, linestyle="--")
@@ -131,6 +132,24 @@ def difference_figure(curves: Sequence[Curve], *, metric: Metric) -> "Figure":
         axes.set_ylabel(f"difference in {metric.name}{unit}")
     legend(figure, styles, reference=None)
     return figure
+
+
+def in_lines(name: str) -> str:
+    """Break a panel's name between its parts, so that it is no wider than the panel.
+
+    >>> in_lines("CIFAR-10 / six convolutions / l1-filter macs 0.5, multiples of 8")
+    'CIFAR-10 / six convolutions /\\nl1-filter macs 0.5, multiples of 8'
+    """
+    first, *others = name.split(" / ")
+    lines = [first]
+    for part in others:
+        fits = len(lines[-1]) + len(part) + 3 <= MOST_TITLE
+        lines[-1] += " / " if fits else " /"
+        if fits:
+            lines[-1] += part
+        else:
+            lines.append(part)
+    return "\n".join(lines)
 
 
 # Values of the figures, which the page draws too -------------------------------------------------

@@ -76,6 +76,7 @@ class StudyCost:
     energy: Energy = NOT_RUN
     num_measured: int = 0  # jobs whose energy is known
     unknown: tuple[str, ...] = ()  # why it is not known of the others
+    machines: tuple[str, ...] = ()  # that computed them, as records say
 
     @property
     def energy_words(self) -> str:
@@ -96,9 +97,10 @@ class StudyCost:
     @property
     def words(self) -> str:
         """Say all of it."""
+        where = f" on {listed(list(self.machines))}" if self.machines else ""
         return (
             f"{self.jobs} finished jobs, each counted once: {quantity(self.flops) or '0'} training "
-            f"FLOPs and {in_words(self.seconds)} of computing. {self.energy_words}"
+            f"FLOPs and {in_words(self.seconds)} of computing{where}. {self.energy_words}"
         )
 
 
@@ -128,6 +130,7 @@ def costs(cells: Sequence[Cell], reader: Reader) -> tuple[tuple[RunCost, ...], S
         energy=_sum(known),
         num_measured=len(known),
         unknown=tuple(dict.fromkeys(energy.unknown for energy in taken if energy.unknown)),
+        machines=tuple(dict.fromkeys(filter(None, map(machine_of, records)))),
     )
     return tuple(_of_run(cell.job, reader) for cell in cells), total
 
@@ -135,6 +138,11 @@ def costs(cells: Sequence[Cell], reader: Reader) -> tuple[tuple[RunCost, ...], S
 def seconds_of(record: Mapping[str, Any]) -> float:
     """Return the seconds that a job took where it ran."""
     return float(record.get(TIMING, {}).get("seconds", 0.0))
+
+
+def machine_of(record: Mapping[str, Any]) -> str:
+    """Return the machine that a job ran on, with its GPU if it used one; empty if unknown."""
+    return str(record.get(TIMING, {}).get("machine", ""))
 
 
 def energy_of(record: Mapping[str, Any]) -> Energy:
