@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from regrow.core import registry as registry_module
 from regrow.core.registry import Registry
 from regrow.core.seeds import seeded
 from regrow.core.units import UNITS
@@ -152,7 +153,8 @@ def assert_trains(model: nn.Module, images: Tensor, *, outputs: int) -> None:
 
 
 def forget_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget at a test's end what it registers."""
+    """Forget at a test's end what it registers and the files that it loads."""
+    monkeypatch.setattr(registry_module, "_LOADED", [*registry_module._LOADED])
     registries: tuple[Registry[Any], ...] = (
         *(ALLOCATIONS, CRITERIA, REPAIRS, METHODS, COST_TARGETS, UNITS, MODELS, DATASETS, TASKS),
         *(OBJECTIVES, OPTIMISERS, SCHEDULES, ARMS),

@@ -214,10 +214,10 @@ def test_every_arm_of_a_linear_schedule_can_be_said_without_a_rate() -> None:
     low, falling = (retrains(linear, name)[8] for name in ("fine-tune", "falling"))
     rates = low.arm.recipe(low.recipe, 2)
     assert rates.schedule == "constant"
-    assert rates.lr == pytest.approx(0.015)
+    assert rates.lr == pytest.approx(0.0075)
     fall = falling.arm.recipe(falling.recipe, 2)
-    assert fall.lr_at(0, place=0, steps=10) == pytest.approx(0.15)
-    assert fall.lr_at(1, place=9, steps=10) == pytest.approx(0.15 / 20)
+    assert fall.lr_at(0, place=0, steps=10) == pytest.approx(0.075)
+    assert fall.lr_at(1, place=9, steps=10) == pytest.approx(0.075 / 20)
 
 
 def test_rates_are_tuned_as_multiples_of_the_peak() -> None:

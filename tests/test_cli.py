@@ -527,7 +527,7 @@ def test_ctrl_c_outside_the_work_is_no_traceback(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(plan, "load_study", interrupt)
+    monkeypatch.setattr(plan, "load_within", interrupt)
     result = command("plan", "study.yaml")
     assert result.code == 130
     assert "The same command resumes" in result.err

@@ -165,7 +165,7 @@ def test_alone_everything_is_ones_own() -> None:
 
 def test_a_lost_rank_is_worded_with_its_reason() -> None:
     with pytest.raises(
-        RanksLost, match=r"cannot continue.*RuntimeError: closed\).*continues from there"
+        RanksLost, match=r"cannot continue.*RuntimeError: closed\).*What was saved is kept"
     ):
         raise lost(RuntimeError("closed\nmore"))
 
@@ -290,7 +290,7 @@ def test_a_killed_rank_ends_all_and_one_process_goes_on(
     _, told = under_way.communicate(timeout=60)
     assert under_way.returncode != 0
     assert "regrow: " in told
-    assert "the same command continues from there" in told
+    assert "The same command resumes" in told
     goes_on(tmp_path)
 
 

@@ -328,7 +328,7 @@ def test_signal_saves_what_is_under_way_and_the_next_run_goes_on(
         if len(moving) == max(1, workers):
             interrupt()
 
-    with pytest.raises(Interrupted, match="0 of 2 jobs are done, unfinished work is kept"):
+    with pytest.raises(Interrupted, match="0 of 2 jobs are done"):
         run(jobs, store, workers=workers, on_event=stop, checkpoint_seconds=1000)
     assert signal.getsignal(number) is handler
     assert store.snapshot().paused == moving

@@ -59,12 +59,12 @@ def test_criterion_that_looks_at_images_and_trained_norms_passes(
 @pytest.mark.parametrize(
     ("parts", "line", "message"),
     [
-        ({"criterion": "return torch.ones(2, 3)"}, 5, "must return one score for each"),
-        ({"criterion": "return [1]"}, 5, "must return one score for each"),
-        ({"criterion": "return torch.full((group.size,), float('nan'))"}, 5, "not all finite"),
+        ({"criterion": "return torch.ones(2, 3)"}, 7, "must return one score for each"),
+        ({"criterion": "return [1]"}, 7, "must return one score for each"),
+        ({"criterion": "return torch.full((group.size,), float('nan'))"}, 7, "not all finite"),
         ({"criterion": "x = 1\nreturn x / 0"}, 8, "ZeroDivisionError: division by zero"),
         ({"criterion": "return probe.weight('none')"}, 7, "KeyError: 'none'"),
-        ({"allocation": "return {}"}, 12, "must return a boolean for each"),
+        ({"allocation": "return {}"}, 14, "must return a boolean for each"),
         ({"allocation": "return scores['none']"}, 14, "KeyError: 'none'"),
     ],
 )

@@ -118,7 +118,7 @@ def versus(
     )
     path = _written(value, out, again=[*files, *(with_files or ())])
     if only_plan:
-        plan(path, store, workers, None, None, as_json)
+        plan(path, store, workers, as_json=as_json)
         return
     run_study(
         path,

@@ -238,7 +238,7 @@ class _Workers:
         if worker.job is not None:
             deliver(
                 worker.job,
-                Ended("died", message=f"Its worker process {end}", traceback=worker.traceback()),
+                Ended("died", message=f"Its worker process {end}", traceback=worker.traceback),
             )
 
 
@@ -251,6 +251,7 @@ class _Worker:
         self.pipe, worker_end = context.Pipe()
         self.job: Job | None = None
         self.ready = False
+        self.traceback = ""  # once closed: what it did when a signal ended it, as far as it wrote
         self._last_words = tempfile.NamedTemporaryFile("r", errors="replace")  # noqa: SIM115  # as long as this is
         origin = replace(origin, last_words=Path(self._last_words.name))
         self.process: SpawnProcess = context.Process(target=work, args=(worker_end, origin))
@@ -270,11 +271,6 @@ class _Worker:
         with suppress(OSError):  # it died; the next poll finds the end of its pipe and tells
             self.pipe.send_bytes(message)
 
-    def traceback(self) -> str:
-        """Return what it did when a signal ended it, as far as it could still write that down."""
-        self._last_words.seek(0)
-        return self._last_words.read()
-
     def close(self, *, kill: bool) -> int:
         """End the process, and return its exit code; below 0 a signal's number."""
         if kill:
@@ -286,6 +282,8 @@ class _Worker:
             self.process.join()
         code = self.process.exitcode or 0
         self.process.close()
+        with self._last_words as file:
+            self.traceback = file.read()
         return code
 
 

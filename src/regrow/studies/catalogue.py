@@ -7,7 +7,6 @@ from regrow.core.choice import Choice
 from regrow.core.units import UNITS
 from regrow.cost import measure
 from regrow.data import DATASETS
-from regrow.errors import RegrowError
 from regrow.jobs.arms import ARMS, Arm, Budget
 from regrow.models import MODELS, ModelSpec, build
 from regrow.pruning.costs import COST_TARGETS
@@ -80,7 +79,7 @@ def _size(name: str) -> str:
     try:
         with torch.device("meta"):
             cost = measure(build(ModelSpec(name, data)), torch.zeros(1, 3, pixels, pixels))
-    except RegrowError:  # it needs arguments of its own
+    except Exception:  # it needs arguments of its own, or a user's code fails
         return ""
     return (
         f"{cost.parameters:,} parameters, {cost.macs:,} MACs for 3x{pixels}x{pixels}, "
