@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from commands import Command
 from regrow.core.registry import load_file
 from regrow.errors import ConfigError
+from regrow.pruning.method import CRITERIA, METHODS
 from regrow.studies.study import Study
 from regrow.studies.yaml_file import decided, read_value
 
@@ -140,6 +141,12 @@ def test_a_study_that_is_shown_is_read(text: str, place: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_that_is_shown_runs(page: Path, place: Path) -> None:
+    for registry in (
+        CRITERIA,
+        METHODS,
+    ):  # the file that test_methods loads is the same
+        for name in [n for n, origin in registry._origins.items() if "my_method.py" in str(origin)]:
+            del registry._values[name], registry._origins[name]
     space: dict[str, Any] = {"__name__": "shown", **PRELUDES.get(page.name, dict)()}
     for line, text in blocks(page, "python"):
         if any(re.search(pattern, text) for pattern in LATER):
