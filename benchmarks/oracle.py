@@ -7,6 +7,8 @@ the same, with norms that take their statistics over what is left.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -84,6 +86,9 @@ def shapes(output: Any) -> list[tuple[int, ...]]:
 
 
 def _distance(ours: Any, theirs: Any) -> float:
+    """Return the largest gap, as a share of the largest number; infinite if shapes differ."""
+    if shapes(ours) != shapes(theirs):
+        return math.inf
     gaps = [0.0]
     pairs = zip(tree_leaves(ours), tree_leaves(theirs), strict=True)
     for a, b in pairs:
@@ -210,8 +215,10 @@ def _measure_only(norm: nn.Module, kept: Tensor) -> None:
     first = isinstance(norm, nn.GroupNorm) or "2d" in kind
     first = first or getattr(norm, "data_format", "") == "channels_first"
 
+    run = norm.forward
+
     def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-        channels = 1 if first else x.dim() - 1
+        channels = 1 if first or _takes_maps(norm, run, x) else x.dim() - 1
         over = tuple(range(1, x.dim())) if dims == "map" else (channels,)
         part = x.index_select(channels, kept)
         mean = 0.0 if plain else part.mean(over, keepdim=True)
@@ -229,3 +236,12 @@ def _measure_only(norm: nn.Module, kept: Tensor) -> None:
         return norm.act(result) if isinstance(getattr(norm, "act", None), nn.Module) else result
 
     norm.forward = forward  # type: ignore[method-assign]
+
+
+def _takes_maps(norm: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Tell whether a layer norm puts the channels of maps last itself."""
+    if type(norm) is nn.LayerNorm or not isinstance(norm, nn.LayerNorm) or x.dim() != 4:
+        return False
+    plain = (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    fits = x.shape[-1] == norm.normalized_shape[0]
+    return not fits or not torch.allclose(run(x), F.layer_norm(x, *plain))
