@@ -220,7 +220,7 @@ def test_several_rows_are_summed_up_and_their_differences_bounded() -> None:
         "At the largest budget fine-tune minus scratch-b is +0.02 to +3.04 points" in found[0].text
     )
     alike = [*answers(curves([*runs, *more], margin=MARGIN))]
-    assert (alike[0].short, alike[0].text[:22]) == ("From 8 epochs on", "so in each of 2 rows. ")
+    assert (alike[0].short, alike[0].text[:19]) == ("From 8 epochs on", "in each of 2 rows. ")
     assert len([a for a in found if a.question.startswith("Does the unpruned network")]) == 1
 
 

@@ -149,7 +149,7 @@ def _text_of(trends: Sequence[tuple[Curve, Trend]]) -> str:
     for curve, trend in trends:
         rows.setdefault(_enough(trend), []).append(curve.name)
     if len(rows) == 1:
-        return f"so in each of {len(trends)} rows. {_at_largest([trend for _, trend in trends])}"
+        return f"in each of {len(trends)} rows. {_at_largest([trend for _, trend in trends])}"
     parts = []
     for text, names in sorted(rows.items(), key=lambda row: -len(row[1])):
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
