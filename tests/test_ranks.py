@@ -160,6 +160,20 @@ def test_concordance_is_kendalls_tau_averaged_over_cells() -> None:
     assert (found.num, found.low) == (2, None)  # one seed has no interval
 
 
+def test_concordance_lies_within_its_interval() -> None:
+    """The orders of means may agree where those of single seeds do not."""
+    before = [{seed: dict(zip("abcd", (1.0, 2.0, 3.0, 4.0), strict=True)) for seed in range(3)}]
+    rows = ((1.0, 2.0, 3.0, 9.0), (1.0, 9.0, 3.0, 4.0), (9.0, 2.0, 3.0, 4.0))
+    after = [{seed: dict(zip("abcd", row, strict=True)) for seed, row in enumerate(rows)}]
+    found = agreement(before, after)
+    taus = [stats.kendalltau((1, 2, 3, 4), row).statistic for row in rows]
+    assert found is not None
+    assert found.tau == pytest.approx(sum(taus) / 3)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.tau < found.high
+
+
 def test_an_order_of_ties_is_no_order() -> None:
     assert agreement(orders([1.0, 1.0, 1.0]), orders([1.0, 2.0, 3.0])) is None
 

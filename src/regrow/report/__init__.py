@@ -30,7 +30,7 @@ from regrow.report.budget_tables import csv_files as budget_files
 from regrow.report.budget_tables import latex_tables
 from regrow.report.budget_tables import tables as budget_tables
 from regrow.report.budget_words import answers as budget_answers
-from regrow.report.budget_words import schedule_notes
+from regrow.report.budget_words import schedule_notes, unspent_notes
 from regrow.report.budgets import Curve, curves
 from regrow.report.contest_words import answers, csv_files, tables
 from regrow.report.contests import Contest, contests
@@ -235,7 +235,7 @@ def page_of(
         limits=(
             *_limits(runs, compared),
             *_only_largest(over_budgets, compared),
-            *schedule_notes(over_budgets),
+            *(schedule_notes(over_budgets) if over_budgets else unspent_notes(runs)),
             *notes,
         ),
         failures=tuple(failures),

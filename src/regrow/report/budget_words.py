@@ -356,12 +356,8 @@ def _unspent(by_budget: ByBudget, whole: dict[tuple[tuple[str, ...], int], Run])
     """Word budgets of equal FLOPs of which rounding to whole epochs leaves a clear part."""
     found = []
     for budget, runs in by_budget.items():
-        shares = []
-        for run in runs:
-            parent = whole.get((run.panel, run.seed))
-            equal = run.budget == "equal-flops" and run.done and not run.capped
-            if equal and parent is not None and parent.macs and run.macs and run.base_epochs:
-                shares.append((run.epochs or 0) * run.macs / (run.base_epochs * parent.macs))
+        found_shares = (spent(run, whole.get((run.panel, run.seed))) for run in runs)
+        shares = [share for share in found_shares if share is not None]
         if shares and (mean := sum(shares) / len(shares)) < 1 - CLEARLY_LESS:
             found.append(f"{100 * mean:.0f} % at {budget}")
     if found:
@@ -369,6 +365,35 @@ def _unspent(by_budget: ByBudget, whole: dict[tuple[tuple[str, ...], int], Run])
             "whole epochs are trained, which by MACs is only about "
             f"{listed(found)} epochs of what the unpruned network's training computes"
         )
+
+
+def spent(run: Run, unpruned: Run | None) -> float | None:
+    """Return the share of the unpruned network's MACs that an arm of equal FLOPs trains for.
+
+    Whole epochs may leave a part; None for other arms, capped ones and unknown costs.
+    """
+    if run.budget != "equal-flops" or not run.done or run.capped:
+        return None
+    if unpruned is None or not (unpruned.macs and run.macs and run.base_epochs):
+        return None
+    return float((run.epochs or 0) * run.macs / (run.base_epochs * unpruned.macs))
+
+
+def unspent_notes(runs: Sequence[Run]) -> Iterator[str]:
+    """Say where whole epochs leave a clear part of equal FLOPs, if they do."""
+    whole = {(run.panel, run.seed): run for run in runs if run.unpruned and run.done}
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        share = spent(run, whole.get((run.panel, run.seed)))
+        if share is not None and share < 1 - CLEARLY_LESS:
+            found.setdefault(run.arm, []).append(share)
+    if not found:
+        return
+    arms = listed([f"{arm} {100 * min(shares):.0f} %" for arm, shares in found.items()])
+    yield (
+        "Equal FLOPs: whole epochs are trained, so that by MACs these arms compute down to this "
+        f"share of what the unpruned network's training computes: {arms}."
+    )
 
 
 def _fixed(by_budget: ByBudget) -> Iterator[str]:

@@ -211,9 +211,11 @@ def _agreement_lines(contest: Contest) -> Iterator[str]:
     found = contest.agreement
     if found is None:
         return
-    interval = ""
+    interval = "" if found.n else "; of means over seeds"
+    if found.n > 1:
+        interval = f", mean of {found.n} seeds"
     if found.low is not None and found.high is not None:
-        interval = f", 95% interval over {found.n} seeds {found.low:.2f} to {found.high:.2f}"
+        interval += f", 95% interval {found.low:.2f} to {found.high:.2f}"
     cells = "1 cell" if found.num == 1 else f"{found.num} cells"
     unequal = f"; {contest.num_unequal} of them of unequal cost" if contest.num_unequal else ""
     yield (

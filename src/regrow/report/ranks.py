@@ -39,9 +39,10 @@ class Ranking:
 
 @dataclass(frozen=True, kw_only=True)
 class Concordance:
-    """Kendall's tau-b between two orders of methods: its mean over cells, with an interval.
+    """Kendall's tau-b between two orders of methods: its mean over cells and seeds, with bounds.
 
-    ``low`` and ``high`` bound the mean over seeds of each seed's own orders; None for one seed.
+    The mean over ``n`` seeds of each seed's own orders; ``low`` and ``high`` bound it, None for one
+    seed. With ``n`` of 0 (each seed has an order of ties) it is that of the orders of means.
     ``num_methods`` are the fewest that a cell has.
     """
 
@@ -117,8 +118,8 @@ def agreement(
 ) -> Concordance | None:
     """Compare two orders of methods in each cell: scores by seed and method, before and after.
 
-    Of each cell, the orders of the means over seeds; cells with fewer than three methods that have
-    both are left out. None where no cell is left, or where an order is all ties.
+    Of each cell and seed its own orders; cells with fewer than three methods that have both are
+    left out. None where no cell is left, or where an order is all ties.
     """
     taus, sizes, by_seed = [], [], []
     for first, second in zip(before, after, strict=True):
@@ -130,11 +131,11 @@ def agreement(
         ]
         if len(common) < LEAST_METHODS:
             continue
-        means = [
+        orders = [
             [mean_and_std([scores[seed][method] for seed in seeds])[0] for method in common]
             for scores in (first, second)
         ]
-        tau = _tau(*means)
+        tau = _tau(*orders)
         if tau is None:
             continue
         taus.append(tau)
@@ -144,33 +145,37 @@ def agreement(
         )
     if not taus:
         return None
-    low, high, n = _spread(by_seed, confidence)
+    means = _by_seed(by_seed)
+    low, high = _bounds(means, confidence)
     return Concordance(
-        tau=math.fsum(taus) / len(taus),
+        tau=math.fsum(means) / len(means) if means else math.fsum(taus) / len(taus),
         num=len(taus),
         num_methods=min(sizes),
-        n=n,
+        n=len(means),
         low=low,
         high=high,
     )
 
 
-def _spread(
-    cells: Sequence[Mapping[int, float | None]], confidence: float
-) -> tuple[float | None, float | None, int]:
-    """Bound the mean over seeds of each seed's tau, averaged over cells."""
+def _by_seed(cells: Sequence[Mapping[int, float | None]]) -> list[float]:
+    """Average over cells the tau of each seed that has one in all of them."""
     means = []
     for seed in cells[0]:
         values = [cell.get(seed) for cell in cells]
         known = [value for value in values if value is not None]
         if len(known) == len(cells):
             means.append(math.fsum(known) / len(known))
+    return means
+
+
+def _bounds(means: Sequence[float], confidence: float) -> tuple[float | None, float | None]:
+    """Bound the mean of what seeds have, by t."""
     if len(means) < 2:
-        return None, None, len(means)
+        return None, None
     test = paired(means, [0.0] * len(means), confidence=confidence)
     if test.low is None or test.high is None:
-        return None, None, len(means)
-    return max(-1.0, test.low), min(1.0, test.high), len(means)
+        return None, None
+    return max(-1.0, test.low), min(1.0, test.high)
 
 
 def _tau(first: Sequence[float], second: Sequence[float]) -> float | None:
