@@ -190,13 +190,12 @@ def _cost(cost: float | None) -> str:
 
 def _rank_lines(contest: Contest) -> Iterator[str]:
     ranking = contest.ranking
-    if ranking is None:
+    if ranking is None or ranking.num < 2:  # ranks of one cell are its order, which pairs judge
         return
     pairs = zip(ranking.methods, ranking.ranks, strict=True)
     text = ", ".join(f"{method} {rank:.2f}" for method, rank in pairs)
     if ranking.critical is None or ranking.p is None or ranking.p_f is None:
-        num = f"{ranking.num} cell{'s' if ranking.num > 1 else ''}"
-        yield f"Average ranks over {num}, too few for a test of ranks: {text}."
+        yield f"Average ranks over {ranking.num} cells, too few for a test of ranks: {text}."
         return
     groups = "; ".join(listed([*group]) for group in ranking.alike)
     apart = f"not told apart: {groups}" if groups else "all are told apart"
