@@ -198,7 +198,18 @@ def test_a_file_named_without_its_ending_is_offered(regrow: Command, tmp_path: P
 
 def test_a_plan_trains_nothing(regrow: Command, tmp_path: Path) -> None:
     asked = ("--model", MODEL, "--data", DATA, "--recipe", RECIPE, "--seeds", "1", "--plan")
-    done = regrow("versus", "l2", *asked, "--against", "random")
+    done = regrow("versus", "l2", *asked, "--against", "random", "--margin", "1.5")
     assert done.code == 0, done.err
-    assert (tmp_path / "regrow-report" / "versus-l2" / "study.yaml").is_file()
+    study = yaml.safe_load((tmp_path / "regrow-report" / "versus-l2" / "study.yaml").read_text())
+    assert study["margin"] == 1.5
     assert not (tmp_path / "regrow-store").exists()
+
+
+def test_a_margin_below_nothing_is_refused_and_leaves_nothing(
+    regrow: Command, tmp_path: Path
+) -> None:
+    asked = ("--model", MODEL, "--data", DATA, "--recipe", RECIPE, "--against", "random")
+    done = regrow("versus", "l2", *asked, "--margin", "-1")
+    assert done.code == 2
+    assert "margin" in done.err
+    assert not (tmp_path / "regrow-report").exists()

@@ -70,6 +70,14 @@ EpochsOption = Annotated[
         min=1, help="Epochs of the unpruned network's training.", show_default="the recipe's"
     ),
 ]
+MarginOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Difference below which two methods are equally good, in the report's unit; no less "
+        "than the test set resolves (`regrow lint` says).",
+        show_default="the metric's own",
+    ),
+]
 PlanOption = Annotated[
     bool, typer.Option("--plan", help="Write the study and show its jobs; train nothing.")
 ]
@@ -85,6 +93,7 @@ def versus(
     seeds: SeedsOption = 3,
     recipe: RecipeOption = "cifar",
     epochs: EpochsOption = None,
+    margin: MarginOption = None,
     store: StoreOption = DEFAULT_STORE,
     out: OutOption = None,
     workers: WorkersOption = None,
@@ -115,6 +124,7 @@ def versus(
         arms=arms,
         seeds=seeds,
         recipe=_recipe(recipe, epochs),
+        margin=margin,
     )
     path = _written(value, out, again=[*files, *(with_files or ())])
     if only_plan:
@@ -178,6 +188,7 @@ def _study(
     arms: str | None,
     seeds: int,
     recipe: Any,
+    margin: float | None,
 ) -> dict[str, Any]:
     """Return the study, all of it tried: a ``ConfigError`` says what cannot work."""
     from regrow.jobs.arms import ARMS
@@ -203,6 +214,8 @@ def _study(
         seeds=seeds,
         recipe=recipe,
     )
+    if margin is not None:
+        value["margin"] = margin
     studies.check({**value, "methods": [e for e in value["methods"] if e["name"] in own]})
     if against is None:
         value, reasons = studies.without_impossible(value, set(rivals) - set(own))
