@@ -530,6 +530,19 @@ def test_a_smaller_network_of_a_folder_is_proven_anew(
     assert (done.code, "no proof" in done.text) == (1, True)
 
 
+def test_a_smaller_network_of_other_weights_is_said(here: Path, command: Command) -> None:
+    for seed in (0, 1):
+        net = regrow.ModelOrigin("nets.py:mlp").build(seed=seed)
+        torch.save(net.state_dict(), here / f"{seed}.pt")
+    asked = ("nets.py:mlp", "--input", "1x4", "--sparsity", "0.5", "--weights", "0.pt")
+    assert command("shrink", *asked, "--out", "small").code == 0
+    told = "are not those that these cuts leave"
+    assert told in compared(command, "--small", "small", "--weights", "1.pt").text
+    (here / "results").rename(here / "others")
+    same = compared(command, "--small", "small", "--weights", "0.pt")
+    assert (same.code, told in same.text) == (0, False)
+
+
 def test_the_metric_is_chosen_after_the_training(here: Path, command: Command) -> None:
     options = ("--sparsity", "0.5", "--metric")
     assert compared(command, *options, "accuracy").code == 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from regrow.core.digests import digest_of
@@ -135,7 +136,7 @@ class OwnPrune(Keyed):
     def run(self, context: Context) -> Outcome:
         """Score, allocate, prove the cut, and measure what is left."""
         if self.folder is not None:
-            return self._from_folder(self.folder)
+            return self._from_folder(self.folder, context)
         network = self._network(context)
         traced = trace(network, self.base.example, keep=self.base.keep)
         options: dict[str, Any] = {"sparsity": self.sparsity}
@@ -171,12 +172,18 @@ class OwnPrune(Keyed):
             return self.parent.network_in(context)
         return self.base.given() if self.base.is_given else self.base.fresh(self.seed)
 
-    def _from_folder(self, folder: CutFolder) -> Outcome:
+    def _from_folder(self, folder: CutFolder, context: Context) -> Outcome:
         """Take the cut of a folder, with the weights that it holds."""
         architecture, weights = folder.read(self.base)
-        self._prove(architecture)
+        cut = self._proven(architecture)
         small = architecture.build()
         small.load_state_dict(dict(weights))
+        if self.base.is_given and not _same_weights(cut, small):
+            context.note(
+                "The weights of the small network are not those that these cuts leave of the given "
+                "ones: it was cut from other weights, or they were mended after the cut. Inherited "
+                "weights are those of the small network's folder."
+            )
         before, after = self.base.cost(), measure(small, self.base.example)
         last = architecture.cuts[-1] if architecture.cuts else None
         record = {} if last is None else cut_record(last, architecture)
@@ -184,20 +191,28 @@ class OwnPrune(Keyed):
         record |= {"before": before.to_json(), "after": after.to_json()}
         return Outcome(record, state_of(small))
 
-    def _prove(self, architecture: Architecture) -> None:
-        """Prove the cuts of a folder on the network that is compared, whose code is here."""
+    def _proven(self, architecture: Architecture) -> nn.Module:
+        """Cut the network that is compared as a folder says, and prove each cut."""
         network = self.base.given() if self.base.is_given else self.base.fresh(self.seed)
         network = fold(network) if architecture.folded else network
         for mask in architecture.cuts:
             traced = trace(network, self.base.example, keep=architecture.keep)
             prove(network, mask, traced)
             network = shrink(network, mask, traced)
+        return network
 
     def matching(self) -> "OwnPrune":
         """Return the cut of uniform widths that costs as much as this one."""
         method = replace(structure_only(self.method), allocation="uniform", name="uniform")
         label = f"{self.label} uniform"
         return OwnPrune(base=self.base, method=method, seed=0, like=self, label=label)
+
+
+def _same_weights(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name].to(ours[name])) for name in ours
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
