@@ -368,9 +368,7 @@ def test_caps_and_budgets_that_are_not_spent_are_said() -> None:
     rounded = [
         replace(r, epochs=3) if (r.arm, r.training_budget) == ("scratch-b", 2) else r for r in runs
     ]
-    assert "scratch-b: whole epochs are trained, which by MACs is only about 75 % at 2" in notes(
-        rounded
-    )
+    assert "in the row that lacks most only 75 % at 2" in notes(rounded)
     assert "scratch-b" not in notes(runs)
 
 
