@@ -1,6 +1,9 @@
 """What the tests of the spine share: small networks, a little data, and studies of a second."""
 
 import copy
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -150,6 +153,16 @@ def assert_trains(model: nn.Module, images: Tensor, *, outputs: int) -> None:
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
+
+
+def module_at(file: Path) -> ModuleType:
+    """Import a Python file that is part of no package."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def forget_names(monkeypatch: pytest.MonkeyPatch) -> None:

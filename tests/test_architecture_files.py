@@ -20,7 +20,7 @@ from regrow.errors import ConfigError, StoreError
 from regrow.models import MODELS, ModelSpec, build, register_model
 from regrow.surgery import Trace, shrink, trace
 from regrow.surgery.architecture import Architecture, traced
-from small import FROM_DIGITS, NETWORKS, SHAPE, equal, forget_names, image_models
+from small import FROM_DIGITS, NETWORKS, SHAPE, equal, image_models
 
 
 def cut_network(spec: ModelSpec, *, cuts: int = 1) -> tuple[nn.Module, Architecture]:
@@ -263,9 +263,7 @@ class Asking(nn.Module):
         return result
 
 
-def test_a_trace_is_found_once_where_it_is_known_to_be_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_trace_is_found_once_where_it_is_known_to_be_the_same() -> None:
     own = NETWORKS["resnet"]
     found = traced(build(own), own, SHAPE)
     assert traced(build(own, seed=1), own, SHAPE) is found
@@ -273,7 +271,6 @@ def test_a_trace_is_found_once_where_it_is_known_to_be_the_same(
     other = NETWORKS["vgg"]
     assert written(traced(build(other), other, SHAPE)) == written(trace(build(other), SHAPE))
 
-    forget_names(monkeypatch)
     register_model("test-asking", family="test")(Asking)
     asking = ModelSpec("test-asking", FROM_DIGITS)
     open_, shut = build(asking), build(asking)

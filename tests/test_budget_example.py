@@ -1,6 +1,5 @@
 """The network and the studies of ``examples/budget``: what it is, and that it is cut exactly."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +17,7 @@ from regrow.store import Store
 from regrow.studies.study import Study
 from regrow.studies.yaml_file import read_file
 from regrow.surgery import Trace, shrink, trace, verify
+from small import module_at
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 IMAGE = torch.zeros(1, 3, 32, 32)
@@ -27,12 +27,7 @@ SMALL: dict[str, Any] = {"classes": 10, "in_channels": 3, "widths": (6, 10, 12)}
 
 @pytest.fixture(scope="module")
 def code() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("budget_model", EXAMPLES / "budget" / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(EXAMPLES / "budget" / "model.py")
 
 
 def made(code: ModuleType, **arguments: Any) -> nn.Module:

@@ -29,18 +29,13 @@ from regrow.studies.expand import expanded
 from regrow.studies.study import Study
 from regrow.surgery import Trace, shrink, trace
 from regrow.surgery.mask import Mask
-from small import DIGITS, FROM_DIGITS, NETWORKS, SHAPE, digits, forget_names, small
+from small import DIGITS, FROM_DIGITS, NETWORKS, SHAPE, digits, small
 
 FULL = {
     "vgg": ModelSpec("vgg-16", {**FROM_DIGITS, "width": 0.25}),
     "resnet": ModelSpec("resnet-56", {**FROM_DIGITS, "width": 0.5}),
     "densenet": ModelSpec("densenet-40", {**FROM_DIGITS, "growth": 4}),
 }
-
-
-@pytest.fixture(autouse=True)
-def _names(monkeypatch: pytest.MonkeyPatch) -> None:
-    forget_names(monkeypatch)
 
 
 @cache

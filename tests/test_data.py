@@ -17,7 +17,6 @@ from regrow.data import DATASETS, Dataset, DataSpec, MemoryImages, fingerprint, 
 from regrow.data.base import Raw, Split
 from regrow.data.splits import draw, seeded_subset, split
 from regrow.errors import ConfigError, DataError
-from small import forget_names
 
 
 @pytest.fixture(autouse=True)
@@ -329,8 +328,7 @@ def two_greys(spec: DataSpec) -> Raw:
 """
 
 
-def test_data_set_is_added_by_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forget_names(monkeypatch)
+def test_data_set_is_added_by_one_file(tmp_path: Path) -> None:
     file = tmp_path / "own.py"
     file.write_text(OWN_FILE)
     load_file(file)

@@ -51,46 +51,11 @@ def test_augment_keeps_shape_and_type_and_repeats(
     assert torch.equal(first, augmented(pixels, kind, seed=seed))
 
 
-@pytest.mark.parametrize(("kind", "may_flip"), [("shift", False), ("pad-crop-flip", True)])
-@pytest.mark.parametrize("size", [8, 16])
-def test_each_output_is_a_crop_of_the_padded_input(kind: str, may_flip: bool, size: int) -> None:
-    pixels = random_pixels(60, size=size)
-    pad = size // 8
-    padded = F.pad(pixels, (pad, pad, pad, pad))
+def check_crops(images: torch.Tensor, padded: torch.Tensor, *, reach: int, may_flip: bool) -> None:
+    """Check that each image is one crop of its padded source, and that every place is drawn."""
+    size = images.shape[-1]
     seen = set()
-    for image, source in zip(augmented(pixels, kind), padded, strict=True):
-        found = [
-            (top, left, flipped)
-            for top in range(2 * pad + 1)
-            for left in range(2 * pad + 1)
-            for flipped in (False, True)
-            if torch.equal(
-                image.flip(2) if flipped else image,
-                source[:, top : top + size, left : left + size],
-            )
-        ]
-        assert len(found) == 1
-        seen.add(found[0])
-    assert {flipped for _, _, flipped in seen} == ({False, True} if may_flip else {False})
-    for axis in (0, 1):
-        assert {place[axis] for place in seen} == set(range(2 * pad + 1))
-
-
-def test_padding_is_four_pixels_at_the_size_of_cifar() -> None:
-    pixels = torch.full((2000, 1, 32, 32), 255, dtype=torch.uint8)
-    black = (augmented(pixels, "shift") == 0).all(dim=3).sum(dim=2)
-    assert int(black.max()) == 4
-
-
-@pytest.mark.parametrize(("kind", "may_flip"), [("reflect-shift", False), (REFLECTED, True)])
-@pytest.mark.parametrize(("size", "reach"), [(8, 1), (32, 2), (64, 4)])
-def test_reflected_shifts_are_crops_of_the_mirrored_input(
-    kind: str, may_flip: bool, size: int, reach: int
-) -> None:
-    pixels = random_pixels(80, size=size)
-    padded = F.pad(pixels.float(), (reach,) * 4, mode="reflect").to(torch.uint8)
-    seen = set()
-    for image, source in zip(augmented(pixels, kind), padded, strict=True):
+    for image, source in zip(images, padded, strict=True):
         found = [
             (top, left, flipped)
             for top in range(2 * reach + 1)
@@ -106,6 +71,31 @@ def test_reflected_shifts_are_crops_of_the_mirrored_input(
     assert {flipped for _, _, flipped in seen} == ({False, True} if may_flip else {False})
     for axis in (0, 1):
         assert {place[axis] for place in seen} == set(range(2 * reach + 1))
+
+
+@pytest.mark.parametrize(("kind", "may_flip"), [("shift", False), ("pad-crop-flip", True)])
+@pytest.mark.parametrize("size", [8, 16])
+def test_each_output_is_a_crop_of_the_padded_input(kind: str, may_flip: bool, size: int) -> None:
+    pixels = random_pixels(60, size=size)
+    pad = size // 8
+    padded = F.pad(pixels, (pad, pad, pad, pad))
+    check_crops(augmented(pixels, kind), padded, reach=pad, may_flip=may_flip)
+
+
+def test_padding_is_four_pixels_at_the_size_of_cifar() -> None:
+    pixels = torch.full((2000, 1, 32, 32), 255, dtype=torch.uint8)
+    black = (augmented(pixels, "shift") == 0).all(dim=3).sum(dim=2)
+    assert int(black.max()) == 4
+
+
+@pytest.mark.parametrize(("kind", "may_flip"), [("reflect-shift", False), (REFLECTED, True)])
+@pytest.mark.parametrize(("size", "reach"), [(8, 1), (32, 2), (64, 4)])
+def test_reflected_shifts_are_crops_of_the_mirrored_input(
+    kind: str, may_flip: bool, size: int, reach: int
+) -> None:
+    pixels = random_pixels(80, size=size)
+    padded = F.pad(pixels.float(), (reach,) * 4, mode="reflect").to(torch.uint8)
+    check_crops(augmented(pixels, kind), padded, reach=reach, may_flip=may_flip)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -185,7 +185,6 @@ def test_an_edited_objective_does_not_find_old_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from regrow.core.registry import load_file
-    from small import forget_names
 
     text = (
         "from torch.nn import functional as F\n"
@@ -196,7 +195,6 @@ def test_an_edited_objective_does_not_find_old_results(
     )
     keys = []
     for number, power in enumerate((1.0, 2.0)):
-        forget_names(monkeypatch)
         file = tmp_path / str(number) / "own_loss.py"
         file.parent.mkdir()
         file.write_text(text.format(power=power))

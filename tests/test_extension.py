@@ -22,7 +22,7 @@ from regrow.pruning.method import CRITERIA, METHODS
 from regrow.pruning.probe import Probe
 from regrow.studies.study import Study
 from regrow.surgery import trace, verify
-from small import digits, forget_names, small
+from small import digits, small
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "extend"
 FILES = {"methods": "my_method.py", "models": "my_model.py", "data": "my_data.py"}
@@ -30,10 +30,9 @@ PACKAGE = Path(regrow.__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def _loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def _loaded() -> None:
     for name in FILES.values():
         load_file(EXAMPLES / name)
-    forget_names(monkeypatch)
 
 
 def _run(*arguments: str | Path, cwd: Path, path: Path = PACKAGE.parent) -> str:

@@ -37,16 +37,14 @@ from regrow.studies.expand import Cell
 from regrow.studies.study import Study
 from regrow.surgery.mask import Mask
 from regrow.train import make_objective
-from small import forget_names
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "extend"
 STUDY: dict[str, Any] = {**small.STUDY, "recipe": {"epochs": 3, "batch": 32, "lr": 0.05}}
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def _one_thread() -> None:
     torch.set_num_threads(1)
-    forget_names(monkeypatch)
 
 
 @dataclass(frozen=True)

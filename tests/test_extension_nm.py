@@ -11,7 +11,7 @@ from regrow.report.collect import collect
 from regrow.run import run
 from regrow.store import Store
 from regrow.studies.study import Study
-from small import STUDY, forget_names
+from small import STUDY
 
 FILE = '''
 """Keep the two largest of every four weights along the inputs of a layer."""
@@ -38,9 +38,8 @@ def two_of_four(layers: Layers, sparsity: float) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(autouse=True)
-def _names(monkeypatch: pytest.MonkeyPatch) -> None:
+def _names() -> None:
     torch.set_num_threads(1)
-    forget_names(monkeypatch)
 
 
 def test_an_allocation_of_one_file_runs_in_a_study_of_three_arms(tmp_path: Path) -> None:

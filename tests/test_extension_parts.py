@@ -14,7 +14,7 @@ from regrow.run import run
 from regrow.store import Store
 from regrow.studies.study import Study
 from regrow.train import Recipe
-from small import STUDY, forget_names
+from small import STUDY
 
 KERNELS = '''
 """Kernels of convolutions, held at zero: what a filter has for one of its inputs."""
@@ -81,9 +81,8 @@ def broken(recipe, epoch: int) -> float:
 
 
 @pytest.fixture(autouse=True)
-def _names(monkeypatch: pytest.MonkeyPatch) -> None:
+def _names() -> None:
     torch.set_num_threads(1)
-    forget_names(monkeypatch)
 
 
 def given(tmp_path: Path, text: str) -> Path:

@@ -45,7 +45,6 @@ from small import (
     digits,
     equal,
     first_weights,
-    forget_names,
 )
 
 RECIPE = Recipe(epochs=2, batch=32, lr=0.05)
@@ -556,9 +555,8 @@ class ByWidth(nn.Module):
 
 
 def test_a_pruning_leaves_whole_what_code_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    forget_names(monkeypatch)
     register_model("test-by-width", family="test")(ByWidth)
     job = replace(PRUNE, parent=None, model=ModelSpec("test-by-width", FROM_DIGITS))
     store = Store.open(tmp_path / "store")
@@ -569,7 +567,6 @@ def test_a_pruning_leaves_whole_what_code_counts(
 def test_a_pruning_without_a_proof_fails_and_names_the_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forget_names(monkeypatch)
     register_model("test-by-width", family="test")(ByWidth)
     monkeypatch.setattr(trial.Trials, "_breaks", lambda *_: None)  # what the trial missed
     job = replace(PRUNE, parent=None, model=ModelSpec("test-by-width", FROM_DIGITS))
@@ -600,7 +597,6 @@ class Plain(nn.Module):
 def test_a_pruning_traces_its_network_once(
     name: str, num_later: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forget_names(monkeypatch)
     register_model("test-plain", family="test")(Plain)
     # A plan of its own, which no other test has traced.
     model = ModelSpec(name, FROM_DIGITS | ({"plan": [5, "M", 7]} if name == "vgg" else {}))

@@ -15,7 +15,7 @@ from regrow.errors import ConfigError, TrainingError
 from regrow.pruning.probe import Probe
 from regrow.train import CROSS_ENTROPY, Objective, Recipe, evaluate, fit, make_objective
 from regrow.train.objective import OBJECTIVES
-from small import bright, forget_names
+from small import bright
 from test_training import QUICK, network, training
 
 OWN = '''
@@ -31,8 +31,7 @@ def margin(outputs: Tensor, targets: Tensor, *, width: float = 1.0) -> Tensor:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choice:
-    forget_names(monkeypatch)
+def own(tmp_path: Path) -> Choice:
     file = tmp_path / "margin.py"
     file.write_text(OWN)
     load_file(file)

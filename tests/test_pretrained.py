@@ -22,7 +22,6 @@ from regrow.store import Store
 from regrow.studies.expand import material
 from regrow.studies.study import Study
 from regrow.train import evaluate
-from small import forget_names
 
 NUM_CLASSES = 1000
 
@@ -30,7 +29,6 @@ NUM_CLASSES = 1000
 @pytest.fixture(autouse=True)
 def _names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A data set of a thousand classes, and a network whose published weights know some of them."""
-    forget_names(monkeypatch)
     for kind in ("_values", "_origins"):
         monkeypatch.setattr(DATASETS, kind, dict(getattr(DATASETS, kind)))
 

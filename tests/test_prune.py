@@ -29,13 +29,7 @@ from regrow.pruning.select import groups_in_scope, select
 from regrow.surgery import trace
 from regrow.train import Recipe, Training, Treatment
 from regrow.units.masked import weight_groups
-from small import FIRST, NETWORKS, SHAPE, digits, equal, forget_names, small, snapshot
-
-
-@pytest.fixture(autouse=True)
-def _names(monkeypatch: pytest.MonkeyPatch) -> None:
-    forget_names(monkeypatch)
-
+from small import FIRST, NETWORKS, SHAPE, digits, equal, small, snapshot
 
 # Criteria ---------------------------------------------------------------------------------------
 

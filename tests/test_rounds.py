@@ -16,14 +16,13 @@ from regrow.pruning.probe import Probe
 from regrow.pruning.select import left_by, select
 from regrow.studies.study import Study
 from regrow.surgery import Group, shrink
-from small import digits, equal, forget_names, small, snapshot
+from small import digits, equal, small, snapshot
 
 SEEN: list[dict[str, int]] = []  # by round: how many weights of each group the criterion saw
 
 
 @pytest.fixture(autouse=True)
-def _watching(monkeypatch: pytest.MonkeyPatch) -> None:
-    forget_names(monkeypatch)
+def _watching() -> None:
     SEEN.clear()
 
     @criterion("watched")

@@ -18,12 +18,7 @@ from regrow.pruning.select import left_out, select
 from regrow.studies.study import Study
 from regrow.surgery import shrink, trace, verify
 from regrow.surgery.groups import Kind
-from small import DIGITS, NETWORKS, SHAPE, forget_names, small
-
-
-@pytest.fixture(autouse=True)
-def _names(monkeypatch: pytest.MonkeyPatch) -> None:
-    forget_names(monkeypatch)
+from small import DIGITS, NETWORKS, SHAPE, small
 
 
 class Tokens(nn.Module):

@@ -1,6 +1,5 @@
 """The pages of the site: they name all that the code has, their links lead somewhere, it builds."""
 
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -18,18 +17,14 @@ from regrow.pruning.method import CRITERIA, METHODS
 from regrow.report.columns import FILES
 from regrow.studies.keys import KEYS, METHOD_KEYS, MODEL_KEYS
 from regrow.train import Recipe
+from small import module_at
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def maker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_site", ROOT / "docs" / "make_site.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / "docs" / "make_site.py")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from regrow.pruning.method import METHODS
 from regrow.studies.expand import Cell
 from regrow.studies.study import Study
 from regrow.train import RECIPES
-from small import PLAN, forget_names
+from small import PLAN
 
 DIGITS = {"name": "digits", "subset": 128, "test_subset": 64}
 VGG = {"name": "vgg", **PLAN, "label": "net"}
@@ -468,10 +468,7 @@ def test_every_registered_arm_can_be_asked_for() -> None:
     assert [arm.name for arm in study(arms=names).experiments[0].arms] == names
 
 
-def test_slimming_a_network_without_norms_is_refused_before_training(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    forget_names(monkeypatch)
+def test_slimming_a_network_without_norms_is_refused_before_training() -> None:
 
     @register_model("no-norms", family="example")
     def no_norms(*, classes: int, in_channels: int = 3, input_size: int = 32) -> nn.Module:
@@ -496,12 +493,10 @@ def test_slimming_a_network_without_norms_is_refused_before_training(
     ],
 )
 def test_networks_that_cannot_be_pruned_so_are_refused_by_name_before_training(
-    monkeypatch: pytest.MonkeyPatch,
     first: Callable[[], nn.Module],
     method: str,
     message: str,
 ) -> None:
-    forget_names(monkeypatch)
 
     name = f"special-{message}"  # for each another, because traces are remembered
 

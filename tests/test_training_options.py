@@ -23,7 +23,7 @@ from regrow.errors import ConfigError
 from regrow.jobs.arms import read_arm
 from regrow.train import RECIPES, Recipe, Training, evaluate, fit
 from regrow.train.optimiser import decays_and_rates, make_optimiser
-from small import bright, forget_names
+from small import bright
 from test_gpu_sharing import Bodies, half
 from test_training import QUICK, assert_same_bits, network, training
 
@@ -341,8 +341,7 @@ def test_each_image_is_flipped_in_every_second_epoch(kind: str) -> None:
     assert 20 < sum(first.values()) < 50
 
 
-def test_own_optimiser_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forget_names(monkeypatch)
+def test_own_optimiser_is_one_file(tmp_path: Path) -> None:
     file = tmp_path / "sign.py"
     file.write_text(
         "from regrow.train import register_optimiser\n\n"
@@ -365,9 +364,8 @@ def test_own_optimiser_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_optimiser_that_cannot_step_is_refused_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    forget_names(monkeypatch)
     file = tmp_path / "broken.py"
     file.write_text(
         "from regrow.train import register_optimiser\n\n"

@@ -6,7 +6,6 @@ from textwrap import indent
 import pytest
 
 from commands import Command, write_study
-from small import forget_names
 
 FILE = """import torch
 from regrow.pruning.method import allocation, criterion, register_method
@@ -36,7 +35,6 @@ return {name: score >= score.quantile(sparsity) for name, score in scores.items(
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Command:
-    forget_names(monkeypatch)
     monkeypatch.chdir(tmp_path)
     write_study(tmp_path, methods={"name": "own", "sparsity": 0.5}, seeds=1)
     return Command(monkeypatch, capsys)
