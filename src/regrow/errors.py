@@ -5,7 +5,8 @@
     |- DataError        images or labels that are missing, damaged or mislabelled
     |- TraceError       a network whose channels cannot be followed or cut as asked
     |- StoreError       a store that cannot be read, written or trusted
-    |  `- Damaged       something stored that is not what was written
+    |  |- Damaged       something stored that is not what was written
+    |  `- ClaimLost     a job that another process took over, because this one was silent
     |- TrainingError    a training that produced no usable network (diverged, not finite)
     `- Interrupted      a run stopped on request; what was under way can be resumed
        `- RanksLost     one of several ranks ended, so that the others cannot continue
@@ -44,6 +45,10 @@ class StoreError(RegrowError):
 
 class Damaged(StoreError):
     """Something stored that is not what was written."""
+
+
+class ClaimLost(StoreError):
+    """A job that another process took over, because this one was silent for too long."""
 
 
 class TrainingError(RegrowError):

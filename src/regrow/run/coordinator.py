@@ -392,6 +392,8 @@ class Coordinator:
             elif status == "running":
                 self._held.append(node)
             else:  # the other run was stopped or killed
+                with self._store.claim(node.key):
+                    pass  # a silent holder's lease is gone, for workers that have not watched it
                 self._schedule.put_back(node)
 
     def _failure(self, node: ScheduledJob) -> str:

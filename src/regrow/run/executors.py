@@ -20,7 +20,7 @@ from regrow.core.energy import Counters, EnergyMeter, counters, metered
 from regrow.core.global_rng import drawing
 from regrow.core.machine import machine, versions
 from regrow.core.seeds import derive
-from regrow.errors import Interrupted, RanksLost, RegrowError, StoreError
+from regrow.errors import ClaimLost, Interrupted, RanksLost, RegrowError, StoreError
 from regrow.jobs.base import Context, Job, Notice, Outcome, Progress
 from regrow.store import Store
 from regrow.store.workspace import Workspace
@@ -112,7 +112,11 @@ def execute(
             raise
         except Interrupted:
             return Ended("stopped", context.seconds)
+        except ClaimLost:
+            return Ended("held")
         except Exception as error:
+            if workspace.is_lost():  # it may have failed for want of what is no longer its own
+                return Ended("held")
             if ranks.together and not isinstance(error, RegrowError):
                 raise lost(error) from error
             return _failed(job, error, store=store, workspace=workspace)

@@ -3,15 +3,16 @@
     store.json                             the version of this layout
     records/ab/<key>/record.json           what a finished job found, with its whole spec
     records/ab/<key>/tensors.safetensors   its weights, masks, ... (absent when it has none)
-    running/<key>/lock                     held (flock) by the process that works on the job
+    running/<key>/lock/owner               the process that works on the job (``core.leases``)
     running/<key>/checkpoint.safetensors   tensors and state of a job under way, in one file
     running/<key>/progress.json            how far it is, for people
     failed/<key>.json                      spec, message and traceback of the last failure
     damaged/<name>-<number>                what was found altered, moved out of the way
 
 A record is complete or absent: it is written under ``running/<key>``, synced, and moved to its
-place by one rename; the first writer wins. A lock dies with its process, the checkpoint stays for
-the next one that claims the job. Records are canonical JSON without times, machine and versions,
+place by one rename; the first writer wins. A lock dies with its process, or after a minute in which
+nothing was heard of a process of another machine; the checkpoint stays for the next one that claims
+the job. Records are canonical JSON without times, machine and versions,
 except below the key "timing", so that the same job gives the same bytes wherever and however often
 it is run.
 
@@ -47,15 +48,10 @@ from regrow.core.digests import (
     unsealed,
     write_synced,
 )
+from regrow.core.leases import SilenceWatch, is_held, take
+from regrow.core.processes import fresh_name, is_litter
 from regrow.errors import Damaged, StoreError, short
-from regrow.store.workspace import (
-    CHECKPOINT,
-    Workspace,
-    is_locked,
-    is_same_file,
-    lock_in,
-    move_aside,
-)
+from regrow.store.workspace import CHECKPOINT, Workspace, move_aside, remove
 
 if TYPE_CHECKING:  # torch takes a second to import, and `regrow status` does not need it
     from torch import Tensor
@@ -93,6 +89,7 @@ class Store:
         self._running = root / "running"
         self._failed = root / "failed"
         self._aside = root / "damaged"
+        self._watch = SilenceWatch()
 
     @classmethod
     def open(cls, path: str | Path, *, create: bool = True) -> "Store":
@@ -129,7 +126,7 @@ class Store:
         """Tell what is known of one job, without a look into its files."""
         if self.has(key):
             return "done"
-        if is_locked(self._running / key):
+        if is_held(self._running / key, self._watch):
             return "running"
         return "failed" if self._failure(key).exists() else "missing"
 
@@ -140,7 +137,7 @@ class Store:
         """
         done = frozenset(_keys(self._records))
         claimed = frozenset(_names(self._running)) - done
-        running = frozenset(key for key in claimed if is_locked(self._running / key))
+        running = frozenset(k for k in claimed if is_held(self._running / k, self._watch))
         failed = frozenset(name.removesuffix(".json") for name in _names(self._failed))
         failed = failed - done - running
         paused = frozenset(
@@ -260,18 +257,20 @@ class Store:
         On leaving, a checkpoint of an unfinished job stays; everything else under way is removed.
         """
         folder = self._running / key
-        lock = lock_in(folder)
-        if lock is None:
+        lease = take(folder, self._watch)
+        if lease is None:
             yield None
             return
+        workspace = Workspace(folder, lease, aside=self._aside)
         try:
-            yield Workspace(folder, aside=self._aside)
+            # A folder that is listed is up to date on NFS too; what another host did is seen.
+            _names(self._records / key[:2])
+            workspace.sweep()
+            yield workspace
         finally:
-            unfinished = (folder / CHECKPOINT).exists() and not self.has(key)
-            # Not when the folder was removed and has a new owner already.
-            if not unfinished and is_same_file(lock, folder / "lock"):
-                shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+            if not lease.is_lost() and (self.has(key) or not (folder / CHECKPOINT).exists()):
+                workspace.empty()
+            lease.release()
 
     def commit(
         self,
@@ -288,7 +287,7 @@ class Store:
         separate = {**(tensors or {}), **joined(parts or {})}
         known = {TENSORS: digest_of(separate)} if separate else {}
         text = _sealed_record(key, {**record, **known})
-        scratch = self._running / key / f"scratch-{os.getpid()}-{os.urandom(4).hex()}"
+        scratch = self._running / key / fresh_name("record")
         final = self._record(key)
         try:
             # Not in its final place yet, but on the same file system: there a rename is atomic.
@@ -315,10 +314,8 @@ class Store:
         """Store why a job failed; replaces what an earlier failure of it left."""
         failure = {"key": key, "spec": spec, "message": message, "traceback": traceback}
         file = self._failure(key)
-        fresh = self._failed / f".{key}.{os.getpid()}.new"
         try:
-            write_synced(fresh, sealed(failure, key))
-            fresh.replace(file)
+            _write(file, sealed(failure, key))
         except OSError as error:
             raise StoreError(
                 f"Cannot write the failure of job {key} to {file}: {_reason(error)}."
@@ -341,20 +338,26 @@ class Store:
     def decide(self, name: str, value: Mapping[str, Any]) -> Any:
         """Keep a decision, unless there is one; return the one that stands."""
         file = self.root / f"{name}.json"
-        fresh = self.root / f".{name}.{os.getpid()}.new"
+        fresh = self.root / fresh_name(name)
         try:
             write_synced(fresh, sealed(dict(value), name))
             with suppress(FileExistsError):  # of several at once, the first has decided
                 os.link(fresh, file)
-            fresh.unlink()
         except OSError as error:
             raise StoreError(f"Cannot write {file}: {_reason(error)}.") from error
+        finally:
+            remove(fresh)
         return self.decided(name)
 
     def tidy(self) -> None:
-        """Remove what processes that were killed while committing left behind."""
-        for key in _names(self._running):
-            if self.has(key):
+        """Remove what processes of this host that were killed while writing left behind."""
+        for folder in (self.root, self._failed):
+            for name in _names(folder, hidden=True):
+                if is_litter(name):
+                    (folder / name).unlink(missing_ok=True)
+        for key in filter(str.isalnum, _names(self._running)):
+            folder = self._running / key
+            if folder.is_dir() and (self.has(key) or not (folder / CHECKPOINT).exists()):
                 with self.claim(key):
                     pass
 
@@ -456,14 +459,22 @@ def _create(root: Path) -> None:
                 f"The folder {root} is not a store: it has no store.json but {foreign[0]!r}. "
                 f"Choose an empty or a new folder with --store."
             )
-        fresh = root / f".store.{os.getpid()}.new"
-        write_synced(fresh, canonical_json({"format": FORMAT}))
-        fresh.replace(root / "store.json")
+        _write(root / "store.json", canonical_json({"format": FORMAT}))
     _check_version(root)
     for name in ("records", "running", "failed"):
         (root / name).mkdir(exist_ok=True)
         if not os.access(root / name, os.W_OK):
             raise PermissionError(13, "no permission to write", str(root / name))
+
+
+def _write(file: Path, text: str) -> None:
+    """Put a text in the place of a file, or leave that as it was."""
+    fresh = file.with_name(fresh_name(file.stem))
+    try:
+        write_synced(fresh, text)
+        fresh.replace(file)
+    finally:
+        remove(fresh)
 
 
 def _check_version(root: Path) -> None:
@@ -492,10 +503,10 @@ def _difference(stored: object, wanted: object, *, at: str) -> str:
     return f"its {at!r} is {short(stored)}, this study asks for {short(wanted)}"
 
 
-def _names(folder: Path) -> list[str]:
+def _names(folder: Path, *, hidden: bool = False) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if not entry.name.startswith(".")]
+            return [entry.name for entry in entries if entry.name.startswith(".") == hidden]
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return []  # a stray file or link is none of the store's

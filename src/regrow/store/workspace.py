@@ -1,10 +1,13 @@
 """The folder of a job under way: its owner, and the checkpoint from which it continues."""
 
-import fcntl
 import os
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
 
 from regrow.core.digests import (
     canonical_json,
@@ -14,32 +17,58 @@ from regrow.core.digests import (
     sealed,
     unsealed,
 )
-from regrow.errors import Damaged, StoreError
+from regrow.core.leases import LOCK, Lease
+from regrow.core.processes import fresh_name
+from regrow.errors import ClaimLost, Damaged
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, PROGRESS = "checkpoint.safetensors", "progress.json"
 TENSORS = "tensors"  # where a checkpoint's text has the digest of its tensors
 
 
 class Workspace:
     """The folder of a job under way, held by this process; made by ``Store.claim``.
 
-    What was damaged is moved to the folder ``aside``.
+    What was damaged is moved to the folder ``aside``. Files are written under names of this process
+    alone, so that one that was taken for dead, and wakes, writes into no other's.
     """
 
-    def __init__(self, folder: Path, *, aside: Path) -> None:
+    def __init__(self, folder: Path, lease: Lease, *, aside: Path) -> None:
         self._folder = folder
+        self._lease = lease
         self._aside = aside
         self._checkpoint = folder / CHECKPOINT
 
     def save_checkpoint(self, tensors: Mapping[str, "Tensor"], meta: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; a crash leaves the old one or the new one, never half of one."""
-        fresh = self._folder / "checkpoint.new"
+        """Replace the checkpoint; a crash leaves the old one or the new one, never half of one.
+
+        ``ClaimLost`` when another process has taken the job over.
+        """
+        fresh = self._folder / fresh_name(CHECKPOINT)
         text = sealed({"meta": meta, TENSORS: digest_of(tensors)}, self._folder.name)
-        save_tensors(fresh, tensors, meta=text)
-        fresh.replace(self._checkpoint)
+        try:
+            save_tensors(fresh, tensors, meta=text)
+            self.check()
+            fresh.replace(self._checkpoint)
+        except (OSError, SafetensorError):
+            self.check()  # the reason, if there is nothing left to write to
+            raise
+        finally:
+            remove(fresh)
+
+    def is_lost(self) -> bool:
+        """Tell whether another process has taken the job over."""
+        return self._lease.is_lost()
+
+    def check(self) -> None:
+        """Raise ``ClaimLost`` when another process has taken the job over."""
+        if self.is_lost():
+            raise ClaimLost(
+                f"Another process took over the job {self._folder.name}, because this one was "
+                "silent for too long."
+            )
 
     def load_checkpoint(self) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
         """Return what was saved last, or None; what was not saved so for this job is ``Damaged``.
@@ -67,9 +96,23 @@ class Workspace:
 
     def progress(self, progress: Mapping[str, Any]) -> None:
         """Say how far the job is; not synced to disk, for a crash takes it to the last one said."""
-        fresh = self._folder / "progress.new"
-        fresh.write_text(canonical_json(progress), encoding="ascii")
-        fresh.replace(self._folder / "progress.json")
+        fresh = self._folder / fresh_name(PROGRESS)
+        try:
+            fresh.write_text(canonical_json(progress), encoding="ascii")
+            fresh.replace(self._folder / PROGRESS)
+        except OSError:  # a full disk ends no job here: what must be kept is said elsewhere
+            remove(fresh)
+
+    def sweep(self) -> None:
+        """Remove what earlier holders left of what they were writing."""
+        for entry in self._folder.iterdir():
+            if entry.name not in (LOCK, CHECKPOINT, PROGRESS) and not self.is_lost():
+                remove(entry)
+
+    def empty(self) -> None:
+        """Remove the checkpoint and what is said of the job: it is over."""
+        self.drop_checkpoint()
+        (self._folder / PROGRESS).unlink(missing_ok=True)
 
 
 def move_aside(path: Path, place: Path) -> Path:
@@ -82,45 +125,10 @@ def move_aside(path: Path, place: Path) -> Path:
     return moved
 
 
-def lock_in(folder: Path) -> int | None:
-    """Make a folder and take its lock; None when another living process holds it."""
-    path = folder / "lock"
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue  # its last holder removed the folder between the two lines
-        except OSError as error:
-            raise StoreError(f"Cannot write {path}: {error.strerror or error}.") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            return None
-        if is_same_file(lock, path):
-            return lock
-        os.close(lock)  # locked a file that its last holder removed meanwhile
-
-
-def is_locked(folder: Path) -> bool:
-    """Tell whether a living process works in a folder."""
-    try:
-        lock = os.open(folder / "lock", os.O_RDONLY | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
-
-
-def is_same_file(lock: int, path: Path) -> bool:
-    """Tell whether an open lock is still the one at its place."""
-    try:
-        return os.path.samestat(os.fstat(lock), path.stat())
-    except FileNotFoundError:
-        return False
+def remove(path: Path) -> None:
+    """Remove a file or folder, as far as it is still there and may be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
