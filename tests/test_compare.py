@@ -256,7 +256,7 @@ TRAINS = HEAD + "steps(model, 2); "
         (TRAINS + "model.double(); return 1", r"changed the network's layers \('0.bias'"),
         (
             TRAINS + "model[0].weight.data[0] = torch.inf; return 1",
-            r"in '0.weight' that are",
+            r"other.py, line 2: other.py:train left numbers in '0.weight' that are",
         ),
         (HEAD + "return 0.5", r"was to train, and left every parameter as it was"),
         (
@@ -382,6 +382,49 @@ def test_a_failing_function_loses_nothing_else(here: Path, command: Command) -> 
     status = {place: run["status"] for place, run in runs_in(here / "regrow-report/mine").items()}
     assert {place for place in status if status[place] == "failed"} == {("fine-tune", 1)}
     assert [*status.values()].count("done") == 9
+
+
+WRONG = "def train(model, budget, seed):\n    {}\n"
+AWRY = "from data import *\ndef train(model, budget, seed):\n    steps(model, budget.epochs); {}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "num", "told"),
+    [
+        (WRONG.format("oh"), True, 1, "mine.py, line 2: NameError: name 'oh' is not defined"),
+        (WRONG.format("return {'acc': 1.0}"), True, 1, "returned no 'accuracy'"),
+        (WRONG.format("return 1.0 if not budget.epochs else oh"), True, 2, "line 2: NameError"),
+        (AWRY.format("oh"), False, 2, "mine.py, line 3: NameError: name 'oh' is not defined"),
+    ],
+    ids=["measuring", "metric", "training", "without weights"],
+)
+def test_a_function_that_is_wrong_for_every_network_fails_early_and_once(
+    here: Path, command: Command, text: str, given: bool, num: int, told: str
+) -> None:
+    (here / "mine.py").write_text(text)
+    if given:
+        write(here, models={"network": "nets.py:mlp", "input": "1x4", "weights": "code"})
+    else:
+        write(here)
+    failed = command("run", "study.yaml", "--workers", "0")
+    assert failed.code == 1
+    assert failed.err.count(told) == 1
+    lines = [line for line in failed.err.splitlines() if line.startswith("FAILED")]
+    assert len(lines) == num
+    assert all("the same failure as of" in line for line in lines[1:])
+    assert ("not started, because the same function failed for" in failed.err) == given
+    assert " ".join(failed.out.split()).count(told) == 1  # under Failures
+
+
+def test_a_training_that_diverges_is_no_fault_of_the_function(here: Path, command: Command) -> None:
+    (here / "mine.py").write_text(
+        AWRY.format("model[0].weight.data[0] = float('nan'); return measured(model)")
+    )
+    write(here, models={"network": "nets.py:mlp", "input": "1x4", "weights": "code"})
+    failed = command("run", "study.yaml", "--workers", "0")
+    assert "not started" not in failed.err
+    place = rf"{re.escape(str(here / 'mine.py'))}, line 2: "
+    assert re.search(place + r"mine\.py:train returned nan for the metric 'loss'", failed.err)
 
 
 def test_a_comparison_that_is_stopped_and_resumed_ends_alike(here: Path) -> None:

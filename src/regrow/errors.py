@@ -8,6 +8,7 @@
     |  |- Damaged       something stored that is not what was written
     |  `- ClaimLost     a job that another process took over, because this one was silent
     |- TrainingError    a training that produced no usable network (diverged, not finite)
+    |  `- CodeError     a function of the user's own that is wrong, whatever network it is given
     `- Interrupted      a run stopped on request; what was under way can be resumed
        `- RanksLost     one of several ranks ended, so that the others cannot continue
 
@@ -53,6 +54,10 @@ class ClaimLost(StoreError):
 
 class TrainingError(RegrowError):
     """A training that produced no usable network."""
+
+
+class CodeError(TrainingError):
+    """A function of the user's own that is wrong, most likely for every network it is given."""
 
 
 class Interrupted(RegrowError):

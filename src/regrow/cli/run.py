@@ -243,10 +243,14 @@ def _print_summary(summary: "Summary", page: Path) -> None:
     if summary.reused:
         line += f", {len(summary.reused)} were done before"
     if summary.failed:
+        jobs = (summary.done, summary.reused, summary.failed, summary.blocked)
         line += f"; {len(summary.failed)} FAILED"
         if summary.blocked:
-            line += f" and {count(len(summary.blocked), 'other')} cannot be done without them"
-        line += f": see 'Failures' in {page}. The same command tries them again"
+            line += f" and {len(summary.blocked)} not begun because of that"
+        line += (
+            f", of {count(sum(map(len, jobs)), 'job')} in all (a cut is one, and no row of the "
+            f"table): see 'Failures' in {page}. The same command tries them again"
+        )
     say(f"{line}.")
 
 

@@ -118,6 +118,10 @@ class Job(Protocol):
     def loss_of(self) -> "LossOf":
         """The giver of what its training descends."""
 
+    @property
+    def trained_by(self) -> Hashable:
+        """A function of the user's own that trains it: what is wrong there is wrong for all."""
+
     def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return its record with costs as they are counted now."""
 
@@ -163,6 +167,7 @@ class Defaults:
     pruning: "ClassVar[Pruning | None]" = None
     is_published: ClassVar[bool] = False
     loss_of: "ClassVar[LossOf]" = "task"
+    trained_by: ClassVar[Hashable] = None
 
     @property
     def guides(self) -> "tuple[Prune, ...]":

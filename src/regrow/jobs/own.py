@@ -15,7 +15,7 @@ from torch import nn
 from regrow.core.digests import digest_of
 from regrow.core.seeds import derive
 from regrow.cost import measure
-from regrow.errors import TrainingError, unknown
+from regrow.errors import CodeError, unknown
 from regrow.jobs.arms import Arm
 from regrow.jobs.base import Context, Job, Keyed, Material, Outcome, Records, state_of, without_none
 from regrow.jobs.own_network import CutFolder, OwnNetwork, draw_anew_
@@ -49,12 +49,12 @@ class Judged:
     task: ClassVar[None] = None
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """Pick the metric from what a function returned; a ``TrainingError`` if it is not there."""
+        """Pick the metric from what a function returned; a ``CodeError`` if it is not there."""
         key = self.metric.key
         if set(metrics) == {""}:
             return self._checked(metrics[""])
         if key not in metrics:
-            raise TrainingError(
+            raise CodeError(
                 f"The training function returned no {key!r}: {unknown('metric', key, metrics)} "
                 "Name the one to compare by with --metric."
             )
@@ -62,7 +62,7 @@ class Judged:
 
     def _checked(self, value: float) -> float:
         if self.metric.unit == "%" and not 0.0 <= value <= 1.0:
-            raise TrainingError(
+            raise CodeError(
                 f"{self.metric.name} is a share of 1 here, and the training function returned "
                 f"{value:g}. Return 0.93 for 93 %, or call the metric by another name."
             )
@@ -254,6 +254,11 @@ class OwnTrain(Keyed):
     def pruning(self) -> OwnPrune | None:  # type: ignore[override]
         """The pruning that it starts from."""
         return self.prune
+
+    @property
+    def trained_by(self) -> TrainFunction:  # type: ignore[override]
+        """The function, which its other jobs have in common."""
+        return self.function
 
     @property
     def is_published(self) -> bool:  # type: ignore[override]

@@ -391,6 +391,12 @@ def place_of(error: BaseException, file: str) -> str:
     )
 
 
+def place_of_function(function: Any, file: str) -> str:
+    """Return where a function stands in its file, as ``place_of`` does; empty if it is no code."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return "" if code is None else f"{file}, line {code.co_firstlineno}: "
+
+
 def read_origin(text: str, arguments: Mapping[str, Any] | None = None) -> ModelOrigin:
     """Return the origin of a text, checked as far as nothing has to be built."""
     origin = ModelOrigin(text, arguments)

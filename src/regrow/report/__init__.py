@@ -279,8 +279,8 @@ def _limits(runs: Sequence[Run], compared: Sequence[Contest]) -> list[str]:
     failed = sum(run.status == "failed" for run in runs)
     if done < len(runs):
         limits.append(
-            f"{done} of {len(runs)} runs are done, {failed} failed, "
-            f"{len(runs) - done - failed} have not run: rows with fewer seeds say so."
+            f"Of {len(runs)} results (one for each row and seed) {done} are there, {failed} failed "
+            f"and {len(runs) - done - failed} have not run: rows with fewer seeds say so."
         )
     capped = [run for run in runs if run.capped]
     if capped:

@@ -169,8 +169,7 @@ def terminal(page: Page) -> str:
     if page.limits:
         parts.append("\n".join(["Limits", *map(_wrap, page.limits)]))
     if page.failures:
-        failed = (_wrap(f"{failure.label}: {failure.message}") for failure in page.failures)
-        parts.append("\n".join(["Failures", *failed]))
+        parts.append("\n".join(["Failures", *map(_wrap, failure_lines(page.failures))]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -199,9 +198,20 @@ def markdown(page: Page, *, provenance: Mapping[str, str]) -> str:
         lines += ["", "## Limits", "", *(f"- {_md(limit)}" for limit in page.limits)]
     if page.failures:
         lines += ["", "## Failures", ""]
-        lines += [f"- {_md(f.label)}: {_md(' '.join(f.message.split()))}" for f in page.failures]
+        lines += [f"- {_md(' '.join(line.split()))}" for line in failure_lines(page.failures)]
     lines += ["", "## How it was made", "", *(f"- {k}: {v}" for k, v in provenance.items()), ""]
     return "\n".join(lines)
+
+
+def failure_lines(failures: Sequence[Failure]) -> list[str]:
+    """Word each failure once, with the jobs that it ended."""
+    labels: dict[str, list[str]] = {}
+    for failure in failures:
+        labels.setdefault(failure.message, []).append(failure.label)
+    return [
+        f"{first}: {message}" + (f" The same failure: {words.listed(rest)}." if rest else "")
+        for message, (first, *rest) in labels.items()
+    ]
 
 
 def latex(page: Page) -> str:

@@ -9,7 +9,7 @@ import heapq
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +31,7 @@ THREADS = 4  # for digests, which are computed without the interpreter's lock
 TELL_SECONDS = 0.25
 TELLING = 1e-4  # of the work: a smaller share, such as a pruning alone, tells nothing of the rest
 HELD_SECONDS = 0.2  # how often to look for the record of a job that another run works on
+FAULTS = 2  # trainings in which a function of the user's own may fail before the others are left
 ATTEMPTS = 2  # a worker that dies may be bad luck (memory taken by others); twice is the job
 
 
@@ -134,7 +135,9 @@ class ScheduledJob:
     dependents: "list[ScheduledJob]" = field(default_factory=list)
     num_waiting_for: int = 0
     chain: float = 0.0  # work from here to the end of the longest chain
+    handed_out: bool = False
     closed: bool = False  # done, failed or blocked
+    trial_of: "list[ScheduledJob]" = field(default_factory=list)  # wait until it shows their code
 
 
 class Schedule:
@@ -153,6 +156,10 @@ class Schedule:
         for node in reversed(self.nodes.values()):  # dependents come after their inputs
             node.chain = node.work + max((later.chain for later in node.dependents), default=0.0)
         self.num_open = len(self.nodes)
+        works = {node.job.trained_by for node in self.reused}
+        for nodes in _by_function(self.nodes.values()).values():
+            if nodes[0].job.trained_by not in works:
+                _try_first(nodes)
         self._ready: list[tuple[float, int, ScheduledJob]] = []
         for node in self.nodes.values():
             if node.num_waiting_for == 0:
@@ -160,16 +167,25 @@ class Schedule:
 
     def take(self) -> ScheduledJob | None:
         """Return the next job that can start, or None when all that is left waits for others."""
-        return heapq.heappop(self._ready)[2] if self._ready else None
+        while self._ready:
+            node = heapq.heappop(self._ready)[2]
+            if not node.closed:
+                node.handed_out = True
+                return node
+        return None
 
     def put_back(self, node: ScheduledJob) -> None:
         """Take a job back that was handed out and not done."""
+        node.handed_out = False
         heapq.heappush(self._ready, (-node.chain, node.index, node))
 
     def finish(self, node: ScheduledJob) -> None:
         """Note that a job is done, which may make others ready."""
         self._close(node)
-        for later in node.dependents:
+        self._release([*node.dependents, *node.trial_of])
+
+    def _release(self, waiting: Iterable[ScheduledJob]) -> None:
+        for later in waiting:
             later.num_waiting_for -= 1
             if later.num_waiting_for == 0 and not later.closed:
                 self.put_back(later)
@@ -177,8 +193,23 @@ class Schedule:
     def fail(self, node: ScheduledJob) -> list[ScheduledJob]:
         """Note that a job failed; returns those that cannot be done without it."""
         self._close(node)
+        self._release(node.trial_of)
+        return self._block([node])
+
+    def give_up(self, function: Hashable) -> list[ScheduledJob]:
+        """Close what a function of the user's own would train and has not begun; returns that."""
+        nodes = [
+            node
+            for node in self.nodes.values()
+            if node.job.trained_by == function and not (node.closed or node.handed_out)
+        ]
+        for node in nodes:
+            self._close(node)
+        return sorted([*nodes, *self._block(nodes)], key=lambda node: node.index)
+
+    def _block(self, failed: Iterable[ScheduledJob]) -> list[ScheduledJob]:
         blocked: list[ScheduledJob] = []
-        stack = [node]
+        stack = [*failed]
         while stack:
             for later in stack.pop().dependents:
                 if not later.closed:
@@ -214,6 +245,29 @@ def _expand(jobs: list[Job]) -> dict[str, ScheduledJob]:
     return nodes
 
 
+def _by_function(nodes: Iterable[ScheduledJob]) -> dict[Hashable, list[ScheduledJob]]:
+    """Group what functions of the user's own train, by the function."""
+    groups: dict[Hashable, list[ScheduledJob]] = {}
+    for node in nodes:
+        if node.job.trained_by is not None:
+            groups.setdefault(node.job.trained_by, []).append(node)
+    return groups
+
+
+def _try_first(nodes: list[ScheduledJob]) -> None:
+    """Let the jobs of one function wait for one of them that only measures, if one can start.
+
+    Every training ends in a measurement too: what is wrong with that shows there, in seconds.
+    """
+    trial = next((n for n in nodes if n.job.flops == 0 and n.num_waiting_for == 0), None)
+    if trial is None:
+        return
+    trial.trial_of = [node for node in nodes if node is not trial]
+    for node in trial.trial_of:
+        node.num_waiting_for += 1
+        trial.chain = max(trial.chain, trial.work + node.chain)
+
+
 def _input_keys(job: Job) -> tuple[str, ...]:
     return tuple(dict.fromkeys(before.key for before in job.inputs))
 
@@ -244,6 +298,8 @@ class Coordinator:
         self._under_way: dict[str, _UnderWay] = {}
         self._held: list[ScheduledJob] = []
         self._deaths: dict[str, int] = {}
+        self._faults: dict[Hashable, int] = {}  # of functions of the user's own
+        self._works = {node.job.trained_by for node in schedule.reused if node.job.flops}
         self._done: list[str] = []
         self._reused = [node.job.label for node in schedule.reused]
         self._failed: list[str] = []
@@ -337,7 +393,7 @@ class Coordinator:
         elif ended.status == "died":
             self._died(node, ended)
         elif ended.status == "failed":
-            self._fail(node, ended.message)
+            self._fail(node, ended.message, by_code=ended.by_code)
         else:
             if ended.status == "done" and under_way:
                 self._work_own += node.work * (1 - under_way.resumed_at)
@@ -345,20 +401,37 @@ class Coordinator:
 
     def _finish(self, node: ScheduledJob, *, seconds: float, reused: bool) -> None:
         self._schedule.finish(node)
+        if node.job.flops:
+            self._works.add(node.job.trained_by)
         self._work_closed += node.work
         (self._reused if reused else self._done).append(node.job.label)
         label = node.job.label
         self._emit(events.JobDone(key=node.key, label=label, seconds=seconds, reused=reused))
 
-    def _fail(self, node: ScheduledJob, message: str) -> None:
+    def _fail(self, node: ScheduledJob, message: str, *, by_code: bool = False) -> None:
         label = node.job.label
         self._failed.append(label)
         self._work_closed += node.work
         self._emit(events.JobFailed(key=node.key, label=label, message=message))
-        for later in self._schedule.fail(node):
+        self._block(self._schedule.fail(node), because=label)
+        function = node.job.trained_by
+        if by_code and function is not None and function not in self._works:
+            # A measurement is the least that the function has to do, so one is enough.
+            faults = self._faults.get(function, 0) + (1 if node.job.flops else FAULTS)
+            self._faults[function] = faults
+            if faults >= FAULTS:
+                self._block(self._schedule.give_up(function), because=label, by_code=True)
+
+    def _block(
+        self, blocked: Iterable[ScheduledJob], *, because: str, by_code: bool = False
+    ) -> None:
+        for later in blocked:
             self._blocked.append(later.job.label)
             self._work_closed += later.work
-            self._emit(events.JobBlocked(key=later.key, label=later.job.label, because=label))
+            label = later.job.label
+            self._emit(
+                events.JobBlocked(key=later.key, label=label, because=because, by_code=by_code)
+            )
 
     def _died(self, node: ScheduledJob, ended: Ended) -> None:
         self._deaths[node.key] = self._deaths.get(node.key, 0) + 1

@@ -46,16 +46,16 @@ class _Plain:
         self._waits = iter(SUMMARY_SECONDS)
         self._next_summary: float | None = None
         self._begun = False
+        self._trouble = _Trouble(console)
 
     def __call__(self, event: Event) -> None:
+        self._trouble(event)
         _follow(self._jobs, event)
         self._begun |= bool(self._jobs)
         if isinstance(event, events.RunProgress):
             self._summarise(event)
         elif isinstance(event, events.JobDone) and not event.reused:
             _say(self._console, f"done {event.label} ({clock(event.seconds)})")
-        else:
-            _say_trouble(self._console, event)
 
     def _summarise(self, run: events.RunProgress) -> None:
         now = time.monotonic()
@@ -99,12 +99,13 @@ class _Screen:
         self._console = console
         self._run: events.RunProgress | None = None
         self._jobs: dict[str, _Running] = {}
+        self._trouble = _Trouble(console)
 
     def __call__(self, event: Event) -> None:
+        self._trouble(event)
         if isinstance(event, events.RunProgress):
             self._run = event
         _follow(self._jobs, event)
-        _say_trouble(self._console, event)
 
     def render(self) -> RenderableType:
         """Draw the present state; called by the refreshing thread."""
@@ -145,13 +146,44 @@ def _shortened(text: str, width: int) -> str:
     return f"{text[:head]}...{text[min(head + 3 - width, -1) :]}"
 
 
-def _say_trouble(console: Console, event: Event) -> None:
-    if isinstance(event, events.JobFailed):
-        _say(console, f"FAILED {event.label}: {event.message}")
-    elif isinstance(event, events.JobBlocked):
-        _say(console, f"blocked {event.label}: needs {event.because}, which failed")
-    elif isinstance(event, events.JobWarning):
-        _say(console, f"warning {event.label}: {event.message}")
+class _Trouble:
+    """Lines for what goes wrong: a message that comes again is counted, jobs that wait are one."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._failed: dict[str, str] = {}  # message -> the job that it came from first
+        self._blocked: list[events.JobBlocked] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, events.JobBlocked):
+            self._blocked.append(event)
+            return
+        if self._blocked:
+            _say(self._console, _blocked_line(self._blocked))
+            self._blocked = []
+        if isinstance(event, events.JobFailed):
+            first = self._failed.setdefault(event.message, event.label)
+            again = f"the same failure as of {first}"
+            _say(
+                self._console,
+                f"FAILED {event.label}: {event.message if first == event.label else again}",
+            )
+        elif isinstance(event, events.JobWarning):
+            _say(self._console, f"warning {event.label}: {event.message}")
+
+
+def _blocked_line(blocked: list[events.JobBlocked]) -> str:
+    """Word which jobs one failure keeps from being done."""
+    first = blocked[0]
+    names = ", ".join(one_line(event.label) for event in blocked[:MOST_NAMED])
+    more = f" and {len(blocked) - MOST_NAMED} more" if len(blocked) > MOST_NAMED else ""
+    if any(event.by_code for event in blocked):
+        return (
+            f"not started, because the same function failed for {first.because}: {names}{more}. "
+            "Mend it, and start the same command again"
+        )
+    verb = "needs" if len(blocked) == 1 else "need"
+    return f"blocked {names}{more}: {verb} {first.because}, which failed"
 
 
 def _say(console: Console, line: str) -> None:

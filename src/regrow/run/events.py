@@ -45,11 +45,15 @@ class JobFailed:
 
 @dataclass(frozen=True, kw_only=True)
 class JobBlocked:
-    """A job cannot be done, because one that it needs failed."""
+    """A job cannot be done, because one that it needs failed.
+
+    Or it is not started (``by_code``), because the same function of the user's own failed there.
+    """
 
     key: str
     label: str
     because: str  # label of the job that failed
+    by_code: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,14 @@ from regrow.core.energy import Counters, EnergyMeter, counters, metered
 from regrow.core.global_rng import drawing
 from regrow.core.machine import machine, versions
 from regrow.core.seeds import derive
-from regrow.errors import ClaimLost, Interrupted, RanksLost, RegrowError, StoreError
+from regrow.errors import (
+    ClaimLost,
+    CodeError,
+    Interrupted,
+    RanksLost,
+    RegrowError,
+    StoreError,
+)
 from regrow.jobs.base import Context, Job, Notice, Outcome, Progress
 from regrow.store import Store
 from regrow.store.workspace import Workspace
@@ -38,13 +45,14 @@ class Ended:
 
     "reused": another run had done it; "held": another run works on it; "stopped": on request, can
     be resumed; "died": its process ended before it could say so; then ``message`` says by what, and
-    ``traceback`` what it did.
+    ``traceback`` what it did. ``by_code``: a function of the user's own is at fault.
     """
 
     status: Literal["done", "reused", "held", "failed", "stopped", "died"]
     seconds: float = 0.0
     message: str = ""
     traceback: str = ""
+    by_code: bool = False
 
 
 Message = Progress | Notice | Ended
@@ -191,7 +199,7 @@ def _failed(job: Job, error: Exception, *, store: Store, workspace: Workspace) -
         store.fail(job.key, job.spec, message=message, traceback=_traceback(error))
     except StoreError as second:  # a full disk: the caller still learns of both
         message = f"{message} ({second})"
-    return Ended("failed", message=message)
+    return Ended("failed", message=message, by_code=isinstance(error, CodeError))
 
 
 def _traceback(error: Exception) -> str:

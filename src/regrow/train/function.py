@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from regrow.core.seeds import derive
 from regrow.core.source import digest_of_source
 from regrow.core.validation import is_int, is_number
-from regrow.errors import ConfigError, Interrupted, TrainingError, short, unknown
-from regrow.models.origins import code_at, place_of
+from regrow.errors import CodeError, ConfigError, Interrupted, TrainingError, short, unknown
+from regrow.models.origins import code_at, place_of, place_of_function
 
 if TYPE_CHECKING:
     from torch import nn
@@ -165,7 +165,8 @@ class TrainFunction:
         as that shows, and how many examples were seen; what it raises goes through the function.
 
         Raises:
-            TrainingError: the function fails, or returns or leaves what cannot be used.
+            TrainingError: the training diverged.
+            CodeError: the function fails, or returns or leaves what cannot be used.
             ConfigError: its file changed since it was read.
         """
         printed = _Tail()
@@ -189,32 +190,37 @@ class TrainFunction:
         except Interrupted:
             raise
         except (Exception, SystemExit) as error:
-            raise TrainingError(
+            raise CodeError(
                 f"{self.text} fails: {place_of(error, str(file))}{type(error).__name__}: "
                 f"{short(Exception(str(error)))}{printed.said}"
             ) from error
-        metrics = self._metrics(returned)
-        before.check(model, self.text, trained=allowance.amount > 0)
+        place = place_of_function(function, str(file))
+        metrics = self._metrics(returned, place)
+        before.check(model, f"{place}{self.text}", trained=allowance.amount > 0)
         return Spent(metrics=metrics, samples=meter.samples, passes=meter.passes, shape=meter.shape)
 
-    def _metrics(self, returned: Any) -> dict[str, float]:
+    def _metrics(self, returned: Any, place: str) -> dict[str, float]:
         """Return what a function returned as finite numbers by name; one number has no name."""
         values = returned if isinstance(returned, Mapping) else {"": returned}
         if not values or len(values) > MOST_METRICS:
-            raise TrainingError(
-                f"{self.text} must return a number, or a mapping of 1 to {MOST_METRICS} numbers "
-                f"by name. Got {short(returned)}."
+            raise CodeError(
+                f"{place}{self.text} must return a number, or a mapping of 1 to {MOST_METRICS} "
+                f"numbers by name. Got {short(returned)}."
             )
-        return {self._name(name): self._number(name, value) for name, value in values.items()}
+        return {
+            self._name(name, place): self._number(name, value, place)
+            for name, value in values.items()
+        }
 
-    def _name(self, name: Any) -> str:
+    def _name(self, name: Any, place: str) -> str:
         if not isinstance(name, str):
-            raise TrainingError(
-                f"{self.text} must return metrics by name, each name a text. Got {short(name)}."
+            raise CodeError(
+                f"{place}{self.text} must return metrics by name, each name a text. "
+                f"Got {short(name)}."
             )
         return name
 
-    def _number(self, name: str, value: Any) -> float:
+    def _number(self, name: str, value: Any, place: str) -> float:
         item = getattr(value, "item", None)  # of a tensor or a number of numpy
         try:
             number = item() if callable(item) else value
@@ -223,13 +229,13 @@ class TrainFunction:
         what = f"the metric {name!r}" if name else "its metric"
         if isinstance(number, float) and not math.isfinite(number):
             raise TrainingError(
-                f"{self.text} returned {number} for {what}. The training diverged, or the metric "
-                "divides by nothing."
+                f"{place}{self.text} returned {number} for {what}. The training diverged, or the "
+                "metric divides by nothing."
             )
         if not is_number(number):
             hint = " Does it lack a return?" if number is None else ""
-            raise TrainingError(
-                f"{self.text} must return a number for {what}. Got {short(number)}.{hint}"
+            raise CodeError(
+                f"{place}{self.text} must return a number for {what}. Got {short(number)}.{hint}"
             )
         return float(number)
 
@@ -389,14 +395,14 @@ class _Shapes:
         """Refuse a network that was not trained in place, or that is no longer the same one."""
         state = model.state_dict()
         if lost := [name for name, value in state.items() if value.is_meta]:
-            raise TrainingError(
+            raise CodeError(
                 f"{text} left {lost[0]!r} on the device 'meta', which holds no numbers. Move the "
                 "network to the CPU or to budget.device."
             )
         now = _shapes_of(model)
         if now != self.shapes:
             changed = sorted(name for name, _ in {*now.items()} ^ {*self.shapes.items()})
-            raise TrainingError(
+            raise CodeError(
                 f"{text} changed the network's layers ({', '.join(map(repr, changed[:3]))}). It "
                 "must train the network that it is given, in place; undo parametrizations and "
                 "wrappers before it returns."
@@ -408,7 +414,7 @@ class _Shapes:
                 "Try a smaller learning rate."
             )
         if trained and _Shapes.of(model).digest == self.digest:
-            raise TrainingError(
+            raise CodeError(
                 f"{text} was to train, and left every parameter as it was. It must train the "
                 "network that it is given, in place: not a copy, and with its parameters in the "
                 "optimiser."

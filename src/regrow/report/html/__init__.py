@@ -43,7 +43,7 @@ from regrow.report.html.sections import (
     result_section,
     verdict_sections,
 )
-from regrow.report.render import method, tests
+from regrow.report.render import failure_lines, method, tests
 from regrow.report.rows import Run
 
 __all__ = ["Document", "StudyEvidence", "document_of", "gather", "render", "write_document"]
@@ -137,7 +137,7 @@ def _tone(short: str) -> Tone:
 def _trouble(report: Report) -> Iterator[PageSection]:
     failures = report.page.failures
     if failures:
-        items = tuple(f"{failure.label}: {failure.message}" for failure in failures)
+        items = tuple(failure_lines(failures))
         yield PageSection(
             name="failures", title="Failures", blocks=(Texts(items=items, listed=True),)
         )
