@@ -1,6 +1,7 @@
 """Methods against methods: pairs at one cost, ranks, best retrainings, and how they are worded."""
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -282,7 +283,6 @@ def test_of_a_metric_of_which_less_is_better_less_is_better() -> None:
         ({"epochs": 11}, "S2"),
         ({"base": "other"}, "S1"),
         ({"base": ""}, "S1"),
-        ({"start": "random"}, "S1"),
         ({"macs": 600, "target": "macs 0.6"}, ""),
         ({"model": "other"}, None),
     ],
@@ -294,6 +294,33 @@ def test_setups_are_the_rungs_of_the_ladder(changes: dict[str, Any], stamp: str 
     assert setup(first, second) == (stamp or "") + whole
     longer = [replace(run, training_flops=2e9) for run in second]
     assert setup(first, longer) == (stamp or "")
+
+
+def test_pipelines_are_equal_only_where_all_of_their_cost_is_known() -> None:
+    """A scratch training stands on no other; weights that came along cost something."""
+    tuned = [replace(run, epochs=4, total_epochs=8) for run in entries("a", FINE_TUNE, 93.0)]
+    flops = 1e9
+    scratch: dict[str, Any] = {"start": "random", "group": "", "epochs": 4, "total_epochs": 8}
+    as_long = [replace(run, **scratch, arm_flops=flops / 2) for run in tuned]
+    assert setup(tuned, as_long) == "S1"  # it trained for half of what the pipeline took
+    as_much = [replace(run, **scratch | {"epochs": 8}, arm_flops=flops) for run in tuned]
+    assert setup(tuned, as_much) == "S1, SX-A, SX-B"
+    given = [replace(run, given=True) for run in tuned]
+    assert setup(given, as_much) == "S1"
+    assert setup(given, given).endswith("SX-A, SX-B")
+
+
+def test_setups_are_said_in_words_and_explained(tmp_path: Path) -> None:
+    tuned = [replace(run, method="a") for run in entries("a", FINE_TUNE, 93.0)]
+    runs = [*tuned, *entries("a", SCRATCH, 92.0)]
+    report = write(
+        runs, tmp_path, title="t", command="c", machine="m", date="2026-11-26", draw=False
+    )
+    assert "What both sides have alike: the same data, network and speed-up [S1" in report.answer
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert re.search(r"speed-up.* \[S1[^\]]*\]\(#setups\)", page)
+    assert "## Setups" in page
+    assert "arxiv.org/abs/2301.05219" in page
 
 
 def test_a_report_has_the_contests_in_every_form(tmp_path: Path) -> None:

@@ -283,6 +283,22 @@ def test_the_same_in_every_seed_is_equivalent_however_many_cells() -> None:
     assert one.outcome == "undecided"
 
 
+@pytest.mark.parametrize(("seeds", "outcome"), [(2, "undecided"), (5, "undecided"), (6, "better")])
+def test_the_same_difference_in_every_seed_is_no_independent_evidence(
+    seeds: int, outcome: str
+) -> None:
+    runs = [
+        *runs_of(ARMS.get("fine-tune"), [93.0 + 0.25 * s for s in range(seeds)]),
+        *runs_of(ARMS.get("scratch-b"), [94.0 + 0.25 * s for s in range(seeds)]),
+    ]
+    verdict = first_of(runs)
+    assert verdict.outcome == outcome
+    assert "look whether the training uses its seed" in sentence(verdict)
+    if outcome == "undecided":
+        assert f"exactly +1.00 points in every seed (n = {seeds} seeds)" in sentence(verdict)
+        assert "from 6 seeds on (exact sign test)" in sentence(verdict)
+
+
 def test_a_margin_below_one_image_shows_no_equivalence() -> None:
     accuracies = [95.0, 95.01, 94.99, 95.0, 95.0]
     for num_test, outcome in ((1000, "equivalent"), (300, "undecided")):

@@ -116,7 +116,12 @@ def test_a_file_of_ones_own_gets_its_table(regrow: Command, tmp_path: Path) -> N
     assert study["arms"] == ["unpruned", "pruned", "fine-tune", "lr-rewind", "scratch-b"]
     assert study["recipe"]["epochs"] == 2
     assert "fourth-power" in done.out
-    assert "Methods at one cost, under the best retraining of each" in done.out
+    asks = "Is fourth-power better than the others at equal cost, under the best retraining of each"
+    assert " ".join(done.out.partition("\nAnswer\n")[2].split()).startswith(asks)
+    page = (tmp_path / "out" / "report.md").read_text().splitlines()
+    assert page[page.index("## Answer") + 2].startswith(f"- {asks}")
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert asks in html[html.index('<article class="first">') :][:200]
     pairs = (tmp_path / "out" / "pairs.csv").read_text().splitlines()
     assert pairs[1].startswith("the best retraining,")
     planned = regrow("versus", "fourth.py", *asked, *fewer, "--plan", "--out", "out")

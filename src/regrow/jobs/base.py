@@ -49,8 +49,7 @@ if TYPE_CHECKING:
 REPORT_SECONDS = 0.25  # four times a second is all that a person can follow
 PROGRESS_FILE_SECONDS = 2.0  # for `regrow status` in another terminal
 RANDOM_STATE = "context/random-state"  # beside the job's own tensors in a checkpoint
-# Who says what a training descends: its task (the plain loss), its recipe (another objective, or
-# mixed examples), or its arm, so that its loss does not compare with that of other networks.
+# Who says what a training descends: its task, its recipe, or its arm (then no other compares).
 LossOf = Literal["task", "recipe", "arm"]
 OF_A_STEP = ("batch", "precision", "channels_last", "optimiser", "ema", "clip")
 
@@ -119,6 +118,10 @@ class Job(Protocol):
         """The giver of what its training descends."""
 
     @property
+    def from_given(self) -> bool:
+        """True if it stands on weights of one's own network, whose training nothing counts."""
+
+    @property
     def trained_by(self) -> Hashable:
         """A function of the user's own that trains it: what is wrong there is wrong for all."""
 
@@ -167,6 +170,7 @@ class Defaults:
     pruning: "ClassVar[Pruning | None]" = None
     is_published: ClassVar[bool] = False
     loss_of: "ClassVar[LossOf]" = "task"
+    from_given: ClassVar[bool] = False
     trained_by: ClassVar[Hashable] = None
 
     @property

@@ -256,6 +256,11 @@ class OwnTrain(Keyed):
         return self.prune
 
     @property
+    def from_given(self) -> bool:  # type: ignore[override]
+        """True if the network came with weights."""
+        return self.base.is_given
+
+    @property
     def trained_by(self) -> TrainFunction:  # type: ignore[override]
         """The function, which its other jobs have in common."""
         return self.function

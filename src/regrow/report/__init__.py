@@ -212,16 +212,18 @@ def page_of(
     )
     over_budgets = curves(runs, margin=margin)
     lines = [] if compared and not all_verdicts else [answer(all_verdicts)]
+    methods, asked = answers(compared), any(contest.reference for contest in compared)
     return Page(
         title=title,
         tables=blocks(frame, runs),
         brief=blocks(rows_of(frame, largest), largest) if over_budgets else (),
         answer="\n".join(
             [
+                *(methods if asked else []),
                 *map(str, budget_answers(over_budgets)),
                 *lines,
                 *winner_line(all_verdicts),
-                *answers(compared),
+                *([] if asked else methods),
             ]
         ),
         curves=over_budgets,

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from regrow.report.questions import BEST, BEST_RETRAINING, Question
+from regrow.report.setups import in_words
 from regrow.report.statistics import sign_test
 from regrow.report.validity import RULES, Reason, Rule, rule_text
 from regrow.report.verdict import OUTCOMES, Verdict, families, num_cells, overall
@@ -12,6 +13,10 @@ from regrow.report.words import listed, num_seeds, p_value, signed
 from regrow.tasks.metric import Metric
 
 MOST_RULES = 2  # budget rules of a side that an answer names
+ALL_ALIKE = (
+    "Independent trainings hardly ever differ by the same amount: look whether the training uses "
+    "its seed, whether results were copied, and whether the test set is too small to differ."
+)
 MANY = 1000  # seeds nobody trains; beyond it the estimate is not worth a number
 
 
@@ -124,11 +129,18 @@ def finding(verdict: Verdict) -> str:
         return (
             f"{arm} is {verdict.outcome} than {against} by {metric.amount(difference[1:])} "
             f"({_size(verdict)}{seeds}, {p_value(verdict.p or 0.0)})."
+            + (f" {ALL_ALIKE}" if verdict.constant else "")
         )
     if comparison.n == 1:
         return (
             f"undecided: {arm} minus {against} is {metric.amount(difference)} ({seeds}); "
             "one seed allows no test."
+        )
+    if verdict.constant:
+        return (
+            f"undecided: {arm} minus {against} is exactly {metric.amount(difference)} in every "
+            f"seed ({seeds}), so there is no spread to test by. {ALL_ALIKE} Equal differences show "
+            f"something from {_least_signs(verdict.alpha)} seeds on (exact sign test)."
         )
     outcome = f"which shows neither a difference nor equivalence within {within}"
     if comparison.p is not None and comparison.p < verdict.alpha and verdict.p is not None:
@@ -187,6 +199,15 @@ def _needed(verdict: Verdict) -> str:
     return f"about {needed} seeds would likely settle it"
 
 
+def _least_signs(alpha: float) -> int:
+    """Return from how many seeds on equal differences are shown by a sign test.
+
+    >>> _least_signs(0.05)
+    6
+    """
+    return next(n for n in range(2, 100) if 2.0 ** (1 - n) < alpha)
+
+
 def _family(family: list[Verdict], *, with_metric: bool = False) -> Answer:
     """Answer one question: yes, no or undecided on average, and what its cells say one by one.
 
@@ -227,8 +248,8 @@ def _rules(conclusive: Sequence[Verdict]) -> str:
     names = [side.name if side else "the best arm" for side in (question.first, question.second)]
     recipes = [f"{name} {_either(rules)}" for name, rules in zip(names, sides, strict=True)]
     text = f" Recipes: {'; '.join(recipes)}."
-    setup = " or ".join(setup.replace(", ", " + ") for setup in setups)
-    return f"{text} Setup of Wang et al. (2023): {setup}." if setups else text
+    alike = "; or ".join(map(in_words, setups))
+    return f"{text} What both sides have alike: {alike}." if setups else text
 
 
 def _either(texts: Sequence[str]) -> str:

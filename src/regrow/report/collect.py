@@ -206,6 +206,7 @@ class Reader:
             "metric": metric,
             "num_test": self._data(job).num_test,
             "designed": use is not None and use.method.designed,
+            "given": published or job.from_given,
             **self._beneath(cell),
         }
         stages = (job, *below(job))
@@ -227,6 +228,7 @@ class Reader:
             epochs=record["epochs"],
             samples=_total(cost["samples"] for cost in costs),
             training_flops=_total(cost["training_flops"] for cost in costs),
+            arm_flops=record.get("training_flops"),
             emptied=self._emptied(job),
             capped=record.get("capped", False),
             ending=_ending(job, record),

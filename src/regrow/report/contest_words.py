@@ -65,9 +65,41 @@ RANK_COLUMNS = {
 
 
 def answers(contests: Sequence[Contest]) -> list[str]:
-    """Say once which rows cost unlike amounts, then sum each contest up in a line."""
-    unequal = dict.fromkeys(line for contest in contests for line in _unequal_lines(contest))
-    return [*unequal, *(" ".join(_lines(contest)) for contest in contests)]
+    """Sum each contest up in a line, and say once which rows cost unlike amounts.
+
+    Where a method is asked about, its answers come first; else what qualifies them does.
+    """
+    lines = [" ".join(_lines(contest)) for contest in contests]
+    asked = any(contest.reference is not None for contest in contests)
+    return [*lines, *unequal(contests)] if asked else [*unequal(contests), *lines]
+
+
+def unequal(contests: Sequence[Contest]) -> list[str]:
+    """Say once which rows cost too unlike amounts to be compared."""
+    return [*dict.fromkeys(line for contest in contests for line in _unequal_lines(contest))]
+
+
+def question(contest: Contest) -> str:
+    """Word what a contest asks: of its reference, or of all methods."""
+    under = f"under {name_of(contest)}{_how(contest)}"
+    if contest.reference is None:
+        return f"Which method is best at one cost, {under}?"
+    return f"Is {contest.reference} better than the others at equal cost, {under}?"
+
+
+def short_answer(contest: Contest) -> str:
+    """Answer what is asked of a reference in a few words: ``Better than 4 of 6, worse than 0``."""
+    run = [verdict for verdict in contest.main if verdict.differences]
+    if not run:
+        return "Not run"
+    better, worse = (sum(v.outcome == o for v in run) for o in ("better", "worse"))
+    if better == len(run):
+        return "Yes"
+    if better or worse:
+        return f"Better than {better} of {len(run)}, worse than {worse}"
+    if all(verdict.outcome == "equivalent" for verdict in run):
+        return "No: equivalent to all"
+    return "Undecided" if any(v.counts for v in run) else "No conclusion"
 
 
 def tables(contests: Sequence[Contest]) -> tuple[Extra, ...]:
@@ -108,11 +140,14 @@ def name_of(contest: Contest) -> str:
 def _lines(contest: Contest) -> Iterator[str]:
     main = contest.main
     run = [verdict for verdict in main if verdict.differences]
-    yield f"Methods at one cost, under {name_of(contest)}{_how(contest)}:"
-    if not run:
+    if contest.reference is not None:
+        yield f"{question(contest)} {short_answer(contest)}{':' if run else '.'}"
+    else:
+        yield f"Methods at one cost, under {name_of(contest)}{_how(contest)}:"
+    if not run and contest.reference is None:
         yield "not run."
     elif contest.reference is not None:
-        yield _against(contest, run)
+        yield from [_against(contest, run)] if run else []
     else:
         yield _counts(run)
     shown = [verdict for verdict in main if verdict.outcome in SHOWN]

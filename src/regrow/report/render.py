@@ -19,6 +19,8 @@ from regrow.report.figures import SavedFigure
 from regrow.report.latex import TEX_BETWEEN, TEX_NEEDS, tex, tex_rows, tex_section, tex_table
 from regrow.report.questions import reference
 from regrow.report.rows import BUDGET, Run
+from regrow.report.setups import ABOUT as SETUPS
+from regrow.report.setups import STAMP, STAMP_ESCAPED
 from regrow.report.verdict import Verdict, leading
 from regrow.tasks.metric import ACCURACY, Metric
 
@@ -176,7 +178,7 @@ def terminal(page: Page) -> str:
 def markdown(page: Page, *, provenance: Mapping[str, str]) -> str:
     """Write the report as a page; ``provenance`` has command, date and machine."""
     lines = [f"# {_md(page.title)}", "", "## Answer", ""]
-    lines += [f"- {_md(line)}" for line in page.answer.splitlines()]
+    lines += [f"- {_with_links(_md(line))}" for line in page.answer.splitlines()]
     for figure in page.figures:
         lines += ["", f"![{_md(figure.caption)}]({figure.paths[0]})"]
     if page.budgets:
@@ -194,6 +196,8 @@ def markdown(page: Page, *, provenance: Mapping[str, str]) -> str:
     if page.verdicts:
         lines += ["", "## Cell by cell", "", *(f"- {_md(sentence(v))}" for v in page.verdicts)]
         lines += ["", tests(page)]
+    if has_setups(page):
+        lines += ["", "## Setups", "", SETUPS]
     if page.limits:
         lines += ["", "## Limits", "", *(f"- {_md(limit)}" for limit in page.limits)]
     if page.failures:
@@ -201,6 +205,16 @@ def markdown(page: Page, *, provenance: Mapping[str, str]) -> str:
         lines += [f"- {_md(' '.join(line.split()))}" for line in failure_lines(page.failures)]
     lines += ["", "## How it was made", "", *(f"- {k}: {v}" for k, v in provenance.items()), ""]
     return "\n".join(lines)
+
+
+def has_setups(page: Page) -> bool:
+    """Tell whether the answer of a page names a setup, so that it has to explain them."""
+    return STAMP.search(page.answer) is not None
+
+
+def _with_links(line: str) -> str:
+    """Link the stamps of setups in an escaped line to where they are explained."""
+    return STAMP_ESCAPED.sub(r"[\1](#setups)", line)
 
 
 def failure_lines(failures: Sequence[Failure]) -> list[str]:

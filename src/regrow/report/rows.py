@@ -81,6 +81,7 @@ class Run:
     arm trained, and ``masked_at_end`` is the share of weights that it left masked, where that is
     not the pruning's sparsity. ``cost_asked`` and ``cost_left`` are shares of the unpruned
     network's cost, where a study asked for one, and ``cost_machine`` is where it was measured.
+    ``given``: it stands on weights whose training is not counted.
     ``pace`` is how many examples one's own training function saw for each unit of its budget.
 
     What allows no conclusion (``regrow.report.validity``) follows from ``num_test`` and ``chance``
@@ -149,6 +150,7 @@ class Run:
     trial_of: str = ""
     arm_flops: float | None = None
     pace: float | None = None
+    given: bool = False
     training_budget: int | None = None
 
     def __post_init__(self) -> None:

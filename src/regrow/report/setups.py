@@ -3,21 +3,41 @@
 Stricter downwards: S1 the same data and network at the same speed-up; S2 from the same trained
 network; S3.1 for as many epochs of retraining, S3.2 on the same schedule; S4.1 with as many epochs
 of training while pruning, S4.2 in the same way. Of whole pipelines (training, pruning and
-retraining together) SX-A is as many epochs, SX-B as many FLOPs.
+retraining together) SX-A is as many epochs, SX-B as many FLOPs. A network that is trained from a
+random start needs no pipeline before it: its total is that training alone. What was spent on
+weights that were given is not known, so they equal no other start.
 
 Reference: Wang, Qin, Bai and Fu, Why is the State of Neural Network Pruning so Confusing?, 2023,
 arXiv:2301.05219.
 """
 
+import re
 from collections.abc import Sequence
 
 from regrow.report.rows import Run
 
+SAME = "the same data, network and speed-up"
+TUNED = f"{SAME}, the same trained network, as many epochs of retraining"
+WORDS = {
+    "S1": SAME,
+    "S2": f"{SAME}, and the same trained network",
+    "S3.1": TUNED,
+    "S3.2": f"{TUNED} on the same schedule",
+    "S4.1": f"{TUNED} on the same schedule, and as many epochs of training while pruning",
+    "S4.2": f"{TUNED} on the same schedule, and the same treatment while pruning",
+    "SX-A": "as many epochs of training, pruning and retraining together",
+    "SX-B": "as many FLOPs of training, pruning and retraining together",
+}
+_STAMP = r"S[1-4X][\w.-]*(?:, S[1-4X][\w.-]*)*"
+STAMP = re.compile(rf"\[({_STAMP})\]")  # in a sentence
+STAMP_ESCAPED = re.compile(rf"\\\[({_STAMP})\\\]")  # in one of Markdown
 EQUAL = 0.05  # costs and FLOPs that differ by no more of the larger count as equal
 ABOUT = (
-    "Setups are those of Wang et al. (2023): S1 same data, network and speed-up; S2 same trained "
+    "Setups, which say how equal both sides are, are those of Wang et al. (2023, "
+    "https://arxiv.org/abs/2301.05219): S1 same data, network and speed-up; S2 same trained "
     "network; S3.1 same epochs of retraining, S3.2 same schedule; S4.1 same epochs while pruning, "
-    "S4.2 same treatment; SX-A and SX-B same epochs and FLOPs of all training together."
+    "S4.2 same treatment; SX-A and SX-B same epochs and FLOPs of all training together, where the "
+    "cost of all of it is known."
 )
 
 
@@ -26,6 +46,15 @@ def equal(first: float | None, second: float | None) -> bool:
     if first is None or second is None:
         return False
     return abs(first - second) <= EQUAL * max(first, second)
+
+
+def in_words(stamp: str) -> str:
+    """Word a setup, its stamp in brackets: ``the same data, network and speed-up [S1]``.
+
+    >>> in_words("SX-B")
+    'as many FLOPs of training, pruning and retraining together [SX-B]'
+    """
+    return f"{'; '.join(WORDS[name] for name in stamp.split(', '))} [{stamp}]"
 
 
 def setup(first: Sequence[Run], second: Sequence[Run]) -> str:
@@ -46,7 +75,7 @@ def setup(first: Sequence[Run], second: Sequence[Run]) -> str:
         name
         for name, holds in (
             ("SX-A", all(_same_total(one, other) for one, other in pairs)),
-            ("SX-B", all(equal(one.training_flops, other.training_flops) for one, other in pairs)),
+            ("SX-B", all(_same_flops(one, other) for one, other in pairs)),
         )
         if holds
     ]
@@ -70,4 +99,21 @@ def _same_target(one: Run, other: Run) -> bool:
 
 
 def _same_total(one: Run, other: Run) -> bool:
-    return one.total_epochs is not None and one.total_epochs == other.total_epochs
+    totals = _pipeline(one, other)[0], _pipeline(other, one)[0]
+    return totals[0] is not None and totals[0] == totals[1]
+
+
+def _same_flops(one: Run, other: Run) -> bool:
+    return equal(_pipeline(one, other)[1], _pipeline(other, one)[1])
+
+
+def _pipeline(run: Run, other: Run) -> tuple[int | None, float | None]:
+    """Return the epochs and FLOPs of all that a network took, as far as they are known.
+
+    Rows of one start count what they stand on alike.
+    """
+    if run.start == other.start:
+        return run.total_epochs, run.training_flops
+    if run.start in ("random", "redrawn"):
+        return run.epochs, run.arm_flops
+    return (None, None) if run.given else (run.total_epochs, run.training_flops)

@@ -95,6 +95,12 @@ class Verdict:
         """True if both arms have the same score in every one of several seeds."""
         return len(self.differences) > 1 and all(abs(d) <= ROUNDING for _, d in self.differences)
 
+    @property
+    def constant(self) -> bool:
+        """True if the arms differ, and by the same amount in every one of several seeds."""
+        values = [difference for _, difference in self.differences]
+        return len(values) > 1 and max(values) - min(values) <= ROUNDING and not self.same
+
 
 def verdicts(
     runs: Iterable[Run], *, margin: float | None = None, alpha: float = 0.05

@@ -43,8 +43,9 @@ from regrow.report.html.sections import (
     result_section,
     verdict_sections,
 )
-from regrow.report.render import failure_lines, method, tests
+from regrow.report.render import failure_lines, has_setups, method, tests
 from regrow.report.rows import Run
+from regrow.report.setups import ABOUT as SETUPS
 
 __all__ = ["Document", "StudyEvidence", "document_of", "gather", "render", "write_document"]
 
@@ -89,6 +90,7 @@ def document_of(
         *weight_section(report.frame, evidence, rows),
         ledger_section(rows, evidence),
         record_section(rows, folder),
+        *_setups(report),
         *([checklist(report, runs, evidence)] if with_checklist else []),
         *_trouble(report),
         _how(report, settings),
@@ -106,6 +108,9 @@ def document_of(
 
 def _headlines(report: Report) -> Iterator[Headline]:
     verdicts, contests = report.verdicts, report.contests
+    asked = any(contest.reference is not None for contest in contests)
+    if asked:
+        yield from method_headlines(contests)
     yield from budget_headlines(report.page.curves)
     nothing = no_answer(verdicts)
     if nothing and not contests:
@@ -125,7 +130,8 @@ def _headlines(report: Report) -> Iterator[Headline]:
             text=line,
             tone="open" if winner_changes(verdicts) else "flat",
         )
-    yield from method_headlines(contests)
+    if not asked:
+        yield from method_headlines(contests)
 
 
 def _tone(short: str) -> Tone:
@@ -141,6 +147,11 @@ def _trouble(report: Report) -> Iterator[PageSection]:
         yield PageSection(
             name="failures", title="Failures", blocks=(Texts(items=items, listed=True),)
         )
+
+
+def _setups(report: Report) -> Iterator[PageSection]:
+    if has_setups(report.page):
+        yield PageSection(name="setups", title="Setups", blocks=(Texts(items=(SETUPS,)),))
 
 
 def _how(report: Report, settings: Mapping[str, str]) -> PageSection:

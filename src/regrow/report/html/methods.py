@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from regrow.report.contest_words import answers, name_of
+from regrow.report.contest_words import answers, name_of, question, short_answer, unequal
 from regrow.report.contests import Contest, Entrant, Level
 from regrow.report.figures import AXES
 from regrow.report.html.chart import MARKS, Chart, ChartPoint, Series
@@ -16,18 +16,21 @@ from regrow.tasks.metric import Metric
 def method_headlines(contests: Sequence[Contest]) -> Iterator[Headline]:
     """Sum each contest up; which costs are too unlike is among the cautions."""
     for contest in contests:
-        *_, text = answers([contest])
+        text = next(line for line in answers([contest]) if line not in unequal([contest]))
+        asked, rest = question(contest), f"Of {text.partition(': of ')[2]}"
+        if contest.reference is not None:
+            rest = text.removeprefix(f"{asked} {short_answer(contest)}").lstrip(":. ")
         yield Headline(
-            question=f"Which method is best at one cost, under {name_of(contest)}?",
-            short=_short(contest),
-            text=f"Of {text.partition(': of ')[2]}" if ": of " in text else text,
+            question=asked,
+            short=_short(contest) if contest.reference is None else short_answer(contest),
+            text=rest if contest.reference is not None or ": of " in text else text,
             tone="open" if not _winners(contest) else "good",
         )
 
 
 def method_cautions(contests: Sequence[Contest]) -> list[str]:
     """Say once which rows cost too unlike amounts to be compared."""
-    return [*dict.fromkeys(line for contest in contests for line in answers([contest])[:-1])]
+    return unequal(contests)
 
 
 def _winners(contest: Contest) -> list[str]:

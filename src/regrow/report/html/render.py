@@ -8,11 +8,12 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from regrow.core.texts import visible
 from regrow.report.html import chart
 from regrow.report.html.document import Block, Charts, Document, PageCell, PageTable, Texts
+from regrow.report.setups import STAMP
 
 MOST_BYTES = 1_500_000
 
@@ -91,6 +92,13 @@ def _rendered(document: Document) -> str:
 
 
 @cache
+def _linked(text: str, page: Document) -> Markup:
+    """Link the stamps of setups to where the page explains them; all else is escaped."""
+    known = any(section.name == "setups" for section in page.sections)
+    link = r'[<a href="#setups">\1</a>]' if known else r"[\1]"
+    return Markup(STAMP.sub(link, str(escape(text))))
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("regrow.report.html"),
@@ -101,6 +109,7 @@ def _environment() -> Environment:
         finalize=_readable,
     )
     environment.filters["px"] = _pixels
+    environment.filters["linked"] = _linked
     environment.globals.update(draw=chart.draw, draw_strip=chart.draw_strip, marks=chart.MARKS)
     return environment
 
