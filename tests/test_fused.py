@@ -166,7 +166,8 @@ def test_a_sum_is_plain_where_the_kernel_does_not_apply() -> None:
 def test_kernels_compile_where_nothing_can_be_kept() -> None:
     code = (
         "from numba.core import caching; caching.CacheImpl._locator_classes = []; "
-        "from regrow.models import kernels; print(kernels.norm_relu.stats.cache_path)"
+        "import torch; from regrow.models.kernels import kernels_of; "
+        "print(kernels_of(torch.bfloat16).norm_relu.stats.cache_path)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -117,13 +117,13 @@ class _NormRelu(Function):
         norm: nn.BatchNorm2d,
         passing: bool,
     ) -> Any:
-        from regrow.models import kernels
+        from regrow.models.kernels import kernels_of
 
         saved, y = np.empty((4, x.shape[1])), torch.empty_like(x)
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
         addresses = tuple(map(Tensor.data_ptr, _own(norm)))
-        kernels.norm_relu(
+        kernels_of(x.dtype).norm_relu(
             x.data_ptr(),
             _address(added),
             _rows(x),
@@ -141,7 +141,7 @@ class _NormRelu(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, passed: Tensor | None = None) -> Any:
-        from regrow.models import kernels
+        from regrow.models.kernels import kernels_of
 
         x, *above = ctx.saved_tensors
         y = above[0] if above else None
@@ -149,7 +149,7 @@ class _NormRelu(Function):
         passed = None if passed is None else passed.contiguous(memory_format=LAST)
         of_weight, of_bias = torch.empty(x.shape[1]), torch.empty(x.shape[1])
         out, out_added = torch.empty_like(x), None if y is None else torch.empty_like(x)
-        kernels.norm_relu_backward(
+        kernels_of(x.dtype).norm_relu_backward(
             x.data_ptr(),
             _address(y),
             grad.data_ptr(),
@@ -169,10 +169,11 @@ class _SumWithMoments(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, added: Tensor, moments: Any) -> Tensor:
-        from regrow.models import kernels
+        from regrow.models.kernels import kernels_of
 
         out = torch.empty_like(x)
-        kernels.add(x.data_ptr(), added.data_ptr(), _rows(x), out.data_ptr(), moments)
+        add = kernels_of(x.dtype).add
+        add(x.data_ptr(), added.data_ptr(), _rows(x), out.data_ptr(), moments)
         return out
 
     @staticmethod

@@ -1,93 +1,76 @@
-"""Batch norm and ReLU over bfloat16 maps in as few passes over memory as they need.
+"""Batch norm and ReLU over maps in as few passes over memory as they need.
 
 On a CPU these networks spend more time in moving maps between memory and core than in computing:
 norm and ReLU as PyTorch has them read and write a map 16 times in a step, these kernels 9 times.
-They see a map as rows ``[pixels, channels]`` of bfloat16 held in ``uint16``; where channels are
-few, several pixels lie in one row, so that the inner loop is long enough for the vector unit.
-Arithmetic is float32; sums over pixels are float32 over 64 rows and float64 over these.
+They see a map as rows ``[pixels, channels]`` of float32, or of bfloat16 held in ``uint16``; where
+channels are few, several pixels lie in one row, so that the inner loop is long enough for the
+vector unit. Arithmetic is float32; sums over pixels are float32 over 64 rows and float64 over
+these.
 
-Compiled by numba when first used (some seconds), and kept on disk where that is possible. Each is
-one call for all of an operation, and takes maps and vectors as addresses, because calls and what
-leads to them cost as much as the arithmetic of small maps. An address of 0 is of a map that is not
-there. Loops that differ by a map are written once, and compiled for each case.
+An address of 0 is of a map that is not there. Loops that differ by a map, or by the type of its
+elements, are written once, and compiled for each case.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
 
-import llvmlite.binding
 import numpy as np
+import torch
 from llvmlite import ir
-from numba import carray, config, njit, types  # type: ignore[attr-defined]
+from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
+
+from regrow.models.compiled import ADDRESS, kernel, part, pointer
 
 ROWS = 64  # summed in float32
 AHEAD = 4  # rows: what the processor fetches on its own comes late (1.15 times as long a pass)
-LINE = 32  # bfloat16 in a cache line
-_ADDRESS, _SAVED = "int64", "float64[:,::1]"
+LINE = 64  # bytes of a cache line
+ELEMENTS = {torch.bfloat16: np.uint16, torch.float32: np.float32}  # of maps, as they are held
+_SAVED = "float64[:,::1]"
 _SHAPE, _NORM = "UniTuple(int64, 2)", "UniTuple(int64, 4)"
-_OPTIONS: dict[str, Any] = {
-    "nogil": True,
-    "error_model": "numpy",
-    "fastmath": {"contract", "nsz"},
-}
-
-_OWN = llvmlite.binding.get_host_cpu_features()
-if config.CPU_FEATURES is None and _OWN.get("avx512f"):  # type: ignore[attr-defined]
-    # By default the compiler uses half of such vectors, for the sake of processors of 2017: these
-    # kernels took 1.1 to 1.4 times as long so (2-core Xeon with AMX, numba 0.68).
-    config.CPU_FEATURES = f"{_OWN.flatten()},-prefer-256-bit"  # type: ignore[attr-defined]
 
 
-def _kernel(*arguments: str):
-    signature = f"void({', '.join(arguments)})"
-    return lambda function: _compiled(function, signature)
+def _float(element):
+    """Read an element as float32."""
+    raise NotImplementedError
 
 
-def _part(function):
-    return _compiled(function)
+@overload(_float, inline="always")
+def _read(element):
+    if element == types.uint16:
+        return lambda element: np.uint32(np.uint32(element) << np.uint32(16)).view(np.float32)
+    return lambda element: element
 
 
-def _compiled(function, signature: str | None = None):
-    try:
-        return njit(signature, cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # no folder that may be written to: compiled anew by each process
-        return njit(signature, **_OPTIONS)(function)
+def _rounded(value, like):
+    """Round to the nearest element of a map like another; of two bfloat16 to the even one."""
+    raise NotImplementedError
 
 
-@njit(inline="always")
-def _float(bits):
-    """Read a bfloat16."""
-    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+@overload(_rounded, inline="always")
+def _round(value, like):
+    if like.dtype == types.uint16:
+
+        def to_bfloat16(value, like):
+            bits = np.float32(value).view(np.uint32)
+            odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+            up = np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + odd)
+            return np.uint16(np.uint32(up >> np.uint32(16)))
+
+        return to_bfloat16
+    return lambda value, like: np.float32(value)
 
 
 @njit(inline="always")
-def _bits(value):
-    """Round to the nearest bfloat16, of two to the even one."""
-    bits = np.float32(value).view(np.uint32)
-    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-    up = np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + odd)
-    return np.uint16(np.uint32(up >> np.uint32(16)))
-
-
-@intrinsic
-def _pointer(_, address):
-    """Take an address for what it is."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
-
-    return types.voidptr(address), generate
-
-
-@njit(inline="always")
-def _map(address, shape):
-    return carray(_pointer(address), shape, np.uint16)  # type: ignore[call-arg]
+def _map(address, shape, element):
+    return carray(pointer(address), shape, element)  # type: ignore[call-arg]
 
 
 @njit(inline="always")
 def _vector(address, num):
-    return carray(_pointer(address), num, np.float32)  # type: ignore[call-arg]
+    return carray(pointer(address), num, np.float32)  # type: ignore[call-arg]
 
 
 @intrinsic
@@ -116,11 +99,11 @@ def _prefetch(_, rows, row, column):
 @njit(inline="always")
 def _ahead(x, row):
     """Fetch the row that will be wanted soon."""
-    for c in range(0, x.shape[1], LINE):
+    for c in range(0, x.shape[1], LINE // x.itemsize):
         _prefetch(x, row + AHEAD, c)  # type: ignore[call-arg]
 
 
-@_part
+@part
 def _in_row(values, width):
     """Repeat values of channels along a row, as float32."""
     row = np.empty(width, np.float32)
@@ -130,7 +113,7 @@ def _in_row(values, width):
     return row
 
 
-@_part
+@part
 def _of_channels(sums, channels):
     """Add up the pixels of a row: ``[channels]``."""
     values = np.zeros(channels)
@@ -142,14 +125,14 @@ def _of_channels(sums, channels):
 def _shifted_moments(*, of_sum: bool):
     """Return what sums x - shift and its square over pixels; or does so for a sum it writes."""
 
-    @_part
+    @part
     def sums(x, added, out, moments):
         rows, width = x.shape
         channels = moments.shape[1]
         shift = np.empty(channels, np.float32)  # any value near the mean keeps the sums small
         for c in range(channels):
             value = _float(x[0, c])
-            shift[c] = _float(_bits(value + _float(added[0, c]))) if of_sum else value
+            shift[c] = _float(_rounded(value + _float(added[0, c]), x)) if of_sum else value
         shifts = _in_row(shift, width)
         first, second = np.zeros(width), np.zeros(width)
         part1, part2 = np.empty(width, np.float32), np.empty(width, np.float32)
@@ -164,7 +147,7 @@ def _shifted_moments(*, of_sum: bool):
                 for c in range(width):
                     bits = x[row, c]
                     if of_sum:
-                        bits = _bits(_float(bits) + _float(added[row, c]))
+                        bits = _rounded(_float(bits) + _float(added[row, c]), x)
                         out[row, c] = bits
                     value = _float(bits) - shifts[c]
                     part1[c] += value
@@ -181,13 +164,7 @@ def _shifted_moments(*, of_sum: bool):
 _moments, _moments_of_sum = _shifted_moments(of_sum=False), _shifted_moments(of_sum=True)
 
 
-@_kernel(_ADDRESS, _ADDRESS, _SHAPE, _ADDRESS, _SAVED)
-def add(x, added, shape, out, moments):
-    """Write x + added, and the moments that a norm of it wants: ``[3, channels]``."""
-    _moments_of_sum(_map(x, shape), _map(added, shape), _map(out, shape), moments)
-
-
-@_part
+@part
 def _statistics(num, moments, norm, eps, momentum, saved):
     """Save what a norm's passes need, from the moments of num values; move its averages on.
 
@@ -210,7 +187,7 @@ def _statistics(num, moments, norm, eps, momentum, saved):
 
 
 def _forward(*, adding: bool):
-    @_part
+    @part
     def write(x, added, factor, term, y):
         rows, width = x.shape
         for row in range(rows):
@@ -223,7 +200,7 @@ def _forward(*, adding: bool):
                 if adding:
                     value += _float(added[row, c])
                 # Not a maximum, so that what is not a number stays so.
-                y[row, c] = _bits(np.float32(0) if value < 0 else value)
+                y[row, c] = _rounded(np.float32(0) if value < 0 else value, y)
 
     return write
 
@@ -231,27 +208,10 @@ def _forward(*, adding: bool):
 _write, _write_added = _forward(adding=False), _forward(adding=True)
 
 
-@_kernel(_ADDRESS, _ADDRESS, _SHAPE, _SAVED, _NORM, "float64", "float64", _ADDRESS, _SAVED)
-def norm_relu(x, added, shape, moments, norm, eps, momentum, y, saved):
-    """Write relu(norm(x) + added); with the moments of x if they have rows, as ``add`` gives."""
-    rows, width = shape
-    channels = saved.shape[1]
-    of_x = _map(x, shape)
-    if not len(moments):
-        moments = np.empty((3, channels))
-        _moments(of_x, of_x, of_x, moments)
-    _statistics(rows * width // channels, moments, norm, eps, momentum, saved)
-    factor, term = _in_row(saved[2], width), _in_row(saved[3], width)
-    if added:
-        _write_added(of_x, _map(added, shape), factor, term, _map(y, shape))
-    else:
-        _write(of_x, of_x, factor, term, _map(y, shape))
-
-
 def _gradient_sums(*, added: bool):
     """Return what sums the gradient past the ReLU, and it times x - mean, over pixels."""
 
-    @_part
+    @part
     def sums(x, y, grad, factor, term, mean):
         rows, width = x.shape
         totals = np.zeros((2, width))
@@ -282,7 +242,7 @@ def _gradient_sums(*, added: bool):
 _slopes, _slopes_added = _gradient_sums(added=False), _gradient_sums(added=True)
 
 
-@_part
+@part
 def _line(num, sums, saved, of_weight, of_bias):
     """Write the norm's gradients; return that of x as a line in x: its slope and constant.
 
@@ -301,7 +261,7 @@ def _line(num, sums, saved, of_weight, of_bias):
 
 
 def _gradient(*, added: bool, passing: bool):
-    @_part
+    @part
     def write(x, y, grad, passed, factor, term, per_x, constant, out, out_added):
         rows, width = x.shape
         for row in range(rows):
@@ -320,9 +280,9 @@ def _gradient(*, added: bool, passing: bool):
                 gradient = factor[c] * slope + (per_x[c] * value + constant[c])
                 if passing:
                     gradient += _float(passed[row, c])
-                out[row, c] = _bits(gradient)
+                out[row, c] = _rounded(gradient, out)
                 if added:
-                    out_added[row, c] = _bits(slope)
+                    out_added[row, c] = _rounded(slope, out_added)
 
     return write
 
@@ -332,30 +292,106 @@ _write_gradient_added = _gradient(added=True, passing=False)
 _write_gradient_passing = _gradient(added=False, passing=True)
 
 
-@_kernel(*[_ADDRESS] * 4, _SHAPE, _SAVED, *[_ADDRESS] * 4)
-def norm_relu_backward(x, y, grad, passed, shape, saved, out, out_added, of_weight, of_bias):
-    """Write the gradients of ``norm_relu``.
+class Kernels(NamedTuple):
+    """Kernels over maps of one type of elements."""
 
-    Either y and out_added are there, because something was added to norm(x), or passed may be: what
-    comes to x from elsewhere, which is added to its gradient.
-    """
-    rows, width = shape
-    channels = saved.shape[1]
-    of_x, of_grad, of_out = _map(x, shape), _map(grad, shape), _map(out, shape)
-    mean, factor = _in_row(saved[0], width), _in_row(saved[2], width)
-    term = _in_row(saved[3], width)
-    if y:
-        of_y = _map(y, shape)
-        sums = _slopes_added(of_x, of_y, of_grad, factor, term, mean)
-    else:
-        of_y = of_x
-        sums = _slopes(of_x, of_y, of_grad, factor, term, mean)
-    norm = _vector(of_weight, channels), _vector(of_bias, channels)
-    per_x, constant = _line(rows * width // channels, sums, saved, norm[0], norm[1])
-    lines = factor, term, per_x, constant
-    if y:
-        _write_gradient_added(of_x, of_y, of_grad, of_grad, *lines, of_out, _map(out_added, shape))
-    elif passed:
-        _write_gradient_passing(of_x, of_x, of_grad, _map(passed, shape), *lines, of_out, of_out)
-    else:
-        _write_gradient(of_x, of_x, of_grad, of_grad, *lines, of_out, of_out)
+    add: Callable[..., None]
+    norm_relu: Callable[..., None]
+    norm_relu_backward: Callable[..., None]
+
+
+@cache
+def kernels_of(dtype: torch.dtype) -> Kernels:
+    """Return the kernels for maps of a type of ``ELEMENTS``."""
+    element = ELEMENTS[dtype]
+    return Kernels(
+        add=_add_of(element),
+        norm_relu=_norm_relu_of(element),
+        norm_relu_backward=_norm_relu_backward_of(element),
+    )
+
+
+def _add_of(element: Any):
+    @kernel(ADDRESS, ADDRESS, _SHAPE, ADDRESS, _SAVED)
+    def add(x, added, shape, out, moments):
+        """Write x + added, and the moments that a norm of it wants: ``[3, channels]``."""
+        _moments_of_sum(
+            _map(x, shape, element),
+            _map(added, shape, element),
+            _map(out, shape, element),
+            moments,
+        )
+
+    return add
+
+
+def _norm_relu_of(element: Any):
+    @kernel(ADDRESS, ADDRESS, _SHAPE, _SAVED, _NORM, "float64", "float64", ADDRESS, _SAVED)
+    def norm_relu(x, added, shape, moments, norm, eps, momentum, y, saved):
+        """Write relu(norm(x) + added).
+
+        With the moments of x if they have rows, as ``add`` gives.
+        """
+        rows, width = shape
+        channels = saved.shape[1]
+        of_x = _map(x, shape, element)
+        if not len(moments):
+            moments = np.empty((3, channels))
+            _moments(of_x, of_x, of_x, moments)
+        _statistics(rows * width // channels, moments, norm, eps, momentum, saved)
+        factor, term = _in_row(saved[2], width), _in_row(saved[3], width)
+        if added:
+            _write_added(
+                of_x,
+                _map(added, shape, element),
+                factor,
+                term,
+                _map(y, shape, element),
+            )
+        else:
+            _write(of_x, of_x, factor, term, _map(y, shape, element))
+
+    return norm_relu
+
+
+def _norm_relu_backward_of(element: Any):
+    @kernel(*[ADDRESS] * 4, _SHAPE, _SAVED, *[ADDRESS] * 4)
+    def norm_relu_backward(x, y, grad, passed, shape, saved, out, out_added, of_weight, of_bias):
+        """Write the gradients of ``norm_relu``.
+
+        Either y and out_added are there, because something was added to norm(x), or passed may be:
+        what comes to x from elsewhere, which is added to its gradient.
+        """
+        rows, width = shape
+        channels = saved.shape[1]
+        of_x, of_out = _map(x, shape, element), _map(out, shape, element)
+        of_grad = _map(grad, shape, element)
+        mean, factor = _in_row(saved[0], width), _in_row(saved[2], width)
+        term = _in_row(saved[3], width)
+        if y:
+            of_y = _map(y, shape, element)
+            sums = _slopes_added(of_x, of_y, of_grad, factor, term, mean)
+        else:
+            of_y = of_x
+            sums = _slopes(of_x, of_y, of_grad, factor, term, mean)
+        norm = _vector(of_weight, channels), _vector(of_bias, channels)
+        per_x, constant = _line(rows * width // channels, sums, saved, norm[0], norm[1])
+        lines = factor, term, per_x, constant
+        if y:
+            _write_gradient_added(
+                of_x,
+                of_y,
+                of_grad,
+                of_grad,
+                *lines,
+                of_out,
+                _map(out_added, shape, element),
+            )
+        elif passed:
+            _write_gradient_passing(
+                of_x, of_x, of_grad, _map(passed, shape, element), *lines, of_out, of_out
+            )
+        else:
+            _write_gradient(of_x, of_x, of_grad, of_grad, *lines, of_out, of_out)
+
+    return norm_relu_backward

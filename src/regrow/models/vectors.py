@@ -1,0 +1,213 @@
+"""Vector code for kernels: blocks of matrix products, and small linear maps of tiles.
+
+The compiler makes vectors of loops over single numbers, but it does not keep a block of results in
+registers, which is what a product of matrices needs to reach the processor's peak. So these few
+parts are written as vectors of ``LANES`` numbers, which it splits where registers are shorter.
+
+All take addresses, and strides in bytes. ``LANES`` channels lie side by side.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types  # type: ignore[attr-defined]
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 16
+VECTOR = 4 * LANES  # bytes
+
+Matrix = Sequence[Sequence[float]]
+_COUNT, _FLOAT = ir.IntType(64), ir.FloatType()
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+
+
+def product(rows: int, *, adding: bool) -> Callable[..., None]:
+    """Return what writes a block of so many rows of a product of matrices, or adds to it.
+
+    ``c[i, :] = sum over k < num of a[i, k] * b[k, :]`` for a row of ``LANES`` of b and c: each
+    element of a is at ``a + i * a_row + k * a_step``, each row of b at ``b + k * b_step``.
+    """
+
+    @intrinsic
+    def multiply(_, a, a_row, a_step, b, b_step, c, c_row, num):
+        def generate(context, builder, signature, arguments):
+            a, a_row, a_step, b, b_step, c, c_row, num = arguments
+            results, lefts = _places(builder, c, c_row, rows), _places(builder, a, a_row, rows)
+            sums = [_load(builder, at) if adding else _spread(0) for at in results]
+            before, loop = builder.block, builder.append_basic_block("products")
+            after = builder.append_basic_block("written")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            counts = [builder.phi(_COUNT) for _ in range(3)]
+            blocks = [builder.phi(_VECTOR) for _ in range(rows)]
+            index, of_a, of_b = counts
+            right = _load(builder, of_b)
+            added = [
+                _fma(builder, _broadcast(builder, builder.add(left, of_a)), right, block)
+                for left, block in zip(lefts, blocks, strict=True)
+            ]
+            steps = (
+                builder.add(index, _COUNT(1)),
+                builder.add(of_a, a_step),
+                builder.add(of_b, b_step),
+            )
+            starts = [_COUNT(0), _COUNT(0), b, *sums]
+            for phi, first, following in zip(
+                [*counts, *blocks], starts, [*steps, *added], strict=True
+            ):
+                phi.add_incoming(first, before)
+                phi.add_incoming(following, loop)
+            builder.cbranch(builder.icmp_signed("<", steps[0], num), loop, after)
+            builder.position_at_end(after)
+            for value, at in zip(added, results, strict=True):
+                _store(builder, value, at)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), generate
+
+    return multiply
+
+
+def change(matrix: Matrix) -> Callable[..., None]:
+    """Return what writes ``matrix @ tile @ matrix.T`` for ``LANES`` channels of a tile."""
+    num_out, num_in = len(matrix), len(matrix[0])
+
+    @intrinsic
+    def write(_, x, x_row, x_column, y, y_row, y_column):
+        def generate(context, builder, signature, arguments):
+            x, x_row, x_column, y, y_row, y_column = arguments
+            columns = [
+                _combined(
+                    builder,
+                    matrix,
+                    [_load(builder, at) for at in _places(builder, head, x_row, num_in)],
+                )
+                for head in _places(builder, x, x_column, num_in)
+            ]
+            for i, head in enumerate(_places(builder, y, y_row, num_out)):
+                row = _combined(builder, matrix, [column[i] for column in columns])
+                for value, at in zip(row, _places(builder, head, y_column, num_out), strict=True):
+                    _store(builder, value, at)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), generate
+
+    return write
+
+
+@intrinsic
+def copy(_, to, source, size):
+    """Copy so many bytes."""
+
+    def generate(context, builder, signature, arguments):
+        to, source = (builder.inttoptr(at, cgutils.voidptr_t) for at in arguments[:2])
+        cgutils.raw_memcpy(builder, to, source, arguments[2], 1, align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), generate
+
+
+@intrinsic
+def clear(_, to, size):
+    """Set so many bytes to zero."""
+
+    def generate(context, builder, signature, arguments):
+        cgutils.memset(builder, builder.inttoptr(arguments[0], cgutils.voidptr_t), arguments[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+def _combined(builder: Any, matrix: Matrix, values: list[Any]) -> list[Any]:
+    """Return a matrix times a vector of values, in few operations.
+
+    Neighbours in these matrices (1 and 2, 3 and 4 of 6) are equal but for signs, as of the points
+    +1 and -1: of two such columns sum and difference are taken once, of two such rows what they
+    share.
+    """
+    num_out, num_in = len(matrix), len(matrix[0])
+    pairs = ((1, 2), (3, 4))
+    if num_in == 6 and _alike(list(zip(*matrix, strict=True)), pairs):
+        found = []
+        both = [
+            (builder.fadd(values[i], values[j]), builder.fsub(values[i], values[j]))
+            for i, j in pairs
+        ]
+        for row in matrix:
+            terms = [(row[0], values[0]), (row[5], values[5])]
+            for (i, j), (total, difference) in zip(pairs, both, strict=True):
+                terms.append((row[i], total if row[i] == row[j] else difference))
+            found.append(_total(builder, terms))
+        return found
+    if num_out == 6 and _alike(matrix, pairs):
+        rows = {i: _total(builder, zip(matrix[i], values, strict=True)) for i in (0, 5)}
+        for i, j in pairs:
+            places = list(zip(matrix[i], matrix[j], values, strict=True))
+            same = _total(builder, [(f, x) for f, other, x in places if f == other])
+            opposite = _total(builder, [(f, x) for f, other, x in places if f != other])
+            rows[i] = builder.fadd(same, opposite)
+            rows[j] = builder.fsub(same, opposite)
+        return [rows[i] for i in range(6)]
+    return [_total(builder, zip(row, values, strict=True)) for row in matrix]
+
+
+def _alike(rows: Sequence[Sequence[float]], pairs: Sequence[tuple[int, int]]) -> bool:
+    """Tell whether the rows of each pair are equal but for signs."""
+    return all(
+        [abs(value) for value in rows[i]] == [abs(value) for value in rows[j]] for i, j in pairs
+    )
+
+
+def _total(builder: Any, terms: Any) -> Any:
+    """Return the sum of factors times values."""
+    ordered = sorted(((f, x) for f, x in terms if f), key=lambda term: term[0] != 1)
+    factor, total = ordered[0]
+    if factor != 1:
+        total = builder.fmul(_spread(factor), total)
+    for factor, value in ordered[1:]:
+        if factor == 1:
+            total = builder.fadd(total, value)
+        elif factor == -1:
+            total = builder.fsub(total, value)
+        else:
+            total = _fma(builder, _spread(factor), value, total)
+    return total
+
+
+def _places(builder: Any, start: Any, step: Any, num: int) -> list[Any]:
+    """Return so many addresses, a step apart."""
+    places = [start]
+    while len(places) < num:
+        places.append(builder.add(places[-1], step))
+    return places
+
+
+def _load(builder: Any, at: Any) -> Any:
+    loaded = builder.load(builder.inttoptr(at, _VECTOR.as_pointer()))
+    loaded.align = 4
+    return loaded
+
+
+def _store(builder: Any, value: Any, at: Any) -> None:
+    builder.store(value, builder.inttoptr(at, _VECTOR.as_pointer())).align = 4
+
+
+def _broadcast(builder: Any, at: Any) -> Any:
+    """Read a number into each lane."""
+    nothing, first = ir.Constant(_VECTOR, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+    number = builder.load(builder.inttoptr(at, _FLOAT.as_pointer()))
+    one = builder.insert_element(nothing, number, first)
+    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(one, nothing, everywhere)
+
+
+def _spread(value: float) -> Any:
+    return ir.Constant(_VECTOR, [ir.Constant(_FLOAT, float(value))] * LANES)
+
+
+def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+    return builder.call(function, [x, y, z])

@@ -1,0 +1,285 @@
+"""3x3 convolutions of stride 1 in a quarter of the multiplications, in float32.
+
+Winograd's minimal filtering F(4x4, 3x3): a tile of 6x6 pixels of the map that is read gives 4x4 of
+the map that is written. Both, and the kernel, are changed by small matrices, in between a
+convolution is 36 products of matrices [tiles, inputs] x [inputs, outputs]:
+
+    y = A^T [(G g G^T) * (B^T x B)] A
+
+and the gradient of the kernel is what follows from it: G^T [sum of (A dy A^T) * (B^T x B)] G. The
+gradient of x is the same convolution, of the gradient of y by the turned kernel.
+
+A map is ``[images, height, width, channels]``, zero outside; tiles go in blocks of rows, whose
+changed values stay in the processor's cache. Channels are padded with zeros to whole vectors.
+
+Reference: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016,
+arXiv:1509.09308, whose matrices these are.
+"""
+
+from regrow.models.compiled import ADDRESS, HAS_LONG_VECTORS, kernel, part
+from regrow.models.vectors import LANES, VECTOR, Matrix, change, clear, copy, product
+
+TILE = 4  # pixels of a tile's side that are written
+AROUND = 2  # more are read
+PLACES = (TILE + AROUND) ** 2  # products of matrices
+
+B_T: Matrix = [
+    [4, 0, -5, 0, 1, 0],
+    [0, -4, -4, 1, 1, 0],
+    [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0],
+    [0, 2, -1, -2, 1, 0],
+    [0, 4, 0, -5, 0, 1],
+]
+G: Matrix = [
+    [1 / 4, 0, 0],
+    [-1 / 6, -1 / 6, -1 / 6],
+    [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6],
+    [1 / 24, -1 / 12, 1 / 6],
+    [0, 0, 1],
+]
+A_T: Matrix = [
+    [1, 1, 1, 1, 1, 0],
+    [0, 1, -1, 2, -2, 0],
+    [0, 1, 1, 4, 4, 0],
+    [0, 1, -1, 8, -8, 1],
+]
+
+# Rows of a block, as many as registers hold beside what they are made of.
+ROWS = 12 if HAS_LONG_VECTORS else 6
+ROWS_OF_KERNEL = 8 if HAS_LONG_VECTORS else 4  # divides LANES
+# Bytes that rows of more than so many lie further apart: powers of 2 would share cache lines.
+LONG_ROW, APART = 256, 64
+# Numbers of a block of tiles that should stay in the cache, and the fewest tiles of a block.
+BLOCK = 400_000
+FEWEST = 48
+
+_change_map, _change_gradient = change(B_T), change(list(zip(*A_T, strict=True)))
+_change_kernel, _write_map = change(G), change(A_T)
+_write_kernel = change(list(zip(*G, strict=True)))
+_multiply = product(ROWS, adding=False)
+_multiply_and_add = product(ROWS_OF_KERNEL, adding=True)
+_SHAPE = "UniTuple(int64, 4)"
+
+
+def padded(channels: int) -> int:
+    """Return how many channels whole vectors have."""
+    return -(-channels // LANES) * LANES
+
+
+def strips_of(shape: tuple[int, int, int, int], outputs: int) -> int:
+    """Return how many rows of tiles are a block."""
+    images, height, width, inputs = shape
+    tiles = max(BLOCK // (PLACES * (padded(inputs) + padded(outputs))), FEWEST)
+    return max(1, min(tiles // -(-width // TILE), images * -(-height // TILE)))
+
+
+def room_of(shape: tuple[int, int, int, int], outputs: int, strips: int) -> int:
+    """Return how many numbers the kernels need room for, where a block is so many strips."""
+    across = -(-shape[2] // TILE)
+    inputs, outputs = padded(shape[3]), padded(outputs)
+    strip = (TILE + AROUND) * (across * TILE + AROUND) * max(inputs, outputs)
+    tiles = strips * across + ROWS
+    return strip + PLACES * tiles * (inputs + outputs + APART // 2)
+
+
+@part
+def _row_bytes(channels):
+    """Return the bytes from one tile's channels to the next one's."""
+    size = (channels + LANES - 1) // LANES * VECTOR
+    return size if size <= LONG_ROW else size + APART
+
+
+@part
+def _read_strip(x, shape, first, margin, high, wide, strip):
+    """Copy rows of an image into a strip, zero where they lie outside of it.
+
+    The first one and the first column are ``margin`` before those of the image that are named.
+    """
+    height, width, channels = shape
+    pixel, full = channels * 4, (channels + LANES - 1) // LANES * VECTOR
+    for r in range(high):
+        row, to = first - margin + r, strip + r * wide * full
+        if row < 0 or row >= height:
+            clear(to, wide * full)
+            continue
+        source = x + row * width * pixel
+        clear(to, margin * full)
+        to += margin * full
+        if pixel == full:
+            copy(to, source, width * pixel)
+            to += width * pixel
+        else:
+            for _ in range(width):
+                copy(to, source, pixel)
+                clear(to + pixel, full - pixel)
+                to += full
+                source += pixel
+        clear(to, (wide - width - margin) * full)
+
+
+@part
+def _change_maps(x, shape, first, num, strip, to, place):
+    """Write B^T x B for the tiles of some strips: ``[places, tiles, channels]``."""
+    _, height, width, channels = shape
+    down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
+    wide, row = across * TILE + AROUND, _row_bytes(channels)
+    full = (channels + LANES - 1) // LANES * VECTOR
+    for s in range(first, first + num):
+        image = x + s // down * height * width * channels * 4
+        _read_strip(image, shape[1:], s % down * TILE, 1, TILE + AROUND, wide, strip)
+        for t in range(across):
+            source, place_of_tile = strip + t * TILE * full, to + ((s - first) * across + t) * row
+            for c in range(0, full, VECTOR):
+                _change_map(
+                    source + c, wide * full, full, place_of_tile + c, (TILE + AROUND) * place, place
+                )
+
+
+@part
+def _change_gradients(grad, shape, first, num, strip, to, place):
+    """Write A dy A^T for the tiles of some strips: ``[places, tiles, channels]``."""
+    _, height, width, channels = shape
+    down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
+    wide, row = across * TILE, _row_bytes(channels)
+    full = (channels + LANES - 1) // LANES * VECTOR
+    for s in range(first, first + num):
+        image, top = grad + s // down * height * width * channels * 4, s % down * TILE
+        source = image + top * width * full
+        if channels * 4 != full or wide != width or top + TILE > height:
+            _read_strip(image, shape[1:], top, 0, TILE, wide, strip)
+            source = strip
+        for t in range(across):
+            place_of_tile = to + ((s - first) * across + t) * row
+            for c in range(0, full, VECTOR):
+                _change_gradient(
+                    source + t * TILE * full + c,
+                    wide * full,
+                    full,
+                    place_of_tile + c,
+                    (TILE + AROUND) * place,
+                    place,
+                )
+
+
+@part
+def _write_maps(products, row, place, shape, first, num, strip, y):
+    """Write A^T m A for the tiles of some strips into a map."""
+    _, height, width, channels = shape
+    down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
+    wide, pixel = across * TILE, channels * 4
+    full = (channels + LANES - 1) // LANES * VECTOR
+    for s in range(first, first + num):
+        top = s % down * TILE
+        high = min(TILE, height - top)
+        to = y + (s // down * height + top) * width * pixel
+        whole = pixel == full and wide == width and high == TILE
+        target = to if whole else strip
+        for t in range(across):
+            source = products + ((s - first) * across + t) * row
+            for c in range(0, full, VECTOR):
+                _write_map(
+                    source + c,
+                    (TILE + AROUND) * place,
+                    place,
+                    target + t * TILE * full + c,
+                    wide * full,
+                    full,
+                )
+        if not whole:
+            for r in range(high):
+                for w in range(width):
+                    copy(to + (r * width + w) * pixel, strip + (r * wide + w) * full, pixel)
+
+
+@kernel(ADDRESS, "UniTuple(int64, 2)", "boolean", ADDRESS)
+def change_kernel(weight, shape, turned, out):
+    """Write G g G^T: ``[places, vectors, rows, LANES]`` of a kernel ``[rows, 3, 3, lanes]``.
+
+    ``turned``: of the kernel turned by half a circle. Lanes are whole vectors.
+    """
+    rows, lanes = shape
+    place, start, row, column = rows * lanes * 4, 0, 3 * lanes * 4, lanes * 4
+    if turned:
+        start, row, column = 2 * (row + column), -row, -column
+    for c in range(lanes // LANES):
+        for r in range(rows):
+            source = weight + start + r * 9 * lanes * 4 + c * VECTOR
+            to = out + (c * rows + r) * VECTOR
+            _change_kernel(source, row, column, to, (TILE + AROUND) * place, place)
+
+
+@kernel(ADDRESS, _SHAPE, ADDRESS, ADDRESS, "int64", "int64", ADDRESS)
+def convolve(x, shape, kernels, y, outputs, strips, room):
+    """Write a convolution of a map by what ``change_kernel`` wrote."""
+    images, height, width, inputs = shape
+    down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
+    vectors = (outputs + LANES - 1) // LANES
+    tiles = (strips * across + ROWS - 1) // ROWS * ROWS
+    row, row_out = _row_bytes(inputs), _row_bytes(outputs)
+    widest = max((inputs + LANES - 1) // LANES, vectors) * VECTOR
+    changed = room + (TILE + AROUND) * (across * TILE + AROUND) * widest
+    products = changed + PLACES * tiles * row
+    of_y = (images, height, width, outputs)
+    for first in range(0, images * down, strips):
+        num = min(strips, images * down - first)
+        _change_maps(x, shape, first, num, room, changed, tiles * row)
+        for place in range(PLACES):
+            for c in range(vectors):
+                right = kernels + (place * vectors + c) * inputs * VECTOR
+                for t in range(0, num * across, ROWS):
+                    left = changed + (place * tiles + t) * row
+                    to = products + (place * tiles + t) * row_out + c * VECTOR
+                    _multiply(left, row, 4, right, VECTOR, to, row_out, inputs)
+        _write_maps(products, row_out, tiles * row_out, of_y, first, num, room, y)
+
+
+@kernel(ADDRESS, _SHAPE, ADDRESS, "int64", "int64", ADDRESS, ADDRESS, ADDRESS)
+def kernel_gradient(x, shape, grad, outputs, strips, room, sums, out):
+    """Write the gradient of a kernel: ``[outputs, 3, 3, inputs]``, inputs as whole vectors.
+
+    ``sums`` has room for as many for each place, with outputs as whole vectors too.
+    """
+    images, height, width, inputs = shape
+    down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
+    vectors, rows = (inputs + LANES - 1) // LANES, (outputs + LANES - 1) // LANES * LANES
+    tiles = strips * across
+    row, row_of_grad = _row_bytes(inputs), _row_bytes(outputs)
+    widest = max(vectors * VECTOR, rows * 4)
+    changed = room + (TILE + AROUND) * (across * TILE + AROUND) * widest
+    gradients = changed + PLACES * tiles * row
+    clear(sums, PLACES * vectors * rows * VECTOR)
+    of_y = (images, height, width, outputs)
+    for first in range(0, images * down, strips):
+        num = min(strips, images * down - first)
+        _change_maps(x, shape, first, num, room, changed, tiles * row)
+        _change_gradients(grad, of_y, first, num, room, gradients, tiles * row_of_grad)
+        for place in range(PLACES):
+            left = gradients + place * tiles * row_of_grad
+            for c in range(vectors):
+                right = changed + place * tiles * row + c * VECTOR
+                to = sums + (place * vectors + c) * rows * VECTOR
+                for r in range(0, rows, ROWS_OF_KERNEL):
+                    _multiply_and_add(
+                        left + r * 4,
+                        4,
+                        row_of_grad,
+                        right,
+                        row,
+                        to + r * VECTOR,
+                        VECTOR,
+                        num * across,
+                    )
+    place = vectors * rows * VECTOR
+    for r in range(outputs):
+        for c in range(vectors):
+            source, to = sums + (c * rows + r) * VECTOR, out + (r * 9 * vectors + c) * VECTOR
+            _write_kernel(
+                source,
+                (TILE + AROUND) * place,
+                place,
+                to,
+                3 * vectors * VECTOR,
+                vectors * VECTOR,
+            )
