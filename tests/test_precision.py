@@ -130,9 +130,9 @@ def test_store_with_results_from_before_keeps_fp32(
 ) -> None:
     monkeypatch.setattr(room, "decide", _here("bf16"))
     store = Store.open(tmp_path / "store")
-    assert PrecisionChoice(store)() == "bf16"
+    assert PrecisionChoice(store)().precision == "bf16"
     monkeypatch.setattr(Store, "keys", lambda self: ("0" * 64,))
-    assert PrecisionChoice(store)() == "fp32"
+    assert PrecisionChoice(store)().precision == "fp32"
 
 
 def test_of_two_decisions_at_once_the_first_stands(
@@ -147,7 +147,7 @@ def test_of_two_decisions_at_once_the_first_stands(
     choices[0].keep(store)
     with pytest.raises(StoreError, match=r"'auto' is fp32 in this store. Run the same"):
         choices[1].keep(store)
-    assert PrecisionChoice(store)() == "fp32"
+    assert PrecisionChoice(store)().precision == "fp32"
     assert not [path for path in store.root.iterdir() if path.name.endswith(".new")]
 
 

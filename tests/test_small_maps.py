@@ -102,7 +102,7 @@ def test_modules_are_as_before_also_after_an_error() -> None:
     assert "forward" not in vars(conv)
 
 
-def test_training_in_bf16_takes_products_and_nothing_else_does() -> None:
+def test_bf16_takes_products_in_training_and_evaluation_and_fp32_does_not() -> None:
     model = build(ModelSpec("vgg-16", {"classes": 4, "width": 0.125})).to(memory_format=LAST)
     images = torch.randn(4, 3, 32, 32, generator=seeded(0, "images"))
     images = images.contiguous(memory_format=LAST)
@@ -123,7 +123,7 @@ def test_training_in_bf16_takes_products_and_nothing_else_does() -> None:
     assert products("bf16") == 6  # the layers behind the third and the fourth pooling
     assert products("fp32") == 0
     model.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), as_products(model):
         expected = model(images).float()
     with torch.no_grad():
         assert torch.equal(forward(model, images, "bf16"), expected)

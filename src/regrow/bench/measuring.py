@@ -95,7 +95,8 @@ def _core(training: Training) -> Callable[[], object]:
     labels = parts.labels[indices]
 
     def core() -> None:
-        outputs = forward(parts.model, pixels, parts.recipe.precision)
+        recipe = parts.recipe
+        outputs = forward(parts.model, pixels, recipe.precision, engine=recipe.engine)
         loss = parts.objective.mean(outputs, labels)
         for parameter in parts.parameters:
             parameter.grad = None

@@ -155,7 +155,7 @@ def _precision(
     choice = PrecisionChoice(
         open_store(store, create=False) if store.exists() else None, device=device
     )
-    return None if scale == "paper" or choice() == "fp32" else "bf16", choice
+    return None if scale == "paper" or choice().precision == "fp32" else "bf16", choice
 
 
 def _opened(store: Path, choice: "PrecisionChoice", chosen: ChosenBudget | None) -> "Store":

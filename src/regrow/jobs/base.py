@@ -51,7 +51,7 @@ PROGRESS_FILE_SECONDS = 2.0  # for `regrow status` in another terminal
 RANDOM_STATE = "context/random-state"  # beside the job's own tensors in a checkpoint
 # Who says what a training descends: its task, its recipe, or its arm (then no other compares).
 LossOf = Literal["task", "recipe", "arm"]
-OF_A_STEP = ("batch", "precision", "channels_last", "optimiser", "ema", "clip")
+OF_A_STEP = ("batch", "precision", "engine", "channels_last", "optimiser", "ema", "clip")
 
 
 class Job(Protocol):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from regrow.jobs.prune import Prune
     from regrow.jobs.retrain import Retrain
 
-SCORED_BY = ("precision", "channels_last")  # of a recipe, what is used beside a training
+SCORED_BY = ("precision", "engine", "channels_last")  # of a recipe, what is used beside a training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,6 +346,7 @@ def result_of(
         model,
         dataset=dataset,
         precision=recipe.precision,
+        engine=recipe.engine,
         channels_last=recipe.channels_last,
         ranks=context.ranks,
     )

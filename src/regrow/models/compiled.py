@@ -9,7 +9,7 @@ from typing import Any
 
 import llvmlite.binding
 import torch
-from numba import config, njit, types  # type: ignore[attr-defined]
+from numba import config, njit, types
 from numba.extending import intrinsic
 
 ADDRESS = "int64"

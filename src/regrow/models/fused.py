@@ -1,12 +1,16 @@
 """Batch norm and ReLU as one operation, where that is what a training step waits for.
 
-A network says ``rectified(norm, relu, x)`` for ``relu(norm(x))``. In bfloat16 training on a CPU
-the two, with what is added between them or branches off before them, are one operation of few
-passes over memory (``kernels``); anywhere else they are the two modules, called one after another.
-``summed(x, added)`` is their sum, from which the next norm need not read its moments. All give the
-same numbers either way, but for the rounding of single results.
+A network says ``rectified(norm, relu, x)`` for ``relu(norm(x))``. In training on a CPU, in bfloat16
+or where ``fused_in_float32`` allows it in float32, the two, with what is added between them or
+branches off before them, are one operation of few passes over memory (``kernels``); anywhere else
+they are the two modules, called one after another. ``summed(x, added)`` is their sum, from which
+the next norm need not read its moments. All give the same numbers either way, but for the rounding
+of single results.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,18 @@ from regrow.models.layers import FunctionalReLU
 
 LAST = torch.channels_last
 LONG = 256  # elements a row, at least, for the vector unit
+_allowed = threading.local()  # float32 too, in this thread
+
+
+@contextmanager
+def fused_in_float32() -> Iterator[None]:
+    """Let norm and ReLU be one operation in float32 too, which rounds otherwise."""
+    before = getattr(_allowed, "float32", False)
+    _allowed.float32 = True
+    try:
+        yield
+    finally:
+        _allowed.float32 = before
 
 
 def rectified(
@@ -71,13 +87,17 @@ def _fusable(norm: nn.Module, relu: nn.Module, x: Tensor) -> bool:
 def _readable(x: Tensor) -> bool:
     """Tell whether this is a map in training that the kernels read."""
     return (
-        x.dtype == torch.bfloat16
+        (x.dtype == torch.bfloat16 or (x.dtype == torch.float32 and _is_fused_in_float32()))
         and x.device.type == "cpu"
         and torch.is_grad_enabled()
         and x.dim() == 4
         and x.numel() > 0
         and x.is_contiguous(memory_format=LAST)
     )
+
+
+def _is_fused_in_float32() -> bool:
+    return getattr(_allowed, "float32", False) and not torch.is_autocast_enabled("cpu")
 
 
 def _is_vector(x: Tensor) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import types  # type: ignore[attr-defined]
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -23,6 +23,12 @@ _COUNT, _FLOAT = ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 
 
+def _of_addresses(typing: Callable[..., Any]) -> Callable[..., None]:
+    """Make a function that kernels call of what types and generates it."""
+    made: Callable[..., None] = intrinsic(typing)
+    return made
+
+
 def product(rows: int, *, adding: bool) -> Callable[..., None]:
     """Return what writes a block of so many rows of a product of matrices, or adds to it.
 
@@ -30,7 +36,7 @@ def product(rows: int, *, adding: bool) -> Callable[..., None]:
     element of a is at ``a + i * a_row + k * a_step``, each row of b at ``b + k * b_step``.
     """
 
-    @intrinsic
+    @_of_addresses
     def multiply(_, a, a_row, a_step, b, b_step, c, c_row, num):
         def generate(context, builder, signature, arguments):
             a, a_row, a_step, b, b_step, c, c_row, num = arguments
@@ -74,7 +80,7 @@ def change(matrix: Matrix) -> Callable[..., None]:
     """Return what writes ``matrix @ tile @ matrix.T`` for ``LANES`` channels of a tile."""
     num_out, num_in = len(matrix), len(matrix[0])
 
-    @intrinsic
+    @_of_addresses
     def write(_, x, x_row, x_column, y, y_row, y_column):
         def generate(context, builder, signature, arguments):
             x, x_row, x_column, y, y_row, y_column = arguments
@@ -97,7 +103,7 @@ def change(matrix: Matrix) -> Callable[..., None]:
     return write
 
 
-@intrinsic
+@_of_addresses
 def copy(_, to, source, size):
     """Copy so many bytes."""
 
@@ -109,7 +115,7 @@ def copy(_, to, source, size):
     return types.void(*[types.int64] * 3), generate
 
 
-@intrinsic
+@_of_addresses
 def clear(_, to, size):
     """Set so many bytes to zero."""
 

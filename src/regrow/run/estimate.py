@@ -347,9 +347,9 @@ def _time(network: nn.Module, dataset: Dataset, recipe: Recipe) -> tuple[float, 
             break
     rows = torch.arange(min(len(dataset.test), CALIBRATION_IMAGES))
     some = MemoryImages(dataset.test.batch(rows), dataset.test.labels[rows])
-    layout = {"precision": recipe.precision, "channels_last": recipe.channels_last}
+    layout = {name: getattr(recipe, name) for name in ("precision", "engine", "channels_last")}
     began = time.perf_counter()
-    evaluate(network, some, dataset, **layout)  # type: ignore[arg-type]
+    evaluate(network, some, dataset, **layout)
     return median(times[WARM_STEPS:] or times), (time.perf_counter() - began) / len(rows)
 
 

@@ -1,13 +1,13 @@
 """The meaning of ``precision: auto``: bf16 where the processor has it and it pays, else fp32.
 
-Jobs are keyed by the precision that they compute in, so a store keeps what was decided when it was
-first run: another machine then finds the same jobs.
+And of ``engine: auto`` in fp32. Jobs are keyed by both, so a store keeps what was decided when it
+was first run: another machine then finds the same jobs.
 """
 
 import platform
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import cache
 from typing import Any, get_args
@@ -20,13 +20,14 @@ from regrow.errors import StoreError
 from regrow.jobs.base import Job, all_jobs
 from regrow.run.executors import one_thread
 from regrow.store import Store
-from regrow.train import Precision
+from regrow.train import Computing, EngineName, Precision
 from regrow.train.safe_convolutions import safe_convolutions
 
 PAYS = 0.9  # of the time that a step takes in fp32: the least gain that is worth another rounding
 HOPELESS = 3.0  # times fp32's: what a step of two images shows, without waiting for more
 FEW, MANY = 2, 32  # images a step
 ROUNDS = 3
+ENGINE: EngineName = "exact"  # in fp32 on a CPU
 NAME = "precision"  # of the decision in the store
 
 
@@ -49,32 +50,43 @@ class PrecisionSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The precision that ``auto`` stands for in a store, and the reason."""
+    """The precision and engine that ``auto`` stands for in a store, and the reason."""
 
     precision: Precision
     why: str
     machine: str
     date: str
+    engine: EngineName = "exact"
 
     @classmethod
     def from_json(cls, value: Any) -> "Decision":
         """Read what a store keeps."""
         names = [*cls.__dataclass_fields__]
-        if not isinstance(value, dict) or sorted(value) != sorted(names):
+        if not isinstance(value, dict) or sorted({"engine": "exact"} | value) != sorted(names):
             raise StoreError(f"The store's {NAME}.json must have {', '.join(names)}. Remove it.")
         if value["precision"] not in get_args(Precision):
             raise StoreError(
                 f"The precision of the store's {NAME}.json must be one of "
                 f"{', '.join(get_args(Precision))}. Got {value['precision']!r}. Remove it."
             )
+        if value.get("engine", "exact") not in get_args(EngineName):
+            raise StoreError(
+                f"The engine of the store's {NAME}.json must be one of "
+                f"{', '.join(get_args(EngineName))}. Got {value['engine']!r}. Remove it."
+            )
         return cls(**value)
 
     def __str__(self) -> str:
-        return f"{self.precision}, which 'auto' became on {self.date}: {self.why} ({self.machine})"
+        return f"{self.words}, which 'auto' became on {self.date}: {self.why} ({self.machine})"
+
+    @property
+    def words(self) -> str:
+        """What is computed in, and by what engine unless that is PyTorch's own operations."""
+        return self.precision + ("" if self.engine == "exact" else f" by {self.engine} kernels")
 
 
 class PrecisionChoice:
-    """The precision that ``auto`` stands for in one command; decided on first use.
+    """The precision and engine that ``auto`` stands for in one command; decided on first use.
 
     By the store, if it has decided, or has results from when fp32 was the default; else by a
     measurement, which a command that only looks (``measure=False``) leaves out.
@@ -86,20 +98,20 @@ class PrecisionChoice:
         self._device = device
         self._measure = measure
 
-    def __call__(self) -> Precision:
+    def __call__(self) -> Computing:
         """Decide, once."""
         if self.decision is None:
             self.decision = self._decide()
-        return self.decision.precision
+        return Computing(precision=self.decision.precision, engine=self.decision.engine)
 
     def keep(self, store: Store) -> None:
         """Keep what was decided, if anything was, for all commands on this store after this."""
         if self.decision is None:
             return
         decision = Decision.from_json(store.decide(NAME, asdict(self.decision)))
-        if decision.precision != self.decision.precision:
+        if decision.words != self.decision.words:
             raise StoreError(
-                f"Another command has just decided that 'auto' is {decision.precision} in this "
+                f"Another command has just decided that 'auto' is {decision.words} in this "
                 "store. Run the same command again."
             )
 
@@ -122,10 +134,14 @@ def decide(device: str = "cpu") -> Decision:
         name = torch.cuda.get_device_name(device)
         return _decision("bf16" if native else "fp32", f"{name} computes it", machine=name)
     if not is_native():
-        return _decision("fp32", "this processor does not compute bfloat16")
+        return _in_fp32("this processor does not compute bfloat16")
     speed = measured()
     pays = speed.times < PAYS
-    return _decision("bf16" if pays else "fp32", str(speed))
+    return _decision("bf16", str(speed)) if pays else _in_fp32(str(speed))
+
+
+def _in_fp32(why: str) -> Decision:
+    return replace(_decision("fp32", why), engine=ENGINE)
 
 
 def is_native() -> bool:

@@ -72,7 +72,7 @@ from regrow.studies.keys import (
 from regrow.studies.study import MOST_NAME_BYTES, TRAIN, read_margin
 from regrow.studies.transfers import TRANSFERS, head_keys
 from regrow.tasks import TASKS
-from regrow.train import AUTO, RECIPES, Precision, Recipe
+from regrow.train import AUTO, RECIPES, EngineName, Precision, Recipe
 from regrow.train.function import UNITS as BUDGET_UNITS
 from regrow.train.objective import OBJECTIVES
 from regrow.train.objective import PASSED as PASSED_TO_OBJECTIVE
@@ -371,6 +371,7 @@ def _recipe_fields() -> dict[str, Schema]:
     forms: dict[str, Schema] = {
         "schedule": {"enum": [*SCHEDULES.names()]},
         "precision": {"enum": [*get_args(Precision), AUTO], "default": AUTO},
+        "engine": {"enum": [*get_args(EngineName), AUTO], "default": AUTO},
         "objective": any_of(_objective(OBJECTIVES.names()), NOTHING),
         "optimiser": any_of(_optimiser(), NOTHING),
     }

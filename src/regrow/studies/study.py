@@ -68,7 +68,7 @@ from regrow.core.validation import is_number, mapping, text
 from regrow.errors import ConfigError, short, unknown
 from regrow.studies.experiment import Experiment, read_experiments
 from regrow.studies.keys import AXES, EACH, KEYS, OWN_KEYS
-from regrow.studies.yaml_file import decided, read_file, replaced
+from regrow.studies.yaml_file import Choose, decided, read_file, replaced
 from regrow.train import Precision
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Study:
     def load(
         cls,
         path: str | Path,
-        precision: Precision | Callable[[], Precision] = "fp32",
+        precision: Precision | Choose = "fp32",
         *,
         data: Mapping[str, str] | None = None,
         change: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
@@ -128,8 +128,8 @@ class Study:
         """Read a study file; a ``ConfigError`` says where it is wrong.
 
         ``precision`` is what recipes have that say ``auto``, or nothing; a function is asked only
-        if there is one (see ``run.precision``). ``data`` stand in for those that the study names;
-        ``change`` is made to all of it after that.
+        if there is one, and may say the engine too (see ``run.precision``). ``data`` stand in for
+        those that the study names; ``change`` is made to all of it after that.
         """
 
         def parse(value: Any, name: str) -> "Study":

@@ -14,7 +14,7 @@ from unicodedata import category
 import yaml
 
 from regrow.errors import ConfigError, short, shortened, unknown
-from regrow.train import AUTO, Precision
+from regrow.train import AUTO, Computing, Precision
 
 Read = TypeVar("Read")
 
@@ -200,35 +200,49 @@ def _other(data: Any, replacements: Mapping[str, str], names: set[str]) -> Any:
     return {**fields, "name": replacement} if isinstance(data, Mapping) else replacement
 
 
-def decided(value: Any, precision: Callable[[], Precision]) -> Any:
-    """Return a study, as a file has it, whose recipes say a precision: where they do not, this.
+Choose = Callable[[], Precision | Computing]
 
-    ``precision`` is asked only if a recipe does not say, or says ``auto``.
+
+def decided(value: Any, choose: Choose) -> Any:
+    """Return a study, as a file has it, whose recipes say what they compute by.
+
+    Where they do not: this precision, and with it this engine. ``choose`` is asked only if a recipe
+    does not say, or says ``auto``.
     """
     if not isinstance(value, Mapping) or "train" in value:  # a function of one's own decides
         return value
-    study = _decided(value, precision)
+    study = _decided(value, choose)
     whole = {} if "backbone" in value else {"name": "cifar"}  # what a study has that gives none
     if "recipe" not in value:
-        study["recipe"] = _decided_recipe(whole, precision)
+        study["recipe"] = _decided_recipe(whole, choose)
     if isinstance(value.get("backbone"), Mapping):
-        study["backbone"] = decided(value["backbone"], precision)
+        study["backbone"] = decided(value["backbone"], choose)
     return study
 
 
-def _decided(value: Any, precision: Callable[[], Precision]) -> Any:
+def _decided(value: Any, choose: Choose) -> Any:
     if isinstance(value, list):
-        return [_decided(entry, precision) for entry in value]
+        return [_decided(entry, choose) for entry in value]
     if not isinstance(value, Mapping):
         return value
     return {
-        key: _decided_recipe(entry, precision) if key == "recipe" else _decided(entry, precision)
+        key: _decided_recipe(entry, choose) if key == "recipe" else _decided(entry, choose)
         for key, entry in value.items()
     }
 
 
-def _decided_recipe(value: Any, precision: Callable[[], Precision]) -> Any:
+def _decided_recipe(value: Any, choose: Choose) -> Any:
     recipe = {"name": value} if isinstance(value, str) else value
-    if not isinstance(recipe, Mapping) or recipe.get("precision", AUTO) != AUTO:
+    if not isinstance(recipe, Mapping):
         return value
-    return {**recipe, "precision": precision()}
+    is_open = recipe.get("precision", AUTO) == AUTO
+    if not is_open and recipe.get("engine") != AUTO:
+        return value
+    chosen = choose()
+    computing = chosen if isinstance(chosen, Computing) else Computing(precision=chosen)
+    found = {**recipe, "precision": computing.precision if is_open else recipe["precision"]}
+    if found["precision"] == "bf16":
+        found.pop("engine", None)  # there is one
+    elif recipe.get("engine", AUTO) == AUTO:
+        found["engine"] = computing.engine
+    return found

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from regrow.core.lazy import exports
 from regrow.train.objective import CROSS_ENTROPY, Objective, make_objective, register_objective
 from regrow.train.optimiser import register_optimiser
-from regrow.train.recipe import AUTO, RECIPES, Precision, Recipe, named
+from regrow.train.recipe import AUTO, RECIPES, Computing, EngineName, Precision, Recipe, named
 from regrow.train.schedules import register_schedule
 from regrow.train.treatment import NO_TREATMENT, MaskUpdates, Moment, Treatment
 
@@ -19,6 +19,8 @@ __all__ = [
     "CROSS_ENTROPY",
     "NO_TREATMENT",
     "RECIPES",
+    "Computing",
+    "EngineName",
     "Evaluation",
     "MaskUpdates",
     "Moment",

@@ -15,7 +15,7 @@ from regrow.tasks import task_of
 from regrow.train.engine import BATCHES_AHEAD, on_device
 from regrow.train.layout import takes_channels_last
 from regrow.train.objective import Objective, make_objective
-from regrow.train.recipe import Precision
+from regrow.train.recipe import EngineName, Precision
 from regrow.train.step import forward, normalised
 
 EVALUATION_BATCH = 256  # the paper's
@@ -41,6 +41,7 @@ def evaluate(
     *,
     objective: Objective | None = None,
     precision: Precision = "fp32",
+    engine: EngineName = "exact",
     channels_last: bool = True,
     batch: int = EVALUATION_BATCH,
     ranks: Ranks = ALONE,
@@ -78,7 +79,7 @@ def evaluate(
             indices = order[place]
             pixels = images.batch(indices).to(device, non_blocking=True)
             x = normalised(pixels, factors, channels_last=channels_last)
-            outputs = forward(model, x, precision)
+            outputs = forward(model, x, precision, engine=engine)
             targets = labels[indices.to(device)]
             losses[place] = objective.total(outputs, targets)
             tallies[place] = task.tally(outputs, targets)

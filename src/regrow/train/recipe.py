@@ -23,7 +23,18 @@ from regrow.train.optimiser import OPTIMISERS, SGD, check_optimiser
 from regrow.train.schedules import SCHEDULES, factor
 
 Precision = Literal["fp32", "bf16"]
-AUTO = "auto"  # in a study file, for the precision that its store has decided on
+EngineName = Literal["exact", "fused"]
+AUTO = "auto"  # in a study file, for the precision or engine that its store has decided on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    """The precision and the engine that recipes of a study file are given which leave them open."""
+
+    precision: Precision
+    engine: EngineName = "exact"
+
+
 Decayed = Literal["all", "factors", "weights"]
 
 
@@ -62,6 +73,11 @@ class Recipe:
     ``data/augment.py``.
     ``precision``: ``bf16`` computes layers in bfloat16 and keeps parameters and momentum in fp32.
     In a study file also ``auto``, which is what a recipe there has that says none.
+    ``engine``: what computes in fp32 on a CPU. ``exact`` is PyTorch's own operations, bitwise a
+    plain loop; ``fused`` computes norm, ReLU and sums as one operation and 3x3 convolutions in
+    fewer multiplications, which rounds otherwise and takes less time. In a study file also
+    ``auto``, which is what a recipe there has that says neither it nor a precision. On a GPU it
+    changes nothing, and in bf16 there is one engine.
     ``channels_last``: the memory layout of images. It changes only the order of sums, and pays at
     every size: bf16 1.3x at 8 px and 1.1x (VGG-16) to 1.6x (PreResNet-164) at 32 px; fp32 1.2x at
     8 px and 0.95x (VGG-16) to 1.6x at 32 px. False is for comparison.
@@ -100,6 +116,7 @@ class Recipe:
     norm_bias_rate: float = 1.0
     lookahead: int | None = None
     alternating_flip: bool = False
+    engine: EngineName = "exact"
 
     def __post_init__(self) -> None:
         whole_as_floats_(self)
@@ -123,18 +140,30 @@ class Recipe:
             raise self._error("nesterov", "false where 'momentum' is 0")
         if self.augmentation is not None and not isinstance(self.augmentation, str):
             raise self._error("augmentation", "a text, or nothing for the data set's own")
-        if self.precision == AUTO:
-            raise ConfigError(
-                "The precision 'auto' is decided for a store, by the commands that read a study "
-                "file. Give 'fp32' or 'bf16' here, or Study.load(path, precision=...)."
-            )
-        for name, values in (("precision", get_args(Precision)), ("decayed", get_args(Decayed))):
-            if getattr(self, name) not in values:
-                raise ConfigError(f"Recipe: {unknown(name, str(getattr(self, name)), values)}")
+        self._check_computing()
+        if self.decayed not in get_args(Decayed):
+            raise ConfigError(f"Recipe: {unknown('decayed', str(self.decayed), get_args(Decayed))}")
         if self.schedule not in SCHEDULES:
             values = SCHEDULES.known()
             raise ConfigError(f"Recipe: {unknown('schedule', str(self.schedule), values)}")
         self._check_options()
+
+    def _check_computing(self) -> None:
+        for name, values in (("precision", get_args(Precision)), ("engine", get_args(EngineName))):
+            value = getattr(self, name)
+            if value == AUTO:
+                raise ConfigError(
+                    f"The {name} 'auto' is decided for a store, by the commands that read a study "
+                    f"file. Give {' or '.join(map(repr, values))} here, or "
+                    "Study.load(path, precision=...)."
+                )
+            if value not in values:
+                raise ConfigError(f"Recipe: {unknown(name, str(value), values)}")
+        if self.precision == "bf16" and self.engine != "exact":
+            raise ConfigError(
+                "The 'engine' of a recipe is for fp32: in bf16 the fused kernels always compute. "
+                f"Leave it out. Got {self.engine!r}."
+            )
 
     def lr_at(self, epoch: int, *, place: int = 0, steps: int = 1) -> float:
         """Return the learning rate at a place of an epoch of so many steps, all counted from 0.

@@ -1,7 +1,7 @@
 """One training step: the order of everything inside it, as tensor operations."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -11,10 +11,12 @@ from torch.utils._pytree import tree_map_only
 
 from regrow.data import Images
 from regrow.data.augment import cut_out, mix, scale_bytes
+from regrow.models.fused import fused_in_float32
+from regrow.train.fast_convolutions import fast_convolutions
 from regrow.train.masks import MaskedWeights
 from regrow.train.objective import Objective
 from regrow.train.optimiser import Optimiser
-from regrow.train.recipe import Precision, Recipe
+from regrow.train.recipe import EngineName, Precision, Recipe
 from regrow.train.safe_convolutions import safe_convolutions
 from regrow.train.small_maps import as_products
 from regrow.train.treatment import Moment, Treatment
@@ -106,7 +108,7 @@ def update(
     if recipe.mixup is not None:
         x = mix(x, numbers.share)
     with random:
-        outputs = forward(parts.network, x, recipe.precision)
+        outputs = forward(parts.network, x, recipe.precision, engine=recipe.engine)
     loss = loss_of(parts, outputs, batch.labels, inputs=x, share=numbers.share)
     for parameter in parts.parameters:
         parameter.grad = None
@@ -218,24 +220,36 @@ def normalised(
     return scale_bytes(pixels, *normalisation).contiguous(memory_format=layout)
 
 
-def forward(model: nn.Module, pixels: Any, precision: Precision) -> Any:
+def forward(
+    model: nn.Module, pixels: Any, precision: Precision, *, engine: EngineName = "exact"
+) -> Any:
     """Return what a network returns, its tensors as fp32, whatever they were computed in.
 
     ``pixels`` are its input, or several by name.
     """
-    # Autocast rather than bf16 copies of the weights beside fp32 masters: casting once a step gains
-    # 1 % (ResNet-56, VGG-16) to 8 % (DenseNet-40), and callbacks would see weights of two kinds.
-    on_cpu = pixels.device.type == "cpu"
-    products = precision == "bf16" and on_cpu and torch.is_grad_enabled()
-    with (
-        torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bf16"),
-        as_products(model) if products else nullcontext(),
-        safe_convolutions(),
-    ):
+    with computing(model, pixels.device.type, precision, engine=engine):
         outputs = model(**pixels) if isinstance(pixels, Mapping) else model(pixels)
     if isinstance(outputs, Tensor):
         return outputs.float()
     return tree_map_only(Tensor, _as_float, outputs)
+
+
+@contextmanager
+def computing(
+    model: nn.Module, kind: str, precision: Precision, *, engine: EngineName = "exact"
+) -> Iterator[None]:
+    """Let a network's forward pass compute so, on a kind of device."""
+    # Autocast rather than bf16 copies of the weights beside fp32 masters: casting once a step gains
+    # 1 % (ResNet-56, VGG-16) to 8 % (DenseNet-40), and callbacks would see weights of two kinds.
+    fused = kind == "cpu" and engine == "fused"
+    with (
+        torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"),
+        as_products(model) if kind == "cpu" and precision == "bf16" else nullcontext(),
+        fast_convolutions(model) if fused else nullcontext(),
+        fused_in_float32() if fused else nullcontext(),
+        safe_convolutions(),
+    ):
+        yield
 
 
 def _as_float(tensor: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ def teacher_of(
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def outputs(inputs: Any) -> Any:
-        return forward(network, inputs.contiguous(memory_format=layout), recipe.precision)
+        x = inputs.contiguous(memory_format=layout)
+        return forward(network, x, recipe.precision, engine=recipe.engine)
 
     return outputs
