@@ -8,8 +8,9 @@ to them cost as much as the arithmetic of small maps.
 from typing import Any
 
 import llvmlite.binding
+import numpy as np
 import torch
-from numba import config, njit, types
+from numba import carray, config, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
 ADDRESS = "int64"
@@ -58,3 +59,9 @@ def pointer(_, address):
         return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
 
     return types.voidptr(address), generate
+
+
+@njit(inline="always")
+def vector(address, num):
+    """Read so many float32 numbers."""
+    return carray(pointer(address), num, np.float32)  # type: ignore[call-arg]

@@ -22,7 +22,7 @@ from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from regrow.models.compiled import ADDRESS, kernel, part, pointer
+from regrow.models.compiled import ADDRESS, kernel, part, pointer, vector
 
 ROWS = 64  # summed in float32
 AHEAD = 4  # rows: what the processor fetches on its own comes late (1.15 times as long a pass)
@@ -66,11 +66,6 @@ def _round(value, like):
 @njit(inline="always")
 def _map(address, shape, element):
     return carray(pointer(address), shape, element)  # type: ignore[call-arg]
-
-
-@njit(inline="always")
-def _vector(address, num):
-    return carray(pointer(address), num, np.float32)  # type: ignore[call-arg]
 
 
 @intrinsic
@@ -172,8 +167,8 @@ def _statistics(num, moments, norm, eps, momentum, saved):
     through the standard deviation, factor and term.
     """
     channels = saved.shape[1]
-    weight, bias = _vector(norm[0], channels), _vector(norm[1], channels)
-    running_mean, running_var = _vector(norm[2], channels), _vector(norm[3], channels)
+    weight, bias = vector(norm[0], channels), vector(norm[1], channels)
+    running_mean, running_var = vector(norm[2], channels), vector(norm[3], channels)
     for c in range(channels):
         offset = moments[1, c] / num
         mean = moments[0, c] + offset
@@ -374,7 +369,7 @@ def _norm_relu_backward_of(element: Any):
         else:
             of_y = of_x
             sums = _slopes(of_x, of_y, of_grad, factor, term, mean)
-        norm = _vector(of_weight, channels), _vector(of_bias, channels)
+        norm = vector(of_weight, channels), vector(of_bias, channels)
         per_x, constant = _line(rows * width // channels, sums, saved, norm[0], norm[1])
         lines = factor, term, per_x, constant
         if y:

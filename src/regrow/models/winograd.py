@@ -16,7 +16,7 @@ Reference: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CV
 arXiv:1509.09308, whose matrices these are.
 """
 
-from regrow.models.compiled import ADDRESS, HAS_LONG_VECTORS, kernel, part
+from regrow.models.compiled import ADDRESS, HAS_LONG_VECTORS, kernel, part, vector
 from regrow.models.vectors import LANES, VECTOR, Matrix, change, clear, copy, product
 
 TILE = 4  # pixels of a tile's side that are written
@@ -51,9 +51,11 @@ ROWS = 12 if HAS_LONG_VECTORS else 6
 ROWS_OF_KERNEL = 8 if HAS_LONG_VECTORS else 4  # divides LANES
 # Bytes that rows of more than so many lie further apart: powers of 2 would share cache lines.
 LONG_ROW, APART = 256, 64
-# Numbers of a block of tiles that should stay in the cache, and the fewest tiles of a block.
+# Numbers of a block of tiles that should stay in the cache, and the fewest tiles of a block: more
+# where the kernel is large, which each block reads again.
 BLOCK = 400_000
 FEWEST = 48
+OF_KERNEL = 512  # inputs x outputs for each further tile
 
 _change_map, _change_gradient = change(B_T), change(list(zip(*A_T, strict=True)))
 _change_kernel, _write_map = change(G), change(A_T)
@@ -71,7 +73,8 @@ def padded(channels: int) -> int:
 def strips_of(shape: tuple[int, int, int, int], outputs: int) -> int:
     """Return how many rows of tiles are a block."""
     images, height, width, inputs = shape
-    tiles = max(BLOCK // (PLACES * (padded(inputs) + padded(outputs))), FEWEST)
+    inputs, outputs = padded(inputs), padded(outputs)
+    tiles = max(BLOCK // (PLACES * (inputs + outputs)), FEWEST, inputs * outputs // OF_KERNEL)
     return max(1, min(tiles // -(-width // TILE), images * -(-height // TILE)))
 
 
@@ -191,6 +194,25 @@ def _write_maps(products, row, place, shape, first, num, strip, y):
             for r in range(high):
                 for w in range(width):
                     copy(to + (r * width + w) * pixel, strip + (r * wide + w) * full, pixel)
+
+
+@kernel(ADDRESS, "UniTuple(int64, 2)", ADDRESS)
+def turn_over(weight, shape, out):
+    """Write a kernel ``[rows, 3, 3, columns]`` as ``[columns, 3, 3, rows]``.
+
+    Rows become whole vectors there.
+    """
+    rows, columns = shape
+    lanes = (rows + LANES - 1) // LANES * LANES
+    source, to = vector(weight, rows * 9 * columns), vector(out, columns * 9 * lanes)
+    if lanes > rows:
+        to[:] = 0
+    for first in range(0, columns, LANES):  # a line of the cache at a time
+        for top in range(0, rows, LANES):
+            for place in range(9):
+                for r in range(top, min(top + LANES, rows)):
+                    for c in range(first, min(first + LANES, columns)):
+                        to[(c * 9 + place) * lanes + r] = source[(r * 9 + place) * columns + c]
 
 
 @kernel(ADDRESS, "UniTuple(int64, 2)", "boolean", ADDRESS)

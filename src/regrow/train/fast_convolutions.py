@@ -1,7 +1,8 @@
-"""3x3 convolutions in float32 on a CPU in fewer multiplications than PyTorch's.
+"""Convolutions in float32 on a CPU in less time than PyTorch's.
 
-``regrow/models/winograd.py`` has the arithmetic. Their results are those of a convolution but for
-rounding: of single results some 1e-5 of the largest, where PyTorch's own is off by 1e-6.
+Those of 3x3 in fewer multiplications (``regrow/models/winograd.py`` has the arithmetic), over small
+maps and of 1x1 as products of matrices. Their results are those of a convolution but for rounding:
+single results are off by some 1e-5 of the largest, where PyTorch's own are by 1e-6.
 """
 
 import threading
@@ -16,15 +17,17 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from regrow.train.small_maps import product
+
 LAST = torch.channels_last
 FEWEST_CHANNELS = 8
-FEWEST_PIXELS = 3  # of a map's side
+TILED_PIXELS = 3  # of a map's side, at least; smaller maps are products of matrices
 _memory = threading.local()  # that kernels work in, one a thread
 
 
 @contextmanager
 def fast_convolutions(model: nn.Module) -> Iterator[None]:
-    """Let a network's 3x3 convolutions be computed so where that is faster.
+    """Let a network's convolutions be computed so where that is faster.
 
     For a forward pass in float32; the modules stay what they are.
     """
@@ -42,12 +45,11 @@ def fast_convolutions(model: nn.Module) -> Iterator[None]:
 def _applies(module: nn.Conv2d) -> bool:
     return (
         type(module) is nn.Conv2d  # no other kind, which may compute something else
-        and module.kernel_size == (3, 3)
         and module.stride == (1, 1)
-        and module.padding == (1, 1)
         and module.dilation == (1, 1)
         and module.groups == 1
         and module.padding_mode == "zeros"
+        and (module.kernel_size, module.padding) in (((3, 3), (1, 1)), ((1, 1), (0, 0)))
         and min(module.in_channels, module.out_channels) >= FEWEST_CHANNELS
         and "forward" not in vars(module)
     )
@@ -61,12 +63,15 @@ def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
         and x.shape[1] == conv.in_channels
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and min(x.shape[2:]) >= FEWEST_PIXELS
-        and len(x) > 0
+        and x.numel() > 0
         and x.is_contiguous(memory_format=LAST)
         and not torch.is_autocast_enabled("cpu")
     ):
         return type(conv).forward(conv, x)
+    if conv.kernel_size == (1, 1):
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    if max(x.shape[2:]) < TILED_PIXELS:
+        return product(conv, x)
     y: Tensor = _TiledConvolution.apply(x, weight)
     return y if bias is None else y + bias[:, None, None]
 
@@ -74,33 +79,40 @@ def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
 class _TiledConvolution(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        from regrow.models import winograd
+
         ctx.save_for_backward(x, weight)
-        # [inputs, 3, 3, outputs]: the outputs are what lies side by side.
-        return _apply(x, weight.permute(1, 2, 3, 0), turned=False)
+        outputs, inputs = weight.shape[:2]
+        near = weight.permute(0, 2, 3, 1).contiguous()
+        kernel = torch.empty(inputs, 3, 3, winograd.padded(outputs))
+        winograd.turn_over(near.data_ptr(), (outputs, inputs), kernel.data_ptr())
+        return _apply(x, kernel, outputs, turned=False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        from regrow.models import winograd
+
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=LAST)
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_x = _apply(grad, weight.permute(0, 2, 3, 1), turned=True)
+            inputs = weight.shape[1]
+            kernel = F.pad(weight.permute(0, 2, 3, 1), (0, winograd.padded(inputs) - inputs))
+            of_x = _apply(grad, kernel.contiguous(), inputs, turned=True)
         if ctx.needs_input_grad[1]:
             of_weight = _gradient_of_weight(x, grad)
         return of_x, of_weight
 
 
-def _apply(x: Tensor, weight: Tensor, *, turned: bool) -> Tensor:
-    """Convolve a map by a weight ``[inputs, 3, 3, outputs]``."""
+def _apply(x: Tensor, kernel: Tensor, outputs: int, *, turned: bool) -> Tensor:
+    """Convolve a map by a kernel ``[inputs, 3, 3, outputs]``, outputs as whole vectors."""
     from regrow.models import winograd
 
-    inputs, outputs = weight.shape[0], weight.shape[-1]
+    inputs, lanes = kernel.shape[0], kernel.shape[-1]
     shape = _shape(x)
-    lanes = winograd.padded(outputs)
-    near = F.pad(weight, (0, lanes - outputs)).contiguous()
     changed = torch.empty(winograd.PLACES * inputs * lanes)
-    winograd.change_kernel(near.data_ptr(), (inputs, lanes), turned, changed.data_ptr())
+    winograd.change_kernel(kernel.data_ptr(), (inputs, lanes), turned, changed.data_ptr())
     y = torch.empty((len(x), outputs, *x.shape[2:]), memory_format=LAST)
     strips = winograd.strips_of(shape, outputs)
     room = _room(winograd.room_of(shape, outputs, strips))

@@ -1,10 +1,10 @@
 """Convolutions over maps of few pixels, as products of matrices.
 
-PyTorch's own convolutions in bfloat16 on a CPU are made for large maps: over 4x4 pixels of 512
+PyTorch's own convolutions on a CPU are made for large maps: in bfloat16 over 4x4 pixels of 512
 channels their gradients of the weights take six times as long as a product of matrices.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -61,11 +61,14 @@ def _applies(module: nn.Conv2d) -> bool:
 def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Return what a convolution returns."""
     if x.dim() == 4 and 0 < _pixels(conv, x) <= PIXELS and len(x) > 0:
-        y: Tensor = _MatrixConvolution.apply(
-            x.bfloat16(), conv.weight, conv.bias, conv.stride, conv.padding
-        )
-        return y
+        return product(conv, x.bfloat16())
     return type(conv).forward(conv, x)
+
+
+def product(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return what a convolution returns, as a product of matrices in the type of a map."""
+    y: Tensor = _MatrixConvolution.apply(x, conv.weight, conv.bias, conv.stride, conv.padding)
+    return y
 
 
 def _pixels(conv: nn.Conv2d, x: Tensor) -> int:
@@ -88,10 +91,10 @@ class _MatrixConvolution(Function):
         stride: tuple[int, int],
         padding: tuple[int, int],
     ) -> Tensor:
-        near = weight.bfloat16().contiguous(memory_format=torch.channels_last)
+        near = weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
         windows = _windows(x, tuple(near.shape[2:]), stride, padding)
         rows, matrix = windows.flatten(0, 2), _matrix(near)
-        y = rows @ matrix.t() if bias is None else torch.addmm(bias.bfloat16(), rows, matrix.t())
+        y = rows @ matrix.t() if bias is None else torch.addmm(bias.to(x.dtype), rows, matrix.t())
         ctx.save_for_backward(rows, near)
         ctx.of_x = x.shape, stride, padding
         return y.view(*windows.shape[:3], -1).permute(0, 3, 1, 2)
@@ -105,8 +108,12 @@ class _MatrixConvolution(Function):
         num_out, num_in, height, width = weight.shape
         of_weight = (grads.t() @ rows).float().view(num_out, height, width, num_in)
         of_x = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and weight.dtype == torch.bfloat16:
             of_x = conv2d_input(shape, weight, grad, stride, padding)  # type: ignore[no-untyped-call]
+        elif ctx.needs_input_grad[0]:
+            seen = grads @ _matrix(weight)
+            seen = seen.view(len(grad), *grad.shape[2:], height, width, num_in)
+            of_x = _sum_of_windows(seen, shape, stride, padding)
         of_bias = grads.sum(0, dtype=torch.float32) if ctx.needs_input_grad[2] else None
         return of_x, of_weight.permute(0, 3, 1, 2), of_bias, None, None
 
@@ -136,3 +143,22 @@ def _windows(
     )
     steps = per_image, per_row * stride[0], per_pixel * stride[1], per_row, 1
     return pixels.as_strided(shape, steps).flatten(3)
+
+
+def _sum_of_windows(
+    seen: Tensor, shape: Sequence[int], stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """Return the gradient of a map from that of each ``_windows`` of it.
+
+    ``seen``: ``[images, height, width, rows, columns, channels]``.
+    """
+    num, channels, height, width = shape
+    down, across = padding
+    total = seen.new_zeros(num, height + 2 * down, width + 2 * across, channels)
+    for row in range(seen.shape[3]):
+        for column in range(seen.shape[4]):
+            rows = slice(row, row + stride[0] * seen.shape[1], stride[0])
+            columns = slice(column, column + stride[1] * seen.shape[2], stride[1])
+            total[:, rows, columns] += seen[:, :, :, row, column]
+    inner = total[:, down : down + height, across : across + width]
+    return inner.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
