@@ -81,7 +81,7 @@ class Decision:
 
     @property
     def words(self) -> str:
-        """What is computed in, and by what engine unless that is PyTorch's own operations."""
+        """The precision in words, and the engine unless that is PyTorch's own operations."""
         return self.precision + ("" if self.engine == "exact" else f" by {self.engine} kernels")
 
 
