@@ -37,6 +37,7 @@ from regrow.cli.own import (
 )
 from regrow.cli.run import run_study
 from regrow.cli.terminal import announce
+from regrow.core.disk import why, write_whole
 from regrow.errors import ConfigError
 
 TrainOption = Annotated[
@@ -266,14 +267,13 @@ def write_study(folder: Path, value: dict[str, Any]) -> Path:
     """Write a study file into the folder of its report, which may hold an earlier one."""
     file = folder / "study.yaml"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(
             {"name": _name_of(folder), **value}, sort_keys=False, allow_unicode=True
         )
-        file.write_text(text, encoding="utf-8")
+        write_whole(file, text)
     except OSError as error:
         raise ConfigError(
-            f"Cannot write the study to '{folder}': {error.strerror or error}. Name a folder that "
-            "you may write to with --out."
+            f"Cannot write the study to '{folder}': {why(error)}. Name a folder that you "
+            " may write to with --out."
         ) from error
     return file

@@ -35,6 +35,7 @@ from regrow.cli.terminal import (
     complain,
     how_to_resume,
 )
+from regrow.core.disk import ENVIRONMENT, why
 from regrow.errors import Interrupted, RanksLost, RegrowError
 
 app = typer.Typer(
@@ -120,6 +121,15 @@ def _main() -> None:
     except KeyboardInterrupt:
         complain(how_to_resume())
         sys.exit(EXIT_INTERRUPTED)
+    except MemoryError:
+        complain(how_to_resume("Memory ran out. What was done is kept. Free some, and go on."))
+        sys.exit(EXIT_BAD_INPUT)
+    except OSError as error:
+        if error.errno not in ENVIRONMENT:
+            raise
+        told = f"The system refused: {why(error)}. What was done is kept."
+        complain(how_to_resume(f"{told} Make room, or mend that, and go on."))
+        sys.exit(EXIT_BAD_INPUT)
 
 
 def _flush() -> None:

@@ -35,12 +35,14 @@ from regrow.cli.terminal import (
     EXIT_FAILED_JOBS,
     announce,
     command_line,
+    complain,
     count,
     in_lines,
     print_json,
     say,
 )
 from regrow.cli.track import export_at_end, names_of, trackers_of, while_running
+from regrow.core.disk import why
 from regrow.core.durations import clock
 from regrow.core.registry import loaded_files
 from regrow.errors import ConfigError, Interrupted
@@ -139,11 +141,14 @@ def report(
         checklist=checklist,
     )
     if epochs:
+        from regrow.report import writing
         from regrow.report.frames import epochs_of
         from regrow.report.rows import frame_to_csv
 
         file = written.paths[0].parent / "epochs.csv"
-        file.write_text(frame_to_csv(epochs_of(loaded, opened)), encoding="utf-8", newline="\n")
+        with writing(file.parent) as fresh:
+            text = frame_to_csv(epochs_of(loaded, opened))
+            (fresh / file.name).write_text(text, encoding="utf-8", newline="\n")
         written = replace(written, paths=(*written.paths, file))
     _print_report(written, as_json=as_json)
     if "failed" in statuses:
@@ -266,7 +271,7 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(
-            f"Cannot write the report to '{folder}': {error.strerror or error}. Name a folder "
+            f"Cannot write the report to '{folder}': {why(error, folder)}. Name a folder "
             "that you may write to with --out."
         ) from error
 
@@ -283,16 +288,23 @@ def _live_page(
     """Write the page anew while the run goes on, as jobs are done; ``before`` shows events too."""
     from regrow.run.refreshing import Refreshing
 
+    told: set[str] = set()
+
     def write(seconds: int) -> None:
-        _report(
-            study,
-            store,
-            out,
-            choice=choice,
-            html=True,
-            path=path,
-            refresh=seconds,
-        )
+        try:
+            _report(
+                study,
+                store,
+                out,
+                choice=choice,
+                html=True,
+                path=path,
+                refresh=seconds,
+            )
+        except ConfigError as error:  # the training is worth more than a page that is made again
+            if str(error) not in told:
+                complain(f"{error} The study goes on.")
+            told.add(str(error))
 
     return Refreshing(write, before=before)
 

@@ -8,6 +8,7 @@ import typer
 
 from regrow.cli.inputs import load_extensions
 from regrow.cli.options import WithOption
+from regrow.core.disk import why
 from regrow.errors import ConfigError
 
 EDITOR_LINE = "# yaml-language-server: $schema="  # then the path, as seen from the study
@@ -35,5 +36,5 @@ def schema(
     try:
         out.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"Cannot write {out}: {error.strerror}. Give another --out.") from error
+        raise ConfigError(f"Cannot write {out}: {why(error)}. Give another --out.") from error
     print(f"Written to {out}. First line of a study beside it:\n{EDITOR_LINE}{out.name}")

@@ -22,6 +22,7 @@ from regrow.cli.options import (
 from regrow.cli.plan import plan, say_estimate
 from regrow.cli.run import run_study
 from regrow.cli.terminal import announce, command_line, complain, say
+from regrow.core.disk import why, write_whole
 from regrow.errors import ConfigError
 
 METHOD_HELP = "Python file that registers your methods, or the name of a registered one."
@@ -236,12 +237,11 @@ def _written(value: dict[str, Any], out: Path | None, *, again: Sequence[Path]) 
         f"# Written by: {command_line()}\n# Run it, or a changed copy: regrow run {path}{options}\n"
     )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(head + yaml.safe_dump(value, sort_keys=False, allow_unicode=True), "utf-8")
+        write_whole(path, head + yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise ConfigError(
-            f"Cannot write the study to '{path}': {error.strerror or error}. Name a folder that "
-            "you may write to with --out."
+            f"Cannot write the study to '{path}': {why(error)}. Name a folder that you "
+            " may write to with --out."
         ) from error
     say(f"The study is {path}.")
     return path

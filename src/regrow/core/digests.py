@@ -120,7 +120,9 @@ def load_tensors(path: Path) -> "tuple[dict[str, Tensor], str]":
             # Copies, for the file's own pages change with the file.
             tensors = {name: file.get_tensor(name).clone() for name in names}
             return tensors, (file.metadata() or {}).get("meta", "")
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (
+        *(SafetensorError, ValueError, KeyError, TypeError, RuntimeError, MemoryError),
+    ) as error:
         raise ValueError(f"it is not a file of tensors ({short(error)})") from error
 
 

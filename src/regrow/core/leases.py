@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from regrow.core.disk import why
 from regrow.core.processes import host, this_process
 from regrow.errors import StoreError
 
@@ -131,7 +132,7 @@ def take(folder: Path, watch: SilenceWatch) -> Lease | None:
             if is_held:
                 return None
     except OSError as error:
-        raise StoreError(f"Cannot write {lock}: {error.strerror or error}.") from error
+        raise StoreError(f"Cannot write {lock}: {why(error, lock)}.") from error
     return None
 
 

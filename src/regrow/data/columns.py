@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regrow.core.bounds import check_room
 from regrow.data.arrays import IGNORED
 from regrow.data.base import Arrays, Rows
 from regrow.data.files import files_below
@@ -25,6 +26,7 @@ from regrow.errors import ConfigError, DataError, short, unknown
 
 Columns = Mapping[str, NDArray[Any]]
 CLASSIFICATION, REGRESSION, TOKENS = "classification", "regression", "token-classification"
+BATCH_ROWS = 4096
 NEXT = "next-token"
 TARGETS = ("labels", "label", "targets", "target", "y")
 MASK = "attention_mask"  # as transformers call it: 0 where a token is padding
@@ -240,16 +242,41 @@ def safetensors_columns(spec: DataSpec) -> Arrays:
 def parquet_columns(spec: DataSpec) -> Arrays:
     """Read the columns of a Parquet file, or of a folder with files for each split."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     splits = {}
     for split, files in _by_split(spec, ".parquet").items():
         try:
-            table = pa.concat_tables([pq.read_table(file) for file in files])
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"Data set {spec.name!r} cannot be read: {error}") from error
-        splits[split] = {name: _stacked(table.column(name)) for name in table.column_names}
+            table = pa.concat_tables([_table(file) for file in files])
+            splits[split] = {name: _stacked(table.column(name)) for name in table.column_names}
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+            raise DataError(
+                f"Data set {spec.name!r} cannot be read: {short(error) or 'memory ran out'}"
+            ) from error
     return arrays_of(splits, spec)
+
+
+def _table(file: Path) -> Any:
+    """Read a Parquet file; one that unfolds to more than memory holds is a ``ValueError``."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as opened:
+        rows = opened.metadata.num_rows
+        widths = (getattr(field.type, "bit_width", 8) for field in _of_fixed_width(opened))
+        check_room(2 * rows * sum(widths) / 8, f"{file.name}: its {rows:,} rows")
+        batches, taken, done = [], 0, 0
+        for batch in opened.iter_batches(BATCH_ROWS):
+            batches.append(batch)
+            taken, done = taken + batch.nbytes, done + len(batch)
+            left = max(0, rows - done)  # then all of it once more, as arrays
+            check_room(taken * left / max(1, done) + taken, f"{file.name}: its {rows:,} rows")
+        return pa.Table.from_batches(batches, schema=opened.schema_arrow)
+
+
+def _of_fixed_width(opened: Any) -> list[Any]:
+    import pyarrow as pa
+
+    return [field for field in opened.schema_arrow if pa.types.is_primitive(field.type)]
 
 
 def _stacked(column: Any) -> NDArray[Any]:

@@ -36,6 +36,7 @@ NUM_SAMPLES = 64  # images looked at before deciding how to hold a data set
 T = TypeVar("T")
 # Pillow lets other threads run while it decodes and scales, but not all of the time.
 MOST_THREADS = 32
+MOST_PIXELS = 89_478_485  # from which on Pillow suspects an attack: 270 MB as RGB
 MOST_SCALED_PIXELS = 2**28  # of one image: 1 GB in Pillow's memory
 RESIZE_IMAGES = 4096  # images resized at once: 50 MB at 64 px in float32
 
@@ -86,6 +87,11 @@ def open_image(data: bytes, *, where: str) -> Image.Image:
         image = Image.open(io.BytesIO(data))
     except Exception as error:  # Pillow's readers raise many types on damaged bytes
         raise _unreadable(where, error) from error
+    if image.width * image.height > MOST_PIXELS:
+        raise DataError(
+            f"{where}: the image has {image.width}x{image.height} pixels, and at most "
+            f"{MOST_PIXELS:,} are read. Make it smaller, or leave such images out: on_error: skip."
+        )
     if image.mode not in GREY_MODES + COLOUR_MODES:
         raise DataError(
             f"{where}: expected an 8-bit image, got mode {image.mode!r} ({image.format}). "

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from regrow.core.bounds import check_room
 from regrow.data.base import Raw, Split
 from regrow.data.cache import data_root, digest, file_digest, kept_file
 from regrow.data.labels import LabelColumn, code, is_labelled, kind_of, plain
@@ -27,6 +28,7 @@ HOLDS = {
     "image": "images (bytes)",
     "label": "class labels (whole numbers, texts or truths)",
 }
+BYTES_A_LABEL = 64  # also as Python's own values
 CHUNK_IMAGES = 256
 DIGEST = pa.binary(32)
 ROWS = pa.schema([("image", pa.large_binary()), ("digest", DIGEST)])  # of the cache
@@ -362,6 +364,7 @@ def _is_bytes(kind: Any) -> bool:
 
 def _values(path: Path, column: str) -> Any:
     with _reading(path), pq.ParquetFile(path) as file:
+        check_room(BYTES_A_LABEL * file.metadata.num_rows, "its labels")
         values = file.read(columns=[column]).column(0).combine_chunks()
     return plain(values)
 
@@ -377,7 +380,7 @@ def _reading(path: Path) -> Iterator[None]:
     """Turn what pyarrow raises on a damaged file into one message."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise DataError(
             f"{path}: the Parquet file cannot be read ({reason}). It may be truncated: "

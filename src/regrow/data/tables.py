@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regrow.core.bounds import read_npz
 from regrow.data.base import Arrays, Rows
 from regrow.data.columns import (
     CLASSIFICATION,
@@ -56,7 +57,10 @@ def csv_table(spec: DataSpec) -> Arrays:
         raise DataError(
             f"Data set {spec.name!r}: the file is not UTF-8 ({error.reason})."
         ) from error
-    head, *body = [row for row in csv.reader(lines) if row] or [[]]
+    try:
+        head, *body = [row for row in csv.reader(lines) if row] or [[]]
+    except csv.Error as error:
+        raise DataError(f"Data set {spec.name!r}: the file is no CSV ({error}).") from error
     if len(head) < 2 or len(set(head)) < len(head) or len(body) < 2:
         raise DataError(
             f"Data set {spec.name!r}: expected a header of at least two different names, and "
@@ -141,6 +145,12 @@ def npz_arrays(spec: DataSpec) -> Arrays:
             splits[name] = (arrays[x], arrays[y])
     if "train" not in splits:
         raise DataError(f"Data set {spec.name!r}: it has no arrays to train on.")
+    for name, (x, _) in splits.items():
+        if x.dtype.kind not in "biuf" or not x.size or not x.ndim:
+            raise DataError(
+                f"Data set {spec.name!r}: the inputs of its {name} split must be numbers, a row an "
+                f"example. Got {x.dtype} of shape {x.shape}."
+            )
     tokens = splits["train"][0].dtype.kind in "iu"
     kinds = {y.dtype.kind for _, y in splits.values()}
     numbers = spec.task == REGRESSION or kinds == {"f"}
@@ -164,11 +174,9 @@ def npz_arrays(spec: DataSpec) -> Arrays:
 
 
 def _read_npz(spec: DataSpec) -> dict[str, NDArray[Any]]:
-    path = Path(spec.location).expanduser()
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, EOFError) as error:
+        return read_npz(Path(spec.location).expanduser())
+    except (OSError, ValueError) as error:
         raise DataError(
             f"Data set {spec.name!r}: the file cannot be read ({error}). Write it with "
             "numpy.savez, without objects."

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import import_module
 from types import UnionType
 from typing import (
@@ -25,12 +26,13 @@ from typing import (
     get_type_hints,
 )
 
+from regrow.core.bounds import check_room
 from regrow.core.choice import frozen
 from regrow.core.global_rng import drawing
 from regrow.core.registry import Outside, Registry, canonical, check_arguments
 from regrow.core.seeds import derive
 from regrow.core.validation import is_int, is_number
-from regrow.errors import ConfigError, unknown
+from regrow.errors import ConfigError, short, unknown
 from regrow.models.inputs import Inputs
 from regrow.models.weights import PUBLISHED, Checkpoint
 
@@ -312,6 +314,8 @@ def build(spec: ModelSpec, *, seed: int = 0) -> "nn.Module":
     arguments = resolve(spec)
     published = spec.checkpoint is not None and spec.checkpoint.path == PUBLISHED
     factory = entry.published if published and entry.published is not None else entry.factory
+    if MODELS.is_own(spec.name):
+        _check_room(spec.untrained())
     with drawing(derive(seed, "init")):
         model = factory(**arguments)
     if not isinstance(model, nn.Module):
@@ -322,6 +326,22 @@ def build(spec: ModelSpec, *, seed: int = 0) -> "nn.Module":
     if spec.checkpoint is not None and not published:
         spec.checkpoint.fill_(model)
     return model.train()
+
+
+@lru_cache(maxsize=256)
+def _check_room(spec: ModelSpec) -> None:
+    """Refuse a network that memory does not hold, before any is taken: its shapes are added up."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model = MODELS.get(spec.name).factory(**resolve(spec))
+        values = (*model.parameters(), *model.buffers())
+        check_room(sum(value.numel() * value.element_size() for value in values), "its weights")
+    except (RuntimeError, MemoryError, OverflowError, ValueError) as error:
+        raise ConfigError(
+            f"model {spec.name!r} cannot be built here ({short(error)}). Give it smaller arguments."
+        ) from error
 
 
 def example_input(spec: ModelSpec, shape: Sequence[int]) -> Any:

@@ -76,6 +76,7 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
     """Read the tensors of a file by name."""
     import torch
 
+    from regrow.core.bounds import check_archive
     from regrow.core.digests import load_tensors
 
     where = f"--weights {path}"
@@ -86,6 +87,7 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
         except (ValueError, OSError) as error:
             raise DataError(f"{where}: {error}") from error
     try:
+        check_archive(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DataError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from regrow.core.disk import why
 from regrow.errors import ConfigError, StoreError
 
 
@@ -56,7 +57,7 @@ def check_new(path: Path) -> None:
 
 def _unwritable(path: Path, error: OSError) -> StoreError:
     return StoreError(
-        f"Cannot write '{path}': {error.strerror or error}. Name a folder that you may write to."
+        f"Cannot write '{path}': {why(error, path)}. Name a folder that you may write to."
     )
 
 

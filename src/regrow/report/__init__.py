@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from regrow.core.disk import FULL, filling, why
 from regrow.core.machine import versions
 from regrow.core.texts import one_line, visible
 from regrow.errors import ConfigError
@@ -147,13 +148,13 @@ def write(
     provenance |= {"precision": precision} if precision is not None else {}
     provenance |= {"cost": cost} if cost is not None else {}
     provenance |= {"versions": versions(), "margin": _margins(metrics, margin)}
-    with _writing(folder):
+    with writing(folder) as fresh:
         if draw:
-            page = replace(page, figures=_figures(page, runs, frame, folder))
+            page = replace(page, figures=_figures(page, runs, frame, fresh))
         texts = _texts(page, runs, frame, provenance=provenance)
         for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8", newline="\n")
-        frame.to_parquet(folder / "rows.parquet", index=False)
+            (fresh / name).write_text(text, encoding="utf-8", newline="\n")
+        frame.to_parquet(fresh / "rows.parquet", index=False)
     names = [*texts, "rows.parquet", *(path for p in page.figures for path in p.paths)]
     return Report(
         text=terminal(page),
@@ -262,15 +263,19 @@ def _margins(metrics: Sequence[Metric], margin: float | None) -> str:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Make a folder to write into; what goes wrong with it is a ``ConfigError``."""
+def writing(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write files of a report into, which then take their places, each whole.
+
+    What goes wrong with it is a ``ConfigError``.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
+        with filling(folder) as fresh:
+            yield fresh
     except OSError as error:
+        remedy = "Make room there, or name" if error.errno in FULL else "Name"
         raise ConfigError(
-            f"Cannot write the report to '{folder}': {error.strerror or error}. Name a folder that "
-            "you may write to."
+            f"Cannot write the report to '{folder}': {why(error, folder)}. {remedy} a folder that "
+            "you may write to. Results are kept in the store."
         ) from error
 
 

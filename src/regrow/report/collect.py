@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from regrow.core.units import UNITS
-from regrow.errors import Damaged
+from regrow.core.validation import is_number
+from regrow.errors import Damaged, short
 from regrow.jobs.arms import Arm
 from regrow.jobs.base import Job, ScoredOn, all_jobs, notices
 from regrow.jobs.retrain import Retrain
@@ -64,6 +65,35 @@ def results_of(study: Study, store: Store) -> Results:
         extras=tuple(extras),
         notes=tuple(notes),
     )
+
+
+NUMBERS = ("parameters", "macs", "flops", "epochs", "samples", "training_flops", "teacher_flops",
+           "loss", "sparsity", "amount")  # fmt: skip
+LISTS = ("history", "guarded", "inputs")
+MAPPINGS = ("cost", "validation", "before", "after", "timing")
+LARGEST = 1e300
+
+
+def _unmeant(record: Mapping[str, Any], job: Job) -> str | None:
+    """Say what no job writes, of a record that someone sealed: a text or a list for a number."""
+    scored = job.scored_on
+    keys = () if scored is None else (scored.metric.key, scored.metric.error_key)
+    needed = () if scored is None else (scored.metric.key, "parameters", "macs", "epochs")
+    if missing := [name for name in needed if record.get(name) is None]:
+        return f"it has no {missing[0]!r}"
+    for names, good, noun in (
+        ((*NUMBERS, *keys), _is_small_number, "a number"),
+        (LISTS, lambda value: isinstance(value, list), "a list"),
+        (MAPPINGS, lambda value: isinstance(value, dict), "a mapping"),
+    ):
+        for name in names:
+            if record.get(name) is not None and not good(record[name]):
+                return f"its {name!r} must be {noun}. Got {short(record[name])}"
+    return None
+
+
+def _is_small_number(value: object) -> bool:
+    return is_number(value) and abs(value) < LARGEST
 
 
 def _scored(record: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
@@ -146,7 +176,11 @@ class Reader:
     def record(self, job: Job) -> dict[str, Any]:
         """Return what a finished job found."""
         if job.key not in self._records:
-            self._records[job.key] = job.recounted(self._store.record(job.key, spec=job.spec))
+            record = self._store.record(job.key, spec=job.spec)
+            if (problem := _unmeant(record, job)) is not None:
+                file = self._store.record_file(job.key)
+                raise Damaged(f"{file} is damaged: {problem}. Move it out of the store.")
+            self._records[job.key] = job.recounted(record)
         return self._records[job.key]
 
     def has(self, job: Job) -> bool:

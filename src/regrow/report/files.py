@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 
 from regrow.core.machine import machine
-from regrow.report import Report, write
+from regrow.report import Report, write, writing
 from regrow.report.collect import Reader, Results, results_of
 from regrow.report.ledger import costs, ledger_csv, ledger_frame
 from regrow.store import Store
@@ -52,7 +52,8 @@ def write_study(
     )
     ledger = folder / LEDGER_FILE
     text = ledger_csv(ledger_frame(results.runs, each))
-    ledger.write_text(text, encoding="utf-8", newline="\n")
+    with writing(folder) as fresh:
+        (fresh / LEDGER_FILE).write_text(text, encoding="utf-8", newline="\n")
     written = replace(written, paths=(*written.paths, ledger))
     if html:
         from regrow.report.html import document_of, gather, write_document

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from regrow.core.disk import why, write_whole
 from regrow.errors import ConfigError
 from regrow.jobs.base import notices
 from regrow.report import Report
@@ -206,10 +207,8 @@ def _notes(plan: Plan, results: Sequence[StudyResults]) -> tuple[str, ...]:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        write_whole(path, text)
     except OSError as error:
         raise ConfigError(
-            f"Cannot write '{path}': {error.strerror or error}. Name a folder that you may write "
-            "to with --out."
+            f"Cannot write '{path}': {why(error)}. Name a folder that you may write to with --out."
         ) from error

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from regrow.core.disk import why
 from regrow.core.distributed import ALONE, Ranks, lost, own_device
 from regrow.core.energy import Counters, EnergyMeter, counters, metered
 from regrow.core.global_rng import drawing
@@ -192,7 +193,8 @@ def _name_of(device: str) -> str:
 
 
 def _failed(job: Job, error: Exception, *, store: Store, workspace: Workspace) -> Ended:
-    message = str(error) if isinstance(error, RegrowError) else f"{type(error).__name__}: {error}"
+    told = why(error, store.root) if isinstance(error, OSError) else f"{error}"
+    message = told if isinstance(error, RegrowError) else f"{type(error).__name__}: {told}"
     if not isinstance(error, ENVIRONMENT):
         workspace.drop_checkpoint()
     try:

@@ -24,8 +24,9 @@ from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from types import ModuleType
 
+from regrow.core.disk import why
 from regrow.core.registry import load_file, loaded_files
-from regrow.errors import RegrowError
+from regrow.errors import RegrowError, StoreError
 from regrow.jobs.base import Job
 from regrow.run.executors import Deliver, Ended, Executor, Settings, execute, one_thread
 from regrow.store import Store
@@ -99,7 +100,10 @@ def _do(
         job: Job = pickle.loads(packed)
     except Exception as error:
         return Ended("failed", message=f"Cannot send this job to a worker process: {error}")
-    return execute(job, store, settings, report=send, stopping=stopping)
+    try:
+        return execute(job, store, settings, report=send, stopping=stopping)
+    except (OSError, StoreError) as error:  # it could not even be begun, or ended
+        return Ended("failed", message=why(error, store.root))
 
 
 def _listen(

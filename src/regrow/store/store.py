@@ -48,6 +48,7 @@ from regrow.core.digests import (
     unsealed,
     write_synced,
 )
+from regrow.core.disk import why
 from regrow.core.leases import SilenceWatch, is_held, take
 from regrow.core.processes import fresh_name, is_litter
 from regrow.errors import Damaged, StoreError, short
@@ -105,7 +106,7 @@ class Store:
             _check_version(root)
         except OSError as error:
             raise StoreError(
-                f"Cannot {'write' if create else 'read'} the store {root}: {_reason(error)}. "
+                f"Cannot {'write' if create else 'read'} the store {root}: {_reason(error, root)}. "
                 f"Choose another folder with --store."
             ) from error
         return cls(root)
@@ -303,7 +304,7 @@ class Store:
             shutil.rmtree(scratch, ignore_errors=True)
             if not self.has(key):
                 raise StoreError(
-                    f"Cannot write the record of job {key} to {final}: {_reason(error)}."
+                    f"Cannot write the record of job {key} to {final}: {_reason(error, final)}."
                 ) from error
             return False
         self._failure(key).unlink(missing_ok=True)
@@ -318,7 +319,7 @@ class Store:
             _write(file, sealed(failure, key))
         except OSError as error:
             raise StoreError(
-                f"Cannot write the failure of job {key} to {file}: {_reason(error)}."
+                f"Cannot write the failure of job {key} to {file}: {_reason(error, file)}."
             ) from error
 
     def forgive(self, key: str) -> None:
@@ -344,7 +345,7 @@ class Store:
             with suppress(FileExistsError):  # of several at once, the first has decided
                 os.link(fresh, file)
         except OSError as error:
-            raise StoreError(f"Cannot write {file}: {_reason(error)}.") from error
+            raise StoreError(f"Cannot write {file}: {_reason(error, file)}.") from error
         finally:
             remove(fresh)
         return self.decided(name)
@@ -518,7 +519,5 @@ def _keys(records: Path) -> Iterator[str]:
         yield from (name for name in _names(records / start) if name[:2] == start)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
-    return str(error)
+def _reason(error: Exception, place: Path | None = None) -> str:
+    return why(error, place)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regrow.core.disk import write_whole
 from regrow.data import Dataset, load
 from regrow.errors import ConfigError, unknown
 from regrow.jobs.base import Material, ScoredOn, Stored
@@ -101,7 +102,7 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
     network, architecture = job.network(Stored(store))
     save(folder, network, architecture)
     text = json.dumps(_result(job.label, data, record), indent=1)
-    (Path(folder) / "result.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(Path(folder) / "result.json", text + "\n")
     return Exported(
         folder=Path(folder),
         label=job.label,

@@ -6,6 +6,7 @@ Code of one's own is run only if the caller of ``load`` names it, because a fold
 anywhere.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,9 +26,10 @@ from regrow.core.digests import (
     unsealed,
     write_synced,
 )
+from regrow.core.disk import why
 from regrow.core.units import UNITS
 from regrow.core.validation import is_int
-from regrow.errors import ConfigError, Damaged, StoreError, TraceError, short
+from regrow.errors import ConfigError, Damaged, RegrowError, StoreError, TraceError, short
 from regrow.models import MODELS, ModelSpec, build, example_input, is_origin
 from regrow.models.inputs import Inputs, inputs_of
 from regrow.models.origins import ModelOrigin
@@ -37,6 +39,7 @@ from regrow.surgery.mask import Mask
 
 FORMAT = 1
 ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
+MOST_VALUES = 2**27  # of one example: half a GB
 MOST_UNITS = 2**24  # of a group: far more than any layer has, and little memory
 
 
@@ -65,6 +68,10 @@ class Architecture:
                 model = ModelOrigin(model.name, model.arguments)
         if isinstance(model, ModelOrigin):
             model, shape = model.spec() or model, inputs_of(shape)
+        if not isinstance(shape, Inputs) and not _is_shape(shape):
+            raise ConfigError(
+                f"The shape of an example must be whole numbers of at least 1. Got {short(shape)}."
+            )
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "shape", shape)
 
@@ -198,6 +205,13 @@ def _found(spec: ModelSpec, shape: tuple[int, ...]) -> list[Trace]:
     return []
 
 
+def _is_shape(shape: object) -> bool:
+    """Tell whether a value is the shape of an example that memory holds."""
+    if not isinstance(shape, tuple) or not shape or not all(is_int(n, least=1) for n in shape):
+        return False
+    return math.prod(shape) <= MOST_VALUES
+
+
 def _stays(of: int, kept: list[int]) -> Tensor:
     if not is_int(of, least=0) or of > MOST_UNITS:
         raise ValueError(f"a group of {short(of)} units")
@@ -226,7 +240,7 @@ def save(folder: str | Path, model: nn.Module, architecture: Architecture) -> No
         write_synced(path / ARCHITECTURE, sealed(content, ARCHITECTURE))
     except (OSError, SafetensorError) as error:
         raise ConfigError(
-            f"Cannot write the network to '{folder}': {getattr(error, 'strerror', None) or error}. "
+            f"Cannot write the network to '{folder}': {why(error, path)}. "
             "Name a folder that you may write to."
         ) from error
 
@@ -251,6 +265,13 @@ def load(folder: str | Path, *, code: str | None = None) -> nn.Module:
     except TraceError as error:
         raise StoreError(
             f"The cuts in '{path / ARCHITECTURE}' do not fit its model: {error}"
+        ) from error
+    except RegrowError:
+        raise
+    except Exception as error:  # of layers that cannot be
+        raise StoreError(
+            f"What '{path / ARCHITECTURE}' says cannot be built: {type(error).__name__}: "
+            f"{short(error)}"
         ) from error
     try:
         _check_fit(model, weights)

@@ -6,18 +6,16 @@ shaped as the weights of convolutions and linear layers, and hold ones (stays) a
 ``layer.weight``, and other entries of such a file are left alone. Weights without an entry stay.
 """
 
-import pickle
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from regrow.core.bounds import check_archive, read_npz
+from regrow.core.digests import load_tensors
 from regrow.errors import ConfigError, short
 from regrow.pruning.layers import Layers
 from regrow.pruning.method import Allocation, Method
@@ -84,7 +82,7 @@ def _masks(path: Path, _written: tuple[int, int]) -> dict[str, Tensor]:
         raise ConfigError(f"A file of masks ends in {', '.join(KINDS)}. Got {path.name!r}.")
     try:
         entries = _entries(path)
-    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
+    except Exception as error:  # readers raise many types on damaged bytes
         raise ConfigError(
             f"The file of masks {path} cannot be read: {type(error).__name__}: {short(error)}"
         ) from error
@@ -96,10 +94,10 @@ def _masks(path: Path, _written: tuple[int, int]) -> dict[str, Tensor]:
 
 def _entries(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
-        return {**load_file(path)}
+        return load_tensors(path)[0]
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as found:
-            return {name: torch.from_numpy(found[name]) for name in found.files}
+        return {name: torch.from_numpy(array) for name, array in read_npz(path).items()}
+    check_archive(path)
     value = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(value, Mapping):
         raise ValueError(f"it holds a {type(value).__name__} and no masks by parameter")

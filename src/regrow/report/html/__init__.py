@@ -5,12 +5,11 @@ writes any ``Document``. The page is one file that asks for nothing: readable wi
 print, on a phone, by keyboard and by a screen reader.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
-from regrow.report import Report
+from regrow.report import Report, writing
 from regrow.report.answer import answers, cautions, no_answer
 from regrow.report.budget_gains import at_largest, rows_of
 from regrow.report.crossing import winner_changes, winner_line
@@ -54,11 +53,10 @@ PAGE = "report.html"
 
 def write_document(document: Document, folder: Path) -> Path:
     """Write a page into a folder, whole or not at all."""
-    path = folder / PAGE
-    fresh = folder / f".{PAGE}.{os.getpid()}.new"  # of this process: two may write it at once
-    fresh.write_text(render(document), encoding="utf-8", newline="\n")
-    fresh.replace(path)  # a browser never reads half a page
-    return path
+    text = render(document)
+    with writing(folder) as fresh:
+        (fresh / PAGE).write_text(text, encoding="utf-8", newline="\n")
+    return folder / PAGE
 
 
 def document_of(

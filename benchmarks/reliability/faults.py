@@ -1,0 +1,206 @@
+"""Let each file operation of a run fail, in every way it can, and run it again when it may succeed.
+
+    uv run python benchmarks/reliability/faults.py --out faults.json
+
+The operations are those of a run with a report, figures, the page and TensorBoard's files (where
+tensorboard is installed), and those of a report that reads what is stored. Operations of one kind
+on files of one kind are one site; each site is met at its first operation and at one drawn from the
+later ones. The ways: a disk that is full from there on (ENOSPC), an error of the device (EIO), no
+permission (EACCES), a write of half the bytes that says so (short) or ends in an error (torn), a
+rename that is done and reports an error (torn). ``--rounds`` is the largest number of rounds.
+
+What must hold: no traceback, no hang; an end with an error says which (in the system's words) and,
+of a full disk, how much is free; what was written is complete or absent; the next run is as if
+nothing had happened (``rounds.Ground.after``).
+"""
+
+import csv
+import errno
+import importlib.util
+import json
+import os
+import random
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import rounds
+import shim
+from rounds import Ended, Ground, Tally
+
+from regrow.store import Store
+
+FULL, DEVICE, PERMISSION = errno.ENOSPC, errno.EIO, errno.EACCES
+TAKES_ROOM = ("open", "write", "mkdir", "link", "ftruncate", "fsync")
+CHANGES_NAMES = ("open", "mkdir", "rename", "link", "unlink", "rmdir", "read-open")
+ENDS = {".png": b"IEND\xaeB`\x82", ".svg": b"</svg>\n", ".html": b"</html>"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way in which an operation fails."""
+
+    name: str
+    action: int
+    error: int = 0
+    lasting: bool = False
+
+
+def ways(operation: str) -> Iterator[Fault]:
+    """Yield the ways in which an operation can fail."""
+    if operation in TAKES_ROOM:
+        yield Fault("ENOSPC", shim.FAIL, FULL, lasting=True)
+    yield Fault("EIO", shim.FAIL, DEVICE)
+    if operation in CHANGES_NAMES:
+        yield Fault("EACCES", shim.FAIL, PERMISSION)
+    if operation in ("write", "read"):
+        yield Fault("short", shim.SHORT)
+    if operation in ("write", "rename", "link", "mkdir"):
+        yield Fault("torn", shim.TORN, DEVICE)
+
+
+def site(line: str) -> str:
+    """Return an operation without what differs between jobs, processes and repetitions."""
+    line = re.sub(r"[0-9a-f]{64}", "KEY", line)
+    line = re.sub(r"records/[0-9a-f]{2}", "records/XX", line)
+    line = re.sub(r"scratch-[0-9a-f-]+", "scratch", line)
+    line = re.sub(r"\.tmp\w+", ".tmp", line)
+    return re.sub(r"[0-9]+", "N", re.sub(r"[0-9a-f]{32}", "DIGEST", line))
+
+
+def sites(lines: list[str], rng: random.Random) -> list[tuple[int, str]]:
+    """Choose operations to meet: of each site the first, and one of the later."""
+    by_site: dict[str, list[int]] = {}
+    for number, line in enumerate(lines, start=1):
+        by_site.setdefault(site(line), []).append(number)
+    return [
+        (number, name)
+        for name, numbers in by_site.items()
+        for number in (numbers[:1] + ([rng.choice(numbers[1:])] if numbers[1:] else []))
+    ]
+
+
+def incomplete(ground: Ground) -> Iterator[str]:
+    """Name files under their final names that are not whole."""
+    store = ground.round / "store"
+    if (store / "store.json").exists():
+        opened = Store.open(store, create=False)
+        for key in opened.keys():  # noqa: SIM118  # no mapping
+            problem = opened.problem(key, opened.record(key)["spec"])
+            if problem is not None:
+                yield problem
+    for file in [*store.glob("*.json"), *(ground.round / "out").glob("*")]:
+        if file.name.startswith("."):
+            continue
+        try:
+            if not _whole(file):
+                yield f"{file.name} is not whole"
+        except Exception as error:
+            yield f"{file.name}: {error}"
+
+
+def _whole(file: Path) -> bool:
+    content = file.read_bytes()
+    if file.suffix == ".json":
+        return bool(json.loads(content))
+    if file.suffix == ".parquet":
+        return pq.read_table(file).num_columns > 0
+    if file.suffix == ".csv":
+        return (
+            content.endswith(b"\n")
+            and len({len(x) for x in csv.reader(content.decode().splitlines())}) == 1
+        )
+    return content.endswith(ENDS.get(file.suffix, b"\n"))
+
+
+def judge(ground: Ground, ended: Ended, fault: Fault) -> Iterator[str]:
+    """Say what was wrong with the end of a run that met a fault."""
+    if "Traceback" in ended.text:
+        yield "a traceback"
+    if ended.code not in (0, 1, 2):
+        yield f"it ended with {ended.code}"
+    if ended.code and fault.error and os.strerror(fault.error) not in ended.text:
+        yield "the error is not named"
+    if ended.code and fault.error == FULL and " free" not in ended.text:
+        yield "the room left is not named"
+    if not ended.code:
+        for name, content in ground.results.items():
+            if (ground.round / "out" / name).read_bytes() != content:
+                yield f"it ended well, and {name} differs"
+    yield from incomplete(ground)
+
+
+def planned(
+    control: shim.Shim, ground: Ground, rng: random.Random
+) -> Iterator[tuple[bool, int, str, Fault]]:
+    """Yield the operations of a run, and of reading for a report, with each way to fail."""
+    for reads in (False, True):
+        if not reads:
+            ground.clear()
+        with control.armed(ground.round, reads=reads):
+            ground.run("report" if reads else "run")
+        for number, name in sites(control.log, rng):
+            for fault in ways(name.split()[0]):
+                yield reads, number, name, fault
+
+
+def meet(control: shim.Shim, ground: Ground, number: int, *, fault: Fault, reads: bool) -> Ended:
+    """Run with a fault at one operation."""
+    armed = control.armed(
+        ground.round,
+        at=number,
+        action=fault.action,
+        error=fault.error,
+        lasting=fault.lasting,
+        reads=reads,
+    )
+    with armed:
+        return ground.run("report" if reads else "run")
+
+
+def main() -> int:
+    parser = rounds.options(__doc__ or "", rounds=10**9)
+    parser.add_argument("--only", default="", help="a part of the names of sites to meet")
+    given = parser.parse_args()
+    control = shim.preload()
+    rng = random.Random(given.seed)
+    tally = Tally("faults")
+    more = ("--tensorboard", "boards") if importlib.util.find_spec("tensorboard") else ()
+    rounds.warm("--html", *more)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        # Pages and figures take most of the time: sites of the store are met without them.
+        whole = Ground(folder / "whole", options=("--html", *more))
+        rounds.without_figures()
+        plain = Ground(folder / "plain")
+        plans = [
+            (ground, *plan)
+            for ground, kept in ((plain, "store"), (whole, ""))
+            for plan in planned(control, ground, rng)
+            if given.only in plan[2] and kept in plan[2] and (kept or " store" not in plan[2])
+        ]
+        if len(plans) > given.rounds:
+            plans = [plans[n] for n in sorted(rng.sample(range(len(plans)), given.rounds))]
+        for ground, reads, number, name, fault in plans:
+            rounds.without_figures(ground is plain)
+            if not reads:
+                ground.clear()
+            ended = meet(control, ground, number, fault=fault, reads=reads)
+            tally.rounds += 1
+            tally.count(f"{fault.name}{' in reading' if reads else ''}")
+            if not control.hit:
+                tally.count("not met")
+                continue
+            tally.count("with an error" if ended.code else "without an error")
+            where = f"{fault.name} at {name}"
+            for problem in judge(ground, ended, fault):
+                tally.fault(where, problem, ended.text)
+            ground.after(where, tally, status=tally.rounds % 10 == 0)
+    return tally.close(given.out, sites=len({plan[3] for plan in plans}), seed=given.seed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

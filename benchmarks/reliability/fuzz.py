@@ -1,0 +1,68 @@
+"""Give what users hand in many changed and hostile inputs: a value or a clear error each.
+
+    uv run python benchmarks/reliability/fuzz.py --rounds 20000 --out fuzz.json
+
+Study files (read, and expanded into jobs), folders of pruned networks (``architecture.json`` and
+weights), files of masks, of weights, records and checkpoints of a store, and data: CSV, npz,
+safetensors and Parquet tables, Parquet images, image folders, VOC annotations. The limits are those
+of ``bounded.py``. ``--only`` takes one kind; an input can be made again from its number and the
+seed. Inputs that must be refused and are not are no matter of this benchmark.
+"""
+
+import json
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import rounds
+from bounded import use_all
+from rounds import Tally
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
+Use = Callable[[int], object]
+
+
+def main() -> int:
+    parser = rounds.options(__doc__ or "", rounds=20_000)
+    parser.add_argument("--only", default="", help="one kind of input")
+    parser.add_argument("--number", type=int, help="this input alone, with its traceback")
+    given = parser.parse_args()
+    import hostile
+    import torch
+
+    torch.set_num_threads(1)
+    tally = Tally("fuzz")
+    kinds = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        made = hostile.kinds(given.folder or Path(temporary), seed=given.seed)
+        if given.number is not None:
+            print(made[given.only].use(given.number))
+            return 0
+        total = sum(kind.share for kind in made.values())
+        for name, kind in made.items():
+            if given.only not in ("", name):
+                continue
+            num = max(1, round(given.rounds * (1 if given.only else kind.share / total)))
+            found = use_all(name, num=num, use=kind.use)
+            tally.rounds += num
+            kinds[name] = dict(found.ends) | {
+                "longest_seconds": round(found.longest, 2),
+                "largest_megabytes": round(found.largest / 1e6),
+            }
+            for end, number in found.ends.items():
+                tally.count(end, number)
+            groups = Counter(fault["problem"].strip().splitlines()[-1] for fault in found.faults)
+            for fault in found.faults:
+                if groups.pop(last := fault["problem"].strip().splitlines()[-1], 0):
+                    tally.fault(f"{name} {fault['number']}", last, fault["problem"])
+            print(name, json.dumps(kinds[name]), file=sys.stderr, flush=True)
+    return tally.close(given.out, kinds=kinds, seed=given.seed)
+
+
+if __name__ == "__main__":
+    random.seed(0)
+    raise SystemExit(main())

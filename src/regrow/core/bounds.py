@@ -1,0 +1,95 @@
+"""Bounds on what a file may take: looked at before memory is asked for what it promises."""
+
+import math
+import os
+import resource
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from regrow.errors import short
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LONGEST_HEAD = 10_000  # characters, as numpy allows
+
+
+def free_memory() -> int:
+    """Return how many bytes this process may still take, of the machine's and of its own limit."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        facts = dict(line.split(":", 1) for line in lines)
+        free = 1024 * int(facts["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):  # not Linux
+        pass
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return free
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        taken = pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        taken = 0
+    return max(0, min(free, limit - taken))
+
+
+def check_room(wanted: float, what: str) -> None:
+    """Refuse, as a ``ValueError``, what takes more memory than there is."""
+    free = free_memory()
+    if wanted > free:
+        raise ValueError(
+            f"{what} would take {wanted / 1e9:.3g} GB of memory, and {free / 1e9:.1f} GB are free"
+        )
+
+
+def check_archive(path: Path) -> None:
+    """Refuse, as a ``ValueError``, a zip archive that unfolds to more than memory holds."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            unfolded = sum(entry.file_size for entry in file.infolist())
+    except Exception as error:  # zipfile raises many types on damaged bytes
+        raise ValueError(short(error)) from error
+    check_room(unfolded, "its content")
+
+
+def read_npz(path: Path) -> "dict[str, NDArray[Any]]":
+    """Read the arrays of an ``.npz`` file by name; a ``ValueError`` says why it is none.
+
+    Each head is compared with the bytes that follow before these are read; objects are refused.
+    """
+    import numpy as np
+
+    try:
+        with zipfile.ZipFile(path) as file:
+            check_room(sum(entry.file_size for entry in file.infolist()), "its content")
+            for entry in file.infolist():
+                with file.open(entry) as opened:
+                    _check_head(opened, entry)  # type: ignore[arg-type]
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except OSError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise many types on damaged bytes
+        raise ValueError(short(error) or type(error).__name__) from error
+
+
+def _check_head(opened: BinaryIO, entry: zipfile.ZipInfo) -> None:
+    """Refuse an array whose head promises other than the bytes that it has."""
+    from numpy.lib import format as npy
+
+    version = npy.read_magic(opened)
+    reader = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+    if reader is None:
+        raise ValueError(f"{entry.filename} is of version {version} of numpy's format")
+    shape, _, kind = reader(opened, max_header_size=LONGEST_HEAD)
+    if kind.hasobject:
+        raise ValueError(f"{entry.filename} holds objects, which could run code")
+    wanted = math.prod(shape) * kind.itemsize
+    if any(side < 0 for side in shape) or wanted != entry.file_size - opened.tell():
+        raise ValueError(
+            f"{entry.filename} promises {short(shape)} values of {kind}, and holds other bytes"
+        )

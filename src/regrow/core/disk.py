@@ -1,0 +1,72 @@
+"""Files of a report, each replaced whole or not at all; and the words for a disk that fails."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from regrow.core.processes import fresh_name, is_litter
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# What a disk, or those who run it, may do to a sound program.
+ENVIRONMENT = (
+    *FULL,
+    *(errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.ENODEV),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN, errno.ETIMEDOUT, errno.EBUSY),
+)
+
+
+def why(error: Exception, place: Path | None = None) -> str:
+    """Word what the system said of a file, which it was, and of a full disk what is free there.
+
+    >>> why(PermissionError(errno.EACCES, "Permission denied", "store/x.json"))
+    'Permission denied (store/x.json)'
+    """
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    file = error.filename2 or error.filename
+    where = Path(os.fsdecode(file)) if isinstance(file, str | bytes) else place
+    facts = [] if where is None else [str(where)]
+    if error.errno in FULL:
+        facts += _room(where or Path())
+    return f"{error.strerror} ({', '.join(facts)})" if facts else error.strerror
+
+
+def _room(place: Path) -> list[str]:
+    """Say how much is free on the disk of a place that may not be there."""
+    for folder in (place, *place.absolute().parents):
+        with suppress(OSError):
+            room = os.statvfs(folder)
+            free = room.f_bavail * room.f_frsize
+            words = f"{free / 1e9:.1f} GB free" if free >= 1e9 else f"{free / 1e6:.0f} MB free"
+            crowded = room.f_files and not room.f_favail
+            return [words, "no room for more files"] if crowded else [words]
+    return []
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Yield a folder within one (made if absent); its files then take their places there, whole.
+
+    Nothing takes its place if something fails before. What killed processes left is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".*.new"):
+        if is_litter(left.name):
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = folder / fresh_name("report")
+    scratch.mkdir()
+    try:
+        yield scratch
+        for file in sorted(scratch.iterdir()):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text to a file (its folder made if absent), replaced whole or not at all."""
+    with filling(path.parent) as fresh:
+        (fresh / path.name).write_text(text, encoding="utf-8", newline="\n")
