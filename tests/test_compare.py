@@ -503,6 +503,35 @@ def test_rivals_of_the_same_cost_are_trained_too(here: Path, command: Command) -
     assert "0 jobs done in 0:00, 20 were" in again.text, "the study file asks for the same jobs"
 
 
+def test_several_training_budgets_are_compared(here: Path, command: Command) -> None:
+    done = compared(command, "--macs", "0.5", "--budgets", "0.25x,0.5x")
+    assert done.code == 0, done
+    assert "From which training budget on is scratch-b as good as fine-tune?" in done.text
+    found = {(row["arm"], row["budget"]): row["epochs"] for row in budgets_in(here / "results")}
+    assert (found["scratch-e", "2"], found["scratch-e", "4"]) == ("2", "4")
+    alone = command(
+        *("compare", "nets.py:mlp", "--train", "mine.py:train", "--input", "1x4", "--seeds", "2"),
+        *("--macs", "0.5", "--budgets", "2,4", "--workers", "0", "--out", "again"),
+    )
+    assert alone.code == 0, alone
+    assert "0 jobs done in" in alone.text, "budgets in epochs are the same ones"
+
+
+def budgets_in(folder: Path) -> list[dict[str, str]]:
+    with (folder / "budgets.csv").open() as file:
+        return [*csv.DictReader(file)]
+
+
+def test_without_any_budget_it_is_asked_for(here: Path, command: Command) -> None:
+    done = command(
+        *("compare", "nets.py:mlp", "--train", "mine.py:train", "--input", "1x4"),
+        *("--macs", "0.5", "--out", "results"),
+    )
+    assert done.code == 2
+    assert "--budget 30 (epochs), or with --budgets 8,16,32" in done.text
+    assert not (here / "results").exists()
+
+
 def test_weights_and_a_smaller_network_may_be_given(here: Path, command: Command) -> None:
     net = regrow.ModelOrigin("nets.py:mlp").build(seed=5)
     torch.save(net.state_dict(), "weights.pt")

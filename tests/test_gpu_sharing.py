@@ -21,12 +21,13 @@ from regrow.core.seeds import seeded
 from regrow.data import AUGMENTATIONS
 from regrow.errors import Interrupted, TrainingError
 from regrow.jobs.base import Context, Defaults, Job, Outcome
+from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build, initialise_, register_model
 from regrow.run import Event, JobFailed, JobProgress, Summary
 from regrow.run.coordinator import Coordinator, Schedule, assemble
 from regrow.run.executors import Settings
-from regrow.run.gpu_sharing import Trial, how_many
+from regrow.run.gpu_sharing import ENDLESS, Trial, how_many, num_steps, trainings_a_second
 from regrow.store import Store
 from regrow.studies.study import Study
 from regrow.train import RECIPES, Moment, Recipe, Training, Treatment, fit
@@ -437,3 +438,46 @@ def test_a_trial_advances_clones_together() -> None:
     assert trial.measure(2) > 5
     assert time.perf_counter() - started < 5
     trial.close()
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (100_000, 2),  # steps alone: four gain less than a tenth on two
+        (40, 8),  # starts and evaluations are most of so short a training
+    ],
+)
+def test_more_share_a_device_where_trainings_are_short(steps: int, expected: int) -> None:
+    steady = {1: 100.0, 2: 150.0, 4: 160.0, 8: 160.0, 16: 160.0}
+
+    def rate(num: int) -> float:
+        return trainings_a_second(num, steady[num], steps=steps, start=0.5, end=1.5)
+
+    assert how_many(rate, most=16) == expected
+
+
+def test_starts_are_one_after_the_other() -> None:
+    rate = partial(trainings_a_second, rate=1e9, steps=10, start=0.5, end=0.5)
+    assert [rate(num) for num in (1, 2, 4)] == pytest.approx([1.0, 2.0, 2.0])
+    assert trainings_a_second(4, 0.0, steps=10, start=0.5, end=0.5) == 0.0  # does not fit
+
+
+def test_what_a_training_takes_besides_its_steps_is_timed() -> None:
+    trial = Trial(VGG, digits(), RECIPE)
+    trial.warm_up()
+    assert (trial.start, trial.end > 0.0) == (0.0, True)
+    trial.measure(1)
+    first = trial.start
+    trial.measure(2)
+    assert 0 < trial.start <= first < 5
+    trial.close()
+
+
+def test_the_steps_of_a_study_are_those_of_its_arms() -> None:
+    longer = Train(
+        data=MATERIAL, model=VGG, recipe=Recipe(epochs=10, batch=32), seed=0
+    )  # 4 steps an epoch
+    tuned = next(job for job in study().jobs() if isinstance(job, Retrain))
+    assert num_steps([longer]) == 40
+    assert num_steps([tuned]) == tuned.expected_epochs * 4
+    assert num_steps([Fake("none")]) == ENDLESS

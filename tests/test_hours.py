@@ -197,6 +197,23 @@ def test_a_study_with_budgets_leaves_the_longer_ones_out(command: Command, tmp_p
     assert "2 jobs" in shown.text or " 3 " in shown.text
 
 
+def test_a_plan_shows_what_each_training_budget_takes(command: Command, tmp_path: Path) -> None:
+    study = write_study(tmp_path, arms=["unpruned"], methods=[], budgets=[4, 1], seeds=2)
+    shown = command("plan", study, "--workers", "2")
+    # Two seeds of 3 or 12 steps of 10 seconds, side by side.
+    for words in ("1 epoch", "4 epochs", "30 seconds", "2 minutes", "with 2 workers"):
+        assert words in shown.text
+    found = json.loads(command("plan", study, "--workers", "2", "--json").out)["budgets"]
+    assert [cost["budget"] for cost in found] == [1, 4]
+    assert [cost["jobs"] for cost in found] == [2, 2]
+    assert [cost["updates"] for cost in found] == [[3], [12]]
+    assert [cost["seconds"] for cost in found] == [30.0, 120.0]
+    flops = [cost["training_flops"] for cost in found]
+    assert flops[1] == 4 * flops[0] > 0
+    plain = json.loads(command("plan", write_study(tmp_path), "--workers", "1", "--json").out)
+    assert "budgets" not in plain
+
+
 def test_recipes_of_another_length_need_another_choice(command: Command, tmp_path: Path) -> None:
     write_study(tmp_path, arms=["unpruned"], methods=[], recipe={**STUDY["recipe"], "epochs": 3})
     run = ("run", "study.yaml", "--workers", "0", "--hours", "0.2")

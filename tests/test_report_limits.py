@@ -2,12 +2,17 @@
 
 from dataclasses import replace
 
+import pytest
+
 from budget_runs import make_study
-from regrow.report.budget_words import unspent_notes
+from regrow.report.answer import cautions, sentence
+from regrow.report.budget_words import answers, better_to, unspent_notes
+from regrow.report.budgets import curves
 from regrow.report.rows import Run
+from regrow.report.verdict import verdicts
 
 
-def runs(epochs: int, **changes: object) -> list[Run]:
+def runs(epochs: float, **changes: object) -> list[Run]:
     """Make runs of one length, whose scratch-b trains so long."""
     study = make_study({5: [0.0, 0.0]}, arms=("scratch-e", "scratch-b"))
     alone = [replace(run, training_budget=None) for run in study]
@@ -24,3 +29,54 @@ def test_flops_that_whole_epochs_leave_are_said() -> None:
 def test_what_is_spent_or_capped_is_not_said() -> None:
     assert not [*unspent_notes(runs(10))]
     assert not [*unspent_notes(runs(9, capped=True))]
+
+
+LEADS = {2: [3.0, 3.2, 3.1], 4: [0.1, -0.1, 0.0], 8: [0.1, -0.1, 0.0]}
+
+
+def with_epochs(epochs: float, *, at: int = 2) -> list[Run]:
+    return [
+        replace(r, epochs=epochs) if (r.arm, r.training_budget) == ("scratch-b", at) else r
+        for r in make_study(LEADS, arms=("rewind", "scratch-b"))
+    ]
+
+
+def test_a_lead_against_less_than_equal_flops_is_said_in_the_answer() -> None:
+    (curve,) = curves(with_epochs(3))
+    (trend,) = curve.trends
+    assert trend.better_to == 2
+    (answer, *_) = answers([curve])
+    assert "rewind is better up to 2 epochs" in answer.text
+    assert "But rounding left a part of equal FLOPs unspent (scratch-b 75 % at 2 epochs)" in (
+        answer.text
+    )
+    assert better_to(trend) == "2 (unequal FLOPs)"
+    several = [curve, replace(curve, method="random")]
+    (answer, *_) = answers(several)
+    assert "rewind is better up to 2 epochs in digits / vgg / l1-filter 0.5; and 1 more. But" in (
+        answer.text
+    )
+
+
+@pytest.mark.parametrize(("epochs", "at"), [(4, 2), (3.97, 2), (6, 4)])
+def test_a_lead_at_equal_flops_stays_one(epochs: float, at: int) -> None:
+    (curve,) = curves(with_epochs(epochs, at=at))
+    assert better_to(curve.trends[0]) == "2"
+    assert "unspent" not in next(answers([curve])).text
+
+
+def test_cells_whose_equal_flops_are_not_spent_are_counted_and_say_so() -> None:
+    found = verdicts(with_epochs(3))
+    assert (
+        "Caution in 1 of 3 cells: rounding left a clear part of equal FLOPs unspent (digits / vgg "
+        "/ 2 epochs / l1-filter 0.5: scratch-b 75 %)."
+    ) in [*cautions(found)]
+    said = {text for verdict in found if "unspent" in (text := sentence(verdict))}
+    assert all("2 epochs" in text and text.endswith("(scratch-b 75 %).") for text in said)
+    assert len(said) == 1
+    assert not any("unspent" in text for text in cautions(verdicts(with_epochs(3.97))))
+
+
+def test_what_is_rounded_to_updates_is_said_so() -> None:
+    (note,) = unspent_notes(runs(9.4))
+    assert note.startswith("Equal FLOPs: whole updates are trained")

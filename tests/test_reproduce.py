@@ -124,7 +124,7 @@ def record_of(job: Retrain) -> Mapping[str, Any]:
 def epochs_of(job: Retrain) -> int:
     record = record_of(job)
     ratio = record["before"]["flops"] / record["after"]["flops"]
-    return job.arm.budget.epochs(job.recipe.epochs, ratio)
+    return int(job.arm.budget.epochs(job.recipe.epochs, ratio))
 
 
 # The index ----------------------------------------------------------------------------------------

@@ -744,6 +744,7 @@ def test_pipe_is_told_how_far_running_jobs_are(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("regrow.run.display.SUMMARY_SECONDS", (0.0,))
+    monkeypatch.setattr("regrow.run.coordinator.LEAST_SECONDS", 0.1)
     out = io.StringIO()
     with display(Console(file=out, width=40)) as show:
         jobs = [Walk(name="long", steps=40, seconds=0.02)]
@@ -755,7 +756,17 @@ def test_pipe_is_told_how_far_running_jobs_are(
     )
 
 
-def test_terminal_shows_the_run_and_its_running_jobs(store: Store) -> None:
+def test_no_time_left_is_said_before_a_rate_is_known(store: Store) -> None:
+    seen: list[Event] = []
+    run([Walk(name="short", steps=40, seconds=0.02)], store, workers=0, on_event=seen.append)
+    told = [e for e in seen if isinstance(e, JobProgress | RunProgress)]
+    assert {e.eta_seconds for e in told} <= {None, 0.0}
+
+
+def test_terminal_shows_the_run_and_its_running_jobs(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regrow.run.coordinator.LEAST_SECONDS", 0.1)
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=100)
     with display(console) as show:

@@ -157,7 +157,7 @@ def test_all_keys_and_names_stand_in_it() -> None:
     text = json.dumps(made)
     assert [*made["properties"]] == [*KEYS]
     for name in (
-        *(field.name for field in fields(Recipe)),
+        *(field.name for field in fields(Recipe) if field.name != "last_epoch"),
         "resnet-56",
         "rigl",
         "2:4",

@@ -1,5 +1,6 @@
 """``regrow versus``: the study that it writes, what it leaves out, and the table that comes out."""
 
+import csv
 import hashlib
 import re
 from pathlib import Path
@@ -208,6 +209,28 @@ def test_a_plan_trains_nothing(regrow: Command, tmp_path: Path) -> None:
     study = yaml.safe_load((tmp_path / "regrow-report" / "versus-l2" / "study.yaml").read_text())
     assert study["margin"] == 1.5
     assert not (tmp_path / "regrow-store").exists()
+
+
+def test_several_training_budgets_are_an_axis_of_its_study(regrow: Command, tmp_path: Path) -> None:
+    asked = ("--model", MODEL, "--data", DATA, "--recipe", RECIPE, "--against", "width")
+    fewer = ("--arms", "lr-rewind,scratch-b", "--seeds", "2", "--workers", "0")
+    done = regrow("versus", "l2", *asked, *fewer, "--budgets", "1,2", "--out", "out")
+    assert done.code == 0, done.err
+    study = yaml.safe_load((tmp_path / "out" / "study.yaml").read_text())
+    assert (study["budgets"], study["rounding"]) == ([1, 2], "updates")
+    assert "From which training budget on is scratch-b as good as lr-rewind?" in done.out
+    lines = [*csv.DictReader((tmp_path / "out" / "budgets.csv").read_text().splitlines())]
+    assert {line["budget"] for line in lines} == {"1", "2"}
+    assert {line["method"] for line in lines} == {"l2", "width"}
+
+
+@pytest.mark.parametrize("budgets", ["", "0", "2,2", "1.5", "half"])
+def test_what_is_no_budget_leaves_nothing(regrow: Command, tmp_path: Path, budgets: str) -> None:
+    asked = ("--model", MODEL, "--data", DATA, "--recipe", RECIPE, "--against", "random")
+    done = regrow("versus", "l2", *asked, "--budgets", budgets)
+    assert done.code == 2
+    assert "budgets" in done.err
+    assert not (tmp_path / "regrow-report").exists()
 
 
 def test_a_margin_below_nothing_is_refused_and_leaves_nothing(

@@ -54,7 +54,8 @@ def study_value(
     train: str | Callable[..., Any],
     *,
     metric: Mapping[str, Any] | str,
-    budget: Mapping[str, Any] | int,
+    budget: Mapping[str, Any] | int | None = None,
+    budgets: Sequence[int | str] | None = None,
     small: str | Path | Sequence[str | Path] = (),
     criterion: str = "l1",
     allocation: str = "uniform",
@@ -74,7 +75,8 @@ def study_value(
     value: dict[str, Any] = {
         "train": place_of_function(train),
         "metric": metric,
-        "budget": budget,
+        **({} if budget is None else {"budget": budget}),
+        **({} if budgets is None else {"budgets": list(budgets)}),
         "models": network,
     }
     if amounts:
@@ -123,8 +125,10 @@ def compare(
         train: ``file.py:name`` of ``train(model, budget, seed) -> metrics``, or the function.
         name, out: the name of the study, and a folder for its report.
         store, workers, device, on_event: as for ``regrow.run.run``.
-        options: see ``study_value``. ``metric`` and ``budget`` are needed; ``amounts`` (``{"macs":
-            0.5}``) or ``small`` (folders of ``shrink``) say what smaller network is meant.
+        options: see ``study_value``. ``metric`` and ``budget`` are needed, or in its place
+            ``budgets``, numbers of epochs (or multiples of it, such as "0.5x"); ``amounts``
+            (``{"macs": 0.5}``) or ``small`` (folders of ``shrink``) say what smaller network is
+            meant.
 
     Raises:
         ConfigError: what cannot be meant.

@@ -12,6 +12,7 @@ import yaml
 from regrow.cli.inputs import load_extensions
 from regrow.cli.options import (
     DEFAULT_STORE,
+    BudgetsOption,
     DeviceOption,
     JsonOption,
     StoreOption,
@@ -51,7 +52,8 @@ MetricOption = Annotated[
     str, typer.Option(help="The metric to compare by, of those that your function returns.")
 ]
 BudgetOption = Annotated[
-    float, typer.Option(help="What training the whole network takes: 30 (epochs).")
+    float | None,
+    typer.Option(help="What training the whole network takes: 30 (epochs).", show_default="needed"),
 ]
 UnitOption = Annotated[
     str, typer.Option(metavar="UNIT", help="Unit of the budget: epochs, steps, samples or flops.")
@@ -127,8 +129,9 @@ ChanceOption = Annotated[
 def compare(
     net: NetworkArgument,
     train: TrainOption,
-    budget: BudgetOption,
     out: OutOption,
+    budget: BudgetOption = None,
+    budgets: BudgetsOption = None,
     metric: MetricOption = "accuracy",
     inputs: InputOption = None,
     weights: GivenWeightsOption = None,
@@ -174,7 +177,7 @@ def compare(
         metric=_score(
             metric, lower=lower_is_better, margin=margin, num_test=num_test, chance=chance
         ),
-        budget={budget_unit: int(budget) if budget.is_integer() else budget},
+        **_budgets(budget, budget_unit, budgets),
         small=small or (),
         amounts=_given(**amounts),
         rivals=_rivals(rival or (), width_multiplier, rival_budget),
@@ -188,6 +191,23 @@ def compare(
 def _begin(net: str, train: str, with_files: list[Path] | None) -> None:
     announce(f"Reading {net} and {train}")
     load_extensions(with_files)
+
+
+def _budgets(budget: float | None, unit: str, budgets: str | None) -> dict[str, Any]:
+    """Return what trainings spend, as a study file has it."""
+    from regrow.studies.budgets import split_budgets
+
+    if budget is None and budgets is None:
+        raise ConfigError(
+            "What does training the whole network take? Say so with --budget 30 (epochs), or with "
+            "--budgets 8,16,32 to compare at several."
+        )
+    found: dict[str, Any] = {}
+    if budget is not None:
+        found["budget"] = {unit: int(budget) if budget.is_integer() else budget}
+    if budgets is not None:
+        found["budgets"] = split_budgets(budgets)
+    return found
 
 
 def _score(name: str, *, lower: bool, **known: Any) -> dict[str, Any]:

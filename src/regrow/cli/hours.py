@@ -11,7 +11,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from regrow.cli.inputs import load_study, open_store
-from regrow.cli.terminal import console, say
+from regrow.cli.terminal import console, count, say
+from regrow.core.durations import epochs_in_words, in_words
 from regrow.core.texts import visible
 from regrow.errors import ConfigError
 from regrow.studies.yaml_file import pairs
@@ -19,7 +20,8 @@ from regrow.studies.yaml_file import pairs
 if TYPE_CHECKING:
     from regrow.reproduce.images import Request
     from regrow.reproduce.paper import Entry
-    from regrow.run.hours import Fit
+    from regrow.run.estimate import Rates
+    from regrow.run.hours import BudgetCost, Fit
     from regrow.run.precision import PrecisionChoice
     from regrow.store import Store
     from regrow.studies.expand import Cell
@@ -186,13 +188,33 @@ def _told(choose: "Callable[[], Fit]") -> "Callable[[], Fit]":
     return tell
 
 
-def print_rows(cells: "Sequence[Cell]", *, workers: int) -> None:
+def print_rows(cells: "Sequence[Cell]", rates: "Rates", *, workers: int) -> None:
     """Print each row's epochs, hours and FLOPs over its seeds, as if nothing were done."""
     from regrow.run.hours import row_costs
 
     table = Table("row", *(Column(name, justify="right") for name in ("epochs", "hours", "FLOPs")))
-    for row in row_costs(cells, workers=workers):
-        epochs = "" if row.epochs is None else str(row.epochs)
+    for row in row_costs(cells, rates, workers=workers):
+        epochs = "" if row.epochs is None else f"{row.epochs:.4g}"
         hours = f"{row.seconds / 3600:.3g}"
         table.add_row(Text(visible(row.label)), epochs, hours, f"{row.training_flops:.2e}")
+    console().print(table)
+
+
+def print_budgets(costs: "Sequence[BudgetCost]", *, workers: int) -> None:
+    """Print what each training budget takes over all its rows, as if nothing were done."""
+    names = ("jobs", "updates", "FLOPs", "time")
+    table = Table(
+        "training budget",
+        *(Column(name, justify="right") for name in names),
+        caption=f"Updates of the unpruned networks; time with {count(workers, 'worker')}.",
+    )
+    for cost in costs:
+        updates = " to ".join(f"{n:,}" for n in dict.fromkeys(cost.updates[:1] + cost.updates[-1:]))
+        table.add_row(
+            epochs_in_words(cost.budget),
+            str(cost.jobs),
+            updates,
+            f"{cost.training_flops:.3g}",
+            in_words(cost.seconds),
+        )
     console().print(table)

@@ -27,6 +27,15 @@ DataOption = Annotated[
         help="Use other data in place of a data set of the study, e.g. cifar10=hf:PATH.",
     ),
 ]
+BudgetsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Lengths of training to compare at, with commas between: numbers of epochs (2,4,8) "
+        "or multiples of the whole training (0.5x,1x,2x).",
+        show_default="one length",
+    ),
+]
 ReferenceOption = Annotated[
     str | None,
     typer.Option(
@@ -39,8 +48,9 @@ WorkersOption = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Number of worker processes; 0 trains in this process.",
-        show_default="one per core",
+        help="Number of worker processes; 0 trains in this process. On a GPU, of trainings that "
+        "share it.",
+        show_default="one per core; on a GPU as many as measuring finds to pay",
     ),
 ]
 CheckpointOption = Annotated[

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from regrow.cli.hours import HoursOption, load_within, print_rows
+from regrow.cli.hours import HoursOption, load_within, print_budgets, print_rows
 from regrow.cli.inputs import load_extensions, load_study, open_store, stored, warn_about
 from regrow.cli.options import (
     DEFAULT_STORE,
@@ -49,22 +50,29 @@ def plan(
 ) -> None:
     """Show a study's jobs, and estimate how long the unfinished ones take on this machine.
 
-    With --hours also the budget that fits, and the epochs, hours and FLOPs of each row.
+    With --hours also the budget that fits, and the epochs, hours and FLOPs of each row. Of a study
+    with budgets also what each takes in updates, FLOPs and time.
     """
     load_extensions(with_files)
     loaded, _, _ = load_within(hours, study, store, data=data, workers=workers)
     announce("Looking at its data and networks")
     from regrow.jobs.base import specs
     from regrow.run import num_cores
-    from regrow.run.estimate import estimate
+    from regrow.run.estimate import estimate, measuring
+    from regrow.run.hours import budget_costs
 
-    jobs = loaded.jobs()
+    cells = loaded.cells()
+    jobs = [cell.job for cell in cells]
     opened = open_store(store, create=False) if store.exists() else None
     finished = stored(opened, specs(jobs)).done if opened else frozenset[str]()
     num_workers = max(workers if workers is not None else num_cores(), 1)
     warn_about(jobs)
     announce("Timing its networks on this machine")
-    work = estimate(jobs, finished, workers=num_workers, store=opened)
+    with measuring(num_workers) as rates:
+        work = estimate(jobs, finished, workers=num_workers, store=opened, rates=rates)
+        costs = [] if loaded.own else budget_costs(cells, rates, workers=num_workers)
+        if hours is not None and not as_json:
+            print_rows(cells, rates, workers=num_workers)
     if as_json:
         print_json(
             {
@@ -73,13 +81,14 @@ def plan(
                 "done": work.done,
                 "by_kind": work.by_kind,
                 **_spending(work, known=not loaded.own),
+                **({"budgets": [asdict(cost) for cost in costs]} if costs else {}),
                 "workers": num_workers,
                 "notes": list(loaded.notes),
             }
         )
     else:
-        if hours is not None:
-            print_rows(loaded.cells(), workers=num_workers)
+        if costs:
+            print_budgets(costs, workers=num_workers)
         _print_plan(loaded.title, work, num_workers, known=not loaded.own)
 
 

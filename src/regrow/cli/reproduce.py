@@ -297,7 +297,7 @@ def _plan(
     from regrow.jobs.base import Job, all_jobs
     from regrow.reproduce.plan import prepare
     from regrow.run import num_cores
-    from regrow.run.estimate import estimate
+    from regrow.run.estimate import estimate, measuring
 
     opened = open_store(store, create=False) if store.exists() else None
     finished: frozenset[str] = frozenset()
@@ -329,9 +329,12 @@ def _plan(
         jobs |= nodes
         cells = [one.cell for part in plan.parts for one in part.cells]
     num_workers = max(num_cores() if workers is None else workers, 1)
-    if len(entries) == 1:
-        print_rows(cells, workers=num_workers)
-    work = estimate(tuple(jobs.values()), finished, workers=num_workers, store=opened)
+    with measuring(num_workers) as rates:
+        work = estimate(
+            tuple(jobs.values()), finished, workers=num_workers, store=opened, rates=rates
+        )
+        if len(entries) == 1:
+            print_rows(cells, rates, workers=num_workers)
     time = f"{in_words(work.seconds)} with {count(num_workers, 'worker')}"
     print(
         f"In all {work.jobs} jobs, {work.done} done. Training left: {work.training_flops:.3g} "

@@ -1,6 +1,6 @@
 """The command ``regrow versus``: the fair table of one's own method against built-in ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ from regrow.cli.inputs import load_extensions
 from regrow.cli.options import (
     DEFAULT_REPORT,
     DEFAULT_STORE,
+    BudgetsOption,
     DeviceOption,
     HtmlOption,
     JsonOption,
@@ -94,6 +95,7 @@ def versus(
     seeds: SeedsOption = 3,
     recipe: RecipeOption = "cifar",
     epochs: EpochsOption = None,
+    budgets: BudgetsOption = None,
     margin: MarginOption = None,
     store: StoreOption = DEFAULT_STORE,
     out: OutOption = None,
@@ -108,6 +110,7 @@ def versus(
 
     Tries your code on the untrained network, says how long everything takes, writes an ordinary
     study (study.yaml in the report's folder), and runs it. Results in the store are used again.
+    With --budgets every row is there at several lengths of training, each spent to the last update.
     """
     announce(f"Reading {method}")
     load_extensions(with_files)
@@ -125,7 +128,7 @@ def versus(
         arms=arms,
         seeds=seeds,
         recipe=_recipe(recipe, epochs),
-        margin=margin,
+        more={"margin": margin, **_budgets(budgets)},
     )
     path = _written(value, out, again=[*files, *(with_files or ())])
     if only_plan:
@@ -179,6 +182,13 @@ def _recipe(text: str, epochs: int | None) -> Any:
     return {**(recipe if isinstance(recipe, dict) else {"name": recipe}), "epochs": epochs}
 
 
+def _budgets(text: str | None) -> dict[str, Any]:
+    """Return the training budgets, spent to within an update, as a study file has them."""
+    from regrow.studies.budgets import split_budgets
+
+    return {} if text is None else {"budgets": split_budgets(text), "rounding": "updates"}
+
+
 def _study(
     own: Sequence[str],
     *,
@@ -189,7 +199,7 @@ def _study(
     arms: str | None,
     seeds: int,
     recipe: Any,
-    margin: float | None,
+    more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the study, all of it tried: a ``ConfigError`` says what cannot work."""
     from regrow.jobs.arms import ARMS
@@ -215,8 +225,7 @@ def _study(
         seeds=seeds,
         recipe=recipe,
     )
-    if margin is not None:
-        value["margin"] = margin
+    value |= {key: said for key, said in more.items() if said is not None}
     studies.check({**value, "methods": [e for e in value["methods"] if e["name"] in own]})
     if against is None:
         value, reasons = studies.without_impossible(value, set(rivals) - set(own))

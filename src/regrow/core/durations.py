@@ -34,10 +34,13 @@ def _days(seconds: float) -> str:
     return f"{days:.1f} days" if days < 100 else f"{days:,.0f} days"
 
 
-def epochs_in_words(epochs: int | None) -> str:
+def epochs_in_words(epochs: float | None) -> str:
     """Word a number of epochs; empty where there is none.
 
-    >>> epochs_in_words(8), epochs_in_words(1), epochs_in_words(None)
-    ('8 epochs', '1 epoch', '')
+    >>> epochs_in_words(8), epochs_in_words(1), epochs_in_words(None), epochs_in_words(3.59694)
+    ('8 epochs', '1 epoch', '', '3.597 epochs')
     """
-    return "" if epochs is None else f"{epochs} epoch{'' if epochs == 1 else 's'}"
+    if epochs is None:
+        return ""
+    number = epochs if isinstance(epochs, int) else f"{epochs:.4g}"
+    return f"{number} epoch{'' if epochs == 1 else 's'}"

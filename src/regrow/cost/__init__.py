@@ -69,7 +69,7 @@ class Cost:
         numbers = {"parameters": self.parameters, "macs": self.macs, "flops": self.flops}
         return {**numbers, "caveats": list(self.caveats)} if self.caveats else numbers
 
-    def training_flops(self, samples: int) -> float:
+    def training_flops(self, samples: float) -> float:
         """Return the FLOPs of training on so many images (forward x 3)."""
         return float(TRAINING_FACTOR * self.flops * samples)
 

@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 from regrow.core.choice import Choice
 from regrow.core.registry import Registry, calling_file
 from regrow.core.validation import entry_of, is_int, is_number, text, whole_as_floats_
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, short
+from regrow.jobs.arm_keys import ARM_KEYS
 from regrow.pruning.method import METHODS
 from regrow.train import Recipe, make_objective
 from regrow.train.schedules import SCHEDULES
@@ -21,7 +22,10 @@ RATES = ("lr", "last_rates", "peak_rates")  # what says an arm's learning rate, 
 Start = Literal["inherited", "random", "initial", "redrawn", "rewound"]
 OWN_SCHEDULES = ("full", "last-rate")  # of arms, beside those that recipes may have
 BudgetKind = Literal["none", "epochs", "share", "equal-epochs", "equal-flops", "pipeline"]
+BUDGET_NAMES = ("kind", "amount", "cap")  # in a key; the rounding where it is not the paper's
 WITH_AMOUNT: tuple[BudgetKind, ...] = ("epochs", "share", "pipeline")
+Rounding = Literal["epochs", "updates"]
+FOLLOWS: tuple[BudgetKind, ...] = ("share", "equal-flops", "pipeline")  # may be no whole epochs
 OF_FLOPS: tuple[BudgetKind, ...] = ("equal-flops", "pipeline")  # what may have a cap
 
 
@@ -34,13 +38,22 @@ class Budget:
     same, floor(epochs x FLOPs unpruned / FLOPs pruned), stretched at most ``cap`` times;
     ``pipeline``: as many as cost the same as the unpruned network's training and a retraining of
     this share (``amount``) of its epochs together; ``none``.
+
+    ``rounding``: what is no whole number of epochs is rounded down to one, as in the paper, or only
+    to whole ``updates``: the last epoch is trained in part.
     """
 
     kind: BudgetKind
     amount: float | None = None
     cap: float | None = None
+    rounding: Rounding = "epochs"
 
     def __post_init__(self) -> None:
+        if self.rounding not in get_args(Rounding):
+            raise ConfigError(
+                f"The 'rounding' of budgets must be {' or '.join(get_args(Rounding))}. "
+                f"Got {short(self.rounding)}."
+            )
         if self.kind not in get_args(BudgetKind):
             raise ConfigError(
                 f"A budget must be one of {', '.join(get_args(BudgetKind))}. Got {self.kind!r}."
@@ -64,8 +77,8 @@ class Budget:
         if self.cap is not None and not (is_number(self.cap) and self.cap >= 1):
             raise ConfigError(f"A budget's cap must be a number of at least 1. Got {self.cap!r}.")
 
-    def epochs(self, base: int, ratio: float) -> int:
-        """Resolve to epochs.
+    def epochs(self, base: float, ratio: float) -> float:
+        """Resolve to epochs, an int where they are whole.
 
         Args:
             base: epochs of the unpruned network.
@@ -75,19 +88,31 @@ class Budget:
         243
         >>> Budget(kind="pipeline", amount=0.25).epochs(160, 1.519)
         283
+        >>> Budget(kind="equal-flops", rounding="updates").epochs(2, 1.9)
+        3.8
         """
         if self.kind == "none":
             return 0
         if self.kind == "epochs":
             assert self.amount is not None
             return int(self.amount)
-        if self.kind == "share":
-            assert self.amount is not None
-            return max(1, floor(base * self.amount + 1e-9))
         if self.kind == "equal-epochs":
             return base
-        retraining = base * (self.amount or 0.0) if self.kind == "pipeline" else 0.0
-        return max(1, floor(base * min(ratio, self.cap or ratio) + retraining + 1e-9))
+        if self.kind == "share":
+            assert self.amount is not None
+            exact = base * self.amount
+        else:
+            retraining = base * (self.amount or 0.0) if self.kind == "pipeline" else 0.0
+            exact = base * min(ratio, self.cap or ratio) + retraining
+        if self.rounding == "updates" and abs(exact - round(exact)) > 1e-9:
+            return exact
+        return max(1, floor(exact + 1e-9))
+
+    def rounded_to(self, rounding: Rounding, base: float) -> "Budget":
+        """Return the same budget, rounded so where that makes a difference to so many epochs."""
+        fine = replace(self, rounding=rounding)  # which checks it
+        is_whole = self.kind == "share" and isinstance(fine.epochs(base, 1.0), int)
+        return fine if self.kind in FOLLOWS and not is_whole else replace(self, rounding="epochs")
 
     def is_capped(self, ratio: float) -> bool:
         """Tell whether the cap, not the FLOPs, decided."""
@@ -222,6 +247,10 @@ class Arm:
                 "where it enters the schedule is 'schedule_epoch'."
             )
 
+    def rounded(self, rounding: Rounding, recipe: Recipe) -> "Arm":
+        """Return the same arm beside a recipe, what is no whole number of epochs rounded so."""
+        return replace(self, budget=self.budget.rounded_to(rounding, recipe.length))
+
     def within(self, recipe: Recipe) -> "Arm":
         """Return the same arm beside a recipe, its shares and its rate as numbers of that.
 
@@ -334,23 +363,23 @@ class Arm:
 
         return 1 / (1 / ratio + 1 / TRAINING_FACTOR)
 
-    def epochs(self, base: int, ratio: float) -> int:
+    def epochs(self, base: float, ratio: float) -> float:
         """Return the epochs of its budget; those before the first are not trained."""
         return self.budget.epochs(base, self.budget_ratio(ratio))
 
-    def trained_epochs(self, base: int, ratio: float) -> int:
+    def trained_epochs(self, base: float, ratio: float) -> float:
         """Return how many epochs it trains: those of its budget from the first on."""
         epochs = self.epochs(base, ratio)
-        return max(1, epochs - self.first_epoch) if epochs else 0
+        return max(min(1, epochs), epochs - self.first_epoch)
 
-    def recipe(self, base: Recipe, epochs: int) -> Recipe:
+    def recipe(self, base: Recipe, epochs: float) -> Recipe:
         """Return the recipe this arm trains with for so many epochs."""
         objective, lr = self.objective or base.objective, self.within(base).lr
         if self.last_rates is not None:
             lr = float(f"{self.last_rates * base.last_lr():.12g}")  # 0.01, not 0.010000000000000002
         if self.schedule == "last-rate":
             base = base.at_one_rate(lr or base.last_lr())
-            return replace(base, epochs=epochs, objective=objective)
+            return replace(base.lasting(epochs), objective=objective)
         if self.warmup_share is not None:
             base = replace(
                 base,
@@ -360,8 +389,7 @@ class Arm:
                 warmup_start=base.warmup_start if self.warmup_share else 0.0,
             )
         return replace(
-            base,
-            epochs=epochs,
+            base.lasting(epochs),
             lr=lr or base.lr,
             schedule=base.schedule if self.schedule == "full" else self.schedule,
             drop_at=base.drop_at if self.drop_at is None else self.drop_at,
@@ -375,7 +403,9 @@ class Arm:
         A treatment is left out, because a job has it with all that it depends on.
         """
         assert self.is_resolved, "a share or a multiple is of a recipe: Arm.within"
-        budget = {"kind": self.budget.kind, "amount": self.budget.amount, "cap": self.budget.cap}
+        budget: dict[str, Any] = {name: getattr(self.budget, name) for name in BUDGET_NAMES}
+        if self.budget.rounding != "epochs":
+            budget["rounding"] = self.budget.rounding
         names = ("start", "schedule", "lr", "last_rates", "warmup_share", "epoch", "schedule_epoch")
         fields = {name: getattr(self, name) for name in names}
         fields["drop_at"] = None if self.drop_at is None else [*self.drop_at]
@@ -469,30 +499,6 @@ DISTILLED = register_arm(
 DEFAULT_ARMS = (UNPRUNED, PRUNED, FINE_TUNE, SCRATCH_E, SCRATCH_B, WINNING_TICKET, RANDOM_INIT)
 
 # An arm as a study file has it --------------------
-
-ARM_KEYS: Mapping[str, str] = {
-    "name": "a registered arm, or a name of its own",
-    "like": "the registered arm that it differs from",
-    "start": "the weights that it starts from",
-    "epoch": "of the start rewound: the epoch of training whose weights it starts from",
-    "schedule": "full (the recipe's), last-rate, or another schedule of recipes",
-    "epoch_share": "the same, after this share of the unpruned network's epochs",
-    "drop_at": "of the schedule drops: other shares of training than the recipe's",
-    "schedule_epoch": "the epoch at which it enters its schedule",
-    "schedule_share": "the same, after this share of the unpruned network's epochs",
-    "lr": "another learning rate than the recipe's (or its last)",
-    "last_rates": "the learning rate as a multiple of the recipe's last",
-    "peak_rates": "the learning rate as a multiple of the recipe's lr, its highest",
-    "warmup_share": "the share of the arm over which its rate rises, in place of the recipe's "
-    "warm-up; 0 for none",
-    "treatment": "the method whose treatment acts while it trains",
-    "strength": "of that treatment, in place of the method's own",
-    "epochs": "a budget of so many epochs",
-    "share": "a budget of this share of the unpruned network's epochs",
-    "budget": "another kind of budget",
-    "cap": "of a budget of FLOPs: the most that the epochs are stretched by",
-    "objective": "the loss that it descends, in place of the recipe's",
-}
 
 
 def read_arm(entry: Any) -> Arm:

@@ -137,7 +137,7 @@ class Job(Protocol):
     def estimate_flops(self, pace: "Pace") -> float:
         """Training FLOPs, as far as they can be known before its inputs are done."""
 
-    def estimate_epochs(self, pace: "Pace") -> int | None:
+    def estimate_epochs(self, pace: "Pace") -> float | None:
         """Epochs that it trains, known likewise; None if it counts none."""
 
     def run(self, context: "Context") -> "Outcome":
@@ -199,7 +199,7 @@ class Defaults:
         """Return the planned FLOPs."""
         return self.flops
 
-    def estimate_epochs(self, pace: "Pace") -> int | None:
+    def estimate_epochs(self, pace: "Pace") -> float | None:
         """Return none."""
         return None
 

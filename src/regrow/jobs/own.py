@@ -307,7 +307,7 @@ class OwnTrain(Keyed):
     @property
     def stamp(self) -> str:  # type: ignore[override]
         """Words for what the network was given to train with."""
-        kind, amount = self.arm.budget.kind, self.arm.budget.epochs(self.whole, 1.0)
+        kind, amount = self.arm.budget.kind, int(self.arm.budget.epochs(self.whole, 1.0))
         if self.is_published:
             weights = self.base.weights
             named = {"code": "those of its code", "published": "published weights"}
@@ -354,7 +354,7 @@ class OwnTrain(Keyed):
         cost = measure(model, self.base.example)
         ratio = flops_ratio(self.reference.cost(), cost, self.arm)
         allowance = Allowance(
-            amount=self.arm.epochs(self.whole, ratio),
+            amount=int(self.arm.epochs(self.whole, ratio)),  # a study of a function rounds none
             unit=self.unit,
             whole=self.whole,
             flops_per_sample=cost.training_flops(1) / self._batch,

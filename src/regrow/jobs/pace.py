@@ -26,7 +26,7 @@ class Pace(Protocol):
         """The same, with the proof of the cut."""
 
     def training(
-        self, setting: Setting, *, epochs: int, ratio: float = 1.0, taught: bool = False
+        self, setting: Setting, *, epochs: float, ratio: float = 1.0, taught: bool = False
     ) -> float:
         """Training for so many epochs and scoring, at 1 / ratio of the network's FLOPs.
 

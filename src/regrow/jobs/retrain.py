@@ -141,9 +141,9 @@ class Retrain(Keyed):
         return float(1.0 / share ** UNITS.get(self.prune.method.unit).exponent)
 
     @property
-    def expected_epochs(self) -> int:
+    def expected_epochs(self) -> float:
         """Epochs of the arm, guessed likewise."""
-        return self.arm.trained_epochs(self.recipe.epochs, self.expected_ratio)
+        return self.arm.trained_epochs(self.recipe.length, self.expected_ratio)
 
     @property
     def setting(self) -> Setting:  # type: ignore[override]
@@ -158,7 +158,7 @@ class Retrain(Keyed):
     def estimate(self, pace: Pace) -> float:
         """Return the seconds of building its start and of training it."""
         ratio = pace.ratio(self.prune)
-        epochs = self.arm.epochs(self.recipe.epochs, ratio)
+        epochs = self.arm.epochs(self.recipe.length, ratio)
         # Weights that are masked take as long as any.
         masked = UNITS.get(self.prune.method.unit).masked
         steps = pace.training(
@@ -172,13 +172,13 @@ class Retrain(Keyed):
     def estimate_flops(self, pace: Pace) -> float:
         """Return the FLOPs of its training, by the ratio that is known or guessed."""
         ratio = pace.ratio(self.prune)
-        samples = self.arm.epochs(self.recipe.epochs, ratio) * self.data.num_train
+        samples = self.arm.epochs(self.recipe.length, ratio) * self.data.num_train
         whole = model_cost(self.prune.model, self.data.shape).training_flops(samples)
         return whole / self.arm.budget_ratio(ratio)
 
-    def estimate_epochs(self, pace: Pace) -> int:
+    def estimate_epochs(self, pace: Pace) -> float:
         """Return the epochs of its arm, by the ratio that is known or guessed."""
-        return self.arm.trained_epochs(self.recipe.epochs, pace.ratio(self.prune))
+        return self.arm.trained_epochs(self.recipe.length, pace.ratio(self.prune))
 
     def run(self, context: Context) -> Outcome:
         """Build the start, train it for its budget, and read the test set once."""
@@ -193,7 +193,7 @@ class Retrain(Keyed):
                 f"Nothing initialises {', '.join(map(repr, as_built))} at a width of its own, so "
                 "its start is what the unpruned network's code draws, cut."
             )
-        epochs = self.arm.epochs(self.recipe.epochs, ratio)
+        epochs = self.arm.epochs(self.recipe.length, ratio)
         capped = self.arm.budget.is_capped(self.arm.budget_ratio(ratio))
         record: dict[str, Any] = {"ratio": ratio, "capped": capped}
         if epochs == 0:

@@ -171,7 +171,7 @@ class Train(Keyed):
         if self.is_published:
             return 0.0
         cost = model_cost(self.model, self.data.shape)
-        return cost.training_flops(self.recipe.epochs * self.data.num_train)
+        return cost.training_flops(self.recipe.length * self.data.num_train)
 
     @property
     def setting(self) -> Setting | None:  # type: ignore[override]
@@ -190,11 +190,11 @@ class Train(Keyed):
             trained, tested = self.head.seconds(self.model, data, recipe, measured_for=seconds)
             return self._num_shown(self.head) * trained + 2 * self.data.num_test * tested
         setting = Setting.of(self.model, self.data, self.recipe)
-        return pace.training(setting, epochs=0 if self.is_published else self.recipe.epochs)
+        return pace.training(setting, epochs=0 if self.is_published else self.recipe.length)
 
-    def estimate_epochs(self, pace: Pace) -> int:
+    def estimate_epochs(self, pace: Pace) -> float:
         """Return the epochs of its recipe; none of a published network."""
-        return 0 if self.is_published else self.recipe.epochs
+        return 0 if self.is_published else self.recipe.length
 
     def _num_shown(self, head: Head) -> int:
         return self.recipe.epochs * head.shown(self.recipe, self.data.num_train)
@@ -356,7 +356,7 @@ def result_of(
         **_scored(test, dataset),
         "num_test": test.num,
         **cost.to_json(),
-        "epochs": recipe.epochs - training.first_epoch if training is not None else 0,
+        "epochs": training.epochs_in_all if training is not None else 0,
         "samples": samples,
         "training_flops": cost.training_flops(samples),
         "history": training.history if training is not None else [],
@@ -381,7 +381,7 @@ def advance(
         tensors, meta = saved
         states = {part: state for part in parts if (state := part_of(tensors, part))}
         training.restore(tensors, meta)
-    epochs = training.num_steps // training.steps_per_epoch
+    epochs = training.recipe.epochs
     while not training.done:
         training.step()
         for part, steps in parts.items():

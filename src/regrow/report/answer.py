@@ -12,6 +12,7 @@ from regrow.report.verdict import OUTCOMES, Verdict, families, num_cells, overal
 from regrow.report.words import listed, num_seeds, p_value, signed
 from regrow.tasks.metric import Metric
 
+SAID_AT_ONCE: tuple[Rule, ...] = ("one arm at chance", "FLOPs not spent")  # beside each cell
 MOST_RULES = 2  # budget rules of a side that an answer names
 ALL_ALIKE = (
     "Independent trainings hardly ever differ by the same amount: look whether the training uses "
@@ -78,7 +79,7 @@ def sentence(verdict: Verdict) -> str:
     text = f"{verdict.where}{': ' if verdict.group else ', '}{finding(verdict)}"
     if not verdict.counts or not verdict.group:  # of an average the cautions say it
         return text
-    low = [reason.text for reason in verdict.reasons if reason.rule == "one arm at chance"]
+    low = [reason.text for reason in verdict.reasons if reason.rule in SAID_AT_ONCE]
     return text + "".join(f" But {reason}." for reason in low)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from regrow.report import rows, words
 from regrow.report.budget_gains import Gain
-from regrow.report.budget_words import short
+from regrow.report.budget_words import better_to, short
 from regrow.report.budgets import Curve, Difference, Trend
 from regrow.report.render import Extra
 from regrow.report.rows import Run
@@ -20,7 +20,7 @@ SCORE_COLUMNS = {
     "arm": rows.TEXT,
     **dict.fromkeys(("n", "n_expected"), rows.COUNT),
     **dict.fromkeys(("mean", "std", "low", "high"), rows.POINTS),
-    "epochs": rows.MEAN,
+    "epochs": rows.LENGTH,
     **dict.fromkeys(("training_flops", "unpruned_flops"), rows.FLOPS),
     "metric": rows.TEXT,
 }
@@ -161,7 +161,7 @@ def _costs(curve: Curve) -> Extra:
             epochs = _mean([float(run.epochs) for run in done if run.epochs is not None])
             flops = _mean([run.training_flops for run in done if run.training_flops is not None])
             text = words.quantity(flops)
-            cells.append(f"{text}, {epochs:g} ep." if text and epochs is not None else text)
+            cells.append(f"{text}, {epochs:.4g} ep." if text and epochs is not None else text)
         lines.append((str(step.budget), *cells))
     return Extra(
         name="budget-costs",
@@ -198,11 +198,12 @@ def _answers(curves: Sequence[Curve]) -> Extra:
 
 def _answer(trend: Trend) -> tuple[str, ...]:
     last = trend.run[-1] if trend.run else None
-    budgets = (trend.better_to, trend.enough_from, trend.within_from, trend.scratch_from)
+    budgets = (trend.enough_from, trend.within_from, trend.scratch_from)
     return (
         trend.retraining,
         trend.scratch,
         short(trend),
+        better_to(trend),
         *("" if budget is None else str(budget) for budget in budgets),
         _interval(last, trend.metric) if last else "not run",
     )

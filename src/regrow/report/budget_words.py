@@ -8,13 +8,12 @@ from regrow.report.answer import Answer
 from regrow.report.budget_gains import Gain
 from regrow.report.budgets import Claim, Curve, Difference, Trend
 from regrow.report.rows import Run
-from regrow.report.validity import gain_words
+from regrow.report.validity import CLEARLY_LESS, gain_words, spent
 from regrow.report.words import listed, p_value, signed
 from regrow.tasks.metric import Metric
 
 MANY = 1000  # seeds nobody trains
 MOST_NAMES = 4  # rows that an answer names
-CLEARLY_LESS = 0.05  # of a budget of equal FLOPs that whole epochs leave unspent
 HOW = (
     "How answers over budgets come about: seeds pair the arms at every budget. 'From X on' is "
     "shown at the largest budget first, then at the next smaller one, and so on until one shows "
@@ -78,6 +77,13 @@ def short(trend: Trend) -> str:
     text = _enough(trend)
     better = trend.scratch_from is not None and trend.scratch_from == trend.enough_from
     return f"{text}, then better" if better else text
+
+
+def better_to(trend: Trend) -> str:
+    """Write up to which budget inherited weights are better, and whether at equal FLOPs."""
+    if trend.better_to is None:
+        return ""
+    return f"{trend.better_to}{' (unequal FLOPs)' if [*_unequal(trend)] else ''}"
 
 
 def _enough(trend: Trend) -> str:
@@ -148,8 +154,9 @@ def _text_of(trends: Sequence[tuple[Curve, Trend]]) -> str:
     rows: dict[str, list[str]] = {}
     for curve, trend in trends:
         rows.setdefault(_enough(trend), []).append(curve.name)
+    end = " ".join([_at_largest([trend for _, trend in trends]), *_unequal_leads(trends)])
     if len(rows) == 1:
-        return f"in each of {len(trends)} rows. {_at_largest([trend for _, trend in trends])}"
+        return f"in each of {len(trends)} rows. {end}"
     parts = []
     for text, names in sorted(rows.items(), key=lambda row: -len(row[1])):
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
@@ -157,7 +164,19 @@ def _text_of(trends: Sequence[tuple[Curve, Trend]]) -> str:
         parts.append(
             f"{text[0].lower()}{text[1:]} in {len(names)} of {len(trends)} ({shown}{more})"
         )
-    return f"{'; '.join(parts)}. {_at_largest([trend for _, trend in trends])}"
+    return f"{'; '.join(parts)}. {end}"
+
+
+def _unequal_leads(trends: Sequence[tuple[Curve, Trend]]) -> Iterator[str]:
+    """Name the rows in which a lead of inherited weights stands against unequal FLOPs."""
+    found = [(curve.name, trend, text) for curve, trend in trends for text in _unequal(trend)]
+    if found:
+        name, trend, text = found[0]
+        more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
+        yield (
+            f"{trend.retraining} is better up to {epochs_in_words(trend.better_to)} in "
+            f"{name}{more}. {text}"
+        )
 
 
 def _at_largest(trends: Sequence[Trend]) -> str:
@@ -235,6 +254,7 @@ def _claims(trend: Trend) -> Iterator[str]:
         every = trend.better_to == last.budget
         where = "at every tried budget" if every else f"up to {epochs_in_words(trend.better_to)}"
         yield f"{trend.retraining} is better {where} ({_most(ps)})."
+        yield from _unequal(trend)
     starts = (
         (trend.enough_from, f"{trend.scratch} is worse by less than {within}, if at all", "enough"),
         (trend.within_from, f"the difference lies within {within}", "within"),
@@ -251,6 +271,17 @@ def _claims(trend: Trend) -> Iterator[str]:
             f"At {epochs_in_words(last.budget)} {trend.retraining} is "
             f"{'better by that little' if small else 'still better'}: by {size} "
             f"({p_value(trend.p_largest or 0.0)})."
+        )
+
+
+def _unequal(trend: Trend) -> Iterator[str]:
+    """Say where a lead of inherited weights stands against less than equal FLOPs."""
+    short_of = [d for d in trend.run if d.budget <= (trend.better_to or 0) and d.unspent]
+    if short_of:
+        shares = [f"{d.unspent.figures} at {d.budget}" for d in short_of if d.unspent]
+        yield (
+            f"But rounding left a part of equal FLOPs unspent ({listed(shares)} epochs), so this "
+            "lead is none at equal FLOPs."
         )
 
 
@@ -354,47 +385,43 @@ def _capped(by_budget: ByBudget) -> Iterator[str]:
 
 def _unspent(by_budget: ByBudget, whole: dict[tuple[tuple[str, ...], int], Run]) -> Iterator[str]:
     """Word budgets of equal FLOPs of which rounding to whole epochs leaves a clear part."""
-    found = []
+    found, counted = [], set()
     for budget, runs in by_budget.items():
         found_shares = (spent(run, whole.get((run.panel, run.seed))) for run in runs)
         shares = [share for share in found_shares if share is not None]
         if shares and min(shares) < 1 - CLEARLY_LESS:  # a mean would hide the row that lacks most
             found.append(f"{100 * min(shares):.0f} % at {budget}")
+            counted.add(_rounded_to(runs))
     if found:
         yield (
-            "whole epochs are trained, so that in the row that lacks most only "
+            f"whole {' or '.join(counted)} are trained, so that in the row that lacks most only "
             f"{listed(found)} epochs of the MACs of the unpruned network's training are computed, "
             "and differences there favour the other arm"
         )
-
-
-def spent(run: Run, unpruned: Run | None) -> float | None:
-    """Return the share of the unpruned network's MACs that an arm of equal FLOPs trains for.
-
-    Whole epochs may leave a part; None for other arms, capped ones and unknown costs.
-    """
-    if run.budget != "equal-flops" or not run.done or run.capped:
-        return None
-    if unpruned is None or not (unpruned.macs and run.macs and run.base_epochs):
-        return None
-    return float((run.epochs or 0) * run.macs / (run.base_epochs * unpruned.macs))
 
 
 def unspent_notes(runs: Sequence[Run]) -> Iterator[str]:
     """Say where whole epochs leave a clear part of equal FLOPs, if they do."""
     whole = {(run.panel, run.seed): run for run in runs if run.unpruned and run.done}
     found: dict[str, list[float]] = {}
+    counted = set()
     for run in runs:
         share = spent(run, whole.get((run.panel, run.seed)))
         if share is not None and share < 1 - CLEARLY_LESS:
             found.setdefault(run.arm, []).append(share)
+            counted.add(_rounded_to([run]))
     if not found:
         return
     arms = listed([f"{arm} {100 * min(shares):.0f} %" for arm, shares in found.items()])
     yield (
-        "Equal FLOPs: whole epochs are trained, so that by MACs these arms compute down to this "
-        f"share of what the unpruned network's training computes: {arms}."
+        f"Equal FLOPs: whole {' or '.join(counted)} are trained, so that by MACs these arms "
+        f"compute down to this share of what the unpruned network's training computes: {arms}."
     )
+
+
+def _rounded_to(runs: Sequence[Run]) -> str:
+    """Name what the lengths of some runs are rounded to."""
+    return "epochs" if all(float(run.epochs or 0).is_integer() for run in runs) else "updates"
 
 
 def _fixed(by_budget: ByBudget) -> Iterator[str]:

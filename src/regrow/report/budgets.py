@@ -38,7 +38,15 @@ from regrow.report.questions import BEST_RETRAINING, CellQuestion, ask
 from regrow.report.rows import Run, Table
 from regrow.report.statistics import Comparison, holm, in_sequence, seeds_to_settle
 from regrow.report.tuning import folded
-from regrow.report.validity import Evidence, Reason, convergence, evidence, judge, parent_evidence
+from regrow.report.validity import (
+    Evidence,
+    Reason,
+    convergence,
+    evidence,
+    judge,
+    parent_evidence,
+    unspent,
+)
 from regrow.report.verdict import TOO_FINE, Verdict, compare
 from regrow.tasks.metric import Metric
 
@@ -93,6 +101,11 @@ class Difference:
     def told(self) -> bool:
         """True if this budget is not left out."""
         return self.verdict.left_out_for is None
+
+    @property
+    def unspent(self) -> Reason | None:
+        """The reason why this is no difference at equal FLOPs, if whole epochs left a part."""
+        return next((r for r in self.verdict.reasons if r.rule == "FLOPs not spent"), None)
 
     @property
     def too_fine(self) -> Reason | None:
@@ -277,7 +290,7 @@ def _curve(
             if about == "scratch" and against != BEST_RETRAINING:
                 pair = question.second[0].arm, question.first[0].arm
                 trends.setdefault(pair, {})[budget] = _difference(
-                    budget, question, sides=(plain, parent), margin=limit, alpha=alpha
+                    budget, question, whole, parent=parent, margin=limit, alpha=alpha
                 )
     firsts = {arm: runs[0] for arms in by_budget.values() for arm, runs in arms.items()}
     ordered = sorted(trends.items(), key=lambda pair: firsts[pair[0][1]].budget != "equal-flops")
@@ -307,19 +320,21 @@ def _curve(
 def _difference(
     budget: int,
     question: CellQuestion,
+    whole: Sequence[Run],
     *,
-    sides: tuple[Evidence | None, Evidence | None],
+    parent: Evidence | None,
     margin: float,
     alpha: float,
 ) -> Difference:
     """Compare a retraining with a training from scratch at one budget, not yet corrected."""
-    plain, parent = sides
+    plain = evidence(whole)
     turned = CellQuestion(question=question.question, first=question.second, second=question.first)
     first, second = evidence(turned.first), evidence(turned.second)
     reasons: tuple[Reason, ...] = ()
     if first is not None and second is not None:
         judged = judge(first, second, parent=parent or plain, plain=plain or parent, margin=margin)
         reasons = tuple(reason for reason in judged if reason.rule not in CONVERGENCE)
+        reasons += tuple(unspent((turned.first, turned.second), whole))
     verdict = compare(turned, reasons=reasons, margin=margin, alpha=alpha)
     return Difference(budget=budget, verdict=verdict)
 

@@ -292,8 +292,8 @@ class Reader:
         return {
             "base": "" if base is None else base.key,
             "recipe": cell.arm.recipe(experiment.recipe, own).rate_words if own else "",
-            "total_epochs": total,
-            "pruning_epochs": total - own - before,
+            "total_epochs": round(total, 6),  # a last epoch may be trained in part
+            "pruning_epochs": round(total - own - before, 6),
         }
 
     def _masked_at_end(self, job: Job) -> float | None:

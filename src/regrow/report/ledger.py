@@ -19,6 +19,7 @@ from regrow.report.rows import (
     COUNT,
     FLAG,
     FLOPS,
+    LENGTH,
     MEAN,
     PLACE_COLUMNS,
     TEXT,
@@ -37,7 +38,7 @@ NOT_RUN = Energy(unknown="nothing has run")
 COLUMNS: Mapping[str, Column] = {
     **PLACE_COLUMNS,
     "n": COUNT,
-    "epochs": MEAN,
+    "epochs": LENGTH,
     "base_epochs": MEAN,
     "own_training_flops": FLOPS,
     "training_flops": FLOPS,

@@ -45,6 +45,8 @@ class Ending:
         """
         if not history:
             return None
+        if len(history) > 1 and "share" in history[-1]:
+            history = history[:-1]  # of an epoch that was trained in part
         last = history[-1]
         length = next(
             (i for i, line in enumerate(reversed(history)) if line["lr"] != last["lr"]),
@@ -113,7 +115,7 @@ class Run:
     loss: float | None = None
     parameters: int | None = None
     macs: int | None = None
-    epochs: int | None = None
+    epochs: float | None = None
     base_epochs: int | None = None
     training_flops: float | None = None
     samples: int | None = None
@@ -144,8 +146,8 @@ class Run:
     validation: float | None = None
     base: str = ""
     recipe: str = ""
-    total_epochs: int | None = None
-    pruning_epochs: int | None = None
+    total_epochs: float | None = None
+    pruning_epochs: float | None = None
     designed: bool = False
     trial_of: str = ""
     arm_flops: float | None = None
@@ -227,6 +229,7 @@ class Table:
 # Column -> (type, format in CSV). Digits are fixed, so that equal data is equal bytes.
 TEXT, COUNT, FLAG = ("str", ""), ("Int64", "d"), ("bool", "")
 POINTS, SHARE, MEAN = ("float64", ".4f"), ("float64", "g"), ("float64", ".1f")
+LENGTH = ("float64", ".6g")  # of trainings, in epochs: the last may be one in part
 LOSS, KEPT, FLOPS = ("float64", ".6f"), ("float64", ".6f"), ("float64", ".6e")
 PLACE_COLUMNS = {
     "data": TEXT,
@@ -252,7 +255,7 @@ ROW_COLUMNS = {
     "macs": MEAN,
     "parameters_kept": KEPT,
     "macs_kept": KEPT,
-    "epochs": MEAN,
+    "epochs": LENGTH,
     "training_flops": FLOPS,
     "samples": MEAN,
     "emptied": MEAN,
@@ -269,7 +272,7 @@ RUN_COLUMNS = {
     "loss": LOSS,
     "parameters": COUNT,
     "macs": COUNT,
-    "epochs": COUNT,
+    "epochs": LENGTH,
     "base_epochs": COUNT,
     "training_flops": FLOPS,
     "samples": COUNT,
@@ -356,7 +359,7 @@ def fairness(runs: Sequence[Run]) -> str:
         return "; ".join(dict.fromkeys(run.stamp for run in runs))
     epochs = sorted({run.epochs for run in runs if run.epochs is not None})
     count = (
-        "-".join(str(epochs) for epochs in dict.fromkeys((epochs[0], epochs[-1]))) if epochs else ""
+        "-".join(dict.fromkeys(f"{num:.4g}" for num in (epochs[0], epochs[-1]))) if epochs else ""
     )
     if first.unpruned and count == "0":
         return f"trained before, {first.base_epochs} epochs" if first.base_epochs else GIVEN

@@ -107,7 +107,7 @@ def _same_flops(one: Run, other: Run) -> bool:
     return equal(_pipeline(one, other)[1], _pipeline(other, one)[1])
 
 
-def _pipeline(run: Run, other: Run) -> tuple[int | None, float | None]:
+def _pipeline(run: Run, other: Run) -> tuple[float | None, float | None]:
     """Return the epochs and FLOPs of all that a network took, as far as they are known.
 
     Rows of one start count what they stand on alike.

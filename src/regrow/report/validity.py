@@ -31,7 +31,8 @@ what the unpruned network gains from its budget to the next larger one, or of th
 one before. It then only qualifies, because the budget is part of what is asked.
 
 Others only qualify what is said: one arm of the two not above chance; arms that saw other numbers
-of examples for each unit of their budgets, where a function of one's own trains them; one test
+of examples for each unit of their budgets, where a function of one's own trains them; an arm of
+equal FLOPs of which rounding left a clear part unspent; one test
 example more than the margin, so that only equal counts show equivalence; a test set whose own
 sampling error is more than the margin; a chance level that is not known; a parent whose convergence
 is not known, because its last learning rate was used for one epoch only, or because its loss still
@@ -52,6 +53,7 @@ from regrow.tasks.metric import ACCURACY, Metric
 GUESSING = 0.01  # of the arms that only guess, this share passes for above chance
 SURE = 2.0  # standard errors
 CLEAR_FALL = 0.01  # of the loss, in an epoch
+CLEARLY_LESS = 0.05  # of a budget of equal FLOPs, which rounding leaves unspent
 ALIKE = 0.05  # of the examples seen for each unit of a budget: a last batch that is dropped
 
 Rule = Literal[
@@ -61,6 +63,7 @@ Rule = Literal[
     "not converged",
     "one arm at chance",
     "budgets not spent",
+    "FLOPs not spent",
     "still gaining",
     "margin below one image",
     "margin below sampling error",
@@ -76,6 +79,7 @@ _RULE_TEXTS: Mapping[Rule, str] = {
     "not converged": "the unpruned network had not converged",
     "one arm at chance": "one of the two arms is not {beats_baseline}",
     "budgets not spent": "the two arms did not spend what their budgets allow alike",
+    "FLOPs not spent": "rounding left a clear part of equal FLOPs unspent",
     "still gaining": "the unpruned network still gains from a longer training",
     "margin below one image": "one test {example} is more than the margin",
     "margin below sampling error": "the sampling error of the test set is more than the margin",
@@ -249,6 +253,28 @@ def judge(
         replace(reason, metric=first.metric)
         for reason in sorted(reasons, key=lambda reason: RULES.index(reason.rule))
     )
+
+
+def spent(run: Run, unpruned: Run | None) -> float | None:
+    """Return the share of the unpruned network's MACs that an arm of equal FLOPs trains for.
+
+    Whole epochs may leave a part; None for other arms, capped ones and unknown costs.
+    """
+    if run.budget != "equal-flops" or not run.done or run.capped:
+        return None
+    if unpruned is None or not (unpruned.macs and run.macs and run.base_epochs):
+        return None
+    return float((run.epochs or 0) * run.macs / (run.base_epochs * unpruned.macs))
+
+
+def unspent(sides: Iterable[Sequence[Run]], unpruned: Sequence[Run]) -> Iterable[Reason]:
+    """Judge whether arms of equal FLOPs train for them."""
+    whole = {run.seed: run for run in unpruned if run.done}
+    for runs in sides:
+        shares = [share for r in runs if (share := spent(r, whole.get(r.seed))) is not None]
+        if shares and min(shares) < 1 - CLEARLY_LESS:
+            figures = f"{runs[0].arm} {100 * min(shares):.0f} %"
+            yield Reason(rule="FLOPs not spent", figures=figures, metric=runs[0].metric)
 
 
 def excluded(reasons: Iterable[Reason]) -> bool:

@@ -30,7 +30,15 @@ from regrow.report.statistics import (
     seeds_to_settle,
 )
 from regrow.report.tuning import folded
-from regrow.report.validity import Evidence, Reason, Rule, evidence, judge, parent_evidence
+from regrow.report.validity import (
+    Evidence,
+    Reason,
+    Rule,
+    evidence,
+    judge,
+    parent_evidence,
+    unspent,
+)
 from regrow.tasks.metric import Metric
 
 Outcome = Literal["better", "equivalent", "worse", "undecided", "no conclusion", "not run"]
@@ -270,7 +278,7 @@ def _open(
         sides: list[Evidence | None] = [evidence(question.first), evidence(question.second)]
         if sides[0] is None or sides[1] is None:
             return ()
-        return judge(
+        judged = judge(
             sides[0],
             sides[1],
             parent=cut_from or plain,
@@ -279,6 +287,7 @@ def _open(
             margin=margin,
             gain=gains.about(first),
         )
+        return (*judged, *unspent((question.first, question.second), unpruned))
 
     return [
         compare(question, reasons=reasons(question), margin=margin, alpha=alpha)

@@ -30,6 +30,8 @@ from regrow.store import Store
 THREADS = 4  # for digests, which are computed without the interpreter's lock
 TELL_SECONDS = 0.25
 TELLING = 1e-4  # of the work: a smaller share, such as a pruning alone, tells nothing of the rest
+# Watched for so long before anything is said: less shows steps that wait for others, not a rate.
+LEAST_SECONDS = 5.0
 HELD_SECONDS = 0.2  # how often to look for the record of a job that another run works on
 FAULTS = 2  # trainings in which a function of the user's own may fail before the others are left
 ATTEMPTS = 2  # a worker that dies may be bad luck (memory taken by others); twice is the job
@@ -273,10 +275,39 @@ def _input_keys(job: Job) -> tuple[str, ...]:
 
 
 @dataclass
+class SteadyRate:
+    """A rate of work since it first moved.
+
+    What came before that, such as starting up and compiling, tells nothing of what is left.
+
+    >>> rate = SteadyRate()
+    >>> [rate.rate(now=now, done=done) for now, done in ((60, 0), (90, 1), (92, 2), (100, 6))]
+    [None, None, None, 0.5]
+    """
+
+    _since: float | None = None
+    _done: float = 0.0
+
+    def rate(self, *, now: float, done: float, least: float = 0.0) -> float | None:
+        """Return the work in a second; None before it was watched for long enough.
+
+        ``least``: the work that has to be done before it counts as having moved.
+        """
+        if self._since is None:
+            if done > least:
+                self._since, self._done = now, done
+            return None
+        seconds = now - self._since
+        moved = done - self._done
+        return moved / seconds if seconds >= LEAST_SECONDS and moved > 0 else None
+
+
+@dataclass
 class _UnderWay:
     started: float
     fraction: float = 0.0
     resumed_at: float = 0.0
+    steady: SteadyRate = field(default_factory=SteadyRate)
 
 
 class Coordinator:
@@ -308,6 +339,7 @@ class Coordinator:
         self._work_total = self._work_reused + sum(n.work for n in schedule.nodes.values())
         self._work_closed = self._work_reused
         self._work_own = 0.0  # done by this run: what a rate may be taken from
+        self._steady = SteadyRate()
         self._stops = 0
         self._next_tell = self._next_look = 0.0
 
@@ -371,7 +403,7 @@ class Coordinator:
             return
         known.fraction, known.resumed_at = progress.fraction, progress.resumed_at
         seconds = now - known.started
-        done_here = known.fraction - known.resumed_at
+        rate = known.steady.rate(now=now, done=known.fraction - known.resumed_at)
         self._emit(
             events.JobProgress(
                 key=node.key,
@@ -379,7 +411,7 @@ class Coordinator:
                 fraction=progress.fraction,
                 note=progress.note,
                 seconds=seconds,
-                eta_seconds=seconds * (1 - known.fraction) / done_here if done_here > 0 else None,
+                eta_seconds=None if rate is None else (1 - known.fraction) / rate,
             )
         )
 
@@ -495,8 +527,8 @@ class Coordinator:
         left = max(0.0, self._work_total - finished)
         # The longest chain goes through one worker at a time, however many there are.
         width = max(1, len(self._under_way))
-        told = rate > 0 and own >= TELLING * self._work_total
-        eta = max(left, chain * width) / rate if told else None
+        steady = self._steady.rate(now=now, done=own, least=TELLING * self._work_total)
+        eta = None if steady is None else max(left, chain * width) / steady
         self._emit(
             events.RunProgress(
                 jobs_done=self._num_done,

@@ -219,7 +219,7 @@ class Rates:
         return speed.cut_seconds + speed.proof_seconds
 
     def training(
-        self, setting: Setting, *, epochs: int, ratio: float = 1.0, taught: bool = False
+        self, setting: Setting, *, epochs: float, ratio: float = 1.0, taught: bool = False
     ) -> float:
         """Return the seconds of a training and of scoring its network."""
         speed, data = self._speed(setting), setting.data

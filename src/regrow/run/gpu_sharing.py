@@ -3,19 +3,26 @@
 The networks of the paper are far too small for a GPU, so several are trained at once, each on a
 stream of its own. How many pays depends on the network and the device, so it is tried out: twice as
 many as long as they get on faster together. What a training learns does not depend on it.
+
+What counts is trainings, not steps: each also takes a start (its network is built, its step is
+recorded) and an evaluation, during which it leaves the device to the others. Of short trainings
+these are the larger part, so more of them should share than steps alone would say.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from statistics import median
 from threading import Barrier, Thread
 
 import torch
 
-from regrow.data import Dataset, load
+from regrow.data import Dataset, MemoryImages, load
 from regrow.jobs.base import Job
+from regrow.jobs.retrain import Retrain
+from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build
-from regrow.train import Recipe, Training
+from regrow.train import Recipe, Training, evaluate
 
 # Twice as many must gain this much: each that is added keeps a checkpoint and a notice waiting.
 LEAST_GAIN = 0.10
@@ -25,6 +32,7 @@ MOST = 32
 MEMORY_SHARE = 0.7
 MEASURED_SECONDS = 0.4
 ENDLESS = 10**6  # epochs
+MOST_EVALUATED = 2048  # test images whose evaluation is timed; of more it takes in proportion
 
 
 def how_many(measure: Callable[[int], float], *, most: int) -> int:
@@ -54,10 +62,45 @@ def num_sharing(jobs: Iterable[Job], device: str) -> int:
     setting = largest.setting
     assert setting is not None
     trial = Trial(setting.model, load(setting.data.spec), setting.recipe, device=device)
+    steps = num_steps(training_jobs)
     try:
-        return how_many(trial.measure, most=min(MOST, len(training_jobs)))
+        trial.warm_up()
+        return how_many(
+            lambda num: trainings_a_second(
+                num, trial.measure(num), steps=steps, start=trial.start, end=trial.end
+            ),
+            most=min(MOST, len(training_jobs)),
+        )
     finally:
         trial.close()
+
+
+def trainings_a_second(num: int, rate: float, *, steps: float, start: float, end: float) -> float:
+    """Return the trainings that so many at once finish in a second.
+
+    ``rate`` is the steps a second of all together, of which each needs ``steps``. ``start`` and
+    ``end`` are the seconds of a training before its first step and after its last. Starts are one
+    at a time: recording is, and the interpreter builds one network after the other.
+
+    >>> [round(trainings_a_second(n, 100.0, steps=10, start=0.1, end=0.1), 2) for n in (1, 2, 4)]
+    [3.33, 5.0, 6.67]
+    >>> [round(trainings_a_second(n, 100.0, steps=1e5, start=0.1, end=0.1), 5) for n in (1, 2, 4)]
+    [0.001, 0.001, 0.001]
+    """
+    if not rate:
+        return 0.0
+    together = num / (start + end + steps * num / rate)
+    return min(together, 1 / start) if start else together
+
+
+def num_steps(jobs: Sequence[Job]) -> float:
+    """Count the steps of a training, the median of those of some jobs; endless if none is known."""
+    known = []
+    for job in jobs:
+        if isinstance(job, Train | Retrain):
+            epochs = job.recipe.length if isinstance(job, Train) else job.expected_epochs
+            known.append(epochs * -(-job.data.num_train // job.recipe.batch))
+    return median(known) if known else float(ENDLESS)
 
 
 class Trial:
@@ -72,6 +115,20 @@ class Trial:
         self._device = torch.device(device)
         self._clones: list[tuple[Training, AbstractContextManager[object]]] = []
         self._bytes_each = 0
+        self.start = self.end = 0.0  # seconds of a training before its steps and after them
+
+    def warm_up(self) -> None:
+        """Begin and evaluate a training, so that none that is timed is the first of all.
+
+        Where memory does not allow one, measuring finds that again.
+        """
+        try:
+            if self._add():
+                self._time_end()
+        except torch.OutOfMemoryError:
+            pass
+        self.close()
+        self.start = 0.0
 
     def measure(self, num: int, *, seconds: float = MEASURED_SECONDS) -> float:
         """Return the steps a second of so many together, 0 where memory does not allow it."""
@@ -100,11 +157,15 @@ class Trial:
             if self._bytes_each > MEMORY_SHARE * free:
                 return False
             stream = torch.cuda.stream(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
+        began = time.perf_counter()
         with stream:
             training = Training(
                 build(self._model), self._dataset, self._recipe, seed=0, device=self._device
             )
             training.step()
+            self._wait()
+        seconds = time.perf_counter() - began
+        self.start = min(self.start, seconds) if self.start else seconds
         if training.notice is not None and self._clones and not self._clones[0][0].notice:
             return False  # the first could be recorded, so this is a lack of memory
         self._clones.append((training, stream))
@@ -135,5 +196,23 @@ class Trial:
             while time.perf_counter() < end:
                 training.step()
                 counts[n] += 1
-            if self._device.type == "cuda":
-                torch.cuda.current_stream(self._device).synchronize()
+            self._wait()
+
+    def _time_end(self) -> None:
+        """Time the evaluation of a network, the second time that it is evaluated."""
+        training, stream = self._clones[0]
+        test = self._dataset.test
+        rows = torch.arange(min(len(test), MOST_EVALUATED))
+        some = MemoryImages(test.batch(rows), test.labels[rows])
+        with stream:
+            for _ in range(2):
+                began = time.perf_counter()
+                evaluate(training.model, some, self._dataset, precision=self._recipe.precision)
+                self._wait()
+        self.end = (time.perf_counter() - began) * len(test) / len(rows)
+        training.model.train()
+
+    def _wait(self) -> None:
+        """Wait for what this thread asked of the device."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()

@@ -19,7 +19,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from typing import Any
+from typing import Any, TypeGuard
 
 from regrow.core.durations import epochs_in_words, in_words
 from regrow.core.machine import machine
@@ -286,7 +286,7 @@ def words_of(network: Network) -> str:
 
 def steps_of(job: Train | Retrain) -> int:
     """Return the number of updates of a training, or of the recipe that an arm makes its own."""
-    return job.recipe.epochs * -(-job.data.num_train // job.recipe.batch)
+    return job.recipe.num_steps(-(-job.data.num_train // job.recipe.batch))
 
 
 def least_steps(job: Train | Retrain) -> int:
@@ -308,31 +308,70 @@ class RowCost:
     """
 
     label: str
-    epochs: int | None
+    epochs: float | None
     seconds: float
     training_flops: float
 
 
-def row_costs(cells: Sequence[Cell], *, workers: int) -> list[RowCost]:
+@dataclass(frozen=True, kw_only=True)
+class BudgetCost:
+    """All rows at one training budget: as ``RowCost``, with updates of unpruned networks."""
+
+    budget: int
+    jobs: int
+    updates: tuple[int, ...]  # of the training of each unpruned network, from the fewest
+    seconds: float
+    training_flops: float
+
+
+def row_costs(cells: Sequence[Cell], rates: Rates, *, workers: int) -> list[RowCost]:
     """Cost each row of a table, as if nothing were done."""
     by_row: dict[str, list[Cell]] = {}
     for cell in cells:
         label = " / ".join(str(part) for part in cell.place[:-1] if part)
         by_row.setdefault(label, []).append(cell)
     seen: set[str] = set()
-    with measuring(workers) as rates:
-        return [_row_cost(label, row, rates, seen, workers) for label, row in by_row.items()]
+    costs = []
+    for label, row in by_row.items():
+        fresh = _fresh(row, seen)
+        cost = RowCost(
+            label=label,
+            epochs=row[0].job.estimate_epochs(rates),
+            seconds=sum(map(rates.of, fresh)) / workers,
+            training_flops=sum(job.estimate_flops(rates) for job in fresh),
+        )
+        costs.append(cost)
+    return costs
 
 
-def _row_cost(
-    label: str, row: Sequence[Cell], rates: Rates, seen: set[str], workers: int
-) -> RowCost:
+def budget_costs(cells: Sequence[Cell], rates: Rates, *, workers: int) -> list[BudgetCost]:
+    """Cost the rows of each training budget of a study, as if nothing were done."""
+    by_budget: dict[int, list[Cell]] = {}
+    for cell in cells:
+        if cell.experiment.budget is not None:
+            by_budget.setdefault(cell.experiment.budget, []).append(cell)
+    seen: set[str] = set()
+    costs = []
+    for budget, row in sorted(by_budget.items()):
+        fresh = _fresh(row, seen)
+        cost = BudgetCost(
+            budget=budget,
+            jobs=len(fresh),
+            updates=tuple(sorted({steps_of(job) for job in fresh if _is_parent(job)})),
+            seconds=sum(map(rates.of, fresh)) / workers,
+            training_flops=sum(job.estimate_flops(rates) for job in fresh),
+        )
+        costs.append(cost)
+    return costs
+
+
+def _fresh(row: Sequence[Cell], seen: set[str]) -> list[Job]:
+    """Return the jobs below some cells that were not seen before, and note them."""
     nodes = all_jobs(cell.job for cell in row)
     fresh = [job for key, job in nodes.items() if key not in seen]
     seen |= nodes.keys()
-    return RowCost(
-        label=label,
-        epochs=row[0].job.estimate_epochs(rates),
-        seconds=sum(map(rates.of, fresh)) / workers,
-        training_flops=sum(job.estimate_flops(rates) for job in fresh),
-    )
+    return fresh
+
+
+def _is_parent(job: Job) -> TypeGuard[Train]:
+    return isinstance(job, Train) and job.head is None and job.initial is None

@@ -16,6 +16,7 @@ from typing import Any
 from regrow.core.durations import epochs_in_words
 from regrow.core.validation import as_list, is_int, refuse_twice
 from regrow.errors import ConfigError, short
+from regrow.jobs.arms import OF_FLOPS
 from regrow.train import Recipe
 
 FACTOR = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)x")
@@ -37,6 +38,16 @@ def read_budgets(value: Any, own: int | None) -> tuple[int, ...]:
     budgets = [_epochs(entry, own) for entry in given]
     refuse_twice("budgets", [epochs_in_words(epochs) for epochs in budgets], "leave one out")
     return tuple(budgets)
+
+
+def split_budgets(value: str) -> list[int | str]:
+    """Split what an option says, as a study file would have it; not yet checked.
+
+    >>> split_budgets("2, 4,0.5x")
+    [2, 4, '0.5x']
+    """
+    entries = [entry.strip() for entry in value.split(",") if entry.strip()]
+    return [int(e) if e.isascii() and e.isdigit() and len(e) < 19 else e for e in entries]
 
 
 def _epochs(entry: Any, own: int | None) -> int:
@@ -99,14 +110,23 @@ def fixed(axis: Axis) -> Iterator[tuple[str, str]]:
 
 
 def rounded(axis: Axis) -> Iterator[str]:
-    """Yield the arms whose share of a budget is another one in whole epochs."""
+    """Yield the arms whose share of a budget, or equal FLOPs, is another length in whole epochs."""
     for arms in zip(*(experiment.arms for experiment in axis), strict=True):
-        share = arms[0].budget.amount
-        bases = [e.budget for e in axis] if arms[0].budget.kind == "share" else []
-        off = [b for b in bases if abs(arms[0].epochs(b, 1.0) - share * b) > MISSED * share * b]
-        if off:
-            trained = " and ".join(f"{arms[0].epochs(base, 1.0)} of {base}" for base in off)
-            yield f"{arms[0].name} trains {trained} epochs, not {100 * share:g} %"
+        budget, bases = arms[0].budget, [experiment.budget for experiment in axis]
+        if all(arm.budget.rounding == "updates" for arm in arms):
+            continue
+        if budget.kind == "share":
+            trained = {base: arm.epochs(base, 1.0) for base, arm in zip(bases, arms, strict=True)}
+            share = budget.amount
+            off = [b for b in bases if abs(trained[b] - share * b) > MISSED * share * b]
+            if off:
+                found = " and ".join(f"{trained[base]} of {base}" for base in off)
+                yield f"{arms[0].name} trains {found} epochs, not {100 * share:g} %"
+        elif budget.kind in OF_FLOPS and (few := [base for base in bases if base * MISSED < 1]):
+            yield (
+                f"{arms[0].name} spends equal FLOPs down to whole epochs, up to one less: at "
+                f"{epochs_in_words(min(few))} that can be {100 / (1 + min(few)):.0f} % of them"
+            )
 
 
 def last_rates(axis: Axis) -> tuple[float, ...]:

@@ -149,7 +149,7 @@ def _built(experiment: Experiment, backbone: Experiment) -> Iterator[Cell]:
                 under = plain[seed] if transfer.further else beneath[cut, transfer.needs, seed]
                 label = f"{arm.name} {cut.label}"
                 if transfer.further:
-                    last = arm.recipe(experiment.recipe, experiment.recipe.epochs)
+                    last = arm.recipe(experiment.recipe, experiment.recipe.length)
                     prune = _prune(experiment, whole[seed], use, cut)
                     job = replace(_on(experiment, data, prune, seed, label=label), recipe=last)
                 else:

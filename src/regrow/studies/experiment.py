@@ -29,6 +29,7 @@ from regrow.jobs.arms import (
     UNPRUNED,
     WINNING_TICKET,
     Arm,
+    Rounding,
     read_arm,
     registered_arm,
 )
@@ -190,7 +191,7 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
             data_label=data_label,
             model=model,
             model_label=model_label,
-            uses=tuple(_within(use, lasting) for use in uses),
+            uses=tuple(_within(use, lasting, value.get("rounding", "epochs")) for use in uses),
             arms=arms_then,
             seeds=seeds,
             recipe=lasting,
@@ -207,16 +208,17 @@ def read_lengths(
 ) -> list[tuple[int | None, Recipe, tuple[Arm, ...]]]:
     """Return a recipe and arms as they are at each of the ``budgets``; without any, as they are."""
     budgets = read_budgets(value["budgets"], recipe.epochs) if "budgets" in value else (None,)
-    return [(budget, *_lasting(budget, recipe, arms)) for budget in budgets]
+    rounding = value.get("rounding", "epochs")
+    return [(b, *_lasting(b, recipe, arms, rounding)) for b in budgets]
 
 
 def _lasting(
-    budget: int | None, recipe: Recipe, arms: Sequence[Arm]
+    budget: int | None, recipe: Recipe, arms: Sequence[Arm], rounding: Rounding
 ) -> tuple[Recipe, tuple[Arm, ...]]:
     """Return a recipe and arms at one budget; refuse what has no room there."""
     try:
         lasting = recipe if budget is None else at_budget(recipe, budget)
-        resolved = tuple(arm.within(lasting) for arm in arms)
+        resolved = tuple(arm.rounded(rounding, lasting).within(lasting) for arm in arms)
         for arm in resolved:
             check_arm(arm, lasting)
     except ConfigError as error:
@@ -225,8 +227,8 @@ def _lasting(
     return lasting, resolved
 
 
-def _within(use: MethodUse, recipe: Recipe) -> MethodUse:
-    return use if use.ticket is None else replace(use, ticket=use.ticket.within(recipe))
+def _within(use: MethodUse, recipe: Recipe, rounding: Rounding) -> MethodUse:
+    return replace(use, ticket=use.ticket and use.ticket.rounded(rounding, recipe).within(recipe))
 
 
 def check_arm(arm: Arm, recipe: Recipe) -> None:
@@ -243,10 +245,10 @@ def check_arm(arm: Arm, recipe: Recipe) -> None:
             f"{recipe.schedule!r} has none: {recipe.no_last_lr}. Give the arm 'peak_rates' (0.01 "
             "is a hundredth of the recipe's highest), an 'lr', or 'schedule: full'."
         )
-    trained = arm.budget.epochs(recipe.epochs, 1.0)
+    trained = arm.budget.epochs(recipe.length, 1.0)
     if trained and arm.first_epoch >= trained:
         raise ConfigError(
-            f"The arm {arm.name!r} enters its schedule of {trained} epochs at epoch "
+            f"The arm {arm.name!r} enters its schedule of {trained:g} epochs at epoch "
             f"{arm.first_epoch}, where nothing of it is left. Enter it earlier."
         )
 
@@ -280,9 +282,7 @@ def read_data(entry: Any) -> tuple[DataSpec, str]:
 def _of_task(data: tuple[DataSpec, str], task: str | None) -> tuple[DataSpec, str]:
     """Let data be of the study's task where they say none themselves."""
     spec, label = data
-    if task is None or spec.task is not None:
-        return data
-    return replace(spec, task=task), label
+    return data if task is None or spec.task is not None else (replace(spec, task=task), label)
 
 
 def _model(entry: Any) -> tuple[ModelSpec, str]:

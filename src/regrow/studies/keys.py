@@ -19,6 +19,8 @@ AXES: Mapping[str, str] = {
     "task": "what is learnt, for data that do not say it themselves",
     "budgets": "how long the unpruned network trains: numbers of epochs, or factors of the "
     "recipe's such as 0.5x; each row is there once for each",
+    "rounding": "what shares and equal FLOPs are rounded down to: whole epochs unless given, or "
+    "updates, with a last epoch in part",
 }
 EACH: Mapping[str, str] = {  # keys of each experiment
     **AXES,

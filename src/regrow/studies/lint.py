@@ -17,6 +17,7 @@ from regrow.jobs.base import Material
 from regrow.studies.budgets import Axis, fixed, last_rates, rounded
 from regrow.studies.experiment import Experiment, MethodUse
 from regrow.studies.study import Study
+from regrow.train import Recipe
 
 if TYPE_CHECKING:
     from regrow.studies.own import OwnExperiment
@@ -278,7 +279,9 @@ def _rounded(axis: Axis) -> Iterator[Remark]:
             code="rounded-shares",
             reason=f"{missed}: the smallest budgets are given more or less than the others",
             reference="",
-            remedy="budgets of which the share is a whole number of epochs",
+            remedy="rounding: updates (the last epoch is trained in part)"
+            if isinstance(axis[0].recipe, Recipe)
+            else "budgets of which the share is a whole number of epochs",
         )
 
 

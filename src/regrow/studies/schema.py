@@ -32,8 +32,8 @@ from regrow.core.json_schema import (
 )
 from regrow.core.registry import Registry
 from regrow.data.spec import AUGMENTATIONS, DATASETS, DataSpec
+from regrow.jobs.arm_keys import ARM_KEYS
 from regrow.jobs.arms import (
-    ARM_KEYS,
     ARMS,
     DEFAULT_ARMS,
     OWN_SCHEDULES,
@@ -41,6 +41,7 @@ from regrow.jobs.arms import (
     Arm,
     Budget,
     BudgetKind,
+    Rounding,
 )
 from regrow.jobs.trials import KEYS as TRIAL_KEYS
 from regrow.jobs.trials import MOST_TRIALS, TUNE
@@ -209,6 +210,7 @@ def _plain() -> dict[str, Schema]:
         "seeds": {**_ref("seeds"), "default": 5},
         "recipe": {**_ref("recipe"), "default": "cifar"},
         "budgets": one_or_list(_budget(), minItems=1, maxItems=MOST_BUDGETS),
+        "rounding": {"enum": [*get_args(Rounding)], "default": "epochs"},
         "task": any_of(_ref("task"), NOTHING),
     }
     return described(forms, AXES)
@@ -227,8 +229,8 @@ def _transfer() -> dict[str, Schema]:
         "recipe": any_of(_name_of_recipe(), an_object(_recipe_fields())),
         "backbone": {**an_object(once), "description": KEYS["backbone"]},
     }
-    # What belongs to the backbone is refused beside it.
-    return {key: form for key, form in forms.items() if key not in ("models", "methods")}
+    of_backbone = ("models", "methods", "rounding")  # refused beside it
+    return {key: form for key, form in forms.items() if key not in of_backbone}
 
 
 def _own() -> dict[str, Schema]:
@@ -375,7 +377,9 @@ def _recipe_fields() -> dict[str, Schema]:
         "objective": any_of(_objective(OBJECTIVES.names()), NOTHING),
         "optimiser": any_of(_optimiser(), NOTHING),
     }
-    return {"name": _name_of_recipe(), **of_fields(Recipe, Recipe, forms=forms)}
+    given = of_fields(Recipe, Recipe, forms=forms)
+    del given["last_epoch"]  # which arms come to
+    return {"name": _name_of_recipe(), **given}
 
 
 def _objective(names: Iterable[str]) -> Schema:

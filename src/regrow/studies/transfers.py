@@ -72,7 +72,7 @@ def read_transfers(value: Mapping[str, Any]) -> list[Experiment]:
     for key in ("backbone", "data"):
         if key not in value:
             raise ConfigError(f"{key!r} is missing. A study of what is built on networks needs it.")
-    for key in ("models", "methods"):
+    for key in ("models", "methods", "rounding"):
         if key in value:
             raise ConfigError(f"{key!r} belongs to the 'backbone'. Move it there.")
     transfers = _transfers(value.get("arms", list(TRANSFERS)))

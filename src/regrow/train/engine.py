@@ -33,7 +33,7 @@ class Epoch:
     order: Tensor  # int64 [N], of the images
     draws: Tensor  # int64 [N, ...], for the augmentation of each place of the order
     holes: Tensor  # int64 [N, 2], the centres that are cut out there; [N, 0] without
-    numbers: list[Numbers]  # of each step, floats
+    numbers: list[Numbers]  # of each step that is taken, floats
 
 
 class Engine(Protocol):
@@ -86,9 +86,10 @@ class Eager:
         order, draws = epoch.order.to(at), epoch.draws.to(at)
         labels = parts.labels.index_select(0, order.to(parts.device))
         holes = epoch.holes.to(parts.device)
-        self._batches = [(order[a:b], draws[a:b]) for a, b in self._bounds]
-        self._labels = [labels[a:b] for a, b in self._bounds]
-        self._holes = [holes[a:b] for a, b in self._bounds]
+        bounds = self._bounds[: len(epoch.numbers)]
+        self._batches = [(order[a:b], draws[a:b]) for a, b in bounds]
+        self._labels = [labels[a:b] for a, b in bounds]
+        self._holes = [holes[a:b] for a, b in bounds]
         self._epoch = epoch
 
     def step(self, place: int, *, seed: int) -> None:
@@ -159,7 +160,7 @@ class Graphed:
         self._order.copy_(epoch.order)
         self._draws.copy_(epoch.draws)
         self._holes.copy_(epoch.holes)
-        self._numbers.copy_(torch.tensor(epoch.numbers))
+        self._numbers[: len(epoch.numbers)].copy_(torch.tensor(epoch.numbers))
         self._first.fill_(epoch.number * len(self._parts.bounds))
         if self._eager is not None:
             self._eager.begin(epoch)

@@ -5,6 +5,7 @@ Everything about time stands in shares of training, so that a budget can stretch
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from math import ceil, floor
 from typing import Any, Literal, get_args
 
 from regrow.core.choice import Choice
@@ -46,6 +47,8 @@ class Recipe:
     ``every`` does so once in each ``drop_every`` share; ``constant``; ``cosine`` (down to zero).
     Drops fall on whole epochs, rounded down. ``cosine-by-step``, ``linear`` and ``one-cycle``
     change at each update (see ``train/schedules.py``).
+    ``last_epoch``: the share of the last epoch that is trained, rounded down to whole updates. In
+    such a training every schedule changes at updates, so that shares of training stay shares.
     The first ``warmup_epochs`` run at ``warmup_factor`` times their rate; their number is not
     stretched. Or the rate rises at each of the first ``warmup_steps`` updates, or over the first
     ``warmup_share`` of training, from ``warmup_start`` times the rate. ``linear`` and
@@ -117,6 +120,7 @@ class Recipe:
     lookahead: int | None = None
     alternating_flip: bool = False
     engine: EngineName = "exact"
+    last_epoch: float = 1.0
 
     def __post_init__(self) -> None:
         whole_as_floats_(self)
@@ -126,6 +130,8 @@ class Recipe:
         for name in ("lr", "drop_factor", "warmup_factor", "norm_bias_rate"):
             if not (is_number(getattr(self, name)) and getattr(self, name) > 0):
                 raise self._error(name, "a number above 0")
+        if not (is_number(self.last_epoch) and 0 < self.last_epoch <= 1):
+            raise self._error("last_epoch", "a share of an epoch in (0, 1]")
         if not (is_number(self.weight_decay) and self.weight_decay >= 0):
             raise self._error("weight_decay", "a number of at least 0")
         if not (is_number(self.momentum) and 0 <= self.momentum < 1):
@@ -191,6 +197,23 @@ class Recipe:
         return 0.0 if spared[self.decayed] else self.weight_decay
 
     @property
+    def length(self) -> float:
+        """The epochs that it trains, the last in part where that is so; an int where it is whole.
+
+        >>> Recipe(epochs=4).length, Recipe(epochs=4, last_epoch=0.6).length
+        (4, 3.6)
+        """
+        return self.epochs if self.last_epoch == 1 else self.epochs - 1 + self.last_epoch
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Count the updates of a training with so many in an epoch: its length, rounded down.
+
+        >>> Recipe(epochs=4).num_steps(98), Recipe(epochs=4, last_epoch=0.6).num_steps(98)
+        (392, 352)
+        """
+        return max(1, floor(self.length * steps_per_epoch + 1e-9))
+
+    @property
     def has_plain_loss(self) -> bool:
         """True if it descends the task's own loss, of examples as they are."""
         return self.objective is None and self.mixup is None
@@ -226,14 +249,20 @@ class Recipe:
         none: dict[str, Any] = dict.fromkeys(names, 0)
         return replace(self, schedule="constant", lr=lr, **none)
 
-    def lasting(self, epochs: int) -> "Recipe":
+    def lasting(self, epochs: float) -> "Recipe":
         """Return the same recipe over another number of epochs, its schedule stretched with it.
+
+        The last epoch is trained in part where they are no whole number.
 
         >>> long = Recipe(epochs=160).lasting(243)
         >>> [epoch for epoch in range(1, 243) if long.lr_at(epoch) < long.lr_at(epoch - 1)]
         [121, 182]
+        >>> Recipe().lasting(3.6).to_json()
+        {'epochs': 4, 'last_epoch': 0.6}
         """
-        return replace(self, epochs=epochs)
+        whole = max(1, ceil(epochs - 1e-9))
+        part = float(f"{min(epochs - whole + 1, 1.0):.12g}")  # 0.6, not 0.6000000000000001
+        return replace(self, epochs=whole, last_epoch=part)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults."""
@@ -250,7 +279,8 @@ class Recipe:
             return named(value)
         if not isinstance(value, Mapping):
             raise ConfigError(f"A recipe must be a name or a mapping of fields. Got {value!r}.")
-        names = [*(f.name for f in fields(cls)), "name"]
+        # Epochs in part are what arms come to, by the 'rounding' of a study.
+        names = [*(f.name for f in fields(cls) if f.name != "last_epoch"), "name"]
         refuse_unknown(value, names, kind="field", where="Recipe")
         changes = tuples(value)
         base = named(changes.pop("name")) if "name" in changes else cls()

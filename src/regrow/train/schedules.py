@@ -36,8 +36,9 @@ class LearningRateSchedule:
     """A function of the place in a training.
 
     Attributes:
-        factor: (recipe, epoch) -> the factor of an epoch, counted from 0; or if ``by_step`` (step,
-            num) -> that of an update, of so many after the warm-up.
+        factor: (recipe, epoch) -> the factor of an epoch, counted from 0, and a float within one
+            where the recipe's ``length`` is no whole number; or if ``by_step`` (step, num) -> that
+            of an update, of so many after the warm-up.
     """
 
     factor: Callable[..., float]
@@ -65,30 +66,30 @@ def register_schedule(name: str, *, by_step: bool = False) -> Callable[[F], F]:
 
 
 @register_schedule("drops")
-def drops(recipe: "Recipe", epoch: int) -> float:
+def drops(recipe: "Recipe", epoch: float) -> float:
     """Multiply by ``drop_factor`` at each share of ``drop_at``, rounded down to a whole epoch."""
-    num_drops = sum(epoch >= _whole(share, recipe.epochs) for share in recipe.drop_at)
+    num_drops = sum(epoch >= _mark(share, recipe) for share in recipe.drop_at)
     return float(recipe.drop_factor**num_drops)
 
 
 @register_schedule("every")
-def every(recipe: "Recipe", epoch: int) -> float:
+def every(recipe: "Recipe", epoch: float) -> float:
     """Multiply by ``drop_factor`` once in each ``drop_every`` share of training."""
     # Where the epochs are no multiple, the last ones see one drop more, as in the paper's
     # code: 106 epochs drop at 35, 70 and 105.
-    return float(recipe.drop_factor ** (epoch // _whole(recipe.drop_every, recipe.epochs)))
+    return float(recipe.drop_factor ** (epoch // _mark(recipe.drop_every, recipe)))
 
 
 @register_schedule("constant")
-def constant(recipe: "Recipe", epoch: int) -> float:
+def constant(recipe: "Recipe", epoch: float) -> float:
     """Stay at the recipe's rate."""
     return 1.0
 
 
 @register_schedule("cosine")
-def cosine(recipe: "Recipe", epoch: int) -> float:
+def cosine(recipe: "Recipe", epoch: float) -> float:
     """Fall to zero as (1 + cos(pi t)) / 2, t = epoch / epochs (SGDR, arXiv:1608.03983)."""
-    return _cosine(epoch / recipe.epochs)
+    return _cosine(epoch / recipe.length)
 
 
 @register_schedule("cosine-by-step", by_step=True)
@@ -128,11 +129,11 @@ def factor(recipe: "Recipe", *, epoch: int, place: int, steps: int) -> float:
     A warm-up of W updates rises as (step + 1) / W (Goyal et al., 2017, arXiv:1706.02677), from the
     recipe's ``warmup_start`` on; schedules by step cover what is left after it.
     """
-    step, num = epoch * steps + place, recipe.epochs * steps
+    step, num = epoch * steps + place, recipe.num_steps(steps)
     warmup = warmup_steps(recipe, num)
     schedule = SCHEDULES.get(recipe.schedule)
     if not schedule.by_step:
-        value = schedule.factor(recipe, epoch)
+        value = schedule.factor(recipe, epoch if recipe.last_epoch == 1 else step / steps)
     elif step < warmup:
         value = 1.0
     else:
@@ -160,7 +161,10 @@ def _cosine(share: float) -> float:
     return (1 + math.cos(math.pi * share)) / 2
 
 
-def _whole(share: float, epochs: int) -> int:
+def _mark(share: float, recipe: "Recipe") -> float:
+    """Return the epoch at which a share of training is over: a whole one in whole epochs."""
+    if recipe.last_epoch != 1:
+        return share * recipe.length - 1e-9
     # The small term, because 0.29 * 100 is 28.999999999999996. Not before epoch 1, because a
     # training of a single epoch would else begin at the rate of the last.
-    return max(1, math.floor(share * epochs + 1e-9))
+    return max(1, math.floor(share * recipe.epochs + 1e-9))

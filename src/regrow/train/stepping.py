@@ -13,9 +13,9 @@ from regrow.train.recipe import Recipe
 
 
 class Stepping(ABC):
-    """A training of ``recipe.epochs`` epochs, that stands after ``steps_done`` updates.
+    """A training of ``recipe.length`` epochs, that stands after ``steps_done`` updates.
 
-    ``history`` has a line for each finished epoch.
+    ``history`` has a line for each finished epoch, and for a last one that is trained in part.
     """
 
     model: nn.Module
@@ -53,7 +53,7 @@ class Stepping(ABC):
     @property
     def num_steps(self) -> int:
         """Count the updates of the whole training."""
-        return self.recipe.epochs * self.steps_per_epoch
+        return self.recipe.num_steps(self.steps_per_epoch)
 
     @property
     def epoch(self) -> int:

@@ -179,6 +179,13 @@ class Training(Stepping):
         return len(self.parts.bounds)
 
     @property
+    def epochs_in_all(self) -> float:
+        """The epochs that it trains in all, by its updates; an int where they are whole."""
+        if self.recipe.last_epoch == 1:
+            return self.recipe.epochs - self.first_epoch
+        return round(self.num_steps / self.steps_per_epoch - self.first_epoch, 6)
+
+    @property
     def samples(self) -> int:
         """Count the images trained on so far, each as often as it was seen."""
         epochs, place = divmod(self.steps_done, self.steps_per_epoch)
@@ -196,8 +203,8 @@ class Training(Stepping):
         if self.device.type == "cpu":  # elsewhere a look at it makes the device wait
             self._check_loss(self.parts.losses[place].item(), epoch, place)
         self.steps_done += 1
-        if place == self.steps_per_epoch - 1:
-            self._end_epoch(epoch)
+        if place == self.steps_per_epoch - 1 or self.done:
+            self._end_epoch(epoch, num=place + 1)
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Go on from a state of the same training; another's is a ``TrainingError``."""
@@ -253,14 +260,14 @@ class Training(Stepping):
         self._prepared = epoch
 
     def _numbers(self, epoch: int, generator: torch.Generator) -> list[Numbers]:
-        """Return the numbers of each step of an epoch."""
+        """Return the numbers of each step of an epoch that is taken."""
         recipe, steps = self.recipe, self.steps_per_epoch
         shares = [1.0] * steps
         if recipe.mixup is not None:
             shares = draw_shares(steps, alpha=recipe.mixup, generator=generator).tolist()
         before = self.first_epoch * steps
         numbers = []
-        for place, share in enumerate(shares):
+        for place, share in enumerate(shares[: self.num_steps - epoch * steps]):
             step = epoch * steps + place
             decay, pull = averaging(recipe, step=step, num=self.num_steps, before=before)
             lr = self._lr(epoch, place)
@@ -282,20 +289,22 @@ class Training(Stepping):
             self._begin(epoch)
             self._engine.step(place, seed=seed)
 
-    def _end_epoch(self, epoch: int) -> None:
-        losses = self.parts.losses.tolist()
+    def _end_epoch(self, epoch: int, *, num: int) -> None:
+        """Write an epoch's line after its last update, of so many, and let the treatment act."""
+        losses = self.parts.losses.tolist()[:num]
         for place, loss in enumerate(losses):
             self._check_loss(loss, epoch, place)
-        sizes = [end - start for start, end in self.parts.bounds]
+        sizes = [end - start for start, end in self.parts.bounds[:num]]
         if self.parts.counts is not None:
-            sizes = self.parts.counts.tolist()
+            sizes = self.parts.counts.tolist()[:num]
         mean = sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / sum(sizes)
-        lr = self._lr(epoch, self.steps_per_epoch - 1)
-        self.history.append({"epoch": epoch, "lr": lr, "loss": mean})
+        lr = self._lr(epoch, num - 1)
+        part = {} if num == self.steps_per_epoch else {"share": num / self.steps_per_epoch}
+        self.history.append({"epoch": epoch, "lr": lr, "loss": mean, **part})
         if self.done:
             self._take_averages()
         if self.parts.treatment.epoch is not None:
-            self.parts.treatment.epoch(self.model, self._between(epoch + 1))
+            self.parts.treatment.epoch(self.model, self._between())
         if self.done:
             self._end()
 
@@ -309,13 +318,13 @@ class Training(Stepping):
 
     def _end(self) -> None:
         if self.parts.treatment.end is not None:
-            self.parts.treatment.end(self.model, self._between(self.recipe.epochs))
+            self.parts.treatment.end(self.model, self._between(self.num_steps))
 
-    def _between(self, epoch: int) -> Moment:
-        """Return the moment after so many epochs."""
-        last = epoch == self.recipe.epochs
-        lr = self._lr(epoch - 1, self.steps_per_epoch - 1) if last else self._lr(epoch, 0)
-        return self.parts.moment(epoch * self.steps_per_epoch, lr)
+    def _between(self, step: int | None = None) -> Moment:
+        """Return the moment after so many updates, or after those that are taken."""
+        step = self.steps_done if step is None else step
+        lr = self._lr(*divmod(min(step, self.num_steps - 1), self.steps_per_epoch))
+        return self.parts.moment(step, lr)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
@@ -343,9 +352,10 @@ def _check(dataset: Dataset, recipe: Recipe, *, first_epoch: int, ranks: Ranks) 
         raise ConfigError(
             f"A training needs at least 2 images. Got {len(dataset.train)}: raise 'subset'."
         )
-    if not 0 <= first_epoch < recipe.epochs:
+    steps = len(_batch_bounds(len(dataset.train), recipe.batch))
+    if not 0 <= first_epoch * steps < recipe.num_steps(steps):
         raise ConfigError(
-            f"A training of {recipe.epochs} epochs can begin at one from 0 to "
+            f"A training of {recipe.length:.6g} epochs can begin at one from 0 to "
             f"{recipe.epochs - 1}. Got {first_epoch}."
         )
     kind = recipe.augmentation or dataset.augmentation

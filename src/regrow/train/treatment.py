@@ -54,7 +54,7 @@ class Moment:
     @property
     def num_steps(self) -> int:
         """The updates of the whole training."""
-        return self.recipe.epochs * self.steps_per_epoch
+        return self.recipe.num_steps(self.steps_per_epoch)
 
     @property
     def epoch(self) -> int:
@@ -115,7 +115,8 @@ class Treatment:
         begin: before anything else, such as adding parameters that the method learns.
         gradients: adds to the gradients after each backward pass.
         updated: after each update.
-        epoch: before the first epoch and after each; ``moment.epoch`` counts those that are done.
+        epoch: before the first epoch and after each, a last one in part too; ``moment.epoch``
+            counts those that are done.
         end: after the last epoch; what ``begin`` added is taken away again.
         masks: changes to the masks of a network some of whose weights are held at zero.
 
