@@ -1,5 +1,6 @@
 """Whatever byte of a store is changed: it is told, or changes nothing that a table shows."""
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from commands import STUDY
+from regrow.core.digests import sealed
 from regrow.errors import Damaged
 from regrow.jobs.base import Job, all_jobs
 from regrow.jobs.prune import Prune
@@ -79,6 +81,30 @@ def run_of(run: object) -> tuple[object, ...]:
     """Name a row."""
     names = ("data", "model", "method", "sparsity", "target", "arm", "seed")
     return tuple(getattr(run, name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("accuracy", "high", "its 'accuracy' must be a number. Got 'high'"),
+        ("accuracy", 10**400, "its 'accuracy' must be a number"),
+        ("training_flops", [1], "its 'training_flops' must be a number. Got [1]"),
+        ("history", {"a": 1}, "its 'history' must be a list"),
+        ("macs", None, "it has no 'macs'"),
+    ],
+)
+def test_a_record_that_no_job_writes_is_told_although_it_is_sealed(
+    field: str, value: Any, words: str, tmp_path: Path
+) -> None:
+    study, store = filled(tmp_path / "store")
+    job = study.jobs()[-1]
+    file = store.record_file(job.key)
+    record = json.loads(file.read_text())
+    del record["timing"]["digest"]
+    file.write_text(sealed(record | {field: value}, job.key, under="timing"))
+    found = results_of(study, store)
+    assert found.runs[-1].status == "missing"
+    assert [words in failure.message for failure in found.failures] == [True]
 
 
 @pytest.mark.parametrize("swap", ["records", "tensors", "folders"])

@@ -165,6 +165,7 @@ def _studies(folder: Path, seed: int) -> dict[str, Kind]:
         file.write_bytes(study_text(random.Random(f"{seed} study {number}")))
         return Study.load(file)
 
+    torch_bomb()  # here, where nothing is bounded
     (folder / "study.yaml").write_text(DIGITS)
     Study.load(folder / "study.yaml").jobs()  # here, once for all children
 
@@ -249,24 +250,32 @@ def _npy_head(shape: tuple[int, ...], kind: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
 
+@cache
+def torch_bomb() -> bytes:
+    """Write a file of torch.save whose storages are packed, and unfold to 600 MB."""
+    stream = io.BytesIO()
+    torch.save({"conv.weight": torch.zeros(8)}, stream)
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(stream) as old,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new,
+    ):
+        for entry in old.infolist():
+            with new.open(entry.filename, "w") as written:
+                written.write(old.read(entry))
+                for _ in range(600 if "/data/" in entry.filename else 0):
+                    written.write(bytes(1 << 20))
+    return packed.getvalue()
+
+
 def torch_file(value: Any, rng: random.Random) -> bytes:
     """Write a file of torch.save, at times one whose storages promise gigabytes or are packed."""
     stream = io.BytesIO()
     way = rng.random()
     torch.save(value, stream, _use_new_zipfile_serialization=way > 0.3)
     content = stream.getvalue()
-    if way > 0.9:
-        packed = io.BytesIO()
-        with (
-            zipfile.ZipFile(io.BytesIO(content)) as old,
-            zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new,
-        ):
-            for entry in old.infolist():
-                with new.open(entry.filename, "w") as written:
-                    written.write(old.read(entry))
-                    for _ in range(600 if "/data/" in entry.filename else 0):
-                        written.write(bytes(1 << 20))
-        return packed.getvalue()
+    if way > 0.97:
+        return torch_bomb()
     return changed(content, rng) if rng.random() < 0.9 else content
 
 
@@ -349,7 +358,7 @@ def _sealed(value: Any, key: str) -> bytes | None:
 
 def _data(folder: Path, seed: int) -> dict[str, Kind]:
     root = folder / "cache"
-    parquet_bombs()  # here, where memory is not bounded
+    parquet_bombs()  # here, where nothing is bounded
 
     def reading(
         name: str, share: int, make: Callable[[random.Random, Path], str]

@@ -27,6 +27,7 @@ from regrow.errors import ConfigError, DataError, short, unknown
 Columns = Mapping[str, NDArray[Any]]
 CLASSIFICATION, REGRESSION, TOKENS = "classification", "regression", "token-classification"
 BATCH_ROWS = 4096
+MOST_CLASSES = 2**22  # more than any vocabulary has
 NEXT = "next-token"
 TARGETS = ("labels", "label", "targets", "target", "y")
 MASK = "attention_mask"  # as transformers call it: 0 where a token is padding
@@ -155,6 +156,11 @@ def class_names(targets: list[NDArray[Any]]) -> tuple[str, ...]:
     """Return the names of classes: of whole numbers all up to the largest, else the values."""
     values = np.unique(np.concatenate([np.ravel(y) for y in targets]))
     if values.dtype.kind in "iu":
+        if int(values.max()) > MOST_CLASSES:
+            raise DataError(
+                f"The targets hold labels up to {int(values.max()):,}, and classes count from 0 to "
+                f"at most {MOST_CLASSES:,}. Number them anew, or write texts."
+            )
         return tuple(str(k) for k in range(max(int(values.max()) + 1, 2)))
     return tuple(str(value) for value in values)
 

@@ -1,0 +1,75 @@
+"""Fill a store with records of a study's jobs, sealed as runs seal them, without training any.
+
+    uv run python benchmarks/reliability/fabricate.py FOLDER --jobs 10000
+
+writes ``study.yaml`` and ``store/`` into a folder, for ``status``, ``report`` and ``store verify``.
+"""
+
+import argparse
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import rounds
+import yaml
+
+from regrow.jobs.base import Job, all_jobs
+from regrow.jobs.prune import Prune
+from regrow.store import Store
+from regrow.studies.job_list import Planned, remember
+from regrow.studies.study import Study
+
+
+def study_of(num_jobs: int) -> dict[str, Any]:
+    """Return a study file of about so many jobs: more seeds of the small one."""
+    value = copy.deepcopy(rounds.STUDY) | {"seeds": 1}
+    per_seed = len(all_jobs(Study.from_json(value).jobs()))
+    return value | {"seeds": max(1, round(num_jobs / per_seed))}
+
+
+def record_of(job: Job, number: int) -> dict[str, Any]:
+    """Invent what a job found."""
+    rng = random.Random(number)
+    cost = {"parameters": 1000 + number % 7, "macs": 20_000, "flops": 42_000}
+    found: dict[str, Any] = {"guarded": [], "unit": "channel", "before": cost, "after": cost}
+    if not isinstance(job, Prune):
+        found = {"accuracy": 0.5 + 0.4 * rng.random(), "loss": rng.random(), "epochs": 2, **cost}
+        found |= {"samples": 120, "training_flops": 5e7, "history": []}
+    timing = {"seconds": rng.random(), "machine": "none", "versions": "none"}
+    inputs = [before.key for before in job.inputs]
+    return {**found, "kind": job.kind, "spec": job.spec, "inputs": inputs, "timing": timing}
+
+
+def fill(folder: Path, num_jobs: int, *, tensors: int = 0) -> int:
+    """Write a study and a store with all its records; return their number.
+
+    ``tensors`` is the number of values that each record has beside it.
+    """
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    value = study_of(num_jobs)
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(value), encoding="utf-8")
+    store = Store.open(folder / "store")
+    study = Study.load(file)
+    jobs = all_jobs(study.jobs())
+    remember(store, file, Planned.of(study.name, study.title, jobs))
+    for number, job in enumerate(jobs.values()):
+        weights = {"w": torch.full((tensors,), float(number))} if tensors else None
+        store.commit(job.key, record_of(job, number), weights)
+    return len(jobs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--tensors", type=int, default=0, help="values beside each record")
+    given = parser.parse_args()
+    print(f"{fill(given.folder, given.jobs, tensors=given.tensors):,} jobs in {given.folder}")
+
+
+if __name__ == "__main__":
+    main()
