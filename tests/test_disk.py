@@ -63,6 +63,24 @@ def test_an_error_of_the_disk_ends_a_command_in_one_message(
     assert "refused: Input/output error (store/running). What was done is kept." in done.text
 
 
+def test_a_job_is_done_although_what_was_before_it_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(tmp_path / "store")
+    store.fail("ab12", {}, message="no memory")
+
+    def fail(self: Path, **_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        assert store.commit("ab12", {"accuracy": 0.5})
+    assert store.status("ab12") == "done"
+    assert [*(store.root / "failed").iterdir()]
+    store.tidy()
+    assert not [*(store.root / "failed").iterdir()]
+
+
 def test_a_report_that_cannot_be_written_leaves_the_last_one(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

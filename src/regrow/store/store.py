@@ -307,8 +307,9 @@ class Store:
                     f"Cannot write the record of job {key} to {final}: {_reason(error, final)}."
                 ) from error
             return False
-        self._failure(key).unlink(missing_ok=True)
-        (self._running / key / CHECKPOINT).unlink(missing_ok=True)
+        with suppress(OSError):  # the record is there; ``tidy`` removes what is left of before
+            self._failure(key).unlink(missing_ok=True)
+            (self._running / key / CHECKPOINT).unlink(missing_ok=True)
         return True
 
     def fail(self, key: str, spec: Mapping[str, Any], *, message: str, traceback: str = "") -> None:
@@ -356,6 +357,10 @@ class Store:
             for name in _names(folder, hidden=True):
                 if is_litter(name):
                     (folder / name).unlink(missing_ok=True)
+        for name in _names(self._failed):
+            key = name.removesuffix(".json")
+            if key.isalnum() and self.has(key):
+                (self._failed / name).unlink(missing_ok=True)
         for key in filter(str.isalnum, _names(self._running)):
             folder = self._running / key
             if folder.is_dir() and (self.has(key) or not (folder / CHECKPOINT).exists()):
