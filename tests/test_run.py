@@ -37,7 +37,7 @@ from regrow.run import (
 )
 from regrow.run.coordinator import Schedule
 from regrow.run.display import _Screen, describe, display
-from regrow.run.worker import how_it_ended
+from regrow.run.troubles import how_it_ended
 from regrow.store import Store
 
 
@@ -732,7 +732,8 @@ def test_pipe_gets_a_line_per_finished_job_and_one_per_trouble(store: Store) -> 
     with display(Console(file=out, width=40)) as show:
         run(jobs, store, workers=0, on_event=show)
     assert out.getvalue().startswith("3 jobs to do\n")
-    assert sorted(out.getvalue().splitlines()) == [
+    lines = [re.sub(r" \(log: .*\.log\)$", "", line) for line in out.getvalue().splitlines()]
+    assert sorted(lines) == [
         "3 jobs to do",
         "FAILED bad: The loss is not finite in epoch 3. Lower the learning rate.",
         "blocked after: needs bad, which failed",

@@ -61,7 +61,14 @@ class CodeError(TrainingError):
 
 
 class Interrupted(RegrowError):
-    """A run stopped on request; what was under way can be resumed."""
+    """A run stopped on request; what was under way can be resumed.
+
+    ``by`` is the number of the signal that asked for it: the command's exit code is 128 more.
+    """
+
+    def __init__(self, message: str = "", *, by: int = 2) -> None:
+        super().__init__(message)
+        self.by = by
 
 
 class RanksLost(Interrupted):

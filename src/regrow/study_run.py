@@ -164,7 +164,7 @@ def run_study(
                 script_again=script_again,
             )
     except Interrupted as error:
-        raise Interrupted(f"{error} The same call resumes.") from None
+        raise Interrupted(f"{error} The same call resumes.", by=error.by) from None
     return _found(read, opened, summary, choice=choice)
 
 

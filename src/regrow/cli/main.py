@@ -32,6 +32,7 @@ from regrow.cli.terminal import (
     EXIT_BAD_INPUT,
     EXIT_FAILED_JOBS,
     EXIT_INTERRUPTED,
+    OF_SIGNALS,
     complain,
     how_to_resume,
 )
@@ -44,7 +45,8 @@ app = typer.Typer(
     help="Is a pruned network good because of the weights it inherits, or because of its "
     "architecture? Train, prune and retrain in several ways, and compare the results fairly.",
     epilog="Exit codes: 0 everything is done; 1 some jobs failed, see the report; 2 invalid input, "
-    "no results were lost; 130 interrupted, the same command resumes.",
+    "no results were lost; 130 interrupted, or --stop-after is over, 143 SIGTERM, 138 SIGUSR1: the "
+    "same command resumes.",
 )
 app.command()(run.quickstart)
 app.command()(run.run)
@@ -111,10 +113,10 @@ def _main() -> None:
     except RanksLost as error:
         complain(how_to_resume(f"{error}"))
         _flush()
-        os._exit(EXIT_INTERRUPTED)  # closing connections to waiting ranks would wait too
+        os._exit(OF_SIGNALS + error.by)  # closing connections to waiting ranks would wait too
     except Interrupted as error:
         complain(how_to_resume(f"{error}"))
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(OF_SIGNALS + error.by)
     except RegrowError as error:
         complain(f"{error}")
         sys.exit(EXIT_BAD_INPUT)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from regrow.core.durations import read_duration
+
 DEFAULT_STORE = Path("regrow-store")
 DEFAULT_REPORT = Path("regrow-report")
 
@@ -57,6 +59,21 @@ CheckpointOption = Annotated[
     float, typer.Option(min=0.1, help="Seconds between checkpoints of a training.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="Where networks run: cpu, cuda or cuda:1.")]
+StopAfterOption = Annotated[
+    float | None,
+    typer.Option(
+        parser=read_duration,
+        metavar="TIME",
+        help="Stop in good order after so long, such as 9m, 1h30m or 1:30:00; then resume.",
+        show_default="when all is done",
+    ),
+]
+RetriesOption = Annotated[
+    int,
+    typer.Option(
+        min=0, help="How often a job is tried again after what may pass, such as a full disk."
+    ),
+]
 OnnxOption = Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")]
 Pt2Option = Annotated[bool, typer.Option("--pt2", help="Write model.pt2 too.")]
 HtmlOption = Annotated[

@@ -188,7 +188,7 @@ def _lines(store: "Store", planned: "Planned", groups: Mapping[str, list[str]]) 
         lines.append(f"  running {planned.labels[key]}: {share:.0%} {note}".rstrip())
     for key in groups["failed"]:
         message = (store.failure(key) or {}).get("message")
-        lines.append(f"  failed {planned.labels[key]}: {message}")
+        lines.append(f"  failed {planned.labels[key]}: {message} (log: {store.log_file(key)})")
     lines += ["`regrow run` tries failed jobs again."] if groups["failed"] else []
     return [visible(line) for line in lines]
 

@@ -3,6 +3,7 @@
 import json
 import shlex
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,8 @@ from regrow.cli.options import (
     JsonOption,
     OutOption,
     ReferenceOption,
+    RetriesOption,
+    StopAfterOption,
     StoreOption,
     StudyFile,
     TensorboardOption,
@@ -79,6 +82,8 @@ def run(
     checkpoint_seconds: CheckpointOption = 60.0,
     device: DeviceOption = "cpu",
     hours: HoursOption = None,
+    stop_after: StopAfterOption = None,
+    retries: RetriesOption = 3,
     html: HtmlOption = False,
     track: TrackOption = None,
     tensorboard: TensorboardOption = None,
@@ -88,6 +93,7 @@ def run(
 
     Stop it whenever you like; the same command resumes.
     """
+    deadline = None if stop_after is None else time.monotonic() + stop_after
     load_extensions(with_files)
     run_study(
         study,
@@ -101,6 +107,8 @@ def run(
         hours=hours,
         html=html,
         track=names_of(track, tensorboard),
+        deadline=deadline,
+        retries=retries,
     )
 
 
@@ -168,19 +176,19 @@ def run_study(
     hours: float | None = None,
     html: bool = False,
     track: Sequence[str] = (),
+    deadline: float | None = None,
+    retries: int = 3,
     first: "Callable[[Sequence[Job], Store, int | None], None] | None" = None,
 ) -> None:
     """Run a study's unfinished jobs, write its report, and print it.
 
-    ``track`` names tools that results are written for. ``first`` is told the jobs, the store and
-    the number of workers before any job starts.
+    ``track`` names tools that results are written for. The run stops at the ``deadline`` of the
+    monotonic clock. ``first`` is told the jobs, store and workers before any job starts.
     """
     study, choice, keep = load_within(hours, path, store, data=data, workers=workers, device=device)
-    from regrow.jobs.base import all_jobs
     from regrow.run import check_device
     from regrow.run import run as run_jobs
     from regrow.run.display import display
-    from regrow.studies.job_list import Planned, remember
 
     announce("Looking at its data and networks")
     jobs = study.jobs()  # checks data and networks, so that a study in error leaves no store
@@ -189,8 +197,7 @@ def run_study(
     warn_about(jobs, device=device)
     opened = open_store(store, create=True)
     keep(opened)
-    planned = Planned.of(study.name, study.title, all_jobs(jobs))
-    remember(opened, path, planned, data=pairs(data or ()))
+    _remember(opened, path, study, jobs, data or ())
     _check_writable(_report_folder(study, out))
     if first is not None:
         first(jobs, opened, workers)
@@ -206,6 +213,8 @@ def run_study(
             on_event=show,
             checkpoint_seconds=checkpoint_seconds,
             device=device,
+            stop_after=None if deadline is None else deadline - time.monotonic(),
+            retries=retries,
         )
     announce("Writing the report")
     written, statuses = _report(study, opened, out, choice=choice, html=html, path=path)
@@ -214,6 +223,17 @@ def run_study(
     export_at_end(study, opened, tools)
     if set(statuses) != {"done"} or not summary.complete:
         raise typer.Exit(EXIT_FAILED_JOBS)
+
+
+def _remember(
+    store: "Store", path: Path, study: "Study", jobs: "Sequence[Job]", data: Sequence[str]
+) -> None:
+    """Keep the jobs of a study in the store, for ``regrow status``."""
+    from regrow.jobs.base import all_jobs
+    from regrow.studies.job_list import Planned, remember
+
+    planned = Planned.of(study.name, study.title, all_jobs(jobs))
+    remember(store, path, planned, data=pairs(data))
 
 
 @contextmanager
@@ -233,7 +253,7 @@ def _saying_how_to_report(
         options += [("--hours", f"{hours:g}")] if hours is not None else []
         words = ["regrow", "report", study, *(word for option in options for word in option)]
         command = shlex.join(map(str, words))
-        raise type(error)(f"{error} The results so far: {command}.") from error
+        raise type(error)(f"{error} The results so far: {command}.", by=error.by) from error
 
 
 def _nearby(file: Path) -> Path:

@@ -14,7 +14,8 @@ from regrow.core.texts import visible
 
 EXIT_FAILED_JOBS = 1
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+OF_SIGNALS = 128  # a shell's exit codes of what a signal ended: so much above its number
+EXIT_INTERRUPTED = OF_SIGNALS + 2
 PIPE_WIDTH = 10_000  # never wrap lines that go to a file or another program
 
 

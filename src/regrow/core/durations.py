@@ -1,4 +1,8 @@
-"""Durations as people read them: ``1:23`` where a clock runs, ``3.2 days`` in a sentence."""
+"""Durations as people write and read them: ``1:23`` on a clock, ``3.2 days`` in a sentence."""
+
+import re
+
+from regrow.errors import ConfigError
 
 DAYS_FROM = 48 * 3600  # seconds; more hours than that say little
 
@@ -27,6 +31,35 @@ def in_words(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} minutes"
     return f"{seconds / 3600:.1f} hours" if seconds < DAYS_FROM else _days(seconds)
+
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_PARTS = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?[smhd])+")
+_CLOCK = re.compile(r"(?:([0-9]+)-)?(?:([0-9]+):)?([0-9]+):([0-9]+)")
+
+
+def read_duration(text: str) -> float:
+    """Return the seconds of a duration in words or as a clock, also as SLURM writes it.
+
+    >>> [read_duration(text) for text in ("9m", "1h30m", "0.5h", "45", "2-00:00:00", "9:30")]
+    [540.0, 5400.0, 1800.0, 45.0, 172800.0, 570.0]
+    """
+    given = text.strip().lower()
+    seconds = 0.0
+    if _PARTS.fullmatch(given):
+        for number, unit in re.findall(r"([0-9.]+)([smhd])", given):
+            seconds += float(number) * _UNITS[unit]
+    elif found := _CLOCK.fullmatch(given):
+        days, hours, minutes, rest = (int(part or 0) for part in found.groups())
+        seconds = float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
+    elif re.fullmatch(r"[0-9]+(\.[0-9]+)?", given):
+        seconds = float(given)
+    if not seconds > 0:
+        raise ConfigError(
+            f"A duration is a number of seconds, or one with units such as 90s, 9m, 1h30m or 2d, "
+            f"or a clock such as 1:30:00, above 0. Got {text[:100]!r}."
+        )
+    return seconds
 
 
 def _days(seconds: float) -> str:

@@ -24,6 +24,7 @@ from regrow.run.events import Event
 from regrow.run.executors import Ended, Executor, Message, Settings, alone, here, threads
 from regrow.run.gpu_sharing import num_sharing
 from regrow.run.torchrun import summon
+from regrow.run.troubles import Tries
 from regrow.run.worker import worker_processes
 from regrow.store import Store
 
@@ -34,7 +35,11 @@ TELLING = 1e-4  # of the work: a smaller share, such as a pruning alone, tells n
 LEAST_SECONDS = 5.0
 HELD_SECONDS = 0.2  # how often to look for the record of a job that another run works on
 FAULTS = 2  # trainings in which a function of the user's own may fail before the others are left
-ATTEMPTS = 2  # a worker that dies may be bad luck (memory taken by others); twice is the job
+RETRIES = 3  # of a job that met what may pass
+# A scheduler that said SIGTERM says SIGKILL soon, SLURM after 30 s: jobs that have not saved by
+# then continue from their last checkpoints.
+GRACE_SECONDS = 8.0
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,8 @@ def run(
     checkpoint_seconds: float = 120.0,
     device: str = "cpu",
     script_again: bool = True,
+    stop_after: float | None = None,
+    retries: int = RETRIES,
 ) -> Summary:
     """Do jobs and all they stand on, as far as the store does not have them.
 
@@ -71,9 +78,12 @@ def run(
     (``run.torchrun``), this process takes one job at a time, and the others train it with it. A job
     that fails leaves the others running, and is tried again by the next run. What is stored and
     damaged is set aside and done anew. Several runs may share one store: a job held by another is
-    waited for. Ctrl-C or SIGTERM stops in good order - every job saves, ``Interrupted`` is raised -
-    and a second one at once. Worker processes import the calling script anew, as those of
-    ``multiprocessing`` do, unless ``script_again`` is false: it may hold what jobs are made of.
+    waited for. Ctrl-C, SIGTERM or SIGUSR1 stops in good order - every job saves, ``Interrupted`` is
+    raised - and a second one at once; so does the end of ``stop_after`` seconds. What may pass (a
+    lost worker, a full disk) is tried again up to ``retries`` times, after 1, 5, 25, ... seconds;
+    where memory runs out, half as many jobs go on at once. Worker processes import the calling
+    script anew, as those of ``multiprocessing`` do, unless ``script_again`` is false: it may hold
+    what jobs are made of.
     """
     if workers is not None and workers < 0:
         raise ConfigError(f"'workers' must be an int of at least 0. Got {workers!r}.")
@@ -97,7 +107,8 @@ def run(
     single = num == 1 and device != "cpu"  # a single thread beside this one would gain nothing
     executor = assemble(0 if single else num, store, settings)
     try:
-        return Coordinator(schedule, store, executor, emit).run()
+        limits = Limits(stop_after=stop_after, retries=retries)
+        return Coordinator(schedule, store, executor, emit, limits).run()
     finally:
         executor.close()
 
@@ -310,6 +321,17 @@ class _UnderWay:
     steady: SteadyRate = field(default_factory=SteadyRate)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The end of a run's time, and the number of times that a job is tried again."""
+
+    stop_after: float | None = None
+    retries: int = RETRIES
+
+
+NO_LIMITS = Limits()
+
+
 class Coordinator:
     """One run of a schedule by an executor."""
 
@@ -319,7 +341,9 @@ class Coordinator:
         store: Store,
         executor: Executor,
         emit: Callable[[Event], None],
+        limits: Limits = NO_LIMITS,
     ) -> None:
+        self._limits = limits
         self._schedule = schedule
         self._store = store
         self._executor = executor
@@ -328,9 +352,11 @@ class Coordinator:
         self._first_job: float | None = None
         self._under_way: dict[str, _UnderWay] = {}
         self._held: list[ScheduledJob] = []
-        self._deaths: dict[str, int] = {}
         self._faults: dict[Hashable, int] = {}  # of functions of the user's own
         self._works = {node.job.trained_by for node in schedule.reused if node.job.flops}
+        self._later: list[tuple[float, int, ScheduledJob]] = []  # by when they are tried again
+        self._tries: dict[str, Tries] = {}
+        self._narrowed = 0.0
         self._done: list[str] = []
         self._reused = [node.job.label for node in schedule.reused]
         self._failed: list[str] = []
@@ -341,12 +367,15 @@ class Coordinator:
         self._work_own = 0.0  # done by this run: what a rate may be taken from
         self._steady = SteadyRate()
         self._stops = 0
+        self._stopped_by: int = signal.SIGINT
+        self._stopped_why = ""
         self._next_tell = self._next_look = 0.0
 
     def run(self) -> Summary:
         """Do all that can be done; ``Interrupted`` when asked to stop before that."""
-        with self._signals():
+        with self._signals(), self._time_limit():
             while self._schedule.num_open and not self._stops:
+                self._take_up_again()
                 self._hand_out()
                 self._executor.poll(self._hear, seconds=TELL_SECONDS)
                 self._look_after_held()
@@ -356,8 +385,9 @@ class Coordinator:
         self._tell(last=True)
         if self._schedule.num_open:
             raise Interrupted(
-                f"Stopped: {self._num_done} of {self._num_total} jobs are done. Others go on from "
-                "what they saved, or start over."
+                f"Stopped{self._stopped_why}: {self._num_done} of {self._num_total} jobs are done. "
+                "Others go on from what they saved, or start over.",
+                by=self._stopped_by,
             )
         return Summary(
             done=tuple(self._done),
@@ -422,10 +452,10 @@ class Coordinator:
         elif ended.status == "stopped":
             self._schedule.put_back(node)
             self._stops = max(self._stops, 1)  # where another rank was asked to, not this one
-        elif ended.status == "died":
-            self._died(node, ended)
-        elif ended.status == "failed":
-            self._fail(node, ended.message, by_code=ended.by_code)
+        elif ended.status in ("failed", "died"):
+            self._tell_log(node, ended)
+            if not self._try_again(node, ended, under_way):
+                self._give_up(node, ended)
         else:
             if ended.status == "done" and under_way:
                 self._work_own += node.work * (1 - under_way.resumed_at)
@@ -444,7 +474,9 @@ class Coordinator:
         label = node.job.label
         self._failed.append(label)
         self._work_closed += node.work
-        self._emit(events.JobFailed(key=node.key, label=label, message=message))
+        log = self._store.log_file(node.key)
+        where = str(log) if log.exists() else ""
+        self._emit(events.JobFailed(key=node.key, label=label, message=message, log=where))
         self._block(self._schedule.fail(node), because=label)
         function = node.job.trained_by
         if by_code and function is not None and function not in self._works:
@@ -465,22 +497,62 @@ class Coordinator:
                 events.JobBlocked(key=later.key, label=label, because=because, by_code=by_code)
             )
 
-    def _died(self, node: ScheduledJob, ended: Ended) -> None:
-        self._deaths[node.key] = self._deaths.get(node.key, 0) + 1
-        if self._deaths[node.key] < ATTEMPTS:
-            self._schedule.put_back(node)
-            message = f"{ended.message}; trying the job once more."
-            self._emit(events.JobWarning(key=node.key, label=node.job.label, message=message))
-            return
-        message = (
-            f"{ended.message}, {ATTEMPTS} times. What it saved is kept; the next run continues "
-            "from there."
+    def _tell_log(self, node: ScheduledJob, ended: Ended) -> None:
+        if ended.status == "died":  # it could not say so itself
+            text = "\n".join(filter(None, (ended.message, ended.traceback)))
+            self._store.log(node.key, text)
+
+    def _try_again(self, node: ScheduledJob, ended: Ended, under_way: _UnderWay | None) -> bool:
+        """Have a job done once more, if what ended it may be over then."""
+        if ended.trouble == "memory" and self._with_fewer(node, ended, under_way):
+            return True
+        tries = self._tries.setdefault(node.key, Tries())
+        wait = tries.wait_after(
+            ended.trouble,
+            died=ended.status == "died",
+            resumed_at=0.0 if under_way is None else under_way.resumed_at,
+            retries=self._limits.retries,
         )
-        try:
-            self._store.fail(node.key, node.job.spec, message=message, traceback=ended.traceback)
-        except StoreError as error:
-            message = f"{message} ({error})"
-        self._fail(node, message)
+        if wait is None:
+            return False
+        heapq.heappush(self._later, (time.monotonic() + wait, node.index, node))
+        told = ended.message.rstrip(".")
+        when = f"again in {wait:g} s" if wait else "the job once more"
+        self._warn(node, f"{told}; trying {when}.")
+        return True
+
+    def _with_fewer(self, node: ScheduledJob, ended: Ended, under_way: _UnderWay | None) -> bool:
+        """Go on with half as many jobs at once; False if there was only one."""
+        if under_way is None or under_way.started >= self._narrowed:
+            fewer = self._executor.narrow()
+            if fewer is None:
+                return False
+            self._narrowed = time.monotonic()
+            told = ended.message.rstrip(".")
+            self._warn(node, f"{told}; memory ran out, so {fewer} at once from now on.")
+        self._schedule.put_back(node)  # also one that began among more jobs than there are now
+        return True
+
+    def _take_up_again(self) -> None:
+        while self._later and self._later[0][0] <= time.monotonic():
+            self._schedule.put_back(heapq.heappop(self._later)[2])
+
+    def _warn(self, node: ScheduledJob, message: str) -> None:
+        self._store.log(node.key, message)
+        self._emit(events.JobWarning(key=node.key, label=node.job.label, message=message))
+
+    def _give_up(self, node: ScheduledJob, ended: Ended) -> None:
+        message = ended.message
+        if ended.status == "died":
+            times = self._tries[node.key].count
+            often = f", {times} times" if times > 1 else ""
+            message += f"{often}. What it saved is kept; the next run continues from there."
+            spec, trace = node.job.spec, ended.traceback
+            try:
+                self._store.fail(node.key, spec, message=message, traceback=trace)
+            except StoreError as error:
+                message = f"{message} ({error})"
+        self._fail(node, message, by_code=ended.by_code)
 
     def _look_after_held(self) -> None:
         now = time.monotonic()
@@ -550,26 +622,60 @@ class Coordinator:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM stop the run in good order, and a second one at once."""
+        """Let Ctrl-C, SIGTERM and SIGUSR1 stop the run in good order, a second one at once.
+
+        After SIGTERM the second comes by itself, before the scheduler that sent it kills.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may set handlers; its own way of stopping holds
             return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, self._on_signal) for number in numbers]
+        before = [signal.signal(number, self._on_signal) for number in STOPPING]
         try:
             yield
         except RanksLost:
             # Launchers now tell every rank to end; this one has yet to say why.
-            before = [signal.SIG_IGN for _ in numbers]
+            before = [signal.SIG_IGN for _ in STOPPING]
             raise
         finally:
-            for number, handler in zip(numbers, before, strict=True):
+            for number, handler in zip(STOPPING, before, strict=True):
                 signal.signal(number, handler)
+            if self._stopped_by == signal.SIGTERM:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+    @contextmanager
+    def _time_limit(self) -> Iterator[None]:
+        """Stop the run in good order once its time is over."""
+        seconds = self._limits.stop_after
+        if seconds is None:
+            yield
+            return
+        timer = threading.Timer(max(seconds, 0.0), self._on_time)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _on_time(self) -> None:
+        if not self._stops:
+            self._stops = 1
+            self._stopped_why = " at the end of the time it was given"
+            self._executor.stop()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stops += 1
         self._executor.stop()
-        if self._stops > 1:
+        if self._stops == 1:
+            self._stopped_by = number
+            if number == signal.SIGTERM:
+                signal.signal(signal.SIGALRM, self._on_signal)
+                signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+        else:
             # A rank that breaks off within a step is lost to the others, who wait for it there.
             kind = RanksLost if current().together else Interrupted
-            raise kind("Stopped at once: unfinished jobs continue from their last checkpoints.")
+            raise kind(
+                "Stopped at once: unfinished jobs continue from their last checkpoints.",
+                by=self._stopped_by,
+            )

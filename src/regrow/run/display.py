@@ -164,10 +164,9 @@ class _Trouble:
         if isinstance(event, events.JobFailed):
             first = self._failed.setdefault(event.message, event.label)
             again = f"the same failure as of {first}"
-            _say(
-                self._console,
-                f"FAILED {event.label}: {event.message if first == event.label else again}",
-            )
+            more = f" (log: {event.log})" if event.log else ""
+            told = event.message if first == event.label else again
+            _say(self._console, f"FAILED {event.label}: {told}{more}")
         elif isinstance(event, events.JobWarning):
             _say(self._console, f"warning {event.label}: {event.message}")
 

@@ -41,6 +41,7 @@ class JobFailed:
     key: str
     label: str
     message: str
+    log: str = ""  # the file that tells more, if there is one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ Every job is done the same way wherever it runs (``execute``), also in worker pr
 (``run.worker``). What does jobs is an ``Executor``.
 """
 
+import os
+import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +32,7 @@ from regrow.errors import (
     StoreError,
 )
 from regrow.jobs.base import Context, Job, Notice, Outcome, Progress
+from regrow.run.troubles import Trouble, trouble_of
 from regrow.store import Store
 from regrow.store.workspace import Workspace
 
@@ -37,6 +40,7 @@ from regrow.store.workspace import Workspace
 CLOSE_SECONDS = 10.0
 # The environment's fault, not the job's: what was computed so far is good and can be resumed.
 ENVIRONMENT = (OSError, MemoryError, StoreError)
+LOG_SECONDS = 5.0  # between two lines of a job's log on how far it is
 SEVERAL_RANKS = Counters(unknown="several ranks trained it, which share counters")
 
 
@@ -46,7 +50,8 @@ class Ended:
 
     "reused": another run had done it; "held": another run works on it; "stopped": on request, can
     be resumed; "died": its process ended before it could say so; then ``message`` says by what, and
-    ``traceback`` what it did. ``by_code``: a function of the user's own is at fault.
+    ``traceback`` what it did. ``by_code``: a function of the user's own is at fault. ``trouble`` says
+    what of a failure or death may pass.
     """
 
     status: Literal["done", "reused", "held", "failed", "stopped", "died"]
@@ -54,6 +59,7 @@ class Ended:
     message: str = ""
     traceback: str = ""
     by_code: bool = False
+    trouble: Trouble = ""
 
 
 Message = Progress | Notice | Ended
@@ -92,44 +98,108 @@ def execute(
     ``summon`` has other ranks do it too, and returns who does. What only one of them runs into, in
     code that is not ours, is ``RanksLost``: the others wait for it at some point nobody knows.
     """
-    with store.claim(job.key) as workspace:
-        if workspace is None:
-            return Ended("held")
-        if store.has(job.key):
-            return Ended("reused")
-        store.forgive(job.key)
-        report(Progress(0.0))
-        ranks = summon(job, settings)
-        meter = EnergyMeter(SEVERAL_RANKS if ranks.together else counters(settings.device))
-        context = Context(
-            job,
-            store,
-            workspace,
-            ranks=ranks,
-            device=own_device(settings.device),
-            checkpoint_seconds=settings.checkpoint_seconds,
-            report=report,
-            stopping=stopping,
-            meter=meter,
-        )
-        try:
-            with metered(meter), own_randomness(job, settings):
-                outcome = job.run(context)
-            record = _record(job, outcome, context, device=settings.device)
-            store.commit(job.key, record, outcome.tensors, parts=outcome.parts)
-        except RanksLost:
-            raise
-        except Interrupted:
-            return Ended("stopped", context.seconds)
-        except ClaimLost:
-            return Ended("held")
-        except Exception as error:
-            if workspace.is_lost():  # it may have failed for want of what is no longer its own
+    try:
+        with store.claim(job.key) as workspace:
+            if workspace is None:
                 return Ended("held")
-            if ranks.together and not isinstance(error, RegrowError):
-                raise lost(error) from error
-            return _failed(job, error, store=store, workspace=workspace)
-        return Ended("done", context.seconds)
+            if store.has(job.key):
+                return Ended("reused")
+            store.forgive(job.key)
+            log = JobLog(job, store, report, device=settings.device)
+            ended = _do(
+                job,
+                store,
+                workspace,
+                settings=settings,
+                report=log.report,
+                stopping=stopping,
+                summon=summon,
+            )
+            log.end(ended)
+            return ended
+    except (StoreError, OSError) as error:  # the store itself cannot be written
+        return Ended("failed", message=str(error), trouble=trouble_of(error))
+
+
+def _do(
+    job: Job,
+    store: Store,
+    workspace: Workspace,
+    *,
+    settings: Settings,
+    report: Callable[[Progress | Notice], None],
+    stopping: Callable[[], bool],
+    summon: Summon,
+) -> Ended:
+    report(Progress(0.0))
+    ranks = summon(job, settings)
+    meter = EnergyMeter(SEVERAL_RANKS if ranks.together else counters(settings.device))
+    context = Context(
+        job,
+        store,
+        workspace,
+        ranks=ranks,
+        device=own_device(settings.device),
+        checkpoint_seconds=settings.checkpoint_seconds,
+        report=report,
+        stopping=stopping,
+        meter=meter,
+    )
+    try:
+        with metered(meter), own_randomness(job, settings):
+            outcome = job.run(context)
+        record = _record(job, outcome, context, device=settings.device)
+        store.commit(job.key, record, outcome.tensors, parts=outcome.parts)
+    except RanksLost:
+        raise
+    except Interrupted:
+        return Ended("stopped", context.seconds)
+    except ClaimLost:
+        return Ended("held")
+    except Exception as error:
+        if workspace.is_lost():  # it may have failed for want of what is no longer its own
+            return Ended("held")
+        if ranks.together and not isinstance(error, RegrowError):
+            raise lost(error) from error
+        return _failed(job, error, store=store, workspace=workspace)
+    return Ended("done", context.seconds)
+
+
+class JobLog:
+    """The lines that a job leaves in the store's log of it, beside what is told to the run."""
+
+    def __init__(
+        self, job: Job, store: Store, tell: Callable[[Progress | Notice], None], *, device: str
+    ) -> None:
+        self._key = job.key
+        self._store = store
+        self._tell = tell
+        self._note = ""
+        self._next = 0.0
+        self._resumed = False
+        place = f"{platform.node()}, process {os.getpid()}, on {device}"
+        self._add(f"{job.label}: started by {place}; {versions()}")
+
+    def report(self, message: Progress | Notice) -> None:
+        """Pass on what a job says, and keep what its log should have."""
+        if isinstance(message, Notice):
+            self._add(message.message)
+        elif message.resumed_at and not self._resumed:
+            self._resumed = True
+            self._add(f"resumed at {message.resumed_at:.0%}")
+        elif message.note != self._note and time.monotonic() >= self._next:
+            self._note = message.note
+            self._next = time.monotonic() + LOG_SECONDS
+            self._add(f"{message.note} ({message.fraction:.0%})")
+        self._tell(message)
+
+    def end(self, ended: Ended) -> None:
+        """Say how it ended; of a failure all that is known."""
+        parts = [f"{ended.status} after {ended.seconds:.1f} s", ended.message, ended.traceback]
+        self._add("\n".join(filter(None, parts)) if ended.message else parts[0])
+
+    def _add(self, text: str) -> None:
+        self._store.log(self._key, text)
 
 
 @contextmanager
@@ -195,13 +265,19 @@ def _name_of(device: str) -> str:
 def _failed(job: Job, error: Exception, *, store: Store, workspace: Workspace) -> Ended:
     told = why(error, store.root) if isinstance(error, OSError) else f"{error}"
     message = told if isinstance(error, RegrowError) else f"{type(error).__name__}: {told}"
-    if not isinstance(error, ENVIRONMENT):
+    if not (isinstance(error, ENVIRONMENT) or trouble_of(error)):
         workspace.drop_checkpoint()
     try:
         store.fail(job.key, job.spec, message=message, traceback=_traceback(error))
     except StoreError as second:  # a full disk: the caller still learns of both
         message = f"{message} ({second})"
-    return Ended("failed", message=message, by_code=isinstance(error, CodeError))
+    return Ended(
+        "failed",
+        message=message,
+        traceback=_traceback(error),
+        by_code=isinstance(error, CodeError),
+        trouble=trouble_of(error),
+    )
 
 
 def _traceback(error: Exception) -> str:
@@ -225,11 +301,24 @@ class Executor(Protocol):
     def poll(self, deliver: Deliver, *, seconds: float) -> None:
         """Wait for news, at most so long, and deliver it."""
 
+    def narrow(self) -> int | None:
+        """Do half as many jobs at once from now on; returns how many, None if it was one."""
+
     def stop(self) -> None:
         """Ask the jobs under way to save and stop; only notes it, so a signal handler may call."""
 
     def close(self) -> None:
         """End at once, whatever is under way; its checkpoints stay."""
+
+
+def half_of(most: int, others: int) -> int | None:
+    """Halve the jobs at once after one of them ended for want of memory; None if it was alone.
+
+    >>> half_of(8, 7), half_of(8, 2), half_of(8, 0), half_of(1, 0)
+    (4, 1, None, None)
+    """
+    together = min(most, others + 1)
+    return None if together == 1 else together // 2
 
 
 def here(store: Store, settings: Settings, *, summon: Summon = alone) -> Executor:
@@ -280,6 +369,9 @@ class _Here:
         self._job = None
         deliver(job, ended)
 
+    def narrow(self) -> int | None:
+        return None
+
     def stop(self) -> None:
         self._stopping = True
 
@@ -297,7 +389,7 @@ class _Threads:
     def __init__(self, num: int, store: Store, settings: Settings) -> None:
         self._store = store
         self._settings = settings
-        self._num = num
+        self._most = num
         self._num_busy = 0
         self._stopping = False
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -313,7 +405,7 @@ class _Threads:
 
     @property
     def num_free(self) -> int:
-        return self._num - self._num_busy
+        return max(0, self._most - self._num_busy)
 
     @property
     def num_busy(self) -> int:
@@ -331,6 +423,13 @@ class _Threads:
                     self._num_busy -= 1
                 deliver(*news)
                 news = self._news.get_nowait()
+
+    def narrow(self) -> int | None:
+        fewer = half_of(self._most, self._num_busy)
+        if fewer is not None:
+            self._most = fewer
+            torch.cuda.empty_cache()  # what freed memory is kept for reuse; nothing without a GPU
+        return fewer
 
     def stop(self) -> None:
         self._stopping = True

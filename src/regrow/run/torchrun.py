@@ -70,7 +70,7 @@ def _follow(ranks: Ranks, complain: Callable[[str], None]) -> None:
         asked_to_stop.append(number)
 
     # All stop together, after the step under way: launchers tell every rank to.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, note)
     try:
         while (order := ranks.share(_no_more)) is not None:

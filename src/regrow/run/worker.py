@@ -28,10 +28,22 @@ from regrow.core.disk import why
 from regrow.core.registry import load_file, loaded_files
 from regrow.errors import RegrowError, StoreError
 from regrow.jobs.base import Job
-from regrow.run.executors import Deliver, Ended, Executor, Settings, execute, one_thread
+from regrow.run.executors import (
+    Deliver,
+    Ended,
+    Executor,
+    Settings,
+    execute,
+    half_of,
+    one_thread,
+)
+from regrow.run.troubles import MemoryKills, how_it_ended, trouble_of_end
 from regrow.store import Store
 
 STOP = b""
+# What the parent alone decides upon, also when the whole group gets it: SLURM tells every process
+# of a step, and what a process does not handle ends it.
+OF_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 TUNABLES = "GLIBC_TUNABLES"  # read by the C library when a process starts
 ALLOCATOR = ":".join(
     f"glibc.malloc.{setting}"
@@ -58,11 +70,10 @@ class Origin:
 
 def work(pipe: "Connection[object, bytes]", origin: Origin) -> None:
     """Serve as a worker until the pipe ends; the target of the process."""
-    # The parent alone decides what Ctrl-C and SIGTERM mean, also when the whole group gets them.
-    # It blocked both before the start, so that none comes in between.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # The parent blocked them before the start, so that none comes in between.
+    for number in OF_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_PARENT)
 
     if origin.last_words is not None:
         faulthandler.enable(origin.last_words.open("w"), all_threads=False)
@@ -175,16 +186,19 @@ def worker_processes(num: int, store: Store, settings: Settings) -> Executor:
 
 
 class _Workers:
-    """Worker processes, started once; one that dies is replaced."""
+    """Worker processes, started once; one that dies is replaced, unless there are to be fewer."""
 
     def __init__(self, num: int, store: Store, settings: Settings) -> None:
         self._origin = Origin(store=store.root, files=loaded_files(), settings=settings)
         self._stopping = self._told = False
+        self._most = num
+        self._memory_kills = MemoryKills()
         self._workers = [_Worker(self._origin) for _ in range(num)]
 
     @property
     def num_free(self) -> int:
-        return sum(worker.ready and worker.job is None for worker in self._workers)
+        idle = sum(worker.ready and worker.job is None for worker in self._workers)
+        return min(idle, max(0, self._most - self.num_busy))
 
     @property
     def num_busy(self) -> int:
@@ -208,6 +222,13 @@ class _Workers:
             else:
                 self._hear(worker, message, deliver)
 
+    def narrow(self) -> int | None:
+        fewer = half_of(self._most, self.num_busy)
+        if fewer is not None:
+            self._most = fewer
+            self._close_surplus()
+        return fewer
+
     def stop(self) -> None:
         self._stopping = True
 
@@ -225,10 +246,13 @@ class _Workers:
         assert job is not None
         if isinstance(message, Ended):
             worker.job = None
+            self._close_surplus()
         deliver(job, message)  # type: ignore[arg-type]  # workers send nothing else
 
     def _replace(self, worker: "_Worker", deliver: Deliver) -> None:
-        end = how_it_ended(worker.close(kill=True))
+        code = worker.close(kill=True)
+        for_memory = code == -signal.SIGKILL and self._memory_kills.is_new()
+        end = how_it_ended(code, killed_for_memory=for_memory)
         self._workers.remove(worker)
         if not worker.ready:
             raise RegrowError(
@@ -237,13 +261,25 @@ class _Workers:
                 f"regrow.run_study, needs `if __name__ == '__main__':` around its calls; or use "
                 f"workers=0, which stays in this process."
             )
-        if not self._stopping:
+        if not self._stopping and len(self._workers) < self._most:
             self._workers.append(_Worker(self._origin))
         if worker.job is not None:
             deliver(
                 worker.job,
-                Ended("died", message=f"Its worker process {end}", traceback=worker.traceback),
+                Ended(
+                    "died",
+                    message=f"Its worker process {end}",
+                    traceback=worker.traceback,
+                    trouble=trouble_of_end(code, killed_for_memory=for_memory),
+                ),
             )
+
+    def _close_surplus(self) -> None:
+        """End workers that have nothing to do and are more than there are to be: free memory."""
+        idle = [worker for worker in self._workers if worker.job is None]
+        for worker in idle[: max(0, len(self._workers) - self._most)]:
+            self._workers.remove(worker)
+            worker.close(kill=not worker.ready)
 
 
 class _Worker:
@@ -260,9 +296,9 @@ class _Worker:
         origin = replace(origin, last_words=Path(self._last_words.name))
         self.process: SpawnProcess = context.Process(target=work, args=(worker_end, origin))
         try:
-            # Neither must end the worker before it ignores them.
+            # None must end the worker before it ignores them.
             script = nullcontext() if origin.settings.script_again else _hidden_script()
-            with held_back(signal.SIGINT, signal.SIGTERM), large_pages(), script:
+            with held_back(*OF_THE_PARENT), large_pages(), script:
                 self.process.start()
         finally:
             worker_end.close()
@@ -289,29 +325,3 @@ class _Worker:
         with self._last_words as file:
             self.traceback = file.read()
         return code
-
-
-# What compiled code raises against itself, or the processor against it.
-CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
-
-
-def how_it_ended(code: int) -> str:
-    """Word how a process ended, and by what, from its exit code.
-
-    >>> how_it_ended(3)
-    'ended without a message (exit code 3)'
-    >>> how_it_ended(-15)
-    'was ended by SIGTERM'
-    """
-    if code >= 0:
-        return f"ended without a message (exit code {code})"
-    known = {int(number): number.name for number in signal.Signals}
-    name = known.get(-code, f"signal {-code}")
-    if name in CRASHES:
-        return (
-            f"crashed with {name}, which is a fault in compiled code such as PyTorch's rather than "
-            "a lack of memory"
-        )
-    if name == "SIGKILL":
-        return "was killed with SIGKILL, perhaps because memory ran out (then try fewer workers)"
-    return f"was ended by {name}"

@@ -7,6 +7,7 @@
     running/<key>/checkpoint.safetensors   tensors and state of a job under way, in one file
     running/<key>/progress.json            how far it is, for people
     failed/<key>.json                      spec, message and traceback of the last failure
+    logs/<key>.log                         what its job said, for people
     damaged/<name>-<number>                what was found altered, moved out of the way
 
 A record is complete or absent: it is written under ``running/<key>``, synced, and moved to its
@@ -30,6 +31,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +53,7 @@ from regrow.core.digests import (
 from regrow.core.disk import why
 from regrow.core.leases import SilenceWatch, is_held, take
 from regrow.core.processes import fresh_name, is_litter
+from regrow.core.texts import visible
 from regrow.errors import Damaged, StoreError, short
 from regrow.store.workspace import CHECKPOINT, Workspace, move_aside, remove
 
@@ -90,6 +93,7 @@ class Store:
         self._running = root / "running"
         self._failed = root / "failed"
         self._aside = root / "damaged"
+        self._logs = root / "logs"
         self._watch = SilenceWatch()
 
     @classmethod
@@ -322,6 +326,18 @@ class Store:
             raise StoreError(
                 f"Cannot write the failure of job {key} to {file}: {_reason(error, file)}."
             ) from error
+
+    def log(self, key: str, text: str) -> None:
+        """Add to a job's log, under the time; what cannot be written there ends no job."""
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        with suppress(OSError):
+            self._logs.mkdir(exist_ok=True)
+            with self.log_file(key).open("a", encoding="utf-8", errors="replace") as file:
+                file.write(f"{now} {visible(text)}\n")
+
+    def log_file(self, key: str) -> Path:
+        """Return where the log of a job lies, or would."""
+        return self._logs / f"{_plain(key)}.log"
 
     def forgive(self, key: str) -> None:
         """Forget a job's last failure, because it is being tried again."""
