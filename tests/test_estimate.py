@@ -14,8 +14,8 @@ from regrow.jobs.prune import Prune
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train, model_cost
 from regrow.run import estimate as room
-from regrow.run.coordinator import Schedule
 from regrow.run.estimate import _Line, estimate
+from regrow.run.schedule import Schedule
 from regrow.store import Store
 from regrow.studies.study import Study
 

@@ -25,9 +25,10 @@ from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build, initialise_, register_model
 from regrow.run import Event, JobFailed, JobProgress, Summary
-from regrow.run.coordinator import Coordinator, Schedule, assemble
+from regrow.run.coordinator import Coordinator, assemble
 from regrow.run.executors import Settings
 from regrow.run.gpu_sharing import ENDLESS, Trial, how_many, num_steps, trainings_a_second
+from regrow.run.schedule import Schedule
 from regrow.store import Store
 from regrow.studies.study import Study
 from regrow.train import RECIPES, Moment, Recipe, Training, Treatment, fit

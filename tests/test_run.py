@@ -35,8 +35,8 @@ from regrow.run import (
     RunProgress,
     run,
 )
-from regrow.run.coordinator import Schedule
 from regrow.run.display import _Screen, describe, display
+from regrow.run.schedule import Schedule
 from regrow.run.troubles import how_it_ended
 from regrow.store import Store
 

@@ -19,6 +19,7 @@ from regrow.errors import ConfigError, DataError, Interrupted, StoreError
 from regrow.jobs.base import Context, Job, Outcome, Progress
 from regrow.run import Event, JobFailed, JobWarning, coordinator, run, troubles
 from regrow.run.executors import Deliver, Ended, Settings, half_of, threads
+from regrow.run.schedule import Schedule
 from regrow.run.troubles import trouble_of
 from regrow.run.worker import worker_processes
 from regrow.store import Store
@@ -152,7 +153,7 @@ def test_job_that_gets_on_is_not_given_up(store: Store) -> None:
         def close(self) -> None:
             pass
 
-    schedule = coordinator.Schedule([job], ())
+    schedule = Schedule([job], ())
     ended = coordinator.Coordinator(schedule, store, Executor(), lambda _: None).run()
     assert ended.done == ("job",)
 
@@ -169,7 +170,7 @@ def test_half_as_many_go_on_where_memory_runs_out(store: Store, tmp_path: Path) 
     executor = threads(4, store, settings)
     seen: list[Event] = []
     try:
-        schedule = coordinator.Schedule([hungry, *others], ())
+        schedule = Schedule([hungry, *others], ())
         ended = coordinator.Coordinator(schedule, store, executor, seen.append).run()
         assert executor.num_free == 2
     finally:

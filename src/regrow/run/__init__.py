@@ -2,8 +2,9 @@
 
     summary = run(study.jobs(), store, workers=2, on_event=show)
 
-The path of a job: ``coordinator`` says which is next and hands it to one of the ``executors`` or to
-a ``worker`` process, which stores what it finds; ``events`` tell of it, ``display`` shows.
+The path of a job: ``schedule`` says which is next, ``coordinator`` hands it to one of the
+``executors`` or to a ``worker`` process, which stores what it finds; ``events`` tell of it,
+``display`` shows.
 """
 
 import torch

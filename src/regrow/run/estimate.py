@@ -31,8 +31,8 @@ from regrow.jobs.train import model_cost
 from regrow.models import ModelSpec, build, example_input
 from regrow.pruning.method import METHODS
 from regrow.pruning.select import select
-from regrow.run.coordinator import Schedule, ScheduledJob
 from regrow.run.executors import one_thread
+from regrow.run.schedule import Schedule, ScheduledJob
 from regrow.store import Store
 from regrow.surgery import Trace, shrink
 from regrow.surgery.architecture import traced

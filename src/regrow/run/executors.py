@@ -50,8 +50,8 @@ class Ended:
 
     "reused": another run had done it; "held": another run works on it; "stopped": on request, can
     be resumed; "died": its process ended before it could say so; then ``message`` says by what, and
-    ``traceback`` what it did. ``by_code``: a function of the user's own is at fault. ``trouble`` says
-    what of a failure or death may pass.
+    ``traceback`` what it did. ``by_code``: a function of the user's own is at fault. ``trouble``
+    says what of a failure or death may pass.
     """
 
     status: Literal["done", "reused", "held", "failed", "stopped", "died"]

@@ -1,0 +1,160 @@
+"""The order of jobs: what is missing from a store, longest chain first.
+
+With few workers and jobs of very different length, what starts last decides when the run ends. So
+the ready job that heads the longest chain of work (its own and of those that wait for it) goes
+first; without dependents that is "longest job first".
+"""
+
+import heapq
+from collections.abc import Collection, Hashable, Iterable
+from dataclasses import dataclass, field
+
+from regrow.jobs.base import Job
+
+
+@dataclass(eq=False)
+class ScheduledJob:
+    """A job in its graph."""
+
+    job: Job
+    key: str
+    index: int
+    work: float  # FLOPs, at least 1, so that jobs of unknown cost count as a step each
+    dependents: "list[ScheduledJob]" = field(default_factory=list)
+    num_waiting_for: int = 0
+    chain: float = 0.0  # work from here to the end of the longest chain
+    handed_out: bool = False
+    closed: bool = False  # done, failed or blocked
+    trial_of: "list[ScheduledJob]" = field(default_factory=list)  # wait until it shows their code
+
+
+class Schedule:
+    """The jobs still to be done, handed out in order; every step costs O(log of the ready)."""
+
+    def __init__(self, jobs: Iterable[Job], done: Collection[str]) -> None:
+        everything = _expand(list(jobs))
+        # All that a job stands on, also of one that is done: a report adds up what it all cost.
+        self.nodes = {key: node for key, node in everything.items() if key not in done}
+        self.reused = [node for key, node in everything.items() if key in done]
+        for node in self.nodes.values():
+            for key in _input_keys(node.job):
+                if key in self.nodes:
+                    self.nodes[key].dependents.append(node)
+                    node.num_waiting_for += 1
+        for node in reversed(self.nodes.values()):  # dependents come after their inputs
+            node.chain = node.work + max((later.chain for later in node.dependents), default=0.0)
+        self.num_open = len(self.nodes)
+        works = {node.job.trained_by for node in self.reused}
+        for nodes in _by_function(self.nodes.values()).values():
+            if nodes[0].job.trained_by not in works:
+                _try_first(nodes)
+        self._ready: list[tuple[float, int, ScheduledJob]] = []
+        for node in self.nodes.values():
+            if node.num_waiting_for == 0:
+                self.put_back(node)
+
+    def take(self) -> ScheduledJob | None:
+        """Return the next job that can start, or None when all that is left waits for others."""
+        while self._ready:
+            node = heapq.heappop(self._ready)[2]
+            if not node.closed:
+                node.handed_out = True
+                return node
+        return None
+
+    def put_back(self, node: ScheduledJob) -> None:
+        """Take a job back that was handed out and not done."""
+        node.handed_out = False
+        heapq.heappush(self._ready, (-node.chain, node.index, node))
+
+    def finish(self, node: ScheduledJob) -> None:
+        """Note that a job is done, which may make others ready."""
+        self._close(node)
+        self._release([*node.dependents, *node.trial_of])
+
+    def _release(self, waiting: Iterable[ScheduledJob]) -> None:
+        for later in waiting:
+            later.num_waiting_for -= 1
+            if later.num_waiting_for == 0 and not later.closed:
+                self.put_back(later)
+
+    def fail(self, node: ScheduledJob) -> list[ScheduledJob]:
+        """Note that a job failed; returns those that cannot be done without it."""
+        self._close(node)
+        self._release(node.trial_of)
+        return self._block([node])
+
+    def give_up(self, function: Hashable) -> list[ScheduledJob]:
+        """Close what a function of the user's own would train and has not begun; returns that."""
+        nodes = [
+            node
+            for node in self.nodes.values()
+            if node.job.trained_by == function and not (node.closed or node.handed_out)
+        ]
+        for node in nodes:
+            self._close(node)
+        return sorted([*nodes, *self._block(nodes)], key=lambda node: node.index)
+
+    def _block(self, failed: Iterable[ScheduledJob]) -> list[ScheduledJob]:
+        blocked: list[ScheduledJob] = []
+        stack = [*failed]
+        while stack:
+            for later in stack.pop().dependents:
+                if not later.closed:
+                    self._close(later)
+                    blocked.append(later)
+                    stack.append(later)
+        return sorted(blocked, key=lambda node: node.index)
+
+    def _close(self, node: ScheduledJob) -> None:
+        node.closed = True
+        self.num_open -= 1
+
+
+def _expand(jobs: list[Job]) -> dict[str, ScheduledJob]:
+    """Collect jobs and all they stand on, once each, every job after its inputs.
+
+    A loop, not a recursion: the rounds of a lottery make long chains.
+    """
+    nodes: dict[str, ScheduledJob] = {}
+    opened: set[str] = set()
+    stack = jobs[::-1]
+    while stack:
+        job = stack[-1]
+        key = job.key
+        if key in nodes:
+            stack.pop()
+        elif key in opened:
+            stack.pop()
+            nodes[key] = ScheduledJob(job, key, index=len(nodes), work=max(job.flops, 1.0))
+        else:
+            opened.add(key)
+            stack.extend(before for before in reversed(job.inputs) if before.key not in opened)
+    return nodes
+
+
+def _by_function(nodes: Iterable[ScheduledJob]) -> dict[Hashable, list[ScheduledJob]]:
+    """Group what functions of the user's own train, by the function."""
+    groups: dict[Hashable, list[ScheduledJob]] = {}
+    for node in nodes:
+        if node.job.trained_by is not None:
+            groups.setdefault(node.job.trained_by, []).append(node)
+    return groups
+
+
+def _try_first(nodes: list[ScheduledJob]) -> None:
+    """Let the jobs of one function wait for one of them that only measures, if one can start.
+
+    Every training ends in a measurement too: what is wrong with that shows there, in seconds.
+    """
+    trial = next((n for n in nodes if n.job.flops == 0 and n.num_waiting_for == 0), None)
+    if trial is None:
+        return
+    trial.trial_of = [node for node in nodes if node is not trial]
+    for node in trial.trial_of:
+        node.num_waiting_for += 1
+        trial.chain = max(trial.chain, trial.work + node.chain)
+
+
+def _input_keys(job: Job) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(before.key for before in job.inputs))
