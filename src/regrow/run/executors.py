@@ -118,7 +118,7 @@ def execute(
             log.end(ended)
             return ended
     except (StoreError, OSError) as error:  # the store itself cannot be written
-        return Ended("failed", message=str(error), trouble=trouble_of(error))
+        return Ended("failed", message=why(error, store.root), trouble=trouble_of(error))
 
 
 def _do(
