@@ -13,7 +13,8 @@ from regrow.surgery.numbers import Attribute, Choice, Number
 from regrow.surgery.trial import Trials
 
 COUNTED = "the network's own code counts on how many there are"
-MOST_TRIES = 20
+MOST_TRIES = 24
+MOST_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,11 @@ class Followed:
 
     def numbers_of(self, name: str) -> tuple[Attribute, ...]:
         """Name the attributes that may count a group's units."""
-        return tuple(dict.fromkeys(n.place for n in self.told if name in self._counts[n.slot]))
+        return tuple(dict.fromkeys(n.place for n in self.told if name in self.groups_of(n)))
+
+    def groups_of(self, number: Number) -> set[str]:
+        """Name the groups that a number may count."""
+        return self._counts[number.slot]
 
     def other_numbers(self, unlike: Unlike) -> list[dict[Attribute, Choice]]:
         """List choices by which a number stays that must: all that equal it stay, or but one."""
@@ -79,6 +84,8 @@ class Assumptions:
     even: frozenset[str] = frozenset()
     alone: frozenset[str] = frozenset()
     choices: dict[Attribute, Choice] = field(default_factory=dict)
+    ones: frozenset[Attribute] = frozenset()  # all that one of these counts goes together
+    several: frozenset[Attribute] = frozenset()  # of which that was tried in vain
     guesses: list[frozenset[str]] | None = None  # what is still to be guessed
     guessed: frozenset[str] = frozenset()
     judged: bool = False  # whether heads were tried without their streams
@@ -87,6 +94,11 @@ class Assumptions:
     def hold(self, trials: Trials, found: Followed) -> Trace | None:
         """Return the trace of which all groups can lose units; else None, and assume otherwise."""
         trace = found.follow(self.choices)
+        collapsed = self._collapsed(trace)
+        if collapsed:
+            self.alone |= collapsed
+            self.coupled -= collapsed
+            return None
         cut = {slot.tensor for g in trace.groups.values() for slot in g.producers()}
         # Heads that go with what is kept whole are whole: that fits always, and is no answer.
         if not self.guessed <= cut and self._guess(trials, trace):
@@ -137,10 +149,15 @@ class Assumptions:
         before, self.even = self.even, self.even | ({f"{g}.weight" for g in grouped} - cut)
         return self.even != before
 
+    def _collapsed(self, found: Trace) -> frozenset[str]:
+        """Name what goes with its inputs in one unit only: that fits always, and is no answer."""
+        single = (g for g in found.groups.values() if g.size == 1)
+        return self.coupled & {slot.tensor for g in single for slot in g.producers()}
+
     def _refused(self, trials: Trials, found: Trace) -> dict[str, str]:
         """Find the groups that cannot lose units; once for the same assumptions."""
         choices = frozenset(self.choices.items())
-        key = (self.views, frozenset(self.counted), self.coupled, self.even, choices)
+        key = (self.views, frozenset(self.counted), self.coupled, self.even, self.ones, choices)
         if key not in self._known:
             self._known[key] = trials.refused(found)
         return dict(self._known[key])
@@ -196,9 +213,25 @@ class Assumptions:
             self.alone |= in_vain
             self.coupled -= in_vain
             return
+        if self._as_one(broken, found):
+            return
         self.views -= broken.keys()
         for name, breaks in broken.items():
             self.counted |= dict.fromkeys(made[name], f"{COUNTED} ({breaks})")
+
+    def _as_one(self, broken: Collection[str], found: Followed) -> bool:
+        """Let all go together that a number counts by which groups cannot go alone; or undo it.
+
+        So queries and values have as many heads where others lie between them (talking heads).
+        Return whether something was changed.
+        """
+        here = [n for n in found.told if not found.groups_of(n).isdisjoint(broken)]
+        in_vain = self.ones & {number.place for number in here}
+        self.several |= in_vain
+        self.ones -= in_vain
+        more = {n.place for n in here if len(found.groups_of(n)) > 1} - self.several
+        self.ones |= more
+        return bool(in_vain or more)
 
 
 def _equal_by_chance(
@@ -287,7 +320,7 @@ def _other_choices(
 ) -> dict[Attribute, Choice]:
     """Find which numbers of modules follow, where to let all of them follow breaks some groups.
 
-    Tried are another dimension for one, all but one, and one alone; trials decide.
+    Trials decide.
     """
     better: dict[Attribute, Choice] = {}
     known: set[tuple[Attribute, ...]] = set()
@@ -298,13 +331,42 @@ def _other_choices(
         if places in known:
             continue
         known.add(places)
-        for tried in _tries(places, found.told):
-            other = found.follow({**choices, **better, **tried})
-            if not trials.refused(other, [name]):
-                better |= tried
-                remaining = list(trials.refused(other, remaining))
-                break
+        tried = _choice(trials, name, found, {**choices, **better})
+        if tried is not None:
+            better |= tried
+            remaining = list(trials.refused(found.follow({**choices, **better}), remaining))
     return better
+
+
+def _choice(
+    trials: Trials, name: str, found: Followed, choices: Mapping[Attribute, Choice]
+) -> dict[Attribute, Choice] | None:
+    """Find other choices with which a group can lose units, if there are any.
+
+    Tried are another dimension for one number, all but one, and one alone; then, from what went
+    furthest before it failed, one number more that stays or follows, as long as that helps.
+    """
+    places = found.numbers_of(name)
+    told = [number for number in found.told if name in found.groups_of(number)]
+    steps = _tries(places, told)
+    best: list[dict[Attribute, Choice]] = []
+    reached = -1
+    while steps:
+        before = reached
+        for tried in steps:
+            wrong = trials.wrong(found.follow({**choices, **tried}), [name])
+            if wrong is None or not wrong.known:
+                return tried
+            if wrong.reached > reached:
+                best, reached = [], wrong.reached
+            if wrong.reached == reached and len(best) < MOST_STARTS:
+                best.append(tried)
+        steps = [
+            {**start, place: 0 if start.get(place, 0) is None else None}
+            for start in (best if reached > before else ())
+            for place in places
+        ]
+    return None
 
 
 def _tries(places: Sequence[Attribute], told: Sequence[Number]) -> list[dict[Attribute, Choice]]:
@@ -318,6 +380,11 @@ def _tries(places: Sequence[Attribute], told: Sequence[Number]) -> list[dict[Att
     for short in dict.fromkeys(place.short for place in places):
         tries.append({p: None for p in places if p.short == short})
         tries.append({p: None for p in places if p.short != short})
+    # Numbers that are equal count one thing, those beside them another.
+    values = {number.place: len(number.counted[0]) for number in told}
+    for value in dict.fromkeys(values[place] for place in places):
+        tries.append({p: None for p in places if values[p] == value})
+        tries.append({p: None for p in places if values[p] != value})
     if len(places) > 2:
         tries += [{p: None for p in places if p != place} for place in places]
     return [tried for n, tried in enumerate(tries) if tried and tried not in tries[:n]][:MOST_TRIES]

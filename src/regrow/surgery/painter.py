@@ -104,6 +104,7 @@ class Painter:
         for name, source, result in self.tape.movers:
             self._mark(f"{name}:in", 1, self._channels_of_mover(name, source), "mover")
             self._mark(f"{name}:out", 1, self._channels_of_mover(name, result), "mover")
+        self._couple()
         self._make_boxes()
         for mark in self.marks:
             if (*_statistics(mark.tensor), mark.dim) in self.plain:
@@ -130,6 +131,24 @@ class Painter:
         if not any(map(self.weight_view, weights)):
             return False
         return self.paint_table(data) or not self.parameter_view(data)
+
+    def _couple(self) -> None:
+        """Let outputs of coupled weights go with inputs: heads with theirs, others one by one."""
+        heads = torch.unique(self.colours.roots(torch.cat([*self.heads, torch.empty(0).long()])))
+        for mark in self.marks:
+            read = self._seen.get((mark.tensor, 1 - mark.dim))
+            if mark.role != "producer" or mark.tensor not in self.coupled or read is None:
+                continue
+            made = self.colours.roots(mark.ids)
+            if len(made) % len(read):
+                continue
+            each = torch.tensor(list(dict.fromkeys(made.tolist())))  # in order
+            if len(read) % len(each) == 0 and bool(torch.isin(each, heads).all()):
+                parts = read.view(len(each), -1)
+                self.colours.unite(parts, each[:, None].expand_as(parts))
+            else:
+                rows = mark.ids.view(-1, len(read))
+                self.colours.unite(rows, read.expand_as(rows))
 
     def _make_boxes(self) -> None:
         """Let channels that lie along several dimensions of a value go along one of them only.
@@ -337,10 +356,6 @@ class Painter:
         ids = known[start : start + count]
         if bias is not None:
             self._mark(bias, 0, ids, "bias")
-        read = self._seen.get((weight, 1 - dim))
-        if weight in self.coupled and read is not None and count % len(read) == 0:
-            rows = ids.view(-1, len(read))
-            self.colours.unite(rows, read.expand_as(rows))
         return ids
 
     def produce_groups(self, weight: str, bias: str | None, *, rows: Tensor, out: Tensor) -> None:

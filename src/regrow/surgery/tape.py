@@ -284,6 +284,14 @@ def output_tensors(output: Any) -> list[Tensor]:
     return [leaf for _, leaf in leaves(output) if isinstance(leaf, Tensor)]
 
 
+class Unrecorded(TraceError):
+    """A network failed while it was recorded, after so many operations."""
+
+    def __init__(self, message: str, *, reached: int) -> None:
+        super().__init__(message)
+        self.reached = reached
+
+
 def record(model: nn.Module, example: Any) -> Tape:
     """Run a model once in evaluation mode and return its tape; the model is left as it was.
 
@@ -321,10 +329,11 @@ def record(model: nn.Module, example: Any) -> Tape:
     except Exception as error:
         where = f" in {recorder.stack[-1]!r}" if recorder.stack[-1] else ""
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
-        raise TraceError(
+        raise Unrecorded(
             f"The network fails on an example of shape {shapes}{where}: {_worded(error)}. "
             "Give an example input that the network takes; its first dimension counts samples, of "
-            "which one is run."
+            "which one is run.",
+            reached=len(tape.nodes),
         ) from error
     tape.outputs += [recorder.value(tensor) for tensor in output_tensors(output)]
     if not tape.outputs:

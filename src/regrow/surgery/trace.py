@@ -1,7 +1,7 @@
 """Trace a network into groups: the channels of several layers that live and die together."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from regrow.surgery.cut import copied, train
 from regrow.surgery.groups import Group, Kind, Slot, Trace, belongs
 from regrow.surgery.likeness import Likeness
 from regrow.surgery.norms import BATCH_NORMS
-from regrow.surgery.numbers import followed, numbers
+from regrow.surgery.numbers import Attribute, followed, numbers
 from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.statistics import carry
@@ -68,6 +68,8 @@ def trace(
         painter = _painter(tape, assumed, movers)
         try:
             painter.run()
+            if assumed.ones:
+                _unite_counted(model, painter, assumed.ones)
         except ViewConflictError as conflict:
             assumed.views -= {conflict.norm}
             continue
@@ -102,6 +104,13 @@ def _painter(tape: Tape, assumed: Assumptions, movers: frozenset[str]) -> Painte
         coupled=assumed.coupled,
         even=assumed.even,
     )
+
+
+def _unite_counted(model: nn.Module, painter: Painter, places: Collection[Attribute]) -> None:
+    """Let all go together that a number of some attributes may count."""
+    for number in numbers(model, painter, painter.colours.classes()):
+        for counted in number.counted if number.place in places else ():
+            painter.unite(number.counted[-1], counted)
 
 
 def _freeze(painter: Painter, keep: Sequence[str], counted: Mapping[str, str]) -> None:

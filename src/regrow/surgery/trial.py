@@ -28,7 +28,7 @@ from regrow.surgery.groups import Group, Trace
 from regrow.surgery.likeness import Likeness, Unlike
 from regrow.surgery.mask import Mask
 from regrow.surgery.proof import compare
-from regrow.surgery.tape import record
+from regrow.surgery.tape import Unrecorded, record
 
 MANY = 128  # units, of which less than half are enough
 LONGEST = 160  # characters of an error that are quoted
@@ -63,6 +63,7 @@ class Wrong:
 
     how: str
     unlike: Unlike | None = None  # the number at fault, if it is one
+    reached: int = 0  # operations that were right before it, as far as is known
 
     @property
     def known(self) -> bool:
@@ -127,7 +128,8 @@ class Trials:
         try:
             tape = record(small, tree_map(copied, trace.example))
         except TraceError as error:
-            return Wrong(f"does not run: {error.__cause__ or error}")
+            reached = error.reached if isinstance(error, Unrecorded) else 0
+            return Wrong(f"does not run: {error.__cause__ or error}", reached=reached)
         try:
             if trace.idle:
                 train(small, trace)  # where layers may read what was cut that run there only
@@ -140,7 +142,7 @@ class Trials:
         if unlike is not None and unlike.node is not None:
             if not self._repeats(trace):
                 return None
-            return Wrong(f"computes something else: {unlike}", unlike)
+            return Wrong(f"computes something else: {unlike}", unlike, unlike.place)
         off = None if unlike is None else self._off([*others, mask], trace)
         return None if off is None else Wrong(off)
 

@@ -9,6 +9,7 @@ parts go. In a module that knows how to narrow itself (it has a method ``narrow_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from regrow.surgery.colours import WHOLE, Paint, paint
+from regrow.surgery.colours import WHOLE, Paint, paint, spread
 from regrow.surgery.operators import CHOICES, MOVES, SLICES, SPLITS, VIEWS
 from regrow.surgery.parameters import equal_parts
 from regrow.surgery.rules import rule
@@ -44,6 +45,25 @@ def _move(painter: Painter, node: Node) -> None:
     for output, ids in zip(node.outputs, tree_leaves(result), strict=True):
         if output is not None:
             painter.paints[output] = paint(ids, clean=source.clean)
+
+
+@rule("aten::im2col", "aten::col2im")
+def _slide(painter: Painter, node: Node) -> None:
+    """Lay the places under a window beside each other, channel by channel, or add them up again."""
+    source = painter.of(node.args[0])
+    apart = node.name == "aten::im2col"
+    channels = source.along(-3 if apart else -2)
+    if channels is None:
+        painter.unknown(node)
+        return
+    num = math.prod(node.args[1 if apart else 2])
+    if apart:
+        out = channels.repeat_interleave(num)
+    else:
+        places = channels.view(-1, num)
+        out = painter.unite(places, places[:, :1])[:, 0]
+    shape = painter.shape(node.outputs[0])
+    painter.put(node, spread(out, shape, len(shape) - (2 if apart else 3), clean=source.clean))
 
 
 def _keep_what_is_chosen(painter: Painter, node: Node, source: Paint) -> Paint:
