@@ -391,3 +391,37 @@ def test_200_wrong_cuts_of_over_40_networks_are_caught() -> None:
     assert not missed
     assert num > 40
     assert made >= 200
+
+
+class Best(Chain):
+    """The best three of many candidates, of which one alone comes through a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.many, self.few, self.last = nn.Linear(6, 400), nn.Linear(6, 8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.c(self.b(self.a(x).relu()).relu()).relu().mean((2, 3))
+        rare = self.last(self.few(x).relu()).abs() - 20.0
+        return torch.cat([self.many(x), rare], 1).topk(3).values
+
+
+def test_what_is_never_among_the_best_is_compared_where_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    net = Best().eval()
+    found = trace(net, SHAPE)
+    quiet = sensitivities(net, found, ["few"])
+    assert quiet["few"] < proof.LEAST_SHOWN
+    assert verify(net, half(found), found).ok
+    right: Any = proof.__dict__["shrink"]
+
+    def off(*args: Any) -> Any:
+        small = right(*args)
+        with torch.no_grad():
+            small.few.weight.mul_(1.01)
+        return small
+
+    monkeypatch.setattr(proof, "shrink", off)
+    assert not verify(net, half(found), found).ok

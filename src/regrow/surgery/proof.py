@@ -30,6 +30,7 @@ ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-5}
 # A network that moves by more than this when its numbers are rounded proves nothing.
 MOST_ALLOWED = {torch.float64: 1e-6, torch.float32: 1e-4}
 ROUNDINGS = 3
+LOUDER = 100.0  # times, where a group does not move the output (a detector returns the best boxes)
 # How many inputs, by the numbers in one: of a single value a ReLU may let nothing through.
 NUM = ((16, 1024), (4, 4096), (2, math.inf))
 
@@ -137,11 +138,19 @@ def verify(
     live = enlivened(model, inputs[0], silenced=lambda net: silence(net, mask, trace))
     if sensitivity is None:
         sensitivity = sensitivities(model, trace, cut, unit=mask.unit)
-    compared = [compare(net, mask, trace, inputs) for net in (model, live)]
+    nets = [model, live]
+    unheard = [name for name in cut if not sensitivity[name] >= LEAST_SHOWN]
+    if unheard and mask.unit == "channel":
+        loud = _louder(live, [trace.groups[name] for name in unheard])
+        moved = _moved(loud, trace, unheard, unit=mask.unit, inputs=inputs)
+        heard = {name: size for name, size in moved.items() if size >= LEAST_SHOWN}
+        sensitivity = {**sensitivity, **heard}
+        nets += [loud] if heard else []
+    compared = [compare(net, mask, trace, inputs) for net in nets]
     worst = max(compared, key=lambda result: (not result.ok, _order(result.error)))
     wrong: tuple[str, ...] = ()
     if not worst.ok and not worst.blind:
-        net = (model, live)[compared.index(worst)]
+        net = nets[compared.index(worst)]
         wrong = tuple(_wrong(net, mask, trace, inputs, cut))
     return Proof(
         error=worst.error,
@@ -218,6 +227,16 @@ def _moved(
             difference(called(quiet, x), output) for x, output in zip(inputs, before, strict=True)
         )
     return outputs
+
+
+def _louder(live: nn.Module, groups: Sequence[Group]) -> nn.Module:
+    """Copy a network with more of what some groups put out, for code that takes only the most."""
+    loud = duplicate(live)
+    tensors = dict(loud.named_parameters())
+    with torch.no_grad():
+        for name in {slot.tensor for group in groups for slot in group.producers()}:
+            tensors[name].mul_(LOUDER)
+    return loud
 
 
 def _faded(
