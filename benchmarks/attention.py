@@ -1,8 +1,9 @@
 """What a cut left of attention and of feed-forward widths, seen from outside.
 
 An attention is a product of probabilities (a softmax of anything that is computed) and values; its
-heads are cut if fewer numbers come out: heads may share their values. Feed-forward layers are told
-by their names.
+heads are cut if fewer numbers come out: heads may share their values. One that has a single head,
+of a single sample, has none to lose: it is counted beside. Feed-forward layers are told by their
+names.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ FEED_FORWARD = re.compile(
 
 
 class _Attentions(OperationMode):
-    """Note how many numbers come out of each attention, in order."""
+    """Note how many numbers come out of each attention, in order, and whether it has one head."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sizes: list[int] = []
+        self.alone: list[bool] = []
         self._probable = WeakIdKeyDictionary()
 
     def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -47,6 +49,7 @@ class _Attentions(OperationMode):
         tensors = [x for x in args if isinstance(x, Tensor)]
         if name.startswith("_scaled_dot_product") or name == "scaled_dot_product_attention":
             self.sizes.append((result[0] if isinstance(result, tuple) else result).numel())
+            self.alone.append(args[0].dim() > 3 and args[0].shape[1] == 1)
             return result
         known = [x in self._probable for x in tensors]
         if name in SOFTMAX or (any(known) and name.rstrip("_") in PASSES):
@@ -55,11 +58,12 @@ class _Attentions(OperationMode):
                     self._probable[value] = True
         elif name in ("bmm", "baddbmm") and any(known[-2:]):
             self.sizes.append(result.numel())
+            self.alone.append(len(result) == 1)
         return result
 
 
-def attended(net: nn.Module, example: Any) -> list[int]:
-    """Return how many numbers come out of each attention of a network."""
+def attended(net: nn.Module, example: Any) -> tuple[list[int], list[bool]]:
+    """Return how many numbers come out of each attention of a network, and if it has one head."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     mode = _Attentions()
@@ -68,7 +72,7 @@ def attended(net: nn.Module, example: Any) -> list[int]:
             called(net, example)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return mode.sizes
+    return mode.sizes, mode.alone
 
 
 def widths(net: nn.Module) -> dict[str, int]:
@@ -84,12 +88,13 @@ def widths(net: nn.Module) -> dict[str, int]:
 
 def cuts(net: nn.Module, small: nn.Module, example: Any) -> dict[str, list[int]]:
     """Return how many attentions and feed-forward parts are narrower, and how many there are."""
-    before, after = attended(net, example), attended(small, example)
+    (before, alone), (after, _) = attended(net, example), attended(small, example)
     if not before:
         return {}
-    told = {"attention": [0, len(before)]}
+    told = {"attention": [0, alone.count(False)], "single": [sum(alone)]}
     if len(after) == len(before):
-        told["attention"][0] = sum(b < a for a, b in zip(before, after, strict=True))
+        pairs = zip(before, after, alone, strict=True)
+        told["attention"][0] = sum(b < a for a, b, one in pairs if not one)
     wide, narrow = widths(net), widths(small)
     if wide:
         told["feed_forward"] = [sum(narrow[n] < w for n, w in wide.items()), len(wide)]

@@ -36,7 +36,8 @@ unit of every group is cut: measured {dates} at {commits}, torch {torch}, one th
 - *goes*: the share of the parameters that is gone at half the width.
 - *attention*, *feed-forward*: how many of a network's attentions (products of probabilities and
   values) read fewer values afterwards, and how many of its feed-forward layers (by their names)
-  are narrower, of how many.
+  are narrower, of how many. An attention of a single head has none to lose, and is counted as
+  "+ 1 single"; where its width is cut shows in *goes*.
 - *trace s*, *shrink s*: seconds of one processor.
 - *beyond*: peak memory beyond that of one forward pass, in sizes of the network's parameters, where
   these are over a million.
@@ -116,7 +117,8 @@ def _attention(lines: Sequence[harness.Line]) -> str:
     for family, own in groups:
         cells: list[str] = []
         for key in ("attention", "feed_forward"):
-            told = [line[key] for line in own if line.get("attention") and line.get(key)]
+            several = [line for line in own if line.get("attention", (0, 0))[1]]
+            told = [line[key] for line in several if line.get(key)]
             every = sum(num == most for num, most in told)
             some = sum(0 < num < most for num, most in told)
             cells += [str(len(told)), *(_of(part, len(told)) for part in (every, some))]
@@ -163,13 +165,21 @@ def _table(lines: Sequence[harness.Line]) -> str:
             str(line["outcome"]) + (" (unproven)" if line.get("ok") is False else ""),
             *(_number(line.get(key), ".0e") for key in ("error", "sensitivity")),
             _number(line.get("share"), ".2f"),
-            *("/".join(map(str, line.get(key, ()))) for key in ("attention", "feed_forward")),
+            _attended(line),
+            "/".join(map(str, line.get("feed_forward", ()))),
             *(_number(line.get(key), ".2f") for key in ("trace_seconds", "shrink_seconds")),
             _number(line.get("beyond") if line.get("parameters", 0) > LARGE else None, ".1f"),
             "; ".join([*reasons[:3], *([told[:150]] if told else [])]).replace("|", "/"),
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join([*rows, ""])
+
+
+def _attended(line: harness.Line) -> str:
+    """Word how many attentions lost heads, of how many, and how many have but one."""
+    cut = "/".join(map(str, line.get("attention", ())))
+    (single,) = line.get("single", [0])
+    return f"{cut} + {single} single" if single else cut
 
 
 def _number(value: float | None, form: str) -> str:
