@@ -46,14 +46,26 @@ def alive(net: nn.Module, example: Any) -> tuple[nn.Module, Any]:
         for tensor in (*live.parameters(), *live.buffers()):
             if tensor.is_floating_point():
                 jitter = torch.rand(tensor.shape, generator=draw, dtype=torch.float64)
-                tensor.copy_(tensor * (1 + 1e-3 * jitter).to(tensor))
+                tensor.copy_(_distinct(tensor * (1 + 1e-3 * jitter).to(tensor)))
     return live.train().eval(), wide  # empties what modules remember of their weights
+
+
+def _distinct(tensor: Tensor) -> Tensor:
+    """Return a tensor of which no two numbers are alike: equal ones move by a few last bits."""
+    kind = torch.int64 if tensor.dtype == torch.float64 else torch.int32
+    if tensor.dtype not in (torch.float64, torch.float32) or not tensor.numel():
+        return tensor
+    bits = tensor.flatten().clone().view(kind).to(torch.int64)
+    least = torch.iinfo(kind).min
+    ranks, order = torch.where(bits < 0, least - bits, bits).sort()  # in the order of the numbers
+    steps = torch.arange(len(ranks))
+    ranks = torch.cummax(ranks - steps, 0).values + steps
+    bits[order] = torch.where(ranks < 0, least - ranks, ranks)
+    return bits.to(kind).view(tensor.dtype).view(tensor.shape)
 
 
 def compare(net: nn.Module, small: nn.Module, example: Any) -> tuple[float, float]:
     """Return how far a cut network is from the silenced one, and that one from the network."""
-    if any(_norms_blindly(module) for module in net.modules()):
-        raise UnmatchedError
     quiet = _silenced(net, small)
     expected, before = called(quiet, example), called(net, example)
     return _distance(called(small, example), expected), _distance(expected, before)
@@ -121,6 +133,8 @@ def _silenced(net: nn.Module, small: nn.Module) -> nn.Module:
                 with torch.no_grad():
                     tensor.index_fill_(dim, gone.nonzero().flatten(), 0.0)
     for name, module in quiet.named_modules():
+        if _norms_blindly(module):
+            _measure_heard(module, small.get_submodule(name))
         kept_scale = left.get(f"{name}.weight")
         if kept_scale is None:
             continue
@@ -234,6 +248,27 @@ def _measure_only(norm: nn.Module, kept: Tensor) -> None:
             result = result * (weight + gone).view(wide)
         result = result if bias is None else result + bias.view(wide)
         return norm.act(result) if isinstance(getattr(norm, "act", None), nn.Module) else result
+
+    norm.forward = forward  # type: ignore[method-assign]
+
+
+def _measure_heard(norm: nn.Module, small: nn.Module) -> None:
+    """Let a norm without numbers take its statistics over what is not silent: as many as are left.
+
+    Raises:
+        UnmatchedError: other channels than those that are left are silent.
+    """
+    width = getattr(small, "normalized_shape", None)
+    plain = "rmsnorm" in type(norm).__name__.lower()
+
+    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        heard = x.flatten(0, -2).abs().amax(0) > 0
+        if width is None or tuple(width) != (int(heard.sum()),):
+            raise UnmatchedError
+        part = x[..., heard]
+        mean = 0.0 if plain else part.mean(-1, keepdim=True)
+        variance = (part - mean).square().mean(-1, keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + getattr(norm, "eps", 1e-5)) * heard
 
     norm.forward = forward  # type: ignore[method-assign]
 
