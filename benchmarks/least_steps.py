@@ -3,8 +3,10 @@
     uv run python benchmarks/least_steps.py
     uv run python benchmarks/least_steps.py --data '{name: "hf:PATH", subset: 1600}' --updates 400
 
-A line a training: the network at a quarter of its width, its updates, its accuracy and chance. The
-numbers behind ``LEAST_STEPS`` of ``regrow.run.hours`` are in docs/reproduce.md.
+A line a training: the network at a quarter of its width, its updates, its accuracy and chance, and
+how far its weights could come in so many updates by the gradient of the first. ``plain-K`` are K
+convolutions of 12 channels without norms. The numbers behind ``LEAST_STEPS`` and ``LEAST_WAY`` of
+``regrow.run.hours`` are in docs/reproduce.md.
 """
 
 import argparse
@@ -13,7 +15,9 @@ from dataclasses import replace
 import torch
 
 from regrow.data import DataSpec, load
+from regrow.jobs.base import Setting
 from regrow.models import ModelSpec, build
+from regrow.run.hours import first_gradient
 from regrow.studies.expand import material
 from regrow.studies.yaml_file import read_value
 from regrow.train import Recipe, Training, evaluate
@@ -28,23 +32,35 @@ NETWORKS = {
     "imagenet-resnet-50": Recipe().lr,
     "imagenet-vgg-16-bn": PLAIN_RATE,
     "imagenet-vgg-16": PLAIN_RATE,
+    **{f"plain-{num}": Recipe().lr for num in (2, 4, 6, 8, 10)},
 }
 
 
-def measure(name: str, data: DataSpec, updates: int) -> None:
+def spec(name: str) -> ModelSpec:
+    """Name a network of the table."""
+    if not name.startswith("plain-"):
+        return ModelSpec(name, {"width": WIDTH})
+    num = int(name.removeprefix("plain-"))
+    plan = [step for i in range(num) for step in ([12, "M"] if i in (1, 3) else [12])]
+    return ModelSpec("vgg-conv", {"plan": plan, "head": "linear"})
+
+
+def measure(name: str, data: DataSpec, updates: int, *, lr: float) -> None:
     """Train a network for about so many updates, and print what it scores."""
     dataset, known = load(data), material(data)
     per_epoch = -(-known.num_train // BATCH)
-    recipe = replace(
-        Recipe(), batch=BATCH, epochs=max(1, round(updates / per_epoch)), lr=NETWORKS[name]
-    )
-    network = build(known.model(ModelSpec(name, {"width": WIDTH})), seed=0)
+    recipe = replace(Recipe(), batch=BATCH, epochs=max(1, round(updates / per_epoch)), lr=lr)
+    model = known.model(spec(name))
+    network = build(model, seed=0)
     training = Training(network, dataset, recipe, seed=0)
     while not training.done:
         training.step()
     score = 100 * evaluate(network, dataset.test, dataset).score
+    gradient = first_gradient(Setting.of(model, known, recipe))
+    way = training.num_steps * lr / (1 - recipe.momentum) * gradient
     print(
-        f"{name}: {training.num_steps} updates, {score:.1f} %, chance {known.chance:.1f} %",
+        f"{name}: {training.num_steps} updates at {lr:g}, {score:.1f} %, chance "
+        f"{known.chance:.1f} %, way {way:.2g}",
         flush=True,
     )
 
@@ -55,13 +71,14 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="a data set as in a study")
     parser.add_argument("--updates", type=int, nargs="+", default=[100, 200, 400, 800, 1600])
     parser.add_argument("--network", action="append", choices=NETWORKS)
+    parser.add_argument("--lr", type=float, help="in place of each network's own")
     options = parser.parse_args()
     torch.set_num_threads(1)
     value = read_value(options.data)
     data = DataSpec.from_json(value if isinstance(value, dict) else {"name": value})
     for name in options.network or NETWORKS:
         for updates in options.updates:
-            measure(name, data, updates)
+            measure(name, data, updates, lr=options.lr or NETWORKS[name])
 
 
 if __name__ == "__main__":

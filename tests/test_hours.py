@@ -16,7 +16,7 @@ from regrow.jobs.train import Train
 from regrow.run import estimate as room
 from regrow.run import hours as hours_room
 from regrow.run.estimate import _Line
-from regrow.run.hours import Fit, fit, least_steps, steps_of
+from regrow.run.hours import Fit, fit, least_steps, moving_steps, steps_of
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.studies.study import Study
@@ -45,6 +45,7 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     monkeypatch.setattr(room, "REPORT_SECONDS", 0.0)
     monkeypatch.setattr(time, "process_time", lambda: 0.0)
     monkeypatch.setattr(hours_room, "LEAST_STEPS", 3)
+    monkeypatch.setattr(hours_room, "LEAST_WAY", 1e-9)
     return change
 
 
@@ -115,6 +116,42 @@ def test_more_classes_need_more_updates(monkeypatch: pytest.MonkeyPatch) -> None
     assert (steps_of(job), least_steps(job)) == (6, 400)
     many = tuple({**dict(job.data.model_arguments), "classes": 100}.items())
     assert least_steps(replace(job, data=replace(job.data, model_arguments=many))) == 4000
+
+
+def test_networks_without_norms_need_more_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hours_room, "LEAST_WAY", 0.1)
+
+    def needed(lr: float, **changes: Any) -> int:
+        recipe = {**STUDY["recipe"], "lr": lr, **changes}
+        (cell,) = Study.from_json(
+            {**STUDY, "models": model, "recipe": recipe, "arms": ["unpruned"], "methods": []}
+            | {"seeds": 1}
+        ).cells()
+        assert isinstance(cell.job, Train)
+        return moving_steps(cell.job)
+
+    deep = {"name": "vgg-conv", "plan": [8] * 12, "head": "linear"}
+    model: dict[str, Any] = deep
+    assert needed(0.01) > 10 * 400
+    assert needed(0.01) == pytest.approx(10 * needed(0.1), rel=1e-3)
+    assert needed(0.01, optimiser="adamw") == 0  # which divides gradients by their size
+    model = {**deep, "conv_norm": True}
+    assert needed(0.1) < 100
+
+
+def test_a_network_that_does_not_move_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hours_room, "LEAST_WAY", 0.1)
+    wide = WIDE["plan"]
+    monkeypatch.setattr(
+        hours_room, "first_gradient", lambda s: 1e-4 if s.model.arguments["plan"] == wide else 1.0
+    )
+
+    def cells(epochs: int) -> list[Cell]:
+        return unpruned(epochs, models=[WIDE, NARROW], seeds=1)
+
+    found = fit(cells, epochs=1000, hours=0.5, workers=1)
+    assert [left.network[1] for left in found.left_out] == ["wide VGG"]
+    assert "and it needs 1,500 to end clearly above chance" in str(found.left_out[0])
 
 
 # Commands --------------------

@@ -4,9 +4,9 @@ A budget is a number of epochs of a study's longest recipe; every other number o
 share of that. Rows are costed by ``run.estimate``, from networks that are timed here.
 
 A network is left out, with all its rows, where it could not rise clearly above chance: where its
-training has fewer updates than ``least_steps``, or than half of its recipe's where that is less:
-a recipe so short is for a network that rises faster. Of several that are short of updates the
-costliest goes first, because without it the others are trained for longer.
+training has fewer updates than ``least_steps`` or ``moving_steps``, or than half of its recipe's
+where that is less: a recipe so short is for a network that rises faster. Of several that are short
+of updates the costliest goes first, because without it the others are trained for longer.
 
 Jobs are keyed by their epochs, so a store keeps what was chosen when a command was first run: the
 same command finds the same jobs, on another day and another machine.
@@ -17,26 +17,35 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
+from functools import cache
+from statistics import median
 from typing import Any, TypeGuard
 
 from regrow.core.durations import epochs_in_words, in_words
 from regrow.core.machine import machine
+from regrow.data import load
 from regrow.errors import ConfigError, StoreError
-from regrow.jobs.base import Job, all_jobs
+from regrow.jobs.base import Job, Setting, all_jobs
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
+from regrow.models import build
 from regrow.run.estimate import Rates, estimate, measuring
+from regrow.run.executors import one_thread
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.studies.experiment import Experiment
+from regrow.train import Training
+from regrow.train.optimiser import SGD
 
 # Updates after which every network with norms that was tried ends at twice chance or better, for
 # ten classes; at 200 some were at chance, and without norms some still at 1,600. More classes are
 # assumed to take more in proportion. See docs/reproduce.md and benchmarks/least_steps.py.
 LEAST_STEPS = 400
 CLASSES = 10
+# How far a weight must come for its network to rise, in multiples of its size; see there too.
+LEAST_WAY = 0.1
 
 Network = tuple[str, ...]  # labels of its data, itself, and its budget where there are several
 CellsAt = Callable[[int], Sequence[Cell]]
@@ -242,7 +251,10 @@ class _Search:
     def least(self, network: Network) -> int:
         """Return the fewest updates of a network: at most half of those that its recipe has."""
         whole = self.trainings(self.budgets[-1], network)
-        return min((min(least_steps(job), -(-steps_of(job) // 2)) for job in whole), default=0)
+        needed = (
+            min(max(least_steps(job), moving_steps(job)), -(-steps_of(job) // 2)) for job in whole
+        )
+        return min(needed, default=0)
 
     def left_out(self, network: Network, budget: int, *, hours: float) -> LeftOut:
         if budget:
@@ -295,6 +307,38 @@ def least_steps(job: Train | Retrain) -> int:
     More classes take more of them, in proportion.
     """
     return math.ceil(LEAST_STEPS * max(1.0, job.data.classes / CLASSES))
+
+
+def moving_steps(job: Train | Retrain) -> int:
+    """Return the fewest updates in which the weights of a network can come ``LEAST_WAY``.
+
+    Momentum adds up to lr / (1 - momentum) for each gradient. The gradient is that of the first
+    update: where a deep network has no norms it is so small that nothing moves for thousands of
+    them. 0 where nothing can be said: of optimisers that divide gradients by their size.
+    """
+    recipe = job.recipe
+    if recipe.optimiser is not None and recipe.optimiser.name != SGD.name:
+        return 0
+    gradient = first_gradient(Setting.of(job.model, job.data, recipe))
+    way = recipe.lr * gradient / (1 - recipe.momentum)  # in an update
+    return math.ceil(LEAST_WAY / way) if way else 0
+
+
+@cache
+def first_gradient(setting: Setting) -> float:
+    """Return the gradient of a network's first update over the weight, the median of its layers."""
+    network = build(setting.model.untrained(), seed=0)
+    sizes = {n: float(p.detach().norm()) for n, p in network.named_parameters() if p.dim() > 1}
+    recipe = replace(setting.recipe, clip=None)
+    with one_thread():
+        Training(network, load(setting.data.spec), recipe, seed=0).step()
+    gradients = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+    known = [
+        float(gradients[name].norm()) / size
+        for name, size in sizes.items()
+        if size and name in gradients
+    ]
+    return median(known) if known else 0.0
 
 
 # Costs of rows --------------------
