@@ -251,6 +251,21 @@ def test_a_plan_shows_what_each_training_budget_takes(command: Command, tmp_path
     assert "budgets" not in plain
 
 
+@pytest.mark.parametrize(("rounding", "said"), [("epochs", True), ("updates", False)])
+def test_budgets_that_whole_epochs_do_not_spend_are_said_before(
+    command: Command, tmp_path: Path, rounding: str, said: bool
+) -> None:
+    arms = ["unpruned", "fine-tune", "scratch-b"]
+    study = write_study(tmp_path, arms=arms, budgets=[1, 2], seeds=1, rounding=rounding)
+    shown = command("plan", study, "--workers", "1")
+    assert shown.code == 0, shown.text
+    words = (
+        "Note: fine-tune trains 1 of 1 and 1 of 2 epochs, not 25 %; scratch-b spends equal FLOPs"
+    )
+    assert (words in shown.text) is said
+    assert ("Instead: rounding: updates" in shown.text) is said
+
+
 def test_recipes_of_another_length_need_another_choice(command: Command, tmp_path: Path) -> None:
     write_study(tmp_path, arms=["unpruned"], methods=[], recipe={**STUDY["recipe"], "epochs": 3})
     run = ("run", "study.yaml", "--workers", "0", "--hours", "0.2")

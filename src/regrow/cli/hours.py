@@ -68,6 +68,11 @@ def load_within(
     ``measure`` allows to decide what the store does not hold.
     """
     study, choice = load_study(path, store, data=data, device=device, measure=measure)
+    if measure:
+        from regrow.studies.lint import rounded_budgets
+
+        for remark in rounded_budgets(study):
+            say(f"Note: {remark.reason}. Instead: {remark.remedy}.")
     if hours is None:
         return study, choice, choice.keep
     study, chosen = _study_within(

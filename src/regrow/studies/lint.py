@@ -77,6 +77,13 @@ def remarks(study: Study) -> list[Remark]:
     ]
 
 
+def rounded_budgets(study: Study) -> list[Remark]:
+    """Return the remarks on training budgets that whole epochs do not spend, each once."""
+    axes = [axis for part in (study.experiments, study.own) for axis in _axes(part)]
+    found = (r for axis in axes if axis[0].budget is not None for r in _rounded(axis))
+    return [*dict.fromkeys(found)]
+
+
 def _axes(experiments: Sequence[Any]) -> list[Axis]:
     """Put together what is the same experiment but for its budget."""
     axes: dict[Any, list[Any]] = {}
