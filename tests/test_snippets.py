@@ -22,6 +22,7 @@ from commands import Command
 from regrow.core.registry import load_file
 from regrow.errors import ConfigError
 from regrow.pruning.method import CRITERIA, METHODS
+from regrow.store import Store
 from regrow.studies.study import Study
 from regrow.studies.yaml_file import decided, read_value
 
@@ -53,6 +54,7 @@ QUICK = (
     r"regrow reproduce list",
     r"regrow inspect resnet-20",
     r"regrow compare-runs regrow-store other-store",
+    r"regrow store (verify|list|gc|export|import|diff)\b",
 )
 SLOW = (
     r"regrow versus .*--data digits .*(--plan|--html)",
@@ -190,7 +192,14 @@ def _tokens() -> dict[str, Any]:
     }
 
 
-PRELUDES = {"README.md": _network, "python.md": _tokens}
+def _store() -> dict[str, Any]:
+    store = Store.open("regrow-store")
+    store.commit("ab" * 32, {"kind": "train", "spec": {"seed": 0}}, {"w": torch.ones(2, 3)})
+    store.commit("cd" * 32, {"kind": "prune", "spec": {}, "accuracy": 0.5})
+    return {}
+
+
+PRELUDES = {"README.md": _network, "python.md": _tokens, "store.md": _store}
 # Blocks that need what the commands of their page made: `tests/test_examples.py` runs those of
 # own-network.md, and `test_commands_that_are_shown_run` makes the store of python.md.
 LATER = (r"nets\.py:MobileNet", r"def train_digits", r"regrow\.results\(")

@@ -6,6 +6,7 @@
     |- TraceError       a network whose channels cannot be followed or cut as asked
     |- StoreError       a store that cannot be read, written or trusted
     |  |- Damaged       something stored that is not what was written
+    |  |- Removed       tensors that were removed to save room
     |  `- ClaimLost     a job that another process took over, because this one was silent
     |- TrainingError    a training that produced no usable network (diverged, not finite)
     |  `- CodeError     a function of the user's own that is wrong, whatever network it is given
@@ -46,6 +47,10 @@ class StoreError(RegrowError):
 
 class Damaged(StoreError):
     """Something stored that is not what was written."""
+
+
+class Removed(StoreError):
+    """Tensors that were removed to save room; they can be computed again."""
 
 
 class ClaimLost(StoreError):

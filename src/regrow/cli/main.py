@@ -24,6 +24,7 @@ from regrow.cli import (
     reproduce,
     run,
     schema,
+    store,
     track,
     versus,
 )
@@ -67,6 +68,7 @@ app.command()(schema.schema)
 app.command()(reproduce.reproduce)
 app.command()(claims.claims)
 app.add_typer(bench.app, name="bench")
+app.add_typer(store.app, name="store")
 
 
 def _print_version(show: bool) -> None:

@@ -151,11 +151,8 @@ def status(
 ) -> None:
     """Show how many of a study's jobs are done, running, stopped, failed or not started."""
     load_extensions(with_files)
-    from regrow.studies.job_list import recall
-
     opened = open_store(store, create=False)
-    overrides = pairs(data or ())
-    planned = recall(opened, study, data=overrides) or _planned(study, store, data)
+    planned = planned_of(opened, study, store, data)
     if watch and not as_json:
         _watch(opened, planned)
         return
@@ -210,8 +207,13 @@ def _watch(store: "Store", planned: "Planned") -> None:
             time.sleep(WATCH_SECONDS)
 
 
-def _planned(study: Path, store: Path, data: list[str] | None) -> "Planned":
-    """Expand a study that was not run in its present form."""
+def planned_of(opened: "Store", study: Path, store: Path, data: Sequence[str] | None) -> "Planned":
+    """Return the jobs of a study; one that was not run in its present form is expanded."""
+    from regrow.studies.job_list import recall
+
+    known = recall(opened, study, data=pairs(data or ()))
+    if known is not None:
+        return known
     loaded, _ = load_study(study, store, data=data, measure=False)
     from regrow.jobs.base import all_jobs
     from regrow.studies.job_list import Planned

@@ -21,6 +21,25 @@ if TYPE_CHECKING:  # whoever reads records alone does not wait for torch
     from torch import Tensor
 
 DIGEST = "digest"
+CHUNK_BYTES = 1 << 20
+KINDS = {  # of tensors, as their files and as PyTorch name them
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "BOOL": "bool",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "C64": "complex64",
+}
 MOST_BYTES = 32 << 20  # the longest record here, of 1,000 epochs, has 100 kB
 
 
@@ -99,6 +118,33 @@ def digest_of(tensors: "Mapping[str, Tensor]") -> str:
         if tensor.numel():
             sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def digest_of_file(path: Path) -> tuple[str, str]:
+    """Digest the tensors of a file as ``digest_of`` does, with the text beside them.
+
+    It takes neither PyTorch nor memory. A ``ValueError`` says why it is no file of tensors.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is not a file")
+    try:
+        with safe_open(path, framework="np") as checked:  # what its head says fits its length
+            text = (checked.metadata() or {}).get("meta", "")
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"it is not a file of tensors ({short(error)})") from error
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        head = json.loads(file.read(length))
+        head.pop("__metadata__", None)
+        for name in sorted(head):
+            begin, end = head[name]["data_offsets"]
+            kind, shape = KINDS[head[name]["dtype"]], tuple(head[name]["shape"])
+            sha.update(f"{name!r} torch.{kind} {shape}\n".encode())
+            file.seek(8 + length + begin)
+            for start in range(begin, end, CHUNK_BYTES):
+                sha.update(file.read(min(CHUNK_BYTES, end - start)))
+    return sha.hexdigest(), text
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, meta: str | None = None) -> None:

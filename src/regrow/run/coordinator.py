@@ -86,6 +86,7 @@ def run(
     jobs, emit = tuple(jobs), on_event or (lambda _: None)
     store.tidy()
     _set_damaged_aside(all_jobs(jobs).values(), store, emit)
+    _drop_bare(jobs, store)
     schedule = Schedule(jobs, store.snapshot().done)
     together = device != "cpu" and not current().together
     if current().together:
@@ -119,6 +120,18 @@ def assemble(num_workers: int, store: Store, settings: Settings) -> Executor:
     if settings.together:
         return threads(num_workers, store, settings)
     return worker_processes(num_workers, store, settings)
+
+
+def _drop_bare(jobs: Iterable[Job], store: Store) -> None:
+    """Forget what unfinished jobs stand on and whose tensors were removed, so that it is redone."""
+    done = set(store.snapshot().done)
+    waiting = [job for job in all_jobs(jobs).values() if job.key not in done]
+    while waiting:
+        for before in waiting.pop().inputs:
+            if before.key in done and store.is_bare(before.key):
+                done.discard(before.key)
+                store.drop(before.key)
+                waiting.append(before)
 
 
 def _set_damaged_aside(jobs: Iterable[Job], store: Store, emit: Callable[[Event], None]) -> None:

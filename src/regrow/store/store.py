@@ -3,6 +3,7 @@
     store.json                             the version of this layout
     records/ab/<key>/record.json           what a finished job found, with its whole spec
     records/ab/<key>/tensors.safetensors   its weights, masks, ... (absent when it has none)
+    records/ab/<key>/tensors.removed       it had some, which were removed to save room
     running/<key>/lock/owner               the process that works on the job (``core.leases``)
     running/<key>/checkpoint.safetensors   tensors and state of a job under way, in one file
     running/<key>/progress.json            how far it is, for people
@@ -54,7 +55,7 @@ from regrow.core.disk import why
 from regrow.core.leases import SilenceWatch, is_held, take
 from regrow.core.processes import fresh_name, is_litter
 from regrow.core.texts import visible
-from regrow.errors import Damaged, StoreError, short
+from regrow.errors import Damaged, Removed, StoreError, short
 from regrow.store.workspace import CHECKPOINT, Workspace, move_aside, remove
 
 if TYPE_CHECKING:  # torch takes a second to import, and `regrow status` does not need it
@@ -63,6 +64,7 @@ if TYPE_CHECKING:  # torch takes a second to import, and `regrow status` does no
 FORMAT = 1
 TIMING, TENSORS = "timing", "tensors"  # where a record has its digest, and that of its tensors
 RECORD_FILE, TENSORS_FILE = "record.json", "tensors.safetensors"
+REMOVED_FILE = "tensors.removed"  # in the place of tensors that were removed to save room
 MAIN = ""
 REPAIRED = "repaired"  # of a pruning: weights of the pruned network that a repair changed
 MASKS = "masks"  # of a training that changed them: the masks at its end
@@ -185,6 +187,11 @@ class Store:
         digest = self._checked_record(key).get(TENSORS)
         file = self._record(key) / TENSORS_FILE
         exists = os.path.lexists(file)
+        if not exists and digest is not None and self.is_bare(key):
+            raise Removed(
+                f"The tensors of job {key} were removed from the store {self.root}. `regrow run` "
+                "computes them again for a study whose unfinished jobs need them."
+            )
         try:
             if exists != (digest is not None):
                 raise ValueError(
@@ -230,12 +237,46 @@ class Store:
         try:
             if os.path.lexists(self._record(key)):
                 self.record(key, spec=spec)
-                self.tensors(key)
+                with suppress(Removed):
+                    self.tensors(key)
             else:
                 self.failure(key)
         except Damaged as error:
             return str(error)
         return None
+
+    def is_bare(self, key: str) -> bool:
+        """Tell whether the tensors of a finished job were removed to save room."""
+        folder = self._record(key)
+        return (folder / REMOVED_FILE).exists() and not (folder / TENSORS_FILE).exists()
+
+    def strip(self, key: str) -> None:
+        """Remove the tensors of a finished job; its record stays, and says what they were."""
+        _write(self._record(key) / REMOVED_FILE, "")
+        (self._record(key) / TENSORS_FILE).unlink(missing_ok=True)
+
+    def drop(self, key: str) -> None:
+        """Forget a finished job, so that it is done anew."""
+        aside = self._running / key / fresh_name("dropped")
+        with self.claim(key) as workspace:
+            if workspace is not None and self.has(key):
+                self._record(key).rename(aside)
+                shutil.rmtree(aside, ignore_errors=True)
+
+    def adopt(self, key: str, folder: Path) -> bool:
+        """Take in the record that lies complete in a folder; False when there is one already."""
+        final = self._record(key)
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(final)
+            sync(final.parent)
+        except OSError as error:
+            if self.has(key):
+                return False
+            raise StoreError(
+                f"Cannot write the record of job {key} to {final}: {_reason(error)}."
+            ) from error
+        return True
 
     def set_aside(self, key: str, spec: Mapping[str, Any]) -> Path | None:
         """Move what is damaged of a job to ``damaged/``, so that it can be done anew.
@@ -372,7 +413,7 @@ class Store:
         for folder in (self.root, self._failed):
             for name in _names(folder, hidden=True):
                 if is_litter(name):
-                    (folder / name).unlink(missing_ok=True)
+                    remove(folder / name)
         for name in _names(self._failed):
             key = name.removesuffix(".json")
             if key.isalnum() and self.has(key):

@@ -70,11 +70,24 @@ def recall(store: Store, study: Path, *, data: Mapping[str, str] | None = None) 
 
 def labels(store: Store) -> dict[str, str]:
     """Return the labels of the jobs of all studies that a store was given, by key."""
-    known: dict[str, str] = {}
+    return {key: label for plan in plans(store) for key, label in plan.labels.items()}
+
+
+def plans(store: Store) -> list[Planned]:
+    """Return the jobs of all studies that a store was given, each as it was run."""
+    return [plan for _, plan in _plans(store)]
+
+
+def plan_files(store: Store, keys: Iterable[str]) -> list[Path]:
+    """Return the files of a store that know what some of these jobs are called."""
+    wanted = set(keys)
+    return [file for file, plan in _plans(store) if not wanted.isdisjoint(plan.labels)]
+
+
+def _plans(store: Store) -> Iterator[tuple[Path, Planned]]:
     for file in sorted(store.root.glob("plan-*.json")):
-        with suppress(StoreError):
-            known |= (store.decided(file.stem) or {}).get("labels", {})
-    return known
+        with suppress(StoreError, TypeError):
+            yield file, Planned(**store.decided(file.stem))
 
 
 def _identity(study: Path, data: Mapping[str, str]) -> str | None:

@@ -1,0 +1,161 @@
+"""Look into all of a store: what is damaged, what it holds, where two differ.
+
+Nothing here imports PyTorch: tensors are checked as bytes, at the speed of the disk.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from regrow.core.digests import digest_of_file, parsed, read_file, unsealed
+from regrow.core.machine import num_cores
+from regrow.errors import short
+from regrow.store.store import RECORD_FILE, REMOVED_FILE, TENSORS, TENSORS_FILE, TIMING, Store
+from regrow.store.workspace import CHECKPOINT
+
+MOST_THREADS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """The outcome of a look into everything: what was read, and what is not what was written."""
+
+    records: int
+    num_bytes: int
+    damaged: Mapping[str, str]  # file, or folder of a record -> what is wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredJob:
+    """One record of a store, for people."""
+
+    key: str
+    kind: str
+    num_bytes: int
+    saved: str  # local time, to the second
+    has_tensors: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreContrast:
+    """The keys of two stores: those of one alone, and those that stand for other content."""
+
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    other: tuple[str, ...]
+    same: int
+
+
+def verify(store: Store) -> Checked:
+    """Check each record, its tensors, failures, checkpoints and decisions against their digests."""
+    keys = store.keys()
+    looks: list[tuple[Path, Callable[[Path], int]]] = [
+        *((store.record_file(key).parent, _look_at_record) for key in keys),
+        *((file, _look_at_text) for file in sorted((store.root / "failed").glob("*.json"))),
+        *((file, _look_at_text) for file in sorted(store.root.glob("*.json"))),
+        *(
+            (file, _look_at_checkpoint)
+            for file in sorted(store.root.glob(f"running/*/{CHECKPOINT}"))
+        ),
+    ]
+    with ThreadPoolExecutor(min(MOST_THREADS, num_cores())) as pool:
+        found = [*pool.map(lambda look: _outcome(*look), looks)]
+    outcomes = [(str(file), outcome) for (file, _), outcome in zip(looks, found, strict=True)]
+    return Checked(
+        records=len(keys),
+        num_bytes=sum(size for _, size in outcomes if isinstance(size, int)),
+        damaged={file: why for file, why in outcomes if isinstance(why, str)},
+    )
+
+
+def check_record(folder: Path, key: str) -> dict[str, Any]:
+    """Return the record in a folder; a ``ValueError`` says how it or its tensors are damaged."""
+    record = unsealed(read_file(folder / RECORD_FILE), key, under=TIMING)
+    digest, file = record.get(TENSORS), folder / TENSORS_FILE
+    if digest is None and file.exists():
+        raise ValueError("its tensors are there, and it knows of none")
+    if digest is not None and not file.exists() and not (folder / REMOVED_FILE).exists():
+        raise ValueError("its tensors are not there")
+    if digest is not None and file.exists() and digest_of_file(file)[0] != digest:
+        raise ValueError("its tensors are not those that were stored with it")
+    return record
+
+
+def stored_jobs(store: Store) -> Iterator[StoredJob]:
+    """Yield what a store holds, by key; a record that cannot be read is of the kind "damaged"."""
+    done = store.keys()
+    for key in done:
+        file = store.record_file(key)
+        try:
+            kind = str(parsed(read_file(file)).get("kind", ""))
+        except (OSError, ValueError):
+            kind = "damaged"
+        sizes = {entry.name: entry.stat().st_size for entry in file.parent.iterdir()}
+        saved = datetime.fromtimestamp(file.parent.stat().st_mtime).astimezone()
+        yield StoredJob(
+            key=key,
+            kind=kind,
+            num_bytes=sum(sizes.values()),
+            saved=saved.isoformat(sep=" ", timespec="seconds")[:19],
+            has_tensors=TENSORS_FILE in sizes,
+        )
+
+
+def contrast(a: Store, b: Store) -> StoreContrast:
+    """Compare two stores by key and content; times, machines and versions are no content."""
+    keys_a, keys_b = set(a.keys()), set(b.keys())
+    both = sorted(keys_a & keys_b)
+    other = tuple(key for key in both if _content(a, key) != _content(b, key))
+    return StoreContrast(
+        only_a=tuple(sorted(keys_a - keys_b)),
+        only_b=tuple(sorted(keys_b - keys_a)),
+        other=other,
+        same=len(both) - len(other),
+    )
+
+
+def content_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record without what a machine took for it; the digest of its tensors stays."""
+    return {name: value for name, value in record.items() if name != TIMING}
+
+
+def _content(store: Store, key: str) -> dict[str, Any] | str:
+    try:
+        return content_of(unsealed(read_file(store.record_file(key)), key, under=TIMING))
+    except (OSError, ValueError) as error:
+        return f"{store.root}: {short(error)}"  # equal to nothing
+
+
+def _outcome(file: Path, look: Callable[[Path], int]) -> int | str:
+    try:
+        return look(file)
+    except FileNotFoundError as error:
+        gone = look is not _look_at_record  # a job went on meanwhile
+        return 0 if gone else f"it is not there ({short(error)})"
+    except ValueError as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or error})"
+
+
+def _look_at_record(folder: Path) -> int:
+    check_record(folder, folder.name)
+    return sum(entry.stat().st_size for entry in folder.iterdir())
+
+
+def _look_at_text(file: Path) -> int:
+    if file.name == "store.json":
+        parsed(read_file(file))
+    else:
+        unsealed(read_file(file), file.stem)
+    return file.stat().st_size
+
+
+def _look_at_checkpoint(file: Path) -> int:
+    digest, text = digest_of_file(file)
+    if unsealed(text.encode(), file.parent.name)[TENSORS] != digest:
+        raise ValueError("its tensors are not those that were saved")
+    return file.stat().st_size

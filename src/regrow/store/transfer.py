@@ -1,0 +1,204 @@
+"""Take records out of a store, and into another: as a folder, which is a store itself, or a tar.
+
+What comes from elsewhere is checked before it is taken: names, kinds of files, digests. Nothing
+that is there is replaced, and a record that says other than the one under its key is left.
+"""
+
+import io
+import re
+import shutil
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from regrow.core.digests import MOST_BYTES
+from regrow.core.processes import fresh_name
+from regrow.errors import StoreError, short
+from regrow.store.check import check_record, content_of
+from regrow.store.store import RECORD_FILE, REMOVED_FILE, TENSORS_FILE, Store
+from regrow.store.workspace import remove
+
+FILES = (RECORD_FILE, TENSORS_FILE, REMOVED_FILE)
+MEMBER = re.compile(
+    r"store\.json|plan-[0-9a-f]{32}\.json"
+    rf"|records/([0-9a-z]{{2}})/(\1[0-9a-z]*)/({'|'.join(map(re.escape, FILES))})"
+)
+
+
+@dataclass
+class Taken:
+    """The keys that an import took, found there already, or refused, with the reason."""
+
+    new: list[str] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def export_records(
+    store: Store, keys: Iterable[str], to: Path, *, plans: Iterable[Path] = (), tensors: bool = True
+) -> int:
+    """Write records to a new folder, or to a tar file; returns how many there were.
+
+    ``plans`` are the files of the store that know what the jobs are called.
+    """
+    if to.exists():
+        raise StoreError(f"'{to}' is there already. Name a folder or a .tar file that is new.")
+    fresh = to.with_name(fresh_name(to.name))
+    try:
+        with ExitStack() as opened:
+            if to.suffix == ".tar":
+                archive = opened.enter_context(tarfile.open(fresh, "w"))
+                put: Callable[[Path | None, str], None] = partial(_add, archive)
+            else:
+                Store.open(fresh)
+                put = partial(_copy_into, fresh)
+            put(store.root / "store.json", "store.json")
+            for plan in plans:
+                put(plan, plan.name)
+            num = 0
+            for key in keys:
+                num += 1
+                for name, file in _files(store.record_file(key).parent, tensors=tensors).items():
+                    put(file, f"records/{key[:2]}/{key}/{name}")
+        fresh.rename(to)
+    except OSError as error:
+        raise StoreError(f"Cannot write '{to}': {error.strerror or error}.") from error
+    finally:
+        remove(fresh)
+    return num
+
+
+def import_records(store: Store, source: Path) -> Taken:
+    """Take in all records of an exported folder or tar that are sound and not there yet."""
+    taken = Taken()
+    with _as_folder(store, source) as folder:
+        for record in sorted((folder / "records").glob("*/*")):
+            key = record.name
+            try:
+                _take(store, record, key, taken)
+            except ValueError as error:
+                taken.refused[key] = str(error)
+        for plan in sorted(folder.glob("plan-*.json")):
+            _take_plan(store, folder, plan.stem)
+    return taken
+
+
+def _take(store: Store, folder: Path, key: str, taken: Taken) -> None:
+    inside = [entry.name for entry in folder.iterdir()]
+    for name in inside:
+        _check_name(f"records/{folder.parent.name}/{key}/{name}")
+        if (folder / name).is_symlink() or not (folder / name).is_file():
+            raise ValueError(f"{name} is not a plain file")
+    record = check_record(folder, key)
+    if store.has(key):
+        if content_of(check_record(store.record_file(key).parent, key)) != content_of(record):
+            raise ValueError("the store has another result under this key, which stays")
+        taken.known.append(key)
+        return
+    with store.claim(key) as workspace:
+        if workspace is None:
+            raise ValueError("a process works on this job now")
+        fresh = store.root / "running" / key / fresh_name("record")
+        fresh.mkdir()
+        for name in inside:
+            _copy(folder / name, fresh / name)
+        check_record(fresh, key)  # what was copied, whoever changed the source meanwhile
+        (taken.new if store.adopt(key, fresh) else taken.known).append(key)
+
+
+def _take_plan(store: Store, folder: Path, name: str) -> None:
+    try:
+        store.decide(name, Store(folder).decided(name))
+    except StoreError:
+        return  # names of jobs, for people: none is better than a wrong one
+
+
+@contextmanager
+def _as_folder(store: Store, source: Path) -> Iterator[Path]:
+    """Yield a folder with what is to be taken in; of a tar, only what could be a store's."""
+    if source.is_dir():
+        Store.open(source, create=False)
+        yield source
+        return
+    fresh = store.root / fresh_name("import")
+    try:
+        fresh.mkdir()
+        with tarfile.open(source, "r:") as archive:  # one that is compressed could be endless
+            members = [*archive]
+            _check_members(members)
+            for member in members:
+                content = archive.extractfile(member)
+                assert content is not None
+                place = fresh / member.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with place.open("wb") as file:
+                    shutil.copyfileobj(content, file)
+        Store.open(fresh, create=False)
+        yield fresh
+    except tarfile.TarError as error:
+        raise StoreError(
+            f"'{source}' is neither a store nor a tar file as `regrow store export` writes it: "
+            f"{short(error)}."
+        ) from error
+    except OSError as error:
+        raise StoreError(f"Cannot read '{source}': {error.strerror or error}.") from error
+    finally:
+        remove(fresh)
+
+
+def _check_members(members: Iterable[tarfile.TarInfo]) -> None:
+    """Refuse an archive with anything that no export has: links, devices, ways out, doubles."""
+    seen = set()
+    for member in members:
+        try:
+            _check_name(member.name)
+        except ValueError as error:
+            raise StoreError(f"The archive is refused: {error}.") from error
+        small = not member.name.endswith(TENSORS_FILE)
+        if not member.isreg() or member.name in seen or (small and member.size > MOST_BYTES):
+            raise StoreError(
+                f"The archive is refused: its member {member.name[:200]!r} is there twice, too "
+                "long, or no plain file."
+            )
+        seen.add(member.name)
+
+
+def _check_name(name: str) -> None:
+    if not MEMBER.fullmatch(name):
+        raise ValueError(f"{name[:200]!r} is no file of a store's records")
+
+
+def _files(folder: Path, *, tensors: bool) -> dict[str, Path | None]:
+    """Return the files of a record by name; None stands for one that is empty."""
+    found: dict[str, Path | None] = {RECORD_FILE: folder / RECORD_FILE}
+    if (folder / TENSORS_FILE).exists() and tensors:
+        found[TENSORS_FILE] = folder / TENSORS_FILE
+    elif (folder / TENSORS_FILE).exists() or (folder / REMOVED_FILE).exists():
+        found[REMOVED_FILE] = None
+    return found
+
+
+def _copy_into(folder: Path, file: Path | None, name: str) -> None:
+    _copy(file, folder / name)
+
+
+def _copy(file: Path | None, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if file is None:
+        to.touch()
+    else:
+        shutil.copyfile(file, to)
+
+
+def _add(archive: tarfile.TarFile, file: Path | None, name: str) -> None:
+    """Add a file without owner and time, so that equal records give equal bytes."""
+    member = tarfile.TarInfo(name)
+    if file is None:
+        archive.addfile(member, io.BytesIO())
+        return
+    with file.open("rb") as content:
+        member.size = file.stat().st_size
+        archive.addfile(member, content)
