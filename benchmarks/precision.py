@@ -1,12 +1,14 @@
-"""Does bf16 change accuracy? A paired equivalence test on real images, many seeds.
+"""Does bf16, or the fused engine, change accuracy? A paired equivalence test on real images.
 
     uv run python benchmarks/precision.py --data hf:../shared/data/cifar10-jpeg --seeds 30
+    uv run python benchmarks/precision.py --data ... --other fused --subset 2000 --epochs 6
 
-Trains a ResNet-20 of half the width (or `--net vgg-16 --width 0.25`) on CIFAR-10 in fp32 and in
-bf16 from the same seeds (the same first weights, order and augmentation), in the store given, so
-that it can be stopped and goes on. In bf16 the norms and ReLUs of ResNets run as one operation
+Trains a ResNet-20 of half the width (or `--net vgg-16 --width 0.25`) on CIFAR-10 in fp32 by the
+exact engine and in another way from the same seeds (the same first weights, order and
+augmentation), in the store given, so that it can be stopped and goes on. In bf16 the norms and ReLUs of ResNets run as one operation
 (`regrow/models/fused.py`), convolutions of VGG-16 over small maps as products
-(`regrow/train/small_maps.py`). Prints the paired difference, its 95 % interval, and whether it is
+(`regrow/train/small_maps.py`); fused fp32 has the former, and 3x3 convolutions by minimal filtering
+(`regrow/train/fast_convolutions.py`). Prints the paired difference, its 95 % interval, and whether it is
 equivalent to zero within the margin (two one-sided tests). The margin is one standard deviation of
 a single training over seeds.
 """
@@ -21,15 +23,27 @@ from regrow.store import Store
 from regrow.studies.study import Study
 
 
-def study(data: str, net: str, width: float, seeds: int, precision: str) -> Study:
+WAYS = {
+    "exact": {"precision": "fp32"},
+    "fused": {"precision": "fp32", "engine": "fused"},
+    "bf16": {"precision": "bf16"},
+}
+
+
+def study(arguments: argparse.Namespace, way: str) -> Study:
     return Study.from_json(
         {
-            "name": f"precision-{precision}",
-            "data": {"name": data, "subset": 5000, "test_subset": 5000},
-            "models": {"name": net, "width": width},
+            "name": f"precision-{way}",
+            "data": {
+                "name": arguments.data,
+                "subset": arguments.subset,
+                "test_subset": 5000,
+                **({} if arguments.size is None else {"size": arguments.size}),
+            },
+            "models": {"name": arguments.net, "width": arguments.width},
             "arms": ["unpruned"],
-            "seeds": seeds,
-            "recipe": {"name": "cifar", "epochs": 8, "lr": 0.05, "precision": precision},
+            "seeds": arguments.seeds,
+            "recipe": {"name": "cifar", "epochs": arguments.epochs, "lr": 0.05, **WAYS[way]},
         }
     )
 
@@ -40,23 +54,29 @@ def main() -> None:
     parser.add_argument("--net", default="resnet-20")
     parser.add_argument("--width", type=float, default=0.5)
     parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--subset", type=int, default=5000)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--other", choices=("bf16", "fused"), default="bf16")
+    parser.add_argument("--workers", type=int)
     parser.add_argument("--store", type=Path, default=Path("regrow-store"))
     arguments = parser.parse_args()
     store = Store.open(arguments.store)
-    asked_for = arguments.data, arguments.net, arguments.width, arguments.seeds
-    studies = {p: study(*asked_for, p) for p in ("fp32", "bf16")}
+    studies = {way: study(arguments, way) for way in ("exact", arguments.other)}
+    jobs = [job for asked in studies.values() for job in asked.jobs()]
     with display() as show:
-        run([job for asked in studies.values() for job in asked.jobs()], store, on_event=show)
+        run(jobs, store, on_event=show, workers=arguments.workers)
     accuracy = {
-        precision: [100 * store.record(cell.job.key)["accuracy"] for cell in asked.cells()]
-        for precision, asked in studies.items()
+        way: [100 * store.record(cell.job.key)["accuracy"] for cell in asked.cells()]
+        for way, asked in studies.items()
     }
-    found = paired(accuracy["bf16"], accuracy["fp32"])
-    (_, noise), (mean, _) = mean_and_std(accuracy["fp32"]), mean_and_std(accuracy["bf16"])
+    before, after = accuracy["exact"], accuracy[arguments.other]
+    found = paired(after, before)
+    (_, noise), (mean, _) = mean_and_std(before), mean_and_std(after)
     assert noise is not None
-    print(f"fp32 {mean_and_std(accuracy['fp32'])}, bf16 {mean_and_std(accuracy['bf16'])}")
+    print(f"exact {mean_and_std(before)}, {arguments.other} {mean_and_std(after)}")
     print(found)
-    print(f"margin {noise:.2f} points (one standard deviation over seeds); bf16 mean {mean:.2f}")
+    print(f"margin {noise:.2f} points (one standard deviation over seeds); other mean {mean:.2f}")
     print(equivalence(found, margin=noise))
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -138,11 +139,24 @@ def test_precision_that_is_hopeless_here_is_left_out_and_named(
         monkeypatch.setattr(module, "is_native", lambda: False)
         monkeypatch.setattr(module, "measured", lambda: slow)
     monkeypatch.setattr(processes, "Process", Idle)
-    monkeypatch.setattr(training, "share_around_the_core", lambda subject, precision: 0.0)
+    monkeypatch.setattr(training, "share_around_the_core", lambda subject, way: 0.0)
     row = training.measure_training(DIGITS, device="cpu", rounds=1, seconds=0.05)
-    assert [*row.rates] == ["plain", "fp32", "fp32 together"]
+    assert [*row.rates] == ["plain", "fp32", "fused", "fp32 together", "fused together"]
     assert [*row.peak] == ["fp32"]
     assert "bf16 is left out: a step of a small network took 20 ms in fp32" in foot([row])
+
+
+@pytest.mark.parametrize("asked", ["fp32", "bf16"])
+def test_another_precision_is_not_measured(
+    asked: Literal["fp32", "bf16"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "Process", Idle)
+    monkeypatch.setattr(training, "share_around_the_core", lambda subject, way: 0.0)
+    row = training.measure_training(DIGITS, device="cpu", rounds=1, seconds=0.05, precision=asked)
+    ways = {"fp32": ["fp32", "fused"], "bf16": ["bf16"]}[asked]
+    assert [*row.rates] == ["plain", *ways, *(f"{way} together" for way in ways)]
+    assert [*row.peak] == [asked]
+    assert row.left_out == {}
 
 
 @pytest.fixture
@@ -231,7 +245,8 @@ def test_training_is_compared_with_the_plain_loop() -> None:
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0
     (row,) = json.loads(result.stdout)["rows"]
-    assert set(row["rates"]) == {"plain", "fp32", "bf16", "fp32 together", "bf16 together"}
+    ways = ("fp32", "fused", "bf16")
+    assert set(row["rates"]) == {"plain", *ways, *(f"{way} together" for way in ways)}
     assert all(value > 0 for value in row["rates"].values())
     assert row["times_plain"] > 1
 

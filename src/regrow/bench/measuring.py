@@ -8,10 +8,15 @@ import torch
 
 from regrow.bench.material import BATCH, Subject
 from regrow.models import build
-from regrow.train import Precision, Recipe, Training
+from regrow.train import Computing, Precision, Recipe, Training
 from regrow.train.step import descend, forward, normalised
 
 ENDLESS = 10**6  # epochs
+OURS = {
+    "fp32": Computing(precision="fp32"),
+    "fused": Computing(precision="fp32", engine="fused"),
+    "bf16": Computing(precision="bf16"),
+}
 # Products of this size reach the peak of a device; a larger one takes a CPU too long.
 MATRIX = {"cpu": 1024, "cuda": 8192}
 SHARE_BLOCKS = 5
@@ -45,16 +50,17 @@ def matrix_products(precision: Precision, device: str = "cpu") -> Iterator[float
         yield 8.0 * size**3
 
 
-def recipe(precision: Precision) -> Recipe:
-    """Return what all that is measured is trained by."""
-    return Recipe(epochs=ENDLESS, batch=BATCH, lr=0.01, precision=precision)
+def recipe(way: str) -> Recipe:
+    """Return the recipe of all that is measured, computed in one of ``OURS``."""
+    how = OURS[way]
+    return Recipe(epochs=ENDLESS, batch=BATCH, lr=0.01, precision=how.precision, engine=how.engine)
 
 
-def our_training(subject: Subject, precision: Precision, device: str = "cpu") -> Training:
+def our_training(subject: Subject, way: str, device: str = "cpu") -> Training:
     """Make a training of this package."""
     dataset = subject.dataset()
     model = build(subject.model(dataset))
-    return Training(model, dataset, recipe(precision), seed=0, device=device)
+    return Training(model, dataset, recipe(way), seed=0, device=device)
 
 
 def our_steps(training: Training) -> Iterator[float]:
@@ -66,13 +72,13 @@ def our_steps(training: Training) -> Iterator[float]:
         before = training.samples
 
 
-def share_around_the_core(subject: Subject, precision: Precision) -> float:
+def share_around_the_core(subject: Subject, way: str) -> float:
     """Return which share of a step is spent outside forward, backward and update, on a CPU.
 
     Steps and cores (the same without gathering, augmenting, normalising, bookkeeping) take turns
     in blocks; the medians are compared.
     """
-    training = our_training(subject, precision)
+    training = our_training(subject, way)
     core = _core(training)
     times: dict[Callable[[], object], list[float]] = {training.step: [], core: []}
     for block in range(SHARE_BLOCKS + 1):

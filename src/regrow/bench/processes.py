@@ -5,12 +5,11 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
-from typing import get_args
 
 import torch
 
 from regrow.bench.material import Subject
-from regrow.bench.measuring import matrix_products, our_steps, our_training, rate
+from regrow.bench.measuring import OURS, matrix_products, our_steps, our_training, rate
 from regrow.bench.plain import plain_steps
 from regrow.models import build
 from regrow.run import num_cores
@@ -31,8 +30,7 @@ class Process:
         context = multiprocessing.get_context("spawn")
         self._pipe, remote = context.Pipe()
         self._process = context.Process(target=_serve, args=(remote, way, subject))
-        trains_by_regrow = way in ("fp32", "bf16")
-        with large_pages() if trains_by_regrow else nullcontext():
+        with large_pages() if way in OURS else nullcontext():
             self._process.start()
         remote.close()  # so that the end of the process is the end of the pipe
         self._ready = False
@@ -82,12 +80,17 @@ def hopeless() -> dict[str, str]:
 class CpuWays:
     """The plain loop with one thread and with all, ours alone, and ours on every core."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, precision: Precision | None = None) -> None:
         self.num_together = num_cores()
-        self.left_out = hopeless()
+        self.left_out = hopeless() if precision is None else {}
+        self._kept = [
+            way
+            for way, how in OURS.items()
+            if how.precision not in self.left_out and precision in (None, how.precision)
+        ]
         self.ways: dict[str, Callable[[float], float]] = {}
         self._processes: list[Process] = []
-        self._by_precision: dict[str, list[Process]] = {}
+        self._by_way: dict[str, list[Process]] = {}
         try:
             with held_back(signal.SIGINT):  # for ever in these processes: it is not for them
                 self._start(subject)
@@ -99,8 +102,9 @@ class CpuWays:
 
     def peaks(self, seconds: float) -> dict[str, float]:
         """Return the FLOPs a second of matrix products on all cores, by precision."""
-        processes = self._by_precision["fp32"]
-        return {kind: together(processes, seconds, work=kind) for kind in self._by_precision}
+        processes = next(iter(self._by_way.values()))
+        precisions = dict.fromkeys(OURS[way].precision for way in self._by_way)
+        return {kind: together(processes, seconds, work=kind) for kind in precisions}
 
     def close(self) -> None:
         """End every process."""
@@ -110,10 +114,10 @@ class CpuWays:
     def _start(self, subject: Subject) -> None:
         for kind in ("plain", PLAIN_ALL_THREADS):
             self._add(kind, self._start_processes(kind, subject, num=1))
-        for kind in (kind for kind in get_args(Precision) if kind not in self.left_out):
-            self._by_precision[kind] = self._start_processes(kind, subject, num=self.num_together)
-            self._add(kind, self._by_precision[kind][:1])
-        for kind, processes in self._by_precision.items():
+        for kind in self._kept:
+            self._by_way[kind] = self._start_processes(kind, subject, num=self.num_together)
+            self._add(kind, self._by_way[kind][:1])
+        for kind, processes in self._by_way.items():
             self._add(f"{kind} together", processes)
 
     def _start_processes(self, kind: str, subject: Subject, *, num: int) -> list[Process]:
@@ -153,4 +157,4 @@ def _steps(way: str, subject: Subject) -> Iterator[float]:
         dataset = subject.dataset()
         torch.manual_seed(0)
         return (float(n) for n in plain_steps(build(subject.model(dataset)), dataset))
-    return our_steps(our_training(subject, "bf16" if way == "bf16" else "fp32"))
+    return our_steps(our_training(subject, way))

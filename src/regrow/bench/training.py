@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from regrow.bench.material import Subject, training_flops
-from regrow.bench.measuring import share_around_the_core
+from regrow.bench.measuring import OURS, share_around_the_core
 from regrow.bench.on_gpu import GpuWays
 from regrow.bench.processes import PLAIN_ALL_THREADS, CpuWays
 from regrow.run.executors import one_thread
+from regrow.train import Precision
 
 PEAK_SECONDS = 1.0
 
@@ -44,9 +45,13 @@ def measure_training(
     device: str,
     rounds: int,
     seconds: float,
+    precision: Precision | None = None,
 ) -> Row:
-    """Measure every way to train a network, ``seconds`` for each in each round."""
-    ways = CpuWays(subject) if device == "cpu" else GpuWays(subject, device)
+    """Measure every way to train a network, ``seconds`` for each in each round.
+
+    ``precision`` leaves out the ways of ours in another one, on a CPU.
+    """
+    ways = CpuWays(subject, precision) if device == "cpu" else GpuWays(subject, device)
     rates: dict[str, list[float]] = {name: [] for name in ways.ways}
     try:
         peak = ways.peaks(min(seconds, PEAK_SECONDS))
@@ -59,13 +64,13 @@ def measure_training(
     medians = {name: statistics.median(values) for name, values in rates.items()}
     if PLAIN_ALL_THREADS in medians:  # whichever is faster: threads of tiny networks may collapse
         medians["plain"] = max(medians["plain"], medians.pop(PLAIN_ALL_THREADS))
-    ways_together = [f"{precision} together" for precision in peak]
-    best = max(ways_together, key=lambda name: medians[name])
+    best = max((name for name in medians if "together" in name), key=lambda name: medians[name])
+    way = best.split()[0]
     flops_per_second = medians[best] * training_flops(subject)
     outside = None
     if device == "cpu":
         with one_thread():
-            outside = share_around_the_core(subject, "bf16" if best.startswith("bf16") else "fp32")
+            outside = share_around_the_core(subject, way)
     return Row(
         net=subject.net,
         num_together=num_together,
@@ -74,7 +79,7 @@ def measure_training(
         times_plain=medians[best] / max(medians[name] for name in medians if "plain" in name),
         flops_per_second=flops_per_second,
         peak=peak,
-        of_peak=flops_per_second / peak[best.split()[0]],
+        of_peak=flops_per_second / peak[OURS[way].precision],
         outside=outside,
         left_out=ways.left_out,
     )

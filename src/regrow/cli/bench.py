@@ -5,7 +5,7 @@ import os
 import platform
 from contextlib import suppress
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -34,6 +34,10 @@ def bench_train(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Number of rounds to take medians over.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.1, help="Seconds per measurement.")] = 6.0,
+    precision: Annotated[
+        Literal["fp32", "bf16"] | None,
+        typer.Option(help="Measure ours in this precision alone, on a CPU; in both by default."),
+    ] = None,
     quick: QuickOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,7 +58,9 @@ def bench_train(
     with suppress(KeyboardInterrupt):
         for number, subject in enumerate(subjects, start=1):
             typer.echo(f"{subject.net}, {number} of {len(subjects)} ...", err=True)
-            row = measure_training(subject, device=device, rounds=rounds, seconds=seconds)
+            row = measure_training(
+                subject, device=device, rounds=rounds, seconds=seconds, precision=precision
+            )
             rows.append(row)
             if not as_json:
                 typer.echo(line(row) if len(rows) > 1 else f"{head(row)}\n{line(row)}")
