@@ -5,12 +5,12 @@
 
 Trains a ResNet-20 of half the width (or `--net vgg-16 --width 0.25`) on CIFAR-10 in fp32 by the
 exact engine and in another way from the same seeds (the same first weights, order and
-augmentation), in the store given, so that it can be stopped and goes on. In bf16 the norms and ReLUs of ResNets run as one operation
-(`regrow/models/fused.py`), convolutions of VGG-16 over small maps as products
-(`regrow/train/small_maps.py`); fused fp32 has the former, and 3x3 convolutions by minimal filtering
-(`regrow/train/fast_convolutions.py`). Prints the paired difference, its 95 % interval, and whether it is
-equivalent to zero within the margin (two one-sided tests). The margin is one standard deviation of
-a single training over seeds.
+augmentation), in the store given, so that it can be stopped and goes on. In bf16 the norms and
+ReLUs of ResNets run as one operation (`regrow/models/fused.py`), convolutions of VGG-16 over small
+maps as products (`regrow/train/small_maps.py`); fused fp32 has both, and 3x3 convolutions by
+minimal filtering (`regrow/train/fast_convolutions.py`). Prints the paired difference, its 95 %
+interval, and whether it is equivalent to zero within the margin (two one-sided tests). The margin
+is one standard deviation of a single training over seeds.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from regrow.run import run
 from regrow.run.display import display
 from regrow.store import Store
 from regrow.studies.study import Study
-
 
 WAYS = {
     "exact": {"precision": "fp32"},

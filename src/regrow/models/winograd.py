@@ -53,7 +53,7 @@ ROWS_OF_KERNEL = 8 if HAS_LONG_VECTORS else 4  # divides LANES
 LONG_ROW, APART = 256, 64
 # Numbers of a block of tiles that should stay in the cache, and the fewest tiles of a block: more
 # where the kernel is large, which each block reads again.
-BLOCK = 400_000
+BLOCK = 100_000
 FEWEST = 48
 OF_KERNEL = 512  # inputs x outputs for each further tile
 
@@ -177,8 +177,6 @@ def _write_maps(products, row, place, shape, first, num, strip, y):
         top = s % down * TILE
         high = min(TILE, height - top)
         to = y + (s // down * height + top) * width * pixel
-        whole = pixel == full and wide == width and high == TILE
-        target = to if whole else strip
         for t in range(across):
             source = products + ((s - first) * across + t) * row
             for c in range(0, full, VECTOR):
@@ -186,11 +184,13 @@ def _write_maps(products, row, place, shape, first, num, strip, y):
                     source + c,
                     (TILE + AROUND) * place,
                     place,
-                    target + t * TILE * full + c,
+                    strip + t * TILE * full + c,
                     wide * full,
                     full,
                 )
-        if not whole:
+        if pixel == full and wide == width:
+            copy(to, strip, high * width * pixel)  # in one piece, so that memory is not waited for
+        else:
             for r in range(high):
                 for w in range(width):
                     copy(to + (r * width + w) * pixel, strip + (r * wide + w) * full, pixel)
