@@ -49,12 +49,14 @@ def test_a_training_resumes_bitwise_and_is_close_to_the_exact_one() -> None:
         first.step()
     tensors, meta = first.state()
     second.restore({name: value.clone() for name, value in tensors.items()}, meta)
-    for each, steps in ((whole, 8), (second, 5), (exact, 8)):
+    for each in (whole, exact):
+        each.step()
+    off = (weights(whole) - weights(exact)).norm() / weights(exact).norm()
+    assert 0 < off < 1e-3  # of one step: rounding grows from step to step
+    for each, steps in ((whole, 7), (second, 5)):
         for _ in range(steps):
             each.step()
     assert torch.equal(weights(whole), weights(second))
-    off = (weights(whole) - weights(exact)).norm() / weights(exact).norm()
-    assert 0 < off < 0.02
 
 
 def test_an_evaluation_counts_the_same_by_either_engine() -> None:
