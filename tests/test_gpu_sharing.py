@@ -3,6 +3,8 @@
 A recording is stood in for by its body, called anew each time: the same driver, without graphs.
 """
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,16 +21,26 @@ from torch import Tensor, nn
 from regrow.core.global_rng import drawing
 from regrow.core.seeds import seeded
 from regrow.data import AUGMENTATIONS
-from regrow.errors import Interrupted, TrainingError
+from regrow.errors import ConfigError, Interrupted, TrainingError
 from regrow.jobs.base import Context, Defaults, Job, Outcome
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build, initialise_, register_model
-from regrow.run import Event, JobFailed, JobProgress, Summary
+from regrow.run import (
+    Event,
+    JobFailed,
+    JobProgress,
+    JobWarning,
+    RunProgress,
+    Summary,
+    devices_of,
+    run,
+)
 from regrow.run.coordinator import Coordinator, assemble
 from regrow.run.executors import Settings
 from regrow.run.gpu_sharing import ENDLESS, Trial, how_many, num_steps, trainings_a_second
 from regrow.run.schedule import Schedule
+from regrow.run.worker import device_workers
 from regrow.store import Store
 from regrow.studies.study import Study
 from regrow.train import RECIPES, Moment, Recipe, Training, Treatment, fit
@@ -482,3 +494,63 @@ def test_the_steps_of_a_study_are_those_of_its_arms() -> None:
     assert num_steps([longer]) == 40
     assert num_steps([tuned]) == tuned.expected_epochs * 4
     assert num_steps([Fake("none")]) == ENDLESS
+
+
+# Several devices: a process each, whose threads share it
+
+
+def test_devices_are_named_or_all_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices_of("cpu") == ("cpu",)
+    assert devices_of("cuda:0,cuda:3") == ("cuda:0", "cuda:3")
+    for text in ("cuda:0,cuda:0", "cpu,cuda:0", "cuda,cuda:1", "cuda:0,"):
+        with pytest.raises(ConfigError, match=f"--device {text}: name one device, or several GPUs"):
+            devices_of(text)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices_of("cpu", every=True) == ("cuda:0", "cuda:1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="--devices all: PyTorch finds no GPU"):
+        devices_of("cpu", every=True)
+
+
+def test_each_device_has_a_process_with_threads(tmp_path: Path) -> None:
+    """Two devices with two hands each, in whose place the processor stands."""
+    jobs = [Train(data=MATERIAL, model=VGG, recipe=RECIPE, seed=seed) for seed in range(6)]
+    alone, shared = Store.open(tmp_path / "alone"), Store.open(tmp_path / "shared")
+    assert run(jobs, alone, workers=0).complete
+    events: list[Event] = []
+    devices = ("cpu", "cpu")
+    assert run(jobs, shared, workers=2, device=devices, on_event=events.append).complete
+    for job in jobs:
+        record = shared.record(job.key)
+        assert record.pop("timing")
+        assert record == {k: v for k, v in alone.record(job.key).items() if k != "timing"}
+    at_once = max(event.running for event in events if isinstance(event, RunProgress))
+    assert at_once <= 4
+
+
+def test_a_device_whose_process_is_killed_is_given_another(tmp_path: Path) -> None:
+    jobs = [
+        Train(data=MATERIAL, model=VGG, recipe=replace(RECIPE, epochs=20), seed=seed)
+        for seed in range(3)
+    ]
+    store = Store.open(tmp_path / "store")
+    settings = Settings(device="cpu", checkpoint_seconds=0.05)
+    executor = device_workers(("cpu", "cpu"), 2, store, settings)
+    killed: list[int] = []
+    warned: list[str] = []
+
+    def kill(event: Event) -> None:
+        if isinstance(event, JobWarning):
+            warned.append(event.message)
+        if isinstance(event, JobProgress) and not killed:
+            worker = next(w for w in executor._workers if len(w.jobs) == 2)  # type: ignore[attr-defined]
+            killed.append(worker.process.pid)
+            os.kill(worker.process.pid, signal.SIGKILL)
+
+    try:
+        summary = Coordinator(Schedule(jobs, ()), store, executor, kill).run()
+    finally:
+        executor.close()
+    assert summary.complete
+    assert len(warned) == 2
+    assert all("was killed with SIGKILL" in text for text in warned)

@@ -49,7 +49,8 @@ MINE: dict[str, Any] = {
     "recipe": {"epochs": 1, "batch": 20, "lr": 0.05, "precision": "fp32"},
 }
 QUICK = (
-    r"regrow (plan|run|status|report|lint|export) mine\.yaml(?!.*cuda)",
+    r"regrow (plan|run|status|report|lint|export) mine\.yaml(?!.*(cuda|--devices|--on ray))",
+    r"regrow cluster",
     r"regrow (list|claims|schema)\b(?!.*--ours)",
     r"regrow reproduce list",
     r"regrow inspect resnet-20",
@@ -243,7 +244,8 @@ def made_store(command: Command) -> str:
 
 # What else the pages show, by what keeps it from the tests above.
 NOT_RUN = {
-    r"torchrun|--device cuda|large\.yaml": "needs several GPUs, or one",
+    r"torchrun|--device cuda|--devices|large\.yaml": "needs several GPUs, or one",
+    r"--on ray": "needs Ray; tests/test_ray_cluster.py runs the like",
     r"timm/|hf/|push |track |--onnx|--pt2": "needs packages that are extras",
     r"hf:PATH|cifar10|voc:PATH|bccd": "needs images that are downloaded",
     r"quickstart|--scale (small|smoke)|--ours": "takes minutes; tests/test_smoke.py runs the like",

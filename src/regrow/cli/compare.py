@@ -10,6 +10,7 @@ import typer
 import yaml
 
 from regrow.cli.inputs import load_extensions
+from regrow.cli.machines import Machines
 from regrow.cli.options import (
     DEFAULT_STORE,
     BudgetsOption,
@@ -185,7 +186,7 @@ def compare(
         **options,
     )
     file = _checked(value, out, device)
-    run_study(file, store, out, workers=workers, device=device, as_json=as_json)
+    run_study(file, store, out, workers=workers, machines=Machines(device=device), as_json=as_json)
 
 
 def _begin(net: str, train: str, with_files: list[Path] | None) -> None:

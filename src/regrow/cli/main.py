@@ -14,6 +14,7 @@ import typer
 from regrow.cli import (
     bench,
     claims,
+    cluster,
     compare,
     compare_runs,
     export,
@@ -67,6 +68,7 @@ app.command("list")(export.list_names)
 app.command()(schema.schema)
 app.command()(reproduce.reproduce)
 app.command()(claims.claims)
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(bench.app, name="bench")
 app.add_typer(store.app, name="store")
 

@@ -58,6 +58,23 @@ WorkersOption = Annotated[
 CheckpointOption = Annotated[
     float, typer.Option(min=0.1, help="Seconds between checkpoints of a training.")
 ]
+OnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="ray",
+        help="Do the jobs on the machines of a Ray cluster.",
+        show_default="this machine",
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="The head of the Ray cluster; local: start one on this machine for the run.",
+        show_default="the one that runs here, or one started for the run",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="Where networks run: cpu, cuda or cuda:1.")]
 StopAfterOption = Annotated[
     float | None,
@@ -73,6 +90,12 @@ RetriesOption = Annotated[
     typer.Option(
         min=0, help="How often a job is tried again after what may pass, such as a full disk."
     ),
+]
+RunDeviceOption = Annotated[
+    str, typer.Option(help="Where networks run: cpu, cuda, cuda:1, or several: cuda:0,cuda:1.")
+]
+DevicesOption = Annotated[
+    str | None, typer.Option(metavar="all", help="all: every GPU of this machine.")
 ]
 OnnxOption = Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")]
 Pt2Option = Annotated[bool, typer.Option("--pt2", help="Write model.pt2 too.")]

@@ -15,17 +15,21 @@ import typer
 
 from regrow.cli.hours import HoursOption, load_within
 from regrow.cli.inputs import load_extensions, open_store, warn_about
+from regrow.cli.machines import Machines
 from regrow.cli.options import (
     DEFAULT_REPORT,
     DEFAULT_STORE,
+    AddressOption,
     CheckpointOption,
     DataOption,
-    DeviceOption,
+    DevicesOption,
     HtmlOption,
     JsonOption,
+    OnOption,
     OutOption,
     ReferenceOption,
     RetriesOption,
+    RunDeviceOption,
     StopAfterOption,
     StoreOption,
     StudyFile,
@@ -60,6 +64,8 @@ if TYPE_CHECKING:
     from regrow.store import Store
     from regrow.studies.study import Study
 
+HERE = Machines()
+
 
 def quickstart(
     store: StoreOption = DEFAULT_STORE,
@@ -80,7 +86,10 @@ def run(
     with_files: WithOption = None,
     data: DataOption = None,
     checkpoint_seconds: CheckpointOption = 60.0,
-    device: DeviceOption = "cpu",
+    device: RunDeviceOption = "cpu",
+    devices: DevicesOption = None,
+    on: OnOption = None,
+    address: AddressOption = None,
     hours: HoursOption = None,
     stop_after: StopAfterOption = None,
     retries: RetriesOption = 3,
@@ -94,6 +103,9 @@ def run(
     Stop it whenever you like; the same command resumes.
     """
     deadline = None if stop_after is None else time.monotonic() + stop_after
+    machines = Machines(device=device, devices=devices, on=on, address=address)
+    if hours is not None and on is not None:
+        raise ConfigError("--hours goes by the speed of this machine, and --on ray has others.")
     load_extensions(with_files)
     run_study(
         study,
@@ -101,7 +113,7 @@ def run(
         out,
         workers=workers,
         checkpoint_seconds=checkpoint_seconds,
-        device=device,
+        machines=machines,
         as_json=as_json,
         data=data,
         hours=hours,
@@ -170,7 +182,7 @@ def run_study(
     *,
     workers: int | None,
     checkpoint_seconds: float = 60.0,
-    device: str = "cpu",
+    machines: Machines = HERE,
     as_json: bool = False,
     data: Sequence[str] | None = None,
     hours: float | None = None,
@@ -185,15 +197,15 @@ def run_study(
     ``track`` names tools that results are written for. The run stops at the ``deadline`` of the
     monotonic clock. ``first`` is told the jobs, store and workers before any job starts.
     """
+    device = machines.first
     study, choice, keep = load_within(hours, path, store, data=data, workers=workers, device=device)
-    from regrow.run import check_device
     from regrow.run import run as run_jobs
     from regrow.run.display import display
 
     announce("Looking at its data and networks")
     jobs = study.jobs()  # checks data and networks, so that a study in error leaves no store
     tools = trackers_of(study, track)
-    check_device(device)
+    devices, elsewhere = machines.checked()
     warn_about(jobs, device=device)
     opened = open_store(store, create=True)
     keep(opened)
@@ -212,9 +224,10 @@ def run_study(
             workers=workers,
             on_event=show,
             checkpoint_seconds=checkpoint_seconds,
-            device=device,
+            device=devices,
             stop_after=None if deadline is None else deadline - time.monotonic(),
             retries=retries,
+            on=elsewhere,
         )
     announce("Writing the report")
     written, statuses = _report(study, opened, out, choice=choice, html=html, path=path)

@@ -8,6 +8,7 @@ import typer
 
 from regrow.cli import completion
 from regrow.cli.inputs import load_extensions
+from regrow.cli.machines import Machines
 from regrow.cli.options import (
     DEFAULT_REPORT,
     DEFAULT_STORE,
@@ -139,7 +140,7 @@ def versus(
         store,
         path.parent,
         workers=workers,
-        device=device,
+        machines=Machines(device=device),
         as_json=as_json,
         html=html,
         first=say_estimate,

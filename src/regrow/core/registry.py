@@ -303,6 +303,7 @@ def place_in(file: Path, error: BaseException) -> str:
 
 
 _LOADED: list[Path] = []
+_WITH = "regrow_with_"  # begins the names of modules made of files
 _ELSEWHERE: set[str] = set()  # sources of what was registered outside this package
 
 
@@ -322,7 +323,7 @@ def load_file(path: str | Path, *, where: str | None = None) -> None:
         return
     if not file.is_file():
         raise ConfigError(f"{where}: no such file. Give the path of a Python file.")
-    name = f"regrow_with_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{file.stem}"
+    name = f"{_WITH}{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{where}: not a Python file. Its name must end in .py.")
@@ -336,6 +337,15 @@ def load_file(path: str | Path, *, where: str | None = None) -> None:
         place = place_in(file, error)
         raise ConfigError(f"{where}{place}: {type(error).__name__}: {error}") from error
     _LOADED.append(file)
+
+
+def is_loaded_module(name: str) -> bool:
+    """Tell whether a module was made of a file by ``load_file``.
+
+    >>> is_loaded_module("os")
+    False
+    """
+    return name.startswith(_WITH)
 
 
 def loaded_files() -> tuple[Path, ...]:

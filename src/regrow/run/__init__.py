@@ -34,9 +34,35 @@ __all__ = [
     "RunProgress",
     "Summary",
     "check_device",
+    "devices_of",
     "num_cores",
     "run",
 ]
+
+
+def devices_of(text: str, *, every: bool = False) -> tuple[str, ...]:
+    """Return the devices that a text names; with ``every`` all GPUs of this machine.
+
+    >>> devices_of("cuda:0, cuda:1"), devices_of("cpu")
+    (('cuda:0', 'cuda:1'), ('cpu',))
+    """
+    if every:
+        devices = tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+        if not devices:
+            raise ConfigError("--devices all: PyTorch finds no GPU on this machine.")
+        return devices
+    names = tuple(name.strip() for name in text.split(","))
+    if len(set(names)) < len(names) or (len(names) > 1 and not all(map(_numbered, names))):
+        raise ConfigError(
+            f"--device {text}: name one device, or several GPUs by their numbers, each once: "
+            "cuda:0,cuda:1."
+        )
+    return names
+
+
+def _numbered(device: str) -> bool:
+    kind, _, number = device.partition(":")
+    return kind == "cuda" and number.isdigit()
 
 
 def check_device(device: str) -> None:

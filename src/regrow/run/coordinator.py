@@ -4,7 +4,7 @@ import heapq
 import signal
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ from regrow.errors import ConfigError, Damaged, Interrupted, RanksLost, StoreErr
 from regrow.jobs.base import Job, Notice, Progress, all_jobs
 from regrow.run import events
 from regrow.run.events import Event
-from regrow.run.executors import Ended, Executor, Message, Settings, alone, here, threads
+from regrow.run.executors import Ended, Executor, Message, Platform, Settings, alone, here, threads
 from regrow.run.gpu_sharing import num_sharing
 from regrow.run.schedule import Schedule, ScheduledJob
 from regrow.run.torchrun import summon
 from regrow.run.troubles import Tries
-from regrow.run.worker import worker_processes
+from regrow.run.worker import device_workers, worker_processes
 from regrow.store import Store
 
 THREADS = 4  # for digests, which are computed without the interpreter's lock
@@ -61,16 +61,18 @@ def run(
     workers: int | None = None,
     on_event: Callable[[Event], None] | None = None,
     checkpoint_seconds: float = 120.0,
-    device: str = "cpu",
+    device: str | Sequence[str] = "cpu",
     script_again: bool = True,
     stop_after: float | None = None,
     retries: int = RETRIES,
+    on: Platform | None = None,
 ) -> Summary:
     """Do jobs and all they stand on, as far as the store does not have them.
 
     By default there is one worker process per core, so that a crash ends no more than its job; with
     ``workers=0`` the work is done in this process. On a GPU, workers are threads of this process
-    that share the device, by default as many as measuring finds to pay. As rank 0 of several
+    that share the device, by default as many as measuring finds to pay; of several devices each has
+    a process with so many threads. As rank 0 of several
     (``run.torchrun``), this process takes one job at a time, and the others train it with it. A job
     that fails leaves the others running, and is tried again by the next run. What is stored and
     damaged is set aside and done anew. Several runs may share one store: a job held by another is
@@ -79,7 +81,7 @@ def run(
     lost worker, a full disk) is tried again up to ``retries`` times, after 1, 5, 25, ... seconds;
     where memory runs out, half as many jobs go on at once. Worker processes import the calling
     script anew, as those of ``multiprocessing`` do, unless ``script_again`` is false: it may hold
-    what jobs are made of.
+    what jobs are made of. ``on`` makes the executor of jobs that are done elsewhere, as by Ray.
     """
     if workers is not None and workers < 0:
         raise ConfigError(f"'workers' must be an int of at least 0. Got {workers!r}.")
@@ -88,26 +90,41 @@ def run(
     _set_damaged_aside(all_jobs(jobs).values(), store, emit)
     _drop_bare(jobs, store)
     schedule = Schedule(jobs, store.snapshot().done)
-    together = device != "cpu" and not current().together
-    if current().together:
-        workers = 0
-    elif workers is None:
-        pending = (node.job for node in schedule.nodes.values())
-        workers = num_sharing(pending, device) if together else num_cores()
-    settings = Settings(
-        device=device,
-        checkpoint_seconds=checkpoint_seconds,
-        together=together and workers > 1,
-        script_again=script_again,
-    )
-    num = min(workers, len(schedule.nodes))
-    single = num == 1 and device != "cpu"  # a single thread beside this one would gain nothing
-    executor = assemble(0 if single else num, store, settings)
+    pending = [node.job for node in schedule.nodes.values()]
+    devices = (device,) if isinstance(device, str) else tuple(device)
+    if on is not None:
+        settings = Settings(device=devices[0], checkpoint_seconds=checkpoint_seconds)
+        executor = on(pending, store, settings, workers)
+    else:
+        together = devices != ("cpu",) and not current().together
+        if current().together:
+            workers = 0
+        elif workers is None:
+            workers = num_sharing(pending, devices[0]) if together else num_cores()
+        settings = Settings(
+            device=devices[0],
+            checkpoint_seconds=checkpoint_seconds,
+            together=together and workers > 1,
+            script_again=script_again,
+        )
+        executor = _on_devices(devices, len(pending), workers, store, settings)
     try:
         limits = Limits(stop_after=stop_after, retries=retries)
         return Coordinator(schedule, store, executor, emit, limits).run()
     finally:
         executor.close()
+
+
+def _on_devices(
+    devices: Sequence[str], num_jobs: int, workers: int, store: Store, settings: Settings
+) -> Executor:
+    """Return an executor of so many workers, or on several devices so many each."""
+    if len(devices) > 1 and workers > 0 and num_jobs > 0:
+        each = min(workers, -(-num_jobs // len(devices)))
+        return device_workers(devices, each, store, settings)
+    num = min(workers, num_jobs)
+    single = num == 1 and devices != ("cpu",)  # a thread beside this one would gain nothing
+    return assemble(0 if single else num, store, settings)
 
 
 def assemble(num_workers: int, store: Store, settings: Settings) -> Executor:

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -309,6 +309,10 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """End at once, whatever is under way; its checkpoints stay."""
+
+
+# Makes the executor of some jobs, for so many of them at once; None: as many as there is room for.
+Platform = Callable[[Sequence[Job], Store, Settings, int | None], Executor]
 
 
 def half_of(most: int, others: int) -> int | None:

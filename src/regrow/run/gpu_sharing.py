@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from statistics import median
 from threading import Barrier, Thread
+from typing import NamedTuple
 
 import torch
 
@@ -53,26 +54,46 @@ def how_many(measure: Callable[[int], float], *, most: int) -> int:
     return best
 
 
+class Sharing(NamedTuple):
+    """The question how many trainings should share a device: of what, at most, of how many steps.
+
+    No ``job`` where one of them cannot be measured: what detectors need is not known.
+    """
+
+    job: Job | None
+    most: int
+    steps: float
+
+    @classmethod
+    def of(cls, jobs: Iterable[Job]) -> "Sharing":
+        """Ask it of the largest network of some jobs."""
+        training_jobs = [job for job in jobs if job.flops > 0]
+        if any(job.setting is None for job in training_jobs):
+            return cls(None, 1, 0.0)
+        largest = max(training_jobs, key=lambda job: job.flops, default=None)
+        return cls(largest, min(MOST, len(training_jobs)), num_steps(training_jobs))
+
+    def answer(self, device: str) -> int:
+        """Measure it on a device; 1 where nothing can be measured."""
+        setting = None if self.job is None else self.job.setting
+        if setting is None:
+            return 1
+        trial = Trial(setting.model, load(setting.data.spec), setting.recipe, device=device)
+        try:
+            trial.warm_up()
+            return how_many(
+                lambda num: trainings_a_second(
+                    num, trial.measure(num), steps=self.steps, start=trial.start, end=trial.end
+                ),
+                most=self.most,
+            )
+        finally:
+            trial.close()
+
+
 def num_sharing(jobs: Iterable[Job], device: str) -> int:
     """Measure how many trainings of the largest network of some jobs should share a device."""
-    training_jobs = [job for job in jobs if job.flops > 0]
-    largest = max(training_jobs, key=lambda job: job.flops, default=None)
-    if largest is None or any(job.setting is None for job in training_jobs):
-        return 1  # what others, such as detectors, need of the device is not known here
-    setting = largest.setting
-    assert setting is not None
-    trial = Trial(setting.model, load(setting.data.spec), setting.recipe, device=device)
-    steps = num_steps(training_jobs)
-    try:
-        trial.warm_up()
-        return how_many(
-            lambda num: trainings_a_second(
-                num, trial.measure(num), steps=steps, start=trial.start, end=trial.end
-            ),
-            most=min(MOST, len(training_jobs)),
-        )
-    finally:
-        trial.close()
+    return Sharing.of(jobs).answer(device)
 
 
 def trainings_a_second(num: int, rate: float, *, steps: float, start: float, end: float) -> float:

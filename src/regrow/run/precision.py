@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from regrow.errors import StoreError
+from regrow.errors import ConfigError, StoreError
 from regrow.jobs.base import Job, all_jobs
 from regrow.run.executors import one_thread
 from regrow.store import Store
@@ -131,6 +131,12 @@ class PrecisionChoice:
 def decide(device: str = "cpu") -> Decision:
     """Decide by what the device computes natively and, on a CPU, by what a few steps take."""
     if device != "cpu":
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"The precision 'auto' is decided by the device {device!r}, which this machine "
+                "does not have. Choose --device cpu, or where other machines compute give the "
+                "recipe 'precision: bf16' or 'fp32'."
+            )
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         name = torch.cuda.get_device_name(device)
         return _decision("bf16" if native else "fp32", f"{name} computes it", machine=name)

@@ -1,9 +1,11 @@
 """Worker processes: started once, each does one job after another; both ends of their pipes.
 
-From its parent a worker gets bytes: ``STOP``, or a pickled job. To its parent go ``Ready`` once,
-and the messages of its jobs. A thread listens to the pipe; when the parent is gone (even by
-kill -9) the pipe ends, and the worker ends at once: what it had not stored it had not done, and its
-lock is free.
+A worker with a GPU of its own has several hands: threads, which share it (``executors.threads``).
+
+From its parent a worker gets bytes: ``STOP``, or a job's key and the pickled job. To its parent go
+``Ready`` once, and the messages of its jobs with their keys. A thread listens to the pipe; when the
+parent is gone (even by kill -9) the pipe ends, and the worker ends at once: what it had not stored
+it had not done, and its lock is free.
 """
 
 import faulthandler
@@ -15,32 +17,36 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
-from regrow.core.disk import why
 from regrow.core.registry import load_file, loaded_files
-from regrow.errors import RegrowError, StoreError
+from regrow.errors import RegrowError
 from regrow.jobs.base import Job
 from regrow.run.executors import (
     Deliver,
     Ended,
     Executor,
+    Message,
     Settings,
     execute,
     half_of,
     one_thread,
+    threads,
 )
 from regrow.run.troubles import MemoryKills, how_it_ended, trouble_of_end
 from regrow.store import Store
 
 STOP = b""
+HAND_SECONDS = 0.05  # how long a new job may wait for a thread that is free
 # What the parent alone decides upon, also when the whole group gets it: SLURM tells every process
 # of a step, and what a process does not handle ends it.
 OF_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -65,6 +71,7 @@ class Origin:
     store: Path
     files: tuple[Path, ...]  # what the user gave with --with
     settings: Settings
+    num_hands: int = 1
     last_words: Path | None = None  # where it writes what it did when a signal ends it
 
 
@@ -95,26 +102,52 @@ def work(pipe: "Connection[object, bytes]", origin: Origin) -> None:
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, jobs, stopping), daemon=True).start()
     send(Ready())
+    if origin.settings.together:
+        _share(origin, store, jobs, send, stopping.is_set)
     with one_thread():
         while True:
-            send(_do(jobs.get(), store, origin.settings, send, stopping.is_set))
+            key, job = _unpack(jobs.get(), send)
+            if job is not None:
+                report = partial(_tell, send, key)
+                settings = origin.settings
+                report(execute(job, store, settings, report=report, stopping=stopping.is_set))
 
 
-def _do(
-    packed: bytes,
+def _share(
+    origin: Origin,
     store: Store,
-    settings: Settings,
+    jobs: "queue.SimpleQueue[bytes]",
     send: Callable[[object], None],
     stopping: Callable[[], bool],
-) -> Ended:
+) -> NoReturn:
+    """Do jobs in threads that share a device, until the process is ended."""
+    hands = threads(origin.num_hands, store, origin.settings)
+    while True:
+        with suppress(queue.Empty):
+            while hands.num_free:
+                # Idle, it waits for a job; else for what its threads tell.
+                packed = jobs.get(block=hands.num_busy == 0)
+                _, job = _unpack(packed, send)
+                if job is not None:
+                    hands.start(job)
+        if stopping():
+            hands.stop()
+        hands.poll(lambda job, message: _tell(send, job.key, message), seconds=HAND_SECONDS)
+
+
+def _tell(send: Callable[[object], None], key: str, message: Message) -> None:
+    send((key, message))
+
+
+def _unpack(packed: bytes, send: Callable[[object], None]) -> tuple[str, Job | None]:
+    """Read a job with its key; of one that cannot be read, tell its end."""
+    key, content = pickle.loads(packed)
     try:
-        job: Job = pickle.loads(packed)
+        return key, pickle.loads(content)
     except Exception as error:
-        return Ended("failed", message=f"Cannot send this job to a worker process: {error}")
-    try:
-        return execute(job, store, settings, report=send, stopping=stopping)
-    except (OSError, StoreError) as error:  # it could not even be begun, or ended
-        return Ended("failed", message=why(error, store.root))
+        message = f"Cannot send this job to a worker process: {error}"
+        _tell(send, key, Ended("failed", message=message))
+        return key, None
 
 
 def _listen(
@@ -182,30 +215,46 @@ def held_back(*signals: signal.Signals) -> Iterator[None]:
 
 def worker_processes(num: int, store: Store, settings: Settings) -> Executor:
     """Start worker processes that do jobs of a store."""
-    return _Workers(num, store, settings)
+    return _Workers([_origin(store, settings)] * num)
+
+
+def device_workers(
+    devices: Sequence[str], num_hands: int, store: Store, settings: Settings
+) -> Executor:
+    """Start a worker process for each device, whose threads share it."""
+    shared = replace(settings, together=True)
+    return _Workers(
+        [
+            replace(_origin(store, replace(shared, device=device)), num_hands=num_hands)
+            for device in devices
+        ]
+    )
+
+
+def _origin(store: Store, settings: Settings) -> Origin:
+    return Origin(store=store.root, files=loaded_files(), settings=settings)
 
 
 class _Workers:
     """Worker processes, started once; one that dies is replaced, unless there are to be fewer."""
 
-    def __init__(self, num: int, store: Store, settings: Settings) -> None:
-        self._origin = Origin(store=store.root, files=loaded_files(), settings=settings)
+    def __init__(self, origins: Sequence[Origin]) -> None:
         self._stopping = self._told = False
-        self._most = num
+        self._most = sum(origin.num_hands for origin in origins)
         self._memory_kills = MemoryKills()
-        self._workers = [_Worker(self._origin) for _ in range(num)]
+        self._workers = [_Worker(origin) for origin in origins]
 
     @property
     def num_free(self) -> int:
-        idle = sum(worker.ready and worker.job is None for worker in self._workers)
+        idle = sum(worker.num_free for worker in self._workers)
         return min(idle, max(0, self._most - self.num_busy))
 
     @property
     def num_busy(self) -> int:
-        return sum(worker.job is not None for worker in self._workers)
+        return sum(len(worker.jobs) for worker in self._workers)
 
     def start(self, job: Job) -> None:
-        next(w for w in self._workers if w.ready and w.job is None).start(job)
+        max(self._workers, key=lambda worker: worker.num_free).start(job)
 
     def poll(self, deliver: Deliver, *, seconds: float) -> None:
         if self._stopping and not self._told:
@@ -234,7 +283,7 @@ class _Workers:
 
     def close(self) -> None:
         for worker in self._workers:
-            worker.close(kill=worker.job is not None or not worker.ready)
+            worker.close(kill=bool(worker.jobs) or not worker.ready)
 
     def _hear(self, worker: "_Worker", message: object, deliver: Deliver) -> None:
         if isinstance(message, Ready):
@@ -242,12 +291,13 @@ class _Workers:
                 raise RegrowError(message.error)
             worker.ready = True
             return
-        job = worker.job
-        assert job is not None
-        if isinstance(message, Ended):
-            worker.job = None
+        assert isinstance(message, tuple), "workers send nothing else"
+        key, told = message
+        job = worker.jobs[key]
+        if isinstance(told, Ended):
+            del worker.jobs[key]
             self._close_surplus()
-        deliver(job, message)  # type: ignore[arg-type]  # workers send nothing else
+        deliver(job, told)
 
     def _replace(self, worker: "_Worker", deliver: Deliver) -> None:
         code = worker.close(kill=True)
@@ -261,25 +311,27 @@ class _Workers:
                 f"regrow.run_study, needs `if __name__ == '__main__':` around its calls; or use "
                 f"workers=0, which stays in this process."
             )
-        if not self._stopping and len(self._workers) < self._most:
-            self._workers.append(_Worker(self._origin))
-        if worker.job is not None:
-            deliver(
-                worker.job,
-                Ended(
-                    "died",
-                    message=f"Its worker process {end}",
-                    traceback=worker.traceback,
-                    trouble=trouble_of_end(code, killed_for_memory=for_memory),
-                ),
-            )
+        if not self._stopping and self._num_hands < self._most:
+            self._workers.append(_Worker(worker.origin))
+        died = Ended(
+            "died",
+            message=f"Its worker process {end}",
+            traceback=worker.traceback,
+            trouble=trouble_of_end(code, killed_for_memory=for_memory),
+        )
+        for job in worker.jobs.values():
+            deliver(job, died)
+
+    @property
+    def _num_hands(self) -> int:
+        return sum(worker.origin.num_hands for worker in self._workers)
 
     def _close_surplus(self) -> None:
         """End workers that have nothing to do and are more than there are to be: free memory."""
-        idle = [worker for worker in self._workers if worker.job is None]
-        for worker in idle[: max(0, len(self._workers) - self._most)]:
-            self._workers.remove(worker)
-            worker.close(kill=not worker.ready)
+        for worker in [worker for worker in self._workers if not worker.jobs]:
+            if self._num_hands - worker.origin.num_hands >= self._most:
+                self._workers.remove(worker)
+                worker.close(kill=not worker.ready)
 
 
 class _Worker:
@@ -289,7 +341,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's locked threads
         self.pipe: Connection[bytes, object]
         self.pipe, worker_end = context.Pipe()
-        self.job: Job | None = None
+        self.origin = origin
+        self.jobs: dict[str, Job] = {}
         self.ready = False
         self.traceback = ""  # once closed: what it did when a signal ended it, as far as it wrote
         self._last_words = tempfile.NamedTemporaryFile("r", errors="replace")  # noqa: SIM115  # as long as this is
@@ -303,9 +356,13 @@ class _Worker:
         finally:
             worker_end.close()
 
+    @property
+    def num_free(self) -> int:
+        return self.origin.num_hands - len(self.jobs) if self.ready else 0
+
     def start(self, job: Job) -> None:
-        self.job = job
-        self.send(pickle.dumps(job))
+        self.jobs[job.key] = job
+        self.send(pickle.dumps((job.key, pickle.dumps(job))))
 
     def send(self, message: bytes) -> None:
         with suppress(OSError):  # it died; the next poll finds the end of its pipe and tells

@@ -1,0 +1,132 @@
+"""Jobs as JSON, for machines that share nothing but a network.
+
+A job is a frozen value of frozen values, down to numbers and texts; each value stands once in a
+list, its class by name and its fields, and others point at its place:
+
+    {"root": 2, "values": [["regrow.jobs.train:Train", {"seed": 0, "data": {"at": 1}, ...}], ...]}
+
+Reading runs no code of a value's own: only frozen dataclasses of this package, or of a file that
+``--with`` has loaded, are made, from their fields. What was read is the job that was written if its
+key is the same, so readers compare keys.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from regrow.core.registry import is_loaded_module
+from regrow.errors import ConfigError, short
+from regrow.jobs.base import Job
+
+PLAIN = (str, bool, int, float)
+
+
+def job_to_json(job: Job) -> str:
+    """Write a job, with all that it stands on, as JSON; a value that is none is a ``ConfigError``.
+
+    >>> from regrow.data.spec import DataSpec
+    >>> job_to_json(DataSpec("digits"))[:45]  # any value that jobs are made of
+    '{"root":0,"values":[["regrow.data.spec:DataSp'
+    """
+    writer = _Writer()
+    root = writer.place(job)
+    return json.dumps(
+        {"root": root, "values": writer.values}, separators=(",", ":"), allow_nan=False
+    )
+
+
+def job_from_json(text: str, *, key: str) -> Job:
+    """Read a job whose key is known; what is not that job is a ``ConfigError``."""
+    try:
+        value = json.loads(text)
+        made: list[Any] = []
+        for name, given in value["values"]:
+            made.append(_make(name, {field: _read(part, made) for field, part in given.items()}))
+        job: Job = made[value["root"]]
+        found = job.key
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"This is no job written as JSON: {short(error)}.") from error
+    if found != key:
+        raise ConfigError(
+            f"The job {job.label} has another key here ({found[:12]} in place of {key[:12]}): "
+            "regrow, or a file that it is made of, is another version on this machine."
+        )
+    return job
+
+
+class _Writer:
+    """Collects values, those they are made of before them, each once."""
+
+    def __init__(self) -> None:
+        self.values: list[tuple[str, dict[str, Any]]] = []
+        self._places: dict[int, int] = {}
+
+    def place(self, value: Any) -> int:
+        """Return the place of a frozen value in the list."""
+        if id(value) not in self._places:
+            kind = type(value)
+            given = {f.name: self._write(getattr(value, f.name), f.name) for f in fields(value)}
+            self.values.append((f"{kind.__module__}:{kind.__qualname__}", given))
+            self._places[id(value)] = len(self.values) - 1
+        return self._places[id(value)]
+
+    def _write(self, value: Any, where: str) -> Any:
+        if value is None or type(value) in PLAIN:
+            return value
+        if is_dataclass(value) and not isinstance(value, type) and _is_ours(type(value)):
+            return {"at": self.place(value)}
+        if isinstance(value, tuple | list | frozenset):
+            kind = next(k for k in (tuple, list, frozenset) if isinstance(value, k)).__name__
+            parts = sorted(value) if kind == "frozenset" else value
+            return {kind: [self._write(part, where) for part in parts]}
+        if isinstance(value, Mapping):
+            pairs = value.items()
+            return {"dict": [[self._write(k, where), self._write(v, where)] for k, v in pairs]}
+        if isinstance(value, Path):
+            return {"path": str(value)}
+        raise ConfigError(
+            f"This job cannot be sent to another machine: its {where!r} is {short(value)}, which "
+            "JSON cannot hold. Run it without --on."
+        )
+
+
+def _read(value: Any, made: list[Any]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "at":
+        return made[content]
+    if kind == "path":
+        return Path(content)
+    if kind == "dict":
+        return {_read(name, made): _read(part, made) for name, part in content}
+    parts = [_read(part, made) for part in content]
+    return {"tuple": tuple, "list": list, "frozenset": frozenset}[kind](parts)
+
+
+def _make(name: str, given: Mapping[str, Any]) -> Any:
+    module, _, place = name.partition(":")
+    if module.startswith("regrow."):
+        importlib.import_module(module)
+    kind: Any = sys.modules[module]
+    for part in place.split("."):
+        kind = getattr(kind, part)
+    if not (isinstance(kind, type) and is_dataclass(kind) and _is_ours(kind)):
+        raise ValueError(f"{name} is no value that jobs are made of")
+    if {field.name for field in fields(kind)} != given.keys():
+        raise ValueError(f"{name} has other fields here")
+    value = object.__new__(kind)
+    for field, part in given.items():
+        object.__setattr__(value, field, part)
+    return value
+
+
+def _is_ours(kind: Any) -> bool:
+    """Tell whether a dataclass is frozen, and of this package or of a file given by ``--with``."""
+    module: str = kind.__module__
+    ours = module.startswith("regrow.") or is_loaded_module(module)
+    return ours and bool(kind.__dataclass_params__.frozen)
