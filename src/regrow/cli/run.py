@@ -194,8 +194,7 @@ def run_study(
 ) -> None:
     """Run a study's unfinished jobs, write its report, and print it.
 
-    ``track`` names tools that results are written for. The run stops at the ``deadline`` of the
-    monotonic clock. ``first`` is told the jobs, store and workers before any job starts.
+    ``deadline`` is by the monotonic clock; ``first`` is told jobs, store and workers beforehand.
     """
     device = machines.first
     study, choice, keep = load_within(hours, path, store, data=data, workers=workers, device=device)
