@@ -293,7 +293,10 @@ class _Heart:
 
     def _beat(self) -> None:
         while True:
-            time.sleep(lease_seconds() / RENEWALS)
+            pause = LEASE_SECONDS / RENEWALS
+            with suppress(StoreError):  # said where a lease is taken; the others go on
+                pause = lease_seconds() / RENEWALS
+            time.sleep(pause)
             with self._changing:
                 leases = tuple(self._leases)
             for lease in leases:
