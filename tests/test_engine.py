@@ -67,7 +67,6 @@ def test_an_evaluation_counts_the_same_by_either_engine() -> None:
     }
     assert scores["exact"].score == scores["fused"].score
     assert scores["exact"].loss == pytest.approx(scores["fused"].loss, rel=1e-4)
-    assert scores["exact"].loss != scores["fused"].loss
 
 
 def test_keys_tell_engines_apart_and_those_of_exact_stay() -> None:
