@@ -7,12 +7,14 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import regrow
 from cutting import random_mask
@@ -125,6 +127,15 @@ def test_labels_without_end_are_no_classes(tmp_path: Path) -> None:
 def test_inputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.array([["a"], ["b"]]), y=np.array([0, 1]))
     with pytest.raises(DataError, match="must be numbers, a row an example"):
+        load(DataSpec(name=f"npz:{tmp_path / 'x.npz'}"))
+
+
+@pytest.mark.parametrize(
+    "y", [np.array(3), np.array(["2020-01-01"] * 4, "M8[D]"), np.zeros(4, "c8")]
+)
+def test_targets_of_no_kind_are_refused(y: NDArray[Any], tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((4, 2)), y=y)
+    with pytest.raises(DataError, match="the targets of all splits must be numbers, or all texts"):
         load(DataSpec(name=f"npz:{tmp_path / 'x.npz'}"))
 
 

@@ -114,6 +114,7 @@ def pair(ground: Ground, rng: random.Random, seconds: float, tally: Tally) -> st
 def main() -> int:
     parser = rounds.options(__doc__ or "", rounds=250)
     parser.add_argument("--workers", type=int, default=30, help="rounds with worker processes")
+    parser.add_argument("--moments", action="store_true", help="at random moments alone")
     parser.add_argument("--pairs", type=int, default=50, help="rounds of two runs at once")
     given = parser.parse_args()
     control = shim.preload()
@@ -125,6 +126,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         ground = Ground(given.folder or Path(temporary))
         chosen, names = operations(control, ground)
+        chosen = [] if given.moments else chosen
         began = time.monotonic()
         ground.clear()
         ground.run()

@@ -137,7 +137,7 @@ def soak(minutes: float, workers: int, tally: Tally) -> dict[str, Any]:
     tally.rounds = num
     found: dict[str, Any] = {"minutes": round((time.monotonic() - began) / 60, 1)}
     for name, values in samples.items():
-        later = [value for value in values[len(values) // 2 :] if value[2]]
+        later = values[len(values) // 2 : -2]  # without the end, when workers go
         for place, noun in ((1, "megabytes"), (2, "handles")):
             found[f"{name}_{noun}_at_end"] = later[-1][place] if later else None
             found[f"{name}_{noun}_slope_an_hour"] = _slope(later, place)

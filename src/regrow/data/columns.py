@@ -27,6 +27,7 @@ from regrow.errors import ConfigError, DataError, short, unknown
 Columns = Mapping[str, NDArray[Any]]
 CLASSIFICATION, REGRESSION, TOKENS = "classification", "regression", "token-classification"
 BATCH_ROWS = 4096
+BYTES_A_VALUE = 24  # as it is read, as int64 or float64, and as a tensor
 MOST_CLASSES = 2**22  # more than any vocabulary has
 NEXT = "next-token"
 TARGETS = ("labels", "label", "targets", "target", "y")
@@ -268,8 +269,8 @@ def _table(file: Path) -> Any:
 
     with pq.ParquetFile(file) as opened:
         rows = opened.metadata.num_rows
-        widths = (getattr(field.type, "bit_width", 8) for field in _of_fixed_width(opened))
-        check_room(2 * rows * sum(widths) / 8, f"{file.name}: its {rows:,} rows")
+        wanted = BYTES_A_VALUE * rows * _num_of_fixed_width(opened)
+        check_room(wanted, f"{file.name}: its {rows:,} rows")
         batches, taken, done = [], 0, 0
         for batch in opened.iter_batches(BATCH_ROWS):
             batches.append(batch)
@@ -279,10 +280,10 @@ def _table(file: Path) -> Any:
         return pa.Table.from_batches(batches, schema=opened.schema_arrow)
 
 
-def _of_fixed_width(opened: Any) -> list[Any]:
+def _num_of_fixed_width(opened: Any) -> int:
     import pyarrow as pa
 
-    return [field for field in opened.schema_arrow if pa.types.is_primitive(field.type)]
+    return sum(pa.types.is_primitive(field.type) for field in opened.schema_arrow)
 
 
 def _stacked(column: Any) -> NDArray[Any]:

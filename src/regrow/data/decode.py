@@ -37,7 +37,7 @@ T = TypeVar("T")
 # Pillow lets other threads run while it decodes and scales, but not all of the time.
 MOST_THREADS = 32
 MOST_PIXELS = 89_478_485  # from which on Pillow suspects an attack: 270 MB as RGB
-MOST_SCALED_PIXELS = 2**26  # of one image: 270 MB in Pillow's memory
+MOST_SCALED_PIXELS = 2**24  # of one image: 67 MB in Pillow's memory, in each thread
 RESIZE_IMAGES = 4096  # images resized at once: 50 MB at 64 px in float32
 
 

@@ -22,10 +22,18 @@ from regrow.data.columns import (
     targets_of,
 )
 from regrow.data.spec import DataSpec, register_data
-from regrow.errors import ConfigError, DataError, unknown
+from regrow.errors import ConfigError, DataError, short, unknown
 
 # Names of the two arrays of a split in an .npz file, the most usual first.
 PAIRS = (("inputs", "targets"), ("x", "y"), ("X", "y"))
+TARGETS = {
+    "i": "numbers",
+    "u": "numbers",
+    "f": "numbers",
+    "b": "truths",
+    "U": "texts",
+    "S": "texts",
+}
 SPLITS = ("train", "test", "validation", "val")
 
 
@@ -64,7 +72,7 @@ def csv_table(spec: DataSpec) -> Arrays:
     if len(head) < 2 or len(set(head)) < len(head) or len(body) < 2:
         raise DataError(
             f"Data set {spec.name!r}: expected a header of at least two different names, and "
-            f"below it at least two rows. Got {len(body)} below {head!r}."
+            f"below it at least two rows. Got {len(body)} below {short(head)}."
         )
     for number, row in enumerate(body, start=2):
         if len(row) != len(head):
@@ -110,8 +118,8 @@ def _number(text: str, spec: DataSpec, row: int, column: str) -> float:
         return float(text)
     except ValueError as error:
         raise DataError(
-            f"Data set {spec.name!r}, row {row}: {column!r} must be a number. Got {text!r}. Leave "
-            "the column out, or write its categories as columns of 0 and 1."
+            f"Data set {spec.name!r}, row {row}: {column!r} must be a number. Got {short(text)}. "
+            "Leave the column out, or write its categories as columns of 0 and 1."
         ) from error
 
 
@@ -145,6 +153,13 @@ def npz_arrays(spec: DataSpec) -> Arrays:
             splits[name] = (arrays[x], arrays[y])
     if "train" not in splits:
         raise DataError(f"Data set {spec.name!r}: it has no arrays to train on.")
+    of = [str(y.dtype) for _, y in splits.values()]
+    sorts = {TARGETS.get(y.dtype.kind) for _, y in splits.values()}
+    if len(sorts) > 1 or None in sorts or not all(y.ndim for _, y in splits.values()):
+        raise DataError(
+            f"Data set {spec.name!r}: the targets of all splits must be numbers, or all texts, or "
+            f"all truths, one or several a row. Got {', '.join(of)}."
+        )
     for name, (x, _) in splits.items():
         if x.dtype.kind not in "biuf" or not x.size or not x.ndim:
             raise DataError(

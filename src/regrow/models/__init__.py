@@ -338,7 +338,7 @@ def _check_room(spec: ModelSpec) -> None:
             model = MODELS.get(spec.name).factory(**resolve(spec))
         values = (*model.parameters(), *model.buffers())
         check_room(sum(value.numel() * value.element_size() for value in values), "its weights")
-    except (RuntimeError, MemoryError, OverflowError, ValueError) as error:
+    except (RuntimeError, MemoryError, OverflowError, TypeError, ValueError) as error:
         raise ConfigError(
             f"model {spec.name!r} cannot be built here ({short(error)}). Give it smaller arguments."
         ) from error

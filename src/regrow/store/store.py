@@ -417,7 +417,8 @@ class Store:
         for name in _names(self._failed):
             key = name.removesuffix(".json")
             if key.isalnum() and self.has(key):
-                (self._failed / name).unlink(missing_ok=True)
+                with suppress(OSError):  # a folder is none of the store's
+                    (self._failed / name).unlink(missing_ok=True)
         for key in filter(str.isalnum, _names(self._running)):
             folder = self._running / key
             if folder.is_dir() and (self.has(key) or not (folder / CHECKPOINT).exists()):
