@@ -20,6 +20,7 @@ from regrow.pruning.costs import COST_TARGETS
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, SCOPES, Method
 from regrow.pruning.normalise import NORMALISATIONS
 from regrow.report.columns import FILES
+from regrow.report.record_fields import TABLES as RECORD_TABLES
 from regrow.studies import keys
 from regrow.studies.catalogue import catalogue
 from regrow.studies.schema import schema
@@ -373,7 +374,12 @@ FORMATS = {
 
 def _files() -> str:
     sections = [f"## {title}\n\n{of_module(name)}" for title, name in FORMATS.items()]
-    return "\n\n".join(["# Files", *sections])
+    tables = []
+    for title, known in RECORD_TABLES.items():
+        rows = ((f"`{key}`", text) for key, text in known.items())
+        tables.append(f"### {title}\n\n{table(('field', 'is'), rows)}")
+    about = "A field that does not apply is absent, or null. Records lie in the store's `records`."
+    return "\n\n".join(["# Files", *sections, "## Fields of records and cards", about, *tables])
 
 
 def _commands() -> str:

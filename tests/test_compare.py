@@ -26,6 +26,7 @@ from regrow.core.global_rng import drawing
 from regrow.errors import ConfigError
 from regrow.models.origins import code_at
 from regrow.report import verdicts
+from regrow.report.record_fields import OF_ALL, OF_COSTS, OF_OWN, OF_TRAININGS
 from regrow.report.statistics import paired
 from regrow.run import Event, JobDone
 from regrow.run.executors import Settings, execute
@@ -704,6 +705,29 @@ def test_the_winner_can_be_exported(here: Path, command: Command) -> None:
     assert network(torch.zeros(2, 4)).shape == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("num_test", "margin", "told"),
+    [
+        (
+            200,
+            None,
+            "One of 200 test examples is 0.5 points: a margin of 0.3 points cannot be shown",
+        ),
+        (1000, None, "1,000 test examples resolve about 0.95 points"),
+        (1000, 2, ""),
+        (None, None, ""),
+    ],
+)
+def test_a_margin_that_the_test_set_cannot_show_is_said_before_anything_is_trained(
+    here: Path, command: Command, num_test: int | None, margin: float | None, told: str
+) -> None:
+    metric = {"name": "accuracy", "chance": 0.4} | ({"num_test": num_test} if num_test else {})
+    write(here, metric=metric, margin=margin)
+    said = command("plan", "study.yaml").err
+    assert told in said
+    assert ("Take margin: " in said) == bool(told)
+
+
 def test_a_plan_does_not_guess_and_a_status_sees_edits(here: Path, command: Command) -> None:
     write(here, arms=["unpruned", "fine-tune"], seeds=1)
     assert "is not known beforehand" in command("plan", "study.yaml").text
@@ -830,5 +854,7 @@ def test_the_page_of_a_comparison_has_every_part_and_links_to_its_records(
     records = [here / "out" / unquote(link) for link in re.findall(r'href="([^"#]+json)"', text)]
     assert len(records) == 10  # five arms, two seeds
     assert all("accuracy" in json.loads(file.read_text())["metrics"] for file in records)
+    known = {*OF_ALL, *OF_OWN, *OF_TRAININGS, *OF_COSTS}
+    assert all(set(json.loads(file.read_text())) <= known for file in records)
     assert "scratch-b" in text
     assert not re.search(r'(src|action|href)="(https?:)?//', text)

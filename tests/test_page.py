@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -13,7 +13,10 @@ import pytest
 
 from browser import Browser
 from commands import Command, write_study
+from regrow.core.energy import Energy
+from regrow.cost import Cost
 from regrow.jobs.arms import Start
+from regrow.own.card import Card
 from regrow.report import Report, write
 from regrow.report.html import StudyEvidence, document_of, render
 from regrow.report.html.chart import Chart, ChartPoint, ReferenceLine, Series, draw
@@ -21,6 +24,14 @@ from regrow.report.html.checklist import checklist
 from regrow.report.html.document import PageCell, PageTable, number_in
 from regrow.report.html.evidence import Kept, RunEvidence
 from regrow.report.html.render import MOST_BYTES
+from regrow.report.record_fields import (
+    OF_ALL,
+    OF_CARDS,
+    OF_COSTS,
+    OF_ENERGY,
+    OF_PRUNINGS,
+    OF_TRAININGS,
+)
 from regrow.report.rows import Run
 
 ANCHORS = [
@@ -350,6 +361,28 @@ def test_values_show_on_hover_and_by_keys(browser: Browser, written: Written) ->
 def test_nothing_overflows_on_a_phone(browser: Browser, written: Written) -> None:
     browser.open(written.path, width=360, height=740)
     assert browser.value("document.documentElement.scrollWidth") <= 360
+
+
+def test_the_reference_lists_every_field_of_records(written: Written) -> None:
+    files = [*(written.path.parents[1] / "st ore" / "records").rglob("*.json")]
+    assert len(files) > 5
+    known = {**OF_ALL, **OF_TRAININGS, **OF_PRUNINGS, **OF_COSTS}
+    for file in files:
+        record = json.loads(file.read_text())
+        assert set(record) <= set(known), file
+        assert set(record["timing"]) <= {
+            *("seconds", "energy", "machine", "versions", "digest"),
+        }
+        assert set(record["timing"]["energy"]) <= set(OF_ENERGY)
+        for side in ("before", "after"):
+            if record["kind"] == "prune":
+                assert set(record[side]) <= set(OF_COSTS)
+
+
+def test_the_reference_lists_every_field_of_a_card_and_of_costs() -> None:
+    assert set(OF_CARDS) == {f.name for f in fields(Card)} | {"protocol"}
+    assert set(OF_COSTS) == {f.name for f in fields(Cost)}
+    assert set(OF_ENERGY) == {*Energy().to_json(), *Energy(unknown="why").to_json()}
 
 
 def test_it_reads_without_scripts_and_prints(browser: Browser, written: Written) -> None:

@@ -293,7 +293,7 @@ def test_the_same_difference_in_every_seed_is_no_independent_evidence(
     ]
     verdict = first_of(runs)
     assert verdict.outcome == outcome
-    assert "look whether the training uses its seed" in sentence(verdict)
+    assert "the training ignores its seed" in sentence(verdict)
     if outcome == "undecided":
         assert f"exactly +1.00 points in every seed (n = {seeds} seeds)" in sentence(verdict)
         assert "from 6 seeds on (exact sign test)" in sentence(verdict)

@@ -203,7 +203,12 @@ def _store() -> dict[str, Any]:
 PRELUDES = {"README.md": _network, "python.md": _tokens, "store.md": _store}
 # Blocks that need what the commands of their page made: `tests/test_examples.py` runs those of
 # own-network.md, and `test_commands_that_are_shown_run` makes the store of python.md.
-LATER = (r"nets\.py:MobileNet", r"def train_digits", r"regrow\.results\(")
+LATER = (
+    r"nets\.py:MobileNet",
+    r"def train_digits",
+    r"regrow\.results\(",
+    r"from transformers import",
+)
 
 
 def test_commands_that_are_shown_run(command: Command, place: Path) -> None:

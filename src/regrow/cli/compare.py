@@ -38,7 +38,7 @@ from regrow.cli.own import (
     SparsityOption,
 )
 from regrow.cli.run import run_study
-from regrow.cli.terminal import announce
+from regrow.cli.terminal import announce, say
 from regrow.core.disk import why, write_whole
 from regrow.errors import ConfigError
 
@@ -125,6 +125,7 @@ NumTestOption = Annotated[
 ChanceOption = Annotated[
     float | None, typer.Option(help="The metric of a network that has learnt nothing.")
 ]
+OF_LIBRARIES = ("hf/", "timm/", "torchvision/")  # networks that come with weights
 
 
 def compare(
@@ -169,7 +170,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a smaller network, train it from scratch, or train another one: compare them."""
-    _begin(net, train, with_files)
+    _begin(net, train, weights, with_files)
     amounts = {"macs": macs, "parameters": parameters, "latency": latency, "sparsity": sparsity}
     options = {"fine_tune": fine_tune, "cap": cap, "uniform": uniform, "seeds": seeds}
     value = _study(
@@ -189,8 +190,13 @@ def compare(
     run_study(file, store, out, workers=workers, machines=Machines(device=device), as_json=as_json)
 
 
-def _begin(net: str, train: str, with_files: list[Path] | None) -> None:
+def _begin(net: str, train: str, weights: str | None, with_files: list[Path] | None) -> None:
     announce(f"Reading {net} and {train}")
+    if weights is None and net.startswith(OF_LIBRARIES):
+        say(
+            f"{train} trains {net} first, from new weights, for each seed. If {net} is trained "
+            "already, add --weights published."
+        )
     load_extensions(with_files)
 
 

@@ -71,6 +71,18 @@ def stored(store: "Store", specs: "Mapping[str, Mapping[str, Any]]") -> "Snapsho
     return snapshot
 
 
+def warn_of_margin(study: "Study") -> None:
+    """Say before anything is trained where the test set cannot show what the margin asks for."""
+    from regrow.studies.lint import of_margin
+
+    for reason, remedy in dict.fromkeys(
+        (remark.reason, remark.remedy)
+        for remark in of_margin(study)
+        if remark.code == "margin-below-resolution"
+    ):
+        complain(f"{reason[0].upper()}{reason[1:]}. Take {remedy}.")
+
+
 def warn_about(jobs: "Iterable[Job]", *, device: str = "cpu") -> None:
     """Print the notices of the jobs' data, and whether bfloat16 is slow on the device."""
     from regrow.jobs.base import notices

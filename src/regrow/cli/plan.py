@@ -13,7 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from regrow.cli.hours import HoursOption, load_within, print_budgets, print_rows
-from regrow.cli.inputs import load_extensions, load_study, open_store, stored, warn_about
+from regrow.cli.inputs import (
+    load_extensions,
+    load_study,
+    open_store,
+    stored,
+    warn_about,
+    warn_of_margin,
+)
 from regrow.cli.options import (
     DEFAULT_STORE,
     DataOption,
@@ -67,6 +74,7 @@ def plan(
     finished = stored(opened, specs(jobs)).done if opened else frozenset[str]()
     num_workers = max(workers if workers is not None else num_cores(), 1)
     warn_about(jobs)
+    warn_of_margin(loaded)
     announce("Timing its networks on this machine")
     with measuring(num_workers) as rates:
         work = estimate(jobs, finished, workers=num_workers, store=opened, rates=rates)

@@ -4,7 +4,8 @@ No model is registered here. Weights come through the packages' own downloaders 
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -244,6 +245,19 @@ def _place(name: str) -> str:
     return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
 
 
+@contextmanager
+def _without_bars(transformers: Any) -> Iterator[None]:
+    """Keep a library from drawing a bar for each reading of weights, of which a study has many."""
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
 def _model_class(settings: Mapping[str, Any], transformers: Any) -> Any:
     """Return the class of a model; of transformers' own classes only."""
     name = settings.get("class")
@@ -282,10 +296,13 @@ def _hf_published(name: str, arguments: Mapping[str, Any]) -> "nn.Module":
     known = _settings(name)
     transformers = _transformers(name)
     model_class = _model_class(known, transformers)
-    network, messages = _fetched(
-        f"hf/{name}",
-        lambda: model_class.from_pretrained(_place(name), output_loading_info=True, **arguments),
-    )
+    with _without_bars(transformers):
+        network, messages = _fetched(
+            f"hf/{name}",
+            lambda: model_class.from_pretrained(
+                _place(name), output_loading_info=True, **arguments
+            ),
+        )
     if missing := sorted(messages["missing_keys"]):
         raise ConfigError(
             f"The published weights of hf/{name} lack {len(missing)} of the network's, such as "

@@ -15,8 +15,8 @@ from regrow.tasks.metric import Metric
 SAID_AT_ONCE: tuple[Rule, ...] = ("one arm at chance", "FLOPs not spent")  # beside each cell
 MOST_RULES = 2  # budget rules of a side that an answer names
 ALL_ALIKE = (
-    "Independent trainings hardly ever differ by the same amount: look whether the training uses "
-    "its seed, whether results were copied, and whether the test set is too small to differ."
+    "Independent trainings hardly ever differ by the same amount: nothing was trained on either "
+    "side, the training ignores its seed, results were copied, or the test set is too small."
 )
 MANY = 1000  # seeds nobody trains; beyond it the estimate is not worth a number
 

@@ -47,6 +47,8 @@ from regrow.store import Store
 
 STOP = b""
 HAND_SECONDS = 0.05  # how long a new job may wait for a thread that is free
+WARNINGS = "PYTHONWARNINGS"  # read by Python when a process starts
+NO_LEAKS = "ignore::UserWarning:multiprocessing.resource_tracker"
 # What the parent alone decides upon, also when the whole group gets it: SLURM tells every process
 # of a step, and what a process does not handle ends it.
 OF_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -200,12 +202,30 @@ def _hidden_script() -> Iterator[None]:
 
 
 @contextmanager
+def _silent_tracker() -> Iterator[None]:
+    """Let multiprocessing's tracker, if it starts inside, say nothing of what it clears away.
+
+    A worker ends at once when its parent does, and leaves locks of libraries (of bars that show
+    progress) to the tracker, whose warning says nothing that a user could act on.
+    """
+    before = os.environ.get(WARNINGS)
+    os.environ[WARNINGS] = ",".join(filter(None, [before, NO_LEAKS]))
+    try:
+        yield
+    finally:
+        os.environ.pop(WARNINGS)
+        if before is not None:
+            os.environ[WARNINGS] = before
+
+
+@contextmanager
 def held_back(*signals: signal.Signals) -> Iterator[None]:
     """Hold signals back; processes that are started inside hold them back until they say otherwise.
 
     Ctrl-C at a terminal goes to every process of the command, also to one that is still starting.
     """
-    ensure_running()  # a process of multiprocessing's own, whose start would let signals through
+    with _silent_tracker():
+        ensure_running()  # a process of its own, whose start would let signals through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield

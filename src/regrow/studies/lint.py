@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from regrow.errors import RegrowError
 from regrow.jobs.arms import RATES, Arm
-from regrow.jobs.base import Material
 from regrow.studies.budgets import Axis, fixed, last_rates, rounded
 from regrow.studies.experiment import Experiment, MethodUse
 from regrow.studies.study import Study
+from regrow.tasks import Metric
 from regrow.train import Recipe
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def remarks(study: Study) -> list[Remark]:
                 found.setdefault(remark, []).append(where)
     return [
         *(replace(remark, where="; ".join(dict.fromkeys(w))) for remark, w in found.items()),
-        *dict.fromkeys(_of_margin(study)),
+        *dict.fromkeys(of_margin(study)),
     ]
 
 
@@ -309,7 +309,7 @@ OWN_RULES: Sequence[Rule] = (_seeds, _amounts)  # of networks that a function of
 RULES: Sequence[Rule] = (*OWN_RULES, _rivals, _arms, _budgets, _costs, _choice)
 
 
-def _of_margin(study: Study) -> Iterator[Remark]:
+def of_margin(study: Study) -> Iterator[Remark]:
     """Compare the margin with what the test set can resolve; needs the data."""
     from regrow.studies.expand import material
 
@@ -327,29 +327,40 @@ def _of_margin(study: Study) -> Iterator[Remark]:
                 remedy="give the data with --data NAME=OTHER",
             )
             continue
-        yield from _resolution(data, study.margin, where)
+        yield from _resolution(data.metric, data.num_test, study.margin, where)
+    for own in study.own:
+        if own.judged.num_test is not None:
+            where = f"{own.data_label} / {own.model_label}"
+            yield from _resolution(own.judged.metric, own.judged.num_test, study.margin, where)
 
 
-def _resolution(data: Material, margin: float | None, where: str) -> Iterator[Remark]:
-    metric = data.metric
+def _resolution(
+    metric: Metric, num_test: int, margin: float | None, where: str
+) -> Iterator[Remark]:
     margin = metric.margin if margin is None else margin
     if not metric.counted:
         return
-    step = metric.factor / data.num_test
-    error = metric.factor * (LIKELY * (1 - LIKELY) / data.num_test) ** 0.5
+    step = metric.factor / num_test
+    error = metric.factor * (LIKELY * (1 - LIKELY) / num_test) ** 0.5
+    within = metric.amount(f"{margin:g}")
+    tests = f"{num_test:,} test {metric.example}s"
     if step > margin:
-        reason = f"one test {metric.example} of {data.num_test:,} is {step:.2g}, above the margin"
+        reason = (
+            f"one of {tests} is {metric.amount(f'{step:.2g}')}: a margin of {within} cannot be "
+            "shown, only that networks answer exactly as many right"
+        )
     elif error > margin:
         reason = (
-            f"the sampling error of {data.num_test:,} test {metric.example}s is about "
-            f"{error:.2g} at {LIKELY:.0%}, above the margin"
+            f"{tests} resolve about {metric.amount(f'{error:.2g}')} (their sampling error at "
+            f"{LIKELY:.0%}): equivalence within the margin of {within} holds for these "
+            f"{metric.example}s alone"
         )
     else:
         return
     yield Remark(
         code="margin-below-resolution",
         where=where,
-        reason=f"{reason} of {margin:g}",
+        reason=reason,
         reference=BOUTHILLIER,
         remedy=f"margin: {max(step, error):.2g} or more, or a larger test set",
     )

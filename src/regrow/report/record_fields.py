@@ -1,0 +1,96 @@
+"""The fields of records and cards, with a line on what each holds: what the reference lists."""
+
+from collections.abc import Mapping
+
+# Of every record; then of trainings, of prunings, and of what a function of one's own trained.
+OF_ALL: Mapping[str, str] = {
+    "kind": "the kind of the job: train, retrain or prune",
+    "spec": "the full request, whose digest with the keys of `inputs` is the record's name",
+    "inputs": "keys of the jobs whose results it stands on",
+    "tensors": "SHA-256 of the tensors that lie beside it; absent where there are none",
+    "parts": "SHA-256 of further files of tensors, by their names",
+    "timing": "what the machine took and was, which no result hangs on: `seconds`, `energy`, "
+    "`machine`, `versions`, and the `digest` of these",
+}
+OF_TRAININGS: Mapping[str, str] = {
+    "accuracy": "the score on the test set, in [0, 1]; under the name of the task's metric",
+    "loss": "the mean loss on the test set",
+    "num_test": "examples of the test set",
+    "validation": "scores on the validation split, by name; absent without one",
+    "before": "of a training: what the network scored before its first step, by name",
+    "epochs": "epochs of its own training",
+    "samples": "training examples that it saw, repeated ones too",
+    "training_flops": "FLOPs of its own training; three forward passes an example",
+    "history": "a mapping for each epoch: `epoch`, `lr`, `loss`, `seconds`, ... (`regrow report "
+    "--epochs` writes them as CSV)",
+    "classes": "names of the classes, in the order of the outputs",
+    "architecture": "how to build the network: its model, and the cuts that were made",
+    "mean": "what inputs are normalised by, for each channel",
+    "std": "what inputs are normalised by, for each channel",
+    "ratio": "FLOPs of the unpruned network over those of this one, which stretch equal FLOPs",
+    "capped": "true where the cap of the budget was reached",
+    "teacher_flops": "FLOPs of a teacher, which `training_flops` include",
+}
+OF_PRUNINGS: Mapping[str, str] = {
+    "unit": "what was removed: channel, block, weight or filter",
+    "sparsity": "the share of units that was removed; of a retraining, that was masked at its end",
+    "widths": "units that stay, by the name of their group or parameter",
+    "guarded": "groups that a global threshold would have emptied",
+    "before": "of a pruning: the costs before it (fields below)",
+    "after": "the costs after it (fields below)",
+    "cost": "where a cost was asked for: the `share` that is left, and how it was measured",
+    "images": "the images that a reconstruction saw",
+}
+OF_OWN: Mapping[str, str] = {
+    "metrics": "what the training function returned, by name",
+    "weights": "SHA-256 of the weights that it left, which tells whether seeds differ",
+    "amount": "what its budget allowed, in the unit of `spec`; 0: it was only measured",
+    "passes": "forward passes in training mode, with gradients",
+    "shape": "the shape of the first training example, without the batch",
+    "input": "the shape that costs are counted at, without the batch",
+    "drawn": "tensors that nothing initialises, drawn as in the uncut network and cut",
+}
+OF_COSTS: Mapping[str, str] = {
+    "parameters": "numbers that are learnt",
+    "macs": "multiply-accumulates of one example, forward",
+    "flops": "operations of one example by the published counter, in which equal FLOPs are meant",
+    "caveats": "what the counts leave out; absent where nothing",
+}
+OF_ENERGY: Mapping[str, str] = {
+    "joules": "the job's share of what the counters counted",
+    "whole_joules": "what they counted as a whole while it ran",
+    "counters": "which counters",
+    "unknown": "in place of all these: why nothing is known",
+}
+OF_CARDS: Mapping[str, str] = {
+    "network": "the class of the network",
+    "origin": "the text that it was named by",
+    "weights": "where its weights came from",
+    "inputs": "the input that costs were counted and times taken at",
+    "asked": "the options: criterion, allocation, amount, ...",
+    "whole": "modules that stayed whole, with the reason",
+    "caveats": "what the counts leave out",
+    "parameters": "`before` and `after`",
+    "macs": "multiply-accumulates of one example: `before` and `after`",
+    "widths": "units of each group: `before` and `after`",
+    "speeds": "for each batch size (`batch`): `before` and `after` (seconds: `median`, quartiles "
+    "`low` and `high`, `rounds`), `before_bytes` and `after_bytes` (peak memory), `speedup` and "
+    "the `forecast` of it (`why`: why there is none), `noisy` where quartiles lie far apart",
+    "proof": "`proven`; `error`, the largest difference from the silenced network, and the "
+    "`tolerance` of it; `sensitivity`, how far silencing each group moves the output, and the "
+    "`least_sensitivity`; `text`",
+    "exports": "each exported file: what it takes and by how much its outputs differ",
+    "machine": "`device`, `threads`, `torch`",
+    "protocol": "how times and memory were measured",
+    "date": "the day",
+    "version": "of regrow",
+}
+TABLES: Mapping[str, Mapping[str, str]] = {
+    "Every record": OF_ALL,
+    "Records of trainings (`train`, `retrain`)": OF_TRAININGS,
+    "Records of prunings (`prune`)": OF_PRUNINGS,
+    "Records of a training function of one's own": OF_OWN,
+    "Costs, in `before` and `after` of a pruning, and beside a score": OF_COSTS,
+    "`timing.energy`": OF_ENERGY,
+    "`card.json`": OF_CARDS,
+}
