@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,8 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SECONDS = 60.0
+AXE = "REGROW_AXE"  # names the file axe.min.js of the npm package axe-core
+SCREENS = ((1280, 900), (390, 844))
 
 
 def chromium() -> str:
@@ -173,3 +176,35 @@ class Browser:
             self.problems.append(details["entry"]["text"])
         elif event == "Runtime.consoleAPICalled" and details["type"] in ("error", "warning"):
             self.problems.append(str(details["args"]))
+
+
+def axe() -> str:
+    """Return the script of axe-core; the test is skipped without one."""
+    file = os.environ.get(AXE)
+    if file is None:
+        pytest.skip(f"{AXE} does not name an axe.min.js (npm pack axe-core)")
+    return Path(file).read_text(encoding="utf-8")
+
+
+def check_accessible(*pages: Path) -> None:
+    """Have axe-core look at pages, on a desktop and on a phone, light and dark, if it is there.
+
+    Nothing serious is found, nothing is wider than the screen, and nothing asks for anything.
+    """
+    if os.environ.get(AXE) is None:
+        return
+    script = axe()
+    with Browser() as browser:
+        for page, (width, height), dark in product(pages, SCREENS, (False, True)):
+            browser.open(page, width=width, height=height, dark=dark)
+            browser.value(f"{script}; 1")
+            found = browser.value("axe.run().then(r => JSON.stringify(r.violations))")
+            serious = {
+                violation["id"]: [node["html"][:150] for node in violation["nodes"]]
+                for violation in json.loads(found)
+                if violation["impact"] in ("serious", "critical")
+            }
+            assert serious == {}, f"{page} at {width} pixels: {serious}"
+            assert browser.value("document.documentElement.scrollWidth") <= width
+            assert browser.problems == []
+            assert all(address.startswith("file:") for address in browser.requests)

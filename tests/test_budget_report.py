@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from browser import check_accessible
 from budget_runs import ARMS, make_arm, make_study
 from regrow.report import Report, page_of, summarise, write
 from regrow.report.answer import answer
@@ -467,6 +468,8 @@ def test_the_page_has_both_charts_with_every_budget_and_links(
     assert level is not None
     assert (level.low, level.high) == (-MARGIN, MARGIN)
     text = render(document)
+    (folder / "report.html").write_text(text, encoding="utf-8")
+    check_accessible(folder / "report.html")
     links = [point.href for line in scores.charts[0].series for point in line.points]
     assert len(links) == 4 * 5
     assert all(f'id="{link[1:]}"' in text for link in links)

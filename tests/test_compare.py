@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 
 import regrow
+from browser import check_accessible
 from commands import Command, command_line, environment
 from regrow.comparison import ComparisonResult
 from regrow.core.global_rng import drawing
@@ -847,7 +848,8 @@ def test_the_page_of_a_comparison_has_every_part_and_links_to_its_records(
     done = command("run", write(here), "--workers", "0", "--html", "--out", here / "out")
     assert done.code == 0, done.text
     text = (here / "out" / "report.html").read_text(encoding="utf-8")
-    for part in ("answer", "verdicts", "results", "ledger", "records", "how"):
+    check_accessible(here / "out" / "report.html")
+    for part in ("answer", "verdicts", "results", "layers", "ledger", "records", "how"):
         assert f'id="{part}"' in text
     inside = set(re.findall(r'href="#([^"]+)"', text))
     assert inside <= {*re.findall(r'id="([^"]+)"', text)}
@@ -857,4 +859,5 @@ def test_the_page_of_a_comparison_has_every_part_and_links_to_its_records(
     known = {*OF_ALL, *OF_OWN, *OF_TRAININGS, *OF_COSTS}
     assert all(set(json.loads(file.read_text())) <= known for file in records)
     assert "scratch-b" in text
+    assert re.search(r">50</a>", text), "half of the first layer's 12 units stay"
     assert not re.search(r'(src|action|href)="(https?:)?//', text)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from browser import check_accessible
 from commands import Command
 from regrow.errors import ConfigError
 from regrow.jobs.arms import Arm, Budget
@@ -87,6 +88,7 @@ def test_a_folder_is_a_paper(command: Command, folder: Path) -> None:
     assert "40.00 ± 1.50" in made.text
     results = Path("regrow-paper/mine/paper/table-1")
     assert (results / "report.md").is_file()
+    check_accessible(results / "report.html")
     page = (results / "report.html").read_text(encoding="utf-8")
     assert "2 of 2 cells" in page
     assert re.search(r"<t[dh][^>]*>40.00 \u00b1 1.50</t", page)

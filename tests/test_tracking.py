@@ -19,6 +19,7 @@ from regrow.report.tracking import Conclusion, TrackedRun, export
 from regrow.run import JobDone, run
 from regrow.store import Store
 from regrow.studies.study import Study
+from regrow.study_run import run_study
 
 HOSTILE = "<b>\"x\" '/../..' \u202e\u4e2d"
 
@@ -109,6 +110,26 @@ def test_a_tool_that_fails_is_left_alone_and_the_study_goes_on(
     assert good.runs
     said = capsys.readouterr().err
     assert said.count("The study goes on without it; `regrow track` can write it later.") == 1
+
+
+def test_a_study_run_from_python_is_tracked_while_it_runs(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Notebook):
+        def add(self, run: TrackedRun) -> None:
+            raise ConfigError("mlflow: its database is locked.")
+
+    good, seen = Notebook(), Counter[str]()
+    known = {"mlflow": lambda name, place: Broken(), "trackio": lambda name, place: good}
+    monkeypatch.setattr("regrow.report.trackers.KNOWN", known)
+    monkeypatch.setattr("regrow.run.refreshing.LEAST_SECONDS", 0.0)
+    options = {"workers": 0, "on_event": lambda event: seen.update([type(event).__name__])}
+    with pytest.warns(UserWarning, match="its database is locked. The study goes on without it"):
+        found = run_study(study, store=tmp_path, track=["mlflow", "trackio"], **options)
+    assert found.complete
+    assert len(good.runs) == len(study.cells())
+    assert len(good.said) > 1, "written while it ran, too"
+    assert seen["JobDone"] == len(found.summary.done)
 
 
 @pytest.mark.parametrize("tool", ["tensorboard:runs", "mlflow", "trackio"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from browser import check_accessible
 from commands import Command
 from regrow.errors import ConfigError
 from regrow.pruning.method import METHODS
@@ -121,6 +122,7 @@ def test_a_file_of_ones_own_gets_its_table(regrow: Command, tmp_path: Path) -> N
     assert " ".join(done.out.partition("\nAnswer\n")[2].split()).startswith(asks)
     page = (tmp_path / "out" / "report.md").read_text().splitlines()
     assert page[page.index("## Answer") + 2].startswith(f"- {asks}")
+    check_accessible(tmp_path / "out" / "report.html")
     html = (tmp_path / "out" / "report.html").read_text()
     assert asks in html[html.index('<article class="first">') :][:200]
     pairs = (tmp_path / "out" / "pairs.csv").read_text().splitlines()

@@ -11,6 +11,7 @@ found.report(html=True)
 import html
 import multiprocessing
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -27,10 +28,13 @@ from regrow.report.files import write_study
 from regrow.report.frames import epochs_of
 from regrow.report.render import Page
 from regrow.report.rows import runs_frame, summarise
+from regrow.report.trackers import open_trackers
+from regrow.report.tracking import Tracker, export
 from regrow.report.verdict import verdicts_frame
 from regrow.run import Event, Summary, check_device, run
 from regrow.run.display import display
 from regrow.run.precision import PrecisionChoice
+from regrow.run.refreshing import Refreshing
 from regrow.store import Store
 from regrow.studies.study import Study
 from regrow.studies.yaml_file import decided, replaced
@@ -122,6 +126,7 @@ def run_study(
     with_files: Iterable[str | Path] = (),
     progress: bool = True,
     on_event: Callable[[Event], None] | None = None,
+    track: Iterable[str] = (),
 ) -> StudyRun:
     """Run a study's unfinished jobs, as ``regrow run`` does, and return its results.
 
@@ -136,6 +141,8 @@ def run_study(
         with_files: files that register methods, models, data sets or arms.
         progress: whether to show how far the run is on standard error.
         on_event: is called with each event of ``regrow.run.events`` in place of that.
+        track: tools that finished runs are written to while others go on, as of ``regrow run
+            --track``: ``mlflow``, ``trackio``, ``tensorboard:FOLDER``. One that fails is a warning.
 
     Raises:
         ConfigError: what cannot be meant.
@@ -147,6 +154,7 @@ def run_study(
     choice = PrecisionChoice(_existing(store), device=device)
     read = _read(study, choice, data or {})
     jobs = read.jobs()
+    trackers = list(open_trackers(list(track), read))
     check_device(device)
     script_again = workers != 0 and device == "cpu" and _needs_script()
     opened = Store.open(store)
@@ -158,14 +166,43 @@ def run_study(
                 jobs,
                 opened,
                 workers=workers,
-                on_event=show,
+                on_event=_tracking(read, opened, trackers, before=show),
                 checkpoint_seconds=60.0,
                 device=device,
                 script_again=script_again,
             )
     except Interrupted as error:
         raise Interrupted(f"{error} The same call resumes.", by=error.by) from None
+    _track(read, opened, trackers)
     return _found(read, opened, summary, choice=choice)
+
+
+def _tracking(
+    study: Study,
+    store: Store,
+    trackers: list[Tracker],
+    *,
+    before: Callable[[Event], None] | None,
+) -> Callable[[Event], None] | None:
+    """Write runs to tools as they are done; ``before`` hears of events too."""
+    if not trackers:
+        return before
+    return Refreshing(
+        lambda _: _track(study, store, trackers), before=before or (lambda event: None)
+    )
+
+
+def _track(study: Study, store: Store, trackers: list[Tracker]) -> None:
+    """Write to each tool what it does not have; one that fails is left alone from then on."""
+    for tracker in tuple(trackers):
+        try:
+            export(study, store, [tracker])
+        except ConfigError as error:
+            trackers.remove(tracker)
+            warnings.warn(
+                f"{error} The study goes on without it; `regrow track` can write it later.",
+                stacklevel=3,
+            )
 
 
 def _found(study: Study, store: Store, summary: Summary, *, choice: PrecisionChoice) -> StudyRun:

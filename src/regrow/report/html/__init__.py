@@ -118,7 +118,7 @@ def _headlines(report: Report) -> Iterator[Headline]:
         yield Headline(
             question=found.question,
             short=found.short,
-            text=found.text[:1].upper() + found.text[1:],
+            text=_sentence(found.text),
             tone=_tone(found.short),
         )
     for line in winner_line(verdicts):
@@ -130,6 +130,11 @@ def _headlines(report: Report) -> Iterator[Headline]:
         )
     if not asked:
         yield from method_headlines(contests)
+
+
+def _sentence(text: str) -> str:
+    """Begin with a capital, unless the text begins with the name of a place."""
+    return text if " / " in text.partition(": ")[0] else text[:1].upper() + text[1:]
 
 
 def _tone(short: str) -> Tone:

@@ -105,17 +105,21 @@ def _kept(
     units: dict[str, str] = {}
     for cell, group in zip(cells, groups, strict=True):
         prune = cell.job.pruning
-        # Cuts of one's own networks keep no masks, nor do those of what a head built.
-        if not isinstance(prune, Prune) or prune.head is not None or not reader.has(prune):
+        # Cuts of what a head built keep neither masks nor sizes.
+        if prune is None or not reader.has(prune):
             continue
-        widths, unit = reader.record(prune)["widths"], prune.method.unit
+        if isinstance(prune, Prune) and prune.head is not None:
+            continue
+        record = reader.record(prune)
+        if "widths" not in record:  # a folder that nothing was cut of
+            continue
+        widths, unit = record["widths"], prune.method.unit
         place = cell.experiment.data_label, cell.experiment.model_label, unit
         if set(totals.get(place, {})) != set(widths):
             try:
-                masks = store.tensors(prune.key)
+                totals[place] = _sizes(prune, record, store)
             except Damaged:
                 continue
-            totals[place] = {name: kept.numel() for name, kept in masks.items()}
         shares = {name: width / totals[place][name] for name, width in widths.items()}
         found.setdefault(group, {})[prune.key] = shares
         units[group] = unit
@@ -125,6 +129,17 @@ def _kept(
         if alike:
             means = {name: sum(shares[name] for shares in alike) / len(alike) for name in names}
             yield Kept(group=group, unit=units[group], shares=means, n=len(alike))
+
+
+def _sizes(prune: Job, record: Mapping[str, Any], store: Store) -> dict[str, int]:
+    """Return how many units each group had before it was cut at all."""
+    if isinstance(prune, Prune):
+        return {name: kept.numel() for name, kept in store.tensors(prune.key).items()}
+    sizes: dict[str, int] = {}
+    for cut in record["architecture"]["cuts"]:  # of one's own network: the first cut saw it whole
+        for name, group in cut.items():
+            sizes.setdefault(name, group["of"])
+    return sizes
 
 
 def _histograms(
