@@ -123,9 +123,10 @@ def test_a_study_run_from_python_is_tracked_while_it_runs(
     known = {"mlflow": lambda name, place: Broken(), "trackio": lambda name, place: good}
     monkeypatch.setattr("regrow.report.trackers.KNOWN", known)
     monkeypatch.setattr("regrow.run.refreshing.LEAST_SECONDS", 0.0)
-    options = {"workers": 0, "on_event": lambda event: seen.update([type(event).__name__])}
+    options: dict[str, Any] = {"workers": 0, "track": ["mlflow", "trackio"]}
+    options["on_event"] = lambda event: seen.update([type(event).__name__])
     with pytest.warns(UserWarning, match="its database is locked. The study goes on without it"):
-        found = run_study(study, store=tmp_path, track=["mlflow", "trackio"], **options)
+        found = run_study(study, store=tmp_path, **options)
     assert found.complete
     assert len(good.runs) == len(study.cells())
     assert len(good.said) > 1, "written while it ran, too"

@@ -70,7 +70,7 @@ def results_of(study: Study, store: Store) -> Results:
 NUMBERS = ("parameters", "macs", "flops", "epochs", "samples", "training_flops", "teacher_flops",
            "loss", "sparsity", "amount")  # fmt: skip
 LISTS = ("history", "guarded", "inputs")
-MAPPINGS = ("cost", "validation", "before", "after", "timing")
+MAPPINGS = ("cost", "validation", "before", "after", "timing", "metrics")
 LARGEST = 1e300
 
 
@@ -78,7 +78,11 @@ def _unmeant(record: Mapping[str, Any], job: Job) -> str | None:
     """Say what no job writes, of a record that someone sealed: a text or a list for a number."""
     scored = job.scored_on
     keys = () if scored is None else (scored.metric.key, scored.metric.error_key)
-    needed = () if scored is None else (scored.metric.key, "parameters", "macs", "epochs")
+    needed: tuple[str, ...] = ()
+    if scored is not None:
+        needed = (scored.metric.key, "parameters", "macs", "epochs")
+    if scored is not None and scored.task is None:  # a function of one's own, which names metrics
+        needed = ("metrics", "parameters", "macs")
     if missing := [name for name in needed if record.get(name) is None]:
         return f"it has no {missing[0]!r}"
     for names, good, noun in (
