@@ -71,7 +71,19 @@ def stored(store: "Store", specs: "Mapping[str, Mapping[str, Any]]") -> "Snapsho
     return snapshot
 
 
-def warn_of_margin(study: "Study") -> None:
+def warn_about(jobs: "Iterable[Job]", study: "Study | None" = None, *, device: str = "cpu") -> None:
+    """Print the notices of the jobs' data, whether bfloat16 is slow, and what a margin needs."""
+    from regrow.jobs.base import notices
+    from regrow.run.precision import slow_bf16
+
+    for notice in (*notices(jobs), slow_bf16(jobs, device)):
+        if notice is not None:
+            complain(notice)
+    if study is not None:
+        _warn_of_margin(study)
+
+
+def _warn_of_margin(study: "Study") -> None:
     """Say before anything is trained where the test set cannot show what the margin asks for."""
     from regrow.studies.lint import of_margin
 
@@ -81,13 +93,3 @@ def warn_of_margin(study: "Study") -> None:
         if remark.code == "margin-below-resolution"
     ):
         complain(f"{reason[0].upper()}{reason[1:]}. Take {remedy}.")
-
-
-def warn_about(jobs: "Iterable[Job]", *, device: str = "cpu") -> None:
-    """Print the notices of the jobs' data, and whether bfloat16 is slow on the device."""
-    from regrow.jobs.base import notices
-    from regrow.run.precision import slow_bf16
-
-    for notice in (*notices(jobs), slow_bf16(jobs, device)):
-        if notice is not None:
-            complain(notice)

@@ -19,7 +19,6 @@ from regrow.cli.inputs import (
     open_store,
     stored,
     warn_about,
-    warn_of_margin,
 )
 from regrow.cli.options import (
     DEFAULT_STORE,
@@ -73,8 +72,7 @@ def plan(
     opened = open_store(store, create=False) if store.exists() else None
     finished = stored(opened, specs(jobs)).done if opened else frozenset[str]()
     num_workers = max(workers if workers is not None else num_cores(), 1)
-    warn_about(jobs)
-    warn_of_margin(loaded)
+    warn_about(jobs, loaded)
     announce("Timing its networks on this machine")
     with measuring(num_workers) as rates:
         work = estimate(jobs, finished, workers=num_workers, store=opened, rates=rates)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regrow.cli.hours import HoursOption, load_within
-from regrow.cli.inputs import load_extensions, open_store, warn_about, warn_of_margin
+from regrow.cli.inputs import load_extensions, open_store, warn_about
 from regrow.cli.machines import Machines
 from regrow.cli.options import (
     DEFAULT_REPORT,
@@ -205,8 +205,7 @@ def run_study(
     jobs = study.jobs()  # checks data and networks, so that a study in error leaves no store
     tools = trackers_of(study, track)
     devices, elsewhere = machines.checked()
-    warn_about(jobs, device=device)
-    warn_of_margin(study)
+    warn_about(jobs, study, device=device)
     opened = open_store(store, create=True)
     keep(opened)
     _remember(opened, path, study, jobs, data or ())
