@@ -152,7 +152,7 @@ def test_rows_are_the_same_whatever_is_lost(
     wait_for_records(driver, folder / store, 2)
     kill(two_nodes, driver)
     ended = driver.wait(TIMEOUT)
-    assert ended == {"command": -signal.SIGKILL, "stop": 130}.get(store, 0)
+    assert ended == {"command": -signal.SIGKILL, "stop": 128 + signal.SIGTERM}.get(store, 0)
     if kill in (raylet, machine):
         two_nodes.nodes.pop().kill()
         two_nodes.start_node()
