@@ -126,6 +126,8 @@ class Registry(Generic[T]):
             raise ConfigError(f"A {self.kind} name must be a text. Got {name!r}.")
         if self.outside is not None and self.outside.is_name(name):
             return name.strip()
+        if name in self._values:
+            return name
         if not self._discovered:
             declared = self._declared()
             registered = {**self._values, **declared.module_of}
