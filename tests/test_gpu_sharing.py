@@ -519,7 +519,8 @@ def test_each_device_has_a_process_with_threads(tmp_path: Path) -> None:
     assert run(jobs, alone, workers=0).complete
     events: list[Event] = []
     devices = ("cpu", "cpu")
-    assert run(jobs, shared, workers=2, device=devices, on_event=events.append).complete
+    summary = run(jobs, shared, workers=2, device=devices, on_event=events.append)
+    assert summary.complete, [event for event in events if isinstance(event, JobFailed)]
     for job in jobs:
         record = shared.record(job.key)
         assert record.pop("timing")

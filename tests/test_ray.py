@@ -155,14 +155,14 @@ def test_what_is_no_json_of_a_job_is_refused(text: str) -> None:
 
 
 def test_values_of_files_of_with_cross(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
+    file = tmp_path / "crossing.py"
     file.write_text(
         "from dataclasses import dataclass\n"
         "@dataclass(frozen=True)\nclass Mine:\n    level: int\n"
         "@dataclass\nclass Loose:\n    level: int\n"
     )
     load_file(file)
-    (module,) = (m for n, m in sys.modules.items() if n.startswith("regrow_with") and "mine" in n)
+    (module,) = (m for name, m in sys.modules.items() if name.endswith("_crossing"))
     job = train(label=module.Mine(3))
     again = job_from_json(job_to_json(job), key=job.key)
     assert again.label == module.Mine(3)
