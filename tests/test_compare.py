@@ -48,6 +48,12 @@ class Scaled(nn.Module):
 
     def forward(self, x):
         return self.layers(x) * self.scale
+
+def quiet():
+    net = mlp(128)
+    for layer in (net[0], net[2]):
+        nn.init.normal_(layer.weight, std=0.02)
+    return net
 """
 DATA = """
 import torch
@@ -644,6 +650,15 @@ def test_seeds_that_end_alike_are_named(here: Path) -> None:
     (here / "mine.py").write_text(TRAIN.replace("measured(model)", "{'accuracy': 0.5}"))
     found = small_comparison(arms=["unpruned", "scratch-e"])
     assert any("unpruned and scratch-e score exactly the same" in note for note in found.notes)
+
+
+@pytest.mark.usefixtures("here")
+def test_weights_that_are_drawn_otherwise_than_by_the_networks_own_code_are_named() -> None:
+    options: dict[str, Any] = {"budget": 1, "arms": ["unpruned", "scratch-e"], "seeds": 1}
+    found = small_comparison(net="nets.py:quiet", **options)
+    assert not found.failures
+    assert "'0.weight' and '2.weight', drawn anew by their layers" in found.notes[-1]
+    assert not any("drawn anew" in note for note in small_comparison(**options).notes)
 
 
 def test_what_nothing_initialises_is_drawn_as_in_the_whole_network(here: Path) -> None:

@@ -175,6 +175,31 @@ def test_attention_of_pytorch_is_drawn_as_a_whole() -> None:
     assert all(value.isfinite().all() for value in net.state_dict().values())
 
 
+class OfAClass(nn.Module):
+    """A network as transformers has them: its class says how each of its modules is drawn."""
+
+    base_model_prefix = "net"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+        self.table = nn.Embedding(64, 16)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+
+
+@pytest.mark.parametrize("wrap", [nn.Identity, nn.Sequential])
+def test_networks_of_transformers_are_drawn_by_the_rule_of_their_class(wrap: Any) -> None:
+    net = OfAClass() if wrap is nn.Identity else wrap(nn.Linear(64, 64), OfAClass())
+    initialise_(net, seed=0)
+    spreads = {name: float(p.detach().std()) for name, p in net.named_parameters() if p.dim() > 1}
+    inner = [spread for name, spread in spreads.items() if not name.startswith("0.")]
+    assert inner == pytest.approx([0.02, 0.02], rel=0.1)
+    assert spreads.get("0.weight", 0.07) == pytest.approx(0.07, rel=0.1)
+
+
 @pytest.mark.usefixtures("here")
 def test_code_is_not_run_because_an_architecture_names_it() -> None:
     """A stored model of that name is an origin, which ``load`` builds only if it is told to."""

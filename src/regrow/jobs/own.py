@@ -18,7 +18,7 @@ from regrow.cost import measure
 from regrow.errors import CodeError, unknown
 from regrow.jobs.arms import Arm
 from regrow.jobs.base import Context, Job, Keyed, Material, Outcome, Records, state_of, without_none
-from regrow.jobs.own_network import CutFolder, OwnNetwork, draw_anew_
+from regrow.jobs.own_network import CutFolder, OwnNetwork, draw_anew_, drawn_otherwise
 from regrow.jobs.prune import structure_only
 from regrow.jobs.retrain import flops_ratio
 from regrow.pruning.costs import CostShare
@@ -281,6 +281,7 @@ class OwnTrain(Keyed):
             unit=self.unit,
             reference=None if self.reference == self.base else self.reference.to_json(),
             seed=self.seed,
+            drawn_by="library" if self._is_drawn_anew and self.base.origin.initialise else None,
         )
 
     @cached_property
@@ -387,6 +388,7 @@ class OwnTrain(Keyed):
             "shape": None if spent.shape is None else list(spent.shape),
             "input": list(self.base.inputs.inputs[0].shape[1:]),
             **({"drawn": list(drawn)} if drawn else {}),
+            **({"unlike": list(unlike)} if (unlike := self._unlike()) else {}),
         }
         return Outcome(record, state)
 
@@ -409,7 +411,15 @@ class OwnTrain(Keyed):
         if start == "redrawn":
             return redrawn, ()
         small = architecture.cut(base.fresh(self.seed))
-        return small, draw_anew_(small, redrawn, seed=self.seed)
+        rule = base.origin.initialise
+        return small, draw_anew_(small, redrawn, seed=self.seed, of_library=rule)
+
+    @property
+    def _is_drawn_anew(self) -> bool:
+        return self.prune is not None and self.arm.start == "random"
+
+    def _unlike(self) -> tuple[str, ...]:
+        return drawn_otherwise(self.base) if self._is_drawn_anew else ()
 
     def _inherited(self, context: Context, architecture: Architecture) -> nn.Module:
         assert self.prune is not None

@@ -1,6 +1,7 @@
 """A network of one's own as jobs are given it: its code, what it takes, and its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,8 @@ from regrow.models.weights import read_weights
 from regrow.surgery.architecture import ARCHITECTURE, WEIGHTS, Architecture
 
 IN_CODE, PUBLISHED = "code", "published"  # weights that are in no file
+LEAST = 256  # numbers of a weight whose spread is compared
+ALIKE = 1.25  # of two spreads, at most, that count as one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +162,43 @@ def _named(origin: ModelOrigin) -> tuple[str, str]:
     return text, repr(origin.arguments)
 
 
-def draw_anew_(small: nn.Module, alike: nn.Module, *, seed: int) -> tuple[str, ...]:
+@cache
+def drawn_otherwise(network: OwnNetwork) -> tuple[str, ...]:
+    """Name the weights that have another spread, drawn anew, than the network's code gives them.
+
+    Of ``LEAST`` numbers at least, whose spread has a sampling error of 4 %; what nothing draws
+    anew is left out, and so is a network whose code gives it trained weights.
+    """
+    if network.weights == IN_CODE:
+        return ()
+    built, anew = network.fresh(0), network.fresh(1)
+    with suppress(ConfigError):  # what is missed stays not-a-number
+        initialise_(anew, seed=0, of_library=network.origin.initialise)
+    drawn = anew.state_dict()
+    return tuple(
+        name
+        for name, value in built.named_parameters()
+        if value.numel() >= LEAST
+        and not bool(drawn[name].isnan().any())
+        and not _is_alike(float(drawn[name].std()), float(value.detach().std()))
+    )
+
+
+def _is_alike(one: float, other: float) -> bool:
+    return min(one, other) * ALIKE >= max(one, other)
+
+
+def draw_anew_(
+    small: nn.Module, alike: nn.Module, *, seed: int, of_library: Callable[[nn.Module], None] | None
+) -> tuple[str, ...]:
     """Reinitialise a cut network in place; returns the parameters that nothing reinitialises.
 
-    Those take the values of ``alike``, a fresh draw of the uncut network that was cut in the same
-    way: tables of positions, class tokens, scales that a network's code draws itself.
+    ``of_library`` is the rule of its library, if that has one. What nothing reinitialises takes the
+    values of ``alike``, a fresh draw of the uncut network that was cut in the same way: tables of
+    positions, class tokens, scales that a network's code draws itself.
     """
     try:
-        initialise_(small, seed=seed)
+        initialise_(small, seed=seed, of_library=of_library)
     except ConfigError:
         missed = [name for name, p in small.named_parameters() if p.isnan().any()]
         if not missed:

@@ -33,6 +33,7 @@ from regrow.core.registry import Outside, Registry, canonical, check_arguments
 from regrow.core.seeds import derive
 from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError, short, unknown
+from regrow.models.by_class import draw_by_class_
 from regrow.models.inputs import Inputs
 from regrow.models.weights import PUBLISHED, Checkpoint
 
@@ -360,12 +361,19 @@ def example_input(spec: ModelSpec, shape: Sequence[int]) -> Any:
     return torch.arange(num).remainder(vocabulary).reshape(tuple(shape))
 
 
-def initialise_(model: "nn.Module", *, seed: int, spec: ModelSpec | None = None) -> tuple[str, ...]:
+def initialise_(
+    model: "nn.Module",
+    *,
+    seed: int,
+    spec: ModelSpec | None = None,
+    of_library: "Callable[[nn.Module], None] | None" = None,
+) -> tuple[str, ...]:
     """Reinitialise every parameter and running statistic of a model, from (seed, "reinit").
 
     The model's own ``initialise_()`` does it, or what its library has for that (known by its
-    ``spec``), or else the ``reset_parameters()`` of each of its layers. Both read the sizes of the
-    layers as they are, so a narrowed network is drawn by its narrow shapes. What neither covers
+    ``spec``, or given), or else the ``reset_parameters()`` of each of its layers, and the rule of
+    its class for a network of transformers within it. All read the sizes of the layers as they are,
+    so a narrowed network is drawn by its narrow shapes. What none covers
     (class tokens, tables of positions) is a ``ConfigError`` (and is left not-a-number); but of a
     model that was just built by its ``spec`` it stays as that drew it, and its names are returned.
     The model should be on the CPU: other devices draw other numbers from the same seed.
@@ -377,7 +385,7 @@ def initialise_(model: "nn.Module", *, seed: int, spec: ModelSpec | None = None)
     with drawing(derive(seed, "reinit")), torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
-        _draw_(model, None if entry is None else entry.initialise)
+        _draw_(model, of_library if entry is None else entry.initialise)
         missed = {name: p for name, p in model.named_parameters() if p.isnan().any()}
     as_built = set() if spec is None or not missed else _drawn_by(spec) & missed.keys()
     with torch.no_grad():
@@ -405,6 +413,7 @@ def _draw_(model: "nn.Module", of_library: "Callable[[nn.Module], None] | None")
             for module in model.modules():
                 if callable(reset := getattr(module, method, None)):
                     reset()
+        draw_by_class_(model)
 
 
 def _drawn_by(spec: ModelSpec) -> set[str]:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from regrow.errors import ConfigError, DataError, unknown
+from regrow.models.by_class import draw_by_class_
 
 if TYPE_CHECKING:
     from torch import nn
@@ -322,13 +323,6 @@ def _hf_inputs(network: "nn.Module") -> str | None:
     return f"input_ids:1x{length}:int64:{vocabulary}" if of_tokens else None
 
 
-def _hf_initialise_(network: "nn.Module") -> None:
-    """Draw the parameters of each module by the rule of its model's class."""
-    model: Any = network
-    for module in model.modules():
-        model._init_weights(module)
-
-
 def _unknown(kind: str, name: str, known: list[str]) -> str:
     """Word the error for an unknown name among hundreds: the nearest ones only."""
     message = unknown(kind, name, known)
@@ -345,5 +339,5 @@ LIBRARIES: Mapping[str, Library] = {
     "torchvision": Library(
         _torchvision_build, _torchvision_published, from_data={"classes": "num_classes"}
     ),
-    "hf": Library(_hf_build, _hf_published, _settings, _hf_inputs, initialise=_hf_initialise_),
+    "hf": Library(_hf_build, _hf_published, _settings, _hf_inputs, initialise=draw_by_class_),
 }

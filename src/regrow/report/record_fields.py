@@ -48,6 +48,7 @@ OF_OWN: Mapping[str, str] = {
     "passes": "forward passes in training mode, with gradients",
     "shape": "the shape of the first training example, without the batch",
     "input": "the shape that costs are counted at, without the batch",
+    "unlike": "weights that have another spread, drawn anew, than the network's code gives them",
     "drawn": "tensors that nothing initialises, drawn as in the uncut network and cut",
 }
 OF_COSTS: Mapping[str, str] = {
