@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from commands import Command, write_study
+from regrow.cli.terminal import say
 from regrow.core.texts import one_line, visible
 from regrow.report import Failure, write
 from regrow.report.rows import Run
@@ -247,3 +248,9 @@ def test_scores_on_a_page_of_the_hub_show_names_as_they_are(tmp_path: Path) -> N
     assert not UNSEEN.search(line)
     assert "<script" not in line
     assert 'code="a\\"b.py:Net"' in page
+
+
+def test_text_between_colons_stays_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not a picture: ``mine.py:train: ...`` is how errors begin."""
+    say("mine.py:train: it returns nothing")
+    assert capsys.readouterr().err == "mine.py:train: it returns nothing\n"

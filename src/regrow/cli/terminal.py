@@ -21,12 +21,13 @@ PIPE_WIDTH = 10_000  # never wrap lines that go to a file or another program
 
 def console() -> Console:
     """Return a console on standard output."""
-    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    return Console(emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def say(line: str) -> None:
     """Print a line on standard error, where progress goes too."""
-    Console(stderr=True).print(visible(line), markup=False, highlight=False, soft_wrap=True)
+    stderr = Console(stderr=True, emoji=False)
+    stderr.print(visible(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def complain(message: str) -> None:

@@ -28,7 +28,7 @@ MAX_LINES = 16  # of running jobs: more workers than that do not fit a terminal
 @contextmanager
 def display(console: Console | None = None) -> Iterator[Callable[[Event], None]]:
     """Yield what shows events, for ``run(..., on_event=...)``; by default on standard error."""
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, emoji=False)
     if not console.is_terminal:
         yield _Plain(console)
         return
