@@ -28,7 +28,7 @@ def main(report: Path) -> None:
             "Five seeds each; of each method its higher sparsity. The [whole table]"
             "(docs/quickstart/report.md) has every arm, the training FLOPs and how fair each row "
             "is. Its answer begins:",
-            _lead(_section(text, "Answer")),
+            _lead(_section(text, "Answer")).replace("](#", "](docs/quickstart/report.md#"),
             _made(_section(text, "How it was made")),
         ]
     )
