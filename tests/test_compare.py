@@ -860,7 +860,8 @@ def test_budgets_and_rates_that_a_function_of_ones_own_cannot_have_are_refused(
 def test_the_page_of_a_comparison_has_every_part_and_links_to_its_records(
     command: Command, here: Path
 ) -> None:
-    done = command("run", write(here), "--workers", "0", "--html", "--out", here / "out")
+    study = write(here, uniform=True)
+    done = command("run", study, "--workers", "0", "--html", "--out", here / "out")
     assert done.code == 0, done.text
     text = (here / "out" / "report.html").read_text(encoding="utf-8")
     check_accessible(here / "out" / "report.html")
@@ -869,10 +870,11 @@ def test_the_page_of_a_comparison_has_every_part_and_links_to_its_records(
     inside = set(re.findall(r'href="#([^"]+)"', text))
     assert inside <= {*re.findall(r'id="([^"]+)"', text)}
     records = [here / "out" / unquote(link) for link in re.findall(r'href="([^"#]+json)"', text)]
-    assert len(records) == 10  # five arms, two seeds
+    assert len(records) == 12  # six arms, two seeds
     assert all("accuracy" in json.loads(file.read_text())["metrics"] for file in records)
     known = {*OF_ALL, *OF_OWN, *OF_TRAININGS, *OF_COSTS}
     assert all(set(json.loads(file.read_text())) <= known for file in records)
     assert "scratch-b" in text
     assert re.search(r">50</a>", text), "half of the first layer's 12 units stay"
+    assert " at uniform widths<" in text, "another cut, which has a line of its own"
     assert not re.search(r'(src|action|href)="(https?:)?//', text)

@@ -226,7 +226,7 @@ def layer_section(evidence: StudyEvidence, rows: RowLinks) -> Iterator[PageSecti
         names = tuple(kept.shares)
         run = first_runs[kept.group]
         href = rows.href(kept.group, run.arm)
-        cells = [PageCell(text=run.cut)]
+        cells = [PageCell(text=" ".join(filter(None, (run.cut, kept.rival))))]
         cells += [
             PageCell(text=f"{100 * s:.3g}", shade=s, href=href)
             for s in [*kept.shares.values()][:MOST_LAYERS]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST_WEIGHTS = 100_000_000  # read for histograms in all; about ten seconds
 BINS = 61
+UNIFORM = "at uniform widths"
 REACH = 3.0  # standard deviations to both sides
 
 
@@ -34,10 +35,14 @@ class RunEvidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """The share that prunings of one cell kept of each layer, averaged over seeds."""
+    """The share that prunings of one cell kept of each layer, averaged over seeds.
+
+    ``rival`` names prunings beside the one that the cell is about.
+    """
 
     group: str
     unit: str
+    rival: str = ""
     shares: Mapping[str, float]
     n: int
 
@@ -101,7 +106,7 @@ def _kept(
 ) -> Iterable[Kept]:
     """Average over seeds what each cell's prunings kept of each layer."""
     totals: dict[tuple[str, str, str], Mapping[str, int]] = {}
-    found: dict[str, dict[str, Mapping[str, float]]] = {}
+    found: dict[tuple[str, str], dict[str, Mapping[str, float]]] = {}
     units: dict[str, str] = {}
     for cell, group in zip(cells, groups, strict=True):
         prune = cell.job.pruning
@@ -121,14 +126,16 @@ def _kept(
             except Damaged:
                 continue
         shares = {name: width / totals[place][name] for name, width in widths.items()}
-        found.setdefault(group, {})[prune.key] = shares
+        rival = UNIFORM if getattr(prune, "like", None) is not None else ""
+        found.setdefault((group, rival), {})[prune.key] = shares
         units[group] = unit
-    for group, prunings in found.items():
+    for (group, rival), prunings in found.items():
         names = dict.fromkeys(name for shares in prunings.values() for name in shares)
         alike = [shares for shares in prunings.values() if set(shares) == set(names)]
         if alike:
             means = {name: sum(shares[name] for shares in alike) / len(alike) for name in names}
-            yield Kept(group=group, unit=units[group], shares=means, n=len(alike))
+            unit = units[group]
+            yield Kept(group=group, unit=unit, rival=rival, shares=means, n=len(alike))
 
 
 def _sizes(prune: Job, record: Mapping[str, Any], store: Store) -> dict[str, int]:
