@@ -224,6 +224,20 @@ def test_numbers_of_methods_and_of_layers_lead_to_their_records(tmp_path: Path) 
         assert {*hrefs} <= anchors
 
 
+def test_a_verdict_shows_the_p_value_that_its_outcome_stands_on(tmp_path: Path) -> None:
+    runs = [replace(run, score=97.0 + 0.01 * run.seed) for run in make_runs(num_seeds=5)]
+    runs = [r if r.arm != "scratch-e" else replace(r, score=97.0 + 0.02 * r.seed) for r in runs]
+    document = document_of(
+        report_of(runs, tmp_path), runs, evidence_of(runs), tmp_path, settings={}
+    )
+    (section,) = (found for found in document.sections if found.name == "verdicts")
+    table = next(block for block in section.blocks if isinstance(block, PageTable))
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert row["outcome"].text == "equivalent"
+    shown = (row[f"p ({kind})"].value or 0.0 for kind in ("difference", "equivalence"))
+    assert [p < 0.01 for p in shown] == [False, True]
+
+
 def test_a_winner_that_hangs_on_the_retraining_is_a_headline(tmp_path: Path) -> None:
     arms = {"fine-tune": 95.0, "fine-tune-10x": 99.0, "scratch-b": 97.0}
     starts: dict[str, Start] = {"scratch-b": "random"}

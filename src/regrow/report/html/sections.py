@@ -106,7 +106,10 @@ def _verdict_table(title: str, family: Sequence[Verdict], rows: RowLinks) -> Pag
     scale = f"{-reach:.2g} to {reach:+.2g} {unit}"
     return PageTable(
         title=title,
-        columns=("cell", "outcome", "difference", scale, "p", "seeds", "arm", "against"),
+        columns=(
+            *("cell", "outcome", "difference", scale),
+            *("p (difference)", "p (equivalence)", "seeds", "arm", "against"),
+        ),
         rows=tuple(_verdict_row(verdict, rows, reach) for verdict in family),
         words=("arm", "against", "outcome", scale),
     )
@@ -114,7 +117,7 @@ def _verdict_table(title: str, family: Sequence[Verdict], rows: RowLinks) -> Pag
 
 def _verdict_row(verdict: Verdict, rows: RowLinks, reach: float) -> tuple[PageCell, ...]:
     test, metric = verdict.comparison, verdict.metric
-    strip, difference, p = None, "", ""
+    strip, difference = None, ""
     if test is not None:
         difference = words.signed(test.difference, digits=metric.digits)
         interval = ""
@@ -129,18 +132,23 @@ def _verdict_row(verdict: Verdict, rows: RowLinks, reach: float) -> tuple[PageCe
             reach=reach,
             text=f"{difference}{interval}",
         )
-        p = "" if verdict.p is None else words.p_value(verdict.p).removeprefix("p = ")
     value = None if test is None else test.difference
     return (
         PageCell(text=rows.name(verdict.group) or verdict.where),
         PageCell(text=verdict.outcome, tone=TONES[verdict.outcome]),
         PageCell(text=difference, value=value, href=rows.href(verdict.group, verdict.arm)),
         PageCell(text="", strip=strip, value=value),
-        PageCell(text=p.removeprefix("p "), value=verdict.p),
+        _p_cell(verdict.p),
+        _p_cell(verdict.p_equivalence),
         PageCell(text=words.seeds(verdict.n, verdict.n_expected)),
         PageCell(text=verdict.arm, href=rows.href(verdict.group, verdict.arm)),
         PageCell(text=verdict.against, href=rows.href(verdict.group, verdict.against)),
     )
+
+
+def _p_cell(p: float | None) -> PageCell:
+    text = "" if p is None else words.p_value(p).removeprefix("p = ").removeprefix("p ")
+    return PageCell(text=text, value=p)
 
 
 def result_section(page: Page, frame: pd.DataFrame, rows: RowLinks, method: str) -> PageSection:
