@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from regrow.report.figures import (
     BESIDE,
     COLOURED,
+    MOVED,
     PAGE,
     SPARE,
     STYLES,
@@ -54,8 +55,8 @@ def draw_methods(
                 title = f"{metric.name[0].upper()}{metric.name[1:]}"
                 caption = (
                     f"{title} against MACs: methods on one axis, a panel for each arm; bars: 95% "
-                    "intervals of the mean over seeds; dashed: the unpruned network; markers are "
-                    "moved apart sideways, so that none hides another"
+                    "intervals of the mean over seeds; dashed: the unpruned network; "
+                    f"{MOVED}"
                 )
                 saved.append(save(figure, folder, name=name, caption=caption))
     return saved
