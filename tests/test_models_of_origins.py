@@ -13,7 +13,7 @@ from regrow.core.seeds import derive
 from regrow.errors import ConfigError, DataError, StoreError
 from regrow.jobs.base import all_jobs
 from regrow.models import MODELS, ModelSpec, build, initialise_
-from regrow.report.collect import Reader
+from regrow.report.collect import Reader, results_of
 from regrow.report.rows import fairness
 from regrow.run import run
 from regrow.store import Store
@@ -92,6 +92,21 @@ def test_trained_weights_are_known_by_their_content(here: Path) -> None:
     shared = one & keys(entry("other.pt"))
     assert len(shared) < len(one)
     assert one.isdisjoint(keys("a/own_net.py:Net"))
+
+
+@pytest.mark.parametrize("own_rule", [False, True])
+def test_a_report_names_weights_that_are_drawn_otherwise_than_by_the_code(
+    here: Path, own_rule: bool
+) -> None:
+    rule = "        nn.init.normal_(self.conv.weight, std=0.9)\n"
+    code = CODE.replace("        self.token", rule + "        self.token", 1) if own_rule else CODE
+    (here / "own_net.py").write_text(code)
+    named = study({"name": "own_net.py:Net", "width": 32}, arms=["unpruned", "scratch-e"])
+    store = Store.open(here / "store", create=True)
+    assert not run(named.jobs(), store, workers=0).failed
+    notes = [note for note in results_of(named, store).notes if "drawn anew by their" in note]
+    assert len(notes) == own_rule
+    assert all("than the whole network did: 'conv.weight', drawn" in note for note in notes)
 
 
 def test_a_study_of_own_code_and_weights_trains_no_parent(here: Path) -> None:

@@ -18,12 +18,11 @@ from regrow.jobs.base import without_none
 from regrow.models import initialise_
 from regrow.models.inputs import Inputs
 from regrow.models.origins import ModelOrigin, code_at, open_network
+from regrow.models.spreads import unlike
 from regrow.models.weights import read_weights
 from regrow.surgery.architecture import ARCHITECTURE, WEIGHTS, Architecture
 
 IN_CODE, PUBLISHED = "code", "published"  # weights that are in no file
-LEAST = 256  # numbers of a weight whose spread is compared
-ALIKE = 1.25  # of two spreads, at most, that count as one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,28 +163,13 @@ def _named(origin: ModelOrigin) -> tuple[str, str]:
 
 @cache
 def drawn_otherwise(network: OwnNetwork) -> tuple[str, ...]:
-    """Name the weights that have another spread, drawn anew, than the network's code gives them.
-
-    Of ``LEAST`` numbers at least, whose spread has a sampling error of 4 %; what nothing draws
-    anew is left out, and so is a network whose code gives it trained weights.
-    """
-    if network.weights == IN_CODE:
+    """Name the weights that are drawn anew otherwise than by the network's own code."""
+    if network.weights == IN_CODE:  # a seed may still choose which
         return ()
-    built, anew = network.fresh(0), network.fresh(1)
+    anew = network.fresh(0)
     with suppress(ConfigError):  # what is missed stays not-a-number
         initialise_(anew, seed=0, of_library=network.origin.initialise)
-    drawn = anew.state_dict()
-    return tuple(
-        name
-        for name, value in built.named_parameters()
-        if value.numel() >= LEAST
-        and not bool(drawn[name].isnan().any())
-        and not _is_alike(float(drawn[name].std()), float(value.detach().std()))
-    )
-
-
-def _is_alike(one: float, other: float) -> bool:
-    return min(one, other) * ALIKE >= max(one, other)
+    return unlike(network.fresh(0), network.fresh(1), anew)
 
 
 def draw_anew_(

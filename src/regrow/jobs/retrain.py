@@ -39,6 +39,7 @@ from regrow.jobs.train import (
     trained_network,
 )
 from regrow.models import ModelSpec, build, initialise_
+from regrow.models.spreads import unlike
 from regrow.surgery.architecture import Architecture
 from regrow.surgery.edit import Edit
 from regrow.surgery.mask import filter_dim, layer_of
@@ -196,6 +197,8 @@ class Retrain(Keyed):
         epochs = self.arm.epochs(self.recipe.length, ratio)
         capped = self.arm.budget.is_capped(self.arm.budget_ratio(ratio))
         record: dict[str, Any] = {"ratio": ratio, "capped": capped}
+        if self.arm.start == "random" and (names := _drawn_otherwise(self.prune.model)):
+            record["unlike"] = list(names)
         if epochs == 0:
             model = model.to(context.device)
             return Outcome(
@@ -254,6 +257,16 @@ class Retrain(Keyed):
             _draw_sparse_(model, edit.kept_weights(model), seed=self.seed)
         edit.mask_(model)
         return model, as_built
+
+
+def _drawn_otherwise(spec: ModelSpec) -> tuple[str, ...]:
+    """Name the weights that are drawn anew otherwise than by the network's own code."""
+    built = build(spec.untrained(), seed=0)
+    if callable(getattr(built, "initialise_", None)):
+        return ()
+    again, anew = (build(spec.untrained(), seed=seed) for seed in (1, 0))
+    initialise_(anew, seed=0, spec=spec)
+    return unlike(built, again, anew)
 
 
 def flops_ratio(before: Cost, after: Cost, arm: Arm) -> float:

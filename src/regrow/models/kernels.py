@@ -33,7 +33,7 @@ _SHAPE, _NORM = "UniTuple(int64, 2)", "UniTuple(int64, 4)"
 
 
 def _float(element):
-    """Read an element as float32."""
+    """Read an element as float32; for compiled code alone, to which ``_read`` gives its body."""
     raise NotImplementedError
 
 
@@ -45,7 +45,10 @@ def _read(element):
 
 
 def _rounded(value, like):
-    """Round to the nearest element of a map like another; of two bfloat16 to the even one."""
+    """Round to the nearest element of a map like another; of two bfloat16 to the even one.
+
+    For compiled code alone, to which ``_round`` gives its body.
+    """
     raise NotImplementedError
 
 

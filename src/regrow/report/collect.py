@@ -1,6 +1,6 @@
 """The runs of a study, read from a store: each cell's record, and its total cost."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from regrow.errors import Damaged, short
 from regrow.jobs.arms import Arm
 from regrow.jobs.base import Job, ScoredOn, all_jobs, notices
 from regrow.jobs.retrain import Retrain
+from regrow.report import words
 from regrow.report.extras import details_table
 from regrow.report.render import Extra, Failure
 from regrow.report.rows import Ending, Run, Status, fairness
@@ -53,7 +54,7 @@ def results_of(study: Study, store: Store) -> Results:
         for name, table_rows in rows.items()
         if (details := TASKS.get(name).details) is not None
     ]
-    notes = [*study.notes, *notices(cell.job for cell in cells)]
+    notes = [*study.notes, *notices(cell.job for cell in cells), *_other_starts(reader, cells)]
     if study.own:
         from regrow.report.own_runs import spending_notes
 
@@ -65,6 +66,22 @@ def results_of(study: Study, store: Store) -> Results:
         extras=tuple(extras),
         notes=tuple(notes),
     )
+
+
+def _other_starts(reader: "Reader", cells: Sequence[Cell]) -> Iterator[str]:
+    """Name weights from which training from scratch starts otherwise than the whole network did."""
+    found: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        names = reader.record(cell.job).get("unlike", ()) if reader.has(cell.job) else ()
+        if names:
+            found.setdefault(cell.experiment.model_label, {}).update(dict.fromkeys(names))
+    for label, names in found.items():
+        yield (
+            f"{label}: training from scratch starts from other weights than the whole network did: "
+            f"{words.first_three([*names])}, drawn anew by their layers, have another spread than "
+            "the network's own code gives them, so a difference may come from that. Give the "
+            "network a method 'initialise_()' that draws all its parameters."
+        )
 
 
 NUMBERS = ("parameters", "macs", "flops", "epochs", "samples", "training_flops", "teacher_flops",

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from regrow.jobs.base import Job
 from regrow.report.rows import Run
-from regrow.report.words import listed
+from regrow.report.words import first_three, listed
 from regrow.studies.expand import Cell
 
 CLOSE = 0.1  # of the MACs: networks of one cost
@@ -36,25 +36,12 @@ def spending_notes(reader: Reads, cells: Sequence[Cell], runs: Sequence[Run]) ->
     for arm, shapes in _other_shapes(trained):
         yield f"{arm} trained on inputs of {shapes}: FLOPs are counted at the latter."
     yield from _other_costs(own)
-    if unlike := _tensors(trained, "unlike"):
-        yield (
-            "Training from scratch starts from other weights than the whole network did: "
-            f"{unlike}, drawn anew by their layers, have another spread than the network's own "
-            "code gives them, so a difference may come from that. Give the network a method "
-            "'initialise_()' that draws all its parameters."
-        )
-    if drawn := _tensors(trained, "drawn"):
+    drawn = dict.fromkeys(name for _, _, record in trained for name in record.get("drawn", ()))
+    if drawn:
         yield (
             "Trained from scratch, nothing initialises the sizes that were left of "
-            f"{drawn}: they are drawn as in the uncut network, and cut."
+            f"{first_three([*drawn])}: they are drawn as in the uncut network, and cut."
         )
-
-
-def _tensors(trained: Sequence[tuple[Cell, Run, dict[str, Any]]], key: str) -> str:
-    """List the tensors that records name: the first three, and how many more."""
-    found = dict.fromkeys(name for _, _, record in trained for name in record.get(key, ()))
-    names = [repr(name) for name in [*found][:3]]
-    return listed([*names, *([f"{len(found) - 3} more"] if len(found) > 3 else [])])
 
 
 def _arms(runs: Any) -> list[str]:

@@ -18,6 +18,7 @@ OF_TRAININGS: Mapping[str, str] = {
     "num_test": "examples of the test set",
     "validation": "scores on the validation split, by name; absent without one",
     "before": "of a training: what the network scored before its first step, by name",
+    "unlike": "weights that have another spread, drawn anew, than the network's code gives them",
     "epochs": "epochs of its own training",
     "samples": "training examples that it saw, repeated ones too",
     "training_flops": "FLOPs of its own training; three forward passes an example",
@@ -48,7 +49,6 @@ OF_OWN: Mapping[str, str] = {
     "passes": "forward passes in training mode, with gradients",
     "shape": "the shape of the first training example, without the batch",
     "input": "the shape that costs are counted at, without the batch",
-    "unlike": "weights that have another spread, drawn anew, than the network's code gives them",
     "drawn": "tensors that nothing initialises, drawn as in the uncut network and cut",
 }
 OF_COSTS: Mapping[str, str] = {

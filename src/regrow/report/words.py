@@ -85,6 +85,16 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
+def first_three(names: list[str]) -> str:
+    """List names in quotes: the first three, and how many more.
+
+    >>> first_three(["a", "b", "c", "d"])
+    "'a', 'b', 'c' and 1 more"
+    """
+    more = [f"{len(names) - 3} more"] if len(names) > 3 else []
+    return listed([*map(repr, names[:3]), *more])
+
+
 def listed(items: list[str]) -> str:
     """Join items as in a sentence.
 

@@ -8,7 +8,6 @@ single results are off by some 1e-5 of the largest, where PyTorch's own are by 1
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from regrow.train.small_maps import product
+from regrow.train.small_maps import computed_by, product
 
 LAST = torch.channels_last
 FEWEST_CHANNELS = 8
@@ -31,27 +30,18 @@ def fast_convolutions(model: nn.Module) -> Iterator[None]:
 
     For a forward pass in float32; the modules stay what they are.
     """
-    modules = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-    convs = [module for module in modules if _applies(module)]
-    for conv in convs:
-        vars(conv)["forward"] = partial(_convolved, conv)
-    try:
+    with computed_by(_convolved, model, _applies):
         yield
-    finally:
-        for conv in convs:
-            del vars(conv)["forward"]
 
 
 def _applies(module: nn.Conv2d) -> bool:
     return (
-        type(module) is nn.Conv2d  # no other kind, which may compute something else
-        and module.stride == (1, 1)
+        module.stride == (1, 1)
         and module.dilation == (1, 1)
         and module.groups == 1
         and module.padding_mode == "zeros"
         and (module.kernel_size, module.padding) in (((3, 3), (1, 1)), ((1, 1), (0, 0)))
         and min(module.in_channels, module.out_channels) >= FEWEST_CHANNELS
-        and "forward" not in vars(module)
     )
 
 

@@ -4,7 +4,7 @@ PyTorch's own convolutions on a CPU are made for large maps: in bfloat16 over 4x
 channels their gradients of the weights take six times as long as a product of matrices.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -35,10 +35,21 @@ def as_products(model: nn.Module) -> Iterator[None]:
 
     For a forward pass under autocast; the modules stay what they are.
     """
-    modules = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-    convs = [module for module in modules if _applies(module)]
+    with computed_by(_convolved, model, _applies):
+        yield
+
+
+@contextmanager
+def computed_by(
+    compute: Callable[[nn.Conv2d, Tensor], Tensor],
+    model: nn.Module,
+    applies: Callable[[nn.Conv2d], bool],
+) -> Iterator[None]:
+    """Let a function compute a network's plain convolutions, those that it applies to."""
+    modules = (module for module in model.modules() if type(module) is nn.Conv2d)  # no other kind
+    convs = [module for module in modules if "forward" not in vars(module) and applies(module)]
     for conv in convs:
-        vars(conv)["forward"] = partial(_convolved, conv)
+        vars(conv)["forward"] = partial(compute, conv)
     try:
         yield
     finally:
@@ -48,13 +59,11 @@ def as_products(model: nn.Module) -> Iterator[None]:
 
 def _applies(module: nn.Conv2d) -> bool:
     return (
-        type(module) is nn.Conv2d  # no other kind, which may compute something else
-        and module.kernel_size != (1, 1)
+        module.kernel_size != (1, 1)
         and module.groups == 1
         and module.dilation == (1, 1)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
-        and "forward" not in vars(module)
     )
 
 
