@@ -164,8 +164,6 @@ def _named(origin: ModelOrigin) -> tuple[str, str]:
 @cache
 def drawn_otherwise(network: OwnNetwork) -> tuple[str, ...]:
     """Name the weights that are drawn anew otherwise than by the network's own code."""
-    if network.weights == IN_CODE:  # a seed may still choose which
-        return ()
     anew = network.fresh(0)
     with suppress(ConfigError):  # what is missed stays not-a-number
         initialise_(anew, seed=0, of_library=network.origin.initialise)
