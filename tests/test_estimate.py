@@ -179,3 +179,29 @@ def test_workers_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     work = 8 * 3 * 10.0  # eight seeds of three steps
     assert one.seconds == pytest.approx(2 * START + work + room.REPORT_SECONDS, rel=1e-3)
     assert two.seconds == pytest.approx(2 * START + work / 2 + room.REPORT_SECONDS, rel=1e-3)
+
+
+def test_a_network_whose_channels_are_guessed_is_timed_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Narrow layers take more than their share of the time: no line through wider networks says."""
+    monkeypatch.setattr(room, "_calibrate", lambda setting: SPEED)
+    widths: list[int] = []
+
+    def time_of(network: torch.nn.Module, *others: object) -> tuple[float, float]:
+        widths.append(next(network.parameters()).shape[0])
+        return 7.0, 0.0
+
+    monkeypatch.setattr(room, "_time", time_of)
+    study = {"methods": {"name": "l1-filter", "sparsity": 0.75}, "arms": ["scratch-e"], "seeds": 2}
+    (first, second) = make(**study)
+    assert isinstance(first, Retrain)
+    rates = room.Rates()
+    steps = first.recipe.length * -(-first.data.num_train // first.recipe.batch)
+    assert rates.of(first) == rates.of(second) == pytest.approx(7.0 * steps + SPEED.cut_seconds)
+    assert widths == [1]  # of four channels a quarter is left; timed once for both seeds
+
+    long = replace(SPEED, step=_Line(room.CALIBRATION_SECONDS, 0.0))
+    monkeypatch.setattr(room, "_calibrate", lambda setting: long)
+    assert room.Rates().of(first) < 7.0 * steps  # too long to try: by the line
+    assert widths == [1]

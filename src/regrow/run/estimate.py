@@ -1,11 +1,12 @@
 """Estimate what a study has still to compute: training FLOPs, and time on this machine.
 
 Each network is timed for a few steps, whole and with half of its channels, on one thread as a
-worker has it, and with as many busy processes as there are workers; a line through the two tells
-what a step of any narrower network takes. A cut is timed with its proof. Where the store has
-records of the same network, what they took corrects that. Channels that a method has yet to choose
-are guessed: as if each layer lost the same share. Jobs are then handed out as a run does it, so
-that workers which wait for the last long job count too.
+worker has it, and with as many busy processes as there are workers. Channels that a method has yet
+to choose are guessed, as if each layer lost the same share, and the network cut so is timed too. A
+line through the whole and the half tells what a step of any other narrower network takes. A cut is
+timed with its proof. Where the store has records of the same network, what they took corrects that.
+Jobs are then handed out as a run does it, so that workers which wait for the last long job count
+too.
 """
 
 import heapq
@@ -193,6 +194,8 @@ class Rates:
         default_factory=dict
     )
     _ratios: dict[object, float] = field(default_factory=dict)
+    _guesses: dict[tuple[ModelSpec, tuple[int, ...], float], Mask] = field(default_factory=dict)
+    _times: dict[tuple[Setting, float], tuple[float, float]] = field(default_factory=dict)
 
     def learn(self, finished: Sequence[Job], store: Store | None) -> None:
         """Take the records of finished jobs into account, and no others."""
@@ -222,12 +225,29 @@ class Rates:
         self, setting: Setting, *, epochs: float, ratio: float = 1.0, taught: bool = False
     ) -> float:
         """Return the seconds of a training and of scoring its network."""
-        speed, data = self._speed(setting), setting.data
-        whole = model_cost(setting.model, data.shape).flops
-        # A teacher takes one of the passes of the unpruned network's step.
-        step = speed.step.at(whole / ratio) + taught * speed.step.at(whole) / TRAINING_FACTOR
+        data = setting.data
+        step, image = self._times_of(setting, ratio)
+        if taught:  # a teacher takes one of the passes of the unpruned network's step
+            step += self._times_of(setting, 1.0)[0] / TRAINING_FACTOR
         steps = epochs * -(-data.num_train // setting.recipe.batch)
-        return steps * step + data.num_test * speed.image.at(whole / ratio)
+        return steps * step + data.num_test * image
+
+    def _times_of(self, setting: Setting, ratio: float) -> tuple[float, float]:
+        """Return the seconds of a training step, and of scoring an image, at 1/ratio of the FLOPs.
+
+        Narrow layers do not take their share of the time, and how much more depends on which are
+        narrow: a guess of the very network is timed, where there is one and its steps are short.
+        """
+        shape = setting.data.shape
+        guess = self._guesses.get((setting.model, shape, ratio))
+        speed, flops = self._speed(setting), model_cost(setting.model, shape).flops / ratio
+        if guess is None or MIN_STEPS * speed.step.at(flops) > CALIBRATION_SECONDS:
+            return speed.step.at(flops), speed.image.at(flops)
+        if (setting, ratio) not in self._times:
+            network, groups = self._trace(setting.model, shape)
+            narrow = shrink(network, guess, groups)
+            self._times[setting, ratio] = _time(narrow, load(setting.data.spec), setting.recipe)
+        return self._times[setting, ratio]
 
     def _speed(self, setting: Setting) -> _Speed:
         if setting not in self._speeds:
@@ -275,10 +295,7 @@ class Rates:
             return 1.0 / max(share, 0.01)
         key = (prune.model, prune.data.shape)
         try:
-            if key not in self._traces:
-                network = build(prune.model.untrained())
-                self._traces[key] = network, traced(network, *key)
-            network, groups = self._traces[key]
+            network, groups = self._trace(*key)
             method = replace(METHODS.get("uniform"), scope=prune.method.scope)
             mask = select(
                 network, groups, method, sparsity=prune.sparsity, shares=prune.shares, seed=0
@@ -286,7 +303,16 @@ class Rates:
             after = measure(shrink(network, mask, groups), groups.example)
         except TraceError:
             return 1.0 / max(share, 0.1) ** 2  # a layer loses inputs and outputs
-        return model_cost(prune.model, prune.data.shape).flops / max(after.flops, 1)
+        ratio = model_cost(prune.model, prune.data.shape).flops / max(after.flops, 1)
+        self._guesses[prune.model, prune.data.shape, ratio] = mask
+        return ratio
+
+    def _trace(self, model: ModelSpec, shape: tuple[int, ...]) -> tuple[nn.Module, Trace]:
+        """Return a network without its weights, and its trace."""
+        if (model, shape) not in self._traces:
+            network = build(model.untrained())
+            self._traces[model, shape] = network, traced(network, model, shape)
+        return self._traces[model, shape]
 
 
 def _calibrate(setting: Setting) -> _Speed:
