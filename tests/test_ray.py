@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import regrow
 import regrow.run.on_ray as on_ray
 from commands import Command, write_study
 from fake_ray import (
@@ -109,6 +110,20 @@ def test_jobs_are_the_same_after_json(tmp_path: Path, changes: dict[str, Any]) -
         assert [before.key for before in again.inputs] == [before.key for before in job.inputs]
 
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.parametrize("name", ["regression", "search", "text"])
+def test_jobs_of_examples_are_the_same_after_json(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(EXAMPLES.parent)
+    jobs = all_jobs(Study.load(EXAMPLES / f"{name}.yaml").jobs())
+    for key, job in jobs.items():
+        again = job_from_json(job_to_json(job), key=key)
+        assert (again, again.label, again.spec) == (job, job.label, job.spec)
+
+
 def test_values_that_several_jobs_share_are_written_once(tmp_path: Path) -> None:
     (job,) = (j for j in study(tmp_path).jobs() if "fine-tune" in j.label)
     text = job_to_json(job)
@@ -118,7 +133,7 @@ def test_values_that_several_jobs_share_are_written_once(tmp_path: Path) -> None
 
 def test_a_value_that_json_cannot_hold_is_named() -> None:
     job = train(label=lambda: None)
-    with pytest.raises(ConfigError, match=r"cannot be sent to another machine: its 'label' is"):
+    with pytest.raises(ConfigError, match=r"cannot be sent to another process: its 'label' is"):
         job_to_json(job)
 
 
@@ -132,6 +147,7 @@ def _altered(job: Job, change: Callable[[Any], None]) -> str:
     ("change", "match"),
     [
         (lambda v: v["values"][-1].__setitem__(0, "subprocess:Popen"), "no value that jobs are"),
+        (lambda v: v["values"][-1].__setitem__(0, "no.such.module:Job"), "--with"),
         (lambda v: v["values"][-1].__setitem__(0, "os:system"), "no value that jobs are"),
         (lambda v: v["values"][-1].__setitem__(0, "regrow.run.worker:_Worker"), "no value that"),
         (lambda v: v["values"][-1].__setitem__(0, "regrow.run.events:NotThere"), "no attribute"),
@@ -427,6 +443,98 @@ def test_the_command_line(
         result = command("run", "study.yaml", *arguments)
         assert result.code == 2
         assert match in result.text
+
+
+NETS = """
+from torch import nn
+
+def mlp(hidden=8):
+    return nn.Sequential(nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, 3))
+"""
+TRAIN = """
+import torch
+from torch.nn.functional import cross_entropy
+
+x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+y = (x[:, 0] > 0).long()
+
+def train(model, budget, seed):
+    optimiser = torch.optim.SGD(model.parameters(), 0.2)
+    for _ in budget:
+        optimiser.zero_grad()
+        cross_entropy(model.train()(x), y).backward()
+        optimiser.step()
+    return {"accuracy": (model.eval()(x).argmax(1) == y).double().mean()}
+"""
+
+
+def test_ones_own_network_and_function_go_to_a_cluster(
+    tmp_path: Path, ray: Callable[..., FakeRay], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(NETS)
+    Path("mine.py").write_text(TRAIN)
+    asked = ("compare", "nets.py:mlp", "--input", "1x4", "--train", "mine.py:train")
+    more = ("--budget", "4", "--sparsity", "0.5", "--seeds", "1", "--margin", "1")
+    fake = ray()
+    on_cluster = command(*asked, *more, "--out", "a", "--store", "sa", "--on", "ray")
+    assert on_cluster.code == 0, on_cluster.text
+    assert fake.requests
+    assert command(*asked, *more, "--out", "b", "--store", "sb", "--workers", "0").code == 0
+    assert records(Path("sa")) == records(Path("sb"))
+    assert Path("a", "rows.csv").read_bytes() == Path("b", "rows.csv").read_bytes()
+
+    (tmp_path / "elsewhere").mkdir()
+    ray(alter=lambda request: request.update(folder=str(tmp_path / "elsewhere")))
+    refused = command(*asked, *more, "--out", "c", "--store", "sc", "--on", "ray")
+    assert refused.code == 2
+    assert "'nets.py' is not seen in" in refused.text
+    assert "start the command in a folder that they share" in refused.text
+    assert refused.text.count("is not seen in") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (
+            *("versus", "l1-filter", "--model", "{name: vgg, plan: [4, M, 4]}"),
+            *("--data", "{name: digits, subset: 60, test_subset: 40}", "--arms", "fine-tune"),
+            *("--recipe", "{name: cifar, epochs: 1, batch: 20, precision: fp32}"),
+            *("--seeds", "1", "--against", "random"),
+        ),
+        ("reproduce", "table-14", "--scale", "smoke", "--only", "unpruned"),
+    ],
+    ids=["versus", "reproduce"],
+)
+def test_other_commands_train_on_a_cluster(
+    tmp_path: Path,
+    ray: Callable[..., FakeRay],
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fake = ray()
+    ended = command(*arguments, "--on", "ray")
+    assert ended.code == 0, ended.text
+    assert fake.requests
+    assert fake.down
+
+
+def test_studies_from_python_go_to_a_cluster(
+    tmp_path: Path, ray: Callable[..., FakeRay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fake = ray()
+    file = write_study(tmp_path, methods=METHODS, arms=ARMS, seeds=1)
+    found = regrow.run_study(file, store="store", on="ray", progress=False)
+    assert found.complete
+    assert len(fake.requests) == 4
+    with pytest.raises(ConfigError, match="give --on ray too"):
+        regrow.run_study(file, store="store", address="head:1")
+    monkeypatch.setattr("regrow.study_run.registered_elsewhere", lambda: ("script.py",))
+    with pytest.raises(ConfigError, match=r"a Ray cluster do not know\. Put them into a file"):
+        regrow.run_study(file, store="store", on="ray")
 
 
 def test_a_gpu_elsewhere_decides_no_precision(

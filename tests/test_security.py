@@ -9,10 +9,12 @@ import pytest
 import regrow
 
 PACKAGE = Path(regrow.__file__).parent
-# Where the processes of one run speak with each other, through pipes and connections of their own.
-BETWEEN_PROCESSES = ("run/worker.py", "run/torchrun.py")
-UNPICKLE = ("pickle.load", "pickle.loads", "pickle.Unpickler")
+# Processes of a benchmark that speak with their parent, and ranks that train together: what PyTorch
+# sends between these is a pickle of its own.
+BETWEEN_PROCESSES = ("bench/processes.py", "core/distributed.py")
+UNPICKLE = ("recv", "broadcast_object_list", "all_gather_object")  # by the end of a call's name
 NEVER = (
+    *("pickle.load", "pickle.loads", "pickle.Unpickler", "pickle.dump", "pickle.dumps"),
     *("eval", "exec", "os.system", "os.popen", "marshal.load", "marshal.loads", "shelve.open"),
     *("yaml.unsafe_load", "yaml.full_load", "joblib.load", "dill.load", "cloudpickle.load"),
     *("pandas.read_pickle", "pd.read_pickle", "torch.hub.load", "jsonpickle.decode"),
@@ -38,11 +40,15 @@ def unsafe(source: str, name: str) -> Iterator[str]:
             modules = [alias.name for alias in node.names]
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             yield from (f"import {m}" for m in modules if m.split(".")[0] in NEVER_IMPORTED)
+        if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "torch", "numpy"):
+            names = {alias.name for alias in node.names}
+            yield from (f"from {node.module} import {n}" for n in sorted(names & {"load", "loads"}))
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
         said = {word.arg: ast.unparse(word.value) for word in node.keywords}
-        if called in NEVER or (called in UNPICKLE and name not in BETWEEN_PROCESSES):
+        unpickles = called.rpartition(".")[2] in UNPICKLE and name not in BETWEEN_PROCESSES
+        if called in NEVER or unpickles:
             yield called
         if said.get("shell") == "True" or said.get("trust_remote_code", "False") != "False":
             yield called
@@ -66,6 +72,11 @@ def test_no_call_of_the_package_runs_what_it_reads() -> None:
     "line",
     [
         "pickle.load(file)",
+        "pickle.dumps(job)",
+        "from pickle import loads",
+        "from torch import load",
+        "pipe.recv()",
+        "dist.broadcast_object_list(box)",
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "numpy.load(path, allow_pickle=True)",

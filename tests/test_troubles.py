@@ -19,10 +19,11 @@ from regrow.errors import ConfigError, DataError, Interrupted, StoreError
 from regrow.jobs.base import Context, Job, Outcome, Progress
 from regrow.run import Event, JobFailed, JobWarning, coordinator, run, troubles
 from regrow.run.executors import Deliver, Ended, Settings, half_of, threads
-from regrow.run.schedule import Schedule
+from regrow.run.schedule import Schedule, Waiting
 from regrow.run.troubles import trouble_of
 from regrow.run.worker import worker_processes
 from regrow.store import Store
+from regrow.studies.study import Study
 from test_run import Walk, num_starts, once, results
 
 
@@ -159,6 +160,98 @@ def test_job_that_gets_on_is_not_given_up(store: Store) -> None:
     schedule = Schedule([job], ())
     ended = coordinator.Coordinator(schedule, store, Executor(), lambda _: None).run()
     assert ended.done == ("job",)
+
+
+# Other runs --------------------
+
+
+def test_second_run_waits_for_what_the_first_tries_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(troubles, "FIRST_WAIT", 1.0)
+    trace = tmp_path / "trace"
+    job = Stumbling(name="job", errors=(FULL,), trace=trace)
+    waits, first = threading.Event(), []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, JobWarning):
+            waits.set()
+
+    def run_first() -> None:
+        first.append(run([job], store, workers=0, on_event=hear))
+
+    thread = threading.Thread(target=run_first)
+    thread.start()
+    try:
+        assert waits.wait(60)
+        assert store.snapshot().running == {job.key}
+        progress = Store.open(store.root).progress(job.key)
+        summary, told = warnings_of(job, Store.open(store.root))
+    finally:
+        thread.join()
+    assert first[0].done == summary.reused == ("job",)
+    assert num_starts(trace) == 2
+    assert progress["waits"] is True
+    who = rf"process {os.getpid()} on \S+: OSError: No space left on device"
+    assert re.match(rf"waits until \d\d:\d\d:\d\d to be tried again by {who}", progress["note"])
+    assert told == [f"In another run it {progress['note']}"]
+    assert not any((store.root / "running").iterdir())
+
+
+@pytest.mark.parametrize("may_pass", [True, False])
+def test_run_that_waited_tries_itself_what_may_pass(store: Store, may_pass: bool) -> None:
+    """As where the other run was killed before it could try again."""
+    job = Walk(name="job")
+    with store.claim(job.key):
+        found: list[tuple[Any, list[str]]] = []
+        other = Store.open(store.root)
+        thread = threading.Thread(target=lambda: found.append(warnings_of(job, other)))
+        thread.start()
+        time.sleep(0.5)
+        store.fail(job.key, job.spec, message="the disk is full", may_pass=may_pass)
+    thread.join()
+    summary, _ = found[0]
+    assert summary.done == (("job",) if may_pass else ())
+    assert summary.failed == (() if may_pass else ("job",))
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_failure_that_was_given_up_is_final_for_other_runs(
+    store: Store, tmp_path: Path, retries: int
+) -> None:
+    seen = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Looking(Stumbling):
+        def run(self, context: Context) -> Outcome:
+            seen.append(store.failure(self.key))
+            return super().run(context)
+
+    job = Looking(name="job", errors=(FULL,) * 9, trace=tmp_path / "trace")
+    assert run([job], store, workers=0, retries=retries).failed == ("job",)
+    failure = store.failure(job.key)
+    assert failure is not None
+    assert "may_pass" not in failure
+    assert "_stumble" in failure["traceback"] or "raise self.errors" in failure["traceback"]
+    assert len(seen) == retries + 1
+
+
+def test_status_says_who_tries_a_job_again(command: Command, tmp_path: Path) -> None:
+    study = Study.load(write_study(tmp_path))
+    store = Store.open("regrow-store")
+    job = study.jobs()[0]
+    node = Schedule([job], ()).nodes[job.key]
+    waiting = Waiting(store)
+    waiting.add(node, seconds=5.0, share=0.4, because="OSError: Input/output error")
+    try:
+        told = command("status", "study.yaml")
+        assert f"waiting {job.label}: 40% waits until " in told.out
+        assert f"by process {os.getpid()} on " in told.out
+        assert "OSError: Input/output error" in told.out
+        assert not [*waiting.due()]
+    finally:
+        waiting.close()
+    assert "waiting" not in command("status", "study.yaml").out
 
 
 # Memory --------------------

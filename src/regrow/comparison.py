@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from regrow.core.execution import RETRIES, Execution
 from regrow.core.validation import as_list
 from regrow.errors import ConfigError, short
 from regrow.pruning.method import criterion_key
@@ -22,7 +23,7 @@ from regrow.report import Report, Run, Verdict, summarise, verdicts
 from regrow.report.answer import answer
 from regrow.report.collect import results_of
 from regrow.report.files import write_study
-from regrow.run import Event, Summary, run
+from regrow.run import Event, Summary, check_machines, run_as
 from regrow.store import Store
 from regrow.studies.study import Study
 
@@ -114,6 +115,10 @@ def compare(
     store: str | Path = "regrow-store",
     workers: int | None = None,
     device: str = "cpu",
+    on: str | None = None,
+    address: str | None = None,
+    stop_after: float | str | None = None,
+    retries: int = RETRIES,
     on_event: Callable[[Event], None] | None = None,
     **options: Any,
 ) -> ComparisonResult:
@@ -124,7 +129,7 @@ def compare(
             ``network``, ``input``, ``weights``, ``set``, ``keep`` and ``label``.
         train: ``file.py:name`` of ``train(model, budget, seed) -> metrics``, or the function.
         name, out: the name of the study, and a folder for its report.
-        store, workers, device, on_event: as for ``regrow.run.run``.
+        store, workers, device, on, address, stop_after, retries, on_event: as for ``run_study``.
         options: see ``study_value``. ``metric`` and ``budget`` are needed, or in its place
             ``budgets``, numbers of epochs (or multiples of it, such as "0.5x"); ``amounts``
             (``{"macs": 0.5}``) or ``small`` (folders of ``shrink``) say what smaller network is
@@ -133,9 +138,12 @@ def compare(
     Raises:
         ConfigError: what cannot be meant.
     """
+    limits: dict[str, Any] = {"stop_after": stop_after, "retries": retries}
+    execution = Execution(workers=workers, device=device, on=on, address=address, **limits)
     study = Study.from_json(study_value(network, train, **options), name=name)
+    check_machines(execution)
     opened = Store.open(store)
-    summary = run(study.jobs(), opened, workers=workers, device=device, on_event=on_event)
+    summary = run_as(execution, study.jobs(), opened, on_event=on_event)
     results = results_of(study, opened)
     report = None
     if out is not None:

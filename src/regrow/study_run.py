@@ -12,14 +12,15 @@ import html
 import multiprocessing
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from regrow.core.execution import RETRIES, Execution
 from regrow.core.registry import load_file, registered_elsewhere
 from regrow.errors import ConfigError, Interrupted, StoreError, short
 from regrow.report import Report, page_of
@@ -31,7 +32,7 @@ from regrow.report.rows import runs_frame, summarise
 from regrow.report.trackers import open_trackers
 from regrow.report.tracking import Tracker, export
 from regrow.report.verdict import verdicts_frame
-from regrow.run import Event, Summary, check_device, run
+from regrow.run import Event, Summary, check_machines, run_as
 from regrow.run.display import display
 from regrow.run.precision import PrecisionChoice
 from regrow.run.refreshing import Refreshing
@@ -122,6 +123,10 @@ def run_study(
     store: str | Path = "regrow-store",
     device: str = "cpu",
     workers: int | None = None,
+    on: str | None = None,
+    address: str | None = None,
+    stop_after: float | str | None = None,
+    retries: int = RETRIES,
     data: Mapping[str, str] | None = None,
     with_files: Iterable[str | Path] = (),
     progress: bool = True,
@@ -137,6 +142,7 @@ def run_study(
     Args:
         study: a study file, what stands in one, or a ``Study``.
         store, device, workers: as for the command; ``workers=0`` stays in this process.
+        on, address, stop_after, retries: likewise, such as ``on="ray", stop_after="9m"``.
         data: other data in the place of those that the study names.
         with_files: files that register methods, models, data sets or arms.
         progress: whether to show how far the run is on standard error.
@@ -149,32 +155,33 @@ def run_study(
         Interrupted: it was stopped, and everything is kept.
     """
     _refuse_within_a_worker()
+    limits: dict[str, Any] = {"stop_after": stop_after, "retries": retries}
+    execution = Execution(workers=workers, device=device, on=on, address=address, **limits)
     for file in with_files:
         load_file(file)
-    choice = PrecisionChoice(_existing(store), device=device)
+    choice = PrecisionChoice(_existing(store), device=execution.first)
     read = _read(study, choice, data or {})
     jobs = read.jobs()
     trackers = list(open_trackers(list(track), read))
-    check_device(device)
-    script_again = workers != 0 and device == "cpu" and _needs_script()
+    check_machines(execution)
+    script_again = _script_again(execution)
     opened = Store.open(store)
     choice.keep(opened)
     shown = nullcontext(on_event) if on_event is not None or not progress else display()
-    try:
-        with shown as show:
-            summary = run(
-                jobs,
-                opened,
-                workers=workers,
-                on_event=_tracking(read, opened, trackers, before=show),
-                checkpoint_seconds=60.0,
-                device=device,
-                script_again=script_again,
-            )
-    except Interrupted as error:
-        raise Interrupted(f"{error} The same call resumes.", by=error.by) from None
+    with shown as show, _saying_how_to_resume():
+        hear = _tracking(read, opened, trackers, before=show)
+        summary = run_as(execution, jobs, opened, on_event=hear, script_again=script_again)
     _track(read, opened, trackers)
     return _found(read, opened, summary, choice=choice)
+
+
+@contextmanager
+def _saying_how_to_resume() -> Iterator[None]:
+    """Add to what is told of a stop what goes on from there."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(f"{error} The same call resumes.", by=error.by) from None
 
 
 def _tracking(
@@ -250,13 +257,20 @@ def _existing(store: str | Path) -> Store | None:
     return None
 
 
-def _needs_script() -> bool:
+def _script_again(execution: Execution) -> bool:
     """Tell whether workers must import the script anew, for what it registered.
 
-    What a notebook registered no worker can import, unless it comes from a file.
+    What a notebook registered no worker can import, unless it comes from a file, and what a script
+    registered no other machine.
     """
     files = registered_elsewhere()
-    if not files:
+    if execution.on is not None and files:
+        raise ConfigError(
+            "This session registered parts of its own (methods, models, data sets or arms), which "
+            "the machines of a Ray cluster do not know. Put them into a file and name it in "
+            "'with_files'."
+        )
+    if not files or execution.workers == 0 or execution.device != "cpu":
         return False
     if getattr(sys.modules["__main__"], "__file__", None) is not None:
         return True

@@ -9,16 +9,14 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from regrow.cli.execution import HERE, takes_execution
 from regrow.cli.inputs import load_extensions
-from regrow.cli.machines import Machines
 from regrow.cli.options import (
     DEFAULT_STORE,
     BudgetsOption,
-    DeviceOption,
     JsonOption,
     StoreOption,
     WithOption,
-    WorkersOption,
 )
 from regrow.cli.own import (
     AllocationOption,
@@ -40,6 +38,7 @@ from regrow.cli.own import (
 from regrow.cli.run import run_study
 from regrow.cli.terminal import announce, say
 from regrow.core.disk import why, write_whole
+from regrow.core.execution import Execution
 from regrow.errors import ConfigError
 
 TrainOption = Annotated[
@@ -128,6 +127,7 @@ ChanceOption = Annotated[
 OF_LIBRARIES = ("hf/", "timm/", "torchvision/")  # networks that come with weights
 
 
+@takes_execution
 def compare(
     net: NetworkArgument,
     train: TrainOption,
@@ -164,8 +164,7 @@ def compare(
     num_test: NumTestOption = None,
     chance: ChanceOption = None,
     store: StoreOption = DEFAULT_STORE,
-    workers: WorkersOption = None,
-    device: DeviceOption = "cpu",
+    execution: Execution = HERE,
     with_files: WithOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -186,8 +185,8 @@ def compare(
         **_how(criterion, allocation, scope, rounds=rounds, multiple_of=multiple_of, examples=data),
         **options,
     )
-    file = _checked(value, out, device)
-    run_study(file, store, out, workers=workers, machines=Machines(device=device), as_json=as_json)
+    file = _checked(value, out, execution)
+    run_study(file, store, out, execution=execution, as_json=as_json)
 
 
 def _begin(net: str, train: str, weights: str | None, with_files: list[Path] | None) -> None:
@@ -275,13 +274,13 @@ def _how(
     return {"criterion": criterion, "allocation": allocation, "scope": parts or "all", **options}
 
 
-def _checked(value: dict[str, Any], out: Path, device: str) -> Path:
+def _checked(value: dict[str, Any], out: Path, execution: Execution) -> Path:
     """Refuse what cannot work, then write the study."""
     announce("Looking at the networks, before anything is trained")
-    from regrow.run import check_device
+    from regrow.run import check_machines
     from regrow.studies.study import Study
 
-    check_device(device)
+    check_machines(execution)
     Study.from_json(value, name=_name_of(out)).cells()
     return write_study(out, value)
 

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from regrow.core.durations import read_duration
-
 DEFAULT_STORE = Path("regrow-store")
 DEFAULT_REPORT = Path("regrow-report")
 
@@ -55,48 +53,7 @@ WorkersOption = Annotated[
         show_default="one per core; on a GPU as many as measuring finds to pay",
     ),
 ]
-CheckpointOption = Annotated[
-    float, typer.Option(min=0.1, help="Seconds between checkpoints of a training.")
-]
-OnOption = Annotated[
-    str | None,
-    typer.Option(
-        "--on",
-        metavar="ray",
-        help="Do the jobs on the machines of a Ray cluster.",
-        show_default="this machine",
-    ),
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HOST:PORT",
-        help="The head of the Ray cluster; local: start one on this machine for the run.",
-        show_default="the one that runs here, or one started for the run",
-    ),
-]
 DeviceOption = Annotated[str, typer.Option(help="Where networks run: cpu, cuda or cuda:1.")]
-StopAfterOption = Annotated[
-    float | None,
-    typer.Option(
-        parser=read_duration,
-        metavar="TIME",
-        help="Stop in good order after so long, such as 9m, 1h30m or 1:30:00; then resume.",
-        show_default="when all is done",
-    ),
-]
-RetriesOption = Annotated[
-    int,
-    typer.Option(
-        min=0, help="How often a job is tried again after what may pass, such as a full disk."
-    ),
-]
-RunDeviceOption = Annotated[
-    str, typer.Option(help="Where networks run: cpu, cuda, cuda:1, or several: cuda:0,cuda:1.")
-]
-DevicesOption = Annotated[
-    str | None, typer.Option(metavar="all", help="all: every GPU of this machine.")
-]
 OnnxOption = Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")]
 Pt2Option = Annotated[bool, typer.Option("--pt2", help="Write model.pt2 too.")]
 HtmlOption = Annotated[

@@ -188,7 +188,8 @@ def _lines(store: "Store", planned: "Planned", groups: Mapping[str, list[str]]) 
     for key in groups["running"]:
         progress = store.progress(key)
         share, note = progress.get("fraction", 0.0), progress.get("note", "")
-        lines.append(f"  running {planned.labels[key]}: {share:.0%} {note}".rstrip())
+        doing = "waiting" if progress.get("waits") else "running"
+        lines.append(f"  {doing} {planned.labels[key]}: {share:.0%} {note}".rstrip())
     for key in groups["failed"]:
         message = (store.failure(key) or {}).get("message")
         lines.append(f"  failed {planned.labels[key]}: {message} (log: {store.log_file(key)})")

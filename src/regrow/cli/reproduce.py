@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from regrow.cli.execution import HERE, takes_execution
 from regrow.cli.hours import ChosenBudget, HoursOption, print_rows, request_within
 from regrow.cli.inputs import load_extensions, open_store
 from regrow.cli.options import (
     DEFAULT_STORE,
-    DeviceOption,
     HtmlOption,
     StoreOption,
     WithOption,
-    WorkersOption,
 )
 from regrow.cli.terminal import EXIT_FAILED_JOBS, command_line, count, say
 from regrow.core.durations import in_words
+from regrow.core.execution import Execution
 from regrow.core.machine import machine
 from regrow.errors import ConfigError, Interrupted, RegrowError
 from regrow.studies.yaml_file import pairs
@@ -81,6 +81,7 @@ PlanOption = Annotated[
 ]
 
 
+@takes_execution
 def reproduce(
     name: EntryArgument,
     paper: PaperOption = None,
@@ -89,10 +90,9 @@ def reproduce(
     with_files: WithOption = None,
     store: StoreOption = DEFAULT_STORE,
     out: OutOption = None,
-    workers: WorkersOption = None,
+    execution: Execution = HERE,
     seeds: SeedsOption = None,
     only: OnlyOption = None,
-    device: DeviceOption = "cpu",
     precision: PrecisionOption = None,
     hours: HoursOption = None,
     html: HtmlOption = False,
@@ -106,6 +106,7 @@ def reproduce(
     if name == "list":
         _list([chosen_paper] if chosen_paper else list(papers().values()))
         return
+    execution.check_hours(hours)
     load_extensions(with_files)
     entries = _chosen(name, chosen_paper)
     source = entries[0].paper
@@ -114,9 +115,9 @@ def reproduce(
     if sys.stderr.isatty():
         say(f"Preparing {name} at scale {scale} ...")
     from regrow.reproduce.images import Request
-    from regrow.run import check_device
+    from regrow.run import check_machines
 
-    computed, choice = _precision(precision, scale, store, device)
+    computed, choice = _precision(precision, scale, store, execution.first)
     request = Request(
         scale=chosen_scale,
         data=replacements,
@@ -124,14 +125,14 @@ def reproduce(
         only=tuple(only or ()),
         precision=computed,
     )
-    request, chosen = _within(hours, entries, request, store, workers=workers, device=device)
+    request, chosen = _within(hours, entries, request, store, execution=execution)
     if plan:
-        _plan(entries, request, store=store, workers=workers)
+        _plan(entries, request, store=store, workers=execution.workers)
         return
     everything = out or _out(source, scale, hours)
-    check_device(device)
+    check_machines(execution)
     opened = _opened(store, choice, chosen)
-    how: dict[str, Any] = {"workers": workers, "device": device, "html": html}
+    how: dict[str, Any] = {"execution": execution, "html": html}
     if name.rpartition("/")[2] == "all":
         _reproduce_all(entries, request, opened, everything, **how)
         return
@@ -181,18 +182,17 @@ def _within(
     request: "Request",
     store: Path,
     *,
-    workers: int | None,
-    device: str,
+    execution: Execution,
 ) -> "tuple[Request, ChosenBudget | None]":
     """Fit a table or figure into so many hours, if they are given, and say how."""
     if hours is None:
         return request, None
     from regrow.run.hours import check_hours
 
-    check_hours(hours, device=device)
+    check_hours(hours, device=execution.first)
     if len(entries) > 1:
         raise ConfigError("--hours is for one table or figure. Name one in place of 'all'.")
-    return request_within(hours, entries[0], request, store, workers=workers)
+    return request_within(hours, entries[0], request, store, workers=execution.workers)
 
 
 def _chosen(name: str, paper: "Paper | None") -> list["Entry"]:
@@ -211,8 +211,7 @@ def _reproduce(
     store: "Store",
     folder: Path,
     *,
-    workers: int | None,
-    device: str,
+    execution: Execution,
     html: bool,
 ) -> "Published":
     """Run the unfinished jobs of a table or figure, and write its folder."""
@@ -220,18 +219,18 @@ def _reproduce(
     from regrow.reproduce.plan import prepare
     from regrow.reproduce.publish import publish
     from regrow.reproduce.results import read_back
-    from regrow.run import run
+    from regrow.run import run_as
     from regrow.run.display import display
     from regrow.run.precision import slow_bf16
 
     plan = prepare(entry, request)
     for name, reason in plan.skipped.items():
         say(f"{name} was not run. {reason}")
-    for notice in (*notices(plan.jobs), slow_bf16(plan.jobs, device)):
+    for notice in (*notices(plan.jobs), slow_bf16(plan.jobs, execution.first)):
         if notice is not None:
             say(notice)
     with display() as show:
-        run(plan.jobs, store, workers=workers, on_event=show, device=device)
+        run_as(execution, plan.jobs, store, on_event=show)
     results, provenance = read_back(plan, store), _provenance()
     published = publish(plan, results, folder, provenance=provenance)
     if html:
@@ -247,8 +246,7 @@ def _reproduce_all(
     store: "Store",
     folder: Path,
     *,
-    workers: int | None,
-    device: str,
+    execution: Execution,
     html: bool,
 ) -> None:
     """Reproduce every table and figure in turn, even if some fail."""
@@ -264,8 +262,7 @@ def _reproduce_all(
                 request,
                 store,
                 folder / entry.name,
-                workers=workers,
-                device=device,
+                execution=execution,
                 html=html,
             )
         except Interrupted:

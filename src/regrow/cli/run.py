@@ -3,7 +3,6 @@
 import json
 import shlex
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,24 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from regrow.cli.execution import HERE, takes_execution
 from regrow.cli.hours import HoursOption, load_within
 from regrow.cli.inputs import load_extensions, open_store, warn_about
-from regrow.cli.machines import Machines
 from regrow.cli.options import (
     DEFAULT_REPORT,
     DEFAULT_STORE,
-    AddressOption,
-    CheckpointOption,
     DataOption,
-    DevicesOption,
     HtmlOption,
     JsonOption,
-    OnOption,
     OutOption,
     ReferenceOption,
-    RetriesOption,
-    RunDeviceOption,
-    StopAfterOption,
     StoreOption,
     StudyFile,
     TensorboardOption,
@@ -51,6 +43,7 @@ from regrow.cli.terminal import (
 from regrow.cli.track import export_at_end, names_of, trackers_of, while_running
 from regrow.core.disk import why
 from regrow.core.durations import clock
+from regrow.core.execution import Execution
 from regrow.core.registry import loaded_files
 from regrow.errors import ConfigError, Interrupted
 from regrow.studies.yaml_file import pairs
@@ -64,8 +57,6 @@ if TYPE_CHECKING:
     from regrow.store import Store
     from regrow.studies.study import Study
 
-HERE = Machines()
-
 
 def quickstart(
     store: StoreOption = DEFAULT_STORE,
@@ -75,24 +66,18 @@ def quickstart(
 ) -> None:
     """Run a small study on handwritten digits: three methods, every arm, five seeds."""
     study = Path(str(files("regrow.cli"))) / "quickstart.yaml"
-    run_study(study, store, out, workers=workers, html=html)
+    run_study(study, store, out, execution=Execution(workers=workers), html=html)
 
 
+@takes_execution
 def run(
     study: StudyFile,
     store: StoreOption = DEFAULT_STORE,
     out: OutOption = None,
-    workers: WorkersOption = None,
+    execution: Execution = HERE,
     with_files: WithOption = None,
     data: DataOption = None,
-    checkpoint_seconds: CheckpointOption = 60.0,
-    device: RunDeviceOption = "cpu",
-    devices: DevicesOption = None,
-    on: OnOption = None,
-    address: AddressOption = None,
     hours: HoursOption = None,
-    stop_after: StopAfterOption = None,
-    retries: RetriesOption = 3,
     html: HtmlOption = False,
     track: TrackOption = None,
     tensorboard: TensorboardOption = None,
@@ -102,25 +87,18 @@ def run(
 
     Stop it whenever you like; the same command resumes.
     """
-    deadline = None if stop_after is None else time.monotonic() + stop_after
-    machines = Machines(device=device, devices=devices, on=on, address=address)
-    if hours is not None and on is not None:
-        raise ConfigError("--hours goes by the speed of this machine, and --on ray has others.")
+    execution.check_hours(hours)
     load_extensions(with_files)
     run_study(
         study,
         store,
         out,
-        workers=workers,
-        checkpoint_seconds=checkpoint_seconds,
-        machines=machines,
+        execution=execution,
         as_json=as_json,
         data=data,
         hours=hours,
         html=html,
         track=names_of(track, tensorboard),
-        deadline=deadline,
-        retries=retries,
     )
 
 
@@ -180,31 +158,27 @@ def run_study(
     store: Path,
     out: Path | None,
     *,
-    workers: int | None,
-    checkpoint_seconds: float = 60.0,
-    machines: Machines = HERE,
+    execution: Execution,
     as_json: bool = False,
     data: Sequence[str] | None = None,
     hours: float | None = None,
     html: bool = False,
     track: Sequence[str] = (),
-    deadline: float | None = None,
-    retries: int = 3,
     first: "Callable[[Sequence[Job], Store, int | None], None] | None" = None,
 ) -> None:
     """Run a study's unfinished jobs, write its report, and print it.
 
-    ``deadline`` is by the monotonic clock; ``first`` is told jobs, store and workers beforehand.
+    ``first`` is told jobs, store and workers beforehand.
     """
-    device = machines.first
+    workers, device = execution.workers, execution.first
     study, choice, keep = load_within(hours, path, store, data=data, workers=workers, device=device)
-    from regrow.run import run as run_jobs
+    from regrow.run import check_machines, run_as
     from regrow.run.display import display
 
     announce("Looking at its data and networks")
     jobs = study.jobs()  # checks data and networks, so that a study in error leaves no store
     tools = trackers_of(study, track)
-    devices, elsewhere = machines.checked()
+    check_machines(execution)
     warn_about(jobs, study, device=device)
     opened = open_store(store, create=True)
     keep(opened)
@@ -217,17 +191,7 @@ def run_study(
             show = _live_page(study, opened, out, choice=choice, path=path, before=show)
         if tools:
             show = while_running(study, opened, tools, before=show)
-        summary = run_jobs(
-            jobs,
-            opened,
-            workers=workers,
-            on_event=show,
-            checkpoint_seconds=checkpoint_seconds,
-            device=devices,
-            stop_after=None if deadline is None else deadline - time.monotonic(),
-            retries=retries,
-            on=elsewhere,
-        )
+        summary = run_as(execution, jobs, opened, on_event=show)
     announce("Writing the report")
     written, statuses = _report(study, opened, out, choice=choice, html=html, path=path)
     _print_report(written, as_json=as_json, summary=summary)

@@ -7,24 +7,23 @@ from typing import Annotated, Any
 import typer
 
 from regrow.cli import completion
+from regrow.cli.execution import HERE, takes_execution
 from regrow.cli.inputs import load_extensions
-from regrow.cli.machines import Machines
 from regrow.cli.options import (
     DEFAULT_REPORT,
     DEFAULT_STORE,
     BudgetsOption,
-    DeviceOption,
     HtmlOption,
     JsonOption,
     OutOption,
     StoreOption,
     WithOption,
-    WorkersOption,
 )
 from regrow.cli.plan import plan, say_estimate
 from regrow.cli.run import run_study
 from regrow.cli.terminal import announce, command_line, complain, say
 from regrow.core.disk import why, write_whole
+from regrow.core.execution import Execution
 from regrow.errors import ConfigError
 
 METHOD_HELP = "Python file that registers your methods, or the name of a registered one."
@@ -86,6 +85,7 @@ PlanOption = Annotated[
 ]
 
 
+@takes_execution
 def versus(
     method: MethodArgument,
     model: ModelOption,
@@ -100,9 +100,8 @@ def versus(
     margin: MarginOption = None,
     store: StoreOption = DEFAULT_STORE,
     out: OutOption = None,
-    workers: WorkersOption = None,
+    execution: Execution = HERE,
     with_files: WithOption = None,
-    device: DeviceOption = "cpu",
     only_plan: PlanOption = False,
     html: HtmlOption = False,
     as_json: JsonOption = False,
@@ -117,9 +116,9 @@ def versus(
     load_extensions(with_files)
     own, files = _own(method)
     announce(f"Trying {own[0]} and what it is compared with, before anything is trained")
-    from regrow.run import check_device
+    from regrow.run import check_machines
 
-    check_device(device)
+    check_machines(execution)
     value = _study(
         own,
         model=model,
@@ -133,14 +132,13 @@ def versus(
     )
     path = _written(value, out, again=[*files, *(with_files or ())])
     if only_plan:
-        plan(path, store, workers, as_json=as_json)
+        plan(path, store, execution.workers, as_json=as_json)
         return
     run_study(
         path,
         store,
         path.parent,
-        workers=workers,
-        machines=Machines(device=device),
+        execution=execution,
         as_json=as_json,
         html=html,
         first=say_estimate,

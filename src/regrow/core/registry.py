@@ -341,15 +341,6 @@ def load_file(path: str | Path, *, where: str | None = None) -> None:
     _LOADED.append(file)
 
 
-def is_loaded_module(name: str) -> bool:
-    """Tell whether a module was made of a file by ``load_file``.
-
-    >>> is_loaded_module("os")
-    False
-    """
-    return name.startswith(_WITH)
-
-
 def loaded_files() -> tuple[Path, ...]:
     """Return the files loaded so far, for handing on to worker processes."""
     return tuple(_LOADED)

@@ -1,13 +1,13 @@
-"""Jobs as JSON, for machines that share nothing but a network.
+"""Jobs as JSON: how they come to worker processes, to other ranks and to other machines.
 
 A job is a frozen value of frozen values, down to numbers and texts; each value stands once in a
 list, its class by name and its fields, and others point at its place:
 
     {"root": 2, "values": [["regrow.jobs.train:Train", {"seed": 0, "data": {"at": 1}, ...}], ...]}
 
-Reading runs no code of a value's own: only frozen dataclasses of this package, or of a file that
-``--with`` has loaded, are made, from their fields. What was read is the job that was written if its
-key is the same, so readers compare keys.
+Reading runs no code of a value's own: only frozen dataclasses are made, from their fields; the
+module that one is of is imported. What was read is the job that was written if its key is the same,
+so readers compare keys.
 """
 
 import importlib
@@ -18,7 +18,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from regrow.core.registry import is_loaded_module
 from regrow.errors import ConfigError, short
 from regrow.jobs.base import Job
 
@@ -48,12 +47,18 @@ def job_from_json(text: str, *, key: str) -> Job:
             made.append(_make(name, {field: _read(part, made) for field, part in given.items()}))
         job: Job = made[value["root"]]
         found = job.key
+    except ImportError as error:
+        raise ConfigError(
+            f"A job is made of what cannot be imported here: {short(error)}. Give the file that it "
+            "comes from by --with."
+        ) from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ConfigError(f"This is no job written as JSON: {short(error)}.") from error
     if found != key:
         raise ConfigError(
             f"The job {job.label} has another key here ({found[:12]} in place of {key[:12]}): "
-            "regrow, or a file that it is made of, is another version on this machine."
+            "regrow, or a file that it is made of, was changed since the command began, or is "
+            "another version on this machine."
         )
     return job
 
@@ -77,7 +82,7 @@ class _Writer:
     def _write(self, value: Any, where: str) -> Any:
         if value is None or type(value) in PLAIN:
             return value
-        if is_dataclass(value) and not isinstance(value, type) and _is_ours(type(value)):
+        if is_dataclass(value) and not isinstance(value, type) and _is_frozen(type(value)):
             return {"at": self.place(value)}
         if isinstance(value, tuple | list | frozenset):
             kind = next(k for k in (tuple, list, frozenset) if isinstance(value, k)).__name__
@@ -89,8 +94,8 @@ class _Writer:
         if isinstance(value, Path):
             return {"path": str(value)}
         raise ConfigError(
-            f"This job cannot be sent to another machine: its {where!r} is {short(value)}, which "
-            "JSON cannot hold. Run it without --on."
+            f"This job cannot be sent to another process: its {where!r} is {short(value)}, which "
+            "JSON cannot hold. Run it with --workers 0."
         )
 
 
@@ -110,12 +115,10 @@ def _read(value: Any, made: list[Any]) -> Any:
 
 def _make(name: str, given: Mapping[str, Any]) -> Any:
     module, _, place = name.partition(":")
-    if module.startswith("regrow."):
-        importlib.import_module(module)
-    kind: Any = sys.modules[module]
+    kind: Any = sys.modules[module] if module in sys.modules else importlib.import_module(module)
     for part in place.split("."):
         kind = getattr(kind, part)
-    if not (isinstance(kind, type) and is_dataclass(kind) and _is_ours(kind)):
+    if not (isinstance(kind, type) and is_dataclass(kind) and _is_frozen(kind)):
         raise ValueError(f"{name} is no value that jobs are made of")
     if {field.name for field in fields(kind)} != given.keys():
         raise ValueError(f"{name} has other fields here")
@@ -125,8 +128,5 @@ def _make(name: str, given: Mapping[str, Any]) -> Any:
     return value
 
 
-def _is_ours(kind: Any) -> bool:
-    """Tell whether a dataclass is frozen, and of this package or of a file given by ``--with``."""
-    module: str = kind.__module__
-    ours = module.startswith("regrow.") or is_loaded_module(module)
-    return ours and bool(kind.__dataclass_params__.frozen)
+def _is_frozen(kind: Any) -> bool:
+    return bool(kind.__dataclass_params__.frozen)

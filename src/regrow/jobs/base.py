@@ -1,8 +1,8 @@
 """Jobs, the data that they work on, and the context in which they run.
 
-Jobs are frozen, picklable values: pure functions of their specs and their inputs. A job runs
-anywhere, in this process or in a worker, and only through its ``Context``. Its key digests its
-kind, its version, its spec and the keys of its inputs. Change what a job means: raise its version.
+Jobs are frozen values, pure functions of their specs and their inputs (as JSON: ``as_json``). A job
+runs anywhere, and only through its ``Context``. Its key digests its kind, its version, its spec and
+the keys of its inputs. Change what a job means: raise its version.
 
     def run(self, context):
         training = Training(..., context.dataset(self.data))
@@ -125,6 +125,10 @@ class Job(Protocol):
     def trained_by(self) -> Hashable:
         """A function of the user's own that trains it: what is wrong there is wrong for all."""
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files of the user's own, besides data and ``--with``, that it needs where it is done."""
+
     def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return its record with costs as they are counted now."""
 
@@ -172,6 +176,7 @@ class Defaults:
     loss_of: "ClassVar[LossOf]" = "task"
     from_given: ClassVar[bool] = False
     trained_by: ClassVar[Hashable] = None
+    files: ClassVar[tuple[str, ...]] = ()
 
     @property
     def guides(self) -> "tuple[Prune, ...]":
@@ -354,8 +359,7 @@ class Material:
             raise ConfigError(
                 f"The model {model.name!r} takes {', '.join(names)} from its data, and the data "
                 f"set {self.spec.name!r} (task {self.task}) gives {', '.join(arguments)}. Models "
-                f"for it: "
-                f"{', '.join(fitting) or 'none is registered'}."
+                f"for it: {', '.join(fitting) or 'none is registered'}."
             )
         several = self.inputs is not None and len(Inputs.read(self.inputs.split()).inputs) > 1
         return model.with_data(arguments, inputs=self.inputs if entry.outside or several else None)
@@ -390,9 +394,7 @@ def material_of(spec: DataSpec) -> Material:
 def notices(jobs: Iterable[Job]) -> tuple[str, ...]:
     """Return what people should know of the data that jobs look at, each once."""
     data = (getattr(job, "data", None) for job in all_jobs(jobs).values())
-    return tuple(
-        dict.fromkeys(text for material in data for text in getattr(material, "notices", ()))
-    )
+    return tuple(dict.fromkeys(text for m in data for text in getattr(m, "notices", ())))
 
 
 @dataclass(frozen=True)
@@ -470,10 +472,8 @@ class Context:
         self._stopping = stopping
         self._started = self._saved = time.monotonic()
         self._earlier_seconds = 0.0
-        self._resumed = False
+        self._resumed = self._can_checkpoint = self._ready_to_stop = False
         self._resumed_at: float | None = None
-        self._can_checkpoint = False
-        self._ready_to_stop = False
         self._agreed = Word.GO_ON
         self._next_report = self._started
         self._next_file = self._started + PROGRESS_FILE_SECONDS

@@ -21,6 +21,7 @@ from regrow.jobs.base import Context, Job, Keyed, Material, Outcome, Records, st
 from regrow.jobs.own_network import CutFolder, OwnNetwork, draw_anew_, drawn_otherwise
 from regrow.jobs.prune import structure_only
 from regrow.jobs.retrain import flops_ratio
+from regrow.models.origins import file_named
 from regrow.pruning.costs import CostShare
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, Method
 from regrow.pruning.select import select
@@ -98,6 +99,11 @@ class OwnPrune(Keyed):
     def inputs(self) -> tuple[Job, ...]:
         """The training whose weights are looked at, and the cut that costs as much."""
         return tuple(job for job in (self.parent, self.like) if job is not None)
+
+    @property
+    def files(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The files of its network, and the folder that it takes the cut of."""
+        return (*self.base.files, *((self.folder.path,) if self.folder is not None else ()))
 
     @property
     def pruning(self) -> "OwnPrune":  # type: ignore[override]
@@ -264,6 +270,11 @@ class OwnTrain(Keyed):
     def trained_by(self) -> TrainFunction:  # type: ignore[override]
         """The function, which its other jobs have in common."""
         return self.function
+
+    @property
+    def files(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The files of its network and of the function."""
+        return (*self.base.files, *file_named(self.function.text))
 
     @property
     def is_published(self) -> bool:  # type: ignore[override]

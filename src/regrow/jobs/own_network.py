@@ -17,7 +17,7 @@ from regrow.errors import ConfigError, StoreError
 from regrow.jobs.base import without_none
 from regrow.models import initialise_
 from regrow.models.inputs import Inputs
-from regrow.models.origins import ModelOrigin, code_at, open_network
+from regrow.models.origins import ModelOrigin, code_at, file_named, open_network
 from regrow.models.spreads import unlike
 from regrow.models.weights import read_weights
 from regrow.surgery.architecture import ARCHITECTURE, WEIGHTS, Architecture
@@ -68,6 +68,12 @@ class OwnNetwork:
     def is_given(self) -> bool:
         """True if it comes with weights, so that it is not trained before it is cut."""
         return self.weights is not None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of its code and of its weights."""
+        in_file = self.weights not in (None, IN_CODE, PUBLISHED)
+        return (*file_named(self.origin.text), *((str(self.weights),) if in_file else ()))
 
     @property
     def example(self) -> Any:

@@ -255,6 +255,16 @@ def code_at(text: str) -> tuple[Any, Path]:
     return value, Path(file)
 
 
+def file_named(text: str) -> tuple[str, ...]:
+    """Return the file that a place in one's own code names, if it names one.
+
+    >>> file_named("nets/mine.py:build"), file_named("package.module:build"), file_named("timm/x")
+    (('nets/mine.py',), (), ())
+    """
+    file = text.rpartition(":")[0]
+    return (file,) if file.endswith(".py") else ()
+
+
 def _by_code(text: str, arguments: Mapping[str, Any], *, seed: int) -> "nn.Module":
     """Build the network that a function or a class of a user's makes."""
     builder, file, _ = _builder(text, seed=seed)

@@ -7,10 +7,14 @@ The path of a job: ``schedule`` says which is next, ``coordinator`` hands it to 
 ``display`` shows.
 """
 
+from collections.abc import Callable, Iterable
+
 import torch
 
+from regrow.core.execution import Execution
 from regrow.core.machine import num_cores
 from regrow.errors import ConfigError
+from regrow.jobs.base import Job
 from regrow.run.coordinator import Summary, run
 from regrow.run.events import (
     Event,
@@ -22,6 +26,7 @@ from regrow.run.events import (
     JobWarning,
     RunProgress,
 )
+from regrow.store import Store
 
 __all__ = [
     "Event",
@@ -34,10 +39,51 @@ __all__ = [
     "RunProgress",
     "Summary",
     "check_device",
+    "check_machines",
     "devices_of",
     "num_cores",
     "run",
+    "run_as",
 ]
+
+
+def run_as(
+    execution: Execution,
+    jobs: Iterable[Job],
+    store: Store,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    script_again: bool = True,
+) -> Summary:
+    """Do jobs on the machines, and within the limits, that a user asked for; see ``run``."""
+    platform = None
+    if execution.on is not None:
+        from regrow.run.on_ray import on_ray  # a name of the package is the module's
+
+        platform = on_ray(execution.address)
+    return run(
+        jobs,
+        store,
+        workers=execution.workers,
+        on_event=on_event,
+        checkpoint_seconds=execution.checkpoint_seconds,
+        device=_devices(execution) if platform is None else execution.device,
+        script_again=script_again,
+        stop_after=execution.seconds_left,
+        retries=execution.retries,
+        on=platform,
+    )
+
+
+def check_machines(execution: Execution) -> None:
+    """Refuse a device that this machine does not have; a cluster's own are its own affair."""
+    if execution.on is None:
+        for name in _devices(execution):
+            check_device(name)
+
+
+def _devices(execution: Execution) -> tuple[str, ...]:
+    return devices_of(execution.device, every=execution.devices is not None)
 
 
 def devices_of(text: str, *, every: bool = False) -> tuple[str, ...]:

@@ -1,16 +1,16 @@
 """Run jobs: hand out what is missing from a store, hear of it, try again, tell the user."""
 
-import heapq
 import signal
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
 from regrow.core.distributed import current
+from regrow.core.execution import RETRIES
 from regrow.core.machine import num_cores
 from regrow.errors import ConfigError, Damaged, Interrupted, RanksLost, StoreError
 from regrow.jobs.base import Job, Notice, Progress, all_jobs
@@ -18,7 +18,7 @@ from regrow.run import events
 from regrow.run.events import Event
 from regrow.run.executors import Ended, Executor, Message, Platform, Settings, alone, here, threads
 from regrow.run.gpu_sharing import num_sharing
-from regrow.run.schedule import Schedule, ScheduledJob
+from regrow.run.schedule import Schedule, ScheduledJob, Waiting
 from regrow.run.torchrun import summon
 from regrow.run.troubles import Tries
 from regrow.run.worker import device_workers, worker_processes
@@ -31,7 +31,6 @@ TELLING = 1e-4  # of the work: a smaller share, such as a pruning alone, tells n
 LEAST_SECONDS = 5.0
 HELD_SECONDS = 0.2  # how often to look for the record of a job that another run works on
 FAULTS = 2  # trainings in which a function of the user's own may fail before the others are left
-RETRIES = 3  # of a job that met what may pass
 # A scheduler that said SIGTERM says SIGKILL soon, SLURM after 30 s: jobs that have not saved by
 # then continue from their last checkpoints.
 GRACE_SECONDS = 8.0
@@ -232,7 +231,8 @@ class Coordinator:
         self._held: list[ScheduledJob] = []
         self._faults: dict[Hashable, int] = {}  # of functions of the user's own
         self._works = {node.job.trained_by for node in schedule.reused if node.job.flops}
-        self._later: list[tuple[float, int, ScheduledJob]] = []  # by when they are tried again
+        self._waiting = Waiting(store)
+        self._waits_told: dict[str, str] = {}  # of other runs' jobs
         self._tries: dict[str, Tries] = {}
         self._narrowed = 0.0
         self._done: list[str] = []
@@ -251,9 +251,10 @@ class Coordinator:
 
     def run(self) -> Summary:
         """Do all that can be done; ``Interrupted`` when asked to stop before that."""
-        with self._signals(), self._time_limit():
+        with self._signals(), self._time_limit(), closing(self._waiting):
             while self._schedule.num_open and not self._stops:
-                self._take_up_again()
+                for node in self._waiting.due():
+                    self._schedule.put_back(node)
                 self._hand_out()
                 self._executor.poll(self._hear, seconds=TELL_SECONDS)
                 self._look_after_held()
@@ -288,6 +289,7 @@ class Coordinator:
             node = self._schedule.take()
             if node is None:
                 return
+            self._waiting.let_go(node.key)
             self._executor.start(node.job)
 
     def _hear(self, job: Job, message: Message) -> None:
@@ -393,8 +395,9 @@ class Coordinator:
         )
         if wait is None:
             return False
-        heapq.heappush(self._later, (time.monotonic() + wait, node.index, node))
         told = ended.message.rstrip(".")
+        share = 0.0 if under_way is None else under_way.fraction
+        self._waiting.add(node, seconds=wait, share=share, because=told)
         when = f"again in {wait:g} s" if wait else "the job once more"
         self._warn(node, f"{told}; trying {when}.")
         return True
@@ -408,12 +411,9 @@ class Coordinator:
             self._narrowed = time.monotonic()
             told = ended.message.rstrip(".")
             self._warn(node, f"{told}; memory ran out, so {fewer} at once from now on.")
+        self._waiting.hold(node, seconds=0.0, share=0.0, because="memory ran out")
         self._schedule.put_back(node)  # also one that began among more jobs than there are now
         return True
-
-    def _take_up_again(self) -> None:
-        while self._later and self._later[0][0] <= time.monotonic():
-            self._schedule.put_back(heapq.heappop(self._later)[2])
 
     def _warn(self, node: ScheduledJob, message: str) -> None:
         self._store.log(node.key, message)
@@ -425,11 +425,12 @@ class Coordinator:
             times = self._tries[node.key].count
             often = f", {times} times" if times > 1 else ""
             message += f"{often}. What it saved is kept; the next run continues from there."
+        if ended.status == "died" or ended.trouble:  # other runs need not try it any more
             spec, trace = node.job.spec, ended.traceback
             try:
                 self._store.fail(node.key, spec, message=message, traceback=trace)
             except StoreError as error:
-                message = f"{message} ({error})"
+                message += f" ({error})" if ended.status == "died" else ""
         self._fail(node, message, by_code=ended.by_code)
 
     def _look_after_held(self) -> None:
@@ -442,21 +443,30 @@ class Coordinator:
             status = self._store.status(node.key)
             if status == "done":
                 self._finish(node, seconds=0.0, reused=True)
-            elif status == "failed":
-                self._fail(node, self._failure(node))
             elif status == "running":
                 self._held.append(node)
-            else:  # the other run was stopped or killed
+                self._tell_of_wait(node)
+            elif status == "failed" and not (failure := self._failure(node)).get("may_pass"):
+                self._fail(node, str(failure.get("message", "It failed in another run.")))
+            else:  # the other run was stopped or killed, or met what may have passed by now
                 with self._store.claim(node.key):
                     pass  # a silent holder's lease is gone, for workers that have not watched it
                 self._schedule.put_back(node)
 
-    def _failure(self, node: ScheduledJob) -> str:
+    def _failure(self, node: ScheduledJob) -> Mapping[str, object]:
         try:
-            failure = self._store.failure(node.key) or {}
+            return self._store.failure(node.key) or {}
         except Damaged as error:
-            return f"It failed in another run. {error}"
-        return str(failure.get("message", "It failed in another run."))
+            return {"message": f"It failed in another run. {error}"}
+
+    def _tell_of_wait(self, node: ScheduledJob) -> None:
+        """Say once of each time that another run has a job wait."""
+        progress = self._store.progress(node.key)
+        note = str(progress.get("note"))
+        if progress.get("waits") and self._waits_told.get(node.key) != note:
+            self._waits_told[node.key] = note
+            message = f"In another run it {note}"
+            self._emit(events.JobWarning(key=node.key, label=node.job.label, message=message))
 
     def _tell(self, *, last: bool = False) -> None:
         now = time.monotonic()

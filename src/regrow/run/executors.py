@@ -64,6 +64,23 @@ class Ended:
 
 Message = Progress | Notice | Ended
 Deliver = Callable[[Job, Message], None]
+_BY_NAME: dict[str, type[Message]] = {
+    kind.__name__.lower(): kind for kind in (Progress, Notice, Ended)
+}
+
+
+def message_to_json(message: Message) -> tuple[str, dict[str, Any]]:
+    """Return the name of a message's kind, and its fields, as JSON may hold them.
+
+    >>> message_to_json(Notice("slow"))
+    ('notice', {'message': 'slow'})
+    """
+    return type(message).__name__.lower(), dict(vars(message))
+
+
+def message_from_json(name: str, content: Mapping[str, Any]) -> Message:
+    """Return the message that was written."""
+    return _BY_NAME[name](**content)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,18 +282,19 @@ def _name_of(device: str) -> str:
 def _failed(job: Job, error: Exception, *, store: Store, workspace: Workspace) -> Ended:
     told = why(error, store.root) if isinstance(error, OSError) else f"{error}"
     message = told if isinstance(error, RegrowError) else f"{type(error).__name__}: {told}"
-    if not (isinstance(error, ENVIRONMENT) or trouble_of(error)):
+    trouble, trace = trouble_of(error), _traceback(error)
+    if not (isinstance(error, ENVIRONMENT) or trouble):
         workspace.drop_checkpoint()
     try:
-        store.fail(job.key, job.spec, message=message, traceback=_traceback(error))
+        store.fail(job.key, job.spec, message=message, traceback=trace, may_pass=bool(trouble))
     except StoreError as second:  # a full disk: the caller still learns of both
         message = f"{message} ({second})"
     return Ended(
         "failed",
         message=message,
-        traceback=_traceback(error),
+        traceback=trace,
         by_code=isinstance(error, CodeError),
-        trouble=trouble_of(error),
+        trouble=trouble,
     )
 
 

@@ -20,9 +20,17 @@ from regrow.core.leases import LEASE_VARIABLE
 from regrow.core.registry import loaded_files
 from regrow.errors import ConfigError, RegrowError, StoreError
 from regrow.jobs.as_json import job_to_json
-from regrow.jobs.base import Job, Notice, Progress
+from regrow.jobs.base import Job
 from regrow.run import ray_task
-from regrow.run.executors import Deliver, Ended, Executor, Platform, Settings, half_of
+from regrow.run.executors import (
+    Deliver,
+    Ended,
+    Executor,
+    Platform,
+    Settings,
+    half_of,
+    message_from_json,
+)
 from regrow.run.gpu_sharing import Sharing
 from regrow.run.worker import ALLOCATOR, TUNABLES
 from regrow.store import Store
@@ -219,21 +227,20 @@ class _Ray:
     def _hear(
         self, task: _Sent, kind: str, content: Mapping[str, Any], packed: Packed, deliver: Deliver
     ) -> None:
-        if kind == "progress":
-            deliver(task.job, Progress(**content))
-        elif kind == "notice":
-            deliver(task.job, Notice(**content))
-        elif kind == "refused":
+        if kind == "refused":
             raise RegrowError(content["message"])
-        elif kind == "unseen":
+        if kind == "unseen":
             self._seen = False
             self._tasks.remove(task)
             self.start(task.job)
-        else:
-            ended = Ended(**content)
-            if packed.record or ended.status == "failed":
-                ended = self._keep(task.job, ended, packed)
-            self._end(task, ended, deliver)
+            return
+        message = message_from_json(kind, content)
+        if not isinstance(message, Ended):
+            deliver(task.job, message)
+            return
+        if packed.record or message.status == "failed":
+            message = self._keep(task.job, message, packed)
+        self._end(task, message, deliver)
 
     def _keep(self, job: Job, ended: Ended, packed: Packed) -> Ended:
         """Store what a task sent that does not see the store."""
@@ -241,8 +248,13 @@ class _Ray:
             if packed.record:
                 unpack(self._store, job.key, packed)
             elif not self._seen:
-                texts = {"message": ended.message, "traceback": ended.traceback}
-                self._store.fail(job.key, job.spec, **texts)
+                self._store.fail(
+                    job.key,
+                    job.spec,
+                    message=ended.message,
+                    traceback=ended.traceback,
+                    may_pass=bool(ended.trouble),
+                )
         except StoreError as error:
             return Ended("failed", message=f"{ended.message} {error}".strip())
         return ended

@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -24,7 +23,14 @@ from regrow.core.registry import load_file
 from regrow.errors import ConfigError, StoreError
 from regrow.jobs.as_json import job_from_json
 from regrow.jobs.base import Notice, Progress
-from regrow.run.executors import Ended, Settings, exact_floats, execute, one_thread
+from regrow.run.executors import (
+    Ended,
+    Settings,
+    exact_floats,
+    execute,
+    message_to_json,
+    one_thread,
+)
 from regrow.run.gpu_sharing import Sharing
 from regrow.store import Store
 from regrow.store.packed import Packed, pack, unpack
@@ -41,16 +47,17 @@ def do(request: str, *files: bytes) -> Iterator[Message]:
     news: SimpleQueue[Message | None] = SimpleQueue()
     stopping = Event()
 
-    def tell(kind: str, packed: Packed = NOTHING, /, **content: Any) -> None:
-        news.put((json.dumps({kind: content}), *packed))
+    def tell(name: str, content: Mapping[str, Any], packed: Packed = NOTHING) -> None:
+        news.put((json.dumps({name: content}), *packed))
 
     def work() -> None:
         try:
             _work(json.loads(request), files, tell, stopping.is_set)
         except ConfigError as error:  # of what all jobs need
-            tell("refused", message=f"On {platform.node()}: {error}")
+            tell("refused", {"message": f"On {platform.node()}: {error}"})
         except BaseException as error:  # the process may be asked for other jobs
-            tell("ended", **asdict(Ended("died", message=f"{type(error).__name__}: {error}")))
+            died = Ended("died", message=f"{type(error).__name__}: {error}")
+            tell(*message_to_json(died))
         finally:
             news.put(None)
 
@@ -78,9 +85,16 @@ def _work(
     _prepare(asked)
     store = _seen(asked)
     if store is None and asked["inputs"] is None:
-        tell("unseen")
+        tell("unseen", {})
         return
     job = job_from_json(asked["job"], key=asked["key"])
+    for file in job.files:
+        if not Path(file).exists():
+            raise ConfigError(
+                f"'{file}' is not seen in {Path.cwd()}. The code and the weights of your own have "
+                "to lie at one place on all machines of the cluster: start the command in a folder "
+                "that they share."
+            )
     own = None if store is not None else Path(tempfile.mkdtemp(prefix="regrow-ray-"))
     try:
         if own is not None:
@@ -90,18 +104,13 @@ def _work(
         assert store is not None
 
         def report(message: Progress | Notice) -> None:
-            tell(type(message).__name__.lower(), **asdict(message))
+            tell(*message_to_json(message))
 
         with one_thread(), exact_floats():  # both are settings of the thread
             settings = Settings(**asked["settings"])
             ended = execute(job, store, settings, report=report, stopping=stopping)
-        if own is None:
-            tell("ended", **asdict(ended))
-        elif ended.status == "done":
-            tell("ended", pack(store, job.key), **asdict(ended))
-        else:
-            failure = store.failure(job.key) or {}
-            tell("ended", **asdict(ended) | {"traceback": failure.get("traceback", "")})
+        sent = own is not None and ended.status == "done"
+        tell(*message_to_json(ended), pack(store, job.key) if sent else NOTHING)
     finally:
         if own is not None:
             shutil.rmtree(own, ignore_errors=True)

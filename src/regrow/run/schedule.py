@@ -6,10 +6,17 @@ first; without dependents that is "longest job first".
 """
 
 import heapq
-from collections.abc import Collection, Hashable, Iterable
+import os
+import platform
+import time
+from collections.abc import Collection, Hashable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
+from regrow.errors import StoreError
 from regrow.jobs.base import Job
+from regrow.store import Store
 
 
 @dataclass(eq=False)
@@ -109,6 +116,56 @@ class Schedule:
     def _close(self, node: ScheduledJob) -> None:
         node.closed = True
         self.num_open -= 1
+
+
+class Waiting:
+    """Jobs that are tried again later, held meanwhile, so that other runs wait for them too."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._by_time: list[tuple[float, int, ScheduledJob]] = []
+        self._holds: dict[str, ExitStack] = {}
+
+    def add(self, node: ScheduledJob, *, seconds: float, share: float, because: str) -> None:
+        """Have a job wait for so long; ``share`` of it was done, and ``because`` is why."""
+        heapq.heappush(self._by_time, (time.monotonic() + seconds, node.index, node))
+        self.hold(node, seconds=seconds, share=share, because=because)
+
+    def hold(self, node: ScheduledJob, *, seconds: float, share: float, because: str) -> None:
+        """Hold a job until it is let go, and say so for people; on a full disk others may take it.
+
+        After ``seconds`` it waits for room alone.
+        """
+        holding = ExitStack()
+        with suppress(StoreError, OSError):
+            workspace = holding.enter_context(self._store.claim(node.key))
+            if workspace is None:  # another run has it by now
+                holding.close()
+                return
+            self._holds[node.key] = holding
+            until = datetime.now() + timedelta(seconds=seconds)
+            when = f"until {until:%H:%M:%S}" if seconds else "for room"
+            who = f"process {os.getpid()} on {platform.node()}"
+            note = f"waits {when} to be tried again by {who}: {because}"
+            workspace.progress(
+                {"label": node.job.label, "fraction": share, "note": note, "waits": True}
+            )
+
+    def due(self) -> Iterator[ScheduledJob]:
+        """Yield the jobs whose time has come; they stay held until they are let go."""
+        while self._by_time and self._by_time[0][0] <= time.monotonic():
+            yield heapq.heappop(self._by_time)[2]
+
+    def let_go(self, key: str) -> None:
+        """Let a job be taken, by this run or another."""
+        if key in self._holds:
+            with suppress(StoreError, OSError):
+                self._holds.pop(key).close()
+
+    def close(self) -> None:
+        """Let all jobs go."""
+        for key in tuple(self._holds):
+            self.let_go(key)
 
 
 def _expand(jobs: list[Job]) -> dict[str, ScheduledJob]:

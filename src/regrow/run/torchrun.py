@@ -6,7 +6,6 @@ they fail. What needs no training, such as a pruning, rank 0 does alone meanwhil
 """
 
 import os
-import pickle
 import signal
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from types import FrameType
 from regrow.core.distributed import ALONE, Ranks, current, join, launched, leave, own_device
 from regrow.core.registry import load_file, loaded_files
 from regrow.errors import RanksLost, RegrowError
+from regrow.jobs.as_json import job_from_json, job_to_json
 from regrow.jobs.base import Context, Job
 from regrow.run.executors import Settings, exact_floats, one_thread, own_randomness
 
@@ -28,7 +28,8 @@ class _Order:
 
     files: tuple[Path, ...]  # what the user gave with --with
     settings: Settings
-    job: bytes  # pickled, because it can be read only after the files
+    job: str  # as JSON, which can be read only after the files
+    key: str
 
 
 def take_part(lead: Callable[[], None], complain: Callable[[str], None]) -> None:
@@ -53,7 +54,8 @@ def summon(job: Job, settings: Settings) -> Ranks:
     ranks = current()
     if not (ranks.together and job.setting is not None):
         return ALONE
-    order = _Order(files=loaded_files(), settings=settings, job=pickle.dumps(job))
+    text = job_to_json(job)
+    order = _Order(files=loaded_files(), settings=settings, job=text, key=job.key)
     ranks.share(lambda: order)
     return ranks
 
@@ -86,7 +88,7 @@ def _follow(ranks: Ranks, complain: Callable[[str], None]) -> None:
 def _do(order: _Order, ranks: Ranks, *, stopping: Callable[[], bool]) -> None:
     for file in order.files:
         load_file(file)
-    job: Job = pickle.loads(order.job)
+    job = job_from_json(order.job, key=order.key)
     context = Context(
         job,
         None,

@@ -2,22 +2,22 @@
 
 A worker with a GPU of its own has several hands: threads, which share it (``executors.threads``).
 
-From its parent a worker gets bytes: ``STOP``, or a job's key and the pickled job. To its parent go
-``Ready`` once, and the messages of its jobs with their keys. A thread listens to the pipe; when the
-parent is gone (even by kill -9) the pipe ends, and the worker ends at once: what it had not stored
-it had not done, and its lock is free.
+From its parent a worker gets bytes: ``STOP``, or a job's key and the job as JSON. To its parent go,
+as JSON too, ``READY`` once, and the messages of its jobs with their keys. A thread listens to the
+pipe; when the parent is gone (even by kill -9) the pipe ends, and the worker ends at once: what it
+had not stored it had not done, and its lock is free.
 """
 
 import faulthandler
+import json
 import multiprocessing
 import os
-import pickle
 import queue
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,10 +26,11 @@ from multiprocessing.context import SpawnProcess
 from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from regrow.core.registry import load_file, loaded_files
 from regrow.errors import RegrowError
+from regrow.jobs.as_json import job_from_json, job_to_json
 from regrow.jobs.base import Job
 from regrow.run.executors import (
     Deliver,
@@ -39,6 +40,8 @@ from regrow.run.executors import (
     Settings,
     execute,
     half_of,
+    message_from_json,
+    message_to_json,
     one_thread,
     threads,
 )
@@ -46,6 +49,8 @@ from regrow.run.troubles import MemoryKills, how_it_ended, trouble_of_end
 from regrow.store import Store
 
 STOP = b""
+READY = "ready"
+Send = Callable[[str, str, Mapping[str, Any]], None]  # a job's key, a message's name and fields
 HAND_SECONDS = 0.05  # how long a new job may wait for a thread that is free
 WARNINGS = "PYTHONWARNINGS"  # read by Python when a process starts
 NO_LEAKS = "ignore::UserWarning:multiprocessing.resource_tracker"
@@ -59,13 +64,6 @@ ALLOCATOR = ":".join(
 )
 
 
-@dataclass(frozen=True)
-class Ready:
-    """The worker has started; with an error when it has not."""
-
-    error: str = ""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """The facts about the starting process that a worker needs."""
@@ -77,7 +75,7 @@ class Origin:
     last_words: Path | None = None  # where it writes what it did when a signal ends it
 
 
-def work(pipe: "Connection[object, bytes]", origin: Origin) -> None:
+def work(pipe: "Connection[bytes, bytes]", origin: Origin) -> None:
     """Serve as a worker until the pipe ends; the target of the process."""
     # The parent blocked them before the start, so that none comes in between.
     for number in OF_THE_PARENT:
@@ -87,9 +85,9 @@ def work(pipe: "Connection[object, bytes]", origin: Origin) -> None:
     if origin.last_words is not None:
         faulthandler.enable(origin.last_words.open("w"), all_threads=False)
 
-    def send(message: object) -> None:
+    def send(key: str, name: str, content: Mapping[str, Any]) -> None:
         try:
-            pipe.send(message)
+            pipe.send_bytes(json.dumps([key, name, content]).encode())
         except OSError:  # the parent is gone; not an error of the job that speaks
             os._exit(1)
 
@@ -98,19 +96,19 @@ def work(pipe: "Connection[object, bytes]", origin: Origin) -> None:
             load_file(file)
         store = Store.open(origin.store, create=False)
     except RegrowError as error:
-        send(Ready(str(error)))
+        send("", READY, {"error": str(error)})
         return
     stopping = threading.Event()
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, jobs, stopping), daemon=True).start()
-    send(Ready())
+    send("", READY, {"error": ""})
     if origin.settings.together:
         _share(origin, store, jobs, send, stopping.is_set)
     with one_thread():
         while True:
-            key, job = _unpack(jobs.get(), send)
+            job = _unpack(jobs.get(), send)
             if job is not None:
-                report = partial(_tell, send, key)
+                report = partial(_tell, send, job.key)
                 settings = origin.settings
                 report(execute(job, store, settings, report=report, stopping=stopping.is_set))
 
@@ -119,7 +117,7 @@ def _share(
     origin: Origin,
     store: Store,
     jobs: "queue.SimpleQueue[bytes]",
-    send: Callable[[object], None],
+    send: Send,
     stopping: Callable[[], bool],
 ) -> NoReturn:
     """Do jobs in threads that share a device, until the process is ended."""
@@ -129,7 +127,7 @@ def _share(
             while hands.num_free:
                 # Idle, it waits for a job; else for what its threads tell.
                 packed = jobs.get(block=hands.num_busy == 0)
-                _, job = _unpack(packed, send)
+                job = _unpack(packed, send)
                 if job is not None:
                     hands.start(job)
         if stopping():
@@ -137,23 +135,23 @@ def _share(
         hands.poll(lambda job, message: _tell(send, job.key, message), seconds=HAND_SECONDS)
 
 
-def _tell(send: Callable[[object], None], key: str, message: Message) -> None:
-    send((key, message))
+def _tell(send: Send, key: str, message: Message) -> None:
+    send(key, *message_to_json(message))
 
 
-def _unpack(packed: bytes, send: Callable[[object], None]) -> tuple[str, Job | None]:
-    """Read a job with its key; of one that cannot be read, tell its end."""
-    key, content = pickle.loads(packed)
+def _unpack(packed: bytes, send: Send) -> Job | None:
+    """Read a job; of one that cannot be read, tell its end."""
+    key, text = json.loads(packed)
     try:
-        return key, pickle.loads(content)
+        return job_from_json(text, key=key)
     except Exception as error:
-        message = f"Cannot send this job to a worker process: {error}"
+        message = f"A worker process cannot do this job: {error}"
         _tell(send, key, Ended("failed", message=message))
-        return key, None
+        return None
 
 
 def _listen(
-    pipe: "Connection[object, bytes]",
+    pipe: "Connection[bytes, bytes]",
     jobs: "queue.SimpleQueue[bytes]",
     stopping: threading.Event,
 ) -> None:
@@ -285,7 +283,7 @@ class _Workers:
         for pipe in wait(list(by_pipe), timeout=seconds):
             worker = by_pipe[pipe]  # type: ignore[index]  # only pipes were given
             try:
-                message = worker.pipe.recv()
+                message = worker.pipe.recv_bytes()
             except (EOFError, OSError):
                 self._replace(worker, deliver)
             else:
@@ -305,15 +303,14 @@ class _Workers:
         for worker in self._workers:
             worker.close(kill=bool(worker.jobs) or not worker.ready)
 
-    def _hear(self, worker: "_Worker", message: object, deliver: Deliver) -> None:
-        if isinstance(message, Ready):
-            if message.error:
-                raise RegrowError(message.error)
+    def _hear(self, worker: "_Worker", message: bytes, deliver: Deliver) -> None:
+        key, name, content = json.loads(message)
+        if name == READY:
+            if content["error"]:
+                raise RegrowError(content["error"])
             worker.ready = True
             return
-        assert isinstance(message, tuple), "workers send nothing else"
-        key, told = message
-        job = worker.jobs[key]
+        job, told = worker.jobs[key], message_from_json(name, content)
         if isinstance(told, Ended):
             del worker.jobs[key]
             self._close_surplus()
@@ -359,7 +356,7 @@ class _Worker:
 
     def __init__(self, origin: Origin) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's locked threads
-        self.pipe: Connection[bytes, object]
+        self.pipe: Connection[bytes, bytes]
         self.pipe, worker_end = context.Pipe()
         self.origin = origin
         self.jobs: dict[str, Job] = {}
@@ -381,8 +378,9 @@ class _Worker:
         return self.origin.num_hands - len(self.jobs) if self.ready else 0
 
     def start(self, job: Job) -> None:
+        text = job_to_json(job)
         self.jobs[job.key] = job
-        self.send(pickle.dumps((job.key, pickle.dumps(job))))
+        self.send(json.dumps([job.key, text]).encode())
 
     def send(self, message: bytes) -> None:
         with suppress(OSError):  # it died; the next poll finds the end of its pipe and tells

@@ -357,9 +357,18 @@ class Store:
             (self._running / key / CHECKPOINT).unlink(missing_ok=True)
         return True
 
-    def fail(self, key: str, spec: Mapping[str, Any], *, message: str, traceback: str = "") -> None:
-        """Store why a job failed; replaces what an earlier failure of it left."""
-        failure = {"key": key, "spec": spec, "message": message, "traceback": traceback}
+    def fail(
+        self,
+        key: str,
+        spec: Mapping[str, Any],
+        *,
+        message: str,
+        traceback: str = "",
+        may_pass: bool = False,
+    ) -> None:
+        """Store why a job failed, in place of an earlier reason; ``may_pass``: others may try."""
+        failure: dict[str, Any] = {"key": key, "spec": spec, "message": message}
+        failure |= {"traceback": traceback} | ({"may_pass": True} if may_pass else {})
         file = self._failure(key)
         try:
             _write(file, sealed(failure, key))

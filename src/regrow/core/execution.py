@@ -1,0 +1,86 @@
+"""The machines that do a command's jobs, and the limits it keeps: one value for all commands."""
+
+import time
+from dataclasses import dataclass, field
+
+from regrow.core.durations import read_duration
+from regrow.core.validation import is_int, is_number
+from regrow.errors import ConfigError, short, unknown
+
+RETRIES = 3  # of a job that met what may pass
+AT_LEAST_NONE = "an int of at least 0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """The machines, the number of jobs at once, and the time and the tries that they have.
+
+    Every command that trains takes these as options of the same names, and so do ``run_study`` and
+    ``compare`` in Python.
+
+    Attributes:
+        workers: jobs at once; 0: in this process; None: one per core, or as many as pay on a GPU.
+        device, devices: where networks run; ``devices``: "all" GPUs of this machine.
+        on, address: "ray", and the head of its cluster.
+        checkpoint_seconds: between two checkpoints of a training.
+        stop_after: seconds since this value was made, or a text such as "1h30m".
+        retries: how often a job is tried again after what may pass.
+    """
+
+    workers: int | None = None
+    device: str = "cpu"
+    devices: str | None = None
+    on: str | None = None
+    address: str | None = None
+    checkpoint_seconds: float = 60.0
+    stop_after: float | str | None = None
+    retries: int = RETRIES
+    _began: float = field(default_factory=time.monotonic, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop_after, str):
+            object.__setattr__(self, "stop_after", read_duration(self.stop_after))
+        stop_after = self.stop_after
+        for name, is_good, wanted in (
+            ("workers", self.workers is None or is_int(self.workers, least=0), AT_LEAST_NONE),
+            ("retries", is_int(self.retries, least=0), AT_LEAST_NONE),
+            ("checkpoint_seconds", _is_above_zero(self.checkpoint_seconds), "a number above 0"),
+            ("stop_after", stop_after is None or _is_above_zero(stop_after), "seconds above 0"),
+        ):
+            if not is_good:
+                raise ConfigError(f"{name!r} must be {wanted}. Got {short(getattr(self, name))}.")
+        if self.devices not in (None, "all"):
+            raise ConfigError(
+                "--devices all is every GPU; name several with --device. "
+                f"Got {str(self.devices)!r}."
+            )
+        if self.on not in (None, "ray"):
+            raise ConfigError(unknown("platform", str(self.on), ["ray"]))
+        if self.address is not None and self.on is None:
+            raise ConfigError("--address is of a Ray cluster: give --on ray too.")
+        if self.on is not None and (self.devices or self.device not in ("cpu", "cuda")):
+            raise ConfigError(
+                "--device is cpu or cuda with --on ray, which hands out GPUs. "
+                f"Got {self.devices or self.device}."
+            )
+
+    @property
+    def first(self) -> str:
+        """The device that stands for all of them, before PyTorch is imported."""
+        return "cuda:0" if self.devices else self.device.partition(",")[0].strip()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The seconds until the time is over; None if it has no end."""
+        if self.stop_after is None:
+            return None
+        return float(self.stop_after) - (time.monotonic() - self._began)
+
+    def check_hours(self, hours: float | None) -> None:
+        """Refuse to fit work into hours by the speed of this machine where others do it."""
+        if hours is not None and self.on is not None:
+            raise ConfigError("--hours goes by the speed of this machine, and --on ray has others.")
+
+
+def _is_above_zero(value: object) -> bool:
+    return is_number(value) and value > 0
