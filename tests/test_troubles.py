@@ -189,7 +189,8 @@ def test_second_run_waits_for_what_the_first_tries_again(
         summary, told = warnings_of(job, Store.open(store.root))
     finally:
         thread.join()
-    assert first[0].done == summary.reused == ("job",)
+    assert first[0].done + summary.done == ("job",)
+    assert first[0].reused + summary.reused == ("job",)
     assert num_starts(trace) == 2
     assert progress["waits"] is True
     who = rf"process {os.getpid()} on \S+: OSError: No space left on device"
@@ -232,7 +233,7 @@ def test_failure_that_was_given_up_is_final_for_other_runs(
     failure = store.failure(job.key)
     assert failure is not None
     assert "may_pass" not in failure
-    assert "_stumble" in failure["traceback"] or "raise self.errors" in failure["traceback"]
+    assert "raise self.errors" in failure["traceback"]
     assert len(seen) == retries + 1
 
 
