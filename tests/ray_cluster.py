@@ -17,6 +17,7 @@ from commands import environment
 
 OBJECT_STORE_BYTES = 80 << 20
 START_SECONDS = 180.0
+START_ATTEMPTS = 4
 HOST = "127.0.0.1"
 
 
@@ -78,12 +79,23 @@ class Cluster:
         return f"{HOST}:{self.port}"
 
     def start_node(self, *, cpus: int = 1) -> Node:
-        """Start a node, and wait until the cluster knows it."""
+        """Start a node, and wait until the cluster knows it.
+
+        Ray gives a node 30 seconds to be known, which a busy machine may not: then once more.
+        """
+        for _ in range(START_ATTEMPTS - 1):
+            with suppress(AssertionError):
+                return self._start_node(cpus)
+            self.nodes.pop().kill()
+        return self._start_node(cpus)
+
+    def _start_node(self, cpus: int) -> Node:
         number = self._num_started
         self._num_started += 1
         folder = self.folder / str(number)
         folder.mkdir()
-        where = [f"--address={self.address}"] if number else ["--head", f"--port={self.port}"]
+        is_head = not self.nodes
+        where = ["--head", f"--port={self.port}"] if is_head else [f"--address={self.address}"]
         options = [
             f"--node-ip-address={HOST}",
             f"--num-cpus={cpus}",
@@ -92,7 +104,7 @@ class Cluster:
             "--disable-usage-stats",
             "--block",
         ]
-        options += [] if number else ["--include-dashboard=false"]
+        options += ["--include-dashboard=false"] if is_head else []
         with (self.folder / f"log-{number}").open("wb") as log:
             process = subprocess.Popen(
                 _ray("start", *where, *options),

@@ -556,3 +556,19 @@ def test_ray_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(on_ray, "import_module", missing)
     with pytest.raises(ConfigError, match=r"pip install 'regrow\[ray\]'"):
         on([train()], tmp_path / "store")
+
+
+@pytest.mark.parametrize("error", [ConnectionError("gone"), Exception("The node timed out.")])
+def test_a_cluster_that_does_not_answer_is_a_clear_error(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray raises bare exceptions too, such as of a node that did not start in time."""
+
+    class Silent:
+        def init(self, **options: Any) -> None:
+            raise error
+
+    monkeypatch.setattr(on_ray, "import_module", lambda name: Silent())
+    for address in (None, "local", "head:1"):
+        with pytest.raises(ConfigError, match=f"No Ray cluster can be used .* {error}"):
+            on_ray.connect(address)

@@ -90,7 +90,7 @@ def connect(address: str | None) -> Any:
             ray.init(address="auto", **common)
         except ConnectionError:  # none runs here
             ray.init(address=LOCAL, **common, **own)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises bare ones, such as of a node that did not start in time
         raise ConfigError(
             f"No Ray cluster can be used at {address or 'this machine'}: {error} Start one (regrow "
             "cluster local says how), or give the --address of its head."
