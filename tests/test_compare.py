@@ -49,11 +49,22 @@ class Scaled(nn.Module):
     def forward(self, x):
         return self.layers(x) * self.scale
 
+class Wide(nn.Module):
+    def __init__(self, width: int = 256):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, width), nn.Linear(width, 3)
+        self.table = nn.Parameter(__import__("torch").randn(width, width) / width**0.5)
+
+    def forward(self, x):
+        return self.two((self.one(x).relu() @ self.table).relu())
+
 def quiet():
     net = mlp(128)
     for layer in (net[0], net[2]):
         nn.init.normal_(layer.weight, std=0.02)
     return net
+
+made = quiet()
 """
 DATA = """
 import torch
@@ -653,19 +664,26 @@ def test_seeds_that_end_alike_are_named(here: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_weights_that_are_drawn_otherwise_than_by_the_networks_own_code_are_named() -> None:
+@pytest.mark.parametrize(("net", "is_known"), [("quiet", True), ("made", False)])
+def test_training_from_scratch_starts_as_the_networks_own_code_starts_it(
+    net: str, is_known: bool
+) -> None:
     options: dict[str, Any] = {"budget": 1, "arms": ["unpruned", "scratch-e"], "seeds": 1}
-    found = small_comparison(net="nets.py:quiet", **options)
+    found = small_comparison(net=f"nets.py:{net}", **options)
     assert not found.failures
-    assert "'0.weight' and '2.weight', drawn anew by their layers" in found.notes[-1]
-    assert not any("drawn anew" in note for note in small_comparison(**options).notes)
+    told = [note for note in found.notes if "its own code starts" in note]
+    assert len(told) == (not is_known)
+    assert all("starts '0.weight' and '2.weight' is not known" in note for note in told)
 
 
-def test_what_nothing_initialises_is_drawn_as_in_the_whole_network(here: Path) -> None:
+@pytest.mark.parametrize(("net", "named"), [("Scaled", []), ("Wide", ["table"])])
+def test_what_is_drawn_by_a_number_of_the_full_width_is_named(net: str, named: list[str]) -> None:
     options = {"budget": 1, "arms": ["unpruned", "scratch-e"], "seeds": 1}
-    found = small_comparison(net="nets.py:Scaled", **options)
+    found = small_comparison(net=f"nets.py:{net}", **options)
     assert not found.failures
-    assert "nothing initialises the sizes that were left of 'scale'" in found.notes[-1]
+    told = [note for note in found.notes if "nothing initialises the sizes that were left" in note]
+    assert len(told) == len(named)
+    assert all(repr(name) in told[0] for name in named)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from regrow.core.seeds import derive
 from regrow.errors import ConfigError, DataError, StoreError
 from regrow.jobs.base import all_jobs
 from regrow.models import MODELS, ModelSpec, build, initialise_
+from regrow.models.starts import Start, started
 from regrow.report.collect import Reader, results_of
 from regrow.report.rows import fairness
 from regrow.run import run
@@ -94,19 +95,20 @@ def test_trained_weights_are_known_by_their_content(here: Path) -> None:
     assert one.isdisjoint(keys("a/own_net.py:Net"))
 
 
-@pytest.mark.parametrize("own_rule", [False, True])
-def test_a_report_names_weights_that_are_drawn_otherwise_than_by_the_code(
-    here: Path, own_rule: bool
-) -> None:
-    rule = "        nn.init.normal_(self.conv.weight, std=0.9)\n"
-    code = CODE.replace("        self.token", rule + "        self.token", 1) if own_rule else CODE
+RULE = "nn.init.normal_(self.conv.weight, std=0.9)"
+
+
+@pytest.mark.parametrize("rule", ["pass", RULE, f"torch.manual_seed(0); {RULE}"])
+def test_a_report_names_weights_whose_own_start_is_not_known(here: Path, rule: str) -> None:
+    code = CODE.replace("        self.token", f"        {rule}\n        self.token", 1)
     (here / "own_net.py").write_text(code)
-    named = study({"name": "own_net.py:Net", "width": 32}, arms=["unpruned", "scratch-e"])
+    model = {"name": "own_net.py:Net", "width": 32, "table": "constant"}
+    named = study(model, arms=["unpruned", "scratch-e"])
     store = Store.open(here / "store", create=True)
     assert not run(named.jobs(), store, workers=0).failed
-    notes = [note for note in results_of(named, store).notes if "drawn anew by their" in note]
-    assert len(notes) == own_rule
-    assert all("than the whole network did: 'conv.weight', drawn" in note for note in notes)
+    notes = [note for note in results_of(named, store).notes if "its own code starts" in note]
+    assert len(notes) == rule.startswith("torch")
+    assert all("starts 'conv.weight' is not known" in note for note in notes)
 
 
 def test_a_study_of_own_code_and_weights_trains_no_parent(here: Path) -> None:
@@ -168,20 +170,24 @@ def test_a_network_whose_outputs_do_not_fit_its_data_is_refused_before_it_trains
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(("table", "known"), [("drawn", True), ("constant", True), ("read", False)])
-def test_what_code_draws_without_layers_starts_as_drawn_and_what_it_reads_is_refused(
-    table: str, known: bool
+@pytest.mark.parametrize("table", ["drawn", "constant", "read"])
+def test_what_code_draws_without_layers_is_drawn_by_it_and_what_it_reads_is_refused(
+    table: str,
 ) -> None:
     spec = ModelSpec("a/own_net.py:Net", {"classes": 10, "table": table})
-    net = build(spec, seed=5)
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    if not known:
-        with pytest.raises(ConfigError, match="Nothing initialises 'token'"):
-            initialise_(net, seed=derive(0, "x"), spec=spec)
-        return
-    assert initialise_(net, seed=derive(0, "x"), spec=spec) == ("token",)
-    assert torch.equal(net.state_dict()["token"], before["token"])
-    assert not torch.equal(net.state_dict()["conv.weight"], before["conv.weight"])
+    net, start = started(spec, lambda whole: whole, seed=7)
+    assert start == (Start(read=("token",)) if table == "read" else Start())
+    own = spec.fresh(derive(7, "reinit")).state_dict()
+    assert torch.equal(net.state_dict()["token"], own["token"])
+    assert not torch.equal(
+        net.state_dict()["conv.weight"], spec.fresh(7).state_dict()["conv.weight"]
+    )
+    if table == "read":
+        read = study({"name": "a/own_net.py:Net", "table": table}, arms=["unpruned", "scratch-e"])
+        store = Store.open("store", create=True)
+        assert len(run(read.jobs(), store, workers=0).failed) == 1
+        (failure,) = results_of(read, store).failures
+        assert "Nothing initialises 'token' of Net" in failure.message
 
 
 def test_attention_of_pytorch_is_drawn_as_a_whole() -> None:

@@ -18,10 +18,11 @@ from regrow.cost import measure
 from regrow.errors import CodeError, unknown
 from regrow.jobs.arms import Arm
 from regrow.jobs.base import Context, Job, Keyed, Material, Outcome, Records, state_of, without_none
-from regrow.jobs.own_network import CutFolder, OwnNetwork, draw_anew_, drawn_otherwise
+from regrow.jobs.own_network import CutFolder, OwnNetwork
 from regrow.jobs.prune import structure_only
 from regrow.jobs.retrain import flops_ratio
 from regrow.models.origins import file_named
+from regrow.models.starts import Start, started
 from regrow.pruning.costs import CostShare
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, Method
 from regrow.pruning.select import select
@@ -292,7 +293,7 @@ class OwnTrain(Keyed):
             unit=self.unit,
             reference=None if self.reference == self.base else self.reference.to_json(),
             seed=self.seed,
-            drawn_by="library" if self._is_drawn_anew and self.base.origin.initialise else None,
+            drawn_by=None if not self._is_drawn_anew or self.base.has_rule() else "code",
         )
 
     @cached_property
@@ -362,7 +363,7 @@ class OwnTrain(Keyed):
 
     def run(self, context: Context) -> Outcome:
         """Build the start, have it trained for its budget, and keep what the function returned."""
-        model, drawn = self._start(context)
+        model, begun = self._start(context)
         cost = measure(model, self.base.example)
         ratio = flops_ratio(self.reference.cost(), cost, self.arm)
         allowance = Allowance(
@@ -398,8 +399,8 @@ class OwnTrain(Keyed):
             "training_flops": None if seen is None else seen * allowance.flops_per_sample,
             "shape": None if spent.shape is None else list(spent.shape),
             "input": list(self.base.inputs.inputs[0].shape[1:]),
-            **({"drawn": list(drawn)} if drawn else {}),
-            **({"unlike": list(unlike)} if (unlike := self._unlike()) else {}),
+            **({"drawn": list(begun.cut)} if begun.cut else {}),
+            **({"unlike": [*begun.layered, *begun.read]} if begun.layered or begun.read else {}),
         }
         return Outcome(record, state)
 
@@ -408,29 +409,22 @@ class OwnTrain(Keyed):
         """The examples in the input that costs are measured on."""
         return self.base.inputs.inputs[0].shape[0]
 
-    def _start(self, context: Context) -> tuple[nn.Module, tuple[str, ...]]:
-        """Build the network that the arm starts from; also what of it nothing initialises."""
+    def _start(self, context: Context) -> tuple[nn.Module, Start]:
+        """Build the network that the arm starts from, and what is to be said of a random start."""
         start, base = self.arm.start, self.base
         if self.prune is None:
-            return base.given() if self.is_published else base.fresh(self.seed), ()
+            return base.given() if self.is_published else base.fresh(self.seed), Start()
         architecture = self._architecture(context)
         if start == "inherited":
-            return self._inherited(context, architecture), ()
-        if start == "initial":
-            return architecture.cut(base.fresh(self.seed)), ()
-        redrawn = architecture.cut(base.fresh(derive(self.seed, "redrawn")))
-        if start == "redrawn":
-            return redrawn, ()
-        small = architecture.cut(base.fresh(self.seed))
-        rule = base.origin.initialise
-        return small, draw_anew_(small, redrawn, seed=self.seed, of_library=rule)
+            return self._inherited(context, architecture), Start()
+        if start == "random":
+            return started(base, architecture.cut, seed=self.seed)
+        seed = self.seed if start == "initial" else derive(self.seed, "redrawn")
+        return architecture.cut(base.fresh(seed)), Start()
 
     @property
     def _is_drawn_anew(self) -> bool:
         return self.prune is not None and self.arm.start == "random"
-
-    def _unlike(self) -> tuple[str, ...]:
-        return drawn_otherwise(self.base) if self._is_drawn_anew else ()
 
     def _inherited(self, context: Context, architecture: Architecture) -> nn.Module:
         assert self.prune is not None

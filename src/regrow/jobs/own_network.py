@@ -1,7 +1,6 @@
 """A network of one's own as jobs are given it: its code, what it takes, and its weights."""
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -15,10 +14,8 @@ from regrow.core.source import digest_of_source
 from regrow.cost import Cost, measure
 from regrow.errors import ConfigError, StoreError
 from regrow.jobs.base import without_none
-from regrow.models import initialise_
 from regrow.models.inputs import Inputs
 from regrow.models.origins import ModelOrigin, code_at, file_named, open_network
-from regrow.models.spreads import unlike
 from regrow.models.weights import read_weights
 from regrow.surgery.architecture import ARCHITECTURE, WEIGHTS, Architecture
 
@@ -92,6 +89,11 @@ class OwnNetwork:
         """Measure it, once."""
         return _cost(self)
 
+    def has_rule(self) -> bool:
+        """Tell whether ``initialise_`` draws it as its code means it to start."""
+        spec = self.origin.spec()
+        return _has_method(self) if spec is None else spec.has_rule()
+
     def architecture(self) -> Architecture:
         """Return it as code can rebuild it, uncut."""
         return Architecture(model=self.origin, shape=self.inputs, keep=self.keep)
@@ -114,6 +116,11 @@ class OwnNetwork:
 @cache
 def _cost(network: OwnNetwork) -> Cost:
     return measure(network.fresh(0), network.example)
+
+
+@cache
+def _has_method(network: OwnNetwork) -> bool:
+    return callable(getattr(network.fresh(0), "initialise_", None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,36 +172,3 @@ def _named(origin: ModelOrigin) -> tuple[str, str]:
     """Return what of an origin says which network it is, wherever its file lies."""
     text = origin.text.rpartition(":")[2] if origin.kind == "code" else origin.text
     return text, repr(origin.arguments)
-
-
-@cache
-def drawn_otherwise(network: OwnNetwork) -> tuple[str, ...]:
-    """Name the weights that are drawn anew otherwise than by the network's own code."""
-    anew = network.fresh(0)
-    with suppress(ConfigError):  # what is missed stays not-a-number
-        initialise_(anew, seed=0, of_library=network.origin.initialise)
-    return unlike(network.fresh(0), network.fresh(1), anew)
-
-
-def draw_anew_(
-    small: nn.Module, alike: nn.Module, *, seed: int, of_library: Callable[[nn.Module], None] | None
-) -> tuple[str, ...]:
-    """Reinitialise a cut network in place; returns the parameters that nothing reinitialises.
-
-    ``of_library`` is the rule of its library, if that has one. What nothing reinitialises takes the
-    values of ``alike``, a fresh draw of the uncut network that was cut in the same way: tables of
-    positions, class tokens, scales that a network's code draws itself.
-    """
-    try:
-        initialise_(small, seed=seed, of_library=of_library)
-    except ConfigError:
-        missed = [name for name, p in small.named_parameters() if p.isnan().any()]
-        if not missed:
-            raise
-        fresh = alike.state_dict()
-        with torch.no_grad():
-            for name, parameter in small.named_parameters():
-                if name in missed:
-                    parameter.copy_(fresh[name])
-        return tuple(missed)
-    return ()

@@ -38,8 +38,8 @@ from regrow.jobs.train import (
     result_of,
     trained_network,
 )
-from regrow.models import ModelSpec, build, initialise_
-from regrow.models.spreads import unlike
+from regrow.models import ModelSpec, build, undrawn
+from regrow.models.starts import Start, started
 from regrow.surgery.architecture import Architecture
 from regrow.surgery.edit import Edit
 from regrow.surgery.mask import filter_dim, layer_of
@@ -81,6 +81,7 @@ class Retrain(Keyed):
             seed=self.seed,
             treatment=self.treated and self.treated.to_json(),
             draw=SPARSE_DRAW if self.draws_sparse else None,
+            drawn_by=None if self.arm.start != "random" or self.model.has_rule() else "code",
         )
 
     @property
@@ -188,17 +189,16 @@ class Retrain(Keyed):
         before, after = Cost(**pruned["before"]), Cost(**pruned["after"])
         ratio = flops_ratio(before, after, self.arm)
         dataset = context.dataset(self.data.spec)
-        model, as_built = self._start(context, edit)
-        if as_built:
+        model, begun = self._start(context, edit)
+        if begun.cut:
             context.note(
-                f"Nothing initialises {', '.join(map(repr, as_built))} at a width of its own, so "
+                f"Nothing initialises {', '.join(map(repr, begun.cut))} at a width of its own, so "
                 "its start is what the unpruned network's code draws, cut."
             )
         epochs = self.arm.epochs(self.recipe.length, ratio)
         capped = self.arm.budget.is_capped(self.arm.budget_ratio(ratio))
         record: dict[str, Any] = {"ratio": ratio, "capped": capped}
-        if self.arm.start == "random" and (names := _drawn_otherwise(self.prune.model)):
-            record["unlike"] = list(names)
+        record |= {"unlike": list(begun.layered)} if begun.layered else {}
         if epochs == 0:
             model = model.to(context.device)
             return Outcome(
@@ -236,37 +236,30 @@ class Retrain(Keyed):
             return None
         return trained_network(self.teacher.model, context, self.teacher)
 
-    def _start(self, context: Context, edit: Edit) -> tuple[nn.Module, tuple[str, ...]]:
+    def _start(self, context: Context, edit: Edit) -> tuple[nn.Module, Start]:
         """Build the network that the arm starts from, as the pruning left it.
 
-        Returned with the parameters of a random start that are drawn at full width.
+        Returned with what is to be said of a random start.
         """
-        spec, start = self.prune.model, self.arm.start
+        spec, start, begun = self.prune.model, self.arm.start, Start()
+        if start == "random":
+            model, begun = started(spec, edit.cut, seed=self.seed)
+            if begun.read:
+                raise ConfigError(undrawn(begun.read, model))
+            _draw_sparse_(model, edit.kept_weights(model), seed=self.seed)
+            edit.mask_(model)
+            return model, begun
         if self.parent is not None:
             model = trained_network(spec, context, self.parent, after=self.arm.epoch)
-        elif start == "redrawn":
-            model = build(spec.untrained(), seed=derive(self.seed, "redrawn"))
+        elif start == "initial":
+            model = build(spec, seed=self.seed)
         else:
-            model = build(spec if start == "initial" else spec.untrained(), seed=self.seed)
+            model = spec.fresh(derive(self.seed, "redrawn") if start == "redrawn" else self.seed)
         if start == "inherited":
-            return edit.apply(model), ()
+            return edit.apply(model), begun
         model = edit.cut(model)
-        as_built: tuple[str, ...] = ()
-        if start == "random":
-            as_built = initialise_(model, seed=self.seed, spec=spec)
-            _draw_sparse_(model, edit.kept_weights(model), seed=self.seed)
         edit.mask_(model)
-        return model, as_built
-
-
-def _drawn_otherwise(spec: ModelSpec) -> tuple[str, ...]:
-    """Name the weights that are drawn anew otherwise than by the network's own code."""
-    built = build(spec.untrained(), seed=0)
-    if callable(getattr(built, "initialise_", None)):
-        return ()
-    again, anew = (build(spec.untrained(), seed=seed) for seed in (1, 0))
-    initialise_(anew, seed=0, spec=spec)
-    return unlike(built, again, anew)
+        return model, begun
 
 
 def flops_ratio(before: Cost, after: Cost, arm: Arm) -> float:

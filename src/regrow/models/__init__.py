@@ -10,7 +10,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
@@ -33,7 +33,6 @@ from regrow.core.registry import Outside, Registry, canonical, check_arguments
 from regrow.core.seeds import derive
 from regrow.core.validation import is_int, is_number
 from regrow.errors import ConfigError, short, unknown
-from regrow.models.by_class import draw_by_class_
 from regrow.models.inputs import Inputs
 from regrow.models.weights import PUBLISHED, Checkpoint
 
@@ -61,7 +60,6 @@ class ModelEntry:
             it takes any examples, and from data what it has arguments for.
         identity: of such a network, what stands for its name in keys.
         published: of such a network, builds it with the weights that its library publishes.
-        initialise: of such a network, draws its parameters as its library does, in place.
     """
 
     name: str
@@ -75,7 +73,6 @@ class ModelEntry:
     outside: bool = False
     identity: Mapping[str, Any] = field(default_factory=dict)
     published: Factory | None = None
-    initialise: "Callable[[nn.Module], None] | None" = None
 
     def arguments_of(self, data: Mapping[str, int]) -> dict[str, int]:
         """Return what data say, as the factory calls it."""
@@ -207,6 +204,17 @@ class ModelSpec:
         if not is_origin(self.name):
             arguments.pop("weights", None)
         return ModelSpec(self.name, arguments, inputs=self.inputs)
+
+    def fresh(self, seed: int) -> "nn.Module":
+        """Build the network as drawn from a seed, without trained weights."""
+        return build(self.untrained(), seed=seed)
+
+    def has_rule(self) -> bool:
+        """Tell whether ``initialise_`` draws the network as its code means it to start.
+
+        It has a method of that name, or is a model of regrow's own.
+        """
+        return MODELS.is_own(self.name) or _has_method(self.untrained(), MODELS.code(self.name))
 
     def with_data(self, data: Mapping[str, int], *, inputs: str | None = None) -> "ModelSpec":
         """Return the spec with what a data set says; what an origin's user says comes first."""
@@ -361,72 +369,68 @@ def example_input(spec: ModelSpec, shape: Sequence[int]) -> Any:
     return torch.arange(num).remainder(vocabulary).reshape(tuple(shape))
 
 
-def initialise_(
-    model: "nn.Module",
-    *,
-    seed: int,
-    spec: ModelSpec | None = None,
-    of_library: "Callable[[nn.Module], None] | None" = None,
-) -> tuple[str, ...]:
+def initialise_(model: "nn.Module", *, seed: int) -> None:
     """Reinitialise every parameter and running statistic of a model, from (seed, "reinit").
 
-    The model's own ``initialise_()`` does it, or what its library has for that (known by its
-    ``spec``, or given), or else the ``reset_parameters()`` of each of its layers, and the rule of
-    its class for a network of transformers within it. All read the sizes of the layers as they are,
-    so a narrowed network is drawn by its narrow shapes. What none covers
-    (class tokens, tables of positions) is a ``ConfigError`` (and is left not-a-number); but of a
-    model that was just built by its ``spec`` it stays as that drew it, and its names are returned.
+    The model's own ``initialise_()`` does it, or else the ``reset_parameters()`` of each of its
+    layers, and the rule of its class for a network of transformers within it. All read the sizes of
+    the layers as they are, so a narrowed network is drawn by its narrow shapes. What none covers
+    (class tokens, tables of positions) is a ``ConfigError`` (and is left not-a-number).
     The model should be on the CPU: other devices draw other numbers from the same seed.
     """
+    if missed := redraw_(model, seed=seed):
+        raise ConfigError(undrawn(missed, model))
+
+
+def undrawn(names: Iterable[str], model: "nn.Module") -> str:
+    """Word the error for parameters that nothing initialises."""
+    return (
+        f"Nothing initialises {', '.join(map(repr, names))} of {type(model).__name__}. Give the "
+        "model a method 'initialise_()' that draws all its parameters, or their layer a "
+        "'reset_parameters()'."
+    )
+
+
+def redraw_(model: "nn.Module", *, seed: int) -> list[str]:
+    """Do as ``initialise_`` does, and return what nothing covers: it is left not-a-number."""
     import torch
 
-    entry = None if spec is None else MODELS.get(spec.name)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with drawing(derive(seed, "reinit")), torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
-        _draw_(model, of_library if entry is None else entry.initialise)
-        missed = {name: p for name, p in model.named_parameters() if p.isnan().any()}
-    as_built = set() if spec is None or not missed else _drawn_by(spec) & missed.keys()
-    with torch.no_grad():
-        for name in as_built:
-            missed[name].copy_(torch.where(missed[name].isnan(), before[name], missed[name]))
-    if left := [name for name in missed if name not in as_built]:
-        raise ConfigError(
-            f"Nothing initialises {', '.join(map(repr, left))} of {type(model).__name__}. Give "
-            "the model a method 'initialise_()' that draws all its parameters, or their layer a "
-            "'reset_parameters()'."
-        )
-    return tuple(name for name in missed if name in as_built)
+        _draw_(model)
+        return [name for name, p in model.named_parameters() if p.isnan().any()]
 
 
-def _draw_(model: "nn.Module", of_library: "Callable[[nn.Module], None] | None") -> None:
+@lru_cache(maxsize=256)
+def _has_method(spec: ModelSpec, code: str | None) -> bool:
+    """Tell whether a model draws itself; ``code`` is the digest of what builds it."""
+    return callable(getattr(spec.fresh(0), "initialise_", None))
+
+
+def _draw_(model: "nn.Module") -> None:
     """Draw the parameters of a model, as far as its code knows how to."""
     initialise = getattr(model, "initialise_", None)
     if callable(initialise):
         initialise()
-    elif of_library is not None:
-        of_library(model)
-    else:
-        # The second are those of PyTorch's attention, which draws its projections together.
-        for method in ("reset_parameters", "_reset_parameters"):
-            for module in model.modules():
-                if callable(reset := getattr(module, method, None)):
-                    reset()
-        draw_by_class_(model)
+        return
+    # The second are those of PyTorch's attention, which draws its projections together.
+    for method in ("reset_parameters", "_reset_parameters"):
+        for module in model.modules():
+            if callable(reset := getattr(module, method, None)):
+                reset()
+    for _, network in of_a_class(model):
+        for module in network.modules():
+            network._init_weights(module)
 
 
-def _drawn_by(spec: ModelSpec) -> set[str]:
-    """Return the parameters that a model's code draws, or fills with one number.
-
-    What is the same for each seed and no constant was read from somewhere: trained, perhaps.
-    """
-    one, two = (dict(build(spec.untrained(), seed=seed).named_parameters()) for seed in (0, 1))
-    return {
-        name
-        for name, value in one.items()
-        if not value.equal(two[name]) or bool((value == value.flatten()[0]).all())
-    }
+def of_a_class(model: "nn.Module", name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each network of transformers that a model is or holds: its class has a rule for it."""
+    if callable(getattr(model, "_init_weights", None)) and hasattr(model, "base_model_prefix"):
+        yield name, model
+        return
+    for child, module in model.named_children():
+        yield from of_a_class(module, f"{name}.{child}" if name else child)
 
 
 def _reference(factory: Factory) -> str:

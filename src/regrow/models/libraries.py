@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from regrow.errors import ConfigError, DataError, unknown
-from regrow.models.by_class import draw_by_class_
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +34,6 @@ class Library:
         settings: what ``build`` needs besides the name, so that it asks nobody.
         inputs: the text of the input that a network says it takes, if it says so.
         from_data: what data say of a model's examples -> the argument that takes it.
-        initialise: draws the parameters of one of its networks, in place; None: layer by layer.
     """
 
     build: Callable[[str, Mapping[str, Any], Mapping[str, Any]], "nn.Module"]
@@ -43,7 +41,6 @@ class Library:
     settings: Callable[[str], Mapping[str, Any]] = lambda name: {}
     inputs: Callable[["nn.Module"], str | None] = lambda network: None
     from_data: Mapping[str, str] = field(default_factory=dict)
-    initialise: "Callable[[nn.Module], None] | None" = None
 
 
 def package(name: str, *, extra: str, wanted_for: str) -> ModuleType:
@@ -339,5 +336,5 @@ LIBRARIES: Mapping[str, Library] = {
     "torchvision": Library(
         _torchvision_build, _torchvision_published, from_data={"classes": "num_classes"}
     ),
-    "hf": Library(_hf_build, _hf_published, _settings, _hf_inputs, initialise=draw_by_class_),
+    "hf": Library(_hf_build, _hf_published, _settings, _hf_inputs),
 }

@@ -134,11 +134,6 @@ class ModelOrigin:
         """Return the text of the input that a library's network says it takes, if it says so."""
         return self._library()[0].inputs(network) if self.kind == "library" else None
 
-    @property
-    def initialise(self) -> "Callable[[nn.Module], None] | None":
-        """The rule by which the network's library draws parameters, in place, if it has one."""
-        return self._library()[0].initialise if self.kind == "library" else None
-
     def spec(self) -> ModelSpec | None:
         """Return the registered model that this is, if it is one."""
         return ModelSpec(self.text, self.arguments) if self.kind == "registered" else None
@@ -194,7 +189,6 @@ def _library_entry(origin: ModelOrigin) -> ModelEntry:
         outside=True,
         identity={"library": origin.text.partition("/")[0], **known},
         published=lambda **arguments: library.published(name, arguments),
-        initialise=library.initialise,
     )
 
 

@@ -69,7 +69,7 @@ def results_of(study: Study, store: Store) -> Results:
 
 
 def _other_starts(reader: "Reader", cells: Sequence[Cell]) -> Iterator[str]:
-    """Name weights from which training from scratch starts otherwise than the whole network did."""
+    """Name weights that a random start draws by a rule that may not be the network's own."""
     found: dict[str, dict[str, None]] = {}
     for cell in cells:
         names = reader.record(cell.job).get("unlike", ()) if reader.has(cell.job) else ()
@@ -77,10 +77,12 @@ def _other_starts(reader: "Reader", cells: Sequence[Cell]) -> Iterator[str]:
             found.setdefault(cell.experiment.model_label, {}).update(dict.fromkeys(names))
     for label, names in found.items():
         yield (
-            f"{label}: training from scratch starts from other weights than the whole network did: "
-            f"{words.first_three([*names])}, drawn anew by their layers, have another spread than "
-            "the network's own code gives them, so a difference may come from that. Give the "
-            "network a method 'initialise_()' that draws all its parameters."
+            f"{label}: how its own code starts {words.first_three([*names])} is not known, because "
+            "it gives them the same values for each seed: it reads them, sets a seed itself, or "
+            "ran before. In training from scratch the rule of their layer starts them, with "
+            "another spread, or nothing does; a difference may come from that. Name code that "
+            "builds the network untrained, or give it a method 'initialise_()' that draws all its "
+            "parameters."
         )
 
 

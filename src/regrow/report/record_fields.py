@@ -18,7 +18,7 @@ OF_TRAININGS: Mapping[str, str] = {
     "num_test": "examples of the test set",
     "validation": "scores on the validation split, by name; absent without one",
     "before": "of a training: what the network scored before its first step, by name",
-    "unlike": "weights that have another spread, drawn anew, than the network's code gives them",
+    "unlike": "weights whose random start is unlike the fixed values that the code gives them",
     "epochs": "epochs of its own training",
     "samples": "training examples that it saw, repeated ones too",
     "training_flops": "FLOPs of its own training; three forward passes an example",

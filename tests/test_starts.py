@@ -1,0 +1,283 @@
+"""Random starts of cut networks: drawn by the network's own code, at the widths that are left."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.init import kaiming_normal_, trunc_normal_
+
+from cutting import half
+from regrow.core.global_rng import drawing
+from regrow.core.seeds import derive
+from regrow.models import ModelSpec, initialise_
+from regrow.models.starts import Start, started
+from regrow.surgery import shrink, trace
+
+Make = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Code:
+    """A network by a function that makes it."""
+
+    make: Make
+
+    def fresh(self, seed: int) -> nn.Module:
+        with drawing(derive(seed, "init")):
+            return self.make()
+
+    def has_rule(self) -> bool:
+        return False
+
+
+def halved(shape: tuple[int, ...]) -> Callable[[nn.Module], nn.Module]:
+    """Return what cuts every second unit of every group."""
+
+    def cut(network: nn.Module) -> nn.Module:
+        found = trace(network, torch.ones(shape))
+        return shrink(network, half(found), found)
+
+    return cut
+
+
+def spread(value: Tensor) -> float:
+    return float(value.detach().double().square().mean().sqrt())
+
+
+def assert_alike(one: nn.Module, other: nn.Module) -> None:
+    """Check that two networks have the same tensors, of one spread and with the same constants."""
+    ours, theirs = dict(one.named_parameters()), dict(other.named_parameters())
+    assert {n: p.shape for n, p in ours.items()} == {n: p.shape for n, p in theirs.items()}
+    for name, value in ours.items():
+        slack = 4 / math.sqrt(2 * value.numel())
+        assert spread(value) == pytest.approx(spread(theirs[name]), rel=slack), name
+        assert (value == 0).sum() == (theirs[name] == 0).sum(), name
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.two = nn.Conv2d(width, width, 1)
+        self.last = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.last(self.two(self.norm(self.one(x)).relu()))  # type: ignore[no-any-return]
+
+
+def scaled_(weight: Tensor, gain: float) -> None:
+    """Draw by a rule of one's own that reads the tensor's shape."""
+    with torch.no_grad():
+        weight.normal_(0, gain / math.sqrt(weight.shape[1]))
+
+
+class Net(nn.Module):
+    """A network whose code draws its weights in most of the ways that there are."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3)
+        self.blocks = nn.ModuleList([Block(width), Block(width)])
+        self.token = nn.Parameter(torch.zeros(1, width, 1, 1))
+        self.drawn = nn.Parameter(0.3 * torch.randn(1, width, 1, 1))
+        self.hidden = nn.Linear(width, 4 * width)
+        self.head = nn.Linear(4 * width, 5)
+        trunc_normal_(self.token, std=0.02)
+        for depth, module in enumerate(self.modules()):
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.Conv2d):
+                fan = math.prod(module.kernel_size) * module.out_channels
+                module.weight.data.normal_(0, math.sqrt(2.0 / fan))
+                module.weight.data.div_(math.sqrt(2.0 * depth))
+                module.bias.data.fill_(0.5)  # type: ignore[union-attr]
+            elif isinstance(module, Block):
+                nn.init.zeros_(module.last.weight)
+        scaled_(self.hidden.weight, 0.5)
+        self.head.weight.data.mul_(0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x) + self.token + self.drawn
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.hidden(x.mean((2, 3))).relu())  # type: ignore[no-any-return]
+
+
+def test_a_cut_network_starts_as_the_same_code_starts_one_of_those_widths() -> None:
+    small, start = started(Code(Net), halved((1, 3, 8, 8)), seed=3)
+    assert start == Start()
+    assert_alike(small, Code(lambda: Net(16)).fresh(8))
+    again, _ = started(Code(Net), halved((1, 3, 8, 8)), seed=3)
+    other, _ = started(Code(Net), halved((1, 3, 8, 8)), seed=4)
+    for name, value in small.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    assert not torch.equal(
+        small.get_parameter("hidden.weight"), other.get_parameter("hidden.weight")
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["torchvision/shufflenet_v2_x0_5", "torchvision/mobilenet_v3_small"]
+)
+def test_a_network_that_is_not_cut_starts_bit_for_bit_as_its_code_starts_it(name: str) -> None:
+    spec = ModelSpec(name, {"num_classes": 3})
+    network, start = started(spec, lambda whole: whole, seed=5)
+    assert start == Start()
+    own = spec.fresh(derive(5, "reinit")).state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
+
+
+def test_a_vision_transformer_starts_as_one_of_half_its_width() -> None:
+    from torchvision.models import VisionTransformer
+
+    def make(width: int) -> nn.Module:
+        net: nn.Module = VisionTransformer(16, 4, 2, 4, width, 2 * width, num_classes=3)
+        return net
+
+    small, start = started(Code(lambda: make(64)), halved((1, 3, 16, 16)), seed=0)
+    assert start == Start()
+    # The heads are narrower, and their number stays.
+    own = dict(Code(lambda: make(32)).fresh(8).named_parameters())
+    for name, value in small.named_parameters():
+        if value.shape == own[name].shape:
+            slack = 4 / math.sqrt(2 * value.numel())
+            assert spread(value) == pytest.approx(spread(own[name]), rel=slack), name
+
+
+class Recurrent(nn.Module):
+    """The usual start of a forget gate, by a width that code holds as a number."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.cells = nn.LSTM(8, width, batch_first=True)
+        self.head = nn.Linear(width, 3)
+        bias = self.cells.get_parameter("bias_ih_l0")
+        nn.init.zeros_(bias)
+        bias.data[width : 2 * width].fill_(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cells(x)[0][:, -1])  # type: ignore[no-any-return]
+
+
+def test_places_that_code_counts_by_a_width_of_its_own_stay_where_they_are() -> None:
+    small, start = started(Code(Recurrent), halved((1, 5, 8)), seed=0)
+    gates = small.get_parameter("cells.bias_ih_l0").view(4, -1)
+    assert gates.shape[1] < 32
+    assert gates.tolist() == [[float(gate == 1)] * gates.shape[1] for gate in range(4)]
+    assert start.cut == ("cells.bias_ih_l0",)
+
+
+class Table(nn.Module):
+    """Layers and a table, started as told."""
+
+    def __init__(self, begin: Callable[["Table", int], None], width: int = 256) -> None:
+        super().__init__()
+        self.one = nn.Linear(8, width)
+        self.table = nn.Parameter(torch.randn(width, width) / math.sqrt(width))
+        self.two = nn.Linear(width, 3)
+        begin(self, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(torch.relu(torch.relu(self.one(x)) @ self.table))  # type: ignore[no-any-return]
+
+
+def read(net: Table, width: int) -> None:
+    net.one.weight.data = torch.arange(8.0 * width).view(width, 8) / width
+    net.table.data = torch.arange(float(width * width)).view(width, width) / width
+
+
+def wide(net: Table, width: int) -> None:
+    net.one.weight.data = torch.randn(width, 8)
+
+
+@pytest.mark.parametrize(
+    ("begin", "expected"),
+    [
+        (lambda net, width: nn.init.normal_(net.table, std=0.1), Start()),
+        (lambda net, width: None, Start(cut=("table",))),  # by the full width
+        (read, Start(layered=("one.weight",), read=("table",))),
+        (wide, Start(cut=("one.weight", "table"))),
+    ],
+)
+def test_what_is_not_drawn_at_its_width_is_named(begin: Any, expected: Start) -> None:
+    small, start = started(Code(lambda: Table(begin)), halved((1, 8)), seed=0)
+    assert start == expected
+    assert all(value.isfinite().all() for value in small.parameters())
+
+
+def test_code_that_copies_tensors_of_the_full_width_gives_their_spread() -> None:
+    def begin(net: Table, width: int) -> None:
+        nn.init.normal_(net.table, std=0.1)
+        net.one.weight.data.copy_(torch.randn(width, 8))
+
+    small, start = started(Code(lambda: Table(begin)), halved((1, 8)), seed=0)
+    assert start == Start()
+    assert spread(small.get_parameter("one.weight")) == pytest.approx(1.0, rel=0.1)
+
+
+def test_where_code_fails_with_narrower_tensors_layers_that_draw_alike_stand_in_for_it() -> None:
+    def begin(net: Table, width: int) -> None:
+        nn.init.normal_(net.table, std=0.1)
+        net.one.weight.data.add_(torch.randn(width, 8))
+
+    small, start = started(Code(lambda: Table(begin)), halved((1, 8)), seed=0)
+    assert start == Start(cut=("one.weight", "table"))
+    assert spread(small.get_parameter("one.weight")) == pytest.approx(1.0, rel=0.1)
+    bound = 1 / math.sqrt(small.get_parameter("two.weight").shape[1])
+    assert spread(small.get_parameter("two.weight")) == pytest.approx(bound / 3**0.5, rel=0.2)
+
+
+def test_layers_that_are_copied_are_drawn_by_the_layers() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
+            self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+            self.head = nn.Linear(32, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layers(x).mean(1))  # type: ignore[no-any-return]
+
+    small, start = started(Code(Encoder), halved((1, 5, 32)), seed=0)
+    assert start == Start()
+    weight = small.get_parameter("layers.layers.1.linear2.weight")
+    assert weight.shape[1] == 32
+    assert spread(weight) == pytest.approx(1 / math.sqrt(3 * 32), rel=0.1)
+
+
+def test_a_network_that_was_made_before_starts_by_its_layers_and_is_named() -> None:
+    made = Net()
+    source = Code(lambda: made)
+    small, start = started(source, halved((1, 3, 8, 8)), seed=0)
+    assert "blocks.0.one.weight" in start.layered
+    assert not set(start.cut) & set(start.layered)
+    fan = small.get_parameter("blocks.0.one.weight")[0].numel()
+    assert spread(small.get_parameter("blocks.0.one.weight")) == pytest.approx(
+        1 / math.sqrt(3 * fan), rel=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("mlp", {"features": 64, "outputs": 3}),
+        ("transformer", {"vocabulary": 100, "length": 8, "outputs": 3}),
+        ("resnet-20", {"classes": 3}),
+    ],
+)
+def test_regrows_own_models_start_by_initialise_as_they_ever_did(
+    name: str, data: dict[str, int]
+) -> None:
+    spec = ModelSpec(name, data)
+    assert spec.has_rule()
+    small, start = started(spec, lambda whole: whole, seed=2)
+    assert start == Start()
+    again = spec.fresh(9)
+    initialise_(again, seed=2)
+    assert all(torch.equal(p, again.get_parameter(n)) for n, p in small.named_parameters())
+    assert_alike(small, spec.fresh(1))
