@@ -284,8 +284,8 @@ def _torch_pruning(net: nn.Module, example: Any, _: Trace | None) -> Cut:
 
     import torch_pruning
 
+    ends = _ends(net, example)
     small = copy.deepcopy(net)
-    ends = [n for n, why in trace(net, example).whole.items() if "output" in why]
     ignored = [m for n, m in small.named_modules() if n and n in ends]
     heads = {
         layer: module.num_heads
@@ -313,6 +313,25 @@ def _torch_pruning(net: nn.Module, example: Any, _: Trace | None) -> Cut:
             if hasattr(module, "attn_dim"):
                 module.attn_dim = module.qkv.out_features // 3
     return Cut(small, middle - start, took)
+
+
+def _ends(net: nn.Module, example: Any) -> list[str]:
+    """Name the layers that give the output: a trace tells, whose memory is another process's."""
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+
+    def tell() -> None:
+        whole = trace(net, example).whole
+        sending.send([name for name, why in whole.items() if "output" in why])
+
+    process = context.Process(target=tell)
+    process.start()
+    sending.close()
+    ends: list[str] = []
+    with suppress(EOFError):  # a network that cannot be traced
+        ends = receiving.recv()
+    process.join()
+    return ends
 
 
 TOOLS: Mapping[str, Tool] = {"regrow": _regrow, "torch-pruning": _torch_pruning}

@@ -1,20 +1,25 @@
-"""regrow's surgery beside Torch-Pruning's, by one oracle: prints a table a family.
+"""regrow's surgery beside Torch-Pruning's, by one oracle: writes docs/torch-pruning.md.
 
     uv pip install torch-pruning==1.6.1 timm transformers
-    uv run --no-sync python benchmarks/surgery.py [PATTERN ...] [--seconds 600] [--gigabytes 10]
+    uv run --no-sync python benchmarks/surgery.py [PATTERN ...] [--seconds 600] [--repeats 5]
 
 Both cut every network to half its width, each in a process of its own, and each cut network is
 compared with the network whose cut channels are zero (benchmarks/oracle.py). Torch-Pruning is told
 which layers give the output, and of the attention heads. Lines go to surgery.jsonl; what stands
-there is not measured again. ``--times`` compares seconds on four networks in this process instead.
+there is not measured again, and the page is written from all of it. Seconds on four networks are
+compared in this process, by turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -22,66 +27,136 @@ import torch
 import harness
 import networks
 
-OUTCOMES = [
-    "exact",
-    "wrong",
-    "broken",
-    "crash",
-    "refused",
-    "time-out",
-    "memory",
-    "killed",
-    "unseen",
-    "nothing",
-    "unmatched",
-]
+PAGE = Path(__file__).parent.parent / "docs" / "torch-pruning.md"
+OURS, THEIRS = harness.TOOLS
+OUTCOMES = {
+    "exact": "computes what the network computes whose cut units are silent",
+    "wrong": "runs, and computes something else, without a word",
+    "broken": "does not run, or returns other shapes",
+    "crash": "the tool ends with an error that is not its own",
+    "refused": "the tool says that it cannot",
+    "time-out": "took longer than allowed",
+    "memory": "took more memory than allowed",
+    "killed": "the tool's process ended without a word",
+    "unseen": "what was cut moves the output too little to say anything",
+    "nothing": "nothing was cut that moves the output",
+    "unmatched": "the numbers that are left do not tell what is gone",
+}
+GOES = "- *goes*, *seconds* (of a processor, to trace and to cut): of the networks that are exact."
 TIMED = (
     "torchvision/resnet50",
     "torchvision/densenet201",
     "torchvision/vit_b_16",
     "torchvision/swin_t",
 )
+HEAD = """\
+# Surgery beside Torch-Pruning
+
+Written by `benchmarks/surgery.py` from {num} networks with random weights, which both tools cut to
+half their width: regrow {ours} at {commits}, torch-pruning {theirs}, measured {dates}, torch
+{torch}, one thread, {machine}, n = 1. Each cut network is judged from outside, by one oracle:
+a copy with other numbers was cut, and is compared in float64 with that copy whose missing numbers
+are zero. Torch-Pruning is told which layers give the output, and how many heads attentions have.
+
+"""
 
 
-def table(lines: Sequence[harness.Line]) -> str:
-    """Word outcomes, shares and seconds of each tool, by family."""
-    rows = [f"{'':14}{'tool':15}" + "".join(f"{o:>10}" for o in OUTCOMES) + "    goes   seconds"]
-    for family in dict.fromkeys(line["network"].split("/")[0] for line in lines):
+def page(lines: Sequence[harness.Line], seconds: Mapping[str, Mapping[str, float]]) -> str:
+    """Word the page."""
+    pairs = Counter(line["network"] for line in lines)
+    lines = [line for line in lines if pairs[line["network"]] == len(harness.TOOLS)]
+    commits = list(dict.fromkeys(str(line["commit"]) for line in lines))
+    dates = sorted({str(line["date"]) for line in lines})
+    head = HEAD.format(
+        num=len({line["network"] for line in lines}),
+        ours=version("regrow"),
+        commits=", ".join(commits),
+        theirs=version("torch-pruning"),
+        dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
+        torch=torch.__version__,
+        machine=platform.processor() or platform.machine(),
+    )
+    return head + "\n".join([*_outcomes(lines), "", *_times(lines, seconds), "", *_list(lines), ""])
+
+
+def _family(line: harness.Line) -> str:
+    return str(line["network"]).split("/")[0]
+
+
+def _outcomes(lines: Sequence[harness.Line]) -> list[str]:
+    """Count outcomes by family and tool, with the share that goes and the seconds it took."""
+    met = {line["outcome"] for line in lines}
+    shown = [outcome for outcome in OUTCOMES if outcome in met]
+    rows = [
+        f"| networks | tool | {' | '.join(shown)} | goes (median) | seconds |",
+        f"|---|---|{'--:|' * (len(shown) + 2)}",
+    ]
+    families = list(dict.fromkeys(map(_family, lines)))
+    groups = [(f, [x for x in lines if _family(x) == f]) for f in families]
+    for name, own in [*groups, ("all", list(lines))]:
         for tool in harness.TOOLS:
-            own = [x for x in lines if x["network"].startswith(f"{family}/") and x["tool"] == tool]
-            num = Counter(x["outcome"] for x in own)
-            exact = [x for x in own if x["outcome"] == "exact"]
-            goes = median([x["share"] for x in exact]) if exact else 0.0
-            took = sum(x["trace_seconds"] + x["shrink_seconds"] for x in exact)
-            cells = "".join(f"{num[o]:10}" for o in OUTCOMES)
-            rows.append(f"{family:14}{tool:15}{cells}{goes:8.2f}{took:10.1f}")
-    return "\n".join(rows)
+            of_tool = [line for line in own if line["tool"] == tool]
+            num = Counter(line["outcome"] for line in of_tool)
+            exact = [line for line in of_tool if line["outcome"] == "exact"]
+            goes = f"{median([line['share'] for line in exact]):.2f}" if exact else "-"
+            took = sum(line["trace_seconds"] + line["shrink_seconds"] for line in exact)
+            cells = [str(num[outcome]) for outcome in shown]
+            rows.append(f"| {name} | {tool} | {' | '.join(cells)} | {goes} | {took:.1f} |")
+    words = [f"- *{outcome}*: {OUTCOMES[outcome]}." for outcome in shown]
+    return [*words, GOES, "", *rows]
 
 
-def times(repeats: int) -> None:
-    """Print the least seconds of a processor to trace and cut, of both tools by turns."""
+def _times(lines: Sequence[harness.Line], seconds: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Word the seconds that both took by turns, and the memory that each took on its own."""
+    known = {(line["network"], line["tool"]): line for line in lines}
+    rows = [
+        "Least seconds of a processor to trace and cut, of both by turns in one process, and the",
+        "peak memory of each one's own process beyond one forward pass, in sizes of the network:",
+        "",
+        f"| network | {OURS} s | {THEIRS} s | ratio | {OURS} memory | {THEIRS} memory |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, took in seconds.items():
+        beyond = [known.get((name, tool), {}).get("beyond", "-") for tool in harness.TOOLS]
+        cells = [f"{took[tool]:.2f}" for tool in harness.TOOLS]
+        cells.append(f"{took[OURS] / took[THEIRS]:.2f}")
+        rows.append(f"| {name} | {' | '.join(map(str, [*cells, *beyond]))} |")
+    return rows if seconds else []
+
+
+def _list(lines: Sequence[harness.Line]) -> list[str]:
+    """Name what is not exact with either tool."""
+    rows = ["| network | tool | outcome | what was said |", "|---|---|---|---|"]
+    for line in lines:
+        if line["outcome"] != "exact":
+            said = str(line.get("message", ""))[:120].replace("|", "/")
+            rows.append(f"| {line['network']} | {line['tool']} | {line['outcome']} | {said} |")
+    return rows
+
+
+def least_seconds(repeats: int) -> dict[str, dict[str, float]]:
+    """Return the least seconds of a processor to trace and cut, of both tools by turns."""
     torch.set_num_threads(1)
-    print(f"{'':26}{'ratio':>12}" + "".join(f"{tool:>16}" for tool in harness.TOOLS))
-    for name in TIMED:
+    found = {}
+    for name in TIMED if repeats else ():
         net, example = networks.build(name)
-        least = dict.fromkeys(harness.TOOLS, float("inf"))
+        found[name] = dict.fromkeys(harness.TOOLS, float("inf"))
         for _ in range(repeats):
             for tool, cut in harness.TOOLS.items():
                 with suppress(Exception):  # the one that breaks has no time: inf
-                    least[tool] = min(least[tool], sum(cut(net, example, None)[1:3]))
-        ratio = least["regrow"] / least["torch-pruning"]
-        print(f"{name:26}{ratio:12.2f}" + "".join(f"{x:16.3f}" for x in least.values()), flush=True)
+                    took = sum(cut(net, example, None)[1:3])
+                    found[name][tool] = min(found[name][tool], took)
+        print(name, found[name], datetime.now(UTC).time(), flush=True)
+    return found
 
 
 def main() -> None:
     assert __doc__ is not None
     parser: argparse.ArgumentParser = harness.options(__doc__.splitlines()[0], "surgery.jsonl")
-    parser.add_argument("--times", type=int, metavar="REPEATS", help="compare seconds only")
+    parser.add_argument("--repeats", type=int, default=5, help="of the comparison of seconds")
     given = parser.parse_args()
-    if given.times:
-        times(given.times)
-    else:
-        print(table(harness.run(given, tuple(harness.TOOLS))))
+    lines = harness.run(given, tuple(harness.TOOLS))
+    PAGE.write_text(page(lines, least_seconds(given.repeats)))
 
 
 if __name__ == "__main__":

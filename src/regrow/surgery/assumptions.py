@@ -220,10 +220,10 @@ class Assumptions:
             self.counted |= dict.fromkeys(made[name], f"{COUNTED} ({breaks})")
 
     def _as_one(self, broken: Collection[str], found: Followed) -> bool:
-        """Let all heads go together that a number counts by which some cannot go; or undo it.
+        """Let all go together that a number counts by which some cannot go, heads too; or undo it.
 
-        So queries and values have as many where others lie between them (talking heads).
-        Return whether something was changed.
+        So queries and values have as many heads where others lie between them (talking heads), and
+        are as wide in an attention of one head. Return whether something was changed.
         """
         here = [n for n in found.told if not found.groups_of(n).isdisjoint(broken)]
         in_vain = self.ones & {number.place for number in here}
@@ -231,7 +231,8 @@ class Assumptions:
         self.ones -= in_vain
         heads = {name for name, group in found.trace.groups.items() if group.kind == "head"}
         counts = {n.place: found.groups_of(n) for n in here}
-        more = {p for p, own in counts.items() if len(own & heads) > 1} - self.several
+        tied = heads | set(broken)
+        more = {p for p, own in counts.items() if len(own & tied) > 1} - self.several
         self.ones |= more
         return bool(in_vain or more)
 

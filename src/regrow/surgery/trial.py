@@ -12,8 +12,11 @@ numbers when it runs again uncut cannot be judged, and a proof refuses it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -31,6 +34,7 @@ from regrow.surgery.proof import compare
 from regrow.surgery.tape import Unrecorded, record
 
 MANY = 128  # units, of which less than half are enough
+DIFFERENT = 16  # numbers that groups of one size are cut to, where there are as many groups
 LONGEST = 160  # characters of an error that are quoted
 
 
@@ -110,9 +114,9 @@ class Trials:
 
     def _wrong(self, trace: Trace, groups: Sequence[Group]) -> Wrong | None:
         """Say what is wrong when groups are cut."""
-        kept = {g.name: some(g.size, more=i % 2 == 1) for i, g in enumerate(groups)}
-        if self.halved:
-            kept = {g.name: _chosen(g.size, (g.size + 1) // 2) for g in groups}
+        sizes = [group.size for group in groups]
+        nums = [(size + 1) // 2 for size in sizes] if self.halved else apart(sizes)
+        kept = {g.name: _chosen(g.size, num) for g, num in zip(groups, nums, strict=True)}
         # The first units, for which no tensor has to be copied; some of all places; and others.
         ways = range(3) if all(map(_is_everywhere, groups)) else (1, 2, 0)
         masks = [Mask(unit="channel", kept={n: k[way] for n, k in kept.items()}) for way in ways]
@@ -206,16 +210,28 @@ def _smaller(
     return None
 
 
-def some(size: int, *, more: bool) -> Tensor:
-    """Choose some of a group's units in three ways: the first, spread, and others.
+def apart(sizes: Sequence[int]) -> list[int]:
+    """Choose how many units each of several groups keeps: of no two groups as many, if they can.
 
     Over half of them, or where they are many over a quarter: a prime number, which no code divides
-    or multiplies to. With ``more`` it is the next one, so that groups of one size come apart.
+    or multiplies to. Groups of the same number would look alike to code that takes one for another.
     """
+    taken: Counter[int] = Counter()
+    nums = [1] * len(sizes)
+    for place in sorted(range(len(sizes)), key=lambda place: sizes[place]):  # few fit small ones
+        fitting = _primes_below(sizes[place])
+        if fitting:
+            nums[place] = min(fitting, key=lambda num: taken[num])
+            taken[nums[place]] += 1
+    return nums
+
+
+@cache
+def _primes_below(size: int) -> tuple[int, ...]:
+    """List primes that a group of so many units may be cut to, the least first."""
     least = size // 2 if size < MANY else size // 4
     primes = (n for n in range(least + 1, size) if _is_prime(n) and size % n)
-    first = next(primes, 1)
-    return _chosen(size, next(primes, first) if more else first)
+    return tuple(islice(primes, DIFFERENT))
 
 
 def _chosen(size: int, num: int) -> Tensor:
