@@ -22,6 +22,7 @@ from regrow.surgery.groups import Group, Kind, Slot, Trace, belongs
 from regrow.surgery.likeness import Likeness
 from regrow.surgery.norms import BATCH_NORMS
 from regrow.surgery.numbers import Attribute, followed, numbers
+from regrow.surgery.operators import COPIES, TURNS, VIEWS
 from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.statistics import carry
@@ -167,6 +168,7 @@ def _are_samples(example: Any) -> bool:
     return held == len(tensors) and len({len(t) for t in tensors if t.dim()}) == 1
 
 
+_LAID_OUT = (*COPIES, *TURNS, *VIEWS)
 _PRODUCERS = {"aten::convolution", "aten::_convolution", "aten::addmm", "aten::mm", "aten::linear"}
 
 
@@ -188,6 +190,8 @@ def _candidate_views(tape: Tape) -> frozenset[str]:
     for node in tape.nodes:
         if node.name in BATCH_NORMS:
             source = node.args[0].index
+            while users[source] == 1 and source in makers and makers[source].name in _LAID_OUT:
+                source = makers[source].refs()[0]  # a linear layer's tokens, as one batch
             alone = users[source] == 1 and source in makers and makers[source].name in _PRODUCERS
             if not alone:
                 views.add(node.module)
