@@ -109,6 +109,23 @@ class Outlook(nn.Module):
         return result
 
 
+class Single(nn.Module):
+    """One head, whose queries, keys and values are laid out by a number of its width."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.head_dim, self.scaling = width, width**-0.5
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:-1], -1, self.head_dim)
+        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        met = (q @ k.transpose(2, 3) * self.scaling).softmax(-1) @ v
+        result: Tensor = self.out(met.transpose(1, 2).reshape(*x.shape[:-1], -1))
+        return result
+
+
 class Residual(nn.Module):
     """Tokens go into a stream, which an attention is added to."""
 
@@ -130,6 +147,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, int]]]] = {
     "a shape in a list": (Biased, {"embed": ("stream", 12), "part.qkv": ("head", 2)}),
     "talking heads": (Talking, {"embed": ("stream", 12), "part.q": ("head", 4)}),
     "neighbours": (Outlook, {"embed": ("stream", 3)}),
+    "one head": (Single, {"embed": ("stream", 12), "part.q": ("linear", 12)}),
 }  # fmt: skip
 
 
@@ -146,5 +164,6 @@ def test_heads_are_cut_as_if_silenced(kind: str) -> None:
     groups: Any = {name: (g.kind, g.size) for name, g in found.groups.items()}
     assert groups == KINDS[kind][1]
     for seed in range(2):
-        proof = verify(net, random_mask(found, seed=seed, kinds=("stream", "head")), found)
+        mask = random_mask(found, seed=seed, kinds=("stream", "head", "linear"))
+        proof = verify(net, mask, found)
         assert proof.ok, str(proof)

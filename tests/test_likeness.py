@@ -163,3 +163,21 @@ def test_groups_of_a_norm_that_stand_in_code(
     net = nn.Sequential(nn.Conv2d(3, 8, 3), norm(2, 8), nn.Conv2d(8, 2, 1))
     assert set(trace(net.eval(), SHAPE).groups) == names
     assert bool(compared) == (not names)
+
+
+def test_groups_are_tried_at_numbers_of_their_own() -> None:
+    sizes = [64, 512, 2, 64, 16, 16, 512, 3, 48, 64]
+    nums = trial.apart(sizes)
+    several = [num for num, size in zip(nums, sizes, strict=True) if size > 3]
+    assert len(set(several)) == len(several)
+    assert nums[2] == 1
+    assert nums[7] == 2
+    for num, size in zip(nums, sizes, strict=True):
+        assert num < size
+        assert num == 1 or all(num % n for n in range(2, num))
+
+
+def test_many_groups_of_a_size_share_numbers_evenly() -> None:
+    nums = trial.apart([512] * 33)
+    assert max(nums) < 256
+    assert max(nums.count(num) for num in nums) == 3
