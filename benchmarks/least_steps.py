@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 
 from regrow.data import DataSpec, load
-from regrow.jobs.base import Setting
+from regrow.jobs.material import Setting
 from regrow.models import ModelSpec, build
 from regrow.run.hours import first_gradient
 from regrow.studies.expand import material

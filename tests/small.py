@@ -16,7 +16,7 @@ from regrow.core.seeds import seeded
 from regrow.core.units import UNITS
 from regrow.data import DATASETS, Dataset, DataSpec, MemoryImages, load
 from regrow.jobs.arms import ARMS
-from regrow.jobs.base import Material
+from regrow.jobs.material import Material
 from regrow.models import FROM_DATA, MODELS, ModelSpec, build
 from regrow.pruning.costs import COST_TARGETS
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS

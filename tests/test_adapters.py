@@ -133,7 +133,7 @@ def test_a_method_of_ones_own_is_asked_for_its_masks(tmp_path: Path) -> None:
         ("mask-file:broken.npz", "broken.npz cannot be read"),
         ("mask-file:broken.safetensors", "broken.safetensors cannot be read"),
         ("mask-file:code.pt", "code.pt cannot be read: UnpicklingError"),
-        ("mask-file:numbers.npz", "must hold ones .stays. and zeros .goes.. Got other numbers"),
+        ("mask-file:numbers.npz", "must hold ones .kept. and zeros .pruned.. Got other numbers"),
         ("mask-file:shape.npz", r"'0.weight' must have the weight's shape \[8, 3, 3, 3\]. Got \[8"),
         ("mask-file:name.npz", "has a mask for 'conv.weight', which is no weight of"),
         ("mask-file:whole.npz", "hold no zero, so nothing would be pruned"),

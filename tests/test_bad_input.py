@@ -160,7 +160,7 @@ CUTS = [  # the network, what is asked for, and the message
     ("Counts", HALF, "Such a network cannot be compared"),
     ("Chooses", HALF, "code counts on how many there are (with 5 of 8 it computes something else"),
     ("Empty", HALF, "channels and heads of every kind (scope all), and this network has none"),
-    ("Blank", HALF, "gave scores for 'a' that are not all finite. Look whether the weights"),
+    ("Blank", HALF, "gave scores for 'a' that are not all finite. Check that its weights"),
     ("Net", (), "Got none"),
     ("Net", (*HALF, "--macs", "0.5"), "Got --macs and --sparsity"),
     ("Net", ("--sparsity", "0"), "Nothing would be cut: all 8 units"),
@@ -172,7 +172,7 @@ CUTS = [  # the network, what is asked for, and the message
       for cost in ("macs", "parameters", "latency") for value in ("0", "-1", "1", "1.5", "inf")],
     ("Net", ("--macs", "1e-9"), "from 0.125 to 1. Of its parameters 56.6% are kept whole: 56.6% "
      "because it is the network's output."),
-    ("Net", (*HALF, "--multiple-of", "8"), "in multiples of 8. Ask for more to go"),
+    ("Net", (*HALF, "--multiple-of", "8"), "in multiples of 8. Increase the amount"),
     ("Net", (*HALF, "--multiple-of", "0"), "Invalid value for '--multiple-of'"),
     ("Net", (*HALF, "--rounds", "0"), "Invalid value for '--rounds'"),
     ("Net", (*HALF, "--keep", "*"), "'a' (asked to be kept)"),
@@ -205,9 +205,9 @@ def test_a_cut_that_cannot_be_made(
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("nets.py", "is there already"),
-        ("full", "is there already"),
-        (".", "is there already"),
+        ("nets.py", "exists already"),
+        ("full", "exists already"),
+        (".", "exists already"),
         ("nets.py/small", "Cannot write"),
         ("/proc/small/er", "Cannot write"),
     ],

@@ -106,7 +106,7 @@ def test_a_gap_in_the_middle_ends_the_claim() -> None:
     assert trend.within_from == 16
     assert "Not decided: at 8 epochs" in sentence(trend)
     assert "at 4 epochs" in sentence(trend).partition("Not decided")[2]
-    assert "significant alone, but not in the order of the tests" in sentence(trend)
+    assert "significant on its own, but not in the sequence of tests" in sentence(trend)
 
 
 def test_scratch_training_that_overtakes_is_enough_and_better() -> None:
@@ -131,13 +131,13 @@ def test_every_tried_budget_is_enough() -> None:
 
 def test_one_seed_allows_no_test() -> None:
     trend = trend_of({2: (3.0,), 4: (0.0,)})
-    assert short(trend) == "Cannot be told"
+    assert short(trend) == "Undecided"
     assert sentence(trend).endswith("One seed allows no test.")
 
 
 def test_too_few_seeds_are_said_with_how_many_it_would_take() -> None:
     trend = trend_of({2: FALLING[2], 4: (0.3, -0.5, 0.8)})
-    assert short(trend) == "Cannot be told"
+    assert short(trend) == "Undecided"
     assert "at 4 epochs (95% interval" in sentence(trend)
     assert "seeds would likely settle it" in sentence(trend)
 
@@ -149,13 +149,13 @@ def test_a_budget_at_chance_tells_nothing_and_ends_what_comes_from_above() -> No
         for run in runs
     ]
     (trend,) = curve_of(low).trends
-    assert short(trend) == "Cannot be told"
+    assert short(trend) == "Undecided"
     assert trend.better_to == 4
-    assert "16 epochs tell nothing" in sentence(trend)
+    assert "No conclusion at 16 epochs" in sentence(trend)
     first = [replace(run, score=10.0) if run.training_budget == 2 else run for run in runs]
     (trend,) = curve_of(first).trends
     assert (trend.better_to, trend.within_from) == (4, 8)
-    assert "2 epochs tell nothing" in sentence(trend)
+    assert "No conclusion at 2 epochs" in sentence(trend)
 
 
 def test_a_margin_below_one_image_shows_no_equivalence() -> None:
@@ -163,7 +163,7 @@ def test_a_margin_below_one_image_shows_no_equivalence() -> None:
     (trend,) = curve_of(runs).trends
     assert trend.within_from is None
     assert trend.enough_from is None
-    assert "one test image is more than the margin" in sentence(trend)
+    assert "one test image changes the score by more than the margin" in sentence(trend)
 
 
 def test_the_same_score_in_every_seed_is_within() -> None:
@@ -291,7 +291,7 @@ def test_an_unpruned_network_that_still_gains_qualifies_the_answer() -> None:
     assert set(rules) == {"still gaining"}
     text = "\n".join(map(str, answers(curves(runs, margin=MARGIN))))
     assert "from 8 to 16 epochs it gained 3.03 points" in text
-    assert "a larger one may say otherwise" in text
+    assert "a larger one may change them" in text
 
 
 def test_a_loss_that_is_not_known_is_not_called_converged() -> None:
@@ -311,7 +311,7 @@ def test_methods_are_compared_by_the_measured_gain_too(tmp_path: Path) -> None:
     page = page_of(runs, summarise(runs), title="t", margin=MARGIN)
     (outcomes,) = {tuple(v.outcome for v in contest.pairs) for contest in page.contests[1:]}
     assert outcomes == ("equivalent",)
-    assert any("at the largest training budget alone" in limit for limit in page.limits)
+    assert any("at the largest training budget only" in limit for limit in page.limits)
 
 
 # Questions of the ordinary report -----------------------------------------------------------------
@@ -369,7 +369,7 @@ def test_caps_and_budgets_that_are_not_spent_are_said() -> None:
     rounded = [
         replace(r, epochs=3) if (r.arm, r.training_budget) == ("scratch-b", 2) else r for r in runs
     ]
-    assert "in the row that lacks most only 75 % at 2" in notes(rounded)
+    assert "in the row that falls short most, only 75 % at 2" in notes(rounded)
     assert "scratch-b" not in notes(runs)
 
 
@@ -378,7 +378,7 @@ def test_an_arm_that_does_not_follow_the_budget_is_said() -> None:
         replace(r, budget="epochs", amount=3, epochs=3) if r.arm == "fine-tune" else r
         for r in make_study({2: (0.0, 0.1), 4: (0.0, 0.1)})
     ]
-    assert "fine-tune: 3 epochs at every budget, which does not follow it" in notes(runs)
+    assert "fine-tune: 3 epochs at every budget, instead of a share of it" in notes(runs)
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -499,7 +499,7 @@ def test_a_study_that_has_hardly_begun_is_written_too(done: int, tmp_path: Path)
     section = next(section for section in page.sections if section.name == "budgets")
     charts = next(block for block in section.blocks if isinstance(block, Charts)).charts
     assert all(0 <= at <= 340 for at, _ in draw(charts[0]).x_ticks)
-    assert page.headlines[0].short == ("Not run", "At no tried budget", "Cannot be told")[done]
+    assert page.headlines[0].short == ("Not run", "At no tried budget", "Undecided")[done]
     assert ("Not run: 4 and 8 epochs." in report.answer) == (done == 1)
 
 

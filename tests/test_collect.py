@@ -145,7 +145,7 @@ def test_record_of_another_job_counts_as_missing_and_is_named(study: Study, stor
     runs, failures = collect(study, store)
     assert {run.status for run in runs} == {"missing"}
     assert [failure.label for failure in failures] == [odd.label]
-    assert "stands for another job" in failures[0].message
+    assert "belongs to another job" in failures[0].message
 
 
 def test_what_stands_on_a_damaged_record_has_no_number(study: Study, store: Store) -> None:

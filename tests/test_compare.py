@@ -167,7 +167,7 @@ def test_every_arm_is_trained_for_its_budget() -> None:
     assert [row["fairness"] for row in found.rows.to_dict("records")] == [
         "8 epochs",
         "no training after pruning",
-        "2 epochs after the parent's 8",
+        "2 epochs after the unpruned network's 8",
         "equal epochs",
         "equal FLOPs",
     ]
@@ -277,7 +277,7 @@ TRAINS = HEAD + "steps(model, 2); "
             TRAINS + "model[0].weight.data[0] = torch.inf; return 1",
             r"other.py, line 2: other.py:train left numbers in '0.weight' that are",
         ),
-        (HEAD + "return 0.5", r"was to train, and left every parameter as it was"),
+        (HEAD + "return 0.5", r"was called to train, but changed no parameter"),
         (
             HEAD + "return budget.steps",
             r"ConfigError: This budget is in epochs: read bu",
@@ -516,7 +516,7 @@ def test_rivals_of_the_same_cost_are_trained_too(here: Path, command: Command) -
     for arm in ("mlp width=6", "uniform", "scratch-e"):
         assert int(runs[arm, 0]["macs"]) == 4 * 6 + 6 * 3
     assert "Is training another network from scratch (mlp width=6) as good as fine-tu" in done.text
-    assert "mlp width=9 is no network of the same cost: it takes 1.50 times the MACs" in done.text
+    assert "mlp width=9 does not have the same cost: it takes 1.50 times the MACs" in done.text
     again = command("run", Path("results", "study.yaml"), "--workers", "0")
     assert again.code == 0
     assert "0 jobs done in 0:00, 20 were" in again.text, "the study file asks for the same jobs"
@@ -565,7 +565,7 @@ def test_weights_and_a_smaller_network_may_be_given(here: Path, command: Command
     rows = {(row["target"], row["arm"]): row for row in json.loads(done.out)["rows"]}
     assert rows["", "unpruned"]["fairness"] == "as it came: weights of weights.pt"
     tuned = rows["small0.5", "fine-tune"]
-    assert tuned["fairness"] == "2 epochs after the weights that it came with"
+    assert tuned["fairness"] == "2 epochs after the given weights"
     assert tuned["samples"] == 2 * 64
     assert (tuned["macs_kept"], rows["small0.7", "fine-tune"]["macs_kept"]) == (0.5, 0.25)
 
@@ -648,7 +648,7 @@ def test_the_metric_is_chosen_after_the_training(here: Path, command: Command) -
 def test_budgets_that_are_not_spent_are_in_the_verdict(here: Path) -> None:
     (here / "mine.py").write_text(TRAIN.replace("2 * budget.epochs", "4"))
     found = small_comparison()
-    assert "the two arms did not spend what their budgets allow alike" in found.answer
+    assert "the two arms used different shares of their budgets" in found.answer
 
 
 def test_seeds_that_end_alike_are_named(here: Path) -> None:
@@ -671,9 +671,9 @@ def test_training_from_scratch_starts_as_the_networks_own_code_starts_it(
     options: dict[str, Any] = {"budget": 1, "arms": ["unpruned", "scratch-e"], "seeds": 1}
     found = small_comparison(net=f"nets.py:{net}", **options)
     assert not found.failures
-    told = [note for note in found.notes if "its own code starts" in note]
+    told = [note for note in found.notes if "own code initialises" in note]
     assert len(told) == (not is_known)
-    assert all("starts '0.weight' and '2.weight' is not known" in note for note in told)
+    assert all("initialises '0.weight' and '2.weight', because" in note for note in told)
 
 
 @pytest.mark.parametrize(("net", "named"), [("Scaled", []), ("Wide", ["table"])])
@@ -681,7 +681,11 @@ def test_what_is_drawn_by_a_number_of_the_full_width_is_named(net: str, named: l
     options = {"budget": 1, "arms": ["unpruned", "scratch-e"], "seeds": 1}
     found = small_comparison(net=f"nets.py:{net}", **options)
     assert not found.failures
-    told = [note for note in found.notes if "nothing initialises the sizes that were left" in note]
+    told = [
+        note
+        for note in found.notes
+        if "the network has no initialisation at its smaller size" in note
+    ]
     assert len(told) == len(named)
     assert all(repr(name) in told[0] for name in named)
 
@@ -696,7 +700,7 @@ def test_what_is_drawn_by_a_number_of_the_full_width_is_named(net: str, named: l
         ({"budget": {"flops": 1e-3}}, "less than training on one example"),
         ({"methods": {"name": "magnitude", "sparsity": 0.5}}, "would not hold at zero"),
         ({"methods": {"name": "network-slimming", "sparsity": 0.5}}, "acts while the network"),
-        ({"methods": None}, "Nothing smaller is asked for|'methods'"),
+        ({"methods": None}, "There is no smaller network|'methods'"),
         ({"arms": ["lr-rewind", {"name": "x", "like": "fine-tune", "lr": 0.1}]}, "has 'lr'"),
         ({"arms": [{"name": "late", "start": "rewound", "epoch": 2}]}, "has 'epoch'"),
         ({"models": ["nets.py:mlp", "nets.py:Scaled"]}, "must name one network"),

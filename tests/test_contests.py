@@ -149,7 +149,7 @@ def test_rows_of_unequal_cost_are_named_and_not_ranked() -> None:
     }
     assert contest.ranking is None
     text, _ = answers([contest])
-    assert "costs are unequal: d / m / sparsity 0.3 (macs left: a 22 %, b 48 %, c 22.5 %)" in text
+    assert "costs differ: d / m / sparsity 0.3 (macs left: a 22 %, b 48 %, c 22.5 %)" in text
     reason = contest.pairs[0].left_out_for
     assert reason is not None
     assert reason.text == ("the methods' networks do not cost the same (macs left: a 22 %, b 48 %)")
@@ -316,7 +316,7 @@ def test_setups_are_said_in_words_and_explained(tmp_path: Path) -> None:
     report = write(
         runs, tmp_path, title="t", command="c", machine="m", date="2026-11-26", draw=False
     )
-    assert "What both sides have alike: the same data, network and speed-up [S1" in report.answer
+    assert "Both sides have the same data, network and speed-up [S1" in report.answer
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert re.search(r"speed-up.* \[S1[^\]]*\]\(#setups\)", page)
     assert "## Setups" in page
@@ -338,7 +338,7 @@ def test_a_report_has_the_contests_in_every_form(tmp_path: Path) -> None:
     assert r"\_d\_" in page
     assert r"b \& c" in (tmp_path / "table.tex").read_text(encoding="utf-8")
     assert (
-        "Methods at one cost, under fine-tune (10 epochs): of 3 pairs, 3 differ." in report.answer
+        "Methods at equal cost, under fine-tune (10 epochs): of 3 pairs, 3 differ." in report.answer
     )
     assert {path.name for path in report.paths} >= {"methods.csv", "pairs.csv", "ranks.csv"}
     assert len((tmp_path / "pairs.csv").read_text().splitlines()) == 1 + 3 * len(LEVELS) + 3
@@ -353,7 +353,7 @@ def test_methods_that_meet_at_no_amount_make_no_contest() -> None:
 def test_what_has_not_run_is_said(tmp_path: Path) -> None:
     waiting = [replace(run, status="missing", score=None) for run in table({"a": 93.0, "b": 92.0})]
     (text,) = answers(contests(waiting))
-    assert text == "Methods at one cost, under fine-tune: not run."
+    assert text == "Methods at equal cost, under fine-tune: not run."
 
 
 def test_the_figure_has_all_methods_on_one_axis_and_a_panel_for_each_arm() -> None:
@@ -391,7 +391,9 @@ def test_a_winner_that_changes_with_the_retraining_is_found() -> None:
         "d / m / a macs 0.5: scratch-b beats fine-tune (shown) and loses to long (shown)"
     )
     (line,) = winner_line(verdicts(runs))
-    assert "in 1 of 2 cells by the means, shown by tests in 1 (d / m / a macs 0.5" in line
+    assert "in 1 of 2 cells by the means, and significantly in 1 (d / m / a macs 0.5" in line
     never = winner_line(verdicts([run for run in runs if run.method == "b"]))
-    assert never == ["The winner changes with the retraining in 0 of 1 cell."]
+    assert never == [
+        "Whether scratch training wins depends on the kind of retraining in 0 of 1 cell."
+    ]
     assert winner_line(verdicts(entries("a", FINE_TUNE, 93.0) + entries("a", SCRATCH, 93.0))) == []

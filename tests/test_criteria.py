@@ -445,9 +445,9 @@ def test_hrank_is_the_mean_rank_of_a_channels_maps() -> None:
 REFUSED = [
     (
         "hrank",
-        r"hrank ranks feature maps of two dimensions, and 'up' \(linear\) puts out \[12, 8\]",
+        r"hrank ranks feature maps of two dimensions, and 'up' \(linear\) outputs \[12, 8\]",
     ),
-    ("apoz", r"Nothing that layers read of 'up' \(linear\) is ever zero.*mean-activation"),
+    ("apoz", r"The inputs that layers take from 'up' \(linear\) are never zero.*mean-activation"),
 ]
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from regrow.data import Dataset, DataSpec, fingerprint, load
 from regrow.data.named import NamedInputs
 from regrow.errors import ConfigError, DataError
-from regrow.jobs.base import material_of
+from regrow.jobs.material import material_of
 from regrow.models import ModelSpec, example_input
 from regrow.tasks import task_of
 from regrow.train import Recipe, Training, evaluate
@@ -181,7 +181,7 @@ def ragged(values: Columns) -> Columns:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({"labels": None, "input_ids": np.ones((NUM, 2))}, {}, "what is to be learnt"),
+        ({"labels": None, "input_ids": np.ones((NUM, 2))}, {}, "the targets as one of"),
         ({"text": np.array(["a"] * NUM)}, {}, r"column 'text' must be numbers"),
         ({"attention_mask": np.ones((3, LENGTH), dtype=int)}, {}, "a target for each input 'att"),
         ({"input_ids": -np.ones((NUM, LENGTH), dtype=int)}, {}, "whole number from 0"),

@@ -16,7 +16,7 @@ from PIL import Image
 from image_files import expected_pixels, image, image_folder, parquet_folder, png, write_parquet
 from regrow.data import DataSpec, fingerprint, load
 from regrow.errors import ConfigError, DataError
-from regrow.jobs.base import material_of
+from regrow.jobs.material import material_of
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -348,7 +348,9 @@ def test_damaged_folder_is_one_clear_message(
 def test_image_that_is_no_file_is_named(tmp_path: Path) -> None:
     base = image_folder(tmp_path / "x")
     (base / "train" / "cat" / "9.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(DataError, match=r"train/cat/9.png: the image cannot be read \(there are"):
+    with pytest.raises(
+        DataError, match=r"train/cat/9.png: the image cannot be read \(the file is empty"
+    ):
         load(DataSpec(f"folder:{base}"))
 
 

@@ -31,7 +31,7 @@ from regrow.detection.model import (
 from regrow.detection.task import DetectorHead
 from regrow.detection.training import DetectionTraining
 from regrow.errors import ConfigError, TrainingError
-from regrow.jobs.base import Material, material_of
+from regrow.jobs.material import Material, material_of
 from regrow.jobs.prune import Prune
 from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build
@@ -473,7 +473,9 @@ def test_a_pruned_detector_keeps_all_other_layers() -> None:
     assert all(torch.equal(value, kept[name]) for name, value in HEAD.backbone(cut).items())
     stream = replace(METHODS.get("l1-filter"), scope=("stream",))
     narrow = shrink(net, select(net, groups, stream, sparsity=0.4), groups)
-    with pytest.raises(ConfigError, match="Pruning cuts what the backbone puts out, which 'rpn"):
+    with pytest.raises(
+        ConfigError, match="Pruning would cut channels of the backbone's output, which 'rpn"
+    ):
         HEAD.around(narrow, **statistics, trained=trained)
 
 

@@ -206,7 +206,7 @@ def test_rows_say_what_detectors_were_built_on_and_what_they_must_beat(
         "prune-d": "the detector",
     }
     stamps = {run.arm: run.stamp for run in found.runs}
-    assert stamps["prune-c"] == "1 epochs; classifier: 1 epochs after the parent's 1"
+    assert stamps["prune-c"] == "1 epochs; classifier: 1 epochs after the unpruned network's 1"
     assert stamps["prune-d"] == "1 epochs after 1 epochs uncut; classifier: 1 epochs"
     assert {run.num_test for run in found.runs} == {3}
     (extra,) = found.extras
@@ -266,7 +266,7 @@ def test_a_study_of_detectors_is_planned_run_and_reported(regrow: Command) -> No
     assert rows[2]["classifier"] == ""  # prune-d stands on a detector
     refused = regrow("export", "study.yaml", "--arm", "scratch-b", "--to", "net")
     assert refused.code == 2
-    assert "Only networks can be exported, and 'detector scratch-b" in refused.text
+    assert "is built on another network and cannot be exported" in refused.text
     again = regrow("run", "study.yaml", "--workers", "0")
     assert "12 were done before" in again.err
 

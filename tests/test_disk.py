@@ -60,7 +60,7 @@ def test_an_error_of_the_disk_ends_a_command_in_one_message(
     monkeypatch.setattr(Store, place, fail)
     done = command("run", "study.yaml", "--workers", "0")
     assert done.code == 2
-    assert "refused: Input/output error (store/running). What was done is kept." in done.text
+    assert "operation: Input/output error (store/running). Finished jobs are kept." in done.text
 
 
 def test_a_job_is_done_although_what_was_before_it_cannot_be_removed(

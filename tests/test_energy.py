@@ -141,7 +141,7 @@ def test_where_nothing_can_be_read_the_reason_is_kept(
         file.mkdir()  # as root reads any file, a folder stands for one that may not be read
     found = counters("cpu")
     assert not found.found
-    expected = "shows no counters" if counter == "missing" else "cannot be read"
+    expected = "has no energy counters" if counter == "missing" else "cannot be read"
     assert expected in found.unknown
     assert "no counter is known of the device mps" in counters("mps").unknown
 
@@ -233,7 +233,7 @@ def test_a_study_says_in_one_sentence_what_it_took() -> None:
         in StudyCost(jobs=3, machines=("a GPU", "a processor"), unknown=("no counters",)).words
     )
     unread = StudyCost(jobs=3, unknown=("no counters",)).energy_words
-    assert unread == "Energy was not read: no counters."
+    assert unread == "Energy was not measured: no counters."
     assert joules(0.5) == "0.5 J"
 
 
@@ -256,8 +256,8 @@ def test_the_ledger_of_a_command_has_every_row_and_says_the_energy_once(
         assert [row[name] for row in ledger] == [row[name] for row in rows]
     assert all(float(row["seconds"]) >= float(row["own_seconds"]) >= 0 for row in ledger)
     assert {row["joules"] for row in ledger} == {""}
-    assert json.loads((out / "how.json").read_text())["cost"].count("Energy was not read") == 1
+    assert json.loads((out / "how.json").read_text())["cost"].count("Energy was not measured") == 1
     assert f"of computing on {machine()}. " in json.loads((out / "how.json").read_text())["cost"]
     page = (out / "report.html").read_text()
-    assert page.count("Energy was not read: this machine shows no counters.") <= 2
+    assert page.count("Energy was not measured: this machine shows no counters.") <= 2
     assert "own energy" not in page

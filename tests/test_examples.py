@@ -189,7 +189,7 @@ class Plain(nn.Module):
         ([{"b": torch.ones(2, 4)}], None, "lacks 'a'; the network takes no 'b'"),
         ([3], None, "A batch for a criterion must be"),
         ([torch.ones(2, 4)], None, "must have targets"),
-        ([(torch.ones(2, 4), torch.ones(5))], None, "Which loss is meant cannot be told"),
+        ([(torch.ones(2, 4), torch.ones(5))], None, "The loss cannot be chosen automatically"),
         ([(torch.ones(2, 4), torch.ones(2).long())], lambda o, t: o, "must return the mean loss"),
     ],
 )

@@ -51,10 +51,10 @@ def test_python_has_the_same_names_and_defaults(function: Any) -> None:
         ({"checkpoint_seconds": 0}, "'checkpoint_seconds' must be a number above 0"),
         ({"stop_after": 0}, "'stop_after' must be seconds above 0"),
         ({"stop_after": "soon"}, "A duration is a number of seconds"),
-        ({"devices": "2"}, "--devices all is every GPU"),
+        ({"devices": "2"}, "--devices takes only 'all'"),
         ({"on": "slurm"}, "Unknown platform 'slurm'. Known: ray."),
         ({"address": "head:1"}, "give --on ray too"),
-        ({"on": "ray", "device": "cuda:1"}, "--device is cpu or cuda with --on ray"),
+        ({"on": "ray", "device": "cuda:1"}, "With --on ray, which assigns"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any], message: str) -> None:
@@ -75,7 +75,7 @@ def test_hours_are_of_this_machine(command: Command) -> None:
     for arguments in (("run", "study.yaml"), ("reproduce", "table-1", "--scale", "smoke")):
         ended = command(*arguments, "--hours", "1", "--on", "ray")
         assert ended.code == 2
-        assert "--hours goes by the speed of this machine" in ended.text
+        assert "--hours is estimated from the speed of this machine" in ended.text
 
 
 def test_reproduction_stops_when_its_time_is_over(command: Command) -> None:

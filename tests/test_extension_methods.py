@@ -126,7 +126,7 @@ def test_rigl_moves_its_masks_and_keeps_their_density(tmp_path: Path) -> None:
     assert density(ended) == density(masks)
     assert any(not torch.equal(ended[name], masks[name]) for name in masks)
     assert found.record(found.job("moving"))["sparsity"] == found.record(found.prune)["sparsity"]
-    assert fairness([found.runs["moving"]]) == "equal epochs, treated by own-rigl"
+    assert fairness([found.runs["moving"]]) == "equal epochs, with the treatment of own-rigl"
     # 3 passes of each image as sparse as the masks, and dense gradients on the two steps that move.
     model, example = build(parent.model), torch.zeros(parent.data.shape)
     sparse = measure(model, example, Mask(unit="weight", kept=masks)).flops
@@ -335,7 +335,10 @@ def test_a_treatment_is_part_of_an_arms_key_and_nothing_elses(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        ({"name": "a", "like": "fine-tune", "treatment": "l1-filter"}, "so it is no 'treatment'"),
+        (
+            {"name": "a", "like": "fine-tune", "treatment": "l1-filter"},
+            "so it cannot be a 'treatment'",
+        ),
         ({"name": "a", "like": "fine-tune", "treatment": "rigel"}, "Unknown method 'rigel'"),
         ({"name": "a", "like": "fine-tune", "strength": 1.0}, "that of a 'treatment', and it has"),
         (

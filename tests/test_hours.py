@@ -214,7 +214,7 @@ def test_a_plan_shows_the_budget_and_each_row_and_chooses_nothing(
         (("run", "study.yaml", "--hours", "0"), "--hours must be a number above 0. Got 0.0."),
         (("run", "study.yaml", "--hours", "nan"), "--hours must be a number above 0."),
         (("run", "study.yaml", "--hours", "1", "--device", "cuda"), "the device is 'cuda'"),
-        (("reproduce", "all", "--scale", "smoke", "--hours", "1"), "is for one table or figure"),
+        (("reproduce", "all", "--scale", "smoke", "--hours", "1"), "works for one table or figure"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(

@@ -98,7 +98,7 @@ def test_a_download_is_the_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         (["small", "net"], "A repository of the hub is OWNER/NAME. Got 'net'"),
         (["none", "a/net", "--into", "there"], "'none' holds no network: there is no arch"),
-        (["small", "a/net", "--into", "small"], "is there already"),
+        (["small", "a/net", "--into", "small"], "exists already"),
         (["small", "a/net", "--result", "accuracy"], "--result must be METRIC=VALUE"),
         (["small", "a/net", "--result", "accuracy=1"], "which data the results are of: --on"),
     ],

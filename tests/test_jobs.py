@@ -573,7 +573,7 @@ def test_a_pruning_without_a_proof_fails_and_names_the_group(
     assert not run([job], store, workers=0).complete
     failure = store.failure(job.key)
     assert failure is not None
-    assert "no proof. Wrong: " in failure["message"]
+    assert "proven correct. Wrong: " in failure["message"]
     assert "where 'wide' is cut" in failure["message"]
 
 

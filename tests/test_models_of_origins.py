@@ -126,7 +126,7 @@ def test_a_study_of_own_code_and_weights_trains_no_parent(here: Path) -> None:
     read = Reader(store)
     texts = {name: fairness([read.run(cell)]) for name, cell in cells.items()}
     assert texts["unpruned"] == "trained before, 7 epochs"
-    assert texts["fine-tune"].endswith("after the parent's 7")
+    assert texts["fine-tune"].endswith("after the unpruned network's 7")
     assert texts["scratch-e"] == "equal epochs"
 
 
@@ -135,7 +135,7 @@ def test_weights_that_change_while_a_study_runs_are_not_taken(here: Path) -> Non
     torch.save(build(spec).state_dict(), "own.pt")
     (cell, *_) = study({"name": "a/own_net.py:Net", "weights": "own.pt"}).cells()
     torch.save(build(spec, seed=1).state_dict(), "own.pt")
-    with pytest.raises(DataError, match=r"own\.pt: the file is another than when the study was"):
+    with pytest.raises(DataError, match=r"own\.pt: the file has changed since the study was"):
         build(cell.job.model)
 
 
@@ -145,7 +145,7 @@ def test_weights_that_change_while_a_study_runs_are_not_taken(here: Path) -> Non
         ({"weights": "none.pt"}, r"none\.pt: there is no such file"),
         ({"weights": "own_net.txt"}, "there is no such file"),
         ({"weights": "published"}, "is no model of a library"),
-        ({"trained_epochs": 3}, "are of 'weights'"),
+        ({"trained_epochs": 3}, "need 'weights'"),
         ({"weights": "x.pt", "trained_epochs": 0}, "'trained_epochs' must be an int of at least 1"),
         ({"widht": 3}, r"its arguments are .*--set"),
         ({"name": "a/own_net.py:Nte"}, "Known: Net"),
@@ -230,7 +230,7 @@ def test_code_is_not_run_because_an_architecture_names_it() -> None:
     again = Architecture.from_json({**stored.to_json(), "model": spec.to_json()} | {"cuts": []})
     for architecture in (stored, again):
         regrow.save("folder", net, architecture)
-        with pytest.raises(ConfigError, match="built by code of its own"):
+        with pytest.raises(ConfigError, match="built by the code"):
             regrow.load("folder")
     assert isinstance(regrow.load("folder", code="a/own_net.py:Net"), nn.Module)
     with pytest.raises(StoreError):

@@ -107,7 +107,7 @@ def test_a_model_of_timm_is_built_and_says_its_input() -> None:
         ("typo.py:build", {}, r"typo\.py, line 1: SyntaxError"),
         ("torchvision/resnet181", {}, r"Did you mean 'resnet18'.* There are \d+\.$"),
         ("torchvision/resnet18", {"depth": 3}, r"cannot be built: TypeError: .*'depth'"),
-        ("torchvision/resnet18", {"weights": "X"}, "asked for by --weights, not by 'weights'"),
+        ("torchvision/resnet18", {"weights": "X"}, "chosen with --weights, not with 'weights'"),
         ("hf/", {}, "needs the ID|transformers"),
         ("some/where", {}, "names no network"),
         ("resnet-21", {}, "Did you mean 'resnet-.*another kind is package.module:build"),
@@ -142,7 +142,7 @@ def test_published_weights_that_cannot_be_had_are_told(monkeypatch: pytest.Monke
     import torchvision.models._api as api
 
     monkeypatch.setattr(api, "load_state_dict_from_url", offline)
-    with pytest.raises(DataError, match=r"resnet18 cannot be had: .*no route.*--weights random"):
+    with pytest.raises(DataError, match=r"resnet18 cannot be loaded: .*no route.*--weights random"):
         open_network(read_origin("torchvision/resnet18"))
 
 
@@ -299,9 +299,18 @@ def test_inputs_that_are_none_are_told(texts: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"text": "timm/resnet18", "arguments": {"checkpoint_path": "x"}}, "not by 'checkpoint_p"),
-        ({"text": "torchvision/resnet18", "arguments": {"weights": "DEFAULT"}}, "not by 'weights'"),
-        ({"text": "hf/x", "arguments": {"trust_remote_code": True}}, "not by 'trust_remote_code'"),
+        (
+            {"text": "timm/resnet18", "arguments": {"checkpoint_path": "x"}},
+            "not with 'checkpoint_p",
+        ),
+        (
+            {"text": "torchvision/resnet18", "arguments": {"weights": "DEFAULT"}},
+            "not with 'weights'",
+        ),
+        (
+            {"text": "hf/x", "arguments": {"trust_remote_code": True}},
+            "not with 'trust_remote_code'",
+        ),
         (
             {"text": "hf/x", "settings": {"class": "Trainer", "type": "bert", "config": {}}},
             "has no class 'Trainer' for this model|the package transformers is needed",
@@ -329,5 +338,7 @@ def test_weights_that_are_gated_or_out_of_reach(error: Exception, message: str) 
     def fail() -> None:
         raise error
 
-    with pytest.raises(DataError, match=rf"of hf/some/model cannot be had: OSError: .*{message}"):
+    with pytest.raises(
+        DataError, match=rf"of hf/some/model cannot be loaded: OSError: .*{message}"
+    ):
         _fetched("hf/some/model", fail)

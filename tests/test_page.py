@@ -255,7 +255,7 @@ def test_a_winner_that_hangs_on_the_retraining_is_a_headline(tmp_path: Path) -> 
     )
     (headline,) = (h for h in document.headlines if "winner" in h.question)
     assert headline.short == "Yes"
-    assert "changes with the retraining in 1 cell" in headline.text
+    assert "depends on the kind of retraining in 1 cell" in headline.text
 
 
 def test_names_are_shown_and_never_read_as_markup(tmp_path: Path) -> None:

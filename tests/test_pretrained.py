@@ -189,7 +189,9 @@ def test_on_other_classes_a_network_is_trained_on_from_the_weights() -> None:
     ],
 )
 def test_what_weights_were_before_they_were_published_is_not_known(changes: Any) -> None:
-    with pytest.raises(ConfigError, match=r"'zoo' was before .*published weights.*leave out 'wei"):
+    with pytest.raises(
+        ConfigError, match=r"'zoo' had before .*unknown for 'weights'.*leave out 'wei"
+    ):
         study(**changes).jobs()
 
 

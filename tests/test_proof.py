@@ -115,7 +115,9 @@ def test_code_that_takes_its_width_as_a_number_is_named(monkeypatch: pytest.Monk
     assert result.wrong == ("b",)
     assert "Wrong" in str(result)
     assert "trace(..., keep=['b'])" in str(result)
-    with pytest.raises(TraceError, match=r"is not cut, because the cut has no proof\..*'b'"):
+    with pytest.raises(
+        TraceError, match=r"was not cut, because the cut could not be proven correct\..*'b'"
+    ):
         prove(net, half(found), found)
     kept = trace(net, SHAPE, keep=["b"])
     assert verify(net, half(kept), kept).ok

@@ -91,11 +91,17 @@ def asked(*entries: Any) -> list[str]:
         ),
         (
             [{"name": "a", "start": "rewound", "epoch": 3}, {"name": "b", "like": "random-init"}],
-            ["Is starting from its weights early in training (a) better than another draw (b)?"],
+            [
+                "Is starting from the unpruned network's weights from early in its training (a) "
+                "better than from another initialisation (b)?"
+            ],
         ),
         (  # without a control of its own, a ticket is compared with an equally long random start
             [{"name": "ticket", "like": "winning-ticket"}, "scratch-b", "scratch-e"],
-            ["Is starting from its first weights (ticket) better than another draw (scratch-e)?"],
+            [
+                "Is starting from the unpruned network's initial weights (ticket) better than "
+                "from another initialisation (scratch-e)?"
+            ],
         ),
         (
             ["fine-tune", {"name": "fine-tune-80", "like": "fine-tune", "epochs": 80}, "scratch-b"],

@@ -127,7 +127,7 @@ def test_jobs_of_examples_are_the_same_after_json(
 def test_values_that_several_jobs_share_are_written_once(tmp_path: Path) -> None:
     (job,) = (j for j in study(tmp_path).jobs() if "fine-tune" in j.label)
     text = job_to_json(job)
-    assert text.count("regrow.jobs.base:Material") == 1
+    assert text.count("regrow.jobs.material:Material") == 1
     assert text.count("regrow.jobs.train:Train") == 1
 
 
@@ -432,11 +432,17 @@ def test_the_command_line(
     assert theirs.read_bytes() == ours.read_bytes()
     for arguments, match in (
         (("--on", "slurm"), "Unknown platform 'slurm'. Known: ray."),
-        (("--address", "x:1"), "--address is of a Ray cluster: give --on ray too."),
-        (("--on", "ray", "--device", "cuda:1"), "--device is cpu or cuda with --on ray"),
+        (("--address", "x:1"), "--address names a Ray cluster: give --on ray too."),
+        (
+            ("--on", "ray", "--device", "cuda:1"),
+            "With --on ray, which assigns the GPUs, --device must be cpu or cuda",
+        ),
         (("--on", "ray", "--workers", "0"), "--workers 0 trains in this process"),
-        (("--on", "ray", "--hours", "1"), "--hours goes by the speed of this machine"),
-        (("--devices", "2"), "--devices all is every GPU; name several with --device. Got '2'."),
+        (("--on", "ray", "--hours", "1"), "--hours is estimated from the speed of this machine"),
+        (
+            ("--devices", "2"),
+            "--devices takes only 'all' (every GPU); name single GPUs with --device. Got '2'.",
+        ),
         (("--devices", "all"), "--devices all: PyTorch finds no GPU on this machine."),
         (("--device", "cuda:0,cpu"), "--device cuda:0,cpu: name one device, or several GPUs"),
     ):

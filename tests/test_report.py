@@ -127,7 +127,7 @@ def test_unpruned_of_the_same_method_comes_first() -> None:
     ("changes", "words"),
     [
         ({"budget": "none", "start": "inherited"}, "no training after pruning"),
-        ({"budget": "share", "start": "inherited"}, "12 epochs after the parent's 12"),
+        ({"budget": "share", "start": "inherited"}, "12 epochs after the unpruned network's 12"),
         ({"budget": "equal-epochs", "start": "random"}, "equal epochs"),
         ({"budget": "equal-flops", "start": "random"}, "equal FLOPs"),
         (
@@ -136,15 +136,16 @@ def test_unpruned_of_the_same_method_comes_first() -> None:
         ),
         (
             {"budget": "equal-flops", "parent_counted": True},
-            "equal FLOPs, the parent's training counted",
+            "equal FLOPs, the unpruned network's training counted",
         ),
         (
             {"budget": "equal-epochs", "start": "random", "treatment": "rigl"},
-            "equal epochs, treated by rigl",
+            "equal epochs, with the treatment of rigl",
         ),
         (
             {"budget": "equal-epochs", "treatment": "agp at strength 2", "masked_at_end": 0.9},
-            "equal epochs, treated by agp at strength 2, 0.9 of the weights masked at the end",
+            "equal epochs, with the treatment of agp at strength 2, "
+            "0.9 of the weights masked at the end",
         ),
     ],
 )
@@ -433,7 +434,7 @@ def test_a_study_without_rows_still_has_a_report(tmp_path: Path) -> None:
 def test_limits_name_caps_guards_and_single_seeds(tmp_path: Path) -> None:
     runs = make_arm("scratch-b", [97.0], cap=3.0, capped=True, emptied=1)
     text = report(runs, tmp_path, notes=["2,000 images only."], draw=False).text
-    for part in ("capped at 3x", "would have emptied", "One seed", "2,000 images only."):
+    for part in ("capped at 3x", "would have removed", "One seed", "2,000 images only."):
         assert part in text
 
 

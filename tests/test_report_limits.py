@@ -21,7 +21,7 @@ def runs(epochs: float, **changes: object) -> list[Run]:
 
 def test_flops_that_whole_epochs_leave_are_said() -> None:
     (note,) = unspent_notes(runs(9))
-    assert note.startswith("Equal FLOPs: whole epochs are trained")
+    assert note.startswith("Equal FLOPs: arms train for whole epochs")
     assert "scratch-b 90 %" in note
     assert "scratch-e" not in note
 
@@ -47,7 +47,7 @@ def test_a_lead_against_less_than_equal_flops_is_said_in_the_answer() -> None:
     assert trend.better_to == 2
     (answer, *_) = answers([curve])
     assert "rewind is better up to 2 epochs" in answer.text
-    assert "But rounding left a part of equal FLOPs unspent (scratch-b 75 % at 2 epochs)" in (
+    assert "But rounding left a part of the equal FLOPs unused (scratch-b 75 % at 2 epochs)" in (
         answer.text
     )
     assert better_to(trend) == "2 (unequal FLOPs)"
@@ -68,10 +68,10 @@ def test_a_lead_at_equal_flops_stays_one(epochs: float, at: int) -> None:
 def test_cells_whose_equal_flops_are_not_spent_are_counted_and_say_so() -> None:
     found = verdicts(with_epochs(3))
     assert (
-        "Caution in 1 of 3 cells: rounding left a clear part of equal FLOPs unspent (digits / vgg "
-        "/ 2 epochs / l1-filter 0.5: scratch-b 75 %)."
+        "Caution in 1 of 3 cells: rounding left a clear part of the equal FLOPs unused (digits / "
+        "vgg / 2 epochs / l1-filter 0.5: scratch-b 75 %)."
     ) in [*cautions(found)]
-    said = {text for verdict in found if "unspent" in (text := sentence(verdict))}
+    said = {text for verdict in found if "unused" in (text := sentence(verdict))}
     assert all("2 epochs" in text and text.endswith("(scratch-b 75 %).") for text in said)
     assert len(said) == 1
     assert not any("unspent" in text for text in cautions(verdicts(with_epochs(3.97))))
@@ -79,4 +79,4 @@ def test_cells_whose_equal_flops_are_not_spent_are_counted_and_say_so() -> None:
 
 def test_what_is_rounded_to_updates_is_said_so() -> None:
     (note,) = unspent_notes(runs(9.4))
-    assert note.startswith("Equal FLOPs: whole updates are trained")
+    assert note.startswith("Equal FLOPs: arms train for whole updates")

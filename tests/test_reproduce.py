@@ -16,7 +16,8 @@ from regrow.data import DataSpec
 from regrow.detection.model import Detector
 from regrow.detection.task import DetectorHead
 from regrow.errors import ConfigError, DataError
-from regrow.jobs.base import Context, Material
+from regrow.jobs.base import Context
+from regrow.jobs.material import Material
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build

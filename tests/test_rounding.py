@@ -207,7 +207,7 @@ def test_equal_flops_and_shares_are_spent_within_one_update(tmp_path: Path) -> N
     row = {one.arm: one for one in runs}
     assert (row["fine-tune"].epochs, row["fine-tune"].pruning_epochs) == (0.5, 0)
     assert row["fine-tune"].total_epochs == 2.5
-    assert fairness([row["fine-tune"]]) == "0.5 epochs after the parent's 2"
+    assert fairness([row["fine-tune"]]) == "0.5 epochs after the unpruned network's 2"
 
 
 def test_whole_epochs_are_the_rule_and_keep_their_keys() -> None:

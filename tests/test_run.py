@@ -430,7 +430,7 @@ def test_what_is_damaged_is_named_set_aside_and_done_anew(store: Store, tmp_path
     events: list[Event] = []
     assert run([child, other], store, workers=0, on_event=events.append).complete
     warnings = {e.label: e.message for e in events if isinstance(e, JobWarning)}
-    assert "stands for another job: its 'spec.name'" in warnings["parent"]
+    assert "belongs to another job: its 'spec.name'" in warnings["parent"]
     assert f"moved to {store.root / 'damaged' / parent.key}-1" in warnings["parent"]
     assert "carries no digest" in warnings["other"]
     assert json.loads((store.root / "damaged" / f"failed-{other.key}-1").read_text()) == {}

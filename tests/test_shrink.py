@@ -172,7 +172,7 @@ def test_a_network_without_numbers_is_refused() -> None:
 
 def test_a_network_of_unknown_origin_is_cut_but_not_saved(tmp_path: Path) -> None:
     found = regrow.compress(net(), (1, 1, 8, 8), sparsity=0.5, batches=())
-    with pytest.raises(regrow.ConfigError, match=r"Nobody said how .*origin='package"):
+    with pytest.raises(regrow.ConfigError, match=r"It is not known how .*origin='package"):
         found.save(tmp_path / "small")
     assert not (tmp_path / "small").exists()
 
@@ -183,8 +183,11 @@ def test_a_network_of_unknown_origin_is_cut_but_not_saved(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--macs", "0.5", "--sparsity", "0.5"], "by one of --macs.*Got --macs and --sparsity"),
-        ([], "by one of --macs.*Got none"),
+        (
+            ["--macs", "0.5", "--sparsity", "0.5"],
+            "exactly one of --macs.*Got --macs and --sparsity",
+        ),
+        ([], "exactly one of --macs.*Got none"),
         (["--macs", "1.5"], "a number between 0 and 1. Got 1.5"),
         (["--macs", "0.0001"], "macs 0.0001 cannot be reached"),
         (["--sparsity", "0.5", "--criterion", "l3"], "Unknown criterion 'l3'"),
@@ -216,7 +219,7 @@ def test_a_folder_is_not_written_over(here: Path, command: Command) -> None:
     (here / "small" / "mine").write_text("")
     done = command(*SHRINK, "--sparsity", "0.5")
     assert done.code == 2
-    assert "is there already" in done.text
+    assert "exists already" in done.text
     assert [p.name for p in (here / "small").iterdir()] == ["mine"]
 
 
@@ -228,7 +231,7 @@ def test_a_network_that_is_built_otherwise_each_time_is_not_written(
         *("shrink", "nets.py:Random", "--input", "1x4", "--sparsity", "0.5", "--out", "small")
     )
     assert done.code == 2
-    assert "computes something else than the one that was cut" in done.text
+    assert "computes other outputs than the one that was cut" in done.text
     assert not (here / "small").exists()
 
 
@@ -295,7 +298,7 @@ def test_a_network_is_tuned_saved_again_and_exported(here: Path) -> None:
     again = regrow.load("tuned", code="nets.py:build")
     assert torch.equal(again[0].weight, small[0].weight)
     assert "batches of any size" in regrow.export(small, (1, 1, 8, 8), "tuned.pt2")
-    with pytest.raises(regrow.ConfigError, match="is there already"):
+    with pytest.raises(regrow.ConfigError, match="exists already"):
         regrow.export(small, (1, 1, 8, 8), "tuned.pt2")
     with pytest.raises(regrow.ConfigError, match=r"Unknown format 'tflite'. Known: onnx, pt2"):
         regrow.export(small, (1, 1, 8, 8), "tuned.tflite")

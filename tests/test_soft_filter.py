@@ -280,7 +280,7 @@ def test_a_mask_over_filters_holds_all_of_their_weights() -> None:
         ({"strength": 1.0}, "no penalty during training, so it takes no 'strength'"),
         ({"lr": -1}, "'lr' must be a number above 0. Got -1"),
         ({"pretrained": "yes"}, "'pretrained' must be true or false. Got 'yes'"),
-        ({"name": "l1-filter", "pretrained": True}, "does nothing while a network trains"),
+        ({"name": "l1-filter", "pretrained": True}, "does not change training"),
         ({"rounds": 2, "sparsity": [0.1, 0.2]}, "A sparsity is the removed share"),
     ],
 )

@@ -195,7 +195,7 @@ def test_gc_without_a_study_removes_litter_alone(
 
 def test_nothing_is_removed_while_jobs_run(store: Store) -> None:
     garbage = find_garbage(store, set())
-    with store.claim("aa"), pytest.raises(StoreError, match=r"1 jobs of .* are being worked on"):
+    with store.claim("aa"), pytest.raises(StoreError, match=r"1 jobs of .* are running"):
         remove_garbage(store, garbage)
     assert not verify(store).damaged
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from regrow.data import Dataset, DataSpec, MemoryImages, load
 from regrow.errors import ConfigError, DataError, RegrowError
-from regrow.jobs.base import material_of
+from regrow.jobs.material import material_of
 from regrow.models import ModelSpec, build, example_input
 from regrow.run import run
 from regrow.store import Store

@@ -54,7 +54,7 @@ def test_a_trace_offers_what_a_proof_refuses() -> None:
     net = ModelOrigin("nets.py:build").build(seed=0)
     found = regrow.trace(net, (1, 4))
     assert set(found.groups) == {"a"}
-    with pytest.raises(TraceError, match=r"has no proof\. Wrong: .*'a' is cut"):
+    with pytest.raises(TraceError, match=r"proven correct\. Wrong: .*'a' is cut"):
         regrow.compress(net, (1, 4), sparsity=0.5, batches=())
     words = " ".join((regrow.shrink.__doc__ or "").split())
     assert "not proven to equal the silenced network" in words
@@ -64,7 +64,7 @@ def test_the_command_refuses_and_writes_nothing(here: Path, command: Command) ->
     cut = ("--input", "1x4", "--sparsity", "0.5", "--out", "small")
     done = command("shrink", "nets.py:build", *cut)
     assert done.code != 0
-    assert "has no proof. Wrong: " in done.text
+    assert "proven correct. Wrong: " in done.text
     assert not (here / "small").exists()
 
 
@@ -74,4 +74,4 @@ def test_a_comparison_fails_at_the_cut(command: Command) -> None:
         *("--sparsity", "0.5", "--budget", "1", "--seeds", "1", "--workers", "0", "--out", "out"),
     )
     assert done.code != 0
-    assert "has no proof. Wrong: " in done.text
+    assert "proven correct. Wrong: " in done.text

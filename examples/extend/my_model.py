@@ -7,7 +7,7 @@ from regrow.models import register_model
 
 
 class Skip(nn.Module):
-    """Two convolutions, the input of the second handed on beside its output."""
+    """Two convolutions; the input of the second is concatenated with its output."""
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__()

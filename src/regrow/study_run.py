@@ -239,7 +239,7 @@ def _found(study: Study, store: Store, summary: Summary, *, choice: PrecisionCho
 def _read(study: Any, choice: PrecisionChoice, data: Mapping[str, str]) -> Study:
     if isinstance(study, Study):
         if data:
-            raise ConfigError("'data' stand in for names of a study file, and this is a Study.")
+            raise ConfigError("'data' replaces data sets of a study file, but this is a Study.")
         return study
     if isinstance(study, Mapping):
         value = decided(replaced(dict(study), data), choice)
@@ -247,7 +247,7 @@ def _read(study: Any, choice: PrecisionChoice, data: Mapping[str, str]) -> Study
     if isinstance(study, str | Path):
         return Study.load(study, choice, data=data)
     raise ConfigError(
-        f"A study is a file, a mapping of what stands in one, or a Study. Got {short(study)}."
+        f"A study is a file, a mapping with the same content, or a Study. Got {short(study)}."
     )
 
 

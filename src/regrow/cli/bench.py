@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-QuickOption = Annotated[bool, typer.Option(help="Take seconds, not minutes; less precise.")]
+QuickOption = Annotated[bool, typer.Option(help="Measure for seconds only; less precise.")]
 
 
 @app.command("train")
@@ -36,12 +36,12 @@ def bench_train(
     seconds: Annotated[float, typer.Option(min=0.1, help="Seconds per measurement.")] = 6.0,
     precision: Annotated[
         Literal["fp32", "bf16"] | None,
-        typer.Option(help="Measure ours in this precision alone, on a CPU; in both by default."),
+        typer.Option(help="On a CPU, measure regrow in this precision only, instead of in both."),
     ] = None,
     quick: QuickOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure training throughput in images a second, against a plain PyTorch loop.
+    """Measure training throughput in images per second, against a plain PyTorch loop.
 
     Each network's row is printed once it is measured; Ctrl-C keeps the rows so far.
     """
@@ -70,8 +70,8 @@ def bench_train(
         _show(value, foot(rows) if rows else "", as_json=as_json)
     if len(rows) < len(subjects):
         raise Interrupted(
-            f"Stopped: {len(rows)} of {len(subjects)} networks are measured. A new start measures "
-            "them anew; --nets names the networks to measure."
+            f"Stopped: {len(rows)} of {len(subjects)} networks are measured. Running it again "
+            "starts over; --nets chooses the networks to measure."
         )
 
 

@@ -19,7 +19,7 @@ def claims(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge a paper's claims on its printed numbers, and on reproduced ones."""
+    """Test a paper's claims on its printed numbers, and with --ours on reproduced ones."""
     from regrow.reproduce.claims import evaluate_claims, render, to_json
     from regrow.reproduce.paper import DEFAULT, find_paper
     from regrow.reproduce.read_results import read_cells

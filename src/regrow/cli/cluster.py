@@ -22,18 +22,18 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Print what starts a study on several machines: for SLURM, for Kubernetes, for a shell.",
+    help="Print a script that starts a Ray cluster and runs a study on it.",
 )
 
 ClusterStudy = Annotated[
-    str, typer.Argument(help="Study file, as the machines see it.", show_default=False)
+    str, typer.Argument(help="Path of the study file on the machines.", show_default=False)
 ]
 NodesOption = Annotated[int, typer.Option(min=1, help="Number of machines.")]
 CpusOption = Annotated[int, typer.Option(min=1, help="Processor cores of each machine.")]
 GpusOption = Annotated[int, typer.Option(min=0, help="GPUs of each machine; 0 trains on CPUs.")]
 MemoryOption = Annotated[str, typer.Option(metavar="SIZE", help="Memory of each machine.")]
 TimeOption = Annotated[
-    str, typer.Option(metavar="[D-]HH:MM:SS", help="The most time that all may take.")
+    str, typer.Option(metavar="[D-]HH:MM:SS", help="Time limit of the whole run.")
 ]
 
 
@@ -49,7 +49,7 @@ def slurm(
     partition: Annotated[str | None, typer.Option(help="Partition of the cluster.")] = None,
     with_files: WithOption = None,
 ) -> None:
-    """Print a script for sbatch: Ray on all nodes of one SLURM job, and the study on them."""
+    """Print a script for sbatch that runs the study with Ray on all nodes of one SLURM job."""
     command = _run(study, store, gpus=gpus, with_files=with_files, within=_seconds(time))
     options = [
         f"--job-name={_name(study)}",
@@ -89,14 +89,17 @@ def kubernetes(
     memory: MemoryOption = "32Gi",
     time: TimeOption = "04:00:00",
     image: Annotated[
-        str, typer.Option(help="Image with regrow[ray], the same Python on all machines.")
+        str, typer.Option(help="Container image with regrow[ray].")
     ] = "regrow-ray:latest",
     claim: Annotated[
-        str, typer.Option(help="Claim of a volume that many pods may write, with study and store.")
+        str,
+        typer.Option(
+            help="Claim of the volume with study and store; many pods must be able to write to it."
+        ),
     ] = "regrow",
     with_files: WithOption = None,
 ) -> None:
-    """Print a RayJob for KubeRay: a cluster for the study alone, removed when it is done.
+    """Print a RayJob for KubeRay: a cluster for this study, removed when it is done.
 
     Paths are below the volume's folder, /shared, unless they begin with a slash.
     """
@@ -198,13 +201,13 @@ def _seconds(time: str) -> int:
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     if total == 0:
-        raise ConfigError(f"--time is the most that all may take, and {time} is none.")
+        raise ConfigError(f"--time must be above 0. Got {time}.")
     return total
 
 
 def _one_word(text: str) -> str:
     if not re.fullmatch(r"[\w.,-]+", text):
-        raise ConfigError(f"Letters, digits, points, commas and hyphens only. Got {text!r}.")
+        raise ConfigError(f"Use letters, digits, points, commas and hyphens only. Got {text!r}.")
     return text
 
 

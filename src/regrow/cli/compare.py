@@ -49,80 +49,89 @@ TrainOption = Annotated[
     ),
 ]
 MetricOption = Annotated[
-    str, typer.Option(help="The metric to compare by, of those that your function returns.")
+    str, typer.Option(help="Metric to compare by, one of those that your function returns.")
 ]
 BudgetOption = Annotated[
     float | None,
-    typer.Option(help="What training the whole network takes: 30 (epochs).", show_default="needed"),
+    typer.Option(
+        help="Length of the unpruned network's training, such as 30 (epochs).",
+        show_default="required",
+    ),
 ]
 UnitOption = Annotated[
     str, typer.Option(metavar="UNIT", help="Unit of the budget: epochs, steps, samples or flops.")
 ]
 OutOption = Annotated[
     Path,
-    typer.Option(help="Folder for the study file, which `regrow run` takes too, and the report."),
+    typer.Option(help="Folder for the report and the study file, which `regrow run` accepts."),
 ]
 GivenWeightsOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|published|code",
-        help="The network's trained weights: a file, those that its library publishes, or those "
-        "that its code gives it.",
+        help="The network's trained weights: a file, those published with a library's model, or "
+        "those that the network's code loads.",
         show_default="none: your function trains it",
     ),
 ]
 SmallOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="FOLDER", help="A smaller network that `regrow shrink` wrote."),
+    typer.Option(metavar="FOLDER", help="A smaller network written by `regrow shrink`."),
 ]
-SeedsOption = Annotated[int, typer.Option(min=1, help="How often each training is repeated.")]
+SeedsOption = Annotated[
+    int, typer.Option(min=1, help="Number of seeds: how often each training is repeated.")
+]
 FineTuneOption = Annotated[
     float | None,
-    typer.Option(help="Share of the budget that fine-tuning has.", show_default="0.25"),
+    typer.Option(help="Length of fine-tuning, as a share of the budget.", show_default="0.25"),
 ]
 CapOption = Annotated[
     float | None,
     typer.Option(
-        help="Most times the budget that a cheaper network trains, for equal FLOPs.",
-        show_default="none: as many times as equal FLOPs take",
+        help="For equal FLOPs, train a smaller network for at most this many times the budget.",
+        show_default="no limit",
     ),
 ]
 UniformOption = Annotated[
-    bool, typer.Option("--uniform", help="Train the network at uniform widths too, of equal cost.")
+    bool,
+    typer.Option(
+        "--uniform", help="Also train the network with uniformly reduced widths, at equal cost."
+    ),
 ]
 RivalOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NET|NAME=VALUE",
-        help="Train another network too: timm/NAME, or this one with other arguments (width=8).",
+        help="Also train another network: timm/NAME, or this one with other arguments (width=8).",
     ),
 ]
 WidthOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Train a smaller member of the family too: this one with a smaller argument NAME, "
-        "found so that it costs as much.",
+        help="Also train a smaller network of the family: this one with a smaller value of its "
+        "argument NAME, chosen to cost as much as the pruned one.",
     ),
 ]
 RivalBudgetOption = Annotated[
-    str, typer.Option(metavar="BUDGET", help="Of rivals: equal-epochs or equal-flops.")
+    str,
+    typer.Option(metavar="BUDGET", help="Budget of rival networks: equal-epochs or equal-flops."),
 ]
 MarginOption = Annotated[
     float | None,
     typer.Option(
         help="Difference below which two networks are equally good, in the report's unit.",
-        show_default="0.3 points of accuracy; else needed",
+        show_default="0.3 points of accuracy; for other metrics required",
     ),
 ]
 LowerOption = Annotated[
-    bool, typer.Option("--lower-is-better", help="The metric is a loss or an error.")
+    bool, typer.Option("--lower-is-better", help="Lower values of the metric are better.")
 ]
 NumTestOption = Annotated[
-    int | None, typer.Option(help="How many test examples a share such as accuracy counts.")
+    int | None, typer.Option(help="Number of test examples of an accuracy or another share.")
 ]
 ChanceOption = Annotated[
-    float | None, typer.Option(help="The metric of a network that has learnt nothing.")
+    float | None, typer.Option(help="Score of a network that has learnt nothing, such as 0.1.")
 ]
 OF_LIBRARIES = ("hf/", "timm/", "torchvision/")  # networks that come with weights
 
@@ -205,8 +214,8 @@ def _budgets(budget: float | None, unit: str, budgets: str | None) -> dict[str, 
 
     if budget is None and budgets is None:
         raise ConfigError(
-            "What does training the whole network take? Say so with --budget 30 (epochs), or with "
-            "--budgets 8,16,32 to compare at several."
+            "Give the length of the unpruned network's training: --budget 30 (epochs), or "
+            "--budgets 8,16,32 to compare at several lengths."
         )
     found: dict[str, Any] = {}
     if budget is not None:

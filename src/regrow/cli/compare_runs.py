@@ -16,9 +16,9 @@ def compare_runs(
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what differs between two runs: settings, numbers, verdicts, machines and versions.
+    """Show the differences between two runs: settings, scores, verdicts, machines and versions.
 
-    Two stores, two folders of reports, or two records, of --store where keys are given.
+    A and B are two stores, two folders of reports, or two records: files, or keys in --store.
     """
     from regrow.report.differences import differences, lines, read_side
 

@@ -34,7 +34,7 @@ OPTIONS: dict[str, Any] = {
         typer.Option(
             "--on",
             metavar="ray",
-            help="Do the jobs on the machines of a Ray cluster.",
+            help="Run the jobs on the machines of a Ray cluster.",
             show_default="this machine",
         ),
     ],
@@ -42,8 +42,8 @@ OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="The head of the Ray cluster; local: start one on this machine for the run.",
-            show_default="the one that runs here, or one started for the run",
+            help="Head node of the Ray cluster; local: start a cluster on this machine for the run.",
+            show_default="the cluster running here, or one started for the run",
         ),
     ],
     "checkpoint_seconds": Annotated[
@@ -54,14 +54,16 @@ OPTIONS: dict[str, Any] = {
         typer.Option(
             parser=read_duration,
             metavar="TIME",
-            help="Stop in good order after so long, such as 9m, 1h30m or 1:30:00; then resume.",
-            show_default="when all is done",
+            help="Save and stop after this time, such as 9m, 1h30m or 1:30:00; the same command "
+            "resumes.",
+            show_default="when everything is done",
         ),
     ],
     "retries": Annotated[
         int,
         typer.Option(
-            min=0, help="How often a job is tried again after what may pass, such as a full disk."
+            min=0,
+            help="Times that a job is retried after a temporary failure, such as a full disk.",
         ),
     ],
 }

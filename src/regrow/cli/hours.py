@@ -31,8 +31,8 @@ HoursOption = Annotated[
     float | None,
     typer.Option(
         metavar="H",
-        help="Train for the largest share of the recipes' epochs that fits into so many hours "
-        "here; rows that could not end clearly above chance are left out.",
+        help="Reduce the epochs of all recipes in proportion, so that everything fits into H hours "
+        "on this machine; rows whose training would be too short to learn are left out.",
         show_default="the recipes' epochs",
     ),
 ]
@@ -114,8 +114,9 @@ def _study_within(
     check_hours(hours, device=device)
     if study.own:
         raise ConfigError(
-            "--hours goes by the epochs of recipes, and the networks of this study are trained by "
-            "a function of your own. Leave --hours out, and give the function a smaller 'budget'."
+            "--hours shortens the epochs of recipes, but the networks of this study are trained "
+            "by a function of your own. Leave --hours out, and give the function a smaller "
+            "'budget'."
         )
     of, replacements = study.longest, pairs(data or ())
     axis = sorted({e.budget for e in study.experiments if e.budget is not None})

@@ -12,22 +12,22 @@ from regrow.errors import ConfigError, short
 
 def push(
     folder: Annotated[
-        Path, typer.Argument(help="Folder that shrink, export or regrow.save wrote.")
+        Path, typer.Argument(help="Folder written by shrink, export or regrow.save.")
     ],
     name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository of the hub.")],
     results: Annotated[
         list[str] | None,
-        typer.Option("--result", metavar="METRIC=VALUE", help="A score for the card."),
+        typer.Option("--result", metavar="METRIC=VALUE", help="A score to add to the card."),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option("--on", metavar="DATA", help="Data that the scores are of.")
+        str | None, typer.Option("--on", metavar="DATA", help="Data set of the scores.")
     ] = None,
     task: Annotated[str, typer.Option(help="Kind of task.")] = "image-classification",
     into: Annotated[
-        Path | None, typer.Option(help="Write it to this new folder, and upload nothing.")
+        Path | None, typer.Option(help="Write the files to this new folder and upload nothing.")
     ] = None,
 ) -> None:
-    """Upload a network to the Hugging Face hub: recipe, weights, card (extra `hub`).
+    """Upload a network to the Hugging Face hub: description, weights, card (extra `hub`).
 
     In Python, regrow.load(regrow.pull(OWNER/NAME)) returns the network.
     """

@@ -35,9 +35,9 @@ def lint(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a careful reviewer would: of a study before it runs, and of results in the store.
+    """Review a study for what weakens its conclusions, before it runs and with results.
 
-    Exit codes: 0 there is nothing to say, 1 there are remarks, 2 the study cannot be read.
+    Exit codes: 0 no remarks, 1 remarks, 2 the study cannot be read.
     """
     load_extensions(with_files)
     loaded, _ = load_study(study, store, data=data, measure=False)

@@ -47,8 +47,8 @@ app = typer.Typer(
     help="Is a pruned network good because of the weights it inherits, or because of its "
     "architecture? Train, prune and retrain in several ways, and compare the results fairly.",
     epilog="Exit codes: 0 everything is done; 1 some jobs failed, see the report; 2 invalid input, "
-    "no results were lost; 130 interrupted, or --stop-after is over, 143 SIGTERM, 138 SIGUSR1: the "
-    "same command resumes.",
+    "no results were lost; 130 stopped by Ctrl-C or --stop-after, 143 by SIGTERM, 138 by SIGUSR1: "
+    "the same command resumes.",
 )
 app.command()(run.quickstart)
 app.command()(run.run)
@@ -128,13 +128,13 @@ def _main() -> None:
         complain(how_to_resume())
         sys.exit(EXIT_INTERRUPTED)
     except MemoryError:
-        complain(how_to_resume("Memory ran out. What was done is kept. Free some, and go on."))
+        complain(how_to_resume("Memory ran out. Finished jobs are kept. Free some memory first."))
         sys.exit(EXIT_BAD_INPUT)
     except OSError as error:
         if error.errno not in ENVIRONMENT:
             raise
-        told = f"The system refused: {why(error)}. What was done is kept."
-        complain(how_to_resume(f"{told} Make room, or mend that, and go on."))
+        told = f"The operating system refused a file operation: {why(error)}."
+        complain(how_to_resume(f"{told} Finished jobs are kept. Correct this first."))
         sys.exit(EXIT_BAD_INPUT)
 
 

@@ -10,7 +10,7 @@ DEFAULT_REPORT = Path("regrow-report")
 
 StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).", show_default=False)]
 StoreOption = Annotated[
-    Path, typer.Option(help="Folder where results are stored; studies can share one.")
+    Path, typer.Option(help="Folder in which results are stored; several studies can share it.")
 ]
 OutOption = Annotated[
     Path | None, typer.Option(help="Folder for the report.", show_default="regrow-report/<name>")
@@ -31,8 +31,8 @@ BudgetsOption = Annotated[
     str | None,
     typer.Option(
         metavar="LIST",
-        help="Lengths of training to compare at, with commas between: numbers of epochs (2,4,8) "
-        "or multiples of the whole training (0.5x,1x,2x).",
+        help="Training lengths to compare at, separated by commas: numbers of epochs (2,4,8) "
+        "or multiples of the unpruned network's training (0.5x,1x,2x).",
         show_default="one length",
     ),
 ]
@@ -40,7 +40,7 @@ ReferenceOption = Annotated[
     str | None,
     typer.Option(
         metavar="METHOD",
-        help="Compare each other method with this one, at equal cost.",
+        help="Compare every other method with this one, at equal cost.",
         show_default="each with each",
     ),
 ]
@@ -48,18 +48,20 @@ WorkersOption = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Number of worker processes; 0 trains in this process. On a GPU, of trainings that "
-        "share it.",
-        show_default="one per core; on a GPU as many as measuring finds to pay",
+        help="Number of worker processes; 0 trains in this process. With a GPU, the number of "
+        "trainings that share it.",
+        show_default="one per core; with a GPU, measured",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Where networks run: cpu, cuda or cuda:1.")]
-OnnxOption = Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")]
-Pt2Option = Annotated[bool, typer.Option("--pt2", help="Write model.pt2 too.")]
+OnnxOption = Annotated[bool, typer.Option("--onnx", help="Also write model.onnx.")]
+Pt2Option = Annotated[
+    bool, typer.Option("--pt2", help="Also write model.pt2, the format of torch.export.")
+]
 HtmlOption = Annotated[
     bool,
     typer.Option(
-        "--html", help="Write report.html too: one page with everything, to read or to send."
+        "--html", help="Also write report.html: everything on one page, to read or to send."
     ),
 ]
 TrackOption = Annotated[
@@ -67,11 +69,12 @@ TrackOption = Annotated[
     typer.Option(
         "--track",
         metavar="TOOL",
-        help="Write results for mlflow, trackio or tensorboard:DIR; a place may follow a colon.",
+        help="Send results to a tracker: mlflow, trackio or tensorboard:DIR. A location can "
+        "follow a colon: mlflow:FOLDER.",
     ),
 ]
 TensorboardOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Write TensorBoard events below a folder.")
+    Path | None, typer.Option(metavar="DIR", help="Write TensorBoard events into this folder.")
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON, and nothing else on stdout.")

@@ -44,62 +44,73 @@ InputOption = Annotated[
     typer.Option(
         "--input",
         metavar="[NAME:]SHAPE[:KIND[:VALUES]]",
-        help="An input: 1x3x224x224, input_ids:1x16:int64:30522, or a list '[3x64x64,3x80x64]'. "
-        "Several by name, or in order.",
+        help="Shape of an input: 1x3x224x224, input_ids:1x16:int64:30522, or a list "
+        "'[3x64x64,3x80x64]'. Repeat it for several inputs, by name or in order.",
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="An argument for the network's code."),
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Argument of the network's function or class."
+    ),
 ]
 ArgumentsOption = Annotated[
-    str | None, typer.Option(metavar="JSON", help="All arguments for the network's code at once.")
+    str | None, typer.Option(metavar="JSON", help="All arguments of the network's code as JSON.")
 ]
 WeightsOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|published|random",
-        help="Weights: a file (safetensors, or a state dict of torch.save), those that a library "
-        "publishes, or none.",
+        help="The network's weights: a file (safetensors, or a state dict of torch.save), those "
+        "published with a library's model, or random ones.",
     ),
 ]
 KeepOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="PATTERN", help="Keep modules whole by name, such as 'layer1.*'."),
+    typer.Option(metavar="PATTERN", help="Do not prune these modules, such as 'layer1.*'."),
 ]
 
 NewFolderOption = Annotated[Path, typer.Option(help="New folder for the result.")]
-MacsOption = Annotated[float | None, typer.Option(help="Share of the MACs that may be left.")]
+MacsOption = Annotated[
+    float | None, typer.Option(help="Largest share of the MACs that may be left, such as 0.5.")
+]
 ParametersOption = Annotated[
-    float | None, typer.Option(help="Share of the parameters that may be left.")
+    float | None, typer.Option(help="Largest share of the parameters that may be left.")
 ]
 LatencyOption = Annotated[
-    float | None, typer.Option(help="Share of the latency on this machine that may be left.")
+    float | None, typer.Option(help="Largest share of the latency here that may be left.")
 ]
 SparsityOption = Annotated[
-    float | None, typer.Option(help="Share of the channels and heads that goes.")
+    float | None, typer.Option(help="Share of the channels and heads that is removed.")
 ]
-CriterionOption = Annotated[str, typer.Option(help="See `regrow list criteria`.")]
+CriterionOption = Annotated[
+    str, typer.Option(help="How channels are scored: one of `regrow list criteria`.")
+]
 AllocationOption = Annotated[
-    str, typer.Option(help="uniform, global, or another of `regrow list allocations`.")
+    str,
+    typer.Option(
+        help="How the removed channels are distributed over layers: uniform, global, or another "
+        "of `regrow list allocations`."
+    ),
 ]
 ScopeOption = Annotated[
-    list[str] | None, typer.Option(help="Kinds of groups that are cut.", show_default="all")
+    list[str] | None,
+    typer.Option(help="Kinds of groups to prune (`regrow list scopes`).", show_default="all"),
 ]
 ExamplesOption = Annotated[
     str | None,
     typer.Option(
-        help="Data for criteria that look at gradients or activations: folder:PATH, or npz:FILE, "
-        "parquet:PATH, safetensors:PATH with columns named as the inputs."
+        help="Data for criteria that use gradients or activations: folder:PATH, or npz:FILE, "
+        "parquet:PATH, safetensors:PATH with a column named after each input."
     ),
 ]
 MultipleOption = Annotated[
-    int, typer.Option(min=1, help="Leave a multiple of so many channels in each layer.")
+    int, typer.Option(min=1, help="Leave a multiple of this number of channels in each layer.")
 ]
 RoundsOption = Annotated[
-    int, typer.Option(min=1, help="Number of steps, with scores taken anew after each.")
+    int, typer.Option(min=1, help="Prune in this number of steps, computing the scores each time.")
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of criteria that draw.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of criteria that use randomness.")]
 
 
 def inspect(
@@ -111,7 +122,7 @@ def inspect(
     with_files: WithOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what of a network can be cut, what it costs, and what stays whole and why."""
+    """Show which parts of a network can be pruned, what they cost, and which cannot and why."""
     announce(f"Reading {net}")
     load_extensions(with_files)
     with quiet("Stopped."):
@@ -154,7 +165,7 @@ def shrink(
     with_files: WithOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Cut a network to a share of its cost, prove the cut, measure it, and write it with a card.
+    """Prune a network to a share of its cost, check the result, measure it, and write it.
 
     In Python, regrow.load(FOLDER) returns the network.
     """
@@ -190,7 +201,7 @@ def _amount(**amounts: float | None) -> dict[str, float]:
     amount = {name: value for name, value in amounts.items() if value is not None}
     if len(amount) != 1:
         raise ConfigError(
-            "Say how much is to be left or to go, by one of --macs, --parameters, --latency and "
+            "Give the amount of pruning by exactly one of --macs, --parameters, --latency and "
             f"--sparsity. Got {' and '.join(f'--{name}' for name in amount) or 'none'}."
         )
     return amount
@@ -220,8 +231,8 @@ def quiet(stopped: str) -> Iterator[None]:
         raise Interrupted(stopped) from error
     except SystemExit as error:
         raise ConfigError(
-            f"The network's code ended the program (SystemExit: {error.code}). Let it raise an "
-            "error that says what is wrong, or go on."
+            f"The network's code ended the program (SystemExit: {error.code}). It must return, or "
+            "raise an error that says what is wrong."
         ) from error
 
 

@@ -56,8 +56,8 @@ def plan(
 ) -> None:
     """Show a study's jobs, and estimate how long the unfinished ones take on this machine.
 
-    With --hours also the budget that fits, and the epochs, hours and FLOPs of each row. Of a study
-    with budgets also what each takes in updates, FLOPs and time.
+    With --hours also the number of epochs that fits, and the epochs, hours and FLOPs of each row.
+    For a study with budgets also the updates, FLOPs and time of each budget.
     """
     load_extensions(with_files)
     loaded, _, _ = load_within(hours, study, store, data=data, workers=workers)
@@ -151,7 +151,7 @@ def status(
     with_files: WithOption = None,
     data: DataOption = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Show it again and again, until every job is over.")
+        bool, typer.Option("--watch", help="Keep showing the progress until every job has ended.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -43,13 +43,15 @@ EntryArgument = Annotated[
 ]
 PaperOption = Annotated[
     str | None,
-    typer.Option(help="Name or folder of the paper; see `list`.", show_default="liu2019"),
+    typer.Option(
+        help="Name or folder of the paper; see `regrow reproduce list`.", show_default="liu2019"
+    ),
 ]
 ScaleOption = Annotated[
     str,
     typer.Option(
         help="paper: as published; small: narrower networks, shorter training; minutes: a first "
-        "look, on handwritten digits; smoke: minimal."
+        "look on handwritten digits; smoke: only checks that everything runs."
     ),
 ]
 DataOption = Annotated[
@@ -191,7 +193,7 @@ def _within(
 
     check_hours(hours, device=execution.first)
     if len(entries) > 1:
-        raise ConfigError("--hours is for one table or figure. Name one in place of 'all'.")
+        raise ConfigError("--hours works for one table or figure. Name one instead of 'all'.")
     return request_within(hours, entries[0], request, store, workers=execution.workers)
 
 
@@ -336,7 +338,7 @@ def _plan(
     print(
         f"In all {work.jobs} jobs, {work.done} done. Training left: {work.training_flops:.3g} "
         f"FLOPs, about {time} on this machine under its current load (the sizes of networks that "
-        "are not pruned yet are guesses)."
+        "are not pruned yet are estimates)."
     )
 
 

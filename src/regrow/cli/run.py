@@ -115,11 +115,12 @@ def report(
         bool,
         typer.Option(
             "--checklist",
-            help="Answer the NeurIPS checklist from the records, on the page (implies --html).",
+            help="Add the NeurIPS paper checklist to report.html, answered from the records "
+            "(implies --html).",
         ),
     ] = False,
     epochs: Annotated[
-        bool, typer.Option("--epochs", help="Write epochs.csv too: a row an epoch of each run.")
+        bool, typer.Option("--epochs", help="Also write epochs.csv: one row per epoch of each run.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -250,7 +251,7 @@ def _print_summary(summary: "Summary", page: Path) -> None:
             line += f" and {len(summary.blocked)} not begun because of that"
         line += (
             f", of {count(sum(map(len, jobs)), 'job')} in all (a cut is one, and no row of the "
-            f"table): see 'Failures' in {page}. The same command tries them again"
+            f"table): see 'Failures' in {page}. The same command retries them"
         )
     say(f"{line}.")
 

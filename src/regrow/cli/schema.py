@@ -21,10 +21,10 @@ def schema(
     ] = None,
     with_files: WithOption = None,
 ) -> None:
-    """Print the JSON schema of study files, with which editors complete and check them.
+    """Print a JSON schema of study files, with which editors complete and check them.
 
-    Write it beside your studies and begin each with the line that --out prints. Names that your
-    own files register are known to it if --with gives these files.
+    Write it next to your studies with --out, and begin each study with the line that is printed.
+    Name files that register your own methods or models with --with, and the schema includes them.
     """
     load_extensions(with_files)
     from regrow.studies.schema import schema as schema_of_studies

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MOST_LINES = 20  # of each part in text
 KEY_LETTERS = 12  # that are shown: `compare-runs` takes them for a key
-app = typer.Typer(no_args_is_help=True, help="Look into a store; tidy, move and compare stores.")
+app = typer.Typer(no_args_is_help=True, help="Inspect, check, clean, copy and compare stores.")
 Studies = Annotated[
     list[Path] | None, typer.Argument(help="Study files (YAML).", show_default=False)
 ]
@@ -30,7 +30,7 @@ Studies = Annotated[
 def verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Check every record, tensor and checkpoint against its digest; exit code 1 if any is damaged.
 
-    `regrow run` sets aside what is damaged of a study's jobs, and does them anew.
+    `regrow run` moves damaged results of its study aside and computes them again.
     """
     from regrow.store.check import verify as check
 
@@ -51,7 +51,7 @@ def verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
 def list_jobs(
     store: StoreOption = DEFAULT_STORE,
     study: Annotated[str | None, typer.Option(help="Only jobs of the study of this name.")] = None,
-    label: Annotated[str | None, typer.Option(help="Only with this text in the label.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only jobs with this text as label.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only jobs of this kind, such as train.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,7 +93,7 @@ def gc(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove tensors and checkpoints that no named study needs, and what dead processes left.
+    """Remove tensors and checkpoints that no named study needs, and leftovers of killed processes.
 
     Records stay, so reports do too; `regrow run` computes tensors again that it needs. Without a
     study only what dead processes left is removed.
@@ -127,7 +127,7 @@ def export_store(
     with_files: WithOption = None,
     data: DataOption = None,
     tensors: Annotated[
-        bool, typer.Option("--tensors/--no-tensors", help="Weights and masks, too.")
+        bool, typer.Option("--tensors/--no-tensors", help="Include weights and masks.")
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -153,7 +153,7 @@ def import_store(
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Take in the results of an exported folder or tar, each checked; nothing is replaced.
+    """Add the results of an exported folder or tar file; each is checked, nothing is replaced.
 
     Exit code 1 if a record was refused.
     """
@@ -175,10 +175,10 @@ def import_store(
 @app.command()
 def diff(
     a: Annotated[Path, typer.Argument(help="A store.", show_default=False)],
-    b: Annotated[Path, typer.Argument(help="Another.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Another store.", show_default=False)],
     as_json: JsonOption = False,
 ) -> None:
-    """Show which results only one of two stores has, and which differ under one key.
+    """Show the results that only one of two stores has, and keys whose content differs.
 
     `regrow compare-runs` shows how they differ, also where the requests differ.
     """

@@ -34,9 +34,9 @@ def track(
     with_files: WithOption = None,
     data: DataOption = None,
 ) -> None:
-    """Write finished runs for TensorBoard, MLflow or Trackio: each once, however often it is asked.
+    """Send finished runs to TensorBoard, MLflow or Trackio; runs sent before are not repeated.
 
-    Values of every epoch, settings, results, verdicts, and the way to each record.
+    Sends the values of every epoch, settings, results, verdicts and the location of each record.
     """
     load_extensions(with_files)
     loaded, _ = load_study(study, store, data=data, measure=False)

@@ -43,7 +43,8 @@ TargetOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="COST:SHARE",
-        help="Share of a cost that is left: macs, parameters or latency; several if repeated.",
+        help="Share of macs, parameters or latency that may be left, such as macs:0.5; may be "
+        "repeated.",
         show_default="macs:0.5",
     ),
 ]
@@ -51,20 +52,20 @@ AgainstOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAMES",
-        help="Methods to compare with, with commas between.",
-        show_default="published methods and controls that remove the same kind of unit",
+        help="Methods to compare with, separated by commas.",
+        show_default="published methods and baselines that remove the same kind of unit",
     ),
 ]
 ArmsOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAMES",
-        help="Retrainings and scratch trainings, with commas between (`regrow list arms`); fewer "
-        "take less time.",
+        help="Ways of retraining and of training from scratch (`regrow list arms`), separated by "
+        "commas; fewer take less time.",
         show_default="fine-tune,fine-tune-10x,lr-rewind,one-cycle,scratch-b",
     ),
 ]
-SeedsOption = Annotated[int, typer.Option(min=1, help="Seeds of every row.")]
+SeedsOption = Annotated[int, typer.Option(min=1, help="Number of seeds of every row.")]
 RecipeOption = Annotated[str, typer.Option(help=f"{VALUE}'{{name: cifar, lr: 0.05}}'.")]
 EpochsOption = Annotated[
     int | None,
@@ -75,9 +76,9 @@ EpochsOption = Annotated[
 MarginOption = Annotated[
     float | None,
     typer.Option(
-        help="Difference below which two methods are equally good, in the report's unit; no less "
-        "than the test set resolves (`regrow lint` says).",
-        show_default="the metric's own",
+        help="Difference below which two methods are equally good, in the report's unit; it should "
+        "not be smaller than the test set can resolve (see `regrow lint`).",
+        show_default="the metric's default",
     ),
 ]
 PlanOption = Annotated[
@@ -108,9 +109,9 @@ def versus(
 ) -> None:
     """Compare your method with others at equal cost: same seeds, retrainings and budgets.
 
-    Tries your code on the untrained network, says how long everything takes, writes an ordinary
-    study (study.yaml in the report's folder), and runs it. Results in the store are used again.
-    With --budgets every row is there at several lengths of training, each spent to the last update.
+    Tests your code on the untrained network, estimates the time, writes an ordinary study
+    (study.yaml in the report's folder), and runs it. Finished trainings in the store are reused.
+    With --budgets every row is run at several training lengths, met to within one update.
     """
     announce(f"Reading {method}")
     load_extensions(with_files)

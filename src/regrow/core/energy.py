@@ -156,7 +156,7 @@ def counters(device: str) -> Counters:
 
 def no_zones(folder: Path) -> str:
     """Word that a machine has no counters of its processor."""
-    return f"this machine shows no counters of energy in {folder}"
+    return f"this machine has no energy counters in {folder}"
 
 
 def unreadable(error: OSError) -> str:

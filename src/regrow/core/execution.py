@@ -51,16 +51,16 @@ class Execution:
                 raise ConfigError(f"{name!r} must be {wanted}. Got {short(getattr(self, name))}.")
         if self.devices not in (None, "all"):
             raise ConfigError(
-                "--devices all is every GPU; name several with --device. "
+                "--devices takes only 'all' (every GPU); name single GPUs with --device. "
                 f"Got {str(self.devices)!r}."
             )
         if self.on not in (None, "ray"):
             raise ConfigError(unknown("platform", str(self.on), ["ray"]))
         if self.address is not None and self.on is None:
-            raise ConfigError("--address is of a Ray cluster: give --on ray too.")
+            raise ConfigError("--address names a Ray cluster: give --on ray too.")
         if self.on is not None and (self.devices or self.device not in ("cpu", "cuda")):
             raise ConfigError(
-                "--device is cpu or cuda with --on ray, which hands out GPUs. "
+                "With --on ray, which assigns the GPUs, --device must be cpu or cuda. "
                 f"Got {self.devices or self.device}."
             )
 
@@ -79,7 +79,10 @@ class Execution:
     def check_hours(self, hours: float | None) -> None:
         """Refuse to fit work into hours by the speed of this machine where others do it."""
         if hours is not None and self.on is not None:
-            raise ConfigError("--hours goes by the speed of this machine, and --on ray has others.")
+            raise ConfigError(
+                "--hours is estimated from the speed of this machine, but --on ray runs on others. "
+                "Leave one of the two out."
+            )
 
 
 def _is_above_zero(value: object) -> bool:

@@ -7,6 +7,7 @@ surrogates cannot be written to a file at all.
 
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 _JOINERS = "\u200c\u200d"  # which letters of some scripts, and emoji, need
 # Everything that may have to be written out, for a quick look at text that is mostly plain.
@@ -49,6 +50,35 @@ def code_span(text: str) -> str:
     "`a'b\\\\nc`"
     """
     return f"`{one_line(text).replace('`', chr(39))}`"
+
+
+def listed(items: Sequence[str]) -> str:
+    """Join items as in a sentence.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join([*([", ".join(items[:-1])] if items[:-1] else []), *items[-1:]])
+
+
+def first_few(items: Iterable[str], most: int) -> list[str]:
+    """Return the first items, and at the end how many more there are.
+
+    >>> first_few("abcd", 2)
+    ['a', 'b', '2 more']
+    """
+    known = [*items]
+    more = [f"{len(known) - most} more"] if len(known) > most else []
+    return [*known[:most], *more]
+
+
+def quoted(names: Iterable[str], most: int = 3) -> str:
+    """List names in quotes: the first few, and how many more.
+
+    >>> quoted(["a", "b", "c", "d"])
+    "'a', 'b', 'c' and 1 more"
+    """
+    return listed(first_few(map(repr, names), most))
 
 
 def _written_out(character: str) -> str:

@@ -60,17 +60,32 @@ def arrays_of(splits: Mapping[str, Columns], spec: DataSpec) -> Arrays:
         return _next_token(inputs, targets, spec, tokens=tokens)
     if target is None:
         raise DataError(
-            f"Data set {spec.name!r}: expected 'inputs' and 'targets', or inputs under their names "
-            f"and what is to be learnt of them as one of {', '.join(TARGETS)}, or under a name "
+            f"Data set {spec.name!r}: expected 'inputs' and 'targets', or a column for each input "
+            f"and the targets as one of {', '.join(TARGETS)}, or under a name "
             f"given as 'target'. Got {', '.join(inputs['train'])}."
         )
     values = {split: columns[target] for split, columns in splits.items()}
-    numbers = spec.task == REGRESSION or all(y.dtype.kind == "f" for y in values.values())
-    names = () if numbers else class_names([*values.values()])
-    task = REGRESSION if numbers else TOKENS if values["train"].ndim > 1 else CLASSIFICATION
+    examples = {split: _alone(named) for split, named in inputs.items()}
+    return labelled(examples, values, spec, vocabulary=_vocabulary(inputs, tokens))
+
+
+def labelled(
+    inputs: Mapping[str, Any],
+    targets: Columns,
+    spec: DataSpec,
+    *,
+    vocabulary: int | None,
+) -> Arrays:
+    """Join the inputs and the targets of each split: numbers to predict, or classes.
+
+    Targets of floats are numbers, and so are all where the task is regression.
+    """
+    numbers = spec.task == REGRESSION or all(y.dtype.kind == "f" for y in targets.values())
+    names = () if numbers else class_names([*targets.values()])
+    task = REGRESSION if numbers else TOKENS if targets["train"].ndim > 1 else CLASSIFICATION
     rows = {
-        split: Rows(inputs=_alone(inputs[split]), targets=targets_of(y, names, numbers=numbers))
-        for split, y in values.items()
+        split: Rows(inputs=inputs[split], targets=targets_of(y, names, numbers=numbers))
+        for split, y in targets.items()
     }
     return Arrays(
         task=spec.task or task,
@@ -78,7 +93,7 @@ def arrays_of(splits: Mapping[str, Columns], spec: DataSpec) -> Arrays:
         test=rows.get("test"),
         validation=rows.get("validation"),
         classes=names,
-        vocabulary=_vocabulary(inputs, tokens),
+        vocabulary=vocabulary,
     )
 
 
@@ -160,7 +175,7 @@ def class_names(targets: list[NDArray[Any]]) -> tuple[str, ...]:
         if int(values.max()) > MOST_CLASSES:
             raise DataError(
                 f"The targets hold labels up to {int(values.max()):,}, and classes count from 0 to "
-                f"at most {MOST_CLASSES:,}. Number them anew, or write texts."
+                f"at most {MOST_CLASSES:,}. Renumber them, or use texts."
             )
         return tuple(str(k) for k in range(max(int(values.max()) + 1, 2)))
     return tuple(str(value) for value in values)

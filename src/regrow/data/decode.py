@@ -82,7 +82,7 @@ def num_threads() -> int:
 def open_image(data: bytes, *, where: str) -> Image.Image:
     """Read an image's header; what is no 8-bit image is a ``DataError`` that names it."""
     if not data:
-        raise DataError(f"{where}: the image cannot be read (there are no bytes). {ADVICE}")
+        raise DataError(f"{where}: the image cannot be read (the file is empty). {ADVICE}")
     try:
         image = Image.open(io.BytesIO(data))
     except Exception as error:  # Pillow's readers raise many types on damaged bytes

@@ -39,7 +39,8 @@ def _walk(folder: Path, outside: frozenset[Path]) -> Iterator[Path]:
             listed = [entry for entry in entries if not is_junk(entry.name)]
     except OSError as error:
         raise DataError(
-            f"{folder}: the folder cannot be read ({error.strerror}). Allow it, or move it away."
+            f"{folder}: the folder cannot be read ({error.strerror}). Give read permission, or "
+            "move it away."
         ) from error
     for entry in listed:
         path = folder / entry.name

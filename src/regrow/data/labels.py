@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from regrow.core.texts import quoted
 from regrow.errors import DataError
 
 NO_LABEL = -1  # stands for it in published test splits whose labels are kept secret
@@ -94,7 +95,7 @@ def code(columns: Mapping[str, LabelColumn]) -> Coded:
         if kind_of(values[split].type) != kind_of(values["train"].type):
             raise DataError(
                 f"{column.where(0)}: the labels of {split} are of the type {column.values.type}, "
-                f"those of train of {train.values.type}. Write both alike."
+                f"those of train of {train.values.type}. Use the same type in both."
             )
     if kind_of(values["train"].type) == "text":
         return _code_texts(columns, values)
@@ -120,7 +121,7 @@ def _code_texts(columns: Mapping[str, LabelColumn], values: Mapping[str, pa.Arra
     kind = "true or false" if kind_of(train.values.type) == "boolean" else "texts"
     notice = (
         f"The labels in the column {train.column!r} are {kind}; the classes are these, sorted: "
-        f"{_listed(classes)}."
+        f"{quoted(classes, SHOWN)}."
     )
     return Coded(classes=classes, labels=labels, notices=(notice,))
 
@@ -178,7 +179,9 @@ def _check_same(
     if classes == train:
         return
     differing = sorted(set(train) ^ set(classes))
-    detail = f"only one of them has {_listed(differing)}" if differing else "their order differs"
+    detail = (
+        f"only one of them has {quoted(differing, SHOWN)}" if differing else "their order differs"
+    )
     raise DataError(
         f"{where}: the classes differ: train has {len(train)}, {split} has {len(classes)}; "
         f"{detail}. The labels of both must mean the same."
@@ -219,8 +222,3 @@ def _integers(labels: LabelColumn, values: Any) -> Any:
             f"{labels.where(0)}: the column {labels.column!r} has numbers beyond 64 bits, which "
             "are no classes. Name the column of classes by the option 'label_column'."
         ) from error
-
-
-def _listed(names: tuple[str, ...] | list[str]) -> str:
-    listed = ", ".join(map(repr, names[:SHOWN]))
-    return f"{listed} and {len(names) - SHOWN} more" if len(names) > SHOWN else listed

@@ -15,11 +15,9 @@ from regrow.data.base import Arrays, Rows
 from regrow.data.columns import (
     CLASSIFICATION,
     REGRESSION,
-    TOKENS,
     arrays_of,
-    class_names,
+    labelled,
     split_columns,
-    targets_of,
 )
 from regrow.data.spec import DataSpec, register_data
 from regrow.errors import ConfigError, DataError, short, unknown
@@ -167,25 +165,13 @@ def npz_arrays(spec: DataSpec) -> Arrays:
                 f"example. Got {x.dtype} of shape {x.shape}."
             )
     tokens = splits["train"][0].dtype.kind in "iu"
-    kinds = {y.dtype.kind for _, y in splits.values()}
-    numbers = spec.task == REGRESSION or kinds == {"f"}
-    names = () if numbers else class_names([y for _, y in splits.values()])
-    task = REGRESSION if numbers else TOKENS if splits["train"][1].ndim > 1 else CLASSIFICATION
-    rows = {
-        name: Rows(
-            inputs=torch.from_numpy(x.astype(np.int64 if tokens else np.float32)),
-            targets=targets_of(y, names, numbers=numbers),
-        )
-        for name, (x, y) in splits.items()
+    inputs = {
+        name: torch.from_numpy(x.astype(np.int64 if tokens else np.float32))
+        for name, (x, _) in splits.items()
     }
-    return Arrays(
-        task=spec.task or task,
-        train=rows["train"],
-        test=rows.get("test"),
-        validation=rows.get("validation"),
-        classes=names,
-        vocabulary=1 + max(int(x.max()) for x, _ in splits.values()) if tokens else None,
-    )
+    vocabulary = 1 + max(int(x.max()) for x, _ in splits.values()) if tokens else None
+    targets = {name: y for name, (_, y) in splits.items()}
+    return labelled(inputs, targets, spec, vocabulary=vocabulary)
 
 
 def _read_npz(spec: DataSpec) -> dict[str, NDArray[Any]]:

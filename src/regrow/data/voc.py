@@ -132,7 +132,7 @@ def _find(spec: DataSpec) -> _Layout:
     if shared := set(train) & set(test):
         raise DataError(
             f"{root / 'ImageSets' / 'Main'}: {len(shared)} images are in the training and in the "
-            f"test list, among them {min(shared)!r}. Take them out of one."
+            f"test list, among them {min(shared)!r}. Remove them from one of the lists."
         )
     return _Layout(
         root=root,
@@ -167,7 +167,7 @@ def _names(root: Path, split: str) -> tuple[str, ...]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{file}: the list is not in UTF-8 ({error.reason}). Save it so."
+            f"{file}: the list is not in UTF-8 ({error.reason}). Save it as UTF-8."
         ) from error
     names = [line.strip() for line in lines if line.strip()]
     return tuple(

@@ -99,8 +99,8 @@ class DetectorHead:
             for name in (name for name in state if not is_of_classifier(name)):
                 if state[name].shape != trained[name].shape:
                     raise ConfigError(
-                        f"Pruning cuts what the backbone puts out, which {name!r} of the detector "
-                        "reads. Prune within the blocks only: scope: conv."
+                        f"Pruning would cut channels of the backbone's output, which {name!r} of "
+                        "the detector reads. Prune within the blocks only: scope: conv."
                     )
                 state[name] = trained[name]
             model.load_state_dict(state)

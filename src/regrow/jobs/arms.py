@@ -511,8 +511,8 @@ def read_arm(entry: Any) -> Arm:
         for key in ("like", "start"):
             if key in given:
                 raise ConfigError(
-                    f"The arm {known.name!r} is what it is called; with {key!r} it needs another "
-                    "'name'."
+                    f"The name {known.name!r} is that of a registered arm; with {key!r} the arm "
+                    "needs another 'name'."
                 )
     elif "start" in given and "like" not in given:
         budget, epochs = Budget(kind="equal-epochs"), ("epoch", "epoch_share")
@@ -560,7 +560,7 @@ def _check_given_treatment(fields: Mapping[str, Any]) -> None:
     if method.treatment is None:
         known = [each for each in METHODS.names() if METHODS.get(each).treatment is not None]
         raise ConfigError(
-            f"{where}: the method {name!r} does nothing while a network trains, so it is no "
+            f"{where}: the method {name!r} does not change training, so it cannot be a "
             f"'treatment'. Methods that do: {', '.join(known)}."
         )
     if fields.get("strength") is not None and not method.strength:

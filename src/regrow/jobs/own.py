@@ -17,7 +17,8 @@ from regrow.core.seeds import derive
 from regrow.cost import measure
 from regrow.errors import CodeError, unknown
 from regrow.jobs.arms import Arm
-from regrow.jobs.base import Context, Job, Keyed, Material, Outcome, Records, state_of, without_none
+from regrow.jobs.base import Context, Job, Keyed, Outcome, Records, state_of, without_none
+from regrow.jobs.material import Material
 from regrow.jobs.own_network import CutFolder, OwnNetwork
 from regrow.jobs.prune import structure_only
 from regrow.jobs.retrain import flops_ratio
@@ -65,7 +66,7 @@ class Judged:
     def _checked(self, value: float) -> float:
         if self.metric.unit == "%" and not 0.0 <= value <= 1.0:
             raise CodeError(
-                f"{self.metric.name} is a share of 1 here, and the training function returned "
+                f"{self.metric.name} must be a share in [0, 1], and the training function returned "
                 f"{value:g}. Return 0.93 for 93 %, or call the metric by another name."
             )
         return value
@@ -336,9 +337,9 @@ class OwnTrain(Keyed):
         if self.arm.start != "inherited":
             return text
         return text + (
-            f" after the parent's {self.whole}"
+            f" after the unpruned network's {self.whole}"
             if self.parent is not None
-            else " after the weights that it came with"
+            else " after the given weights"
         )
 
     def recounted(self, record: Mapping[str, Any]) -> dict[str, Any]:

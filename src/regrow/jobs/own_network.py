@@ -143,7 +143,9 @@ class CutFolder:
                 "regrow shrink wrote."
             ) from error
         if value.get("weights") != digest_of(weights):
-            raise StoreError(f"'{path}': its weights are not those that were saved. Write it anew.")
+            raise StoreError(
+                f"'{path}': its weights are not those that were saved. Write it again."
+            )
         return cls(path=path, content=f"{value['weights']}-{_cuts_digest(value)}")
 
     def read(self, network: OwnNetwork) -> tuple[Architecture, Mapping[str, torch.Tensor]]:

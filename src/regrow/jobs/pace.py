@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Protocol
 
-from regrow.jobs.base import Material, Setting
+from regrow.jobs.material import Material, Setting
 from regrow.models import ModelSpec
 
 if TYPE_CHECKING:

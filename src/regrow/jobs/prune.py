@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from regrow.core.units import UNITS
 from regrow.cost import measure
 from regrow.errors import TraceError
-from regrow.jobs.base import (
-    Context,
-    Job,
-    Keyed,
-    Material,
-    Outcome,
-    Records,
-    state_of,
-    without_none,
-)
+from regrow.jobs.base import Context, Job, Keyed, Outcome, Records, state_of, without_none
+from regrow.jobs.material import Material
 from regrow.jobs.pace import Pace
 from regrow.jobs.train import Train, counted, model_cost, trained_network
 from regrow.models import ModelSpec, build

@@ -14,18 +14,8 @@ from regrow.core.units import UNITS
 from regrow.cost import Cost
 from regrow.errors import ConfigError
 from regrow.jobs.arms import OF_FLOPS, Arm
-from regrow.jobs.base import (
-    Context,
-    Job,
-    Keyed,
-    LossOf,
-    Material,
-    Outcome,
-    Records,
-    Setting,
-    state_of,
-    without_none,
-)
+from regrow.jobs.base import Context, Job, Keyed, LossOf, Outcome, Records, state_of, without_none
+from regrow.jobs.material import Material, Setting
 from regrow.jobs.pace import Pace
 from regrow.jobs.prune import Prune, edit_of
 from regrow.jobs.train import (

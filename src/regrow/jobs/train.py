@@ -12,18 +12,8 @@ from regrow.cost import TRAINING_FACTOR, Cost, Counted, count, measure
 from regrow.data import Dataset
 from regrow.data.normalisation import IMAGENET
 from regrow.errors import ConfigError
-from regrow.jobs.base import (
-    Context,
-    Job,
-    Keyed,
-    LossOf,
-    Material,
-    Outcome,
-    Records,
-    Setting,
-    state_of,
-    without_none,
-)
+from regrow.jobs.base import Context, Job, Keyed, LossOf, Outcome, Records, state_of, without_none
+from regrow.jobs.material import Material, Setting
 from regrow.jobs.pace import Pace
 from regrow.models import ModelSpec, build, example_input
 from regrow.pruning.method import METHODS

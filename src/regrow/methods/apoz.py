@@ -22,8 +22,8 @@ def apoz(group: Group, probe: Probe) -> Tensor:
     shares = probe.read(group, is_not_zero)
     if bool((shares == 1.0).all()) and group.size > 1:
         raise ConfigError(
-            f"Nothing that layers read of {group.name!r} ({group.kind}) is ever zero, and apoz "
-            "counts the zeros that a ReLU makes. Take a criterion such as mean-activation, or "
+            f"The inputs that layers take from {group.name!r} ({group.kind}) are never zero, and "
+            "apoz counts the zeros that a ReLU makes. Use a criterion such as mean-activation, or "
             "leave such groups out of the method's scope."
         )
     return shares

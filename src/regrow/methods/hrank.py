@@ -23,7 +23,7 @@ def hrank(group: Group, probe: Probe) -> Tensor:
         if maps.dim() != 4:
             raise ConfigError(
                 f"hrank ranks feature maps of two dimensions, and {group.name!r} ({group.kind}) "
-                f"puts out {list(maps.shape[1:])} for an image. Take another criterion, or leave "
+                f"outputs {list(maps.shape[1:])} for an image. Take another criterion, or leave "
                 f"{group.kind!r} out of the method's scope."
             )
         parts = torch.split(maps.clamp(min=0).float(), CHUNK)

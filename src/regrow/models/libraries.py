@@ -78,7 +78,7 @@ def _fetched(text: str, make: Callable[[], Any]) -> Any:
         raise
     except Exception as error:
         raise DataError(
-            f"The published weights of {text} cannot be had: {_words(error)} {_advice(error)}"
+            f"The published weights of {text} cannot be loaded: {_words(error)} {_advice(error)}"
         ) from error
 
 
@@ -104,7 +104,7 @@ def _words(error: Exception) -> str:
 def _refuse_reading(text: str, arguments: Mapping[str, Any]) -> None:
     for name in READING & arguments.keys():
         raise ConfigError(
-            f"{text}: weights are asked for by --weights, not by {name!r}. Leave it out."
+            f"{text}: weights are chosen with --weights, not with {name!r}. Leave it out."
         )
 
 
@@ -132,8 +132,8 @@ def _timm_published(name: str, arguments: Mapping[str, Any]) -> "nn.Module":
     timm = _timm(name)
     if not timm.is_model_pretrained(name):
         raise DataError(
-            f"timm publishes no weights of {name!r}. Go on without, --weights random, or give a "
-            "file with --weights."
+            f"timm publishes no weights of {name!r}. Use --weights random, or give a file with "
+            "--weights."
         )
     network: nn.Module = _fetched(
         f"timm/{name}", lambda: timm.create_model(name, pretrained=True, **arguments)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regrow.core.texts import quoted
 from regrow.errors import ConfigError, DataError, short
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "model_ema")
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")  # of DDP, compile, Lightning
-SHOWN = 3
 
 
 PUBLISHED = "published"  # in place of a path: those that a library publishes
@@ -51,8 +51,8 @@ class Checkpoint:
         _check_file(file)
         if _digest(file) != self.digest:
             raise DataError(
-                f"--weights {self.path}: the file is another than when the study was read. Start "
-                "anew, so that results are kept under the right key."
+                f"--weights {self.path}: the file has changed since the study was read. Start the "
+                "command again, so that results are stored under the right key."
             )
         load_weights_(network, file)
 
@@ -156,8 +156,8 @@ def fill_(network: "nn.Module", state: "Mapping[str, Tensor]", *, where: str) ->
         if name in state and state[name].shape != value.shape
     ]
     problems = [
-        *([f"it lacks {_listed(missing)}"] if missing else []),
-        *([f"the network has no {_listed(surplus)}"] if surplus else []),
+        *([f"it lacks {quoted(missing)}"] if missing else []),
+        *([f"the network has no {quoted(surplus)}"] if surplus else []),
         *wrong[:1],
         *([f"{len(wrong) - 1} more have other shapes"] if wrong[1:] else []),
     ]
@@ -167,8 +167,3 @@ def fill_(network: "nn.Module", state: "Mapping[str, Tensor]", *, where: str) ->
             "network was trained with (--set NAME=VALUE), or other weights."
         )
     network.load_state_dict(dict(state), strict=False)
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(map(repr, names[:SHOWN])) + (f" and {more} more" if more > 0 else "")

@@ -198,7 +198,7 @@ class Card:
             markdown_text(str(self.proof)),
             *(["## Files", files] if files else []),
             "## Widths",
-            _listed(widths),
+            f"{', '.join(widths)}." if widths else "Nothing is cut.",
             "## Kept whole",
             "\n".join(whole) or "Nothing.",
             "## How it was measured",
@@ -254,7 +254,3 @@ def _worded(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " and ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return ", ".join(parts) + "." if parts else "Nothing is cut."

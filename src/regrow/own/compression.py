@@ -64,7 +64,7 @@ class Compressed:
         """
         if self.architecture is None:
             raise ConfigError(
-                "Nobody said how this network is built, so it cannot be built again. Give "
+                "It is not known how this network is built, so it cannot be saved. Give "
                 "compress(..., origin='package.module:build'), and its arguments."
             )
         with new_folder(folder) as scratch:
@@ -93,9 +93,9 @@ class Compressed:
         )
         if not gap <= CLOSE:
             raise TraceError(
-                f"The network that is built anew from {model!r} computes something else than the "
-                f"one that was cut (off by {gap:.1e}): something besides its arguments and weights "
-                "decides what it does. Make that an argument, or a buffer."
+                f"The network that is built anew from {model!r} computes other outputs than the "
+                f"one that was cut (off by {gap:.1e}): they depend on something besides its "
+                "arguments and weights. Make that an argument, or a buffer."
             )
 
 
@@ -177,7 +177,7 @@ def _refuse_nothing(mask: Mask, amount: Mapping[str, float], *, multiple_of: int
         raise ConfigError(
             f"Nothing would be cut: all {mask.num_units} units of its {len(mask.kept)} groups stay "
             f"at {', '.join(f'{name} {value:g}' for name, value in amount.items())} in multiples "
-            f"of {multiple_of}. Ask for more to go, or for a smaller multiple."
+            f"of {multiple_of}. Increase the amount of pruning, or use a smaller multiple."
         )
 
 
@@ -188,7 +188,7 @@ def _proven(network: nn.Module, mask: Mask, traced: Trace) -> Proof:
     doubtful = proof.wrong or proof.unproven
     options = " ".join(f"--keep {name}" for name in doubtful[:5])
     raise TraceError(
-        f"The network is not cut, because the cut has no proof. {proof}"
+        f"The network was not cut, because the cut could not be proven correct. {proof}"
         + (f" (On the command line: {options}.)" if options else "")
     )
 

@@ -188,7 +188,7 @@ def _quiet(subject: str) -> Iterator[None]:
         line = " ".join(str(error).split())
         raise ConfigError(
             f"{subject}: this network cannot be exported ({type(error).__name__}: {line[:300]}). "
-            "Leave out that export; the network itself is not at fault."
+            "Leave out that export; the pruned network itself is correct."
         ) from error
     finally:
         logging.disable(disabled)

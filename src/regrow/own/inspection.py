@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from regrow.core.texts import visible
+from regrow.core.texts import first_few, visible
 from regrow.cost import Counted, count
 from regrow.errors import ConfigError, TraceError
 from regrow.models.inputs import inputs_of
@@ -81,7 +81,10 @@ class Inspection:
         lines += ["", f"Kept whole, with {self._share(total, _macs(self.whole))}:"]
         for why, layers in reasons.items():
             share = self._share(sum(layer.parameters for layer in layers), _macs(layers))
-            lines += [f"  {_listed([layer.name for layer in layers])}: {share}", f"  `- {why}"]
+            lines += [
+                f"  {_shown([layer.name for layer in layers])}: {share}",
+                f"  `- {why}",
+            ]
         return visible("\n".join(lines))
 
     def _forest(self) -> list[str]:
@@ -115,7 +118,7 @@ class Inspection:
             f"  {group.name}: {group.kind}, {group.width} {units}, {group.parameters:,} "
             f"parameters, {group.macs:,} MACs: {self._share(group.parameters, group.macs)}",
             *(
-                f"  {'`-' if number == len(branches) else '|-'} {words} {_listed(names)}"
+                f"  {'`-' if number == len(branches) else '|-'} {words} {_shown(names)}"
                 for number, (words, names) in enumerate(branches, start=1)
             ),
         ]
@@ -240,7 +243,5 @@ def _macs(layers: Sequence[Whole]) -> int:
     return sum(layer.macs for layer in layers)
 
 
-def _listed(names: Sequence[str]) -> str:
-    names_shown = [*names[:LAYERS_SHOWN]]
-    more = [f"{len(names) - len(names_shown)} more"] if len(names) > len(names_shown) else []
-    return ", ".join([*names_shown, *more])
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(first_few(names, LAYERS_SHOWN))

@@ -45,7 +45,7 @@ def check_new(path: Path) -> None:
     """Refuse a folder that is there already, unless it is empty, and one that cannot be made."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ConfigError(
-            f"'{path}' is there already, and is not written over. Name another folder, or move it."
+            f"'{path}' exists already and is not overwritten. Name another folder, or move it."
         )
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     try:

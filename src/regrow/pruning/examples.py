@@ -236,6 +236,6 @@ def _usual_loss(logits: Tensor, targets: Any) -> Tensor:
         return functional.mse_loss(logits.reshape(targets.shape), targets.to(logits.dtype))
     shape = tuple(targets.shape) if isinstance(targets, Tensor) else short(targets)
     raise ConfigError(
-        f"Which loss is meant cannot be told: the network returns {tuple(logits.shape)}, and the "
-        f"targets are {shape}. Give it: select(..., loss=lambda outputs, targets: ...)."
+        f"The loss cannot be chosen automatically: the network returns {tuple(logits.shape)}, and "
+        f"the targets are {shape}. Give it: select(..., loss=lambda outputs, targets: ...)."
     )

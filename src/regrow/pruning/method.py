@@ -46,12 +46,12 @@ Scope = Literal[
 # What a method prunes, by its scope.
 SCOPES: Mapping[Scope, str] = {
     "conv": "filters of single convolutions",
-    "normed-conv": "filters of single convolutions with a norm of their own that has a scale",
+    "normed-conv": "filters of single convolutions that are followed by a norm with a scale",
     "linear": "units of single linear layers",
-    "normed-linear": "units of single linear layers with a norm of their own that has a scale",
+    "normed-linear": "units of single linear layers that are followed by a norm with a scale",
     "grouped": "whole groups of grouped convolutions",
     "stream": "channels of residual streams",
-    "view": "a norm's selection of a stream's channels",
+    "view": "the channels that a norm selects from a stream",
     "head": "attention heads",
     "block": "residual blocks",
     "all": "channels and heads of every kind",
@@ -64,7 +64,10 @@ NORMS = {"l1": "l1-norm", "l2": "l2-norm"}  # of methods, and of the criteria th
 # Prefixes of names in pruning.adapters -> what follows them, and what it is.
 ADAPTED: Mapping[str, tuple[str, str]] = {
     "torch-pruning": ("NAME", "An importance of Torch-Pruning, such as MagnitudeImportance(p=1)"),
-    "nn-prune": ("NAME", "l1_unstructured and its kin of torch.nn.utils.prune, or file.py:Class"),
+    "nn-prune": (
+        "NAME",
+        "A method of torch.nn.utils.prune (l1_unstructured, ...), or file.py:Class",
+    ),
     "mask-file": ("FILE", "Masks by parameter: .safetensors, .npz or .pt; takes no amount"),
 }
 
@@ -123,7 +126,7 @@ def criterion_key(name: str) -> str:
         if name not in METHODS:
             raise
         raise ConfigError(
-            f"{name!r} is a method, and a criterion is asked for: {METHODS.get(name).criterion}. "
+            f"{name!r} is a method, but a criterion is needed here: {METHODS.get(name).criterion}. "
             f"{error}"
         ) from error
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.core.texts import first_few, listed
 from regrow.core.units import UNITS
 from regrow.data import Dataset
 from regrow.errors import ConfigError, TraceError
@@ -64,7 +65,7 @@ def left_out(
 def _nothing(trace: Trace, method: Method) -> str:
     """Word the error for a network of which a method can prune nothing: what holds all of it."""
     of_all = {*method.scope} == {*ALL}
-    kinds = SCOPES["all"] if of_all else _listed([SCOPES[kind] for kind in method.scope])
+    kinds = SCOPES["all"] if of_all else listed([SCOPES[kind] for kind in method.scope])
     scope = "all" if of_all else ", ".join(method.scope)
     message = (
         f"{method.name} prunes {kinds} (scope {scope}), and this network has none that can be cut."
@@ -87,14 +88,9 @@ def _by_reason(reasons: Mapping[str, str], *, num: int = 4) -> str:
         names.setdefault(reason, []).append(repr(name))
     parts = []
     for reason, members in names.items():
-        more = [f"{len(members) - num} more"] if len(members) > num else []
-        parts.append(f"{_listed([*members[: num if more else None], *more])} ({reason})")
+        parts.append(f"{listed(first_few(members, num))} ({reason})")
     rest = [f"and {len(parts) - num} other reasons"] if len(parts) > num else []
     return "; ".join([*parts[:num], *rest])
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
 
 
 def select(
@@ -295,7 +291,7 @@ def allocated(method: Method, layers: Layers, sparsity: float) -> dict[str, Tens
     if allocate.sparsity is not None and sparsity != allocate.sparsity:
         raise ConfigError(
             f"The allocation {method.allocation!r} always has the sparsity {allocate.sparsity:g}. "
-            "Leave out how much is to go."
+            "Leave out the amount."
         )
     kept = allocate(layers, sparsity)
     _check_kept(method, layers, kept)
@@ -339,7 +335,7 @@ def _checked(method: Method, group: Group, scores: Tensor) -> Tensor:
     if not bool(torch.isfinite(scores).all()):
         raise ConfigError(
             f"The criterion {method.criterion!r} gave scores for {group.name!r} that are not all "
-            "finite. Look whether the weights there are, and what the data make of them."
+            "finite. Check that its weights are finite, and the criterion's values on these data."
         )
     return scores.detach().cpu()
 

@@ -83,7 +83,7 @@ class Pattern:
                 ),
             )
         except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as error:
-            raise StoreError(f"This pattern is damaged ({error!r}). Make it anew.") from error
+            raise StoreError(f"This pattern is damaged ({error!r}). Create it again.") from error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

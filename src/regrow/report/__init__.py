@@ -20,7 +20,7 @@ import pandas as pd
 
 from regrow.core.disk import FULL, filling, why
 from regrow.core.machine import versions
-from regrow.core.texts import one_line, visible
+from regrow.core.texts import listed, one_line, visible
 from regrow.errors import ConfigError
 from regrow.jobs.arms import OF_FLOPS
 from regrow.report import figures
@@ -51,7 +51,6 @@ from regrow.report.rows import (
 )
 from regrow.report.tuning import unequal_trials
 from regrow.report.verdict import VERDICT_COLUMNS, Verdict, verdicts, verdicts_frame
-from regrow.report.words import listed
 from regrow.tasks.metric import Metric
 
 __all__ = [
@@ -249,8 +248,8 @@ def _only_largest(over_budgets: Sequence[Curve], compared: Sequence[Contest]) ->
     """Say that methods are compared at the largest of several training budgets."""
     if over_budgets and compared:
         yield (
-            "Methods are compared with each other at the largest training budget alone, and so are "
-            "scores with costs; budgets.csv has every budget."
+            "Methods are compared with each other, and scores with costs, at the largest training "
+            "budget only; budgets.csv has every budget."
         )
 
 
@@ -286,27 +285,27 @@ def _limits(runs: Sequence[Run], compared: Sequence[Contest]) -> list[str]:
     failed = sum(run.status == "failed" for run in runs)
     if done < len(runs):
         limits.append(
-            f"Of {len(runs)} results (one for each row and seed) {done} are there, {failed} failed "
+            f"Of {len(runs)} results (one per row and seed) {done} are finished, {failed} failed "
             f"and {len(runs) - done - failed} have not run: rows with fewer seeds say so."
         )
     capped = [run for run in runs if run.capped]
     if capped:
         caps = listed([f"{cap:g}x" for cap in sorted({run.cap or 0.0 for run in capped})])
         limits.append(
-            f"Equal FLOPs was capped at {caps} of the epochs in {len(capped)} of "
-            f"{sum(run.budget in OF_FLOPS for run in runs)} runs: these trained for less than "
-            "the unpruned network's FLOPs."
+            f"Equal FLOPs were capped at {caps} the epochs in {len(capped)} of "
+            f"{sum(run.budget in OF_FLOPS for run in runs)} runs: these trained with fewer FLOPs "
+            "than the unpruned network."
         )
     emptied = sum(bool(run.emptied) for run in runs)
     if emptied:
         limits.append(
-            f"In {emptied} runs a global threshold would have emptied whole layers; the guard kept "
-            "units there, so these networks are a little larger than asked."
+            f"In {emptied} runs a global threshold would have removed whole layers. A unit of each "
+            "was kept, so these networks are a little larger than requested."
         )
     if len({run.method for run in runs if run.method}) > 1 and not compared:
         limits.append(
-            "Methods are not compared with each other, because no two of them were asked for the "
-            "same amount on one network. Give them a cost target, such as 'macs: 0.5'."
+            "Methods are not compared with each other, because no two of them have the same "
+            "amount on one network. Give them a cost target, such as 'macs: 0.5'."
         )
     limits += unequal_trials(runs)
     if done and max(Counter((r.group, r.arm) for r in runs if r.done).values()) == 1:

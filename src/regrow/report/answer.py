@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from regrow.core.texts import listed
 from regrow.report.questions import BEST, BEST_RETRAINING, Question
 from regrow.report.setups import in_words
 from regrow.report.statistics import sign_test
 from regrow.report.validity import RULES, Reason, Rule, rule_text
 from regrow.report.verdict import OUTCOMES, Verdict, families, num_cells, overall
-from regrow.report.words import listed, num_seeds, p_value, signed
+from regrow.report.words import num_seeds, p_value, signed
 from regrow.tasks.metric import Metric
 
 SAID_AT_ONCE: tuple[Rule, ...] = ("one arm at chance", "FLOPs not spent")  # beside each cell
@@ -147,7 +148,7 @@ def finding(verdict: Verdict) -> str:
     if comparison.p is not None and comparison.p < verdict.alpha and verdict.p is not None:
         corrected = p_value(verdict.p)
         outcome = (
-            f"a difference here alone, but not once corrected for the other cells ({corrected})"
+            f"significant on its own, but not after correction for the other cells ({corrected})"
         )
     return (
         f"undecided: {arm} minus {against} is {metric.amount(difference)} "
@@ -250,7 +251,7 @@ def _rules(conclusive: Sequence[Verdict]) -> str:
     recipes = [f"{name} {_either(rules)}" for name, rules in zip(names, sides, strict=True)]
     text = f" Recipes: {'; '.join(recipes)}."
     alike = "; or ".join(map(in_words, setups))
-    return f"{text} What both sides have alike: {alike}." if setups else text
+    return f"{text} Both sides have {alike}." if setups else text
 
 
 def _either(texts: Sequence[str]) -> str:

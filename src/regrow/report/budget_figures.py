@@ -78,7 +78,7 @@ def score_caption(metric: Metric) -> str:
     return (
         f"{name} against the training budget (epochs of the unpruned network, and above the FLOPs "
         "of its training; log scale), a line for each arm; bars: 95% intervals of the mean over "
-        "seeds; triangles at the foot: means below the axis"
+        "seeds; triangles at the bottom: means below the axis"
     )
 
 

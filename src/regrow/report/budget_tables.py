@@ -55,8 +55,8 @@ SCORES = (
     f"training. Mean {words.PLUS_MINUS} standard deviation (n - 1) over {{n}}."
 )
 COSTS = (
-    "Training FLOPs of each row with all that it stands on (a multiply-add is 2), and the epochs "
-    "of the arm itself."
+    "Training FLOPs of each row with every training that it depends on (a multiply-add is 2), and "
+    "the epochs of the arm itself."
 )
 ANSWERS = (
     "'Better to': the largest budget up to which the retraining is shown to be better. 'Enough "

@@ -4,27 +4,28 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from regrow.core.durations import epochs_in_words
+from regrow.core.texts import listed
 from regrow.report.answer import Answer
 from regrow.report.budget_gains import Gain
 from regrow.report.budgets import Claim, Curve, Difference, Trend
 from regrow.report.rows import Run
 from regrow.report.validity import CLEARLY_LESS, gain_words, spent
-from regrow.report.words import listed, p_value, signed
+from regrow.report.words import p_value, signed
 from regrow.tasks.metric import Metric
 
 MANY = 1000  # seeds nobody trains
 MOST_NAMES = 4  # rows that an answer names
 HOW = (
-    "How answers over budgets come about: seeds pair the arms at every budget. 'From X on' is "
-    "shown at the largest budget first, then at the next smaller one, and so on until one shows "
-    "nothing: that training from scratch is worse by less than the margin (one-sided t test), that "
-    "the difference lies within it both ways (TOST), that training from scratch is better (paired "
-    "t test). 'Better up to X' goes from the smallest budget up. Thanks to the order fixed "
-    "beforehand each kind of claim is false in at most {alpha:g} of studies without a correction "
-    "for the number of budgets (Maurer et al., 1995); over several rows the level is shared as "
-    "Bretz et al. (2009) do, which is Holm's procedure at each budget. The unpruned network's gain "
-    "from one budget to the next is paired by seed too, and stands for a judgement of its "
-    "convergence by the loss."
+    "How answers over budgets are computed: at every budget, arms are compared seed by seed. "
+    "'From X on' is tested at the largest budget first, then at the next smaller one, and so on "
+    "until a test is not significant: that training from scratch is at most the margin worse "
+    "(one-sided t test), that the difference lies within the margin (TOST), that training from "
+    "scratch is better (paired t test). 'Better up to X' is tested from the smallest budget up. "
+    "Because the order is fixed beforehand, each kind of claim is false in at most {alpha:g} of "
+    "studies without a correction for the number of budgets (Maurer et al., 1995); over several "
+    "rows the level is shared as in Bretz et al. (2009), which is Holm's procedure at each "
+    "budget. The unpruned network's gain from one budget to the next is also paired by seed; its "
+    "convergence is judged by this gain instead of the loss."
 )
 
 
@@ -92,7 +93,7 @@ def _enough(trend: Trend) -> str:
         return "Not run"
     start = trend.enough_from
     if start is None:
-        return "At no tried budget" if trend.never_enough else "Cannot be told"
+        return "At no tried budget" if trend.never_enough else "Undecided"
     every = start == trend.run[0].budget
     return "At every tried budget" if every else f"From {epochs_in_words(start)} on"
 
@@ -206,8 +207,8 @@ def _gain_text(curve: Curve, gain: Gain) -> str:
         text = f"{words}; shown to be less than {within}{bound} (one-sided 95% bound)"
     elif gain.state == "gaining":
         text = (
-            f"{words}. What is said of {epochs_in_words(gain.larger)} is said of that budget, and "
-            "a larger one may say otherwise"
+            f"{words}. Conclusions at {epochs_in_words(gain.larger)} hold for that budget; a "
+            "larger one may change them"
         )
     else:
         text = f"{words}, which shows neither a gain nor that it is less than {within}"
@@ -256,7 +257,7 @@ def _claims(trend: Trend) -> Iterator[str]:
         yield f"{trend.retraining} is better {where} ({_most(ps)})."
         yield from _unequal(trend)
     starts = (
-        (trend.enough_from, f"{trend.scratch} is worse by less than {within}, if at all", "enough"),
+        (trend.enough_from, f"{trend.scratch} is at most {within} worse", "enough"),
         (trend.within_from, f"the difference lies within {within}", "within"),
         (trend.scratch_from, f"{trend.scratch} is better", "scratch"),
     )
@@ -269,7 +270,7 @@ def _claims(trend: Trend) -> Iterator[str]:
         size = metric.amount(f"{last.gain:.{metric.digits}f}")
         yield (
             f"At {epochs_in_words(last.budget)} {trend.retraining} is "
-            f"{'better by that little' if small else 'still better'}: by {size} "
+            f"{'better, but by less than that' if small else 'still better'}: by {size} "
             f"({p_value(trend.p_largest or 0.0)})."
         )
 
@@ -280,8 +281,8 @@ def _unequal(trend: Trend) -> Iterator[str]:
     if short_of:
         shares = [f"{d.unspent.figures} at {d.budget}" for d in short_of if d.unspent]
         yield (
-            f"But rounding left a part of equal FLOPs unspent ({listed(shares)} epochs), so this "
-            "lead is none at equal FLOPs."
+            f"But rounding left a part of the equal FLOPs unused ({listed(shares)} epochs), so "
+            "this is not a lead at equal FLOPs."
         )
 
 
@@ -327,7 +328,7 @@ def _undecided(difference: Difference, trend: Trend) -> str:
     claims: tuple[Claim, ...] = ("enough", "scratch", "inherited")
     ps = [p for claim in claims if (p := difference.p(claim)) is not None]
     if ps and min(ps) < trend.alpha:
-        words.append("significant alone, but not in the order of the tests")
+        words.append("significant on its own, but not in the sequence of tests")
     elif difference.needed is not None:
         many = difference.needed > MANY
         seeds = f"more than {MANY}" if many else f"about {difference.needed}"
@@ -339,7 +340,7 @@ def _left_out(trend: Trend) -> Iterator[str]:
     for d in trend.run:
         reason = d.verdict.left_out_for
         if reason is not None:
-            yield f"{epochs_in_words(d.budget).capitalize()} tell nothing: {reason.text}."
+            yield f"No conclusion at {epochs_in_words(d.budget)}: {reason.text}."
 
 
 def _missing(trend: Trend) -> Iterator[str]:
@@ -368,7 +369,7 @@ def _rounded(by_budget: ByBudget) -> Iterator[str]:
             ):
                 changed.append(f"at {budget} ({asked:.3g} became {epochs})")
     if changed:
-        yield f"whole epochs are trained, so a share was rounded {listed(changed)} epochs"
+        yield f"arms train for whole epochs, so a share was rounded {listed(changed)} epochs"
 
 
 def _capped(by_budget: ByBudget) -> Iterator[str]:
@@ -394,9 +395,9 @@ def _unspent(by_budget: ByBudget, whole: dict[tuple[tuple[str, ...], int], Run])
             counted.add(_rounded_to(runs))
     if found:
         yield (
-            f"whole {' or '.join(counted)} are trained, so that in the row that lacks most only "
-            f"{listed(found)} epochs of the MACs of the unpruned network's training are computed, "
-            "and differences there favour the other arm"
+            f"arms train for whole {' or '.join(counted)}, so that in the row that falls short "
+            f"most, only {listed(found)} epochs of the MACs of the unpruned network's training are "
+            "computed, and differences there favour the other arm"
         )
 
 
@@ -414,8 +415,8 @@ def unspent_notes(runs: Sequence[Run]) -> Iterator[str]:
         return
     arms = listed([f"{arm} {100 * min(shares):.0f} %" for arm, shares in found.items()])
     yield (
-        f"Equal FLOPs: whole {' or '.join(counted)} are trained, so that by MACs these arms "
-        f"compute down to this share of what the unpruned network's training computes: {arms}."
+        f"Equal FLOPs: arms train for whole {' or '.join(counted)}. Counted in MACs, these arms "
+        f"compute as little as this share of the unpruned network's training: {arms}."
     )
 
 
@@ -429,4 +430,4 @@ def _fixed(by_budget: ByBudget) -> Iterator[str]:
     firsts = [runs[0] for runs in by_budget.values()]
     epochs = [run.epochs for runs in by_budget.values() for run in runs if run.epochs is not None]
     if len(firsts) > 1 and all(run.budget == "epochs" for run in firsts) and epochs:
-        yield f"{epochs_in_words(epochs[0])} at every budget, which does not follow it"
+        yield f"{epochs_in_words(epochs[0])} at every budget, instead of a share of it"

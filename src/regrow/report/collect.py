@@ -4,13 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from regrow.core.texts import quoted
 from regrow.core.units import UNITS
 from regrow.core.validation import is_number
 from regrow.errors import Damaged, short
 from regrow.jobs.arms import Arm
-from regrow.jobs.base import Job, ScoredOn, all_jobs, notices
+from regrow.jobs.base import Job, all_jobs, notices
+from regrow.jobs.material import ScoredOn
 from regrow.jobs.retrain import Retrain
-from regrow.report import words
 from regrow.report.extras import details_table
 from regrow.report.render import Extra, Failure
 from regrow.report.rows import Ending, Run, Status, fairness
@@ -77,12 +78,12 @@ def _other_starts(reader: "Reader", cells: Sequence[Cell]) -> Iterator[str]:
             found.setdefault(cell.experiment.model_label, {}).update(dict.fromkeys(names))
     for label, names in found.items():
         yield (
-            f"{label}: how its own code starts {words.first_three([*names])} is not known, because "
-            "it gives them the same values for each seed: it reads them, sets a seed itself, or "
-            "ran before. In training from scratch the rule of their layer starts them, with "
-            "another spread, or nothing does; a difference may come from that. Name code that "
-            "builds the network untrained, or give it a method 'initialise_()' that draws all its "
-            "parameters."
+            f"{label}: it is not known how the network's own code initialises "
+            f"{quoted([*names])}, because it gives them the same values for each seed (it reads "
+            "them, sets a seed itself, or ran before). In training from scratch their layer's "
+            "rule initialises them, with another spread, or nothing does; this may cause a "
+            "difference. Name code that builds the network untrained, or give it a method "
+            "'initialise_()' that draws all its parameters."
         )
 
 

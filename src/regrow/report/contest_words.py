@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from regrow.core.texts import listed
 from regrow.report import rows
 from regrow.report.answer import finding
 from regrow.report.contests import DENSE, Contest, Entrant, Level, chance_of
@@ -11,7 +12,7 @@ from regrow.report.render import Extra
 from regrow.report.setups import ABOUT as SETUPS
 from regrow.report.setups import EQUAL
 from regrow.report.verdict import OUTCOMES, Outcome, Verdict
-from regrow.report.words import PLUS_MINUS, listed, p_value, quantity, score, seeds, signed
+from regrow.report.words import PLUS_MINUS, p_value, quantity, score, seeds, signed
 
 MOST_SENTENCES = 6  # pairs that the answer words one by one
 SHOWN: tuple[Outcome, ...] = ("better", "equivalent", "worse")
@@ -19,7 +20,7 @@ ABOUT = (
     f"Mean {PLUS_MINUS} standard deviation (n - 1) over n seeds; 95% interval of the mean (t). "
     "'{cost}' is the share of the unpruned network's that is left; rows whose cost differs by more "
     f"than {100 * EQUAL:g} % of the larger are not compared. 'Before' is the score before "
-    "retraining. Training FLOPs count every training that a row stands on."
+    "retraining. Training FLOPs count every training that a row depends on."
 )
 PAIRS = (
     "First minus second, paired by seed: 95% interval and two-sided p of the paired t test, "
@@ -83,7 +84,7 @@ def question(contest: Contest) -> str:
     """Word what a contest asks: of its reference, or of all methods."""
     under = f"under {name_of(contest)}{_how(contest)}"
     if contest.reference is None:
-        return f"Which method is best at one cost, {under}?"
+        return f"Which method is best at equal cost, {under}?"
     return f"Is {contest.reference} better than the others at equal cost, {under}?"
 
 
@@ -143,7 +144,7 @@ def _lines(contest: Contest) -> Iterator[str]:
     if contest.reference is not None:
         yield f"{question(contest)} {short_answer(contest)}{':' if run else '.'}"
     else:
-        yield f"Methods at one cost, under {name_of(contest)}{_how(contest)}:"
+        yield f"Methods at equal cost, under {name_of(contest)}{_how(contest)}:"
     if not run and contest.reference is None:
         yield "not run."
     elif contest.reference is not None:
@@ -154,7 +155,7 @@ def _lines(contest: Contest) -> Iterator[str]:
     if contest.reference is None or len(shown) <= MOST_SENTENCES:
         yield from _findings(shown[:MOST_SENTENCES])
         if len(shown) > MOST_SENTENCES:
-            yield f"{len(shown) - MOST_SENTENCES} more stand in the table."
+            yield f"{len(shown) - MOST_SENTENCES} more are in the table."
     yield from _rank_lines(contest)
     yield from _agreement_lines(contest)
 
@@ -208,7 +209,7 @@ def _unequal_lines(contest: Contest) -> Iterator[str]:
     """Say which rows cost too unlike amounts to be compared."""
     for level in (level for level in contest.levels if not level.equal):
         yield (
-            f"Not all ranked, because costs are unequal: {level.name} ({level.cost} left: "
+            f"Not all methods are compared, because costs differ: {level.name} ({level.cost} left: "
             f"{_costs(level)})."
         )
 
@@ -233,7 +234,7 @@ def _rank_lines(contest: Contest) -> Iterator[str]:
         yield f"Average ranks over {ranking.num} cells, too few for a test of ranks: {text}."
         return
     groups = "; ".join(listed([*group]) for group in ranking.alike)
-    apart = f"not told apart: {groups}" if groups else "all are told apart"
+    apart = f"not significantly different: {groups}" if groups else "all differ significantly"
     yield (
         f"Average ranks over {ranking.num} cells, taken as independent: {text}; critical "
         f"difference {ranking.critical:.2f} (Nemenyi, {ranking.alpha:g}): {apart}. Friedman's test "
@@ -253,7 +254,7 @@ def _agreement_lines(contest: Contest) -> Iterator[str]:
     cells = "1 cell" if found.num == 1 else f"{found.num} cells"
     unequal = f"; {contest.num_unequal} of them of unequal cost" if contest.num_unequal else ""
     yield (
-        f"Order of methods before against after retraining: Kendall's tau {found.tau:.2f} "
+        f"Order of methods before and after retraining: Kendall's tau {found.tau:.2f} "
         f"({cells}{interval}{unequal})."
     )
 
@@ -298,7 +299,7 @@ def _tables(contest: Contest) -> Iterator[Extra]:
     yield Extra(
         name=f"pairs {contest.name}",
         title=f"Comparisons of methods under {name}"
-        + (", averaged seed by seed over levels" if contest.averages else ""),
+        + (", averaged over networks, data sets and amounts" if contest.averages else ""),
         columns=(*(("where",) if apart else ()), *PAIR_HEADS),
         rows=tuple(
             (*((verdict.where,) if apart else ()), *_pair_words(verdict))

@@ -8,9 +8,9 @@ against another.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from regrow.core.texts import listed
 from regrow.report.questions import BEST_RETRAINING
 from regrow.report.verdict import Verdict, num_cells
-from regrow.report.words import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +78,13 @@ def winner_line(verdicts: Sequence[Verdict]) -> list[str]:
     changes = winner_changes(verdicts)
     num = num_cells(len(changes), of=len(crossed))
     if not changes:
-        return [f"The winner changes with the retraining in {num}."]
+        return [f"Whether scratch training wins depends on the kind of retraining in {num}."]
     shown = [change for change in changes if change.shown]
     first = (shown or changes)[0]
     more = f"; and {len(changes) - 1} more" if len(changes) > 1 else ""
     return [
-        f"The winner between scratch training and retraining changes with the retraining in {num} "
-        f"by the means, shown by tests in {len(shown)} ({first.words}{more})."
+        f"Whether scratch training wins depends on the kind of retraining in {num} by the means, "
+        f"and significantly in {len(shown)} ({first.words}{more})."
     ]
 
 

@@ -20,10 +20,10 @@ ABOUT = (
 )
 
 TUNED = (
-    "The trial with the best mean score on the validation split stands for its arm in verdicts and "
+    "The trial with the best mean score on the validation split represents its arm in "
     "comparisons; the test set takes no part in the choice. Training FLOPs are those of all trials "
-    "and of what they stand on. The expected validation score is that of the best of so many "
-    "trials drawn at random (Dodge et al., 2019)."
+    "and of the trainings that they depend on. The expected validation score is that of the best "
+    "of so many trials drawn at random (Dodge et al., 2019)."
 )
 
 
@@ -40,7 +40,7 @@ def cost_targets(runs: Iterable[Run]) -> tuple[Extra, ...]:
     return (
         Extra(
             name="costs",
-            title="Costs asked for",
+            title="Cost targets",
             columns=("pruned by", "asked", "left", "measured on"),
             rows=tuple(_words(row) for row in rows),
             about=ABOUT,

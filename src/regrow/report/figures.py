@@ -42,7 +42,7 @@ AXES = {"macs": "MACs", "parameters": "parameters"}
 # sizes lie close, so that the arms of one do not stand among those of the next.
 DODGE, LEAST_DODGE = 0.022, 0.012
 BESIDE = 3  # panels in a row
-MOVED = "markers are moved apart sideways, so that none hides another"
+MOVED = "markers are shifted sideways so that none hides another"
 MOST_LETTERS = 50  # of a name
 PAGE = 12  # panels of one figure; a larger study gets one for each data set and model
 COLOURED = 0.9  # line width
@@ -89,7 +89,7 @@ def _draw(frame: pd.DataFrame, folder: Path, metric: Metric) -> list[SavedFigure
                 figure = score_figure(part, against=column, metric=metric)
                 caption = (
                     f"{title} against {label}{about}; grey bands and bars: one std; "
-                    f"triangles at the foot: means below the axis; {MOVED}"
+                    f"triangles at the bottom: means below the axis; {MOVED}"
                 )
                 name = f"{metric.key.replace('_', '-')}-{column}{suffix}"
                 saved.append(save(figure, folder, name=name, caption=caption))

@@ -13,6 +13,7 @@ import pandas as pd
 
 from regrow.core.durations import in_words
 from regrow.core.energy import Energy
+from regrow.core.texts import listed
 from regrow.jobs.base import Job, all_jobs
 from regrow.report.collect import Reader, below
 from regrow.report.rows import (
@@ -30,7 +31,7 @@ from regrow.report.rows import (
     to_frame,
 )
 from regrow.report.statistics import mean_and_std
-from regrow.report.words import listed, quantity
+from regrow.report.words import quantity
 from regrow.store import TIMING
 from regrow.studies.expand import Cell
 
@@ -84,7 +85,7 @@ class StudyCost:
         """Say in one sentence what energy it took, or why that is not known."""
         if not self.num_measured:
             why = listed(list(self.unknown)) or "nothing has run"
-            return f"Energy was not read: {why}."
+            return f"Energy was not measured: {why}."
         taken, names = self.energy, listed(list(self.energy.counters))
         text = (
             f"Energy, by the counters of {names}: {joules(taken.joules)} for the jobs' share of "

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from regrow.core.texts import listed, quoted
 from regrow.jobs.base import Job
 from regrow.report.rows import Run
-from regrow.report.words import first_three, listed
 from regrow.studies.expand import Cell
 
 CLOSE = 0.1  # of the MACs: networks of one cost
@@ -39,8 +39,8 @@ def spending_notes(reader: Reads, cells: Sequence[Cell], runs: Sequence[Run]) ->
     drawn = dict.fromkeys(name for _, _, record in trained for name in record.get("drawn", ()))
     if drawn:
         yield (
-            "Trained from scratch, nothing initialises the sizes that were left of "
-            f"{first_three([*drawn])}: they are drawn as in the uncut network, and cut."
+            "For training from scratch, the network has no initialisation at its smaller size for "
+            f"{quoted([*drawn])}: these are drawn as in the uncut network, then cut."
         )
 
 
@@ -66,7 +66,8 @@ def _same_seeds(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator
     if scores:
         yield (
             f"All seeds of {listed(_arms(row[0][0] for row in scores))} score exactly the same, "
-            "with different weights: the metric is at its end, or it does not look at the network."
+            "with different weights: the metric has reached its best value, or does not depend on "
+            "the network."
         )
 
 
@@ -94,6 +95,6 @@ def _other_costs(own: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[st
         if abs(run.macs / small - 1) > CLOSE:
             told.add((run.group, run.arm))
             yield (
-                f"{run.arm} is no network of the same cost: it takes {run.macs / small:.2f} times "
+                f"{run.arm} does not have the same cost: it takes {run.macs / small:.2f} times "
                 f"the MACs of {run.cut}."
             )

@@ -108,10 +108,13 @@ class Question:
             alternative = tuning if second.trained else "keeping the inherited weights, untrained"
             return f"Is {training} ({first.name}) as good as {alternative} ({second.name})"
         weights_name = (
-            "its first weights" if first.start == "initial" else "its weights early in training"
+            "initial weights" if first.start == "initial" else "weights from early in its training"
         )
-        control = f"another draw ({second.name})"
-        return f"Is starting from {weights_name} ({first.name}) better than {control}"
+        control = f"another initialisation ({second.name})"
+        return (
+            f"Is starting from the unpruned network's {weights_name} ({first.name}) better than "
+            f"from {control}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 OF_ALL: Mapping[str, str] = {
     "kind": "the kind of the job: train, retrain or prune",
     "spec": "the full request, whose digest with the keys of `inputs` is the record's name",
-    "inputs": "keys of the jobs whose results it stands on",
+    "inputs": "keys of the jobs whose results it depends on",
     "tensors": "SHA-256 of the tensors that lie beside it; absent where there are none",
     "parts": "SHA-256 of further files of tensors, by their names",
-    "timing": "what the machine took and was, which no result hangs on: `seconds`, `energy`, "
+    "timing": "time, energy and machine, which affect no result: `seconds`, `energy`, "
     "`machine`, `versions`, and the `digest` of these",
 }
 OF_TRAININGS: Mapping[str, str] = {
@@ -18,17 +18,17 @@ OF_TRAININGS: Mapping[str, str] = {
     "num_test": "examples of the test set",
     "validation": "scores on the validation split, by name; absent without one",
     "before": "of a training: what the network scored before its first step, by name",
-    "unlike": "weights whose random start is unlike the fixed values that the code gives them",
+    "unlike": "weights whose random initialisation differs from the fixed values of the own code",
     "epochs": "epochs of its own training",
-    "samples": "training examples that it saw, repeated ones too",
-    "training_flops": "FLOPs of its own training; three forward passes an example",
+    "samples": "training examples that it used, including repeated ones",
+    "training_flops": "FLOPs of its own training; three forward passes per example",
     "history": "a mapping for each epoch: `epoch`, `lr`, `loss`, `seconds`, ... (`regrow report "
     "--epochs` writes them as CSV)",
     "classes": "names of the classes, in the order of the outputs",
     "architecture": "how to build the network: its model, and the cuts that were made",
     "mean": "what inputs are normalised by, for each channel",
     "std": "what inputs are normalised by, for each channel",
-    "ratio": "FLOPs of the unpruned network over those of this one, which stretch equal FLOPs",
+    "ratio": "FLOPs of the unpruned network over those of this one, the factor on epochs",
     "capped": "true where the cap of the budget was reached",
     "teacher_flops": "FLOPs of a teacher, which `training_flops` include",
 }
@@ -36,41 +36,42 @@ OF_PRUNINGS: Mapping[str, str] = {
     "unit": "what was removed: channel, block, weight or filter",
     "sparsity": "the share of units that was removed; of a retraining, that was masked at its end",
     "widths": "units that stay, by the name of their group or parameter",
-    "guarded": "groups that a global threshold would have emptied",
+    "guarded": "groups of which a global threshold would have removed all units",
     "before": "of a pruning: the costs before it (fields below)",
     "after": "the costs after it (fields below)",
-    "cost": "where a cost was asked for: the `share` that is left, and how it was measured",
-    "images": "the images that a reconstruction saw",
+    "cost": "with a cost target: the `share` that is left, and how it was measured",
+    "images": "the images that a reconstruction used",
 }
 OF_OWN: Mapping[str, str] = {
     "metrics": "what the training function returned, by name",
-    "weights": "SHA-256 of the weights that it left, which tells whether seeds differ",
-    "amount": "what its budget allowed, in the unit of `spec`; 0: it was only measured",
+    "weights": "SHA-256 of the trained weights, which shows whether seeds differ",
+    "amount": "its budget, in the unit of `spec`; 0: it was only measured",
     "passes": "forward passes in training mode, with gradients",
     "shape": "the shape of the first training example, without the batch",
     "input": "the shape that costs are counted at, without the batch",
-    "drawn": "tensors that nothing initialises, drawn as in the uncut network and cut",
+    "drawn": "tensors without an initialisation at the smaller size, drawn as in the uncut network "
+    "and cut",
 }
 OF_COSTS: Mapping[str, str] = {
-    "parameters": "numbers that are learnt",
-    "macs": "multiply-accumulates of one example, forward",
-    "flops": "operations of one example by the published counter, in which equal FLOPs are meant",
-    "caveats": "what the counts leave out; absent where nothing",
+    "parameters": "number of trainable parameters",
+    "macs": "multiply-accumulates of one forward pass on one example",
+    "flops": "FLOPs of one example as counted in the paper, which define equal FLOPs",
+    "caveats": "operations that the counts leave out; absent if none",
 }
 OF_ENERGY: Mapping[str, str] = {
-    "joules": "the job's share of what the counters counted",
-    "whole_joules": "what they counted as a whole while it ran",
-    "counters": "which counters",
-    "unknown": "in place of all these: why nothing is known",
+    "joules": "the job's share of the measured energy",
+    "whole_joules": "the energy that the counters measured while it ran",
+    "counters": "the names of the counters",
+    "unknown": "in place of all these: the reason why the energy is unknown",
 }
 OF_CARDS: Mapping[str, str] = {
     "network": "the class of the network",
-    "origin": "the text that it was named by",
-    "weights": "where its weights came from",
-    "inputs": "the input that costs were counted and times taken at",
+    "origin": "the name that it was given by: file.py:build, timm/NAME, ...",
+    "weights": "the source of its weights",
+    "inputs": "the input with which costs were counted and latencies measured",
     "asked": "the options: criterion, allocation, amount, ...",
-    "whole": "modules that stayed whole, with the reason",
-    "caveats": "what the counts leave out",
+    "whole": "modules that were not pruned, with the reason",
+    "caveats": "operations that the counts leave out",
     "parameters": "`before` and `after`",
     "macs": "multiply-accumulates of one example: `before` and `after`",
     "widths": "units of each group: `before` and `after`",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from regrow.core.texts import markdown_text
+from regrow.core.texts import listed, markdown_text
 from regrow.report import words
 from regrow.report.answer import sentence
 from regrow.report.budget_words import how, sentences
@@ -49,17 +49,20 @@ METHOD = (
     "deviation (n - 1) over n seeds; 'vs' is the mean difference from that arm over the seeds that "
     "both have. Parameters and MACs (a multiply-add is 1) are shown with the share of the "
     "unpruned network's. Training FLOPs (a multiply-add is 2) count every training that a row "
-    "depends on; those that rows share count in each. Epochs are the arm's own."
+    "depends on; a training that several rows share counts in each. Epochs are those of the arm "
+    "itself."
 )
 TESTS = (
-    "Seeds pair the arms. Better and worse: paired t test; equivalent: two one-sided tests (TOST) "
-    "within the margin; both at {alpha:g} after Holm's correction over the cells of a question. "
-    "Averages over cells are taken seed by seed. 'About k seeds would settle it' is a normal "
-    "approximation at power 0.8 that takes the observed difference and spread as true. No "
+    "A cell is one data set, network, method and amount. Arms are compared seed by seed. Better "
+    "and worse: paired t test; equivalent: two one-sided tests (TOST) within the margin; both at "
+    "{alpha:g} after Holm's correction over the cells of a question. Averages over cells are "
+    "taken for each seed. 'About k seeds would settle it' is a normal approximation at power 0.8 "
+    "that takes the observed difference and spread as true. No "
     "conclusion is drawn from a cell, and it takes no part in averages, if its unpruned network or "
-    "both arms compared are not {chance}, or if the unpruned network had not converged: a network "
-    "pruned from it ends with a lower training loss, and its {names} better by clearly more than "
-    "the margin, or its own training loss still falls clearly at the last learning rate."
+    "both arms compared are not {chance}, or if the unpruned network had not converged: either a "
+    "network pruned from it ends with a lower training loss and a {names} that is better by "
+    "clearly more than the margin, or its own training loss still falls clearly at the last "
+    "learning rate."
 )
 COUNTED = "an exact binomial test over all seeds, and "
 _md = markdown_text  # in every line of a page
@@ -223,7 +226,7 @@ def failure_lines(failures: Sequence[Failure]) -> list[str]:
     for failure in failures:
         labels.setdefault(failure.message, []).append(failure.label)
     return [
-        f"{first}: {message}" + (f" The same failure: {words.listed(rest)}." if rest else "")
+        f"{first}: {message}" + (f" The same failure: {listed(rest)}." if rest else "")
         for message, (first, *rest) in labels.items()
     ]
 

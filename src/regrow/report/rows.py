@@ -349,7 +349,7 @@ def fairness(runs: Sequence[Run]) -> str:
     ...               score=98.0)
     >>> fairness([Run(**common, seed=0, start="inherited", budget="epochs", epochs=40,
     ...               base_epochs=160)])
-    "40 epochs after the parent's 160"
+    "40 epochs after the unpruned network's 160"
     >>> fairness([Run(**common, seed=s, start="random", budget="equal-flops", epochs=480, cap=3.0,
     ...               capped=s == 0) for s in range(2)])
     'equal FLOPs, capped at 3x in 1 of 2 seeds'
@@ -374,20 +374,20 @@ def fairness(runs: Sequence[Run]) -> str:
     }
     text = budget_names.get(first.budget, f"{count} epochs" if count else first.budget)
     if first.start in ("inherited", "rewound") and first.base_epochs:
-        text += f" after the parent's {first.base_epochs}"
+        text += f" after the unpruned network's {first.base_epochs}"
     if first.start == "inherited" and first.base_epochs == 0:
         text += f" after {GIVEN}"
     if first.objective:
-        text += f", by {first.objective}"
+        text += f", trained with {first.objective}"
         taught = {run.teacher_flops for run in runs if run.teacher_flops is not None}
         text += f" (the teacher's {max(taught):.3g} FLOPs counted)" if taught else ""
     if first.treatment:
-        text += f", treated by {first.treatment}"
+        text += f", with the treatment of {first.treatment}"
     ended = [run.masked_at_end for run in runs if run.masked_at_end is not None]
     if ended:
         text += f", {mean_and_std(ended)[0]:.3g} of the weights masked at the end"
     if first.parent_counted:
-        text += ", the parent's training counted"
+        text += ", the unpruned network's training counted"
     capped = sum(run.capped for run in runs)
     if capped and first.cap is not None:
         text += f", capped at {first.cap:g}x"

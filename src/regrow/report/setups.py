@@ -17,23 +17,23 @@ from collections.abc import Sequence
 from regrow.report.rows import Run
 
 SAME = "the same data, network and speed-up"
-TUNED = f"{SAME}, the same trained network, as many epochs of retraining"
+TUNED = f"{SAME}, the same trained network, the same number of epochs of retraining"
 WORDS = {
     "S1": SAME,
     "S2": f"{SAME}, and the same trained network",
     "S3.1": TUNED,
     "S3.2": f"{TUNED} on the same schedule",
-    "S4.1": f"{TUNED} on the same schedule, and as many epochs of training while pruning",
+    "S4.1": f"{TUNED} on the same schedule, and the same number of epochs while pruning",
     "S4.2": f"{TUNED} on the same schedule, and the same treatment while pruning",
-    "SX-A": "as many epochs of training, pruning and retraining together",
-    "SX-B": "as many FLOPs of training, pruning and retraining together",
+    "SX-A": "the same number of epochs of training, pruning and retraining together",
+    "SX-B": "the same number of FLOPs of training, pruning and retraining together",
 }
 _STAMP = r"S[1-4X][\w.-]*(?:, S[1-4X][\w.-]*)*"
 STAMP = re.compile(rf"\[({_STAMP})\]")  # in a sentence
 STAMP_ESCAPED = re.compile(rf"\\\[({_STAMP})\\\]")  # in one of Markdown
 EQUAL = 0.05  # costs and FLOPs that differ by no more of the larger count as equal
 ABOUT = (
-    "Setups, which say how equal both sides are, are those of Wang et al. (2023, "
+    "Setups state what both sides of a comparison have in common, after Wang et al. (2023, "
     "https://arxiv.org/abs/2301.05219): S1 same data, network and speed-up; S2 same trained "
     "network; S3.1 same epochs of retraining, S3.2 same schedule; S4.1 same epochs while pruning, "
     "S4.2 same treatment; SX-A and SX-B same epochs and FLOPs of all training together, where the "
@@ -52,7 +52,7 @@ def in_words(stamp: str) -> str:
     """Word a setup, its stamp in brackets: ``the same data, network and speed-up [S1]``.
 
     >>> in_words("SX-B")
-    'as many FLOPs of training, pruning and retraining together [SX-B]'
+    'the same number of FLOPs of training, pruning and retraining together [SX-B]'
     """
     return f"{'; '.join(WORDS[name] for name in stamp.split(', '))} [{stamp}]"
 

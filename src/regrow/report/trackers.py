@@ -33,7 +33,7 @@ def open_trackers(texts: Iterable[str], study: Study) -> list[Tracker]:
         name, _, place = text.partition(":")
         if name not in KNOWN:
             raise ConfigError(
-                f"--track {text}: {unknown('tool', name, KNOWN)} A place may follow a colon."
+                f"--track {text}: {unknown('tool', name, KNOWN)} A location can follow a colon."
             )
         trackers.append(KNOWN[name](study.name, place))
     return trackers
@@ -189,7 +189,7 @@ class Trackio:
         if place and Path(TRACKIO_DIR) != Path(place).absolute():
             raise ConfigError(
                 f"Trackio already keeps its runs in {TRACKIO_DIR} in this process, and one process "
-                "has one such folder. Leave out the place, or start anew."
+                "has one such folder. Leave out the location, or start a new process."
             )
         self._trackio: Any = trackio
         self._project = study

@@ -9,9 +9,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from regrow.core.texts import listed
 from regrow.report.rows import COUNT, FLOPS, POINTS, TEXT, Run, to_csv, to_frame
 from regrow.report.statistics import mean_and_std
-from regrow.report.words import listed, quantity
+from regrow.report.words import quantity
 
 Family = tuple[str, str]  # group, and the name of the arm that was tuned
 COLUMNS = {

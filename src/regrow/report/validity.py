@@ -78,11 +78,11 @@ _RULE_TEXTS: Mapping[Rule, str] = {
     "arms at chance": "neither arm is {beats_baseline}",
     "not converged": "the unpruned network had not converged",
     "one arm at chance": "one of the two arms is not {beats_baseline}",
-    "budgets not spent": "the two arms did not spend what their budgets allow alike",
-    "FLOPs not spent": "rounding left a clear part of equal FLOPs unspent",
+    "budgets not spent": "the two arms used different shares of their budgets",
+    "FLOPs not spent": "rounding left a clear part of the equal FLOPs unused",
     "still gaining": "the unpruned network still gains from a longer training",
-    "margin below one image": "one test {example} is more than the margin",
-    "margin below sampling error": "the sampling error of the test set is more than the margin",
+    "margin below one image": "one test {example} changes the score by more than the margin",
+    "margin below sampling error": "the sampling error of the test set exceeds the margin",
     "chance unknown": "it is not known whether the networks are {beats_baseline}",
     "convergence unknown": "it is not known whether the unpruned network had converged",
     "gain unknown": "it is not known whether the unpruned network gains from a longer training",
@@ -384,7 +384,7 @@ def _spending(first: Evidence, second: Evidence) -> Iterable[Reason]:
         return
     if abs(first.pace - second.pace) > ALIKE * max(first.pace, second.pace):
         figures = (
-            f"for each unit of its budget one saw {first.pace:,.0f} examples, the other "
+            f"per unit of budget one trained on {first.pace:,.0f} examples, the other on "
             f"{second.pace:,.0f}"
         )
         yield Reason(rule="budgets not spent", figures=figures)
@@ -404,7 +404,7 @@ def _resolution(first: Evidence, second: Evidence, margin: float) -> Iterable[Re
     if (error := max(errors)) > margin:
         most = metric.amount(f"{error:.{metric.digits}f}")
         figures = (
-            f"with {num:,} other {metric.example}s its {metric.name} would differ by {most}, one "
-            f"standard error; the margin is {short(margin)}"
+            f"the standard error of {metric.name} on {num:,} test {metric.example}s is {most}; the "
+            f"margin is {short(margin)}"
         )
         yield Reason(rule="margin below sampling error", figures=figures)

@@ -83,22 +83,3 @@ def p_value(p: float) -> str:
     ('p < 0.001', 'p = 0.031')
     """
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def first_three(names: list[str]) -> str:
-    """List names in quotes: the first three, and how many more.
-
-    >>> first_three(["a", "b", "c", "d"])
-    "'a', 'b', 'c' and 1 more"
-    """
-    more = [f"{len(names) - 3} more"] if len(names) > 3 else []
-    return listed([*map(repr, names[:3]), *more])
-
-
-def listed(items: list[str]) -> str:
-    """Join items as in a sentence.
-
-    >>> listed(["a", "b", "c"])
-    'a, b and c'
-    """
-    return " and ".join(([", ".join(items[:-1])] if items[:-1] else []) + items[-1:])

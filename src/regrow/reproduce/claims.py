@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from regrow.report.words import listed
+from regrow.core.texts import listed
 from regrow.reproduce.contrasts import MARGIN
 from regrow.reproduce.paper import Paper
 from regrow.reproduce.printed import as_cells, results, sparsity, widths

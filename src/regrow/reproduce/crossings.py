@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from regrow.core.texts import listed
 from regrow.report.crossing import Duel, WinnerChange, winner_change
-from regrow.report.words import listed, signed
+from regrow.report.words import signed
 from regrow.reproduce.contrasts import Contrast, Pair
 from regrow.reproduce.rules import ClaimEvidence, Judgement, Outcome, untestable
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from regrow.jobs.base import Material
+from regrow.jobs.material import Material
 from regrow.report.rows import Ending, Run
 from regrow.report.validity import (
     RULES,

@@ -22,8 +22,9 @@ from regrow.reproduce.paper import OF_PRUNINGS, RESULT, Entry, Paper
 from regrow.reproduce.printed import cells, records
 from regrow.reproduce.scales import Scale
 from regrow.run.hours import network_of
+from regrow.studies.amounts import Cut
 from regrow.studies.expand import Cell
-from regrow.studies.experiment import Cut, Experiment
+from regrow.studies.experiment import Experiment
 from regrow.studies.study import Study
 
 OWN_KEYS = ("paper", "notes", "absent")

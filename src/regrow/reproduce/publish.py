@@ -15,12 +15,12 @@ from pathlib import Path
 import pandas as pd
 
 from regrow.core.disk import why, write_whole
+from regrow.core.texts import listed
 from regrow.errors import ConfigError
 from regrow.jobs.base import notices
 from regrow.report import Report
 from regrow.report import write as write_report
 from regrow.report.rows import frame_to_csv
-from regrow.report.words import listed
 from regrow.reproduce import elsewhere, figure_data, layout
 from regrow.reproduce.elsewhere import Elsewhere
 from regrow.reproduce.figure_data import FigureData

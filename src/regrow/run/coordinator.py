@@ -265,7 +265,7 @@ class Coordinator:
         if self._schedule.num_open:
             raise Interrupted(
                 f"Stopped{self._stopped_why}: {self._num_done} of {self._num_total} jobs are done. "
-                "Others go on from what they saved, or start over.",
+                "The others continue from their checkpoints, or start over.",
                 by=self._stopped_by,
             )
         return Summary(

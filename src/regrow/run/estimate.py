@@ -26,7 +26,8 @@ from regrow.core.units import UNITS
 from regrow.cost import TRAINING_FACTOR, measure
 from regrow.data import Dataset, MemoryImages, load
 from regrow.errors import TraceError
-from regrow.jobs.base import Job, Material, Setting, all_jobs
+from regrow.jobs.base import Job, all_jobs
+from regrow.jobs.material import Material, Setting
 from regrow.jobs.prune import Prune
 from regrow.jobs.train import model_cost
 from regrow.models import ModelSpec, build, example_input

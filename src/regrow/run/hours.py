@@ -27,7 +27,8 @@ from regrow.core.durations import epochs_in_words, in_words
 from regrow.core.machine import machine
 from regrow.data import load
 from regrow.errors import ConfigError, StoreError
-from regrow.jobs.base import Job, Setting, all_jobs
+from regrow.jobs.base import Job, all_jobs
+from regrow.jobs.material import Setting
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.models import build
@@ -126,7 +127,7 @@ def check_hours(hours: float, *, device: str = "cpu") -> None:
         raise ConfigError(f"--hours must be a number above 0. Got {hours!r}.")
     if device != "cpu":
         raise ConfigError(
-            f"--hours goes by what this machine's processor takes, and the device is {device!r}. "
+            f"--hours is estimated for this machine's processor, and the device is {device!r}. "
             "Leave one of the two out."
         )
 

@@ -54,7 +54,10 @@ def on_ray(address: str | None = None) -> Platform:
         jobs: Sequence[Job], store: Store, settings: Settings, workers: int | None
     ) -> Executor:
         if workers == 0:
-            raise ConfigError("--workers 0 trains in this process, and --on ray elsewhere.")
+            raise ConfigError(
+                "--workers 0 trains in this process, but --on ray trains elsewhere. Leave one of "
+                "them out."
+            )
         ray = connect(address)
         try:
             return _Ray(ray, jobs, store, settings, workers)
@@ -276,7 +279,7 @@ class _Ray:
         cancelled = isinstance(error, kinds.TaskCancelledError)
         if isinstance(error, kinds.RayTaskError | kinds.RuntimeEnvSetupError) and not cancelled:
             raise RegrowError(
-                f"A machine of the Ray cluster cannot do jobs: {_last_line(error)} It needs the "
+                f"A machine of the Ray cluster cannot run jobs: {_last_line(error)} It needs the "
                 "same Python, with regrow and ray of the same versions."
             ) from error
         return _lost(f"Its machine was lost ({type(error).__name__})")

@@ -134,7 +134,7 @@ def _file(path: Path, text: str) -> Path:
     copy = Path(tempfile.gettempdir()) / f"regrow-with-{os.getuid()}-{digest}" / path.name
     copy.parent.mkdir(mode=0o700, exist_ok=True)
     if copy.parent.stat().st_uid != os.getuid():
-        raise StoreError(f"{copy.parent} belongs to somebody else. Remove it.")
+        raise StoreError(f"{copy.parent} belongs to another user. Remove it.")
     fresh = copy.with_name(f"{copy.name}.{os.getpid()}")
     fresh.write_bytes(content)
     fresh.replace(copy)

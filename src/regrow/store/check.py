@@ -76,7 +76,7 @@ def check_record(folder: Path, key: str) -> dict[str, Any]:
     record = unsealed(read_file(folder / RECORD_FILE), key, under=TIMING)
     digest, file = record.get(TENSORS), folder / TENSORS_FILE
     if digest is None and file.exists():
-        raise ValueError("its tensors are there, and it knows of none")
+        raise ValueError("it has tensors that its record does not mention")
     if digest is not None and not file.exists() and not (folder / REMOVED_FILE).exists():
         raise ValueError("its tensors are not there")
     if digest is not None and file.exists() and digest_of_file(file)[0] != digest:

@@ -51,7 +51,7 @@ def remove_garbage(store: Store, garbage: Garbage) -> None:
     running = store.snapshot().running
     if running:
         raise StoreError(
-            f"{len(running)} jobs of {store.root} are being worked on, and may need what would go. "
+            f"{len(running)} jobs of {store.root} are running, and may need what would be removed. "
             "Stop them first (Ctrl-C lets them save), or wait for their end."
         )
     for key in garbage.tensors:

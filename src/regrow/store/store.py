@@ -194,9 +194,7 @@ class Store:
             )
         try:
             if exists != (digest is not None):
-                raise ValueError(
-                    "it is there, and its record knows of none" if exists else "it is not there"
-                )
+                raise ValueError("its record does not mention it" if exists else "it is not there")
             if not exists:
                 return {}
             tensors, _ = load_tensors(file)
@@ -520,7 +518,7 @@ def _sealed_record(key: str, record: Mapping[str, Any]) -> str:
 def _compare(stored: object, spec: Mapping[str, Any]) -> None:
     wanted = json.loads(canonical_json(spec))
     if stored != wanted:
-        raise ValueError(f"it stands for another job: {_difference(stored, wanted, at='spec')}")
+        raise ValueError(f"it belongs to another job: {_difference(stored, wanted, at='spec')}")
 
 
 def _create(root: Path) -> None:

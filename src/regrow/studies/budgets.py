@@ -68,8 +68,9 @@ def at_budget(recipe: Recipe, budget: int) -> Recipe:
     """Return the recipe over so many epochs; refuse a warm-up that would not end within them."""
     if recipe.warmup_epochs >= budget:
         raise ConfigError(
-            f"the recipe warms up for {epochs_in_words(recipe.warmup_epochs)}, which stay as many. "
-            "Give it a 'warmup_share' in place of 'warmup_epochs', or leave the budget out."
+            f"the recipe warms up for {epochs_in_words(recipe.warmup_epochs)}, which does not "
+            "shrink with the budget. Give it a 'warmup_share' in place of 'warmup_epochs', or "
+            "leave the budget out."
         )
     return recipe.lasting(budget)
 

@@ -19,11 +19,11 @@ from regrow.train.optimiser import OPTIMISERS
 from regrow.train.schedules import SCHEDULES
 
 STARTS = {
-    "inherited": "the weights that pruning left",
-    "random": "new random weights of the small network",
-    "initial": "the weights before training, cut alike",
-    "redrawn": "another draw of those weights, cut alike",
-    "rewound": "the weights after some epochs of training, cut alike",
+    "inherited": "the weights that are left after pruning",
+    "random": "a new random initialisation of the small network",
+    "initial": "the unpruned network's initial weights, cut in the same way",
+    "redrawn": "another random initialisation of the unpruned network, cut in the same way",
+    "rewound": "the unpruned network's weights after some epochs, cut in the same way",
 }
 
 
@@ -92,7 +92,7 @@ def _method(method: Method) -> str:
     if UNITS.get(method.unit).left_out is not None:
         text += f" ({'all' if method.scope == ALL else ', '.join(method.scope)})"
     if method.follows is not None:
-        text += f", follows the pattern of {method.follows} (or another: from)"
+        text += f", uses the widths found by {method.follows} (or by another method: from)"
     return f"{text}; targets {', '.join(method.targets)}" if method.targets else text
 
 
@@ -101,8 +101,8 @@ def _arm(arm: Arm) -> str:
         return "The network before pruning, measured"
     if arm.budget.kind == "none":
         return "The network right after pruning, measured"
-    loss = f", by {arm.objective.name}" if arm.objective is not None else ""
-    loss += f", treated by {arm.treatment}" if arm.treatment is not None else ""
+    loss = f", with {arm.objective.name}" if arm.objective is not None else ""
+    loss += f", with the treatment of {arm.treatment}" if arm.treatment is not None else ""
     return f"Trains {STARTS[arm.start]}, for {_budget(arm.budget)}{_schedule(arm)}{loss}"
 
 

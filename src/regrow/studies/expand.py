@@ -14,7 +14,7 @@ from regrow.core.units import UNITS
 from regrow.data import DataSpec, load
 from regrow.errors import ConfigError, RegrowError, TraceError, short
 from regrow.jobs.arms import UNPRUNED, Arm
-from regrow.jobs.base import Material, material_of
+from regrow.jobs.material import Material, material_of
 from regrow.jobs.prune import Prune, structure_only
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train, Treated
@@ -25,7 +25,8 @@ from regrow.pruning.method import ALLOCATIONS, CHOICES, CRITERIA, METHODS, REPAI
 from regrow.pruning.select import allocated, groups_in_scope, layers_of
 from regrow.pruning.stages import stages_of
 from regrow.pruning.targets import check_reachable
-from regrow.studies.experiment import Cut, Experiment, MethodUse, Source
+from regrow.studies.amounts import Cut
+from regrow.studies.experiment import Experiment, MethodUse, Source
 from regrow.surgery import Trace
 from regrow.surgery.architecture import traced
 from regrow.surgery.tape import call
@@ -437,8 +438,8 @@ def _check_published(experiment: Experiment) -> None:
     for arm in (*experiment.arms, *tickets):
         if arm != UNPRUNED and arm.start in ("initial", "rewound"):
             raise ConfigError(
-                f"The arm {arm.name!r} starts from what {experiment.model_label!r} was before or "
-                "while it was trained, which is not known of published weights. Leave the arm out, "
+                f"The arm {arm.name!r} starts from weights that {experiment.model_label!r} had "
+                "before or during its training, which are unknown for 'weights'. Leave it out, "
                 "or leave out 'weights', so that the network is trained here."
             )
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.core.durations import epochs_in_words
-from regrow.core.units import UNITS, masked_units
 from regrow.core.validation import (
     as_list,
     entry_of,
@@ -36,18 +35,16 @@ from regrow.jobs.arms import (
 from regrow.jobs.trials import TUNE, read_trials
 from regrow.models import MODELS, ModelSpec, is_origin, resolve
 from regrow.models.origins import read_checkpoint
-from regrow.pruning.costs import COST_TARGETS, CostShare, masked_refusal
 from regrow.pruning.method import (
     ALLOCATIONS,
     CRITERIA,
     METHODS,
     Method,
     checked_multiple,
-    checked_share,
-    checked_sparsity,
     criterion_key,
     is_adapted,
 )
+from regrow.studies.amounts import Cut, cost_names, read_cuts
 from regrow.studies.budgets import at_budget, read_budgets
 from regrow.studies.keys import METHOD_KEYS, SOURCE_KEYS, SOURCE_METHOD_KEYS
 from regrow.tasks.base import TASKS, Head
@@ -56,42 +53,8 @@ from regrow.train import Recipe, make_objective
 if TYPE_CHECKING:
     from regrow.studies.transfers import Transfer
 
-MOST_ROUNDS = 100  # of 0.1 each leave 0.003 % of the weights
-NO_TICKET = "none"  # as a 'ticket': nothing is trained between rounds
 OWN_ARGUMENT = ("torchvision", "random")  # 'weights' that are an argument of registered models
-AMOUNTS = ("sparsity", "target", "shares")  # beside the names of costs
 MOST_SEEDS = 10_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """The amount that a method removes: a sparsity, or a target's share of each group in turn.
-
-    ``cost`` is the share of a cost that may be left at most, in place of a sparsity.
-    ``multiple_of``: how many channels of each layer stay is a multiple of this, or all of them.
-    ``step`` is the sparsity of a single round, of those that lead to this one: the share of what
-    the round before left. ``rounds``: in how many it is reached where nothing trains in between.
-    """
-
-    sparsity: float | None = None
-    target: str | None = None
-    shares: tuple[float, ...] | None = None
-    step: float | None = None
-    cost: CostShare | None = None
-    rounds: int = 1
-    multiple_of: int = 1
-
-    @property
-    def label(self) -> str:
-        """Its name in a table."""
-        return self.called or f"{self.sparsity:g}"
-
-    @property
-    def called(self) -> str | None:
-        """The name, where a sparsity does not say it all."""
-        if self.multiple_of == 1:
-            return self.target
-        return f"{self.target or f'{self.sparsity:g}'}, multiples of {self.multiple_of}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +141,8 @@ def read_experiments(value: Mapping[str, Any]) -> list[Experiment]:
             raise ConfigError(f"{key!r} must name at least one. Got an empty list.")
     if not uses and UNPRUNED not in arms:
         raise ConfigError(
-            "Nothing is asked for: without 'methods' there is only the arm 'unpruned', and 'arms' "
-            "does not name it."
+            "There is nothing to run: without 'methods' there is only the arm 'unpruned', and "
+            "'arms' does not name it."
         )
     refuse_twice("methods", [use.label for use in uses], "give one of them another 'label'")
     refuse_twice("arms", [arm.name for arm in arms], "give one of them another 'name'")
@@ -300,7 +263,7 @@ def _model(entry: Any) -> tuple[ModelSpec, str]:
     if weights is not None:
         spec = ModelSpec(key, fields, checkpoint=read_checkpoint(spec, weights, epochs=epochs))
     elif epochs is not None:
-        raise ConfigError(f"models: 'trained_epochs' {epochs!r} are of 'weights': give these too.")
+        raise ConfigError(f"models: 'trained_epochs' {epochs!r} need 'weights': give these too.")
     if label is None:
         options = ", ".join(f"{key} {value}" for key, value in fields.items())
         name = Path(spec.name).name if is_origin(spec.name) else spec.name
@@ -376,7 +339,7 @@ def read_use(entry: Any, arms: Sequence[Arm]) -> MethodUse:
         raise ConfigError(f"{where}: 'pretrained' must be true or false. Got {pretrained!r}.")
     if method.treatment is None and (pretrained or lr is not None):
         raise ConfigError(
-            f"{where} does nothing while a network trains, so it takes no 'pretrained' and no 'lr'."
+            f"{where} does not change training, so it takes no 'pretrained' and no 'lr'."
         )
     if lr is not None and not (is_number(lr) and lr > 0):
         raise ConfigError(f"{where}: 'lr' must be a number above 0. Got {lr!r}.")
@@ -481,120 +444,3 @@ def _ticket(fields: Mapping[str, Any], arms: Sequence[Arm], where: str) -> Arm:
             "one that does."
         )
     return ticket
-
-
-# Amounts that a method removes --------------------
-
-
-def cost_names() -> tuple[str, ...]:
-    """Return the costs that may be asked for, each a key of a method in a study."""
-    return COST_TARGETS.known()
-
-
-def read_cuts(fields: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
-    """Read how much a method removes: one amount or several, each a row of the table."""
-    fixed = ALLOCATIONS.get(method.allocation).sparsity
-    if fixed is not None:
-        return (_fixed(fixed, fields, method, where),)
-    rounds = _number_of_rounds(fields, method, where)
-    if rounds is not None and method.trained and fields.get("ticket") != NO_TICKET:
-        return _rounds(rounds, fields, method, where)
-    cuts = [Cut(sparsity=_sparsity(s, where)) for s in as_list(fields.get("sparsity", []))]
-    for name in as_list(fields.get("target", [])):
-        key = str(name).lower()
-        if key not in method.targets:
-            raise ConfigError(f"{where}: {unknown('target', str(name), method.targets)}")
-        shares = method.targets[key].shares
-        cuts.append(Cut(target=key, shares=shares, sparsity=0.0 if shares is None else None))
-    if "shares" in fields:
-        shares_of_layers = tuple(_sparsity(s, where, method) for s in as_list(fields["shares"]))
-        cuts.append(Cut(target="shares", shares=shares_of_layers))
-    cuts += _costs(fields, method, where)
-    if not cuts:
-        known = f", or a 'target' ({', '.join(method.targets)})" if method.targets else ""
-        raise ConfigError(
-            f"{where} needs a 'sparsity' in [0, 1), or several{known}. In its place the share of "
-            f"a cost may be given that is left: {', '.join(map(repr, cost_names()))}."
-        )
-    refuse_twice(where, [cut.label for cut in cuts], "leave one out")
-    if rounds is None:
-        return tuple(cuts)
-    if method.follows is not None or any(c.cost is None and c.target is not None for c in cuts):
-        raise ConfigError(
-            f"{where}: 'rounds' are steps to a 'sparsity' or to a share of a cost, and no method "
-            "that follows others takes them, nor do 'target' and 'shares'. Leave them out."
-        )
-    return tuple(replace(cut, rounds=rounds) for cut in cuts)
-
-
-def _costs(fields: Mapping[str, Any], method: Method, where: str) -> list[Cut]:
-    names = [name for name in fields if name in cost_names()]
-    if names and (method.each_sparsity or method.follows is not None):
-        reason = "trains for it" if method.each_sparsity else "follows networks of it"
-        raise ConfigError(f"{where} needs a 'sparsity', because it {reason}. Got {names[0]!r}.")
-    cuts = []
-    for name in names:
-        for share in as_list(fields[name]):
-            try:
-                cost = CostShare(name, share)
-            except ConfigError as error:
-                raise ConfigError(f"{where}: {error}") from error
-            if cost.target.timed and UNITS.get(method.unit).masked:
-                raise ConfigError(f"{where}: {masked_refusal(cost, method.unit)}")
-            cuts.append(Cut(target=cost.label, cost=cost))
-    return cuts
-
-
-def _fixed(sparsity: float, fields: Mapping[str, Any], method: Method, where: str) -> Cut:
-    """Return the one cut of an allocation that has a single sparsity, such as 2:4."""
-    for name in (*AMOUNTS, "rounds", *cost_names()):
-        if name in fields and (name, fields[name]) != ("sparsity", sparsity):
-            raise ConfigError(
-                f"{where}: the allocation {method.allocation!r} always has the sparsity "
-                f"{sparsity:g}. Leave out {name!r}."
-            )
-    if method.rounds > 1 or method.follows is not None:
-        raise ConfigError(
-            f"{where} prunes in rounds or after a pattern, which the allocation "
-            f"{method.allocation!r} cannot do. Use it with another method, such as magnitude."
-        )
-    return Cut(sparsity=sparsity)
-
-
-def _number_of_rounds(fields: Mapping[str, Any], method: Method, where: str) -> int | None:
-    """Return in how many rounds a method prunes, None for a method that prunes at once."""
-    if "rounds" not in fields and method.rounds == 1:
-        return None
-    rounds = fields.get("rounds", method.rounds)
-    if not is_int(rounds, least=1) or rounds > MOST_ROUNDS:
-        raise ConfigError(
-            f"{where}: 'rounds' must be an int from 1 to {MOST_ROUNDS}. Got {rounds!r}."
-        )
-    return int(rounds)
-
-
-def _rounds(rounds: int, fields: Mapping[str, Any], method: Method, where: str) -> tuple[Cut, ...]:
-    """Return a cut for each round with training in between, known by what is gone after it."""
-    if not UNITS.get(method.unit).masked:
-        raise ConfigError(
-            f"{where} removes {method.unit}s, and only what is held at zero can be pruned in "
-            f"'rounds' with training in between: a method of unit "
-            f"{' or '.join(map(repr, masked_units()))}, or 'ticket: none'."
-        )
-    step = _sparsity(fields.get("sparsity"), where)
-    if step == 0.0 or set(fields) & {"target", "shares", *cost_names()}:
-        raise ConfigError(
-            f"{where}: 'rounds' need one 'sparsity' above 0, the share of what is left that each "
-            "removes, and no 'target', 'shares' or cost."
-        )
-    # Rounded, because 1 - 0.8 * 0.8 is 0.3599999999999999.
-    gone = [round(1 - (1 - step) ** (number + 1), 12) for number in range(rounds)]
-    return tuple(Cut(sparsity=share, step=step) for share in gone)
-
-
-def _sparsity(value: Any, where: str, method: Method | None = None) -> float:
-    """Check a sparsity, or (given the method) the share of one of its groups."""
-    try:
-        return checked_sparsity(value) if method is None else checked_share(method, value)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error

@@ -12,7 +12,8 @@ from typing import Any
 from regrow.core.disk import write_whole
 from regrow.data import Dataset, load
 from regrow.errors import ConfigError, unknown
-from regrow.jobs.base import Material, ScoredOn, Stored
+from regrow.jobs.base import Stored
+from regrow.jobs.material import Material, ScoredOn
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.surgery.architecture import save
@@ -90,7 +91,7 @@ def export(cell: Cell, store: Store, folder: str | Path) -> Exported:
     job, data = cell.job, cell.job.scored_on
     if data is None or cell.under is not None:
         raise ConfigError(
-            f"Only networks can be exported, and '{job.label}' is built on one. Write its "
+            f"'{job.label}' is built on another network and cannot be exported. Write its "
             "'backbone' as a study of its own, and export a row of that."
         )
     if not store.has(job.key):

@@ -13,53 +13,54 @@ AXES: Mapping[str, str] = {
     "data": "the data sets: a name, a mapping with options, or a list of these",
     "models": "the networks: a name, a mapping with arguments, or a list of these",
     "methods": "the pruning methods, each with how much it removes",
-    "arms": "the retraining regimes",
-    "seeds": "how many seeds (0, 1, ...), or a list of them; 5 unless given",
-    "recipe": "how networks are trained: a name, or fields that differ from one",
-    "task": "what is learnt, for data that do not say it themselves",
-    "budgets": "how long the unpruned network trains: numbers of epochs, or factors of the "
-    "recipe's such as 0.5x; each row is there once for each",
-    "rounding": "what shares and equal FLOPs are rounded down to: whole epochs unless given, or "
-    "updates, with a last epoch in part",
+    "arms": "the ways of retraining: names, or mappings",
+    "seeds": "the number of seeds (0, 1, ...), or a list of them; default 5",
+    "recipe": "the training settings: a name, or a mapping that changes fields of a named recipe",
+    "task": "the learning task, where it does not follow from the data",
+    "budgets": "several training lengths of the unpruned network: numbers of epochs, or factors of "
+    "the recipe's such as 0.5x; every row is run once per budget",
+    "rounding": "shares of a budget and equal FLOPs are rounded down to whole epochs (default), or "
+    "to updates, which trains a part of the last epoch",
 }
 EACH: Mapping[str, str] = {  # keys of each experiment
     **AXES,
-    "backbone": "the experiment on whose networks others are built, such as detectors",
+    "backbone": "the experiment whose networks others, such as detectors, are built on",
 }
 KEYS: Mapping[str, str] = {
-    "name": "the study's name, under which its report is written; the file's unless given",
-    "title": "the head of its report",
+    "name": "the study's name, and that of its report's folder; default: the file's name",
+    "title": "the title of its report",
     **EACH,
-    "margin": "below which difference arms count as equivalent; the metric's own unless given",
-    "reference": "the method that each other is compared with, by its label",
-    "experiments": "several of these in one study, each with what differs from the keys beside it",
+    "margin": "the difference below which arms count as equivalent; default: the metric's own",
+    "reference": "the label of the method that every other is compared with",
+    "experiments": "a list of experiments; each has only the keys that differ from the study's",
 }
 
 # Of a method, and of a model ------------------------------------------------------------
 
 _PARTS = {
-    "strength": "of its penalty, in place of the method's own",
-    "criterion": "another criterion than its own",
-    "allocation": "another allocation than its own",
+    "strength": "the strength of its penalty, in place of the method's own",
+    "criterion": "another criterion (score) in place of the method's own",
+    "allocation": "another allocation in place of the method's own",
     "scope": "the kinds of groups that it prunes: one, a list, or all",
-    "normalise": "how scores of groups are put on one scale",
+    "normalise": "how scores of different groups are made comparable",
 }
 _TREATED = {
-    "pretrained": "whether what it does while a network trains begins at the unpruned network",
+    "pretrained": "for methods that change training: whether they start from the trained unpruned "
+    "network",
     "lr": "the learning rate of that training, in place of the recipe's",
 }
 METHOD_KEYS: Mapping[str, str] = {
     "name": "the method",
-    "label": "its name in tables; needed where one method stands twice",
+    "label": "its name in tables; needed if the same method occurs twice",
     "sparsity": "the share of units that is removed, in [0, 1), or a list",
     "target": "a published architecture of the method, or a list of them",
     "shares": "the removed share of each group in turn",
-    "multiple_of": "how many channels of each layer stay is a multiple of this, or all of them",
+    "multiple_of": "each layer keeps a multiple of this number of channels, or all of them",
     **_PARTS,
     **_TREATED,
-    "rounds": "in how many rounds it prunes",
+    "rounds": "the number of rounds of pruning",
     "ticket": "the arm that is trained between rounds, or none",
-    "from": "whose networks it takes its pattern from; the row's own unless said",
+    "from": "the networks that it takes its pattern from; default: those of the same row",
 }
 SOURCE_KEYS: Mapping[str, str] = {
     "model": "the network, as in models",
@@ -69,10 +70,10 @@ SOURCE_KEYS: Mapping[str, str] = {
 }
 SOURCE_METHOD_KEYS: Mapping[str, str] = {"name": METHOD_KEYS["name"], **_PARTS, **_TREATED}
 MODEL_KEYS: Mapping[str, str] = {
-    "name": "a registered network, or one by its origin; further keys are its arguments",
+    "name": "a registered network, file.py:build, timm/NAME, ...; further keys are its arguments",
     "label": "its name in tables",
-    "weights": "trained weights to begin with: a path, published, or random for none",
-    "trained_epochs": "how long these were trained, for the report",
+    "weights": "trained weights: a path, published, or random for none",
+    "trained_epochs": "the number of epochs that these weights were trained for, for the report",
 }
 
 
@@ -80,37 +81,37 @@ MODEL_KEYS: Mapping[str, str] = {
 
 OWN_KEYS: Mapping[str, str] = {
     "train": "the function: file.py:function, called with a model, a budget and a seed",
-    "metric": "what it returns that decides: a name, or a mapping",
-    "budget": "what the whole network's training spends: a number of epochs, or one of steps, "
+    "metric": "the returned value to compare by: a name, or a mapping",
+    "budget": "the length of the unpruned network's training: a number of epochs, or one of steps, "
     "samples or flops",
-    "budgets": "several of these in one study: numbers of epochs, or factors of it such as 0.5x",
+    "budgets": "several such lengths: numbers of epochs, or factors of the budget such as 0.5x",
     "models": "the network",
-    "methods": "methods that cut it, each with an amount",
-    "small": "folders of networks that `regrow shrink` cut",
-    "arms": "the retraining regimes: each a start and a budget",
-    "uniform": "whether to train the same network at uniform widths of the same cost, too",
+    "methods": "the pruning methods, each with an amount",
+    "small": "folders of networks that `regrow shrink` wrote",
+    "arms": "the ways of retraining: each a start and a budget",
+    "uniform": "whether to also train the network with uniformly reduced widths at the same cost",
     "rivals": "other networks that are trained from scratch",
-    "examples": "the data that criteria by gradients or activations look at: folder:PATH, npz:FILE",
-    "seeds": "how many seeds (0, 1, ...), or a list of them; 3 unless given",
+    "examples": "the data for criteria that use gradients or activations: folder:PATH, npz:FILE",
+    "seeds": "the number of seeds (0, 1, ...), or a list of them; default 3",
 }
 OWN_MODEL_KEYS: Mapping[str, str] = {
     "network": "file.py:build, package.module:build, timm/NAME, torchvision/NAME, hf/NAME",
-    "input": "what it takes, such as 1x3x32x32",
+    "input": "the shape of its input, such as 1x3x32x32",
     "weights": "a path of trained weights, or published",
-    "set": "arguments",
-    "keep": "modules that stay whole",
+    "set": "arguments of its code",
+    "keep": "modules that are not pruned",
     "label": "its name in tables",
 }
 RIVAL_KEYS: Mapping[str, str] = {
     **{key: OWN_MODEL_KEYS[key] for key in ("network", "input", "set", "label")},
-    "budget": "equal-epochs (unless given) or equal-flops",
-    "cap": "of equal FLOPs: the most that the budget is stretched by",
-    "vary": "the argument of the network itself that is made less, to the cost of the cut one",
+    "budget": "equal-epochs (default) or equal-flops",
+    "cap": "for equal FLOPs: the largest factor on the budget",
+    "vary": "the argument of the network that is reduced until it costs as much as the pruned one",
 }
 METRIC_KEYS: Mapping[str, str] = {
-    "name": "its name among what the function returns",
+    "name": "its name among the values that the function returns",
     "better": "higher or lower",
-    "margin": "below which difference networks count as equivalent",
-    "num_test": "how many examples it is measured on",
-    "chance": "what a network scores that has learnt nothing",
+    "margin": "the difference below which networks count as equivalent",
+    "num_test": "the number of test examples",
+    "chance": "the score of a network that has learnt nothing",
 }

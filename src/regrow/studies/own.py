@@ -29,7 +29,7 @@ from regrow.core.validation import as_list, is_int, is_number, mapping, refuse_t
 from regrow.data import load
 from regrow.errors import ConfigError, RegrowError, short
 from regrow.jobs.arms import RATES, UNPRUNED, Arm, Budget, read_arm
-from regrow.jobs.base import Material, material_of
+from regrow.jobs.material import Material, material_of
 from regrow.jobs.own import Judged
 from regrow.jobs.own_network import CutFolder, OwnNetwork
 from regrow.models.inputs import Inputs
@@ -37,8 +37,9 @@ from regrow.models.origins import ModelOrigin, read_origin
 from regrow.own.examples import read_examples, spec_of
 from regrow.pruning.method import Method, Scope
 from regrow.pruning.select import select
+from regrow.studies.amounts import Cut
 from regrow.studies.budgets import read_budgets
-from regrow.studies.experiment import Cut, MethodUse, read_seeds, read_use
+from regrow.studies.experiment import MethodUse, read_seeds, read_use
 from regrow.studies.family import COUNTED, narrowed
 from regrow.studies.keys import METRIC_KEYS, OWN_MODEL_KEYS, RIVAL_KEYS
 from regrow.surgery import trace
@@ -135,8 +136,9 @@ def read_own(value: Mapping[str, Any]) -> "list[OwnExperiment]":
         raise ConfigError(f"'uniform' must be true or false. Got {short(uniform)}.")
     if not uses and not folders and (rivals or uniform or arms != (UNPRUNED,)):
         raise ConfigError(
-            "Nothing smaller is asked for: name a method with an amount ('methods': {name: l1, "
-            "macs: 0.5}; --macs 0.5), or a folder of `regrow shrink` ('small'; --small FOLDER)."
+            "There is no smaller network to compare: name a method with an amount ('methods': "
+            "{name: l1, macs: 0.5}; --macs 0.5), or a folder of `regrow shrink` ('small'; "
+            "--small FOLDER)."
         )
     anew = Arm(name=UNIFORM, start="random", budget=Budget(kind="equal-epochs"))
     names = [*(arm.name for arm in arms), *(rival.arm.name for rival in rivals)]
@@ -339,8 +341,8 @@ def _arms(value: Any, network: OwnNetwork) -> tuple[Arm, ...]:
             )
         if network.is_given and arm.start == "initial" and arm != UNPRUNED:
             raise ConfigError(
-                f"The arm {arm.name!r} starts from what the network was before it was trained, "
-                "which is not known of weights that it comes with. Leave the arm out, or "
+                f"The arm {arm.name!r} starts from the weights that the network had before its "
+                "training, which are not known for given 'weights'. Leave out the arm, or "
                 "'weights'."
             )
         arms.append(replace(arm, schedule="full"))
@@ -421,8 +423,8 @@ def _tried(
     )
     if mask.num_kept == mask.num_units:
         raise ConfigError(
-            f"nothing would be cut at {name} {share:g} in multiples of {multiple_of}. Ask for more "
-            "to go, or for a smaller multiple."
+            f"nothing would be cut at {name} {share:g} in multiples of {multiple_of}. Increase "
+            "the amount of pruning, or use a smaller multiple."
         )
 
 

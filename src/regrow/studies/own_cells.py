@@ -9,8 +9,9 @@ from regrow.jobs.own import OwnPrune, OwnTrain
 from regrow.jobs.own_network import CutFolder, OwnNetwork
 from regrow.pruning.costs import COST_TARGETS
 from regrow.pruning.method import ALLOCATIONS, CRITERIA
+from regrow.studies.amounts import Cut
 from regrow.studies.expand import Cell
-from regrow.studies.experiment import Cut, MethodUse
+from regrow.studies.experiment import MethodUse
 from regrow.studies.own import OwnExperiment, Rival
 
 SAME_WIDTHS, ANOTHER = "the network at uniform widths", "another network"

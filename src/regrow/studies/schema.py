@@ -56,8 +56,9 @@ from regrow.pruning.method import (
     checked_sparsity,
 )
 from regrow.pruning.normalise import NORMALISATIONS
+from regrow.studies.amounts import AMOUNTS, MOST_ROUNDS
 from regrow.studies.budgets import FACTOR, MOST_BUDGETS
-from regrow.studies.experiment import AMOUNTS, MOST_ROUNDS, MOST_SEEDS, read_seeds
+from regrow.studies.experiment import MOST_SEEDS, read_seeds
 from regrow.studies.keys import (
     AXES,
     KEYS,

@@ -1,4 +1,4 @@
-"""A network brought to life, so that all of its channels show in what it computes.
+"""A copy of a network with redrawn parameters, so that every channel affects its output.
 
 Networks are built, and trained, with parts that add nothing: last norms that start at zero, layer
 scales of 1e-6, scales driven to zero by a penalty. What is wrong behind such a part cannot show.

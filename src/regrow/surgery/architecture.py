@@ -317,8 +317,8 @@ def _by_code(architecture: Architecture, code: str | None, folder: Path) -> Arch
         return architecture
     if code is None:
         raise ConfigError(
-            f"The network in '{folder}' is built by code of its own, {model.text!r}, which is not "
-            f"run because a file names it. If you trust it: regrow.load({str(folder)!r}, "
+            f"The network in '{folder}' is built by the code {model.text!r}, which is not run "
+            f"just because a file names it. If you trust it: regrow.load({str(folder)!r}, "
             f"code={model.text!r}), with the path where that code lies now."
         )
     return replace(architecture, model=ModelOrigin(code, model.arguments))

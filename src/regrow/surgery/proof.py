@@ -1,6 +1,6 @@
 """The proof of a cut: how far the cut network is from the silenced one, and whether it would show.
 
-Compared are the network as it is, and a copy brought to life (``alive``).
+Compared are the network as it is, and a copy with redrawn parameters (``alive``).
 """
 
 import math
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.core.seeds import seeded
+from regrow.core.texts import quoted
 from regrow.core.units import UNITS
 from regrow.errors import TraceError
 from regrow.surgery.alive import called, drawn_like, enlivened, is_blank
@@ -43,7 +44,7 @@ class Proof:
         error: the largest difference between any outputs of the two, relative to the largest number
             of that output; NaN where an output is not finite.
         tolerance: the error that is put down to rounding.
-        sensitivity: how much the output of the network brought to life moves when every second unit
+        sensitivity: how much the output of the redrawn copy changes when every second unit
             of a group (or a block) fades, to first order; measured by silencing them where that is
             little. For each group that was cut.
         wrong: the groups whose cut is wrong, where the error is larger than the tolerance.
@@ -89,7 +90,7 @@ class Proof:
         if self.unproven:
             return (
                 f"Not proven: the cut network equals the silenced one within {self.error:.1e}, but "
-                f"silencing {_listed(self.unproven)} moves the output by less than "
+                f"silencing {quoted(self.unproven, 5)} moves the output by less than "
                 f"{LEAST_SHOWN:g} of it, so a wrong cut there would not show. Trace it on another "
                 f"example, or keep them whole: {_keep(self.unproven)}."
             )
@@ -112,7 +113,7 @@ class Proof:
         off = "its output is not finite" if math.isnan(self.error) else f"by {self.error:.1e}"
         return (
             f"Wrong: the cut network differs from the silenced one ({off}; allowed: "
-            f"{self.tolerance:.1e}) where {_listed(self.wrong)} is cut. The network's code "
+            f"{self.tolerance:.1e}) where {quoted(self.wrong, 5)} is cut. The network's code "
             "probably takes the number of channels there as a number, as in `x / x.shape[1]`. "
             f"Let it not depend on that, or keep them whole: {_keep(self.wrong)}."
         )
@@ -123,7 +124,7 @@ def verify(
 ) -> Proof:
     """Compare the network that a mask cuts with the one whose cut units are silent (float64).
 
-    On random inputs like the trace's example, for the network as it is and for one brought to life.
+    On random inputs like the trace's example, for the network as it is and for a redrawn copy.
 
     Args:
         model, mask, trace: as for ``shrink``.
@@ -167,7 +168,9 @@ def prove(
     """Raise a ``TraceError`` that says why, if a cut is wrong or cannot be proven."""
     proof = verify(model, mask, trace, sensitivity=sensitivity)
     if not proof.ok:
-        raise TraceError(f"This network is not cut, because the cut has no proof. {proof}")
+        raise TraceError(
+            f"The network was not cut, because the cut could not be proven correct. {proof}"
+        )
 
 
 def sensitivities(
@@ -175,8 +178,8 @@ def sensitivities(
 ) -> dict[str, float]:
     """Return how much each of some groups (or blocks) does to the output: see ``Proof``.
 
-    Of the network brought to life, relative to the output. It hangs on the architecture, and hardly
-    on the network's weights.
+    Measured on the redrawn copy, relative to the output. It depends on the architecture, and
+    hardly on the network's weights.
     """
     inputs = _inputs(model, trace.example)
     live = enlivened(model, inputs[0])
@@ -443,12 +446,6 @@ def _shape(output: Any) -> str:
         return f"{list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
 
     return str(tree_map(worded, output)).replace("'", "")
-
-
-def _listed(names: Sequence[str]) -> str:
-    quoted = [repr(name) for name in names[:5]]
-    more = len(names) - len(quoted)
-    return ", ".join(quoted) + (f" and {more} more" if more else "")
 
 
 def _keep(names: Sequence[str]) -> str:

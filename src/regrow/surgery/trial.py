@@ -4,9 +4,9 @@ No operation shows that code counts on a width: a view to a number that stands i
 that was read when the layer was built, a layer that runs in training only. All groups are cut at
 once, to numbers that fit nothing else, and what the smaller network does is compared with what the
 network did (``likeness``). Where it does other things than take other numbers, values decide: its
-output against that of the network in which those units are silent, of a copy brought to life. Only
-if that fails, halves of the groups are cut, down to those at fault. A network that takes other
-numbers when it runs again uncut cannot be judged, and a proof refuses it.
+output against that of the network in which those units are silent, both in a redrawn copy
+(``alive``). Only if that fails, halves of the groups are cut, down to those at fault. A network
+that takes other numbers when it runs again uncut cannot be judged, and a proof refuses it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LONGEST = 160  # characters of an error that are quoted
 
 
 class Tried:
-    """The network that is tried, and its copy brought to life: one for all trials, if any."""
+    """The network that is tried, and its redrawn copy: one for all trials, if any."""
 
     def __init__(self, model: nn.Module, example: Any) -> None:
         self.model = model
@@ -48,7 +48,7 @@ class Tried:
         self.repeats: bool | None = None  # it does the same when it runs again; None: not tried
 
     def living(self) -> tuple[nn.Module, Any]:
-        """Return a copy brought to life, and an example with numbers where it was but a shape."""
+        """Return a redrawn copy, and an example with numbers where it was but a shape."""
         if self._living is None:
             draw = seeded(0, "trial")
 

@@ -72,8 +72,9 @@ class Metric:
         return difference if self.better == "higher" else -difference
 
     def amount(self, number: str) -> str:
-        """Write a difference with its unit: ``0.3 points``."""
-        return f"{number} {self.difference_unit}".rstrip()
+        """Write a difference with its unit: ``0.3 points``, ``1 point``."""
+        unit = self.difference_unit
+        return f"{number} {unit.removesuffix('s') if number == '1' else unit}".rstrip()
 
 
 ACCURACY = Metric(

@@ -175,7 +175,7 @@ class TrainFunction:
         if digest_of_source(file) != self.digest:
             raise ConfigError(
                 f"{self.text} was edited while the comparison ran. Start the same command again: "
-                "what the earlier text trained is trained anew."
+                "networks that the earlier text trained are trained again."
             )
         meter, before = _Meter(allowance, on_pass), _Shapes.of(model)
         allowance = replace(allowance, on_done=meter.did)
@@ -230,7 +230,7 @@ class TrainFunction:
         if isinstance(number, float) and not math.isfinite(number):
             raise TrainingError(
                 f"{place}{self.text} returned {number} for {what}. The training diverged, or the "
-                "metric divides by nothing."
+                "metric divides by zero."
             )
         if not is_number(number):
             hint = " Does it lack a return?" if number is None else ""
@@ -415,7 +415,7 @@ class _Shapes:
             )
         if trained and _Shapes.of(model).digest == self.digest:
             raise CodeError(
-                f"{text} was to train, and left every parameter as it was. It must train the "
+                f"{text} was called to train, but changed no parameter. It must train the "
                 "network that it is given, in place: not a copy, and with its parameters in the "
                 "optimiser."
             )

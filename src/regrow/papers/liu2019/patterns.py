@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from regrow.core.texts import listed
 from regrow.report.statistics import Sample, mean_and_std, pooled, welch
-from regrow.report.words import listed, p_value, signed
+from regrow.report.words import p_value, signed
 from regrow.reproduce.contrasts import Contrast
 from regrow.reproduce.curves import CurveContrast, opposed, parameters_at
 from regrow.reproduce.printed import records

@@ -67,8 +67,8 @@ def criterion(name: str) -> Criterion:
     adapter, rest = _known(name)
     if adapter.criterion is None:
         raise ConfigError(
-            f"{name!r} chooses what stays by itself, so it is an allocation and no criterion. "
-            "Name it as the method."
+            f"{name!r} chooses what is kept, so it is an allocation and not a criterion. Use it "
+            "as the method."
         )
     return adapter.criterion(rest)
 
@@ -77,7 +77,7 @@ def allocation(name: str) -> Allocation:
     """Return the allocation that a name stands for."""
     adapter, rest = _known(name)
     if adapter.allocation is None:
-        raise ConfigError(f"{name!r} scores units, so it is a criterion and no allocation.")
+        raise ConfigError(f"{name!r} scores units, so it is a criterion and not an allocation.")
     return adapter.allocation(rest)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from regrow.core.bounds import check_archive, read_npz
 from regrow.core.digests import load_tensors
+from regrow.core.texts import quoted
 from regrow.errors import ConfigError, short
 from regrow.pruning.layers import Layers
 from regrow.pruning.method import Allocation, Method
@@ -47,7 +48,7 @@ def _lay(file: str, masks: Mapping[str, Tensor], layers: Layers, sparsity: float
         if name not in layers:
             raise ConfigError(
                 f"{file} has a mask for {name!r}, which is no weight of a convolution or a linear "
-                f"layer that is pruned here. These are: {_listed(layers)}."
+                f"layer that is pruned here. These are: {quoted(layers, 5)}."
             )
         if tuple(mask.shape) != layers.shape(name):
             raise ConfigError(
@@ -58,12 +59,6 @@ def _lay(file: str, masks: Mapping[str, Tensor], layers: Layers, sparsity: float
     return {
         name: masks.get(name, stays).flatten()[layers.left[name]] for name, stays in whole.items()
     }
-
-
-def _listed(names: Any, num: int = 5) -> str:
-    known = [*names]
-    more = f" and {len(known) - num} more" if len(known) > num else ""
-    return ", ".join(map(repr, known[:num])) + more
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -108,7 +103,7 @@ def _boolean(path: Path, name: str, mask: Any) -> Tensor:
     if not isinstance(mask, Tensor) or not bool(((mask == 0) | (mask == 1)).all()):
         what = type(mask).__name__ if not isinstance(mask, Tensor) else "other numbers"
         raise ConfigError(
-            f"{path.name}: the mask for {name!r} must hold ones (stays) and zeros (goes). Got "
+            f"{path.name}: the mask for {name!r} must hold ones (kept) and zeros (pruned). Got "
             f"{what}."
         )
     return mask.bool().cpu()

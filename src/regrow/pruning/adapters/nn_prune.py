@@ -94,7 +94,7 @@ def _masked(
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"nn-prune:{text} cannot be made with amount={sparsity:g}: {short(error)}. It has to "
-            "take an 'amount', the share that goes, and its other arguments are given in brackets."
+            "take an 'amount', the share that is pruned; give its other arguments in brackets."
         ) from error
     kept = {}
     for name in layers:

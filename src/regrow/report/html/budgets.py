@@ -50,7 +50,7 @@ def budget_section(
     if told:
         blocks.append(Texts(title="Each line in words", items=told, listed=True, folded=True))
         blocks.append(
-            Texts(title="How these answers come about", items=(how(curves),), folded=True)
+            Texts(title="How these answers are computed", items=(how(curves),), folded=True)
         )
     yield PageSection(
         name="budgets",

@@ -183,9 +183,8 @@ def training_section(frame: pd.DataFrame, rows: RowLinks) -> Iterator[PageSectio
             title="Training loss by epoch",
             charts=tuple(shown),
             names=tuple((name, by_arm[name]) for name in names),
-            about="Means over seeds, of each arm's own epochs. An arm may descend another "
-            "objective than its neighbours, or continue where the parent ended."
-            + _not_shown(charts),
+            about="Means over seeds, of each arm's own epochs. Arms may have different training "
+            "objectives, or continue from the trained unpruned network." + _not_shown(charts),
         )
         yield PageSection(name="training", title="Training curves", blocks=(block,), optional=True)
 
@@ -234,7 +233,7 @@ def layer_section(evidence: StudyEvidence, rows: RowLinks) -> Iterator[PageSecti
         tables.setdefault((run.panel, kept.unit, names), []).append(tuple(cells))
     blocks: list[Block] = [
         PageTable(
-            title=f"{' / '.join(panel)}: percent of the {unit}s of each group that stay",
+            title=f"{' / '.join(panel)}: percent of the {unit}s of each group that are kept",
             columns=("pruned by", *short_names(names)[:MOST_LAYERS]),
             rows=tuple(listed),
             about=f"{len(names) - MOST_LAYERS} further layers are not shown."
@@ -246,7 +245,7 @@ def layer_section(evidence: StudyEvidence, rows: RowLinks) -> Iterator[PageSecti
     if blocks:
         yield PageSection(
             name="layers",
-            title="What stays of each layer",
+            title="Share of each layer that is kept",
             lead="On average over seeds, before retraining. Layers stand in the order of "
             "computation; a group of layers that can only be cut together has the name of its "
             "first.",

@@ -84,7 +84,7 @@ def verdict_sections(page: Page, rows: RowLinks, tests: str) -> Iterator[PageSec
         blocks=(
             *blocks,
             Texts(title="Each comparison in words", items=sentences, listed=True, folded=True),
-            Texts(title="How verdicts come about", items=(tests,), folded=True),
+            Texts(title="How verdicts are computed", items=(tests,), folded=True),
         ),
     )
 
@@ -202,9 +202,9 @@ def ledger_section(rows: RowLinks, evidence: StudyEvidence) -> PageSection:
     frame = ledger_frame([run for run, _ in pairs], [cost for _, cost in pairs])
     measured = bool(evidence.cost.num_measured)
     columns = (
-        *("pruned by", "arm", "epochs", "own FLOPs", "with all it stands on", "examples shown"),
-        *("own time", "time with all it stands on"),
-        *(("own energy", "energy with all it stands on") if measured else ()),
+        *("pruned by", "arm", "epochs", "own FLOPs", "FLOPs with dependencies", "examples shown"),
+        *("own time", "time with dependencies"),
+        *(("own energy", "energy with dependencies") if measured else ()),
         *("jobs", "fairness"),
     )
     table = PageTable(
@@ -215,8 +215,8 @@ def ledger_section(rows: RowLinks, evidence: StudyEvidence) -> PageSection:
         words=("arm", "fairness"),
         about="A multiply-add counts as 2 FLOPs and a training step as three forward passes. "
         "Times are those of the machines and the load where each job ran, so they compare only "
-        "where these were alike. 'All it stands on' counts the parent, its prunings and rounds; "
-        "rows share them. The same in ledger.csv.",
+        "where these were alike. 'Dependencies' are the unpruned network's training, prunings and "
+        "rounds; rows share them. The same in ledger.csv.",
     )
     return PageSection(name="ledger", title="Ledger", lead=evidence.cost.words, blocks=(table,))
 
@@ -278,8 +278,8 @@ def record_section(rows: RowLinks, folder: Path) -> PageSection:
         named=2,
         words=columns[2:],
         about="A record is a JSON file with the whole request, the history of the training and "
-        "the keys of what it stands on. The links lead into the store from where this page was "
-        "written.",
+        "the keys of the jobs it depends on. The links lead into the store from where this page "
+        "was written.",
     )
     return PageSection(name="records", title="Records", blocks=(table,))
 
