@@ -25,9 +25,9 @@ def main(report: Path) -> None:
         [
             "![Accuracy against MACs, by method and arm](docs/quickstart/accuracy-macs.png)",
             _ten_rows(_section(text, "Results")),
-            "Five seeds each; of each method its higher sparsity. The [whole table]"
-            "(docs/quickstart/report.md) has every arm, the training FLOPs and how fair each row "
-            "is. Its answer begins:",
+            "Five seeds each; of each method only the higher sparsity is shown. The [whole table]"
+            "(docs/quickstart/report.md) has every arm, the training FLOPs and how each training "
+            "budget was set. The report's answer begins:",
             _lead(_section(text, "Answer")).replace("](#", "](docs/quickstart/report.md#"),
             _made(_section(text, "How it was made")),
         ]

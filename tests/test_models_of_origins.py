@@ -106,7 +106,7 @@ def test_a_report_names_weights_whose_own_start_is_not_known(here: Path, rule: s
     named = study(model, arms=["unpruned", "scratch-e"])
     store = Store.open(here / "store", create=True)
     assert not run(named.jobs(), store, workers=0).failed
-    notes = [note for note in results_of(named, store).notes if "its own code starts" in note]
+    notes = [note for note in results_of(named, store).notes if "own code initialises" in note]
     assert len(notes) == rule.startswith("torch")
     assert all("starts 'conv.weight' is not known" in note for note in notes)
 

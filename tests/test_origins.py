@@ -301,15 +301,15 @@ def test_inputs_that_are_none_are_told(texts: list[str], message: str) -> None:
     [
         (
             {"text": "timm/resnet18", "arguments": {"checkpoint_path": "x"}},
-            "not with 'checkpoint_p",
+            "not with 'checkp",
         ),
         (
             {"text": "torchvision/resnet18", "arguments": {"weights": "DEFAULT"}},
-            "not with 'weights'",
+            "not with 'weigh",
         ),
         (
             {"text": "hf/x", "arguments": {"trust_remote_code": True}},
-            "not with 'trust_remote_code'",
+            "not with 'trust_rem",
         ),
         (
             {"text": "hf/x", "settings": {"class": "Trainer", "type": "bert", "config": {}}},

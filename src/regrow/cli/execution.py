@@ -42,7 +42,7 @@ OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Head node of the Ray cluster; local: start a cluster on this machine for the run.",
+            help="Head node of the Ray cluster; local: start one on this machine for the run.",
             show_default="the cluster running here, or one started for the run",
         ),
     ],
