@@ -547,7 +547,7 @@ def test_without_any_budget_it_is_asked_for(here: Path, command: Command) -> Non
         *("--macs", "0.5", "--out", "results"),
     )
     assert done.code == 2
-    assert "--budget 30 (epochs), or with --budgets 8,16,32" in done.text
+    assert "--budget 30 (epochs), or --budgets 8,16,32" in done.text
     assert not (here / "results").exists()
 
 
