@@ -108,7 +108,7 @@ def test_a_report_names_weights_whose_own_start_is_not_known(here: Path, rule: s
     assert not run(named.jobs(), store, workers=0).failed
     notes = [note for note in results_of(named, store).notes if "own code initialises" in note]
     assert len(notes) == rule.startswith("torch")
-    assert all("starts 'conv.weight' is not known" in note for note in notes)
+    assert all("initialises 'conv.weight', because" in note for note in notes)
 
 
 def test_a_study_of_own_code_and_weights_trains_no_parent(here: Path) -> None:
