@@ -15,12 +15,12 @@ from dataclasses import replace
 import torch
 
 from regrow.data import DataSpec, load
-from regrow.jobs.material import Setting
 from regrow.models import ModelSpec, build
 from regrow.run.hours import first_gradient
 from regrow.studies.expand import material
 from regrow.studies.yaml_file import read_value
 from regrow.train import Recipe, Training, evaluate
+from regrow.train.material import Setting
 
 WIDTH, BATCH = 0.25, 64
 PLAIN_RATE = 0.01  # of VGGs for large images, as the paper trains them; others have the recipe's

@@ -16,13 +16,13 @@ from regrow.core.seeds import seeded
 from regrow.core.units import UNITS
 from regrow.data import DATASETS, Dataset, DataSpec, MemoryImages, load
 from regrow.jobs.arms import ARMS
-from regrow.jobs.material import Material
 from regrow.models import FROM_DATA, MODELS, ModelSpec, build
 from regrow.pruning.costs import COST_TARGETS
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, METHODS, REPAIRS
 from regrow.surgery import Trace, trace
 from regrow.tasks import TASKS
 from regrow.train import Moment, Recipe, Training
+from regrow.train.material import Material
 from regrow.train.objective import OBJECTIVES
 from regrow.train.optimiser import OPTIMISERS
 from regrow.train.schedules import SCHEDULES

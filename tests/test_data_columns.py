@@ -14,10 +14,10 @@ from torch.nn import functional
 from regrow.data import Dataset, DataSpec, fingerprint, load
 from regrow.data.named import NamedInputs
 from regrow.errors import ConfigError, DataError
-from regrow.jobs.material import material_of
 from regrow.models import ModelSpec, example_input
 from regrow.tasks import task_of
 from regrow.train import Recipe, Training, evaluate
+from regrow.train.material import material_of
 from test_examples import VOCABULARY, Reader
 
 NUM, LENGTH = 20, 6

@@ -16,7 +16,7 @@ from PIL import Image
 from image_files import expected_pixels, image, image_folder, parquet_folder, png, write_parquet
 from regrow.data import DataSpec, fingerprint, load
 from regrow.errors import ConfigError, DataError
-from regrow.jobs.material import material_of
+from regrow.train.material import material_of
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

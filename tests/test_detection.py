@@ -31,7 +31,6 @@ from regrow.detection.model import (
 from regrow.detection.task import DetectorHead
 from regrow.detection.training import DetectionTraining
 from regrow.errors import ConfigError, TrainingError
-from regrow.jobs.material import Material, material_of
 from regrow.jobs.prune import Prune
 from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build
@@ -43,6 +42,7 @@ from regrow.store import Store
 from regrow.studies.study import Study
 from regrow.surgery import shrink, silence, trace
 from regrow.train import RECIPES, Recipe
+from regrow.train.material import Material, material_of
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 BCCD, TINY = SHARED / "bccd-voc", SHARED / "tiny-imagenet-20-64px"

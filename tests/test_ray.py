@@ -127,7 +127,7 @@ def test_jobs_of_examples_are_the_same_after_json(
 def test_values_that_several_jobs_share_are_written_once(tmp_path: Path) -> None:
     (job,) = (j for j in study(tmp_path).jobs() if "fine-tune" in j.label)
     text = job_to_json(job)
-    assert text.count("regrow.jobs.material:Material") == 1
+    assert text.count("regrow.train.material:Material") == 1
     assert text.count("regrow.jobs.train:Train") == 1
 
 

@@ -17,7 +17,6 @@ from regrow.detection.model import Detector
 from regrow.detection.task import DetectorHead
 from regrow.errors import ConfigError, DataError
 from regrow.jobs.base import Context
-from regrow.jobs.material import Material
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.models import ModelSpec, build
@@ -32,6 +31,7 @@ from regrow.reproduce.results import StudyResults, rows
 from regrow.studies import expand as expand_module
 from regrow.studies.study import Study
 from regrow.surgery.edit import Edit
+from regrow.train.material import Material
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 READY = list(entries())

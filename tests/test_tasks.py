@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from regrow.data import Dataset, DataSpec, MemoryImages, load
 from regrow.errors import ConfigError, DataError, RegrowError
-from regrow.jobs.material import material_of
 from regrow.models import ModelSpec, build, example_input
 from regrow.run import run
 from regrow.store import Store
@@ -20,6 +19,7 @@ from regrow.studies.study import Study
 from regrow.surgery import trace
 from regrow.tasks import TASKS, task_of
 from regrow.train import Recipe, Training, evaluate, fit
+from regrow.train.material import material_of
 
 
 def table(folder: Path, *, rows: int = 60, target: str = "y", words: bool = False) -> str:

@@ -26,9 +26,9 @@ from regrow.core.energy import Counters, Energy, EnergyMeter
 from regrow.core.global_rng import TURN
 from regrow.data.spec import DataSpec
 from regrow.errors import ConfigError, Damaged, Interrupted
-from regrow.jobs.material import ScoredOn, Setting
 from regrow.store import MAIN, Store
 from regrow.store.workspace import Workspace
+from regrow.train.material import ScoredOn, Setting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

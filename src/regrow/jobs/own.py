@@ -18,7 +18,6 @@ from regrow.cost import measure
 from regrow.errors import CodeError, unknown
 from regrow.jobs.arms import Arm
 from regrow.jobs.base import Context, Job, Keyed, Outcome, Records, state_of, without_none
-from regrow.jobs.material import Material
 from regrow.jobs.own_network import CutFolder, OwnNetwork
 from regrow.jobs.prune import structure_only
 from regrow.jobs.retrain import flops_ratio
@@ -34,6 +33,7 @@ from regrow.surgery.edit import cut_record
 from regrow.surgery.fold import fold
 from regrow.tasks import Metric
 from regrow.train.function import Allowance, TrainFunction, Unit
+from regrow.train.material import Material
 
 MATCH = 1e-9  # of a share of MACs that another cut has
 

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Protocol
 
-from regrow.jobs.material import Material, Setting
 from regrow.models import ModelSpec
+from regrow.train.material import Material, Setting
 
 if TYPE_CHECKING:
     from regrow.jobs.prune import Prune

@@ -9,7 +9,6 @@ from regrow.core.units import UNITS
 from regrow.cost import measure
 from regrow.errors import TraceError
 from regrow.jobs.base import Context, Job, Keyed, Outcome, Records, state_of, without_none
-from regrow.jobs.material import Material
 from regrow.jobs.pace import Pace
 from regrow.jobs.train import Train, counted, model_cost, trained_network
 from regrow.models import ModelSpec, build
@@ -25,6 +24,7 @@ from regrow.surgery.architecture import Architecture, is_fixed, traced
 from regrow.surgery.edit import Edit
 from regrow.surgery.mask import Mask
 from regrow.tasks import Head
+from regrow.train.material import Material
 
 if TYPE_CHECKING:
     from regrow.jobs.retrain import Retrain

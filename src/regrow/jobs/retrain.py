@@ -15,7 +15,6 @@ from regrow.cost import Cost
 from regrow.errors import ConfigError
 from regrow.jobs.arms import OF_FLOPS, Arm
 from regrow.jobs.base import Context, Job, Keyed, LossOf, Outcome, Records, state_of, without_none
-from regrow.jobs.material import Material, Setting
 from regrow.jobs.pace import Pace
 from regrow.jobs.prune import Prune, edit_of
 from regrow.jobs.train import (
@@ -34,6 +33,7 @@ from regrow.surgery.architecture import Architecture
 from regrow.surgery.edit import Edit
 from regrow.surgery.mask import filter_dim, layer_of
 from regrow.train import NO_TREATMENT, Recipe, Training, Treatment
+from regrow.train.material import Material, Setting
 
 SPARSE_DRAW = 2  # how many rules there have been for it; the first had an n of at least 1
 

@@ -13,7 +13,6 @@ from regrow.data import Dataset
 from regrow.data.normalisation import IMAGENET
 from regrow.errors import ConfigError
 from regrow.jobs.base import Context, Job, Keyed, LossOf, Outcome, Records, state_of, without_none
-from regrow.jobs.material import Material, Setting
 from regrow.jobs.pace import Pace
 from regrow.models import ModelSpec, build, example_input
 from regrow.pruning.method import METHODS
@@ -22,6 +21,7 @@ from regrow.surgery.architecture import Architecture
 from regrow.surgery.mask import Mask
 from regrow.tasks import Head, task_of
 from regrow.train import NO_TREATMENT, Evaluation, Recipe, Stepping, Training, Treatment, evaluate
+from regrow.train.material import Material, Setting
 
 if TYPE_CHECKING:
     from regrow.jobs.prune import Prune

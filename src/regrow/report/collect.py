@@ -10,7 +10,6 @@ from regrow.core.validation import is_number
 from regrow.errors import Damaged, short
 from regrow.jobs.arms import Arm
 from regrow.jobs.base import Job, all_jobs, notices
-from regrow.jobs.material import ScoredOn
 from regrow.jobs.retrain import Retrain
 from regrow.report.extras import details_table
 from regrow.report.render import Extra, Failure
@@ -19,6 +18,7 @@ from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.studies.study import Study
 from regrow.tasks import TASKS, Details, Metric, Task
+from regrow.train.material import ScoredOn
 
 SAME_SPARSITY = 0.0005  # less than what a report shows
 BENEATH = "classifier"  # what others are built on

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from regrow.jobs.material import Material
 from regrow.report.rows import Ending, Run
 from regrow.report.validity import (
     RULES,
@@ -25,6 +24,7 @@ from regrow.report.validity import (
 )
 from regrow.reproduce.printed import records
 from regrow.tasks.metric import ACCURACY as MEASURED
+from regrow.train.material import Material
 
 if TYPE_CHECKING:
     from regrow.jobs.base import Job

@@ -8,6 +8,7 @@ from typing import Any
 from regrow.errors import ConfigError, DataError
 from regrow.jobs.arms import UNPRUNED
 from regrow.jobs.base import Job
+from regrow.pruning.amounts import Cut
 from regrow.reproduce import scales
 from regrow.reproduce.images import (
     IMAGENET,
@@ -22,7 +23,6 @@ from regrow.reproduce.paper import OF_PRUNINGS, RESULT, Entry, Paper
 from regrow.reproduce.printed import cells, records
 from regrow.reproduce.scales import Scale
 from regrow.run.hours import network_of
-from regrow.studies.amounts import Cut
 from regrow.studies.expand import Cell
 from regrow.studies.experiment import Experiment
 from regrow.studies.study import Study

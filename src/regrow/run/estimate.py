@@ -27,7 +27,6 @@ from regrow.cost import TRAINING_FACTOR, measure
 from regrow.data import Dataset, MemoryImages, load
 from regrow.errors import TraceError
 from regrow.jobs.base import Job, all_jobs
-from regrow.jobs.material import Material, Setting
 from regrow.jobs.prune import Prune
 from regrow.jobs.train import model_cost
 from regrow.models import ModelSpec, build, example_input
@@ -41,6 +40,7 @@ from regrow.surgery.architecture import traced
 from regrow.surgery.edit import Edit
 from regrow.surgery.mask import Mask
 from regrow.train import Recipe, Training, evaluate
+from regrow.train.material import Material, Setting
 
 ORDER = ("train", "prune", "retrain")  # of kinds of job in a plan; others follow
 WARM_STEPS = 2

@@ -28,7 +28,6 @@ from regrow.core.machine import machine
 from regrow.data import load
 from regrow.errors import ConfigError, StoreError
 from regrow.jobs.base import Job, all_jobs
-from regrow.jobs.material import Setting
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train
 from regrow.models import build
@@ -38,6 +37,7 @@ from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.studies.experiment import Experiment
 from regrow.train import Training
+from regrow.train.material import Setting
 from regrow.train.optimiser import SGD
 
 # Updates after which every network with norms that was tried ends at twice chance or better, for

@@ -14,24 +14,24 @@ from regrow.core.units import UNITS
 from regrow.data import DataSpec, load
 from regrow.errors import ConfigError, RegrowError, TraceError, short
 from regrow.jobs.arms import UNPRUNED, Arm
-from regrow.jobs.material import Material, material_of
 from regrow.jobs.prune import Prune, structure_only
 from regrow.jobs.retrain import Retrain
 from regrow.jobs.train import Train, Treated
 from regrow.models import MODELS, ModelSpec, build, example_input
+from regrow.pruning.amounts import Cut
 from regrow.pruning.costs import COST_TARGETS, CostShare
 from regrow.pruning.dry_run import try_out
 from regrow.pruning.method import ALLOCATIONS, CHOICES, CRITERIA, METHODS, REPAIRS, Method
 from regrow.pruning.select import allocated, groups_in_scope, layers_of
 from regrow.pruning.stages import stages_of
 from regrow.pruning.targets import check_reachable
-from regrow.studies.amounts import Cut
 from regrow.studies.experiment import Experiment, MethodUse, Source
 from regrow.surgery import Trace
 from regrow.surgery.architecture import traced
 from regrow.surgery.tape import call
 from regrow.tasks import TASKS
 from regrow.train import make_objective
+from regrow.train.material import Material, material_of
 from regrow.train.optimiser import make_optimiser
 
 AnyJob = Train | Prune | Retrain

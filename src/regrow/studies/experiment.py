@@ -35,6 +35,7 @@ from regrow.jobs.arms import (
 from regrow.jobs.trials import TUNE, read_trials
 from regrow.models import MODELS, ModelSpec, is_origin, resolve
 from regrow.models.origins import read_checkpoint
+from regrow.pruning.amounts import Cut, cost_names, read_cuts
 from regrow.pruning.method import (
     ALLOCATIONS,
     CRITERIA,
@@ -44,7 +45,6 @@ from regrow.pruning.method import (
     criterion_key,
     is_adapted,
 )
-from regrow.studies.amounts import Cut, cost_names, read_cuts
 from regrow.studies.budgets import at_budget, read_budgets
 from regrow.studies.keys import METHOD_KEYS, SOURCE_KEYS, SOURCE_METHOD_KEYS
 from regrow.tasks.base import TASKS, Head

@@ -13,11 +13,11 @@ from regrow.core.disk import write_whole
 from regrow.data import Dataset, load
 from regrow.errors import ConfigError, unknown
 from regrow.jobs.base import Stored
-from regrow.jobs.material import Material, ScoredOn
 from regrow.store import Store
 from regrow.studies.expand import Cell
 from regrow.surgery.architecture import save
 from regrow.tasks import Metric
+from regrow.train.material import Material, ScoredOn
 
 # How a row is told from others, in the order of the table's columns.
 CHOICES: Mapping[str, Callable[[Cell], str]] = {

@@ -29,15 +29,14 @@ from regrow.core.validation import as_list, is_int, is_number, mapping, refuse_t
 from regrow.data import load
 from regrow.errors import ConfigError, RegrowError, short
 from regrow.jobs.arms import RATES, UNPRUNED, Arm, Budget, read_arm
-from regrow.jobs.material import Material, material_of
 from regrow.jobs.own import Judged
 from regrow.jobs.own_network import CutFolder, OwnNetwork
 from regrow.models.inputs import Inputs
 from regrow.models.origins import ModelOrigin, read_origin
 from regrow.own.examples import read_examples, spec_of
+from regrow.pruning.amounts import Cut
 from regrow.pruning.method import Method, Scope
 from regrow.pruning.select import select
-from regrow.studies.amounts import Cut
 from regrow.studies.budgets import read_budgets
 from regrow.studies.experiment import MethodUse, read_seeds, read_use
 from regrow.studies.family import COUNTED, narrowed
@@ -46,6 +45,7 @@ from regrow.surgery import trace
 from regrow.tasks.metric import ACCURACY, BITS_PER_BYTE, R_SQUARED, TOKEN_ACCURACY, Metric
 from regrow.train.function import UNITS as BUDGET_UNITS
 from regrow.train.function import TrainFunction, Unit, amount_of
+from regrow.train.material import Material, material_of
 
 DEFAULT_ARMS = ("unpruned", "pruned", "fine-tune", "scratch-e", "scratch-b")
 OF_THE_FUNCTION = (

@@ -7,9 +7,9 @@ from typing import Any
 from regrow.jobs.arms import UNPRUNED, Arm, Budget
 from regrow.jobs.own import OwnPrune, OwnTrain
 from regrow.jobs.own_network import CutFolder, OwnNetwork
+from regrow.pruning.amounts import Cut
 from regrow.pruning.costs import COST_TARGETS
 from regrow.pruning.method import ALLOCATIONS, CRITERIA
-from regrow.studies.amounts import Cut
 from regrow.studies.expand import Cell
 from regrow.studies.experiment import MethodUse
 from regrow.studies.own import OwnExperiment, Rival

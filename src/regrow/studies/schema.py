@@ -46,6 +46,7 @@ from regrow.jobs.arms import (
 from regrow.jobs.trials import KEYS as TRIAL_KEYS
 from regrow.jobs.trials import MOST_TRIALS, TUNE
 from regrow.models import MODELS, ORIGIN, ModelEntry, ModelSpec, annotations, resolve
+from regrow.pruning.amounts import AMOUNTS, MOST_ROUNDS
 from regrow.pruning.costs import COST_TARGETS, CostShare
 from regrow.pruning.method import (
     ADAPTED,
@@ -56,7 +57,6 @@ from regrow.pruning.method import (
     checked_sparsity,
 )
 from regrow.pruning.normalise import NORMALISATIONS
-from regrow.studies.amounts import AMOUNTS, MOST_ROUNDS
 from regrow.studies.budgets import FACTOR, MOST_BUDGETS
 from regrow.studies.experiment import MOST_SEEDS, read_seeds
 from regrow.studies.keys import (

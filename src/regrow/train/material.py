@@ -12,7 +12,7 @@ from regrow.errors import ConfigError
 from regrow.models import MODELS, ModelSpec
 from regrow.models.inputs import Inputs
 from regrow.tasks import TASKS, Metric, check_task, task_of
-from regrow.train import Recipe
+from regrow.train.recipe import Recipe
 
 OF_A_STEP = ("batch", "precision", "engine", "channels_last", "optimiser", "ema", "clip")
 
