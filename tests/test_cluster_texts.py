@@ -21,8 +21,9 @@ def tool(folder: Path, name: str, text: str) -> None:
     file.chmod(file.stat().st_mode | stat.S_IXUSR)
 
 
+@pytest.mark.parametrize("has_tokens", [True, False])
 def test_the_script_for_slurm_runs_the_study_on_all_nodes(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_tokens: bool
 ) -> None:
     """Run by bash, with programs that print what they are given in place of SLURM's and Ray's."""
     options = ("--time", "1-00:00:00", "--partition", "gpu", "--memory", "64G")
@@ -33,8 +34,9 @@ def test_the_script_for_slurm_runs_the_study_on_all_nodes(
     assert {"--time=1-00:00:00", "--partition=gpu", "--mem=64G"} < set(lines)
     assert script.startswith("#!/bin/bash\n#SBATCH ")
     tool(tmp_path, "scontrol", r"printf 'node7\nnode8\nnode9\n'")
-    tool(tmp_path, "ray", "echo ray-token > token-was-made; exit 1")  # an older Ray has no tokens
-    tool(tmp_path, "srun", r"printf '%s\n' " + '"$@"')
+    # An older Ray has no tokens; a newer one refuses nodes that are not told to show theirs.
+    tool(tmp_path, "ray", f"echo ray-token > token-was-made; exit {0 if has_tokens else 2}")
+    tool(tmp_path, "srun", r"printf '%s\n' " + '"$@"; echo "$RAY_AUTH_MODE" > mode')
     monkeypatch.chdir(tmp_path)
     slurm = {"SLURM_JOB_NODELIST": "node[7-9]", "SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_ID": "41"}
     ran = subprocess.run(
@@ -46,6 +48,7 @@ def test_the_script_for_slurm_runs_the_study_on_all_nodes(
         check=True,
     )
     assert (tmp_path / "token-was-made").exists()
+    assert (tmp_path / "mode").read_text() == ("token\n" if has_tokens else "\n")
     words = ran.stdout.splitlines()
     start, study = words[: words.index("--")], words[words.index("--") + 1 :]
     assert start[:3] == ["--ntasks=3", "ray", "symmetric-run"]
@@ -104,7 +107,10 @@ def test_the_yaml_has_what_kuberay_asks_for(command: Command) -> None:
 def test_the_commands_for_one_machine(command: Command) -> None:
     text = command("cluster", "local", "mine.yaml", "--nodes", "3", "--port", "7000").out
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
-    first, second, third, study, last = map(shlex.split, [*text.splitlines()[:-1], "ray stop"])
+    comment, token, *lines = text.splitlines()
+    assert comment.startswith("#")
+    assert token.endswith("then export RAY_AUTH_MODE=token; fi")
+    first, second, third, study, last = map(shlex.split, [*lines[:-1], "ray stop"])
     assert first[:3] == ["ray", "start", "--head"]
     assert "--port=7000" in first
     assert second == third

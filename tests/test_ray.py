@@ -575,6 +575,9 @@ def test_a_cluster_that_does_not_answer_is_a_clear_error(
             raise error
 
     monkeypatch.setattr(on_ray, "import_module", lambda name: Silent())
-    for address in (None, "local", "head:1"):
-        with pytest.raises(ConfigError, match=f"No Ray cluster can be used .* {error}"):
+    monkeypatch.delenv(on_ray.AUTH_MODE, raising=False)
+    told = str(error).rstrip(".")
+    for address, ending in ((None, "head."), ("local", "head."), ("head:1", "MODE=token.")):
+        with pytest.raises(ConfigError, match=f"No Ray cluster can be used .* {told}. Start") as e:
             on_ray.connect(address)
+        assert str(e.value).endswith(ending)

@@ -18,6 +18,12 @@ from regrow.errors import ConfigError
 DEFAULT_RAY = "2.49.0"  # the first with `ray symmetric-run`
 SAVE_SECONDS = 300  # for the cluster to start, and for jobs to save at the end
 SHARED = "/shared"  # where pods have the volume
+# A head takes a token that lies in the home folder by itself; other nodes, and commands that are
+# given its address, only where they are told to. Versions before tokens know no such command.
+TOKEN = (
+    "# What nodes know each other by lies in the home folder, once for all of them.",
+    "if ray get-auth-token --generate > /dev/null 2>&1; then export RAY_AUTH_MODE=token; fi",
+)
 _TIME = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
 
 app = typer.Typer(
@@ -70,8 +76,7 @@ def slurm(
         "set -euo pipefail",
         'names=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         "address=\"${names%%$'\\n'*}:$((20000 + SLURM_JOB_ID % 20000))\"  # of the first node",
-        "# What nodes know each other by lies in the home folder, once for all of them.",
-        "ray get-auth-token --generate > /dev/null 2>&1 || true",
+        *TOKEN,
         'srun --ntasks="$SLURM_JOB_NUM_NODES" ray symmetric-run --address "$address" \\',
         f'    --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus={cpus} --num-gpus={gpus} -- \\',
         f'    {shlex.join(command)} --address "$address"',
@@ -143,6 +148,7 @@ def local(
     each = f"--node-ip-address=127.0.0.1 --num-cpus={cpus} --num-gpus={gpus}"
     each += " --object-store-memory=200000000 --disable-usage-stats"
     print(
+        *TOKEN,
         f"ray start --head --port={port} {each} --include-dashboard=false",
         *[f"ray start --address={address} {each}"] * (nodes - 1),
         f"{shlex.join(_run(study, store, gpus=gpus, with_files=with_files))} --address {address}",

@@ -40,6 +40,7 @@ LOCAL = "local"  # the address of a cluster that is started for the run
 AHEAD = 2  # tasks that wait at Ray: a cluster that can grow sees that it should
 LOOK_SECONDS = 2.0  # how often to ask for the size of the cluster
 OBJECT_STORE_BYTES = 200 << 20  # of a cluster that is started here: messages are small
+AUTH_MODE = "RAY_AUTH_MODE"  # a variable of Ray's
 HANDED_ON = ("REGROW_DATA", LEASE_VARIABLE, "HF_HOME", "HF_HUB_OFFLINE")  # variables jobs read
 
 
@@ -94,9 +95,14 @@ def connect(address: str | None) -> Any:
         except ConnectionError:  # none runs here
             ray.init(address=LOCAL, **common, **own)
     except Exception as error:  # Ray raises bare ones, such as of a node that did not start in time
+        # A head takes a token of the home folder by itself, but Ray shows it to no given address;
+        # shown to a cluster without, tasks are done and the command never hears of it.
+        is_told = address in (None, LOCAL) or AUTH_MODE in os.environ
+        hint = "" if is_told else f" Where its head asks for a token, set {AUTH_MODE}=token."
+        told = str(error).strip().rstrip(".")
         raise ConfigError(
-            f"No Ray cluster can be used at {address or 'this machine'}: {error} Start one (regrow "
-            "cluster local says how), or give the --address of its head."
+            f"No Ray cluster can be used at {address or 'this machine'}: {told}. Start one (regrow "
+            f"cluster local says how), or give the --address of its head.{hint}"
         ) from error
     return ray
 
