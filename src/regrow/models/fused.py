@@ -41,7 +41,7 @@ def rectified(
     norm: nn.Module, relu: nn.Module, x: Tensor, *, added: Tensor | None = None
 ) -> Tensor:
     """Return ``relu(norm(x))``, or ``relu(norm(x) + added)``."""
-    if _fusable(norm, relu, x) and (added is None or _alike(added, x)):
+    if fusable(norm, relu, x) and (added is None or _alike(added, x)):
         y: Tensor = _fused(norm, x, added, passing=False)
         return y
     y = norm(x)
@@ -51,7 +51,7 @@ def rectified(
 
 def branched(norm: nn.Module, relu: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``relu(norm(x))``, and x for what else reads it."""
-    if _fusable(norm, relu, x):
+    if fusable(norm, relu, x):
         outputs: tuple[Tensor, Tensor] = _fused(norm, x, None, passing=True)
         return outputs
     return relu(norm(x)), x
@@ -67,7 +67,7 @@ def summed(x: Tensor, added: Tensor) -> Tensor:
     return x + added
 
 
-def _fusable(norm: nn.Module, relu: nn.Module, x: Tensor) -> bool:
+def fusable(norm: nn.Module, relu: nn.Module, x: Tensor) -> bool:
     """Tell whether these are a plain norm and ReLU in training, on a map that the kernels read."""
     return (
         _readable(x)
@@ -80,7 +80,7 @@ def _fusable(norm: nn.Module, relu: nn.Module, x: Tensor) -> bool:
         and all(map(_is_vector, _own(norm)))
         and type(relu) in (nn.ReLU, FunctionalReLU)
         and "forward" not in vars(norm)  # which ranks that train together replace
-        and not any(map(_has_hooks, (norm, relu)))
+        and not any(map(has_hooks, (norm, relu)))
     )
 
 
@@ -105,7 +105,8 @@ def _is_vector(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.is_contiguous()
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether something else is called with a module."""
     kinds = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks
     return any(map(bool, kinds))
 
@@ -142,13 +143,12 @@ class _NormRelu(Function):
         saved, y = np.empty((4, x.shape[1])), torch.empty_like(x)
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
-        addresses = tuple(map(Tensor.data_ptr, _own(norm)))
         kernels_of(x.dtype).norm_relu(
             x.data_ptr(),
             _address(added),
             _rows(x),
-            _moments(x),
-            addresses,
+            moments_of(x),
+            addresses(norm),
             norm.eps,
             norm.momentum,
             y.data_ptr(),
@@ -202,6 +202,11 @@ class _SumWithMoments(Function):
         return grad, grad, None
 
 
+def addresses(norm: nn.BatchNorm2d) -> tuple[int, ...]:
+    """Return where a norm's weight, bias, running mean and running variance lie."""
+    return tuple(map(Tensor.data_ptr, _own(norm)))
+
+
 def _own(norm: nn.BatchNorm2d) -> tuple[Tensor, ...]:
     return norm.weight, norm.bias, norm.running_mean, norm.running_var  # type: ignore[return-value]
 
@@ -210,7 +215,7 @@ def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _moments(x: Tensor) -> Any:
+def moments_of(x: Tensor) -> Any:
     """Return what ``summed`` found of a map that has not been changed since; or no rows."""
     version, moments = getattr(x, "moments", (None, None))
     return moments if version == x._version else np.empty((0, x.shape[1]))

@@ -163,7 +163,7 @@ _moments, _moments_of_sum = _shifted_moments(of_sum=False), _shifted_moments(of_
 
 
 @part
-def _statistics(num, moments, norm, eps, momentum, saved):
+def statistics(num, moments, norm, eps, momentum, saved):
     """Save what a norm's passes need, from the moments of num values; move its averages on.
 
     ``norm`` is weight, bias, running mean and running variance. Saved of each channel: mean, one
@@ -241,13 +241,13 @@ _slopes, _slopes_added = _gradient_sums(added=False), _gradient_sums(added=True)
 
 
 @part
-def _line(num, sums, saved, of_weight, of_bias):
+def line(num, first, second, saved, of_weight, of_bias):
     """Write the norm's gradients; return that of x as a line in x: its slope and constant.
 
-    factor * (g - mean of g - normalised x * mean of g * normalised x), but for factor * g.
+    factor * (g - mean of g - normalised x * mean of g * normalised x), but for factor * g. From the
+    sums of g, and of g times x - mean.
     """
-    channels, width = saved.shape[1], sums.shape[1]
-    first, second = _of_channels(sums[0], channels), _of_channels(sums[1], channels)
+    channels = saved.shape[1]
     slope, constant = np.empty(channels), np.empty(channels)
     for c in range(channels):
         mean, inverse, factor = saved[0, c], saved[1, c], saved[2, c]
@@ -255,7 +255,7 @@ def _line(num, sums, saved, of_weight, of_bias):
         of_weight[c], of_bias[c] = scaled, first[c]
         slope[c] = -factor * inverse * scaled / num
         constant[c] = -factor * first[c] / num - slope[c] * mean
-    return _in_row(slope, width), _in_row(constant, width)
+    return slope, constant
 
 
 def _gradient(*, added: bool, passing: bool):
@@ -336,7 +336,7 @@ def _norm_relu_of(element: Any):
         if not len(moments):
             moments = np.empty((3, channels))
             _moments(of_x, of_x, of_x, moments)
-        _statistics(rows * width // channels, moments, norm, eps, momentum, saved)
+        statistics(rows * width // channels, moments, norm, eps, momentum, saved)
         factor, term = _in_row(saved[2], width), _in_row(saved[3], width)
         if added:
             _write_added(
@@ -373,8 +373,9 @@ def _norm_relu_backward_of(element: Any):
             of_y = of_x
             sums = _slopes(of_x, of_y, of_grad, factor, term, mean)
         norm = vector(of_weight, channels), vector(of_bias, channels)
-        per_x, constant = _line(rows * width // channels, sums, saved, norm[0], norm[1])
-        lines = factor, term, per_x, constant
+        totals = _of_channels(sums[0], channels), _of_channels(sums[1], channels)
+        per_x, constant = line(rows * width // channels, *totals, saved, *norm)
+        lines = factor, term, _in_row(per_x, width), _in_row(constant, width)
         if y:
             _write_gradient_added(
                 of_x,

@@ -4,7 +4,8 @@ The compiler makes vectors of loops over single numbers, but it does not keep a 
 registers, which is what a product of matrices needs to reach the processor's peak. So these few
 parts are written as vectors of ``LANES`` numbers, which it splits where registers are shorter.
 
-All take addresses, and strides in bytes. ``LANES`` channels lie side by side.
+All take addresses, and strides in bytes. ``LANES`` channels lie side by side; functions without a
+stride read and write these of one pixel.
 """
 
 from collections.abc import Callable, Sequence
@@ -124,6 +125,88 @@ def clear(_, to, size):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
+
+
+@_of_addresses
+def rectify(_, to, x, factor, term):
+    """Write relu(factor * x + term)."""
+
+    def compute(builder, _, x, factor, term):
+        value = _fma(builder, x, factor, term)
+        # Not a maximum, so that what is not a number stays so.
+        return [_where(builder, "<", value, _spread(0), value)]
+
+    return _lane_by_lane(compute, num=4, written=1)
+
+
+@_of_addresses
+def add(_, to, x, added):
+    """Write x + added."""
+    return _lane_by_lane(lambda builder, _, *x: [builder.fadd(*x)], num=3, written=1)
+
+
+@_of_addresses
+def add_line(_, to, grad, x, slope, constant):
+    """Write grad + slope * x + constant."""
+
+    def compute(builder, _, grad, x, slope, constant):
+        return [builder.fadd(grad, _fma(builder, slope, x, constant))]
+
+    return _lane_by_lane(compute, num=5, written=1)
+
+
+@_of_addresses
+def add_moments(_, first, second, x, shift):
+    """Add x - shift and its square to two rows of sums."""
+
+    def compute(builder, first, second, x, shift):
+        offset = builder.fsub(x, shift)
+        return [builder.fadd(first, offset), _fma(builder, offset, offset, second)]
+
+    return _lane_by_lane(compute, num=4, written=2)
+
+
+def pass_back(*, adding: bool) -> Callable[..., None]:
+    """Return what takes a gradient of ``rectify`` back to x, but for what is a line in x.
+
+    It writes that, or adds it; and adds the gradient past the ReLU, and it times x - mean, to two
+    rows of sums.
+    """
+
+    @_of_addresses
+    def write(_, to, first, second, grad, x, factor, term, mean):
+        def compute(builder, to, first, second, grad, x, factor, term, mean):
+            above = _fma(builder, x, factor, term)
+            slope = _where(builder, ">", above, grad, _spread(0))
+            return [
+                _fma(builder, factor, slope, to) if adding else builder.fmul(factor, slope),
+                builder.fadd(first, slope),
+                _fma(builder, slope, builder.fsub(x, mean), second),
+            ]
+
+        return _lane_by_lane(compute, num=8, written=3)
+
+    return write
+
+
+def _lane_by_lane(compute: Callable[..., list[Any]], *, num: int, written: int) -> Any:
+    """Type and generate a function of addresses, the first of which are written after all are read.
+
+    ``compute`` gives their new values from the builder and all values.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        found = compute(builder, *[_load(builder, at) for at in arguments])
+        for value, at in zip(found, arguments[:written], strict=True):
+            _store(builder, value, at)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * num), generate
+
+
+def _where(builder: Any, sign: str, value: Any, this: Any, other: Any) -> Any:
+    """Return one value in lanes where another lies below or above 0, or else a third."""
+    return builder.select(builder.fcmp_ordered(sign, value, _spread(0)), this, other)
 
 
 def _combined(builder: Any, matrix: Matrix, values: list[Any]) -> list[Any]:

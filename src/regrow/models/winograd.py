@@ -17,7 +17,17 @@ arXiv:1509.09308, whose matrices these are.
 """
 
 from regrow.models.compiled import ADDRESS, HAS_LONG_VECTORS, kernel, part, vector
-from regrow.models.vectors import LANES, VECTOR, Matrix, change, clear, copy, product
+from regrow.models.vectors import (
+    LANES,
+    VECTOR,
+    Matrix,
+    change,
+    clear,
+    copy,
+    pass_back,
+    product,
+    rectify,
+)
 
 TILE = 4  # pixels of a tile's side that are written
 AROUND = 2  # more are read
@@ -62,7 +72,10 @@ _change_kernel, _write_map = change(G), change(A_T)
 _write_kernel = change(list(zip(*G, strict=True)))
 _multiply = product(ROWS, adding=False)
 _multiply_and_add = product(ROWS_OF_KERNEL, adding=True)
-_SHAPE = "UniTuple(int64, 4)"
+_add_back, _write_back = pass_back(adding=True), pass_back(adding=False)
+_SHAPE = "UniTuple(int64, 5)"  # images, height, width, channels; channels from pixel to pixel
+
+Shape = tuple[int, int, int, int, int]
 
 
 def padded(channels: int) -> int:
@@ -70,15 +83,15 @@ def padded(channels: int) -> int:
     return -(-channels // LANES) * LANES
 
 
-def strips_of(shape: tuple[int, int, int, int], outputs: int) -> int:
+def strips_of(shape: Shape, outputs: int) -> int:
     """Return how many rows of tiles are a block."""
-    images, height, width, inputs = shape
+    images, height, width, inputs, _ = shape
     inputs, outputs = padded(inputs), padded(outputs)
     tiles = max(BLOCK // (PLACES * (inputs + outputs)), FEWEST, inputs * outputs // OF_KERNEL)
     return max(1, min(tiles // -(-width // TILE), images * -(-height // TILE)))
 
 
-def room_of(shape: tuple[int, int, int, int], outputs: int, strips: int) -> int:
+def room_of(shape: Shape, outputs: int, strips: int) -> int:
     """Return how many numbers the kernels need room for, where a block is so many strips."""
     across = -(-shape[2] // TILE)
     inputs, outputs = padded(shape[3]), padded(outputs)
@@ -95,22 +108,29 @@ def _row_bytes(channels):
 
 
 @part
-def _read_strip(x, shape, first, margin, high, wide, strip):
+def _read_strip(x, shape, lines, first, margin, high, wide, strip):
     """Copy rows of an image into a strip, zero where they lie outside of it.
 
     The first one and the first column are ``margin`` before those of the image that are named.
+    ``lines``, if any, are factor and term of each channel: what is copied is relu(norm(x)).
     """
-    height, width, channels = shape
+    height, width, channels, between = shape
     pixel, full = channels * 4, (channels + LANES - 1) // LANES * VECTOR
     for r in range(high):
         row, to = first - margin + r, strip + r * wide * full
         if row < 0 or row >= height:
             clear(to, wide * full)
             continue
-        source = x + row * width * pixel
+        source = x + row * width * between * 4
         clear(to, margin * full)
         to += margin * full
-        if pixel == full:
+        if lines:
+            for _ in range(width):
+                for c in range(0, full, VECTOR):
+                    rectify(to + c, source + c, lines + c, lines + full + c)
+                to += full
+                source += between * 4
+        elif pixel == full and between == channels:
             copy(to, source, width * pixel)
             to += width * pixel
         else:
@@ -118,20 +138,20 @@ def _read_strip(x, shape, first, margin, high, wide, strip):
                 copy(to, source, pixel)
                 clear(to + pixel, full - pixel)
                 to += full
-                source += pixel
+                source += between * 4
         clear(to, (wide - width - margin) * full)
 
 
 @part
-def _change_maps(x, shape, first, num, strip, to, place):
+def _change_maps(x, shape, lines, first, num, strip, to, place):
     """Write B^T x B for the tiles of some strips: ``[places, tiles, channels]``."""
-    _, height, width, channels = shape
+    _, height, width, channels, between = shape
     down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
     wide, row = across * TILE + AROUND, _row_bytes(channels)
     full = (channels + LANES - 1) // LANES * VECTOR
     for s in range(first, first + num):
-        image = x + s // down * height * width * channels * 4
-        _read_strip(image, shape[1:], s % down * TILE, 1, TILE + AROUND, wide, strip)
+        image = x + s // down * height * width * between * 4
+        _read_strip(image, shape[1:], lines, s % down * TILE, 1, TILE + AROUND, wide, strip)
         for t in range(across):
             source, place_of_tile = strip + t * TILE * full, to + ((s - first) * across + t) * row
             for c in range(0, full, VECTOR):
@@ -143,15 +163,15 @@ def _change_maps(x, shape, first, num, strip, to, place):
 @part
 def _change_gradients(grad, shape, first, num, strip, to, place):
     """Write A dy A^T for the tiles of some strips: ``[places, tiles, channels]``."""
-    _, height, width, channels = shape
+    _, height, width, channels, between = shape
     down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
     wide, row = across * TILE, _row_bytes(channels)
     full = (channels + LANES - 1) // LANES * VECTOR
     for s in range(first, first + num):
-        image, top = grad + s // down * height * width * channels * 4, s % down * TILE
+        image, top = grad + s // down * height * width * between * 4, s % down * TILE
         source = image + top * width * full
-        if channels * 4 != full or wide != width or top + TILE > height:
-            _read_strip(image, shape[1:], top, 0, TILE, wide, strip)
+        if between * 4 != full or channels != between or wide != width or top + TILE > height:
+            _read_strip(image, shape[1:], 0, top, 0, TILE, wide, strip)
             source = strip
         for t in range(across):
             place_of_tile = to + ((s - first) * across + t) * row
@@ -167,16 +187,16 @@ def _change_gradients(grad, shape, first, num, strip, to, place):
 
 
 @part
-def _write_maps(products, row, place, shape, first, num, strip, y):
-    """Write A^T m A for the tiles of some strips into a map."""
-    _, height, width, channels = shape
+def _write_maps(products, row, place, shape, first, num, strip, y, behind, sums):
+    """Write A^T m A for the tiles of some strips into a map; or what ``convolve`` says of it."""
+    _, height, width, channels, between = shape
     down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
     wide, pixel = across * TILE, channels * 4
     full = (channels + LANES - 1) // LANES * VECTOR
     for s in range(first, first + num):
         top = s % down * TILE
         high = min(TILE, height - top)
-        to = y + (s // down * height + top) * width * pixel
+        start = (s // down * height + top) * width * between * 4
         for t in range(across):
             source = products + ((s - first) * across + t) * row
             for c in range(0, full, VECTOR):
@@ -188,12 +208,40 @@ def _write_maps(products, row, place, shape, first, num, strip, y):
                     wide * full,
                     full,
                 )
-        if pixel == full and wide == width:
-            copy(to, strip, high * width * pixel)  # in one piece, so that memory is not waited for
+        if behind[0]:
+            of_x = behind[0] + start, behind[1], behind[2]
+            _pass_back(strip, (high, width, wide, full, between), of_x, y + start, sums)
+        elif pixel == full and wide == width and between == channels:
+            # In one piece, so that memory is not waited for.
+            copy(y + start, strip, high * width * pixel)
         else:
             for r in range(high):
                 for w in range(width):
-                    copy(to + (r * width + w) * pixel, strip + (r * wide + w) * full, pixel)
+                    to = y + start + (r * width + w) * between * 4
+                    copy(to, strip + (r * wide + w) * full, pixel)
+
+
+@part
+def _pass_back(strip, shape, behind, to, sums):
+    """Take a strip of a gradient back past norm and ReLU of the map behind it."""
+    high, width, wide, full, between = shape
+    x, lines, adding = behind
+    room = strip + high * wide * full
+    clear(room, 2 * full)
+    for r in range(high):
+        for w in range(width):
+            grad, at = strip + (r * wide + w) * full, (r * width + w) * between * 4
+            for c in range(0, full, VECTOR):
+                past = (to + at + c, room + c, room + full + c)
+                read = (grad + c, x + at + c, lines + c, lines + full + c, lines + 2 * full + c)
+                if adding:
+                    _add_back(*past, *read)
+                else:
+                    _write_back(*past, *read)
+    parts = vector(room, full // 2)
+    for c in range(full // 4):
+        sums[0, c] += parts[c]
+        sums[1, c] += parts[full // 4 + c]
 
 
 @kernel(ADDRESS, "UniTuple(int64, 2)", ADDRESS)
@@ -232,10 +280,25 @@ def change_kernel(weight, shape, turned, out):
             _change_kernel(source, row, column, to, (TILE + AROUND) * place, place)
 
 
-@kernel(ADDRESS, _SHAPE, ADDRESS, ADDRESS, "int64", "int64", ADDRESS)
-def convolve(x, shape, kernels, y, outputs, strips, room):
-    """Write a convolution of a map by what ``change_kernel`` wrote."""
-    images, height, width, inputs = shape
+@kernel(
+    *(ADDRESS, _SHAPE, ADDRESS, ADDRESS),
+    *(ADDRESS, "UniTuple(int64, 2)", "UniTuple(int64, 3)", "float64[:,::1]"),
+    *("int64", ADDRESS),
+)
+def convolve(x, shape, lines, kernels, y, channels, behind, sums, strips, room):
+    """Write a convolution of a map by what ``change_kernel`` wrote.
+
+    ``lines`` is 0, or has factor and term of each channel, as whole vectors: it is a convolution of
+    relu(factor * x + term). ``channels`` are those of y, and from pixel to pixel there.
+
+    ``behind`` is zeros, or the address of a map as y, its ``lines``, to which the mean is added,
+    and 0 or 1: the convolution is the gradient of relu(norm(map)). That of the map, but for what is
+    a line in it, is written to y or added to it; and the sums of the gradient past the ReLU, and of
+    it times map - mean, to the two rows of ``sums``. Memory after x and y may then be read and
+    written, as far as a whole vector.
+    """
+    images, height, width, inputs, _ = shape
+    outputs = channels[0]
     down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
     vectors = (outputs + LANES - 1) // LANES
     tiles = (strips * across + ROWS - 1) // ROWS * ROWS
@@ -243,10 +306,10 @@ def convolve(x, shape, kernels, y, outputs, strips, room):
     widest = max((inputs + LANES - 1) // LANES, vectors) * VECTOR
     changed = room + (TILE + AROUND) * (across * TILE + AROUND) * widest
     products = changed + PLACES * tiles * row
-    of_y = (images, height, width, outputs)
+    of_y = (images, height, width, outputs, channels[1])
     for first in range(0, images * down, strips):
         num = min(strips, images * down - first)
-        _change_maps(x, shape, first, num, room, changed, tiles * row)
+        _change_maps(x, shape, lines, first, num, room, changed, tiles * row)
         for place in range(PLACES):
             for c in range(vectors):
                 right = kernels + (place * vectors + c) * inputs * VECTOR
@@ -254,16 +317,18 @@ def convolve(x, shape, kernels, y, outputs, strips, room):
                     left = changed + (place * tiles + t) * row
                     to = products + (place * tiles + t) * row_out + c * VECTOR
                     _multiply(left, row, 4, right, VECTOR, to, row_out, inputs)
-        _write_maps(products, row_out, tiles * row_out, of_y, first, num, room, y)
+        place_out = tiles * row_out
+        _write_maps(products, row_out, place_out, of_y, first, num, room, y, behind, sums)
 
 
-@kernel(ADDRESS, _SHAPE, ADDRESS, "int64", "int64", ADDRESS, ADDRESS, ADDRESS)
-def kernel_gradient(x, shape, grad, outputs, strips, room, sums, out):
+@kernel(ADDRESS, _SHAPE, ADDRESS, ADDRESS, "int64", "int64", ADDRESS, ADDRESS, ADDRESS)
+def kernel_gradient(x, shape, lines, grad, outputs, strips, room, sums, out):
     """Write the gradient of a kernel: ``[outputs, 3, 3, inputs]``, inputs as whole vectors.
 
-    ``sums`` has room for as many for each place, with outputs as whole vectors too.
+    ``lines`` as of ``convolve``. ``sums`` has room for as many for each place, with outputs as
+    whole vectors too.
     """
-    images, height, width, inputs = shape
+    images, height, width, inputs, _ = shape
     down, across = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
     vectors, rows = (inputs + LANES - 1) // LANES, (outputs + LANES - 1) // LANES * LANES
     tiles = strips * across
@@ -272,17 +337,17 @@ def kernel_gradient(x, shape, grad, outputs, strips, room, sums, out):
     changed = room + (TILE + AROUND) * (across * TILE + AROUND) * widest
     gradients = changed + PLACES * tiles * row
     clear(sums, PLACES * vectors * rows * VECTOR)
-    of_y = (images, height, width, outputs)
+    of_y = (images, height, width, outputs, outputs)
     for first in range(0, images * down, strips):
         num = min(strips, images * down - first)
-        _change_maps(x, shape, first, num, room, changed, tiles * row)
+        _change_maps(x, shape, lines, first, num, room, changed, tiles * row)
         _change_gradients(grad, of_y, first, num, room, gradients, tiles * row_of_grad)
         for place in range(PLACES):
             left = gradients + place * tiles * row_of_grad
             for c in range(vectors):
                 right = changed + place * tiles * row + c * VECTOR
                 to = sums + (place * vectors + c) * rows * VECTOR
-                for r in range(0, rows, ROWS_OF_KERNEL):
+                for r in range(0, outputs, ROWS_OF_KERNEL):
                     _multiply_and_add(
                         left + r * 4,
                         4,

@@ -4,7 +4,7 @@ PyTorch's own convolutions on a CPU are made for large maps: in bfloat16 over 4x
 channels their gradients of the weights take six times as long as a product of matrices.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -35,26 +35,34 @@ def as_products(model: nn.Module) -> Iterator[None]:
 
     For a forward pass under autocast; the modules stay what they are.
     """
-    with computed_by(_convolved, model, _applies):
+    with computed_by(_convolved, plain_convolutions(model, _applies)):
         yield
+
+
+def plain_convolutions(
+    model: nn.Module, applies: Callable[[nn.Conv2d], bool]
+) -> list[tuple[nn.Conv2d]]:
+    """Return a network's convolutions of no other kind, those that a condition is true of."""
+    modules = (module for module in model.modules() if type(module) is nn.Conv2d)
+    return [(module,) for module in modules if applies(module)]
 
 
 @contextmanager
 def computed_by(
-    compute: Callable[[nn.Conv2d, Tensor], Tensor],
-    model: nn.Module,
-    applies: Callable[[nn.Conv2d], bool],
+    compute: Callable[..., Tensor], modules: Iterable[tuple[Any, ...]]
 ) -> Iterator[None]:
-    """Let a function compute a network's plain convolutions, those that it applies to."""
-    modules = (module for module in model.modules() if type(module) is nn.Conv2d)  # no other kind
-    convs = [module for module in modules if "forward" not in vars(module) and applies(module)]
-    for conv in convs:
-        vars(conv)["forward"] = partial(compute, conv)
+    """Let a function compute modules, unless something else does.
+
+    ``modules`` has each, and what else the function takes before the module's input.
+    """
+    chosen = [each for each in modules if "forward" not in vars(each[0])]
+    for module, *others in chosen:
+        vars(module)["forward"] = partial(compute, module, *others)
     try:
         yield
     finally:
-        for conv in convs:
-            del vars(conv)["forward"]
+        for module, *_ in chosen:
+            del vars(module)["forward"]
 
 
 def _applies(module: nn.Conv2d) -> bool:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 from regrow.data import Images
 from regrow.data.augment import cut_out, mix, scale_bytes
 from regrow.models.fused import fused_in_float32
+from regrow.train.blocks import whole_blocks
 from regrow.train.fast_convolutions import fast_convolutions
 from regrow.train.masks import MaskedWeights
 from regrow.train.objective import Objective
@@ -245,6 +246,7 @@ def computing(
     with (
         torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"),
         as_products(model) if kind == "cpu" and precision == "bf16" else nullcontext(),
+        whole_blocks(model) if fused else nullcontext(),
         fast_convolutions(model) if fused else nullcontext(),
         fused_in_float32() if fused else nullcontext(),
         safe_convolutions(),

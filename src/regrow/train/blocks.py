@@ -1,0 +1,228 @@
+"""Blocks of networks as one operation each: maps go through memory as seldom as they must.
+
+A dense block's layers all read what its earlier layers wrote, and a pre-activation block adds to
+what it read: either is a stream. Operation by operation, a layer's step reads and writes the whole
+stream 16 times (its norm, ReLU and convolution, the copy into a longer stream, and gradients of
+all these). Here a layer reads it once in the forward pass and three to four times in the backward
+pass: norm and ReLU are computed where the convolution reads its map, there and again in the
+backward pass; statistics of a channel are found once; what a layer writes joins the stream in
+place, and so does the gradient of what it reads.
+
+Of the gradient of what a norm reads, the part that needs no sums (``units``) is added to the
+stream's gradient at once; the lines of all layers that read a channel are added up, and applied
+when the channel's own gradient is wanted.
+
+For float32 on a CPU. Modules stay what they are; results are theirs but for rounding.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from regrow.models import densenet, preresnet
+from regrow.models.fused import fusable, has_hooks, moments_of, rectified
+from regrow.train import units
+from regrow.train.fast_convolutions import TILED_PIXELS, is_fast
+from regrow.train.maps import Map
+from regrow.train.small_maps import computed_by
+from regrow.train.units import Chain, Line, Unit
+
+# Of layers and blocks: the names of their units' modules.
+UNITS: dict[type[nn.Module], tuple[str, ...]] = {
+    densenet.BasicLayer: ("",),
+    densenet.BottleneckLayer: ("1", "2"),
+    preresnet.Bottleneck: ("1", "2", "3"),
+}
+
+
+@contextmanager
+def whole_blocks(model: nn.Module) -> Iterator[None]:
+    """Let a network's dense and pre-activation blocks be computed so."""
+    found = [(module, _last_parts(module)) for module in model.modules()]
+    between = [(module,) for module, _ in found if _is_transition(module)]
+    with (
+        computed_by(_computed, [(module, parts) for module, parts in found if parts]),
+        computed_by(_pooled_first, between),
+    ):
+        yield
+
+
+def _is_transition(module: nn.Module) -> bool:
+    return (
+        type(module) is densenet.Transition
+        and module.conv.kernel_size == (1, 1)
+        and not any(map(has_hooks, module.modules()))
+    )
+
+
+def _pooled_first(transition: densenet.Transition, x: Tensor) -> Tensor:
+    """Return what a transition returns, from a quarter of the products: means commute with them."""
+    if not fusable(transition.norm, transition.relu, x) or min(x.shape[2:]) < 2:
+        return type(transition).forward(transition, x)
+    y = rectified(transition.norm, transition.relu, x)
+    found: Tensor = transition.conv(F.avg_pool2d(y, 2))
+    return found
+
+
+def _last_parts(block: nn.Module) -> list[nn.Module]:
+    """Return the last parts of a sequence that can be one operation, as their modules are."""
+    found: list[nn.Module] = []
+    if type(block) is nn.Sequential:
+        for part in reversed(list(block.children())):
+            if not _is_plain(part) or (found and type(part) is not type(found[0])):
+                break
+            found.insert(0, part)
+    return found
+
+
+def _is_plain(part: nn.Module) -> bool:
+    return (
+        type(part) in UNITS
+        and type(getattr(part, "shortcut", None)) in (nn.Identity, type(None))
+        and all(not has_hooks(module) for module in part.modules())
+        and all("forward" not in vars(module) for module in part.modules())
+        and all(
+            type(unit.conv) is nn.Conv2d
+            and is_fast(unit.conv)
+            and unit.conv.bias is None
+            and unit.conv.weight.dtype == torch.float32
+            for unit in _chain(part)
+        )
+    )
+
+
+def _chain(part: nn.Module) -> Chain:
+    names = UNITS[type(part)]
+    return tuple(
+        Unit(*(getattr(part, kind + name) for kind in ("norm", "relu", "conv"))) for name in names
+    )
+
+
+def _computed(block: nn.Module, last: list[nn.Module], x: Tensor) -> Tensor:
+    """Return what a sequence returns, its last parts as one operation where that can be."""
+    parts = list(block.children())
+    for part in parts[: len(parts) - len(last)]:
+        x = part(x)
+    chains = [_chain(part) for part in last]
+    adding = type(last[0]) is preresnet.Bottleneck
+    if not _fit(chains, x, adding=adding):
+        for part in last:
+            x = part(x)
+        return x
+    grown = 0 if adding else sum(chain[-1].conv.out_channels for chain in chains)
+    moments = np.empty((3, x.shape[1] + grown))
+    weights = [
+        weight
+        for chain in chains
+        for unit in chain
+        for weight in (unit.norm.weight, unit.norm.bias, unit.conv.weight)
+    ]
+    operation = _Adding if adding else _Appending
+    out: Tensor = operation.apply(x, chains, moments, *weights)
+    out.moments = out._version, moments  # type: ignore[attr-defined]
+    return out
+
+
+def _fit(chains: Sequence[Chain], x: Tensor, *, adding: bool) -> bool:
+    """Tell whether these can be computed of a map, one after another."""
+    if x.dim() != 4 or max(x.shape[2:]) < TILED_PIXELS:
+        return False
+    stream = x.shape[1]
+    for chain in chains:
+        channels = stream
+        for unit in chain:
+            if not (
+                fusable(unit.norm, unit.relu, x)
+                and channels == unit.norm.num_features == unit.conv.in_channels
+            ):
+                return False
+            channels = unit.conv.out_channels
+        if adding and (channels != stream or chain[-1].conv.kernel_size != (1, 1)):
+            return False
+        stream += 0 if adding else channels
+    return True
+
+
+class _Appending(Function):
+    """Layers whose results are appended to their input, one after another."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, chains: list[Chain], moments: Any, *weights: Tensor) -> Tensor:
+        stream = Map.empty(Map.of(x).size, moments.shape[1])
+        channels = x.shape[1]
+        stream.part(0, channels).tensor().copy_(x)
+        units.find_moments(stream.part(0, channels), moments[:, :channels])
+        ctx.layers = []
+        for chain in chains:
+            grown = chain[-1].conv.out_channels
+            out = stream.part(channels, grown)
+            read = stream.part(0, channels), moments[:, :channels]
+            steps, moments[:, channels : channels + grown] = units.forward(chain, *read, out)
+            ctx.layers.append(steps)
+            channels += grown
+        y = stream.tensor()
+        ctx.save_for_backward(y, *weights)
+        ctx.stream = stream
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        _ = ctx.saved_tensors  # which looks whether they are what they were
+        total = Map.copied(grad)
+        missing = np.zeros((2, total.channels))  # slope and constant
+        gradients: list[Tensor] = []
+        for steps in reversed(ctx.layers):
+            read = steps[0].x.channels
+            grown = len(steps[-1].weight)
+            line = Line(ctx.stream.part(read, grown), *missing[:, read : read + grown])
+            found, line = units.backward(steps, total.part(read, grown), line, total.part(0, read))
+            missing[:, :read] += line.slope, line.constant
+            gradients = found + gradients
+        x = ctx.layers[0][0].x
+        of_x = Map.empty(total.size, x.channels)
+        line = Line(x, *missing[:, : x.channels])
+        units.straighten(total.part(0, x.channels), line, of_x)
+        return of_x.tensor(), None, None, *gradients
+
+
+class _Adding(Function):
+    """Blocks whose results are added to their input, one after another."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, chains: list[Chain], moments: Any, *weights: Tensor) -> Tensor:
+        stream = Map.copied(x)
+        known = moments_of(x)
+        if len(known):
+            moments[:] = known
+        else:
+            units.find_moments(stream, moments)
+        ctx.blocks = []
+        for chain in chains:
+            out = Map.empty(stream.size, stream.channels)
+            steps, moments[:] = units.forward(chain, stream, moments, out, added=stream)
+            ctx.blocks.append(steps)
+            stream = out
+        y = stream.tensor()
+        ctx.save_for_backward(y, *weights)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        _ = ctx.saved_tensors
+        total, line = Map.copied(grad), None
+        gradients: list[Tensor] = []
+        for steps in reversed(ctx.blocks):
+            found, line = units.backward(steps, total, line, total)
+            gradients = found + gradients
+        assert line is not None
+        units.straighten(total, line, total)
+        return total.tensor(), None, None, *gradients

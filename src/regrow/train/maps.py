@@ -1,0 +1,86 @@
+"""Maps in memory as compiled kernels take them: float32, the channels of a pixel side by side."""
+
+import threading
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+_memory = threading.local()  # that kernels work in, one a thread
+
+
+@dataclass(frozen=True)
+class Map:
+    """Some channels of ``[images, height, width, all channels]``."""
+
+    data: Tensor  # keeps the memory
+    size: tuple[int, int, int]  # images, height, width
+    channels: int
+    between: int  # channels from pixel to pixel
+    first: int = 0
+
+    @staticmethod
+    def of(x: Tensor) -> "Map":
+        """Return a tensor ``[images, channels, height, width]`` in channels-last as a map."""
+        images, channels, height, width = x.shape
+        return Map(x, (images, height, width), channels, channels)
+
+    @staticmethod
+    def empty(size: tuple[int, int, int], channels: int) -> "Map":
+        """Return a map at whose end there is room for a vector of channels."""
+        from regrow.models.vectors import LANES
+
+        images, height, width = size
+        memory = torch.empty(images * height * width * channels + LANES)
+        return Map(memory, size, channels, channels)
+
+    @staticmethod
+    def copied(x: Tensor) -> "Map":
+        """Return a copy of a tensor at whose end there is room for a vector of channels."""
+        images, channels, height, width = x.shape
+        found = Map.empty((images, height, width), channels)
+        found.tensor().copy_(x)
+        return found
+
+    def tensor(self) -> Tensor:
+        """Return ``[images, channels, height, width]`` in the same memory.
+
+        No view in the eyes of autograd, which counts changes of it alone.
+        """
+        images, height, width = self.size
+        row, image = width * self.between, height * width * self.between
+        shape, strides = (images, self.channels, height, width), (image, 1, row, self.between)
+        return torch.empty(0).set_(self.data.untyped_storage(), self.first, shape, strides)
+
+    def part(self, first: int, channels: int) -> "Map":
+        """Return so many channels from one on."""
+        return replace(self, first=self.first + first, channels=channels)
+
+    @property
+    def address(self) -> int:
+        """Return where the first number lies."""
+        return self.data.data_ptr() + 4 * self.first
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """Return images, height, width, channels, and channels from pixel to pixel."""
+        return *self.size, self.channels, self.between
+
+    @property
+    def pixels(self) -> int:
+        """Count the pixels of all images."""
+        images, height, width = self.size
+        return images * height * width
+
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        """Return pixels, channels, and channels from pixel to pixel."""
+        return self.pixels, self.channels, self.between
+
+
+def room(num: int) -> Tensor:
+    """Return room for so many numbers, kept from call to call."""
+    found: Tensor | None = getattr(_memory, "room", None)
+    if found is None or len(found) < num:
+        found = _memory.room = torch.zeros(num)  # a block's last rows are computed with, not read
+    return found

@@ -1,0 +1,209 @@
+"""Norm, ReLU and convolution as one operation on maps, forward and back, in float32 on a CPU.
+
+The map between ReLU and convolution is never written: it is computed where the convolution reads
+it, there and again in the backward pass.
+
+The gradient of a norm's input x is factor * slope + line, where slope is the gradient past the
+ReLU, and the line (in x) has sums over all of it. So a gradient is passed on in two parts: a map,
+and what is missing of it.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from regrow.models.fused import addresses
+from regrow.train import tiled
+from regrow.train.maps import Map, room
+
+
+class Unit(NamedTuple):
+    """Norm, ReLU and convolution, one after another."""
+
+    norm: nn.BatchNorm2d
+    relu: nn.Module
+    conv: nn.Conv2d
+
+
+Chain = tuple[Unit, ...]  # what a layer or block computes of the stream
+
+
+class Step(NamedTuple):
+    """What a unit did: the map it read, and what its norm made of the statistics."""
+
+    x: Map
+    saved: Any  # float64 [4, channels], as of ``kernels.statistics``
+    lines: Tensor  # factor, term and mean: whole vectors of channels
+    weight: Tensor  # of the convolution
+
+
+class Line(NamedTuple):
+    """What is missing of a gradient: slope * map + constant."""
+
+    x: Map
+    slope: Any  # float64 [channels]
+    constant: Any
+
+    def rows(self) -> Tensor:
+        """Return slopes and constants for kernels."""
+        return _vectors(np.stack([self.slope, self.constant]))
+
+
+def forward(
+    chain: Chain, x: Map, moments: Any, out: Map, *, added: Map | None = None
+) -> tuple[list[Step], Any]:
+    """Write what units make of a map; return what they did, and the moments of what they made."""
+    steps = []
+    for unit in chain:
+        step = _step(unit, x, moments)
+        last = unit is chain[-1]
+        y = out if last else Map.empty(x.size, unit.conv.out_channels)
+        moments = _convolve(step, y, added if last else None)
+        steps.append(step)
+        x = y
+    return steps, moments
+
+
+def _step(unit: Unit, x: Map, moments: Any) -> Step:
+    from regrow.models import kernels
+
+    norm, saved = unit.norm, np.empty((4, x.channels))
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    moments = np.ascontiguousarray(moments)
+    kernels.statistics(x.pixels, moments, addresses(norm), norm.eps, norm.momentum, saved)
+    return Step(x, saved, _vectors(saved[[2, 3, 0]]), unit.conv.weight)
+
+
+def _convolve(step: Step, y: Map, added: Map | None) -> Any:
+    """Write a convolution of relu(norm(map)), and return its moments."""
+    from regrow.models import pointwise
+    from regrow.models.vectors import LANES
+    from regrow.models.winograd import padded
+
+    moments = np.empty((3, y.channels))
+    if step.weight.shape[2:] != (1, 1):
+        tiled.convolve(step.x, step.weight, y, lines=step.lines)
+        find_moments(y, moments)
+        return moments
+    outputs, inputs = step.weight.shape[:2]
+    lanes = padded(outputs)
+    weight = step.weight.new_zeros(lanes, inputs)
+    weight[:outputs] = step.weight.flatten(1)
+    vectors = weight.view(-1, LANES, inputs).transpose(1, 2).contiguous()
+    pointwise.convolve(
+        step.x.address,
+        step.x.rows,
+        step.lines.data_ptr(),
+        vectors.data_ptr(),
+        0 if added is None else added.address,
+        y.address,
+        (outputs, y.between),
+        room(pointwise.room_of(inputs, outputs)).data_ptr(),
+        moments,
+    )
+    return moments
+
+
+def backward(steps: list[Step], grad: Map, line: Line | None, to: Map) -> tuple[list[Tensor], Line]:
+    """Add the gradient of the map that units read to another, but for the line that is returned.
+
+    ``grad`` is that of what they wrote, ``line`` what is missing of it. Returned before: gradients
+    of their parameters.
+    """
+    gradients: list[Tensor] = []
+    for step in reversed(steps):
+        adding = step is steps[0]
+        of_x = to if adding else Map.empty(step.x.size, step.x.channels)
+        sums = np.zeros((2, step.lines.shape[1]))
+        behind = tiled.Behind(step.x, step.lines, adding, sums)
+        if step.weight.shape[2:] == (1, 1):
+            of_weight = _gradients_of_product(step, grad, line, of_x, behind)
+        else:
+            if line is not None:
+                whole = grad.channels == grad.between
+                straight = grad if whole else Map.empty(grad.size, grad.channels)
+                straighten(grad, line, straight)
+                grad = straight
+            of_weight = tiled.gradient_of_weight(step.x, grad, lines=step.lines)
+            tiled.gradient_of_map(grad, step.weight, of_x, behind=behind)
+        of_norm, line = _of_norm(step, sums)
+        gradients = [*of_norm, of_weight, *gradients]
+        grad = of_x
+    assert line is not None
+    return gradients, line
+
+
+def _gradients_of_product(
+    step: Step, grad: Map, line: Line | None, of_x: Map, behind: tiled.Behind
+) -> Tensor:
+    """Write the gradient of what lies behind a 1x1 convolution; return that of its weight."""
+    from regrow.models import pointwise
+    from regrow.models.vectors import LANES
+    from regrow.models.winograd import padded
+
+    outputs, inputs = step.weight.shape[:2]
+    lanes, rows = padded(inputs), padded(outputs)
+    weight = step.weight.new_zeros(outputs, lanes)
+    weight[:, :inputs] = step.weight.flatten(1)
+    vectors = weight.view(outputs, -1, LANES).transpose(0, 1).contiguous()
+    of_weight = torch.empty(lanes // LANES, rows, LANES)
+    missing = None if line is None else line.rows()
+    pointwise.gradients(
+        step.x.address,
+        step.x.rows,
+        step.lines.data_ptr(),
+        vectors.data_ptr(),
+        grad.address,
+        (outputs, grad.between),
+        (0, 0) if line is None or missing is None else (line.x.address, missing.data_ptr()),
+        of_x.address,
+        behind.adding,
+        of_weight.data_ptr(),
+        behind.sums,
+        room(pointwise.room_of(inputs, outputs)).data_ptr(),
+    )
+    found = of_weight[:, :outputs].transpose(0, 1).flatten(1)[:, :inputs]
+    return found.contiguous().view_as(step.weight)
+
+
+def _of_norm(step: Step, sums: Any) -> tuple[list[Tensor], Line]:
+    from regrow.models import kernels
+
+    channels = step.x.channels
+    of_weight, of_bias = torch.empty(channels), torch.empty(channels)
+    slope, constant = kernels.line(
+        step.x.pixels, sums[0], sums[1], step.saved, of_weight.numpy(), of_bias.numpy()
+    )
+    return [of_weight, of_bias], Line(step.x, slope, constant)
+
+
+def straighten(grad: Map, line: Line, out: Map) -> None:
+    """Write a gradient with what is missing of it."""
+    from regrow.models import pointwise
+
+    assert grad.between == line.x.between
+    rows = line.rows()
+    pointwise.straighten(
+        grad.address, line.x.address, rows.data_ptr(), grad.rows, out.address, out.between
+    )
+
+
+def find_moments(x: Map, moments: Any) -> None:
+    """Write the moments of a map: ``[3, channels]``, as ``kernels.statistics`` wants them."""
+    from regrow.models import pointwise
+    from regrow.models.winograd import padded
+
+    num = 3 * padded(x.channels)
+    pointwise.moments(x.address, x.rows, room(num).data_ptr(), moments)
+
+
+def _vectors(rows: Any) -> Tensor:
+    """Return rows of channels as float32, filled up with zeros to whole vectors."""
+    from regrow.models.winograd import padded
+
+    found = torch.zeros(len(rows), padded(rows.shape[1]))
+    found.numpy()[:, : rows.shape[1]] = rows
+    return found
