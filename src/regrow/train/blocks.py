@@ -32,7 +32,7 @@ from regrow.train import units
 from regrow.train.fast_convolutions import TILED_PIXELS, is_fast
 from regrow.train.maps import Map
 from regrow.train.small_maps import computed_by
-from regrow.train.units import Chain, Line, Unit
+from regrow.train.units import Chain, Missing, NormedConvolution
 
 # Of layers and blocks: the names of their units' modules.
 UNITS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -101,7 +101,8 @@ def _is_plain(part: nn.Module) -> bool:
 def _chain(part: nn.Module) -> Chain:
     names = UNITS[type(part)]
     return tuple(
-        Unit(*(getattr(part, kind + name) for kind in ("norm", "relu", "conv"))) for name in names
+        NormedConvolution(*(getattr(part, kind + name) for kind in ("norm", "relu", "conv")))
+        for name in names
     )
 
 
@@ -182,13 +183,13 @@ class _Appending(Function):
         for steps in reversed(ctx.layers):
             read = steps[0].x.channels
             grown = len(steps[-1].weight)
-            line = Line(ctx.stream.part(read, grown), *missing[:, read : read + grown])
+            line = Missing(ctx.stream.part(read, grown), *missing[:, read : read + grown])
             found, line = units.backward(steps, total.part(read, grown), line, total.part(0, read))
             missing[:, :read] += line.slope, line.constant
             gradients = found + gradients
         x = ctx.layers[0][0].x
         of_x = Map.empty(total.size, x.channels)
-        line = Line(x, *missing[:, : x.channels])
+        line = Missing(x, *missing[:, : x.channels])
         units.straighten(total.part(0, x.channels), line, of_x)
         return of_x.tensor(), None, None, *gradients
 

@@ -19,7 +19,7 @@ from regrow.train import tiled
 from regrow.train.maps import Map, room
 
 
-class Unit(NamedTuple):
+class NormedConvolution(NamedTuple):
     """Norm, ReLU and convolution, one after another."""
 
     norm: nn.BatchNorm2d
@@ -27,10 +27,10 @@ class Unit(NamedTuple):
     conv: nn.Conv2d
 
 
-Chain = tuple[Unit, ...]  # what a layer or block computes of the stream
+Chain = tuple[NormedConvolution, ...]  # what a layer or block computes of the stream
 
 
-class Step(NamedTuple):
+class Remembered(NamedTuple):
     """What a unit did: the map it read, and what its norm made of the statistics."""
 
     x: Map
@@ -39,7 +39,7 @@ class Step(NamedTuple):
     weight: Tensor  # of the convolution
 
 
-class Line(NamedTuple):
+class Missing(NamedTuple):
     """What is missing of a gradient: slope * map + constant."""
 
     x: Map
@@ -53,7 +53,7 @@ class Line(NamedTuple):
 
 def forward(
     chain: Chain, x: Map, moments: Any, out: Map, *, added: Map | None = None
-) -> tuple[list[Step], Any]:
+) -> tuple[list[Remembered], Any]:
     """Write what units make of a map; return what they did, and the moments of what they made."""
     steps = []
     for unit in chain:
@@ -66,7 +66,7 @@ def forward(
     return steps, moments
 
 
-def _step(unit: Unit, x: Map, moments: Any) -> Step:
+def _step(unit: NormedConvolution, x: Map, moments: Any) -> Remembered:
     from regrow.models import kernels
 
     norm, saved = unit.norm, np.empty((4, x.channels))
@@ -74,10 +74,10 @@ def _step(unit: Unit, x: Map, moments: Any) -> Step:
     norm.num_batches_tracked.add_(1)
     moments = np.ascontiguousarray(moments)
     kernels.statistics(x.pixels, moments, addresses(norm), norm.eps, norm.momentum, saved)
-    return Step(x, saved, _vectors(saved[[2, 3, 0]]), unit.conv.weight)
+    return Remembered(x, saved, _vectors(saved[[2, 3, 0]]), unit.conv.weight)
 
 
-def _convolve(step: Step, y: Map, added: Map | None) -> Any:
+def _convolve(step: Remembered, y: Map, added: Map | None) -> Any:
     """Write a convolution of relu(norm(map)), and return its moments."""
     from regrow.models import pointwise
     from regrow.models.vectors import LANES
@@ -107,7 +107,9 @@ def _convolve(step: Step, y: Map, added: Map | None) -> Any:
     return moments
 
 
-def backward(steps: list[Step], grad: Map, line: Line | None, to: Map) -> tuple[list[Tensor], Line]:
+def backward(
+    steps: list[Remembered], grad: Map, line: Missing | None, to: Map
+) -> tuple[list[Tensor], Missing]:
     """Add the gradient of the map that units read to another, but for the line that is returned.
 
     ``grad`` is that of what they wrote, ``line`` what is missing of it. Returned before: gradients
@@ -137,7 +139,7 @@ def backward(steps: list[Step], grad: Map, line: Line | None, to: Map) -> tuple[
 
 
 def _gradients_of_product(
-    step: Step, grad: Map, line: Line | None, of_x: Map, behind: tiled.Behind
+    step: Remembered, grad: Map, line: Missing | None, of_x: Map, behind: tiled.Behind
 ) -> Tensor:
     """Write the gradient of what lies behind a 1x1 convolution; return that of its weight."""
     from regrow.models import pointwise
@@ -169,7 +171,7 @@ def _gradients_of_product(
     return found.contiguous().view_as(step.weight)
 
 
-def _of_norm(step: Step, sums: Any) -> tuple[list[Tensor], Line]:
+def _of_norm(step: Remembered, sums: Any) -> tuple[list[Tensor], Missing]:
     from regrow.models import kernels
 
     channels = step.x.channels
@@ -177,10 +179,10 @@ def _of_norm(step: Step, sums: Any) -> tuple[list[Tensor], Line]:
     slope, constant = kernels.line(
         step.x.pixels, sums[0], sums[1], step.saved, of_weight.numpy(), of_bias.numpy()
     )
-    return [of_weight, of_bias], Line(step.x, slope, constant)
+    return [of_weight, of_bias], Missing(step.x, slope, constant)
 
 
-def straighten(grad: Map, line: Line, out: Map) -> None:
+def straighten(grad: Map, line: Missing, out: Map) -> None:
     """Write a gradient with what is missing of it."""
     from regrow.models import pointwise
 
