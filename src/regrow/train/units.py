@@ -31,7 +31,7 @@ Chain = tuple[NormedConvolution, ...]  # what a layer or block computes of the s
 
 
 class Remembered(NamedTuple):
-    """What a unit did: the map it read, and what its norm made of the statistics."""
+    """The map that a unit read, and its statistics as its norm uses them, for the way back."""
 
     x: Map
     saved: Any  # float64 [4, channels], as of ``kernels.statistics``
@@ -40,7 +40,7 @@ class Remembered(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """What is missing of a gradient: slope * map + constant."""
+    """The rest of a gradient: slope * map + constant."""
 
     x: Map
     slope: Any  # float64 [channels]
