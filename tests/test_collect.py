@@ -11,6 +11,7 @@ from regrow.jobs.base import Job, all_jobs
 from regrow.jobs.prune import Prune
 from regrow.jobs.train import Train
 from regrow.report.collect import below, collect
+from regrow.report.files import write_study
 from regrow.report.rows import Ending
 from regrow.report.setups import setup
 from regrow.store import Store
@@ -162,6 +163,24 @@ def test_what_stands_on_a_damaged_record_has_no_number(study: Study, store: Stor
         assert run.status == ("missing" if place in damaged else "done")
         assert (run.score is None) == (place in damaged)
     assert [failure.label for failure in failures] == [prune.label]
+
+
+def test_a_report_with_its_ledger_and_its_page_reads_each_record_once(
+    study: Study, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = all_jobs(study.jobs())
+    for job in jobs.values():
+        finish(store, job)
+    read: list[str] = []
+    record = Store.record
+
+    def noting(self: Store, key: str, **options: Any) -> dict[str, Any]:
+        read.append(key)
+        return record(self, key, **options)
+
+    monkeypatch.setattr(Store, "record", noting)
+    write_study(study, store, tmp_path / "out", command="regrow report", html=True, refresh=9)
+    assert sorted(read) == sorted(jobs)
 
 
 def test_stages_of_a_job_come_once_each(study: Study) -> None:

@@ -1,6 +1,7 @@
 """Comparing two stores, reports or records."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from commands import Command
 from regrow.report import write
+from regrow.report.differences import Item, _nearest
 from regrow.store import Store
 from test_report import HOW, make_arm
 
@@ -109,3 +111,29 @@ def test_what_cannot_be_compared_is_one_message(
     assert shown.code == 2
     assert word in shown.text
     assert shown.err.count("\n") == 1
+
+
+def test_the_most_similar_requests_of_a_kind_are_paired_first() -> None:
+    rng = random.Random(3)
+
+    def items(num: int) -> list[Item]:
+        settings = [{n: rng.randint(0, 2) for n in "abcd"} for _ in range(num)]
+        kinds = rng.choices(["train 0", "train 1", "prune 0"], k=num)
+        return [
+            Item(label=str(i), kind=kind, settings=own, numbers={})
+            for i, (kind, own) in enumerate(zip(kinds, settings, strict=True))
+        ]
+
+    for _ in range(50):
+        a, b = items(rng.randint(0, 9)), items(rng.randint(0, 9))
+        distances = sorted(
+            (sum(2 * (x.settings[n] != y.settings[n]) for n in "abcd"), i, j)
+            for i, x in enumerate(a)
+            for j, y in enumerate(b)
+            if x.kind == y.kind
+        )
+        expected: list[tuple[Item, Item]] = []
+        for _, i, j in distances:
+            if not any(x is a[i] or y is b[j] for x, y in expected):
+                expected.append((a[i], b[j]))
+        assert [*_nearest(a, b)] == expected

@@ -12,10 +12,12 @@ from regrow.jobs.arms import ARMS, DEFAULT_ARMS, PRUNED, Arm, Budget
 from regrow.report import write
 from regrow.report.answer import answer, sentence
 from regrow.report.figures import STYLES, arm_styles
-from regrow.report.questions import reference
+from regrow.report.questions import _best, reference
 from regrow.report.rows import Ending, Run, summarise
+from regrow.report.statistics import mean_and_std
 from regrow.report.verdict import Verdict, verdicts
 from regrow.studies.experiment import read_experiments
+from regrow.tasks.metric import ACCURACY
 
 NAMES = [*(arm.name for arm in DEFAULT_ARMS[1:]), "scratchpad", "from-scratch", "prune-c", "x"]
 POOL = (
@@ -342,3 +344,51 @@ def test_noise_alone_hardly_ever_gives_a_difference(num_cells: int, mean: float)
         assert sum(wrong.values()) == 0
     # 2.5 % are expected; the probability of more than 11 of 150 is below 0.1 %.
     assert max(wrong.values()) <= 0.025 * num + 7
+
+
+def plainly_best(arms: Sequence[Sequence[Run]]) -> list[Run]:
+    """Choose the best arm for each seed as it is defined, anew for each seed."""
+
+    def gain(scores: Sequence[float]) -> float:
+        return ACCURACY.gain(mean_and_std(scores)[0]) if scores else float("-inf")
+
+    chosen = []
+    for seed in dict.fromkeys(run.seed for runs in arms for run in runs):
+        candidates = [(run, runs) for runs in arms for run in runs if run.seed == seed]
+        finished = [pair for pair in candidates if pair[0].done] or candidates
+        others = [
+            [r.score for r in runs if r.done and r.seed != seed and r.score is not None]
+            for _, runs in finished
+        ]
+        if not any(others):
+            others = [[run.score] if run.score is not None else [] for run, _ in finished]
+        gains = [gain(scores) for scores in others]
+        chosen.append(finished[gains.index(max(gains))][0])
+    return chosen
+
+
+def test_the_best_arm_of_each_seed_is_what_its_definition_says() -> None:
+    rng = random.Random(5)
+    for _ in range(300):
+        arms = []
+        for arm in rng.sample(POOL, rng.randint(1, 3)):
+            scores = [rng.choice([90.0, 91.0, 90.0 + rng.random()]) for _ in range(4)]
+            runs = [r for r in runs_of(arm, scores) if rng.random() < 0.9]
+            undone: dict[str, Any] = {"status": "missing", "score": None}
+            arms.append([replace(r, **undone) if rng.random() < 0.2 else r for r in runs])
+        assert _best(arms) == plainly_best(arms)
+
+
+def test_choosing_the_best_arm_of_each_seed_takes_one_look_at_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def noting(values: Sequence[float]) -> tuple[float, float | None]:
+        seen.append(len(values))
+        return mean_and_std(values)
+
+    monkeypatch.setattr("regrow.report.questions.mean_and_std", noting)
+    monkeypatch.setattr("regrow.report.statistics.mean_and_std", noting)
+    _best([runs_of(arm, near(90, random.Random(1), num=500)) for arm in POOL[:2]])
+    assert sum(seen) <= 2 * 500

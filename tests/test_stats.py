@@ -12,6 +12,7 @@ from regrow.report.statistics import (
     equivalence,
     holm,
     mean_and_std,
+    means_of_others,
     paired,
     pooled,
     seeds_to_settle,
@@ -108,6 +109,15 @@ def test_equal_differences_are_judged_by_an_exact_sign_test(shift: float, p: flo
 def test_equal_differences_within_the_margin_are_equivalent_with_enough_pairs() -> None:
     assert equivalence(paired(SECOND, SECOND)).p == 2.0**-5
     assert equivalence(paired([96.0, 97.0], [95.0, 96.0])).p == 1.0
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.sampled_from([93.1, 93.1 + 1e-12]), max_size=9))
+def test_means_of_all_others_are_to_the_bit_those_of_each_list_without_one(
+    values: list[float],
+) -> None:
+    others = [values[:i] + values[i + 1 :] for i in range(len(values))]
+    expected = [mean_and_std(part)[0] if part else None for part in others]
+    assert means_of_others(values) == expected
 
 
 def test_mean_and_std_do_not_depend_on_the_order() -> None:

@@ -84,6 +84,7 @@ class Registry(Generic[T]):
         self.also = also or {}
         self._values: dict[str, T] = {}
         self._origins: dict[str, str] = {}
+        self._own: set[str] = set()  # names whose code is part of regrow itself
         self._discovered = False
 
     def add(
@@ -103,7 +104,11 @@ class Registry(Generic[T]):
             )
         self._values[key] = value
         self._origins[key] = source
-        if not Path(source).is_relative_to(PACKAGE) and source != self.package:
+        if Path(source).is_relative_to(PACKAGE):
+            self._own.add(key)
+            return
+        self._own.discard(key)
+        if source != self.package:
             _ELSEWHERE.add(source)
 
     def get(self, name: str) -> T:
@@ -160,9 +165,7 @@ class Registry(Generic[T]):
 
     def added(self) -> tuple[str, ...]:
         """Return the names registered so far by files outside the package; imports nothing."""
-        return tuple(
-            name for name, file in self._origins.items() if not Path(file).is_relative_to(PACKAGE)
-        )
+        return tuple(name for name in self._origins if name not in self._own)
 
     def known(self) -> tuple[str, ...]:
         """Return every registered name, sorted; imports nothing where the source shows them."""
@@ -189,7 +192,10 @@ class Registry(Generic[T]):
 
     def is_own(self, name: str) -> bool:
         """Tell whether the code behind a name is known to be part of regrow itself."""
-        return Path(self.origin(name)).is_relative_to(PACKAGE)
+        if self.outside is not None and self.outside.is_name(name):
+            return Path(self.outside.origin(name)).is_relative_to(PACKAGE)
+        self.get(name)  # its module may not be imported yet
+        return self.key(name) in self._own
 
     def code(self, name: str) -> str | None:
         """Digest the file behind a name that is not part of regrow itself, else None.
@@ -200,8 +206,7 @@ class Registry(Generic[T]):
             code = self.outside.code(name)
             if code is not None:
                 return code
-        source = Path(self.origin(name))
-        if not source.is_file() or self.is_own(name):
+        if self.is_own(name) or not (source := Path(self.origin(name))).is_file():
             return None
         return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
 

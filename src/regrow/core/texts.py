@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 _JOINERS = "\u200c\u200d"  # which letters of some scripts, and emoji, need
 # Everything that may have to be written out, for a quick look at text that is mostly plain.
 _SUSPECT = re.compile("[^\t\n\x20-\x7e\xa1-\xac\xae-\u02ff\u0370-\u05ff]")
+_BREAKS = re.compile("[\t\n]")
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of Unicode
 
 
@@ -30,7 +31,7 @@ def one_line(text: str) -> str:
     >>> one_line("a\nb")
     'a\\nb'
     """
-    return "".join(c if c not in "\t\n" else repr(c)[1:-1] for c in visible(text))
+    return _BREAKS.sub(lambda found: repr(found[0])[1:-1], visible(text))
 
 
 def markdown_text(text: str) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -67,7 +67,7 @@ class Retrain(Keyed):
             data=self.data.content,
             arm=self.arm.to_json(),
             recipe=self.recipe.to_json(),
-            recipe_code=self.arm.recipe(self.recipe, 1).code(),
+            recipe_code=recipe_of(self.arm, self.recipe, 1).code(),
             seed=self.seed,
             treatment=self.treated and self.treated.to_json(),
             draw=SPARSE_DRAW if self.draws_sparse else None,
@@ -250,6 +250,12 @@ class Retrain(Keyed):
         model = edit.cut(model)
         edit.mask_(model)
         return model, begun
+
+
+@lru_cache(maxsize=1024)
+def recipe_of(arm: Arm, base: Recipe, epochs: float) -> Recipe:
+    """Return the recipe that an arm trains with; thousands of jobs have one of a few."""
+    return arm.recipe(base, epochs)
 
 
 def flops_ratio(before: Cost, after: Cost, arm: Arm) -> float:

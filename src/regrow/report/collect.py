@@ -1,7 +1,7 @@
 """The runs of a study, read from a store: each cell's record, and its total cost."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from regrow.core.texts import quoted
@@ -10,7 +10,7 @@ from regrow.core.validation import is_number
 from regrow.errors import Damaged, short
 from regrow.jobs.arms import Arm
 from regrow.jobs.base import Job, all_jobs, notices
-from regrow.jobs.retrain import Retrain
+from regrow.jobs.retrain import Retrain, recipe_of
 from regrow.report.extras import details_table
 from regrow.report.render import Extra, Failure
 from regrow.report.rows import Ending, Run, Status, fairness
@@ -26,11 +26,15 @@ BENEATH = "classifier"  # what others are built on
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """The results of a study in a store, as a report takes them; a run for each cell."""
+    """The results of a study in a store, as a report takes them; a run for each cell.
+
+    ``reader`` has the records that they were made of.
+    """
 
     cells: tuple[Cell, ...]
     runs: tuple[Run, ...]
     failures: tuple[Failure, ...]
+    reader: "Reader" = field(repr=False, compare=False)
     extras: tuple[Extra, ...] = ()
     notes: tuple[str, ...] = ()  # limits that the runs do not show
 
@@ -64,6 +68,7 @@ def results_of(study: Study, store: Store) -> Results:
         cells=tuple(cells),
         runs=runs,
         failures=tuple(reader.failures(cells)),
+        reader=reader,
         extras=tuple(extras),
         notes=tuple(notes),
     )
@@ -192,17 +197,24 @@ class Reader:
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self.store = store
         self._snapshot = store.snapshot()
         self._records: dict[str, dict[str, Any]] = {}
         self._damaged: dict[str, str] = {}
+        self._stages: dict[str, tuple[Job, ...]] = {}
+
+    def stages(self, job: Job) -> tuple[Job, ...]:
+        """Return a job and all that it stands on, each once."""
+        if job.key not in self._stages:
+            self._stages[job.key] = (job, *below(job))
+        return self._stages[job.key]
 
     def record(self, job: Job) -> dict[str, Any]:
         """Return what a finished job found."""
         if job.key not in self._records:
-            record = self._store.record(job.key, spec=job.spec)
+            record = self.store.record(job.key, spec=job.spec)
             if (problem := _unmeant(record, job)) is not None:
-                file = self._store.record_file(job.key)
+                file = self.store.record_file(job.key)
                 raise Damaged(f"{file} is damaged: {problem}. Move it out of the store.")
             self._records[job.key] = job.recounted(record)
         return self._records[job.key]
@@ -223,7 +235,7 @@ class Reader:
         if job.key not in self._snapshot.failed or job.key in self._damaged:
             return None
         try:
-            failure = self._store.failure(job.key)
+            failure = self.store.failure(job.key)
         except Damaged as error:
             self._damaged[job.key] = str(error)
             return None
@@ -233,18 +245,20 @@ class Reader:
         """Return what failed, or is damaged, of all that cells stand on."""
         failures: dict[str, Failure] = {}
         for cell in cells:
-            for job in (*below(cell.job), cell.job):
-                problem = None if self.has(job) else self.failure(job)
-                problem = self._damaged.get(job.key, problem)
+            job, *beneath = self.stages(cell.job)
+            for stage in (*beneath, job):
+                problem = None if self.has(stage) else self.failure(stage)
+                problem = self._damaged.get(stage.key, problem)
                 if problem is not None:
-                    failures[job.key] = Failure(label=job.label, message=problem)
+                    failures[stage.key] = Failure(label=stage.label, message=problem)
         return list(failures.values())
 
     def run(self, cell: Cell) -> Run:
         """Return what is known of a cell."""
         experiment, use, cut, arm, job = cell.experiment, cell.use, cell.cut, cell.arm, cell.job
         metric = self._data(job).metric
-        published = any(stage.is_published for stage in (job, *below(job)))
+        stages = self.stages(job)
+        published = any(stage.is_published for stage in stages)
         checkpoint = experiment.model.checkpoint
         trained_before = (checkpoint.epochs or 0) if checkpoint is not None else 0
         common: dict[str, Any] = {
@@ -267,7 +281,6 @@ class Reader:
             "given": published or job.from_given,
             **self._beneath(cell),
         }
-        stages = (job, *below(job))
         if not all(self.has(stage) for stage in stages):
             failed = any(self.failure(stage) is not None for stage in stages)
             status: Status = "failed" if failed else "missing"
@@ -310,12 +323,12 @@ class Reader:
         if base is not None and base.initial is not None:  # the method trained on from it
             base = base.initial
         own = self.record(job)["epochs"]
-        records = [self.record(stage) for stage in (job, *below(job))]
+        records = [self.record(stage) for stage in self.stages(job)]
         total = sum(record["epochs"] for record in records if "training_flops" in record)
         before = 0 if base is None else self.record(base)["epochs"]
         return {
             "base": "" if base is None else base.key,
-            "recipe": cell.arm.recipe(experiment.recipe, own).rate_words if own else "",
+            "recipe": recipe_of(cell.arm, experiment.recipe, own).rate_words if own else "",
             "total_epochs": round(total, 6),  # a last epoch may be trained in part
             "pruning_epochs": round(total - own - before, 6),
         }
@@ -370,8 +383,8 @@ class Reader:
         measured = None if task is None else task.measured_baseline
         if measured is None:
             return data.chance
-        stages = [stage for stage in (job, *below(job)) if stage.scored_on == data]
-        (first,) = (e for e in stages if not any(stage.scored_on == data for stage in below(e)))
+        stages = [stage for stage in self.stages(job) if stage.scored_on == data]
+        (first,) = (e for e in stages if not any(s.scored_on == data for s in self.stages(e)[1:]))
         return data.metric.reported(measured(self.record(first)["before"]))
 
     def _beneath(self, cell: Cell) -> dict[str, Any]:
@@ -403,7 +416,7 @@ class Reader:
 
     def _emptied(self, job: Job) -> int:
         """Count layers that only the guard kept alive, but not those of networks it follows."""
-        jobs = (job, *below(job))
+        jobs = self.stages(job)
         guides = {guide.key for stage in jobs for guide in stage.guides}
         records = [self.record(stage) for stage in jobs if stage.key not in guides]
         return sum(len(record["guarded"]) for record in records if "guarded" in record)

@@ -8,9 +8,11 @@ compared first; of what is left, the most similar requests of the same kind and 
 """
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +152,7 @@ def differences(a: ComparedSide, b: ComparedSide) -> Differences:
     if a.what == "record":
         pairs, only = [(item, other) for item in a.items.values() for other in b.items.values()], []
     else:
-        both = [key for key in a.items if key in b.items]
+        both = {key: None for key in a.items if key in b.items}
         left = [[i for k, i in side.items.items() if k not in both] for side in (a, b)]
         nearest = [*_nearest(*left)]
         pairs = [*((a.items[key], b.items[key]) for key in both), *nearest]
@@ -252,29 +254,57 @@ def _numbers(pairs: Iterable[tuple[Item, Item]]) -> Iterator[Change]:
 
 def _nearest(a: list[Item], b: list[Item]) -> Iterator[tuple[Item, Item]]:
     """Pair requests of one kind by how few settings differ, the most similar first."""
-    by_kind: dict[str, list[Item]] = {}
-    for item in b:
-        by_kind.setdefault(item.kind, []).append(item)
-    parts = {id(item): {(n, _text(v)) for n, v in item.settings.items()} for item in (*a, *b)}
-    distances = [
-        (len(parts[id(x)] ^ parts[id(y)]), i, j)
-        for i, x in enumerate(a)
-        for j, y in enumerate(by_kind.get(x.kind, ()))
+    by_kind: dict[str, tuple[list[int], list[int]]] = {}
+    for side, items in enumerate((a, b)):
+        for place, item in enumerate(items):
+            by_kind.setdefault(item.kind, ([], []))[side].append(place)
+    bits: dict[tuple[str, str], int] = {}
+    settings_a, settings_b = ([_as_bits(item.settings, bits) for item in side] for side in (a, b))
+    pairs = [
+        (distance, places_a[i], places_b[j])
+        for places_a, places_b in by_kind.values()
+        for distance, i, j in _nearest_first(
+            [settings_a[place] for place in places_a], [settings_b[place] for place in places_b]
+        )
     ]
-    taken_a: set[int] = set()
-    taken_b: set[int] = set()
-    for _, i, j in sorted(distances):
-        x = a[i]
-        y = by_kind[x.kind][j]
-        if i not in taken_a and id(y) not in taken_b:
-            taken_a.add(i)
-            taken_b.add(id(y))
-            yield x, y
+    yield from ((a[i], b[j]) for _, i, j in sorted(pairs))
+
+
+def _as_bits(settings: Flat, bits: dict[tuple[str, str], int]) -> int:
+    """Return settings as a number with a bit for each; ``bits`` has those of all seen before."""
+    parts = {(name, _text(value)) for name, value in settings.items()}
+    return sum(1 << bits.setdefault(part, len(bits)) for part in parts)
+
+
+def _nearest_first(a: list[int], b: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Pair numbers by how few bits differ, each once: (bits that differ, place in a, place in b).
+
+    Of equally near ones those come first that stand first.
+    """
+    at: defaultdict[int, array[int]] = defaultdict(lambda: array("q"))  # pairs, as one number each
+    for i, one in enumerate(a):
+        for j, other in enumerate(b):
+            at[(one ^ other).bit_count()].append(i * len(b) + j)
+    open_a, open_b = set(range(len(a))), set(range(len(b)))
+    for distance in sorted(at):
+        for pair in at[distance] if open_a and open_b else ():
+            i, j = divmod(pair, len(b))
+            if i in open_a and j in open_b:
+                open_a.remove(i)
+                open_b.remove(j)
+                yield distance, i, j
 
 
 def _of_records(name: str, what: str, store: Store, keys: Iterable[str]) -> ComparedSide:
     keys = tuple(keys)
     known, records = labels(store), {key: store.record(key) for key in keys}
+
+    @cache
+    def asked(key: str) -> Asked:
+        record = records.get(key) or (store.record(key) if store.has(key) else {})
+        settings = _flat(record.get("spec", {}))
+        return str(record.get("kind", "job")), settings, record.get("inputs", ())
+
     made: dict[str, set[str]] = {}
     for record in records.values():
         for part in MADE:
@@ -287,7 +317,7 @@ def _of_records(name: str, what: str, store: Store, keys: Iterable[str]) -> Comp
             key: Item(
                 label=known.get(key, f"{record.get('kind', 'job')} {key[:12]}"),
                 kind=f"{record.get('kind')} {record.get('spec', {}).get('seed')}",
-                settings=_request(key, records, store),
+                settings=_request(key, asked),
                 numbers=_flat({k: v for k, v in record.items() if k not in NOT_NUMBERS}),
             )
             for key, record in records.items()
@@ -296,18 +326,20 @@ def _of_records(name: str, what: str, store: Store, keys: Iterable[str]) -> Comp
     )
 
 
-def _request(key: str, records: dict[str, dict[str, Any]], store: Store) -> dict[str, Any]:
+Asked = tuple[str, Flat, Sequence[str]]  # kind, settings and inputs of a job
+
+
+def _request(key: str, asked: Callable[[str], Asked]) -> dict[str, Any]:
     """Return all settings of a job and of what it stands on, by kind; its own kind comes first."""
     settings: dict[str, Any] = {}
     kinds: Counter[str] = Counter()
     seen: dict[str, None] = {key: None}
     for name in (queue := [key]):
-        record = records.get(name) or (store.record(name) if store.has(name) else {})
-        kind = str(record.get("kind", "job"))
+        kind, own, inputs = asked(name)
         kinds[kind] += 1
         head = kind if kinds[kind] == 1 else f"{kind} {kinds[kind]}"
-        settings |= {f"{head}.{n}": v for n, v in _flat(record.get("spec", {})).items()}
-        for below in record.get("inputs", ()):
+        settings |= {f"{head}.{n}": v for n, v in own.items()}
+        for below in inputs:
             if below not in seen:
                 seen[below] = None
                 queue.append(below)

@@ -112,11 +112,18 @@ def drawing_style() -> Iterator[None]:
 
 def save(figure: "Figure", folder: Path, *, name: str, caption: str) -> SavedFigure:
     """Write a figure into a folder as PNG (150 dpi) and SVG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     saved = SavedFigure(caption=caption, name=name)
     png, svg = (folder / path for path in saved.paths)
-    figure.savefig(png, dpi=150)
+    # Not figure.savefig, which draws each file twice, at first to no effect but the layout.
+    dpi = figure.dpi
+    figure.dpi = 150
+    FigureCanvasAgg(figure).print_png(png)
+    figure.dpi = dpi
     figure.set_layout_engine("none")  # the layout stands; computing it again costs half the time
-    figure.savefig(svg, metadata={"Date": None})
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
     return saved
 
 

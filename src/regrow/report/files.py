@@ -7,7 +7,7 @@ from pathlib import Path
 
 from regrow.core.machine import machine
 from regrow.report import Report, write, writing
-from regrow.report.collect import Reader, Results, results_of
+from regrow.report.collect import Results, results_of
 from regrow.report.ledger import costs, ledger_csv, ledger_frame
 from regrow.store import Store
 from regrow.studies.study import Study
@@ -33,7 +33,7 @@ def write_study(
     drawn but the page, for browsers that read it again after so many seconds.
     """
     results = results_of(study, store)
-    each, together = costs(results.cells, Reader(store))
+    each, together = costs(results.cells, results.reader)
     written = write(
         results.runs,
         folder,
@@ -59,7 +59,7 @@ def write_study(
         from regrow.report.html import document_of, gather, write_document
 
         groups = [run.group for run in results.runs]
-        evidence = gather(results.cells, groups, store, weights=refresh is None)
+        evidence = gather(results.cells, groups, results.reader, weights=refresh is None)
         document = document_of(
             written,
             results.runs,

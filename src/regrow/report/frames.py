@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from regrow.report.collect import Reader, results_of
+from regrow.report.collect import results_of
 from regrow.report.rows import BUDGET, run_columns, runs_frame
 from regrow.store import TIMING, Store
 from regrow.studies.study import Study
@@ -46,11 +46,11 @@ def epochs_of(study: Study, store: Store) -> pd.DataFrame:
     """Return the same of a study that was read and a store that is open."""
     found = results_of(study, store)
     names = (*PLACE, *({BUDGET} & {*run_columns(found.runs)}))
-    reader, lines = Reader(store), []
+    lines: list[dict[str, Any]] = []
     for cell, run in zip(found.cells, found.runs, strict=True):
         if run.done:
             place = {name: getattr(run, name) for name in names}
-            history = reader.record(cell.job).get("history", ())
+            history = found.reader.record(cell.job).get("history", ())
             lines += [{**place, **line} for line in history]
     return pd.DataFrame(lines, columns=None if lines else [*names, "epoch", "lr", "loss"])
 

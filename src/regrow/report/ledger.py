@@ -15,7 +15,7 @@ from regrow.core.durations import in_words
 from regrow.core.energy import Energy
 from regrow.core.texts import listed
 from regrow.jobs.base import Job, all_jobs
-from regrow.report.collect import Reader, below
+from regrow.report.collect import Reader
 from regrow.report.rows import (
     COUNT,
     FLAG,
@@ -160,7 +160,7 @@ def _sum(energies: Iterable[Energy]) -> Energy:
 
 
 def _of_run(job: Job, reader: Reader) -> RunCost:
-    stages = (job, *below(job))
+    stages = reader.stages(job)
     if not all(reader.has(stage) for stage in stages):
         return RunCost()
     own, records = reader.record(job), [reader.record(stage) for stage in stages]

@@ -22,7 +22,7 @@ from typing import Literal
 
 from regrow.jobs.arms import Start
 from regrow.report.rows import Run
-from regrow.report.validity import evidence
+from regrow.report.statistics import mean_and_std, means_of_others
 from regrow.tasks.metric import ACCURACY, Metric
 
 About = Literal["scratch", "ticket", "best", "method"]
@@ -222,19 +222,31 @@ def _best(arms: Sequence[Sequence[Run]]) -> list[Run]:
 
     A single seed leaves no others, so there the arm is chosen by what it is then judged on.
     """
+    by_seed: dict[int, list[tuple[Run, float]]] = {}
+    for runs in arms:
+        for run, gain in zip(runs, _elsewhere(runs), strict=True):
+            by_seed.setdefault(run.seed, []).append((run, gain))
     chosen = []
-    for seed in dict.fromkeys(run.seed for runs in arms for run in runs):
-        candidates = [(run, runs) for runs in arms for run in runs if run.seed == seed]
-        finished = [(run, runs) for run, runs in candidates if run.done] or candidates
-        scores = [evidence([run for run in runs if run.seed != seed]) for _, runs in finished]
-        if not any(scores):
-            scores = [evidence([run]) for run, _ in finished]
-        means = [
-            score.metric.gain(score.mean) if score is not None else float("-inf")
-            for score in scores
-        ]
-        chosen.append(finished[means.index(max(means))][0])
+    for candidates in by_seed.values():
+        finished = [(run, gain) for run, gain in candidates if run.done] or candidates
+        gains = [gain for _, gain in finished]
+        if max(gains) == float("-inf"):
+            gains = [_gain(run.metric, run.score if run.done else None) for run, _ in finished]
+        chosen.append(finished[gains.index(max(gains))][0])
     return chosen
+
+
+def _elsewhere(runs: Sequence[Run]) -> list[float]:
+    """Return for each seed of an arm how good it is in the others; minus infinity without any."""
+    done = [run for run in runs if run.done and run.score is not None]
+    scores = [run.score for run in done if run.score is not None]
+    others = dict(zip([run.seed for run in done], means_of_others(scores), strict=True))
+    mean = mean_and_std(scores)[0] if scores else None
+    return [_gain(run.metric, others.get(run.seed, mean)) for run in runs]
+
+
+def _gain(metric: Metric, mean: float | None) -> float:
+    return float("-inf") if mean is None else metric.gain(mean)
 
 
 def reference(runs: Sequence[Run]) -> str | None:

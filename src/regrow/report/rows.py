@@ -212,6 +212,7 @@ class Table:
         for run in runs:
             groups = self.panels.setdefault(run.panel, {})
             groups.setdefault(run.group, {}).setdefault(run.arm, []).append(run)
+        self._unpruned = {panel: _Unpruned(groups) for panel, groups in self.panels.items()}
 
     def cells(self) -> Iterable[dict[str, list[Run]]]:
         """Every group of arms that are compared with each other."""
@@ -219,11 +220,26 @@ class Table:
 
     def unpruned(self, run: Run) -> list[Run]:
         """Return the unpruned runs a row is measured against: of its group, method or panel."""
-        groups = self.panels[run.panel]
-        unpruned = [runs for arms in groups.values() for runs in arms.values() if runs[0].unpruned]
-        same_group = [runs for runs in unpruned if runs[0].group == run.group]
-        same_method = [runs for runs in unpruned if runs[0].method == run.method]
-        return (same_group or same_method or unpruned or [[]])[0]
+        return self._unpruned[run.panel].of(run)
+
+
+class _Unpruned:
+    """The unpruned rows of one panel: the first of each group, of each method, and of all."""
+
+    def __init__(self, groups: Mapping[str, Mapping[str, list[Run]]]) -> None:
+        rows = (runs for arms in groups.values() for runs in arms.values() if runs[0].unpruned)
+        self._first: list[Run] = []
+        self._by_group: dict[str, list[Run]] = {}
+        self._by_method: dict[str, list[Run]] = {}
+        for runs in rows:
+            self._first = self._first or runs
+            self._by_group.setdefault(runs[0].group, runs)
+            self._by_method.setdefault(runs[0].method, runs)
+
+    def of(self, run: Run) -> list[Run]:
+        """Return the row that a run is measured against; empty without any."""
+        same_method = self._by_method.get(run.method, self._first)
+        return self._by_group.get(run.group, same_method)
 
 
 # Column -> (type, format in CSV). Digits are fixed, so that equal data is equal bytes.
@@ -422,8 +438,8 @@ def to_csv(frame: pd.DataFrame, columns: Mapping[str, Column]) -> str:
     writer.writerow(columns)
     cells = [
         [
-            "" if value is None or pd.isna(value) else harmless(format(value, form), kind)
-            for value in frame[name]
+            "" if absent else harmless(format(value, form), kind)
+            for value, absent in zip(frame[name].tolist(), frame[name].isna().tolist(), strict=True)
         ]
         for name, (kind, form) in columns.items()
     ]

@@ -10,6 +10,7 @@ points (percent) throughout.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from scipy.special import bdtrc, betaincinv, ndtri, stdtr, stdtrit
 
@@ -117,6 +118,30 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
         return values[0], 0.0 if len(values) > 1 else None
     mean = math.fsum(values) / len(values)
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def means_of_others(values: Sequence[float]) -> list[float | None]:
+    """Return for each value the mean of all others, as ``mean_and_std`` has it; None of none.
+
+    Sums are kept as fractions, which take away exactly what was added: thousands of means in one
+    pass, to the last bit those of thousands.
+
+    >>> means_of_others([1.0, 2.0, 6.0])
+    [4.0, 3.5, 1.5]
+    """
+    if len(values) < 2:
+        return [None] * len(values)
+    exact = [Fraction(value) for value in values]
+    total, ordered, sizes = sum(exact), sorted(values), sorted(map(abs, values))
+    means: list[float | None] = []
+    for i, value in enumerate(values):
+        low = ordered[value == ordered[0]]
+        high = ordered[-2 if value == ordered[-1] else -1]
+        size = sizes[-2 if abs(value) == sizes[-1] else -1]
+        alike = high - low <= ROUNDING * max(1.0, size)
+        other = values[0] if i else values[1]
+        means.append(other if alike else float(total - exact[i]) / (len(values) - 1))
+    return means
 
 
 def paired(

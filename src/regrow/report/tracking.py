@@ -15,7 +15,7 @@ from regrow.core.machine import versions
 from regrow.core.texts import one_line
 from regrow.report import page_of
 from regrow.report.answer import sentence
-from regrow.report.collect import Reader, Results, results_of
+from regrow.report.collect import Results, results_of
 from regrow.report.ledger import costs
 from regrow.report.rows import Run, summarise
 from regrow.store import Store
@@ -91,7 +91,7 @@ def export(study: Study, store: Store, trackers: Sequence[Tracker]) -> dict[str,
 
 def tracked(results: Results, store: Store) -> list[TrackedRun]:
     """Return the finished runs of a study with all that tools are given of them."""
-    reader = Reader(store)
+    reader = results.reader
     each, _ = costs(results.cells, reader)
     found = []
     for cell, run, cost in zip(results.cells, results.runs, each, strict=True):

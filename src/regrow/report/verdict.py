@@ -128,10 +128,12 @@ def verdicts(
         for words, main in [at[next(iter(arms.values()))[0].panel]]
         for verdict in _open(arms, table, gains, margin=margin, alpha=alpha)
     ]
+    places: dict[Question, list[int]] = {}
+    for i, verdict in enumerate(opened):
+        places.setdefault(verdict.question, []).append(i)
     closed: dict[int, Verdict] = {}
-    for question in dict.fromkeys(verdict.question for verdict in opened):
-        family = {i: v for i, v in enumerate(opened) if v.question == question}
-        closed |= zip(family, corrected([*family.values()]), strict=True)
+    for family in places.values():
+        closed |= zip(family, corrected([opened[i] for i in family]), strict=True)
     return tuple(closed[i] for i in range(len(opened)))
 
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from regrow.report.collect import Reader
 from regrow.report.html import PAGE, document_of, gather, write_document
 from regrow.report.html.document import (
     Block,
@@ -38,7 +39,7 @@ def write_entry(
     links = []
     for study, report in write_details(published.plan, results, published.folder, provenance):
         cells = [planned.cell for planned in study.part.cells]
-        evidence = gather(cells, [run.group for run in study.runs], store)
+        evidence = gather(cells, [run.group for run in study.runs], Reader(store))
         folder = report.paths[0].parent
         document = document_of(report, study.runs, evidence, folder, settings={})
         write_document(document, folder)

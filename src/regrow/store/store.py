@@ -516,6 +516,8 @@ def _sealed_record(key: str, record: Mapping[str, Any]) -> str:
 
 
 def _compare(stored: object, spec: Mapping[str, Any]) -> None:
+    if stored == spec:
+        return
     wanted = json.loads(canonical_json(spec))
     if stored != wanted:
         raise ValueError(f"it belongs to another job: {_difference(stored, wanted, at='spec')}")

@@ -1,6 +1,6 @@
 """The cells of an experiment's table, and the graph of jobs that fills them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import Any
@@ -95,35 +95,39 @@ def expanded(experiment: Experiment) -> Iterator[Cell]:
     if model.is_published:
         _check_published(experiment)
     uses = [_in_network(use, model, data) for use in experiment.uses]
-    plain = {seed: _train(experiment, data, model, seed) for seed in experiment.seeds}
+    plain = {job.seed: job for job in _trainings(experiment, data, model)}
     if UNPRUNED in experiment.arms:
         for seed, job in plain.items():
             yield Cell(experiment=experiment, use=None, cut=None, arm=UNPRUNED, seed=seed, job=job)
     for use in uses:
         chosen: dict[int, Prune] = {}  # by seed: of the round before, where there are rounds
         source = None if use.source is None else _source(experiment, use.source, model, data)
+        parents: dict[int, Train] = {}
         for cut in use.cuts:
             guides = () if source is None else source.prunings(cut)
-            parents = {seed: _parent(experiment, plain[seed], use, cut) for seed in plain}
+            if not parents or use.method.each_sparsity:
+                parents = {seed: _parent(experiment, plain[seed], use, cut) for seed in plain}
+            prune = _pruner(experiment, use, cut, model)
             for seed, trained in parents.items():
                 before = chosen.get(seed)
                 ticket = None
                 if before is not None and use.ticket is not None:
                     ticket = _retrain(experiment, trained, before, use.ticket)
-                prune = _prune(experiment, ticket or trained, use, cut)
-                chosen[seed] = replace(prune, guides=guides)
+                chosen[seed] = replace(prune(ticket or trained), guides=guides)
+            alike = None  # of every seed, whatever its weights
+            if _gives_architecture(use, cut):
+                by_structure = _pruner(experiment, use, cut, model, by_structure=True)
+                alike = by_structure(next(iter(parents.values())))
             for arm in (arm for arm in experiment.arms if arm != UNPRUNED):
                 for seed, trained in parents.items():
-                    prune = chosen[seed]
-                    if arm.start == "random" and _gives_architecture(use, cut):
-                        prune = _prune(experiment, trained, use, cut, by_structure=True)
+                    given = alike if arm.start == "random" else None
                     yield Cell(
                         experiment=experiment,
                         use=use,
                         cut=cut,
                         arm=arm,
                         seed=seed,
-                        job=_retrain(experiment, trained, prune, arm),
+                        job=_retrain(experiment, trained, given or chosen[seed], arm),
                     )
 
 
@@ -145,14 +149,15 @@ def _built(experiment: Experiment, backbone: Experiment) -> Iterator[Cell]:
             )
     cuts = [(use, cut) for use in experiment.uses for cut in use.cuts]
     for use, cut in cuts:
+        prune = _pruner(experiment, use, cut, next(iter(whole.values())).model)
         for transfer, arm in (pair for pair in pairs if not pair[0].unpruned):
             for seed in experiment.seeds:
                 under = plain[seed] if transfer.further else beneath[cut, transfer.needs, seed]
                 label = f"{arm.name} {cut.label}"
                 if transfer.further:
                     last = arm.recipe(experiment.recipe, experiment.recipe.length)
-                    prune = _prune(experiment, whole[seed], use, cut)
-                    job = replace(_on(experiment, data, prune, seed, label=label), recipe=last)
+                    pruned = prune(whole[seed])
+                    job = replace(_on(experiment, data, pruned, seed, label=label), recipe=last)
                 else:
                     job = _on(experiment, data, under.job, seed, label=label)
                 yield Cell(
@@ -213,8 +218,10 @@ class _Guides:
 
     def prunings(self, cut: Cut) -> tuple[Prune, ...]:
         """Return those of one sparsity: the jobs of the rows that a study may have of them."""
-        parents = [_parent(self.experiment, trained, self.use, cut) for trained in self.plain]
-        return tuple(_prune(self.experiment, parent, self.use, cut) for parent in parents)
+        prune = _pruner(self.experiment, self.use, cut, self.plain[0].model)
+        return tuple(
+            prune(_parent(self.experiment, trained, self.use, cut)) for trained in self.plain
+        )
 
 
 def _source(experiment: Experiment, source: Source, model: ModelSpec, data: Material) -> _Guides:
@@ -240,7 +247,7 @@ def _source(experiment: Experiment, source: Source, model: ModelSpec, data: Mate
             "stage is the layers with one size of feature map, and stages are matched in their "
             "order: take the pattern 'from' a network and images with as many."
         )
-    plain = tuple(_train(followed, followed_data, network, seed) for seed in followed.seeds)
+    plain = _trainings(followed, followed_data, network)
     return _Guides(
         experiment=followed, use=_in_network(source.use, network, followed_data), plain=plain
     )
@@ -273,36 +280,69 @@ def _treated(method: Method, strength: float | None, model: ModelSpec) -> Treate
     return Treated(method=method.name, strength=strength, code=METHODS.code(method.name))
 
 
-def _train(experiment: Experiment, data: Material, model: ModelSpec, seed: int) -> Train:
-    return Train(
-        data=data,
-        model=model,
-        recipe=experiment.recipe,
-        seed=seed,
-        keep=tuple(sorted({arm.epoch for arm in experiment.arms if arm.epoch is not None})),
-        code=MODELS.code(model.name),
-        label=f"{experiment.title} unpruned seed {seed}",
+def _trainings(experiment: Experiment, data: Material, model: ModelSpec) -> tuple[Train, ...]:
+    """Return the trainings of the unpruned network, one a seed."""
+    keep = tuple(sorted({arm.epoch for arm in experiment.arms if arm.epoch is not None}))
+    code = MODELS.code(model.name)
+    return tuple(
+        Train(
+            data=data,
+            model=model,
+            recipe=experiment.recipe,
+            seed=seed,
+            keep=keep,
+            code=code,
+            label=f"{experiment.title} unpruned seed {seed}",
+        )
+        for seed in experiment.seeds
     )
 
 
-def _prune(
+def _pruner(
     experiment: Experiment,
-    trained: Train | Retrain,
     use: MethodUse,
     cut: Cut,
+    model: ModelSpec,
     *,
     by_structure: bool = False,
-) -> Prune:
+) -> Callable[[Train | Retrain], Prune]:
+    """Return what makes of a trained network the job that prunes it.
+
+    ``by_structure``: to the same widths whatever its weights are.
+    """
     # A treatment belongs to the training; without it the job can be sent to any worker.
     method = replace(use.method, treatment=None)
     if by_structure:
         method = structure_only(method)
-    seed = 0 if by_structure else trained.seed
-    codes = [
-        CRITERIA.code(method.criterion),
-        MODELS.code(trained.model.name),
-        UNITS.code(method.unit),
-    ]
+    code = _code_of(method, cut, model)
+
+    def prune(trained: Train | Retrain) -> Prune:
+        parent = trained if method.trained or trained.head is not None else None
+        network = experiment.model_label if parent is None else experiment.title
+        label = f"{network} {use.label} {cut.label} prune"
+        seed = 0 if by_structure else trained.seed
+        return Prune(
+            data=trained.data,
+            # A network as first drawn has no published weights.
+            model=trained.model if method.trained else trained.model.untrained(),
+            method=method,
+            seed=seed,
+            parent=parent,
+            sparsity=cut.sparsity if cut.step is None else cut.step,
+            shares=cut.shares,
+            rounds=cut.rounds,
+            multiple_of=cut.multiple_of,
+            cost=cut.cost,
+            code=code,
+            label=label + ("" if by_structure else f" seed {seed}"),
+        )
+
+    return prune
+
+
+def _code_of(method: Method, cut: Cut, model: ModelSpec) -> str | None:
+    """Digest the files behind a pruning that are not part of this package."""
+    codes = [CRITERIA.code(method.criterion), MODELS.code(model.name), UNITS.code(method.unit)]
     if cut.cost is not None:
         codes.append(COST_TARGETS.code(cut.cost.name))
     if cut.shares is None:
@@ -311,24 +351,7 @@ def _prune(
         codes.append(REPAIRS.code(method.repair))
     if method.choice is not None:
         codes.append(CHOICES.code(method.choice))
-    parent = trained if method.trained or trained.head is not None else None
-    network = experiment.model_label if parent is None else experiment.title
-    label = f"{network} {use.label} {cut.label} prune"
-    return Prune(
-        data=trained.data,
-        # A network as first drawn has no published weights.
-        model=trained.model if method.trained else trained.model.untrained(),
-        method=method,
-        seed=seed,
-        parent=parent,
-        sparsity=cut.sparsity if cut.step is None else cut.step,
-        shares=cut.shares,
-        rounds=cut.rounds,
-        multiple_of=cut.multiple_of,
-        cost=cut.cost,
-        code="-".join(sorted({code for code in codes if code is not None})) or None,
-        label=label + ("" if by_structure else f" seed {seed}"),
-    )
+    return "-".join(sorted({code for code in codes if code is not None})) or None
 
 
 def _retrain(experiment: Experiment, trained: Train, prune: Prune, arm: Arm) -> Retrain:

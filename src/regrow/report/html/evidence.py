@@ -72,13 +72,13 @@ class StudyEvidence:
 
 
 def gather(
-    cells: Sequence[Cell], groups: Sequence[str], store: Store, *, weights: bool = True
+    cells: Sequence[Cell], groups: Sequence[str], reader: Reader, *, weights: bool = True
 ) -> StudyEvidence:
     """Read what stands behind cells; ``groups`` are those of their runs.
 
     ``weights=False`` leaves out their distributions, which take tensors to be read.
     """
-    reader = Reader(store)
+    store = reader.store
     each, together = costs(cells, reader)
     notes: list[str] = []
     histograms = tuple(_histograms(cells, groups, reader, store, notes)) if weights else ()

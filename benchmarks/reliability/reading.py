@@ -1,0 +1,96 @@
+"""Time what reads a store of thousands of finished jobs: processor time, and memory at its peak.
+
+    uv run python benchmarks/reliability/reading.py --jobs 10000 [--rows] [--out reading.json]
+
+Processor seconds are those of the command less those of its imports alone (Python, or PyTorch), so
+that others on the machine count for nothing.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import fabricate
+
+REGROW = ("-m", "regrow")
+START, TORCH = ("-c", "pass"), ("-c", "import torch")
+RESULTS = "import regrow; regrow.results('store', 'study.yaml')"
+COMMANDS = {  # name -> what Python is given, and what of it are imports
+    "status": ((*REGROW, "status", "study.yaml", "--store", "store"), START),
+    "store verify": ((*REGROW, "store", "verify", "--store", "store"), START),
+    "report": ((*REGROW, "report", "study.yaml", "--store", "store", "--out", "out"), TORCH),
+    "report --html": (
+        (*REGROW, "report", "study.yaml", "--store", "store", "--out", "page", "--html"),
+        TORCH,
+    ),
+    "compare-runs of stores": ((*REGROW, "compare-runs", "store", "store"), TORCH),
+    "compare-runs of reports": ((*REGROW, "compare-runs", "out", "page"), TORCH),
+    "regrow.results": (("-c", RESULTS), TORCH),
+    "lint": ((*REGROW, "lint", "study.yaml", "--store", "store"), TORCH),
+}
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a process took: processor and clock seconds, and megabytes at its peak."""
+
+    cpu: float
+    seconds: float
+    peak_mb: float
+    code: int
+
+
+def taken(arguments: tuple[str, ...], folder: Path) -> Taken:
+    """Run Python with arguments to its end."""
+    began = time.monotonic()
+    with (folder / "log").open("w") as log:
+        child = subprocess.Popen([sys.executable, *arguments], cwd=folder, stdout=log, stderr=log)
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    return Taken(
+        cpu=used.ru_utime + used.ru_stime,
+        seconds=time.monotonic() - began,
+        peak_mb=used.ru_maxrss / 1024,
+        code=child.returncode,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--rows", action="store_true", help="many rows, of five seeds each")
+    parser.add_argument("--only", help="commands that have this in their name")
+    parser.add_argument("--repeat", type=int, default=1, help="times, of which the least counts")
+    parser.add_argument("--folder", type=Path, help="one that was filled before, or is to be")
+    parser.add_argument("--out", type=Path, help="where its JSON goes")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.folder or Path(scratch)
+        if not (folder / "store").exists():
+            print(f"{fabricate.fill(folder, given.jobs, rows=given.rows):,} jobs")
+        found = {}
+        bases = {base: taken(base, folder) for base in (START, TORCH)}
+        for name, (arguments, base) in COMMANDS.items():
+            if given.only and given.only not in name:
+                continue
+            each = [taken(arguments, folder) for _ in range(given.repeat)]
+            least = min(each, key=lambda one: one.cpu)
+            past = least.cpu - bases[base].cpu
+            print(
+                f"{name:24} {past:6.2f} s of processor time past {base[1].split()[-1]:5} "
+                f"({least.seconds:6.2f} s in all), {least.peak_mb:5.0f} MB, exit {least.code}",
+                flush=True,
+            )
+            found[name] = {**asdict(least), "past_imports": past}
+    if given.out is not None:
+        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
