@@ -113,6 +113,8 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """Return the value of a name; a ``ConfigError`` offers the nearest names."""
+        if self.outside is None and isinstance(name, str) and name in self._values:
+            return self._values[name]
         key = self.key(name)
         if self.outside is not None and self.outside.is_name(key):
             return self.outside.value(key)
@@ -245,31 +247,41 @@ def _declared(package: str, modules: tuple[str, ...], register: str) -> _Declare
     twice: set[str] = set()  # importing both says what is wrong
     complete = True
     for module in _modules(package, modules):
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
-            continue
-        try:
-            tree = ast.parse(Path(spec.origin).read_bytes())
-        except SyntaxError:
+        calls = _calls(module)
+        if calls is None:
             complete = False  # importing it says what is wrong
             continue
-        for call in _calls(tree, register):
-            name = call.args[0] if call.args else None
-            if not (isinstance(name, ast.Constant) and isinstance(name.value, str)):
+        for name in calls.get(register, ()):
+            if name is None:
                 complete = False
-            elif module_of.setdefault(canonical(name.value), module) != module:
-                twice.add(canonical(name.value))
+            elif module_of.setdefault(canonical(name), module) != module:
+                twice.add(canonical(name))
     once = {name: module for name, module in module_of.items() if name not in twice}
     return _Declared(once, complete and not twice)
 
 
-def _calls(tree: ast.AST, function: str) -> Iterator[ast.Call]:
+@cache
+def _calls(module: str) -> Mapping[str, Sequence[str | None]] | None:
+    """Return the first arguments of all calls in a module, by the name of what is called.
+
+    None stands for an argument that is no plain text, and for a source that is no Python. Several
+    registries ask of one module.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return {}
+    try:
+        tree = ast.parse(Path(spec.origin).read_bytes())
+    except SyntaxError:
+        return None
+    calls: dict[str, list[str | None]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            called = node.func
-            name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", None)
-            if name == function:
-                yield node
+            called, first = node.func, node.args[0] if node.args else None
+            name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
+            plain = isinstance(first, ast.Constant) and isinstance(first.value, str)
+            calls.setdefault(name, []).append(first.value if plain else None)
+    return calls
 
 
 def _modules(package: str, modules: Sequence[str]) -> Iterator[str]:

@@ -341,9 +341,20 @@ def build(spec: ModelSpec, *, seed: int = 0) -> "nn.Module":
 def _check_room(spec: ModelSpec) -> None:
     """Refuse a network that memory does not hold, before any is taken: its shapes are added up."""
     import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Undrawn(TorchFunctionMode):
+        """Draws nothing: there is nothing to fill, and the normal draw imports a compiler."""
+
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if function is torch.nn.init.normal_:
+                return args[0] if args else kwargs["tensor"]
+            return function(*args, **(kwargs or {}))
 
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Undrawn():
             model = MODELS.get(spec.name).factory(**resolve(spec))
         values = (*model.parameters(), *model.buffers())
         check_room(sum(value.numel() * value.element_size() for value in values), "its weights")

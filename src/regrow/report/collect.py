@@ -1,6 +1,6 @@
 """The runs of a study, read from a store: each cell's record, and its total cost."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -110,19 +110,24 @@ def _unmeant(record: Mapping[str, Any], job: Job) -> str | None:
         needed = ("metrics", "parameters", "macs")
     if missing := [name for name in needed if record.get(name) is None]:
         return f"it has no {missing[0]!r}"
-    for names, good, noun in (
-        ((*NUMBERS, *keys), _is_small_number, "a number"),
-        (LISTS, lambda value: isinstance(value, list), "a list"),
-        (MAPPINGS, lambda value: isinstance(value, dict), "a mapping"),
-    ):
-        for name in names:
-            if record.get(name) is not None and not good(record[name]):
-                return f"its {name!r} must be {noun}. Got {short(record[name])}"
+    for name, value in record.items():
+        good, noun = _KINDS.get(name, _NUMBER if name in keys else (None, ""))
+        if good is not None and value is not None and not good(value):
+            return f"its {name!r} must be {noun}. Got {short(value)}"
     return None
 
 
-def _is_small_number(value: object) -> bool:
+def _is_small_number(value: Any) -> bool:
     return is_number(value) and abs(value) < LARGEST
+
+
+_Kind = tuple[Callable[[Any], bool], str]
+_NUMBER: _Kind = (_is_small_number, "a number")
+_KINDS: Mapping[str, _Kind] = {
+    **dict.fromkeys(NUMBERS, _NUMBER),
+    **dict.fromkeys(LISTS, (lambda value: isinstance(value, list), "a list")),
+    **dict.fromkeys(MAPPINGS, (lambda value: isinstance(value, dict), "a mapping")),
+}
 
 
 def _scored(record: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
@@ -221,6 +226,8 @@ class Reader:
 
     def has(self, job: Job) -> bool:
         """Tell whether a job is done, and its record what was stored."""
+        if job.key in self._records:
+            return True
         if job.key not in self._snapshot.done or job.key in self._damaged:
             return False
         try:

@@ -18,6 +18,7 @@ TEX = {
     **{c: "\\" + c for c in "&%$#_{}"},
     **{c: f"{{{c}}}" for c in "[]*"},  # at the start of a row they would belong to the end before
 }
+_ESCAPES = str.maketrans(TEX)
 TEX_NEEDS = (
     r"% needs \usepackage{booktabs,longtable}, and a page of one column" + "\n"
     r"% (in two: \onecolumn before it, \twocolumn behind it)"
@@ -37,7 +38,9 @@ def tex(text: str) -> str:
     >>> print(tex("50% of a_b"), tex("-0.5"), tex("\u017b\u4e2d"))
     50\\% of a\\_b $-$0.5 Z?
     """
-    escaped = "".join(TEX.get(c, c if c.isascii() or c in LETTERS else _plain(c)) for c in text)
+    escaped = text.translate(_ESCAPES)
+    if not escaped.isascii():
+        escaped = "".join(c if c.isascii() or c in LETTERS else _plain(c) for c in escaped)
     return re.sub(r"^-(?=[\d.])", "$-$", escaped)
 
 

@@ -123,7 +123,8 @@ def costs(cells: Sequence[Cell], reader: Reader) -> tuple[tuple[RunCost, ...], S
     """Return what each cell cost, and what all finished jobs of a study took together."""
     finished = [job for job in all_jobs(cell.job for cell in cells).values() if reader.has(job)]
     records = [reader.record(job) for job in finished]
-    taken = [energy_of(record) for record in records]
+    energies = {j.key: energy_of(record) for j, record in zip(finished, records, strict=True)}
+    taken = [*energies.values()]
     known = [energy for energy in taken if not energy.unknown]
     total = StudyCost(
         jobs=len(records),
@@ -134,7 +135,7 @@ def costs(cells: Sequence[Cell], reader: Reader) -> tuple[tuple[RunCost, ...], S
         unknown=tuple(dict.fromkeys(energy.unknown for energy in taken if energy.unknown)),
         machines=tuple(dict.fromkeys(filter(None, map(machine_of, records)))),
     )
-    return tuple(_of_run(cell.job, reader) for cell in cells), total
+    return tuple(_of_run(cell.job, reader, energies) for cell in cells), total
 
 
 def seconds_of(record: Mapping[str, Any]) -> float:
@@ -159,7 +160,7 @@ def _sum(energies: Iterable[Energy]) -> Energy:
     return total
 
 
-def _of_run(job: Job, reader: Reader) -> RunCost:
+def _of_run(job: Job, reader: Reader, energies: Mapping[str, Energy]) -> RunCost:
     stages = reader.stages(job)
     if not all(reader.has(stage) for stage in stages):
         return RunCost()
@@ -168,8 +169,8 @@ def _of_run(job: Job, reader: Reader) -> RunCost:
         own_flops=float(own.get("training_flops") or 0.0),
         own_seconds=seconds_of(own),
         seconds=sum(map(seconds_of, records)),
-        own_energy=energy_of(own),
-        energy=_sum(map(energy_of, records)),
+        own_energy=energies[job.key],
+        energy=_sum(energies[stage.key] for stage in stages),
         jobs=len(stages),
     )
 

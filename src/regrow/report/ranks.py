@@ -5,6 +5,7 @@ difference of Nemenyi which ranks differ; both as Demsar (Statistical Comparison
 over Multiple Data Sets, JMLR 7, 2006) recommends. They take cells as independent.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -179,11 +180,14 @@ def _bounds(means: Sequence[float], confidence: float) -> tuple[float | None, fl
 
 
 def _tau(first: Sequence[float], second: Sequence[float]) -> float | None:
-    from scipy.stats import kendalltau
-
     if min(max(first) - min(first), max(second) - min(second)) <= ROUNDING:
         return None
-    return float(kendalltau(first, second).statistic)
+    # Tau-b by its definition: of so few methods faster than scipy, which tests it too, by far.
+    pairs = itertools.combinations(zip(first, second, strict=True), 2)
+    signs = [((a > c) - (a < c), (b > d) - (b < d)) for (a, b), (c, d) in pairs]
+    agreeing = sum(one * other for one, other in signs)
+    apart, other_apart = (sum(map(abs, side)) for side in zip(*signs, strict=True))
+    return max(-1.0, min(1.0, agreeing / math.sqrt(apart) / math.sqrt(other_apart)))
 
 
 def _alike(
