@@ -304,12 +304,12 @@ def test_status_of_ten_thousand_jobs_is_cheap(store: Store) -> None:
         folder = store.root / "records" / key[:2] / key
         folder.mkdir(parents=True)
         (folder / "record.json").write_text("{}")
-    start = time.perf_counter()
+    start = time.process_time()
     snapshot = store.snapshot()
-    sweep_seconds = time.perf_counter() - start
-    start = time.perf_counter()
+    sweep_seconds = time.process_time() - start
+    start = time.process_time()
     found = [store.has(key) for key in keys]
-    has_seconds = time.perf_counter() - start
+    has_seconds = time.process_time() - start
     assert snapshot.done == set(keys[::2]) == set(store.keys())
     assert sum(found) == 5_000
     # About 0.02 s and 0.1 s here; ten times that for slow disks, and no listing per job fits in.
