@@ -279,8 +279,8 @@ def _calls(module: str) -> Mapping[str, Sequence[str | None]] | None:
         if isinstance(node, ast.Call):
             called, first = node.func, node.args[0] if node.args else None
             name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
-            plain = isinstance(first, ast.Constant) and isinstance(first.value, str)
-            calls.setdefault(name, []).append(first.value if plain else None)
+            value = first.value if isinstance(first, ast.Constant) else None
+            calls.setdefault(name, []).append(value if isinstance(value, str) else None)
     return calls
 
 

@@ -120,10 +120,12 @@ def save(figure: "Figure", folder: Path, *, name: str, caption: str) -> SavedFig
     # Not figure.savefig, which draws each file twice, at first to no effect but the layout.
     dpi = figure.dpi
     figure.dpi = 150
-    FigureCanvasAgg(figure).print_png(png)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(png)
     figure.dpi = dpi
     figure.set_layout_engine("none")  # the layout stands; computing it again costs half the time
-    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+    canvas = FigureCanvasSVG(figure)
+    canvas.print_svg(svg, metadata={"Date": None})
     return saved
 
 
