@@ -132,7 +132,7 @@ NETWORKS = [  # what is named, what it is told to take, and the message
     ("nets.py:Net", ("--input", "1x3x8x8:int64"), "should be the same"),
     ("nets.py:Net", ("--input", "1x3x8x8:float99"), "Did you mean 'float64'"),
     ("nets.py:Net", ("--input", "0x3x8x8"), "--input must be"),
-    ("nets.py:Net", ("--input", "images:1x3x8x8"), "unexpected keyword argument 'images'"),
+    ("nets.py:Net", ("--input", "images:1x3x8x8"), "Unknown input 'images'"),
     ("nets.py:Net", (*INPUT, *INPUT), "3 were given"),
     ("nets.py:Net", (*INPUT, "--set", "depth=3"), "unexpected keyword argument 'depth'"),
     ("nets.py:Net", (*INPUT, "--set", "width=-1"), "negative dimension"),
@@ -200,6 +200,54 @@ def test_a_cut_that_cannot_be_made(
     assert (done.code, done.out) == (2, ""), done
     assert message in done.text, done.text
     assert files(here) == before
+
+
+CRITERION = """
+import regrow
+
+@regrow.criterion("mine")
+def score(group, probe):
+    return {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ("probe.wieght('a.weight')", "line 6: AttributeError: 'Probe' object has no attribute"),
+        ("1 / 0", "line 6: ZeroDivisionError: division by zero"),
+        ("[1.0]", "line 6: The criterion 'mine' must return one score for each of the 8 units"),
+        ("unknown", "line 6: NameError"),
+        ("regrow.Method(nme='x')", "line 6: TypeError"),
+    ],
+)
+def test_a_criterion_of_ones_own_that_is_wrong_is_told_by_its_line(
+    here: Path, command: Command, scores: str, message: str
+) -> None:
+    (here / "mine.py").write_text(CRITERION.format(scores))
+    before = files(here)
+    own = ("--with", "mine.py", "--criterion", "mine")
+    done = command("shrink", "nets.py:Net", *INPUT, "--out", "small", *HALF, *own)
+    assert (done.code, done.out) == (2, ""), done
+    assert f"mine.py, {message}" in done.text, done.text
+    assert files(here) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import regrow\nregrow.criterion(3)(len)\n", "--with mine.py, line 2: "),
+        ("raise SystemExit(1)\n", "--with mine.py, line 1: SystemExit: 1"),
+        ("def (:\n", "--with mine.py: SyntaxError"),
+    ],
+)
+def test_a_file_that_registers_wrongly_is_told_by_its_line(
+    here: Path, command: Command, text: str, message: str
+) -> None:
+    (here / "mine.py").write_text(text)
+    done = command("inspect", "nets.py:Net", *INPUT, "--with", "mine.py")
+    assert done.code == 2, done
+    assert message in done.text, done.text
 
 
 @pytest.mark.parametrize(

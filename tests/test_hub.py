@@ -1,6 +1,7 @@
 """The Hugging Face hub: what is uploaded, and what failures say; nothing leaves this machine."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     origin = regrow.ModelOrigin("nets.py:build")
     cut = regrow.compress(origin.build(), "1x4", sparsity=0.5, origin=origin, batches=())
     cut.save("small")
+    shutil.copytree("small", "scored")  # by a function of one's own, as `regrow export` writes it
+    (tmp_path / "scored" / "result.json").write_text('{"accuracy": 98, "accuracy_unit": "%"}')
     return tmp_path
 
 
@@ -101,6 +104,8 @@ def test_a_download_is_the_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -
         (["small", "a/net", "--into", "small"], "exists already"),
         (["small", "a/net", "--result", "accuracy"], "--result must be METRIC=VALUE"),
         (["small", "a/net", "--result", "accuracy=1"], "which data the results are of: --on"),
+        (["small", "a/net", "--into", "there", "--on", "x"], "no results that could be of 'x'"),
+        (["scored", "a/net", "--into", "there"], "does not say on which data. Say so: --on"),
     ],
 )
 @pytest.mark.usefixtures("here")

@@ -208,6 +208,7 @@ LATER = (
     r"def train_digits",
     r"regrow\.results\(",
     r"from transformers import",
+    r"import onnxruntime",
 )
 
 

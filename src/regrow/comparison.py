@@ -20,6 +20,7 @@ from regrow.core.validation import as_list
 from regrow.errors import ConfigError, short
 from regrow.pruning.method import criterion_key
 from regrow.report import Report, Run, Verdict, summarise, verdicts
+from regrow.report.advice import advice
 from regrow.report.answer import answer
 from regrow.report.collect import results_of
 from regrow.report.files import write_study
@@ -154,7 +155,7 @@ def compare(
         runs=results.runs,
         rows=summarise(results.runs),
         verdicts=judged,
-        answer=answer(judged),
+        answer="\n".join([*map(str, advice(results.runs, judged)), answer(judged)]),
         notes=results.notes,
         failures={failure.label: failure.message for failure in results.failures},
         summary=summary,

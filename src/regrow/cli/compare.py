@@ -14,6 +14,7 @@ from regrow.cli.inputs import load_extensions
 from regrow.cli.options import (
     DEFAULT_STORE,
     BudgetsOption,
+    HtmlOption,
     JsonOption,
     StoreOption,
     WithOption,
@@ -39,7 +40,7 @@ from regrow.cli.run import run_study
 from regrow.cli.terminal import announce, say
 from regrow.core.disk import why, write_whole
 from regrow.core.execution import Execution
-from regrow.errors import ConfigError
+from regrow.errors import ConfigError, unknown
 
 TrainOption = Annotated[
     str,
@@ -133,6 +134,7 @@ NumTestOption = Annotated[
 ChanceOption = Annotated[
     float | None, typer.Option(help="Score of a network that has learnt nothing, such as 0.1.")
 ]
+RIVAL_BUDGETS = ("equal-epochs", "equal-flops")
 OF_LIBRARIES = ("hf/", "timm/", "torchvision/")  # networks that come with weights
 
 
@@ -175,27 +177,26 @@ def compare(
     store: StoreOption = DEFAULT_STORE,
     execution: Execution = HERE,
     with_files: WithOption = None,
+    html: HtmlOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a smaller network, train it from scratch, or train another one: compare them."""
     _begin(net, train, weights, with_files)
-    amounts = {"macs": macs, "parameters": parameters, "latency": latency, "sparsity": sparsity}
+    known = {"margin": margin, "num_test": num_test, "chance": chance}
     options = {"fine_tune": fine_tune, "cap": cap, "uniform": uniform, "seeds": seeds}
     value = _study(
         _network(net, inputs, weights, _arguments(settings, arguments), keep),
         train,
-        metric=_score(
-            metric, lower=lower_is_better, margin=margin, num_test=num_test, chance=chance
-        ),
+        metric=_score(metric, lower=lower_is_better, **known),
         **_budgets(budget, budget_unit, budgets),
         small=small or (),
-        amounts=_given(**amounts),
+        amounts=_given(macs=macs, parameters=parameters, latency=latency, sparsity=sparsity),
         rivals=_rivals(rival or (), width_multiplier, rival_budget),
         **_how(criterion, allocation, scope, rounds=rounds, multiple_of=multiple_of, examples=data),
         **options,
     )
     file = _checked(value, out, execution)
-    run_study(file, store, out, execution=execution, as_json=as_json)
+    run_study(file, store, out, execution=execution, html=html, as_json=as_json)
 
 
 def _begin(net: str, train: str, weights: str | None, with_files: list[Path] | None) -> None:
@@ -265,10 +266,17 @@ def _rivals(texts: "tuple[str, ...] | list[str]", vary: str | None, budget: str)
     """Return rivals as a study file has them, each with the budget."""
     from regrow.models.origins import read_arguments
 
+    if budget not in RIVAL_BUDGETS:
+        raise ConfigError(f"--rival-budget: {unknown('budget', budget, RIVAL_BUDGETS)}")
     rivals: list[dict[str, Any]] = []
     for text in texts:
         first, *rest = text.split() or [text]
         named = "=" not in first
+        if not text.strip() or not all("=" in word for word in rest):
+            raise ConfigError(
+                "--rival must be a network, timm/NAME, or arguments of this one, width=8, or both, "
+                f"'nets.py:build width=8'. Got {text!r}."
+            )
         arguments = read_arguments(rest if named else [first, *rest])
         rivals.append(_given(network=first if named else None, set=arguments))
     rivals += [{"vary": vary}] if vary is not None else []

@@ -61,7 +61,7 @@ def export(
     labels |= {"target": target, "sparsity": None if sparsity is None else f"{sparsity:g}"}
     wanted = {axis: str(v) for axis, v in {**labels, "seed": seed}.items() if v is not None}
     opened = open_store(store, create=False)
-    exports = wanted_exports(onnx=onnx, pt2=pt2)
+    exports = _wanted(to, onnx=onnx, pt2=pt2)
     written = write(choose(loaded.cells(), wanted), opened, to)
     exported = _exported(written.folder, written.code, exports)
     if as_json:
@@ -84,6 +84,19 @@ def export(
     )
     for file, comparison in exported.items():
         print(f"{file}: {comparison}")
+
+
+def _wanted(folder: Path, **formats: bool) -> list[str]:
+    """Return the formats asked for; refuse a folder that has some of another network already."""
+    from regrow.own.exports import EXPORTS
+
+    left = [f"model.{kind}" for kind in EXPORTS if (folder / f"model.{kind}").exists()]
+    if left:
+        raise ConfigError(
+            f"'{folder}' has {' and '.join(left)} of an earlier export, which would lie beside "
+            "another network. Name another folder, or move it."
+        )
+    return wanted_exports(**formats)
 
 
 def _exported(folder: Path, code: str | None, kinds: Sequence[str]) -> dict[str, str]:

@@ -350,11 +350,9 @@ def load_file(path: str | Path, *, where: str | None = None) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except ConfigError:
-        raise
-    except Exception as error:
-        place = place_in(file, error)
-        raise ConfigError(f"{where}{place}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{where}{place_in(file, error)}: {kind}{error}") from error
     _LOADED.append(file)
 
 

@@ -23,6 +23,17 @@ def is_int(value: object, *, least: int | None = None) -> TypeGuard[int]:
     return least is None or value >= least
 
 
+def percent(value: object) -> str:
+    """Say how a number that looks like percents is written as a share; else nothing.
+
+    >>> percent(50.0), percent(-1), percent(1.0)
+    (' For 50 % write 0.5.', '', '')
+    """
+    if not is_number(value) or not 1.0 < value < 100.0:
+        return ""
+    return f" For {value:g} % write {value / 100:g}."
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """Tell whether a value is a finite number (true and false are none).
 

@@ -4,7 +4,8 @@ They stand where ``Prune``, ``Train`` and ``Retrain`` stand in a study of regist
 they compute hangs on the network's code and weights, the function's source, the budget and a seed.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -31,11 +32,13 @@ from regrow.surgery import prove, shrink, trace
 from regrow.surgery.architecture import Architecture
 from regrow.surgery.edit import cut_record
 from regrow.surgery.fold import fold
+from regrow.surgery.taken import CallSignature
 from regrow.tasks import Metric
 from regrow.train.function import Allowance, TrainFunction, Unit
 from regrow.train.material import Material
 
 MATCH = 1e-9  # of a share of MACs that another cut has
+LABELS = re.compile("label|target")  # in names of inputs that are there for a loss alone
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,10 @@ class OwnPrune(Keyed):
         """Return the cut of uniform widths that costs as much as this one."""
         method = replace(structure_only(self.method), allocation="uniform", name="uniform")
         label = f"{self.label} uniform"
-        return OwnPrune(base=self.base, method=method, seed=0, like=self, label=label)
+        multiple = self.folder.multiple_of if self.folder is not None else self.multiple_of
+        return OwnPrune(
+            base=self.base, method=method, seed=0, like=self, multiple_of=multiple, label=label
+        )
 
 
 def _same_weights(one: nn.Module, other: nn.Module) -> bool:
@@ -400,10 +406,17 @@ class OwnTrain(Keyed):
             "training_flops": None if seen is None else seen * allowance.flops_per_sample,
             "shape": None if spent.shape is None else list(spent.shape),
             "input": list(self.base.inputs.inputs[0].shape[1:]),
+            **({"beside": beside} if (beside := self._beside(model, spent.names)) else {}),
             **({"drawn": list(begun.cut)} if begun.cut else {}),
             **({"unlike": [*begun.layered, *begun.read]} if begun.layered or begun.read else {}),
         }
         return Outcome(record, state)
+
+    def _beside(self, model: nn.Module, handed: Sequence[str]) -> list[str]:
+        """Name the inputs that it trained with and that nobody said the network has."""
+        said = [item.name for item in self.base.inputs.inputs if item.name is not None]
+        said = said or [*CallSignature.by(model).names[: len(self.base.inputs.inputs)]]
+        return [name for name in handed if name not in said and not LABELS.search(name)]
 
     @property
     def _batch(self) -> int:

@@ -1,6 +1,9 @@
 """A network of one's own as jobs are given it: its code, what it takes, and its weights."""
 
+import hashlib
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -9,16 +12,19 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from regrow.core.digests import digest_of, load_tensors, read_file, unsealed
+from regrow.core.digests import canonical_json, digest_of, load_tensors, read_file, unsealed
 from regrow.core.source import digest_of_source
+from regrow.core.validation import is_int
 from regrow.cost import Cost, measure
 from regrow.errors import ConfigError, StoreError
 from regrow.jobs.base import without_none
+from regrow.models import ModelSpec
 from regrow.models.inputs import Inputs
 from regrow.models.origins import ModelOrigin, code_at, file_named, open_network
 from regrow.models.weights import read_weights
-from regrow.surgery.architecture import ARCHITECTURE, WEIGHTS, Architecture
+from regrow.surgery.architecture import ARCHITECTURE, WEIGHTS, Architecture, unreadable
 
+CARD = "card.json"  # of a folder that ``shrink`` wrote
 IN_CODE, PUBLISHED = "code", "published"  # weights that are in no file
 
 
@@ -53,6 +59,9 @@ class OwnNetwork:
         content = [digest_of_source(code_at(origin.text)[1])] if origin.kind == "code" else []
         if weights not in (None, IN_CODE, PUBLISHED):
             content.append(digest_of(read_weights(Path(weights))))
+        elif weights == IN_CODE or (weights == PUBLISHED and origin.folder is not None):
+            # What code reads, or a folder holds, can change while its name stays.
+            content.append(digest_of(_with_weights(origin, weights).state_dict()))
         return cls(
             origin=origin.resolved(),
             inputs=inputs,
@@ -83,7 +92,7 @@ class OwnNetwork:
 
     def given(self) -> nn.Module:
         """Build it with the weights that it comes with."""
-        return open_network(self.origin, None if self.weights == IN_CODE else self.weights)[0]
+        return _with_weights(self.origin, self.weights)
 
     def cost(self) -> Cost:
         """Measure it, once."""
@@ -113,6 +122,10 @@ class OwnNetwork:
         )
 
 
+def _with_weights(origin: ModelOrigin, weights: str | None) -> nn.Module:
+    return open_network(origin, None if weights == IN_CODE else weights)[0]
+
+
 @cache
 def _cost(network: OwnNetwork) -> Cost:
     return measure(network.fresh(0), network.example)
@@ -129,6 +142,7 @@ class CutFolder:
 
     path: str
     content: str = field(repr=False)
+    multiple_of: int = 1  # what its widths were asked to be multiples of, as its card says
 
     @classmethod
     def of(cls, path: str) -> "CutFolder":
@@ -139,14 +153,15 @@ class CutFolder:
             weights, _ = load_tensors(folder / WEIGHTS)
         except (OSError, ValueError) as error:
             raise StoreError(
-                f"No smaller network can be read from '{path}': {error}. Give a folder that "
-                "regrow shrink wrote."
+                f"No smaller network can be read from '{path}': {unreadable(folder, error)}. Give "
+                "a folder that regrow shrink wrote."
             ) from error
         if value.get("weights") != digest_of(weights):
             raise StoreError(
                 f"'{path}': its weights are not those that were saved. Write it again."
             )
-        return cls(path=path, content=f"{value['weights']}-{_cuts_digest(value)}")
+        content = f"{value['weights']}-{_cuts_digest(value)}"
+        return cls(path=path, content=content, multiple_of=_multiple_of(folder))
 
     def read(self, network: OwnNetwork) -> tuple[Architecture, Mapping[str, torch.Tensor]]:
         """Return the cut architecture, built by the network's own code, and its weights."""
@@ -154,23 +169,44 @@ class CutFolder:
         value = unsealed(read_file(folder / ARCHITECTURE), ARCHITECTURE)
         read = Architecture.from_json(value)
         if not isinstance(read.model, ModelOrigin) or _named(read.model) != _named(network.origin):
+            cut, compared = _in_words(read.model), _in_words(network.origin)
             raise ConfigError(
-                f"'{self.path}' was cut from {read.model!r}, and the network compared is "
-                f"{network.origin!r}. Name the one that it was cut from, with its arguments."
+                f"'{self.path}' was cut from {cut}, and the network compared is {compared}"
+                + (", which has other settings" if cut == compared else "")
+                + ". Name the one that it was cut from, with its arguments."
             )
         weights, _ = load_tensors(folder / WEIGHTS)
         return replace(read, model=network.origin, shape=network.inputs), weights
 
 
+def _multiple_of(folder: Path) -> int:
+    """Read off a folder's card what its widths are multiples of; 1 where it has no such card."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        asked = json.loads(read_file(folder / CARD))["asked"].get("multiple_of", 1)
+        return int(asked) if is_int(asked, least=1) else 1
+    return 1
+
+
 def _cuts_digest(value: Mapping[str, Any]) -> str:
-    import hashlib
-
-    from regrow.core.digests import canonical_json
-
     return hashlib.sha256(canonical_json(value.get("cuts")).encode()).hexdigest()[:16]
 
 
+NO_STRUCTURE = ("_name_or_path", "transformers_version")  # of a configuration
+
+
 def _named(origin: ModelOrigin) -> tuple[str, str]:
-    """Return what of an origin says which network it is, wherever its file lies."""
-    text = origin.text.rpartition(":")[2] if origin.kind == "code" else origin.text
+    """Return what of an origin says which network it is, wherever its file or folder lies."""
+    text, settings = origin.text, origin.settings
+    if origin.kind == "code":
+        text = text.rpartition(":")[2]
+    elif config := settings.get("config"):  # built by its configuration, whatever it is called
+        known = {name: value for name, value in config.items() if name not in NO_STRUCTURE}
+        text = canonical_json({**settings, "config": known})
     return text, repr(origin.arguments)
+
+
+def _in_words(model: ModelSpec | ModelOrigin) -> str:
+    """Name a network as a command does: ``nets.py:MobileNet --set width=8``."""
+    name = model.name if isinstance(model, ModelSpec) else model.text
+    given = [f"--set {key}={json.dumps(value)}" for key, value in model.arguments.items()]
+    return " ".join([name, *given])

@@ -57,7 +57,7 @@ class Input:
             or len(parts) > 3
             or not (name is None or name.isidentifier())
         ):
-            raise ConfigError(f"--input must be {GRAMMAR}. Got {short(text)}.")
+            raise ConfigError(f"--input must be {GRAMMAR}. Got {short(text)}.{_meant(text)}")
         shape = tuple(int(size) for size in parts[0].split("x"))
         kind = parts[1] if len(parts) > 1 else "float32"
         if kind not in KINDS:
@@ -102,6 +102,13 @@ class Input:
             return torch.ones(self.shape, dtype=kind)
         numbers = torch.arange(math.prod(self.shape)).remainder(self.values)
         return numbers.reshape(self.shape).to(kind)
+
+
+def _meant(text: str) -> str:
+    """Offer the shape that a text has as Python or mathematics write one."""
+    shape = "x".join(re.findall(r"\d+", text))
+    numbers = re.fullmatch(r"[(\[]?\s*\d+(\s*[,xX* ]\s*\d+)*\s*[,xX]?\s*[)\]]?", text.strip())
+    return f" Do you mean {shape}?" if numbers and _SHAPE.fullmatch(shape) else ""
 
 
 def _parts(text: str, whole: str) -> list[str]:

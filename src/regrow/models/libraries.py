@@ -4,15 +4,18 @@ No model is registered here. Weights come through the packages' own downloaders 
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from regrow.errors import ConfigError, DataError, unknown
+from regrow.models.reach import hub_answers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +25,8 @@ READING = {"pretrained", "weights", "weights_backbone", "checkpoint_path", "pret
            "pretrained_cfg_overlay", "cache_dir", "trust_remote_code"}  # fmt: skip
 
 MOST_WORDS = 300  # characters of a library's own message
+CONFIG = "config.json"  # of a folder that a model of transformers was saved to
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -227,20 +232,58 @@ def _settings(name: str) -> Mapping[str, Any]:
 
 
 def _fetched_settings(name: str, transformers: Any) -> Any:
+    if folder_of(name) is None and not _HUB_ID.fullmatch(name):
+        raise ConfigError(f"{_no_folder(name)} No model of the Hugging Face hub is called so.")
     try:
-        return transformers.AutoConfig.from_pretrained(_place(name), trust_remote_code=False)
+        return transformers.AutoConfig.from_pretrained(
+            _place(name), trust_remote_code=False, **_near(name)
+        )
     except Exception as error:
-        is_folder = Path(_place(name)).is_dir()
-        advice = "" if is_folder else f" {_advice(error).split(', ')[0].rstrip('.')}."
         raise DataError(
-            f"hf/{name} has no configuration that can be read: {_words(error)} Expected the ID of "
-            f"a model of the Hugging Face hub, or a folder with a config.json.{advice}"
+            f"hf/{name} has no configuration that can be read: {_no_settings(name, error)}"
         ) from error
+
+
+def _no_settings(name: str, error: Exception) -> str:
+    """Say why a folder, or the hub, has no configuration by a name, and what to do."""
+    if folder_of(name) is not None:
+        return f"{_words(error)} Expected a folder with a config.json."
+    if not hub_answers():
+        return (
+            f"{_no_folder(name)} No model of the Hugging Face hub by this name was downloaded "
+            "before, and the hub does not answer. Connect to the internet, or name a folder."
+        )
+    return (
+        f"{_no_folder(name)} The Hugging Face hub gives none: {_words(error)} "
+        f"{_advice(error).split(', ')[0].rstrip('.')}."
+    )
+
+
+def folder_of(name: str) -> Path | None:
+    """Return the folder that a model of transformers is named by, if there is one."""
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else None
 
 
 def _place(name: str) -> str:
     """Return the folder of a name if there is one, else the name, an ID of the hub."""
-    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    return str(folder_of(name) or name)
+
+
+def _near(name: str) -> dict[str, Any]:
+    """Ask for no more than lies on this machine, where the hub does not answer."""
+    local = folder_of(name) is None and not hub_answers()
+    return {"local_files_only": True} if local else {}
+
+
+def _no_folder(name: str) -> str:
+    """Say that there is no such folder, with those that are called nearly so."""
+    path = Path(name).expanduser()
+    above = path.parent if path.parent.is_dir() else Path()
+    beside = {folder.name: folder for folder in above.iterdir() if (folder / CONFIG).is_file()}
+    near = [f"hf/{beside[n]}" for n in get_close_matches(path.name, beside, n=2)]
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"There is no folder '{name}' in '{Path.cwd()}'.{hint}"
 
 
 @contextmanager
@@ -298,7 +341,7 @@ def _hf_published(name: str, arguments: Mapping[str, Any]) -> "nn.Module":
         network, messages = _fetched(
             f"hf/{name}",
             lambda: model_class.from_pretrained(
-                _place(name), output_loading_info=True, **arguments
+                _place(name), output_loading_info=True, **_near(name), **arguments
             ),
         )
     if missing := sorted(messages["missing_keys"]):

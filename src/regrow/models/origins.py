@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,8 +32,8 @@ from regrow.core.validation import is_int
 from regrow.core.validation import text as named
 from regrow.errors import ConfigError, short, unknown
 from regrow.models import MODELS, ModelEntry, ModelSpec, build, is_origin
-from regrow.models.libraries import LIBRARIES, Library
-from regrow.models.weights import PUBLISHED, Checkpoint
+from regrow.models.libraries import LIBRARIES, Library, folder_of
+from regrow.models.weights import PICKLES, PUBLISHED, Checkpoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,13 +92,14 @@ class ModelOrigin:
             return "code"
         if is_origin(self.text):
             raise ConfigError(
-                f"{self.text!r} names no network. Expected {FORMS}."
-                + (f" Add the function: {self.text}:build." if self.text.endswith(".py") else "")
+                f"{self.text!r} names no network. Expected {FORMS}.{_meant(self.text)}"
             )
         try:
             MODELS.key(self.text)
         except ConfigError as error:
-            raise ConfigError(f"{error} A network of another kind is {FORMS}.") from error
+            raise ConfigError(
+                f"{error} A network of another kind is {FORMS}.{_meant(self.text)}"
+            ) from error
         return "registered"
 
     def resolved(self) -> "ModelOrigin":
@@ -137,6 +139,11 @@ class ModelOrigin:
     def spec(self) -> ModelSpec | None:
         """Return the registered model that this is, if it is one."""
         return ModelSpec(self.text, self.arguments) if self.kind == "registered" else None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that it is, where it is a model that was saved and not one of the hub."""
+        return folder_of(self.text.removeprefix("hf/")) if self.text.startswith("hf/") else None
 
     def _library(self) -> tuple[Library, str]:
         library, _, name = self.text.partition("/")
@@ -257,6 +264,32 @@ def file_named(text: str) -> tuple[str, ...]:
     """
     file = text.rpartition(":")[0]
     return (file,) if file.endswith(".py") else ()
+
+
+OTHER_NAMES = {"huggingface": "hf", "transformers": "hf", "tv": "torchvision"}  # of libraries
+
+
+def _meant(text: str) -> str:
+    """Say what a text that names no network may have been meant for."""
+    path, (head, slash, name) = Path(text).expanduser(), text.partition("/")
+    module, _, attribute = text.rpartition(".")
+    near = get_close_matches(head, [*LIBRARIES, *OTHER_NAMES], n=1)
+    if text.endswith(".py"):
+        return f" Add the function: {text}:build."
+    if (path / "config.json").is_file():
+        return f" Do you mean hf/{text}?"
+    if (path / "architecture.json").is_file():
+        return (
+            f" '{text}' holds a network that regrow saved. Name a function that loads it, "
+            f"mine.py:build with `return regrow.load({text!r})`."
+        )
+    if path.suffix in (*PICKLES, ".safetensors"):
+        return f" '{text}' is a name of a file of weights: give it by --weights, beside the code."
+    if slash and near:
+        return f" Do you mean {OTHER_NAMES.get(near[0], near[0])}/{name}?"
+    if module and Path(f"{module.replace('.', '/')}.py").is_file():
+        return f" Do you mean {module.replace('.', '/')}.py:{attribute}?"
+    return ""
 
 
 def _by_code(text: str, arguments: Mapping[str, Any], *, seed: int) -> "nn.Module":
@@ -442,10 +475,10 @@ def read_arguments(settings: "list[str]", given: str | None = None) -> dict[str,
     return arguments
 
 
-def _publisher(text: str) -> str:
+def _publisher(origin: ModelOrigin) -> str:
     """Say where the weights of a library's model come from: a folder, or the library."""
-    library, _, name = text.partition("/")
-    return f"of the folder {name}" if Path(name).is_dir() else f"published by {library}"
+    library, _, name = origin.text.partition("/")
+    return f"of the folder {name}" if origin.folder is not None else f"published by {library}"
 
 
 def open_network(origin: ModelOrigin, weights: str | None = None) -> "tuple[nn.Module, str]":
@@ -459,7 +492,7 @@ def open_network(origin: ModelOrigin, weights: str | None = None) -> "tuple[nn.M
     """
     if weights in (None, "published"):
         if origin.kind == "library":
-            return origin.published(), _publisher(origin.text)
+            return origin.published(), _publisher(origin)
         if weights is not None:
             raise ConfigError(
                 f"--weights published: {origin.text} is no model of a library. Give a file, or "

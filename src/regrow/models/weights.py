@@ -7,6 +7,7 @@ import hashlib
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,12 @@ INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "model_ema
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")  # of DDP, compile, Lightning
 
 
+NO_FILES = {  # words in place of a path, as they are said where they do not hold
+    "random": "Leave it out: the network then begins with new weights.",
+    "code": "Leave it out: the network then has those that its code gives it.",
+    "published": "Do you mean published?",
+    "pretrained": "Do you mean published?",
+}
 PUBLISHED = "published"  # in place of a path: those that a library publishes
 
 
@@ -104,7 +111,9 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
 def _check_file(path: Path) -> None:
     where = f"--weights {path}"
     if not path.is_file():
-        raise DataError(f"{where}: there is no such file.")
+        word = get_close_matches(str(path), NO_FILES, n=1)
+        hint = f" {NO_FILES[word[0]]}" if word else ""
+        raise DataError(f"{where}: there is no such file.{hint}")
     if path.suffix != ".safetensors" and path.suffix not in PICKLES:
         raise DataError(
             f"{where}: a file of weights ends in .safetensors, {', '.join(PICKLES)}. Write one "

@@ -18,8 +18,9 @@ from regrow.models.inputs import Inputs, inputs_of
 from regrow.models.origins import ModelOrigin
 from regrow.own.card import BATCHES, Card, measure_speed
 from regrow.own.exports import CLOSE, EXPORTS, largest_gap
-from regrow.own.inspection import refuse_meta
+from regrow.own.inspection import check_network
 from regrow.own.new_folder import new_folder
+from regrow.pruning.dry_run import saying_where
 from regrow.pruning.examples import Loss
 from regrow.pruning.method import Scope, general_method
 from regrow.pruning.select import select
@@ -28,6 +29,7 @@ from regrow.surgery.alive import called
 from regrow.surgery.architecture import Architecture, load, save
 from regrow.surgery.fold import fold
 from regrow.surgery.mask import Mask
+from regrow.surgery.taken import check_names
 
 CARD, PAGE = "card.json", "card.md"
 
@@ -137,16 +139,17 @@ def compress(
         TraceError: nothing can be cut, or the cut has no proof.
         ConfigError: a value that cannot be meant, or a cost out of reach.
     """
-    refuse_meta(network)
+    _check(network, amount)
     inputs = inputs_of(example)
     method = general_method(criterion, scope=scope, allocation=allocation)
     given, network = network, _folded(network, on_step)
     on_step("Following the channels")
-    traced = trace(network, inputs.example() if _is_text(example) else example, keep=keep)
+    traced = _traced(network, inputs.example() if _is_text(example) else example, keep)
     options: dict[str, Any] = {"rounds": rounds, "multiple_of": multiple_of, **amount}
     on_step("Choosing what stays")
     options |= {"dataset": dataset, "loss": loss, "seed": seed, "device": device}
-    mask = select(network, traced, method, **options)
+    with saying_where(method):
+        mask = select(network, traced, method, **options)
     _refuse_nothing(mask, amount, multiple_of=multiple_of)
     settings = {"criterion": method.criterion, "allocation": allocation, **amount}
     settings |= {name: options[name] for name in ("rounds", "multiple_of") if options[name] > 1}
@@ -160,12 +163,26 @@ def compress(
     return replace(cut, card=replace(card, origin=model_origin.text), architecture=architecture)
 
 
+def _check(network: object, amount: Mapping[str, float]) -> None:
+    check_network(network)
+    if len(amount) != 1:
+        raise ConfigError(
+            "compress takes one of macs, parameters, latency and sparsity. Got "
+            f"{' and '.join(amount) or 'none'}."
+        )
+
+
 def _folded(network: nn.Module, on_step: Callable[[str], None]) -> nn.Module:
     """Fold a network's weights, and say so if there are any that a norm computes."""
     folded = fold(network)
     if folded is not network:
         on_step("Writing weights that weight or spectral norms compute as plain weights")
     return folded
+
+
+def _traced(network: nn.Module, example: Any, keep: Sequence[str]) -> Trace:
+    check_names(network, example)
+    return trace(network, example, keep=keep)
 
 
 def _is_text(example: Any) -> bool:

@@ -12,59 +12,78 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from regrow.cost.latency import batched
-from regrow.errors import ConfigError, TraceError, unknown
+from regrow.errors import ConfigError, TraceError, short, unknown
 from regrow.models.inputs import inputs_of
 from regrow.models.libraries import package
+from regrow.own.export_inputs import BATCH_NAME, Exportable, named, ways
 from regrow.own.new_folder import check_new, scratch_beside
 from regrow.surgery.alive import called
+from regrow.surgery.taken import check_names
 
 CLOSE = 1e-4  # of the largest output, by which an export may be off
-BATCH, BATCH_NAME = 2, "batch"
 MOST_INSIDE = 2**30  # bytes of weights; more lie beside the .onnx file, which holds 2 GiB at most
+Run = Callable[[Any], Any]  # an export, as it is called
 
 
 def export_onnx(network: nn.Module, example: Any, path: Path) -> str:
     """Write a network as ONNX, and return how far its outputs are from the network's."""
     check_packages(["onnx"])
-    import onnxruntime
-
-    program, free = _exported(network, example)
-    num_bytes = sum(x.numel() * x.element_size() for x in network.state_dict().values())
-    with _quiet("--onnx"):
-        names = [name for name, _ in _named(example)]
-        written = torch.onnx.export(program, dynamo=True, input_names=names, verbose=False)
-        assert written is not None
-        if free:  # the exporter calls what is free s77 or so
-            sizes = [node.shape[0] for node in written.model.graph.inputs if node.shape]
-            named: dict[Any, str] = {
-                str(size): BATCH_NAME for size in sizes if not isinstance(size, int)
-            }
-            written.rename_axes(named)
-        written.save(str(path), external_data=num_bytes > MOST_INSIDE)
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    taken = [node.name for node in session.get_inputs()]
-
-    def run(inputs: Any) -> Any:
-        feed = dict(_named(inputs))
-        fed = {name: feed[name].numpy() for name in taken if name in feed}
-        return [torch.from_numpy(x) for x in session.run(None, fed)]
-
-    return _compared(network, example, run, free=free, what="--onnx")
+    outputs = _output_names(network, example)
+    return _exported(
+        network, example, lambda program, way: _onnx(program, way, path, outputs), "--onnx"
+    )
 
 
 def export_pt2(network: nn.Module, example: Any, path: Path) -> str:
     """Write a network as ``torch.export`` does, and return how far its outputs are."""
-    program, free = _exported(network, example)
-    with _quiet("--pt2"):
-        torch.export.save(program, path)
-        module = torch.export.load(path).module()
+    return _exported(network, example, lambda program, _: _pt2(program, path), "--pt2")
+
+
+def _output_names(network: nn.Module, example: Any) -> list[str] | None:
+    """Return the names of what a network returns, if it is a mapping of tensors."""
+    with _quiet("--onnx"):
+        output = called(network, example)
+    if not isinstance(output, Mapping) or not all(isinstance(x, Tensor) for x in output.values()):
+        return None
+    return [str(name) for name in output]
+
+
+def _onnx(program: Any, way: Exportable, path: Path, outputs: list[str] | None) -> Run:
+    import onnxruntime
+
+    num_bytes = sum(x.numel() * x.element_size() for x in program.state_dict.values())
+    names = [name for name, _ in named(way.example)]
+    written = torch.onnx.export(
+        program, dynamo=True, input_names=names, output_names=outputs, verbose=False
+    )
+    assert written is not None
+    sizes: dict[Any, str] = {}  # the exporter calls what is free s77 or so
+    for node, axes in zip(written.model.graph.inputs, way.axes(), strict=False):
+        shape = [*(node.shape or ())]
+        sizes |= {str(shape[i]): name for i, name in axes.items() if not isinstance(shape[i], int)}
+    if sizes:
+        written.rename_axes(sizes)
+    written.save(str(path), external_data=num_bytes > MOST_INSIDE)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    taken = [node.name for node in session.get_inputs()]
+
+    def run(inputs: Any) -> Any:
+        feed = dict(named(inputs))
+        fed = {name: feed[name].numpy() for name in taken if name in feed}
+        return [torch.from_numpy(x) for x in session.run(None, fed)]
+
+    return run
+
+
+def _pt2(program: Any, path: Path) -> Run:
+    torch.export.save(program, path)
+    module = torch.export.load(path).module()
 
     def run(inputs: Any) -> Any:
         args, kwargs = _arguments(inputs)
         return module(*args, **kwargs)
 
-    return _compared(network, example, run, free=free, what="--pt2")
+    return run
 
 
 def export(network: nn.Module, example: Any, path: str | Path) -> str:
@@ -85,6 +104,15 @@ def export(network: nn.Module, example: Any, path: str | Path) -> str:
         raise ConfigError(f"{path}: {unknown('format', kind, EXPORTS)}")
     check_new(file)
     tensors = example if torch.is_tensor(example) else inputs_of(example).example()
+    if isinstance(example, str):
+        check_names(network, tensors)
+    try:
+        called(network, tensors)
+    except Exception as error:  # its own code may raise anything
+        raise ConfigError(
+            f"The network fails on the input {inputs_of(example)}: {type(error).__name__}: "
+            f"{short(error)} Give the input that it takes."
+        ) from error
     with scratch_beside(file) as scratch:
         comparison = EXPORTS[kind](network, tensors, scratch / file.name)
         for written in scratch.iterdir():
@@ -104,43 +132,53 @@ def check_packages(exports: Iterable[str]) -> None:
         package(name, extra="onnx", wanted_for="--onnx")
 
 
-def _exported(network: nn.Module, example: Any) -> tuple[Any, bool]:
-    """Return a network as ``torch.export`` reads it, and whether it takes batches of any size."""
-    network = network.eval()
-    inputs = batched(example, BATCH)
-    args, kwargs = _arguments(inputs)
-    batch = torch.export.Dim(BATCH_NAME)
-
-    def free(leaf: Any) -> Any:
-        return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() else None
-
-    shapes: Any = {name: free(x) for name, x in kwargs.items()} or tuple(map(free, args))
-    with _quiet("export"):
-        try:
-            return torch.export.export(network, args, kwargs, dynamic_shapes=shapes), True
-        except Exception:  # its code counts on the number of examples
-            args, kwargs = _arguments(batched(example, 1))
-            return torch.export.export(network, args, kwargs), False
-
-
-def _compared(
-    network: nn.Module, example: Any, run: Callable[[Any], Any], *, free: bool, what: str
+def _exported(
+    network: nn.Module, example: Any, write: Callable[[Any, Exportable], Run], what: str
 ) -> str:
-    """Compare an export with its network on other inputs; a ``TraceError`` if it is off."""
-    sizes = (1, 3) if free else (1,)
-    gap = 0.0
-    for size in sizes:
-        inputs = batched(example, size)
-        with _quiet(what):
-            output = run(inputs)
-        gap = max(gap, largest_gap(output, called(network, inputs)))
-    if not gap <= CLOSE:
-        raise TraceError(
+    """Export a network in the freest way that works, and say how; see ``ways``."""
+    network = network.eval()
+    failure: Exception | None = None
+    for way in ways(network, example):
+        try:
+            with _quiet(what):
+                run = write(_program(network, way), way)
+                gap = max(largest_gap(run(x), called(network, x)) for x in way.checks())
+        except ConfigError as error:  # its code counts on the number of examples, or of tokens
+            failure = failure or error
+            continue
+        if gap <= CLOSE:
+            return _told(way, gap)
+        failure = TraceError(
             f"{what}: the exported network is off by {gap:.1e} of its largest output, and "
             f"{CLOSE:g} is allowed, so it is not written."
         )
-    batches = "batches of any size" if free else "one example at a time, as its code counts on it"
-    return f"takes {batches}; within {gap:.1e} of the network's outputs ({CLOSE:g} allowed)"
+    assert failure is not None
+    raise failure
+
+
+def _program(network: nn.Module, way: Exportable) -> Any:
+    """Return a network as ``torch.export`` reads it."""
+    inputs = way.inputs()
+    args, kwargs = _arguments(inputs)
+    sizes = {BATCH_NAME: torch.export.Dim(BATCH_NAME)}  # lengths may be bound by a table's
+    free: list[Any] = [
+        {i: sizes.get(name, torch.export.Dim.DYNAMIC) for i, name in axes.items()} or None
+        for axes in way.axes()
+    ]
+    shapes: Any = dict(zip(kwargs, free, strict=True)) if kwargs else tuple(free)
+    return torch.export.export(network, args, kwargs, dynamic_shapes=shapes if any(free) else None)
+
+
+def _told(way: Exportable, gap: float) -> str:
+    """Word what an export takes, and how far it is off."""
+    padded = ", on padded texts too" if way.padded else ""
+    text = f"takes {way}; within {gap:.1e} of the network's outputs{padded} ({CLOSE:g} allowed)"
+    if not way.dropped:
+        return text
+    return (
+        f"{text}. It has no {' and no '.join(way.dropped)}, with which this network cannot be "
+        "exported: texts must not be padded"
+    )
 
 
 def largest_gap(exported: Any, expected: Any) -> float:
@@ -164,13 +202,6 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)), {}
-
-
-def _named(inputs: Any) -> list[tuple[str, Tensor]]:
-    args, kwargs = _arguments(inputs)
-    if len(args) == 1:
-        return [("input", args[0])]
-    return [*((f"input_{i}", x) for i, x in enumerate(args)), *kwargs.items()]
 
 
 @contextmanager

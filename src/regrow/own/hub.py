@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from regrow.core.texts import markdown_text, one_line
+from regrow.core.validation import is_number
 from regrow.errors import ConfigError, DataError, StoreError, short
 from regrow.models.libraries import package
 from regrow.models.origins import ModelOrigin
@@ -58,6 +59,11 @@ def push(
         raise ConfigError(f"A repository of the hub is OWNER/NAME. Got {name!r}.")
     if results and dataset is None:
         raise ConfigError("Say which data the results are of: --on NAME.")
+    if dataset is not None and not results and not (source / RESULT).is_file():
+        raise ConfigError(
+            f"There are no results that could be of {short(dataset)}. Give some: --result "
+            "METRIC=VALUE."
+        )
     hub = package("huggingface_hub", extra="hub", wanted_for="The Hugging Face hub")
     if into is not None:
         with new_folder(into) as scratch:
@@ -123,7 +129,13 @@ def _page(
     if not found and (source / RESULT).is_file():  # of a study: its score, and of which data
         result = _read(source / RESULT)
         metrics = [key.removesuffix("_unit") for key in result if key.endswith("_unit")]
-        found, dataset = {metric: result[metric] for metric in metrics}, result["data"]
+        found = {name: result[name] for name in metrics if is_number(result.get(name))}
+        dataset = dataset or result.get("data")
+        if found and dataset is None:  # of a function of one's own, which alone knows its data
+            raise ConfigError(
+                f"'{source}' has scores ({', '.join(found)}) and does not say on which data. Say "
+                "so: --on NAME."
+            )
     data = hub.ModelCardData(
         model_name=name.partition("/")[2],
         library_name="regrow",

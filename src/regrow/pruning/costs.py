@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from regrow.core.registry import Registry
-from regrow.core.validation import is_number
+from regrow.core.validation import is_number, percent
 from regrow.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class CostShare:
         if not is_number(self.share) or not 0.0 < self.share < 1.0:
             raise ConfigError(
                 f"A target for {self.name} is the share of the unpruned network's that may be "
-                f"left, a number between 0 and 1. Got {self.share!r}."
+                f"left, a number between 0 and 1. Got {self.share!r}.{percent(self.share)}"
             )
 
     @property

@@ -4,13 +4,15 @@ import ast
 import inspect
 import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
 
+from regrow.core.registry import Registry
 from regrow.core.seeds import seeded
 from regrow.data import Dataset
 from regrow.errors import ConfigError, Interrupted, RegrowError, short
@@ -61,13 +63,35 @@ def try_out(
             ) from error
 
 
+@contextmanager
+def saying_where(method: Method) -> Iterator[None]:
+    """Make of what a user's criterion or allocation does wrong a ``ConfigError`` with its line."""
+    try:
+        yield
+    except RegrowError as error:
+        named = any(f"{r.kind} {name!r}" in str(error) for r, name in _code(method))
+        if not named:  # it is about something else
+            raise
+        raise ConfigError(f"{_place(method, error)}: {error}") from error
+    except Exception as error:
+        if not _code(method):
+            raise
+        told = f"{type(error).__name__}: {short(error)}"
+        raise ConfigError(f"{_place(method, error)}: {told}") from error
+
+
+def _code(method: Method) -> list[tuple[Registry[Any], str]]:
+    """Return the criterion and the allocation of a method, as far as a user wrote them."""
+    parts: list[tuple[Registry[Any], str]] = [
+        (CRITERIA, method.criterion),
+        (ALLOCATIONS, method.allocation),
+    ]
+    return [(registry, name) for registry, name in parts if registry.code(name) is not None]
+
+
 def _place(method: Method, error: Exception) -> str:
     """Return the file and the line of the user's code that raised, or that returned what fails."""
-    code = [
-        (registry, name)
-        for registry, name in ((CRITERIA, method.criterion), (ALLOCATIONS, method.allocation))
-        if registry.code(name) is not None
-    ]
+    code = _code(method)
     files = {registry.origin(name) for registry, name in code}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename in files:

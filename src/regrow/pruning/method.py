@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from regrow.core.registry import Outside, Registry, calling_file, canonical
 from regrow.core.units import UNITS
-from regrow.core.validation import is_int, is_number
+from regrow.core.validation import is_int, is_number, percent
 from regrow.errors import ConfigError, unknown
 from regrow.pruning.normalise import NORMALISATIONS, UNCHANGED
 from regrow.train import Treatment
@@ -406,6 +406,7 @@ def checked_sparsity(sparsity: float | None) -> float:
     if not is_number(sparsity) or not 0.0 <= sparsity < 1.0:
         raise ConfigError(
             f"A sparsity is the removed share of the units, a number in [0, 1). Got {sparsity!r}."
+            f"{percent(sparsity)}"
         )
     return float(sparsity)
 

@@ -24,6 +24,7 @@ from regrow.core.texts import listed, one_line, visible
 from regrow.errors import ConfigError
 from regrow.jobs.arms import OF_FLOPS
 from regrow.report import figures
+from regrow.report.advice import advice
 from regrow.report.answer import answer
 from regrow.report.budget_figures import draw_budgets
 from regrow.report.budget_gains import Gains, at_largest, rows_of
@@ -121,6 +122,7 @@ def write(
     draw: bool = True,
     precision: str | None = None,
     cost: str | None = None,
+    advise: bool = False,
 ) -> Report:
     """Write every file of a report into a folder (made if absent) and return it.
 
@@ -129,7 +131,8 @@ def write(
     the method that others are compared with, in place of every pair. ``notes`` are
     limits that the runs do not show (e.g. a subset of the data). ``extras`` are further tables,
     each a CSV file too. ``draw=False`` leaves the figures out. ``precision`` is what was computed
-    in, where the study left that open, and ``cost`` what all of it took.
+    in, where the study left that open, and ``cost`` what all of it took. ``advise`` begins the
+    answer with which network to take.
     """
     frame = summarise(runs)
     page = page_of(
@@ -141,6 +144,7 @@ def write(
         failures=[Failure(label=one_line(f.label), message=visible(f.message)) for f in failures],
         notes=[visible(note) for note in notes],
         extras=extras,
+        advise=advise,
     )
     metrics = page.metrics
     provenance = {"command": f"`{command}`", "date": date, "machine": machine}
@@ -203,6 +207,7 @@ def page_of(
     failures: Sequence[Failure] = (),
     notes: Sequence[str] = (),
     extras: Sequence[Extra] = (),
+    advise: bool = False,
 ) -> Page:
     """Return all that a report says of runs and their rows, without its figures."""
     all_verdicts = verdicts(runs, margin=margin)
@@ -213,12 +218,14 @@ def page_of(
     over_budgets = curves(runs, margin=margin)
     lines = [] if compared and not all_verdicts else [answer(all_verdicts)]
     methods, asked = answers(compared), any(contest.reference for contest in compared)
+    advised = tuple(advice(runs, all_verdicts)) if advise else ()
     return Page(
         title=title,
         tables=blocks(frame, runs),
         brief=blocks(rows_of(frame, largest), largest) if over_budgets else (),
         answer="\n".join(
             [
+                *map(str, advised),
                 *(methods if asked else []),
                 *map(str, budget_answers(over_budgets)),
                 *lines,
@@ -226,6 +233,8 @@ def page_of(
                 *([] if asked else methods),
             ]
         ),
+        advised=advised,
+        empty=not any(run.done for run in runs),
         curves=over_budgets,
         budgets=budget_tables(over_budgets),
         budgets_in_latex=latex_tables(over_budgets),

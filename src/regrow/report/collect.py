@@ -274,6 +274,7 @@ class Reader:
             "training_budget": experiment.budget,
             "arm": arm.name,
             "seed": cell.seed,
+            "job": job.key,
             "method": use.label if use else "",
             "sparsity": cut.sparsity if cut else None,
             "target": cut.called if cut else None,

@@ -49,6 +49,7 @@ def write_study(
         precision=precision,
         cost=together.words,
         draw=refresh is None,
+        advise=bool(study.own),
     )
     ledger = folder / LEDGER_FILE
     text = ledger_csv(ledger_frame(results.runs, each))

@@ -9,6 +9,7 @@ from regrow.report.rows import Run
 from regrow.studies.expand import Cell
 
 CLOSE = 0.1  # of the MACs: networks of one cost
+BESIDE_TOKENS = ("attention_mask", "token_type_ids")  # which exports have, and which cost nothing
 
 
 class Reads(Protocol):
@@ -33,8 +34,14 @@ def spending_notes(reader: Reads, cells: Sequence[Cell], runs: Sequence[Run]) ->
             "itself in training mode, so that no training examples could be counted."
         )
     yield from _same_seeds(trained)
-    for arm, shapes in _other_shapes(trained):
-        yield f"{arm} trained on inputs of {shapes}: FLOPs are counted at the latter."
+    for shapes, arms in _other_shapes(trained).items():
+        yield f"{listed(arms)} trained on inputs of {shapes}: FLOPs are counted at the latter."
+    beside = dict.fromkeys(name for _, _, record in trained for name in record.get("beside", ()))
+    if unsaid := [name for name in beside if name not in BESIDE_TOKENS]:
+        yield (
+            f"The function trains with {quoted(unsaid)} too, which --input does not name: "
+            "costs are counted, and files are exported, without. Name all inputs."
+        )
     yield from _other_costs(own)
     drawn = dict.fromkeys(name for _, _, record in trained for name in record.get("drawn", ()))
     if drawn:
@@ -71,14 +78,17 @@ def _same_seeds(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator
         )
 
 
-def _other_shapes(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[tuple[str, str]]:
-    """Yield arms whose first training example was of another shape than costs are measured at."""
-    found: dict[str, str] = {}
+def _other_shapes(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> dict[str, list[str]]:
+    """List arms whose first training example was of another shape than costs are measured at."""
+    first: dict[str, str] = {}
     for _, run, record in trained:
         if record["shape"] is not None and record["shape"] != record["input"]:
             sizes = ("x".join(map(str, record[name])) for name in ("shape", "input"))
-            found.setdefault(run.arm, ", and costs are measured at ".join(sizes))
-    yield from found.items()
+            first.setdefault(run.arm, ", and costs are measured at ".join(sizes))
+    found: dict[str, list[str]] = {}
+    for arm, shapes in first.items():
+        found.setdefault(shapes, []).append(arm)
+    return found
 
 
 def _other_costs(own: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[str]:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from regrow.core.texts import listed, markdown_text
 from regrow.report import words
-from regrow.report.answer import sentence
+from regrow.report.answer import Answer, sentence
 from regrow.report.budget_words import how, sentences
 from regrow.report.figures import SavedFigure
 from regrow.report.latex import TEX_BETWEEN, TEX_NEEDS, tex, tex_rows, tex_section, tex_table
@@ -129,6 +129,8 @@ class Page:
     limits: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     figures: tuple[SavedFigure, ...] = ()
+    advised: tuple[Answer, ...] = ()  # which network to take, which the answer begins with
+    empty: bool = False  # nothing has a result
 
 
 def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[TableBlock, ...]:
@@ -161,6 +163,9 @@ def blocks(frame: pd.DataFrame, runs: Sequence[Run]) -> tuple[TableBlock, ...]:
 
 def terminal(page: Page) -> str:
     """Write the report as plain text, for about 110 columns; only what leads is put in words."""
+    if page.empty and page.failures:  # tables of nothing would hide what went wrong
+        failed = "\n".join(["Failures", *map(_wrap, failure_lines(page.failures))])
+        return f"{page.title}\n\n{failed}\n\nNothing was measured, so there are no tables.\n"
     main = page.brief or page.tables
     over_budgets = [extra for extra in page.budgets if extra.name in BUDGETS_IN_TERMINAL]
     parts = [page.title, *map(_plain_extra, over_budgets), *map(_plain, main)]

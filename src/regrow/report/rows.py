@@ -85,6 +85,7 @@ class Run:
     network's cost, where a study asked for one, and ``cost_machine`` is where it was measured.
     ``given``: it stands on weights whose training is not counted.
     ``pace`` is how many examples one's own training function saw for each unit of its budget.
+    ``job`` is the key of the job that measured it: several runs of one job are one measurement.
 
     What allows no conclusion (``regrow.report.validity``) follows from ``num_test`` and ``chance``
     (the baseline's score) of the test set, from how the training ended, and from the network that
@@ -154,6 +155,7 @@ class Run:
     pace: float | None = None
     given: bool = False
     training_budget: int | None = None
+    job: str = ""
 
     def __post_init__(self) -> None:
         for name in ("data", "model", "method", "target", "arm", "group", "stamp"):
@@ -342,12 +344,18 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
     return to_frame(rows, run_columns(listed))
 
 
+def once(runs: Iterable[Run]) -> list[Run]:
+    """Leave out runs that are another's measurement again, such as of weights that were given."""
+    return [*{run.job or number: run for number, run in enumerate(runs)}.values()]
+
+
 def summarise(runs: Iterable[Run]) -> pd.DataFrame:
     """Put one arm of one cell in each row: mean over seeds, std, n, size, cost, fairness.
 
-    ``n_expected`` counts the runs asked for; only finished ones enter the means. std divides by
-    n - 1 and is empty for n = 1, every figure for n = 0. ``parameters_kept`` and ``macs_kept`` are
-    shares of the unpruned network of the same data set and model, empty where the study has none.
+    ``n_expected`` counts the measurements asked for, each ``once``; only finished ones enter the
+    means. std divides by n - 1 and is empty for n = 1, every figure for n = 0. ``parameters_kept``
+    and ``macs_kept`` are shares of the unpruned network of the same data set and model, empty where
+    the study has none.
     """
     listed = list(runs)
     table = Table(listed)
@@ -448,7 +456,7 @@ def to_csv(frame: pd.DataFrame, columns: Mapping[str, Column]) -> str:
 
 
 def _row(runs: list[Run], table: Table) -> dict[str, object]:
-    first = runs[0]
+    first, runs = runs[0], once(runs)
     finished = [run for run in runs if run.done]
     scores = [run.score for run in finished if run.score is not None]
     mean, std = mean_and_std(scores) if scores else (None, None)

@@ -64,10 +64,16 @@ def _value(origin: ModelOrigin, name: str) -> Any:
         value = parameters[name].default if name in parameters else None
     elif value is None:  # a model of a hub is built by a configuration
         value = origin.resolved().settings.get("config", {}).get(name)
+    if "=" in name:
+        raise ConfigError(
+            f"'vary' (--width-multiplier) names an argument, whose value is sought. Got {name!r}. "
+            f"To give the value: 'set', or --rival {name}."
+        )
     if not is_number(value):
         raise ConfigError(
             f"{origin.text} has no number {name!r} among its arguments that could be made less. "
-            f"Got {short(value)}. Give the network its value with 'set' (--set {name}=VALUE)."
+            f"Got {short(value)}. Name another, or give the network its value with 'set' (--set "
+            f"{name}=VALUE)."
         )
     return value
 
@@ -77,7 +83,8 @@ def _cost(network: OwnNetwork, name: str, value: Any, cost: str) -> int | None:
     arguments = {**network.origin.arguments, name: value}
     try:
         other = OwnNetwork(
-            origin=ModelOrigin(network.origin.text, arguments), inputs=network.inputs
+            origin=ModelOrigin(network.origin.text, arguments, settings=network.origin.settings),
+            inputs=network.inputs,
         )
         return int(getattr(other.cost(), cost))
     except (RegrowError, RuntimeError, ValueError, TypeError):

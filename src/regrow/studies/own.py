@@ -25,9 +25,9 @@ from typing import Any, ClassVar
 
 from regrow.core.durations import epochs_in_words
 from regrow.core.units import UNITS
-from regrow.core.validation import as_list, is_int, is_number, mapping, refuse_twice, text
+from regrow.core.validation import as_list, is_int, is_number, mapping, percent, refuse_twice, text
 from regrow.data import load
-from regrow.errors import ConfigError, RegrowError, short
+from regrow.errors import ConfigError, RegrowError, short, unknown
 from regrow.jobs.arms import RATES, UNPRUNED, Arm, Budget, read_arm
 from regrow.jobs.own import Judged
 from regrow.jobs.own_network import CutFolder, OwnNetwork
@@ -35,6 +35,7 @@ from regrow.models.inputs import Inputs
 from regrow.models.origins import ModelOrigin, read_origin
 from regrow.own.examples import read_examples, spec_of
 from regrow.pruning.amounts import Cut
+from regrow.pruning.dry_run import saying_where
 from regrow.pruning.method import Method, Scope
 from regrow.pruning.select import select
 from regrow.studies.budgets import read_budgets
@@ -42,6 +43,7 @@ from regrow.studies.experiment import MethodUse, read_seeds, read_use
 from regrow.studies.family import COUNTED, narrowed
 from regrow.studies.keys import METRIC_KEYS, OWN_MODEL_KEYS, RIVAL_KEYS
 from regrow.surgery import trace
+from regrow.surgery.taken import check_names
 from regrow.tasks.metric import ACCURACY, BITS_PER_BYTE, R_SQUARED, TOKEN_ACCURACY, Metric
 from regrow.train.function import UNITS as BUDGET_UNITS
 from regrow.train.function import TrainFunction, Unit, amount_of
@@ -185,6 +187,7 @@ def _network(entry: Any, keys: Collection[str]) -> tuple[OwnNetwork, str]:
     if network.is_given:
         network.given()  # says what does not fit
     try:
+        check_names(built, network.example)
         network.cost()
     except Exception as error:  # its own code may raise anything
         kind = "" if isinstance(error, RegrowError) else f"{type(error).__name__}: "
@@ -295,6 +298,11 @@ def _judged(value: Any) -> Judged:
     if chance is not None and not is_number(chance):
         raise ConfigError(f"'chance' must be a number. Got {short(chance)}.")
     metric = _metric(name, fields.get("better"), margin)
+    if chance is not None and metric.unit == "%" and not 0.0 <= chance < 1.0:
+        raise ConfigError(
+            f"The 'chance' of {name!r} (--chance) is a share of 1, as the training function "
+            f"returns it. Got {chance!r}.{percent(chance)}"
+        )
     level = None if chance is None else metric.reported(chance)
     return Judged(metric, num_test=num_test, chance=level)
 
@@ -311,8 +319,8 @@ def _metric(name: str, better: Any, margin: float | None) -> Metric:
         return replace(known, about=sentence, margin=margin or known.margin)
     if margin is None:
         raise ConfigError(
-            f"Below which difference of {name!r} do two networks count as equally good? Say so "
-            f"with its 'margin' (--margin). Known for {', '.join(KNOWN_METRICS)}."
+            f"{unknown('metric', name, KNOWN_METRICS)} If your function returns a {name!r}, say "
+            "below which difference of it two networks count as equally good: 'margin' (--margin)."
         )
     return Metric(
         key=name,
@@ -390,7 +398,8 @@ def _try(use: MethodUse, network: OwnNetwork, examples: Material | None) -> None
             amount = (cut.cost.name, cut.cost.share)
         parts = (how.criterion, how.allocation, how.scope, how.normalise)
         try:
-            _tried(network, parts, amount, examples, cut.multiple_of)
+            with saying_where(how):
+                _tried(network, parts, amount, examples, cut.multiple_of)
         except RegrowError as error:
             raise type(error)(f"The method {use.label!r}: {error}") from error
 

@@ -65,9 +65,17 @@ def _rival(experiment: OwnExperiment, rival: Rival, seed: int) -> OwnTrain:
 def _retrain(
     experiment: OwnExperiment, plain: OwnTrain, prune: OwnPrune, arm: Arm, seed: int
 ) -> OwnTrain:
-    """Train what a pruning left, from the start of an arm."""
-    label = f"{prune.label.partition(' prune')[0]} {arm.name} seed {seed}"
-    inherits = arm.start == "inherited" and prune.folder is None and not plain.is_published
+    """Train what a pruning left, from the start of an arm.
+
+    Where the weights are given and nothing is trained, one measurement is that of every seed.
+    """
+    label = f"{prune.label.partition(' prune')[0]} {arm.name}"
+    given = arm.start == "inherited" and (prune.folder is not None or plain.is_published)
+    if given and arm.budget.kind == "none":
+        seed = 0
+    else:
+        label += f" seed {seed}"
+    inherits = arm.start == "inherited" and not given
     return replace(
         _train(experiment, experiment.model, arm, seed, label=label),
         prune=prune,

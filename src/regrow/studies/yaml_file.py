@@ -39,7 +39,7 @@ def read_file(path: str | Path, parse: Callable[[Any, str], Read]) -> Read:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or short(error)
         raise ConfigError(
-            f"Cannot read the study '{path}': {reason}. Give the path of a YAML file."
+            f"Cannot read the study '{path}': {reason}. Give the path of a YAML file.{_meant(file)}"
         ) from error
     if len(raw) > MOST_BYTES:
         raise ConfigError(
@@ -53,6 +53,18 @@ def read_file(path: str | Path, parse: Callable[[Any, str], Read]) -> Read:
         return parse(value, file.stem)
     except ConfigError as error:
         raise ConfigError(f"{path}: {shortened(str(error))}") from error
+
+
+def _meant(path: Path) -> str:
+    """Say what a path that is no study may have been meant for."""
+    if (path / "study.yaml").is_file():
+        return f" Do you mean {path / 'study.yaml'}?"
+    if (path / "architecture.json").is_file():
+        return (
+            f" '{path}' holds a network: regrow.export(regrow.load('{path}'), INPUT, 'net.onnx') "
+            "writes it in another format."
+        )
+    return ""
 
 
 def read_value(content: str) -> Any:

@@ -228,6 +228,12 @@ def save(folder: str | Path, model: nn.Module, architecture: Architecture) -> No
     Raises:
         ConfigError: the network is not one of this architecture, or the folder cannot be written.
     """
+    if not isinstance(architecture, Architecture):
+        raise ConfigError(
+            "The third argument of regrow.save says how the network is built: "
+            "regrow.Architecture.read(FOLDER), or regrow.Architecture(model=regrow.ModelOrigin("
+            f"'nets.py:build'), shape=(1, 3, 224, 224)). Got {short(architecture)}."
+        )
     path = Path(folder)
     state = model.state_dict()
     if isinstance(architecture.model, ModelOrigin):
@@ -263,8 +269,9 @@ def load(folder: str | Path, *, code: str | None = None) -> nn.Module:
     try:
         model = architecture.build()
     except TraceError as error:
+        named = "" if code is None else f" Is {code} the code that it was cut from?"
         raise StoreError(
-            f"The cuts in '{path / ARCHITECTURE}' do not fit its model: {error}"
+            f"The cuts in '{path / ARCHITECTURE}' do not fit its model: {error}{named}"
         ) from error
     except RegrowError:
         raise
@@ -297,13 +304,26 @@ def _read(path: Path, code: str | None) -> tuple[Architecture, Any, dict[str, Te
         weights, _ = load_tensors(file)
     except OSError as error:
         raise StoreError(
-            f"No network can be read from '{path}': {error}. Expected {ARCHITECTURE} and "
-            f"{WEIGHTS}, as regrow.save writes them."
+            f"No network can be read from '{path}': {unreadable(path, error)}. Expected "
+            f"{ARCHITECTURE} and {WEIGHTS}, as regrow.save writes them."
         ) from error
     except ValueError as error:
         raise Damaged(f"'{file}' is damaged: {error}. Save the network anew.") from error
     architecture = _by_code(Architecture.from_json(value), code, path)
     return architecture, value.get("weights"), weights
+
+
+def unreadable(folder: Path, error: Exception) -> str:
+    """Say what is missing of a folder that should hold a network, or what went wrong."""
+    if folder.is_file():
+        return "it is a file, and a folder is asked for"
+    if not folder.exists():
+        return f"there is no such folder in '{Path.cwd()}'"
+    if missing := [name for name in (ARCHITECTURE, WEIGHTS) if not (folder / name).exists()]:
+        saved = (folder / "config.json").is_file()
+        of_others = f"; it is one of transformers, which is named hf/{folder}" if saved else ""
+        return f"it has no {' and no '.join(missing)}{of_others}"
+    return why(error, folder) if isinstance(error, OSError) else short(error)
 
 
 def _by_code(architecture: Architecture, code: str | None, folder: Path) -> Architecture:

@@ -106,13 +106,14 @@ class Spent:
 
     ``samples`` and ``passes`` count training examples and forward passes in training mode with
     gradients, at the network's own call; both are 0 if it was never called so. ``shape`` is that of
-    the first example that it trained on.
+    the first example that it trained on, and ``names`` are the inputs that it was handed then.
     """
 
     metrics: Mapping[str, float]
     samples: int
     passes: int
     shape: tuple[int, ...] | None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,13 @@ class TrainFunction:
         place = place_of_function(function, str(file))
         metrics = self._metrics(returned, place)
         before.check(model, f"{place}{self.text}", trained=allowance.amount > 0)
-        return Spent(metrics=metrics, samples=meter.samples, passes=meter.passes, shape=meter.shape)
+        return Spent(
+            metrics=metrics,
+            samples=meter.samples,
+            passes=meter.passes,
+            shape=meter.shape,
+            names=meter.names,
+        )
 
     def _metrics(self, returned: Any, place: str) -> dict[str, float]:
         """Return what a function returned as finite numbers by name; one number has no name."""
@@ -257,6 +264,7 @@ class _Meter:
     def __init__(self, allowance: Allowance, on_pass: Callable[[float, int], None]) -> None:
         self.samples = self.passes = 0
         self.shape: tuple[int, ...] | None = None
+        self.names: tuple[str, ...] = ()
         self._allowance = allowance
         self._on_pass = on_pass
         self._batch = 0  # the size of the last
@@ -309,6 +317,7 @@ class _TrainingHook:
         if self._meter is not None and module.training and torch.is_grad_enabled():
             shape = next((tuple(t.shape) for t in _tensors((args, kwargs))), None)
             if shape is not None:
+                self._meter.names = self._meter.names or _handed(module, args, kwargs)
                 self._meter.saw(shape)
 
     def __deepcopy__(self, memo: Any) -> "_TrainingHook":
@@ -316,6 +325,24 @@ class _TrainingHook:
 
     def __reduce__(self) -> tuple[type["_TrainingHook"], tuple[()]]:
         return _TrainingHook, ()
+
+
+def _handed(
+    network: "nn.Module", args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Name the inputs of a call that hold tensors; none where the network's code has no names."""
+    try:
+        signature = inspect.signature(network.forward)
+        placed = signature.bind_partial(*args).arguments
+    except (TypeError, ValueError):
+        return ()
+    several = inspect.Parameter.VAR_POSITIONAL
+    given = {n: x for n, x in placed.items() if signature.parameters[n].kind != several}
+    return tuple(name for name, x in {**given, **kwargs}.items() if _holds_tensors(x))
+
+
+def _holds_tensors(value: Any) -> bool:
+    return next(_tensors(value), None) is not None
 
 
 def _tensors(value: Any) -> Iterator[Any]:

@@ -106,6 +106,8 @@ def document_of(
 
 def _headlines(report: Report) -> Iterator[Headline]:
     verdicts, contests = report.verdicts, report.contests
+    for found in report.page.advised:
+        yield Headline(question=found.question, short=found.short, text=found.text)
     asked = any(contest.reference is not None for contest in contests)
     if asked:
         yield from method_headlines(contests)

@@ -1,0 +1,164 @@
+"""The network of a comparison to take: what it costs, and what about it was not decided.
+
+It is the one with the best mean score of the smaller ones. Each other is compared with it seed by
+seed, corrected by Holm over all pairs, because it was chosen by the same numbers.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from regrow.core.texts import listed
+from regrow.report import words
+from regrow.report.answer import Answer
+from regrow.report.budget_gains import at_largest
+from regrow.report.rows import Run, Table, once
+from regrow.report.statistics import holm, mean_and_std, paired
+from regrow.report.verdict import Verdict
+from regrow.tasks.metric import Metric
+
+QUESTION = "Which network to take?"
+ALPHA = 0.05
+SAME = 1e-9  # of a score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One row of a cell: its runs by seed."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        """Its arm."""
+        return self.runs[0].arm
+
+    @property
+    def scores(self) -> Mapping[int, float]:
+        """Its scores by seed."""
+        return {run.seed: run.score for run in self.runs if run.score is not None}
+
+    @property
+    def mean(self) -> float:
+        """Its mean score."""
+        return mean_and_std([*self.scores.values()])[0]
+
+    def size(self, name: str) -> float | None:
+        """Return the mean of a cost over its seeds; None where it is not known."""
+        values = [value for run in self.runs if (value := getattr(run, name)) is not None]
+        return sum(values) / len(values) if values else None
+
+
+def advice(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> Iterator[Answer]:
+    """Answer for each cell which network to take; of several training budgets at the largest."""
+    largest = at_largest(runs)
+    table = Table(largest)
+    several = len({run.group for run in largest if not run.unpruned}) > 1
+    for arms in table.cells():
+        rows = [Contender(runs=done) for rs in arms.values() if (done := _done(rs))]
+        rows = [row for row in rows if not row.runs[0].unpruned]
+        if len(rows) < 2:
+            continue
+        first = rows[0].runs[0]
+        found = _answer(rows, Contender(runs=_done(table.unpruned(first))))
+        if left_out := _left_out(first.group, verdicts):
+            found = replace(found, short="No conclusion", text=left_out)
+        question = f"{QUESTION[:-1]} ({first.cut})?" if several else QUESTION
+        yield replace(found, question=question)
+
+
+def _done(runs: Sequence[Run]) -> tuple[Run, ...]:
+    return tuple(run for run in runs if run.done)
+
+
+def _left_out(group: str, verdicts: Sequence[Verdict]) -> str:
+    """Say why nothing is to be concluded from a cell, if no verdict on it counts."""
+    of_cell = [v for v in verdicts if v.group == group and v.differences]
+    reasons = [v.left_out_for for v in of_cell]
+    if not reasons or any(reason is None for reason in reasons):
+        return ""
+    return f"{reasons[0].text}." if reasons[0] is not None else ""
+
+
+def _answer(rows: Sequence[Contender], whole: Contender) -> Answer:
+    metric = rows[0].runs[0].metric
+    ranked = sorted(rows, key=lambda row: -metric.gain(row.mean))
+    best, others = ranked[0], ranked[1:]
+    ps = _corrected(ranked)
+    parts = [_about(best, whole, metric), _place(best, others)]
+    num = min(len(row.scores) for row in rows)
+    if num < 2:
+        parts.append("Nothing is tested: that takes two seeds or more (--seeds).")
+    else:
+        clear = [row for row in others if _below(ps[best.name, row.name])]
+        parts += [f"It is better than {listed([r.name for r in clear])}."] if clear else []
+        parts += _open(best, [row for row in others if row not in clear], metric)
+    parts += _against_whole(best, whole, metric)
+    return Answer(question=QUESTION, short=f"Take {best.name}", text=" ".join(parts))
+
+
+def _about(best: Contender, whole: Contender, metric: Metric) -> str:
+    """Word a network's score and costs."""
+    costs = []
+    for name, noun in (("parameters", "parameters"), ("macs", "MACs")):
+        size, full = best.size(name), whole.size(name) if whole.runs else None
+        share = size / full if size is not None and full else None
+        costs.append(f"{words.with_kept(size, share)} {noun}")
+    epochs, flops = best.size("epochs"), best.size("training_flops")
+    if epochs:
+        costs.append(f"{words.quantity(epochs)} epochs of training")
+    if flops:
+        costs.append(f"{words.quantity(flops)} training FLOPs in all")
+    score = f"{best.mean:.{metric.digits}f} {metric.unit or metric.name}"
+    return f"{score} with {listed(costs)}."
+
+
+def _place(best: Contender, others: Sequence[Contender]) -> str:
+    """Say in what it leads: by its mean score, and by its size if it is the smallest too."""
+    sizes = [(row.size("macs") or 0.0, row.size("parameters") or 0.0) for row in (best, *others)]
+    smallest = all(sizes[0] <= size for size in sizes) and any(s != sizes[0] for s in sizes)
+    return f"{'Best mean and smallest' if smallest else 'Best mean'} of the {len(sizes)} compared."
+
+
+def _open(best: Contender, rows: Sequence[Contender], metric: Metric) -> Iterator[str]:
+    """Name what is not shown to be worse, with its distance, and which of these is smaller."""
+    texts = []
+    for row in rows:
+        gap = words.signed(row.mean - best.mean, digits=metric.digits)
+        smaller = (row.size("macs") or 0.0) < (best.size("macs") or 0.0)
+        texts.append(f"{row.name} ({gap}{', and smaller' if smaller else ''})")
+    if texts:
+        yield f"Not decided: {listed(texts)}."
+
+
+def _against_whole(best: Contender, whole: Contender, metric: Metric) -> Iterator[str]:
+    """Compare with the unpruned network, as far as there is one."""
+    if not whole.runs:
+        return
+    seeds = [seed for seed in best.scores if seed in whole.scores]
+    pairs = [best.scores[seed] for seed in seeds], [whole.scores[seed] for seed in seeds]
+    if not seeds:
+        return
+    found = paired(*pairs)
+    gap = metric.amount(words.signed(found.difference, digits=metric.digits))
+    told = f", {words.p_value(found.p)}" if found.p is not None else ""
+    yield f"Minus the whole network: {gap}{told}."
+
+
+def _corrected(rows: Sequence[Contender]) -> Mapping[tuple[str, str], float | None]:
+    """Test all pairs of rows over the seeds that both have."""
+    pairs = [*combinations(rows, 2)]
+    ps = []
+    for a, b in pairs:
+        seeds = [seed for seed in a.scores if seed in b.scores]
+        alike = len(once(a.runs)) == len(once(b.runs)) == 1  # one measurement each, copied
+        found = (
+            paired([a.scores[s] for s in seeds], [b.scores[s] for s in seeds]) if seeds else None
+        )
+        ps.append(None if found is None or alike else found.p)
+    names = [(a.name, b.name) for a, b in pairs]
+    return dict(zip(names, holm(ps), strict=True))
+
+
+def _below(p: float | None) -> bool:
+    return p is not None and p < ALPHA

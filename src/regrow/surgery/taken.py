@@ -1,0 +1,89 @@
+"""The inputs that a network's own code names, and inputs by a name that it does not know."""
+
+import inspect
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from regrow.errors import TraceError, unknown
+from regrow.surgery.dispatch import OperationMode
+from regrow.surgery.tape import Arguments, call, evaluating
+
+
+@dataclass(frozen=True)
+class CallSignature:
+    """The inputs that a network's ``forward`` names, in order; ``others``: it has ``**kwargs``.
+
+    >>> CallSignature.by(nn.Linear(2, 2)).names
+    ('input',)
+    """
+
+    names: tuple[str, ...]
+    others: bool
+
+    @classmethod
+    def by(cls, network: nn.Module) -> "CallSignature":
+        """Read the signature of a network; code without one takes anything."""
+        try:
+            parameters = inspect.signature(network.forward).parameters.values()
+        except (TypeError, ValueError):
+            return cls((), others=True)
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return cls(
+            tuple(p.name for p in parameters if p.kind in by_name),
+            others=any(p.kind == p.VAR_KEYWORD for p in parameters),
+        )
+
+
+def check_names(network: nn.Module, example: Any) -> None:
+    """Refuse inputs by a name that a network does not know: it fails on them, or overlooks them.
+
+    Where ``forward`` has ``**kwargs``, an input that it does not name is right if something reads
+    it: the network runs once to see.
+
+    Raises:
+        TraceError: naming the nearest names.
+    """
+    given = example.kwargs if isinstance(example, Arguments) else example
+    if not isinstance(given, Mapping):
+        return
+    taken = CallSignature.by(network)
+    strangers = [name for name in given if name not in taken.names]
+    if not strangers or (taken.others and not taken.names):
+        return
+    overlooked = _unread(network, example, given) if taken.others else strangers
+    for name in strangers:
+        if name in overlooked:
+            others = f"; by **kwargs it takes {name!r} too, and nothing reads it"
+            raise TraceError(
+                f"{unknown('input', name, taken.names)} These are the inputs that "
+                f"{type(network).__name__}.forward names{others if taken.others else ''}."
+            )
+
+
+def _unread(network: nn.Module, example: Any, given: Mapping[str, Any]) -> set[str]:
+    """Name the inputs that no operation reads, be it that the network fails before."""
+    watch = _InputReads({name: tree_leaves(value) for name, value in given.items()})
+    with evaluating(network), torch.no_grad(), watch, suppress(Exception):
+        call(network, example)
+    return given.keys() - watch.read
+
+
+class _InputReads(OperationMode):
+    """Note which inputs operations read."""
+
+    def __init__(self, inputs: Mapping[str, list[Any]]) -> None:
+        super().__init__()
+        tensors = [(x, name) for name, leaves in inputs.items() for x in leaves]
+        self.names = {id(x): name for x, name in tensors if isinstance(x, Tensor)}
+        self.read = {name for name in inputs if name not in self.names.values()}
+
+    def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        leaves = tree_leaves((args, dict(kwargs)))
+        self.read |= {self.names[id(leaf)] for leaf in leaves if id(leaf) in self.names}
+        return operation(*args, **kwargs)

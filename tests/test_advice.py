@@ -1,0 +1,102 @@
+"""Which network of a comparison to take, and measurements that stand for several seeds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from regrow.report import summarise, verdicts
+from regrow.report.advice import advice
+from regrow.report.answer import Answer
+from regrow.report.rows import Run
+
+SEEDS = 4
+
+
+def row(arm: str, scores: Sequence[float], *, macs: int = 500, **others: Any) -> list[Run]:
+    """Make the runs of an arm, on a cut to half the MACs unless it is the whole network."""
+    cut = {} if arm == "unpruned" else {"method": "l1", "target": "macs 0.5"}
+    fields: dict[str, Any] = {"data": "mine.py:train", "model": "Net", "status": "done", **cut}
+    fields |= {"parameters": macs // 10, "macs": macs, "epochs": 8, "training_flops": 1e9}
+    fields |= {"start": "random", "budget": "equal-epochs", "num_test": 10_000, "chance": 10.0}
+    return [
+        Run(**{**fields, "arm": arm, "seed": seed, "score": score, **others})
+        for seed, score in enumerate(scores)
+    ]
+
+
+WHOLE = row("unpruned", [90.0] * SEEDS, macs=1000, job="once", epochs=0)
+
+
+def told(*rows: list[Run]) -> list[Answer]:
+    runs = [run for each in rows for run in each]
+    return [*advice(runs, verdicts(runs))]
+
+
+def test_the_best_network_is_named_with_its_cost_and_what_is_shown_of_it() -> None:
+    (found,) = told(
+        WHOLE,
+        row("fine-tune", [80.0, 80.2, 80.1, 80.3]),
+        row("scratch-e", [88.0, 88.3, 88.1, 88.2]),
+        row("hidden_size=36", [88.2, 88.2, 88.4, 88.1], macs=400),
+    )
+    assert str(found) == (
+        "Which network to take? Take hidden_size=36: 88.22 % with 40 (40%) parameters, 400 (40%) "
+        "MACs, 8 epochs of training and 1.00G training FLOPs in all. Best mean and smallest of the "
+        "3 compared. It is better than fine-tune. Not decided: scratch-e (-0.07). Minus the whole "
+        "network: -1.77 points, p < 0.001."
+    )
+
+
+def test_a_smaller_one_that_is_not_shown_to_be_worse_is_named() -> None:
+    (found,) = told(
+        WHOLE,
+        row("scratch-e", [88.0, 88.3, 88.1, 88.2]),
+        row("width=8", [88.1, 88.0, 88.2, 88.1], macs=300),
+    )
+    assert found.short == "Take scratch-e"
+    assert "Best mean of the 2 compared." in found.text
+    assert "Not decided: width=8 (-0.05, and smaller)." in found.text
+
+
+def test_one_seed_decides_nothing() -> None:
+    (found,) = told(WHOLE[:1], row("fine-tune", [80.0]), row("scratch-e", [88.0]))
+    assert found.short == "Take scratch-e"
+    assert "Nothing is tested: that takes two seeds or more (--seeds)." in found.text
+    assert "better than" not in found.text
+
+
+def test_a_lower_score_is_better_where_the_metric_says_so() -> None:
+    from dataclasses import replace
+
+    from regrow.tasks.metric import BITS_PER_BYTE
+
+    runs = [
+        replace(run, metric=BITS_PER_BYTE, chance=99.0)
+        for run in [
+            *row("fine-tune", [2.0, 2.1, 2.2, 2.0]),
+            *row("scratch-e", [1.0, 1.1, 1.2, 1.0]),
+        ]
+    ]
+    (found,) = advice(runs, verdicts(runs))
+    assert found.short == "Take scratch-e"
+
+
+def test_a_cell_that_allows_no_conclusion_recommends_nothing() -> None:
+    low = [row(arm, [10.0, 10.1, 9.9, 10.0]) for arm in ("fine-tune", "scratch-e")]
+    (found,) = told(row("unpruned", [10.0] * SEEDS, macs=1000, job="once"), *low)
+    assert found.short == "No conclusion"
+    assert "above chance" in found.text
+
+
+def test_without_two_networks_to_choose_from_nothing_is_said() -> None:
+    assert told(WHOLE, row("fine-tune", [80.0, 81.0])) == []
+    assert told(WHOLE) == []
+
+
+def test_one_measurement_counts_once_and_pairs_with_every_seed() -> None:
+    runs = [*WHOLE, *row("fine-tune", [80.0, 81.0, 82.0, 83.0])]
+    whole, tuned = summarise(runs).to_dict("records")
+    assert (whole["mean"], whole["n"], whole["n_expected"]) == (90.0, 1, 1)
+    assert whole["std"] != whole["std"], "no spread is known of one measurement"
+    assert (tuned["n"], tuned["std"]) == (4, pytest.approx(1.29, abs=0.01))
