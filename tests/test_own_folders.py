@@ -243,7 +243,7 @@ WRONG = [  # what is asked for beside a comparison, and the message
     (("--macs", "0.5", "--metric", "Accuracy"), "Did you mean 'accuracy'"),
     (("--macs", "0.5", "--budget-unit", "epoch"), "one of epochs, steps, samples, flops"),
     (("--macs", "0.5", "--budgets", "1-4"), "Each of the 'budgets' must be a number of epochs"),
-    (("--macs", "0.5", "--criterion", "l1-filter"), "is a method, and a criterion is asked for"),
+    (("--macs", "0.5", "--criterion", "l1-filter"), "is a method, but a criterion is needed here"),
     (("--macs", "0.5", "--keep", "layer"), "--keep: Unknown module 'layer'"),
     (("--macs", "0.5", "--device", "gpu"), "Cannot compute on the device 'gpu'"),
     ((), "Nothing smaller is asked for"),
