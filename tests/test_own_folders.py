@@ -246,7 +246,7 @@ WRONG = [  # what is asked for beside a comparison, and the message
     (("--macs", "0.5", "--criterion", "l1-filter"), "is a method, but a criterion is needed here"),
     (("--macs", "0.5", "--keep", "layer"), "--keep: Unknown module 'layer'"),
     (("--macs", "0.5", "--device", "gpu"), "Cannot compute on the device 'gpu'"),
-    ((), "Nothing smaller is asked for"),
+    ((), "There is no smaller network to compare"),
 ]
 
 
@@ -309,7 +309,7 @@ LOADS = [  # a folder, the code, and the message
     ("mine.pt", None, "it is a file, and a folder is asked for"),
     (".", None, "it has no architecture.json and no weights.safetensors"),
     ("bert", None, "it is one of transformers, which is named hf/bert"),
-    ("small", None, "is not run because a file names it"),
+    ("small", None, "which is not run just because a file names it"),
     ("small", "nets.py", "names no network"),
     ("small", "nets.py:wider", "Is nets.py:wider the code that it was cut from?"),
 ]
