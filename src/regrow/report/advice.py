@@ -82,7 +82,11 @@ def _left_out(group: str, verdicts: Sequence[Verdict]) -> str:
 
 def _answer(rows: Sequence[Contender], whole: Contender) -> Answer:
     metric = rows[0].runs[0].metric
-    ranked = sorted(rows, key=lambda row: -metric.gain(row.mean))
+    # Of rows that show the same mean, the smaller one.
+    ranked = sorted(
+        rows,
+        key=lambda row: (-round(metric.gain(row.mean), metric.digits), row.size("macs") or 0.0),
+    )
     best, others = ranked[0], ranked[1:]
     ps = _corrected(ranked)
     parts = [_about(best, whole, metric), _place(best, others)]
