@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.init import kaiming_normal_, trunc_normal_
 
-from cutting import half
+from cutting import half, random_mask
 from regrow.core.global_rng import drawing
 from regrow.core.seeds import derive
 from regrow.models import ModelSpec, initialise_
@@ -45,7 +45,9 @@ def halved(shape: tuple[int, ...]) -> Callable[[nn.Module], nn.Module]:
 
 
 def spread(value: Tensor) -> float:
-    return float(value.detach().double().square().mean().sqrt())
+    """Return the root of the mean square, without the few outliers that trunc_normal_ draws."""
+    sizes = value.detach().double().abs()
+    return float(sizes[sizes <= 20 * sizes.median()].square().mean().sqrt())
 
 
 def assert_alike(one: nn.Module, other: nn.Module) -> None:
@@ -195,6 +197,13 @@ def wide(net: Table, width: int) -> None:
     net.one.weight.data = torch.randn(width, 8)
 
 
+def behind(net: Table, width: int) -> None:
+    nn.init.normal_(net.table, std=0.1)
+    weight = 0.01 * torch.randn(width, 8)
+    net.one.weight = nn.Parameter(weight)
+    weight.mul_(100)
+
+
 @pytest.mark.parametrize(
     ("begin", "expected"),
     [
@@ -202,6 +211,7 @@ def wide(net: Table, width: int) -> None:
         (lambda net, width: None, Start(cut=("table",))),  # by the full width
         (read, Start(layered=("one.weight",), read=("table",))),
         (wide, Start(cut=("one.weight", "table"))),
+        (behind, Start(cut=("one.weight",))),  # not through the parameter
     ],
 )
 def test_what_is_not_drawn_at_its_width_is_named(begin: Any, expected: Start) -> None:
@@ -232,22 +242,55 @@ def test_where_code_fails_with_narrower_tensors_layers_that_draw_alike_stand_in_
     assert spread(small.get_parameter("two.weight")) == pytest.approx(bound / 3**0.5, rel=0.2)
 
 
-def test_layers_that_are_copied_are_drawn_by_the_layers() -> None:
+def test_layers_that_are_copied_are_drawn_by_the_layers_or_by_code_that_comes_after() -> None:
     class Encoder(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, later: bool) -> None:
             super().__init__()
             layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
             self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
             self.head = nn.Linear(32, 3)
+            for parameter in self.layers.parameters() if later else ():
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.layers(x).mean(1))  # type: ignore[no-any-return]
 
-    small, start = started(Code(Encoder), halved((1, 5, 32)), seed=0)
+    for later in (False, True):
+        code = Code(lambda: Encoder(later))  # noqa: B023
+        small, start = started(code, halved((1, 5, 32)), seed=0)
+        assert start == Start()
+        weight = small.get_parameter("layers.layers.1.linear2.weight")
+        assert weight.shape[1] == 32
+        fan = sum(weight.shape) / 2 if later else 3 * weight.shape[1]
+        assert spread(weight) == pytest.approx(1 / math.sqrt(fan), rel=0.1)
+
+
+def test_a_norm_before_which_channels_are_selected_is_found_under_its_name() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 64, 3, padding=1)
+            self.norms = nn.ModuleList([nn.BatchNorm2d(64), nn.BatchNorm2d(64)])
+            self.convs = nn.ModuleList([nn.Conv2d(64, 64, 3, padding=1) for _ in range(2)])
+            self.head = nn.Linear(64, 3)
+            for norm in self.norms:
+                nn.init.normal_(norm.get_parameter("weight"), std=0.2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for norm, conv in zip(self.norms, self.convs, strict=True):
+                x = x + conv(norm(x).relu())
+            return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+    def cut(network: nn.Module) -> nn.Module:
+        found = trace(network, torch.ones(1, 3, 8, 8))
+        return shrink(network, random_mask(found, kinds=("view",)), found)
+
+    small, start = started(Code(Steps), cut, seed=0)
+    assert "norms.0.norm.weight" in dict(small.named_parameters())
     assert start == Start()
-    weight = small.get_parameter("layers.layers.1.linear2.weight")
-    assert weight.shape[1] == 32
-    assert spread(weight) == pytest.approx(1 / math.sqrt(3 * 32), rel=0.1)
+    assert spread(small.get_parameter("norms.0.norm.weight")) == pytest.approx(0.2, rel=0.5)
 
 
 def test_a_network_that_was_made_before_starts_by_its_layers_and_is_named() -> None:
@@ -281,3 +324,54 @@ def test_regrows_own_models_start_by_initialise_as_they_ever_did(
     initialise_(again, seed=2)
     assert all(torch.equal(p, again.get_parameter(n)) for n, p in small.named_parameters())
     assert_alike(small, spec.fresh(1))
+
+
+SMALLER: list[tuple[str, int, dict[str, Any] | None]] = [
+    ("torchvision/resnet50", 64, None),
+    ("torchvision/vgg11_bn", 32, None),
+    ("torchvision/densenet121", 64, None),
+    ("torchvision/mobilenet_v2", 64, None),
+    ("torchvision/convnext_tiny", 64, None),
+    ("torchvision/swin_t", 64, None),
+    ("torchvision/regnet_y_400mf", 64, None),
+    ("torchvision/efficientnet_b0", 64, None),
+    ("timm/vit_tiny_patch16_224", 224, {"embed_dim": 96}),
+    ("timm/deit_tiny_patch16_224", 224, {"embed_dim": 96}),
+    ("timm/convnext_atto", 64, {"dims": [20, 40, 80, 160]}),
+    ("timm/swin_tiny_patch4_window7_224", 224, {"embed_dim": 48}),
+    ("timm/resnetv2_50", 64, {"channels": [128, 256, 512, 1024], "stem_chs": 32}),
+    ("timm/nf_resnet26", 64, None),
+    ("timm/mixer_s32_224", 224, None),
+    ("timm/regnetx_002", 64, None),
+    ("timm/efficientnet_b0", 64, None),
+    ("timm/mobilenetv3_small_050", 64, None),
+    ("timm/beit_base_patch16_224", 224, None),
+    ("timm/cait_xxs24_224", 224, None),
+    ("timm/pvt_v2_b0", 64, None),
+    ("timm/poolformer_s12", 64, None),
+    ("timm/levit_128s", 224, None),
+    ("timm/test_vit", 160, {"embed_dim": 32}),
+    ("timm/test_byobnet", 64, None),
+    ("timm/test_nfnet", 64, None),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size", "smaller"), SMALLER)
+def test_published_networks_start_as_their_code_starts_them(
+    name: str, size: int, smaller: dict[str, Any] | None
+) -> None:
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    spec = ModelSpec(name)
+    whole, start = started(spec, lambda network: network, seed=1)
+    assert start == Start()
+    own = spec.fresh(derive(1, "reinit")).state_dict()
+    assert all(torch.equal(value, own[n]) for n, value in whole.state_dict().items())
+    small, start = started(spec, halved((1, 3, size, size)), seed=1)
+    assert start == Start()
+    theirs = {} if smaller is None else dict(ModelSpec(name, smaller).fresh(8).named_parameters())
+    for n, value in small.named_parameters():
+        if n in theirs and value.shape == theirs[n].shape:
+            slack = 7 / math.sqrt(2 * value.numel())  # five times the error of their difference
+            assert spread(value) == pytest.approx(spread(theirs[n]), rel=slack), n

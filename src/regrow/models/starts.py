@@ -167,7 +167,7 @@ class Draws:
         strange = (fixed != is_same) | (fixed & (new != one))
         if int(strange.sum()) > BY_CHANCE * strange.numel():
             return False
-        was, now = _size(one[~fixed]), _size(new[~fixed])
+        was, now = _typical(one[~fixed]), _typical(new[~fixed])
         slack, narrower = _slack(int((~fixed).sum())), math.sqrt(self.whole.numel() / one.numel())
         return was / slack <= now <= was * slack * narrower
 
@@ -180,10 +180,12 @@ class Draws:
         """
         if not self.are_understood or self.whole is None or self.new is None:
             return True
-        if self.new.numel() < MANY or _size(self.new) > (1 + 3e-2) * _size(self.one):
+        if self.new.numel() < MANY:
             return False
+        variance, before = (float(values.square().mean()) for values in (self.new, self.one))
         error = 5e-3 + 3 * math.sqrt(2 / self.new.numel())
-        variance = _size(self.new) ** 2
+        if variance > (1 + error) * before:
+            return False
         by_rule = [
             was == now
             for was, now in zip(_widths(self.whole), _widths(self.new.shape), strict=True)
@@ -200,9 +202,11 @@ def _widths(shape: torch.Size) -> Iterator[float]:
     yield from (inputs, outputs, (inputs + outputs) / 2)
 
 
-def _size(values: Tensor) -> float:
-    """Return the root of the mean square of some values; 0 of none."""
-    return float(values.double().square().mean().sqrt()) if values.numel() else 0.0
+def _typical(values: Tensor) -> float:
+    """Return the median size of some values, which a few outliers of a draw do not move."""
+    if not values.numel():
+        return 0.0
+    return float(values.flatten()[:: 1 + values.numel() // MANY].abs().median())
 
 
 def _is_one(values: Tensor) -> bool:
@@ -211,7 +215,7 @@ def _is_one(values: Tensor) -> bool:
 
 def _slack(count: int) -> float:
     """Return the factor within which two spreads count as one, measured on so many numbers."""
-    return ALIKE * (1 + 3 / math.sqrt(2 * max(count, 1)))
+    return ALIKE * math.exp(5 / math.sqrt(2 * max(count, 1)))
 
 
 def _drawn_alike(whole: nn.Module, *, seed: int) -> set[str]:
@@ -221,7 +225,7 @@ def _drawn_alike(whole: nn.Module, *, seed: int) -> set[str]:
     drawn = dict(anew.named_parameters(remove_duplicate=False))
     alike = set()
     for name, value in whole.named_parameters(remove_duplicate=False):
-        sizes = sorted(map(_size, (value.detach(), drawn[name].detach())))
+        sizes = sorted(map(_typical, (value.detach(), drawn[name].detach())))
         if name not in missed and sizes[1] <= _slack(value.numel()) * sizes[0]:
             alike.add(name)
     return alike
