@@ -22,7 +22,7 @@ from regrow.core.seeds import derive
 from regrow.models import of_a_class, redraw_
 from regrow.models.narrowed import Narrowed, Widths, name_before, narrowed, watched
 
-ALIKE = 1.25  # of two spreads, at most, that count as one
+ALIKE, LEAST = 1.25, 16  # of two spreads, at most, that count as one; and numbers of each
 BY_CHANCE = 1e-3  # share of a tensor's numbers that two draws may have in common
 # What the variance of a draw is, times a width, in the usual rules; and how many numbers show it.
 GAINS, MANY = (1.0, 2.0, 1 / 3, 2 / 3, 25 / 9), 10_000
@@ -214,8 +214,8 @@ def _is_one(values: Tensor) -> bool:
 
 
 def _slack(count: int) -> float:
-    """Return the factor within which two spreads count as one, measured on so many numbers."""
-    return ALIKE * math.exp(5 / math.sqrt(2 * max(count, 1)))
+    """Return the factor within which two spreads count as one; a few numbers tell none."""
+    return ALIKE * math.exp(5 / math.sqrt(2 * count)) if count >= LEAST else 1e6
 
 
 def _drawn_alike(whole: nn.Module, *, seed: int) -> set[str]:
