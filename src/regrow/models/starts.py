@@ -137,21 +137,20 @@ class Draws:
         """The places at which the draws at full width are equal: ones, zeros, what is read."""
         return self.one == self.two
 
-    @property
+    @cached_property
     def are_read(self) -> bool:
         """True if most values are the same for each seed, and differ: trained, or a table."""
-        fixed = self.one[self._fixed]
-        if 2 * fixed.numel() <= self.one.numel():
+        if 2 * int(self._fixed.sum()) <= self.one.numel():
             return False
-        some = fixed[:: 1 + fixed.numel() // MANY].tolist()
+        some = _some(self.one)[_some(self._fixed)].tolist()
         return len({*some}) > 1 + len(some) // 16
 
-    @property
+    @cached_property
     def are_constant(self) -> bool:
         """True if all values at full width are one number."""
         return bool(self._fixed.all()) and _is_one(self.one)
 
-    @property
+    @cached_property
     def are_understood(self) -> bool:
         """True if what is drawn at its width has the form of what is drawn at full width.
 
@@ -167,8 +166,9 @@ class Draws:
         strange = (fixed != is_same) | (fixed & (new != one))
         if int(strange.sum()) > BY_CHANCE * strange.numel():
             return False
-        was, now = _typical(one[~fixed]), _typical(new[~fixed])
-        slack, narrower = _slack(int((~fixed).sum())), math.sqrt(self.whole.numel() / one.numel())
+        drawn = ~_some(fixed)
+        was, now = _typical(_some(one)[drawn]), _typical(_some(new)[drawn])
+        slack, narrower = _slack(int(drawn.sum())), math.sqrt(self.whole.numel() / one.numel())
         return was / slack <= now <= was * slack * narrower
 
     @property
@@ -204,9 +204,12 @@ def _widths(shape: torch.Size) -> Iterator[float]:
 
 def _typical(values: Tensor) -> float:
     """Return the median size of some values, which a few outliers of a draw do not move."""
-    if not values.numel():
-        return 0.0
-    return float(values.flatten()[:: 1 + values.numel() // MANY].abs().median())
+    return float(_some(values).abs().median()) if values.numel() else 0.0
+
+
+def _some(values: Tensor) -> Tensor:
+    """Return some of many numbers, from all over."""
+    return values.flatten()[:: 1 + values.numel() // MANY]
 
 
 def _is_one(values: Tensor) -> bool:
