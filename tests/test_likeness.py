@@ -33,6 +33,10 @@ def joined(*parts: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
+def either(x: Tensor, y: Tensor) -> Tensor:
+    return y + (x if x.shape[1] == 8 else y)
+
+
 ALIKE = {
     "relu": lambda m, x: x.relu(),
     "a number of the code's own": lambda m, x: x / 8,
@@ -52,6 +56,7 @@ OTHERWISE = {
     "a tensor filled with it": lambda m, x: x * torch.full((1,), float(x.shape[1])),
     "another operation": lambda m, x: x.relu() if x.shape[1] == 8 else x.sigmoid(),
     "more operations": lambda m, x: x if x.shape[1] == 8 else x + 1.0,
+    "another value": lambda m, x: either(x, x.relu()),
     "fewer operations": lambda m, x: x + 1.0 if x.shape[1] == 8 else x,
 }
 

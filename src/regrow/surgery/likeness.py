@@ -3,13 +3,12 @@
 The colours say how large each value is when units go. A smaller network that runs the same
 operations, with the same numbers, on values of those sizes, computes what the network does whose
 cut units are silent, by the operations' own definitions: no values have to be compared. What code
-takes from a number of channels shows in a size or a number. Which value an operation reads is not
-compared; a proof by values (``proof``) does that, of each cut that is made for a user.
+takes from a number of channels shows in a size or a number, or in which value an operation reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -72,18 +71,29 @@ class Likeness:
     def unlike(self, smaller: Tape, mask: Mask, *, added: Collection[str] = ()) -> Unlike | None:
         """Say where a smaller network does something else; modules that were ``added`` aside."""
         sizes = _Sizes(self, mask)
-        theirs = (node for node in _no_copies(smaller) if node.module not in added)
-        both = zip_longest(_no_copies(self.painter.tape), theirs)
-        for place, (node, other) in enumerate(both):
+        mine, its = _Done(self.painter.tape), _Done(smaller, added)
+        inputs = zip(self.painter.tape.inputs, smaller.inputs, strict=True)
+        same: dict[int | None, int | None] = dict(inputs)
+
+        def are_same(values: Sequence[int], others: Sequence[int]) -> bool:
+            """Tell whether values are those of the network, as far as they were computed."""
+            pairs = zip(map(mine.source, values), map(its.source, others), strict=True)
+            return all(same.get(a, b) == b for a, b in pairs)
+
+        for place, (node, other) in enumerate(zip_longest(mine.nodes(), its.nodes())):
             if node is None or other is None or _name(node) != _name(other):
                 return Unlike(place)
             numbers = _other_numbers(node, other)
             if numbers is not None and self._decides(node, numbers):
                 return Unlike(place, node, numbers)
-            same = numbers is None and self._same_constants(node, other, smaller)
-            if not same or not sizes.fit(node, other, smaller):
+            alike = numbers is None and self._same_constants(node, other, smaller)
+            if not alike or not sizes.fit(node, other, smaller):
                 return Unlike(place)
-        return None
+            if not are_same(node.refs(), other.refs()):
+                return Unlike(place)
+            same.update(zip(node.outputs, other.outputs, strict=True))
+        ends = (self.painter.tape.outputs, smaller.outputs)
+        return None if are_same(*ends) else Unlike(len(self.painter.tape.nodes))
 
     def _decides(self, node: Node, numbers: tuple[Any, Any]) -> bool:
         """Tell whether what an operation makes of data is something else with another number."""
@@ -170,9 +180,24 @@ class _Sizes:
         return left if len(places) == torch.Size(left).numel() else None
 
 
-def _no_copies(tape: Tape) -> Iterator[Node]:
-    """Yield operations but those that lay the same numbers out in other memory."""
-    return (node for node in tape.nodes if node.name != "aten::clone")
+class _Done:
+    """What a network has done, but for laying the same numbers out anew, and modules put in."""
+
+    def __init__(self, tape: Tape, added: Collection[str] = ()) -> None:
+        self._tape, self._added = tape, added
+        self._copies: dict[int | None, int] = {}
+
+    def nodes(self) -> Iterator[Node]:
+        """Yield the operations."""
+        for node in self._tape.nodes:
+            if node.name == "aten::clone" or node.module in self._added:
+                self._copies[node.outputs[0]] = self.source(node.refs()[0])
+            else:
+                yield node
+
+    def source(self, index: int) -> int:
+        """Return the value that one was copied from, or itself."""
+        return self._copies.get(index, index)
 
 
 def _name(node: Node) -> str:
