@@ -206,7 +206,7 @@ def _costs(net: nn.Module, example: Any, tool: Tool) -> tuple[Line, Trace | None
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     held = sum(p.numel() * p.element_size() for p in net.parameters())
     num = sum(p.numel() for p in net.parameters())
-    row = {
+    row: Line = {
         "share": round(1 - sum(p.numel() for p in cut.net.parameters()) / num, 4),
         "forward_seconds": round(forward, 3),
         "trace_seconds": round(cut.tracing, 3),
@@ -214,8 +214,9 @@ def _costs(net: nn.Module, example: Any, tool: Tool) -> tuple[Line, Trace | None
         "peak_mb": round(after / 1024),
         # Beyond one forward pass, in sizes of the network.
         "beyond": round((after - before) * 1024 / held, 2),
-        **attention.cuts(net, cut.net, example),
     }
+    with suppress(Exception):  # what does not run is told as broken
+        row |= attention.cuts(net, cut.net, example)
     return row, cut.found
 
 
