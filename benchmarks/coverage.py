@@ -82,7 +82,8 @@ def _missing(lines: Sequence[harness.Line]) -> str:
 
 
 def _family(line: harness.Line) -> str:
-    return str(line["network"]).split("/")[0]
+    family = str(line["network"]).split("/")[0]
+    return f"{family}, tried afterwards" if line["network"] in networks.LATER else family
 
 
 def _families(lines: Sequence[harness.Line]) -> list[str]:

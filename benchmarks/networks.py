@@ -92,6 +92,21 @@ TEXT = _words("""
     MixtralForCausalLM MambaForCausalLM T5EncoderModel
 """)
 BOTH = ("T5ForConditionalGeneration", "BartModel", "MarianModel")
+# Tried when surgery was done, to see what it makes of networks that it was not written for.
+TEXT_LATER = _words("""
+    RoFormerModel FNetModel NystromformerModel ConvBertModel SqueezeBertModel RemBertModel
+    BigBirdModel IBertModel MegatronBertModel XLMModel CanineModel GPTBigCodeForCausalLM
+    CodeGenForCausalLM BioGptForCausalLM PersimmonForCausalLM CohereForCausalLM
+    GraniteForCausalLM GlmForCausalLM Olmo2ForCausalLM Starcoder2ForCausalLM
+    NemotronForCausalLM HeliumForCausalLM SmolLM3ForCausalLM Mamba2ForCausalLM
+    RwkvForCausalLM XGLMForCausalLM CTRLModel OpenAIGPTModel MptForCausalLM FunnelModel
+    LayoutLMModel Qwen2MoeForCausalLM
+""")
+BOTH_LATER = _words("""
+    PegasusModel BlenderbotModel LEDModel M2M100Model UMT5Model SwitchTransformersModel
+    LongT5Model
+""")
+LATER = frozenset(f"transformers/{name}" for name in (*TEXT_LATER, *BOTH_LATER))
 VISION = _words("""
     ViTForImageClassification DeiTModel BeitModel Dinov2Model SwinModel Swinv2Model
     ConvNextModel ConvNextV2Model ResNetModel SegformerForImageClassification PoolFormerModel
@@ -114,6 +129,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "LevitModel": {"hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4],
                    "depths": [1, 1, 1], "key_dim": [8, 8, 8], "image_size": 64, "patch_size": None},
     "FalconForCausalLM": {"head_dim": None},
+    "BigBirdModel": {"attention_type": "original_full"},
+    "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2,
+                          "chunk_size": 8},
+    "FunnelModel": {"block_sizes": [1, 1], "num_decoder_layers": 1, "num_hidden_layers": None},
     "XLNetModel": {"max_position_embeddings": None},
     "MobileViTModel": {"image_size": 64, "patch_size": 2, "hidden_sizes": [32, 48, 64],
                        "neck_hidden_sizes": [8, 16, 24, 32, 40, 48, 64]},
@@ -257,6 +276,7 @@ def names() -> list[str]:
         found += [f"timm/{name}" for name in sorted(known) if name.startswith("test_")]
     if _installed("transformers"):
         found += [f"transformers/{name}" for name in (*TEXT, *BOTH, *VISION, *OTHERS)]
+        found += sorted(LATER)
     return found
 
 
@@ -336,9 +356,9 @@ def _of_transformers(name: str) -> tuple[nn.Module, Any]:
         own = {"image_size": 32, **more} if name in PLAIN else _small(config, more)
         net = made(config(**own))
     ids = torch.randint(3, 99, (1, 12))
-    if name in TEXT:
+    if name in TEXT or name in TEXT_LATER:
         return net, {"input_ids": ids}
-    if name in BOTH:
+    if name in BOTH or name in BOTH_LATER:
         return net, {"input_ids": ids, "decoder_input_ids": ids[:, :6]}
     size = net.config.image_size if hasattr(net.config, "image_size") else 32
     images = torch.randn(1, 3, *([size] * 2 if isinstance(size, int) else size))

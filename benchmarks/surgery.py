@@ -13,11 +13,11 @@ compared in this process, by turns.
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -33,7 +33,7 @@ OUTCOMES = {
     "exact": "computes what the network computes whose cut units are silent",
     "wrong": "runs, and computes something else, without a word",
     "broken": "does not run, or returns other shapes",
-    "crash": "the tool ends with an error that is not its own",
+    "crash": "an error that the tool does not tell as its own",
     "refused": "the tool says that it cannot",
     "time-out": "took longer than allowed",
     "memory": "took more memory than allowed",
@@ -49,19 +49,20 @@ TIMED = (
     "torchvision/vit_b_16",
     "torchvision/swin_t",
 )
+Seconds = Mapping[str, Mapping[str, Sequence[float]]]  # by network and tool
 HEAD = """\
 # Surgery beside Torch-Pruning
 
 Written by `benchmarks/surgery.py` from {num} networks with random weights, which both tools cut to
 half their width: regrow {ours} at {commits}, torch-pruning {theirs}, measured {dates}, torch
-{torch}, one thread, {machine}, n = 1. Each cut network is judged from outside, by one oracle:
+{torch}, one thread, {machine}. Each cut network is judged from outside, by one oracle:
 a copy with other numbers was cut, and is compared in float64 with that copy whose missing numbers
 are zero. Torch-Pruning is told which layers give the output, and how many heads attentions have.
 
 """
 
 
-def page(lines: Sequence[harness.Line], seconds: Mapping[str, Mapping[str, float]]) -> str:
+def page(lines: Sequence[harness.Line], seconds: Seconds) -> str:
     """Word the page."""
     pairs = Counter(line["network"] for line in lines)
     lines = [line for line in lines if pairs[line["network"]] == len(harness.TOOLS)]
@@ -106,21 +107,23 @@ def _outcomes(lines: Sequence[harness.Line]) -> list[str]:
     return [*words, GOES, "", *rows]
 
 
-def _times(lines: Sequence[harness.Line], seconds: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _times(lines: Sequence[harness.Line], seconds: Seconds) -> list[str]:
     """Word the seconds that both took by turns, and the memory that each took on its own."""
     known = {(line["network"], line["tool"]): line for line in lines}
     rows = [
-        "Least seconds of a processor to trace and cut, of both by turns in one process, and the",
-        "peak memory of each one's own process beyond one forward pass, in sizes of the network:",
+        "Least seconds of a processor to trace and cut, of n runs of both by turns in one process,",
+        "and the peak memory of each one's own process beyond one forward pass, in sizes of the",
+        "network:",
         "",
-        f"| network | {OURS} s | {THEIRS} s | ratio | {OURS} memory | {THEIRS} memory |",
-        "|---|--:|--:|--:|--:|--:|",
+        f"| network | n | {OURS} s | {THEIRS} s | ratio | {OURS} memory | {THEIRS} memory |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for name, took in seconds.items():
-        beyond = [known.get((name, tool), {}).get("beyond", "-") for tool in harness.TOOLS]
-        cells = [f"{took[tool]:.2f}" for tool in harness.TOOLS]
-        cells.append(f"{took[OURS] / took[THEIRS]:.2f}")
-        rows.append(f"| {name} | {' | '.join(map(str, [*cells, *beyond]))} |")
+    for name, runs in seconds.items():
+        least = [min(runs[tool], default=math.nan) for tool in (OURS, THEIRS)]
+        cells = [f"{x:.2f}" for x in (*least, least[0] / least[1])]
+        cells += [str(known.get((name, tool), {}).get("beyond", "nan")) for tool in harness.TOOLS]
+        shown = " | ".join("-" if cell == "nan" else cell for cell in cells)
+        rows.append(f"| {name} | {len(runs[OURS])} | {shown} |")
     return rows if seconds else []
 
 
@@ -134,19 +137,18 @@ def _list(lines: Sequence[harness.Line]) -> list[str]:
     return rows
 
 
-def least_seconds(repeats: int) -> dict[str, dict[str, float]]:
-    """Return the least seconds of a processor to trace and cut, of both tools by turns."""
+def seconds_by_turns(repeats: int) -> Seconds:
+    """Return the seconds of a processor to trace and cut, of both tools by turns."""
     torch.set_num_threads(1)
-    found = {}
+    found: dict[str, dict[str, list[float]]] = {}
     for name in TIMED if repeats else ():
         net, example = networks.build(name)
-        found[name] = dict.fromkeys(harness.TOOLS, float("inf"))
+        found[name] = {tool: [] for tool in harness.TOOLS}
         for _ in range(repeats):
             for tool, cut in harness.TOOLS.items():
-                with suppress(Exception):  # the one that breaks has no time: inf
-                    took = sum(cut(net, example, None)[1:3])
-                    found[name][tool] = min(found[name][tool], took)
-        print(name, found[name], datetime.now(UTC).time(), flush=True)
+                with suppress(Exception):  # the one that breaks has no time
+                    found[name][tool].append(sum(cut(net, example, None)[1:3]))
+        print(name, found[name], flush=True)
     return found
 
 
@@ -156,7 +158,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of the comparison of seconds")
     given = parser.parse_args()
     lines = harness.run(given, tuple(harness.TOOLS))
-    PAGE.write_text(page(lines, least_seconds(given.repeats)))
+    PAGE.write_text(page(lines, seconds_by_turns(given.repeats)))
 
 
 if __name__ == "__main__":
