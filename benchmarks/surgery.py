@@ -111,9 +111,8 @@ def _times(lines: Sequence[harness.Line], seconds: Seconds) -> list[str]:
     """Word the seconds that both took by turns, and the memory that each took on its own."""
     known = {(line["network"], line["tool"]): line for line in lines}
     rows = [
-        "Least seconds of a processor to trace and cut, of n runs of both by turns in one process,",
-        "and the peak memory of each one's own process beyond one forward pass, in sizes of the",
-        "network:",
+        "Least seconds of a processor to trace and cut, of n runs of each, and the peak memory of",
+        "each one's own process beyond one forward pass, in sizes of the network:",
         "",
         f"| network | n | {OURS} s | {THEIRS} s | ratio | {OURS} memory | {THEIRS} memory |",
         "|---|--:|--:|--:|--:|--:|--:|",

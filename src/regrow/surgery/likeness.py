@@ -181,7 +181,7 @@ class _Sizes:
 
 
 class _Done:
-    """What a network has done, but for laying the same numbers out anew, and modules put in."""
+    """A tape but for what lays the same numbers out anew, and for modules that were put in."""
 
     def __init__(self, tape: Tape, added: Collection[str] = ()) -> None:
         self._tape, self._added = tape, added
