@@ -123,8 +123,8 @@ def test_the_commands_for_one_machine(command: Command) -> None:
     ("arguments", "match"),
     [
         (("slurm", "s.yaml", "--time", "4 hours"), "--time is written as HH:MM:SS"),
-        (("kubernetes", "s.yaml", "--time", "00:00:00"), "00:00:00 is none"),
-        (("slurm", "s.yaml", "--partition", "a\n#SBATCH"), "Letters, digits"),
+        (("kubernetes", "s.yaml", "--time", "00:00:00"), "--time must be above 0. Got 00:00:00"),
+        (("slurm", "s.yaml", "--partition", "a\n#SBATCH"), "letters, digits"),
         (("local", "s.yaml", "--port", "1"), "--port"),
     ],
 )
