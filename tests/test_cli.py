@@ -545,7 +545,7 @@ def test_a_norm_has_one_name_as_method_and_as_criterion(name: str) -> None:
 
 
 def test_a_method_named_for_a_criterion_is_told_apart() -> None:
-    with pytest.raises(ConfigError, match=r"'l1-filter' is a method, .* asked for: l1-norm"):
+    with pytest.raises(ConfigError, match=r"'l1-filter' is a method, .* needed here: l1-norm"):
         criterion_key("l1-filter")
 
 
