@@ -194,6 +194,29 @@ def test_a_stopped_run_goes_on_with_the_same_budget_at_another_speed(
     assert "No budget for 2 hours has been chosen" in command("report", study, "--hours", "2").text
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"left_out": [{"network": ["a"]}]},
+        {"left_out": [{"network": 1, "why": "w"}]},
+        {"left_out": 3},
+        {"axis": None},
+        {"axis": ["2"]},
+        {"epochs": 0},
+        {"epochs": "3"},
+        {"of": 0},
+        {"hours": 10**400},
+        {"more": 1},
+    ],
+)
+def test_a_kept_budget_of_another_shape_is_refused(changes: dict[str, Any]) -> None:
+    sound: dict[str, Any] = {"hours": 1.0, "epochs": 3, "of": 9, "seconds": 5.0, "workers": 1}
+    sound |= {"left_out": [], "machine": "m", "date": "d", "axis": [3, 9]}
+    assert Fit.from_json(sound).axis == (3, 9)
+    with pytest.raises(StoreError, match=r"What the store keeps of --hours .* Remove its hours"):
+        Fit.from_json(sound | changes)
+
+
 def test_a_plan_shows_the_budget_and_each_row_and_chooses_nothing(
     command: Command, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 import regrow
 from commands import Command
+from regrow.errors import ConfigError, StoreError
 
 hub = pytest.importorskip("huggingface_hub", reason="the extra 'hub' is not installed")
 
@@ -66,6 +67,33 @@ def test_the_score_of_a_study_is_taken(here: Path) -> None:
     regrow.push("small", "some/net", into="there")
     (index,) = metadata((here / "there" / "README.md").read_text())["model-index"]
     assert index["results"][0]["metrics"] == [{"type": "top1", "value": 97.5}]
+
+
+def test_the_score_of_a_function_of_ones_own_needs_its_data(here: Path) -> None:
+    (here / "small" / "result.json").write_text('{"f1": 0.5, "f1_unit": "", "macs": 3}')
+    with pytest.raises(ConfigError, match="which data the results are of"):
+        regrow.push("small", "some/net", into="there")
+    regrow.push("small", "some/net", dataset="mine", into="there")
+    assert "- f1: 0.5 on mine" in (here / "there" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "match"),
+    [
+        ("result.json", b'{"top1": "97", "top1_unit": "%", "data": "x"}', "not as `regrow export`"),
+        ("result.json", b'{"top1_unit": "%", "data": "x"}', "not as `regrow export`"),
+        ("result.json", b'{"top1": 97, "top1_unit": "%", "data": [1]}', "not as `regrow export`"),
+        ("result.json", b'{"a":' * 50_000, "nested too deeply"),
+        ("result.json", b"[]", "not a JSON object"),
+        ("card.md", b"\xff\xfe", "cannot be read: 'utf-8'"),
+    ],
+)
+def test_files_that_nobody_writes_so_are_refused(
+    here: Path, file: str, content: bytes, match: str
+) -> None:
+    (here / "small" / file).write_bytes(content)
+    with pytest.raises(StoreError, match=match):
+        regrow.push("small", "some/net", into="there")
 
 
 @pytest.mark.usefixtures("here")

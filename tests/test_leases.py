@@ -278,6 +278,36 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_holder(store: Store) -
         assert {entry.name for entry in folder.iterdir()} == {"lock", "checkpoint.safetensors"}
 
 
+def test_what_others_put_into_the_folder_of_a_job_stays(store: Store) -> None:
+    folder = store.root / "running" / KEY
+    for name in ("letter.txt", ".profile", "new", ".ssh"):
+        (folder / name).mkdir(parents=True)
+    store.tidy()
+    with store.claim(KEY):
+        pass
+    assert {entry.name for entry in folder.iterdir()} == {"letter.txt", ".profile", "new", ".ssh"}
+
+
+def test_a_link_in_the_place_of_a_job_is_not_followed(store: Store, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for name in (".lock-0", "letter.txt", "progress.json"):
+        (home / name).mkdir(parents=True)
+    (store.root / "running" / KEY).symlink_to(home)
+    store.tidy()
+    with pytest.raises(StoreError, match="is a link"), store.claim(KEY):
+        pass
+    assert len([*home.iterdir()]) == 3
+
+
+def test_a_pipe_in_the_place_of_a_lock_holds_nobody_up(store: Store) -> None:
+    lock = store.root / "running" / KEY / "lock"
+    lock.mkdir(parents=True)
+    os.mkfifo(lock / "owner")
+    assert store.status(KEY) == "running"  # whose, cannot be told
+    with pytest.raises(StoreError, match="Cannot write"), store.claim(KEY):
+        pass
+
+
 def test_job_of_a_host_that_is_gone_is_done_by_a_run_that_waited(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from regrow.core.digests import sealed
 from regrow.store import Store
-from regrow.studies.job_list import Planned, recall, remember
+from regrow.studies.job_list import Planned, plans, recall, remember
 
 PLANNED = Planned(name="n", title="t", labels={"k": "label"}, specs={"k": {"seed": 0}})
 
@@ -42,6 +44,28 @@ def test_nothing_is_recalled_of_a_study_or_of_data_that_changed(
     remember(store, study, PLANNED)
     monkeypatch.setenv("REGROW_DATA", str(tmp_path))
     assert recall(store, study) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": {"k": 1}},
+        {"labels": ["k"]},
+        {"labels": {}},
+        {"specs": {"k": "text"}},
+        {"title": None},
+        {"more": 1},
+    ],
+)
+def test_a_plan_of_another_shape_is_not_recalled(
+    tmp_path: Path, study: Path, changes: dict[str, Any]
+) -> None:
+    store = Store.open(tmp_path / "store")
+    remember(store, study, PLANNED)
+    (file,) = store.root.glob("plan-*.json")
+    file.write_text(sealed(vars(PLANNED) | changes, file.stem))
+    assert recall(store, study) is None
+    assert plans(store) == []
 
 
 def test_an_altered_plan_is_not_recalled(tmp_path: Path, study: Path) -> None:

@@ -164,6 +164,26 @@ def test_what_is_not_the_job_is_refused(change: Callable[[Any], None], match: st
         job_from_json(_altered(job, change), key=job.key)
 
 
+@pytest.mark.parametrize("name", ["regrow.__main__:main", "regrow.nowhere:X", "nowhere:X"])
+def test_a_module_that_holds_no_values_runs_nothing(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = train()
+    with pytest.raises(ConfigError, match="no job"):
+        job_from_json(_altered(job, lambda v: v["values"][0].__setitem__(0, name)), key=job.key)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("field", ["recipe", "data", "model"])
+@pytest.mark.parametrize("value", [None, 10**400, "x", {"tuple": []}, {"dict": [[1, 2]]}])
+def test_values_that_no_job_has_are_refused(field: str, value: Any) -> None:
+    job = train()
+    with pytest.raises(ConfigError, match=r"no job|another key"):
+        job_from_json(
+            _altered(job, lambda v: v["values"][-1][1].__setitem__(field, value)), key=job.key
+        )
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"root":0,"values":[]}', "[" * 100_000])
 def test_what_is_no_json_of_a_job_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="no job"):

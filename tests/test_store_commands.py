@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -314,6 +315,48 @@ def test_archive_with_what_no_export_has_is_refused_whole(
     with pytest.raises(StoreError, match="The archive is refused"):
         import_records(store, source)
     assert set(tmp_path.rglob("*")) == before | {source}
+
+
+def sparse(name: str) -> bytes:
+    """Write a head that stands for gigabytes of zeros (of the kind S of GNU tar)."""
+    head = bytearray(tarfile.TarInfo(name).tobuf(format=tarfile.GNU_FORMAT))
+    head[156:157] = tarfile.GNUTYPE_SPARSE
+    head[483:495] = b"77777777777\0"
+    return with_sum(head)
+
+
+def backwards(name: str) -> bytes:
+    """Write a head after which the next one is itself."""
+    pax = tarfile.TarInfo(name)
+    pax.pax_headers = {"size": "-1024"}
+    return pax.tobuf(format=tarfile.PAX_FORMAT)
+
+
+def with_sum(head: bytearray) -> bytes:
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head[:512])
+    return bytes(head)
+
+
+@pytest.mark.parametrize("head", [sparse, backwards])
+def test_archive_that_would_never_end_is_refused(
+    store: Store, tmp_path: Path, head: Callable[[str], bytes]
+) -> None:
+    source = tmp_path / "bad.tar"
+    source.write_bytes(head(RECORD.replace("record.json", "tensors.safetensors")) + bytes(1024))
+    with pytest.raises(StoreError, match=r"The archive is refused|neither a store nor a tar"):
+        import_records(store, source)
+    assert not list(store.root.glob(".*"))
+
+
+def test_list_tells_what_is_no_record(store: Store, command: Command) -> None:
+    (store.root / "records" / KEYS[0][:2] / f"{KEYS[0][:2]}ff").write_text("a file")
+    file = store.record_file(KEYS[1]).with_name("tensors.safetensors")
+    file.unlink()
+    file.symlink_to("nowhere")
+    jobs = json.loads(command("store", "list", "--store", store.root, "--json").out)
+    assert [job["kind"] for job in jobs].count("damaged") == 1
+    assert len(jobs) == len(KEYS) + 1
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar", struct.pack("<Q", 1) * 200])

@@ -1,6 +1,7 @@
 """Results for tools that watch experiments: every point once, whatever was stopped in between."""
 
 import json
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from commands import STUDY, Command, write_study
 from regrow.cli import track as cli_track
 from regrow.errors import ConfigError
 from regrow.jobs.base import Job
+from regrow.report import trackers
 from regrow.report.trackers import open_trackers
 from regrow.report.tracking import Conclusion, TrackedRun, export
 from regrow.run import JobDone, run
@@ -188,6 +190,16 @@ def test_the_command_writes_events_that_tensorboard_reads(command: Command, tmp_
         [line["loss"] for line in history]
     )
     assert events.Tags()["tensors"] == ["settings/text_summary"]
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{" * 100_000, b"\xff", None])
+def test_marks_that_cannot_be_read_mark_nothing(content: bytes | None, tmp_path: Path) -> None:
+    mark = tmp_path / "mark.json"
+    if content is None:
+        os.mkfifo(mark)
+    else:
+        mark.write_bytes(content)
+    assert trackers._read(mark) == {}
 
 
 @pytest.mark.filterwarnings("ignore")  # of what the libraries themselves import

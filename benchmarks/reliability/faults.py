@@ -8,6 +8,8 @@ on files of one kind are one site; each site is met at its first operation and a
 later ones. The ways: a disk that is full from there on (ENOSPC), an error of the device (EIO), no
 permission (EACCES), a write of half the bytes that says so (short) or ends in an error (torn), a
 rename that is done and reports an error (torn). ``--rounds`` is the largest number of rounds.
+``--workers`` adds rounds with one worker process, and ``--pairs`` rounds of two runs at once, of
+which one meets the fault; their sites are drawn.
 
 What must hold: no traceback, no hang; an end with an error says which (in the system's words) and,
 of a full disk, how much is free; what was written is complete or absent; the next run is as if
@@ -22,7 +24,7 @@ import os
 import random
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,37 +135,82 @@ def judge(ground: Ground, ended: Ended, fault: Fault) -> Iterator[str]:
     yield from incomplete(ground)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One fault to meet: at which operation of which commands."""
+
+    ground: Ground
+    number: int
+    name: str
+    fault: Fault
+    reads: bool = False  # of a report, what it reads
+    workers: int = 0
+    runs: int = 1  # at once
+
+    @property
+    def kind(self) -> str:
+        more = " in reading" * self.reads + " with a worker" * self.workers
+        return self.fault.name + more + " of two runs" * (self.runs - 1)
+
+
 def planned(
-    control: shim.Shim, ground: Ground, rng: random.Random
-) -> Iterator[tuple[bool, int, str, Fault]]:
+    control: shim.Shim, ground: Ground, rng: random.Random, *, workers: int = 0, runs: int = 1
+) -> Iterator[Plan]:
     """Yield the operations of a run, and of reading for a report, with each way to fail."""
-    for reads in (False, True):
+    for reads in (False, True) if runs == 1 and not workers else (False,):
         if not reads:
             ground.clear()
         with control.armed(ground.round, reads=reads):
-            ground.run("report" if reads else "run")
+            begun(ground, reads=reads, workers=workers, runs=runs)
         for number, name in sites(control.log, rng):
             for fault in ways(name.split()[0]):
-                yield reads, number, name, fault
+                yield Plan(
+                    ground=ground,
+                    number=number,
+                    name=name,
+                    fault=fault,
+                    reads=reads,
+                    workers=workers,
+                    runs=runs,
+                )
 
 
-def meet(control: shim.Shim, ground: Ground, number: int, *, fault: Fault, reads: bool) -> Ended:
+def begun(ground: Ground, *, reads: bool, workers: int, runs: int) -> list[Ended]:
+    """Run a command, or two runs at once, to the end."""
+    command = "report" if reads else "run"
+    logs = ["log", "log2"][:runs]
+    children = [ground.start(command, log=log, workers=workers) for log in logs]
+    return [
+        rounds.finish(child, ground.folder / log) for child, log in zip(children, logs, strict=True)
+    ]
+
+
+def meet(control: shim.Shim, plan: Plan) -> list[Ended]:
     """Run with a fault at one operation."""
+    fault = plan.fault
     armed = control.armed(
-        ground.round,
-        at=number,
+        plan.ground.round,
+        at=plan.number,
         action=fault.action,
         error=fault.error,
         lasting=fault.lasting,
-        reads=reads,
+        reads=plan.reads,
     )
     with armed:
-        return ground.run("report" if reads else "run")
+        return begun(plan.ground, reads=plan.reads, workers=plan.workers, runs=plan.runs)
+
+
+def drawn(plans: Iterable[Plan], num: int, rng: random.Random) -> list[Plan]:
+    """Draw so many plans, in their order."""
+    every = [*plans]
+    return [every[n] for n in sorted(rng.sample(range(len(every)), min(num, len(every))))]
 
 
 def main() -> int:
     parser = rounds.options(__doc__ or "", rounds=10**9)
     parser.add_argument("--only", default="", help="a part of the names of sites to meet")
+    parser.add_argument("--workers", type=int, default=0, help="rounds with a worker process")
+    parser.add_argument("--pairs", type=int, default=0, help="rounds of two runs at once")
     given = parser.parse_args()
     control = shim.preload()
     rng = random.Random(given.seed)
@@ -177,29 +224,33 @@ def main() -> int:
         rounds.without_figures()
         plain = Ground(folder / "plain")
         plans = [
-            (ground, *plan)
+            plan
             for ground, kept in ((plain, "store"), (whole, ""))
             for plan in planned(control, ground, rng)
-            if given.only in plan[2] and kept in plan[2] and (kept or " store" not in plan[2])
+            if given.only in plan.name and kept in plan.name and (kept or " store" not in plan.name)
         ]
-        if len(plans) > given.rounds:
-            plans = [plans[n] for n in sorted(rng.sample(range(len(plans)), given.rounds))]
-        for ground, reads, number, name, fault in plans:
-            rounds.without_figures(ground is plain)
-            if not reads:
-                ground.clear()
-            ended = meet(control, ground, number, fault=fault, reads=reads)
+        plans = drawn(plans, given.rounds, rng)
+        for workers, runs, num in ((1, 1, given.workers), (0, 2, given.pairs)):
+            if num:
+                every = planned(control, plain, rng, workers=workers, runs=runs)
+                plans += drawn((plan for plan in every if given.only in plan.name), num, rng)
+        for plan in plans:
+            rounds.without_figures(plan.ground is plain)
+            if not plan.reads:
+                plan.ground.clear()
+            ends = meet(control, plan)
             tally.rounds += 1
-            tally.count(f"{fault.name}{' in reading' if reads else ''}")
+            tally.count(plan.kind)
             if not control.hit:
                 tally.count("not met")
                 continue
-            tally.count("with an error" if ended.code else "without an error")
-            where = f"{fault.name} at {name}"
-            for problem in judge(ground, ended, fault):
-                tally.fault(where, problem, ended.text)
-            ground.after(where, tally, status=tally.rounds % 10 == 0)
-    return tally.close(given.out, sites=len({plan[3] for plan in plans}), seed=given.seed)
+            where = f"{plan.kind} at {plan.name}"
+            tally.count("with an error" if any(end.code for end in ends) else "without an error")
+            for ended in ends:
+                for problem in judge(plan.ground, ended, plan.fault):
+                    tally.fault(where, problem, ended.text)
+            plan.ground.after(where, tally, status=tally.rounds % 10 == 0)
+    return tally.close(given.out, sites=len({plan.name for plan in plans}), seed=given.seed)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@
 
 Study files (read, and expanded into jobs), folders of pruned networks (``architecture.json`` and
 weights), files of masks, of weights, records and checkpoints of a store, and data: CSV, npz,
-safetensors and Parquet tables, Parquet images, image folders, VOC annotations. The limits are those
+safetensors and Parquet tables, Parquet images, image folders, VOC annotations (``hostile.py``).
+Stores in any state, plans, leases, archives, jobs and records as they cross Ray, cards, reports and
+options of the command line (``hostile_stores.py``, ``hostile_lines.py``). The limits are those
 of ``bounded.py``. ``--only`` takes one kind; an input can be made again from its number and the
 seed. Inputs that must be refused and are not are no matter of this benchmark.
 """
 
 import json
+import os
 import random
 import sys
 import tempfile
@@ -31,14 +34,22 @@ def main() -> int:
     parser.add_argument("--only", default="", help="one kind of input")
     parser.add_argument("--number", type=int, help="this input alone, with its traceback")
     given = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
     import hostile
+    import hostile_lines
+    import hostile_stores
     import torch
 
     torch.set_num_threads(1)
     tally = Tally("fuzz")
     kinds = {}
     with tempfile.TemporaryDirectory() as temporary:
-        made = hostile.kinds(given.folder or Path(temporary), seed=given.seed)
+        folder = given.folder or Path(temporary)
+        made = {
+            name: kind
+            for module in (hostile, hostile_stores, hostile_lines)
+            for name, kind in module.kinds(folder, seed=given.seed).items()
+        }
         if given.number is not None:
             print(made[given.only].use(given.number))
             return 0

@@ -6,8 +6,8 @@
 A job waits 50 ms, and stores a record and a small tensor. The overhead of a job is what the
 coordinator and the workers compute for it (processor time, so that others on the machine count for
 nothing), their start left out, and what the run took by the clock beyond the waiting. ``--soak`` is
-minutes: jobs of half a second, and memory and open files of all processes every ten seconds, of
-whose second half the slope is told.
+minutes: jobs of half a second (``--seconds``), and memory and open files of all processes every ten
+seconds, of whose second half the slope is told, and one in thirty of which is written.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import rounds
 import torch
 from rounds import Tally
 
+from regrow.errors import Interrupted
 from regrow.jobs.base import Context, Defaults, Outcome
 from regrow.run import Event, JobDone, JobStarted, run
 from regrow.store import Store
@@ -111,7 +113,7 @@ def many(num: int, workers: int, tally: Tally) -> dict[str, Any]:
     }
 
 
-def soak(minutes: float, workers: int, tally: Tally) -> dict[str, Any]:
+def soak(minutes: float, workers: int, seconds: float, tally: Tally) -> dict[str, Any]:
     """Run until the time is over, and fit lines through memory and open files."""
     samples: dict[str, list[tuple[float, float, float]]] = {"coordinator": [], "workers": []}
     over = threading.Event()
@@ -125,31 +127,36 @@ def soak(minutes: float, workers: int, tally: Tally) -> dict[str, Any]:
 
     watch = threading.Thread(target=sample, daemon=True)
     watch.start()
-    num = round(60 * minutes / SOAK_SECONDS * workers * 0.97)
+    num = round(60 * minutes / seconds * workers)  # more than there is time for
+    done: Counter[str] = Counter()
+
+    def hear(event: Event) -> None:
+        tally.count("jobs started", isinstance(event, JobStarted))
+        if isinstance(event, JobDone):
+            done[event.key] += 1
+
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(Path(folder) / "store")
-        jobs = [Wait(number=number, seconds=SOAK_SECONDS) for number in range(num)]
-        summary = run(jobs, store, workers=workers, on_event=_count(tally))
-        if len(store.keys()) != num or len(summary.done) != num:
-            tally.fault("soak", f"{len(store.keys())} of {num} jobs are in the store")
+        jobs = [Wait(number=number, seconds=seconds) for number in range(num)]
+        with suppress(Interrupted):
+            run(jobs, store, workers=workers, on_event=hear, stop_after=60 * minutes)
+        if {*store.keys()} != {*done} or max(done.values()) > 1:
+            stored = len(store.keys())
+            tally.fault("soak", f"{stored} jobs are in the store, {done.total()} were said to be")
     over.set()
     watch.join()
-    tally.rounds = num
+    tally.rounds = len(done)
     found: dict[str, Any] = {"minutes": round((time.monotonic() - began) / 60, 1)}
     for name, values in samples.items():
-        later = values[len(values) // 2 : -2]  # without the end, when workers go
+        values = values[:-2]  # without the end, when workers go
+        later = values[len(values) // 2 :]
+        found[f"{name}_minutes_megabytes_handles"] = [
+            (round(minute), *held) for minute, *held in values[::30]
+        ]
         for place, noun in ((1, "megabytes"), (2, "handles")):
             found[f"{name}_{noun}_at_end"] = later[-1][place] if later else None
             found[f"{name}_{noun}_slope_an_hour"] = _slope(later, place)
     return found
-
-
-def _count(tally: Tally) -> Any:
-    def hear(event: Event) -> None:
-        if isinstance(event, JobStarted):
-            tally.count("jobs started")
-
-    return hear
 
 
 def _workers() -> list[int]:
@@ -185,10 +192,13 @@ def main() -> int:
     parser = rounds.options(__doc__ or "", rounds=10_000)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--soak", type=float, metavar="MINUTES")
+    parser.add_argument("--seconds", type=float, default=SOAK_SECONDS, help="of a job of the soak")
     given = parser.parse_args()
     tally = Tally("soak" if given.soak else "load")
-    measure = soak if given.soak else many
-    found = measure(given.soak or given.rounds, given.workers, tally)
+    if given.soak:
+        found = soak(given.soak, given.workers, given.seconds, tally)
+    else:
+        found = many(given.rounds, given.workers, tally)
     print(found)
     return tally.close(given.out, **found)
 

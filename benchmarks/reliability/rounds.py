@@ -105,7 +105,11 @@ def warm(*options: str) -> None:
     matplotlib.use("Agg")
     import regrow.cli.main
     import regrow.run
+    import regrow.run.troubles
 
+    regrow.run.troubles.FIRST_WAIT = (
+        0.01  # before a job is tried again: here nothing passes by time
+    )
     # A checkpoint after every epoch, however short; the command line takes 0.1 seconds at least.
     regrow.run.run = partial(_run_saving_often, regrow.run.run)  # type: ignore[assignment]
     before = Path.cwd(), sys.argv

@@ -1,6 +1,7 @@
 /* File operations below one folder, counted; the process dies, or an error comes, at a chosen one.
 
    Preloaded (LD_PRELOAD) into every process of a run, it sees what Python, Rust and C++ do alike.
+   The clock of these processes can be made to jump with every operation, there and back.
    What to do stands in a file that all these processes map (REGROW_SHIM); see shim.py. */
 
 #define _GNU_SOURCE
@@ -16,7 +17,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define LOG_BYTES (1 << 20)
@@ -31,6 +34,7 @@ struct control {
   int error;
   int lasting;        /* later ones that take room are hit too: the disk stays full */
   int reads;          /* reading is counted, in place of writing */
+  int jump;           /* seconds that the clock is ahead, and after the next operation behind */
   _Atomic int logged; /* bytes of the log */
   char prefix[4096];
   char log[LOG_BYTES];
@@ -220,4 +224,27 @@ int mkdir(const char *path, mode_t mode) {
 }
 int mkdirat(int folder, const char *path, mode_t mode) {
   REAL(mkdirat); MEET("mkdir", below(folder, path, whole), 1, real(folder, path, mode), -1);
+}
+
+static long ahead(void) {
+  if (!ON || !shared->jump) return 0;
+  return shared->count % 2 ? shared->jump : -(long)shared->jump;
+}
+int clock_gettime(clockid_t clock, struct timespec *to) {
+  REAL(clock_gettime);
+  int result = real(clock, to);
+  if (!result && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) to->tv_sec += ahead();
+  return result;
+}
+int gettimeofday(struct timeval *restrict to, void *restrict zone) {
+  REAL(gettimeofday);
+  int result = real(to, zone);
+  if (!result) to->tv_sec += ahead();
+  return result;
+}
+time_t time(time_t *to) {
+  REAL(time);
+  time_t now = real(NULL) + ahead();
+  if (to) *to = now;
+  return now;
 }

@@ -1,4 +1,4 @@
-"""Count the file operations of a run, and let a chosen one kill its process or fail.
+"""Count the file operations of a run, let a chosen one kill its process or fail, and clocks jump.
 
 ``shim.c`` is compiled once, with the machine's C compiler (``cc``), and preloaded into this process
 and all that it starts. What it does stands in a small file that all of them map.
@@ -30,6 +30,7 @@ class _Control(ctypes.Structure):
         ("error", ctypes.c_int),
         ("lasting", ctypes.c_int),
         ("reads", ctypes.c_int),
+        ("jump", ctypes.c_int),
         ("logged", ctypes.c_int),
         ("prefix", ctypes.c_char * 4096),
         ("log", ctypes.c_char * LOG_BYTES),
@@ -80,12 +81,16 @@ class Shim:
         error: int = 0,
         lasting: bool = False,
         reads: bool = False,
+        jump: int = 0,
     ) -> Iterator[None]:
-        """Watch a folder while processes run; the operation ``at`` (from 1) meets the action."""
+        """Watch a folder while processes run; the operation ``at`` (from 1) meets the action.
+
+        With ``jump`` their clock is so many seconds ahead, and behind, from operation to operation.
+        """
         control = self._control
         control.armed = control.count = control.hit = control.logged = 0
         control.at, control.action, control.error = at, action, error
-        control.lasting, control.reads = int(lasting), int(reads)
+        control.lasting, control.reads, control.jump = int(lasting), int(reads), jump
         control.prefix = f"{folder}/".encode()
         control.armed = 1
         try:

@@ -121,6 +121,8 @@ class Lease:
 def take(folder: Path, watch: SilenceWatch) -> Lease | None:
     """Make a job's folder and take its lease; None when another living process holds it."""
     lock = folder / LOCK
+    if folder.is_symlink():  # to a folder of somebody's, where nothing is to be written or removed
+        raise StoreError(f"{folder} is a link, which the folder of a job never is. Remove it.")
     try:
         for _ in range(ATTEMPTS):
             lease, is_held = _take_over(folder, watch) if lock.exists() else (None, False)
@@ -140,7 +142,7 @@ def is_held(folder: Path, watch: SilenceWatch) -> bool:
     """Tell whether a living process works in a folder, as far as its holder's machine is known."""
     lock = folder / LOCK
     try:
-        handle = os.open(lock / OWNER, os.O_RDONLY)
+        handle = os.open(lock / OWNER, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not hold it up
     except OSError as error:
         return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
     try:
@@ -184,7 +186,7 @@ def _take_over(folder: Path, watch: SilenceWatch) -> tuple[Lease | None, bool]:
     """Take a lease that is there from a holder that is gone; else tell whether it is held."""
     lock = folder / LOCK
     try:
-        handle = os.open(lock / OWNER, os.O_RDWR)
+        handle = os.open(lock / OWNER, os.O_RDWR | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         return None, False
     keep = False
@@ -251,7 +253,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def _read(path: Path) -> bytes:
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         return os.pread(handle, WIDTH, 0)
     finally:

@@ -18,7 +18,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from regrow.errors import ConfigError, short
+from regrow.errors import ConfigError, RegrowError, short
 from regrow.jobs.base import Job
 
 PLAIN = (str, bool, int, float)
@@ -47,12 +47,14 @@ def job_from_json(text: str, *, key: str) -> Job:
             made.append(_make(name, {field: _read(part, made) for field, part in given.items()}))
         job: Job = made[value["root"]]
         found = job.key
+    except RegrowError:
+        raise
     except ImportError as error:
         raise ConfigError(
             f"A job is made of what cannot be imported here: {short(error)}. Give the file that it "
             "comes from by --with."
         ) from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+    except Exception as error:  # values that no job has, in the hands of any class
         raise ConfigError(f"This is no job written as JSON: {short(error)}.") from error
     if found != key:
         raise ConfigError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from regrow.core.digests import parsed, read_file
 from regrow.core.texts import markdown_text, one_line
 from regrow.core.validation import is_number
 from regrow.errors import ConfigError, DataError, StoreError, short
@@ -153,7 +154,7 @@ def _page(
         or None,
     )
     told = source / PAGE
-    about = told.read_text(encoding="utf-8") if told.is_file() else f"# {name}\n"
+    about = _text(told) if told.is_file() else f"# {name}\n"
     of_data = markdown_text(one_line(str(dataset)))
     scores = [
         f"- {markdown_text(metric)}: {value:g} on {of_data}" for metric, value in found.items()
@@ -169,18 +170,28 @@ def _page(
 
 def _code(source: Path) -> str:
     """Return the argument of ``load`` that names the network's own code, if it has some."""
-    text = _read(source / ARCHITECTURE).get("origin", {}).get("text", "")
-    return f", code={json.dumps(text)}" if text and ModelOrigin(text).kind == "code" else ""
+    origin = _read(source / ARCHITECTURE).get("origin")
+    text = origin.get("text") if isinstance(origin, dict) else None
+    of_code = isinstance(text, str) and text and ModelOrigin(text).kind == "code"
+    return f", code={json.dumps(text)}" if of_code else ""
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("it is no JSON object")
+        return parsed(read_file(file))
     except (OSError, ValueError) as error:
-        raise StoreError(f"'{file}' cannot be read: {short(error)}. Write it anew.") from error
-    return value
+        raise _unreadable(file, error) from error
+
+
+def _text(file: Path) -> str:
+    try:
+        return read_file(file).decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> StoreError:
+    return StoreError(f"'{file}' cannot be read: {short(error)}. Write it anew.")
 
 
 def _line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from regrow.core.digests import parsed, read_file
 from regrow.core.texts import one_line
 from regrow.errors import ConfigError, short
 from regrow.report import HOW_FILE
@@ -316,7 +317,7 @@ def _of_records(name: str, what: str, store: Store, keys: Iterable[str]) -> Comp
         items={
             key: Item(
                 label=known.get(key, f"{record.get('kind', 'job')} {key[:12]}"),
-                kind=f"{record.get('kind')} {record.get('spec', {}).get('seed')}",
+                kind=f"{record.get('kind')} {_mapping(record, 'spec').get('seed')}",
                 settings=_request(key, asked),
                 numbers=_flat({k: v for k, v in record.items() if k not in NOT_NUMBERS}),
             )
@@ -344,6 +345,12 @@ def _request(key: str, asked: Callable[[str], Asked]) -> dict[str, Any]:
                 seen[below] = None
                 queue.append(below)
     return settings
+
+
+def _mapping(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a part of a record; nothing where whoever sealed it wrote something else."""
+    value = record.get(name)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _flat(value: Any, head: str = "") -> dict[str, Any]:
@@ -416,7 +423,7 @@ def _number(text: Any) -> Any:
 def _how(folder: Path) -> dict[str, str]:
     """Return how a report was made, as far as it says."""
     try:
-        value = json.loads((folder / HOW_FILE).read_text(encoding="utf-8"))
+        value = parsed(read_file(folder / HOW_FILE))
     except (OSError, ValueError):
         return {}
-    return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
+    return {name: str(said) for name, said in value.items()}

@@ -16,6 +16,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from regrow.core.digests import parsed, read_file
 from regrow.errors import ConfigError, RegrowError, short, unknown
 from regrow.report.tracking import Conclusion, TrackedRun, Tracker
 from regrow.studies.study import Study
@@ -68,8 +69,7 @@ class TensorBoard:
 
     def known(self) -> set[str]:
         """Return the runs whose folders are complete."""
-        marks = self._root.glob(f"*/{MARK}")
-        return {str(json.loads(mark.read_text(encoding="utf-8"))["id"]) for mark in marks}
+        return {str(_read(mark).get("id")) for mark in self._root.glob(f"*/{MARK}")}
 
     def add(self, run: TrackedRun) -> None:
         """Write the events of one run into a fresh folder."""
@@ -200,9 +200,9 @@ class Trackio:
 
     def known(self) -> set[str]:
         """Return the runs that were finished, as far as the project still has them."""
-        if not self._marks.exists():
+        done = _read(self._marks)
+        if not done:
             return set()
-        done: dict[str, str] = json.loads(self._marks.read_text(encoding="utf-8"))
         with _needing("trackio"):
             there = {str(run.name) for run in self._runs()}
         return {id for id, name in done.items() if name in there}
@@ -218,7 +218,7 @@ class Trackio:
         last = run.epochs[-1][0] if run.epochs else 0
         points[last] = {**points.get(last, {}), **results}
         self._write(name, config=dict(run.settings), points=points)
-        done = json.loads(self._marks.read_text("utf-8")) if self._marks.exists() else {}
+        done = _read(self._marks)
         fresh = self._marks.with_suffix(f".{os.getpid()}.new")
         fresh.write_text(json.dumps({**done, run.id: name}, indent=1), encoding="utf-8")
         fresh.replace(self._marks)
@@ -259,6 +259,14 @@ KNOWN: dict[str, Callable[[str, str], Tracker]] = {
     "mlflow": MLflow,
     "trackio": Trackio,
 }
+
+
+def _read(mark: Path) -> dict[str, Any]:
+    """Read what marks runs as complete; what cannot be read marks none, and they are added anew."""
+    try:
+        return parsed(read_file(mark))
+    except (OSError, ValueError):
+        return {}
 
 
 def _sqlite(folder: Path) -> str:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from functools import cache
@@ -25,6 +25,7 @@ from typing import Any, TypeGuard
 
 from regrow.core.durations import epochs_in_words, in_words
 from regrow.core.machine import machine
+from regrow.core.validation import is_int, is_number
 from regrow.data import load
 from regrow.errors import ConfigError, StoreError
 from regrow.jobs.base import Job, all_jobs
@@ -91,8 +92,11 @@ class Fit:
     def from_json(cls, value: Any) -> "Fit":
         """Read what a store keeps."""
         names = sorted(cls.__dataclass_fields__)
-        if not isinstance(value, dict) or sorted(value) != names:
-            raise StoreError(f"What the store keeps of --hours must have {', '.join(names)}.")
+        if not isinstance(value, dict) or sorted(value) != names or not _is_fit(value):
+            raise StoreError(
+                f"What the store keeps of --hours must have {', '.join(names)}, as they were "
+                "chosen. Remove its hours-*.json, and they are chosen anew."
+            )
         left_out = tuple(
             LeftOut(network=tuple(left["network"]), why=left["why"]) for left in value["left_out"]
         )
@@ -119,6 +123,25 @@ class Fit:
     def words(self) -> tuple[str, ...]:
         """The budget and what is left out, a sentence each."""
         return (str(self), *(f"{left}." for left in self.left_out))
+
+
+def _is_fit(value: Mapping[str, Any]) -> bool:
+    """Tell whether the fields of a budget are of their kinds."""
+    left_out, axis = value["left_out"], value["axis"]
+    return (
+        all(is_int(value[name], least=1) for name in ("epochs", "of", "workers"))
+        and all(
+            is_number(value[name]) and abs(value[name]) < 1e300 for name in ("hours", "seconds")
+        )
+        and all(isinstance(value[name], str) for name in ("machine", "date"))
+        and isinstance(axis, list)
+        and all(is_int(budget, least=1) for budget in axis)
+        and isinstance(left_out, list)
+        and all(isinstance(left, dict) and left.keys() == {"network", "why"} for left in left_out)
+        and all(isinstance(left["why"], str) for left in left_out)
+        and all(isinstance(left["network"], list) for left in left_out)
+        and all(isinstance(name, str) for left in left_out for name in left["network"])
+    )
 
 
 def check_hours(hours: float, *, device: str = "cpu") -> None:

@@ -93,8 +93,13 @@ def stored_jobs(store: Store) -> Iterator[StoredJob]:
             kind = str(parsed(read_file(file)).get("kind", ""))
         except (OSError, ValueError):
             kind = "damaged"
-        sizes = {entry.name: entry.stat().st_size for entry in file.parent.iterdir()}
-        saved = datetime.fromtimestamp(file.parent.stat().st_mtime).astimezone()
+        try:
+            sizes = {entry.name: entry.lstat().st_size for entry in file.parent.iterdir()}
+        except FileNotFoundError:
+            continue  # it was removed meanwhile
+        except OSError:
+            kind, sizes = "damaged", {}
+        saved = datetime.fromtimestamp(file.parent.lstat().st_mtime).astimezone()
         yield StoredJob(
             key=key,
             kind=kind,

@@ -428,7 +428,9 @@ class Store:
                     (self._failed / name).unlink(missing_ok=True)
         for key in filter(str.isalnum, _names(self._running)):
             folder = self._running / key
-            if folder.is_dir() and (self.has(key) or not (folder / CHECKPOINT).exists()):
+            if not folder.is_dir() or folder.is_symlink():
+                continue  # none of the store's
+            if self.has(key) or not (folder / CHECKPOINT).exists():
                 with self.claim(key):
                     pass
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -110,10 +110,10 @@ def _take(store: Store, folder: Path, key: str, taken: Taken) -> None:
 
 
 def _take_plan(store: Store, folder: Path, name: str) -> None:
-    try:
-        store.decide(name, Store(folder).decided(name))
-    except StoreError:
-        return  # names of jobs, for people: none is better than a wrong one
+    with suppress(StoreError):  # names of jobs, for people: none is better than a wrong one
+        plan = Store(folder).decided(name)
+        if plan is not None:
+            store.decide(name, plan)
 
 
 @contextmanager
@@ -127,9 +127,7 @@ def _as_folder(store: Store, source: Path) -> Iterator[Path]:
     try:
         fresh.mkdir()
         with tarfile.open(source, "r:") as archive:  # one that is compressed could be endless
-            members = [*archive]
-            _check_members(members)
-            for member in members:
+            for member in _checked(archive):
                 content = archive.extractfile(member)
                 assert content is not None
                 place = fresh / member.name
@@ -149,21 +147,27 @@ def _as_folder(store: Store, source: Path) -> Iterator[Path]:
         remove(fresh)
 
 
-def _check_members(members: Iterable[tarfile.TarInfo]) -> None:
-    """Refuse an archive with anything that no export has: links, devices, ways out, doubles."""
-    seen = set()
-    for member in members:
+def _checked(archive: tarfile.TarFile) -> list[tarfile.TarInfo]:
+    """Return the members of an archive; one with anything that no export has is refused.
+
+    That is links, devices, ways out, doubles (also of a head that leads back to itself), and files
+    with holes, which would unfold to any size.
+    """
+    seen: dict[str, tarfile.TarInfo] = {}
+    for member in archive:
         try:
             _check_name(member.name)
         except ValueError as error:
             raise StoreError(f"The archive is refused: {error}.") from error
         small = not member.name.endswith(TENSORS_FILE)
-        if not member.isreg() or member.name in seen or (small and member.size > MOST_BYTES):
+        plain = member.isreg() and not member.issparse() and member.size >= 0
+        if not plain or member.name in seen or (small and member.size > MOST_BYTES):
             raise StoreError(
                 f"The archive is refused: its member {member.name[:200]!r} is there twice, too "
                 "long, or no plain file."
             )
-        seen.add(member.name)
+        seen[member.name] = member
+    return [*seen.values()]
 
 
 def _check_name(name: str) -> None:

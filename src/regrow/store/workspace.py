@@ -1,6 +1,7 @@
 """The folder of a job under way: its owner, and the checkpoint from which it continues."""
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,7 +18,7 @@ from regrow.core.digests import (
     sealed,
     unsealed,
 )
-from regrow.core.leases import LOCK, Lease
+from regrow.core.leases import Lease
 from regrow.core.processes import fresh_name
 from regrow.errors import ClaimLost, Damaged
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT, PROGRESS = "checkpoint.safetensors", "progress.json"
 TENSORS = "tensors"  # where a checkpoint's text has the digest of its tensors
+# What this version, its libraries and earlier versions write here before a rename.
+_UNFINISHED = re.compile(r"\..+\.new|\.lock-.+|\.tmp.+|scratch-.+")
 
 
 class Workspace:
@@ -104,9 +107,12 @@ class Workspace:
             remove(fresh)
 
     def sweep(self) -> None:
-        """Remove what earlier holders left of what they were writing."""
+        """Remove what earlier holders left of what they were writing, and nothing else.
+
+        Whoever shares the store may have put anything here, or a link to anywhere in its place.
+        """
         for entry in self._folder.iterdir():
-            if entry.name not in (LOCK, CHECKPOINT, PROGRESS) and not self.is_lost():
+            if _UNFINISHED.fullmatch(entry.name) and not self.is_lost():
                 remove(entry)
 
     def empty(self) -> None:

@@ -65,7 +65,7 @@ def recall(store: Store, study: Path, *, data: Mapping[str, str] | None = None) 
         stored = store.decided(identity) if identity is not None else None
     except StoreError:  # it was altered: the study is expanded anew
         return None
-    return Planned(**stored) if stored is not None else None
+    return _planned(stored)
 
 
 def labels(store: Store) -> dict[str, str]:
@@ -86,8 +86,26 @@ def plan_files(store: Store, keys: Iterable[str]) -> list[Path]:
 
 def _plans(store: Store) -> Iterator[tuple[Path, Planned]]:
     for file in sorted(store.root.glob("plan-*.json")):
-        with suppress(StoreError, TypeError):
-            yield file, Planned(**store.decided(file.stem))
+        with suppress(StoreError):
+            plan = _planned(store.decided(file.stem))
+            if plan is not None:
+                yield file, plan
+
+
+def _planned(value: Any) -> Planned | None:
+    """Return what a store keeps as the jobs of a study, unless it is something else."""
+    if not isinstance(value, dict) or value.keys() != Planned.__dataclass_fields__.keys():
+        return None
+    labels, specs = value["labels"], value["specs"]
+    good = (
+        all(isinstance(value[name], str) for name in ("name", "title"))
+        and isinstance(labels, dict)
+        and isinstance(specs, dict)
+        and labels.keys() == specs.keys()
+        and all(isinstance(label, str) for label in labels.values())
+        and all(isinstance(spec, dict) for spec in specs.values())
+    )
+    return Planned(**value) if good else None
 
 
 def _identity(study: Path, data: Mapping[str, str]) -> str | None:

@@ -1,0 +1,556 @@
+"""Kinds of hostile inputs that pass between runs, machines and versions, given to the commands.
+
+Stores in any state (files, links, pipes, folders), plans and decisions that somebody sealed,
+archives for ``store import``, jobs and records as they cross Ray, folders for ``push`` and
+``compare-runs``, studies with a function of one's own, annotations.
+"""
+
+import io
+import json
+import os
+import random
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hostile
+import yaml
+from hostile import Kind, changed, changed_value
+
+import changed_studies
+import regrow.report
+import small
+import test_voc
+from commands import STUDY
+from cutting import random_mask
+from regrow.cli.main import main
+from regrow.core.digests import sealed
+from regrow.data import load
+from regrow.data.spec import DataSpec
+from regrow.errors import RegrowError
+from regrow.jobs.as_json import job_from_json, job_to_json
+from regrow.jobs.base import Job, all_jobs
+from regrow.models import build
+from regrow.run.coordinator import _set_damaged_aside
+from regrow.store import Store
+from regrow.store.check import verify
+from regrow.store.packed import Packed, pack, unpack
+from regrow.store.transfer import export_records
+from regrow.studies.job_list import Planned, remember
+from regrow.studies.study import Study
+from regrow.surgery import shrink, trace
+from regrow.surgery.architecture import Architecture, save
+from test_damage import filled
+
+LONGEST = 4500  # characters of a line that a command prints
+NETS = """
+from torch import nn
+
+def mlp(width=12, depth=1):
+    layers = [nn.Linear(4, width), nn.ReLU()]
+    for _ in range(depth - 1):
+        layers += [nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, 3))
+"""
+TRAINING = """
+def train(model, budget, seed):
+    return {"accuracy": 0.5}
+"""
+OWN = """\
+name: mine
+train: "HERE/mine.py:train"
+metric: {name: accuracy, num_test: 450, chance: 0.1, margin: 1}
+budget: {epochs: 4}
+models: {network: "HERE/nets.py:mlp", input: 1x4, set: {width: 8}}
+methods: {name: l1, parameters: 0.5}
+arms: [unpruned, pruned, fine-tune, scratch-e, {name: scratch-b, cap: 3}]
+uniform: true
+rivals: [{network: "HERE/nets.py:mlp", set: {width: 5}}, {vary: width}]
+seeds: 2
+"""
+
+
+class Refused(RegrowError):
+    """What a command said that ended with exit code 1 or 2; the longest of its lines."""
+
+
+def command(*words: str | Path) -> str:
+    """Run a command in this process; returns what it printed."""
+    printed, said = io.StringIO(), io.StringIO()
+    sys.argv = ["regrow", *map(str, words)]
+    code: Any = 0
+    try:
+        with redirect_stdout(printed), redirect_stderr(said):
+            main()
+    except SystemExit as end:
+        code = end.code
+    texts = printed.getvalue(), said.getvalue()
+    for text in texts:
+        text.encode()  # a terminal would refuse what is no text
+    longest = max("\n".join(texts).splitlines(), key=len, default="")
+    if "Traceback" in "".join(texts) or len(longest) > LONGEST or code not in (0, 1, 2, None):
+        raise AssertionError(f"exit code {code}, a line of {len(longest)}: {''.join(texts)[:1500]}")
+    if code:
+        raise Refused(longest)
+    return texts[0]
+
+
+# Stores in any state ----------------------------------------------------------------------------
+
+
+class StoreUnderTest:
+    """A store with all kinds of files, made again for each input, and the commands that see it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / "store"
+        self.other = folder / "other"
+        self.file = folder / "study.yaml"
+        self.elsewhere = folder / "elsewhere"  # what links in the store may lead to
+        for name in ("Documents/letter.txt", "ab/cd/record.json", ".hidden/.key", "lock/owner"):
+            (self.elsewhere / name).parent.mkdir(parents=True)
+            (self.elsewhere / name).write_text("mine")
+        self.file.write_text(yaml.safe_dump(STUDY), encoding="utf-8")
+        self.study, store = filled(folder / "sound")
+        self.jobs: dict[str, Job] = all_jobs(self.study.jobs())
+        remember(store, self.file, Planned.of(self.study.name, self.study.title, self.jobs))
+        store.decide("precision", {"precision": "fp32", "why": "w", "machine": "m", "date": "d"})
+        store.decide("folder", {"token": "t"})
+        first, second, third = list(self.jobs)[:3]
+        for key in (first, second, third):
+            store.drop(key)
+        store.fail(first, self.jobs[first].spec, message="it failed", traceback="Traceback")
+        store.log(first, "said")
+        tensors = store.tensors(list(self.jobs)[-1])
+        with store.claim(second) as workspace:
+            assert workspace is not None
+            workspace.save_checkpoint(tensors, {"steps_done": 1})
+            workspace.progress({"fraction": 0.5, "note": "half"})
+        lock = store.root / "running" / third / "lock"
+        lock.mkdir(parents=True)
+        (lock / "owner").write_bytes(b'{"count":3,"host":"far","token":"far-1-2-3-ab"}'.ljust(512))
+        self.sound = store.root
+        shutil.copytree(self.sound, self.other)
+        self.renew()
+
+    def renew(self) -> Store:
+        """Put the sound store in the place of the one that was hurt."""
+        for place in (self.root, self.folder / "to", self.folder / "out"):
+            if place.is_symlink() or place.is_file():
+                place.unlink()
+            shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(self.sound, self.root)
+        return Store(self.root)
+
+    def look(self, rng: random.Random) -> object:
+        """Give the store to one command."""
+        at = ("--store", self.root)
+        to = self.folder / "to"
+        looks: list[Callable[[], object]] = [
+            lambda: command("status", self.file, *at),
+            lambda: command("status", self.file, *at, "--json"),
+            lambda: command("report", self.file, *at, "--out", self.folder / "out"),
+            lambda: command("store", "verify", *at),
+            lambda: command("store", "list", *at),
+            lambda: command("store", "gc", self.file, *at, "--yes"),
+            lambda: command("store", "export", "--to", rng.choice((to, f"{to}.tar")), *at),
+            lambda: command("store", "import", self.root, "--store", to),
+            lambda: command("store", "diff", self.root, self.other),
+            lambda: command("compare-runs", self.root, self.other),
+            self.begin_a_run,
+        ]
+        (self.folder / "to.tar").unlink(missing_ok=True)
+        before = sorted(self.elsewhere.rglob("*"))
+        try:
+            return rng.choice(looks)()
+        finally:
+            assert sorted(self.elsewhere.rglob("*")) == before, "files elsewhere were changed"
+
+    def begin_a_run(self) -> object:
+        """Do what a run does before and after its jobs."""
+        store = Store.open(self.root)
+        store.tidy()
+        _set_damaged_aside(self.jobs.values(), store, lambda _: None)
+        for key in list(self.jobs)[:3]:
+            with store.claim(key) as workspace:
+                if workspace is not None:
+                    workspace.load_checkpoint()
+                    workspace.save_checkpoint({}, {"steps_done": 2})
+        return store.snapshot({key: job.spec for key, job in self.jobs.items()})
+
+
+def hurt(path: Path, rng: random.Random, *, elsewhere: Path) -> None:
+    """Put something else in the place of a file or folder."""
+    content = path.read_bytes() if path.is_file() else b""
+    ways = ["nothing", "empty", "bytes", "folder", "dangling", "loop", "pipe", "elsewhere", "zero"]
+    if path.suffix == ".json" or path.name == "owner":
+        ways += ["value"] * 6
+    way = rng.choice(ways + ["bytes"] * 3 * path.is_file())
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    if way in ("empty", "bytes", "value"):
+        path.write_bytes({"empty": b"", "bytes": changed(content, rng)}.get(way) or b"")
+    if way == "value":
+        path.write_bytes(resealed(path, content, rng))
+    elif way == "folder":
+        path.mkdir()
+        (path / rng.choice(("x", "record.json", "a" * 200, ".hidden.1.new"))).write_text("x")
+    elif way == "pipe":
+        os.mkfifo(path)
+    elif way in ("dangling", "loop", "elsewhere", "zero"):
+        to = {"loop": path.name, "elsewhere": elsewhere, "zero": "/dev/zero"}.get(way, "nowhere")
+        path.symlink_to(to)
+
+
+def resealed(path: Path, content: bytes, rng: random.Random) -> bytes:
+    """Change a value of a file, and seal it as its writer would have."""
+    value = json.loads(content)
+    under = "timing" if path.name == "record.json" else None
+    name = path.parent.name if under else path.stem
+    holder = value.get(under, {}) if under else value
+    holder.pop("digest", None)
+    value = changed_value(value, rng)
+    try:
+        if path.name in ("owner", "progress.json", "store.json"):
+            return json.dumps(value).encode()[:512].ljust(512 if path.name == "owner" else 0)
+        return sealed(value, name, under=under).encode()
+    except (ValueError, TypeError, AttributeError):  # not finite, or no mapping any more
+        return json.dumps(value).encode()
+
+
+def _trees(folder: Path, seed: int) -> dict[str, Kind]:
+    kept = StoreUnderTest(folder / "trees")
+    entries = sorted(path.relative_to(kept.root) for path in kept.root.rglob("*"))
+    sealed_ones = [path for path in entries if path.suffix == ".json" and len(path.parts) < 3]
+
+    def use(number: int, *, name: str, paths: list[Path]) -> object:
+        rng = random.Random(f"{seed} {name} {number}")
+        kept.renew()
+        for path in rng.sample(paths, min(len(paths), rng.choice((1, 1, 1, 2, 5)))):
+            if os.path.lexists(kept.root / path):
+                if name == "plans":
+                    content = (kept.root / path).read_bytes()
+                    (kept.root / path).write_bytes(resealed(kept.root / path, content, rng))
+                else:
+                    hurt(kept.root / path, rng, elsewhere=kept.elsewhere)
+        return kept.look(rng)
+
+    for number in range(11):
+        with_luck = random.Random()
+        with_luck.choice = lambda values, n=number: values[n % len(values)]  # type: ignore
+        kept.renew()
+        try:
+            kept.look(with_luck)  # here, once for all children
+        except RegrowError:
+            continue
+    return {
+        "stores": Kind(8, partial(use, name="stores", paths=entries)),
+        "plans": Kind(5, partial(use, name="plans", paths=sealed_ones)),
+    }
+
+
+# Archives and records on their way --------------------------------------------------------------
+
+
+def _header(name: str, content: bytes, rng: random.Random) -> bytes:
+    """Write a member of an archive that is not what any export has."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    kind = tarfile.GNU_FORMAT
+    way = rng.randrange(8)
+    if way == 0:
+        member.name = rng.choice(
+            ("../x", "/tmp/x", name.upper(), "x" * 300, "records/ab", "\u00e9")
+        )
+    elif way == 1:
+        member.type = rng.choice((b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"V", b"M", b"Z"))
+        member.linkname = rng.choice(("/etc/passwd", "../..", name))
+    elif way == 2:
+        member.size = rng.choice((10**12, 0, 1, 8 << 30, 33 << 20))
+    elif way == 3:
+        kind = tarfile.PAX_FORMAT
+        member.pax_headers = {
+            rng.choice(
+                ("size", "path", "linkpath", "mtime", "GNU.sparse.realsize", "hdrcharset")
+            ): (rng.choice(("1" * 30, "-1", "x", "../x", "1e9", "BINARY", "\u00e9" * 100)))
+        }
+    elif way == 4:
+        kind = tarfile.PAX_FORMAT
+        member.pax_headers = {
+            "GNU.sparse.major": rng.choice(("0", "1")),
+            "GNU.sparse.minor": rng.choice(("0", "1")),
+            "GNU.sparse.realsize": str(10**12),
+            "GNU.sparse.size": str(10**12),
+            "GNU.sparse.map": rng.choice(("0,1,99999999999,1", "x", "0")),
+            "GNU.sparse.name": name,
+        }
+    elif way == 5:
+        return _sparse(member) + content.ljust(-(-len(content) // 512) * 512, b"\0")
+    head = member.tobuf(format=kind, encoding="utf-8", errors="surrogateescape")
+    return head + content.ljust(-(-len(content) // 512) * 512, b"\0")
+
+
+def _sparse(member: tarfile.TarInfo) -> bytes:
+    """Write a head that stands for a terabyte of zeros with a few bytes between."""
+    head = bytearray(member.tobuf(format=tarfile.GNU_FORMAT))
+    head[156:157] = b"S"
+    head[386:410] = b"%011o\0%011o\0" % (0, member.size)
+    head[482] = 0
+    head[483:495] = b"%011o\0" % (8**11 - 1)
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head[:512])
+    return bytes(head)
+
+
+def _archives(folder: Path, seed: int) -> dict[str, Kind]:
+    folder = folder / "archives"
+    folder.mkdir()
+    _, store = filled(folder / "store")
+    keys = store.keys()[:4]
+    export_records(store, keys, folder / "sound.tar")
+    sound = (folder / "sound.tar").read_bytes()
+    with tarfile.open(folder / "sound.tar") as archive:
+        members = [(one.name, archive.extractfile(one).read()) for one in archive]  # type: ignore
+
+    def content(rng: random.Random) -> bytes:
+        way = rng.random()
+        if way < 0.35:
+            return changed(sound, rng)
+        parts = []
+        place = rng.randrange(len(members))
+        for number, (name, old) in enumerate(members):
+            if number != place:
+                parts.append(_plain(name, old))
+            elif way < 0.8:
+                parts.append(_header(name, old, rng))
+            elif name.endswith("record.json"):
+                key = Path(name).parent.name
+                parts.append(
+                    _plain(name, hostile._sealed(changed_value(json.loads(old), rng), key))
+                )
+            else:
+                parts += [_plain(name, changed(old, rng))] * rng.choice((1, 1, 2, 3000))
+        return b"".join([*parts, bytes(1024)])
+
+    def take(number: int) -> object:
+        rng = random.Random(f"{seed} archive {number}")
+        into, file = folder / "into", folder / "hostile.tar"
+        shutil.rmtree(into, ignore_errors=True)
+        file.write_bytes(content(rng))
+        before = sorted(folder.iterdir())
+        try:
+            return command("store", "import", file, "--store", into)
+        finally:
+            assert sorted(path for path in folder.iterdir() if path != into) == before
+            if (into / "store.json").exists():
+                assert not verify(Store(into)).damaged
+                assert not [path for path in into.iterdir() if path.name.startswith(".")]
+
+    def receive(number: int) -> object:
+        rng = random.Random(f"{seed} packed {number}")
+        key = rng.choice(keys)
+        record, tensors = pack(store, key)
+        if rng.random() < 0.4:
+            record = hostile._sealed(changed_value(json.loads(record), rng), key) or b""
+        elif rng.random() < 0.5:
+            record = changed(record, rng)
+        else:
+            tensors = rng.choice((changed(tensors, rng), hostile._tensors_bomb(rng), b""))
+        shutil.rmtree(folder / "received", ignore_errors=True)
+        received = Store.open(folder / "received")
+        try:
+            return unpack(received, rng.choice((key, key, keys[0])), Packed(record, tensors))
+        finally:
+            assert not verify(received).damaged
+
+    return {"archives": Kind(5, take), "records on their way": Kind(3, receive)}
+
+
+def _plain(name: str, content: bytes | None) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size = len(content or b"")
+    return member.tobuf() + (content or b"").ljust(-(-member.size // 512) * 512, b"\0")
+
+
+def _jobs(folder: Path, seed: int) -> dict[str, Kind]:
+    study = Study.from_json(yaml.safe_load(hostile.DIGITS))
+    own = Study.load(own_study(folder / "jobs"))
+    jobs = [*all_jobs(study.jobs()).values(), *all_jobs(own.jobs()).values()]
+    texts = [(job.key, job_to_json(job)) for job in jobs]
+    names = ("os:system", "regrow.__main__:main", "regrow.nope:X", "regrow.jobs.base:Job", "x", ":",
+             "regrow.jobs.train:Train", "regrow.store.store:Store", "pathlib:Path", "a.b:c.d.e",
+             "regrow.core.digests:os.system", "regrow.jobs.train:Train.run")  # fmt: skip
+
+    def read(number: int) -> object:
+        rng = random.Random(f"{seed} job {number}")
+        key, text = rng.choice(texts)
+        value = json.loads(text)
+        way = rng.random()
+        if way < 0.15:
+            text = changed(text.encode(), rng).decode(errors="replace")
+        elif way < 0.3:
+            rng.choice(value["values"])[0] = rng.choice(names)
+            text = json.dumps(value)
+        elif way < 0.33:
+            text = rng.choice(("[" * 100_000, '{"values":' * 50_000, "9" * 5000, "", "null"))
+        else:
+            text = json.dumps(changed_value(value, rng))
+        job = job_from_json(text, key=key)
+        assert job.key == key
+        return job
+
+    return {"jobs": Kind(5, read)}
+
+
+# Networks, reports and studies ------------------------------------------------------------------
+
+
+def own_study(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "nets.py").write_text(NETS)
+    (folder / "mine.py").write_text(TRAINING)
+    file = folder / "study.yaml"
+    file.write_text(OWN.replace("HERE", str(folder)))
+    return file
+
+
+def _own(folder: Path, seed: int) -> dict[str, Kind]:
+    file = own_study(folder / "own")
+    base = file.read_text()
+    ways = (
+        changed_studies.changed_text,
+        changed_studies.changed_values,
+        changed_studies.changed_values,
+        changed_studies.changed_keys,
+    )
+    Study.load(file).jobs()
+
+    def use(number: int) -> object:
+        rng = random.Random(f"{seed} own {number}")
+        content = rng.choice(ways)(rng, base)
+        if rng.random() < 0.3:
+            words = base.split(" ")
+            place = rng.choice([n for n, word in enumerate(words) if word[:1].isdigit()])
+            words[place] = rng.choice(hostile.LARGE) + words[place].lstrip("0123456789.")
+            content = " ".join(words).encode()
+        file.write_bytes(content)
+        return Study.load(file).jobs()
+
+    return {"studies of one's own": Kind(5, use)}
+
+
+def _folders(folder: Path, seed: int) -> dict[str, Kind]:
+    folder = folder / "folders"
+    spec = small.NETWORKS["vgg"]
+    model = build(spec)
+    found = trace(model, small.SHAPE)
+    cut = random_mask(found)
+    network = folder / "network"
+    save(network, shrink(model, cut, found), Architecture(spec, small.SHAPE, (cut,)))
+    (network / "card.json").write_text('{"network": "vgg", "proof": {"proven": true}}')
+    (network / "card.md").write_text("# vgg, cut\n\nProven.\n")
+    result = {"data": "digits", "accuracy": 98.0, "accuracy_unit": "%", "loss": 0.1}
+    (network / "result.json").write_text(json.dumps(result))
+    filled(folder / "store")
+    study = folder / "study.yaml"
+    study.write_text(yaml.safe_dump(STUDY))
+    for name in ("report", "other"):
+        command("report", study, "--store", folder / "store", "--out", folder / name)
+    report = folder / "report"
+    files = {
+        "network": [network / name for name in ("architecture.json", "card.md", "result.json")],
+        "report": [report / name for name in ("runs.csv", "verdicts.csv", "how.json")],
+    }
+    contents = {file: file.read_bytes() for each in files.values() for file in each}
+    into = folder / "into"
+
+    def use(number: int, *, name: str, words: tuple[str | Path, ...]) -> object:
+        rng = random.Random(f"{seed} {name} {number}")
+        shutil.rmtree(into, ignore_errors=True)
+        file = rng.choice(files[name])
+        try:
+            if file.suffix == ".json" and rng.random() < 0.6:
+                value = changed_value(json.loads(contents[file]), rng)
+                deep = b'{"a":' * 50_000
+                file.write_bytes(deep if rng.random() < 0.03 else json.dumps(value).encode())
+            else:
+                hurt(file, rng, elsewhere=folder)
+            return command(*words)
+        finally:
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file)
+            file.unlink(missing_ok=True)
+            file.write_bytes(contents[file])
+
+    push = ("push", network, "me/net", "--into", into)
+    compare = ("compare-runs", report, folder / "other")
+    command(*push)
+    command(*compare)
+    return {
+        "networks pushed": Kind(3, partial(use, name="network", words=push)),
+        "reports compared": Kind(3, partial(use, name="report", words=compare)),
+    }
+
+
+BOMB = "<!DOCTYPE a [<!ENTITY x0 'xxxxxxxxxx'>{}]><annotation>&x9;</annotation>".format(
+    "".join(f"<!ENTITY x{n + 1} '{f'&x{n};' * 10}'>" for n in range(9))
+)
+
+
+def _annotations(folder: Path, seed: int) -> dict[str, Kind]:
+    whole = test_voc.box(1, 1, 48, 40)
+    texts = {
+        name: test_voc.annotation(whole, test_voc.box(5, 5, 20, 30, name="dog", difficult=1))
+        for name in "abcd"
+    }
+    sound = test_voc.folder(folder / "annotations", texts, train="a b c", val="d")
+    place = folder / "annotated"
+
+    def use(number: int) -> object:
+        rng = random.Random(f"{seed} annotation {number}")
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(sound, place)
+        file = rng.choice([path for path in sorted(place.rglob("*")) if path.is_file()])
+        way = rng.random()
+        if file.suffix == ".jpg":
+            file.write_bytes(hostile.picture(rng))
+        elif way < 0.1:
+            file.write_text(
+                rng.choice((BOMB, "<a>" * 100_000, "<a " + "b='' " * 9999, "a" * 10**6))
+            )
+        elif way < 0.5:
+            old = rng.choice(("48", "40", ">1<", "20", "cat", "dog", "object", "a", "name"))
+            new = rng.choice(
+                (*hostile.LARGE, "nan", "-1", "", "\u00e9", "x" * 5000, "../../x", "&lt;")
+            )
+            file.write_text(file.read_text().replace(old, new, rng.choice((1, 9))))
+        elif way < 0.6:
+            hurt(file, rng, elsewhere=folder)
+        else:
+            file.write_bytes(changed(file.read_bytes(), rng))
+        options = {"on_error": rng.choice(("stop", "skip"))}
+        return load(DataSpec(name=f"voc:{place}", root=str(folder / "cache"), **options))
+
+    return {"annotations": Kind(4, use)}
+
+
+def kinds(folder: Path, *, seed: int) -> dict[str, Kind]:
+    """Return every kind of input by its name; files are written below a folder."""
+    folder = folder / "stores"
+    folder.mkdir(parents=True)
+    regrow.report._figures = lambda *_: ()  # type: ignore[assignment]  # they take a second
+    return {
+        **_trees(folder, seed),
+        **_archives(folder, seed),
+        **_jobs(folder, seed),
+        **_own(folder, seed),
+        **_folders(folder, seed),
+        **_annotations(folder, seed),
+    }
