@@ -20,7 +20,8 @@ from regrow.cli.options import (
     WithOption,
     wanted_exports,
 )
-from regrow.cli.terminal import announce, console, print_json
+from regrow.cli.terminal import announce, console, print_json, say_written
+from regrow.core.texts import one_line
 from regrow.errors import ConfigError, unknown
 
 
@@ -79,9 +80,9 @@ def export(
         return
     print(
         f"{written.label}: {written.text} on the test set, {written.parameters:,} "
-        f"parameters, {written.macs:,} MACs.\n"
-        f"Written to {written.folder}; {written.call} returns it."
+        f"parameters, {written.macs:,} MACs."
     )
+    say_written(written.folder, f"; {one_line(written.call)} returns it.")
     for file, comparison in exported.items():
         print(f"{file}: {comparison}")
 

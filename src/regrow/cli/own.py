@@ -19,7 +19,7 @@ from regrow.cli.options import (
     WithOption,
     wanted_exports,
 )
-from regrow.cli.terminal import announce, print_json, say
+from regrow.cli.terminal import announce, print_json, say, say_written
 from regrow.errors import ConfigError, Interrupted, TraceError, unknown
 
 if TYPE_CHECKING:
@@ -193,7 +193,8 @@ def shrink(
         print_json(card.to_json())
         return
     print(card)
-    print(f"Written to {out}: {', '.join(sorted(file.name for file in out.iterdir()))}.")
+    files = ", ".join(sorted(file.name for file in out.iterdir()))
+    say_written(out, f": {files}.")
 
 
 def _amount(**amounts: float | None) -> dict[str, float]:

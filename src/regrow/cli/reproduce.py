@@ -17,7 +17,7 @@ from regrow.cli.options import (
     StoreOption,
     WithOption,
 )
-from regrow.cli.terminal import EXIT_FAILED_JOBS, command_line, count, say
+from regrow.cli.terminal import EXIT_FAILED_JOBS, command_line, count, say, say_written
 from regrow.core.durations import in_words
 from regrow.core.execution import Execution
 from regrow.core.machine import machine
@@ -141,7 +141,7 @@ def reproduce(
     folder = everything / entries[0].name
     written = _reproduce(entries[0], request, opened, folder, **how)
     print(written.text)
-    print(f"Written to {folder}: report.md and its tables and figures.")
+    say_written(folder, ": report.md and its tables and figures.")
     if written.num_failed or not written.complete:
         raise typer.Exit(EXIT_FAILED_JOBS)
 
@@ -284,7 +284,7 @@ def _reproduce_all(
         print(f"{table.plan.entry.name}: {table.summary}")
     for name, reason in problems.items():
         print(f"{name}: not run. {reason}")
-    print(f"Written to {page.parent}: report.md, our cells, and a folder for each of these.")
+    say_written(page.parent, ": report.md, our cells, and a folder for each of these.")
     if problems or any(table.num_failed or not table.complete for table in tables):
         raise typer.Exit(EXIT_FAILED_JOBS)
 

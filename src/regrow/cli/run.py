@@ -39,6 +39,7 @@ from regrow.cli.terminal import (
     in_lines,
     print_json,
     say,
+    say_written,
 )
 from regrow.cli.track import export_at_end, names_of, trackers_of, while_running
 from regrow.core.disk import why
@@ -345,7 +346,7 @@ def _text_of(path: Path) -> str:
 def _print_report(written: "Report", *, as_json: bool, summary: "Summary | None" = None) -> None:
     if not as_json:
         print(written.text)
-        print(f"Written to {written.paths[0].parent}:")
+        say_written(written.paths[0].parent, ":")
         print(in_lines(path.name for path in written.paths))
         return
     value: dict[str, Any] = {

@@ -8,7 +8,9 @@ import typer
 
 from regrow.cli.inputs import load_extensions
 from regrow.cli.options import WithOption
+from regrow.cli.terminal import say_written
 from regrow.core.disk import why
+from regrow.core.texts import one_line
 from regrow.errors import ConfigError
 
 EDITOR_LINE = "# yaml-language-server: $schema="  # then the path, as seen from the study
@@ -37,4 +39,5 @@ def schema(
         out.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"Cannot write {out}: {why(error)}. Give another --out.") from error
-    print(f"Written to {out}. First line of a study beside it:\n{EDITOR_LINE}{out.name}")
+    say_written(out, ". First line of a study beside it:")
+    print(f"{EDITOR_LINE}{one_line(out.name)}")

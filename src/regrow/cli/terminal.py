@@ -6,11 +6,12 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from regrow.core.texts import visible
+from regrow.core.texts import one_line, visible
 
 EXIT_FAILED_JOBS = 1
 EXIT_BAD_INPUT = 2
@@ -47,6 +48,11 @@ def how_to_resume(told: str = "Stopped.") -> str:
     return f"{told} The same command resumes: {command_line()}"
 
 
+def say_written(place: Path, more: str) -> None:
+    """Print on standard output where something was written; a path may hold any character."""
+    print(f"Written to {one_line(str(place))}{more}")
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output."""
     print(json.dumps(value, indent=1, allow_nan=False))
@@ -69,5 +75,5 @@ def in_lines(names: Iterable[str]) -> str:
 
 
 def command_line() -> str:
-    """Return the command that is running, as a shell would take it."""
-    return shlex.join(["regrow", *sys.argv[1:]])
+    """Return the command that is running, as a shell would take it, in one line."""
+    return one_line(shlex.join(["regrow", *sys.argv[1:]]))

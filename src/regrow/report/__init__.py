@@ -20,7 +20,7 @@ import pandas as pd
 
 from regrow.core.disk import FULL, filling, why
 from regrow.core.machine import versions
-from regrow.core.texts import listed, one_line, visible
+from regrow.core.texts import code_span, listed, one_line, visible
 from regrow.errors import ConfigError
 from regrow.jobs.arms import OF_FLOPS
 from regrow.report import figures
@@ -147,7 +147,7 @@ def write(
         advise=advise,
     )
     metrics = page.metrics
-    provenance = {"command": f"`{command}`", "date": date, "machine": machine}
+    provenance = {"command": code_span(command), "date": date, "machine": machine}
     provenance |= {"precision": precision} if precision is not None else {}
     provenance |= {"cost": cost} if cost is not None else {}
     provenance |= {"versions": versions(), "margin": _margins(metrics, margin)}

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from regrow.core.disk import why, write_whole
-from regrow.core.texts import listed
+from regrow.core.texts import code_span, listed
 from regrow.errors import ConfigError
 from regrow.jobs.base import notices
 from regrow.report import Report
@@ -116,7 +116,7 @@ def publish(
     lines += ["## Notes on these numbers", "", *(f"- {note}" for note in published.notes)]
     lines += ["", *_details(plan, results, folder, provenance=provenance)]
     lines += [
-        f"Made by `{provenance['command']}` on {provenance['date']} ({provenance['machine']}).",
+        _made_by(provenance),
         "",
     ]
     _write(folder / "report.md", "\n".join(lines))
@@ -154,6 +154,11 @@ def write_details(
             )
 
 
+def _made_by(provenance: Mapping[str, str]) -> str:
+    command, date, machine = (provenance[name] for name in ("command", "date", "machine"))
+    return f"Made by {code_span(command)} on {date} ({machine})."
+
+
 def _details(
     plan: Plan, results: Sequence[StudyResults], folder: Path, *, provenance: Mapping[str, str]
 ) -> Iterator[str]:
@@ -181,7 +186,7 @@ def publish_all(
     lines += [f"| {name} | not run | {reason} |" for name, reason in problems.items()]
     lines += [
         "",
-        f"Made by `{provenance['command']}` on {provenance['date']} ({provenance['machine']}).",
+        _made_by(provenance),
         "",
     ]
     for table in tables:  # a figure may repeat the cells of a table
