@@ -6,12 +6,12 @@ from typing import Any
 
 from regrow.core.texts import quoted
 from regrow.core.units import UNITS
-from regrow.core.validation import is_number
-from regrow.errors import Damaged, short
+from regrow.errors import Damaged
 from regrow.jobs.arms import Arm
 from regrow.jobs.base import Job, all_jobs, notices
 from regrow.jobs.retrain import Retrain, recipe_of
 from regrow.report.extras import details_table
+from regrow.report.meant import unmeant
 from regrow.report.render import Extra, Failure
 from regrow.report.rows import Ending, Run, Status, fairness
 from regrow.store import Store
@@ -90,44 +90,6 @@ def _other_starts(reader: "Reader", cells: Sequence[Cell]) -> Iterator[str]:
             "difference. Name code that builds the network untrained, or give it a method "
             "'initialise_()' that draws all its parameters."
         )
-
-
-NUMBERS = ("parameters", "macs", "flops", "epochs", "samples", "training_flops", "teacher_flops",
-           "loss", "sparsity", "amount")  # fmt: skip
-LISTS = ("history", "guarded", "inputs")
-MAPPINGS = ("cost", "validation", "before", "after", "timing", "metrics")
-LARGEST = 1e300
-
-
-def _unmeant(record: Mapping[str, Any], job: Job) -> str | None:
-    """Say what no job writes, of a record that someone sealed: a text or a list for a number."""
-    scored = job.scored_on
-    keys = () if scored is None else (scored.metric.key, scored.metric.error_key)
-    needed: tuple[str, ...] = ()
-    if scored is not None:
-        needed = (scored.metric.key, "parameters", "macs", "epochs")
-    if scored is not None and scored.task is None:  # a function of one's own, which names metrics
-        needed = ("metrics", "parameters", "macs")
-    if missing := [name for name in needed if record.get(name) is None]:
-        return f"it has no {missing[0]!r}"
-    for name, value in record.items():
-        good, noun = _KINDS.get(name, _NUMBER if name in keys else (None, ""))
-        if good is not None and value is not None and not good(value):
-            return f"its {name!r} must be {noun}. Got {short(value)}"
-    return None
-
-
-def _is_small_number(value: Any) -> bool:
-    return is_number(value) and abs(value) < LARGEST
-
-
-_Kind = tuple[Callable[[Any], bool], str]
-_NUMBER: _Kind = (_is_small_number, "a number")
-_KINDS: Mapping[str, _Kind] = {
-    **dict.fromkeys(NUMBERS, _NUMBER),
-    **dict.fromkeys(LISTS, (lambda value: isinstance(value, list), "a list")),
-    **dict.fromkeys(MAPPINGS, (lambda value: isinstance(value, dict), "a mapping")),
-}
 
 
 def _scored(record: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
@@ -218,7 +180,7 @@ class Reader:
         """Return what a finished job found."""
         if job.key not in self._records:
             record = self.store.record(job.key, spec=job.spec)
-            if (problem := _unmeant(record, job)) is not None:
+            if (problem := unmeant(record, job)) is not None:
                 file = self.store.record_file(job.key)
                 raise Damaged(f"{file} is damaged: {problem}. Move it out of the store.")
             self._records[job.key] = job.recounted(record)
@@ -246,7 +208,7 @@ class Reader:
         except Damaged as error:
             self._damaged[job.key] = str(error)
             return None
-        return None if failure is None else str(failure["message"])
+        return None if failure is None else str(failure.get("message", ""))
 
     def failures(self, cells: Iterable[Cell]) -> list[Failure]:
         """Return what failed, or is damaged, of all that cells stand on."""

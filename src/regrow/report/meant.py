@@ -1,0 +1,125 @@
+"""Tell a record that jobs write from one that somebody else sealed, before a report counts on it.
+
+A seal says that nothing was changed since it was written, and nothing of who wrote it: a shared
+store may hold what another program, or version, has put there.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from regrow.core.validation import is_int, is_number
+from regrow.errors import short
+from regrow.jobs.base import Job, ScoredOn
+
+LARGEST = 1e300
+
+
+class Shape(NamedTuple):
+    """What a field must be, in words, and what tells whether a value is it."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def _is_small_number(value: Any) -> bool:
+    return is_number(value) and abs(value) < LARGEST
+
+
+def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _is_mapping_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is a number, a text, nothing, texts, or these by name."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return value is None or _is_text(value) or _is_small_number(value) or _are_texts(value)
+
+
+def _is_epoch(value: Any) -> bool:
+    if not isinstance(value, dict) or not all(map(_is_plain, value.values())):
+        return False
+    return all(_is_small_number(value.get(name)) for name in ("lr", "loss"))
+
+
+def _is_timing(value: Any) -> bool:
+    if not isinstance(value, dict) or not _is_small_number(value.get("seconds", 0.0)):
+        return False
+    energy = value.get("energy")
+    if energy is None or (isinstance(energy, dict) and _is_text(energy.get("unknown"))):
+        return True
+    return (
+        isinstance(energy, dict)
+        and energy.keys() >= {"joules", "whole_joules", "counters"}
+        and all(_is_small_number(energy[name]) for name in ("joules", "whole_joules"))
+        and _are_texts(energy["counters"])
+    )
+
+
+def _is_architecture(value: Any) -> bool:
+    """Tell whether groups can be counted by it; whether it can be built, its own reader says."""
+    cuts = value.get("cuts") if isinstance(value, dict) else None
+    return isinstance(cuts, list) and all(
+        isinstance(cut, dict)
+        and all(isinstance(kept, dict) and is_int(kept.get("of"), least=1) for kept in cut.values())
+        for cut in cuts
+    )
+
+
+_are_texts = _is_list_of(_is_text)
+NUMBER = Shape("a number", _is_small_number)
+NUMBERS = Shape("a mapping of numbers", _is_mapping_of(_is_small_number))
+NAMES = Shape("a list of names", _are_texts)
+PLAIN = Shape(
+    "a mapping of numbers and texts", lambda value: isinstance(value, dict) and _is_plain(value)
+)
+SIZES = Shape("a list of sizes", _is_list_of(is_int))
+SHAPES: Mapping[str, Shape] = {
+    **dict.fromkeys(("parameters", "macs", "flops", "epochs", "samples", "training_flops"), NUMBER),
+    **dict.fromkeys(("teacher_flops", "loss", "sparsity", "amount"), NUMBER),
+    **dict.fromkeys(("inputs", "guarded", "unlike", "drawn"), NAMES),
+    **dict.fromkeys(("validation", "metrics"), NUMBERS),
+    **dict.fromkeys(("before", "after", "cost"), PLAIN),
+    **dict.fromkeys(("shape", "input"), SIZES),
+    "history": Shape("a list of epochs with numbers", _is_list_of(_is_epoch)),
+    "widths": Shape("a mapping of whole numbers", _is_mapping_of(is_int)),
+    "timing": Shape("a mapping with the seconds and the energy it took", _is_timing),
+    "architecture": Shape("a mapping with cuts", _is_architecture),
+    "capped": Shape("true or false", lambda value: isinstance(value, bool)),
+    "weights": Shape("a text", _is_text),
+}
+
+
+def unmeant(record: Mapping[str, Any], job: Job) -> str | None:
+    """Say what no job writes, of a record: a text or a list for a number, no score at all."""
+    scored = job.scored_on
+    if missing := [name for name in _needed(scored, record) if record.get(name) is None]:
+        return f"it has no {missing[0]!r}"
+    scores = () if scored is None else (scored.metric.key, scored.metric.error_key)
+    shapes = {**SHAPES, **dict.fromkeys(scores, NUMBER)}
+    for name, value in record.items():
+        if value is not None and name in shapes and not shapes[name].fits(value):
+            return f"its {name!r} must be {shapes[name].words}. Got {short(value)}"
+    for name, inner in (("validation", scored and scored.metric.key), ("cost", "share")):
+        within = record.get(name)
+        if within is not None and inner is not None and not _is_small_number(within.get(inner)):
+            return f"its {name!r} has no number {inner!r}"
+    return None
+
+
+def _needed(scored: ScoredOn | None, record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the fields that a report counts on."""
+    if scored is None:
+        return ()
+    if scored.task is None:  # a function of one's own, which names metrics
+        return ("metrics", "parameters", "macs", *(("weights",) if record.get("amount") else ()))
+    samples = ("samples",) if record.get("training_flops") is not None else ()
+    return (scored.metric.key, "parameters", "macs", "epochs", *samples)
