@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 import regrow
 from cutting import random_mask
+from image_files import image_folder
 from regrow.core import bounds
 from regrow.core.digests import sealed
 from regrow.data import load
@@ -29,6 +31,8 @@ from regrow.pruning.adapters import mask_file
 from regrow.surgery import shrink, trace
 from regrow.surgery.architecture import Architecture
 from small import NETWORKS, SHAPE
+from test_voc import annotation, box
+from test_voc import folder as voc_folder
 
 
 def npy(shape: tuple[int, ...], kind: str = "<f4", held: int = 64) -> bytes:
@@ -159,3 +163,73 @@ def test_a_picture_that_promises_too_many_pixels_is_refused(tmp_path: Path) -> N
             (tmp_path / "train" / label / name).write_bytes(picture + part(b"IEND", b""))
     with pytest.raises(DataError, match="10000x10000 pixels, and at most 89,478,485 are read"):
         load(DataSpec(name=f"folder:{tmp_path}", size=8))
+
+
+# Places of files ----------------------------------------------------------------------------------
+
+
+def pipe(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def zeros(file: Path) -> None:
+    file.symlink_to("/dev/zero")
+
+
+def endless(file: Path) -> None:
+    with file.open("wb") as written:
+        written.truncate(1 << 42)
+
+
+@pytest.mark.parametrize("make", [pipe, zeros, endless])
+@pytest.mark.parametrize(
+    "name", ["csv:x.csv", "npz:x.npz", "text:x.txt", "text:.", "safetensors:.", "parquet:."]
+)
+def test_what_never_ends_is_no_data(
+    name: str, make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kind, _, place = name.partition(":")
+    suffix = {"text": "txt"}.get(kind, kind)
+    make(tmp_path / (place if place != "." else f"train.{suffix}"))
+    with pytest.raises(DataError):
+        load(DataSpec(name=name, root=str(tmp_path / "cache")))
+
+
+@pytest.mark.parametrize("make", [pipe, zeros, endless])
+@pytest.mark.parametrize(
+    "file", ["JPEGImages/a.jpg", "Annotations/a.xml", "ImageSets/Main/val.txt"]
+)
+def test_what_never_ends_is_no_annotation(
+    file: str, make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    texts = {name: annotation(box(1, 1, 48, 40)) for name in "ab"}
+    place = voc_folder(tmp_path / "data", texts, train="a", val="b") / "VOC2007" / file
+    place.unlink()
+    make(place)
+    with pytest.raises(DataError):
+        load(DataSpec(name=f"voc:{tmp_path / 'data'}", root=str(tmp_path / "cache")))
+
+
+@pytest.mark.parametrize("make", [pipe, zeros, endless])
+def test_what_never_ends_is_no_image(make: Callable[[Path], None], tmp_path: Path) -> None:
+    place = image_folder(tmp_path / "data", num=2) / "train" / "cat" / "0.png"
+    place.unlink()
+    make(place)
+    with pytest.raises(DataError, match=r"0\.png"):
+        load(DataSpec(name=f"folder:{tmp_path / 'data'}", size=8, root=str(tmp_path / "cache")))
+
+
+@pytest.mark.parametrize("make", [pipe, zeros])
+def test_what_never_ends_is_no_mask(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "x.npz")
+    with pytest.raises(ConfigError, match="it is no file"):
+        mask_file.allocation(str(tmp_path / "x.npz"))
+
+
+def test_a_list_with_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    texts = {name: annotation(box(1, 1, 48, 40)) for name in "ab"}
+    folder = voc_folder(tmp_path / "data", texts, train="a", val="b")
+    (folder / "VOC2007" / "ImageSets" / "Main" / "val.txt").write_text("b\n" + "x" * 5000)
+    with pytest.raises(DataError, match="no file can be called"):
+        load(DataSpec(name=f"voc:{folder}", root=str(tmp_path / "cache")))

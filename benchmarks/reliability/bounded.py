@@ -23,7 +23,7 @@ from regrow.errors import RegrowError
 
 SECONDS = 2.0
 BYTES = 500 << 20
-PATIENCE = 60  # seconds of the clock, until an input counts as one that hangs
+PATIENCE = 30  # seconds of the clock, until an input counts as one that hangs
 CHUNK = 100  # inputs a child
 
 

@@ -1,14 +1,26 @@
-"""Options and arguments of the command line, hostile ones; nothing of it trains."""
+"""Options of the command line, and places that data and weights are read from, hostile ones."""
 
 import os
 import random
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 from hostile import Kind
 from hostile_stores import StoreUnderTest, command, own_study
+from safetensors.torch import save_file
 
 import changed_studies
+import image_files
+import test_voc
+from regrow.data import load
+from regrow.data.spec import DataSpec
+from regrow.models.weights import read_weights
+from regrow.pruning.adapters import mask_file
+from regrow.studies.study import Study
 
 TEXTS = (
     *("", "0", "-1", "1e400", "nan", "inf", "9" * 400, "9" * 5000, "x" * 3000, "../..", "/", "."),
@@ -23,8 +35,7 @@ TEXTS = (
 )  # fmt: skip
 
 
-def kinds(folder: Path, *, seed: int) -> dict[str, Kind]:
-    """Return the kind of inputs by its name; files are written below a folder."""
+def _lines(folder: Path, seed: int) -> dict[str, Kind]:
     kept = StoreUnderTest(folder / "lines")
     file = own_study(folder / "lines" / "own")
     nets = file.with_name("nets.py")
@@ -79,3 +90,82 @@ def kinds(folder: Path, *, seed: int) -> dict[str, Kind]:
         return command(*rng.choice(lines))
 
     return {"command lines": Kind(6, use)}
+
+
+def _sound(base: Path) -> dict[str, tuple[Path, str]]:
+    """Write what each reader takes; returns for each the files, and what it is named by."""
+    for name in ("csv", "npz", "safetensors", "parquet", "text", "weights", "masks", "study"):
+        (base / name).mkdir(parents=True)
+    (base / "csv" / "x.csv").write_text("a,b\n" + "1,2\n3,4\n" * 10)
+    x, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2
+    np.savez(base / "npz" / "x.npz", x=x, y=y)
+    columns = {"x": torch.rand(20, 4), "target": torch.arange(20) % 2}
+    save_file(columns, base / "safetensors" / "x.safetensors")
+    pq.write_table(pa.table({"x": y, "target": y}), base / "parquet" / "x.parquet")
+    for name in ("train.txt", "test.txt"):
+        (base / "text" / name).write_bytes(b"some text " * 100)
+    torch.save(columns, base / "weights" / "x.pt")
+    np.savez(base / "masks" / "x.npz", w=y)
+    (base / "study" / "x.yaml").write_text("name: a")
+    image_files.parquet_folder(base / "hf")
+    image_files.image_folder(base / "folder", num=2)
+    whole = {name: test_voc.annotation(test_voc.box(1, 1, 48, 40)) for name in "abcd"}
+    test_voc.folder(base / "voc", whole, train="a b c", val="d")
+    return {
+        **{n: (base / n, f"{n}:{base / n}") for n in ("text", "hf", "folder", "voc")},
+        **{n: (base / n, f"{n}:{base / n / 'x'}.{n}") for n in ("csv", "npz")},
+        **{n: (base / n, f"{n}:{base / n}") for n in ("safetensors", "parquet")},
+        **{n: (base / n, "") for n in ("weights", "masks", "study")},
+    }
+
+
+def _places(folder: Path, seed: int) -> dict[str, Kind]:
+    """Pipes, devices, links, folders and endless files in the places of files."""
+    base = folder / "places"
+    sound = folder / "sound-places"
+    named = _sound(sound)
+
+    def read(name: str, text: str) -> object:
+        if name == "weights":
+            return read_weights(base / name / "x.pt")
+        if name == "masks":
+            return mask_file.allocation(str(base / name / "x.npz"))
+        if name == "study":
+            return Study.load(base / name / "x.yaml")
+        size = 8 if name in ("hf", "folder") else None
+        spec = text.replace(str(sound), str(base))
+        return load(DataSpec(name=spec, root=str(folder / "cache"), size=size))
+
+    def use(number: int) -> object:
+        rng = random.Random(f"{seed} place {number}")
+        name = rng.choice([*named])
+        shutil.rmtree(base, ignore_errors=True)
+        shutil.copytree(sound, base)
+        file = rng.choice([path for path in sorted((base / name).rglob("*")) if path.is_file()])
+        file.unlink()
+        way = rng.choice(("pipe", "zero", "null", "folder", "loop", "nowhere", "empty", "endless"))
+        if way == "pipe":
+            if name == "study":
+                return None  # one that a shell makes is read as it comes
+            os.mkfifo(file)
+        elif way in ("zero", "null", "loop", "nowhere"):
+            places = {"zero": "/dev/zero", "null": "/dev/null", "loop": file.name}
+            file.symlink_to(places.get(way, way))
+        elif way == "folder":
+            file.mkdir()
+        else:
+            with file.open("wb") as written:
+                written.truncate(0 if way == "empty" else 1 << 42)
+        return read(name, named[name][1])
+
+    for name, (_, text) in named.items():
+        shutil.rmtree(base, ignore_errors=True)
+        shutil.copytree(sound, base)
+        if name not in ("study", "masks"):
+            read(name, text)  # here, once for all children
+    return {"places of files": Kind(4, use)}
+
+
+def kinds(folder: Path, *, seed: int) -> dict[str, Kind]:
+    """Return the kinds of inputs by their names; files are written below a folder."""
+    return {**_lines(folder, seed), **_places(folder, seed)}

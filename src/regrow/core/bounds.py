@@ -1,8 +1,10 @@
 """Bounds on what a file may take: looked at before memory is asked for what it promises."""
 
+import errno
 import math
 import os
 import resource
+import stat
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -42,6 +44,29 @@ def check_room(wanted: float, what: str) -> None:
         raise ValueError(
             f"{what} would take {wanted / 1e9:.3g} GB of memory, and {free / 1e9:.1f} GB are free"
         )
+
+
+def read_whole(path: Path, *, times: float = 1.0) -> bytes:
+    """Read a file that may be anything, of which ``times`` its bytes are going to be taken.
+
+    An ``OSError`` also says where it is a pipe, which may hold its reader for ever, a device, which
+    may never end, or longer than memory.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        state = os.fstat(handle)
+        if stat.S_ISDIR(state.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device", str(path))
+        try:
+            check_room(times * state.st_size, "its content")
+        except ValueError as error:
+            raise OSError(errno.EFBIG, str(error), str(path)) from error
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
 
 
 def check_archive(path: Path) -> None:

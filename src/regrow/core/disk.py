@@ -15,6 +15,7 @@ ENVIRONMENT = (
     *FULL,
     *(errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.ENODEV),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN, errno.ETIMEDOUT, errno.EBUSY),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
 )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from regrow.core.bounds import read_whole
 from regrow.data.decode import open_image, orientation
 from regrow.errors import DataError, unknown
 
@@ -33,7 +34,7 @@ class Annotation:
 def read(file: Path, image: Path, *, classes: tuple[str, ...] | None) -> Annotation:
     """Read and check an annotation; what is wrong is a ``DataError`` that names the file."""
     try:
-        root = ElementTree.fromstring(file.read_bytes())
+        root = ElementTree.fromstring(read_whole(file))
     except OSError as error:
         raise _broken(file, f"the annotation cannot be read ({error.strerror})") from error
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # also unknown encodings
@@ -104,7 +105,7 @@ def _number(element: ElementTree.Element, path: str, file: Path) -> float:
 def _image_size(image: Path) -> tuple[int, int]:
     where = str(image)
     try:
-        opened = open_image(image.read_bytes(), where=where)
+        opened = open_image(read_whole(image), where=where)
     except OSError as error:
         raise DataError(
             f"{where}: the image cannot be read ({error.strerror}). Restore the file."

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regrow.core.bounds import check_room
+from regrow.core.bounds import check_room, read_whole
 from regrow.data.arrays import IGNORED
 from regrow.data.base import Arrays, Rows
 from regrow.data.files import files_below
@@ -209,7 +209,8 @@ def _files(spec: DataSpec, suffix: str) -> list[Path]:
     path = Path(spec.location).expanduser()
     files = [path] if path.is_file() else []
     if path.is_dir():
-        files = [file for file in files_below(path) if file.suffix.lower() == suffix]
+        below = (file for file in files_below(path) if file.suffix.lower() == suffix)
+        files = [file for file in below if file.is_file()]  # no pipes, which may never end
     if not files:
         raise DataError(
             f"Data set {spec.name!r}: no {suffix} file there. Give the path of a file, or of a "
@@ -234,7 +235,11 @@ def _digest_of(suffix: str) -> Any:
         sha = hashlib.sha256()
         for split, files in sorted(_by_split(spec, suffix).items()):
             for file in files:
-                sha.update(f"{split} {file.stat().st_size}\n".encode() + file.read_bytes())
+                try:
+                    content = read_whole(file)
+                except OSError as error:
+                    raise DataError(f"{file} cannot be read: {error.strerror}") from error
+                sha.update(f"{split} {len(content)}\n".encode() + content)
         return sha.hexdigest()
 
     return digest

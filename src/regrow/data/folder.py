@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from regrow.core.bounds import read_whole
 from regrow.data.base import Raw, Split
 from regrow.data.cache import digest
 from regrow.data.decode import ADVICE
@@ -63,7 +64,7 @@ class ImageFiles:
 
     def _read(self, index: int) -> bytes:
         try:
-            return self.paths[index].read_bytes()
+            return read_whole(self.paths[index])
         except OSError as error:
             raise DataError(
                 f"{self.where(index)}: the image cannot be read ({error.strerror}). {ADVICE}"
@@ -71,7 +72,7 @@ class ImageFiles:
 
     def _read_or_nothing(self, index: int) -> bytes:
         try:
-            return self.paths[index].read_bytes()
+            return read_whole(self.paths[index])
         except OSError:
             return b""
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regrow.core.bounds import read_npz
+from regrow.core.bounds import read_npz, read_whole
 from regrow.data.base import Arrays, Rows
 from regrow.data.columns import (
     CLASSIFICATION,
@@ -33,6 +33,7 @@ TARGETS = {
     "S": "texts",
 }
 SPLITS = ("train", "test", "validation", "val")
+LARGER = 10  # times its bytes in memory, of a table of short cells
 
 
 def _digest(spec: DataSpec) -> str:
@@ -42,7 +43,7 @@ def _digest(spec: DataSpec) -> str:
 def _bytes(spec: DataSpec) -> bytes:
     path = Path(spec.location).expanduser()
     try:
-        return path.read_bytes()
+        return read_whole(path, times=LARGER)
     except OSError as error:
         raise DataError(
             f"Data set {spec.name!r}: the file cannot be read ({error.strerror}). Give the path of "

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from regrow.core.bounds import read_whole
 from regrow.data.base import Arrays, Rows
 from regrow.data.files import files_below
 from regrow.data.spec import DataSpec, register_data
@@ -13,6 +14,7 @@ from regrow.errors import DataError
 
 LENGTH = 128  # bytes of a window
 BYTES = 256
+LARGER = 10  # times its bytes in memory, because each is a whole number there
 
 
 def _files(spec: DataSpec) -> list[Path]:
@@ -38,7 +40,7 @@ def _splits(spec: DataSpec) -> dict[str, bytes]:
         first = file.relative_to(root).parts[0] if root.is_dir() else file.name
         name = split_called(Path(first).stem) or "train"
         try:
-            by_split.setdefault(name, []).append(file.read_bytes())
+            by_split.setdefault(name, []).append(read_whole(file, times=LARGER))
         except OSError as error:
             raise DataError(f"{file}: the text cannot be read ({error.strerror}).") from error
     return {name: b"".join(parts) for name, parts in by_split.items()}

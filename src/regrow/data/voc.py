@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from regrow.core.bounds import read_whole
 from regrow.core.seeds import seeded
 from regrow.data.annotations import Annotation, read
 from regrow.data.base import Boxes, Split
@@ -24,12 +25,13 @@ from regrow.data.folder import ImageFiles
 from regrow.data.readable import left_out as word_left_out
 from regrow.data.readable import without_unreadable
 from regrow.data.spec import DataSpec, register_data
-from regrow.errors import ConfigError, DataError
+from regrow.errors import ConfigError, DataError, short
 
 PREFIX = "voc:"
 VERSION = 1  # raise it when the same spec and files come to mean other images or boxes
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 # A list of one class says beside each name whether the class is there: 1, not (-1), or hardly (0).
+LONGEST_NAME = 250  # bytes, of which file systems take 255 with the suffix
 FLAG = re.compile(r"\s+(-1|0|1)$")
 
 
@@ -164,12 +166,16 @@ def _names(root: Path, split: str) -> tuple[str, ...]:
     if not file.is_file():
         return ()
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_whole(file).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(
             f"{file}: the list is not in UTF-8 ({error.reason}). Save it as UTF-8."
         ) from error
+    except OSError as error:
+        raise DataError(f"{file}: the list cannot be read ({error.strerror}).") from error
     names = [line.strip() for line in lines if line.strip()]
+    if long := next((name for name in names if len(name.encode()) > LONGEST_NAME), None):
+        raise DataError(f"{file}: no file can be called {short(long)}. Correct the list.")
     return tuple(
         dict.fromkeys(n if _annotation(root, n).is_file() else FLAG.sub("", n) for n in names)
     )
@@ -188,7 +194,7 @@ def _drawn(names: tuple[str, ...], spec: DataSpec, option: str) -> tuple[str, ..
 
 
 def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "missing"
+    return hashlib.sha256(read_whole(file)).hexdigest() if file.is_file() else "missing"
 
 
 def _size(file: Path | None) -> int | None:

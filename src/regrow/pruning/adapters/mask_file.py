@@ -6,9 +6,11 @@ shaped as the weights of convolutions and linear layers, and hold ones (stays) a
 ``layer.weight``, and other entries of such a file are left alone. Weights without an entry stay.
 """
 
+import errno
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import torch
@@ -65,6 +67,8 @@ def _stamp(path: Path) -> tuple[int, int]:
     """Return what changes where a file is written anew."""
     try:
         found = path.stat()
+        if not S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no file")
     except OSError as error:
         raise ConfigError(f"The file of masks {path} cannot be read: {error.strerror}.") from error
     return found.st_mtime_ns, found.st_size
