@@ -36,7 +36,7 @@ from regrow.errors import RegrowError
 from regrow.jobs.as_json import job_from_json, job_to_json
 from regrow.jobs.base import Job, all_jobs
 from regrow.models import build
-from regrow.run import run
+from regrow.run import ray_task, run
 from regrow.run.coordinator import _set_damaged_aside
 from regrow.store import Store
 from regrow.store.check import verify
@@ -410,7 +410,22 @@ def _jobs(folder: Path, seed: int) -> dict[str, Kind]:
         assert job.key == key
         return job
 
-    return {"jobs": Kind(5, read)}
+    asked = {"store": str(folder / "none"), "token": "t", "folder": str(folder), "with": []}
+    asked |= {"settings": {"device": "cpu", "checkpoint_seconds": 60.0}, "inputs": []}
+
+    def do(number: int) -> object:
+        rng = random.Random(f"{seed} request {number}")
+        key, text = texts[0]
+        value = changed_value({**asked, "job": text, "key": key}, rng)
+        request = changed(json.dumps(value).encode(), rng).decode(errors="replace")
+        told = [*ray_task.do(request if rng.random() < 0.2 else json.dumps(value))]
+        os.chdir(folder)
+        (kind,) = json.loads(told[-1][0])
+        assert kind in ("ended", "refused", "unseen")
+        return told
+
+    [*ray_task.do(json.dumps({**asked, "job": texts[0][1], "key": texts[0][0]}))]
+    return {"jobs": Kind(5, read), "requests to Ray": Kind(2, do)}
 
 
 # Networks, reports and studies ------------------------------------------------------------------
