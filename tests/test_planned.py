@@ -51,7 +51,6 @@ def test_nothing_is_recalled_of_a_study_or_of_data_that_changed(
     [
         {"labels": {"k": 1}},
         {"labels": ["k"]},
-        {"labels": {}},
         {"specs": {"k": "text"}},
         {"title": None},
         {"more": 1},

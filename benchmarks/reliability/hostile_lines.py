@@ -101,7 +101,7 @@ def _sound(base: Path) -> dict[str, tuple[Path, str]]:
     np.savez(base / "npz" / "x.npz", x=x, y=y)
     columns = {"x": torch.rand(20, 4), "target": torch.arange(20) % 2}
     save_file(columns, base / "safetensors" / "x.safetensors")
-    pq.write_table(pa.table({"x": y, "target": y}), base / "parquet" / "x.parquet")
+    pq.write_table(pa.table({"x": x[:, 0], "target": y}), base / "parquet" / "x.parquet")
     for name in ("train.txt", "test.txt"):
         (base / "text" / name).write_bytes(b"some text " * 100)
     torch.save(columns, base / "weights" / "x.pt")

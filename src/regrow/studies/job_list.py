@@ -101,7 +101,6 @@ def _planned(value: Any) -> Planned | None:
         all(isinstance(value[name], str) for name in ("name", "title"))
         and isinstance(labels, dict)
         and isinstance(specs, dict)
-        and labels.keys() == specs.keys()
         and all(isinstance(label, str) for label in labels.values())
         and all(isinstance(spec, dict) for spec in specs.values())
     )
