@@ -14,6 +14,7 @@ from regrow.errors import short
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+NO_FILE = "it is a folder, a pipe or a device"
 LONGEST_HEAD = 10_000  # characters, as numpy allows
 
 
@@ -58,7 +59,7 @@ def read_whole(path: Path, *, times: float = 1.0) -> bytes:
         if stat.S_ISDIR(state.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(state.st_mode):
-            raise OSError(errno.EINVAL, "it is a pipe or a device", str(path))
+            raise OSError(errno.EINVAL, NO_FILE, str(path))
         try:
             check_room(times * state.st_size, "its content")
         except ValueError as error:
@@ -88,6 +89,8 @@ def read_npz(path: Path) -> "dict[str, NDArray[Any]]":
     """
     import numpy as np
 
+    if not stat.S_ISREG(path.stat().st_mode):  # it may hold its reader for ever, or never end
+        raise OSError(errno.EINVAL, NO_FILE, str(path))
     try:
         with zipfile.ZipFile(path) as file:
             check_room(sum(entry.file_size for entry in file.infolist()), "its content")
