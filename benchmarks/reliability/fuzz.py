@@ -7,7 +7,7 @@ weights), files of masks, of weights, records and checkpoints of a store, and da
 safetensors and Parquet tables, Parquet images, image folders, VOC annotations (``hostile.py``).
 Stores in any state, plans, leases, archives, jobs and records as they cross Ray, cards, reports and
 options of the command line (``hostile_stores.py``, ``hostile_lines.py``). The limits are those
-of ``bounded.py``. ``--only`` takes one kind; an input can be made again from its number and the
+of ``bounded.py``. ``--only`` takes kinds; an input can be made again from its number and the
 seed. Inputs that must be refused and are not are no matter of this benchmark.
 """
 
@@ -31,7 +31,7 @@ Use = Callable[[int], object]
 
 def main() -> int:
     parser = rounds.options(__doc__ or "", rounds=20_000)
-    parser.add_argument("--only", default="", help="one kind of input")
+    parser.add_argument("--only", nargs="*", default=[], help="kinds of inputs", metavar="KIND")
     parser.add_argument("--number", type=int, help="this input alone, with its traceback")
     given = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -51,13 +51,12 @@ def main() -> int:
             for name, kind in module.kinds(folder, seed=given.seed).items()
         }
         if given.number is not None:
-            print(made[given.only].use(given.number))
+            print(made[given.only[0]].use(given.number))
             return 0
-        total = sum(kind.share for kind in made.values())
-        for name, kind in made.items():
-            if given.only not in ("", name):
-                continue
-            num = max(1, round(given.rounds * (1 if given.only else kind.share / total)))
+        wanted = {name: kind for name, kind in made.items() if name in (given.only or made)}
+        total = sum(kind.share for kind in wanted.values())
+        for name, kind in wanted.items():
+            num = max(1, round(given.rounds * kind.share / total))
             found = use_all(name, num=num, use=kind.use)
             tally.rounds += num
             kinds[name] = dict(found.ends) | {
