@@ -82,6 +82,11 @@ def test_the_score_of_a_function_of_ones_own_needs_its_data(here: Path) -> None:
     [
         ("result.json", b'{"top1": "97", "top1_unit": "%", "data": "x"}', "not as `regrow export`"),
         ("result.json", b'{"top1_unit": "%", "data": "x"}', "not as `regrow export`"),
+        (
+            "result.json",
+            b'{"top1": 1' + b"0" * 400 + b', "top1_unit": "", "data": "x"}',
+            "not as `regrow export`",
+        ),
         ("result.json", b'{"top1": 97, "top1_unit": "%", "data": [1]}', "not as `regrow export`"),
         ("result.json", b'{"a":' * 50_000, "nested too deeply"),
         ("result.json", b"[]", "not a JSON object"),

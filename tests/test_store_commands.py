@@ -338,7 +338,14 @@ def with_sum(head: bytearray) -> bytes:
     return bytes(head)
 
 
-@pytest.mark.parametrize("head", [sparse, backwards])
+def no_number(name: str) -> bytes:
+    """Write a head of a sparse file whose size is a word."""
+    pax = tarfile.TarInfo(name)
+    pax.pax_headers = {"GNU.sparse.size": "x"}
+    return pax.tobuf(format=tarfile.PAX_FORMAT)
+
+
+@pytest.mark.parametrize("head", [sparse, backwards, no_number])
 def test_archive_that_would_never_end_is_refused(
     store: Store, tmp_path: Path, head: Callable[[str], bytes]
 ) -> None:
@@ -347,6 +354,14 @@ def test_archive_that_would_never_end_is_refused(
     with pytest.raises(StoreError, match=r"The archive is refused|neither a store nor a tar"):
         import_records(store, source)
     assert not list(store.root.glob(".*"))
+
+
+def test_folder_with_what_is_no_record_is_taken_but_for_that(store: Store, tmp_path: Path) -> None:
+    for name, make in (("ff", Path.touch), ("ee", lambda path: path.symlink_to("nowhere"))):
+        make(store.root / "records" / KEYS[0][:2] / f"{KEYS[0][:2]}{name}")
+    taken = import_records(Store.open(tmp_path / "new"), store.root)
+    assert sorted(taken.new) == sorted(KEYS)
+    assert ["cannot be read" in why for why in taken.refused.values()] == [True, True]
 
 
 def test_list_tells_what_is_no_record(store: Store, command: Command) -> None:

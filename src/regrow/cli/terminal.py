@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from regrow.core.texts import one_line, visible
+from regrow.errors import shortened
 
 EXIT_FAILED_JOBS = 1
 EXIT_BAD_INPUT = 2
@@ -33,7 +34,7 @@ def say(line: str) -> None:
 
 def complain(message: str) -> None:
     """Print a warning or an error on standard error, under the program's name."""
-    say(f"regrow: {message}")
+    say(f"regrow: {shortened(message)}")
 
 
 def announce(doing: str) -> None:

@@ -1,6 +1,7 @@
 """Checks of values from users: numbers, texts, lists and mappings."""
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -35,14 +36,14 @@ def percent(value: object) -> str:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Tell whether a value is a finite number (true and false are none).
+    """Tell whether a value is a finite number (true and false are none) that a float can hold.
 
-    >>> is_number(1), is_number(float("nan")), is_number("1")
-    (True, False, False)
+    >>> is_number(1), is_number(float("nan")), is_number("1"), is_number(10**400)
+    (True, False, False, False)
     """
     if isinstance(value, float):
         return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)
+    return is_int(value) and abs(value) <= sys.float_info.max
 
 
 def whole_as_floats_(value: "DataclassInstance") -> None:

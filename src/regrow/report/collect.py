@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from regrow.core.record_shapes import unmeant
 from regrow.core.texts import quoted
 from regrow.core.units import UNITS
 from regrow.errors import Damaged
@@ -11,7 +12,6 @@ from regrow.jobs.arms import Arm
 from regrow.jobs.base import Job, all_jobs, notices
 from regrow.jobs.retrain import Retrain, recipe_of
 from regrow.report.extras import details_table
-from regrow.report.meant import unmeant
 from regrow.report.render import Extra, Failure
 from regrow.report.rows import Ending, Run, Status, fairness
 from regrow.store import Store
@@ -90,6 +90,15 @@ def _other_starts(reader: "Reader", cells: Sequence[Cell]) -> Iterator[str]:
             "difference. Name code that builds the network untrained, or give it a method "
             "'initialise_()' that draws all its parameters."
         )
+
+
+def _unmeant(record: Mapping[str, Any], job: Job) -> str | None:
+    """Say what no job writes, of a record that someone sealed."""
+    scored = job.scored_on
+    if scored is None:
+        return unmeant(record)
+    metric = scored.metric
+    return unmeant(record, scores=(metric.key, metric.error_key), own=scored.task is None)
 
 
 def _scored(record: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
@@ -180,7 +189,7 @@ class Reader:
         """Return what a finished job found."""
         if job.key not in self._records:
             record = self.store.record(job.key, spec=job.spec)
-            if (problem := unmeant(record, job)) is not None:
+            if (problem := _unmeant(record, job)) is not None:
                 file = self.store.record_file(job.key)
                 raise Damaged(f"{file} is damaged: {problem}. Move it out of the store.")
             self._records[job.key] = job.recounted(record)

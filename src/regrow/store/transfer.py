@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from regrow.core.digests import MOST_BYTES
+from regrow.core.disk import why
 from regrow.core.processes import fresh_name
 from regrow.errors import StoreError, short
 from regrow.store.check import check_record, content_of
@@ -87,12 +88,15 @@ def import_records(store: Store, source: Path) -> Taken:
 
 
 def _take(store: Store, folder: Path, key: str, taken: Taken) -> None:
-    inside = [entry.name for entry in folder.iterdir()]
-    for name in inside:
-        _check_name(f"records/{folder.parent.name}/{key}/{name}")
-        if (folder / name).is_symlink() or not (folder / name).is_file():
-            raise ValueError(f"{name} is not a plain file")
-    record = check_record(folder, key)
+    try:
+        inside = [entry.name for entry in folder.iterdir()]
+        for name in inside:
+            _check_name(f"records/{folder.parent.name}/{key}/{name}")
+            if (folder / name).is_symlink() or not (folder / name).is_file():
+                raise ValueError(f"{name} is not a plain file")
+        record = check_record(folder, key)
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({why(error)})") from error
     if store.has(key):
         if content_of(check_record(store.record_file(key).parent, key)) != content_of(record):
             raise ValueError("the store has another result under this key, which stays")
@@ -136,7 +140,7 @@ def _as_folder(store: Store, source: Path) -> Iterator[Path]:
                     shutil.copyfileobj(content, file)
         Store.open(fresh, create=False)
         yield fresh
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError) as error:  # a number in a head that is none
         raise StoreError(
             f"'{source}' is neither a store nor a tar file as `regrow store export` writes it: "
             f"{short(error)}."

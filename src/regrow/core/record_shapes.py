@@ -4,17 +4,16 @@ A seal says that nothing was changed since it was written, and nothing of who wr
 store may hold what another program, or version, has put there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from regrow.core.validation import is_int, is_number
 from regrow.errors import short
-from regrow.jobs.base import Job, ScoredOn
 
 LARGEST = 1e300
 
 
-class Shape(NamedTuple):
+class FieldShape(NamedTuple):
     """What a field must be, in words, and what tells whether a value is it."""
 
     words: str
@@ -75,51 +74,55 @@ def _is_architecture(value: Any) -> bool:
 
 
 _are_texts = _is_list_of(_is_text)
-NUMBER = Shape("a number", _is_small_number)
-NUMBERS = Shape("a mapping of numbers", _is_mapping_of(_is_small_number))
-NAMES = Shape("a list of names", _are_texts)
-PLAIN = Shape(
+NUMBER = FieldShape("a number", _is_small_number)
+NUMBERS = FieldShape("a mapping of numbers", _is_mapping_of(_is_small_number))
+NAMES = FieldShape("a list of names", _are_texts)
+PLAIN = FieldShape(
     "a mapping of numbers and texts", lambda value: isinstance(value, dict) and _is_plain(value)
 )
-SIZES = Shape("a list of sizes", _is_list_of(is_int))
-SHAPES: Mapping[str, Shape] = {
+SIZES = FieldShape("a list of sizes", _is_list_of(is_int))
+SHAPES: Mapping[str, FieldShape] = {
     **dict.fromkeys(("parameters", "macs", "flops", "epochs", "samples", "training_flops"), NUMBER),
     **dict.fromkeys(("teacher_flops", "loss", "sparsity", "amount"), NUMBER),
     **dict.fromkeys(("inputs", "guarded", "unlike", "drawn"), NAMES),
     **dict.fromkeys(("validation", "metrics"), NUMBERS),
     **dict.fromkeys(("before", "after", "cost"), PLAIN),
     **dict.fromkeys(("shape", "input"), SIZES),
-    "history": Shape("a list of epochs with numbers", _is_list_of(_is_epoch)),
-    "widths": Shape("a mapping of whole numbers", _is_mapping_of(is_int)),
-    "timing": Shape("a mapping with the seconds and the energy it took", _is_timing),
-    "architecture": Shape("a mapping with cuts", _is_architecture),
-    "capped": Shape("true or false", lambda value: isinstance(value, bool)),
-    "weights": Shape("a text", _is_text),
+    "history": FieldShape("a list of epochs with numbers", _is_list_of(_is_epoch)),
+    "widths": FieldShape("a mapping of whole numbers", _is_mapping_of(is_int)),
+    "timing": FieldShape("a mapping with the seconds and the energy it took", _is_timing),
+    "architecture": FieldShape("a mapping with cuts", _is_architecture),
+    "capped": FieldShape("true or false", lambda value: isinstance(value, bool)),
+    "weights": FieldShape("a text", _is_text),
 }
 
 
-def unmeant(record: Mapping[str, Any], job: Job) -> str | None:
-    """Say what no job writes, of a record: a text or a list for a number, no score at all."""
-    scored = job.scored_on
-    if missing := [name for name in _needed(scored, record) if record.get(name) is None]:
+def unmeant(
+    record: Mapping[str, Any], *, scores: Sequence[str] = (), own: bool = False
+) -> str | None:
+    """Say what no job writes, of a record: a text or a list for a number, no score at all.
+
+    ``scores`` are the metric of its job, if it has one, and that of its error; ``own`` is said of a
+    training function of one's own, which names its metrics.
+    """
+    if missing := [name for name in _needed(record, scores, own) if record.get(name) is None]:
         return f"it has no {missing[0]!r}"
-    scores = () if scored is None else (scored.metric.key, scored.metric.error_key)
     shapes = {**SHAPES, **dict.fromkeys(scores, NUMBER)}
     for name, value in record.items():
         if value is not None and name in shapes and not shapes[name].fits(value):
             return f"its {name!r} must be {shapes[name].words}. Got {short(value)}"
-    for name, inner in (("validation", scored and scored.metric.key), ("cost", "share")):
+    for name, inner in (("validation", [*scores][:1]), ("cost", ["share"])):
         within = record.get(name)
-        if within is not None and inner is not None and not _is_small_number(within.get(inner)):
-            return f"its {name!r} has no number {inner!r}"
+        if within is not None and any(not _is_small_number(within.get(key)) for key in inner):
+            return f"its {name!r} has no number {inner[0]!r}"
     return None
 
 
-def _needed(scored: ScoredOn | None, record: Mapping[str, Any]) -> tuple[str, ...]:
+def _needed(record: Mapping[str, Any], scores: Sequence[str], own: bool) -> tuple[str, ...]:
     """Name the fields that a report counts on."""
-    if scored is None:
+    if not scores:
         return ()
-    if scored.task is None:  # a function of one's own, which names metrics
+    if own:
         return ("metrics", "parameters", "macs", *(("weights",) if record.get("amount") else ()))
     samples = ("samples",) if record.get("training_flops") is not None else ()
-    return (scored.metric.key, "parameters", "macs", "epochs", *samples)
+    return (scores[0], "parameters", "macs", "epochs", *samples)
