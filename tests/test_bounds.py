@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import regrow
 from cutting import random_mask
-from image_files import image_folder
+from image_files import image_folder, parquet_folder
 from regrow.core import bounds
 from regrow.core.digests import sealed
 from regrow.data import load
@@ -220,10 +220,21 @@ def test_what_never_ends_is_no_image(make: Callable[[Path], None], tmp_path: Pat
         load(DataSpec(name=f"folder:{tmp_path / 'data'}", size=8, root=str(tmp_path / "cache")))
 
 
+@pytest.mark.parametrize("make", [pipe, zeros, endless])
+def test_what_never_ends_is_no_parquet_of_images(
+    make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    place = parquet_folder(tmp_path / "data") / "data" / "train-00000-of-00001.parquet"
+    place.unlink()
+    make(place)
+    with pytest.raises(DataError, match=r"train-00000"):
+        load(DataSpec(name=f"hf:{tmp_path / 'data'}", size=8, root=str(tmp_path / "cache")))
+
+
 @pytest.mark.parametrize("make", [pipe, zeros])
 def test_what_never_ends_is_no_mask(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "x.npz")
-    with pytest.raises(ConfigError, match="it is no file"):
+    with pytest.raises(ConfigError, match="a pipe or a device"):
         mask_file.allocation(str(tmp_path / "x.npz"))
 
 

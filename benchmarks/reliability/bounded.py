@@ -4,6 +4,7 @@ An input is borne if it gives a value or one of the package's own errors, in at 
 processor and 500 MB beyond what the warm process has.
 """
 
+import faulthandler
 import json
 import os
 import resource
@@ -94,6 +95,7 @@ def _serve(numbers: range, use: Callable[[int], object], writer: int) -> None:
         for number in numbers:
             began = time.process_time()
             signal.alarm(PATIENCE)
+            faulthandler.dump_traceback_later(PATIENCE + 2, exit=True)  # of what heeds no signal
             end, problem = "value", ""
             try:
                 use(number)

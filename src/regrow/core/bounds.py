@@ -47,6 +47,12 @@ def check_room(wanted: float, what: str) -> None:
         )
 
 
+def check_plain(path: Path) -> None:
+    """Refuse, as an ``OSError``, what is no plain file: libraries may wait for ever to open it."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, NO_FILE, str(path))
+
+
 def read_whole(path: Path, *, times: float = 1.0) -> bytes:
     """Read a file that may be anything, of which ``times`` its bytes are going to be taken.
 
@@ -89,8 +95,7 @@ def read_npz(path: Path) -> "dict[str, NDArray[Any]]":
     """
     import numpy as np
 
-    if not stat.S_ISREG(path.stat().st_mode):  # it may hold its reader for ever, or never end
-        raise OSError(errno.EINVAL, NO_FILE, str(path))
+    check_plain(path)
     try:
         with zipfile.ZipFile(path) as file:
             check_room(sum(entry.file_size for entry in file.infolist()), "its content")

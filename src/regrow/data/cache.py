@@ -6,7 +6,6 @@ beside their place and renamed, so that a reader finds all or nothing.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -16,12 +15,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regrow.core.bounds import check_plain
 from regrow.core.digests import read_file, sealed, unsealed
 from regrow.data.spec import DataSpec
 from regrow.errors import DataError
@@ -61,9 +60,8 @@ def digest(*parts: object) -> str:
 def file_digest(path: Path, *, root: Path) -> str:
     """Return the SHA-256 of a file, remembered by path, size and time of change."""
     memory = root / "digests.json"
+    check_plain(path)
     stat = path.stat()
-    if not S_ISREG(stat.st_mode):
-        raise OSError(errno.EINVAL, "it is a pipe or a device", str(path))
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     digests = _read_digests(memory)
     if key in digests:

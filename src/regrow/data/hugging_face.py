@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from regrow.core.bounds import check_room
+from regrow.core.bounds import check_plain, check_room
 from regrow.data.base import Raw, Split
 from regrow.data.cache import data_root, digest, file_digest, kept_file
 from regrow.data.labels import LabelColumn, code, is_labelled, kind_of, plain
@@ -379,6 +379,7 @@ def _where(files: tuple[Path, ...], counts: tuple[int, ...], index: int) -> str:
 def _reading(path: Path) -> Iterator[None]:
     """Turn what pyarrow raises on a damaged file into one message."""
     try:
+        check_plain(path)
         yield
     except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]

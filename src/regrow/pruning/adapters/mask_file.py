@@ -6,17 +6,15 @@ shaped as the weights of convolutions and linear layers, and hold ones (stays) a
 ``layer.weight``, and other entries of such a file are left alone. Weights without an entry stay.
 """
 
-import errno
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regrow.core.bounds import check_archive, read_npz
+from regrow.core.bounds import check_archive, check_plain, read_npz
 from regrow.core.digests import load_tensors
 from regrow.core.texts import quoted
 from regrow.errors import ConfigError, short
@@ -66,9 +64,8 @@ def _lay(file: str, masks: Mapping[str, Tensor], layers: Layers, sparsity: float
 def _stamp(path: Path) -> tuple[int, int]:
     """Return what changes where a file is written anew."""
     try:
+        check_plain(path)
         found = path.stat()
-        if not S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no file")
     except OSError as error:
         raise ConfigError(f"The file of masks {path} cannot be read: {error.strerror}.") from error
     return found.st_mtime_ns, found.st_size
