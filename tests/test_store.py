@@ -290,6 +290,11 @@ def test_tidy_removes_what_a_kill_while_committing_left(store: Store) -> None:
     assert store.has(KEY)
 
 
+def test_a_path_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="not UTF-8"):
+        Store.open(tmp_path / "\udcff")
+
+
 def test_canonical_json_refuses_what_json_cannot_hold() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json({"x": float("inf")})

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from hostile import Kind
-from hostile_stores import StoreUnderTest, command, own_study
+from hostile_stores import Refused, StoreUnderTest, command, own_study
 from safetensors.torch import save_file
 
 import changed_studies
@@ -50,6 +51,17 @@ def _lines(folder: Path, seed: int) -> dict[str, Kind]:
         "--budgets": "1,2",
         "--margin": "1",
     }
+
+    options = [word for pair in versus.items() for word in pair]
+    for words in (
+        ("list", "models"),
+        ("lint", kept.file),
+        ("inspect", f"{nets}:mlp", "--input", "1x4"),
+        ("versus", "l1-filter", *options, "--store", kept.root, "--plan", "--out", folder / "out"),
+        ("cluster", "slurm"),
+    ):
+        with suppress(Refused):
+            command(*words)  # here, once for all children
 
     def use(number: int) -> object:
         rng = random.Random(f"{seed} line {number}")

@@ -107,6 +107,13 @@ class Store:
         """
         root = Path(path)
         try:
+            str(root).encode()
+        except UnicodeEncodeError as error:
+            raise StoreError(
+                f"The path {root} holds bytes that are not UTF-8, so files of tensors cannot be "
+                "written there. Choose another folder with --store."
+            ) from error
+        try:
             if create:
                 _create(root)
             _check_version(root)
