@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from cutting import random_mask
 from regrow.core.digests import sealed
 from regrow.data import load
 from regrow.data.spec import DataSpec
+from regrow.errors import RegrowError
 from regrow.models import build
 from regrow.models.weights import read_weights
 from regrow.pruning.adapters import mask_file
@@ -168,6 +170,10 @@ def _studies(folder: Path, seed: int) -> dict[str, Kind]:
     torch_bomb()  # here, where nothing is bounded
     (folder / "study.yaml").write_text(DIGITS)
     Study.load(folder / "study.yaml").jobs()  # here, once for all children
+    for base in changed_studies.BASES.values():
+        (folder / "study.yaml").write_text(base)
+        with suppress(RegrowError):
+            Study.load(folder / "study.yaml")
 
     def expand(number: int) -> object:
         file = folder / "digits.yaml"
