@@ -99,3 +99,8 @@ def test_a_report_that_cannot_be_written_leaves_the_last_one(
     assert "Cannot write the report to 'out': No space left on device (out, " in done.text
     assert "Make room there, or name a folder that you may write to." in done.text
     assert {file.name: file.read_bytes() for file in Path("out").iterdir()} == before
+
+
+def test_a_path_without_end_does_not_hide_the_reason() -> None:
+    error = OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000)
+    assert why(error) == "File name too long"

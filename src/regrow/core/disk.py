@@ -10,6 +10,7 @@ from pathlib import Path
 from regrow.core.processes import fresh_name, is_litter
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+LONGEST_PATH = 1000  # characters in a message: a longer one would hide what is wrong
 # What a disk, or those who run it, may do to a sound program.
 ENVIRONMENT = (
     *FULL,
@@ -29,7 +30,7 @@ def why(error: Exception, place: Path | None = None) -> str:
         return str(error)
     file = error.filename2 or error.filename
     where = Path(os.fsdecode(file)) if isinstance(file, str | bytes) else place
-    facts = [] if where is None else [str(where)]
+    facts = [] if where is None or len(str(where)) > LONGEST_PATH else [str(where)]
     if error.errno in FULL:
         facts += _room(where or Path())
     return f"{error.strerror} ({', '.join(facts)})" if facts else error.strerror
