@@ -146,7 +146,7 @@ def read_only(ground: Ground, tally: Tally) -> None:
                 ("store", "import", elsewhere / "e.tar", *at),
             ):
                 ended = command(ground, *words)
-                told = "Read-only file system" in ended.text
+                told = "Read-only file system" in ended.text or "no permission" in ended.text
                 if ended.code != 2 or "Traceback" in ended.text or not told:
                     tally.fault("read-only", f"{words[:2]} ended with {ended.code}", ended.text)
             remount(ground.round, "rw")

@@ -110,8 +110,7 @@ class Store:
             str(root).encode()
         except UnicodeEncodeError as error:
             raise StoreError(
-                f"The path {root} holds bytes that are not UTF-8, so files of tensors cannot be "
-                "written there. Choose another folder with --store."
+                f"The path {root} is not UTF-8, as files of tensors need. Choose another --store."
             ) from error
         try:
             if create:
@@ -435,9 +434,8 @@ class Store:
                     (self._failed / name).unlink(missing_ok=True)
         for key in filter(str.isalnum, _names(self._running)):
             folder = self._running / key
-            if not folder.is_dir() or folder.is_symlink():
-                continue  # none of the store's
-            if self.has(key) or not (folder / CHECKPOINT).exists():
+            ours = folder.is_dir() and not folder.is_symlink()
+            if ours and (self.has(key) or not (folder / CHECKPOINT).exists()):
                 with self.claim(key):
                     pass
 
