@@ -99,6 +99,7 @@ def run_of(run: object) -> tuple[object, ...]:
         ("guarded", [1], "its 'guarded' must be a list of names"),
         ("unlike", "w", "its 'unlike' must be a list of names"),
         ("widths", {"a": "b"}, "its 'widths' must be a mapping of whole numbers"),
+        ("widths", {"a": 10**400}, "its 'widths' must be a mapping of whole numbers"),
         ("architecture", {"cuts": [{"a": {}}]}, "its 'architecture' must be a mapping with cuts"),
         ("capped", 1, "its 'capped' must be true or false"),
         ("samples", None, "it has no 'samples'"),

@@ -355,7 +355,7 @@ def _stores(folder: Path, seed: int) -> dict[str, Kind]:
 def _sealed(value: Any, key: str) -> bytes | None:
     try:
         return sealed(value, key, under="timing").encode()
-    except ValueError:
+    except (ValueError, TypeError):  # not finite, or no mapping
         return None
 
 

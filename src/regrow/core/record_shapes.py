@@ -43,6 +43,10 @@ def _is_plain(value: Any) -> bool:
     return value is None or _is_text(value) or _is_small_number(value) or _are_texts(value)
 
 
+def _is_count(value: Any) -> bool:
+    return is_int(value) and abs(value) < LARGEST
+
+
 def _is_epoch(value: Any) -> bool:
     if not isinstance(value, dict) or not all(map(_is_plain, value.values())):
         return False
@@ -80,7 +84,7 @@ NAMES = FieldShape("a list of names", _are_texts)
 PLAIN = FieldShape(
     "a mapping of numbers and texts", lambda value: isinstance(value, dict) and _is_plain(value)
 )
-SIZES = FieldShape("a list of sizes", _is_list_of(is_int))
+SIZES = FieldShape("a list of sizes", _is_list_of(_is_count))
 SHAPES: Mapping[str, FieldShape] = {
     **dict.fromkeys(("parameters", "macs", "flops", "epochs", "samples", "training_flops"), NUMBER),
     **dict.fromkeys(("teacher_flops", "loss", "sparsity", "amount"), NUMBER),
@@ -89,7 +93,7 @@ SHAPES: Mapping[str, FieldShape] = {
     **dict.fromkeys(("before", "after", "cost"), PLAIN),
     **dict.fromkeys(("shape", "input"), SIZES),
     "history": FieldShape("a list of epochs with numbers", _is_list_of(_is_epoch)),
-    "widths": FieldShape("a mapping of whole numbers", _is_mapping_of(is_int)),
+    "widths": FieldShape("a mapping of whole numbers", _is_mapping_of(_is_count)),
     "timing": FieldShape("a mapping with the seconds and the energy it took", _is_timing),
     "architecture": FieldShape("a mapping with cuts", _is_architecture),
     "capped": FieldShape("true or false", lambda value: isinstance(value, bool)),
