@@ -176,12 +176,16 @@ def zeros(file: Path) -> None:
     file.symlink_to("/dev/zero")
 
 
+def loop(file: Path) -> None:
+    file.symlink_to(file.name)
+
+
 def endless(file: Path) -> None:
     with file.open("wb") as written:
         written.truncate(1 << 42)
 
 
-@pytest.mark.parametrize("make", [pipe, zeros, endless])
+@pytest.mark.parametrize("make", [pipe, zeros, loop, endless])
 @pytest.mark.parametrize(
     "name", ["csv:x.csv", "npz:x.npz", "text:x.txt", "text:.", "safetensors:.", "parquet:."]
 )

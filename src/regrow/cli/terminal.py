@@ -29,12 +29,12 @@ def console() -> Console:
 def say(line: str) -> None:
     """Print a line on standard error, where progress goes too."""
     stderr = Console(stderr=True, emoji=False)
-    stderr.print(visible(line), markup=False, highlight=False, soft_wrap=True)
+    stderr.print(visible(shortened(line)), markup=False, highlight=False, soft_wrap=True)
 
 
 def complain(message: str) -> None:
     """Print a warning or an error on standard error, under the program's name."""
-    say(f"regrow: {shortened(message)}")
+    say(f"regrow: {message}")
 
 
 def announce(doing: str) -> None:

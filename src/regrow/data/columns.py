@@ -256,7 +256,7 @@ def safetensors_columns(spec: DataSpec) -> Arrays:
         for file in files:
             try:
                 arrays = load_file(file)
-            except (SafetensorError, OSError, TypeError) as error:
+            except (SafetensorError, OSError, TypeError, MemoryError) as error:
                 raise DataError(f"{file} cannot be read: {error}") from error
             parts = split_columns(arrays)
             alone = {split: parts["train"]} if {*parts} == {"train"} else parts

@@ -32,6 +32,13 @@ def in_words(path: Path | str) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: whoever reads it is told
+        return False
+
+
 def _walk(folder: Path, outside: frozenset[Path]) -> Iterator[Path]:
     """Yield the files below; ``outside`` are the folders that links led to on the way here."""
     try:
@@ -44,7 +51,7 @@ def _walk(folder: Path, outside: frozenset[Path]) -> Iterator[Path]:
         ) from error
     for entry in listed:
         path = folder / entry.name
-        if not entry.is_dir():
+        if not _is_folder(entry):
             yield path
         elif not entry.is_symlink():
             yield from _walk(path, outside)
