@@ -303,8 +303,9 @@ def _of_records(name: str, what: str, store: Store, keys: Iterable[str]) -> Comp
     @cache
     def asked(key: str) -> Asked:
         record = records.get(key) or (store.record(key) if store.has(key) else {})
-        settings = _flat(record.get("spec", {}))
-        return str(record.get("kind", "job")), settings, record.get("inputs", ())
+        inputs = record.get("inputs")
+        below = [key for key in inputs if isinstance(key, str)] if isinstance(inputs, list) else []
+        return str(record.get("kind", "job")), _flat(_mapping(record, "spec")), below
 
     made: dict[str, set[str]] = {}
     for record in records.values():

@@ -106,12 +106,8 @@ class Store:
         folder holds something else.
         """
         root = Path(path)
-        try:
-            str(root).encode()
-        except UnicodeEncodeError as error:
-            raise StoreError(
-                f"The path {root} is not UTF-8, as files of tensors need. Choose another --store."
-            ) from error
+        if visible(str(root)).count("\\ud"):
+            raise StoreError(f"{root} is not UTF-8, as tensors need. Choose another --store.")
         try:
             if create:
                 _create(root)
