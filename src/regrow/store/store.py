@@ -106,7 +106,7 @@ class Store:
         folder holds something else.
         """
         root = Path(path)
-        if visible(str(root)).count("\\ud"):
+        if any("\ud800" <= letter <= "\udfff" for letter in str(root)):
             raise StoreError(f"{root} is not UTF-8, as tensors need. Choose another --store.")
         try:
             if create:
