@@ -14,7 +14,7 @@ LARGEST = 1e300
 
 
 class FieldShape(NamedTuple):
-    """What a field must be, in words, and what tells whether a value is it."""
+    """The kind of value that a field must be, in words and as a check."""
 
     words: str
     fits: Callable[[Any], bool]
