@@ -63,6 +63,15 @@ class Lazy(Net):
 class Empty(nn.Module):
     def forward(self, x): return x
 
+class Hollow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 1, bias=False), nn.Linear(1, 4)
+        self.a.weight = nn.Parameter(torch.ones(0, 8))
+        self.b.weight = nn.Parameter(torch.ones(4, 0))
+
+    def forward(self, x): return self.b(self.a(x))
+
 class Blank(Net):
     def __init__(self):
         super().__init__()
@@ -124,6 +133,7 @@ NETWORKS = [  # what is named, what it is told to take, and the message
     ("nets.py:Unfinished", INPUT, "of shape (1, 3, 8, 8): NotImplementedError."),
     ("nets.py:Exits", INPUT, "code ended the program (SystemExit: 0)"),
     ("nets.py:Lazy", INPUT, "lazy layers"),
+    ("nets.py:Hollow", INPUT, "The layer of 'a.weight' has no units"),
     ("nets.py:Nowhere", INPUT, "holds no numbers"),
     ("nets.py:Net", (), "Give the network's input: --input"),
     ("nets.py:Net", ("--input", "1x4x8x8"), "to have 3 channels, but got 4"),

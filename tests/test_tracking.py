@@ -1,5 +1,6 @@
 """Results for tools that watch experiments: every point once, whatever was stopped in between."""
 
+import errno
 import json
 import os
 import sys
@@ -140,7 +141,7 @@ def test_a_missing_package_is_said_before_anything_runs(
     tool: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = tool.partition(":")[0]
-    missing = {"tensorboard": "torch.utils.tensorboard"}.get(name, name)
+    missing = {"tensorboard": "tensorboard.compat.proto.event_pb2"}.get(name, name)
     monkeypatch.setitem(sys.modules, missing, None)
     study = write_study(tmp_path)
     ended = command("run", study, "--store", tmp_path / "s", "--track", tool)
@@ -190,6 +191,27 @@ def test_the_command_writes_events_that_tensorboard_reads(command: Command, tmp_
         [line["loss"] for line in history]
     )
     assert events.Tags()["tensors"] == ["settings/text_summary"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_events_that_cannot_be_written_mark_nothing_as_complete(
+    study: Study, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra 'tensorboard'")
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.name.startswith("events."):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(path, data)
+
+    (tracker,) = open_trackers([f"tensorboard:{tmp_path / 'runs'}"], study)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(ConfigError, match=r"tensorboard: OSError.*No space left on device"):
+            export(study, store, [tracker])
+    assert tracker.known() == set()
+    assert [*export(study, store, [tracker]).values()] == [len(study.cells())]
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"{" * 100_000, b"\xff", None])

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from regrow.report.tracking import Conclusion, TrackedRun, Tracker
 from regrow.studies.study import Study
 
 MARK = "regrow.json"  # in the folder of a run that is written completely
+EVENTS = "brain.Event:2"  # the format of event files
 MOST_POINTS = 900  # that MLflow takes at once: 1,000 of all kinds
 MOST_TEXT = 5000  # characters of a tag or a parameter of MLflow's
 SLUG = 80  # characters of a folder's name
@@ -56,14 +57,22 @@ def _needing(name: str) -> Iterator[None]:
 
 
 class TensorBoard:
-    """Event files of TensorBoard: a folder for each run, below one for the study."""
+    """Event files of TensorBoard: a folder for each run, below one for the study.
+
+    PyTorch's ``SummaryWriter`` writes on a thread, whose failures are lost: a run would count as
+    complete without its events. Here they are packed in memory, and written as one file.
+    """
 
     def __init__(self, study: str, place: str) -> None:
         if not place:
             raise ConfigError("--track tensorboard needs a folder: tensorboard:runs.")
         with _needing("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
-        self._writer: Callable[..., Any] = SummaryWriter
+            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.summary.writer.record_writer import RecordWriter
+            from torch.utils.tensorboard import summary
+        self._event: Callable[..., Any] = Event
+        self._packed: Callable[..., Any] = RecordWriter
+        self._summary: Any = summary
         self._root = Path(place) / _slug(study)
         self.place = f"{self._root} (tensorboard --logdir {place})"
 
@@ -74,33 +83,39 @@ class TensorBoard:
     def add(self, run: TrackedRun) -> None:
         """Write the events of one run into a fresh folder."""
         folder = self._root / f"{_slug(run.name)}-{run.id}"
+        last = run.epochs[-1][0] if run.epochs else 0
         with _needing("tensorboard"):
-            self._begin(folder)
-            writer = self._writer(str(folder))
-            for epoch, values in run.epochs:
-                for name, value in values.items():
-                    writer.add_scalar(f"epoch/{name}", value, epoch)
-            last = run.epochs[-1][0] if run.epochs else 0
-            for name, value in run.results.items():
-                writer.add_scalar(f"result/{name}", value, last)
-            writer.add_text("settings", _as_list(run.settings))
-            writer.close()
+            scalar, text = self._summary.scalar, self._summary.text
+            events = [
+                (scalar(f"epoch/{name}", value), epoch)
+                for epoch, values in run.epochs
+                for name, value in values.items()
+            ]
+            events += [(scalar(f"result/{name}", v), last) for name, v in run.results.items()]
+            events.append((text("settings", _as_list(run.settings)), 0))
+            self._write(folder, events)
             mark = {"id": run.id, "key": run.key, "name": run.name, "record": str(run.record)}
             (folder / MARK).write_text(json.dumps(mark, indent=1), encoding="utf-8")
 
     def conclude(self, conclusion: Conclusion) -> None:
         """Write the answer and the verdicts as texts."""
-        folder = self._root / "answer"
         with _needing("tensorboard"):
-            self._begin(folder)
-            writer = self._writer(str(folder))
-            writer.add_text("answer", conclusion.text)
-            writer.close()
+            answer = self._summary.text("answer", conclusion.text)
+            self._write(self._root / "answer", [(answer, 0)])
 
-    def _begin(self, folder: Path) -> None:
+    def _write(self, folder: Path, events: Iterable[tuple[Any, int]]) -> None:
+        """Write events, each a summary with its step, into a folder without any."""
         if folder.exists():  # of a try that was killed, or of an earlier answer: ours by its name
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
+        now = time.time()
+        content = BytesIO()
+        packed = self._packed(content)
+        packed.write(self._event(wall_time=now, file_version=EVENTS).SerializeToString())
+        for summary, step in events:
+            event = self._event(wall_time=now, step=step, summary=summary)
+            packed.write(event.SerializeToString())
+        (folder / f"events.out.tfevents.{now:.0f}.regrow").write_bytes(content.getvalue())
 
 
 class MLflow:

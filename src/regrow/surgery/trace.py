@@ -50,7 +50,8 @@ def trace(
         keep: names of modules (or prefixes of names) whose output channels stay whole.
 
     Raises:
-        TraceError: the network fails on the example, or a name in ``keep`` is none of its modules.
+        TraceError: the network fails on the example, a layer has no units, or a name in ``keep`` is
+            none of its modules.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
     >>> [(g.name, g.kind, g.size) for g in trace(net, (1, 3, 8, 8)).groups.values()]
@@ -279,6 +280,9 @@ def _owners(painter: Painter) -> list[tuple[str, str, Tensor]]:
         if mark.role == "producer" and (mark.tensor, mark.dim) not in painter.held
     ]
     order += [(norm, norm, ids) for norm, ids in painter.opened.items()]
+    for tensor, _, ids in order:
+        if not ids.numel():
+            raise TraceError(f"The layer of {tensor!r} has no units at all: give it some.")
     return sorted(order, key=lambda owner: int(owner[2].min()))
 
 
