@@ -35,7 +35,7 @@ def read(base: Path, train: Any, test: Any = None, **options: Any) -> Dataset:
 @pytest.mark.parametrize(
     ("labels", "classes", "said"),
     [
-        (["dog", "cat", "dog", "cat"], ("cat", "dog"), "are texts.* sorted: 'cat', 'dog'"),
+        (["dog", "cat", "dog", "cat"], ("cat", "dog"), "are texts.* sorted: 'cat' and 'dog'"),
         (["9", "10", "9", "10"], ("10", "9"), "are texts"),
         ([True, False, True, False], ("false", "true"), "are true or false"),
         (pa.array(["b", "a", "b", "a"]).dictionary_encode(), ("a", "b"), "are texts"),

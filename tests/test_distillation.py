@@ -130,7 +130,7 @@ def test_an_arm_is_taught_by_the_unpruned_network_and_pays_for_it(tmp_path: Path
     runs = results_of(study, store).runs
     rows = summarise(runs).set_index("arm")
     said, other = (str(rows.loc[arm, "fairness"]) for arm in ("taught", "scratch-b"))
-    assert f"by distillation (the teacher's {learnt['teacher_flops']:.3g} FLOPs counted)" in said
+    assert f"with distillation (the teacher's {learnt['teacher_flops']:.3g} FLOPs counted)" in said
     assert "distillation" not in other
     parent = store.record(taught.teacher.key)["training_flops"]
     assert rows.loc["taught", "training_flops"] == parent + learnt["training_flops"]

@@ -553,6 +553,7 @@ def test_studies_from_python_go_to_a_cluster(
     monkeypatch.chdir(tmp_path)
     fake = ray()
     file = write_study(tmp_path, methods=METHODS, arms=ARMS, seeds=1)
+    monkeypatch.setattr("regrow.study_run.registered_elsewhere", lambda: ())  # by other tests
     found = regrow.run_study(file, store="store", on="ray", progress=False)
     assert found.complete
     assert len(fake.requests) == 4
