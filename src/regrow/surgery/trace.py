@@ -50,8 +50,7 @@ def trace(
         keep: names of modules (or prefixes of names) whose output channels stay whole.
 
     Raises:
-        TraceError: the network fails on the example, a layer has no units, or a name in ``keep`` is
-            none of its modules.
+        TraceError: the network fails on the example, a layer has no units, or ``keep`` no module.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
     >>> [(g.name, g.kind, g.size) for g in trace(net, (1, 3, 8, 8)).groups.values()]
