@@ -182,7 +182,7 @@ def test_workers_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_network_whose_channels_are_guessed_is_timed_itself(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Narrow layers take more than their share of the time: no line through wider networks says."""
     monkeypatch.setattr(room, "_calibrate", lambda setting: SPEED)
@@ -201,7 +201,17 @@ def test_a_network_whose_channels_are_guessed_is_timed_itself(
     assert rates.of(first) == rates.of(second) == pytest.approx(7.0 * steps + SPEED.cut_seconds)
     assert widths == [1]  # of four channels a quarter is left; timed once for both seeds
 
+    # Once the cut is done, what is planned of a resumed run stays the same.
+    prune, store = first.prune, Store.open(tmp_path, create=True)
+    flops = model_cost(prune.model, prune.data.shape).flops
+    cost = {"before": {"flops": flops}, "after": {"flops": flops / rates.ratio(prune)}}
+    store.commit(prune.key, {"timing": {"seconds": 1.0}, **cost, "spec": prune.spec})
+    resumed = room.Rates()
+    resumed.learn([prune], store)
+    assert resumed.of(first) == rates.of(first)
+    assert widths == [1, 1]
+
     long = replace(SPEED, step=_Line(room.CALIBRATION_SECONDS, 0.0))
     monkeypatch.setattr(room, "_calibrate", lambda setting: long)
     assert room.Rates().of(first) < 7.0 * steps  # too long to try: by the line
-    assert widths == [1]
+    assert widths == [1, 1]

@@ -281,11 +281,11 @@ class Rates:
         how = prune.method
         share = prune.expected_kept
         key = (prune.model, prune.data.shape, how.unit, how.scope, share, prune.shares)
+        if key not in self._ratios:  # of a cut that is known too: its network may be the guess
+            self._ratios[key] = self._uniform_ratio(prune)
         if self.store is not None and prune.key in self._finished:
             record = self.store.record(prune.key)
             return float(record["before"]["flops"] / max(record["after"]["flops"], 1))
-        if key not in self._ratios:
-            self._ratios[key] = self._uniform_ratio(prune)
         return self._ratios[key]
 
     def _uniform_ratio(self, prune: Prune) -> float:
