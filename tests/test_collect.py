@@ -213,6 +213,6 @@ def test_runs_know_what_they_descend_from_and_how_long_all_of_it_trained(store: 
     assert not first.designed
     assert first.validation == 40.0
     assert 0 < (first.arm_flops or 0) < (first.training_flops or 0)  # of what stands below it, too
-    assert first.recipe == "rate 0.05"
+    assert first.recipe == "learning rate 0.05"
     assert setup([first], [runs["width", "fine-tune"]]) == "S4.2, SX-A, SX-B"
     assert setup([first], [later]) == "S3.2"

@@ -154,7 +154,7 @@ def test_every_arm_is_trained_for_its_budget() -> None:
         "scratch-e": 8,
         "scratch-b": 8 * (2 * 84 + 27) // (2 * 42 + 15),
     }
-    # An epoch is two batches of 32 here; a row counts what it stands on too.
+    # An epoch is two batches of 32 here; a row counts what it depends on too.
     samples = {arm: run.samples for arm, run in runs.items()}
     assert samples == {
         "unpruned": 8 * 64,
@@ -316,7 +316,7 @@ def test_a_function_may_print_and_draw_as_it_likes(capsys: pytest.CaptureFixture
     before = torch.get_rng_state()
     text = TRAINS + "print('x' * 10**6); torch.manual_seed(1); return measured(model)['loss']"
     first, again = called(text), called(text)
-    assert first.metrics == again.metrics, "what it draws hangs on the seed alone"
+    assert first.metrics == again.metrics, "what it draws depends on the seed alone"
     assert (first.samples, first.passes, first.shape) == (64, 2, (4,))
     assert torch.equal(torch.get_rng_state(), before)
     assert capsys.readouterr() == ("", "")

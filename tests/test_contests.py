@@ -297,7 +297,7 @@ def test_setups_are_the_rungs_of_the_ladder(changes: dict[str, Any], stamp: str 
 
 
 def test_pipelines_are_equal_only_where_all_of_their_cost_is_known() -> None:
-    """A scratch training stands on no other; weights that came along cost something."""
+    """A scratch training depends on no other; weights that came along cost something."""
     tuned = [replace(run, epochs=4, total_epochs=8) for run in entries("a", FINE_TUNE, 93.0)]
     flops = 1e9
     scratch: dict[str, Any] = {"start": "random", "group": "", "epochs": 4, "total_epochs": 8}

@@ -100,7 +100,7 @@ def test_cells_are_those_of_a_study_under_the_detectors_names() -> None:
 
 
 def test_keys_of_a_study_are_pinned() -> None:
-    """Each detector's key, and those of what it stands on."""
+    """Each detector's key, and those of what it depends on."""
     keys = {
         "unpruned": ("edb04d287ea8d965", "8e03416955619f6d"),
         "prune-c": ("2388a5a753bcca42", "811adddd473920d0", "23646fb5b310d7d0"),
@@ -263,7 +263,7 @@ def test_a_study_of_detectors_is_planned_run_and_reported(regrow: Command) -> No
     for row in rows:
         classes = [float(v) for k, v in row.items() if k.startswith("AP ") and v]
         assert float(row["mAP"]) == pytest.approx(sum(classes) / len(classes), abs=1e-3)
-    assert rows[2]["classifier"] == ""  # prune-d stands on a detector
+    assert rows[2]["classifier"] == ""  # prune-d depends on a detector
     refused = regrow("export", "study.yaml", "--arm", "scratch-b", "--to", "net")
     assert refused.code == 2
     assert "is built on another network and cannot be exported" in refused.text

@@ -1,4 +1,4 @@
-"""Estimates: what is left, what stands on what, and how records and cuts inform a guess."""
+"""Estimates: what is left, what depends on what, and how records and cuts inform a guess."""
 
 import time
 from dataclasses import replace

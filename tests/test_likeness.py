@@ -87,7 +87,7 @@ def test_values_are_compared_where_something_else_is_done(
     name: str, silent: bool, compared: list[str]
 ) -> None:
     net = Between(OTHERWISE[name]).eval()
-    if silent:  # what a trace finds does not hang on the weights
+    if silent:  # what a trace finds does not depend on the weights
         nn.init.zeros_(net.b.weight)
     found = trace(net, SHAPE)
     assert set(compared) == {"a"}

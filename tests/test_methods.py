@@ -67,7 +67,7 @@ def _users(criterion: str) -> list[Method]:
 
 
 def _groups_of_users(criterion: str, label: str) -> list[dict[str, Group]]:
-    """Return the groups that methods of a criterion prune, by unit: a score hangs on no more."""
+    """Return the groups that methods of a criterion prune, by unit: a score depends on no more."""
     by_unit: dict[str, dict[str, Group]] = {}
     for method in _users(criterion):
         by_unit.setdefault(method.unit, {}).update(_groups(method, label))

@@ -89,7 +89,7 @@ def test_trained_weights_are_known_by_their_content(here: Path) -> None:
     assert keys(entry("copy.pt")) == one
     assert keys(entry("one.pt", trained_epochs=9)) == one  # says how long, changes nothing
     assert keys(entry("random")) == keys("a/own_net.py:Net")
-    # What starts from a random draw hangs on no weights.
+    # What starts from a random draw depends on no weights.
     shared = one & keys(entry("other.pt"))
     assert len(shared) < len(one)
     assert one.isdisjoint(keys("a/own_net.py:Net"))

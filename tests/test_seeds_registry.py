@@ -17,7 +17,7 @@ from regrow.errors import ConfigError
 
 
 def test_derived_seeds_never_change() -> None:
-    """Every stored result stands on these numbers."""
+    """Every stored result depends on these numbers."""
     assert derive(0, "init") == 1519069808562059438
     assert derive(1, "augment", 3, 7) == 7596094883310142070
 

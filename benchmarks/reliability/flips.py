@@ -4,7 +4,7 @@
 
 Records, tensors, the plan, the decision on the precision, the store's own file and checkpoints.
 After each change the study is reported: its rows are those of the unchanged store; or the file is
-named as damaged, and rows that stand on it are missing; or the command ends in one message. Every
+named as damaged, and rows that depend on it are missing; or the command ends in one message. Every
 20th time the study is also run again, after which its rows must be those of the unchanged store.
 """
 

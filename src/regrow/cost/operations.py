@@ -167,7 +167,7 @@ def products(operation: Any, arguments: Sequence[Any], result: Any) -> list[Prod
     if formula is None:
         return None if _may_multiply(operation, arguments, result) else []
     if formula is not _nothing and any(_is_irregular(x) for x in tensors_in(arguments)):
-        return None  # how many numbers are multiplied hangs on what they are
+        return None  # how many numbers are multiplied depends on what they are
     return formula(arguments, result)
 
 

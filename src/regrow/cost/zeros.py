@@ -27,7 +27,7 @@ class MaskFollower:
         self._maps: dict[
             int, Tensor | None
         ] = {}  # memory -> what is kept; None: not known any more
-        # Memory whose content does not hang on the input. Kept alive, so that no other takes its
+        # Memory whose content does not depend on the input. Kept alive, so that no other takes its
         # place.
         self._constant: dict[int, Tensor] = {}
         for tensor in (*model.parameters(), *model.buffers()):

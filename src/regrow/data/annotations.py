@@ -1,4 +1,4 @@
-"""One annotation in the layout of PASCAL VOC, checked: what stands on an image, and where."""
+"""One annotation in the layout of PASCAL VOC, checked: what depends on an image, and where."""
 
 import math
 from dataclasses import dataclass

@@ -280,7 +280,7 @@ class Arm:
 
     @property
     def needs_last_lr(self) -> bool:
-        """True if its learning rate hangs on the recipe's last."""
+        """True if its learning rate depends on the recipe's last."""
         at_last = self.schedule == "last-rate" and self.lr is None and self.peak_rates is None
         return self.last_rates is not None or at_last
 

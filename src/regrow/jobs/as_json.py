@@ -25,7 +25,7 @@ PLAIN = (str, bool, int, float)
 
 
 def job_to_json(job: Job) -> str:
-    """Write a job, with all that it stands on, as JSON; a value that is none is a ``ConfigError``.
+    """Write a job, with all that it depends on, as JSON; a value that is none is a ``ConfigError``.
 
     >>> from regrow.data.spec import DataSpec
     >>> job_to_json(DataSpec("digits"))[:45]  # any value that jobs are made of

@@ -114,7 +114,7 @@ class Job(Protocol):
 
     @property
     def from_given(self) -> bool:
-        """True if it stands on weights of one's own network, whose training nothing counts."""
+        """True if it depends on weights of one's own network, whose training nothing counts."""
 
     @property
     def trained_by(self) -> Hashable:
@@ -233,7 +233,7 @@ class Outcome:
 
 
 def all_jobs(jobs: Iterable[Job]) -> dict[str, Job]:
-    """Return jobs with all that they stand on, by key."""
+    """Return jobs with all that they depend on, by key."""
     nodes: dict[str, Job] = {}
     waiting = list(jobs)
     while waiting:
@@ -245,7 +245,7 @@ def all_jobs(jobs: Iterable[Job]) -> dict[str, Job]:
 
 
 def specs(jobs: Iterable[Job]) -> dict[str, dict[str, Any]]:
-    """Return what was asked for by each of some jobs and all they stand on, by key."""
+    """Return what was asked for by each of some jobs and all they depend on, by key."""
     return {key: job.spec for key, job in all_jobs(jobs).items()}
 
 

@@ -1,7 +1,7 @@
 """Jobs on a network of one's own, trained by a function of one's own: cut it, train and score it.
 
-They stand where ``Prune``, ``Train`` and ``Retrain`` stand in a study of registered models. What
-they compute hangs on the network's code and weights, the function's source, the budget and a seed.
+They stand where ``Prune``, ``Train`` and ``Retrain`` stand in a study of registered models. Their
+results depend on the network's code and weights, the function's source, the budget and a seed.
 """
 
 import re
@@ -452,7 +452,7 @@ class OwnTrain(Keyed):
         )
 
     def network_in(self, context: Context) -> nn.Module:
-        """Rebuild the network that this training left, for a job that stands on it."""
+        """Rebuild the network that this training left, for a job that depends on it."""
         return self.network(context)[0]
 
 

@@ -35,7 +35,7 @@ class OwnNetwork:
     Attributes:
         weights: a file, ``published`` (by a library), ``code`` (its own code gives it some), or
             None: it is drawn, and trained here.
-        content: digests of its code and of the file of weights, which its results hang on.
+        content: digests of its code and of the file of weights, which its results depend on.
         keep: modules that are not cut.
     """
 
@@ -108,7 +108,7 @@ class OwnNetwork:
         return Architecture(model=self.origin, shape=self.inputs, keep=self.keep)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what results hang on: no path of one's own code or weights."""
+        """Return what results depend on: no path of one's own code or weights."""
         origin = self.origin.to_json()
         if self.origin.kind == "code":
             origin["text"] = self.origin.text.rpartition(":")[2]

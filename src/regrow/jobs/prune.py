@@ -251,7 +251,7 @@ def _sensitivity_of(
 ) -> Mapping[str, float] | None:
     """Measure how much groups of an uncut network do to its output, once.
 
-    None where that may hang on its weights: then it is measured on the network at hand.
+    None where that may depend on its weights: then it is measured on the network at hand.
     """
     if not is_fixed(model):
         return None

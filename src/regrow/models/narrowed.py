@@ -1,6 +1,6 @@
 """A network built by its own code with narrower tensors, which that code draws at their widths.
 
-Code draws the weights of a network while it builds it, by rules that may hang on the width of a
+Code draws the weights of a network while it builds it, by rules that may depend on the width of a
 layer. For a network that was cut it is run again, and each parameter is narrowed at the moment when
 a module first has it: what is drawn into it afterwards is drawn for what is left.
 """

@@ -43,7 +43,7 @@ class Start:
     """The parameters of a random start that the network's code does not draw at their widths.
 
     Attributes:
-        cut: those that are as it draws them at full width, and cut: if their spread hangs on the
+        cut: those that are as it draws them at full width, and cut: if their spread depends on the
             width, it is that of the whole network.
         layered: those that their layers draw, with another spread than its code gives them, which
             gives them the same values for each seed: it reads them, or made the network before.
@@ -155,7 +155,7 @@ class Draws:
         """True if what is drawn at its width has the form of what is drawn at full width.
 
         The same numbers are drawn, the others are the same, and the spread may be explained by the
-        widths. A constant may hang on the width.
+        widths. A constant may depend on the width.
         """
         if self.new is None or self.again is None or self.whole is None or self.are_read:
             return False
@@ -173,7 +173,7 @@ class Draws:
 
     @property
     def may_be_of_full_width(self) -> bool:
-        """True if the spread that is drawn may hang on the full width.
+        """True if the spread that is drawn may depend on the full width.
 
         What is drawn at its width is not understood; or its spread is still that of the full width,
         and a usual rule says it of some width that was cut, and of none that was not.

@@ -156,7 +156,7 @@ def _total(values: Iterable[float | None]) -> Any:
 
 
 def below(job: Job) -> tuple[Job, ...]:
-    """Return all that a job stands on, each once."""
+    """Return all that a job depends on, each once."""
     return tuple(all_jobs(job.inputs).values())
 
 
@@ -167,9 +167,9 @@ def _goes_on(cell: Cell) -> bool:
 
 
 class Reader:
-    """Read each record once, however many rows stand on it.
+    """Read each record once, however many rows depend on it.
 
-    A damaged record counts as missing, and so do the rows that stand on it.
+    A damaged record counts as missing, and so do the rows that depend on it.
     """
 
     def __init__(self, store: Store) -> None:
@@ -180,7 +180,7 @@ class Reader:
         self._stages: dict[str, tuple[Job, ...]] = {}
 
     def stages(self, job: Job) -> tuple[Job, ...]:
-        """Return a job and all that it stands on, each once."""
+        """Return a job and all that it depends on, each once."""
         if job.key not in self._stages:
             self._stages[job.key] = (job, *below(job))
         return self._stages[job.key]
@@ -220,7 +220,7 @@ class Reader:
         return None if failure is None else str(failure.get("message", ""))
 
     def failures(self, cells: Iterable[Cell]) -> list[Failure]:
-        """Return what failed, or is damaged, of all that cells stand on."""
+        """Return what failed, or is damaged, of all that cells depend on."""
         failures: dict[str, Failure] = {}
         for cell in cells:
             job, *beneath = self.stages(cell.job)

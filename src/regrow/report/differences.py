@@ -332,7 +332,7 @@ Asked = tuple[str, Flat, Sequence[str]]  # kind, settings and inputs of a job
 
 
 def _request(key: str, asked: Callable[[str], Asked]) -> dict[str, Any]:
-    """Return all settings of a job and of what it stands on, by kind; its own kind comes first."""
+    """Return all settings of a job and of what it depends on, by kind; its own kind comes first."""
     settings: dict[str, Any] = {}
     kinds: Counter[str] = Counter()
     seen: dict[str, None] = {key: None}

@@ -1,4 +1,4 @@
-"""The ledger: what each row cost by itself, and with all that it stands on.
+"""The ledger: what each row cost by itself, and with all that it depends on.
 
 Training FLOPs and examples are the same wherever a study runs. Seconds and joules are of the
 machines and the load where each job ran: they stand here and in ``ledger.csv``, and never in
@@ -58,7 +58,7 @@ COLUMNS: Mapping[str, Column] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunCost:
-    """The cost of one run by itself (``own``), and with all jobs that it stands on."""
+    """The cost of one run by itself (``own``), and with all jobs that it depends on."""
 
     own_flops: float = 0.0
     own_seconds: float = 0.0

@@ -65,7 +65,7 @@ class Run:
     ``score`` is by ``metric``, as reports show it (an accuracy in percent), and ``error`` its
     standard error over the test examples, where that is known. ``parameters`` and ``macs`` are
     those of the network as it ends, ``epochs`` the arm's own, ``training_flops`` and ``samples``
-    those of the whole row with the stages it stands on, ``arm_flops`` those of the arm alone.
+    those of the whole row with the stages it depends on, ``arm_flops`` those of the arm alone.
     ``emptied`` counts layers that only the guard kept alive. ``group`` names the cell whose arms
     are compared with each other; left empty it follows from the other fields. ``method`` is empty
     for a network that no method touches.
@@ -83,7 +83,7 @@ class Run:
     arm trained, and ``masked_at_end`` is the share of weights that it left masked, where that is
     not the pruning's sparsity. ``cost_asked`` and ``cost_left`` are shares of the unpruned
     network's cost, where a study asked for one, and ``cost_machine`` is where it was measured.
-    ``given``: it stands on weights whose training is not counted.
+    ``given``: it depends on weights whose training is not counted.
     ``pace`` is how many examples one's own training function saw for each unit of its budget.
     ``job`` is the key of the job that measured it: several runs of one job are one measurement.
 
@@ -94,7 +94,7 @@ class Run:
 
     How comparable two rows are (``regrow.report.setups``) follows from ``base`` (the key of the
     trained network that was pruned), ``recipe`` (the arm's learning rate, in words), the epochs of
-    all that the row stands on (``total_epochs``), and those of them that a method trained between
+    all that the row depends on (``total_epochs``), and those of them that a method trained between
     the base and the arm (``pruning_epochs``). ``validation`` is the score on the validation split,
     where there is one; choices are made by it. ``designed``: neither weights nor data decided what
     is left, so that the network could have been written down. ``trial_of`` names the arm that this
@@ -385,10 +385,14 @@ def fairness(runs: Sequence[Run]) -> str:
     count = (
         "-".join(dict.fromkeys(f"{num:.4g}" for num in (epochs[0], epochs[-1]))) if epochs else ""
     )
-    if first.unpruned and count == "0":
-        return f"trained before, {first.base_epochs} epochs" if first.base_epochs else GIVEN
+    if count:
+        count += " epoch" if count == "1" else " epochs"
+    if first.unpruned and epochs == [0]:
+        return (
+            f"trained before, {epochs_in_words(first.base_epochs)}" if first.base_epochs else GIVEN
+        )
     if first.unpruned:
-        return f"{count} epochs" if count else ""
+        return count
     if first.budget == "none" or epochs == [0]:
         return "no training after pruning"
     budget_names = {
@@ -396,7 +400,7 @@ def fairness(runs: Sequence[Run]) -> str:
         "equal-flops": "equal FLOPs",
         "pipeline": "FLOPs of the whole pipeline",
     }
-    text = budget_names.get(first.budget, f"{count} epochs" if count else first.budget)
+    text = budget_names.get(first.budget, count or first.budget)
     if first.start in ("inherited", "rewound") and first.base_epochs:
         text += f" after the unpruned network's {first.base_epochs}"
     if first.start == "inherited" and first.base_epochs == 0:

@@ -110,7 +110,7 @@ def _same_flops(one: Run, other: Run) -> bool:
 def _pipeline(run: Run, other: Run) -> tuple[float | None, float | None]:
     """Return the epochs and FLOPs of all that a network took, as far as they are known.
 
-    Rows of one start count what they stand on alike.
+    Rows of one start count what they depend on alike.
     """
     if run.start == other.start:
         return run.total_epochs, run.training_flops

@@ -155,7 +155,7 @@ def _validation(runs: Sequence[Run]) -> float | None:
 
 
 def _flops(trials: dict[str, list[Run]]) -> float | None:
-    """Return what all trials and what they stand on cost, averaged over seeds."""
+    """Return what all trials and what they depend on cost, averaged over seeds."""
     costs = [run.training_flops for run in _standing_for(next(iter(trials.values())), trials)]
     known = [cost for cost in costs if cost is not None]
     return mean_and_std(known)[0] if known else None

@@ -97,7 +97,7 @@ def evaluate_claims(
 
     With a frame of our own, widths, shares kept, curves and weights are judged only if given too
     (columns as in ``widths`` and ``sparsity``; curves and weights as ``read_cells`` gives
-    them), and each part says how many of the paper's rows it stands on.
+    them), and each part says how many of the paper's rows it depends on.
     Printed stds are taken to divide by n - 1; where dividing by n would change an outcome, the
     finding notes it.
     """

@@ -36,7 +36,7 @@ Labels = dict[str, Any]
 class PlannedCell:
     """A cell of ours, and the labels of the printed cell that it fills (None: not printed).
 
-    Where prunings are shown, the cell's job is the pruning that it stands on.
+    Where prunings are shown, the cell's job is the pruning that it depends on.
     """
 
     cell: Cell
@@ -253,7 +253,7 @@ def _labels(cell: Cell, paper: Paper, top: Mapping[str, Any]) -> Labels | None:
 
 
 def _prunings(planned_cells: Sequence[PlannedCell], entry: Entry) -> list[PlannedCell]:
-    """Keep one of the cells that stand on each pruning that an entry shows."""
+    """Keep one of the cells that depend on each pruning that an entry shows."""
     ratios = {f"{100 * entry.ratio:g}%"} if entry.ratio is not None else set[str]()
     if entry.ratio is None and entry.table is not None:
         ratios = {str(row["ratio"]) for row in records(cells(entry.paper, entry.table))}

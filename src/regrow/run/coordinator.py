@@ -66,7 +66,7 @@ def run(
     retries: int = RETRIES,
     on: Platform | None = None,
 ) -> Summary:
-    """Do jobs and all they stand on, as far as the store does not have them.
+    """Do jobs and all they depend on, as far as the store does not have them.
 
     By default there is one worker process per core, so that a crash ends no more than its job; with
     ``workers=0`` the work is done in this process. On a GPU, workers are threads of this process
@@ -139,7 +139,7 @@ def assemble(num_workers: int, store: Store, settings: Settings) -> Executor:
 
 
 def _drop_bare(jobs: Iterable[Job], store: Store) -> None:
-    """Forget what unfinished jobs stand on and whose tensors were removed, so that it is redone."""
+    """Forget inputs of unfinished jobs whose tensors were removed, so that they are redone."""
     done = set(store.snapshot().done)
     waiting = [job for job in all_jobs(jobs).values() if job.key not in done]
     while waiting:

@@ -92,7 +92,7 @@ def estimate(
     store: Store | None = None,
     rates: "Rates | None" = None,
 ) -> Estimate:
-    """Estimate the jobs (with all they stand on) whose keys are not done.
+    """Estimate the jobs (with all they depend on) whose keys are not done.
 
     The records of those that are done are read from ``store``, if it is given. Without ``rates``
     (see ``measuring``) networks are timed here.

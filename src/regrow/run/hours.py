@@ -372,7 +372,7 @@ def first_gradient(setting: Setting) -> float:
 class RowCost:
     """A row over its seeds: epochs of its training, time with all workers busy, and FLOPs.
 
-    What several rows stand on counts for the first of them.
+    What several rows depend on counts for the first of them.
     """
 
     label: str

@@ -40,7 +40,7 @@ class Schedule:
 
     def __init__(self, jobs: Iterable[Job], done: Collection[str]) -> None:
         everything = _expand(list(jobs))
-        # All that a job stands on, also of one that is done: a report adds up what it all cost.
+        # All that a job depends on, also of one that is done: a report adds up what it all cost.
         self.nodes = {key: node for key, node in everything.items() if key not in done}
         self.reused = [node for key, node in everything.items() if key in done]
         for node in self.nodes.values():
@@ -169,7 +169,7 @@ class Waiting:
 
 
 def _expand(jobs: list[Job]) -> dict[str, ScheduledJob]:
-    """Collect jobs and all they stand on, once each, every job after its inputs.
+    """Collect jobs and all they depend on, once each, every job after its inputs.
 
     A loop, not a recursion: the rounds of a lottery make long chains.
     """

@@ -494,7 +494,7 @@ def _check_use(use: MethodUse, model: ModelSpec, data: Material) -> None:
 
 
 def _check_cost(model: ModelSpec, shape: tuple[int, ...], method: Method, cost: CostShare) -> None:
-    """Refuse a cost that no sparsity reaches: it hangs on the network's structure."""
+    """Refuse a cost that no sparsity reaches: it depends on the network's structure."""
     layers = layers_of(*_traced(model, shape), method)
     try:
         check_reachable(layers, partial(allocated, method), cost)

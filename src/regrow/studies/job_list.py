@@ -31,7 +31,7 @@ IN_FOLDERS = ("folder:", "hf:", "voc:")
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """The jobs of a study and all they stand on: their labels and specs, by key."""
+    """The jobs of a study and all they depend on: their labels and specs, by key."""
 
     name: str
     title: str

@@ -160,7 +160,7 @@ class Study:
 
     @property
     def longest(self) -> int:
-        """The epochs of the longest recipe, with those that experiments stand on."""
+        """The epochs of the longest recipe, with those that experiments depend on."""
         beneath = [e.backbone for e in self.experiments if e.backbone is not None]
         return max(experiment.recipe.epochs for experiment in (*self.experiments, *beneath))
 
@@ -192,7 +192,7 @@ class Study:
         return list(cells.values())
 
     def jobs(self) -> "tuple[Job, ...]":
-        """Return the jobs that fill the cells; what they stand on is in their ``inputs``."""
+        """Return the jobs that fill the cells; what they depend on is in their ``inputs``."""
         return tuple({cell.job.key: cell.job for cell in self.cells()}.values())
 
 

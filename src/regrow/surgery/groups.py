@@ -153,7 +153,7 @@ class Trace:
     idle: tuple[str, ...]  # parameters that took no part: those of layers that only train
     # Parameters that data meets after arithmetic on them only: their entries are no weights.
     computed: frozenset[str]
-    # Shapes of what the network returns for the example; None if they hang on the data itself.
+    # Shapes of what the network returns for the example; None if they depend on the data itself.
     outputs: tuple[tuple[int, ...], ...] | None
     example: Any  # what the network was run on: see ``tape.call``
 

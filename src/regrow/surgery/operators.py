@@ -39,7 +39,7 @@ UNARY = names(
     "nan_to_num isnan isinf isfinite logical_not bitwise_not dropout native_dropout "
     "gt gt_ lt lt_ ge ge_ le le_ eq eq_ ne ne_ rsub fmod remainder rrelu_with_noise"
 )
-# Whose numbers hang on no data, but on its shape at most.
+# Whose numbers depend on no data, but on its shape at most.
 MADE_ANEW = names("new_zeros new_ones new_full new_empty new_empty_strided")
 # Of several tensors, element by element; zero where all are.
 ARITHMETIC = names(

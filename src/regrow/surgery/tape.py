@@ -76,7 +76,7 @@ def _refs(arguments: Sequence[Any]) -> Iterator[int]:
 class Tape:
     """The recorded operations and the tensors they passed, indexed by value.
 
-    What hangs on the input is kept without its numbers (on the device ``meta``): no rule may ask
+    What depends on the input is kept without its numbers (on the device ``meta``): no rule may ask
     for them, and the memory of all activations is many times that of the network.
     """
 
@@ -136,7 +136,7 @@ class _TapeRecorder(OperationMode):
         self.stack: list[str] = [""]
         self.muted = False  # within what is recorded as one operation
         self._index: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self._data: set[int] = set()  # values that hang on the input
+        self._data: set[int] = set()  # values that depend on the input
         # While it is referred to, even weakly, a storage's address is given to no other.
         self._memory: dict[int, tuple[StorageWeakRef, int]] = {}
 

@@ -10,6 +10,7 @@ from math import ceil, floor
 from typing import Any, Literal, get_args
 
 from regrow.core.choice import Choice
+from regrow.core.texts import listed
 from regrow.core.validation import (
     changed_fields,
     is_int,
@@ -230,15 +231,26 @@ class Recipe:
 
     @property
     def rate_words(self) -> str:
-        """The learning rate in words: ``rate 0.1, times 0.1 at 50/75 %``, ``rate 0.1, cosine``."""
-        words = f"rate {self.lr:g}"
+        """The learning rate and its schedule in words.
+
+        >>> Recipe(lr=0.1, schedule="drops", drop_at=(0.5, 0.75)).rate_words
+        'learning rate 0.1, multiplied by 0.1 at 50 % and 75 % of the training'
+        >>> Recipe(lr=0.1, schedule="cosine").rate_words
+        'learning rate 0.1, cosine schedule'
+        """
+        words = f"learning rate {self.lr:g}"
         if self.schedule == "constant":
             return words
+        if self.schedule == "every":
+            share = f"{100 * self.drop_every:.3g} %"
+            return f"{words}, multiplied by {self.drop_factor:g} after each {share} of the training"
         if self.schedule != "drops":
-            end = f" to {100 * self.end_factor:g} %" if self.end_factor else ""
-            return f"{words}, {self.schedule}{end}"
-        places = "/".join(f"{100 * share:g}" for share in self.drop_at)
-        return f"{words}, times {self.drop_factor:g} at {places} %" if places else words
+            end = f" down to {100 * self.end_factor:g} %" if self.end_factor else ""
+            return f"{words}, {self.schedule} schedule{end}"
+        if not self.drop_at:
+            return words
+        places = listed([f"{100 * share:g} %" for share in self.drop_at])
+        return f"{words}, multiplied by {self.drop_factor:g} at {places} of the training"
 
     def last_lr(self) -> float:
         """Return the rate of the last epoch, which the paper fine-tunes at."""

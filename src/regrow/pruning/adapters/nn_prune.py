@@ -115,7 +115,7 @@ def _masked(
 
 
 def _mask_of(chosen: Any, weight: Tensor, scores: Tensor, *, where: str) -> Tensor:
-    # What it draws hangs on the scores, which ``random`` draws by the seed of a job.
+    # What it draws depends on the scores, which ``random`` draws by the seed of a job.
     drawn = hashlib.sha256(scores.numpy().tobytes()).digest()[:7]
     with drawing(int.from_bytes(drawn, "big")), torch.no_grad():
         mask = chosen.compute_mask(weight, torch.ones_like(weight))

@@ -125,7 +125,7 @@ def _headlines(report: Report) -> Iterator[Headline]:
         )
     for line in winner_line(verdicts):
         yield Headline(
-            question="Does the winner hang on the retraining?",
+            question="Does the winner depend on the retraining?",
             short="Yes" if winner_changes(verdicts) else "No",
             text=line,
             tone="open" if winner_changes(verdicts) else "flat",

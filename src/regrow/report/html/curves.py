@@ -123,7 +123,7 @@ def _score_chart(
 def _with_bars(
     limits: tuple[float, float], series: Sequence[Series], level: ReferenceLine | None
 ) -> tuple[float, float]:
-    """Widen an axis for the intervals of what stands on it, by its own length at most."""
+    """Widen an axis for the intervals of what is drawn on it, by its own length at most."""
     low, high = sorted(limits)
     shown: list[ChartPoint | ReferenceLine] = [
         p for line in series for p in line.points if low <= p.y <= high

@@ -197,7 +197,7 @@ def _linked(
 
 
 def ledger_section(rows: RowLinks, evidence: StudyEvidence) -> PageSection:
-    """Show what each row cost: its own training, and all that it stands on."""
+    """Show what each row cost: its own training, and all that it depends on."""
     pairs = [(run, behind.cost) for listed in rows.runs.values() for run, behind in listed]
     frame = ledger_frame([run for run, _ in pairs], [cost for _, cost in pairs])
     measured = bool(evidence.cost.num_measured)
