@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ray_cluster import Cluster, cluster, variables
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
 TIMEOUT = 400
+QUICKSTART_TIMEOUT = 3000  # of 220 jobs
 
 
 def write(folder: Path, *, epochs: int = 6) -> None:
@@ -47,14 +49,18 @@ def start(folder: Path, store: str, *options: str) -> "subprocess.Popen[bytes]":
         )
 
 
-def finish(process: "subprocess.Popen[bytes]", folder: Path, store: str) -> None:
+def finish(
+    process: "subprocess.Popen[bytes]", folder: Path, store: str, *, timeout: float = TIMEOUT
+) -> None:
     """Wait for a run, which must end well."""
-    assert process.wait(TIMEOUT) == 0, (folder / f"log-{store}").read_text()
+    assert process.wait(timeout) == 0, (folder / f"log-{store}").read_text()
 
 
-def wait_for_records(process: "subprocess.Popen[bytes]", store: Path, number: int) -> None:
+def wait_for_records(
+    process: "subprocess.Popen[bytes]", store: Path, number: int, *, timeout: float = TIMEOUT
+) -> None:
     """Wait until some jobs are done and one is under way."""
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + timeout
     while not (
         len(list(store.glob("records/*/*"))) >= number and any(store.glob("running/*/lock"))
     ):
@@ -160,3 +166,23 @@ def test_rows_are_the_same_whatever_is_lost(
         finish(start(folder, store, *options), folder, store)
     assert rows(folder, store) == rows(folder, "alone")
     assert litter(folder / store) == []
+
+
+@pytest.mark.slow
+def test_quickstart_is_the_same_on_two_nodes_and_on_what_is_left_of_them(tmp_path: Path) -> None:
+    study = (files("regrow.cli") / "quickstart.yaml").read_text(encoding="utf-8")
+    (tmp_path / "study.yaml").write_text(study, encoding="utf-8")
+    finish(
+        start(tmp_path, "alone", "--workers", "1"), tmp_path, "alone", timeout=QUICKSTART_TIMEOUT
+    )
+    number = len(list((tmp_path / "alone").glob("records/*/*")))
+    with cluster(nodes=2) as nodes:
+        for store in ("whole", "halved"):
+            driver = start(tmp_path, store, "--on", "ray", "--address", nodes.address)
+            if store == "halved":
+                wait_for_records(driver, tmp_path / store, number // 2, timeout=QUICKSTART_TIMEOUT)
+                machine(nodes, driver)
+            finish(driver, tmp_path, store, timeout=QUICKSTART_TIMEOUT)
+            assert len(list((tmp_path / store).glob("records/*/*"))) == number
+            assert rows(tmp_path, store) == rows(tmp_path, "alone")
+            assert litter(tmp_path / store) == []
