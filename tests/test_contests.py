@@ -14,7 +14,7 @@ from regrow.report import write
 from regrow.report.contest_words import answers, csv_files
 from regrow.report.contests import DENSE, Contest, chance_of, contests
 from regrow.report.crossing import winner_changes, winner_line
-from regrow.report.method_figures import methods_figure
+from regrow.report.method_figures import method_panels, methods_figure
 from regrow.report.questions import BEST_RETRAINING
 from regrow.report.rows import Ending, Run
 from regrow.report.setups import setup
@@ -359,19 +359,20 @@ def test_what_has_not_run_is_said(tmp_path: Path) -> None:
 def test_the_figure_has_all_methods_on_one_axis_and_a_panel_for_each_arm() -> None:
     runs = table({"a": 93.0, "b": 92.0, "c": 91.0})
     runs += [run for method in "ab" for run in entries(method, SCRATCH, 90.0, model="m1")]
-    figure = methods_figure(runs, metric=ACCURACY)
-    assert figure is not None
-    panels = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_title().split("\n") for axes in panels] == [
+    assert methods_figure(runs, metric=ACCURACY) is not None
+    panels = method_panels(runs, metric=ACCURACY)
+    assert [panel.title.split("\n") for panel in panels] == [
         ["d / m1", "fine-tune"],
         ["d / m1", "scratch-b"],
         ["d / m2", "fine-tune"],
     ]
-    assert [len(axes.containers) for axes in panels] == [3, 2, 3]
+    assert [len(panel.lines) for panel in panels] == [3, 2, 3]
     entrant = only(contests(runs), "fine-tune").levels[0].entrants[0]
-    bars = panels[0].containers[0].lines[2][0].get_segments()  # type: ignore[attr-defined]
-    assert any(ends[:, 1] == pytest.approx([entrant.low, entrant.high]) for ends in bars)
-    assert panels[0].get_ylim() == panels[1].get_ylim()
+    line = panels[0].lines[0]
+    values = zip(line.values, line.below, line.above, strict=True)
+    ends = [(value - below, value + above) for value, below, above in values]
+    assert any(end == pytest.approx((entrant.low, entrant.high)) for end in ends)
+    assert panels[0].y == panels[1].y
     assert methods_figure(entries("a", FINE_TUNE, 93.0), metric=ACCURACY) is None
 
 

@@ -16,7 +16,8 @@ from regrow.errors import ConfigError
 from regrow.jobs.arms import BudgetKind, Start
 from regrow.report import Extra, Failure, Report, write
 from regrow.report.answer import answer, sentence
-from regrow.report.figures import _pages, score_figure
+from regrow.report.figures import _pages, score_figure, score_panels
+from regrow.report.panels import places
 from regrow.report.rows import ROW_COLUMNS, Run, fairness, summarise, to_csv
 from regrow.report.verdict import Verdict, verdicts
 from regrow.reproduce import layout
@@ -307,34 +308,48 @@ def large_study(*models: str) -> pd.DataFrame:
 
 
 def test_a_figure_of_many_methods_and_arms_has_room_for_each() -> None:
-    figure: Any = score_figure(large_study("a-network"))
+    study = large_study("a-network")
+    figure: Any = score_figure(study)
     figure.draw_without_rendering()
-    axes = [one for one in figure.axes if one.get_visible()]
-    assert len(axes) == 5
     assert figure.get_figwidth() < 10.0
-    boxes = [one.get_tightbbox() for one in axes] + [figure.legends[0].get_window_extent()]
-    for one, other in itertools.combinations(boxes, 2):
-        assert one.padded(-1).count_overlaps([other.padded(-1)]) == 0
-    for one in axes:
-        box = one.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
-        assert min(box.width, box.height) > 1.5
-        labels = [text.get_window_extent() for text in one.texts]
-        assert len(labels) == 8
-        for first, second in itertools.combinations(labels, 2):
-            assert first.count_overlaps([second]) == 0
-        lows = [line.get_ydata() for line in one.lines if len(line.get_ydata()) == 4]
-        foot = max(label.y1 for label in labels)
-        assert min(one.transData.transform((1, y))[1] for ys in lows for y in ys) > foot
+    rows = score_panels(study, against="macs", metric=ACCURACY)
+    assert [len(row) for row in rows] == [3, 2]
+    placed = places(rows, width=9.6, height=float(figure.get_figheight()), foot=0.5)
+    assert min(min(one.width, one.height) for one in placed) > 1.5
+    for one in placed:
+        assert len(one.panel.marks) == 8
+        foot = max(one.bottom + one.height * mark.height for mark in one.panel.marks)
+        lows = [
+            one.up(value - below)
+            for line in one.panel.lines
+            for value, below in zip(line.values, line.below, strict=True)
+        ]
+        assert min(lows) > foot + 0.2  # the text of a mark is below
     looks = {
         (handle.get_color(), handle.get_marker()) for handle in figure.legends[0].legend_handles
     }
     assert len(looks) == 8
 
 
+@pytest.mark.parametrize("size", [1e3, 1e6, 3.14e9])
+def test_no_text_of_a_figure_hides_another_or_leaves_it(size: float) -> None:
+    study = large_study("a-network")
+    study["macs"] = study["macs"] * size / 1e6
+    figure: Any = score_figure(study)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.texts]
+    boxes.append(figure.legends[0].get_window_extent())
+    for box in boxes:
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, box
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, box
+    for one, other in itertools.combinations(boxes, 2):
+        assert one.padded(-0.5).count_overlaps([other.padded(-0.5)]) == 0
+
+
 def test_arms_of_one_size_stand_before_those_of_the_next() -> None:
-    figure: Any = score_figure(large_study("a-network"))
-    places = [container[0].get_xdata() for container in figure.axes[0].containers]
-    for smaller, larger in itertools.pairwise(zip(*places, strict=True)):
+    ((panel, *_), *_) = score_panels(large_study("a-network"), against="macs", metric=ACCURACY)
+    places_of_arms = [line.at for line in panel.lines]
+    for smaller, larger in itertools.pairwise(zip(*places_of_arms, strict=True)):
         assert max(smaller) < min(larger)
 
 

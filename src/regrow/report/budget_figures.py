@@ -6,7 +6,9 @@ network's training above. Bars are 95 % intervals over seeds: of a mean, or of p
 beside which the margin is drawn as a band.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,22 +21,19 @@ from regrow.report.figures import (
     SavedFigure,
     arm_styles,
     drawing_style,
-    legend,
-    look,
     save,
     shifted,
 )
+from regrow.report.panels import Limits, Line, Mark, Panel, Styles, figure_of
 from regrow.report.rows import Run
 from regrow.report.statistics import Comparison, paired
 from regrow.report.words import quantity
 from regrow.tasks.metric import Metric
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 UNPRUNED = ("black", ".")
-Styles = dict[str, tuple[str, str]]
 # Of the axis, between neighbouring lines and between the first and the last.
 DODGE, MOST_DODGE = 0.013, 0.05
 MOST_TITLE = 40  # letters of a line of a panel's title
@@ -95,19 +94,12 @@ def difference_caption(metric: Metric, curve: Curve) -> str:
 
 def budget_figure(curves: Sequence[Curve], *, metric: Metric) -> "Figure":
     """Draw the scores of every arm by budget, a panel for each curve."""
-    styles = styles_of(curves)
-    figure, panels = _panels(len(curves), beside=min(BESIDE, len(curves)))
-    for axes, curve in zip(panels, curves, strict=True):
+    panels = []
+    for curve in curves:
         lines = {arm: score_points(curve, arm) for arm in curve.arms}
-        low, high = score_range(lines, curve)
-        _frame(axes, curve, title=in_lines(curve.name))
-        axes.set_ylim(low, high)
-        _draw_lines(axes, lines, styles, metric)
-        if metric.better == "lower":
-            axes.invert_yaxis()
-        axes.set_ylabel(metric.axis)
-    legend(figure, styles, reference=None)
-    return figure
+        panel = _panel(curve, lines, score_range(lines, curve), metric)
+        panels.append(replace(panel, title=in_lines(curve.name), y_label=metric.axis))
+    return _figure(panels, styles_of(curves), beside=min(BESIDE, len(curves)))
 
 
 def difference_figure(curves: Sequence[Curve], *, metric: Metric) -> "Figure":
@@ -115,23 +107,22 @@ def difference_figure(curves: Sequence[Curve], *, metric: Metric) -> "Figure":
     controls = scratch_arms(curves)
     retrainings = dict.fromkeys(t.retraining for curve in curves for t in curve.trends)
     styles = {arm: style for arm, style in styles_of(curves).items() if arm in retrainings}
-    figure, panels = _panels(len(curves) * len(controls), beside=min(BESIDE, len(controls)))
-    places = [(curve, scratch) for curve in curves for scratch in controls]
-    for axes, (curve, scratch) in zip(panels, places, strict=True):
+    unit = f" ({metric.difference_unit})" if metric.difference_unit else ""
+    panels = []
+    for curve, scratch in itertools.product(curves, controls):
         trends = [trend for trend in curve.trends if trend.scratch == scratch]
-        _frame(axes, curve, title=f"{in_lines(curve.name)}\nminus {scratch}")
         margin = trends[0].margin if trends else metric.margin
-        axes.axhspan(-margin, margin, color="black", alpha=0.08, linewidth=0)
-        axes.axhline(0.0, color="black", linewidth=0.9, linestyle="--")
         lines = {trend.retraining: difference_points(trend) for trend in trends}
-        axes.set_ylim(*difference_range(lines, margin))
-        _draw_lines(axes, lines, styles, metric)
-        if metric.better == "lower":
-            axes.invert_yaxis()
-        unit = f" ({metric.difference_unit})" if metric.difference_unit else ""
-        axes.set_ylabel(f"difference in {metric.name}{unit}")
-    legend(figure, styles, reference=None)
-    return figure
+        panels.append(
+            replace(
+                _panel(curve, lines, difference_range(lines, margin), metric),
+                title=f"{in_lines(curve.name)}\nminus {scratch}",
+                y_label=f"difference in {metric.name}{unit}",
+                bands=((-margin, margin),),
+                rules=(0.0,),
+            )
+        )
+    return _figure(panels, styles, beside=min(BESIDE, len(controls)))
 
 
 def in_lines(name: str) -> str:
@@ -155,7 +146,7 @@ def in_lines(name: str) -> str:
 # Values of the figures, which the page draws too -------------------------------------------------
 
 
-def styles_of(curves: Sequence[Curve]) -> Styles:
+def styles_of(curves: Sequence[Curve]) -> dict[str, tuple[str, str]]:
     """Give each arm the style that it has in the other figures of a report."""
     runs = {
         arm: next(iter(step.arms[arm]))
@@ -258,78 +249,55 @@ def _parts(curves: Sequence[Curve]) -> list[list[Curve]]:
     return [part[i : i + PAGE // 2] for part in parts for i in range(0, len(part), PAGE // 2)]
 
 
-def _panels(num: int, *, beside: int) -> "tuple[Figure, list[Axes]]":
-    from matplotlib.figure import Figure
-
-    lines = -(-num // beside)
-    figure = Figure(figsize=(max(5.2, 0.6 + 3.2 * beside), 0.9 + 3.1 * lines), layout="constrained")
-    grid = figure.subplots(lines, beside, squeeze=False)
-    for axes in grid.flat[num:]:
-        axes.set_visible(False)
-    return figure, list(grid.flat[:num])
+def _figure(panels: Sequence[Panel], styles: Styles, *, beside: int) -> "Figure":
+    rows = [panels[i : i + beside] for i in range(0, len(panels), beside)]
+    return figure_of(rows, styles, size=(max(5.2, 0.6 + 3.2 * beside), 0.9 + 3.1 * len(rows)))
 
 
-def _frame(axes: "Axes", curve: Curve, *, title: str) -> None:
-    """Set the axes of budgets: epochs below, FLOPs above where they are known."""
+def _panel(curve: Curve, lines: dict[str, Points], y: Limits, metric: Metric) -> Panel:
+    """Return the panel of a curve: epochs below, FLOPs above where they are known."""
     budgets = curve.budgets
     room = (budgets[-1] / budgets[0]) ** 0.12 if len(budgets) > 1 else 1.5
-    low, high = budgets[0] / room, budgets[-1] * room
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    axes.set_xticks(budgets, [str(budget) for budget in budgets])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("epochs of the unpruned network (log scale)")
+    x = (budgets[0] / room, budgets[-1] * room)
     costs = {budget: curve.flops(budget) for budget in budgets}
-    if any(costs.values()):
-        above = axes.secondary_xaxis("top")
-        above.set_xticks(budgets, [quantity(costs[budget]) for budget in budgets])
-        above.set_xticks([], minor=True)
-        above.tick_params(labelsize=7, length=2)
-        above.set_xlabel("FLOPs of its training", fontsize=7.5)
-        above.spines["top"].set_linewidth(0.5)
-    axes.set_title(title, fontsize=9)
-    axes.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_lines(axes: "Axes", lines: dict[str, Points], styles: Styles, metric: Metric) -> None:
-    low, high = axes.get_ylim()
+    known = any(costs.values())
+    low, high = y
     drawn = [
         arm for arm, points in lines.items() if any(low <= t.difference <= high for _, t in points)
     ]
     places = places_of(lines, drawn)
+    inside, marks = [], []
     for arm, points in lines.items():
-        colour, marker = styles[arm]
-        inside = [(b, test) for b, test in points if low <= test.difference <= high]
-        if inside:
-            axes.errorbar(
-                [shifted(axes, budget, places[arm]) for budget, _ in inside],
-                [test.difference for _, test in inside],
-                yerr=[
-                    [0.0 if t.low is None else t.difference - t.low for _, t in inside],
-                    [0.0 if t.high is None else t.high - t.difference for _, t in inside],
-                ],
-                **look(colour, marker),
-                elinewidth=1.0,
-                capsize=2,
+        shown = [(shifted(x, b, places[arm]), t) for b, t in points if low <= t.difference <= high]
+        inside.append(
+            Line(
+                name=arm,
+                at=tuple(at for at, _ in shown),
+                values=tuple(t.difference for _, t in shown),
+                below=tuple(0.0 if t.low is None else t.difference - t.low for _, t in shown),
+                above=tuple(0.0 if t.high is None else t.high - t.difference for _, t in shown),
             )
+        )
         for budget, test in points:
             if not low <= test.difference <= high:
-                _beyond(axes, shifted(axes, budget, places[arm]), test.difference, colour, metric)
-
-
-def _beyond(axes: "Axes", at: float, value: float, colour: str, metric: Metric) -> None:
-    """Mark a value that lies beyond the axis at its edge, with the number."""
-    low, high = axes.get_ylim()
-    above = value > high
-    edge = high if above else low
-    axes.plot([at], [edge], marker=6 if above else 7, color=colour, markersize=5, clip_on=False)
-    axes.annotate(
-        f"{value:.{max(0, metric.digits - 1)}f}",
-        (at, edge),
-        xytext=(0, -11 if above else 5),
-        textcoords="offset points",
-        ha="center",
-        fontsize=6.5,
-        color=colour,
+                up = (test.difference > high) == (metric.better == "higher")
+                marks.append(
+                    Mark(
+                        name=arm,
+                        at=shifted(x, budget, places[arm]),
+                        height=1.0 if up else 0.0,
+                        text=f"{test.difference:.{max(0, metric.digits - 1)}f}",
+                        up=up,
+                    )
+                )
+    return Panel(
+        title="",
+        x=x,
+        y=(high, low) if metric.better == "lower" else y,
+        ticks=tuple((budget, str(budget)) for budget in budgets),
+        x_label="epochs of the unpruned network (log scale)",
+        ticks_above=tuple((b, quantity(costs[b])) for b in budgets) if known else (),
+        label_above="FLOPs of its training",
+        lines=tuple(inside),
+        marks=tuple(marks),
     )

@@ -1,7 +1,7 @@
 """Score against cost: what each arm reaches with how many MACs and parameters.
 
 One panel for each data set, model and method, at most three beside each other, so that a figure
-stays readable at the width of a page. Better scores stand higher. Points are means, bars one
+stays readable at the width of a page. Better scores stand higher. Line are means, bars one
 standard deviation over seeds, the unpruned network is a line with a band. Colours are those of
 Okabe and Ito, told apart by most colour-blind readers, and each arm has a marker of its own.
 """
@@ -9,20 +9,21 @@ Okabe and Ito, told apart by most colour-blind readers, and each arm has a marke
 import itertools
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from regrow.report.panels import Limits, Line, Mark, Panel, Tick, figure_of, shown
 from regrow.report.rows import by_panel
 from regrow.report.words import short
 from regrow.tasks.metric import ACCURACY, Metric
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Start and budget of an arm -> its style; "" stands for any budget that has no style of its own.
@@ -43,9 +44,7 @@ AXES = {"macs": "MACs", "parameters": "parameters"}
 DODGE, LEAST_DODGE = 0.022, 0.012
 BESIDE = 3  # panels in a row
 MOVED = "markers are shifted sideways so that none hides another"
-MOST_LETTERS = 50  # of a name
 PAGE = 12  # panels of one figure; a larger study gets one for each data set and model
-COLOURED = 0.9  # line width
 FOOT = 0.09  # of the axis, kept free at its foot for each line of means that lie below it
 
 
@@ -133,51 +132,104 @@ def score_figure(
     frame: pd.DataFrame, *, against: str = "macs", metric: Metric = ACCURACY
 ) -> "Figure":
     """Draw the score over one column of ``summarise`` ("macs" or "parameters"), arm by arm."""
-    from matplotlib.figure import Figure
-
+    rows = score_panels(frame, against=against, metric=metric)
     pruned = _is_pruned(frame)
-    styles = arm_styles(frame[pruned])
-    panels = _panels(frame)
-    columns = min(BESIDE, max(len(_methods(part)) for _, part in panels))
-    lines = [(title, part, line) for title, part in panels for line in _lines(part)]
-    width = max(5.2, 0.6 + 3.0 * columns)
-    reference = next(iter(frame[~pruned]["arm"]), None)
-    figure = Figure(figsize=(width, 0.9 + 2.7 * len(lines)), layout="constrained")
-    grid = figure.subplots(len(lines), columns, squeeze=False, sharey="row")
-    for axes_row, (title, part, methods) in zip(grid, lines, strict=True):
+    columns = max(map(len, rows))
+    return figure_of(
+        rows,
+        arm_styles(frame[pruned]),
+        size=(max(5.2, 0.6 + 3.0 * columns), 0.9 + 2.7 * len(rows)),
+        reference=next(iter(frame[~pruned]["arm"]), None),
+    )
+
+
+def score_panels(frame: pd.DataFrame, *, against: str, metric: Metric) -> list[list[Panel]]:
+    """Return a row of panels for each data set and model, or several of as many as fit."""
+    arms = [*arm_styles(frame[_is_pruned(frame)])]
+    rows = []
+    for title, part in _panels(frame):
         foot, low, high = score_limits(part, metric)
-        for axes in axes_row[len(methods) :]:
-            axes.set_visible(False)
-        for axes, method in zip(axes_row, methods, strict=False):
-            rows = part[(part["method"] == method) & _is_pruned(part)]
-            whole = part[~_is_pruned(part)]
-            points = whole[whole["method"] == method]
-            _reference(axes, points if len(points) else whole[:1])
-            scale(axes, (rows if len(rows) else whole)[against].dropna())
-            places = places_of(axes, rows[against].dropna(), list(styles))
-            axes.set_ylim(metric.gain(foot), metric.gain(high))
-            inside = metric.gain(1.0) * rows["mean"] >= low
-            for arm, style in styles.items():
-                points = rows[inside & (rows["arm"] == arm)]
-                _arm(axes, points, against, style, place=places[arm])
-            _clipped(axes, rows[~inside], against, places, styles, digits=metric.digits - 1)
-            axes.set_title("\n".join(map(_shown, filter(None, (title, method)))), fontsize=9)
-            axes.set_xlabel(f"{AXES[against]} (log scale)")
-            axes.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
-            axes.spines[["top", "right"]].set_visible(False)
-        axes_row[0].set_ylabel(metric.axis)
-    legend(figure, styles, reference=reference)
-    return figure
+        y = (metric.gain(foot), metric.gain(high))
+        pruned, methods = _is_pruned(part), _methods(part)
+        whole = part[~pruned]
+        for start in range(0, len(methods), BESIDE):
+            panels = []
+            for method in methods[start : start + BESIDE]:
+                own = whole[whole["method"] == method]
+                panel = _panel(
+                    part[pruned & (part["method"] == method)],
+                    own if len(own) else whole[:1],
+                    against=against,
+                    arms=arms,
+                    metric=metric,
+                    low=low,
+                    y=y,
+                )
+                title_of = "\n".join(map(shown, filter(None, (title, method))))
+                label = "" if panels else metric.axis
+                panels.append(replace(panel, title=title_of, y_label=label))
+            rows.append(panels)
+    return rows
+
+
+def _panel(
+    rows: pd.DataFrame,
+    whole: pd.DataFrame,
+    *,
+    against: str,
+    arms: Sequence[str],
+    metric: Metric,
+    low: float,
+    y: Limits,
+) -> Panel:
+    """Return the panel of a method's rows; those below ``low`` are marked at its foot."""
+    x = limits((rows if len(rows) else whole)[against].dropna())
+    places = places_of(x, rows[against].dropna(), arms)
+    rows = rows.dropna(subset=[against])
+    inside = metric.gain(1.0) * rows["mean"] >= low
+    levels: Counter[str] = Counter()
+    marks = []
+    # Those of one network's arms stand above each other, so that no value hides another.
+    columns = ["group", "arm", against, "mean"]
+    for group, arm, size, mean in rows[~inside][columns].itertuples(index=False):
+        marks.append(
+            Mark(
+                name=arm,
+                at=shifted(x, size, places[arm]),
+                height=0.02 + FOOT * levels[group],
+                text=f"{mean:.{metric.digits - 1}f}",
+            )
+        )
+        levels[group] += 1
+    in_order = rows[inside].sort_values(against, kind="stable")
+    lines = []
+    for arm, of_arm in in_order.groupby("arm", sort=False):
+        spread = tuple(of_arm["std"].fillna(0.0))
+        lines.append(
+            Line(
+                name=str(arm),
+                at=tuple(shifted(x, size, places[str(arm)]) for size in of_arm[against]),
+                values=tuple(of_arm["mean"]),
+                below=spread,
+                above=spread,
+            )
+        )
+    spreads = whole["std"].fillna(0.0)
+    return Panel(
+        title="",
+        x=x,
+        y=y,
+        ticks=size_ticks(x),
+        x_label=f"{AXES[against]} (log scale)",
+        lines=tuple(lines),
+        marks=tuple(marks),
+        bands=tuple(zip(whole["mean"] - spreads, whole["mean"] + spreads, strict=True)),
+        rules=tuple(whole["mean"]),
+    )
 
 
 def _methods(part: pd.DataFrame) -> list[str]:
     return [method for method in dict.fromkeys(part["method"]) if method] or [""]
-
-
-def _lines(part: pd.DataFrame) -> list[list[str]]:
-    """Split the methods of a data set and model into rows of panels."""
-    methods = _methods(part)
-    return [methods[i : i + BESIDE] for i in range(0, len(methods), BESIDE)]
 
 
 def _pages(frame: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
@@ -226,25 +278,25 @@ def score_limits(rows: pd.DataFrame, metric: Metric) -> tuple[float, float, floa
     return low - strip * (high - low), low, high
 
 
-def places_of(axes: "Axes", sizes: pd.Series, arms: Sequence[str]) -> dict[str, float]:
+def places_of(x: Limits, sizes: pd.Series, arms: Sequence[str]) -> dict[str, float]:
     """Offset each arm from its true place, in shares of the axis."""
-    low, high = axes.get_xlim()
+    low, high = x
     at = sorted({math.log(size / low) / math.log(high / low) for size in sizes})
     gaps = [right - left for left, right in itertools.pairwise(at) if right - left > DODGE]
     step = min([DODGE, *(max(LEAST_DODGE, gap / (len(arms) + 1)) for gap in gaps)])
     return {arm: step * (i - (len(arms) - 1) / 2) for i, arm in enumerate(arms)}
 
 
-def scale(axes: "Axes", values: pd.Series) -> None:
-    """Set a log axis with room at both ends and ticks that people can read."""
+def limits(values: pd.Series) -> Limits:
+    """Choose the ends of a log axis, with room at both."""
     low, high = (values.min(), values.max()) if len(values) else (1.0, 10.0)
     room = max(0.14 * math.log(high / low), math.log(1.5))
-    low, high = low / math.exp(room), high * math.exp(room)
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    ticks = log_ticks(low, high)
-    axes.set_xticks(ticks, [short(tick) for tick in ticks])
-    axes.set_xticks([], minor=True)
+    return float(low / math.exp(room)), float(high * math.exp(room))
+
+
+def size_ticks(x: Limits) -> tuple[Tick, ...]:
+    """Choose ticks of a log axis that people can read, with their texts."""
+    return tuple((tick, short(tick)) for tick in log_ticks(*x))
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -263,91 +315,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     return best or [math.sqrt(low * high)]
 
 
-def shifted(axes: "Axes", x: float, place: float) -> float:
+def shifted(x: Limits, at: float, place: float) -> float:
     """Move a place on a log axis by a share of the axis."""
-    low, high = axes.get_xlim()
-    return float(x * (high / low) ** place)
-
-
-def _reference(axes: "Axes", whole: pd.DataFrame) -> None:
-    for mean, std in zip(whole["mean"], whole["std"].fillna(0.0), strict=True):
-        axes.axhspan(mean - std, mean + std, color="black", alpha=0.08, linewidth=0)
-        axes.axhline(mean, color="black", linewidth=COLOURED, linestyle="--")
-
-
-def _arm(
-    axes: "Axes", rows: pd.DataFrame, against: str, style: tuple[str, str], *, place: float
-) -> None:
-    rows = rows.dropna(subset=[against]).sort_values(against, kind="stable")
-    if len(rows) == 0:
-        return
-    colour, marker = style
-    axes.errorbar(
-        [shifted(axes, x, place) for x in rows[against]],
-        rows["mean"],
-        yerr=rows["std"].fillna(0.0),
-        **look(colour, marker),
-        elinewidth=1.0,
-        capsize=2,
-    )
-
-
-def _shown(name: str) -> str:
-    """Leave out the middle of a name that is too long for a figure."""
-    half = MOST_LETTERS // 2
-    return name if len(name) <= MOST_LETTERS else f"{name[:half]}...{name[-half:]}"
-
-
-def look(colour: str, marker: str) -> dict[str, Any]:
-    """Style points and their line; a white edge keeps points apart where they overlap."""
-    edge = {"markeredgecolor": "white", "markeredgewidth": 0.4}
-    return {"color": colour, "marker": marker, "markersize": 5.5, "linewidth": COLOURED, **edge}
-
-
-def _clipped(
-    axes: "Axes",
-    rows: pd.DataFrame,
-    against: str,
-    places: dict[str, float],
-    styles: dict[str, tuple[str, str]],
-    *,
-    digits: int,
-) -> None:
-    """Mark points below the axis at its foot, with their value, rather than lose them.
-
-    Those of one network's arms stand above each other, so that no value hides another.
-    """
-    foot, high = axes.get_ylim()
-    for _, cell in rows.dropna(subset=[against]).groupby("group", sort=False):
-        for level, (_, row) in enumerate(cell.iterrows()):
-            colour = styles[row["arm"]][0]
-            at = shifted(axes, row[against], places[row["arm"]])
-            y = foot + (0.02 + FOOT * level) * (high - foot)
-            axes.plot([at], [y], marker=7, color=colour, markersize=5, clip_on=False)
-            axes.annotate(
-                f"{row['mean']:.{digits}f}",
-                (at, y),
-                xytext=(0, 5),
-                textcoords="offset points",
-                ha="center",
-                fontsize=7.5,
-                color=colour,
-            )
-
-
-def legend(figure: "Figure", styles: dict[str, tuple[str, str]], *, reference: str | None) -> None:
-    """Name what each style stands for, below the panels, in as many columns as fit."""
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], **look(colour, marker), label=_shown(arm))
-        for arm, (colour, marker) in styles.items()
-    ]
-    if reference is not None:
-        line = Line2D([], [], color="black", linestyle="--", linewidth=COLOURED, label=reference)
-        handles.insert(0, line)
-    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
-    fit = max(1, int(figure.get_figwidth() / (0.75 + 0.075 * longest)))  # inches at 9 points
-    rows = max(1, math.ceil(len(handles) / fit))
-    columns = max(1, math.ceil(len(handles) / rows))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    low, high = x
+    return float(at * (high / low) ** place)

@@ -1,41 +1,42 @@
 """Methods on one axis: what each reaches at which cost, with intervals over seeds.
 
-One panel for each arm (small multiples), and a row of panels for each data set and model. Points
+One panel for each arm (small multiples), and a row of panels for each data set and model. Line
 are means and bars their 95 % intervals (t, over seeds); a line joins the amounts of one method.
 Colours belong to methods, and stay the same in all panels.
 """
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from regrow.report.figures import (
     BESIDE,
-    COLOURED,
     MOVED,
     PAGE,
     SPARE,
     STYLES,
     SavedFigure,
     drawing_style,
-    legend,
-    look,
+    limits,
     places_of,
     save,
-    scale,
     shifted,
+    size_ticks,
 )
+from regrow.report.panels import Limits, Line, Panel, figure_of
 from regrow.report.rows import Run, Table
 from regrow.report.statistics import mean_and_std, paired
 from regrow.tasks.metric import Metric
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PALETTE = (*(style for style in STYLES.values() if style[1] != "X"), *SPARE)  # grey is faint
-Panel = tuple[str, ...]  # as ``Run.panel``, and the arm
+Place = tuple[str, ...]  # as ``Run.panel``, and the arm
 
 
 def draw_methods(
@@ -64,44 +65,52 @@ def draw_methods(
 
 def methods_figure(runs: Sequence[Run], *, metric: Metric) -> "Figure | None":
     """Draw the methods of some finished runs; None where no panel has two of them."""
-    from matplotlib.figure import Figure
-
-    panels = _panels(runs)
-    methods = list(dict.fromkeys(m for panel in panels.values() for m in panel))
+    panels = method_panels(runs, metric=metric)
+    methods = dict.fromkeys(line.name for panel in panels for line in panel.lines)
     if len(methods) < 2:
         return None
-    styles = dict(zip(methods, itertools.cycle(PALETTE), strict=False))
-    columns = min(BESIDE, len(panels))
-    lines = -(-len(panels) // columns)
-    figure = Figure(
-        figsize=(max(5.2, 0.6 + 3.0 * columns), 0.9 + 2.7 * lines), layout="constrained"
+    rows = [panels[i : i + BESIDE] for i in range(0, len(panels), BESIDE)]
+    return figure_of(
+        rows,
+        dict(zip(methods, itertools.cycle(PALETTE), strict=False)),
+        size=(max(5.2, 0.6 + 3.0 * len(rows[0])), 0.9 + 2.7 * len(rows)),
+        reference=next((run.arm for run in runs if run.unpruned), None),
     )
-    grid = figure.subplots(lines, columns, squeeze=False)
+
+
+def method_panels(runs: Sequence[Run], *, metric: Metric) -> list[Panel]:
+    """Return a panel for each data set, model and arm; those of one model share their scores."""
     table = Table(runs)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for axes, (place, curves) in zip(grid.flat, panels.items(), strict=False):
-        _panel(axes, place, curves, styles=styles, metric=metric, table=table)
-    _share_scores(list(zip(grid.flat, panels, strict=False)))
-    reference = next((run.arm for run in runs if run.unpruned), None)
-    legend(figure, styles, reference=reference)
-    return figure
+    panels = {
+        place: _panel(place, curves, metric=metric, table=table)
+        for place, curves in _panels(runs).items()
+    }
+    alike: dict[Place, list[float]] = {}
+    for place, panel in panels.items():
+        alike.setdefault(place[:-1], []).extend(panel.y)
+    ends = (max, min) if metric.better == "lower" else (min, max)
+    return [
+        replace(panel, y=(ends[0](alike[place[:-1]]), ends[1](alike[place[:-1]])))
+        for place, panel in panels.items()
+    ]
 
 
 def _parts(runs: Sequence[Run]) -> list[list[Run]]:
     """Split runs into those of a figure: all, or those of each data set and model if many."""
     if len(_panels(runs)) <= PAGE:
         return [list(runs)] if runs else []
-    places = dict.fromkeys(run.panel for run in runs)
-    return [[run for run in runs if run.panel == place] for place in places]
+    parts: dict[Place, list[Run]] = {}
+    for run in runs:
+        parts.setdefault(run.panel, []).append(run)
+    return list(parts.values())
 
 
 Curves = dict[str, dict[str, list[Run]]]  # method -> amount -> its runs
 
 
-def _panels(runs: Sequence[Run]) -> dict[Panel, Curves]:
+def _panels(runs: Sequence[Run]) -> dict[Place, Curves]:
     """Return the trained runs of each panel that has several methods."""
-    panels: dict[Panel, Curves] = {}
+    panels: dict[Place, Curves] = {}
     for run in runs:
         if run.trained and run.done and run.macs and run.method:
             curves = panels.setdefault((*run.panel, run.arm), {})
@@ -111,56 +120,41 @@ def _panels(runs: Sequence[Run]) -> dict[Panel, Curves]:
     return {place: panels[place] for place in places if len(panels[place]) > 1}
 
 
-def _panel(
-    axes: "Axes",
-    place: Panel,
-    curves: Curves,
-    *,
-    styles: dict[str, tuple[str, str]],
-    metric: Metric,
-    table: Table,
-) -> None:
-    import pandas as pd
-
-    points = {
+def _panel(place: Place, curves: Curves, *, metric: Metric, table: Table) -> Panel:
+    values = {
         method: sorted(_point(runs) for runs in amounts.values())
         for method, amounts in curves.items()
     }
     first = next(iter(next(iter(curves.values())).values()))[0]
-    whole = [r.score for r in table.unpruned(first) if r.done and r.score is not None]
-    if whole:
-        axes.axhline(mean_and_std(whole)[0], color="black", linewidth=COLOURED, linestyle="--")
-    costs = pd.Series([cost for values in points.values() for cost, *_ in values])
-    scale(axes, costs)
-    places = places_of(axes, costs, list(points))
-    for method, values in points.items():
-        colour, marker = styles[method]
-        at, means, below, above = zip(*values, strict=True)
-        axes.errorbar(
-            [shifted(axes, cost, places[method]) for cost in at],
-            means,
-            yerr=[below, above],
-            **look(colour, marker),
-            elinewidth=1.0,
-            capsize=2,
-        )
-    if metric.better == "lower":
-        axes.invert_yaxis()
-    axes.set_title("\n".join((" / ".join(place[:-1]), place[-1])), fontsize=9)
-    axes.set_xlabel("MACs (log scale)")
-    axes.set_ylabel(metric.axis)
-    axes.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    scores = [r.score for r in table.unpruned(first) if r.done and r.score is not None]
+    rules = (mean_and_std(scores)[0],) if scores else ()
+    costs = pd.Series([cost for points in values.values() for cost, *_ in points])
+    x = limits(costs)
+    places = places_of(x, costs, list(values))
+    points = []
+    for method, of_method in values.items():
+        at, means, below, above = zip(*of_method, strict=True)
+        moved = tuple(shifted(x, cost, places[method]) for cost in at)
+        points.append(Line(name=method, at=moved, values=means, below=below, above=above))
+    return Panel(
+        title="\n".join((" / ".join(place[:-1]), place[-1])),
+        x=x,
+        y=_reach(points, rules),
+        ticks=size_ticks(x),
+        x_label="MACs (log scale)",
+        y_label=metric.axis,
+        lines=tuple(points),
+        rules=rules,
+    )
 
 
-def _share_scores(drawn: "Sequence[tuple[Axes, Panel]]") -> None:
-    """Give the panels of one data set and model the same axis of scores."""
-    for place in dict.fromkeys(panel[:-1] for _, panel in drawn):
-        alike = [axes for axes, panel in drawn if panel[:-1] == place]
-        bounds = [bound for axes in alike for bound in axes.get_ylim()]
-        for axes in alike:
-            turned = axes.yaxis_inverted()
-            axes.set_ylim(*sorted((min(bounds), max(bounds)), reverse=bool(turned)))
+def _reach(points: Sequence[Line], rules: Sequence[float]) -> Limits:
+    """Return the range of what a panel shows, with a little room."""
+    lows = [v - b for p in points for v, b in zip(p.values, p.below, strict=True)]
+    highs = [v + a for p in points for v, a in zip(p.values, p.above, strict=True)]
+    low, high = min([*lows, *rules]), max([*highs, *rules])
+    room = 0.05 * (high - low) or 0.05 * max(abs(low), 1.0)
+    return low - room, high + room
 
 
 def _point(runs: Sequence[Run]) -> tuple[float, float, float, float]:
