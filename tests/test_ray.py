@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -583,6 +584,43 @@ def test_ray_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(on_ray, "import_module", missing)
     with pytest.raises(ConfigError, match=r"pip install 'regrow\[ray\]'"):
         on([train()], tmp_path / "store")
+
+
+@pytest.mark.parametrize("mode", [None, "token"])
+def test_a_cluster_whose_workers_do_not_answer_is_a_clear_error(
+    mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a cluster without tokens, of a command that asks for one."""
+    calls = []
+
+    class Deaf:
+        heard = False
+
+        def init(self, **options: Any) -> None:
+            calls.append(f"init {options['address']}")
+
+        def remote(self, function: Any) -> Any:
+            return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: "messages"))
+
+        def wait(self, waiting: list[str], *, timeout: float, fetch_local: bool) -> Any:
+            return (waiting, []) if self.heard else ([], waiting)
+
+        def shutdown(self) -> None:
+            calls.append("shutdown")
+
+    monkeypatch.setattr(on_ray, "import_module", lambda name: Deaf())
+    monkeypatch.delenv(on_ray.AUTH_MODE, raising=False)
+    if mode:
+        monkeypatch.setenv(on_ray.AUTH_MODE, mode)
+    for address in ("head:1", None):
+        where = address or "this machine"
+        with pytest.raises(ConfigError, match=rf"at {where} takes .* answered within 120") as e:
+            on_ray.connect(address)
+        assert ("=token is set here" in str(e.value)) == (mode == "token")
+    assert calls == ["init head:1", "shutdown", "init auto", "shutdown"]
+    on_ray.connect("local")  # one that was started for the run is not asked
+    monkeypatch.setattr(Deaf, "heard", True)
+    on_ray.connect("head:1")
 
 
 @pytest.mark.parametrize("error", [ConnectionError("gone"), Exception("The node timed out.")])

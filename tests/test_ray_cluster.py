@@ -32,8 +32,8 @@ def write(folder: Path, *, epochs: int = 6) -> None:
     )
 
 
-def start(folder: Path, store: str, *options: str) -> "subprocess.Popen[bytes]":
-    """Start a run, in a group of its own."""
+def start(folder: Path, store: str, *options: str, **changed: str) -> "subprocess.Popen[bytes]":
+    """Start a run, in a group of its own, with some variables changed."""
     with (folder / f"log-{store}").open("ab") as log:
         return subprocess.Popen(
             command_line(
@@ -42,7 +42,7 @@ def start(folder: Path, store: str, *options: str) -> "subprocess.Popen[bytes]":
                 *options,
             ),
             cwd=folder,
-            env=variables(),
+            env=variables() | changed,
             stdout=subprocess.DEVNULL,
             stderr=log,
             start_new_session=True,
@@ -166,6 +166,20 @@ def test_rows_are_the_same_whatever_is_lost(
         finish(start(folder, store, *options), folder, store)
     assert rows(folder, store) == rows(folder, "alone")
     assert litter(folder / store) == []
+
+
+@pytest.mark.slow
+def test_a_token_that_the_cluster_does_not_have_ends_in_a_message(
+    tmp_path: Path, two_nodes: Cluster
+) -> None:
+    write(tmp_path)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    driver = start(tmp_path, "x", "--on", "ray", "--address", two_nodes.address, **token)
+    assert driver.wait(TIMEOUT) == 2
+    told = (tmp_path / "log-x").read_text()
+    assert f"The Ray cluster at {two_nodes.address} takes tasks, but none" in " ".join(told.split())
+    assert "RAY_AUTH_MODE=token is set here" in " ".join(told.split())
+    assert "Traceback" not in told
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ from regrow.store.packed import Packed, pack, unpack
 
 LOCAL = "local"  # the address of a cluster that is started for the run
 AHEAD = 2  # tasks that wait at Ray: a cluster that can grow sees that it should
+ANSWER_SECONDS = 120.0  # for a first answer: a busy machine takes a while to start a worker
 LOOK_SECONDS = 2.0  # how often to ask for the size of the cluster
 OBJECT_STORE_BYTES = 200 << 20  # of a cluster that is started here: messages are small
 AUTH_MODE = "RAY_AUTH_MODE"  # a variable of Ray's
@@ -70,7 +71,10 @@ def on_ray(address: str | None = None) -> Platform:
 
 
 def connect(address: str | None) -> Any:
-    """Join a cluster, or start one of this machine alone; returns the package ``ray``."""
+    """Join a cluster, or start one of this machine alone; returns the package ``ray``.
+
+    A cluster that is there has to answer too, within ``ANSWER_SECONDS``.
+    """
     # Else a command begun by `uv run` would send its whole folder, and have it build environments.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
@@ -89,11 +93,12 @@ def connect(address: str | None) -> Any:
     try:
         if address is not None:
             ray.init(address=address, **common, **own if address == LOCAL else {})
-            return ray
-        try:
-            ray.init(address="auto", **common)
-        except ConnectionError:  # none runs here
-            ray.init(address=LOCAL, **common, **own)
+        else:
+            try:
+                ray.init(address="auto", **common)
+            except ConnectionError:  # none runs here
+                address = LOCAL
+                ray.init(address=address, **common, **own)
     except Exception as error:  # Ray raises bare ones, such as of a node that did not start in time
         # A head takes a token of the home folder by itself, but Ray shows it to no given address;
         # shown to a cluster without, tasks are done and the command never hears of it.
@@ -104,7 +109,38 @@ def connect(address: str | None) -> Any:
             f"No Ray cluster can be used at {address or 'this machine'}: {told}. Start one (regrow "
             f"cluster local says how), or give the --address of its head.{hint}"
         ) from error
+    if address != LOCAL:
+        _wait_for_answer(ray, address)
     return ray
+
+
+def _wait_for_answer(ray: Any, address: str | None) -> None:
+    """Have a task without a CPU send a word: its worker must reach this process, not only be told.
+
+    It cannot where this process asks for a token that the cluster does not have, or where a
+    firewall lies between; jobs would be done, and the command never hear of it.
+    """
+    task = ray.remote(ray_task.answer).options(num_cpus=0, num_returns="streaming")
+    messages = task.remote()
+    try:
+        ready, _ = ray.wait([messages], timeout=ANSWER_SECONDS, fetch_local=False)
+    except BaseException:
+        ray.shutdown()
+        raise
+    if ready:
+        return
+    ray.shutdown()
+    token = os.environ.get(AUTH_MODE) == "token"
+    remedy = (
+        f"{AUTH_MODE}=token is set here: if the head was started without it, unset it. Else let"
+        if token
+        else "Let"
+    )
+    raise ConfigError(
+        f"The Ray cluster at {address or 'this machine'} takes tasks, but none of its workers has "
+        f"answered within {ANSWER_SECONDS:g} seconds. {remedy} the machines of the cluster reach "
+        "this one (firewall, --node-ip-address), or start the command on one of them."
+    )
 
 
 @dataclass(eq=False)
