@@ -153,7 +153,7 @@ def score_panels(frame: pd.DataFrame, *, against: str, metric: Metric) -> list[l
         pruned, methods = _is_pruned(part), _methods(part)
         whole = part[~pruned]
         for start in range(0, len(methods), BESIDE):
-            panels = []
+            panels: list[Panel] = []
             for method in methods[start : start + BESIDE]:
                 own = whole[whole["method"] == method]
                 panel = _panel(
