@@ -24,7 +24,7 @@ from regrow.report.figures import (
     save,
     shifted,
 )
-from regrow.report.panels import Limits, Line, Mark, Panel, Styles, figure_of
+from regrow.report.panels import Limits, Outlier, Panel, PanelLine, Styles, figure_of
 from regrow.report.rows import Run
 from regrow.report.statistics import Comparison, paired
 from regrow.report.words import quantity
@@ -270,7 +270,7 @@ def _panel(curve: Curve, lines: dict[str, Points], y: Limits, metric: Metric) ->
     for arm, points in lines.items():
         shown = [(shifted(x, b, places[arm]), t) for b, t in points if low <= t.difference <= high]
         inside.append(
-            Line(
+            PanelLine(
                 name=arm,
                 at=tuple(at for at, _ in shown),
                 values=tuple(t.difference for _, t in shown),
@@ -282,7 +282,7 @@ def _panel(curve: Curve, lines: dict[str, Points], y: Limits, metric: Metric) ->
             if not low <= test.difference <= high:
                 up = (test.difference > high) == (metric.better == "higher")
                 marks.append(
-                    Mark(
+                    Outlier(
                         name=arm,
                         at=shifted(x, budget, places[arm]),
                         height=1.0 if up else 0.0,

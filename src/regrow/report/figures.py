@@ -1,7 +1,7 @@
 """Score against cost: what each arm reaches with how many MACs and parameters.
 
 One panel for each data set, model and method, at most three beside each other, so that a figure
-stays readable at the width of a page. Better scores stand higher. Line are means, bars one
+stays readable at the width of a page. Better scores stand higher. PanelLine are means, bars one
 standard deviation over seeds, the unpruned network is a line with a band. Colours are those of
 Okabe and Ito, told apart by most colour-blind readers, and each arm has a marker of its own.
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from regrow.report.panels import Limits, Line, Mark, Panel, Tick, figure_of, shown
+from regrow.report.panels import Limits, Outlier, Panel, PanelLine, Tick, figure_of, shown
 from regrow.report.rows import by_panel
 from regrow.report.words import short
 from regrow.tasks.metric import ACCURACY, Metric
@@ -193,7 +193,7 @@ def _panel(
     columns = ["group", "arm", against, "mean"]
     for group, arm, size, mean in rows[~inside][columns].itertuples(index=False):
         marks.append(
-            Mark(
+            Outlier(
                 name=arm,
                 at=shifted(x, size, places[arm]),
                 height=0.02 + FOOT * levels[group],
@@ -206,7 +206,7 @@ def _panel(
     for arm, of_arm in in_order.groupby("arm", sort=False):
         spread = tuple(of_arm["std"].fillna(0.0))
         lines.append(
-            Line(
+            PanelLine(
                 name=str(arm),
                 at=tuple(shifted(x, size, places[str(arm)]) for size in of_arm[against]),
                 values=tuple(of_arm["mean"]),

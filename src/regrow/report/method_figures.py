@@ -1,6 +1,6 @@
 """Methods on one axis: what each reaches at which cost, with intervals over seeds.
 
-One panel for each arm (small multiples), and a row of panels for each data set and model. Line
+One panel for each arm (small multiples), and a row of panels for each data set and model. PanelLine
 are means and bars their 95 % intervals (t, over seeds); a line joins the amounts of one method.
 Colours belong to methods, and stay the same in all panels.
 """
@@ -27,7 +27,7 @@ from regrow.report.figures import (
     shifted,
     size_ticks,
 )
-from regrow.report.panels import Limits, Line, Panel, figure_of
+from regrow.report.panels import Limits, Panel, PanelLine, figure_of
 from regrow.report.rows import Run, Table
 from regrow.report.statistics import mean_and_std, paired
 from regrow.tasks.metric import Metric
@@ -135,7 +135,7 @@ def _panel(place: Place, curves: Curves, *, metric: Metric, table: Table) -> Pan
     for method, of_method in values.items():
         at, means, below, above = zip(*of_method, strict=True)
         moved = tuple(shifted(x, cost, places[method]) for cost in at)
-        points.append(Line(name=method, at=moved, values=means, below=below, above=above))
+        points.append(PanelLine(name=method, at=moved, values=means, below=below, above=above))
     return Panel(
         title="\n".join((" / ".join(place[:-1]), place[-1])),
         x=x,
@@ -148,7 +148,7 @@ def _panel(place: Place, curves: Curves, *, metric: Metric, table: Table) -> Pan
     )
 
 
-def _reach(points: Sequence[Line], rules: Sequence[float]) -> Limits:
+def _reach(points: Sequence[PanelLine], rules: Sequence[float]) -> Limits:
     """Return the range of what a panel shows, with a little room."""
     lows = [v - b for p in points for v, b in zip(p.values, p.below, strict=True)]
     highs = [v + a for p in points for v, a in zip(p.values, p.above, strict=True)]

@@ -31,7 +31,7 @@ SIDE = 0.2  # inches between panels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class PanelLine:
     """Values of one name, joined by a line, each with how far its bar reaches down and up."""
 
     name: str
@@ -42,7 +42,7 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mark:
+class Outlier:
     """A value that lies beyond the axis: a triangle in a share of the panel's height."""
 
     name: str
@@ -64,8 +64,8 @@ class Panel:
     y_label: str = ""  # none: the panel shares the axis of the one at its left
     ticks_above: tuple[Tick, ...] = ()
     label_above: str = ""
-    lines: tuple[Line, ...] = ()
-    marks: tuple[Mark, ...] = ()
+    lines: tuple[PanelLine, ...] = ()
+    marks: tuple[Outlier, ...] = ()
     bands: tuple[Limits, ...] = ()
     rules: tuple[float, ...] = ()
 
