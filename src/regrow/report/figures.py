@@ -1,7 +1,7 @@
 """Score against cost: what each arm reaches with how many MACs and parameters.
 
 One panel for each data set, model and method, at most three beside each other, so that a figure
-stays readable at the width of a page. Better scores stand higher. PanelLine are means, bars one
+stays readable at the width of a page. Better scores stand higher. Points are means, bars one
 standard deviation over seeds, the unpruned network is a line with a band. Colours are those of
 Okabe and Ito, told apart by most colour-blind readers, and each arm has a marker of its own.
 """

@@ -1,6 +1,6 @@
 """Methods on one axis: what each reaches at which cost, with intervals over seeds.
 
-One panel for each arm (small multiples), and a row of panels for each data set and model. PanelLine
+One panel for each arm (small multiples), and a row of panels for each data set and model. Points
 are means and bars their 95 % intervals (t, over seeds); a line joins the amounts of one method.
 Colours belong to methods, and stay the same in all panels.
 """

@@ -91,7 +91,7 @@ class Placed:
         return self.bottom + self.height * min(1.0, max(0.0, (y - foot) / (top - foot)))
 
     def has(self, y: float) -> bool:
-        """Whether a score lies on the axis."""
+        """Return True if a score lies on the axis."""
         return min(self.panel.y) <= y <= max(self.panel.y)
 
     def level(self, y: float) -> Segment:
