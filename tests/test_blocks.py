@@ -1,6 +1,7 @@
-"""Blocks of networks as one operation: the numbers of their modules, in float32 on a CPU."""
+"""Blocks of networks as one operation: the numbers of their modules, on a CPU."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
@@ -97,6 +98,9 @@ BLOCKS: list[tuple[str, Callable[[], nn.Module], tuple[int, ...]]] = [
 ]
 
 
+SHORT = [case for case in BLOCKS if case[0].startswith(("basic", "bottlenecks"))]
+
+
 @pytest.mark.parametrize(("name", "make", "shape"), BLOCKS, ids=[name for name, *_ in BLOCKS])
 def test_output_gradients_and_averages_are_those_of_the_modules(
     name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]
@@ -110,6 +114,43 @@ def test_output_gradients_and_averages_are_those_of_the_modules(
         assert found[each].shape == truth.shape
         error = (found[each] - truth).norm()
         assert error <= ROUNDING * truth.norm() + 1e-7, (each, error / truth.norm())
+
+
+def short_results(block: nn.Module, x: Tensor, *, whole: bool) -> dict[str, Tensor]:
+    """Return output, gradients and averages of a step in bfloat16, in double."""
+    x = x.bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16), whole_blocks(block) if whole else nullcontext():
+        y = block(x)
+    assert ("_AppendingBackward" in names(y)) is whole
+    y.backward(draw(*y.shape, seed=2).bfloat16())
+    assert x.grad is not None
+    found = {"y": y, "x": x.grad, **dict(block.named_buffers())}
+    found |= {name: p.grad for name, p in block.named_parameters() if p.grad is not None}
+    return {name: tensor.detach().double() for name, tensor in found.items()}
+
+
+@pytest.mark.parametrize(("name", "make", "shape"), SHORT, ids=[name for name, *_ in SHORT])
+def test_dense_blocks_in_bfloat16_round_as_their_modules_do(
+    name: str, make: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    block, x = drawn(make()), (draw(*shape) + 0.3).bfloat16().float()
+    exact = results(deepcopy(block).double(), x.double(), fused=False)
+    modules = short_results(deepcopy(block), x, whole=False)
+    found = short_results(block, x, whole=True)
+    assert found.keys() == modules.keys()
+    for each, tensor in found.items():
+        truth = exact.get(each, exact.get(f"gradient of {each}"))
+        assert truth is not None
+        error, usual = ((other - truth).norm() for other in (tensor, modules[each]))
+        assert error <= 2 * usual + 1e-3 * truth.norm() + 1e-7, (each, error / truth.norm())
+
+
+def test_residual_blocks_in_bfloat16_are_left_to_their_modules() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        y = computed(residual(8), draw(2, 32, 8, 8).bfloat16())
+    assert "_Adding" not in names(y)
+    assert "_NormReluBackward" in names(y)
 
 
 def computed(block: nn.Module, x: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from regrow.core.seeds import seeded
 from regrow.models import ModelSpec, build, fused
@@ -219,3 +221,21 @@ def test_a_network_trains_the_same_either_way(name: str, monkeypatch: pytest.Mon
     }
     assert off["one"].norm() <= 1.25 * off["two"].norm()
     assert off["one"].norm() > 0
+
+
+class Counted(TorchFunctionMode):
+    """Counts what it is asked to watch."""
+
+    num = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_watches_calls_is_not_asked_for_each_look_at_a_map() -> None:
+    norm, x = norm_of(16), draw(2, 16, 8, 8).requires_grad_()
+    with Counted() as counted:
+        y = fused.summed(*fused.branched(norm, nn.ReLU(), fused.rectified(norm, nn.ReLU(), x)))
+    assert y.grad_fn is not None
+    assert counted.num == 0

@@ -22,6 +22,7 @@ VECTOR = 4 * LANES  # bytes
 Matrix = Sequence[Sequence[float]]
 _COUNT, _FLOAT = ir.IntType(64), ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
+_BITS, _SHORT = ir.VectorType(ir.IntType(32), LANES), ir.VectorType(ir.IntType(16), LANES)
 
 
 def _of_addresses(typing: Callable[..., Any]) -> Callable[..., None]:
@@ -127,16 +128,22 @@ def clear(_, to, size):
     return types.void(types.int64, types.int64), generate
 
 
-@_of_addresses
-def rectify(_, to, x, factor, term):
-    """Write relu(factor * x + term)."""
+def rectifying(*, short: bool) -> Callable[..., None]:
+    """Return what writes relu(factor * x + term); ``short`` maps are of bfloat16."""
 
-    def compute(builder, _, x, factor, term):
-        value = _fma(builder, x, factor, term)
-        # Not a maximum, so that what is not a number stays so.
-        return [_where(builder, "<", value, _spread(0), value)]
+    @_of_addresses
+    def rectify(_, to, x, factor, term):
+        def compute(builder, _, x, factor, term):
+            value = _fma(builder, x, factor, term)
+            # Not a maximum, so that what is not a number stays so.
+            return [_where(builder, "<", value, _spread(0), value)]
 
-    return _lane_by_lane(compute, num=4, written=1)
+        return _lane_by_lane(compute, num=4, written=1, short=(0, 1) if short else ())
+
+    return rectify
+
+
+rectify, rectify_short = rectifying(short=False), rectifying(short=True)
 
 
 @_of_addresses
@@ -145,32 +152,44 @@ def add(_, to, x, added):
     return _lane_by_lane(lambda builder, _, *x: [builder.fadd(*x)], num=3, written=1)
 
 
-@_of_addresses
-def add_line(_, to, grad, x, slope, constant):
-    """Write grad + slope * x + constant."""
+def adding_line(*, short: bool) -> Callable[..., None]:
+    """Return what writes grad + slope * x + constant; ``short`` maps are of bfloat16."""
 
-    def compute(builder, _, grad, x, slope, constant):
-        return [builder.fadd(grad, _fma(builder, slope, x, constant))]
+    @_of_addresses
+    def add_line(_, to, grad, x, slope, constant):
+        def compute(builder, _, grad, x, slope, constant):
+            return [builder.fadd(grad, _fma(builder, slope, x, constant))]
 
-    return _lane_by_lane(compute, num=5, written=1)
+        return _lane_by_lane(compute, num=5, written=1, short=(0, 1, 2) if short else ())
 
-
-@_of_addresses
-def add_moments(_, first, second, x, shift):
-    """Add x - shift and its square to two rows of sums."""
-
-    def compute(builder, first, second, x, shift):
-        offset = builder.fsub(x, shift)
-        return [builder.fadd(first, offset), _fma(builder, offset, offset, second)]
-
-    return _lane_by_lane(compute, num=4, written=2)
+    return add_line
 
 
-def pass_back(*, adding: bool) -> Callable[..., None]:
+add_line, add_line_short = adding_line(short=False), adding_line(short=True)
+
+
+def adding_moments(*, short: bool) -> Callable[..., None]:
+    """Return what adds x - shift and its square to two rows of sums; a ``short`` x is bfloat16."""
+
+    @_of_addresses
+    def add_moments(_, first, second, x, shift):
+        def compute(builder, first, second, x, shift):
+            offset = builder.fsub(x, shift)
+            return [builder.fadd(first, offset), _fma(builder, offset, offset, second)]
+
+        return _lane_by_lane(compute, num=4, written=2, short=(2,) if short else ())
+
+    return add_moments
+
+
+add_moments, add_moments_short = adding_moments(short=False), adding_moments(short=True)
+
+
+def pass_back(*, adding: bool, short: bool = False) -> Callable[..., None]:
     """Return what takes a gradient of ``rectify`` back to x, but for what is a line in x.
 
     It writes that, or adds it; and adds the gradient past the ReLU, and it times x - mean, to two
-    rows of sums.
+    rows of sums. ``short`` maps are of bfloat16.
     """
 
     @_of_addresses
@@ -184,21 +203,43 @@ def pass_back(*, adding: bool) -> Callable[..., None]:
                 _fma(builder, slope, builder.fsub(x, mean), second),
             ]
 
-        return _lane_by_lane(compute, num=8, written=3)
+        return _lane_by_lane(compute, num=8, written=3, short=(0, 3, 4) if short else ())
 
     return write
 
 
-def _lane_by_lane(compute: Callable[..., list[Any]], *, num: int, written: int) -> Any:
+@_of_addresses
+def fetch(_, at):
+    """Fetch the cache line of an address, which may lie past the end of what is read."""
+
+    def generate(context, builder, signature, arguments):
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        fetched = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        to_read, near, data = word(0), word(3), word(1)
+        builder.call(fetched, [builder.inttoptr(arguments[0], byte), to_read, near, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+def _lane_by_lane(
+    compute: Callable[..., list[Any]], *, num: int, written: int, short: Sequence[int] = ()
+) -> Any:
     """Type and generate a function of addresses, the first of which are written after all are read.
 
-    ``compute`` gives their new values from the builder and all values.
+    ``compute`` gives their new values from the builder and all values. Those at the places
+    ``short`` are bfloat16 in memory.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        found = compute(builder, *[_load(builder, at) for at in arguments])
-        for value, at in zip(found, arguments[:written], strict=True):
-            _store(builder, value, at)
+        loads = [_load_short if i in short else _load for i in range(num)]
+        found = compute(
+            builder, *[load(builder, at) for load, at in zip(loads, arguments, strict=True)]
+        )
+        for i, value in enumerate(found):
+            store = _store_short if i in short else _store
+            store(builder, value, arguments[i])
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * num), generate
@@ -281,6 +322,26 @@ def _load(builder: Any, at: Any) -> Any:
 
 def _store(builder: Any, value: Any, at: Any) -> None:
     builder.store(value, builder.inttoptr(at, _VECTOR.as_pointer())).align = 4
+
+
+def _load_short(builder: Any, at: Any) -> Any:
+    """Read bfloat16, the upper halves of float32."""
+    loaded = builder.load(builder.inttoptr(at, _SHORT.as_pointer()))
+    loaded.align = 2
+    return builder.bitcast(builder.shl(builder.zext(loaded, _BITS), _all(16)), _VECTOR)
+
+
+def _store_short(builder: Any, value: Any, at: Any) -> None:
+    """Write the nearest bfloat16; of two the even one."""
+    bits = builder.bitcast(value, _BITS)
+    odd = builder.and_(builder.lshr(bits, _all(16)), _all(1))
+    up = builder.add(builder.add(bits, _all(0x7FFF)), odd)
+    short = builder.trunc(builder.lshr(up, _all(16)), _SHORT)
+    builder.store(short, builder.inttoptr(at, _SHORT.as_pointer())).align = 2
+
+
+def _all(bits: int) -> Any:
+    return ir.Constant(_BITS, [ir.Constant(ir.IntType(32), bits)] * LANES)
 
 
 def _broadcast(builder: Any, at: Any) -> Any:

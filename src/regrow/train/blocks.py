@@ -12,7 +12,8 @@ Of the gradient of what a norm reads, the part that needs no sums (``units``) is
 stream's gradient at once; the lines of all layers that read a channel are added up, and applied
 when the channel's own gradient is wanted.
 
-For float32 on a CPU. Modules stay what they are; results are theirs but for rounding.
+On a CPU, in float32 (``units``), dense blocks in bfloat16 too (``short_units``). Modules stay what
+they are; results are theirs but for rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,8 +28,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from regrow.models import densenet, preresnet
-from regrow.models.fused import fusable, has_hooks, moments_of, rectified
-from regrow.train import units
+from regrow.models.fused import fusable, has_hooks, moments_of, rectified, unwatched
+from regrow.train import short_units, units
 from regrow.train.fast_convolutions import TILED_PIXELS, is_fast
 from regrow.train.maps import Map
 from regrow.train.small_maps import computed_by
@@ -111,12 +112,21 @@ def _computed(block: nn.Module, last: list[nn.Module], x: Tensor) -> Tensor:
     parts = list(block.children())
     for part in parts[: len(parts) - len(last)]:
         x = part(x)
-    chains = [_chain(part) for part in last]
-    adding = type(last[0]) is preresnet.Bottleneck
-    if not _fit(chains, x, adding=adding):
+    with unwatched():
+        y = _as_one(
+            [_chain(part) for part in last], x, adding=type(last[0]) is preresnet.Bottleneck
+        )
+    if y is None:
+        y = x
         for part in last:
-            x = part(x)
-        return x
+            y = part(y)
+    return y
+
+
+def _as_one(chains: list[Chain], x: Tensor, *, adding: bool) -> Tensor | None:
+    """Return what layers or blocks make of a map, if they can be computed as one operation."""
+    if not _fit(chains, x, adding=adding):
+        return None
     grown = 0 if adding else sum(chain[-1].conv.out_channels for chain in chains)
     moments = np.empty((3, x.shape[1] + grown))
     weights = [
@@ -134,6 +144,8 @@ def _computed(block: nn.Module, last: list[nn.Module], x: Tensor) -> Tensor:
 def _fit(chains: Sequence[Chain], x: Tensor, *, adding: bool) -> bool:
     """Tell whether these can be computed of a map, one after another."""
     if x.dim() != 4 or max(x.shape[2:]) < TILED_PIXELS:
+        return False
+    if adding and x.dtype != torch.float32:
         return False
     stream = x.shape[1]
     for chain in chains:
@@ -156,16 +168,16 @@ class _Appending(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, chains: list[Chain], moments: Any, *weights: Tensor) -> Tensor:
-        stream = Map.empty(Map.of(x).size, moments.shape[1])
+        ctx.ways = ways = units if x.dtype == torch.float32 else short_units
+        stream = Map.empty(Map.of(x).size, moments.shape[1], x.dtype)
         channels = x.shape[1]
-        stream.part(0, channels).tensor().copy_(x)
-        units.find_moments(stream.part(0, channels), moments[:, :channels])
+        moments[:, :channels] = ways.place(x, stream.part(0, channels))
         ctx.layers = []
         for chain in chains:
             grown = chain[-1].conv.out_channels
             out = stream.part(channels, grown)
             read = stream.part(0, channels), moments[:, :channels]
-            steps, moments[:, channels : channels + grown] = units.forward(chain, *read, out)
+            steps, moments[:, channels : channels + grown] = ways.forward(chain, *read, out)
             ctx.layers.append(steps)
             channels += grown
         y = stream.tensor()
@@ -176,6 +188,7 @@ class _Appending(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
+        ways: Any = ctx.ways
         _ = ctx.saved_tensors  # which looks whether they are what they were
         total = Map.copied(grad)
         missing = np.zeros((2, total.channels))  # slope and constant
@@ -184,13 +197,13 @@ class _Appending(Function):
             read = steps[0].x.channels
             grown = len(steps[-1].weight)
             line = Missing(ctx.stream.part(read, grown), *missing[:, read : read + grown])
-            found, line = units.backward(steps, total.part(read, grown), line, total.part(0, read))
+            found, line = ways.backward(steps, total.part(read, grown), line, total.part(0, read))
             missing[:, :read] += line.slope, line.constant
             gradients = found + gradients
         x = ctx.layers[0][0].x
-        of_x = Map.empty(total.size, x.channels)
+        of_x = Map.empty(total.size, x.channels, grad.dtype)
         line = Missing(x, *missing[:, : x.channels])
-        units.straighten(total.part(0, x.channels), line, of_x)
+        ways.straighten(total.part(0, x.channels), line, of_x)
         return of_x.tensor(), None, None, *gradients
 
 

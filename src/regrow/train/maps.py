@@ -1,4 +1,4 @@
-"""Maps in memory as compiled kernels take them: float32, the channels of a pixel side by side."""
+"""Maps in memory as compiled kernels take them: the channels of a pixel side by side."""
 
 import threading
 from dataclasses import dataclass, replace
@@ -26,19 +26,21 @@ class Map:
         return Map(x, (images, height, width), channels, channels)
 
     @staticmethod
-    def empty(size: tuple[int, int, int], channels: int) -> "Map":
+    def empty(
+        size: tuple[int, int, int], channels: int, dtype: torch.dtype = torch.float32
+    ) -> "Map":
         """Return a map at whose end there is room for a vector of channels."""
         from regrow.models.vectors import LANES
 
         images, height, width = size
-        memory = torch.empty(images * height * width * channels + LANES)
+        memory = torch.empty(images * height * width * channels + LANES, dtype=dtype)
         return Map(memory, size, channels, channels)
 
     @staticmethod
     def copied(x: Tensor) -> "Map":
         """Return a copy of a tensor at whose end there is room for a vector of channels."""
         images, channels, height, width = x.shape
-        found = Map.empty((images, height, width), channels)
+        found = Map.empty((images, height, width), channels, x.dtype)
         found.tensor().copy_(x)
         return found
 
@@ -50,7 +52,8 @@ class Map:
         images, height, width = self.size
         row, image = width * self.between, height * width * self.between
         shape, strides = (images, self.channels, height, width), (image, 1, row, self.between)
-        return torch.empty(0).set_(self.data.untyped_storage(), self.first, shape, strides)
+        found = torch.empty(0, dtype=self.data.dtype)
+        return found.set_(self.data.untyped_storage(), self.first, shape, strides)
 
     def part(self, first: int, channels: int) -> "Map":
         """Return so many channels from one on."""
@@ -59,7 +62,7 @@ class Map:
     @property
     def address(self) -> int:
         """Return where the first number lies."""
-        return self.data.data_ptr() + 4 * self.first
+        return self.data.data_ptr() + self.data.element_size() * self.first
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:

@@ -16,6 +16,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
+from regrow.models.fused import unwatched
+
 # Of a map that a convolution writes. Times in ms as a convolution and as a product, of 3x3 kernels
 # and a batch of 64 (one thread of a 2-core Xeon with AMX, torch 2.15, medians of 9, 2026-11-22):
 #
@@ -77,8 +79,9 @@ def _applies(module: nn.Conv2d) -> bool:
 
 def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Return what a convolution returns."""
-    if x.dim() == 4 and 0 < _pixels(conv, x) <= PIXELS and len(x) > 0:
-        return product(conv, x.bfloat16())
+    with unwatched():
+        if x.dim() == 4 and 0 < _pixels(conv, x) <= PIXELS and len(x) > 0:
+            return product(conv, x.bfloat16())
     return type(conv).forward(conv, x)
 
 

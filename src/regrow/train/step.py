@@ -243,10 +243,11 @@ def computing(
     # Autocast rather than bf16 copies of the weights beside fp32 masters: casting once a step gains
     # 1 % (ResNet-56, VGG-16) to 8 % (DenseNet-40), and callbacks would see weights of two kinds.
     fused = kind == "cpu" and engine == "fused"
+    short = kind == "cpu" and precision == "bf16"
     with (
         torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"),
-        as_products(model) if kind == "cpu" and precision == "bf16" else nullcontext(),
-        whole_blocks(model) if fused else nullcontext(),
+        whole_blocks(model) if fused or short else nullcontext(),
+        as_products(model) if short else nullcontext(),
         fast_convolutions(model) if fused else nullcontext(),
         fused_in_float32() if fused else nullcontext(),
         safe_convolutions(),

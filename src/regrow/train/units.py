@@ -48,7 +48,7 @@ class Missing(NamedTuple):
 
     def rows(self) -> Tensor:
         """Return slopes and constants for kernels."""
-        return _vectors(np.stack([self.slope, self.constant]))
+        return in_vectors(np.stack([self.slope, self.constant]))
 
 
 def forward(
@@ -57,7 +57,7 @@ def forward(
     """Write what units make of a map; return what they did, and the moments of what they made."""
     steps = []
     for unit in chain:
-        step = _step(unit, x, moments)
+        step = step_of(unit, x, moments)
         last = unit is chain[-1]
         y = out if last else Map.empty(x.size, unit.conv.out_channels)
         moments = _convolve(step, y, added if last else None)
@@ -66,7 +66,8 @@ def forward(
     return steps, moments
 
 
-def _step(unit: NormedConvolution, x: Map, moments: Any) -> Remembered:
+def step_of(unit: NormedConvolution, x: Map, moments: Any) -> Remembered:
+    """Return what a unit remembers of a map of these moments, and move its norm's averages on."""
     from regrow.models import kernels
 
     norm, saved = unit.norm, np.empty((4, x.channels))
@@ -74,7 +75,7 @@ def _step(unit: NormedConvolution, x: Map, moments: Any) -> Remembered:
     norm.num_batches_tracked.add_(1)
     moments = np.ascontiguousarray(moments)
     kernels.statistics(x.pixels, moments, addresses(norm), norm.eps, norm.momentum, saved)
-    return Remembered(x, saved, _vectors(saved[[2, 3, 0]]), unit.conv.weight)
+    return Remembered(x, saved, in_vectors(saved[[2, 3, 0]]), unit.conv.weight)
 
 
 def _convolve(step: Remembered, y: Map, added: Map | None) -> Any:
@@ -131,7 +132,7 @@ def backward(
                 grad = straight
             of_weight = tiled.gradient_of_weight(step.x, grad, lines=step.lines)
             tiled.gradient_of_map(grad, step.weight, of_x, behind=behind)
-        of_norm, line = _of_norm(step, sums)
+        of_norm, line = norm_gradients(step, sums)
         gradients = [*of_norm, of_weight, *gradients]
         grad = of_x
     assert line is not None
@@ -171,7 +172,8 @@ def _gradients_of_product(
     return found.contiguous().view_as(step.weight)
 
 
-def _of_norm(step: Remembered, sums: Any) -> tuple[list[Tensor], Missing]:
+def norm_gradients(step: Remembered, sums: Any) -> tuple[list[Tensor], Missing]:
+    """Return the gradients of a norm's parameters, and what is missing of that of its map."""
     from regrow.models import kernels
 
     channels = step.x.channels
@@ -202,7 +204,15 @@ def find_moments(x: Map, moments: Any) -> None:
     pointwise.moments(x.address, x.rows, room(num).data_ptr(), moments)
 
 
-def _vectors(rows: Any) -> Tensor:
+def place(x: Tensor, to: Map) -> Any:
+    """Copy a tensor to a map, and return the moments of what it has."""
+    to.tensor().copy_(x)
+    moments = np.empty((3, to.channels))
+    find_moments(to, moments)
+    return moments
+
+
+def in_vectors(rows: Any) -> Tensor:
     """Return rows of channels as float32, filled up with zeros to whole vectors."""
     from regrow.models.winograd import padded
 
