@@ -5,9 +5,11 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from regrow.errors import ConfigError, unknown
+from regrow.errors import ConfigError, short, unknown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -22,6 +24,30 @@ def is_int(value: object, *, least: int | None = None) -> TypeGuard[int]:
     if not isinstance(value, int) or isinstance(value, bool):
         return False
     return least is None or value >= least
+
+
+def check_kind(value: object, kind: type | tuple[type, ...], wanted: str) -> None:
+    """Raise a ``ConfigError`` if an argument is of another kind than is ``wanted``.
+
+    >>> check_kind(3, str, "'code' must be a text")
+    Traceback (most recent call last):
+    regrow.errors.ConfigError: 'code' must be a text. Got 3.
+    """
+    if not isinstance(value, kind):
+        raise ConfigError(f"{wanted}. Got {short(value)}.")
+
+
+def path_of(value: object, what: str) -> Path:
+    """Return the path that a text or a path names; anything else is a ``ConfigError``.
+
+    >>> path_of("small", "A folder").name
+    'small'
+    """
+    named = isinstance(value, str | PathLike)
+    path = Path(value) if named else None  # type: ignore[arg-type]
+    if path is None or value == "" or "\0" in str(path):
+        raise ConfigError(f"{what} is a path, such as 'small'. Got {short(value)}.")
+    return path
 
 
 def percent(value: object) -> str:

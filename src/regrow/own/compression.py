@@ -18,7 +18,7 @@ from regrow.models.inputs import Inputs, inputs_of
 from regrow.models.origins import ModelOrigin
 from regrow.own.card import BATCHES, Card, measure_speed
 from regrow.own.exports import CLOSE, EXPORTS, largest_gap
-from regrow.own.inspection import check_network
+from regrow.own.inspection import check_numbers
 from regrow.own.new_folder import new_folder
 from regrow.pruning.dry_run import saying_where
 from regrow.pruning.examples import Loss
@@ -164,7 +164,7 @@ def compress(
 
 
 def _check(network: object, amount: Mapping[str, float]) -> None:
-    check_network(network)
+    check_numbers(network)
     if len(amount) != 1:
         raise ConfigError(
             "compress takes one of macs, parameters, latency and sparsity. Got "

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from regrow.core.validation import path_of
 from regrow.errors import ConfigError, TraceError, short, unknown
 from regrow.models.inputs import inputs_of
 from regrow.models.libraries import package
 from regrow.own.export_inputs import BATCH_NAME, Exportable, named, ways
 from regrow.own.new_folder import check_new, scratch_beside
 from regrow.surgery.alive import called
-from regrow.surgery.taken import check_names
+from regrow.surgery.taken import check_names, check_network
 
 CLOSE = 1e-4  # of the largest output, by which an export may be off
 MOST_INSIDE = 2**30  # bytes of weights; more lie beside the .onnx file, which holds 2 GiB at most
@@ -98,7 +99,8 @@ def export(network: nn.Module, example: Any, path: str | Path) -> str:
         ConfigError: the network cannot be exported, or a package is missing.
         TraceError: the export does not compute what the network does, and is not written.
     """
-    file = Path(path)
+    check_network(network)
+    file = path_of(path, "The file to write")
     kind = file.suffix.removeprefix(".")
     if kind not in EXPORTS:
         raise ConfigError(f"{path}: {unknown('format', kind, EXPORTS)}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from regrow.core.digests import parsed, read_file
 from regrow.core.texts import markdown_text, one_line
-from regrow.core.validation import is_number
+from regrow.core.validation import is_number, path_of, text
 from regrow.errors import ConfigError, DataError, StoreError, short
 from regrow.models.libraries import package
 from regrow.models.origins import ModelOrigin
@@ -55,8 +55,8 @@ def push(
         ConfigError: no such folder or name, or the package huggingface-hub is missing.
         DataError: the hub refuses it.
     """
-    source = Path(folder)
-    if not REPOSITORY.fullmatch(name):
+    source = path_of(folder, "The folder to upload")
+    if not REPOSITORY.fullmatch(text(name, "name")):
         raise ConfigError(f"A repository of the hub is OWNER/NAME. Got {name!r}.")
     if results and dataset is None:
         raise ConfigError("Say which data the results are of: --on NAME.")
@@ -89,7 +89,7 @@ def push(
 
 def pull(name: str) -> Path:
     """Download a network from the hub into the hub's cache; returns its folder, for ``load``."""
-    if not REPOSITORY.fullmatch(name):
+    if not REPOSITORY.fullmatch(text(name, "name")):
         raise ConfigError(f"A repository of the hub is OWNER/NAME. Got {name!r}.")
     hub = package("huggingface_hub", extra="hub", wanted_for="The Hugging Face hub")
     try:

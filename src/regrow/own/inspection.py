@@ -15,7 +15,7 @@ from regrow.pruning.method import SCOPES, Method
 from regrow.pruning.select import select
 from regrow.surgery import Group, Trace, trace
 from regrow.surgery.fold import fold
-from regrow.surgery.taken import check_names
+from regrow.surgery.taken import check_names, check_network
 
 LAYERS_SHOWN = 6  # of one role in a group
 
@@ -146,7 +146,7 @@ def inspect(network: nn.Module, example: Any, *, keep: Sequence[str] = ()) -> In
     >>> [(group.name, group.width, group.parameters) for group in inspect(net, (1, 3, 8, 8)).groups]
     [('0', 8, 224)]
     """
-    check_network(network)
+    check_numbers(network)
     inputs = inputs_of(example)
     tensors = inputs.example() if isinstance(example, str | type(inputs)) else example
     kind, network = type(network).__name__, fold(network)
@@ -167,11 +167,10 @@ def inspect(network: nn.Module, example: Any, *, keep: Sequence[str] = ()) -> In
     )
 
 
-def check_network(network: object) -> None:
+def check_numbers(network: object) -> None:
     """Raise a ``ConfigError`` if something is no network, or has shapes only, and no numbers."""
-    if not isinstance(network, nn.Module):
-        text = f"regrow.ModelOrigin({network!r}).build()" if isinstance(network, str) else "Net()"
-        raise ConfigError(f"A network must be a torch.nn.Module, such as {text}. Got {network!r}.")
+    check_network(network)
+    assert isinstance(network, nn.Module)
     empty = [name for name, parameter in network.named_parameters() if parameter.is_meta]
     if empty:
         raise ConfigError(

@@ -28,7 +28,7 @@ from regrow.core.digests import (
 )
 from regrow.core.disk import why
 from regrow.core.units import UNITS
-from regrow.core.validation import is_int
+from regrow.core.validation import check_kind, is_int, path_of, text
 from regrow.errors import ConfigError, Damaged, RegrowError, StoreError, TraceError, short
 from regrow.models import MODELS, ModelSpec, build, example_input, is_origin
 from regrow.models.inputs import Inputs, inputs_of
@@ -36,6 +36,7 @@ from regrow.models.origins import ModelOrigin
 from regrow.surgery import Trace, shrink, trace
 from regrow.surgery.fold import fold
 from regrow.surgery.mask import Mask
+from regrow.surgery.taken import check_keep, check_network
 
 FORMAT = 1
 ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
@@ -62,6 +63,13 @@ class Architecture:
 
     def __post_init__(self) -> None:
         model, shape = self.model, self.shape
+        kinds = "An architecture's model must be a regrow.ModelSpec or a regrow.ModelOrigin"
+        check_kind(model, (ModelSpec, ModelOrigin), kinds)
+        check_keep(self.keep)
+        cuts = "An architecture's cuts must be a list of masks, such as [mask]"
+        check_kind(self.cuts, (list, tuple), cuts)
+        for mask in self.cuts:
+            check_kind(mask, Mask, cuts)
         if isinstance(model, ModelSpec):
             shape = shape if model.inputs is None else Inputs.read(model.inputs.split())
             if is_origin(model.name):  # whose code is not run because a file names it
@@ -74,6 +82,7 @@ class Architecture:
             )
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "cuts", tuple(self.cuts))
 
     @property
     def code(self) -> str | None:
@@ -141,7 +150,7 @@ class Architecture:
     @classmethod
     def read(cls, folder: str | Path, *, code: str | None = None) -> "Architecture":
         """Read the architecture of a network that ``save`` wrote: see ``load``."""
-        return _read(Path(folder), code)[0]
+        return _read(path_of(folder, "The folder to read"), code)[0]
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Architecture":
@@ -234,7 +243,8 @@ def save(folder: str | Path, model: nn.Module, architecture: Architecture) -> No
             "regrow.Architecture.read(FOLDER), or regrow.Architecture(model=regrow.ModelOrigin("
             f"'nets.py:build'), shape=(1, 3, 224, 224)). Got {short(architecture)}."
         )
-    path = Path(folder)
+    path = path_of(folder, "The first argument of regrow.save, a folder,")
+    check_network(model)
     state = model.state_dict()
     if isinstance(architecture.model, ModelOrigin):
         architecture = replace(architecture, model=architecture.model.resolved())
@@ -264,7 +274,9 @@ def load(folder: str | Path, *, code: str | None = None) -> nn.Module:
         ConfigError: its model is not registered (a user's file has to be loaded first), a library
             is missing, or the network is built by code that was not named.
     """
-    path = Path(folder)
+    path = path_of(folder, "The folder that regrow.load reads")
+    if code is not None:
+        text(code, "code")
     architecture, digest, weights = _read(path, code)
     try:
         model = architecture.build()

@@ -15,6 +15,7 @@ from regrow.models.layers import SelectChannels
 from regrow.surgery.groups import NUMBER, WIDTH, Slot, Trace
 from regrow.surgery.held import compared_in_code, is_memory
 from regrow.surgery.mask import Mask
+from regrow.surgery.taken import check_cut
 from regrow.surgery.tape import Narrows, call, evaluating, output_tensors
 
 
@@ -36,6 +37,7 @@ def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
         TraceError: the mask names groups that the trace lacks, has another width, would empty a
             layer, or the smaller network does not run because its code fixes a number of channels.
     """
+    check_cut(model, mask, trace)
     cut = UNITS.get(mask.unit).cut
     if cut is None:
         raise TraceError(not_cut(mask))

@@ -15,6 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from regrow.surgery.cut import duplicate, replace_
+from regrow.surgery.taken import check_network
 from regrow.surgery.tape import evaluating
 
 _OF_TORCH = "torch.nn.utils.parametrizations"
@@ -31,6 +32,7 @@ def fold(network: nn.Module) -> nn.Module:
     >>> sorted(name for name, _ in fold(net).named_parameters())
     ['0.bias', '0.weight']
     """
+    check_network(network)
     if not any(_tensors(module) or _hooks(module) for module in network.modules()):
         return network
     folded = duplicate(network)

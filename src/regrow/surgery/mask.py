@@ -1,11 +1,13 @@
 """Masks, which units of a network stay: their algebra, and holding masked weights at zero."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from regrow.core.units import UNITS, Kept
+from regrow.core.validation import check_kind
 from regrow.errors import ConfigError, unknown
 
 
@@ -30,7 +32,10 @@ class Mask:
     guarded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        kinds = "A mask's 'kept' must be a mapping of names to tensors of booleans (True = stays)"
+        check_kind(self.kept, Mapping, kinds)
         for name, kept in self.kept.items():
+            check_kind(kept, Tensor, f"{kinds}, as torch.tensor([True, False]) for {name!r}")
             if kept.dtype != torch.bool:
                 raise ConfigError(
                     f"The mask of {name!r} must hold booleans (True = stays). Got {kept.dtype}."

@@ -16,6 +16,7 @@ from regrow.errors import TraceError
 from regrow.surgery.cut import check, duplicate, is_cut, kept_positions, not_cut
 from regrow.surgery.groups import OVER, WIDTH, Trace
 from regrow.surgery.mask import Mask
+from regrow.surgery.taken import check_cut
 
 
 def silence(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
@@ -26,6 +27,7 @@ def silence(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     of a block that goes, the last layer of the branch. Norms that take statistics over channels get
     hooks that leave out those of the cut units.
     """
+    check_cut(model, mask, trace)
     silence = UNITS.get(mask.unit).silence
     if silence is None:
         raise TraceError(not_cut(mask))

@@ -15,13 +15,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from regrow.core.seeds import seeded
 from regrow.core.texts import quoted
 from regrow.core.units import UNITS
-from regrow.errors import TraceError
+from regrow.errors import ConfigError, TraceError, short
 from regrow.surgery.alive import called, drawn_like, enlivened, is_blank
 from regrow.surgery.cut import duplicate, is_cut, shrink
 from regrow.surgery.dispatch import OperationMode
 from regrow.surgery.groups import Group, Kind, Trace
 from regrow.surgery.mask import Mask
 from regrow.surgery.oracle import silence
+from regrow.surgery.taken import check_cut
 from regrow.surgery.tape import leaves, output_tensors
 
 LEAST_SHOWN = 1e-3  # of the output, by which a group has to move it
@@ -134,7 +135,10 @@ def verify(
         TraceError: the network cannot be cut by this mask, or its outputs when cut are not as many,
             or of another shape.
     """
+    check_cut(model, mask, trace)
     cut = cut_groups(mask)
+    if sensitivity is not None:
+        _check_measured(sensitivity, cut)
     inputs = _inputs(model, trace.example)
     live = enlivened(model, inputs[0], silenced=lambda net: silence(net, mask, trace))
     if sensitivity is None:
@@ -160,6 +164,14 @@ def verify(
         wrong=wrong,
         rounded=worst.rounded,
     )
+
+
+def _check_measured(sensitivity: object, cut: Sequence[str]) -> None:
+    if not isinstance(sensitivity, Mapping) or not {*cut} <= {*sensitivity}:
+        raise ConfigError(
+            "'sensitivity' must be what sensitivities() found for all groups that are cut: "
+            f"{quoted(cut, 5)}. Got {short(sensitivity)}."
+        )
 
 
 def prove(

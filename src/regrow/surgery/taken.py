@@ -1,7 +1,7 @@
-"""The inputs that a network's own code names, and inputs by a name that it does not know."""
+"""What surgery is given: a network, and inputs by names that its own code knows."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from regrow.errors import TraceError, unknown
+from regrow.core.validation import check_kind, is_int
+from regrow.errors import ConfigError, TraceError, short, unknown
+from regrow.models.inputs import Inputs, inputs_of
 from regrow.surgery.dispatch import OperationMode
+from regrow.surgery.groups import Trace
+from regrow.surgery.mask import Mask
 from regrow.surgery.tape import Arguments, call, evaluating
 
 
@@ -38,6 +42,47 @@ class CallSignature:
             tuple(p.name for p in parameters if p.kind in by_name),
             others=any(p.kind == p.VAR_KEYWORD for p in parameters),
         )
+
+
+def check_network(network: object) -> None:
+    """Raise a ``ConfigError`` if something is no network."""
+    if not isinstance(network, nn.Module):
+        text = f"regrow.ModelOrigin({network!r}).build()" if isinstance(network, str) else "Net()"
+        got = f"the class {network.__name__}" if isinstance(network, type) else short(network)
+        raise ConfigError(f"A network must be a torch.nn.Module, such as {text}. Got {got}.")
+
+
+def check_cut(network: object, mask: object, trace: object) -> None:
+    """Raise a ``ConfigError`` if something is no network, no mask over one, or no trace of one."""
+    check_network(network)
+    made = "regrow.Mask(unit='channel', kept={GROUP: BOOLEANS}), or by regrow.select"
+    check_kind(mask, Mask, f"The second argument must be a mask, made by {made}")
+    check_kind(trace, Trace, "The third argument must be what regrow.trace(network, example) found")
+
+
+def check_keep(keep: Any) -> None:
+    """Raise a ``ConfigError`` if the modules to keep whole are not a list of names."""
+    listed = isinstance(keep, Collection) and not isinstance(keep, str | bytes)
+    if not (listed and all(isinstance(name, str) for name in keep)):
+        raise ConfigError(
+            f"'keep' must be a list of names of modules, such as ['stem.conv']. Got {short(keep)}."
+        )
+
+
+def example_of(example: Any) -> Any:
+    """Return an example itself, of its text too; what can be none is a ``ConfigError``."""
+    if isinstance(example, str | Inputs):
+        return inputs_of(example).example()
+    is_sizes = isinstance(example, list | tuple) and all(is_int(size) for size in example)
+    array = not torch.is_tensor(example) and hasattr(example, "__array__")
+    single = example is None or isinstance(example, bool | int | float | complex | bytes | type)
+    if single or array or (is_sizes and any(size < 1 for size in example[1:])):
+        of_array = " Of an array: torch.from_numpy(array)." if array else ""
+        raise ConfigError(
+            "An example must be a tensor or its shape, such as (1, 3, 224, 224), or several "
+            f"inputs as a list, or by name as a mapping. Got {short(example)}.{of_array}"
+        )
+    return example
 
 
 def check_names(network: nn.Module, example: Any) -> None:

@@ -124,6 +124,7 @@ _CHOSEN_BY_DATA = (
 )
 
 
+MOST_OF_ERROR = 300  # characters of an error of the network's own code that are quoted
 RECURRENT = "torch.nn.RNNBase"  # a recurrent layer, in place of its operations
 
 
@@ -329,8 +330,9 @@ def record(model: nn.Module, example: Any) -> Tape:
     except Exception as error:
         where = f" in {recorder.stack[-1]!r}" if recorder.stack[-1] else ""
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        what = f"an example of shape {shapes}" if shapes else "an example without a tensor"
         raise Unrecorded(
-            f"The network fails on an example of shape {shapes}{where}: {_worded(error)}. "
+            f"The network fails on {what}{where}: {_worded(error)}. "
             "Give an example input that the network takes; its first dimension counts samples, of "
             "which one is run.",
             reached=len(tape.nodes),
@@ -345,7 +347,8 @@ def record(model: nn.Module, example: Any) -> Tape:
 
 
 def _worded(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    text = str(error).strip() or type(error).__name__
+    return text if len(text) <= MOST_OF_ERROR else f"{text[:MOST_OF_ERROR]} ..."
 
 
 def _refuse_lazy(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ import regrow.surgery.attention
 import regrow.surgery.lookup
 import regrow.surgery.recurrent
 import regrow.surgery.views  # noqa: F401  (their rules are registered by that)
+from regrow.core.validation import check_kind
 from regrow.errors import TraceError
 from regrow.surgery.assumptions import Assumptions, Followed
 from regrow.surgery.colours import ZERO, Classes, ViewConflictError
@@ -26,11 +27,12 @@ from regrow.surgery.operators import COPIES, TURNS, VIEWS
 from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.statistics import carry
+from regrow.surgery.taken import check_keep, check_network, example_of
 from regrow.surgery.tape import Arguments, Node, Tape, record
 from regrow.surgery.trial import Trials, Tried
 from regrow.surgery.whole import whole_layers
 
-Example = Tensor | Sequence[int] | Sequence[Any] | Mapping[str, Any]
+Example = Tensor | str | Sequence[int] | Sequence[Any] | Mapping[str, Any]
 
 
 def trace(
@@ -45,17 +47,21 @@ def trace(
     Args:
         model: any network; it is left as it was.
         example: an input ``[N, ...]`` or its shape; or several inputs, as a list or tuple, or as a
-            mapping of names to inputs. One sample of each is run, if they are tensors of as many.
+            mapping of names to inputs; or their texts (``"1x3x224x224"``). One sample of each is
+            run, if they are tensors of as many.
         kwargs: further inputs by name.
         keep: names of modules (or prefixes of names) whose output channels stay whole.
 
     Raises:
         TraceError: the network fails on the example, a layer has no units, or ``keep`` no module.
+        ConfigError: an argument is of another kind.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
     >>> [(g.name, g.kind, g.size) for g in trace(net, (1, 3, 8, 8)).groups.values()]
     [('0', 'conv', 8)]
     """
+    check_network(model)
+    check_keep(keep)
     names = {name for name, _ in model.named_modules()}
     for name in keep:
         if name not in names:
@@ -135,10 +141,12 @@ def _trains(model: nn.Module, found: Trace) -> bool:
 def _sample(model: nn.Module, example: Any, kwargs: Mapping[str, Any] | None) -> Any:
     """Return inputs for one example, where the network's parameters are and in their type."""
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    example = example_of(example)
     several = isinstance(example, list | tuple)
     if several and example and all(isinstance(n, int) for n in example):
         example, several = torch.zeros(1, *tuple(example)[1:]), False
     if kwargs is not None:
+        check_kind(kwargs, Mapping, "'kwargs' must be a mapping of names to inputs")
         given = tuple(example) if several else (example,)
         example = Arguments(given, dict(kwargs))
     one = _are_samples(example)
