@@ -175,6 +175,10 @@ class _Sizes:
         if ids.numel() == 1:
             return tuple(ids.shape)
         stays = self._stays[self.classes.root[ids.clamp(min=ZERO)]]
+        wide = [dim for dim, size in enumerate(ids.shape) if size > 1]
+        if len(wide) == 1:
+            num = int(stays.sum())
+            return tuple(num if dim == wide[0] else 1 for dim in range(ids.dim()))
         places = stays.nonzero()
         left = tuple(len(torch.unique(places[:, dim])) for dim in range(stays.dim()))
         return left if len(places) == torch.Size(left).numel() else None

@@ -155,12 +155,17 @@ class Painter:
 
         What is left of a tensor is a tensor only if the same positions go everywhere else.
         """
-        unsettled = [p for p in self.paints.values() if len(p.coloured_dims()) > 1]
+        unsettled = [i for i, source in self.paints.items() if len(source.coloured_dims()) > 1]
         while unsettled:
-            unsettled = [self.settled(source) for source in unsettled]
-            unsettled = [p for p in unsettled if len(p.coloured_dims()) > 1]
+            settled: dict[int, tuple[Tensor, Tensor]] = {}  # many values share their colours
+            for index in unsettled:
+                source = self.paints[index]
+                if id(source.ids) not in settled:
+                    settled[id(source.ids)] = source.ids, self.settled(source).ids
+                self.paints[index] = replace(source, ids=settled[id(source.ids)][1])
+            unsettled = [i for i in unsettled if len(self.paints[i].coloured_dims()) > 1]
             if unsettled:
-                source = unsettled.pop(0)
+                source = self.paints[unsettled[0]]
                 varied = source.coloured_dims()
                 stays = max(varied, key=lambda dim: (source.ids.shape[dim], -dim))
                 self.level(source, [dim for dim in varied if dim != stays])

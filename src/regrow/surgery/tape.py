@@ -299,8 +299,9 @@ def record(model: nn.Module, example: Any) -> Tape:
     ``example``: see ``call``.
     """
     _refuse_lazy(model)
-    modules = model.named_modules()
-    tape = Tape(compiled=frozenset(n for n, m in modules if isinstance(m, torch.jit.ScriptModule)))
+    modules = dict(model.named_modules())
+    compiled = (n for n, m in modules.items() if isinstance(m, torch.jit.ScriptModule))
+    tape = Tape(compiled=frozenset(compiled))
     recorder = _TapeRecorder(tape)
     for name, parameter in model.named_parameters():
         index = recorder.enter(parameter)
@@ -311,12 +312,9 @@ def record(model: nn.Module, example: Any) -> Tape:
     tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
     tape.inputs += [recorder.enter(tensor, data=True) for tensor in tensors]
     for attribute in ("num_features", "num_groups", "normalized_shape"):
-        tape.normalisers |= {
-            n: attribute for n, m in model.named_modules() if hasattr(m, attribute)
-        }
+        tape.normalisers |= {n: attribute for n, m in modules.items() if hasattr(m, attribute)}
     tape.numbers |= {
-        name: frozenset(number for *_, number in held(module))
-        for name, module in model.named_modules()
+        name: frozenset(number for *_, number in held(module)) for name, module in modules.items()
     }
     try:
         with (
