@@ -38,7 +38,9 @@ def alive(net: nn.Module, example: Any) -> tuple[nn.Module, Any]:
     )
     try:
         live = live.double()
-        called(live, wide)
+        outputs = [x for x in tree_leaves(called(live, wide)) if isinstance(x, Tensor)]
+        if not all(bool(torch.isfinite(x).all()) for x in outputs):
+            raise ArithmeticError("a mask of the least float64, written as float32, is infinite")
     except Exception:
         live, wide = live.float(), example
     draw = torch.Generator().manual_seed(0)

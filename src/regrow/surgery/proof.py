@@ -317,16 +317,13 @@ def _order(error: float) -> float:
 def compare(net: nn.Module, mask: Mask, trace: Trace, inputs: Sequence[Any]) -> Compared:
     """Compare the network that a mask cuts with the one whose cut units are silent."""
     small, quiet = shrink(net, mask, trace), silence(net, mask, trace)
-    dtype = torch.float64
-    try:
-        quiet = quiet.double()
-        expected = [called(quiet, _as(x, dtype)) for x in inputs]
-    except Exception:  # code that fixes a precision, which then meets the other one
+    in_float64 = _in_float64(quiet, inputs)
+    if in_float64 is None:
         quiet, dtype = silence(net, mask, trace), torch.float32
         expected = [called(quiet, x) for x in inputs]
     else:
-        small = small.double()
-    inputs = [_as(x, dtype) if dtype == torch.float64 else x for x in inputs]
+        expected, dtype = in_float64, torch.float64
+        small, inputs = small.double(), [_as(x, dtype) for x in inputs]
     error = _largest(
         [difference(called(small, x), y) for x, y in zip(inputs, expected, strict=True)]
     )
@@ -340,6 +337,20 @@ def compare(net: nn.Module, mask: Mask, trace: Trace, inputs: Sequence[Any]) -> 
     rounded = _rounded(quiet, inputs, expected)
     blind = not rounded <= MOST_ALLOWED[dtype]
     return Compared(error, tolerance if blind else max(tolerance, rounded), blind, rounded)
+
+
+def _in_float64(quiet: nn.Module, inputs: Sequence[Any]) -> list[Any] | None:
+    """Run a network in float64, in place; None if its code fixes another precision.
+
+    Which then meets this one: in an operation that fails, or in a mask of the least float64 there
+    is, written as float32, where it is infinite.
+    """
+    try:
+        outputs = [called(quiet.double(), _as(x, torch.float64)) for x in inputs]
+    except Exception:
+        return None
+    finite = all(bool(torch.isfinite(leaf).all()) for leaf in output_tensors(outputs))
+    return outputs if finite else None
 
 
 class _Narrowings(OperationMode):
