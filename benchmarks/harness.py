@@ -57,6 +57,7 @@ def options(about: str, out: str) -> argparse.ArgumentParser:
     parser.add_argument("patterns", nargs="*", help="parts of names of networks; all if none")
     parser.add_argument("--out", type=Path, default=Path(out), help="lines of JSON")
     parser.add_argument("--seconds", type=float, default=600, help="of a processor, for a network")
+    parser.add_argument("--minutes", type=float, help="then leave the rest to the next run")
     parser.add_argument("--gigabytes", type=float, default=10, help="for a network")
     parser.add_argument("--again", action="store_true", help="measure what has been, too")
     parser.add_argument("--stale", metavar="COMMIT", help="measure what was at this commit, too")
@@ -65,12 +66,13 @@ def options(about: str, out: str) -> argparse.ArgumentParser:
 
 
 def run(given: argparse.Namespace, tools: Sequence[str]) -> list[Line]:
-    """Measure what is missing, and return all lines."""
+    """Measure what is missing, small networks first, and return all lines."""
+    start = time.monotonic()
     measured = [] if given.again else rows(given.out)
     done = {(x["network"], x["tool"]) for x in measured if x["commit"] != given.stale}
     chosen = [
         name
-        for name in networks.names()
+        for name in sorted(networks.names(), key=_about_how_large)
         if not given.patterns or any(pattern in name for pattern in given.patterns)
     ]
     if given.list:
@@ -78,6 +80,8 @@ def run(given: argparse.Namespace, tools: Sequence[str]) -> list[Line]:
         raise SystemExit
     _load([name for name in chosen if any((name, tool) not in done for tool in tools)])
     for name in chosen:
+        if given.minutes is not None and time.monotonic() - start > 60 * given.minutes:
+            break
         for tool in tools:
             if (name, tool) not in done:
                 row = _in_process(name, tool, given)
@@ -85,6 +89,16 @@ def run(given: argparse.Namespace, tools: Sequence[str]) -> list[Line]:
                     file.write(json.dumps(row) + "\n")
                 print(_short(row), flush=True)
     return rows(given.out)
+
+
+def _about_how_large(name: str) -> int:
+    """Rank networks, so that a run of some minutes has many of them."""
+    small = ("torch/", "torch_geometric/", "transformers/", "timm/test_", "diffusers/")
+    ranks = (*small, "ultralytics/", "segmentation_models_pytorch/", "timm/", "torchvision/")
+    large = ("torchvision/detection/", "torchvision/video/", "torchvision/optical_flow/")
+    if name.startswith(large):
+        return len(ranks)
+    return next(rank for rank, start in enumerate(ranks) if name.startswith(start))
 
 
 def _load(chosen: Sequence[str]) -> None:

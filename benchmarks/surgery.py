@@ -1,18 +1,20 @@
 """regrow's surgery beside Torch-Pruning's, by one oracle: writes docs/torch-pruning.md.
 
     uv pip install torch-pruning==1.6.1 timm transformers
-    uv run --no-sync python benchmarks/surgery.py [PATTERN ...] [--seconds 600] [--repeats 5]
+    uv run --no-sync python benchmarks/surgery.py [PATTERN ...] [--seconds 600] [--minutes 60]
 
 Both cut every network to half its width, each in a process of its own, and each cut network is
 compared with the network whose cut channels are zero (benchmarks/oracle.py). Torch-Pruning is told
-which layers give the output, and of the attention heads. Lines go to surgery.jsonl; what stands
-there is not measured again, and the page is written from all of it. Seconds on four networks are
-compared in this process, by turns.
+which layers give the output, and of the attention heads. No network takes longer than ``--seconds``
+of a processor with each tool. Lines go to surgery.jsonl. What stands there is not measured again:
+the same command goes on where it was stopped, and the page is written from all of it. Seconds on
+four networks are compared in this process, by turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import platform
 from collections import Counter
@@ -55,14 +57,16 @@ HEAD = """\
 
 Written by `benchmarks/surgery.py` from {num} networks with random weights, which both tools cut to
 half their width: regrow {ours} at {commits}, torch-pruning {theirs}, measured {dates}, torch
-{torch}, one thread, {machine}. Each cut network is judged from outside, by one oracle:
-a copy with other numbers was cut, and is compared in float64 with that copy whose missing numbers
-are zero. Torch-Pruning is told which layers give the output, and how many heads attentions have.
+{torch}, one thread, {machine}, at most {limit:g} s of a processor for a network with each tool
+(`--seconds`; the same command goes on where it was stopped). Each cut network is judged from
+outside, by one oracle: a copy with other numbers was cut, and is compared in float64 with that copy
+whose missing numbers are zero. Torch-Pruning is told which layers give the output, and how many
+heads attentions have.
 
 """
 
 
-def page(lines: Sequence[harness.Line], seconds: Seconds) -> str:
+def page(lines: Sequence[harness.Line], seconds: Seconds, *, limit: float) -> str:
     """Word the page."""
     pairs = Counter(line["network"] for line in lines)
     lines = [line for line in lines if pairs[line["network"]] == len(harness.TOOLS)]
@@ -76,8 +80,28 @@ def page(lines: Sequence[harness.Line], seconds: Seconds) -> str:
         dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
         torch=torch.__version__,
         machine=platform.processor() or platform.machine(),
+        limit=limit,
     )
-    return head + "\n".join([*_outcomes(lines), "", *_times(lines, seconds), "", *_list(lines), ""])
+    parts = [
+        *_outcomes(lines),
+        "",
+        *_times(lines, seconds),
+        "",
+        *_list(lines),
+        "",
+        *_missing(lines),
+    ]
+    return head + "\n".join(parts)
+
+
+def _missing(lines: Sequence[harness.Line]) -> list[str]:
+    """Name the networks that have not been run with both tools."""
+    missing = sorted({*networks.names()} - {str(line["network"]) for line in lines})
+    return (
+        [f"Not run with both: {len(missing)} networks: {', '.join(missing)}.", ""]
+        if missing
+        else []
+    )
 
 
 def _family(line: harness.Line) -> str:
@@ -136,19 +160,30 @@ def _list(lines: Sequence[harness.Line]) -> list[str]:
     return rows
 
 
-def seconds_by_turns(repeats: int) -> Seconds:
-    """Return the seconds of a processor to trace and cut, of both tools by turns."""
+def seconds_by_turns(repeats: int, file: Path) -> Seconds:
+    """Return the seconds of a processor to trace and cut, of both tools by turns.
+
+    What stands in a file of lines is not run again.
+    """
     torch.set_num_threads(1)
     found: dict[str, dict[str, list[float]]] = {}
-    for name in TIMED if repeats else ():
-        net, example = networks.build(name)
-        found[name] = {tool: [] for tool in harness.TOOLS}
-        for _ in range(repeats):
+    for text in file.read_text().splitlines() if file.exists() else ():
+        line = json.loads(text)
+        runs = found.setdefault(line["network"], {tool: [] for tool in harness.TOOLS})
+        runs[line["tool"]].append(line["seconds"])
+    for name in TIMED:
+        runs = found.setdefault(name, {tool: [] for tool in harness.TOOLS})
+        missing = repeats - max(map(len, runs.values()))
+        net, example = networks.build(name) if missing > 0 else (None, None)
+        for _ in range(missing):
             for tool, cut in harness.TOOLS.items():
                 with suppress(Exception):  # the one that breaks has no time
-                    found[name][tool].append(sum(cut(net, example, None)[1:3]))
-        print(name, found[name], flush=True)
-    return found
+                    runs[tool].append(sum(cut(net, example, None)[1:3]))
+                    line = {"network": name, "tool": tool, "seconds": runs[tool][-1]}
+                    with file.open("a") as lines:
+                        lines.write(json.dumps(line) + "\n")
+        print(name, runs, flush=True)
+    return {name: runs for name, runs in found.items() if any(runs.values())}
 
 
 def main() -> None:
@@ -157,7 +192,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of the comparison of seconds")
     given = parser.parse_args()
     lines = harness.run(given, tuple(harness.TOOLS))
-    PAGE.write_text(page(lines, seconds_by_turns(given.repeats)))
+    seconds = seconds_by_turns(given.repeats, given.out.with_suffix(".seconds.jsonl"))
+    PAGE.write_text(page(lines, seconds, limit=given.seconds))
 
 
 if __name__ == "__main__":

@@ -127,10 +127,9 @@ def _biases(painter: Painter, refs: Iterable[Ref]) -> list[Paint]:
         if heads < 0 or (shape[heads] == 1 and not painter.of(ref).coloured_dims()):
             continue  # the same for all heads
         follows = painter.is_painted(ref) or painter.paint_parameter(ref, along=(heads,))
-        if follows or painter.paint_constant(ref, heads - len(shape)):
-            biases.append(painter.of(ref))
-        else:
-            biases.append(Paint(torch.full((1,) * len(shape), WHOLE), shape))
+        if not follows and not painter.paint_constant(ref, heads - len(shape)):
+            painter.paint_whole(ref, "numbers that the network's code computes for each head")
+        biases.append(painter.of(ref))
     return biases
 
 

@@ -462,6 +462,12 @@ class Painter:
         self.paints[ref.index] = spread(self.colours.fresh(shape[dim]), shape, dim, clean=clean)
         return True
 
+    def paint_whole(self, ref: Ref, origin: str) -> None:
+        """Colour a constant that nothing may be cut out of, with the words for what meets it."""
+        shape = self.shape(ref.index)
+        self.paints[ref.index] = Paint(torch.full((1,) * len(shape), WHOLE), shape)
+        self._origins[ref.index] = origin
+
     def lay(self, node: Node, laid: Laid, output: int | None = None) -> None:
         """Note that a parameter lies in an operation's result, the first if none is given."""
         output = node.outputs[0] if output is None else output
