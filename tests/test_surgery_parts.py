@@ -254,3 +254,26 @@ def test_groups_that_cannot_go_to_half_are_not_offered(monkeypatch: pytest.Monke
     found = trace(widened(), (1, 8, 3))
     assert "2.widen" not in found.groups
     assert "counts on how many there are (with 8 of 16 it does not run" in found.whole["2.fc"]
+
+
+class Beside(nn.Module):
+    """Channels and as much of the input beside each other, told apart for a moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.read, self.out = (nn.Conv2d(a, b, 1) for a, b in ((3, 3), (6, 5), (5, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pair = torch.cat([self.make(x), x], 1)
+        pair = pair.view(len(x), 2, 3, *x.shape[2:]).relu().flatten(1, 2)
+        scores: Tensor = self.out(self.read(pair).relu())
+        return scores
+
+
+def test_channels_beside_data_that_is_whole_come_to_an_end() -> None:
+    """Colours along two dimensions that never become one must not be tried for ever."""
+    net = Beside()
+    found = trace(net, SHAPE)
+    assert set(found.groups) == {"read"}
+    assert "data that is kept whole" in found.whole["make"]
+    assert verify(net, half(found), found).ok

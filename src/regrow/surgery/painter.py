@@ -165,10 +165,12 @@ class Painter:
                 self.paints[index] = replace(source, ids=settled[id(source.ids)][1])
             unsettled = [i for i in unsettled if len(self.paints[i].coloured_dims()) > 1]
             if unsettled:
-                source = self.paints[unsettled[0]]
+                index = unsettled.pop(0)  # for good: zeros among its colours never become one
+                source = self.paints[index]
                 varied = source.coloured_dims()
                 stays = max(varied, key=lambda dim: (source.ids.shape[dim], -dim))
                 self.level(source, [dim for dim in varied if dim != stays])
+                self.paints[index] = self.settled(source)
 
     def _is_compiled(self, node: Node) -> bool:
         """Tell whether an operation takes a tensor of a module that torch.jit compiled."""
