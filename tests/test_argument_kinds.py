@@ -66,7 +66,7 @@ BAD: dict[str, Any] = {
     "list of numbers": [1, -2],
     "object": object(),
     "class": nn.Conv2d,
-    "array": np.zeros((1, 3, 8, 8)),
+    "array": np.zeros(3),
     "function": lambda: 0,
     "strange path": "a\0b",
 }

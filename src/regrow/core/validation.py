@@ -123,7 +123,7 @@ def tuples(value: Mapping[str, Any]) -> dict[str, Any]:
 def text(value: Any, field: str) -> str:
     """Return a text that is one."""
     if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"The {field!r} must be a text. Got {value!r}.")
+        raise ConfigError(f"The {field!r} must be a text. Got {short(value)}.")
     return value
 
 
