@@ -44,6 +44,22 @@ unit of every group is cut: measured {dates} at {commits}, torch {torch}, one th
 - *whole*: reasons of what stays whole, with the share of the parameters that each holds.
 """
 
+# Looked into by hand: why attention keeps all its heads, which the reasons of a table cannot word.
+NOTES = """\
+Where attention keeps all of its heads, it is for one of these reasons:
+
+- BloomForCausalLM, MptForCausalLM: their code computes a bias for each head from the number of
+  heads (ALiBi). With fewer heads it would compute other ones, so that no cut is exact.
+- SiglipModel's pooling head, eva02_tiny (published without a classifier): their code counts heads
+  by the width of the stream, which is the network's output.
+- edgenext: a head is a stretch of channels, and the blocks before it take channels at the same
+  places of several stretches, so that all of them would go at once. Within a head, channels attend
+  to channels, and the softmax counts them.
+- SegformerForImageClassification on an image as small as this one: its first stage attends to a
+  single key, so that queries and keys do nothing to the output, and no comparison sees them. Its
+  heads are cut; trace it on images of the size that it is meant for.
+"""
+
 
 def page(lines: Sequence[harness.Line]) -> str:
     """Word the page."""
@@ -65,6 +81,7 @@ def page(lines: Sequence[harness.Line]) -> str:
         ),
         _summary(lines),
         _attention(lines),
+        NOTES,
         _reasons(lines),
         _missing(lines),
     ]

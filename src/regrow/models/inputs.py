@@ -196,7 +196,7 @@ def _described(value: Any, name: str | None) -> Input:
     if isinstance(value, list | tuple) and value and not all(isinstance(n, int) for n in value):
         return Input((), name=name, items=tuple(_described(item, None) for item in value))
     if not isinstance(value, torch.Tensor):
-        if not isinstance(value, list | tuple):
+        if not isinstance(value, list | tuple) or any(size < 1 for size in value):
             raise ConfigError(
                 "An input must be a tensor, a shape or a text such as 1x3x32x32. Got "
                 f"{short(value)}."
