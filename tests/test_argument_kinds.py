@@ -84,14 +84,14 @@ def test_a_wrong_kind_of_argument_ends_in_one_message(name: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: regrow.load(3), r"The folder that regrow\.load reads is a path.* Got 3\."),  # type: ignore[arg-type]
-        (lambda: regrow.trace(nn.Conv2d, X), "such as Net.*Got the class Conv2d"),  # type: ignore[arg-type]
-        (lambda: regrow.trace(NET, np.zeros(3)), r"torch\.from_numpy\(array\)"),  # type: ignore[arg-type]
+        (lambda: regrow.load(3), r"The folder that regrow\.load reads is a path.* Got 3\."),
+        (lambda: regrow.trace(nn.Conv2d, X), "such as Net.*Got the class Conv2d"),
+        (lambda: regrow.trace(NET, np.zeros(3)), r"torch\.from_numpy\(array\)"),
         (lambda: regrow.trace(NET, (1, 3, -8, 8)), r"its shape, such as .* Got \(1, 3, -8, 8\)"),
         (lambda: regrow.trace(NET, X, keep="0"), r"such as \['stem\.conv'\]\. Got '0'"),
-        (lambda: regrow.shrink(NET, FOUND, MASK), "second argument must be a mask"),  # type: ignore[arg-type]
+        (lambda: regrow.shrink(NET, FOUND, MASK), "second argument must be a mask"),
         (lambda: regrow.verify(NET, MASK, FOUND, sensitivity={"a": 1.0}), "all groups .*'0'"),
-        (lambda: regrow.save(NET, ".", architecture()), "first argument of regrow.save"),  # type: ignore[arg-type]
+        (lambda: regrow.save(NET, ".", architecture()), "first argument of regrow.save"),
     ],
 )
 def test_the_message_says_what_is_asked_for(call: Callable[[], Any], message: str) -> None:
