@@ -60,13 +60,17 @@ def check_cut(network: object, mask: object, trace: object) -> None:
     check_kind(trace, Trace, "The third argument must be what regrow.trace(network, example) found")
 
 
-def check_keep(keep: Any) -> None:
-    """Raise a ``ConfigError`` if the modules to keep whole are not a list of names."""
+def check_keep(keep: Any, network: nn.Module | None = None) -> None:
+    """Raise an error if the modules to keep whole are no list of names, or none of a network's."""
     listed = isinstance(keep, Collection) and not isinstance(keep, str | bytes)
     if not (listed and all(isinstance(name, str) for name in keep)):
         raise ConfigError(
             f"'keep' must be a list of names of modules, such as ['stem.conv']. Got {short(keep)}."
         )
+    known = set() if network is None else {name for name, _ in network.named_modules()}
+    for name in keep if network is not None else ():
+        if name not in known:
+            raise TraceError(f"keep: the network has no module {name!r}.")
 
 
 def example_of(example: Any) -> Any:

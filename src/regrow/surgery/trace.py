@@ -61,11 +61,7 @@ def trace(
     [('0', 'conv', 8)]
     """
     check_network(model)
-    check_keep(keep)
-    names = {name for name, _ in model.named_modules()}
-    for name in keep:
-        if name not in names:
-            raise TraceError(f"keep: the network has no module {name!r}.")
+    check_keep(keep, model)
     sample = _sample(model, example, kwargs)
     tape = record(model, tree_map(copied, sample))
     movers = frozenset(name for name, _, _ in tape.movers)
