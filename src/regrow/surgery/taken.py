@@ -1,4 +1,4 @@
-"""What surgery is given: a network, and inputs by names that its own code knows."""
+"""Arguments of surgery: a network, its cut, and inputs by names that its own code knows."""
 
 import inspect
 from collections.abc import Collection, Mapping
