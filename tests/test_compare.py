@@ -179,7 +179,7 @@ def test_a_function_gets_the_same_kind_of_budget_for_every_arm(here: Path) -> No
         "def train(model, budget, seed):\n"
         "    with open('told.txt', 'a') as file:\n"
         "        print(budget.amount, budget.whole, budget.unit, budget.share, seed,\n"
-        "              round(budget.flops / max(budget.samples, 1)), sep=' ', file=file)\n"
+        "              round(budget.flops / max(budget.samples, 1)), budget.inherited, file=file)\n"
         "    steps(model, budget.samples // 32)\n"
         "    return measured(model)\n"
     )
@@ -189,9 +189,13 @@ def test_a_function_gets_the_same_kind_of_budget_for_every_arm(here: Path) -> No
         round(3 * flops) for flops in (2 * (4 * 6 + 6 * 3) + 15, 2 * (4 * 12 + 36) + 27)
     )
     assert (here / "told.txt").read_text().splitlines() == [
-        f"128 128 samples 1.0 7 {large}",
-        f"32 128 samples 0.25 7 {small}",
+        f"128 128 samples 1.0 7 {large} False",
+        f"32 128 samples 0.25 7 {small} True",
     ]
+    notes = " ".join(found.notes)
+    assert "At which rate it fine-tuned is not known here" in notes
+    assert "Whether the unpruned network had converged is not known" in notes
+    assert "What it took to train the given weights" not in notes
 
 
 def test_the_statistics_are_those_of_a_study(here: Path) -> None:
@@ -764,7 +768,7 @@ def test_a_margin_that_the_test_set_cannot_show_is_said_before_anything_is_train
     write(here, metric=metric, margin=margin)
     said = command("plan", "study.yaml").err
     assert told in said
-    assert ("Take margin: " in said) == bool(told)
+    assert ("Take a margin of " in said) == bool(told)
 
 
 def test_a_plan_does_not_guess_and_a_status_sees_edits(here: Path, command: Command) -> None:

@@ -86,13 +86,24 @@ def rows(folder: Path) -> dict[str, dict[str, str]]:
 # Folders of smaller networks ---------------------------------------------------------------------
 
 
+def test_a_network_is_compared_on_the_input_that_the_smaller_one_was_cut_with(
+    here: Path, command: Command
+) -> None:
+    shrunk(command, "small", "--sparsity", "0.5")
+    asked = [part for part in COMPARE if part not in ("--input", "1x4")]
+    done = command(*asked, "--weights", "mine.pt", "--small", "small", "--seeds", "1")
+    assert done.code == 0, done
+    assert "No --input is given, so nets.py:mlp gets 1x4 as the smaller one was cut" in done.err
+    assert "What it took to train the given weights is not known" in done.out.replace("\n    ", " ")
+
+
 def test_a_comparison_says_first_which_network_to_take(here: Path, command: Command) -> None:
     shrunk(command, "small", "--sparsity", "0.5")
     given = ("--weights", "mine.pt", "--small", "small", "--seeds", "3", "--html")
     done = command(*COMPARE, *given)
     assert done.code == 0, done
     answer = done.out.partition("\nAnswer\n")[2].split("\n\n")[0]
-    assert answer.startswith("  Which network to take? Take ")
+    assert answer.startswith("  Which network to take? ")
     assert "Which network to take?" in (here / "results" / "report.html").read_text()
     assert (here / "results" / "report.md").read_text().index("Which network to take?") < 200
     found = rows(here / "results")
@@ -174,7 +185,7 @@ class Masked(nn.Module):
         super().__init__()
         self.words, self.out = nn.Embedding(20, 8), nn.Linear(8, 3)
 
-    def forward(self, x, mask=None, labels=None):
+    def forward(self, x, mask=None, labels=None, num_items_in_batch=None):
         seen = self.words(x) if mask is None else self.words(x) * mask[..., None]
         scores = self.out(seen.mean(1))
         return scores if labels is None else (cross_entropy(scores, labels), scores)
@@ -182,7 +193,8 @@ class Masked(nn.Module):
 def train(model, budget, seed):
     x, mask = torch.arange(20).reshape(4, 5), torch.ones(4, 5)
     for _ in budget:
-        loss, _ = model(x, mask=mask, labels=torch.arange(4) % 3)
+        items = torch.tensor(4)
+        loss, _ = model(x, mask=mask, labels=torch.arange(4) % 3, num_items_in_batch=items)
         loss.backward()
         with torch.no_grad():
             for p in model.parameters():

@@ -342,6 +342,7 @@ def test_times_that_differ_too_much_are_flagged(here: Path) -> None:
     for after, flagged in ((steady, False), (rough, True)):
         card = replace(cut.card, speeds=[SpeedPair(batch=8, before=steady, after=after)])
         assert ("These times are rough (batch 8" in str(card)) is flagged
+        assert ("At batch 8 it is roughly " in str(card)) is flagged
         assert ("These times are rough" in card.to_markdown()) is flagged
         assert card.to_json()["speeds"][0]["noisy"] is flagged
 

@@ -298,7 +298,12 @@ def _checked(value: dict[str, Any], out: Path, execution: Execution) -> Path:
     from regrow.studies.study import Study
 
     check_machines(execution)
-    Study.from_json(value, name=_name_of(out)).cells()
+    study = Study.from_json(value, name=_name_of(out))
+    study.cells()
+    if "input" not in value["models"]:
+        network = study.own[0].model
+        source = " as the smaller one was cut with" if value.get("small") else ""
+        say(f"No --input is given, so {network.origin.text} gets {network.inputs}{source}.")
     return write_study(out, value)
 
 

@@ -379,6 +379,7 @@ class OwnTrain(Keyed):
             whole=self.whole,
             flops_per_sample=cost.training_flops(1) / self._batch,
             device=context.device,
+            inherited=self.arm.start == "inherited",
         )
 
         def on_pass(share: float, samples: int) -> None:

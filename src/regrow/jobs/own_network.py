@@ -143,6 +143,7 @@ class CutFolder:
     path: str
     content: str = field(repr=False)
     multiple_of: int = 1  # what its widths were asked to be multiples of, as its card says
+    inputs: tuple[str, ...] = field(default=(), compare=False)  # that it was traced with
 
     @classmethod
     def of(cls, path: str) -> "CutFolder":
@@ -161,7 +162,13 @@ class CutFolder:
                 f"'{path}': its weights are not those that were saved. Write it again."
             )
         content = f"{value['weights']}-{_cuts_digest(value)}"
-        return cls(path=path, content=content, multiple_of=_multiple_of(folder))
+        inputs = [text for text in value.get("inputs", ()) if isinstance(text, str)]
+        return cls(
+            path=path,
+            content=content,
+            multiple_of=_multiple_of(folder),
+            inputs=tuple(inputs),
+        )
 
     def read(self, network: OwnNetwork) -> tuple[Architecture, Mapping[str, torch.Tensor]]:
         """Return the cut architecture, built by the network's own code, and its weights."""

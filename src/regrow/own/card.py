@@ -232,8 +232,9 @@ class Card:
             if speed.ratio is None or speed.before is None:
                 continue
             predicted = f" ({speed.forecast:.2f} predicted)" if speed.forecast else ""
+            about = "roughly " if speed.noisy else ""
             lines.append(
-                f"At batch {speed.batch} it is {speed.ratio:.2f} times as fast{predicted}; "
+                f"At batch {speed.batch} it is {about}{speed.ratio:.2f} times as fast{predicted}; "
                 f"{speed.before.rounds} rounds."
             )
         noisy = [str(speed.batch) for speed in self.speeds if speed.noisy]
@@ -241,7 +242,8 @@ class Card:
             lines.append(
                 f"These times are rough (batch {' and '.join(noisy)}: quartiles more than "
                 f"{NOISY:.0%} of the median apart): other work ran on this machine, or a network "
-                "takes too little time to be timed well. Measure on an idle one."
+                "takes too little time to be timed well. They tell no speed-up: measure on an idle "
+                "machine."
             )
         return lines
 

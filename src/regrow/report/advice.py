@@ -1,7 +1,8 @@
-"""The network of a comparison to take: what it costs, and what about it was not decided.
+"""The network of a comparison to take: what it costs, and whether it is shown to be the best.
 
-It is the one with the best mean score of the smaller ones. Each other is compared with it seed by
-seed, corrected by Holm over all pairs, because it was chosen by the same numbers.
+Of the smaller ones, that with the best mean score is recommended only if each other is shown to be
+worse. They are compared seed by seed, corrected by Holm over all pairs, because the best is chosen
+by the same numbers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,16 +90,19 @@ def _answer(rows: Sequence[Contender], whole: Contender) -> Answer:
     )
     best, others = ranked[0], ranked[1:]
     ps = _corrected(ranked)
-    parts = [_about(best, whole, metric), _place(best, others)]
-    num = min(len(row.scores) for row in rows)
-    if num < 2:
+    tested = min(len(row.scores) for row in rows) > 1
+    clear = [row for row in others if tested and _below(ps[best.name, row.name])]
+    decided = len(clear) == len(others)
+    lead = "" if decided else f"{best.name} has the best mean of the {len(rows)} compared: "
+    parts = [lead + _about(best, whole, metric)]
+    parts += _size(best, others)
+    if not tested:
         parts.append("Nothing is tested: that takes two seeds or more (--seeds).")
-    else:
-        clear = [row for row in others if _below(ps[best.name, row.name])]
-        parts += [f"It is better than {listed([r.name for r in clear])}."] if clear else []
-        parts += _open(best, [row for row in others if row not in clear], metric)
+    parts += [f"It is shown to be better than {listed([r.name for r in clear])}."] if clear else []
+    parts += _open(best, [row for row in others if tested and row not in clear], metric)
     parts += _against_whole(best, whole, metric)
-    return Answer(question=QUESTION, short=f"Take {best.name}", text=" ".join(parts))
+    short = f"Take {best.name}" if decided else "Not decided"
+    return Answer(question=QUESTION, short=short, text=" ".join(parts))
 
 
 def _about(best: Contender, whole: Contender, metric: Metric) -> str:
@@ -117,11 +121,11 @@ def _about(best: Contender, whole: Contender, metric: Metric) -> str:
     return f"{score} with {listed(costs)}."
 
 
-def _place(best: Contender, others: Sequence[Contender]) -> str:
-    """Say in what it leads: by its mean score, and by its size if it is the smallest too."""
+def _size(best: Contender, others: Sequence[Contender]) -> Iterator[str]:
+    """Say that it is the smallest too, if it is."""
     sizes = [(row.size("macs") or 0.0, row.size("parameters") or 0.0) for row in (best, *others)]
-    smallest = all(sizes[0] <= size for size in sizes) and any(s != sizes[0] for s in sizes)
-    return f"{'Best mean and smallest' if smallest else 'Best mean'} of the {len(sizes)} compared."
+    if all(sizes[0] <= size for size in sizes) and any(size != sizes[0] for size in sizes):
+        yield f"It is the smallest of the {len(sizes)} compared."
 
 
 def _open(best: Contender, rows: Sequence[Contender], metric: Metric) -> Iterator[str]:
@@ -132,7 +136,7 @@ def _open(best: Contender, rows: Sequence[Contender], metric: Metric) -> Iterato
         smaller = (row.size("macs") or 0.0) < (best.size("macs") or 0.0)
         texts.append(f"{row.name} ({gap}{', and smaller' if smaller else ''})")
     if texts:
-        yield f"Not decided: {listed(texts)}."
+        yield f"Not shown to be worse: {listed(texts)}."
 
 
 def _against_whole(best: Contender, whole: Contender, metric: Metric) -> Iterator[str]:

@@ -20,7 +20,8 @@ ABOUT = (
     f"Mean {PLUS_MINUS} standard deviation (n - 1) over n seeds; 95% interval of the mean (t). "
     "'{cost}' is the share of the unpruned network's that is left; rows whose cost differs by more "
     f"than {100 * EQUAL:g} % of the larger are not compared. 'Before' is the score before "
-    "retraining. Training FLOPs count every training that a row depends on."
+    "retraining. Training FLOPs count every training that a row depends on, but none of weights "
+    "that were given."
 )
 PAIRS = (
     "First minus second, paired by seed: 95% interval and two-sided p of the paired t test, "

@@ -33,6 +33,7 @@ def spending_notes(reader: Reads, cells: Sequence[Cell], runs: Sequence[Run]) ->
             f"What {listed(uncounted)} spent is not known: the function never calls the network "
             "itself in training mode, so that no training examples could be counted."
         )
+    yield from _unknown(trained)
     yield from _same_seeds(trained)
     for shapes, arms in _other_shapes(trained).items():
         yield f"{listed(arms)} trained on inputs of {shapes}: FLOPs are counted at the latter."
@@ -49,6 +50,24 @@ def spending_notes(reader: Reads, cells: Sequence[Cell], runs: Sequence[Run]) ->
             "For training from scratch, the network has no initialisation at its smaller size for "
             f"{quoted([*drawn])}: these are drawn as in the uncut network, then cut."
         )
+
+
+def _unknown(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[str]:
+    """Name what a training function of one's own does not tell, and what it would tell."""
+    if any(cell.arm.start == "inherited" for cell, _, _ in trained):
+        yield (
+            "The training function chooses its own learning rates. At which rate it fine-tuned is "
+            "not known here; a rate as high as for training from scratch puts fine-tuning at a "
+            "disadvantage (the function reads budget.inherited to tell them apart)."
+        )
+    if trained and all(run.training_budget is None for _, run, _ in trained):
+        yield (
+            "Whether the unpruned network had converged is not known, because a training function "
+            "tells no loss. --budgets compares several lengths of training, and shows whether it "
+            "still gains."
+        )
+    if any(run.given for _, run, _ in trained):
+        yield "What it took to train the given weights is not known, and counts as no FLOPs."
 
 
 def _arms(runs: Any) -> list[str]:

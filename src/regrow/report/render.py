@@ -49,8 +49,8 @@ METHOD = (
     "deviation (n - 1) over n seeds; 'vs' is the mean difference from that arm over the seeds that "
     "both have. Parameters and MACs (a multiply-add is 1) are shown with the share of the "
     "unpruned network's. Training FLOPs (a multiply-add is 2) count every training that a row "
-    "depends on; a training that several rows share counts in each. Epochs are those of the arm "
-    "itself."
+    "depends on, but none of weights that were given; a training that several rows share counts in "
+    "each. Epochs are those of the arm itself."
 )
 TESTS = (
     "A cell is one data set, network, method and amount. Arms are compared seed by seed. Better "

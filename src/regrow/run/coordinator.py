@@ -564,6 +564,7 @@ class Coordinator:
             # A rank that breaks off within a step is lost to the others, who wait for it there.
             kind = RanksLost if current().together else Interrupted
             raise kind(
-                "Stopped at once: unfinished jobs continue from their last checkpoints.",
+                "Stopped at once: unfinished jobs continue from their last checkpoints; those that "
+                "have none, such as trainings by a function of your own, start over.",
                 by=self._stopped_by,
             )

@@ -351,9 +351,9 @@ def _resolution(
         )
     elif error > margin:
         reason = (
-            f"{tests} resolve about {metric.amount(f'{error:.2g}')} (their sampling error at "
-            f"{LIKELY:.0%}): equivalence within the margin of {within} holds for these "
-            f"{metric.example}s alone"
+            f"{tests} resolve about {metric.amount(f'{error:.2g}')} (the standard error of a score "
+            f"of {LIKELY:.0%}; nearer to 50 % it is larger): equivalence within the margin of "
+            f"{within} holds for these {metric.example}s alone"
         )
     else:
         return
@@ -362,5 +362,5 @@ def _resolution(
         where=where,
         reason=reason,
         reference=BOUTHILLIER,
-        remedy=f"margin: {max(step, error):.2g} or more, or a larger test set",
+        remedy=f"a margin of {max(step, error):.2g} or more, or a larger test set",
     )

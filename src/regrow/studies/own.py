@@ -123,13 +123,13 @@ def read_own(value: Mapping[str, Any]) -> "list[OwnExperiment]":
     if more or given is None:
         raise ConfigError("'models' must name one network beside 'train'. Write two studies.")
     function = TrainFunction.read(value["train"])
-    network, label = _network(given, OWN_MODEL_KEYS)
+    folders = [CutFolder.of(text(path, "small")) for path in small]
+    network, label = _network(given, OWN_MODEL_KEYS, folders)
     uses = [read_use(entry, ()) for entry in as_list(value.get("methods", []))]
     examples = _examples(value.get("examples"), network)
     for use in uses:
         _check_use(use)
         _try(use, network, examples)
-    folders = [CutFolder.of(text(path, "small")) for path in small]
     arms = _arms(value.get("arms", list(DEFAULT_ARMS)), network)
     wholes = _wholes(value, network)
     rivals = [_rival(entry, network, uses, folders) for entry in as_list(value.get("rivals", []))]
@@ -164,8 +164,14 @@ def read_own(value: Mapping[str, Any]) -> "list[OwnExperiment]":
     return [replace(first, recipe=whole, budget=budget) for budget, whole in wholes]
 
 
-def _network(entry: Any, keys: Collection[str]) -> tuple[OwnNetwork, str]:
-    """Read a network with its label in tables."""
+def _network(
+    entry: Any, keys: Collection[str], folders: Sequence[CutFolder] = ()
+) -> tuple[OwnNetwork, str]:
+    """Read a network with its label in tables.
+
+    Without ``input`` it takes those that the first of the smaller ones was cut with, or else what
+    a network of a library says that it takes.
+    """
     fields = mapping({"network": entry} if isinstance(entry, str) else entry, "A network", keys)
     where = text(fields.get("network"), "network")
     settings = fields.get("set", {})
@@ -174,6 +180,8 @@ def _network(entry: Any, keys: Collection[str]) -> tuple[OwnNetwork, str]:
     origin = read_origin(where, settings)
     texts = [text(part, "input") for part in as_list(fields.get("input", []))]
     built = origin.build()
+    if not texts and folders:
+        texts = [*folders[0].inputs]
     if not texts:
         known = origin.inputs(built)
         texts = [known] if known is not None else []

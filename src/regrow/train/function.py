@@ -46,6 +46,7 @@ class Allowance:
         whole: the amount that the unpruned network has for its whole training.
         flops_per_sample: of training on one example, three forward passes of the network at hand.
         device: the device that the network lies on.
+        inherited: True if the network starts from the weights that pruning left.
         on_done: told how much of the amount is done, by a loop over the allowance itself.
     """
 
@@ -54,6 +55,7 @@ class Allowance:
     whole: int
     flops_per_sample: float
     device: str = "cpu"
+    inherited: bool = False
     on_done: Callable[[int], None] = field(default=_tell_nobody, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[int]:
@@ -330,7 +332,10 @@ class _TrainingHook:
 def _handed(
     network: "nn.Module", args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """Name the inputs of a call that hold tensors; none where the network's code has no names."""
+    """Name the inputs of a call that hold examples; none where the network's code has no names.
+
+    A tensor without dimensions is none: a loss's count of items, say.
+    """
     try:
         signature = inspect.signature(network.forward)
         placed = signature.bind_partial(*args).arguments
@@ -342,7 +347,7 @@ def _handed(
 
 
 def _holds_tensors(value: Any) -> bool:
-    return next(_tensors(value), None) is not None
+    return any(tensor.dim() for tensor in _tensors(value))
 
 
 def _tensors(value: Any) -> Iterator[Any]:
