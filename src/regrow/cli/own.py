@@ -176,8 +176,9 @@ def shrink(
     with quiet(f"Stopped; nothing was written to '{out}'."):
         _check(out, device)
         from regrow.models.origins import open_network
-        from regrow.own.compression import compress
+        from regrow.own.compression import check_amount, compress
 
+        check_amount(amount)
         origin = _origin(net, settings, arguments)
         network, about = open_network(origin, weights)
         example = _inputs(inputs, origin, network)

@@ -53,10 +53,10 @@ def path_of(value: object, what: str) -> Path:
 def percent(value: object) -> str:
     """Say how a number that looks like percents is written as a share; else nothing.
 
-    >>> percent(50.0), percent(-1), percent(1.0)
+    >>> percent(50.0), percent(-1), percent(1.5)
     (' For 50 % write 0.5.', '', '')
     """
-    if not is_number(value) or not 1.0 < value < 100.0:
+    if not is_number(value) or not 5.0 <= value < 100.0:
         return ""
     return f" For {value:g} % write {value / 100:g}."
 

@@ -20,9 +20,10 @@ from regrow.own.card import BATCHES, Card, measure_speed
 from regrow.own.exports import CLOSE, EXPORTS, largest_gap
 from regrow.own.inspection import check_numbers
 from regrow.own.new_folder import new_folder
+from regrow.pruning.costs import CostShare
 from regrow.pruning.dry_run import saying_where
 from regrow.pruning.examples import Loss
-from regrow.pruning.method import Scope, general_method
+from regrow.pruning.method import Scope, checked_sparsity, general_method
 from regrow.pruning.select import select
 from regrow.surgery import Proof, Trace, shrink, trace, verify
 from regrow.surgery.alive import called
@@ -170,6 +171,16 @@ def _check(network: object, amount: Mapping[str, float]) -> None:
             "compress takes one of macs, parameters, latency and sparsity. Got "
             f"{' and '.join(amount) or 'none'}."
         )
+    check_amount(amount)
+
+
+def check_amount(amount: Mapping[str, float]) -> None:
+    """Refuse an amount that no network can be cut to."""
+    for name, value in amount.items():
+        if name == "sparsity":
+            checked_sparsity(value)
+        else:
+            CostShare(name, value)
 
 
 def _folded(network: nn.Module, on_step: Callable[[str], None]) -> nn.Module:

@@ -124,8 +124,8 @@ def read_own(value: Mapping[str, Any]) -> "list[OwnExperiment]":
         raise ConfigError("'models' must name one network beside 'train'. Write two studies.")
     function = TrainFunction.read(value["train"])
     folders = [CutFolder.of(text(path, "small")) for path in small]
-    network, label = _network(given, OWN_MODEL_KEYS, folders)
     uses = [read_use(entry, ()) for entry in as_list(value.get("methods", []))]
+    network, label = _network(given, OWN_MODEL_KEYS, folders)
     examples = _examples(value.get("examples"), network)
     for use in uses:
         _check_use(use)
