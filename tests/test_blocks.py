@@ -286,3 +286,30 @@ def test_the_moments_of_a_block_are_those_of_its_map() -> None:
     above = y.detach().double() - shift[:, None, None]
     assert torch.allclose(first, above.sum((0, 2, 3)), rtol=1e-5, atol=1e-3)
     assert torch.allclose(second, above.square().sum((0, 2, 3)), rtol=1e-5)
+
+
+def test_norms_before_a_relu_are_one_operation_with_it() -> None:
+    torch.manual_seed(0)
+    relu = nn.ReLU()
+    convs = [nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(2)]
+    norms = [nn.BatchNorm2d(8) for _ in range(3)]
+    parts = [convs[0], norms[0], relu, convs[1], norms[1], relu, norms[2]]
+    block = drawn(nn.Sequential(*parts))
+    x = draw(2, 8, 6, 6) + 0.3
+    exact = results(deepcopy(block).double(), x.double(), fused=False)
+    found = results(deepcopy(block), x, fused=True)
+    for each, truth in exact.items():
+        error = (found[each] - truth).norm()
+        assert error <= ROUNDING * truth.norm() + 1e-6, (each, error / truth.norm())
+    assert names(computed(block, x)).count("_NormReluBackward") == 2
+    convs[0].register_forward_hook(lambda *_: None)
+    norms[1].register_forward_hook(lambda *_: None)
+    assert names(computed(block, x)).count("_NormReluBackward") == 1
+
+
+def test_a_block_that_comes_twice_is_computed_twice() -> None:
+    torch.manual_seed(0)
+    once, x = residual(8)[1], draw(2, 32, 8, 8)
+    block = nn.Sequential(once, once).to(memory_format=LAST)
+    y = deepcopy(block)(x)
+    assert torch.allclose(computed(block, x), y, atol=1e-4)

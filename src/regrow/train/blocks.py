@@ -1,5 +1,7 @@
 """Blocks of networks as one operation each: maps go through memory as seldom as they must.
 
+Wherever a norm and a ReLU follow each other in a sequence, they are one operation too.
+
 A dense block's layers all read what its earlier layers wrote, and a pre-activation block adds to
 what it read: either is a stream. Operation by operation, a layer's step reads and writes the whole
 stream 16 times (its norm, ReLU and convolution, the copy into a longer stream, and gradients of
@@ -45,14 +47,38 @@ UNITS: dict[type[nn.Module], tuple[str, ...]] = {
 
 @contextmanager
 def whole_blocks(model: nn.Module) -> Iterator[None]:
-    """Let a network's dense and pre-activation blocks be computed so."""
+    """Let a network's blocks, and norms before a ReLU, be computed so."""
     found = [(module, _last_parts(module)) for module in model.modules()]
     between = [(module,) for module, _ in found if _is_transition(module)]
+    sequences = [(module,) for module, parts in found if not parts and _has_pairs(module)]
     with (
         computed_by(_computed, [(module, parts) for module, parts in found if parts]),
         computed_by(_pooled_first, between),
+        computed_by(_in_pairs, sequences),
     ):
         yield
+
+
+def _has_pairs(module: nn.Module) -> bool:
+    parts = list(module) if type(module) is nn.Sequential else []
+    return any(map(_is_pair, parts, parts[1:]))
+
+
+def _is_pair(part: nn.Module, following: nn.Module) -> bool:
+    return type(part) is nn.BatchNorm2d and type(following) is nn.ReLU
+
+
+def _in_pairs(sequence: nn.Sequential, x: Tensor) -> Tensor:
+    """Return what a sequence returns, norm and ReLU as one operation where that can be."""
+    waiting = list(sequence)
+    while waiting:
+        part, *waiting = waiting
+        if waiting and _is_pair(part, waiting[0]):
+            relu, *waiting = waiting
+            x = rectified(part, relu, x)
+        else:
+            x = part(x)
+    return x
 
 
 def _is_transition(module: nn.Module) -> bool:
@@ -76,7 +102,7 @@ def _last_parts(block: nn.Module) -> list[nn.Module]:
     """Return the last parts of a sequence that can be one operation, as their modules are."""
     found: list[nn.Module] = []
     if type(block) is nn.Sequential:
-        for part in reversed(list(block.children())):
+        for part in reversed(list(block)):
             if not _is_plain(part) or (found and type(part) is not type(found[0])):
                 break
             found.insert(0, part)
@@ -107,9 +133,9 @@ def _chain(part: nn.Module) -> Chain:
     )
 
 
-def _computed(block: nn.Module, last: list[nn.Module], x: Tensor) -> Tensor:
+def _computed(block: nn.Sequential, last: list[nn.Module], x: Tensor) -> Tensor:
     """Return what a sequence returns, its last parts as one operation where that can be."""
-    parts = list(block.children())
+    parts = list(block)
     for part in parts[: len(parts) - len(last)]:
         x = part(x)
     with unwatched():
