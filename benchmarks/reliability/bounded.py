@@ -24,7 +24,9 @@ from regrow.errors import RegrowError
 
 SECONDS = 2.0
 BYTES = 500 << 20
-PATIENCE = 30  # seconds of the clock, until an input counts as one that hangs
+PATIENCE = 30  # seconds of the clock until one is looked at, and again where it works on
+WORKING = 0.05  # seconds of a processor in that time: less is waiting, on however busy a machine
+MOST = 5 * SECONDS  # of a processor, until an input counts as one that never ends
 CHUNK = 100  # inputs a child
 
 
@@ -89,13 +91,13 @@ def _serve(numbers: range, use: Callable[[int], object], writer: int) -> None:
     os.dup2(nothing, 2)
     before, _ = _memory()
     resource.setrlimit(resource.RLIMIT_AS, (before + BYTES, resource.RLIM_INFINITY))
-    signal.signal(signal.SIGALRM, _hung)
+    clock = _Clock()
+    signal.signal(signal.SIGALRM, clock.look)
     _, resident = _memory()
     with os.fdopen(writer, "w", encoding="utf-8") as told:
         for number in numbers:
             began = time.process_time()
-            signal.alarm(PATIENCE)
-            faulthandler.dump_traceback_later(PATIENCE + 2, exit=True)  # of what heeds no signal
+            clock.start()
             end, problem = "value", ""
             try:
                 use(number)
@@ -113,8 +115,27 @@ def _serve(numbers: range, use: Callable[[int], object], writer: int) -> None:
             told.flush()
 
 
-def _hung(number: int, frame: FrameType | None) -> None:
-    raise TimeoutError(f"not done after {PATIENCE} s")
+class _Clock:
+    """Ends an input that hangs, by its own processor time where others hold the machine."""
+
+    def start(self) -> None:
+        """Begin with an input."""
+        self.began = time.process_time()
+        self._wait()
+
+    def _wait(self) -> None:
+        self.seen = time.process_time()
+        signal.alarm(PATIENCE)
+        faulthandler.dump_traceback_later(PATIENCE + 2, exit=True)  # of what heeds no signal
+
+    def look(self, number: int, frame: FrameType | None) -> None:
+        """Wait on for an input that works and has not worked for long; raise else."""
+        now = time.process_time()
+        if now - self.seen < WORKING or now - self.began > MOST:
+            raise TimeoutError(
+                f"not done after {PATIENCE} s or more, {now - self.began:.1f} s of a processor"
+            )
+        self._wait()
 
 
 def _memory() -> tuple[int, int]:
