@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--rows", action="store_true", help="many rows, of five seeds each")
-    parser.add_argument("--only", help="commands that have this in their name")
+    parser.add_argument("--only", nargs="+", choices=[*COMMANDS], help="these commands alone")
     parser.add_argument("--repeat", type=int, default=1, help="times, of which the least counts")
     parser.add_argument("--folder", type=Path, help="one that was filled before, or is to be")
     parser.add_argument("--out", type=Path, help="where its JSON goes")
@@ -73,11 +73,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.folder or Path(scratch)
         if not (folder / "store").exists():
+            folder.mkdir(parents=True, exist_ok=True)
             print(f"{fabricate.fill(folder, given.jobs, rows=given.rows):,} jobs")
         found = {}
         bases = {base: taken(base, folder) for base in (START, TORCH)}
         for name, (arguments, base) in COMMANDS.items():
-            if given.only and given.only not in name:
+            if given.only and name not in given.only:
                 continue
             each = [taken(arguments, folder) for _ in range(given.repeat)]
             least = min(each, key=lambda one: one.cpu)
