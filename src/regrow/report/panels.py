@@ -88,7 +88,7 @@ class Placed:
     def up(self, y: float) -> float:
         """Return where a score stands, at most at an edge."""
         foot, top = self.panel.y
-        return self.bottom + self.height * min(1.0, max(0.0, (y - foot) / (top - foot)))
+        return self.bottom + self.height * min(1.0, max(0.0, (y - foot) / ((top - foot) or 1.0)))
 
     def has(self, y: float) -> bool:
         """Return True if a score lies on the axis."""
