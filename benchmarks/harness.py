@@ -36,6 +36,7 @@ from regrow.surgery import shrink, trace, verify
 from regrow.surgery.alive import called
 from regrow.surgery.groups import Trace
 from regrow.surgery.mask import Mask
+from regrow.surgery.tape import output_tensors
 
 SHOWN = 1e-3  # of the output, by which a cut must move it to say anything
 WRONG = 1e-6  # of the output: the error of a right cut in float64 is far below
@@ -294,7 +295,10 @@ def _regrow(net: nn.Module, example: Any, found: Trace | None) -> Cut:
 
 
 def _torch_pruning(net: nn.Module, example: Any, _: Trace | None) -> Cut:
-    """Cut by half with Torch-Pruning, told which layers give the output and of the heads."""
+    """Cut by half with Torch-Pruning, told which layers give the output and of the heads.
+
+    Told, too, which tensors are the output: it looks into lists only, where caches are.
+    """
     import copy
 
     import torch_pruning
@@ -318,6 +322,7 @@ def _torch_pruning(net: nn.Module, example: Any, _: Trace | None) -> Cut:
         pruning_ratio=0.5,
         ignored_layers=ignored,
         num_heads=heads,
+        output_transform=lambda output: [x for x in output_tensors(output) if x.requires_grad],
     )
     middle = time.process_time()
     pruner.step()

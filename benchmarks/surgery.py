@@ -60,8 +60,8 @@ half their width: regrow {ours} at {commits}, torch-pruning {theirs}, measured {
 {torch}, one thread, {machine}, at most {limit:g} s of a processor for a network with each tool
 (`--seconds`; the same command goes on where it was stopped). Each cut network is judged from
 outside, by one oracle: a copy with other numbers was cut, and is compared in float64 with that copy
-whose missing numbers are zero. Torch-Pruning is told which layers give the output, and how many
-heads attentions have.
+whose missing numbers are zero. Torch-Pruning is told which layers give the output, which tensors
+are the output (`output_transform`), and how many heads attentions have.
 
 """
 
