@@ -61,7 +61,8 @@ half their width: regrow {ours} at {commits}, torch-pruning {theirs}, measured {
 (`--seconds`; the same command goes on where it was stopped). Each cut network is judged from
 outside, by one oracle: a copy with other numbers was cut, and is compared in float64 with that copy
 whose missing numbers are zero. Torch-Pruning is told which layers give the output, which tensors
-are the output (`output_transform`), and how many heads attentions have.
+are the output (`output_transform`), and how many heads attentions have, where a module holds that
+as `num_heads`; those of transformers name it otherwise, and it takes them as they come.
 
 """
 
@@ -135,15 +136,22 @@ def _times(lines: Sequence[harness.Line], seconds: Seconds) -> list[str]:
     """Word the seconds that both took by turns, and the memory that each took on its own."""
     known = {(line["network"], line["tool"]): line for line in lines}
     rows = [
-        "Least seconds of a processor to trace and cut, of n runs of each, and the peak memory of",
-        "each one's own process beyond one forward pass, in sizes of the network:",
+        "Seconds of a processor to trace and cut, the least of n runs of each (and their median),",
+        "and the peak memory of each one's own process beyond one forward pass, in sizes of the",
+        "network:",
         "",
         f"| network | n | {OURS} s | {THEIRS} s | ratio | {OURS} memory | {THEIRS} memory |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, runs in seconds.items():
-        least = [min(runs[tool], default=math.nan) for tool in (OURS, THEIRS)]
-        cells = [f"{x:.2f}" for x in (*least, least[0] / least[1])]
+        least, middle = (
+            [of(runs[tool]) if runs[tool] else math.nan for tool in (OURS, THEIRS)]
+            for of in (min, median)
+        )
+        least.append(least[0] / least[1])
+        middle.append(middle[0] / middle[1])
+        pairs = zip(least, middle, strict=True)
+        cells = ["nan" if math.isnan(a) else f"{a:.2f} ({b:.2f})" for a, b in pairs]
         cells += [str(known.get((name, tool), {}).get("beyond", "nan")) for tool in harness.TOOLS]
         shown = " | ".join("-" if cell == "nan" else cell for cell in cells)
         rows.append(f"| {name} | {len(runs[OURS])} | {shown} |")

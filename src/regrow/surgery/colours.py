@@ -191,5 +191,8 @@ class Colours:
                 raise ViewConflictError(self._views[int(norms[norms >= 0][0])])
             apart = (x != WHOLE) & (y != WHOLE)
             x, y = x[apart], y[apart]
-            # Several pairs may meet in one colour: what loses here is united in the next round.
-            self._parents[torch.maximum(x, y)] = torch.minimum(x, y)
+            more, less = torch.maximum(x, y), torch.minimum(x, y)
+            self._parents[more] = less
+            # Several pairs may meet in one colour: what lost is united in the next round.
+            lost = self._parents[more] != less
+            x, y = x[lost], y[lost]

@@ -293,9 +293,10 @@ def _narrow_tensors_(
         new = old.detach()
         for dim in sorted(cut):  # rows first, of which fewer numbers are left to pick from
             positions = kept[name, dim]
-            if not copied and isinstance(old, nn.Parameter):
-                positions = torch.arange(len(positions))  # of which only the number is tried
-            new = _choose(new, dim, positions)
+            if not copied and isinstance(old, nn.Parameter):  # of which only the number is tried
+                new = new.narrow(dim, 0, len(positions))
+            else:
+                new = _choose(new, dim, positions)
         if copied:
             new = new.contiguous()
             if new.untyped_storage().data_ptr() == old.untyped_storage().data_ptr():
