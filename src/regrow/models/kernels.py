@@ -207,10 +207,13 @@ _write, _write_added = _forward(adding=False), _forward(adding=True)
 
 
 def _gradient_sums(*, added: bool):
-    """Return what sums the gradient past the ReLU, and it times x - mean, over pixels."""
+    """Return what sums the gradient past the ReLU, and it times x - mean, over pixels.
+
+    What was added gets that gradient, which is written here.
+    """
 
     @part
-    def sums(x, y, grad, factor, term, mean):
+    def sums(x, y, grad, factor, term, mean, out_added):
         rows, width = x.shape
         totals = np.zeros((2, width))
         part1, part2 = np.empty(width, np.float32), np.empty(width, np.float32)
@@ -222,11 +225,14 @@ def _gradient_sums(*, added: bool):
                 _ahead(grad, row)
                 if added:
                     _ahead(y, row)
+                    _ahead(out_added, row)
                 for c in range(width):
                     value = _float(x[row, c])
                     # Where x alone goes in, computed again: one map less to move.
                     above = _float(y[row, c]) if added else value * factor[c] + term[c]
                     slope = _float(grad[row, c]) if above > 0 else np.float32(0)
+                    if added:
+                        out_added[row, c] = _rounded(slope, out_added)  # as it is: not rounded
                     part1[c] += slope
                     part2[c] += slope * (value - mean[c])
             for c in range(width):
@@ -259,28 +265,26 @@ def line(num, first, second, saved, of_weight, of_bias):
 
 
 def _gradient(*, added: bool, passing: bool):
+    """Return what writes the gradient of x; from that past the ReLU, where something was added."""
+
     @part
-    def write(x, y, grad, passed, factor, term, per_x, constant, out, out_added):
+    def write(x, grad, passed, factor, term, per_x, constant, out):
         rows, width = x.shape
         for row in range(rows):
             _ahead(x, row)
             _ahead(grad, row)
             _ahead(out, row)
-            if added:
-                _ahead(y, row)
-                _ahead(out_added, row)
             if passing:
                 _ahead(passed, row)
             for c in range(width):
                 value = _float(x[row, c])
-                above = _float(y[row, c]) if added else value * factor[c] + term[c]
-                slope = _float(grad[row, c]) if above > 0 else np.float32(0)
+                slope = _float(grad[row, c])
+                if not added and not value * factor[c] + term[c] > 0:
+                    slope = np.float32(0)
                 gradient = factor[c] * slope + (per_x[c] * value + constant[c])
                 if passing:
                     gradient += _float(passed[row, c])
                 out[row, c] = _rounded(gradient, out)
-                if added:
-                    out_added[row, c] = _rounded(slope, out_added)
 
     return write
 
@@ -367,30 +371,20 @@ def _norm_relu_backward_of(element: Any):
         mean, factor = _in_row(saved[0], width), _in_row(saved[2], width)
         term = _in_row(saved[3], width)
         if y:
-            of_y = _map(y, shape, element)
-            sums = _slopes_added(of_x, of_y, of_grad, factor, term, mean)
+            past = _map(out_added, shape, element)
+            sums = _slopes_added(of_x, _map(y, shape, element), of_grad, factor, term, mean, past)
         else:
-            of_y = of_x
-            sums = _slopes(of_x, of_y, of_grad, factor, term, mean)
+            past = of_grad
+            sums = _slopes(of_x, of_x, of_grad, factor, term, mean, of_x)
         norm = vector(of_weight, channels), vector(of_bias, channels)
         totals = _of_channels(sums[0], channels), _of_channels(sums[1], channels)
         per_x, constant = line(rows * width // channels, *totals, saved, *norm)
         lines = factor, term, _in_row(per_x, width), _in_row(constant, width)
         if y:
-            _write_gradient_added(
-                of_x,
-                of_y,
-                of_grad,
-                of_grad,
-                *lines,
-                of_out,
-                _map(out_added, shape, element),
-            )
+            _write_gradient_added(of_x, past, past, *lines, of_out)
         elif passed:
-            _write_gradient_passing(
-                of_x, of_x, of_grad, _map(passed, shape, element), *lines, of_out, of_out
-            )
+            _write_gradient_passing(of_x, past, _map(passed, shape, element), *lines, of_out)
         else:
-            _write_gradient(of_x, of_x, of_grad, of_grad, *lines, of_out, of_out)
+            _write_gradient(of_x, past, past, *lines, of_out)
 
     return norm_relu_backward
