@@ -206,8 +206,8 @@ def test_rows_say_what_detectors_were_built_on_and_what_they_must_beat(
         "prune-d": "the detector",
     }
     stamps = {run.arm: run.stamp for run in found.runs}
-    assert stamps["prune-c"] == "1 epochs; classifier: 1 epochs after the unpruned network's 1"
-    assert stamps["prune-d"] == "1 epochs after 1 epochs uncut; classifier: 1 epochs"
+    assert stamps["prune-c"] == "1 epoch; classifier: 1 epoch after the unpruned network's 1"
+    assert stamps["prune-d"] == "1 epoch after 1 epoch uncut; classifier: 1 epoch"
     assert {run.num_test for run in found.runs} == {3}
     (extra,) = found.extras
     assert extra.columns[:4] == ("arm", "mAP", "AP cat", "AP dog")
@@ -251,7 +251,7 @@ def test_a_study_of_detectors_is_planned_run_and_reported(regrow: Command) -> No
     assert "Average precision by class" in told.out
     folder = Path("regrow-report/tiny")
     page = (folder / "report.md").read_text(encoding="utf-8")
-    assert "1 epochs after 1 epochs uncut; classifier: 1 epochs" in page
+    assert "1 epoch after 1 epoch uncut; classifier: 1 epoch" in page
     assert "| mAP before |" in page
     assert "Accuracy is" not in page
     assert "mAP in" in (folder / "table.tex").read_text(encoding="utf-8")

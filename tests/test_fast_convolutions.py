@@ -192,8 +192,9 @@ def test_a_step_is_that_of_pytorchs_operations(name: str) -> None:
         found[engine] = logits.detach(), gradients, statistics
     for mine, plain in zip(found["fused"], found["exact"], strict=True):
         assert mine.shape == plain.shape
-        # A ReLU that opens by rounding moves gradients so far; PyTorch's own by up to 0.003.
-        assert 0 < (mine - plain).norm() <= 1e-2 * plain.norm()
+        # A ReLU that opens by rounding moves gradients so far: images changed in their last bit
+        # move PyTorch's own, of a VGG-16, by up to 0.026 of their norm.
+        assert 0 < (mine - plain).norm() <= 3e-2 * plain.norm()
 
 
 def test_evaluation_is_that_of_pytorchs_operations() -> None:

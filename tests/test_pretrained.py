@@ -131,7 +131,7 @@ def test_rows_say_that_weights_were_trained_elsewhere(tmp_path: Path) -> None:
     assert [fairness([one]) for one in runs] == [
         "weights trained elsewhere",
         "no training after pruning",
-        "1 epochs after weights trained elsewhere",
+        "1 epoch after weights trained elsewhere",
         "equal epochs",
     ]
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from regrow.core.durations import epochs_in_words
 from regrow.core.record_shapes import unmeant
 from regrow.core.texts import quoted
 from regrow.core.units import UNITS
@@ -371,7 +372,7 @@ class Reader:
         under, experiment = cell.under, cell.experiment
         if under is None or experiment.head is None:
             return {"stamp": cell.job.stamp, "subject": cell.subject}
-        goes_on, stamp = _goes_on(cell), f"{experiment.recipe.epochs} epochs"
+        goes_on, stamp = _goes_on(cell), epochs_in_words(experiment.recipe.epochs)
         if goes_on:
             stamp += f" after {stamp} uncut"
         if basis := fairness([self.run(under)]):
