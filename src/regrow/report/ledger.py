@@ -101,8 +101,9 @@ class StudyCost:
         """Say all of it."""
         where = f" on {listed(list(self.machines))}" if self.machines else ""
         return (
-            f"{self.jobs} finished jobs, each counted once: {quantity(self.flops) or '0'} training "
-            f"FLOPs and {in_words(self.seconds)} of computing{where}. {self.energy_words}"
+            f"{self.jobs} finished job{'' if self.jobs == 1 else 's'}, each counted once: "
+            f"{quantity(self.flops) or '0'} training FLOPs and {in_words(self.seconds)} of "
+            f"computing{where}. {self.energy_words}"
         )
 
 
