@@ -13,6 +13,7 @@ from regrow.core.seeds import derive
 from regrow.errors import ConfigError, DataError, StoreError
 from regrow.jobs.base import all_jobs
 from regrow.models import MODELS, ModelSpec, build, initialise_
+from regrow.models.origins import read_origin
 from regrow.models.starts import Start, started
 from regrow.report.collect import Reader, results_of
 from regrow.report.rows import fairness
@@ -244,3 +245,9 @@ def test_networks_of_libraries_take_what_their_data_say() -> None:
     }
     said = ModelSpec("torchvision/resnet18", {"num_classes": 9}).with_data({"classes": 7})
     assert said.arguments == {"num_classes": 9}
+
+
+@pytest.mark.parametrize("name", ["{}", "{}.py:build", "{}/{}", "a/{}.pt", "{}.build"])
+def test_a_name_that_no_file_may_have_is_an_unknown_one(name: str) -> None:
+    with pytest.raises(ConfigError):
+        read_origin(name.replace("{}", "x" * 5000)).build()

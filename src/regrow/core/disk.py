@@ -36,6 +36,30 @@ def why(error: Exception, place: Path | None = None) -> str:
     return f"{error.strerror} ({', '.join(facts)})" if facts else error.strerror
 
 
+def is_file(path: Path) -> bool:
+    """Tell whether there is a file: none where the system refuses the name, as too long.
+
+    >>> is_file(Path("x" * 5000))
+    False
+    """
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether there is a folder: none where the system refuses the name, as too long.
+
+    >>> is_folder(Path("x" * 5000))
+    False
+    """
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _room(place: Path) -> list[str]:
     """Say how much is free on the disk of a place that may not be there."""
     for folder in (place, *place.absolute().parents):

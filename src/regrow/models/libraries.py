@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from regrow.core.disk import is_folder
 from regrow.errors import ConfigError, DataError, unknown
 from regrow.models.reach import hub_answers
 
@@ -262,7 +263,7 @@ def _no_settings(name: str, error: Exception) -> str:
 def folder_of(name: str) -> Path | None:
     """Return the folder that a model of transformers is named by, if there is one."""
     folder = Path(name).expanduser()
-    return folder if folder.is_dir() else None
+    return folder if is_folder(folder) else None
 
 
 def _place(name: str) -> str:
@@ -279,7 +280,7 @@ def _near(name: str) -> dict[str, Any]:
 def _no_folder(name: str) -> str:
     """Say that there is no such folder, with those that are called nearly so."""
     path = Path(name).expanduser()
-    above = path.parent if path.parent.is_dir() else Path()
+    above = path.parent if is_folder(path.parent) else Path()
     beside = {folder.name: folder for folder in above.iterdir() if (folder / CONFIG).is_file()}
     near = [f"hf/{beside[n]}" for n in get_close_matches(path.name, beside, n=2)]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""

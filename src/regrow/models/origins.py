@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from regrow.core.choice import frozen
+from regrow.core.disk import is_file
 from regrow.core.global_rng import drawing
 from regrow.core.registry import canonical
 from regrow.core.seeds import derive
@@ -276,9 +277,9 @@ def _meant(text: str) -> str:
     near = get_close_matches(head, [*LIBRARIES, *OTHER_NAMES], n=1)
     if text.endswith(".py"):
         return f" Add the function: {text}:build."
-    if (path / "config.json").is_file():
+    if is_file(path / "config.json"):
         return f" Do you mean hf/{text}?"
-    if (path / "architecture.json").is_file():
+    if is_file(path / "architecture.json"):
         return (
             f" '{text}' holds a network that regrow saved. Name a function that loads it, "
             f"mine.py:build with `return regrow.load({text!r})`."
@@ -287,7 +288,7 @@ def _meant(text: str) -> str:
         return f" '{text}' is a name of a file of weights: give it by --weights, beside the code."
     if slash and near:
         return f" Do you mean {OTHER_NAMES.get(near[0], near[0])}/{name}?"
-    if module and Path(f"{module.replace('.', '/')}.py").is_file():
+    if module and is_file(Path(f"{module.replace('.', '/')}.py")):
         return f" Do you mean {module.replace('.', '/')}.py:{attribute}?"
     return ""
 
@@ -344,7 +345,7 @@ def _module(text: str) -> tuple[ModuleType, str, str]:
         raise ConfigError(f"{text!r} names no network. Expected {FORMS}.")
     if place.endswith(".py"):
         file = Path(place).expanduser()
-        if not file.is_file():
+        if not is_file(file):
             raise ConfigError(f"{text}: there is no file '{place}' in '{Path.cwd()}'.")
         return (
             _run(lambda: _from_file(file), text, str(file.resolve()), doing="is not imported"),

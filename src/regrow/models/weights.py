@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regrow.core.disk import is_file
 from regrow.core.texts import quoted
 from regrow.errors import ConfigError, DataError, short
 
@@ -110,7 +111,7 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
 
 def _check_file(path: Path) -> None:
     where = f"--weights {path}"
-    if not path.is_file():
+    if not is_file(path):
         word = get_close_matches(str(path), NO_FILES, n=1)
         hint = f" {NO_FILES[word[0]]}" if word else ""
         raise DataError(f"{where}: there is no such file.{hint}")
