@@ -307,9 +307,9 @@ def _torch_pruning(net: nn.Module, example: Any, _: Trace | None) -> Cut:
     small = copy.deepcopy(net)
     ignored = [m for n, m in small.named_modules() if n and n in ends]
     heads = {
-        layer: module.num_heads
+        layer: num
         for module in small.modules()
-        if isinstance(getattr(module, "num_heads", None), int)
+        if (num := _num_heads(module)) is not None
         for layer in module.children()
         if isinstance(layer, nn.Linear) and layer.out_features >= layer.in_features
         and layer is not list(module.children())[-1]
@@ -332,7 +332,31 @@ def _torch_pruning(net: nn.Module, example: Any, _: Trace | None) -> Cut:
             module.head_dim = module.qkv.out_features // (3 * module.num_heads)
             if hasattr(module, "attn_dim"):
                 module.attn_dim = module.qkv.out_features // 3
+        _tell_heads(module)
     return Cut(small, middle - start, took)
+
+
+def _num_heads(module: nn.Module) -> int | None:
+    """Return how many heads an attention says it has, by any of the usual names."""
+    found = (getattr(module, name, None) for name in HEADS)
+    return next((num for num in found if isinstance(num, int)), None)
+
+
+def _tell_heads(module: nn.Module) -> None:
+    """Write the width of narrowed heads where an attention of transformers counts on it.
+
+    Torch-Pruning leaves that to its user; this is what its examples do.
+    """
+    query = next((q for name in QUERIES if (q := getattr(module, name, None)) is not None), None)
+    num = _num_heads(module)
+    if num is None or not isinstance(query, nn.Linear):
+        return
+    width = query.out_features
+    widths = {"attention_head_size": width // num, "head_dim": width // num}
+    widths |= {"key_value_proj_dim": width // num, "all_head_size": width, "inner_dim": width}
+    for name, value in (widths | {"embed_dim": width}).items():
+        if isinstance(getattr(module, name, None), int):
+            setattr(module, name, value)
 
 
 def _ends(net: nn.Module, example: Any) -> list[str]:
@@ -354,4 +378,6 @@ def _ends(net: nn.Module, example: Any) -> list[str]:
     return ends
 
 
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")  # in attentions
+QUERIES = ("query", "q_proj", "q_lin", "q")
 TOOLS: Mapping[str, Tool] = {"regrow": _regrow, "torch-pruning": _torch_pruning}
