@@ -332,6 +332,10 @@ def _torch_pruning(net: nn.Module, example: Any, _: Trace | None) -> Cut:
             module.head_dim = module.qkv.out_features // (3 * module.num_heads)
             if hasattr(module, "attn_dim"):
                 module.attn_dim = module.qkv.out_features // 3
+        if isinstance(getattr(module, "conv_proj", None), nn.Conv2d) and hasattr(
+            module, "hidden_dim"
+        ):
+            module.hidden_dim = module.conv_proj.out_channels  # of torchvision's ViT
         _tell_heads(module)
     return Cut(small, middle - start, took)
 

@@ -61,8 +61,9 @@ half their width: regrow {ours} at {commits}, torch-pruning {theirs}, measured {
 (`--seconds`; the same command goes on where it was stopped). Each cut network is judged from
 outside, by one oracle: a copy with other numbers was cut, and is compared in float64 with that copy
 whose missing numbers are zero. Torch-Pruning is told which layers give the output, which tensors
-are the output (`output_transform`), and how many heads attentions have, where a module holds that
-as `num_heads`; those of transformers name it otherwise, and it takes them as they come.
+are the output (`output_transform`), and how many heads attentions have, where a module says so by
+a usual name (`num_heads`, `num_attention_heads`, `n_heads`, `n_head`); the narrowed widths of heads
+are written after its cut where modules of transformers count on them, as its own examples do.
 
 """
 
