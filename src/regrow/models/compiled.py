@@ -65,3 +65,13 @@ def pointer(_, address):
 def vector(address, num):
     """Read so many float32 numbers."""
     return carray(pointer(address), num, np.float32)  # type: ignore[call-arg]
+
+
+@part
+def flush(parts, full, channels, sums):
+    """Move two rows of ``full`` float32 sums into float64, as far as there are channels."""
+    values = vector(parts, 2 * full)
+    for c in range(channels):
+        sums[0, c] += values[c]
+        sums[1, c] += values[full + c]
+    values[:] = 0

@@ -10,7 +10,7 @@ be room for one at the end of a map; where the next pixel or other channels lie 
 their values or get them later.
 """
 
-from regrow.models.compiled import ADDRESS, kernel, part, vector
+from regrow.models.compiled import ADDRESS, flush, kernel, part, vector
 from regrow.models.vectors import (
     LANES,
     VECTOR,
@@ -68,17 +68,6 @@ def _add_up(x, shape, shift, sums):
         x += between * 4
 
 
-@part
-def _flush(parts, channels, sums):
-    """Move two rows of float32 sums into float64."""
-    full = _size(channels) // 4
-    values = vector(parts, 2 * full)
-    for c in range(channels):
-        sums[0, c] += values[c]
-        sums[1, c] += values[full + c]
-    values[:] = 0
-
-
 @kernel(ADDRESS, _SHAPE, ADDRESS, _MOMENTS)
 def moments(x, shape, room, found):
     """Write the moments of each channel: ``[3, channels]``."""
@@ -92,7 +81,7 @@ def moments(x, shape, room, found):
     for first in range(0, pixels, PIXELS):
         num = min(PIXELS, pixels - first)
         _add_up(x + first * between * 4, (num, channels, between), room, parts)
-        _flush(parts, channels, found[1:])
+        flush(parts, full // 4, channels, found[1:])
 
 
 @kernel(*[ADDRESS] * 3, _SHAPE, ADDRESS, "int64")
@@ -141,7 +130,7 @@ def convolve(x, shape, lines, weight, added, y, channels, room, found):
         _add_up(products, (num, outputs, row_out // 4), shift, parts)
         for p in range(num):
             copy(y + (first + p) * between_out * 4, products + p * row_out, outputs * 4)
-        _flush(parts, outputs, found[1:])
+        flush(parts, _size(outputs) // 4, outputs, found[1:])
 
 
 @part
@@ -205,4 +194,4 @@ def gradients(x, shape, lines, weight, grad, channels, straight, to, adding, of_
                     _add_back(*past, grad_of_pixel, x + at + c, *line)
                 else:
                     _write_back(*past, grad_of_pixel, x + at + c, *line)
-        _flush(parts, inputs, sums)
+        flush(parts, _size(inputs) // 4, inputs, sums)

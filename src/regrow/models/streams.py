@@ -6,7 +6,7 @@ lie there, they keep their values or get them later. Of maps that PyTorch made, 
 the last pixel is read from a copy. Arithmetic is float32.
 """
 
-from regrow.models.compiled import ADDRESS, kernel, part, vector
+from regrow.models.compiled import ADDRESS, flush, kernel, part, vector
 from regrow.models.vectors import (
     LANES,
     VECTOR,
@@ -33,17 +33,6 @@ _MOMENTS = "float64[:,:]"  # as of ``pointwise``
 @part
 def _vectors(channels):
     return (channels + LANES - 1) // LANES
-
-
-@part
-def _flush(parts, channels, sums):
-    """Move two rows of float32 sums into float64."""
-    full = _vectors(channels) * LANES
-    values = vector(parts, 2 * full)
-    for c in range(channels):
-        sums[0, c] += values[c]
-        sums[1, c] += values[full + c]
-    values[:] = 0
 
 
 @kernel(ADDRESS, _SHAPE, ADDRESS, ADDRESS)
@@ -92,8 +81,8 @@ def place(x, to, shape, room, found):
             for c in range(channels):
                 found[0, c], found[1, c], found[2, c] = shift[c], 0.0, 0.0
         if (p + 1) % ROWS == 0:
-            _flush(parts, channels, found[1:])
-    _flush(parts, channels, found[1:])
+            flush(parts, full // 4, channels, found[1:])
+    flush(parts, full // 4, channels, found[1:])
 
 
 @kernel(*[ADDRESS] * 3, _SHAPE, ADDRESS, "int64")
@@ -143,5 +132,5 @@ def back(x, shape, lines, grad, to, adding, sums, room):
         to += between * SIZE
         grad += channels * SIZE
         if (p + 1) % ROWS == 0:
-            _flush(parts, channels, sums)
-    _flush(parts, channels, sums)
+            flush(parts, full // 4, channels, sums)
+    flush(parts, full // 4, channels, sums)

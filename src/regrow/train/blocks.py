@@ -229,7 +229,7 @@ class _Appending(Function):
         x = ctx.layers[0][0].x
         of_x = Map.empty(total.size, x.channels, grad.dtype)
         line = Missing(x, *missing[:, : x.channels])
-        ways.straighten(total.part(0, x.channels), line, of_x)
+        units.straighten(total.part(0, x.channels), line, of_x)
         return of_x.tensor(), None, None, *gradients
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regrow.train.maps import Map, room
-from regrow.train.units import Chain, Missing, Remembered, norm_gradients, step_of
+from regrow.train.units import Chain, Missing, Remembered, norm_gradients, step_of, straighten
 
 SHORT = torch.bfloat16
 
@@ -89,17 +89,6 @@ def backward(
         grad = of_x
     assert line is not None
     return gradients, line
-
-
-def straighten(grad: Map, line: Missing, out: Map) -> None:
-    """Write a gradient with what is missing of it."""
-    from regrow.models import streams
-
-    assert grad.between == line.x.between
-    rows = line.rows()
-    streams.straighten(
-        grad.address, line.x.address, rows.data_ptr(), grad.rows, out.address, out.between
-    )
 
 
 def place(x: Tensor, to: Map) -> Any:

@@ -185,14 +185,14 @@ def norm_gradients(step: Remembered, sums: Any) -> tuple[list[Tensor], Missing]:
 
 
 def straighten(grad: Map, line: Missing, out: Map) -> None:
-    """Write a gradient with what is missing of it."""
-    from regrow.models import pointwise
-
+    """Write a gradient with what is missing of it, of float32 or bfloat16."""
+    if out.data.dtype == torch.float32:  # the kernels of the other are not compiled
+        from regrow.models.pointwise import straighten as write
+    else:
+        from regrow.models.streams import straighten as write
     assert grad.between == line.x.between
     rows = line.rows()
-    pointwise.straighten(
-        grad.address, line.x.address, rows.data_ptr(), grad.rows, out.address, out.between
-    )
+    write(grad.address, line.x.address, rows.data_ptr(), grad.rows, out.address, out.between)
 
 
 def find_moments(x: Map, moments: Any) -> None:
