@@ -349,7 +349,7 @@ def _num_heads(module: nn.Module) -> int | None:
 def _tell_heads(module: nn.Module) -> None:
     """Write the width of narrowed heads where an attention of transformers counts on it.
 
-    Torch-Pruning leaves that to its user; this is what its examples do.
+    Torch-Pruning leaves that to its user.
     """
     query = next((q for name in QUERIES if (q := getattr(module, name, None)) is not None), None)
     num = _num_heads(module)

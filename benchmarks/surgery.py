@@ -63,7 +63,7 @@ outside, by one oracle: a copy with other numbers was cut, and is compared in fl
 whose missing numbers are zero. Torch-Pruning is told which layers give the output, which tensors
 are the output (`output_transform`), and how many heads attentions have, where a module says so by
 a usual name (`num_heads`, `num_attention_heads`, `n_heads`, `n_head`); the narrowed widths of heads
-are written after its cut where modules of transformers count on them, as its own examples do.
+are written after its cut where modules of transformers count on them, which it leaves to its user.
 
 """
 
