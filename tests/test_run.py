@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -36,7 +38,7 @@ from regrow.run import (
     run,
 )
 from regrow.run.display import _Screen, describe, display
-from regrow.run.schedule import Schedule
+from regrow.run.schedule import Schedule, ScheduledJob
 from regrow.run.troubles import how_it_ended
 from regrow.store import Store
 
@@ -49,6 +51,7 @@ class Walk(Defaults):
     steps: int = 5
     inputs: "tuple[Walk, ...]" = ()
     flops: float = 0.0
+    seed: int = 0
     seconds: float = 0.0  # for each step; not part of what it is
     trace: Path | None = None  # where it says that it was started; not part of what it is
     trouble: str = ""
@@ -464,6 +467,7 @@ def test_nothing_to_do_is_done_at_once(store: Store) -> None:
 STUDY = """
 import sys
 from pathlib import Path
+from statistics import fmean
 sys.path.insert(0, sys.argv[1])
 from test_run import diamond
 from regrow.run import run
@@ -641,6 +645,117 @@ def test_jobs_of_unknown_cost_go_by_length_of_chain_then_as_given() -> None:
     first, second = Walk(name="first"), Walk(name="second")
     end = Walk(name="end", inputs=(Walk(name="begin"),))
     assert order([first, second, end]) == ["begin", "first", "second", "end"]
+
+
+def arms_of(seed: int, *inputs: Walk) -> list[Walk]:
+    """Make a short, a long and a middling training of one seed."""
+    costs = {"fine-tune": 1, "scratch-b": 8, "scratch-e": 4}
+    return [
+        Walk(name=f"{arm} {seed}", flops=flops, seed=seed, inputs=inputs)
+        for arm, flops in costs.items()
+    ]
+
+
+def test_all_arms_of_a_seed_go_before_those_of_the_next_in_the_order_of_the_study() -> None:
+    pruned = Walk(name="pruned", seed=7)
+    plain = {seed: Walk(name=f"plain {seed}", flops=2, seed=seed) for seed in (7, 3)}
+    jobs = [pruned, *(job for seed in plain for job in (*arms_of(seed, plain[seed]), plain[seed]))]
+    in_turn = [
+        f"{arm} {seed}"
+        for seed in (7, 3)
+        for arm in ("plain", "scratch-b", "scratch-e", "fine-tune")
+    ]
+    assert order(jobs) == [*in_turn[:3], "pruned", *in_turn[3:]]
+
+
+def test_what_several_seeds_need_goes_with_the_first_of_them() -> None:
+    cut = Walk(name="cut", seed=5)
+    jobs = [job for seed in (0, 1) for job in arms_of(seed, cut)]
+    assert order(jobs)[:2] == ["cut", "scratch-b 0"]
+
+
+def ends(jobs: list[Walk], workers: int, *, longest_first: bool = False) -> dict[str, float]:
+    """Return when each job ends, if each takes as long as its FLOPs."""
+    schedule = Schedule(jobs, ())
+    of_all = 10**9 if longest_first else workers  # no chain is shorter than its share of the work
+    under_way: list[tuple[float, int, ScheduledJob]] = []
+    now, ended = 0.0, {}
+    while schedule.num_open:
+        while len(under_way) < workers and (node := schedule.take(of_all)) is not None:
+            under_way.append((now + node.job.flops, node.index, node))
+        under_way.sort()
+        now, _, node = under_way.pop(0)
+        ended[node.job.label] = now
+        schedule.finish(node)
+    return ended
+
+
+def test_the_last_seed_does_not_keep_the_other_workers_waiting() -> None:
+    jobs = [
+        job
+        for seed in range(3)
+        for job in arms_of(seed, Walk(name=f"plain {seed}", flops=8, seed=seed))
+    ]
+    ended = ends(jobs, workers=2)
+    # 63 FLOPs take two workers 31.5 at the least; strictly seed by seed they take 37.
+    assert max(ended.values()) == 32
+    of_seed = [max(end for name, end in ended.items() if name.endswith(str(s))) for s in range(3)]
+    assert of_seed[0] < of_seed[1] < of_seed[2]
+    assert of_seed[0] < 22
+
+
+def test_simulated_comparisons_show_their_first_seed_early_and_end_no_later() -> None:
+    drawn = random.Random(0)
+    longer, first = [], []
+    for seeds, given, cells, workers in itertools.product(
+        (2, 3, 5, 10), (True, False), (1, 4), (1, 2, 4, 8, 16)
+    ):
+        sizes = [10_000 ** drawn.uniform(0.5, 1.0) for _ in range(cells)]
+        jobs = [job for seed in range(seeds) for job in compared(seed, sizes, given=given)]
+        ended = ends(jobs, workers)
+        last = max(ended.values())
+        longer.append(last / max(ends(jobs, workers, longest_first=True).values()))
+        first.append(max(end for name, end in ended.items() if name.endswith(" 0")) / last)
+    print(f"{fmean(longer):.3f} times as long, at most {max(longer):.3f}; first {fmean(first):.2f}")
+    assert fmean(longer) < 1.005
+    assert max(longer) < 1.05
+    assert fmean(first) < 0.6
+
+
+def compared(seed: int, sizes: list[float], *, given: bool) -> list[Walk]:
+    """Make the jobs of one seed of a comparison: networks that cost so much, cut to half."""
+    jobs = []
+    for place, size in enumerate(sizes):
+        plain = Walk(name=f"unpruned {place} {seed}", flops=size, seed=seed)
+        before = () if given else (plain,)
+        cut = Walk(name=f"cut {place} {seed}", seed=seed, inputs=before)
+        shares = {"fine-tune": 0.125, "scratch-e": 0.5, "scratch-b": 1.0, "uniform": 0.5}
+        jobs += [
+            *before,
+            *(
+                Walk(name=f"{arm} {place} {seed}", flops=share * size, seed=seed, inputs=(cut,))
+                for arm, share in shares.items()
+            ),
+        ]
+    return jobs
+
+
+def test_with_workers_for_everything_the_longest_chain_decides() -> None:
+    jobs = [job for seed in range(3) for job in arms_of(seed)]
+    assert max(ends(jobs, workers=8).values()) == 8
+
+
+def test_a_job_that_is_put_back_is_handed_out_again_once() -> None:
+    first, second = Walk(name="first", flops=3), Walk(name="second", flops=2, seed=1)
+    schedule = Schedule([first, second], ())
+    node = schedule.take()
+    assert node is not None
+    schedule.put_back(node)
+    assert [schedule.take(), schedule.take(), schedule.take()] == [
+        node,
+        schedule.nodes[second.key],
+        None,
+    ]
 
 
 def test_long_chains_do_not_exhaust_the_stack(store: Store) -> None:

@@ -188,7 +188,9 @@ def run_study(
     _check_writable(_report_folder(study, out))
     if first is not None:
         first(jobs, opened, workers)
-    with display() as show, _saying_how_to_report(path, store, out, data or (), hours):
+    command = _report_command(path, store, out, data or (), hours)
+    with display() as show, _saying_how_to_report(command):
+        show = _saying_what_is_known(study, opened, command, before=show)
         if html:
             show = _live_page(study, opened, out, choice=choice, path=path, before=show)
         if tools:
@@ -215,23 +217,48 @@ def _remember(
 
 
 @contextmanager
-def _saying_how_to_report(
-    study: Path, store: Path, out: Path | None, data: Sequence[str], hours: float | None
-) -> Iterator[None]:
+def _saying_how_to_report(command: str) -> Iterator[None]:
     """Add to what is told of a stop the command that reports the results so far."""
     try:
         yield
     except Interrupted as error:
-        options: list[tuple[str, str | Path]] = (
-            [("--store", store)] if store != DEFAULT_STORE else []
-        )
-        options += [("--out", out)] if out is not None else []
-        options += [("--with", _nearby(file)) for file in loaded_files()]
-        options += [("--data", text) for text in data]
-        options += [("--hours", f"{hours:g}")] if hours is not None else []
-        words = ["regrow", "report", study, *(word for option in options for word in option)]
-        command = shlex.join(map(str, words))
         raise type(error)(f"{error} The results so far: {command}.", by=error.by) from error
+
+
+def _report_command(
+    study: Path, store: Path, out: Path | None, data: Sequence[str], hours: float | None
+) -> str:
+    """Return the command that reports the results so far."""
+    options: list[tuple[str, str | Path]] = [("--store", store)] if store != DEFAULT_STORE else []
+    options += [("--out", out)] if out is not None else []
+    options += [("--with", _nearby(file)) for file in loaded_files()]
+    options += [("--data", text) for text in data]
+    options += [("--hours", f"{hours:g}")] if hours is not None else []
+    words = ["regrow", "report", study, *(word for option in options for word in option)]
+    return shlex.join(map(str, words))
+
+
+def _saying_what_is_known(
+    study: "Study", store: "Store", command: str, *, before: "Callable[[Event], None]"
+) -> "Callable[[Event], None]":
+    """Say what is known each time that all arms of one more seed are done; ``before`` hears it."""
+    from regrow.report.advice import so_far
+    from regrow.report.collect import results_of
+    from regrow.run.refreshing import SeedBySeed
+
+    cells, done = study.cells(), store.snapshot().done
+    waiting: dict[int, set[str]] = {}
+    for cell in cells:
+        waiting.setdefault(cell.seed, set()).update({cell.job.key} - done)
+
+    def known(seeds: Sequence[int]) -> str:
+        told = f"{len(seeds)} of {len(waiting)} seeds {'is' if len(seeds) == 1 else 'are'} complete"
+        if len({cell.experiment.title for cell in cells}) == 1:  # else too much for a line
+            runs = results_of(study, store).runs
+            told = "; ".join(filter(None, (told, so_far([r for r in runs if r.seed in seeds]))))
+        return f"{told}. To see more in another terminal: {command}"
+
+    return SeedBySeed(waiting, known, before=before)
 
 
 def _nearby(file: Path) -> Path:

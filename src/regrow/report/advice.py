@@ -68,6 +68,25 @@ def advice(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> Iterator[Answer]
         yield replace(found, question=question)
 
 
+def so_far(runs: Sequence[Run]) -> str:
+    """Word the mean of each row, of the runs of one cell; of several cells nothing."""
+    groups = {run.group for run in runs if not run.unpruned}
+    rows = [Contender(runs=tuple(of_arm)) for of_arm in _by_arm(runs).values()]
+    if len(groups) > 1 or not rows:
+        return ""
+    metric = rows[0].runs[0].metric
+    means = [f"{row.name} {row.mean:.{metric.digits}f}" for row in rows if row.scores]
+    mean = "mean " if max(len(row.scores) for row in rows) > 1 else ""
+    return f"{mean}{metric.axis}: {', '.join(means)}"
+
+
+def _by_arm(runs: Sequence[Run]) -> Mapping[tuple[str, str], list[Run]]:
+    arms: dict[tuple[str, str], list[Run]] = {}
+    for run in _done(runs):
+        arms.setdefault((run.group, run.arm), []).append(run)
+    return arms
+
+
 def _done(runs: Sequence[Run]) -> tuple[Run, ...]:
     return tuple(run for run in runs if run.done)
 

@@ -285,8 +285,10 @@ class Coordinator:
         return len(self._schedule.nodes) + len(self._schedule.reused)
 
     def _hand_out(self) -> None:
-        for _ in range(self._executor.num_free):
-            node = self._schedule.take()
+        num_free = self._executor.num_free
+        num_workers = num_free + self._executor.num_busy
+        for _ in range(num_free):
+            node = self._schedule.take(num_workers)
             if node is None:
                 return
             self._waiting.let_go(node.key)

@@ -46,10 +46,10 @@ class _Plain:
         self._waits = iter(SUMMARY_SECONDS)
         self._next_summary: float | None = None
         self._begun = False
-        self._trouble = _Trouble(console)
+        self._lasting = _Lasting(console)
 
     def __call__(self, event: Event) -> None:
-        self._trouble(event)
+        self._lasting(event)
         _follow(self._jobs, event)
         self._begun |= bool(self._jobs)
         if isinstance(event, events.RunProgress):
@@ -72,7 +72,7 @@ class _Plain:
 
     def _running(self) -> list[str]:
         """Name what runs, each with how far it is."""
-        parts = [f"{one_line(job.label)} ({_share_of(job):.0%})" for job in self._jobs.values()]
+        parts = [f"{one_line(job.label)} ({_how_far(job)})" for job in self._jobs.values()]
         more = [f"{len(parts) - MOST_NAMED} more"] if len(parts) > MOST_NAMED else []
         return [f"running: {', '.join([*parts[:MOST_NAMED], *more])}"] if parts else []
 
@@ -92,6 +92,13 @@ def _share_of(job: _Running) -> float:
     return job.fraction if isinstance(job, events.JobProgress) else 0.0
 
 
+def _how_far(job: _Running) -> str:
+    """Write the share of a job that is done, or its note where no share is known."""
+    note = job.note if isinstance(job, events.JobProgress) else ""
+    share = _share_of(job)
+    return note if note and not share else f"{share:.0%}"
+
+
 class _Screen:
     """The whole run in one line, and one line for each running job."""
 
@@ -99,10 +106,10 @@ class _Screen:
         self._console = console
         self._run: events.RunProgress | None = None
         self._jobs: dict[str, _Running] = {}
-        self._trouble = _Trouble(console)
+        self._lasting = _Lasting(console)
 
     def __call__(self, event: Event) -> None:
-        self._trouble(event)
+        self._lasting(event)
         if isinstance(event, events.RunProgress):
             self._run = event
         _follow(self._jobs, event)
@@ -146,8 +153,8 @@ def _shortened(text: str, width: int) -> str:
     return f"{text[:head]}...{text[min(head + 3 - width, -1) :]}"
 
 
-class _Trouble:
-    """Lines for what goes wrong: a message that comes again is counted, jobs that wait are one."""
+class _Lasting:
+    """Lines that stay: what goes wrong, each message once, and what is known after a seed."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -169,6 +176,8 @@ class _Trouble:
             _say(self._console, f"FAILED {event.label}: {told}{more}")
         elif isinstance(event, events.JobWarning):
             _say(self._console, f"warning {event.label}: {event.message}")
+        elif isinstance(event, events.SeedDone):
+            _say(self._console, event.text)
 
 
 def _blocked_line(blocked: list[events.JobBlocked]) -> str:

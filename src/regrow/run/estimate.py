@@ -141,7 +141,7 @@ def _makespan(schedule: Schedule, seconds: Mapping[str, float], workers: int) ->
     now, free = 0.0, workers
     under_way: list[tuple[float, int, ScheduledJob]] = []
     while schedule.num_open:
-        while free and (node := schedule.take()) is not None:
+        while free and (node := schedule.take(workers)) is not None:
             heapq.heappush(under_way, (now + seconds[node.key], node.index, node))
             free -= 1
         now, _, node = heapq.heappop(under_way)

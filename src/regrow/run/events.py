@@ -67,6 +67,13 @@ class JobWarning:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeedDone:
+    """All jobs of one more seed are done; ``text`` says what is known by now."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunProgress:
     """The progress of the whole run; at most four times a second, and at its end."""
 
@@ -86,4 +93,5 @@ class RunProgress:
     eta_seconds: float | None
 
 
-Event = JobStarted | JobProgress | JobDone | JobFailed | JobBlocked | JobWarning | RunProgress
+JobEvent = JobStarted | JobProgress | JobDone | JobFailed | JobBlocked | JobWarning
+Event = JobEvent | SeedDone | RunProgress

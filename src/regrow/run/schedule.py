@@ -1,8 +1,10 @@
-"""The order of jobs: what is missing from a store, longest chain first.
+"""The order of jobs: what is missing from a store, seed by seed, longest chain first within a seed.
 
-With few workers and jobs of very different length, what starts last decides when the run ends. So
-the ready job that heads the longest chain of work (its own and of those that wait for it) goes
-first; without dependents that is "longest job first".
+A seed that is complete in all arms can be compared, so all jobs of a study's first seed go before
+those of its second. The length of a chain is the work of its first job and of those that wait for
+it, one after another. With few workers and jobs of very different length, what starts last decides
+when the run ends. So a job of any seed goes first if its chain is longer than what is left of the
+work for each worker: then the whole run would wait for it at the end.
 """
 
 import heapq
@@ -30,16 +32,21 @@ class ScheduledJob:
     dependents: "list[ScheduledJob]" = field(default_factory=list)
     num_waiting_for: int = 0
     chain: float = 0.0  # work from here to the end of the longest chain
+    turn: int = 0  # place of its seed in the study; of several that need it, the first
     handed_out: bool = False
     closed: bool = False  # done, failed or blocked
     trial_of: "list[ScheduledJob]" = field(default_factory=list)  # wait until it shows their code
+
+
+_Ready = tuple[float, float, int, ScheduledJob]  # by two ranks; lower ones go first
 
 
 class Schedule:
     """The jobs still to be done, handed out in order; every step costs O(log of the ready)."""
 
     def __init__(self, jobs: Iterable[Job], done: Collection[str]) -> None:
-        everything = _expand(list(jobs))
+        jobs = list(jobs)
+        everything = _expand(jobs)
         # All that a job depends on, also of one that is done: a report adds up what it all cost.
         self.nodes = {key: node for key, node in everything.items() if key not in done}
         self.reused = [node for key, node in everything.items() if key in done]
@@ -50,29 +57,42 @@ class Schedule:
                     node.num_waiting_for += 1
         for node in reversed(self.nodes.values()):  # dependents come after their inputs
             node.chain = node.work + max((later.chain for later in node.dependents), default=0.0)
+        _take_turns(self.nodes.values(), jobs)
         self.num_open = len(self.nodes)
+        self._left = sum(node.work for node in self.nodes.values())  # of what is not handed out
         works = {node.job.trained_by for node in self.reused}
         for nodes in _by_function(self.nodes.values()).values():
             if nodes[0].job.trained_by not in works:
                 _try_first(nodes)
-        self._ready: list[tuple[float, int, ScheduledJob]] = []
+        self._by_turn: list[_Ready] = []
+        self._by_chain: list[_Ready] = []
         for node in self.nodes.values():
             if node.num_waiting_for == 0:
-                self.put_back(node)
+                self._make_ready(node)
 
-    def take(self) -> ScheduledJob | None:
-        """Return the next job that can start, or None when all that is left waits for others."""
-        while self._ready:
-            node = heapq.heappop(self._ready)[2]
-            if not node.closed:
-                node.handed_out = True
-                return node
-        return None
+    def take(self, num_workers: int = 1) -> ScheduledJob | None:
+        """Return the next job that can start, or None when all that is left waits for others.
+
+        ``num_workers`` share the work that is left.
+        """
+        node, longest = _first(self._by_turn), _first(self._by_chain)
+        if node is None or longest is None:
+            return None
+        if longest.chain * num_workers > self._left:
+            node = longest
+        node.handed_out = True
+        self._left -= node.work
+        return node
 
     def put_back(self, node: ScheduledJob) -> None:
         """Take a job back that was handed out and not done."""
         node.handed_out = False
-        heapq.heappush(self._ready, (-node.chain, node.index, node))
+        self._left += node.work
+        self._make_ready(node)
+
+    def _make_ready(self, node: ScheduledJob) -> None:
+        heapq.heappush(self._by_turn, (node.turn, -node.chain, node.index, node))
+        heapq.heappush(self._by_chain, (-node.chain, node.turn, node.index, node))
 
     def finish(self, node: ScheduledJob) -> None:
         """Note that a job is done, which may make others ready."""
@@ -83,7 +103,7 @@ class Schedule:
         for later in waiting:
             later.num_waiting_for -= 1
             if later.num_waiting_for == 0 and not later.closed:
-                self.put_back(later)
+                self._make_ready(later)
 
     def fail(self, node: ScheduledJob) -> list[ScheduledJob]:
         """Note that a job failed; returns those that cannot be done without it."""
@@ -116,6 +136,8 @@ class Schedule:
     def _close(self, node: ScheduledJob) -> None:
         node.closed = True
         self.num_open -= 1
+        if not node.handed_out:
+            self._left -= node.work
 
 
 class Waiting:
@@ -190,6 +212,25 @@ def _expand(jobs: list[Job]) -> dict[str, ScheduledJob]:
     return nodes
 
 
+def _take_turns(nodes: Collection[ScheduledJob], jobs: Iterable[Job]) -> None:
+    """Give each job the place of its seed among those of a study, as the study has them.
+
+    What several seeds need has the turn of the first. ``nodes`` come after their inputs.
+    """
+    seeds = dict.fromkeys(getattr(job, "seed", None) for job in jobs)
+    places = {seed: place for place, seed in enumerate(seeds)}
+    for node in reversed([*nodes]):
+        own = places.get(getattr(node.job, "seed", None), len(places))
+        node.turn = min([own, *(later.turn for later in node.dependents)])
+
+
+def _first(ready: list[_Ready]) -> ScheduledJob | None:
+    """Return the first of a heap that is still ready; others are dropped."""
+    while ready and (ready[0][3].closed or ready[0][3].handed_out):
+        heapq.heappop(ready)
+    return ready[0][3] if ready else None
+
+
 def _by_function(nodes: Iterable[ScheduledJob]) -> dict[Hashable, list[ScheduledJob]]:
     """Group what functions of the user's own train, by the function."""
     groups: dict[Hashable, list[ScheduledJob]] = {}
@@ -211,6 +252,7 @@ def _try_first(nodes: list[ScheduledJob]) -> None:
     for node in trial.trial_of:
         node.num_waiting_for += 1
         trial.chain = max(trial.chain, trial.work + node.chain)
+        trial.turn = min(trial.turn, node.turn)
 
 
 def _input_keys(job: Job) -> tuple[str, ...]:
