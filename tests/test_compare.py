@@ -440,13 +440,16 @@ def test_a_function_that_is_wrong_for_every_network_fails_early_and_once(
     assert " ".join(failed.out.split()).count(told) == 1  # under Failures
 
 
-def test_a_training_that_diverges_is_no_fault_of_the_function(here: Path, command: Command) -> None:
+def test_trainings_that_diverge_stop_the_others_though_one_measurement_does_not(
+    here: Path, command: Command
+) -> None:
     (here / "mine.py").write_text(
         AWRY.format("model[0].weight.data[0] = float('nan'); return measured(model)")
     )
     write(here, models={"network": "nets.py:mlp", "input": "1x4", "weights": "code"})
     failed = command("run", "study.yaml", "--workers", "0")
-    assert "not started" not in failed.err
+    assert len([line for line in failed.err.splitlines() if line.startswith("FAILED")]) == 2
+    assert "not started, because the same function failed" in failed.err
     place = rf"{re.escape(str(here / 'mine.py'))}, line 2: "
     assert re.search(place + r"mine\.py:train returned nan for the metric 'loss'", failed.err)
 

@@ -8,7 +8,7 @@ It writes an ordinary study (``studies.own``), and runs it.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ from typing import Any
 import pandas as pd
 
 from regrow.core.execution import RETRIES, Execution
+from regrow.core.texts import listed
 from regrow.core.validation import as_list
 from regrow.errors import ConfigError, short
 from regrow.pruning.method import criterion_key
 from regrow.report import Report, Run, Verdict, summarise, verdicts
 from regrow.report.advice import advice
 from regrow.report.answer import answer
-from regrow.report.collect import results_of
+from regrow.report.collect import Results, results_of
 from regrow.report.files import write_study
+from regrow.report.render import failure_lines
 from regrow.run import Event, Summary, check_machines, run_as
 from regrow.store import Store
 from regrow.studies.study import Study
@@ -33,8 +35,8 @@ from regrow.studies.study import Study
 class ComparisonResult:
     """The result of a comparison: rows, verdicts, and the answer in words.
 
-    ``notes`` limit what it says; ``failures`` says what failed, by job; ``report`` was written if a
-    folder was given.
+    ``notes`` limit what it says; ``failures`` says what failed, by job, and the answer begins with
+    that and with what is missing for it; ``report`` was written if a folder was given.
     """
 
     study: Study
@@ -155,12 +157,32 @@ def compare(
         runs=results.runs,
         rows=summarise(results.runs),
         verdicts=judged,
-        answer="\n".join([*map(str, advice(results.runs, judged)), answer(judged)]),
+        answer="\n".join(
+            [*_gaps(results), *map(str, advice(results.runs, judged)), answer(judged)]
+        ),
         notes=results.notes,
         failures={failure.label: failure.message for failure in results.failures},
         summary=summary,
         report=report,
     )
+
+
+def _gaps(results: Results) -> Iterator[str]:
+    """Say what failed, and which runs are missing."""
+    yield from (f"Failed: {line}" for line in failure_lines(results.failures))
+    missing: dict[str, list[str]] = {}
+    for run in results.runs:
+        if not run.done:
+            missing.setdefault(run.arm, []).append(str(run.seed))
+    rows = [
+        f"{arm} (seed{'s' if len(seeds) > 1 else ''} {listed(seeds)})"
+        for arm, seeds in missing.items()
+    ]
+    if rows:
+        yield (
+            f"Missing: {listed(rows)}. The same call does them, once what failed is mended; what "
+            "is done is kept."
+        )
 
 
 def place_of_function(train: Any) -> str:

@@ -189,7 +189,8 @@ def _lines(store: "Store", planned: "Planned", groups: Mapping[str, list[str]]) 
         progress = store.progress(key)
         share, note = progress.get("fraction", 0.0), progress.get("note", "")
         doing = "waiting" if progress.get("waits") else "running"
-        lines.append(f"  {doing} {planned.labels[key]}: {share:.0%} {note}".rstrip())
+        how_far = f"{share:.0%} {note}" if share or not note else note  # 0: it is not known
+        lines.append(f"  {doing} {planned.labels[key]}: {how_far}".rstrip())
     for key in groups["failed"]:
         message = (store.failure(key) or {}).get("message")
         lines.append(f"  failed {planned.labels[key]}: {message} (log: {store.log_file(key)})")

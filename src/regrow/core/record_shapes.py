@@ -50,7 +50,7 @@ def _is_count(value: Any) -> bool:
 def _is_epoch(value: Any) -> bool:
     if not isinstance(value, dict) or not all(map(_is_plain, value.values())):
         return False
-    return all(_is_small_number(value.get(name)) for name in ("lr", "loss"))
+    return _is_small_number(value.get("loss")) and _is_small_number(value.get("lr", 0.0))
 
 
 def _is_timing(value: Any) -> bool:
@@ -97,7 +97,7 @@ SHAPES: Mapping[str, FieldShape] = {
     "timing": FieldShape("a mapping with the seconds and the energy it took", _is_timing),
     "architecture": FieldShape("a mapping with cuts", _is_architecture),
     "capped": FieldShape("true or false", lambda value: isinstance(value, bool)),
-    "weights": FieldShape("a text", _is_text),
+    **dict.fromkeys(("weights", "unusable"), FieldShape("a text", _is_text)),
 }
 
 

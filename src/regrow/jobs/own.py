@@ -383,7 +383,7 @@ class OwnTrain(Keyed):
         )
 
         def on_pass(share: float, samples: int) -> None:
-            context.tick(share, f"{samples:,} examples seen")
+            context.tick(share, f"{samples:,} examples so far")
 
         model = model.to(context.device).train()
         spent = self.function(model, allowance, self.seed, on_pass=on_pass)
@@ -394,6 +394,8 @@ class OwnTrain(Keyed):
                 "Its training examples could not be counted, because the function never calls the "
                 "network itself in training mode; its training FLOPs are left open."
             )
+        if spent.unusable:
+            context.note(f"{spent.unusable} Its score counts; its convergence is not known.")
         state = state_of(model)
         record = {
             "metrics": dict(spent.metrics),
@@ -407,6 +409,8 @@ class OwnTrain(Keyed):
             "training_flops": None if seen is None else seen * allowance.flops_per_sample,
             "shape": None if spent.shape is None else list(spent.shape),
             "input": list(self.base.inputs.inputs[0].shape[1:]),
+            **({"history": [*spent.history]} if spent.history else {}),
+            **({"unusable": spent.unusable} if spent.unusable else {}),
             **({"beside": beside} if (beside := self._beside(model, spent.names)) else {}),
             **({"drawn": list(begun.cut)} if begun.cut else {}),
             **({"unlike": [*begun.layered, *begun.read]} if begun.layered or begun.read else {}),

@@ -1,5 +1,6 @@
 """Notes on the runs of one's own training function: what it spent, and whether it draws."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -7,6 +8,7 @@ from regrow.core.texts import listed, quoted
 from regrow.jobs.base import Job
 from regrow.report.rows import Run
 from regrow.studies.expand import Cell
+from regrow.train.by_epoch import LOSS, RATE
 
 CLOSE = 0.1  # of the MACs: networks of one cost
 BESIDE_TOKENS = ("attention_mask", "token_type_ids")  # which exports have, and which cost nothing
@@ -54,20 +56,50 @@ def spending_notes(reader: Reads, cells: Sequence[Cell], runs: Sequence[Run]) ->
 
 def _unknown(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[str]:
     """Name what a training function of one's own does not tell, and what it would tell."""
-    if any(cell.arm.start == "inherited" for cell, _, _ in trained):
+    yield from _rates(trained)
+    for message in dict.fromkeys(r["unusable"] for _, _, r in trained if r.get("unusable")):
+        yield f"{message} It is left out."
+    if trained and all(run.training_budget is None for _, run, _ in trained):
+        if any(run.given for _, run, _ in trained):
+            yield (
+                "Whether the given weights had converged is not known. A longer --budget shows "
+                "whether the smaller network still gains from training."
+            )
+        elif not any(run.parent_ending or (run.unpruned and run.ending) for _, run, _ in trained):
+            yield (
+                "Whether the unpruned network had converged is not known, because the training "
+                f"function tells no {LOSS!r} (for each epoch, beside its metrics). --budgets "
+                "compares several lengths of training, and shows whether it still gains."
+            )
+    if any(run.given for _, run, _ in trained):
+        yield "What it took to train the given weights is not known, and counts as no FLOPs."
+
+
+def _rates(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[str]:
+    """Compare the highest learning rates of fine-tuning and of training from scratch, if told."""
+    rates: dict[bool, dict[str, float]] = {True: {}, False: {}}
+    for cell, run, record in (row for row in trained if not row[1].unpruned):
+        told = [line.get("lr") for line in record.get("history", ())]
+        highest = math.inf if None in told or not told else max(told)
+        of_start = rates[cell.arm.start == "inherited"]
+        of_start[run.arm] = max(of_start.get(run.arm, 0.0), highest)
+    tuned, others = rates[True], rates[False]
+    if not tuned:
+        return
+    if math.inf in {*tuned.values(), *others.values()}:
         yield (
             "The training function chooses its own learning rates. At which rate it fine-tuned is "
             "not known here; a rate as high as for training from scratch puts fine-tuning at a "
-            "disadvantage (the function reads budget.inherited to tell them apart)."
+            f"disadvantage (the function reads budget.inherited to tell them apart, and {RATE!r} "
+            "in what it returns tells its rates)."
         )
-    if trained and all(run.training_budget is None for _, run, _ in trained):
+    elif others and max(tuned.values()) >= min(others.values()):
+        high = [f"{arm} {rate:g}" for arm, rate in (*tuned.items(), *others.items())]
         yield (
-            "Whether the unpruned network had converged is not known, because a training function "
-            "tells no loss. --budgets compares several lengths of training, and shows whether it "
-            "still gains."
+            f"The highest learning rates were {listed(high)}. A rate as high as for training from "
+            "scratch puts fine-tuning at a disadvantage (the function reads budget.inherited to "
+            "tell them apart)."
         )
-    if any(run.given for _, run, _ in trained):
-        yield "What it took to train the given weights is not known, and counts as no FLOPs."
 
 
 def _arms(runs: Any) -> list[str]:

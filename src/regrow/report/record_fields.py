@@ -49,6 +49,7 @@ OF_OWN: Mapping[str, str] = {
     "passes": "forward passes in training mode, with gradients",
     "shape": "the shape of the first training example, without the batch",
     "input": "the shape that costs are counted at, without the batch",
+    "unusable": "what is wrong with the training loss or rate that it returned; absent if nothing",
     "beside": "inputs that it was trained with and that `--input` does not name",
     "drawn": "tensors without an initialisation at the smaller size, drawn as in the uncut network "
     "and cut",

@@ -30,7 +30,8 @@ class Ending:
     """The end of one training: its mean loss in the last epoch, and the fall per epoch before it.
 
     ``fall`` is taken over the epochs at the last rate, without the first of them where there are
-    more than two, because a drop of the rate shows there; None for a single one.
+    more than two, because a drop of the rate shows there; None for a single one, and where rates
+    are not known.
     """
 
     loss: float
@@ -48,6 +49,8 @@ class Ending:
         if len(history) > 1 and "share" in history[-1]:
             history = history[:-1]  # of an epoch that was trained in part
         last = history[-1]
+        if "lr" not in last:
+            return cls(loss=last["loss"])
         length = next(
             (i for i, line in enumerate(reversed(history)) if line["lr"] != last["lr"]),
             len(history),

@@ -35,8 +35,9 @@ of examples for each unit of their budgets, where a function of one's own trains
 equal FLOPs of which rounding left a clear part unspent; one test
 example more than the margin, so that only equal counts show equivalence; a test set whose own
 sampling error is more than the margin; a chance level that is not known; a parent whose convergence
-is not known, because its last learning rate was used for one epoch only, or because its loss still
-fell by more than 1 % an epoch where the metric is no count: what that is worth is not known.
+is not known, because no two epochs are known to have had its last learning rate, or because its
+loss still fell by more than 1 % an epoch where nobody knows what that is worth: the metric is no
+count, or the loss is that of a function of one's own.
 """
 
 import math
@@ -352,7 +353,7 @@ def gain_words(gain: Gain) -> str:
 def _still_falling(parent: Evidence, loss: float, margin: float) -> Iterable[Reason]:
     metric, fall = parent.metric, parent.fall
     if fall is None:
-        figures = "its last learning rate was used for one epoch, so no fall of its loss is known"
+        figures = "its loss is not known for two epochs at its last learning rate"
         yield Reason(rule="convergence unknown", figures=figures)
         return
     if fall <= CLEAR_FALL * loss:

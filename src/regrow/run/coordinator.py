@@ -30,7 +30,9 @@ TELLING = 1e-4  # of the work: a smaller share, such as a pruning alone, tells n
 # Watched for so long before anything is said: less shows steps that wait for others, not a rate.
 LEAST_SECONDS = 5.0
 HELD_SECONDS = 0.2  # how often to look for the record of a job that another run works on
-FAULTS = 2  # trainings in which a function of the user's own may fail before the others are left
+# So many trainings of a function of the user's own may fail, or end without finite numbers, before
+# the others are left, unless one of them succeeded.
+FAULTS = 2
 # A scheduler that said SIGTERM says SIGKILL soon, SLURM after 30 s: jobs that have not saved by
 # then continue from their last checkpoints.
 GRACE_SECONDS = 8.0
@@ -352,7 +354,7 @@ class Coordinator:
         label = node.job.label
         self._emit(events.JobDone(key=node.key, label=label, seconds=seconds, reused=reused))
 
-    def _fail(self, node: ScheduledJob, message: str, *, by_code: bool = False) -> None:
+    def _fail(self, node: ScheduledJob, message: str, *, fault: str = "") -> None:
         label = node.job.label
         self._failed.append(label)
         self._work_closed += node.work
@@ -361,9 +363,10 @@ class Coordinator:
         self._emit(events.JobFailed(key=node.key, label=label, message=message, log=where))
         self._block(self._schedule.fail(node), because=label)
         function = node.job.trained_by
-        if by_code and function is not None and function not in self._works:
-            # A measurement is the least that the function has to do, so one is enough.
-            faults = self._faults.get(function, 0) + (1 if node.job.flops else FAULTS)
+        if fault and function is not None and function not in self._works:
+            # A measurement is the least that the function has to do: one wrong one is enough.
+            many = FAULTS if fault == "code" and not node.job.flops else 1
+            faults = self._faults.get(function, 0) + many
             self._faults[function] = faults
             if faults >= FAULTS:
                 self._block(self._schedule.give_up(function), because=label, by_code=True)
@@ -433,7 +436,7 @@ class Coordinator:
                 self._store.fail(node.key, spec, message=message, traceback=trace)
             except StoreError as error:
                 message += f" ({error})" if ended.status == "died" else ""
-        self._fail(node, message, by_code=ended.by_code)
+        self._fail(node, message, fault=ended.fault)
 
     def _look_after_held(self) -> None:
         now = time.monotonic()

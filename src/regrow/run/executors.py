@@ -30,6 +30,7 @@ from regrow.errors import (
     RanksLost,
     RegrowError,
     StoreError,
+    TrainingError,
 )
 from regrow.jobs.base import Context, Job, Notice, Outcome, Progress
 from regrow.run.troubles import Trouble, trouble_of
@@ -50,15 +51,16 @@ class Ended:
 
     "reused": another run had done it; "held": another run works on it; "stopped": on request, can
     be resumed; "died": its process ended before it could say so; then ``message`` says by what, and
-    ``traceback`` what it did. ``by_code``: a function of the user's own is at fault. ``trouble``
-    says what of a failure or death may pass.
+    ``traceback`` what it did. ``fault``: a function of the user's own is wrong ("code"), or a
+    training produced no usable numbers ("training"). ``trouble`` says what of a failure or death
+    may pass.
     """
 
     status: Literal["done", "reused", "held", "failed", "stopped", "died"]
     seconds: float = 0.0
     message: str = ""
     traceback: str = ""
-    by_code: bool = False
+    fault: Literal["", "code", "training"] = ""
     trouble: Trouble = ""
 
 
@@ -207,7 +209,8 @@ class JobLog:
         elif message.note != self._note and time.monotonic() >= self._next:
             self._note = message.note
             self._next = time.monotonic() + LOG_SECONDS
-            self._add(f"{message.note} ({message.fraction:.0%})")
+            share = f" ({message.fraction:.0%})" if message.fraction else ""  # 0: it is not known
+            self._add(f"{message.note}{share}")
         self._tell(message)
 
     def end(self, ended: Ended) -> None:
@@ -293,9 +296,15 @@ def _failed(job: Job, error: Exception, *, store: Store, workspace: Workspace) -
         "failed",
         message=message,
         traceback=trace,
-        by_code=isinstance(error, CodeError),
+        fault=_fault_of(error),
         trouble=trouble,
     )
+
+
+def _fault_of(error: Exception) -> Literal["", "code", "training"]:
+    if isinstance(error, CodeError):
+        return "code"
+    return "training" if isinstance(error, TrainingError) else ""
 
 
 def _traceback(error: Exception) -> str:

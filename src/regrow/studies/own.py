@@ -55,7 +55,7 @@ OF_THE_FUNCTION = (
     *("epoch", "epoch_share", "objective", "treatment", "strength"),
 )
 KNOWN_METRICS = {
-    metric.key: replace(metric, example="example")
+    metric.key: replace(metric, example="example", per_loss=None)  # the function has its own loss
     for metric in (ACCURACY, TOKEN_ACCURACY, R_SQUARED, BITS_PER_BYTE)
 }
 UNIFORM = "uniform"

@@ -4,7 +4,8 @@
         for epoch in range(budget.epochs): ...   # in place; no epochs: only measure
         return {"accuracy": ...}                  # or one number
 
-The function is not told which arm it trains: each gets the same kind of ``Allowance``.
+The function is not told which arm it trains: each gets the same kind of ``Allowance``. Beside its
+metrics it may return the training loss and the learning rate of each epoch (``train.by_epoch``).
 """
 
 import inspect
@@ -21,6 +22,7 @@ from regrow.core.source import digest_of_source
 from regrow.core.validation import is_int, is_number
 from regrow.errors import CodeError, ConfigError, Interrupted, TrainingError, short, unknown
 from regrow.models.origins import code_at, place_of, place_of_function
+from regrow.train.by_epoch import read_history, split
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +32,8 @@ UNITS: tuple[Unit, ...] = get_args(Unit)
 FORM = "my_train.py:train or package.module:train"
 MOST_PRINTED = 4000  # characters of what a function printed that a failure keeps
 MOST_METRICS = 100
+# Examples of an epoch, by function, as earlier trainings in this process show: for progress alone.
+_epoch_samples: "dict[TrainFunction, float]" = {}
 
 
 def _tell_nobody(done: int) -> None:
@@ -106,9 +110,11 @@ class Allowance:
 class Spent:
     """The metrics that a call returned, and counts of what it did with the network.
 
-    ``samples`` and ``passes`` count training examples and forward passes in training mode with
-    gradients, at the network's own call; both are 0 if it was never called so. ``shape`` is that of
-    the first example that it trained on, and ``names`` are the inputs that it was handed then.
+    ``history`` has a line for each epoch whose training loss the function told, and ``unusable``
+    is what is wrong with what it told. ``samples`` and ``passes`` count training examples and
+    forward passes in training mode with gradients, at the network's own call; both are 0 if it was
+    never called so. ``shape`` is that of the first example that it trained on, and ``names`` are
+    the inputs that it was handed then.
     """
 
     metrics: Mapping[str, float]
@@ -116,6 +122,8 @@ class Spent:
     passes: int
     shape: tuple[int, ...] | None
     names: tuple[str, ...] = ()
+    history: tuple[Mapping[str, float], ...] = ()
+    unusable: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,8 @@ class TrainFunction:
                 f"{self.text} was edited while the comparison ran. Start the same command again: "
                 "networks that the earlier text trained are trained again."
             )
-        meter, before = _Meter(allowance, on_pass), _Shapes.of(model)
+        meter = _Meter(allowance, on_pass, epoch=_epoch_samples.get(self, 0.0))
+        before = _Shapes.of(model)
         allowance = replace(allowance, on_done=meter.did)
         try:
             with (
@@ -198,10 +207,16 @@ class TrainFunction:
                 f"{short(Exception(str(error)))}{printed.said}"
             ) from error
         place = place_of_function(function, str(file))
+        told, returned = split(returned)
         metrics = self._metrics(returned, place)
         before.check(model, f"{place}{self.text}", trained=allowance.amount > 0)
+        if allowance.unit == "epochs" and meter.samples and allowance.amount:
+            _epoch_samples[self] = meter.samples / allowance.amount
+        history, unusable = read_history(told, allowance.amount, unit=allowance.unit)
         return Spent(
             metrics=metrics,
+            history=history,
+            unusable=unusable and f"{place}{self.text} returned {unusable}",
             samples=meter.samples,
             passes=meter.passes,
             shape=meter.shape,
@@ -238,11 +253,11 @@ class TrainFunction:
         what = f"the metric {name!r}" if name else "its metric"
         if isinstance(number, float) and not math.isfinite(number):
             raise TrainingError(
-                f"{place}{self.text} returned {number} for {what}. The training diverged, or the "
-                "metric divides by zero."
+                f"{place}{self.text} returned {number} for {what}. The training diverged (try a "
+                "smaller learning rate), or the metric divides by zero."
             )
         if not is_number(number):
-            hint = " Does it lack a return?" if number is None else ""
+            hint = " Does it lack a return?" if number is None and not name else ""
             raise CodeError(
                 f"{place}{self.text} must return a number for {what}. Got {short(number)}.{hint}"
             )
@@ -261,16 +276,21 @@ def amount_of(value: Any, unit: Any) -> tuple[int, Unit]:
 
 
 class _Meter:
-    """Counts the training examples and passes of a network that it is told of."""
+    """Counts the training examples and passes of a network that it is told of.
 
-    def __init__(self, allowance: Allowance, on_pass: Callable[[float, int], None]) -> None:
+    ``epoch``: the examples of an epoch, 0 until it is known.
+    """
+
+    def __init__(
+        self, allowance: Allowance, on_pass: Callable[[float, int], None], *, epoch: float = 0.0
+    ) -> None:
         self.samples = self.passes = 0
         self.shape: tuple[int, ...] | None = None
         self.names: tuple[str, ...] = ()
         self._allowance = allowance
         self._on_pass = on_pass
         self._batch = 0  # the size of the last
-        self._epoch = 0  # samples of an epoch, once it shows
+        self._epoch = epoch
         self._done = 0  # of the allowance, where the function tells
 
     def saw(self, shape: tuple[int, ...]) -> None:
@@ -288,7 +308,7 @@ class _Meter:
         self._done = amount
 
     def _share(self) -> float:
-        """Return which share of the allowance is spent, as far as it shows: below 1."""
+        """Return which share of the allowance is spent, below 1; 0 where that does not show."""
         epochs = self.samples / self._epoch if self._epoch else 0.0
         seen = {"samples": self.samples, "steps": self.passes, "epochs": epochs}
         done = max(seen[self._allowance.unit], self._done)

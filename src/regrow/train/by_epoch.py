@@ -1,0 +1,82 @@
+"""What a training function of the user's own tells of each epoch: its training loss and its rate.
+
+    return {"accuracy": 0.93, "training_loss": [1.9, 1.2], "learning_rate": [0.01, 0.001]}
+
+A report judges by them whether a training had converged, as it does for regrow's own trainings.
+What cannot be used is told and left out: the score counts without it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from regrow.core.validation import is_number
+from regrow.errors import short
+
+LOSS, RATE = "training_loss", "learning_rate"
+FIELDS = {LOSS: "loss", RATE: "lr"}  # name in what a function returns -> in the lines of a history
+History = tuple[dict[str, float], ...]
+
+
+def split(returned: Any) -> tuple[dict[str, Any], Any]:
+    """Take what is told of each epoch out of what a function returned.
+
+    A single number under one of the names is a metric like any other.
+    """
+    if not isinstance(returned, Mapping):
+        return {}, returned
+    told = {
+        name: value
+        for name, value in returned.items()
+        if name in FIELDS and not is_number(_plain(value))
+    }
+    return told, {name: value for name, value in returned.items() if name not in told}
+
+
+def read_history(told: Mapping[str, Any], amount: int, *, unit: str) -> tuple[History, str]:
+    """Return a line for each epoch of a training, or none and what is wrong with what is told.
+
+    Where the budget is in another unit than epochs, the last loss alone counts.
+
+    >>> read_history({"training_loss": [2.0, 1.5]}, 2, unit="epochs")
+    (({'epoch': 0, 'loss': 2.0}, {'epoch': 1, 'loss': 1.5}), '')
+    """
+    columns: dict[str, list[float]] = {}
+    for name, value in told.items():
+        if value is None or not amount:  # a measurement trains nothing
+            continue
+        values = _plain(value)
+        values = [*map(_plain, values)] if isinstance(values, list | tuple) else values
+        if wrong := _wrong(values, amount if unit == "epochs" else None):
+            return (), f"a {name!r} that cannot be used: it must be {wrong}"
+        columns[FIELDS[name]] = [*map(float, values)]
+    losses = columns.get(FIELDS[LOSS])
+    if losses is None:
+        return (), ""
+    if unit != "epochs":
+        return ({FIELDS[LOSS]: losses[-1]},), ""
+    lines = zip(*columns.values(), strict=True)
+    return tuple(
+        {"epoch": number, **dict(zip(columns, line, strict=True))}
+        for number, line in enumerate(lines)
+    ), ""
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without the tensor or array around it: a number, or a list."""
+    to_list = getattr(value, "tolist", None)
+    try:
+        return to_list() if callable(to_list) else value
+    except (RuntimeError, TypeError, ValueError):
+        return value
+
+
+def _wrong(values: Any, num_epochs: int | None) -> str:
+    """Say what the numbers of all epochs must be and are not; nothing if they can be used."""
+    each = "epoch" if num_epochs is None else f"of the {num_epochs} epochs"
+    expected = f"a list with one number for each {each}, none below 0."
+    if not isinstance(values, list):
+        return f"{expected} Got {short(values)}."
+    if not values or num_epochs not in (None, len(values)):
+        return f"{expected} Got {len(values)} numbers."
+    bad = next((n for n, x in enumerate(values) if not is_number(x) or x < 0), None)
+    return "" if bad is None else f"{expected} Got {short(values[bad])} for epoch {bad + 1}."
