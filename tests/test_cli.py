@@ -616,5 +616,6 @@ def test_export_of_what_has_not_been_run_or_cannot_be_written(copy: Path, comman
     choice = ["--arm", "unpruned", "--seed"]
     refused(command("export", "study.yaml", "--to", "net", *choice, "2"), "has not been done yet")
     refused(
-        command("export", "study.yaml", "--to", "study.yaml", *choice, "1"), "Cannot write.*network"
+        command("export", "study.yaml", "--to", "study.yaml", *choice, "1"),
+        "'study.yaml' exists already and is not overwritten",
     )

@@ -16,11 +16,12 @@ from torch import nn
 
 import regrow
 from commands import Command
-from regrow.errors import ConfigError, DataError
+from regrow.errors import ConfigError, DataError, TraceError
 from regrow.jobs.own_network import CutFolder, OwnNetwork
 from regrow.models import libraries, reach
 from regrow.models.inputs import Inputs
 from regrow.models.origins import ModelOrigin
+from regrow.own.exports import EXPORTS
 from regrow.studies.study import Study
 
 NETS = """
@@ -257,6 +258,11 @@ WRONG = [  # what is asked for beside a comparison, and the message
     (("--macs", "0.5", "--budgets", "1-4"), "Each of the 'budgets' must be a number of epochs"),
     (("--macs", "0.5", "--criterion", "l1-filter"), "is a method, but a criterion is needed here"),
     (("--macs", "0.5", "--keep", "layer"), "--keep: Unknown module 'layer'"),
+    (("--macs", "0.5", "--store", "nets.py"), "a file is there, and a folder is needed (nets.py)"),
+    (
+        ("--macs", "0.5", "--input", "4"),
+        "The first number is the size of the batch: do you mean 1x4?",
+    ),
     (("--macs", "0.5", "--device", "gpu"), "Cannot compute on the device 'gpu'"),
     ((), "There is no smaller network to compare"),
 ]
@@ -301,6 +307,65 @@ def test_a_shape_as_others_write_it_is_offered_as_it_is_written_here(
     command: Command, shape: str
 ) -> None:
     assert "Do you mean 1x4?" in command("inspect", "nets.py:mlp", "--input", shape).text
+
+
+CONV = """
+from torch import nn
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2)
+    )
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("3x8x8", "1x3x8x8"), ("1x8x8", None), ("1x3x9x8", None), ("8x8", None)]
+)
+def test_a_forgotten_batch_is_offered_only_where_the_network_takes_it(
+    here: Path, given: str, meant: str | None
+) -> None:
+    (here / "conv.py").write_text(CONV)
+    network = ModelOrigin("conv.py:net").build()
+    hint = "The first number is the size of the batch: do you mean"
+    uses: list[Callable[[], Any]] = [
+        lambda: regrow.inspect(network, given),
+        lambda: regrow.export(network, given, "net.pt2"),
+        lambda: regrow.compare(
+            {"network": "conv.py:net", "input": given},
+            "mine.py:train",
+            metric="accuracy",
+            budget=1,
+            amounts={"macs": 0.5},
+        ),
+    ]
+    for use in uses:
+        with pytest.raises((ConfigError, TraceError)) as told:
+            use()
+        assert (hint in str(told.value)) == (meant is not None)
+        assert f"{hint} {meant}?" in str(told.value) or meant is None
+
+
+def test_an_export_is_written_with_all_its_files_or_not_at_all(
+    here: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command(*COMPARE, "--macs", "0.5", "--seeds", "1").code == 0
+    asked = ("export", "results/study.yaml", "--arm", "scratch-e", "--pt2", "--to")
+
+    def killed(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    before = {*here.iterdir()}
+    monkeypatch.setitem(EXPORTS, "pt2", killed)
+    assert command(*asked, "best").code != 0
+    assert {*here.iterdir()} == before
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    (here / "best").mkdir()
+    (here / "best" / "notes.txt").write_text("mine")
+    assert command(*asked, "best").code == 0
+    names = ["architecture.json", "model.pt2", "notes.txt", "result.json", "weights.safetensors"]
+    assert sorted(file.name for file in (here / "best").iterdir()) == names
 
 
 def test_exports_of_two_networks_do_not_lie_in_one_folder(here: Path, command: Command) -> None:

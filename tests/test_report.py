@@ -331,6 +331,17 @@ def test_a_figure_of_many_methods_and_arms_has_room_for_each() -> None:
     assert len(looks) == 8
 
 
+def test_a_panel_names_the_amount_where_its_method_has_one_alone() -> None:
+    study = large_study("net")
+    panels = itertools.chain(*score_panels(study, against="macs", metric=ACCURACY))
+    several = {panel.title.splitlines()[-1] for panel in panels}
+    assert several == {*study["method"]} - {""}
+    named = study[study["sparsity"].isna()], study[study["method"] != ""].iloc[:1]
+    one = pd.concat([named[0], named[1].assign(method="cut", target="small", sparsity=None)])
+    ((panel,),) = score_panels(one, against="macs", metric=ACCURACY)
+    assert panel.title.splitlines()[-1] == "cut small"
+
+
 @pytest.mark.parametrize("size", [1e3, 1e6, 3.14e9])
 def test_no_text_of_a_figure_hides_another_or_leaves_it(size: float) -> None:
     study = large_study("a-network")

@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from regrow.cli.execution import HERE, takes_execution
-from regrow.cli.inputs import load_extensions
+from regrow.cli.inputs import load_extensions, open_store
 from regrow.cli.options import (
     DEFAULT_STORE,
     BudgetsOption,
@@ -195,7 +195,7 @@ def compare(
         **_how(criterion, allocation, scope, rounds=rounds, multiple_of=multiple_of, examples=data),
         **options,
     )
-    file = _checked(value, out, execution)
+    file = _checked(value, out, store, execution)
     run_study(file, store, out, execution=execution, html=html, as_json=as_json)
 
 
@@ -291,7 +291,7 @@ def _how(
     return {"criterion": criterion, "allocation": allocation, "scope": parts or "all", **options}
 
 
-def _checked(value: dict[str, Any], out: Path, execution: Execution) -> Path:
+def _checked(value: dict[str, Any], out: Path, store: Path, execution: Execution) -> Path:
     """Refuse what cannot work, then write the study."""
     announce("Looking at the networks, before anything is trained")
     from regrow.run import check_machines
@@ -304,6 +304,7 @@ def _checked(value: dict[str, Any], out: Path, execution: Execution) -> Path:
         network = study.own[0].model
         source = " as the smaller one was cut with" if value.get("small") else ""
         say(f"No --input is given, so {network.origin.text} gets {network.inputs}{source}.")
+    open_store(store, create=True)
     return write_study(out, value)
 
 

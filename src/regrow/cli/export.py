@@ -1,6 +1,7 @@
 """The commands ``regrow export`` and ``regrow list``."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +56,7 @@ def export(
     """
     load_extensions(with_files)
     loaded, _ = load_study(study, store, data=replace_data, measure=False)
+    from regrow.own.new_folder import added_to
     from regrow.studies.export import choose
     from regrow.studies.export import export as write
 
@@ -63,8 +65,11 @@ def export(
     wanted = {axis: str(v) for axis, v in {**labels, "seed": seed}.items() if v is not None}
     opened = open_store(store, create=False)
     exports = _wanted(to, onnx=onnx, pt2=pt2)
-    written = write(choose(loaded.cells(), wanted), opened, to)
-    exported = _exported(written.folder, written.code, exports)
+    chosen = choose(loaded.cells(), wanted)
+    with added_to(to) as scratch:
+        written = write(chosen, opened, scratch)
+        exported = _exported(scratch, written.code, exports)
+    written = replace(written, folder=to)
     if as_json:
         print_json(
             {
@@ -107,6 +112,7 @@ def _exported(folder: Path, code: str | None, kinds: Sequence[str]) -> dict[str,
 
     if not kinds:
         return {}
+    announce("Writing its exports, and comparing them")
     network = load(folder, code=code)
     example = Architecture.read(folder, code=code).example()
     return {

@@ -33,7 +33,9 @@ def why(error: Exception, place: Path | None = None) -> str:
     facts = [] if where is None or len(str(where)) > LONGEST_PATH else [str(where)]
     if error.errno in FULL:
         facts += _room(where or Path())
-    return f"{error.strerror} ({', '.join(facts)})" if facts else error.strerror
+    in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+    told = "a file is there, and a folder is needed" if in_the_way else error.strerror
+    return f"{told} ({', '.join(facts)})" if facts else told
 
 
 def is_file(path: Path) -> bool:

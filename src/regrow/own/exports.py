@@ -19,7 +19,7 @@ from regrow.models.libraries import package
 from regrow.own.export_inputs import BATCH_NAME, Exportable, named, ways
 from regrow.own.new_folder import check_new, scratch_beside
 from regrow.surgery.alive import called
-from regrow.surgery.taken import check_names, check_network
+from regrow.surgery.taken import batch_hint, check_names, check_network
 
 CLOSE = 1e-4  # of the largest output, by which an export may be off
 MOST_INSIDE = 2**30  # bytes of weights; more lie beside the .onnx file, which holds 2 GiB at most
@@ -113,7 +113,7 @@ def export(network: nn.Module, example: Any, path: str | Path) -> str:
     except Exception as error:  # its own code may raise anything
         raise ConfigError(
             f"The network fails on the input {inputs_of(example)}: {type(error).__name__}: "
-            f"{short(error)} Give the input that it takes."
+            f"{short(error)} Give the input that it takes.{batch_hint(network, example)}"
         ) from error
     with scratch_beside(file) as scratch:
         comparison = EXPORTS[kind](network, tensors, scratch / file.name)

@@ -18,11 +18,23 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     check_new(path)
     with scratch_beside(path) as scratch:
         yield scratch
-        mask = _umask()
-        for file in scratch.iterdir():  # temporary folders, and some files, are their owner's alone
-            file.chmod(0o666 & ~mask)
-        scratch.chmod(0o777 & ~mask)
+        _open_to_others(scratch)
         scratch.rename(path)
+
+
+@contextmanager
+def added_to(folder: str | Path) -> Iterator[Path]:
+    """Give a scratch folder beside one that may exist, and move its files there at the end."""
+    path = Path(folder)
+    if not (path.is_dir() and any(path.iterdir())):
+        with new_folder(path) as scratch:
+            yield scratch
+        return
+    with scratch_beside(path) as scratch:
+        yield scratch
+        _open_to_others(scratch)
+        for file in sorted(scratch.iterdir()):
+            file.replace(path / file.name)
 
 
 @contextmanager
@@ -59,6 +71,14 @@ def _unwritable(path: Path, error: OSError) -> StoreError:
     return StoreError(
         f"Cannot write '{path}': {why(error, path)}. Name a folder that you may write to."
     )
+
+
+def _open_to_others(scratch: Path) -> None:
+    """Give a temporary folder and its files, which are their owner's alone, the usual rights."""
+    mask = _umask()
+    for file in scratch.iterdir():
+        file.chmod(0o666 & ~mask)
+    scratch.chmod(0o777 & ~mask)
 
 
 def _umask() -> int:

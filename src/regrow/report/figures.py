@@ -160,8 +160,9 @@ def score_panels(frame: pd.DataFrame, *, against: str, metric: Metric) -> list[l
             panels: list[Panel] = []
             for method in methods[start : start + BESIDE]:
                 own = whole[whole["method"] == method]
+                rows_of = part[pruned & (part["method"] == method)]
                 panel = _panel(
-                    part[pruned & (part["method"] == method)],
+                    rows_of,
                     own if len(own) else whole[:1],
                     against=against,
                     arms=arms,
@@ -169,7 +170,7 @@ def score_panels(frame: pd.DataFrame, *, against: str, metric: Metric) -> list[l
                     low=low,
                     y=y,
                 )
-                title_of = "\n".join(map(shown, filter(None, (title, method))))
+                title_of = "\n".join(map(shown, filter(None, (title, _called(method, rows_of)))))
                 label = "" if panels else metric.axis
                 panels.append(replace(panel, title=title_of, y_label=label))
             rows.append(panels)
@@ -234,6 +235,15 @@ def _panel(
 
 def _methods(part: pd.DataFrame) -> list[str]:
     return [method for method in dict.fromkeys(part["method"]) if method] or [""]
+
+
+def _called(method: str, rows: pd.DataFrame) -> str:
+    """Return the name of a method, with the amount where its rows have one alone."""
+    amounts = {
+        target or f"{sparsity:g}"
+        for target, sparsity in zip(rows["target"], rows["sparsity"], strict=True)
+    }
+    return " ".join([method, *amounts]) if method and len(amounts) == 1 else method
 
 
 def _pages(frame: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:

@@ -43,7 +43,7 @@ from regrow.studies.experiment import MethodUse, read_seeds, read_use
 from regrow.studies.family import COUNTED, narrowed
 from regrow.studies.keys import METRIC_KEYS, OWN_MODEL_KEYS, RIVAL_KEYS
 from regrow.surgery import trace
-from regrow.surgery.taken import check_names
+from regrow.surgery.taken import batch_hint, check_names
 from regrow.tasks.metric import ACCURACY, BITS_PER_BYTE, R_SQUARED, TOKEN_ACCURACY, Metric
 from regrow.train.function import UNITS as BUDGET_UNITS
 from regrow.train.function import TrainFunction, Unit, amount_of
@@ -202,7 +202,7 @@ def _network(
         guess = "" if "input" in fields else ", which was guessed"
         raise ConfigError(
             f"{where} fails on the input {network.inputs}{guess}: {kind}{short(error)} Give the "
-            "input that it takes with 'input', or --input."
+            f"input that it takes with 'input', or --input.{batch_hint(built, network.inputs)}"
         ) from error
     return network, text(fields.get("label", _label(origin)), "label")
 

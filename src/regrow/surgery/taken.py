@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,6 +87,18 @@ def example_of(example: Any) -> Any:
             f"inputs as a list, or by name as a mapping. Got {short(example)}.{of_array}"
         )
     return example
+
+
+def batch_hint(network: nn.Module, example: Any) -> str:
+    """Offer the inputs as batches of one, where a network takes these and failed without."""
+    try:
+        given = inputs_of(example).inputs
+        batches = Inputs(tuple(replace(one, shape=(1, *one.shape)) for one in given))
+        with evaluating(network), torch.no_grad():
+            call(network, batches.example())
+    except Exception:  # whatever its own code raises: it does not take them
+        return ""
+    return f" The first number is the size of the batch: do you mean {batches}?"
 
 
 def check_names(network: nn.Module, example: Any) -> None:

@@ -27,8 +27,8 @@ from regrow.surgery.operators import COPIES, TURNS, VIEWS
 from regrow.surgery.painter import Painter
 from regrow.surgery.rules import RULES
 from regrow.surgery.statistics import carry
-from regrow.surgery.taken import check_keep, check_network, example_of
-from regrow.surgery.tape import Arguments, Node, Tape, record
+from regrow.surgery.taken import batch_hint, check_keep, check_network, example_of
+from regrow.surgery.tape import Arguments, Node, Tape, Unrecorded, record
 from regrow.surgery.trial import Trials, Tried
 from regrow.surgery.whole import whole_layers
 
@@ -63,7 +63,11 @@ def trace(
     check_network(model)
     check_keep(keep, model)
     sample = _sample(model, example, kwargs)
-    tape = record(model, tree_map(copied, sample))
+    try:
+        tape = record(model, tree_map(copied, sample))
+    except Unrecorded as error:
+        hint = "" if kwargs else batch_hint(model, example)
+        raise Unrecorded(f"{error}{hint}", reached=error.reached) from error
     movers = frozenset(name for name, _, _ in tape.movers)
     assumed = Assumptions(_candidate_views(tape), coupled=_coupled(model))
     tried = Tried(model, sample)
