@@ -259,10 +259,6 @@ WRONG = [  # what is asked for beside a comparison, and the message
     (("--macs", "0.5", "--criterion", "l1-filter"), "is a method, but a criterion is needed here"),
     (("--macs", "0.5", "--keep", "layer"), "--keep: Unknown module 'layer'"),
     (("--macs", "0.5", "--store", "nets.py"), "a file is there, and a folder is needed (nets.py)"),
-    (
-        ("--macs", "0.5", "--input", "4"),
-        "The first number is the size of the batch: do you mean 1x4?",
-    ),
     (("--macs", "0.5", "--device", "gpu"), "Cannot compute on the device 'gpu'"),
     ((), "There is no smaller network to compare"),
 ]

@@ -131,8 +131,8 @@ def test_a_loss_that_still_falls_means_not_converged(
             "still fell by 0.05 an epoch at its last learning rate, and what that is worth",
         ),
         (1.5, 0.014, None, ""),  # below 1 % of itself
-        (1.5, None, None, "used for one epoch"),
-        (1.5, None, 2000, "used for one epoch"),
+        (1.5, None, None, "not known for two epochs at its last learning rate"),
+        (1.5, None, 2000, "not known for two epochs at its last learning rate"),
         (None, None, None, ""),  # weights from elsewhere: nothing is known of their training
     ],
 )

@@ -3,8 +3,9 @@
 It writes a study file into the folder of the report, and runs it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -37,10 +38,14 @@ from regrow.cli.own import (
     SparsityOption,
 )
 from regrow.cli.run import run_study
-from regrow.cli.terminal import announce, say
+from regrow.cli.terminal import announce, count, say
 from regrow.core.disk import why, write_whole
 from regrow.core.execution import Execution
 from regrow.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from regrow.jobs.base import Job
+    from regrow.store import Store
 
 TrainOption = Annotated[
     str,
@@ -196,7 +201,9 @@ def compare(
         **options,
     )
     file = _checked(value, out, store, execution)
-    run_study(file, store, out, execution=execution, html=html, as_json=as_json)
+    run_study(
+        file, store, out, execution=execution, html=html, as_json=as_json, first=_say_how_much
+    )
 
 
 def _begin(net: str, train: str, weights: str | None, with_files: list[Path] | None) -> None:
@@ -306,6 +313,24 @@ def _checked(value: dict[str, Any], out: Path, store: Path, execution: Execution
         say(f"No --input is given, so {network.origin.text} gets {network.inputs}{source}.")
     open_store(store, create=True)
     return write_study(out, value)
+
+
+def _say_how_much(jobs: "Sequence[Job]", store: "Store", workers: int | None) -> None:
+    """Say what is to be trained, in units of a training whose time users know, or can take."""
+    from regrow.jobs.base import all_jobs
+    from regrow.jobs.own import OwnTrain
+
+    done = store.snapshot().done
+    trainings = [job for job in all_jobs(jobs).values() if isinstance(job, OwnTrain) and job.flops]
+    left = [job for job in trainings if job.key not in done]
+    if left:
+        longest = max(left, key=lambda job: job.whole)
+        whole = longest.reference.cost().flops * longest.whole
+        times = sum(job.flops for job in left) / whole
+        say(
+            f"{count(len(left), 'training')} to do, with about {times:.1f} times the FLOPs of "
+            f"training the unpruned network for {longest.whole:,} {longest.unit}."
+        )
 
 
 def _name_of(folder: Path) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -24,6 +24,11 @@ from regrow.cli.options import (
 from regrow.cli.terminal import announce, console, print_json, say_written
 from regrow.core.texts import one_line
 from regrow.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from regrow.store import Store
+    from regrow.studies.expand import Cell
+    from regrow.studies.export import Exported
 
 
 def export(
@@ -56,20 +61,14 @@ def export(
     """
     load_extensions(with_files)
     loaded, _ = load_study(study, store, data=replace_data, measure=False)
-    from regrow.own.new_folder import added_to
     from regrow.studies.export import choose
-    from regrow.studies.export import export as write
 
     labels = {"data": data, "model": model, "budget": budget, "method": method, "arm": arm}
     labels |= {"target": target, "sparsity": None if sparsity is None else f"{sparsity:g}"}
     wanted = {axis: str(v) for axis, v in {**labels, "seed": seed}.items() if v is not None}
     opened = open_store(store, create=False)
     exports = _wanted(to, onnx=onnx, pt2=pt2)
-    chosen = choose(loaded.cells(), wanted)
-    with added_to(to) as scratch:
-        written = write(chosen, opened, scratch)
-        exported = _exported(scratch, written.code, exports)
-    written = replace(written, folder=to)
+    written, exported = _write(choose(loaded.cells(), wanted), opened, to, exports)
     if as_json:
         print_json(
             {
@@ -103,6 +102,19 @@ def _wanted(folder: Path, **formats: bool) -> list[str]:
             "another network. Name another folder, or move it."
         )
     return wanted_exports(**formats)
+
+
+def _write(
+    cell: "Cell", store: "Store", folder: Path, kinds: Sequence[str]
+) -> "tuple[Exported, dict[str, str]]":
+    """Write a row's network into a folder, with all its exports or not at all."""
+    from regrow.own.new_folder import added_to
+    from regrow.studies.export import export as write
+
+    with added_to(folder) as scratch:
+        written = write(cell, store, scratch)
+        exported = _exported(scratch, written.code, kinds)
+    return replace(written, folder=folder), exported
 
 
 def _exported(folder: Path, code: str | None, kinds: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What is done while a run goes on, as its jobs are done: writing anew, saying what is known."""
+"""Work that is done while a run goes on: writing anew, and saying what is known after a seed."""
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -63,11 +63,7 @@ def trace(
     check_network(model)
     check_keep(keep, model)
     sample = _sample(model, example, kwargs)
-    try:
-        tape = record(model, tree_map(copied, sample))
-    except Unrecorded as error:
-        hint = "" if kwargs else batch_hint(model, example)
-        raise Unrecorded(f"{error}{hint}", reached=error.reached) from error
+    tape = _recorded(model, sample, None if kwargs else example)
     movers = frozenset(name for name, _, _ in tape.movers)
     assumed = Assumptions(_candidate_views(tape), coupled=_coupled(model))
     tried = Tried(model, sample)
@@ -136,6 +132,15 @@ def _trains(model: nn.Module, found: Trace) -> bool:
     except Exception:
         return False
     return True
+
+
+def _recorded(model: nn.Module, sample: Any, example: Any) -> Tape:
+    """Run a network on one sample; where it fails, say whether ``example`` lacks its batch."""
+    try:
+        return record(model, tree_map(copied, sample))
+    except Unrecorded as error:
+        hint = "" if example is None else batch_hint(model, example)
+        raise Unrecorded(f"{error}{hint}", reached=error.reached) from error
 
 
 def _sample(model: nn.Module, example: Any, kwargs: Mapping[str, Any] | None) -> Any:
