@@ -106,7 +106,13 @@ def test_a_gap_in_the_middle_ends_the_claim() -> None:
     assert trend.within_from == 16
     assert "Not decided: at 8 epochs" in sentence(trend)
     assert "at 4 epochs" in sentence(trend).partition("Not decided")[2]
-    assert "significant on its own, but not in the sequence of tests" in sentence(trend)
+    alone = "is significant on its own, but not in the sequence of tests"
+    assert f"that scratch-b is at most 0.5 points worse {alone}" in sentence(trend)
+    ahead, open_ = (-1.0, -1.1, -0.9, -1.2, -1.0), (1.5, -1.0, 0.7, -1.2, 0.9)
+    assert f"that scratch-b is better {alone}" in sentence(trend_of({2: ahead, 4: open_}))
+    behind = tuple(-gain for gain in ahead)
+    other = trend_of({2: open_, 4: behind, 8: open_})
+    assert f"that fine-tune is better {alone}" in sentence(other)
 
 
 def test_scratch_training_that_overtakes_is_enough_and_better() -> None:
@@ -404,6 +410,7 @@ def test_all_forms_have_the_table_the_answer_and_both_figures(
         assert "by training budget" in text
     assert "![Accuracy against the training budget" in page
     assert "![Difference to training from scratch against the training budget" in page
+    assert page.count("which go on beyond the axis where they have no cap") == 2
     for name in ("budgets-accuracy", "budget-differences-accuracy"):
         assert (folder / f"{name}.png").is_file()
         assert (folder / f"{name}.svg").is_file()

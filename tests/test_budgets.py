@@ -86,6 +86,7 @@ def test_budgets_are_epochs_or_factors_of_the_recipes(budgets: Any, epochs: list
         (["half"], "Got 'half'"),
         (["0.001x"], "leaves at least one. Got '0.001x', and the training has 160 epochs"),
         (["-1x"], "Got '-1x'"),
+        (["1" * 400 + "x"], "a factor of the recipe's, such as 0.5x"),
         ([80, "0.5x"], "'80 epochs' occurs twice; leave one out"),
         ({"epochs": 4}, "Got {'epochs': 4}"),
         (None, "Got None"),

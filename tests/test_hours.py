@@ -93,7 +93,9 @@ def test_the_costliest_network_goes_first_where_updates_are_too_few(
 
 def test_where_nothing_fits_the_least_hours_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hours_room, "LEAST_STEPS", 30)
-    expected = r"the cheapest network, tiny VGG on .*, needs 10 epochs, about 10 minutes with 1"
+    expected = (
+        r"the cheapest network, tiny VGG on .*, needs 10 epochs, about 10 minutes with 1 worker\."
+    )
     with pytest.raises(ConfigError, match=expected):
         fit(unpruned, epochs=100, hours=0.1, workers=1)
 
@@ -191,7 +193,14 @@ def test_a_stopped_run_goes_on_with_the_same_budget_at_another_speed(
     report = command("report", study, "--hours", "0.75")
     assert report.code == 0
     assert "not run" not in report.out
-    assert "No budget for 2 hours has been chosen" in command("report", study, "--hours", "2").text
+    row = ("--method", "l1-filter", "--arm", "fine-tune", "--seed", "0", "--to", tmp_path / "net")
+    exported = command("export", study, *row, "--hours", "0.75")
+    assert exported.code == 0, exported.err
+    assert command("lint", study, "--hours", "0.75").code == 1
+    unknown = (("report", study), ("export", study, *row), ("lint", study), ("track", study))
+    for other in unknown:
+        refused = command(*other, "--hours", "2")
+        assert "No budget for 2 hours has been chosen" in refused.text
 
 
 @pytest.mark.parametrize(
@@ -234,8 +243,12 @@ def test_a_plan_shows_the_budget_and_each_row_and_chooses_nothing(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("run", "study.yaml", "--hours", "0"), "--hours must be a number above 0. Got 0.0."),
-        (("run", "study.yaml", "--hours", "nan"), "--hours must be a number above 0."),
+        (
+            ("run", "study.yaml", "--hours", "0"),
+            "--hours must be a finite number above 0. Got 0.0.",
+        ),
+        (("run", "study.yaml", "--hours", "nan"), "--hours must be a finite number above 0."),
+        (("run", "study.yaml", "--hours", "inf"), "a finite number above 0. Got inf."),
         (("run", "study.yaml", "--hours", "1", "--device", "cuda"), "the device is 'cuda'"),
         (("reproduce", "all", "--scale", "smoke", "--hours", "1"), "works for one table or figure"),
     ],

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from regrow.cli.inputs import load_extensions, load_study, open_store
+from regrow.cli.hours import HoursOption, load_within
+from regrow.cli.inputs import load_extensions, open_store
 from regrow.cli.options import (
     DEFAULT_STORE,
     JsonOption,
@@ -50,6 +51,7 @@ def export(
         list[str] | None,
         typer.Option(metavar="NAME=OTHER", help="The --data that `regrow run` was given."),
     ] = None,
+    hours: HoursOption = None,
     onnx: OnnxOption = False,
     pt2: Pt2Option = False,
     as_json: JsonOption = False,
@@ -60,7 +62,7 @@ def export(
     lists the choices. In Python, regrow.load(FOLDER) returns the network.
     """
     load_extensions(with_files)
-    loaded, _ = load_study(study, store, data=replace_data, measure=False)
+    loaded, _, _ = load_within(hours, study, store, data=replace_data, measure=False)
     from regrow.studies.export import choose
 
     labels = {"data": data, "model": model, "budget": budget, "method": method, "arm": arm}

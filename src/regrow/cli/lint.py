@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regrow.cli.inputs import load_extensions, load_study, open_store
+from regrow.cli.hours import HoursOption, load_within
+from regrow.cli.inputs import load_extensions, open_store
 from regrow.cli.options import (
     DEFAULT_STORE,
     DataOption,
@@ -29,6 +30,7 @@ def lint(
     store: StoreOption = DEFAULT_STORE,
     with_files: WithOption = None,
     data: DataOption = None,
+    hours: HoursOption = None,
     ignore: Annotated[
         list[str] | None,
         typer.Option(metavar="CODE", help="Leave out remarks with this code; may be repeated."),
@@ -40,7 +42,7 @@ def lint(
     Exit codes: 0 no remarks, 1 remarks, 2 the study cannot be read.
     """
     load_extensions(with_files)
-    loaded, _ = load_study(study, store, data=data, measure=False)
+    loaded, _, _ = load_within(hours, study, store, data=data, measure=False)
     from regrow.studies.lint import remarks
 
     found = remarks(loaded)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regrow.cli.inputs import load_extensions, load_study, open_store
+from regrow.cli.hours import HoursOption, load_within
+from regrow.cli.inputs import load_extensions, open_store
 from regrow.cli.options import (
     DEFAULT_STORE,
     DataOption,
@@ -33,13 +34,14 @@ def track(
     tensorboard: TensorboardOption = None,
     with_files: WithOption = None,
     data: DataOption = None,
+    hours: HoursOption = None,
 ) -> None:
     """Send finished runs to TensorBoard, MLflow or Trackio; runs sent before are not repeated.
 
     Sends the values of every epoch, settings, results, verdicts and the location of each record.
     """
     load_extensions(with_files)
-    loaded, _ = load_study(study, store, data=data, measure=False)
+    loaded, _, _ = load_within(hours, study, store, data=data, measure=False)
     trackers = trackers_of(loaded, names_of(to, tensorboard))
     if not trackers:
         raise ConfigError("Name a tool: --tensorboard DIR, --track mlflow or --track trackio.")

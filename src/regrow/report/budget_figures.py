@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 UNPRUNED = ("black", ".")
 # Of the axis, between neighbouring lines and between the first and the last.
 DODGE, MOST_DODGE = 0.013, 0.05
+CUT_BARS = "which go on beyond the axis where they have no cap"
 MOST_TITLE = 40  # letters of a line of a panel's title
 Points = list[tuple[int, Comparison]]
 
@@ -77,7 +78,7 @@ def score_caption(metric: Metric) -> str:
     return (
         f"{name} against the training budget (epochs of the unpruned network, and above the FLOPs "
         "of its training; log scale), a line for each arm; bars: 95% intervals of the mean over "
-        "seeds; triangles at the bottom: means below the axis"
+        f"seeds, {CUT_BARS}; triangles at the bottom: means below the axis"
     )
 
 
@@ -88,7 +89,7 @@ def difference_caption(metric: Metric, curve: Curve) -> str:
     return (
         "Difference to training from scratch against the training budget, a line for each "
         "retraining of inherited weights; bars: 95% intervals of paired differences, of each "
-        f"budget alone; grey band: the margin of {margin}"
+        f"budget alone, {CUT_BARS}; grey band: the margin of {margin}"
     )
 
 

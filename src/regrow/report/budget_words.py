@@ -325,15 +325,26 @@ def _undecided(difference: Difference, trend: Trend) -> str:
     if test.low is not None and test.high is not None:
         low, high = (signed(bound, digits=metric.digits) for bound in (test.low, test.high))
         words.append(f"95% interval {low} to {high}")
-    claims: tuple[Claim, ...] = ("enough", "scratch", "inherited")
-    ps = [p for claim in claims if (p := difference.p(claim)) is not None]
-    if ps and min(ps) < trend.alpha:
-        words.append("significant on its own, but not in the sequence of tests")
+    if alone := _shown_alone(difference, trend):
+        words.append(f"that {alone} is significant on its own, but not in the sequence of tests")
     elif difference.needed is not None:
         many = difference.needed > MANY
         seeds = f"more than {MANY}" if many else f"about {difference.needed}"
         words.append(f"{seeds} seeds would likely settle it")
     return f"{place} ({'; '.join(words)})" if words else place
+
+
+def _shown_alone(difference: Difference, trend: Trend) -> str | None:
+    """Word the strongest claim that one budget would show without the others."""
+    within = trend.metric.amount(f"{trend.margin:g}")
+    claims: dict[Claim, str] = {
+        "scratch": f"{trend.scratch} is better",
+        "inherited": f"{trend.retraining} is better",
+        "enough": f"{trend.scratch} is at most {within} worse",
+    }
+    ps = {claim: difference.p(claim) for claim in claims}
+    shown = (claims[claim] for claim, p in ps.items() if p is not None and p < trend.alpha)
+    return next(shown, None)
 
 
 def _left_out(trend: Trend) -> Iterator[str]:

@@ -103,8 +103,8 @@ class Fit:
         return cls(**{**value, "left_out": left_out, "axis": tuple(value["axis"])})
 
     def __str__(self) -> str:
-        workers = f"{self.workers} worker{'' if self.workers == 1 else 's'}"
-        expected = f"expected were {in_words(self.seconds)} with {workers}, on {self.date}"
+        time = f"{in_words(self.seconds)} with {_in_number(self.workers)}"
+        expected = f"expected were {time}, on {self.date}"
         if self.epochs == self.of:
             return f"All {self.of} epochs fit into {self.hours:g} hours: {expected}."
         if self.axis:
@@ -123,6 +123,10 @@ class Fit:
     def words(self) -> tuple[str, ...]:
         """The budget and what is left out, a sentence each."""
         return (str(self), *(f"{left}." for left in self.left_out))
+
+
+def _in_number(workers: int) -> str:
+    return f"{workers} worker{'' if workers == 1 else 's'}"
 
 
 def _is_fit(value: Mapping[str, Any]) -> bool:
@@ -147,7 +151,7 @@ def _is_fit(value: Mapping[str, Any]) -> bool:
 def check_hours(hours: float, *, device: str = "cpu") -> None:
     """Refuse hours that nothing fits into, and devices whose speed is not measured."""
     if not (math.isfinite(hours) and hours > 0):
-        raise ConfigError(f"--hours must be a number above 0. Got {hours!r}.")
+        raise ConfigError(f"--hours must be a finite number above 0. Got {hours!r}.")
     if device != "cpu":
         raise ConfigError(
             f"--hours is estimated for this machine's processor, and the device is {device!r}. "
@@ -300,8 +304,8 @@ class _Search:
         return (
             f"Nothing of it can end clearly above chance within {hours:g} hours: the cheapest "
             f"network, {words_of(network)}, needs {epochs_in_words(least)}, about "
-            f"{in_words(self.seconds(least, {network}))} with {self.workers} workers. Give it "
-            "that long, fewer rows or seeds, or fewer images."
+            f"{in_words(self.seconds(least, {network}))} with {_in_number(self.workers)}. Give "
+            "it that long, fewer rows or seeds, or fewer images."
         )
 
 

@@ -19,7 +19,7 @@ from regrow.errors import ConfigError, short
 from regrow.jobs.arms import OF_FLOPS
 from regrow.train import Recipe
 
-FACTOR = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)x")
+FACTOR = re.compile(r"([0-9]{1,9}(?:\.[0-9]*)?|\.[0-9]+)x")
 MOST_BUDGETS = 100
 MISSED = 0.1  # the part of a share that whole epochs may miss
 
