@@ -406,4 +406,4 @@ def wrong_output(shapes: tuple[tuple[int, ...], ...], trace: Trace) -> str | Non
 def train(model: nn.Module, trace: Trace) -> None:
     """Run a copy of a network in training, on a batch of two."""
     with torch.no_grad():
-        call(deepcopy(model).train(), tree_map(_twice, trace.example))
+        call(duplicate(model).train(), tree_map(_twice, trace.example))

@@ -233,8 +233,7 @@ class Painter:
 
     def settled(self, source: Paint) -> Paint:
         """Write colours that vary along several dimensions as far as they are not united yet."""
-        known, places = torch.unique(source.ids, return_inverse=True)
-        return replace(source, ids=paint(self.colours.roots(known)[places]).ids)
+        return replace(source, ids=paint(self.colours.roots(source.ids)).ids)
 
     def maker(self, ref: Ref) -> Node | None:
         """Return the operation that made a value, if one did."""

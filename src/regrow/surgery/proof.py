@@ -4,7 +4,7 @@ Compared are the network as it is, and a copy with redrawn parameters (``alive``
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -32,6 +32,8 @@ ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-5}
 # A network that moves by more than this when its numbers are rounded proves nothing.
 MOST_ALLOWED = {torch.float64: 1e-6, torch.float32: 1e-4}
 ROUNDINGS = 3
+FAR = 1e-3  # of the output: what no rounding does to a steady network
+STEADY = 1e-8  # of its output, by which rounding moves a steady network at most, in float64
 LOUDER = 100.0  # times, where a group does not move the output (a detector returns the best boxes)
 # How many inputs, by the numbers in one: of a single value a ReLU may let nothing through.
 NUM = ((16, 1024), (4, 4096), (2, math.inf))
@@ -314,8 +316,19 @@ def _order(error: float) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def compare(net: nn.Module, mask: Mask, trace: Trace, inputs: Sequence[Any]) -> Compared:
-    """Compare the network that a mask cuts with the one whose cut units are silent."""
+def compare(
+    net: nn.Module,
+    mask: Mask,
+    trace: Trace,
+    inputs: Sequence[Any],
+    *,
+    steady: Callable[[], bool] = lambda: False,
+) -> Compared:
+    """Compare the network that a mask cuts with the one whose cut units are silent.
+
+    ``steady`` tells whether rounding hardly moves the network: then an error that is far larger
+    is no rounding, and what rounding does to the silenced network need not be measured.
+    """
     small, quiet = shrink(net, mask, trace), silence(net, mask, trace)
     in_float64 = _in_float64(quiet, inputs)
     if in_float64 is None:
@@ -327,7 +340,7 @@ def compare(net: nn.Module, mask: Mask, trace: Trace, inputs: Sequence[Any]) -> 
     error = _largest(
         [difference(called(small, x), y) for x, y in zip(inputs, expected, strict=True)]
     )
-    if error <= ALLOWED[dtype]:
+    if error <= ALLOWED[dtype] or (error >= FAR and steady()):
         return Compared(error, ALLOWED[dtype])
     if dtype == torch.float64 and _rounds_to_float32(quiet, inputs):
         dtype = torch.float32
@@ -337,6 +350,14 @@ def compare(net: nn.Module, mask: Mask, trace: Trace, inputs: Sequence[Any]) -> 
     rounded = _rounded(quiet, inputs, expected)
     blind = not rounded <= MOST_ALLOWED[dtype]
     return Compared(error, tolerance if blind else max(tolerance, rounded), blind, rounded)
+
+
+def is_steady(net: nn.Module, example: Any) -> bool:
+    """Tell whether rounding moves a network's output by less than a hundredth of what it may."""
+    net = duplicate(net)
+    inputs = [_as(example, torch.float64)]
+    expected = _in_float64(net, inputs)
+    return expected is not None and _rounded(net, inputs, expected) <= STEADY
 
 
 def _in_float64(quiet: nn.Module, inputs: Sequence[Any]) -> list[Any] | None:

@@ -1,7 +1,7 @@
 """Record what a network does with one example: every ATen operation, its values and its owner."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from regrow.errors import TraceError
 from regrow.surgery.dispatch import OperationMode
 from regrow.surgery.held import held, is_memory
-from regrow.surgery.operators import MADE_ANEW
+from regrow.surgery.operators import CHOICES, MADE_ANEW
 
 
 @runtime_checkable
@@ -93,6 +93,7 @@ class Tape:
     numbers: dict[str, frozenset[int]] = field(default_factory=dict)  # that modules hold
     compiled: frozenset[str] = frozenset()  # modules whose code is torch.jit's and not Python's
     _sharing: dict[int, list[int]] = field(default_factory=dict)
+    _choices: dict[int, list[Node]] = field(default_factory=dict)
 
     def aliases(self, index: int) -> list[int]:
         """Return the values that lie in the same memory as one, itself included."""
@@ -100,6 +101,14 @@ class Tape:
             for i, number in enumerate(self.storages):
                 self._sharing.setdefault(number, []).append(i)
         return self._sharing[self.storages[index]]
+
+    def choices(self, ref: Ref) -> Sequence[Node]:
+        """Return the operations that choose places of a value by number, in order."""
+        if not self._choices:
+            for node in self.nodes:
+                if node.name in CHOICES:
+                    self._choices.setdefault(node.args[0].index, []).append(node)
+        return self._choices[ref.index]
 
     def output_shapes(self) -> tuple[tuple[int, ...], ...] | None:
         """Return the shapes of what the network returned; None if its data decides some of them."""
@@ -309,21 +318,36 @@ def record(model: nn.Module, example: Any) -> Tape:
         tape.parameters.add(index)
     for name, buffer in model.named_buffers():
         tape.names[recorder.enter(buffer)] = name
-    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
-    tape.inputs += [recorder.enter(tensor, data=True) for tensor in tensors]
     for attribute in ("num_features", "num_groups", "normalized_shape"):
         tape.normalisers |= {n: attribute for n, m in modules.items() if hasattr(m, attribute)}
     tape.numbers |= {
         name: frozenset(number for *_, number in held(module)) for name, module in modules.items()
     }
+    with _restored(model):
+        _run(model, example, recorder, modules)
+    return tape
+
+
+def rerun(copy: nn.Module, example: Any, *, told: Collection[str] = ()) -> Tape:
+    """Run a copy that nobody needs afterwards, and return its tape without names of tensors.
+
+    Of its modules the operations name only those that are ``told``: to ask every module when it
+    begins and ends takes as long as the operations of many a network.
+    """
+    recorder = _TapeRecorder(Tape())
+    modules = copy.named_modules()
+    _run(copy, example, recorder, {n: m for n, m in modules if n in told or type(m) in _RECURRENT})
+    return recorder.tape
+
+
+def _run(
+    model: nn.Module, example: Any, recorder: _TapeRecorder, modules: Mapping[str, nn.Module]
+) -> None:
+    """Run a model in evaluation mode, and write what it does to the recorder's tape."""
+    tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    recorder.tape.inputs += [recorder.enter(tensor, data=True) for tensor in tensors]
     try:
-        with (
-            evaluating(model),
-            _restored(model),
-            torch.no_grad(),
-            _owners(model, recorder),
-            recorder,
-        ):
+        with evaluating(model), torch.no_grad(), _owners(modules, recorder), recorder:
             output = call(model, example)
     except Exception as error:
         where = f" in {recorder.stack[-1]!r}" if recorder.stack[-1] else ""
@@ -333,15 +357,14 @@ def record(model: nn.Module, example: Any) -> Tape:
             f"The network fails on {what}{where}: {_worded(error)}. "
             "Give an example input that the network takes; its first dimension counts samples, of "
             "which one is run.",
-            reached=len(tape.nodes),
+            reached=len(recorder.tape.nodes),
         ) from error
-    tape.outputs += [recorder.value(tensor) for tensor in output_tensors(output)]
-    if not tape.outputs:
+    recorder.tape.outputs += [recorder.value(tensor) for tensor in output_tensors(output)]
+    if not recorder.tape.outputs:
         raise TraceError(
             f"The network returns a {type(output).__name__}, in which no tensor can be found. Let "
             "it return a tensor, or a tuple, list or dict of tensors."
         )
-    return tape
 
 
 def _worded(error: Exception) -> str:
@@ -388,22 +411,26 @@ def _restored(model: nn.Module) -> Iterator[None]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, and each of its modules back into its own mode after."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    if any(modes.values()):
+        model.eval()
     try:
         yield
     finally:
         for module, training in modes.items():
-            module.training = training
+            if module.training != training:
+                module.training = training
+
+
+_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 
 
 def _is_recurrent(module: nn.Module, args: tuple[Any, ...]) -> bool:
     """Tell whether a layer is one of PyTorch's own recurrent ones, at work on plain sequences."""
-    kinds = (nn.LSTM, nn.GRU, nn.RNN)
-    return type(module) in kinds and bool(args) and isinstance(args[0], Tensor)
+    return type(module) in _RECURRENT and bool(args) and isinstance(args[0], Tensor)
 
 
 @contextmanager
-def _owners(model: nn.Module, recorder: _TapeRecorder) -> Iterator[None]:
+def _owners(modules: Mapping[str, nn.Module], recorder: _TapeRecorder) -> Iterator[None]:
     """Keep the recorder's stack of running modules, and note what passes through movers."""
 
     def entering(name: str) -> Callable[..., None]:
@@ -427,7 +454,7 @@ def _owners(model: nn.Module, recorder: _TapeRecorder) -> Iterator[None]:
         return hook
 
     handles = []
-    for name, module in model.named_modules():
+    for name, module in modules.items():
         if isinstance(module, torch.jit.ScriptModule):
             continue  # which takes no hooks, and runs nothing of Python's
         handles.append(module.register_forward_pre_hook(entering(name)))

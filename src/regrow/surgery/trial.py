@@ -26,12 +26,20 @@ from torch.utils._pytree import tree_map
 from regrow.core.seeds import seeded
 from regrow.errors import TraceError
 from regrow.surgery.alive import drawn_like, enlivened, is_blank
-from regrow.surgery.cut import Select, copied, cut_, duplicate, train, wrong_output
+from regrow.surgery.cut import (
+    Select,
+    copied,
+    cut_,
+    duplicate,
+    kept_positions,
+    train,
+    wrong_output,
+)
 from regrow.surgery.groups import Group, Trace
 from regrow.surgery.likeness import Likeness, Unlike
 from regrow.surgery.mask import Mask
-from regrow.surgery.proof import compare
-from regrow.surgery.tape import Unrecorded, record
+from regrow.surgery.proof import compare, is_steady
+from regrow.surgery.tape import Unrecorded, rerun
 
 MANY = 128  # units, of which less than half are enough
 DIFFERENT = 16  # numbers that groups of one size are cut to, where there are as many groups
@@ -43,9 +51,11 @@ class Tried:
 
     def __init__(self, model: nn.Module, example: Any) -> None:
         self.model = model
+        self.names = {name for name, _ in model.named_modules()}
         self._example = example
         self._living: tuple[nn.Module, Any] | None = None
         self.repeats: bool | None = None  # it does the same when it runs again; None: not tried
+        self._steady: bool | None = None
 
     def living(self) -> tuple[nn.Module, Any]:
         """Return a redrawn copy, and an example with numbers where it was but a shape."""
@@ -59,6 +69,12 @@ class Tried:
             example = tree_map(filled, self._example)
             self._living = enlivened(self.model, example), example
         return self._living
+
+    def steady(self) -> bool:
+        """Tell whether rounding hardly moves the redrawn copy's output; measured once."""
+        if self._steady is None:
+            self._steady = is_steady(*self.living())
+        return self._steady
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,8 @@ class Trials:
         self, small: nn.Module, mask: Mask, others: Sequence[Mask], trace: Trace
     ) -> Wrong | None:
         try:
-            tape = record(small, tree_map(copied, trace.example))
+            added = self._added(small)
+            tape = rerun(small, tree_map(copied, trace.example), told=added)
         except TraceError as error:
             reached = error.reached if isinstance(error, Unrecorded) else 0
             return Wrong(f"does not run: {error.__cause__ or error}", reached=reached)
@@ -142,7 +159,7 @@ class Trials:
         breaks = wrong_output(tuple(tuple(tape.values[i].shape) for i in tape.outputs), trace)
         if breaks is not None or trace.outputs is None:
             return None if breaks is None else Wrong(breaks)
-        unlike = self.likeness.unlike(tape, mask, added=self._added(small))
+        unlike = self.likeness.unlike(tape, mask, added=added)
         if unlike is not None and unlike.node is not None:
             if not self._repeats(trace):
                 return None
@@ -153,7 +170,7 @@ class Trials:
     def _repeats(self, trace: Trace) -> bool:
         """Tell whether the whole network does the same when it runs again."""
         if self.tried.repeats is None:
-            again = record(
+            again = rerun(
                 duplicate(self.tried.model, sharing=True), tree_map(copied, trace.example)
             )
             unlike = self.likeness.unlike(again, Mask(unit="channel", kept={}))
@@ -162,7 +179,7 @@ class Trials:
 
     def _added(self, small: nn.Module) -> Collection[str]:
         """Name the selections that surgery put in."""
-        known = dict(self.tried.model.named_modules())
+        known = self.tried.names
         modules = small.named_modules()
         return {n for n, m in modules if isinstance(m, Select) and n not in known}
 
@@ -170,11 +187,11 @@ class Trials:
         """Say how far off an output is, if it is; None too if the network cannot be compared."""
         live, example = self.tried.living()
         trace = replace(trace, example=example)
-        made = _smaller(live, masks, trace)
-        if made is None:
+        mask = next((mask for mask in masks if _empties_nothing(mask, trace)), None)
+        if mask is None:
             return None
         try:
-            compared = compare(live, made[1], trace, [example])
+            compared = compare(live, mask, trace, [example], steady=self.tried.steady)
         except TraceError as error:
             return f"returns something else: {error}"
         if compared.ok or compared.blind or math.isnan(compared.error):
@@ -201,13 +218,20 @@ def _smaller(
 ) -> tuple[nn.Module, Mask] | None:
     """Cut a network into parts of its own tensors, by the first mask that empties no layer."""
     for mask in masks:
-        small = duplicate(model, sharing=True)
-        try:
+        if _empties_nothing(mask, trace):
+            small = duplicate(model, sharing=True)
             cut_(small, mask, trace, for_trial=True)
-        except TraceError:  # a layer would be emptied, which says nothing about any group
-            continue
-        return small, mask
+            return small, mask
     return None
+
+
+def _empties_nothing(mask: Mask, trace: Trace) -> bool:
+    """Tell whether something stays of each layer; that nothing does says nothing of any group."""
+    try:
+        kept_positions(mask, trace)
+    except TraceError:
+        return False
+    return True
 
 
 def apart(sizes: Sequence[int]) -> list[int]:

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.surgery.colours import WHOLE, Paint, paint, spread
@@ -38,13 +39,44 @@ def _move(painter: Painter, node: Node) -> None:
     if node.module not in painter.movers and node.name in CHOICES:
         source = _keep_what_is_chosen(painter, node, source)
     if node.name in VIEWS:
-        result: Any = source.full().reshape(painter.shape(node.outputs[0]))
+        result: Any = _reshaped(source, painter.shape(node.outputs[0]))
+    elif node.name == "aten::roll" and len(rest) > 1 and rest[1]:
+        result = node.op(source.ids, *rest).expand(source.shape)
     else:
         indices = tree_map(lambda a: painter.value(a) if isinstance(a, Ref) else a, rest)
         result = node.op(source.full(), *indices, **node.kwargs)
     for output, ids in zip(node.outputs, tree_leaves(result), strict=True):
         if output is not None:
             painter.paints[output] = paint(ids, clean=source.clean)
+
+
+def _reshaped(source: Paint, shape: tuple[int, ...]) -> Tensor:
+    """Lay colours out in another shape, one for all where they do not vary within what is merged.
+
+    So a window of a map is cut out without writing down the colour of every place of it.
+    """
+    if 0 in shape:
+        return source.full().reshape(shape)
+    before: list[int] = []
+    after: list[int] = []
+    while len(before) < len(source.shape) or len(after) < len(shape):
+        own, new = _block(source.shape[len(before) :], shape[len(after) :])
+        colours = source.ids.shape[len(before) : len(before) + own]
+        varies = any(size > 1 for size in colours)
+        before += source.shape[len(before) : len(before) + own] if varies else [1] * own
+        after += shape[len(after) : len(after) + new] if varies else [1] * new
+    return source.ids.expand(before).reshape(after).expand(shape)
+
+
+def _block(own: Sequence[int], new: Sequence[int]) -> tuple[int, int]:
+    """Count the first dimensions of two shapes of one size that hold the same numbers together."""
+    num_own, num_new = min(1, len(own)), min(1, len(new))
+    while (size := math.prod(own[:num_own])) != (made := math.prod(new[:num_new])):
+        if size < made:
+            num_own += 1
+        else:
+            num_new += 1
+    return num_own, num_new
 
 
 @rule("aten::im2col", "aten::col2im")
@@ -106,9 +138,8 @@ def _part(painter: Painter, node: Node, dim: int) -> int | None:
         return None
     total = painter.shape(data.index)[dim]
     edges = {0, total}
-    for other in painter.tape.nodes:
-        beside = other.name in SLICES and other.args[0] == data
-        if beside and dim in _chosen_dims(other, len(painter.shape(data.index))):
+    for other in painter.tape.choices(data):
+        if other.name in SLICES and dim in _chosen_dims(other, len(painter.shape(data.index))):
             edges.update(_edges(other, painter.shape(other.outputs[0])[dim], total))
     places = sorted(edges)
     sizes = {b - a for a, b in pairwise(places)}
@@ -123,7 +154,7 @@ def _are_heads_and_others(painter: Painter, node: Node, source: Paint, dim: int)
     rank = len(source.shape)
     if dim not in source.coloured_dims() or dim == rank - 1:
         return False
-    beside = [n for n in painter.tape.nodes if n.name in CHOICES and n.args[0] == node.args[0]]
+    beside = painter.tape.choices(node.args[0])
     if any(list(_chosen_dims(other, rank)) != [dim] for other in beside):
         return False
     firsts = {painter.shape(n.outputs[0])[dim] for n in beside if n.name in SLICES}
@@ -198,8 +229,8 @@ def _are_products(painter: Painter, node: Node, dim: int, held: Collection[int])
     data = node.args[0]
     total = painter.shape(data.index)[dim]
     edges = {0, total}
-    for other in painter.tape.nodes:
-        if other.name in SLICES and other.args[0] == data:
+    for other in painter.tape.choices(data):
+        if other.name in SLICES:
             if _chosen_dims(other, len(painter.shape(data.index))) != [dim]:
                 return False
             edges.update(_edges(other, painter.shape(other.outputs[0])[dim], total))
@@ -211,8 +242,8 @@ def _only_edge(painter: Painter, node: Node, dim: int) -> int | None:
     """Return where slices divide a dimension in two, if their code counts that from its start."""
     shape = painter.shape(node.args[0].index)
     edges = set()
-    for other in painter.tape.nodes:
-        if other.name == "aten::slice" and other.args[0] == node.args[0]:
+    for other in painter.tape.choices(node.args[0]):
+        if other.name == "aten::slice":
             given = dict(zip(("dim", "start", "end", "step"), other.args[1:], strict=False))
             if given.get("dim", 0) % len(shape) != dim:
                 continue
