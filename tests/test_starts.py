@@ -14,7 +14,7 @@ from cutting import half, random_mask
 from regrow.core.global_rng import drawing
 from regrow.core.seeds import derive
 from regrow.models import ModelSpec, initialise_
-from regrow.models.starts import Start, started
+from regrow.models.starts import Draws, Start, started
 from regrow.surgery import shrink, trace
 
 Make = Callable[[], nn.Module]
@@ -324,6 +324,21 @@ def test_regrows_own_models_start_by_initialise_as_they_ever_did(
     initialise_(again, seed=2)
     assert all(torch.equal(p, again.get_parameter(n)) for n, p in small.named_parameters())
     assert_alike(small, spec.fresh(1))
+
+
+@pytest.mark.parametrize(("variance", "suspected"), [(0.02**2, False), (1 / (3 * 576), True)])
+def test_a_spread_of_no_width_is_not_taken_for_that_of_one_which_is_near(
+    variance: float, suspected: bool
+) -> None:
+    # 0.02 of PoolFormer's [128, 64, 3, 3] is within 4 % of what a usual rule says of 864, the mean
+    # of inputs and outputs; the other one is what a convolution draws by its 576 inputs.
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        values = math.sqrt(variance) * torch.randn(4, 64, 32, 3, 3, generator=draw)
+        one, two, new, again = values.unbind()
+        found = Draws(one, two, new, again, torch.Size((128, 64, 3, 3)))
+        assert found.are_understood
+        assert found.may_be_of_full_width == suspected
 
 
 SMALLER: list[tuple[str, int, dict[str, Any] | None]] = [

@@ -180,18 +180,26 @@ class Draws:
         """
         if not self.are_understood or self.whole is None or self.new is None:
             return True
+        assert self.again is not None
         if self.new.numel() < MANY:
             return False
-        variance, before = (float(values.square().mean()) for values in (self.new, self.one))
-        error = 5e-3 + 3 * math.sqrt(2 / self.new.numel())
-        if variance > (1 + error) * before:
+        draws = [self.new, self.again, self.one, self.two]
+        now, again, before, other = (float(values.square().mean()) for values in draws)
+        if now > (1 + _error(self.new.numel())) * before:
             return False
+        # Of all four draws, because widths and gains are many: some product is near by chance.
+        variance, error = (now + again + before + other) / 4, _error(4 * self.new.numel())
         by_rule = [
             was == now
             for was, now in zip(_widths(self.whole), _widths(self.new.shape), strict=True)
             if any(abs(variance * was / gain - 1) < error for gain in GAINS)
         ]
         return bool(by_rule) and not any(by_rule)
+
+
+def _error(count: int) -> float:
+    """Return the share by which a variance that so many numbers show may be off."""
+    return 5e-3 + 3 * math.sqrt(2 / count)
 
 
 def _widths(shape: torch.Size) -> Iterator[float]:
