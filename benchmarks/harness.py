@@ -252,7 +252,7 @@ def _judged(net: nn.Module, example: Any, tool: Tool, found: Trace | None) -> Li
     if math.isinf(rounding):  # so many are found by chance that rounding changes their number
         return {"outcome": "unmatched"}
     if math.isinf(error):
-        return {"outcome": "broken", "message": "returns other shapes"}
+        return {"outcome": "broken", "message": "returns other shapes, or no finite numbers"}
     allowed = max(WRONG_FLOAT if single else WRONG, 100 * rounding)
     outcome = "exact" if error <= allowed else "wrong"
     if outcome == "exact" and moved < SHOWN:

@@ -100,15 +100,22 @@ def shapes(output: Any) -> list[tuple[int, ...]]:
 
 
 def _distance(ours: Any, theirs: Any) -> float:
-    """Return the largest gap, as a share of the largest number; infinite if shapes differ."""
+    """Return the largest gap, as a share of the largest number.
+
+    Infinite if shapes differ, or where a number is not finite and not the same in both: NaN is
+    never the same.
+    """
     if shapes(ours) != shapes(theirs):
         return math.inf
     gaps = [0.0]
     pairs = zip(tree_leaves(ours), tree_leaves(theirs), strict=True)
     for a, b in pairs:
         if isinstance(b, Tensor) and b.numel():
-            gap = (a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-300)
-            gaps.append(float(gap))
+            a, b = a.double(), b.double()
+            gap = torch.where(a == b, 0.0, (a - b).abs()).max()
+            largest = torch.where(b.isfinite(), b.abs(), 0.0).max().clamp(min=1e-300)
+            share = float(gap / largest)
+            gaps.append(math.inf if math.isnan(share) else share)
     return max(gaps)
 
 

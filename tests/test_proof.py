@@ -376,14 +376,38 @@ def networks() -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
         yield f"timm {name}", made, (1, *made.default_cfg["input_size"])
 
 
-def networks_of_the_table() -> Iterator[tuple[str, nn.Module, Any]]:
-    """Networks with attention that docs/coverage.md shows, of packages that are installed."""
-    place = Path(__file__).parent.parent / "benchmarks" / "networks.py"
-    spec = importlib.util.spec_from_file_location("table_networks", place)
+def benchmark(name: str) -> Any:
+    """Import a file of the benchmarks, which are no package."""
+    place = Path(__file__).parent.parent / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", place)
     assert spec is not None
     assert spec.loader is not None
-    table: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "distance"),
+    [
+        ([1.0, 2.0], [1.0, 4.0], 0.5),
+        ([1.0, math.nan], [1.0, 4.0], math.inf),
+        ([1.0, math.nan], [1.0, math.nan], math.inf),
+        ([1.0, math.inf], [1.0, 4.0], math.inf),
+        ([1.0, -math.inf], [2.0, -math.inf], 0.5),
+        ([1.0], [1.0, 4.0], math.inf),
+    ],
+)
+def test_no_oracle_takes_what_is_not_a_number_for_equal(
+    ours: list[float], theirs: list[float], distance: float
+) -> None:
+    found = benchmark("oracle")._distance(torch.tensor(ours), torch.tensor(theirs))
+    assert found == distance
+
+
+def networks_of_the_table() -> Iterator[tuple[str, nn.Module, Any]]:
+    """Networks with attention that docs/coverage.md shows, of packages that are installed."""
+    table = benchmark("networks")
     for name in table.names():
         if name.startswith(("transformers/", "torch/", "diffusers/")) or name in ATTENTIVE:
             yield name, *table.build(name)
