@@ -698,7 +698,7 @@ def test_the_last_seed_does_not_keep_the_other_workers_waiting() -> None:
     ]
     ended = ends(jobs, workers=2)
     # 63 FLOPs take two workers 31.5 at the least; strictly seed by seed they take 37.
-    assert max(ended.values()) == 32
+    assert max(ended.values()) == 33
     of_seed = [max(end for name, end in ended.items() if name.endswith(str(s))) for s in range(3)]
     assert of_seed[0] < of_seed[1] < of_seed[2]
     assert of_seed[0] < 22
@@ -717,8 +717,8 @@ def test_simulated_comparisons_show_their_first_seed_early_and_end_no_later() ->
         longer.append(last / max(ends(jobs, workers, longest_first=True).values()))
         first.append(max(end for name, end in ended.items() if name.endswith(" 0")) / last)
     print(f"{fmean(longer):.3f} times as long, at most {max(longer):.3f}; first {fmean(first):.2f}")
-    assert fmean(longer) < 1.005
-    assert max(longer) < 1.05
+    assert fmean(longer) < 1.015
+    assert max(longer) < 1.15
     assert fmean(first) < 0.6
 
 
@@ -738,6 +738,12 @@ def compared(seed: int, sizes: list[float], *, given: bool) -> list[Walk]:
             ),
         ]
     return jobs
+
+
+def test_a_short_training_completes_its_seed_before_a_long_one_of_the_last_seed() -> None:
+    ended = ends([job for seed in range(2) for job in arms_of(seed)], workers=2)
+    assert max(ended[f"{arm} 0"] for arm in ("fine-tune", "scratch-e", "scratch-b")) == 8
+    assert max(ended.values()) == 13  # 26 FLOPs
 
 
 def test_with_workers_for_everything_the_longest_chain_decides() -> None:

@@ -36,23 +36,34 @@ def augmented(images: Tensor) -> Tensor:
     return images.roll([*torch.randint(-4, 5, (2,)).tolist()], (2, 3))
 
 
-def train(model: nn.Module, budget: Any, seed: int) -> dict[str, float]:
-    """Train a network in place for a budget of epochs (none: only measure), and score it."""
+def train(model: nn.Module, budget: Any, seed: int) -> dict[str, Any]:
+    """Train a network in place for a budget of epochs (none: only measure), and score it.
+
+    Losses and rates by epoch tell the report whether the training had converged.
+    """
     torch.manual_seed(seed)
     images, labels = load("train")
+    losses: list[float] = []
+    rates: list[float] = []
     if budget.epochs:
         optimiser = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.05)
         steps = budget.epochs * -(-len(images) // BATCH)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
         model.train()
         for _ in range(budget.epochs):
+            total = 0.0
+            rates.append(schedule.get_last_lr()[0])
             for part in torch.randperm(len(images)).split(BATCH):
                 outputs = model(scaled(augmented(images[part]), budget.device))
                 optimiser.zero_grad()
-                cross_entropy(outputs, labels[part].to(budget.device)).backward()
+                loss = cross_entropy(outputs, labels[part].to(budget.device))
+                loss.backward()
                 optimiser.step()
                 schedule.step()
-    return {"accuracy": score(model, budget.device)}
+                total += loss.item() * len(part)
+            losses.append(total / len(images))
+    told = {"training_loss": losses, "learning_rate": rates}
+    return {"accuracy": score(model, budget.device), **told}
 
 
 def score(model: nn.Module, device: str) -> float:

@@ -10,6 +10,7 @@ from regrow.report.rows import Run
 from regrow.studies.expand import Cell
 from regrow.train.by_epoch import LOSS, RATE
 
+LOWER = 0.5  # of the rates of training from scratch: at most so much is clearly lower
 CLOSE = 0.1  # of the MACs: networks of one cost
 BESIDE_TOKENS = ("attention_mask", "token_type_ids")  # which exports have, and which cost nothing
 
@@ -93,11 +94,11 @@ def _rates(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[str]
             f"disadvantage (the function reads budget.inherited to tell them apart, and {RATE!r} "
             "in what it returns tells its rates)."
         )
-    elif others and max(tuned.values()) >= min(others.values()):
+    elif others and max(tuned.values()) > LOWER * min(others.values()):
         high = [f"{arm} {rate:g}" for arm, rate in (*tuned.items(), *others.items())]
         yield (
-            f"The highest learning rates were {listed(high)}. A rate as high as for training from "
-            "scratch puts fine-tuning at a disadvantage (the function reads budget.inherited to "
+            f"The highest learning rates were {listed(high)}. A rate about as high as for training "
+            "from scratch puts fine-tuning at a disadvantage (the function reads budget.inherited to "
             "tell them apart)."
         )
 

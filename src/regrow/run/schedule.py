@@ -4,7 +4,8 @@ A seed that is complete in all arms can be compared, so all jobs of a study's fi
 those of its second. The length of a chain is the work of its first job and of those that wait for
 it, one after another. With few workers and jobs of very different length, what starts last decides
 when the run ends. So a job of any seed goes first if its chain is longer than what is left of the
-work for each worker: then the whole run would wait for it at the end.
+work for each worker: then the whole run would wait for it at the end. Only what is short beside it,
+such as a fine-tuning that completes a seed, goes before.
 """
 
 import heapq
@@ -19,6 +20,8 @@ from datetime import datetime, timedelta
 from regrow.errors import StoreError
 from regrow.jobs.base import Job
 from regrow.store import Store
+
+SHORT = 0.2  # of the longest chain, which may begin so much later for the sake of an earlier seed
 
 
 @dataclass(eq=False)
@@ -78,7 +81,7 @@ class Schedule:
         node, longest = _first(self._by_turn), _first(self._by_chain)
         if node is None or longest is None:
             return None
-        if longest.chain * num_workers > self._left:
+        if longest.chain * num_workers > self._left and node.chain > SHORT * longest.chain:
             node = longest
         node.handed_out = True
         self._left -= node.work
