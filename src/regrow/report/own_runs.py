@@ -98,8 +98,8 @@ def _rates(trained: Sequence[tuple[Cell, Run, dict[str, Any]]]) -> Iterator[str]
         high = [f"{arm} {rate:g}" for arm, rate in (*tuned.items(), *others.items())]
         yield (
             f"The highest learning rates were {listed(high)}. A rate about as high as for training "
-            "from scratch puts fine-tuning at a disadvantage (the function reads budget.inherited to "
-            "tell them apart)."
+            "from scratch puts fine-tuning at a disadvantage (the function reads budget.inherited "
+            "to tell them apart)."
         )
 
 
