@@ -55,6 +55,18 @@ class Chooses(Net):
         y = self.a(x).relu()
         return self.b(y) if y.shape[1] > 6 else nn.functional.conv2d(y, self.b.weight)
 
+class Branches(Net):
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        y = self.a(x).relu()
+        return self.b(self.c(y) if y.abs().sum() > 1e-3 and x.any() and len(x) > 1 else y)
+
+class Sparse(Net):
+    def forward(self, x): return super().forward(x).to_sparse()
+
 class Lazy(Net):
     def __init__(self):
         super().__init__()
@@ -133,6 +145,7 @@ NETWORKS = [  # what is named, what it is told to take, and the message
     ("nets.py:Unfinished", INPUT, "of shape (1, 3, 8, 8): NotImplementedError."),
     ("nets.py:Exits", INPUT, "code ended the program (SystemExit: 0)"),
     ("nets.py:Lazy", INPUT, "lazy layers"),
+    ("nets.py:Sparse", INPUT, "another layout than PyTorch's usual one: sparse_coo"),
     ("nets.py:Hollow", INPUT, "The layer of 'a.weight' has no units"),
     ("nets.py:Nowhere", INPUT, "holds no numbers"),
     ("nets.py:Net", (), "Give the network's input: --input"),
@@ -169,6 +182,7 @@ CUTS = [  # the network, what is asked for, and the message
     ("Random", HALF, "'a' ('aten::bernoulli_' cannot be followed)"),
     ("Counts", HALF, "Such a network cannot be compared"),
     ("Chooses", HALF, "code counts on how many there are (with 5 of 8 it computes something else"),
+    ("Branches", HALF, "fails on an input that the network itself takes: Given groups=1, weight"),
     ("Empty", HALF, "channels and heads of every kind (scope all), and this network has none"),
     ("Blank", HALF, "gave scores for 'a' that are not all finite. Check that its weights"),
     ("Net", (), "Got none"),

@@ -312,6 +312,22 @@ def test_network_is_cut_as_if_silenced(kind: str) -> None:
         assert proof.ok, str(proof)
 
 
+@pytest.mark.parametrize(("width", "num_heads"), [(16, 4), (32, 4), (8, 2), (9, 3)])
+def test_heads_are_counted_where_the_first_dimension_is_the_place(
+    width: int, num_heads: int
+) -> None:
+    # Traced on one place, where attention chooses nothing: a trial has to see several.
+    net = Tokens(nn.MultiheadAttention(width, num_heads), of_itself, width)
+    net.embed = nn.Linear(10, width)
+    found = trace(net, torch.randn(5, 2, 10))
+    assert found.groups["embed"].size == num_heads
+    kept = torch.arange(num_heads) > 0
+    mask = Mask(unit="channel", kept={"embed": kept})
+    assert shrink(net, mask, found).get_submodule("part").num_heads == num_heads - 1
+    proof = verify(net, mask, found)
+    assert proof.ok, str(proof)
+
+
 def test_heads_and_what_counts_them_follow_and_the_scale_stays() -> None:
     net = made("packed projections")
     found = trace(net, TOKENS)

@@ -186,3 +186,9 @@ def test_many_groups_of_a_size_share_numbers_evenly() -> None:
     nums = trial.apart([512] * 33)
     assert max(nums) < 256
     assert max(nums.count(num) for num in nums) == 3
+
+
+def test_objects_of_pytorch_are_no_numbers() -> None:
+    # DataParallel hands a profiler's mark to an operation, another one each time that it runs.
+    net = nn.DataParallel(Between(lambda net, x: x.relu()))
+    assert [*trace(net, SHAPE).groups] == ["module.a"]

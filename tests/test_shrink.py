@@ -373,6 +373,7 @@ def test_gaps_of_outputs() -> None:
     assert largest_gap({"a": a * 1.5}, {"a": a}) == 0.5
     assert largest_gap(a * float("nan"), a) == float("inf")
     assert largest_gap(a[:1], a) == float("inf")
+    assert largest_gap(torch.complex(a, a), torch.complex(a, 0 * a)) == 1.0
 
 
 # The example of the docs -------------------------------------------------------------------------

@@ -194,6 +194,7 @@ def largest_gap(exported: Any, expected: Any) -> float:
     gap = 0.0
     for a, b in zip(*pairs, strict=True):
         if b.numel():
+            a, b = (torch.view_as_real(x) if x.is_complex() else x for x in (a, b))
             a, b = a.detach().double(), b.detach().double()
             off = float((a - b).abs().max() / b.abs().max().clamp(1e-30))
             gap = max(gap, off) if off == off else float("inf")

@@ -14,8 +14,9 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_any, tree_map
 
 from regrow.core.seeds import seeded
+from regrow.errors import TraceError
 from regrow.surgery.cut import duplicate
-from regrow.surgery.tape import call, evaluating
+from regrow.surgery.tape import call, evaluating, worded
 
 BIAS = 0.2
 SAME = 1e-6  # of the square, below which what differs between values is their rounding
@@ -23,9 +24,18 @@ FEW = 2  # values of a channel, below which its mean and variance are those of a
 
 
 def called(model: nn.Module, example: Any, *, graph: bool = False) -> Any:
-    """Run a network in evaluation mode on one tensor, a sequence of inputs, or inputs by name."""
-    with torch.set_grad_enabled(graph), evaluating(model):
-        return call(model, example)
+    """Run a network in evaluation mode on one tensor, a sequence of inputs, or inputs by name.
+
+    A ``TraceError`` says why it fails, if it does: its code may choose by its data what to run.
+    """
+    try:
+        with torch.set_grad_enabled(graph), evaluating(model):
+            return call(model, example)
+    except Exception as error:
+        raise TraceError(
+            f"The network fails on an input like the example: {worded(error)}. "
+            "Its code may choose by its data what to run. Let it take any input of that shape."
+        ) from error
 
 
 def enlivened(

@@ -23,7 +23,7 @@ from regrow.surgery.groups import Group, Kind, Trace
 from regrow.surgery.mask import Mask
 from regrow.surgery.oracle import silence
 from regrow.surgery.taken import check_cut
-from regrow.surgery.tape import leaves, output_tensors
+from regrow.surgery.tape import leaves, output_tensors, worded
 
 LEAST_SHOWN = 1e-3  # of the output, by which a group has to move it
 # Of the output, by which a right cut may be off: 4.5 million roundings in float64, and 80 in
@@ -141,7 +141,7 @@ def verify(
     cut = cut_groups(mask)
     if sensitivity is not None:
         _check_measured(sensitivity, cut)
-    inputs = _inputs(model, trace.example)
+    inputs = inputs_like(model, trace.example)
     live = enlivened(model, inputs[0], silenced=lambda net: silence(net, mask, trace))
     if sensitivity is None:
         sensitivity = sensitivities(model, trace, cut, unit=mask.unit)
@@ -195,7 +195,7 @@ def sensitivities(
     Measured on the redrawn copy, relative to the output. It depends on the architecture, and
     hardly on the network's weights.
     """
-    inputs = _inputs(model, trace.example)
+    inputs = inputs_like(model, trace.example)
     live = enlivened(model, inputs[0])
     return _moved(live, trace, names, unit=unit, inputs=inputs)
 
@@ -205,7 +205,7 @@ def cut_groups(mask: Mask) -> list[str]:
     return [name for name, kept in mask.kept.items() if not bool(kept.all())]
 
 
-def _inputs(model: nn.Module, example: Any) -> list[Any]:
+def inputs_like(model: nn.Module, example: Any) -> list[Any]:
     """Return inputs: the example itself, unless it is only a shape, and others, as one batch.
 
     One by one where the network takes no batches; the example alone where it takes no others.
@@ -338,7 +338,7 @@ def compare(
         expected, dtype = in_float64, torch.float64
         small, inputs = small.double(), [_as(x, dtype) for x in inputs]
     error = _largest(
-        [difference(called(small, x), y) for x, y in zip(inputs, expected, strict=True)]
+        [difference(_ran(small, x, mask), y) for x, y in zip(inputs, expected, strict=True)]
     )
     if error <= ALLOWED[dtype] or (error >= FAR and steady()):
         return Compared(error, ALLOWED[dtype])
@@ -358,6 +358,20 @@ def is_steady(net: nn.Module, example: Any) -> bool:
     inputs = [_as(example, torch.float64)]
     expected = _in_float64(net, inputs)
     return expected is not None and _rounded(net, inputs, expected) <= STEADY
+
+
+def _ran(small: nn.Module, x: Any, mask: Mask) -> Any:
+    """Run a cut network on an input that the network itself takes."""
+    try:
+        return called(small, x)
+    except TraceError as error:
+        cause = worded(error.__cause__ or error)
+        raise TraceError(
+            f"The cut network fails on an input that the network itself takes: {cause}. Its code "
+            "may choose by its data which layers run, and the example showed only some of them. "
+            "Trace it on an example on which all run, or keep whole what they read: "
+            f"{_keep(cut_groups(mask)[:5])}."
+        ) from error
 
 
 def _in_float64(quiet: nn.Module, inputs: Sequence[Any]) -> list[Any] | None:

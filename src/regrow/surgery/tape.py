@@ -354,7 +354,7 @@ def _run(
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
         what = f"an example of shape {shapes}" if shapes else "an example without a tensor"
         raise Unrecorded(
-            f"The network fails on {what}{where}: {_worded(error)}. "
+            f"The network fails on {what}{where}: {worded(error)}. "
             "Give an example input that the network takes; its first dimension counts samples, of "
             "which one is run.",
             reached=len(recorder.tape.nodes),
@@ -365,11 +365,24 @@ def _run(
             f"The network returns a {type(output).__name__}, in which no tensor can be found. Let "
             "it return a tensor, or a tuple, list or dict of tensors."
         )
+    _refuse_sparse(output)
 
 
-def _worded(error: Exception) -> str:
+def worded(error: BaseException) -> str:
+    """Word an error of a network's own code, briefly."""
     text = str(error).strip() or type(error).__name__
     return text if len(text) <= MOST_OF_ERROR else f"{text[:MOST_OF_ERROR]} ..."
+
+
+def _refuse_sparse(output: Any) -> None:
+    """Raise a ``TraceError`` if outputs are tensors whose numbers cannot be compared."""
+    for leaf in output_tensors(output):
+        if leaf.layout != torch.strided or leaf.is_quantized:
+            kind = "quantized" if leaf.is_quantized else str(leaf.layout).removeprefix("torch.")
+            raise TraceError(
+                f"The network returns a tensor of another layout than PyTorch's usual one: {kind}. "
+                "Let it return an ordinary tensor, as to_dense() or dequantize() makes."
+            )
 
 
 def _refuse_lazy(model: nn.Module) -> None:

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from regrow.core.seeds import seeded
 from regrow.errors import TraceError
-from regrow.surgery.alive import drawn_like, enlivened, is_blank
+from regrow.surgery.alive import enlivened
 from regrow.surgery.cut import (
     Select,
     copied,
@@ -38,7 +37,7 @@ from regrow.surgery.cut import (
 from regrow.surgery.groups import Group, Trace
 from regrow.surgery.likeness import Likeness, Unlike
 from regrow.surgery.mask import Mask
-from regrow.surgery.proof import compare, is_steady
+from regrow.surgery.proof import compare, inputs_like, is_steady
 from regrow.surgery.tape import Unrecorded, rerun
 
 MANY = 128  # units, of which less than half are enough
@@ -47,33 +46,32 @@ LONGEST = 160  # characters of an error that are quoted
 
 
 class Tried:
-    """The network that is tried, and its redrawn copy: one for all trials, if any."""
+    """The network that is tried, and its redrawn copy with inputs: for all trials, if any."""
 
     def __init__(self, model: nn.Module, example: Any) -> None:
         self.model = model
         self.names = {name for name, _ in model.named_modules()}
         self._example = example
-        self._living: tuple[nn.Module, Any] | None = None
+        self._living: tuple[nn.Module, list[Any]] | None = None
         self.repeats: bool | None = None  # it does the same when it runs again; None: not tried
         self._steady: bool | None = None
 
-    def living(self) -> tuple[nn.Module, Any]:
-        """Return a redrawn copy, and an example with numbers where it was but a shape."""
+    def living(self) -> tuple[nn.Module, list[Any]]:
+        """Return a redrawn copy, and inputs like the example.
+
+        Several, as one batch: where the first dimension counts places instead of samples, attention
+        that sees a single one has nothing to choose from.
+        """
         if self._living is None:
-            draw = seeded(0, "trial")
-
-            def filled(leaf: Any) -> Any:
-                blank = isinstance(leaf, Tensor) and is_blank(leaf)
-                return drawn_like(leaf, draw) if blank else leaf
-
-            example = tree_map(filled, self._example)
-            self._living = enlivened(self.model, example), example
+            inputs = inputs_like(self.model, self._example)
+            self._living = enlivened(self.model, inputs[0]), inputs
         return self._living
 
     def steady(self) -> bool:
         """Tell whether rounding hardly moves the redrawn copy's output; measured once."""
         if self._steady is None:
-            self._steady = is_steady(*self.living())
+            live, inputs = self.living()
+            self._steady = is_steady(live, inputs[0])
         return self._steady
 
 
@@ -185,15 +183,14 @@ class Trials:
 
     def _off(self, masks: Sequence[Mask], trace: Trace) -> str | None:
         """Say how far off an output is, if it is; None too if the network cannot be compared."""
-        live, example = self.tried.living()
-        trace = replace(trace, example=example)
-        mask = next((mask for mask in masks if _empties_nothing(mask, trace)), None)
-        if mask is None:
-            return None
         try:
-            compared = compare(live, mask, trace, [example], steady=self.tried.steady)
+            live, inputs = self.tried.living()
+            mask = next((mask for mask in masks if _empties_nothing(mask, trace)), None)
+            if mask is None:
+                return None
+            compared = compare(live, mask, trace, inputs, steady=self.tried.steady)
         except TraceError as error:
-            return f"returns something else: {error}"
+            return f"cannot be compared: {error}"
         if compared.ok or compared.blind or math.isnan(compared.error):
             return None
         return f"computes something else, by {compared.error:.1g} of its output"
