@@ -61,7 +61,9 @@ def test_the_largest_budget_that_fits_is_taken() -> None:
     found = fit(unpruned, epochs=100, hours=0.17, workers=1)
     assert (found.epochs, found.of, found.left_out) == (10, 100, ())
     assert found.seconds == 600.0
-    assert fit(unpruned, epochs=100, hours=1.0, workers=1).epochs == 60
+    longer = fit(unpruned, epochs=100, hours=1.0, workers=1)
+    assert longer.epochs == 60
+    assert " fits into 1 hour: " in str(longer)
     assert fit(unpruned, epochs=100, hours=1.0, workers=2).epochs == 100
     assert str(found) == (
         "Budget: 10 of 100 epochs, 10 % of the recipes' own, the largest that fits into 0.17 "
@@ -317,7 +319,7 @@ def test_another_command_may_have_chosen_first(tmp_path: Path) -> None:
     found = fit(unpruned, epochs=100, hours=1.0, workers=1)
     hours_room.keep(store, "hours-0", found)
     hours_room.keep(store, "hours-0", replace(found, seconds=1.0))
-    with pytest.raises(StoreError, match="has just chosen 60 epochs for 1 hours"):
+    with pytest.raises(StoreError, match="has just chosen 60 epochs for 1 hour"):
         hours_room.keep(store, "hours-0", replace(found, epochs=61))
 
 
@@ -335,6 +337,6 @@ def test_a_table_of_a_paper_says_its_share_and_names_what_it_leaves_out(
     )
     assert done.code == 0, done.err
     page = (tmp_path / "regrow-paper" / "smoke-0.4-hours" / "table-1" / "report.md").read_text()
-    assert "All 2 epochs fit into 0.4 hours" in page
+    assert "own epochs (the longest asked for has 2) fit into 0.4 hours" in page
     assert "ResNet-110 on digits for CIFAR-10 is left out: with it" in page
     assert page.count("<br>ours ") == 1

@@ -106,17 +106,20 @@ class Fit:
         time = f"{in_words(self.seconds)} with {_in_number(self.workers)}"
         expected = f"expected were {time}, on {self.date}"
         if self.epochs == self.of:
-            return f"All {self.of} epochs fit into {self.hours:g} hours: {expected}."
+            return (
+                f"The recipes' own epochs (the longest asked for has {self.of}) fit into "
+                f"{_hours(self.hours)}: {expected}."
+            )
         if self.axis:
             longer = [str(budget) for budget in self.axis if budget > self.epochs]
             largest = epochs_in_words(self.epochs)
             return (
-                f"Budgets up to {largest} fit into {self.hours:g} hours: {expected}. "
+                f"Budgets up to {largest} fit into {_hours(self.hours)}: {expected}. "
                 f"Left out: {', '.join(longer)} epochs."
             )
         return (
             f"Budget: {self.epochs} of {self.of} epochs, {100 * self.share:.3g} % of the recipes' "
-            f"own, the largest that fits into {self.hours:g} hours: {expected}."
+            f"own, the largest that fits into {_hours(self.hours)}: {expected}."
         )
 
     @property
@@ -127,6 +130,10 @@ class Fit:
 
 def _in_number(workers: int) -> str:
     return f"{workers} worker{'' if workers == 1 else 's'}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:g} hour{'' if hours == 1 else 's'}"
 
 
 def _is_fit(value: Mapping[str, Any]) -> bool:
@@ -170,14 +177,14 @@ def chosen(
     if kept is None:
         if choose is None:
             raise ConfigError(
-                f"No budget for {hours:g} hours has been chosen in this store. The command that "
+                f"No budget for {_hours(hours)} has been chosen in this store. The command that "
                 "trains chooses it: run it first, with the same options."
             )
         return choose()
     fit = Fit.from_json(kept)
     if fit.of != of:
         raise StoreError(
-            f"The budget for {hours:g} hours was chosen for recipes of {fit.of} epochs, and now "
+            f"The budget for {_hours(hours)} was chosen for recipes of {fit.of} epochs, and now "
             f"they have {of}. Remove {name}.json from the store, and it is chosen anew."
         )
     return fit
@@ -188,7 +195,7 @@ def keep(store: Store, name: str, fit: Fit) -> None:
     kept = Fit.from_json(store.decide(name, json.loads(json.dumps(asdict(fit)))))
     if (kept.epochs, kept.without) != (fit.epochs, fit.without):
         raise StoreError(
-            f"Another command has just chosen {kept.epochs} epochs for {kept.hours:g} hours in "
+            f"Another command has just chosen {kept.epochs} epochs for {_hours(kept.hours)} in "
             "this store. Run the same command again."
         )
 
@@ -288,12 +295,12 @@ class _Search:
         if budget:
             steps = min(map(steps_of, self.trainings(budget, network)))
             why = (
-                f"with it {epochs_in_words(budget)} would fit into {hours:g} hours, {steps:,} "
+                f"with it {epochs_in_words(budget)} would fit into {_hours(hours)}, {steps:,} "
                 f"updates, and it needs {self.least(network):,} to end clearly above chance"
             )
         else:
             least = epochs_in_words(self.budgets[0])
-            why = f"with it not even {least} would fit into {hours:g} hours"
+            why = f"with it not even {least} would fit into {_hours(hours)}"
         return LeftOut(network=network, why=why)
 
     def too_short(self, networks: frozenset[Network], *, hours: float) -> str:
@@ -302,7 +309,7 @@ class _Search:
         enough = (budget for budget in self.budgets if not self.is_short(budget, network))
         least = next(enough, self.budgets[-1])
         return (
-            f"Nothing of it can end clearly above chance within {hours:g} hours: the cheapest "
+            f"Nothing of it can end clearly above chance within {_hours(hours)}: the cheapest "
             f"network, {words_of(network)}, needs {epochs_in_words(least)}, about "
             f"{in_words(self.seconds(least, {network}))} with {_in_number(self.workers)}. Give "
             "it that long, fewer rows or seeds, or fewer images."
