@@ -481,3 +481,17 @@ def test_per_output_keeps_its_share_of_what_an_earlier_choice_left() -> None:
     layers = layers_of(net, found, method, scores=None)
     kept = ALLOCATIONS.get("per-output")(layers, 0.25)
     assert {n: int(k.sum()) for n, k in kept.items()} == {"1.weight": 288, "3.weight": 45}
+
+
+def test_a_criterion_by_masks_refuses_a_network_that_was_trained_without() -> None:
+    net = two_layers()
+    with pytest.raises(ConfigError, match="trained without"):
+        select(net, trace(net, SHAPE), "rigl", sparsity=0.5)
+
+
+def test_more_rounds_than_units_are_refused() -> None:
+    net = two_layers()
+    found = trace(net, SHAPE)
+    assert len(select(net, found, "l1", scope="linear", sparsity=0.5, rounds=6).kept) == 1
+    with pytest.raises(ConfigError, match="at most 6"):
+        select(net, found, "l1", scope="linear", sparsity=0.5, rounds=7)

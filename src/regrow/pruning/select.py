@@ -137,8 +137,8 @@ def select(
         so that no layer is emptied. Layers of weights or filters may lose all of them.
     """
     chosen = (METHODS.get(method) if isinstance(method, str) else method).within(scope)
-    amount = _amount(chosen, sparsity, shares, pattern, costs, rounds=rounds)
     groups = groups_in_scope(model, trace, chosen)
+    amount = _amount(chosen, sparsity, shares, pattern, costs, rounds=rounds, groups=groups)
     data = _examples(dataset, model, loss=loss, num=num_images)
     probe = _prober(data, trace, seed=seed, num_images=num_images, groups=groups, masks=masks)
     options: dict[str, Any] = {"within": within, "device": device, "multiple_of": multiple_of}
@@ -242,8 +242,10 @@ def _amount(
     costs: Mapping[str, float],
     *,
     rounds: int,
+    groups: Mapping[str, Group],
 ) -> float | CostShare:
     """Return how much is to go, where it is not given by shares or a pattern (then 0)."""
+    _check_rounds(rounds, groups)
     known = {"sparsity": sparsity, "shares": shares, "pattern": pattern}
     amounts = [*(name for name, value in known.items() if value is not None), *costs]
     if len(amounts) > 1:
@@ -257,6 +259,16 @@ def _amount(
         return CostShare(COST_TARGETS.key(name), share)
     fixed = ALLOCATIONS.get(method.allocation).sparsity
     return checked_sparsity(fixed if sparsity is None else sparsity)
+
+
+def _check_rounds(rounds: int, groups: Mapping[str, Group]) -> None:
+    """Refuse more rounds than there are units, which would remove nothing in most of them."""
+    num = sum(group.size for group in groups.values())
+    if rounds > max(num, 1):
+        raise ConfigError(
+            f"Each round removes a unit or more, and the method can choose from {num:,} units: "
+            f"'rounds' must be at most {num:,}. Got {rounds:,}."
+        )
 
 
 def layers_of(
