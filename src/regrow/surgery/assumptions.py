@@ -90,9 +90,18 @@ class Assumptions:
     guessed: frozenset[str] = frozenset()
     judged: bool = False  # whether heads were tried without their streams
     _known: dict[Any, dict[str, str]] = field(default_factory=dict)  # what was refused, by all this
+    _held: set[Any] = field(default_factory=set)  # all that was assumed so far
 
     def hold(self, trials: Trials, found: Followed) -> Trace | None:
-        """Return the trace of which all groups can lose units; else None, and assume otherwise."""
+        """Return the trace of which all groups can lose units; else None, and assume otherwise.
+
+        What it assumes then was never assumed before: there is only so much, so a trace ends. All
+        but ``choices`` only ever goes one way: ``coupled`` and ``ones`` grow, and what they lose in
+        vain is remembered; so a correction by choices is the one that must ask (``_is_new``).
+        """
+        state = self._state(self.choices)
+        assert state not in self._held, "a trace assumes the same again, and would not end"
+        self._held.add(state)
         trace = found.follow(self.choices)
         collapsed = self._collapsed(trace)
         if collapsed:
@@ -149,6 +158,16 @@ class Assumptions:
         before, self.even = self.even, self.even | ({f"{g}.weight" for g in grouped} - cut)
         return self.even != before
 
+    def _state(self, choices: Mapping[Attribute, Choice]) -> Any:
+        """Write down all that is assumed, with some choices."""
+        sets = (self.views, self.coupled, self.even, self.alone, self.ones, self.several)
+        guessed = (self.guessed, self.judged, None if self.guesses is None else len(self.guesses))
+        return sets, guessed, frozenset(self.counted), frozenset(choices.items())
+
+    def _is_new(self, choices: Mapping[Attribute, Choice]) -> bool:
+        """Tell whether it was never tried to assume some choices with all else that is assumed."""
+        return self._state(choices) not in self._held
+
     def _collapsed(self, found: Trace) -> frozenset[str]:
         """Name what goes with its inputs in one unit only: that fits always, and is no answer."""
         single = (g for g in found.groups.values() if g.size == 1)
@@ -195,7 +214,7 @@ class Assumptions:
             self.coupled |= rows
             return
         better = _other_choices(trials, broken, found, self.choices)
-        if better:
+        if better and self._is_new({**self.choices, **better}):
             self.choices |= better
             return
         rows = _as_wide_as_read(found.trace, broken) - self.alone
@@ -215,9 +234,13 @@ class Assumptions:
             return
         if self._as_one(broken, found):
             return
-        self.views -= broken.keys()
-        for name, breaks in broken.items():
-            self.counted |= dict.fromkeys(made[name], f"{COUNTED} ({breaks})")
+        whole = list(broken)
+        if len(broken) > 1 and trials.wrong(found.trace, whole[:1]) is None:
+            # Only together can they not: it is enough that one stays as it is.
+            whole = [min(broken, key=lambda name: groups[name].size)]
+        self.views -= set(whole)
+        for name in whole:
+            self.counted |= dict.fromkeys(made[name], f"{COUNTED} ({broken[name]})")
 
     def _as_one(self, broken: Collection[str], found: Followed) -> bool:
         """Let all go together that a number counts by which some cannot go, heads too; or undo it.

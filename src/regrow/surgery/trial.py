@@ -5,15 +5,16 @@ that was read when the layer was built, a layer that runs in training only. All 
 once, to numbers that fit nothing else, and what the smaller network does is compared with what the
 network did (``likeness``). Where it does other things than take other numbers, values decide: its
 output against that of the network in which those units are silent, both in a redrawn copy
-(``alive``). Only if that fails, halves of the groups are cut, down to those at fault. A network
-that takes other numbers when it runs again uncut cannot be judged, and a proof refuses it.
+(``alive``); where rounding hides what they say, the cut is not taken for right. Only if that fails,
+halves of the groups are cut, down to those at fault. A network that does something else when it
+runs again uncut cannot be judged, and a proof refuses it.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
@@ -53,7 +54,7 @@ class Tried:
         self.names = {name for name, _ in model.named_modules()}
         self._example = example
         self._living: tuple[nn.Module, list[Any]] | None = None
-        self.repeats: bool | None = None  # it does the same when it runs again; None: not tried
+        self.again: tuple[Unlike | None] | None = None  # what it does when it runs again, if tried
         self._steady: bool | None = None
 
     def living(self) -> tuple[nn.Module, list[Any]]:
@@ -102,29 +103,27 @@ class Trials:
         return self._wrong(trace, _several(trace, names))
 
     def refused(self, trace: Trace, names: Collection[str] | None = None) -> dict[str, str]:
-        """Return the groups (of some, or all) that cannot lose units, with what breaks then."""
-        groups = _several(trace, names)
+        """Return the groups (of some, or all) that cannot lose units, with what breaks then.
+
+        Those that cannot alone; if there are none, the least set of groups that cannot together.
+        """
         # Groups of a kind are often at fault together, and halves should part them from others.
-        return self._search(trace, sorted(groups, key=lambda group: group.kind))
+        groups = tuple(sorted(_several(trace, names), key=lambda group: group.kind))
+
+        @cache
+        def tried(parts: tuple[str, ...]) -> Wrong | None:
+            return self._wrong(trace, [trace.groups[name] for name in parts])
+
+        every = tuple(group.name for group in groups)
+        alone = _alone(tried, every)
+        wrong = tried(every) if every and not alone else None
+        if wrong is None or not wrong.known:
+            return alone
+        return dict.fromkeys(_together(tried, every), wrong.how)
 
     def at_half(self) -> Trials:
         """Return trials in which each group is cut to half."""
         return replace(self, halved=True)
-
-    def _search(self, trace: Trace, groups: Sequence[Group]) -> dict[str, str]:
-        """Find by halving the groups that are at fault, in a set of them."""
-        if not groups:
-            return {}
-        wrong = self._wrong(trace, groups)
-        if wrong is None:
-            return {}
-        if len(groups) == 1:
-            return {groups[0].name: wrong.how} if wrong.known else {}
-        half = len(groups) // 2
-        parts = self._search(trace, groups[:half]) | self._search(trace, groups[half:])
-        if not parts and wrong.known:  # each half can go, both cannot
-            return {group.name: wrong.how for group in groups}
-        return parts
 
     def _wrong(self, trace: Trace, groups: Sequence[Group]) -> Wrong | None:
         """Say what is wrong when groups are cut."""
@@ -159,21 +158,21 @@ class Trials:
             return None if breaks is None else Wrong(breaks)
         unlike = self.likeness.unlike(tape, mask, added=added)
         if unlike is not None and unlike.node is not None:
-            if not self._repeats(trace):
+            again = self._again(trace)
+            if again is not None and again.node is not None:
                 return None
             return Wrong(f"computes something else: {unlike}", unlike, unlike.place)
         off = None if unlike is None else self._off([*others, mask], trace)
         return None if off is None else Wrong(off)
 
-    def _repeats(self, trace: Trace) -> bool:
-        """Tell whether the whole network does the same when it runs again."""
-        if self.tried.repeats is None:
+    def _again(self, trace: Trace) -> Unlike | None:
+        """Say where the whole network does something else when it runs again, if it does."""
+        if self.tried.again is None:
             again = rerun(
                 duplicate(self.tried.model, sharing=True), tree_map(copied, trace.example)
             )
-            unlike = self.likeness.unlike(again, Mask(unit="channel", kept={}))
-            self.tried.repeats = unlike is None or unlike.node is None
-        return self.tried.repeats
+            self.tried.again = (self.likeness.unlike(again, Mask(unit="channel", kept={})),)
+        return self.tried.again[0]
 
     def _added(self, small: nn.Module) -> Collection[str]:
         """Name the selections that surgery put in."""
@@ -182,7 +181,10 @@ class Trials:
         return {n for n, m in modules if isinstance(m, Select) and n not in known}
 
     def _off(self, masks: Sequence[Mask], trace: Trace) -> str | None:
-        """Say how far off an output is, if it is; None too if the network cannot be compared."""
+        """Say how far off an output is, if it is, or that this cannot be told.
+
+        None too if the network does other things when it runs again, or its output is not finite.
+        """
         try:
             live, inputs = self.tried.living()
             mask = next((mask for mask in masks if _empties_nothing(mask, trace)), None)
@@ -191,9 +193,46 @@ class Trials:
             compared = compare(live, mask, trace, inputs, steady=self.tried.steady)
         except TraceError as error:
             return f"cannot be compared: {error}"
-        if compared.ok or compared.blind or math.isnan(compared.error):
+        if compared.ok or math.isnan(compared.error):
             return None
+        if compared.blind:
+            rounded = compared.rounded or 0.0
+            if math.isnan(rounded) or self._again(trace) is not None:
+                return None
+            return (
+                "takes other numbers or runs other operations; whether it computes the same cannot "
+                f"be told, as rounding moves its output by {rounded:.1g}"
+            )
         return f"computes something else, by {compared.error:.1g} of its output"
+
+
+_Tried = Callable[[tuple[str, ...]], Wrong | None]  # what is wrong when groups are cut, by names
+
+
+def _alone(tried: _Tried, names: tuple[str, ...]) -> dict[str, str]:
+    """Find by halving the groups that are at fault by themselves, with what breaks."""
+    wrong = tried(names) if names else None
+    if wrong is None:
+        return {}
+    if len(names) == 1:
+        return {names[0]: wrong.how} if wrong.known else {}
+    half = len(names) // 2
+    return _alone(tried, names[:half]) | _alone(tried, names[half:])
+
+
+def _together(
+    tried: _Tried, names: tuple[str, ...], beside: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Find by halving the least part of some groups that fails, while those beside are cut too."""
+    if len(names) == 1:
+        return names
+    first, second = names[: len(names) // 2], names[len(names) // 2 :]
+    for half in (first, second):
+        wrong = tried((*beside, *half))
+        if wrong is not None and wrong.known:
+            return _together(tried, half, beside)
+    found = _together(tried, first, (*beside, *second))
+    return (*found, *_together(tried, second, (*beside, *found)))
 
 
 def _several(trace: Trace, names: Collection[str] | None) -> list[Group]:
