@@ -355,15 +355,14 @@ def plainly_best(arms: Sequence[Sequence[Run]]) -> list[Run]:
     chosen = []
     for seed in dict.fromkeys(run.seed for runs in arms for run in runs):
         candidates = [(run, runs) for runs in arms for run in runs if run.seed == seed]
-        finished = [pair for pair in candidates if pair[0].done] or candidates
         others = [
             [r.score for r in runs if r.done and r.seed != seed and r.score is not None]
-            for _, runs in finished
+            for _, runs in candidates
         ]
         if not any(others):
-            others = [[run.score] if run.score is not None else [] for run, _ in finished]
+            others = [[run.score] if run.score is not None else [] for run, _ in candidates]
         gains = [gain(scores) for scores in others]
-        chosen.append(finished[gains.index(max(gains))][0])
+        chosen.append(candidates[gains.index(max(gains))][0])
     return chosen
 
 
@@ -377,6 +376,14 @@ def test_the_best_arm_of_each_seed_is_what_its_definition_says() -> None:
             undone: dict[str, Any] = {"status": "missing", "score": None}
             arms.append([replace(r, **undone) if rng.random() < 0.2 else r for r in runs])
         assert _best(arms) == plainly_best(arms)
+
+
+def test_what_happens_to_be_done_of_a_seed_is_not_its_best_arm() -> None:
+    good, bad = (
+        runs_of(arm, scores) for arm, scores in zip(POOL[:2], ([90.0] * 3, [20.0] * 3), strict=True)
+    )
+    good[2] = replace(good[2], status="missing", score=None)
+    assert _best([bad, good]) == good
 
 
 def test_choosing_the_best_arm_of_each_seed_takes_one_look_at_each(

@@ -20,7 +20,7 @@ from regrow.tasks.metric import Metric
 
 QUESTION = "Which network to take?"
 ALPHA = 0.05
-SAME = 1e-9  # of a score
+TESTED = "Tested by paired t tests of all pairs of these, corrected by Holm."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,7 @@ def _answer(rows: Sequence[Contender], whole: Contender) -> Answer:
         parts.append("Nothing is tested: that takes two seeds or more (--seeds).")
     parts += [f"It is shown to be better than {listed([r.name for r in clear])}."] if clear else []
     parts += _open(best, [row for row in others if tested and row not in clear], metric)
+    parts += [TESTED] if tested else []
     parts += _against_whole(best, whole, metric)
     short = f"Take {best.name}" if decided else "Not decided"
     return Answer(question=QUESTION, short=short, text=" ".join(parts))
@@ -169,7 +170,8 @@ def _against_whole(best: Contender, whole: Contender, metric: Metric) -> Iterato
     found = paired(*pairs)
     gap = metric.amount(words.signed(found.difference, digits=metric.digits))
     told = f", {words.p_value(found.p)}" if found.p is not None else ""
-    yield f"Minus the whole network: {gap}{told}."
+    once_trained = " (one training, taken as exact)" if len(once(whole.runs)) == 1 else ""
+    yield f"Minus the whole network{once_trained if told else ''}: {gap}{told}."
 
 
 def _corrected(rows: Sequence[Contender]) -> Mapping[tuple[str, str], float | None]:

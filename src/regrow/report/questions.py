@@ -220,7 +220,9 @@ def _budget(run: Run) -> tuple[str, float | None, float | None]:
 def _best(arms: Sequence[Sequence[Run]]) -> list[Run]:
     """Choose for each seed the run of the arm that is best in the other seeds, the first if equal.
 
-    A single seed leaves no others, so there the arm is chosen by what it is then judged on.
+    Also where that run is not done: the seed is then not compared, because the best of what happens
+    to be done is another, worse arm. A single seed leaves no others, so there the arm is chosen by
+    what it is then judged on.
     """
     by_seed: dict[int, list[tuple[Run, float]]] = {}
     for runs in arms:
@@ -228,11 +230,10 @@ def _best(arms: Sequence[Sequence[Run]]) -> list[Run]:
             by_seed.setdefault(run.seed, []).append((run, gain))
     chosen = []
     for candidates in by_seed.values():
-        finished = [(run, gain) for run, gain in candidates if run.done] or candidates
-        gains = [gain for _, gain in finished]
+        gains = [gain for _, gain in candidates]
         if max(gains) == float("-inf"):
-            gains = [_gain(run.metric, run.score if run.done else None) for run, _ in finished]
-        chosen.append(finished[gains.index(max(gains))][0])
+            gains = [_gain(run.metric, run.score if run.done else None) for run, _ in candidates]
+        chosen.append(candidates[gains.index(max(gains))][0])
     return chosen
 
 
