@@ -197,17 +197,26 @@ class FixedPrecision(Chain):
         return x.float()
 
 
+class FixedByTable(Chain):
+    """Meets a table of float32, which no cast makes."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return x @ torch.eye(x.shape[-1])
+
+
 def test_integer_inputs_batches_of_one_and_fixed_precision() -> None:
     cases: list[tuple[nn.Module, Any]] = [
         (Ids(), torch.randint(0, 50, (1, 6), generator=torch.Generator().manual_seed(0))),
         (OneOnly(), SHAPE),
         (FixedPrecision(), SHAPE),
+        (FixedByTable(), SHAPE),
     ]
     for net, example in cases:
         found = trace(net, example)
         assert verify(net, half(found), found).ok
-    found = trace(FixedPrecision(), SHAPE)
-    assert verify(FixedPrecision(), half(found), found).tolerance == 1e-5
+    for net, tolerance in ((FixedPrecision(), 1e-9), (FixedByTable(), 1e-5)):
+        found = trace(net, SHAPE)
+        assert verify(net, half(found), found).tolerance == tolerance
 
 
 class MaskedInFloat32(Chain):
@@ -253,6 +262,27 @@ def test_a_network_that_amplifies_roundings_is_allowed_what_they_do(
         assert not result.wrong
         assert result.tolerance == 1e-9
         assert "to round the network's numbers moves its output" in str(result)
+
+
+def test_casts_to_float32_are_left_out_where_they_keep_code_from_running_in_float64() -> None:
+    class Cast(Amplifying):
+        by_width = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.a(x.flatten(1)).relu().float()
+            if self.by_width:
+                hidden = hidden * torch.tensor(500.0 / hidden.shape[1])
+            result: Tensor = torch.sin(self.gain * self.out(hidden))
+            return result
+
+    net = Cast(1e5)  # of which rounding in float32 leaves nothing to compare
+    found = trace(net, SHAPE)
+    result = verify(net, random_mask(found), found)
+    assert result.ok, str(result)
+    assert result.tolerance == 1e-9
+    net.by_width = True
+    assert not verify(net, random_mask(found), found).ok
+    assert "computes something else, by" in trace(net, SHAPE).whole["a"]
 
 
 class InFloat32(Chain):

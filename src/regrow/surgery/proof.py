@@ -297,6 +297,9 @@ def _faded(
     return outputs
 
 
+_Call = Callable[[nn.Module, Any], Any]  # how a network is run on an example
+
+
 @dataclass(frozen=True)
 class Compared:
     """The distance of a cut network from the silenced one, and the tolerance."""
@@ -330,24 +333,25 @@ def compare(
     is no rounding, and what rounding does to the silenced network need not be measured.
     """
     small, quiet = shrink(net, mask, trace), silence(net, mask, trace)
+    call: _Call = called
     in_float64 = _in_float64(quiet, inputs)
     if in_float64 is None:
         quiet, dtype = silence(net, mask, trace), torch.float32
         expected = [called(quiet, x) for x in inputs]
     else:
-        expected, dtype = in_float64, torch.float64
+        (expected, call), dtype = in_float64, torch.float64
         small, inputs = small.double(), [_as(x, dtype) for x in inputs]
     error = _largest(
-        [difference(_ran(small, x, mask), y) for x, y in zip(inputs, expected, strict=True)]
+        [difference(_ran(small, x, mask, call), y) for x, y in zip(inputs, expected, strict=True)]
     )
     if error <= ALLOWED[dtype] or (error >= FAR and steady()):
         return Compared(error, ALLOWED[dtype])
-    if dtype == torch.float64 and _rounds_to_float32(quiet, inputs):
+    if dtype == torch.float64 and call is called and _rounds_to_float32(quiet, inputs):
         dtype = torch.float32
     tolerance = ALLOWED[dtype]
     if error <= tolerance:
         return Compared(error, tolerance)
-    rounded = _rounded(quiet, inputs, expected)
+    rounded = _rounded(quiet, inputs, expected, call)
     blind = not rounded <= MOST_ALLOWED[dtype]
     return Compared(error, tolerance if blind else max(tolerance, rounded), blind, rounded)
 
@@ -356,14 +360,14 @@ def is_steady(net: nn.Module, example: Any) -> bool:
     """Tell whether rounding moves a network's output by less than a hundredth of what it may."""
     net = duplicate(net)
     inputs = [_as(example, torch.float64)]
-    expected = _in_float64(net, inputs)
-    return expected is not None and _rounded(net, inputs, expected) <= STEADY
+    in_float64 = _in_float64(net, inputs)
+    return in_float64 is not None and _rounded(net, inputs, *in_float64) <= STEADY
 
 
-def _ran(small: nn.Module, x: Any, mask: Mask) -> Any:
+def _ran(small: nn.Module, x: Any, mask: Mask, call: _Call) -> Any:
     """Run a cut network on an input that the network itself takes."""
     try:
-        return called(small, x)
+        return call(small, x)
     except TraceError as error:
         cause = worded(error.__cause__ or error)
         raise TraceError(
@@ -374,18 +378,36 @@ def _ran(small: nn.Module, x: Any, mask: Mask) -> Any:
         ) from error
 
 
-def _in_float64(quiet: nn.Module, inputs: Sequence[Any]) -> list[Any] | None:
-    """Run a network in float64, in place; None if its code fixes another precision.
+def _in_float64(quiet: nn.Module, inputs: Sequence[Any]) -> tuple[list[Any], _Call] | None:
+    """Run a network in float64, in place; return its outputs, and how it ran.
 
-    Which then meets this one: in an operation that fails, or in a mask of the least float64 there
-    is, written as float32, where it is infinite.
+    None if its code fixes another precision, which then meets this one: in an operation that fails,
+    or in a mask of the least float64 there is, written as float32, where it is infinite. Where only
+    its casts to float32 are in the way, they are left out.
     """
-    try:
-        outputs = [called(quiet.double(), _as(x, torch.float64)) for x in inputs]
-    except Exception:
-        return None
-    finite = all(bool(torch.isfinite(leaf).all()) for leaf in output_tensors(outputs))
-    return outputs if finite else None
+    for call in (called, _without_narrowing):
+        try:
+            outputs = [call(quiet.double(), _as(x, torch.float64)) for x in inputs]
+        except Exception:
+            continue
+        if all(bool(torch.isfinite(leaf).all()) for leaf in output_tensors(outputs)):
+            return outputs, call
+    return None
+
+
+class _Widening(OperationMode):
+    """A context in which what code casts to float32 is cast to float64."""
+
+    def run(self, operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        is_cast = operation is torch.ops.aten._to_copy.default
+        if is_cast and kwargs.get("dtype") == torch.float32:
+            kwargs = {**kwargs, "dtype": torch.float64}
+        return operation(*args, **kwargs)
+
+
+def _without_narrowing(model: nn.Module, example: Any) -> Any:
+    with _Widening():
+        return called(model, example)
 
 
 class _Narrowings(OperationMode):
@@ -407,7 +429,9 @@ def _rounds_to_float32(quiet: nn.Module, inputs: Sequence[Any]) -> bool:
     return bool(watched.found)
 
 
-def _rounded(quiet: nn.Module, inputs: Sequence[Any], expected: Sequence[Any]) -> float:
+def _rounded(
+    quiet: nn.Module, inputs: Sequence[Any], expected: Sequence[Any], call: _Call
+) -> float:
     """Return how far outputs move when inputs and weights change in their last two bits."""
     draw = seeded(0, "rounding")
 
@@ -424,7 +448,7 @@ def _rounded(quiet: nn.Module, inputs: Sequence[Any], expected: Sequence[Any]) -
             for tensor in (*copy.parameters(), *copy.buffers()):
                 tensor.copy_(nudged(tensor))
         differences += [
-            difference(called(copy, tree_map(nudged, x)), y)
+            difference(call(copy, tree_map(nudged, x)), y)
             for x, y in zip(inputs, expected, strict=True)
         ]
     return _largest(differences)
