@@ -436,3 +436,26 @@ def test_networks_of_timm(name: str) -> None:
     found = trace(net, (1, 3, size, size))
     check_complete(net, found)
     shrink(net, random_mask(found), found)
+
+
+class Experts(nn.Module):
+    """Experts as one parameter of three dimensions, all of which see every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(4, 16, 32) / 4)
+        self.down = nn.Parameter(torch.randn(4, 32, 16) / 5)
+        self.gate = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        each = x.repeat(4, 1).view(4, -1, 16)
+        y = torch.bmm(torch.bmm(each, self.up).relu(), self.down)
+        return x + (y * self.gate(x).softmax(-1).t().unsqueeze(-1)).sum(0)
+
+
+def test_data_that_is_kept_whole_is_named_where_only_an_operation_is_known() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), Experts(), nn.Linear(16, 4)).eval()
+    reasons = trace(net, torch.randn(5, 8)).whole
+    assert reasons["0"] == "it meets data that is kept whole: what 'aten::bmm' takes in '1'"
+    assert not [r for r in reasons.values() if r.endswith(("kept whole", ": "))]

@@ -518,9 +518,13 @@ class Painter:
                 self._origins[output] = f"{why}{where(node)}"
 
     def origin(self) -> str:
-        """Say where the whole data begins that the operation at work takes; "" if unknown."""
-        first = self._whole_inputs(self._running) if self._running is not None else []
-        queue = list(first)
+        """Say where the whole data begins that the operation at work takes; "" where none works.
+
+        Where that is not known, the operation itself is named.
+        """
+        if self._running is None:
+            return ""
+        queue = self._whole_inputs(self._running)
         for index in queue:
             if index in self._origins:
                 return self._origins[index]
@@ -529,7 +533,7 @@ class Painter:
             if maker is not None and not inputs:
                 return f"what '{maker.name}' makes of channels{where(maker)}"
             queue += [i for i in inputs if i not in queue]
-        return ""
+        return f"what '{self._running.name}' takes{where(self._running)}"
 
     def _whole_inputs(self, node: Node) -> list[int]:
         painted = [index for index in node.refs() if index in self.paints]
