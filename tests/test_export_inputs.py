@@ -106,7 +106,7 @@ def test_a_length_that_the_code_counts_on_is_not_free() -> None:
 
 def test_a_mask_that_cannot_be_exported_is_missed_aloud() -> None:
     told = regrow.export(Chooses().eval(), TOKENS, "texts.pt2")
-    assert "takes batches of any size and length; within" in told
+    assert "takes batches of any size and of any length that the network takes; within" in told
     assert "It has no attention_mask, with which this network cannot be exported" in told
 
 

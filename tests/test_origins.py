@@ -240,7 +240,7 @@ def test_arguments_are_json_or_texts() -> None:
     ("settings", "given", "message"),
     [
         (["a"], None, "must be NAME=VALUE"),
-        (["a=1", "a=2"], None, "each name once"),
+        (["a=1", "a=2"], None, "given more than once"),
         ([], "[1]", "must be a JSON object"),
         ([], "{", "must be a JSON object"),
     ],

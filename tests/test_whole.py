@@ -450,7 +450,8 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         each = x.repeat(4, 1).view(4, -1, 16)
         y = torch.bmm(torch.bmm(each, self.up).relu(), self.down)
-        return x + (y * self.gate(x).softmax(-1).t().unsqueeze(-1)).sum(0)
+        y = y * self.gate(x).softmax(-1).t().unsqueeze(-1)
+        return torch.add(x, y.sum(0))
 
 
 def test_data_that_is_kept_whole_is_named_where_only_an_operation_is_known() -> None:

@@ -464,10 +464,11 @@ def read_arguments(settings: "list[str]", given: str | None = None) -> dict[str,
             raise ConfigError(f"--arguments must be a JSON object. Got {short(given)}.")
     for setting in settings:
         name, equals, text = setting.partition("=")
-        if not equals or not name.isidentifier() or name in arguments:
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"--set must be NAME=VALUE, such as width=0.5. Got {short(setting)}.")
+        if name in arguments:
             raise ConfigError(
-                "--set must be NAME=VALUE, each name once, such as width=0.5. Got "
-                f"{short(setting)}."
+                f"{name!r} is given more than once, by --set or --arguments. Give it once."
             )
         try:
             arguments[name] = json.loads(text)

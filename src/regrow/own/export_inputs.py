@@ -66,7 +66,9 @@ class Exportable:
         inputs = f"{', '.join(names[:-1])} and {names[-1]} in " if len(names) > 1 else ""
         if not self.batch:
             return f"{inputs}one example at a time, as its code counts on it"
-        return f"{inputs}batches of any size" + (" and length" if self.length else "")
+        return f"{inputs}batches of any size" + (
+            " and of any length that the network takes" if self.length else ""
+        )
 
 
 def ways(network: nn.Module, example: Any) -> Iterator[Exportable]:
