@@ -483,12 +483,6 @@ def test_per_output_keeps_its_share_of_what_an_earlier_choice_left() -> None:
     assert {n: int(k.sum()) for n, k in kept.items()} == {"1.weight": 288, "3.weight": 45}
 
 
-def test_a_criterion_by_masks_refuses_a_network_that_was_trained_without() -> None:
-    net = two_layers()
-    with pytest.raises(ConfigError, match="trained without"):
-        select(net, trace(net, SHAPE), "rigl", sparsity=0.5)
-
-
 def test_more_rounds_than_units_are_refused() -> None:
     net = two_layers()
     found = trace(net, SHAPE)

@@ -25,8 +25,9 @@ def rounded(report: Path, arm: str, seeds: tuple[int, ...]) -> str:
 
 
 def test_after_each_seed_but_the_last_the_means_so_far_are_told(
-    tmp_path: Path, command: Command
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("regrow.cli.run.loaded_files", tuple)  # those of other tests
     write(tmp_path, seeds=[4, 2, 9])
     told = command("run", "study.yaml", "--workers", "0", "--out", "here", "--store", "other").err
     lines = [line for line in told.splitlines() if "complete;" in line]
@@ -44,8 +45,9 @@ def test_after_each_seed_but_the_last_the_means_so_far_are_told(
 
 
 def test_of_several_cells_a_finished_seed_is_told_without_means(
-    tmp_path: Path, command: Command
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("regrow.cli.run.loaded_files", tuple)  # those of other tests
     write_study(tmp_path)
     told = command("run", "study.yaml", "--workers", "0").err
     assert [line for line in told.splitlines() if "seeds is complete" in line] == [

@@ -86,16 +86,7 @@ class Probe:
         return known[name].detach().to("cpu", copy=True)
 
     def mask(self, name: str) -> Tensor:
-        """Return which numbers of a parameter its training did not mask, as booleans.
-
-        A ``ConfigError`` if the training masked nothing at all.
-        """
-        if not self._masks:
-            raise ConfigError(
-                "The criterion scores by the masks that a training left, and this network was "
-                "trained without. Use it in a study with a method that masks weights while it "
-                "trains (rigl, set, agp), or choose another criterion."
-            )
+        """Return which numbers of a parameter its training did not mask, as booleans."""
         whole = torch.ones(self._parameters[name].shape, dtype=torch.bool)
         return self._masks[name].clone() if name in self._masks else whole
 
