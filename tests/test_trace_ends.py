@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from regrow.errors import TraceError
 from regrow.surgery import trace
+from regrow.surgery.assumptions import Assumptions
 
 SHAPE = (1, 3, 6, 6)
 
@@ -43,6 +45,14 @@ def test_of_groups_that_fail_together_one_is_kept_whole(name: str) -> None:
     found = trace(Pair(asks).eval(), SHAPE)
     assert set(found.groups) == cut
     assert "computes something else" in found.whole["a"]
+
+
+def test_assumptions_that_repeat_end_in_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    asks, _ = ASKED["of either"]
+    monkeypatch.setattr(Assumptions, "_is_new", lambda self, choices: True)
+    monkeypatch.setattr(Assumptions, "_state", lambda self, choices: "always the same")
+    with pytest.raises(TraceError, match="assumptions about its code repeat"):
+        trace(Pair(asks).eval(), SHAPE)
 
 
 class Amplifier(nn.Module):

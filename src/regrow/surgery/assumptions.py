@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from regrow.errors import TraceError
 from regrow.surgery.groups import NUMBER, Trace
 from regrow.surgery.likeness import Unlike
 from regrow.surgery.numbers import Attribute, Choice, Number
@@ -100,7 +101,12 @@ class Assumptions:
         vain is remembered; so a correction by choices is the one that must ask (``_is_new``).
         """
         state = self._state(self.choices)
-        assert state not in self._held, "a trace assumes the same again, and would not end"
+        if state in self._held:
+            raise TraceError(
+                "It cannot be settled which groups of this network can be cut, because assumptions "
+                "about its code repeat. Keep some of its modules whole (keep=, --keep), and please "
+                "report the network."
+            )
         self._held.add(state)
         trace = found.follow(self.choices)
         collapsed = self._collapsed(trace)
