@@ -53,6 +53,13 @@ def build() -> nn.Module:
 
 
 @pytest.mark.parametrize("name", NORMS)
+def test_why_a_layer_with_a_norm_stays_whole_says_what_to_do(name: str) -> None:
+    whole = regrow.trace(normed(NORMS[name]), torch.randn(SHAPE)).whole
+    assert "its weight is computed from other parameters" in whole["0"]
+    assert "regrow.fold(network) makes it a plain one" in whole["0"]
+
+
+@pytest.mark.parametrize("name", NORMS)
 def test_a_folded_network_computes_the_same_and_is_cut_exactly(name: str) -> None:
     net, x = normed(NORMS[name]), torch.randn(2, *SHAPE[1:])
     before, state = net(x), {n: t.clone() for n, t in net.state_dict().items()}
@@ -84,10 +91,6 @@ def test_what_no_norm_computes_is_returned_as_it_is() -> None:
     assert not any(parameter.requires_grad for parameter in regrow.fold(frozen).parameters())
     alone = parametrizations.spectral_norm(nn.Linear(3, 2))
     assert type(regrow.fold(alone)) is nn.Linear
-
-
-def test_a_trace_names_the_way_out() -> None:
-    assert "regrow.fold(network)" in regrow.trace(build(), SHAPE).whole["0"]
 
 
 def test_inspect_and_compress_fold_and_the_small_network_loads(tmp_path: Path) -> None:

@@ -135,6 +135,11 @@ def select(
     Returns:
         A mask over the groups in scope; ``mask.guarded`` are those of channels that kept one more,
         so that no layer is emptied. Layers of weights or filters may lose all of them.
+
+    Raises:
+        ConfigError: an amount or value that cannot be meant, or scores that say nothing: all units
+            of each group have the same.
+        TraceError: the method can prune nothing in this network.
     """
     chosen = (METHODS.get(method) if isinstance(method, str) else method).within(scope)
     groups = groups_in_scope(model, trace, chosen)
@@ -145,14 +150,21 @@ def select(
     options["scores"] = scores_of(chosen, groups, probe(model), within)
     layers = layers_of(model, trace, chosen, **options)
     if shares is not None:
-        return refined(chosen, layers, layers.mask(_by_shares(chosen, layers, shares)), probe)
+        mask = layers.mask(_by_shares(chosen, layers, shares))
+        _check_ties(chosen, layers, mask)
+        return refined(chosen, layers, mask, probe)
     if pattern is not None:
-        return layers.mask(_by_pattern(chosen, layers, pattern))
+        mask = layers.mask(_by_pattern(chosen, layers, pattern))
+        _check_ties(chosen, layers, mask)
+        return mask
     for number in range(1, rounds):
         mask = _chosen(chosen, layers, amount, number / rounds)
+        _check_ties(chosen, layers, mask)
         left = probe(left_by(mask, model, trace))
         layers = layers.after(mask, scores_of(chosen, groups, left, mask))
-    return refined(chosen, layers, _chosen(chosen, layers, amount), probe)
+    mask = _chosen(chosen, layers, amount)
+    _check_ties(chosen, layers, mask)
+    return refined(chosen, layers, mask, probe)
 
 
 def refined(
@@ -350,6 +362,36 @@ def _checked(method: Method, group: Group, scores: Tensor) -> Tensor:
             "finite. Check that its weights are finite, and the criterion's values on these data."
         )
     return scores.detach().cpu()
+
+
+def _check_ties(method: Method, layers: Layers, mask: Mask) -> None:
+    """Refuse a choice that no score decides, which the order of the units would make."""
+    if method.choice is None and _is_tied(layers, mask):
+        raise ConfigError(
+            f"The criterion {method.criterion!r} gives all units of each group the same score, so "
+            "it does not tell which of them to remove. It may measure what this network does not "
+            "have, such as the scales or masks that a training leaves. Choose another criterion "
+            "('random' removes any units)."
+        )
+
+
+def _is_tied(layers: Layers, mask: Mask) -> bool:
+    """Tell whether all units of each group score the same, and some of a group go, others stay.
+
+    Where each group is a single unit, as blocks are, the groups are compared.
+    """
+    scores = [layers[name] for name in layers]
+    if all(len(score) <= 1 for score in scores):
+        return 0 < mask.num_kept < mask.num_units and _are_equal(torch.cat(scores))
+    return all(map(_are_equal, scores)) and any(
+        0 < int(kept.flatten()[layers.left[name]].sum()) < len(layers[name])
+        for name, kept in mask.kept.items()
+        if name not in mask.guarded
+    )
+
+
+def _are_equal(scores: Tensor) -> bool:
+    return not len(scores) or bool(scores.min() == scores.max())
 
 
 def _check_kept(method: Method, scores: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:

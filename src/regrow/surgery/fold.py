@@ -76,15 +76,28 @@ def _hooks(module: nn.Module) -> dict[int, WeightNorm | SpectralNorm]:
     return {n: hook for n, hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)}
 
 
+def behind_hooks(network: nn.Module) -> dict[str, str]:
+    """Return what the hooks of ``torch.nn.utils`` compute weights from, with the weight's name."""
+    return {
+        f"{name}.{hook.name}{part}".lstrip("."): hook.name
+        for name, module in network.named_modules()
+        for hook in _hooks(module).values()
+        for part in _parts(hook)
+    }
+
+
+def _parts(hook: WeightNorm | SpectralNorm) -> tuple[str, ...]:
+    """Return how the names of what a hook computes a weight from end, the trained one first."""
+    return ("_g", "_v") if isinstance(hook, WeightNorm) else ("_orig", "_u", "_v")
+
+
 def _fold_hook_(module: nn.Module, hook: WeightNorm | SpectralNorm) -> None:
     """Put the weight that a hook computes in the place of what it computes it of."""
-    name = hook.name
-    made_of: tuple[str, ...]
+    name, made_of = hook.name, _parts(hook)
     if isinstance(hook, WeightNorm):
-        weight, made_of = hook.compute_weight(module), ("_g", "_v")
+        weight = hook.compute_weight(module)
     else:
         weight = hook.compute_weight(module, do_power_iteration=False)
-        made_of = ("_orig", "_u", "_v")
         for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
             for number in [n for n, h in hooks.items() if "SpectralNorm" in _kind(h)]:
                 del hooks[number]

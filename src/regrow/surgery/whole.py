@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from regrow.surgery.colours import ZERO, Classes
+from regrow.surgery.fold import behind_hooks
 from regrow.surgery.groups import belongs
 from regrow.surgery.painter import Painter
 from regrow.surgery.tape import Tape, narrows
@@ -32,10 +33,14 @@ def whole_layers(
         owners: producers and norms with views that are whole, at least in part, with why.
         held: tensors in slots of groups -> whether they are producers there.
     """
-    reasons = dict(owners)
+    reasons, hooked = dict(owners), behind_hooks(model)
     for name in _left_over(model, painter.tape):
         if name not in is_producer and name not in reasons:
-            reasons[name] = _reason(name, painter, classes)
+            reasons[name] = (
+                _computed(hooked[name], "a hook of torch.nn.utils")
+                if name in hooked
+                else _reason(name, painter, classes)
+            )
     containers = _containers(model, painter.tape)
     inside = {tensor: _layer(tensor, containers) for tensor in (*reasons, *is_producer)}
     layers: dict[str, list[str]] = {}
@@ -87,10 +92,8 @@ def _reason(name: str, painter: Painter, classes: Classes) -> str:
         return COMPILED
     if PARAMETRIZED in name:
         weight = name.split(PARAMETRIZED)[1].split(".")[0]
-        return (
-            f"its {weight} is computed from other parameters (torch.nn.utils.parametrize): "
-            "regrow.fold(network) makes it a plain one, if a norm of PyTorch computes it"
-        )
+        told = _computed(weight, "torch.nn.utils.parametrize")
+        return f"{told}, if a norm of PyTorch computes it"
     if name in painter.computed:
         return painter.computed[name]
     for mark in painter.marks:
@@ -116,6 +119,13 @@ def _reason(name: str, painter: Painter, classes: Classes) -> str:
             f"it is a buffer that '{user.name}' takes{where}, and tables of that kind are not cut"
         )
     return f"'{user.name}' takes it{where}, which ties it to no channel that can be cut"
+
+
+def _computed(weight: str, by: str) -> str:
+    return (
+        f"its {weight} is computed from other parameters ({by}): "
+        "regrow.fold(network) makes it a plain one"
+    )
 
 
 def _containers(model: nn.Module, tape: Tape) -> set[str]:
