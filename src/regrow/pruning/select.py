@@ -135,11 +135,6 @@ def select(
     Returns:
         A mask over the groups in scope; ``mask.guarded`` are those of channels that kept one more,
         so that no layer is emptied. Layers of weights or filters may lose all of them.
-
-    Raises:
-        ConfigError: an amount or value that cannot be meant, or scores that say nothing: all units
-            of each group have the same.
-        TraceError: the method can prune nothing in this network.
     """
     chosen = (METHODS.get(method) if isinstance(method, str) else method).within(scope)
     groups = groups_in_scope(model, trace, chosen)
@@ -150,21 +145,14 @@ def select(
     options["scores"] = scores_of(chosen, groups, probe(model), within)
     layers = layers_of(model, trace, chosen, **options)
     if shares is not None:
-        mask = layers.mask(_by_shares(chosen, layers, shares))
-        _check_ties(chosen, layers, mask)
-        return refined(chosen, layers, mask, probe)
+        return refined(chosen, layers, _by_shares(chosen, layers, shares), probe)
     if pattern is not None:
-        mask = layers.mask(_by_pattern(chosen, layers, pattern))
-        _check_ties(chosen, layers, mask)
-        return mask
+        return _by_pattern(chosen, layers, pattern)
     for number in range(1, rounds):
         mask = _chosen(chosen, layers, amount, number / rounds)
-        _check_ties(chosen, layers, mask)
         left = probe(left_by(mask, model, trace))
         layers = layers.after(mask, scores_of(chosen, groups, left, mask))
-    mask = _chosen(chosen, layers, amount)
-    _check_ties(chosen, layers, mask)
-    return refined(chosen, layers, mask, probe)
+    return refined(chosen, layers, _chosen(chosen, layers, amount), probe)
 
 
 def refined(
@@ -230,11 +218,10 @@ def _chosen(
 ) -> Mask:
     """Choose what stays at an amount, or at a fraction of the way to it."""
     if isinstance(amount, CostShare):
-        return reach(
-            layers, partial(allocated, method), replace(amount, share=amount.share**fraction)
-        )
+        target = replace(amount, share=amount.share**fraction)
+        return _decided(method, layers, reach(layers, partial(allocated, method), target))
     sparsity = amount if fraction == 1.0 else 1.0 - (1.0 - amount) ** fraction
-    return layers.mask(allocated(method, layers, sparsity))
+    return _decided(method, layers, layers.mask(allocated(method, layers, sparsity)))
 
 
 def left_by(mask: Mask, model: nn.Module, trace: Trace) -> nn.Module:
@@ -322,21 +309,23 @@ def allocated(method: Method, layers: Layers, sparsity: float) -> dict[str, Tens
     return kept
 
 
-def _by_shares(method: Method, layers: Layers, shares: Sequence[float]) -> dict[str, Tensor]:
+def _by_shares(method: Method, layers: Layers, shares: Sequence[float]) -> Mask:
     """Keep the best of each group, given the share of each that goes."""
     if len(shares) != len(layers):
         raise ConfigError(
             f"{method.name}: expected a share for each of the network's {len(layers)} groups. "
             f"Got {len(shares)}."
         )
-    return allocate_shares(layers, [checked_share(method, share) for share in shares])
+    kept = allocate_shares(layers, [checked_share(method, share) for share in shares])
+    return _decided(method, layers, layers.mask(kept))
 
 
-def _by_pattern(method: Method, layers: Layers, pattern: Pattern) -> dict[str, Tensor]:
+def _by_pattern(method: Method, layers: Layers, pattern: Pattern) -> Mask:
     """Allocate within each part of each group, as much as a pattern kept there."""
     shapes = {name: layers.shape(name) for name in layers}
     parts = lay(pattern, stages_of(layers.network, layers.trace), shapes)
-    return {name: _in_parts(method, layers, name, parts[name]) for name in layers}
+    kept = {name: _in_parts(method, layers, name, parts[name]) for name in layers}
+    return _decided(method, layers, layers.mask(kept))
 
 
 def _in_parts(method: Method, layers: Layers, name: str, parts: Sequence[Part]) -> Tensor:
@@ -364,8 +353,8 @@ def _checked(method: Method, group: Group, scores: Tensor) -> Tensor:
     return scores.detach().cpu()
 
 
-def _check_ties(method: Method, layers: Layers, mask: Mask) -> None:
-    """Refuse a choice that no score decides, which the order of the units would make."""
+def _decided(method: Method, layers: Layers, mask: Mask) -> Mask:
+    """Return a choice; refuse one that no score decides, which the order of the units would make."""
     if method.choice is None and _is_tied(layers, mask):
         raise ConfigError(
             f"The criterion {method.criterion!r} gives all units of each group the same score, so "
@@ -373,6 +362,7 @@ def _check_ties(method: Method, layers: Layers, mask: Mask) -> None:
             "have, such as the scales or masks that a training leaves. Choose another criterion "
             "('random' removes any units)."
         )
+    return mask
 
 
 def _is_tied(layers: Layers, mask: Mask) -> bool:
