@@ -354,7 +354,7 @@ def _checked(method: Method, group: Group, scores: Tensor) -> Tensor:
 
 
 def _decided(method: Method, layers: Layers, mask: Mask) -> Mask:
-    """Return a choice; refuse one that no score decides, which the order of the units would make."""
+    """Return a choice; refuse one that no score decides, but the order of the units."""
     if method.choice is None and _is_tied(layers, mask):
         raise ConfigError(
             f"The criterion {method.criterion!r} gives all units of each group the same score, so "
