@@ -3,7 +3,7 @@
     uv run python benchmarks/coverage.py [PATTERN ...] [--seconds 600] [--stale COMMIT]
 
 Each network is cut to half its width in a process of its own. What has been measured stands in
-coverage.jsonl and is not measured again; the page is written from all of it.
+benchmarks/coverage.jsonl and is not measured again; the page is written from all of it.
 """
 
 from __future__ import annotations
@@ -206,8 +206,11 @@ def _number(value: float | None, form: str) -> str:
 
 def main() -> None:
     given = harness.options("Cut many networks by half, and judge the cuts.", "coverage.jsonl")
+    given.add_argument("--no-page", action="store_true", help="leave docs/coverage.md as it is")
     chosen = given.parse_args()
-    PAGE.write_text(page(harness.run(chosen, ("regrow",))))
+    lines = harness.run(chosen, ("regrow",))
+    if not chosen.no_page:
+        PAGE.write_text(page(lines))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ def options(about: str, out: str) -> argparse.ArgumentParser:
     """Make the arguments that both benchmarks have."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("patterns", nargs="*", help="parts of names of networks; all if none")
-    parser.add_argument("--out", type=Path, default=Path(out), help="lines of JSON")
+    kept = Path(__file__).parent / out
+    parser.add_argument("--out", type=Path, default=kept, help="lines of JSON")
     parser.add_argument("--seconds", type=float, default=600, help="of a processor, for a network")
     parser.add_argument("--minutes", type=float, help="then leave the rest to the next run")
     parser.add_argument("--gigabytes", type=float, default=10, help="for a network")
