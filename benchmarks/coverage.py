@@ -23,41 +23,42 @@ import networks
 PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
 LARGE = 1e6  # parameters: the memory of less is that of Python
 HEAD = """\
-# Networks that surgery reaches
+# Network coverage: what regrow can prune
 
 Written by `benchmarks/coverage.py` from {num} networks with random weights, of which every second
 unit of every group is cut: measured {dates} at {commits}, torch {torch}, one thread, {machine}.
 
-- *exact*: a copy with other numbers was cut, and computes what the network computes with zeros in
-  all that is gone (float64, within 1e-6 of the output, found from outside by the numbers that are
-  left). *unmatched*: those numbers do not tell what is gone. *nothing*: nothing can be cut.
-- *error* and *moves* are those of `verify`: its largest error, and how much the group that matters
-  least moves the output. *unproven*: `verify` does not say yes, and regrow would not cut.
-- *goes*: the share of the parameters that is gone at half the width.
+- *exact*: the cut network equals the original with zeros in the removed parameters (float64, within
+  1e-6 of the output). This is checked without regrow's records, in a copy with new values, all
+  different: the remaining values show which were removed. *unmatched*: they do not show it.
+  *nothing*: nothing can be cut.
+- *error*, *moves*: from `verify`, the largest error, and the change of the output by the group that
+  affects it least. *unproven*: `verify` fails, so regrow would refuse to cut.
+- *goes*: the share of the parameters that is removed at half the width.
 - *attention*, *feed-forward*: how many of a network's attentions (products of probabilities and
   values) read fewer values afterwards, and how many of its feed-forward layers (by their names)
-  are narrower, of how many. An attention of a single head has none to lose, and is counted as
-  "+ 1 single"; where its width is cut shows in *goes*.
-- *trace s*, *shrink s*: seconds of one processor.
-- *beyond*: peak memory beyond that of one forward pass, in sizes of the network's parameters, where
-  these are over a million.
-- *whole*: reasons of what stays whole, with the share of the parameters that each holds.
+  are narrower, with totals. An attention with a single head cannot lose one and is counted as
+  "+ 1 single"; a cut of its width shows in *goes*.
+- *trace s*, *shrink s*: seconds of CPU time.
+- *beyond*: peak memory beyond that of one forward pass, as a multiple of the size of the network's
+  parameters, for networks with over a million parameters.
+- *whole*: reasons why parameters cannot be pruned, with the share of the parameters for each.
 """
 
 # Looked into by hand: why attention keeps all its heads, which the reasons of a table cannot word.
 NOTES = """\
-Where attention keeps all of its heads, it is for one of these reasons:
+Attention keeps all of its heads for one of these reasons:
 
 - BloomForCausalLM, MptForCausalLM: their code computes a bias for each head from the number of
-  heads (ALiBi). With fewer heads it would compute other ones, so that no cut is exact.
-- SiglipModel's pooling head, eva02_tiny (published without a classifier): their code counts heads
-  by the width of the stream, which is the network's output.
-- edgenext: a head is a stretch of channels, and the blocks before it take channels at the same
-  places of several stretches, so that all of them would go at once. Within a head, channels attend
-  to channels, and the softmax counts them.
-- SegformerForImageClassification on an image as small as this one: its first stage attends to a
-  single key, so that queries and keys do nothing to the output, and no comparison sees them. Its
-  heads are cut; trace it on images of the size that it is meant for.
+  heads (ALiBi). With fewer heads it would compute different biases, so no cut is exact.
+- SiglipModel's pooling head, eva02_tiny (published without a classifier): their code derives the
+  number of heads from the width of the stream, which is the network's output.
+- edgenext: a head is a range of channels, and the blocks before it use channels at the same
+  positions in several ranges, so all heads would be removed at once. Within a head, channels attend
+  to channels, and the softmax depends on their number.
+- SegformerForImageClassification on an image as small as the one used here: its first stage attends
+  to a single key, so queries and keys do not affect the output, and no comparison can check them.
+  Its heads are cut; trace it on images of the intended size.
 """
 
 

@@ -32,19 +32,22 @@ import networks
 PAGE = Path(__file__).parent.parent / "docs" / "torch-pruning.md"
 OURS, THEIRS = harness.TOOLS
 OUTCOMES = {
-    "exact": "computes what the network computes whose cut units are silent",
-    "wrong": "runs, and computes something else, without a word",
+    "exact": "equals the network with the cut units held at zero",
+    "wrong": "runs, but computes something else, without an error or a warning",
     "broken": "does not run, or returns other shapes",
-    "crash": "an error that the tool does not tell as its own",
-    "refused": "the tool says that it cannot",
+    "crash": "ended in an error that is not one of the tool's own messages",
+    "refused": "the tool reported that it cannot cut it",
     "time-out": "took longer than allowed",
     "memory": "took more memory than allowed",
-    "killed": "the tool's process ended without a word",
-    "unseen": "what was cut moves the output too little to say anything",
-    "nothing": "nothing was cut that moves the output",
-    "unmatched": "the numbers that are left do not tell what is gone",
+    "killed": "the tool's process ended without a message",
+    "unseen": "the cut changes the output too little to be judged",
+    "nothing": "nothing that affects the output was cut",
+    "unmatched": "the remaining values do not show what was removed",
 }
-GOES = "- *goes*, *seconds* (of a processor, to trace and to cut): of the networks that are exact."
+GOES = (
+    "- *goes* (removed share of the parameters), *seconds* (CPU time to trace and cut): over the "
+    "networks that are exact."
+)
 TIMED = (
     "torchvision/resnet50",
     "torchvision/densenet201",
@@ -53,17 +56,18 @@ TIMED = (
 )
 Seconds = Mapping[str, Mapping[str, Sequence[float]]]  # by network and tool
 HEAD = """\
-# Surgery beside Torch-Pruning
+# Comparison with Torch-Pruning
 
 Written by `benchmarks/surgery.py` from {num} networks with random weights, which both tools cut to
 half their width: regrow {ours} at {commits}, torch-pruning {theirs}, measured {dates}, torch
 {torch}, one thread, {machine}, at most {limit:g} s of a processor for a network with each tool
-(`--seconds`; the same command goes on where it was stopped). Each cut network is judged from
-outside, by one oracle: a copy with other numbers was cut, and is compared in float64 with that copy
-whose missing numbers are zero. Torch-Pruning is told which layers give the output, which tensors
-are the output (`output_transform`), and how many heads attentions have, where a module says so by
-a usual name (`num_heads`, `num_attention_heads`, `n_heads`, `n_head`); the narrowed widths of heads
-are written after its cut where modules of transformers count on them, which it leaves to its user.
+(`--seconds`; the same command resumes where it was stopped). Both tools are judged by the same
+check, which uses no record of theirs: a copy with new parameter values is cut, and compared in
+float64 with the same copy, uncut, with zeros in the removed parameters. Torch-Pruning is told which
+layers give the output, which tensors are the output (`output_transform`), and how many heads
+attentions have, if a module states it under a usual name (`num_heads`, `num_attention_heads`,
+`n_heads`, `n_head`). After its cut, the new head widths are set in those modules of transformers
+that need them, which Torch-Pruning leaves to its user.
 
 """
 
@@ -137,9 +141,8 @@ def _times(lines: Sequence[harness.Line], seconds: Seconds) -> list[str]:
     """Word the seconds that both took by turns, and the memory that each took on its own."""
     known = {(line["network"], line["tool"]): line for line in lines}
     rows = [
-        "Seconds of a processor to trace and cut, the least of n runs of each (and their median),",
-        "and the peak memory of each one's own process beyond one forward pass, in sizes of the",
-        "network:",
+        "CPU seconds to trace and cut, the fastest of n runs of each tool (and the median), and",
+        "its peak memory beyond one forward pass, as a multiple of the network's size:",
         "",
         f"| network | n | {OURS} s | {THEIRS} s | ratio | {OURS} memory | {THEIRS} memory |",
         "|---|--:|--:|--:|--:|--:|--:|",
