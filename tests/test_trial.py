@@ -54,6 +54,21 @@ def test_criterion_that_looks_at_images_and_trained_norms_passes(
     assert found.code == 0, found.err
 
 
+def test_scores_that_a_training_has_yet_to_tell_apart_pass(
+    command: Command, tmp_path: Path
+) -> None:
+    write(
+        tmp_path,
+        criterion="return group.sum(lambda name: probe.mask(name).float())",
+        allocation="return {n: s.argsort() >= len(s) * sparsity for n, s in scores.items()}",
+    )
+    found = command("plan", "study.yaml", "--with", "own.py")
+    assert found.code == 0, found.err
+    found = command("run", "study.yaml", "--with", "own.py")
+    assert found.code == 1
+    assert "'own-score' gives all units of each group the same score" in found.text
+
+
 @pytest.mark.parametrize(
     ("parts", "line", "message"),
     [

@@ -2,6 +2,7 @@
 
     RegrowError
     |- ConfigError      a study, recipe, option or name that cannot be meant
+    |  `- TiedScores    scores of a criterion that are all alike, so that they choose nothing
     |- DataError        images or labels that are missing, damaged or mislabelled
     |- TraceError       a network whose channels cannot be followed or cut as asked
     |- StoreError       a store that cannot be read, written or trusted
@@ -31,6 +32,10 @@ class RegrowError(Exception):
 
 class ConfigError(RegrowError):
     """A study, recipe, option or name that cannot be meant."""
+
+
+class TiedScores(ConfigError):
+    """Scores of a criterion that are all alike, so that they choose nothing."""
 
 
 class DataError(RegrowError):

@@ -15,7 +15,7 @@ from torch import nn
 from regrow.core.registry import Registry
 from regrow.core.seeds import seeded
 from regrow.data import Dataset
-from regrow.errors import ConfigError, Interrupted, RegrowError, short
+from regrow.errors import ConfigError, Interrupted, RegrowError, TiedScores, short
 from regrow.pruning.method import ALLOCATIONS, CRITERIA, Method
 from regrow.pruning.select import select
 from regrow.surgery import Trace
@@ -55,6 +55,8 @@ def try_out(
             )
         except Interrupted:
             raise
+        except TiedScores:  # what was never trained may be so
+            return
         except Exception as error:
             kind = "" if isinstance(error, RegrowError) else f"{type(error).__name__}: "
             raise ConfigError(

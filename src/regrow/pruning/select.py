@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from regrow.core.texts import first_few, listed
 from regrow.core.units import UNITS
 from regrow.data import Dataset
-from regrow.errors import ConfigError, TraceError
+from regrow.errors import ConfigError, TiedScores, TraceError
 from regrow.pruning.allocations import allocate_shares
 from regrow.pruning.costs import COST_TARGETS, CostShare
 from regrow.pruning.examples import Examples, Loss, examples_of
@@ -356,7 +356,7 @@ def _checked(method: Method, group: Group, scores: Tensor) -> Tensor:
 def _decided(method: Method, layers: Layers, mask: Mask) -> Mask:
     """Return a choice; refuse one that no score decides, but the order of the units."""
     if method.choice is None and _is_tied(layers, mask):
-        raise ConfigError(
+        raise TiedScores(
             f"The criterion {method.criterion!r} gives all units of each group the same score, so "
             "it does not tell which of them to remove. It may measure what this network does not "
             "have, such as the scales or masks that a training leaves. Choose another criterion "
