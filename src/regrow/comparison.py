@@ -1,4 +1,4 @@
-"""Compare what a smaller network of one's own is worth, by one's own training function.
+"""Compare ways to obtain a smaller network, with the user's own training function.
 
     found = compare("nets.py:MobileNet", "my_train.py:train", input="1x3x64x64", macs=0.5,
                     metric="accuracy", budget=30)
@@ -125,21 +125,20 @@ def compare(
     on_event: Callable[[Event], None] | None = None,
     **options: Any,
 ) -> ComparisonResult:
-    """Compare a smaller network fine-tuned, trained from scratch, and beside others of its cost.
+    """Compare a smaller network fine-tuned and trained from scratch with others of equal cost.
 
     Args:
-        network: a text such as ``nets.py:MobileNet`` or ``timm/resnet18``; or a mapping of
+        network: a string such as ``nets.py:MobileNet`` or ``timm/resnet18``; or a mapping of
             ``network``, ``input``, ``weights``, ``set``, ``keep`` and ``label``.
         train: ``file.py:name`` of ``train(model, budget, seed) -> metrics``, or the function.
         name, out: the name of the study, and a folder for its report.
         store, workers, device, on, address, stop_after, retries, on_event: as for ``run_study``.
         options: see ``study_value``. ``metric`` and ``budget`` are needed, or in its place
             ``budgets``, numbers of epochs (or multiples of it, such as "0.5x"); ``amounts``
-            (``{"macs": 0.5}``) or ``small`` (folders of ``shrink``) say what smaller network is
-            meant.
+            (``{"macs": 0.5}``) or ``small`` (folders of ``shrink``) choose the smaller network.
 
     Raises:
-        ConfigError: what cannot be meant.
+        ConfigError: an argument or the study is invalid.
     """
     limits: dict[str, Any] = {"stop_after": stop_after, "retries": retries}
     execution = Execution(workers=workers, device=device, on=on, address=address, **limits)

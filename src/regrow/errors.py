@@ -1,8 +1,8 @@
-"""Everything that regrow raises for people to read.
+"""The exceptions that regrow raises for its users.
 
     RegrowError
-    |- ConfigError      a study, recipe, option or name that cannot be meant
-    |  `- TiedScores    scores of a criterion that are all alike, so that they choose nothing
+    |- ConfigError      an invalid study, recipe, option or name
+    |  `- TiedScores    scores of a criterion that are all equal, so that they cannot decide
     |- DataError        images or labels that are missing, damaged or mislabelled
     |- TraceError       a network whose channels cannot be followed or cut as asked
     |- StoreError       a store that cannot be read, written or trusted
@@ -31,11 +31,11 @@ class RegrowError(Exception):
 
 
 class ConfigError(RegrowError):
-    """A study, recipe, option or name that cannot be meant."""
+    """An invalid study, recipe, option or name."""
 
 
 class TiedScores(ConfigError):
-    """Scores of a criterion that are all alike, so that they choose nothing."""
+    """Scores of a criterion that are all equal, so that they cannot decide what to remove."""
 
 
 class DataError(RegrowError):

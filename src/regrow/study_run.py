@@ -135,23 +135,23 @@ def run_study(
 ) -> StudyRun:
     """Run a study's unfinished jobs, as ``regrow run`` does, and return its results.
 
-    Keys, records and numbers are those of the command, bit for bit. Ctrl-C (a notebook's stop
-    button) lets every job save, and raises ``Interrupted``: the same call resumes. A script needs
+    Keys, records and numbers are bit-identical to those of the command. Ctrl-C (a notebook's stop
+    button) lets every job save, and raises ``Interrupted``; the same call resumes. A script needs
     no ``if __name__ == "__main__"``, unless it registers parts (methods, models, ...) itself.
 
     Args:
-        study: a study file, what stands in one, or a ``Study``.
+        study: a study file, its content as a mapping, or a ``Study``.
         store, device, workers: as for the command; ``workers=0`` stays in this process.
         on, address, stop_after, retries: likewise, such as ``on="ray", stop_after="9m"``.
-        data: other data in the place of those that the study names.
+        data: data sets that replace those that the study names.
         with_files: files that register methods, models, data sets or arms.
-        progress: whether to show how far the run is on standard error.
-        on_event: is called with each event of ``regrow.run.events`` in place of that.
-        track: tools that finished runs are written to while others go on, as of ``regrow run
-            --track``: ``mlflow``, ``trackio``, ``tensorboard:FOLDER``. One that fails is a warning.
+        progress: whether to show progress on standard error.
+        on_event: called with each event of ``regrow.run.events`` instead of showing progress.
+        track: trackers that receive finished runs during the run, like ``regrow run --track``:
+            ``mlflow``, ``trackio``, ``tensorboard:FOLDER``. If one fails, there is a warning.
 
     Raises:
-        ConfigError: what cannot be meant.
+        ConfigError: an argument or the study is invalid.
         Interrupted: it was stopped, and everything is kept.
     """
     _refuse_within_a_worker()

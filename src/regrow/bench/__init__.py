@@ -1,4 +1,4 @@
-"""Benchmarks of this machine at the work of this package: training, studies, surgery.
+"""Benchmarks of this machine: training, studies and surgery.
 
 ``material`` says on what, ``plain`` is the loop to compare with, ``training`` (with ``processes``
 on a CPU and ``on_gpu`` on a GPU), ``studies`` and ``cutting`` measure, ``command`` prints.

@@ -1,4 +1,4 @@
-"""Ways to train on a GPU, in this process, one after the other in turns."""
+"""Training variants on a GPU, run in turns in this process."""
 
 from collections.abc import Callable, Iterator
 

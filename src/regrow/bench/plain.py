@@ -1,4 +1,4 @@
-"""The loop to compare with: what the paper's code does, written without haste.
+"""The baseline training loop: what the paper's code does, in plain PyTorch.
 
 A DataLoader with worker processes, torchvision transforms image by image, one network, fp32, NCHW,
 one call after another, and a look at the loss after each step.

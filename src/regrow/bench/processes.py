@@ -1,4 +1,4 @@
-"""Ways to train on a CPU, each in a process of its own that waits for its turn."""
+"""Training variants on a CPU, each in its own process that waits for its turn."""
 
 import multiprocessing
 import signal

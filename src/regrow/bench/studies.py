@@ -1,4 +1,4 @@
-"""Jobs a minute of a whole small study, and what of the time is not training."""
+"""Jobs per minute of a small complete study, and the time that is not spent on training."""
 
 import tempfile
 import time

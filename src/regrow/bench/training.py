@@ -1,4 +1,4 @@
-"""Images a second: a plain PyTorch loop against ours, alone and together.
+"""Images per second: a plain PyTorch loop against regrow, alone and together.
 
 All ways are measured in turns, round after round, in one run, so that what else the machine does
 hits them alike; figures are medians over rounds, and ratios are of these medians.

@@ -1,4 +1,4 @@
-"""The command ``regrow compare``: what is a smaller network worth, by one's own training function.
+"""The command ``regrow compare``: retrain a smaller network with the user's own function.
 
 It writes a study file into the folder of the report, and runs it.
 """
@@ -134,7 +134,7 @@ LowerOption = Annotated[
     bool, typer.Option("--lower-is-better", help="Lower values of the metric are better.")
 ]
 NumTestOption = Annotated[
-    int | None, typer.Option(help="Number of test examples of an accuracy or another share.")
+    int | None, typer.Option(help="Number of test examples, for an accuracy or another share.")
 ]
 ChanceOption = Annotated[
     float | None, typer.Option(help="Score of a network that has learnt nothing, such as 0.1.")

@@ -1,4 +1,4 @@
-"""The options of every command that trains: the machines, the jobs at once, the time, the tries.
+"""Options of every command that trains: machines, parallel jobs, time limits, retries.
 
     @takes_execution
     def run(study: StudyFile, execution: Execution = HERE) -> None: ...

@@ -1,4 +1,4 @@
-"""The option ``--hours``: a study, or a table of a paper, as large as so many hours allow."""
+"""The option ``--hours``: shorten a study, or a paper's table, to fit into H hours."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

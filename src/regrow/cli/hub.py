@@ -14,7 +14,7 @@ def push(
     folder: Annotated[
         Path, typer.Argument(help="Folder written by shrink, export or regrow.save.")
     ],
-    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository of the hub.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub.")],
     results: Annotated[
         list[str] | None,
         typer.Option("--result", metavar="METRIC=VALUE", help="A score to add to the card."),

@@ -1,4 +1,4 @@
-"""The command ``regrow lint``: what a careful reviewer would say of a study."""
+"""The command ``regrow lint``: a careful reviewer's remarks on a study."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -37,7 +37,7 @@ def lint(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Review a study for what weakens its conclusions, before it runs and with results.
+    """Review a study for weaknesses in its conclusions, before or after it runs.
 
     Exit codes: 0 no remarks, 1 remarks, 2 the study cannot be read.
     """

@@ -41,7 +41,7 @@ ReferenceOption = Annotated[
     typer.Option(
         metavar="METHOD",
         help="Compare every other method with this one, at equal cost.",
-        show_default="each with each",
+        show_default="all pairs",
     ),
 ]
 WorkersOption = Annotated[

@@ -1,4 +1,4 @@
-"""The commands for a network of one's own: ``regrow inspect`` and ``regrow shrink``."""
+"""The commands for a user's own network: ``regrow inspect`` and ``regrow shrink``."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -72,16 +72,16 @@ KeepOption = Annotated[
 
 NewFolderOption = Annotated[Path, typer.Option(help="New folder for the result.")]
 MacsOption = Annotated[
-    float | None, typer.Option(help="Largest share of the MACs that may be left, such as 0.5.")
+    float | None, typer.Option(help="Largest share of the MACs that may remain, such as 0.5.")
 ]
 ParametersOption = Annotated[
-    float | None, typer.Option(help="Largest share of the parameters that may be left.")
+    float | None, typer.Option(help="Largest share of the parameters that may remain.")
 ]
 LatencyOption = Annotated[
-    float | None, typer.Option(help="Largest share of the latency here that may be left.")
+    float | None, typer.Option(help="Largest share of the latency on this machine that may remain.")
 ]
 SparsityOption = Annotated[
-    float | None, typer.Option(help="Share of the channels and heads that is removed.")
+    float | None, typer.Option(help="Share of the channels and heads to remove.")
 ]
 CriterionOption = Annotated[
     str, typer.Option(help="How channels are scored: one of `regrow list criteria`.")
@@ -105,10 +105,10 @@ ExamplesOption = Annotated[
     ),
 ]
 MultipleOption = Annotated[
-    int, typer.Option(min=1, help="Leave a multiple of this number of channels in each layer.")
+    int, typer.Option(min=1, help="Keep a multiple of this number of channels in each layer.")
 ]
 RoundsOption = Annotated[
-    int, typer.Option(min=1, help="Prune in this number of steps, computing the scores each time.")
+    int, typer.Option(min=1, help="Prune in this number of steps, with new scores at each step.")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of criteria that use randomness.")]
 
@@ -122,7 +122,7 @@ def inspect(
     with_files: WithOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show which parts of a network can be pruned, what they cost, and which cannot and why."""
+    """Show which parts of a network can be pruned, their costs, and why others cannot."""
     announce(f"Reading {net}")
     load_extensions(with_files)
     with quiet("Stopped."):

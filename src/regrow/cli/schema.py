@@ -23,7 +23,7 @@ def schema(
     ] = None,
     with_files: WithOption = None,
 ) -> None:
-    """Print a JSON schema of study files, with which editors complete and check them.
+    """Print a JSON schema with which editors complete and check study files.
 
     Write it next to your studies with --out, and begin each study with the line that is printed.
     Name files that register your own methods or models with --with, and the schema includes them.

@@ -51,7 +51,7 @@ def verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
 def list_jobs(
     store: StoreOption = DEFAULT_STORE,
     study: Annotated[str | None, typer.Option(help="Only jobs of the study of this name.")] = None,
-    label: Annotated[str | None, typer.Option(help="Only jobs with this text as label.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only jobs with this label.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only jobs of this kind, such as train.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -96,7 +96,7 @@ def gc(
     """Remove tensors and checkpoints that no named study needs, and leftovers of killed processes.
 
     Records stay, so reports do too; `regrow run` computes tensors again that it needs. Without a
-    study only what dead processes left is removed.
+    study, only files that killed processes left are removed.
     """
     from regrow.store.garbage import find_garbage, remove_garbage
     from regrow.studies.job_list import labels
@@ -180,7 +180,7 @@ def diff(
 ) -> None:
     """Show the results that only one of two stores has, and keys whose content differs.
 
-    `regrow compare-runs` shows how they differ, also where the requests differ.
+    `regrow compare-runs` shows the differences, also between different requests.
     """
     from regrow.store.check import contrast
     from regrow.studies.job_list import labels

@@ -1,4 +1,4 @@
-"""The command ``regrow versus``: the fair table of one's own method against built-in ones."""
+"""The command ``regrow versus``: a fair comparison of a user's method with built-in ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +43,7 @@ TargetOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="COST:SHARE",
-        help="Share of macs, parameters or latency that may be left, such as macs:0.5; may be "
+        help="Largest share of macs, parameters or latency that may remain: macs:0.5; may be "
         "repeated.",
         show_default="macs:0.5",
     ),

@@ -1,1 +1,1 @@
-"""Tools without a subject: checks of values, names, seeds, random numbers, digests, processes."""
+"""General tools: checks of values, names, seeds, random numbers, digests, processes."""

@@ -1,4 +1,4 @@
-"""Bounds on what a file may take: looked at before memory is asked for what it promises."""
+"""Limits on the memory that a file may claim, checked before it is allocated."""
 
 import errno
 import math

@@ -1,4 +1,4 @@
-"""Tell whether what is read is what was written.
+"""Digests that show whether stored data is what was written.
 
 A sealed text is canonical JSON that carries the SHA-256 of itself (with that field empty) and of
 the name it stands for: a record under another key does not fit, nor does one with a changed digit.

@@ -1,4 +1,4 @@
-"""Files of a report, each replaced whole or not at all; and the words for a disk that fails."""
+"""Atomic writes of report files, and messages for disk errors."""
 
 import errno
 import os

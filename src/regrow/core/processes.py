@@ -1,4 +1,4 @@
-"""Processes that write to a store, by names that say whose a temporary file is.
+"""Processes that write to a store, and the temporary file names that identify them.
 
 A store may lie on a folder that several machines share. What a killed process left behind is
 removed by a later one of the same machine, which can tell that the process is gone; what belongs

@@ -1,4 +1,4 @@
-"""Tell a record that jobs write from one that somebody else sealed, before a report counts on it.
+"""Check that a record has the structure that jobs write, before a report uses it.
 
 A seal says that nothing was changed since it was written, and nothing of who wrote it: a shared
 store may hold what another program, or version, has put there.

@@ -1,4 +1,4 @@
-"""Text from anywhere, made fit to be shown: what would be unseen or act on a reader is written out.
+"""Text from any source, made safe to show: invisible and control characters are written out.
 
 Names come from study files, file names and other people's packages. A control character moves a
 terminal's cursor, a direction character turns round the text behind it, and half a pair of

@@ -56,7 +56,7 @@ _COUNTED = (*_WEIGHTED, *_NORMS_AND_RELUS, *_POOLS)
 class Cost:
     """The cost of one image through a network (convention: this module's docstring).
 
-    ``caveats`` says in words what could not be counted, or not for certain; mostly nothing.
+    ``caveats`` lists what could not be counted, or only with uncertainty; usually it is empty.
     """
 
     parameters: int
@@ -75,7 +75,7 @@ class Cost:
 
 
 def measure(model: nn.Module, example: Any, mask: Mask | None = None) -> Cost:
-    """Measure a network on one example ``[1, C, H, W]``; of masked weights count those kept.
+    """Measure a network on one example ``[1, C, H, W]``; masked weights count as removed.
 
     Several inputs are a list or tuple, or a mapping by name.
     """

@@ -1,4 +1,4 @@
-"""Handwritten digits, 8x8, which ship with scikit-learn: the data set that is always there."""
+"""Handwritten digits, 8x8, which are part of scikit-learn: the data set without a download."""
 
 import hashlib
 import zlib

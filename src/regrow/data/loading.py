@@ -92,9 +92,9 @@ class _ReadyImages:
 def load(spec: DataSpec) -> Dataset:
     """Read, check, split and decode a data set.
 
-    Drawn in this order, each by ``spec.seed`` and its own purpose: the test split (a fifth, where
+    Drawn in this order, each by ``spec.seed`` and its own purpose: the test split (a fifth, if
     none is published), the subset of the rest, the validation share of the subset. Decoded images
-    are cached in the data folder. Missing, damaged or mislabelled data is a ``DataError``, an
+    are cached in the data folder. Missing, damaged or mislabelled data raises a ``DataError``, an
     option that does not fit the data a ``ConfigError``.
     """
     with altered_entries() as altered:

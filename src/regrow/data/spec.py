@@ -40,27 +40,28 @@ OnError = Literal["stop", "skip"]
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A data set by name, and what of it is used.
+    """A data set by name, and which part of it is used.
 
     ``subset``, ``test_subset``: how many training and test images, drawn at random with every
     class in proportion; a larger subset of the same seed contains a smaller one.
     ``validation``: share of those training images, in [0, 1), that is held out for validation.
     ``size``: resize so that the shorter side has this many pixels, then crop the centre.
-    ``seed``: of every draw above, and of the test split where none is published. It belongs to the
+    ``seed``: of every draw above, and of the test split if none is published. It belongs to the
     data, not to a training: all trainings of a study see the same split.
-    ``image_column``, ``label_column``: columns of a Parquet data set, where not recognised.
+    ``image_column``, ``label_column``: columns of a Parquet data set, if not recognised.
     ``normalisation``: one of the data set's named ones (``cifar``, ``sfp``, ``imagenet``,
     ``computed``); ``mean`` and ``std`` (together, for pixels in [0, 1]) override it.
-    ``root``: folder of downloads and caches; else ``REGROW_DATA``, else ``~/.cache/regrow/data``.
+    ``root``: folder for downloads and caches; by default ``REGROW_DATA``, if set, or
+    ``~/.cache/regrow/data``.
     ``memory_limit_bytes``: images that need more than this once decoded are streamed.
-    ``on_error``: at an image that cannot be read, ``stop``, or ``skip``: leave it out, with a
+    ``on_error``: for images that cannot be read: ``stop``, or ``skip`` to leave them out with a
     notice.
-    ``task``: what is learnt, where the data allow several (see ``regrow.tasks``).
-    ``target``: the column of a table that is to be predicted; the last one unless given.
-    ``length``: bytes of each window of a text, 128 unless given.
-    ``classes``: those that boxes may have; another one is a broken annotation.
+    ``task``: the learning task, if the data allow several (see ``regrow.tasks``).
+    ``target``: the column of a table that is to be predicted; by default the last one.
+    ``length``: bytes of each window of a text, by default 128.
+    ``classes``: the classes that boxes may have; any other makes the annotation invalid.
 
-    A value that cannot be meant is a ``ConfigError``.
+    An invalid value raises a ``ConfigError``.
     """
 
     name: str

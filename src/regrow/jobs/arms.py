@@ -33,14 +33,14 @@ OF_FLOPS: tuple[BudgetKind, ...] = ("equal-flops", "pipeline")  # what may have 
 class Budget:
     """The length of an arm's training.
 
-    ``epochs``: so many (``amount``); ``share``: this share (``amount``) of the unpruned network's
-    epochs; ``equal-epochs``: as many as the unpruned network; ``equal-flops``: as many as cost the
-    same, floor(epochs x FLOPs unpruned / FLOPs pruned), stretched at most ``cap`` times;
-    ``pipeline``: as many as cost the same as the unpruned network's training and a retraining of
-    this share (``amount``) of its epochs together; ``none``.
+    ``epochs``: a number of epochs (``amount``); ``share``: a share (``amount``) of the unpruned
+    network's epochs; ``equal-epochs``: as many epochs as the unpruned network; ``equal-flops``: as
+    many as cost the same, floor(epochs x FLOPs unpruned / FLOPs pruned), stretched at most ``cap``
+    times; ``pipeline``: as many as cost the same as the unpruned network's training plus a
+    retraining for a share (``amount``) of its epochs; ``none``.
 
-    ``rounding``: what is no whole number of epochs is rounded down to one, as in the paper, or only
-    to whole ``updates``: the last epoch is trained in part.
+    ``rounding``: fractions are rounded down to whole epochs, as in the paper, or to whole
+    ``updates``: the last epoch is then trained in part.
     """
 
     kind: BudgetKind
@@ -123,10 +123,10 @@ class Budget:
 class Arm:
     """A retraining regime: starting weights, length, and learning-rate schedule.
 
-    Weights and schedule are separate questions. Rewinding weights is the start ``rewound``;
-    rewinding the learning rate (Renda et al., 2020, arXiv:2003.02389) is the start ``inherited`` on
-    the ``full`` schedule, or from ``schedule_epoch`` on. What is said in shares of training, and in
-    multiples of a recipe's rates, means the same for recipes of other lengths and rates.
+    Weights and schedule are set separately. Rewinding weights is the start ``rewound``;
+    rewinding the learning rate (Renda et al., 2020, arXiv:2003.02389) is the start ``inherited``
+    with the ``full`` schedule, or from ``schedule_epoch`` on. Shares of training and multiples of a
+    recipe's learning rates adapt to recipes of other lengths and rates.
 
     Attributes:
         start: ``inherited`` weights of the pruned network; ``random``: reinitialised by the rule of
@@ -137,22 +137,22 @@ class Arm:
         schedule: ``full`` runs the recipe's schedule over the budget; ``last-rate`` stays at the
             recipe's last learning rate; a schedule of recipes (``cosine``, ``drops``, ...) runs in
             place of the recipe's, over the budget.
-        drop_at: of the schedule ``drops``, other shares of training than the recipe's.
-        lr: another learning rate than the recipe's (or its last), if given.
-        last_rates: in place of ``lr``, the rate as a multiple of the recipe's last.
+        drop_at: for the schedule ``drops``, shares of training that replace the recipe's.
+        lr: the learning rate, instead of the recipe's (or its last).
+        last_rates: instead of ``lr``, the learning rate as a multiple of the recipe's last.
         peak_rates: the same as a multiple of the recipe's ``lr``, the highest of its schedule; for
             schedules that end at zero.
-        warmup_share: in place of the recipe's warm-up, one over this share of the arm; 0 for none.
-        epoch: of the weights, for the start ``rewound``: after so many epochs.
+        warmup_share: instead of the recipe's warm-up, one over this share of the arm; 0 for none.
+        epoch: for the start ``rewound``, the epoch after which the weights were saved.
         epoch_share: the same as a share of the unpruned network's epochs (see ``within``).
-        objective: what it descends, where that is not the recipe's; one with a teacher
+        objective: the training objective, if it is not the recipe's; one with a teacher
             (``distillation``) learns from the unpruned network, after its training.
-        schedule_epoch: where the ``full`` schedule is entered, for the epochs after it, with the
-            images of those epochs; unless given, the ``epoch`` of the weights, else the beginning.
+        schedule_epoch: the epoch of the ``full`` schedule at which the arm starts, with the images
+            of the epochs that follow; by default the ``epoch`` of the weights, or the beginning.
         schedule_share: the same as a share of the unpruned network's epochs, rounded down.
-        treatment: the name of a method whose treatment acts while the arm trains.
-        strength: of that treatment; unless given, the method's own.
-        trial_of: the name of the arm that this is a trial of, if that is tuned (``jobs.trials``).
+        treatment: the name of a method whose treatment is applied while the arm trains.
+        strength: of that treatment; by default the method's own.
+        trial_of: the name of the tuned arm of which this is a trial, if any (``jobs.trials``).
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Jobs on a network of one's own, trained by a function of one's own: cut it, train and score it.
+"""Jobs on a user's network, trained by a user's function: cut it, train it and score it.
 
 They stand where ``Prune``, ``Train`` and ``Retrain`` stand in a study of registered models. Their
 results depend on the network's code and weights, the function's source, the budget and a seed.

@@ -1,4 +1,4 @@
-"""A network of one's own as jobs are given it: its code, what it takes, and its weights."""
+"""A user's network as jobs receive it: its code, its inputs and its weights."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Speeds of a machine, as jobs ask for them to say how long they will take."""
+"""The speed of a machine, from which jobs estimate how long they will take."""
 
 from typing import TYPE_CHECKING, Protocol
 

@@ -1,4 +1,4 @@
-"""The job that trains what a pruning left, under one arm."""
+"""The job that trains a pruned network under one arm."""
 
 import math
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""Published pruning methods, one file each: a criterion and how it is put together."""
+"""Published pruning methods, one file each: a criterion and the method's other parts."""

@@ -1,4 +1,4 @@
-"""Controls that any method has to beat: units chosen by chance, over the network or layer by layer.
+"""Baselines that any method has to beat: units chosen at random, globally or layer by layer.
 
 ``random`` draws the units from the whole network, so each layer loses about the same share, give or
 take; ``uniform`` takes exactly the same share of every layer. ``width`` is the small dense network:

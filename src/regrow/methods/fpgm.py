@@ -1,4 +1,4 @@
-"""FPGM: filters near the geometric median go (He et al., CVPR 2019, arXiv:1811.00250)."""
+"""FPGM: remove filters near the geometric median (He et al., CVPR 2019, arXiv:1811.00250)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""HRank: channels whose feature maps have low rank go (Lin et al., CVPR 2020, arXiv:2002.10179)."""
+"""HRank: remove channels with low-rank feature maps (Lin et al., CVPR 2020, arXiv:2002.10179)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Mean activations: units that hardly fire go (Molchanov et al., ICLR 2017, arXiv:1611.06440).
+"""Mean activations: remove units that hardly fire (Molchanov et al., ICLR 2017, arXiv:1611.06440).
 
 One of the baselines of that paper (section 2.2), after Polyak and Wolf, 2015.
 """

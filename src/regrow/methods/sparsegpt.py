@@ -1,4 +1,4 @@
-"""SparseGPT: linear layers pruned one by one, and solved anew (Frantar and Alistarh, ICML 2023).
+"""SparseGPT: linear layers pruned one by one and solved again (Frantar and Alistarh, ICML 2023).
 
 arXiv:2301.00774. Of each layer H is the sum of x x^T over its inputs x, damped, and U the upper
 Cholesky factor of the inverse of H, whose squared diagonal is that of the inverse once the columns

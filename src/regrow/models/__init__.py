@@ -112,16 +112,16 @@ def register_model(
     from_data: Sequence[str] | None = None,
     **defaults: Any,
 ) -> Callable[[F], F]:
-    """Register a factory under a name; ``defaults`` are what this name adds to the factory's own.
+    """Register a factory under a name; ``defaults`` are added to the factory's own defaults.
 
-    ``from_data``: the arguments that come from the data set. Unless given, those of images
-    (``classes``, ``in_channels``, ``input_size``), or of a factory that takes ``outputs`` those of
+    ``from_data``: the arguments that come from the data set. By default those of images
+    (``classes``, ``in_channels``, ``input_size``) or, if the factory takes ``outputs``, those of
     sequences of tokens (``vocabulary``, ``length``) or of rows of numbers (``features``).
 
-    Raise the ``revision`` when a name comes to mean another network: results of the old one are
-    then not taken for its.
+    Raise the ``revision`` when the network behind a name changes, so that results of the old
+    network are not used for the new one.
 
-    One factory may carry several names. Its docstring's "Reference:" paragraph is shown to users.
+    One factory may have several names. Its docstring's "Reference:" paragraph is shown to users.
     A whole file that adds a model::
 
         @register_model("one-layer", family="example")

@@ -49,10 +49,10 @@ _TEXTS: dict[str, bytes] = {}  # of imported files, by the names of their module
 
 @dataclass(frozen=True, init=False)
 class ModelOrigin:
-    """A network as its user names it: a text, and arguments for what the text names.
+    """A network as its user names it: a string such as ``nets.py:build``, and its arguments.
 
-    ``settings`` is what a library needs besides to build the network again without the internet:
-    the configuration of a model of transformers.
+    ``settings`` is what a library also needs to rebuild the network without internet access:
+    the configuration of a model from transformers.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""A network of one's own: what of it can be cut, cutting it to a cost, and the card of the result.
+"""A user's own network: what can be pruned, cutting it to a cost, and the result's card.
 
 print(inspect(net, (1, 3, 224, 224)))
 """

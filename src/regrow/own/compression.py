@@ -125,20 +125,20 @@ def compress(
     """Cut a network to a share of a cost (``macs=0.5``), prove the cut, and measure it.
 
     Args:
-        network, example: any network, which stays as it was, and what it takes: an input, its
-            shape, several inputs, or their texts (``"1x3x224x224"``).
+        network, example: any network, which is not changed, and its input: a tensor, its shape,
+            several inputs, or their text form (``"1x3x224x224"``).
         criterion, allocation, scope, rounds, dataset, loss, multiple_of, seed: as for ``select``.
-        keep: names of modules that are to stay whole.
+        keep: names of modules that must not be pruned.
         origin: how the network is built, so that it can be saved: see ``ModelOrigin``.
         weights: where its weights come from, for the card.
-        device, batches: where it is measured, and on batches of which sizes (none: not at all).
-        on_step: told what is done next, because large networks take minutes.
-        amount: one of ``macs``, ``parameters`` and ``latency``, the share that may be left at most,
-            or ``sparsity``, the share of the units that goes.
+        device, batches: where it is measured, and with which batch sizes (none: not at all).
+        on_step: called with a description of each step, because large networks take minutes.
+        amount: one of ``macs``, ``parameters`` and ``latency``, the largest share that may remain,
+            or ``sparsity``, the share of the units to remove.
 
     Raises:
-        TraceError: nothing can be cut, or the cut has no proof.
-        ConfigError: a value that cannot be meant, or a cost out of reach.
+        TraceError: nothing can be cut, or the cut fails the correctness check.
+        ConfigError: an argument is invalid, or the cost cannot be reached.
     """
     _check(network, amount)
     inputs = inputs_of(example)

@@ -1,4 +1,4 @@
-"""The examples that a criterion looks at, of a network of one's own."""
+"""The examples on which a criterion evaluates a user's own network."""
 
 from collections.abc import Sequence
 

@@ -88,16 +88,16 @@ def _pt2(program: Any, path: Path) -> Run:
 
 
 def export(network: nn.Module, example: Any, path: str | Path) -> str:
-    """Write a network as ``.onnx`` or ``.pt2``, and return how far its outputs are from its own.
+    """Write a network as ``.onnx`` or ``.pt2``, and compare the file's outputs with the network's.
 
     Args:
         network: any network, such as one that was cut and fine-tuned.
-        example: an input, its shape, several inputs, or their texts (``"1x3x224x224"``).
-        path: a file that is not there yet.
+        example: an input, its shape, several inputs, or their text form (``"1x3x224x224"``).
+        path: a new file.
 
     Raises:
         ConfigError: the network cannot be exported, or a package is missing.
-        TraceError: the export does not compute what the network does, and is not written.
+        TraceError: the export computes something else than the network, and is not written.
     """
     check_network(network)
     file = path_of(path, "The file to write")

@@ -42,18 +42,18 @@ def push(
     """Upload a network that ``save``, ``shrink`` or ``export`` wrote, with a card.
 
     Args:
-        folder: the network's; its architecture, weights, card and exports are uploaded.
-        name: of the repository, ``OWNER/NAME``; it is made if it is not there.
+        folder: the network's folder; its architecture, weights, card and exports are uploaded.
+        name: of the repository, ``OWNER/NAME``; it is created if it does not exist.
         results: scores by the name of their metric, for the card's ``model-index``.
-        dataset, task: what the scores are of.
+        dataset, task: the data set and the task of the scores.
         into: write what would be uploaded to this new folder, and upload nothing.
 
     Returns:
-        Where it lies: the repository's address, or the folder.
+        The repository's address, or the folder.
 
     Raises:
-        ConfigError: no such folder or name, or the package huggingface-hub is missing.
-        DataError: the hub refuses it.
+        ConfigError: the folder or name is invalid, or the package huggingface-hub is missing.
+        DataError: the hub refuses the upload.
     """
     source = path_of(folder, "The folder to upload")
     if not REPOSITORY.fullmatch(text(name, "name")):

@@ -132,12 +132,12 @@ class Inspection:
 
 
 def inspect(network: nn.Module, example: Any, *, keep: Sequence[str] = ()) -> Inspection:
-    """Say which groups a network can be cut by, what they cost, and what stays whole and why.
+    """Return the groups of a network that can be pruned, their costs, and why the rest cannot.
 
     Args:
-        network: any network; it is left as it was.
-        example: an input, its shape, several inputs, or their texts (``"1x3x224x224"``).
-        keep: names of modules that are to stay whole.
+        network: any network; it is not changed.
+        example: an input, its shape, several inputs, or their text form (``"1x3x224x224"``).
+        keep: names of modules that must not be pruned.
 
     Raises:
         TraceError: the network fails on the example.

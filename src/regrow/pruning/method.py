@@ -166,24 +166,23 @@ class Method:
         criterion, allocation: names of registered functions.
         unit: what is removed: ``channel`` (cut out of all layers that hold it), ``block`` (its
             branch is dropped), ``weight`` or ``filter`` (one convolution's; both held at zero).
-        scope: which kinds of groups it prunes, one by its name or several; ``SCOPES`` says what
-            each is.
-        trained: whether the criterion looks at a trained network; if not, it sees the network as
-            first drawn, and the choice needs no training.
-        designed: whether neither weights nor data decide what is left, so that the small network
-            could have been written down and trained at once.
-        treatment: makes what the method does during the parent's training, from its strength and
-            from the sparsity that is asked for.
-        treatment_revision: how many meanings the treatment has had; part of keys from 2 on.
+        scope: which kinds of groups it prunes, one name or several; see ``SCOPES``.
+        trained: whether the criterion needs a trained network; if not, it gets the network at
+            initialisation, and the choice needs no training.
+        designed: whether the result depends on neither weights nor data, so that the small network
+            could have been designed and trained without pruning.
+        treatment: makes the method's changes to the parent's training, from its strength and the
+            requested sparsity.
+        treatment_revision: the version of the treatment; part of keys from 2 on.
         strength: the default strength for a model family (the key "" is for any other).
         each_sparsity: whether the treatment depends on the sparsity, so that each needs a parent.
-        rounds: how often it prunes what it left: what looks at trained weights after training it
-            each time anew (a study's ``ticket``), what does not within one pruning.
-        normalise: how scores of groups are made to compare before an allocation ranks them
-            together; ``NORMALISATIONS`` says how. None leaves them as the criterion gave them.
-        repair: name of a registered function that mends the inherited weights after the cut.
-        choice: name of a registered function that chooses anew within each layer, as many units as
-            the allocation gave it, by scores that change while it chooses.
+        rounds: the number of pruning rounds. A method that needs trained weights is trained in
+            between (a study's ``ticket``); any other does all rounds within one pruning.
+        normalise: how scores of groups are made comparable before an allocation ranks them
+            together; see ``NORMALISATIONS``. None leaves them as the criterion gave them.
+        repair: name of a registered function that corrects the inherited weights after the cut.
+        choice: name of a registered function that makes the choice within each layer itself, by
+            scores that change while it chooses; the allocation gives the number of units.
         targets: predefined architectures by name.
         follows: name of the method whose pruned networks it takes its pattern from, unless a study
             names another: its allocation then works within each part of the pattern.
@@ -266,10 +265,10 @@ def allocation(
 ) -> Callable[[A], A]:
     """Register an allocation: ``(scores by group, sparsity) -> kept units by group`` (decorator).
 
-    Kept units are booleans, shaped as the scores. It may empty a group; ``select`` then keeps the
-    channel that scores highest there. The scores are ``Layers``: a mapping that also knows the
-    shapes of the weights, and what a choice would cost. ``sparsity`` is given where the allocation
-    has only one, such as the half of 2:4, and ``block`` how many inputs it then chooses among.
+    Kept units are booleans, shaped as the scores. If a group would be emptied, ``select`` keeps its
+    channel with the highest score. The scores are ``Layers``: a mapping that also has the shapes of
+    the weights, and counts what a choice would cost. ``sparsity`` is given if the allocation has
+    only one, such as one half for 2:4; ``block`` is then the number of inputs it chooses among.
     """
 
     def register(function: A) -> A:
@@ -331,8 +330,8 @@ def register_method(
 ) -> Method:
     """Register a method under a name; the criterion may be a registered function itself.
 
-    ``penalty(model, strength)`` is short for a treatment that only adds to the gradients. The other
-    parts are those of ``Method``::
+    ``penalty(model, strength)`` is shorthand for a treatment that only adds to the gradients. The
+    other parts are those of ``Method``::
 
         register_method("l1-everywhere", criterion=l1_norm, scope=("conv", "stream"))
     """

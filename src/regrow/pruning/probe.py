@@ -46,10 +46,10 @@ class Probe:
     """The weights, gradients and activations of a network, for criteria.
 
     Gradients and activations are taken in evaluation mode, on training images drawn by the seed,
-    without augmentation, or on ``Examples`` as they are. All that is returned is a copy, on the
-    CPU; the network stays as it is.
+    without augmentation, or on ``Examples`` as they are. Everything returned is a copy, on the
+    CPU; the network is not changed.
     ``objective`` is the loss whose gradients are taken: the task's unless another is given.
-    ``masks`` are those that the network was trained under; ``example`` is an input of it.
+    ``masks`` are those that the network was trained with; ``example`` is one of its inputs.
     """
 
     def __init__(

@@ -53,9 +53,9 @@ def groups_in_scope(model: nn.Module, trace: Trace, method: Method) -> dict[str,
 def left_out(
     trace: Trace, method: Method | str, *, scope: Scope | Sequence[Scope] | None = None
 ) -> dict[str, str]:
-    """Return the groups of channels that a method leaves alone, with why; see also trace.whole.
+    """Return the groups of channels that a method does not prune, with reasons; see trace.whole.
 
-    ``scope`` is in place of the method's own.
+    ``scope`` replaces the method's own.
     """
     chosen = (METHODS.get(method) if isinstance(method, str) else method).within(scope)
     find = UNITS.get(chosen.unit).left_out
@@ -113,28 +113,28 @@ def select(
     device: str = "cpu",
     **costs: float,
 ) -> Mask:
-    """Choose the units of a network that stay.
+    """Choose the units of a network that are kept.
 
     Args:
-        model, trace: the trained network (or any, for a method that looks at no weights).
-        method, scope: a method or its name; kinds of groups in place of its own, or ``all``.
+        model, trace: the trained network (or any, for a method that uses no weights).
+        method, scope: a method or its name; kinds of groups instead of its own, or ``all``.
         sparsity: removed share of all units in the method's scope, in [0, 1).
         shares: instead of a sparsity, the removed share of each group in the order of computation.
         pattern: instead of a sparsity, what another network kept in each stage; the allocation
             works within each layer (or kernel position) at the sparsity of the pattern.
-        dataset, loss: for criteria by gradients or activations: see ``pruning.examples``.
-        seed: for criteria that draw.
-        within: an earlier choice: some go of the units that it kept.
-        masks: by parameter, which weights the training left; num_images: how many are seen.
-        rounds: steps to an amount, after k of n (1 - sparsity) ** (k/n) is left, and scored anew.
-        multiple_of: how many channels of each layer stay is a multiple of this, or all of them.
+        dataset, loss: for criteria that use gradients or activations: see ``pruning.examples``.
+        seed: for criteria that use random numbers.
+        within: an earlier choice; only units that it kept can be removed.
+        masks: by parameter, which weights the training kept; num_images: how many images are used.
+        rounds: n pruning steps; after step k, (1 - sparsity) ** (k/n) is left and scored again.
+        multiple_of: each layer keeps a multiple of this number of channels, or all of them.
         device: where a latency is measured.
-        costs: instead of a sparsity, the share of a registered cost that may be left at most:
+        costs: instead of a sparsity, the largest share of a registered cost that may remain:
             ``macs=0.5``, ``parameters=0.3`` or ``latency=0.5``.
 
     Returns:
-        A mask over the groups in scope; ``mask.guarded`` are those of channels that kept one more,
-        so that no layer is emptied. Layers of weights or filters may lose all of them.
+        A mask over the groups in scope; ``mask.guarded`` are the groups of channels that kept one
+        unit so that no layer is emptied. Layers of weights or filters may lose all of them.
     """
     chosen = (METHODS.get(method) if isinstance(method, str) else method).within(scope)
     groups = groups_in_scope(model, trace, chosen)

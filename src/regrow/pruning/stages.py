@@ -100,9 +100,9 @@ class Part:
 def stages_of(model: nn.Module, trace: Trace) -> dict[str, int]:
     """Number the stages of a network from 0, in the order of computation.
 
-    A stage is the layers whose feature maps have one size. The layers of a residual block count by
-    the map that leaves it: the first block of a stage halves the map half-way. What takes no part
-    in a convolution has no stage and is not named: hidden linear layers, and the selection of a
+    A stage is the layers whose feature maps have the same size. The layers of a residual block
+    belong to the stage of the block's output: the first block of a stage halves the map half-way.
+    Groups that no convolution uses have no stage: hidden linear layers, and the selection of a
     last norm that only the classifier reads. (The paper's Table 18 adds up only without that norm.)
 
     Args:
@@ -173,16 +173,16 @@ def _map_sizes(model: nn.Module, example: Any) -> dict[str, tuple[int, ...]]:
 
 
 def pattern_of(masks: Sequence[Mask], stages: Mapping[str, int]) -> Pattern:
-    """Average masks of one network stage by stage; of weights also kernel position by position.
+    """Average masks of one network by stage; masks of weights also by kernel position.
 
     All kernels of one size in the layers of a stage are one pool, as in the paper's Figure 4.
 
     Args:
         masks: all over channels, filters or weights; one for each seed.
-        stages: of that network; what has none is left out.
+        stages: of that network; groups without a stage are left out.
 
     Raises:
-        ConfigError: there is no mask, or they are not alike.
+        ConfigError: there is no mask, or the masks differ in kind.
     """
     units = sorted({mask.unit for mask in masks})
     staged = any(name in stages for mask in masks for name in mask.kept)

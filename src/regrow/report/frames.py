@@ -21,11 +21,10 @@ PLACE = ("data", "model", "method", "target", "sparsity", "arm", "seed")
 
 
 def results(store: str | Path, study: str | Path | Mapping[str, Any] | None = None) -> pd.DataFrame:
-    """Return the results of a study (a file, or what stands in one) in a store, a row for each run.
+    """Return the results of a study (a file, or its content) in a store, one row per run.
 
-    The score is in the column of its metric's name, in the unit of reports; ``key`` names the
-    record. Without a study, every record of the store is a row: its key, its kind and the numbers
-    in it.
+    The score is in a column named after its metric, in the unit of reports; ``key`` names the
+    record. Without a study, every record of the store is a row: its key, its kind and its numbers.
     """
     opened = Store.open(store, create=False)
     if study is None:
@@ -38,7 +37,7 @@ def results(store: str | Path, study: str | Path | Mapping[str, Any] | None = No
 
 
 def epochs(store: str | Path, study: str | Path | Mapping[str, Any]) -> pd.DataFrame:
-    """Return the history of every finished run of a study, a row for each epoch of its training."""
+    """Return the history of every finished run of a study, one row per epoch of its training."""
     return epochs_of(_study(study), Store.open(store, create=False))
 
 

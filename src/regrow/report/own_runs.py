@@ -1,4 +1,4 @@
-"""Notes on the runs of one's own training function: what it spent, and whether it draws."""
+"""Notes on runs of a user's training function: what it spent, and whether seeds matter."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Results for tools that watch experiments: each finished run of a study, once, from its records.
+"""Results for experiment trackers: each finished run of a study, sent once from its records.
 
 Records hold the values of every epoch, so nothing is logged while a network trains: a run that was
 killed and resumed gives each point once, and a study that ended long ago can be written too. While

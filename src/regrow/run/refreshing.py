@@ -1,4 +1,4 @@
-"""Work that is done while a run goes on: writing anew, and saying what is known after a seed."""
+"""Work done during a run: rewriting the page, and a summary after each seed."""
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence

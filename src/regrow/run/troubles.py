@@ -1,4 +1,4 @@
-"""Troubles of jobs: which may pass, so that a job is tried again, and which lack memory."""
+"""Failures of jobs: which are temporary, so that a job is retried, and which lack memory."""
 
 import errno
 import re

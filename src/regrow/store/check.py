@@ -1,4 +1,4 @@
-"""Look into all of a store: what is damaged, what it holds, where two differ.
+"""Inspect a whole store: what is damaged, what it contains, and where two stores differ.
 
 Nothing here imports PyTorch: tensors are checked as bytes, at the speed of the disk.
 """

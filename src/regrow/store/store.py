@@ -87,7 +87,7 @@ class Snapshot:
 
 
 class Store:
-    """Key -> record and tensors, on a folder that any number of processes may share."""
+    """A folder of results by key (record and tensors), shared by any number of processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

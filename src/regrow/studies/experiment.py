@@ -1,7 +1,7 @@
 """One experiment of a study: a network, a data set, and everything that is compared on them.
 
-Read from the mappings and lists of a study file, and checked: what cannot be meant is a
-``ConfigError`` that says where it stands and what is known there.
+Read from the mappings and lists of a study file, and checked: an invalid value raises a
+``ConfigError`` that names the place and the valid values.
 """
 
 from collections.abc import Mapping, Sequence

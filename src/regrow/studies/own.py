@@ -1,4 +1,4 @@
-"""Studies of a network of one's own, trained by a function of one's own.
+"""Studies of a user's own network, trained by a user's own function.
 
     name: mine
     train: my_train.py:train          # train(model, budget, seed) -> metrics

@@ -1,4 +1,4 @@
-"""The cells of a study of one's own network, and the jobs that fill them."""
+"""The cells of a study of a user's own network, and the jobs that fill them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Surgery: trace a network into groups of channels, and shrink it to those that stay.
+"""Surgery: trace a network into groups of channels, and shrink it to those that are kept.
 
     found = trace(model, example)             # found.groups: what can be cut; found.whole: why not
     small = shrink(model, mask, found)        # an ordinary, smaller nn.Module

@@ -46,13 +46,13 @@ MOST_UNITS = 2**24  # of a group: far more than any layer has, and little memory
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Architecture:
-    """A network as code can rebuild it: a model and the cuts made, one after another.
+    """A description from which a network can be rebuilt: a model and its cuts, in order.
 
     Attributes:
-        model: a registered model, or any other network by where it comes from.
+        model: a registered model, or the origin of any other network.
         shape: of one example: [1, C, H, W], [1, features], [1, tokens]; or its ``Inputs``.
-        keep: the modules that were asked to be kept whole (see ``trace``).
-        folded: whether weights that norms of PyTorch compute are plain ones in it (see ``fold``).
+        keep: the modules that must not be pruned (see ``trace``).
+        folded: whether computed weights (such as weight norm) were made plain (see ``fold``).
     """
 
     model: ModelSpec | ModelOrigin
@@ -262,11 +262,11 @@ def save(folder: str | Path, model: nn.Module, architecture: Architecture) -> No
 
 
 def load(folder: str | Path, *, code: str | None = None) -> nn.Module:
-    """Rebuild a network that ``save`` left in a folder, in evaluation mode.
+    """Rebuild a network from a folder that ``save`` wrote, in evaluation mode.
 
     Args:
-        folder: what ``save`` wrote.
-        code: where the network's own code lies now, ``package.module:build`` or ``file.py:build``,
+        folder: the folder that ``save`` wrote.
+        code: the location of the network's own code, ``package.module:build`` or ``file.py:build``,
             if it is neither regrow's nor a library's. Code is run only if it is named here.
 
     Raises:

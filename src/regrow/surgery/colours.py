@@ -1,4 +1,4 @@
-"""Colours: integers that stand for channels, and which of them must live and die together.
+"""Colours: integers that stand for channels, and which of them must be removed together.
 
 Every producer (convolution, linear layer, ...) gives its output channels fresh colours;
 elementwise operations unite the colours that meet; a norm may open a *view*: colours of its own

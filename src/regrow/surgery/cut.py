@@ -24,14 +24,14 @@ class Select(SelectChannels):
 
 
 def shrink(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
-    """Cut a mask's units out of a network and return the smaller one; the network itself stays.
+    """Return a smaller network without the units that a mask removes; the original is unchanged.
 
     The result is an ordinary module of the same classes with narrower layers. A norm that reads a
-    shared stream gets a ``Select`` before it when its view is cut. The blocks that a mask over
-    blocks drops are replaced by what is left of them without a branch.
+    shared stream gets a ``Select`` before it when its view is cut. Blocks that a mask over blocks
+    removes are replaced by what remains of them without their branch.
 
-    That it runs and returns outputs of the same shapes is checked, and not what it computes: it is
-    not proven to equal the silenced network. ``verify`` proves that, and ``compress`` by itself.
+    It is checked that the result runs and returns outputs of the same shapes, but not that it
+    equals the silenced network. ``verify`` and ``compress`` prove that.
 
     Raises:
         TraceError: the mask names groups that the trace lacks, has another width, would empty a

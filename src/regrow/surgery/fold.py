@@ -22,11 +22,11 @@ _OF_TORCH = "torch.nn.utils.parametrizations"
 
 
 def fold(network: nn.Module) -> nn.Module:
-    """Return a network in which weights that PyTorch's own norms compute are plain parameters.
+    """Return a network in which weights that PyTorch computes from others are plain parameters.
 
-    Those are ``weight_norm``, ``spectral_norm`` and ``orthogonal`` of
+    This covers ``weight_norm``, ``spectral_norm`` and ``orthogonal`` of
     ``torch.nn.utils.parametrizations``, and the hooks of the same names in ``torch.nn.utils``. The
-    network itself stays as it was; it is returned if there is nothing to fold.
+    original is not changed; it is returned itself if there is nothing to fold.
 
     >>> net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
     >>> sorted(name for name, _ in fold(net).named_parameters())

@@ -1,4 +1,4 @@
-"""The values of surgery: groups of channels that live and die together, and where they lie."""
+"""The values of surgery: groups of channels that are removed together, and where they are."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping

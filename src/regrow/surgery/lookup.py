@@ -1,4 +1,4 @@
-"""Rules for operations in which the data says which places are taken, and for experts.
+"""Rules for operations that select positions by data, and for mixtures of experts.
 
 Channels pass where the places lie along other dimensions: a token that is looked for, tokens that
 go to an expert and are added up again where they came from.

@@ -13,7 +13,7 @@ from regrow.errors import ConfigError, unknown
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Mask:
-    """Kept units by name, as booleans: what of a network stays.
+    """The units of a network that are kept, as booleans by name.
 
     ``channel``: group names to ``[units]``, to be cut out. ``block``: names of residual blocks to
     ``[1]``, whose branches are removed. ``weight``: parameter names to their shapes, and

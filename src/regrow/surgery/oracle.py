@@ -1,4 +1,4 @@
-"""The oracle of surgery: a network whose cut units are silent, which the cut one has to equal.
+"""The oracle of surgery: a network with its cut units at zero, which the cut one must equal.
 
 Layer norms, and group norms of a single group, take statistics over the channels of each sample; in
 the oracle they take them over the channels that stay.
@@ -22,10 +22,10 @@ from regrow.surgery.taken import check_cut
 def silence(model: nn.Module, mask: Mask, trace: Trace) -> nn.Module:
     """Return a copy of a network whose cut units are exactly zero: the reference for ``shrink``.
 
-    Producers' weights and biases, and norms' affine parameters and running means, are zeroed there,
-    and what reads the units where they are not zero for all that (after a sigmoid);
-    of a block that goes, the last layer of the branch. Norms that take statistics over channels get
-    hooks that leave out those of the cut units.
+    Zeroed are the producers' weights and biases, the norms' affine parameters and running means,
+    the weights that read the units where these are still nonzero (after a sigmoid), and the last
+    layer in the branch of a removed block. Norms with statistics over channels get hooks that
+    leave out the cut units.
     """
     check_cut(model, mask, trace)
     silence = UNITS.get(mask.unit).silence

@@ -125,17 +125,18 @@ class Proof:
 def verify(
     model: nn.Module, mask: Mask, trace: Trace, *, sensitivity: Mapping[str, float] | None = None
 ) -> Proof:
-    """Compare the network that a mask cuts with the one whose cut units are silent (float64).
+    """Compare the cut network with the one whose cut units are held at zero, in float64.
 
-    On random inputs like the trace's example, for the network as it is and for a redrawn copy.
+    On random inputs like the trace's example, for the network as it is and for a copy with new
+    random parameters.
 
     Args:
         model, mask, trace: as for ``shrink``.
         sensitivity: what ``sensitivities`` found for this architecture; measured if not given.
 
     Raises:
-        TraceError: the network cannot be cut by this mask, or its outputs when cut are not as many,
-            or of another shape.
+        TraceError: the network cannot be cut by this mask, or the cut network returns another
+            number of outputs, or other shapes.
     """
     check_cut(model, mask, trace)
     cut = cut_groups(mask)

@@ -1,4 +1,4 @@
-"""Trace a network into groups: the channels of several layers that live and die together."""
+"""Trace a network into groups: channels of several layers that can only be removed together."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -45,12 +45,12 @@ def trace(
     """Find the groups of a network by running it once on an example.
 
     Args:
-        model: any network; it is left as it was.
+        model: any network; it is not changed.
         example: an input ``[N, ...]`` or its shape; or several inputs, as a list or tuple, or as a
-            mapping of names to inputs; or their texts (``"1x3x224x224"``). One sample of each is
-            run, if they are tensors of as many.
+            mapping of names to inputs; or their text form (``"1x3x224x224"``). If all inputs have
+            the same number of samples, one sample is run.
         kwargs: further inputs by name.
-        keep: names of modules (or prefixes of names) whose output channels stay whole.
+        keep: names of modules (or prefixes of names) whose output channels must not be pruned.
 
     Raises:
         TraceError: the network fails on the example, a layer has no units, or ``keep`` no module.

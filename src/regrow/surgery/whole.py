@@ -1,4 +1,4 @@
-"""Say why a trace keeps things whole: no parameter goes without a group or a reason."""
+"""Reasons why a trace keeps things whole: each parameter has a group or a reason."""
 
 from collections.abc import Iterator, Mapping
 

@@ -1,4 +1,4 @@
-"""Tasks as values: what a network is told of its data, which loss it descends, how it is scored.
+"""Tasks as values: what a network takes from its data, its loss, and its metric.
 
 A file given by ``--with`` adds one like any other; a data set, or a study's ``task``, names it::
 

@@ -1,4 +1,4 @@
-"""Blocks of networks as one operation each: maps go through memory as seldom as they must.
+"""Blocks of networks as one operation each, with as few passes through memory as possible.
 
 Wherever a norm and a ReLU follow each other in a sequence, they are one operation too.
 

@@ -1,4 +1,4 @@
-"""Training loss and learning rate of each epoch, as a function of the user's own tells them.
+"""Training loss and learning rate of each epoch, as a user's training function returns them.
 
     return {"accuracy": 0.93, "training_loss": [1.9, 1.2], "learning_rate": [0.01, 0.001]}
 

@@ -46,12 +46,12 @@ def evaluate(
     batch: int = EVALUATION_BATCH,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Score a model on all examples of a split, on the device it has; in the layout that it allows.
+    """Score a model on all examples of a split, on its own device and in a layout that it supports.
 
-    ``dataset`` tells the task and how to normalise. The modes (training or not) of its modules are
-    as before afterwards. An accuracy is an exact count over the number of examples; the loss is the
-    mean of an objective, the task's unless another is given. Several ``ranks`` take the batches in
-    turn, and all return the same.
+    ``dataset`` gives the task and the normalisation. The modes (training or evaluation) of the
+    model's modules are restored. An accuracy is an exact count over the number of examples; the
+    loss is the mean of an objective, by default the task's. Several ``ranks`` take the batches in
+    turn, and all return the same result.
     """
     task = task_of(dataset)
     assert task.tally is not None, f"the task {task.name} has scores of its own"

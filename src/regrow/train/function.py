@@ -1,4 +1,4 @@
-"""A training function of the user's own: what it is handed, and how it is called and watched.
+"""A user's training function: its arguments, and how it is called and watched.
 
     def train(model, budget, seed):
         for epoch in range(budget.epochs): ...   # in place; no epochs: only measure

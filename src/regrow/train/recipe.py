@@ -50,46 +50,47 @@ class Recipe:
     Drops fall on whole epochs, rounded down. ``cosine-by-step``, ``linear`` and ``one-cycle``
     change at each update (see ``train/schedules.py``).
     ``last_epoch``: the share of the last epoch that is trained, rounded down to whole updates. In
-    such a training every schedule changes at updates, so that shares of training stay shares.
+    such a training every schedule changes per update, so that shares of training stay exact.
     The first ``warmup_epochs`` run at ``warmup_factor`` times their rate; their number is not
     stretched. Or the rate rises at each of the first ``warmup_steps`` updates, or over the first
     ``warmup_share`` of training, from ``warmup_start`` times the rate. ``linear`` and
     ``cosine-by-step`` fall to ``end_factor`` times the rate.
-    ``norm_bias_rate``: of the biases of norms, a multiple of the rate of other parameters. Their
-    decay is divided by it, so that what an update takes away stays the same.
-    ``optimiser``: a name or with arguments; None is ``sgd``, which has ``momentum`` and
+    ``norm_bias_rate``: the learning rate of the biases of norms, as a multiple of that of other
+    parameters. Their decay is divided by it, so that the decay per update stays the same.
+    ``optimiser``: a name, or a name with arguments; None is ``sgd``, which has ``momentum`` and
     ``nesterov``.
     ``weight_decay``: on every parameter, as in the paper's code (``decayed: all``); on weights and
-    the scales of norms (``factors``): what is named ``bias`` is left out, as in MXNet; or on the
-    ``weights`` of layers alone: no norm and no bias, nothing of one dimension.
-    ``clip``: the most that the norm of all gradients together may be; they are scaled down to it
+    the scales of norms (``factors``), but on no parameter named ``bias``, as in MXNet; or only on
+    the ``weights`` of layers: not on norms, biases or other parameters of one dimension.
+    ``clip``: the largest norm of all gradients together; larger gradients are scaled down to it
     (Pascanu et al., On the difficulty of training recurrent neural networks, 2013,
     arXiv:1211.5063).
     ``ema``: the network is measured, kept and pruned as the exponential moving average of its
     weights and running statistics over updates, average = d * average + (1 - d) * value, with d =
     min(ema, (1 + t) / (10 + t)) at update t (Polyak and Juditsky, 1992; d as in TensorFlow).
-    ``lookahead``: after so many updates (and after the last) the network takes the place of an
-    average of where it was then, average = d * average + (1 - d) * value, with d = 0.95^lookahead *
-    t^3 at the share t of training, so that it is free at first and held back at the end (Zhang et
-    al., Lookahead Optimizer, NeurIPS 2019, arXiv:1907.08610; d as in arXiv:2404.00498).
+    ``lookahead``: each time after this number of updates (and after the last), the network is
+    replaced by an average of its values at these times, average = d * average + (1 - d) * value,
+    with d = 0.95^lookahead * t^3 at the share t of training, so that it changes freely at first and
+    slowly at the end (Zhang et al., Lookahead Optimizer, NeurIPS 2019, arXiv:1907.08610; d as in
+    arXiv:2404.00498).
     ``augmentation``: None is the data set's own. With ``alternating_flip`` an image is flipped in
-    every second epoch, in place of by chance. ``cutout`` erases a square of so many pixels,
-    ``mixup`` mixes images and losses of pairs by shares of Beta(mixup, mixup): see
+    every second epoch instead of at random. ``cutout`` erases a square with sides of this many
+    pixels, ``mixup`` mixes images and losses of pairs by shares from Beta(mixup, mixup): see
     ``data/augment.py``.
     ``precision``: ``bf16`` computes layers in bfloat16 and keeps parameters and momentum in fp32.
-    In a study file also ``auto``, which is what a recipe there has that says none.
-    ``engine``: what computes in fp32 on a CPU. ``exact`` is PyTorch's own operations, bitwise a
-    plain loop; ``fused`` computes norm, ReLU and sums as one operation and 3x3 convolutions in
-    fewer multiplications, which rounds otherwise and takes less time. In a study file also
-    ``auto``, which is what a recipe there has that says neither it nor a precision. On a GPU it
-    changes nothing, and in bf16 there is one engine.
-    ``channels_last``: the memory layout of images. It changes only the order of sums, and pays at
-    every size: bf16 1.3x at 8 px and 1.1x (VGG-16) to 1.6x (PreResNet-164) at 32 px; fp32 1.2x at
-    8 px and 0.95x (VGG-16) to 1.6x at 32 px. False is for comparison.
-    ``objective``: the loss that is descended, a name or with arguments; None is the task's own,
-    which every network is measured by.
+    In a study file also ``auto``, the default there.
+    ``engine``: what computes in fp32 on a CPU. ``exact`` is PyTorch's own operations, bit for bit
+    equal to a plain loop; ``fused`` computes norm, ReLU and sums as one operation and 3x3
+    convolutions in fewer multiplications, which rounds differently and takes less time. In a study
+    file also ``auto``, the default there if no precision is given. It has no effect on a GPU; in
+    bf16 there is only one engine.
+    ``channels_last``: the memory layout of images. It changes only the order of sums; speed-ups are
+    1.3x (bf16, 8 px), 1.1x (bf16, 32 px, VGG-16) to 1.6x (PreResNet-164); 1.2x (fp32, 8 px), and
+    0.95x (fp32, 32 px, VGG-16) to 1.6x. False is for comparison.
+    ``objective``: the training loss, a name, or a name with arguments; None is the task's own, with
+    which every network is measured.
 
-    A value that cannot be meant is a ``ConfigError``.
+    An invalid value raises a ``ConfigError``.
     """
 
     epochs: int = 160

@@ -1,4 +1,4 @@
-"""Convolutions that PyTorch must not be handed as they are.
+"""Replacements for convolutions that PyTorch computes wrongly.
 
 On an x86 processor without AVX-512, the gradient of the weights of some 1x1 convolutions in float32
 writes beyond its memory (``jit_avx2_1x1_convolution_bwd_weights_t`` of oneDNN 3.13, in torch 2.15):

@@ -48,10 +48,11 @@ from regrow.train.treatment import NO_TREATMENT, Moment, Treatment
 class Training(Stepping):
     """Train a model in place on a data set's training images.
 
-    ``treatment`` is what a method does meanwhile. ``masks`` say by parameter which weights stay,
-    as booleans that broadcast over it; the others are held at zero, and so are their gradients, so
-    that no momentum builds up behind a mask. A treatment may change them: ``kept()`` returns them
-    as they are. ``teacher`` is the network that an objective such as distillation learns from.
+    ``treatment`` holds a method's changes to training. ``masks`` mark by parameter which weights
+    are kept, as booleans that broadcast over it; the others are held at zero, and so are their
+    gradients, so that no momentum builds up behind a mask. A treatment may change the masks:
+    ``kept()`` returns the present ones. ``teacher`` is the network that an objective such as
+    distillation learns from.
     ``first_epoch`` enters the recipe's schedule there, with the images of that epoch,
     as if the epochs before had been trained.
 
@@ -61,9 +62,9 @@ class Training(Stepping):
     any device. The last batch of an epoch may be smaller. A last batch
     of one image joins the batch before it, because batch normalisation cannot learn from one value.
 
-    On a GPU, with its images in memory, steps are replayed CUDA graphs; where one cannot be
-    recorded, steps are taken one call at a time and ``notice`` says why. ``eager`` asks for that.
-    A network whose code does not allow channels-last is trained without, and ``notice`` says so.
+    On a GPU, with its images in memory, steps are replayed CUDA graphs; if a step cannot be
+    recorded, steps run one call at a time and ``notice`` has the reason. ``eager`` requests that.
+    A network whose code does not allow channels-last is trained without it, with a ``notice``.
     Several ``ranks`` take each step together, one call at a time (see ``train.distributed``).
     Global settings of torch (threads, denormals, TF32) are left as they are.
     """
@@ -398,7 +399,7 @@ def _check(dataset: Dataset, recipe: Recipe, *, first_epoch: int, ranks: Ranks) 
 
 
 def fit(training: Training, *, on_step: Callable[[Training], None] | None = None) -> None:
-    """Take every step that is left; ``on_step`` is called after each."""
+    """Take all remaining steps; ``on_step`` is called after each."""
     while not training.done:
         training.step()
         if on_step is not None:

@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """The progress of a training when it calls a hook.
+    """The progress of a training at the moment when it calls a hook.
 
     ``step`` and ``lr`` are tensors of one number within steps on a GPU, because those are recorded.
 
     Attributes:
-        step: how many updates were taken before.
-        lr: the learning rate of the step at hand, or between steps of the next one (after the
-            last, of that).
+        step: the number of updates so far.
+        lr: the learning rate of the current step; between steps, of the next one (after the last
+            step, of that step).
         steps_per_epoch: the updates of one epoch.
-        recipe: the recipe that is trained by.
+        recipe: the recipe of the training.
         seed: of the training; ``generator`` derives random streams from it.
     """
 
@@ -87,17 +87,17 @@ Hook = Callable[["nn.Module", Moment], None]
 class MaskUpdates:
     """A treatment's changes to masks (weights held at zero) while a network trains.
 
-    Masks are by parameter: tensors of 1 (stays) and 0 of the parameter's shape, which ``change``
-    overwrites in place (``masks[name].copy_(kept)``). A weight that is unmasked starts at zero, and
-    the optimiser remembers nothing of it. Steps on which masks change are never recorded.
+    Masks are by parameter: tensors of 1 (kept) and 0 in the parameter's shape, which ``change``
+    overwrites in place (``masks[name].copy_(kept)``). A weight that is unmasked starts at zero with
+    an empty optimiser state. Steps on which masks change are never recorded.
 
     Attributes:
         start: makes the first masks of a network that has none, as booleans by parameter.
         when: whether masks change on the step of a moment.
         change: changes them, after the backward pass: ``(model, masks, moment)``.
         dense_gradients: whether ``change`` sees the gradients of masked weights (in ``.grad``);
-            they are then counted as a dense backward pass. Without, they are zero.
-        replaces_update: whether the parameters are not updated on those steps.
+            they then count as a dense backward pass. Otherwise they are zero.
+        replaces_update: whether the parameter update is skipped on those steps.
     """
 
     start: "Callable[[nn.Module, Moment], Masks]"
@@ -109,20 +109,20 @@ class MaskUpdates:
 
 @dataclass(frozen=True, kw_only=True)
 class Treatment:
-    """Changes of a training besides descending its loss; every part works on the model in place.
+    """A method's changes to training besides the loss; every part works on the model in place.
 
     Attributes:
-        begin: before anything else, such as adding parameters that the method learns.
+        begin: called before anything else, for example to add parameters that the method learns.
         gradients: adds to the gradients after each backward pass.
-        updated: after each update.
-        epoch: before the first epoch and after each, a last one in part too; ``moment.epoch``
-            counts those that are done.
-        end: after the last epoch; what ``begin`` added is taken away again.
+        updated: called after each update.
+        epoch: called before the first epoch and after each, including a partial last one;
+            ``moment.epoch`` counts the finished epochs.
+        end: called after the last epoch; removes what ``begin`` added.
         masks: changes to the masks of a network some of whose weights are held at zero.
 
     ``gradients`` and ``updated`` must be functions of the tensors of the model and the moment
-    alone: on a GPU they are recorded with the step, once, and replayed. What a treatment remembers
-    belongs into buffers of the model, so that a training can be resumed.
+    alone: on a GPU they are recorded with the step, once, and replayed. A treatment must keep its
+    state in buffers of the model, so that a training can be resumed.
     """
 
     begin: Hook | None = None
