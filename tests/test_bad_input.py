@@ -307,5 +307,5 @@ def test_ctrl_c_is_said_and_nothing_is_written(here: Path, command: Command, nam
 def test_a_network_of_which_nothing_can_be_cut_is_shown(command: Command) -> None:
     done = command("inspect", "nets.py:Random", *INPUT)
     assert done.code == 0
-    assert "Nothing of it can be cut." in done.out
+    assert "Nothing in it can be cut." in done.out
     assert "'aten::bernoulli_' cannot be followed" in done.out

@@ -74,7 +74,7 @@ def test_a_right_cut_is_proven_in_one_sentence() -> None:
     assert set(proof.sensitivity) == {"a", "b", "c"}
     assert float(proof) == proof.error < 1e-9
     assert proof < 1e-9
-    assert str(proof).startswith("Proven: the cut network equals the silenced one within ")
+    assert str(proof).startswith("Proven: the cut network equals the uncut one with ")
     assert f"{proof:.1e}" == f"{proof.error:.1e}"
     nothing = verify(net, Mask(unit="channel", kept={"a": torch.ones(8, dtype=torch.bool)}), found)
     assert nothing.ok
@@ -261,7 +261,7 @@ def test_a_network_that_amplifies_roundings_is_allowed_what_they_do(
     else:
         assert not result.wrong
         assert result.tolerance == 1e-9
-        assert "to round the network's numbers moves its output" in str(result)
+        assert "rounding alone changes the network's output" in str(result)
 
 
 def test_casts_to_float32_are_left_out_where_they_keep_code_from_running_in_float64() -> None:

@@ -23,7 +23,7 @@ PROTOCOL = (
     "Random inputs, evaluation mode, no gradients; both networks run in turns in one process, "
     "after one round that is not counted. Latency is the median over the rounds, with quartiles. "
     "Peak memory is that of all tensors alive at once in a forward pass, weights and inputs "
-    "included; what an operation takes inside is not seen. The predicted speed-up comes from the "
+    "included; temporary memory inside operations is not. The predicted speed-up comes from the "
     "times of the unpruned network's operations and the sizes of both networks."
 )
 

@@ -90,15 +90,15 @@ class Inspection:
 
     def _forest(self) -> list[str]:
         if not self.groups:
-            return ["", "Nothing of it can be cut."]
+            return ["", "Nothing in it can be cut."]
         kinds = {group.kind for group in self.groups}
         some = "groups" if len(self.groups) > 1 else "group"
         return [
             f"With half of the units of every group, {self.half_parameters:.1%} of the parameters "
             f"and {self.half_macs:.1%} of the MACs are left.",
             "",
-            f"{len(self.groups)} {some} of units can be cut, each unit with all that makes and "
-            "reads it:",
+            f"{len(self.groups)} {some} of units can be cut, shown with the layers that compute "
+            "and use them:",
             *(line for group in self.groups for line in self._branch(group)),
             "",
             *(f"{kind}: {words}." for kind, words in SCOPES.items() if kind in kinds),
@@ -108,10 +108,10 @@ class Inspection:
         makers = [f"{name.removesuffix('.weight')} {list(shape)}" for name, shape in
                 group.producers.items()]  # fmt: skip
         parts = [
-            ("made by", makers),
-            ("normed by", group.norms),
+            ("computed by", makers),
+            ("normalised by", group.norms),
             ("through", group.between),
-            ("read by", [name.removesuffix(".weight") for name in group.readers]),
+            ("used by", [name.removesuffix(".weight") for name in group.readers]),
         ]
         branches = [(words, names) for words, names in parts if names]
         units = "unit" if group.width == 1 else "units"

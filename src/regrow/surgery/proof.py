@@ -86,39 +86,41 @@ class Proof:
         if math.isnan(self.error) and not self.wrong:
             return (
                 "Not proven: an output of the network is not finite (NaN or infinity), so there is "
-                "nothing to compare. Mend its weights, or trace it on an example that it can take."
+                "nothing to compare. Repair its weights, or trace it on a valid example."
             )
         if not self.error <= self.tolerance:
             return self._refuted()
         if self.unproven:
             return (
-                f"Not proven: the cut network equals the silenced one within {self.error:.1e}, but "
-                f"silencing {quoted(self.unproven, 5)} moves the output by less than "
-                f"{LEAST_SHOWN:g} of it, so a wrong cut there would not show. Trace it on another "
-                f"example, or keep them whole: {_keep(self.unproven)}."
+                "Not proven: the cut network equals the uncut one with the removed units held at "
+                f"zero, within {self.error:.1e}, but zeroing {quoted(self.unproven, 5)} changes "
+                f"the output by less than {LEAST_SHOWN:g} of it, so an error there would not show. "
+                "Trace the network on another example, or do not prune these groups: "
+                f"{_keep(self.unproven)}."
             )
         if not self.sensitivity:
             return f"Proven: nothing is cut, and the outputs are equal within {self.error:.1e}."
         return (
-            f"Proven: the cut network equals the silenced one within {self.error:.1e} "
-            f"(allowed: {self.tolerance:.1e}), and silencing any of the {len(self.sensitivity)} "
-            f"groups that it cuts moves the output by {min(self.sensitivity.values()):.1e} or more."
+            "Proven: the cut network equals the uncut one with the removed units held at zero, "
+            f"within {self.error:.1e} (allowed: {self.tolerance:.1e}). Each of the "
+            f"{len(self.sensitivity)} groups that are cut affects the output by "
+            f"{min(self.sensitivity.values()):.1e} or more."
         )
 
     def _refuted(self) -> str:
         if not self.wrong:
             return (
-                f"Not proven: the cut network differs from the silenced one by {self.error:.1e}, "
-                f"and to round the network's numbers moves its output by {self.rounded or 0.0:.1e} "
-                "already. Such a network cannot be compared: it draws at random, or its code "
-                "chooses by small differences."
+                "Not proven: the cut network differs from the uncut one with the removed units "
+                f"held at zero by {self.error:.1e}, but rounding alone changes the network's "
+                f"output by {self.rounded or 0.0:.1e}. Such a network cannot be compared: it uses "
+                "random numbers, or its code branches on small differences."
             )
         off = "its output is not finite" if math.isnan(self.error) else f"by {self.error:.1e}"
         return (
-            f"Wrong: the cut network differs from the silenced one ({off}; allowed: "
-            f"{self.tolerance:.1e}) where {quoted(self.wrong, 5)} is cut. The network's code "
-            "probably takes the number of channels there as a number, as in `x / x.shape[1]`. "
-            f"Let it not depend on that, or keep them whole: {_keep(self.wrong)}."
+            "Wrong: the cut network differs from the uncut one with the removed units held at zero "
+            f"({off}; allowed: {self.tolerance:.1e}) where {quoted(self.wrong, 5)} is cut. The "
+            "network's code probably computes with the number of channels there, as in "
+            f"`x / x.shape[1]`. Change that, or do not prune there: {_keep(self.wrong)}."
         )
 
 
