@@ -158,6 +158,7 @@ def normed() -> nn.Module:
 @pytest.mark.parametrize("method", ["network-slimming", "random", "uniform"])
 def test_a_norm_without_a_scale_leaves_its_group_out_of_scope(method: str) -> None:
     net = normed()
+    nn.init.uniform_(net.get_parameter("a.1.weight"))  # as if it were trained
     mask = held(net, method)
     assert mask.widths() == {"a.0": 4}
     assert left_out(trace(net, SHAPE), method) == {

@@ -67,3 +67,13 @@ def test_what_an_untrained_network_lacks_does_not_choose(name: str) -> None:
     )
     with pytest.raises(ConfigError, match=f"{name}.*such as the scales or masks"):
         regrow.compress(net.eval(), "1x3x8x8", criterion=name, sparsity=0.5, batches=())
+
+
+def test_blocks_are_compared_with_each_other_unless_shares_name_them() -> None:
+    model, trace = small("resnet")
+    method = Method(name="m", criterion="alike", allocation="global", unit="block")
+    with pytest.raises(ConfigError, match="the same score"):
+        select(model, trace, method, sparsity=0.4)
+    blocks = select(model, trace, "sparse-structure", sparsity=0.0).kept
+    mask = select(model, trace, method, shares=[1.0, *[0.0] * (len(blocks) - 1)])
+    assert mask.num_kept == len(blocks) - 1

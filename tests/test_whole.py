@@ -154,13 +154,13 @@ KINDS: dict[str, tuple[Made, dict[str, int], dict[str, str]]] = {
         {}, {"a": "computed or constant, not parameters", "b": PARAMETRIZED},
     ),
     "weight_norm by hooks": (
-        quietly(lambda: chain(nn.utils.weight_norm(conv(3, 8)))), {"b": 6}, {"a": COMPUTED},
+        quietly(lambda: chain(nn.utils.weight_norm(conv(3, 8)))), {"b": 6}, {"a": PARAMETRIZED},
     ),
     "spectral_norm": (
         lambda: chain(parametrizations.spectral_norm(conv(3, 8))), {"b": 6}, {"a": PARAMETRIZED},
     ),
     "spectral_norm by hooks": (
-        quietly(lambda: chain(nn.utils.spectral_norm(conv(3, 8)))), {"b": 6}, {"a": COMPUTED},
+        quietly(lambda: chain(nn.utils.spectral_norm(conv(3, 8)))), {"b": 6}, {"a": PARAMETRIZED},
     ),
     "parametrized norm": (
         lambda: chain(conv(3, 8), nn.Sequential(parametrized(nn.BatchNorm2d(8)), conv(8, 6))),

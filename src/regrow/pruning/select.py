@@ -316,8 +316,9 @@ def _by_shares(method: Method, layers: Layers, shares: Sequence[float]) -> Mask:
             f"{method.name}: expected a share for each of the network's {len(layers)} groups. "
             f"Got {len(shares)}."
         )
-    kept = allocate_shares(layers, [checked_share(method, share) for share in shares])
-    return _decided(method, layers, layers.mask(kept))
+    mask = layers.mask(allocate_shares(layers, [checked_share(method, share) for share in shares]))
+    are_single = all(len(layers[name]) <= 1 for name in layers)  # the shares alone say which go
+    return mask if are_single else _decided(method, layers, mask)
 
 
 def _by_pattern(method: Method, layers: Layers, pattern: Pattern) -> Mask:
