@@ -36,11 +36,7 @@ def whole_layers(
     reasons, hooked = dict(owners), behind_hooks(model)
     for name in _left_over(model, painter.tape):
         if name not in is_producer and name not in reasons:
-            reasons[name] = (
-                _computed(hooked[name], "a hook of torch.nn.utils")
-                if name in hooked
-                else _reason(name, painter, classes)
-            )
+            reasons[name] = _reason(name, painter, classes, hooked)
     containers = _containers(model, painter.tape)
     inside = {tensor: _layer(tensor, containers) for tensor in (*reasons, *is_producer)}
     layers: dict[str, list[str]] = {}
@@ -85,11 +81,16 @@ def _left_over(model: nn.Module, tape: Tape) -> Iterator[str]:
             yield name
 
 
-def _reason(name: str, painter: Painter, classes: Classes) -> str:
-    """Say why a tensor that lies in no group is kept whole."""
+def _reason(name: str, painter: Painter, classes: Classes, hooked: Mapping[str, str]) -> str:
+    """Say why a tensor that lies in no group is kept whole.
+
+    ``hooked``: tensors from which hooks compute a weight -> the weight's name.
+    """
     tape = painter.tape
     if any(belongs(name, module) for module in tape.compiled):
         return COMPILED
+    if name in hooked:
+        return _computed(hooked[name], "a hook of torch.nn.utils")
     if PARAMETRIZED in name:
         weight = name.split(PARAMETRIZED)[1].split(".")[0]
         told = _computed(weight, "torch.nn.utils.parametrize")
