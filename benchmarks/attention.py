@@ -1,9 +1,9 @@
-"""What a cut left of attention and of feed-forward widths, seen from outside.
+"""Count which attentions and feed-forward layers a cut narrowed, by observing both networks.
 
-An attention is a product of probabilities (a softmax of anything that is computed) and values; its
-heads are cut if fewer numbers come out: heads may share their values. One that has a single head,
-of a single sample, has none to lose: it is counted beside. Feed-forward layers are told by their
-names.
+An attention is a product of probabilities (a softmax of computed values) and values. Its heads
+count as cut if its output has fewer elements (not its values, which heads may share). An attention
+with a single head, on a single sample, cannot lose one and is counted separately. Feed-forward
+layers are recognised by their names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from regrow.surgery.alive import called
 from regrow.surgery.dispatch import OperationMode
 
 SOFTMAX = ("_softmax", "_safe_softmax", "softmax")
-PASSES = (  # operations that make probabilities of probabilities
+PASSES = (  # operations whose results are still probabilities if their inputs are
     *("view", "_unsafe_view", "reshape", "expand", "clone", "_to_copy", "copy", "detach", "t"),
     *("transpose", "permute", "unsqueeze", "squeeze", "slice", "select", "split", "unbind"),
     *("split_with_sizes", "index_select", "native_dropout", "mul", "add", "sub", "div", "where"),
@@ -35,7 +35,7 @@ FEED_FORWARD = re.compile(
 
 
 class _Attentions(OperationMode):
-    """Note how many numbers come out of each attention, in order, and whether it has one head."""
+    """Record each attention's output size, in order, and whether it has a single head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _Attentions(OperationMode):
 
 
 def attended(net: nn.Module, example: Any) -> tuple[list[int], list[bool]]:
-    """Return how many numbers come out of each attention of a network, and if it has one head."""
+    """Return the output size of each attention of a network, and whether it has a single head."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     mode = _Attentions()
@@ -76,7 +76,7 @@ def attended(net: nn.Module, example: Any) -> tuple[list[int], list[bool]]:
 
 
 def widths(net: nn.Module) -> dict[str, int]:
-    """Return the widths of the hidden layers of a network's feed-forward parts."""
+    """Return the widths of a network's feed-forward hidden layers, by name."""
     return {
         name: max(weight.shape[:2]) if type(module).__name__ == "Conv1D" else weight.shape[0]
         for name, module in net.named_modules()
@@ -87,7 +87,10 @@ def widths(net: nn.Module) -> dict[str, int]:
 
 
 def cuts(net: nn.Module, small: nn.Module, example: Any) -> dict[str, list[int]]:
-    """Return how many attentions and feed-forward parts are narrower, and how many there are."""
+    """Return how many attentions and feed-forward layers are narrower, and how many there are.
+
+    Keys: ``attention`` and ``feed_forward`` [narrower, total], ``single`` [attentions of one head].
+    """
     (before, alone), (after, _) = attended(net, example), attended(small, example)
     if not before:
         return {}

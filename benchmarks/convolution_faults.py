@@ -1,13 +1,13 @@
-"""Which convolutions does PyTorch compute wrongly on this processor, or write beyond memory in?
+"""Find convolutions that PyTorch computes wrongly, or out of bounds, on this processor.
 
     uv run python benchmarks/convolution_faults.py
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 uv run python benchmarks/convolution_faults.py
 
-Tries shapes, layouts and precisions, each of the three products of a convolution by itself (its
-output, the gradient of its input, that of its weights), and compares with float64. Processes of 60
-products each check every block of memory that they give back (the C library's own check, where it
-has one); where one dies, its products are tried again one by one. Prints a line for each faulty
-kind, with how many cases it has, and writes every faulty case as JSON with `--to`.
+Tries many shapes, layouts and precisions, computes each of the three products of a convolution by
+itself (its output, the gradient of its input, that of its weights), and compares with float64. The
+products run in processes of 60 each, in which the C library, if it can, checks every block of
+memory when it is freed; if a process dies, its products are tried again one by one. Prints a line
+for each faulty kind, with its number of cases; `--to` writes every faulty case as JSON.
 """
 
 import argparse
@@ -29,9 +29,9 @@ from torch import Tensor
 PRODUCTS = ("output", "of input", "of weights")
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Of the sum of what is added up, each without its sign; a rounding of bf16 is 4e-3 of a value.
+# Relative to the sum of the absolute values of the terms; bf16 rounds by up to 4e-3 of a value.
 TOLERANCES = {"fp32": 1e-5, "bf16": 2e-2}
-AT_ONCE = 60  # products in a process
+AT_ONCE = 60  # products per process
 convolution = torch.ops.aten.convolution
 backward = torch.ops.aten.convolution_backward
 
@@ -56,7 +56,7 @@ class Case:
 
     @property
     def possible(self) -> bool:
-        """Whether groups divide the channels, and something comes out."""
+        """Whether the groups divide the channels, and the output is not empty."""
         reach = [self.dilation * (k - 1) + 1 - 2 * self.padding for k in self.kernel]
         fits = all(
             (n - 1) * self.stride + k >= 1 if self.transposed else n >= k
@@ -65,7 +65,7 @@ class Case:
         return fits and self.inputs % self.groups == self.outputs % self.groups == 0
 
     def kind(self) -> str:
-        """Say what of this may matter, for a table."""
+        """Return the settings that may matter for a fault, as text for a table."""
         name = "transposed " if self.transposed else ""
         kernel = "x".join(map(str, self.kernel))
         parts = [f"{name}{kernel} stride {self.stride}"]
@@ -76,7 +76,7 @@ class Case:
 
 
 def cases(*, thorough: bool) -> Iterator[Case]:
-    """Yield what is tried: full grids of what seems to matter, and a draw of everything."""
+    """Yield the cases to try: full grids of what seems to matter, and random cases of all kinds."""
     layouts = list(product(LAYOUTS, LAYOUTS, DTYPES))
     widths = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 33)
     few = (1, 4, 8, 9, 33)
@@ -92,7 +92,7 @@ def cases(*, thorough: bool) -> Iterator[Case]:
                 of_weights=of_weights,
                 precision=precision,
             )
-    # What was found to be faulty, and what is near it.
+    # Cases that were found to be faulty, and similar ones.
     sides = ((1, 1), (4, 4), (7, 7), (8, 8), (9, 9), (6, 8), (16, 16))
     for inputs, stride, side in product(range(1, 18), (2, 3, 4), sides):
         for batch, groups in product((1, 16), (1, 2)):
@@ -125,7 +125,7 @@ def cases(*, thorough: bool) -> Iterator[Case]:
 
 
 def error(case: Case, name: str) -> float:
-    """Return the largest error of a product, as a share of what its sums could be at most."""
+    """Return the largest error of a product, relative to the sum of its terms' absolute values."""
     generator = torch.Generator().manual_seed(0)
     channels = (case.inputs, case.outputs)
     first, second = channels if case.transposed else channels[::-1]
@@ -145,7 +145,7 @@ def error(case: Case, name: str) -> float:
     grad = torch.randn(y.shape, generator=generator).to(dtype)
     plain = grad, x, weights
     laid = (
-        # Copies, so that a map of one channel or pixel has the strides of its layout, too.
+        # Copied, so that maps with one channel or pixel have the strides of their layout, too.
         torch.empty_like(tensor, memory_format=LAYOUTS[layout]).copy_(tensor)
         for tensor, layout in zip(plain, (case.of_x, case.of_x, case.of_weights), strict=True)
     )
@@ -171,7 +171,7 @@ def _product(name: str, grad: Tensor, x: Tensor, weights: Tensor, settings: Any)
 
 @dataclass(frozen=True)
 class Fault:
-    """What went wrong in a product of a case."""
+    """A fault in one product of a case."""
 
     case: Case
     product: str
@@ -179,7 +179,7 @@ class Fault:
 
 
 def search(asked: list[tuple[Case, str]]) -> Iterator[Fault]:
-    """Try products of cases, in processes of many; again one by one where such a process died."""
+    """Try products of cases, many per process; one per process again where a process died."""
     for start in range(0, len(asked), AT_ONCE):
         some = asked[start : start + AT_ONCE]
         found = _forked(some)
@@ -201,12 +201,12 @@ def _faults(asked: list[tuple[Case, str]], errors: list[float] | None) -> Iterat
 
 
 def _forked(asked: list[tuple[Case, str]]) -> list[float] | None:
-    """Return the errors of products, computed in a copy of this process; None where it died."""
+    """Return the errors of products, computed in a fork of this process; None if it died."""
     out, into = os.pipe()
     child = os.fork()
     if child == 0:
         with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)  # what the C library says of each death
+            os.dup2(nowhere.fileno(), 2)  # hide the C library's message about each death
         errors = [error(*one) for one in asked]
         os.write(into, json.dumps(errors).encode())
         os._exit(0)
@@ -218,9 +218,10 @@ def _forked(asked: list[tuple[Case, str]]) -> list[float] | None:
 
 
 def checked() -> None:
-    """Start this script again such that the C library checks memory when it is given back.
+    """Restart this script with the C library's memory checks.
 
-    It looks for writes past the end, and fills memory with large numbers before it is used.
+    They find writes past the end of a block when it is freed, and fill new blocks with large
+    numbers.
     """
     library = ctypes.util.find_library("c_malloc_debug")
     if "MALLOC_CHECK_" in os.environ:
@@ -233,7 +234,7 @@ def checked() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--thorough", action="store_true", help="ten times as many")
+    parser.add_argument("--thorough", action="store_true", help="try ten times as many cases")
     parser.add_argument("--to", type=Path, help="where to write the faulty cases as JSON")
     arguments = parser.parse_args()
     checked()

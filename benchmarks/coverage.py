@@ -1,9 +1,9 @@
-"""Which networks surgery reaches, and how far: writes docs/coverage.md.
+"""Measure which networks surgery can cut, and how well, and write docs/coverage.md.
 
     uv run python benchmarks/coverage.py [PATTERN ...] [--seconds 600] [--stale COMMIT]
 
-Each network is cut to half its width in a process of its own. What has been measured stands in
-benchmarks/coverage.jsonl and is not measured again; the page is written from all of it.
+Each network is cut to half its width in its own process. Results are appended to
+benchmarks/coverage.jsonl and not measured again; the page is written from all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import harness
 import networks
 
 PAGE = Path(__file__).parent.parent / "docs" / "coverage.md"
-LARGE = 1e6  # parameters: the memory of less is that of Python
+LARGE = 1e6  # parameters; the peak memory of smaller networks is mostly Python's
 HEAD = """\
 # Network coverage: what regrow can prune
 
@@ -45,7 +45,7 @@ unit of every group is cut: measured {dates} at {commits}, torch {torch}, one th
 - *whole*: reasons why parameters cannot be pruned, with the share of the parameters for each.
 """
 
-# Looked into by hand: why attention keeps all its heads, which the reasons of a table cannot word.
+# Found by hand: why some networks keep all heads, which the table of reasons cannot express.
 NOTES = """\
 Attention keeps all of its heads for one of these reasons:
 
@@ -63,7 +63,7 @@ Attention keeps all of its heads for one of these reasons:
 
 
 def page(lines: Sequence[harness.Line]) -> str:
-    """Word the page."""
+    """Return the text of docs/coverage.md."""
     machine = platform.processor() or platform.machine()
     commits = list(dict.fromkeys(str(line["commit"]) for line in lines))
     told = (
@@ -94,7 +94,7 @@ def page(lines: Sequence[harness.Line]) -> str:
 
 
 def _missing(lines: Sequence[harness.Line]) -> str:
-    """Name the networks that have not been measured."""
+    """Return a sentence with the networks that have not been measured, if any."""
     missing = sorted({*networks.names()} - {str(line["network"]) for line in lines})
     return f"Not measured yet: {', '.join(missing)}.\n" if missing else ""
 
@@ -124,7 +124,7 @@ def _summary(lines: Sequence[harness.Line]) -> str:
 
 
 def _attention(lines: Sequence[harness.Line]) -> str:
-    """Count the networks with attention whose heads, and whose feed-forward widths, are cut."""
+    """Return a table that counts, by family, networks whose attention and feed-forward are cut."""
     rows = [
         "| networks with attention | number | heads cut in all | in some | feed-forward | cut in "
         "all | in some |", "|---|--:|--:|--:|--:|--:|--:|",
@@ -163,7 +163,7 @@ def _reasons(lines: Sequence[harness.Line]) -> str:
 
 
 def _kind(reason: str) -> str:
-    """Leave out the names of modules, so that reasons of one kind are one."""
+    """Remove module names from a reason, so that reasons of the same kind are equal."""
     return re.sub(r" (in|by|of|at) '[^']*'", "", reason.split(" (with ")[0]).replace("|", "/")
 
 
@@ -175,7 +175,6 @@ def _table(lines: Sequence[harness.Line]) -> str:
     ]
     for line in lines:
         told = line.get("proof") or line.get("message", "")
-        # What the network returns is a reason that every network has.
         reasons = [
             f"{share:.2f} {_kind(reason)}" for reason, share in line.get("whole", ()) if share
         ]
@@ -195,7 +194,7 @@ def _table(lines: Sequence[harness.Line]) -> str:
 
 
 def _attended(line: harness.Line) -> str:
-    """Word how many attentions lost heads, of how many, and how many have but one."""
+    """Return the cell "cut/total", with "+ n single" if n attentions have a single head."""
     cut = "/".join(map(str, line.get("attention", ())))
     (single,) = line.get("single", [0])
     return f"{cut} + {single} single" if single else cut

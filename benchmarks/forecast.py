@@ -1,13 +1,13 @@
-"""Measure the speed-up of networks cut to half their MACs, beside what a card predicts of it.
+"""Measure the speed-up of networks cut to half their MACs, and compare it with the predicted one.
 
-    uv run python benchmarks/forecast.py             # eight cases, on a quiet machine 10 minutes
-    uv run python benchmarks/forecast.py --cpu       # in time of one thread, beside other work
+    uv run python benchmarks/forecast.py             # eight cases, 10 minutes on an idle machine
+    uv run python benchmarks/forecast.py --cpu       # CPU time of one thread, for busy machines
     uv run python benchmarks/forecast.py resnet50 --batches 1,64
 
-Networks have random weights, are cut by the l1 norm at uniform widths, without rounding and to
-widths that are multiples of 8, and measured as `regrow shrink` does. A line for each network,
-rounding and size of batch; a prediction is within 25 % if the measured speed-up is 0.75 to 1.25
-times as large.
+The networks have random weights, are cut by the l1 norm at uniform widths, without rounding and
+with widths rounded to multiples of 8, and measured as in `regrow shrink`. Prints a line for each
+network, rounding and batch size; a prediction is within 25 % if the measured speed-up is 0.75 to
+1.25 times as large.
 """
 
 import argparse
@@ -32,7 +32,7 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "vit_s": lambda: models.VisionTransformer(
         image_size=224, patch_size=16, num_layers=12, num_heads=6, hidden_dim=384, mlp_dim=1536
     ),
-    "resnet18": lambda: models.resnet18(weights=None),  # for a try; not of the eight cases
+    "resnet18": lambda: models.resnet18(weights=None),  # for quick trials; not one of the cases
 }
 CASES = ("resnet50", "vgg16", "mobilenet_v2", "vit_s")
 MULTIPLES = (1, 8)
@@ -40,7 +40,7 @@ SHAPE, SHARE, ALLOWED = (1, 3, 224, 224), 0.5, 0.25
 
 
 def measured(name: str, multiple_of: int, batches: list[int]) -> list[SpeedPair]:
-    """Cut a network, and measure both."""
+    """Cut a network, and measure it before and after at each batch size."""
     torch.manual_seed(0)
     network = NETWORKS[name]().eval()
     traced = trace(network, SHAPE)
@@ -80,11 +80,11 @@ def _is_within(pair: SpeedPair) -> bool:
 
 
 def main() -> None:
-    """Measure the networks asked for."""
+    """Measure the networks named on the command line, or the four of ``CASES``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", choices=[*NETWORKS, []], help="default: four")
-    parser.add_argument("--batches", default="1,16", help="sizes of batches, with commas between")
-    parser.add_argument("--cpu", action="store_true", help="count the time of one thread")
+    parser.add_argument("--batches", default="1,16", help="batch sizes, separated by commas")
+    parser.add_argument("--cpu", action="store_true", help="measure CPU time, of one thread")
     options = parser.parse_args()
     if options.cpu:
         torch.set_num_threads(1)

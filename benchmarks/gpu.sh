@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one command that may be stopped and repeated: the CUDA tests, the training
-# benchmark, and as much of the CIFAR-10 part of Table 1 as the time allows.
+# Everything that needs a GPU, in one command that can be stopped and repeated: the CUDA tests, the
+# training benchmark, and as much of the CIFAR-10 part of Table 1 as the time allows.
 #
-#     DATA=hf:FOLDER benchmarks/gpu.sh          (again and again, until it says that all is done)
+#     DATA=hf:FOLDER benchmarks/gpu.sh          (repeat until it says that all is done)
 #
 #     DATA    CIFAR-10: "cifar10" (torchvision's copy in $REGROW_DATA), or hf:FOLDER of Parquet files
-#     STATE   folder of what was done so far (.gpu); keep it between calls
-#     SLICE   seconds that one call may take (560, for machines that are lent for 10 minutes a time)
+#     STATE   folder for the progress so far (.gpu); keep it between calls
+#     SLICE   seconds that one call may take (560, for machines available for 10 minutes at a time)
 #     PYTHON  an interpreter with torch >= 2.7 built for CUDA, torchvision, numpy, pandas, pyarrow,
 #             pyyaml, safetensors, scikit-learn, scipy, matplotlib, pillow, typer, rich, pytest,
-#             hypothesis. Nothing is downloaded: what is missing is named first, carry it as wheels
-#             (pip install --no-index --no-deps --target DIR *.whl, and DIR in PYTHONPATH).
+#             hypothesis. Nothing is downloaded: missing packages are listed first; bring them as
+#             wheels (pip install --no-index --no-deps --target DIR *.whl, and DIR in PYTHONPATH).
 #
-# Results: $STATE/bench.json, $STATE/bench.txt, $STATE/report/; copied to $OUT where that is set.
+# Results: $STATE/bench.*.json, $STATE/tests.txt, $STATE/report/; copied to $OUT if that is set.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 STATE=${STATE:-.gpu}
@@ -34,8 +34,8 @@ give_results() {
 }
 trap give_results EXIT
 
-# A step is done once: its name is a file in $STATE. One that is cut off is done again.
-step() { # name, least seconds it needs, command
+# Run a step unless $STATE has a file that says it is done. An interrupted step is run again.
+step() { # name, minimum seconds it needs, command
     [ -e "$STATE/$1.done" ] && return 0
     if [ "$(left)" -lt "$2" ]; then
         echo "Not enough time left for '$1': call again."
@@ -45,7 +45,7 @@ step() { # name, least seconds it needs, command
     if timeout -k 20 "$(($(left) - 15))" "${@:3}"; then
         touch "$STATE/$1.done"
     else
-        echo "'$1' did not end well (exit code $?)."
+        echo "'$1' failed (exit code $?)."
         return 1
     fi
 }
@@ -74,7 +74,7 @@ tests() {
         tests/test_gpu_sharing.py 2>&1 | tee "$STATE/tests.txt"
 }
 
-bench() { # a net at a time, so that a slice that ends loses one only
+bench() { # one network at a time, so that running out of time loses only one
     "$PYTHON" -m regrow bench train --device cuda --nets "$1" --data "$2" --rounds 3 \
         --seconds 4 --json >"$STATE/bench.$1.json.part" &&
         mv "$STATE/bench.$1.json.part" "$STATE/bench.$1.json"
@@ -82,12 +82,12 @@ bench() { # a net at a time, so that a slice that ends loses one only
 
 table1() {
     sed "s|^data: .*|data: {name: '$DATA'}|" benchmarks/table1-cifar.yaml >"$STATE/table1.yaml"
-    # SIGINT stops in good order: every training saves.
+    # SIGINT stops cleanly: every training saves its state.
     timeout -s INT -k 60 "$(($(left) - 45))" "$PYTHON" -m regrow \
         run "$STATE/table1.yaml" --device cuda --store "$STATE/store" --out "$STATE/report"
     case $? in
         0) touch "$STATE/table1.done" ;;
-        *) echo "Table 1 is not complete: call again, it goes on from here." ;;
+        *) echo "Table 1 is not complete: call again to continue." ;;
     esac
     regrow report "$STATE/table1.yaml" --store "$STATE/store" --out "$STATE/report"
 }
@@ -95,7 +95,7 @@ table1() {
 export -f check tests bench
 export PYTHON STATE
 step check 20 bash -c check || exit 2
-step tests 60 bash -c tests # what fails is told, and the rest is measured all the same
+step tests 60 bash -c tests # failures are printed, and the benchmarks run all the same
 for net in resnet-56 vgg-16 densenet-40 preresnet-164 digits; do
     step "bench-$net" 90 bash -c 'bench "$@"' bench "$net" synthetic
 done

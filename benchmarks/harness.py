@@ -1,6 +1,6 @@
-"""Measure tools that cut networks, a network at a time, each in a process with limits.
+"""Measure pruning tools on many networks, each in its own process with limits on time and memory.
 
-A line of JSON for each network and tool is appended to a file; what stands there is not done again.
+A line of JSON for each network and tool is appended to a file; results that it has are kept.
 """
 
 from __future__ import annotations
@@ -38,37 +38,37 @@ from regrow.surgery.groups import Trace
 from regrow.surgery.mask import Mask
 from regrow.surgery.tape import output_tensors
 
-SHOWN = 1e-3  # of the output, by which a cut must move it to say anything
-WRONG = 1e-6  # of the output: the error of a right cut in float64 is far below
-WRONG_FLOAT = 1e-3  # where a network's code does not run in float64
-PATIENCE = 5  # times a network's seconds of a processor, until its process is ended
+SHOWN = 1e-3  # relative change of the output below which a cut cannot be judged
+WRONG = 1e-6  # largest relative error of an exact cut; in float64 its error is far below
+WRONG_FLOAT = 1e-3  # the same if a network's code does not run in float64
+PATIENCE = 5  # a process is killed after its limit of CPU seconds times this, by the clock
 Line = dict[str, Any]
 
 
 def rows(path: Path) -> list[Line]:
-    """Read what has been measured; the last line of a network and a tool counts."""
+    """Read the results so far; the last line of a network and tool counts."""
     lines = path.read_text().splitlines() if path.exists() else []
     found = [json.loads(line) for line in lines if line.strip()]
     return list({(row["network"], row["tool"]): row for row in found}.values())
 
 
 def options(about: str, out: str) -> argparse.ArgumentParser:
-    """Make the arguments that both benchmarks have."""
+    """Make a parser with the options that both benchmarks share."""
     parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("patterns", nargs="*", help="parts of names of networks; all if none")
+    parser.add_argument("patterns", nargs="*", help="parts of networks' names (default: all)")
     kept = Path(__file__).parent / out
-    parser.add_argument("--out", type=Path, default=kept, help="lines of JSON")
-    parser.add_argument("--seconds", type=float, default=600, help="of a processor, for a network")
-    parser.add_argument("--minutes", type=float, help="then leave the rest to the next run")
-    parser.add_argument("--gigabytes", type=float, default=10, help="for a network")
-    parser.add_argument("--again", action="store_true", help="measure what has been, too")
-    parser.add_argument("--stale", metavar="COMMIT", help="measure what was at this commit, too")
+    parser.add_argument("--out", type=Path, default=kept, help="file for lines of JSON")
+    parser.add_argument("--seconds", type=float, default=600, help="CPU time per network")
+    parser.add_argument("--minutes", type=float, help="stop then; the next run continues")
+    parser.add_argument("--gigabytes", type=float, default=10, help="memory per network")
+    parser.add_argument("--again", action="store_true", help="repeat all measurements")
+    parser.add_argument("--stale", metavar="COMMIT", help="repeat those measured at this commit")
     parser.add_argument("--list", action="store_true", help="print the networks' names")
     return parser
 
 
 def run(given: argparse.Namespace, tools: Sequence[str]) -> list[Line]:
-    """Measure what is missing, small networks first, and return all lines."""
+    """Measure what is missing, probably small networks first, and return all lines."""
     start = time.monotonic()
     measured = [] if given.again else rows(given.out)
     done = {(x["network"], x["tool"]) for x in measured if x["commit"] != given.stale}
@@ -94,7 +94,7 @@ def run(given: argparse.Namespace, tools: Sequence[str]) -> list[Line]:
 
 
 def _about_how_large(name: str) -> int:
-    """Rank networks, so that a run of some minutes has many of them."""
+    """Rank a network by the usual size of its package, so that a short run covers many networks."""
     small = ("torch/", "torch_geometric/", "transformers/", "timm/test_", "diffusers/")
     ranks = (*small, "ultralytics/", "segmentation_models_pytorch/", "timm/", "torchvision/")
     large = ("torchvision/detection/", "torchvision/video/", "torchvision/optical_flow/")
@@ -104,7 +104,7 @@ def _about_how_large(name: str) -> int:
 
 
 def _load(chosen: Sequence[str]) -> None:
-    """Build a network of each package, so that what it needs is imported once, not in each fork."""
+    """Build one network of each package, so that imports happen once, not in each fork."""
     for name in {name.partition("/")[0]: name for name in chosen}.values():
         with suppress(Exception):
             networks.build(name)
@@ -119,7 +119,7 @@ def _short(row: Mapping[str, Any]) -> str:
 
 
 def _in_process(name: str, tool: str, given: argparse.Namespace) -> Line:
-    """Measure one network with one tool in a process of its own, forked from this one."""
+    """Measure one network with one tool in a process forked from this one."""
     base = {"network": name, "tool": tool, **_circumstances(name)}
     start = time.monotonic()
     context = multiprocessing.get_context("fork")
@@ -128,7 +128,7 @@ def _in_process(name: str, tool: str, given: argparse.Namespace) -> Line:
     process.start()
     sending.close()
     row: Line | None = None
-    with suppress(EOFError):  # it ended without a word
+    with suppress(EOFError):  # it ended without sending a result
         if receiving.poll(PATIENCE * given.seconds):
             row = receiving.recv()
             process.join(10)
@@ -144,7 +144,7 @@ def _in_process(name: str, tool: str, given: argparse.Namespace) -> Line:
 
 
 def _limited(name: str, tool: str, given: argparse.Namespace, sending: Connection) -> None:
-    """Measure within limits of memory and of a processor's seconds."""
+    """Measure within limits on memory and CPU time, and send the row to the parent process."""
     most = int(given.gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (int(given.seconds), int(given.seconds) + 5))
@@ -154,7 +154,7 @@ def _limited(name: str, tool: str, given: argparse.Namespace, sending: Connectio
 
 
 def _circumstances(name: str) -> Line:
-    """Say which code is measured, on what, and when."""
+    """Return regrow's commit, the date, and the version of the network's package."""
     root = Path(__file__).parent.parent
 
     def git(*words: str) -> str:
@@ -165,7 +165,7 @@ def _circumstances(name: str) -> Line:
 
     changed = "+" if git("status", "--porcelain") else ""
     return {
-        "commit": git("log", "-1", "--format=%h") + changed,  # the last that changed src/
+        "commit": git("log", "-1", "--format=%h") + changed,  # the last one that changed src/
         "date": datetime.now(UTC).date().isoformat(),
         "version": version(name.partition("/")[0].replace("_", "-")),
     }
@@ -200,7 +200,7 @@ def _where(error: Exception) -> str:
 
 
 class Cut(NamedTuple):
-    """A cut network, processor seconds to trace and to cut, and regrow's trace, to cut again by."""
+    """A cut network, CPU seconds to trace and to cut it, and regrow's trace, for another cut."""
 
     net: nn.Module
     tracing: float
@@ -212,7 +212,7 @@ Tool = Callable[[nn.Module, Any, Trace | None], Cut]
 
 
 def _costs(net: nn.Module, example: Any, tool: Tool) -> tuple[Line, Trace | None]:
-    """Measure seconds, peak memory, and the share of the parameters that goes."""
+    """Measure CPU seconds, peak memory, and the share of the parameters that is removed."""
     called(net, example)
     start = time.process_time()
     called(net, example)
@@ -228,16 +228,16 @@ def _costs(net: nn.Module, example: Any, tool: Tool) -> tuple[Line, Trace | None
         "trace_seconds": round(cut.tracing, 3),
         "shrink_seconds": round(cut.cutting, 3),
         "peak_mb": round(after / 1024),
-        # Beyond one forward pass, in sizes of the network.
+        # Peak memory beyond one forward pass, as a multiple of the size of the parameters.
         "beyond": round((after - before) * 1024 / held, 2),
     }
-    with suppress(Exception):  # what does not run is told as broken
+    with suppress(Exception):  # networks that do not run are reported as broken by `_judged`
         row |= attention.cuts(net, cut.net, example)
     return row, cut.found
 
 
 def _judged(net: nn.Module, example: Any, tool: Tool, found: Trace | None) -> Line:
-    """Cut a network of other numbers, and compare it with the oracle."""
+    """Cut a copy of a network with other parameter values, and compare it with the oracle."""
     live, wide = oracle.alive(net, example)
     small = tool(live, wide, found).net
     try:
@@ -250,7 +250,7 @@ def _judged(net: nn.Module, example: Any, tool: Tool, found: Trace | None) -> Li
         return {"outcome": "unmatched"}
     single = next(live.parameters()).dtype != torch.float64
     rounding = oracle.rounding(live, wide)
-    if math.isinf(rounding):  # so many are found by chance that rounding changes their number
+    if math.isinf(rounding):  # rounding changes the number of the outputs, as of detections
         return {"outcome": "unmatched"}
     if math.isinf(error):
         return {"outcome": "broken", "message": "returns other shapes, or no finite numbers"}
@@ -262,7 +262,7 @@ def _judged(net: nn.Module, example: Any, tool: Tool, found: Trace | None) -> Li
 
 
 def _proven(net: nn.Module, found: Trace) -> Line:
-    """Let regrow prove its own cut, and say what it keeps whole."""
+    """Verify regrow's cut with its own proof, and list the reasons for what it keeps whole."""
     mask = _half(found)
     row: Line = {"groups": len(found.groups), "whole": _reasons(net, found)}
     if mask.kept:
@@ -277,7 +277,7 @@ def _proven(net: nn.Module, found: Trace) -> Line:
 
 
 def _reasons(net: nn.Module, found: Trace) -> list[tuple[str, float]]:
-    """Return reasons and the shares of the parameters that they hold, largest first."""
+    """Return the six main reasons for keeping parameters, with their shares, largest first."""
     total = sum(p.numel() for p in net.parameters())
     return [(why, round(num / total, 4)) for why, num in found.reasons(net).items()][:6]
 
@@ -296,9 +296,9 @@ def _regrow(net: nn.Module, example: Any, found: Trace | None) -> Cut:
 
 
 def _torch_pruning(net: nn.Module, example: Any, _: Trace | None) -> Cut:
-    """Cut by half with Torch-Pruning, told which layers give the output and of the heads.
+    """Cut by half with Torch-Pruning, given the output layers and the attention heads.
 
-    Told, too, which tensors are the output: it looks into lists only, where caches are.
+    It is also given the output tensors, because it looks for them in lists only, where caches are.
     """
     import copy
 
@@ -342,13 +342,13 @@ def _torch_pruning(net: nn.Module, example: Any, _: Trace | None) -> Cut:
 
 
 def _num_heads(module: nn.Module) -> int | None:
-    """Return how many heads an attention says it has, by any of the usual names."""
+    """Return an attention's number of heads, from an attribute with one of the usual names."""
     found = (getattr(module, name, None) for name in HEADS)
     return next((num for num in found if isinstance(num, int)), None)
 
 
 def _tell_heads(module: nn.Module) -> None:
-    """Write the width of narrowed heads where an attention of transformers counts on it.
+    """Update the attributes for head widths in a narrowed attention of transformers.
 
     Torch-Pruning leaves that to its user.
     """
@@ -365,7 +365,7 @@ def _tell_heads(module: nn.Module) -> None:
 
 
 def _ends(net: nn.Module, example: Any) -> list[str]:
-    """Name the layers that give the output: a trace tells, whose memory is another process's."""
+    """Name the output layers, by a trace in another process, whose memory is not counted."""
     context = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe(duplex=False)
 

@@ -1,15 +1,15 @@
-"""Measure whether ``--hours H`` ends within 0.8 H to 1.1 H.
+"""Measure whether commands with ``--hours H`` take 0.8 H to 1.1 H.
 
     uv run python benchmarks/hours.py            # three tables by the clock, 17 minutes in all
     uv run python benchmarks/hours.py --cpu      # on a machine that does other work
     uv run python benchmarks/hours.py --scale small --data cifar10=hf:PATH --case table-14
 
-Each case runs in a process and a store of its own, by the command that a user types, and prints a
-line. A case is given about half of the time that its whole recipes take on two cores. The ratio is
-that of the time it took, its start included, to the time it was given; ``expected`` is what was
-expected of the chosen budget, which is below H where budgets are few and far apart. With ``--cpu``
-both are of processor time, as two idle cores would pass it: what this process computed, and what
-its workers did divided by their number. Beside it stands the load of the machine.
+Each case runs in its own process and store, by the command that a user types, and prints a line. A
+case is given about half of the time that its full recipes take on two cores. The first ratio is
+the time taken, including the start, over the time given; the second is over the ``expected`` time
+of the chosen budget, which is well below H if the possible budgets are few and far apart. With
+``--cpu``, CPU time replaces time by the clock, as on two idle cores: this process's, plus its
+workers' divided by their number. The line ends with the load of the machine.
 """
 
 import argparse
@@ -30,15 +30,15 @@ from regrow.cli.main import app
 from regrow.run import estimate
 
 STUDIES = Path(__file__).parents[1] / "src" / "regrow" / "cli"
-MINUTES = {"table-6": 8.0, "table-4": 5.0, "table-8": 4.0}  # given, unless others are asked for
-OTHERS = 8.0  # minutes of another case
+MINUTES = {"table-6": 8.0, "table-4": 5.0, "table-8": 4.0}  # given to each case, by default
+OTHERS = 8.0  # minutes given to any other case
 WORKERS = 2
-BEGAN = time.time() - time.process_time()  # of this process, about
+BEGAN = time.time() - time.process_time()  # approximate start of this process
 
 
 @contextmanager
 def processor_time() -> Iterator[None]:
-    """Let rates be measured in processor time, beside no other process."""
+    """Measure rates in CPU time, and without the busy processes that simulate other workers."""
     clock, neighbours = time.perf_counter, estimate._neighbours
 
     @contextmanager
@@ -53,7 +53,7 @@ def processor_time() -> Iterator[None]:
 
 
 def spent() -> float:
-    """Return the processor time so far, its workers' divided by their number."""
+    """Return the CPU time so far of this process, plus its workers' divided by their number."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + (children.ru_utime + children.ru_stime) / WORKERS
 
@@ -72,7 +72,7 @@ def command(name: str, scale: str, data: list[str]) -> list[str]:
 
 
 def measure(asked: list[str], name: str, hours: float, *, cpu: bool) -> None:
-    """Run a command, and print what it was given, expected, and took."""
+    """Run a command, and print the time that it was given, was expected to take, and took."""
     with tempfile.TemporaryDirectory() as folder:
         store, out = Path(folder) / "store", Path(folder) / "out"
         options = ["--hours", str(hours), "--store", str(store), "--out", str(out)]
@@ -96,18 +96,18 @@ def measure(asked: list[str], name: str, hours: float, *, cpu: bool) -> None:
 
 @contextmanager
 def neither() -> Iterator[None]:
-    """Change nothing."""
+    """Do nothing, in place of ``processor_time``."""
     yield
 
 
 def main() -> None:
-    """Measure the cases asked for."""
+    """Measure the cases named on the command line, or those of ``MINUTES``."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, help="that each case is given")
-    parser.add_argument("--cpu", action="store_true", help="measure processor time")
+    parser.add_argument("--minutes", type=float, help="time given to each case")
+    parser.add_argument("--cpu", action="store_true", help="measure CPU time")
     parser.add_argument("--case", action="append", help="a table or figure, or quickstart")
-    parser.add_argument("--scale", default="minutes", help="of reproductions")
-    parser.add_argument("--data", action="append", default=[], help="of reproductions")
+    parser.add_argument("--scale", default="minutes", help="scale of tables and figures")
+    parser.add_argument("--data", action="append", default=[], help="data of tables and figures")
     options = parser.parse_args()
     cases = options.case or list(MINUTES)
     if len(cases) == 1:
@@ -118,7 +118,7 @@ def main() -> None:
     same = ["--scale", options.scale, *(["--cpu"] if options.cpu else [])]
     same += [part for one in options.data for part in ("--data", one)]
     same += [] if options.minutes is None else ["--minutes", str(options.minutes)]
-    for name in cases:  # each in a process that starts as a user's does
+    for name in cases:  # each in a new process, as for a user
         subprocess.run([sys.executable, __file__, *same, "--case", name], check=True)
 
 

@@ -1,12 +1,12 @@
-"""Measure after how many updates networks end clearly above chance, whole schedules each.
+"""Measure how many updates networks need to end clearly above chance, each with a full schedule.
 
     uv run python benchmarks/least_steps.py
     uv run python benchmarks/least_steps.py --data '{name: "hf:PATH", subset: 1600}' --updates 400
 
-A line a training: the network at a quarter of its width, its updates, its accuracy and chance, and
-how far its weights could come in so many updates by the gradient of the first. ``plain-K`` are K
-convolutions of 12 channels without norms. The numbers behind ``LEAST_STEPS`` and ``LEAST_WAY`` of
-``regrow.run.hours`` are in docs/reproduce.md.
+Prints a line for each training: the network (at a quarter of its width), its updates, its accuracy
+and chance, and how far its weights could move in so many updates with the gradient of the first.
+``plain-K`` are K convolutions with 12 channels, without norms. The measurements behind
+``LEAST_STEPS`` and ``LEAST_WAY`` of ``regrow.run.hours`` are in docs/reproduce.md.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from regrow.train import Recipe, Training, evaluate
 from regrow.train.material import Setting
 
 WIDTH, BATCH = 0.25, 64
-PLAIN_RATE = 0.01  # of VGGs for large images, as the paper trains them; others have the recipe's
+PLAIN_RATE = 0.01  # for VGGs on large images, as in the paper; other networks use the recipe's
 NETWORKS = {
     "vgg-16": Recipe().lr,
     "resnet-20": Recipe().lr,
@@ -37,7 +37,7 @@ NETWORKS = {
 
 
 def spec(name: str) -> ModelSpec:
-    """Name a network of the table."""
+    """Return the spec of a network of ``NETWORKS``."""
     if not name.startswith("plain-"):
         return ModelSpec(name, {"width": WIDTH})
     num = int(name.removeprefix("plain-"))
@@ -46,7 +46,7 @@ def spec(name: str) -> ModelSpec:
 
 
 def measure(name: str, data: DataSpec, updates: int, *, lr: float) -> None:
-    """Train a network for about so many updates, and print what it scores."""
+    """Train a network for about ``updates`` updates, and print its test accuracy."""
     dataset, known = load(data), material(data)
     per_epoch = -(-known.num_train // BATCH)
     recipe = replace(Recipe(), batch=BATCH, epochs=max(1, round(updates / per_epoch)), lr=lr)
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="a data set as in a study")
     parser.add_argument("--updates", type=int, nargs="+", default=[100, 200, 400, 800, 1600])
     parser.add_argument("--network", action="append", choices=NETWORKS)
-    parser.add_argument("--lr", type=float, help="in place of each network's own")
+    parser.add_argument("--lr", type=float, help="learning rate for all networks")
     options = parser.parse_args()
     torch.set_num_threads(1)
     value = read_value(options.data)

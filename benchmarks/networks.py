@@ -1,8 +1,8 @@
-"""The networks that surgery is measured on: name -> a network as published, and an example.
+"""The networks that surgery is measured on, each built by name with an example input.
 
-Of torchvision all, of timm the small member of each family, of transformers classes as they come
-from small configs, of other packages what stands here by name. A package that is not installed has
-no networks.
+All of torchvision, a small member of each family of timm, classes of transformers with small
+configs, and those of other packages that are listed here. Networks of packages that are not
+installed are left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _words(text: str) -> list[str]:
     return text.split()
 
 
-# The smallest member of each module of timm that a few names of each gave (timm 1.0.31).
+# A small member of each module of timm, the smallest of a few that were tried (timm 1.0.31).
 TIMM = _words("""
     beit_base_patch16_224 halonet26t mobileone_s1 cait_xxs24_224 coat_tiny convit_tiny
     convmixer_768_32 convnext_atto cpubone_nano crossvit_tiny_240 csatv2 cs3darknet_focus_s
@@ -92,7 +92,7 @@ TEXT = _words("""
     MixtralForCausalLM MambaForCausalLM T5EncoderModel
 """)
 BOTH = ("T5ForConditionalGeneration", "BartModel", "MarianModel")
-# Tried when surgery was done, to see what it makes of networks that it was not written for.
+# Added after surgery was finished, to test it on networks that it was not developed with.
 TEXT_LATER = _words("""
     RoFormerModel FNetModel NystromformerModel ConvBertModel SqueezeBertModel RemBertModel
     BigBirdModel IBertModel MegatronBertModel XLMModel CanineModel GPTBigCodeForCausalLM
@@ -113,7 +113,8 @@ VISION = _words("""
     LevitModel MobileViTModel
 """)
 OTHERS = ("CLIPModel", "SiglipModel", "WhisperModel", "Wav2Vec2Model")
-PLAIN = ("SwinModel", "Swinv2Model", "ConvNextModel", "ConvNextV2Model")  # own words for all
+# Configs that SMALL does not fit; CONFIGS has all of their arguments.
+PLAIN = ("SwinModel", "Swinv2Model", "ConvNextModel", "ConvNextV2Model")
 CONFIGS: dict[str, dict[str, Any]] = {
     "SwinModel": {"depths": [1, 1], "num_heads": [2, 4], "embed_dim": 16, "window_size": 2,
                   "patch_size": 4},
@@ -147,7 +148,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 class Tagger(nn.Module):
-    """A tagger of words: an embedding, a bidirectional LSTM, a linear layer."""
+    """A word tagger: an embedding, a bidirectional LSTM and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +162,7 @@ class Tagger(nn.Module):
 
 
 class Encoder(nn.Module):
-    """PyTorch's own transformer over tokens, and a classifier."""
+    """A classifier of tokens with PyTorch's own transformer encoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +243,7 @@ OWN: dict[str, Any] = {
     "transformer-encoder": lambda: (Encoder(), torch.randint(0, 200, (1, 12))),
     "graph": _graph,
 }
-OTHERS_OF = {  # package -> what makes its networks, and their names
+OTHERS_OF = {  # package -> function that builds a network by name, and the names
     "torch": (lambda name: OWN[name](), _words("lstm-tagger transformer-encoder graph")),
     "torch_geometric": (_geometric, _words("GCN GraphSAGE GIN GAT")),
     "diffusers": (
@@ -333,7 +334,7 @@ def _of_timm(name: str) -> tuple[nn.Module, Any]:
 
 
 def _small(config: type, more: dict[str, Any]) -> dict[str, Any]:
-    """Return a small config's arguments; None in ``more`` leaves one as the config has it."""
+    """Return arguments for a small config; None in ``more`` keeps the config's own default."""
     default = config()
     known = {key: value for key, value in SMALL.items() if hasattr(default, key)}
     return {key: value for key, value in (known | more).items() if value is not None}

@@ -1,8 +1,8 @@
-"""An oracle for any tool that cuts networks: what a cut network should compute, from outside.
+"""An oracle for pruning tools: what a cut network should compute, found without the tool's records.
 
-The network's numbers are drawn so that no two are alike, so the numbers of the cut network tell
-which rows and columns of each tensor are left. The network with zeros in all others has to compute
-the same, with norms that take their statistics over what is left.
+The network's parameters are drawn so that no two values of a tensor are equal; so the values in the
+cut network show which rows and columns of each tensor are left. The original network, with zeros in
+all others and norms that take their statistics over the remaining channels, must compute the same.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 from regrow.surgery.alive import called, enlivened
 
 RESPONSE_NORMS = ("ConvNextV2GRN", "GlobalResponseNorm")
-Kept = list[Tensor]  # positions that are left, by dimension
+Kept = list[Tensor]  # the remaining positions, for each dimension of a tensor
 
 
 class UnmatchedError(Exception):
-    """The cut network holds numbers that the network does not."""
+    """The values of the cut network do not show what was removed."""
 
 
 def alive(net: nn.Module, example: Any) -> tuple[nn.Module, Any]:
-    """Return a copy of a network without two equal numbers in a tensor, and the example.
+    """Return a copy of a network, with no two equal values in any tensor, and its example.
 
-    In float64, or in float32 where a network's code does not run in that.
+    Both in float64, or in float32 if the network's code does not run in float64.
     """
     live = enlivened(net, example)
     wide = tree_map(
@@ -49,17 +49,17 @@ def alive(net: nn.Module, example: Any) -> tuple[nn.Module, Any]:
             if tensor.is_floating_point():
                 jitter = torch.rand(tensor.shape, generator=draw, dtype=torch.float64)
                 tensor.copy_(_distinct(tensor * (1 + 1e-3 * jitter).to(tensor)))
-    return live.train().eval(), wide  # empties what modules remember of their weights
+    return live.train().eval(), wide  # train() clears what modules cache of their weights
 
 
 def _distinct(tensor: Tensor) -> Tensor:
-    """Return a tensor of which no two numbers are alike: equal ones move by a few last bits."""
+    """Return a tensor without equal values, by changing the last bits of those that were equal."""
     kind = torch.int64 if tensor.dtype == torch.float64 else torch.int32
     if tensor.dtype not in (torch.float64, torch.float32) or not tensor.numel():
         return tensor
     bits = tensor.flatten().clone().view(kind).to(torch.int64)
     least = torch.iinfo(kind).min
-    ranks, order = torch.where(bits < 0, least - bits, bits).sort()  # in the order of the numbers
+    ranks, order = torch.where(bits < 0, least - bits, bits).sort()  # ordered as the values
     steps = torch.arange(len(ranks))
     ranks = torch.cummax(ranks - steps, 0).values + steps
     bits[order] = torch.where(ranks < 0, least - ranks, ranks)
@@ -67,14 +67,14 @@ def _distinct(tensor: Tensor) -> Tensor:
 
 
 def compare(net: nn.Module, small: nn.Module, example: Any) -> tuple[float, float]:
-    """Return how far a cut network is from the silenced one, and that one from the network."""
+    """Return the distances from cut to silenced network, and from silenced to original network."""
     quiet = _silenced(net, small)
     expected, before = called(quiet, example), called(net, example)
     return _distance(called(small, example), expected), _distance(expected, before)
 
 
 def _norms_blindly(module: nn.Module) -> bool:
-    """Tell whether a norm over channels holds no numbers that say which are left."""
+    """Return whether a norm over channels has no parameters to show which channels are left."""
     over_channels = (
         "LayerNorm" in type(module).__name__ or "rmsnorm" in type(module).__name__.lower()
     )
@@ -82,7 +82,7 @@ def _norms_blindly(module: nn.Module) -> bool:
 
 
 def rounding(net: nn.Module, example: Any) -> float:
-    """Return how far a network's output moves when the last bits of its inputs do."""
+    """Return how much a network's output changes if the last bits of its inputs do."""
     draw = torch.Generator().manual_seed(0)
 
     def nudged(x: Any) -> Any:
@@ -100,10 +100,10 @@ def shapes(output: Any) -> list[tuple[int, ...]]:
 
 
 def _distance(ours: Any, theirs: Any) -> float:
-    """Return the largest gap, as a share of the largest number.
+    """Return the largest difference over output tensors, each relative to its largest finite value.
 
-    Infinite if shapes differ, or where a number is not finite and not the same in both: NaN is
-    never the same.
+    Infinite if shapes differ, or if a value is not finite and not equal in both (NaN is never
+    equal).
     """
     if shapes(ours) != shapes(theirs):
         return math.inf
@@ -120,14 +120,14 @@ def _distance(ours: Any, theirs: Any) -> float:
 
 
 def _silenced(net: nn.Module, small: nn.Module) -> nn.Module:
-    """Copy a network with zeros wherever the cut one has nothing."""
+    """Copy a network with zeros for all parameters that the cut network lacks."""
     import copy
 
     quiet = copy.deepcopy(net)
-    quiet.train().eval()  # which empties what modules remember of their weights
+    quiet.train().eval()  # train() clears what modules cache of their weights
     own = _numbers(quiet)
     left: dict[str, Kept] = {}
-    # A selection before a norm is a module around it.
+    # regrow wraps a norm in a module if it selects channels before it.
     cut = {name.replace(".norm.", ".") if name not in own else name: tensor
            for name, tensor in _numbers(small).items()}  # fmt: skip
     for name, tensor in own.items():
@@ -162,7 +162,7 @@ def _numbers(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _kept(tensor: Tensor, cut: Tensor) -> Kept:
-    """Find the positions of a cut tensor's numbers in the whole one, dimension by dimension."""
+    """Find the positions of a cut tensor's values in the original, for each dimension."""
     if tensor.shape == cut.shape:
         return [torch.arange(size) for size in tensor.shape]
     if tensor.dim() != cut.dim() or not cut.numel():
@@ -182,7 +182,7 @@ def _kept(tensor: Tensor, cut: Tensor) -> Kept:
 
 
 def _standardise_only(layer: nn.Module, kept: Tensor) -> None:
-    """Let a convolution that standardises its weights by a batch norm do so over what is left."""
+    """Standardise a convolution's weights (by a batch norm) over the remaining inputs only."""
 
     class Rows(TorchFunctionMode):
         def __torch_function__(
@@ -211,7 +211,7 @@ def _standardise_only(layer: nn.Module, kept: Tensor) -> None:
 
 
 def _respond_only(norm: nn.Module, kept: Tensor) -> None:
-    """Let a global response norm take its mean over channels that are left."""
+    """Make a global response norm take its mean over the remaining channels."""
     channels = getattr(norm, "channel_dim", -1)
     places, shape = getattr(norm, "spatial_dim", (1, 2)), getattr(norm, "wb_shape", (1, 1, 1, -1))
 
@@ -225,7 +225,7 @@ def _respond_only(norm: nn.Module, kept: Tensor) -> None:
 
 
 def _measure_only(norm: nn.Module, kept: Tensor) -> None:
-    """Let a norm over channels take its statistics over those that are left."""
+    """Make a norm over channels take its statistics over the remaining ones."""
     kind = type(norm).__name__
     eps = getattr(norm, "eps", getattr(norm, "variance_epsilon", 1e-6))
     if isinstance(norm, nn.GroupNorm) and norm.num_groups == 1:
@@ -262,10 +262,10 @@ def _measure_only(norm: nn.Module, kept: Tensor) -> None:
 
 
 def _measure_heard(norm: nn.Module, small: nn.Module) -> None:
-    """Let a norm without numbers take its statistics over what is not silent: as many as are left.
+    """Make a norm without parameters take its statistics over the channels that are not all zero.
 
     Raises:
-        UnmatchedError: other channels than those that are left are silent.
+        UnmatchedError: their number is not that of the channels in the cut network.
     """
     width = getattr(small, "normalized_shape", None)
     plain = "rmsnorm" in type(norm).__name__.lower()
@@ -283,7 +283,7 @@ def _measure_heard(norm: nn.Module, small: nn.Module) -> None:
 
 
 def _takes_maps(norm: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Tell whether a layer norm puts the channels of maps last itself."""
+    """Return whether a layer norm takes maps [N, C, H, W], and moves the channels last itself."""
     if type(norm) is nn.LayerNorm or not isinstance(norm, nn.LayerNorm) or x.dim() != 4:
         return False
     plain = (norm.normalized_shape, norm.weight, norm.bias, norm.eps)

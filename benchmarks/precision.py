@@ -1,20 +1,21 @@
-"""Does bf16, or the fused engine, change accuracy? A paired equivalence test on real images.
+"""Test whether bf16 or the fused engine changes accuracy: paired equivalence tests on real images.
 
     uv run python -P benchmarks/precision.py --data hf:../shared/data/cifar10-jpeg --seeds 30
     uv run python -P benchmarks/precision.py --data ... --other fused --nets members --margin 1
 
-(With -P, or else the compiler takes the `coverage.py` beside this for the package of that name.)
+(Without -P, the compiler would import the `coverage.py` in this folder as the package `coverage`.)
 
-Trains networks on CIFAR-10 in fp32 by the exact engine and in another way from the same seeds (the
-same first weights, order and augmentation), in the store given, so that it can be stopped and goes
-on. ``members`` are small ones of four families, which have what the fused engine computes
-otherwise: norm and ReLU as one operation (`regrow/models/fused.py`), dense and pre-activation
-blocks as one (`regrow/train/blocks.py`), convolutions over small maps as products
-(`regrow/train/small_maps.py`), 3x3 ones by minimal filtering (`regrow/train/fast_convolutions.py`).
+Trains networks on CIFAR-10 in fp32 with the exact engine, and in the other way with the same seeds
+(the same initial weights, order and augmentation). Trainings are kept in the given store, so a
+stopped run can be resumed. ``members`` are small networks of four families, which contain all that
+the fused engine computes differently: norm and ReLU as one operation (`regrow/models/fused.py`),
+dense and pre-activation blocks as one (`regrow/train/blocks.py`), convolutions over small maps as
+products (`regrow/train/small_maps.py`), and 3x3 ones by minimal filtering
+(`regrow/train/fast_convolutions.py`).
 
-Prints of each network the paired difference, its 95 % interval, and whether it is equivalent to
-zero within the margin (two one-sided tests): so many points, or else one standard deviation of a
-single training over seeds. Then the same of all differences together.
+Prints for each network the paired difference, its 95 % interval, and whether it is equivalent to
+zero within the margin (two one-sided tests): that of ``--margin``, or one standard deviation of a
+single training over seeds. Then the same for all differences together.
 """
 
 import argparse
@@ -77,7 +78,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--margin", type=float, help="in points; else one standard deviation")
+    parser.add_argument("--margin", type=float, help="in points (default: one std over seeds)")
     parser.add_argument("--other", choices=("bf16", "fused"), default="bf16")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--store", type=Path, default=Path("regrow-store"))

@@ -1,12 +1,12 @@
-"""How far is a step of the fused engine from one of the exact engine, beside what rounding does?
+"""Compare gradients of the fused and the exact engine, next to the effect of rounding alone.
 
     uv run python -P benchmarks/rounding.py --data hf:../shared/data/cifar10-jpeg
 
-Of the gradients of one batch of real images in float32, at a network's first weights: distances
-between the two engines, and between two runs of the exact engine whose images differ by their last
-bit at random, both as a share of the gradient's length; and of each engine from float64.
+Prints distances between gradients of one batch of real images in float32, at a network's initial
+weights: between the two engines; between two runs of the exact engine whose images differ randomly
+in their last bit; and of each engine from float64. All are relative to the gradient's norm.
 
-(With -P, or else the compiler takes the `coverage.py` beside this for the package of that name.)
+(Without -P, the compiler would import the `coverage.py` in this folder as the package `coverage`.)
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Measure that cost grows as it should: planning, status and report over many jobs.
+"""Time planning, status and report over many jobs, to see how their cost grows.
 
     python benchmarks/scale.py [--jobs 10000] [--seeds 5] [--folder FOLDER]
 
-Fills a store with made-up records of a study (through the store, as a run would) and times what a
-user waits for. Prints one line a measurement: CPU seconds and wall seconds, here and now.
+Fills a store with made-up records of a study (through the store, as a run would) and times the
+steps that a user waits for. Prints CPU and wall seconds of each step.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from regrow.run.estimate import estimate
 from regrow.store import Store
 from regrow.studies.study import Study
 
-PER_CUT = 3 * 7  # jobs of one sparsity and seed: three methods, each a cut and six arms after it
+PER_CUT = 3 * 7  # jobs per sparsity and seed: three methods, each with a cut and six arms
 
 
 def make_study(jobs: int, seeds: int) -> Study:
-    """Ask for about so many jobs: three methods, all arms, and as many sparsities as it takes."""
+    """Make a study of about ``jobs`` jobs: three methods, all arms, and enough sparsities."""
     cuts = math.ceil(jobs / (PER_CUT * seeds))
     return Study.from_json(
         {
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def measure(study: Study, folder: Path, say: Callable[[str], None]) -> None:
-    make_study(1, 1).cells()  # imports, data and the first trace are paid once, whatever the size
+    make_study(1, 1).cells()  # not timed: imports, data and the first trace, whatever the size
     with timed("expand the study, with all keys", say):
         nodes = all_jobs(study.jobs())
     say(f"{len(nodes):,} jobs")

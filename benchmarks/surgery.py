@@ -1,14 +1,14 @@
-"""regrow's surgery beside Torch-Pruning's, by one oracle: writes docs/torch-pruning.md.
+"""Compare regrow's surgery with Torch-Pruning's by one oracle, and write docs/torch-pruning.md.
 
     uv pip install torch-pruning==1.6.1 timm transformers
     uv run --no-sync python benchmarks/surgery.py [PATTERN ...] [--seconds 600] [--minutes 60]
 
-Both cut every network to half its width, each in a process of its own, and each cut network is
-compared with the network whose cut channels are zero (benchmarks/oracle.py). Torch-Pruning is told
-which layers give the output, and of the attention heads. No network takes longer than ``--seconds``
-of a processor with each tool. Lines go to surgery.jsonl. What stands there is not measured again:
-the same command goes on where it was stopped, and the page is written from all of it. Seconds on
-four networks are compared in this process, by turns.
+Both cut every network to half its width, each in its own process, and each cut network is compared
+with the original with zeros in the removed channels (benchmarks/oracle.py). Torch-Pruning is given
+the output layers and the attention heads. Each tool has at most ``--seconds`` of CPU time per
+network. Results are appended to surgery.jsonl and not measured again: the same command continues
+where it was stopped, and the page is written from all of them. The CPU times on four networks are
+compared in this process, with the two tools taking turns.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ that need them, which Torch-Pruning leaves to its user.
 
 
 def page(lines: Sequence[harness.Line], seconds: Seconds, *, limit: float) -> str:
-    """Word the page."""
+    """Return the text of docs/torch-pruning.md."""
     pairs = Counter(line["network"] for line in lines)
     lines = [line for line in lines if pairs[line["network"]] == len(harness.TOOLS)]
     commits = list(dict.fromkeys(str(line["commit"]) for line in lines))
@@ -101,7 +101,7 @@ def page(lines: Sequence[harness.Line], seconds: Seconds, *, limit: float) -> st
 
 
 def _missing(lines: Sequence[harness.Line]) -> list[str]:
-    """Name the networks that have not been run with both tools."""
+    """Return a paragraph with the networks that have not been run with both tools, if any."""
     missing = sorted({*networks.names()} - {str(line["network"]) for line in lines})
     return (
         [f"Not run with both: {len(missing)} networks: {', '.join(missing)}.", ""]
@@ -115,7 +115,7 @@ def _family(line: harness.Line) -> str:
 
 
 def _outcomes(lines: Sequence[harness.Line]) -> list[str]:
-    """Count outcomes by family and tool, with the share that goes and the seconds it took."""
+    """Return a table of outcomes by family and tool, with the removed share and the seconds."""
     met = {line["outcome"] for line in lines}
     shown = [outcome for outcome in OUTCOMES if outcome in met]
     rows = [
@@ -138,7 +138,7 @@ def _outcomes(lines: Sequence[harness.Line]) -> list[str]:
 
 
 def _times(lines: Sequence[harness.Line], seconds: Seconds) -> list[str]:
-    """Word the seconds that both took by turns, and the memory that each took on its own."""
+    """Return a table of both tools' CPU seconds (taking turns) and peak memory (from ``lines``)."""
     known = {(line["network"], line["tool"]): line for line in lines}
     rows = [
         "CPU seconds to trace and cut, the fastest of n runs of each tool (and the median), and",
@@ -163,7 +163,7 @@ def _times(lines: Sequence[harness.Line], seconds: Seconds) -> list[str]:
 
 
 def _list(lines: Sequence[harness.Line]) -> list[str]:
-    """Name what is not exact with either tool."""
+    """Return a table of all cuts that are not exact, with the tools' messages."""
     rows = ["| network | tool | outcome | what was said |", "|---|---|---|---|"]
     for line in lines:
         if line["outcome"] != "exact":
@@ -173,9 +173,9 @@ def _list(lines: Sequence[harness.Line]) -> list[str]:
 
 
 def seconds_by_turns(repeats: int, file: Path) -> Seconds:
-    """Return the seconds of a processor to trace and cut, of both tools by turns.
+    """Return the CPU seconds to trace and cut the networks of ``TIMED``, both tools taking turns.
 
-    What stands in a file of lines is not run again.
+    Runs recorded in ``file`` (lines of JSON) count, and new ones are appended to it.
     """
     torch.set_num_threads(1)
     found: dict[str, dict[str, list[float]]] = {}
@@ -189,7 +189,7 @@ def seconds_by_turns(repeats: int, file: Path) -> Seconds:
         net, example = networks.build(name) if missing > 0 else (None, None)
         for _ in range(missing):
             for tool, cut in harness.TOOLS.items():
-                with suppress(Exception):  # the one that breaks has no time
+                with suppress(Exception):  # a tool that fails gets no time
                     runs[tool].append(sum(cut(net, example, None)[1:3]))
                     line = {"network": name, "tool": tool, "seconds": runs[tool][-1]}
                     with file.open("a") as lines:
@@ -201,7 +201,7 @@ def seconds_by_turns(repeats: int, file: Path) -> Seconds:
 def main() -> None:
     assert __doc__ is not None
     parser: argparse.ArgumentParser = harness.options(__doc__.splitlines()[0], "surgery.jsonl")
-    parser.add_argument("--repeats", type=int, default=5, help="of the comparison of seconds")
+    parser.add_argument("--repeats", type=int, default=5, help="runs per tool for the CPU times")
     given = parser.parse_args()
     lines = harness.run(given, tuple(harness.TOOLS))
     seconds = seconds_by_turns(given.repeats, given.out.with_suffix(".seconds.jsonl"))

@@ -1,12 +1,12 @@
-"""Images a second, a plain PyTorch loop against ours: `regrow bench train`, and its record.
+"""Compare images per second of a plain PyTorch loop and of regrow: runs `regrow bench train`.
 
     uv run python benchmarks/training.py --data hf:../shared/data/cifar10-jpeg
 
-What it printed is in `docs/results/speed`.
+Its results are in `docs/results/speed`.
 
-Tried for 8x8 digits and left out, on the same machine: a convolution as a copy of its windows and
-one matrix product takes 0.9 to 3.4 times as long as the library's (forward and backward), and the
-library without oneDNN 2.8 times.
+Tried for 8x8 digits on the same machine, and rejected: a convolution as a copy of its windows and a
+matrix product (im2col) takes 0.9 to 3.4 times as long as PyTorch's own (forward and backward), and
+PyTorch's own without oneDNN 2.8 times.
 """
 
 import sys

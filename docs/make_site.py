@@ -1,12 +1,12 @@
-"""Gather the pages of the site: those that are written, and a reference made of the code.
+"""Gather the pages of the site: the written ones, and a reference generated from the code.
 
 uv run python docs/make_site.py                  # into build/pages
 uv run --isolated --only-group docs mkdocs build --strict   # into build/site
-uv run --isolated --with zensical --only-group docs zensical build   # the same, by Zensical
+uv run --isolated --with zensical --only-group docs zensical build   # the same, with Zensical
 
-Pages and what they link to lie in ``build/pages`` as in the repository, but for ``docs/``, which is
-the site's root. Links are rewritten to go with them; a folder that is linked gets a list of its
-files.
+Pages and the files that they link to are copied to ``build/pages`` under their paths in the
+repository, except that the content of ``docs/`` moves to the root. Links are rewritten to match; a
+linked folder gets an index page that lists its files.
 """
 
 import os
@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 
 OUT = ROOT / "build" / "pages"
-OF_ROOT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")  # beside all of docs/
+OF_ROOT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")  # pages in addition to docs/
 LINK = re.compile(r"(\]\()([^)#\s]+)([^)]*\))")
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
 def main(out: Path = OUT) -> None:
-    """Write every page into a folder that holds nothing else."""
+    """Delete a folder, and write every page of the site into it."""
     from reference import pages
 
     shutil.rmtree(out, ignore_errors=True)
@@ -46,13 +46,13 @@ def main(out: Path = OUT) -> None:
 
 
 def place(path: Path) -> PurePosixPath:
-    """Return where a file of the repository lies on the site."""
+    """Return the path on the site of a file of the repository."""
     inside = PurePosixPath(path.relative_to(ROOT).as_posix())
     return inside.relative_to("docs") if inside.parts[:1] == ("docs",) else inside
 
 
 def _moved(page: Path, text: str, linked: set[Path]) -> str:
-    """Return a page whose links go to where things lie on the site; what they name is noted."""
+    """Return a page with its links rewritten for the site, and add their targets to ``linked``."""
 
     def moved(match: re.Match[str]) -> str:
         before, target, after = match.groups()
@@ -69,7 +69,7 @@ def _moved(page: Path, text: str, linked: set[Path]) -> str:
 
 
 def _outside_code(text: str, change: Callable[[str], str]) -> str:
-    """Change a text, but for its blocks of code."""
+    """Apply a change to a text outside of its code blocks."""
     parts, end = [], 0
     for block in CODE.finditer(text):
         parts += [change(text[end : block.start()]), block[0]]
@@ -78,7 +78,7 @@ def _outside_code(text: str, change: Callable[[str], str]) -> str:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """Yield a file, or the files of a folder that are part of the repository."""
+    """Yield a file itself, or the Python, YAML, Markdown and PNG files directly in a folder."""
     if path.is_file():
         yield path
         return

@@ -1,7 +1,7 @@
-"""An arm that learns from the unpruned network (Hinton et al., 2015, arXiv:1503.02531).
+"""An arm that distils the unpruned network (Hinton et al., 2015, arXiv:1503.02531).
 
-The loss is half the cross-entropy and half the distance to what the unpruned network answers at a
-temperature of 2; what that network computes is part of the arm's training FLOPs.
+The loss is half the cross-entropy and half the distance to the unpruned network's outputs at a
+temperature of 2; the unpruned network's forward passes count in the arm's training FLOPs.
 """
 
 from regrow.core.choice import Choice

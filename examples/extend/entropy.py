@@ -1,4 +1,4 @@
-"""A criterion with a loss of its own: how sure a network is, which takes no labels."""
+"""A criterion with its own loss: the entropy of the predictions, which needs no labels."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from regrow.train import Objective
 
 
 def entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the entropy of the predicted classes of each image, ``[N]``."""
+    """Return the entropy of each image's class probabilities, ``[N]``."""
     log_p = outputs.log_softmax(dim=1)
     return -(log_p.exp() * log_p).sum(dim=1)
 

@@ -9,7 +9,7 @@ from regrow.train import register_objective
 def focal(outputs: Tensor, targets: Tensor, *, gamma: float = 2.0) -> Tensor:
     """Return -(1 - p)^gamma log p of each image, p being the probability of its class.
 
-    With ``gamma`` 0 it is the cross-entropy; the larger, the less do easy images count.
+    With ``gamma`` 0 this is the cross-entropy; the larger ``gamma``, the less easy images count.
     """
     log_p = outputs.log_softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
     return -((1.0 - log_p.exp()) ** gamma) * log_p

@@ -1,4 +1,4 @@
-"""Stripes: images of random colours, and one class for each direction they can run in."""
+"""Stripes of random colours, in two classes: horizontal and vertical."""
 
 import torch
 
@@ -7,7 +7,7 @@ from regrow.data import DataSpec, Raw, Split, register_data
 
 @register_data("stripes")
 def stripes(spec: DataSpec) -> Raw:
-    """Draw 400 images [3, 8, 8] of level or upright stripes; a fifth becomes the test split."""
+    """Draw 400 images [3, 8, 8] of level or upright stripes; a fifth is held out for testing."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(400) % 2
     lines = torch.randint(0, 256, (400, 3, 8, 1), generator=generator, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""A method of one's own: keeps the units whose weights have the largest gradients."""
+"""A custom method: keeps the units whose weights have the largest gradients."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""A small network with a shortcut of its own."""
+"""A small network with a custom shortcut (a concatenation)."""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ class Skip(nn.Module):
         self.second = nn.Conv2d(num_out, num_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``[N, 2 x num_out, H, W]``; no number of channels is fixed here."""
+        """Return ``[N, 2 x num_out, H, W]``, without fixing a number of channels."""
         x = self.norm(self.first(x)).relu()
         return torch.cat([x, self.second(x).relu()], dim=1)
 
@@ -25,7 +25,7 @@ class Skip(nn.Module):
 def skip_net(
     *, classes: int, in_channels: int = 3, input_size: int = 32, width: float = 1.0
 ) -> nn.Module:
-    """Build the network; any image size will do, because it is averaged away."""
+    """Build the network, for any image size, because it ends in average pooling."""
     channels = max(1, round(16 * width))
     return nn.Sequential(
         Skip(in_channels, channels),

@@ -1,4 +1,4 @@
-"""Handwritten digits: 1,347 images [1, 8, 8] to learn from, 450 to be judged by; a plain loop."""
+"""Handwritten digits (1,347 training and 450 test images [1, 8, 8]), and a plain training loop."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -28,7 +28,7 @@ def train(net: nn.Module, epochs: int, lr: float = 0.01, seed: int = 0) -> None:
 
 
 def accuracy_of(net: nn.Module) -> float:
-    """Return the share of the images that were not learnt from whose digit is right."""
+    """Return the share of correctly classified test images."""
     net.eval()
     with torch.no_grad():
         right = net(images[judged]).argmax(1) == labels[judged]
@@ -36,5 +36,5 @@ def accuracy_of(net: nn.Module) -> float:
 
 
 def accuracy(net: nn.Module) -> str:
-    """Return it in words."""
+    """Return the test accuracy as text, in percent."""
     return f"{100 * accuracy_of(net):.1f} %"

@@ -1,7 +1,7 @@
-"""A training function for `regrow compare` on images in folders, one for each class.
+"""A training function for `regrow compare` on images in one folder per class.
 
-They lie in images/train/CLASS/ and images/test/CLASS/. Change FOLDER and SIZE, and what else is
-yours. Images are read once, and kept as bytes.
+Expects images/train/CLASS/ and images/test/CLASS/. Adapt FOLDER, SIZE and the training to your
+data. Images are read once, and kept in memory as bytes.
 """
 
 from functools import cache
@@ -19,27 +19,27 @@ FOLDER, SIZE, BATCH, RATE = Path("images"), 64, 64, 0.004
 
 @cache
 def load(split: str) -> tuple[Tensor, Tensor]:
-    """Return the images of a split [N, 3, SIZE, SIZE], as bytes, and their classes."""
+    """Return a split's images, uint8 [N, 3, SIZE, SIZE], and their classes [N]."""
     found = ImageFolder(str(FOLDER / split))
     images = [np.asarray(image.convert("RGB").resize((SIZE, SIZE))) for image, _ in found]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(found.targets)
 
 
 def scaled(images: Tensor, device: str) -> Tensor:
-    """Bring bytes to about -2 to 2."""
+    """Scale bytes to the range of about -2 to 2."""
     return (images.to(device).float() - 120) / 60
 
 
 def augmented(images: Tensor) -> Tensor:
-    """Mirror half of a batch, and shift all of it by up to 4 pixels."""
+    """Flip each image with probability 0.5, and shift the whole batch by up to 4 pixels."""
     images = torch.where((torch.rand(len(images)) < 0.5).view(-1, 1, 1, 1), images.flip(3), images)
     return images.roll([*torch.randint(-4, 5, (2,)).tolist()], (2, 3))
 
 
 def train(model: nn.Module, budget: Any, seed: int) -> dict[str, Any]:
-    """Train a network in place for a budget of epochs (none: only measure), and score it.
+    """Train a network in place for a budget of epochs (0: only evaluate), and return its accuracy.
 
-    Losses and rates by epoch tell the report whether the training had converged.
+    By the losses and learning rates of each epoch the report judges whether the training converged.
     """
     torch.manual_seed(seed)
     images, labels = load("train")
@@ -67,7 +67,7 @@ def train(model: nn.Module, budget: Any, seed: int) -> dict[str, Any]:
 
 
 def score(model: nn.Module, device: str) -> float:
-    """Return the share of the test images whose class is named."""
+    """Return the share of correctly classified test images."""
     images, labels = load("test")
     model.eval()
     with torch.no_grad():

@@ -6,7 +6,7 @@ import regrow
 
 
 class Block(nn.Module):
-    """Widen, filter each channel, narrow; added to the input where the shapes are the same."""
+    """Expand, convolve depthwise, project; the input is added where the shapes are the same."""
 
     def __init__(self, num_in: int, num_out: int, stride: int) -> None:
         super().__init__()
@@ -24,12 +24,12 @@ class Block(nn.Module):
         self.shortcut = stride == 1 and num_in == num_out
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``[N, num_out, H, W]``, the map halved by a stride of 2."""
+        """Return ``[N, num_out, H, W]``; a stride of 2 halves H and W."""
         return x + self.layers(x) if self.shortcut else self.layers(x)
 
 
 class MobileNet(nn.Module):
-    """A stem, three blocks, and a linear layer on the mean over the map."""
+    """A stem, three blocks, global average pooling and a linear layer."""
 
     def __init__(self, classes: int = 10, width: int = 16) -> None:
         super().__init__()
@@ -48,5 +48,5 @@ class MobileNet(nn.Module):
 
 @regrow.register_model("my-mobilenet", family="mine")  # so that a study can name it
 def my_mobilenet(*, classes: int, in_channels: int, input_size: int, width: int = 16) -> nn.Module:
-    """Build the network for images of any size, in grey."""
+    """Build the network for greyscale images of any size."""
     return MobileNet(classes, width)

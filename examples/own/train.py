@@ -1,4 +1,4 @@
-"""Train the network, and write its weights."""
+"""Train the network of nets.py, and write its weights to weights.pt."""
 
 import torch
 from data import accuracy, train

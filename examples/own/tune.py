@@ -1,4 +1,4 @@
-"""Fine-tune the network that `regrow shrink` wrote, save it, and export it."""
+"""Fine-tune the network that `regrow shrink` wrote to `small`, save it, and export it to ONNX."""
 
 from data import accuracy, train
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Classifier(lightning.LightningModule):
-    """Any network of images, its loss and its optimiser."""
+    """An image classifier with its loss and optimiser."""
 
     def __init__(self, net: nn.Module, steps: int) -> None:
         super().__init__()
@@ -22,18 +22,18 @@ class Classifier(lightning.LightningModule):
         return cross_entropy(self.net(batch[0]), batch[1])
 
     def validation_step(self, batch: list[Tensor]) -> None:
-        """Remember which answers are right."""
+        """Record which predictions are right."""
         self.right.append(self.net(batch[0]).argmax(1) == batch[1])
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW, its rate on a cosine over the whole budget."""
+        """Return AdamW, with a cosine schedule over the whole budget."""
         optimiser = torch.optim.AdamW(self.net.parameters(), 0.01)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(self.steps, 1))
         return [optimiser], [{"scheduler": cosine, "interval": "step"}]
 
 
 def train_digits(model: nn.Module, budget: Any, seed: int) -> dict[str, float]:
-    """Train a network in place for a budget of epochs (none: only measure), and score it."""
+    """Train a network in place for a budget of epochs (0: only evaluate); return its accuracy."""
     lightning.seed_everything(seed, verbose=False)
     batches = DataLoader(TensorDataset(images[learnt], labels[learnt]), 64, shuffle=True)
     tests = DataLoader(TensorDataset(images[judged], labels[judged]), 450)

@@ -1,8 +1,8 @@
 """A training function for `regrow compare` with transformers.Trainer.
 
-Sentences of 16 words from 50, of three kinds: which of the first three
-words was put there most often.
-`python with_trainer.py` writes a small BERT for them, drawn at random, to the folder `bert`.
+The data are sentences of 16 words from a vocabulary of 50, in three classes: word 0, 1 or 2,
+whichever was inserted most often.
+`python with_trainer.py` writes a small BERT with random weights for them to the folder `bert`.
 """
 
 import tempfile
@@ -16,13 +16,13 @@ generator = torch.Generator().manual_seed(0)
 tokens = torch.randint(0, 50, (1500, 16), generator=generator)
 kinds = torch.randint(0, 3, (1500,), generator=generator)
 where = torch.rand(1500, 16, generator=generator).argsort(1)
-tokens.scatter_(1, where[:, :3], kinds[:, None].expand(-1, 3))  # three of the right word
-tokens.scatter_(1, where[:, 3:5], (kinds[:, None] + 1).expand(-1, 2) % 3)  # two of a wrong one
+tokens.scatter_(1, where[:, :3], kinds[:, None].expand(-1, 3))  # word `kind`, three times
+tokens.scatter_(1, where[:, 3:5], (kinds[:, None] + 1).expand(-1, 2) % 3)  # another, twice
 sentences = [{"input_ids": ids, "labels": kind} for ids, kind in zip(tokens, kinds, strict=True)]
 
 
 def train_sentences(model: nn.Module, budget: Any, seed: int) -> dict[str, float]:
-    """Train a network in place for a budget of steps (none: only measure), and score it."""
+    """Train a network in place for a budget of steps (0: only evaluate), and return its scores."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,

@@ -1,9 +1,9 @@
-"""Write what the studies here are about: two small networks of transformers, and their data.
+"""Write the inputs of the studies in this folder: two small transformers networks, and their data.
 
     uv run python make.py  # needs the extra `transformers`
 
-``bert/`` and ``llama/`` hold configurations and first weights, as ``save_pretrained`` writes them;
-``topics.npz`` sequences of three topics with padding, ``bytes.npz`` the docs of regrow in windows.
+``bert/`` and ``llama/`` hold configurations and initial weights, written by ``save_pretrained``;
+``topics.npz`` padded sequences of three topics, ``bytes.npz`` windows of bytes of regrow's docs.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ LENGTH, VOCABULARY, PADDING = 24, 62, 0
 
 
 def topics(num: int) -> dict[str, np.ndarray]:
-    """Draw sequences in which tokens of one topic are a little more frequent than the others."""
+    """Draw padded sequences in which tokens of the labelled topic are more frequent than others."""
     draw = np.random.default_rng(0)
     labels = draw.integers(3, size=num)
     of_topic = draw.random((num, LENGTH)) < 0.35
@@ -27,7 +27,7 @@ def topics(num: int) -> dict[str, np.ndarray]:
 
 
 def windows(length: int = 48) -> dict[str, np.ndarray]:
-    """Cut the docs into windows of bytes; each byte is to be told from those before it."""
+    """Cut the docs into windows of bytes, for predicting each byte from those before it."""
     text = b"".join(file.read_bytes() for file in sorted((HERE / "../../docs").glob("*.md")))
     values = np.frombuffer(text, dtype=np.uint8).astype(np.int64) % 128
     return {"input_ids": values[: len(values) // length * length].reshape(-1, length)}

@@ -1,11 +1,11 @@
-"""torchvision's vision transformer for small images in grey, as a study builds it."""
+"""torchvision's vision transformer for small images, built with a study's arguments."""
 
 from torch import nn
 from torchvision.models import VisionTransformer
 
 
 def build(*, classes: int, in_channels: int, input_size: int, dim: int = 32) -> nn.Module:
-    """Build it for what the data say; ``dim`` is the study's to change."""
+    """Build the network for a data set; a study can set ``dim``."""
     net = VisionTransformer(
         image_size=input_size,
         patch_size=2,
