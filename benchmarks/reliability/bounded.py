@@ -1,7 +1,7 @@
-"""Use inputs one after another in children with limits, and say which of them were not borne.
+"""Try inputs one after another in child processes with limits, and report which of them fail.
 
-An input is borne if it gives a value or one of the package's own errors, in at most 2 seconds of a
-processor and 500 MB beyond what the warm process has.
+An input passes if it gives a value or one of the package's own errors, within 2 seconds of CPU time
+and 500 MB beyond the memory of the warm process.
 """
 
 import faulthandler
@@ -24,15 +24,15 @@ from regrow.errors import RegrowError
 
 SECONDS = 2.0
 BYTES = 500 << 20
-PATIENCE = 30  # seconds of the clock until one is looked at, and again where it works on
-WORKING = 0.05  # seconds of a processor in that time: less is waiting, on however busy a machine
-MOST = 5 * SECONDS  # of a processor, until an input counts as one that never ends
-CHUNK = 100  # inputs a child
+PATIENCE = 30  # seconds by the clock between checks of an input that is still running
+WORKING = 0.05  # CPU seconds between two checks; with less, an input hangs, on any busy machine
+MOST = 5 * SECONDS  # CPU seconds after which an input counts as endless
+CHUNK = 100  # inputs per child
 
 
 @dataclass
 class Found:
-    """What became of many inputs."""
+    """The outcomes of many inputs."""
 
     ends: Counter[str] = field(default_factory=Counter)
     faults: list[dict[str, Any]] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Found:
 
 
 def use_all(name: str, *, num: int, use: Callable[[int], object]) -> Found:
-    """Call ``use`` with each number below ``num``, which names an input; collect what happened."""
+    """Call ``use`` with each input's number, from 0 to ``num - 1``, and collect the outcomes."""
     found = Found()
     start = 0
     while start < num:
@@ -50,7 +50,7 @@ def use_all(name: str, *, num: int, use: Callable[[int], object]) -> Found:
 
 
 def _chunk(name: str, numbers: range, use: Callable[[int], object], found: Found) -> int:
-    """Use some inputs in a child; return the number of the first that was not."""
+    """Try some inputs in a child; return the number of the first that was not tried."""
     reader, writer = os.pipe()
     sys.stdout.flush()
     child = os.fork()
@@ -75,7 +75,7 @@ def _chunk(name: str, numbers: range, use: Callable[[int], object], found: Found
             if problem:
                 found.faults.append(value | {"of": name, "problem": problem})
     _, status = os.waitpid(child, 0)
-    if status:  # the input after those that were told of ended the child
+    if status:  # the child was ended by the input after the last one that it reported
         code = os.waitstatus_to_exitcode(status)
         problem = f"its process ended with {code}"
         found.ends["lost"] += 1
@@ -116,20 +116,20 @@ def _serve(numbers: range, use: Callable[[int], object], writer: int) -> None:
 
 
 class _Clock:
-    """Ends an input that hangs, by its own processor time where others hold the machine."""
+    """Ends an input that hangs, judged by CPU time, because the machine may be busy."""
 
     def start(self) -> None:
-        """Begin with an input."""
+        """Start the clock for an input."""
         self.began = time.process_time()
         self._wait()
 
     def _wait(self) -> None:
         self.seen = time.process_time()
         signal.alarm(PATIENCE)
-        faulthandler.dump_traceback_later(PATIENCE + 2, exit=True)  # of what heeds no signal
+        faulthandler.dump_traceback_later(PATIENCE + 2, exit=True)  # ignores signals
 
     def look(self, number: int, frame: FrameType | None) -> None:
-        """Wait on for an input that works and has not worked for long; raise else."""
+        """Go on waiting if the input uses CPU time, and not too much of it; otherwise raise."""
         now = time.process_time()
         if now - self.seen < WORKING or now - self.began > MOST:
             raise TimeoutError(
@@ -139,7 +139,7 @@ class _Clock:
 
 
 def _memory() -> tuple[int, int]:
-    """Return the bytes of this process: addressed, and resident."""
+    """Return the bytes of this process's address space, and its resident bytes."""
     addressed, resident, *_ = map(int, Path("/proc/self/statm").read_text().split())
     page = os.sysconf("SC_PAGE_SIZE")
     return addressed * page, resident * page

@@ -1,4 +1,4 @@
-"""Fill a store with records of a study's jobs, sealed as runs seal them, without training any.
+"""Fill a store with invented records of a study's jobs, with valid digests, without training.
 
     uv run python benchmarks/reliability/fabricate.py FOLDER --jobs 10000 [--rows]
 
@@ -28,7 +28,7 @@ SEEDS = 5
 
 
 def study_of(num_jobs: int, *, rows: bool = False) -> dict[str, Any]:
-    """Return a study file of about so many jobs: more seeds of the small one, or more rows."""
+    """Return a study of about ``num_jobs`` jobs: the small one with more seeds or more rows."""
     value = copy.deepcopy(rounds.STUDY) | {"seeds": 1}
     if not rows:
         per_seed = len(all_jobs(Study.from_json(value).jobs()))
@@ -47,7 +47,7 @@ def study_of(num_jobs: int, *, rows: bool = False) -> dict[str, Any]:
 
 
 def record_of(job: Job, number: int) -> dict[str, Any]:
-    """Invent what a job found."""
+    """Invent a job's record."""
     rng = random.Random(number)
     whole = {"parameters": 1000, "macs": 20_000, "flops": 42_000}
     left = 1.0 if job.pruning is None else 1 - 0.8 * (getattr(job.pruning, "sparsity", 0) or 0)
@@ -65,7 +65,7 @@ def record_of(job: Job, number: int) -> dict[str, Any]:
 def fill(folder: Path, num_jobs: int, *, rows: bool = False, tensors: int = 0) -> int:
     """Write a study and a store with all its records; return their number.
 
-    ``tensors`` is the number of values that each record has beside it.
+    ``tensors`` is the number of values in the tensor file of each record.
     """
     import torch
 
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--rows", action="store_true", help="many rows, of five seeds each")
-    parser.add_argument("--tensors", type=int, default=0, help="values beside each record")
+    parser.add_argument("--tensors", type=int, default=0, help="values in each tensor file")
     given = parser.parse_args()
     number = fill(given.folder, given.jobs, rows=given.rows, tensors=given.tensors)
     print(f"{number:,} jobs in {given.folder}")

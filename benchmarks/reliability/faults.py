@@ -1,19 +1,19 @@
-"""Let each file operation of a run fail, in every way it can, and run it again when it may succeed.
+"""Make each file operation of a run fail, in every way it can, then run again without the fault.
 
     uv run python benchmarks/reliability/faults.py --out faults.json
 
-The operations are those of a run with a report, figures, the page and TensorBoard's files (where
-tensorboard is installed), and those of a report that reads what is stored. Operations of one kind
-on files of one kind are one site; each site is met at its first operation and at one drawn from the
-later ones. The ways: a disk that is full from there on (ENOSPC), an error of the device (EIO), no
-permission (EACCES), a write of half the bytes that says so (short) or ends in an error (torn), a
-rename that is done and reports an error (torn). ``--rounds`` is the largest number of rounds.
-``--workers`` adds rounds with one worker process, and ``--pairs`` rounds of two runs at once, of
-which one meets the fault; their sites are drawn.
+The operations are those of a run with a report, figures, the page and TensorBoard's files (if
+tensorboard is installed), and those of a report from stored results. Operations of one kind on
+files of one kind are one site; for each site, its first operation fails, and one drawn from the
+later ones. The ways to fail: a disk that stays full (ENOSPC), a device error (EIO), no permission
+(EACCES), a write of half the bytes that reports it (short) or reports an error (torn), a rename
+that is done but reports an error (torn). ``--rounds`` is the largest number of rounds.
+``--workers`` adds rounds with one worker process, and ``--pairs`` rounds of two runs at once, one
+of which meets the fault; their sites are drawn.
 
-What must hold: no traceback, no hang; an end with an error says which (in the system's words) and,
-of a full disk, how much is free; what was written is complete or absent; the next run is as if
-nothing had happened (``rounds.Ground.after``).
+Required: no traceback, no hang; if the command ends with an error, its message has the system's
+error text and, for a full disk, the free space; every file is complete or absent; the next run
+gives the results of an undisturbed one (``rounds.Ground.after``).
 """
 
 import csv
@@ -65,7 +65,7 @@ def ways(operation: str) -> Iterator[Fault]:
 
 
 def site(line: str) -> str:
-    """Return an operation without what differs between jobs, processes and repetitions."""
+    """Return an operation without the parts that differ between jobs, processes and repetitions."""
     line = re.sub(r"[0-9a-f]{64}", "KEY", line)
     line = re.sub(r"records/[0-9a-f]{2}", "records/XX", line)
     line = re.sub(r"scratch-[0-9a-f-]+", "scratch", line)
@@ -74,7 +74,7 @@ def site(line: str) -> str:
 
 
 def sites(lines: list[str], rng: random.Random) -> list[tuple[int, str]]:
-    """Choose operations to meet: of each site the first, and one of the later."""
+    """Choose the operations to fail: for each site, the first and a random later one."""
     by_site: dict[str, list[int]] = {}
     for number, line in enumerate(lines, start=1):
         by_site.setdefault(site(line), []).append(number)
@@ -86,7 +86,7 @@ def sites(lines: list[str], rng: random.Random) -> list[tuple[int, str]]:
 
 
 def incomplete(ground: Ground) -> Iterator[str]:
-    """Name files under their final names that are not whole."""
+    """Yield a problem for each incomplete file under its final name."""
     store = ground.round / "store"
     if (store / "store.json").exists():
         opened = Store.open(store, create=False)
@@ -119,7 +119,7 @@ def _whole(file: Path) -> bool:
 
 
 def judge(ground: Ground, ended: Ended, fault: Fault) -> Iterator[str]:
-    """Say what was wrong with the end of a run that met a fault."""
+    """Yield what is wrong with the end of a run that met a fault."""
     if "Traceback" in ended.text:
         yield "a traceback"
     if ended.code not in (0, 1, 2):
@@ -137,13 +137,13 @@ def judge(ground: Ground, ended: Ended, fault: Fault) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One fault to meet: at which operation of which commands."""
+    """One fault to inject: at which operation of which commands."""
 
     ground: Ground
     number: int
     name: str
     fault: Fault
-    reads: bool = False  # of a report, what it reads
+    reads: bool = False  # a read operation of a report, instead of a write operation of a run
     workers: int = 0
     runs: int = 1  # at once
 
@@ -156,7 +156,7 @@ class Plan:
 def planned(
     control: shim.Shim, ground: Ground, rng: random.Random, *, workers: int = 0, runs: int = 1
 ) -> Iterator[Plan]:
-    """Yield the operations of a run, and of reading for a report, with each way to fail."""
+    """Yield the operations of a run, and the reads of a report, with each way to fail."""
     for reads in (False, True) if runs == 1 and not workers else (False,):
         if not reads:
             ground.clear()
@@ -201,14 +201,14 @@ def meet(control: shim.Shim, plan: Plan) -> list[Ended]:
 
 
 def drawn(plans: Iterable[Plan], num: int, rng: random.Random) -> list[Plan]:
-    """Draw so many plans, in their order."""
+    """Draw at most ``num`` plans, and keep their order."""
     every = [*plans]
     return [every[n] for n in sorted(rng.sample(range(len(every)), min(num, len(every))))]
 
 
 def main() -> int:
     parser = rounds.options(__doc__ or "", rounds=10**9)
-    parser.add_argument("--only", default="", help="a part of the names of sites to meet")
+    parser.add_argument("--only", default="", help="part of the names of the sites to test")
     parser.add_argument("--workers", type=int, default=0, help="rounds with a worker process")
     parser.add_argument("--pairs", type=int, default=0, help="rounds of two runs at once")
     given = parser.parse_args()
@@ -219,7 +219,7 @@ def main() -> int:
     rounds.warm("--html", *more)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
-        # Pages and figures take most of the time: sites of the store are met without them.
+        # Pages and figures take most of the time, so sites of the store are tested without them.
         whole = Ground(folder / "whole", options=("--html", *more))
         rounds.without_figures()
         plain = Ground(folder / "plain")

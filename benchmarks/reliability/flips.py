@@ -1,11 +1,12 @@
-"""Change one byte of one file that a run left, a file at a time: it is told, or changes nothing.
+"""Change one byte of one file of a store at a time: it must be detected, or have no effect.
 
     uv run python benchmarks/reliability/flips.py --rounds 2000 --out flips.json
 
-Records, tensors, the plan, the decision on the precision, the store's own file and checkpoints.
-After each change the study is reported: its rows are those of the unchanged store; or the file is
-named as damaged, and rows that depend on it are missing; or the command ends in one message. Every
-20th time the study is also run again, after which its rows must be those of the unchanged store.
+The files are records, tensors, the plan, the precision decision, the store's own file, and
+checkpoints. After each change the study is reported: its rows must be those of the unchanged store;
+or the file is named as damaged, and the rows that depend on it are missing; or the command ends
+with one message. Every 20th time the study is also run again, and must give the rows of the
+unchanged store.
 """
 
 import os
@@ -40,7 +41,7 @@ def row_of(found: Run) -> tuple[Any, ...]:
 def wrongs(
     study: Study, store: Store, sound: dict[Any, Run], *, file: Path, tally: Tally
 ) -> Iterator[str]:
-    """Say what is wrong with how a change of a file was met."""
+    """Yield what is wrong with the handling of a changed file."""
     planned = recall(store, study_file(store))
     if planned is not None and planned.specs != SPECS:
         yield "another plan was taken"
@@ -76,7 +77,7 @@ SPECS: dict[str, Any] = {}
 
 
 def checkpoints(folder: Path, rng: random.Random, num: int, tally: Tally) -> None:
-    """Change a byte of a checkpoint, and load it: it is set aside, or what was saved."""
+    """Change a byte of a checkpoint and load it: it must be reported damaged, or be unchanged."""
     import torch
 
     from test_damage import changed

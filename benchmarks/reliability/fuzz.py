@@ -1,14 +1,14 @@
-"""Give what users hand in many changed and hostile inputs: a value or a clear error each.
+"""Try many changed and hostile inputs: each must give a value or a clear error.
 
     uv run python benchmarks/reliability/fuzz.py --rounds 20000 --out fuzz.json
 
 Study files (read, and expanded into jobs), folders of pruned networks (``architecture.json`` and
-weights), files of masks, of weights, records and checkpoints of a store, and data: CSV, npz,
-safetensors and Parquet tables, Parquet images, image folders, VOC annotations (``hostile.py``).
-Stores in any state, plans, leases, archives, jobs and records as they cross Ray, cards, reports and
-options of the command line (``hostile_stores.py``, ``hostile_lines.py``). The limits are those
-of ``bounded.py``. ``--only`` takes kinds; an input can be made again from its number and the
-seed. Inputs that must be refused and are not are no matter of this benchmark.
+weights), mask and weight files, records of a store, and data: CSV, npz, safetensors and Parquet
+tables, Parquet images, image folders (``hostile.py``). Stores in any state, plans, leases,
+checkpoints, archives, jobs and records as they are sent to Ray, cards, reports, VOC annotations
+(``hostile_stores.py``), command lines, and pipes, devices and links in place of files
+(``hostile_lines.py``). The limits are those of ``bounded.py``. ``--only`` takes kinds; an input can
+be made again from its number and the seed. Whether bad inputs are refused is not tested here.
 """
 
 import json
@@ -32,7 +32,7 @@ Use = Callable[[int], object]
 def main() -> int:
     parser = rounds.options(__doc__ or "", rounds=20_000)
     parser.add_argument("--only", nargs="*", default=[], help="kinds of inputs", metavar="KIND")
-    parser.add_argument("--number", type=int, help="this input alone, with its traceback")
+    parser.add_argument("--number", type=int, help="only this input, with its traceback")
     given = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     import hostile

@@ -1,4 +1,4 @@
-"""Kinds of inputs that users hand in, changed at random and by what is known to hurt readers."""
+"""Kinds of user inputs, changed at random and in ways that are known to break parsers."""
 
 import io
 import json
@@ -48,7 +48,7 @@ VALUES: tuple[Any, ...] = (
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of input: its share of all, and what makes and uses the one of a number."""
+    """A kind of input: its share of all inputs, and a function that makes and tries number n."""
 
     share: int
     use: Callable[[int], object]
@@ -75,7 +75,7 @@ def changed(content: bytes, rng: random.Random) -> bytes:
 
 
 def changed_value(value: Any, rng: random.Random) -> Any:
-    """Change one or two values of JSON, whole branches too."""
+    """Change, rename or delete one or two values of a JSON value, whole branches included."""
     value = json.loads(json.dumps(value))
     for _ in range(rng.randint(1, 2)):
         inner = value
@@ -150,7 +150,7 @@ def study_text(rng: random.Random) -> bytes:
 
 
 def digits_text(rng: random.Random) -> bytes:
-    """Change the numbers of a study that can be expanded at once, or other values of it."""
+    """Change a number, or other values, of a study that is quick to expand."""
     if rng.random() < 0.4:
         return changed_studies.changed_values(rng, DIGITS)
     words = DIGITS.split(" ")
@@ -167,9 +167,9 @@ def _studies(folder: Path, seed: int) -> dict[str, Kind]:
         file.write_bytes(study_text(random.Random(f"{seed} study {number}")))
         return Study.load(file)
 
-    torch_bomb()  # here, where nothing is bounded
+    torch_bomb()  # cached here, where no limits apply
     (folder / "study.yaml").write_text(DIGITS)
-    Study.load(folder / "study.yaml").jobs()  # here, once for all children
+    Study.load(folder / "study.yaml").jobs()  # warm up, once for all children
     for base in changed_studies.BASES.values():
         (folder / "study.yaml").write_text(base)
         with suppress(RegrowError):
@@ -218,7 +218,7 @@ def _networks(folder: Path, seed: int) -> dict[str, Kind]:
 
 
 def _tensors_bomb(rng: random.Random) -> bytes:
-    """Write a safetensors header that promises more than there is."""
+    """Return a safetensors file whose header declares more data than there is."""
     shape = rng.choice(([10**9, 10**9], [2**62, 4], [-1], [10**6], [0, 10**18]))
     end = rng.choice((8, 10**18, 4 * 10**6, -1))
     header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
@@ -227,7 +227,7 @@ def _tensors_bomb(rng: random.Random) -> bytes:
 
 
 def npz(arrays: dict[str, Any], rng: random.Random) -> bytes:
-    """Write an npz file, at times one that unfolds to gigabytes or whose head promises them."""
+    """Return an npz file, sometimes one that unpacks to gigabytes or whose header declares them."""
     way = rng.random()
     stream = io.BytesIO()
     if way < 0.05:
@@ -258,7 +258,7 @@ def _npy_head(shape: tuple[int, ...], kind: str) -> bytes:
 
 @cache
 def torch_bomb() -> bytes:
-    """Write a file of torch.save whose storages are packed, and unfold to 600 MB."""
+    """Return a torch.save file with compressed storages, which unpack to 600 MB each."""
     stream = io.BytesIO()
     torch.save({"conv.weight": torch.zeros(8)}, stream)
     packed = io.BytesIO()
@@ -275,7 +275,7 @@ def torch_bomb() -> bytes:
 
 
 def torch_file(value: Any, rng: random.Random) -> bytes:
-    """Write a file of torch.save, at times one whose storages promise gigabytes or are packed."""
+    """Return a torch.save file, in the old or new format, damaged or with compressed storages."""
     stream = io.BytesIO()
     way = rng.random()
     torch.save(value, stream, _use_new_zipfile_serialization=way > 0.3)
@@ -330,7 +330,7 @@ def _stores(folder: Path, seed: int) -> dict[str, Kind]:
         file = rng.choice(files)
         if file.suffix == ".json" and rng.random() < 0.5:
             value = changed_value(json.loads(contents[file]), rng)
-            if isinstance(value.get("timing"), dict):  # sealed anew: whoever writes may seal
+            if isinstance(value.get("timing"), dict):  # with a valid digest
                 value["timing"].pop("digest", None)
                 content = _sealed(value, file.parent.name) or b"{}"
             else:
@@ -364,7 +364,7 @@ def _sealed(value: Any, key: str) -> bytes | None:
 
 def _data(folder: Path, seed: int) -> dict[str, Kind]:
     root = folder / "cache"
-    parquet_bombs()  # here, where nothing is bounded
+    parquet_bombs()  # cached here, where no limits apply
 
     def reading(
         name: str, share: int, make: Callable[[random.Random, Path], str]
@@ -456,7 +456,7 @@ def _safetensors(rng: random.Random, place: Path) -> str:
 
 @cache
 def parquet_bombs() -> tuple[bytes, ...]:
-    """Write files of a few kB that unfold to gigabytes."""
+    """Return Parquet files of a few kB that unpack to gigabytes."""
     num = 10**6
     texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(num, "i4")), pa.array(["x" * 2000]))
     many = pa.array(np.zeros(10**8, "i1"))
@@ -501,7 +501,7 @@ SIDES = ((100_000, 100_000), (2**31 - 1, 1), (12_000, 12_000), (30_000, 2900), (
 
 
 def picture(rng: random.Random) -> bytes:
-    """Write a picture, damaged, or small with a head that promises much."""
+    """Return an image file, mostly damaged, or a small PNG whose header declares a large image."""
     way = rng.random()
     if way < 0.1:
         return png_of_zeros(*rng.choice(SIDES))
@@ -513,7 +513,7 @@ def picture(rng: random.Random) -> bytes:
 
 
 def png_of_zeros(width: int, height: int) -> bytes:
-    """Write a PNG of one grey, whose data are packed to a thousandth."""
+    """Return an all-black PNG, with at most 150 MB of data, compressed to a thousandth."""
 
     def part(name: bytes, data: bytes) -> bytes:
         return (
@@ -552,7 +552,7 @@ def _images(rng: random.Random, place: Path) -> str:
 
 
 def kinds(folder: Path, *, seed: int) -> dict[str, Kind]:
-    """Return every kind of input by its name; files are written below a folder."""
+    """Return every kind of input by name; their files are written to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     return {
         **_studies(folder, seed),
@@ -563,4 +563,4 @@ def kinds(folder: Path, *, seed: int) -> dict[str, Kind]:
     }
 
 
-_ = Image  # formats are registered by its import
+_ = Image  # imported to register its file formats

@@ -1,4 +1,4 @@
-"""Options of the command line, and places that data and weights are read from, hostile ones."""
+"""Hostile command lines, and pipes, devices, links and endless files in place of input files."""
 
 import os
 import random
@@ -61,7 +61,7 @@ def _lines(folder: Path, seed: int) -> dict[str, Kind]:
         ("cluster", "slurm"),
     ):
         with suppress(Refused):
-            command(*words)  # here, once for all children
+            command(*words)  # warm up, once for all children
 
     def use(number: int) -> object:
         rng = random.Random(f"{seed} line {number}")
@@ -105,7 +105,7 @@ def _lines(folder: Path, seed: int) -> dict[str, Kind]:
 
 
 def _sound(base: Path) -> dict[str, tuple[Path, str]]:
-    """Write what each reader takes; returns for each the files, and what it is named by."""
+    """Write valid files for each reader; return the folder and the data set's name for each."""
     for name in ("csv", "npz", "safetensors", "parquet", "text", "weights", "masks", "study"):
         (base / name).mkdir(parents=True)
     (base / "csv" / "x.csv").write_text("a,b\n" + "1,2\n3,4\n" * 10)
@@ -132,7 +132,7 @@ def _sound(base: Path) -> dict[str, tuple[Path, str]]:
 
 
 def _places(folder: Path, seed: int) -> dict[str, Kind]:
-    """Pipes, devices, links, folders and endless files in the places of files."""
+    """Return the kind of input that puts pipes, devices, links and the like in place of files."""
     base = folder / "places"
     sound = folder / "sound-places"
     named = _sound(sound)
@@ -158,7 +158,7 @@ def _places(folder: Path, seed: int) -> dict[str, Kind]:
         way = rng.choice(("pipe", "zero", "null", "folder", "loop", "nowhere", "empty", "endless"))
         if way == "pipe":
             if name == "study":
-                return None  # one that a shell makes is read as it comes
+                return None  # studies may be read from a shell's pipes
             os.mkfifo(file)
         elif way in ("zero", "null", "loop", "nowhere"):
             places = {"zero": "/dev/zero", "null": "/dev/null", "loop": file.name}
@@ -174,10 +174,10 @@ def _places(folder: Path, seed: int) -> dict[str, Kind]:
         shutil.rmtree(base, ignore_errors=True)
         shutil.copytree(sound, base)
         if name not in ("study", "masks"):
-            read(name, text)  # here, once for all children
+            read(name, text)  # warm up, once for all children
     return {"places of files": Kind(4, use)}
 
 
 def kinds(folder: Path, *, seed: int) -> dict[str, Kind]:
-    """Return the kinds of inputs by their names; files are written below a folder."""
+    """Return every kind of input by name; their files are written to ``folder``."""
     return {**_lines(folder, seed), **_places(folder, seed)}

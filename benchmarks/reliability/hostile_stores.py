@@ -1,8 +1,8 @@
-"""Kinds of hostile inputs that pass between runs, machines and versions, given to the commands.
+"""Hostile inputs for commands that read what other runs, machines and versions wrote.
 
-Stores in any state (files, links, pipes, folders), plans and decisions that somebody sealed,
-archives for ``store import``, jobs and records as they cross Ray, folders for ``push`` and
-``compare-runs``, studies with a function of one's own, annotations.
+Stores in any state (files, links, pipes, folders), changed plans and decisions with valid digests,
+archives for ``store import``, jobs and records as they are sent to Ray, folders for ``push`` and
+``compare-runs``, studies with a user's training function, annotations.
 """
 
 import io
@@ -48,7 +48,7 @@ from regrow.surgery import shrink, trace
 from regrow.surgery.architecture import Architecture, save
 from test_damage import filled
 
-LONGEST = 12_000  # characters of a line that a command prints; a user's own text of 5,000 may recur
+LONGEST = 12_000  # characters of a printed line, which may repeat a user's text of 5,000
 NETS = """
 from torch import nn
 
@@ -77,11 +77,16 @@ seeds: 2
 
 
 class Refused(RegrowError):
-    """What a command said that ended with exit code 1 or 2; the longest of its lines."""
+    """Raised for a command that ends with exit code 1 or 2, with the longest line it printed."""
 
 
 def command(*words: str | Path) -> str:
-    """Run a command in this process; returns what it printed."""
+    """Run a command in this process, and return what it printed.
+
+    Raises:
+        Refused: it ended with exit code 1 or 2.
+        AssertionError: it printed a traceback or an overlong line, or ended with another code.
+    """
     printed, said = io.StringIO(), io.StringIO()
     sys.argv = ["regrow", *map(str, words)]
     code: Any = 0
@@ -92,7 +97,7 @@ def command(*words: str | Path) -> str:
         code = end.code
     texts = printed.getvalue(), said.getvalue()
     for text in texts:
-        text.encode()  # a terminal would refuse what is no text
+        text.encode()  # raises for lone surrogates, which a terminal would refuse
     longest = max("\n".join(texts).splitlines(), key=len, default="")
     if "Traceback" in "".join(texts) or len(longest) > LONGEST or code not in (0, 1, 2, None):
         raise AssertionError(f"exit code {code}, a line of {len(longest)}: {''.join(texts)[:1500]}")
@@ -105,14 +110,14 @@ def command(*words: str | Path) -> str:
 
 
 class StoreUnderTest:
-    """A store with all kinds of files, made again for each input, and the commands that see it."""
+    """A store with all kinds of files, restored for each input, and the commands that read it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.root = folder / "store"
         self.other = folder / "other"
         self.file = folder / "study.yaml"
-        self.elsewhere = folder / "elsewhere"  # what links in the store may lead to
+        self.elsewhere = folder / "elsewhere"  # a possible target of links in the store
         for name in ("Documents/letter.txt", "ab/cd/record.json", ".hidden/.key", "lock/owner"):
             (self.elsewhere / name).parent.mkdir(parents=True)
             (self.elsewhere / name).write_text("mine")
@@ -142,7 +147,7 @@ class StoreUnderTest:
         self.renew()
 
     def renew(self) -> Store:
-        """Put the sound store in the place of the one that was hurt."""
+        """Replace the damaged store by a copy of the sound one."""
         for place in (self.root, self.folder / "to", self.folder / "out"):
             if place.is_symlink() or place.is_file():
                 place.unlink()
@@ -151,7 +156,7 @@ class StoreUnderTest:
         return Store(self.root)
 
     def look(self, rng: random.Random) -> object:
-        """Give the store to one command."""
+        """Run a random command on the store; files elsewhere must not be removed."""
         at = ("--store", self.root)
         to = self.folder / "to"
         looks: list[Callable[[], object]] = [
@@ -176,7 +181,7 @@ class StoreUnderTest:
             assert before <= {*self.elsewhere.rglob("*")}, "files elsewhere were removed"
 
     def begin_a_run(self) -> object:
-        """Do what a run does before and after its jobs."""
+        """Do what a run does with the store besides running jobs."""
         store = Store.open(self.root)
         store.tidy()
         _set_damaged_aside(self.jobs.values(), store, lambda _: None)
@@ -189,7 +194,7 @@ class StoreUnderTest:
 
 
 def hurt(path: Path, rng: random.Random, *, elsewhere: Path) -> None:
-    """Put something else in the place of a file or folder."""
+    """Replace a file or folder by something else."""
     content = path.read_bytes() if path.is_file() else b""
     ways = ["nothing", "empty", "bytes", "folder", "dangling", "loop", "pipe", "elsewhere", "zero"]
     if path.suffix == ".json" or path.name == "owner":
@@ -214,7 +219,7 @@ def hurt(path: Path, rng: random.Random, *, elsewhere: Path) -> None:
 
 
 def resealed(path: Path, content: bytes, rng: random.Random) -> bytes:
-    """Change a value of a file, and seal it as its writer would have."""
+    """Change a value of a JSON file, and give it a valid digest if its kind has one."""
     value = json.loads(content)
     under = "timing" if path.name == "record.json" else None
     name = path.parent.name if under else path.stem
@@ -225,7 +230,7 @@ def resealed(path: Path, content: bytes, rng: random.Random) -> bytes:
         if path.name in ("owner", "progress.json", "store.json"):
             return json.dumps(value).encode()[:512].ljust(512 if path.name == "owner" else 0)
         return sealed(value, name, under=under).encode()
-    except (ValueError, TypeError, AttributeError):  # not finite, or no mapping any more
+    except (ValueError, TypeError, AttributeError):  # not finite, or no longer a mapping
         return json.dumps(value).encode()
 
 
@@ -251,7 +256,7 @@ def _trees(folder: Path, seed: int) -> dict[str, Kind]:
         with_luck.choice = lambda values, n=number: values[n % len(values)]  # type: ignore
         kept.renew()
         try:
-            kept.look(with_luck)  # here, once for all children
+            kept.look(with_luck)  # warm up with each command, once for all children
         except RegrowError:
             continue
     return {
@@ -264,7 +269,7 @@ def _trees(folder: Path, seed: int) -> dict[str, Kind]:
 
 
 def _header(name: str, content: bytes, rng: random.Random) -> bytes:
-    """Write a member of an archive that is not what any export has."""
+    """Return an archive member that no export would write."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     kind = tarfile.GNU_FORMAT
@@ -302,7 +307,7 @@ def _header(name: str, content: bytes, rng: random.Random) -> bytes:
 
 
 def _sparse(member: tarfile.TarInfo) -> bytes:
-    """Write a head that stands for a terabyte of zeros with a few bytes between."""
+    """Return the header of a GNU sparse file of 8 GB with only a few bytes of data."""
     head = bytearray(member.tobuf(format=tarfile.GNU_FORMAT))
     head[156:157] = b"S"
     head[386:410] = b"%011o\0%011o\0" % (0, member.size)
@@ -563,7 +568,7 @@ def _annotations(folder: Path, seed: int) -> dict[str, Kind]:
 
 
 def kinds(folder: Path, *, seed: int) -> dict[str, Kind]:
-    """Return every kind of input by its name; files are written below a folder."""
+    """Return every kind of input by name; their files are written to ``folder``."""
     folder = folder / "stores"
     folder.mkdir(parents=True)
     regrow.report._figures = lambda *_: ()  # type: ignore[assignment]  # they take a second

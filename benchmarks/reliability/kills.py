@@ -1,13 +1,13 @@
-"""Kill runs, start them again, and look whether anything was lost, doubled, or left over.
+"""Kill runs, start them again, and check that nothing was lost, duplicated or left over.
 
     uv run python benchmarks/reliability/kills.py --out kills.json
 
-Kills are SIGKILL. ``--rounds`` is the number of kills of runs in one process: at every file
-operation of a run (of many writes to one file in a row the first two, the last and one between),
-and from then on at random moments. ``--workers`` adds rounds with one and two worker processes, of
-which the run with all of them, the run alone, or a worker is killed. ``--pairs`` adds rounds of two
-runs on one store, of which one or both are killed. After each, the same command is run again; what
-must hold then stands in ``rounds.Ground.after``.
+Kills are SIGKILL. ``--rounds`` is the number of kills of runs in one process: at each file
+operation of a run (for successive writes to one file, at the first two, the last and one between),
+and then at random moments. ``--workers`` adds rounds with one or two worker processes, in which the
+run and all its workers, the run alone, or one worker is killed. ``--pairs`` adds rounds with two
+runs on one store, of which one or both are killed. After each kill the same command is run again
+and checked by ``rounds.Ground.after``.
 """
 
 import os
@@ -23,7 +23,7 @@ from rounds import Ground, Tally, finish, kill
 
 
 def operations(control: shim.Shim, ground: Ground) -> tuple[list[int], list[str]]:
-    """Return the numbers of operations to die at, and the names of all."""
+    """Return the numbers of the operations at which to kill a run, and the names of all."""
     ground.clear()
     with control.armed(ground.round):
         ended = ground.run()
@@ -38,7 +38,7 @@ def operations(control: shim.Shim, ground: Ground) -> tuple[list[int], list[str]
 
 
 def _bare(name: str) -> str:
-    """Return an operation without what differs from run to run."""
+    """Return an operation without digits, which differ from run to run."""
     return "".join(letter for letter in name if not letter.isdigit())
 
 
@@ -58,7 +58,7 @@ def at_a_moment(ground: Ground, rng: random.Random, seconds: float) -> bool:
 
 
 def with_workers(ground: Ground, rng: random.Random, num: int) -> str:
-    """Kill a run with worker processes once jobs are under way; return what was killed."""
+    """Kill a run with worker processes, or a part of it, while jobs are running; say which."""
     child = ground.start(workers=num)
     running = ground.round / "store" / "running"
     began = time.monotonic()
@@ -95,7 +95,7 @@ def _is_worker(number: int) -> bool:
 
 
 def pair(ground: Ground, rng: random.Random, seconds: float, tally: Tally) -> str:
-    """Start two runs on one store, and kill one or both; what is left alive must end well."""
+    """Start two runs on one store, and kill one or both; a surviving run must succeed."""
     logs = ("log", "log2")
     first = ground.start(log=logs[0])
     time.sleep(rng.uniform(0.0, 0.3 * seconds))
@@ -114,12 +114,12 @@ def pair(ground: Ground, rng: random.Random, seconds: float, tally: Tally) -> st
 def main() -> int:
     parser = rounds.options(__doc__ or "", rounds=250)
     parser.add_argument("--workers", type=int, default=30, help="rounds with worker processes")
-    parser.add_argument("--moments", action="store_true", help="at random moments alone")
+    parser.add_argument("--moments", action="store_true", help="kill at random moments only")
     parser.add_argument("--pairs", type=int, default=50, help="rounds of two runs at once")
     given = parser.parse_args()
     control = shim.preload()
     rounds.warm()
-    rounds.without_figures()  # ``faults.py`` has them
+    rounds.without_figures()  # ``faults.py`` tests those
     rng = random.Random(given.seed)
     random.seed(given.seed)
     tally = Tally("kills")

@@ -1,13 +1,13 @@
-"""Run many short jobs, and look what each costs beside its own work; or run for long.
+"""Run many short jobs and measure the overhead of each; or run for long, and watch for leaks.
 
     uv run python benchmarks/reliability/load.py --rounds 10000 --workers 8 --out load.json
     uv run python benchmarks/reliability/load.py --soak 20 --out soak.json
 
-A job waits 50 ms, and stores a record and a small tensor. The overhead of a job is what the
-coordinator and the workers compute for it (processor time, so that others on the machine count for
-nothing), their start left out, and what the run took by the clock beyond the waiting. ``--soak`` is
-minutes: jobs of half a second (``--seconds``), and memory and open files of all processes every ten
-seconds, of whose second half the slope is told, and one in thirty of which is written.
+A job waits 50 ms, and stores a record and a small tensor. The overhead of a job is the CPU time of
+the coordinator and the workers for it, without their start, and the time by the clock beyond the
+waiting. ``--soak MINUTES`` runs jobs of half a second (``--seconds``) for so long, and samples the
+memory and open files of all processes every ten seconds; it reports their slopes over the second
+half, and writes one in thirty samples.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ SAMPLE_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Wait(Defaults):
-    """A job that waits, and stores that it did."""
+    """A job that waits, and stores a small record and tensor."""
 
     number: int
     seconds: float
@@ -73,7 +73,7 @@ def _seconds(who: int) -> float:
 
 
 def many(num: int, workers: int, tally: Tally) -> dict[str, Any]:
-    """Run many jobs, and an empty number of them to know what a start costs."""
+    """Measure the overhead per job of many jobs, less the cost of a run with one job per worker."""
     costs = []
     for jobs in (workers, num):
         with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +114,7 @@ def many(num: int, workers: int, tally: Tally) -> dict[str, Any]:
 
 
 def soak(minutes: float, workers: int, seconds: float, tally: Tally) -> dict[str, Any]:
-    """Run until the time is over, and fit lines through memory and open files."""
+    """Run jobs for so many minutes, and fit lines to memory and open files."""
     samples: dict[str, list[tuple[float, float, float]]] = {"coordinator": [], "workers": []}
     over = threading.Event()
     began = time.monotonic()
@@ -148,7 +148,7 @@ def soak(minutes: float, workers: int, seconds: float, tally: Tally) -> dict[str
     tally.rounds = len(done)
     found: dict[str, Any] = {"minutes": round((time.monotonic() - began) / 60, 1)}
     for name, values in samples.items():
-        values = values[:-2]  # without the end, when workers go
+        values = values[:-2]  # without the end, when workers exit
         later = values[len(values) // 2 :]
         found[f"{name}_minutes_megabytes_handles"] = [
             (round(minute), *held) for minute, *held in values[::30]
@@ -165,7 +165,7 @@ def _workers() -> list[int]:
 
 
 def _held(processes: list[int]) -> tuple[float, float]:
-    """Return the megabytes and the open files of processes, together."""
+    """Return the resident megabytes and the open files of processes, in total."""
     memory = files = 0.0
     for number in processes:
         try:
@@ -178,7 +178,7 @@ def _held(processes: list[int]) -> tuple[float, float]:
 
 
 def _slope(values: list[tuple[float, float, float]], place: int) -> float | None:
-    """Fit a line by least squares; its slope an hour."""
+    """Return the slope per hour of a least-squares line; None for fewer than three values."""
     if len(values) < 3:
         return None
     middle = sum(value[0] for value in values) / len(values)
@@ -192,7 +192,7 @@ def main() -> int:
     parser = rounds.options(__doc__ or "", rounds=10_000)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--soak", type=float, metavar="MINUTES")
-    parser.add_argument("--seconds", type=float, default=SOAK_SECONDS, help="of a job of the soak")
+    parser.add_argument("--seconds", type=float, default=SOAK_SECONDS, help="per job, with --soak")
     given = parser.parse_args()
     tally = Tally("soak" if given.soak else "load")
     if given.soak:

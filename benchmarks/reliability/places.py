@@ -1,11 +1,11 @@
-"""Run the study in unusual places: odd names, disks that are full or read-only, clocks that jump.
+"""Run a study under unusual conditions: odd names, full or read-only disks, clocks that jump.
 
     uv run python benchmarks/reliability/places.py --out places.json
 
-``--rounds`` is the number of full disks: file systems in memory (tmpfs) of rising size, and of
-rising numbers of files, that get room after the run has ended in an error. They, and one that is
-read-only, need ``unshare`` (Linux) and the right to mount in a namespace of one's own. What must
-hold stands in ``rounds.Ground.after``; what is read-only can be reported, verified and exported.
+``--rounds`` is the number of full disks: tmpfs file systems of increasing size, or with increasing
+limits on the number of files, which are enlarged after the run has ended with an error. They and a
+read-only one need ``unshare`` (Linux) and the permission to mount in a new namespace. Runs are
+checked by ``rounds.Ground.after``; a read-only store must allow reporting, verifying and exporting.
 """
 
 import os
@@ -28,12 +28,12 @@ NAMES = (
     *("semi;colon&", "$HOME", "~", "#hash", "back\\slash", "{name}", "\x1b[31mred", "a:b"),
     *("x" * 255, "e\u0301", "/".join(["deep" * 50] * 17), "../up", "x.yaml", "\u202eright to left"),
 )  # fmt: skip
-REFUSED = {  # names that no file system takes, or a library does not
+REFUSED = {  # names that file systems or a library do not accept, and a part of the message
     "x" * 256: "File name too long",
     "/".join(["deep" * 50] * 25): "File name too long",
     "\udcff\udcfe": "not UTF-8",
 }
-JUMPS = (3600, 86_400, 10 * 31_557_600, 60 * 31_557_600)  # the last from before 1970
+JUMPS = (3600, 86_400, 10 * 31_557_600, 60 * 31_557_600)  # the last one to before 1970
 PAGE = 4096
 INSIDE = "REGROW_MOUNTS"
 
@@ -45,7 +45,7 @@ def command(ground: Ground, *words: str | Path) -> Ended:
 
 
 def of_name(ground: Ground, place: Path, tally: Tally, *, workers: int) -> None:
-    """Run, report and look at a store in a place, all by absolute paths."""
+    """Run, report, list, verify, export and compare in a folder, all by absolute paths."""
     where = f"the name {place.name[:60]!r}"
     store, out = place / "store", place / "out"
     at, to = ("--store", store), ("--out", out)
@@ -73,7 +73,7 @@ def of_name(ground: Ground, place: Path, tally: Tally, *, workers: int) -> None:
 
 
 def refused(ground: Ground, name: str, words: str, tally: Tally) -> None:
-    """Name a store that cannot be written."""
+    """Run with a store whose name must be refused, with ``words`` in the message."""
     at = ("--store", name, "--out", "out")
     ended = command(ground, "run", "study.yaml", "--workers", "0", *at)
     if ended.code != 2 or "Traceback" in ended.text or words not in ended.text:
@@ -82,7 +82,7 @@ def refused(ground: Ground, name: str, words: str, tally: Tally) -> None:
 
 @contextmanager
 def mounted(place: Path, options: str) -> Iterator[None]:
-    """Mount a file system in memory on a folder."""
+    """Mount a tmpfs on a folder."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "regrow", str(place)], check=True)
     try:
         yield
@@ -95,7 +95,7 @@ def remount(place: Path, options: str) -> None:
 
 
 def full(ground: Ground, options: str, tally: Tally) -> bool:
-    """Run on a file system that is too small, then give it room; False if it was large enough."""
+    """Run on a file system that is too small, then enlarge it; False if it was large enough."""
     ground.clear()
     with mounted(ground.round, options):
         ended = ground.run()
@@ -111,13 +111,13 @@ def full(ground: Ground, options: str, tally: Tally) -> bool:
 
 
 def read_only(ground: Ground, tally: Tally) -> None:
-    """Look at a store that cannot be written in all ways that do not need to."""
+    """Run all commands on a read-only store: those that do not write to it must succeed."""
     ground.clear()
     elsewhere = ground.folder / "elsewhere"
     with mounted(ground.round, "size=64m"):
         for done in (False, True):
             shutil.rmtree(elsewhere, ignore_errors=True)
-            if not done:  # a store that has nothing yet
+            if not done:  # a store without records
                 ground.run("run")
                 shutil.rmtree(ground.round / "store" / "records")
                 (ground.round / "store" / "records").mkdir()
@@ -155,7 +155,7 @@ def read_only(ground: Ground, tally: Tally) -> None:
 
 
 def disks(ground: Ground, num: int, tally: Tally) -> None:
-    """Meet disks that are full, from a few bytes on, and one that is read-only."""
+    """Test full disks, from 8 kB or three files on, and a read-only one."""
     of_size = [f"size={PAGE * (2 + 3 * n)}" for n in range(num - num // 3)]
     of_files = [f"size=64m,nr_inodes={3 + 3 * n}" for n in range(num // 3)]
     for options in (*of_size, *of_files):
@@ -168,7 +168,7 @@ def disks(ground: Ground, num: int, tally: Tally) -> None:
 
 
 def jumping(ground: Ground, control: shim.Shim, jump: int, tally: Tally, *, workers: int) -> None:
-    """Run while the clock jumps with every file operation."""
+    """Run while the clock jumps back and forth with every file operation."""
     ground.clear()
     with control.armed(ground.round, jump=jump):
         ended = ground.run(workers=workers)

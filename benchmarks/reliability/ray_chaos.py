@@ -2,10 +2,10 @@
 
     python benchmarks/reliability/ray_chaos.py --rounds 30
 
-Each round runs a study of ten jobs on a cluster of two nodes of this machine, with something killed
-a moment after a random number of jobs are done, and again by the same command where it did not end
-well. Then ``rows.csv``
-has the bytes of a run without Ray, and the store no litter. A line a round, and a JSON summary.
+Each round runs a study of ten jobs on a cluster of two nodes on this machine, kills one of these a
+moment after a random number of jobs are done, and repeats the command if it failed. Then
+``rows.csv`` must equal that of a run without Ray byte for byte, and the store must have no leftover
+files. Prints a line of JSON for each round, and a summary.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from ray_cluster import Cluster, cluster
 from test_ray_cluster import command, finish, litter, machine, raylet, rows, start, worker, write
 
 VICTIMS = (worker, raylet, command, machine)
-MOST_RECORDS = 9  # of the ten
-MOMENT = 2.0  # seconds, about as long as a job
+MOST_RECORDS = 9  # of ten, that may exist before the kill
+MOMENT = 2.0  # seconds, about the duration of a job
 
 
 def one_round(nodes: Cluster, folder: Path, number: int, luck: random.Random) -> dict[str, object]:
-    """Run the study, kill, run again as often as it takes; what was wrong is in the result."""
+    """Run the study, kill something, repeat the command up to three times; return what happened."""
     kill = VICTIMS[number % len(VICTIMS)]
     store, options = f"store-{number}", ("--on", "ray", "--address", nodes.address)
     started = time.monotonic()
@@ -36,7 +36,7 @@ def one_round(nodes: Cluster, folder: Path, number: int, luck: random.Random) ->
     records = luck.randint(0, MOST_RECORDS)
     while len(list((folder / store).glob("records/*/*"))) < records and driver.poll() is None:
         time.sleep(0.05)
-    moment = luck.uniform(0.0, MOMENT if records else 10 * MOMENT)  # it takes that long to start
+    moment = luck.uniform(0.0, MOMENT if records else 10 * MOMENT)  # starting takes that long
     time.sleep(moment)
     under_way = driver.poll() is None
     kill(nodes, driver)

@@ -1,9 +1,9 @@
-"""Time what reads a store of thousands of finished jobs: processor time, and memory at its peak.
+"""Measure the CPU time and peak memory of commands that read thousands of finished jobs.
 
     uv run python benchmarks/reliability/reading.py --jobs 10000 [--rows] [--out reading.json]
 
-Processor seconds are those of the command less those of its imports alone (Python, or PyTorch), so
-that others on the machine count for nothing.
+CPU time is that of the command, less that of starting Python or importing PyTorch alone. It is used
+because other programs on the machine affect it little.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import fabricate
 REGROW = ("-m", "regrow")
 START, TORCH = ("-c", "pass"), ("-c", "import torch")
 RESULTS = "import regrow; regrow.results('store', 'study.yaml')"
-COMMANDS = {  # name -> what Python is given, and what of it are imports
+COMMANDS = {  # name -> arguments of Python, and those of the start to subtract
     "status": ((*REGROW, "status", "study.yaml", "--store", "store"), START),
     "store verify": ((*REGROW, "store", "verify", "--store", "store"), START),
     "report": ((*REGROW, "report", "study.yaml", "--store", "store", "--out", "out"), TORCH),
@@ -38,7 +38,7 @@ COMMANDS = {  # name -> what Python is given, and what of it are imports
 
 @dataclass(frozen=True)
 class Taken:
-    """What a process took: processor and clock seconds, and megabytes at its peak."""
+    """The CPU time, wall-clock time (seconds) and peak memory of a process, and its exit code."""
 
     cpu: float
     seconds: float
@@ -47,7 +47,7 @@ class Taken:
 
 
 def taken(arguments: tuple[str, ...], folder: Path) -> Taken:
-    """Run Python with arguments to its end."""
+    """Run Python with these arguments, and measure it."""
     began = time.monotonic()
     with (folder / "log").open("w") as log:
         child = subprocess.Popen([sys.executable, *arguments], cwd=folder, stdout=log, stderr=log)
@@ -65,10 +65,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--rows", action="store_true", help="many rows, of five seeds each")
-    parser.add_argument("--only", nargs="+", choices=[*COMMANDS], help="these commands alone")
-    parser.add_argument("--repeat", type=int, default=1, help="times, of which the least counts")
-    parser.add_argument("--folder", type=Path, help="one that was filled before, or is to be")
-    parser.add_argument("--out", type=Path, help="where its JSON goes")
+    parser.add_argument("--only", nargs="+", choices=[*COMMANDS], help="only these commands")
+    parser.add_argument("--repeat", type=int, default=1, help="times to run; the fastest counts")
+    parser.add_argument("--folder", type=Path, help="a filled folder, or one to fill")
+    parser.add_argument("--out", type=Path, help="file for the results as JSON")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.folder or Path(scratch)

@@ -1,6 +1,6 @@
-"""Rounds of a small study: a warm process that forks commands, and what must hold after each.
+"""Rounds of a small study: commands run in forks of a warm process, and are checked afterwards.
 
-Most of a short run is spent importing torch, so commands run in children of a process that has it.
+Most of a short run is spent importing torch, so commands run in forks of a process that has it.
 """
 
 import argparse
@@ -31,7 +31,7 @@ STUDY: dict[str, Any] = {
     "methods": {"name": "l1-filter", "sparsity": 0.5},
     "arms": ["unpruned", "fine-tune", "scratch-e"],
     "seeds": 1,
-    # Not "auto", which is measured, and may end differently in each store.
+    # Not "auto", whose result is measured and may differ between stores.
     "recipe": {"name": "cifar", "epochs": 2, "batch": 20, "lr": 0.05, "precision": "fp32"},
 }
 _figures: Any = None
@@ -41,7 +41,7 @@ PATIENCE = 300.0  # seconds, until a command counts as hung
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended (below 0: by which signal), and what it printed."""
+    """A command's exit code (negative: the signal that killed it), its output and duration."""
 
     code: int
     text: str
@@ -50,7 +50,7 @@ class Ended:
 
 @dataclass
 class Tally:
-    """What a benchmark found, printed in one line and written as JSON."""
+    """A benchmark's counts and faults, printed in one line and written as JSON."""
 
     name: str
     rounds: int = 0
@@ -89,17 +89,20 @@ class Tally:
 
 
 def options(about: str, *, rounds: int) -> argparse.ArgumentParser:
-    """Make the arguments that every benchmark of this folder has."""
+    """Make a parser with the options that the benchmarks of this folder share."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="where its JSON goes")
-    parser.add_argument("--folder", type=Path, help="where it works; a temporary one by default")
+    parser.add_argument("--out", type=Path, help="file for the results as JSON")
+    parser.add_argument("--folder", type=Path, help="working folder (default: a temporary one)")
     return parser
 
 
 def warm(*options: str) -> None:
-    """Import and start all that a run needs, by running the study here once."""
+    """Import and initialise all that a run needs, by running the study in this process once.
+
+    From then on, jobs are retried at once, and checkpoints are written after every epoch.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -108,9 +111,9 @@ def warm(*options: str) -> None:
     import regrow.run.troubles
 
     regrow.run.troubles.FIRST_WAIT = (
-        0.01  # before a job is tried again: here nothing passes by time
+        0.01  # seconds before a retry: no trouble here passes with time
     )
-    # A checkpoint after every epoch, however short; the command line takes 0.1 seconds at least.
+    # A checkpoint after every epoch, however short; the command line's minimum is 0.1 seconds.
     regrow.run.run = partial(_run_saving_often, regrow.run.run)  # type: ignore[assignment]
     before = Path.cwd(), sys.argv
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +128,7 @@ def warm(*options: str) -> None:
 
 
 def without_figures(without: bool = True) -> None:
-    """Leave figures out of the reports of all commands from now on: they take most of the time."""
+    """Leave figures out of all reports from now on, because they take most of the time."""
     import regrow.report
 
     global _figures
@@ -138,7 +141,7 @@ def _run_saving_often(run: Any, *jobs: Any, **options: Any) -> Any:
 
 
 def start(*arguments: str | Path, cwd: Path, log: Path) -> int:
-    """Begin a command in a child, in a process group of its own; return its number."""
+    """Start a command in a forked child with its own process group; return the child's id."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -175,7 +178,7 @@ def start(*arguments: str | Path, cwd: Path, log: Path) -> int:
 
 
 def finish(child: int, log: Path, *, patience: float = PATIENCE) -> Ended:
-    """Wait for a command; one that hangs is killed with its group."""
+    """Wait for a command; if it hangs, kill its process group."""
     began = time.monotonic()
     pause = 0.005
     while True:
@@ -222,7 +225,7 @@ class Ground:
         self.round.mkdir()
 
     def start(self, command: str = "run", *, log: str = "log", workers: int = 0) -> int:
-        """Begin a command on the round's store."""
+        """Start a command on the round's store; return the child's id."""
         words = [command, "../study.yaml", "--store", "store"]
         if command == "run":
             words += ["--workers", str(workers)]
@@ -231,16 +234,16 @@ class Ground:
         return start(*words, cwd=self.round, log=self.folder / log)
 
     def run(self, command: str = "run", *, log: str = "log", workers: int = 0) -> Ended:
-        """Run a command on the round's store to its end."""
+        """Run a command on the round's store, and wait for it."""
         return finish(self.start(command, log=log, workers=workers), self.folder / log)
 
     def _files(self) -> list[str]:
-        """Name all files; those of TensorBoard without the times in their names."""
+        """List all files; those of TensorBoard without the times in their names."""
         files = (path.relative_to(self.round) for path in self.round.rglob("*") if path.is_file())
         return sorted(re.sub(r"tfevents\..*", "tfevents", str(file)) for file in files)
 
     def after(self, where: str, tally: Tally, *, status: bool = True) -> None:
-        """Run the study to its end, and look whether all is as if nothing had happened."""
+        """Run the study again, and check results, files and status against an undisturbed run."""
         ended = self.run(log="after.log")
         if ended.code != 0:
             tally.fault(where, f"the next run ended with {ended.code}", ended.text)

@@ -1,8 +1,8 @@
-/* File operations below one folder, counted; the process dies, or an error comes, at a chosen one.
+/* Counts the file operations below one folder; at a chosen one the process dies, or it fails.
 
-   Preloaded (LD_PRELOAD) into every process of a run, it sees what Python, Rust and C++ do alike.
-   The clock of these processes can be made to jump with every operation, there and back.
-   What to do stands in a file that all these processes map (REGROW_SHIM); see shim.py. */
+   Preloaded (LD_PRELOAD) into every process of a run, so that operations of Python, Rust and C++ are
+   all intercepted. The clock of these processes can be made to jump back and forth with every
+   operation. All of them map a file (REGROW_SHIM) with instructions; see shim.py. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -28,13 +28,13 @@ enum { NOTHING, DIE, FAIL, SHORT, TORN };  /* as in shim.py */
 struct control {
   _Atomic int armed;
   _Atomic int count;  /* operations so far */
-  _Atomic int hit;    /* how many were made to fail; processes that died */
-  int at;             /* the first that is hit, from 1 */
+  _Atomic int hit;    /* how many the action was applied to */
+  int at;             /* the first one to apply it to, from 1 */
   int action;
-  int error;
-  int lasting;        /* later ones that take room are hit too: the disk stays full */
-  int reads;          /* reading is counted, in place of writing */
-  int jump;           /* seconds that the clock is ahead, and after the next operation behind */
+  int error;          /* errno of failures */
+  int lasting;        /* also apply it to later ones that need disk space: the disk stays full */
+  int reads;          /* count and hit reads instead of writes */
+  int jump;           /* seconds that the clock is ahead, and behind after the next operation */
   _Atomic int logged; /* bytes of the log */
   char prefix[4096];
   char log[LOG_BYTES];
@@ -85,7 +85,7 @@ static void note(const char *name, const char *path) {
   if (place + length < LOG_BYTES) memcpy(shared->log + place, line, length);
 }
 
-/* Count an operation, and tell what is to become of it. */
+/* Count an operation, and return the action to apply to it. */
 static int fate(const char *name, const char *path, int takes_room) {
   int number = atomic_fetch_add(&shared->count, 1) + 1;
   if (shared->action == NOTHING) note(name, path);
@@ -105,7 +105,7 @@ static void die(void) {
   static __typeof__(&name) real; \
   if (!real) real = dlsym(RTLD_NEXT, #name)
 #define ON (shared && shared->armed)
-/* Die before the operation, or let it fail before or (torn) after it is done. */
+/* Die before the operation, or return an error without doing it or (torn) after doing it. */
 #define MEET(name, is_below, room, call, bad)                       \
   do {                                                              \
     char whole[PATH_MAX];                                           \
@@ -146,7 +146,7 @@ OPEN(open64, AT_FDCWD, (const char *path, int flags, ...), path)
 OPEN(openat, folder, (int folder, const char *path, int flags, ...), folder, path)
 OPEN(openat64, folder, (int folder, const char *path, int flags, ...), folder, path)
 
-/* Half of the bytes arrive where a process dies, or the write is short. */
+/* Only half of the bytes are written if the process dies or the write is short. */
 #define WRITE(name, parameters, half, ...)                                              \
   ssize_t name parameters {                                                             \
     REAL(name);                                                                         \

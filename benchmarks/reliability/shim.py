@@ -1,7 +1,7 @@
-"""Count the file operations of a run, let a chosen one kill its process or fail, and clocks jump.
+"""Intercept the file operations of a run: count them, make a chosen one kill or fail, shift clocks.
 
 ``shim.c`` is compiled once, with the machine's C compiler (``cc``), and preloaded into this process
-and all that it starts. What it does stands in a small file that all of them map.
+and all that it starts. It is controlled by a small file that all of them map into memory.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ class _Control(ctypes.Structure):
 
 
 def preload() -> "Shim":
-    """Start this script again with the shim in it, unless it is; return its control."""
+    """Restart this script with the shim preloaded, unless it already is; return its control."""
     if "REGROW_SHIM" not in os.environ:
         _start_again()
     return Shim(Path(os.environ["REGROW_SHIM"]))
@@ -65,7 +65,7 @@ def _built() -> Path:
 
 
 class Shim:
-    """What is to happen at which file operation, and what has happened."""
+    """Control of the preloaded shim: what to do at which file operation, and what was done."""
 
     def __init__(self, file: Path) -> None:
         with file.open("r+b") as opened:
@@ -83,9 +83,10 @@ class Shim:
         reads: bool = False,
         jump: int = 0,
     ) -> Iterator[None]:
-        """Watch a folder while processes run; the operation ``at`` (from 1) meets the action.
+        """Watch operations below a folder, and apply ``action`` to number ``at`` (from 1).
 
-        With ``jump`` their clock is so many seconds ahead, and behind, from operation to operation.
+        With ``jump``, clocks are ahead by so many seconds and behind by as many, in turn from
+        operation to operation.
         """
         control = self._control
         control.armed = control.count = control.hit = control.logged = 0
@@ -100,17 +101,17 @@ class Shim:
 
     @property
     def count(self) -> int:
-        """The number of operations since it was armed."""
+        """The number of operations since the shim was armed."""
         return int(self._control.count)
 
     @property
     def hit(self) -> int:
-        """The number of them that met the action."""
+        """The number of operations that the action was applied to."""
         return int(self._control.hit)
 
     @property
     def log(self) -> list[str]:
-        """The operations that were counted; of an action, the first that met it."""
+        """The counted operations; with an action, only the first that it was applied to."""
         text = ctypes.string_at(
             ctypes.addressof(self._control) + _Control.log.offset, self._control.logged
         )
