@@ -45,7 +45,8 @@ def test_the_best_network_is_named_with_its_cost_and_what_is_shown_of_it() -> No
         "88.22 % with 40 (40%) parameters, 400 (40%) MACs, 8 epochs of training and 1.00G training "
         "FLOPs in all. It is the smallest of the 3 compared. It is shown to be better than "
         "fine-tune. Not shown to be worse: scratch-e (-0.07). Tested by paired t tests of all "
-        "pairs of these, corrected by Holm. Minus the whole network: -1.77 points."
+        "pairs of these, corrected by Holm. Compared with the unpruned network: -1.77 "
+        "points."
     )
 
 
@@ -58,8 +59,8 @@ def test_one_that_is_shown_to_be_better_than_each_other_is_recommended() -> None
     assert str(found) == (
         "Which network to take? Take scratch-e: 88.15 % with 50 (50%) parameters, 500 (50%) MACs, "
         "8 epochs of training and 1.00G training FLOPs in all. It is shown to be better than "
-        "fine-tune. Tested by paired t tests of all pairs of these, corrected by Holm. Minus the "
-        "whole network: -1.85 points."
+        "fine-tune. Tested by paired t tests of all pairs of these, corrected by Holm. Compared "
+        "with the unpruned network: -1.85 points."
     )
 
 

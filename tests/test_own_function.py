@@ -219,7 +219,7 @@ def test_a_training_that_diverges_stops_no_other_once_one_succeeded(tmp_path: Pa
     )
     found = compared(arms=["unpruned", "fine-tune", "scratch-e"], seeds=3)
     assert len(found.failures) == 3
-    assert "Missing: fine-tune (seeds 0, 1 and 2). The same call does them" in found.answer
+    assert "Missing: fine-tune (seeds 0, 1 and 2). The same call computes them" in found.answer
     assert all(run.done for run in found.runs if run.arm != "fine-tune")
 
 

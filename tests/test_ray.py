@@ -561,7 +561,7 @@ def test_studies_from_python_go_to_a_cluster(
     with pytest.raises(ConfigError, match="give --on ray too"):
         regrow.run_study(file, store="store", address="head:1")
     monkeypatch.setattr("regrow.study_run.registered_elsewhere", lambda: ("script.py",))
-    with pytest.raises(ConfigError, match=r"a Ray cluster do not know\. Put them into a file"):
+    with pytest.raises(ConfigError, match=r"a Ray cluster cannot import\. Put them into a file"):
         regrow.run_study(file, store="store", on="ray")
 
 

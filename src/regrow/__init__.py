@@ -1,7 +1,7 @@
 """regrow: is a pruned network good because of its weights, or because of its architecture?
 
-The facade: every name here is imported from its room when it is first used, so that ``import
-regrow`` and ``regrow --help`` cost nothing.
+Public names are imported from their modules on first use, so that ``import regrow`` and
+``regrow --help`` stay fast.
 """
 
 from regrow.core.lazy import exports

@@ -4,7 +4,7 @@
                     metric="accuracy", budget=30)
     print(found.answer)
 
-It writes an ordinary study (``studies.own``), and runs it.
+A comparison is an ordinary study (``studies.own``) that is built from the arguments and run.
 """
 
 import inspect
@@ -35,8 +35,9 @@ from regrow.studies.study import Study
 class ComparisonResult:
     """The result of a comparison: rows, verdicts, and the answer in words.
 
-    ``notes`` limit what it says; ``failures`` says what failed, by job, and the answer begins with
-    that and with what is missing for it; ``report`` was written if a folder was given.
+    ``notes`` are limitations of the results. ``failures`` maps the labels of failed jobs to their
+    messages; the answer begins with these and with the runs that are missing. ``report`` is None
+    unless a folder was given.
     """
 
     study: Study
@@ -75,7 +76,7 @@ def study_value(
     rivals: Sequence[Any] = (),
     seeds: int | Sequence[int] = 3,
 ) -> dict[str, Any]:
-    """Return the study of a comparison, as a study file has it; see ``compare``."""
+    """Return the study of a comparison in the form of a study file's content; see ``compare``."""
     value: dict[str, Any] = {
         "train": place_of_function(train),
         "metric": metric,
@@ -125,17 +126,17 @@ def compare(
     on_event: Callable[[Event], None] | None = None,
     **options: Any,
 ) -> ComparisonResult:
-    """Compare a smaller network fine-tuned and trained from scratch with others of equal cost.
+    """Compare a pruned network, fine-tuned or trained from scratch, with others of equal cost.
 
     Args:
-        network: a string such as ``nets.py:MobileNet`` or ``timm/resnet18``; or a mapping of
+        network: a string such as ``nets.py:MobileNet`` or ``timm/resnet18``; or a mapping with
             ``network``, ``input``, ``weights``, ``set``, ``keep`` and ``label``.
         train: ``file.py:name`` of ``train(model, budget, seed) -> metrics``, or the function.
         name, out: the name of the study, and a folder for its report.
         store, workers, device, on, address, stop_after, retries, on_event: as for ``run_study``.
-        options: see ``study_value``. ``metric`` and ``budget`` are needed, or in its place
-            ``budgets``, numbers of epochs (or multiples of it, such as "0.5x"); ``amounts``
-            (``{"macs": 0.5}``) or ``small`` (folders of ``shrink``) choose the smaller network.
+        options: see ``study_value``. Required are ``metric``, ``budget`` or ``budgets`` (numbers
+            of epochs, or multiples of ``budget`` such as "0.5x"), and the smaller network:
+            ``amounts`` (``{"macs": 0.5}``) or ``small`` (folders that ``regrow shrink`` wrote).
 
     Raises:
         ConfigError: an argument or the study is invalid.
@@ -167,7 +168,7 @@ def compare(
 
 
 def _gaps(results: Results) -> Iterator[str]:
-    """Say what failed, and which runs are missing."""
+    """Describe the failures, and say which runs are missing."""
     yield from (f"Failed: {line}" for line in failure_lines(results.failures))
     missing: dict[str, list[str]] = {}
     for run in results.runs:
@@ -179,21 +180,21 @@ def _gaps(results: Results) -> Iterator[str]:
     ]
     if rows:
         yield (
-            f"Missing: {listed(rows)}. The same call does them, once what failed is mended; what "
-            "is done is kept."
+            f"Missing: {listed(rows)}. The same call computes them, once what failed is "
+            "fixed; finished runs are kept."
         )
 
 
 def place_of_function(train: Any) -> str:
-    """Return the text that names a training function, ``file.py:name``, which workers import."""
+    """Return a training function as ``file.py:name``, from which workers import it."""
     if isinstance(train, str):
         return train
     name = getattr(train, "__qualname__", "")
     file = inspect.getsourcefile(train) if callable(train) and name.isidentifier() else None
     if file is None or not Path(file).is_file():
         raise ConfigError(
-            "A training function must stand at the top of a Python file, from which worker "
-            f"processes import it. Got {short(train)}: put it into a file, and name it as "
+            "A training function must be defined at the top level of a Python file, so that "
+            f"worker processes can import it. Got {short(train)}: move it into a file, and pass "
             "'my_train.py:train'."
         )
     return f"{file}:{name}"

@@ -2,32 +2,32 @@
 
     RegrowError
     |- ConfigError      an invalid study, recipe, option or name
-    |  `- TiedScores    scores of a criterion that are all equal, so that they cannot decide
+    |  `- TiedScores    a criterion gave all units the same score, so they cannot be ranked
     |- DataError        images or labels that are missing, damaged or mislabelled
     |- TraceError       a network whose channels cannot be followed or cut as asked
     |- StoreError       a store that cannot be read, written or trusted
-    |  |- Damaged       something stored that is not what was written
-    |  |- Removed       tensors that were removed to save room
-    |  `- ClaimLost     a job that another process took over, because this one was silent
+    |  |- Damaged       stored content that differs from what was written
+    |  |- Removed       tensors that were deleted to save space
+    |  `- ClaimLost     a job taken over by another process, as its claim was not renewed
     |- TrainingError    a training that produced no usable network (diverged, not finite)
-    |  `- CodeError     a function of the user's own that is wrong, whatever network it is given
-    `- Interrupted      a run stopped on request; what was under way can be resumed
+    |  `- CodeError     a user's function that fails, whatever network it is given
+    `- Interrupted      a run stopped on request, which can be resumed
        `- RanksLost     one of several ranks ended, so that the others cannot continue
 
-Each message says where, what was expected, what came, and what to do. The command line prints it
-without a traceback and exits with code 2.
+Each message says where the problem is, what was expected, what was found and what to do. The
+command line prints it without a traceback and exits with code 2.
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 from reprlib import Repr
 
-MOST_CHARACTERS = 4000  # of a message: two screens
-VALUE_CHARACTERS = 200
+MOST_CHARACTERS = 4000  # of a message; about two screens
+VALUE_CHARACTERS = 200  # of a value in a message
 
 
 class RegrowError(Exception):
-    """Base of every error that is meant for the user."""
+    """Base class of all errors that are meant for the user."""
 
 
 class ConfigError(RegrowError):
@@ -35,7 +35,7 @@ class ConfigError(RegrowError):
 
 
 class TiedScores(ConfigError):
-    """Scores of a criterion that are all equal, so that they cannot decide what to remove."""
+    """A criterion gave all units the same score, so they cannot be ranked."""
 
 
 class DataError(RegrowError):
@@ -51,15 +51,15 @@ class StoreError(RegrowError):
 
 
 class Damaged(StoreError):
-    """Something stored that is not what was written."""
+    """Stored content that differs from what was written."""
 
 
 class Removed(StoreError):
-    """Tensors that were removed to save room; they can be computed again."""
+    """Tensors that were deleted to save space; they can be computed again."""
 
 
 class ClaimLost(StoreError):
-    """A job that another process took over, because this one was silent for too long."""
+    """A job taken over by another process, because this one did not renew its claim in time."""
 
 
 class TrainingError(RegrowError):
@@ -67,13 +67,13 @@ class TrainingError(RegrowError):
 
 
 class CodeError(TrainingError):
-    """A function of the user's own that is wrong, most likely for every network it is given."""
+    """A user's function that fails, most likely for every network that it is given."""
 
 
 class Interrupted(RegrowError):
-    """A run stopped on request; what was under way can be resumed.
+    """A run stopped on request, which can be resumed.
 
-    ``by`` is the number of the signal that asked for it: the command's exit code is 128 more.
+    ``by`` is the number of the signal that stopped it; the command exits with code 128 + ``by``.
     """
 
     def __init__(self, message: str = "", *, by: int = 2) -> None:
@@ -86,7 +86,7 @@ class RanksLost(Interrupted):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Word the message for a name that is not known, nearest names first.
+    """Return the error message for an unknown name, with the closest known names as suggestions.
 
     >>> unknown("model", "vgg-17", ["vgg-16", "vgg-19", "resnet-20"])
     "Unknown model 'vgg-17'. Did you mean 'vgg-19' or 'vgg-16'? Known: resnet-20, vgg-16, vgg-19."
@@ -98,20 +98,20 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def short(value: object) -> str:
-    """Write a value that may be anything, in few words; of an error, its message.
+    """Return a short text for any value; for an exception, its message.
 
     >>> short([0] * 1000), short({"a": 1})
     ('[0, 0, 0, 0, 0, 0, ...]', "{'a': 1}")
     """
     try:
         text = str(value) if isinstance(value, Exception) else Repr().repr(value)
-    except (ValueError, RecursionError):  # of an integer or a nesting without end
+    except (ValueError, RecursionError):  # an integer with too many digits, or too deep a nesting
         return f"a {type(value).__name__} too large to show"
     return text if len(text) <= VALUE_CHARACTERS else f"{text[:VALUE_CHARACTERS]} ..."
 
 
 def shortened(message: str) -> str:
-    """Leave out the middle of a message that is too long to read: a user's value stands there."""
+    """Shorten a message that is too long to read by cutting its middle, where a user's value is."""
     if len(message) <= MOST_CHARACTERS:
         return message
     return f"{message[: MOST_CHARACTERS // 2]} [...] {message[-MOST_CHARACTERS // 4 :]}"

@@ -3,8 +3,8 @@
 import regrow
 
 found = regrow.run_study("study.yaml", store="regrow-store")
-found.rows          # a pandas frame: a row a cell and arm
-found.verdicts      # each comparison
+found.rows          # a pandas frame with a row for each cell and arm
+found.verdicts      # a row for each comparison
 found.report(html=True)
 """
 
@@ -45,9 +45,10 @@ COLUMNS = ("data", "model", "method", "target", "sparsity", "arm", "mean", "std"
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class StudyRun:
-    """A study with its results in a store, as they were when its run ended.
+    """A study and its results in a store, as they were when its run ended.
 
-    ``summary`` tells which jobs were done, found done before, failed, or could not be done.
+    ``summary`` lists the jobs that were done, had been done before, failed, or were blocked by a
+    failure.
     """
 
     study: Study
@@ -82,16 +83,16 @@ class StudyRun:
 
     @property
     def answer(self) -> str:
-        """The study summed up."""
+        """The study's answer in words."""
         return self.page.answer
 
     @property
     def failures(self) -> dict[str, str]:
-        """The reasons of jobs that failed, by their labels."""
+        """The messages of failed jobs, by job label."""
         return {failure.label: failure.message for failure in self.results.failures}
 
     def report(self, out: str | Path | None = None, *, html: bool = False) -> Report:
-        """Write the report into a folder, ``regrow-report/<name>`` unless named; see ``paths``."""
+        """Write the report into ``out`` (default: ``regrow-report/<name>``) and return it."""
         folder = Path("regrow-report") / self.study.name if out is None else Path(out)
         written, _ = write_study(
             self.study,
@@ -108,7 +109,7 @@ class StudyRun:
         return f"{self.study.title}: {done} of {len(self.results.runs)} runs done\n{self.answer}"
 
     def _repr_html_(self) -> str:
-        """Show the answer and the rows, as notebooks do; every text is escaped."""
+        """Return the answer and the rows as HTML for notebooks, with all texts escaped."""
         shown = self.rows[[name for name in COLUMNS if name in self.rows]]
         failed = [f"{label}: {message}" for label, message in self.failures.items()]
         lines = [*self.answer.splitlines(), *failed]
@@ -135,24 +136,25 @@ def run_study(
 ) -> StudyRun:
     """Run a study's unfinished jobs, as ``regrow run`` does, and return its results.
 
-    Keys, records and numbers are bit-identical to those of the command. Ctrl-C (a notebook's stop
-    button) lets every job save, and raises ``Interrupted``; the same call resumes. A script needs
-    no ``if __name__ == "__main__"``, unless it registers parts (methods, models, ...) itself.
+    Keys, records and numbers are bit-identical to those of the command. On Ctrl-C (a
+    notebook's stop button) all jobs save their state and ``Interrupted`` is raised; the same call
+    resumes. A script needs no ``if __name__ == "__main__"``, unless it registers methods, models
+    or other parts itself.
 
     Args:
         study: a study file, its content as a mapping, or a ``Study``.
-        store, device, workers: as for the command; ``workers=0`` stays in this process.
-        on, address, stop_after, retries: likewise, such as ``on="ray", stop_after="9m"``.
-        data: data sets that replace those that the study names.
+        store, device, workers: as for the command; ``workers=0`` runs in this process.
+        on, address, stop_after, retries: as for the command: ``on="ray", stop_after="9m"``.
+        data: the study's data sets to replace, by name, with their replacements.
         with_files: files that register methods, models, data sets or arms.
         progress: whether to show progress on standard error.
         on_event: called with each event of ``regrow.run.events`` instead of showing progress.
         track: trackers that receive finished runs during the run, like ``regrow run --track``:
-            ``mlflow``, ``trackio``, ``tensorboard:FOLDER``. If one fails, there is a warning.
+            ``mlflow``, ``trackio``, ``tensorboard:FOLDER``. If one fails, a warning is issued.
 
     Raises:
         ConfigError: an argument or the study is invalid.
-        Interrupted: it was stopped, and everything is kept.
+        Interrupted: the run was stopped; its progress is kept.
     """
     _refuse_within_a_worker()
     limits: dict[str, Any] = {"stop_after": stop_after, "retries": retries}
@@ -177,7 +179,7 @@ def run_study(
 
 @contextmanager
 def _saying_how_to_resume() -> Iterator[None]:
-    """Add to what is told of a stop what goes on from there."""
+    """Add to the message of an interruption how to resume."""
     try:
         yield
     except Interrupted as error:
@@ -191,7 +193,7 @@ def _tracking(
     *,
     before: Callable[[Event], None] | None,
 ) -> Callable[[Event], None] | None:
-    """Write runs to tools as they are done; ``before`` hears of events too."""
+    """Return a handler of events that exports runs as they finish, after calling ``before``."""
     if not trackers:
         return before
     return Refreshing(
@@ -200,7 +202,7 @@ def _tracking(
 
 
 def _track(study: Study, store: Store, trackers: list[Tracker]) -> None:
-    """Write to each tool what it does not have; one that fails is left alone from then on."""
+    """Export new runs to each tracker; one that fails is dropped with a warning."""
     for tracker in tuple(trackers):
         try:
             export(study, store, [tracker])
@@ -258,17 +260,16 @@ def _existing(store: str | Path) -> Store | None:
 
 
 def _script_again(execution: Execution) -> bool:
-    """Tell whether workers must import the script anew, for what it registered.
+    """Return whether workers must import the calling script again, because it registered parts.
 
-    What a notebook registered no worker can import, unless it comes from a file, and what a script
-    registered no other machine.
+    Parts registered in a notebook can be imported by workers only if they come from a file; parts
+    registered in a script cannot be imported on other machines.
     """
     files = registered_elsewhere()
     if execution.on is not None and files:
         raise ConfigError(
-            "This session registered parts of its own (methods, models, data sets or arms), which "
-            "the machines of a Ray cluster do not know. Put them into a file and name it in "
-            "'with_files'."
+            "This session registered methods, models, data sets or arms, which the machines of a "
+            "Ray cluster cannot import. Put them into a file and name it in 'with_files'."
         )
     if not files or execution.workers == 0 or execution.device != "cpu":
         return False
@@ -277,18 +278,18 @@ def _script_again(execution: Execution) -> bool:
     for file in files:
         if not Path(file).is_file():
             raise ConfigError(
-                "This session registered parts of its own (methods, models, data sets or arms), "
-                "which worker processes cannot import. Put them into a file and name it in "
-                "'with_files', or use workers=0."
+                "This session registered methods, models, data sets or arms, which worker "
+                "processes cannot import. Put them into a file and name it in 'with_files', or "
+                "use workers=0."
             )
         load_file(file)
     return False
 
 
 def _refuse_within_a_worker() -> None:
-    """End a worker process that, importing the script anew, has come to this call.
+    """Exit if this is a worker process that reached this call by importing the script again.
 
-    The process that started it says what to do.
+    The process that started it reports what to do.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(1)

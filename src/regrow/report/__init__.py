@@ -1,12 +1,12 @@
-"""Records become rows, tables, figures, and an answer in words.
+"""Reports: records turned into rows, tables, figures, and an answer in words.
 
-``write`` puts a whole report into a folder: ``report.md`` (for people, with date and machine),
-``how.json`` (these for programs), ``table.tex``, ``rows.csv`` and ``rows.parquet`` (one row a cell
-and arm), ``runs.csv`` (one row a seed), ``verdicts.csv`` and the figures as PNG and SVG; where a
-study has several training budgets ``budgets.csv``, ``budget-differences.csv`` and
-``budget-answers.csv`` too. All but ``report.md`` and ``how.json`` depend on the results alone.
-``ledger.csv``, which commands write beside them (``report.ledger``), holds what each row cost,
-seconds and energy too.
+``write`` writes a whole report into a folder: ``report.md`` (to read, with date and machine),
+``how.json`` (date, machine and versions for programs), ``table.tex``, ``rows.csv`` and
+``rows.parquet`` (one row per cell and arm), ``runs.csv`` (one row per seed), ``verdicts.csv`` and
+the figures as PNG and SVG; for a study with several training budgets also ``budgets.csv``,
+``budget-differences.csv`` and ``budget-answers.csv``. All files but ``report.md`` and ``how.json``
+depend on the results alone. Commands add ``ledger.csv`` (``report.ledger``): the cost of each row,
+including seconds and energy.
 """
 
 import json
@@ -74,9 +74,9 @@ HOW_FILE = "how.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A written report: ``text`` for the terminal, the rows, what it says and where it lies.
+    """A written report: its ``text`` for the terminal, its rows, its content and its files.
 
-    ``provenance`` is how it was made: command, date, machine, versions and margin.
+    ``provenance`` says how it was made: command, date, machine, versions and margin.
     """
 
     text: str
@@ -87,22 +87,22 @@ class Report:
 
     @property
     def answer(self) -> str:
-        """The study summed up."""
+        """The study's answer in words."""
         return self.page.answer
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """Every comparison."""
+        """All comparisons of arms."""
         return self.page.verdicts
 
     @property
     def contests(self) -> tuple[Contest, ...]:
-        """Every comparison of methods."""
+        """All comparisons of methods."""
         return self.page.contests
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Those that its rows are scored by."""
+        """The metrics that its rows are scored by."""
         return self.page.metrics
 
 
@@ -124,15 +124,15 @@ def write(
     cost: str | None = None,
     advise: bool = False,
 ) -> Report:
-    """Write every file of a report into a folder (made if absent) and return it.
+    """Write all files of a report into a folder (created if missing) and return the report.
 
-    ``runs`` come in the study's order, with those that failed or are missing. ``margin`` is the
-    difference below which arms count as equivalent, the metric's own unless given. ``reference`` is
-    the method that others are compared with, in place of every pair. ``notes`` are
-    limits that the runs do not show (e.g. a subset of the data). ``extras`` are further tables,
-    each a CSV file too. ``draw=False`` leaves the figures out. ``precision`` is what was computed
-    in, where the study left that open, and ``cost`` what all of it took. ``advise`` begins the
-    answer with which network to take.
+    ``runs`` are in the study's order and include those that failed or are missing. ``margin`` is
+    the difference below which arms count as equivalent (default: the metric's own). ``reference``
+    is the method that all others are compared with, instead of every pair. ``notes`` are
+    limitations that the runs do not show (e.g. a subset of the data). ``extras`` are further
+    tables, each also written as a CSV file. ``draw=False`` leaves out the figures. ``precision`` is
+    the one that was chosen if the study left it open, and ``cost`` describes the cost of all jobs.
+    With ``advise`` the answer begins with which network to take.
     """
     frame = summarise(runs)
     page = page_of(
@@ -171,7 +171,7 @@ def write(
 def _figures(
     page: Page, runs: Sequence[Run], frame: pd.DataFrame, folder: Path
 ) -> tuple[SavedFigure, ...]:
-    """Draw every figure of a page; of several training budgets those of costs at the largest."""
+    """Draw all figures of a page; those of score against cost show the largest budget only."""
     largest = at_largest(runs)
     return (
         *draw_budgets(page.curves, folder),
@@ -183,7 +183,7 @@ def _figures(
 def _texts(
     page: Page, runs: Sequence[Run], frame: pd.DataFrame, *, provenance: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return what the files of a report hold that are text, by their names."""
+    """Return the contents of a report's text files, by file name."""
     return {
         "report.md": markdown(page, provenance=provenance),
         HOW_FILE: json.dumps({"title": page.title, **provenance}, indent=1) + "\n",
@@ -209,7 +209,7 @@ def page_of(
     extras: Sequence[Extra] = (),
     advise: bool = False,
 ) -> Page:
-    """Return all that a report says of runs and their rows, without its figures."""
+    """Return the content of a report on runs and their rows, without figures."""
     all_verdicts = verdicts(runs, margin=margin)
     largest = at_largest(runs)
     compared = contests(
@@ -263,7 +263,7 @@ def _only_largest(over_budgets: Sequence[Curve], compared: Sequence[Contest]) ->
 
 
 def _margins(metrics: Sequence[Metric], margin: float | None) -> str:
-    """Write the margin of each metric."""
+    """Format the margin of each metric."""
     texts = [metric.amount(f"{margin or metric.margin:g}") for metric in metrics]
     if len(metrics) == 1:
         return texts[0]
@@ -272,9 +272,10 @@ def _margins(metrics: Sequence[Metric], margin: float | None) -> str:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
-    """Yield a folder to write files of a report into, which then take their places, each whole.
+    """Yield a scratch folder whose files are then moved into ``folder``, each atomically.
 
-    What goes wrong with it is a ``ConfigError``.
+    Raises:
+        ConfigError: the files cannot be written.
     """
     try:
         with filling(folder) as fresh:
@@ -288,7 +289,7 @@ def writing(folder: Path) -> Iterator[Path]:
 
 
 def _limits(runs: Sequence[Run], compared: Sequence[Contest]) -> list[str]:
-    """Say what the runs themselves show to be less than what was asked for."""
+    """List limitations that the runs themselves show."""
     limits = []
     done = sum(run.done for run in runs)
     failed = sum(run.status == "failed" for run in runs)

@@ -1,8 +1,8 @@
-"""The network of a comparison to take: what it costs, and whether it is shown to be the best.
+"""Advice on which network of a comparison to take: its costs, and whether it is shown to be best.
 
-Of the smaller ones, that with the best mean score is recommended only if each other is shown to be
-worse. They are compared seed by seed, corrected by Holm over all pairs, because the best is chosen
-by the same numbers.
+Of the smaller networks, the one with the best mean score is recommended only if each other is shown
+to be worse. They are compared seed by seed, corrected by Holm over all pairs, because the best is
+chosen by the same numbers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,13 +45,13 @@ class Contender:
         return mean_and_std([*self.scores.values()])[0]
 
     def size(self, name: str) -> float | None:
-        """Return the mean of a cost over its seeds; None where it is not known."""
+        """Return the mean of a cost over its seeds; None if unknown."""
         values = [value for run in self.runs if (value := getattr(run, name)) is not None]
         return sum(values) / len(values) if values else None
 
 
 def advice(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> Iterator[Answer]:
-    """Answer for each cell which network to take; of several training budgets at the largest."""
+    """Answer for each cell which network to take, at the largest training budget."""
     largest = at_largest(runs)
     table = Table(largest)
     several = len({run.group for run in largest if not run.unpruned}) > 1
@@ -69,7 +69,7 @@ def advice(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> Iterator[Answer]
 
 
 def so_far(runs: Sequence[Run]) -> str:
-    """Word the mean of each row, of the runs of one cell; of several cells nothing."""
+    """Format the mean score of each row of one cell; empty if the runs are of several cells."""
     groups = {run.group for run in runs if not run.unpruned}
     rows = [Contender(runs=tuple(of_arm)) for of_arm in _by_arm(runs).values()]
     if len(groups) > 1 or not rows:
@@ -92,7 +92,7 @@ def _done(runs: Sequence[Run]) -> tuple[Run, ...]:
 
 
 def _left_out(group: str, verdicts: Sequence[Verdict]) -> str:
-    """Say why nothing is to be concluded from a cell, if no verdict on it counts."""
+    """Return why a cell allows no conclusion; empty if any verdict on it counts."""
     of_cell = [v for v in verdicts if v.group == group and v.differences]
     reasons = [v.left_out_for for v in of_cell]
     if not reasons or any(reason is None for reason in reasons):
@@ -102,7 +102,7 @@ def _left_out(group: str, verdicts: Sequence[Verdict]) -> str:
 
 def _answer(rows: Sequence[Contender], whole: Contender) -> Answer:
     metric = rows[0].runs[0].metric
-    # Of rows that show the same mean, the smaller one.
+    # Of rows whose means print alike, the smaller one first.
     ranked = sorted(
         rows,
         key=lambda row: (-round(metric.gain(row.mean), metric.digits), row.size("macs") or 0.0),
@@ -126,7 +126,7 @@ def _answer(rows: Sequence[Contender], whole: Contender) -> Answer:
 
 
 def _about(best: Contender, whole: Contender, metric: Metric) -> str:
-    """Word a network's score and costs."""
+    """Describe a network's score and costs."""
     costs = []
     for name, noun in (("parameters", "parameters"), ("macs", "MACs")):
         size, full = best.size(name), whole.size(name) if whole.runs else None
@@ -142,14 +142,14 @@ def _about(best: Contender, whole: Contender, metric: Metric) -> str:
 
 
 def _size(best: Contender, others: Sequence[Contender]) -> Iterator[str]:
-    """Say that it is the smallest too, if it is."""
+    """Say that the best network is also the smallest, if it is."""
     sizes = [(row.size("macs") or 0.0, row.size("parameters") or 0.0) for row in (best, *others)]
     if all(sizes[0] <= size for size in sizes) and any(size != sizes[0] for size in sizes):
         yield f"It is the smallest of the {len(sizes)} compared."
 
 
 def _open(best: Contender, rows: Sequence[Contender], metric: Metric) -> Iterator[str]:
-    """Name what is not shown to be worse, with its distance, and which of these is smaller."""
+    """List the networks not shown to be worse, with their difference and if they are smaller."""
     texts = []
     for row in rows:
         gap = words.signed(row.mean - best.mean, digits=metric.digits)
@@ -160,25 +160,25 @@ def _open(best: Contender, rows: Sequence[Contender], metric: Metric) -> Iterato
 
 
 def _against_whole(best: Contender, whole: Contender, metric: Metric) -> Iterator[str]:
-    """Give the distance to the unpruned network, as far as there is one.
+    """Give the difference from the unpruned network, if there is one.
 
-    Without a test, because the best is chosen by the same numbers: the question of the best arm,
-    chosen by the other seeds, is the test.
+    It is not tested, because the best network was chosen by the same numbers. The question of the
+    best arm, which is chosen by the other seeds, has the valid test.
     """
     seeds = [seed for seed in best.scores if seed in whole.scores] if whole.runs else []
     if seeds:
         pairs = [best.scores[seed] for seed in seeds], [whole.scores[seed] for seed in seeds]
         gap = words.signed(paired(*pairs).difference, digits=metric.digits)
-        yield f"Minus the whole network: {metric.amount(gap)}."
+        yield f"Compared with the unpruned network: {metric.amount(gap)}."
 
 
 def _corrected(rows: Sequence[Contender]) -> Mapping[tuple[str, str], float | None]:
-    """Test all pairs of rows over the seeds that both have."""
+    """Return Holm-corrected p-values of all pairs of rows, over the seeds that both have."""
     pairs = [*combinations(rows, 2)]
     ps = []
     for a, b in pairs:
         seeds = [seed for seed in a.scores if seed in b.scores]
-        alike = len(once(a.runs)) == len(once(b.runs)) == 1  # one measurement each, copied
+        alike = len(once(a.runs)) == len(once(b.runs)) == 1  # one measurement each, repeated
         found = (
             paired([a.scores[s] for s in seeds], [b.scores[s] for s in seeds]) if seeds else None
         )

@@ -1,4 +1,4 @@
-"""Remarks of a reviewer on results: what the verdicts could not conclude, and what would help."""
+"""A reviewer's remarks on results: what the verdicts could not conclude, and what would help."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -6,7 +6,7 @@ from regrow.report.validity import RULES, Rule, rule_text
 from regrow.report.verdict import Verdict, num_cells
 from regrow.studies.lint import BOUTHILLIER, LIU, Remark
 
-# Rule -> what to do about it; those that are known before a run are said then.
+# Rule -> what to do about it. Rules that can be checked before a run are left to ``studies.lint``.
 REMEDIES: Mapping[Rule, str] = {
     "parent at chance": "recipe: more epochs or another rate, until the unpruned network learns",
     "arms at chance": "remove less, or train the arms for longer",
@@ -17,7 +17,7 @@ REMEDIES: Mapping[Rule, str] = {
 
 
 def run_remarks(verdicts: Sequence[Verdict]) -> Iterator[Remark]:
-    """Say once for each rule which cells meet it, and how many comparisons are open."""
+    """Yield a remark for each rule that cells meet, and one on the undecided comparisons."""
     with_results = [verdict for verdict in verdicts if verdict.differences]
     cells = len({verdict.group for verdict in with_results})
     for rule in (rule for rule in RULES if rule in REMEDIES):

@@ -6,7 +6,7 @@ PLUS_MINUS = "\u00b1"
 
 
 def quantity(value: float | None) -> str:
-    """Write a large count in three digits and a unit letter; empty for None.
+    """Format a large count with three digits and a unit letter; empty for None.
 
     >>> quantity(272474), quantity(125_485_000.0), quantity(64), quantity(None)
     ('272k', '125M', '64', '')
@@ -20,7 +20,7 @@ def quantity(value: float | None) -> str:
 
 
 def short(value: float) -> str:
-    """Write a round number, such as an axis carries, with no digit too many.
+    """Format a round number, such as an axis tick, without needless digits.
 
     >>> short(5e3), short(1.5e6), short(300.0)
     ('5k', '1.5M', '300')
@@ -38,7 +38,7 @@ def _scaled(value: float) -> tuple[float, str]:
 
 
 def with_kept(value: float | None, share: float | None) -> str:
-    """Write a count and the share of the unpruned network's that it is: ``272k (32%)``."""
+    """Format a count with its share of the unpruned network's count: ``272k (32%)``."""
     if share is None or math.isnan(share) or not (text := quantity(value)):
         return quantity(value)
     percent = 100 * share
@@ -46,7 +46,7 @@ def with_kept(value: float | None, share: float | None) -> str:
 
 
 def score(mean: float | None, std: float | None, n: int, *, digits: int = 2) -> str:
-    """Write mean and spread, or that there is nothing yet.
+    """Format mean and standard deviation, or ``not run``.
 
     >>> score(98.456, None, 1), score(None, None, 0)
     ('98.46', 'not run')
@@ -58,17 +58,17 @@ def score(mean: float | None, std: float | None, n: int, *, digits: int = 2) -> 
 
 
 def seeds(n: int, expected: int) -> str:
-    """Write how many seeds stand behind a figure: ``5``, or ``4 of 5`` where some are missing."""
+    """Format the number of seeds behind a value: ``5``, or ``4 of 5`` if some are missing."""
     return str(n) if n == expected else f"{n} of {expected}"
 
 
 def num_seeds(n: int, expected: int) -> str:
-    """Write the same with its noun: ``1 seed``, ``5 seeds``, ``4 of 5 seeds``."""
+    """Format the number of seeds with its noun: ``1 seed``, ``5 seeds``, ``4 of 5 seeds``."""
     return f"{seeds(n, expected)} {'seed' if expected == 1 else 'seeds'}"
 
 
 def signed(difference: float, *, digits: int = 2) -> str:
-    """Write a difference, always with its sign.
+    """Format a difference, always with its sign.
 
     >>> signed(0.123), signed(-0.001)
     ('+0.12', '+0.00')
@@ -77,7 +77,7 @@ def signed(difference: float, *, digits: int = 2) -> str:
 
 
 def p_value(p: float) -> str:
-    """Write a p-value without pretending to more digits than it has.
+    """Format a p-value with three decimals, small ones as a bound.
 
     >>> p_value(0.00001), p_value(0.0312)
     ('p < 0.001', 'p = 0.031')
