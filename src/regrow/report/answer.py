@@ -1,4 +1,4 @@
-"""Answers in words: what verdicts say of each question, and first of all what they cannot say."""
+"""Answers in words: what verdicts say about each question, and first what they cannot say."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,18 +13,18 @@ from regrow.report.verdict import OUTCOMES, Verdict, families, num_cells, overal
 from regrow.report.words import num_seeds, p_value, signed
 from regrow.tasks.metric import Metric
 
-SAID_AT_ONCE: tuple[Rule, ...] = ("one arm at chance", "FLOPs not spent")  # beside each cell
-MOST_RULES = 2  # budget rules of a side that an answer names
+SAID_AT_ONCE: tuple[Rule, ...] = ("one arm at chance", "FLOPs not spent")  # in each cell's sentence too
+MOST_RULES = 2  # most budget rules of a side that an answer names
 ALL_ALIKE = (
     "Independent trainings hardly ever differ by the same amount: nothing was trained on either "
     "side, the training ignores its seed, results were copied, or the test set is too small."
 )
-MANY = 1000  # seeds nobody trains; beyond it the estimate is not worth a number
+MANY = 1000  # seeds; larger estimates are not given as a number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One question with its answer: in a word or three (``short``), and in full."""
+    """One question with its answer, in a few words (``short``) and in full (``text``)."""
 
     question: str
     short: str
@@ -35,15 +35,15 @@ class Answer:
 
 
 def answer(verdicts: Sequence[Verdict]) -> str:
-    """Sum a study up, a line for each: what allows no conclusion, then the questions.
+    """Summarise a study: a line for each caution, then one for each question.
 
-    Of a question come the average over its cells, then the cells counted.
+    A question's line has the average over its cells, then the number of cells by outcome.
     """
     return no_answer(verdicts) or "\n".join([*cautions(verdicts), *map(str, answers(verdicts))])
 
 
 def no_answer(verdicts: Sequence[Verdict]) -> str:
-    """Say why a study has no answer; empty if it has one."""
+    """Return why a study has no answer; empty if it has one."""
     if not verdicts:
         return (
             "This study has no two arms to compare: add one with a random start (scratch-b) beside "
@@ -55,11 +55,11 @@ def no_answer(verdicts: Sequence[Verdict]) -> str:
 
 
 def answers(verdicts: Sequence[Verdict]) -> Iterator[Answer]:
-    """Answer each question of a study, what it is about first.
+    """Answer each question of a study, its main question first.
 
-    Of several training budgets at the largest: each is a question of its own, and what changes from
-    one to the next is answered by ``regrow.report.budget_words``, which also has all that is to be
-    said of a single cell with one retraining.
+    With several training budgets, questions are answered at the largest. How answers depend on the
+    budget is left to ``regrow.report.budget_words``, and so are questions about scratch training
+    that only one cell asks.
     """
     several_metrics = len({verdict.metric for verdict in verdicts}) > 1
     return (
@@ -70,25 +70,25 @@ def answers(verdicts: Sequence[Verdict]) -> Iterator[Answer]:
 
 
 def _followed(question: Question) -> bool:
-    """Tell whether a question is answered over all training budgets."""
+    """Return whether ``budget_words`` answers a question over all training budgets."""
     best = question.second.name == BEST_RETRAINING
     return bool(question.at) and question.about == "scratch" and not best
 
 
 def sentence(verdict: Verdict) -> str:
-    """Word a verdict with difference, interval, n and corrected p-value."""
+    """Describe a verdict with its cell, difference, interval, n and corrected p-value."""
     text = f"{verdict.where}{': ' if verdict.group else ', '}{finding(verdict)}"
-    if not verdict.counts or not verdict.group:  # of an average the cautions say it
+    if not verdict.counts or not verdict.group:  # averages have it in the cautions
         return text
     low = [reason.text for reason in verdict.reasons if reason.rule in SAID_AT_ONCE]
     return text + "".join(f" But {reason}." for reason in low)
 
 
 def cautions(verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """Say once for each rule in how many cells it holds, and by which figures in the first."""
+    """Yield a line for each rule: how many cells meet it, with the figures of the first."""
     cells: dict[Rule, dict[str, tuple[Verdict, Reason]]] = {}
     for verdict in verdicts:
-        # What only qualifies a conclusion is no matter where there is none.
+        # Rules that only qualify a conclusion do not matter where there is none.
         first = verdict.left_out_for
         for reason in verdict.reasons if first is None else (first,):
             cells.setdefault(reason.rule, {}).setdefault(verdict.group, (verdict, reason))
@@ -105,7 +105,7 @@ def cautions(verdicts: Sequence[Verdict]) -> Iterator[str]:
 
 
 def finding(verdict: Verdict) -> str:
-    """Word a verdict without its place."""
+    """Describe a verdict without naming its cell."""
     comparison, within = verdict.comparison, verdict.metric.amount(f"{verdict.margin:g}")
     arm, against = _names(verdict)
     if comparison is None:
@@ -157,7 +157,7 @@ def finding(verdict: Verdict) -> str:
 
 
 def _names(verdict: Verdict) -> tuple[str, str]:
-    """Name both sides; of the best arm, how it was chosen."""
+    """Name both sides, and how the best arm was chosen."""
     if verdict.question.first is not None:
         return verdict.arm, verdict.against
     if not verdict.differences:
@@ -168,7 +168,7 @@ def _names(verdict: Verdict) -> tuple[str, str]:
 
 
 def _interval(verdict: Verdict, *, wide: bool) -> str:
-    """Word the interval that belongs to the test: 95 % for a difference, 90 % for equivalence."""
+    """Format the interval that matches the test: 95 % for a difference, 90 % for equivalence."""
     test = verdict.comparison if wide else verdict.equivalence
     if test is None or test.low is None or test.high is None:
         return "the same in every seed, "
@@ -178,7 +178,7 @@ def _interval(verdict: Verdict, *, wide: bool) -> str:
 
 
 def _size(verdict: Verdict) -> str:
-    """Word the interval of how much better or worse an arm is: ``95% interval 1.60 to 5.05, ``."""
+    """Format the interval of a difference without its sign: ``95% interval 1.60 to 5.05, ``."""
     test, metric = verdict.comparison, verdict.metric
     if test is None or test.low is None or test.high is None:
         return "the same in every seed, "
@@ -202,7 +202,7 @@ def _needed(verdict: Verdict) -> str:
 
 
 def _least_signs(alpha: float) -> int:
-    """Return from how many seeds on equal differences are shown by a sign test.
+    """Return how many seeds with equal differences an exact sign test needs to be significant.
 
     >>> _least_signs(0.05)
     6
@@ -211,9 +211,9 @@ def _least_signs(alpha: float) -> int:
 
 
 def _family(family: list[Verdict], *, with_metric: bool = False) -> Answer:
-    """Answer one question: yes, no or undecided on average, and what its cells say one by one.
+    """Answer one question: yes, no or undecided on average, and the number of cells by outcome.
 
-    ``with_metric``: also by which metric, where a study has several.
+    ``with_metric`` adds the metric's name to the question, for studies with several metrics.
     """
     question, with_results = family[0].question.text, [v for v in family if v.differences]
     question += f" ({family[0].metric.name})" if with_metric else ""
@@ -239,7 +239,7 @@ def _family(family: list[Verdict], *, with_metric: bool = False) -> Answer:
 
 
 def _rules(conclusive: Sequence[Verdict]) -> str:
-    """Name the recipes and budget rules that an answer about scratch training holds for."""
+    """Name the recipes, budget rules and setups that an answer about scratch training holds for."""
     question = conclusive[0].question
     if question.about != "scratch":
         return ""
@@ -255,7 +255,7 @@ def _rules(conclusive: Sequence[Verdict]) -> str:
 
 
 def _either(texts: Sequence[str]) -> str:
-    """Join what differs between cells.
+    """Join texts that differ between cells.
 
     >>> _either(["equal epochs"]), _either(["rate 0.1; equal FLOPs", "rate 0.1; 3 epochs"])
     ('(equal epochs)', '(rate 0.1; equal FLOPs) or (rate 0.1; 3 epochs)')
@@ -275,7 +275,7 @@ def _left_out(with_results: Sequence[Verdict], *, of: int) -> str:
 
 
 def _short(mean: Verdict | None, conclusive: list[Verdict]) -> str:
-    """Answer in a word or three; a good average does not hide cells that are worse."""
+    """Answer in a few words; a good average does not hide cells that are worse."""
     worse = sum(v.outcome == "worse" for v in conclusive)
     if mean is None or mean.outcome == "undecided":
         return "Undecided"
@@ -300,7 +300,7 @@ def _counts(family: list[Verdict], conclusive: list[Verdict]) -> str:
 
 
 def _seed_range(with_results: list[Verdict]) -> str:
-    """Word how many seeds the cells have: ``5 seeds each``, ``3 to 5 seeds each``."""
+    """Format the number of seeds of the cells: ``5 seeds each``, ``3 to 5 seeds each``."""
     low, high = min(v.n for v in with_results), max(v.n for v in with_results)
     expected = max(v.n_expected for v in with_results)
     if low < high:

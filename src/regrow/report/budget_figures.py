@@ -1,4 +1,4 @@
-"""Figures over training budgets: scores of arms, and differences to training from scratch.
+"""Figures over training budgets: scores of arms, and differences from training from scratch.
 
 One panel for each data set, network, method and amount (small multiples), so that many methods
 stay readable. The axis of budgets is logarithmic, in epochs below and in FLOPs of the unpruned
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNPRUNED = ("black", ".")
-# Of the axis, between neighbouring lines and between the first and the last.
+# Offsets, as shares of the axis: between neighbouring lines, and at most from first to last.
 DODGE, MOST_DODGE = 0.013, 0.05
 CUT_BARS = "which go on beyond the axis where they have no cap"
-MOST_TITLE = 40  # letters of a line of a panel's title
+MOST_TITLE = 40  # characters per line of a panel's title
 Points = list[tuple[int, Comparison]]
 
 
 def draw_budgets(curves: Sequence[Curve], folder: Path) -> list[SavedFigure]:
-    """Save both figures of each metric; none without curves."""
+    """Draw and save both figures for each metric; none without curves."""
     saved: list[SavedFigure] = []
     with drawing_style():
         for metric in dict.fromkeys(curve.metric for curve in curves):
@@ -73,7 +73,7 @@ def draw_budgets(curves: Sequence[Curve], folder: Path) -> list[SavedFigure]:
 
 
 def score_caption(metric: Metric) -> str:
-    """Say what the figure of scores shows."""
+    """Return the caption of the figure of scores."""
     name = f"{metric.name[0].upper()}{metric.name[1:]}"
     return (
         f"{name} against the training budget (epochs of the unpruned network, and above the FLOPs "
@@ -83,7 +83,7 @@ def score_caption(metric: Metric) -> str:
 
 
 def difference_caption(metric: Metric, curve: Curve) -> str:
-    """Say what the figure of differences shows."""
+    """Return the caption of the figure of differences."""
     margins = dict.fromkeys(trend.margin for trend in curve.trends)
     margin = " or ".join(metric.amount(f"{margin:g}") for margin in margins)
     return (
@@ -127,7 +127,7 @@ def difference_figure(curves: Sequence[Curve], *, metric: Metric) -> "Figure":
 
 
 def in_lines(name: str) -> str:
-    """Break a panel's name between its parts, so that it is no wider than the panel.
+    """Break a panel's name into lines between its parts, to fit the width of the panel.
 
     >>> in_lines("CIFAR-10 / six convolutions / l1-filter macs 0.5, multiples of 8")
     'CIFAR-10 / six convolutions /\\nl1-filter macs 0.5, multiples of 8'
@@ -144,11 +144,11 @@ def in_lines(name: str) -> str:
     return "\n".join(lines)
 
 
-# Values of the figures, which the page draws too -------------------------------------------------
+# Values of the figures, which the HTML page uses too ----------------------------------------------
 
 
 def styles_of(curves: Sequence[Curve]) -> dict[str, tuple[str, str]]:
-    """Give each arm the style that it has in the other figures of a report."""
+    """Return the style of each arm, the same as in the report's other figures."""
     runs = {
         arm: next(iter(step.arms[arm]))
         for curve in curves
@@ -166,7 +166,7 @@ def styles_of(curves: Sequence[Curve]) -> dict[str, tuple[str, str]]:
 
 
 def scratch_arms(curves: Sequence[Curve]) -> list[str]:
-    """Return the arms that differences are taken to."""
+    """Return the scratch arms that retrainings are compared with."""
     return list(dict.fromkeys(trend.scratch for curve in curves for trend in curve.trends))
 
 
@@ -187,7 +187,7 @@ def difference_points(trend: Trend) -> Points:
 
 
 def score_range(lines: dict[str, Points], curve: Curve) -> tuple[float, float]:
-    """Choose the axis of scores by what was trained; arms left as cut may lie far below it."""
+    """Choose the score axis by the trained arms; pruned, untrained networks may lie far below."""
     metric = curve.metric
     untrained = {
         arm
@@ -200,13 +200,13 @@ def score_range(lines: dict[str, Points], curve: Curve) -> tuple[float, float]:
     low, high = _reach([test for _, test in every])
     pad = max(0.06 * (high - low), metric.margin / 2)
     top = high + pad
-    if metric.counted:  # intervals of few seeds reach beyond what there can be
+    if metric.counted:  # intervals of few seeds exceed the highest possible score
         top = min(top, metric.factor + 0.02 * (metric.factor - low))
     return low - pad, top
 
 
 def difference_range(lines: dict[str, Points], margin: float) -> tuple[float, float]:
-    """Choose the axis of differences, on which the margin and zero always are."""
+    """Choose the axis of differences, which always includes zero and the margin."""
     tests = [test for points in lines.values() for _, test in points]
     low, high = _reach(tests) if tests else (0.0, 0.0)
     low, high = min(low, -1.4 * margin), max(high, 1.4 * margin)
@@ -214,7 +214,7 @@ def difference_range(lines: dict[str, Points], margin: float) -> tuple[float, fl
 
 
 def _reach(tests: Sequence[Comparison]) -> tuple[float, float]:
-    """Return the range of some means with their intervals, of which the widest add little.
+    """Return the range of means with their intervals, ignoring bounds far from all means.
 
     An interval of two or three seeds can be many times the range of all means.
     """
@@ -229,9 +229,9 @@ def _reach(tests: Sequence[Comparison]) -> tuple[float, float]:
 
 
 def places_of(arms: Iterable[str], drawn: Sequence[str]) -> dict[str, float]:
-    """Offset each line from its true place, in shares of the axis, so that bars stay apart.
+    """Return a horizontal offset for each line, as a share of the axis, to keep bars apart.
 
-    Lines of which no point is drawn in place stand in the middle.
+    Only lines in ``drawn``, those with a point within the axis, are offset.
     """
     step = min(DODGE, MOST_DODGE / max(1, len(drawn) - 1))
     offsets = {arm: step * (i - (len(drawn) - 1) / 2) for i, arm in enumerate(drawn)}
@@ -242,7 +242,7 @@ def places_of(arms: Iterable[str], drawn: Sequence[str]) -> dict[str, float]:
 
 
 def _parts(curves: Sequence[Curve]) -> list[list[Curve]]:
-    """Split curves into those of a figure: all, or those of each data set and model if many."""
+    """Split curves into figures: all in one or, if too many, by data set and model."""
     if len(curves) * max(1, len(scratch_arms(curves))) <= PAGE:
         return [list(curves)] if curves else []
     places = dict.fromkeys((curve.data, curve.model) for curve in curves)
@@ -256,7 +256,7 @@ def _figure(panels: Sequence[Panel], styles: Styles, *, beside: int) -> "Figure"
 
 
 def _panel(curve: Curve, lines: dict[str, Points], y: Limits, metric: Metric) -> Panel:
-    """Return the panel of a curve: epochs below, FLOPs above where they are known."""
+    """Return the panel of a curve: epochs on the axis below, FLOPs (if known) on that above."""
     budgets = curve.budgets
     room = (budgets[-1] / budgets[0]) ** 0.12 if len(budgets) > 1 else 1.5
     x = (budgets[0] / room, budgets[-1] * room)

@@ -1,12 +1,12 @@
-"""The gain of unpruned networks from a longer training, in studies with several budgets.
+"""Gains of unpruned networks from longer training, in studies with several budgets.
 
     gains = Gains(runs)
     gain = gains.about(run)     # of the network that this run was pruned from, at its budget
     gain.state                  # "settled", "gaining" or "open"
 
-Whether a training had converged is otherwise judged by its loss. Where the same network was also
-trained for another budget, the gain in score is measured instead, seed by seed: from the budget to
-the next larger one, and of the largest from the one before.
+Convergence is usually judged by the training loss. Where the same network was also trained for
+another budget, its gain in score is measured instead, seed by seed: from a budget to the next
+larger one, or for the largest budget, from the one before.
 """
 
 import itertools
@@ -23,14 +23,14 @@ from regrow.report.statistics import Comparison, paired
 from regrow.tasks.metric import Metric
 
 State = Literal["settled", "gaining", "open"]
-Network = tuple[str, str, str, Metric]  # data set, model, method that treated it, metric
+Network = tuple[str, str, str, Metric]  # data set, model, method whose treatment it had, metric
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
     """An unpruned network's gain from one budget to a larger one; positive is better.
 
-    ``comparison`` is paired by seed. ``last`` is True of the largest budget that has results.
+    ``comparison`` is paired by seed. ``last`` is True if ``larger`` is the largest with results.
     """
 
     smaller: int
@@ -43,7 +43,7 @@ class Gain:
 
     @property
     def p_settled(self) -> float | None:
-        """The chance of so small a gain if its true value were the margin (one-sided t test)."""
+        """The p-value for a gain of less than the margin (one-sided t test)."""
         test = self.comparison
         if test.error is None or test.df is None:
             return None
@@ -53,7 +53,7 @@ class Gain:
 
     @property
     def most(self) -> float | None:
-        """The upper bound of the gain that belongs to that test."""
+        """The one-sided upper confidence bound of the gain that matches this test."""
         test = self.comparison
         if not test.error or test.df is None:
             return None
@@ -61,11 +61,11 @@ class Gain:
 
     @property
     def state(self) -> State:
-        """``settled``: shown to be less than the margin; ``gaining``: shown, and not settled."""
+        """``settled``: shown to be below the margin; ``gaining``: shown to be positive instead."""
         settled, p = self.p_settled, self.comparison.p
         if settled is not None and settled < self.alpha:
             return "settled"
-        shown = p is not None and p < self.alpha  # and no loss, which would be settled
+        shown = p is not None and p < self.alpha  # a significant loss would be settled
         return "gaining" if shown else "open"
 
 
@@ -79,17 +79,17 @@ class Gains:
         self._margin, self._alpha = margin, alpha
 
     def about(self, run: Run) -> Gain | None:
-        """Return the gain that tells most about the budget of a run; None where there is none."""
+        """Return the gain from a run's budget to the next, else from the one before; or None."""
         steps = self.of(run)
         budget = run.training_budget
         onwards = next((gain for gain in steps if gain.smaller == budget), None)
         return onwards or next((gain for gain in steps if gain.larger == budget), None)
 
     def of(self, run: Run) -> Sequence[Gain]:
-        """Return the gains of the network behind a run, from the smallest budget up.
+        """Return the gains of the unpruned network behind a run, from the smallest budget up.
 
-        Of a pruned row that is the plain network where the study has it, as in the judgement by the
-        loss, because a treatment by a method may cost score on purpose.
+        If the study has it, this is the network trained without a method's treatment, which may
+        lower the score on purpose (``validity.judge`` makes the same choice for losses).
         """
         plain = run.data, run.model, "", run.metric
         scores = self._scores.get(plain) or self._scores.get(_network(run), {})
@@ -132,7 +132,7 @@ def _network(run: Run) -> Network:
 
 
 def at_largest(runs: Iterable[Run]) -> list[Run]:
-    """Return the runs at the largest budget of their data set and model; all without budgets."""
+    """Return the runs at the largest budget of their data set and model, or without a budget."""
     listed = list(runs)
     largest: dict[tuple[str, str], int] = {}
     for run in listed:
@@ -147,5 +147,5 @@ def at_largest(runs: Iterable[Run]) -> list[Run]:
 
 
 def rows_of(frame: pd.DataFrame, runs: Iterable[Run]) -> pd.DataFrame:
-    """Return the rows of a frame that some runs are in."""
+    """Return the rows of a frame that belong to the cells of some runs."""
     return frame[frame["group"].isin({run.group for run in runs})]

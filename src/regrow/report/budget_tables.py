@@ -79,7 +79,7 @@ BY_LOSS = {"not converged": "not converged", "convergence unknown": "not known"}
 
 
 def tables(curves: Sequence[Curve]) -> tuple[Extra, ...]:
-    """Lay curves out: the answers, then scores and costs of each, differences, and gains."""
+    """Return all tables of curves: answers, scores and costs of each, differences, and gains."""
     if not curves:
         return ()
     parts = [part for curve in curves for part in (_scores(curve), _costs(curve))]
@@ -90,14 +90,14 @@ def tables(curves: Sequence[Curve]) -> tuple[Extra, ...]:
 
 
 def latex_tables(curves: Sequence[Curve]) -> tuple[Extra, ...]:
-    """Lay curves out for the page of an article: answers, and scores with a line for each arm."""
+    """Return the tables that fit an article's page: answers, and scores with a row for each arm."""
     with_trends = [curve for curve in curves if curve.trends]
     answers = [_answers(with_trends)] if with_trends else []
     return (*(replace(table, wide=1) for table in answers), *(_turned(_scores(c)) for c in curves))
 
 
 def _turned(table: Extra) -> Extra:
-    """Turn a table of scores by budget round: a line for each arm, a column for each budget."""
+    """Transpose a table of scores by budget: a row for each arm, a column for each budget."""
     budgets = [row[0] for row in table.rows]
     columns = list(zip(table.columns, *table.rows, strict=True))[1:]
     return replace(
@@ -106,7 +106,7 @@ def _turned(table: Extra) -> Extra:
 
 
 def csv_files(curves: Sequence[Curve]) -> dict[str, str]:
-    """Return every number of the curves as CSV, by the name of the file; none without any."""
+    """Return every number of the curves as CSV texts by file name; none without curves."""
     if not curves:
         return {}
     files = {
@@ -294,7 +294,7 @@ def _interval(difference: Difference, metric: Metric) -> str:
 
 
 def _shown(difference: Difference, trend: Trend) -> str:
-    """Name what is shown at one budget."""
+    """Name the claims that are shown at one budget."""
     if difference.test is None:
         return "not run"
     reason = difference.verdict.left_out_for

@@ -13,8 +13,8 @@ from regrow.report.validity import CLEARLY_LESS, gain_words, spent
 from regrow.report.words import p_value, signed
 from regrow.tasks.metric import Metric
 
-MANY = 1000  # seeds nobody trains
-MOST_NAMES = 4  # rows that an answer names
+MANY = 1000  # seeds; larger estimates are not given as a number
+MOST_NAMES = 4  # most rows that an answer names
 HOW = (
     "How answers over budgets are computed: at every budget, arms are compared seed by seed. "
     "'From X on' is tested at the largest budget first, then at the next smaller one, and so on "
@@ -30,7 +30,7 @@ HOW = (
 
 
 def answers(curves: Sequence[Curve]) -> Iterator[Answer]:
-    """Answer from which budget on training from scratch is enough, and what is still gained."""
+    """Answer from which budget on training from scratch is enough, and if longer training gains."""
     for (retraining, scratch, metric), trends in _pairs(curves).items():
         several = len({curve.metric for curve in curves}) > 1
         by = f" ({metric.name})" if several else ""
@@ -55,18 +55,18 @@ def answers(curves: Sequence[Curve]) -> Iterator[Answer]:
 
 
 def how(curves: Sequence[Curve]) -> str:
-    """Say how the answers came about."""
+    """Return an explanation of how the answers are computed."""
     alphas = [trend.alpha for curve in curves for trend in curve.trends]
     return HOW.format(alpha=max(alphas, default=0.05))
 
 
 def sentences(curves: Sequence[Curve]) -> list[str]:
-    """Word every trend of every curve."""
+    """Describe every trend of every curve."""
     return [f"{curve.name}: {sentence(trend)}" for curve in curves for trend in curve.trends]
 
 
 def sentence(trend: Trend) -> str:
-    """Word one trend: its differences, what they show, and at which budgets they show nothing."""
+    """Describe one trend: its differences, what they show, and the budgets that show nothing."""
     if not trend.run:
         return f"{trend.retraining} minus {trend.scratch} has not run at any budget."
     parts = [_values(trend), *_claims(trend), *_open(trend), *_left_out(trend), *_missing(trend)]
@@ -74,14 +74,14 @@ def sentence(trend: Trend) -> str:
 
 
 def short(trend: Trend) -> str:
-    """Answer for one trend from which budget on training from scratch is as good."""
+    """Answer briefly from which budget on training from scratch is as good, for one trend."""
     text = _enough(trend)
     better = trend.scratch_from is not None and trend.scratch_from == trend.enough_from
     return f"{text}, then better" if better else text
 
 
 def better_to(trend: Trend) -> str:
-    """Write up to which budget inherited weights are better, and whether at equal FLOPs."""
+    """Format the budget up to which inherited weights are better, and if FLOPs are unequal."""
     if trend.better_to is None:
         return ""
     return f"{trend.better_to}{' (unequal FLOPs)' if [*_unequal(trend)] else ''}"
@@ -99,7 +99,7 @@ def _enough(trend: Trend) -> str:
 
 
 def schedule_notes(curves: Sequence[Curve]) -> list[str]:
-    """Say at which budgets schedules were rounded or capped, or do not follow the budget."""
+    """List the arms whose lengths were rounded or capped, or do not scale with the budget."""
     rows: dict[str, dict[int, list[Run]]] = {}
     for curve in curves:
         for step in curve.steps:
@@ -132,7 +132,7 @@ Pair = tuple[str, str, Metric]
 
 
 def _pairs(curves: Sequence[Curve]) -> dict[Pair, list[tuple[Curve, Trend]]]:
-    """Gather the trends of each pair of arms."""
+    """Group trends by pair of arms and metric."""
     pairs: dict[Pair, list[tuple[Curve, Trend]]] = {}
     for curve in curves:
         for trend in curve.trends:
@@ -142,14 +142,14 @@ def _pairs(curves: Sequence[Curve]) -> dict[Pair, list[tuple[Curve, Trend]]]:
 
 
 def _short_of(trends: Sequence[Trend]) -> str:
-    """Give the answer that all rows share, or the most frequent one with their number."""
+    """Return the answer that all rows share, or the most frequent one with its number of rows."""
     found = Counter(map(short if len(trends) == 1 else _enough, trends))
     text, num = found.most_common(1)[0]
     return text if num == len(trends) else f"{text} in {num} of {len(trends)} rows"
 
 
 def _text_of(trends: Sequence[tuple[Curve, Trend]]) -> str:
-    """Word one trend in full; of several which rows share an answer."""
+    """Describe a single trend in full; of several, list which rows have which answer."""
     if len(trends) == 1:
         return sentence(trends[0][1])
     rows: dict[str, list[str]] = {}
@@ -169,7 +169,7 @@ def _text_of(trends: Sequence[tuple[Curve, Trend]]) -> str:
 
 
 def _unequal_leads(trends: Sequence[tuple[Curve, Trend]]) -> Iterator[str]:
-    """Name the rows in which a lead of inherited weights stands against unequal FLOPs."""
+    """Name the rows where inherited weights lead, but scratch training had fewer FLOPs."""
     found = [(curve.name, trend, text) for curve, trend in trends for text in _unequal(trend)]
     if found:
         name, trend, text = found[0]
@@ -181,7 +181,7 @@ def _unequal_leads(trends: Sequence[tuple[Curve, Trend]]) -> Iterator[str]:
 
 
 def _at_largest(trends: Sequence[Trend]) -> str:
-    """Word between which values the differences lie at the largest budget of each row."""
+    """Give the range of the differences at the largest budget of each row."""
     metric = trends[0].metric
     values = [t.run[-1].test.difference for t in trends if t.run and t.run[-1].test is not None]
     if not values:
@@ -216,7 +216,7 @@ def _gain_text(curve: Curve, gain: Gain) -> str:
 
 
 def _by_loss(curve: Curve, gain: Gain) -> str:
-    """Say what the loss alone would have said of the largest budget, and that it is not used."""
+    """Say that this gain decides on convergence, and what the training loss alone would say."""
     reasons = curve.by_loss.get(gain.larger)
     if reasons is None:
         return "Convergence is judged by this gain; no training loss is known."
@@ -232,7 +232,7 @@ def _by_loss(curve: Curve, gain: Gain) -> str:
 
 
 def _values(trend: Trend) -> str:
-    """Word the mean differences: ``a minus b is +3.61 at 2, +0.13 at 4 epochs (n = 5)``."""
+    """Format the mean differences: ``a minus b is +3.61 at 2, +0.13 at 4 epochs (n = 5)``."""
     metric, run = trend.metric, trend.run
     values = [
         f"{signed(d.test.difference, digits=metric.digits)} at {d.budget}"
@@ -246,7 +246,7 @@ def _values(trend: Trend) -> str:
 
 
 def _claims(trend: Trend) -> Iterator[str]:
-    """Word what is shown, from the smallest budget up."""
+    """State what is shown, from the smallest budget up."""
     metric = trend.metric
     last = trend.run[-1]
     within = metric.amount(f"{trend.margin:g}")
@@ -276,7 +276,7 @@ def _claims(trend: Trend) -> Iterator[str]:
 
 
 def _unequal(trend: Trend) -> Iterator[str]:
-    """Say where a lead of inherited weights stands against less than equal FLOPs."""
+    """Name the budgets where inherited weights lead, but rounding left equal FLOPs unused."""
     short_of = [d for d in trend.run if d.budget <= (trend.better_to or 0) and d.unspent]
     if short_of:
         shares = [f"{d.unspent.figures} at {d.budget}" for d in short_of if d.unspent]
@@ -294,12 +294,12 @@ def _from(start: int, trend: Trend) -> str:
 
 
 def _most(ps: Sequence[float | None]) -> str:
-    """Write the largest of the p-values that a claim rests on."""
+    """Format the largest of the p-values that a claim rests on."""
     return p_value(max((p for p in ps if p is not None), default=0.0))
 
 
 def _open(trend: Trend) -> Iterator[str]:
-    """Name the budgets that show nothing, and why; first what keeps the answer from being given."""
+    """Name the undecided budgets and why, starting with the largest, which holds up the answer."""
     if all(d.n == 1 for d in trend.run):
         yield "One seed allows no test."
         return
@@ -335,7 +335,7 @@ def _undecided(difference: Difference, trend: Trend) -> str:
 
 
 def _shown_alone(difference: Difference, trend: Trend) -> str | None:
-    """Word the strongest claim that one budget would show without the others."""
+    """Return the strongest claim that a budget would show without the others; None without any."""
     within = trend.metric.amount(f"{trend.margin:g}")
     claims: dict[Claim, str] = {
         "scratch": f"{trend.scratch} is better",
@@ -366,7 +366,7 @@ ByBudget = dict[int, list[Run]]
 
 
 def _rounded(by_budget: ByBudget) -> Iterator[str]:
-    """Word shares of a budget that are no whole number of epochs."""
+    """Describe shares of a budget that were rounded to whole epochs."""
     changed = []
     for budget, runs in by_budget.items():
         first = runs[0]
@@ -396,12 +396,12 @@ def _capped(by_budget: ByBudget) -> Iterator[str]:
 
 
 def _unspent(by_budget: ByBudget, whole: dict[tuple[tuple[str, ...], int], Run]) -> Iterator[str]:
-    """Word budgets of equal FLOPs of which rounding to whole epochs leaves a clear part."""
+    """Describe budgets of equal FLOPs of which rounding left a clear part unused."""
     found, counted = [], set()
     for budget, runs in by_budget.items():
         found_shares = (spent(run, whole.get((run.panel, run.seed))) for run in runs)
         shares = [share for share in found_shares if share is not None]
-        if shares and min(shares) < 1 - CLEARLY_LESS:  # a mean would hide the row that lacks most
+        if shares and min(shares) < 1 - CLEARLY_LESS:  # a mean would hide the worst row
             found.append(f"{100 * min(shares):.0f} % at {budget}")
             counted.add(_rounded_to(runs))
     if found:
@@ -413,7 +413,7 @@ def _unspent(by_budget: ByBudget, whole: dict[tuple[tuple[str, ...], int], Run])
 
 
 def unspent_notes(runs: Sequence[Run]) -> Iterator[str]:
-    """Say where whole epochs leave a clear part of equal FLOPs, if they do."""
+    """Describe the same for a study with a single training budget."""
     whole = {(run.panel, run.seed): run for run in runs if run.unpruned and run.done}
     found: dict[str, list[float]] = {}
     counted = set()
@@ -432,12 +432,12 @@ def unspent_notes(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _rounded_to(runs: Sequence[Run]) -> str:
-    """Name what the lengths of some runs are rounded to."""
+    """Return what the lengths of some runs were rounded to: ``epochs`` or ``updates``."""
     return "epochs" if all(float(run.epochs or 0).is_integer() for run in runs) else "updates"
 
 
 def _fixed(by_budget: ByBudget) -> Iterator[str]:
-    """Word arms whose length does not follow the budget."""
+    """Describe arms whose length does not scale with the budget."""
     firsts = [runs[0] for runs in by_budget.values()]
     epochs = [run.epochs for runs in by_budget.values() for run in runs if run.epochs is not None]
     if len(firsts) > 1 and all(run.budget == "epochs" for run in firsts) and epochs:

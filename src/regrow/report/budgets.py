@@ -5,26 +5,27 @@
             print(curve.name, trend.retraining, trend.scratch, trend.within_from, trend.better_to)
 
 A *curve* is one data set, network, method and amount at every training budget of a study; a *trend*
-is one retraining of inherited weights minus one training from scratch, from budget to budget, each
-difference paired by seed. What is asked of a trend, and how several tests are held together:
+is one retraining of inherited weights minus one training from scratch at each of these budgets,
+paired by seed. The questions about a trend, and how their tests are corrected:
 
-- From which budget on is training from scratch enough, that is worse by less than the margin? A
-  one-sided t test at the largest budget, then at the next smaller one, as long as it succeeds
-  (``statistics.in_sequence``): a claim about a budget is one about all larger ones too, so that
-  this order is the one that the claim asks for.
+- From which budget on is training from scratch enough, that is, worse by less than the margin? A
+  one-sided t test at the largest budget, then at the next smaller one, and so on until a test is
+  not significant (``statistics.in_sequence``). A claim about a budget includes all larger ones, so
+  this is the order that the claim requires.
 - From which budget on does the difference lie within the margin (TOST), and from which on is
   training from scratch better? In the same order.
 - Up to which budget are inherited weights better? From the smallest budget up.
 - Are inherited weights still better at the largest budget? One test, for "no budget is enough".
 
-Each kind of claim is false somewhere in at most ``alpha`` of studies, for all curves that share a
-pair of arms together. A fixed order beats Holm here: as many budgets as a study likes cost the
-answer nothing. It ends at the first budget that shows nothing, as the claim itself would.
+The probability of any false claim of one kind in a study is at most ``alpha``, over all curves that
+share a pair of arms. A fixed order has more power than Holm's correction here, because further
+budgets cost nothing. A sequence ends at the first budget that is not significant, as the claim
+itself would.
 
-A budget at which neither arm, or the unpruned network, is above chance tells nothing: it ends a
-sequence that comes from above, and one that comes from below begins after it. Convergence leaves
-nothing out here, for the budget is what is asked about; the gain of the unpruned network from the
-last step (``budget_gains``) says how much of an answer is the budget's.
+A budget is left out if the unpruned network is not above chance, or if neither arm is: a sequence
+from the largest budget down ends there, and one from the smallest up begins after it. Convergence
+leaves out no budget, because the budget is the variable under study; the gain of the unpruned
+network from the last step (``budget_gains``) shows how far an answer depends on the budget.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -68,10 +69,10 @@ class BudgetStep:
 class Difference:
     """A retraining minus a training from scratch at one budget.
 
-    p-values are corrected over budgets and curves, in the order of the claim they serve:
+    p-values are corrected over budgets and curves, in the order in which their claim is tested:
     ``p_enough``, ``p_within`` and ``p_scratch`` from the largest budget down, ``p_inherited`` from
     the smallest up. None: no test, or the sequence had ended before. ``needed`` estimates the seeds
-    that would decide what is not.
+    that would settle this budget.
     """
 
     budget: int
@@ -94,17 +95,17 @@ class Difference:
 
     @property
     def gain(self) -> float:
-        """The mean advantage of inherited weights; 0 before any."""
+        """The mean advantage of inherited weights; 0 without results."""
         return self.verdict.metric.gain(self.test.difference) if self.test else 0.0
 
     @property
     def told(self) -> bool:
-        """True if this budget is not left out."""
+        """True if this budget is not left out of conclusions."""
         return self.verdict.left_out_for is None
 
     @property
     def unspent(self) -> Reason | None:
-        """The reason why this is no difference at equal FLOPs, if whole epochs left a part."""
+        """The reason why this is no comparison at equal FLOPs, if rounding left a part unused."""
         return next((r for r in self.verdict.reasons if r.rule == "FLOPs not spent"), None)
 
     @property
@@ -127,7 +128,7 @@ class Difference:
         return None if test.p is None else test.p if side > 0 else 1.0
 
     def _p_enough(self, test: Comparison) -> float | None:
-        """Return the chance of this if inherited weights were better by the margin (one-sided)."""
+        """Return the p-value for inherited weights being better by less than the margin."""
         if test.error is None or test.df is None:
             return None
         if test.error == 0.0:
@@ -139,7 +140,8 @@ class Difference:
 class Trend:
     """A retraining minus a training from scratch, from the smallest budget to the largest.
 
-    ``p_largest`` is that of inherited weights being better at the largest budget with results.
+    ``p_largest`` is the p-value for inherited weights being better at the largest budget with
+    results, corrected by Holm over curves.
     """
 
     retraining: str
@@ -157,7 +159,7 @@ class Trend:
 
     @property
     def enough_from(self) -> int | None:
-        """The smallest budget from which on scratch training is worse by less than the margin."""
+        """The smallest budget from which on scratch training is shown to be enough."""
         return self._least(lambda d: d.p_enough)
 
     @property
@@ -198,14 +200,14 @@ class Curve:
     amount: str
     metric: Metric
     steps: tuple[BudgetStep, ...]
-    trends: tuple[Trend, ...] = ()  # against training from scratch of equal FLOPs first
+    trends: tuple[Trend, ...] = ()  # those against equal-FLOPs scratch training first
     gains: tuple[Gain, ...] = ()  # of the unpruned network, from each budget to the next
-    # Its convergence as its loss alone would have it, by budget; None where no loss is known.
+    # The unpruned network's convergence as judged by loss, by budget; None where no loss is known.
     by_loss: Mapping[int, tuple[Reason, ...] | None] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Its name for people: ``digits / vgg / l1-filter 0.5``."""
+        """Its display name: ``digits / vgg / l1-filter 0.5``."""
         return " / ".join(filter(None, (self.data, self.model, self.cut)))
 
     @property
@@ -216,7 +218,7 @@ class Curve:
 
     @property
     def budgets(self) -> tuple[int, ...]:
-        """All budgets that were asked for, from the smallest."""
+        """All requested budgets, from the smallest."""
         return tuple(step.budget for step in self.steps)
 
     @property
@@ -230,7 +232,7 @@ class Curve:
         return next((gain for gain in self.gains if gain.last), None)
 
     def flops(self, budget: int) -> float | None:
-        """Return what the unpruned network's training costs at a budget; None if not known."""
+        """Return the FLOPs of the unpruned network's training at a budget; None if unknown."""
         step = next(step for step in self.steps if step.budget == budget)
         runs = [run for arm in step.arms.values() for run in arm if run.unpruned and run.done]
         known = [run.training_flops for run in runs if run.training_flops]
@@ -240,7 +242,7 @@ class Curve:
 def curves(
     runs: Iterable[Run], *, margin: float | None = None, alpha: float = 0.05
 ) -> tuple[Curve, ...]:
-    """Gather the curves of a study with several budgets, in its order; none without the axis."""
+    """Return the curves of a study with several training budgets, in study order."""
     listed = folded(run for run in runs if run.training_budget is not None)
     gains, table = Gains(listed, margin=margin, alpha=alpha), Table(listed)
     places: dict[tuple[str, str, str, str, Metric], dict[int, dict[str, list[Run]]]] = {}
@@ -326,7 +328,7 @@ def _difference(
     margin: float,
     alpha: float,
 ) -> Difference:
-    """Compare a retraining with a training from scratch at one budget, not yet corrected."""
+    """Compare a retraining with a training from scratch at one budget, uncorrected."""
     plain = evidence(whole)
     turned = CellQuestion(question=question.question, first=question.second, second=question.first)
     first, second = evidence(turned.first), evidence(turned.second)
@@ -340,7 +342,7 @@ def _difference(
 
 
 def _corrected(found: Sequence[Curve]) -> list[Curve]:
-    """Correct the trends of each pair of arms over their budgets and curves."""
+    """Correct p-values for each pair of arms over its budgets and curves."""
     keys: dict[Key, list[tuple[int, int]]] = {}
     for i, curve in enumerate(found):
         for j, trend in enumerate(curve.trends):
@@ -354,7 +356,7 @@ def _corrected(found: Sequence[Curve]) -> list[Curve]:
 
 
 def _together(trends: Sequence[Trend]) -> list[Trend]:
-    """Correct trends of one pair of arms."""
+    """Correct the p-values of all trends of one pair of arms."""
     down = [list(reversed(trend.run)) for trend in trends]
     up = [_from_first_told(trend.run) for trend in trends]
     enough, within, scratch = (_by_budget(down, claim) for claim in FROM_LARGEST)
@@ -392,13 +394,13 @@ def _by_budget(
 
 
 def _from_first_told(differences: Sequence[Difference]) -> Sequence[Difference]:
-    """Leave out the smallest budgets as long as they tell nothing."""
+    """Skip the smallest budgets that are left out of conclusions."""
     first = next((i for i, d in enumerate(differences) if d.told), len(differences))
     return differences[first:]
 
 
 def _needed(difference: Difference, alpha: float) -> int | None:
-    """Estimate the seeds that would decide at a budget; None where more seeds cannot."""
+    """Estimate the seeds that would settle a budget; None where more seeds cannot."""
     test = difference.test
     if test is None or test.std is None or not difference.told or difference.too_fine:
         return None
