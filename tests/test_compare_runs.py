@@ -94,7 +94,7 @@ def test_reports_show_scores_verdicts_and_what_one_of_them_lacks(
     [
         ("nowhere", "store", "There is no 'nowhere', and no store"),
         (".", "store", "neither a store nor a report"),
-        ("store", "report", "two of one kind"),
+        ("store", "report", "two of the same kind"),
         ("bad", "report", "has no column 'data'"),
         ("", "store", "neither a store nor a report"),
     ],

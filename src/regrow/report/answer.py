@@ -13,7 +13,7 @@ from regrow.report.verdict import OUTCOMES, Verdict, families, num_cells, overal
 from regrow.report.words import num_seeds, p_value, signed
 from regrow.tasks.metric import Metric
 
-SAID_AT_ONCE: tuple[Rule, ...] = ("one arm at chance", "FLOPs not spent")  # in each cell's sentence too
+SAID_AT_ONCE: tuple[Rule, ...] = ("one arm at chance", "FLOPs not spent")  # said per cell too
 MOST_RULES = 2  # most budget rules of a side that an answer names
 ALL_ALIKE = (
     "Independent trainings hardly ever differ by the same amount: nothing was trained on either "

@@ -61,7 +61,7 @@ class Gain:
 
     @property
     def state(self) -> State:
-        """``settled``: shown to be below the margin; ``gaining``: shown to be positive instead."""
+        """``settled``: shown to be below the margin; else ``gaining``: shown to be positive."""
         settled, p = self.p_settled, self.comparison.p
         if settled is not None and settled < self.alpha:
             return "settled"

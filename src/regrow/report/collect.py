@@ -21,15 +21,15 @@ from regrow.studies.study import Study
 from regrow.tasks import TASKS, Details, Metric, Task
 from regrow.train.material import ScoredOn
 
-SAME_SPARSITY = 0.0005  # less than what a report shows
-BENEATH = "classifier"  # what others are built on
+SAME_SPARSITY = 0.0005  # below the precision of reports
+BENEATH = "classifier"  # the network that another is built on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """The results of a study in a store, as a report takes them; a run for each cell.
+    """The results of a study in a store, as the input of a report; one run per cell.
 
-    ``reader`` has the records that they were made of.
+    ``reader`` has the records behind them.
     """
 
     cells: tuple[Cell, ...]
@@ -41,13 +41,13 @@ class Results:
 
 
 def collect(study: Study, store: Store) -> tuple[list[Run], list[Failure]]:
-    """Read the records of a study's cells, in its order, with what is missing and what failed."""
+    """Return a study's runs in the order of its cells, missing ones included, and its failures."""
     results = results_of(study, store)
     return [*results.runs], [*results.failures]
 
 
 def results_of(study: Study, store: Store) -> Results:
-    """Read the results of a study: its runs, what failed, and scores beside the metric."""
+    """Read the results of a study: runs, failures, notes, and scores other than the metric."""
     reader, cells = Reader(store), study.cells()
     runs = tuple(reader.run(cell) for cell in cells)
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -76,7 +76,7 @@ def results_of(study: Study, store: Store) -> Results:
 
 
 def _other_starts(reader: "Reader", cells: Sequence[Cell]) -> Iterator[str]:
-    """Name weights that a random start draws by a rule that may not be the network's own."""
+    """Name weights that a random start may initialise unlike the network's own code."""
     found: dict[str, dict[str, None]] = {}
     for cell in cells:
         names = reader.record(cell.job).get("unlike", ()) if reader.has(cell.job) else ()
@@ -94,7 +94,7 @@ def _other_starts(reader: "Reader", cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def _unmeant(record: Mapping[str, Any], job: Job) -> str | None:
-    """Say what no job writes, of a record that someone sealed."""
+    """Return what is wrong with a record that no job would write; None if nothing is."""
     scored = job.scored_on
     if scored is None:
         return unmeant(record)
@@ -112,7 +112,7 @@ def _scored(record: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
 
 
 def _value_of(arm: Arm) -> dict[str, Any]:
-    """Return the fields of a run that are its arm's value."""
+    """Return the fields of a run that describe its arm."""
     return {
         "start": arm.start,
         "budget": arm.budget.kind,
@@ -131,10 +131,10 @@ def _validation(record: Mapping[str, Any], metric: Metric) -> float | None:
 
 
 def _ending(job: Job, record: Mapping[str, Any]) -> Ending | None:
-    """Return how a training ended, as far as its loss compares with that of other networks.
+    """Return how a training ended, as far as its loss is comparable with that of other networks.
 
-    One that descended another objective than its parent does not; a fall is worth so many answers
-    only where the loss is the plain cross-entropy.
+    None if the arm has its own objective. Without ``fall`` if the recipe changes the task's loss,
+    because what a fall is worth in score (``Metric.per_loss``) is known for the plain loss only.
     """
     if job.loss_of == "arm":
         return None
@@ -145,30 +145,30 @@ def _ending(job: Job, record: Mapping[str, Any]) -> Ending | None:
 
 
 def _pace(record: Mapping[str, Any]) -> float | None:
-    """Return how many examples a training saw for each unit of its budget, if that is known."""
+    """Return how many examples a training saw per unit of its budget; None if unknown."""
     amount, samples = record.get("amount"), record.get("samples")
     return samples / amount if amount and samples else None
 
 
 def _total(values: Iterable[float | None]) -> Any:
-    """Add up what is known of several trainings; None where one of them is not known."""
+    """Return the sum of values of several trainings; None if one of them is unknown."""
     known = list(values)
     return None if None in known else sum(value for value in known if value is not None)
 
 
 def below(job: Job) -> tuple[Job, ...]:
-    """Return all that a job depends on, each once."""
+    """Return all jobs that a job depends on, each once."""
     return tuple(all_jobs(job.inputs).values())
 
 
 def _goes_on(cell: Cell) -> bool:
-    """Tell whether a network that was built on another was pruned itself, and goes on."""
+    """Return whether a network built on another was itself pruned and then trained further."""
     under = cell.under
     return under is not None and under.job.key not in {job.key for job in cell.job.inputs}
 
 
 class Reader:
-    """Read each record once, however many rows depend on it.
+    """Reads each record once, however many rows depend on it.
 
     A damaged record counts as missing, and so do the rows that depend on it.
     """
@@ -181,13 +181,13 @@ class Reader:
         self._stages: dict[str, tuple[Job, ...]] = {}
 
     def stages(self, job: Job) -> tuple[Job, ...]:
-        """Return a job and all that it depends on, each once."""
+        """Return a job and all jobs that it depends on, each once."""
         if job.key not in self._stages:
             self._stages[job.key] = (job, *below(job))
         return self._stages[job.key]
 
     def record(self, job: Job) -> dict[str, Any]:
-        """Return what a finished job found."""
+        """Return the record of a finished job."""
         if job.key not in self._records:
             record = self.store.record(job.key, spec=job.spec)
             if (problem := _unmeant(record, job)) is not None:
@@ -197,7 +197,7 @@ class Reader:
         return self._records[job.key]
 
     def has(self, job: Job) -> bool:
-        """Tell whether a job is done, and its record what was stored."""
+        """Return whether a job is done and its record is undamaged."""
         if job.key in self._records:
             return True
         if job.key not in self._snapshot.done or job.key in self._damaged:
@@ -210,7 +210,7 @@ class Reader:
         return True
 
     def failure(self, job: Job) -> str | None:
-        """Return why a job failed, if it did."""
+        """Return the message of a failed job; None if it did not fail."""
         if job.key not in self._snapshot.failed or job.key in self._damaged:
             return None
         try:
@@ -221,7 +221,7 @@ class Reader:
         return None if failure is None else str(failure.get("message", ""))
 
     def failures(self, cells: Iterable[Cell]) -> list[Failure]:
-        """Return what failed, or is damaged, of all that cells depend on."""
+        """Return the failed and damaged jobs among all that cells depend on."""
         failures: dict[str, Failure] = {}
         for cell in cells:
             job, *beneath = self.stages(cell.job)
@@ -233,7 +233,7 @@ class Reader:
         return list(failures.values())
 
     def run(self, cell: Cell) -> Run:
-        """Return what is known of a cell."""
+        """Return the run of a cell, with results if it is done."""
         experiment, use, cut, arm, job = cell.experiment, cell.use, cell.cut, cell.arm, cell.job
         metric = self._data(job).metric
         stages = self.stages(job)
@@ -293,14 +293,14 @@ class Reader:
         )
 
     def _lineage(self, cell: Cell) -> dict[str, Any]:
-        """Return the network that a row's was pruned from, and how long everything trained."""
+        """Return the network that a run's was pruned from, and the epochs of all trainings."""
         job, experiment = cell.job, cell.experiment
         if not isinstance(job, Retrain):
             return {}
         base: Any = job.parent or job.prune.parent
-        while base is not None and base.pruning is not None:  # at last, that of the first round
+        while base is not None and base.pruning is not None:  # back to the first round
             base = base.pruning.parent
-        if base is not None and base.initial is not None:  # the method trained on from it
+        if base is not None and base.initial is not None:  # the method trained it further
             base = base.initial
         own = self.record(job)["epochs"]
         records = [self.record(stage) for stage in self.stages(job)]
@@ -309,12 +309,12 @@ class Reader:
         return {
             "base": "" if base is None else base.key,
             "recipe": recipe_of(cell.arm, experiment.recipe, own).rate_words if own else "",
-            "total_epochs": round(total, 6),  # a last epoch may be trained in part
+            "total_epochs": round(total, 6),  # the last epoch may be partial
             "pruning_epochs": round(total - own - before, 6),
         }
 
     def _masked_at_end(self, job: Job) -> float | None:
-        """Return the share of weights that a retraining left masked, if it changed that."""
+        """Return the share of weights masked after a retraining; None if it did not change."""
         ended = self.record(job).get("sparsity")
         if ended is None or job.pruning is None:
             return None
@@ -323,7 +323,7 @@ class Reader:
         return None if of_weights and abs(ended - started) < SAME_SPARSITY else float(ended)
 
     def _cost(self, job: Job) -> dict[str, Any]:
-        """Return what is left of a cost, where a share of one was asked for."""
+        """Return the remaining share of a cost and where it was measured, for cost targets."""
         prune = job.pruning
         if prune is None or prune.cost is None:
             return {}
@@ -337,12 +337,12 @@ class Reader:
         }
 
     def task(self, job: Job) -> Task | None:
-        """Return what a job's network learnt, if more is known of it than the metric."""
+        """Return the task of a job's network; None if only a user's function knows it."""
         name = self._data(job).task
         return None if name is None else TASKS.get(name)
 
     def details(self, cell: Cell, run: Run, details: Details) -> dict[str, Any]:
-        """Return a run's scores beside the metric, with that of the network it was built on."""
+        """Return a run's scores other than the metric, and that of the network it is built on."""
         row: dict[str, Any] = {"cut": run.cut_at, "arm": run.arm, "seed": str(run.seed)}
         if not run.done:
             return row
@@ -358,7 +358,7 @@ class Reader:
         return job.scored_on
 
     def _chance(self, job: Job) -> float | None:
-        """Return what the baseline scores: of the data, or measured before the first training."""
+        """Return the baseline's score, from the data or measured before the first training."""
         task, data = self.task(job), self._data(job)
         measured = None if task is None else task.measured_baseline
         if measured is None:
@@ -368,7 +368,7 @@ class Reader:
         return data.metric.reported(measured(self.record(first)["before"]))
 
     def _beneath(self, cell: Cell) -> dict[str, Any]:
-        """Word what a network was given to train with that is built on another, and what that."""
+        """Describe the training of a network that is built on another, and of that other one."""
         under, experiment = cell.under, cell.experiment
         if under is None or experiment.head is None:
             return {"stamp": cell.job.stamp, "subject": cell.subject}
@@ -381,9 +381,9 @@ class Reader:
         return {"stamp": stamp, "subject": f"the {subject}"}
 
     def _parent(self, job: Job) -> dict[str, Any]:
-        """Return what is known of the trained network that was pruned at first, if one was."""
+        """Return score and ending of the trained network that was pruned first, if any."""
         parent: Job | None = job
-        while parent is not None and parent.pruning is not None:  # at last, that of the first round
+        while parent is not None and parent.pruning is not None:  # back to the first round
             parent = parent.pruning.parent
         if parent is None or parent is job:
             return {}
@@ -395,7 +395,7 @@ class Reader:
         }
 
     def _emptied(self, job: Job) -> int:
-        """Count layers that only the guard kept alive, but not those of networks it follows."""
+        """Count layers that only the guard kept from being emptied, not counting guides."""
         jobs = self.stages(job)
         guides = {guide.key for stage in jobs for guide in stage.guides}
         records = [self.record(stage) for stage in jobs if stage.key not in guides]

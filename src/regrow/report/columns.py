@@ -1,4 +1,4 @@
-"""The columns of the CSV files of a report, with a line on what each holds."""
+"""The columns of the CSV files of a report, with a description of each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -108,7 +108,7 @@ class CsvFile:
     where_needed: tuple[str, ...] = field(default=())
 
     def columns(self) -> list[tuple[str, str, str]]:
-        """Return name, type and meaning of each column, those that are not always there last."""
+        """Return name, type and meaning of each column; those not always present come last."""
         always = [
             (name, KINDS[kind], ABOUT.get(name, "")) for name, (kind, _) in self.forms.items()
         ]

@@ -14,7 +14,7 @@ from regrow.report.setups import EQUAL
 from regrow.report.verdict import OUTCOMES, Outcome, Verdict
 from regrow.report.words import PLUS_MINUS, p_value, quantity, score, seeds, signed
 
-MOST_SENTENCES = 6  # pairs that the answer words one by one
+MOST_SENTENCES = 6  # most pairs that the answer describes one by one
 SHOWN: tuple[Outcome, ...] = ("better", "equivalent", "worse")
 ABOUT = (
     f"Mean {PLUS_MINUS} standard deviation (n - 1) over n seeds; 95% interval of the mean (t). "
@@ -67,9 +67,9 @@ RANK_COLUMNS = {
 
 
 def answers(contests: Sequence[Contest]) -> list[str]:
-    """Sum each contest up in a line, and say once which rows cost unlike amounts.
+    """Summarise each contest in a line, and say once which rows have unequal costs.
 
-    Where a method is asked about, its answers come first; else what qualifies them does.
+    If the study asks about one method, the answers come first; otherwise the costs do.
     """
     lines = [" ".join(_lines(contest)) for contest in contests]
     asked = any(contest.reference is not None for contest in contests)
@@ -77,12 +77,12 @@ def answers(contests: Sequence[Contest]) -> list[str]:
 
 
 def unequal(contests: Sequence[Contest]) -> list[str]:
-    """Say once which rows cost too unlike amounts to be compared."""
+    """Say once which rows are not compared because their costs differ."""
     return [*dict.fromkeys(line for contest in contests for line in _unequal_lines(contest))]
 
 
 def question(contest: Contest) -> str:
-    """Word what a contest asks: of its reference, or of all methods."""
+    """Return the question of a contest: about its reference, or about all methods."""
     under = f"under {name_of(contest)}{_how(contest)}"
     if contest.reference is None:
         return f"Which method is best at equal cost, {under}?"
@@ -90,7 +90,7 @@ def question(contest: Contest) -> str:
 
 
 def short_answer(contest: Contest) -> str:
-    """Answer what is asked of a reference in a few words: ``Better than 4 of 6, worse than 0``."""
+    """Answer a reference's question in a few words: ``Better than 4 of 6, worse than 0``."""
     run = [verdict for verdict in contest.main if verdict.differences]
     if not run:
         return "Not run"
@@ -105,12 +105,12 @@ def short_answer(contest: Contest) -> str:
 
 
 def tables(contests: Sequence[Contest]) -> tuple[Extra, ...]:
-    """Lay each contest out in two tables: its methods, and its comparisons."""
+    """Return two tables for each contest: its methods and its comparisons."""
     return tuple(table for contest in contests for table in _tables(contest))
 
 
 def csv_files(contests: Sequence[Contest]) -> dict[str, str]:
-    """Return every number of the contests as CSV, by the name of the file; none without any."""
+    """Return all numbers of the contests as CSV texts by file name; none without contests."""
     if not contests:
         return {}
     entrants = [row for contest in contests for row in _entrant_rows(contest)]
@@ -131,7 +131,7 @@ def csv_files(contests: Sequence[Contest]) -> dict[str, str]:
 
 
 def name_of(contest: Contest) -> str:
-    """Name what its methods were given: ``fine-tune``, ``the best retraining of each``."""
+    """Name the retraining of a contest: ``fine-tune``, ``the best retraining of each``."""
     each = contest.arm == BEST_RETRAINING
     return replace(contest, arm=f"{BEST_RETRAINING} of each").name if each else contest.name
 
@@ -162,7 +162,7 @@ def _lines(contest: Contest) -> Iterator[str]:
 
 
 def _findings(shown: Sequence[Verdict]) -> Iterator[str]:
-    """Word comparisons, each new place once in front."""
+    """Describe comparisons, naming a level once before those that are made at it."""
     place = ""
     for verdict in shown:
         words = finding(verdict)
@@ -173,7 +173,7 @@ def _findings(shown: Sequence[Verdict]) -> Iterator[str]:
 
 
 def _how(contest: Contest) -> str:
-    """Say how the arms were chosen, or by which rule the one arm trained, if there is one rule."""
+    """Say how the arms were chosen, or by which recipe and budget the arm trained, if by one."""
     entrants = [entrant for level in contest.levels for entrant in level.entrants if entrant.n]
     words = dict.fromkeys(e.how for e in entrants if e.how) or dict.fromkeys(
         e.rules for e in entrants
@@ -207,7 +207,7 @@ def _against(contest: Contest, run: Sequence[Verdict]) -> str:
 
 
 def _unequal_lines(contest: Contest) -> Iterator[str]:
-    """Say which rows cost too unlike amounts to be compared."""
+    """Say which methods are not compared because their costs differ, level by level."""
     for level in (level for level in contest.levels if not level.equal):
         yield (
             f"Not all methods are compared, because costs differ: {level.name} ({level.cost} left: "
@@ -227,7 +227,7 @@ def _cost(cost: float | None) -> str:
 
 def _rank_lines(contest: Contest) -> Iterator[str]:
     ranking = contest.ranking
-    if ranking is None or ranking.num < 2:  # ranks of one cell are its order, which pairs judge
+    if ranking is None or ranking.num < 2:  # one cell's ranks add nothing to its pairs
         return
     pairs = zip(ranking.methods, ranking.ranks, strict=True)
     text = ", ".join(f"{method} {rank:.2f}" for method, rank in pairs)

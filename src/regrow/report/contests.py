@@ -1,17 +1,17 @@
-"""Methods against methods: at one cost, under one arm, seed by seed.
+"""Contests: comparisons of methods at equal cost, under one arm, seed by seed.
 
     for contest in contests(runs, reference="l1-filter"):
         print(contest.arm, [(v.arm, v.against, v.outcome) for v in contest.averages])
 
 A *level* is one data set, network and amount (``macs 0.5``, ``sparsity 0.3``); a *contest* is one
-arm over all levels that two methods or more were asked for, at one training budget where a study
-has several. Further contests ask what a user of a
-method gets: each method under its best retraining, chosen on validation, and beside them the best
-small dense network, which needs no pruning: the best of the designs that were trained from scratch.
+arm over all levels that have two methods or more, at one training budget where a study has several.
+A further contest shows what a user of a method gets: each method under its best retraining, chosen
+on validation (``questions.best_of``), and beside them the best small dense network, which needs no
+pruning: the best of the designed networks that were trained from scratch.
 
-Seeds pair the methods. Comparisons are ``Verdict`` values, corrected by Holm over all of a
-contest. Networks whose cost differs by more than ``setups.EQUAL`` are not compared: that is a
-reason for no conclusion, and such levels take no part in averages and ranks.
+Methods are paired by seed. Comparisons are ``Verdict`` values, corrected by Holm over a whole
+contest. Networks whose costs differ by more than ``setups.EQUAL`` are not compared: their verdict
+is "no conclusion", such pairs take no part in averages, and their levels none in ranks.
 """
 
 import itertools
@@ -30,8 +30,8 @@ from regrow.report.validity import Reason, evidence, judge, parent_evidence
 from regrow.report.verdict import Verdict, averaged, compare, corrected, rule_of
 from regrow.tasks.metric import Metric
 
-DENSE = "small dense network"  # what a designed network trained from scratch is called in a contest
-COUNTED = "macs"  # the cost by which rows meet that were asked for no cost
+DENSE = "small dense network"  # the name of a designed network trained from scratch in a contest
+COUNTED = "macs"  # the cost by which methods without a cost target are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,9 @@ class Entrant:
     """One method at one level: its score with the interval of its mean, and what it costs.
 
     ``cost`` is the share of the unpruned network's cost that is left (of the level's kind), or the
-    cost itself where no unpruned network is known. ``before`` is the score before retraining.
-    ``arms`` are those that the runs come from: of the best retraining, what was chosen.
+    cost itself if that of the unpruned network is unknown. ``before`` is the score before
+    retraining. ``arms`` are those that the runs come from; for the best retraining, the chosen
+    ones.
     """
 
     method: str
@@ -64,9 +65,9 @@ class Entrant:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One data set, network and amount: the methods that were asked for it.
+    """One data set, network and amount, with the methods that were pruned by it.
 
-    ``cost`` names what is compared, ``equal`` is whether all that is known of it agrees.
+    ``cost`` names the kind of cost that is compared; ``equal`` is True if all known costs agree.
     """
 
     data: str
@@ -79,7 +80,7 @@ class Level:
 
     @property
     def name(self) -> str:
-        """Its name for people: ``digits / small VGG / macs 0.5``."""
+        """Its display name: ``digits / small VGG / macs 0.5``."""
         budget = epochs_in_words(self.budget)
         return " / ".join(filter(None, (self.data, self.model, budget, self.amount)))
 
@@ -89,7 +90,8 @@ class Contest:
     """All comparisons of methods under one arm (or their best retraining), by one metric.
 
     ``pairs`` has a verdict for each pair of methods (or each against the ``reference``) and level,
-    ``averages`` one for each pair that meets at several. Both are corrected, each as one table.
+    ``averages`` one for each pair that meets at several levels. Both are corrected for multiple
+    testing, each as one family.
     """
 
     arm: str
@@ -110,7 +112,7 @@ class Contest:
 
     @property
     def main(self) -> tuple[Verdict, ...]:
-        """The comparisons to look at first: averages, or where there is one level its pairs."""
+        """The main comparisons: averages over levels, or if there are none, the pairs."""
         return self.averages or self.pairs
 
 
@@ -128,12 +130,12 @@ def contests(
     alpha: float = 0.05,
     gains: Gains | None = None,
 ) -> tuple[Contest, ...]:
-    """Compare the methods of a study wherever two or more were asked for one amount.
+    """Compare the methods of a study wherever two or more have one amount.
 
-    ``reference``: the label of a method that each other is compared with, in place of every pair.
-    The largest training budget comes first, and the best retraining where there is a choice.
-    ``gains`` are those of the unpruned networks from longer trainings, by which convergence is
-    judged in studies of several budgets.
+    ``reference`` is the label of a method that each other is compared with, instead of every pair.
+    The largest training budget comes first, and for each the best retraining if there is a choice.
+    ``gains`` are the gains of the unpruned networks from longer training, by which convergence is
+    judged in studies with several budgets.
     """
     parts: dict[int | None, list[Run]] = {}
     for run in folded(runs):
@@ -171,7 +173,7 @@ Arms = Mapping[str, Sequence[Run]]
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The runs that stand for a method at one level, and how they were chosen."""
+    """The runs that represent a method at one level, and how they were chosen."""
 
     runs: Sequence[Run]
     how: str = ""
@@ -182,7 +184,7 @@ Sides = dict[Place, dict[str, _Chosen]]
 
 
 def _places(table: Table) -> dict[Metric, dict[Place, dict[str, Arms]]]:
-    """Return metric -> level -> method -> its arms, of levels that several methods share."""
+    """Return metric -> level -> method -> its arms, for levels with several methods."""
     found: dict[Metric, dict[Place, dict[str, Arms]]] = {}
     for arms in table.cells():
         pruned = {arm: runs for arm, runs in arms.items() if not runs[0].unpruned}
@@ -200,7 +202,7 @@ def _places(table: Table) -> dict[Metric, dict[Place, dict[str, Arms]]]:
 
 
 def _untrained(arms: Arms) -> Sequence[Run]:
-    """Return the runs of the network as it was cut, with inherited weights; none if not asked."""
+    """Return the runs of the pruned network before retraining, if the study has them."""
     cut = (runs for runs in arms.values() if runs[0].start == "inherited" and not runs[0].trained)
     return next(cut, ())
 
@@ -231,7 +233,7 @@ def _arm_fields(places: Mapping[Place, Mapping[str, Arms]]) -> Iterator[tuple[st
 def _best_fields(places: Mapping[Place, Mapping[str, Arms]]) -> tuple[str, Sides]:
     """Return each method under its best retraining, and the best small dense network.
 
-    Empty where every method was retrained in one way only, and no design from scratch.
+    Empty if every method has one retraining only and no designed network was trained from scratch.
     """
     sides: Sides = {}
     choices = False
@@ -320,7 +322,7 @@ def _pair(
     margin: float,
     alpha: float,
 ) -> Verdict:
-    """Compare two methods at one level, not yet decided."""
+    """Compare two methods at one level, before correction and outcome."""
     runs = [*first.runs, *second.runs]
     plain = evidence(table.unpruned(runs[0]))
     cut_from = parent_evidence(runs)
@@ -353,7 +355,7 @@ def _pair(
 
 
 def _unequal(first: Entrant, second: Entrant, level: Level) -> Iterator[Reason]:
-    """Find networks whose cost differs, or was measured on different machines."""
+    """Yield a reason if two costs differ, or were measured on different machines."""
     machines = {run.cost_machine for run in (*first.runs, *second.runs) if run.cost_machine}
     if not equal(first.cost, second.cost):
         figures = ", ".join(f"{e.method} {_share(e.cost)}" for e in (first, second))
@@ -370,7 +372,7 @@ def _share(cost: float | None) -> str:
 
 
 def _facing(verdict: Verdict, reference: str | None) -> Verdict:
-    """Turn a comparison round, so that the reference is its first side."""
+    """Swap the sides of a comparison if its second side is the reference."""
     question, old = verdict.question, verdict.comparison
     if verdict.against != reference or question.first is None:
         return verdict

@@ -1,8 +1,8 @@
-"""Winners that change with the retraining: scratch training that beats one, and loses to another.
+"""Winners that depend on the retraining: scratch training beats one and loses to another.
 
 Whether a pruned network beats the same network trained from scratch depends on how it is
-fine-tuned (Wang et al., 2023, arXiv:2301.05219), so a verdict against one retraining is no verdict
-against another.
+fine-tuned (Wang et al., 2023, arXiv:2301.05219), so a verdict against one retraining does not
+hold for another.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from regrow.report.verdict import Verdict, num_cells
 
 @dataclass(frozen=True, kw_only=True)
 class Duel:
-    """One side against an alternative: its gain (positive: better), and if a test shows it."""
+    """One side against an alternative: its gain (positive: better), and if it is significant."""
 
     against: str
     gain: float
@@ -23,15 +23,15 @@ class Duel:
 
     @property
     def words(self) -> str:
-        """The alternative, and that its difference is shown where it is."""
+        """The alternative, marked ``(shown)`` if the difference is significant."""
         return f"{self.against} (shown)" if self.shown else self.against
 
 
 @dataclass(frozen=True, kw_only=True)
 class WinnerChange:
-    """A place where one side beats some alternatives and loses to others, by their means.
+    """A cell where one side beats some alternatives and loses to others, by their means.
 
-    ``shown``: a test shows at least one of either.
+    ``shown``: at least one win and one loss are significant.
     """
 
     where: str
@@ -41,7 +41,7 @@ class WinnerChange:
 
     @property
     def shown(self) -> bool:
-        """True if tests show that it is better than one and worse than another."""
+        """True if it is significantly better than one and significantly worse than another."""
         return any(d.shown for d in self.wins) and any(d.shown for d in self.losses)
 
     @property
@@ -71,7 +71,7 @@ def winner_changes(verdicts: Sequence[Verdict]) -> list[WinnerChange]:
 
 
 def winner_line(verdicts: Sequence[Verdict]) -> list[str]:
-    """Word the changes in one line; none where no cell has several retrainings."""
+    """Describe the changes in one line; none if no cell has several retrainings."""
     crossed = _crossed(verdicts)
     if not crossed:
         return []
@@ -89,7 +89,7 @@ def winner_line(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _crossed(verdicts: Sequence[Verdict]) -> Mapping[tuple[str, str], list[Verdict]]:
-    """Group by cell and random start the comparisons with two retrainings or more."""
+    """Group comparisons by cell and scratch arm, where there are two or more retrainings."""
     groups: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
         question = verdict.question

@@ -1,10 +1,10 @@
-"""Differences between two runs of anything: settings, numbers, verdicts, machines and versions.
+"""Differences between two stores, reports or records: settings, numbers, verdicts and machines.
 
     found = differences(read_side("store-a"), read_side("store-b"))
     print("\n".join(lines(found)))
 
-A side is a store, the folder of a report, or one record of a store. What was asked for alike is
-compared first; of what is left, the most similar requests of the same kind and seed are paired.
+Jobs or runs that were requested on both sides are compared first; of the others, the most similar
+requests of the same kind and seed are paired.
 """
 
 import json
@@ -27,10 +27,10 @@ from regrow.store import TIMING, Store
 from regrow.studies.job_list import labels
 
 Flat = Mapping[str, Any]
-MADE = ("machine", "versions")  # of a record's timing, and of a report
-NOT_NUMBERS = {"spec", "inputs", "kind", "history", "architecture", TIMING}  # of a record
+MADE = ("machine", "versions")  # fields of a record's timing, and of a report's provenance
+NOT_NUMBERS = {"spec", "inputs", "kind", "history", "architecture", TIMING}
 PLACE = (*PLACE_COLUMNS, "seed")
-SETTINGS = {  # columns of runs.csv that were asked for; all others are results
+SETTINGS = {  # columns of runs.csv that were requested; all others are results
     *("start", "budget", "amount", "schedule", "cap", "parent_counted", "base_epochs"),
     *("num_test", "metric"),
 }
@@ -46,7 +46,7 @@ MEANT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One run or job: what was asked for, and what was found."""
+    """One run or job: its settings and its results."""
 
     label: str
     kind: str
@@ -67,7 +67,7 @@ class ComparedSide:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A value on both sides, and of what; None where a side does not have it."""
+    """A value that differs, with its name; None on a side that does not have it."""
 
     name: str
     a: Any
@@ -77,13 +77,13 @@ class Change:
 
     @property
     def difference(self) -> float | None:
-        """B minus A, of numbers."""
+        """B minus A; None unless both are numbers."""
         both = (self.a, self.b)
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in both)
         return float(self.b - self.a) if numbers else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return its fields, without those that say nothing."""
+        """Return its fields as JSON values, without empty ones."""
         parts = {"of": self.label, "name": self.name, "a": self.a, "b": self.b}
         parts |= {"difference": self.difference, "in": self.count}
         return {k: v for k, v in parts.items() if k in ("a", "b") or v not in (None, "")}
@@ -91,22 +91,22 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """All that differs; ``same`` counts what was asked for alike, ``paired`` what was not."""
+    """All differences; ``same`` counts pairs with equal settings, ``paired`` those without."""
 
     a: ComparedSide
     b: ComparedSide
     same: int
     paired: int
     settings: tuple[Change, ...]
-    numbers: tuple[Change, ...]  # of requests that are alike
-    effects: tuple[Change, ...]  # of those that are not
+    numbers: tuple[Change, ...]  # of pairs with equal settings
+    effects: tuple[Change, ...]  # of pairs with different settings
     verdicts: tuple[Change, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     made: tuple[Change, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it as JSON has it."""
+        """Return all differences as JSON values."""
         changes = ("settings", "numbers", "effects", "verdicts", "made")
         return {
             **{side: {"name": s.name, "is": s.what, "runs": len(s.items)} for side, s in
@@ -120,7 +120,11 @@ class Differences:
 
 
 def read_side(text: str, *, store: Path) -> ComparedSide:
-    """Read what one side names; a ``ConfigError`` says what could be meant."""
+    """Read the store, report or record that a text names; ``store`` is where keys are looked up.
+
+    Raises:
+        ConfigError: the text names none of these.
+    """
     path = Path(text)
     if path.is_dir() and (path / "store.json").is_file():
         opened = Store.open(path, create=False)
@@ -138,17 +142,19 @@ def read_side(text: str, *, store: Path) -> ComparedSide:
     every = opened.keys()
     keys = [key for key in every if text and key.startswith(text)]
     if len(keys) != 1:
-        found = f"{len(keys)} keys of the store '{store}' begin so" if keys else "no key begins so"
-        raise ConfigError(f"There is no '{path}', and as a key {found}. {MEANT}.")
+        found = f"{len(keys)} keys" if keys else "no keys"
+        raise ConfigError(
+            f"There is no '{path}', and {found} of the store '{store}' begin with it. {MEANT}."
+        )
     return _of_records(text, "record", opened, keys)
 
 
 def differences(a: ComparedSide, b: ComparedSide) -> Differences:
-    """Compare two sides of one kind."""
+    """Compare two sides of the same kind."""
     if a.what != b.what:
         raise ConfigError(
-            f"'{a.name}' is a {a.what} and '{b.name}' a {b.what}: two of one kind can be compared. "
-            f"{MEANT}."
+            f"'{a.name}' is a {a.what} and '{b.name}' a {b.what}: only two of the same "
+            f"kind can be compared. {MEANT}."
         )
     if a.what == "record":
         pairs, only = [(item, other) for item in a.items.values() for other in b.items.values()], []
@@ -188,10 +194,10 @@ def differences(a: ComparedSide, b: ComparedSide) -> Differences:
 
 
 def lines(found: Differences) -> Iterator[str]:
-    """Write it for people; each part has at most ``MOST_LINES``."""
+    """Yield the differences as text, at most ``MOST_LINES`` lines for each part."""
     for letter, side in (("A", found.a), ("B", found.b)):
         yield f"{letter}: {one_line(side.name)} ({NOUNS[side.what].format(len(side.items))})"
-    yield f"Asked for alike: {found.same}. Paired although the settings differ: {found.paired}."
+    yield f"Same settings: {found.same}. Paired with different settings: {found.paired}."
     parts = (
         ("Settings that differ (A | B)", found.settings, "No setting differs."),
         ("Same settings, other numbers (A | B)", found.numbers, "No number of the same request "
@@ -254,7 +260,7 @@ def _numbers(pairs: Iterable[tuple[Item, Item]]) -> Iterator[Change]:
 
 
 def _nearest(a: list[Item], b: list[Item]) -> Iterator[tuple[Item, Item]]:
-    """Pair requests of one kind by how few settings differ, the most similar first."""
+    """Pair requests of the same kind by the number of settings that differ, the nearest first."""
     by_kind: dict[str, tuple[list[int], list[int]]] = {}
     for side, items in enumerate((a, b)):
         for place, item in enumerate(items):
@@ -272,15 +278,15 @@ def _nearest(a: list[Item], b: list[Item]) -> Iterator[tuple[Item, Item]]:
 
 
 def _as_bits(settings: Flat, bits: dict[tuple[str, str], int]) -> int:
-    """Return settings as a number with a bit for each; ``bits`` has those of all seen before."""
+    """Encode settings as a set of bits; ``bits`` maps each setting seen so far to its bit."""
     parts = {(name, _text(value)) for name, value in settings.items()}
     return sum(1 << bits.setdefault(part, len(bits)) for part in parts)
 
 
 def _nearest_first(a: list[int], b: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Pair numbers by how few bits differ, each once: (bits that differ, place in a, place in b).
+    """Pair each number once, by Hamming distance: yield (distance, index in a, index in b).
 
-    Of equally near ones those come first that stand first.
+    Ties go to the pair that comes first.
     """
     at: defaultdict[int, array[int]] = defaultdict(lambda: array("q"))  # pairs, as one number each
     for i, one in enumerate(a):
@@ -332,7 +338,7 @@ Asked = tuple[str, Flat, Sequence[str]]  # kind, settings and inputs of a job
 
 
 def _request(key: str, asked: Callable[[str], Asked]) -> dict[str, Any]:
-    """Return all settings of a job and of what it depends on, by kind; its own kind comes first."""
+    """Return the settings of a job and of all that it depends on, named by kind, its own first."""
     settings: dict[str, Any] = {}
     kinds: Counter[str] = Counter()
     seen: dict[str, None] = {key: None}
@@ -349,13 +355,13 @@ def _request(key: str, asked: Callable[[str], Asked]) -> dict[str, Any]:
 
 
 def _mapping(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return a part of a record; nothing where whoever sealed it wrote something else."""
+    """Return a mapping in a record; empty if the record has something else in its place."""
     value = record.get(name)
     return value if isinstance(value, Mapping) else {}
 
 
 def _flat(value: Any, head: str = "") -> dict[str, Any]:
-    """Return the texts and numbers of a nested value, by the way to each."""
+    """Return the leaves of a nested value by their dotted paths."""
     if isinstance(value, Mapping):
         pairs: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value):
@@ -373,8 +379,8 @@ def _of_report(folder: Path) -> ComparedSide:
     missing = [name for name in PLACE if runs and name not in runs[0]]
     if missing:
         raise ConfigError(
-            f"'{folder / 'runs.csv'}' has no column {missing[0]!r}: it is not one that a report "
-            "wrote. Write the report again with `regrow report`."
+            f"'{folder / 'runs.csv'}' has no column {missing[0]!r}: it was not written by a "
+            "report. Write the report again with `regrow report`."
         )
     items = {}
     for row in runs:
@@ -398,7 +404,7 @@ def _of_report(folder: Path) -> ComparedSide:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    """Read a table of a report; numbers are numbers."""
+    """Read a CSV file of a report, with numbers converted."""
     try:
         frame = pd.read_csv(file, dtype=str, keep_default_na=False)
     except pd.errors.EmptyDataError:
@@ -422,7 +428,7 @@ def _number(text: Any) -> Any:
 
 
 def _how(folder: Path) -> dict[str, str]:
-    """Return how a report was made, as far as it says."""
+    """Return a report's provenance; empty if it cannot be read."""
     try:
         value = parsed(read_file(folder / HOW_FILE))
     except (OSError, ValueError):

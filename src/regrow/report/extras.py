@@ -1,4 +1,4 @@
-"""Further tables of a report: costs that a study asked for, and scores beside the metric."""
+"""Further tables of a report: cost targets, tuned arms, and scores other than the metric."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -28,7 +28,7 @@ TUNED = (
 
 
 def cost_targets(runs: Iterable[Run]) -> tuple[Extra, ...]:
-    """Return a table of the costs that rows were asked for, if any were."""
+    """Return the table of cost targets, if a study has any."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.cost_left is not None and run.cost_asked is not None:
@@ -50,7 +50,7 @@ def cost_targets(runs: Iterable[Run]) -> tuple[Extra, ...]:
 
 
 def tuning(runs: Sequence[Run]) -> tuple[Extra, ...]:
-    """Return a table of what was tuned, if anything was: the choice, its cost, fewer trials."""
+    """Return the table of tuned arms, if any: the choice, its cost, and fewer trials."""
     rows = tuning_rows(runs)
     if not rows:
         return ()
@@ -74,7 +74,7 @@ def _row(runs: Sequence[Run]) -> dict[str, object]:
     first = runs[0]
     remaining = {
         run.seed: run.cost_left for run in runs if run.cost_left is not None
-    }  # alike by arms
+    }  # the same for all arms
     places = dict.fromkeys(run.cost_machine for run in runs if run.cost_machine)
     return {
         "data": first.data,
@@ -92,9 +92,10 @@ def _words(row: dict[str, object]) -> tuple[str, ...]:
 
 
 def details_table(details: Details, rows: Sequence[Mapping[str, Any]], *, last: str) -> Extra:
-    """Return a table of further scores by arm: averaged over seeds, and of each seed as CSV.
+    """Return a table of further scores by arm: averaged over seeds, and for each seed as CSV.
 
-    ``rows`` have a ``cut``, an ``arm``, a ``seed`` and scores by column; ``last`` comes last.
+    ``rows`` have a ``cut``, an ``arm``, a ``seed`` and scores by column; ``last`` is the last
+    column.
     """
     named = ("cut", "arm", "seed")
     names = dict.fromkeys(name for row in rows for name in row if name not in named)

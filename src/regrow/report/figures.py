@@ -1,9 +1,10 @@
-"""Score against cost: what each arm reaches with how many MACs and parameters.
+"""Figures of score against cost: the score of each arm by MACs and by parameters.
 
-One panel for each data set, model and method, at most three beside each other, so that a figure
-stays readable at the width of a page. Better scores stand higher. Points are means, bars one
-standard deviation over seeds, the unpruned network is a line with a band. Colours are those of
-Okabe and Ito, told apart by most colour-blind readers, and each arm has a marker of its own.
+One panel for each data set, model and method, at most three in a row, so that a figure stays
+readable at the width of a page. Better scores are higher up, also for metrics to be minimised.
+Points are means, bars one standard deviation over seeds, the unpruned network is a line with a
+band. Colours are those of Okabe and Ito, which most colour-blind readers can distinguish, and each
+arm has its own marker.
 """
 
 import itertools
@@ -27,7 +28,7 @@ from regrow.tasks.metric import ACCURACY, Metric
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Start and budget of an arm -> its style; "" stands for any budget that has no style of its own.
+# Start and budget of an arm -> colour and marker; "" is any budget without its own style.
 STYLES = {
     ("inherited", "none"): ("#7f7f7f", "X"),
     ("inherited", ""): ("#0072B2", "o"),
@@ -37,21 +38,21 @@ STYLES = {
     ("initial", ""): ("#009E73", "D"),
     ("redrawn", ""): ("#CC79A7", "v"),
 }
-# For arms without one, and for all but the first of several that would have the same.
+# For arms without a style, and for all but the first of several that would share one.
 SPARE = (("#56B4E9", "P"), ("#999933", "<"), ("#882255", ">"), ("#332288", "h"), ("#44AA99", "*"))
 AXES = {"macs": "MACs", "parameters": "parameters"}
-# Of the axis, between neighbouring arms, so that equal sizes do not hide each other; less where
-# sizes lie close, so that the arms of one do not stand among those of the next.
+# Offsets between neighbouring arms, as shares of the axis, so that markers at equal sizes do not
+# overlap; smaller where sizes are close, so that the arms of one do not mix with those of the next.
 DODGE, LEAST_DODGE = 0.022, 0.012
 BESIDE = 3  # panels in a row
 MOVED = "markers are shifted sideways so that none hides another"
-PAGE = 12  # panels of one figure; a larger study gets one for each data set and model
-FOOT = 0.09  # of the axis, kept free at its foot for each line of means that lie below it
+PAGE = 12  # most panels of one figure; larger studies get one for each data set and model
+FOOT = 0.09  # share of the axis, reserved at the bottom for each row of means below the axis
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedFigure:
-    """One figure of a report, in its folder as PNG and SVG."""
+    """One figure of a report, saved in its folder as PNG and SVG."""
 
     caption: str
     name: str
@@ -65,10 +66,10 @@ class SavedFigure:
 def draw(
     frame: pd.DataFrame, folder: Path, *, metrics: Sequence[Metric] = (ACCURACY,)
 ) -> tuple[SavedFigure, ...]:
-    """Draw the scores of the rows of ``summarise``, each of their metrics by itself.
+    """Draw the scores of ``summarise``'s rows against MACs and against parameters, for each metric.
 
-    Against MACs and against parameters, as PNG (150 dpi) and SVG (the same bytes for the same
-    rows). Without a finished row nothing is drawn.
+    Figures are saved as PNG (150 dpi) and SVG (byte for byte the same for the same rows). Without a
+    finished row nothing is drawn.
     """
     saved: list[SavedFigure] = []
     for metric in metrics:
@@ -98,10 +99,10 @@ def _draw(frame: pd.DataFrame, folder: Path, metric: Metric) -> list[SavedFigure
 
 @contextmanager
 def drawing_style() -> Iterator[None]:
-    """Give figures their font size, and SVG files the same bytes for the same content."""
+    """Set the font size of figures, and make SVG files reproducible byte for byte."""
     import matplotlib as mpl
 
-    # A name may hold dollar signs, which are no formulas, and letters that the font lacks.
+    # Names may have dollar signs that are no formulas, and characters that the font lacks.
     with (
         mpl.rc_context({"svg.hashsalt": "regrow", "font.size": 9, "text.parse_math": False}),
         warnings.catch_warnings(),
@@ -118,7 +119,7 @@ def save(figure: "Figure", folder: Path, *, name: str, caption: str) -> SavedFig
 
     saved = SavedFigure(caption=caption, name=name)
     png, svg = (folder / path for path in saved.paths)
-    # Not figure.savefig, which draws each file twice, at first to no effect but the layout.
+    # Not figure.savefig, which draws each file twice, first only to compute the layout.
     dpi = figure.dpi
     figure.dpi = 150
     canvas: Any = FigureCanvasAgg(figure)
@@ -126,7 +127,7 @@ def save(figure: "Figure", folder: Path, *, name: str, caption: str) -> SavedFig
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     picture.save(png, dpi=(150, 150), compress_level=3)  # faster than the usual 6, and as small
     figure.dpi = dpi
-    figure.set_layout_engine("none")  # the layout stands; computing it again costs half the time
+    figure.set_layout_engine("none")  # keep the layout; computing it again takes half the time
     canvas = FigureCanvasSVG(figure)
     canvas.print_svg(svg, metadata={"Date": None})
     return saved
@@ -135,7 +136,7 @@ def save(figure: "Figure", folder: Path, *, name: str, caption: str) -> SavedFig
 def score_figure(
     frame: pd.DataFrame, *, against: str = "macs", metric: Metric = ACCURACY
 ) -> "Figure":
-    """Draw the score over one column of ``summarise`` ("macs" or "parameters"), arm by arm."""
+    """Draw the score of each arm against a column of ``summarise``, "macs" or "parameters"."""
     rows = score_panels(frame, against=against, metric=metric)
     pruned = _is_pruned(frame)
     columns = max(map(len, rows))
@@ -148,7 +149,7 @@ def score_figure(
 
 
 def score_panels(frame: pd.DataFrame, *, against: str, metric: Metric) -> list[list[Panel]]:
-    """Return a row of panels for each data set and model, or several of as many as fit."""
+    """Return rows of panels for each data set and model, at most ``BESIDE`` panels in a row."""
     arms = [*arm_styles(frame[_is_pruned(frame)])]
     rows = []
     for title, part in _panels(frame):
@@ -187,14 +188,14 @@ def _panel(
     low: float,
     y: Limits,
 ) -> Panel:
-    """Return the panel of a method's rows; those below ``low`` are marked at its foot."""
+    """Return the panel of a method's rows; means below ``low`` are marked at its bottom."""
     x = limits((rows if len(rows) else whole)[against].dropna())
     places = places_of(x, rows[against].dropna(), arms)
     rows = rows.dropna(subset=[against])
     inside = metric.gain(1.0) * rows["mean"] >= low
     levels: Counter[str] = Counter()
     marks = []
-    # Those of one network's arms stand above each other, so that no value hides another.
+    # Arms of one network are stacked, so that no value hides another.
     columns = ["group", "arm", against, "mean"]
     for group, arm, size, mean in rows[~inside][columns].itertuples(index=False):
         marks.append(
@@ -238,7 +239,7 @@ def _methods(part: pd.DataFrame) -> list[str]:
 
 
 def _called(method: str, rows: pd.DataFrame) -> str:
-    """Return the name of a method, with the amount where its rows have one alone."""
+    """Return the name of a method, with the amount if all its rows have the same."""
     amounts = {
         target or f"{sparsity:g}"
         for target, sparsity in zip(rows["target"], rows["sparsity"], strict=True)
@@ -247,7 +248,7 @@ def _called(method: str, rows: pd.DataFrame) -> str:
 
 
 def _pages(frame: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
-    """Split what would be too many panels: (suffix of the file, of the caption, rows)."""
+    """Split rows into figures if they have too many panels: (file suffix, caption suffix, rows)."""
     panels = _panels(frame)
     if sum(len(_methods(part)) for _, part in panels) <= PAGE:
         return [("", "", frame)] if panels else []
@@ -263,7 +264,7 @@ def _is_pruned(rows: pd.DataFrame) -> pd.Series:
 
 
 def arm_styles(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    """Give each arm its colour and marker by what it is, the same in every figure of a report."""
+    """Return each arm's colour and marker by start and budget, the same in all figures."""
     styles: dict[str, tuple[str, str]] = {}
     spare = itertools.cycle(SPARE)
     for arm, start, budget in rows[["arm", "start", "budget"]].itertuples(index=False):
@@ -274,11 +275,10 @@ def arm_styles(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
 
 
 def score_limits(rows: pd.DataFrame, metric: Metric) -> tuple[float, float, float]:
-    """Choose the y axis by what was trained: (its foot, the least that is drawn in place, its top).
+    """Choose the y axis by the trained arms: (bottom, lowest value drawn in place, top).
 
-    Of a metric of which less is better, of the values below zero that have their size.
-
-    An arm left as cut may fall far below it, and is then marked in a strip at the foot.
+    For metrics to be minimised, these are negated scores. Pruned networks that were not retrained
+    may lie far below the axis, and are then marked in a strip at its bottom.
     """
     trained = rows[rows["epochs"] > 0]
     visible = trained if len(trained) else rows
@@ -293,7 +293,7 @@ def score_limits(rows: pd.DataFrame, metric: Metric) -> tuple[float, float, floa
 
 
 def places_of(x: Limits, sizes: pd.Series, arms: Sequence[str]) -> dict[str, float]:
-    """Offset each arm from its true place, in shares of the axis."""
+    """Return a horizontal offset for each arm, as a share of the axis."""
     low, high = x
     at = sorted({math.log(size / low) / math.log(high / low) for size in sizes})
     gaps = [right - left for left, right in itertools.pairwise(at) if right - left > DODGE]
@@ -302,19 +302,19 @@ def places_of(x: Limits, sizes: pd.Series, arms: Sequence[str]) -> dict[str, flo
 
 
 def limits(values: pd.Series) -> Limits:
-    """Choose the ends of a log axis, with room at both."""
+    """Choose the limits of a log axis, with room at both ends."""
     low, high = (values.min(), values.max()) if len(values) else (1.0, 10.0)
     room = max(0.14 * math.log(high / low), math.log(1.5))
     return float(low / math.exp(room)), float(high * math.exp(room))
 
 
 def size_ticks(x: Limits) -> tuple[Tick, ...]:
-    """Choose ticks of a log axis that people can read, with their texts."""
+    """Choose round ticks of a log axis, with their labels."""
     return tuple((tick, short(tick)) for tick in log_ticks(*x))
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Choose at most five round numbers on a log axis, as fine as that allows.
+    """Choose as many round numbers on a log axis as possible, at most five.
 
     >>> log_ticks(9e4, 4e6), log_ticks(80, 130)
     ([100000.0, 200000.0, 500000.0, 1000000.0, 2000000.0], [80.0, 90.0, 100.0])
@@ -330,6 +330,6 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def shifted(x: Limits, at: float, place: float) -> float:
-    """Move a place on a log axis by a share of the axis."""
+    """Shift a value on a log axis by a share of the axis."""
     low, high = x
     return float(at * (high / low) ** place)

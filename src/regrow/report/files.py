@@ -1,4 +1,4 @@
-"""The report of a study and a store with its ledger and its page, as commands and Python do it."""
+"""Writes the report of a study, with its ledger and its HTML page, for commands and Python."""
 
 import gc
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,8 @@ from regrow.store import Store
 from regrow.studies.study import Study
 
 LEDGER_FILE = "ledger.csv"
-# Made before Python looks for garbage; at its 700 that took an eighth of a report of 10,000 jobs.
+# New objects before a garbage collection; at Python's default of 700, collections took an eighth of
+# the time of a report on 10,000 jobs.
 OBJECTS = 20_000
 
 
@@ -42,10 +43,11 @@ def write_study(
     checklist: bool = False,
     refresh: int | None = None,
 ) -> tuple[Report, Results]:
-    """Write what a store holds of a study as a report; returns what it was made of too.
+    """Write the report of a study from a store; return the report and the results behind it.
 
-    With ``html`` the page too, with the texts of ``settings`` by title; with ``refresh`` nothing is
-    drawn but the page, for browsers that read it again after so many seconds.
+    ``html`` writes the HTML page too, which shows the texts of ``settings`` by title. ``refresh``
+    leaves out figures and distributions of weights, and has browsers reload the page after so many
+    seconds.
     """
     results = results_of(study, store)
     each, together = costs(results.cells, results.reader)

@@ -1,4 +1,4 @@
-"""Results as pandas frames, for notebooks: one row a run, or one row an epoch.
+"""Results as pandas frames, for notebooks: one row per run, or one row per epoch.
 
 import regrow
 
@@ -23,8 +23,9 @@ PLACE = ("data", "model", "method", "target", "sparsity", "arm", "seed")
 def results(store: str | Path, study: str | Path | Mapping[str, Any] | None = None) -> pd.DataFrame:
     """Return the results of a study (a file, or its content) in a store, one row per run.
 
-    The score is in a column named after its metric, in the unit of reports; ``key`` names the
-    record. Without a study, every record of the store is a row: its key, its kind and its numbers.
+    The score is in a column named after its metric, in the unit of reports; ``key`` is the key of
+    the record. Without a study, each record of the store is a row: its key, its kind and its
+    numbers.
     """
     opened = Store.open(store, create=False)
     if study is None:
@@ -42,7 +43,7 @@ def epochs(store: str | Path, study: str | Path | Mapping[str, Any]) -> pd.DataF
 
 
 def epochs_of(study: Study, store: Store) -> pd.DataFrame:
-    """Return the same of a study that was read and a store that is open."""
+    """Return the same for a study that was loaded and a store that is open."""
     found = results_of(study, store)
     names = (*PLACE, *({BUDGET} & {*run_columns(found.runs)}))
     lines: list[dict[str, Any]] = []
@@ -59,6 +60,6 @@ def _study(study: str | Path | Mapping[str, Any]) -> Study:
 
 
 def _flat(key: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a record fits a row: texts and numbers, and its seconds."""
+    """Return the parts of a record that fit into a row: texts, numbers and its seconds."""
     fits = {name: value for name, value in record.items() if isinstance(value, str | int | float)}
     return {"key": key, **fits, "seconds": record.get(TIMING, {}).get("seconds")}

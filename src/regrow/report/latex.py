@@ -16,24 +16,24 @@ TEX = {
     "|": r"\textbar{}",
     PLUS_MINUS: r"$\pm$",
     **{c: "\\" + c for c in "&%$#_{}"},
-    **{c: f"{{{c}}}" for c in "[]*"},  # at the start of a row they would belong to the end before
+    **{c: f"{{{c}}}" for c in "[]*"},  # after a line break they would be its options
 }
 _ESCAPES = str.maketrans(TEX)
 TEX_NEEDS = (
     r"% needs \usepackage{booktabs,longtable}, and a page of one column" + "\n"
     r"% (in two: \onecolumn before it, \twocolumn behind it)"
 )
-# Accented letters that pdflatex sets without further packages; at others it stops.
+# Accented letters that pdflatex typesets without further packages; others are errors.
 LETTERS = frozenset(map(chr, range(0xC0, 0x100))) - frozenset("\xd0\xde\xf0\xfe")
-TOGETHER = 40  # rows; about 60 fit on a page
-TEX_BETWEEN = r"\addlinespace"  # unlike a rule, it leaves nothing behind where a page ends
-HEAD = 10  # characters of a heading on one line
-NAME = 20  # characters of a row's name on one line
-LINE = 80  # characters that fit on a line of the page
+TOGETHER = 40  # most rows kept together; about 60 fit on a page
+TEX_BETWEEN = r"\addlinespace"  # unlike a rule, it leaves no trace at a page end
+HEAD = 10  # characters per line of a heading
+NAME = 20  # characters per line of a row's name
+LINE = 80  # characters per line of the page
 
 
 def tex(text: str) -> str:
-    """Escape what LaTeX would read as markup; letters that its first fonts lack lose accents.
+    """Escape LaTeX markup; letters missing from its default fonts lose accents or become ``?``.
 
     >>> print(tex("50% of a_b"), tex("-0.5"), tex("\u017b\u4e2d"))
     50\\% of a\\_b $-$0.5 Z?
@@ -45,19 +45,19 @@ def tex(text: str) -> str:
 
 
 def tex_row(cells: Sequence[str]) -> str:
-    """Write a row of a LaTeX table."""
+    """Return a row of a LaTeX table."""
     return " & ".join(map(tex, cells)) + r" \\"
 
 
 def tex_rows(cells: Sequence[str]) -> list[str]:
-    """Write a row whose first words, where they are long, continue on further lines."""
+    """Return a row as lines; a long first cell wraps onto further lines."""
     words = textwrap.wrap(cells[0], NAME) or [""]
     empty = [""] * (len(cells) - 1)
     return [tex_row([words[0], *cells[1:]]), *(tex_row([word, *empty]) for word in words[1:])]
 
 
 def tex_section(title: str, rows: Sequence[str], *, columns: int) -> list[str]:
-    """Write rows that stay on one page if they fit on one, under a title where there is one."""
+    """Return the lines of rows with an optional title, kept on one page if they fit on one."""
     column = "l" if len(title) <= LINE else r"p{0.9\linewidth}"
     lines = [rf"\multicolumn{{{columns}}}{{{column}}}{{{tex(title)}}} \\"] if title else []
     lines += rows
@@ -73,10 +73,10 @@ def tex_table(
     caption: str | None = None,
     label: str = "",
 ) -> list[str]:
-    """Write lines of a table that may span pages, small enough for the width of an article.
+    """Return the lines of a table that may span pages, small enough for an article's width.
 
-    ``words_first`` columns hold words, the others figures; a table without ``caption`` continues
-    the one before it. ``label`` is a text that the name to refer to is made from.
+    The first ``words_first`` columns hold text, the others numbers. A table without ``caption``
+    continues the one before it. The LaTeX label is made from ``label``.
     """
     heads = [textwrap.wrap(text, HEAD, break_on_hyphens=False) for text in head]
     high = max(map(len, heads))

@@ -1,8 +1,8 @@
-"""The ledger: what each row cost by itself, and with all that it depends on.
+"""The ledger: the cost of each row by itself, and with all jobs that it depends on.
 
-Training FLOPs and examples are the same wherever a study runs. Seconds and joules are of the
-machines and the load where each job ran: they stand here and in ``ledger.csv``, and never in
-``rows.csv``, which is the same byte for byte on every machine.
+Training FLOPs and examples are the same wherever a study runs. Seconds and joules depend on the
+machine and the load where each job ran, so they are in ``ledger.csv`` but never in ``rows.csv``,
+which is byte for byte the same on every machine.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,12 +77,12 @@ class StudyCost:
     seconds: float = 0.0
     energy: Energy = NOT_RUN
     num_measured: int = 0  # jobs whose energy is known
-    unknown: tuple[str, ...] = ()  # why it is not known of the others
-    machines: tuple[str, ...] = ()  # that computed them, as records say
+    unknown: tuple[str, ...] = ()  # reasons why that of the others is not known
+    machines: tuple[str, ...] = ()  # that ran them, according to their records
 
     @property
     def energy_words(self) -> str:
-        """Say in one sentence what energy it took, or why that is not known."""
+        """The energy in one sentence, or why it is unknown."""
         if not self.num_measured:
             why = listed(list(self.unknown)) or "nothing has run"
             return f"Energy was not measured: {why}."
@@ -98,7 +98,7 @@ class StudyCost:
 
     @property
     def words(self) -> str:
-        """Say all of it."""
+        """The whole cost in words."""
         where = f" on {listed(list(self.machines))}" if self.machines else ""
         return (
             f"{self.jobs} finished job{'' if self.jobs == 1 else 's'}, each counted once: "
@@ -108,7 +108,7 @@ class StudyCost:
 
 
 def joules(value: float) -> str:
-    """Write an energy in joules, and where they are many in watt-hours too.
+    """Format an energy in joules, and large ones in watt-hours too.
 
     >>> joules(12.3), joules(5.4e6)
     ('12.3 J', '5.40 MJ (1.5 kWh)')
@@ -121,7 +121,7 @@ def joules(value: float) -> str:
 
 
 def costs(cells: Sequence[Cell], reader: Reader) -> tuple[tuple[RunCost, ...], StudyCost]:
-    """Return what each cell cost, and what all finished jobs of a study took together."""
+    """Return the cost of each cell, and the total cost of all finished jobs of a study."""
     finished = [job for job in all_jobs(cell.job for cell in cells).values() if reader.has(job)]
     records = [reader.record(job) for job in finished]
     energies = {j.key: energy_of(record) for j, record in zip(finished, records, strict=True)}
@@ -177,7 +177,7 @@ def _of_run(job: Job, reader: Reader, energies: Mapping[str, Energy]) -> RunCost
 
 
 def ledger_frame(runs: Sequence[Run], taken: Sequence[RunCost]) -> pd.DataFrame:
-    """Put what each row cost, on average over its finished seeds, in a row each."""
+    """Return a frame with the cost of each row, averaged over its finished seeds."""
     rows: dict[tuple[str, str], list[tuple[Run, RunCost]]] = {}
     for run, cost in zip(runs, taken, strict=True):
         if run.done:
@@ -186,7 +186,7 @@ def ledger_frame(runs: Sequence[Run], taken: Sequence[RunCost]) -> pd.DataFrame:
 
 
 def ledger_csv(frame: pd.DataFrame) -> str:
-    """Write it with a fixed number of digits in each column; what is unknown stays empty."""
+    """Return the ledger as CSV with fixed digits in each column; unknown values are empty."""
     return to_csv(frame, COLUMNS)
 
 
@@ -215,7 +215,7 @@ def _known(energy: Energy) -> float | None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Average; None where one of them is not known."""
+    """Return the mean; None if one of the values is unknown."""
     known = [float(value) for value in values if value is not None]
     return mean_and_std(known)[0] if known and len(known) == len(values) else None
 

@@ -1,4 +1,4 @@
-"""Methods on one axis: what each reaches at which cost, with intervals over seeds.
+"""Figures of methods on one axis: score against cost, with intervals over seeds.
 
 One panel for each arm (small multiples), and a row of panels for each data set and model. Points
 are means and bars their 95 % intervals (t, over seeds); a line joins the amounts of one method.
@@ -35,14 +35,14 @@ from regrow.tasks.metric import Metric
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PALETTE = (*(style for style in STYLES.values() if style[1] != "X"), *SPARE)  # grey is faint
-Place = tuple[str, ...]  # as ``Run.panel``, and the arm
+PALETTE = (*(style for style in STYLES.values() if style[1] != "X"), *SPARE)  # without grey
+Place = tuple[str, ...]  # ``Run.panel``, then the arm
 
 
 def draw_methods(
     runs: Sequence[Run], folder: Path, *, metrics: Sequence[Metric]
 ) -> list[SavedFigure]:
-    """Save a figure for each metric by which several methods are scored; none without."""
+    """Draw and save a figure for each metric by which several methods are scored."""
     saved: list[SavedFigure] = []
     with drawing_style():
         for metric in metrics:
@@ -79,7 +79,7 @@ def methods_figure(runs: Sequence[Run], *, metric: Metric) -> "Figure | None":
 
 
 def method_panels(runs: Sequence[Run], *, metric: Metric) -> list[Panel]:
-    """Return a panel for each data set, model and arm; those of one model share their scores."""
+    """Return a panel for each data set, model and arm; those of a model share their score axis."""
     table = Table(runs)
     panels = {
         place: _panel(place, curves, metric=metric, table=table)
@@ -96,7 +96,7 @@ def method_panels(runs: Sequence[Run], *, metric: Metric) -> list[Panel]:
 
 
 def _parts(runs: Sequence[Run]) -> list[list[Run]]:
-    """Split runs into those of a figure: all, or those of each data set and model if many."""
+    """Split runs into figures: all in one or, if too many, by data set and model."""
     if len(_panels(runs)) <= PAGE:
         return [list(runs)] if runs else []
     parts: dict[Place, list[Run]] = {}
@@ -149,7 +149,7 @@ def _panel(place: Place, curves: Curves, *, metric: Metric, table: Table) -> Pan
 
 
 def _reach(points: Sequence[PanelLine], rules: Sequence[float]) -> Limits:
-    """Return the range of what a panel shows, with a little room."""
+    """Return the range of scores that a panel shows, with a little room."""
     lows = [v - b for p in points for v, b in zip(p.values, p.below, strict=True)]
     highs = [v + a for p in points for v, a in zip(p.values, p.above, strict=True)]
     low, high = min([*lows, *rules]), max([*highs, *rules])
@@ -158,7 +158,7 @@ def _reach(points: Sequence[PanelLine], rules: Sequence[float]) -> Limits:
 
 
 def _point(runs: Sequence[Run]) -> tuple[float, float, float, float]:
-    """Return the cost and the mean score of a row, and how far its interval reaches either way."""
+    """Return a row's cost and mean score, and how far its interval extends below and above."""
     scores = [run.score for run in runs if run.score is not None]
     test = paired(scores, [0.0] * len(scores))
     reach = 0.0 if test.low is None else test.difference - test.low

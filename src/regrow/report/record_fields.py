@@ -1,8 +1,8 @@
-"""The fields of records and cards, with a line on what each holds: what the reference lists."""
+"""The fields of records and cards, with a description of each for the reference."""
 
 from collections.abc import Mapping
 
-# Of every record; then of trainings, of prunings, and of what a function of one's own trained.
+# Fields of every record; then of trainings, of prunings, and of a user's training function.
 OF_ALL: Mapping[str, str] = {
     "kind": "the kind of the job: train, retrain or prune",
     "spec": "the full request, whose digest with the keys of `inputs` is the record's name",
@@ -18,7 +18,7 @@ OF_TRAININGS: Mapping[str, str] = {
     "num_test": "examples of the test set",
     "validation": "scores on the validation split, by name; absent without one",
     "before": "of a training: what the network scored before its first step, by name",
-    "unlike": "weights whose random initialisation differs from the fixed values of the own code",
+    "unlike": "weights whose random initialisation may differ from that of the network's own code",
     "epochs": "epochs of its own training",
     "samples": "training examples that it used, including repeated ones",
     "training_flops": "FLOPs of its own training; three forward passes per example",
@@ -34,7 +34,7 @@ OF_TRAININGS: Mapping[str, str] = {
 }
 OF_PRUNINGS: Mapping[str, str] = {
     "unit": "what was removed: channel, block, weight or filter",
-    "sparsity": "the share of units that was removed; of a retraining, that was masked at its end",
+    "sparsity": "the share of units that was removed; of a retraining, the share masked at its end",
     "widths": "units that stay, by the name of their group or parameter",
     "guarded": "groups of which a global threshold would have removed all units",
     "before": "of a pruning: the costs before it (fields below)",
@@ -93,7 +93,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
     "Every record": OF_ALL,
     "Records of trainings (`train`, `retrain`)": OF_TRAININGS,
     "Records of prunings (`prune`)": OF_PRUNINGS,
-    "Records of a training function of one's own": OF_OWN,
+    "Records of a user's training function": OF_OWN,
     "Costs, in `before` and `after` of a pruning, and beside a score": OF_COSTS,
     "`timing.energy`": OF_ENERGY,
     "`card.json`": OF_CARDS,

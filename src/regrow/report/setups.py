@@ -1,11 +1,11 @@
-"""The ladder of setups of Wang et al. (2023): how equal the two rows of a comparison are.
+"""Setups of Wang et al. (2023): how much the two rows of a comparison have in common.
 
-Stricter downwards: S1 the same data and network at the same speed-up; S2 from the same trained
-network; S3.1 for as many epochs of retraining, S3.2 on the same schedule; S4.1 with as many epochs
-of training while pruning, S4.2 in the same way. Of whole pipelines (training, pruning and
-retraining together) SX-A is as many epochs, SX-B as many FLOPs. A network that is trained from a
-random start needs no pipeline before it: its total is that training alone. What was spent on
-weights that were given is not known, so they equal no other start.
+Each includes those before it: S1 the same data, network and speed-up; S2 the same trained network;
+S3.1 the same number of retraining epochs, S3.2 the same schedule; S4.1 the same number of training
+epochs while pruning, S4.2 the same treatment. For whole pipelines (training, pruning and retraining
+together) SX-A is the same number of epochs, SX-B of FLOPs. A network that is trained from a random
+start needs no earlier training, so its pipeline is that training alone. What given weights cost is
+unknown, so their pipeline is never equal to that of another start.
 
 Reference: Wang, Qin, Bai and Fu, Why is the State of Neural Network Pruning so Confusing?, 2023,
 arXiv:2301.05219.
@@ -30,8 +30,8 @@ WORDS = {
 }
 _STAMP = r"S[1-4X][\w.-]*(?:, S[1-4X][\w.-]*)*"
 STAMP = re.compile(rf"\[({_STAMP})\]")  # in a sentence
-STAMP_ESCAPED = re.compile(rf"\\\[({_STAMP})\\\]")  # in one of Markdown
-EQUAL = 0.05  # costs and FLOPs that differ by no more of the larger count as equal
+STAMP_ESCAPED = re.compile(rf"\\\[({_STAMP})\\\]")  # in a sentence of Markdown, escaped
+EQUAL = 0.05  # costs that differ by at most this share of the larger count as equal
 ABOUT = (
     "Setups state what both sides of a comparison have in common, after Wang et al. (2023, "
     "https://arxiv.org/abs/2301.05219): S1 same data, network and speed-up; S2 same trained "
@@ -42,14 +42,14 @@ ABOUT = (
 
 
 def equal(first: float | None, second: float | None) -> bool:
-    """Tell whether two costs differ by no more than ``EQUAL``; unknown ones are not equal."""
+    """Return whether two costs differ by at most ``EQUAL``; unknown costs are not equal."""
     if first is None or second is None:
         return False
     return abs(first - second) <= EQUAL * max(first, second)
 
 
 def in_words(stamp: str) -> str:
-    """Word a setup, its stamp in brackets: ``the same data, network and speed-up [S1]``.
+    """Describe a setup, with its code in brackets: ``the same data, network and speed-up [S1]``.
 
     >>> in_words("SX-B")
     'the same number of FLOPs of training, pruning and retraining together [SX-B]'
@@ -58,9 +58,9 @@ def in_words(stamp: str) -> str:
 
 
 def setup(first: Sequence[Run], second: Sequence[Run]) -> str:
-    """Name the strictest setup of both ladders that every seed of two rows of equal cost meets.
+    """Return the codes of the strictest setups that two rows meet in every seed they share.
 
-    Empty where they share no seed, or where their networks are not of one data set and model.
+    Empty if they share no seed, or if their data set or model differ.
     """
     by_seed = {run.seed: run for run in second if run.done}
     pairs = [(run, by_seed[run.seed]) for run in first if run.done and run.seed in by_seed]
@@ -108,9 +108,9 @@ def _same_flops(one: Run, other: Run) -> bool:
 
 
 def _pipeline(run: Run, other: Run) -> tuple[float | None, float | None]:
-    """Return the epochs and FLOPs of all that a network took, as far as they are known.
+    """Return the epochs and FLOPs of a run's whole pipeline, as far as they are known.
 
-    Rows of one start count what they depend on alike.
+    If both rows have the same start, all that they depend on is counted.
     """
     if run.start == other.start:
         return run.total_epochs, run.training_flops
